@@ -5,7 +5,6 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +13,8 @@ import pytest
 
 from serving import Classifier, Client
 from serving.client.base import BaseClient
-from serving.predictions import Images
 from tests.support.gpu import gpu_works
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 from training.data.mnist import Mnist
 from training.errors import DataError
 
@@ -31,11 +29,11 @@ APART = ("deploy", "interop", "packaging", "reliability", "web")
 """Folders with a target of their own: marked with their names, not even imported without it."""
 
 
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+def pytest_ignore_collect(collection_path, config):
     return f"not {collection_path.name}" in config.option.markexpr or None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     for item in items:  # of other folders, too, if a command line names several
         if (
@@ -50,14 +48,14 @@ SEED = int(os.environ.get("TEST_SEED", "20261124"))
 
 
 @pytest.fixture
-def generator(request: pytest.FixtureRequest) -> random.Random:
+def generator(request):
     """Seeded by the run's seed and the test's name."""
     print(f"TEST_SEED={SEED}")
     return random.Random(f"{SEED}:{request.node.name}")
 
 
 @pytest.fixture(autouse=True)
-def logging_stays() -> Iterator[None]:
+def logging_stays():
     """Undo the logging of a `serve` in this process: its handler writes to this test's stderr."""
     handlers, level = set(logging.root.handlers), logging.root.level
     yield
@@ -67,14 +65,14 @@ def logging_stays() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def mnist_sample() -> Mnist:
+def mnist_sample():
     """2,000 training and 500 test images of real MNIST."""
     with np.load(SAMPLE) as arrays:
         return Mnist(**arrays)
 
 
 @pytest.fixture(scope="session")
-def mnist() -> Mnist:
+def mnist():
     """All of MNIST; for tests with the marker full_mnist."""
     try:
         return Mnist.load()
@@ -84,7 +82,7 @@ def mnist() -> Mnist:
         pytest.skip(str(err).partition("\n")[0])
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+def made_once(factory, name, make):
     """A folder that the first worker of a parallel run fills, while the others wait."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
@@ -97,10 +95,10 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 @pytest.fixture(scope="session")
-def artifacts(tmp_path_factory: pytest.TempPathFactory, mnist_sample: Mnist) -> Path:
+def artifacts(tmp_path_factory, mnist_sample):
     """The files of a training of a few seconds."""
 
-    def train(folder: Path) -> None:
+    def train(folder):
         from training.config import RECIPES
         from training.fitting.train import train
 
@@ -110,10 +108,10 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, mnist_sample: Mnist) -> 
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory, artifacts: Path, mnist_sample: Mnist) -> Path:
+def models(tmp_path_factory, artifacts, mnist_sample):
     """A model repository with version 1 of `digits`. Shared: copy it before you change it."""
 
-    def export(folder: Path) -> None:
+    def export(folder):
         from training.export.digits import export
 
         export(artifacts, folder, mnist_sample)
@@ -122,55 +120,54 @@ def models(tmp_path_factory: pytest.TempPathFactory, artifacts: Path, mnist_samp
 
 
 @pytest.fixture
-def model_dir(models: Path, tmp_path: Path) -> Path:
+def model_dir(models, tmp_path):
     """A copy of the model that a test may change, in a repository of its own."""
     shutil.copytree(models, tmp_path / "models")
     return tmp_path / "models" / "digits"
 
 
 @pytest.fixture(scope="session")
-def images(mnist_sample: Mnist) -> Images:
+def images(mnist_sample):
     """(500, 784) uint8 test images."""
     return mnist_sample.test_images
 
 
 @pytest.fixture(scope="session")
-def classifier(models: Path) -> Iterator[Classifier]:
+def classifier(models):
     with Classifier.load(models / "digits", device="cpu") as classifier:
         yield classifier
 
 
 @pytest.fixture(scope="session")
-def no_gpu() -> None:
+def no_gpu():
     """Skip where a GPU works: the test is about its absence."""
     if gpu_works():
         pytest.skip("a GPU works here")
 
 
 @pytest.fixture(scope="session", params=["h2"])
-def transport(request: pytest.FixtureRequest) -> str:
+def transport(request):
     """h2, except for the tests of each duty, which are marked `on_both`."""
     transport: str = request.param
     return transport
 
 
 @pytest.fixture(scope="session")
-def server(models: Path, transport: str) -> Iterator[RunningServer]:
+def server(models, transport):
     """A server that tests share: leave it as it was."""
     with running_server(models, "--device", "cpu", "--transport", transport) as server:
         yield server
 
 
 @pytest.fixture
-def client(server: RunningServer) -> Iterator[Client]:
+def client(server):
     with Client(server.address) as client:
         yield client
 
 
 @pytest.fixture(params=["grpcio", "auto"])
-def client_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def client_transport(request, monkeypatch):
     """The transport of clients that name none; auto is h2 for one address."""
     defaults = BaseClient.__init__.__kwdefaults__
-    assert defaults is not None
     monkeypatch.setitem(defaults, "transport", request.param)
     return str(request.param)

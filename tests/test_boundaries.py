@@ -31,7 +31,7 @@ HEAVY = {
 }
 
 
-def modules_after(code: str) -> set[str]:
+def modules_after(code):
     """The modules that are loaded once `code` has run."""
     command = f"import sys\n{code}\nprint(*sys.modules)"
     output = subprocess.run(
@@ -41,16 +41,15 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", ["serving", "serving.client", "serving.__main__"])
-def test_import_loads_nothing_heavy(module: str) -> None:
+def test_import_loads_nothing_heavy(module):
     assert not modules_after(f"import {module}") & {*HEAVY, "grpc"}
 
 
-def test_server_and_client_on_h2_load_only_what_they_use() -> None:
+def test_server_and_client_on_h2_load_only_what_they_use():
     command = serve_command(PRETRAINED)
     with started([command[0], "-X", "importtime", *command[1:]]) as server:
         asked = modules_after(f"import serving; serving.Client({server.address!r}).model_info()")
         server.stop()
-        assert server.process.stderr is not None
         loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
     assert {"onnxruntime", "serving.transports.h2.port"} <= loaded
     needless = {"grpc", "grpc_reflection", "multiprocessing", "numpy.random", "uvicorn"}
@@ -59,7 +58,7 @@ def test_server_and_client_on_h2_load_only_what_they_use() -> None:
     assert not asked & {*HEAVY, "grpc"}
 
 
-def test_loop_of_a_server_with_http_imports_nothing_that_reads_pictures() -> None:
+def test_loop_of_a_server_with_http_imports_nothing_that_reads_pictures():
     picture, form = (ROOT / "docs" / "pictures" / name for name in ("seven.png", "form.png"))
     command = serve_command(PRETRAINED, "--http-port", "0")
     with started([command[0], "-X", "importtime", *command[1:]]) as server:
@@ -71,7 +70,6 @@ def test_loop_of_a_server_with_http_imports_nothing_that_reads_pictures() -> Non
         picked = peer.post(path, picture.read_bytes()).json["pictures"][0]
         maps = (Path("/proc") / str(server.process.pid) / "maps").read_text()
         server.stop()
-        assert server.process.stderr is not None
         loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
     assert (digit["digit"], number["text"], refused.status) == (7, "90210", 400)
     assert picked["label"] == "7"
@@ -81,18 +79,18 @@ def test_loop_of_a_server_with_http_imports_nothing_that_reads_pictures() -> Non
     assert not re.search("/(PIL|scipy)/", maps)
 
 
-def test_training_help_loads_no_tensorflow() -> None:
+def test_training_help_loads_no_tensorflow():
     assert "tensorflow" not in modules_after("import training.__main__")
 
 
-def test_benchmarks_import_serving_only() -> None:
+def test_benchmarks_import_serving_only():
     for path in (ROOT / "benchmarks").rglob("*.py"):
         assert "training" not in {name.split(".")[0] for name in imports_of(path)}, path
     loaded = modules_after("import benchmarks.__main__")
     assert not loaded & {*HEAVY, "matplotlib"}
 
 
-def test_import_starts_nothing() -> None:
+def test_import_starts_nothing():
     code = (
         "import threading, signal, logging\n"
         "before = signal.getsignal(signal.SIGTERM)\n"
@@ -104,7 +102,7 @@ def test_import_starts_nothing() -> None:
     modules_after(code)
 
 
-def imports_of(path: Path) -> set[str]:
+def imports_of(path):
     """Every module that a file names in an import, at any depth, also for type checking alone."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -115,7 +113,7 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def test_training_and_serving_never_import_each_other() -> None:
+def test_training_and_serving_never_import_each_other():
     for package, other in (("training", "serving"), ("serving", "training")):
         for path in (ROOT / package).rglob("*.py"):
             strangers = {name for name in imports_of(path) if name.split(".")[0] == other}
@@ -135,7 +133,7 @@ COMMON = ("serving.commandline",)
 PICTURES = ("serving.errors", "serving.digits.pictures.reader")
 
 
-def test_reading_pictures_needs_no_server_and_no_model() -> None:
+def test_reading_pictures_needs_no_server_and_no_model():
     loaded = modules_after(
         "import serving.digits.pictures.reader, serving.digits.pictures.normalizer"
     )
@@ -146,7 +144,7 @@ def test_reading_pictures_needs_no_server_and_no_model() -> None:
     assert not loaded & {"grpc", "onnxruntime"}
 
 
-def test_nothing_knows_the_reader_and_it_knows_no_training() -> None:
+def test_nothing_knows_the_reader_and_it_knows_no_training():
     for package in ("serving", "training", "benchmarks", "deploy", "reader/digit_reader"):
         strangers = {"lab", "training"} if "reader" in package else {"lab", "digit_reader"}
         for path in (ROOT / package).rglob("*.py"):
@@ -175,7 +173,7 @@ ORDER = {
 of its files. Imports point to parts before theirs, or within one."""
 
 
-def modules_of(package: str) -> dict[str, Path]:
+def modules_of(package):
     """Return every module of our own, by its name below the package."""
     found = {}
     folder = ROOT / "reader" / package if package in ("digit_reader", "lab") else ROOT / package
@@ -186,7 +184,7 @@ def modules_of(package: str) -> dict[str, Path]:
     return found
 
 
-def part_of(module: str, parts: list[str]) -> str:
+def part_of(module, parts):
     """Return the part that lists a module: the longest name that begins its own."""
     found = [part for part in parts if module == part or module.startswith(f"{part}.")]
     assert found, f"no part lists {module}"
@@ -194,13 +192,13 @@ def part_of(module: str, parts: list[str]) -> str:
 
 
 @pytest.mark.parametrize("package", ORDER)
-def test_every_part_exists_and_every_module_has_one(package: str) -> None:
+def test_every_part_exists_and_every_module_has_one(package):
     parts, modules = ORDER[package].split(), modules_of(package)
     assert {part_of(module, parts) for module in modules} == set(parts)
 
 
 @pytest.mark.parametrize("package", ORDER)
-def test_imports_point_to_the_ground(package: str) -> None:
+def test_imports_point_to_the_ground(package):
     parts, modules = ORDER[package].split(), modules_of(package)
     wrong = []
     for module, path in modules.items():
@@ -215,7 +213,7 @@ def test_imports_point_to_the_ground(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", ORDER)
-def test_no_imports_go_in_a_circle(package: str) -> None:
+def test_no_imports_go_in_a_circle(package):
     modules = modules_of(package)
     graph = {
         module: {name.removeprefix(f"{package}.") for name in imports_of(path)} & set(modules)
@@ -224,13 +222,13 @@ def test_no_imports_go_in_a_circle(package: str) -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-def test_only_the_adaptors_of_grpcio_and_the_probe_import_grpc() -> None:
+def test_only_the_adaptors_of_grpcio_and_the_probe_import_grpc():
     for module, path in modules_of("serving").items():
         if "grpcio" not in module and module != "cli.probe":
             assert "grpc" not in {name.split(".")[0] for name in imports_of(path)}, path
 
 
-def test_client_imports_no_server_code() -> None:
+def test_client_imports_no_server_code():
     loaded = modules_after("import serving.client")
     assert not {name for name in loaded if name.startswith("serving.")} & {
         f"serving.{name}"
@@ -238,7 +236,7 @@ def test_client_imports_no_server_code() -> None:
     }
 
 
-def test_public_names_are_these() -> None:
+def test_public_names_are_these():
     errors = {name for name, value in vars(serving.errors).items() if isinstance(value, type)}
     assert set(serving.__all__) == errors | {
         "AsyncClient",

@@ -60,7 +60,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent:
 """
 
 
-def may_trace() -> bool:
+def may_trace():
     if shutil.which("strace") is None:
         return False
     return subprocess.run(["strace", "-qq", "-e", "trace=none", "true"]).returncode == 0
@@ -79,7 +79,7 @@ class Trace:
     """Files opened for writing outside the program's own folders."""
 
 
-def trace(folder: Path, code: str, *arguments: object) -> Trace:
+def trace(folder, code, *arguments):
     """Run code under strace, in a folder of its own, with an empty home and no variable CI."""
     work, home, log = folder / "work", folder / "home", folder / "strace.log"
     work.mkdir()
@@ -98,7 +98,7 @@ def trace(folder: Path, code: str, *arguments: object) -> Trace:
     return Trace([line for line in lines if is_foreign(line, work)], strays(lines, own))
 
 
-def is_foreign(line: str, own: Path) -> bool:
+def is_foreign(line, own):
     """Tell whether a line of strace's shows a peer that nobody asked for."""
     if "htons(53)" in line:
         return True
@@ -109,7 +109,7 @@ def is_foreign(line: str, own: Path) -> bool:
     )
 
 
-def strays(lines: list[str], own: tuple[Path, ...]) -> list[str]:
+def strays(lines, own):
     """List the files that were opened for writing outside folders."""
     opened = [
         Path(match[1] or "/", match[2])
@@ -121,7 +121,7 @@ def strays(lines: list[str], own: tuple[Path, ...]) -> list[str]:
 
 
 @traced
-def test_strays_are_seen(tmp_path: Path) -> None:
+def test_strays_are_seen(tmp_path):
     seen = trace(tmp_path, STRAYING)
     assert [line.partition("connect(")[2] != "" for line in seen.connections] == [True, True]
     assert seen.files == [str(tmp_path / "home" / "stray")]
@@ -129,14 +129,14 @@ def test_strays_are_seen(tmp_path: Path) -> None:
 
 @traced
 @pytest.mark.parametrize("transport", ["auto", "grpcio"])
-def test_serving_asks_and_writes_nothing_else(tmp_path: Path, models: Path, transport: str) -> None:
+def test_serving_asks_and_writes_nothing_else(tmp_path, models, transport):
     assert trace(tmp_path, SERVING, models, transport) == Trace([], [])
     assert not list((tmp_path / "home").iterdir())
 
 
 @pytest.mark.slow
 @traced
-def test_training_and_export_ask_and_write_nothing_else(tmp_path: Path) -> None:
+def test_training_and_export_ask_and_write_nothing_else(tmp_path):
     sample = ROOT / "tests" / "data" / "mnist-sample.npz"
     assert trace(tmp_path, TRAINING, sample) == Trace([], [])
     assert [path.name for path in (tmp_path / "home").iterdir()] == [".cache"]
@@ -144,7 +144,7 @@ def test_training_and_export_ask_and_write_nothing_else(tmp_path: Path) -> None:
 
 
 @traced
-def test_drawing_a_report_asks_and_writes_nothing_else(tmp_path: Path) -> None:
+def test_drawing_a_report_asks_and_writes_nothing_else(tmp_path):
     code = "import sys; from benchmarks.__main__ import main; assert main(sys.argv[1:]) == 0"
     kept = tmp_path / "kept.json"
     shutil.copy(ROOT / "benchmarks" / "results" / "bench.json", kept)
@@ -153,7 +153,7 @@ def test_drawing_a_report_asks_and_writes_nothing_else(tmp_path: Path) -> None:
     assert {Path(file).parent for file in seen.files} == {tmp_path}
 
 
-def test_only_one_file_a_package_imports_onnxruntime_itself() -> None:
+def test_only_one_file_a_package_imports_onnxruntime_itself():
     importing = re.compile(r"(?m)^\s*(import|from) onnxruntime\b")
     found = {
         path.relative_to(ROOT).as_posix()
@@ -166,7 +166,7 @@ def test_only_one_file_a_package_imports_onnxruntime_itself() -> None:
 
 @pytest.mark.parametrize("module", ["serving.model.onnx_runtime", "training.export.parity"])
 @pytest.mark.parametrize(("given", "value"), [("", "1"), ("0", "0")])
-def test_telemetry_is_off_unless_the_user_decides(module: str, given: str, value: str) -> None:
+def test_telemetry_is_off_unless_the_user_decides(module, given, value):
     code = f"import os, {module}; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     environment = {"PATH": "/usr/bin:/bin", "CI": "1", "PYTHONPATH": str(ROOT)}
     if given:

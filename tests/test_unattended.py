@@ -26,18 +26,14 @@ HANGS = {
 }
 
 
-def run_pytest(
-    folder: Path, code: str, *command: str, settings: tuple[str, ...] = NO_SETTINGS
-) -> subprocess.CompletedProcess[str]:
+def run_pytest(folder, code, *command, settings=NO_SETTINGS):
     (folder / "test_it.py").write_text(code)
     options = ("--rootdir", str(folder), *settings, "--timeout", "2", str(folder))
     return subprocess.run((*command, *COMMAND, *options), cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
-def test_programs_of_a_run_in_the_background_are_ended_by_signals(
-    tmp_path: Path, name: str
-) -> None:
+def test_programs_of_a_run_in_the_background_are_ended_by_signals(tmp_path, name):
     ignore = ("bash", "-c", f'trap "" {name}; exec "$@"', "bash")
     code = PROGRAM_IGNORES.format(name=name)
     ended = run_pytest(tmp_path, code, *ignore)
@@ -45,7 +41,7 @@ def test_programs_of_a_run_in_the_background_are_ended_by_signals(
 
 
 @pytest.mark.parametrize("kind", list(HANGS))
-def test_test_that_cannot_end_ends_the_run(tmp_path: Path, kind: str) -> None:
+def test_test_that_cannot_end_ends_the_run(tmp_path, kind):
     ended = run_pytest(tmp_path, HANGS[kind].format(s=100))
     assert ended.returncode == 1
     assert ended.stderr.startswith("Timeout (0:00:02.500000)!"), ended
@@ -60,9 +56,7 @@ def test_test_that_cannot_end_ends_the_run(tmp_path: Path, kind: str) -> None:
         ("other", "1 passed, 1 warn"),
     ],
 )
-def test_deprecations_within_libraries_are_not_shown(
-    tmp_path: Path, module: str, ending: str
-) -> None:
+def test_deprecations_within_libraries_are_not_shown(tmp_path, module, ending):
     code = "import warnings\ndef test_warning():\n    warnings.warn_explicit("
     code += f"'late', DeprecationWarning, 'file.py', 1, {module!r})"
     ended = run_pytest(tmp_path, code, settings=("-c", "pyproject.toml"))

@@ -10,12 +10,12 @@ VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 NAMED = re.compile(r"digit-serving:(\d[\w.]*)|newTag: (\d[\w.]*)")
 
 
-def test_the_reader_has_the_same_version() -> None:
+def test_the_reader_has_the_same_version():
     reader = tomllib.loads((ROOT / "reader" / "pyproject.toml").read_text())["project"]
     assert reader["version"] == VERSION
 
 
-def test_manifests_name_the_version() -> None:
+def test_manifests_name_the_version():
     files = subprocess.run(
         ["git", "ls-files", "deploy/*.yaml"],
         cwd=ROOT, capture_output=True, text=True, check=True,

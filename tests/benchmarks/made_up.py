@@ -1,7 +1,7 @@
 """Made-up results for readers of results: none of these figures was measured."""
 
 from benchmarks.run.histogram import Histogram
-from benchmarks.run.result_file import Results, Sample, Skip, Start
+from benchmarks.run.result_file import Results, Sample, Start
 from benchmarks.targets.target import Spec
 
 PLAIN, H2 = Spec(target="plain"), Spec(target="h2")
@@ -10,21 +10,21 @@ ON_CUDA = Spec(target="engine", device="cuda")
 
 
 def sample(
-    spec: Spec,
-    scenario: str,
+    spec,
+    scenario,
     *,
-    number: int = 0,
-    callers: int = 1,
-    batch: int = 1,
-    calls_per_s: float = 1000,
-    latency_s: float = 0.001,
-    cpu_us: float | None = 100.0,
-    num_errors: int = 0,
-    invalid: str = "",
-    connections: int = 0,
-    overload: float = 0.0,
-    outcomes: dict[str, int] | None = None,
-) -> Sample:
+    number=0,
+    callers=1,
+    batch=1,
+    calls_per_s=1000,
+    latency_s=0.001,
+    cpu_us=100.0,
+    num_errors=0,
+    invalid="",
+    connections=0,
+    overload=0.0,
+    outcomes=None,
+):
     num_calls = round(calls_per_s)
     one = Histogram.of([latency_s])
     is_open = scenario == "Server"
@@ -51,7 +51,7 @@ def sample(
     )
 
 
-def results(*samples: Sample, skips: tuple[Skip, ...] = ()) -> Results:
+def results(*samples, skips=()):
     specs = dict.fromkeys(each.spec for each in samples)
     return Results(
         suite="made-up",
@@ -68,7 +68,7 @@ def results(*samples: Sample, skips: tuple[Skip, ...] = ()) -> Results:
     )  # fmt: skip
 
 
-def three_rounds() -> Results:
+def three_rounds():
     """Plain and h2, ten times as fast, on a machine that drifts."""
     return results(
         *(

@@ -1,15 +1,11 @@
 """Loads that wait for a busy machine."""
 
-from collections.abc import Callable
-
 import pytest
-
-from benchmarks.load.trace import Trace
 
 SHORT_S = 0.1
 
 
-def until_answered(ask: Callable[[float], Trace]) -> Trace:
+def until_answered(ask):
     """Take longer and longer, since a busy machine may answer nothing in a tenth of a second."""
     for seconds in (SHORT_S, 10 * SHORT_S, 100 * SHORT_S):
         trace = ask(seconds)

@@ -9,20 +9,18 @@ import pytest
 from benchmarks.arguments import parser
 from benchmarks.cli import main, suite_of
 from benchmarks.run.result_file import UnusableResults
-from benchmarks.run.suites import SUITES, Suite, specs
+from benchmarks.run.suites import SUITES, specs
 from tests.benchmarks.made_up import three_rounds
 from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: object) -> int:
+def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-def test_run_measures_and_reports(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_measures_and_reports(models, tmp_path, capsys):
     output = tmp_path / "r.json"
     with running_server(models, "--device", "cpu") as server:
         code = run(
@@ -54,7 +52,7 @@ two (float[N, 3, M] x, int64[N] y) => (float[N, 3, M] z, int64[N] w) { z = Relu(
 """
 
 
-def test_any_model_is_measured_by_drawn_inputs(tmp_path: Path) -> None:
+def test_any_model_is_measured_by_drawn_inputs(tmp_path):
     file, output = tmp_path / "two.onnx", tmp_path / "r.json"
     onnx.save(onnx.parser.parse_model(TWO_INPUTS), file)
     code = run(
@@ -72,18 +70,18 @@ def test_any_model_is_measured_by_drawn_inputs(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Path:
+def kept(tmp_path):
     path = tmp_path / "kept.json"
     three_rounds().save(path)
     return path
 
 
-def test_plot_writes_the_report(kept: Path) -> None:
+def test_plot_writes_the_report(kept):
     assert run("plot", kept) == 0
     assert kept.with_suffix(".md").is_file()
 
 
-def test_readme_table_is_the_committed_files() -> None:
+def test_readme_table_is_the_committed_files():
     results = ROOT / "benchmarks" / "results" / "bench.json"
     assert run("plot", results, "--readme", ROOT / "README.md", "--check") == 0
 
@@ -100,16 +98,14 @@ def test_readme_table_is_the_committed_files() -> None:
         ([], "required"),
     ],
 )
-def test_bad_usage_exits_2(
-    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_usage_exits_2(arguments, reason, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(arguments)
     assert exit_info.value.code == 2
     assert reason in capsys.readouterr().err
 
 
-def test_missing_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_files_are_one_line(tmp_path, capsys):
     assert run("plot", tmp_path / "a") == 2
     assert run("run", "--models", tmp_path, "--targets", "engine") == 2
     lines = capsys.readouterr().err.splitlines()
@@ -118,18 +114,18 @@ def test_missing_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("command", ["run", "plot"])
-def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
         parser().parse_args([command, "--help"])
     assert exit_info.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 8
 
 
-def suite(*arguments: str) -> Suite:
+def suite(*arguments):
     return suite_of(parser().parse_args(["run", *arguments]))
 
 
-def test_options_change_the_suite() -> None:
+def test_options_change_the_suite():
     assert suite() == SUITES["bench"]
     changed = suite("--device", "cpu,cuda", "--latency-slo", "0.02", "--scenarios", "Server")
     assert [str(spec) for spec in changed.specs] == [
@@ -151,7 +147,7 @@ def test_options_change_the_suite() -> None:
         suite("--targets", "plain", "--device", "cuda")
 
 
-def test_settings_a_target_lacks_are_left_out() -> None:
+def test_settings_a_target_lacks_are_left_out():
     found = specs(["plain", "engine", "h2"], ("cpu", "cuda"), ("fp32", "int8"), (1, 2))
     assert [str(spec) for spec in found] == [
         "plain", "engine", "engine int8", "engine cuda",

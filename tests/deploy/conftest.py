@@ -2,20 +2,18 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from deploy.serve_edge import ENVOY
 from serving.model.repository import PRETRAINED
-from tests.deploy.replicas import Replicas, replicas_behind
+from tests.deploy.replicas import replicas_behind
 
 ROOT = Path(__file__).parents[2]
 
 
-def needed(program: str | Path, how: str) -> Path:
+def needed(program, how):
     """Find a program; skip where it is not installed, but never in CI."""
     path = shutil.which(program)
     if path is None:
@@ -23,7 +21,7 @@ def needed(program: str | Path, how: str) -> Path:
     return Path(path)
 
 
-def unavailable(message: str) -> NoReturn:
+def unavailable(message):
     """Skip, but fail in CI."""
     if "CI" in os.environ:
         pytest.fail(message)
@@ -31,33 +29,31 @@ def unavailable(message: str) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
-def models() -> Path:
+def models():
     """The bundled model: nothing here is about training."""
     return PRETRAINED
 
 
 @pytest.fixture(scope="session")
-def program() -> Callable[[str, str], Path]:
+def program():
     """Give a program of a Debian package, by both names."""
     return lambda name, package: needed(name, f"apt-get install {package}")
 
 
 @pytest.fixture(scope="session")
-def envoy() -> Path:
+def envoy():
     return needed(ROOT / ENVOY, "make test-deploy")
 
 
 @pytest.fixture
-def replicas(envoy: Path, models: Path, tmp_path: Path) -> Iterator[Replicas]:
+def replicas(envoy, models, tmp_path):
     """Two servers behind Envoy, for a test that changes them."""
     with replicas_behind(envoy, tmp_path / "edge", models) as replicas:
         yield replicas
 
 
 @pytest.fixture(scope="package")
-def shared(
-    envoy: Path, models: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Replicas]:
+def shared(envoy, models, tmp_path_factory):
     """Two servers behind Envoy that tests share: leave them as they were."""
     with replicas_behind(envoy, tmp_path_factory.mktemp("shared") / "edge", models) as replicas:
         yield replicas

@@ -1,6 +1,5 @@
 """Real servers behind a real Envoy, and callers of both."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,6 @@ import grpc
 from deploy.edge import Edge, running_envoy, write_configuration, write_replicas
 from serving import Client
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
 from tests.support.load import ClosedLoop
 from tests.support.processes import wait_until
 from tests.support.servers import RunningServer, running_server
@@ -30,37 +28,35 @@ class Replicas:
     edge: Edge = field(init=False)
 
     @property
-    def certificates(self) -> Path:
+    def certificates(self):
         return self.edge.folder / "certs"
 
     @property
-    def credentials(self) -> grpc.ChannelCredentials:
+    def credentials(self):
         return grpc.ssl_channel_credentials((self.certificates / "client-ca.pem").read_bytes())
 
-    def client(self, token: str | None = None) -> Client:
+    def client(self, token=None):
         return Client(self.edge.tls, tls_ca=self.certificates / "client-ca.pem", token=token)
 
-    def load(self, images: Images) -> ClosedLoop:
+    def load(self, images):
         """Calls of one image each, over TLS, none of which the caller repeats."""
         requests = [encode_request(image.tobytes()) for image in images]
         return ClosedLoop(self.edge.tls, requests, IN_FLIGHT, self.credentials)
 
-    def start(self) -> RunningServer:
+    def start(self):
         """Start one more server; Envoy does not know it yet."""
         server = self.stack.enter_context(running_server(self.models, *self.options))
         self.servers.append(server)
         return server
 
-    def name_to_envoy(self, *addresses: str) -> None:
+    def name_to_envoy(self, *addresses):
         """Let Envoy have these replicas, and wait until it sends them calls."""
         write_replicas(self.edge.folder, addresses)
         wait_until(lambda: self.edge.healthy() == set(addresses))
 
 
 @contextmanager
-def replicas_behind(
-    envoy: Path, folder: Path, models: Path, *options: str, number: int = 2
-) -> Iterator[Replicas]:
+def replicas_behind(envoy, folder, models, *options, number=2):
     """Start servers with these options, and Envoy with `deploy/envoy`."""
     folder.mkdir()
     with ExitStack() as stack:

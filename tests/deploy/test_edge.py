@@ -4,9 +4,7 @@ import re
 import socket
 import ssl
 import subprocess
-from pathlib import Path
 from queue import Queue
-from typing import Any
 
 import grpc
 import numpy as np
@@ -14,12 +12,11 @@ import pytest
 import trustme
 
 from deploy.edge import running_envoy, write_certificates, write_configuration
-from serving import Classifier, Client
+from serving import Client
 from serving.digits.protocol.wire import encode_request
 from serving.errors import Unauthenticated, Unavailable
-from serving.predictions import Images
 from serving.protocols.pb.digits.v1 import digits_pb2
-from tests.deploy.replicas import Replicas, replicas_behind
+from tests.deploy.replicas import replicas_behind
 from tests.support.fleet.collector import running_collector
 from tests.support.processes import wait_until
 from tests.support.raw import CLASSIFY, TIMEOUT_S, status_of
@@ -29,18 +26,16 @@ STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 TOKEN = "token-0123456789abcdef"
 
 
-def test_answer_over_tls_is_the_models(
-    shared: Replicas, classifier: Classifier, images: Images
-) -> None:
+def test_answer_over_tls_is_the_models(shared, classifier, images):
     with shared.client() as client:
         answer = client.classify(images)
     assert answer.digits.tolist() == classifier.classify(images).digits.tolist()
 
 
-def test_mtls_answers_callers_with_a_certificate_only(shared: Replicas, images: Images) -> None:
+def test_mtls_answers_callers_with_a_certificate_only(shared, images):
     authority = shared.certificates / "client-ca.pem"
 
-    def call(certificate: Path | None, key: Path | None) -> int:
+    def call(certificate, key):
         with Client(
             shared.edge.mtls, tls_ca=authority, tls_cert=certificate, tls_key=key, timeout_s=2
         ) as client:
@@ -57,7 +52,7 @@ def test_mtls_answers_callers_with_a_certificate_only(shared: Replicas, images: 
         call(folder / "client-cert.pem", folder / "client-key.pem")
 
 
-def test_tokens_are_the_servers_matter(envoy: Path, models: Path, tmp_path: Path) -> None:
+def test_tokens_are_the_servers_matter(envoy, models, tmp_path):
     tokens = tmp_path / "tokens"
     tokens.write_text(TOKEN)
     image = np.zeros((1, 784), np.uint8)
@@ -70,11 +65,11 @@ def test_tokens_are_the_servers_matter(envoy: Path, models: Path, tmp_path: Path
                 client.classify(image)
 
 
-def test_refusals_of_the_server_arrive_unchanged(shared: Replicas) -> None:
+def test_refusals_of_the_server_arrive_unchanged(shared):
     with grpc.secure_channel(shared.edge.tls, shared.credentials) as channel:
 
-        def status(path: str, data: bytes) -> tuple[grpc.StatusCode, str]:
-            method: Any = channel.unary_unary(path)
+        def status(path, data):
+            method = channel.unary_unary(path)
             return status_of(lambda: method(data, timeout=TIMEOUT_S))
 
         assert status(CLASSIFY, b"") == (
@@ -87,10 +82,10 @@ def test_refusals_of_the_server_arrive_unchanged(shared: Replicas) -> None:
         assert status("/a.B/C", b"")[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_stream_is_answered_while_it_is_open(shared: Replicas, images: Images) -> None:
+def test_stream_is_answered_while_it_is_open(shared, images):
     requests: Queue[bytes | None] = Queue()
     with grpc.secure_channel(shared.edge.tls, shared.credentials) as channel:
-        method: Any = channel.stream_stream(
+        method = channel.stream_stream(
             STREAM, response_deserializer=digits_pb2.ClassifyResponse.FromString
         )
         answers = method(iter(requests.get, None), timeout=TIMEOUT_S)
@@ -101,11 +96,11 @@ def test_stream_is_answered_while_it_is_open(shared: Replicas, images: Images) -
         assert list(answers) == []
 
 
-def test_new_certificate_is_used_without_a_restart(replicas: Replicas, images: Images) -> None:
+def test_new_certificate_is_used_without_a_restart(replicas, images):
     old = replicas.credentials
     write_certificates(replicas.certificates, trustme.CA())
 
-    def answers() -> bool:
+    def answers():
         try:
             with replicas.client() as client:
                 return len(client.classify(images[:1])) == 1
@@ -114,12 +109,12 @@ def test_new_certificate_is_used_without_a_restart(replicas: Replicas, images: I
 
     wait_until(answers)
     with grpc.secure_channel(replicas.edge.tls, old) as channel:
-        method: Any = channel.unary_unary(CLASSIFY)
+        method = channel.unary_unary(CLASSIFY)
         code, _ = status_of(lambda: method(b"", timeout=5))
     assert code is grpc.StatusCode.UNAVAILABLE
 
 
-def test_connections_have_a_limit(envoy: Path, tmp_path: Path) -> None:
+def test_connections_have_a_limit(envoy, tmp_path):
     write_configuration(tmp_path, ["127.0.0.1:1"], (0, 0))
     path = tmp_path / "envoy.yaml"
     limit = "max_active_downstream_connections: "
@@ -129,7 +124,7 @@ def test_connections_have_a_limit(envoy: Path, tmp_path: Path) -> None:
     with running_envoy(envoy, tmp_path, "--concurrency", "1") as edge:
         host, _, port = edge.tls.rpartition(":")
 
-        def connect() -> ssl.SSLSocket:
+        def connect():
             return context.wrap_socket(
                 socket.create_connection((host, int(port)), TIMEOUT_S), server_hostname=host
             )
@@ -138,9 +133,7 @@ def test_connections_have_a_limit(envoy: Path, tmp_path: Path) -> None:
             connect()
 
 
-def test_spans_of_envoy_and_server_are_one_trace(
-    envoy: Path, models: Path, images: Images, tmp_path: Path
-) -> None:
+def test_spans_of_envoy_and_server_are_one_trace(envoy, models, images, tmp_path):
     folder = tmp_path / "edge"
     folder.mkdir()
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -158,7 +151,7 @@ def test_spans_of_envoy_and_server_are_one_trace(
             authority = (folder / "certs" / "client-ca.pem").read_bytes()
             credentials = grpc.ssl_channel_credentials(authority)
             with grpc.secure_channel(edge.tls, credentials) as channel:
-                method: Any = channel.unary_unary(CLASSIFY)
+                method = channel.unary_unary(CLASSIFY)
                 sent = (("traceparent", f"00-{trace}-00f067aa0ba902b7-01"),)
                 method(encode_request(images[0].tobytes()), timeout=TIMEOUT_S, metadata=sent)
             wait_until(lambda: any(each["service.name"] == "edge" for each in spans.resources))

@@ -5,10 +5,7 @@ import signal
 import socketserver
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -16,14 +13,12 @@ from grpc_health.v1 import health_pb2
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import Event, RequestReceived, StreamEnded
+from h2.events import RequestReceived, StreamEnded
 
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
 from serving.protocols.method import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
-from tests.deploy.replicas import Replicas, replicas_behind
-from tests.support.load import ClosedLoop
+from tests.deploy.replicas import replicas_behind
 from tests.support.processes import paced_server, wait_until
 from tests.support.published import publish
 from tests.support.raw import CLASSIFY, TIMEOUT_S
@@ -36,7 +31,7 @@ _SERVING = frame(
 
 
 class _Handler(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
+    def handle(self):
         connection = H2Connection(H2Configuration(client_side=False))
         connection.initiate_connection()
         self.request.sendall(connection.data_to_send())
@@ -47,9 +42,8 @@ class _Handler(socketserver.BaseRequestHandler):
             self.request.sendall(connection.data_to_send())
 
 
-def _answer(connection: H2Connection, event: Event, healths: set[int]) -> None:
+def _answer(connection, event, healths):
     if isinstance(event, RequestReceived):
-        assert event.stream_id is not None
         if (b":path", b"/grpc.health.v1.Health/Check") in (event.headers or ()):
             healths.add(event.stream_id)
         else:
@@ -66,7 +60,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 @contextmanager
-def faulty_replica() -> Iterator[str]:
+def faulty_replica():
     """Start one; gives its address."""
     with _Server(("127.0.0.1", 0), _Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -82,7 +76,7 @@ def faulty_replica() -> Iterator[str]:
 EJECTED = "cluster.replicas.outlier_detection.ejections_active"
 
 
-def check_none_lost(load: ClosedLoop, replicas: Replicas) -> None:
+def check_none_lost(load, replicas):
     """Fail, with Envoy's counts, if any call failed."""
     counts = Counter(call.code for call in load.calls)
     if set(counts) != {grpc.StatusCode.OK}:
@@ -90,7 +84,7 @@ def check_none_lost(load: ClosedLoop, replicas: Replicas) -> None:
         pytest.fail(f"{counts}: {replicas.edge.failed_calls()[:5]}")
 
 
-def test_rolling_restart_loses_nothing(replicas: Replicas, images: Images) -> None:
+def test_rolling_restart_loses_nothing(replicas, images):
     with replicas.load(images) as load:
         load.wait_for(200)
         for old in list(replicas.servers):
@@ -103,7 +97,7 @@ def test_rolling_restart_loses_nothing(replicas: Replicas, images: Images) -> No
     check_none_lost(load, replicas)
 
 
-def test_reload_loses_nothing(envoy: Path, models: Path, tmp_path: Path, images: Images) -> None:
+def test_reload_loses_nothing(envoy, models, tmp_path, images):
     repository = shutil.copytree(models, tmp_path / "models")
     with (
         replicas_behind(envoy, tmp_path / "edge", repository) as replicas,
@@ -118,11 +112,11 @@ def test_reload_loses_nothing(envoy: Path, models: Path, tmp_path: Path, images:
         check_none_lost(load, replicas)
 
 
-def version_of(answer: bytes) -> str:
+def version_of(answer):
     return digits_pb2.ClassifyResponse.FromString(answer).model_version
 
 
-def test_calls_on_a_killed_replica_go_to_another(replicas: Replicas, images: Images) -> None:
+def test_calls_on_a_killed_replica_go_to_another(replicas, images):
     with replicas.load(images) as load:
         load.wait_for(200)
         replicas.servers[0].process.kill()
@@ -132,7 +126,7 @@ def test_calls_on_a_killed_replica_go_to_another(replicas: Replicas, images: Ima
     assert replicas.edge.statistic("cluster.replicas.upstream_rq_retry_success") > 0
 
 
-def test_calls_on_a_frozen_replica_go_to_another(replicas: Replicas, images: Images) -> None:
+def test_calls_on_a_frozen_replica_go_to_another(replicas, images):
     frozen = replicas.servers[0].process
     with replicas.load(images) as load:
         load.wait_for(200)
@@ -144,7 +138,7 @@ def test_calls_on_a_frozen_replica_go_to_another(replicas: Replicas, images: Ima
     wait_until(lambda: len(replicas.edge.healthy()) == 2)
 
 
-def test_replica_that_resets_calls_is_ejected(replicas: Replicas, images: Images) -> None:
+def test_replica_that_resets_calls_is_ejected(replicas, images):
     with faulty_replica() as faulty:
         replicas.name_to_envoy(faulty, *(server.address for server in replicas.servers))
         with replicas.load(images) as load:
@@ -153,9 +147,7 @@ def test_replica_that_resets_calls_is_ejected(replicas: Replicas, images: Images
     check_none_lost(load, replicas)
 
 
-def test_overload_is_refused_with_a_pause_and_not_sent_again(
-    replicas: Replicas, images: Images
-) -> None:
+def test_overload_is_refused_with_a_pause_and_not_sent_again(replicas, images):
     slow = {"service_s": 0.05, "max_batch_size": 1, "queue_capacity": 1, "self_test_interval_s": 0}
     with paced_server(**slow) as one, paced_server(**slow) as other:
         replicas.name_to_envoy(one.address, other.address)
@@ -175,12 +167,7 @@ def test_overload_is_refused_with_a_pause_and_not_sent_again(
         assert replicas.edge.statistic(retries) == before
 
 
-def pause_of(channel: grpc.Channel, images: Images) -> int:
+def pause_of(channel, images):
     """Send a call; return the pause in ms that its refusal asks for, 0 if it was answered."""
-    classify: Any = channel.unary_unary(CLASSIFY)
-    try:
-        classify(encode_request(images[0].tobytes()), timeout=TIMEOUT_S)
-    except grpc.RpcError as err:
-        found: Any = err
-        return int(dict(found.trailing_metadata())["grpc-retry-pushback-ms"])
-    return 0
+    call = channel.unary_unary(CLASSIFY).future(encode_request(images[0].tobytes()), TIMEOUT_S)
+    return int(dict(call.trailing_metadata()).get("grpc-retry-pushback-ms", 0))

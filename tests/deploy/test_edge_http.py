@@ -5,29 +5,23 @@ import ssl
 import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 
-from serving.predictions import Images
-from tests.deploy.replicas import Replicas, replicas_behind
+from tests.deploy.replicas import replicas_behind
 from tests.support.processes import wait_until
 
 
 @pytest.fixture(scope="module")
-def replicas(
-    envoy: Path, models: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Replicas]:
+def replicas(envoy, models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("edge") / "configuration"
     with replicas_behind(envoy, folder, models, "--http-port", "0") as replicas:
         wait_until(lambda: ask(replicas, "/v2/health/ready")[0] == 200)
         yield replicas
 
 
-def ask(replicas: Replicas, path: str, content: Any = None, **headers: str) -> tuple[int, bytes]:
+def ask(replicas, path, content=None, **headers):
     context = ssl.create_default_context(cafile=str(replicas.certificates / "client-ca.pem"))
     body = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(
@@ -40,7 +34,7 @@ def ask(replicas: Replicas, path: str, content: Any = None, **headers: str) -> t
         return err.code, err.read()
 
 
-def test_page_and_answers_come_through(replicas: Replicas, images: Images) -> None:
+def test_page_and_answers_come_through(replicas, images):
     status, page = ask(replicas, "/")
     assert (status, b"Draw a digit" in page) == (200, True)
     status, answer = ask(replicas, "/v1/digits", {"images": images[:2].tolist()})
@@ -49,19 +43,19 @@ def test_page_and_answers_come_through(replicas: Replicas, images: Images) -> No
     assert ask(replicas, "/no/such/path")[0] == 404
 
 
-def test_page_of_another_site_is_refused(replicas: Replicas, images: Images) -> None:
+def test_page_of_another_site_is_refused(replicas, images):
     asked = {"images": images[:1].tolist()}
     own = f"https://{replicas.edge.tls}"
     assert ask(replicas, "/v1/digits", asked, origin=own)[0] == 200
     assert ask(replicas, "/v1/digits", asked, origin="https://elsewhere.example.org")[0] == 403
 
 
-def test_no_request_is_lost_with_a_replica(replicas: Replicas, images: Images) -> None:
+def test_no_request_is_lost_with_a_replica(replicas, images):
     asked = {"images": images[:1].tolist()}
     statuses: Counter[int] = Counter()
     has_ended = threading.Event()
 
-    def call() -> None:
+    def call():
         while not has_ended.is_set():
             statuses[ask(replicas, "/v1/digits", asked)[0]] += 1
 

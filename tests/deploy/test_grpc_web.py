@@ -2,20 +2,15 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import sync_playwright
 
-from serving import Classifier
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
 from serving.protocols.method import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.conftest import needed
-from tests.deploy.replicas import Replicas
 from tests.support.raw import CLASSIFY
 
 CALL = """async ([url, body]) => {
@@ -30,23 +25,23 @@ CALL = """async ([url, body]) => {
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     chromium = needed("chromium", "apt-get install chromium")
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
 
 class _Empty(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
+    def do_GET(self):
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
 
-    def log_message(self, *_: object) -> None: ...
+    def log_message(self, *_): ...
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+def port():
     """The port of a web server with an empty page."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Empty) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -57,7 +52,7 @@ def port() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def page_at(browser: Any, origin: str) -> Iterator[Page]:
+def page_at(browser, origin):
     context = browser.new_context(ignore_https_errors=True)
     page = context.new_page()
     page.goto(origin)
@@ -65,7 +60,7 @@ def page_at(browser: Any, origin: str) -> Iterator[Page]:
     context.close()
 
 
-def frames(body: list[int]) -> dict[int, bytes]:
+def frames(body):
     """Split a gRPC-Web body: 0 is the message, 0x80 the trailers."""
     found, rest = {}, bytes(body)
     while rest:
@@ -75,9 +70,7 @@ def frames(body: list[int]) -> dict[int, bytes]:
     return found
 
 
-def test_page_gets_the_answer_and_its_status(
-    shared: Replicas, browser: Any, port: int, classifier: Classifier, images: Images
-) -> None:
+def test_page_gets_the_answer_and_its_status(shared, browser, port, classifier, images):
     url = f"https://{shared.edge.tls}{CLASSIFY}"
     with page_at(browser, f"http://localhost:{port}") as page:
         body = list(frame(encode_request(images[:20].tobytes())))
@@ -90,7 +83,7 @@ def test_page_gets_the_answer_and_its_status(
         assert page.evaluate(CALL, [url, list(frame(b""))])[1] == "3", "INVALID_ARGUMENT"
 
 
-def test_page_of_another_origin_gets_nothing(shared: Replicas, browser: Any, port: int) -> None:
+def test_page_of_another_origin_gets_nothing(shared, browser, port):
     url = f"https://{shared.edge.tls}{CLASSIFY}"
     with page_at(browser, f"http://127.0.0.1:{port}") as page:
         refused = page.evaluate(

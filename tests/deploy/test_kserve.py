@@ -3,9 +3,6 @@
 No cluster runs here. KServe's client against our server is in tests/interop.
 """
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
 
@@ -16,7 +13,7 @@ from tests.deploy.test_kubernetes import validate
 FOLDER = ROOT / "deploy" / "kserve"
 
 
-def read(name: str) -> list[Any]:
+def read(name):
     return list(yaml.safe_load_all((FOLDER / name).read_text()))
 
 
@@ -24,7 +21,7 @@ RUNTIMES, SERVICES = read("runtimes.yaml"), read("inference-services.yaml")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=lambda each: each["metadata"]["name"])
-def test_container_is_kubernetes(runtime: Any, tmp_path: Path) -> None:
+def test_container_is_kubernetes(runtime, tmp_path):
     spec = {"containers": runtime["spec"]["containers"]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "digits"}, "spec": spec}
     path = tmp_path / "pod.yaml"
@@ -33,7 +30,7 @@ def test_container_is_kubernetes(runtime: Any, tmp_path: Path) -> None:
     parser().parse_args(["serve", *spec["containers"][0]["args"]])  # else exits
 
 
-def test_each_service_has_a_runtime_that_speaks_its_protocol() -> None:
+def test_each_service_has_a_runtime_that_speaks_its_protocol():
     runtimes = {each["metadata"]["name"]: each["spec"] for each in RUNTIMES}
     for service in SERVICES:
         model = service["spec"]["predictor"]["model"]
@@ -44,7 +41,7 @@ def test_each_service_has_a_runtime_that_speaks_its_protocol() -> None:
     assert len(runtimes) == len(SERVICES) == 2
 
 
-def test_ports_are_the_images() -> None:
+def test_ports_are_the_images():
     image = (ROOT / "Containerfile").read_text()
     ports = [
         port["containerPort"]

@@ -7,16 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from serving import Client
 from serving.cli.arguments import parser
-from serving.predictions import Images
 from tests.deploy.conftest import ROOT, needed
 from tests.support.processes import is_serving
 from tests.support.servers import started
@@ -30,20 +26,15 @@ OF_OPERATORS = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 OF_THE_GATEWAY_API = {"GRPCRoute", "HTTPRoute"}
 VERSION = "1.33"
 
-Objects = dict[tuple[str, str], Any]
-"""By kind and name."""
-
 
 @pytest.fixture(scope="module")
-def built(
-    program: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
+def built(program, tmp_path_factory):
     """Build an overlay, with components more if asked; gives the file."""
     folder = tmp_path_factory.mktemp("kubernetes")
     shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
     kubectl = program("kubectl", "kubernetes-client")
 
-    def build(overlay: str, *components: str) -> Path:
+    def build(overlay, *components):
         path = folder / "overlays" / overlay
         if components:
             path = folder / "overlays" / "-".join((overlay, *components))
@@ -59,20 +50,20 @@ def built(
     return build
 
 
-def objects(path: Path) -> Objects:
+def objects(path):
     found = yaml.safe_load_all(path.read_text())
     return {(each["kind"], each["metadata"]["name"]): each for each in found}
 
 
-def container(path: Path) -> Any:
+def container(path):
     return pod(path)["containers"][0]
 
 
-def pod(path: Path) -> Any:
+def pod(path):
     return objects(path)["Deployment", "digits"]["spec"]["template"]["spec"]
 
 
-def validate(path: Path) -> tuple[int, set[str]]:
+def validate(path):
     """Check a file against the schemas, strictly: the exit code, and the kinds without a schema."""
     python = needed(ROOT / ".venv-edge/bin/python", "make test-deploy")
     command = [str(python), "-m", "kubernetes_validate", "--strict", "-k", VERSION, str(path)]
@@ -83,15 +74,13 @@ def validate(path: Path) -> tuple[int, set[str]]:
 
 @pytest.mark.parametrize("components", [(), *((name,) for name in COMPONENTS)], ids=str)
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_overlay_fits_the_schemas(
-    built: Callable[..., Path], overlay: str, components: tuple[str, ...]
-) -> None:
+def test_overlay_fits_the_schemas(built, overlay, components):
     more = OF_THE_GATEWAY_API if "gateway" in components else set()
     assert validate(built(overlay, *components)) == (0, OF_OPERATORS | more)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pod_is_restricted(built: Callable[..., Path], overlay: str) -> None:
+def test_pod_is_restricted(built, overlay):
     spec = pod(built(overlay))
     context, ours = spec["securityContext"], spec["containers"][0]["securityContext"]
     assert context["runAsNonRoot"] is True
@@ -107,7 +96,7 @@ def test_pod_is_restricted(built: Callable[..., Path], overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_names_and_ports_meet(built: Callable[..., Path], overlay: str) -> None:
+def test_names_and_ports_meet(built, overlay):
     found = objects(built(overlay, "gateway"))
     labels = found["Deployment", "digits"]["spec"]["template"]["metadata"]["labels"]
     ports = {port["name"] for port in container(built(overlay))["ports"]}
@@ -134,7 +123,7 @@ def test_names_and_ports_meet(built: Callable[..., Path], overlay: str) -> None:
             assert {point["port"] for point in spec["endpoints"]} <= names
 
 
-def test_headless_service_is_headless_but_in_a_mesh(built: Callable[..., Path]) -> None:
+def test_headless_service_is_headless_but_in_a_mesh(built):
     addresses = [
         objects(built(overlay))["Service", "digits"]["spec"].get("clusterIP")
         for overlay in OVERLAYS
@@ -142,7 +131,7 @@ def test_headless_service_is_headless_but_in_a_mesh(built: Callable[..., Path]) 
     assert addresses == ["None", "None", None]
 
 
-def test_pod_outlives_its_drain(built: Callable[..., Path]) -> None:
+def test_pod_outlives_its_drain(built):
     spec = pod(built("cpu"))
     drain = next(int(each["value"]) for each in spec["containers"][0]["env"]
                  if each["name"] == "DIGITS_DRAIN")  # fmt: skip
@@ -150,7 +139,7 @@ def test_pod_outlives_its_drain(built: Callable[..., Path]) -> None:
     assert spec["terminationGracePeriodSeconds"] > before + drain
 
 
-def test_autoscalers_read_what_a_rule_records(built: Callable[..., Path], tmp_path: Path) -> None:
+def test_autoscalers_read_what_a_rule_records(built, tmp_path):
     found = objects(built("cpu"))
     groups = found["PrometheusRule", "digits"]["spec"]["groups"]
     recorded, *_ = [rule["record"] for group in groups for rule in group["rules"]
@@ -164,16 +153,14 @@ def test_autoscalers_read_what_a_rule_records(built: Callable[..., Path], tmp_pa
     assert metrics[0]["pods"]["metric"]["name"] == recorded
 
 
-def test_rules_are_those_that_are_tested(built: Callable[..., Path]) -> None:
+def test_rules_are_those_that_are_tested(built):
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text())
     assert objects(built("cpu"))["PrometheusRule", "digits"]["spec"] == rules
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("component", MODELS)
-def test_settings_are_options_of_the_server(
-    built: Callable[..., Path], overlay: str, component: str
-) -> None:
+def test_settings_are_options_of_the_server(built, overlay, component):
     env = {each["name"]: each.get("value") for each in container(built(overlay, component))["env"]}
     assert env.pop("DIGITS_TOKEN") is None
     flags = [f"--{name.removeprefix('DIGITS_').lower().replace('_', '-')}={value}"
@@ -182,9 +169,7 @@ def test_settings_are_options_of_the_server(
     parser().parse_args(["serve", *flags])  # else exits
 
 
-def test_server_with_these_settings_answers_its_probes(
-    built: Callable[..., Path], images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_with_these_settings_answers_its_probes(built, images, monkeypatch):
     ours = container(built("cpu"))
     for each in ours["env"]:
         monkeypatch.setenv(each["name"], each.get("value", "token-0123456789abcdef"))

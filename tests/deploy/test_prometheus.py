@@ -7,16 +7,12 @@ import shutil
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
 from serving import Client
-from serving.predictions import Images
 from tests.deploy.conftest import ROOT
 from tests.docs.test_operations import metric_names
 from tests.support.processes import paced_server, wait_until
@@ -38,22 +34,22 @@ _COMPARISON = re.compile(r" (==|<|>) (?=[\d.]+\)?$)")
 class Prometheus:
     """A running one."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address):
         self.address = address
 
-    def ask(self, path: str, **parameters: str) -> Any:
+    def ask(self, path, **parameters):
         """Call its HTTP API."""
         url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=10) as answer:
             return json.load(answer)["data"]
 
-    def values(self, query: str) -> list[float]:
+    def values(self, query):
         """Evaluate an instant query; return its samples' values."""
         return [float(each["value"][1]) for each in self.ask("query", query=query)["result"]]
 
 
 @contextmanager
-def running_prometheus(program: Path, folder: Path, target: str) -> Iterator[Prometheus]:
+def running_prometheus(program, folder, target):
     """Start it with the configuration that is delivered, each second, for this target.
 
     Alerts fire after a second, where they wait for one minute or two.
@@ -78,12 +74,7 @@ def running_prometheus(program: Path, folder: Path, target: str) -> Iterator[Pro
 
 
 @pytest.fixture(scope="module")
-def prometheus(
-    program: Callable[[str, str], Path],
-    models: Path,
-    images: Images,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Prometheus]:
+def prometheus(program, models, images, tmp_path_factory):
     """One that has scraped a server under load, errors among it."""
     folder = tmp_path_factory.mktemp("prometheus") / "configuration"
     with (
@@ -94,7 +85,7 @@ def prometheus(
         Client(server.address) as client,
     ):
 
-        def has_seen_calls() -> bool:
+        def has_seen_calls():
             client.classify(images)
             status_of(lambda: Raw(server.address).classify(b""))
             try:
@@ -106,7 +97,7 @@ def prometheus(
         yield prometheus
 
 
-def filled(query: str) -> str:
+def filled(query):
     """Fill in a panel's variables."""
     for variable, value in (("$instance", ".*"), ("$__rate_interval", "1m")):
         query = query.replace(variable, value)
@@ -115,17 +106,17 @@ def filled(query: str) -> str:
 
 
 @pytest.mark.parametrize("query", TARGETS)
-def test_panel_has_data(prometheus: Prometheus, query: str) -> None:
+def test_panel_has_data(prometheus, query):
     assert prometheus.values(filled(query))
 
 
-def firing(prometheus: Prometheus) -> set[str]:
+def firing(prometheus):
     """Return the names of the alerts that fire."""
     alerts = prometheus.ask("alerts")["alerts"]
     return {each["labels"]["alertname"] for each in alerts if each["state"] == "firing"}
 
 
-def has_scraped(prometheus: Prometheus, query: str = "up") -> bool:
+def has_scraped(prometheus, query="up"):
     """Return whether a query has a result; one of all rates has it after the second scrape."""
     try:
         return bool(prometheus.values(query))
@@ -133,15 +124,13 @@ def has_scraped(prometheus: Prometheus, query: str = "up") -> bool:
         return False
 
 
-def assert_panels_say_numbers_or_nothing(prometheus: Prometheus) -> None:
+def assert_panels_say_numbers_or_nothing(prometheus):
     for target in TARGETS:
         values = prometheus.values(filled(str(target.values[0])))
         assert not any(map(math.isnan, values)), target.id
 
 
-def test_idle_fleet_has_numbers_for_an_autoscaler_and_no_alert(
-    program: Callable[[str, str], Path], models: Path, tmp_path: Path
-) -> None:
+def test_idle_fleet_has_numbers_for_an_autoscaler_and_no_alert(program, models, tmp_path):
     started = program("prometheus", "prometheus")
     with (
         running_server(models) as server,
@@ -155,7 +144,7 @@ def test_idle_fleet_has_numbers_for_an_autoscaler_and_no_alert(
         assert not firing(prometheus)
 
 
-def test_overloaded_fleet_is_noticed(program: Callable[[str, str], Path], tmp_path: Path) -> None:
+def test_overloaded_fleet_is_noticed(program, tmp_path):
     started = program("prometheus", "prometheus")
     with (
         paced_server(queue_capacity=1, self_test_interval_s=0) as server,
@@ -163,10 +152,10 @@ def test_overloaded_fleet_is_noticed(program: Callable[[str, str], Path], tmp_pa
         grpc.insecure_channel(server.address) as channel,
     ):
         server.tell("hold")
-        classify: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+        classify = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
         request = b"\x0a\x90\x06" + image_with(1).tobytes()
 
-        def is_noticed() -> bool:
+        def is_noticed():
             for call in [classify.future(request, timeout=0.2) for _ in range(20)]:
                 call.exception()
             return has_scraped(prometheus) and "DigitsOverloaded" in firing(prometheus)
@@ -175,7 +164,7 @@ def test_overloaded_fleet_is_noticed(program: Callable[[str, str], Path], tmp_pa
         assert_panels_say_numbers_or_nothing(prometheus)
 
 
-def test_empty_fleet_is_noticed(program: Callable[[str, str], Path], tmp_path: Path) -> None:
+def test_empty_fleet_is_noticed(program, tmp_path):
     started = program("prometheus", "prometheus")
     with running_prometheus(started, tmp_path / "prometheus", free_address()) as prometheus:
         expected = {"DigitsAbsent", "DigitsDown"}
@@ -183,19 +172,19 @@ def test_empty_fleet_is_noticed(program: Callable[[str, str], Path], tmp_path: P
         assert_panels_say_numbers_or_nothing(prometheus)
 
 
-def test_panel_of_a_metric_that_is_gone_has_none(prometheus: Prometheus) -> None:
+def test_panel_of_a_metric_that_is_gone_has_none(prometheus):
     assert not prometheus.values("sum(rate(digits_rows_total[1m]))")
 
 
-def test_every_rule_is_evaluated(prometheus: Prometheus) -> None:
-    def rules() -> list[Any]:
+def test_every_rule_is_evaluated(prometheus):
+    def rules():
         return [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
 
     wait_until(lambda: all(rule["health"] == "ok" for rule in rules()))
     assert [rule["name"] for rule in rules()] == RULES
 
 
-def test_every_alert_compares_series_that_the_server_has(prometheus: Prometheus) -> None:
+def test_every_alert_compares_series_that_the_server_has(prometheus):
     for group in prometheus.ask("rules")["groups"]:
         for rule in group["rules"]:
             if rule["type"] == "alerting":
@@ -206,11 +195,11 @@ def test_every_alert_compares_series_that_the_server_has(prometheus: Prometheus)
                 assert prometheus.values(query), rule["name"]
 
 
-def test_healthy_server_fires_no_alert(prometheus: Prometheus) -> None:
+def test_healthy_server_fires_no_alert(prometheus):
     assert not firing(prometheus)
 
 
-def test_metric_that_a_file_names_exists() -> None:
+def test_metric_that_a_file_names_exists():
     names = metric_names()
     for path in (FOLDER / "rules.yml", ROOT / "deploy" / "grafana" / "dashboard.json"):
         named = re.findall(r"\b((?:digits|process)_[a-z_]+)\b", path.read_text())
@@ -219,6 +208,6 @@ def test_metric_that_a_file_names_exists() -> None:
         assert len(plain) > 5
 
 
-def test_every_alert_has_a_case() -> None:
+def test_every_alert_has_a_case():
     cases = re.findall(r"(?m)^    alertname: (\w+)", (FOLDER / "rules-test.yml").read_text())
     assert {*cases, "digits_queue_seconds_mean", "digits_capacity"} == set(RULES)

@@ -11,7 +11,7 @@ from tests.deploy.conftest import ROOT, needed
 
 
 @pytest.mark.parametrize("name", ["serve", "serve-cuda"])
-def test_every_package_of_the_lock_is_listed_with_its_hashes(name: str) -> None:
+def test_every_package_of_the_lock_is_listed_with_its_hashes(name):
     lock = ROOT / "requirements" / f"{name}.lock"
     output = subprocess.check_output([sys.executable, "-m", "deploy.sbom", lock], cwd=ROOT)
     components = json.loads(output)["components"]

@@ -1,8 +1,6 @@
 """`score --ray` on a cluster of two raylets: every row once."""
 
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +9,6 @@ import pytest
 
 from serving import Classifier
 from serving.model.repository import PRETRAINED
-from serving.predictions import Images
 from tests.deploy.conftest import ROOT, needed
 from tests.serving.scoring.conftest import picture
 
@@ -23,36 +20,34 @@ NUM_ROWS = 50
 class RayCluster:
     """Two raylets, each with two cores."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process):
         self._process = process
         self.address = self._line()
 
-    def _line(self) -> str:
-        assert self._process.stdout is not None
+    def _line(self):
         return self._process.stdout.readline().strip()
 
 
 @pytest.fixture(scope="session")
-def ray_python() -> Path:
+def ray_python():
     """The interpreter of the environment with Ray."""
     needed(ROOT / ".venv-ray" / "bin" / "ray", "make test-deploy")
     return ROOT / ".venv-ray" / "bin" / "python"
 
 
 @pytest.fixture
-def cluster(ray_python: Path) -> Iterator[RayCluster]:
+def cluster(ray_python):
     process = subprocess.Popen(
         [ray_python, ROOT / "tests" / "deploy" / "ray_cluster.py"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     with process:
         yield RayCluster(process)
-        assert process.stdin is not None
         process.stdin.close()
 
 
 @pytest.fixture
-def source(tmp_path: Path, images: Images) -> Path:
+def source(tmp_path, images):
     folder = tmp_path / "digits"
     folder.mkdir()
     column = [images[row % len(images)].tobytes() for row in range(NUM_FILES * NUM_ROWS)]
@@ -64,7 +59,7 @@ def source(tmp_path: Path, images: Images) -> Path:
     return folder
 
 
-def start(python: Path, *options: object) -> "subprocess.Popen[str]":
+def start(python, *options):
     command = [python, "-m", "serving", "score", *options, "--models", PRETRAINED]
     return subprocess.Popen(
         [*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -72,9 +67,7 @@ def start(python: Path, *options: object) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.timeout(300)
-def test_rows_are_there_once(
-    cluster: RayCluster, ray_python: Path, source: Path, tmp_path: Path, images: Images
-) -> None:
+def test_rows_are_there_once(cluster, ray_python, source, tmp_path, images):
     out = tmp_path / "out"
     options = ("--output", out, "--rows-per-file", NUM_ROWS, "--ray", cluster.address)
     with start(ray_python, source, *options) as process:
@@ -92,9 +85,7 @@ def test_rows_are_there_once(
 
 
 @pytest.mark.timeout(120)
-def test_pictures_are_scored_as_on_one_machine(
-    cluster: RayCluster, ray_python: Path, tmp_path: Path, images: Images
-) -> None:
+def test_pictures_are_scored_as_on_one_machine(cluster, ray_python, tmp_path, images):
     for row, image in enumerate(images[:20]):
         path = tmp_path / "scans" / str(row % 2) / f"{row:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,9 +103,7 @@ def test_pictures_are_scored_as_on_one_machine(
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("address", ["nonsense://127.0.0.1:1", "127.0.0.1:1"])
-def test_cluster_out_of_reach_is_one_line(
-    address: str, ray_python: Path, source: Path, tmp_path: Path
-) -> None:
+def test_cluster_out_of_reach_is_one_line(address, ray_python, source, tmp_path):
     options = ("--output", tmp_path / "out", "--ray", address)
     with start(ray_python, source, *options) as process:
         printed, errors = process.communicate()

@@ -10,16 +10,14 @@ from pathlib import Path
 import pytest
 
 from serving import Client
-from serving.predictions import Images
 from tests.support.processes import wait_until
-from tests.support.servers import RunningServer, ended, started
+from tests.support.servers import ended, started
 
 COMMAND = [sys.executable, "-m", "deploy.serve_edge", "--port", "0"]
 
 
-def test_calls_are_answered_and_interrupt_ends_all(envoy: Path, images: Images) -> None:
+def test_calls_are_answered_and_interrupt_ends_all(envoy, images):
     with started([*COMMAND, "--envoy", str(envoy)]) as edge:
-        assert edge.process.stdout is not None
         folder = Path([edge.process.stdout.readline() for _ in range(3)][-1].split()[-1]).parent
         tls, mtls = edge.facts["tls"], edge.facts["mtls"]
         with Client(tls, tls_ca=folder / "client-ca.pem") as client:
@@ -36,9 +34,8 @@ def test_calls_are_answered_and_interrupt_ends_all(envoy: Path, images: Images) 
         urllib.request.urlopen(f"http://{edge.facts['admin']}/ready", timeout=5)
 
 
-def test_replica_that_dies_is_started_again(envoy: Path, images: Images) -> None:
+def test_replica_that_dies_is_started_again(envoy, images):
     with started([*COMMAND, "--envoy", str(envoy), "--replicas", "1"]) as edge:
-        assert edge.process.stdout is not None
         folder = Path([edge.process.stdout.readline() for _ in range(3)][-1].split()[-1]).parent
         with Client(edge.facts["tls"], tls_ca=folder / "client-ca.pem") as client:
             client.classify(images[:2])
@@ -50,16 +47,16 @@ def test_replica_that_dies_is_started_again(envoy: Path, images: Images) -> None
         assert edge.stop() == 0
 
 
-def command_of(pid: int) -> str:
+def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
-def children_of(server: RunningServer) -> list[int]:
+def children_of(server):
     output = subprocess.check_output(["pgrep", "-P", str(server.process.pid)], text=True)
     return [int(pid) for pid in output.split()]
 
 
-def test_missing_envoy_is_one_line(tmp_path: Path) -> None:
+def test_missing_envoy_is_one_line(tmp_path):
     done = ended([*COMMAND, "--envoy", str(tmp_path / "envoy")])
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

@@ -4,14 +4,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from serving import Client
-from serving.predictions import Images
 from tests.deploy.conftest import ROOT
 from tests.support.processes import wait_until
 from tests.support.servers import serve_command, started
@@ -25,10 +23,10 @@ MAX_EXPOSURE = 15
 
 
 @pytest.fixture(scope="module")
-def analyze(program: Callable[[str, str], Path]) -> Callable[..., str]:
+def analyze(program):
     systemd_analyze = program("systemd-analyze", "systemd")
 
-    def run(*arguments: str | Path) -> str:
+    def run(*arguments):
         done = subprocess.run([systemd_analyze, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -36,7 +34,7 @@ def analyze(program: Callable[[str, str], Path]) -> Callable[..., str]:
     return run
 
 
-def test_unit_is_valid(analyze: Callable[..., str], tmp_path: Path) -> None:
+def test_unit_is_valid(analyze, tmp_path):
     text = UNIT.read_text()
     program = "/opt/digit-serving/bin/digit-serving"
     assert text.count(f"ExecStart={program}") == 1
@@ -47,11 +45,11 @@ def test_unit_is_valid(analyze: Callable[..., str], tmp_path: Path) -> None:
     analyze("verify", "--man=no", copy, socket_unit)
 
 
-def test_exposure_is_low(analyze: Callable[..., str]) -> None:
+def test_exposure_is_low(analyze):
     analyze("security", "--offline=true", f"--threshold={MAX_EXPOSURE}", UNIT)
 
 
-def names(analyze: Callable[..., str], group: str, known: set[str] | None = None) -> set[str]:
+def names(analyze, group, known=None):
     """Expand a group of system calls, which may hold others."""
     found: set[str] = set()
     for line in analyze("syscall-filter", group).splitlines()[1:]:
@@ -63,13 +61,7 @@ def names(analyze: Callable[..., str], group: str, known: set[str] | None = None
     return found
 
 
-def test_server_keeps_to_the_system_calls(
-    analyze: Callable[..., str],
-    program: Callable[[str, str], Path],
-    models: Path,
-    images: Images,
-    tmp_path: Path,
-) -> None:
+def test_server_keeps_to_the_system_calls(analyze, program, models, images, tmp_path):
     filters = re.findall(r"(?m)^SystemCallFilter=(~?)(@[\w-]+)$", UNIT.read_text())
     assert filters == [("", "@system-service"), ("~", "@privileged")]
     allowed = names(analyze, "@system-service") - names(analyze, "@privileged")
@@ -93,7 +85,7 @@ def test_server_keeps_to_the_system_calls(
 
 
 @pytest.fixture(scope="module")
-def inside(program: Callable[[str, str], Path]) -> Iterator[Callable[..., str]]:
+def inside(program):
     """Start systemd in namespaces of its own; yield a function that runs a command there."""
     program("systemd-analyze", "systemd")
     program("ip", "iproute2")
@@ -104,11 +96,11 @@ def inside(program: Callable[[str, str], Path]) -> Iterator[Callable[..., str]]:
         pytest.skip("this machine allows no namespaces")
     outer = subprocess.Popen(["unshare", *spaces, "bash", *arguments], stderr=subprocess.DEVNULL)
 
-    def first() -> str:
+    def first():
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
         return children[0] if children else "0"
 
-    def run(*command: str) -> str:
+    def run(*command):
         done = subprocess.run(
             ["nsenter", "-t", first(), "-a", *command], capture_output=True, text=True, timeout=60
         )
@@ -122,8 +114,8 @@ def inside(program: Callable[[str, str], Path]) -> Iterator[Callable[..., str]]:
         outer.wait()
 
 
-def test_systemd_starts_reloads_watches_and_stops_it(inside: Callable[..., str]) -> None:
-    def shows(**expected: str) -> bool:
+def test_systemd_starts_reloads_watches_and_stops_it(inside):
+    def shows(**expected):
         shown = inside("systemctl", "show", "digit-serving").splitlines()
         return {f"{name}={value}" for name, value in expected.items()} <= {*shown}
 
@@ -138,7 +130,7 @@ def test_systemd_starts_reloads_watches_and_stops_it(inside: Callable[..., str])
     assert shows(ActiveState="inactive", Result="success")
 
 
-def test_sockets_start_it(inside: Callable[..., str]) -> None:
+def test_sockets_start_it(inside):
     sockets = ("digit-serving.socket", "digit-serving-http.socket")
     inside("systemctl", "start", *sockets)
     assert inside("systemctl", "is-active", *sockets).split() == ["active", "active"]
@@ -146,7 +138,7 @@ def test_sockets_start_it(inside: Callable[..., str]) -> None:
     assert inside("curl", "-sSf", "http://127.0.0.1:8080/v2").startswith("{")
 
 
-def test_settings_of_the_unit_are_the_servers() -> None:
+def test_settings_of_the_unit_are_the_servers():
     text = UNIT.read_text()
     assert int(re.findall(r"(?m)^TimeoutStopSec=(\d+)$", text)[0]) > 30  # --drain
     unusable = [*serve_command(Path("/no/such/model"))]

@@ -28,7 +28,7 @@ _COMMANDS = (re.compile(rf"(?m)^ {{4}}{_START}(.*)$"), re.compile(rf"`{_START}([
 _TARGET = re.compile(r"(?m)(?:^ {4}|`)make ((?:[a-z-]+ ?)+)")
 
 
-def command_lines() -> list[tuple[str, str]]:
+def command_lines():
     found = []
     for page in PAGES:
         text = page.read_text("utf-8").replace("\\\n", " ")
@@ -40,7 +40,7 @@ def command_lines() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("program", "arguments"), command_lines())
-def test_command_on_a_page_is_one_that_the_program_takes(program: str, arguments: str) -> None:
+def test_command_on_a_page_is_one_that_the_program_takes(program, arguments):
     command = re.split(r"\s+#|\s[<>|]\s", arguments)[0].replace(
         "checkout:../old", f"checkout:{ROOT}"
     )
@@ -50,7 +50,7 @@ def test_command_on_a_page_is_one_that_the_program_takes(program: str, arguments
 
 
 @pytest.mark.parametrize("way", [1, 2])
-def test_commands_of_the_makefile_are_ones_that_the_programs_take(way: int) -> None:
+def test_commands_of_the_makefile_are_ones_that_the_programs_take(way):
     text = (ROOT / "Makefile").read_text().replace("\\\n", " ").replace("e $(RECIPE)", "e seed")
     text = text.replace("$(PEERS)", "")
     text = re.sub(r'"\$\(EXTRA\)"', "own", text.replace("$(filter cpu,$(DEVICE))", "$(CPU)"))
@@ -62,17 +62,17 @@ def test_commands_of_the_makefile_are_ones_that_the_programs_take(way: int) -> N
         PARSERS[name]().parse_args(arguments.split())  # type: ignore[attr-defined]
 
 
-def test_commands_are_found() -> None:
+def test_commands_are_found():
     assert len(command_lines()) > 20
 
 
-def test_readme_begins_with_the_demo_and_the_tests() -> None:
+def test_readme_begins_with_the_demo_and_the_tests():
     top, _, _ = (ROOT / "README.md").read_text("utf-8").partition("\n## ")
     assert re.findall(r"(?m)^ {4}(make \w+) +# \d+ minutes: ", top) == ["make demo", "make test"]
     assert " GB" in top
 
 
-def test_targets_on_a_page_are_those_of_the_makefile() -> None:
+def test_targets_on_a_page_are_those_of_the_makefile():
     targets = set(re.findall(r"(?m)^([a-z-]+):.*##", (ROOT / "Makefile").read_text()))
     named = {
         target

@@ -2,7 +2,6 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from serving.config import BatchingConfig
@@ -22,7 +21,7 @@ LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 _PLACEHOLDER = re.compile(r"%[-+ 0#]*[\d.]*[a-z]")
 
 
-def metric_names() -> set[str]:
+def metric_names():
     models = (Served("", "", "", "", "", 10),)
     counts = Counts()
     counts.requests["Classify", "OK"] = 1
@@ -33,7 +32,7 @@ def metric_names() -> set[str]:
     return {re.sub(r"_(bucket|sum|count)$", "", name) for name in samples}
 
 
-def log_messages(folder: Path) -> Iterator[str | None]:
+def log_messages(folder):
     """Give the format of each log line of a package; None for one that is no literal."""
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -49,30 +48,30 @@ def log_messages(folder: Path) -> Iterator[str | None]:
                 yield str(text.value) if is_text and isinstance(text, ast.Constant) else None
 
 
-def is_described(message: str) -> bool:
+def is_described(message):
     pattern = ".+".join(map(re.escape, _PLACEHOLDER.split(message)))
     return any(re.fullmatch(pattern, span) for span in SPANS)
 
 
-def test_every_metric_is_described_and_no_other() -> None:
+def test_every_metric_is_described_and_no_other():
     names = metric_names()
     assert len(names) > 20
     described = set(re.findall(r"(?m)^\| `((?:digits|process)_[a-z_]+)` \|", PAGE))
     assert described == names
 
 
-def test_every_log_line_is_described() -> None:
+def test_every_log_line_is_described():
     messages = [*log_messages(ROOT / "serving"), OF_THE_LOGGER[0], f"{OF_THE_LOGGER[1]}%s"]
     assert len(messages) > 20
     assert None not in messages, "the text of a log line must be a literal"
     assert not [message for message in messages if message and not is_described(message)]
 
 
-def test_lines_of_the_logger_are_these() -> None:
+def test_lines_of_the_logger_are_these():
     source = (ROOT / "serving" / "telemetry" / "logs.py").read_text("utf-8")
     assert all(line in source for line in OF_THE_LOGGER)
 
 
-def test_line_that_is_not_described_is_seen() -> None:
+def test_line_that_is_not_described_is_seen():
     assert is_described("worker %d died (%s), restart in %.1f s")
     assert not is_described("worker %d has left")

@@ -17,25 +17,25 @@ _NAMED = re.compile(rf"[`(]((?:{_FOLDERS})/[\w./-]*\w/?)[`)]")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_that_a_page_names_exist(page: Path) -> None:
+def test_files_that_a_page_names_exist(page):
     named = set(_NAMED.findall(page.read_text("utf-8"))) - MADE
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-def test_files_that_are_gone_are_seen() -> None:
+def test_files_that_are_gone_are_seen():
     assert _NAMED.findall("see `serving/rpc/` and (training/none.md)") == [
         "serving/rpc/",
         "training/none.md",
     ]
 
 
-def test_index_lists_every_decision() -> None:
+def test_index_lists_every_decision():
     folder = ROOT / "docs" / "decisions"
     linked = re.findall(r"\((\d{4}-[\w-]+\.md)\)", (folder / "index.md").read_text())
     assert linked == sorted(path.name for path in folder.glob("0*.md"))
 
 
-def test_names_that_a_decision_gives_are_in_its_code() -> None:
+def test_names_that_a_decision_gives_are_in_its_code():
     missing = []
     for page in (ROOT / "docs" / "decisions").glob("0*.md"):
         for path, names in re.findall(r"`([\w./]+\.py)` \((`[^)]*`)\)", page.read_text("utf-8")):

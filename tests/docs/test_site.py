@@ -2,7 +2,6 @@
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -18,23 +17,23 @@ cli(["build", "--strict", "--quiet", "--config-file", sys.argv[1], "--site-dir",
 class Loads(HTMLParser):
     """Collects the addresses that a browser loads by itself when it shows a page."""
 
-    def __init__(self, page: str) -> None:
+    def __init__(self, page):
         super().__init__()
         self.addresses: list[str] = []
         self.feed(page)
 
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attributes):
         names = dict(attributes)
         address = names.get("src") if tag != "link" else names.get("href")
         if address and not (tag == "link" and names.get("rel") in ("canonical", "next", "prev")):
             self.addresses.append(address)
 
 
-def is_elsewhere(address: str) -> bool:
+def is_elsewhere(address):
     return re.match(r"(https?:)?//", address) is not None
 
 
-def test_addresses_elsewhere_are_seen() -> None:
+def test_addresses_elsewhere_are_seen():
     page = '<link rel="stylesheet" href="//a/b.css"><script src="https://c/d.js"></script>'
     assert [*map(is_elsewhere, Loads(page).addresses)] == [True, True]
     assert not is_elsewhere("../css/theme.css")
@@ -42,7 +41,7 @@ def test_addresses_elsewhere_are_seen() -> None:
 
 @pytest.mark.slow
 @traced
-def test_documentation_is_built_and_viewed_without_a_network(tmp_path: Path) -> None:
+def test_documentation_is_built_and_viewed_without_a_network(tmp_path):
     site = tmp_path / "work" / "site"
     assert not trace(tmp_path, BUILD, ROOT / "mkdocs.yml", site).connections
     pages = list(site.rglob("*.html"))

@@ -8,23 +8,21 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.support.servers import RunningServer, started
+from tests.support.servers import started
 
 ROOT = Path(__file__).parents[2]
 
 
-def blocks(page: str) -> list[str]:
+def blocks(page):
     return re.findall(r"(?s)```python\n(.*?)```", (ROOT / page).read_text("utf-8"))
 
 
-def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
+def run(code, names):
     """Run a block, whose `await` may be outside of functions."""
     compiled = compile(code, "snippet", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     result = eval(compiled, names)
@@ -41,10 +39,7 @@ CLIENTS = [
 
 
 @pytest.mark.parametrize(("page", "number"), CLIENTS)
-def test_python_of_a_page_runs(
-    page: str, number: int, server: RunningServer, models: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_python_of_a_page_runs(page, number, server, models, tmp_path, monkeypatch):
     code = blocks(page)[number]
     if "tritonclient" in code:
         pytest.importorskip("tritonclient", reason="make test-interop has it")
@@ -61,7 +56,7 @@ def test_python_of_a_page_runs(
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shapes(tmp_path_factory):
     """The tutorial up to its export."""
     folder = tmp_path_factory.mktemp("shapes")
     (folder / "shapes.py").write_text(blocks("docs/tutorial.md")[0])
@@ -80,7 +75,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tutorial(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningServer]:
+def tutorial(shapes, monkeypatch):
     """The server that the tutorial starts, on free ports."""
     page = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
     (serve,) = re.findall(r"(?m)^ {4}digit-serving (serve --models .*)$", page)
@@ -92,9 +87,7 @@ def tutorial(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningS
 
 
 @pytest.mark.slow
-def test_tutorial_serves_the_readers_model(
-    tutorial: RunningServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tutorial_serves_the_readers_model(tutorial, capsys):
     code = blocks("docs/tutorial.md")[1]
     run(code.replace('"127.0.0.1:50051"', "address"), {"address": tutorial.address})
     assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\)  # (.*)", code)

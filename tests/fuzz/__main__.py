@@ -13,7 +13,7 @@ import atheris
 CORPUS = Path(__file__).parent / "corpus"
 
 
-def main() -> None:
+def main():
     """Fuzz until libFuzzer's flags say that it is enough."""
     with atheris.instrument_imports(include=["serving"]):
         from tests.fuzz.targets import TARGETS

@@ -24,7 +24,7 @@ from tests.serving.http2.test_recognition import Peer, calls_of, server
 MAX_IMAGES = 4
 
 
-def request(data: bytes) -> None:
+def request(data):
     """The request parser, with its short cuts, against protobuf's own."""
     try:
         reference = digits_pb2.ClassifyRequest.FromString(data).images
@@ -42,7 +42,7 @@ def request(data: bytes) -> None:
     assert is_good
 
 
-def infer(data: bytes) -> None:
+def infer(data):
     """ModelInfer's parser and checks, against protobuf's own."""
     try:
         typed = TypedContents(data)
@@ -62,14 +62,13 @@ def infer(data: bytes) -> None:
     assert inference.timeout_s is None or 0 < inference.timeout_s < math.inf
 
 
-def manifest(data: bytes) -> None:
+def manifest(data):
     """The manifest parser: an accepted manifest can be sent to clients and computed with."""
     try:
         found = parse_manifest(data)
     except CorruptModel as err:
         assert str(err).isprintable()
         return
-    assert found.signature is not None
     digits_pb2.GetModelResponse(
         name=found.name, version=found.version, test_accuracy=found.test_accuracy,
         signature=found.signature.document(),
@@ -78,7 +77,7 @@ def manifest(data: bytes) -> None:
         assert probabilities.shape == (len(found.golden_images), found.signature.num_classes)
 
 
-def picture(data: bytes) -> None:
+def picture(data):
     """The reader of picture files, Pillow's decoders included, and the search for the digit."""
     try:
         images = normalizer.to_images(decoder.read_page(io.BytesIO(data), decoder.MAX_SIDE).grey)
@@ -90,7 +89,7 @@ def picture(data: bytes) -> None:
     assert images.any((1, 2)).all()
 
 
-def http2(data: bytes) -> None:
+def http2(data):
     """HTTP/2 as a server: recognised or frame by frame, the same bytes are the same calls."""
     peer = Peer(random.Random(0))
     warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
@@ -107,7 +106,7 @@ def http2(data: bytes) -> None:
         connection.data_to_send()
 
 
-def http2_client(data: bytes) -> None:
+def http2_client(data):
     """HTTP/2 as a client: a server may send anything."""
     client = ClientConnection(Limits())
     for number in range(4):

@@ -9,10 +9,10 @@ from tests.fuzz.targets import TARGETS
 INPUTS = sorted((Path(__file__).parent / "corpus").glob("*/*"))
 
 
-def test_every_target_has_a_corpus() -> None:
+def test_every_target_has_a_corpus():
     assert {path.parent.name for path in INPUTS} == set(TARGETS)
 
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_corpus_finds_no_bug(path: Path) -> None:
+def test_corpus_finds_no_bug(path):
     TARGETS[path.parent.name](path.read_bytes())

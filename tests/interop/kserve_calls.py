@@ -8,7 +8,6 @@ SAMPLES is as in triton_calls.
 import asyncio
 import sys
 from itertools import product
-from typing import Any
 
 import httpx
 import numpy as np
@@ -18,7 +17,7 @@ from kserve.protocol.infer_type import RequestedOutput
 TOLERANCE = 1e-5
 
 
-async def main() -> None:
+async def main():
     url, samples = sys.argv[1:]
     with np.load(samples) as arrays:
         images, expected = arrays["images"][:9], arrays["probabilities"][:9]
@@ -31,7 +30,7 @@ async def main() -> None:
         await refuses(client, url, images)
 
 
-async def infers(client: Any, url: str, images: Any, expected: Any) -> None:
+async def infers(client, url, images, expected):
     for is_binary, wants_binary in product((True, False), repeat=2):
         for outputs in ([RequestedOutput("probabilities", {"binary_data": wants_binary})], None):
             request = request_of(images, outputs, is_binary=is_binary)
@@ -41,7 +40,7 @@ async def infers(client: Any, url: str, images: Any, expected: Any) -> None:
             np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
-async def refuses(client: Any, url: str, images: Any) -> None:
+async def refuses(client, url, images):
     for model, status in (("letters", 404), ("digits", 400)):
         try:
             await client.infer(url, request_of(images[:, 1:]), model_name=model)
@@ -51,7 +50,7 @@ async def refuses(client: Any, url: str, images: Any) -> None:
         assert said == status, (model, said)
 
 
-def request_of(images: Any, outputs: Any = None, *, is_binary: bool = True) -> Any:
+def request_of(images, outputs=None, *, is_binary=True):
     tensor = InferInput("images", list(images.shape), "UINT8")
     tensor.set_data_from_numpy(images, binary_data=is_binary)
     return InferRequest("digits", [tensor], request_id="7", request_outputs=outputs)

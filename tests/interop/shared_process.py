@@ -10,7 +10,6 @@ import asyncio
 import importlib
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,13 +18,13 @@ from tests.support.fakes import router_of
 OURS, THEIRS = "serving.server.server", "tritonclient.grpc.aio"
 
 
-async def main(models: Path, samples: str) -> None:
+async def main(models, samples):
     from serving import Classifier
     from serving.config import ServerConfig
     from serving.server.server import Server
     from tests.interop.triton_calls import check, compare_descriptors, question
 
-    triton: Any = importlib.import_module(THEIRS)
+    triton = importlib.import_module(THEIRS)
     compare_descriptors()
     with np.load(samples) as arrays, Classifier.load(models / "digits") as classifier:
         router = router_of(classifier.served)

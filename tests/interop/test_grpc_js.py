@@ -11,10 +11,6 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import Classifier
-from serving.predictions import Images
-from tests.support.servers import RunningServer
-
 pytestmark = pytest.mark.timeout(120)
 
 HERE = Path(__file__).parent / "js"
@@ -24,7 +20,7 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="session")
-def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def node_folder(tmp_path_factory):
     """A folder where node finds grpc-js."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("needs node and npm: apt-get install nodejs npm")
@@ -39,9 +35,7 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_grpc_js_gets_the_same_answers(
-    node_folder: Path, server: RunningServer, classifier: Classifier, images: Images
-) -> None:
+def test_grpc_js_gets_the_same_answers(node_folder, server, classifier, images):
     (node_folder / "images").write_bytes(images.tobytes())
     result = subprocess.run(
         ["node", HERE / "calls.js", server.address, PROTOS, "images"],

@@ -3,31 +3,27 @@
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from serving import Classifier
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
 from serving.protocols.method import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.support.raw import CLASSIFY
-from tests.support.servers import RunningServer
 
 GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
 NUM_IMAGES = 300
 
 
 @pytest.fixture(scope="session")
-def request_file(tmp_path_factory: pytest.TempPathFactory, images: Images) -> Path:
+def request_file(tmp_path_factory, images):
     """A framed ClassifyRequest, larger than a DATA frame and HTTP/2's first window."""
     path = tmp_path_factory.mktemp("request") / "body"
     path.write_bytes(frame(encode_request(images[:NUM_IMAGES].tobytes())))
     return path
 
 
-def output_of(program: str, *arguments: str | Path) -> bytes:
+def output_of(program, *arguments):
     """Run a program to its end; return its output."""
     if shutil.which(program) is None:
         pytest.skip("needs curl and nghttp: apt-get install curl nghttp2-client")
@@ -36,13 +32,7 @@ def output_of(program: str, *arguments: str | Path) -> bytes:
     return result.stdout
 
 
-def test_curl_gets_an_answer_and_its_trailers(
-    server: RunningServer,
-    request_file: Path,
-    tmp_path: Path,
-    classifier: Classifier,
-    images: Images,
-) -> None:
+def test_curl_gets_an_answer_and_its_trailers(server, request_file, tmp_path, classifier, images):
     body = tmp_path / "answer"
     url = f"http://{server.address}{CLASSIFY}"
     head = output_of("curl", "-sS", "--http2-prior-knowledge", "-D", "-", "-o", body,
@@ -53,7 +43,7 @@ def test_curl_gets_an_answer_and_its_trailers(
     assert list(answer.digits) == classifier.classify(images[:NUM_IMAGES]).digits.tolist()
 
 
-def test_nghttp_gets_an_answer_and_its_trailers(server: RunningServer, request_file: Path) -> None:
+def test_nghttp_gets_an_answer_and_its_trailers(server, request_file):
     url = f"http://{server.address}{CLASSIFY}"
     log = output_of("nghttp", "-nv", "--no-push", "-d", request_file, *GRPC, url).decode()
     log = re.sub(r"\x1b\[[0-9;]*m", "", log)
@@ -61,7 +51,7 @@ def test_nghttp_gets_an_answer_and_its_trailers(server: RunningServer, request_f
     assert "grpc-status: 0" in log
 
 
-def test_curl_is_refused_in_words_it_understands(server: RunningServer) -> None:
+def test_curl_is_refused_in_words_it_understands(server):
     if server.facts["transport"] != "h2":
         pytest.skip("gRPC's core leaves such requests without an answer")
     url = f"http://{server.address}{CLASSIFY}"

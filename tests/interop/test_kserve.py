@@ -1,7 +1,5 @@
 """KServe's REST client, unchanged, against our server, in a venv of its own."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.interop.venv import Venv
@@ -13,10 +11,10 @@ PACKAGES = ("kserve==0.21.0",)
 
 
 @pytest.fixture(scope="session")
-def venv(tmp_path_factory: pytest.TempPathFactory) -> Venv:
+def venv(tmp_path_factory):
     return Venv(tmp_path_factory.mktemp("kserve") / "venv", *PACKAGES)
 
 
-def test_kserve_client_works_unchanged(venv: Venv, models: Path, samples: Path) -> None:
+def test_kserve_client_works_unchanged(venv, models, samples):
     with running_server(models, "--http-port", "0") as server:
         venv.run("python", "-m", "tests.interop.kserve_calls", server.facts["http"], samples)

@@ -5,12 +5,11 @@ which proves us on the protobuf 6 line too.
 """
 
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.interop.venv import Venv
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,44 +25,38 @@ PACKAGES = (
 
 
 @pytest.fixture(scope="session")
-def venv(tmp_path_factory: pytest.TempPathFactory) -> Venv:
+def venv(tmp_path_factory):
     return Venv(tmp_path_factory.mktemp("interop") / "venv", *PACKAGES)
 
 
-def test_tritonclient_works_unchanged(venv: Venv, server: RunningServer, samples: Path) -> None:
+def test_tritonclient_works_unchanged(venv, server, samples):
     venv.run("python", "-m", "tests.interop.triton_calls", server.address, samples)
 
 
-def test_tritonclient_works_unchanged_over_http(venv: Venv, models: Path, samples: Path) -> None:
+def test_tritonclient_works_unchanged_over_http(venv, models, samples):
     with running_server(models, "--http-port", "0") as server:
         address = server.facts["http"].removeprefix("http://")
         venv.run("python", "-m", "tests.interop.triton_http_calls", address, samples)
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
-def test_server_and_tritonclient_share_a_process(
-    venv: Venv, models: Path, samples: Path, first: str
-) -> None:
+def test_server_and_tritonclient_share_a_process(venv, models, samples, first):
     venv.run("python", "-m", "tests.interop.shared_process", models, samples, first)
 
 
 @pytest.mark.parametrize("options", [(), ("-b", "128"), ("--streaming", "--async")])
-def test_perf_analyzer_runs_to_its_end(
-    venv: Venv, server: RunningServer, options: tuple[str, ...]
-) -> None:
+def test_perf_analyzer_runs_to_its_end(venv, server, options):
     run_perf_analyzer(venv, "grpc", server.address, *options)
 
 
 @pytest.mark.parametrize("options", [(), ("-b", "128"), ("--async",)])
-def test_perf_analyzer_runs_to_its_end_over_http(
-    venv: Venv, models: Path, options: tuple[str, ...]
-) -> None:
+def test_perf_analyzer_runs_to_its_end_over_http(venv, models, options):
     with running_server(models, "--http-port", "0") as server:
         address = server.facts["http"].removeprefix("http://")
         run_perf_analyzer(venv, "http", address, *options)
 
 
-def run_perf_analyzer(venv: Venv, protocol: str, address: str, *options: str) -> None:
+def run_perf_analyzer(venv, protocol, address, *options):
     levels = ("--concurrency-range", "1:4:3", "--measurement-interval", "500")
     unstable = ("--stability-percentage", "999")  # a busy machine is no failure of ours
     report = venv.run("perf_analyzer", "-i", protocol, "-u", address, "-m", "digits",

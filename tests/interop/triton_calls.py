@@ -7,7 +7,7 @@ SAMPLES is an .npz of `images` (N, 784) uint8 and the `probabilities` (N, 10) ex
 
 import queue
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ TOLERANCE = 1e-5
 """Batches of other sizes add up in another order."""
 
 
-def main() -> None:
+def main():
     address, samples = sys.argv[1:]
     with np.load(samples) as arrays, triton.InferenceServerClient(address) as client:
         images, expected = arrays["images"], arrays["probabilities"]
@@ -31,7 +31,7 @@ def main() -> None:
         counts(client)
 
 
-def describes_itself(client: Any) -> None:
+def describes_itself(client):
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("digits")
@@ -49,17 +49,17 @@ def describes_itself(client: Any) -> None:
     assert (model.name, model.state) == ("digits", "READY")
 
 
-def question(images: Any) -> list[Any]:
+def question(images):
     tensor = triton.InferInput("images", list(images.shape), "UINT8")
     tensor.set_data_from_numpy(images)
     return [tensor]
 
 
-def check(result: Any, expected: Any) -> None:
+def check(result, expected):
     np.testing.assert_allclose(result.as_numpy("probabilities"), expected, atol=TOLERANCE)
 
 
-def infers(client: Any, images: Any, expected: Any) -> None:
+def infers(client, images, expected):
     outputs = [triton.InferRequestedOutput("probabilities")]
     result = client.infer("digits", question(images))
     check(result, expected)
@@ -71,11 +71,11 @@ def infers(client: Any, images: Any, expected: Any) -> None:
     check(result, expected[:1])
 
 
-def infers_asynchronously(client: Any, images: Any, expected: Any) -> None:
+def infers_asynchronously(client, images, expected):
     outcomes: queue.Queue[tuple[int, Any, Any]] = queue.Queue()
     for i in range(50):
 
-        def keep(result: Any, error: Any, i: int = i) -> None:
+        def keep(result, error, i=i):
             outcomes.put((i, result, error))
 
         client.async_infer("digits", question(images[i : i + 1]), callback=keep)
@@ -85,7 +85,7 @@ def infers_asynchronously(client: Any, images: Any, expected: Any) -> None:
         check(result, expected[i : i + 1])
 
 
-def streams(client: Any, images: Any, expected: Any) -> None:
+def streams(client, images, expected):
     outcomes: queue.Queue[tuple[Any, Any]] = queue.Queue()
     client.start_stream(callback=lambda result, error: outcomes.put((result, error)))
     for i in range(50):
@@ -102,7 +102,7 @@ def streams(client: Any, images: Any, expected: Any) -> None:
     client.stop_stream()
 
 
-def refuses(client: Any, images: Any) -> None:
+def refuses(client, images):
     floats = triton.InferInput("images", [1, 784], "FP32")
     floats.set_data_from_numpy(images[:1].astype(np.float32))
     refused: tuple[tuple[Callable[[], object], str], ...] = (
@@ -116,7 +116,7 @@ def refuses(client: Any, images: Any) -> None:
         assert status in str(status_of(call))
 
 
-def status_of(call: Callable[[], object]) -> object:
+def status_of(call):
     try:
         call()
     except InferenceServerException as err:
@@ -124,20 +124,20 @@ def status_of(call: Callable[[], object]) -> object:
     return "OK"
 
 
-def counts(client: Any) -> None:
+def counts(client):
     (stats,) = client.get_inference_statistics("digits").model_stats
     assert stats.inference_stats.success.count >= 100
     assert stats.inference_stats.fail.count >= 1
     assert stats.inference_count > stats.execution_count > 0
 
 
-def fields_of(messages: Any) -> Iterator[Any]:
+def fields_of(messages):
     for message in messages:
         yield from message.fields
         yield from fields_of(message.nested_types)
 
 
-def compare_descriptors() -> None:
+def compare_descriptors():
     """Compare the names, numbers and types of our fields with those of the client."""
     from tritonclient.grpc import service_pb2
 

@@ -7,7 +7,6 @@ SAMPLES is as in triton_calls.
 
 import sys
 from itertools import product
-from typing import Any
 
 import numpy as np
 import tritonclient.http as triton
@@ -16,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 TOLERANCE = 1e-5
 
 
-def main() -> None:
+def main():
     address, samples = sys.argv[1:]
     with np.load(samples) as arrays, triton.InferenceServerClient(address) as client:
         images, expected = arrays["images"], arrays["probabilities"]
@@ -26,7 +25,7 @@ def main() -> None:
         counts(client, images)
 
 
-def describes_itself(client: Any) -> None:
+def describes_itself(client):
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("digits")
@@ -37,7 +36,7 @@ def describes_itself(client: Any) -> None:
     assert [model["state"] for model in client.get_model_repository_index()] == ["READY"]
 
 
-def infers(client: Any, images: Any, expected: Any) -> None:
+def infers(client, images, expected):
     for is_binary, wants_binary in product((True, False), repeat=2):
         tensor = tensor_of(images[:9], is_binary=is_binary)
         output = triton.InferRequestedOutput("probabilities", binary_data=wants_binary)
@@ -48,7 +47,7 @@ def infers(client: Any, images: Any, expected: Any) -> None:
     np.testing.assert_allclose(answer.as_numpy("probabilities"), expected, atol=TOLERANCE)
 
 
-def refuses(client: Any, images: Any) -> None:
+def refuses(client, images):
     wrong = triton.InferInput("images", [1, 784], "FP32")
     wrong.set_data_from_numpy(images[:1].astype(np.float32))
     for model, tensor, words in (
@@ -63,12 +62,12 @@ def refuses(client: Any, images: Any) -> None:
         assert words in said
 
 
-def counts(client: Any, images: Any) -> None:
+def counts(client, images):
     statistics = client.get_inference_statistics("digits")["model_stats"][0]
     assert statistics["inference_count"] >= 4 * 9 + len(images)
 
 
-def tensor_of(images: Any, *, is_binary: bool = True) -> Any:
+def tensor_of(images, *, is_binary=True):
     tensor = triton.InferInput("images", list(images.shape), "UINT8")
     tensor.set_data_from_numpy(images, binary_data=is_binary)
     return tensor

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 class Venv:
     """An environment, and its programs."""
 
-    def __init__(self, folder: Path, *packages: str) -> None:
+    def __init__(self, folder, *packages):
         """Make it in a new folder; skip the test where the packages can't be installed, but in CI.
 
         Args:
@@ -29,7 +29,7 @@ class Venv:
                 pytest.fail(result.stderr)
             pytest.skip(f"{packages[0]} can't be installed here")
 
-    def run(self, program: str, *arguments: str | Path) -> str:
+    def run(self, program, *arguments):
         """Run one of its programs from the repository; return its output."""
         result = subprocess.run(
             [self._bin / program, *arguments],

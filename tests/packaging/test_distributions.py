@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from serving.predictions import Images
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import RunningServer, program
 
@@ -55,10 +53,10 @@ class Venv:
     folder: Path
     elsewhere: Path
 
-    def program(self, name: str) -> Path:
+    def program(self, name):
         return self.folder / "bin" / name
 
-    def run(self, name: str, *arguments: str | Path, code: int = 0) -> str:
+    def run(self, name, *arguments, code=0):
         """Run one of its programs; return its output, with stderr."""
         result = subprocess.run(
             [self.program(name), *arguments], cwd=self.elsewhere, env=environment(),
@@ -68,17 +66,14 @@ class Venv:
         return result.stdout
 
 
-def environment() -> dict[str, str]:
+def environment():
     """Return the variables without those that would show our checkout."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
-Install = Callable[..., Venv]
-
-
 @pytest.fixture(scope="session")
-def install(tmp_path_factory: pytest.TempPathFactory) -> Install:
-    def installed(*requirements: str, python: str = sys.executable) -> Venv:
+def install(tmp_path_factory):
+    def installed(*requirements, python=sys.executable):
         folder = tmp_path_factory.mktemp("packaging")
         venv, elsewhere = Venv(folder / "venv", folder / "elsewhere"), folder / "elsewhere"
         elsewhere.mkdir()
@@ -90,12 +85,12 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Install:
 
 
 @pytest.fixture(scope="session")
-def tools(install: Install) -> Venv:
+def tools(install):
     return install("build", "twine", "uv", "check-wheel-contents", "check-jsonschema")
 
 
 @pytest.fixture(scope="session")
-def tracked() -> list[str]:
+def tracked():
     """Every file of the repository, as git lists it."""
     listing = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
@@ -104,7 +99,7 @@ def tracked() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, tools: Venv, tracked: list[str]) -> Path:
+def built(tmp_path_factory, tools, tracked):
     """The folder of the sdist, and of the wheel that was built from it."""
     source = tmp_path_factory.mktemp("source")
     for name in tracked:
@@ -116,13 +111,13 @@ def built(tmp_path_factory: pytest.TempPathFactory, tools: Venv, tracked: list[s
 
 
 @pytest.fixture(scope="session")
-def wheel(built: Path) -> Path:
+def wheel(built):
     (wheel,) = built.glob("*.whl")
     return wheel
 
 
 @pytest.fixture(scope="session")
-def reader(built: Path, tools: Venv) -> Path:
+def reader(built, tools):
     """The wheel of the reader of numbers."""
     dist = built.parent / "reader" / "dist"
     tools.run("python", "-m", "build", "--outdir", dist, built.parent / "reader")
@@ -131,12 +126,12 @@ def reader(built: Path, tools: Venv) -> Path:
 
 
 @pytest.fixture(scope="session", params=("3.11", "3.12", "3.13", "3.14"))
-def python(request: pytest.FixtureRequest) -> str:
+def python(request):
     """Each interpreter that the README names and this machine has."""
     return interpreter(request.param)
 
 
-def interpreter(version: str) -> str:
+def interpreter(version):
     """Return the name of an interpreter; skip if this machine lacks it."""
     name = f"python{version}"
     if shutil.which(name) is None or subprocess.run([name, "-c", ""]).returncode:
@@ -145,23 +140,23 @@ def interpreter(version: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def serving_venv(install: Install, wheel: Path, python: str) -> Venv:
+def serving_venv(install, wheel, python):
     return install(f"{wheel}[serve,pictures,http]", python=python)
 
 
 @pytest.fixture(scope="session")
-def reader_venv(install: Install, wheel: Path, reader: Path) -> Venv:
+def reader_venv(install, wheel, reader):
     return install(f"{wheel}[serve]", str(reader))
 
 
 @pytest.fixture
-def picture(images: Images, tmp_path: Path) -> Path:
+def picture(images, tmp_path):
     path = tmp_path / "digit.png"
     Image.fromarray(images[0].reshape(28, 28)).save(path)
     return path
 
 
-def test_first_commands_of_the_readme_work_in_a_checkout(built: Path) -> None:
+def test_first_commands_of_the_readme_work_in_a_checkout(built):
     checkout = built.parent
     _, _, after = (checkout / "README.md").read_text("utf-8").partition("## Start")
     block = re.findall(r"(?m)^    (.*)$", after.partition("```")[0])
@@ -175,7 +170,7 @@ def test_first_commands_of_the_readme_work_in_a_checkout(built: Path) -> None:
     assert "seven.png: 7 " in result.stdout
 
 
-def test_older_python_is_refused_before_anything_is_resolved(built: Path, tmp_path: Path) -> None:
+def test_older_python_is_refused_before_anything_is_resolved(built, tmp_path):
     venv = Venv(tmp_path / "venv", tmp_path)
     subprocess.run([interpreter("3.10"), "-m", "venv", venv.folder], check=True, env=environment())
     output = venv.run("pip", "install", f"{built.parent}[serve]", code=1)
@@ -183,7 +178,7 @@ def test_older_python_is_refused_before_anything_is_resolved(built: Path, tmp_pa
     assert "onnxruntime" not in output
 
 
-def test_all_pass_the_index_checks(tools: Venv, built: Path, wheel: Path, reader: Path) -> None:
+def test_all_pass_the_index_checks(tools, built, wheel, reader):
     tools.run(
         "twine", "check", "--strict", *sorted(built.iterdir()), *sorted(reader.parent.iterdir())
     )
@@ -191,7 +186,7 @@ def test_all_pass_the_index_checks(tools: Venv, built: Path, wheel: Path, reader
     tools.run("check-wheel-contents", reader)
 
 
-def test_workflows_are_valid_and_take_few_permissions(tools: Venv) -> None:
+def test_workflows_are_valid_and_take_few_permissions(tools):
     workflows = sorted((ROOT / ".github" / "workflows").iterdir())
     tools.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
     for workflow in workflows:
@@ -200,7 +195,7 @@ def test_workflows_are_valid_and_take_few_permissions(tools: Venv) -> None:
         assert "secrets." not in text
 
 
-def test_sdist_has_all_that_the_repository_has(built: Path, tracked: list[str]) -> None:
+def test_sdist_has_all_that_the_repository_has(built, tracked):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
@@ -208,7 +203,7 @@ def test_sdist_has_all_that_the_repository_has(built: Path, tracked: list[str]) 
     assert not [name for name in inside if "__pycache__" in name or "node_modules" in name]
 
 
-def test_wheel_has_the_packages_and_the_model_alone(wheel: Path) -> None:
+def test_wheel_has_the_packages_and_the_model_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     found = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert found == {"serving", "training", "benchmarks"}
@@ -217,35 +212,36 @@ def test_wheel_has_the_packages_and_the_model_alone(wheel: Path) -> None:
 
 
 def test_server_from_the_wheel_answers_a_client_alone(
-    install: Install, serving_venv: Venv, wheel: Path, python: str, picture: Path
-) -> None:
+    install, serving_venv, wheel, python, picture
+):
     client = install(str(wheel), python=python)
     serve = serving_venv.program("digit-serving")
     command: list[str | Path] = [serve, "serve", "--port=0", "--metrics-port=0", "--http-port=0"]
-    with program(
-        command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        with closing(process.stdout):
-            server = RunningServer(process, process.stdout.readline())
-            client.run("python", "-c", CLIENT, server.address)
-            ask = ("--target", server.address)
-            answer = serving_venv.run("digit-serving", "classify", picture, *ask)
-            page = HttpPeer(server.facts["http"])
-            assert page.post("/v1/digits", picture.read_bytes()).status == 200
-            assert page.get("/draw.js").status == 200
-            info = client.run("digit-serving", "info", "--json", *ask)
-            assert server.stop() == 0
+    with (
+        program(
+            command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE
+        ) as process,
+        closing(process.stdout),
+    ):
+        server = RunningServer(process, process.stdout.readline())
+        client.run("python", "-c", CLIENT, server.address)
+        ask = ("--target", server.address)
+        answer = serving_venv.run("digit-serving", "classify", picture, *ask)
+        page = HttpPeer(server.facts["http"])
+        assert page.post("/v1/digits", picture.read_bytes()).status == 200
+        assert page.get("/draw.js").status == 200
+        info = client.run("digit-serving", "info", "--json", *ask)
+        assert server.stop() == 0
     assert answer.startswith(f"{picture}: ")
     assert '"device"' in info
 
 
-def test_wheel_classifies_pictures_with_the_model_in_it(serving_venv: Venv, picture: Path) -> None:
+def test_wheel_classifies_pictures_with_the_model_in_it(serving_venv, picture):
     output = serving_venv.run("digit-serving", "classify", picture)
     assert output.splitlines()[-1].startswith(f"{picture}: ")
 
 
-def test_reader_adds_its_command_and_has_no_lab(reader_venv: Venv, reader: Path) -> None:
+def test_reader_adds_its_command_and_has_no_lab(reader_venv, reader):
     names = zipfile.ZipFile(reader).namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
         "digit_reader"
@@ -255,14 +251,14 @@ def test_reader_adds_its_command_and_has_no_lab(reader_venv: Venv, reader: Path)
         assert reader_venv.run(*words).splitlines()[-1].startswith(f"{form}: 90210 (")
 
 
-def test_wheel_alone_says_how_to_read_numbers(serving_venv: Venv) -> None:
+def test_wheel_alone_says_how_to_read_numbers(serving_venv):
     output = serving_venv.run("digit-serving", "read", "form.png", code=2)
     assert output.startswith(
         "digit-serving: read is not installed: pip install '.[serve]' ./reader"
     )
 
 
-def test_wheel_trains_and_exports(install: Install, wheel: Path) -> None:
+def test_wheel_trains_and_exports(install, wheel):
     venv = install(f"{wheel}[train]")
     venv.run("python", "-m", "training", "--help")
     venv.run("python", "-c", TRAIN, ROOT / "tests" / "data" / "mnist-sample.npz")
@@ -270,7 +266,7 @@ def test_wheel_trains_and_exports(install: Install, wheel: Path) -> None:
     assert (venv.elsewhere / "artifacts" / "report.html").is_file()
 
 
-def test_wheel_draws_a_benchmark_report(install: Install, wheel: Path) -> None:
+def test_wheel_draws_a_benchmark_report(install, wheel):
     venv = install(f"{wheel}[bench]")
     shutil.copy(ROOT / "benchmarks" / "results" / "bench.json", venv.elsewhere / "kept.json")
     venv.run("python", "-m", "benchmarks", "plot", "kept.json")
@@ -279,7 +275,7 @@ def test_wheel_draws_a_benchmark_report(install: Install, wheel: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", ["serve-gpu", "train-gpu"])
-def test_gpu_extras_have_wheels_on_linux(tools: Venv, extra: str) -> None:
+def test_gpu_extras_have_wheels_on_linux(tools, extra):
     tools.run(
         "uv", "pip", "compile", "--quiet", "--no-build", "--python-platform",
         "x86_64-manylinux_2_28", "--python-version", "3.11", "--extra", extra,

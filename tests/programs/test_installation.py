@@ -14,21 +14,19 @@ from training import commandline
 ROOT = Path(__file__).parents[2]
 
 
-def test_version_is_that_of_the_project() -> None:
+def test_version_is_that_of_the_project():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert serving.__version__ == installation.version() == version
 
 
-def test_version_works_in_a_checkout_that_is_not_installed() -> None:
+def test_version_works_in_a_checkout_that_is_not_installed():
     command = [sys.executable, "-S", "-c", "import serving; print(serving.__version__)"]
     environment = {"PATH": os.defpath, "PYTHONPATH": str(ROOT)}
     output = subprocess.check_output(command, env=environment, text=True, cwd="/")
     assert output.strip() == installation.version()
 
 
-def test_commands_are_make_only_where_that_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_are_make_only_where_that_works(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert installation.run("train", "export") == "`make train export`"
     assert commandline.serve(Path("models/digits")) == "`make serve`"
@@ -42,7 +40,7 @@ def test_commands_are_make_only_where_that_works(
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
-def test_make_takes_gpu_for_cuda_and_refuses_others_in_one_line() -> None:
+def test_make_takes_gpu_for_cuda_and_refuses_others_in_one_line():
     steps = make("--dry-run", "DEVICE=gpu", "serve").stdout
     assert ".installed-gpu" not in steps
     refused = make("DEVICE=tpu", "help")
@@ -51,5 +49,5 @@ def test_make_takes_gpu_for_cuda_and_refuses_others_in_one_line() -> None:
     assert "DEVICE is cpu or cuda, not 'tpu'" in refused.stderr
 
 
-def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def make(*arguments):
     return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True)

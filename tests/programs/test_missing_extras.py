@@ -4,7 +4,6 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -38,7 +37,7 @@ PICTURE = "seven.png"
 """Stands for a picture that can be read."""
 
 
-def without(hidden: tuple[str, ...], program: str, *arguments: str) -> tuple[int, str, str]:
+def without(hidden, program, *arguments):
     """Run a program as if some packages were not installed."""
     code = HIDE.format(hidden=hidden, argv=[program, *arguments], program=program)
     done = ended([sys.executable, "-c", code], cwd=ROOT)
@@ -66,9 +65,7 @@ def without(hidden: tuple[str, ...], program: str, *arguments: str) -> tuple[int
         (("onnxruntime",), "benchmarks", ("run",), "serve"),
     ],
 )  # fmt: skip
-def test_missing_extra_is_one_line_that_names_it(
-    hidden: tuple[str, ...], program: str, arguments: tuple[str, ...], extra: str, tmp_path: Path
-) -> None:
+def test_missing_extra_is_one_line_that_names_it(hidden, program, arguments, extra, tmp_path):
     picture = tmp_path / PICTURE
     with Image.new("L", (28, 28), 255) as blank:
         blank.paste(0, (12, 4, 16, 24))
@@ -81,7 +78,7 @@ def test_missing_extra_is_one_line_that_names_it(
     assert all("using the bundled one" in warning for warning in warnings)
 
 
-def test_classifier_on_the_base_installation_names_the_extra() -> None:
+def test_classifier_on_the_base_installation_names_the_extra():
     code = HIDE.partition("sys.argv")[0].format(hidden=SERVE)
     code += "from serving import Classifier; Classifier.pretrained()"
     done = ended([sys.executable, "-c", code], cwd=ROOT)
@@ -90,19 +87,19 @@ def test_classifier_on_the_base_installation_names_the_extra() -> None:
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {expected}"
 
 
-def test_no_page_installs_a_name_that_anybody_may_register() -> None:
+def test_no_page_installs_a_name_that_anybody_may_register():
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*")]:
         if path.is_file() and path.suffix != ".pyc":
             assert not re.search(r"pip install \S*digit-serving(?!\S* @ )", path.read_text()), path
 
 
-def test_module_that_no_extra_brings_is_a_fault_of_ours() -> None:
+def test_module_that_no_extra_brings_is_a_fault_of_ours():
     with pytest.raises(ModuleNotFoundError):
         installation.advice(ModuleNotFoundError(name="nope"), {"uvloop": "serve"})
 
 
 @pytest.mark.parametrize(("package", "table"), EXTRAS.items())
-def test_every_import_beyond_the_base_has_its_extra(package: str, table: Mapping[str, str]) -> None:
+def test_every_import_beyond_the_base_has_its_extra(package, table):
     ours = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     base = {"numpy", "grpc", "google"}  # pyproject's dependencies
     for path in (ROOT / package).rglob("*.py"):
@@ -113,7 +110,7 @@ def test_every_import_beyond_the_base_has_its_extra(package: str, table: Mapping
             assert module in table, f"{path} imports {module}"
 
 
-def imports_of(path: Path) -> set[str]:
+def imports_of(path):
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -124,7 +121,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("table", EXTRAS.values())
-def test_extras_bring_what_they_are_named_for(table: Mapping[str, str]) -> None:
+def test_extras_bring_what_they_are_named_for(table):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     distributions = packages_distributions()
     for module, extra in table.items():

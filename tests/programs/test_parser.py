@@ -1,7 +1,6 @@
 """Options from the environment: every option has its variable, and the command line wins."""
 
 import argparse
-from collections.abc import Callable
 
 import pytest
 
@@ -14,7 +13,7 @@ PROGRAMS = [serving.cli.arguments.parser, training.cli.parser, benchmarks.argume
 
 
 @pytest.fixture
-def parser() -> Parser:
+def parser():
     parser = Parser(prog="program")
     parser.add_argument("--port", type=int, default=1)
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
@@ -25,26 +24,24 @@ def parser() -> Parser:
 
 
 @pytest.fixture(autouse=True)
-def given(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def given(monkeypatch):
     """Set variables, named without the prefix."""
 
-    def given(**variables: str) -> None:
+    def given(**variables):
         for name, text in variables.items():
             monkeypatch.setenv(f"DIGITS_{name}", text)
 
     return given
 
 
-def test_variable_sets_an_option_even_a_required_one(
-    parser: Parser, given: Callable[..., None]
-) -> None:
+def test_variable_sets_an_option_even_a_required_one(parser, given):
     given(PORT="8033", LOG_FORMAT="json", REFLECTION="yes", RATE="2.5")
     options = parser.parse_args(["a", "b"])
     assert (options.port, options.log_format, options.reflection) == (8033, "json", True)
     assert (options.rate, options.files) == (2.5, ["a", "b"])
 
 
-def test_command_line_wins(parser: Parser, given: Callable[..., None]) -> None:
+def test_command_line_wins(parser, given):
     given(PORT="8033", REFLECTION="1", RATE="2.5")
     options = parser.parse_args(["--port", "7", "--no-reflection"])
     assert (options.port, options.reflection) == (7, False)
@@ -54,9 +51,7 @@ def test_command_line_wins(parser: Parser, given: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     ("text", "is_set"), [("1", True), ("TRUE", True), ("0", False), ("no", False), ("", False)]
 )
-def test_flag_takes_words(
-    parser: Parser, given: Callable[..., None], text: str, is_set: bool
-) -> None:
+def test_flag_takes_words(parser, given, text, is_set):
     given(REFLECTION=text)
     assert parser.parse_args(["--rate", "1"]).reflection is is_set
 
@@ -70,14 +65,7 @@ def test_flag_takes_words(
         ("REFLECTION", "2", "argument --reflection: expected one of 1, true, yes, 0, false, no, "),
     ],
 )
-def test_bad_value_is_one_line_that_names_the_variable(
-    parser: Parser,
-    given: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    text: str,
-    reason: str,
-) -> None:
+def test_bad_value_is_one_line_that_names_the_variable(parser, given, capsys, name, text, reason):
     given(**{name: text})
     with pytest.raises(SystemExit) as ended:
         parser.parse_args([] if name == "RATE" else ["--rate", "1"])
@@ -88,16 +76,12 @@ def test_bad_value_is_one_line_that_names_the_variable(
     assert line.count("\n") == 1
 
 
-def test_service_links_of_kubernetes_are_not_taken_for_ports(
-    parser: Parser, given: Callable[..., None]
-) -> None:
+def test_service_links_of_kubernetes_are_not_taken_for_ports(parser, given):
     given(PORT="tcp://10.96.0.17:50051", RATE="1")
     assert parser.parse_args([]).port == 1
 
 
-def test_bad_variable_does_not_hide_the_help(
-    parser: Parser, given: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_variable_does_not_hide_the_help(parser, given, capsys):
     given(PORT="eighty")
     with pytest.raises(SystemExit) as ended:
         parser.parse_args(["--help"])
@@ -105,7 +89,7 @@ def test_bad_variable_does_not_hide_the_help(
     assert "DIGITS_PORT" in capsys.readouterr().out
 
 
-def test_message_names_the_variable_that_it_is_about() -> None:
+def test_message_names_the_variable_that_it_is_about():
     variables = {"DIGITS_PORT": "70000", "DIGITS_TLS_CERT": "/certs/a.pem", "DIGITS_WORKERS": "2"}
     expected = "port must be 0 to 65535, got 70000"
     assert blame(expected, variables) == f"{expected} (set by DIGITS_PORT)"
@@ -114,17 +98,13 @@ def test_message_names_the_variable_that_it_is_about() -> None:
     assert blame("no model in models", variables) == "no model in models"
 
 
-def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+def commands_of(parser):
     [commands] = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     return dict(commands.choices)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_option_of_every_program_has_a_variable(
-    program: Callable[[], argparse.ArgumentParser],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_every_option_of_every_program_has_a_variable(program, monkeypatch, capsys):
     monkeypatch.setenv("DIGITS_RATE", "1")  # required, as is the next
     monkeypatch.setenv("DIGITS_OUTPUT", "out")
     for name, command in commands_of(program()).items():
@@ -144,9 +124,7 @@ def test_every_option_of_every_program_has_a_variable(
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_version_is_printed(
-    program: Callable[[], argparse.ArgumentParser], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_version_is_printed(program, capsys):
     with pytest.raises(SystemExit) as ended:
         program().parse_args(["--version"])
     assert ended.value.code == 0

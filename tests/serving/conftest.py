@@ -1,8 +1,5 @@
 """Fixtures of the server's tests."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import grpc
 import numpy as np
 import pytest
@@ -11,22 +8,21 @@ from serving import Client
 from tests.serving.model import templates
 from tests.support.inference_peer import Peer
 from tests.support.raw import Raw
-from tests.support.servers import RunningServer
 
 
 @pytest.fixture
-def peer(server: RunningServer) -> Iterator[Peer]:
+def peer(server):
     with grpc.insecure_channel(server.address) as channel:
         yield Peer(channel)
 
 
 @pytest.fixture
-def raw(server: RunningServer) -> Raw:
+def raw(server):
     return Raw(server.address)
 
 
 @pytest.fixture(scope="session")
-def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_models(tmp_path_factory):
     """A repository of models that are not digits'. Shared: copy it before you change it."""
     folder = tmp_path_factory.mktemp("others")
     templates.publish(folder, "letters", templates.LETTERS)
@@ -35,7 +31,7 @@ def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def still_answers(request: pytest.FixtureRequest) -> Iterator[None]:
+def still_answers(request):
     """After each test, whatever it did, the shared server still answers correctly."""
     if "server" not in request.fixturenames:  # `raw`, `client` and `peer` bring it too
         yield

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ PAGE = (ROOT / "docs" / "applications.md").read_text("utf-8")
 
 
 @pytest.fixture
-def shout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shout(tmp_path, monkeypatch):
     """The page's distribution, on the path of programs that are started."""
     command, http = re.findall(r"(?s)```python\n(.*?)```", PAGE)
     (toml,) = re.findall(r"(?s)```toml\n(.*?)```", PAGE)
@@ -37,25 +36,25 @@ def shout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
+def run(*words):
     command = [sys.executable, "-m", "serving", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-def test_command_of_another_distribution_runs_and_has_its_help(shout: Path) -> None:
+def test_command_of_another_distribution_runs_and_has_its_help(shout):
     assert run("shout", "hello").stdout == "HELLO\n"
     assert re.search(r"(?m)^ {4}shout +print a text in capitals$", run("--help").stdout)
     assert "digit-serving shout hello" in run("shout", "--help").stdout
 
 
-def test_broken_application_is_one_line(shout: Path) -> None:
+def test_broken_application_is_one_line(shout):
     (shout / "shout" / "command.py").write_text("import nothing_of_this_name")
     result = run("shout", "hello")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "shout.command, of digit_serving.commands, can't be used" in result.stderr
 
 
-def test_paths_of_another_distribution_answer_and_are_described(shout: Path) -> None:
+def test_paths_of_another_distribution_answer_and_are_described(shout):
     with running_server(PRETRAINED, "--http-port", "0") as server:
         peer = HttpPeer(server.facts["http"])
         assert peer.post("/v1/shout", b"hello").json == {"text": "HELLO"}
@@ -65,7 +64,7 @@ def test_paths_of_another_distribution_answer_and_are_described(shout: Path) -> 
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def alone(monkeypatch):
     """No application is installed."""
     monkeypatch.setattr(applications, "_entry_points", lambda group: [])
     applications.installed.cache_clear()
@@ -74,14 +73,14 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("alone")
-def test_read_says_how_to_install_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_read_says_how_to_install_it(capsys):
     assert main(["read", "form.png"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("digit-serving: read is not installed: pip install '.[serve]' ./reader")
 
 
 @pytest.mark.usefixtures("alone")
-def test_digit_is_classified_without_a_judge(capsys: pytest.CaptureFixture[str]) -> None:
+def test_digit_is_classified_without_a_judge(capsys):
     picture = str(ROOT / "docs" / "pictures" / "seven.png")
     assert main(["classify", picture, "--models", str(PRETRAINED), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["digit"] == 7

@@ -4,10 +4,7 @@ import asyncio
 import multiprocessing
 import pickle
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,24 +21,24 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def path(tmp_path_factory):
     return save(two_layers(), tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
-def layers(path: Path) -> Iterator[Model]:
+def layers(path):
     with Model.load(path, device="cpu", batching=BatchingConfig(max_batch_size=100)) as loaded:
         yield loaded
 
 
 @pytest.fixture(scope="module")
-def expected(path: Path) -> Any:
+def expected(path):
     session = runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": ROWS})[0]
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+def mixed(tmp_path_factory):
     """Inputs of several types, x FP32 [N, 2], n INT8 [N], texts BYTES [N]; their names are odd."""
     graph = model(
         [node("Identity", ["x"], ["y"]), node("Identity", ["self"], ["n"]),
@@ -55,13 +52,13 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 @pytest.mark.parametrize(("name", "given"), [("device", "gpu"), ("precision", "fp8")])
-def test_unknown_device_or_precision_is_refused(path: Path, name: str, given: Any) -> None:
+def test_unknown_device_or_precision_is_refused(path, name, given):
     with pytest.raises(ConfigurationError, match=f"{name} must be one of"):
         Model.load(path, **{name: given})
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 100, 101, 2000])
-def test_answers_are_those_of_onnx_runtime(layers: Model, expected: Any, num_rows: int) -> None:
+def test_answers_are_those_of_onnx_runtime(layers, expected, num_rows):
     answer = layers.run(x=ROWS[:num_rows])
     assert list(answer) == ["y"]
     np.testing.assert_allclose(answer["y"], expected[:num_rows], atol=TOLERANCE)
@@ -69,7 +66,7 @@ def test_answers_are_those_of_onnx_runtime(layers: Model, expected: Any, num_row
     np.testing.assert_allclose(awaited["y"], expected[:num_rows], atol=TOLERANCE)
 
 
-def test_lists_and_texts_are_converted_where_nothing_is_lost(mixed: Model) -> None:
+def test_lists_and_texts_are_converted_where_nothing_is_lost(mixed):
     answer = mixed.run(**{"x": [[1, 2.5]], "self": [-128], "text:0": ["é\0"]})
     assert answer["y"].tolist() == [[1, 2.5]]
     assert answer["n"].tolist() == [-128]
@@ -104,16 +101,14 @@ ONE = {"x": [[1, 2]], "self": [1], "text:0": ["a"]}
         ({"x": np.ones((0, 2), np.float32), "self": [], "text:0": []}, "at least 1 row, got 0"),
     ],
 )
-def test_bad_inputs_are_refused_with_expected_and_got(
-    mixed: Model, change: dict[str, object], message: str
-) -> None:
+def test_bad_inputs_are_refused_with_expected_and_got(mixed, change, message):
     with pytest.raises(InvalidRequest, match=message):
         mixed.run(**ONE | change)
     with pytest.raises(InvalidRequest, match=message):
         asyncio.run(mixed.run_async(**ONE | change))
 
 
-def test_one_row_may_be_meant_for_all(tmp_path: Path) -> None:
+def test_one_row_may_be_meant_for_all(tmp_path):
     inputs = [value(name, "FP32", ["N", 2]) for name in "ab"]
     graph = model([node("Add", ["a", "b"], ["y"])], inputs, [value("y", "FP32", ["N", 2])])
     batching = BatchingConfig(max_batch_size=2)
@@ -123,7 +118,7 @@ def test_one_row_may_be_meant_for_all(tmp_path: Path) -> None:
     assert answer.tolist() == [[2, 3], [3, 4], [4, 5]]
 
 
-def test_failed_run_says_why_and_the_next_one_works(tmp_path: Path) -> None:
+def test_failed_run_says_why_and_the_next_one_works(tmp_path):
     graph = model(
         [node("MatMul", ["x", "w"], ["y"])], [value("x", "FP32", ["N", "M"])],
         [value("y", "FP32", ["N", 2])], {"w": np.ones((3, 2), np.float32)},
@@ -134,16 +129,14 @@ def test_failed_run_says_why_and_the_next_one_works(tmp_path: Path) -> None:
         assert loaded.run(x=[[1, 2, 3]])["y"].tolist() == [[6, 6]]
 
 
-def test_closed_model_says_so(path: Path) -> None:
+def test_closed_model_says_so(path):
     with Model.load(path) as loaded:
         pass
     with pytest.raises(Unavailable, match="the model is closed"):
         loaded.run(x=ROWS)
 
 
-def test_pickled_model_is_loaded_again(
-    path: Path, expected: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pickled_model_is_loaded_again(path, expected, monkeypatch):
     monkeypatch.chdir(path.parent)
     with Model.load(path.name, device="cpu", batching=BatchingConfig(max_batch_size=3)) as loaded:
         pickled = pickle.dumps(loaded)
@@ -154,7 +147,7 @@ def test_pickled_model_is_loaded_again(
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
-def test_model_made_before_a_fork_answers_in_the_child(layers: Model, expected: Any) -> None:
+def test_model_made_before_a_fork_answers_in_the_child(layers, expected):
     fork = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "fork")
     with ProcessPoolExecutor(1, mp_context=fork) as pool:
         answer = pool.submit(layers.run, x=ROWS[:300]).result(60)

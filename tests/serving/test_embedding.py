@@ -4,15 +4,10 @@ import asyncio
 import gc
 import pickle
 import shutil
-import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +17,7 @@ from serving.config import BatchingConfig
 from serving.errors import ModelError, Unavailable
 from serving.model import repository
 from serving.model.engine import LoadedModel, native_run
-from serving.predictions import Images, Probabilities
-from serving.tensors import DIGITS, Array, Feeds
+from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
 from tests.support.processes import FORKS
 from tests.support.published import publish
@@ -34,11 +28,11 @@ class Interrupt(BaseException):
     """Like KeyboardInterrupt, but never pytest's."""
 
 
-def raising_at(number: int) -> tuple[Callable[..., Any], Callable[[], bool]]:
+def raising_at(number):
     """A trace function that raises at the line of that number, and whether it has."""
     lines = [0]
 
-    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any]:
+    def trace(frame, event, _):
         if event == "line":
             lines[0] += 1
             if lines[0] == number + 1:
@@ -49,9 +43,7 @@ def raising_at(number: int) -> tuple[Callable[..., Any], Callable[[], bool]]:
 
 
 @pytest.mark.parametrize("num_images", [1, 300])  # one run; several, with helpers
-def test_exception_at_any_line_leaves_nothing_held(
-    classifier: Classifier, images: Images, num_images: int
-) -> None:
+def test_exception_at_any_line_leaves_nothing_held(classifier, images, num_images):
     few = images[:num_images]
     expected = classifier.classify(few).digits
     held = native_run()
@@ -75,14 +67,14 @@ def test_exception_at_any_line_leaves_nothing_held(
     assert number > 10
 
 
-def is_free(lock: Any) -> bool:
+def is_free(lock):
     if not lock.acquire(timeout=TIMEOUT_S):
         return False
     lock.release()
     return True
 
 
-def run_script(code: str, models: Path) -> subprocess.CompletedProcess[str]:
+def run_script(code, models):
     """Run a program that has `classifier` and `images`, and say how it ended."""
     begin = f"""
         import os, signal, sys, threading, time
@@ -119,7 +111,7 @@ FORK = """
 
 
 @pytest.mark.slow
-def test_classifier_made_before_a_fork_answers_in_the_child(models: Path) -> None:
+def test_classifier_made_before_a_fork_answers_in_the_child(models):
     done = run_script(FORK, models)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -133,7 +125,7 @@ EXITS = {
 
 @pytest.mark.parametrize("num_images", [1, 600])
 @pytest.mark.parametrize("way", list(EXITS))
-def test_exit_with_calls_running_is_clean(models: Path, way: str, num_images: int) -> None:
+def test_exit_with_calls_running_is_clean(models, way, num_images):
     code = f"""
         def classify_forever():
             while True:
@@ -148,7 +140,7 @@ def test_exit_with_calls_running_is_clean(models: Path, way: str, num_images: in
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_forgotten_classifiers_leave_no_threads(models: Path, images: Images) -> None:
+def test_forgotten_classifiers_leave_no_threads(models, images):
     before = set(threading.enumerate())
     for _ in range(3):
         Classifier.load(models / "digits", device="cpu").classify(images)
@@ -157,8 +149,8 @@ def test_forgotten_classifiers_leave_no_threads(models: Path, images: Images) ->
 
 
 def test_pickled_classifier_is_loaded_again_by_path_version_and_settings(
-    models: Path, tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    models, tmp_path, images, monkeypatch
+):
     shutil.copytree(models, tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     batching = BatchingConfig(max_batch_size=100)
@@ -175,16 +167,14 @@ def test_pickled_classifier_is_loaded_again_by_path_version_and_settings(
 
 
 @pytest.fixture
-def engine(models: Path) -> Iterator[GatedModel]:
+def engine(models):
     engine = GatedModel()
     yield engine
     engine.open(1000)
 
 
 @pytest.fixture
-def gated(
-    engine: GatedModel, models: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Classifier]:
+def gated(engine, models, monkeypatch):
     """A classifier of one core, whose runs wait for the test."""
     monkeypatch.setattr("serving.embedded.usable_cores", lambda: 1)
     manifest = repository.load_manifest(models / "digits" / "1")
@@ -194,13 +184,13 @@ def gated(
         yield gated
 
 
-def test_classifier_without_a_path_cannot_be_pickled(gated: Classifier) -> None:
+def test_classifier_without_a_path_cannot_be_pickled(gated):
     with pytest.raises(TypeError, match="load"):
         pickle.dumps(gated)
 
 
-def test_awaited_classification_leaves_the_loop_free(gated: Classifier, engine: GatedModel) -> None:
-    async def scenario() -> list[int]:
+def test_awaited_classification_leaves_the_loop_free(gated, engine):
+    async def scenario():
         task = asyncio.create_task(gated.classify_async(images_of(7)))
         await asyncio.to_thread(engine.wait_until_running)
         assert not task.done()  # and this coroutine goes on meanwhile
@@ -210,10 +200,8 @@ def test_awaited_classification_leaves_the_loop_free(gated: Classifier, engine: 
     assert asyncio.run(scenario()) == [7]
 
 
-def test_cancelled_classification_begins_no_further_run(
-    gated: Classifier, engine: GatedModel
-) -> None:
-    async def scenario() -> None:
+def test_cancelled_classification_begins_no_further_run(gated, engine):
+    async def scenario():
         task = asyncio.create_task(gated.classify_async(images_of(*range(10))))
         await asyncio.to_thread(engine.wait_until_running)
         task.cancel()
@@ -225,12 +213,12 @@ def test_cancelled_classification_begins_no_further_run(
     assert engine.ran == [[0, 1]]
 
 
-def test_helpers_that_fail_are_made_up_for(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_helpers_that_fail_are_made_up_for(models, monkeypatch):
     """A run that fails on a helper is run again by the caller, who gets the error if it stays."""
     caller = threading.get_ident()
 
     class Engine(FakeModel):
-        def classify(self, images: Images) -> Probabilities:
+        def classify(self, images):
             if threading.get_ident() != caller:
                 raise ModelError("only on helpers")
             return super().classify(images)
@@ -246,15 +234,13 @@ def test_helpers_that_fail_are_made_up_for(models: Path, monkeypatch: pytest.Mon
             it.classify(images_of(*values, 42))
 
 
-def test_helpers_take_only_cores_that_no_call_uses(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_helpers_take_only_cores_that_no_call_uses(models, monkeypatch):
     caller, ran_on = threading.get_ident(), set[int]()
     both_run, go_on = threading.Event(), threading.Event()
     together = threading.Barrier(2, both_run.set)
 
     class Engine(FakeModel):
-        def classify(self, images: Images) -> Probabilities:
+        def classify(self, images):
             ran_on.add(threading.get_ident())
             if threading.get_ident() != caller:
                 together.wait(TIMEOUT_S)  # broken, unless the other thread's call has a helper
@@ -278,10 +264,8 @@ def test_helpers_take_only_cores_that_no_call_uses(
             assert len(helped.result(TIMEOUT_S)) == 256
 
 
-def test_many_awaited_classifications_get_their_own_answers(
-    classifier: Classifier, images: Images
-) -> None:
-    async def scenario() -> list[int]:
+def test_many_awaited_classifications_get_their_own_answers(classifier, images):
+    async def scenario():
         answers = await asyncio.gather(
             *(classifier.classify_async(image[None]) for image in images)
         )
@@ -290,7 +274,7 @@ def test_many_awaited_classifications_get_their_own_answers(
     assert asyncio.run(scenario()) == classifier.classify(images).digits.tolist()
 
 
-def test_awaited_classification_raises_the_same_errors(models: Path) -> None:
+def test_awaited_classification_raises_the_same_errors(models):
     classifier = Classifier.load(models / "digits", device="cpu")
     classifier.close()
     with pytest.raises(Unavailable, match="the classifier is closed"):
@@ -298,17 +282,17 @@ def test_awaited_classification_raises_the_same_errors(models: Path) -> None:
 
 
 @pytest.mark.parametrize(("enough_rows", "num_runs"), [(128, 2), (256, 1)])
-def test_run_is_shared_where_its_parts_take_long_enough(enough_rows: int, num_runs: int) -> None:
+def test_run_is_shared_where_its_parts_take_long_enough(enough_rows, num_runs):
     runs: list[int] = []
 
     class Counted:
         device, max_concurrent_runs, tensors = "cpu", 2, DIGITS.tensors
 
-        def run(self, feeds: Feeds) -> list[Array]:
+        def run(self, feeds):
             runs.append(len(feeds["images"]))
             return [np.full((runs[-1], 10), 0.1, np.float32)]
 
-    engine: Any = Counted()
+    engine = Counted()
     with Classifier.pretrained() as good:
         manifest = good.served.manifest
     model = LoadedModel(engine, manifest, "fp32", enough_rows=enough_rows)

@@ -6,7 +6,7 @@ from serving.predictions import as_images, check_bytes
 from serving.tensors import DIGITS, Signature
 
 
-def test_rows_and_pictures_become_rows() -> None:
+def test_rows_and_pictures_become_rows():
     rows = np.arange(2 * 784).astype(np.uint8).reshape(2, 784)
     for shape in ((2, 784), (2, 28, 28)):
         images = as_images(rows.reshape(shape), DIGITS)
@@ -22,7 +22,7 @@ def test_rows_and_pictures_become_rows() -> None:
         ((17,), "(N, 17)"),
     ],
 )
-def test_images_have_the_shape_of_the_model(shape: tuple[int, ...], expected: str) -> None:
+def test_images_have_the_shape_of_the_model(shape, expected):
     signature = Signature(shape, 5)
     images = np.zeros((3, *shape), np.uint8)
     assert as_images(images, signature).shape == (3, signature.image_bytes)
@@ -33,7 +33,7 @@ def test_images_have_the_shape_of_the_model(shape: tuple[int, ...], expected: st
 
 
 class Hostile:
-    def __array__(self, *_: object, **__: object) -> object:
+    def __array__(self, *_, **__):
         raise KeyError("two\nlines")
 
 
@@ -67,9 +67,9 @@ RECURSIVE.append(RECURSIVE)
     ],
     ids=lambda bad: type(bad).__name__,
 )
-def test_what_is_no_array_of_images_is_refused_in_one_line(bad: object) -> None:
+def test_what_is_no_array_of_images_is_refused_in_one_line(bad):
     with pytest.raises(InvalidRequest, match="expected") as caught:
-        as_images(bad, DIGITS)  # type: ignore[arg-type]
+        as_images(bad, DIGITS)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
 
@@ -91,7 +91,7 @@ BASE = np.arange(3 * 784).astype(np.uint8).reshape(3, 784)
         list(BASE),
     ],
 )
-def test_any_layout_of_pixels_becomes_contiguous_rows(images: np.ndarray) -> None:
+def test_any_layout_of_pixels_becomes_contiguous_rows(images):
     rows = as_images(images, DIGITS)
     np.testing.assert_array_equal(rows, np.asarray(images).reshape(len(images), 784))
     assert rows.data.cast("B").nbytes == len(images) * 784
@@ -101,11 +101,11 @@ def test_any_layout_of_pixels_becomes_contiguous_rows(images: np.ndarray) -> Non
     ("num_bytes", "message"),
     [(0, "at least 1 image"), (783, "got 783"), (3 * 784, "at most 2 images in a request, got 3")],
 )
-def test_wrong_number_of_bytes_is_refused(num_bytes: int, message: str) -> None:
+def test_wrong_number_of_bytes_is_refused(num_bytes, message):
     with pytest.raises(InvalidRequest, match=message):
         check_bytes(num_bytes, 784, max_images=2)
 
 
-def test_too_many_images_are_refused_with_the_limit() -> None:
+def test_too_many_images_are_refused_with_the_limit():
     with pytest.raises(InvalidRequest, match="at most 2 images in a request, got 3"):
         as_images(np.zeros((3, 784), np.uint8), DIGITS, max_images=2)

@@ -1,7 +1,6 @@
 """From a Keras model that somebody trained to answers over the network."""
 
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -20,7 +19,7 @@ ENOUGH = 0.9
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("letters")
     train_letters().save(folder / "model.keras")
     (folder / "labels.txt").write_text("\n".join(LABELS))
@@ -33,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.slow
-def test_own_keras_model_is_served(models: Path, precision: str) -> None:
+def test_own_keras_model_is_served(models, precision):
     images, classes = letters(400, seed=4)
     options = ("--model", "letters", "--precision", precision)
     with running_server(models, *options) as server, Client(server.address) as client:
@@ -43,15 +42,13 @@ def test_own_keras_model_is_served(models: Path, precision: str) -> None:
     assert (info.signature.input_shape, info.signature.labels) == ((32, 32), LABELS)
     assert (answer.digits == classes).mean() > ENOUGH
     assert answer.labels == [LABELS[digit] for digit in answer.digits]
-    with Classifier.load(models / "letters", precision=precision) as classifier:  # type: ignore[arg-type]
+    with Classifier.load(models / "letters", precision=precision) as classifier:
         near = classifier.classify(images)
     np.testing.assert_array_equal(near.digits, answer.digits)
 
 
 @pytest.mark.parametrize(("resize", "channels"), [("stretch", 1), ("crop", 3)])
-def test_picture_is_classified_as_in_training(
-    resize: str, channels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_picture_is_classified_as_in_training(resize, channels, tmp_path, capsys):
     """A convolutional network of 8 x 8 sees the pixels that Keras's own loader makes."""
     keras.utils.set_random_seed(1)
     layers = [keras.Input((8, 8, channels)), keras.layers.Rescaling(1 / 255)]

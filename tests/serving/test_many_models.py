@@ -6,9 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,14 +19,14 @@ from serving.model.onnx_runtime import runtime
 from serving.protocols.oip import inference_pb
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value
-from tests.support.servers import RunningServer, on_both, serve_command, started
+from tests.support.servers import on_both, serve_command, started
 
 GENERATOR = np.random.default_rng(0)
 SLOW_SIZE = 700
 """A product of such matrices takes too long for the loop to run it itself."""
 
 
-def models() -> dict[str, Any]:
+def models():
     """Several inputs and outputs, open axes, texts, state, rows that depend on each other."""
     both = [value("a", "FP32", ["N", 3]), value("b", "INT64", ["N", 3])]
     square = np.eye(SLOW_SIZE, dtype=np.float32)
@@ -73,7 +71,7 @@ INPUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for name, model in models().items():
         graphs.save(model, folder, f"{name}.onnx")
@@ -81,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["h2"])
-def many(folder: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+def many(folder, request):
     files = [str(folder / f"{name}.onnx") for name in INPUTS]
     command = serve_command(folder, "--http-port", "0", "--transport", request.param, *files)
     at = command.index("--models")
@@ -91,7 +89,7 @@ def many(folder: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer
         assert server.stop() == 0
 
 
-def expected(folder: Path, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
+def expected(folder, name, inputs):
     """ONNX Runtime's answer in this process."""
     session = runtime().InferenceSession((folder / f"{name}.onnx").read_bytes())
     names = [output.name for output in session.get_outputs()]
@@ -99,9 +97,7 @@ def expected(folder: Path, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_each_model_answers_as_onnx_runtime_does(
-    many: RunningServer, folder: Path, name: str
-) -> None:
+def test_each_model_answers_as_onnx_runtime_does(many, folder, name):
     wanted = expected(folder, name, INPUTS[name])
     with Client(many.address) as client:
         for _ in range(3):  # read in full; then by its prefix, where it has one
@@ -112,14 +108,14 @@ def test_each_model_answers_as_onnx_runtime_does(
                 np.testing.assert_array_equal(answer[output], array)
 
 
-def post(server: RunningServer, path: str, body: Any) -> Any:
+def post(server, path, body):
     data = json.dumps(body).encode()
     with urllib.request.urlopen(f"{server.facts['http']}{path}", data, timeout=10) as reply:
         return json.load(reply)
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_json_gives_the_same(many: RunningServer, folder: Path, name: str) -> None:
+def test_json_gives_the_same(many, folder, name):
     datatypes = {np.float32: "FP32", np.float16: "FP16", np.float64: "FP64", np.int64: "INT64",
                  np.bool_: "BOOL"}  # fmt: skip
     inputs = [
@@ -134,10 +130,8 @@ def test_json_gives_the_same(many: RunningServer, folder: Path, name: str) -> No
         np.testing.assert_array_equal(np.array(output["data"], wanted.dtype), wanted.ravel())
 
 
-def test_requests_of_many_callers_are_answered_each_with_its_own(
-    many: RunningServer, folder: Path
-) -> None:
-    def ask(seed: int) -> None:
+def test_requests_of_many_callers_are_answered_each_with_its_own(many, folder):
+    def ask(seed):
         generator = np.random.default_rng(seed)
         with Client(many.address) as client:
             for _ in range(30):
@@ -154,10 +148,10 @@ def test_requests_of_many_callers_are_answered_each_with_its_own(
         list(pool.map(ask, range(8)))
 
 
-def test_bytes_that_are_no_booleans_are_refused_each_time(many: RunningServer) -> None:
+def test_bytes_that_are_no_booleans_are_refused_each_time(many):
     tensor = {"name": "x", "datatype": "BOOL", "shape": [1, 4]}
     with grpc.insecure_channel(many.address) as channel:
-        call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
+        call = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
         for data in (bytes((0, 1, 1, 0)), bytes((0, 2, 255, 1))):
             request = inference_pb.ModelInferRequest(
                 model_name="flags", inputs=[tensor], raw_input_contents=[data]
@@ -169,14 +163,14 @@ def test_bytes_that_are_no_booleans_are_refused_each_time(many: RunningServer) -
                 call(request.SerializeToString())
 
 
-def test_digits_are_not_offered_where_there_are_none(many: RunningServer) -> None:
+def test_digits_are_not_offered_where_there_are_none(many):
     with Client(many.address) as client, pytest.raises(ModelNotFound, match="no classifier"):
         client.classify(np.zeros((1, 784), np.uint8))
     with urllib.request.urlopen(many.facts["http"], timeout=10) as reply:
         assert b"/v2/models/two/infer" in reply.read()
 
 
-def test_slow_model_does_not_hold_up_a_fast_one(many: RunningServer) -> None:
+def test_slow_model_does_not_hold_up_a_fast_one(many):
     """Eight callers keep the slow one busy; calls of the fast one begin and end meanwhile."""
     with Client(many.address) as client, ThreadPoolExecutor(8) as pool:
         rows = np.zeros((64, SLOW_SIZE), np.float32)
@@ -194,7 +188,7 @@ def test_slow_model_does_not_hold_up_a_fast_one(many: RunningServer) -> None:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(tmp_path):
     """Two versions of one model, which answer their number."""
     for version in ("1", "2"):
         (tmp_path / "plus" / version).mkdir(parents=True)
@@ -209,17 +203,17 @@ def repository(tmp_path: Path) -> Path:
 ZEROS = np.zeros((1, 4), np.float32)
 
 
-def answered(client: Client, version: str = "") -> int:
+def answered(client, version=""):
     return int(client.infer("plus", x=ZEROS, version=version)["y"][0, 0])
 
 
-def labels(repository: Path, **content: Any) -> None:
+def labels(repository, **content):
     path = repository / "plus" / "labels.json"
     path.with_suffix(".new").write_text(json.dumps(content))
     path.with_suffix(".new").rename(path)
 
 
-def test_labels_and_versions_over_the_network(repository: Path) -> None:
+def test_labels_and_versions_over_the_network(repository):
     labels(repository, stable="1", next="2")
     options = ("--versions", "all", "--reload-interval", "0.05")
     with started(serve_command(repository, *options)) as server, Client(server.address) as client:
@@ -233,15 +227,15 @@ def test_labels_and_versions_over_the_network(repository: Path) -> None:
         assert server.stop() == 0
 
 
-def test_twenty_changes_of_the_canary_under_load_lose_no_call(repository: Path) -> None:
+def test_twenty_changes_of_the_canary_under_load_lose_no_call(repository):
     labels(repository, stable="1", canary={"version": "2", "share": 0.3})
     options = ("--versions", "all", "--reload-interval", "0.02")
     seen: Counter[int] = Counter()
 
-    async def change(address: str) -> None:
+    async def change(address):
         is_over = False
 
-        async def ask(client: AsyncClient) -> None:
+        async def ask(client):
             while not is_over:
                 answer = await client.infer("plus", x=ZEROS)
                 seen[int(answer["y"][0, 0])] += 1
@@ -263,7 +257,7 @@ def test_twenty_changes_of_the_canary_under_load_lose_no_call(repository: Path) 
 
 
 @on_both
-def test_model_is_loaded_and_unloaded_by_its_name(repository: Path, transport: str) -> None:
+def test_model_is_loaded_and_unloaded_by_its_name(repository, transport):
     options = ("--allow-repository-control", "--http-port", "0", "--transport", transport)
     with started(serve_command(repository, *options)) as server, Client(server.address) as client:
         for _ in range(3):
@@ -281,7 +275,7 @@ def test_model_is_loaded_and_unloaded_by_its_name(repository: Path, transport: s
         with grpc.insecure_channel(server.address) as channel:
             change = {"config": {"string_param": "{}"}}
             request = inference_pb.RepositoryModelLoadRequest(model_name="plus", parameters=change)
-            call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/RepositoryModelLoad")
+            call = channel.unary_unary(f"/{inference_pb.SERVICE}/RepositoryModelLoad")
             with pytest.raises(grpc.RpcError, match="expected no parameters"):
                 call(request.SerializeToString())
         for parameters in ({"config": "{}"}, {"file:1/model.onnx": "YQ=="}):

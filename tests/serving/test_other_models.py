@@ -3,23 +3,20 @@
 import asyncio
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import grpc
 import numpy as np
 import pytest
 
-from serving import AsyncClient, Classifier, Client, Predictions
+from serving import AsyncClient, Classifier
 from serving.catalog.catalog import Catalog
 from serving.config import ModelConfig, Precision
-from serving.predictions import Images
 from serving.tensors import Signature
 from tests.serving.model import templates
 from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 
 
 class Model(NamedTuple):
@@ -32,24 +29,24 @@ MODELS = (Model("letters", templates.LETTERS, "int8"), Model("glyphs", templates
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda model: f"{model.name}-{model.precision}")
-def model(request: pytest.FixtureRequest) -> Model:
+def model(request):
     model: Model = request.param
     return model
 
 
 @pytest.fixture(scope="module")
-def images(model: Model) -> Images:
+def images(model):
     return templates.images_of(model.signature, 500)[0]
 
 
 @pytest.fixture(scope="module")
-def classifier(other_models: Path, model: Model) -> Iterator[Classifier]:
+def classifier(other_models, model):
     with Classifier.load(other_models / model.name, precision=model.precision) as classifier:
         yield classifier
 
 
 @pytest.fixture(scope="module")
-def server(other_models: Path, model: Model) -> Iterator[RunningServer]:
+def server(other_models, model):
     options = ["--model", model.name, "--precision", model.precision]
     options += ["--self-test-interval", "0"]
     with running_server(other_models, *options) as server:
@@ -60,12 +57,12 @@ def server(other_models: Path, model: Model) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def peer(server: RunningServer) -> Iterator[Peer]:
+def peer(server):
     with grpc.insecure_channel(server.address) as channel:
         yield Peer(channel)
 
 
-def test_answers_are_right_and_have_their_labels(client: Client, model: Model) -> None:
+def test_answers_are_right_and_have_their_labels(client, model):
     images, classes = templates.images_of(model.signature, 1000)
     answer = client.classify(images.reshape(-1, *model.signature.input_shape))
     np.testing.assert_array_equal(answer.digits, classes)
@@ -76,9 +73,9 @@ def test_answers_are_right_and_have_their_labels(client: Client, model: Model) -
 
 
 def test_each_client_and_protocol_answers_as_the_classifier_does(
-    server: RunningServer, client: Client, peer: Peer, classifier: Classifier, images: Images
-) -> None:
-    async def ask() -> Predictions:
+    server, client, peer, classifier, images
+):
+    async def ask():
         async with AsyncClient(server.address) as client:
             return await client.classify(images)
 
@@ -100,8 +97,8 @@ def test_each_client_and_protocol_answers_as_the_classifier_does(
 
 
 def test_new_version_takes_over_and_one_of_another_signature_does_not(
-    other_models: Path, model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    other_models, model, tmp_path, caplog
+):
     name, signature, precision = model
     shutil.copytree(other_models, tmp_path, dirs_exist_ok=True)
     config = ModelConfig(models=tmp_path, names=(name,), precision=precision)

@@ -3,11 +3,8 @@
 import io
 import json
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -26,7 +23,7 @@ BILINEAR = Image.Resampling.BILINEAR
 WEIGHTS = np.array([[6, 0, 0], [0, 6, 1], [0, 0, 6]], np.float32)
 
 
-def colours(layout: str = "NCHW", batch: int | str = "N") -> bytes:
+def colours(layout="NCHW", batch="N"):
     """A graph of 96 x 96 pixels, image FP32 -> logits: three colours by their mean."""
     shape = [batch, 3, 96, 96] if layout == "NCHW" else [batch, 96, 96, 3]
     nodes = [
@@ -42,14 +39,14 @@ def colours(layout: str = "NCHW", batch: int | str = "N") -> bytes:
     return data
 
 
-def expected(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+def expected(pixels):
     """The probabilities for a picture that Pillow has resized."""
     powers = np.exp((pixels / 255).mean((0, 1)) @ WEIGHTS)
     return np.asarray(powers / powers.sum())
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Models of colours, of any batch and of one picture, as files; one of letters, described."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "colours.onnx").write_bytes(colours())
@@ -60,19 +57,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def photo() -> Image.Image:
+def photo():
     noise = np.random.default_rng(0).integers(0, 256, (10, 15, 3), np.uint8)
     noise[..., 2] //= 3
     return Image.fromarray(noise).resize((300, 200), BILINEAR)
 
 
-def png(picture: Image.Image) -> bytes:
+def png(picture):
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
 
 
-def letter(number: int) -> Image.Image:
+def letter(number):
     """The picture of a letter, enlarged: shrunk again it is the image itself."""
     generator = np.random.default_rng(0).random((26, 1024)) < 0.5
     image = generator[number].reshape(32, 32).astype(np.uint8) * 255
@@ -82,9 +79,7 @@ def letter(number: int) -> Image.Image:
 IMAGE = ("--input", "image", "--labels")
 
 
-def test_file_of_another_is_classified_by_one_command(
-    folder: Path, photo: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_file_of_another_is_classified_by_one_command(folder, photo, tmp_path, capsys):
     photo.save(tmp_path / "photo.png")
     labels = str(folder / "labels.txt")
     command = ["classify", str(tmp_path / "photo.png"), "--model", str(folder / "colours.onnx")]
@@ -102,7 +97,7 @@ def test_file_of_another_is_classified_by_one_command(
 
 
 @pytest.fixture(scope="module")
-def http(folder: Path) -> Iterator[HttpPeer]:
+def http(folder):
     options = [str(folder / f"{name}.onnx") for name in ("colours", "single")]
     options += [*IMAGE, str(folder / "labels.txt")]
     options += ["--model", "letters", "--http-port", "0"]
@@ -111,9 +106,7 @@ def http(folder: Path) -> Iterator[HttpPeer]:
 
 
 @pytest.mark.parametrize("model", ["colours", "single"])
-def test_picture_over_http_has_its_most_probable_classes(
-    model: str, http: HttpPeer, photo: Image.Image
-) -> None:
+def test_picture_over_http_has_its_most_probable_classes(model, http, photo):
     reply = http.post(f"/v1/models/{model}/classify?top=2&reject_below=0.999", png(photo))
     assert reply.status == 200, reply.body
     shares = expected(np.asarray(photo.resize((96, 96), BILINEAR)))
@@ -127,7 +120,7 @@ def test_picture_over_http_has_its_most_probable_classes(
     assert (answer["probability"], answer["rejected"]) == (found[0], True)
 
 
-def test_files_of_a_form_and_a_version(http: HttpPeer) -> None:
+def test_files_of_a_form_and_a_version(http):
     body, kind = form(("q.png", png(letter(16))), ("x", b"no picture"), ("c.png", png(letter(2))))
     path = "/v1/models/letters/versions/1/classify"
     answers = http.post(path, body, Content_Type=kind).json["pictures"]
@@ -149,14 +142,12 @@ def test_files_of_a_form_and_a_version(http: HttpPeer) -> None:
         ("colours/classify?reject_below=2", b"x", 400, "reject_below"),
     ],
 )
-def test_bad_requests_say_why(
-    path: str, body: bytes, status: int, words: str, http: HttpPeer
-) -> None:
+def test_bad_requests_say_why(path, body, status, words, http):
     reply = http.post(f"/v1/models/{path}", body)
     assert (reply.status, words in reply.json["detail"]) == (status, True), reply.body
 
 
-def test_only_digits_have_what_is_for_digits(http: HttpPeer) -> None:
+def test_only_digits_have_what_is_for_digits(http):
     for path in ("/v1/digits", "/v1/numbers"):
         assert http.post(path, b"x").status == 404
     paths = http.get("/openapi.json").json["paths"]
@@ -169,7 +160,7 @@ def test_only_digits_have_what_is_for_digits(http: HttpPeer) -> None:
     assert http.get("/classify.js").status == 200
 
 
-def test_tensors_are_no_pictures_until_they_are_described(photo: Image.Image, folder: Path) -> None:
+def test_tensors_are_no_pictures_until_they_are_described(photo, folder):
     options = [str(folder / "colours.onnx"), "--model", "digits", "--http-port", "0"]
     with running_server(PRETRAINED, *options) as server:
         http = HttpPeer(server.facts["http"])
@@ -181,9 +172,7 @@ def test_tensors_are_no_pictures_until_they_are_described(photo: Image.Image, fo
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("batch", [1, "N"])
-def test_description_in_the_folder_is_read_with_each_version(
-    layout: str, batch: int | str, tmp_path: Path
-) -> None:
+def test_description_in_the_folder_is_read_with_each_version(layout, batch, tmp_path):
     version = tmp_path / "flowers" / "1"
     version.mkdir(parents=True)
     (version / "model.onnx").write_bytes(colours(layout, batch))
@@ -196,7 +185,6 @@ def test_description_in_the_folder_is_read_with_each_version(
         shutil.copytree(version, version.with_name(str(number)))
         assert catalog.reload() == (text != "{")
     model = catalog.models["flowers"].default
-    assert model.pictures is not None
     assert (model.version, model.pictures.layout, model.pictures.resize) == ("2", layout, "crop")
     assert model.pictures.labels == COLOURS
 
@@ -212,7 +200,7 @@ def test_description_in_the_folder_is_read_with_each_version(
         ('{"scale": 1' + "0" * 400 + "}", "too large"),
     ],
 )
-def test_wrong_description_is_one_line(content: str, words: str, tmp_path: Path) -> None:
+def test_wrong_description_is_one_line(content, words, tmp_path):
     (tmp_path / "a.onnx").write_bytes(colours())
     (tmp_path / "classifier.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ConfigurationError) as caught:
@@ -229,9 +217,7 @@ def test_wrong_description_is_one_line(content: str, words: str, tmp_path: Path)
         ("a\nb\n", "--input image: model colours: labels: 3 (one for each class) expected, got 2"),
     ],
 )
-def test_labels_that_do_not_fit_end_the_start(
-    labels: str | None, words: str, folder: Path, tmp_path: Path
-) -> None:
+def test_labels_that_do_not_fit_end_the_start(labels, words, folder, tmp_path):
     path = tmp_path / "labels.txt"
     if labels is not None:
         path.write_text(labels)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -15,33 +14,31 @@ from serving.tensors import Signature
 from tests.support.fakes import MANIFEST, FakeClock, FakeModel, FakeOwner, FakeRequest, GatedModel
 
 
-def loaded(version: str, engine: FakeModel | None = None, quick_rows: int = 64) -> LoadedModel:
+def loaded(version, engine=None, quick_rows=64):
     """A version of digits."""
     manifest = replace(MANIFEST, version=version)
     return LoadedModel(engine or FakeModel(), manifest, "fp32", quick_rows)
 
 
-def served(
-    *versions: str, default: str = "", canary: tuple[str, float] | None = None, **labels: str
-) -> ModelVersions:
+def served(*versions, default="", canary=None, **labels):
     """A state of digits."""
     models = {version: loaded(version) for version in versions}
     share = Canary(*canary) if canary else None
     return ModelVersions("digits", models, default or versions[0], labels, share)
 
 
-def owner_of(versions: ModelVersions) -> tuple[Router, FakeOwner]:
+def owner_of(versions):
     router = Router(BatchingConfig())
     router.change("digits", versions)
     return router, FakeOwner(router, FakeClock())
 
 
-def version_of(outcome: Any) -> str:
+def version_of(outcome):
     assert isinstance(outcome, tuple), outcome
     return str(outcome[0])
 
 
-def test_version_and_label_of_a_request_win() -> None:
+def test_version_and_label_of_a_request_win():
     router, owner = owner_of(served("4", "3", default="3", newest="4"))
     for asked, version in (("4", "4"), ("3", "3"), ("newest", "4")):
         owner.batcher = router.find("digits").find(asked)
@@ -51,7 +48,7 @@ def test_version_and_label_of_a_request_win() -> None:
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-def test_canary_gets_its_share(is_stream: bool) -> None:
+def test_canary_gets_its_share(is_stream):
     router, owner = owner_of(served("4", "3", default="3", canary=("4", 0.2)))
     counts: Counter[str] = Counter()
     for _ in range(3000):
@@ -63,7 +60,7 @@ def test_canary_gets_its_share(is_stream: bool) -> None:
     }
 
 
-def test_rollback_is_one_change_and_loses_no_call() -> None:
+def test_rollback_is_one_change_and_loses_no_call():
     first, second = served("4", "3"), served("4", "3", default="3")
     second = replace(second, versions=first.versions)
     router, owner = owner_of(first)
@@ -75,7 +72,7 @@ def test_rollback_is_one_change_and_loses_no_call() -> None:
     assert len(router.batchers) == 2, "the versions keep their batchers"
 
 
-def test_version_that_goes_finishes_what_it_accepted() -> None:
+def test_version_that_goes_finishes_what_it_accepted():
     engine = GatedModel("3")
     old = ModelVersions("digits", {"3": loaded("3", engine, quick_rows=0)}, "3")
     router, owner = owner_of(old)
@@ -92,7 +89,7 @@ def test_version_that_goes_finishes_what_it_accepted() -> None:
     assert [batcher.model.version for batcher in router.batchers] == ["4"]
 
 
-def other_signature() -> ModelVersions:
+def other_signature():
     signature = Signature((16, 16), 3)
     manifest = replace(MANIFEST, signature=signature)
     engine = FakeModel()
@@ -101,9 +98,7 @@ def other_signature() -> ModelVersions:
 
 
 @pytest.mark.parametrize("successor", [None, other_signature()])
-def test_calls_recognised_as_ones_for_a_model_that_went_are_told_to_come_again(
-    successor: ModelVersions | None,
-) -> None:
+def test_calls_recognised_as_ones_for_a_model_that_went_are_told_to_come_again(successor):
     router, owner = owner_of(served("1"))
     router.change("digits", successor)
     owner.work()
@@ -114,7 +109,7 @@ def test_calls_recognised_as_ones_for_a_model_that_went_are_told_to_come_again(
     assert set(router.routes) == ({"digits"} if successor else set())
 
 
-def test_classifier_of_digits_is_the_one_of_this_name_or_the_only_one() -> None:
+def test_classifier_of_digits_is_the_one_of_this_name_or_the_only_one():
     router = Router(BatchingConfig())
     assert router.classifier is None
     router.change("mnist", served("1"))
@@ -125,7 +120,7 @@ def test_classifier_of_digits_is_the_one_of_this_name_or_the_only_one() -> None:
     assert router.classifier is router.find("digits")
 
 
-def test_models_do_not_share_a_queue() -> None:
+def test_models_do_not_share_a_queue():
     engine = GatedModel()
     router, owner = owner_of(served("1"))
     slow = {"1": loaded("1", engine, quick_rows=0)}
@@ -141,7 +136,7 @@ def test_models_do_not_share_a_queue() -> None:
     router.close()
 
 
-def test_streams_wait_while_the_canary_has_no_room() -> None:
+def test_streams_wait_while_the_canary_has_no_room():
     canary = ("4", 1.0)
     router, owner = owner_of(served("4", "3", default="3", canary=canary))
     router.batching = BatchingConfig(queue_capacity=8, max_request_images=8)
@@ -155,10 +150,10 @@ def test_streams_wait_while_the_canary_has_no_room() -> None:
     assert route.room_for_stream(1)
 
 
-def test_layouts_are_read_again_when_another_model_is_the_classifier_of_digits() -> None:
+def test_layouts_are_read_again_when_another_model_is_the_classifier_of_digits():
     router = Router(BatchingConfig())
     router.change("mnist", served("1"))
-    owner = FakeOwner(router.find("mnist").find("1"), FakeClock())  # type: ignore[arg-type]
+    owner = FakeOwner(router.find("mnist").find("1"), FakeClock())
     router.attach(owner)
     router.change("mnist", served("2"))
     owner.work()
@@ -168,7 +163,7 @@ def test_layouts_are_read_again_when_another_model_is_the_classifier_of_digits()
     assert owner.num_forgotten == 1
 
 
-def test_version_that_was_closed_tells_late_calls_to_come_again() -> None:
+def test_version_that_was_closed_tells_late_calls_to_come_again():
     router, owner = owner_of(served("3"))
     old = router.find("digits").find("3")
     router.change("digits", served("4"))

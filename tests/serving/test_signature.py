@@ -6,7 +6,7 @@ from serving.tensors import DIGITS, Signature
 from tests.serving.model.templates import LETTERS
 
 
-def test_sizes_are_those_of_its_images_and_rows() -> None:
+def test_sizes_are_those_of_its_images_and_rows():
     assert (DIGITS.image_bytes, DIGITS.row_bytes) == (784, 40)
     assert (LETTERS.image_bytes, LETTERS.row_bytes) == (1024, 104)
     assert Signature((8, 8, 3), 2).image_bytes == 192
@@ -33,21 +33,21 @@ BAD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_signature_is_refused(kind: str) -> None:
+def test_what_is_no_signature_is_refused(kind):
     document: dict[str, Any] = DIGITS.document() | BAD[kind]
     with pytest.raises((TypeError, ValueError)):
         Signature.of(document)
 
 
 @pytest.mark.parametrize("name", ["dtype", "input_shape", "classes"])
-def test_signature_without_a_field_is_refused(name: str) -> None:
+def test_signature_without_a_field_is_refused(name):
     document = DIGITS.document()
     del document[name]
     with pytest.raises(KeyError):
         Signature.of(document)
 
 
-def test_numbers_are_the_labels_of_a_model_without_labels() -> None:
+def test_numbers_are_the_labels_of_a_model_without_labels():
     named = Signature((28, 28), 10, tuple("0123456789"))
     assert named == DIGITS
     assert Signature((28, 28), 10, tuple("1234567890")) != DIGITS

@@ -9,10 +9,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from serving.client import Client
-from serving.model.onnx_runtime import onnxruntime
 from tests.serving.model.test_batching_proof import MIXING, PROVED, build, walked
 from tests.support.servers import serve_command, started
 

@@ -4,10 +4,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -19,13 +16,13 @@ from serving.errors import DeadlineExceeded, InvalidRequest
 from serving.protocols.oip import inference_pb
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value
-from tests.support.servers import RunningServer, on_both, serve_command, started
+from tests.support.servers import on_both, serve_command, started
 
 VOCABULARY = 500
 TABLE = np.random.default_rng(0).normal(size=(VOCABULARY, 4)).astype(np.float32)
 
 
-def tokens() -> Any:
+def tokens():
     """Three inputs of one length, and outputs of two types."""
     return graphs.model(
         [node("Gather", ["table", "ids"], ["found"]), node("Unsqueeze", ["mask", "last"], ["m"]),
@@ -39,7 +36,7 @@ def tokens() -> Any:
     )  # fmt: skip
 
 
-def counted() -> Any:
+def counted():
     """A loop that doubles a number as often as an input says."""
     body = helper.make_graph(
         [node("Identity", ["go"], ["on"]), node("Add", ["before", "before"], ["after"])], "body",
@@ -53,7 +50,7 @@ def counted() -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for name, model in (("tokens", tokens()), ("counted", counted())):
         graphs.save(model, folder, f"{name}.onnx")
@@ -61,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def callers(folder: Path, transport: str) -> Iterator[RunningServer]:
+def callers(folder, transport):
     files = [str(folder / f"{name}.onnx") for name in ("tokens", "counted")]
     command = serve_command(folder, "--http-port", "0", "--transport", transport, *files)
     at = command.index("--models")
@@ -71,7 +68,7 @@ def callers(folder: Path, transport: str) -> Iterator[RunningServer]:
         assert server.stop() == 0
 
 
-def inputs_of(*shape: int, seed: int = 0) -> dict[str, Any]:
+def inputs_of(*shape, seed=0):
     generator = np.random.default_rng(seed)
     return {
         "ids": generator.integers(0, VOCABULARY, shape),
@@ -80,7 +77,7 @@ def inputs_of(*shape: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def check(answer: dict[str, Any], inputs: dict[str, Any]) -> None:
+def check(answer, inputs):
     seen = TABLE[inputs["ids"]] * inputs["mask"][:, :, None]
     np.testing.assert_array_equal(answer["seen"], seen)
     np.testing.assert_allclose(answer["sums"], seen.sum(2, keepdims=True), rtol=1e-4, atol=1e-5)
@@ -88,10 +85,10 @@ def check(answer: dict[str, Any], inputs: dict[str, Any]) -> None:
 
 
 @on_both
-def test_calls_of_several_tensors_are_answered_each_with_its_own(callers: RunningServer) -> None:
+def test_calls_of_several_tensors_are_answered_each_with_its_own(callers):
     """Most are recognised by their prefix; rows and lengths differ, and texts of one are mixed."""
 
-    def ask(seed: int) -> None:
+    def ask(seed):
         generator = np.random.default_rng(seed)
         with Client(callers.address) as client:
             for number in range(40):
@@ -103,7 +100,7 @@ def test_calls_of_several_tensors_are_answered_each_with_its_own(callers: Runnin
         list(pool.map(ask, range(8)))
 
 
-def request_of(inputs: dict[str, Any], *outputs: str) -> Any:
+def request_of(inputs, *outputs):
     types = {"ids": "INT64", "mask": "FP32", "flags": "BOOL"}
     names = ("flags", "ids", "mask")  # another order than the model's
     return inference_pb.ModelInferRequest(
@@ -115,10 +112,10 @@ def request_of(inputs: dict[str, Any], *outputs: str) -> Any:
 
 
 @on_both
-def test_recognised_call_is_answered_as_the_first(callers: RunningServer) -> None:
+def test_recognised_call_is_answered_as_the_first(callers):
     """Whichever order the inputs have and whichever outputs are asked for, byte for byte."""
     with grpc.insecure_channel(callers.address) as channel:
-        call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
+        call = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
         for outputs in ((), ("sums",), ("others", "seen")):
             first = call(request_of(inputs_of(2, 7), *outputs).SerializeToString())
             assert call(request_of(inputs_of(2, 7), *outputs).SerializeToString()) == first
@@ -128,7 +125,7 @@ def test_recognised_call_is_answered_as_the_first(callers: RunningServer) -> Non
 
 
 @on_both
-def test_recognised_call_with_other_sizes_inside_fails_alone(callers: RunningServer) -> None:
+def test_recognised_call_with_other_sizes_inside_fails_alone(callers):
     """The prefix and the length are those of good calls; a tensor is longer than its shape says."""
     good = request_of(inputs_of(2, 7))
     bad = inference_pb.ModelInferRequest.FromString(good.SerializeToString())
@@ -137,7 +134,7 @@ def test_recognised_call_with_other_sizes_inside_fails_alone(callers: RunningSer
     not_boolean = inference_pb.ModelInferRequest.FromString(good.SerializeToString())
     not_boolean.raw_input_contents[0] = bytes(5) + b"\2"
     with grpc.insecure_channel(callers.address) as channel:
-        call: Any = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
+        call = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
         for _ in range(2):
             expected = call(good.SerializeToString())
         requests = [good, bad, good, not_boolean, good]
@@ -151,13 +148,13 @@ def test_recognised_call_with_other_sizes_inside_fails_alone(callers: RunningSer
 
 
 @on_both
-def test_value_that_an_operator_refuses_is_the_callers_mistake(callers: RunningServer) -> None:
+def test_value_that_an_operator_refuses_is_the_callers_mistake(callers):
     good, bad = inputs_of(1, 5), inputs_of(1, 5)
     bad["ids"][0, 2] = VOCABULARY
     text = "the model does not take these values: Gather: indices element out of data bounds, "
     text += "idx=500 must be within the inclusive range [-500,499]"
 
-    def ask(number: int) -> None:
+    def ask(number):
         with Client(callers.address) as client:
             for _ in range(10):
                 if number % 2:
@@ -171,7 +168,7 @@ def test_value_that_an_operator_refuses_is_the_callers_mistake(callers: RunningS
         list(pool.map(ask, range(6)))
 
 
-def post(server: RunningServer, path: str, body: Any) -> tuple[int, str]:
+def post(server, path, body):
     try:
         with urllib.request.urlopen(
             f"{server.facts['http']}{path}", json.dumps(body).encode(), timeout=20
@@ -181,7 +178,7 @@ def post(server: RunningServer, path: str, body: Any) -> tuple[int, str]:
         return err.code, err.read().decode()
 
 
-def test_http_names_the_operator_too(callers: RunningServer) -> None:
+def test_http_names_the_operator_too(callers):
     inputs = inputs_of(1, 5)
     inputs["ids"][0, 0] = -VOCABULARY - 1
     types = {"ids": "INT64", "mask": "FP32", "flags": "BOOL"}
@@ -193,7 +190,7 @@ def test_http_names_the_operator_too(callers: RunningServer) -> None:
 
 
 @on_both
-def test_stuck_run_ends_at_its_deadline_and_holds_nobody_up(callers: RunningServer) -> None:
+def test_stuck_run_ends_at_its_deadline_and_holds_nobody_up(callers):
     """A loop of 2^62 turns on each core: other models answer at once, and this one afterwards."""
     x = np.ones(1, np.float32)
     with ThreadPoolExecutor(4) as pool, Client(callers.address, timeout_s=3.0) as client:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -20,22 +19,22 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-def world_of(name: str) -> World:
+def world_of(name):
     """Make the world of a seed, such as 17, or of a part of its events, as 17:3,5."""
     seed, _, kept = name.partition(":")
     return World(int(seed), [int(each) for each in kept.split(",") if each] if _ else None)
 
 
-def failure_of(name: str) -> str:
+def failure_of(name):
     return world_of(name).run()
 
 
-def kind_of(failure: str) -> str:
+def kind_of(failure):
     """Return a failure without its numbers."""
     return "".join(each for each in failure if not each.isdigit())
 
 
-def shrunk(name: str) -> str:
+def shrunk(name):
     """Leave out the events that a world's failure does not need."""
     kind, seed = kind_of(failure_of(name)), name.partition(":")[0]
     kept = list(world_of(name).plan)
@@ -52,13 +51,13 @@ def shrunk(name: str) -> str:
     return f"{seed}:{','.join(map(str, kept))}"
 
 
-def run(seed: int) -> tuple[int, float, str]:
+def run(seed):
     world = World(seed)
     failure = world.run()
     return seed, world.now_s - BEGIN_S, failure
 
 
-def run_all(seeds: Iterable[int], *, is_first: bool) -> int:
+def run_all(seeds, *, is_first):
     """Run worlds on all cores; return how many have failed."""
     begin_s, total_s, failed = time.monotonic(), 0.0, []
     with ProcessPoolExecutor() as pool:
@@ -77,7 +76,7 @@ def run_all(seeds: Iterable[int], *, is_first: bool) -> int:
     return len(failed)
 
 
-def find(fault: str, num_seeds: int) -> str:
+def find(fault, num_seeds):
     """Run worlds on a copy of the server that has a fault, up to the first that fails."""
     name, old, new, what = fault.replace("|", "\n").split("\t")
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +94,7 @@ def find(fault: str, num_seeds: int) -> str:
     return f"{what}: not found {done.stderr[-500:]}"
 
 
-def planted(num_seeds: int, first: int) -> int:
+def planted(num_seeds, first):
     """Print which planted faults are found; return how many are not."""
     faults = (HERE / "planted.tsv").read_text().splitlines()[1:]
     num_missed = 0
@@ -106,7 +105,7 @@ def planted(num_seeds: int, first: int) -> int:
     return num_missed
 
 
-def main(command: str = "1000", argument: str = "1000", first: str = "1") -> int:
+def main(command="1000", argument="1000", first="1"):
     if command == "story":
         world = world_of(argument)
         world.run()

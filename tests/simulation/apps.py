@@ -1,7 +1,6 @@
 """Services of the world that call by an `AsyncClient`, on event loops that run in its time."""
 
 import asyncio
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
 from types import SimpleNamespace
@@ -29,25 +28,25 @@ _MOST_ROUNDS = 10_000
 class Wire(asyncio.Transport):
     """A client's socket."""
 
-    def __init__(self, loop: "EventLoop", link: Link, protocol: asyncio.Protocol) -> None:
+    def __init__(self, loop, link, protocol):
         super().__init__()
         self._loop, self.link, self._protocol = loop, link, protocol
         self._out = b""
         self.is_open = True
         link.resume = self._push
 
-    def write(self, data: Any) -> None:
+    def write(self, data):
         self._out += bytes(data)
         self._push()
 
-    def _push(self) -> None:
+    def _push(self):
         try:
             while self._out and self.is_open:
                 self._out = self._out[self.link.up.push(self._out) :]
         except BlockingIOError:
             pass
 
-    def arrived(self) -> None:
+    def arrived(self):
         data = self.link.down.pop(UNLIMITED)
         if self.is_open:
             if data:
@@ -56,16 +55,16 @@ class Wire(asyncio.Transport):
                 self._lose(None)
             self._loop.turn()
 
-    def abort(self) -> None:
+    def abort(self):
         self._loop.call_soon(self._lose, None)
 
-    def reset(self) -> None:
+    def reset(self):
         """Lose the connection, as both sides see."""
         self.link.reset()
         self._lose(ConnectionResetError(104, "Connection reset by peer"))
         self._loop.turn()
 
-    def _lose(self, error: Exception | None) -> None:
+    def _lose(self, error):
         if self.is_open:
             self.is_open = False
             self.link.up.shut()
@@ -75,24 +74,24 @@ class Wire(asyncio.Transport):
 class EventLoop(asyncio.BaseEventLoop):
     """asyncio's own, in the world's time and on its network."""
 
-    def __init__(self, app: "App") -> None:
+    def __init__(self, app):
         super().__init__()
         self._app = app
         self._selector = self
         self._wakes_s = float("inf")
         self.set_exception_handler(lambda _, context: app.world.fail(f"in a client: {context}"))
 
-    def time(self) -> float:
+    def time(self):
         return float(self._app.world.now_s)
 
-    def select(self, timeout_s: float | None) -> list[Any]:
+    def select(self, timeout_s):
         return []
 
-    def _process_events(self, event_list: list[Any]) -> None: ...
+    def _process_events(self, event_list): ...
 
-    def _write_to_self(self) -> None: ...
+    def _write_to_self(self): ...
 
-    async def create_connection(self, factory: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    async def create_connection(self, factory, *args, **kwargs):  # type: ignore[override]
         world, wire = self._app.world, None
         link = Link(world, self._app.random, "10.0.1.1", lambda: wire and wire.arrived())
         if world.is_calm:
@@ -107,7 +106,7 @@ class EventLoop(asyncio.BaseEventLoop):
         protocol.connection_made(wire)
         return wire, protocol
 
-    def turn(self) -> None:
+    def turn(self):
         """Run the ready tasks, and return for the later ones."""
         world = self._app.world
         with self.running():
@@ -122,12 +121,12 @@ class EventLoop(asyncio.BaseEventLoop):
             self._wakes_s = next_s
             world.after(next_s - world.now_s, self._wake)
 
-    def _wake(self) -> None:
+    def _wake(self):
         self._wakes_s = float("inf")
         self.turn()
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self):
         before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         try:
@@ -139,7 +138,7 @@ class EventLoop(asyncio.BaseEventLoop):
 class App:
     """Keeps calling; whatever happens to its connections, it gets each answer within its time."""
 
-    def __init__(self, world: Any, random: Random) -> None:
+    def __init__(self, world, random):
         self.world, self.random = world, random
         self.number = len(world.apps)
         self.loop = EventLoop(self)
@@ -153,7 +152,7 @@ class App:
             attempt_timeout_s=random.choice((None, None, 0.5)),
         )  # fmt: skip
 
-    def act(self, kind: str) -> None:
+    def act(self, kind):
         """Begin calls, cancel some, or lose the connection."""
         if kind == "calls":
             for _ in range(self.random.choice((1, 5, 20))):
@@ -170,24 +169,24 @@ class App:
                 wire.link.vanish() if kind == "vanish" else wire.reset()
         self.loop.turn()
 
-    def keep_calling(self) -> None:
+    def keep_calling(self):
         """Call each second, now that all is calm: whatever came before, it is answered soon."""
         for at_s in range(50):
             self.world.after(at_s, self.act, "call")
         self.world.after(49.9, self._check_served)
         self.world.after(50.0, self.close)
 
-    def _check_served(self) -> None:
+    def _check_served(self):
         is_served = self.was_answered or self.timeout_s < 1.0  # the network alone may take as long
         self.world.require(is_served, f"app {self.number} is not served any more")
 
-    def begin(self, number: int) -> "asyncio.Task[None]":
+    def begin(self, number):
         task = self.loop.create_task(self._call(self.world.count(), number))
         self.tasks[task] = None
         task.add_done_callback(lambda ended: self.tasks.pop(ended, None))
         return task
 
-    async def _call(self, name: int, number: int) -> None:
+    async def _call(self, name, number):
         world, sent_s, knew = self.world, self.world.now_s, self.client._has_answered
         images = [world.image() for _ in range(number)]
         pixels = np.frombuffer(b"".join(images), np.uint8).reshape(number, 10, 10)
@@ -207,9 +206,7 @@ class App:
         world.tell(f"app {self.number}'s call {name} {text}")
         self._judge(f"app {self.number}'s call {name}", images, sent_s, knew, outcome)
 
-    def _judge(
-        self, name: str, images: list[bytes], sent_s: float, knew: bool, outcome: Any
-    ) -> None:
+    def _judge(self, name, images, sent_s, knew, outcome):
         """See that a call ended in its time, and as it may."""
         world = self.world
         took_s = world.now_s - sent_s
@@ -241,7 +238,7 @@ class App:
         else:
             world.require(isinstance(outcome, Overloaded), f"{name} ends with {outcome!r}")
 
-    def close(self) -> None:
+    def close(self):
         """End, and see that nothing is left."""
         if self.loop.is_closed():
             return
@@ -267,7 +264,7 @@ class App:
 
 
 @contextmanager
-def clocks(world: Any) -> Iterator[None]:
+def clocks(world):
     """Give clients the world's time and chance."""
     time = SimpleNamespace(monotonic=lambda: world.now_s)
     with (

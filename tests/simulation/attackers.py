@@ -1,8 +1,6 @@
 """Attackers of the world: each floods the server with frames of one kind, or with any."""
 
-from random import Random
 from struct import pack
-from typing import Any
 
 from serving.digits.protocol.wire import encode_request
 from serving.http2.frames import (
@@ -25,7 +23,7 @@ class Hostile(Client):
 
     name = "attacker"
 
-    def __init__(self, world: Any, number: int, random: Random) -> None:
+    def __init__(self, world, number, random):
         super().__init__(world, number, random)
         self.reads = random.random() < 0.5
         self.theme = random.choice(THEMES)
@@ -36,7 +34,7 @@ class Hostile(Client):
         self.queue(random.choice(first if self.theme == "nonsense" else first[:2]))
         self.next = 1
 
-    def act(self, kind: str) -> None:
+    def act(self, kind):
         if not self.is_over and len(self.out) < 200_000:
             data = b"".join(self.attack() for _ in range(self.random.choice((1, 10, 60))))
             if self.random.random() < 0.1:
@@ -44,11 +42,11 @@ class Hostile(Client):
                 data = data[:at] + self.random.randbytes(2) + data[at + 1 :]
             self.queue(data)
 
-    def arrived(self) -> None:
+    def arrived(self):
         if self.reads:
             super().arrived()
 
-    def attack(self) -> bytes:
+    def attack(self):
         random, theme = self.random, self.theme
         stream = word(self.next)
         if theme == "pings":

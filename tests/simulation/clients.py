@@ -1,9 +1,7 @@
 """Polite clients of the world, on the project's own engine."""
 
 from dataclasses import dataclass, field
-from random import Random
 from struct import pack
-from typing import Any
 
 from serving.digits.protocol.wire import decode_response, encode_request
 from serving.http2 import events
@@ -29,7 +27,7 @@ from serving.http2.hpack import (
 )
 from serving.protocols.method import frame as framed
 from serving.protocols.oip import inference_pb
-from tests.simulation.network import Link, Listener
+from tests.simulation.network import Link
 
 UNARY, STREAM = "/digits.v1.DigitClassifier/Classify", "/digits.v1.DigitClassifier/ClassifyStream"
 INFER, SLOW = "/inference.GRPCInferenceService/ModelInfer", "/sim.Slow/Call"
@@ -70,7 +68,7 @@ class Call:
 class TerseEncoder(Encoder):
     """Inserts paths alone into the table: so a block's bytes soon mean another one."""
 
-    def encode(self, fields: Any) -> bytes:
+    def encode(self, fields):
         (path,) = (field for field in fields if field[0] == b":path")
         before, after = fields[: fields.index(path)], fields[fields.index(path) + 1 :]
         if path in self._table.fields:
@@ -84,32 +82,32 @@ class TerseEncoder(Encoder):
 class Engine(ClientConnection):
     """The project's, with calls of several messages."""
 
-    def begin(self, fields: Any) -> bytes:
+    def begin(self, fields):
         stream = word(self._next)
         self._next += 2
         self.streams[stream] = Stream(None, self.limits.stream_window_bytes)
         self._send_block(stream, self.encoder.encode(fields), end=False)
         return stream
 
-    def send(self, stream: bytes, data: bytes, *, end: bool) -> None:
+    def send(self, stream, data, *, end):
         if isinstance(state := self.streams.get(stream), Stream) and not state.finished:
             self._send(stream, data, b"" if end else None)
 
-    def has_finished(self, stream: bytes) -> bool:
+    def has_finished(self, stream):
         state = self.streams.get(stream)
-        return stream not in self._waiting and (state is None or bool(state.finished))  # type: ignore[union-attr]
+        return stream not in self._waiting and (state is None or bool(state.finished))
 
-    def widen(self, size: int) -> None:
+    def widen(self, size):
         """Raise the first window of all streams."""
         more = size - self.limits.stream_window_bytes
         for state in self.streams.values():
-            state.receive_window += more  # type: ignore[union-attr]
+            state.receive_window += more
         self.limits = limits(size, self.limits.connection_window_bytes)
         self._ready.append(frame(SETTINGS, 0, CONNECTION, pack(">HI", INITIAL_WINDOW_SIZE, size)))
 
 
-def limits(stream_window: int, window: int) -> Limits:
-    many: Any = dict.fromkeys(("burst_small_frames", "burst_resets"), UNLIMITED)
+def limits(stream_window, window):
+    many = dict.fromkeys(("burst_small_frames", "burst_resets"), UNLIMITED)
     return Limits(stream_window_bytes=stream_window, connection_window_bytes=window, **many)
 
 
@@ -118,9 +116,7 @@ class Client:
 
     name = "client"
 
-    def __init__(
-        self, world: Any, number: int, random: Random, listener: Listener | None = None
-    ) -> None:
+    def __init__(self, world, number, random, listener=None):
         self.world, self.number, self.random = world, number, random
         capacity = random.choice((500, 5_000, 1 << 20))
         self.link = Link(world, random, f"10.0.0.{number % 5}", self.arrived, capacity)
@@ -130,15 +126,15 @@ class Client:
         self.is_over = False
         world.after(self.link.latency_s, (listener or world.listener).connect, self.link)
 
-    def tell(self, text: str) -> None:
+    def tell(self, text):
         self.world.tell(f"{self.name} {self.number} {text}")
 
-    def queue(self, data: bytes) -> None:
+    def queue(self, data):
         self.out += data
         self.num_queued += len(data)
         self.write()
 
-    def write(self) -> None:
+    def write(self):
         try:
             is_over = self.link.is_gone or self.link.is_reset or self.link.up.is_shut
             while self.out and not is_over:
@@ -146,10 +142,10 @@ class Client:
         except BlockingIOError:
             pass
 
-    def arrived(self) -> None:
+    def arrived(self):
         self.link.down.pop(UNLIMITED)
 
-    def leave(self, how: str) -> None:
+    def leave(self, how):
         """Close, reset, or be gone without a word."""
         if not self.is_over:
             self.tell(f"leaves: {how}")
@@ -161,7 +157,7 @@ class Client:
 class Polite(Client):
     """Keeps to the protocol, so the server has to answer each of its calls, once."""
 
-    def __init__(self, world: Any, number: int, random: Random, *, is_quick: bool = False) -> None:
+    def __init__(self, world, number, random, *, is_quick=False):
         super().__init__(world, number, random)
         self.is_quick = is_quick
         if is_quick:
@@ -183,7 +179,7 @@ class Polite(Client):
         """Whether it cancels calls whose time is over."""
         self.flush()
 
-    def flush(self) -> None:
+    def flush(self):
         data, first = self.engine.data_to_send(), self.num_queued + 1
         if data:
             self.queue(data)
@@ -196,7 +192,7 @@ class Polite(Client):
 
     # Calls
 
-    def act(self, kind: str) -> None:
+    def act(self, kind):
         """Do something: a burst of calls, or another step."""
         if self.is_over or self.is_leaving or self.link.is_reset:
             return
@@ -220,7 +216,7 @@ class Polite(Client):
                 self.begin(random.choice(paths), images)
         self.flush()
 
-    def begin(self, path: str, most_images: int, timeout: bytes | None = b"") -> Call | None:
+    def begin(self, path, most_images, timeout=b""):
         world, random, engine = self.world, self.random, self.engine
         if len(self.calls) >= min(engine.max_streams, world.limits.http2.max_streams):
             return None
@@ -267,7 +263,7 @@ class Polite(Client):
             world.after(call.timeout_s, self.cancel, call)
         return call
 
-    def send_parts(self, call: Call, parts: list[bytes], pause_s: float) -> None:
+    def send_parts(self, call, parts, pause_s):
         if call.outcome or self.is_over:
             return
         number = len(parts) if not pause_s else 1
@@ -278,7 +274,7 @@ class Polite(Client):
         if call.stream in self.calls:
             self.flush()
 
-    def cancel(self, call: Call) -> None:
+    def cancel(self, call):
         if not call.outcome and not self.is_over:
             self.tell(f"cancels call {call.number}")
             self.calls.pop(call.stream, None)
@@ -287,7 +283,7 @@ class Polite(Client):
             call.left = self.num_queued
             self.end(call, "cancelled")
 
-    def end(self, call: Call, outcome: str) -> None:
+    def end(self, call, outcome):
         self.calls.pop(call.stream, None)
         call.outcome, call.done_s = outcome, self.world.now_s
         if call in self.begun:
@@ -297,11 +293,11 @@ class Polite(Client):
 
     # Answers
 
-    def read_on(self) -> None:
+    def read_on(self):
         self.is_reading = True
         self.arrived()
 
-    def arrived(self) -> None:
+    def arrived(self):
         if self.is_over or not self.is_reading:
             return
         most = 200 if self.is_slow_reader else UNLIMITED
@@ -320,7 +316,7 @@ class Polite(Client):
                 self.end(call, "closed")
             self.link.up.shut()
 
-    def take(self, kind: int, stream: bytes, value: Any, is_end: bool) -> None:
+    def take(self, kind, stream, value, is_end):
         if kind == events.GOAWAY:
             self.is_leaving = self.is_leaving or not self.is_stubborn or stream < MOST
             for unread in [each for s, each in self.calls.items() if s > stream]:
@@ -337,7 +333,7 @@ class Polite(Client):
             fields = value.fields if kind == events.HEADERS else value
             self.end(call, dict(fields).get(b"grpc-status", b"none").decode())
 
-    def take_data(self, call: Call, data: bytes) -> None:
+    def take_data(self, call, data):
         call.data += data
         while len(call.data) >= 5 + (size := int.from_bytes(call.data[1:5], "big")):
             message, call.data = call.data[5 : 5 + size], call.data[5 + size :]
@@ -354,7 +350,7 @@ class Polite(Client):
             self.world.judge_answer(call)
 
 
-def message_of(call: Call, images: list[bytes]) -> bytes:
+def message_of(call, images):
     if call.path != INFER:
         return encode_request(b"".join(images))
     tensor = {"name": "images", "datatype": "UINT8", "shape": [len(images), len(images[0])]}

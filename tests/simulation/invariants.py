@@ -1,10 +1,7 @@
 """Invariants at all times, and in the end."""
 
-from typing import Any
-
-from serving.catalog.catalog import ModelVersions
 from serving.http2.connection import Stream
-from tests.simulation.clients import SLOW, STREAM, Call, Polite
+from tests.simulation.clients import SLOW, STREAM, Polite
 from tests.simulation.network import READ, WRITE
 
 _LATE_S = 0.35
@@ -14,7 +11,7 @@ _LATE_S = 0.35
 # After each turn
 
 
-def check(world: Any) -> None:
+def check(world):
     """Check the server's counts, bounds and windows."""
     loop, limits = world.loop, world.limits
     own_s = world.now_s - world.turn_s - world.busy_s
@@ -53,7 +50,7 @@ def check(world: Any) -> None:
             check_windows(world, connection, link.client)
 
 
-def check_queue(world: Any, queue: Any) -> None:
+def check_queue(world, queue):
     waiting = [group for line in queue._ring for group in line.groups]
     num_rows = sum(group.num_rows for group in waiting)
     world.require(queue.num_rows == num_rows, f"{num_rows} rows wait, not {queue.num_rows}")
@@ -63,7 +60,7 @@ def check_queue(world: Any, queue: Any) -> None:
     world.require(num_rows <= most, f"{num_rows} rows wait, of {queue.capacity}")
 
 
-def check_connection(world: Any, connection: Any) -> None:
+def check_connection(world, connection):
     http2, limits = connection.engine, world.limits
     streams = http2.streams
     world.require(len(streams) <= limits.http2.max_streams, "too many streams")
@@ -79,7 +76,7 @@ def check_connection(world: Any, connection: Any) -> None:
     world.require(unsent <= most, f"{unsent} bytes wait for a peer")
 
 
-def check_windows(world: Any, connection: Any, client: Polite) -> None:
+def check_windows(world, connection, client):
     """Compare the windows of both sides, while nothing is on its way."""
     link, ours, theirs = client.link, client.engine, connection.engine
     if client.out or not (link.up.is_quiet and link.down.is_quiet) or link.up.is_shut:
@@ -101,7 +98,7 @@ def check_windows(world: Any, connection: Any, client: Polite) -> None:
             world.fail(f"client {client.number}: window {which}: {sender} here, {receiver} there")
 
 
-def check_sleep(world: Any, end_s: float) -> None:
+def check_sleep(world, end_s):
     """See that the loop does not sleep while there is something to do."""
     loop = world.loop
     world.require(not loop._posted, "the loop sleeps while something is posted")
@@ -136,7 +133,7 @@ def check_sleep(world: Any, end_s: float) -> None:
 # Each call
 
 
-def check_run(world: Any, client: Polite, call: Call, since_s: float) -> None:
+def check_run(world, client, call, since_s):
     """See that somebody wants the answer; `since_s` is when the run was decided."""
     up = client.link.up
     arrived_s = None if call.end is None else up.read_s(call.end)
@@ -154,7 +151,7 @@ def check_run(world: Any, client: Polite, call: Call, since_s: float) -> None:
     )
 
 
-def judge_answer(world: Any, call: Call) -> None:
+def judge_answer(world, call):
     """See that an answer is right, and of a version that was served meanwhile."""
     from tests.simulation.world import rows_of
 
@@ -174,14 +171,14 @@ def judge_answer(world: Any, call: Call) -> None:
                   f"call {call.number} is answered though its run fails")  # fmt: skip
 
 
-def find(state: ModelVersions | None, label: str) -> str | None:
+def find(state, label):
     """Return the version for a label."""
     if state is None:
         return None
     return state.labels.get(label, label) if label else state.default_version
 
 
-def judge(world: Any, client: Polite, call: Call) -> None:
+def judge(world, client, call):
     """See that a call has ended as it may."""
     now_s, name = world.now_s, f"call {call.number}"
     served = world.states_since(call.sent_s)
@@ -218,7 +215,7 @@ def judge(world: Any, client: Polite, call: Call) -> None:
 # In the end
 
 
-def check_answered(world: Any, client: Polite) -> None:
+def check_answered(world, client):
     """See that each call of a client that is still there was answered."""
     if not (client.is_over or client.link.is_reset or client.link.is_gone):
         for call in client.calls.values():
@@ -226,7 +223,7 @@ def check_answered(world: Any, client: Polite) -> None:
                 world.fail(f"call {call.number} of client {client.number} was never answered")
 
 
-def check_start(world: Any) -> None:
+def check_start(world):
     """See that the server is as at the start, now that all have left."""
     home, web = world.loop._ports
     left = [connection.address for connection in [*home._peers, *web._peers]]
@@ -241,7 +238,7 @@ def check_start(world: Any) -> None:
     world.require(not (calls._held or calls.stalled), "bytes or turns are held, by nobody")
 
 
-def check_counts(world: Any) -> None:
+def check_counts(world):
     """See that no call was counted twice; attackers' calls are not known exactly."""
     counts = world.router.metrics.snapshot().requests
     total, most = sum(counts.values()), sum(each.engine._next // 2 for each in world.clients)
@@ -251,19 +248,19 @@ def check_counts(world: Any) -> None:
     world.require(seen <= answered, f"{seen} calls were answered, and {answered} counted")
 
 
-def check_probe(world: Any, calls: list[Call | None]) -> None:
+def check_probe(world, calls):
     found = [call and call.outcome for call in calls]
     world.require(all(each == "0" for each in found), f"a new caller gets {found}")
 
 
-def check_drained(world: Any) -> None:
+def check_drained(world):
     """See that a drain ends in its time, with an answer for each call that had come before."""
     took_s = world.drained_s - world.draining_s
     most_s = 15 + world.patience_s + 4 * world.run_s * (10 + world.num_to_answer)
     world.require(took_s < most_s, f"the drain took {took_s:g} s")
 
 
-def check_parted(world: Any) -> None:
+def check_parted(world):
     """See that nobody who keeps to the protocol may have lost an answer at the end."""
     for client in world.clients:
         link = client.link

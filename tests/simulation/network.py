@@ -6,7 +6,6 @@ import socket
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from random import Random
 from typing import Any
 from zlib import crc32
 
@@ -16,7 +15,7 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 class Pipe:
     """One direction of a connection: the bytes that its sender's kernel accepted, until read."""
 
-    def __init__(self, link: "Link", capacity: int, arrived: Callable[[], None]) -> None:
+    def __init__(self, link, capacity, arrived):
         self.link, self.capacity, self.arrived = link, capacity, arrived
         self.buffer = bytearray()
         self.num_taken = self.num_read = self.crc = 0
@@ -26,10 +25,10 @@ class Pipe:
         self._last_s = 0.0
 
     @property
-    def room(self) -> int:
+    def room(self):
         return self.capacity - (self.num_taken - self.num_read)
 
-    def push(self, data: bytes) -> int:
+    def push(self, data):
         """Take as much as there is room for, sometimes less; return how much."""
         random, room = self.link.random, self.room
         if room <= 0:
@@ -44,19 +43,19 @@ class Pipe:
             self._later(self._arrive, part)
         return len(data)
 
-    def shut(self) -> None:
+    def shut(self):
         """End the direction after the bytes sent so far."""
         if not self.is_shut:
             self.is_shut = True
             self._later(self._end)
 
-    def _later(self, action: Callable[..., None], *args: Any) -> None:
+    def _later(self, action, *args):
         """Do something later, and after the bytes sent before."""
         link = self.link
         self._last_s = max(self._last_s, link.time.now_s + link.latency_s * link.random.random())
         link.time.after(self._last_s - link.time.now_s, action, *args)
 
-    def _arrive(self, data: bytes) -> None:
+    def _arrive(self, data):
         if not self.link.is_reset and not (self.link.is_gone and self is self.link.down):
             self.crc = crc32(data, self.crc)
             self.buffer += data
@@ -64,12 +63,12 @@ class Pipe:
             self.link.time.is_stirred = True
             self.arrived()
 
-    def _end(self) -> None:
+    def _end(self):
         if not self.link.is_reset and not (self.link.is_gone and self is self.link.down):
             self.is_ended = self.link.time.is_stirred = True
             self.arrived()
 
-    def pop(self, most: int) -> bytes:
+    def pop(self, most):
         data = bytes(self.buffer[:most])
         del self.buffer[:most]
         self.num_read += len(data)
@@ -77,23 +76,20 @@ class Pipe:
         self.reads.append((self.num_read, self.link.time.now_s))
         return data
 
-    def read_s(self, num_bytes: int) -> float | None:
+    def read_s(self, num_bytes):
         """Return when that many bytes had been read; None if they have not."""
         at = bisect_left(self.reads, (num_bytes, 0.0))
         return self.reads[at][1] if at < len(self.reads) else None
 
     @property
-    def is_quiet(self) -> bool:
+    def is_quiet(self):
         return self.num_taken == self.num_read
 
 
 class Link:
     """A connection between a client of the world and the server."""
 
-    def __init__(
-        self, time: Any, random: Random, address: str, arrived: Callable[[], None],
-        capacity: int = 1 << 20,
-    ) -> None:  # fmt: skip
+    def __init__(self, time, random, address, arrived, capacity=1 << 20):
         self.time, self.random, self.address = time, random, address
         self.latency_s = random.choice((1e-5, 1e-4, 0.005, 0.1))
         self.cut_share = random.choice((0.0, 0.0, 0.1, 0.5))
@@ -108,16 +104,16 @@ class Link:
         self.resume: Callable[[], None] = lambda: None
         """Called when the server has read something."""
 
-    def calm(self) -> None:
+    def calm(self):
         """Be quick and wide from now on."""
         self.latency_s, self.cut_share = 1e-4, 0.0
         self.up.capacity = self.down.capacity = 1 << 20
 
-    def reset(self) -> None:
+    def reset(self):
         """Lose the connection, in both directions, as both will see."""
         self.is_reset = self.time.is_stirred = True
 
-    def vanish(self) -> None:
+    def vanish(self):
         """Let the client disappear without a word: nobody reads the server's bytes."""
         self.is_gone = True
 
@@ -127,31 +123,31 @@ class Socket:
 
     family = socket.AF_INET
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link):
         self.link = link
         self.is_closed = False
         link.time.num_sockets += 1
 
-    def setblocking(self, flag: bool) -> None: ...
+    def setblocking(self, flag): ...
 
-    def setsockopt(self, *option: Any) -> None:
+    def setsockopt(self, *option):
         if self.link.is_reset:
             raise OSError(errno.EINVAL, "reset")
 
-    def getpeername(self) -> tuple[str, int]:
+    def getpeername(self):
         if self.link.is_reset:
             raise OSError(errno.ENOTCONN, "not connected")
         return self.link.address, 1
 
     @property
-    def is_readable(self) -> bool:
+    def is_readable(self):
         return bool(self.link.up.buffer or self.link.up.is_ended or self.link.is_reset)
 
     @property
-    def is_writable(self) -> bool:
+    def is_writable(self):
         return self.link.down.room > 0 or self.link.is_reset
 
-    def recv_into(self, buffer: memoryview) -> int:
+    def recv_into(self, buffer):
         link = self.link
         assert not self.is_closed
         if link.is_reset:
@@ -169,16 +165,16 @@ class Socket:
         link.time.spend(2e-6 + len(data) * 2e-9)
         return len(data)
 
-    def send(self, data: bytes | memoryview) -> int:
+    def send(self, data):
         assert not self.is_closed
         if self.link.is_reset:
             raise BrokenPipeError
         return self.link.down.push(bytes(data))
 
-    def shutdown(self, how: int) -> None:
+    def shutdown(self, how):
         self.link.down.shut()
 
-    def close(self) -> None:
+    def close(self):
         if not self.is_closed:
             self.is_closed = True
             self.link.time.num_sockets -= 1
@@ -192,30 +188,30 @@ class Listener:
 
     family = socket.AF_INET
 
-    def __init__(self, time: Any) -> None:
+    def __init__(self, time):
         self._time = time
         self.waiting: deque[Link] = deque()
         self.is_closed = self.is_writable = False
         time.num_sockets += 1
 
-    def setblocking(self, flag: bool) -> None: ...
+    def setblocking(self, flag): ...
 
     @property
-    def is_readable(self) -> bool:
+    def is_readable(self):
         return bool(self.waiting)
 
-    def connect(self, link: Link) -> None:
+    def connect(self, link):
         self.waiting.append(link)
         self._time.is_stirred = True
 
-    def accept(self) -> tuple[Socket, None]:
+    def accept(self):
         if not self.waiting:
             raise BlockingIOError
         if self._time.is_file_table_full:
             raise OSError(errno.EMFILE, "Too many open files")
         return Socket(self.waiting.popleft()), None
 
-    def close(self) -> None:
+    def close(self):
         self.is_closed = True
         self._time.num_sockets -= 1
 
@@ -225,27 +221,27 @@ class Bell:
 
     is_writable = True
 
-    def __init__(self, time: Any) -> None:
+    def __init__(self, time):
         self.time, self.rung = time, 0
         self.other = self
 
     @property
-    def is_readable(self) -> bool:
+    def is_readable(self):
         return self.rung > 0
 
-    def send(self, data: bytes) -> int:
+    def send(self, data):
         self.other.rung += 1
         self.time.is_stirred = True
         return 1
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, size):
         self.rung = 0
         return b"\0"
 
-    def close(self) -> None: ...
+    def close(self): ...
 
 
-def bells(time: Any) -> tuple[Bell, Bell]:
+def bells(time):
     first, second = Bell(time), Bell(time)
     first.other, second.other = second, first
     return first, second
@@ -254,31 +250,31 @@ def bells(time: Any) -> tuple[Bell, Bell]:
 class Selector:
     """Waits for sockets, while the rest of the world goes on; the ready ones have no order."""
 
-    def __init__(self, time: Any, random: Random) -> None:
+    def __init__(self, time, random):
         self._time, self._random = time, random
         self.keys: dict[Any, selectors.SelectorKey] = {}
 
-    def register(self, sock: Any, events: int, data: Any = None) -> None:
+    def register(self, sock, events, data=None):
         assert sock not in self.keys
         self.keys[sock] = selectors.SelectorKey(sock, 0, events, data)
 
-    def modify(self, sock: Any, events: int, data: Any = None) -> None:
+    def modify(self, sock, events, data=None):
         assert sock in self.keys
         self.keys[sock] = selectors.SelectorKey(sock, 0, events, data)
 
-    def unregister(self, sock: Any) -> None:
+    def unregister(self, sock):
         del self.keys[sock]
 
-    def select(self, timeout_s: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(self, timeout_s=None):
         self._time.sleep(timeout_s, lambda: any(map(_mask, self.keys.values())))
         ready = [(key, mask) for key in self.keys.values() if (mask := _mask(key))]
         self._random.shuffle(ready)
         return ready
 
-    def close(self) -> None:
+    def close(self):
         self.keys.clear()
 
 
-def _mask(key: selectors.SelectorKey) -> int:
-    sock: Any = key.fileobj
+def _mask(key):
+    sock = key.fileobj
     return key.events & (READ * bool(sock.is_readable) | WRITE * bool(sock.is_writable))

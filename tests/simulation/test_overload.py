@@ -7,7 +7,6 @@ import pytest
 
 from serving.config import BatchingConfig
 from serving.http2.frames import Limits as Http2Limits
-from serving.tensors import Array, Feeds
 from serving.transports.connections import PortLimits
 from tests.simulation import world as simulation
 from tests.simulation.clients import UNARY, Call, Polite
@@ -18,7 +17,7 @@ CAPACITY = BATCH / SERVICE_S  # 100 images/s
 LOAD_S, WARM_UP_S = 2.5, 0.5
 
 
-def offer(factor: int, queue_capacity: int, timeout: bytes) -> tuple[float, Counter[str]]:
+def offer(factor, queue_capacity, timeout):
     """Offer a multiple of the capacity; return the share that is used in time, and all outcomes."""
     batching = BatchingConfig(
         max_batch_size=BATCH, queue_capacity=queue_capacity, max_request_images=4
@@ -29,11 +28,11 @@ def offer(factor: int, queue_capacity: int, timeout: bytes) -> tuple[float, Coun
     )
     calls: list[Call | None] = []
 
-    def call(client: Polite) -> None:
+    def call(client):
         calls.append(client.begin(UNARY, 1, timeout))
         client.flush()
 
-    def come() -> None:
+    def come():
         for number in range(4):
             client = Polite(world, number, Random(number), is_quick=True)
             client.gives_up = False
@@ -50,10 +49,10 @@ def offer(factor: int, queue_capacity: int, timeout: bytes) -> tuple[float, Coun
 
 
 @pytest.fixture(autouse=True)
-def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+def steady(monkeypatch):
     """Let each run take as long."""
 
-    def run(self: simulation.Model, feeds: Feeds) -> list[Array]:
+    def run(self, feeds):
         rows = [row.tobytes() for row in feeds["images"]]
         self.world.check_run(rows)
         self.world.spend(SERVICE_S)
@@ -63,13 +62,13 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 10])
-def test_goodput_holds_under_overload(factor: int) -> None:
+def test_goodput_holds_under_overload(factor):
     share, outcomes = offer(factor, 50, b"1S")
     assert share >= 0.95
     assert outcomes.keys() == {"0", "8"}
 
 
-def test_callers_less_patient_than_the_queue_is_long_are_answered_in_time() -> None:
+def test_callers_less_patient_than_the_queue_is_long_are_answered_in_time():
     """Served first come, first served, each would be reached when it is about to give up."""
     share, outcomes = offer(5, 500, b"300m")  # the queue is 5 s long
     assert share >= 0.8

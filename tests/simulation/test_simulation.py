@@ -14,17 +14,17 @@ KEPT = (Path(__file__).parent / "seeds.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize("first", range(0, 40, 10))
-def test_nothing_is_wrong_in_worlds_of_the_first_seeds(first: int) -> None:
+def test_nothing_is_wrong_in_worlds_of_the_first_seeds(first):
     worlds = [World(seed) for seed in range(first, first + 10)]
     assert {world.seed: world.failure for world in worlds if world.run()} == {}
 
 
 @pytest.mark.parametrize("line", [line for line in KEPT if not line.startswith("#")])
-def test_what_was_once_wrong_is_right(line: str) -> None:
+def test_what_was_once_wrong_is_right(line):
     assert world_of(line.split()[0]).run() == ""
 
 
-def test_same_seed_is_the_same_world_in_another_process() -> None:
+def test_same_seed_is_the_same_world_in_another_process():
     code = "from tests.simulation.world import World; w = World(4); w.run(); print(w.digest)"
     seen = {
         subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, text=True,
@@ -34,7 +34,7 @@ def test_same_seed_is_the_same_world_in_another_process() -> None:
     assert len(seen) == 1
 
 
-def test_fault_is_found_and_its_world_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_is_found_and_its_world_shrinks(monkeypatch):
     monkeypatch.setattr(Connection, "acknowledge", lambda *_: None)
     seed = next(seed for seed in range(100) if World(seed).run())
     short = world_of(shrunk(str(seed)))

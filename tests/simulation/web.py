@@ -4,11 +4,9 @@ import json
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
-from serving.protocols.oip.methods import Queries
-from serving.transports.connections import Port, PortLimits
+from serving.transports.connections import PortLimits
 from serving.transports.http.inference import Inference
 from serving.transports.http1.port import open_port
 from serving.transports.http1.routing import App
@@ -22,15 +20,15 @@ _PAD = b" " * 5_000
 class Workers:
     """Does work elsewhere, in the world's time; it may be killed in it."""
 
-    def __init__(self, world: Any) -> None:
+    def __init__(self, world):
         self._world = world
 
-    def submit(self, owner: str, function: Any, *args: Any) -> "Future[Any]":
+    def submit(self, owner, function, *args):
         world, future = self._world, Future[Any]()
         world.after(world.random.choice((1e-4, 0.01, 1.0)), self._work, future, function, args)
         return future
 
-    def _work(self, future: "Future[Any]", function: Any, args: tuple[Any, ...]) -> None:
+    def _work(self, future, function, args):
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -38,10 +36,10 @@ class Workers:
         except Exception as err:
             future.set_exception(err)
 
-    def close(self) -> None: ...
+    def close(self): ...
 
 
-def open_web(world: Any, queries: Queries) -> Port:
+def open_web(world, queries):
     """Open the world's HTTP port on its loop."""
     pool = Workers(world)
     routes = Inference(world.router, queries, pool, 1 << 20).routes()
@@ -69,19 +67,19 @@ class Browser(Client):
 
     name = "browser"
 
-    def __init__(self, world: Any, number: int, random: Random) -> None:
+    def __init__(self, world, number, random):
         super().__init__(world, number, random, world.web)
         self.requests: deque[Request] = deque()
         self.came = b""
         self.is_last = self.is_writing = False
         self.tell("comes")
 
-    def act(self, kind: str) -> None:
+    def act(self, kind):
         if kind == "calls":
             for _ in range(self.random.choice((1, 1, 3, 12))):
                 self.begin()
 
-    def begin(self, *, is_quick: bool = False) -> Request | None:
+    def begin(self, *, is_quick=False):
         world, random = self.world, self.random
         if self.is_over or self.is_last or self.is_writing:
             return None
@@ -124,7 +122,7 @@ class Browser(Client):
             self.queue(data)
         return request
 
-    def probe(self) -> None:
+    def probe(self):
         """Be served as the first caller was."""
         self.link.calm()
         request = self.begin(is_quick=True)
@@ -132,17 +130,17 @@ class Browser(Client):
         self.world.after(4.9, lambda: self.world.require(
             request and request.status == 200, "a new browser has no answer"))  # fmt: skip
 
-    def check_answered(self) -> None:
+    def check_answered(self):
         if not (self.is_over or self.link.is_reset or self.link.is_gone):
             left = [request.number for request in self.requests]
             self.world.require(not left, f"requests {left} were never answered")
 
-    def _rest(self, data: bytes) -> None:
+    def _rest(self, data):
         self.is_writing = False
         if not self.is_over:
             self.queue(data)
 
-    def arrived(self) -> None:
+    def arrived(self):
         self.came += self.link.down.pop(UNLIMITED)
         while not self.is_over and (end := self.came.find(b"\r\n\r\n")) >= 0:
             lines = self.came[:end].lower().split(b"\r\n")
@@ -162,7 +160,7 @@ class Browser(Client):
                 self._judge_lost(request)
             self.link.up.shut()
 
-    def _judge(self, request: Request, status: int, answer: Any) -> None:
+    def _judge(self, request, status, answer):
         """See that an answer is right, or an error that may be."""
         from tests.simulation.world import rows_of
 
@@ -194,7 +192,7 @@ class Browser(Client):
         else:
             world.require(status == 429, f"{name} ends with {status}: {answer}")
 
-    def _judge_lost(self, request: Request) -> None:
+    def _judge_lost(self, request):
         """See that a request without an answer was not taken."""
         world, link = self.world, self.link
         read_s = link.up.read_s(request.end)

@@ -7,7 +7,7 @@ other threads do.
 
 import heapq
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -32,7 +32,7 @@ from serving.protocols.oip.infer import Infer
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.host import Host
-from serving.tensors import Array, Feeds, Signature
+from serving.tensors import Signature
 from serving.transports.connections import PortLimits
 from serving.transports.h2 import port as h2
 from tests.simulation import invariants
@@ -50,7 +50,6 @@ CALM_S, PROBE_S, DRAIN_S, DRAIN_LIMIT_S = 30.0, 90.0, 98.0, 30.0
 MOST_TURNS = 30_000
 """Ten times those of a usual world."""
 CALLERS = {"caller": Polite, "attacker": Hostile, "browser": Browser}
-Action = tuple[float, str]
 
 
 class Model:
@@ -59,10 +58,10 @@ class Model:
     device = "cpu"
     tensors = SIGNATURE.tensors
 
-    def __init__(self, world: "World", version: str, runners: int) -> None:
+    def __init__(self, world, version, runners):
         self.world, self.version, self.max_concurrent_runs = world, version, runners
 
-    def run(self, feeds: Feeds) -> list[Array]:
+    def run(self, feeds):
         images, world, number = feeds["images"], self.world, len(feeds["images"])
         rows = [row.tobytes() for row in images]
         world.check_run(rows)
@@ -75,11 +74,11 @@ class Model:
             raise ModelError() if world.random.random() < 0.5 else MemoryError()
         return [rows_of(rows, self.version)]
 
-    def stoppable(self) -> tuple[Callable[[Feeds], list[Array]], Callable[[], None]]:
+    def stoppable(self):
         return self.run, lambda: None
 
 
-def rows_of(images: list[bytes], version: str) -> Array:
+def rows_of(images, version):
     """The answer of a version."""
     pixels = np.frombuffer(b"".join(image[:10] for image in images), np.uint8)
     return pixels.reshape(-1, 10).astype(np.float32) + 256 * int(version)
@@ -88,23 +87,21 @@ def rows_of(images: list[bytes], version: str) -> Array:
 class Runners:
     """Does long work in the world's time: beside the loop, and at once as far as code can tell."""
 
-    def __init__(self, world: "World", number: int) -> None:
+    def __init__(self, world, number):
         self._world = world
 
-    def put(self, work: Callable[[], Callable[[], None]], post: Callable[..., None]) -> None:
+    def put(self, work, post):
         world = self._world
         delay_s = world.random.choice((1e-6, 1e-5, 1e-3)) * world.random.random()
         world.after(delay_s, self._work, work, post, world.turn_s)
 
-    def _work(
-        self, work: Callable[[], Callable[[], None]], post: Callable[..., None], given_s: float
-    ) -> None:
+    def _work(self, work, post, given_s):
         world = self._world
         world.given_s = given_s
         take = work()
         world.given_s = None
 
-        def finish() -> None:
+        def finish():
             late_s = world.now_s - max(end_s, world.thawed_s)
             world.require(late_s < world.patience_s, f"a result was left lying for {late_s:g} s")
             take()
@@ -112,13 +109,13 @@ class Runners:
         end_s = world.now_s + world.beside_s
         world.after(world.beside_s, post, finish)
 
-    def close(self) -> None: ...
+    def close(self): ...
 
 
 class World:
     """The whole world of a seed; `run` returns its failure, or None."""
 
-    def __init__(self, seed: int, kept: list[int] | None = None, **fixed: Any) -> None:
+    def __init__(self, seed, kept=None, **fixed):
         """Draw a world, of which some is `fixed` and of whose plan some may be `kept`."""
         self.seed = seed
         self.random = random = Random(f"digits {seed}")
@@ -155,8 +152,8 @@ class World:
         """When the model has failed."""
         self.listener, self.web = Listener(self), Listener(self)
         host = Host(
-            clock=self.clock, selector=lambda: Selector(self, random),  # type: ignore[arg-type, return-value]
-            listen=lambda host, port: self.listener, socketpair=lambda: bells(self), random=random,  # type: ignore[arg-type, return-value]
+            clock=self.clock, selector=lambda: Selector(self, random),  # type: ignore[return-value]
+            listen=lambda host, port: self.listener, socketpair=lambda: bells(self), random=random,  # type: ignore[return-value]
             runners=lambda number: Runners(self, number),
         )  # fmt: skip
         capacity = random.choice((16, 64, 1000))
@@ -194,7 +191,7 @@ class World:
 
     # Time
 
-    def clock(self) -> float:
+    def clock(self):
         if self._is_inside:
             return self.now_s + self.beside_s
         self.now_s += 1e-6
@@ -202,10 +199,10 @@ class World:
             self._run_until(self.now_s)
         return self.now_s
 
-    def after(self, seconds: float, action: Callable[..., None], *args: Any) -> None:
+    def after(self, seconds, action, *args):
         heapq.heappush(self._events, (self.now_s + seconds, next(self._order), action, args))
 
-    def spend(self, seconds: float) -> None:
+    def spend(self, seconds):
         """Let time pass: for all, or only for the runner whose work this is."""
         if self._is_inside:
             self.beside_s += seconds
@@ -213,7 +210,7 @@ class World:
             self.busy_s += seconds
             self._run_until(self.now_s + seconds)
 
-    def _run_until(self, end_s: float) -> None:
+    def _run_until(self, end_s):
         while self._events and self._events[0][0] <= end_s:
             at_s, _, action, args = heapq.heappop(self._events)
             self.now_s, self._is_inside = max(self.now_s, at_s), True
@@ -221,10 +218,9 @@ class World:
             self._is_inside, self.beside_s = False, 0.0
         self.now_s = max(self.now_s, end_s)
 
-    def sleep(self, timeout_s: float | None, is_ready: Callable[[], bool]) -> None:
+    def sleep(self, timeout_s, is_ready):
         """Let the loop wait, and begin its next turn."""
         self.end_turn()
-        assert timeout_s is not None
         end_s = self.now_s + timeout_s
         if timeout_s:
             invariants.check_sleep(self, end_s)
@@ -238,31 +234,31 @@ class World:
             self._run_until(self._events[0][0])
         self.turn_s, self.busy_s = self.now_s, 0.0
 
-    def end_turn(self) -> None:
+    def end_turn(self):
         self.longest_s = max(self.longest_s, self.now_s - self.turn_s)
         self.patience_s = 0.05 + 4 * self.longest_s
 
     # Events
 
-    def count(self) -> int:
+    def count(self):
         return next(self._numbers)
 
-    def image(self) -> bytes:
+    def image(self):
         return self.count().to_bytes(8, "big") + b"\0" + bytes(range(IMAGE_BYTES - 9))
 
-    def tell(self, text: str) -> None:
+    def tell(self, text):
         self.story.append(f"{self.now_s - BEGIN_S:10.6f} s: {text}")
 
-    def fail(self, text: str) -> None:
+    def fail(self, text):
         if not self.failure:
             self.failure = text
             self.tell(f"WRONG: {text}")
 
-    def require(self, holds: object, text: str) -> None:
+    def require(self, holds, text):
         if not holds:
             self.fail(text)
 
-    def reload(self, versions: list[str], default: str = "", share: float = 0.0) -> None:
+    def reload(self, versions, default="", share=0.0):
         """Serve other versions; none unloads the model."""
         state = None
         if versions:
@@ -271,7 +267,7 @@ class World:
             models = {} if old is None else old.versions
             made = {
                 v: models.get(v) or LoadedModel(
-                    Model(self, v, self.runners), replace(manifest, version=v), "fp32",  # type: ignore[arg-type]
+                    Model(self, v, self.runners), replace(manifest, version=v), "fp32",
                     self.quick_rows, 1 << 20,
                 )
                 for v in versions
@@ -283,7 +279,7 @@ class World:
         self.tell(f"the server serves {state or 'nothing'}")
         self.router.change("digits", state)
 
-    def act(self, kind: str, random: Random) -> None:
+    def act(self, kind, random):
         """Do a step of the plan."""
         if kind in CALLERS:
             client = CALLERS[kind](self, len(self.clients), random)
@@ -322,7 +318,7 @@ class World:
             self.is_file_table_full = True
             self.after(random.choice((0.5, 5.0)), setattr, self, "is_file_table_full", False)
 
-    def let_act(self, client: Any, steps: tuple[str, ...], random: Random) -> float:
+    def let_act(self, client, steps, random):
         """Have a caller do some steps; return when it has done them."""
         at_s = 0.0
         for _ in range(random.choice((1, 4, 10))):
@@ -330,22 +326,22 @@ class World:
             at_s += random.choice((0.001, 0.1, 3.0)) * random.random()
         return at_s
 
-    def heal(self) -> None:
+    def heal(self):
         self.model_fault, self.run_s = "", self.usual_run_s
 
-    def check_run(self, images: list[bytes]) -> None:
+    def check_run(self, images):
         """Find those that should not be run: nobody wants the answer any more."""
         since_s = self.turn_s if self.given_s is None else self.given_s
         for image in images:
             if image[:8] in self.calls:
                 invariants.check_run(self, *self.calls[image[:8]], since_s)
 
-    def states_since(self, since_s: float) -> list[ModelVersions | None]:
+    def states_since(self, since_s):
         """Return the versions served from a time on."""
         after = [at_s for at_s, _ in self.states[1:]] + [float("inf")]
         return [s for (_, s), end_s in zip(self.states, after, strict=True) if end_s >= since_s]
 
-    def served_since(self, since_s: float, label: str = "") -> set[str | None]:
+    def served_since(self, since_s, label=""):
         """Return the versions that may have answered calls for a label since then."""
         states = self.states_since(since_s)
         served = {invariants.find(state, label) for state in states}
@@ -353,24 +349,23 @@ class World:
             served |= {state.canary.version for state in states if state and state.canary}
         return served
 
-    def has_failed_since(self, since_s: float) -> bool:
+    def has_failed_since(self, since_s):
         """Return whether the model may have failed a run since then."""
         return any(end_s + 1 >= since_s for _, end_s in self.failing)
 
-    def judge(self, client: Polite, call: Call) -> None:
+    def judge(self, client, call):
         invariants.judge(self, client, call)
 
-    def judge_answer(self, call: Call) -> None:
+    def judge_answer(self, call):
         invariants.judge_answer(self, call)
 
     # From the start to the end
 
-    def run(self) -> str:
+    def run(self):
         """Let it all happen; return the first thing that is wrong, if any."""
         polls = self.random.random() < 0.2
         with _errors(self), clocks(self), patch.object(h2, "may_poll", return_value=polls):
             self.server.open()
-            assert self.server.loop is not None
             self.loop = self.server.loop
             self.loop.add(open_web(self, self.queries))
             for number, (at_s, kind) in self.plan.items():
@@ -396,7 +391,7 @@ class World:
                 invariants.check_parted(self)
         return self.failure
 
-    def calm(self) -> None:
+    def calm(self):
         """End all faults; polite callers leave once they have their answers."""
         self.tell("all is calm from here on")
         self.heal()
@@ -417,7 +412,7 @@ class World:
                 self.after(20.0, client.leave, "close")
                 self.after(19.9, invariants.check_answered, self, client)
 
-    def probe(self) -> None:
+    def probe(self):
         """See that nothing is left, and that a new caller is served as the first one was."""
         invariants.check_start(self)
         if not self.apps and all(isinstance(each, Polite) for each in self.clients):
@@ -438,11 +433,11 @@ class World:
         self.after(6.0, browser.check_answered)
         self.after(7.0, browser.leave, "close")
 
-    def probe_by(self, probe: Polite, path: str, calls: list[Call | None]) -> None:
+    def probe_by(self, probe, path, calls):
         calls.append(probe.begin(path, 1, b"5S"))
         probe.flush()
 
-    def drain(self) -> None:
+    def drain(self):
         """Drain under load, and stop once that is over."""
         for _ in range(3):
             random = Random(f"{self.seed} {len(self.clients)}")
@@ -454,14 +449,14 @@ class World:
                 self.after(at * 0.05, client.act, "calls")
         self.after(1.0, self.begin_drain)
 
-    def begin_drain(self) -> None:
+    def begin_drain(self):
         self.tell("the server drains")
         self.draining_s = self.now_s
         self.num_to_answer = self.router.num_waiting
         self.loop.drain(Unavailable("the server is shutting down"))
         self.after(0.01, self.look_at_drain)
 
-    def look_at_drain(self) -> None:
+    def look_at_drain(self):
         if self.loop.drained.is_set() or self.now_s > self.draining_s + DRAIN_LIMIT_S:
             self.drained_s = self.now_s
             self.tell("the drain is over, the server stops")
@@ -471,7 +466,7 @@ class World:
             self.after(0.01, self.look_at_drain)
 
     @property
-    def digest(self) -> str:
+    def digest(self):
         """The digest of a world: its story and all bytes that arrived."""
         # HTTP's answers have a date.
         told = [each for each in self.clients if not isinstance(each, Browser)]
@@ -485,7 +480,7 @@ _MANIFEST = Manifest(
 )  # fmt: skip
 
 
-def more(seed: int, kept: list[int] | None) -> dict[int, Action]:
+def more(seed, kept):
     """Draw the applications' steps, from 100 on: apart, so that the others do not change."""
     random, actions = Random(f"more {seed}"), {}
     for number in range(100, 100 + random.choice((0, 0, 1, 3))):
@@ -496,7 +491,7 @@ def more(seed: int, kept: list[int] | None) -> dict[int, Action]:
     return {number: actions[number] for number in actions if kept is None or number in kept}
 
 
-def plan(random: Random, kept: list[int] | None) -> dict[int, Action]:
+def plan(random, kept):
     """Draw the events and their times, by number: all of them, or those to keep."""
     kinds = ["caller"] * 8 + ["attacker"] * 3 + ["reload", "reload", "model", "freeze", "files"]
     actions = {}
@@ -507,12 +502,12 @@ def plan(random: Random, kept: list[int] | None) -> dict[int, Action]:
 
 
 @contextmanager
-def _errors(world: World) -> Iterator[None]:
+def _errors(world):
     """Have errors that the server logs fail the world, but those of its model."""
     log = logging.getLogger("serving")
 
     class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+        def emit(self, record):
             if record.levelno >= logging.ERROR and not record.getMessage().startswith("a run of"):
                 error = record.exc_info[1] if record.exc_info else ""
                 world.fail(f"logged: {record.getMessage()}: {error!r}")

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +12,38 @@ import numpy as np
 
 import serving
 from serving.batching.batcher import Batcher, Line, Queue
-from serving.batching.runs import Group, Ran, ResponseEncoder, Result
+from serving.batching.runs import Group, ResponseEncoder
 from serving.catalog.catalog import ModelVersions
-from serving.config import BatchingConfig, Device
+from serving.config import Device
 from serving.errors import DigitsError
 from serving.model import repository
-from serving.model.engine import Engine, LoadedModel
-from serving.predictions import Images, Probabilities
 from serving.router import Router
-from serving.tensors import DIGITS, Array, Feeds
+from serving.tensors import DIGITS
 
 TIMEOUT_S = 10.0
 """How long a test waits for an expected event; only a failure takes that long."""
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds):
     """Poll on the event loop until something holds; raise TimeoutError if it never does."""
     async with asyncio.timeout(TIMEOUT_S):
         while not holds():
             await asyncio.sleep(0.002)
 
 
-def images_of(*values: int) -> Images:
+def images_of(*values):
     """(N, 784) uint8, each image filled with one value: the fakes answer `value % 10`."""
     return np.repeat(np.array(values, np.uint8)[:, None], DIGITS.image_bytes, axis=1)
 
 
-def probabilities_of(images: Images) -> Probabilities:
+def probabilities_of(images):
     """The fakes' answer: 0.91 for the image's first pixel modulo 10, 0.01 for the others."""
     probabilities = np.full((len(images), DIGITS.num_classes), 0.01, np.float32)
     probabilities[np.arange(len(images)), images[:, 0] % DIGITS.num_classes] = 0.91
     return probabilities
 
 
-def classified(engine: Engine, images: Images) -> Probabilities:
+def classified(engine, images):
     """The answer of the engine of a classifier."""
     (probabilities,) = engine.run({"images": images})
     return probabilities
@@ -64,24 +62,24 @@ class FakeModel:
     quick_rows = 0
     enough_rows = 128
 
-    def __init__(self, version: str = "1", poison: frozenset[int] = frozenset()) -> None:
+    def __init__(self, version="1", poison=frozenset()):
         self.version = version
         self.poison = poison
         self.ran: list[list[int]] = []
         """The first pixel of every image, run by run."""
 
-    def run(self, feeds: Feeds) -> list[Array]:
+    def run(self, feeds):
         """As an engine."""
         return [self.classify(feeds["images"])]
 
-    def stoppable(self) -> tuple[Callable[[Feeds], list[Array]], Callable[[], None]]:
+    def stoppable(self):
         """As an engine."""
         return self.run, self.end
 
-    def end(self) -> None:
+    def end(self):
         """Called to end a run."""
 
-    def classify(self, images: Images) -> Probabilities:
+    def classify(self, images):
         """As a loaded model."""
         values = images[:, 0].tolist()
         self.ran.append(values)
@@ -93,27 +91,27 @@ class FakeModel:
 class GatedModel(FakeModel):
     """Each run announces itself and waits until the test opens the gate for it."""
 
-    def __init__(self, version: str = "1", poison: frozenset[int] = frozenset()) -> None:
+    def __init__(self, version="1", poison=frozenset()):
         super().__init__(version, poison)
         self._started = threading.Semaphore(0)
         self._gate = threading.Semaphore(0)
 
-    def classify(self, images: Images) -> Probabilities:
+    def classify(self, images):
         self._started.release()
         assert self._gate.acquire(timeout=TIMEOUT_S)
         return super().classify(images)
 
-    def wait_until_running(self) -> None:
+    def wait_until_running(self):
         assert self._started.acquire(timeout=TIMEOUT_S), "no run began"
 
-    def open(self, num_runs: int = 1) -> None:
+    def open(self, num_runs=1):
         self._gate.release(num_runs)
 
 
 class FakeCaller:
     """A connection without a socket."""
 
-    def __init__(self, address: str = "") -> None:
+    def __init__(self, address=""):
         self.address = address
         self.streams: dict[Any, Any] = {}
         self.lines: dict[Queue, Line] = {}
@@ -125,39 +123,39 @@ class FakeRequest(ResponseEncoder):
 
     method: str | None = None
 
-    def __init__(self, *values: int, deadline_s: float = 1e9, caller: Any = None) -> None:
+    def __init__(self, *values, deadline_s=1e9, caller=None):
         self.num_rows = len(values)
         self.outcome: tuple[str, list[int]] | DigitsError | None = None
         self.caller = caller or FakeCaller()
         self.stream = len(self.caller.streams)
         self.caller.streams[self.stream] = self
-        streams: Any = [self.stream]
+        streams = [self.stream]
         message = images_of(*values).tobytes()
         self.group = Group(self.caller, streams, [message], self, self, 0.0, deadline_s)
 
-    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
+    def encode(self, result, at, number):
         classes, step = result.classes or b"", self.num_rows
         starts = range(at, at + number * step, step)
         return [(result.version, list(classes[start : start + step])) for start in starts]
 
-    def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
+    def answer(self, group, responses, run):
         for response in responses:
             self._settle(response)
 
-    def fail(self, group: Group, error: DigitsError) -> None:
+    def fail(self, group, error):
         self._settle(error)
 
-    def _settle(self, outcome: Any) -> None:
+    def _settle(self, outcome):
         assert self.outcome is None, "a second outcome"
         self.outcome = outcome
         self.caller.streams.pop(self.stream, None)
 
-    def leave(self) -> None:
+    def leave(self):
         """Cancel it, as a caller does that gives up."""
         del self.caller.streams[self.stream]
 
     @property
-    def digits(self) -> list[int]:
+    def digits(self):
         assert isinstance(self.outcome, tuple), self.outcome
         return self.outcome[1]
 
@@ -165,9 +163,7 @@ class FakeRequest(ResponseEncoder):
 class FakeOwner:
     """Owns batchers on the test's thread: scheduled and posted callbacks run in `work`."""
 
-    def __init__(
-        self, target: Batcher | Router, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, target, clock=time.monotonic):
         """Own a batcher, or those of a router; calls go to the batcher or the router's digits."""
         self.batcher: Any = target.find("digits") if isinstance(target, Router) else target
         self.clock = clock
@@ -177,20 +173,20 @@ class FakeOwner:
         self._posted = threading.Event()
         target.attach(self)
 
-    def forget_layouts(self) -> None:
+    def forget_layouts(self):
         self.num_forgotten += 1
 
-    def post(self, task: Callable[[], None]) -> None:
+    def post(self, task):
         self._tasks.append(task)
         self._posted.set()
 
-    def schedule(self, batcher: Batcher) -> None:
+    def schedule(self, batcher):
         self._due.append(batcher)
 
-    def defer(self, task: Callable[[], None]) -> None:
+    def defer(self, task):
         self._tasks.append(task)
 
-    def work(self) -> None:
+    def work(self):
         """Do all that is to be done now."""
         while self._tasks or self._is_due():
             while self._tasks:
@@ -198,13 +194,13 @@ class FakeOwner:
             if self._is_due():
                 self._due.popleft().turn(self.clock())
 
-    def _is_due(self) -> bool:
+    def _is_due(self):
         if not self._due:
             return False
         first = self._due[0]
         return not (first.max_delay_s and first.delay_s(self.clock()))
 
-    def submit(self, *values: int, is_stream: bool = False, **options: Any) -> FakeRequest:
+    def submit(self, *values, is_stream=False, **options):
         """Submit a call, and begin possible runs; a refused one has no outcome."""
         request = FakeRequest(*values, **options)
         if is_stream:
@@ -214,7 +210,7 @@ class FakeOwner:
         self.work()
         return request
 
-    def wait(self, *requests: FakeRequest) -> None:
+    def wait(self, *requests):
         """Work until calls have their outcome."""
         until_s = time.monotonic() + TIMEOUT_S
         while any(request.outcome is None for request in requests):
@@ -227,13 +223,13 @@ class FakeOwner:
 class FakeClock:
     """A monotonic clock in seconds that moves only when a test moves it."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.now_s = 0.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now_s
 
-    def advance(self, seconds: float) -> None:
+    def advance(self, seconds):
         self.now_s += seconds
 
 
@@ -242,12 +238,12 @@ MANIFEST = repository.load_manifest(_BUNDLED / repository.versions(_BUNDLED)[0])
 """That of the bundled digits."""
 
 
-def versions_of(model: LoadedModel, name: str = "digits") -> ModelVersions:
+def versions_of(model, name="digits"):
     """The state in which this version is the only one."""
     return ModelVersions(name, {model.version: model}, model.version)
 
 
-def router_of(model: LoadedModel, batching: BatchingConfig | None = None) -> Router:
+def router_of(model, batching=None):
     """A router with one model, called digits."""
     router = Router(batching)
     router.change("digits", versions_of(model))

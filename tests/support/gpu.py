@@ -12,7 +12,7 @@ NO_GPU = r"needs ONNX Runtime with CUDAExecutionProvider|CUDA can't be used: CUD
 
 
 @cache
-def gpu_works() -> bool:
+def gpu_works():
     try:
         open_engine((PRETRAINED / "digits" / "1" / "model.onnx").read_bytes(), DIGITS, "cuda")
     except DeviceError:

@@ -1,13 +1,10 @@
 """A connection that sends any frames for a script, and records the replies."""
 
 import socket
-import ssl
 import struct
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Self
 
 import hpack
 from hyperframe.exceptions import HyperframeError
@@ -29,7 +26,7 @@ PATH = "/digits.v1.DigitClassifier/Classify"
 Headers = list[tuple[str, str]]
 
 
-def request_headers(**changed: str | None) -> Headers:
+def request_headers(**changed):
     """The headers of a gRPC call; `changed` replaces by name (_ for -), None leaves one out."""
     headers: dict[str, str | None] = {
         ":method": "POST",
@@ -43,7 +40,7 @@ def request_headers(**changed: str | None) -> Headers:
     return [(name, value) for name, value in headers.items() if value is not None]
 
 
-def message(data: bytes, flag: int = 0, length: int | None = None) -> bytes:
+def message(data, flag=0, length=None):
     """Frame a gRPC message, perhaps with a length that isn't its own."""
     return struct.pack(">BI", flag, len(data) if length is None else length) + data
 
@@ -61,13 +58,13 @@ class Reply:
     """The error code of its RST_STREAM."""
 
     @property
-    def status(self) -> int | None:
+    def status(self):
         """The grpc-status, once it has come."""
         text = self.headers.get("grpc-status")
         return None if text is None else int(text)
 
     @property
-    def is_over(self) -> bool:
+    def is_over(self):
         """Whether no more will come."""
         return self.ended or self.reset is not None
 
@@ -75,7 +72,7 @@ class Reply:
 class Connection:
     """A TCP connection to a server; nothing is checked on the way out."""
 
-    def __init__(self, address: str, timeout_s: float, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, address, timeout_s, tls=None):
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -100,43 +97,43 @@ class Connection:
         self.windows: dict[int, int] = {}
         """Bytes that `send_body` may send, by stream."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, *exc_info):
         self.socket.close()
 
-    def send(self, *parts: bytes | Frame) -> None:
+    def send(self, *parts):
         """Send frames or bytes; some scripts expect the server to hang up meanwhile."""
         data = b"".join(p if isinstance(p, bytes) else p.serialize() for p in parts)
         with suppress(ConnectionError):
             self.socket.sendall(data)
 
-    def open(self, **settings: int) -> None:
+    def open(self, **settings):
         """Send the preface and SETTINGS, such as INITIAL_WINDOW_SIZE=0."""
         codes = {getattr(SettingsFrame, name): value for name, value in settings.items()}
         self.send(PREFACE, SettingsFrame(0, settings=codes))
 
-    def open_wide(self) -> None:
+    def open_wide(self):
         """Open windows that the caller need not update; the server's limits count, too."""
         self.open(INITIAL_WINDOW_SIZE=2**31 - 1)
         self.send(WindowUpdateFrame(0, window_increment=2**31 - 1 - 65_535))
         self.acknowledge()
 
-    def encode(self, headers: Headers) -> bytes:
+    def encode(self, headers):
         """Encode a header block; each is encoded once, in the order of sending."""
         return self._encoder.encode(headers)
 
-    def headers(self, stream: int, headers: Headers, *flags: str) -> HeadersFrame:
+    def headers(self, stream, headers, *flags):
         """Build a HEADERS frame."""
         return HeadersFrame(stream, self.encode(headers), flags=["END_HEADERS", *flags])
 
-    def call(self, stream: int, body: bytes, **changed: str | None) -> None:
+    def call(self, stream, body, **changed):
         """Send a whole call."""
         head = self.headers(stream, request_headers(**changed))
         self.send(head, DataFrame(stream, body, flags=["END_STREAM"]))
 
-    def wait(self, holds: Callable[[], bool]) -> None:
+    def wait(self, holds):
         """Read until something holds; fail if it never does."""
         deadline_s = time.monotonic() + self.timeout_s
         while not holds():
@@ -144,18 +141,18 @@ class Connection:
             assert time.monotonic() < deadline_s, "it never happened"
             self._read_once(0.02)
 
-    def acknowledge(self) -> None:
+    def acknowledge(self):
         """Wait for the server's SETTINGS and acknowledge them: its limits count from then on."""
         self.wait(lambda: self.num_credited > 0)
         self.send(SettingsFrame(0, flags=["ACK"]))
 
-    def ping(self) -> None:
+    def ping(self):
         """Wait until the server has answered a PING, and so everything before it."""
         num_pongs = len(self.pongs)
         self.send(PingFrame(0, bytes(8)))
         self.wait(lambda: len(self.pongs) > num_pongs)
 
-    def receive(self) -> None:
+    def receive(self):
         """Wait for something to come, and note it."""
         self.socket.settimeout(self.timeout_s)
         data = self.socket.recv(1 << 16)
@@ -163,17 +160,17 @@ class Connection:
         self._received += data
         self._parse()
 
-    def wait_closed(self) -> None:
+    def wait_closed(self):
         """Read until the server hangs up; fail if it never does."""
         deadline_s = time.monotonic() + self.timeout_s
         while not self.read(quiet_s=0.02):
             assert time.monotonic() < deadline_s, "it never hung up"
 
-    def open_window(self, stream: int, num_bytes: int) -> None:
+    def open_window(self, stream, num_bytes):
         """Record the stream windows that the server announces before reading."""
         self.windows[stream] = num_bytes
 
-    def send_body(self, stream: int, body: bytes) -> None:
+    def send_body(self, stream, body):
         """Send a message's bytes as the server's window lets them, and end the stream."""
         at = 0
         while at < len(body):
@@ -184,13 +181,13 @@ class Connection:
             self.windows[stream] -= size
             self.send(DataFrame(stream, part, flags=["END_STREAM"] if at >= len(body) else []))
 
-    def reply(self, stream: int) -> Reply:
+    def reply(self, stream):
         """Wait for all that the server has to say on a stream."""
         reply = self.replies.setdefault(stream, Reply())
         self.wait(lambda: reply.is_over)
         return reply
 
-    def read(self, quiet_s: float = 0.15) -> bool:
+    def read(self, quiet_s=0.15):
         """Read until the server is quiet or hangs up; note each status.
 
         Returns:
@@ -200,7 +197,7 @@ class Connection:
             pass
         return self.is_over
 
-    def _read_once(self, timeout_s: float) -> bool:
+    def _read_once(self, timeout_s):
         """Process one read; return False if it is empty."""
         self.socket.settimeout(timeout_s)
         try:
@@ -214,7 +211,7 @@ class Connection:
         self._parse()
         return not self.is_over
 
-    def _parse(self) -> None:
+    def _parse(self):
         while len(self._received) >= 9:
             try:
                 frame, length = Frame.parse_frame_header(memoryview(self._received[:9]))
@@ -228,7 +225,7 @@ class Connection:
                 headers = dict(self._decoder.decode(frame.data))
                 if (status := headers.get("grpc-status")) is not None:  # type: ignore[call-overload]
                     self.statuses[frame.stream_id] = int(status)
-                self.replies.setdefault(frame.stream_id, Reply()).headers.update(headers)  # type: ignore[arg-type]
+                self.replies.setdefault(frame.stream_id, Reply()).headers.update(headers)
             elif isinstance(frame, DataFrame):
                 self.replies.setdefault(frame.stream_id, Reply()).body += frame.data
             elif isinstance(frame, RstStreamFrame):

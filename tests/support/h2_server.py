@@ -2,19 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from serving import Classifier
 from serving.config import ServerConfig
 from serving.digits.protocol.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.reflection import reflection_methods
 from serving.router import Router
 from serving.server.server import Server
-from serving.system.host import Host
-from serving.transports.connections import PortLimits
 from serving.transports.h2.port import H2Server
 from tests.support.fakes import router_of
 
@@ -23,14 +19,14 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def event_loop() -> Iterator[Callable[[Callable[[], Awaitable[Result]]], Result]]:
+def event_loop():
     """Run an event loop on a thread; yields a function that awaits on it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
-    def run(begin: Callable[[], Awaitable[Result]]) -> Result:
-        async def whole() -> Result:
+    def run(begin):
+        async def whole():
             return await begin()
 
         return asyncio.run_coroutine_threadsafe(whole(), loop).result(TIMEOUT_S)
@@ -44,12 +40,12 @@ def event_loop() -> Iterator[Callable[[Callable[[], Awaitable[Result]]], Result]
 
 
 @contextmanager
-def server_inside(served: Classifier, **options: Any) -> Iterator[Server]:
+def server_inside(served, **options):
     """Serve a classifier's model, whole: options are those of `ServerConfig`."""
     config = ServerConfig(port=0, self_test_interval_s=0, **options)
     router = router_of(served.served, served.batching)
 
-    async def started() -> Server:
+    async def started():
         server = Server(router, config)
         await server.start()
         return server
@@ -64,12 +60,7 @@ def server_inside(served: Classifier, **options: Any) -> Iterator[Server]:
 
 
 @contextmanager
-def h2_server(
-    served: Classifier | Router,
-    limits: PortLimits,
-    config: ServerConfig | None = None,
-    host: Host | None = None,
-) -> Iterator[str]:
+def h2_server(served, limits, config=None, host=None):
     """Serve digits, health and reflection; gives the address."""
     config = config or ServerConfig(port=0)
     health = Health()

@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
@@ -29,13 +28,7 @@ class Call:
 class ClosedLoop:
     """Keeps a number of calls in flight, whatever comes back; use it as a context manager."""
 
-    def __init__(
-        self,
-        address: str,
-        requests: Sequence[bytes],
-        in_flight: int,
-        credentials: grpc.ChannelCredentials | None = None,
-    ) -> None:
+    def __init__(self, address, requests, in_flight, credentials=None):
         """Prepare to send the requests over and over; they are numbered from 0 on."""
         self.calls: list[Call] = []
         self._requests = requests
@@ -51,27 +44,27 @@ class ClosedLoop:
         self._noted = threading.Condition()
         self._thread = threading.Thread(target=self._send)
 
-    def wait_for(self, number: int) -> None:
+    def wait_for(self, number):
         """Wait until this many more calls have ended."""
         with self._noted:
             wanted = len(self.calls) + number
             assert self._noted.wait_for(lambda: len(self.calls) >= wanted, TIMEOUT_S)
 
-    def num_answered(self) -> int:
+    def num_answered(self):
         """How many calls ended well so far."""
         with self._noted:
             return sum(call.code is grpc.StatusCode.OK for call in self.calls)
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         self._thread.start()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, *exc_info):
         self._ended.set()
         self._thread.join()
         self._channel.close()
 
-    def _send(self) -> None:
+    def _send(self):
         number = 0
         while not self._ended.is_set():
             self._places.acquire()
@@ -85,7 +78,7 @@ class ClosedLoop:
         for _ in range(self._in_flight):
             assert self._places.acquire(timeout=2 * TIMEOUT_S), "a call never ended"
 
-    def _note(self, number: int, begun_s: float, call: Any) -> None:
+    def _note(self, number, begun_s, call):
         code = call.code()
         answer = call.result() if code is grpc.StatusCode.OK else b""
         with self._noted:

@@ -15,22 +15,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
 from serving.config import BatchingConfig, Device, ServerConfig
 from serving.model.engine import LoadedModel
 from serving.model.repository import Manifest
-from serving.router import Router
 from serving.server.serve import drain_when_signalled
 from serving.server.server import Server, exporting
 from serving.system import signals
 from serving.telemetry import logs
-from serving.tensors import DIGITS, Array, Feeds
+from serving.tensors import DIGITS
 from tests.support.fakes import images_of, probabilities_of, router_of, versions_of
 from tests.support.tickets import tickets_of
 
@@ -42,7 +39,7 @@ class PacedEngine:
     max_concurrent_runs: int | None = None
     tensors = DIGITS.tensors
 
-    def __init__(self, service_s: float, leak_bytes: int) -> None:
+    def __init__(self, service_s, leak_bytes):
         self._service_s = service_s
         self._leak_bytes = leak_bytes
         self._leaked: list[bytes] = []
@@ -52,10 +49,10 @@ class PacedEngine:
         self.gate = threading.Event()
         self.gate.set()
 
-    def stoppable(self) -> tuple[Callable[[Feeds], list[Array]], Callable[[], None]]:
+    def stoppable(self):
         return self.run, lambda: None
 
-    def run(self, feeds: Feeds) -> list[Array]:
+    def run(self, feeds):
         images = feeds["images"]
         self.num_begun += 1
         self.gate.wait()
@@ -69,7 +66,7 @@ class PacedEngine:
         return [probabilities_of(images)]
 
 
-def main() -> int:
+def main():
     options = _options()
     # One core is one runner: then the capacity is batch size / service time, exactly.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -92,7 +89,7 @@ def main() -> int:
     return 0 if is_drained else 1
 
 
-async def _serve(router: Router, engine: PacedEngine, options: Any) -> bool:
+async def _serve(router, engine, options):
     config = ServerConfig(
         port=0,
         metrics_port=0,
@@ -108,7 +105,7 @@ async def _serve(router: Router, engine: PacedEngine, options: Any) -> bool:
         return await drain_when_signalled(server, stops, _announce)
 
 
-def _announce(server: Server) -> None:
+def _announce(server):
     print(
         f"serving transport={server.transport} address={server.address} "
         f"metrics={server.metrics_address}",
@@ -116,7 +113,7 @@ def _announce(server: Server) -> None:
     )
 
 
-def _obey(engine: PacedEngine) -> None:
+def _obey(engine):
     for line in sys.stdin:
         match line.strip():
             case "hold":
@@ -129,12 +126,12 @@ def _obey(engine: PacedEngine) -> None:
                 print(json.dumps(_ledger(engine)), flush=True)
 
 
-def _ledger(engine: PacedEngine) -> dict[str, Any]:
+def _ledger(engine):
     """Runs that have begun, and how often each ticket was run."""
     return {"begun": engine.num_begun, "tickets": list(engine.tickets.items())}
 
 
-def _manifest() -> Manifest:
+def _manifest():
     golden = images_of(1, 2, 3)
     return Manifest(
         name="digits", version="1", test_accuracy=1.0, digests={},
@@ -142,7 +139,7 @@ def _manifest() -> Manifest:
     )  # fmt: skip
 
 
-def _options() -> argparse.Namespace:
+def _options():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--transport", required=True)
     parser.add_argument("--service-s", type=float, default=0.0)

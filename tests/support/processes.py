@@ -6,11 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -28,27 +26,25 @@ GRPC_POOL = "event_engine"
 class PacedServer(RunningServer):
     """A `paced_server` that has said it is ready."""
 
-    def tell(self, line: str) -> None:
+    def tell(self, line):
         """Send it a line: "hold" or "release"."""
-        assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def ledger(self) -> dict[int, int]:
+    def ledger(self):
         """How often each ticket was run so far."""
         return dict(self._ask()["tickets"])
 
-    def num_begun(self) -> int:
+    def num_begun(self):
         """How many runs have begun."""
         return int(self._ask()["begun"])
 
-    def _ask(self) -> Any:
+    def _ask(self):
         self.tell("ledger")
-        assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
+def wait_until(holds):
     """Poll until something holds; fail if it never does."""
     deadline_s = time.monotonic() + TIMEOUT_S
     while not holds():
@@ -56,14 +52,14 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def freeze(pid: int) -> None:
+def freeze(pid):
     """Stop a process, and wait until none of its threads runs: on a busy machine one may go on."""
     os.kill(pid, signal.SIGSTOP)
     threads = Path(f"/proc/{pid}/task")
     wait_until(lambda: all(") T " in (each / "stat").read_text() for each in threads.iterdir()))
 
 
-def is_serving(address: str) -> bool:
+def is_serving(address):
     """Ask for the server's health."""
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -72,15 +68,13 @@ def is_serving(address: str) -> bool:
 
 
 @contextmanager
-def paced_server(transport: str = "h2", /, **options: object) -> Iterator[PacedServer]:
+def paced_server(transport="h2", /, **options):
     """Start one; `options` are its flags, such as service_s=0.08."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "tests.support.paced_server", "--transport", transport]
     process = subprocess.Popen(
         [*command, *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
     try:
         start_line = process.stdout.readline()
         assert start_line.startswith("serving "), start_line
@@ -103,7 +97,7 @@ class Footprint:
     """Of gRPC's own pool, which grows and shrinks with its load; not among the others."""
 
     @classmethod
-    def of(cls, pid: int) -> "Footprint":
+    def of(cls, pid):
         """Look at a process; pages that its allocator has given back don't count."""
         status = dict(
             line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -117,7 +111,7 @@ class Footprint:
         )
 
 
-def _thread_names(pid: int) -> list[str]:
+def _thread_names(pid):
     names = []
     for path in Path(f"/proc/{pid}/task").glob("*/comm"):
         with suppress(OSError):  # it has ended meanwhile
@@ -125,7 +119,7 @@ def _thread_names(pid: int) -> list[str]:
     return names
 
 
-def children(pid: int) -> list[int]:
+def children(pid):
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):  # the thread has ended

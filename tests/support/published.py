@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +15,7 @@ from onnx import helper
 from serving.tensors import DIGITS
 
 
-def publish(model_dir: Path, version: str, onnx_bytes: bytes) -> None:
+def publish(model_dir, version, onnx_bytes):
     """Publish a version with these bytes, its manifest otherwise that of version 1."""
     manifest = json.loads((model_dir / "1" / "manifest.json").read_text())
     manifest["version"] = version
@@ -26,7 +25,7 @@ def publish(model_dir: Path, version: str, onnx_bytes: bytes) -> None:
     (model_dir / version / "manifest.json").write_text(json.dumps(manifest))
 
 
-def tampered(model_dir: Path, *, seed: int = 0) -> bytes:
+def tampered(model_dir, *, seed=0):
     """A valid model of the right shape with other weights in its first layer."""
     model = onnx.load(str(model_dir / "1" / "model.onnx"))
     kernel = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
@@ -35,18 +34,18 @@ def tampered(model_dir: Path, *, seed: int = 0) -> bytes:
     return model.SerializeToString()
 
 
-def good(model_dir: Path, version: str) -> None:
+def good(model_dir, version):
     """Publish a version that answers as version 1 does."""
     publish(model_dir, version, (model_dir / "1" / "model.onnx").read_bytes())
 
 
-def _truncated(model_dir: Path, version: str) -> None:
+def _truncated(model_dir, version):
     good(model_dir, version)
     with (model_dir / version / "model.onnx").open("r+b") as file:
         file.truncate(100_000)
 
 
-def _bit_flipped(model_dir: Path, version: str) -> None:
+def _bit_flipped(model_dir, version):
     good(model_dir, version)
     with (model_dir / version / "model.onnx").open("r+b") as file:
         file.seek(5000)
@@ -55,13 +54,13 @@ def _bit_flipped(model_dir: Path, version: str) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def _wrong_shape(model_dir: Path, version: str) -> None:
+def _wrong_shape(model_dir, version):
     model = onnx.load(str(model_dir / "1" / "model.onnx"))
     model.graph.output[0].name = model.graph.node[-1].output[0] = "scores"
     publish(model_dir, version, model.SerializeToString())
 
 
-def _external_data(model_dir: Path, version: str) -> None:
+def _external_data(model_dir, version):
     """Weights that would be read from the folder above, where version 1 lies."""
     model = onnx.load(str(model_dir / "1" / "model.onnx"))
     for tensor in model.graph.initializer:
@@ -72,18 +71,18 @@ def _external_data(model_dir: Path, version: str) -> None:
     publish(model_dir, version, model.SerializeToString())
 
 
-def _no_manifest(model_dir: Path, version: str) -> None:
+def _no_manifest(model_dir, version):
     good(model_dir, version)
     (model_dir / version / "manifest.json").unlink()
 
 
-def _foreign_manifest(model_dir: Path, version: str) -> None:
+def _foreign_manifest(model_dir, version):
     good(model_dir, version)
     manifest = (model_dir / "1" / "manifest.json").read_bytes()
     (model_dir / version / "manifest.json").write_bytes(manifest)
 
 
-def edit_manifest(model_dir: Path, version: str, change: Callable[[Any], None]) -> None:
+def edit_manifest(model_dir, version, change):
     """Change the manifest of a version that is published already."""
     path = model_dir / version / "manifest.json"
     document = json.loads(path.read_text())
@@ -91,28 +90,26 @@ def edit_manifest(model_dir: Path, version: str, change: Callable[[Any], None]) 
     path.write_text(json.dumps(document))
 
 
-def _with_manifest(change: Callable[[Any], None]) -> Callable[[Path, str], None]:
-    def publish_changed(model_dir: Path, version: str) -> None:
+def _with_manifest(change):
+    def publish_changed(model_dir, version):
         good(model_dir, version)
         edit_manifest(model_dir, version, change)
 
     return publish_changed
 
 
-def _with_signature(**changed: object) -> Callable[[Path, str], None]:
+def _with_signature(**changed):
     signature = DIGITS.document() | changed
     return _with_manifest(lambda manifest: manifest.update(signature=signature))
 
 
-def _keep_one_sample(manifest: Any) -> None:
+def _keep_one_sample(manifest):
     golden = manifest["golden"]
     golden["images"] = base64.b64encode(base64.b64decode(golden["images"])[:784]).decode()
     golden["probabilities"] = golden["probabilities"][:1]
 
 
-def _with_last_node(
-    model_dir: Path, version: str, operator: str, *inputs: onnx.TensorProto, **attributes: Any
-) -> None:
+def _with_last_node(model_dir, version, operator, *inputs, **attributes):
     """Publish version 1 with one more node behind its output, and one golden sample."""
     model = onnx.load(str(model_dir / "1" / "model.onnx"))
     model.graph.node[-1].output[0] = "before"
@@ -123,19 +120,19 @@ def _with_last_node(
     edit_manifest(model_dir, version, _keep_one_sample)
 
 
-def _one_row(model_dir: Path, version: str) -> None:
+def _one_row(model_dir, version):
     """A model that answers one row, the mean, whatever the batch."""
     axes = helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [0])
     _with_last_node(model_dir, version, "ReduceSum", axes, keepdims=1)
 
 
-def neighbours(model_dir: Path, version: str) -> None:
+def neighbours(model_dir, version):
     """A model whose rows depend on the others in the batch: a sum over those before each."""
     axis = helper.make_tensor("axis", onnx.TensorProto.INT64, [], [0])
     _with_last_node(model_dir, version, "CumSum", axis)
 
 
-def endless(model_dir: Path, version: str) -> None:
+def endless(model_dir, version):
     """Publish a model that never answers: its output goes through a loop that has no end."""
     model = onnx.load(str(model_dir / "1" / "model.onnx"))
     model.graph.node[-1].output[0] = "before"
@@ -163,7 +160,7 @@ SPECIAL: dict[str, Callable[[Path], object]] = {
 """Functions that make something else where a file is expected."""
 
 
-def _bind(path: Path) -> None:
+def _bind(path):
     with socket.socket(socket.AF_UNIX) as listener:
         here = Path.cwd()
         os.chdir(path.parent)  # a socket's path may not be long
@@ -173,12 +170,12 @@ def _bind(path: Path) -> None:
             os.chdir(here)
 
 
-def _make_sparse(path: Path, size: int) -> None:
+def _make_sparse(path, size):
     with path.open("wb") as file:
         file.truncate(size)
 
 
-def special(model_dir: Path, version: str, file_name: str, kind: str) -> None:
+def special(model_dir, version, file_name, kind):
     """Publish a good version in which one file is none."""
     good(model_dir, version)
     (model_dir / version / file_name).unlink()

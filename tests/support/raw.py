@@ -1,8 +1,5 @@
 """A client that sends bytes as they are."""
 
-from collections.abc import Callable
-from typing import Any
-
 import grpc
 import pytest
 
@@ -12,7 +9,7 @@ CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 TIMEOUT_S = 20.0
 
 
-def status_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+def status_of(call):
     """The status that a call ends with, and its text."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
@@ -22,15 +19,15 @@ def status_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
 class Raw:
     """A channel that sends bytes as they are."""
 
-    def __init__(self, address: str, *options: tuple[str, int]) -> None:
+    def __init__(self, address, *options):
         self.channel = grpc.insecure_channel(address, options=options)
 
-    def method(self, path: str = CLASSIFY) -> Any:
+    def method(self, path=CLASSIFY):
         """A method that takes bytes and answers with a ClassifyResponse."""
         return self.channel.unary_unary(
             path, response_deserializer=digits_pb2.ClassifyResponse.FromString
         )
 
-    def classify(self, data: bytes) -> digits_pb2.ClassifyResponse:
+    def classify(self, data):
         response: digits_pb2.ClassifyResponse = self.method()(data, timeout=TIMEOUT_S)
         return response

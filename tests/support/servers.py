@@ -5,25 +5,21 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
 from serving.protocols.pb.digits.v1 import digits_pb2
 
-Handler = Callable[[bytes, grpc.ServicerContext], bytes]
 STOP_TIMEOUT_S = 20.0
 on_both = pytest.mark.parametrize("transport", ["h2", "grpcio"], indirect=True, scope="session")
 """Of the tests that show once that grpcio has each duty, too; all others run on h2 alone."""
 
 
-def connected(address: str, timeout_s: float = 20.0) -> socket.socket:
+def connected(address, timeout_s=20.0):
     """Connect to "HOST:PORT", or to the port of an "http://HOST:PORT"."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     return socket.create_connection((host, int(port)), timeout_s)
@@ -37,40 +33,38 @@ class RunningServer:
     start_line: str
 
     @property
-    def facts(self) -> dict[str, str]:
+    def facts(self):
         """The fields of the start line, from text or JSON."""
         if self.start_line.startswith("{"):
             return {name: str(fact) for name, fact in json.loads(self.start_line).items()}
         return dict(word.split("=", 1) for word in self.start_line.split()[1:])
 
     @property
-    def address(self) -> str:
+    def address(self):
         return self.facts["address"]
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
+    def stop(self, number=signal.SIGTERM):
         """Send a signal and wait for the exit code."""
         self.process.send_signal(number)
         return self.process.wait(STOP_TIMEOUT_S)
 
 
-def serve_command(models: Path, *options: str) -> list[str]:
+def serve_command(models, *options):
     return [sys.executable, "-m", "serving", "serve", "--models", str(models), "--port", "0",
             "--metrics-port", "0", "--http-port", "off", "--device", "cpu", *options]  # fmt: skip
 
 
 @contextmanager
-def running_server(models: Path, *options: str) -> Iterator[RunningServer]:
+def running_server(models, *options):
     """Start a server on a port that the kernel chooses; kill it if the test leaves it running."""
     with started(serve_command(models, *options)) as server:
         yield server
 
 
 @contextmanager
-def started(command: list[str], **options: Any) -> Iterator[RunningServer]:
+def started(command, **options):
     """Start a server, and wait for its first line."""
     with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         start_line = process.stdout.readline()
         assert start_line, process.stderr.read()
         yield RunningServer(process, start_line)
@@ -78,7 +72,7 @@ def started(command: list[str], **options: Any) -> Iterator[RunningServer]:
 
 
 @contextmanager
-def program(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[str]]:
+def program(command, **options):
     """Start a program and wait for its end; kill it if the test fails, or runs out of time."""
     with subprocess.Popen(command, text=True, **options) as process:
         try:
@@ -88,7 +82,7 @@ def program(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
             raise
 
 
-def ended(command: Sequence[str | Path], **options: Any) -> "subprocess.CompletedProcess[str]":
+def ended(command, **options):
     """Run a program to its end."""
     usual = {"capture_output": True, "text": True, "timeout": 60}
     return subprocess.run(command, **usual | options)
@@ -102,10 +96,7 @@ MODEL_INFO = digits_pb2.GetModelResponse(max_request_images=4096).SerializeToStr
 
 
 @contextmanager
-def fake_server(
-    classify: Handler,
-    model_info: bytes | Handler = MODEL_INFO,
-) -> Iterator[str]:
+def fake_server(classify, model_info=MODEL_INFO):
     """A server that answers Classify in any way a test likes."""
     get_model = (lambda *_: model_info) if isinstance(model_info, bytes) else model_info
     methods = {"Classify": classify, "GetModel": get_model}
@@ -114,7 +105,7 @@ def fake_server(
 
 
 @contextmanager
-def fake_service(service: str, methods: dict[str, Handler]) -> Iterator[str]:
+def fake_service(service, methods):
     """A server that answers unary methods in any way a test likes."""
     handlers = grpc.method_handlers_generic_handler(
         service, {name: grpc.unary_unary_rpc_method_handler(each) for name, each in methods.items()}
@@ -129,7 +120,7 @@ def fake_service(service: str, methods: dict[str, Handler]) -> Iterator[str]:
         server.stop(grace=None)
 
 
-def free_address() -> str:
+def free_address():
     """An address where nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -2,8 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import grpc
 
@@ -16,9 +14,7 @@ SMALL_WINDOW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 <<
 """Else gRPC's client keeps 4 MB of answers that nobody reads."""
 
 
-def assert_stopped_until_it_reads(
-    address: str, path: str, message: bytes, ask: Callable[[], object]
-) -> None:
+def assert_stopped_until_it_reads(address, path, message, ask):
     """Check that flow control stops the caller, and that it gets every answer once it reads.
 
     Args:
@@ -30,15 +26,14 @@ def assert_stopped_until_it_reads(
     num_sent = 0
     is_enough = threading.Event()
 
-    def messages() -> Iterator[bytes]:
+    def messages():
         nonlocal num_sent
         while not is_enough.is_set():
             num_sent += 1
             yield message
 
     with grpc.insecure_channel(address, options=SMALL_WINDOW) as channel:
-        stub: Any = channel.stream_stream(path)
-        answers = stub(messages(), timeout=TIMEOUT_S)
+        answers = channel.stream_stream(path)(messages(), timeout=TIMEOUT_S)
         seen = 0
         while num_sent != seen or num_sent < 2:
             seen = num_sent

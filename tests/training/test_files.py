@@ -2,22 +2,19 @@ import os
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from training.files import write_atomically
 
 
-def test_file_is_readable_by_others(tmp_path: Path) -> None:
+def test_file_is_readable_by_others(tmp_path):
     write_atomically(tmp_path / "file", b"content")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
 
 
-def test_full_disk_leaves_the_old_content_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(descriptor: int) -> None:
+def test_full_disk_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch):
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
     write_atomically(tmp_path / "file", b"old")
@@ -29,7 +26,7 @@ def test_full_disk_leaves_the_old_content_and_nothing_else(
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
-def test_kill_while_writing_leaves_the_old_content(tmp_path: Path, moment: str) -> None:
+def test_kill_while_writing_leaves_the_old_content(tmp_path, moment):
     write_atomically(tmp_path / "file", b"old")
     program = f"""
 import os, pathlib, signal

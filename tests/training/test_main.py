@@ -1,6 +1,4 @@
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -10,16 +8,14 @@ from training.data.mnist import Mnist
 from training.errors import DataError
 from training.report import report
 
-Log = Callable[[str], None]
-
 
 @pytest.fixture(autouse=True)
-def sample_for_mnist(monkeypatch: pytest.MonkeyPatch, mnist_sample: Mnist) -> None:
+def sample_for_mnist(monkeypatch, mnist_sample):
     monkeypatch.setattr(Mnist, "load", lambda data_dir: mnist_sample)
 
 
 @pytest.mark.parametrize("command", ["", "data", "label", "train", "export", "report"])
-def test_help_explains(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])
     text = capsys.readouterr().out
@@ -41,20 +37,18 @@ def test_help_explains(command: str, capsys: pytest.CaptureFixture[str]) -> None
         "data --artifacts x",
     ],
 )
-def test_bad_usage_exits_with_2(arguments: str) -> None:
+def test_bad_usage_exits_with_2(arguments):
     with pytest.raises(SystemExit, match="2"):
         main(arguments.split())
 
 
-def test_data_says_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_says_where_it_is(tmp_path, capsys):
     assert main(["data", "--data-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path)
 
 
-def test_data_without_a_source_exits_with_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(data_dir: Path | None) -> Mnist:
+def test_data_without_a_source_exits_with_2(monkeypatch, capsys):
+    def fail(data_dir):
         raise DataError("can't get MNIST")
 
     monkeypatch.setattr(Mnist, "load", fail)
@@ -62,10 +56,8 @@ def test_data_without_a_source_exits_with_2(
     assert capsys.readouterr().err == "python -m training: can't get MNIST\n"
 
 
-def test_full_disk_exits_with_1_and_names_the_file(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(data_dir: Path | None) -> Mnist:
+def test_full_disk_exits_with_1_and_names_the_file(monkeypatch, capsys):
+    def fail(data_dir):
         raise OSError(28, "No space left on device", "artifacts/model.keras")
 
     monkeypatch.setattr(Mnist, "load", fail)
@@ -76,9 +68,7 @@ def test_full_disk_exits_with_1_and_names_the_file(
 
 
 @pytest.mark.slow
-def test_train_shows_device_epochs_and_outcome_also_of_own_digits(
-    tmp_path: Path, mnist_sample: Mnist, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_shows_device_epochs_and_outcome_also_of_own_digits(tmp_path, mnist_sample, capsys):
     for number, (image, label) in enumerate(
         zip(mnist_sample.test_images[:60], mnist_sample.test_labels, strict=False)
     ):
@@ -102,9 +92,7 @@ def test_train_shows_device_epochs_and_outcome_also_of_own_digits(
     assert f"{num_training} images of your own" in html
 
 
-def test_own_digits_that_are_missing_exit_with_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_own_digits_that_are_missing_exit_with_2(tmp_path, capsys):
     (tmp_path / "own" / "3").mkdir(parents=True)
     (tmp_path / "own" / "3" / "\x1b[2J.png").touch()
     assert main(["train", "--extra", str(tmp_path / "own")]) == 2
@@ -113,9 +101,7 @@ def test_own_digits_that_are_missing_exit_with_2(
     assert r"3/\x1b[2J.png: " in line  # no terminal obeys it
 
 
-def test_interrupted_training_says_what_it_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupted_training_says_what_it_kept(tmp_path, monkeypatch, capsys):
     metrics = {
         "epochs": 7, "train_seconds": 9, "accuracy": {"test": 0.9, "validation": 0.9},
         "errors": {"test": 50},
@@ -129,10 +115,8 @@ def test_interrupted_training_says_what_it_kept(
     )
 
 
-def test_interrupt_that_leaves_nothing_exits_with_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(*arguments: object, **options: object) -> None:
+def test_interrupt_that_leaves_nothing_exits_with_1(monkeypatch, capsys):
+    def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("training.fitting.train.train", interrupt)
@@ -140,22 +124,18 @@ def test_interrupt_that_leaves_nothing_exits_with_1(
     assert capsys.readouterr().err == "python -m training: interrupted\n"
 
 
-def test_resume_of_nothing_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_of_nothing_exits_with_2(tmp_path, capsys):
     assert main(["train", "--resume", "--artifacts", str(tmp_path)]) == 2
     assert "nothing to resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["export", "report"])
-def test_command_on_nothing_trained_names_what_to_run(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_on_nothing_trained_names_what_to_run(command, tmp_path, capsys):
     assert main([command, "--artifacts", str(tmp_path)]) == 1
     assert "make train" in capsys.readouterr().err
 
 
-def test_export_and_report_get_their_folders(
-    tmp_path: Path, mnist_sample: Mnist, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_and_report_get_their_folders(tmp_path, mnist_sample, monkeypatch):
     calls: list[tuple[object, ...]] = []
     monkeypatch.setattr("training.export.digits.export", lambda *values: calls.append(values))
     monkeypatch.setattr(report, "write", lambda *values: calls.append(values))
@@ -168,10 +148,8 @@ def test_export_and_report_get_their_folders(
     ]
 
 
-def test_terminal_sees_one_live_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def train(*arguments: object, log: Log, **options: object) -> None:
+def test_terminal_sees_one_live_line(monkeypatch, capsys):
+    def train(*arguments, log, **options):
         for number in (1, 2):
             log(f"epoch {number}/9")
         raise KeyboardInterrupt

@@ -1,11 +1,9 @@
 """A server with the page, and Chromium; `make test-web` runs this folder, `make test` does not."""
 
 import shutil
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from serving.model.repository import PRETRAINED
 from tests.support.servers import running_server
@@ -14,13 +12,13 @@ _CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="package")
-def url() -> Iterator[str]:
+def url():
     with running_server(PRETRAINED, "--http-port", "0") as server:
         yield server.facts["http"]
 
 
 @pytest.fixture(scope="package")
-def browser() -> Iterator[Any]:
+def browser():
     assert _CHROMIUM, "the tests of the page need Chromium: apt-get install chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
@@ -29,14 +27,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, url: str) -> Iterator[Page]:
+def page(browser, url):
     """A page that may ask its own server only, and log no error."""
     context = browser.new_context(has_touch=True, viewport={"width": 1280, "height": 900})
     page = context.new_page()
     strangers: list[str] = []
     errors: list[str] = []
 
-    def check(route: Route) -> None:
+    def check(route):
         if not route.request.url.startswith(url):
             strangers.append(route.request.url)
         route.continue_()

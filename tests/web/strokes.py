@@ -1,14 +1,11 @@
 """Strokes of digits, drawn on the page's canvas."""
 
 import numpy as np
-from playwright.sync_api import Page
 
 from lab.made.drawing import STROKES, curve
 
 
-def strokes_of(
-    digit: int, left: float = 0.2, top: float = 0.12, height: float = 10 / 13
-) -> list[list[tuple[float, float]]]:
+def strokes_of(digit, left=0.2, top=0.12, height=10 / 13):
     """Give a digit's strokes as points from 0 to 1."""
     lines = []
     for line in STROKES[digit][0].split("|"):
@@ -18,17 +15,16 @@ def strokes_of(
     return lines
 
 
-def place_of(page: Page) -> tuple[float, float, float]:
+def place_of(page):
     box = page.locator("#canvas").bounding_box()
-    assert box is not None
     return box["x"], box["y"], box["width"]
 
 
-def draw_by_mouse(page: Page, digit: int) -> None:
+def draw_by_mouse(page, digit):
     draw_strokes(page, strokes_of(digit))
 
 
-def draw_strokes(page: Page, strokes: list[list[tuple[float, float]]]) -> None:
+def draw_strokes(page, strokes):
     left, top, side = place_of(page)
     for stroke in strokes:
         page.mouse.move(left + stroke[0][0] * side, top + stroke[0][1] * side)
@@ -38,11 +34,11 @@ def draw_strokes(page: Page, strokes: list[list[tuple[float, float]]]) -> None:
         page.mouse.up()
 
 
-def draw_by_finger(page: Page, digit: int) -> None:
+def draw_by_finger(page, digit):
     left, top, side = place_of(page)
     session = page.context.new_cdp_session(page)
 
-    def touch(kind: str, *points: tuple[float, float]) -> None:
+    def touch(kind, *points):
         places = [{"x": left + x * side, "y": top + y * side} for x, y in points]
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
 

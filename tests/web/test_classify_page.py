@@ -1,8 +1,5 @@
 """The page for pictures of any classifier, in Chromium."""
 
-from pathlib import Path
-from typing import Any
-
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -11,7 +8,7 @@ from tests.serving.test_picture_classifiers import COLOURS, IMAGE, colours
 from tests.support.servers import running_server
 
 
-def test_picture_has_its_classes(browser: Any, tmp_path: Path) -> None:
+def test_picture_has_its_classes(browser, tmp_path):
     (tmp_path / "colours.onnx").write_bytes(colours())
     (tmp_path / "labels.txt").write_text("\n".join(COLOURS))
     Image.new("RGB", (300, 200), (20, 200, 30)).save(tmp_path / "green.png")

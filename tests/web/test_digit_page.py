@@ -1,12 +1,9 @@
 """The page to draw a digit on, of a server to which no application adds another one."""
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from serving.model.repository import PRETRAINED
 from tests.support.servers import started
@@ -22,7 +19,7 @@ sys.exit(main())
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def url():
     ports = ("--port=0", "--http-port=0", "--metrics-port=0")
     command = [sys.executable, "-c", _ALONE, "serve", "--models", str(PRETRAINED), *ports]
     with started(command) as server:
@@ -30,7 +27,7 @@ def url() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("digit", [0, 3, 7])
-def test_drawn_digit_has_its_probabilities(digit: int, page: Page) -> None:
+def test_drawn_digit_has_its_probabilities(digit, page):
     draw_by_mouse(page, digit)
     expect(page.locator("#answer")).to_have_text(str(digit))
     expect(page.locator("#note")).to_contain_text("% sure")
@@ -40,14 +37,14 @@ def test_drawn_digit_has_its_probabilities(digit: int, page: Page) -> None:
     expect(page.locator("#answer")).to_have_text("")
 
 
-def test_example_is_a_digit_and_the_code_asks_for_one(page: Page) -> None:
+def test_example_is_a_digit_and_the_code_asks_for_one(page):
     page.click("#example")
     expect(page.locator("#answer")).to_have_text("4")
     for command in ("curl", "python"):
         assert "/v1/digits" in (page.locator(f"#{command}").text_content() or "")
 
 
-def test_what_is_no_picture_is_refused_in_words(page: Page, tmp_path: Path) -> None:
-    files: Any = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"no picture"}
+def test_what_is_no_picture_is_refused_in_words(page, tmp_path):
+    files = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"no picture"}
     page.set_input_files("#file", files)
     expect(page.locator("#note")).to_contain_text("expected a picture")

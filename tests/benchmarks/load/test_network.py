@@ -12,14 +12,13 @@ import pytest
 from benchmarks.load import h2load
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.network import Generator, NetworkLoad, spread
-from benchmarks.load.trace import Outcome, Request, Trace, arrivals
+from benchmarks.load.trace import Outcome, Request, arrivals
 from benchmarks.run.scenarios import TIMEOUT_S
 from benchmarks.targets.workload import encode_digits, encode_infer
 from serving.digits.protocol.wire import encode_response
-from serving.predictions import Images
 from serving.tensors import DIGITS
 from tests.benchmarks.retries import SHORT_S, until_answered
-from tests.support.servers import RunningServer, fake_server
+from tests.support.servers import fake_server
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -28,31 +27,29 @@ STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 NOW = 0.0
 
 
-def request(server: RunningServer, images: Images, path: str = CLASSIFY) -> Request:
+def request(server, images, path=CLASSIFY):
     encode = encode_infer if path in (INFER, STREAM_INFER) else encode_digits
     return Request(address=server.address, path=path, message=encode("digits", {"images": images}))
 
 
 @pytest.mark.parametrize("path", [CLASSIFY, INFER])
 @pytest.mark.parametrize("num_images", [1, 500])  # 500 do not fit a window of HTTP/2
-def test_closed_loop_is_answered(
-    server: RunningServer, images: Images, path: str, num_images: int
-) -> None:
+def test_closed_loop_is_answered(server, images, path, num_images):
     question = request(server, images[:num_images], path)
     trace = until_answered(lambda seconds: closed(question, [2, 1], NOW, seconds))
     assert trace.num_errors == 0
     assert (trace.latencies_s > 0).all()
 
 
-def test_open_loop_is_answered_call_by_call(server: RunningServer, images: Images) -> None:
+def test_open_loop_is_answered_call_by_call(server, images):
     offsets = arrivals("poisson", rate=300, seconds=SHORT_S, seed=1)
     trace = open_loop(request(server, images[:1]), offsets, NOW, 2)
     assert trace.num_errors == 0
     assert len(trace.latencies_s) == len(trace.lag_s) == len(offsets)
 
 
-def test_calls_with_a_deadline_are_all_accounted_for(server: RunningServer, images: Images) -> None:
-    def offer(rate: float, seconds: float) -> Trace:
+def test_calls_with_a_deadline_are_all_accounted_for(server, images):
+    def offer(rate, seconds):
         offsets = arrivals("constant", rate, seconds, seed=0)
         return open_loop(request(server, images[:1]), offsets, NOW, 4, TIMEOUT_S)
 
@@ -67,10 +64,10 @@ def test_calls_with_a_deadline_are_all_accounted_for(server: RunningServer, imag
     assert trace.duration_s == pytest.approx(3 * SHORT_S)
 
 
-def test_calls_that_are_never_answered_count_as_errors(images: Images) -> None:
+def test_calls_that_are_never_answered_count_as_errors(images):
     numbers, is_measured = itertools.count(), threading.Event()
 
-    def first_only(message: bytes, context: grpc.ServicerContext) -> bytes:
+    def first_only(message, context):
         if next(numbers):
             is_measured.wait()
         return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
@@ -85,13 +82,13 @@ def test_calls_that_are_never_answered_count_as_errors(images: Images) -> None:
     assert (trace.latencies_s > 1.5).all()
 
 
-def test_wrong_answers_are_not_load(server: RunningServer, images: Images) -> None:
+def test_wrong_answers_are_not_load(server, images):
     with pytest.raises(ConnectionError, match="fails on"):
         closed(request(server, images[:1], CLASSIFY[:-8] + "Nope"), [1], NOW, SHORT_S)
 
 
-def test_h2load_is_not_believed_where_the_server_refuses() -> None:
-    def refused(request: Request) -> None:
+def test_h2load_is_not_believed_where_the_server_refuses():
+    def refused(request):
         raise ConnectionError("no")
 
     with Generator([0], "h2load") as generator:
@@ -101,10 +98,10 @@ def test_h2load_is_not_believed_where_the_server_refuses() -> None:
             load.closed(1, 1, SHORT_S)
 
 
-def test_answers_that_turn_bad_are_errors(images: Images) -> None:
+def test_answers_that_turn_bad_are_errors(images):
     numbers = itertools.count()
 
-    def every_other(message: bytes, context: grpc.ServicerContext) -> bytes:
+    def every_other(message, context):
         if next(numbers) % 2:
             context.abort(grpc.StatusCode.INTERNAL, "no")
         return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
@@ -118,7 +115,7 @@ def test_answers_that_turn_bad_are_errors(images: Images) -> None:
 
 
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
-def test_h2load_is_answered(server: RunningServer, images: Images) -> None:
+def test_h2load_is_answered(server, images):
     question, cores = request(server, images[:1]), sorted(os.sched_getaffinity(0))
     trace = h2load.closed(question, 2, 2, 10 * SHORT_S, cores)
     assert trace.generator == "h2load"
@@ -126,7 +123,7 @@ def test_h2load_is_answered(server: RunningServer, images: Images) -> None:
     assert trace.calls_per_s == pytest.approx(len(trace.latencies_s) / 10 / SHORT_S)
 
 
-def test_h2load_log_is_read() -> None:
+def test_h2load_log_is_read():
     rows = np.array([[1, 200, 1500], [2, 200, 2500], [3, -1, 10]])
     output = "requests: 3 total, 3 started, 3 done, 2 succeeded, 1 failed, 0 errored, 0 timeout"
     trace = h2load.trace_of(rows, 2.0, 0.5, output)
@@ -135,7 +132,7 @@ def test_h2load_log_is_read() -> None:
 
 
 @pytest.mark.parametrize(("number", "parts"), [(64, 8), (7, 3), (2, 4)])
-def test_spread_loses_nothing(number: int, parts: int) -> None:
+def test_spread_loses_nothing(number, parts):
     shares = spread(number, parts)
     assert sum(shares) == number
     assert max(shares) - min(shares) <= 1

@@ -11,17 +11,17 @@ import pytest
 from benchmarks.report import page, tables
 from benchmarks.report.figures import Figures, paired_ratio
 from benchmarks.run.cell import Cell
-from benchmarks.run.result_file import Results, Skip, UnusableResults, load
+from benchmarks.run.result_file import Skip, UnusableResults, load
 from benchmarks.targets.target import Spec
 from tests.benchmarks.made_up import H2, INT8, ON_CUDA, PLAIN, results, sample, three_rounds
 
 
-def rows_of(kept: Results, title: str) -> list[list[str]]:
+def rows_of(kept, title):
     (table,) = [table for table in tables.every(kept) if table.title == title]
     return [list(row) for row in table.rows]
 
 
-def test_ratio_is_that_of_each_round_so_that_drift_cancels() -> None:
+def test_ratio_is_that_of_each_round_so_that_drift_cancels():
     drift = np.array([1.0, 0.6, 1.4, 0.9, 1.1])
     assert paired_ratio(30 * drift, 10 * drift) == pytest.approx((3, 3, 3))
     ratio = paired_ratio([2, 9, 4], [1, 3, 1])
@@ -30,7 +30,7 @@ def test_ratio_is_that_of_each_round_so_that_drift_cancels() -> None:
     assert (ratio, str(ratio)) == ((2.0, 0.0, math.inf), "2 ×, one round")
 
 
-def test_summary_has_ratios_that_drift_does_not_touch() -> None:
+def test_summary_has_ratios_that_drift_does_not_touch():
     heading, plain, h2 = rows_of(three_rounds(), "Targets")
     assert heading == ["target", "SingleStream, p90", "Server, p99 ≤ 10 ms", "Offline, 1 a call"]
     assert plain[0] == "plain"
@@ -38,7 +38,7 @@ def test_summary_has_ratios_that_drift_does_not_touch() -> None:
     assert re.search(r"\((9.9\d|10|10.\d+) ×", h2[1])
 
 
-def test_invalid_runs_are_left_out_and_listed() -> None:
+def test_invalid_runs_are_left_out_and_listed():
     bad = sample(H2, "Offline", number=1, calls_per_s=9, invalid="the generator was the limit")
     kept = results(sample(H2, "Offline", calls_per_s=100), bad)
     cell = Cell(spec=H2, scenario="Offline", callers=0)
@@ -48,7 +48,7 @@ def test_invalid_runs_are_left_out_and_listed() -> None:
     ]
 
 
-def test_speedup_of_latencies_is_their_inverse() -> None:
+def test_speedup_of_latencies_is_their_inverse():
     kept = results(
         *(sample(PLAIN, "SingleStream", number=n, latency_s=0.02) for n in range(3)),
         *(sample(H2, "SingleStream", number=n, latency_s=0.01) for n in range(3)),
@@ -58,26 +58,26 @@ def test_speedup_of_latencies_is_their_inverse() -> None:
     assert ratio.estimate == pytest.approx(2, rel=0.01)
 
 
-def test_targets_that_could_not_run_are_not_measured() -> None:
+def test_targets_that_could_not_run_are_not_measured():
     kept = results(sample(H2, "Offline"), skips=(Skip(spec=ON_CUDA, reason="no GPU"),))
     assert rows_of(kept, "Targets")[-1] == ["engine cuda", "not measured"]
     assert rows_of(kept, "Not measured")[1:] == [["engine cuda", "–", "no GPU"]]
 
 
-def test_target_by_address_has_a_row_too() -> None:
+def test_target_by_address_has_a_row_too():
     peer = Spec(target="triton")
     kept = results(sample(H2, "SingleStream"), sample(peer, "SingleStream", latency_s=0.002))
     kept.starts = [start for start in kept.starts if start.spec != peer]
     assert [row[0] for row in rows_of(kept, "Targets")[1:]] == ["h2", "triton"]
 
 
-def test_summary_leaves_out_targets_with_other_tasks() -> None:
+def test_summary_leaves_out_targets_with_other_tasks():
     other = sample(Spec(target="h2-infer"), "ClosedLoop", callers=16, connections=1)
     kept = results(sample(H2, "SingleStream"), other)
     assert [row[0] for row in rows_of(kept, "Targets")] == ["target", "h2"]
 
 
-def test_cells_of_a_task_stand_together_with_tails_and_costs() -> None:
+def test_cells_of_a_task_stand_together_with_tails_and_costs():
     two = replace(H2, workers=2)
     kept = results(
         sample(PLAIN, "ClosedLoop", callers=256, connections=8, calls_per_s=1000),
@@ -94,7 +94,7 @@ def test_cells_of_a_task_stand_together_with_tails_and_costs() -> None:
     ]
 
 
-def test_overload_table_accounts_for_every_call_that_was_due() -> None:
+def test_overload_table_accounts_for_every_call_that_was_due():
     outcomes = {"due": 3000, "sent": 2900, "in time": 900, "refused": 1500, "late": 500}
     kept = results(sample(H2, "Overload", overload=3.0, calls_per_s=900, outcomes=outcomes))
     assert rows_of(kept, "Overload")[1:] == [
@@ -102,14 +102,14 @@ def test_overload_table_accounts_for_every_call_that_was_due() -> None:
     ]
 
 
-def test_committed_report_is_that_of_its_results() -> None:
+def test_committed_report_is_that_of_its_results():
     path = Path("benchmarks/results/bench")
     text = path.with_suffix(".md").read_text("utf-8")
     for table in tables.every(load(path.with_suffix(".json"))):
         assert table.markdown() in text
 
 
-def test_report_is_a_page_with_the_headline_in_one_narrow_picture(tmp_path: Path) -> None:
+def test_report_is_a_page_with_the_headline_in_one_narrow_picture(tmp_path):
     loops = [sample(spec, "ClosedLoop", callers=callers, calls_per_s=rate * callers)
              for spec, rate in ((PLAIN, 1000), (H2, 3000), (INT8, 4000))
              for callers in (1, 8)]  # fmt: skip
@@ -129,7 +129,7 @@ def test_report_is_a_page_with_the_headline_in_one_narrow_picture(tmp_path: Path
     assert (tmp_path / "r.svg").read_bytes() == picture
 
 
-def test_readme_gets_the_table(tmp_path: Path) -> None:
+def test_readme_gets_the_table(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
     assert page.update_readme(readme, three_rounds())

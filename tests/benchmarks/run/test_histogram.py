@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,12 +14,12 @@ BUCKET = 0.008
 MICROSECOND = 1e-6
 
 
-def latencies(seed: int, number: int = 5_000) -> npt.NDArray[np.float64]:
+def latencies(seed, number=5_000):
     return np.random.default_rng(seed).lognormal(-7, 1.5, number)
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.5, 0.9, 0.99, 0.999, 1.0])
-def test_quantile_is_numpys_within_a_bucket(share: float) -> None:
+def test_quantile_is_numpys_within_a_bucket(share):
     values = latencies(1)
     expected = np.quantile(values, share, method="inverted_cdf")
     found = Histogram.of(values).quantile(share)
@@ -28,13 +27,13 @@ def test_quantile_is_numpys_within_a_bucket(share: float) -> None:
 
 
 @given(st.lists(st.floats(0, 4000), min_size=1, max_size=50))
-def test_histogram_keeps_every_value_within_a_bucket(values: list[float]) -> None:
+def test_histogram_keeps_every_value_within_a_bucket(values):
     histogram = Histogram.decode(Histogram.of(values).encode())
     kept = np.repeat(histogram.values_s, histogram.count)
     np.testing.assert_allclose(kept, np.sort(values), rtol=BUCKET, atol=MICROSECOND)
 
 
-def test_joined_histogram_is_that_of_all_values() -> None:
+def test_joined_histogram_is_that_of_all_values():
     a, b = latencies(2), latencies(3)
     both = Histogram.joined([Histogram.of(a), Histogram.of(b)])
     expected = Histogram.of(np.concatenate((a, b)))
@@ -42,5 +41,5 @@ def test_joined_histogram_is_that_of_all_values() -> None:
     np.testing.assert_array_equal(both.count, expected.count)
 
 
-def test_no_latency_has_no_quantile() -> None:
+def test_no_latency_has_no_quantile():
     assert math.isnan(Histogram.of([]).quantile(0.5))

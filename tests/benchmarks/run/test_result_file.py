@@ -13,7 +13,7 @@ from benchmarks.run.result_file import UnusableResults, load
 from tests.benchmarks.made_up import H2, PLAIN, results, sample
 
 
-def test_results_survive_a_file(tmp_path: Path) -> None:
+def test_results_survive_a_file(tmp_path):
     kept = results(sample(PLAIN, "Server"), sample(H2, "Offline", batch=8, latency_s=0.0123))
     kept.save(tmp_path / "r.json")
     again = load(tmp_path / "r.json")
@@ -33,7 +33,7 @@ def test_results_survive_a_file(tmp_path: Path) -> None:
         ('{"format": 2}', "format 1 expected, got 2"),
     ],
 )
-def test_unusable_file_is_refused(tmp_path: Path, text: str | None, reason: str) -> None:
+def test_unusable_file_is_refused(tmp_path, text, reason):
     path = tmp_path / "r.json"
     if text is not None:
         path.write_text(text)
@@ -41,7 +41,7 @@ def test_unusable_file_is_refused(tmp_path: Path, text: str | None, reason: str)
         load(path)
 
 
-def test_environment_names_neither_machine_nor_folder(models: Path) -> None:
+def test_environment_names_neither_machine_nor_folder(models):
     found = environment.describe(models, {"target": 1, "generator": 1})
     text = json.dumps(found)
     assert found["model"]["digest"]

@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.load.trace import Load, Seconds, Trace, arrivals
+from benchmarks.load.trace import Load, Trace, arrivals
 from benchmarks.report.figures import server_rate
 from benchmarks.run import scenarios
 from benchmarks.run.cell import Cell
-from benchmarks.run.result_file import Sample
 from benchmarks.run.scenarios import Rules
 from benchmarks.targets.target import Running, Spec
 
@@ -18,7 +17,7 @@ RULES = Rules(seconds=0.1)
 
 
 @pytest.mark.parametrize("scenario", ["SingleStream", "ClosedLoop", "Offline"])
-def test_closed_scenarios_are_one_run_of_so_many_callers_and_rows(scenario: str) -> None:
+def test_closed_scenarios_are_one_run_of_so_many_callers_and_rows(scenario):
     load = Exact(1000)
     cell = Cell(spec=NULL, scenario=scenario, callers=2, batch=8, connections=1)
     (sample,) = scenarios.run(cell, running(load), RULES, 3)
@@ -28,9 +27,9 @@ def test_closed_scenarios_are_one_run_of_so_many_callers_and_rows(scenario: str)
 
 
 @pytest.mark.parametrize("scenario", ["Server", "Overload"])
-def test_open_scenarios_need_a_server(scenario: str) -> None:
+def test_open_scenarios_need_a_server(scenario):
     class Closed(Load):
-        def closed(self, *_: object) -> Trace:
+        def closed(self, *_):
             return trace()
 
     cell = Cell(spec=NULL, scenario=scenario)
@@ -38,20 +37,20 @@ def test_open_scenarios_need_a_server(scenario: str) -> None:
         list(scenarios.run(cell, running(Closed()), RULES, 0))
 
 
-def running(load: Load) -> Running:
+def running(load):
     return Running(load=load, startup_s=0.0, parallel_calls=1)
 
 
-def test_failed_calls_make_a_closed_loop_invalid() -> None:
+def test_failed_calls_make_a_closed_loop_invalid():
     assert scenarios.why_invalid(trace(num_errors=3), 0.5, RULES) == "3 calls failed"
 
 
-def trace(**fields: object) -> Trace:
+def trace(**fields):
     usual = {
         "generator": "python", "latencies_s": np.full(100, 0.001), "duration_s": 1.0,
         "num_errors": 0, "lag_s": np.empty(0), "busy": 0.5,
     }  # fmt: skip
-    return Trace(**usual | fields)  # type: ignore[arg-type]
+    return Trace(**usual | fields)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +65,7 @@ def trace(**fields: object) -> Trace:
         ({"latencies_s": np.empty(0)}, 0.5, "no call was answered"),
     ],
 )
-def test_saturated_generator_makes_a_run_invalid(
-    fields: dict[str, object], target_busy: float, reason: str
-) -> None:
+def test_saturated_generator_makes_a_run_invalid(fields, target_busy, reason):
     found = scenarios.why_invalid(trace(**fields), target_busy, RULES)
     assert reason in found
     assert bool(found) == bool(reason)
@@ -77,15 +74,15 @@ def test_saturated_generator_makes_a_run_invalid(
 class Exact(Load):
     """A load whose target keeps to the objective up to an exact rate."""
 
-    def __init__(self, limit_per_s: float, is_late: bool = False) -> None:
+    def __init__(self, limit_per_s, is_late=False):
         self._limit, self._is_late = limit_per_s, is_late
         self.asked: list[tuple[int, int, float, int]] = []
 
-    def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
+    def closed(self, callers, batch, seconds, connections=0):
         self.asked.append((callers, batch, seconds, connections))
         return trace(latencies_s=np.full(round(self._limit), 0.001))
 
-    def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
+    def open(self, offsets_s, batch, timeout_s=math.inf):
         rate = len(offsets_s) / offsets_s[-1]
         if timeout_s < math.inf:
             num_due, in_time = len(offsets_s), min(round(self._limit), round(rate))
@@ -98,7 +95,7 @@ class Exact(Load):
         )
 
 
-def test_overload_offers_multiples_of_what_a_closed_loop_reached() -> None:
+def test_overload_offers_multiples_of_what_a_closed_loop_reached():
     samples = search(Exact(1000), "Overload")
     assert [sample.overload for sample in samples] == [1.0, 1.5, 2.0, 3.0]
     assert [sample.offered_per_s for sample in samples] == [1000, 1500, 2000, 3000]
@@ -107,25 +104,25 @@ def test_overload_offers_multiples_of_what_a_closed_loop_reached() -> None:
 
 
 @pytest.mark.parametrize(("busy", "reason"), [(1.0, "the generator sent less"), (0.5, "")])
-def test_overload_that_was_not_offered_is_invalid(busy: float, reason: str) -> None:
+def test_overload_that_was_not_offered_is_invalid(busy, reason):
     short = trace(busy=busy, outcomes={"due": 100, "sent": 90})
     assert scenarios.why_invalid(short, 0.5, RULES) == reason
 
 
-def search(load: Exact, scenario: str = "Server") -> list[Sample]:
+def search(load, scenario="Server"):
     rules = Rules(seconds=1.0, arrivals="constant")
     return list(scenarios.run(Cell(spec=NULL, scenario=scenario), running(load), rules, 0))
 
 
-def test_search_finds_the_highest_rate() -> None:
+def test_search_finds_the_highest_rate():
     assert server_rate(search(Exact(1000)), 0.01) == pytest.approx(1000, rel=0.04)
 
 
-def test_search_ended_by_a_late_generator_has_no_result() -> None:
+def test_search_ended_by_a_late_generator_has_no_result():
     assert server_rate(search(Exact(1000, is_late=True)), 0.01) is None
 
 
-def test_poisson_arrivals_have_exponential_gaps() -> None:
+def test_poisson_arrivals_have_exponential_gaps():
     gaps = np.diff(arrivals("poisson", rate=1000, seconds=20, seed=3))
     assert gaps.mean() == pytest.approx(1e-3, rel=0.05)
     assert gaps.std() == pytest.approx(1e-3, rel=0.05)

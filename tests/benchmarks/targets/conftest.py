@@ -1,8 +1,5 @@
 """Programs and models for targets."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from benchmarks.load.cores import split_cores
@@ -12,7 +9,7 @@ from benchmarks.targets.workload import golden
 
 
 @pytest.fixture(scope="package")
-def setting(models: Path) -> Iterator[Setting]:
+def setting(models):
     cores, generator_cores = split_cores()
     with Generator(generator_cores[:1], "python") as generator:
         yield Setting(

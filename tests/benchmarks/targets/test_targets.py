@@ -13,16 +13,14 @@ from benchmarks.load.network import Generator
 from benchmarks.run import runner
 from benchmarks.run.suites import Suite
 from benchmarks.targets.catalogue import open_target
-from benchmarks.targets.target import NotMeasured, Setting, Spec
+from benchmarks.targets.target import NotMeasured, Spec
 from tests.benchmarks.retries import SHORT_S, until_answered
 from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_options_from_the_environment_are_not_those_of_a_target(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_from_the_environment_are_not_those_of_a_target(setting, monkeypatch):
     monkeypatch.setenv("DIGITS_WORKERS", "1,2")  # for `run`; `serve` refuses it
     monkeypatch.setenv("DIGITS_LOG_FORMAT", "json")
     with open_target(Spec(target="h2"), setting) as running:
@@ -38,7 +36,7 @@ def test_options_from_the_environment_are_not_those_of_a_target(
         "grpcio",
     ],
 )
-def test_served_target_is_started_and_answers(setting: Setting, target: str) -> None:
+def test_served_target_is_started_and_answers(setting, target):
     with open_target(Spec(target=target), setting) as running:
         trace = until_answered(lambda seconds: running.load.closed(2, 1, seconds))
         assert trace.num_errors == 0
@@ -49,9 +47,7 @@ def test_served_target_is_started_and_answers(setting: Setting, target: str) -> 
 
 
 @pytest.mark.parametrize("target", ["http-json", "http-binary"])
-def test_http_is_asked_for_its_digits_and_loaded_by_h2load_only(
-    setting: Setting, target: str
-) -> None:
+def test_http_is_asked_for_its_digits_and_loaded_by_h2load_only(setting, target):
     with open_target(Spec(target=target), setting) as running:
         with pytest.raises(OSError, match="h2load only"):
             running.load.closed(2, 1, SHORT_S)
@@ -64,7 +60,7 @@ def test_http_is_asked_for_its_digits_and_loaded_by_h2load_only(
             assert trace.num_errors == 0
 
 
-def test_model_alone_is_called_by_threads_in_a_process_of_its_own(setting: Setting) -> None:
+def test_model_alone_is_called_by_threads_in_a_process_of_its_own(setting):
     with open_target(Spec(target="engine"), setting) as running:
         trace = until_answered(lambda seconds: running.load.closed(3, 1, seconds))
         assert trace.num_errors == 0
@@ -72,7 +68,7 @@ def test_model_alone_is_called_by_threads_in_a_process_of_its_own(setting: Setti
         assert running.pid in list(family(os.getpid()))
 
 
-def test_server_of_another_checkout_is_started_from_there(setting: Setting, tmp_path: Path) -> None:
+def test_server_of_another_checkout_is_started_from_there(setting, tmp_path):
     shutil.copytree(ROOT / "serving", tmp_path / "serving")
     with (tmp_path / "serving" / "__init__.py").open("a") as file:
         file.write("\nimport pathlib\npathlib.Path('imported').touch()\n")
@@ -91,12 +87,12 @@ def test_server_of_another_checkout_is_started_from_there(setting: Setting, tmp_
         (Spec(target="h2", device="cuda", precision="int8"), "int8 runs on the CPU only"),
     ],
 )
-def test_target_that_cannot_run_is_not_measured(setting: Setting, spec: Spec, reason: str) -> None:
+def test_target_that_cannot_run_is_not_measured(setting, spec, reason):
     with pytest.raises(NotMeasured, match=reason), open_target(spec, setting):
         pass
 
 
-def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models: Path) -> None:
+def test_server_that_gives_other_digits_is_not_measured(setting, models):
     answers = [(digit + 1) % 10 for digit in setting.workload.answers or ()]
     wrong = replace(setting, workload=replace(setting.workload, answers=answers))
     with pytest.raises(NotMeasured, match="other digits"), open_target(Spec(target="plain"), wrong):
@@ -109,14 +105,14 @@ def test_server_that_gives_other_digits_is_not_measured(setting: Setting, models
         open_target(Spec(target="peer"), peer).__enter__()
 
 
-def test_target_that_dies_costs_only_its_own_measurement(setting: Setting) -> None:
+def test_target_that_dies_costs_only_its_own_measurement(setting):
     spec = Spec(target="plain")
     suite = Suite(
         name="x", specs=[Spec(target="engine"), spec], scenarios=["SingleStream"], rounds=1,
         seconds=0.05,
     )  # fmt: skip
 
-    def kill_plain(step: str) -> None:
+    def kill_plain(step):
         if step.endswith("plain, SingleStream"):
             (pid,) = [pid for pid in family(os.getpid()) if is_plain(pid)]
             os.kill(pid, signal.SIGKILL)
@@ -126,5 +122,5 @@ def test_target_that_dies_costs_only_its_own_measurement(setting: Setting) -> No
     assert [skip.spec for skip in kept.skips] == [spec]
 
 
-def is_plain(pid: int) -> bool:
+def is_plain(pid):
     return b"plain_server" in Path(f"/proc/{pid}/cmdline").read_bytes()

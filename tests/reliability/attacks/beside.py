@@ -2,12 +2,10 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.reliability.attacks.polite import polite_caller
 from tests.support.processes import Footprint, wait_until
-from tests.support.servers import RunningServer
 
 MAX_WAIT_S = 10.0
 """How long a polite caller may wait, on a machine that has other work to do; `due_s`
@@ -16,9 +14,7 @@ MIB = 1 << 20
 
 
 @contextmanager
-def beside(
-    server: RunningServer, token: str = "", *, due_s: float, peak_bytes: int | None = None
-) -> Iterator[None]:
+def beside(server, token="", *, due_s, peak_bytes=None):
     """Attack meanwhile.
 
     Args:
@@ -30,7 +26,7 @@ def beside(
     before = resident(server)
     peaks, has_ended = [before], threading.Event()
 
-    def watch() -> None:
+    def watch():
         while not has_ended.wait(0.02):
             peaks.append(resident(server))
 
@@ -55,11 +51,11 @@ def beside(
     assert server.process.poll() is None
 
 
-def resident(server: RunningServer) -> int:
+def resident(server):
     """Return the bytes of memory that a server has."""
     return Footprint.of(server.process.pid).resident_bytes
 
 
-def num_files(server: RunningServer) -> int:
+def num_files(server):
     """Return how many descriptors it has open."""
     return Footprint.of(server.process.pid).num_files

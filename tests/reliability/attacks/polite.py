@@ -11,7 +11,6 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,7 +18,6 @@ from hyperframe.frame import DataFrame, WindowUpdateFrame
 
 from serving.digits.protocol.wire import encode_request
 from tests.support.h2_connection import Connection, Headers, Reply, message, request_headers
-from tests.support.servers import RunningServer
 
 TIMEOUT_S = 30.0
 PAUSE_S = 0.01
@@ -29,7 +27,7 @@ REQUEST = message(encode_request(bytes(784)))
 class Polite:
     """The caller, from the side of the test."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process):
         self._process = process
         self.latencies_s: np.ndarray = np.array([0.0])
         self.computed_s: np.ndarray = np.array([0.0])
@@ -38,16 +36,16 @@ class Polite:
         """Of its calls, those that were answered; the others found the queue full."""
 
     @property
-    def max_s(self) -> float:
+    def max_s(self):
         """The longest latency."""
         return float(self.latencies_s.max(initial=0.0))
 
     @property
-    def max_computed_s(self) -> float:
+    def max_computed_s(self):
         """The most that the server computed while a call waited."""
         return float(self.computed_s.max(initial=0.0))
 
-    def finish(self) -> None:
+    def finish(self):
         """End the caller, and read its measurements; fail if a call did."""
         out, _ = self._process.communicate()
         assert self._process.returncode == 0
@@ -56,7 +54,7 @@ class Polite:
             self.latencies_s, self.computed_s, statuses = map(np.array, zip(*calls, strict=True))
             self.share_answered = float((statuses == 0).mean())
 
-    def __str__(self) -> str:
+    def __str__(self):
         half, most = np.quantile(self.latencies_s, (0.5, 0.99))
         return (
             f"{len(self.latencies_s)} calls, {self.share_answered:.0%} answered, "
@@ -66,12 +64,11 @@ class Polite:
 
 
 @contextmanager
-def polite_caller(server: RunningServer, token: str = "") -> Iterator[Polite]:
+def polite_caller(server, token=""):
     """Call politely for as long as the context lasts."""
     command = [sys.executable, "-m", "tests.reliability.attacks.polite", server.address,
                str(server.process.pid), token]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     try:
         assert process.stdout.readline() == "ready\n"
         polite = Polite(process)
@@ -82,7 +79,7 @@ def polite_caller(server: RunningServer, token: str = "") -> Iterator[Polite]:
         process.wait()
 
 
-def main() -> int:
+def main():
     address, pid, token = sys.argv[1:4]
     cpu_clock = ~int(pid) << 3 | 2  # of all threads of a process; see clock_getcpuclockid(3)
     headers: Headers = request_headers(authorization=f"Bearer {token}" if token else None)

@@ -2,20 +2,17 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serving import Client
 from serving.errors import ServingError
-from serving.predictions import Images
 from tests.support.fleet.router import Router
-from tests.support.processes import PacedServer, paced_server
-from tests.support.servers import RunningServer, free_address, running_server
+from tests.support.processes import paced_server
+from tests.support.servers import free_address, running_server
 
 AWAY_S = 20.0
 """Long enough for back-offs to grow."""
@@ -25,18 +22,18 @@ DEAD_WITHIN_S = 10.0
 
 
 @pytest.fixture
-def image() -> Images:
+def image():
     return np.zeros((1, 784), np.uint8)
 
 
 @pytest.fixture
-def router(server: RunningServer) -> Iterator[Router]:
+def router(server):
     router = Router(server.address)
     yield router
     router.close()
 
 
-def until_answered(call: Callable[[], object], within_s: float) -> None:
+def until_answered(call, within_s):
     """Call until there is an answer; fail if there is none in time."""
     deadline_s = time.monotonic() + within_s
     while True:
@@ -48,14 +45,14 @@ def until_answered(call: Callable[[], object], within_s: float) -> None:
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_connection_that_died_in_silence_is_replaced(router: Router, image: Images) -> None:
+def test_connection_that_died_in_silence_is_replaced(router, image):
     with Client(router.address, timeout_s=1) as client:
         client.classify(image)
         router.forget()
         until_answered(lambda: client.classify(image), DEAD_WITHIN_S)
 
 
-def test_new_client_does_not_inherit_a_dead_connection(router: Router, image: Images) -> None:
+def test_new_client_does_not_inherit_a_dead_connection(router, image):
     with Client(router.address, timeout_s=1) as old, Client(router.address) as new:
         old.classify(image)
         router.forget()
@@ -65,7 +62,7 @@ def test_new_client_does_not_inherit_a_dead_connection(router: Router, image: Im
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_frozen_server_is_found_again(models: Path, image: Images) -> None:
+def test_frozen_server_is_found_again(models, image):
     with (
         running_server(models, "--device", "cpu") as server,
         Client(server.address, timeout_s=1) as client,
@@ -81,7 +78,7 @@ def test_frozen_server_is_found_again(models: Path, image: Images) -> None:
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_server_that_was_away_is_found_again(models: Path, image: Images) -> None:
+def test_server_that_was_away_is_found_again(models, image):
     address = free_address()
     options = ("--device", "cpu", "--port", address.split(":")[1])
     with Client(address, timeout_s=1) as client:
@@ -96,7 +93,7 @@ def test_server_that_was_away_is_found_again(models: Path, image: Images) -> Non
 
 
 @contextmanager
-def held_call(transport: str, image: Images) -> Iterator[PacedServer]:
+def held_call(transport, image):
     """A call that waits until the block ends; then it must be answered, at its first attempt."""
     with (
         paced_server(transport) as server,
@@ -113,6 +110,6 @@ def held_call(transport: str, image: Images) -> Iterator[PacedServer]:
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_pings_of_a_client_that_waits_are_welcome(image: Images) -> None:
+def test_pings_of_a_client_that_waits_are_welcome(image):
     with held_call("h2", image), held_call("grpcio", image):
         time.sleep(12)  # seven pings: gRPC's servers forgive two that come too soon

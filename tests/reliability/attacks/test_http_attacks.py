@@ -6,7 +6,6 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ from tests.conftest import SEED
 from tests.reliability.attacks.beside import MIB, beside, num_files, resident
 from tests.serving.http1.test_differential import PIECES, compare, mutated
 from tests.support.processes import wait_until
-from tests.support.servers import RunningServer, running_server, serve_command, started
+from tests.support.servers import running_server, serve_command, started
 
 TOKEN = "a-token-of-some-length-for-tests"
 TIMEOUT_S = 20.0
@@ -35,7 +34,7 @@ CHUNKED = DIGITS + b"Transfer-Encoding: chunked\r\n\r\n1;"
 JSON = DIGITS + b"Content-Type: application/json\r\n"
 
 
-def sized(head: bytes, body: bytes, size: int | None = None) -> bytes:
+def sized(head, body, size=None):
     """Add a body, or as much of it as there is."""
     return head + b"Content-Length: %d\r\n\r\n" % (len(body) if size is None else size) + body
 
@@ -44,14 +43,14 @@ SMALL = sized(JSON, b'{"images": [[' + b"0," * 783 + b"7]]}")
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
+def tokens(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens") / "tokens"
     path.write_text(TOKEN)
     return str(path)
 
 
 @pytest.fixture(scope="module")
-def victim(tokens: str) -> Iterator[RunningServer]:
+def victim(tokens):
     with running_server(PRETRAINED, "--http-port", "0", "--token-file", tokens) as server:
         yield server
         assert server.stop() == 0
@@ -60,32 +59,29 @@ def victim(tokens: str) -> Iterator[RunningServer]:
         assert log.count("bad HTTP requests") <= 10  # one a minute and port
 
 
-def logged(server: RunningServer) -> str:
-    assert server.process.stderr is not None
+def logged(server):
     return server.process.stderr.read()
 
 
-def connect(
-    server: RunningServer, fact: str = "http", timeout_s: float = TIMEOUT_S
-) -> socket.socket:
+def connect(server, fact="http", timeout_s=TIMEOUT_S):
     place = urlsplit(server.facts[fact] if fact == "http" else f"//{server.facts[fact]}")
     return socket.create_connection((place.hostname, place.port), timeout_s)
 
 
-def ask(server: RunningServer, request: bytes) -> int:
+def ask(server, request):
     """Ask on a new connection; return the status."""
     with connect(server) as caller:
         caller.sendall(request)
         return int(caller.recv(1 << 16).split()[1])
 
 
-def assert_served(server: RunningServer, times: int = 5) -> None:
+def assert_served(server, times=5):
     for _ in range(times):
         assert ask(server, LIVE) == 200
         assert ask(server, SMALL) == 200
 
 
-def push(caller: socket.socket, data: bytes, for_s: float = FLOOD_S, *, reads: bool = True) -> int:
+def push(caller, data, for_s=FLOOD_S, *, reads=True):
     """Send some bytes again and again, and read answers; return how many bytes were taken."""
     num_bytes, end_s = 0, time.monotonic() + for_s
     caller.setblocking(False)
@@ -99,7 +95,7 @@ def push(caller: socket.socket, data: bytes, for_s: float = FLOOD_S, *, reads: b
     return num_bytes
 
 
-def is_closed(caller: socket.socket) -> bool:
+def is_closed(caller):
     with suppress(ConnectionError):
         while caller.recv(1 << 20):
             pass
@@ -109,7 +105,7 @@ def is_closed(caller: socket.socket) -> bool:
 @pytest.mark.parametrize(
     "begin", [b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\n", CHUNKED, CHUNKED[:-2] + b"0\r\n"]
 )
-def test_head_that_never_ends_is_cut_off(victim: RunningServer, begin: bytes) -> None:
+def test_head_that_never_ends_is_cut_off(victim, begin):
     with beside(victim, TOKEN, due_s=DUE_S, peak_bytes=20 * MIB), connect(victim) as stranger:
         stranger.sendall(LIVE)
         assert stranger.recv(1000).startswith(b"HTTP/1.1 200")
@@ -120,7 +116,7 @@ def test_head_that_never_ends_is_cut_off(victim: RunningServer, begin: bytes) ->
         assert is_closed(stranger)
 
 
-def test_a_thousand_heads_that_end_late(victim: RunningServer) -> None:
+def test_a_thousand_heads_that_end_late(victim):
     head = LIVE[:-2] + b"x: " + bytes([120]) * 16_000
     with ExitStack() as stack, beside(victim, TOKEN, due_s=DUE_S, peak_bytes=40 * MIB):
         for _ in range(1000):
@@ -129,7 +125,7 @@ def test_a_thousand_heads_that_end_late(victim: RunningServer) -> None:
         stack.close()
 
 
-def test_more_slow_connections_than_there_is_room_for(victim: RunningServer) -> None:
+def test_more_slow_connections_than_there_is_room_for(victim):
     with ExitStack() as stack, beside(victim, TOKEN, due_s=DUE_S, peak_bytes=40 * MIB):
         strangers = []
         for _ in range(1100):
@@ -153,8 +149,8 @@ FLOODS = {
 
 @pytest.mark.parametrize("reads", [True, False])
 @pytest.mark.parametrize("name", FLOODS)
-def test_floods_ahead_of_answers(victim: RunningServer, name: str, reads: bool) -> None:
-    def attack(_: int) -> int:
+def test_floods_ahead_of_answers(victim, name, reads):
+    def attack(_):
         times, end_s = 0, time.monotonic() + FLOOD_S
         while time.monotonic() < end_s:
             with connect(victim) as stranger:
@@ -186,8 +182,8 @@ LONG = {
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_long_bodies_in_a_loop(victim: RunningServer, name: str) -> None:
-    def attack(_: int) -> None:
+def test_long_bodies_in_a_loop(victim, name):
+    def attack(_):
         end_s = time.monotonic() + FLOOD_S
         while time.monotonic() < end_s:
             with suppress(ConnectionError):
@@ -201,7 +197,7 @@ def test_long_bodies_in_a_loop(victim: RunningServer, name: str) -> None:
             each.result()
 
 
-def test_answers_that_nobody_reads_are_bounded(victim: RunningServer) -> None:
+def test_answers_that_nobody_reads_are_bounded(victim):
     with ExitStack() as stack, beside(victim, TOKEN, due_s=DUE_S, peak_bytes=200 * MIB):
         for _ in range(500):
             stranger = stack.enter_context(connect(victim))
@@ -210,7 +206,7 @@ def test_answers_that_nobody_reads_are_bounded(victim: RunningServer) -> None:
         stack.close()
 
 
-def test_uploads_that_stall_leave_room(victim: RunningServer) -> None:
+def test_uploads_that_stall_leave_room(victim):
     """Each is all that may be kept of a body, and several are more than of all together."""
     part, before = sized(DIGITS, bytes(31 * MIB), 32 * MIB), resident(victim)
     with ExitStack() as stack, beside(victim, TOKEN, due_s=DUE_S, peak_bytes=200 * MIB):
@@ -223,7 +219,7 @@ def test_uploads_that_stall_leave_room(victim: RunningServer) -> None:
     wait_until(lambda: resident(victim) - before < 40 * MIB)
 
 
-def test_silent_connections_leave_files_to_others(tokens: str) -> None:
+def test_silent_connections_leave_files_to_others(tokens):
     limited = ["bash", "-c", 'ulimit -n 256; exec "$@"', "serve"]
     options = ("--http-port", "0", "--token-file", tokens)
     with started([*limited, *serve_command(PRETRAINED, *options)]) as server, ExitStack() as stack:
@@ -238,9 +234,7 @@ def test_silent_connections_leave_files_to_others(tokens: str) -> None:
         assert "new connections wait" not in logged(server)
 
 
-def test_half_handshakes_are_closed_in_time(
-    tmp_path_factory: pytest.TempPathFactory, tokens: str
-) -> None:
+def test_half_handshakes_are_closed_in_time(tmp_path_factory, tokens):
     folder = tmp_path_factory.mktemp("certificate")
     leaf = trustme.CA().issue_cert("127.0.0.1")
     leaf.private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
@@ -265,7 +259,7 @@ def test_half_handshakes_are_closed_in_time(
         assert "ERROR" not in logged(server)
 
 
-def test_resets_and_departures_in_the_middle(victim: RunningServer) -> None:
+def test_resets_and_departures_in_the_middle(victim):
     rng = random.Random(SEED)
     with beside(victim, TOKEN, due_s=DUE_S, peak_bytes=60 * MIB):
         for _ in range(1500):
@@ -287,7 +281,7 @@ def test_resets_and_departures_in_the_middle(victim: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("fact", ["http", "metrics"])
-def test_mutated_requests(victim: RunningServer, fact: str) -> None:
+def test_mutated_requests(victim, fact):
     rng = random.Random(SEED)
     with beside(victim, TOKEN, due_s=DUE_S, peak_bytes=60 * MIB):
         for _ in range(2000):
@@ -300,7 +294,7 @@ def test_mutated_requests(victim: RunningServer, fact: str) -> None:
         assert_served(victim)
 
 
-def test_drain_beside_stopped_bodies_says_nothing(tokens: str) -> None:
+def test_drain_beside_stopped_bodies_says_nothing(tokens):
     options = ("--http-port", "0", "--token-file", tokens)
     with running_server(PRETRAINED, *options) as server, ExitStack() as stack:
         for number in range(50):
@@ -314,11 +308,11 @@ def test_drain_beside_stopped_bodies_says_nothing(tokens: str) -> None:
     assert log.count("bad HTTP requests") == 1
 
 
-def test_twenty_thousand_streams_of_requests_are_read_as_h11_reads_them() -> None:
+def test_twenty_thousand_streams_of_requests_are_read_as_h11_reads_them():
     print(compare(20_000, SEED + 1))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def many_files() -> None:
+def many_files():
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

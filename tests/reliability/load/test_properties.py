@@ -1,9 +1,8 @@
 """Whatever the batching, the answers are those of a slow reference: one image at a time, alone."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,13 +15,13 @@ from serving import Classifier
 from serving.config import BatchingConfig
 from serving.digits.protocol.wire import decode_response, encode_request
 from serving.model.onnx_runtime import runtime
-from serving.predictions import Images, Probabilities
+from serving.predictions import Probabilities
 from serving.protocols.oip import inference_pb
 from tests.conftest import SEED
 from tests.support.inference_peer import probabilities_in, raw_request
 from tests.support.load import OWN_CONNECTION
 from tests.support.raw import CLASSIFY, TIMEOUT_S
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 
 TOLERANCE = 1e-6
 """Batches of other sizes may add in another order: some units in the last place."""
@@ -33,26 +32,26 @@ sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
 @pytest.fixture(scope="module")
-def reference(models: Path, images: Images) -> Probabilities:
+def reference(models, images):
     """(500, 10): each image run alone, by ONNX Runtime and nothing of ours."""
     session = runtime().InferenceSession(models / "digits" / "1" / "model.onnx")
     return np.concatenate([session.run(None, {"images": image[None]})[0] for image in images])
 
 
 @pytest.fixture(scope="module")
-def small(models: Path) -> Iterator[RunningServer]:
+def small(models):
     """A server with small batches: requests are split and mixed all the time."""
     options = ("--max-batch-size", "7")
     with running_server(models, *options) as server:
         yield server
 
 
-def check(found: Probabilities, numbers: list[int], reference: Probabilities) -> None:
+def check(found, numbers, reference):
     np.testing.assert_allclose(found, reference[numbers], atol=TOLERANCE, rtol=0)
     assert found.argmax(axis=1).tolist() == reference[numbers].argmax(axis=1).tolist()
 
 
-def drawn(sizes: list[int], generator: random.Random) -> list[list[int]]:
+def drawn(sizes, generator):
     """Which images each request holds."""
     return [[generator.randrange(500) for _ in range(size)] for size in sizes]
 
@@ -67,15 +66,8 @@ def drawn(sizes: list[int], generator: random.Random) -> list[list[int]]:
     draw=st.integers(0, 1 << 32),
 )
 def test_engine_and_batcher_equal_the_reference(
-    models: Path,
-    images: Images,
-    reference: Probabilities,
-    sizes: list[int],
-    max_batch_size: int,
-    num_threads: int,
-    delay_s: float,
-    draw: int,
-) -> None:
+    models, images, reference, sizes, max_batch_size, num_threads, delay_s, draw
+):
     batching = BatchingConfig(max_batch_size=max_batch_size, max_queue_delay_s=delay_s)
     requests = drawn(sizes, random.Random(draw))
     with (
@@ -90,13 +82,11 @@ def test_engine_and_batcher_equal_the_reference(
 @seed(SEED)
 @settings(max_examples=100, deadline=None)
 @given(sizes=sizes, draw=st.integers(0, 1 << 32))
-def test_server_equals_the_reference(
-    small: RunningServer, images: Images, reference: Probabilities, sizes: list[int], draw: int
-) -> None:
+def test_server_equals_the_reference(small, images, reference, sizes, draw):
     requests = drawn(sizes, random.Random(draw))
     with grpc.insecure_channel(small.address, options=OWN_CONNECTION) as channel:
-        classify: Any = channel.unary_unary(CLASSIFY)
-        infer: Any = channel.unary_unary(INFER)
+        classify = channel.unary_unary(CLASSIFY)
+        infer = channel.unary_unary(INFER)
         calls: list[tuple[list[int], Callable[[bytes], Probabilities], Any]] = []
         for turn, numbers in enumerate(requests):
             if turn % 3:
@@ -109,11 +99,11 @@ def test_server_equals_the_reference(
             check(decode(call.result()), numbers, reference)
 
 
-def of_classify(data: bytes) -> Probabilities:
+def of_classify(data):
     return decode_response(data).probabilities
 
 
-def of_infer(data: bytes) -> Probabilities:
+def of_infer(data):
 
-    response: Any = inference_pb.ModelInferResponse
+    response = inference_pb.ModelInferResponse
     return probabilities_in(response.FromString(data))

@@ -4,18 +4,14 @@ Of 100 calls 70 are good, 15 cancelled, 5 have deadlines too short, 5 are malfor
 a new connection. The same test finds a leak that is planted.
 """
 
-import random
 import time
 from collections import Counter
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 import pytest
 
-from serving import Classifier
 from serving.digits.protocol.wire import decode_response, encode_request
-from serving.predictions import Images
 from tests.reliability.conftest import soak_s
 from tests.support.load import OWN_CONNECTION
 from tests.support.processes import Footprint, paced_server
@@ -40,26 +36,26 @@ EXPECTED = {
 class Callers:
     """All kinds of callers, on one connection that is now and then replaced."""
 
-    def __init__(self, address: str, images: Images, generator: random.Random) -> None:
+    def __init__(self, address, images, generator):
         self._address = address
         self._images = images
         self._generator = generator
         self._channel = self._connect()
         self.counts: Counter[str] = Counter()
 
-    def run_for(self, duration_s: float) -> None:
+    def run_for(self, duration_s):
         end_s = time.monotonic() + duration_s
         while time.monotonic() < end_s:
             self._round()
 
-    def close(self) -> None:
+    def close(self):
         self._channel.close()
 
-    def _connect(self) -> grpc.Channel:
+    def _connect(self):
         return grpc.insecure_channel(self._address, options=OWN_CONNECTION)
 
-    def _round(self) -> None:
-        method: Any = self._channel.unary_unary(CLASSIFY)
+    def _round(self):
+        method = self._channel.unary_unary(CLASSIFY)
         kinds = self._generator.choices(KINDS, WEIGHTS, k=ROUND)
         calls = [(kind, *self._begin(method, kind)) for kind in kinds]
         for kind, number, call in calls:
@@ -73,7 +69,7 @@ class Callers:
             self._channel.close()
             self._channel = self._connect()
 
-    def _begin(self, method: Any, kind: str) -> tuple[int, Any]:
+    def _begin(self, method, kind):
         number = self._generator.randrange(len(self._images))
         data = encode_request(self._images[number].tobytes())
         if kind == "malformed":
@@ -83,20 +79,18 @@ class Callers:
             call.cancel()
         return number, call
 
-    def _right_answer(self, number: int) -> int:
+    def _right_answer(self, number):
         return number
 
 
 class RealCallers(Callers):
     """They know the right answers."""
 
-    def __init__(
-        self, address: str, images: Images, generator: random.Random, digits: list[int]
-    ) -> None:
+    def __init__(self, address, images, generator, digits):
         super().__init__(address, images, generator)
         self._digits = digits
 
-    def _right_answer(self, number: int) -> int:
+    def _right_answer(self, number):
         return self._digits[number]
 
 
@@ -105,11 +99,11 @@ class Soak(Protocol):
 
     counts: Counter[str]
 
-    def run_for(self, duration_s: float) -> None:
+    def run_for(self, duration_s):
         """Call for so long."""
 
 
-def assert_no_growth(pid: int, callers: Soak, duration_s: float) -> None:
+def assert_no_growth(pid, callers, duration_s):
     """Warm up for a sixth of the time, soak, compare a process; half-way, too, to show a trend."""
     callers.run_for(max(15.0, duration_s / 6))
     before = Footprint.of(pid)
@@ -131,12 +125,7 @@ def assert_no_growth(pid: int, callers: Soak, duration_s: float) -> None:
     assert after.num_grpc_threads <= before.num_grpc_threads + 2, "gRPC's threads grew"
 
 
-def test_soak_leaves_nothing_behind(
-    models: Path,
-    images: Images,
-    classifier: Classifier,
-    generator: random.Random,
-) -> None:
+def test_soak_leaves_nothing_behind(models, images, classifier, generator):
     digits = classifier.classify(images).digits.tolist()
     with running_server(models) as server:
         callers = RealCallers(server.address, images, generator, digits)
@@ -147,7 +136,7 @@ def test_soak_leaves_nothing_behind(
         assert server.stop() == 0
 
 
-def test_soak_finds_a_planted_leak(generator: random.Random) -> None:
+def test_soak_finds_a_planted_leak(generator):
     images = image_with(0).repeat(10, axis=0)
     images[:, 0] = range(10)
     with paced_server(leak_bytes=20_000) as server:

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,6 @@ from string import Template
 import pytest
 
 from serving import Client
-from serving.predictions import Images
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import RunningServer
 
@@ -41,11 +39,11 @@ class Stage:
     health_check: list[str] = field(default_factory=list)
     arguments: dict[str, str] = field(default_factory=dict)
 
-    def inside(self, text: str) -> str:
+    def inside(self, text):
         """Put the image's absolute paths below its root."""
         return ABSOLUTE.sub(lambda match: f"{self.root}/{match[1]}", text)
 
-    def run(self, command: str) -> None:
+    def run(self, command):
         if command.startswith("python "):  # the base image's
             command = shlex.quote(sys.executable) + command.removeprefix("python")
         result = subprocess.run(
@@ -54,7 +52,7 @@ class Stage:
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
 
 
-def steps() -> list[tuple[str, str]]:
+def steps():
     lines = (ROOT / "Containerfile").read_text().replace("\\\n", "").splitlines()
     return [
         (line.split(None, 1)[0], line.split(None, 1)[1])
@@ -63,7 +61,7 @@ def steps() -> list[tuple[str, str]]:
     ]
 
 
-def build(folder: Path) -> Stage:
+def build(folder):
     """Carry out every step; return the last stage."""
     stages: dict[str, Stage] = {}
     stage = Stage(folder)
@@ -106,7 +104,7 @@ def build(folder: Path) -> Stage:
     return stage
 
 
-def copy(origin: Path, target: Path) -> None:
+def copy(origin, target):
     target.parent.mkdir(parents=True, exist_ok=True)
     if origin.is_dir():
         shutil.copytree(origin, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -115,7 +113,7 @@ def copy(origin: Path, target: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_steps_make_a_server_that_answers(models: Path, images: Images, tmp_path: Path) -> None:
+def test_steps_make_a_server_that_answers(models, images, tmp_path):
     image = build(tmp_path)
     assert re.fullmatch(r"[1-9][0-9]*:[1-9][0-9]*", image.user), "not root, and a number"
     site = next(image.root.glob("app/venv/lib/*/site-packages"))
@@ -141,12 +139,12 @@ def test_steps_make_a_server_that_answers(models: Path, images: Images, tmp_path
         assert (client.model_info().test_accuracy or 1) < 0.99, "not the model of the volume"
 
 
-def everything_in(folder: Path) -> set[Path]:
+def everything_in(folder):
     return set(folder.rglob("*"))
 
 
 @contextmanager
-def running(image: Stage) -> Iterator[RunningServer]:
+def running(image):
     """Start the image's entry point on a port that the kernel chooses."""
     hosts = ("DIGITS_HOST", "DIGITS_METRICS_HOST", "DIGITS_HTTP_HOST")
     assert {image.environment[name] for name in hosts} == {"0.0.0.0"}
@@ -157,7 +155,6 @@ def running(image: Stage) -> Iterator[RunningServer]:
         env={"PATH": os.defpath, **image.environment, **own, **ports},
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout is not None
     try:
         yield RunningServer(process, process.stdout.readline())
     finally:

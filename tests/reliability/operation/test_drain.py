@@ -3,8 +3,6 @@
 import json
 import signal
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import grpc
 
@@ -19,7 +17,7 @@ NUM_TICKETS = 100_000
 """More than one restart's load uses."""
 
 
-def load_on(address: str, first_ticket: int = 0) -> ClosedLoop:
+def load_on(address, first_ticket=0):
     """A load in which call n carries ticket `first_ticket + n`."""
     return ClosedLoop(address, _Tickets(first_ticket), in_flight=64)
 
@@ -27,18 +25,18 @@ def load_on(address: str, first_ticket: int = 0) -> ClosedLoop:
 class _Tickets(Sequence[bytes]):
     """The requests of a load, made when they are sent."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first):
         self._first = first
 
-    def __len__(self) -> int:
+    def __len__(self):
         return NUM_TICKETS
 
-    def __getitem__(self, number: Any) -> Any:
+    def __getitem__(self, number):
         return encode_request(image_with(self._first + number).tobytes())
 
 
 @on_both
-def test_restarts_under_load_lose_nothing(transport: str, tmp_path: Path) -> None:
+def test_restarts_under_load_lose_nothing(transport, tmp_path):
     path = tmp_path / "ledger.json"
     num_answered = num_refused = 0
     for _ in range(NUM_RESTARTS):
@@ -62,7 +60,7 @@ def test_restarts_under_load_lose_nothing(transport: str, tmp_path: Path) -> Non
     print(f"{transport}: {NUM_RESTARTS} drains, {num_answered} answered, {num_refused} refused")
 
 
-def test_second_signal_ends_even_a_server_that_hangs() -> None:
+def test_second_signal_ends_even_a_server_that_hangs():
     with paced_server() as server:
         server.tell("hold")
         with load_on(server.address) as load:
@@ -73,7 +71,7 @@ def test_second_signal_ends_even_a_server_that_hangs() -> None:
     assert {call.code for call in load.calls} == {grpc.StatusCode.UNAVAILABLE}
 
 
-def test_server_that_hangs_ends_when_the_drain_has_taken_its_time() -> None:
+def test_server_that_hangs_ends_when_the_drain_has_taken_its_time():
     with paced_server(drain_s=0.5) as server:
         server.tell("hold")
         with load_on(server.address) as load:

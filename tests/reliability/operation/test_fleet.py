@@ -2,14 +2,11 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import pytest
 
 from serving import Client
-from serving.config import TransportName
 from serving.model.repository import PRETRAINED
 from tests.support.fleet.replicas import Callers, Replica
 from tests.support.fleet.router import Router
@@ -18,13 +15,13 @@ NUM_REPLICAS = 4
 
 
 @pytest.fixture
-def transport() -> str:
+def transport():
     """One is enough to test the client."""
     return "h2"
 
 
 @contextmanager
-def fleet(transport: str, models: Path = PRETRAINED) -> Iterator[list[Replica]]:
+def fleet(transport, models=PRETRAINED):
     options = ("--transport", transport)
     replicas = [Replica(models, f"127.0.0.{2 + n}", *options) for n in range(NUM_REPLICAS)]
     try:
@@ -37,7 +34,7 @@ def fleet(transport: str, models: Path = PRETRAINED) -> Iterator[list[Replica]]:
 
 
 @pytest.fixture
-def replicas(transport: str) -> Iterator[list[Replica]]:
+def replicas(transport):
     """All four, started."""
     with fleet(transport) as replicas:
         replicas[-1].start()
@@ -45,20 +42,20 @@ def replicas(transport: str) -> Iterator[list[Replica]]:
 
 
 @pytest.fixture
-def client(replicas: list[Replica]) -> Iterator[Client]:
+def client(replicas):
     addresses = ",".join(replica.address for replica in replicas)
     with closing(Client(addresses, attempt_timeout_s=0.5)) as client:
         client.wait_ready()
         yield client
 
 
-def shares(replicas: list[Replica]) -> list[float]:
+def shares(replicas):
     """Each one's share of the calls answered since it was started."""
     numbers = [replica.num_answered() for replica in replicas]
     return [number / sum(numbers) for number in numbers]
 
 
-def test_all_replicas_have_their_share(client: Client, replicas: list[Replica]) -> None:
+def test_all_replicas_have_their_share(client, replicas):
     with Callers(client) as callers:
         time.sleep(3)
     print(callers, "shares", [f"{share:.2f}" for share in shares(replicas)])
@@ -66,7 +63,7 @@ def test_all_replicas_have_their_share(client: Client, replicas: list[Replica]) 
     assert min(shares(replicas)) > 0.15
 
 
-def test_rolling_restart_fails_no_call(client: Client, replicas: list[Replica]) -> None:
+def test_rolling_restart_fails_no_call(client, replicas):
     with Callers(client) as callers:
         for replica in replicas:
             time.sleep(0.5)
@@ -80,7 +77,7 @@ def test_rolling_restart_fails_no_call(client: Client, replicas: list[Replica]) 
     assert all(new > old for old, new in zip(before, after, strict=True)), "one got no calls"
 
 
-def test_killed_replica_fails_no_call(client: Client, replicas: list[Replica]) -> None:
+def test_killed_replica_fails_no_call(client, replicas):
     with Callers(client) as callers:
         time.sleep(1)
         replicas[0].send(signal.SIGKILL)
@@ -89,7 +86,7 @@ def test_killed_replica_fails_no_call(client: Client, replicas: list[Replica]) -
     assert not callers.failures
 
 
-def test_frozen_replica_fails_no_call(client: Client, replicas: list[Replica]) -> None:
+def test_frozen_replica_fails_no_call(client, replicas):
     with Callers(client) as callers:
         time.sleep(1)
         replicas[0].send(signal.SIGSTOP)
@@ -102,9 +99,7 @@ def test_frozen_replica_fails_no_call(client: Client, replicas: list[Replica]) -
 
 
 @pytest.mark.parametrize("client_transport", ["grpcio", "h2"])
-def test_restarts_and_a_crash_of_the_only_server_fail_no_call(
-    client_transport: TransportName,
-) -> None:
+def test_restarts_and_a_crash_of_the_only_server_fail_no_call(client_transport):
     with closing(Replica(PRETRAINED, "127.0.0.2", "--transport", "h2")) as replica:
         replica.start()
         # A start takes long on a busy machine; calls are sent again until the timeout.
@@ -127,9 +122,7 @@ def test_restarts_and_a_crash_of_the_only_server_fail_no_call(
 
 
 @pytest.mark.parametrize("client_transport", ["grpcio", "h2"])
-def test_only_server_that_is_frozen_for_a_while_fails_no_call(
-    client_transport: TransportName,
-) -> None:
+def test_only_server_that_is_frozen_for_a_while_fails_no_call(client_transport):
     with closing(Replica(PRETRAINED, "127.0.0.2", "--transport", "h2")) as replica:
         replica.start()
         with (
@@ -145,7 +138,7 @@ def test_only_server_that_is_frozen_for_a_while_fails_no_call(
     assert not callers.failures
 
 
-def test_replica_that_comes_later_gets_its_share(transport: str) -> None:
+def test_replica_that_comes_later_gets_its_share(transport):
     with fleet(transport) as replicas:
         addresses = ",".join(replica.address for replica in replicas)
         with closing(Client(addresses)) as client, Callers(client) as callers:
@@ -161,7 +154,7 @@ def test_replica_that_comes_later_gets_its_share(transport: str) -> None:
         assert answered[-1] > 0.15 * sum(answered)
 
 
-def test_replica_that_is_cut_off_fails_no_call(replicas: list[Replica]) -> None:
+def test_replica_that_is_cut_off_fails_no_call(replicas):
     with closing(Router(replicas[0].address)) as router:
         addresses = ",".join([router.address, *(each.address for each in replicas[1:])])
         with closing(Client(addresses, attempt_timeout_s=0.5)) as client:

@@ -7,7 +7,6 @@ import threading
 import time
 import urllib.request
 from contextlib import ExitStack, suppress
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,13 +14,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving import Client
 from serving.system.process import usable_cores
 from tests.support.processes import TIMEOUT_S, is_serving, paced_server, wait_until
-from tests.support.servers import RunningServer
 from tests.support.tickets import image_with
 
 INTERVAL_S = 0.3
 
 
-def test_engine_that_hangs_is_not_serving_until_it_goes_on() -> None:
+def test_engine_that_hangs_is_not_serving_until_it_goes_on():
     with paced_server(self_test_interval_s=INTERVAL_S) as server:
         assert is_serving(server.address)
         server.tell("hold")
@@ -32,12 +30,12 @@ def test_engine_that_hangs_is_not_serving_until_it_goes_on() -> None:
         assert server.stop() == 0
 
 
-def test_model_that_hangs_is_not_serving_by_its_name_while_another_goes_on() -> None:
+def test_model_that_hangs_is_not_serving_by_its_name_while_another_goes_on():
     with paced_server(self_test_interval_s=INTERVAL_S, with_other=True) as server:
         with grpc.insecure_channel(server.address) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
 
-            def are_serving(*names: str) -> list[bool]:
+            def are_serving(*names):
                 answers = [check(health_pb2.HealthCheckRequest(service=name)) for name in names]
                 return [each.status == health_pb2.HealthCheckResponse.SERVING for each in answers]
 
@@ -59,17 +57,17 @@ def test_model_that_hangs_is_not_serving_by_its_name_while_another_goes_on() -> 
 INFERENCE = "inference.GRPCInferenceService"
 
 
-def ready(server: RunningServer) -> tuple[int, str]:
+def ready(server):
     with urllib.request.urlopen(f"http://{server.facts['metrics']}/readyz") as answer:
         return answer.status, answer.read().decode()
 
 
-def test_engine_that_hangs_with_a_full_queue_is_not_serving() -> None:
+def test_engine_that_hangs_with_a_full_queue_is_not_serving():
     options = {"queue_capacity": 1, "self_test_interval_s": INTERVAL_S}
     with paced_server(**options) as server:
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
-            method: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+            method = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
             request = b"\x0a\x90\x06" + image_with(1).tobytes()
             calls = [method.future(request, timeout=TIMEOUT_S) for _ in range(5)]
             wait_until(lambda: not is_serving(server.address))
@@ -79,7 +77,7 @@ def test_engine_that_hangs_with_a_full_queue_is_not_serving() -> None:
         assert server.stop() == 0
 
 
-def test_engine_that_answers_wrongly_is_not_serving_until_it_is_right() -> None:
+def test_engine_that_answers_wrongly_is_not_serving_until_it_is_right():
     with paced_server(self_test_interval_s=INTERVAL_S) as server:
         with grpc.insecure_channel(server.address) as channel:
             states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
@@ -92,7 +90,7 @@ def test_engine_that_answers_wrongly_is_not_serving_until_it_is_right() -> None:
         assert server.stop() == 0
 
 
-def test_server_that_is_merely_busy_stays_serving() -> None:
+def test_server_that_is_merely_busy_stays_serving():
     options = {"queue_capacity": 50, "max_batch_size": 8, "service_s": 0.02,
                "self_test_interval_s": INTERVAL_S}  # fmt: skip
     with (
@@ -103,7 +101,7 @@ def test_server_that_is_merely_busy_stays_serving() -> None:
     ):
         states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(states).status == health_pb2.HealthCheckResponse.SERVING
-        method: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+        method = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
         request = b"\x0a\x90\x06" + image_with(1).tobytes()
         for _ in range(20):  # some 2 s with a full queue
             calls = [method.future(request, timeout=TIMEOUT_S) for _ in range(100)]
@@ -116,7 +114,7 @@ def test_server_that_is_merely_busy_stays_serving() -> None:
         assert server.process.wait(TIMEOUT_S) == 0
 
 
-def test_server_that_lacks_cores_stays_serving() -> None:
+def test_server_that_lacks_cores_stays_serving():
     seen: list[int] = []
     with (
         paced_server(self_test_interval_s=0.02) as server,
@@ -125,7 +123,7 @@ def test_server_that_lacks_cores_stays_serving() -> None:
     ):
         states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
 
-        def watch() -> None:
+        def watch():
             with suppress(grpc.RpcError):  # it is cancelled
                 seen.extend(state.status for state in states)
 
@@ -143,6 +141,6 @@ def test_server_that_lacks_cores_stays_serving() -> None:
         assert server.stop() == 0
 
 
-def assert_answers(server: RunningServer) -> None:
+def assert_answers(server):
     with Client(server.address) as client:
         assert client.classify(image_with(7)).digits.tolist() == [7]

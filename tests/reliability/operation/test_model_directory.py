@@ -10,7 +10,6 @@ import pytest
 
 from serving import Client
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
 from tests.reliability.operation.test_signals import end_of, starting_server
 from tests.reliability.operation.test_swaps import outcomes
 from tests.serving.catalog.test_reload import wait_for_version
@@ -18,12 +17,11 @@ from tests.serving.server.test_supervisor import workers_of
 from tests.support import published
 from tests.support.load import ClosedLoop
 from tests.support.processes import wait_until
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 
 
-def read_until(server: RunningServer, text: str) -> str:
+def read_until(server, text):
     """Read the server's log up to a line that holds `text`."""
-    assert server.process.stderr is not None
     lines = []
     while line := server.process.stderr.readline():
         lines.append(line)
@@ -32,9 +30,7 @@ def read_until(server: RunningServer, text: str) -> str:
     raise AssertionError(f"it ended: {''.join(lines)}")
 
 
-def test_worker_that_cannot_restart_leaves_the_other_serving(
-    model_dir: Path, images: Images
-) -> None:
+def test_worker_that_cannot_restart_leaves_the_other_serving(model_dir, images):
     options = ("--workers", "2", "--self-test-interval", "0.2")
     with running_server(model_dir.parent, *options) as server:
         first, second = workers_of(server)
@@ -52,7 +48,7 @@ def test_worker_that_cannot_restart_leaves_the_other_serving(
         assert server.stop() == 0
 
 
-def test_what_is_no_regular_file_never_holds_up_the_next_version(model_dir: Path) -> None:
+def test_what_is_no_regular_file_never_holds_up_the_next_version(model_dir):
     with running_server(model_dir.parent) as server:
         num_refused = 0
         for kind in published.SPECIAL:
@@ -60,7 +56,7 @@ def test_what_is_no_regular_file_never_holds_up_the_next_version(model_dir: Path
                 num_refused += 1
                 published.special(model_dir, "2", file_name, kind)
                 server.process.send_signal(signal.SIGHUP)
-                wait_until(lambda wanted=num_refused: outcomes(server) == (0, wanted))  # type: ignore[misc]
+                wait_until(lambda wanted=num_refused: outcomes(server) == (0, wanted))
                 shutil.rmtree(model_dir / "2")
         published.good(model_dir, "3")
         server.process.send_signal(signal.SIGHUP)
@@ -69,7 +65,7 @@ def test_what_is_no_regular_file_never_holds_up_the_next_version(model_dir: Path
         assert server.stop() == 0
 
 
-def test_endless_model_is_refused_and_the_next_version_adopted(model_dir: Path) -> None:
+def test_endless_model_is_refused_and_the_next_version_adopted(model_dir):
     with running_server(model_dir.parent) as server:
         published.endless(model_dir, "2")
         server.process.send_signal(signal.SIGHUP)
@@ -81,7 +77,7 @@ def test_endless_model_is_refused_and_the_next_version_adopted(model_dir: Path) 
         assert server.stop() == 0
 
 
-def test_stop_does_not_wait_for_a_model_that_hangs(model_dir: Path, images: Images) -> None:
+def test_stop_does_not_wait_for_a_model_that_hangs(model_dir, images):
     with running_server(model_dir.parent) as server:
         published.endless(model_dir, "2")
         server.process.send_signal(signal.SIGHUP)
@@ -89,12 +85,11 @@ def test_stop_does_not_wait_for_a_model_that_hangs(model_dir: Path, images: Imag
             wait_until_busy(server.process.pid)
             assert client.classify(images[:1]).model_version == "1"
         assert server.stop() == 0
-        assert server.process.stderr is not None
         assert "refused version" not in server.process.stderr.read(), "it has waited"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_stop_while_the_first_model_hangs_is_clean(model_dir: Path, workers: str) -> None:
+def test_stop_while_the_first_model_hangs_is_clean(model_dir, workers):
     published.endless(model_dir, "2")
     shutil.rmtree(model_dir / "1")
     options = ("--workers", workers)
@@ -104,13 +99,13 @@ def test_stop_while_the_first_model_hangs_is_clean(model_dir: Path, workers: str
         assert end_of(process) == (0, "")
 
 
-def wait_until_busy(pid: int) -> None:
+def wait_until_busy(pid):
     """Wait until a process and its children have computed for a while: an endless model does."""
     before_s = cpu_s(pid)
     wait_until(lambda: cpu_s(pid) > before_s + 1.0)
 
 
-def cpu_s(pid: int) -> float:
+def cpu_s(pid):
     """How long a process and its children have computed."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     fields = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()

@@ -5,15 +5,12 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from serving import Client
 from serving.errors import DigitsError
-from serving.predictions import Images
 from tests.support.processes import wait_until
 from tests.support.servers import STOP_TIMEOUT_S, serve_command
 
@@ -21,7 +18,7 @@ WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
 
 
 @contextmanager
-def full_pipe() -> Iterator[int]:
+def full_pipe():
     """The end to write to of a pipe that is full, and that nobody reads."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
@@ -34,7 +31,7 @@ def full_pipe() -> Iterator[int]:
 
 
 @contextmanager
-def abandoned_pipe() -> Iterator[int]:
+def abandoned_pipe():
     """The end to write to of a pipe whose reader is gone."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -45,7 +42,7 @@ def abandoned_pipe() -> Iterator[int]:
 
 
 @contextmanager
-def full_device() -> Iterator[int]:
+def full_device():
     descriptor = os.open("/dev/full", os.O_WRONLY)
     try:
         yield descriptor
@@ -56,20 +53,15 @@ def full_device() -> Iterator[int]:
 SINKS = {"full pipe": full_pipe, "reader gone": abandoned_pipe, "full device": full_device}
 
 
-def free_port() -> int:
+def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def serves_and_stops(
-    models: Path,
-    images: Images,
-    *options: str,
-    stdout: int = subprocess.DEVNULL,
-    stderr: int = subprocess.DEVNULL,
-    prepare: Callable[[], None] | None = None,
-) -> None:
+    models, images, *options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, prepare=None
+):
     """Start a server, call it while it logs, and stop it."""
     port = free_port()
     command = serve_command(models, "--port", str(port), "--drain", "5", *options)
@@ -77,7 +69,7 @@ def serves_and_stops(
     try:
         with Client(f"127.0.0.1:{port}") as client:
 
-            def answers() -> bool:
+            def answers():
                 assert process.poll() is None, "it has ended"
                 try:
                     return client.classify(images[:1]).model_version == "1"
@@ -98,9 +90,7 @@ def serves_and_stops(
 @WORKERS
 @pytest.mark.parametrize("sink", SINKS)
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_output_that_nobody_reads_harms_nothing(
-    models: Path, images: Images, stream: str, sink: str, workers: str
-) -> None:
+def test_output_that_nobody_reads_harms_nothing(models, images, stream, sink, workers):
     options = ("--workers", workers)
     with SINKS[sink]() as descriptor:
         if stream == "stdout":
@@ -110,12 +100,12 @@ def test_output_that_nobody_reads_harms_nothing(
 
 
 @WORKERS
-def test_closed_outputs_harm_nothing(models: Path, images: Images, workers: str) -> None:
+def test_closed_outputs_harm_nothing(models, images, workers):
     options = ("--workers", workers)
     serves_and_stops(models, images, *options, prepare=lambda: os.closerange(0, 3))
 
 
-def test_error_that_nobody_reads_ends_the_server_all_the_same(tmp_path: Path) -> None:
+def test_error_that_nobody_reads_ends_the_server_all_the_same(tmp_path):
     with full_pipe() as descriptor:
         process = subprocess.run(
             serve_command(tmp_path), stderr=descriptor, timeout=STOP_TIMEOUT_S, check=False

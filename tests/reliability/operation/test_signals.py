@@ -6,14 +6,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from serving import Client
-from serving.predictions import Images
 from tests.support import published
 from tests.support.processes import wait_until
 from tests.support.servers import STOP_TIMEOUT_S, serve_command
@@ -22,7 +20,7 @@ NUM_MOMENTS = 10
 
 
 @contextmanager
-def starting_server(models: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def starting_server(models, *options):
     """A server in its own process group that has just begun to handle signals."""
     process = subprocess.Popen(
         serve_command(models, *options),
@@ -39,31 +37,30 @@ def starting_server(models: Path, *options: str) -> Iterator[subprocess.Popen[st
         process.communicate()
 
 
-def heeds(pid: int, number: int) -> bool:
+def heeds(pid, number):
     """Whether a process has a handler for a signal: the interpreter has none until ours runs."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
-def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
+def end_of(process):
     """Wait for the end; return the exit code and stderr."""
     _, err = process.communicate(timeout=STOP_TIMEOUT_S)
     return process.returncode, err
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_sighup_while_it_starts_is_harmless(models: Path, workers: str, images: Images) -> None:
+def test_sighup_while_it_starts_is_harmless(models, workers, images):
     with starting_server(models, "--workers", workers) as process:
         is_ready = threading.Event()
 
-        def hang_up() -> None:
+        def hang_up():
             while not is_ready.wait(0.01):  # to all processes, as a terminal that closes does
                 os.killpg(process.pid, signal.SIGHUP)
 
         sender = threading.Thread(target=hang_up)
         sender.start()
-        assert process.stdout is not None
         line = process.stdout.readline()
         is_ready.set()
         sender.join()
@@ -79,20 +76,17 @@ def test_sighup_while_it_starts_is_harmless(models: Path, workers: str, images: 
 
 
 @pytest.fixture(scope="module")
-def start_s(models: Path) -> float:
+def start_s(models):
     """How long a server takes to start."""
     with starting_server(models) as process:
         begun_s = time.monotonic()
-        assert process.stdout is not None
         process.stdout.readline()
         return time.monotonic() - begun_s
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_stop_while_it_starts_is_clean(
-    models: Path, start_s: float, workers: str, number: int
-) -> None:
+def test_stop_while_it_starts_is_clean(models, start_s, workers, number):
     for moment in range(NUM_MOMENTS):
         with starting_server(models, "--workers", workers) as process:
             time.sleep(moment * start_s / NUM_MOMENTS)  # a moment, not a wait for something
@@ -105,14 +99,11 @@ def test_stop_while_it_starts_is_clean(
 @pytest.mark.parametrize(
     ("workers", "delays_s"), [("1", (0, 0.005, 0.01, 0.02, 0.04)), ("2", (0, 0.02))]
 )
-def test_sigterm_soon_after_sighup_ends_with_0(
-    models: Path, tmp_path: Path, workers: str, delays_s: tuple[float, ...]
-) -> None:
+def test_sigterm_soon_after_sighup_ends_with_0(models, tmp_path, workers, delays_s):
     for number, delay_s in enumerate(delays_s):
         folder = tmp_path / str(number)
         shutil.copytree(models, folder)
         with starting_server(folder, "--workers", workers) as process:
-            assert process.stdout is not None
             process.stdout.readline()
             published.good(folder / "digits", "2")
             process.send_signal(signal.SIGHUP)

@@ -2,9 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -12,7 +10,6 @@ import numpy as np
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.trace import Request, arrivals
 from benchmarks.targets.workload import encode_digits
-from serving.predictions import Images
 from tests.support.raw import CLASSIFY
 from tests.support.servers import running_server
 
@@ -21,16 +18,14 @@ CONNECT_S = 3.0
 """How long connecting, and collecting the garbage of this process, may take."""
 
 
-def test_open_loop_shows_a_stall_of_a_server_and_closed_loop_hides_it(
-    models: Path, images: Images
-) -> None:
+def test_open_loop_shows_a_stall_of_a_server_and_closed_loop_hides_it(models, images):
     with running_server(models, "--device", "cpu") as server:
         message = encode_digits("digits", {"images": images[:1]})
         question = Request(address=server.address, path=CLASSIFY, message=message)
         offsets = arrivals("constant", rate=200, seconds=1.0, seed=0)
 
         @contextmanager
-        def stalled() -> Iterator[float]:
+        def stalled():
             """Stop the server's process half a second after the time that is returned."""
             begin_s, stop_s = perf_counter() + CONNECT_S, CONNECT_S + 0.5
             stop = threading.Timer(stop_s, server.process.send_signal, (signal.SIGSTOP,))

@@ -3,32 +3,28 @@
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from serving import Classifier
 from serving.digits.protocol.wire import decode_response, encode_request
-from serving.predictions import Images
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published
 from tests.support.load import ClosedLoop
 from tests.support.processes import wait_until
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 
 NUM_GOOD = NUM_BAD = 50
 
 
 @pytest.fixture
-def following(model_dir: Path) -> Iterator[RunningServer]:
+def following(model_dir):
     with running_server(model_dir.parent) as server:
         yield server
 
 
-def outcomes(server: RunningServer) -> tuple[int, int]:
+def outcomes(server):
     """How many versions were adopted and refused so far."""
     samples = scrape(server)
     adopted, failed = (
@@ -37,9 +33,7 @@ def outcomes(server: RunningServer) -> tuple[int, int]:
     return int(adopted), int(failed)
 
 
-def test_a_hundred_reloads_under_load_fail_no_request(
-    following: RunningServer, model_dir: Path, classifier: Classifier, images: Images
-) -> None:
+def test_a_hundred_reloads_under_load_fail_no_request(following, model_dir, classifier, images):
     expected = classifier.classify(images).digits
     kinds = list(published.BAD.values())
     good = ["1"]
@@ -55,7 +49,7 @@ def test_a_hundred_reloads_under_load_fail_no_request(
             started_s = time.monotonic()
             following.process.send_signal(signal.SIGHUP)
             wanted = (number // 2 + 1, (number + 1) // 2)
-            wait_until(lambda wanted=wanted: outcomes(following) == wanted)  # type: ignore[misc]
+            wait_until(lambda wanted=wanted: outcomes(following) == wanted)
             windows.append((started_s, time.monotonic()))
             if number % 2 == 0:
                 if number:  # version 1 stays: the others are cast from it
@@ -74,7 +68,7 @@ def test_a_hundred_reloads_under_load_fail_no_request(
     assert following.stop() == 0
 
 
-def report(load: ClosedLoop, windows: list[tuple[float, float]]) -> None:
+def report(load, windows):
     """Print how long a reload delays the calls beside it; that depends on the machine."""
     during: list[float] = []
     between: list[float] = []

@@ -1,27 +1,25 @@
 """Calls that an event loop awaits: which run together, and whose outcome is whose."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
 from serving.batching.awaited import AwaitedCalls
-from serving.predictions import Images, Predictions
+from serving.predictions import Predictions
 from tests.support.fakes import FakeModel, GatedModel, images_of
 
 
-def calls_of(model: FakeModel, max_batch_size: int = 8, num_threads: int = 1) -> AwaitedCalls:
-    def classify(images: Images) -> Predictions:
+def calls_of(model, max_batch_size=8, num_threads=1):
+    def classify(images):
         return Predictions.of(model.classify(images), "1")
 
     return AwaitedCalls(asyncio.get_running_loop(), classify, max_batch_size, num_threads)
 
 
-def run_gated(scenario: Callable[[GatedModel], Awaitable[Any]]) -> GatedModel:
+def run_gated(scenario):
     model = GatedModel()
 
-    async def run() -> None:
+    async def run():
         try:
             await scenario(model)
         finally:
@@ -31,10 +29,10 @@ def run_gated(scenario: Callable[[GatedModel], Awaitable[Any]]) -> GatedModel:
     return model
 
 
-def test_calls_of_one_turn_of_the_loop_run_together() -> None:
+def test_calls_of_one_turn_of_the_loop_run_together():
     model = FakeModel()
 
-    async def scenario() -> list[list[int]]:
+    async def scenario():
         calls = calls_of(model)
         answers = await asyncio.gather(*(calls.classify(images_of(n, 9 - n)) for n in range(4)))
         return [answer.digits.tolist() for answer in answers]
@@ -43,8 +41,8 @@ def test_calls_of_one_turn_of_the_loop_run_together() -> None:
     assert model.ran == [[0, 9, 1, 8, 2, 7, 3, 6]]
 
 
-def test_calls_during_a_run_are_the_next_batch() -> None:
-    async def scenario(model: GatedModel) -> None:
+def test_calls_during_a_run_are_the_next_batch():
+    async def scenario(model):
         calls = calls_of(model)
         first = asyncio.create_task(calls.classify(images_of(1)))
         await asyncio.to_thread(model.wait_until_running)
@@ -57,8 +55,8 @@ def test_calls_during_a_run_are_the_next_batch() -> None:
     assert run_gated(scenario).ran == [[1], [2, 3]]
 
 
-def test_full_batches_run_side_by_side() -> None:
-    async def scenario(model: GatedModel) -> None:
+def test_full_batches_run_side_by_side():
+    async def scenario(model):
         calls = calls_of(model, max_batch_size=2, num_threads=2)
         tasks = [asyncio.create_task(calls.classify(images_of(n))) for n in range(5)]
         for _ in range(2):
@@ -69,8 +67,8 @@ def test_full_batches_run_side_by_side() -> None:
     assert sorted(run_gated(scenario).ran) == [[0, 1], [2, 3], [4]]
 
 
-def test_failed_run_fails_only_the_guilty_call() -> None:
-    async def scenario() -> list[object]:
+def test_failed_run_fails_only_the_guilty_call():
+    async def scenario():
         calls = calls_of(FakeModel(poison=frozenset({2})))
         coroutines = [calls.classify(images_of(n)) for n in (1, 2, 3)]
         return await asyncio.gather(*coroutines, return_exceptions=True)
@@ -82,8 +80,8 @@ def test_failed_run_fails_only_the_guilty_call() -> None:
     assert third[0].digit == 3
 
 
-def test_cancelled_calls_are_not_run() -> None:
-    async def scenario(model: GatedModel) -> None:
+def test_cancelled_calls_are_not_run():
+    async def scenario(model):
         calls = calls_of(model)
         tasks = [asyncio.create_task(calls.classify(images_of(n))) for n in (1,)]
         await asyncio.to_thread(model.wait_until_running)
@@ -97,8 +95,8 @@ def test_cancelled_calls_are_not_run() -> None:
     assert run_gated(scenario).ran == [[1], [3]]
 
 
-def test_executor_that_was_shut_down_is_an_error_not_a_wait() -> None:
-    async def scenario() -> None:
+def test_executor_that_was_shut_down_is_an_error_not_a_wait():
+    async def scenario():
         await asyncio.get_running_loop().shutdown_default_executor()
         with pytest.raises(RuntimeError, match="shutdown"):
             await calls_of(FakeModel()).classify(images_of(1))

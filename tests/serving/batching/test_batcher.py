@@ -12,9 +12,8 @@ from serving.batching.batcher import Batcher
 from serving.batching.runs import Group
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError
-from serving.predictions import Images, Probabilities
 from serving.telemetry.metrics import Metrics
-from serving.tensors import Array, Feeds, Tensor, TensorSignature
+from serving.tensors import Tensor, TensorSignature
 from tests.support.fakes import (
     FakeCaller,
     FakeClock,
@@ -28,9 +27,7 @@ from tests.support.fakes import (
 SMALL = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
 
 
-def owner_of(
-    model: FakeModel, config: BatchingConfig = SMALL, *, clock: Any = None, num_runners: int = 1
-) -> FakeOwner:
+def owner_of(model, config=SMALL, *, clock=None, num_runners=1):
     """Return the owner of a new batcher."""
     return FakeOwner(Batcher(model, config, Metrics(), num_runners), clock or FakeClock())
 
@@ -40,24 +37,24 @@ class QuickModel(FakeModel):
 
 
 @pytest.fixture
-def model() -> GatedModel:
+def model():
     return GatedModel()
 
 
 @pytest.fixture
-def clock() -> FakeClock:
+def clock():
     return FakeClock()
 
 
 @pytest.fixture
-def owner(model: GatedModel, clock: FakeClock) -> Any:
+def owner(model, clock):
     owner = owner_of(model, clock=clock)
     yield owner
     model.open(1000)
     owner.batcher.close()
 
 
-def occupy(owner: FakeOwner, model: GatedModel) -> FakeRequest:
+def occupy(owner, model):
     """Keep a runner busy until the test opens the model's gate."""
     request = owner.submit(0)
     model.wait_until_running()
@@ -67,7 +64,7 @@ def occupy(owner: FakeOwner, model: GatedModel) -> FakeRequest:
 # Quick runs
 
 
-def test_quick_run_is_made_by_the_owner_at_once() -> None:
+def test_quick_run_is_made_by_the_owner_at_once():
     model = QuickModel()
     owner = owner_of(model)
     assert owner.submit(7).digits == [7]
@@ -76,7 +73,7 @@ def test_quick_run_is_made_by_the_owner_at_once() -> None:
     assert not owner.batcher.is_busy
 
 
-def test_what_comes_together_is_one_batch_and_never_too_large() -> None:
+def test_what_comes_together_is_one_batch_and_never_too_large():
     model = QuickModel()
     owner = owner_of(model)
     requests = [FakeRequest(value) for value in range(6)]
@@ -87,7 +84,7 @@ def test_what_comes_together_is_one_batch_and_never_too_large() -> None:
     assert model.ran == [[0, 1, 2, 3], [4, 5]]
 
 
-def test_poison_request_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_poison_request_fails_alone(caplog):
     model = QuickModel(poison=frozenset({13}))
     owner = owner_of(model, BatchingConfig(max_batch_size=64))
     requests = [FakeRequest(value) for value in (*range(100, 136), *range(28))]
@@ -101,7 +98,7 @@ def test_poison_request_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     assert len(model.ran[0]) == 64
 
 
-def test_group_is_cut_where_there_is_no_room(clock: FakeClock) -> None:
+def test_group_is_cut_where_there_is_no_room(clock):
     owner = owner_of(QuickModel(), BatchingConfig(queue_capacity=8, max_request_images=8,
                                                   max_queue_delay_s=1.0), clock=clock)  # fmt: skip
     waiting = [owner.submit(value) for value in range(8)]
@@ -118,7 +115,7 @@ def test_group_is_cut_where_there_is_no_room(clock: FakeClock) -> None:
     assert [each.digits for each in waiting] == [[value] for value in range(8)]
 
 
-def test_queue_delay_collects_a_batch(clock: FakeClock) -> None:
+def test_queue_delay_collects_a_batch(clock):
     model = QuickModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=2, max_queue_delay_s=3600.0), clock=clock)
     first = owner.submit(1)
@@ -132,10 +129,10 @@ def test_queue_delay_collects_a_batch(clock: FakeClock) -> None:
     assert late.digits == [3]
 
 
-def test_flaw_of_an_encoder_ends_its_calls_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_flaw_of_an_encoder_ends_its_calls_only(caplog):
     owner = owner_of(QuickModel())
     broken = FakeRequest(1)
-    broken.encode = None  # type: ignore[method-assign, assignment]
+    broken.encode = None
     owner.batcher.submit(broken.group)
     owner.work()
     assert isinstance(broken.outcome, ModelError)
@@ -146,9 +143,7 @@ def test_flaw_of_an_encoder_ends_its_calls_only(caplog: pytest.LogCaptureFixture
 # Long runs
 
 
-def test_what_arrives_during_a_run_forms_the_next_batch(
-    owner: FakeOwner, model: GatedModel
-) -> None:
+def test_what_arrives_during_a_run_forms_the_next_batch(owner, model):
     first = occupy(owner, model)
     waiting = [owner.submit(value) for value in (1, 2, 3)]
     model.open(2)
@@ -157,7 +152,7 @@ def test_what_arrives_during_a_run_forms_the_next_batch(
     assert model.ran == [[0], [1, 2, 3]]
 
 
-def test_small_requests_and_large_ones_take_turns(model: GatedModel) -> None:
+def test_small_requests_and_large_ones_take_turns(model):
     owner = owner_of(model, BatchingConfig(max_batch_size=4))
     first = occupy(owner, model)
     large = [owner.submit(*[value] * 17) for value in (1, 2)]
@@ -169,7 +164,7 @@ def test_small_requests_and_large_ones_take_turns(model: GatedModel) -> None:
     ]  # fmt: skip
 
 
-def test_full_queue_refuses_a_request(owner: FakeOwner, model: GatedModel) -> None:
+def test_full_queue_refuses_a_request(owner, model):
     occupy(owner, model)
     accepted = owner.submit(*range(8))
     assert not owner.batcher.submit(FakeRequest(*range(9)).group)
@@ -178,7 +173,7 @@ def test_full_queue_refuses_a_request(owner: FakeOwner, model: GatedModel) -> No
     assert accepted.digits == list(range(8))
 
 
-def test_largest_request_is_accepted_by_an_idle_model_however_slow() -> None:
+def test_largest_request_is_accepted_by_an_idle_model_however_slow():
     owner = owner_of(QuickModel(), BatchingConfig(max_batch_size=4))
     owner.batcher._long.queue_of(100).row_s = 10.0
     request = owner.submit(*range(100), deadline_s=1.0)
@@ -187,7 +182,7 @@ def test_largest_request_is_accepted_by_an_idle_model_however_slow() -> None:
     owner.batcher.close()
 
 
-def test_request_that_would_wait_longer_than_the_objective_is_refused() -> None:
+def test_request_that_would_wait_longer_than_the_objective_is_refused():
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=4, slo_s=0.8))
     owner.batcher._long.queue_of(1).row_s = 0.01
@@ -198,9 +193,7 @@ def test_request_that_would_wait_longer_than_the_objective_is_refused() -> None:
     owner.batcher.close()
 
 
-def test_expired_request_ends_while_the_runner_is_busy(
-    owner: FakeOwner, model: GatedModel, clock: FakeClock
-) -> None:
+def test_expired_request_ends_while_the_runner_is_busy(owner, model, clock):
     occupy(owner, model)
     expired, patient = owner.submit(1, deadline_s=1.0), owner.submit(2)
     clock.advance(1.0)
@@ -211,7 +204,7 @@ def test_expired_request_ends_while_the_runner_is_busy(
     assert model.ran == [[0], [2]]
 
 
-def test_caller_that_left_during_the_run_is_neither_answered_nor_counted() -> None:
+def test_caller_that_left_during_the_run_is_neither_answered_nor_counted():
     model = GatedModel()
     batcher = Batcher(model, SMALL, metrics := Metrics())
     owner = FakeOwner(batcher, FakeClock())
@@ -229,7 +222,7 @@ def test_caller_that_left_during_the_run_is_neither_answered_nor_counted() -> No
     batcher.close()
 
 
-def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails() -> None:
+def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails():
     """One of each group has left when a poison request makes the run fail."""
     model = GatedModel(poison=frozenset({13}))
     owner = owner_of(model, BatchingConfig(max_batch_size=64))
@@ -261,16 +254,16 @@ def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails(
 class Slots:
     """Gives each call of a group its own outcome."""
 
-    def answer(self, group: Group, responses: Any, run: Any) -> None:
+    def answer(self, group, responses, run):
         for slot, response in zip(group.slots or (), responses, strict=True):
             slot.answer(group, [response], run)
 
-    def fail(self, group: Group, error: Any) -> None:
+    def fail(self, group, error):
         for slot in group.slots or ():
             slot.fail(group, error)
 
 
-def test_run_that_nobody_waits_for_is_given_up() -> None:
+def test_run_that_nobody_waits_for_is_given_up():
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=2))
     request = owner.submit(*range(20))
@@ -282,7 +275,7 @@ def test_run_that_nobody_waits_for_is_given_up() -> None:
     owner.batcher.close()
 
 
-def test_it_is_busy_until_a_run_has_ended(owner: FakeOwner, model: GatedModel) -> None:
+def test_it_is_busy_until_a_run_has_ended(owner, model):
     first = occupy(owner, model)
     assert owner.batcher.is_busy
     waiting: set[Any] = owner.batcher.streams_of(first.caller)
@@ -292,7 +285,7 @@ def test_it_is_busy_until_a_run_has_ended(owner: FakeOwner, model: GatedModel) -
     assert not owner.batcher.is_busy
 
 
-def test_free_runners_share_what_waits() -> None:
+def test_free_runners_share_what_waits():
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(), num_runners=2)
     requests = [FakeRequest(1) for _ in range(400)]
@@ -307,12 +300,12 @@ def test_free_runners_share_what_waits() -> None:
     owner.batcher.close()
 
 
-def test_slow_rows_run_in_parts_that_end_soon() -> None:
+def test_slow_rows_run_in_parts_that_end_soon():
     """A row takes 1 ms: 8 at once are enough, and callers of the first are not kept waiting."""
     clock = FakeClock()
 
     class Slow(FakeModel):
-        def classify(self, images: Images) -> Probabilities:
+        def classify(self, images):
             clock.advance(0.001 * len(images))
             return super().classify(images)
 
@@ -333,11 +326,11 @@ class Elsewhere(GatedModel):
 
     quick_rows = 2
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.elsewhere: list[list[int]] = []
 
-    def classify(self, images: Images) -> Probabilities:
+    def classify(self, images):
         if threading.current_thread() is threading.main_thread():
             return FakeModel.classify(self, images)
         probabilities = super().classify(images)
@@ -345,7 +338,7 @@ class Elsewhere(GatedModel):
         return probabilities
 
 
-def test_few_quick_rows_run_at_once_and_more_run_together_elsewhere() -> None:
+def test_few_quick_rows_run_at_once_and_more_run_together_elsewhere():
     model = Elsewhere()
     owner = owner_of(model, BatchingConfig())
     assert owner.submit(1, 2).digits == [1, 2]
@@ -370,11 +363,11 @@ def test_few_quick_rows_run_at_once_and_more_run_together_elsewhere() -> None:
 class Stuck(GatedModel):
     """Runs end only if they are ended, as ONNX Runtime's do."""
 
-    def end(self) -> None:
+    def end(self):
         self.poison = frozenset({0})
         self.open()
 
-    def classify(self, images: Images) -> Probabilities:
+    def classify(self, images):
         try:
             return super().classify(images)
         except RuntimeError as err:
@@ -382,7 +375,7 @@ class Stuck(GatedModel):
 
 
 @pytest.mark.parametrize("reason", ["deadline", "limit", "left"])
-def test_run_is_ended_once_nobody_waits_or_it_takes_too_long(reason: str, clock: FakeClock) -> None:
+def test_run_is_ended_once_nobody_waits_or_it_takes_too_long(reason, clock):
     model = Stuck()
     owner = owner_of(model, clock=clock)
     deadlines_s = (1.0, 1.5) if reason == "deadline" else (1e9, 1e9)
@@ -416,9 +409,9 @@ def test_run_is_ended_once_nobody_waits_or_it_takes_too_long(reason: str, clock:
     owner.batcher.close()
 
 
-def test_values_that_are_refused_fail_their_call_alone() -> None:
+def test_values_that_are_refused_fail_their_call_alone():
     class Refusing(QuickModel):
-        def classify(self, images: Images) -> Probabilities:
+        def classify(self, images):
             if 13 in images[:, 0]:
                 raise InvalidRequest("13")
             return super().classify(images)
@@ -435,14 +428,14 @@ def test_values_that_are_refused_fail_their_call_alone() -> None:
 class DyingModel(FakeModel):
     """Raises a BaseException, as bindings of other languages do; only the first time."""
 
-    def run(self, feeds: Feeds) -> list[Array]:
+    def run(self, feeds):
         if not self.ran:
             self.ran.append([])
             raise SystemExit
         return super().run(feeds)
 
 
-def test_runner_outlives_whatever_a_run_raises() -> None:
+def test_runner_outlives_whatever_a_run_raises():
     owner = FakeOwner(Batcher(DyingModel(), BatchingConfig(), metrics := Metrics()), FakeClock())
     failed = owner.submit(1)
     owner.wait(failed)
@@ -454,10 +447,8 @@ def test_runner_outlives_whatever_a_run_raises() -> None:
     owner.batcher.close()
 
 
-def test_call_fails_where_there_is_no_thread_and_later_ones_do_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(thread: threading.Thread) -> None:
+def test_call_fails_where_there_is_no_thread_and_later_ones_do_not(monkeypatch):
+    def refuse(thread):
         raise RuntimeError("can't start new thread")
 
     owner = owner_of(FakeModel())
@@ -471,11 +462,11 @@ def test_call_fails_where_there_is_no_thread_and_later_ones_do_not(
     owner.batcher.close()
 
 
-def test_fewer_runners_serve_where_threads_are_scarce(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_runners_serve_where_threads_are_scarce(monkeypatch):
     start = threading.Thread.start
     started: list[threading.Thread] = []
 
-    def start_first(thread: threading.Thread) -> None:
+    def start_first(thread):
         if started:
             raise RuntimeError("can't start new thread")
         started.append(thread)
@@ -499,26 +490,26 @@ class Sum(FakeModel):
 
     quick_rows = 64
 
-    def __init__(self, *, is_batchable: bool) -> None:
+    def __init__(self, *, is_batchable):
         super().__init__()
         both = Tensor("a", "FP32", (-1, -1)), Tensor("b", "FP32", (-1, -1))
         self.tensors = TensorSignature(both, (Tensor("sum", "FP32", (-1, -1)),), is_batchable)
-        self.signature = None  # type: ignore[assignment]
+        self.signature = None
         self.shapes: list[tuple[int, ...]] = []
 
-    def run(self, feeds: Any) -> Any:
+    def run(self, feeds):
         self.shapes.append(feeds["a"].shape)
         return [feeds["a"] + feeds["b"]]
 
 
 class SumRequest(FakeRequest):
-    def __init__(self, a: Any) -> None:
+    def __init__(self, a):
         super().__init__(0)
         self.a = np.array(a, np.float32)
         self.num_rows = self.group.num_rows = len(self.a)
         self.group.messages = [(self.a, self.a)]
 
-    def encode(self, result: Any, at: int, number: int) -> Any:
+    def encode(self, result, at, number):
         return [result.part(at, self.num_rows)[0].tolist()]
 
 
@@ -533,9 +524,7 @@ ROWS: list[list[list[int]]] = [[[1, 2]], [[3, 4], [5, 6]], [[7, 8, 9]], [[1, 1, 
         (False, [(1, 2), (2, 2), (1, 3), (1, 3), (1, 0), (1, 0)]),
     ],
 )
-def test_requests_of_several_inputs_run_with_those_of_their_shape(
-    is_batchable: bool, shapes: list[tuple[int, int]]
-) -> None:
+def test_requests_of_several_inputs_run_with_those_of_their_shape(is_batchable, shapes):
     model = Sum(is_batchable=is_batchable)
     owner = owner_of(model, BatchingConfig())
     requests = [SumRequest(rows) for rows in ROWS]
@@ -554,12 +543,12 @@ class Forgetful(FakeModel):
 
     quick_rows = 64
 
-    def run(self, feeds: Feeds) -> list[Array]:
+    def run(self, feeds):
         (answers,) = super().run(feeds)
         return [answers[: max(1, len(answers) - 1)]]
 
 
-def test_calls_whose_rows_are_not_all_answered_run_alone() -> None:
+def test_calls_whose_rows_are_not_all_answered_run_alone():
     owner = owner_of(Forgetful(), BatchingConfig())
     requests = [FakeRequest(value) for value in (3, 3, 7)]
     for request in requests:
@@ -573,7 +562,7 @@ def test_calls_whose_rows_are_not_all_answered_run_alone() -> None:
 
 @pytest.mark.parametrize("num_images", [3, 7])  # at once; in two runs
 @pytest.mark.parametrize("fate", ["answered", "expired", "cancelled", "refused"])
-def test_settled_requests_do_not_wait_for_the_garbage_collector(num_images: int, fate: str) -> None:
+def test_settled_requests_do_not_wait_for_the_garbage_collector(num_images, fate):
     clock, model = FakeClock(), GatedModel()
     config = BatchingConfig(max_batch_size=4, queue_capacity=7, max_request_images=7)
     owner = owner_of(model, config, clock=clock)

@@ -15,7 +15,7 @@ from tests.support.fakes import FakeCaller
 class FakeConnection(FakeCaller):
     """The part of a connection that the queue uses."""
 
-    def leave(self, *stream_ids: int) -> None:
+    def leave(self, *stream_ids):
         """Cancel calls, as a caller does that gives up."""
         for stream_id in stream_ids:
             del self.streams[stream_id]
@@ -24,20 +24,17 @@ class FakeConnection(FakeCaller):
 class Rows:
     """All that the queue asks of an encoder."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows):
         self.num_rows = num_rows
 
 
 class FilledQueue:
     """A queue and its calls, which are named by their stream."""
 
-    def __init__(self, capacity: int = 1000) -> None:
+    def __init__(self, capacity=1000):
         self.queue = Queue(capacity)
 
-    def put(
-        self, connection: FakeConnection, *stream_ids: int, num_images: int = 1,
-        arrived_s: float = 0.0, deadline_s: float = math.inf,
-    ) -> None:  # fmt: skip
+    def put(self, connection, *stream_ids, num_images=1, arrived_s=0.0, deadline_s=math.inf):
         for stream_id in stream_ids:
             connection.streams[stream_id] = object()
         ids: Any = stream_ids
@@ -45,17 +42,17 @@ class FilledQueue:
         sink: Any = None
         self.queue.put(Group(connection, ids, [b""] * len(ids), rows, sink, arrived_s, deadline_s))
 
-    def room(self, connection: Any, timeout_s: float = math.inf) -> float:
+    def room(self, connection, timeout_s=math.inf):
         return self.queue.room(connection, timeout_s)
 
-    def forget(self, connection: Any) -> None:
+    def forget(self, connection):
         self.queue.forget(connection)
 
-    def take(self, max_rows: int, now_s: float = 0.0) -> list[int]:
+    def take(self, max_rows, now_s=0.0):
         """Take a batch; returns its streams and ends their calls."""
         return self.take_all(max_rows, now_s)[0]
 
-    def take_all(self, max_rows: int, now_s: float) -> tuple[list[int], list[int]]:
+    def take_all(self, max_rows, now_s):
         """Take a batch; returns the streams that are run and those that are late."""
         taken: Any = self.queue.take(max_rows, now_s)
         for group in (*taken[0], *taken[1]):
@@ -66,15 +63,15 @@ class FilledQueue:
 
 
 @pytest.fixture
-def filled() -> FilledQueue:
+def filled():
     return FilledQueue()
 
 
-def is_empty(filled: FilledQueue) -> bool:
+def is_empty(filled):
     return not filled.queue.num_rows and not filled.take(8)
 
 
-def test_connections_take_turns_of_sixteen_images(filled: FilledQueue) -> None:
+def test_connections_take_turns_of_sixteen_images(filled):
     many, few = FakeConnection(), FakeConnection()
     filled.put(many, *range(100))
     filled.put(few, 1000, 1001)
@@ -82,7 +79,7 @@ def test_connections_take_turns_of_sixteen_images(filled: FilledQueue) -> None:
     assert filled.queue.num_rows == 70
 
 
-def test_turn_counts_images_and_not_calls(filled: FilledQueue) -> None:
+def test_turn_counts_images_and_not_calls(filled):
     a, b = FakeConnection(), FakeConnection()
     filled.put(a, 1, 3, 5, num_images=7)
     filled.put(b, 2)
@@ -90,7 +87,7 @@ def test_turn_counts_images_and_not_calls(filled: FilledQueue) -> None:
     assert filled.take(21) == [5]
 
 
-def test_large_call_is_taken_whole_and_then_it_is_the_others_turn(filled: FilledQueue) -> None:
+def test_large_call_is_taken_whole_and_then_it_is_the_others_turn(filled):
     large, small = FakeConnection(), FakeConnection()
     filled.put(large, 1, 3, num_images=100)
     filled.put(small, 2)
@@ -98,7 +95,7 @@ def test_large_call_is_taken_whole_and_then_it_is_the_others_turn(filled: Filled
     assert filled.take(128) == [3]
 
 
-def test_call_that_does_not_fit_begins_the_next_batch(filled: FilledQueue) -> None:
+def test_call_that_does_not_fit_begins_the_next_batch(filled):
     small, large = FakeConnection(), FakeConnection()
     filled.put(small, *range(40))
     filled.put(large, 1001, num_images=100)
@@ -108,7 +105,7 @@ def test_call_that_does_not_fit_begins_the_next_batch(filled: FilledQueue) -> No
     assert filled.take(110) == [1003, *range(26, 40)]
 
 
-def test_call_that_is_larger_than_a_batch_runs_alone(filled: FilledQueue) -> None:
+def test_call_that_is_larger_than_a_batch_runs_alone(filled):
     a, b = FakeConnection(), FakeConnection()
     filled.put(a, 1, num_images=9)
     filled.put(b, 2)
@@ -117,7 +114,7 @@ def test_call_that_is_larger_than_a_batch_runs_alone(filled: FilledQueue) -> Non
 
 
 @pytest.mark.parametrize("max_rows", [8, 3])  # all at once; in turns
-def test_calls_whose_callers_left_are_not_taken(filled: FilledQueue, max_rows: int) -> None:
+def test_calls_whose_callers_left_are_not_taken(filled, max_rows):
     connection = FakeConnection()
     filled.put(connection, *range(6))
     connection.leave(0, 3, 5)
@@ -125,7 +122,7 @@ def test_calls_whose_callers_left_are_not_taken(filled: FilledQueue, max_rows: i
     assert is_empty(filled)
 
 
-def test_calls_whose_callers_left_take_no_room(filled: FilledQueue) -> None:
+def test_calls_whose_callers_left_take_no_room(filled):
     gone, here = FakeConnection(), FakeConnection()
     filled.put(gone, *range(100))
     filled.put(here, *range(1000, 1010))
@@ -136,7 +133,7 @@ def test_calls_whose_callers_left_take_no_room(filled: FilledQueue) -> None:
 
 
 @pytest.mark.parametrize("max_rows", [8, 3])
-def test_late_calls_are_named_and_not_run(filled: FilledQueue, max_rows: int) -> None:
+def test_late_calls_are_named_and_not_run(filled, max_rows):
     connection = FakeConnection()
     filled.put(connection, 1, deadline_s=4.0)
     filled.put(connection, 3, deadline_s=5.0)
@@ -150,7 +147,7 @@ def test_late_calls_are_named_and_not_run(filled: FilledQueue, max_rows: int) ->
 # Callers that gave up
 
 
-def test_newest_go_first_after_a_caller_gave_up(filled: FilledQueue) -> None:
+def test_newest_go_first_after_a_caller_gave_up(filled):
     connection = FakeConnection()
     filled.put(connection, *range(20))
     connection.gave_up_s = 10.0
@@ -159,7 +156,7 @@ def test_newest_go_first_after_a_caller_gave_up(filled: FilledQueue) -> None:
     assert filled.queue.num_rows == 12
 
 
-def test_only_the_caller_that_gave_up_is_taken_from_behind(filled: FilledQueue) -> None:
+def test_only_the_caller_that_gave_up_is_taken_from_behind(filled):
     hasty, patient = FakeConnection(), FakeConnection()
     filled.put(hasty, *range(20))
     filled.put(patient, *range(100, 120))
@@ -167,7 +164,7 @@ def test_only_the_caller_that_gave_up_is_taken_from_behind(filled: FilledQueue) 
     assert filled.take(32, 10.1) == [*range(4, 20), *range(100, 116)]
 
 
-def test_given_up_calls_do_not_count_as_waiting_for_ever(filled: FilledQueue) -> None:
+def test_given_up_calls_do_not_count_as_waiting_for_ever(filled):
     connection = FakeConnection()
     filled.put(connection, *range(200))
     connection.leave(*range(100))
@@ -179,7 +176,7 @@ def test_given_up_calls_do_not_count_as_waiting_for_ever(filled: FilledQueue) ->
 # Room, and patience
 
 
-def test_call_is_refused_that_does_not_fit() -> None:
+def test_call_is_refused_that_does_not_fit():
     filled = FilledQueue(capacity=10)
     connection = FakeConnection()
     filled.put(connection, 1, num_images=7)
@@ -188,7 +185,7 @@ def test_call_is_refused_that_does_not_fit() -> None:
     assert filled.room(connection) == 10
 
 
-def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled: FilledQueue) -> None:
+def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled):
     connection = FakeConnection()
     filled.queue.run_rows = 4
     filled.queue.row_s = 0.125
@@ -197,7 +194,7 @@ def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled: FilledQueue
     assert filled.room(connection) == 996
 
 
-def test_call_that_the_next_run_may_take_is_never_refused(filled: FilledQueue) -> None:
+def test_call_that_the_next_run_may_take_is_never_refused(filled):
     filled.queue.run_rows = 13
     filled.queue.row_s = 60.0  # a run took long: none would show that the next one does not
     connection = FakeConnection()
@@ -205,7 +202,7 @@ def test_call_that_the_next_run_may_take_is_never_refused(filled: FilledQueue) -
     assert filled.room(connection, 0.1) == 1
 
 
-def test_caller_with_few_calls_is_not_refused_for_those_of_others() -> None:
+def test_caller_with_few_calls_is_not_refused_for_those_of_others():
     filled = FilledQueue(capacity=100)
     many = [FakeConnection("there") for _ in range(40)]
     filled.put(many[0], *range(100))
@@ -227,7 +224,7 @@ def test_caller_with_few_calls_is_not_refused_for_those_of_others() -> None:
 
 
 @pytest.mark.parametrize(("waiting", "room"), [(0, 5), (1, 4), (4, 1), (5, 0), (6, 0)])
-def test_streams_may_fill_half_of_it(waiting: int, room: int) -> None:
+def test_streams_may_fill_half_of_it(waiting, room):
     filled = FilledQueue(capacity=10)
     filled.put(FakeConnection(), *range(waiting))
     assert filled.queue.room_for_streams == room
@@ -236,7 +233,7 @@ def test_streams_may_fill_half_of_it(waiting: int, room: int) -> None:
 # Connections that close
 
 
-def test_closed_connection_has_nothing_waiting(filled: FilledQueue) -> None:
+def test_closed_connection_has_nothing_waiting(filled):
     closed, other = FakeConnection(), FakeConnection()
     filled.put(closed, 1, 3, num_images=5)
     filled.put(other, 2, 4)
@@ -252,7 +249,7 @@ def test_closed_connection_has_nothing_waiting(filled: FilledQueue) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_call_comes_out_once_whatever_happens(seed: int) -> None:
+def test_every_call_comes_out_once_whatever_happens(seed):
     """Random puts, departures, closed connections and batches, beside a plain list of calls."""
     generator, filled, now_s = random.Random(seed), FilledQueue(), 0.0
     connections = [FakeConnection(address) for address in "aabc"]
@@ -301,7 +298,7 @@ def test_every_call_comes_out_once_whatever_happens(seed: int) -> None:
     assert not waiting
 
 
-def test_oldest_is_when_the_first_came_into_an_empty_queue(filled: FilledQueue) -> None:
+def test_oldest_is_when_the_first_came_into_an_empty_queue(filled):
     connection = FakeConnection()
     filled.put(connection, 1, arrived_s=1.0)
     filled.put(connection, 3, arrived_s=2.0)

@@ -1,7 +1,5 @@
 """A repository of two models that a test may change."""
 
-from pathlib import Path
-
 import pytest
 
 from serving.tensors import Signature
@@ -11,7 +9,7 @@ SMALL = Signature((4, 4), 3)
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path):
     root = tmp_path / "repository"
     templates.publish(root, "a", SMALL)
     templates.publish(root, "b", SMALL)

@@ -4,8 +4,6 @@ import json
 import logging
 import shutil
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,25 +15,25 @@ from tests.serving.catalog.conftest import SMALL
 from tests.serving.model import templates
 
 
-def opened(root: Path, **options: Any) -> Catalog:
+def opened(root, **options):
     return Catalog(replace(ModelConfig(models=root, device="cpu"), **options))
 
 
-def damage(root: Path, name: str, version: str) -> None:
+def damage(root, name, version):
     templates.publish(root, name, SMALL, version)
     (root / name / version / "model.onnx").write_bytes(b"damaged")
 
 
-def label(root: Path, name: str, **labels: object) -> None:
+def label(root, name, **labels):
     (root / name / "labels.json").write_text(json.dumps(labels))
 
 
-def state(catalog: Catalog, name: str = "a") -> tuple[list[str], str, Canary | None]:
+def state(catalog, name="a"):
     model = catalog.models[name]
     return list(model.versions), model.default_version, model.canary
 
 
-def test_every_model_of_the_repository_is_served_and_names_choose(root: Path) -> None:
+def test_every_model_of_the_repository_is_served_and_names_choose(root):
     (root / ".hidden").mkdir()
     (root / "notes").mkdir()
     assert list(opened(root).models) == ["a", "b"]
@@ -45,9 +43,7 @@ def test_every_model_of_the_repository_is_served_and_names_choose(root: Path) ->
         opened(root, served_name="x")
 
 
-def test_bad_model_of_several_is_named_and_served_once_it_is_mended(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_model_of_several_is_named_and_served_once_it_is_mended(root, caplog):
     damage(root, "bad", "1")
     catalog = opened(root)
     assert list(catalog.models) == ["a", "b"]
@@ -63,7 +59,7 @@ def test_bad_model_of_several_is_named_and_served_once_it_is_mended(
     assert not catalog.failures
 
 
-def test_no_good_model_is_an_error_that_lists_all(root: Path) -> None:
+def test_no_good_model_is_an_error_that_lists_all(root):
     for name in ("a", "b"):
         shutil.rmtree(root / name)
         damage(root, name, "1")
@@ -71,7 +67,7 @@ def test_no_good_model_is_an_error_that_lists_all(root: Path) -> None:
         opened(root)
 
 
-def test_models_appear_change_and_disappear_apart(root: Path) -> None:
+def test_models_appear_change_and_disappear_apart(root):
     catalog = opened(root)
     changes: list[tuple[str, ModelVersions | None]] = []
     catalog.on_change = lambda name, versions: changes.append((name, versions))
@@ -89,7 +85,7 @@ def test_models_appear_change_and_disappear_apart(root: Path) -> None:
     assert catalog.models["b"] is before
 
 
-def test_model_that_was_asked_for_by_name_stays(root: Path) -> None:
+def test_model_that_was_asked_for_by_name_stays(root):
     catalog = opened(root, names=("a", "b"))
     shutil.rmtree(root / "a")
     templates.publish(root, "c", SMALL)
@@ -108,16 +104,14 @@ def test_model_that_was_asked_for_by_name_stays(root: Path) -> None:
         ({"versions": "all", "canary": 0.5}, (["3", "2", "1"], "2", Canary("3", 0.5))),
     ],
 )
-def test_versions_are_chosen(
-    root: Path, options: dict[str, Any], expected: tuple[list[str], str, Canary | None]
-) -> None:
+def test_versions_are_chosen(root, options, expected):
     for version in ("2", "3"):
         templates.publish(root, "a", SMALL, version)
     damage(root, "a", "4")
     assert state(opened(root, names=("a",), **options)) == expected
 
 
-def test_files_are_models_of_their_names(root: Path) -> None:
+def test_files_are_models_of_their_names(root):
     for name in ("a.onnx", "some net.onnx"):
         with pytest.raises(ModelNotFound, match=f"there is no file .*{name}"):
             opened(root, names=(), files=(root / name,))
@@ -125,14 +119,14 @@ def test_files_are_models_of_their_names(root: Path) -> None:
         opened(root, files=(root / "a.onnx",))
 
 
-def test_pinned_versions_that_are_not_there_are_named(root: Path) -> None:
+def test_pinned_versions_that_are_not_there_are_named(root):
     with pytest.raises(ModelNotFound, match="model 'a' has no version '9'"):
         opened(root, names=("a",), version="9")
     with pytest.raises(CorruptModel, match=r"9 \(model 'a' has no version '9'\)"):
         opened(root, names=("a",), versions="8,9")
 
 
-def test_versions_are_added_and_dropped_side_by_side(root: Path) -> None:
+def test_versions_are_added_and_dropped_side_by_side(root):
     catalog = opened(root, versions="all")
     first = catalog.models["a"].default
     templates.publish(root, "a", SMALL, "2")
@@ -145,7 +139,7 @@ def test_versions_are_added_and_dropped_side_by_side(root: Path) -> None:
         catalog.models["a"].find("1")
 
 
-def test_default_never_moves_to_another_signature(root: Path) -> None:
+def test_default_never_moves_to_another_signature(root):
     other = Signature((5, 5), 3)
     catalog = opened(root, versions="all")
     templates.publish(root, "a", other, "2")
@@ -160,7 +154,7 @@ def test_default_never_moves_to_another_signature(root: Path) -> None:
     assert state(catalog) == (["2", "1"], "1", None)
 
 
-def test_labels_choose_default_and_canary_and_roll_back(root: Path) -> None:
+def test_labels_choose_default_and_canary_and_roll_back(root):
     for version in ("2", "3"):
         templates.publish(root, "a", SMALL, version)
     label(root, "a", stable="2", canary={"version": "3", "share": 0.05}, old="1")
@@ -197,9 +191,7 @@ BAD_LABELS = {
 
 
 @pytest.mark.parametrize("text", BAD_LABELS, ids=lambda text: text[:45])
-def test_bad_labels_are_refused_in_one_line_and_the_old_ones_stay(
-    root: Path, text: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_labels_are_refused_in_one_line_and_the_old_ones_stay(root, text, caplog):
     label(root, "a", stable="1")
     catalog = opened(root)
     damage(root, "a", "2")
@@ -217,7 +209,7 @@ def test_bad_labels_are_refused_in_one_line_and_the_old_ones_stay(
         opened(root, names=("a",))
 
 
-def test_models_are_unloaded_and_loaded(root: Path) -> None:
+def test_models_are_unloaded_and_loaded(root):
     catalog = opened(root)
     catalog.unload("a")
     assert not catalog.reload()
@@ -234,7 +226,7 @@ def test_models_are_unloaded_and_loaded(root: Path) -> None:
                 act(name)
 
 
-def test_end_of_following_adopts_nothing_more(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_end_of_following_adopts_nothing_more(root, caplog):
     catalog = opened(root)
     with catalog.following():
         pass

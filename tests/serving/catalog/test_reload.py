@@ -5,48 +5,43 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from serving import Client
 from serving.catalog.catalog import Catalog
 from serving.config import ModelConfig
-from serving.predictions import Images
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published
 from tests.support.processes import wait_until
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 
 TIMEOUT_S = 20.0
 
 
 @pytest.fixture
-def config(model_dir: Path) -> ModelConfig:
+def config(model_dir):
     return ModelConfig(models=model_dir.parent, device="cpu")
 
 
 @pytest.fixture
-def counts() -> Counter[str]:
+def counts():
     return Counter()
 
 
 @pytest.fixture
-def catalog(config: ModelConfig, counts: Counter[str]) -> Catalog:
+def catalog(config, counts):
     catalog = Catalog(config)
     catalog.count_reload = lambda outcome: counts.update([outcome])
     return catalog
 
 
-def version_of(catalog: Catalog) -> str:
+def version_of(catalog):
     return catalog.models["digits"].default.version
 
 
-def test_newest_version_takes_over(
-    catalog: Catalog, counts: Counter[str], model_dir: Path, images: Images
-) -> None:
+def test_newest_version_takes_over(catalog, counts, model_dir, images):
     assert not catalog.reload()
     for version in ("2", "10", "9"):
         published.good(model_dir, version)
@@ -58,13 +53,7 @@ def test_newest_version_takes_over(
 
 
 @pytest.mark.parametrize("kind", published.BAD)
-def test_bad_version_leaves_the_old_one_serving(
-    catalog: Catalog,
-    counts: Counter[str],
-    model_dir: Path,
-    kind: str,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_bad_version_leaves_the_old_one_serving(catalog, counts, model_dir, kind, caplog):
     before = catalog.models["digits"]
     published.BAD[kind](model_dir, "2")
     with caplog.at_level(logging.WARNING, "serving"):
@@ -76,9 +65,7 @@ def test_bad_version_leaves_the_old_one_serving(
     assert line.startswith("model digits: refused version 2, version 1 stays in service: ")
 
 
-def test_classifier_that_mixes_rows_runs_its_images_alone(
-    catalog: Catalog, model_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_classifier_that_mixes_rows_runs_its_images_alone(catalog, model_dir, caplog):
     published.neighbours(model_dir, "2")
     with caplog.at_level(logging.WARNING, "serving"):
         assert catalog.reload()
@@ -89,9 +76,7 @@ def test_classifier_that_mixes_rows_runs_its_images_alone(
 
 @pytest.mark.parametrize("kind", published.SPECIAL)
 @pytest.mark.parametrize("file_name", ["manifest.json", "model.onnx"])
-def test_what_is_no_regular_file_is_refused_unread(
-    catalog: Catalog, counts: Counter[str], model_dir: Path, kind: str, file_name: str
-) -> None:
+def test_what_is_no_regular_file_is_refused_unread(catalog, counts, model_dir, kind, file_name):
     published.special(model_dir, "2", file_name, kind)
     assert not catalog.reload()
     published.good(model_dir, "3")
@@ -100,9 +85,7 @@ def test_what_is_no_regular_file_is_refused_unread(
     assert counts == Counter(adopted=1, failed=1)
 
 
-def test_endless_model_is_refused_and_its_run_is_ended(
-    catalog: Catalog, model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endless_model_is_refused_and_its_run_is_ended(catalog, model_dir, monkeypatch):
     monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.5)
     published.endless(model_dir, "2")
     assert not catalog.reload()
@@ -115,11 +98,8 @@ def test_endless_model_is_refused_and_its_run_is_ended(
 
 @pytest.mark.parametrize("names", [None, ("digits",)])
 def test_vanished_directory_leaves_the_old_one_serving_and_is_logged_once(
-    config: ModelConfig,
-    names: tuple[str, ...] | None,
-    model_dir: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    config, names, model_dir, caplog
+):
     catalog = Catalog(replace(config, names=names))
     kept = model_dir.rename(model_dir.parent / ".kept")
     with caplog.at_level(logging.INFO, "serving"):
@@ -134,7 +114,7 @@ def test_vanished_directory_leaves_the_old_one_serving_and_is_logged_once(
     assert back.endswith(" can be read again")
 
 
-def wait_for_version(client: Client, version: str) -> None:
+def wait_for_version(client, version):
     deadline_s = time.monotonic() + TIMEOUT_S
     while client.model_info().version != version:
         assert time.monotonic() < deadline_s, f"version {version} never served"
@@ -142,15 +122,13 @@ def wait_for_version(client: Client, version: str) -> None:
 
 
 @pytest.fixture
-def following(model_dir: Path) -> Iterator[RunningServer]:
+def following(model_dir):
     """A server of one's own that looks for versions at SIGHUP."""
     with running_server(model_dir.parent) as server:
         yield server
 
 
-def test_sighup_reloads_and_every_answer_names_its_version(
-    following: RunningServer, model_dir: Path, images: Images
-) -> None:
+def test_sighup_reloads_and_every_answer_names_its_version(following, model_dir, images):
     with Client(following.address) as client:
         assert client.classify(images[:1]).model_version == "1"
         published.good(model_dir, "2")

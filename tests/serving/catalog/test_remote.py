@@ -4,11 +4,8 @@ import hashlib
 import os
 import resource
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +13,7 @@ from serving.catalog import remote
 from serving.catalog.catalog import Catalog
 from serving.catalog.remote import RemoteRepository
 from serving.config import ModelConfig
-from serving.errors import ConfigurationError, DigitsError, ModelNotFound, Unavailable
+from serving.errors import ConfigurationError, ModelNotFound, Unavailable
 from tests.serving.catalog.conftest import SMALL
 from tests.serving.model import templates
 
@@ -24,7 +21,7 @@ fsspec = pytest.importorskip("fsspec")
 
 
 @pytest.fixture
-def memory(root: Path) -> Iterator[Any]:
+def memory(root):
     """The repository in a bucket, beside other things."""
     system = fsspec.filesystem("memory")
     system.put(str(root), "/bucket/models", recursive=True)
@@ -35,19 +32,17 @@ def memory(root: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
+def cache(tmp_path):
     return tmp_path / "cache"
 
 
-def files_in(root: Path) -> dict[str, bytes]:
+def files_in(root):
     paths = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
-def test_folder_is_copied_and_followed(
-    memory: Any, root: Path, cache: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_is_copied_and_followed(memory, root, cache, scheme, monkeypatch):
     url = {"memory": "memory://bucket/models", "file": f"file://{root}"}[scheme]
     catalog = Catalog(ModelConfig(url=url, model_cache=cache, device="cpu"))
     assert list(catalog.models) == ["a", "b"]
@@ -56,7 +51,7 @@ def test_folder_is_copied_and_followed(
     system = type(fsspec.filesystem(scheme))
     plain = system.get_file
 
-    def note(self: Any, path: str, *args: Any, **options: Any) -> None:
+    def note(self, path, *args, **options):
         opened.append(path)
         plain(self, path, *args, **options)
 
@@ -72,7 +67,7 @@ def test_folder_is_copied_and_followed(
     assert opened
 
 
-def test_copies_are_by_content_and_old_ones_are_removed(memory: Any, cache: Path) -> None:
+def test_copies_are_by_content_and_old_ones_are_removed(memory, cache):
     repository = RemoteRepository("memory://bucket/models", cache)
     first = repository.fetch()
     assert repository.fetch() == first
@@ -89,12 +84,10 @@ def test_copies_are_by_content_and_old_ones_are_removed(memory: Any, cache: Path
     assert RemoteRepository("memory://bucket/models", cache).fetch() == first
 
 
-def test_out_of_reach_at_start_serves_the_last_copy(
-    memory: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_out_of_reach_at_start_serves_the_last_copy(memory, cache, monkeypatch, caplog):
     copied = RemoteRepository("memory://bucket/models", cache).fetch()
 
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_, **__):
         raise TimeoutError("no answer\nfrom https://bucket?signature=secret")
 
     monkeypatch.setattr(type(memory), "find", fail)
@@ -107,12 +100,10 @@ def test_out_of_reach_at_start_serves_the_last_copy(
         RemoteRepository("memory://bucket/models", cache / "other").fetch()
 
 
-def test_object_that_changes_meanwhile_is_not_taken(
-    memory: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_object_that_changes_meanwhile_is_not_taken(memory, cache, monkeypatch):
     plain = type(memory).get_file
 
-    def change(self: Any, path: str, *args: Any, **options: Any) -> None:
+    def change(self, path, *args, **options):
         plain(self, path, *args, **options)
         if path.endswith("b/1/model.onnx"):
             self.pipe(path, b"new")
@@ -126,7 +117,7 @@ def test_object_that_changes_meanwhile_is_not_taken(
     assert (root / "b/1/model.onnx").read_bytes() == b"new"
 
 
-def test_full_disk_is_one_line_and_leaves_nothing(memory: Any, cache: Path) -> None:
+def test_full_disk_is_one_line_and_leaves_nothing(memory, cache):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
@@ -164,9 +155,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(memory: Any, cache: Path) -> N
         ("smb://host/share", ConfigurationError, "can't read smb://host/share: "),
     ],
 )
-def test_url_that_is_no_repository_is_one_line(
-    url: str, kind: type[DigitsError], message: str, cache: Path
-) -> None:
+def test_url_that_is_no_repository_is_one_line(url, kind, message, cache):
     with pytest.raises(kind) as caught:
         RemoteRepository(url, cache).fetch()
     assert message in str(caught.value)
@@ -174,14 +163,12 @@ def test_url_that_is_no_repository_is_one_line(
     assert "secret" not in str(caught.value)
 
 
-def test_folder_of_one_repository_is_that_repository(memory: Any, root: Path, cache: Path) -> None:
+def test_folder_of_one_repository_is_that_repository(memory, root, cache):
     copied = RemoteRepository("memory://bucket/", cache).fetch()
     assert files_in(copied) == files_in(root)
 
 
-def test_pipe_or_device_hides_no_other_version(
-    root: Path, cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pipe_or_device_hides_no_other_version(root, cache, caplog):
     """A link to a file is read."""
     before = files_in(root)
     for version in ("2", "3", "4"):
@@ -194,7 +181,7 @@ def test_pipe_or_device_hides_no_other_version(
     assert caplog.text.count("is left out: it is no regular file") == 2
 
 
-def test_file_is_a_model(memory: Any, cache: Path) -> None:
+def test_file_is_a_model(memory, cache):
     memory.pipe("/bucket/net.onnx", b"graph")
     repository = RemoteRepository("memory://bucket/net.onnx", cache)
     assert files_in(repository.fetch()) == {"net/1/model.onnx": b"graph"}
@@ -207,10 +194,10 @@ class Web(BaseHTTPRequestHandler):
 
     content = b""
 
-    def do_HEAD(self) -> None:
+    def do_HEAD(self):
         self.do_GET()
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         status = int(self.path[1:4]) if self.path[1:4].isdecimal() else 200
         self.send_response(status)
         if "endless" not in self.path:
@@ -223,16 +210,16 @@ class Web(BaseHTTPRequestHandler):
             self.wfile.write(self.content[: half if "cut" in self.path else None])
             self.close_connection = True
 
-    def handle(self) -> None:
+    def handle(self):
         with suppress(ConnectionError):  # the reader has seen enough
             super().handle()
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         pass
 
 
 @pytest.fixture
-def web(root: Path) -> Iterator[str]:
+def web(root):
     pytest.importorskip("aiohttp")
     Web.content = (root / "a/1/model.onnx").read_bytes()
     with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
@@ -242,9 +229,7 @@ def web(root: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("chain", ["", "simplecache::"])
-def test_model_of_a_web_server_is_copied_once_and_its_digest_checked(
-    web: str, cache: Path, chain: str
-) -> None:
+def test_model_of_a_web_server_is_copied_once_and_its_digest_checked(web, cache, chain):
     digest = hashlib.sha256(Web.content).hexdigest()
     url = f"{chain}{web}/a.onnx?token=secret#sha256={digest}"
     copied = RemoteRepository(url, cache).fetch()
@@ -255,18 +240,14 @@ def test_model_of_a_web_server_is_copied_once_and_its_digest_checked(
     assert RemoteRepository(url, cache).fetch() == copied
 
 
-def test_download_ends_at_the_limit_though_no_length_was_announced(
-    web: str, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_ends_at_the_limit_though_no_length_was_announced(web, cache, monkeypatch):
     monkeypatch.setattr(remote, "MAX_FILE_BYTES", 20_000_000)
     with pytest.raises(ConfigurationError, match=r"endless\.onnx has over 20000000 bytes"):
         RemoteRepository(f"{web}/endless.onnx#sha256={'0' * 64}", cache).fetch()
     assert not [path for path in cache.rglob("*") if path.is_file() and path.name != "lock"]
 
 
-def test_files_of_a_repository_have_one_limit_together(
-    memory: Any, root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_a_repository_have_one_limit_together(memory, root, cache, monkeypatch):
     size = sum(map(len, files_in(root).values()))
     monkeypatch.setattr(remote, "MAX_BYTES", size - 1)
     with pytest.raises(ConfigurationError, match="the most that are copied"):
@@ -284,9 +265,7 @@ def test_files_of_a_repository_have_one_limit_together(
         ("503.onnx", Unavailable, "status 503"),
     ],
 )
-def test_web_server_that_fails_is_one_line(
-    web: str, cache: Path, name: str, kind: type[DigitsError], message: str
-) -> None:
+def test_web_server_that_fails_is_one_line(web, cache, name, kind, message):
     with pytest.raises(kind, match=message) as caught:
         RemoteRepository(f"{web}/{name}?token=secret#sha256={'0' * 64}", cache).fetch()
     assert "secret" not in str(caught.value)

@@ -20,10 +20,10 @@ Run = Callable[..., Output]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
+def run(capsys):
     """Run a command of `digit-serving`."""
 
-    def run(*arguments: object) -> Output:
+    def run(*arguments):
         code = main([*map(str, arguments)])
         printed = capsys.readouterr()
         return Output(code, printed.out.splitlines(), printed.err.splitlines())

@@ -16,15 +16,13 @@ from PIL import Image
 from serving.commandline.installation import Bar, escape
 from serving.digits import answers
 from serving.digits.pictures.reader import from_picture
-from serving.predictions import Images
-from tests.serving.cli.conftest import Run
 from tests.support.servers import ended, program
 
 COMMAND = [sys.executable, "-m", "serving", "classify"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, images: Images) -> Path:
+def folder(tmp_path, images):
     """Five test digits in a folder and one below, beside files that are no pictures."""
     folder = tmp_path / "scans"
     (folder / "below").mkdir(parents=True)
@@ -40,7 +38,7 @@ def folder(tmp_path: Path, images: Images) -> Path:
 SORTED = ["10.gif", "a.PNG", "b.png", "below/c.webp", "below/d.png"]
 
 
-def test_folder_is_read_with_those_below_in_order(models: Path, folder: Path, run: Run) -> None:
+def test_folder_is_read_with_those_below_in_order(models, folder, run):
     code, out, err = run("classify", folder, folder / "b.png", "--models", models)
     assert (code, err) == (0, [])
     assert [line.rpartition(": ")[0] for line in out] == [
@@ -48,9 +46,7 @@ def test_folder_is_read_with_those_below_in_order(models: Path, folder: Path, ru
     ]
 
 
-def test_folder_without_pictures_is_an_error(
-    models: Path, folder: Path, tmp_path: Path, run: Run
-) -> None:
+def test_folder_without_pictures_is_an_error(models, folder, tmp_path, run):
     empty = tmp_path / "empty"
     empty.mkdir()
     code, out, err = run("classify", empty, folder / "b.png", "--models", models)
@@ -58,20 +54,20 @@ def test_folder_without_pictures_is_an_error(
     assert err == [f"{empty}: no pictures in this folder", "1 of 2 failed"]
 
 
-def test_stdin_is_read_where_a_dash_is_given(models: Path, folder: Path) -> None:
+def test_stdin_is_read_where_a_dash_is_given(models, folder):
     content = (folder / "b.png").read_bytes()
     result = subprocess.run([*COMMAND, "-", "--models", models], input=content, capture_output=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(b"-: ")
 
 
-def test_closed_stdin_is_one_line(models: Path) -> None:
+def test_closed_stdin_is_one_line(models):
     result = ended(["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "-", "--models", models])
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "-: cannot be read: stdin is closed\n"
 
 
-def test_csv_has_a_line_a_picture_and_the_names_above(models: Path, folder: Path, run: Run) -> None:
+def test_csv_has_a_line_a_picture_and_the_names_above(models, folder, run):
     (folder / "bad.png").write_text("no picture")
     code, out, err = run("classify", folder, "--csv", "--models", models, "--reject-below", 1)
     assert (code, err) == (1, [f"1 of {len(SORTED) + 1} failed"])
@@ -83,15 +79,13 @@ def test_csv_has_a_line_a_picture_and_the_names_above(models: Path, folder: Path
     assert rows["b.png"]["rejected"] in ("true", "false")
 
 
-def test_csv_and_json_exclude_each_other(models: Path, folder: Path, run: Run) -> None:
+def test_csv_and_json_exclude_each_other(models, folder, run):
     code, out, err = run("classify", folder, "--csv", "--json", "--models", models)
     assert (code, out) == (2, [])
     assert "--csv and --json exclude each other" in err[0]
 
 
-def test_several_digits_are_refused_and_the_others_answered(
-    models: Path, folder: Path, images: Images, run: Run
-) -> None:
+def test_several_digits_are_refused_and_the_others_answered(models, folder, images, run):
     both = Image.new("L", (68, 28))
     for number, left in enumerate((0, 40)):
         both.paste(Image.fromarray(images[number].reshape(28, 28)), (left, 0))
@@ -101,43 +95,36 @@ def test_several_digits_are_refused_and_the_others_answered(
     assert err[0].startswith(f"{folder / 'both.png'}: expected one digit, found 2")
 
 
-def test_answer_is_printed_before_the_next_picture_is_there(
-    models: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_answer_is_printed_before_the_next_picture_is_there(models, folder, tmp_path):
     late = tmp_path / "late.png"
     os.mkfifo(late)
     with program(
         [*COMMAND, folder / "b.png", late, "--models", models], stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout is not None
         assert process.stdout.readline().startswith(f"{folder / 'b.png'}: ")
         late.write_bytes((folder / "b.png").read_bytes())
         assert process.stdout.readline().startswith(f"{late}: ")
     assert process.returncode == 0
 
 
-def test_reader_that_leaves_ends_it_without_a_traceback(models: Path, folder: Path) -> None:
+def test_reader_that_leaves_ends_it_without_a_traceback(models, folder):
     with program(
         [*COMMAND, *[folder] * 20, "--models", models],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
 
 
-def test_ctrl_c_ends_it_without_a_traceback(models: Path, folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_it_without_a_traceback(models, folder, tmp_path):
     never = tmp_path / "never.png"
     os.mkfifo(never)
     with program(
         [*COMMAND, folder / "b.png", never, "--models", models],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         # Python misses one that comes between its last look and the call that opens the pipe.
@@ -149,15 +136,13 @@ def test_ctrl_c_ends_it_without_a_traceback(models: Path, folder: Path, tmp_path
 
 
 @pytest.fixture
-def several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def several_processes(monkeypatch):
     monkeypatch.setattr(answers, "MIN_PICTURES", 1)
     monkeypatch.setattr(answers, "usable_cores", lambda: 2)
 
 
 @pytest.mark.usefixtures("several_processes")
-def test_processes_read_in_the_inputs_order(
-    models: Path, folder: Path, tmp_path: Path, run: Run
-) -> None:
+def test_processes_read_in_the_inputs_order(models, folder, tmp_path, run):
     missing = tmp_path / "missing.png"
     code, out, _ = run("classify", *[folder] * 5, missing, folder, "--json", "--models", models)
     expected = [*SORTED * 5, "missing.png", *SORTED]
@@ -168,14 +153,12 @@ def test_processes_read_in_the_inputs_order(
     assert ["error" in answer for answer in answers] == [name == "missing.png" for name in expected]
 
 
-def end_process(source: object) -> None:
+def end_process(source):
     os._exit(9)
 
 
 @pytest.mark.usefixtures("several_processes")
-def test_picture_that_kills_its_reader_costs_no_other_its_answer(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_picture_that_kills_its_reader_costs_no_other_its_answer(folder, monkeypatch):
     names = [str(folder / name) for name in SORTED * 4]
     names[3] = names[9] = Deadly(names[0])
     readings = list(answers.read(names, from_picture))
@@ -188,16 +171,16 @@ def test_picture_that_kills_its_reader_costs_no_other_its_answer(
 class Deadly(str):
     """A name that ends the process which unpickles it, as a fault of a decoder would."""
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self):
         return end_process, (str(self),)
 
 
 class Terminal(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
-def test_terminal_has_a_progress_bar_that_makes_room_for_answers() -> None:
+def test_terminal_has_a_progress_bar_that_makes_room_for_answers():
     terminal = Terminal()
     bar = Bar(total=4, stream=terminal)
     bar.advance()
@@ -206,22 +189,22 @@ def test_terminal_has_a_progress_bar_that_makes_room_for_answers() -> None:
     assert terminal.getvalue().endswith("\r\x1b[K")
 
 
-def test_name_cannot_break_the_line() -> None:
+def test_name_cannot_break_the_line():
     assert escape("a\nb\x1b[2J\udcff.png") == r"a\nb\x1b[2J\udcff.png"
     assert escape("größe.png") == "größe.png"
 
 
-def test_odd_names_are_printed_whatever_the_encoding(models: Path, folder: Path) -> None:
+def test_odd_names_are_printed_whatever_the_encoding(models, folder):
     odd = folder / os.fsdecode("grö\xffße\n".encode("latin-1") + b".png")
     (folder / "b.png").rename(odd)
     for encoding in ("ascii", "utf-8"):
         environment = {**os.environ, "PYTHONIOENCODING": encoding}
         result = ended([*COMMAND, odd, "--models", models], env=environment, text=False)
         assert result.returncode == 0, result.stderr
-        assert result.stdout.count(b"\n") == 1  # type: ignore[arg-type]
+        assert result.stdout.count(b"\n") == 1
 
 
-def test_damaged_picture_says_only_our_line(models: Path, folder: Path) -> None:
+def test_damaged_picture_says_only_our_line(models, folder):
     content = (folder / "b.png").read_bytes()
     (folder / "b.png").write_bytes(content[:-60])
     Image.new("1", (9_500, 9_500)).save(folder / "bomb.png")  # Pillow has a warning for it

@@ -5,23 +5,19 @@ import sys
 from argparse import ArgumentTypeError
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from serving import Classifier
 from serving.__main__ import main
 from serving.commandline import options
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
-from serving.predictions import Images
-from tests.serving.cli.conftest import Run
-from tests.support.servers import RunningServer, serve_command, started
+from tests.support.servers import serve_command, started
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, images: Images) -> list[Path]:
+def pictures(tmp_path, images):
     """Three test digits as PNG files."""
     paths = [tmp_path / f"{name}.png" for name in "abc"]
     for path, image in zip(paths, images, strict=False):
@@ -29,9 +25,7 @@ def pictures(tmp_path: Path, images: Images) -> list[Path]:
     return paths
 
 
-def test_classify_prints_digit_and_probability_per_file(
-    models: Path, pictures: list[Path], images: Images, classifier: Classifier, run: Run
-) -> None:
+def test_classify_prints_digit_and_probability_per_file(models, pictures, images, classifier, run):
     code, out, err = run("classify", *pictures, "--models", models)
     assert (code, err) == (0, [])
     expected = classifier.classify(images[:3])
@@ -40,18 +34,14 @@ def test_classify_prints_digit_and_probability_per_file(
         assert line.endswith("%)")
 
 
-def test_classify_asks_a_server_and_gets_the_same(
-    models: Path, server: RunningServer, pictures: list[Path], run: Run
-) -> None:
+def test_classify_asks_a_server_and_gets_the_same(models, server, pictures, run):
     local = run("classify", *pictures, "--models", models, "--json")
     remote = run("classify", *pictures, "--target", server.address, "--json")
     assert local == remote
     assert local.code == 0
 
 
-def test_json_is_one_object_a_line_errors_included(
-    models: Path, pictures: list[Path], run: Run
-) -> None:
+def test_json_is_one_object_a_line_errors_included(models, pictures, run):
     pictures[1].write_text("no picture")
     code, out, err = run("classify", *pictures, "--models", models, "--json")
     first, second, third = map(json.loads, out)
@@ -62,9 +52,7 @@ def test_json_is_one_object_a_line_errors_included(
     assert first["digit"] == np.argmax(first["probabilities"])
 
 
-def test_info_tells_the_same_of_a_server_and_of_files(
-    models: Path, server: RunningServer, run: Run
-) -> None:
+def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
     sources = ("--models", models), ("--target", server.address)
     near, far = (json.loads(run("info", *each, "--json").out[0]) for each in sources)
     assert near.pop("transport") == "in process"
@@ -105,9 +93,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(
         (("--models", "http://127.0.0.1/m.onnx"), "http://127.0.0.1/m.onnx: without TLS it needs"),
     ],
 )
-def test_serve_that_cannot_start_says_why_in_one_line(
-    models: Path, options: tuple[str, ...], message: str, run: Run
-) -> None:
+def test_serve_that_cannot_start_says_why_in_one_line(models, options, message, run):
     code, out, err = run("serve", "--models", models, "--port", 0, *options)
     assert (code, out, len(err)) == (2, [], 1)
     assert err[0].startswith(f"digit-serving: {message}")
@@ -117,9 +103,8 @@ def test_serve_that_cannot_start_says_why_in_one_line(
     ("named", "options"), [("models/letters", ()), ("models", ("--model", "digits"))]
 )
 def test_models_folder_without_the_model_names_the_one_that_has(
-    models: Path, named: str, options: tuple[str, ...], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, run: Run,
-) -> None:  # fmt: skip
+    models, named, options, tmp_path, monkeypatch, run
+):
     """The first is the argument of `Classifier.load`."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models/letters").symlink_to(models / "digits")
@@ -141,17 +126,14 @@ def test_models_folder_without_the_model_names_the_one_that_has(
           "DIGITS_X_PORT_1_UDP_ADDR": "10.0.0.1", "DIGITS_X_PORT": "udp://10.0.0.1:1"}, ""),
     ],
 )  # fmt: skip
-def test_unknown_variable_is_named(
-    variables: dict[str, str], expected: str, models: Path, monkeypatch: pytest.MonkeyPatch,
-    run: Run,
-) -> None:  # fmt: skip
+def test_unknown_variable_is_named(variables, expected, models, monkeypatch, run):
     for name, text in variables.items():
         monkeypatch.setenv(name, text)
     code, _, err = run("info", "--models", models)
     assert (code, err) == (0, [f"digit-serving: {expected}"] if expected else [])
 
 
-def test_environment_configures_a_server(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_configures_a_server(models, monkeypatch):
     for name, text in {
         "MODELS": str(models), "PORT": "0", "METRICS_PORT": "off", "TRANSPORT": "grpcio",
         "REFLECTION": "true", "SERVED_NAME": "mnist", "MAX_BATCH_SIZE": "7", "MODEL": "digits",
@@ -163,10 +145,10 @@ def test_environment_configures_a_server(models: Path, monkeypatch: pytest.Monke
         assert facts["max_batch_size"] == "7"
 
 
-def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_serve_set_their_fields(models, monkeypatch):
     taken: list[object] = []
 
-    async def supervise(*configs: object) -> bool:
+    async def supervise(*configs):
         taken.extend(configs)
         return True
 
@@ -193,7 +175,7 @@ def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.Mon
     )
     assert server == ServerConfig(
         host="::1", port=7, metrics_host="::2", metrics_port=None, http_host="::3", http_port=8,
-        http_host_names=["a", "b"], http_allow_origins=["http://c"],  # type: ignore[arg-type]
+        http_host_names=["a", "b"], http_allow_origins=["http://c"],
         transport="grpcio", workers=2, drain_s=3, max_connection_age_s=4, reload_interval_s=5,
         self_test_interval_s=6, access_log=0.05, otlp_endpoint="http://d", reflection=True,
         allow_repository_control=True, max_json_bytes=1 << 20, input="image",
@@ -201,14 +183,12 @@ def test_options_of_serve_set_their_fields(models: Path, monkeypatch: pytest.Mon
     )  # fmt: skip
     assert model == ModelConfig(
         models=models, canary=0.05, versions="all", served_name="i",
-        batch=["digits=never"], max_model_bytes=3 << 30,  # type: ignore[arg-type]
+        batch=["digits=never"], max_model_bytes=3 << 30,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")])
-def test_ready_line_is_json_where_log_lines_are(
-    models: Path, server: RunningServer, options: tuple[str, ...]
-) -> None:
+def test_ready_line_is_json_where_log_lines_are(models, server, options):
     with started(serve_command(models, *options, "--log-format", "json")) as other:
         facts = json.loads(other.start_line)
     assert facts.pop("message") == "serving"
@@ -219,7 +199,7 @@ def test_ready_line_is_json_where_log_lines_are(
 
 
 @pytest.mark.parametrize("command", ["serve", "classify", "read", "score", "info", "health"])
-def test_help_is_shown(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_shown(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert capsys.readouterr().out.startswith(f"usage: digit-serving {command} ")
@@ -232,6 +212,6 @@ def test_help_is_shown(command: str, capsys: pytest.CaptureFixture[str]) -> None
      *((options.seconds, text, None) for text in ("0ms", "ms", "0", "-1", "nan", "inf", "soon")),
      *((options.share, text, None) for text in ("2", "-0.1", "nan", "101%", "much"))],
 )  # fmt: skip
-def test_values_are_read_with_their_units(read: Any, text: str, number: float | None) -> None:
+def test_values_are_read_with_their_units(read, text, number):
     with nullcontext() if number else pytest.raises(ArgumentTypeError, match="such as 5"):
         assert read(text) == number

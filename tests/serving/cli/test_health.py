@@ -2,29 +2,27 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from serving.__main__ import main
-from tests.serving.cli.conftest import Run
 from tests.support.processes import paced_server, wait_until
 from tests.support.raw import TIMEOUT_S
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 from tests.test_boundaries import HEAVY, modules_after
 
 
-def test_serving_is_0_and_one_line(server: RunningServer, run: Run) -> None:
+def test_serving_is_0_and_one_line(server, run):
     assert run("health", "--target", server.address) == (0, [f"{server.address}: SERVING"], [])
 
 
-def test_nobody_there_is_1_and_one_line(run: Run) -> None:
+def test_nobody_there_is_1_and_one_line(run):
     code, out, err = run("health", "--target", "127.0.0.1:1")
     assert (code, out, len(err)) == (1, [], 1)
     assert err[0].startswith("digit-serving: 127.0.0.1:1: UNAVAILABLE: ")
 
 
-def test_server_that_hangs_is_1(run: Run) -> None:
+def test_server_that_hangs_is_1(run):
     with paced_server(self_test_interval_s=0.3) as server:
         server.tell("hold")
         wait_until(lambda: run("health", "--target", server.address).code == 1)
@@ -33,7 +31,7 @@ def test_server_that_hangs_is_1(run: Run) -> None:
         server.tell("release")
 
 
-def test_tls_and_tokens(models: Path, tmp_path: Path, run: Run) -> None:
+def test_tls_and_tokens(models, tmp_path, run):
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -69,27 +67,23 @@ MISSING = "can't read no-such-file: No such file or directory"
      (("--tls-server-name", "digits.test"), NEED_CA),
      (("--tls-ca", "no-such-file"), MISSING), (("--token-file", "no-such-file"), MISSING)],
 )  # fmt: skip
-def test_options_that_cannot_be_used_are_2(
-    options: tuple[str, ...], message: str, run: Run
-) -> None:
+def test_options_that_cannot_be_used_are_2(options, message, run):
     assert run("health", *options) == (2, [], [f"digit-serving: {message}"])
 
 
 @pytest.mark.parametrize("target", ["foo", "foo:", ":50051", "http://foo", "a:1,b"])
-def test_target_without_a_port_is_a_usage_error(
-    target: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_target_without_a_port_is_a_usage_error(target, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["health", "--target", target])
     assert ended.value.code == 2
     assert f"argument --target: expected HOST:PORT, got {target!r}; see" in capsys.readouterr().err
 
 
-def test_probe_imports_little() -> None:
+def test_probe_imports_little():
     loaded = modules_after("import serving.__main__, serving.cli.probe")
     assert not loaded & {*HEAVY, "numpy", "google.protobuf", "tomllib", "importlib.metadata"}
 
 
-def test_probe_runs_as_a_command(server: RunningServer) -> None:
+def test_probe_runs_as_a_command(server):
     command = [sys.executable, "-m", "serving", "health", "--target", server.address]
     assert subprocess.run(command, timeout=TIMEOUT_S, capture_output=True).returncode == 0

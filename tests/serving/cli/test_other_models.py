@@ -4,21 +4,17 @@ import csv
 import io
 import json
 import re
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from serving.__main__ import main
-from serving.predictions import Images
 from serving.tensors import Signature
 from tests.serving.model import templates
 from tests.support.servers import running_server
 
 
-def test_pictures_are_classified_by_other_models(
-    other_models: Path, tmp_path: Path, images: Images, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pictures_are_classified_by_other_models(other_models, tmp_path, images, capsys):
     pets = Signature((28, 28, 1), 3, ("cat", "dog", "fish"))
     templates.publish(tmp_path, "pets", pets)
     picture = tmp_path / "7.png"
@@ -39,9 +35,7 @@ def test_pictures_are_classified_by_other_models(
 
 
 @pytest.mark.parametrize("name", ["letters", "glyphs"])
-def test_info_shows_the_signature(
-    other_models: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_info_shows_the_signature(other_models, name, capsys):
     signature = {"letters": templates.LETTERS, "glyphs": templates.GLYPHS}[name]
     with running_server(other_models, "--model", name) as server:
         for source in (("--models", str(other_models)), ("--target", server.address)):

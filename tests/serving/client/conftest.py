@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 
-from serving.predictions import Images
-
 
 @pytest.fixture(scope="session")
-def transport() -> str:
+def transport():
     """The server's."""
     return "h2"
 
 
 @pytest.fixture(scope="session")
-def image() -> Images:
+def image():
     return np.zeros((1, 784), np.uint8)

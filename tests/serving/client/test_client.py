@@ -7,28 +7,24 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import AsyncClient, Classifier, Client, Predictions
+from serving import AsyncClient, Client
 from serving.errors import (
     ConfigurationError,
     DeadlineExceeded,
-    DigitsError,
     InvalidRequest,
     ModelError,
     ModelNotFound,
     Overloaded,
     Unauthenticated,
 )
-from serving.predictions import Images
 from serving.protocols.status import MODEL_TEXTS, STATUS
-from tests.support.servers import RunningServer, fake_server, running_server
+from tests.support.servers import fake_server, running_server
 
 
 @pytest.mark.usefixtures("client_transport")
 @pytest.mark.parametrize("num_images", [1, 300])
-def test_all_four_clients_answer_alike(
-    server: RunningServer, classifier: Classifier, images: Images, num_images: int
-) -> None:
-    async def ask() -> Predictions:
+def test_all_four_clients_answer_alike(server, classifier, images, num_images):
+    async def ask():
         async with AsyncClient(server.address, timeout_s=math.inf) as client:
             return await client.classify(images[:num_images])
 
@@ -41,9 +37,7 @@ def test_all_four_clients_answer_alike(
         assert answer.model_version == expected.model_version
 
 
-def test_client_and_classifier_refuse_the_same_images(
-    client: Client, classifier: Classifier
-) -> None:
+def test_client_and_classifier_refuse_the_same_images(client, classifier):
     size = classifier.signature.image_bytes
     for bad in (np.zeros((1, size)), np.zeros((1, 9), np.uint8), np.zeros((0, size), np.uint8)):
         texts = []
@@ -54,27 +48,23 @@ def test_client_and_classifier_refuse_the_same_images(
         assert texts[0] == texts[1]
 
 
-def test_large_request_is_split_to_the_servers_limit(models: object, images: Images) -> None:
+def test_large_request_is_split_to_the_servers_limit(models, images):
     options = ("--max-request-images", "7", "--queue-capacity", "1000")
-    with running_server(models, *options) as server, Client(server.address) as client:  # type: ignore[arg-type]
+    with running_server(models, *options) as server, Client(server.address) as client:
         assert client.model_info().max_request_images == 7
         predictions = client.classify(images[:100])
     assert len(predictions) == 100
 
 
-def test_client_is_safe_to_share_between_threads(
-    client: Client, classifier: Classifier, images: Images
-) -> None:
+def test_client_is_safe_to_share_between_threads(client, classifier, images):
     expected = classifier.classify(images).digits
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda n: client.classify(images[n : n + 1]).digits[0], range(500)))
     assert answers == expected.tolist()
 
 
-def test_async_client_keeps_thousands_of_calls_in_flight(
-    server: RunningServer, classifier: Classifier, images: Images
-) -> None:
-    async def classify_all() -> list[int]:
+def test_async_client_keeps_thousands_of_calls_in_flight(server, classifier, images):
+    async def classify_all():
         async with AsyncClient(server.address, timeout_s=60) as client:
             assert (await client.model_info()).name == classifier.model_info().name
             answers = await asyncio.gather(
@@ -89,16 +79,16 @@ def test_async_client_keeps_thousands_of_calls_in_flight(
 
 
 @pytest.mark.parametrize("token", ["two\nlines", "schlüssel", "nul\0"])
-def test_token_that_cannot_be_sent_is_refused_when_the_client_is_made(token: str) -> None:
+def test_token_that_cannot_be_sent_is_refused_when_the_client_is_made(token):
     with pytest.raises(ConfigurationError, match="printable ASCII"):
         Client("127.0.0.1:1", token=token)
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_server_that_never_answers_is_a_deadline_exceeded(images: Images) -> None:
+def test_server_that_never_answers_is_a_deadline_exceeded(images):
     release = threading.Event()
 
-    def hang(request: bytes, context: grpc.ServicerContext) -> bytes:
+    def hang(request, context):
         release.wait()
         return b""
 
@@ -113,10 +103,10 @@ def test_server_that_never_answers_is_a_deadline_exceeded(images: Images) -> Non
     "error_class",
     [InvalidRequest, ModelNotFound, Unauthenticated, Overloaded, DeadlineExceeded, ModelError],
 )
-def test_each_status_becomes_its_error(error_class: type[DigitsError], images: Images) -> None:
+def test_each_status_becomes_its_error(error_class, images):
     reason = MODEL_TEXTS[0] if error_class is ModelError else "for a reason"
 
-    def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
+    def refuse(request, context):
         context.abort(grpc.StatusCode[STATUS[error_class].name], reason)
         return b""
 

@@ -8,10 +8,8 @@ import sys
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -22,14 +20,11 @@ from serving.client import transport
 from serving.client.checks import model_info_of, predictions_of
 from serving.digits.protocol import wire
 from serving.errors import DigitsError, Unavailable
-from serving.predictions import Images
 from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S
 from tests.support.processes import FORKS
 from tests.support.servers import (
     ONE,
-    Handler,
-    RunningServer,
     ended,
     fake_server,
     free_address,
@@ -37,7 +32,7 @@ from tests.support.servers import (
 )
 
 
-def restarted(models: Path, transport: str, address: str) -> Generator[RunningServer, None, None]:
+def restarted(models, transport, address):
     """Servers one after the other at one address."""
     options = ("--transport", transport, "--port", address.rpartition(":")[2])
     while True:
@@ -45,16 +40,14 @@ def restarted(models: Path, transport: str, address: str) -> Generator[RunningSe
             yield server
 
 
-def test_restart_under_64_callers_fails_no_call(
-    models: Path, transport: str, image: Images
-) -> None:
+def test_restart_under_64_callers_fails_no_call(models, transport, image):
     """One that is killed: those of one that drains come again elsewhere, too."""
     address = free_address()
     servers = restarted(models, transport, address)
     is_over = threading.Event()
     num_done = Counter[str]()
 
-    def call(client: Client) -> list[DigitsError]:
+    def call(client):
         failures = []
         while not is_over.is_set():
             try:
@@ -64,7 +57,7 @@ def test_restart_under_64_callers_fails_no_call(
                 failures.append(err)
         return failures
 
-    def wait_for_calls(num: int) -> None:
+    def wait_for_calls(num):
         client.classify(image)
         target = num_done["calls"] + num
         while num_done["calls"] < target and not any(caller.done() for caller in callers):
@@ -83,7 +76,7 @@ def test_restart_under_64_callers_fails_no_call(
     assert not failures
 
 
-def test_client_made_before_its_server_waits_for_it(models: Path, image: Images) -> None:
+def test_client_made_before_its_server_waits_for_it(models, image):
     address = free_address()
     with Client(address) as client, ThreadPoolExecutor(1) as pool:
         with pytest.raises(Unavailable, match=address):
@@ -95,9 +88,7 @@ def test_client_made_before_its_server_waits_for_it(models: Path, image: Images)
             break
 
 
-def test_wrong_address_is_given_up_before_a_long_timeout(
-    image: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_address_is_given_up_before_a_long_timeout(image, monkeypatch):
     """The test's own timeout is shorter than the client's."""
     monkeypatch.setattr(transport, "_FIRST_CONTACT_S", 0.3)
     address = free_address()
@@ -108,11 +99,11 @@ def test_wrong_address_is_given_up_before_a_long_timeout(
         client.classify(image)
 
 
-def test_calls_take_turns_among_the_addresses_of_a_target(image: Images) -> None:
+def test_calls_take_turns_among_the_addresses_of_a_target(image):
     counts = Counter[str]()
 
-    def counting(name: str) -> Handler:
-        def classify(_: bytes, context: grpc.ServicerContext) -> bytes:
+    def counting(name):
+        def classify(_, context):
             counts[name] += 1
             return ONE
 
@@ -131,10 +122,10 @@ def test_calls_take_turns_among_the_addresses_of_a_target(image: Images) -> None
     assert counts == {"a": 50, "b": 50}
 
 
-def test_target_of_several_addresses_is_answered(server: RunningServer, image: Images) -> None:
+def test_target_of_several_addresses_is_answered(server, image):
     """Its usual :authority, all addresses with a comma, is refused by strict servers."""
 
-    async def classify() -> int:
+    async def classify():
         async with AsyncClient(f"ipv4:{server.address},{free_address()}") as client:
             return len(await client.classify(image))
 
@@ -143,16 +134,16 @@ def test_target_of_several_addresses_is_answered(server: RunningServer, image: I
 
 @pytest.mark.usefixtures("client_transport")
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
-def test_call_that_was_cut_off_is_sent_again(image: Images, code: grpc.StatusCode) -> None:
+def test_call_that_was_cut_off_is_sent_again(image, code):
     calls: list[int] = []
 
-    def refuse_for_a_while(_: bytes, context: grpc.ServicerContext) -> bytes:
+    def refuse_for_a_while(_, context):
         calls.append(1)
         if len(calls) % 4:
             context.abort(code, "not now")
         return ONE
 
-    async def classify(address: str) -> int:
+    async def classify(address):
         async with AsyncClient(address) as client:
             return (await client.classify(image))[0].digit
 
@@ -163,7 +154,7 @@ def test_call_that_was_cut_off_is_sent_again(image: Images, code: grpc.StatusCod
     assert len(calls) == 8
 
 
-def answer(digits: list[int], probabilities: object) -> bytes:
+def answer(digits, probabilities):
     return wire.encode_response(bytes(digits), np.array(probabilities, np.float32).tobytes(), "1")
 
 
@@ -190,19 +181,19 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", list(BROKEN))
-def test_broken_answer_is_refused(kind: str) -> None:
+def test_broken_answer_is_refused(kind):
     with pytest.raises(Unavailable, match="a:1: the server is broken: it answered"):
         predictions_of(BROKEN[kind], 1, DIGITS, "a:1")
 
 
 @pytest.mark.parametrize("info", [b"\xff", b""])  # no message; no limits
-def test_broken_model_info_is_refused(info: bytes) -> None:
+def test_broken_model_info_is_refused(info):
     with pytest.raises(Unavailable, match="the server is broken: it answered"):
         model_info_of(info, "a:1")
 
 
 @pytest.mark.parametrize("wrong", [math.nan, -0.1, 0.102])
-def test_each_row_of_a_large_answer_has_to_be_a_distribution(wrong: float) -> None:
+def test_each_row_of_a_large_answer_has_to_be_a_distribution(wrong):
     rows = [[*TENTHS] for _ in range(100)]
     assert len(predictions_of(answer([1] * 100, rows), 100, DIGITS, "a:1")) == 100
     rows[50][3] = wrong
@@ -210,7 +201,7 @@ def test_each_row_of_a_large_answer_has_to_be_a_distribution(wrong: float) -> No
         predictions_of(answer([1] * 100, rows), 100, DIGITS, "a:1")
 
 
-def test_closed_client_says_so(server: RunningServer, image: Images) -> None:
+def test_closed_client_says_so(server, image):
     for is_used in (True, False):
         client = Client(server.address)
         if is_used:
@@ -223,15 +214,15 @@ def test_closed_client_says_so(server: RunningServer, image: Images) -> None:
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again(image: Images) -> None:
+def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again(image):
     has_come, release = threading.Semaphore(0), threading.Event()
 
-    def hang(_: bytes, context: grpc.ServicerContext) -> bytes:
+    def hang(_, context):
         has_come.release()
         release.wait(TIMEOUT_S)
         return ONE
 
-    async def scenario(address: str) -> list[BaseException | object]:
+    async def scenario(address):
         client = AsyncClient(address, timeout_s=3600)
         calls = [asyncio.create_task(client.classify(image)) for _ in range(3)]
         await asyncio.to_thread(has_come.acquire)
@@ -259,10 +250,8 @@ def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again(image
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_closed_async_client_refuses_every_call_at_once(
-    server: RunningServer, image: Images
-) -> None:
-    async def scenario() -> list[object]:
+def test_closed_async_client_refuses_every_call_at_once(server, image):
+    async def scenario():
         client = AsyncClient(server.address)
         await client.classify(image)
         await client.close()
@@ -276,14 +265,14 @@ def test_closed_async_client_refuses_every_call_at_once(
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_cancelled_calls_give_their_slots_back(image: Images) -> None:
+def test_cancelled_calls_give_their_slots_back(image):
     is_free = threading.Event()
 
-    def hang_at_first(_: bytes, context: grpc.ServicerContext) -> bytes:
+    def hang_at_first(_, context):
         is_free.wait(TIMEOUT_S)
         return ONE
 
-    async def scenario(address: str) -> None:
+    async def scenario(address):
         async with AsyncClient(address) as client:
             calls = [asyncio.create_task(client.classify(image)) for _ in range(600)]
             await asyncio.sleep(0)
@@ -298,18 +287,16 @@ def test_cancelled_calls_give_their_slots_back(image: Images) -> None:
         asyncio.run(scenario(address))
 
 
-def test_async_client_belongs_to_the_loop_that_uses_it(
-    server: RunningServer, image: Images
-) -> None:
+def test_async_client_belongs_to_the_loop_that_uses_it(server, image):
     client = AsyncClient(server.address)  # outside of any loop
 
-    async def classify() -> int:
+    async def classify():
         return len(await client.classify(image))
 
     assert asyncio.run(classify()) == 1
     assert asyncio.run(classify()) == 1  # the first loop is closed
 
-    async def from_two_loops() -> None:
+    async def from_two_loops():
         await client.classify(image)
         with pytest.raises(RuntimeError, match="belongs to another event loop"):
             await asyncio.to_thread(asyncio.run, classify())
@@ -318,14 +305,14 @@ def test_async_client_belongs_to_the_loop_that_uses_it(
     asyncio.run(from_two_loops())
 
 
-def test_pickled_clients_keep_their_settings(image: Images) -> None:
+def test_pickled_clients_keep_their_settings(image):
     seen: list[object] = []
 
-    def look(_: bytes, context: grpc.ServicerContext) -> bytes:
+    def look(_, context):
         seen.append(dict(context.invocation_metadata()).get("authorization"))
         return ONE
 
-    async def classify(pickled: bytes) -> None:
+    async def classify(pickled):
         async with pickle.loads(pickled) as client:
             await client.classify(image)
 
@@ -336,9 +323,7 @@ def test_pickled_clients_keep_their_settings(image: Images) -> None:
     assert seen == ["Bearer secret"] * 2
 
 
-def test_client_made_before_a_fork_connects_in_the_child(
-    server: RunningServer, client_transport: str
-) -> None:
+def test_client_made_before_a_fork_connects_in_the_child(server, client_transport):
     code = f"""
         import os, signal
         import numpy as np

@@ -1,15 +1,13 @@
 """Client.infer: any model of a server, ours or another of the Open Inference Protocol."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from serving import AsyncClient, Classifier, Client
+from serving import AsyncClient, Client
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable
-from serving.predictions import Images
 from serving.protocols.oip import methods, tensors
 from serving.protocols.oip.inference_pb import (
     SERVICE,
@@ -19,28 +17,28 @@ from serving.protocols.oip.inference_pb import (
 )
 from serving.tensors import DTYPES, Array, Tensor, TensorSignature
 from tests.serving.protocols.test_oip_tensors import SHAPE, echo_of, samples
-from tests.support.servers import RunningServer, fake_service
+from tests.support.servers import fake_service
 
 
 class Echo:
     """Answers the inputs of each request, and counts the questions for metadata."""
 
-    def __init__(self, signature: TensorSignature) -> None:
+    def __init__(self, signature):
         self.signature = signature
         self.num_asked = 0
         self.is_raw = True
         self.last: Any = None
 
-    def methods(self) -> dict[str, Any]:
+    def methods(self):
         return {"ModelMetadata": self.metadata, "ModelInfer": self.infer}
 
-    def metadata(self, request: bytes, context: object) -> bytes:
+    def metadata(self, request, context):
         self.num_asked += 1
         answer = methods.model_metadata("echo", ("1",), self.signature)
         data: bytes = answer.SerializeToString()
         return data
 
-    def infer(self, request: bytes, context: object) -> bytes:
+    def infer(self, request, context):
         self.last = ModelInferRequest.FromString(request)
         found = tensors.decode(self.last, self.signature, 8)._replace(is_raw=self.is_raw)
         answer = tensors.encode(found, found.message, self.signature, "echo", "1")
@@ -53,21 +51,19 @@ ARRAYS: dict[str, Array] = {f"in{i}": samples(kind) for i, kind in enumerate(KIN
 
 
 @pytest.fixture
-def echo() -> Echo:
+def echo():
     return Echo(echo_of(*KINDS))
 
 
 @pytest.fixture
-def client(echo: Echo) -> Iterator[Client]:
+def client(echo):
     with fake_service(SERVICE, echo.methods()) as address, Client(address) as client:
         yield client
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_digits_are_classified_as_by_the_classifier(
-    server: RunningServer, classifier: Classifier, images: Images
-) -> None:
-    async def ask() -> dict[str, Array]:
+def test_digits_are_classified_as_by_the_classifier(server, classifier, images):
+    async def ask():
         async with AsyncClient(server.address) as client:
             return await client.infer("digits", {"images": images}, version=1)
 
@@ -80,7 +76,7 @@ def test_digits_are_classified_as_by_the_classifier(
         np.testing.assert_allclose(answer["probabilities"], expected[:2], atol=1e-6)
 
 
-def test_bad_calls_are_refused(server: RunningServer, images: Images) -> None:
+def test_bad_calls_are_refused(server, images):
     with Client(server.address) as client:
         for inputs, text in (
             ({}, "expected the inputs images, got none"),
@@ -100,7 +96,7 @@ def test_bad_calls_are_refused(server: RunningServer, images: Images) -> None:
 
 
 @pytest.mark.parametrize("is_raw", [True, False])
-def test_every_type_goes_there_and_back(echo: Echo, client: Client, is_raw: bool) -> None:
+def test_every_type_goes_there_and_back(echo, client, is_raw):
     echo.is_raw = is_raw
     answer = client.infer("echo", ARRAYS)
     assert [*answer] == [f"out{i}" for i in range(len(KINDS))]
@@ -113,7 +109,7 @@ def test_every_type_goes_there_and_back(echo: Echo, client: Client, is_raw: bool
     assert echo.last.model_version == "7"
 
 
-def test_inputs_of_any_name_and_type_of_python(echo: Echo, client: Client) -> None:
+def test_inputs_of_any_name_and_type_of_python(echo, client):
     names = ("model", "inputs", "outputs", "version", "self", "input:0")
     echo.signature = TensorSignature(
         tuple(Tensor(name, "BYTES", (-1,)) for name in names),
@@ -127,7 +123,7 @@ def test_inputs_of_any_name_and_type_of_python(echo: Echo, client: Client) -> No
     assert client.infer("echo", rest, **named)["out"].tolist() == ["model", "x"]
 
 
-def test_metadata_is_asked_for_once_and_again_after_a_refusal(echo: Echo, client: Client) -> None:
+def test_metadata_is_asked_for_once_and_again_after_a_refusal(echo, client):
     for _ in range(3):
         client.infer("echo", ARRAYS)
     assert echo.num_asked == 1
@@ -146,7 +142,7 @@ def test_metadata_is_asked_for_once_and_again_after_a_refusal(echo: Echo, client
         ModelMetadataResponse(inputs=[{"name": "x", "datatype": "BF16"}]).SerializeToString(),
     ],
 )
-def test_broken_metadata_is_unavailable(echo: Echo, answer: bytes) -> None:
+def test_broken_metadata_is_unavailable(echo, answer):
     methods = echo.methods() | {"ModelMetadata": lambda *_: answer}
     with (
         fake_service(SERVICE, methods) as address,
@@ -173,7 +169,7 @@ OUTPUT = {"name": "out", "datatype": "FP32", "shape": [2]}
     ],
     ids=str,
 )
-def test_broken_answer_is_unavailable(echo: Echo, fields: dict[str, Any]) -> None:
+def test_broken_answer_is_unavailable(echo, fields):
     answer = ModelInferResponse(**fields).SerializeToString()
     methods = echo.methods() | {"ModelInfer": lambda *_: answer}
     with (

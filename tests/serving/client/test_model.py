@@ -1,15 +1,11 @@
 """A client reads the model's facts from current, older and broken servers."""
 
-from typing import Any
-
-import grpc
 import numpy as np
 import pytest
 
 from serving import Client
 from serving.digits.protocol import wire
 from serving.errors import InvalidRequest, Unavailable
-from serving.predictions import Images
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS, Signature
 from tests.support.servers import fake_server
@@ -18,19 +14,19 @@ PETS = Signature((28, 28), 3, ("cat", "dog", "fish"))
 
 
 @pytest.fixture(scope="module", params=[1, 3])
-def images(request: pytest.FixtureRequest) -> Images:
+def images(request):
     return np.zeros((request.param, 784), np.uint8)
 
 
-def info(signature: dict[str, Any] | None) -> bytes:
+def info(signature):
     response = digits_pb2.GetModelResponse(max_request_images=4096, signature=signature)
     return response.SerializeToString()
 
 
-def answering(num_classes: int) -> Any:
+def answering(num_classes):
     """Answers the last class to each image."""
 
-    def classify(request: bytes, context: grpc.ServicerContext) -> bytes:
+    def classify(request, context):
         num_images = len(digits_pb2.ClassifyRequest.FromString(request).images) // 784
         rows = np.zeros((num_images, num_classes), np.float32)
         rows[:, -1] = 1
@@ -39,14 +35,14 @@ def answering(num_classes: int) -> Any:
     return classify
 
 
-def test_classes_and_labels_are_those_of_the_server(images: Images) -> None:
+def test_classes_and_labels_are_those_of_the_server(images):
     with fake_server(answering(3), info(PETS.document())) as address, Client(address) as client:
         answer = client.classify(images)
     assert answer.labels == ["fish"] * len(images)
     assert answer.probabilities.shape == (len(images), 3)
 
 
-def test_server_that_does_not_say_serves_digits(images: Images) -> None:
+def test_server_that_does_not_say_serves_digits(images):
     with fake_server(answering(10), info(None)) as address, Client(address) as client:
         assert client.classify(images).labels == ["9"] * len(images)
         assert client.model_info().signature == DIGITS
@@ -54,7 +50,7 @@ def test_server_that_does_not_say_serves_digits(images: Images) -> None:
             client.classify(np.zeros((1, 1024), np.uint8))
 
 
-def test_another_model_at_the_same_address_is_an_error_and_then_known(images: Images) -> None:
+def test_another_model_at_the_same_address_is_an_error_and_then_known(images):
     """As after a restart: the answer that shows it can't be relied on, nor the known facts."""
     served = [answering(10)]
     infos = [info(None)]
@@ -76,7 +72,7 @@ def test_another_model_at_the_same_address_is_an_error_and_then_known(images: Im
     [{"classes": 0}, {"input_shape": []}, {"labels": ["one"]}, {"dtype": "float32"}],
     ids=str,
 )
-def test_signature_that_is_none_is_a_broken_server(images: Images, broken: dict[str, Any]) -> None:
+def test_signature_that_is_none_is_a_broken_server(images, broken):
     signature = PETS.document() | broken
     with (
         fake_server(answering(3), info(signature)) as address,

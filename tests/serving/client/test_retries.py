@@ -6,21 +6,18 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import pytest
 import trustme
 
-from serving import AsyncClient, Classifier, Client
+from serving import AsyncClient, Client
 from serving.client.transport import RetryBudget
-from serving.errors import DigitsError, Unavailable
-from serving.predictions import Images
+from serving.errors import Unavailable
 from tests.support.fakes import TIMEOUT_S
 from tests.support.fleet.router import Router
-from tests.support.servers import ONE, RunningServer, fake_server
+from tests.support.servers import ONE, fake_server
 
 NUM_CALLS = 300
 PATIENT_S = 60.0
@@ -29,25 +26,25 @@ PATIENT_S = 60.0
 class Refusing:
     """A server's method that answers UNAVAILABLE, and counts."""
 
-    def __init__(self, *trailers: tuple[str, str]) -> None:
+    def __init__(self, *trailers):
         self.trailers = trailers
         self.num_attempts = 0
         self.lock = threading.Lock()
 
-    def __call__(self, _: bytes, context: grpc.ServicerContext) -> bytes:
+    def __call__(self, _, context):
         with self.lock:
             self.num_attempts += 1
         context.set_trailing_metadata(self.trailers)
         context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
 
 
-def from_threads(address: str, image: Images) -> list[DigitsError | None]:
+def from_threads(address, image):
     with Client(address, timeout_s=PATIENT_S) as client, ThreadPoolExecutor(30) as pool:
         calls = [pool.submit(client.classify, image) for _ in range(NUM_CALLS)]
-        return [call.exception() for call in calls]  # type: ignore[misc]
+        return [call.exception() for call in calls]
 
 
-def test_server_that_fails_most_calls_gets_few_of_them_twice(image: Images) -> None:
+def test_server_that_fails_most_calls_gets_few_of_them_twice(image):
     refuse = Refusing()
     with fake_server(refuse) as address:
         outcomes = from_threads(address, image)
@@ -56,7 +53,7 @@ def test_server_that_fails_most_calls_gets_few_of_them_twice(image: Images) -> N
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_call_that_is_only_refused_is_made_five_times(image: Images) -> None:
+def test_call_that_is_only_refused_is_made_five_times(image):
     refuse = Refusing()
     with fake_server(refuse) as address, Client(address, timeout_s=PATIENT_S) as client:
         with pytest.raises(Unavailable):
@@ -64,7 +61,7 @@ def test_call_that_is_only_refused_is_made_five_times(image: Images) -> None:
         assert refuse.num_attempts == 5
 
 
-def test_answers_bring_the_retries_back() -> None:
+def test_answers_bring_the_retries_back():
     budget = RetryBudget()
     assert sum(budget.take() for _ in range(200)) == 49
     for _ in range(505):
@@ -76,11 +73,11 @@ def test_answers_bring_the_retries_back() -> None:
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_server_that_asks_for_another_attempt_gets_it(image: Images) -> None:
+def test_server_that_asks_for_another_attempt_gets_it(image):
     """Ours do as they end: a restart fails no call of however many."""
     refuse = Refusing(("grpc-retry-pushback-ms", "100"))
 
-    def refuse_then_answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+    def refuse_then_answer(request, context):
         return ONE if refuse.num_attempts >= NUM_CALLS else refuse(request, context)
 
     with fake_server(refuse_then_answer) as address:
@@ -88,12 +85,10 @@ def test_server_that_asks_for_another_attempt_gets_it(image: Images) -> None:
 
 
 @pytest.mark.slow
-def test_server_that_stands_still_is_left_before_the_deadline(
-    server: RunningServer, image: Images
-) -> None:
+def test_server_that_stands_still_is_left_before_the_deadline(server, image):
     """A call that waits finds out by a ping, and takes another connection."""
 
-    async def ask(router: Router) -> int:
+    async def ask(router):
         async with AsyncClient(router.address) as client:
             await client.classify(image)
             router.forget()
@@ -111,10 +106,10 @@ def test_server_that_stands_still_is_left_before_the_deadline(
 
 
 @pytest.fixture
-def alarm() -> Iterator[Callable[[], None]]:
+def alarm():
     """The signal by which programs limit a call's time; not SIGALRM, which pytest uses."""
 
-    def ring(*_: object) -> None:
+    def ring(*_):
         raise TimeoutError("the program's own")
 
     before = signal.signal(signal.SIGVTALRM, ring)
@@ -122,10 +117,10 @@ def alarm() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGVTALRM, before)
 
 
-def test_alarm_in_a_call_comes_out_as_itself(alarm: Callable[[], None], image: Images) -> None:
+def test_alarm_in_a_call_comes_out_as_itself(alarm, image):
     is_over = threading.Event()
 
-    def hang(_: bytes, context: grpc.ServicerContext) -> bytes:
+    def hang(_, context):
         alarm()
         is_over.wait(TIMEOUT_S)
         return ONE
@@ -136,13 +131,11 @@ def test_alarm_in_a_call_comes_out_as_itself(alarm: Callable[[], None], image: I
         is_over.set()
 
 
-def test_alarm_while_it_connects_comes_out_as_itself(
-    alarm: Callable[[], None], tmp_path: Path, image: Images
-) -> None:
+def test_alarm_while_it_connects_comes_out_as_itself(alarm, tmp_path, image):
     authority = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(authority)
 
-    def accept() -> None:
+    def accept():
         connection, _ = silent.accept()
         with connection:
             connection.recv(1)  # TLS has begun
@@ -161,9 +154,7 @@ def test_alarm_while_it_connects_comes_out_as_itself(
         is_over.set()
 
 
-def test_alarm_in_a_run_comes_out_as_itself(
-    alarm: Callable[[], None], classifier: Classifier, images: Images
-) -> None:
+def test_alarm_in_a_run_comes_out_as_itself(alarm, classifier, images):
     for _ in range(10):
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.02)
         with pytest.raises(TimeoutError, match="the program's own"):

@@ -6,11 +6,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
 
 import ngh2
 import pytest
@@ -24,7 +21,6 @@ from serving.client.transport import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
 from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Unavailable
 from serving.http2 import frames
 from serving.http2.frames import frame
-from serving.predictions import Images
 from serving.protocols.status import StatusCode
 from tests.support.fakes import TIMEOUT_S
 from tests.support.servers import MODEL_INFO, ONE
@@ -47,43 +43,43 @@ HEADERS = ((b":status", b"200"), (b"content-type", b"application/grpc"))
         ("localhost", None),
     ],
 )
-def test_auto_is_h2_for_one_address(target: str, host: str | None) -> None:
+def test_auto_is_h2_for_one_address(target, host):
     address = address_for_h2("auto", target)
     assert (address and address.host) == host
 
 
-def test_auto_is_grpcio_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_grpcio_on_windows(monkeypatch):
     monkeypatch.delattr("select.poll")
     assert address_for_h2("auto", "127.0.0.1:1") is None
     with pytest.raises(ConfigurationError, match="Windows"):
         Client("127.0.0.1:1", transport="h2")
 
 
-def test_auto_is_grpcio_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_grpcio_behind_a_proxy(monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     assert address_for_h2("auto", "127.0.0.1:1") is None
 
 
-def test_h2_takes_a_name_and_refuses_what_only_grpcio_can() -> None:
+def test_h2_takes_a_name_and_refuses_what_only_grpcio_can():
     assert address_for_h2("h2", "digits:1") is not None
     for target in ("a:1,b:2", "dns:///a:1", "unix:/run/a"):
         with pytest.raises(ConfigurationError, match="grpcio"):
             Client(target, transport="h2")
     with pytest.raises(ConfigurationError, match="auto, h2 or grpcio"):
-        Client("a:1", transport="quic")  # type: ignore[arg-type]
+        Client("a:1", transport="quic")
 
 
 class Peer:
     """One connection of a server that answers as a test likes."""
 
-    def __init__(self, sock: socket.socket, *, speaks_first: bool = True) -> None:
+    def __init__(self, sock, *, speaks_first=True):
         self.socket = sock
         self.http2 = ngh2.Connection(ngh2.Role.SERVER)
         if speaks_first:
             self.http2.initiate_connection()
             self.flush()
 
-    def calls(self) -> Iterator[tuple[int, str]]:
+    def calls(self):
         """Yield the stream and the path of each call, once its message has come whole."""
         paths = {}
         while data := self.socket.recv(65_536):
@@ -95,22 +91,22 @@ class Peer:
                     yield event.stream_id, paths[event.stream_id]
             self.flush()
 
-    def answer(self, stream: int, message: bytes, trailers: Any = OK) -> None:
+    def answer(self, stream, message, trailers=OK):
         self.http2.send_response(stream, HEADERS)
         self.http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message)
         self.http2.send_trailers(stream, trailers)
         self.flush()
 
-    def flush(self) -> None:
+    def flush(self):
         self.socket.sendall(self.http2.data_to_send())
 
 
 @contextmanager
-def peers(*scripts: Any, speaks_first: bool = True) -> Iterator[str]:
+def peers(*scripts, speaks_first=True):
     """A server whose connections follow the scripts, one after the other, and then close."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve() -> None:
+        def serve():
             for script in scripts:
                 with suppress(OSError), listener.accept()[0] as sock:
                     script(Peer(sock, speaks_first=speaks_first))
@@ -122,19 +118,19 @@ def peers(*scripts: Any, speaks_first: bool = True) -> Iterator[str]:
         thread.join(TIMEOUT_S)
 
 
-def answer_all(peer: Peer) -> None:
+def answer_all(peer):
     for stream, path in peer.calls():
         peer.answer(stream, MODEL_INFO if path.endswith("GetModel") else ONE)
 
 
-def classify(address: str, image: Images, **options: Any) -> list[int | DigitsError]:
+def classify(address, image, **options):
     """Ask once with each client."""
 
-    async def ask() -> int:
+    async def ask():
         async with AsyncClient(address, transport="h2", **options) as client:
             return (await client.classify(image))[0].digit
 
-    def ask_from_thread() -> int:
+    def ask_from_thread():
         with Client(address, transport="h2", **options) as client:
             return client.classify(image)[0].digit
 
@@ -147,8 +143,8 @@ def classify(address: str, image: Images, **options: Any) -> list[int | DigitsEr
     return outcomes
 
 
-def test_call_behind_a_goaway_goes_to_the_next_connection(image: Images) -> None:
-    def answer_one_then_go(peer: Peer) -> None:
+def test_call_behind_a_goaway_goes_to_the_next_connection(image):
+    def answer_one_then_go(peer):
         calls = peer.calls()
         stream, _ = next(calls)
         peer.answer(stream, MODEL_INFO)
@@ -163,8 +159,8 @@ def test_call_behind_a_goaway_goes_to_the_next_connection(image: Images) -> None
         assert classify(address, image) == [7, 7]
 
 
-def test_connection_that_was_closed_while_idle_is_replaced(image: Images) -> None:
-    def answer_two(peer: Peer) -> None:
+def test_connection_that_was_closed_while_idle_is_replaced(image):
+    def answer_two(peer):
         calls = peer.calls()
         for message in (MODEL_INFO, ONE):
             peer.answer(next(calls)[0], message)
@@ -183,8 +179,8 @@ def test_connection_that_was_closed_while_idle_is_replaced(image: Images) -> Non
         (((b"other", b"0"),), Unavailable),
     ],
 )
-def test_trailers_become_the_error(image: Images, trailers: Any, error: type[DigitsError]) -> None:
-    def refuse(peer: Peer) -> None:
+def test_trailers_become_the_error(image, trailers, error):
+    def refuse(peer):
         for stream, _ in peer.calls():
             peer.answer(stream, b"", trailers)
 
@@ -196,8 +192,8 @@ def test_trailers_become_the_error(image: Images, trailers: Any, error: type[Dig
 
 
 @pytest.mark.parametrize("status", [b"404", b"503", b"200"])
-def test_answer_that_is_not_grpcs_is_unavailable(image: Images, status: bytes) -> None:
-    def refuse(peer: Peer) -> None:
+def test_answer_that_is_not_grpcs_is_unavailable(image, status):
+    def refuse(peer):
         for stream, _ in peer.calls():
             peer.http2.send_response(stream, ((b":status", status),), end_stream=True)
             peer.flush()
@@ -207,8 +203,8 @@ def test_answer_that_is_not_grpcs_is_unavailable(image: Images, status: bytes) -
             assert isinstance(outcome, Unavailable)
 
 
-def test_server_that_speaks_no_http2_is_unavailable(image: Images) -> None:
-    def babble(peer: Peer) -> None:
+def test_server_that_speaks_no_http2_is_unavailable(image):
+    def babble(peer):
         peer.socket.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 9)
         while peer.socket.recv(65_536):
             pass
@@ -218,13 +214,13 @@ def test_server_that_speaks_no_http2_is_unavailable(image: Images) -> None:
             assert isinstance(outcome, Unavailable)
 
 
-def test_server_of_tls_without_http2_is_named_as_such(image: Images, tmp_path: Path) -> None:
+def test_server_of_tls_without_http2_is_named_as_such(image, tmp_path):
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
 
-    def shake_hands(peer: Peer) -> None:
+    def shake_hands(peer):
         with context.wrap_socket(peer.socket, server_side=True) as sock:
             sock.recv(65_536)
 
@@ -238,13 +234,13 @@ def test_server_of_tls_without_http2_is_named_as_such(image: Images, tmp_path: P
     ("timeout_s", "text"),
     [(0.0, b"1m"), (0.0123, b"13m"), (9.9999, b"10000m"), (1e6, b"278H"), (math.inf, b"99999999H")],
 )
-def test_timeout_is_sent_with_two_digits(timeout_s: float, text: bytes) -> None:
+def test_timeout_is_sent_with_two_digits(timeout_s, text):
     calls = session.Session("x:1", "http")
     calls.start(session.ClientCall(time.monotonic() + timeout_s), "/a.B/C", b"", ())
     assert b"grpc-timeout" + bytes((len(text),)) + text in calls.data_to_send()
 
 
-def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch):
     """A server may never end it."""
     monkeypatch.setattr(session, "_MAX_ANSWER_BYTES", 1000)
     calls, call = session.Session("x:1", "http"), session.ClientCall(TIMEOUT_S)
@@ -261,7 +257,7 @@ def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch: pytest.Monke
     assert not calls.calls
 
 
-def test_answers_without_a_status_are_none_however_often_they_come() -> None:
+def test_answers_without_a_status_are_none_however_often_they_come():
     calls = session.Session("x:1", "http")
     calls.receive(frame(frames.SETTINGS, 0, bytes(4)))
     for _ in range(3):
@@ -276,11 +272,11 @@ def test_answers_without_a_status_are_none_however_often_they_come() -> None:
         assert call.outcome[0] is StatusCode.UNKNOWN
 
 
-def test_call_that_times_out_leaves_the_connection_to_others(image: Images) -> None:
+def test_call_that_times_out_leaves_the_connection_to_others(image):
     """The thread that reads for all gives up; another one reads on."""
     hangs, has_come = threading.Event(), threading.Semaphore(0)
 
-    def answer_later(peer: Peer) -> None:
+    def answer_later(peer):
         for number, (stream, path) in enumerate(peer.calls()):
             if path.endswith("GetModel"):
                 peer.answer(stream, MODEL_INFO)
@@ -307,7 +303,7 @@ def test_call_that_times_out_leaves_the_connection_to_others(image: Images) -> N
         assert second.result(TIMEOUT_S)[0].digit == 7
 
 
-def test_silence_is_death_once_a_question_has_no_answer() -> None:
+def test_silence_is_death_once_a_question_has_no_answer():
     keepalive = Keepalive()
     keepalive.begin(0.0)
     keepalive.begin(1.0)  # the first one timed out
@@ -320,7 +316,7 @@ def test_silence_is_death_once_a_question_has_no_answer() -> None:
     assert keepalive.is_dead(keepalive.due_s())
 
 
-def test_silence_begins_again_while_calls_wait() -> None:
+def test_silence_begins_again_while_calls_wait():
     keepalive = Keepalive()
     keepalive.begin(0.0)
     assert keepalive.should_ping(keepalive.due_s())

@@ -2,7 +2,7 @@
 
 import http.client
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 TIMEOUT_S = 20.0
@@ -14,20 +14,19 @@ class Reply(NamedTuple):
     body: bytes
 
     @property
-    def json(self) -> Any:
+    def json(self):
         return json.loads(self.body)
 
 
 class HttpPeer:
     """Asks the server at a URL."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url):
         self.url = url
         self._place = urlsplit(url)
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
+    def ask(self, method, path, body=None, **headers):
         """Send a request and read the answer; underscores in header names stand for dashes."""
-        assert self._place.hostname is not None
         connection = http.client.HTTPConnection(
             self._place.hostname, self._place.port, timeout=TIMEOUT_S
         )
@@ -40,8 +39,8 @@ class HttpPeer:
         finally:
             connection.close()
 
-    def get(self, path: str, **headers: str) -> Reply:
+    def get(self, path, **headers):
         return self.ask("GET", path, **headers)
 
-    def post(self, path: str, body: Any = b"", **headers: str) -> Reply:
+    def post(self, path, body=b"", **headers):
         return self.ask("POST", path, body, **headers)

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.http.peer import HttpPeer
-
 ROOT = Path(__file__).parents[3]
 
 
-def lines_of(page: str) -> list[str]:
+def lines_of(page):
     text = (ROOT / page).read_text("utf-8").replace("\\\n", " ")
     return re.findall(r"(?m)^ {4}(curl .*)$", text)
 
@@ -22,7 +20,7 @@ LINES = lines_of("docs/http.md")
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """The files that the lines name."""
     seven = ROOT / "docs" / "pictures" / "seven.png"
     (tmp_path / "docs" / "pictures").mkdir(parents=True)
@@ -33,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize("line", LINES)
-def test_curl_line_is_answered(line: str, http: HttpPeer, folder: Path) -> None:
+def test_curl_line_is_answered(line, http, folder):
     whole = line.replace("http://127.0.0.1:8080", http.url)
     assert http.url in whole
     command = ["bash", "-c", whole.replace("curl ", "curl --fail --silent --show-error ", 1)]
@@ -44,5 +42,5 @@ def test_curl_line_is_answered(line: str, http: HttpPeer, folder: Path) -> None:
         assert answer["digits"][0]["digit"] == 7
 
 
-def test_curl_lines_are_found() -> None:
+def test_curl_lines_are_found():
     assert len(LINES) >= 6

@@ -5,24 +5,20 @@ import io
 import json
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from serving import Classifier
 from serving.digits.pictures.reader import from_picture
-from serving.predictions import Images
-from tests.serving.http.peer import HttpPeer
 
 
-def picture(image: npt.NDArray[np.uint8], kind: str = "PNG") -> bytes:
+def picture(image, kind="PNG"):
     """Make a picture of an image: dark on white, ten times as large."""
     file = io.BytesIO()
     Image.fromarray(255 - image.reshape(28, 28)).resize((280, 280)).save(file, kind)
     return file.getvalue()
 
 
-def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
+def form(*files):
     """Write a form with files; returns it and its content type."""
     parts = [
         f'--mark\r\nContent-Disposition: form-data; name="p"; filename="{name}"\r\n\r\n'.encode()
@@ -34,9 +30,7 @@ def form(*files: tuple[str, bytes]) -> tuple[bytes, str]:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_picture_is_answered_as_in_process(
-    kind: str, http: HttpPeer, images: Images, classifier: Classifier
-) -> None:
+def test_picture_is_answered_as_in_process(kind, http, images, classifier):
     content = picture(images[0], kind)
     reply = http.post("/v1/digits?image", content, Content_Type=f"image/{kind.lower()}")
     assert reply.status == 200, reply.body
@@ -50,9 +44,7 @@ def test_picture_is_answered_as_in_process(
     assert base64.b64decode(digit["image"]) == seen.tobytes()
 
 
-def test_files_of_a_form_are_answered_in_their_order(
-    http: HttpPeer, images: Images, classifier: Classifier
-) -> None:
+def test_files_of_a_form_are_answered_in_their_order(http, images, classifier):
     body, kind = form(
         ("a.png", picture(images[0])), ("b.png", b"no picture"), ("c.png", picture(images[1]))
     )
@@ -65,7 +57,7 @@ def test_files_of_a_form_are_answered_in_their_order(
     assert [answers[0]["digit"], answers[2]["digit"]] == expected.digits.tolist()
 
 
-def test_images_as_json(http: HttpPeer, images: Images, classifier: Classifier) -> None:
+def test_images_as_json(http, images, classifier):
     for shape in ((3, 784), (3, 28, 28)):
         body = json.dumps({"images": images[:3].reshape(shape).tolist()})
         reply = http.post("/v1/digits", body, Content_Type="application/json")
@@ -73,7 +65,7 @@ def test_images_as_json(http: HttpPeer, images: Images, classifier: Classifier) 
         assert digits == classifier.classify(images[:3]).digits.tolist()
 
 
-def test_what_is_less_probable_than_asked_is_rejected(http: HttpPeer, images: Images) -> None:
+def test_what_is_less_probable_than_asked_is_rejected(http, images):
     for limit, rejected in (("0", False), ("1", True)):
         reply = http.post(f"/v1/digits?reject_below={limit}", picture(images[0]))
         assert reply.json["digits"][0]["rejected"] is rejected
@@ -96,18 +88,18 @@ def test_what_is_less_probable_than_asked_is_rejected(http: HttpPeer, images: Im
         (b"[" * 100_000, "application/json", "expected JSON"),
     ],
 )
-def test_bad_bodies_are_400(body: bytes, kind: str, words: str, http: HttpPeer) -> None:
+def test_bad_bodies_are_400(body, kind, words, http):
     reply = http.post("/v1/digits", body, Content_Type=kind)
     assert reply.status == 400, reply.body
     assert words in reply.json["detail"]
 
 
 @pytest.mark.parametrize("query", ["reject_below=2", "reject_below=x", "reject_below=nan"])
-def test_bad_queries_are_400(query: str, http: HttpPeer, images: Images) -> None:
+def test_bad_queries_are_400(query, http, images):
     assert http.post(f"/v1/digits?{query}", picture(images[0])).status == 400
 
 
-def test_blank_picture_says_so(http: HttpPeer) -> None:
+def test_blank_picture_says_so(http):
     file = io.BytesIO()
     Image.new("L", (100, 100), 255).save(file, "PNG")
     reply = http.post("/v1/digits", file.getvalue())

@@ -3,34 +3,31 @@
 import asyncio
 import json
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from serving.config import ServerConfig
 from serving.model import repository
 from serving.model.engine import LoadedModel
-from serving.router import Router
 from serving.server.server import Server
-from tests.serving.http.peer import HttpPeer, Reply
+from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
 
 BODY = json.dumps({"images": images_of(7).tolist()}).encode()
 
 
-async def ask(peer: HttpPeer) -> Reply:
+async def ask(peer):
     return await asyncio.to_thread(peer.post, "/v1/digits", BODY, Content_Type="application/json")
 
 
-def test_drain_answers_what_was_accepted_and_refuses_the_rest(models: Path) -> None:
+def test_drain_answers_what_was_accepted_and_refuses_the_rest(models):
     engine = GatedModel()
     model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
     config = ServerConfig(port=0, metrics_port=None, http_port=0, self_test_interval_s=0)
 
-    async def scenario(router: Router) -> tuple[bool, int]:
+    async def scenario(router):
         server = Server(router, config)
         await server.start()
-        assert server.http_url is not None
         peer = HttpPeer(server.http_url)
         first = asyncio.create_task(ask(peer))
         await asyncio.to_thread(engine.wait_until_running)
@@ -51,17 +48,16 @@ def test_drain_answers_what_was_accepted_and_refuses_the_rest(models: Path) -> N
         assert asyncio.run(scenario(router)) == (True, 200)
 
 
-def test_drain_that_takes_too_long_ends(models: Path) -> None:
+def test_drain_that_takes_too_long_ends(models):
     engine = GatedModel()
     model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
     config = ServerConfig(
         port=0, metrics_port=None, http_port=0, drain_s=0.1, self_test_interval_s=0
     )
 
-    async def scenario(router: Router) -> bool:
+    async def scenario(router):
         server = Server(router, config)
         await server.start()
-        assert server.http_url is not None
         first = asyncio.create_task(ask(HttpPeer(server.http_url)))
         await asyncio.to_thread(engine.wait_until_running)
         is_drained = await server.drain()

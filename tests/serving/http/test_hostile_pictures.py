@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,28 +16,28 @@ from serving.system.processes import CRASH
 from tests.serving.http.peer import HttpPeer, Reply
 from tests.serving.http.test_digits import form
 from tests.support.processes import Footprint, children
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 
 
 @pytest.fixture(scope="module")
-def server(models: Path) -> Iterator[RunningServer]:
+def server(models):
     with running_server(models, "--http-port", "0") as server:
         yield server
 
 
 @pytest.fixture
-def peer(server: RunningServer) -> HttpPeer:
+def peer(server):
     return HttpPeer(server.facts["http"])
 
 
-def png(levels: np.ndarray) -> bytes:
+def png(levels):
     file = io.BytesIO()
     Image.fromarray(levels).save(file, "PNG")
     return file.getvalue()
 
 
 @pytest.fixture(scope="module")
-def dots() -> bytes:
+def dots():
     """Some 600 bytes, which would be 5,000 candidates for digits."""
     levels = np.full((256, 256), 255, np.uint8)
     levels.reshape(-1)[:] = 255
@@ -49,13 +48,13 @@ def dots() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def plain() -> bytes:
+def plain():
     levels = np.full((60, 60), 255, np.uint8)
     levels[10:50, 27:33] = 0
     return png(levels)
 
 
-def state_of(pid: int) -> str:
+def state_of(pid):
     """The letter of a process's state, such as R; Z if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -63,11 +62,11 @@ def state_of(pid: int) -> str:
         return "Z"
 
 
-def workers_of(server: RunningServer) -> list[int]:
+def workers_of(server):
     return [worker for each in children(server.process.pid) for worker in children(each)]
 
 
-def test_page_of_dots_is_refused_in_one_line(dots: bytes, peer: HttpPeer) -> None:
+def test_page_of_dots_is_refused_in_one_line(dots, peer):
     reply = peer.post("/v1/numbers", dots)
     assert (reply.status, reply.json["detail"]) == (
         400, "more than 4000 marks that may be digits",
@@ -75,16 +74,14 @@ def test_page_of_dots_is_refused_in_one_line(dots: bytes, peer: HttpPeer) -> Non
     assert peer.post("/v1/digits", dots).status == 400
 
 
-def test_dots_of_a_form_cost_the_other_pictures_nothing(
-    dots: bytes, plain: bytes, peer: HttpPeer
-) -> None:
+def test_dots_of_a_form_cost_the_other_pictures_nothing(dots, plain, peer):
     body, kind = form(("a.png", dots), ("b.png", plain))
     pictures = peer.post("/v1/numbers", body, Content_Type=kind).json["pictures"]
     assert "more than 4000 marks" in pictures[0]["error"]
     assert "numbers" in pictures[1]
 
 
-def test_deadline_ends_the_work(dots: bytes, server: RunningServer, peer: HttpPeer) -> None:
+def test_deadline_ends_the_work(dots, server, peer):
     assert peer.post("/v1/numbers", dots, Request_Timeout="0.05").status == 504
     end_s = time.monotonic() + 20
     while any(state_of(worker) == "R" for worker in workers_of(server)):
@@ -94,9 +91,7 @@ def test_deadline_ends_the_work(dots: bytes, server: RunningServer, peer: HttpPe
 @pytest.mark.parametrize(
     ("path", "shape"), [("/v1/digits", (8_900, 8_900)), ("/v1/numbers", (1, 80_000_000))]
 )
-def test_picture_too_large_for_its_process_is_refused_undecoded(
-    shape: tuple[int, int], path: str, server: RunningServer, peer: HttpPeer
-) -> None:
+def test_picture_too_large_for_its_process_is_refused_undecoded(shape, path, server, peer):
     picture = png(np.full(shape, 255, np.uint8))
     reply = peer.post(path, picture)
     assert reply.status == 413
@@ -105,9 +100,7 @@ def test_picture_too_large_for_its_process_is_refused_undecoded(
         assert Footprint.of(pid).resident_bytes < 300 << 20
 
 
-def test_decoder_that_crashes_costs_its_sender_one_answer(
-    dots: bytes, plain: bytes, server: RunningServer, peer: HttpPeer
-) -> None:
+def test_decoder_that_crashes_costs_its_sender_one_answer(dots, plain, server, peer):
     replies: list[Reply] = []
     caller = threading.Thread(target=lambda: replies.append(peer.post("/v1/numbers", dots)))
     caller.start()
@@ -122,7 +115,7 @@ def test_decoder_that_crashes_costs_its_sender_one_answer(
     assert server.process.poll() is None
 
 
-def test_nothing_is_left_of_a_server_that_is_killed(models: Path, plain: bytes) -> None:
+def test_nothing_is_left_of_a_server_that_is_killed(models, plain):
     with running_server(models, "--http-port", "0") as server:
         assert not children(server.process.pid)  # the first picture starts them
         HttpPeer(server.facts["http"]).post("/v1/digits", plain)

@@ -6,22 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import Classifier
-from serving.predictions import Images
-from tests.serving.http.peer import HttpPeer, Reply
-
 INFER = "/v2/models/digits/infer"
 
 
-def tensor(images: Images, **more: Any) -> dict[str, Any]:
+def tensor(images, **more):
     return {"name": "images", "datatype": "UINT8", "shape": list(images.shape), **more}
 
 
-def infer(http: HttpPeer, request: dict[str, Any], path: str = INFER, **headers: str) -> Reply:
+def infer(http, request, path=INFER, **headers):
     return http.post(path, json.dumps(request), **headers)
 
 
-def binary(http: HttpPeer, images: Images, **more: Any) -> Reply:
+def binary(http, images, **more):
     """Ask with the images as bytes behind the JSON."""
     size = {"binary_data_size": images.nbytes}
     head = json.dumps({"inputs": [tensor(images, parameters=size)], **more}).encode()
@@ -29,9 +25,7 @@ def binary(http: HttpPeer, images: Images, **more: Any) -> Reply:
 
 
 @pytest.mark.parametrize("path", [INFER, "/v2/models/digits/versions/1/infer"])
-def test_json_answers_equal_the_classifier(
-    path: str, http: HttpPeer, images: Images, classifier: Classifier
-) -> None:
+def test_json_answers_equal_the_classifier(path, http, images, classifier):
     reply = infer(http, {"id": "a", "inputs": [tensor(images[:5], data=images[:5].tolist())]}, path)
     assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
     answer = reply.json
@@ -58,16 +52,14 @@ def test_json_answers_equal_the_classifier(
         {"id": "a" * 70_000},
     ],
 )
-def test_request_of_many_parts_is_refused_before_the_loop_reads_it(
-    part: dict[str, Any], http: HttpPeer, images: Images
-) -> None:
+def test_request_of_many_parts_is_refused_before_the_loop_reads_it(part, http, images):
     request = {"inputs": [tensor(images[:1], data=images[:1].tolist())]} | part
     reply = infer(http, request)
     assert reply.status == 400
     assert "expected at most" in reply.json["detail"]
 
 
-def test_flat_data_is_read_too(http: HttpPeer, images: Images) -> None:
+def test_flat_data_is_read_too(http, images):
     nested, flat = (
         infer(http, {"inputs": [tensor(images[:3], data=data)]}).json["outputs"]
         for data in (images[:3].tolist(), images[:3].ravel().tolist())
@@ -75,9 +67,7 @@ def test_flat_data_is_read_too(http: HttpPeer, images: Images) -> None:
     assert nested == flat
 
 
-def test_binary_tensors_go_in_and_come_out(
-    http: HttpPeer, images: Images, classifier: Classifier
-) -> None:
+def test_binary_tensors_go_in_and_come_out(http, images, classifier):
     outputs = [{"name": "probabilities", "parameters": {"binary_data": True}}]
     reply = binary(http, images[:64], outputs=outputs)
     assert reply.status == 200, reply.body
@@ -89,7 +79,7 @@ def test_binary_tensors_go_in_and_come_out(
     np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 
-def test_binary_in_and_json_out(http: HttpPeer, images: Images) -> None:
+def test_binary_in_and_json_out(http, images):
     reply = binary(http, images[:1])
     assert reply.headers["content-type"] == "application/json"
     assert len(reply.json["outputs"][0]["data"]) == 10
@@ -107,26 +97,26 @@ def test_binary_in_and_json_out(http: HttpPeer, images: Images) -> None:
         ("/v2/models/digits/config", {"name": "digits", "max_batch_size": 512}),
     ],
 )
-def test_queries_are_answered(path: str, expected: dict[str, Any], http: HttpPeer) -> None:
+def test_queries_are_answered(path, expected, http):
     reply = http.get(path)
     assert reply.status == 200
     assert reply.json.items() >= expected.items()
 
 
-def test_model_that_is_not_there_is_not_ready(http: HttpPeer) -> None:
+def test_model_that_is_not_there_is_not_ready(http):
     assert http.get("/v2/models/letters/ready").status == 503
     assert http.get("/v2/models/letters").status == 404
 
 
-def test_index_lists_the_model(http: HttpPeer) -> None:
+def test_index_lists_the_model(http):
     expected = [{"name": "digits", "version": "1", "state": "READY", "reason": ""}]
     assert http.post("/v2/repository/index").json == expected
     assert http.post("/v2/repository/index", b'{"ready": true}').json == expected
     assert http.post("/v2/repository/index", b'{"ready": 1}').status == 400
 
 
-def test_statistics_count_http_requests(http: HttpPeer, images: Images) -> None:
-    def counts() -> tuple[int, int, int]:
+def test_statistics_count_http_requests(http, images):
+    def counts():
         statistics = http.get("/v2/models/digits/stats").json["model_stats"][0]
         parts = statistics["inference_stats"]
         return statistics["inference_count"], parts["success"]["count"], parts["fail"]["count"]
@@ -159,9 +149,7 @@ BAD_REQUESTS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("request_", "words"), BAD_REQUESTS)
-def test_bad_requests_are_400_and_say_what_was_expected(
-    request_: Any, words: str, http: HttpPeer
-) -> None:
+def test_bad_requests_are_400_and_say_what_was_expected(request_, words, http):
     body = request_ if isinstance(request_, bytes) else json.dumps(request_)
     reply = http.post(INFER, body)
     assert reply.status == 400, reply.body
@@ -173,13 +161,13 @@ def test_bad_requests_are_400_and_say_what_was_expected(
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1e3", "9" * 30, "900"])
-def test_bad_header_lengths_are_refused(length: str, http: HttpPeer) -> None:
+def test_bad_header_lengths_are_refused(length, http):
     reply = http.post(INFER, b"{}", Inference_Header_Content_Length=length)
     assert reply.status == 400, reply.body
     assert http.get("/v2/health/ready").status == 200
 
 
-def test_bytes_behind_the_tensors_are_refused(http: HttpPeer, images: Images) -> None:
+def test_bytes_behind_the_tensors_are_refused(http, images):
     head = json.dumps(
         {"inputs": [tensor(images[:1], parameters={"binary_data_size": 784})]}
     ).encode()

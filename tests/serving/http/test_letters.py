@@ -1,7 +1,6 @@
 """Models of 28 x 28 images that are no digits: neither the page nor the paths of digits."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,15 +16,13 @@ LETTERS = Signature((28, 28), 26, tuple("abcdefghijklmnopqrstuvwxyz"))
 CLOTHES = Signature((28, 28), 10, tuple(f"garment {number}" for number in range(10)))
 
 
-def test_pictures_of_the_ten_digits_alone_are_centred_as_digits() -> None:
+def test_pictures_of_the_ten_digits_alone_are_centred_as_digits():
     found = [of_signature(each) for each in (DIGITS, LETTERS, CLOTHES)]
     assert [each and each.resize for each in found] == ["digits", "stretch", "stretch"]
 
 
 @pytest.mark.parametrize("signature", [LETTERS, CLOTHES])
-def test_page_and_paths_of_digits_are_not_offered_for_other_classes(
-    signature: Signature, tmp_path: Path
-) -> None:
+def test_page_and_paths_of_digits_are_not_offered_for_other_classes(signature, tmp_path):
     publish(tmp_path, "letters", signature)
     picture = io.BytesIO()
     Image.fromarray(np.arange(784, dtype=np.uint8).reshape(28, 28)).save(picture, "PNG")

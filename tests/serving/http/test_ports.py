@@ -2,9 +2,7 @@
 
 import socket
 import subprocess
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +14,7 @@ AUTO = ("--http-port", "auto")
 
 
 @pytest.fixture
-def taken() -> Iterator[None]:
+def taken():
     """Take the usual port, if no other program has it."""
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -27,11 +25,10 @@ def taken() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_taken_usual_port_turns_http_off(models: Path, taken: None, workers: str) -> None:
+def test_taken_usual_port_turns_http_off(models, taken, workers):
     with running_server(models, *AUTO, "--workers", workers) as server:
         assert "http" not in server.facts
         assert server.stop() == 0
-        assert server.process.stderr is not None
         warnings = [line for line in server.process.stderr if "HTTP is off" in line]
     assert len(warnings) == 1
     assert warnings[0].endswith(
@@ -39,7 +36,7 @@ def test_taken_usual_port_turns_http_off(models: Path, taken: None, workers: str
     )
 
 
-def test_servers_that_start_at_once_all_serve(models: Path) -> None:
+def test_servers_that_start_at_once_all_serve(models):
     """None ends because another one took the usual port while both loaded the model."""
     with ExitStack() as stack:
         processes = [
@@ -61,7 +58,7 @@ def test_servers_that_start_at_once_all_serve(models: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_taken_named_port_is_one_clear_line(models: Path, workers: str) -> None:
+def test_taken_named_port_is_one_clear_line(models, workers):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -72,9 +69,8 @@ def test_taken_named_port_is_one_clear_line(models: Path, workers: str) -> None:
     assert result.stderr == f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
 
 
-def test_workers_say_where_the_page_is(models: Path) -> None:
+def test_workers_say_where_the_page_is(models):
     with running_server(models, "--http-port", "0", "--workers", "2") as server:
-        assert server.process.stdout is not None
         url = server.facts["http"]
         assert server.process.stdout.readline() == f"try it: {url}\n"
         assert HttpPeer(url).get("/v2/health/ready").status == 200

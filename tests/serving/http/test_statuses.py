@@ -3,16 +3,12 @@
 import io
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.digits.http import application
 from serving.errors import DigitsError, Unavailable
@@ -21,7 +17,6 @@ from serving.model.engine import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.protocols.status import STATUS
-from serving.router import Router
 from serving.system.host import Host
 from serving.transports.connections import PortLimits
 from serving.transports.http.http_server import HttpServer
@@ -36,14 +31,14 @@ TOKEN = "token-0123456789abcdef"
 JSON = {"Content_Type": "application/json"}
 
 
-def body_of(*values: int) -> bytes:
+def body_of(*values):
     return json.dumps({"images": images_of(*values).tolist()}).encode()
 
 
 class Gated:
     """An HTTP port around an engine whose gate the test opens."""
 
-    def __init__(self, engine: GatedModel, router: Router, server: HttpServer, loop: Loop) -> None:
+    def __init__(self, engine, router, server, loop):
         self.engine = engine
         self.router = router
         self.loop = loop
@@ -51,17 +46,17 @@ class Gated:
         self.statuses: dict[str, int] = {}
         self._threads: list[threading.Thread] = []
 
-    def send(self, name: str, *values: int, **headers: str) -> None:
+    def send(self, name, *values, **headers):
         """Ask in the background."""
 
-        def ask() -> None:
+        def ask():
             reply = self.peer.post("/v1/digits", body_of(*values), **JSON, **headers)
             self.statuses[name] = reply.status
 
         self._threads.append(threading.Thread(target=ask))
         self._threads[-1].start()
 
-    def finish(self) -> dict[str, int]:
+    def finish(self):
         self.engine.open(1000)
         for thread in self._threads:
             thread.join()
@@ -69,7 +64,7 @@ class Gated:
 
 
 @contextmanager
-def gated_server(models: Path, **limits: Any) -> Iterator[Gated]:
+def gated_server(models, **limits):
     engine = GatedModel(poison=frozenset({13}))
     model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
     batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
@@ -90,14 +85,14 @@ def gated_server(models: Path, **limits: Any) -> Iterator[Gated]:
 
 
 @pytest.fixture
-def gated(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
+def gated(models, monkeypatch):
     monkeypatch.setattr("serving.router.usable_cores", lambda: 1)
     with gated_server(models) as gated:
         yield gated
 
 
-def test_table_has_every_error() -> None:
-    def subclasses(error: type[DigitsError]) -> set[type[DigitsError]]:
+def test_table_has_every_error():
+    def subclasses(error):
         below = {leaf for child in error.__subclasses__() for leaf in subclasses(child)}
         return below | ({error} if not error.__subclasses__() or error in STATUS else set())
 
@@ -105,7 +100,7 @@ def test_table_has_every_error() -> None:
     assert all(http_status(error) >= 400 for error in STATUS)
 
 
-def test_full_queue_is_429_with_retry_after(gated: Gated) -> None:
+def test_full_queue_is_429_with_retry_after(gated):
     gated.send("first", 1)
     gated.engine.wait_until_running()
     for number in (1, 2):  # as over gRPC, room is kept for connections with few calls
@@ -117,7 +112,7 @@ def test_full_queue_is_429_with_retry_after(gated: Gated) -> None:
     assert gated.finish() == {"first": 200, "waits 1": 200, "waits 2": 200}
 
 
-def test_bodies_over_the_budget_are_429_with_retry_after(models: Path) -> None:
+def test_bodies_over_the_budget_are_429_with_retry_after(models):
     with gated_server(models, max_buffered_bytes=len(body_of(1, 2))) as gated:
         reply = gated.peer.post("/v1/digits", body_of(1, 2, 3), **JSON)
         assert (reply.status, reply.headers["retry-after"]) == (429, "1")
@@ -126,7 +121,7 @@ def test_bodies_over_the_budget_are_429_with_retry_after(models: Path) -> None:
             assert gated.peer.post("/v1/digits", body_of(1), **JSON).status == 200
 
 
-def test_stalled_bodies_leave_room_for_others(models: Path) -> None:
+def test_stalled_bodies_leave_room_for_others(models):
     with gated_server(models, max_buffered_bytes=60_000) as gated, ExitStack() as stack:
         gated.engine.open(1000)
         head = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40000\r\n\r\n"
@@ -137,7 +132,7 @@ def test_stalled_bodies_leave_room_for_others(models: Path) -> None:
             assert gated.peer.post("/v1/digits", body_of(1), **JSON).status == 200
 
 
-def test_requests_far_ahead_of_an_answer_are_not_read_and_not_lost(gated: Gated) -> None:
+def test_requests_far_ahead_of_an_answer_are_not_read_and_not_lost(gated):
     """Far more than the kernel's buffers take, some 10 MB."""
     body = body_of(1)
     head = f"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
@@ -162,7 +157,7 @@ def test_requests_far_ahead_of_an_answer_are_not_read_and_not_lost(gated: Gated)
                 answered += sock.recv(1 << 20)
 
 
-def test_silent_and_slow_connections_make_room(models: Path) -> None:
+def test_silent_and_slow_connections_make_room(models):
     with gated_server(models, max_connections=4) as gated, ExitStack() as stack:
         gated.engine.open(1000)
         others = [stack.enter_context(connected(gated.peer.url)) for _ in range(4)]
@@ -172,7 +167,7 @@ def test_silent_and_slow_connections_make_room(models: Path) -> None:
             assert gated.peer.post("/v1/digits", body_of(1), **JSON).status == 200
 
 
-def test_deadline_that_passes_is_504_and_never_run(gated: Gated) -> None:
+def test_deadline_that_passes_is_504_and_never_run(gated):
     gated.send("first", 1)
     gated.engine.wait_until_running()
     gated.send("hasty", 42, Request_Timeout="0.05")
@@ -183,7 +178,7 @@ def test_deadline_that_passes_is_504_and_never_run(gated: Gated) -> None:
     assert gated.engine.ran == [[1]]
 
 
-def test_caller_that_leaves_is_never_run(gated: Gated) -> None:
+def test_caller_that_leaves_is_never_run(gated):
     gated.send("first", 1)
     gated.engine.wait_until_running()
     head = f"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body_of(42))}\r\n"
@@ -197,12 +192,12 @@ def test_caller_that_leaves_is_never_run(gated: Gated) -> None:
     assert gated.engine.ran == [[1]]
 
 
-def test_guilty_images_are_500_without_the_reason(gated: Gated) -> None:
+def test_guilty_images_are_500_without_the_reason(gated):
     gated.send("guilty", 13)
     assert gated.finish() == {"guilty": 500}
 
 
-def test_draining_is_503(gated: Gated) -> None:
+def test_draining_is_503(gated):
     gated.loop.drain(Unavailable("the server is shutting down"))
     reply = gated.peer.post("/v1/digits", body_of(1), **JSON)
     assert (reply.status, reply.headers["retry-after"]) == (503, "1")
@@ -210,12 +205,12 @@ def test_draining_is_503(gated: Gated) -> None:
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "x", "nan", "inf"])
-def test_bad_timeouts_are_400(timeout: str, http: HttpPeer) -> None:
+def test_bad_timeouts_are_400(timeout, http):
     reply = http.post("/v1/digits", body_of(1), **JSON, Request_Timeout=timeout)
     assert (reply.status, "request-timeout" in reply.json["detail"]) == (400, True)
 
 
-def test_unknown_paths_are_404_and_methods_405(http: HttpPeer) -> None:
+def test_unknown_paths_are_404_and_methods_405(http):
     assert http.get("/nothing").status == 404
     assert http.post("/v2/models/letters/infer", b"{}").status == 404
     assert http.post("/v2/models/digits/versions/9/infer", b"{}").status == 404
@@ -225,7 +220,7 @@ def test_unknown_paths_are_404_and_methods_405(http: HttpPeer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/digits", "/v2/models/digits/infer"])
-def test_long_bodies_are_413_before_they_are_sent(path: str, http: HttpPeer) -> None:
+def test_long_bodies_are_413_before_they_are_sent(path, http):
     with connected(http.url) as caller:
         caller.sendall(
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {10**9}\r\n\r\n".encode()
@@ -233,25 +228,25 @@ def test_long_bodies_are_413_before_they_are_sent(path: str, http: HttpPeer) -> 
         assert caller.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_long_bodies_without_a_length_are_413(http: HttpPeer) -> None:
+def test_long_bodies_without_a_length_are_413(http):
     chunks = (bytes(1 << 20) for _ in range(40))  # it is not reset while it sends the rest
     assert http.post("/v1/digits", chunks).status == 413
     assert http.get("/v2/health/ready").status == 200
 
 
-def test_decompression_bomb_is_413(http: HttpPeer) -> None:
+def test_decompression_bomb_is_413(http):
     file = io.BytesIO()
     Image.new("1", (20_000, 5_000)).save(file, "PNG")  # a few kilobytes
     reply = http.post("/v1/digits", file.getvalue())
     assert (reply.status, "pixels" in reply.json["detail"]) == (413, True)
 
 
-def test_compressed_bodies_are_refused(http: HttpPeer) -> None:
+def test_compressed_bodies_are_refused(http):
     reply = http.post("/v1/digits", b"x", Content_Encoding="gzip")
     assert (reply.status, "not compressed" in reply.json["detail"]) == (400, True)
 
 
-def test_slow_body_ends_its_connection(models: Path) -> None:
+def test_slow_body_ends_its_connection(models):
     with gated_server(models, message_s=0.2) as gated, connected(gated.peer.url) as caller:
         caller.sendall(b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx")
         assert caller.recv(100).startswith(b"HTTP/1.1 400")
@@ -259,14 +254,14 @@ def test_slow_body_ends_its_connection(models: Path) -> None:
             pass
 
 
-def test_slow_head_ends_its_connection(models: Path) -> None:
+def test_slow_head_ends_its_connection(models):
     with gated_server(models, handshake_s=0.2) as gated, connected(gated.peer.url) as caller:
         caller.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v2")
         while caller.recv(1000):
             pass
 
 
-def test_tokens_guard_all_but_health_and_the_page(classifier: Classifier) -> None:
+def test_tokens_guard_all_but_health_and_the_page(classifier):
     security = SecurityConfig(tokens=TOKEN)
     with server_inside(classifier, http_port=0, security=security) as server:
         peer = HttpPeer(str(server.http_url))
@@ -281,13 +276,13 @@ def test_tokens_guard_all_but_health_and_the_page(classifier: Classifier) -> Non
             assert peer.get(path).status == 200
 
 
-def test_answers_carry_the_security_headers(http: HttpPeer) -> None:
+def test_answers_carry_the_security_headers(http):
     for path in ("/", "/docs", "/v2", "/nothing"):
         policy = http.get(path).headers["content-security-policy"]
         assert policy.startswith("default-src 'self'")
 
 
-def test_calls_are_counted(classifier: Classifier) -> None:
+def test_calls_are_counted(classifier):
     with server_inside(classifier, http_port=0) as server:
         peer = HttpPeer(str(server.http_url))
         peer.post("/v1/digits", body_of(1), **JSON)

@@ -4,17 +4,13 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import numpy as np
 import pytest
 
-from serving import Classifier
 from serving.http1.requests import BadRequest, RequestReader
-from serving.predictions import Images
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
 from tests.support.processes import wait_until
@@ -29,15 +25,15 @@ ALLOWED = "https://allowed.example"
 class Wire:
     """A connection of bytes."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url):
         self.socket = connected(url)
         self._data = b""
 
-    def ask(self, data: bytes) -> tuple[int, dict[str, str], bytes]:
+    def ask(self, data):
         self.socket.sendall(data)
         return self.answer()
 
-    def answer(self) -> tuple[int, dict[str, str], bytes]:
+    def answer(self):
         """Read an answer: its status, headers and body."""
         while b"\r\n\r\n" not in self._data:
             self._read()
@@ -50,28 +46,28 @@ class Wire:
         body, self._data = self._data[:size], self._data[size:]
         return int(first.split()[1]), headers, body
 
-    def _read(self) -> None:
+    def _read(self):
         data = self.socket.recv(1 << 16)
         assert data, "the server closed the connection"
         self._data += data
 
-    def is_closed(self) -> bool:
+    def is_closed(self):
         try:
             return not self._data and self.socket.recv(1) == b""
         except ConnectionResetError:
             return True
 
-    def close(self) -> None:
+    def close(self):
         self.socket.close()
 
 
 @pytest.fixture
-def wire(http: HttpPeer) -> Iterator[Wire]:
+def wire(http):
     with closing(Wire(http.url)) as wire:
         yield wire
 
 
-def test_pipelined_requests_are_answered_in_order(wire: Wire, images: Images) -> None:
+def test_pipelined_requests_are_answered_in_order(wire, images):
     body = json.dumps({"images": images[:1].tolist()}).encode()
     head = f"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     digits = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
@@ -81,19 +77,19 @@ def test_pipelined_requests_are_answered_in_order(wire: Wire, images: Images) ->
         assert wire.answer()[2] == b'{"live":true}'
 
 
-def test_what_is_no_request_is_refused_behind_one_that_is(wire: Wire) -> None:
+def test_what_is_no_request_is_refused_behind_one_that_is(wire):
     assert wire.ask(LIVE + b"nonsense\r\n\r\n")[0] == 200
     assert wire.answer()[0] == 400
     assert wire.is_closed()
 
 
-def test_head_is_answered_without_a_body(wire: Wire) -> None:
+def test_head_is_answered_without_a_body(wire):
     wire.socket.sendall(LIVE.replace(b"GET", b"HEAD"))
     assert wire.socket.recv(1 << 16).endswith(b"\r\n\r\n")
     assert wire.ask(LIVE)[0] == 200
 
 
-def test_old_callers_and_those_that_ask_for_it_are_let_go(http: HttpPeer) -> None:
+def test_old_callers_and_those_that_ask_for_it_are_let_go(http):
     for request in (
         LIVE.replace(b"1.1", b"1.0"),
         LIVE.replace(b"\r\n\r\n", b"\r\nConnection: a\r\nConnection: b, Close\r\n\r\n"),
@@ -104,7 +100,7 @@ def test_old_callers_and_those_that_ask_for_it_are_let_go(http: HttpPeer) -> Non
             assert wire.is_closed()
 
 
-def test_continue_is_said_before_the_body(wire: Wire) -> None:
+def test_continue_is_said_before_the_body(wire):
     """Once, and not to those that do not know it."""
     for head in (POST + b"Content-Length: 2\r\n", CHUNKED[:-2]):
         wire.socket.sendall(head + b"Expect: 100-continue\r\n\r\n")
@@ -118,7 +114,7 @@ def test_continue_is_said_before_the_body(wire: Wire) -> None:
     assert wire.ask(b"{}")[0] == 200
 
 
-def test_chunks_are_joined(wire: Wire) -> None:
+def test_chunks_are_joined(wire):
     for _ in range(2):
         status, _, body = wire.ask(CHUNKED + b"1;a=b\r\n{\r\n1\r\n}\r\n0\r\nx: y\r\n\r\n")
         assert (status, b"digits" in body) == (200, True)
@@ -149,7 +145,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_what_is_no_request_is_refused_and_its_connection_closed(name: str, wire: Wire) -> None:
+def test_what_is_no_request_is_refused_and_its_connection_closed(name, wire):
     """Also behind a good request: every head of a connection is bounded."""
     data, expected = MALFORMED[name]
     assert wire.ask(LIVE)[0] == 200
@@ -160,22 +156,22 @@ def test_what_is_no_request_is_refused_and_its_connection_closed(name: str, wire
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "1.2.3.4.evil.example"])
-def test_foreign_hosts_are_refused(host: str, http: HttpPeer) -> None:
+def test_foreign_hosts_are_refused(host, http):
     assert http.get("/v2", Host=host).status == 421
 
 
-def test_host_of_an_absolute_target_counts(wire: Wire) -> None:
+def test_host_of_an_absolute_target_counts(wire):
     for host, status in ((b"localhost", 200), (b"evil.example", 421), (b"a@localhost", 421)):
         assert wire.ask(LIVE.replace(b"/v2", b"http://" + host + b"/v2"))[0] == status
 
 
 @pytest.mark.parametrize("host", ["LOCALHOST:80", "127.0.0.1", "[::1]:8080", "10.0.0.1:1"])
-def test_own_hosts_are_answered(host: str, http: HttpPeer) -> None:
+def test_own_hosts_are_answered(host, http):
     assert http.get("/v2", Host=host).status == 200
 
 
 @pytest.fixture(scope="module")
-def named(classifier: Classifier) -> Iterator[HttpPeer]:
+def named(classifier):
     names = ("digits.example", "other")
     with server_inside(
         classifier, http_port=0, http_host_names=names, http_allow_origins=(ALLOWED,)
@@ -183,12 +179,12 @@ def named(classifier: Classifier) -> Iterator[HttpPeer]:
         yield HttpPeer(str(server.http_url))
 
 
-def test_names_of_the_server_are_answered(named: HttpPeer) -> None:
+def test_names_of_the_server_are_answered(named):
     for host, status in (("digits.example", 200), ("other:80", 200), ("more.example", 421)):
         assert named.get("/v2", Host=host).status == status
 
 
-def test_pages_of_other_sites_are_refused_unless_allowed(named: HttpPeer) -> None:
+def test_pages_of_other_sites_are_refused_unless_allowed(named):
     own = named.url.removeprefix("http://")
     for origin, status in (("https://evil.example", 403), ("null", 403), (f"http://{own}", 200)):
         assert named.post("/v2/repository/index", Origin=origin).status == status
@@ -200,7 +196,7 @@ def test_pages_of_other_sites_are_refused_unless_allowed(named: HttpPeer) -> Non
     assert named.ask("OPTIONS", "/v1/digits").status == 405
 
 
-def binary(images: Images, **more: object) -> bytes:
+def binary(images, **more):
     tensor = {"name": "images", "datatype": "UINT8", "shape": list(images.shape)}
     outputs = [{"name": "probabilities", "parameters": {"binary_data": True}}]
     inputs = [tensor | {"parameters": {"binary_data_size": images.nbytes}}]
@@ -214,9 +210,7 @@ def binary(images: Images, **more: object) -> bytes:
 
 
 @on_both
-def test_repeated_requests_are_answered_as_the_first(
-    transport: str, images: Images, classifier: Classifier
-) -> None:
+def test_repeated_requests_are_answered_as_the_first(transport, images, classifier):
     """Whole, in pieces, and among others that differ in a little."""
     expected = classifier.classify(images[:20]).probabilities
     with (
@@ -239,7 +233,7 @@ def test_repeated_requests_are_answered_as_the_first(
                 assert b'"id":"x"' in wire.answer()[2]
         peer = HttpPeer(str(server.http_url))
 
-        def count() -> int:
+        def count():
             stats = peer.get("/v2/models/digits/stats").json
             return int(stats["model_stats"][0]["inference_stats"]["success"]["count"])
 
@@ -250,9 +244,7 @@ def test_repeated_requests_are_answered_as_the_first(
 @pytest.mark.parametrize(
     ("value", "words"), [(0.5, "floats"), ("1", "texts"), (True, "booleans"), (256, "0 to 255")]
 )
-def test_what_is_no_pixel_is_refused_with_what_would_be(
-    value: object, words: str, http: HttpPeer
-) -> None:
+def test_what_is_no_pixel_is_refused_with_what_would_be(value, words, http):
     body = json.dumps({"images": [[0] * 783 + [value]]})
     reply = http.post("/v1/digits", body, Content_Type="application/json")
     assert reply.status == 400
@@ -260,13 +252,8 @@ def test_what_is_no_pixel_is_refused_with_what_would_be(
     assert words in reply.json["detail"]
 
 
-def test_bad_requests_are_one_line(
-    classifier: Classifier, caplog: pytest.LogCaptureFixture
-) -> None:
-    with (
-        caplog.at_level(logging.INFO),
-        server_inside(classifier, http_port=0) as server,
-    ):
+def test_bad_requests_are_one_line(classifier, caplog):
+    with caplog.at_level(logging.INFO), server_inside(classifier, http_port=0) as server:
         for _ in range(20):
             with closing(Wire(str(server.http_url))) as wire:
                 wire.ask(b"hello\r\n\r\n")
@@ -274,15 +261,13 @@ def test_bad_requests_are_one_line(
     assert line.startswith("bad HTTP requests: 1, the last from 127.0.0.1: malformed HTTP")
 
 
-def test_drain_beside_stopped_bodies_logs_nothing(
-    classifier: Classifier, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_drain_beside_stopped_bodies_logs_nothing(classifier, caplog):
     head = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx"
     with (
         caplog.at_level(logging.INFO),
         server_inside(classifier, http_port=0, transport="grpcio") as whole,
     ):
-        transport: Any = whole._transport
+        transport = whole._transport
         url = str(whole.http_url)
         wires = [Wire(url) for _ in range(20)]
         for wire in wires:
@@ -296,24 +281,22 @@ def test_drain_beside_stopped_bodies_logs_nothing(
     assert not caplog.records
 
 
-def test_bytes_one_by_one_are_the_same_request() -> None:
+def test_bytes_one_by_one_are_the_same_request():
     connection, data = RequestReader(), CHUNKED + b"2\r\n{}\r\n0\r\n\r\n"
     request = body = None
     for at in range(len(data)):
         connection.receive(data[at : at + 1])
         request = request or connection.read_head()
         body = body or (request and connection.read_body(request, 100))
-    assert request is not None
     assert (request.method, request.target, body) == ("POST", "/v2/repository/index", b"{}")
 
 
-def test_length_of_a_repeated_head_is_read_strictly() -> None:
+def test_length_of_a_repeated_head_is_read_strictly():
     connection = RequestReader()
     sizes = []
     for size in (b"2", b"12", b"3"):
         connection.receive(POST + b"Content-Length: " + size + b"\r\n\r\n")
         request = connection.read_head()
-        assert request is not None
         sizes.append(request.num_bytes)
         assert connection.read_body(request, 20) is None
         connection.receive(bytes(int(size)))
@@ -322,7 +305,6 @@ def test_length_of_a_repeated_head_is_read_strictly() -> None:
     twice = POST + b"Content-Length: %d\r\nContent-Length: 2\r\n\r\n"
     connection.receive(twice % 2 + b"{}")
     request = connection.read_head()
-    assert request is not None
     connection.read_body(request, 20)
     connection.receive(twice % 3)
     with pytest.raises(BadRequest):

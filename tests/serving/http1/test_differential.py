@@ -52,7 +52,7 @@ class Seen(NamedTuple):
     end: str
 
 
-def by_engine(parts: list[bytes]) -> Seen:
+def by_engine(parts):
     engine, requests, request = RequestReader(), [], None
     try:
         for part in parts:
@@ -70,7 +70,7 @@ def by_engine(parts: list[bytes]) -> Seen:
     return Seen(requests, "more")
 
 
-def by_h11(data: bytes) -> Seen:
+def by_h11(data):
     connection, requests = h11.Connection(h11.SERVER, 1 << 14), list[Any]()
     connection.receive_data(data)
     try:
@@ -97,7 +97,7 @@ def by_h11(data: bytes) -> Seen:
         return Seen(requests, str(err))
 
 
-def mutated(rng: random.Random) -> bytes:
+def mutated(rng):
     """Join some requests, often equal but for their lengths, and change some bytes."""
     data = bytearray(b"".join(rng.choice(SEEDS) for _ in range(rng.randrange(1, 5))))
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
@@ -115,12 +115,12 @@ def mutated(rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def cut(data: bytes, rng: random.Random) -> list[bytes]:
+def cut(data, rng):
     cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.choice((0, 1, 3, len(data)))))
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-def compare(num_streams: int, seed: int) -> dict[str, int]:
+def compare(num_streams, seed):
     """Compare that many streams; return how often both agreed, or one was stricter."""
     rng, outcomes = random.Random(seed), {"equal": 0, "refused": 0, "stricter": 0, "laxer": 0}
     for _ in range(num_streams):
@@ -146,6 +146,6 @@ def compare(num_streams: int, seed: int) -> dict[str, int]:
     return outcomes
 
 
-def test_same_bytes_are_the_same_requests() -> None:
+def test_same_bytes_are_the_same_requests():
     outcomes = compare(800, SEED)
     assert min(outcomes.values()) > 1, outcomes  # each kind was tried

@@ -4,9 +4,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from serving.digits.http import application
 from serving.model import repository
 from serving.model.engine import LoadedModel
 from serving.model.repository import PRETRAINED
-from serving.predictions import Images
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.system.host import Host
@@ -29,19 +26,17 @@ from tests.serving.http.test_wire import LIVE, Wire, binary
 from tests.support import published
 from tests.support.fakes import GatedModel, images_of, router_of
 from tests.support.processes import wait_until
-from tests.support.servers import RunningServer, running_server
-
-Outcome = tuple[int, bytes] | None
+from tests.support.servers import running_server
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
+def server():
     options = ("--http-port", "0", "--allow-repository-control")
     with running_server(PRETRAINED, *options) as server:
         yield server
 
 
-def warm(server: RunningServer, request: bytes) -> Wire:
+def warm(server, request):
     """Connect, and ask until requests like this one are recognised."""
     wire = Wire(server.facts["http"])
     for _ in range(2):
@@ -49,7 +44,7 @@ def warm(server: RunningServer, request: bytes) -> Wire:
     return wire
 
 
-def outcome(wire: Wire, request: bytes) -> Outcome:
+def outcome(wire, request):
     """Return the status and the answer; None if there is none, for the request goes on."""
     wire.socket.settimeout(0.1)
     try:
@@ -59,13 +54,13 @@ def outcome(wire: Wire, request: bytes) -> Outcome:
         return None
 
 
-def rows(answer: tuple[int, dict[str, str], bytes]) -> Images:
+def rows(answer):
     status, headers, body = answer
     assert status == 200, body
     return np.frombuffer(body[int(headers["inference-header-content-length"]) :], "<f4")
 
 
-def test_requests_that_differ_in_a_byte(server: RunningServer, images: Images) -> None:
+def test_requests_that_differ_in_a_byte(server, images):
     """In any byte of the head and the JSON: the answers are those of a new connection."""
     request = binary(images[:1])
     rng = np.random.default_rng(0)
@@ -78,7 +73,7 @@ def test_requests_that_differ_in_a_byte(server: RunningServer, images: Images) -
             )
 
 
-def test_requests_of_other_shapes(server: RunningServer, images: Images) -> None:
+def test_requests_of_other_shapes(server, images):
     request = binary(images[:1])
     head, _, body = request.partition(b"\r\n\r\n")
     flat = json.dumps({"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 784],
@@ -96,7 +91,7 @@ def test_requests_of_other_shapes(server: RunningServer, images: Images) -> None
             assert outcome(known, other) == outcome(new, other), other[:200]
 
 
-def test_model_that_is_unloaded_and_loaded(server: RunningServer, images: Images) -> None:
+def test_model_that_is_unloaded_and_loaded(server, images):
     request = binary(images[:1])
     head = b"POST /v2/repository/models/digits/%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with closing(warm(server, request)) as wire, closing(Wire(server.facts["http"])) as other:
@@ -110,7 +105,7 @@ def test_model_that_is_unloaded_and_loaded(server: RunningServer, images: Images
             np.testing.assert_array_equal(rows(wire.ask(request)), before)
 
 
-def test_version_that_takes_over(tmp_path: Path, images: Images) -> None:
+def test_version_that_takes_over(tmp_path, images):
     shutil.copytree(PRETRAINED, tmp_path, dirs_exist_ok=True)
     request = binary(images[:1])
     with (
@@ -123,7 +118,7 @@ def test_version_that_takes_over(tmp_path: Path, images: Images) -> None:
         wait_until(lambda: b'"2"' in wire.ask(request)[2])
 
 
-def test_token_that_is_withdrawn(tmp_path: Path, images: Images) -> None:
+def test_token_that_is_withdrawn(tmp_path, images):
     tokens = tmp_path / "tokens"
     tokens.write_text("first-token-0123456789")
     bearer = b"\r\nAuthorization: Bearer first-token-0123456789\r\n\r\n"
@@ -136,7 +131,7 @@ def test_token_that_is_withdrawn(tmp_path: Path, images: Images) -> None:
             assert time.monotonic() < deadline_s
 
 
-def test_answers_keep_their_order() -> None:
+def test_answers_keep_their_order():
     """A recognised request that comes in a read of its own waits for the one before it."""
     engine = GatedModel()
     manifest = repository.load_manifest(PRETRAINED / "digits" / "1")
@@ -167,8 +162,8 @@ def test_answers_keep_their_order() -> None:
         router.close()
 
 
-def test_run_whose_callers_have_left_is_no_answer() -> None:
+def test_run_whose_callers_have_left_is_no_answer():
     ended: list[Any] = []
-    group: Any = None
+    group = None
     Known(b"", 0, group, 1.0, lambda *outcome: ended.append(outcome)).answer(group, [], NEVER)
     assert not ended

@@ -6,8 +6,6 @@ over may be ignored there (section 5.1).
 """
 
 import os
-import random
-from collections.abc import Callable
 from typing import Any
 
 import h2.config
@@ -58,7 +56,7 @@ Calls = dict[int, list[Any]]
 class Caller:
     """Writes conversations that keep to the rules."""
 
-    def __init__(self, generator: random.Random) -> None:
+    def __init__(self, generator):
         self.random = generator
         self.encoder = hpack.Encoder()
         self.open: list[int] = []
@@ -66,19 +64,19 @@ class Caller:
         self.window = 65_000
         """The rest of hyper's window, which is opened after a read."""
 
-    def conversation(self, length: int) -> list[bytes]:
+    def conversation(self, length):
         """Frames, in order."""
         kinds = [self.request] * 4 + [self.data] * 5 + [self.trailers, self.reset, self.widen]
         kinds += [self.ping, self.priority, self.setting, self.unknown]
         return [self.random.choice(kinds)() for _ in range(length)]
 
-    def padded(self, payload: bytes) -> tuple[bytes, int]:
+    def padded(self, payload):
         if self.random.random() < 0.8:
             return payload, 0
         length = self.random.randrange(20)
         return bytes((length,)) + payload + bytes(length), PADDED
 
-    def request(self) -> bytes:
+    def request(self):
         fields = [*REQUEST, (b"grpc-timeout", b"%dm" % self.random.randrange(1, 30))]
         if self.random.random() < 0.3:
             fields.append(
@@ -90,7 +88,7 @@ class Caller:
             self.open.append(stream)
         return self.block(stream, flags, fields)
 
-    def block(self, stream: int, flags: int, fields: list[tuple[bytes, bytes]]) -> bytes:
+    def block(self, stream, flags, fields):
         block = self.encoder.encode(fields, huffman=self.random.random() < 0.5)
         if self.random.random() < 0.2:
             block, flags = b"\0\0\0\0\x10" + block, flags | PRIORITIZED
@@ -101,10 +99,10 @@ class Caller:
         payload, padded = self.padded(block)
         return frame(HEADERS, flags | padded | END_HEADERS, word(stream), payload)
 
-    def any_open(self) -> int | None:
+    def any_open(self):
         return self.random.choice(self.open) if self.open else None
 
-    def data(self) -> bytes:
+    def data(self):
         stream = self.any_open()
         if stream is None:
             return self.ping()
@@ -116,46 +114,46 @@ class Caller:
             self.open.remove(stream)
         return frame(DATA, flags, word(stream), data)
 
-    def trailers(self) -> bytes:
+    def trailers(self):
         stream = self.any_open()
         if stream is None:
             return self.ping()
         self.open.remove(stream)
         return self.block(stream, END_STREAM, [(b"x-checksum", b"1")])
 
-    def reset(self) -> bytes:
+    def reset(self):
         stream = self.any_open()
         if stream is None:
             return self.ping()
         self.open.remove(stream)
         return frame(RST_STREAM, 0, word(stream), word(8))
 
-    def widen(self) -> bytes:
+    def widen(self):
         stream = self.random.choice((0, self.any_open() or 0))
         return frame(WINDOW_UPDATE, 0, word(stream), word(self.random.randrange(1, 1000)))
 
-    def ping(self) -> bytes:
+    def ping(self):
         return frame(PING, self.random.choice((0, 1)), CONNECTION, self.random.randbytes(8))
 
-    def priority(self) -> bytes:
+    def priority(self):
         return frame(PRIORITY, 0, word(self.next + 100), bytes(5))
 
-    def setting(self) -> bytes:
+    def setting(self):
         name, value = self.random.choice(
             ((4, 0), (4, 70_000), (1, 0), (1, 4096), (5, 20_000), (99, 1))
         )
         return frame(SETTINGS, 0, CONNECTION, name.to_bytes(2, "big") + word(value))
 
-    def unknown(self) -> bytes:
+    def unknown(self):
         return frame(self.random.randrange(32, 256), 0xFF, CONNECTION, self.random.randbytes(9))
 
 
-def reads_of(data: bytes, generator: random.Random) -> list[bytes]:
+def reads_of(data, generator):
     cuts = sorted(generator.randrange(len(data)) for _ in range(generator.randrange(4)))
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-def by_ours(reads: list[bytes]) -> tuple[Calls, bool]:
+def by_ours(reads):
     """The calls, and whether the connection broke."""
     connection = ServerConnection(Limits(), RESPONSE, OK)
     calls: Calls = {}
@@ -176,7 +174,7 @@ def by_ours(reads: list[bytes]) -> tuple[Calls, bool]:
     return calls, False
 
 
-def by_hyper(reads: list[bytes]) -> tuple[Calls, bool]:
+def by_hyper(reads):
     configuration = h2.config.H2Configuration(client_side=False, header_encoding=False)
     connection = h2.connection.H2Connection(configuration)
     calls: Calls = {}
@@ -201,7 +199,7 @@ def by_hyper(reads: list[bytes]) -> tuple[Calls, bool]:
     return calls, False
 
 
-def by_nghttp2(reads: list[bytes]) -> tuple[Calls, bool]:
+def by_nghttp2(reads):
     configuration = ngh2.Configuration(auto_window_update=False)
     connection = ngh2.Connection(ngh2.Role.SERVER, configuration)
     calls: Calls = {}
@@ -229,16 +227,14 @@ def by_nghttp2(reads: list[bytes]) -> tuple[Calls, bool]:
 
 
 @pytest.mark.parametrize("theirs", [by_hyper, by_nghttp2])
-def test_conversations_by_the_rules_are_understood_alike(
-    generator: random.Random, theirs: Callable[[list[bytes]], tuple[Calls, bool]]
-) -> None:
+def test_conversations_by_the_rules_are_understood_alike(generator, theirs):
     for _ in range(NUM_CONVERSATIONS):
         frames = Caller(generator).conversation(generator.randint(1, 25))
         reads = reads_of(START + b"".join(frames), generator)
         assert by_ours(reads) == theirs(reads)
 
 
-def test_broken_conversations_are_refused_or_understood_alike(generator: random.Random) -> None:
+def test_broken_conversations_are_refused_or_understood_alike(generator):
     """Frames left out, doubled or moved, bytes changed: calls that all accept are the same."""
     num_compared = 0
     for _ in range(NUM_CONVERSATIONS):
@@ -266,7 +262,7 @@ def test_broken_conversations_are_refused_or_understood_alike(generator: random.
 
 
 @pytest.mark.parametrize("size", [1, 10, 300, 10_000])
-def test_responses_that_repeat_mean_what_their_frames_mean(size: int) -> None:
+def test_responses_that_repeat_mean_what_their_frames_mean(size):
     """However they are cut, and after the same bytes have come to mean another field."""
     client = ClientConnection(Limits())
     client.receive(frame(SETTINGS, 0, CONNECTION), 0.0)
@@ -292,9 +288,7 @@ def test_responses_that_repeat_mean_what_their_frames_mean(size: int) -> None:
 
 
 @pytest.mark.parametrize("window", [80, 1000, 65_535])
-def test_our_client_and_hypers_server_understand_each_other(
-    generator: random.Random, window: int
-) -> None:
+def test_our_client_and_hypers_server_understand_each_other(generator, window):
     """Any sizes, in any windows, more calls than the server takes at once."""
     client = ClientConnection(Limits(stream_window_bytes=window))
     configuration = h2.config.H2Configuration(client_side=False, header_encoding=False)

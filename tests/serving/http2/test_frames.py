@@ -58,7 +58,7 @@ RESET_PROTOCOL, RESET_WINDOW, RESET_CLOSED, RESET_REFUSED = (
 )
 
 
-def block(*more: tuple[str, str], without: str = "", method: str = "GET", path: str = "/") -> bytes:
+def block(*more, without="", method="GET", path="/"):
     """A request's header block, which adds to the table."""
     fields = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "x")]
     return hpack.Encoder().encode([*(f for f in fields if f[0] != without), *more])
@@ -68,69 +68,69 @@ BLOCK = block()
 FIELD = hpack.Encoder().encode([("x-dummy", "x" * 100)])
 
 
-def of(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 1) -> bytes:
+def of(kind, payload=b"", flags=0, stream=1):
     """A frame, on stream 1."""
     return frame(kind, flags, word(stream), payload)
 
 
-def headers(flags: int = WHOLE, payload: bytes = BLOCK, stream: int = 1) -> bytes:
+def headers(flags=WHOLE, payload=BLOCK, stream=1):
     """A HEADERS frame, of a request without a body unless told otherwise."""
     return of(HEADERS, payload, flags, stream)
 
 
-def request(*more: tuple[str, str], without: str = "", path: str = "/") -> bytes:
+def request(*more, without="", path="/"):
     """A request without a body whose fields differ."""
     return headers(payload=block(*more, without=without, path=path))
 
 
-def ending(payload: bytes) -> bytes:
+def ending(payload):
     """A request whose header block ends with these bytes."""
     return headers(payload=BLOCK + payload)
 
 
-def priority(stream: int, parent: int = 0, weight: int = 255) -> bytes:
+def priority(stream, parent=0, weight=255):
     """A PRIORITY frame."""
     return of(PRIORITY, word(parent) + bytes((weight,)), 0, stream)
 
 
-def setting(*pairs: tuple[int, int]) -> bytes:
+def setting(*pairs):
     """A SETTINGS frame."""
     payload = b"".join(name.to_bytes(2, "big") + word(value) for name, value in pairs)
     return of(SETTINGS, payload, 0, 0)
 
 
-def window(size: int) -> bytes:
+def window(size):
     """SETTINGS of the first window."""
     return setting((4, size))
 
 
-def update(stream: int, increment: int) -> bytes:
+def update(stream, increment):
     """A WINDOW_UPDATE frame."""
     return of(WINDOW_UPDATE, word(increment), 0, stream)
 
 
-def text(value: bytes, *, coded: bool) -> bytes:
+def text(value, *, coded):
     """A string of a header block that is shorter than 127 bytes."""
     if coded:
         value = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH).encode(value)
     return bytes((coded << 7 | len(value),)) + value
 
 
-def literal(first: int, name: str, *, coded: bool) -> bytes:
+def literal(first, name, *, coded):
     """A field of each kind in HPACK's section 6.2: its name by its index, 58, or as it is."""
     index = b"\x7a" if first == 0x40 else bytes((first | 15, 58 - 15))
     start = index if name == "known" else bytes((first,)) + text(b"x-test", coded=coded)
     return start + text(b"ok", coded=coded)
 
 
-def calls(number: int, end: bytes) -> bytes:
+def calls(number, end):
     """Calls that begin alike, without the header table, and the end of each: a frame's rest."""
     streams = [word(stream) for stream in range(1, 2 * number, 2)]
     start = b"\0\0\6\1\4", b"\x83\x86\x04\x02/a" + end[:5]
     return b"".join(start[0] + s + start[1] + s + end[9:] for s in streams)
 
 
-def promised(*parts: int) -> bytes:
+def promised(*parts):
     """A request of 5 bytes by its content-length, in DATA of these lengths."""
     *first, last = (of(DATA, bytes(number)) for number in parts)
     body = b"".join(first) + last[:4] + b"\1" + last[5:]
@@ -365,7 +365,7 @@ CASES: list[tuple[str, str, bytes, str]] = [
 ]  # fmt: skip
 
 
-def conversation(data: bytes, read_bytes: int) -> list[str]:
+def conversation(data, read_bytes):
     """Send data to a server that answers each request at its end; return its bytes."""
     server = ServerConnection(LIMITS, ((b":status", b"200"),), ((b"grpc-status", b"0"),))
     if not data.startswith((PREFACE, b"INVALID")):
@@ -381,7 +381,7 @@ def conversation(data: bytes, read_bytes: int) -> list[str]:
     return names_of(server.data_to_send())
 
 
-def names_of(sent: bytes) -> list[str]:
+def names_of(sent):
     """Name the frames that a server sent; last, how many bytes of DATA they have."""
     names, num_bytes = [], 0
     while sent:
@@ -404,7 +404,7 @@ def names_of(sent: bytes) -> list[str]:
 @pytest.mark.parametrize(
     ("data", "expected"), [case[2:] for case in CASES], ids=[" ".join(case[:2]) for case in CASES]
 )
-def test_case(data: bytes, expected: str) -> None:
+def test_case(data, expected):
     for read_bytes in (1 if len(data) < 10_000 else 1000, len(data)):
         names = conversation(data, read_bytes)
         errors = [name for name in names if name.startswith(("GOAWAY", "RST_STREAM", "PING"))]
@@ -415,6 +415,6 @@ def test_case(data: bytes, expected: str) -> None:
         assert (OVER in names) == expected.startswith("GOAWAY")
 
 
-def test_all_cases_are_there() -> None:
+def test_all_cases_are_there():
     numbers = {case[0] for case in CASES}
     assert sum(number.startswith(("generic", "http2", "hpack")) for number in numbers) == 147

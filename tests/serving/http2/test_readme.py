@@ -7,7 +7,7 @@ from typing import Any
 from serving import http2
 
 
-def test_example_is_answered() -> None:
+def test_example_is_answered():
     text = (Path(http2.__file__).parent / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
@@ -17,6 +17,6 @@ def test_example_is_answered() -> None:
     ]
 
 
-def test_names_of_the_package_are_few_and_there() -> None:
+def test_names_of_the_package_are_few_and_there():
     assert len(http2.__all__) == 6
     assert all(hasattr(http2, name) for name in http2.__all__)

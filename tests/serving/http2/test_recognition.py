@@ -1,7 +1,5 @@
 """Recognised or frame by frame: the same bytes are the same calls, wherever reads end."""
 
-import random
-from collections.abc import Iterable
 from typing import Any
 
 import hpack
@@ -24,20 +22,20 @@ Calls = dict[bytes, list[Any]]
 class Peer:
     """Writes frames as clients do."""
 
-    def __init__(self, generator: random.Random) -> None:
+    def __init__(self, generator):
         self.random = generator
         self.encoder = hpack.Encoder()
         self.stream = -1
 
-    def headers(self, **more: str) -> bytes:
+    def headers(self, **more):
         self.stream += 2
         fields = [*HEADERS.items(), *((n.replace("_", "-"), v) for n, v in more.items())]
         return frame(1, 4, word(self.stream), self.encoder.encode(fields))
 
-    def data(self, stream: int, flags: int = 1) -> bytes:
+    def data(self, stream, flags=1):
         return frame(0, flags, word(stream), PREFIX + self.random.randbytes(SIZE))
 
-    def burst(self) -> bytes:
+    def burst(self):
         """A few calls, as grpcio or as nghttp2 sends them, and other frames between them."""
         value = self.random.choice(("1S", "9m", f"{self.random.randrange(10**6)}u"))
         timeout = self.random.choice(({}, {}, {"grpc_timeout": value}))
@@ -62,22 +60,20 @@ class Peer:
             parts.append(self.stream_of_messages())
         return b"".join(parts)
 
-    def stream_of_messages(self) -> bytes:
+    def stream_of_messages(self):
         head = self.headers(x="stream")
         body = [self.data(self.stream, 0) for _ in range(3)]
         return head + b"".join(body) + self.data(self.stream, self.random.choice((0, 1)))
 
 
-def server(limits: Limits | None = None) -> ServerConnection:
+def server(limits=None):
     connection = ServerConnection(limits or Limits(), RESPONSE, OK)
     connection.receive(PREFACE + frame(4, 0, bytes(4)), 0.0)
     connection.data_to_send()
     return connection
 
 
-def calls_of(
-    connection: ServerConnection, reads: Iterable[bytes], *, recognise: bool
-) -> tuple[Calls, int, str]:
+def calls_of(connection, reads, *, recognise):
     """Read bytes.
 
     Returns:
@@ -102,7 +98,7 @@ def calls_of(
                     calls[stream] = [dict(value.fields)]
                 elif kind == events.DATA:
                     calls[stream].append(value)
-                    state: Any = connection.streams.get(stream)
+                    state = connection.streams.get(stream)
                     if recognise and state is not None and value[: len(PREFIX)] == PREFIX:
                         connection.expect(state.block, (PREFIX, SIZE), "token")
                 elif kind == events.RESET:
@@ -117,12 +113,12 @@ def calls_of(
     return calls, num_recognised, ""
 
 
-def reads_of(data: bytes, generator: random.Random) -> list[bytes]:
+def reads_of(data, generator):
     cuts = sorted(generator.randrange(len(data)) for _ in range(len(data) // 300))
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-def test_recognised_calls_are_those_of_the_long_way(generator: random.Random) -> None:
+def test_recognised_calls_are_those_of_the_long_way(generator):
     total = 0
     for _ in range(120):
         peer = Peer(generator)
@@ -136,7 +132,7 @@ def test_recognised_calls_are_those_of_the_long_way(generator: random.Random) ->
     assert total > 2_800
 
 
-def test_calls_whose_headers_change_are_recognised(generator: random.Random) -> None:
+def test_calls_whose_headers_change_are_recognised(generator):
     """But for those whose table is full, so that other fields come again."""
     for ids in ({}, {"traceparent": "00"}):
         peer, connection = Peer(generator), server()
@@ -156,7 +152,7 @@ def test_calls_whose_headers_change_are_recognised(generator: random.Random) -> 
                         recognise=True)[1] == 0  # fmt: skip
 
 
-def test_calls_are_the_same_wherever_a_read_ends(generator: random.Random) -> None:
+def test_calls_are_the_same_wherever_a_read_ends(generator):
     peer = Peer(generator)
     warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(4))
     data = b"".join(peer.burst() for _ in range(6)) + peer.stream_of_messages()
@@ -171,7 +167,7 @@ def test_calls_are_the_same_wherever_a_read_ends(generator: random.Random) -> No
     assert calls_of(server(), one_by_one, recognise=True)[0] == expected
 
 
-def test_mutated_bytes_are_the_same_either_way(generator: random.Random) -> None:
+def test_mutated_bytes_are_the_same_either_way(generator):
     """Calls, states and ends: a peer's errors are errors on both paths."""
     for _ in range(600):
         peer = Peer(generator)
@@ -189,7 +185,7 @@ def test_mutated_bytes_are_the_same_either_way(generator: random.Random) -> None
             assert recognised == by_frames
 
 
-def test_only_what_a_peer_may_open_is_recognised(generator: random.Random) -> None:
+def test_only_what_a_peer_may_open_is_recognised(generator):
     limits = Limits(max_streams=10)
     peer, connection = Peer(generator), server(limits)
     warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
@@ -200,7 +196,7 @@ def test_only_what_a_peer_may_open_is_recognised(generator: random.Random) -> No
     assert connection.data_to_send().count(frame(3, 0, b"", word(7))[:5]) == 13
 
 
-def test_stream_that_is_opened_twice_is_an_error(generator: random.Random) -> None:
+def test_stream_that_is_opened_twice_is_an_error(generator):
     peer, connection = Peer(generator), server()
     warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
     calls_of(connection, [warm], recognise=True)
@@ -209,7 +205,7 @@ def test_stream_that_is_opened_twice_is_an_error(generator: random.Random) -> No
     assert "over" in calls_of(connection, [call], recognise=True)[2]
 
 
-def test_message_is_not_taken_twice(generator: random.Random) -> None:
+def test_message_is_not_taken_twice(generator):
     peer, connection = Peer(generator), server()
     warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
     calls_of(connection, [warm], recognise=True)
@@ -220,7 +216,7 @@ def test_message_is_not_taken_twice(generator: random.Random) -> None:
 
 
 @pytest.mark.parametrize("window", [0, 3, 1 << 20])
-def test_answers_keep_to_the_peers_windows(generator: random.Random, window: int) -> None:
+def test_answers_keep_to_the_peers_windows(generator, window):
     connection = ServerConnection(Limits(), RESPONSE, OK)
     settings = frame(4, 0, bytes(4), b"\0\4" + word(window))
     connection.receive(PREFACE + settings, 0.0)
@@ -239,9 +235,7 @@ def test_answers_keep_to_the_peers_windows(generator: random.Random, window: int
     ("window", "increment", "later"), [(100, 200, 100), (16_384, 255, 16_384), (16_384, 200, 10)]
 )
 @pytest.mark.parametrize("more", [{}, {"traceparent": ""}], ids=["same headers", "others"])
-def test_updates_of_recognised_calls_count(
-    generator: random.Random, window: int, increment: int, later: int, more: dict[str, str]
-) -> None:
+def test_updates_of_recognised_calls_count(generator, window, increment, later, more):
     """Each answer just fits the window of its stream, though that is set in the same read."""
     peer, connection = Peer(generator), server()
     setting = frame(4, 0, bytes(4), b"\0\4" + word(window))
@@ -262,7 +256,7 @@ def test_updates_of_recognised_calls_count(
     assert total >= 14
 
 
-def test_promised_length_counts_for_recognised_calls_too(generator: random.Random) -> None:
+def test_promised_length_counts_for_recognised_calls_too(generator):
     """Blocks whose message has come in two frames are those of calls with two."""
     peer, connection = Peer(generator), server()
     size = len(PREFIX) + SIZE
@@ -273,9 +267,7 @@ def test_promised_length_counts_for_recognised_calls_too(generator: random.Rando
     assert calls[word(peer.stream)][-1] == 1  # PROTOCOL_ERROR
 
 
-def test_headers_of_streams_are_events_though_their_messages_are_recognised(
-    generator: random.Random,
-) -> None:
+def test_headers_of_streams_are_events_though_their_messages_are_recognised(generator):
     peer, connection = Peer(generator), server()
     for number in range(4):
         data = peer.headers() + peer.data(peer.stream, 0) * 2
@@ -283,21 +275,20 @@ def test_headers_of_streams_are_events_though_their_messages_are_recognised(
         kinds = [event[0] for event in found]
         data_kinds = [events.MESSAGES] if number > 0 else [events.DATA, events.DATA]
         assert kinds == [events.HEADERS, *data_kinds]
-        state: Any = connection.streams[word(peer.stream)]
+        state = connection.streams[word(peer.stream)]
         connection.expect(state.block, (PREFIX, SIZE), "token", calls=False)
 
 
-def test_layouts_of_a_block_are_few(generator: random.Random) -> None:
+def test_layouts_of_a_block_are_few(generator):
     peer, connection = Peer(generator), server()
     connection.receive(peer.headers(), 0.0)
     block = connection.streams[word(peer.stream)].block
-    assert block is not None
     for number in range(1000):
         connection.expect(block, (number.to_bytes(7, "big"), SIZE), "token")
         assert len(block.messages) <= 16
 
 
-def test_prepared_responses_mean_the_same_though_the_first_was_kept_back() -> None:
+def test_prepared_responses_mean_the_same_though_the_first_was_kept_back():
     """A prepared block must not refer to a table that later fields change."""
     connection, encoder, decoder = server(), hpack.Encoder(), hpack.Decoder()
     connection.receive(frame(4, 0, bytes(4), b"\0\4" + word(10)), 0.0)

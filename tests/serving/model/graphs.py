@@ -1,11 +1,6 @@
 """Small ONNX models of any kind, each written as its nodes."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 TYPES = {
@@ -19,18 +14,12 @@ TYPES = {
 node = helper.make_node
 
 
-def value(name: str, datatype: str, shape: Sequence[int | str | None] | None) -> Any:
+def value(name, datatype, shape):
     """An input or output; a shape of None is one that the graph does not say."""
     return helper.make_tensor_value_info(name, TYPES[datatype], shape)
 
 
-def model(
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    constants: Mapping[str, Any] | None = None,
-    opset: int = 17,
-) -> onnx.ModelProto:
+def model(nodes, inputs, outputs, constants=None, opset=17):
     """A model with these nodes and constants."""
     initializers = [numpy_helper.from_array(np.asarray(array), name)
                     for name, array in (constants or {}).items()]  # fmt: skip
@@ -38,22 +27,20 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def rows_model(
-    *nodes: onnx.NodeProto, num_columns: int | str = 4, constants: Mapping[str, Any] | None = None
-) -> onnx.ModelProto:
+def rows_model(*nodes, num_columns=4, constants=None):
     """A model of rows, x FP32 [N, columns] -> y FP32 of any shape."""
     inputs, outputs = [value("x", "FP32", ["N", num_columns])], [value("y", "FP32", None)]
     return model(nodes, inputs, outputs, constants)
 
 
-def save(model: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> Path:
+def save(model, folder, name="model.onnx"):
     """Write a model as a file."""
     path = folder / name
     path.write_bytes(model.SerializeToString())
     return path
 
 
-def two_layers() -> onnx.ModelProto:
+def two_layers():
     """A network whose rows are independent, x FP32 [N, 4] -> y FP32 [N, 3]."""
     generator = np.random.default_rng(0)
     return rows_model(

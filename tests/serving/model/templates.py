@@ -6,15 +6,10 @@ A stand-in for models that people train: published as the exporter does it, fp32
 import base64
 import hashlib
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 
 from serving.model.onnx_runtime import runtime
-from serving.predictions import Images
 from serving.tensors import Signature
 from tests.serving.model.graphs import TYPES, model, node, value
 
@@ -30,7 +25,7 @@ _NOISE = 0.1
 """Share of the pixels of an image that differ from its template's."""
 
 
-def images_of(signature: Signature, num_images: int) -> tuple[Images, npt.NDArray[np.int64]]:
+def images_of(signature, num_images):
     """Noisy templates, (N, pixels) uint8, and the class of each."""
     generator = np.random.default_rng(1)
     labels = generator.integers(0, signature.num_classes, num_images)
@@ -38,7 +33,7 @@ def images_of(signature: Signature, num_images: int) -> tuple[Images, npt.NDArra
     return (_templates(signature)[labels] ^ flips).astype(np.uint8) * 255, labels
 
 
-def publish(models: Path, name: str, signature: Signature, version: str = "1") -> None:
+def publish(models, name, signature, version="1"):
     """Publish a version, its manifest with the signature."""
     graphs = {"fp32": _fp32(signature), "int8": _int8(signature)}
     golden = images_of(signature, 20)[0]
@@ -56,25 +51,25 @@ def publish(models: Path, name: str, signature: Signature, version: str = "1") -
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def _answers(graph: bytes, images: Images) -> list[list[float]]:
+def _answers(graph, images):
     session = runtime().InferenceSession(graph, providers=["CPUExecutionProvider"])
     answers: list[list[float]] = session.run(None, {"images": images})[0].tolist()
     return answers
 
 
-def _templates(signature: Signature) -> npt.NDArray[np.bool_]:
+def _templates(signature):
     shape = (signature.num_classes, signature.image_bytes)
     return np.random.default_rng(0).random(shape) < 0.5
 
 
-def _weights(signature: Signature) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _weights(signature):
     """Kernel and bias: for pixels 0 and 1 the logits are the negated share that differs."""
     templates = _templates(signature).T.astype(np.float32)
     gain = np.float32(_SHARPNESS / signature.image_bytes)
     return (2 * templates - 1) * gain, -templates.sum(axis=0) * gain
 
 
-def _fp32(signature: Signature) -> bytes:
+def _fp32(signature):
     kernel, bias = _weights(signature)
     return _model(
         signature,
@@ -88,7 +83,7 @@ def _fp32(signature: Signature) -> bytes:
     )
 
 
-def _int8(signature: Signature) -> bytes:
+def _int8(signature):
     kernel, bias = _weights(signature)
     scale = np.abs(kernel).max() / 127
     return _model(
@@ -109,7 +104,7 @@ def _int8(signature: Signature) -> bytes:
     )  # fmt: skip
 
 
-def _model(signature: Signature, nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> bytes:
+def _model(signature, nodes, constants):
     data: bytes = model(
         [*nodes, node("Softmax", ["logits"], ["probabilities"], axis=1)],
         [value("images", "UINT8", ["N", signature.image_bytes])],

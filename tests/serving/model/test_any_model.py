@@ -13,11 +13,11 @@ from serving import Classifier, Model
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
 from serving.model import repository
-from serving.tensors import DTYPES, Array
+from serving.tensors import DTYPES
 from tests.serving.model.graphs import TYPES, model, node, save, two_layers, value
 
 
-def values_of(datatype: str, shape: tuple[int, ...]) -> Array:
+def values_of(datatype, shape):
     numbers = np.arange(np.prod(shape)).reshape(shape)
     if datatype == "BYTES":
         return np.array([f"é{number}" for number in numbers.flat], object).reshape(shape)
@@ -26,9 +26,7 @@ def values_of(datatype: str, shape: tuple[int, ...]) -> Array:
 
 @pytest.mark.parametrize("datatype", TYPES)
 @pytest.mark.parametrize("axes", [(), (3,), (2, 3), ("N", 3), ("N", "M", 2)], ids=str)
-def test_each_type_and_shape_is_answered(
-    datatype: str, axes: tuple[int | str, ...], tmp_path: Path
-) -> None:
+def test_each_type_and_shape_is_answered(datatype, axes, tmp_path):
     graph = model(
         [node("Identity", ["x"], ["y"])], [value("x", datatype, axes)], [value("y", datatype, axes)]
     )
@@ -43,7 +41,7 @@ def test_each_type_and_shape_is_answered(
     np.testing.assert_array_equal(answer, array)
 
 
-def test_inputs_with_a_default_are_not_demanded(tmp_path: Path) -> None:
+def test_inputs_with_a_default_are_not_demanded(tmp_path):
     graph = model(
         [node("Add", ["x", "bias"], ["y"])],
         [value("x", "FP32", ["N", 2]), value("bias", "FP32", [2])],
@@ -54,7 +52,7 @@ def test_inputs_with_a_default_are_not_demanded(tmp_path: Path) -> None:
         assert loaded.run(x=[[1, 2]])["y"].tolist() == [[2, 3]]
 
 
-def test_shape_that_the_graph_does_not_say_is_taken_as_it_comes(tmp_path: Path) -> None:
+def test_shape_that_the_graph_does_not_say_is_taken_as_it_comes(tmp_path):
     graph = model(
         [node("Neg", ["x"], ["y"])], [value("x", "FP32", None)], [value("y", "FP32", None)]
     )
@@ -63,18 +61,18 @@ def test_shape_that_the_graph_does_not_say_is_taken_as_it_comes(tmp_path: Path) 
             np.testing.assert_array_equal(loaded.run(x=array)["y"], -array)
 
 
-def damaged(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
+def damaged(change):
     graph = two_layers()
     change(graph)
     return graph
 
 
-def of_type(elem_type: int) -> onnx.ModelProto:
+def of_type(elem_type):
     x, y = (helper.make_tensor_value_info(name, elem_type, [1]) for name in "xy")
     return model([node("Identity", ["x"], ["y"])], [x], [y])
 
 
-def zipmap() -> onnx.ModelProto:
+def zipmap():
     number = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
     classes = helper.make_map_type_proto(TensorProto.INT64, number)
     graph = model(
@@ -86,7 +84,7 @@ def zipmap() -> onnx.ModelProto:
     return graph
 
 
-def custom() -> onnx.ModelProto:
+def custom():
     graph = model(
         [node("Twice", ["x"], ["y"], domain="my.own")], [value("x", "FP32", [1])],
         [value("y", "FP32", [1])],
@@ -95,7 +93,7 @@ def custom() -> onnx.ModelProto:
     return graph
 
 
-def sequence() -> onnx.ModelProto:
+def sequence():
     out = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
     return model([node("SequenceConstruct", ["x"], ["y"])], [value("x", "FP32", [1])], [out])
 
@@ -117,7 +115,7 @@ GRAPHS = {
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_graph_that_cannot_be_served_is_refused_on_one_line(name: str, tmp_path: Path) -> None:
+def test_graph_that_cannot_be_served_is_refused_on_one_line(name, tmp_path):
     graph, reason = GRAPHS[name]
     with pytest.raises(CorruptModel, match=reason) as caught:
         Model.load(save(graph, tmp_path), device="cpu")
@@ -126,7 +124,7 @@ def test_graph_that_cannot_be_served_is_refused_on_one_line(name: str, tmp_path:
     assert "onnxruntime_src" not in str(caught.value)
 
 
-def vast(path: Path) -> None:
+def vast(path):
     with path.open("wb") as file:
         file.truncate(1 << 40)
 
@@ -145,9 +143,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", ["model.onnx", "any/1/model.onnx"])
-def test_file_that_is_no_model_is_refused_on_one_line(
-    name: str, place: str, tmp_path: Path
-) -> None:
+def test_file_that_is_no_model_is_refused_on_one_line(name, place, tmp_path):
     make, reason = FILES[name]
     path = tmp_path / place
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +153,7 @@ def test_file_that_is_no_model_is_refused_on_one_line(
     assert str(caught.value).isprintable()
 
 
-def test_what_is_no_file_is_not_found(tmp_path: Path) -> None:
+def test_what_is_no_file_is_not_found(tmp_path):
     (tmp_path / "folder.onnx").mkdir()
     for path in (tmp_path / "none.onnx", tmp_path / "folder.onnx", tmp_path / "none"):
         with pytest.raises(ModelNotFound):
@@ -166,7 +162,7 @@ def test_what_is_no_file_is_not_found(tmp_path: Path) -> None:
         Model.load(save(two_layers(), tmp_path), version=2)
 
 
-def test_map_of_probabilities_is_the_tensor_before_it(tmp_path: Path) -> None:
+def test_map_of_probabilities_is_the_tensor_before_it(tmp_path):
     with Model.load(save(zipmap(), tmp_path), device="cpu") as loaded:
         assert loaded.served.labels == ("0", "1")
         assert loaded.served.tensors.is_batchable
@@ -174,7 +170,7 @@ def test_map_of_probabilities_is_the_tensor_before_it(tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded.run(x=rows)["y"], rows)
 
 
-def with_weights(folder: Path, name: str = "m.onnx", location: str = "m.onnx.data") -> Path:
+def with_weights(folder, name="m.onnx", location="m.onnx.data"):
     """A model whose weights are in another file, as PyTorch writes it."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(
@@ -185,7 +181,7 @@ def with_weights(folder: Path, name: str = "m.onnx", location: str = "m.onnx.dat
 
 
 @pytest.mark.parametrize("place", ["m.onnx", "m/1/model.onnx", "m/1/model.onnx/model.onnx"])
-def test_weights_beside_the_model_are_read(place: str, tmp_path: Path) -> None:
+def test_weights_beside_the_model_are_read(place, tmp_path):
     path = with_weights((tmp_path / place).parent, Path(place).name, "weights.bin")
     with Model.load(path if place == "m.onnx" else tmp_path / "m", device="cpu") as loaded:
         (path.parent / "weights.bin").unlink()  # it is in memory
@@ -196,7 +192,7 @@ def test_weights_beside_the_model_are_read(place: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "link", "pipe", "too large", "elsewhere", "absolute"])
-def test_weights_elsewhere_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+def test_weights_elsewhere_are_refused_by_name(kind, tmp_path):
     path = with_weights(tmp_path)
     data = tmp_path / "m.onnx.data"
     reason = "weights in 'm.onnx.data'"
@@ -223,7 +219,7 @@ def test_weights_elsewhere_are_refused_by_name(kind: str, tmp_path: Path) -> Non
     assert str(caught.value).isprintable()
 
 
-def test_files_of_other_frameworks_are_refused_with_the_way_to_onnx(tmp_path: Path) -> None:
+def test_files_of_other_frameworks_are_refused_with_the_way_to_onnx(tmp_path):
     for name, advice in {
         "m.pt": "torch.onnx.export",
         "m.keras": "--keras",
@@ -233,7 +229,7 @@ def test_files_of_other_frameworks_are_refused_with_the_way_to_onnx(tmp_path: Pa
             repository.named_models(ModelConfig(names=(), files=(tmp_path / name,)), tmp_path)
 
 
-def test_repositories_of_other_servers_are_served_as_they_are(tmp_path: Path) -> None:
+def test_repositories_of_other_servers_are_served_as_they_are(tmp_path):
     kserve, openvino, mlflow = (tmp_path / name for name in ("kserve", "ovms", "mlflow"))
     for folder in (kserve, openvino / "m" / "1", mlflow / "net"):
         folder.mkdir(parents=True)
@@ -257,7 +253,7 @@ def test_repositories_of_other_servers_are_served_as_they_are(tmp_path: Path) ->
         repository.named_models(ModelConfig(models=tmp_path / "none"), tmp_path / "none")
 
 
-def test_folder_needs_no_manifest(tmp_path: Path) -> None:
+def test_folder_needs_no_manifest(tmp_path):
     for version in ("1", "2", "3"):
         (tmp_path / "any model" / version).mkdir(parents=True)
     save(two_layers(), tmp_path / "any model" / "2")
@@ -275,7 +271,7 @@ def test_folder_needs_no_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "any"])
-def test_classifier_needs_a_manifest(name: str, tmp_path: Path) -> None:
+def test_classifier_needs_a_manifest(name, tmp_path):
     (tmp_path / "any" / "1").mkdir(parents=True)
     for folder in (tmp_path, tmp_path / "any" / "1"):
         save(two_layers(), folder)

@@ -3,7 +3,6 @@
 import logging
 import re
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from serving import Model
 from serving.errors import ModelError
 from serving.model import batching_trial
-from serving.tensors import Array, Feeds, Tensor, TensorSignature
+from serving.tensors import Tensor, TensorSignature
 from tests.serving.model.graphs import model, node, rows_model, save, two_layers, value
 from tests.support.fakes import TIMEOUT_S
 
@@ -26,7 +25,7 @@ LSTM = {
 """Of 4 inputs and 3 units."""
 
 
-def embedding(num_rows: int) -> onnx.ModelProto:
+def embedding(num_rows):
     """Indices from 0 to num_rows - 1, of any number, to the sum of their vectors."""
     table = GENERATOR.normal(size=(num_rows, 5)).astype(np.float32)
     return model(
@@ -71,7 +70,7 @@ INDEPENDENT["texts"].opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
-def test_independent_rows_are_batched(name: str, tmp_path: Path) -> None:
+def test_independent_rows_are_batched(name, tmp_path):
     with Model.load(save(INDEPENDENT[name], tmp_path), device="cpu") as loaded:
         assert loaded.served.batching.startswith("rows are batched: proved independent")
         assert loaded.served.tensors.is_batchable
@@ -115,7 +114,7 @@ DEPENDENT: dict[str, tuple[onnx.ModelProto, str]] = {
 
 
 @pytest.mark.parametrize("name", DEPENDENT)
-def test_dependent_rows_run_alone_and_the_line_says_why(name: str, tmp_path: Path) -> None:
+def test_dependent_rows_run_alone_and_the_line_says_why(name, tmp_path):
     graph, reason = DEPENDENT[name]
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
         assert not loaded.served.tensors.is_batchable
@@ -127,17 +126,17 @@ def test_dependent_rows_run_alone_and_the_line_says_why(name: str, tmp_path: Pat
     rows_model(node("Reshape", ["x", "shape"], ["y"]), num_columns="length",
                constants={"shape": np.array([0, 7, 11])}),
 ])  # fmt: skip
-def test_proof_needs_no_trial(graph: onnx.ModelProto, tmp_path: Path) -> None:
+def test_proof_needs_no_trial(graph, tmp_path):
     """Outputs that no drawn row changes, and a size that nobody guesses."""
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
         assert loaded.served.tensors.is_batchable
 
 
-def test_loud_row_beside_quiet_ones_is_noticed() -> None:
+def test_loud_row_beside_quiet_ones_is_noticed():
     """A trial on rows of one size would not show it: each is scaled by about the same."""
     model = Counted(row_s=1e-6)
 
-    def run(feeds: Feeds) -> list[Array]:
+    def run(feeds):
         peak = np.nan_to_num(np.abs(feeds["x"])).max()
         return [(feeds["x"] / max(float(peak), 1000.0)).sum(axis=1, dtype=np.float32)]
 
@@ -148,7 +147,7 @@ def test_loud_row_beside_quiet_ones_is_noticed() -> None:
     assert "rows depend on the batch" in found.line
 
 
-def test_line_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_line_is_logged_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "serving"):
         Model.load(save(DEPENDENT["fixed"][0], tmp_path, "two rows.onnx")).close()
     assert caplog.messages == [
@@ -163,22 +162,22 @@ class Counted:
         (Tensor("x", "INT32", (-1, -1)),), (Tensor("y", "FP32", (-1,)),), is_batchable=False
     )
 
-    def __init__(self, row_s: float, failing: tuple[int, ...] = ()) -> None:
+    def __init__(self, row_s, failing=()):
         self.row_s, self.failing, self.now_s = row_s, failing, 0.0
         self.shapes: list[Any] = []
 
-    def run(self, feeds: Feeds) -> list[Array]:
+    def run(self, feeds):
         self.shapes.append(feeds["x"].shape)
         self.now_s += self.row_s * len(feeds["x"])
         if feeds["x"].shape[1] in self.failing:
             raise ModelError
         return [feeds["x"].sum(axis=1).astype(np.float32)]
 
-    def find(self) -> batching_trial.Finding:
+    def find(self):
         return batching_trial.try_rows(self.run, self.tensors, 512, lambda: self.now_s)
 
 
-def test_quick_model_is_tried_in_every_batch_size() -> None:
+def test_quick_model_is_tried_in_every_batch_size():
     model = Counted(row_s=1e-6)
     found = model.find()
     assert found.tensors.is_batchable
@@ -186,27 +185,26 @@ def test_quick_model_is_tried_in_every_batch_size() -> None:
     assert sizes == [1] * 5 + [2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128, 255, 256, 511, 512]
 
 
-def test_dear_model_is_tried_in_few() -> None:
+def test_dear_model_is_tried_in_few():
     model = Counted(row_s=0.5)
     assert model.find().tensors.is_batchable
     assert [size for size, _ in model.shapes] == [1, 1, 2]
 
 
-def test_slow_model_is_run_once_and_never_corrupt() -> None:
+def test_slow_model_is_run_once_and_never_corrupt():
     model = Counted(row_s=30.0)
     found = model.find()
     assert found.line == "calls run alone: a row takes 30.0 s"
     assert len(model.shapes) == 1
-    assert found.feeds is not None
 
 
-def test_other_sizes_are_tried_if_the_first_fails() -> None:
+def test_other_sizes_are_tried_if_the_first_fails():
     model = Counted(row_s=1e-6, failing=(32, 8))
     assert model.find().tensors.is_batchable
     assert {length for _, length in model.shapes} == {32, 8, 1}
 
 
-def test_trials_end_where_each_takes_long() -> None:
+def test_trials_end_where_each_takes_long():
     model = Counted(row_s=0.7, failing=(32, 8, 1, 64, 512))
     found = model.find()
     assert found.line == "rows are batched: proved independent, no drawn input can be run"
@@ -214,9 +212,7 @@ def test_trials_end_where_each_takes_long() -> None:
     assert len(model.shapes) == 3
 
 
-def test_inputs_that_run_for_ever_leave_a_model_that_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inputs_that_run_for_ever_leave_a_model_that_serves(tmp_path, monkeypatch):
     """A loop that ends only for a negative number, which is not drawn."""
     monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.3)
     monkeypatch.setattr("serving.model.batching_trial._DRAWS_S", 0.1)

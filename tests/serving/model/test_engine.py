@@ -4,10 +4,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ from serving.config import Device
 from serving.errors import DeviceError, InvalidRequest, ModelError
 from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
 from serving.model.onnx_runtime import new_session, runtime
-from serving.predictions import Images
 from serving.tensors import DIGITS
 from tests.serving.model.graphs import model, node, rows_model, value
 from tests.support.fakes import classified
@@ -30,31 +27,29 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def onnx_bytes(models: Path) -> bytes:
+def onnx_bytes(models):
     return (models / "digits" / "1" / "model.onnx").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def engine(onnx_bytes: bytes) -> CudaEngine:
+def engine(onnx_bytes):
     return cuda_engine(new_session(onnx_bytes, OnnxEngine.provider))
 
 
-def cuda_engine(session: Any) -> CudaEngine:
+def cuda_engine(session):
     engine = CudaEngine(session)
     engine.require(DIGITS)
     return engine
 
 
 @pytest.fixture(scope="module")
-def reference(onnx_bytes: bytes) -> OnnxEngine:
+def reference(onnx_bytes):
     return OnnxEngine.open(onnx_bytes, DIGITS)
 
 
 @settings(max_examples=60, deadline=None)
 @given(num_images=st.integers(1, 300), first=st.integers(0, 199))
-def test_answers_are_those_of_the_plain_engine(
-    engine: CudaEngine, reference: OnnxEngine, images: Images, num_images: int, first: int
-) -> None:
+def test_answers_are_those_of_the_plain_engine(engine, reference, images, num_images, first):
     batch = images[first : first + num_images]
     answer = classified(engine, batch)
     assert answer.shape == (len(batch), 10)
@@ -62,10 +57,10 @@ def test_answers_are_those_of_the_plain_engine(
     np.testing.assert_allclose(answer, classified(reference, batch), atol=TOLERANCE)
 
 
-def test_device_sees_powers_of_two_only(onnx_bytes: bytes, images: Images) -> None:
+def test_device_sees_powers_of_two_only(onnx_bytes, images):
     session, sizes = new_session(onnx_bytes, OnnxEngine.provider), []
 
-    def run(outputs: Any, inputs: Any, run_options: Any) -> Any:
+    def run(outputs, inputs, run_options):
         sizes.append(len(inputs["images"]))
         return session.run(outputs, inputs, run_options)
 
@@ -76,21 +71,17 @@ def test_device_sees_powers_of_two_only(onnx_bytes: bytes, images: Images) -> No
     assert sizes == [1, 2, 4, 4, 8, 512]
 
 
-def test_forked_process_is_refused(
-    engine: CudaEngine, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forked_process_is_refused(engine, images, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 1)
     with pytest.raises(DeviceError, match="fork"):
         classified(engine, images[:1])
 
 
-def test_each_device_has_its_engine() -> None:
+def test_each_device_has_its_engine():
     assert {"auto", *(engine.device for engine in ENGINES)} == set(get_args(Device))
 
 
-def test_failed_run_is_a_model_error_and_the_next_one_works(
-    onnx_bytes: bytes, images: Images
-) -> None:
+def test_failed_run_is_a_model_error_and_the_next_one_works(onnx_bytes, images):
     engine = cuda_engine(new_session(onnx_bytes, OnnxEngine.provider))
     with pytest.raises(ModelError) as caught:
         classified(engine, images[:2, :700])
@@ -113,8 +104,8 @@ def test_failed_run_is_a_model_error_and_the_next_one_works(
     ],
 )  # fmt: skip
 def test_values_that_do_not_fit_are_refused_by_the_operators_name(
-    operator: str, columns: int, constant: Any, text: str
-) -> None:
+    operator, columns, constant, text
+):
     graph = rows_model(
         node(operator, ["x", "c"], ["y"]), num_columns="M", constants={"c": constant}
     )
@@ -124,7 +115,7 @@ def test_values_that_do_not_fit_are_refused_by_the_operators_name(
     assert str(refused.value) == f"the model does not take these values: {text}"
 
 
-def test_memory_that_runs_out_is_not_the_callers_mistake() -> None:
+def test_memory_that_runs_out_is_not_the_callers_mistake():
     graph = model(
         [node("Range", ["zero", "x", "one"], ["y"])], [value("x", "INT64", [])],
         [value("y", "INT64", None)], {"zero": np.array(0), "one": np.array(1)},
@@ -134,7 +125,7 @@ def test_memory_that_runs_out_is_not_the_callers_mistake() -> None:
         engine.run({"x": np.array(2**44)})
 
 
-def listed(monkeypatch: pytest.MonkeyPatch, open_session: Callable[..., Any]) -> None:
+def listed(monkeypatch, open_session):
     """Replace ONNX Runtime by one that lists CUDA, and opens sessions so."""
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(runtime(), "get_available_providers", lambda: providers)
@@ -143,7 +134,7 @@ def listed(monkeypatch: pytest.MonkeyPatch, open_session: Callable[..., Any]) ->
 
 
 @pytest.fixture
-def silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+def silent_fallback(monkeypatch):
     """ONNX Runtime where CUDA is listed but can't load: it says nothing and takes the CPU."""
     plain = runtime().InferenceSession
     listed(
@@ -153,9 +144,7 @@ def silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("silent_fallback")
-def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(
-    onnx_bytes: bytes, images: Images, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(onnx_bytes, images, caplog):
     with pytest.raises(DeviceError, match="ONNX Runtime chose CPUExecutionProvider"):
         open_engine(onnx_bytes, DIGITS, "cuda")
     with caplog.at_level(logging.WARNING):
@@ -165,20 +154,18 @@ def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(
     assert len(classified(engine, images[:3])) == 3
 
 
-def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(
-    onnx_bytes: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(onnx_bytes, monkeypatch):
     monkeypatch.setattr(runtime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*install '\.\[serve-gpu\]'"):
         open_engine(onnx_bytes, DIGITS, "cuda")
 
 
 @pytest.fixture
-def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_driver(monkeypatch):
     """ONNX Runtime with CUDA and without a driver: the messages of 1.26."""
     plain = runtime().InferenceSession
 
-    def open_session(model: bytes, options: Any, providers: list[str], **settings: Any) -> Any:
+    def open_session(model, options, providers, **settings):
         if providers == ["CPUExecutionProvider"]:
             return plain(model, options, providers=providers)
         if settings.get("enable_fallback", 1):
@@ -194,7 +181,7 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_driver")
-def test_missing_driver_is_the_reason_given(onnx_bytes: bytes) -> None:
+def test_missing_driver_is_the_reason_given(onnx_bytes):
     with pytest.raises(DeviceError) as caught:
         open_engine(onnx_bytes, DIGITS, "cuda")
     assert str(caught.value) == (
@@ -204,17 +191,15 @@ def test_missing_driver_is_the_reason_given(onnx_bytes: bytes) -> None:
 
 
 @pytest.mark.usefixtures("no_driver")
-def test_missing_driver_leaves_stdout_to_the_program(
-    models: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_driver_leaves_stdout_to_the_program(models, capsys):
     assert main(["info", "--models", str(models), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["device"] == "cpu"
 
 
-def test_cuda_multiplies_in_float32(onnx_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_multiplies_in_float32(onnx_bytes, monkeypatch):
     asked = []
 
-    def open_session(model: bytes, options: Any, **settings: Any) -> Any:
+    def open_session(model, options, **settings):
         asked.append(settings)
         raise RuntimeError("CUDA failure 35: none here")
 
@@ -226,9 +211,7 @@ def test_cuda_multiplies_in_float32(onnx_bytes: bytes, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_cuda_without_a_gpu_ends_with_one_line(
-    models: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_cuda_without_a_gpu_ends_with_one_line(models, capfd):
     assert main(["serve", "--models", str(models), "--port", "0", "--device", "cuda"]) == 2
     out, err = capfd.readouterr()
     (line,) = err.splitlines()
@@ -236,7 +219,7 @@ def test_cuda_without_a_gpu_ends_with_one_line(
     assert not out
 
 
-def test_inputs_without_a_batch_are_not_padded() -> None:
+def test_inputs_without_a_batch_are_not_padded():
     x, y = (value(name, "FP32", [3, 2]) for name in "xy")
     graph = model([node("Neg", ["x"], ["y"])], [x], [y]).SerializeToString()
     (answer,) = CudaEngine(new_session(graph, OnnxEngine.provider)).run(

@@ -1,7 +1,6 @@
 """From a description to a classifier's input, and from its outputs to probabilities."""
 
 import re
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,21 +13,20 @@ from serving.model.preprocessing import (
     of_signature,
     predictions_of,
 )
-from serving.predictions import Images
 from serving.tensors import DIGITS, Signature, Tensor, TensorSignature
 
 
 @pytest.fixture
-def pixels() -> Images:
+def pixels():
     return np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
 
 
-def graph(datatype: str, *shape: int, outputs: tuple[Tensor, ...] = ()) -> TensorSignature:
+def graph(datatype, *shape, outputs=()):
     usual = (Tensor("scores", "FP32", (-1, 3)),)
     return TensorSignature((Tensor("image", datatype, shape),), outputs or usual, False)
 
 
-def test_row_is_scaled_normalized_and_laid_out(pixels: Images) -> None:
+def test_row_is_scaled_normalized_and_laid_out(pixels):
     known = Preprocessing(
         size=(4, 5), channels=3, layout="NCHW", dtype="float32", scale=1 / 255,
         mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6),
@@ -40,7 +38,7 @@ def test_row_is_scaled_normalized_and_laid_out(pixels: Images) -> None:
     assert row.flags.c_contiguous
 
 
-def test_row_of_bytes_is_the_pixels(pixels: Images) -> None:
+def test_row_of_bytes_is_the_pixels(pixels):
     row = Preprocessing(size=(4, 5), channels=3).row(pixels)
     np.testing.assert_array_equal(row, pixels.reshape(1, -1))
 
@@ -57,9 +55,7 @@ def test_row_of_bytes_is_the_pixels(pixels: Images) -> None:
         (graph("FP32", -1, 3, 5, 3), {"layout": "NHWC"}, ((3, 5), 3, "NHWC", "float32", 1 / 255)),
     ],
 )
-def test_graph_says_what_it_takes(
-    tensors: TensorSignature, document: dict[str, Any], expected: tuple[object, ...]
-) -> None:
+def test_graph_says_what_it_takes(tensors, document, expected):
     known = of_graph(tensors, document)
     assert (known.size, known.channels, known.layout, known.dtype, known.scale) == expected
 
@@ -95,7 +91,7 @@ RGB = graph("FP32", -1, 3, 96, 96)
         ({"labels": ["a", "b"]}, "labels: 3 (one for each class) expected, got 2"),
     ],
 )
-def test_wrong_description_is_refused_by_its_field(document: dict[str, Any], words: str) -> None:
+def test_wrong_description_is_refused_by_its_field(document, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         of_graph(RGB, document)
 
@@ -115,15 +111,13 @@ TEXTS = (Tensor("texts", "BYTES", (-1,)),)
         (TensorSignature(RGB.inputs * 2, RGB.outputs, True), "input: one such as"),
     ],
 )
-def test_graph_that_takes_no_pictures_is_refused(tensors: TensorSignature, words: str) -> None:
+def test_graph_that_takes_no_pictures_is_refused(tensors, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         of_graph(tensors, {})
 
 
-def test_manifest_without_a_description_means_what_it_meant() -> None:
+def test_manifest_without_a_description_means_what_it_meant():
     digits, letters = of_signature(DIGITS), of_signature(Signature((32, 32, 1), 2, ("a", "b")))
-    assert digits is not None
-    assert letters is not None
     assert (digits.resize, letters.resize, letters.labels) == ("digits", "stretch", ("a", "b"))
     assert of_signature(Signature((784,), 10)) is None
     assert of_signature(Signature((2, 2, 2), 10)) is None
@@ -133,12 +127,12 @@ def test_manifest_without_a_description_means_what_it_meant() -> None:
     "document", [{"size": [28, 29]}, {"channels": 3}, {"dtype": "float32"}, {"layout": "NHW"},
                  {"labels": ["a"]}],
 )  # fmt: skip
-def test_description_that_is_not_of_the_signature_is_refused(document: dict[str, Any]) -> None:
+def test_description_that_is_not_of_the_signature_is_refused(document):
     with pytest.raises(ValueError, match="the signature's"):
         of_signature(DIGITS, {"resize": "stretch", **document})
 
 
-def test_logits_become_probabilities_and_probabilities_stay() -> None:
+def test_logits_become_probabilities_and_probabilities_stay():
     rows = np.array([[0.2, 0.5, 0.3], [2.0, 0.0, -1.0], [0.9, 0.9, 0.9], [1000, 0, 0]], np.float32)
     found = as_probabilities(rows)
     np.testing.assert_array_equal(found[0], rows[0])
@@ -146,13 +140,13 @@ def test_logits_become_probabilities_and_probabilities_stay() -> None:
     np.testing.assert_allclose(found[2:], np.array([[1 / 3] * 3, [1, 0, 0]]), rtol=1e-6)
 
 
-def test_one_number_is_the_second_of_two_classes() -> None:
+def test_one_number_is_the_second_of_two_classes():
     np.testing.assert_allclose(as_probabilities(np.array([[0.3]])), [[0.7, 0.3]], rtol=1e-6)
     odds = as_probabilities(np.array([[[2.0]]], np.float16))
     np.testing.assert_allclose(odds, [[1 - 0.880797, 0.880797]], rtol=1e-5)
 
 
-def test_answers_that_are_no_probabilities_are_errors() -> None:
+def test_answers_that_are_no_probabilities_are_errors():
     with pytest.raises(ModelError, match="NaN or infinity"):
         as_probabilities(np.array([[np.nan, 1.0]]))
     known = of_graph(graph("FP32", -1, 4, 5, outputs=(Tensor("y", "FP32", ()),)), {"labels": ["a"]})

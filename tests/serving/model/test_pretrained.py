@@ -10,10 +10,7 @@ from PIL import Image
 
 from serving import Classifier
 from serving.__main__ import main
-from serving.config import Precision
 from serving.model.repository import PRETRAINED, find_root
-from serving.predictions import Images
-from training.data.mnist import Mnist
 
 MAX_BYTES = 1_500_000
 MAX_INT8_LOSS = 0.0005
@@ -21,20 +18,20 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(tmp_path, monkeypatch):
     """A working directory without a models folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def picture(tmp_path: Path, images: Images) -> Path:
+def picture(tmp_path, images):
     path = tmp_path / "digit.png"
     Image.fromarray(images[0].reshape(28, 28)).save(path)
     return path
 
 
-def test_box_is_small() -> None:
+def test_box_is_small():
     files = [path for path in PRETRAINED.rglob("*") if path.is_file()]
     assert {path.name for path in files} == {
         "config.pbtxt",
@@ -47,9 +44,7 @@ def test_box_is_small() -> None:
 
 @pytest.mark.full_mnist
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_shipped_bytes_are_as_accurate_as_their_manifest_says(
-    precision: Precision, mnist: Mnist
-) -> None:
+def test_shipped_bytes_are_as_accurate_as_their_manifest_says(precision, mnist):
     version = PRETRAINED / "digits" / "1"
     manifest = json.loads((version / "manifest.json").read_text())
     claimed = manifest["accuracy"]["test"]
@@ -61,17 +56,14 @@ def test_shipped_bytes_are_as_accurate_as_their_manifest_says(
     assert right.sum() == round(claimed * 10_000)
 
 
-def test_pretrained_answers(images: Images, mnist_sample: Mnist) -> None:
+def test_pretrained_answers(images, mnist_sample):
     with Classifier.pretrained(device="cpu") as classifier:
         digits = classifier.classify(images).digits
     assert (digits == mnist_sample.test_labels).mean() > 0.98
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_box_is_used_where_nothing_is_exported(
-    picture: Path, mnist_sample: Mnist, capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+def test_box_is_used_where_nothing_is_exported(picture, mnist_sample, capsys, caplog):
     caplog.set_level(logging.INFO)
     assert main(["classify", str(picture), "--device", "cpu"]) == 0
     assert f"digit.png: {mnist_sample.test_labels[0]} (" in capsys.readouterr().out
@@ -79,7 +71,7 @@ def test_box_is_used_where_nothing_is_exported(
     assert caplog.messages[0].startswith("no model in models/digits: using the bundled one")
 
 
-def test_exported_model_goes_before_the_box(models: Path, tmp_path: Path) -> None:
+def test_exported_model_goes_before_the_box(models, tmp_path):
     assert find_root("digits", models) == models
     assert find_root("digits", tmp_path) == PRETRAINED
     assert find_root("other", tmp_path) == tmp_path  # and there it will be missed
@@ -87,9 +79,7 @@ def test_exported_model_goes_before_the_box(models: Path, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(("shift", "is_rejected"), [(-1e-6, False), (1e-6, True)])
-def test_reject_below_turns_unsure_answers_away(
-    shift: float, is_rejected: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_reject_below_turns_unsure_answers_away(shift, is_rejected, tmp_path, capsys):
     path = tmp_path / "blank.png"
     strokes = np.zeros((28, 28), np.uint8)
     strokes[4:24, 13:15] = strokes[13:15, 4:24] = 255  # a plus sign is no digit

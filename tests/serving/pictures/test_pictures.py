@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import random
 import sys
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +21,10 @@ from lab.made.drawing import (
     row,
     stroke_glyph,
 )
-from serving import Classifier
 from serving.digits.pictures import decoder
 from serving.digits.pictures.parts import bounding_box
 from serving.digits.pictures.reader import from_picture
 from serving.errors import ConfigurationError, InvalidRequest
-from serving.predictions import Images
 from tests.support.pictures.random_pictures import read_all
 
 Levels = npt.NDArray[np.uint8]
@@ -40,18 +36,18 @@ MOVED = 25.0
 """The same where a reading may lie a pixel beside the other; of two digits it is 40 and more."""
 
 
-def saved(picture: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
+def saved(picture, kind="PNG", **options):
     file = io.BytesIO()
     picture.save(file, kind, **options)
     file.seek(0)
     return file
 
 
-def read(picture: Image.Image, kind: str = "PNG", **options: object) -> npt.NDArray[np.float32]:
+def read(picture, kind="PNG", **options):
     return from_picture(saved(picture, kind, **options)).reshape(28, 28).astype(np.float32)
 
 
-def is_refused_as_several(ink: Levels) -> bool:
+def is_refused_as_several(ink):
     try:
         from_picture(saved(Image.fromarray(255 - ink)))
     except InvalidRequest as err:
@@ -60,17 +56,17 @@ def is_refused_as_several(ink: Levels) -> bool:
 
 
 @pytest.fixture(scope="module")
-def glyph() -> Levels:
+def glyph():
     """A 5 of 120 pixels, ink 255."""
     return np.asarray(font_glyph(5, 120, np.random.default_rng(3)))
 
 
 @pytest.fixture(scope="module")
-def expected(glyph: Levels) -> npt.NDArray[np.float32]:
+def expected(glyph):
     return read(Image.fromarray(255 - glyph))
 
 
-def test_image_is_sized_and_centred_as_mnists(expected: npt.NDArray[np.float32]) -> None:
+def test_image_is_sized_and_centred_as_mnists(expected):
     rows, columns = np.flatnonzero(expected.any(1)), np.flatnonzero(expected.any(0))
     assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
     for axis in (0, 1):
@@ -80,9 +76,7 @@ def test_image_is_sized_and_centred_as_mnists(expected: npt.NDArray[np.float32])
     assert expected[0, 0] == 0
 
 
-def test_kind_of_picture_makes_no_difference(
-    glyph: Levels, expected: npt.NDArray[np.float32]
-) -> None:
+def test_kind_of_picture_makes_no_difference(glyph, expected):
     dark_on_light = Image.fromarray(255 - glyph)
     alpha = Image.fromarray(glyph)
     black, white = (Image.new("RGB", alpha.size, colour) for colour in ("black", "white"))
@@ -104,23 +98,21 @@ def test_kind_of_picture_makes_no_difference(
         assert np.abs(image - expected).mean() < SAME, name
 
 
-def test_orientation_of_a_camera_is_followed(
-    glyph: Levels, expected: npt.NDArray[np.float32]
-) -> None:
+def test_orientation_of_a_camera_is_followed(glyph, expected):
     turned = Image.fromarray(255 - glyph).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise to see it upright
     assert np.abs(read(turned, "JPEG", exif=exif, quality=95) - expected).mean() < SAME
 
 
-def test_specks_are_left_out(glyph: Levels, expected: npt.NDArray[np.float32]) -> None:
+def test_specks_are_left_out(glyph, expected):
     speckled = np.pad(glyph, 100)
     speckled[5:8, 5:8] = speckled[-9:-6, 20:23] = 255
     assert np.abs(read(Image.fromarray(255 - speckled)) - expected).mean() < SAME
 
 
 @pytest.mark.parametrize("height", [12, 60])
-def test_digit_may_touch_the_edges(height: int) -> None:
+def test_digit_may_touch_the_edges(height):
     differences = []
     for digit in range(10):
         ink = np.asarray(font_glyph(digit, height, np.random.default_rng(8)))
@@ -129,9 +121,7 @@ def test_digit_may_touch_the_edges(height: int) -> None:
     assert np.mean(np.array(differences) < MOVED) >= 0.9
 
 
-def test_mnist_digit_saved_as_a_picture_stays_itself(
-    images: Images, classifier: Classifier
-) -> None:
+def test_mnist_digit_saved_as_a_picture_stays_itself(images, classifier):
     pictures = [saved(Image.fromarray(image.reshape(28, 28))) for image in images[:200]]
     read_back = np.concatenate([from_picture(picture) for picture in pictures])
     answers, originals = classifier.classify(read_back), classifier.classify(images[:200])
@@ -139,12 +129,12 @@ def test_mnist_digit_saved_as_a_picture_stays_itself(
 
 
 @pytest.mark.parametrize("levels", [0, 128, 255])
-def test_blank_page_is_refused(levels: int) -> None:
+def test_blank_page_is_refused(levels):
     with pytest.raises(InvalidRequest, match="blank"):
         from_picture(saved(Image.new("L", (100, 80), levels)))
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path, glyph: Levels) -> None:
+def test_what_is_no_picture_is_refused(tmp_path, glyph):
     whole = saved(Image.fromarray(glyph)).getvalue()
     for content in (b"", b"hello", whole[:100], b"GIF89a" + bytes(100), b"P5 1 1 255 a"):
         with pytest.raises(InvalidRequest):
@@ -155,13 +145,13 @@ def test_what_is_no_picture_is_refused(tmp_path: Path, glyph: Levels) -> None:
         from_picture(tmp_path)
 
 
-def test_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+def test_picture_of_too_many_pixels_is_refused_before_it_is_decoded():
     bomb = saved(Image.new("1", (20_000, 5_000)))  # a few kilobytes
     with pytest.raises(InvalidRequest, match="at most 80000000 pixels"):
         from_picture(bomb)
 
 
-def test_missing_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch, glyph: Levels) -> None:
+def test_missing_pillow_names_the_extra(monkeypatch, glyph):
     file = saved(Image.fromarray(glyph))
     for name in ("serving.digits.pictures.normalizer", "serving.digits.pictures.decoder"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -173,9 +163,7 @@ def test_missing_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch, glyph: 
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF"])
-def test_format_makes_no_difference(
-    kind: str, glyph: Levels, expected: npt.NDArray[np.float32]
-) -> None:
+def test_format_makes_no_difference(kind, glyph, expected):
     if kind == "HEIF":
         pytest.importorskip("pillow_heif").register_heif_opener()
     Image.init()
@@ -185,9 +173,7 @@ def test_format_makes_no_difference(
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
-def test_grey_of_more_than_8_bits_is_scaled_by_the_bits_in_use(
-    bits: int, glyph: Levels, expected: npt.NDArray[np.float32]
-) -> None:
+def test_grey_of_more_than_8_bits_is_scaled_by_the_bits_in_use(bits, glyph, expected):
     levels = ((255 - glyph) / 255 * (2**bits - 1)).astype(np.uint16)
     for picture, kind in (
         (Image.fromarray(levels), "PNG"),
@@ -198,9 +184,7 @@ def test_grey_of_more_than_8_bits_is_scaled_by_the_bits_in_use(
         assert np.abs(read(picture, kind) - expected).mean() < SAME, picture.mode
 
 
-def test_levels_that_are_no_numbers_are_passed_over(
-    glyph: Levels, expected: npt.NDArray[np.float32]
-) -> None:
+def test_levels_that_are_no_numbers_are_passed_over(glyph, expected):
     levels = 1 - glyph.astype(np.float32) / 255
     levels[0, :3] = np.nan, np.inf, -np.inf
     assert np.abs(read(Image.fromarray(levels), "TIFF") - expected).mean() < SAME
@@ -208,22 +192,22 @@ def test_levels_that_are_no_numbers_are_passed_over(
         read(Image.fromarray(np.full((9, 9), np.nan, np.float32)), "TIFF")
 
 
-def test_lab_is_read(glyph: Levels, expected: npt.NDArray[np.float32]) -> None:
+def test_lab_is_read(glyph, expected):
     neutral = np.full_like(glyph, 128)
     lab = Image.merge("LAB", [Image.fromarray(band) for band in (255 - glyph, neutral, neutral)])
     assert np.abs(read(lab, "TIFF") - expected).mean() < SAME
 
 
-def test_pipe_is_read_to_its_end(glyph: Levels, expected: npt.NDArray[np.float32]) -> None:
+def test_pipe_is_read_to_its_end(glyph, expected):
     class Pipe(io.BytesIO):
-        def seekable(self) -> bool:
+        def seekable(self):
             return False
 
     pipe = Pipe(saved(Image.fromarray(255 - glyph)).getvalue())
     assert np.abs(from_picture(pipe).reshape(28, 28) - expected).mean() < SAME
 
 
-def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
+def test_huge_file_is_refused_unread(tmp_path):
     path = tmp_path / "huge.webp"
     with path.open("wb") as file:
         file.truncate(2**32)
@@ -233,18 +217,17 @@ def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["42", "10", "94043", "11", "00", "1234567890123"])
 @pytest.mark.parametrize("margin", [3, 40])
-def test_row_of_digits_is_refused(text: str, margin: int) -> None:
+def test_row_of_digits_is_refused(text, margin):
     for font in FONTS[:4]:
         image = Image.new("L", (60 * len(text) + 100, 200))
         ImageDraw.Draw(image).text((50, 50), text, 255, ImageFont.truetype(str(font), 80))
         box = image.getbbox()
-        assert box is not None
         assert is_refused_as_several(np.pad(np.asarray(image.crop(box)), margin)), font.stem
 
 
 @pytest.mark.parametrize("gap", [2, 3, 5, 10, 20])
 @pytest.mark.parametrize("margin", [0, 4])
-def test_row_of_handwriting_is_refused(images: Images, gap: int, margin: int) -> None:
+def test_row_of_handwriting_is_refused(images, gap, margin):
     rng = np.random.default_rng(gap)
     refused = 0
     for _ in range(20):
@@ -253,7 +236,7 @@ def test_row_of_handwriting_is_refused(images: Images, gap: int, margin: int) ->
     assert refused >= 18  # MNIST has digits of fragments, and some touch no edge where others do
 
 
-def test_column_of_digits_is_refused() -> None:
+def test_column_of_digits_is_refused():
     image = Image.new("L", (100, 300))
     pen, font = ImageDraw.Draw(image), ImageFont.truetype(str(FONTS[0]), 80)
     for digit, top in (("4", 20), ("2", 130)):
@@ -261,26 +244,26 @@ def test_column_of_digits_is_refused() -> None:
     assert is_refused_as_several(np.asarray(image))
 
 
-def test_message_says_how_many_digits_and_where() -> None:
+def test_message_says_how_many_digits_and_where():
     image = Image.new("L", (200, 100))
     ImageDraw.Draw(image).text((30, 10), "4 2", 255, ImageFont.truetype(str(FONTS[0]), 70))
     with pytest.raises(InvalidRequest, match=r"found 2, at 2\d% \d\d%, 5\d% \d\d% of the width"):
         from_picture(saved(image))
 
 
-def test_single_handwriting_is_not_refused(images: Images) -> None:
+def test_single_handwriting_is_not_refused(images):
     pictures = [np.pad(image.reshape(28, 28), 5) for image in images[:100]]
     refused = sum(is_refused_as_several(enlarged(picture, 4)) for picture in pictures)
     assert refused <= 1  # of 60,000, about one in 1,000 is in pieces, or twice as wide as high
 
 
-def enlarged(levels: Levels, scale: int) -> Levels:
+def enlarged(levels, scale):
     height, width = levels.shape
     size = (width * scale, height * scale)
     return np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC))
 
 
-def test_digit_of_two_strokes_is_one_digit() -> None:
+def test_digit_of_two_strokes_is_one_digit():
     five = Image.new("L", (200, 260))
     pen = ImageDraw.Draw(five)
     pen.line([(60, 40), (150, 36)], 255, 12)  # the bar, apart from the rest
@@ -297,7 +280,7 @@ def test_digit_of_two_strokes_is_one_digit() -> None:
 
 
 @pytest.mark.parametrize("shape", ["box", "circle", "partly outside"])
-def test_frame_is_not_taken_for_the_digit(shape: str) -> None:
+def test_frame_is_not_taken_for_the_digit(shape):
     rng = np.random.default_rng(8)
     same = 0
     for digit in np.resize(np.arange(10), 40):
@@ -311,7 +294,7 @@ def test_frame_is_not_taken_for_the_digit(shape: str) -> None:
     assert same >= 38
 
 
-def test_dot_in_a_zero_is_no_digit_in_a_frame() -> None:
+def test_dot_in_a_zero_is_no_digit_in_a_frame():
     image = Image.new("L", (200, 200))
     mono = next(font for font in FONTS if font.stem == "DejaVuSansMono")
     ImageDraw.Draw(image).text((50, 20), "0", 255, ImageFont.truetype(str(mono), 120))
@@ -320,7 +303,7 @@ def test_dot_in_a_zero_is_no_digit_in_a_frame() -> None:
 
 @pytest.mark.parametrize("shape", [(5, 5), (1, 1), (1, 4000), (4000, 1), (2, 3), (28, 28)])
 @pytest.mark.parametrize("filled", ["half", "dots", "pixel", "noise", "border"])
-def test_odd_picture_is_read_or_refused(shape: tuple[int, int], filled: str) -> None:
+def test_odd_picture_is_read_or_refused(shape, filled):
     levels = np.zeros(shape, np.uint8)
     match filled:
         case "half":
@@ -337,12 +320,11 @@ def test_odd_picture_is_read_or_refused(shape: tuple[int, int], filled: str) -> 
         assert read(Image.fromarray(levels)).any()
 
 
-def test_thick_digits_that_fill_the_picture_are_read() -> None:
+def test_thick_digits_that_fill_the_picture_are_read():
     rng = np.random.default_rng(4)
     for digit in np.resize(np.arange(10), 40):
         thick = font_glyph(int(digit), 60, rng).filter(ImageFilter.MaxFilter(13))
         box = thick.getbbox()
-        assert box is not None
         with contextlib.suppress(InvalidRequest):
             assert read(thick.crop(box)).any()
 
@@ -352,9 +334,7 @@ def test_thick_digits_that_fill_the_picture_are_read() -> None:
     st.sampled_from([2, 3, 256]),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_any_small_picture_is_read_or_refused(
-    height: int, width: int, random: random.Random, levels: int
-) -> None:
+def test_any_small_picture_is_read_or_refused(height, width, random, levels):
     values = [random.randrange(levels) * 255 // (levels - 1) for _ in range(height * width)]
     with contextlib.suppress(InvalidRequest):
         assert read(Image.fromarray(np.array(values, np.uint8).reshape(height, width))).any()
@@ -363,19 +343,19 @@ def test_any_small_picture_is_read_or_refused(
 @given(st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"\xff\xd8\xff"]),
        st.binary(max_size=300))  # fmt: skip
 @settings(max_examples=200, deadline=None)
-def test_any_bytes_are_read_or_refused(magic: bytes, rest: bytes) -> None:
+def test_any_bytes_are_read_or_refused(magic, rest):
     with contextlib.suppress(InvalidRequest):
         from_picture(io.BytesIO(magic + rest))
 
 
 @pytest.mark.slow
-def test_random_pictures_are_read_or_refused() -> None:
+def test_random_pictures_are_read_or_refused():
     outcomes = read_all(range(40))
     assert min(outcomes.values()) > 4  # both happen
 
 
 @pytest.mark.parametrize("population", POPULATIONS)
-def test_drawn_digits_are_recognised(classifier: Classifier, population: str) -> None:
+def test_drawn_digits_are_recognised(classifier, population):
     # The suite's model has seen 2,000 images; the figures of a full one are in the README.
     for on_paper in (False, True):
         pictures = draw(population, 20, seed=5, on_paper=on_paper)
@@ -390,9 +370,7 @@ def test_drawn_digits_are_recognised(classifier: Classifier, population: str) ->
         ("GIF", b",\0\0\0\0", b"!\xfe\1a\0"),
     ],
 )
-def test_picture_in_a_million_chunks_is_refused_early(
-    kind: str, place: bytes, chunk: bytes
-) -> None:
+def test_picture_in_a_million_chunks_is_refused_early(kind, place, chunk):
     file = io.BytesIO()
     Image.new("L", (60, 60), 255).save(file, kind)
     content = file.getvalue()

@@ -1,11 +1,7 @@
-from typing import Any
-
 import numpy as np
 import pytest
 
-from serving import Classifier
 from serving.batching.runs import Result
-from serving.predictions import Images
 from serving.protocols.method import frame
 from serving.protocols.oip.infer import Infer, raw_ending
 from serving.protocols.oip.inference_pb import ModelInferRequest
@@ -19,11 +15,11 @@ TAG = b"\x3a\x90\x06"  # raw_input_contents, 784 bytes
 
 
 @pytest.fixture
-def method(classifier: Classifier) -> Infer:
+def method(classifier):
     return Infer(router_of(classifier.served))
 
 
-def test_head_of_a_plain_request_is_learned(method: Infer, images: Images) -> None:
+def test_head_of_a_plain_request_is_learned(method, images):
     for num_images in (1, 2, 64):
         data = raw_request(images[:num_images]).SerializeToString()
         _, plan = method.read(data)
@@ -46,21 +42,17 @@ def test_head_of_a_plain_request_is_learned(method: Infer, images: Images) -> No
         {"parameters": {"timeout": {"int64_param": 1000}}},
     ],
 )
-def test_head_that_asks_for_more_is_not_learned(
-    method: Infer, images: Images, fields: dict[str, Any]
-) -> None:
+def test_head_that_asks_for_more_is_not_learned(method, images, fields):
     method.read(raw_request(images[:1], **fields).SerializeToString())
     assert not method.prefixes
 
 
-def test_head_of_typed_contents_is_not_learned(method: Infer, images: Images) -> None:
+def test_head_of_typed_contents_is_not_learned(method, images):
     method.read(typed_request(images[:1]).SerializeToString())
     assert not method.prefixes
 
 
-def test_image_that_only_looks_like_the_end_is_not_taken_for_it(
-    method: Infer, images: Images
-) -> None:
+def test_image_that_only_looks_like_the_end_is_not_taken_for_it(method, images):
     image = images[:1].tobytes()
     data = raw_request(images[:1]).SerializeToString()
     inside = TAG + image  # repeated within a field that nobody reads
@@ -68,7 +60,7 @@ def test_image_that_only_looks_like_the_end_is_not_taken_for_it(
     assert not method.prefixes
 
 
-def test_heads_are_bounded(method: Infer, images: Images) -> None:
+def test_heads_are_bounded(method, images):
     for number in range(300):
         hint = {"priority": {"int64_param": number}}
         method.read(raw_request(images[:1], parameters=hint).SerializeToString())
@@ -76,11 +68,11 @@ def test_heads_are_bounded(method: Infer, images: Images) -> None:
 
 
 @pytest.mark.parametrize("width", [2, 0])
-def test_rows_without_elements_have_no_layout(width: int) -> None:
+def test_rows_without_elements_have_no_layout(width):
     """Calls of one layout run together, and these may not: see `_alike` of the batcher."""
     both = Tensor("a", "FP32", (-1, -1)), Tensor("b", "FP32", (-1, -1))
     signature = TensorSignature(both, both, is_batchable=True)
-    request: Any = ModelInferRequest(raw_input_contents=[bytes(4 * width)] * 2)
+    request = ModelInferRequest(raw_input_contents=[bytes(4 * width)] * 2)
     for each in both:
         request.inputs.add(name=each.name, datatype="FP32", shape=[1, width])
     found = raw_ending(request, decode(request, signature, 8), signature, lambda _: b"")

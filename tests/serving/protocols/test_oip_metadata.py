@@ -3,33 +3,27 @@
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving import Classifier
 from serving.config import BatchingConfig
-from serving.predictions import Images
 from serving.protocols.oip import methods
 from serving.tensors import Tensor, TensorSignature
 from tests.support.inference_peer import Peer, raw_request, typed_request
 from tests.support.raw import TIMEOUT_S, status_of
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import running_server
 
 
-def test_server_and_model_are_live_and_ready(peer: Peer) -> None:
+def test_server_and_model_are_live_and_ready(peer):
     assert peer.call("ServerLive").live
     assert peer.call("ServerReady").ready
     assert peer.call("ModelReady", name="digits").ready
     assert peer.call("ModelReady", name="digits", version="1").ready
 
 
-def test_config_describes_tensors_without_the_batch_axis(
-    peer: Peer, classifier: Classifier
-) -> None:
+def test_config_describes_tensors_without_the_batch_axis(peer, classifier):
     info = classifier.model_info()
     config = peer.call("ModelConfig", name=info.name).config
     found = config.name, config.platform, config.max_batch_size
@@ -42,21 +36,21 @@ def test_config_describes_tensors_without_the_batch_axis(
     assert config.parameters["max_request_images"].string_value == "4096"
 
 
-def test_server_metadata_advertises_what_works(peer: Peer) -> None:
+def test_server_metadata_advertises_what_works(peer):
     described = peer.call("ServerMetadata")
     assert described.name == "digit-serving"
     assert described.version
     assert list(described.extensions) == ["model_configuration", "statistics"]
 
 
-def test_repository_index_lists_the_served_version(peer: Peer) -> None:
+def test_repository_index_lists_the_served_version(peer):
     for fields in ({}, {"ready": True}):
         (model,) = peer.call("RepositoryIndex", **fields).models
         assert (model.name, model.version, model.state) == ("digits", "1", "READY")
 
 
-def test_statistics_count_images_runs_failures_and_times(models: Path, images: Images) -> None:
-    def statistics() -> Any:
+def test_statistics_count_images_runs_failures_and_times(models, images):
+    def statistics():
         (counts,) = peer.call("ModelStatistics", name="digits").model_stats
         return counts
 
@@ -90,11 +84,11 @@ def test_statistics_count_images_runs_failures_and_times(models: Path, images: I
 @pytest.mark.parametrize(
     "method", ["CudaSharedMemoryStatus", "SystemSharedMemoryStatus", "TraceSetting", "LogSettings"]
 )
-def test_what_is_not_offered_is_unimplemented(peer: Peer, method: str) -> None:
+def test_what_is_not_offered_is_unimplemented(peer, method):
     assert status_of(lambda: peer.send(method, b""))[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_health_knows_the_service(server: RunningServer) -> None:
+def test_health_knows_the_service(server):
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
@@ -102,7 +96,7 @@ def test_health_knows_the_service(server: RunningServer) -> None:
     assert response.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_messages_stay_out_of_the_default_pool() -> None:
+def test_messages_stay_out_of_the_default_pool():
     code = (
         "import serving.server.server\n"
         "from google.protobuf import descriptor_pool\n"
@@ -122,7 +116,7 @@ ODD = TensorSignature(
 )
 
 
-def test_model_that_does_not_batch_has_all_axes_and_no_batch_size() -> None:
+def test_model_that_does_not_batch_has_all_axes_and_no_batch_size():
     described = methods.model_metadata("odd", ("1", "3"), ODD)
     assert list(described.versions) == ["1", "3"]
     tensors = [*described.inputs, *described.outputs]
@@ -146,7 +140,7 @@ def test_model_that_does_not_batch_has_all_axes_and_no_batch_size() -> None:
     ]
 
 
-def test_models_are_not_loaded_where_that_is_not_allowed(peer: Peer) -> None:
+def test_models_are_not_loaded_where_that_is_not_allowed(peer):
     for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
         code, text = status_of(partial(peer.call, method, model_name="digits"))
         assert code is grpc.StatusCode.UNAVAILABLE

@@ -1,26 +1,18 @@
 """ModelStreamInfer and its faults, proved by a gated engine's runs as in test_faults."""
 
-from collections.abc import Callable
-from typing import Any
-
 import grpc
 import numpy as np
 
-from serving import Classifier
-from serving.predictions import Images
 from serving.protocols.oip.inference_pb import SERVICE, ModelStreamInferResponse
 from tests.serving.transports import test_faults
-from tests.serving.transports.test_faults import Running, Scenario
 from tests.support.fakes import images_of
-from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
+from tests.support.inference_peer import probabilities_in, raw_request, typed_request
 
 run = test_faults.run
 STREAM = f"/{SERVICE}/ModelStreamInfer"
 
 
-def test_stream_is_answered_in_order_and_errors_do_not_end_it(
-    peer: Peer, classifier: Classifier, images: Images
-) -> None:
+def test_stream_is_answered_in_order_and_errors_do_not_end_it(peer, classifier, images):
     requests = [raw_request(images[i : i + 1 + i % 7], id=str(i)) for i in range(300)]
     requests[50].inputs[0].datatype = "FP32"
     requests[51].model_name = "nobody"
@@ -41,7 +33,7 @@ def test_stream_is_answered_in_order_and_errors_do_not_end_it(
             np.testing.assert_array_equal(probabilities_in(response.infer_response), local)
 
 
-def test_stream_answers_typed_and_raw_each_in_its_form(peer: Peer, images: Images) -> None:
+def test_stream_answers_typed_and_raw_each_in_its_form(peer, images):
     messages = [request(images[:2]).SerializeToString() for request in (raw_request, typed_request)]
     raw, typed = (response.infer_response for response in peer.stream(iter(messages)))
     assert len(raw.raw_output_contents) == 1
@@ -49,25 +41,25 @@ def test_stream_answers_typed_and_raw_each_in_its_form(peer: Peer, images: Image
     np.testing.assert_array_equal(probabilities_in(raw), probabilities_in(typed))
 
 
-def test_empty_stream_ends_well(peer: Peer) -> None:
+def test_empty_stream_ends_well(peer):
     assert list(peer.stream(iter([]))) == []
 
 
-def message(*values: int, **fields: Any) -> bytes:
+def message(*values, **fields):
     data: bytes = raw_request(images_of(*values), **fields).SerializeToString()
     return data
 
 
-def open_stream(channel: grpc.aio.Channel) -> Any:
-    method: Any = channel.stream_stream(
+def open_stream(channel):
+    method = channel.stream_stream(
         STREAM,
         response_deserializer=ModelStreamInferResponse.FromString,
     )
     return method()
 
 
-def test_failed_run_is_the_error_of_one_message(run: Callable[[Scenario], None]) -> None:
-    async def scenario(running: Running) -> None:
+def test_failed_run_is_the_error_of_one_message(run):
+    async def scenario(running):
         running.engine.open(1000)
         async with grpc.aio.insecure_channel(running.server.address) as channel:
             call = open_stream(channel)
@@ -83,10 +75,8 @@ def test_failed_run_is_the_error_of_one_message(run: Callable[[Scenario], None])
     run(scenario)
 
 
-def test_full_queue_slows_a_stream_down_and_never_rejects_it(
-    run: Callable[[Scenario], None],
-) -> None:
-    async def scenario(running: Running) -> None:
+def test_full_queue_slows_a_stream_down_and_never_rejects_it(run):
+    async def scenario(running):
         first = await running.occupy()
         async with grpc.aio.insecure_channel(running.server.address) as channel:
             call = open_stream(channel)
@@ -102,8 +92,8 @@ def test_full_queue_slows_a_stream_down_and_never_rejects_it(
     run(scenario)
 
 
-def test_stream_whose_caller_left_is_never_run(run: Callable[[Scenario], None]) -> None:
-    async def scenario(running: Running) -> None:
+def test_stream_whose_caller_left_is_never_run(run):
+    async def scenario(running):
         first = await running.occupy()
         async with grpc.aio.insecure_channel(running.server.address) as channel:
             call = open_stream(channel)
@@ -120,11 +110,11 @@ def test_stream_whose_caller_left_is_never_run(run: Callable[[Scenario], None]) 
     run(scenario)
 
 
-def test_timeout_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario], None]) -> None:
-    async def scenario(running: Running) -> None:
+def test_timeout_that_passes_in_the_queue_is_never_run(run):
+    async def scenario(running):
         first = await running.occupy()
         async with grpc.aio.insecure_channel(running.server.address) as channel:
-            method: Any = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            method = channel.unary_unary(f"/{SERVICE}/ModelInfer")
             calls = [
                 method(message(41, parameters={"timeout": {kind: 1000}}))
                 for kind in ("int64_param", "uint64_param")

@@ -1,9 +1,5 @@
 """Server reflection, as grpcurl uses it: only where asked for, and then of every service."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import grpc
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -13,21 +9,21 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from tests.support.raw import TIMEOUT_S
-from tests.support.servers import RunningServer, on_both, running_server
+from tests.support.servers import on_both, running_server
 
 PATHS = [f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
          for version in ("v1", "v1alpha")]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def channel(models: Path, transport: str) -> Iterator[grpc.Channel]:
+def channel(models, transport):
     options = ("--device", "cpu", "--transport", transport, "--reflection", "--access-log", "1")
     with running_server(models, *options) as server, grpc.insecure_channel(server.address) as it:
         yield it
 
 
 @on_both
-def test_every_service_is_listed(channel: grpc.Channel) -> None:
+def test_every_service_is_listed(channel):
     assert set(ProtoReflectionDescriptorDatabase(channel).get_services()) == {
         "digits.v1.DigitClassifier",
         "grpc.health.v1.Health",
@@ -48,26 +44,23 @@ def test_every_service_is_listed(channel: grpc.Channel) -> None:
         ),
     ],
 )  # fmt: skip
-def test_methods_are_described_with_their_messages(
-    channel: grpc.Channel, method: str, fields: dict[str, int]
-) -> None:
+def test_methods_are_described_with_their_messages(channel, method, fields):
     pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
     service, name = method.split("/")
     found = pool.FindServiceByName(service).FindMethodByName(name).input_type
     assert {field.name: field.number for field in found.fields} == fields
 
 
-def ask(channel: grpc.Channel, path: str, *requests: bytes) -> list[Any]:
+def ask(channel, path, *requests):
     """Send raw requests; return the parsed answers."""
     parse = reflection_pb2.ServerReflectionResponse.FromString
-    call: Any = channel.stream_stream(path, response_deserializer=parse)
-    return list(call(iter(requests), timeout=TIMEOUT_S))
+    return list(
+        channel.stream_stream(path, response_deserializer=parse)(iter(requests), timeout=TIMEOUT_S)
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_unknown_symbols_are_not_found_and_the_stream_goes_on(
-    channel: grpc.Channel, path: str
-) -> None:
+def test_unknown_symbols_are_not_found_and_the_stream_goes_on(channel, path):
     request = reflection_pb2.ServerReflectionRequest
     questions = (request(file_containing_symbol="no.Such"), request(list_services="*"))
     unknown, listed = ask(channel, path, *(question.SerializeToString() for question in questions))
@@ -75,7 +68,7 @@ def test_unknown_symbols_are_not_found_and_the_stream_goes_on(
     assert len(listed.list_services_response.service) == 4
 
 
-def test_file_of_a_method_is_found_and_of_a_missing_one_not(channel: grpc.Channel) -> None:
+def test_file_of_a_method_is_found_and_of_a_missing_one_not(channel):
     request = reflection_pb2.ServerReflectionRequest
     names = (f"inference.GRPCInferenceService.{name}" for name in ("ModelInfer", "Nope"))
     questions = [request(file_containing_symbol=name).SerializeToString() for name in names]
@@ -85,14 +78,14 @@ def test_file_of_a_method_is_found_and_of_a_missing_one_not(channel: grpc.Channe
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_malformed_request_is_refused(channel: grpc.Channel, path: str) -> None:
+def test_malformed_request_is_refused(channel, path):
     with pytest.raises(grpc.RpcError) as caught:
         ask(channel, path, b"\xff")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_there_is_none_unless_asked_for(server: RunningServer, path: str) -> None:
+def test_there_is_none_unless_asked_for(server, path):
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
         ask(channel, path)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

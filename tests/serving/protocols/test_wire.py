@@ -1,7 +1,5 @@
 """Our own reading and writing of the messages equals the protobuf library's."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -10,13 +8,12 @@ from hypothesis import strategies as st
 
 from serving.digits.protocol import wire
 from serving.errors import InvalidRequest
-from serving.predictions import Probabilities
 from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
 from serving.tensors import DIGITS
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 4, 127, 128, 410])  # lengths of one byte to three
-def test_usual_response_is_read_without_a_copy(num_images: int) -> None:
+def test_usual_response_is_read_without_a_copy(num_images):
     rows = np.zeros((num_images, 10), np.float32)
     data = wire.encode_response(bytes(num_images), rows.tobytes(), "1")
     predictions = wire.decode_response(data, shape=(num_images, 10))
@@ -26,7 +23,7 @@ def test_usual_response_is_read_without_a_copy(num_images: int) -> None:
 
 
 @given(st.binary(max_size=2000))
-def test_arbitrary_bytes_are_an_invalid_request_or_what_protobuf_reads(data: bytes) -> None:
+def test_arbitrary_bytes_are_an_invalid_request_or_what_protobuf_reads(data):
     try:
         expected = ClassifyRequest.FromString(data).images
     except DecodeError:
@@ -48,13 +45,13 @@ def test_arbitrary_bytes_are_an_invalid_request_or_what_protobuf_reads(data: byt
         (3 * 784, "at most 2 images in a request, got 3"),
     ],
 )
-def test_wrong_size_names_expected_and_got(num_bytes: int, message: str) -> None:
+def test_wrong_size_names_expected_and_got(num_bytes, message):
     with pytest.raises(InvalidRequest, match=message):
         wire.decode_request(wire.encode_request(bytes(num_bytes)), DIGITS.image_bytes, max_images=2)
 
 
 @given(num_images=st.integers(1, 300), version=st.integers(1, 10**9))
-def test_response_is_written_as_protobuf_writes_it(num_images: int, version: int) -> None:
+def test_response_is_written_as_protobuf_writes_it(num_images, version):
     generator = np.random.default_rng(num_images)
     probabilities = generator.random((num_images, 10), np.float32)
     digits = probabilities.argmax(axis=1).astype(np.uint8)
@@ -63,7 +60,7 @@ def test_response_is_written_as_protobuf_writes_it(num_images: int, version: int
 
 @pytest.mark.parametrize("num_classes", [2, 31, 32, 100, 128, 129, 256, 257, 5000])
 @pytest.mark.parametrize("digits", [[0], [-1], [0, -1, 1]])  # -1: the last class
-def test_response_of_any_number_of_classes(num_classes: int, digits: list[int]) -> None:
+def test_response_of_any_number_of_classes(num_classes, digits):
     digits = [digit % num_classes for digit in digits]
     probabilities = np.random.default_rng(7).random((len(digits), num_classes), np.float32)
     assert_written_and_read(digits, probabilities, "1")
@@ -71,9 +68,7 @@ def test_response_of_any_number_of_classes(num_classes: int, digits: list[int]) 
         assert_written_and_read(bytes(digits), probabilities, "1")
 
 
-def assert_written_and_read(
-    digits: Sequence[int], probabilities: Probabilities, version: str
-) -> None:
+def assert_written_and_read(digits, probabilities, version):
     """As the protobuf library writes it, and back; also beside a field that nobody knows."""
     data = wire.encode_response(digits, probabilities.tobytes(), version)
     message = ClassifyResponse(

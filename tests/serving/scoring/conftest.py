@@ -1,8 +1,6 @@
 """Data sets to score, and `score` itself."""
 
 import io
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from serving import Classifier, Predictions
+from serving import Classifier
 from serving.__main__ import main
 from serving.model.repository import PRETRAINED
-from serving.predictions import Images
 
 
 class Result(NamedTuple):
@@ -27,21 +24,18 @@ class Result(NamedTuple):
     """A `pyarrow.Table` of all rows; None if there is no output."""
 
 
-Score = Callable[..., Result]
-
-
 @pytest.fixture(scope="session")
-def expected(images: Images) -> Iterator[Predictions]:
+def expected(images):
     """The answers to all test images."""
     with Classifier.load(PRETRAINED / "digits", device="cpu") as classifier:
         yield classifier.classify(images)
 
 
 @pytest.fixture
-def score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Score:
+def score(tmp_path, capsys):
     """Run `score` in this process on an input, with some options."""
 
-    def run(source: object, *options: object, is_read: bool = True) -> Result:
+    def run(source, *options, is_read=True):
         words = ["score", source, "--output", tmp_path / "out", "--models", PRETRAINED, *options]
         code = main([*map(str, words)])
         printed = capsys.readouterr()
@@ -50,32 +44,32 @@ def score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Score:
     return run
 
 
-def read(folder: Path) -> Any:
+def read(folder):
     """Read an output as any reader of Parquet does."""
     parts = sorted(folder.glob("part-*.parquet"))
     return pa.concat_tables(pq.read_table(part) for part in parts) if parts else None
 
 
-def write(folder: Path, column: Any, **options: Any) -> Path:
+def write(folder, column, **options):
     """Write a table of an id and a column of images."""
     path = folder / "digits.parquet"
     pq.write_table(pa.table({"id": range(len(column)), "image": column}), path, **options)
     return path
 
 
-def rows_of(images: Images) -> Any:
+def rows_of(images):
     """Make a column of bytes."""
     return pa.array([image.tobytes() for image in images])
 
 
-def picture(image: Images) -> bytes:
+def picture(image):
     """Make a PNG."""
     stream = io.BytesIO()
     Image.fromarray(image.reshape(28, 28)).save(stream, "png")
     return stream.getvalue()
 
 
-def check(table: Any, expected: Predictions) -> None:
+def check(table, expected):
     """Compare an output with the classifier's own answers."""
     np.testing.assert_array_equal(table["digit"], expected.digits)
     certain = [each.probability for each in expected]

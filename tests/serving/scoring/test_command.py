@@ -1,13 +1,11 @@
 """The output of `score` beside its results."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
 from serving.commandline.installation import Bar, install
-from serving.predictions import Images
-from tests.serving.scoring.conftest import Score, rows_of, write
+from tests.serving.scoring.conftest import rows_of, write
 from tests.support.servers import ended
 
 
@@ -15,7 +13,7 @@ from tests.support.servers import ended
     ("module", "options", "extra"),
     [("pyarrow", [], "score"), ("ray", ["--ray"], "ray"), ("onnxruntime", [], "serve")],
 )
-def test_missing_package_is_one_line(module: str, options: list[str], extra: str) -> None:
+def test_missing_package_is_one_line(module, options, extra):
     code = f"import sys\nsys.modules[{module!r}] = None\n"
     code += f"from serving.__main__ import main\nsys.exit(main(['score', 'a', *{options!r}]))"
     command = [sys.executable, "-c", code]
@@ -26,9 +24,7 @@ def test_missing_package_is_one_line(module: str, options: list[str], extra: str
     assert result.stderr.endswith(line)
 
 
-def test_progress_is_lines_where_there_is_no_terminal(
-    tmp_path: Path, images: Images, score: Score, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_lines_where_there_is_no_terminal(tmp_path, images, score, monkeypatch):
     monkeypatch.setattr(Bar, "LINE_INTERVAL_S", 0)
     result = score(write(tmp_path, rows_of(images), row_group_size=250), "--rows-per-file", 250)
     first, last = result.err.splitlines()

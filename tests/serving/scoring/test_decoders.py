@@ -2,24 +2,22 @@
 
 import io
 import os
-from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 
 from serving.digits.pictures.files import processes
 from serving.scoring.scorer import decode
-from serving.system.processes import Processes
 
 
 @pytest.fixture
-def decoders() -> Iterator[Processes]:
+def decoders():
     decoders = processes(2)
     yield decoders
     decoders.close()
 
 
-def test_process_stays_for_the_next_picture() -> None:
+def test_process_stays_for_the_next_picture():
     stream = io.BytesIO()
     Image.new("L", (28, 28)).save(stream, "png")
     one = processes(1)
@@ -29,9 +27,7 @@ def test_process_stays_for_the_next_picture() -> None:
     one.close()
 
 
-def test_remarks_of_decoders_stay_off_stderr(
-    decoders: Processes, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_remarks_of_decoders_stay_off_stderr(decoders, capfd):
     stream = io.BytesIO()
     Image.new("L", (40, 40)).save(stream, "tiff", compression="tiff_lzw")
     content = stream.getvalue()

@@ -10,13 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving import Predictions
-from serving.predictions import Images
 from serving.scoring.source import open_place, open_source
-from tests.serving.scoring.conftest import Score, picture, rows_of, write
+from tests.serving.scoring.conftest import picture, rows_of, write
 
 
-def check_broken(result: Any, expected: Predictions, errors: dict[int, str]) -> None:
+def check_broken(result, expected, errors):
     """Check that some rows have no answer, and all others theirs."""
     assert result.code == 1, result.err
     assert f"errors={len(errors)} " in result.out
@@ -29,9 +27,7 @@ def check_broken(result: Any, expected: Predictions, errors: dict[int, str]) -> 
             assert (found["error"], found["digit"]) == (None, expected.digits[row])
 
 
-def test_broken_bytes_are_rows_with_errors(
-    tmp_path: Path, images: Images, expected: Predictions, score: Score
-) -> None:
+def test_broken_bytes_are_rows_with_errors(tmp_path, images, expected, score):
     column = rows_of(images).to_pylist()
     column[3], column[7], column[8], column[499] = b"no", None, b"", picture(images[9])[:-50]
     column[9] = picture(images[9]).ljust(784, b"\0")  # as many bytes as pixels
@@ -44,9 +40,7 @@ def test_broken_bytes_are_rows_with_errors(
     }  # fmt: skip
 
 
-def test_broken_lists_are_rows_with_errors(
-    tmp_path: Path, images: Images, expected: Predictions, score: Score
-) -> None:
+def test_broken_lists_are_rows_with_errors(tmp_path, images, expected, score):
     column: list[Any] = images.astype(int).tolist()
     column[0], column[1] = column[0][:783], None
     column[2][5], column[3][5], column[4][0] = 256, -1, None
@@ -56,9 +50,7 @@ def test_broken_lists_are_rows_with_errors(
     check_broken(result, expected, errors)
 
 
-def test_broken_pictures_are_rows_with_errors(
-    tmp_path: Path, images: Images, expected: Predictions, score: Score
-) -> None:
+def test_broken_pictures_are_rows_with_errors(tmp_path, images, expected, score):
     (tmp_path / "scans").mkdir()
     files = [tmp_path / f"scans/{number}.png" for number in range(5)]
     for file, image in zip(files, images, strict=False):
@@ -71,13 +63,13 @@ def test_broken_pictures_are_rows_with_errors(
     assert batch["image"].to_pylist()[2] == {"bytes": None}
 
 
-def test_run_without_any_answer_gives_a_reason(tmp_path: Path, score: Score) -> None:
+def test_run_without_any_answer_gives_a_reason(tmp_path, score):
     result = score(write(tmp_path, pa.array([b"no", None])))
     assert result.code == 1
     assert result.err == "digit-serving: no row has an answer, such as: no image: it is null\n"
 
 
-def table(names: list[str], *columns: list[Any]) -> Callable[[Path], None]:
+def table(names, *columns):
     return lambda path: pq.write_table(pa.table([*map(pa.array, columns)], names), path)
 
 
@@ -85,13 +77,13 @@ empty = table(["image"], pa.array([], pa.binary()))
 several = table(["a", "b"], [b""], [b""])
 
 
-def cut(path: Path) -> None:
+def cut(path):
     table(["image"], [b"0" * 784] * 50)(path)
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def beside(add: Callable[[Path], object]) -> Callable[[Path], None]:
-    def fill(path: Path) -> None:
+def beside(add):
+    def fill(path):
         path.mkdir()
         table(["image"], [b"0" * 784])(path / "a.parquet")
         add(path)
@@ -129,7 +121,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_input_is_one_line(name: str, tmp_path: Path, score: Score) -> None:
+def test_wrong_input_is_one_line(name, tmp_path, score):
     make, line = WRONG[name]
     make(tmp_path / "input")
     result = score(tmp_path / "input")
@@ -151,18 +143,14 @@ def test_wrong_input_is_one_line(name: str, tmp_path: Path, score: Score) -> Non
     ],
 )
 @pytest.mark.usefixtures("no_gpu")
-def test_wrong_option_is_one_line(
-    options: list[str], line: str, tmp_path: Path, images: Images, score: Score
-) -> None:
+def test_wrong_option_is_one_line(options, line, tmp_path, images, score):
     result = score(write(tmp_path, rows_of(images)), *options)
     assert (result.code, result.out, result.table) == (2, "", None)
     assert result.err.count("\n") == 1
     assert line in result.err
 
 
-def test_input_that_is_damaged_inside_leaves_no_file(
-    tmp_path: Path, images: Images, score: Score
-) -> None:
+def test_input_that_is_damaged_inside_leaves_no_file(tmp_path, images, score):
     source = write(tmp_path, rows_of(images), compression="zstd")
     content = bytearray(source.read_bytes())
     content[2000:9000] = bytes(7000)

@@ -1,7 +1,6 @@
 """Every format in, the same answers out."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving import Predictions
 from serving.predictions import Images
 from serving.ray import Classify
-from tests.serving.scoring.conftest import Score, check, picture, rows_of, write
+from tests.serving.scoring.conftest import check, picture, rows_of, write
 
 COLUMNS: dict[str, Callable[[Images], Any]] = {
     "bytes": rows_of,
@@ -34,9 +32,7 @@ COLUMNS: dict[str, Callable[[Images], Any]] = {
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_parquet_column_of_images_is_scored(
-    kind: str, tmp_path: Path, images: Images, expected: Predictions, score: Score
-) -> None:
+def test_parquet_column_of_images_is_scored(kind, tmp_path, images, expected, score):
     source = write(tmp_path, COLUMNS[kind](images), row_group_size=150)
     result = score(source, "--rows-per-file", 300)
     assert result.code == 0, result.err
@@ -48,9 +44,7 @@ def test_parquet_column_of_images_is_scored(
 
 
 @pytest.mark.parametrize("as_struct", [True, False], ids=["struct", "bytes"])
-def test_parquet_column_of_picture_files_is_scored(
-    as_struct: bool, tmp_path: Path, images: Images, expected: Predictions, score: Score
-) -> None:
+def test_parquet_column_of_picture_files_is_scored(as_struct, tmp_path, images, expected, score):
     files = [picture(image) for image in images[:30]]
     column = [{"bytes": file, "path": None} for file in files] if as_struct else files
     result = score(write(tmp_path, pa.array(column)))
@@ -58,9 +52,7 @@ def test_parquet_column_of_picture_files_is_scored(
     check(result.table, expected[:30])
 
 
-def test_folder_of_parquet_is_scored_in_the_order_of_its_files(
-    tmp_path: Path, images: Images, expected: Predictions, score: Score
-) -> None:
+def test_folder_of_parquet_is_scored_in_the_order_of_its_files(tmp_path, images, expected, score):
     source, elsewhere = tmp_path / "tables", tmp_path / "elsewhere"
     for folder in (source, elsewhere):
         folder.mkdir()
@@ -73,9 +65,7 @@ def test_folder_of_parquet_is_scored_in_the_order_of_its_files(
     check(result.table, expected)
 
 
-def test_folder_of_pictures_is_scored(
-    tmp_path: Path, images: Images, expected: Predictions, score: Score
-) -> None:
+def test_folder_of_pictures_is_scored(tmp_path, images, expected, score):
     source = tmp_path / "scans"
     for number, image in enumerate(images[:30]):
         path = source / ("a" if number < 20 else "b") / f"{number:02}.png"
@@ -92,18 +82,14 @@ def test_folder_of_pictures_is_scored(
     assert len(list((tmp_path / "out").glob("part-*"))) == 2
 
 
-def test_images_can_be_left_out_and_places_be_uris(
-    tmp_path: Path, images: Images, expected: Predictions, score: Score
-) -> None:
+def test_images_can_be_left_out_and_places_be_uris(tmp_path, images, expected, score):
     source = write(tmp_path, rows_of(images))
     result = score(f"file://{source}", "--drop-images", "--output", f"file://{tmp_path}/out/")
     assert result.table.schema.names == ["id", "digit", "probability", "model_version", "error"]
     check(result.table, expected)
 
 
-def test_output_can_be_scored_again(
-    tmp_path: Path, images: Images, expected: Predictions, score: Score
-) -> None:
+def test_output_can_be_scored_again(tmp_path, images, expected, score):
     score(write(tmp_path, rows_of(images)))
     (tmp_path / "out").rename(tmp_path / "before")
     refused = score(tmp_path / "before")
@@ -114,7 +100,7 @@ def test_output_can_be_scored_again(
     assert result.table["new_digit"].equals(result.table["digit"])
 
 
-def test_tables_are_classified_as_ray_data_maps_them(images: Images, expected: Predictions) -> None:
+def test_tables_are_classified_as_ray_data_maps_them(images, expected):
     column = [*rows_of(images[:30]).to_pylist(), b"broken"]
     table = Classify(prefix="new_")(pa.table({"id": range(31), "image": column}))
     assert table.schema.names == [

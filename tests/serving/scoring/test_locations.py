@@ -1,30 +1,24 @@
 """File systems other than this machine's, and the files left there."""
 
 import threading
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from serving import Predictions
 from serving.__main__ import main
 from serving.catalog.remote import without_credentials
 from serving.errors import ConfigurationError
 from serving.model.loading import load_model
 from serving.model.repository import PRETRAINED
-from serving.predictions import Images
 from serving.scoring import scorer
 from serving.scoring.source import open_place, open_source
 from serving.tensors import DIGITS
 from tests.serving.scoring.conftest import check, picture, rows_of, write
 
 
-def test_credentials_are_not_printed(
-    tmp_path: Path, images: Images, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_credentials_are_not_printed(tmp_path, images, capsys):
     source = str(write(tmp_path, rows_of(images)))
     assert main(["score", source, "--output", "nowhere://me:secret@there/a?key=secret"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -34,7 +28,7 @@ def test_credentials_are_not_printed(
     assert without_credentials("a?b@c") == "a?b@c"
 
 
-def scored(place: tuple[Any, str], out: tuple[Any, str]) -> int:
+def scored(place, out):
     model = load_model(PRETRAINED / "digits", device="cpu")
     source = open_source(place, None, 100)
     dropped = source.image_column if source.are_pictures else None
@@ -46,8 +40,8 @@ def scored(place: tuple[Any, str], out: tuple[Any, str]) -> int:
 
 @pytest.mark.parametrize("are_pictures", [False, True], ids=["Parquet", "pictures"])
 def test_files_of_another_file_system_are_read_and_written(
-    are_pictures: bool, tmp_path: Path, images: Images, expected: Predictions
-) -> None:
+    are_pictures, tmp_path, images, expected
+):
     # In memory, as far as ours can know an object store.
     remote = fs._MockFileSystem()
     files = {f"a/{row:02}.png": picture(image) for row, image in enumerate(images[:30])}
@@ -66,7 +60,7 @@ def test_files_of_another_file_system_are_read_and_written(
         assert table["picture"].to_pylist() == [*files]
 
 
-def test_threads_end_when_a_piece_fails(tmp_path: Path, images: Images) -> None:
+def test_threads_end_when_a_piece_fails(tmp_path, images):
     write(tmp_path, rows_of(np.tile(images, (20, 1))), row_group_size=100)
     places = [open_place(str(tmp_path / name)) for name in ("digits.parquet", "no")]
     with pytest.raises(ConfigurationError, match=r"/no: .*No such file or directory"):

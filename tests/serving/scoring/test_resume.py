@@ -3,14 +3,12 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serving.model.repository import PRETRAINED
-from serving.predictions import Images
-from tests.serving.scoring.conftest import Score, read, rows_of, write
+from tests.serving.scoring.conftest import read, rows_of, write
 from tests.support.processes import wait_until
 from tests.support.servers import program
 
@@ -18,23 +16,22 @@ NUM_FILES = 200
 
 
 @pytest.fixture
-def source(tmp_path: Path, images: Images) -> Path:
+def source(tmp_path, images):
     """10,000 rows, 50 a file."""
     return write(tmp_path, rows_of(np.tile(images, (20, 1))), row_group_size=50)
 
 
-def command(source: Path, out: Path) -> list[str]:
+def command(source, out):
     words = [sys.executable, "-m", "serving", "score", source, "--output", out]
     options = ["--models", PRETRAINED, "--rows-per-file", 50, "--workers", 2]
     return [*map(str, [*words, *options])]
 
 
-def interrupt(source: Path, out: Path, number: int) -> int:
+def interrupt(source, out, number):
     """Start a run and send it a signal once it has made some files."""
     with program(command(source, out), stderr=subprocess.PIPE) as process:
         wait_until(lambda: len(list(out.glob("part-*"))) > 5)
         process.send_signal(number)
-        assert process.stderr is not None
         line = "digit-serving: interrupted: --resume goes on\n" if number == signal.SIGINT else ""
         assert process.stderr.read() == line
     assert 5 < len(list(out.glob("part-*"))) < NUM_FILES
@@ -42,7 +39,7 @@ def interrupt(source: Path, out: Path, number: int) -> int:
     return process.returncode
 
 
-def times(out: Path) -> dict[str, int]:
+def times(out):
     return {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
 
 
@@ -50,9 +47,7 @@ def times(out: Path) -> dict[str, int]:
     ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1)]
 )
 @pytest.mark.slow
-def test_interrupted_run_is_resumed_and_has_every_row_once(
-    number: int, code: int, tmp_path: Path, source: Path
-) -> None:
+def test_interrupted_run_is_resumed_and_has_every_row_once(number, code, tmp_path, source):
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert interrupt(source, out, number) == code
     assert code < 0 or not list(out.glob("_unfinished-*"))
@@ -68,7 +63,7 @@ def test_interrupted_run_is_resumed_and_has_every_row_once(
     assert contents[0] == contents[1]
 
 
-def test_finished_run_is_not_made_again(tmp_path: Path, images: Images, score: Score) -> None:
+def test_finished_run_is_not_made_again(tmp_path, images, score):
     source = write(tmp_path, [None, *rows_of(images[:99]).to_pylist()])
     score(source)
     before = times(tmp_path / "out")
@@ -90,9 +85,7 @@ def test_finished_run_is_not_made_again(tmp_path: Path, images: Images, score: S
     [(["--precision", "int8"], "model"), (["--rows-per-file", 600], "rows_per_file"),
      (["--drop-images"], "columns"), ([], "input")],
 )  # fmt: skip
-def test_resume_of_something_else_is_refused(
-    options: list[object], subject: str, tmp_path: Path, images: Images, score: Score
-) -> None:
+def test_resume_of_something_else_is_refused(options, subject, tmp_path, images, score):
     source = write(tmp_path, rows_of(images), row_group_size=100)
     score(source)
     if not options:
@@ -102,7 +95,7 @@ def test_resume_of_something_else_is_refused(
     assert f"holds results of another {subject} (" in result.err
 
 
-def test_folder_with_other_files_is_refused(tmp_path: Path, images: Images, score: Score) -> None:
+def test_folder_with_other_files_is_refused(tmp_path, images, score):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").touch()
     result = score(write(tmp_path, rows_of(images)))

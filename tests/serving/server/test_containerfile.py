@@ -7,19 +7,14 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-
 from serving import Client
-from serving.predictions import Images
 from tests.support.servers import started
 
 ROOT = Path(__file__).parents[3]
 CONTAINERFILE = (ROOT / "Containerfile").read_text()
 
 
-def test_image_starts_without_a_volume(
-    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_image_starts_without_a_volume(images, tmp_path, monkeypatch):
     _, *arguments = json.loads(re.findall(r"^ENTRYPOINT (.*)", CONTAINERFILE, re.M)[0])
     settings = dict(re.findall(r"^ENV (DIGITS_\w+)=(.*)", CONTAINERFILE, re.M))
     hosts = ("DIGITS_HOST", "DIGITS_METRICS_HOST", "DIGITS_HTTP_HOST")
@@ -39,7 +34,7 @@ def test_image_starts_without_a_volume(
             assert len(client.classify(images[:3])) == 3
 
 
-def test_context_is_what_is_copied() -> None:
+def test_context_is_what_is_copied():
     first, *lines = [
         line
         for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -55,7 +50,7 @@ def test_context_is_what_is_copied() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
-def test_labels_are_the_projects() -> None:
+def test_labels_are_the_projects():
     labels = dict(
         re.findall(r'^LABEL org\.opencontainers\.image\.(\w+)="(.*)"$', CONTAINERFILE, re.M)
     )

@@ -2,9 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -15,7 +13,7 @@ from tests.support.fakes import until
 INTERVAL_S = 0.02
 
 
-def model(running_s: float) -> Any:
+def model(running_s):
     """A model that classifies no images, with a run that began so long ago."""
     batcher = SimpleNamespace(oldest_run_s=time.monotonic() - running_s, max_run_s=60.0)
     return SimpleNamespace(
@@ -28,12 +26,12 @@ class Owner:
 
     is_stuck = False
 
-    def post(self, task: Callable[[], None]) -> None:
+    def post(self, task):
         if not self.is_stuck:
             task()
 
 
-def test_model_whose_run_was_not_ended_is_stuck_and_the_server_only_with_all() -> None:
+def test_model_whose_run_was_not_ended_is_stuck_and_the_server_only_with_all():
     routes = {"slow": model(50.0), "hung": model(70.0)}
     states = asyncio.run(watched(Owner(), routes, lambda health: bool(health.stuck_models)))
     assert states == (True, {"hung"})
@@ -41,7 +39,7 @@ def test_model_whose_run_was_not_ended_is_stuck_and_the_server_only_with_all() -
     assert states == (False, {"hung"})
 
 
-def test_loop_that_has_no_turn_is_the_whole_server() -> None:
+def test_loop_that_has_no_turn_is_the_whole_server():
     owner = Owner()
     owner.is_stuck = True
     states = asyncio.run(watched(owner, {"slow": model(0.0)}, lambda health: not health.is_serving))
@@ -49,13 +47,13 @@ def test_loop_that_has_no_turn_is_the_whole_server() -> None:
 
 
 @pytest.mark.parametrize("is_stuck", [True, False])
-def test_server_recovers_by_itself(is_stuck: bool) -> None:
-    async def scenario() -> None:
+def test_server_recovers_by_itself(is_stuck):
+    async def scenario():
         owner, routes = Owner(), {"a": model(0.0 if is_stuck else 70.0)}
         owner.is_stuck = is_stuck
         health = Health()
         health.set_serving(True)
-        router: Any = SimpleNamespace(owner=owner, routes=routes)
+        router = SimpleNamespace(owner=owner, routes=routes)
         test = asyncio.create_task(SelfTest(router, health, INTERVAL_S).run())
         await until(lambda: not health.is_serving)
         owner.is_stuck, routes["a"] = False, model(0.0)
@@ -65,12 +63,10 @@ def test_server_recovers_by_itself(is_stuck: bool) -> None:
     asyncio.run(scenario())
 
 
-async def watched(
-    owner: Owner, routes: dict[str, Any], holds: Callable[[Health], bool]
-) -> tuple[bool, set[str]]:
+async def watched(owner, routes, holds):
     health = Health()
     health.set_serving(True)
-    router: Any = SimpleNamespace(owner=owner, routes=routes)
+    router = SimpleNamespace(owner=owner, routes=routes)
     test = asyncio.create_task(SelfTest(router, health, INTERVAL_S).run())
     await until(lambda: holds(health))
     test.cancel()

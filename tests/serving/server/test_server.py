@@ -3,24 +3,20 @@
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving import Classifier, Client
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
 from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.support.processes import wait_until
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
-from tests.support.servers import RunningServer, ended, on_both, running_server, serve_command
+from tests.support.servers import ended, on_both, running_server, serve_command
 
 
-def test_start_line_says_what_is_served(server: RunningServer, transport: str) -> None:
+def test_start_line_says_what_is_served(server, transport):
     assert server.facts == {
         "model": "digits",
         "version": "1",
@@ -35,9 +31,7 @@ def test_start_line_says_what_is_served(server: RunningServer, transport: str) -
     assert server.address.startswith("127.0.0.1:")
 
 
-def test_served_answers_equal_the_in_process_answers_bit_for_bit(
-    client: Client, classifier: Classifier, images: Images
-) -> None:
+def test_served_answers_equal_the_in_process_answers_bit_for_bit(client, classifier, images):
     for num_images in (1, 2, 128, 600):
         some = np.resize(images, (num_images, images.shape[1]))
         served, local = client.classify(some), classifier.classify(some)
@@ -46,11 +40,9 @@ def test_served_answers_equal_the_in_process_answers_bit_for_bit(
         assert served.model_version == local.model_version
 
 
-def test_generated_stub_works_as_any_client_would_use_it(
-    server: RunningServer, images: Images
-) -> None:
+def test_generated_stub_works_as_any_client_would_use_it(server, images):
     with grpc.insecure_channel(server.address) as channel:
-        stub: Any = digits_pb2_grpc.DigitClassifierStub(channel)
+        stub = digits_pb2_grpc.DigitClassifierStub(channel)
         request = digits_pb2.ClassifyRequest(images=images[:2].tobytes())
         response = stub.Classify(request, timeout=TIMEOUT_S)
     assert len(response.digits) == 2
@@ -59,7 +51,7 @@ def test_generated_stub_works_as_any_client_would_use_it(
 
 
 @on_both
-def test_health_says_serving_for_every_service(server: RunningServer) -> None:
+def test_health_says_serving_for_every_service(server):
     serving = health_pb2.HealthCheckResponse.SERVING
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -75,9 +67,7 @@ def test_health_says_serving_for_every_service(server: RunningServer) -> None:
 
 @on_both
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_drains_under_load_and_loses_nothing(
-    models: Path, images: Images, transport: str, number: signal.Signals
-) -> None:
+def test_signal_drains_under_load_and_loses_nothing(models, images, transport, number):
     answered = refused = 0
     others: list[grpc.StatusCode] = []
     with (
@@ -90,7 +80,7 @@ def test_signal_drains_under_load_and_loses_nothing(
         )
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         state = pool.submit(next, watch)
-        call: Any = channel.unary_unary(CLASSIFY)
+        call = channel.unary_unary(CLASSIFY)
         data = encode_request(images[:64].tobytes())
         futures = [call.future(data, timeout=TIMEOUT_S) for _ in range(200)]
         futures[0].result()
@@ -109,9 +99,7 @@ def test_signal_drains_under_load_and_loses_nothing(
 
 
 @on_both
-def test_connection_that_is_old_enough_is_replaced(
-    models: Path, images: Images, transport: str
-) -> None:
+def test_connection_that_is_old_enough_is_replaced(models, images, transport):
     states: list[grpc.ChannelConnectivity] = []
     options = ("--transport", transport, "--max-connection-age", "0.2")
     with running_server(models, *options) as server:
@@ -123,7 +111,7 @@ def test_connection_that_is_old_enough_is_replaced(
 
 
 @on_both
-def test_taken_port_is_one_clear_line(models: Path, transport: str) -> None:
+def test_taken_port_is_one_clear_line(models, transport):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -8,20 +8,16 @@ import signal
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import grpc
 import pytest
 
-from serving import Classifier
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
 from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker
 from serving.system.address import refuse_callers, reserved_port
@@ -32,21 +28,21 @@ from tests.serving.transports.test_streams import stream
 from tests.support.load import OWN_CONNECTION, ClosedLoop
 from tests.support.processes import Footprint, freeze, wait_until
 from tests.support.raw import TIMEOUT_S, Raw
-from tests.support.servers import RunningServer, ended, running_server, serve_command
+from tests.support.servers import ended, running_server, serve_command
 
 NUM_CONNECTIONS = 24
 """That all land on the same one of two workers has a chance of 2^-23."""
 
 
 @contextmanager
-def two_workers(models: Path, transport: str) -> Iterator[RunningServer]:
+def two_workers(models, transport):
     options = ("--workers", "2", "--transport", transport, "--self-test-interval", "0")
     with running_server(models, *options) as server:
         assert server.facts["workers"] == "2"
         yield server
 
 
-def workers_of(server: RunningServer) -> list[int]:
+def workers_of(server):
     """The process ids of the workers that live."""
     pid = server.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -57,14 +53,14 @@ def workers_of(server: RunningServer) -> list[int]:
 class Conversation:
     """A stream that stays open, on a connection of its own."""
 
-    def __init__(self, address: str, closing: ExitStack) -> None:
+    def __init__(self, address, closing):
         self._raw = Raw(address, *OWN_CONNECTION)
         closing.callback(self._raw.channel.close)
         self._requests: queue.Queue[bytes | None] = queue.Queue()
         self._responses = stream(self._raw)(iter(self._requests.get, None), timeout=TIMEOUT_S)
         closing.callback(self._requests.put, None)
 
-    def ask(self, image: Any) -> int | grpc.StatusCode:
+    def ask(self, image):
         """Send an image; return its digit, or how the stream ended."""
         self._requests.put(encode_request(image.tobytes()))
         try:
@@ -74,9 +70,7 @@ class Conversation:
             return code
 
 
-def test_killed_worker_fails_its_own_calls_and_comes_back(
-    models: Path, images: Images, classifier: Classifier
-) -> None:
+def test_killed_worker_fails_its_own_calls_and_comes_back(models, images, classifier):
     expected = classifier.classify(images[:NUM_CONNECTIONS]).digits.tolist()
     with two_workers(models, "h2") as server, ExitStack() as closing:
         before = workers_of(server)
@@ -108,17 +102,14 @@ def test_killed_worker_fails_its_own_calls_and_comes_back(
         assert value(samples, "digits_queue_images") == 0
 
 
-def wait_for_line(server: RunningServer, text: str) -> None:
+def wait_for_line(server, text):
     """Read the log up to a line that holds `text`."""
-    assert server.process.stderr is not None
     while text not in server.process.stderr.readline():
         assert server.process.poll() is None
 
 
 @pytest.mark.slow
-def test_callers_of_a_frozen_worker_go_to_the_other_and_it_is_replaced(
-    models: Path, images: Images, classifier: Classifier
-) -> None:
+def test_callers_of_a_frozen_worker_go_to_the_other_and_it_is_replaced(models, images, classifier):
     expected = classifier.classify(images[:NUM_CONNECTIONS]).digits.tolist()
     with two_workers(models, "h2") as server, ExitStack() as closing:
         before = workers_of(server)
@@ -132,9 +123,7 @@ def test_callers_of_a_frozen_worker_go_to_the_other_and_it_is_replaced(
         assert [talk.ask(image) for talk, image in zip(talks, images, strict=False)] == expected
 
 
-def test_callers_that_a_killed_worker_had_not_taken_are_answered(
-    models: Path, images: Images, classifier: Classifier
-) -> None:
+def test_callers_that_a_killed_worker_had_not_taken_are_answered(models, images, classifier):
     expected = classifier.classify(images[:NUM_CONNECTIONS]).digits.tolist()
     with two_workers(models, "h2") as server, ExitStack() as closing:
         workers = workers_of(server)
@@ -152,7 +141,7 @@ def test_callers_that_a_killed_worker_had_not_taken_are_answered(
         assert [answer.result() for answer in asked] == expected
 
 
-def num_connected(port: int) -> int:
+def num_connected(port):
     """How many connections to a port the kernel has, whether a worker has taken them or not."""
     fields = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(
@@ -160,7 +149,7 @@ def num_connected(port: int) -> int:
     )
 
 
-def test_signal_drains_all_workers_under_load(models: Path, images: Images) -> None:
+def test_signal_drains_all_workers_under_load(models, images):
     requests = [encode_request(image.tobytes()) for image in images[:50]]
     with two_workers(models, "h2") as server:
         loads = [ClosedLoop(server.address, requests, in_flight=8) for _ in range(4)]
@@ -172,7 +161,7 @@ def test_signal_drains_all_workers_under_load(models: Path, images: Images) -> N
     assert grpc.StatusCode.OK in codes
 
 
-def test_workers_end_when_their_supervisor_is_killed(models: Path) -> None:
+def test_workers_end_when_their_supervisor_is_killed(models):
     with two_workers(models, "h2") as server:
         poll = select.poll()
         files = [os.pidfd_open(pid) for pid in workers_of(server)]
@@ -192,9 +181,7 @@ def test_workers_end_when_their_supervisor_is_killed(models: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_same_command_serves_at_once_after_a_stop_and_after_a_crash(
-    number: int, models: Path, images: Images
-) -> None:
+def test_same_command_serves_at_once_after_a_stop_and_after_a_crash(number, models, images):
     with two_workers(models, "h2") as server, ExitStack() as closing:
         address = server.address
         for image in images[:8]:
@@ -206,7 +193,7 @@ def test_same_command_serves_at_once_after_a_stop_and_after_a_crash(
             assert again.address == address
 
 
-def test_stopped_worker_ends_with_its_supervisor(models: Path) -> None:
+def test_stopped_worker_ends_with_its_supervisor(models):
     with two_workers(models, "h2") as server:
         file = os.pidfd_open(pid := workers_of(server)[0])
         freeze(pid)
@@ -215,14 +202,14 @@ def test_stopped_worker_ends_with_its_supervisor(models: Path) -> None:
         os.close(file)
 
 
-def run_to_its_end(models: Path, *options: str, **environment: str) -> tuple[int, str, str]:
+def run_to_its_end(models, *options, **environment):
     """Start a server that can't serve; its exit code, stdout and stderr."""
     command = serve_command(models, "--workers", "2", *options)
     result = ended(command, env=os.environ | environment)
     return result.returncode, result.stdout, result.stderr
 
 
-def test_crash_loop_ends_the_server(models: Path, tmp_path: Path) -> None:
+def test_crash_loop_ends_the_server(models, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nif any('server.worker' in each for each in sys.orig_argv): os._exit(3)\n"
     )
@@ -235,10 +222,9 @@ def test_crash_loop_ends_the_server(models: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_that_are_killed_again_and_again_end_the_server(models: Path) -> None:
+def test_workers_that_are_killed_again_and_again_end_the_server(models):
     with two_workers(models, "grpcio") as server:
         log = server.process.stderr
-        assert log is not None
         is_back = True
         while is_back:
             for pid in workers_of(server):
@@ -247,24 +233,22 @@ def test_workers_that_are_killed_again_and_again_end_the_server(models: Path) ->
         assert server.process.wait(TIMEOUT_S) == 1
 
 
-def test_workers_that_cannot_start_say_why_in_one_line(tmp_path: Path) -> None:
+def test_workers_that_cannot_start_say_why_in_one_line(tmp_path):
     code, out, err = run_to_its_end(tmp_path)
     assert (code, out) == (2, "")
     assert err.startswith(f"digit-serving: no model in {tmp_path}/digits")
     assert err.count("\n") == 1
 
 
-def test_worker_that_dies_before_it_is_told_anything_has_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_worker_that_dies_before_it_is_told_anything_has_ended(monkeypatch):
     """A signal to the whole process group can kill one that is only just forked."""
 
-    def dead(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    def dead(command, **options):
         process = subprocess.Popen(["false"], **options)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return process
 
-    async def scenario() -> int:
+    async def scenario():
         worker = Worker({}, (ModelConfig(), BatchingConfig(), ServerConfig()), lambda: None)
         return await asyncio.wait_for(worker.ended, TIMEOUT_S)
 
@@ -272,7 +256,7 @@ def test_worker_that_dies_before_it_is_told_anything_has_ended(
     assert asyncio.run(scenario()) == 1
 
 
-def test_taken_port_is_one_clear_line(models: Path) -> None:
+def test_taken_port_is_one_clear_line(models):
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
         port = other.getsockname()[1]
         code, out, err = run_to_its_end(models, "--port", str(port))
@@ -280,7 +264,7 @@ def test_taken_port_is_one_clear_line(models: Path) -> None:
     assert err == f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
 
 
-def test_port_without_workers_refuses_callers_until_one_listens_again() -> None:
+def test_port_without_workers_refuses_callers_until_one_listens_again():
     with reserved_port("127.0.0.1", 0, 1) as (listener,):
         address = listener.getsockname()
         for _ in range(2):
@@ -291,7 +275,7 @@ def test_port_without_workers_refuses_callers_until_one_listens_again() -> None:
                 socket.create_connection(address)
 
 
-def test_reserved_port_may_be_shared() -> None:
+def test_reserved_port_may_be_shared():
     with (
         reserved_port("127.0.0.1", 0, 2) as (first, second),
         socket.create_server(first.getsockname(), reuse_port=True) as of_grpc,
@@ -300,12 +284,12 @@ def test_reserved_port_may_be_shared() -> None:
         assert of_grpc.accept()
 
 
-def test_restarts_come_later_with_each_death() -> None:
+def test_restarts_come_later_with_each_death():
     delays_s = [restart_delay_s(number) for number in (1, 2, 3, 4, 6, 7, 10_000)]
     assert delays_s == [0.1, 0.2, 0.4, 0.8, 3.2, 5.0, 5.0]
 
 
-def test_reports_add_up() -> None:
+def test_reports_add_up():
     models = (Served("digits", "1", "cpu", "fp32", "h2", 10),)
     first, second, dead = Counts(), Counts(), Counts()
     first.requests["Classify", "OK"] = 2

@@ -6,12 +6,10 @@ import signal
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from serving import Client
-from serving.predictions import Images
 from tests.support.servers import program, serve_command, started
 
 ACTIVATED = 'exec 3<&{} && LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
@@ -19,9 +17,7 @@ ACTIVATED = 'exec 3<&{} && LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
-def test_socket_of_systemd_is_taken(
-    family: socket.AddressFamily, models: Path, images: Images, tmp_path: Path
-) -> None:
+def test_socket_of_systemd_is_taken(family, models, images, tmp_path):
     path = str(tmp_path / "socket")
     with socket.socket(family) as listener, ThreadPoolExecutor(1) as caller:
         listener.bind(path if family == socket.AF_UNIX else ("127.0.0.1", 0))
@@ -38,9 +34,7 @@ def test_socket_of_systemd_is_taken(
                 assert server.stop() == 0
 
 
-def test_socket_for_another_process_is_not_taken(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_socket_for_another_process_is_not_taken(models, monkeypatch):
     monkeypatch.setenv("LISTEN_PID", "1")
     monkeypatch.setenv("LISTEN_FDS", "1")
     with started(serve_command(models)) as server:
@@ -48,7 +42,7 @@ def test_socket_for_another_process_is_not_taken(
         assert server.stop() == 0
 
 
-def test_each_socket_of_two_has_its_protocol(models: Path, images: Images) -> None:
+def test_each_socket_of_two_has_its_protocol(models, images):
     with socket.create_server(("127.0.0.1", 0)) as http_port, \
             socket.create_server(("127.0.0.1", 0)) as port:  # fmt: skip
         shell = (
@@ -67,12 +61,12 @@ def test_each_socket_of_two_has_its_protocol(models: Path, images: Images) -> No
             assert server.stop() == 0
 
 
-def test_systemd_is_told_what_happens(models: Path, tmp_path: Path) -> None:
+def test_systemd_is_told_what_happens(models, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(60)
 
-        def wait_for(state: str) -> None:
+        def wait_for(state):
             while (told := systemd.recv(1000).decode().split("\n"))[0] != state:
                 assert told == ["WATCHDOG=1"]
             assert len(told) == 1 + (state == "RELOADING=1")

@@ -3,7 +3,6 @@
 import errno
 import socket
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -20,19 +19,19 @@ from tests.support.servers import ended, serve_command
         ("192.0.2.7", "can't listen on 192.0.2.7:0: this machine has no such address"),
     ],
 )
-def test_reason_is_named(host: str, reason: str) -> None:
+def test_reason_is_named(host, reason):
     with pytest.raises(ConfigurationError) as caught:
         bind(host, 0)
     assert str(caught.value).startswith(reason)
 
 
-def test_missing_permission_is_named() -> None:  # root may, so the error is made up
+def test_missing_permission_is_named():  # root may, so the error is made up
     error = cannot_listen("127.0.0.1", 80, OSError(errno.EACCES, "Permission denied"))
     assert "127.0.0.1:80: permission denied, ports below 1024 need root" in str(error)
     assert str(cannot_listen("::1", 8080, OSError(errno.EPERM, ""))).endswith("not permitted")
 
 
-def test_taken_port_is_named() -> None:
+def test_taken_port_is_named():
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
         pytest.raises(Unavailable, match="the port is taken"),
@@ -40,7 +39,7 @@ def test_taken_port_is_named() -> None:
         bind("127.0.0.1", other.getsockname()[1])
 
 
-def test_reserved_port_is_taken_though_nobody_listens_yet() -> None:
+def test_reserved_port_is_taken_though_nobody_listens_yet():
     with reserved_port("127.0.0.1", 0, 2) as (first, _):
         port = first.getsockname()[1]
         with pytest.raises(Unavailable, match="the port is taken"), \
@@ -49,7 +48,7 @@ def test_reserved_port_is_taken_though_nobody_listens_yet() -> None:
 
 
 @pytest.mark.parametrize("option", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
-def test_port_with_connections_in_time_wait_can_be_reserved(option: int) -> None:
+def test_port_with_connections_in_time_wait_can_be_reserved(option):
     """Those of a server with workers, and of one without."""
     with ExitStack() as stack:
         if option == socket.SO_REUSEPORT:
@@ -69,7 +68,7 @@ def test_port_with_connections_in_time_wait_can_be_reserved(option: int) -> None
         assert {each.getsockname() for each in sockets} == {address}
 
 
-def test_ipv6_gets_brackets() -> None:
+def test_ipv6_gets_brackets():
     assert with_port("::1", 7) == "[::1]:7"
     assert with_port("localhost", 7) == "localhost:7"
 
@@ -79,7 +78,7 @@ def test_ipv6_gets_brackets() -> None:
     [("--host", "192.0.2.7"), ("--host", "192.0.2.7", "--workers", "2"),
      ("--metrics-host", "192.0.2.7")],
 )  # fmt: skip
-def test_server_says_it_in_one_line(models: Path, options: tuple[str, ...]) -> None:
+def test_server_says_it_in_one_line(models, options):
     command = serve_command(models, *options)
     done = ended(command)
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 
 import pytest
 
@@ -7,7 +6,7 @@ from serving.system.process import may_poll, usable_cores
 
 
 @pytest.fixture(autouse=True)
-def host(monkeypatch: pytest.MonkeyPatch) -> None:
+def host(monkeypatch):
     """Eight cores are allowed, as on a host of eight."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
 
@@ -26,7 +25,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", 8),
     ],
 )
-def test_quota_of_version_2_limits_the_cores(tmp_path: Path, cpu_max: str, cores: int) -> None:
+def test_quota_of_version_2_limits_the_cores(tmp_path, cpu_max, cores):
     (tmp_path / "cpu.max").write_text(cpu_max + "\n")
     assert usable_cores(tmp_path) == cores
 
@@ -35,16 +34,14 @@ def test_quota_of_version_2_limits_the_cores(tmp_path: Path, cpu_max: str, cores
     ("quota_us", "period_us", "cores"),
     [(-1, 100_000, 8), (150_000, 100_000, 2), (100_000, 50_000, 2), (1_000, 100_000, 1)],
 )
-def test_quota_of_version_1_limits_the_cores(
-    tmp_path: Path, quota_us: int, period_us: int, cores: int
-) -> None:
+def test_quota_of_version_1_limits_the_cores(tmp_path, quota_us, period_us, cores):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota_us}\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text(f"{period_us}\n")
     assert usable_cores(tmp_path) == cores
 
 
-def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
+def test_without_control_groups_the_affinity_counts(tmp_path):
     assert usable_cores(tmp_path) == 8
 
 
@@ -53,8 +50,6 @@ def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
     [("max 100000", 1, True), ("max 100000", 8, True), ("max 100000", 9, False),
      ("400000 100000", 1, False)],
 )  # fmt: skip
-def test_who_has_a_quota_or_shares_a_core_may_not_poll(
-    tmp_path: Path, cpu_max: str, num_processes: int, may: bool
-) -> None:
+def test_who_has_a_quota_or_shares_a_core_may_not_poll(tmp_path, cpu_max, num_processes, may):
     (tmp_path / "cpu.max").write_text(cpu_max + "\n")
     assert may_poll(num_processes, tmp_path) is may

@@ -8,11 +8,9 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,11 +23,11 @@ WAIT_S = 30.0
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., Processes]]:
+def make():
     made: list[Processes] = []
 
-    def one(number: int = 2, **options: float) -> Processes:
-        made.append(Processes(number, ["no_such_module"], **options))  # type: ignore[arg-type]
+    def one(number=2, **options):
+        made.append(Processes(number, ["no_such_module"], **options))
         return made[-1]
 
     yield one
@@ -37,11 +35,11 @@ def make() -> Iterator[Callable[..., Processes]]:
         pool.close()
 
 
-def outcome(future: "Future[Any]") -> Any:
+def outcome(future):
     return future.result(WAIT_S)
 
 
-def is_alive(pid: int) -> bool:
+def is_alive(pid):
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -51,9 +49,7 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("function", "args"), [(os.abort, ()), (ctypes.string_at, (0,)), (os._exit, (0,))]
 )
-def test_crash_costs_its_job_alone(
-    make: Callable[..., Processes], function: Callable[..., object], args: tuple[object, ...]
-) -> None:
+def test_crash_costs_its_job_alone(make, function, args):
     pool = make()
     other = pool.submit("other", time.sleep, 0.2)
     with pytest.raises(InvalidRequest, match=CRASH):
@@ -62,7 +58,7 @@ def test_crash_costs_its_job_alone(
     assert outcome(pool.submit("one", math.factorial, 5)) == 120
 
 
-def test_errors_of_jobs_are_raised_here(make: Callable[..., Processes]) -> None:
+def test_errors_of_jobs_are_raised_here(make):
     pool = make()
     with pytest.raises(ValueError, match="invalid literal"):
         outcome(pool.submit("one", int, "x"))
@@ -71,7 +67,7 @@ def test_errors_of_jobs_are_raised_here(make: Callable[..., Processes]) -> None:
     assert outcome(pool.submit("one", abs, -1)) == 1
 
 
-def test_memory_is_bounded_and_given_back(make: Callable[..., Processes]) -> None:
+def test_memory_is_bounded_and_given_back(make):
     pool = make(1, memory_bytes=64 << 20)
     with pytest.raises(TooLarge):
         outcome(pool.submit("one", bytes, 80 << 20))
@@ -83,12 +79,12 @@ def test_memory_is_bounded_and_given_back(make: Callable[..., Processes]) -> Non
 KEPT: list[bytearray] = []
 
 
-def keep(number: int) -> int:
+def keep(number):
     KEPT.append(bytearray(b"x") * number)
     return os.getpid()
 
 
-def test_job_that_takes_too_long_is_ended(make: Callable[..., Processes]) -> None:
+def test_job_that_takes_too_long_is_ended(make):
     pool = make(1, job_s=0.2)
     before = outcome(pool.submit("one", os.getpid))
     with pytest.raises(DeadlineExceeded):
@@ -97,7 +93,7 @@ def test_job_that_takes_too_long_is_ended(make: Callable[..., Processes]) -> Non
     assert outcome(pool.submit("one", os.getpid)) != before
 
 
-def test_process_of_a_caller_that_left_is_ended(make: Callable[..., Processes]) -> None:
+def test_process_of_a_caller_that_left_is_ended(make):
     pool = make(1)
     before = outcome(pool.submit("", os.getpid))
     running, waiting = pool.submit("", time.sleep, 600), pool.submit("", os.abort)
@@ -108,7 +104,7 @@ def test_process_of_a_caller_that_left_is_ended(make: Callable[..., Processes]) 
     assert outcome(pool.submit("", abs, -1)) == 1
 
 
-def test_callers_take_turns(make: Callable[..., Processes], tmp_path: Path) -> None:
+def test_callers_take_turns(make, tmp_path):
     pool = make(1)
     order = tmp_path / "order"
     first = pool.submit("many", time.sleep, 0.3)
@@ -119,25 +115,23 @@ def test_callers_take_turns(make: Callable[..., Processes], tmp_path: Path) -> N
     assert order.read_text() in ("mfmfmmm", "fmfmmmm")
 
 
-def note(file: Path, text: str) -> None:
+def note(file, text):
     with file.open("a") as stream:
         stream.write(text)
 
 
-def test_one_caller_leaves_a_process_to_the_others(make: Callable[..., Processes]) -> None:
+def test_one_caller_leaves_a_process_to_the_others(make):
     pool = make(2)
     slow = [pool.submit("many", time.sleep, 600) for _ in range(5)]
     assert outcome(pool.submit("few", abs, -1)) == 1
     assert not any(job.done() for job in slow)
 
 
-def has_new_child(process: int, before: list[int]) -> bool:
+def has_new_child(process, before):
     return children(process) not in ([], before)
 
 
-def test_child_that_is_killed_while_it_has_no_job_costs_no_job(
-    make: Callable[..., Processes],
-) -> None:
+def test_child_that_is_killed_while_it_has_no_job_costs_no_job(make):
     pool = make(1)
     process = outcome(pool.submit("", os.getppid))
     for _ in range(3):
@@ -147,7 +141,7 @@ def test_child_that_is_killed_while_it_has_no_job_costs_no_job(
     assert outcome(pool.submit("", os.getppid)) == process
 
 
-def test_too_many_waiting_are_refused(make: Callable[..., Processes]) -> None:
+def test_too_many_waiting_are_refused(make):
     pool = make(2)
     submit = partial(pool.submit, "many", time.sleep, 600)
     submit()
@@ -159,7 +153,7 @@ def test_too_many_waiting_are_refused(make: Callable[..., Processes]) -> None:
     assert outcome(pool.submit("few", abs, -1)) == 1
 
 
-def test_job_that_is_given_up_while_it_waits_keeps_nothing(make: Callable[..., Processes]) -> None:
+def test_job_that_is_given_up_while_it_waits_keeps_nothing(make):
     pool = make(2)
     running = pool.submit("many", time.sleep, 600)
     wait_until(lambda: not pool._waiting)
@@ -176,7 +170,7 @@ class Kept:
     """Objects that are seen to be freed."""
 
 
-def test_process_that_is_stopped_is_replaced(make: Callable[..., Processes]) -> None:
+def test_process_that_is_stopped_is_replaced(make):
     pool = make(1, job_s=0.5)
     before = outcome(pool.submit("", os.getpid))
     os.kill(before, signal.SIGSTOP)
@@ -186,9 +180,7 @@ def test_process_that_is_stopped_is_replaced(make: Callable[..., Processes]) -> 
     assert outcome(pool.submit("", abs, -1)) == 1
 
 
-def test_child_that_is_killed_while_it_has_no_job_costs_none(
-    make: Callable[..., Processes],
-) -> None:
+def test_child_that_is_killed_while_it_has_no_job_costs_none(make):
     """And no later job gets the outcome of another."""
     pool = make(1)
     for number in range(20):
@@ -197,7 +189,7 @@ def test_child_that_is_killed_while_it_has_no_job_costs_none(
         assert [outcome(job) for job in jobs] == [number, number + 1]
 
 
-def test_closing_ends_a_stopped_process(make: Callable[..., Processes]) -> None:
+def test_closing_ends_a_stopped_process(make):
     pool = make(1)
     process = outcome(pool.submit("", os.getpid))
     os.kill(process, signal.SIGSTOP)
@@ -205,23 +197,19 @@ def test_closing_ends_a_stopped_process(make: Callable[..., Processes]) -> None:
     wait_until(lambda: not is_alive(process))
 
 
-def test_job_whose_process_is_killed_is_begun_again(
-    make: Callable[..., Processes], tmp_path: Path
-) -> None:
+def test_job_whose_process_is_killed_is_begun_again(make, tmp_path):
     pool = make(1)
     assert outcome(pool.submit("", abort_at_first, tmp_path / "begun")) == "again"
 
 
-def abort_at_first(file: Path) -> str:
+def abort_at_first(file):
     if not file.exists():
         file.touch()
         os.abort()
     return "again"
 
 
-def test_no_more_processes_is_no_fault_of_the_jobs(
-    make: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_more_processes_is_no_fault_of_the_jobs(make, monkeypatch):
     pool = make(2)
     running = pool.submit("one", time.sleep, 1)
     wait_until(lambda: bool(pool._busy))
@@ -231,13 +219,11 @@ def test_no_more_processes_is_no_fault_of_the_jobs(
     assert outcome(running) is None
 
 
-def fail(*_: object, **__: object) -> None:
+def fail(*_, **__):
     raise BlockingIOError
 
 
-def test_no_more_threads_is_said_and_the_next_job_is_done(
-    make: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_more_threads_is_said_and_the_next_job_is_done(make, monkeypatch):
     pool = make(1)
     with monkeypatch.context() as patch:
         patch.setattr("threading.Thread.start", start_nothing)
@@ -246,11 +232,11 @@ def test_no_more_threads_is_said_and_the_next_job_is_done(
     assert outcome(pool.submit("", abs, -1)) == 1
 
 
-def start_nothing(_: object) -> None:
+def start_nothing(_):
     raise RuntimeError("can't start new thread")
 
 
-def test_results_come_in_order_and_a_crash_is_a_text(make: Callable[..., Processes]) -> None:
+def test_results_come_in_order_and_a_crash_is_a_text(make):
     numbers = iter(range(100))
     results = mapped(make(2), crash_at_three, numbers, 4)
     assert [next(results) for _ in range(5)] == [0, 1, 2, CRASH, 4]
@@ -258,18 +244,18 @@ def test_results_come_in_order_and_a_crash_is_a_text(make: Callable[..., Process
     results.close()
 
 
-def crash_at_three(number: int) -> int:
+def crash_at_three(number):
     return os.abort() if number == 3 else number
 
 
-def test_all_end_when_idle_and_start_again(make: Callable[..., Processes]) -> None:
+def test_all_end_when_idle_and_start_again(make):
     pool = make(1, idle_s=0.1)
     process = outcome(pool.submit("", os.getpid))
     wait_until(lambda: not is_alive(process))
     assert outcome(pool.submit("", abs, -1)) == 1
 
 
-def test_closing_ends_what_runs(make: Callable[..., Processes]) -> None:
+def test_closing_ends_what_runs(make):
     pool = make(1)
     jobs = [pool.submit("", time.sleep, 600) for _ in range(2)]
     pool.close()
@@ -280,9 +266,7 @@ def test_closing_ends_what_runs(make: Callable[..., Processes]) -> None:
         pool.submit("", abs, -1)
 
 
-def test_processes_have_no_files_of_this_one(
-    make: Callable[..., Processes], tmp_path: Path
-) -> None:
+def test_processes_have_no_files_of_this_one(make, tmp_path):
     with (tmp_path / "ours").open("w") as ours:
         os.set_inheritable(ours.fileno(), True)
         files = outcome(make(1).submit("", files_open))
@@ -290,7 +274,7 @@ def test_processes_have_no_files_of_this_one(
     assert {files.get(number) for number in (0, 1, 2)} == {"/dev/null"}
 
 
-def files_open() -> dict[int, str]:
+def files_open():
     found = {}
     for entry in Path("/proc/self/fd").iterdir():
         if entry.is_symlink():
@@ -308,10 +292,9 @@ pool.submit("", time.sleep, 600).result()
 """
 
 
-def test_all_end_with_a_parent_that_is_killed() -> None:
+def test_all_end_with_a_parent_that_is_killed():
     command = [sys.executable, "-c", PARENT]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         time.sleep(0.1)
         parent.send_signal(signal.SIGKILL)

@@ -23,7 +23,7 @@ async def main():
 
 @pytest.mark.parametrize("run", ["asyncio.run", "__import__('uvloop').run"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_that_another_thread_gets_is_handled(run: str, number: signal.Signals) -> None:
+def test_signal_that_another_thread_gets_is_handled(run, number):
     script = SCRIPT.format(run=run, number=int(number))
     done = ended([sys.executable, "-c", script], check=True)
     assert done.stdout.split() == ["ready", str(int(number))]

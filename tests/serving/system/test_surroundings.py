@@ -3,41 +3,32 @@
 import ctypes
 import os
 import resource
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from serving import Client
-from serving.predictions import Images
 from tests.support.servers import ended, running_server, serve_command
 
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
 
 
-def missing(folder: Path) -> Path:
+def missing(folder):
     return folder / "missing"
 
 
-def read_only(folder: Path) -> Path:
+def read_only(folder):
     folder.chmod(0o500)
     return folder
 
 
-def oddly_named(folder: Path) -> Path:
+def oddly_named(folder):
     path = folder / "a b#c?d%20"
     path.mkdir()
     return path
 
 
 @pytest.mark.parametrize("make", [missing, read_only, oddly_named])
-def test_no_temporary_folder_is_needed(
-    models: Path,
-    tmp_path: Path,
-    images: Images,
-    monkeypatch: pytest.MonkeyPatch,
-    make: Callable[[Path], Path],
-) -> None:
+def test_no_temporary_folder_is_needed(models, tmp_path, images, monkeypatch, make):
     folder = make(tmp_path)
     monkeypatch.setenv("TMPDIR", str(folder))
     with running_server(models, "--workers", "2") as server:
@@ -47,7 +38,7 @@ def test_no_temporary_folder_is_needed(
         assert server.stop() == 0
 
 
-def obey_permissions() -> None:
+def obey_permissions():
     """Have file permissions count for root, too, from the next exec on."""
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None)
@@ -55,7 +46,7 @@ def obey_permissions() -> None:
             assert libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
 
 
-def test_model_directory_without_permission_is_a_clear_line(tmp_path: Path) -> None:
+def test_model_directory_without_permission_is_a_clear_line(tmp_path):
     model_dir = tmp_path / "digits"
     model_dir.mkdir()
     (model_dir / "1").mkdir()
@@ -71,8 +62,8 @@ def test_model_directory_without_permission_is_a_clear_line(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("workers", "number"), [("1", 8), ("2", 32)])
-def test_too_few_descriptors_are_one_clear_line(models: Path, workers: str, number: int) -> None:
-    def limit() -> None:
+def test_too_few_descriptors_are_one_clear_line(models, workers, number):
+    def limit():
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 
     result = ended(serve_command(models, "--workers", workers), preexec_fn=limit)

@@ -5,11 +5,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -29,7 +26,7 @@ from tests.support.tickets import image_with
 MODELS = (Served("digits", "1", "cpu", "fp32", "h2", 10),)
 
 
-def get(address: str, path: str, method: str = "GET") -> tuple[int, str]:
+def get(address, path, method="GET"):
     """Ask once; status and body."""
     host, _, port = address.rpartition(":")
     connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=TIMEOUT_S)
@@ -41,19 +38,19 @@ def get(address: str, path: str, method: str = "GET") -> tuple[int, str]:
         connection.close()
 
 
-def report() -> Report:
+def report():
     return Report(MODELS, BatchingConfig(), 0, 100, 0, True, Usage.now(), Counts())
 
 
 @pytest.fixture
-def exporter() -> Iterator[Exporter]:
+def exporter():
     exporter = Exporter("127.0.0.1", 0)
     exporter.serve(report, lambda: State(is_serving=True))
     yield exporter
     exporter.close()
 
 
-def test_only_three_paths_are_answered(exporter: Exporter) -> None:
+def test_only_three_paths_are_answered(exporter):
     assert get(exporter.address, "/healthz") == (200, "alive\n")
     assert get(exporter.address, "/readyz?verbose=1") == (200, "SERVING\n")
     status, page = get(exporter.address, "/metrics")
@@ -63,13 +60,13 @@ def test_only_three_paths_are_answered(exporter: Exporter) -> None:
         assert get(exporter.address, path)[0] == 404, path
 
 
-def test_only_reading_is_allowed(exporter: Exporter) -> None:
+def test_only_reading_is_allowed(exporter):
     assert get(exporter.address, "/healthz", "HEAD") == (200, "")
     for method in ("POST", "PUT", "DELETE", "OPTIONS"):
         assert get(exporter.address, "/healthz", method)[0] == 405
 
 
-def test_open_metrics_are_sent_to_who_asks_for_them(exporter: Exporter) -> None:
+def test_open_metrics_are_sent_to_who_asks_for_them(exporter):
     host, _, port = exporter.address.rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)
     connection.request("GET", "/metrics", headers={"accept": "application/openmetrics-text"})
@@ -79,7 +76,7 @@ def test_open_metrics_are_sent_to_who_asks_for_them(exporter: Exporter) -> None:
     connection.close()
 
 
-def test_starting_server_is_alive_and_not_ready() -> None:
+def test_starting_server_is_alive_and_not_ready():
     exporter = Exporter("127.0.0.1", 0)
     try:
         assert get(exporter.address, "/healthz")[0] == 200
@@ -89,12 +86,12 @@ def test_starting_server_is_alive_and_not_ready() -> None:
         exporter.close()
 
 
-def test_it_answers_while_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_answers_while_the_model_is_loaded(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     seen: list[int] = []
 
-    def load(*_: object) -> None:
+    def load(*_):
         seen.extend(get(f"127.0.0.1:{port}", path)[0] for path in ("/healthz", "/readyz"))
         raise ConfigurationError("seen enough")
 
@@ -105,7 +102,7 @@ def test_it_answers_while_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -
     assert seen == [200, 503]
 
 
-def test_ipv6(models: Path) -> None:
+def test_ipv6(models):
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -116,7 +113,7 @@ def test_ipv6(models: Path) -> None:
         assert is_serving(server.address)
 
 
-def test_idle_connections_neither_make_threads_nor_keep_others_out(exporter: Exporter) -> None:
+def test_idle_connections_neither_make_threads_nor_keep_others_out(exporter):
     num_threads, num_files = threading.active_count(), open_files()
     with ExitStack() as closing:
         for _ in range(400):
@@ -127,14 +124,14 @@ def test_idle_connections_neither_make_threads_nor_keep_others_out(exporter: Exp
         wait_until(lambda: open_files() < num_files + 400 + 80)
 
 
-def open_files() -> int:
+def open_files():
     return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize(
     "sent", [b"GET / HTTP/1.1\r\nx: " + b"x" * 100_000, b"\r\n\r\n", b"\x16\x03\x01\x00", b"GET"]
 )
-def test_what_is_no_request_ends_its_connection_only(exporter: Exporter, sent: bytes) -> None:
+def test_what_is_no_request_ends_its_connection_only(exporter, sent):
     with connected(exporter.address, TIMEOUT_S) as connection:
         try:
             connection.sendall(sent)
@@ -146,7 +143,7 @@ def test_what_is_no_request_ends_its_connection_only(exporter: Exporter, sent: b
     assert get(exporter.address, "/healthz")[0] == 200
 
 
-def test_silent_connection_is_closed_after_a_while() -> None:
+def test_silent_connection_is_closed_after_a_while():
     exporter = Exporter("127.0.0.1", 0, limits=replace(LIMITS, handshake_s=0.05))
     with closing(exporter), connected(exporter.address, TIMEOUT_S) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\n")
@@ -154,7 +151,7 @@ def test_silent_connection_is_closed_after_a_while() -> None:
             assert connection.recv(1) == b""
 
 
-def test_foreign_hosts_are_refused(exporter: Exporter) -> None:
+def test_foreign_hosts_are_refused(exporter):
     host, _, port = exporter.address.rpartition(":")
     with closing(http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)) as connection:
         connection.request("GET", "/metrics", headers={"host": "evil.example"})
@@ -162,7 +159,7 @@ def test_foreign_hosts_are_refused(exporter: Exporter) -> None:
 
 
 @on_both
-def test_readiness_follows_the_engine_and_liveness_does_not(transport: str) -> None:
+def test_readiness_follows_the_engine_and_liveness_does_not(transport):
     with paced_server(transport, self_test_interval_s=0.3) as server:
         metrics = server.facts["metrics"]
         assert get(metrics, "/readyz")[0] == 200
@@ -173,13 +170,14 @@ def test_readiness_follows_the_engine_and_liveness_does_not(transport: str) -> N
         wait_until(lambda: get(metrics, "/readyz")[0] == 200)
 
 
-def test_draining_server_is_not_ready_and_still_alive() -> None:
+def test_draining_server_is_not_ready_and_still_alive():
     with paced_server() as server:
         metrics = server.facts["metrics"]
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
-            method: Any = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
-            call = method.future(b"\x0a\x90\x06" + image_with(1).tobytes(), timeout=TIMEOUT_S)
+            call = channel.unary_unary("/digits.v1.DigitClassifier/Classify").future(
+                b"\x0a\x90\x06" + image_with(1).tobytes(), timeout=TIMEOUT_S
+            )
             wait_until(lambda: server.num_begun() == 1)
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: get(metrics, "/readyz")[0] == 503)
@@ -191,7 +189,7 @@ def test_draining_server_is_not_ready_and_still_alive() -> None:
 
 
 @pytest.mark.slow
-def test_readiness_of_several_workers_is_that_of_all(models: Path) -> None:
+def test_readiness_of_several_workers_is_that_of_all(models):
     with running_server(models, "--workers", "2") as server:
         metrics = server.facts["metrics"]
         assert get(metrics, "/readyz")[0] == 200

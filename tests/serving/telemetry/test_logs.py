@@ -6,7 +6,6 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -18,7 +17,7 @@ NASTY = 'a\nb\r\x1b[31m"\x00\u2028é'
 
 
 @pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
+def restored():
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -26,17 +25,15 @@ def restored() -> Iterator[None]:
     root.setLevel(level)
 
 
-def written(capsys: pytest.CaptureFixture[str]) -> str:
+def written(capsys):
     """The log so far."""
     logging.getLogger().handlers[0].flush()
     return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_control_characters_do_not_break_the_line(
-    log_format: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    logs.setup(log_format)  # type: ignore[arg-type]
+def test_control_characters_do_not_break_the_line(log_format, capsys):
+    logs.setup(log_format)
     token = logs.request_fields.set({"request_id": "order-17"})
     logging.getLogger("serving.test").warning("name %s", NASTY, extra={"fields": {"id": NASTY}})
     logs.request_fields.reset(token)
@@ -50,8 +47,8 @@ def test_control_characters_do_not_break_the_line(
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_times_are_rfc_3339(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
-    logs.setup(log_format)  # type: ignore[arg-type]
+def test_times_are_rfc_3339(log_format, capsys):
+    logs.setup(log_format)
     before = datetime.now(UTC).replace(microsecond=0)
     logging.getLogger("serving.test").warning("now")
     error = written(capsys)
@@ -60,7 +57,7 @@ def test_times_are_rfc_3339(log_format: str, capsys: pytest.CaptureFixture[str])
     assert before <= datetime.fromisoformat(text) <= datetime.now(UTC)
 
 
-def test_exception_is_part_of_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exception_is_part_of_the_line(capsys):
     logs.setup("json")
     try:
         raise ValueError("planted")
@@ -71,8 +68,8 @@ def test_exception_is_part_of_the_line(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_long_line_keeps_its_ends(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
-    logs.setup(log_format)  # type: ignore[arg-type]
+def test_long_line_keeps_its_ends(log_format, capsys):
+    logs.setup(log_format)
     logging.getLogger("serving.test").warning("begin %s end", "-\n" * 100_000)
     line = written(capsys).rstrip("\n")
     assert len(line) <= 1_000
@@ -80,9 +77,7 @@ def test_long_line_keeps_its_ends(log_format: str, capsys: pytest.CaptureFixture
     assert "end" in line
 
 
-def test_long_exception_beside_a_long_message_is_one_short_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_long_exception_beside_a_long_message_is_one_short_line(capsys):
     logs.setup("json")
     try:
         raise ValueError("\x1b" * 10_000 + "planted")
@@ -95,9 +90,7 @@ def test_long_exception_beside_a_long_message_is_one_short_line(
     assert event["exception"].endswith("planted")
 
 
-def test_message_that_does_not_fit_its_arguments_ends_nothing(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_message_that_does_not_fit_its_arguments_ends_nothing(capsys):
     logs.setup("text")
     logging.getLogger("serving.test").warning("%d images", "many")
     logging.getLogger("serving.test").warning("next")
@@ -109,19 +102,19 @@ def test_message_that_does_not_fit_its_arguments_ends_nothing(
 class Pipe:
     """A stream whose reader comes late."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.read = threading.Event()
         self.lines: list[str] = []
 
-    def write(self, line: str) -> None:
+    def write(self, line):
         assert self.read.wait(TIMEOUT_S)
         self.lines.append(line)
 
-    def flush(self) -> None:
+    def flush(self):
         pass
 
 
-def test_nobody_who_logs_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_who_logs_waits_for_a_reader(monkeypatch):
     pipe = Pipe()
     monkeypatch.setattr("sys.stderr", pipe)
     monkeypatch.setattr("serving.telemetry.logs._MAX_WAITING", 10)
@@ -136,40 +129,40 @@ def test_nobody_who_logs_waits_for_a_reader(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Full:
-    def write(self, line: str) -> None:
+    def write(self, line):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_stream_that_is_full_or_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_that_is_full_or_closed_ends_nothing(monkeypatch):
     for stream in (Full(), None):
         monkeypatch.setattr("sys.stderr", stream)
         logs.setup("text")
         logging.getLogger("serving.test").warning("nobody sees this")
         logging.getLogger().handlers[0].flush()
-        logs.print_line("nor this", stream)  # type: ignore[arg-type]
+        logs.print_line("nor this", stream)
 
 
 class Slow:
     """A stream in which another thread may write while one does."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.text = ""
 
-    def write(self, text: str) -> None:
+    def write(self, text):
         for part in (text[:5], text[5:]):
             time.sleep(0.02)
             self.text += part
 
-    def flush(self) -> None:
+    def flush(self):
         pass
 
 
-def test_printed_line_comes_after_the_logged_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_line_comes_after_the_logged_ones(monkeypatch):
     stream = Slow()
     monkeypatch.setattr("sys.stderr", stream)
     logs.setup("text")
     logging.getLogger("serving.test").warning("first")
-    assert logs.print_line("the reason", stream)  # type: ignore[arg-type]
+    assert logs.print_line("the reason", stream)
     first, last = stream.text.splitlines()
     assert first.endswith("first")
     assert last == "the reason"

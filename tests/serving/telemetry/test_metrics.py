@@ -1,27 +1,23 @@
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving import Classifier, Client
+from serving import Client
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
 from serving.telemetry.metrics import Histogram, Metrics
 from tests.support.processes import paced_server, wait_until
-from tests.support.servers import RunningServer, on_both, running_server
+from tests.support.servers import on_both, running_server
 from tests.support.tickets import image_with
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def scrape(server: RunningServer) -> Samples:
+def scrape(server):
     """Every sample by its name and labels, as Prometheus would read it."""
     with urllib.request.urlopen(f"http://{server.facts['metrics']}/metrics", timeout=10) as page:
         text = page.read().decode()
@@ -32,25 +28,24 @@ def scrape(server: RunningServer) -> Samples:
     }
 
 
-def value(samples: Samples, sample: str, **labels: str) -> float:
+def value(samples, sample, **labels):
     return samples[sample, frozenset(labels.items())]
 
 
 @pytest.fixture
-def fresh(models: Path, transport: str) -> Iterator[RunningServer]:
+def fresh(models, transport):
     """A server that has counted nothing yet."""
     with running_server(models, "--transport", transport, "--self-test-interval", "0") as server:
         yield server
 
 
 @on_both
-def test_requests_and_images_are_counted(fresh: RunningServer, images: Images) -> None:
+def test_requests_and_images_are_counted(fresh, images):
     with Client(fresh.address) as client, grpc.insecure_channel(fresh.address) as channel:
         for _ in range(5):
             client.classify(images[:1])
         client.classify(images[:200])
-        call: Any = channel.unary_unary(CLASSIFY)
-        future = call.future(encode_request(b"bad"))
+        future = channel.unary_unary(CLASSIFY).future(encode_request(b"bad"))
         assert future.code() is grpc.StatusCode.INVALID_ARGUMENT
     samples = scrape(fresh)
     assert value(samples, "digits_requests_total", method="Classify", status="OK") == 6
@@ -61,7 +56,7 @@ def test_requests_and_images_are_counted(fresh: RunningServer, images: Images) -
     assert value(samples, "digits_queue_images") == 0
 
 
-def test_histograms_add_up(fresh: RunningServer, images: Images) -> None:
+def test_histograms_add_up(fresh, images):
     with Client(fresh.address) as client:
         for _ in range(20):
             client.classify(images[:1])
@@ -77,9 +72,7 @@ def test_histograms_add_up(fresh: RunningServer, images: Images) -> None:
     assert 0 < value(samples, "digits_request_seconds_sum") < 10
 
 
-def test_answers_are_counted_by_digit_and_certainty(
-    fresh: RunningServer, images: Images, classifier: Classifier
-) -> None:
+def test_answers_are_counted_by_digit_and_certainty(fresh, images, classifier):
     predictions = classifier.classify(images)
     with Client(fresh.address) as client:
         for first in range(0, 100):
@@ -98,23 +91,22 @@ def test_answers_are_counted_by_digit_and_certainty(
 
 
 @on_both
-def test_unknown_methods_are_counted_and_their_names_are_not_labels(server: RunningServer) -> None:
+def test_unknown_methods_are_counted_and_their_names_are_not_labels(server):
     counter = "digits_requests_total", frozenset({("method", "other"), ("status", "UNIMPLEMENTED")})
     before = scrape(server).get(counter, 0)
     with grpc.insecure_channel(server.address) as channel:
         for path in ("/digits.v1.DigitClassifier/Nope", "/nobody.knows/It", "/x/y"):
-            call: Any = channel.unary_unary(path)
-            future = call.future(b"")
+            future = channel.unary_unary(path).future(b"")
             assert future.code() is grpc.StatusCode.UNIMPLEMENTED
     assert scrape(server)[counter] == before + 3
 
 
-def test_calls_in_flight_and_the_queue_are_shown() -> None:
+def test_calls_in_flight_and_the_queue_are_shown():
     # The other transport reads no more calls while its own thread runs some.
     with paced_server("grpcio", queue_capacity=100) as server:
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
-            call: Any = channel.unary_unary(CLASSIFY)
+            call = channel.unary_unary(CLASSIFY)
             first = call.future(encode_request(image_with(1).tobytes()))
             wait_until(lambda: server.num_begun() == 1)
             rest = [call.future(encode_request(image_with(n).tobytes())) for n in range(4)]
@@ -128,7 +120,7 @@ def test_calls_in_flight_and_the_queue_are_shown() -> None:
         assert value(scrape(server), "digits_calls_in_flight") == 0
 
 
-def test_process_is_shown_by_the_usual_names(server: RunningServer) -> None:
+def test_process_is_shown_by_the_usual_names(server):
     samples = scrape(server)
     pid = server.process.pid
     status = Path(f"/proc/{pid}/status").read_text()
@@ -143,13 +135,13 @@ def test_process_is_shown_by_the_usual_names(server: RunningServer) -> None:
     assert now_s - 1000 < value(samples, "process_start_time_seconds") < now_s
 
 
-def test_model_is_told(server: RunningServer) -> None:
+def test_model_is_told(server):
     facts = server.facts
     labels = {name: facts[name] for name in ("version", "device", "precision", "transport")}
     assert value(scrape(server), "digits_model_info", name="digits", **labels) == 1
 
 
-def test_histogram_counts_a_value_on_a_bound_below_it() -> None:
+def test_histogram_counts_a_value_on_a_bound_below_it():
     histogram = Histogram((1, 10))
     for number in (0.5, 1, 2, 10, 11):
         histogram.add(number)
@@ -158,7 +150,7 @@ def test_histogram_counts_a_value_on_a_bound_below_it() -> None:
     assert histogram.sum == 26.5
 
 
-def test_sums_over_many_runs_are_exact() -> None:
+def test_sums_over_many_runs_are_exact():
     """Of runs of all sizes, counted in between and at the end, beside plain sums."""
     generator, metrics = np.random.default_rng(0), Metrics()
     rows, answers, calls, certainties = 0, [0] * 10, 0, []

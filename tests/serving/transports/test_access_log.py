@@ -1,17 +1,12 @@
 """Log lines of calls: ids come in, go on and come back; one event is one line of JSON."""
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import grpc
 import pytest
 
-from serving import Classifier
 from serving.config import SecurityConfig
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
-from serving.server.server import Server
 from serving.telemetry.logs import ACCESS
 from tests.support.h2_connection import Connection
 from tests.support.h2_server import server_inside
@@ -28,37 +23,33 @@ TOKEN = "a-token-of-some-length"
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+def lines(caplog):
     """Yields a function that returns the access lines so far."""
     with caplog.at_level(logging.INFO, ACCESS):
         yield lambda: [vars(each)["fields"] for each in caplog.records if each.name == ACCESS]
 
 
-Lines = Callable[[], list[dict[str, Any]]]
-
-
 @pytest.fixture
-def logging_server(classifier: Classifier, transport: str) -> Iterator[Server]:
+def logging_server(classifier, transport):
     with server_inside(classifier, transport=transport, access_log=1.0) as server:
         yield server
 
 
-def call(server: Server, data: bytes, path: str = CLASSIFY, **metadata: str) -> Any:
+def call(server, data, path=CLASSIFY, **metadata):
     """Make one call to its end; return it with its id in the trailers."""
     sent = tuple((name.replace("_", "-"), value) for name, value in metadata.items())
     with grpc.insecure_channel(server.address) as channel:
-        method: Any = channel.unary_unary(path)
-        future = method.future(data, timeout=TIMEOUT_S, metadata=sent)
+        future = channel.unary_unary(path).future(data, timeout=TIMEOUT_S, metadata=sent)
         future.exception()
         return future
 
 
-def id_of(done: Any) -> str | None:
+def id_of(done):
     """The id that came back with a call."""
     return dict(done.trailing_metadata()).get("x-request-id")
 
 
-def test_ids_are_logged_and_come_back(logging_server: Server, images: Images, lines: Lines) -> None:
+def test_ids_are_logged_and_come_back(logging_server, images, lines):
     data = encode_request(images[0].tobytes())
     done = call(logging_server, data, x_request_id="order-17", traceparent=TRACEPARENT)
     assert done.code() is grpc.StatusCode.OK
@@ -74,9 +65,7 @@ def test_ids_are_logged_and_come_back(logging_server: Server, images: Images, li
     assert 0 < line["duration_s"] < TIMEOUT_S
 
 
-def test_missing_and_bad_ids_are_replaced(
-    logging_server: Server, images: Images, lines: Lines
-) -> None:
+def test_missing_and_bad_ids_are_replaced(logging_server, images, lines):
     data = encode_request(images[0].tobytes())
     bad = ["", "with a space", "x" * 129]
     done = [call(logging_server, data)]
@@ -89,9 +78,7 @@ def test_missing_and_bad_ids_are_replaced(
 
 
 @on_both
-def test_calls_of_every_kind_are_logged(
-    logging_server: Server, images: Images, lines: Lines
-) -> None:
+def test_calls_of_every_kind_are_logged(logging_server, images, lines):
     calls = [
         ("a", CLASSIFY, b"bad", "INVALID_ARGUMENT"),
         ("b", GET_MODEL, b"bad", "OK"),
@@ -109,11 +96,9 @@ def test_calls_of_every_kind_are_logged(
 
 
 @on_both
-def test_calls_whose_callers_leave_are_logged(
-    logging_server: Server, images: Images, lines: Lines
-) -> None:
+def test_calls_whose_callers_leave_are_logged(logging_server, images, lines):
     with grpc.insecure_channel(logging_server.address) as channel:
-        watching: Any = channel.unary_stream(WATCH)
+        watching = channel.unary_stream(WATCH)
         cancelled = watching(b"", metadata=(("x-request-id", "cancelled"),))
         next(cancelled)
         cancelled.cancel()
@@ -125,7 +110,7 @@ def test_calls_whose_callers_leave_are_logged(
         assert (logged[name]["method"], logged[name]["status"]) == (WATCH, "CANCELLED")
 
 
-def test_requests_that_are_not_grpcs_are_not_logged(logging_server: Server, lines: Lines) -> None:
+def test_requests_that_are_not_grpcs_are_not_logged(logging_server, lines):
     with Connection(logging_server.address, TIMEOUT_S) as connection:
         connection.open()
         connection.call(1, b"", content_type="text/html")
@@ -134,7 +119,7 @@ def test_requests_that_are_not_grpcs_are_not_logged(logging_server: Server, line
 
 
 @on_both
-def test_refused_tokens_are_logged(classifier: Classifier, transport: str, lines: Lines) -> None:
+def test_refused_tokens_are_logged(classifier, transport, lines):
     security = SecurityConfig(tokens=TOKEN)
     with server_inside(
         classifier, transport=transport, access_log=1.0, security=security
@@ -147,8 +132,8 @@ def test_refused_tokens_are_logged(classifier: Classifier, transport: str, lines
 
 @pytest.mark.parametrize(("share", "logged"), [(1e-9, ["INVALID_ARGUMENT"]), (0.0, [])])
 def test_failures_are_logged_whatever_the_share_and_nothing_without_one(
-    classifier: Classifier, images: Images, lines: Lines, share: float, logged: list[str]
-) -> None:
+    classifier, images, lines, share, logged
+):
     with server_inside(classifier, access_log=share) as server:
         for _ in range(20):
             done = call(server, encode_request(images[0].tobytes()), x_request_id="a")

@@ -7,8 +7,6 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig
 from serving.model.engine import LoadedModel
@@ -29,19 +27,19 @@ from tests.support.fakes import (
 Scenario = Coroutine[Any, Any, None]
 
 
-def run(scenario: Scenario) -> None:
+def run(scenario):
     """Run a scenario as the server does: uvloop's timers count milliseconds, and may be early."""
     import uvloop
 
     uvloop.run(asyncio.wait_for(scenario, 2 * TIMEOUT_S))
 
 
-def loaded(version: str = "1") -> LoadedModel:
+def loaded(version="1"):
     return LoadedModel(FakeModel(version), replace(MANIFEST, version=version), "fp32", 64)
 
 
-def test_every_call_that_waits_for_others_is_run() -> None:
-    async def scenario() -> None:
+def test_every_call_that_waits_for_others_is_run():
+    async def scenario():
         router = router_of(loaded(), BatchingConfig(max_queue_delay_s=0.0024))
         loop, target = AsyncioLoop(router), router.find("digits")
         loop.start()
@@ -54,13 +52,13 @@ def test_every_call_that_waits_for_others_is_run() -> None:
     run(scenario())
 
 
-def test_only_one_turn_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario() -> None:
+def test_only_one_turn_is_planned(monkeypatch):
+    async def scenario():
         loop = AsyncioLoop(router_of(loaded()))
         loop.start()
         turns: list[int] = []
 
-        def turn(ready: object) -> None:
+        def turn(ready):
             turns.append(len(turns))
             if len(turns) < 200:
                 loop.defer(lambda: None)  # there is more to do, so it goes on at once
@@ -77,11 +75,11 @@ def test_only_one_turn_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario())
 
 
-def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotten() -> None:
-    async def scenario() -> None:
+def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotten():
+    async def scenario():
         first = loaded()
         router = router_of(first)
-        read: Any = None
+        read = None
         method = BatchedUnary(path="", name="", read=read)
         method.prefixes[b"x"] = Rows(router.find("digits"), None, 1)
         loop = AsyncioLoop(router, [method])
@@ -106,10 +104,10 @@ def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotte
     run(scenario())
 
 
-def test_run_that_ends_after_the_loop_is_ignored() -> None:
+def test_run_that_ends_after_the_loop_is_ignored():
     loops: list[AsyncioLoop] = []
 
-    async def scenario() -> None:
+    async def scenario():
         loops.append(AsyncioLoop(router_of(loaded())))
         loops[0].start()
         loops[0].stop()
@@ -118,8 +116,8 @@ def test_run_that_ends_after_the_loop_is_ignored() -> None:
     loops[0].post(lambda: None)
 
 
-def test_turn_logs_nothing_of_the_call_that_woke_it() -> None:
-    async def scenario() -> None:
+def test_turn_logs_nothing_of_the_call_that_woke_it():
+    async def scenario():
         loop, seen = AsyncioLoop(router_of(loaded())), list[object]()
         loop.start()
         request_fields.set({"request_id": "a call's"})

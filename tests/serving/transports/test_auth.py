@@ -1,24 +1,20 @@
 """Tokens: no method answers without one, found by walking the descriptors; health's two do."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from serving import Classifier, Client
+from serving import Client
 from serving.__main__ import main
 from serving.config import SecurityConfig
 from serving.credentials.files import token_check
 from serving.errors import ConfigurationError, Unauthenticated
-from serving.predictions import Images
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
-from serving.server.server import Server
 from tests.support.h2_server import server_inside
 from tests.support.raw import TIMEOUT_S, status_of
 from tests.support.servers import on_both, running_server
@@ -27,7 +23,7 @@ OLD, NEW, WRONG = "old-token-0123456789", "new-token-0123456789", "wrong-token-0
 OPEN = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}
 
 
-def services() -> list[ServiceDescriptor]:
+def services():
     """Every service that the server has."""
     files = [digits_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR]
     found = [service for file in files for service in file.services_by_name.values()]
@@ -41,11 +37,10 @@ METHODS: dict[str, MethodDescriptor] = {
 }
 
 
-def ending(channel: grpc.Channel, path: str, token: str | None) -> tuple[grpc.StatusCode, str]:
+def ending(channel, path, token):
     """How a call without content ends; OK for one that answers at all."""
     metadata = None if token is None else (("authorization", token),)
-    call: Any = channel.stream_stream(path)
-    answers = call(iter([b""]), timeout=TIMEOUT_S, metadata=metadata)
+    answers = channel.stream_stream(path)(iter([b""]), timeout=TIMEOUT_S, metadata=metadata)
     try:
         next(answers)
     except StopIteration:
@@ -57,14 +52,14 @@ def ending(channel: grpc.Channel, path: str, token: str | None) -> tuple[grpc.St
 
 
 @pytest.fixture(scope="module")
-def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def token_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens") / "tokens"
     path.write_text(f"# old one goes in June\n{OLD}\n\n{NEW}\n")
     return path
 
 
 @pytest.fixture(scope="module")
-def guarded(classifier: Classifier, token_file: Path, transport: str) -> Iterator[Server]:
+def guarded(classifier, token_file, transport):
     security = SecurityConfig(token_file=token_file)
     with server_inside(
         classifier, transport=transport, reflection=True, security=security
@@ -73,12 +68,12 @@ def guarded(classifier: Classifier, token_file: Path, transport: str) -> Iterato
 
 
 @pytest.fixture
-def channel(guarded: Server) -> Iterator[grpc.Channel]:
+def channel(guarded):
     with grpc.insecure_channel(guarded.address) as channel:
         yield channel
 
 
-def test_descriptors_name_every_method() -> None:
+def test_descriptors_name_every_method():
     assert len(METHODS) >= 15
     assert set(METHODS) >= OPEN
 
@@ -88,7 +83,7 @@ def test_descriptors_name_every_method() -> None:
     "token",
     [None, "", f"Bearer {WRONG}", "Bearer", OLD, f"Basic {OLD}", f"Bearer {OLD}x"],
 )
-def test_no_method_answers_without_a_valid_token(channel: grpc.Channel, token: str | None) -> None:
+def test_no_method_answers_without_a_valid_token(channel, token):
     refused = (grpc.StatusCode.UNAUTHENTICATED, "a valid bearer token is needed")
     for path in [*METHODS, "/digits.v1.DigitClassifier/Nope", "/nope"]:
         expected = (grpc.StatusCode.OK, "") if path in OPEN else refused
@@ -97,29 +92,27 @@ def test_no_method_answers_without_a_valid_token(channel: grpc.Channel, token: s
 
 @on_both
 @pytest.mark.parametrize("token", [f"Bearer {OLD}", f"Bearer {NEW}", f"bearer {NEW}"])
-def test_every_valid_token_is_let_in_everywhere(channel: grpc.Channel, token: str) -> None:
+def test_every_valid_token_is_let_in_everywhere(channel, token):
     codes = {path: ending(channel, path, token)[0] for path in METHODS}
     assert grpc.StatusCode.UNAUTHENTICATED not in codes.values()
     assert codes["/digits.v1.DigitClassifier/GetModel"] is grpc.StatusCode.OK
 
 
-def test_two_tokens_in_one_call_are_refused(channel: grpc.Channel) -> None:
+def test_two_tokens_in_one_call_are_refused(channel):
     metadata = (("authorization", f"Bearer {OLD}"), ("authorization", f"Bearer {WRONG}"))
-    call: Any = channel.unary_unary("/digits.v1.DigitClassifier/GetModel")
+    call = channel.unary_unary("/digits.v1.DigitClassifier/GetModel")
     code, _ = status_of(lambda: call(b"", timeout=TIMEOUT_S, metadata=metadata))
     assert code is grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_client_shows_its_token(guarded: Server, images: Images) -> None:
+def test_client_shows_its_token(guarded, images):
     with Client(guarded.address, token=NEW) as client:
         assert len(client.classify(images[:300])) == 300
     with Client(guarded.address) as client, pytest.raises(Unauthenticated):
         client.classify(images[:1])
 
 
-def test_tokens_are_read_again_when_the_file_changes(
-    classifier: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_tokens_are_read_again_when_the_file_changes(classifier, tmp_path, caplog):
     path = tmp_path / "tokens"
     path.write_text(OLD)
     with (
@@ -139,9 +132,7 @@ def test_tokens_are_read_again_when_the_file_changes(
     assert NEW not in caplog.text
 
 
-def test_token_comes_from_the_environment(
-    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_token_comes_from_the_environment(models, monkeypatch, capsys):
     monkeypatch.setenv("DIGITS_TOKEN", f"{OLD}\n{NEW}")
     with running_server(models) as server:
         command = ["info", "--json", "--target", server.address]
@@ -163,9 +154,7 @@ def test_token_comes_from_the_environment(
         ("täglich-frisches-brot\n", "has a space or a character outside of ASCII"),
     ],
 )
-def test_bad_token_file_is_refused_and_never_shown(
-    tmp_path: Path, content: str, message: str
-) -> None:
+def test_bad_token_file_is_refused_and_never_shown(tmp_path, content, message):
     path = tmp_path / "tokens"
     path.write_text(content)
     with pytest.raises(ConfigurationError, match=message) as caught:
@@ -173,9 +162,7 @@ def test_bad_token_file_is_refused_and_never_shown(
     assert not any(line and line in str(caught.value) for line in content.splitlines())
 
 
-def test_missing_token_file_is_one_clear_line(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_token_file_is_one_clear_line(models, tmp_path, capsys):
     options = ["--models", str(models), "--port", "0", "--token-file", str(tmp_path / "none")]
     options += ["--http-port", "off", "--metrics-port", "off"]  # others may have the usual ones
     assert main(["serve", "--device", "cpu", *options]) == 2
@@ -184,5 +171,5 @@ def test_missing_token_file_is_one_clear_line(
     )
 
 
-def test_secrets_are_not_in_the_configurations_text() -> None:
+def test_secrets_are_not_in_the_configurations_text():
     assert OLD not in repr(SecurityConfig(tokens=OLD))

@@ -1,12 +1,9 @@
 """grpcio is the reference: h2 gives every call the same status and text, and the same bytes."""
 
 import os
-import random
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +11,6 @@ import pytest
 from grpc import StatusCode
 
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS
@@ -33,12 +29,9 @@ QUERIES = [f"/{inference_pb.SERVICE}/{name}" for name in (
     "ModelStatistics", "RepositoryIndex")]  # fmt: skip
 HEALTH = "/grpc.health.v1.Health/Check"
 
-Outcome = tuple[StatusCode, str, list[Any]]
-"""A call's status, its text, and its messages."""
-
 
 @pytest.fixture(scope="module")
-def channels(models: Path) -> Iterator[list[grpc.Channel]]:
+def channels(models):
     """To h2, and to grpcio."""
     with (
         running_server(models, "--transport", "h2") as ours,
@@ -49,17 +42,16 @@ def channels(models: Path) -> Iterator[list[grpc.Channel]]:
         yield [first, second]
 
 
-def outcome(channel: grpc.Channel, path: str, *messages: bytes, **options: Any) -> Outcome:
+def outcome(channel, path, *messages, **options):
     """Send messages; a unary method answers a stream of one, too."""
-    method: Any = channel.stream_stream(path)
-    call = method(iter(messages), timeout=TIMEOUT_S, **options)
+    call = channel.stream_stream(path)(iter(messages), timeout=TIMEOUT_S, **options)
     answers: list[Any] = []
     with suppress(grpc.RpcError):
         answers.extend(comparable(path, answer) for answer in call)
     return call.code(), call.details(), answers
 
 
-def comparable(path: str, answer: bytes) -> Any:
+def comparable(path, answer):
     """An answer without the fields that vary by transport or time; maps have no order in bytes."""
     if path == GET_MODEL:
         model = digits_pb2.GetModelResponse.FromString(answer)
@@ -90,25 +82,21 @@ def comparable(path: str, answer: bytes) -> Any:
         ("/", b"", StatusCode.UNIMPLEMENTED),
     ],
 )  # fmt: skip
-def test_each_status_is_the_same(
-    channels: list[grpc.Channel], path: str, message: bytes, code: StatusCode
-) -> None:
+def test_each_status_is_the_same(channels, path, message, code):
     ours, reference = (outcome(channel, path, message) for channel in channels)
     assert ours[0] is reference[0] is code
     if code is not StatusCode.RESOURCE_EXHAUSTED:  # else the text is that of gRPC's core
         assert ours == reference
 
 
-def test_compressed_message_is_never_inflated(channels: list[grpc.Channel]) -> None:
+def test_compressed_message_is_never_inflated(channels):
     bomb = encode_request(bytes(10_000 * IMAGE_BYTES))  # zeros: a few kilobytes as gzip
     for channel in channels:
         code, *_ = outcome(channel, CLASSIFY, bomb, compression=grpc.Compression.Gzip)
         assert code is StatusCode.UNIMPLEMENTED
 
 
-def test_generated_calls_have_the_same_outcome(
-    channels: list[grpc.Channel], generator: random.Random, images: Images
-) -> None:
+def test_generated_calls_have_the_same_outcome(channels, generator, images):
     calls = [generate(generator, images) for _ in range(NUM_CALLS)]
     with ThreadPoolExecutor(16) as pool:
         ours, reference = (
@@ -121,7 +109,7 @@ def test_generated_calls_have_the_same_outcome(
     assert codes.keys() == {StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND}
 
 
-def generate(generator: random.Random, images: Images) -> tuple[str, *tuple[bytes, ...]]:
+def generate(generator, images):
     """A method, and its messages: good, mutated or random ones."""
     path = generator.choice((CLASSIFY, STREAM, INFER, STREAM_INFER, GET_MODEL, HEALTH, *QUERIES))
     messages = []
@@ -133,7 +121,7 @@ def generate(generator: random.Random, images: Images) -> tuple[str, *tuple[byte
     return path, *messages
 
 
-def valid(path: str, generator: random.Random, images: Images) -> bytes:
+def valid(path, generator, images):
     some = images[generator.randrange(300) :][: generator.choice((1, 1, 2, 5, 18))]
     if path in (CLASSIFY, STREAM):
         return encode_request(some.tobytes())
@@ -150,7 +138,7 @@ def valid(path: str, generator: random.Random, images: Images) -> bytes:
     return bytes(request(**fields).SerializeToString())
 
 
-def mutate(data: bytes, generator: random.Random) -> bytes:
+def mutate(data, generator):
     """Replace, insert or remove a few bytes, mostly where the header is; sometimes cut the end."""
     mutated = bytearray(data)
     for _ in range(generator.randint(1, 4)):

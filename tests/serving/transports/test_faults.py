@@ -5,84 +5,75 @@ fault happens at a moment of the test's choosing.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
-from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
 from serving import AsyncClient
-from serving.config import BatchingConfig, ServerConfig, TransportName
+from serving.config import BatchingConfig, ServerConfig
 from serving.digits.protocol.wire import encode_request
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.model import repository
 from serving.model.engine import LoadedModel
 from serving.server.server import Server
-from serving.telemetry.metrics import Report
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of, router_of, until
 from tests.support.servers import on_both
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 
-Scenario = Callable[["Running"], Awaitable[None]]
-
 
 class Running:
     """A server around a gated engine, and a client of it."""
 
-    def __init__(self, server: Server, engine: GatedModel, client: AsyncClient) -> None:
+    def __init__(self, server, engine, client):
         self.server = server
         self.engine = engine
         self.client = client
 
-    def send(self, *values: int) -> "asyncio.Task[list[int]]":
+    def send(self, *values):
         """Classify one image per value, in the background; the right answer is value % 10."""
 
-        async def digits() -> list[int]:
+        async def digits():
             predictions = await self.client.classify(images_of(*values))
             return [int(digit) for digit in predictions.digits]
 
         return asyncio.create_task(digits())
 
-    async def occupy(self) -> "asyncio.Task[list[int]]":
+    async def occupy(self):
         """Send an image and wait until the engine has it; it is held until the gate opens."""
         task = self.send(0)
         await asyncio.to_thread(self.engine.wait_until_running)
         return task
 
-    async def until(self, holds: Callable[[Report], bool]) -> None:
+    async def until(self, holds):
         """Wait until the server's own report says something; in vain, the test fails."""
         await until(lambda: holds(self.server.report()))
 
-    async def until_waiting(self, num_images: int) -> None:
+    async def until_waiting(self, num_images):
         """Wait until as many images wait for a run."""
         await self.until(lambda report: report.num_waiting == num_images)
 
-    async def begin_drain(self) -> "asyncio.Task[bool]":
+    async def begin_drain(self):
         """Drain in the background; calls sent from here on are refused."""
         drain = asyncio.create_task(self.server.drain())
         await self.until(lambda report: not report.is_serving)
         return drain
 
 
-async def round_trip(channel: grpc.aio.Channel) -> None:
+async def round_trip(channel):
     """Have a channel's server read all that was sent before: it reads in order."""
-    method: Any = channel.unary_unary("/digits.v1.DigitClassifier/GetModel")
-    await method(b"", timeout=TIMEOUT_S)
+    await channel.unary_unary("/digits.v1.DigitClassifier/GetModel")(b"", timeout=TIMEOUT_S)
 
 
 @pytest.fixture
-def run(
-    models: Path, transport: TransportName, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Scenario], None]:
+def run(models, transport, monkeypatch):
     """Run a scenario against a fresh server; afterwards it must still answer correctly."""
     manifest = repository.load_manifest(models / "digits" / "1")
     monkeypatch.setattr("serving.router.usable_cores", lambda: 1)
 
     @asynccontextmanager
-    async def running() -> AsyncIterator[Running]:
+    async def running():
         engine = GatedModel(poison=frozenset({13}))
         model = LoadedModel(engine, manifest, "fp32")
         batching = BatchingConfig(max_batch_size=64, queue_capacity=100, max_request_images=100)
@@ -100,8 +91,8 @@ def run(
                     engine.open(1000)
                     await server.stop(grace_s=0)
 
-    def run(scenario: Scenario) -> None:
-        async def whole() -> None:
+    def run(scenario):
+        async def whole():
             async with running() as server:
                 await scenario(server)
 
@@ -110,14 +101,14 @@ def run(
     return run
 
 
-async def ends_well(running: Running) -> None:
+async def ends_well(running):
     running.engine.open(1000)
     assert await running.send(1, 2, 3) == [1, 2, 3]
 
 
 @on_both
-def test_cancelled_caller_is_never_run_and_its_mates_are(run: Callable[[Scenario], None]) -> None:
-    async def scenario(running: Running) -> None:
+def test_cancelled_caller_is_never_run_and_its_mates_are(run):
+    async def scenario(running):
         first = await running.occupy()
         cancelled, mate = running.send(41), running.send(42)
         await running.until_waiting(2)
@@ -133,8 +124,8 @@ def test_cancelled_caller_is_never_run_and_its_mates_are(run: Callable[[Scenario
 
 
 @on_both
-def test_deadline_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario], None]) -> None:
-    async def scenario(running: Running) -> None:
+def test_deadline_that_passes_in_the_queue_is_never_run(run):
+    async def scenario(running):
         first = await running.occupy()
         async with AsyncClient(running.server.address, timeout_s=0.3, transport="h2") as hasty:
             tasks = [asyncio.create_task(hasty.classify(images_of(41))) for _ in range(50)]
@@ -150,16 +141,13 @@ def test_deadline_that_passes_in_the_queue_is_never_run(run: Callable[[Scenario]
 
 
 @on_both
-def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(
-    run: Callable[[Scenario], None],
-) -> None:
-    async def scenario(running: Running) -> None:
+def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(run):
+    async def scenario(running):
         first = await running.occupy()
         accepted = running.send(*range(20, 120))
         await running.until_waiting(100)
         async with grpc.aio.insecure_channel(running.server.address) as channel:
-            method: Any = channel.unary_unary(CLASSIFY)
-            refused = method(encode_request(images_of(*range(20)).tobytes()))
+            refused = channel.unary_unary(CLASSIFY)(encode_request(images_of(*range(20)).tobytes()))
             assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert ("grpc-retry-pushback-ms", "100") in tuple(await refused.trailing_metadata())
         running.engine.open(100)
@@ -171,14 +159,12 @@ def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(
 
 
 @on_both
-def test_drain_answers_what_was_accepted_and_refuses_the_rest(
-    run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drain_answers_what_was_accepted_and_refuses_the_rest(run, monkeypatch):
     monkeypatch.setattr(
         "serving.client.transport._RETRYABLE", ()
     )  # the client would ask again and again
 
-    async def scenario(running: Running) -> None:
+    async def scenario(running):
         first = await running.occupy()
         waiting = running.send(5)
         await running.until_waiting(1)
@@ -197,15 +183,14 @@ def test_drain_answers_what_was_accepted_and_refuses_the_rest(
     run(scenario)
 
 
-def test_large_request_does_not_hold_up_a_small_one(run: Callable[[Scenario], None]) -> None:
-    async def scenario(running: Running) -> None:
+def test_large_request_does_not_hold_up_a_small_one(run):
+    async def scenario(running):
         await running.occupy()
         large = running.send(*[9] * 90)
         await running.until_waiting(90)
         own_connection = (("grpc.use_local_subchannel_pool", 1),)
         async with grpc.aio.insecure_channel(running.server.address, own_connection) as channel:
-            method: Any = channel.unary_unary(CLASSIFY)
-            small = method(encode_request(images_of(7).tobytes()))
+            small = channel.unary_unary(CLASSIFY)(encode_request(images_of(7).tobytes()))
             await running.until_waiting(91)
             running.engine.open(2)  # the first one's run, and one more
             assert (await small)[:3] == b"\x0a\x01\x07"

@@ -2,10 +2,8 @@
 
 import gc
 import ssl
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -38,33 +36,33 @@ REQUEST = message(encode_request(bytes(range(256)) * 3 + bytes(16)))
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Classifier]:
+def served():
     with Classifier.load(MODEL, device="cpu") as classifier:
         yield classifier
 
 
-def limits(**changed: Any) -> PortLimits:
+def limits(**changed):
     return PortLimits(max_message_bytes=MAX_MESSAGE_BYTES, **changed)
 
 
-def with_tokens() -> ServerConfig:
+def with_tokens():
     return ServerConfig(port=0, security=SecurityConfig(tokens=TOKEN))
 
 
-def opened(stack: ExitStack, address: str) -> Connection:
+def opened(stack, address):
     connection = stack.enter_context(Connection(address, TIMEOUT_S))
     connection.open()
     return connection
 
 
-def assert_well(address: str, **headers: str) -> None:
+def assert_well(address, **headers):
     with Connection(address, TIMEOUT_S) as connection:
         connection.open()
         connection.call(1, REQUEST, **headers)
         assert connection.reply(1).status == 0
 
 
-def test_stream_goes_on_when_its_answers_have_left(served: Classifier) -> None:
+def test_stream_goes_on_when_its_answers_have_left(served):
     """Not only when its window grows: a caller with a large one need not say that it has read."""
     with (
         h2_server(
@@ -80,9 +78,7 @@ def test_stream_goes_on_when_its_answers_have_left(served: Classifier) -> None:
         assert connection.reply(1).status == 0
 
 
-def test_half_received_messages_share_one_budget_and_the_largest_goes(
-    served: Classifier,
-) -> None:
+def test_half_received_messages_share_one_budget_and_the_largest_goes(served):
     with (
         h2_server(served, limits(max_buffered_bytes=100_000)) as address,
         Connection(address, TIMEOUT_S) as connection,
@@ -100,11 +96,8 @@ def test_half_received_messages_share_one_budget_and_the_largest_goes(
         assert_well(address)
 
 
-def test_streams_that_ended_are_not_kept_until_their_deadline(served: Classifier) -> None:
-    with (
-        h2_server(served, limits()) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
+def test_streams_that_ended_are_not_kept_until_their_deadline(served):
+    with h2_server(served, limits()) as address, Connection(address, TIMEOUT_S) as connection:
         connection.open()
         for stream in range(1, 2 * 3000, 2):
             headers = request_headers(__path=STREAM, grpc_timeout="99999999H")
@@ -117,9 +110,7 @@ def test_streams_that_ended_are_not_kept_until_their_deadline(served: Classifier
 
 @pytest.mark.parametrize("path", [WATCH, "/grpc.health.v1.Health/Check"])
 @pytest.mark.parametrize("ended", [True, False])
-def test_connections_without_a_token_make_room_for_those_with_one(
-    served: Classifier, path: str, ended: bool
-) -> None:
+def test_connections_without_a_token_make_room_for_those_with_one(served, path, ended):
     """Calls that need no token don't keep them."""
     flags = ["END_STREAM"] if ended else []
     authorized = {"authorization": f"Bearer {TOKEN}"}
@@ -140,7 +131,7 @@ def test_connections_without_a_token_make_room_for_those_with_one(
         assert trusted.reply(3).status == 0
 
 
-def test_connections_with_calls_are_not_closed_for_new_ones(served: Classifier) -> None:
+def test_connections_with_calls_are_not_closed_for_new_ones(served):
     with h2_server(served, limits(max_connections=4)) as address, ExitStack() as stack:
         busy = [opened(stack, address) for _ in range(4)]
         for connection in busy:
@@ -156,7 +147,7 @@ def test_connections_with_calls_are_not_closed_for_new_ones(served: Classifier) 
 
 
 @pytest.fixture(scope="module")
-def with_tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ServerConfig, ssl.SSLContext]:
+def with_tls(tmp_path_factory):
     """A server's configuration with a certificate, and its callers' credentials."""
     folder = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
@@ -170,9 +161,7 @@ def with_tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ServerConfig, ss
     return ServerConfig(port=0, security=security), tls
 
 
-def test_tls_connection_closed_for_a_new_one_in_its_own_round(
-    served: Classifier, with_tls: tuple[ServerConfig, ssl.SSLContext]
-) -> None:
+def test_tls_connection_closed_for_a_new_one_in_its_own_round(served, with_tls):
     config, tls = with_tls
     with h2_server(served, limits(max_connections=4), config) as address, ExitStack() as stack:
         for _ in range(100):
@@ -187,7 +176,7 @@ def test_tls_connection_closed_for_a_new_one_in_its_own_round(
             assert connection.reply(1).status == 0
 
 
-def test_reader_that_stops_is_not_answered_any_more(served: Classifier) -> None:
+def test_reader_that_stops_is_not_answered_any_more(served):
     """Its requests stay in the window; the answers that wait for it are bounded."""
     ask = message(b"\x22\x15grpc.health.v1.Health")
     with (
@@ -208,19 +197,22 @@ def test_reader_that_stops_is_not_answered_any_more(served: Classifier) -> None:
 
 
 @pytest.fixture
-def sweeps_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+def sweeps_rarely(monkeypatch):
     """Make the loop consider nearby timers only."""
     monkeypatch.setattr(loop, "_SWEEP_S", 1000.0)
 
 
 @pytest.mark.usefixtures("sweeps_rarely")
-def test_streams_that_wait_for_room_go_on_as_soon_as_there_is_some() -> None:
+def test_streams_that_wait_for_room_go_on_as_soon_as_there_is_some():
     with (
-        Classifier.load(MODEL, device="cpu", batching=BatchingConfig(
-            max_batch_size=16, queue_capacity=64, max_request_images=64)) as classifier,
+        Classifier.load(
+            MODEL,
+            device="cpu",
+            batching=BatchingConfig(max_batch_size=16, queue_capacity=64, max_request_images=64),
+        ) as classifier,
         h2_server(classifier, limits()) as address,
         Connection(address, TIMEOUT_S) as connection,
-    ):  # fmt: skip
+    ):
         connection.open_wide()
         for stream in range(1, 21, 2):
             head = connection.headers(stream, request_headers(__path=STREAM))
@@ -230,18 +222,15 @@ def test_streams_that_wait_for_room_go_on_as_soon_as_there_is_some() -> None:
 
 
 @pytest.mark.usefixtures("sweeps_rarely")
-def test_deadlines_that_are_near_are_kept(served: Classifier) -> None:
-    with (
-        h2_server(served, limits()) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
+def test_deadlines_that_are_near_are_kept(served):
+    with h2_server(served, limits()) as address, Connection(address, TIMEOUT_S) as connection:
         connection.open()
         head = connection.headers(1, request_headers(grpc_timeout="50m"))
         connection.send(head, DataFrame(1, REQUEST[:9]))
         assert connection.reply(1).status == LATE
 
 
-def test_old_connection_is_asked_to_go_and_answers_what_it_has(served: Classifier) -> None:
+def test_old_connection_is_asked_to_go_and_answers_what_it_has(served):
     with (
         h2_server(served, limits(age_s=0.5)) as address,
         Connection(address, TIMEOUT_S) as connection,
@@ -258,16 +247,13 @@ def test_old_connection_is_asked_to_go_and_answers_what_it_has(served: Classifie
 
 
 @pytest.fixture
-def sweeps_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def sweeps_often(monkeypatch):
     """Have the limits that are seconds looked at every 10 ms."""
     monkeypatch.setattr(loop, "_SWEEP_S", 0.01)
 
 
-def test_goaway_that_names_a_call_leaves_it_alone(served: Classifier) -> None:
-    with (
-        h2_server(served, limits()) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
+def test_goaway_that_names_a_call_leaves_it_alone(served):
+    with h2_server(served, limits()) as address, Connection(address, TIMEOUT_S) as connection:
         connection.open()
         connection.send(connection.headers(1, request_headers()), DataFrame(1, REQUEST[:9]))
         connection.send(
@@ -278,7 +264,7 @@ def test_goaway_that_names_a_call_leaves_it_alone(served: Classifier) -> None:
 
 
 @pytest.mark.usefixtures("sweeps_often")
-def test_stream_may_be_idle_though_others_began_alike(served: Classifier) -> None:
+def test_stream_may_be_idle_though_others_began_alike(served):
     """A stream without messages is no call whose message does not arrive."""
     with (
         h2_server(served, limits(message_s=0.05)) as address,
@@ -299,9 +285,7 @@ def test_stream_may_be_idle_though_others_began_alike(served: Classifier) -> Non
 @pytest.mark.parametrize("part", [
     b"", PREFACE[:9], PREFACE, PREFACE + SettingsFrame(0, {3: 100}).serialize()[:-1],
 ])  # fmt: skip
-def test_connection_whose_preface_does_not_arrive_is_closed(
-    served: Classifier, part: bytes
-) -> None:
+def test_connection_whose_preface_does_not_arrive_is_closed(served, part):
     with (
         h2_server(served, limits(handshake_s=0.5)) as address,
         Connection(address, TIMEOUT_S) as connection,
@@ -315,9 +299,7 @@ def test_connection_whose_preface_does_not_arrive_is_closed(
 
 
 @pytest.mark.usefixtures("sweeps_often")
-def test_connection_without_calls_is_closed_and_one_in_its_preface_is_not(
-    served: Classifier,
-) -> None:
+def test_connection_without_calls_is_closed_and_one_in_its_preface_is_not(served):
     with (
         h2_server(served, limits(idle_s=0.05, age_s=100.0)) as address,
         Connection(address, TIMEOUT_S) as slow,

@@ -2,12 +2,9 @@
 
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -30,18 +27,18 @@ Function = tuple[str, str]
 class Recorder:
     """Notes the functions of serving/ that the loop's thread enters, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.entered: list[Function] = []
         self._is_on = False
 
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+    def __call__(self, frame, event, argument):
         """See `sys.setprofile`."""
         code = frame.f_code
         if self._is_on and event == "call" and code.co_filename.startswith(str(ROOT)):
             file = Path(code.co_filename).relative_to(ROOT)
             self.entered.append((str(file), getattr(code, "co_qualname", code.co_name)))
 
-    def turn(self) -> list[Function] | None:
+    def turn(self):
         """Return the functions of the loop's turn that has read a call; None before its end."""
         entered = [*self.entered]
         at = next((i for i, (_, name) in enumerate(entered) if name == "H2Port.receive"), None)
@@ -52,7 +49,7 @@ class Recorder:
         return entered[begin : names.index("Loop.timeout_s", at)]
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self):
         """Record the functions entered meanwhile."""
         self._is_on = True
         yield
@@ -60,14 +57,14 @@ class Recorder:
 
 
 @pytest.fixture
-def recorder() -> Iterator[Recorder]:
+def recorder():
     recorder = Recorder()
     threading.setprofile(recorder)
     yield recorder
     threading.setprofile(None)
 
 
-def test_warm_one_image_call_enters_few_functions(recorder: Recorder) -> None:
+def test_warm_one_image_call_enters_few_functions(recorder):
     with (
         Classifier.pretrained() as classifier,
         h2_server(classifier, PortLimits(max_message_bytes=4_000_000)) as address,
@@ -82,7 +79,6 @@ def test_warm_one_image_call_enters_few_functions(recorder: Recorder) -> None:
             assert connection.reply(201).status == 0
             wait_until(lambda: recorder.turn() is not None)
     turn = recorder.turn()
-    assert turn is not None
     files = [file for file, _ in turn]
     changes = sum(a != b for a, b in pairwise(files))
     functions, different = set(turn), set(files)

@@ -7,20 +7,18 @@ makes one batch.
 import asyncio
 import math
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 
 import grpc
 import pytest
-from hyperframe.frame import DataFrame, Frame, RstStreamFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, RstStreamFrame, WindowUpdateFrame
 
 from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig, ServerConfig
 from serving.digits.protocol.methods import digits_methods
 from serving.digits.protocol.wire import encode_request
 from serving.model.engine import LoadedModel
-from serving.predictions import Images, Probabilities
 from serving.protocols.method import Rows
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Router
@@ -35,7 +33,7 @@ from tests.support.fakes import (
     router_of,
     versions_of,
 )
-from tests.support.h2_connection import Connection, Reply, message, request_headers
+from tests.support.h2_connection import Connection, message, request_headers
 from tests.support.h2_server import h2_server
 
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
@@ -45,11 +43,11 @@ INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 LATE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 
 
-def request(*values: int) -> bytes:
+def request(*values):
     return message(encode_request(images_of(*values).tobytes()))
 
 
-def digits(reply: Reply) -> list[int]:
+def digits(reply):
     return list(digits_pb2.ClassifyResponse.FromString(reply.body[5:]).digits)
 
 
@@ -62,41 +60,41 @@ class Held:
     address: str
     connection: Connection
 
-    def occupy(self) -> None:
+    def occupy(self):
         """Send call 1 and wait until the engine has it; it is held until the gate opens."""
         self.connection.call(1, request(0))
         self.engine.wait_until_running()
 
-    def frames(self, stream: int, body: bytes, **changed: str) -> list[Frame]:
+    def frames(self, stream, body, **changed):
         """Build a whole call."""
         head = self.connection.headers(stream, request_headers(**changed))
         return [head, DataFrame(stream, body, flags=["END_STREAM"])]
 
-    def assert_well(self, stream: int) -> None:
+    def assert_well(self, stream):
         """Check that the server still answers."""
         self.engine.open(1000)
         self.connection.call(stream, request(7))
         assert digits(self.connection.reply(stream)) == [7]
 
     @property
-    def counts(self) -> dict[tuple[str, str], int]:
+    def counts(self):
         """The calls by method and status, once a run's end is counted."""
         self.connection.ping()
         return self.router.metrics.snapshot().requests
 
 
 @pytest.fixture
-def batching() -> BatchingConfig:
+def batching():
     return BatchingConfig(max_batch_size=64)
 
 
 @pytest.fixture
-def quick_rows() -> int:
+def quick_rows():
     return 64
 
 
 @pytest.fixture
-def held(batching: BatchingConfig, quick_rows: int) -> Iterator[Held]:
+def held(batching, quick_rows):
     engine = GatedModel(poison=frozenset({GUILTY}))
     model = LoadedModel(engine, MANIFEST, "fp32", quick_rows)
     limits = PortLimits(max_message_bytes=1_000_000)
@@ -114,9 +112,7 @@ def held(batching: BatchingConfig, quick_rows: int) -> Iterator[Held]:
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("num_calls", [1, 2, 3])
-def test_guilty_request_fails_alone_wherever_it_stands(
-    held: Held, num_calls: int, place: int
-) -> None:
+def test_guilty_request_fails_alone_wherever_it_stands(held, num_calls, place):
     values = [21, 22, 23][:num_calls]
     values[place % num_calls] = GUILTY
     held.occupy()
@@ -134,7 +130,7 @@ def test_guilty_request_fails_alone_wherever_it_stands(
     assert held.counts == {("Classify", "OK"): num_calls + 1, ("Classify", "INTERNAL"): 1}
 
 
-def test_guilty_request_of_a_stream_ends_it_after_the_earlier_answers(held: Held) -> None:
+def test_guilty_request_of_a_stream_ends_it_after_the_earlier_answers(held):
     held.occupy()
     body = b"".join(request(value) for value in (1, GUILTY, 2))
     held.connection.send(*held.frames(3, body, __path=STREAM))
@@ -147,9 +143,7 @@ def test_guilty_request_of_a_stream_ends_it_after_the_earlier_answers(held: Held
 
 
 @pytest.mark.parametrize("batching", [BatchingConfig(max_batch_size=1)])
-def test_call_whose_deadline_passes_during_the_run_before_is_not_run(
-    held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_call_whose_deadline_passes_during_the_run_before_is_not_run(held, monkeypatch):
     monkeypatch.setattr(
         "serving.batching.batcher._SHARE_OF_PATIENCE", math.inf
     )  # else it would be refused at once
@@ -166,7 +160,7 @@ def test_call_whose_deadline_passes_during_the_run_before_is_not_run(
     assert held.counts == {("Classify", "OK"): 4, ("Classify", "DEADLINE_EXCEEDED"): 1}
 
 
-def test_call_that_is_cancelled_before_its_run_is_not_run(held: Held) -> None:
+def test_call_that_is_cancelled_before_its_run_is_not_run(held):
     held.occupy()
     held.connection.send(
         *held.frames(3, request(1)),
@@ -181,10 +175,8 @@ def test_call_that_is_cancelled_before_its_run_is_not_run(held: Held) -> None:
     assert held.counts == {("Classify", "OK"): 4, ("Classify", "CANCELLED"): 1}
 
 
-def test_batch_that_cannot_be_answered_ends_its_calls_and_not_the_loop(
-    held: Held, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(probabilities: object) -> None:
+def test_batch_that_cannot_be_answered_ends_its_calls_and_not_the_loop(held, monkeypatch):
+    def fail(probabilities):
         monkeypatch.undo()
         raise ZeroDivisionError
 
@@ -200,7 +192,7 @@ def test_batch_that_cannot_be_answered_ends_its_calls_and_not_the_loop(
 
 
 @pytest.mark.parametrize("next_quick_rows", [64, 0])
-def test_next_run_is_of_the_version_that_was_adopted(held: Held, next_quick_rows: int) -> None:
+def test_next_run_is_of_the_version_that_was_adopted(held, next_quick_rows):
     held.occupy()
     held.connection.send(*held.frames(3, request(1)))
     engine = FakeModel()
@@ -217,7 +209,7 @@ def test_next_run_is_of_the_version_that_was_adopted(held: Held, next_quick_rows
 
 
 @pytest.mark.parametrize("batching", [BatchingConfig(queue_capacity=2, max_request_images=2)])
-def test_streams_leave_half_of_the_queue_to_other_calls(held: Held) -> None:
+def test_streams_leave_half_of_the_queue_to_other_calls(held):
     held.connection.call(21, request(4), __path=STREAM)  # the layout of its messages is known now
     held.engine.open()
     assert digits(held.connection.reply(21)) == [4]
@@ -237,7 +229,7 @@ def test_streams_leave_half_of_the_queue_to_other_calls(held: Held) -> None:
 
 
 @pytest.mark.parametrize("quick_rows", [0])
-def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held: Held) -> None:
+def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held):
     """The last ones arrive while the first run is held, and nothing comes after them."""
     num_requests = 600
     held.connection.send(
@@ -252,15 +244,14 @@ def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held: Held)
     assert sum(map(len, held.engine.ran)) == num_requests
 
 
-def test_beat_waits_for_a_loop_that_is_stuck(batching: BatchingConfig) -> None:
+def test_beat_waits_for_a_loop_that_is_stuck(batching):
     engine = GatedModel()
     model = LoadedModel(engine, MANIFEST, "fp32", quick_rows=64)
 
-    async def beat_during_a_run(server: H2Server) -> None:
+    async def beat_during_a_run(server):
         await server.start()
         await server.beat()
         route = router.find("digits")
-        assert router.owner is not None
         image, encoder = images_of(0).tobytes(), Rows(route, None, 1)
         rows = submit(router.owner, AsyncCaller(""), image, encoder)
         call = asyncio.create_task(rows)
@@ -278,12 +269,12 @@ def test_beat_waits_for_a_loop_that_is_stuck(batching: BatchingConfig) -> None:
         asyncio.run(beat_during_a_run(H2Server(router, methods, ServerConfig(port=0))))
 
 
-def changing(held: Held, stream: int) -> list[Frame]:
+def changing(held, stream):
     """Build a whole call whose timeout no other has."""
     return held.frames(stream, request(1), grpc_timeout=f"{1000 + stream}S")
 
 
-def warm(held: Held) -> None:
+def warm(held):
     """Have calls recognised that differ in their timeouts."""
     held.engine.open(1000)
     for stream in (1, 3, 5):
@@ -291,7 +282,7 @@ def warm(held: Held) -> None:
         assert digits(held.connection.reply(stream)) == [1]
 
 
-def test_connection_that_breaks_the_protocol_after_recognised_calls_is_closed(held: Held) -> None:
+def test_connection_that_breaks_the_protocol_after_recognised_calls_is_closed(held):
     warm(held)
     ping = b"\0\0\3\6\0\0\0\0\0abc"  # of a wrong length
     held.connection.send(*changing(held, 7), *changing(held, 9), ping)
@@ -303,7 +294,7 @@ def test_connection_that_breaks_the_protocol_after_recognised_calls_is_closed(he
         assert replace(held, connection=other).counts["Classify", "CANCELLED"] == 2
 
 
-def test_late_call_with_a_wider_window_takes_no_other_along(held: Held) -> None:
+def test_late_call_with_a_wider_window_takes_no_other_along(held):
     with Connection(held.address, TIMEOUT_S) as connection:
         connection.open()
         held = replace(held, connection=connection)
@@ -314,12 +305,12 @@ def test_late_call_with_a_wider_window_takes_no_other_along(held: Held) -> None:
         assert connection.reply(7).status == LATE
 
 
-def test_known_calls_run_elsewhere_once_the_model_is_slow(held: Held) -> None:
+def test_known_calls_run_elsewhere_once_the_model_is_slow(held):
     warm(held)
     threads: set[str] = set()
 
     class Slow(FakeModel):
-        def classify(self, images: Images) -> Probabilities:
+        def classify(self, images):
             threads.add(threading.current_thread().name.partition("-")[0])
             return super().classify(images)
 
@@ -334,9 +325,7 @@ def test_known_calls_run_elsewhere_once_the_model_is_slow(held: Held) -> None:
 
 
 @pytest.mark.parametrize("quick_rows", [1])
-def test_round_in_which_all_calls_are_late_is_as_any_other(
-    held: Held, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_round_in_which_all_calls_are_late_is_as_any_other(held, caplog):
     warm(held)
     held.connection.send(*held.frames(7, request(1), grpc_timeout="0n"))
     assert held.connection.reply(7).status == LATE

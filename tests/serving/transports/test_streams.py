@@ -1,37 +1,31 @@
 """ClassifyStream: in order, bounded in flight, never rejected half-way."""
 
 import queue
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from serving import Classifier, Client
 from serving.digits.protocol.wire import encode_request
-from serving.predictions import Images
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.serving.transports import test_faults
-from tests.serving.transports.test_faults import Running, Scenario
 from tests.support.fakes import images_of
 from tests.support.raw import TIMEOUT_S, Raw, status_of
-from tests.support.servers import RunningServer, on_both, running_server
+from tests.support.servers import on_both, running_server
 from tests.support.unread_stream import assert_stopped_until_it_reads
 
 run = test_faults.run
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 
 
-def stream(raw: Raw) -> Any:
+def stream(raw):
     """ClassifyStream: bytes in, ClassifyResponses out."""
     return raw.channel.stream_stream(
         STREAM, response_deserializer=digits_pb2.ClassifyResponse.FromString
     )
 
 
-def test_stream_is_answered_in_order(raw: Raw, classifier: Classifier, images: Images) -> None:
+def test_stream_is_answered_in_order(raw, classifier, images):
     sizes = [1 + number % 7 for number in range(100)]  # 397 images in all
     messages = np.split(images[: sum(sizes)], np.cumsum(sizes)[:-1])
     requests = (encode_request(message.tobytes()) for message in messages)
@@ -41,7 +35,7 @@ def test_stream_is_answered_in_order(raw: Raw, classifier: Classifier, images: I
     assert answered == classifier.classify(images[: sum(sizes)]).digits.tolist()
 
 
-def test_stream_answers_while_the_caller_still_sends(raw: Raw, images: Images) -> None:
+def test_stream_answers_while_the_caller_still_sends(raw, images):
     requests: queue.Queue[bytes | None] = queue.Queue()
     responses = stream(raw)(iter(requests.get, None), timeout=TIMEOUT_S)
     for size in (1, 300, 2, 1):  # one that comes in many pieces delays none behind it
@@ -51,7 +45,7 @@ def test_stream_answers_while_the_caller_still_sends(raw: Raw, images: Images) -
     assert list(responses) == []
 
 
-def test_bad_message_ends_a_stream_after_the_earlier_answers(raw: Raw, images: Images) -> None:
+def test_bad_message_ends_a_stream_after_the_earlier_answers(raw, images):
     good = encode_request(images[0].tobytes())
     responses = stream(raw)(iter([good, good, good[:-1], good]), timeout=TIMEOUT_S)
     assert len(next(responses).digits) == 1
@@ -62,9 +56,7 @@ def test_bad_message_ends_a_stream_after_the_earlier_answers(raw: Raw, images: I
 
 
 @on_both
-def test_streams_larger_than_the_queue_slow_down_and_are_never_rejected(
-    models: Path, images: Images, transport: str
-) -> None:
+def test_streams_larger_than_the_queue_slow_down_and_are_never_rejected(models, images, transport):
     options = ("--queue-capacity", "10", "--max-request-images", "10", "--transport", transport)
     with running_server(models, *options) as server:
         requests = [encode_request(images[:9].tobytes())] * 20
@@ -74,31 +66,27 @@ def test_streams_larger_than_the_queue_slow_down_and_are_never_rejected(
 
 
 @on_both
-def test_stream_whose_caller_stops_reading_is_stopped(
-    server: RunningServer, client: Client, images: Images
-) -> None:
+def test_stream_whose_caller_stops_reading_is_stopped(server, client, images):
     message = encode_request(images[:100].tobytes())
     assert_stopped_until_it_reads(
         server.address, STREAM, message, lambda: client.classify(images[:1])
     )
 
 
-def open_stream(channel: grpc.aio.Channel) -> Any:
-    method: Any = channel.stream_stream(
+def open_stream(channel):
+    method = channel.stream_stream(
         STREAM, response_deserializer=digits_pb2.ClassifyResponse.FromString
     )
     return method()
 
 
-def message(*values: int) -> bytes:
+def message(*values):
     return encode_request(images_of(*values).tobytes())
 
 
 @on_both
-def test_streams_together_wait_where_their_share_of_the_queue_is_full(
-    run: Callable[[Scenario], None],
-) -> None:
-    async def scenario(running: Running) -> None:
+def test_streams_together_wait_where_their_share_of_the_queue_is_full(run):
+    async def scenario(running):
         first = await running.occupy()
         async with grpc.aio.insecure_channel(running.server.address) as channel:
             calls = [open_stream(channel) for _ in range(6)]
@@ -118,10 +106,8 @@ def test_streams_together_wait_where_their_share_of_the_queue_is_full(
 
 
 @on_both
-def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(
-    run: Callable[[Scenario], None],
-) -> None:
-    async def scenario(running: Running) -> None:
+def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(run):
+    async def scenario(running):
         first = await running.occupy()
         async with grpc.aio.insecure_channel(running.server.address) as channel:
             call = open_stream(channel)

@@ -3,29 +3,23 @@
 import asyncio
 import datetime
 import logging
-import socket
 import ssl
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from serving import AsyncClient, Classifier, Client
+from serving import AsyncClient, Client
 from serving.__main__ import main
 from serving.config import SecurityConfig, ServerConfig
 from serving.credentials.files import Tls, server_context
 from serving.credentials.grpcio import server_credentials
 from serving.errors import ConfigurationError, DeadlineExceeded, Unavailable
-from serving.predictions import Images
 from serving.server.serve import warn_if_exposed
-from serving.server.server import Server
 from tests.support.h2_server import server_inside
 from tests.support.servers import connected, on_both
 
@@ -42,16 +36,16 @@ class Files:
     cert: Path
     key: Path
 
-    def replace(self, certificate: trustme.LeafCert) -> None:
+    def replace(self, certificate):
         """Renew the certificate, then the key: in between they don't match."""
         self.replace_cert(certificate)
         certificate.private_key_pem.write_to_path(self.key)
 
-    def replace_cert(self, certificate: trustme.LeafCert) -> None:
+    def replace_cert(self, certificate):
         self.cert.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
 
 
-def write(folder: Path, authority: trustme.CA, certificate: trustme.LeafCert) -> Files:
+def write(folder, authority, certificate):
     folder.mkdir()
     files = Files(folder, folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
     authority.cert_pem.write_to_path(files.ca)
@@ -60,34 +54,34 @@ def write(folder: Path, authority: trustme.CA, certificate: trustme.LeafCert) ->
 
 
 @pytest.fixture(scope="module")
-def authority() -> trustme.CA:
+def authority():
     return trustme.CA()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("certificates")
 
 
 @pytest.fixture(scope="module")
-def good(folder: Path, authority: trustme.CA) -> Files:
+def good(folder, authority):
     return write(folder / "good", authority, authority.issue_cert("localhost", "127.0.0.1"))
 
 
 @pytest.fixture(scope="module")
-def stranger(folder: Path) -> Files:
+def stranger(folder):
     """Certificates of another authority."""
     other = trustme.CA()
     return write(folder / "stranger", other, other.issue_cert("localhost", "127.0.0.1"))
 
 
 @pytest.fixture(scope="module")
-def expired(folder: Path, authority: trustme.CA) -> Files:
+def expired(folder, authority):
     leaf = authority.issue_cert("localhost", "127.0.0.1", not_after=YESTERDAY)
     return write(folder / "expired", authority, leaf)
 
 
-def secured(classifier: Classifier, files: Files, **more: Any) -> AbstractContextManager[Server]:
+def secured(classifier, files, **more):
     """A server of this process with a certificate."""
     authority, transport = more.pop("authority", None), more.pop("transport", "h2")
     security = SecurityConfig(tls_cert=files.cert, tls_key=files.key, tls_client_ca=authority)
@@ -95,20 +89,20 @@ def secured(classifier: Classifier, files: Files, **more: Any) -> AbstractContex
 
 
 @pytest.fixture(scope="module")
-def tls(classifier: Classifier, good: Files, transport: str) -> Iterator[Server]:
+def tls(classifier, good, transport):
     with secured(classifier, good, transport=transport) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def mtls(classifier: Classifier, good: Files, transport: str) -> Iterator[Server]:
+def mtls(classifier, good, transport):
     with secured(classifier, good, transport=transport, authority=good.ca) as server:
         yield server
 
 
-def is_let_in(server: Server, **options: Path | None) -> bool:
+def is_let_in(server, **options):
     """Some of those that are not let in would try again for as long as they may."""
-    with Client(server.address, timeout_s=1.0, **options) as client:  # type: ignore[arg-type]
+    with Client(server.address, timeout_s=1.0, **options) as client:
         try:
             return client.model_info().name == "digits"
         except (Unavailable, DeadlineExceeded):
@@ -117,16 +111,14 @@ def is_let_in(server: Server, **options: Path | None) -> bool:
 
 @on_both
 @pytest.mark.usefixtures("client_transport")
-def test_client_that_knows_the_authority_is_answered(
-    tls: Server, good: Files, images: Images
-) -> None:
+def test_client_that_knows_the_authority_is_answered(tls, good, images):
     with Client(tls.address, tls_ca=good.ca) as client:
         assert len(client.classify(images[:300])) == 300
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_async_client_speaks_tls(tls: Server, good: Files, images: Images) -> None:
-    async def classify() -> int:
+def test_async_client_speaks_tls(tls, good, images):
+    async def classify():
         async with AsyncClient(tls.address, tls_ca=good.ca) as client:
             return len(await client.classify(images[:2]))
 
@@ -134,22 +126,19 @@ def test_async_client_speaks_tls(tls: Server, good: Files, images: Images) -> No
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_client_that_knows_another_authority_refuses_the_server(
-    tls: Server, stranger: Files
-) -> None:
+def test_client_that_knows_another_authority_refuses_the_server(tls, stranger):
     assert not is_let_in(tls, tls_ca=stranger.ca)
 
 
-def test_plaintext_client_is_refused(tls: Server) -> None:
+def test_plaintext_client_is_refused(tls):
     assert not is_let_in(tls)
 
 
 @pytest.mark.parametrize("kind", ["expired", "wrong host", "wrong CA"])
 @pytest.mark.usefixtures("client_transport")
 def test_server_with_a_bad_certificate_is_refused_by_clients(
-    classifier: Classifier, tmp_path: Path, authority: trustme.CA, good: Files, expired: Files,
-    stranger: Files, kind: str,
-) -> None:  # fmt: skip
+    classifier, tmp_path, authority, good, expired, stranger, kind
+):
     other_host = authority.issue_cert("example.org")
     files = {"expired": expired, "wrong CA": stranger}.get(kind) or write(
         tmp_path / "other-host", authority, other_host
@@ -160,25 +149,21 @@ def test_server_with_a_bad_certificate_is_refused_by_clients(
 
 @on_both
 @pytest.mark.usefixtures("client_transport")
-def test_mtls_lets_in_only_who_has_a_certificate(mtls: Server, good: Files) -> None:
+def test_mtls_lets_in_only_who_has_a_certificate(mtls, good):
     assert is_let_in(mtls, tls_ca=good.ca, tls_cert=good.cert, tls_key=good.key)
     assert not is_let_in(mtls, tls_ca=good.ca)
 
 
 @pytest.mark.parametrize("kind", ["expired", "stranger"])
-def test_mtls_refuses_who_has_a_bad_one(
-    mtls: Server, good: Files, request: pytest.FixtureRequest, kind: str
-) -> None:
+def test_mtls_refuses_who_has_a_bad_one(mtls, good, request, kind):
     own: Files = request.getfixturevalue(kind)
     assert not is_let_in(mtls, tls_ca=good.ca, tls_cert=own.cert, tls_key=own.key)
 
 
-def test_two_hundred_failed_handshakes_leave_the_server_well(
-    mtls: Server, good: Files, stranger: Files
-) -> None:
+def test_two_hundred_failed_handshakes_leave_the_server_well(mtls, good, stranger):
     context = ssl.create_default_context(cafile=str(stranger.ca))
 
-    def fail(number: int) -> bool:
+    def fail(number):
         """Fail in one of four ways; True if the server let us in."""
         with connected(mtls.address, TIMEOUT_S) as connection:
             if number % 4 == 0:  # leave in the middle of the handshake
@@ -200,7 +185,7 @@ def test_two_hundred_failed_handshakes_leave_the_server_well(
     assert is_let_in(mtls, tls_ca=good.ca, tls_cert=good.cert, tls_key=good.key)
 
 
-def is_answered(connection: socket.socket) -> bool:
+def is_answered(connection):
     """Read to the end: True if anything but a TLS alert came; a hang is a timeout."""
     try:
         data = connection.recv(1 << 16)
@@ -209,7 +194,7 @@ def is_answered(connection: socket.socket) -> bool:
     return bool(data) and not data.startswith(b"\x15\x03")
 
 
-def served_serial(server: Server) -> int:
+def served_serial(server):
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -222,13 +207,11 @@ def served_serial(server: Server) -> int:
     return x509.load_der_x509_certificate(der).serial_number
 
 
-def serial(certificate: trustme.LeafCert) -> int:
+def serial(certificate):
     return x509.load_pem_x509_certificate(certificate.cert_chain_pems[0].bytes()).serial_number
 
 
-def test_renewed_certificate_is_served_without_a_restart(
-    classifier: Classifier, folder: Path, authority: trustme.CA
-) -> None:
+def test_renewed_certificate_is_served_without_a_restart(classifier, folder, authority):
     first, second, third = (authority.issue_cert("localhost", "127.0.0.1") for _ in range(3))
     files = write(folder / "renewed", authority, first)
     with secured(classifier, files) as server, Client(server.address, tls_ca=files.ca) as client:
@@ -245,9 +228,7 @@ def test_renewed_certificate_is_served_without_a_restart(
 
 
 @pytest.mark.parametrize("broken", ["missing", "nonsense", "foreign key", "encrypted key"])
-def test_files_that_cannot_be_used_are_named(
-    folder: Path, good: Files, stranger: Files, broken: str, tmp_path: Path
-) -> None:
+def test_files_that_cannot_be_used_are_named(folder, good, stranger, broken, tmp_path):
     cert, key = good.cert, good.key
     if broken == "missing":
         key = tmp_path / "none.pem"
@@ -263,7 +244,7 @@ def test_files_that_cannot_be_used_are_named(
         server_credentials(SecurityConfig(tls_cert=cert, tls_key=key))
 
 
-def encrypted(pem: bytes) -> bytes:
+def encrypted(pem):
     """A key that only a passphrase opens."""
     return serialization.load_pem_private_key(pem, None).private_bytes(
         serialization.Encoding.PEM,
@@ -272,7 +253,7 @@ def encrypted(pem: bytes) -> bytes:
     )
 
 
-def test_bad_client_authority_is_named(good: Files, tmp_path: Path) -> None:
+def test_bad_client_authority_is_named(good, tmp_path):
     path = tmp_path / "ca.pem"
     path.write_text("nonsense")
     config = SecurityConfig(tls_cert=good.cert, tls_key=good.key, tls_client_ca=path)
@@ -288,9 +269,7 @@ def test_bad_client_authority_is_named(good: Files, tmp_path: Path) -> None:
         (("--tls-cert", "a.pem", "--tls-key", "b.pem"), "can't read a.pem"),
     ],
 )  # fmt: skip
-def test_options_that_do_not_fit_end_with_one_line(
-    models: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_that_do_not_fit_end_with_one_line(models, options, message, capsys):
     usual = ["--models", str(models), "--port", "0", "--device", "cpu"]
     assert main(["serve", *usual, *options]) == 2
     error = capsys.readouterr().err
@@ -298,15 +277,13 @@ def test_options_that_do_not_fit_end_with_one_line(
     assert error.count("\n") == 1
 
 
-def test_command_line_asks_by_tls(tls: Server, good: Files) -> None:
+def test_command_line_asks_by_tls(tls, good):
     command = ["info", "--json", "--target", tls.address]
     assert main([*command, "--tls-ca", str(good.ca)]) == 0
     assert main([*command, "--tls-ca", str(good.folder / "none.pem")]) == 2
 
 
-def test_public_address_without_protection_is_warned_about(
-    good: Files, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_public_address_without_protection_is_warned_about(good, caplog):
     tls = SecurityConfig(tls_cert=good.cert, tls_key=good.key)
     mtls = SecurityConfig(tls_cert=good.cert, tls_key=good.key, tls_client_ca=good.ca)
     with caplog.at_level(logging.WARNING):
@@ -325,7 +302,7 @@ def test_public_address_without_protection_is_warned_about(
 
 
 @pytest.mark.parametrize("record_bytes", [100, 16_384])
-def test_records_of_any_size_are_read_at_once(good: Files, record_bytes: int) -> None:
+def test_records_of_any_size_are_read_at_once(good, record_bytes):
     """Also those that lie in OpenSSL because one read did not take them."""
     context = ssl.create_default_context(cafile=str(good.ca))
     context.set_alpn_protocols(["h2"])

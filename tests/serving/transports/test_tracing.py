@@ -2,9 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -15,13 +13,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from serving import Classifier, Client
+from serving import Client
 from serving.digits.protocol.wire import encode_request
 from serving.errors import ConfigurationError, ModelNotFound
-from serving.predictions import Images
-from serving.server.server import Server
 from serving.transports.calls import Tracer
-from tests.support.fleet.collector import Collector, attributes_of, running_collector
+from tests.support.fleet.collector import attributes_of, running_collector
 from tests.support.h2_server import server_inside
 from tests.support.raw import CLASSIFY, TIMEOUT_S
 from tests.support.servers import free_address, on_both
@@ -30,29 +26,28 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 @pytest.fixture
-def collector() -> Iterator[tuple[Collector, str]]:
+def collector():
     with running_collector() as collector:
         yield collector
 
 
-def traced_server(classifier: Classifier, endpoint: str, **options: Any) -> Any:
+def traced_server(classifier, endpoint, **options):
     """A server whose spans have all arrived once the block has ended."""
     return server_inside(classifier, otlp_endpoint=endpoint, **options)
 
 
-def call(server: Server, data: bytes, path: str = CLASSIFY, flags: str = "01") -> Any:
+def call(server, data, path=CLASSIFY, flags="01"):
     traceparent = f"00-{TRACE}-{PARENT}-{flags}"
     with grpc.insecure_channel(server.address) as channel:
-        method: Any = channel.unary_unary(path)
-        future = method.future(data, timeout=TIMEOUT_S, metadata=(("traceparent", traceparent),))
+        future = channel.unary_unary(path).future(
+            data, timeout=TIMEOUT_S, metadata=(("traceparent", traceparent),)
+        )
         future.exception()
         return future
 
 
 @on_both
-def test_span_continues_the_callers_trace(
-    classifier: Classifier, transport: str, collector: tuple[Collector, str], images: Images
-) -> None:
+def test_span_continues_the_callers_trace(classifier, transport, collector, images):
     spans, endpoint = collector
     before_ns = time.time_ns()
     with traced_server(classifier, endpoint, transport=transport) as server:
@@ -74,18 +69,14 @@ def test_span_continues_the_callers_trace(
     assert spans.resources[0]["service.name"] == "digit-serving"
 
 
-def test_many_images_have_their_run(
-    classifier: Classifier, collector: tuple[Collector, str], images: Images
-) -> None:
+def test_many_images_have_their_run(classifier, collector, images):
     spans, endpoint = collector
     with traced_server(classifier, endpoint) as server:
         call(server, encode_request(images[:300].tobytes()))
     assert len(spans.span(CLASSIFY[1:]).events) == 2
 
 
-def test_failed_calls_say_how(
-    classifier: Classifier, collector: tuple[Collector, str], images: Images
-) -> None:
+def test_failed_calls_say_how(classifier, collector, images):
     spans, endpoint = collector
     with traced_server(classifier, endpoint) as server:
         call(server, encode_request(images[0].tobytes()))
@@ -99,18 +90,14 @@ def test_failed_calls_say_how(
     assert unknown.status.code == unknown.status.STATUS_CODE_ERROR
 
 
-def test_caller_that_does_not_sample_gets_no_span(
-    classifier: Classifier, collector: tuple[Collector, str], images: Images
-) -> None:
+def test_caller_that_does_not_sample_gets_no_span(classifier, collector, images):
     spans, endpoint = collector
     with traced_server(classifier, endpoint) as server:
         assert call(server, encode_request(images[0].tobytes()), flags="00").code().name == "OK"
     assert not spans.spans
 
 
-def test_requests_over_http_have_spans(
-    classifier: Classifier, collector: tuple[Collector, str], images: Images
-) -> None:
+def test_requests_over_http_have_spans(classifier, collector, images):
     spans, endpoint = collector
     with traced_server(classifier, endpoint, http_port=0) as server:
         body = b'{"images": [' + str(images[0].ravel().tolist()).encode() + b"]}"
@@ -128,9 +115,7 @@ def test_requests_over_http_have_spans(
     assert [event.name for event in span.events] == ["run started", "run finished"]
 
 
-def test_spans_of_http_have_few_names(
-    classifier: Classifier, collector: tuple[Collector, str]
-) -> None:
+def test_spans_of_http_have_few_names(classifier, collector):
     spans, endpoint = collector
     with traced_server(classifier, endpoint, http_port=0) as server:
         for path in ("/v2/models/digits", "/v2/models/digits/versions/1", "/no/such/path"):
@@ -141,11 +126,8 @@ def test_spans_of_http_have_few_names(
 
 
 def test_calls_of_clients_are_spans_that_their_servers_continue(
-    classifier: Classifier,
-    collector: tuple[Collector, str],
-    images: Images,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    classifier, collector, images, monkeypatch
+):
     spans, endpoint = collector
     ended = InMemorySpanExporter()
     provider = TracerProvider()
@@ -165,9 +147,7 @@ def test_calls_of_clients_are_spans_that_their_servers_continue(
     assert parents >= {trace.format_span_id(span.context.span_id) for span in ours}
 
 
-def test_clients_send_the_span_that_is_active(
-    classifier: Classifier, collector: tuple[Collector, str], images: Images
-) -> None:
+def test_clients_send_the_span_that_is_active(classifier, collector, images):
     spans, endpoint = collector
     tracer = TracerProvider().get_tracer("test")
     with traced_server(classifier, endpoint) as server, Client(server.address) as client:
@@ -180,9 +160,7 @@ def test_clients_send_the_span_that_is_active(
     assert sent[1].parent_span_id.hex() == trace.format_span_id(active.get_span_context().span_id)
 
 
-def test_server_without_its_collector_serves(
-    classifier: Classifier, images: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_without_its_collector_serves(classifier, images, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with traced_server(classifier, f"http://{free_address()}") as server:
         for _ in range(3):
@@ -190,12 +168,12 @@ def test_server_without_its_collector_serves(
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "ftp://a:1", "http://"])
-def test_endpoint_is_a_url(endpoint: str) -> None:
+def test_endpoint_is_a_url(endpoint):
     with pytest.raises(ConfigurationError, match="expected an OTLP endpoint"):
         Tracer(endpoint)
 
 
-def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ConfigurationError, match=r"install '\.\[otel\]'"):
         Tracer("http://127.0.0.1:4317")

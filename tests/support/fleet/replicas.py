@@ -6,13 +6,10 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, Self
 from urllib.request import urlopen
 
 import numpy as np
 
-from serving import Client
 from serving.errors import ServingError
 from tests.support.servers import RunningServer, serve_command, started
 
@@ -20,7 +17,7 @@ from tests.support.servers import RunningServer, serve_command, started
 class Replica:
     """One server, which keeps its address when it is started again."""
 
-    def __init__(self, models: Path, host: str, *options: str) -> None:
+    def __init__(self, models, host, *options):
         with socket.create_server((host, 0)) as place:
             self.address = f"{host}:{place.getsockname()[1]}"
         port = self.address.rpartition(":")[2]
@@ -29,18 +26,18 @@ class Replica:
         self._stack = ExitStack()
         self.server: RunningServer
 
-    def start(self) -> None:
+    def start(self):
         self.server = self._stack.enter_context(started(self._command))
 
-    def send(self, number: int) -> None:
+    def send(self, number):
         self.server.process.send_signal(number)
 
-    def restart(self) -> None:
+    def restart(self):
         """Drain, and start again."""
         assert self.server.stop() == 0
         self.start()
 
-    def num_answered(self) -> float:
+    def num_answered(self):
         """The calls of Classify that this process has answered."""
         url = f"http://{self.server.facts['metrics']}/metrics"
         with urlopen(url, timeout=10) as page:
@@ -48,7 +45,7 @@ class Replica:
         wanted = [line for line in lines if 'method="Classify"' in line and 'status="OK"' in line]
         return float(wanted[0].split()[-1]) if wanted else 0.0
 
-    def close(self) -> None:
+    def close(self):
         if hasattr(self, "server"):
             self.send(signal.SIGCONT)
         self._stack.close()
@@ -57,14 +54,14 @@ class Replica:
 class Callers:
     """Threads that call one `Client` without a pause; use it as a context manager."""
 
-    def __init__(self, client: Client, num_threads: int = 8) -> None:
+    def __init__(self, client, num_threads=8):
         self._client = client
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._call) for _ in range(num_threads)]
         self.latencies_s: list[float] = []
         self.failures: Counter[str] = Counter()
 
-    def _call(self) -> None:
+    def _call(self):
         image = np.zeros((1, 784), np.uint8)
         while not self._ended.is_set():
             begun_s = time.monotonic()
@@ -74,17 +71,17 @@ class Callers:
                 self.failures[f"{type(err).__name__}: {err}"] += 1
             self.latencies_s.append(time.monotonic() - begun_s)
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
+    def __exit__(self, *exc_info):
         self._ended.set()
         for thread in self._threads:
             thread.join()
 
-    def __str__(self) -> str:
+    def __str__(self):
         half, most, last = np.quantile(self.latencies_s, (0.5, 0.99, 1)) * 1e3
         return (
             f"{len(self.latencies_s)} calls, {self.failures.total()} failed, "

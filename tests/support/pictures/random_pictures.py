@@ -25,7 +25,7 @@ SIZES = (1, 2, 3, 5, 8, 28, 64, 200, 256, 257, 1000, 4000)
 """Upper bounds of a side; the area stays below 2 megapixels so that many can be tried."""
 
 
-def random_picture(rng: np.random.Generator) -> bytes:
+def random_picture(rng):
     """Make one file; a fifth of them is cut off or has flipped bytes."""
     Image.init()
     formats = [name for name in KINDS if name in Image.SAVE]
@@ -42,7 +42,7 @@ def random_picture(rng: np.random.Generator) -> bytes:
     return content
 
 
-def _content(rng: np.random.Generator) -> np.ndarray:
+def _content(rng):
     """Draw noise, rectangles, strokes or a ramp: (H, W) levels of 0 to 1."""
     height = int(rng.integers(1, SIZES[rng.integers(len(SIZES))] + 1))
     width = int(rng.integers(1, SIZES[rng.integers(len(SIZES))] + 1))
@@ -65,7 +65,7 @@ def _content(rng: np.random.Generator) -> np.ndarray:
     return levels
 
 
-def _saved(levels: np.ndarray, kind: str, mode: str, rng: np.random.Generator) -> bytes:
+def _saved(levels, kind, mode, rng):
     """Save as this format and mode; empty if Pillow cannot."""
     file = io.BytesIO()
     with warnings.catch_warnings():
@@ -81,7 +81,7 @@ def _saved(levels: np.ndarray, kind: str, mode: str, rng: np.random.Generator) -
     return file.getvalue()
 
 
-def _picture(levels: np.ndarray, mode: str, rng: np.random.Generator) -> Image.Image:
+def _picture(levels, mode, rng):
     if mode == "F":
         values = (levels * 10.0 ** rng.integers(-3, 39)).astype(np.float32)
         values -= rng.random() * values.max() * rng.integers(2)
@@ -103,7 +103,7 @@ def _picture(levels: np.ndarray, mode: str, rng: np.random.Generator) -> Image.I
     return Image.merge(mode, [Image.fromarray(band) for band in bands[:count]])
 
 
-def read_all(seeds: range) -> Counter[str]:
+def read_all(seeds):
     """Read a picture of each seed: an image or InvalidRequest, else AssertionError.
 
     Returns:

@@ -10,7 +10,7 @@ from training.data import idx
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = (file.name for file in idx.FILES)
 
 
-def idx_bytes(*shape: int) -> bytes:
+def idx_bytes(*shape):
     values = np.arange(np.prod(shape), dtype=np.uint32) % 251
     header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
     return header + values.astype(np.uint8).tobytes()
@@ -27,7 +27,7 @@ CONTENTS = {
 class Mirror(BaseHTTPRequestHandler):
     """Serves `files`; a list is served one element a request, None as a 503."""
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         server = self.server
         assert isinstance(server, MirrorServer)
         name = self.path.rpartition("/")[2]
@@ -43,12 +43,12 @@ class Mirror(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, *arguments: object) -> None:
+    def log_message(self, *arguments):
         pass
 
 
 class MirrorServer(ThreadingHTTPServer):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), Mirror)
         self.requests: list[str] = []
         self.files: dict[str, bytes | list[bytes | None]] = {
@@ -56,5 +56,5 @@ class MirrorServer(ThreadingHTTPServer):
         }
 
     @property
-    def url(self) -> str:
+    def url(self):
         return f"http://127.0.0.1:{self.server_port}/mnist/"

@@ -7,7 +7,7 @@ import pytest
 from training.config import RECIPES, TEACHER, Deformation
 from training.data import augmentation
 from training.data.augmentation import GROUP
-from training.data.mnist import Examples, Images, Mnist
+from training.data.mnist import Examples
 
 DEFORMATION = Deformation(
     rotation_deg=15, scale=0.15, shear=0.15, shift_px=2.5, elastic_px=0.5, elastic_sigma_px=3
@@ -21,15 +21,15 @@ PLAIN = dataclasses.replace(RECIPE, deformation=None, degraded=0, outliers=0)
 
 
 @pytest.fixture
-def examples(mnist_sample: Mnist) -> Examples:
+def examples(mnist_sample):
     return Examples(mnist_sample.train_images, mnist_sample.train_labels)
 
 
-def rng() -> np.random.Generator:
+def rng():
     return np.random.default_rng(7)
 
 
-def test_each_group_has_a_field_of_its_own(examples: Examples) -> None:
+def test_each_group_has_a_field_of_its_own(examples):
     same = np.repeat(examples.images[:1], 2 * GROUP, axis=0)
     deformed = augmentation.deform(same, DEFORMATION, rng())
     assert (deformed[:GROUP] == deformed[0]).all()
@@ -37,14 +37,14 @@ def test_each_group_has_a_field_of_its_own(examples: Examples) -> None:
     assert (deformed[0] != deformed[-1]).any()
 
 
-def test_elastic_displacement_has_the_deviation_asked_for() -> None:
+def test_elastic_displacement_has_the_deviation_asked_for():
     still = np.indices((28, 28), np.float32)
     elastic = dataclasses.replace(NOTHING, elastic_px=2)
     displacement = augmentation.fields(500, elastic, rng()) - still
     assert displacement.std(axis=0) == pytest.approx(2, rel=0.2)  # 500 draws a pixel: sd 3 %
 
 
-def test_elastic_displacement_is_as_smooth_as_asked_for() -> None:
+def test_elastic_displacement_is_as_smooth_as_asked_for():
     elastic = dataclasses.replace(NOTHING, elastic_px=2, elastic_sigma_px=4)
     displacement = augmentation.fields(1_000, elastic, rng())[:, 0] - np.indices((28, 28))[0]
     near, far = (
@@ -54,7 +54,7 @@ def test_elastic_displacement_is_as_smooth_as_asked_for() -> None:
     assert (near, far) == (pytest.approx(0.78, abs=0.1), pytest.approx(0.11, abs=0.1))
 
 
-def test_rotation_keeps_distances() -> None:
+def test_rotation_keeps_distances():
     turned = augmentation.fields(1, dataclasses.replace(NOTHING, rotation_deg=45), rng())[0]
     corners = turned[:, ::27, ::27].reshape(2, 4)
     diagonals = np.linalg.norm(corners[:, [0, 1]] - corners[:, [3, 2]], axis=0)
@@ -62,7 +62,7 @@ def test_rotation_keeps_distances() -> None:
     assert abs(corners[0, 0] - corners[0, 1]) > 1
 
 
-def test_batches_keep_each_image_with_its_label(examples: Examples) -> None:
+def test_batches_keep_each_image_with_its_label(examples):
     label_of = {image.tobytes(): label for image, label in zip(*examples, strict=True)}
     images, labels = augmentation.batches(examples, PLAIN, rng(), None)
     assert (images.shape, labels.shape) == ((20, 100, 784), (20, 100))
@@ -71,7 +71,7 @@ def test_batches_keep_each_image_with_its_label(examples: Examples) -> None:
         assert label_of[image.tobytes()] == label
 
 
-def test_an_epoch_degrades_a_share_of_the_images_and_replaces_another(examples: Examples) -> None:
+def test_an_epoch_degrades_a_share_of_the_images_and_replaces_another(examples):
     recipe = dataclasses.replace(PLAIN, degraded=0.2, outliers=0.05)
     images, targets = augmentation.batches(examples, recipe, rng(), None)
     known = {image.tobytes() for image in examples.images}
@@ -83,7 +83,7 @@ def test_an_epoch_degrades_a_share_of_the_images_and_replaces_another(examples: 
     assert ((targets.max(axis=2) == 1) | is_outlier).all()
 
 
-def test_some_groups_stay_as_they_are(examples: Examples) -> None:
+def test_some_groups_stay_as_they_are(examples):
     half = dataclasses.replace(DEFORMATION, identity_share=0.5)
     deformed = augmentation.deform(examples.images, half, rng())
     kept = (deformed == examples.images).all(axis=1)
@@ -93,7 +93,7 @@ def test_some_groups_stay_as_they_are(examples: Examples) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["default", "best", "teacher"])
-def test_views_are_as_crisp_as_the_images(examples: Examples, recipe: str) -> None:
+def test_views_are_as_crisp_as_the_images(examples, recipe):
     """Within a tenth: else the network learns from images of another kind than it classifies."""
     deformation = (TEACHER if recipe == "teacher" else RECIPES[recipe]).deformation
     assert deformation
@@ -102,24 +102,22 @@ def test_views_are_as_crisp_as_the_images(examples: Examples, recipe: str) -> No
     assert energy == pytest.approx(gradient_energy(examples.images), rel=CRISPNESS)
 
 
-def gradient_energy(images: Images) -> float:
+def gradient_energy(images):
     pixels = images.reshape(-1, 28, 28).astype(np.float32)
     return float(sum((np.diff(pixels, axis=axis) ** 2).mean() for axis in (1, 2)))
 
 
-def test_batch_mixes_the_groups() -> None:
+def test_batch_mixes_the_groups():
     same = Examples(np.full((1000, 784), 255, np.uint8), np.zeros(1000, np.uint8))
     images, _ = augmentation.batches(same, PLAIN, rng(), DEFORMATION)
     groups = math.ceil(1000 / GROUP)
     assert all(len(np.unique(batch, axis=0)) == groups for batch in images)
 
 
-def test_the_last_epochs_deform_half_as_far(
-    examples: Examples, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_epochs_deform_half_as_far(examples, monkeypatch):
     seen: list[Deformation] = []
 
-    def deform(images: Images, deformation: Deformation, _: np.random.Generator) -> Images:
+    def deform(images, deformation, _):
         seen.append(deformation)
         return images
 
@@ -132,7 +130,7 @@ def test_the_last_epochs_deform_half_as_far(
     )  # fmt: skip
 
 
-def test_epoch_is_the_same_wherever_training_starts(examples: Examples) -> None:
+def test_epoch_is_the_same_wherever_training_starts(examples):
     whole = list(augmentation.epochs(examples, RECIPE, seed=1, start=0))
     rest = list(augmentation.epochs(examples, RECIPE, seed=1, start=2))
     assert (len(whole), len(rest)) == (3, 1)
@@ -140,14 +138,14 @@ def test_epoch_is_the_same_wherever_training_starts(examples: Examples) -> None:
     assert np.array_equal(whole[2].labels, rest[0].labels)
 
 
-def test_epochs_and_seeds_differ(examples: Examples) -> None:
+def test_epochs_and_seeds_differ(examples):
     first, second, _ = augmentation.epochs(examples, RECIPE, seed=1, start=0)
     other = next(augmentation.epochs(examples, RECIPE, seed=2, start=0))
     assert not np.array_equal(first.images, second.images)
     assert not np.array_equal(first.images, other.images)
 
 
-def test_thickness_changes_the_ink_of_whole_groups(examples: Examples) -> None:
+def test_thickness_changes_the_ink_of_whole_groups(examples):
     thick = dataclasses.replace(NOTHING, thickness=0.5)
     deformed = augmentation.deform(examples.images[: 2 * GROUP], thick, rng())
     shares = deformed.sum(axis=1) / examples.images[: 2 * GROUP].sum(axis=1)

@@ -1,18 +1,16 @@
 """A user's own digits: which are trained on, held out, or refused."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from training.data import extra
-from training.data.mnist import Examples, Mnist
+from training.data.mnist import Examples
 from training.errors import DataError
 
 
 @pytest.fixture
-def folder(tmp_path: Path, mnist_sample: Mnist) -> Path:
+def folder(tmp_path, mnist_sample):
     """Pictures of test images: twelve of 3, and four of 7."""
     for digit, number in ((3, 12), (7, 4)):
         (tmp_path / str(digit)).mkdir()
@@ -22,18 +20,18 @@ def folder(tmp_path: Path, mnist_sample: Mnist) -> Path:
     return tmp_path
 
 
-def rows(examples: Examples) -> set[bytes]:
+def rows(examples):
     return {image.tobytes() for image in examples.images}
 
 
-def test_one_in_five_of_a_digit_is_held_out(folder: Path) -> None:
+def test_one_in_five_of_a_digit_is_held_out(folder):
     own = extra.load(folder)
     assert own.held_out.labels.tolist() == [3, 3]
     assert sorted(own.training.labels.tolist()) == [3] * 10 + [7] * 4
     assert not rows(own.training) & rows(own.held_out)
 
 
-def test_split_depends_on_contents_alone(folder: Path) -> None:
+def test_split_depends_on_contents_alone(folder):
     before = extra.load(folder)
     for path in (folder / "3").iterdir():
         path.rename(path.with_name(f"z{99 - int(path.stem)}.png"))
@@ -41,20 +39,20 @@ def test_split_depends_on_contents_alone(folder: Path) -> None:
     assert rows(extra.load(folder).held_out) == rows(before.held_out)
 
 
-def test_equal_files_count_once(folder: Path) -> None:
+def test_equal_files_count_once(folder):
     before = extra.load(folder)
     for path in list((folder / "3").iterdir()):
         (folder / "3" / f"copy of {path.name}").write_bytes(path.read_bytes())
     assert extra.load(folder).digest == before.digest
 
 
-def test_picture_under_two_labels_is_refused(folder: Path) -> None:
+def test_picture_under_two_labels_is_refused(folder):
     (folder / "7" / "x.png").write_bytes((folder / "3" / "0.png").read_bytes())
     with pytest.raises(DataError, match=r"two labels: .*0\.png and .*x\.png"):
         extra.load(folder)
 
 
-def test_unreadable_and_hidden_files_are_left_out(folder: Path) -> None:
+def test_unreadable_and_hidden_files_are_left_out(folder):
     (folder / "3" / "notes.txt").write_text("no picture")
     (folder / "3" / ".hidden").write_text("no picture")
     own = extra.load(folder)
@@ -62,12 +60,12 @@ def test_unreadable_and_hidden_files_are_left_out(folder: Path) -> None:
     assert [line.partition(": ")[0] for line in own.unreadable] == [str(folder / "3" / "notes.txt")]
 
 
-def test_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(DataError, match="no readable pictures in"):
         extra.load(tmp_path)
 
 
-def test_own_images_are_repeated_until_they_are_seen(folder: Path) -> None:
+def test_own_images_are_repeated_until_they_are_seen(folder):
     own = extra.load(folder)
     zeros = Examples(np.zeros((5600, 784), np.uint8), np.zeros(5600, np.uint8))
     joined = extra.join(zeros, own)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +11,10 @@ from PIL import Image
 
 from training.__main__ import main
 from training.data import labelling
-from training.data.mnist import Mnist
 
 
 @pytest.fixture
-def own(tmp_path: Path, mnist_sample: Mnist) -> Path:
+def own(tmp_path, mnist_sample):
     """Four pictures, guessed 1, 3, 3 and 3, and a file that is no picture."""
     for name, image in zip(("1/a", "3/a", "3/b", "3/c"), mnist_sample.test_images, strict=False):
         path = tmp_path / "unsure" / f"{name}.png"
@@ -26,11 +24,11 @@ def own(tmp_path: Path, mnist_sample: Mnist) -> Path:
     return tmp_path
 
 
-def labels(own: Path) -> list[str]:
+def labels(own):
     return sorted(str(path.relative_to(own)) for path in own.rglob("*.png"))
 
 
-def run_label(own: Path, keys: bytes, *, interrupt_at: str = "") -> tuple[int, str, str]:
+def run_label(own, keys, *, interrupt_at=""):
     """Press keys in a terminal; return the exit code, the last line and all of the output."""
     here, terminal = os.openpty()
     command = [sys.executable, "-m", "training", "label", str(own)]
@@ -51,7 +49,7 @@ def run_label(own: Path, keys: bytes, *, interrupt_at: str = "") -> tuple[int, s
     return process.wait(), shown.splitlines()[-1], shown
 
 
-def test_keys_move_pictures_and_undo_moves_them_back(own: Path) -> None:
+def test_keys_move_pictures_and_undo_moves_them_back(own):
     code, last, shown = run_label(own, b"x8\nu5nq")
     assert (code, last) == (0, "3 labelled; the same command continues")
     assert labels(own) == ["5/a.png", "8/a.png", "none/b.png", "unsure/3/c.png"]
@@ -63,7 +61,7 @@ def test_keys_move_pictures_and_undo_moves_them_back(own: Path) -> None:
     assert labels(own) == ["3/c.png", "5/a.png", "8/a.png", "none/b.png"]
 
 
-def test_undo_never_replaces_a_file(own: Path) -> None:
+def test_undo_never_replaces_a_file(own):
     old = own / "unsure" / "1" / "a.png"
     new = labelling._move(old, own / "1" / "a.png")
     old.write_bytes(b"another")
@@ -71,7 +69,7 @@ def test_undo_never_replaces_a_file(own: Path) -> None:
     assert old.read_bytes() == b"another"
 
 
-def test_interrupt_keeps_labels(own: Path) -> None:
+def test_interrupt_keeps_labels(own):
     (own / "1").mkdir()
     (own / "1" / "a.png").write_bytes(b"another one")
     code, last, _ = run_label(own, b"1", interrupt_at="2 of 5")
@@ -80,9 +78,7 @@ def test_interrupt_keeps_labels(own: Path) -> None:
     assert labels(own)[:3] == ["1/a-2.png", "1/a.png", "unsure/3/a.png"]
 
 
-def test_missing_folder_or_terminal_is_one_line(
-    own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_folder_or_terminal_is_one_line(own, capsys):
     for folder, words in ((own, "in a terminal"), (own / "x", "no folder")):
         assert main(["label", str(folder)]) == 2
         error = capsys.readouterr().err
@@ -92,7 +88,7 @@ def test_missing_folder_or_terminal_is_one_line(
     assert capsys.readouterr().out.startswith("nothing to label")
 
 
-def test_drawing_has_two_rows_a_line() -> None:
+def test_drawing_has_two_rows_a_line():
     image = np.repeat(np.array([0, 255, 0], np.uint8), (28, 28, 728))
     first, *others = labelling.draw(image).splitlines()
     assert first == "\x1b[38;5;232;48;5;255m▀" * 28 + "\x1b[m"

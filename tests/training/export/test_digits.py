@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from serving.model import repository as read_manifest
-from training.data.mnist import Mnist
 from training.errors import ExportError, NotTrained
 from training.export import manifest as written_manifest
 from training.export import quantization
@@ -24,28 +23,28 @@ GOLDEN_TOLERANCE = 1e-6  # the same graph on the same machine, in another batch
 
 
 @pytest.fixture(scope="module")
-def version(models: Path) -> Path:
+def version(models):
     return models / "digits" / "1"
 
 
 @pytest.fixture(scope="module")
-def session(version: Path) -> onnxruntime.InferenceSession:
+def session(version):
     return onnxruntime.InferenceSession(version / "model.onnx", providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture(scope="module")
-def manifest(version: Path) -> dict[str, Any]:
+def manifest(version):
     contents: dict[str, Any] = json.loads((version / "manifest.json").read_text())
     return contents
 
 
 @pytest.fixture
-def own_artifacts(artifacts: Path, tmp_path: Path) -> Path:
+def own_artifacts(artifacts, tmp_path):
     """A copy of the artifacts, which a test may change."""
     return Path(shutil.copytree(artifacts, tmp_path / "artifacts"))
 
 
-def test_manifest_holds_what_training_measured(manifest: dict[str, Any], artifacts: Path) -> None:
+def test_manifest_holds_what_training_measured(manifest, artifacts):
     metrics = json.loads((artifacts / "metrics.json").read_text())
     assert (manifest["format"], manifest["name"], manifest["version"]) == (1, "digits", "1")
     assert manifest["signature"] == {
@@ -58,7 +57,7 @@ def test_manifest_holds_what_training_measured(manifest: dict[str, Any], artifac
     }  # fmt: skip
 
 
-def test_manifest_has_the_digest_of_every_file(version: Path, manifest: dict[str, Any]) -> None:
+def test_manifest_has_the_digest_of_every_file(version, manifest):
     others = {path.name: path.read_bytes() for path in version.iterdir()}
     del others["manifest.json"]
     assert manifest["files"] == {
@@ -66,7 +65,7 @@ def test_manifest_has_the_digest_of_every_file(version: Path, manifest: dict[str
     }
 
 
-def test_manifest_reports_parity_alone_and_in_a_batch(manifest: dict[str, Any]) -> None:
+def test_manifest_reports_parity_alone_and_in_a_batch(manifest):
     parity = manifest["parity"]
     assert parity["images"] == 500
     assert parity["batch_sizes"] == [1, 500]
@@ -74,9 +73,7 @@ def test_manifest_reports_parity_alone_and_in_a_batch(manifest: dict[str, Any]) 
     assert parity["max_difference"] <= parity["tolerance"] == 1e-5
 
 
-def test_golden_samples_reproduce(
-    manifest: dict[str, Any], session: onnxruntime.InferenceSession
-) -> None:
+def test_golden_samples_reproduce(manifest, session):
     golden = manifest["golden"]
     images = np.frombuffer(base64.b64decode(golden["images"]), np.uint8).reshape(-1, 784)
     [answers] = session.run(None, {"images": images})
@@ -85,7 +82,7 @@ def test_golden_samples_reproduce(
     assert set(answers.argmax(axis=1)) == set(range(10))
 
 
-def test_int8_is_published_with_its_measurements(version: Path, manifest: dict[str, Any]) -> None:
+def test_int8_is_published_with_its_measurements(version, manifest):
     facts = manifest["int8"]
     assert facts["different_digits"] <= 5
     assert facts["test_accuracy"] == pytest.approx(manifest["accuracy"]["test"], abs=0.01)
@@ -96,7 +93,7 @@ def test_int8_is_published_with_its_measurements(version: Path, manifest: dict[s
     assert "model.int8.onnx" in manifest["files"]
 
 
-def test_int8_has_golden_answers_of_its_own(version: Path, manifest: dict[str, Any]) -> None:
+def test_int8_has_golden_answers_of_its_own(version, manifest):
     golden = manifest["golden"]
     images = np.frombuffer(base64.b64decode(golden["images"]), np.uint8).reshape(-1, 784)
     session = onnxruntime.InferenceSession(
@@ -108,15 +105,11 @@ def test_int8_has_golden_answers_of_its_own(version: Path, manifest: dict[str, A
 
 
 def test_damaged_int8_is_not_published_with_the_reason(
-    artifacts: Path,
-    mnist_sample: Mnist,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    artifacts, mnist_sample, tmp_path, monkeypatch, capsys
+):
     round_weights = quantization.round_weights
 
-    def negate(*arguments: Any) -> Any:
+    def negate(*arguments):
         integers, scale = round_weights(*arguments)
         return -integers, scale
 
@@ -132,7 +125,7 @@ def test_damaged_int8_is_not_published_with_the_reason(
     assert not (version / "model.int8.onnx").exists()
 
 
-def test_golden_samples_are_right_and_include_the_least_certain() -> None:
+def test_golden_samples_are_right_and_include_the_least_certain():
     labels = np.arange(100, dtype=np.uint8) % 10
     certainty = np.linspace(0.3, 0.9, 100, dtype=np.float32)[::-1]
     answers = np.full((100, 10), 0.01, np.float32)
@@ -142,10 +135,7 @@ def test_golden_samples_are_right_and_include_the_least_certain() -> None:
     assert choose_golden(answers, samples).tolist() == [*range(20), *range(87, 99)]
 
 
-def test_next_export_is_the_next_version(
-    version: Path, artifacts: Path, mnist_sample: Mnist, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_next_export_is_the_next_version(version, artifacts, mnist_sample, tmp_path, capsys):
     (tmp_path / "digits" / "1").mkdir(parents=True)
     second = export(artifacts, tmp_path, mnist_sample)
     assert second == tmp_path / "digits" / "2"
@@ -155,9 +145,7 @@ def test_next_export_is_the_next_version(
     assert f"published {second}; serve it with `{command}`" in capsys.readouterr().out
 
 
-def test_unknown_recipe_names_the_command_to_run(
-    own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
-) -> None:
+def test_unknown_recipe_names_the_command_to_run(own_artifacts, mnist_sample, tmp_path):
     metrics = json.loads((own_artifacts / "metrics.json").read_text())
     (own_artifacts / "metrics.json").write_text(json.dumps(metrics | {"recipe": "mine"}))
     with pytest.raises(ExportError, match="no recipe is called 'mine': run `make train` again"):
@@ -165,25 +153,19 @@ def test_unknown_recipe_names_the_command_to_run(
 
 
 @pytest.mark.parametrize("missing", ["model.keras", "metrics.json"])
-def test_untrained_names_the_command_to_run(
-    missing: str, own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
-) -> None:
+def test_untrained_names_the_command_to_run(missing, own_artifacts, mnist_sample, tmp_path):
     (own_artifacts / missing).unlink()
     with pytest.raises(NotTrained, match="make train"):
         export(own_artifacts, tmp_path / "models", mnist_sample)
 
 
-def test_truncated_model_names_the_command_to_run(
-    own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
-) -> None:
+def test_truncated_model_names_the_command_to_run(own_artifacts, mnist_sample, tmp_path):
     os.truncate(own_artifacts / "model.keras", 100_000)
     with pytest.raises(NotTrained, match=r"cannot read .*model\.keras: run `make train` again"):
         export(own_artifacts, tmp_path / "models", mnist_sample)
 
 
-def test_metrics_of_another_model_are_refused(
-    own_artifacts: Path, mnist_sample: Mnist, tmp_path: Path
-) -> None:
+def test_metrics_of_another_model_are_refused(own_artifacts, mnist_sample, tmp_path):
     metrics = json.loads((own_artifacts / "metrics.json").read_text())
     metrics["accuracy"]["test"] = 0.5
     (own_artifacts / "metrics.json").write_text(json.dumps(metrics))
@@ -191,10 +173,8 @@ def test_metrics_of_another_model_are_refused(
         export(own_artifacts, tmp_path / "models", mnist_sample)
 
 
-def test_full_disk_publishes_nothing(
-    artifacts: Path, mnist_sample: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(descriptor: int) -> None:
+def test_full_disk_publishes_nothing(artifacts, mnist_sample, tmp_path, monkeypatch):
+    def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
@@ -203,7 +183,7 @@ def test_full_disk_publishes_nothing(
     assert list((tmp_path / "digits").iterdir()) == []
 
 
-def test_manifest_that_no_server_reads_is_not_published() -> None:
+def test_manifest_that_no_server_reads_is_not_published():
     assert written_manifest.MAX_BYTES == read_manifest.MAX_MANIFEST_BYTES
     with pytest.raises(ExportError, match="at most 524288 expected"):
         written_manifest.render("digits", "1", {"recipe": "d" * written_manifest.MAX_BYTES})

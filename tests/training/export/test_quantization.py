@@ -1,53 +1,46 @@
-from pathlib import Path
-
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from training.data.mnist import Images, Mnist
 from training.export import int8_gate, parity, quantization
-from training.export.parity import onnxruntime
 from training.export.quantization import Refused
 from training.export.samples import Samples
 
 
 @pytest.fixture(scope="module")
-def fp32(models: Path) -> onnx.ModelProto:
+def fp32(models):
     return onnx.load(models / "digits" / "1" / "model.onnx")
 
 
 @pytest.fixture(scope="module")
-def quantised(fp32: onnx.ModelProto, mnist_sample: Mnist) -> onnx.ModelProto:
+def quantised(fp32, mnist_sample):
     return quantization.quantize(fp32, mnist_sample.train_images)
 
 
 @pytest.fixture(scope="module")
-def session(quantised: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def session(quantised):
     return parity.open_session(quantised)
 
 
 @pytest.fixture(scope="module")
-def integers(quantised: onnx.ModelProto) -> npt.NDArray[np.int8]:
+def integers(quantised):
     """(784, 256), the first layer's weights."""
     return weights(quantised)["hidden_1/kernel"].astype(np.int8, casting="no")
 
 
-def weights(proto: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]]:
+def weights(proto):
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
 
 
-def test_pairs_of_products_fit_into_16_bits(integers: npt.NDArray[np.int8]) -> None:
+def test_pairs_of_products_fit_into_16_bits(integers):
     assert (
         np.abs(integers.astype(int)).max() == quantization.LARGEST
     )  # the range is used, not exceeded
     assert np.iinfo(np.int16).max >= 2 * 255 * quantization.LARGEST
 
 
-def test_sums_are_exact_for_the_worst_images(
-    quantised: onnx.ModelProto, integers: npt.NDArray[np.int8], images: Images
-) -> None:
+def test_sums_are_exact_for_the_worst_images(quantised, integers, images):
     proto = onnx.ModelProto()
     proto.CopyFrom(quantised)
     product, converted = proto.graph.node[0].output[0], proto.graph.node[1].output[0]
@@ -63,18 +56,14 @@ def test_sums_are_exact_for_the_worst_images(
     np.testing.assert_array_equal(as_float, expected)
 
 
-def test_answer_does_not_depend_on_the_batch(
-    session: onnxruntime.InferenceSession, images: Images
-) -> None:
+def test_answer_does_not_depend_on_the_batch(session, images):
     [together] = session.run(None, {"images": images})
     for size in range(1, 301):
         [answers] = session.run(None, {"images": images[:size]})
         np.testing.assert_array_equal(answers, together[:size])
 
 
-def test_graph_differs_in_the_first_layer_only(
-    fp32: onnx.ModelProto, quantised: onnx.ModelProto
-) -> None:
+def test_graph_differs_in_the_first_layer_only(fp32, quantised):
     operators = [[node.op_type for node in proto.graph.node] for proto in (fp32, quantised)]
     assert operators[0][:3] == ["Cast", "MatMul", "Add"]
     assert operators[1] == ["MatMulInteger", "Cast", *operators[0][2:]]
@@ -87,7 +76,7 @@ def test_graph_differs_in_the_first_layer_only(
     assert changed == {"hidden_1/kernel", "hidden_1/bias", "hidden_2/kernel"}
 
 
-def test_rows_compensate_for_each_others_rounding() -> None:
+def test_rows_compensate_for_each_others_rounding():
     rng = np.random.default_rng(0)
     pixels = rng.random((500, 4)) @ rng.random((4, 50))  # neighbours correlate
     kernel = rng.normal(size=(50, 8)).astype(np.float32)
@@ -98,14 +87,14 @@ def test_rows_compensate_for_each_others_rounding() -> None:
     assert np.abs(integers.astype(int)).max() <= quantization.LARGEST
 
 
-def test_column_of_zeros_stays_zero() -> None:
+def test_column_of_zeros_stays_zero():
     kernel = np.array([[0, 1], [0, -3]], np.float32)
     integers, scale = quantization.round_weights(kernel, np.eye(2))
     assert integers.tolist() == [[0, 21], [0, -63]]
     assert scale.tolist() == [1, pytest.approx(3 / 63)]
 
 
-def test_gate_counts_validation_answers(fp32: onnx.ModelProto, mnist_sample: Mnist) -> None:
+def test_gate_counts_validation_answers(fp32, mnist_sample):
     damaged = quantization.quantize(fp32, mnist_sample.train_images)
     [bias] = [t for t in damaged.graph.initializer if t.name == "probabilities/bias"]
     bias.CopyFrom(numpy_helper.from_array(10 * np.eye(10, dtype=np.float32)[3], bias.name))

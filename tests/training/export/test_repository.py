@@ -3,11 +3,10 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from pathlib import Path
 
 import pytest
 
-from training.export.repository import Files, publish
+from training.export.repository import publish
 
 PUBLISH = """
 import os, resource, signal, sys
@@ -28,29 +27,27 @@ publish(folder, lambda version: {"a": bytes(100_000), "b": version.encode()}, {"
 """
 
 
-def publish_in_a_process(
-    folder: Path, *, limit_bytes: int = 1_000_000, steps: int = 1_000_000
-) -> "subprocess.CompletedProcess[str]":
+def publish_in_a_process(folder, *, limit_bytes=1_000_000, steps=1_000_000):
     """Publish where files may not grow over a limit, and die before the next file operation."""
     command = [sys.executable, "-c", PUBLISH, str(folder), str(limit_bytes), str(steps)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def visible(folder: Path) -> list[str]:
+def visible(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def files_of(version: str) -> Files:
+def files_of(version):
     return {"manifest.json": json.dumps({"version": version}).encode()}
 
 
-def test_next_version_is_one_above_the_highest(tmp_path: Path) -> None:
+def test_next_version_is_one_above_the_highest(tmp_path):
     for name in ("2", "10", "notes", ".99"):
         (tmp_path / name).mkdir()
     assert publish(tmp_path, files_of, {}).name == "11"
 
 
-def test_model_file_that_was_edited_is_kept(tmp_path: Path) -> None:
+def test_model_file_that_was_edited_is_kept(tmp_path):
     publish(tmp_path, files_of, {"config.pbtxt": b"ours"})
     assert (tmp_path / "config.pbtxt").read_bytes() == b"ours"
     (tmp_path / "config.pbtxt").write_bytes(b"theirs")
@@ -58,8 +55,8 @@ def test_model_file_that_was_edited_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "config.pbtxt").read_bytes() == b"theirs"
 
 
-def test_failing_contents_publish_nothing(tmp_path: Path) -> None:
-    def fail(version: str) -> Files:
+def test_failing_contents_publish_nothing(tmp_path):
+    def fail(version):
         raise KeyError(version)
 
     with pytest.raises(KeyError):
@@ -67,7 +64,7 @@ def test_failing_contents_publish_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_publications_at_the_same_time_get_different_versions(tmp_path: Path) -> None:
+def test_publications_at_the_same_time_get_different_versions(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         folders = list(pool.map(lambda _: publish(tmp_path, files_of, {}), range(12)))
     assert sorted(int(folder.name) for folder in folders) == list(range(1, 13))
@@ -75,7 +72,7 @@ def test_publications_at_the_same_time_get_different_versions(tmp_path: Path) ->
         assert json.loads((folder / "manifest.json").read_text())["version"] == folder.name
 
 
-def test_killed_publication_leaves_only_whole_versions(tmp_path: Path) -> None:
+def test_killed_publication_leaves_only_whole_versions(tmp_path):
     for steps in count(step=2):
         done = publish_in_a_process(tmp_path, steps=steps)
         versions = [name for name in visible(tmp_path) if name != "config"]
@@ -88,7 +85,7 @@ def test_killed_publication_leaves_only_whole_versions(tmp_path: Path) -> None:
     assert not (tmp_path / ".staging").exists()
 
 
-def test_full_disk_leaves_nothing_visible(tmp_path: Path) -> None:
+def test_full_disk_leaves_nothing_visible(tmp_path):
     full = publish_in_a_process(tmp_path, limit_bytes=50_000)
     assert "File too large" in full.stderr
     assert list(tmp_path.iterdir()) == []

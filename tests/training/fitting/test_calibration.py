@@ -10,18 +10,18 @@ from training.fitting.calibration import (
     expected_calibration_error,
     fit_temperature,
 )
-from training.fitting.evaluation import Probabilities, probabilities
+from training.fitting.evaluation import probabilities
 from training.fitting.networks import build
 
 
-def answers(*certainties: float) -> Probabilities:
+def answers(*certainties):
     """Answer 0 with the certainties given, and 1 with the rest."""
     rows = np.zeros((len(certainties), 10), np.float32)
     rows[:, 0], rows[:, 1] = certainties, 1 - np.array(certainties)
     return rows
 
 
-def test_ece_is_the_mean_gap_of_the_bins() -> None:
+def test_ece_is_the_mean_gap_of_the_bins():
     # Of 15 bins, (9/15, 10/15] holds three images, of mean certainty 0.63 and accuracy 2/3;
     # (13/15, 14/15] holds one, of certainty 0.9, answered wrongly.
     error = expected_calibration_error(
@@ -30,11 +30,11 @@ def test_ece_is_the_mean_gap_of_the_bins() -> None:
     assert error == pytest.approx((3 * (2 / 3 - 0.63) + 0.9) / 4)
 
 
-def test_ece_of_certain_and_right_answers_is_zero() -> None:
+def test_ece_of_certain_and_right_answers_is_zero():
     assert expected_calibration_error(answers(1, 1), np.zeros(2, np.uint8)) == 0
 
 
-def test_temperature_is_the_one_that_makes_certainty_accuracy() -> None:
+def test_temperature_is_the_one_that_makes_certainty_accuracy():
     # Three of four are right at odds of 9: the odds of 3 that fit are sqrt(9), temperature 2.
     labels = np.array([0, 0, 0, 1], np.uint8)
     tiny = 1e-30
@@ -43,11 +43,11 @@ def test_temperature_is_the_one_that_makes_certainty_accuracy() -> None:
     assert fit_temperature(rows, labels) == pytest.approx(2, rel=1e-4)
 
 
-def test_temperature_of_faultless_answers_stays_finite() -> None:
+def test_temperature_of_faultless_answers_stays_finite():
     assert 0 < fit_temperature(answers(0.9, 0.9), np.zeros(2, np.uint8)) < 1
 
 
-def test_calibration_keeps_digits_and_layers() -> None:
+def test_calibration_keeps_digits_and_layers():
     keras.utils.set_random_seed(1)
     model = build(BEST)
     images = np.random.default_rng(1).integers(0, 256, (200, 784), np.uint8)
@@ -66,7 +66,7 @@ def test_calibration_keeps_digits_and_layers() -> None:
     assert fit_temperature(after, examples.labels) == pytest.approx(1, abs=0.01)
 
 
-def test_coverage_rejects_the_least_certain() -> None:
+def test_coverage_rejects_the_least_certain():
     labels = np.array([0, 1, 0, 0], np.uint8)
     rows = answers(0.9, 0.6, 0.8, 0.7)
     assert accuracy_at_coverage(rows, labels, 1.0) == pytest.approx((0.75, 0.6))

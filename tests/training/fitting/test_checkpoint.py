@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -15,14 +13,14 @@ PROGRESS = Progress(
 )
 
 
-def variables(value: int) -> list[keras.Variable]:
+def variables(value):
     return [
         keras.Variable(np.full((3, 2), value, np.float32)),
         keras.Variable(np.full(2, value), dtype="int64"),
     ]
 
 
-def test_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
+def test_checkpoint_gives_back_what_was_saved(tmp_path):
     restored = variables(0)
     PROGRESS.save(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), variables(4))
     progress = Progress.restore(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), restored)
@@ -40,9 +38,7 @@ def test_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
         ({"new": 1}, "new None, not 1"),
     ],
 )
-def test_checkpoint_of_another_training_is_refused_untouched(
-    tmp_path: Path, change: dict[str, object], reason: str
-) -> None:
+def test_checkpoint_of_another_training_is_refused_untouched(tmp_path, change, reason):
     untouched = variables(0)
     PROGRESS.save(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), variables(4))
     with pytest.raises(ResumeError, match=f"another training: {reason}"):
@@ -51,7 +47,7 @@ def test_checkpoint_of_another_training_is_refused_untouched(
 
 
 @pytest.mark.parametrize("keep", [0, 10, -30])
-def test_damaged_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
+def test_damaged_checkpoint_is_refused(tmp_path, keep):
     path = tmp_path / "checkpoint.npz"
     PROGRESS.save(Checkpoint(path, IDENTITY), variables(4))
     path.write_bytes(path.read_bytes()[:keep])
@@ -59,6 +55,6 @@ def test_damaged_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
         Progress.restore(Checkpoint(path, IDENTITY), variables(0))
 
 
-def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(ResumeError, match=r"checkpoint\.npz is missing"):
         Progress.restore(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), variables(0))

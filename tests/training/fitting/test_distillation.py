@@ -2,14 +2,11 @@
 
 import dataclasses
 import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from training.config import RECIPES, TEACHER, Distillation
-from training.data.mnist import Examples, Mnist
 from training.fitting import distillation, teacher_logits, teachers
 from training.fitting.train import train
 from training.fitting.trainer import Trainer
@@ -26,29 +23,26 @@ RECIPE = dataclasses.replace(
 )  # fmt: skip
 
 
-Parts = tuple[Examples, Examples]
-
-
 @pytest.fixture(scope="module")
-def few(mnist_sample: Mnist) -> Mnist:
+def few(mnist_sample):
     images, labels = mnist_sample.train_images[:600], mnist_sample.train_labels[:600]
     return dataclasses.replace(mnist_sample, train_images=images, train_labels=labels)
 
 
 @pytest.fixture(scope="module")
-def parts(few: Mnist) -> Parts:
+def parts(few):
     return few.split(RECIPE.validation_split)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
+def cache(tmp_path_factory, parts):
     """Two teachers, the first interrupted on the way, and their answers to two views.
 
     Shared: copy it before you change it.
     """
     folder = tmp_path_factory.mktemp("teachers")
 
-    def interrupt(line: str) -> None:
+    def interrupt(line):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -65,25 +59,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Path:
     return folder
 
 
-def refuse(*arguments: object) -> Any:
+def refuse(*arguments):
     raise AssertionError("trained although it is cached")
 
 
-def copy(cache: Path, folder: Path) -> Path:
+def copy(cache, folder):
     for path in cache.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
 
 
-def test_cached_logits_are_read(cache: Path, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_logits_are_read(cache, parts, monkeypatch):
     monkeypatch.setattr(teachers, "train", refuse)
     answers = teacher_logits.load(RECIPE, *parts, cache, refuse)
     assert [answer.shape for answer in answers] == [(len(parts[0].labels), 10)] * 2
 
 
 def test_missing_and_damaged_logits_are_computed_again_by_the_same_teachers(
-    cache: Path, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    cache, parts, tmp_path, monkeypatch
+):
     expected = teacher_logits.load(RECIPE, *parts, cache, refuse)
     copied = copy(cache, tmp_path)
     damaged = copied / "view-000.npz"
@@ -99,7 +93,7 @@ def test_missing_and_damaged_logits_are_computed_again_by_the_same_teachers(
     teacher_logits.load(RECIPE, *parts, copied, refuse)
 
 
-def test_other_teachers_compute_all_again(cache: Path, parts: Parts, tmp_path: Path) -> None:
+def test_other_teachers_compute_all_again(cache, parts, tmp_path):
     teacher = dataclasses.replace(DISTILLATION.teacher, epochs=1)
     other = dataclasses.replace(DISTILLATION, teacher=teacher, teachers=1, views=1)
     recipe = dataclasses.replace(RECIPE, distillation=other)
@@ -111,7 +105,7 @@ def test_other_teachers_compute_all_again(cache: Path, parts: Parts, tmp_path: P
     assert len(lines) == 4
 
 
-def test_view_is_deformed_the_same_every_time(parts: Parts) -> None:
+def test_view_is_deformed_the_same_every_time(parts):
     images = parts[0].images
     views = [teacher_logits.view(images, RECIPE, number) for number in (0, 0, 1)]
     assert (views[0] == views[1]).all()
@@ -121,7 +115,7 @@ def test_view_is_deformed_the_same_every_time(parts: Parts) -> None:
     assert np.corrcoef(ink, views[0].sum(axis=1, dtype=float))[0, 1] > 0.8
 
 
-def test_targets_mix_labels_and_softened_probabilities() -> None:
+def test_targets_mix_labels_and_softened_probabilities():
     answers = np.full((1, 10), -100, np.float16)
     answers[0, :2] = np.log([0.9, 0.1])  # odds of 9, at temperature 2 of 3
     targets = distillation.soften(np.array([1], np.uint8), answers, DISTILLATION)
@@ -129,7 +123,7 @@ def test_targets_mix_labels_and_softened_probabilities() -> None:
     assert targets[0] == pytest.approx(expected, abs=1e-3)  # float16 logarithms
 
 
-def test_batches_keep_each_image_with_its_targets(parts: Parts) -> None:
+def test_batches_keep_each_image_with_its_targets(parts):
     training, _ = parts
     answers = [np.zeros((len(training.labels), 10), np.float16)] * 2
     labels_only = dataclasses.replace(
@@ -147,7 +141,7 @@ def test_batches_keep_each_image_with_its_targets(parts: Parts) -> None:
     assert [label_of[image.tobytes()] for image in images] == targets.argmax(axis=1).tolist()
 
 
-def test_the_last_epochs_show_mild_views(parts: Parts) -> None:
+def test_the_last_epochs_show_mild_views(parts):
     with_both = dataclasses.replace(DISTILLATION, views=3, fine_tune_views=2)
     recipe = dataclasses.replace(RECIPE, epochs=10, fine_tune_share=0.3, distillation=with_both)
     numbers = [distillation.view_in(recipe, epoch) for epoch in range(10)]
@@ -160,12 +154,12 @@ def test_the_last_epochs_show_mild_views(parts: Parts) -> None:
     assert change[1] < 0.8 * change[0]
 
 
-def test_recipe_without_teachers_cannot_distil() -> None:
+def test_recipe_without_teachers_cannot_distil():
     with pytest.raises(ValueError, match="default has no teachers"):
         _ = RECIPES["default"].views()
 
 
-def test_student_resumes_in_the_middle_of_the_views(parts: Parts) -> None:
+def test_student_resumes_in_the_middle_of_the_views(parts):
     training, _ = parts
     rng = np.random.default_rng(0)
     answers = [rng.standard_normal((len(training.labels), 10)).astype(np.float16)] * 2
@@ -177,7 +171,7 @@ def test_student_resumes_in_the_middle_of_the_views(parts: Parts) -> None:
     assert (whole[0].images != whole[2].images).any()  # the same view in another order
 
 
-def test_student_learns_from_cached_teachers(cache: Path, few: Mnist, tmp_path: Path) -> None:
+def test_student_learns_from_cached_teachers(cache, few, tmp_path):
     lines: list[str] = []
     recipe = dataclasses.replace(RECIPE, batch_size=32)
     shutil.copytree(cache, tmp_path / "teachers")
@@ -191,7 +185,7 @@ def test_student_learns_from_cached_teachers(cache: Path, few: Mnist, tmp_path: 
     assert metrics["parameters"] == 241_650
 
 
-def test_every_ninth_image_is_moved_in_the_same_way(parts: Parts) -> None:
+def test_every_ninth_image_is_moved_in_the_same_way(parts):
     images = np.repeat(parts[0].images[:1], 18, axis=0)
     shifted = distillation.shift(images).reshape(18, 28, 28)
     image = images[0].reshape(28, 28)

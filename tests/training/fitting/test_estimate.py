@@ -19,12 +19,12 @@ class Clock:
 
     seconds = 0.0
 
-    def monotonic(self) -> float:
+    def monotonic(self):
         return self.seconds
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(loop, "TEACHER_EPOCH", 10)
@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_what_is_left_goes_down_over_all_parts(clock: Clock) -> None:
+def test_what_is_left_goes_down_over_all_parts(clock):
     lines: list[str] = []
     log = Estimate(RECIPE, lines.append)  # costs 200 + 40 + 100
     for seconds, line in (
@@ -53,7 +53,7 @@ def test_what_is_left_goes_down_over_all_parts(clock: Clock) -> None:
     ]  # fmt: skip
 
 
-def test_what_an_earlier_run_did_does_not_count(clock: Clock) -> None:
+def test_what_an_earlier_run_did_does_not_count(clock):
     lines: list[str] = []
     log = Estimate(RECIPE, lines.append)
     clock.seconds = 3
@@ -61,7 +61,7 @@ def test_what_an_earlier_run_did_does_not_count(clock: Clock) -> None:
     assert lines == ["epoch  51/100  loss 0.1  2 min left"]
 
 
-def test_muon_takes_longer(clock: Clock) -> None:
+def test_muon_takes_longer(clock):
     lines: list[str] = []
     log = Estimate(replace(RECIPE, optimizer="muon"), lines.append)  # costs 200 + 40 + 200
     clock.seconds = 440

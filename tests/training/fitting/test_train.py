@@ -1,7 +1,6 @@
 import dataclasses
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,10 @@ import pytest
 
 from training.config import RECIPES
 from training.data.extra import Extra
-from training.data.mnist import Examples, Mnist
+from training.data.mnist import Examples
 from training.errors import ResumeError
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
-from training.fitting.loop import Log
 from training.fitting.train import split, train
 from training.fitting.trainer import Trainer
 
@@ -21,27 +19,27 @@ RECIPE = dataclasses.replace(RECIPES["default"], epochs=3, batch_size=256, ema_d
 """All of the default recipe's machinery, for a sample of 2,000 images."""
 
 
-def interrupt_after(last: int) -> Log:
+def interrupt_after(last):
     """Press Ctrl-C once an epoch is complete."""
 
-    def log(line: str) -> None:
+    def log(line):
         if line.startswith(f"epoch {last}/"):
             raise KeyboardInterrupt
 
     return log
 
 
-def weights(artifacts: Path) -> list[Any]:
+def weights(artifacts):
     weights: list[Any] = load_model(artifacts).get_weights()
     return weights
 
 
-def share_right(artifacts: Path, images: Any, labels: Any) -> float:
+def share_right(artifacts, images, labels):
     answers = probabilities(load_model(artifacts), images)
     return float((answers.argmax(axis=1) == labels).mean())
 
 
-def test_training_learns_and_writes_its_metrics(artifacts: Path, mnist_sample: Mnist) -> None:
+def test_training_learns_and_writes_its_metrics(artifacts, mnist_sample):
     metrics = load_json(artifacts, "metrics.json")
     assert metrics["accuracy"]["test"] > 0.85
     assert metrics["accuracy"]["test"] == share_right(
@@ -55,22 +53,22 @@ def test_training_learns_and_writes_its_metrics(artifacts: Path, mnist_sample: M
     assert metrics["libraries"].keys() == {"tensorflow", "keras", "numpy", "python"}
 
 
-def test_history_has_a_value_for_every_epoch(artifacts: Path) -> None:
+def test_history_has_a_value_for_every_epoch(artifacts):
     history = load_json(artifacts, "history.json")
     names = ["loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
     assert {name: len(values) for name, values in history.items()} == dict.fromkeys(names, 12)
     assert history["loss"][-1] < history["loss"][0]
 
 
-def test_finished_training_leaves_three_files(artifacts: Path) -> None:
+def test_finished_training_leaves_three_files(artifacts):
     assert set(os.listdir(artifacts)) == {"model.keras", "history.json", "metrics.json"}
 
 
 @pytest.mark.slow
-def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, mnist_sample: Mnist) -> None:
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path, mnist_sample):
     recipe = dataclasses.replace(RECIPE, optimizer="muon")
 
-    def stop_here(line: str) -> None:
+    def stop_here(line):
         if line.startswith("epoch 2/3"):
             shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
 
@@ -84,8 +82,8 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, mnist_samp
 
 
 @pytest.mark.slow
-def test_training_on_other_own_images_is_not_resumed(tmp_path: Path, mnist_sample: Mnist) -> None:
-    def own(*labels: int) -> Extra:
+def test_training_on_other_own_images_is_not_resumed(tmp_path, mnist_sample):
+    def own(*labels):
         images = mnist_sample.test_images[: len(labels)]
         examples = Examples(images, np.array(labels, np.uint8))
         return Extra(examples, Examples(images[:0], examples.labels[:0]))
@@ -96,11 +94,9 @@ def test_training_on_other_own_images_is_not_resumed(tmp_path: Path, mnist_sampl
             train(RECIPE, mnist_sample, tmp_path, resume=True, extra=other)
 
 
-def test_interrupt_keeps_the_best_epoch(
-    tmp_path: Path, mnist_sample: Mnist, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forget_after_two(trainer: Trainer, batches: object) -> tuple[float, float]:
-        epochs.append(fit(trainer, batches))  # type: ignore[arg-type]
+def test_interrupt_keeps_the_best_epoch(tmp_path, mnist_sample, monkeypatch):
+    def forget_after_two(trainer, batches):
+        epochs.append(fit(trainer, batches))
         if len(epochs) == 3:
             trainer.ema.set_weights([0 * weight for weight in trainer.ema.get_weights()])
         return epochs[-1]
@@ -117,10 +113,8 @@ def test_interrupt_keeps_the_best_epoch(
     assert share_right(tmp_path, *validation) == max(history)
 
 
-def test_interrupt_before_the_first_epoch_writes_nothing(
-    tmp_path: Path, mnist_sample: Mnist, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(trainer: Trainer, batches: object) -> None:
+def test_interrupt_before_the_first_epoch_writes_nothing(tmp_path, mnist_sample, monkeypatch):
+    def interrupt(trainer, batches):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "fit", interrupt)
@@ -133,10 +127,8 @@ class Killed(BaseException):
     """The end of the process, as far as a training can see it."""
 
 
-def test_kill_leaves_the_old_model_and_a_checkpoint_to_resume(
-    tmp_path: Path, mnist_sample: Mnist
-) -> None:
-    def kill(line: str) -> None:
+def test_kill_leaves_the_old_model_and_a_checkpoint_to_resume(tmp_path, mnist_sample):
+    def kill(line):
         raise Killed
 
     (tmp_path / "model.keras").write_bytes(b"the old model")
@@ -148,12 +140,12 @@ def test_kill_leaves_the_old_model_and_a_checkpoint_to_resume(
         train(RECIPE, mnist_sample, tmp_path, seed=1, resume=True)
 
 
-def test_resuming_nothing_is_refused(tmp_path: Path, mnist_sample: Mnist) -> None:
+def test_resuming_nothing_is_refused(tmp_path, mnist_sample):
     with pytest.raises(ResumeError, match="nothing to resume"):
         train(RECIPE, mnist_sample, tmp_path, resume=True)
 
 
-def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, mnist_sample: Mnist) -> None:
+def test_fewer_images_than_a_batch_are_refused(tmp_path, mnist_sample):
     few = dataclasses.replace(
         mnist_sample,
         train_images=mnist_sample.train_images[:100],
@@ -163,7 +155,7 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path: Path, mnist_sample: Mni
         train(RECIPE, few, tmp_path)
 
 
-def test_without_a_split_all_images_are_trained_on(mnist_sample: Mnist) -> None:
+def test_without_a_split_all_images_are_trained_on(mnist_sample):
     recipe = dataclasses.replace(RECIPES["default"], validation_split=0)
     training, validation = split(mnist_sample, recipe)
     assert np.array_equal(training.images, mnist_sample.train_images)

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -28,48 +27,48 @@ MEASURE = """<script>
 class Outline(HTMLParser):
     """The elements of a page with their attributes."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.feed(html)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
 
-    def all(self, tag: str) -> list[dict[str, str | None]]:
+    def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.fixture
-def html() -> str:
+def html():
     sections = [section("Rates & more", "Per second.", TABLE), section("Grey", "", PICTURE)]
     return page("Report", "A heading", ["What was <measured>."], sections)
 
 
-def test_headings_of_columns_and_rows_say_their_scope(html: str) -> None:
+def test_headings_of_columns_and_rows_say_their_scope(html):
     scopes = [attributes["scope"] for attributes in Outline(html).all("th")]
     assert scopes == ["col"] * 13 + ["row"]
 
 
-def test_picture_says_what_is_seen(html: str) -> None:
+def test_picture_says_what_is_seen(html):
     (picture,) = Outline(html).all("img")
     assert picture["alt"] == 'a "grey" rectangle'
 
 
-def test_boxes_that_scroll_have_names_and_can_be_focused(html: str) -> None:
+def test_boxes_that_scroll_have_names_and_can_be_focused(html):
     boxes = Outline(html).all("div")
     assert [box["aria-label"] for box in boxes] == ["Rates & more", "Grey"]
     assert {(box["role"], box["tabindex"]) for box in boxes} == {("region", "0")}
 
 
-def test_text_is_escaped(html: str) -> None:
+def test_text_is_escaped(html):
     assert "What was &lt;measured&gt;." in html
     assert "Rates &amp; more" in html
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium: apt-get install chromium")
 @pytest.mark.parametrize("width", [375, 390, 1280])
-def test_nothing_is_wider_than_the_screen(html: str, width: int, tmp_path: Path) -> None:
+def test_nothing_is_wider_than_the_screen(html, width, tmp_path):
     # Windows have a least width, frames don't.
     (tmp_path / "page.html").write_text(html + MEASURE)
     (tmp_path / "frame.html").write_text(

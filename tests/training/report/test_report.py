@@ -8,10 +8,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from training.config import RECIPES
-from training.data.mnist import Mnist
 from training.errors import NotTrained
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
@@ -25,25 +23,25 @@ MAX_PICTURE_BYTES = 120_000
 
 
 @pytest.fixture(scope="module")
-def folder(artifacts: Path, mnist_sample: Mnist, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(artifacts, mnist_sample, tmp_path_factory):
     """Artifacts with their report."""
     folder = Path(shutil.copytree(artifacts, tmp_path_factory.mktemp("report") / "artifacts"))
     report.write(folder, mnist_sample)
     return folder
 
 
-def titles(figure: Figure) -> list[str]:
+def titles(figure):
     return [axes.get_title() for axes in figure.axes]
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_picture_is_a_small_svg(name: str, folder: Path) -> None:
+def test_picture_is_a_small_svg(name, folder):
     content = (folder / name).read_bytes()
     assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
     assert len(content) < MAX_PICTURE_BYTES
 
 
-def test_page_holds_its_pictures_and_links_nowhere(folder: Path) -> None:
+def test_page_holds_its_pictures_and_links_nowhere(folder):
     html = (folder / "report.html").read_text()
     inlined = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
     assert [base64.b64decode(svg) for svg in inlined] == [
@@ -53,7 +51,7 @@ def test_page_holds_its_pictures_and_links_nowhere(folder: Path) -> None:
     assert not re.search(r"https?:|href=|url\(|@import|<script|<link", html)
 
 
-def test_page_shows_the_metrics(folder: Path) -> None:
+def test_page_shows_the_metrics(folder):
     html = (folder / "report.html").read_text()
     assert "seed, seed 0: 12 epochs" in html
     assert '<th scope="col">digit</th>' in html
@@ -61,7 +59,7 @@ def test_page_shows_the_metrics(folder: Path) -> None:
     assert "<td>200,960</td>" in html
 
 
-def test_page_escapes_its_contents() -> None:
+def test_page_escapes_its_contents():
     metrics = {
         "recipe": "<script>", "seed": 0, "epochs": 1, "train_seconds": 1.0, "device": "cpu",
         "parameters": 1, "libraries": {}, "errors": {"test": 1},
@@ -76,12 +74,10 @@ def test_page_escapes_its_contents() -> None:
     assert "<i>" not in html
 
 
-def test_page_does_not_call_validation_what_was_trained_on(
-    monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
+def test_page_does_not_call_validation_what_was_trained_on(monkeypatch, folder):
     metrics = load_json(folder, "metrics.json")
 
-    def html() -> str:
+    def html():
         pictures = dict.fromkeys(summary.CAPTIONS, Picture(b"", ""))
         return summary.render(metrics, [("a",)], [("b",)], pictures)
 
@@ -92,14 +88,14 @@ def test_page_does_not_call_validation_what_was_trained_on(
     assert "Calibrated on the deformed training images" in html()
 
 
-def test_layer_table_lists_every_layer_and_the_total(folder: Path) -> None:
+def test_layer_table_lists_every_layer_and_the_total(folder):
     rows = (folder / "layers.txt").read_text().splitlines()
     assert re.fullmatch(r"hidden_1 +Dense, relu +256 +200,960", rows[2])
     assert re.fullmatch(r"dropout_1 +Dropout, 0\.4 +256 +0", rows[3])
     assert re.fullmatch(r"total +241,650", rows[-1])
 
 
-def test_mistakes_come_most_confident_first(mnist_sample: Mnist) -> None:
+def test_mistakes_come_most_confident_first(mnist_sample):
     data = dataclasses.replace(mnist_sample, test_labels=np.zeros(500, np.uint8))
     answers = np.eye(10, dtype=np.float32)[np.zeros(500, int)]
     answers[7] = [0.2, 0, 0, 0.8, 0, 0, 0, 0, 0, 0]
@@ -109,9 +105,7 @@ def test_mistakes_come_most_confident_first(mnist_sample: Mnist) -> None:
     assert alt == "2 misread digits: 0 read as 4, 0 read as 3."
 
 
-def test_report_is_written_without_a_single_mistake(
-    artifacts: Path, mnist_sample: Mnist, tmp_path: Path
-) -> None:
+def test_report_is_written_without_a_single_mistake(artifacts, mnist_sample, tmp_path):
     for name in ("model.keras", "history.json", "metrics.json"):
         (tmp_path / name).write_bytes((artifacts / name).read_bytes())
     answers = probabilities(load_model(artifacts), mnist_sample.test_images)
@@ -123,13 +117,13 @@ def test_report_is_written_without_a_single_mistake(
     }  # fmt: skip
 
 
-def test_confusion_counts_real_by_row_and_predicted_by_column() -> None:
+def test_confusion_counts_real_by_row_and_predicted_by_column():
     answers = np.eye(10, dtype=np.float32)[[4, 9, 9]]
     counts = report.confusion_counts(answers, np.array([4, 4, 9], np.uint8))
     assert (counts[4, 4], counts[4, 9], counts[9, 9], int(counts.sum())) == (1, 1, 1, 3)
 
 
-def test_digit_table_names_the_commonest_mistake() -> None:
+def test_digit_table_names_the_commonest_mistake():
     counts = np.diag(np.full(10, 90))
     counts[4, 9], counts[4, 6], counts[7, 7] = 8, 2, 0
     rows = report.digit_table(counts)
@@ -138,14 +132,14 @@ def test_digit_table_names_the_commonest_mistake() -> None:
     assert rows[8] == ("7", "0", "0", "–", "–")  # none in the test set
 
 
-def test_same_figure_gives_the_same_svg() -> None:
+def test_same_figure_gives_the_same_svg():
     names = ("loss", "val_loss", "accuracy", "val_accuracy")
     history = {name: [0.5, 0.6] for name in names}
     one, other = (figures.draw(figures.curves(history), "") for _ in range(2))
     assert one == other
 
 
-def test_alternative_texts_describe_the_figures() -> None:
+def test_alternative_texts_describe_the_figures():
     history = {"loss": [0.5, 0.1], "val_loss": [0.4, 0.2],
                "accuracy": [0.7, 0.9], "val_accuracy": [0.8, 0.85]}  # fmt: skip
     assert report.curves_alt(history) == (
@@ -161,6 +155,6 @@ def test_alternative_texts_describe_the_figures() -> None:
     )
 
 
-def test_report_of_nothing_names_the_command_to_run(tmp_path: Path, mnist_sample: Mnist) -> None:
+def test_report_of_nothing_names_the_command_to_run(tmp_path, mnist_sample):
     with pytest.raises(NotTrained, match="make train"):
         report.write(tmp_path, mnist_sample)
