@@ -51,7 +51,7 @@ _NAMES = {
     """,
     "digits.pictures.reader": "from_picture",
     "predictions": "Prediction Predictions",
-    "signature": "ModelInfo Signature",
+    "tensors": "ModelInfo Signature",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = [*_HOMES]

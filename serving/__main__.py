@@ -12,8 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable
 
 from serving import applications
-from serving.cli.arguments import parser
-from serving.cli.commands import COMMANDS
+from serving.cli.commands import COMMANDS, parser
 from serving.commandline import installation
 from serving.commandline.options import Parser, blame
 from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound

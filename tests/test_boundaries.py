@@ -156,8 +156,8 @@ ORDER = {
         errors commandline applications tensors predictions config system http1
         http2 credentials model.preprocessing digits.pictures telemetry.metrics telemetry model
         catalog batching embedded classifier router scoring ray scoring.cluster protocols
-        digits.protocol transports client digits.http server cli.models digits cli __main__
-        __init__
+        digits.wire digits.methods transports client digits.http server cli.models digits cli
+        __main__ __init__
     """,
     "training": """
         errors commandline config files data fitting export report cli __main__ __init__

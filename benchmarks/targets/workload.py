@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.load.trace import GRPC, Headers
-from serving.digits.protocol import wire
+from serving.digits import wire
 from serving.model import repository
 from serving.protocols.oip import inference_pb
 from serving.tensors import Array, Feeds, TensorSignature

@@ -4,7 +4,7 @@ import sys
 
 from digit_reader import command
 from serving.__main__ import run
-from serving.cli.arguments import add_command
+from serving.cli.commands import add_command
 from serving.commandline.options import Parser
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from serving.credentials.files import read_bytes
+from serving.credentials import read_bytes
 from serving.errors import ConfigurationError
 
 _CHECK = "/grpc.health.v1.Health/Check"

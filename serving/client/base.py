@@ -24,7 +24,7 @@ from serving.client.transport import (
     Transport,
 )
 from serving.config import TransportName
-from serving.digits.protocol import wire
+from serving.digits import wire
 from serving.errors import DeadlineExceeded, RequestError, Unavailable
 from serving.predictions import Images, Predictions, as_images, as_pixels
 from serving.protocols.status import StatusCode

@@ -5,7 +5,7 @@ from dataclasses import fields
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from serving.digits.protocol import wire
+from serving.digits import wire
 from serving.errors import Unavailable
 from serving.predictions import Predictions, Probabilities
 from serving.protocols.pb.digits.v1 import digits_pb2

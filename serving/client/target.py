@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.config import TransportName
-from serving.credentials.files import read_bytes
+from serving.credentials import read_bytes
 from serving.errors import ConfigurationError, Unavailable
 
 _NO_SPAN = nullcontext()

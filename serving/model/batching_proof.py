@@ -23,9 +23,18 @@ from itertools import islice
 from typing import Any
 
 from serving.model.batching_rules import outputs_of
-from serving.model.batching_values import Mixes, Node, Value, constant, sizes_of
+from serving.model.batching_values import (
+    ONE,
+    ROWS,
+    Mixes,
+    Node,
+    Size,
+    Unknowns,
+    Value,
+    constant,
+    sizes_of,
+)
 from serving.model.onnx_file import Message, small_array
-from serving.model.sizes import ONE, ROWS, Size, Unknowns
 
 _MAX_STEPS = 100_000
 """Nodes and elements that are looked at, those of bodies and functions each time."""

@@ -16,15 +16,17 @@ import numpy as np
 
 from serving.model.batching_values import (
     MAX_ITEMS,
+    ONE,
     Mixes,
     Node,
+    Size,
     Value,
     computed,
     constant,
+    product,
     sizes_of,
 )
 from serving.model.onnx_file import small_array
-from serving.model.sizes import ONE, Size, product
 from serving.tensors import Array
 
 Rule = Callable[[Node], list[Value]]

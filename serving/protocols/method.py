@@ -6,38 +6,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from google.protobuf.message import DecodeError
-
 from serving.batching.runs import ResponseEncoder, Result
-from serving.errors import DigitsError, InvalidRequest
+from serving.errors import DigitsError
 from serving.protocols.status import error_of
-
-
-def parse(message_class: Any, data: bytes) -> Any:
-    """Parse a message.
-
-    Raises:
-        InvalidRequest: malformed; the text names the expected message.
-    """
-    try:
-        return message_class.FromString(data)
-    except DecodeError as err:
-        name = message_class.DESCRIPTOR.full_name
-        article = "an" if name[0] in "aeiou" else "a"
-        raise InvalidRequest(
-            f"expected {article} {name}, got {len(data)} bytes that are none"
-        ) from err
-
-
-def varint(number: int) -> bytes:
-    """Encode a number as protobuf does: seven bits a byte, the lowest first."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
 
 _PREFIX = struct.Struct(">BI")
 """Before each message of gRPC: the flag for no compression, and the length."""

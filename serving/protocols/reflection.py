@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from serving.protocols import health
-from serving.protocols.method import Method, Replies, parse
+from serving.protocols.messages import parse
+from serving.protocols.method import Method, Replies
 from serving.protocols.oip import inference_pb
 
 SERVICES = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")

@@ -6,8 +6,7 @@ One thread serves all connections and one makes the metrics page, for any number
 from collections.abc import Callable, Iterable
 
 from serving.router import Router
-from serving.system.address import bind, with_port
-from serving.system.host import Host
+from serving.system.host import Host, bind, with_port
 from serving.telemetry.metrics import Report, State
 from serving.transports.connections import PortLimits
 from serving.transports.http1.port import Exchange, OneThread, open_port

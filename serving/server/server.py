@@ -14,8 +14,8 @@ from serving import applications
 from serving.batching.awaited import AsyncCaller, submit
 from serving.catalog.catalog import Catalog
 from serving.config import ServerConfig
-from serving.digits.protocol import methods as digits_v1
-from serving.digits.protocol.methods import digits_methods
+from serving.digits import methods as digits_v1
+from serving.digits.methods import digits_methods
 from serving.errors import ConfigurationError, DigitsError, Overloaded, Unavailable
 from serving.model.acceptance import GOLDEN_TOLERANCE
 from serving.protocols.health import Health

@@ -20,7 +20,7 @@ from serving.server.serve import announce
 from serving.server.server import exporting, optional_http
 from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
-from serving.system.address import Sockets, refuse_callers, reserved_port, with_port
+from serving.system.host import Sockets, refuse_callers, reserved_port, with_port
 from serving.system.signals import keep_watchdog_fed, notify
 from serving.telemetry.metrics import Counts, Report, State, total
 

@@ -18,7 +18,7 @@ from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import DigitsError
 from serving.server.serve import run_loop, serve
 from serving.server.server import Server
-from serving.system import address, signals
+from serving.system import host, signals
 from serving.system.process import Activity, end_with_parent
 from serving.telemetry import logs
 from serving.telemetry.metrics import Report
@@ -63,7 +63,7 @@ class Worker:
     """A worker process, from the supervisor's event loop."""
 
     def __init__(
-        self, sockets: address.Sockets, configs: Configs, on_ready: Callable[[], None]
+        self, sockets: host.Sockets, configs: Configs, on_ready: Callable[[], None]
     ) -> None:
         """Start the process; `sockets` has its own first, and `on_ready` is called once."""
         self.report: Report | None = None
@@ -144,7 +144,7 @@ def main() -> None:
     supervisor = Connection(int(sys.argv[1]))
     files, (model_config, batching, config) = supervisor.recv()
     logs.setup(config.log_format)
-    address.inherit({n: [socket.socket(fileno=f) for f in found] for n, found in files.items()})
+    host.inherit({n: [socket.socket(fileno=f) for f in found] for n, found in files.items()})
 
     def start_reporting(server: Server) -> None:
         arguments = (supervisor, server, asyncio.get_running_loop())

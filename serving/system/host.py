@@ -1,17 +1,270 @@
-"""The server's interface to its machine, which a simulated one can replace."""
+"""The server's interface to its machine, which a simulated one can replace; addresses and ports."""
 
+import errno
+import os
 import queue
 import selectors
 import socket
+import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
-from serving.system.address import listen
+from serving.errors import ConfigurationError, ServingError, Unavailable
+
+_REASONS = {
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EAFNOSUPPORT: "this machine has no such kind of address",
+    errno.EACCES: "permission denied",
+}
+_UNIX = "unix:"
+_BACKLOG = 1024
+"""New connections that wait in the kernel."""
+_FIRST_INHERITED = 3
+"""The file descriptor of the first socket that systemd passes on (sd_listen_fds(3))."""
+_FIRST_FREE_PORT = 1024
+"""Ports below need a privilege."""
+_TAKEN_S = 1.0
+"""How long to wait for a taken port: workers of a killed supervisor are about to end."""
+Sockets = dict[tuple[str, int], list[socket.socket]]
+"""Bound sockets by host and port, one for each worker of a supervisor."""
+_inherited: Sockets = {}
+"""Those of this worker's supervisor, its own first."""
+
+
+def inherit(sockets: Sockets) -> None:
+    """From now on, have `bind` return a socket that outlives this process.
+
+    The kernel divides new callers among the sockets. Those that wait in one are not lost with its
+    worker: the next one takes them, or the others do.
+
+    Args:
+        sockets: one for each worker, this one's first.
+    """
+    _inherited.update(sockets)
+
+
+def others(host: str, port: int) -> list[socket.socket]:
+    """Return the sockets of the other workers, which may not listen yet."""
+    return _inherited.get((host, port), [])[1:]
+
+
+def with_port(host: str, port: int) -> str:
+    """Write host and port as one word; an IPv6 address gets its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ServingError:
+    """Build the error for an address that can't be bound, with the reason in plain words.
+
+    Returns:
+        Unavailable for a port that is taken, which its owner may leave; else ConfigurationError.
+    """
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return Unavailable(f"can't listen on {with_port(host, port)}: the port is taken")
+    if isinstance(error, socket.gaierror | ValueError):
+        reason = f"the name {host!r} can't be resolved"
+    else:
+        number = error.errno or 0
+        reason = _REASONS.get(number) or os.strerror(number)
+        if number == errno.EACCES and port < _FIRST_FREE_PORT:
+            reason += ", ports below 1024 need root or CAP_NET_BIND_SERVICE"
+    return ConfigurationError(f"can't listen on {with_port(host, port)}: {reason}")
+
+
+def bind(host: str, port: int, *, backlog: int = 0) -> socket.socket:
+    """Bind a TCP socket to the first address of a host that can be bound, or take an inherited one.
+
+    Args:
+        host: a name or an address.
+        port: the TCP port; 0 lets the kernel choose.
+        backlog: how many connections wait in the kernel; 0 does not listen yet. Two sockets may be
+            bound to a port at the same time, but only one of them can listen.
+
+    Raises:
+        ConfigurationError: none can be bound.
+        Unavailable: the port is taken.
+    """
+    if (host, port) in _inherited:
+        own = _inherited[host, port][0]
+        own.listen(backlog)
+        return own
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, ValueError) as err:  # ValueError: not a host name, such as "a..b"
+        raise cannot_listen(host, port, err) from err
+    failure = OSError(errno.EADDRNOTAVAIL, "")
+    for family, kind, protocol, _, address in found:
+        try:
+            return _bound(socket.socket(family, kind, protocol), address, backlog)
+        except OSError as err:
+            failure = err
+    raise cannot_listen(host, port, failure) from failure
+
+
+def _bound(listener: socket.socket, address: Any, backlog: int) -> socket.socket:
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        if backlog:
+            listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+@contextmanager
+def reserved_port(host: str, port: int, number: int) -> Iterator[list[socket.socket]]:
+    """Reserve a port for the processes that inherit its sockets; this one does not listen.
+
+    So the port is known before a worker listens, and stays ours while no worker is alive. gRPC's
+    core takes no socket: it binds its own to the port, with SO_REUSEPORT.
+
+    Args:
+        host: the address to bind.
+        port: the TCP port; 0 lets the kernel choose.
+        number: how many sockets to bind to it.
+
+    Yields:
+        The sockets.
+
+    Raises:
+        ConfigurationError: the address can't be bound.
+        Unavailable: the port is taken, and stays so for a second.
+    """
+    with ExitStack() as stack:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            _wait_until_free(family, address)
+
+            def bound(*options: int) -> socket.socket:
+                sock = stack.enter_context(socket.socket(family, kind, protocol))
+                sock.setblocking(False)  # now: another worker may look at it before its own does
+                for option in options:
+                    sock.setsockopt(socket.SOL_SOCKET, option, 1)
+                sock.bind(address)
+                return sock
+
+            # Without SO_REUSEADDR, this one keeps other servers' probes away while none listens.
+            # It also keeps the number: `refuse_callers` would free a port that the kernel chose.
+            try:
+                keeper = bound(socket.SO_REUSEPORT)
+            except OSError:  # connections in TIME_WAIT of a server that had no workers
+                keeper = bound(socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+            address = keeper.getsockname()
+            # SO_REUSEADDR: connections inherit it, and one in TIME_WAIT without it would block
+            # the next start's probe for a minute.
+            options = socket.SO_REUSEPORT, socket.SO_REUSEADDR
+            sockets = [bound(*options) for _ in range(number)]
+        except (OSError, ValueError) as err:
+            raise cannot_listen(host, port, err) from err
+        yield sockets
+
+
+def _wait_until_free(family: int, address: Any) -> None:
+    """Return once no server listens on an address; a port just closed is free."""
+    end_s = time.monotonic() + _TAKEN_S
+    while True:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as err:
+                if err.errno != errno.EADDRINUSE or time.monotonic() > end_s:
+                    raise
+            else:
+                return
+        time.sleep(0.05)
+
+
+def refuse_callers(listeners: Iterable[socket.socket]) -> None:
+    """Have the kernel refuse callers until a process listens again; the port stays ours."""
+    for listener in listeners:
+        with suppress(OSError):  # nobody has listened on it
+            listener.shutdown(socket.SHUT_RD)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on a TCP port, or on a unix socket where the host is "unix:PATH".
+
+    A socket that systemd opened for this process is used instead: callers who came before this
+    process, or between two of them, wait in it.
+
+    Args:
+        host: the address.
+        port: the port; 0 lets the kernel choose.
+
+    Returns:
+        A socket that does not block.
+
+    Raises:
+        ConfigurationError: it can't be bound.
+    """
+    if (inherited := activated("grpc")) is not None:
+        listener = inherited
+    elif host.startswith(_UNIX):
+        listener = _bind_unix(host.removeprefix(_UNIX))
+    else:
+        listener = bind(host, port, backlog=_BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def address_of(listener: socket.socket, host: str) -> str:
+    """Return the address of a listening socket, as clients write it."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"{_UNIX}{name}"
+    return with_port(name[0] if _is_activated() else host, name[1])
+
+
+def activated(name: str) -> socket.socket | None:
+    """Return the listening socket that systemd passed on to this very process; None without one.
+
+    Args:
+        name: its FileDescriptorName: "http", or "grpc", which is any other one, too.
+    """
+    if not _is_activated():
+        return None
+    number = int(os.environ.get("LISTEN_FDS", 0))
+    names = os.environ.get("LISTEN_FDNAMES", "grpc").split(":")[:number]
+    for i, each in enumerate(names):
+        if (each == "http") == (name == "http"):
+            return socket.socket(fileno=_FIRST_INHERITED + i)
+    return None
+
+
+def _is_activated() -> bool:
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
+def _bind_unix(path: str) -> socket.socket:
+    try:
+        if _is_abandoned(path):  # left behind by a server that was killed
+            os.unlink(path)
+        return _bound(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path, _BACKLOG)
+    except OSError as err:
+        raise ConfigurationError(f"can't listen on {_UNIX}{path}: {err.strerror or err}") from err
+
+
+def _is_abandoned(path: str) -> bool:
+    """Return whether a path is a socket without a listener."""
+    with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                return True
+    return False
+
 
 Task = Callable[[], None]
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from serving.batching.batcher import Line, Queue
 from serving.config import ServerConfig
-from serving.credentials.files import Tls, TokenCheck
+from serving.credentials import Tls, TokenCheck
 from serving.errors import DigitsError
 from serving.http2 import Limits
 from serving.router import Router

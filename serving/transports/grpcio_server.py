@@ -17,17 +17,17 @@ import grpc
 from serving.batching.awaited import AsyncCaller, submit, submit_of_stream
 from serving.batching.runs import ResponseEncoder
 from serving.config import ServerConfig
-from serving.credentials.files import TokenCheck, token_check
-from serving.credentials.grpcio import server_credentials
+from serving.credentials import TokenCheck, token_check
 from serving.errors import DigitsError, Overloaded, Unauthenticated, Unavailable
 from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
-from serving.system.address import bind, with_port
+from serving.system.host import bind, with_port
 from serving.telemetry.logs import request_fields
 from serving.telemetry.metrics import Metrics
 from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, access_log
 from serving.transports.connections import max_message_bytes
+from serving.transports.grpcio_credentials import server_credentials
 from serving.transports.loop import AsyncioLoop
 
 _log = logging.getLogger(__name__)

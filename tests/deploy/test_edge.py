@@ -13,7 +13,7 @@ import trustme
 
 from deploy.edge import running_envoy, write_certificates, write_configuration
 from serving import Client
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.errors import Unauthenticated, Unavailable
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.replicas import replicas_behind

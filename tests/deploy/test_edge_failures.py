@@ -15,7 +15,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import RequestReceived, StreamEnded
 
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.protocols.method import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.replicas import replicas_behind

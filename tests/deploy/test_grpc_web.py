@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from playwright.sync_api import sync_playwright
 
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.protocols.method import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.conftest import needed

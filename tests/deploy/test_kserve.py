@@ -6,7 +6,7 @@ No cluster runs here. KServe's client against our server is in tests/interop.
 import pytest
 import yaml
 
-from serving.cli.arguments import parser
+from serving.cli.commands import parser
 from tests.deploy.conftest import ROOT
 from tests.deploy.test_kubernetes import validate
 

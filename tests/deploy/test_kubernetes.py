@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from serving import Client
-from serving.cli.arguments import parser
+from serving.cli.commands import parser
 from tests.deploy.conftest import ROOT, needed
 from tests.support.processes import is_serving
 from tests.support.servers import started

@@ -10,13 +10,13 @@ import pytest
 import benchmarks.arguments
 import digit_reader.__main__
 import lab.__main__
-import serving.cli.arguments
+import serving.cli.commands
 import training.cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "reader" / "README.md"]
 PARSERS: dict[str, Callable[[], object]] = {
-    "digit-serving": serving.cli.arguments.parser,
+    "digit-serving": serving.cli.commands.parser,
     "digit-reader": digit_reader.__main__.parser,
     "python -m training": training.cli.parser,
     "python -m lab": lab.__main__.parser,

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
+from serving.digits import wire
 from serving.digits.pictures import decoder, normalizer
-from serving.digits.protocol import wire
 from serving.errors import CorruptModel, InvalidRequest
 from serving.http2.client_side import ClientConnection
 from serving.http2.frames import SETTINGS, Http2Error, Limits, frame, word
 from serving.model.repository import parse_manifest
-from serving.protocols.method import parse
+from serving.protocols.messages import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.oip.tensors import TypedContents

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.protocols.method import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.support.raw import CLASSIFY

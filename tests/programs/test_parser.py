@@ -5,11 +5,11 @@ import argparse
 import pytest
 
 import benchmarks.arguments
-import serving.cli.arguments
+import serving.cli.commands
 import training.cli
 from serving.commandline.options import Parser, blame
 
-PROGRAMS = [serving.cli.arguments.parser, training.cli.parser, benchmarks.arguments.parser]
+PROGRAMS = [serving.cli.commands.parser, training.cli.parser, benchmarks.arguments.parser]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import numpy as np
 from serving.batching.batcher import Batcher
 from serving.catalog.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
-from serving.digits.protocol.methods import digits_methods
+from serving.digits.methods import digits_methods
 from serving.errors import ModelError, Unavailable
 from serving.http2.frames import Limits as Http2Limits
 from serving.model.engine import LoadedModel

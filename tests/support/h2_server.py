@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from serving.config import ServerConfig
-from serving.digits.protocol.methods import digits_methods
+from serving.digits.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.reflection import reflection_methods
 from serving.router import Router

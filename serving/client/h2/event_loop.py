@@ -15,7 +15,7 @@ from serving.client.transport import (
     PendingCall,
     Transport,
 )
-from serving.credentials.files import NO_HTTP2
+from serving.credentials import NO_HTTP2
 from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode
 

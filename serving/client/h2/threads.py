@@ -29,7 +29,7 @@ from serving.client.transport import (
     PendingCall,
     Transport,
 )
-from serving.credentials.files import Plain, Tls
+from serving.credentials import Plain, Tls
 from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode
 

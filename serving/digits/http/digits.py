@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from serving.digits.http.pictures import MAX_BODY_BYTES, media_type, read_pictures, share_of
+from serving.digits.methods import PredictionsEncoder, find_classifier
 from serving.digits.pictures.reader import read_digit
-from serving.digits.protocol.methods import PredictionsEncoder, find_classifier
 from serving.errors import DigitsError, InvalidRequest
 from serving.predictions import Images, Predictions, as_images
 from serving.router import Router

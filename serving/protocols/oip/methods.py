@@ -11,7 +11,8 @@ from serving.config import BatchingConfig
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable, Unsupported
 from serving.model.engine import LoadedModel
 from serving.protocols.health import Health
-from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary, parse
+from serving.protocols.messages import parse
+from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.infer import Infer
 from serving.router import Route, Router

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
-from serving.credentials.files import TokenCheck
+from serving.credentials import TokenCheck
 from serving.errors import DeadlineExceeded, Unauthenticated
 from serving.http2.headers import Block
 from serving.http2.hpack import Field, Fields

@@ -17,15 +17,14 @@ from typing import Any
 
 from serving.batching.runs import Group, Ran, ResponseEncoder
 from serving.config import ServerConfig
-from serving.credentials.files import server_context, token_check
+from serving.credentials import server_context, token_check
 from serving.errors import DigitsError, Overloaded, Unavailable
 from serving.http2 import ServerConnection, events
 from serving.http2.headers import Block
 from serving.protocols.method import BatchedUnary, Method
 from serving.protocols.status import Status, StatusCode
 from serving.router import Router
-from serving.system.address import address_of, others
-from serving.system.host import Host, Task
+from serving.system.host import Host, Task, address_of, others
 from serving.system.process import may_poll
 from serving.transports.calls import AccessLog, LoggedCall, access_log
 from serving.transports.connections import Peer, Port, PortLimits, max_message_bytes, peer_of

@@ -4,10 +4,10 @@ import resource
 from collections.abc import Sequence
 
 from serving.config import ServerConfig
-from serving.credentials.files import server_context, token_check
+from serving.credentials import server_context, token_check
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
-from serving.system.address import activated, bind, others, with_port
+from serving.system.host import activated, bind, others, with_port
 from serving.system.processes import Processes
 from serving.transports.calls import access_log
 from serving.transports.connections import Port, PortLimits, max_message_bytes

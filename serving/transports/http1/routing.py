@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from serving.credentials.files import TokenCheck
+from serving.credentials import TokenCheck
 from serving.errors import (
     ConfigurationError,
     DigitsError,

@@ -15,7 +15,7 @@ from benchmarks.load.network import Generator, NetworkLoad, spread
 from benchmarks.load.trace import Outcome, Request, arrivals
 from benchmarks.run.scenarios import TIMEOUT_S
 from benchmarks.targets.workload import encode_digits, encode_infer
-from serving.digits.protocol.wire import encode_response
+from serving.digits.wire import encode_response
 from serving.tensors import DIGITS
 from tests.benchmarks.retries import SHORT_S, until_answered
 from tests.support.servers import fake_server

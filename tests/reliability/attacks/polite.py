@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 from hyperframe.frame import DataFrame, WindowUpdateFrame
 
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from tests.support.h2_connection import Connection, Headers, Reply, message, request_headers
 
 TIMEOUT_S = 30.0

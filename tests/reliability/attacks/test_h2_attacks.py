@@ -22,7 +22,7 @@ from hyperframe.frame import (
 )
 
 import serving
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.protocols.oip import inference_pb
 from serving.tensors import DIGITS
 from tests.reliability.attacks.beside import MAX_WAIT_S, beside, num_files, resident

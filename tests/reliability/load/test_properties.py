@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serving import Classifier
 from serving.config import BatchingConfig
-from serving.digits.protocol.wire import decode_response, encode_request
+from serving.digits.wire import decode_response, encode_request
 from serving.model.onnx_runtime import runtime
 from serving.predictions import Probabilities
 from serving.protocols.oip import inference_pb

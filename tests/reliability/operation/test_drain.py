@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import grpc
 
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from tests.support.load import ClosedLoop
 from tests.support.processes import is_serving, paced_server, wait_until
 from tests.support.servers import on_both

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from serving import Client
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from tests.reliability.operation.test_signals import end_of, starting_server
 from tests.reliability.operation.test_swaps import outcomes
 from tests.serving.catalog.test_reload import wait_for_version

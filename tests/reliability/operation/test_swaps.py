@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.digits.protocol.wire import decode_response, encode_request
+from serving.digits.wire import decode_response, encode_request
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published
 from tests.support.load import ClosedLoop

@@ -18,7 +18,7 @@ import pytest
 from serving import AsyncClient, Client
 from serving.client import transport
 from serving.client.checks import model_info_of, predictions_of
-from serving.digits.protocol import wire
+from serving.digits import wire
 from serving.errors import DigitsError, Unavailable
 from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S

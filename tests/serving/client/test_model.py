@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving import Client
-from serving.digits.protocol import wire
+from serving.digits import wire
 from serving.errors import InvalidRequest, Unavailable
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS, Signature

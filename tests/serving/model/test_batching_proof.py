@@ -16,10 +16,9 @@ from onnx import numpy_helper, parser
 from onnx.backend.test.case.node import collect_testcases
 
 from serving.model.batching_proof import prove
-from serving.model.batching_values import Mixes
+from serving.model.batching_values import ONE, ROWS, Mixes, Size, product
 from serving.model.onnx_file import parse_model
 from serving.model.onnx_runtime import runtime
-from serving.model.sizes import ONE, ROWS, Size, product
 
 HEAD = '<ir_version: 8, opset_import: ["" : {opset}, "ai.onnx.ml" : 3, "com.microsoft" : 1]>\n'
 CONSTANTS = {

@@ -6,7 +6,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.digits.protocol import wire
+from serving.digits import wire
 from serving.errors import InvalidRequest
 from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
 from serving.tensors import DIGITS

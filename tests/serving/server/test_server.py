@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from tests.support.processes import wait_until
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of

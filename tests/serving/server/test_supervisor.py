@@ -17,10 +17,10 @@ import grpc
 import pytest
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker
-from serving.system.address import refuse_callers, reserved_port
+from serving.system.host import refuse_callers, reserved_port
 from serving.system.process import Usage
 from serving.telemetry.metrics import Counts, Report, Served, total
 from tests.serving.telemetry.test_metrics import scrape, value

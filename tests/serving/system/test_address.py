@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from serving.errors import ConfigurationError, Unavailable
-from serving.system.address import bind, cannot_listen, reserved_port, with_port
+from serving.system.host import bind, cannot_listen, reserved_port, with_port
 from tests.support.servers import ended, serve_command
 
 

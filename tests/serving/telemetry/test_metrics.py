@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving import Client
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.telemetry.metrics import Histogram, Metrics
 from tests.support.processes import paced_server, wait_until
 from tests.support.servers import on_both, running_server

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from serving.config import SecurityConfig
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.telemetry.logs import ACCESS
 from tests.support.h2_connection import Connection
 from tests.support.h2_server import server_inside

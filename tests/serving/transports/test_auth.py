@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from serving import Client
 from serving.__main__ import main
 from serving.config import SecurityConfig
-from serving.credentials.files import token_check
+from serving.credentials import token_check
 from serving.errors import ConfigurationError, Unauthenticated
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2

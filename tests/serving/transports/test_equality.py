@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS

@@ -12,7 +12,7 @@ import pytest
 
 from serving import AsyncClient
 from serving.config import BatchingConfig, ServerConfig
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.model import repository
 from serving.model.engine import LoadedModel

@@ -17,7 +17,7 @@ from hyperframe.frame import (
 
 import serving
 from serving import Classifier
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.errors import Unavailable
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS

@@ -13,7 +13,7 @@ from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFra
 import serving
 from serving import Classifier
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.http2.frames import Limits as Http2Limits
 from serving.transports import loop
 from serving.transports.connections import PortLimits

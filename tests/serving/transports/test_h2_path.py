@@ -10,7 +10,7 @@ import pytest
 
 import serving
 from serving import Classifier
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.tensors import DIGITS
 from serving.transports.connections import PortLimits
 from tests.support.h2_connection import Connection, message

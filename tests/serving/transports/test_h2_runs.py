@@ -16,8 +16,8 @@ from hyperframe.frame import DataFrame, RstStreamFrame, WindowUpdateFrame
 
 from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig, ServerConfig
-from serving.digits.protocol.methods import digits_methods
-from serving.digits.protocol.wire import encode_request
+from serving.digits.methods import digits_methods
+from serving.digits.wire import encode_request
 from serving.model.engine import LoadedModel
 from serving.protocols.method import Rows
 from serving.protocols.pb.digits.v1 import digits_pb2

@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.serving.transports import test_faults
 from tests.support.fakes import images_of

@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives import serialization
 from serving import AsyncClient, Client
 from serving.__main__ import main
 from serving.config import SecurityConfig, ServerConfig
-from serving.credentials.files import Tls, server_context
-from serving.credentials.grpcio import server_credentials
+from serving.credentials import Tls, server_context
 from serving.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from serving.server.serve import warn_if_exposed
+from serving.transports.grpcio_credentials import server_credentials
 from tests.support.h2_server import server_inside
 from tests.support.servers import connected, on_both
 

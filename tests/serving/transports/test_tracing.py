@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from serving import Client
-from serving.digits.protocol.wire import encode_request
+from serving.digits.wire import encode_request
 from serving.errors import ConfigurationError, ModelNotFound
 from serving.transports.calls import Tracer
 from tests.support.fleet.collector import attributes_of, running_collector

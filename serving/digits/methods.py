@@ -4,7 +4,7 @@ from array import array
 from dataclasses import asdict
 
 from serving.batching.runs import ResponseEncoder, Result, Target
-from serving.digits.protocol import wire
+from serving.digits import wire
 from serving.errors import ModelNotFound
 from serving.predictions import Predictions
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, PrefixCache, Unary, frame
