@@ -59,6 +59,8 @@ class Route:
         self._batching, self._random = batching, random
         self._new_batcher, self._gone = new_batcher, gone
         self._state = _State(versions, {}, None, None, 0.0)
+        self.submit: Callable[[Group], int] = self._refuse
+        """See `Batcher.submit`."""
         self.serve(versions)
 
     def serve(self, versions: ModelVersions) -> None:
@@ -68,15 +70,18 @@ class Route:
             version: known.get(model) or self._new_batcher(model)
             for version, model in versions.versions.items()
         }
-        canary = versions.canary
+        default, canary = batchers[versions.default_version], versions.canary
         self._state = _State(
-            versions, batchers, batchers[versions.default_version],
+            versions, batchers, default,
             batchers[canary.version] if canary else None, canary.share if canary else 0.0,
         )  # fmt: skip
+        # The only receiver of all calls is called without a way through here.
+        self.submit = self._submit if canary else default.submit
 
     def end(self) -> None:
         """Answer no more calls."""
         self._state = self._state._replace(default=None, canary=None)
+        self.submit = self._refuse
 
     @property
     def versions(self) -> ModelVersions:
@@ -118,12 +123,12 @@ class Route:
 
     # As a batcher
 
-    def submit(self, group: Group) -> int:
-        """See `Batcher.submit`."""
+    def _submit(self, group: Group) -> int:
+        """Submit calls to the default and to the canary, as long as there are both."""
         _, _, default, canary, share = self._state
         if default is None:
             return self._refuse(group)
-        if canary is None:
+        if canary is None:  # it has gone since
             return default.submit(group)
         number, taken = self._drawn(group, share), 0
         if number:

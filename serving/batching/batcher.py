@@ -405,7 +405,7 @@ class LongRuns:
             )  # fmt: skip
 
         begin_s = clock()
-        parts = list(executor.run(running.groups, clock, begin))
+        parts = executor.run(running.groups, clock, begin)
         return partial(self._take_results, number, parts, clock() - begin_s)
 
     def _take_results(self, number: int, parts: list[Outcome], seconds: float) -> None:

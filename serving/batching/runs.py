@@ -291,7 +291,7 @@ class Executor:
     def run(
         self, groups: list[Group], clock: Callable[[], float],
         begin: Callable[[list[Group]], Run] | None = None,
-    ) -> Iterator[Outcome]:  # fmt: skip
+    ) -> list[Outcome]:  # fmt: skip
         """Run calls: all at once where that can be.
 
         If a run fails, its halves are run, until the call is known that makes runs fail. A run that
@@ -302,9 +302,10 @@ class Executor:
             clock: monotonic, in seconds.
             begin: takes calls that are about to run; returns how, if not by `model.run`.
 
-        Yields:
+        Returns:
             Calls that ran together, and their result; or calls that can't be run, and why.
         """
+        outcomes: list[Outcome] = []
         todo = [groups] if self._are_rows else _alike(groups, is_batchable=self.is_batchable)
         while todo:
             part = todo.pop()
@@ -321,7 +322,7 @@ class Executor:
                 facts = self._version, self._signature, started_s, clock()
                 result = Result(outputs, num_rows, *facts)
             except DeadlineExceeded as err:
-                yield open_parts(part), err
+                outcomes.append((open_parts(part), err))
             except BaseException as err:  # any error ends these calls and never the thread
                 alive = open_parts(part)
                 if _num_calls(alive) < _num_calls(part):  # it was given up, or failed by the others
@@ -329,12 +330,13 @@ class Executor:
                 elif halves := _halves(part):
                     todo += halves
                 elif isinstance(err, InvalidRequest):
-                    yield part, err
+                    outcomes.append((part, err))
                 else:
                     self._log_failure(part[0].encoder.num_rows, err, clock())
-                    yield part, FAILED
+                    outcomes.append((part, FAILED))
             else:
-                yield part, result
+                outcomes.append((part, result))
+        return outcomes
 
     def _log_failure(self, num_rows: int, error: BaseException, now_s: float) -> None:
         """Log a call that can't be run; of many in a second only the first."""
