@@ -7,7 +7,7 @@ from random import Random
 from typing import NamedTuple
 
 from serving.batching.batcher import CHANGED, Batcher
-from serving.batching.runs import Group, Model, Owner
+from serving.batching.runs import Group, Owner, RunnableModel
 from serving.catalog.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import DigitsError, ModelNotFound
@@ -289,6 +289,6 @@ class Router:
             batcher.close()
 
 
-def _facts(model: Model) -> object:
+def _facts(model: RunnableModel) -> object:
     """Return the facts that callers rely on."""
     return model.signature, model.tensors

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from time import perf_counter
 
-from benchmarks.load.connection import Connection
-from benchmarks.load.trace import Request
+from benchmarks.load.connection import CallConnection
+from benchmarks.load.trace import Call
 from serving.http2 import frames
 from serving.http2.frames import frame, word
 from serving.http2.hpack import encode_literally
@@ -31,7 +31,7 @@ class Calls:
     """The calls on one connection; call N is stream 2 N + 1, and call 0 does not count."""
 
     def __init__(
-        self, connection: Connection, request: Request, ended: Ended, callers: int = 1,
+        self, connection: CallConnection, request: Call, ended: Ended, callers: int = 1,
         timeout: str = "",
     ) -> None:  # fmt: skip
         """Have one call answered, without a deadline.
@@ -68,7 +68,7 @@ class Calls:
         # Without a header table, right answers have the same trailers each time.
         self._statuses = {self._call_once(request): OK}
 
-    def _call_once(self, request: Request) -> bytes:
+    def _call_once(self, request: Call) -> bytes:
         """Have a call answered; return its trailers."""
         self.connection.request(request.fields(), self._body)
         has_message = False

@@ -27,7 +27,7 @@ Frame = tuple[int, int, int, bytes]
 """Kind, flags, stream, payload."""
 
 
-class Connection:
+class CallConnection:
     """A socket, whose settings, pings, windows and long requests are the engine's.
 
     The other frames of calls pass it by, since they are alike: with it a call takes 15 us, not 4.

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.load.cores import on_cores
-from benchmarks.load.trace import Request, Trace
+from benchmarks.load.trace import Call, Trace
 
 
 def closed(
-    request: Request, connections: int, in_flight: int, seconds: float, cores: Sequence[int]
+    request: Call, connections: int, in_flight: int, seconds: float, cores: Sequence[int]
 ) -> Trace:
     """Keep `in_flight` calls in flight on each connection.
 

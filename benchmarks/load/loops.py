@@ -13,8 +13,8 @@ from time import perf_counter, process_time, sleep
 import numpy as np
 
 from benchmarks.load.calls import DEADLINE_EXCEEDED, OK, Calls, Ended
-from benchmarks.load.connection import Connection
-from benchmarks.load.trace import Outcome, Request, Seconds, Trace
+from benchmarks.load.connection import CallConnection
+from benchmarks.load.trace import Call, Outcome, Seconds, Trace
 
 _LAST_S = 2.0
 """How long the last calls of an open loop are waited for if they have no deadline."""
@@ -29,7 +29,7 @@ _OUTCOMES = {
 """By gRPC status, for calls that ended before their deadline."""
 
 
-def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: float) -> Trace:
+def closed(request: Call, in_flight: Sequence[int], begin_s: float, seconds: float) -> Trace:
     """Keep `in_flight[i]` calls in flight on connection i.
 
     Args:
@@ -55,7 +55,7 @@ def closed(request: Request, in_flight: Sequence[int], begin_s: float, seconds: 
 
 
 def open_loop(
-    request: Request, offsets_s: Seconds, begin_s: float, connections: int,
+    request: Call, offsets_s: Seconds, begin_s: float, connections: int,
     timeout_s: float = math.inf,
 ) -> Trace:  # fmt: skip
     """Send a call at each offset from `begin_s`, answered or not.
@@ -147,7 +147,7 @@ def _trace(
 
 @contextmanager
 def _connected(
-    selector: selectors.BaseSelector, request: Request, in_flight: Sequence[int], ended: Ended,
+    selector: selectors.BaseSelector, request: Call, in_flight: Sequence[int], ended: Ended,
     timeout: str = "",
 ) -> Iterator[list[Calls]]:  # fmt: skip
     """Make callers, each on a connection, and register them; close all at the end."""
@@ -156,7 +156,7 @@ def _connected(
     callers = []
     with selector, ExitStack() as stack:
         for number in in_flight:
-            connection = stack.enter_context(closing(Connection(request.address)))
+            connection = stack.enter_context(closing(CallConnection(request.address)))
             callers.append(Calls(connection, request, ended, number, timeout))
             connection.start()
             selector.register(connection, selectors.EVENT_READ, callers[-1])

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Self
 
 from benchmarks.load import cores, h2load, loops
-from benchmarks.load.trace import Load, Request, Seconds, Trace, merge
+from benchmarks.load.trace import Call, Load, Seconds, Trace, merge
 
 _START_S = 0.15
 """How long the processes get to connect before they all begin."""
@@ -29,7 +29,7 @@ class Generator:
         self.uses_h2load = kind == "h2load" or (kind == "auto" and bool(shutil.which("h2load")))
         self._pools = [cores.worker([core]) for core in usable]
 
-    def closed(self, request: Request, callers: int, seconds: float, connections: int) -> Trace:
+    def closed(self, request: Call, callers: int, seconds: float, connections: int) -> Trace:
         """Keep `callers` calls in flight; 0 connections for at most eight a process."""
         if self.uses_h2load:
             if request.is_http:
@@ -42,12 +42,12 @@ class Generator:
         connections = connections or min(callers, _CONNECTIONS * len(self._pools))
         return self._run(loops.closed, request, spread(callers, connections), seconds)
 
-    def open(self, request: Request, offsets_s: Seconds, timeout_s: float) -> Trace:
+    def open(self, request: Call, offsets_s: Seconds, timeout_s: float) -> Trace:
         """See `Load.open`: always our own loops, since h2load counts from the actual send time."""
         return self._run(loops.open_loop, request, offsets_s, _CONNECTIONS, timeout_s)
 
     def _run(
-        self, loop: Callable[..., Trace], request: Request, work: Sequence[int] | Seconds,
+        self, loop: Callable[..., Trace], request: Call, work: Sequence[int] | Seconds,
         *arguments: object,
     ) -> Trace:  # fmt: skip
         """Run a loop in every process, each with its share of the work."""
@@ -75,8 +75,8 @@ class NetworkLoad(Load):
     """Calls one method of a server; see `Load`."""
 
     def __init__(
-        self, generator: Generator, request: Callable[[int], Request],
-        probe: Callable[[Request], object],
+        self, generator: Generator, request: Callable[[int], Call],
+        probe: Callable[[Call], object],
     ) -> None:  # fmt: skip
         """Address a method of a server.
 

@@ -18,7 +18,7 @@ GRPC: Headers = (("content-type", "application/grpc"), ("te", "trailers"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class Call:
     """One call of gRPC, or one POST over HTTP/1.1."""
 
     address: str

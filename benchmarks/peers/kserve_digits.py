@@ -12,7 +12,7 @@ import onnxruntime
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
 
 
-class Digits(Model):
+class KServeDigits(Model):
     """One session on one thread, run for each request."""
 
     def __init__(self, path: str) -> None:
@@ -32,4 +32,4 @@ class Digits(Model):
 
 
 if __name__ == "__main__":
-    ModelServer(http_port=8083, grpc_port=8084).start([Digits(sys.argv[1])])
+    ModelServer(http_port=8083, grpc_port=8084).start([KServeDigits(sys.argv[1])])

@@ -3,7 +3,7 @@
 In an environment of its own (`pip install mlserver onnxruntime`):
 
     cd benchmarks/peers
-    export MLSERVER_MODEL_NAME=digits MLSERVER_MODEL_IMPLEMENTATION=mlserver_digits.Digits
+    export MLSERVER_MODEL_NAME=digits MLSERVER_MODEL_IMPLEMENTATION=mlserver_digits.MLServerDigits
     export ORT_DISABLE_TELEMETRY=1
     export MLSERVER_MODEL_URI=../../models/digits/1/model.onnx MLSERVER_PARALLEL_WORKERS=0
     taskset -c 0 mlserver start .
@@ -16,7 +16,7 @@ from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 
 
-class Digits(MLModel):
+class MLServerDigits(MLModel):
     """One session on one thread, run for each request."""
 
     async def load(self) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.run.cell import LATENCY, Cell
-from benchmarks.run.histogram import Histogram
+from benchmarks.run.histogram import Latencies
 from benchmarks.run.result_file import Results, Sample
 
 
@@ -95,7 +95,7 @@ def _rounds(cell: Cell, samples: Sequence[Sample], latency_slo_s: float) -> Mapp
         if cell.scenario == "Server":
             figures[number] = server_rate(of_round, latency_slo_s)
         elif valid and cell.is_latency:
-            latency = Histogram.joined(sample.latency for sample in valid)
+            latency = Latencies.joined(sample.latency for sample in valid)
             figures[number] = latency.quantile(LATENCY[cell.scenario])
         elif valid:
             figures[number] = median(sample.images_per_s for sample in valid)

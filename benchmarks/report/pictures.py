@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.report.figures import Figures
 from benchmarks.report.tables import seconds, short
-from benchmarks.run.histogram import Histogram
+from benchmarks.run.histogram import Latencies
 from benchmarks.targets.target import Spec
 
 _WIDTH_IN, _PANEL_IN = 4.06, 2.9
@@ -81,7 +81,7 @@ def _rates(figures: Figures, axes: Axes | None) -> str:
 def _latencies(figures: Figures, axes: Axes | None) -> str:
     """Draw one call at a time: latency by percentile, all rounds together."""
     totals = {
-        cell.spec: Histogram.joined(sample.latency for sample in figures.valid(cell))
+        cell.spec: Latencies.joined(sample.latency for sample in figures.valid(cell))
         for cell in figures.rounds
         if cell.scenario == "SingleStream"
     }

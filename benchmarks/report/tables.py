@@ -16,7 +16,7 @@ _TAIL = (0.5, 0.9, 0.99, 0.999)
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class ReportTable:
     """A heading row and rows, under a title and a note."""
 
     title: str
@@ -53,14 +53,14 @@ def short(number: float | None) -> str:
     return f"{number:.3g}"
 
 
-def every(results: Results) -> list[Table]:
+def every(results: Results) -> list[ReportTable]:
     """Make every table that the results have something for."""
     figures = Figures(results)
     made = (make(figures) for make in (targets, cells, overload, starts, left_out))
     return [table for table in made if len(table.rows) > 1]
 
 
-def targets(figures: Figures) -> Table:
+def targets(figures: Figures) -> ReportTable:
     """Lay out every target's figures, and how many times as fast as the first one it is."""
     results, specs = figures.results, figures.specs
     shown = [cell for cell in figures.rounds if _is_headline(cell, figures)]
@@ -83,7 +83,7 @@ def targets(figures: Figures) -> Table:
         f"greatest of {results.settings['rounds']} rounds. "
         "Rates drift by tens of percent from run to run on shared machines: trust the ratios."
     )
-    return Table("Targets", note, rows if shown else [])
+    return ReportTable("Targets", note, rows if shown else [])
 
 
 def _first(figures: Figures) -> str:
@@ -113,7 +113,7 @@ def _entry(cell: Cell, figures: Figures) -> str:
     return f"{text} ({ratio})" if ratio else text
 
 
-def cells(figures: Figures) -> Table:
+def cells(figures: Figures) -> ReportTable:
     """Lay out all that was measured: the figure, its ratio, latencies, processor time."""
     rows = [["scenario", "target", "figure", f"× {_first(figures)}",
              *(f"p{100 * share:g}" for share in _TAIL), "CPU µs"]]  # fmt: skip
@@ -132,7 +132,7 @@ def cells(figures: Figures) -> Table:
         "Medians of the rounds; ratios with the least to the greatest of them. CPU: the target's "
         "processor time for an image."
     )
-    return Table("All that was measured", note, rows)
+    return ReportTable("All that was measured", note, rows)
 
 
 _OUTCOMES = (
@@ -140,7 +140,7 @@ _OUTCOMES = (
 )  # fmt: skip
 
 
-def overload(figures: Figures) -> Table:
+def overload(figures: Figures) -> ReportTable:
     """Lay out how many of too many calls are answered in time, and how the others end."""
     rows = [["target", "offered", "offered/s", "sent/s", "in time/s", "share", "refused/s",
              "late/s", "failed/s"]]  # fmt: skip
@@ -159,27 +159,27 @@ def overload(figures: Figures) -> Table:
         "Share: of the closed loop's rate. Refused: by a status in time. Late: the rest of those "
         "sent. Medians of the rounds."
     )
-    return Table("Overload", note, rows)
+    return ReportTable("Overload", note, rows)
 
 
 def _per_s(sample: Sample, outcome: str) -> float:
     return sample.outcomes.get(outcome, 0) / sample.duration_s
 
 
-def starts(figures: Figures) -> Table:
+def starts(figures: Figures) -> ReportTable:
     """Lay out startup time and memory."""
     rows = [["target", "start to first answer", "memory"]]
     rows += [
         [str(start.spec), seconds(start.startup_s), f"{(start.memory_bytes or 0) / 2**20:.0f} MiB"]
         for start in figures.results.starts
     ]
-    return Table("Start and memory", "Memory (PSS) after the last round.", rows)
+    return ReportTable("Start and memory", "Memory (PSS) after the last round.", rows)
 
 
-def left_out(figures: Figures) -> Table:
+def left_out(figures: Figures) -> ReportTable:
     """Lay out the targets and runs without a figure, and why."""
     rows = [["target or cell", "runs", "why, the first time"], *_left_out(figures)]
-    return Table(NOT_MEASURED.capitalize(), "Nothing is extrapolated.", rows)
+    return ReportTable(NOT_MEASURED.capitalize(), "Nothing is extrapolated.", rows)
 
 
 def _left_out(figures: Figures) -> Iterator[list[str]]:

@@ -21,7 +21,7 @@ _SUB = 1 << _SUB_BITS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Histogram:
+class Latencies:
     """Counts of latencies by bucket."""
 
     index: npt.NDArray[np.int64]
@@ -37,7 +37,7 @@ class Histogram:
         return cls(*np.unique((microseconds >> octave) + _SUB * octave, return_counts=True))
 
     @classmethod
-    def joined(cls, histograms: Iterable["Histogram"]) -> Self:
+    def joined(cls, histograms: Iterable["Latencies"]) -> Self:
         """Add up several histograms."""
         parts = list(histograms)
         index, place = np.unique(np.concatenate([p.index for p in parts]), return_inverse=True)

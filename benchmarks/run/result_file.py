@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.load.trace import Outcome
 from benchmarks.run.cell import Cell
-from benchmarks.run.histogram import Histogram
+from benchmarks.run.histogram import Latencies
 from benchmarks.targets.target import Spec
 
 FORMAT = 1
@@ -32,7 +32,7 @@ class Sample(Cell):
     duration_s: float
     num_calls: int
     num_errors: int
-    latency: Histogram
+    latency: Latencies
     """Of all calls; in an open loop from the intended send time."""
     lag_p99_s: float | None
     """Open loop: how late calls left."""
@@ -122,7 +122,7 @@ def load(path: Path) -> Results:
         for name, kind in (("starts", Start), ("skips", Skip), ("samples", Sample)):
             items = [each | {"spec": Spec(**each["spec"])} for each in document[name]]
             for each in items if kind is Sample else ():
-                each["latency"] = Histogram.decode(each["latency"])
+                each["latency"] = Latencies.decode(each["latency"])
                 each.pop("batch_sizes", None)  # of older files
             document[name] = [kind(**each) for each in items]
         return Results(**{each.name: document[each.name] for each in fields(Results)})
@@ -143,7 +143,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 def _plain(item: Any) -> Any:
     """Convert values that JSON lacks; floats of samples get five digits."""
-    if isinstance(item, Histogram):
+    if isinstance(item, Latencies):
         return item.encode()
     if not isinstance(item, Sample):
         return asdict(item)

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.load import cores
 from benchmarks.load.trace import Outcome, Trace, arrivals
 from benchmarks.run.cell import Cell
-from benchmarks.run.histogram import Histogram
+from benchmarks.run.histogram import Latencies
 from benchmarks.run.result_file import Sample
 from benchmarks.targets.target import Running
 
@@ -132,7 +132,7 @@ def _sample(
         duration_s=trace.duration_s,
         num_calls=num_calls,
         num_errors=trace.num_errors,
-        latency=Histogram.of(trace.latencies_s),
+        latency=Latencies.of(trace.latencies_s),
         lag_p99_s=float(np.quantile(trace.lag_s, 0.99)) if len(trace.lag_s) else None,
         generator_busy=trace.busy,
         target_busy=busy,

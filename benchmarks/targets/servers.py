@@ -14,10 +14,10 @@ import grpc
 
 from benchmarks.load.cores import on_cores
 from benchmarks.load.network import NetworkLoad
-from benchmarks.load.trace import Request
+from benchmarks.load.trace import Call
 from benchmarks.targets import workload
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
-from benchmarks.targets.workload import Method
+from benchmarks.targets.workload import RpcMethod
 from serving.commandline.options import PREFIX
 
 _HTTP = {"http-json": workload.INFER_JSON, "http-binary": workload.INFER_BINARY}
@@ -30,7 +30,7 @@ _LISTEN = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 
 
-def method_of(target: str, setting: Setting) -> Method:
+def method_of(target: str, setting: Setting) -> RpcMethod:
     """Return how a target is called."""
     is_infer = setting.model or target in setting.addresses or target.endswith("-infer")
     return _HTTP.get(target) or (workload.MODEL_INFER if is_infer else workload.CLASSIFY)
@@ -72,8 +72,8 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
 
         asked = setting.workload
 
-        def request_of(batch: int) -> Request:
-            return Request(
+        def request_of(batch: int) -> Call:
+            return Call(
                 address=where, path=method.path.format(asked.model), headers=method.headers,
                 message=method.encode(asked.model, asked.feeds(batch)), is_http=method.is_http,
             )  # fmt: skip
@@ -96,7 +96,7 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
         )
 
 
-def _post(request: Request) -> bytes:
+def _post(request: Call) -> bytes:
     """Have a request of HTTP answered; return the body."""
     with closing(http.client.HTTPConnection(request.address, timeout=_ANSWER_TIMEOUT_S)) as client:
         client.request("POST", request.path, request.body, dict(request.headers))
@@ -106,7 +106,7 @@ def _post(request: Request) -> bytes:
         return answer.read()
 
 
-def _call(request: Request) -> bytes:
+def _call(request: Call) -> bytes:
     """Have a call answered, by grpcio; return the message."""
     with grpc.insecure_channel(request.address) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(request.path)

@@ -88,7 +88,7 @@ def drawn(file: Path) -> Workload:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class RpcMethod:
     """A method of gRPC, or one of HTTP."""
 
     path: str
@@ -164,13 +164,13 @@ def _digits(probabilities: Array) -> list[int]:
     return list(probabilities.reshape(-1, 10).argmax(1).tolist())
 
 
-CLASSIFY = Method("/digits.v1.DigitClassifier/Classify", encode_digits, _decode_digits)
-MODEL_INFER = Method("/inference.GRPCInferenceService/ModelInfer", encode_infer, _decode_infer)
+CLASSIFY = RpcMethod("/digits.v1.DigitClassifier/Classify", encode_digits, _decode_digits)
+MODEL_INFER = RpcMethod("/inference.GRPCInferenceService/ModelInfer", encode_infer, _decode_infer)
 _INFER = "/v2/models/{}/infer"
-INFER_JSON = Method(
+INFER_JSON = RpcMethod(
     _INFER, _encode_json, _decode_json, (("content-type", "application/json"),), is_http=True
 )
-INFER_BINARY = Method(
+INFER_BINARY = RpcMethod(
     _INFER, _encode_binary, _decode_binary,
     (("inference-header-content-length", str(_HEADER_BYTES)),), is_http=True,
 )  # fmt: skip

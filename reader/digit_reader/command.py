@@ -11,7 +11,7 @@ from serving.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from digit_reader.facts import Number
-    from serving.digits.answers import Answer
+    from serving.digits.answers import PictureAnswer
 
 HELP = "read the numbers in picture files"
 EXAMPLES = """\
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     from digit_reader.reader import find_candidates, numbers_of
     from serving.digits.answers import print_answers
 
-    def answer(_: str, reading: Any) -> "Answer | str":
+    def answer(_: str, reading: Any) -> "PictureAnswer | str":
         if numbers := numbers_of(reading, classify, options.pattern):
             return numbers_answer(numbers, options.reject_below)
         fitting = f" that fits {options.pattern}" if options.pattern else ""
@@ -69,12 +69,12 @@ def run(options: argparse.Namespace) -> int:
         return print_answers(options, _COLUMNS, find_candidates, answer)
 
 
-def numbers_answer(numbers: "Sequence[Number]", reject_below: float) -> "Answer":
+def numbers_answer(numbers: "Sequence[Number]", reject_below: float) -> "PictureAnswer":
     """Make the answer of `read` from the numbers of a picture, at least one."""
     import math
 
     from digit_reader.facts import number_facts
-    from serving.digits.answers import Answer, answer_text, as_word
+    from serving.digits.answers import PictureAnswer, answer_text, as_word
 
     facts = [number_facts(number, reject_below) for number in numbers]
     certain = math.prod(number.probability for number in numbers)
@@ -86,4 +86,4 @@ def numbers_answer(numbers: "Sequence[Number]", reject_below: float) -> "Answer"
         | {"rejected": as_word(fact["rejected"]), **fact["box"]}
         for fact in facts
     ]
-    return Answer(text, {"numbers": facts}, rows)
+    return PictureAnswer(text, {"numbers": facts}, rows)

@@ -27,11 +27,11 @@ from serving.batching.runs import (
     Caller,
     Executor,
     Group,
-    Model,
     Outcome,
     Owner,
     Result,
     Run,
+    RunnableModel,
     open_parts,
     run_shared,
 )
@@ -433,7 +433,7 @@ class Batcher:
     """Runs the calls of one model, and gives each exactly one outcome."""
 
     def __init__(
-        self, model: Model, config: BatchingConfig, metrics: Metrics, num_runners: int = 1,
+        self, model: RunnableModel, config: BatchingConfig, metrics: Metrics, num_runners: int = 1,
         name: str = "", runners: Callable[[int], Runners] = Threads,
     ) -> None:  # fmt: skip
         """Prepare; `attach` comes before the first call."""

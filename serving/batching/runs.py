@@ -240,7 +240,7 @@ def open_parts(groups: Sequence[Group]) -> list[Group]:
 Outcome = tuple[list[Group], Result | DigitsError]
 
 
-class Model(Protocol):
+class RunnableModel(Protocol):
     """A model as its runs see it."""
 
     @property
@@ -273,7 +273,7 @@ class Model(Protocol):
 class Executor:
     """Runs calls of one version of a model."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: RunnableModel) -> None:
         """Prepare to run `model`."""
         self.model = model
         self._run = model.run

@@ -33,7 +33,7 @@ Reader = Callable[[Any], Any]
 DIGIT_COLUMNS = ("picture", "digit", "probability", "rejected", "error", "label")
 
 
-class Answer(NamedTuple):
+class PictureAnswer(NamedTuple):
     """The answer to a picture, in each format."""
 
     text: str
@@ -43,14 +43,14 @@ class Answer(NamedTuple):
     """For CSV."""
 
 
-def digit_answer(predictions: Predictions, *, rejected: bool) -> Answer:
+def digit_answer(predictions: Predictions, *, rejected: bool) -> PictureAnswer:
     """Make the answer of `classify` from predictions of one row."""
     digit, label = int(predictions.digits[0]), predictions.labels[0]
     probabilities = [round(p, _NUM_DECIMALS) for p in predictions.probabilities[0].tolist()]
     facts = {"digit": digit, "label": label, "probabilities": probabilities, "rejected": rejected}
     row = {"digit": digit, "probability": probabilities[digit], "rejected": as_word(rejected)}
     text = answer_text(escape(label), float(predictions.probabilities[0, digit]), rejected)
-    return Answer(text, facts, [row | {"label": label}])
+    return PictureAnswer(text, facts, [row | {"label": label}])
 
 
 def answer_text(answer: str, probability: float, rejected: bool, more: str = "") -> str:
@@ -68,7 +68,7 @@ def print_answers(
     options: argparse.Namespace,
     columns: Sequence[str],
     reader: Reader,
-    answer: Callable[[str, Any], Answer | str],
+    answer: Callable[[str, Any], PictureAnswer | str],
 ) -> int:
     """Read the pictures that the command line names, and print the answer to each at once.
 
@@ -110,7 +110,7 @@ def print_answers(
 
 
 def _print(
-    picture: str, answer: Answer | str, table: "csv.DictWriter[str] | None", *, is_json: bool
+    picture: str, answer: PictureAnswer | str, table: "csv.DictWriter[str] | None", *, is_json: bool
 ) -> None:
     error = answer if isinstance(answer, str) else None
     if table is not None:

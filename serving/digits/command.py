@@ -60,10 +60,10 @@ def _classify(
     classify: "Callable[[Array], Predictions]",
 ) -> int:
     """Classify the pictures that the command line names, made rows by `preprocessing`."""
-    from serving.digits.answers import DIGIT_COLUMNS, Answer, digit_answer, print_answers
+    from serving.digits.answers import DIGIT_COLUMNS, PictureAnswer, digit_answer, print_answers
     from serving.digits.pictures.reader import picture_row
 
-    def answer(_: str, reading: "tuple[Array, float]") -> Answer:
+    def answer(_: str, reading: "tuple[Array, float]") -> PictureAnswer:
         row, factor = reading
         found = classify(row).times(factor)
         rejected = bool(found.probabilities[0, int(found.digits[0])] < options.reject_below)

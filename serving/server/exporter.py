@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from serving.router import Router
 from serving.system.host import Host, bind, with_port
-from serving.telemetry.metrics import Report, State
+from serving.telemetry.metrics import Readiness, Report
 from serving.transports.connections import PortLimits
 from serving.transports.http1.port import Exchange, OneThread, open_port
 from serving.transports.http1.routing import Answer, App, Endpoint
@@ -40,7 +40,7 @@ class Exporter:
             ConfigurationError: the address can't be bound.
         """
         self._report: Callable[[], Report] | None = None
-        self._state: Callable[[], State] = State
+        self._state: Callable[[], Readiness] = Readiness
         listener = bind(host, port, backlog=_BACKLOG)
         self.address = with_port(host, listener.getsockname()[1])
         router = Router()
@@ -55,7 +55,7 @@ class Exporter:
         self._loop.add(open_port(self._loop, [listener], app, router, limits, self._pages))
         self._loop.start()
 
-    def serve(self, report: Callable[[], Report], state: Callable[[], State]) -> None:
+    def serve(self, report: Callable[[], Report], state: Callable[[], Readiness]) -> None:
         """Start to answer.
 
         Args:

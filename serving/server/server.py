@@ -24,7 +24,7 @@ from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.system.process import Usage, limit_free_memory, waited_for_cores_s
-from serving.telemetry.metrics import Report, Served, State
+from serving.telemetry.metrics import Readiness, Report, Served
 from serving.transports import open_transport
 
 _MAX_EXCUSED_S = 60.0
@@ -32,7 +32,7 @@ _MAX_EXCUSED_S = 60.0
 _log = logging.getLogger(__name__)
 
 
-class _Runs(NamedTuple):
+class _OpenRuns(NamedTuple):
     """The runs of a model's versions that go on now, as their owner sees them."""
 
     oldest_s: float
@@ -113,11 +113,11 @@ class SelfTest:
             return next(iter(models.values())), models
         return None, models
 
-    async def _runs(self, routes: Mapping[str, Route]) -> dict[str, _Runs]:
+    async def _runs(self, routes: Mapping[str, Route]) -> dict[str, _OpenRuns]:
         """Look at the models' runs on the thread that they belong to: this shows that it lives."""
         loop, owner = asyncio.get_running_loop(), self._router.owner
         assert owner is not None
-        found: asyncio.Future[dict[str, _Runs]] = loop.create_future()
+        found: asyncio.Future[dict[str, _OpenRuns]] = loop.create_future()
 
         def look() -> None:
             runs = {}
@@ -125,10 +125,10 @@ class SelfTest:
                 batchers = route.batchers.values()
                 oldest_s = min((each.oldest_run_s for each in batchers), default=math.inf)
                 max_run_s = max((each.max_run_s for each in batchers), default=0.0)
-                runs[name] = _Runs(oldest_s, max_run_s)
+                runs[name] = _OpenRuns(oldest_s, max_run_s)
             loop.call_soon_threadsafe(settle, runs)
 
-        def settle(runs: dict[str, _Runs]) -> None:
+        def settle(runs: dict[str, _OpenRuns]) -> None:
             if not found.done():  # else it came too late
                 found.set_result(runs)
 
@@ -262,8 +262,8 @@ class Server:
         route = self._router.classifier
         return "" if route is None else route.name
 
-    def _state(self) -> State:
-        return State(self.health.is_serving, self.health.stuck_models)
+    def _state(self) -> Readiness:
+        return Readiness(self.health.is_serving, self.health.stuck_models)
 
     def report(self) -> Report:
         """Return the served models and all counts; from any thread."""

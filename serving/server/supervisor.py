@@ -22,7 +22,7 @@ from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
 from serving.system.host import Sockets, refuse_callers, reserved_port, with_port
 from serving.system.signals import keep_watchdog_fed, notify
-from serving.telemetry.metrics import Counts, Report, State, total
+from serving.telemetry.metrics import Counts, Readiness, Report, total
 
 _log = logging.getLogger(__name__)
 
@@ -152,12 +152,12 @@ class Supervisor:
                 reports = [self._last.ended()]
             return total(reports, self._dead)
 
-    def _state(self) -> State:
+    def _state(self) -> Readiness:
         """Return whether at least one worker is ready, and all that are ready are well."""
         ready = [worker for worker in list(self._workers.values()) if worker.report]
         is_well = bool(ready) and all(worker.is_serving for worker in ready)
         stuck = (worker.report.stuck_models for worker in ready if worker.report)
-        return State(is_well and not self._is_draining, frozenset[str]().union(*stuck))
+        return Readiness(is_well and not self._is_draining, frozenset[str]().union(*stuck))
 
     @property
     def _num_ready(self) -> int:

@@ -254,7 +254,7 @@ class Served(NamedTuple):
     """Of a classifier; 0 of other models."""
 
 
-class State(NamedTuple):
+class Readiness(NamedTuple):
     """Health, as /readyz shows it."""
 
     is_serving: bool = False

@@ -1,6 +1,6 @@
 """Made-up results for readers of results: none of these figures was measured."""
 
-from benchmarks.run.histogram import Histogram
+from benchmarks.run.histogram import Latencies
 from benchmarks.run.result_file import Results, Sample, Start
 from benchmarks.targets.target import Spec
 
@@ -26,7 +26,7 @@ def sample(
     outcomes=None,
 ):
     num_calls = round(calls_per_s)
-    one = Histogram.of([latency_s])
+    one = Latencies.of([latency_s])
     is_open = scenario == "Server"
     return Sample(
         spec=spec,
@@ -39,7 +39,7 @@ def sample(
         duration_s=1.0,
         num_calls=num_calls,
         num_errors=num_errors,
-        latency=Histogram(one.index, num_calls * one.count),
+        latency=Latencies(one.index, num_calls * one.count),
         lag_p99_s=0.0 if is_open else None,
         generator_busy=0.5,
         target_busy=1.0,

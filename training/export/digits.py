@@ -9,7 +9,7 @@ from serving.commandline import installation
 from training.config import RECIPES
 from training.data.mnist import SIDE, Mnist
 from training.errors import ExportError
-from training.export.manifest import DIGIT_LABELS, Signature
+from training.export.manifest import DIGIT_LABELS, ImageSignature
 from training.export.samples import Samples
 from training.export.version import Candidate, publish_version
 from training.fitting.artifacts import load_json, load_model
@@ -19,7 +19,7 @@ from training.fitting.train import split
 PARITY_TOLERANCE = 1e-5  # float32 rounding in another order of summation; measured: 1e-6
 METRICS_TOLERANCE = 0.001  # another processor may round a digit in thousands the other way
 
-SIGNATURE = Signature(input_shape=(SIDE, SIDE), classes=10, labels=DIGIT_LABELS)
+SIGNATURE = ImageSignature(input_shape=(SIDE, SIDE), classes=10, labels=DIGIT_LABELS)
 
 
 def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> Path:

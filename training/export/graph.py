@@ -17,14 +17,14 @@ from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from training.errors import ExportError, first_line
 from training.export import dense
-from training.export.manifest import Signature
+from training.export.manifest import ImageSignature
 
 OPSET = 18  # ONNX Runtime 1.20, the oldest we support, reads up to opset 21 ...
 IR_VERSION = 8  # ... and IR 10; this pair has been readable since 1.14.
 
 
 def convert(
-    model: keras.Model, name: str, signature: Signature, properties: Mapping[str, object]
+    model: keras.Model, name: str, signature: ImageSignature, properties: Mapping[str, object]
 ) -> dict[str, onnx.ModelProto]:
     """Convert a trained network to graphs from raw pixels to probabilities.
 
@@ -95,7 +95,7 @@ WRITERS: dict[str, Callable[[keras.Model], GraphProto]] = {
 
 
 def _complete(
-    graph: GraphProto, name: str, signature: Signature, properties: Mapping[str, object]
+    graph: GraphProto, name: str, signature: ImageSignature, properties: Mapping[str, object]
 ) -> onnx.ModelProto:
     """Write the graph's description, its producer and its source."""
     graph.name, graph.doc_string = name, ""  # tf2onnx writes its own here

@@ -9,7 +9,7 @@ import tensorflow as tf
 from training.data.mnist import Images
 from training.errors import UnusableInput, first_line
 from training.export import samples
-from training.export.manifest import Signature
+from training.export.manifest import ImageSignature
 from training.export.samples import Samples
 from training.export.version import Candidate, publish_version
 from training.fitting.evaluation import Probabilities
@@ -67,7 +67,7 @@ def export(
     num_classes, num_parameters = max(2, model.output_shape[1]), model.count_params()
     data, sample_shape = samples.read(samples_file, num_classes)
     model, shape = _fixed_shape(model, sample_shape)
-    signature = Signature(
+    signature = ImageSignature(
         input_shape=shape, classes=num_classes, labels=_labels(labels_file, num_classes)
     )
     preprocessing = signature.preprocessing(resize, invert=invert)

@@ -56,7 +56,7 @@ GOLDEN_KEYS = {"fp32": "probabilities", "int8": "int8_probabilities"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Signature:
+class ImageSignature:
     """A model's input and output."""
 
     input_shape: tuple[int, ...]

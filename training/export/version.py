@@ -13,7 +13,7 @@ from training import commandline
 from training.data.mnist import Images
 from training.errors import ExportError, first_line
 from training.export import graph, int8_gate, manifest, parity, quantization
-from training.export.manifest import Signature
+from training.export.manifest import ImageSignature
 from training.export.parity import Parity
 from training.export.repository import Files, publish
 from training.export.samples import Samples
@@ -43,7 +43,7 @@ class Candidate:
     """The model's name in the repository."""
     model: keras.Model
     """From pixels of 0 to 255, in an input shape of its own, to (N, classes) probabilities."""
-    signature: Signature
+    signature: ImageSignature
     """Its input and output."""
     preprocessing: Mapping[str, object]
     """How pictures become its images; empty if they can't."""

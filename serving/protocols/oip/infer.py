@@ -20,7 +20,7 @@ from serving.protocols.messages import parse, varint
 from serving.protocols.method import PrefixCache, frame
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
-from serving.protocols.oip.tensors import Inference, TypedContents
+from serving.protocols.oip.tensors import InferRows, TypedContents
 from serving.router import Route, Router
 from serving.tensors import DTYPES, Layout, Piece, TensorSignature
 
@@ -70,7 +70,7 @@ class InferEncoder(ResponseEncoder):
     """Encodes the answer to one request."""
 
     def __init__(
-        self, target: Target, method: str | None, inference: Inference, name: str,
+        self, target: Target, method: str | None, inference: InferRows, name: str,
         signature: TensorSignature, write: Callable[[Any], Any],
     ) -> None:  # fmt: skip
         """Describe a request."""
@@ -162,7 +162,7 @@ def find(router: Router, name: str, version: str) -> tuple[Route | Batcher, Tens
 def decode(
     router: Router, target: Route | Batcher, request: Any, signature: TensorSignature,
     typed: TypedContents | None = None,
-) -> Inference:  # fmt: skip
+) -> InferRows:  # fmt: skip
     """Decode a request for a model; see `tensors.decode`. One that is refused counts as failed."""
     try:
         return tensors.decode(request, signature, router.batching.max_request_images, typed)
@@ -172,7 +172,7 @@ def decode(
 
 
 def raw_ending(
-    request: Any, inference: Inference, signature: TensorSignature, before: Callable[[int], bytes]
+    request: Any, inference: InferRows, signature: TensorSignature, before: Callable[[int], bytes]
 ) -> tuple[bytes, Layout | None] | None:
     """Return the tensors of a request as its last bytes, and where they lie in them.
 

@@ -178,7 +178,7 @@ class TypedContents:
             at = field[-1]
 
 
-class Inference(NamedTuple):
+class InferRows(NamedTuple):
     """The content of a ModelInferRequest."""
 
     message: Any  # bytes | tuple[Array, ...]
@@ -198,7 +198,7 @@ class Inference(NamedTuple):
 
 def decode(
     request: Any, signature: TensorSignature, max_rows: int, typed: TypedContents | None = None
-) -> Inference:
+) -> InferRows:
     """Decode and check a ModelInferRequest.
 
     Args:
@@ -231,11 +231,11 @@ def decode(
         if signature.row_bytes:
             message = message[0].tobytes()
     timeout_s = _timeout_s(request.parameters)
-    return Inference(message, num_rows, outputs, timeout_s, request.id, is_raw)
+    return InferRows(message, num_rows, outputs, timeout_s, request.id, is_raw)
 
 
 def encode(
-    inference: Inference, arrays: Sequence[Array], signature: TensorSignature, model_name: str,
+    inference: InferRows, arrays: Sequence[Array], signature: TensorSignature, model_name: str,
     version: str,
 ) -> Any:  # fmt: skip
     """Build the ModelInferResponse, with tensors in the request's form.

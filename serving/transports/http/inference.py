@@ -10,8 +10,7 @@ from serving.errors import InvalidRequest, Unsupported
 from serving.protocols.oip import infer, inference_pb, rest
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
 from serving.protocols.oip.rest import Form
-from serving.protocols.oip.tensors import Inference as Decoded
-from serving.protocols.oip.tensors import TypedContents
+from serving.protocols.oip.tensors import InferRows, TypedContents
 from serving.router import Router
 from serving.tensors import TensorSignature
 from serving.transports.connections import max_message_bytes
@@ -203,7 +202,7 @@ def _nothing_before(num_bytes: int) -> bytes:
 
 
 def _ends_with_tensors(
-    call: Exchange, data: bytes, inference: Decoded, signature: TensorSignature, form: Form,
+    call: Exchange, data: bytes, inference: InferRows, signature: TensorSignature, form: Form,
     json_bytes: int | None,
 ) -> bool:  # fmt: skip
     """Return whether a request and its answer end with all their tensors, as bytes."""

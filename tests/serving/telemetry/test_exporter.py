@@ -16,7 +16,7 @@ from serving.errors import ConfigurationError
 from serving.server.exporter import LIMITS, Exporter
 from serving.server.serve import serve
 from serving.system.process import Usage
-from serving.telemetry.metrics import Counts, Report, Served, State
+from serving.telemetry.metrics import Counts, Readiness, Report, Served
 from tests.serving.server.test_supervisor import workers_of
 from tests.support.processes import is_serving, paced_server, wait_until
 from tests.support.raw import TIMEOUT_S
@@ -45,7 +45,7 @@ def report():
 @pytest.fixture
 def exporter():
     exporter = Exporter("127.0.0.1", 0)
-    exporter.serve(report, lambda: State(is_serving=True))
+    exporter.serve(report, lambda: Readiness(is_serving=True))
     yield exporter
     exporter.close()
 

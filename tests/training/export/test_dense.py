@@ -7,13 +7,13 @@ from keras import layers
 
 from training.errors import ExportError
 from training.export import dense, graph, parity
-from training.export.manifest import Signature
+from training.export.manifest import ImageSignature
 
 SAME = 1e-6
 """Float32 rounding in another order of summation."""
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 64), np.uint8)
-SIGNATURE = Signature(input_shape=(8, 8), classes=5, labels=tuple("abcde"))
+SIGNATURE = ImageSignature(input_shape=(8, 8), classes=5, labels=tuple("abcde"))
 
 
 def network(*stack):
