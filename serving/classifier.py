@@ -27,7 +27,6 @@ class Classifier(Model):
     _is_described = True
 
     def __init__(self, model: LoadedModel, batching: BatchingConfig | None = None) -> None:
-        """See `Model`."""
         super().__init__(model, batching)
         self.signature = model.image_signature
         """The shape of the images, and the classes."""

@@ -27,7 +27,6 @@ class DigitsError(Exception):
     """Its usual text."""
 
     def __init__(self, text: str = "") -> None:
-        """Say a text, or the class's usual one."""
         super().__init__(text or self.usual_text)
 
 

@@ -138,7 +138,6 @@ class Route:
         return taken
 
     def add(self, group: Group) -> None:
-        """See `Batcher.add`."""
         _, _, default, canary, share = self._state
         if default is None:
             self._refuse(group)
@@ -153,7 +152,6 @@ class Route:
             default.add(group.cut(number, len(group.streams)))
 
     def room_for_stream(self, num_rows: int) -> int:
-        """See `Batcher.room_for_stream`."""
         both = (self._state.default, self._state.canary)
         return min((each.room_for_stream(num_rows) for each in both if each is not None), default=1)
 

@@ -90,7 +90,6 @@ class NetworkLoad(Load):
         self._probed: set[int] = set()
 
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
-        """See `Load.closed`."""
         request = self._request(batch)
         if batch not in self._probed:
             self._probe(request)
@@ -98,5 +97,4 @@ class NetworkLoad(Load):
         return self._generator.closed(request, callers, seconds, connections)
 
     def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
-        """See `Load.open`."""
         return self._generator.open(self._request(batch), offsets_s, timeout_s)

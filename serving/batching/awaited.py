@@ -140,7 +140,6 @@ class AsyncCaller:
     """Who sends calls: they take turns with those of others."""
 
     def __init__(self, address: str) -> None:
-        """Start without calls."""
         self.address = address
         self.streams: set[Any] = set()
         self.lines: dict[Queue, Line] = {}

@@ -88,7 +88,6 @@ class Line:
     __slots__ = ("caller", "groups", "num_rows")
 
     def __init__(self, caller: Caller) -> None:
-        """Start empty."""
         self.caller = caller
         self.groups: deque[Group] = deque()
         self.num_rows = 0

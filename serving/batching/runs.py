@@ -49,7 +49,6 @@ class Result:
         self, outputs: Sequence[npt.NDArray[Any]], num_rows: int, version: str,
         signature: Signature | None, started_s: float, finished_s: float,
     ) -> None:  # fmt: skip
-        """Describe a run."""
         self.outputs = outputs
         self.num_rows = num_rows
         self.version = version
@@ -274,7 +273,6 @@ class Executor:
     """Runs calls of one version of a model."""
 
     def __init__(self, model: RunnableModel) -> None:
-        """Prepare to run `model`."""
         self.model = model
         self._run = model.run
         self._version, self._signature = model.version, model.signature

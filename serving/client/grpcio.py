@@ -125,7 +125,6 @@ class GrpcioTransport(Transport):
     """Calls of threads over a channel."""
 
     def __init__(self, target: str, credentials: Credentials) -> None:
-        """Open the channel."""
         self._credentials = credentials
         self._channel = _open_channel(target, credentials, grpc)
         self._stub = lru_cache(self._channel.unary_unary)
@@ -160,7 +159,6 @@ class GrpcioLoopTransport(Transport):
     """Calls of an event loop over a channel."""
 
     def __init__(self, target: str, credentials: Credentials) -> None:
-        """Open the channel."""
         self._credentials = credentials
         self._channel = _open_channel(target, credentials, grpc.aio)
         self._stub = lru_cache(self._channel.unary_unary)

@@ -37,7 +37,6 @@ class EndedCall:
     """A call that could not be sent."""
 
     def __init__(self, outcome: Outcome) -> None:
-        """Take the reason."""
         self._outcome = outcome
 
     def cancel(self) -> None:
@@ -92,7 +91,6 @@ class RetryBudget:
     _TOKENS_AN_ANSWER = 0.1
 
     def __init__(self) -> None:
-        """Start with all tokens."""
         self._tokens = self._MAX_TOKENS  # no lock: threads that meet lose a token or a part of it
 
     def put(self) -> None:

@@ -40,7 +40,6 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        """Take the arguments of ArgumentParser."""
         self.variables: dict[str, argparse.Action] = {}
         """The action of each variable."""
         self._in_effect: dict[str, str] = {}

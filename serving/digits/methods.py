@@ -61,7 +61,6 @@ class _Reader:
             self.read(wire.encode_request(bytes(image_bytes)))  # the most frequent one
 
     def read(self, message: bytes) -> tuple[bytes | memoryview, ResponseEncoder]:
-        """See `Read`."""
         if (known := self.prefixes.find(message)) is not None:
             return known
         route = find_classifier(self._router)
@@ -86,7 +85,6 @@ class _ClassEncoder(ResponseEncoder):
         """The bytes after them."""
 
     def encode(self, result: Result, at: int, number: int) -> list[bytes]:
-        """See `ResponseEncoder`."""
         classes, rows, version, step = result.classes, result.rows, result.version, self.num_rows
         assert classes is not None, "a classifier's"
         width = len(rows) // result.num_rows
@@ -119,7 +117,6 @@ class PredictionsEncoder(ResponseEncoder):
     """Answers with predictions."""
 
     def encode(self, result: Result, at: int, number: int) -> list[Predictions]:
-        """See `ResponseEncoder`."""
         step, labels = self.num_rows, result.signature.labels if result.signature else ()
         rows = (result.part(at + i * step, step)[0] for i in range(number))
         return [Predictions.of(each, result.version, labels) for each in rows]

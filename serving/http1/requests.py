@@ -28,7 +28,6 @@ class BadRequest(Exception):
     """The peer sent bytes that are not HTTP, or too many; the connection ends with this answer."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
-        """Refuse with a status and its reason."""
         super().__init__(text)
         self.status = status
         self.text = text
@@ -40,7 +39,6 @@ class Request:
     __slots__ = ("_event", "expects_continue", "fields", "is_last", "method", "num_bytes", "target")
 
     def __init__(self, event: h11.Request) -> None:
-        """Process h11's events."""
         self.method = event.method.decode("ascii")
         self.target = event.target.decode("ascii")
         fields = list(event.headers)
@@ -72,7 +70,6 @@ class RequestReader:
     """The bytes of one connection, as far as they were read."""
 
     def __init__(self) -> None:
-        """Begin."""
         self._data = bytearray()
         self._searched = 0
         """How many of its first bytes can't begin the end of a head."""

@@ -52,7 +52,6 @@ class Http2Error(Exception):
     """The peer broke the protocol or a limit: the connection is over."""
 
     def __init__(self, code: ErrorCode, text: str) -> None:
-        """Take the code for the peer and the reason for people."""
         super().__init__(f"{text} ({code.name})")
         self.code = code
 
@@ -123,7 +122,6 @@ class Budget:
     """A budget: the peer's allowance at once, and its growth with time."""
 
     def __init__(self, burst: int, per_s: float) -> None:
-        """Start with all of it."""
         self._burst, self._per_s = burst, per_s
         self.left = float(burst)
         """The present allowance; adding to it lets the peer do more."""

@@ -59,7 +59,6 @@ class OpenCall:
 
     @property
     def call(self) -> Any:
-        """See `Block`."""
         return self.block.call
 
 

@@ -69,7 +69,6 @@ class HpackError(Http2Error):
     """A header block that can't be decoded."""
 
     def __init__(self, text: str) -> None:
-        """Take the reason for people."""
         super().__init__(ErrorCode.COMPRESSION_ERROR, text)
 
 
@@ -230,7 +229,6 @@ class Encoder:
     """Writes the header blocks of one connection, in their order."""
 
     def __init__(self) -> None:
-        """Start with an empty table."""
         self._table = Table()
         self.resized = b""
         """The change of the table's size that the next block must begin with, in any encoding."""

@@ -124,7 +124,6 @@ class Unknowns:
     """Names of unknown results: the same operation on the same sizes has the same name."""
 
     def __init__(self) -> None:
-        """Know none yet."""
         self._names: dict[object, str] = {}
 
     def of(self, operation: str, *operands: Size) -> Size:
@@ -176,7 +175,6 @@ class Mixes(Exception):
     """Rows are not proved independent; the text says where and why."""
 
     def __init__(self, reason: str, *, is_located: bool = False) -> None:
-        """Say why, and whether that names the node."""
         super().__init__(reason)
         self.is_located = is_located
 

@@ -149,11 +149,9 @@ class OnnxEngine:
         ended.terminate = True
 
     def run(self, feeds: Feeds) -> list[Array]:
-        """See `Engine.run`."""
         return self._run(self._run_options, feeds)
 
     def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        """See `Engine.stoppable`."""
         options = runtime().RunOptions()
         return partial(self._run, options), partial(setattr, options, "terminate", True)
 
@@ -416,11 +414,9 @@ class LoadedModel:
     # coverage, tests): these run between lines.
 
     def run(self, feeds: Feeds) -> list[Array]:
-        """See `Engine.run`."""
         with native_run(): return self.engine.run(feeds)  # noqa: E701  # fmt: skip
 
     def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        """See `Engine.stoppable`."""
         engine_run, end = self.engine.stoppable()
 
         def run(feeds: Feeds) -> list[Array]:

@@ -19,7 +19,6 @@ class Rows(ResponseEncoder):
     """Answers with the outputs for a call's rows: the arrays, and their result."""
 
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        """See `ResponseEncoder`."""
         step = self.num_rows
         return [(result.part(at + i * step, step), result) for i in range(number)]
 
@@ -36,7 +35,6 @@ class PrefixCache(dict[bytes, ResponseEncoder]):
     _MAX_KEPT = 256
 
     def __init__(self) -> None:
-        """Start empty."""
         super().__init__()
         self._starts: dict[int, tuple[int, ...]] = {}
         """The length of a framed message, and where the rows of such ones may start."""
@@ -156,7 +154,6 @@ class Unary(Method):
     """Whether it is to be called on a thread of its own, since it may take seconds."""
 
     async def handle(self, call: Call) -> None:
-        """See `Method`."""
         message = await call.message()
         slow = call.work(self.answer, message) if self.is_slow else None
         await call.send(await slow if slow else self.answer(message))
@@ -171,7 +168,6 @@ class BatchedUnary(Method):
     is_counted_by_run: ClassVar[bool] = True
 
     async def handle(self, call: Call) -> None:
-        """See `Method`."""
         await call.send_framed(await call.run(*self.read(await call.message())))
 
 
@@ -190,7 +186,6 @@ class BatchedStream(BatchedUnary):
     sends_one: ClassVar[bool] = False
 
     async def handle(self, call: Call) -> None:
-        """See `Method`."""
         while (message := await call.message()) is not None:
             try:
                 rows: ReadRows | DigitsError = self.read(message)
@@ -209,7 +204,6 @@ class Replies(Method):
     sends_one: ClassVar[bool] = False
 
     async def handle(self, call: Call) -> None:
-        """See `Method`."""
         while (message := await call.message()) is not None:
             for reply in self.replies(message):
                 await call.send(reply)
@@ -226,7 +220,6 @@ class Watch(Method):
     sends_one: ClassVar[bool] = False
 
     async def handle(self, call: Call) -> None:
-        """See `Method`."""
         unsubscribe = self.subscribe(await call.message(), call.post)
         try:
             await call.left()

@@ -40,7 +40,6 @@ class Heartbeat:
     """
 
     def __init__(self) -> None:
-        """Begin with no look."""
         self._num_missed = 0
         self._reported_s = self._cpu_s = 0.0
 

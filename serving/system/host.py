@@ -291,7 +291,6 @@ class Threads:
     """Daemon threads, started as they are needed; used by one thread only."""
 
     def __init__(self, number: int) -> None:
-        """Start none of up to `number` threads yet."""
         self._number = number
         self._num_started = 0
         self._num_running = 0
@@ -299,7 +298,6 @@ class Threads:
         self._todo = queue.SimpleQueue()
 
     def put(self, work: Callable[[], Task], post: Callable[[Task], None]) -> None:
-        """See `Runners`."""
         if self._num_started < min(self._number, self._num_running + 1):
             self._start()
         self._num_running += 1
@@ -324,7 +322,6 @@ class Threads:
         take()
 
     def close(self) -> None:
-        """See `Runners`."""
         for _ in range(self._num_started):
             self._todo.put(None)
         self._num_started = 0

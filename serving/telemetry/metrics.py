@@ -115,7 +115,6 @@ class Metrics:
     """The counts of one server process; safe to call from many threads."""
 
     def __init__(self) -> None:
-        """Start at zero."""
         self._counts = Counts()
         """All but what `_runs`, `_ok` and `_classified` have."""
         self._lock = threading.Lock()

@@ -372,14 +372,12 @@ class LoopCall:
     # Outcomes
 
     def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
-        """See `Sink`."""
         if responses and self._steps is not None:
             if self.logged is not None:
                 self.logged.run = run
             self._step(self._steps.send, responses[0])
 
     def fail(self, group: Group, error: DigitsError) -> None:
-        """See `Sink`."""
         if self._steps is not None:
             self._step(self._steps.throw, error)
 

@@ -226,7 +226,6 @@ class GrpcioServer:
         self._server = grpc.aio.server(handlers=(self._handlers,), options=options)
 
     async def start(self) -> str:
-        """See `ServerTransport`."""
         host, port = self._config.host, self._config.port
         is_path = host.startswith("unix:")
         if not is_path and self._config.workers == 1:  # else the supervisor has reserved the port
@@ -242,7 +241,6 @@ class GrpcioServer:
 
     @property
     def num_calls(self) -> int:
-        """See `ServerTransport`."""
         return self._handlers.num_active + self.loop.num_calls
 
     async def beat(self) -> None:
@@ -267,7 +265,6 @@ class GrpcioServer:
         return True
 
     async def stop(self, grace_s: float) -> None:
-        """See `ServerTransport`."""
         stopping = asyncio.create_task(self._server.stop(grace_s))
         await asyncio.sleep(_GOODBYE_S)
         if self._handlers.closing is not None:

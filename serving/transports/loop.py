@@ -61,7 +61,7 @@ _READ_BYTES = 512 << 10
 
 
 class Reader:
-    """Used by the loop's thread only."""
+    """Reads what is ready, and gives those who cost much their turn later."""
 
     def __init__(
         self, clock: Callable[[], float], round_s: float, schedule_flush: Callable[[Peer], None]
@@ -249,7 +249,6 @@ class Loop:
         self._waker.send(b"\0")
 
     def forget_layouts(self) -> None:
-        """See `Owner`."""
         for port in self._ports:
             port.is_stale = port.keeps_layouts
         for method in self._methods:
@@ -416,7 +415,6 @@ class AsyncioLoop(Loop):
     """Takes its turns as callbacks of the running event loop, and is used on its thread."""
 
     def __init__(self, router: Router, methods: Iterable[Method] = ()) -> None:
-        """See `Loop`."""
         super().__init__(router, methods, poll=False, host=Host())
         self._event_loop = asyncio.get_running_loop()
         self._context = copy_context()  # else turns log the fields of the call that woke them
@@ -425,17 +423,14 @@ class AsyncioLoop(Loop):
         """The only turn that is planned, if any, and when."""
 
     def start(self) -> None:
-        """See `Loop`."""
         self._take_turn()
 
     def add(self, port: Port) -> None:
-        """See `Loop`."""
         super().add(port)
         selector: Any = self.selector  # epoll and kqueue have a descriptor, and HTTP is on Unix
         self._event_loop.add_reader(selector.fileno(), self._take_turn)
 
     def call(self, task: Callable[[], None]) -> None:
-        """See `Loop`."""
         task()
 
     def _wake(self) -> None:
@@ -467,7 +462,6 @@ class AsyncioLoop(Loop):
         self._take_turn()
 
     def stop(self) -> None:
-        """See `Loop`."""
         if self._planned is not None:
             self._planned.cancel()
         if self._ports:

@@ -26,7 +26,6 @@ class TaskCall(ClientCall):
     __slots__ = ("_connection", "_future")
 
     def __init__(self, deadline_s: float, connection: "_LoopConnection") -> None:
-        """Make a call that has not begun."""
         super().__init__(deadline_s)
         self._connection = connection
         self._future: asyncio.Future[Outcome] = connection.loop.create_future()
@@ -142,7 +141,6 @@ class ReconnectingLoopChannel(Transport):
     """Calls of one event loop over the newest connection; older ones end with their calls."""
 
     def __init__(self, address: Address, credentials: Credentials) -> None:
-        """Prepare; the first call connects."""
         self._address = address
         self._credentials = credentials
         self._loop = asyncio.get_running_loop()

@@ -77,7 +77,6 @@ class Keepalive:
     """The time since the first call that nothing was heard after; outlasts calls that time out."""
 
     def __init__(self) -> None:
-        """Start with no ping under way."""
         self._since_s = math.inf
         self._pinged_s: float | None = None
         self._time_s = KEEPALIVE_TIME_S

@@ -49,7 +49,6 @@ class ThreadCall(ClientCall):
     __slots__ = ("_connection", "woken")
 
     def __init__(self, deadline_s: float, connection: "Http2Connection") -> None:
-        """Make a call that has not begun."""
         super().__init__(deadline_s)
         self._connection = connection
         self.woken = allocate_lock()
@@ -75,7 +74,6 @@ class Http2Connection:
     """A connection that threads share."""
 
     def __init__(self, sock: socket.socket, session: Session, cipher: Tls | Plain) -> None:
-        """Take a connected socket, after TLS's handshake."""
         sock.settimeout(None)
         self._socket = sock
         self._session = session
@@ -301,7 +299,6 @@ class ReconnectingChannel(Transport):
     """Calls of threads over the newest connection; older ones end with their calls."""
 
     def __init__(self, address: Address, credentials: Credentials) -> None:
-        """Prepare; the first call connects."""
         self._address = address
         self._credentials = credentials
         self._connection: Http2Connection | None = None

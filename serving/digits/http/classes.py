@@ -27,7 +27,6 @@ class Classes:
     """Answers /v1/models/NAME/classify."""
 
     def __init__(self, router: Router, inputs: PictureInputs) -> None:
-        """Classify by the models of `router`; `inputs` knows those that have no manifest."""
         self._router = router
         self._inputs = inputs
 

@@ -33,7 +33,6 @@ class Digits:
     """Answers /v1/digits."""
 
     def __init__(self, router: Router) -> None:
-        """Classify by a model of `router`."""
         self._router = router
 
     def routes(self) -> list[Endpoint]:

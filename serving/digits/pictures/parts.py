@@ -22,7 +22,6 @@ class Work:
     """What a page may cost: a candidate for a digit is one."""
 
     def __init__(self, most: float = math.inf) -> None:
-        """Begin with all of it."""
         self._most = self.left = most
 
     def spend(self, number: int) -> None:

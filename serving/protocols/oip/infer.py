@@ -36,7 +36,6 @@ class Infer:
         self._write = _write_streamed if is_stream else _write
 
     def read(self, message: bytes) -> tuple[Any, ResponseEncoder]:
-        """See `Read`."""
         if (known := self.prefixes.find(message)) is not None:
             return known
         typed = TypedContents(message)
@@ -73,7 +72,6 @@ class InferEncoder(ResponseEncoder):
         self, target: Target, method: str | None, inference: InferRows, name: str,
         signature: TensorSignature, write: Callable[[Any], Any],
     ) -> None:  # fmt: skip
-        """Describe a request."""
         super().__init__(target, method, inference.num_rows, inference.timeout_s)
         self._inference = inference
         self._name = name
@@ -81,7 +79,6 @@ class InferEncoder(ResponseEncoder):
         self._write = write
 
     def encode(self, result: Result, at: int, number: int) -> list[Any]:
-        """See `ResponseEncoder`."""
         step, inference, name = self.num_rows, self._inference, self._name
         parts = (result.part(at + i * step, step) for i in range(number))
         return [
@@ -103,7 +100,6 @@ class RawEncoder(InferEncoder):
     """Those of a classifier, and their version."""
 
     def encode(self, result: Result, at: int, number: int) -> list[bytes]:
-        """See `ResponseEncoder`."""
         step, end = self.num_rows, at + number * self.num_rows
         rows = result.rows  # of a classifier, the bytes of its only output
         if rows and result.version == self._version:

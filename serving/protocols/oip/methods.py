@@ -162,7 +162,6 @@ class Queries:
         self, router: Router, health: Health, catalog: Catalog | None = None,
         *, allow_control: bool = False,
     ) -> None:  # fmt: skip
-        """Answer about the models of `router` and the server's health."""
         self._router = router
         self._health = health
         self._catalog = catalog

@@ -51,7 +51,6 @@ class GrpcCall(LoopCall):
     )  # fmt: skip
 
     def __init__(self, port: Any, peer: Peer, stream: bytes, head: Headers, now_s: float) -> None:
-        """See `LoopCall`."""
         super().__init__(port, peer, stream, now_s + head.timeout_s)
         self.head = head
         self.takes_one = head.method is None or head.method.takes_one
@@ -108,7 +107,6 @@ class GrpcCall(LoopCall):
             self.end(err.status)
 
     async def message(self) -> Any:
-        """See `Call`."""
         self._owed, self._taken = self._owed + self._taken, 0
         if self._owed:
             self._note_read()
@@ -181,7 +179,6 @@ class GrpcCall(LoopCall):
         return bool(unsent > self.port.limits.max_stream_unread_bytes)
 
     def resume(self) -> None:
-        """See `LoopCall`."""
         if self.is_over:
             return
         if self._owed:
@@ -191,7 +188,6 @@ class GrpcCall(LoopCall):
             self._step(self._steps.send, None)
 
     async def answer_in_order(self, rows: ReadRows | DigitsError, refused: Refused) -> None:
-        """See `Call`."""
         pending, self._taken = PendingResponse(self._taken, refused), 0
         if isinstance(rows, DigitsError):
             self._refuse(pending, rows)
@@ -250,27 +246,22 @@ class GrpcCall(LoopCall):
     # Answers
 
     async def send(self, message: bytes) -> None:
-        """See `Call`."""
         await self.send_framed(frame(message))
 
     async def send_framed(self, response: bytes) -> None:
-        """See `Call`."""
         if self.head.method.sends_one and self.logged is None:  # type: ignore[union-attr]
             self._response = response
         else:
             self._send(response)
 
     def post(self, message: bytes) -> None:
-        """See `Call`."""
         framed = frame(message)
         self.port.post(lambda: None if self.is_over else self._send(framed))
 
     async def left(self) -> None:
-        """See `Call`."""
         await paused(lambda: None)
 
     def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
-        """See `Sink`."""
         if group.slots is None:
             super().answer(group, responses, run)
             return
@@ -279,7 +270,6 @@ class GrpcCall(LoopCall):
         self._go_on()
 
     def fail(self, group: Group, error: DigitsError) -> None:
-        """See `Sink`."""
         if group.slots is None:
             super().fail(group, error)
             return
@@ -380,7 +370,6 @@ class GrpcCall(LoopCall):
         self.port.schedule_flush(self.peer)
 
     def close(self) -> None:
-        """See `LoopCall`."""
         super().close()
         self._owed = self._unconsumed = 0
         self.pending.clear()
@@ -407,5 +396,4 @@ class GrpcCall(LoopCall):
             self.end(headers.LATE)
 
     def refuse_bytes(self) -> None:
-        """See `LoopCall`."""
         self.end(headers.OUT_OF_MEMORY)

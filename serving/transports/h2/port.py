@@ -70,7 +70,6 @@ class H2Port(Port):
         self._heads = heads
 
     def new_engine(self, sock: socket.socket) -> ServerConnection:
-        """See `Port`."""
         return ServerConnection(self.limits.http2, headers.RESPONSE, headers.OK, _HTTP1_RESPONSE)
 
     # From events to calls
@@ -242,13 +241,11 @@ class H2Port(Port):
     # How calls without an object end
 
     def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
-        """See `Sink`."""
         peer: Peer = group.caller  # type: ignore[assignment]
         peer.engine.answer(group.streams, responses)
         self.schedule_flush(peer)
 
     def fail(self, group: Group, error: DigitsError) -> None:
-        """See `Sink`."""
         peer: Peer = group.caller  # type: ignore[assignment]
         for stream in group.streams:
             state = peer.streams.get(stream)
@@ -292,7 +289,6 @@ class H2Port(Port):
         return [(s, call) for s, call in calls if s not in queued or isinstance(call, GrpcCall)]
 
     def is_pending(self, peer: Peer) -> bool:
-        """See `Port`."""
         return bool(peer.output or peer.engine.num_unsent()) or any(
             isinstance(state.call, Headers) or state.call.is_accepted
             for state in peer.streams.values()
@@ -300,12 +296,10 @@ class H2Port(Port):
         )
 
     def ping(self, peer: Peer) -> bool:
-        """See `Port`."""
         peer.engine.ping()
         return True
 
     def forget(self, peer: Peer) -> None:
-        """See `Port`."""
         for batcher in self.router.batchers:
             batcher.forget(peer)
         states = list(peer.streams.values())
@@ -315,7 +309,6 @@ class H2Port(Port):
             self._cancel(peer, state, 0.0)
 
     def drain(self, refusal: DigitsError) -> None:
-        """See `Port`."""
         self.refusal = refusal
         reason = Status.of(refusal)
         for peer in self:
@@ -345,7 +338,6 @@ class _Threads:
         self._host, self._post = host, post
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        """See `Pool`."""
         future: Future[Any] = Future()
 
         def work() -> Task:
@@ -389,7 +381,6 @@ class H2Server:
         self.loop: Loop | None = None
 
     async def start(self) -> str:
-        """See `ServerTransport`."""
         listener = self.open()
         assert self.loop is not None
         self.loop.start()
@@ -414,11 +405,9 @@ class H2Server:
 
     @property
     def num_calls(self) -> int:
-        """See `ServerTransport`."""
         return 0 if self.loop is None else self.loop.num_calls
 
     async def beat(self) -> None:
-        """See `ServerTransport`."""
         assert self.loop is not None
         ours, turn = asyncio.get_running_loop(), asyncio.Event()
 
@@ -429,13 +418,11 @@ class H2Server:
         await turn.wait()
 
     async def drain(self, timeout_s: float) -> bool:
-        """See `ServerTransport`."""
         assert self.loop is not None
         self.loop.drain(Unavailable("the server is shutting down"))
         return await asyncio.to_thread(self.loop.drained.wait, timeout_s)
 
     async def stop(self, grace_s: float) -> None:
-        """See `ServerTransport`."""
         if self.loop is not None:
             await asyncio.to_thread(self.loop.stop)
         if self._log is not None:

@@ -20,7 +20,6 @@ class Pages:
     """Files by their names; those of an application replace files of the same names before."""
 
     def __init__(self) -> None:
-        """Begin with the files that all pages share."""
         self._files = {path.name: path for path in _FILES.iterdir()}
         self._texts: dict[str, tuple[str, str]] = {}
 

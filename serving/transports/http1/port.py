@@ -45,15 +45,12 @@ class OneThread:
     """A `Pool` for trusted work."""
 
     def __init__(self, name: str) -> None:
-        """Start nothing yet."""
         self._thread = ThreadPoolExecutor(1, name)
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        """See `Pool`."""
         return self._thread.submit(function, *args)
 
     def close(self) -> None:
-        """See `Pool`."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
@@ -79,7 +76,6 @@ class Exchange(LoopCall):
         self.port.learn(self, num_bytes, encoder)
 
     def close(self) -> None:
-        """See `LoopCall`."""
         super().close()
         self.body = b""
 
@@ -90,11 +86,9 @@ class Exchange(LoopCall):
         self.port.fail_request(self, error)
 
     def expire(self) -> None:
-        """See `LoopCall`."""
         self.port.fail_request(self, DeadlineExceeded())
 
     def refuse_bytes(self) -> None:
-        """See `LoopCall`."""
         self.port.fail_request(self, _NO_ROOM)
 
 
@@ -128,12 +122,10 @@ class Known:
         return Group(peer, streams, [rows], self._encoder, self, now_s, deadline_s)
 
     def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
-        """See `Sink`."""
         for response in responses:
             self._end(group.caller, response)
 
     def fail(self, group: Group, error: DigitsError) -> None:
-        """See `Sink`."""
         self._end(group.caller, error)
 
 
@@ -169,7 +161,6 @@ class HttpEngine:
     """One peer's HTTP/1.1: see `PeerEngine`."""
 
     def __init__(self) -> None:
-        """Begin."""
         self.reader = RequestReader()
         self.phase = Phase.HEAD
         self.stream = 0
@@ -187,7 +178,6 @@ class HttpEngine:
 
     @property
     def is_established(self) -> bool:
-        """See `PeerEngine`."""
         return self.phase is not Phase.HEAD
 
     @property
@@ -213,12 +203,10 @@ class HttpEngine:
         self.num_unsent += len(answer)
 
     def data_to_send(self) -> bytes:
-        """See `PeerEngine`."""
         answers, self._answers, self.num_unsent = self._answers, [], 0
         return answers[0] if len(answers) == 1 else b"".join(answers)
 
     def forget(self) -> None:
-        """See `PeerEngine`."""
         self.known = self.recent = None
 
     def announce_end(self) -> None:
@@ -259,13 +247,11 @@ class HttpPort(Port):
         self._num_released, self._trim_s = 0, math.inf
 
     def new_engine(self, sock: socket.socket) -> HttpEngine:
-        """See `Port`."""
         return HttpEngine()
 
     # Requests
 
     def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
-        """See `Port`."""
         engine: HttpEngine = peer.engine
         known, reader = engine.known, engine.reader
         # An answer in progress comes first.
@@ -307,7 +293,6 @@ class HttpPort(Port):
             self._refuse_peer(peer, err)
 
     def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
-        """See `Port`."""
         self._queue(peer)
 
     def _queue(self, peer: Peer) -> None:
@@ -377,7 +362,6 @@ class HttpPort(Port):
         return call
 
     def learn(self, call: Exchange, num_bytes: int, encoder: ResponseEncoder) -> None:
-        """See `Exchange`."""
         plan, engine = call.plan, call.peer.engine
         if not (self.log or self.refusal or plan.headers or plan.request.is_last):
             whole = engine.reader.head + call.body
@@ -462,7 +446,6 @@ class HttpPort(Port):
     # All requests of a connection
 
     def is_pending(self, peer: Peer) -> bool:
-        """See `Port`."""
         return self.is_kept(peer) or peer.engine.has_answers
 
     def is_kept(self, peer: Peer) -> bool:
@@ -470,7 +453,6 @@ class HttpPort(Port):
         return bool(peer.engine.phase is Phase.RUNNING or peer.output)
 
     def forget(self, peer: Peer) -> None:
-        """See `Port`."""
         engine: HttpEngine = peer.engine
         if not engine.streams:
             return
@@ -484,7 +466,6 @@ class HttpPort(Port):
             batcher.forget(peer)
 
     def drain(self, refusal: DigitsError) -> None:
-        """See `Port`."""
         self.refusal = refusal
         for peer in self:
             engine: HttpEngine = peer.engine
@@ -493,7 +474,6 @@ class HttpPort(Port):
                 self.fail_request(engine.call, refusal)
 
     def sweep_calls(self, peer: Peer) -> None:
-        """See `Port`."""
         call: Exchange | None = peer.engine.call
         if call is not None and not call.is_running:
             self.fail_request(call, _SLOW)

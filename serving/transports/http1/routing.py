@@ -41,7 +41,6 @@ class HttpError(Exception):
     """A request that is refused for a reason that only HTTP has."""
 
     def __init__(self, status: HTTPStatus, text: str, headers: Headers = ()) -> None:
-        """Refuse with a status and its reason."""
         super().__init__(text)
         self.status = status
         self.headers = headers
