@@ -25,6 +25,8 @@ class DigitsError(Exception):
 
     usual_text = ""
     """Its usual text."""
+    model: tuple[str, str] | None = None
+    """The name and the version of the model that it is about, once they are known."""
 
     def __init__(self, text: str = "") -> None:
         super().__init__(text or self.usual_text)

@@ -99,6 +99,11 @@ class Route:
         return self._state.versions.default
 
     @property
+    def label(self) -> tuple[str, str]:
+        """The name and the default version."""
+        return self.name, self._state.versions.default_version
+
+    @property
     def tensors(self) -> TensorSignature:
         """The inputs and outputs of the default version."""
         return self.model.tensors

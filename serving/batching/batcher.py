@@ -437,7 +437,8 @@ class Batcher:
     ) -> None:  # fmt: skip
         """Prepare; `attach` comes before the first call."""
         self.model = model
-        self._name = name, model.version
+        self.label = name, model.version
+        """The name and the version, as metrics have them."""
         self._config = config
         self._metrics = metrics
         self.max_delay_s = config.max_queue_delay_s
@@ -505,7 +506,7 @@ class Batcher:
             fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))
             if fitting < number:
                 if is_final:
-                    self._metrics.count_failure(self._name, 0.0, number - fitting)
+                    self._metrics.count_failure(self.label, 0.0, number - fitting)
                 if not fitting:
                     return 0
                 number = fitting
@@ -604,8 +605,10 @@ class Batcher:
 
     def _fail(self, group: Group, error: DigitsError) -> None:
         duration_s = self.owner.clock() - group.arrived_s
-        self._metrics.count_failure(self._name, duration_s, len(group.streams))
-        group.sink.fail(group, error)
+        self._metrics.count_failure(self.label, duration_s, len(group.streams))
+        own = type(error)(str(error))  # others may have the same one
+        own.model = self.label
+        group.sink.fail(group, own)
 
     def _deliver(
         self, groups: list[Group], result: Result | DigitsError, *, have_left: bool = False
@@ -620,7 +623,7 @@ class Batcher:
                 for group in groups:
                     self._fail(group, result)
                 return 0
-            run = result.started_s, result.finished_s, *self._name, result.num_rows
+            run = result.started_s, result.finished_s, *self.label, result.num_rows
             at, answered = 0, groups
             if have_left:
                 answered = []
@@ -644,7 +647,7 @@ class Batcher:
         calls = [(group.arrived_s, group.encoder.method, len(group.streams)) for group in groups]
         classified = None if result.classes is None else (result.classes, result.rows)
         times_s = result.started_s, result.finished_s
-        self._metrics.observe_run(*times_s, result.num_rows, calls, classified, self._name)
+        self._metrics.observe_run(*times_s, result.num_rows, calls, classified, self.label)
 
     def close(self) -> None:
         """End the threads once they are idle; later calls are asked to retry."""

@@ -117,6 +117,10 @@ class Caller(Protocol):
 class Target(Protocol):
     """The receiver of calls: a model, or one version of it."""
 
+    @property
+    def label(self) -> tuple[str, str]:
+        """The name and the version, as metrics have them."""
+
     def submit(self, group: "Group") -> int:
         """See `Batcher.submit`."""
 

@@ -374,7 +374,7 @@ class Catalog:
         """Called with a model's name and its new state, None if it is no longer served; on the
         thread of the change, before `models` shows it."""
         self.count_reload: Callable[[str], None] = lambda outcome: None
-        """Called with "adopted" or "failed" for each change."""
+        """Called with "loaded" or "failed" for each change."""
         self._config, self._max_batch_size = config, max_batch_size
         self._remote: Any = None  # a RemoteRepository, which is imported for URLs alone
         self._folders: dict[str, ModelFolder] = {}
@@ -512,7 +512,7 @@ class Catalog:
         except Exception as err:  # of one model: it neither touches others nor ends this thread
             self._note_trouble(name, text_of(err))
             return False
-        self.count_reload("adopted")
+        self.count_reload("loaded")
         old, new = before and before.default_version, self.models[name].default_version
         if old is None or old == new:
             _log.info("model %s: %s", name, self.models[name])

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from serving.batching.runs import ResponseEncoder, Result, Target
 from serving.digits import wire
-from serving.errors import ModelNotFound
+from serving.errors import DigitsError, ModelNotFound
 from serving.predictions import Predictions
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, PrefixCache, Unary, frame
 from serving.protocols.pb.digits.v1 import digits_pb2
@@ -66,7 +66,11 @@ class _Reader:
         route = find_classifier(self._router)
         image_bytes = route.model.image_signature.image_bytes
         most = self._router.batching.max_request_images
-        pixels = wire.decode_request(message, image_bytes, most)
+        try:
+            pixels = wire.decode_request(message, image_bytes, most)
+        except DigitsError as err:
+            err.model = route.label
+            raise
         encoder = _ClassEncoder(route, self._name, len(pixels) // image_bytes)
         if message == wire.encode_request(pixels):
             self.prefixes.learn(message, len(pixels), encoder)

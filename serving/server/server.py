@@ -269,7 +269,7 @@ class Server:
         """Return the served models and all counts; from any thread."""
         router = self._router
         return Report(
-            models=tuple(self._served(route) for route in router.routes.values()),
+            models=tuple(each for route in router.routes.values() for each in self._served(route)),
             batching=router.batching,
             num_waiting=router.num_waiting,
             queue_capacity=router.batching.queue_capacity,
@@ -280,12 +280,14 @@ class Server:
             counts=router.metrics.snapshot(),
         )
 
-    def _served(self, route: Route) -> Served:
-        model = route.model
-        num_classes = 0 if model.signature is None else model.signature.num_classes
-        return Served(
-            route.name, model.version, model.device, model.precision, self.transport, num_classes
-        )
+    def _served(self, route: Route) -> Iterator[Served]:
+        versions = route.versions
+        canary = versions.canary.version if versions.canary else None
+        roles = {versions.default_version: "default", canary: "canary"}
+        for version, model in versions.versions.items():
+            num_classes = 0 if model.signature is None else model.signature.num_classes
+            facts = version, model.device, model.precision, self.transport
+            yield Served(route.name, *facts, roles.get(version, ""), num_classes)
 
     async def beat(self) -> None:
         """Return once the loop that answers calls has had a turn; never if it hangs."""

@@ -15,19 +15,18 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from serving.system.process import start_time_s
-from serving.telemetry.metrics import Counts, Report
+from serving.telemetry.metrics import NO_MODEL, Histogram, ModelCounts, Report
 
-_METHODS = (
-    "Classify", "ClassifyStream", "ModelInfer", "ModelStreamInfer",
-    "HttpInfer", "HttpDigits", "HttpNumbers", "HttpClassify",
-)  # fmt: skip
+_INFER = "ModelInfer", "HttpInfer"
+_CLASSIFY = "Classify", "ClassifyStream", "HttpDigits", "HttpClassify"
+"""Methods of all models, and those of classifiers."""
 _STATUSES = (
-    "OK", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND",
-    "RESOURCE_EXHAUSTED", "UNAVAILABLE",
+    "OK", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
 )  # fmt: skip
-_NO_REQUESTS = dict.fromkeys(product(_METHODS, _STATUSES), 0)
-"""Each outcome of a call for a model is there from the start: a series that begins at 1 has no rate
-(https://prometheus.io/docs/practices/instrumentation/#avoid-missing-metrics)."""
+"""Outcomes of calls that each version in service has from the start: a series that begins at 1 has
+no rate (https://prometheus.io/docs/practices/instrumentation/#avoid-missing-metrics)."""
+_VERSION = "model", "version"
 
 
 def encode(report: Report, accept: str) -> tuple[str, bytes]:
@@ -38,56 +37,75 @@ def encode(report: Report, accept: str) -> tuple[str, bytes]:
 
 
 def _metrics(report: Report) -> Iterator[Metric]:
-    model = InfoMetricFamily("digits_model", "The served versions.")
-    facts = ("name", "version", "device", "precision", "transport")
+    info = InfoMetricFamily("serving_model", "The versions in service.")
+    facts = ("version", "device", "precision", "transport", "role")
     for served in report.models:
-        model.add_metric((), {fact: getattr(served, fact) for fact in facts})
-    yield model
-    yield from _counters(report.counts)
-    yield from _by_label(report)
-    yield from _gauges(report)
-    yield from _histograms(report.counts)
+        info.add_metric((), {"model": served.name} | {f: getattr(served, f) for f in facts})
+    yield info
+    yield from _of_models(report)
+    yield from _of_server(report)
 
 
-def _counters(counts: Counts) -> Iterator[Metric]:
-    for name, text, value in (
-        ("digits_worker_restarts", "Workers that died and were restarted.", counts.restarts),
-        ("digits_images", "Images run.", counts.batch_images.sum),
-        ("process_cpu_seconds", "CPU time.", counts.cpu_s),
+def _of_models(report: Report) -> Iterator[Metric]:
+    """Yield what is counted by version."""
+    models = {(served.name, served.version): ModelCounts() for served in report.models}
+    models = {label: report.counts.models.get(label, none) for label, none in models.items()} | {
+        label: counts for label, counts in report.counts.models.items() if label not in models
+    }
+    classes = {(served.name, served.version): served.num_classes for served in report.models}
+    requests = CounterMetricFamily(
+        "serving_requests", "Calls that have ended.", labels=(*_VERSION, "method", "status")
+    )
+    rows = CounterMetricFamily("serving_rows", "Rows run.", labels=_VERSION)
+    answers = CounterMetricFamily(
+        "serving_answers",
+        "Images run, by the class answered.",
+        labels=(*_VERSION, "class"),
+    )
+    for label, counts in models.items():
+        methods = _INFER * (label in classes) + _CLASSIFY * bool(classes.get(label))
+        for ended in {**dict.fromkeys(product(methods, _STATUSES)), **counts.requests}:
+            requests.add_metric((*label, *ended), counts.requests[ended])
+        if label != NO_MODEL:
+            rows.add_metric(label, counts.num_rows)
+        for number in range(max(classes.get(label, 0), *counts.classes, -1)):
+            answers.add_metric((*label, str(number)), counts.classes[number])
+    yield from (requests, rows, answers)
+    for name, text, field in (
+        ("serving_batch_rows", "Rows in a run.", "batch_rows"),
+        ("serving_queue_seconds", "From arrival to the last run of a request.", "queue_s"),
+        ("serving_run_seconds", "One run of the model.", "run_s"),
+        ("serving_request_seconds", "From arrival to the answer.", "request_s"),
+        ("serving_confidence", "The probability of the class that was answered.", "confidence"),
     ):
-        yield CounterMetricFamily(name, text, value)
-
-
-def _by_label(report: Report) -> Iterator[Metric]:
-    counts = report.counts
-    unused = {(served.name, served.version): 0 for served in report.models}
-    reloads = {(outcome,): counts.reloads[outcome] for outcome in ("adopted", "failed")}
-    digits = range(max((served.num_classes for served in report.models), default=0))
-    answers = {(str(digit),): counts.digits[digit] for digit in digits}
-    calls, rows = unused | counts.answered, unused | counts.rows
-    versions = ("model", "version")
-    for name, text, labels, numbers in (
-        ("digits_requests", "Calls that have ended.", ("method", "status"),
-         _NO_REQUESTS | counts.requests),
-        ("digits_reloads", "Versions adopted or refused while serving.", ("outcome",), reloads),
-        ("digits_answers", "Images run, by their digit.", ("digit",), answers),
-        ("digits_model_calls", "Calls answered by a version.", versions, calls),
-        ("digits_model_rows", "Rows run by a version.", versions, rows),
-    ):  # fmt: skip
-        family = CounterMetricFamily(name, text, labels=labels)
-        for values, number in numbers.items():
-            family.add_metric(values, number)
+        family = HistogramMetricFamily(name, text, labels=_VERSION)
+        for label, counts in models.items():
+            if label == NO_MODEL or (field == "confidence" and not classes.get(label)):
+                continue
+            histogram: Histogram = getattr(counts, field)
+            family.add_metric(label, histogram.cumulative(), histogram.sum)
         yield family
 
 
-def _gauges(report: Report) -> Iterator[Metric]:
-    """Yield the current values; those of processes are sums over all of them."""
-    usage = report.usage
+def _of_server(report: Report) -> Iterator[Metric]:
+    """Yield what all models share; the values of processes are sums over all of them."""
+    usage, counts = report.usage, report.counts
+    reloads = CounterMetricFamily(
+        "serving_reloads", "Versions loaded or refused while serving.", labels=["outcome"]
+    )
+    for outcome in ("loaded", "failed"):
+        reloads.add_metric([outcome], counts.reloads[outcome])
+    yield reloads
     for name, text, value in (
-        ("digits_queue_images", "Rows that wait for a run.", report.num_waiting),
-        ("digits_queue_capacity_images", "The most rows that may wait.", report.queue_capacity),
-        ("digits_calls_in_flight", "Calls in progress.", report.num_calls),
-        ("digits_serving", "1 if health says SERVING, else 0.", int(report.is_serving)),
+        ("serving_worker_restarts", "Workers that died and were restarted.", counts.restarts),
+        ("process_cpu_seconds", "CPU time.", counts.cpu_s),
+    ):
+        yield CounterMetricFamily(name, text, value)
+    for name, text, value in (
+        ("serving_queue_rows", "Rows that wait for a run.", report.num_waiting),
+        ("serving_queue_capacity_rows", "The most rows that may wait.", report.queue_capacity),
+        ("serving_calls_in_flight", "Calls in progress.", report.num_calls),
+        ("serving_ready", "1 if health says SERVING, else 0.", int(report.is_serving)),
         ("process_start_time_seconds", "Since 1970.", start_time_s()),
         ("process_resident_memory_bytes", "Memory in use.", usage.resident_bytes),
         ("process_virtual_memory_bytes", "Address space in use.", usage.virtual_bytes),
@@ -95,14 +113,3 @@ def _gauges(report: Report) -> Iterator[Metric]:
         ("process_max_fds", "How many file descriptors may be open.", usage.max_files),
     ):
         yield GaugeMetricFamily(name, text, value)
-
-
-def _histograms(counts: Counts) -> Iterator[Metric]:
-    for name, text, histogram in (
-        ("digits_batch_images", "Images in a run.", counts.batch_images),
-        ("digits_queue_seconds", "From arrival to the last run of a request.", counts.queue_s),
-        ("digits_run_seconds", "One run of the model.", counts.run_s),
-        ("digits_request_seconds", "From arrival to the answer.", counts.request_s),
-        ("digits_certainty", "The probability of the digit that was answered.", counts.certainty),
-    ):
-        yield HistogramMetricFamily(name, text, histogram.cumulative(), histogram.sum)

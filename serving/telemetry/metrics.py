@@ -19,17 +19,24 @@ from serving.system.process import Usage
 _SECONDS = tuple(
     mantissa * 10.0**exponent for exponent in range(-5, 1) for mantissa in (1, 2.5, 5)
 )  # 10 µs to 5 s
-_CERTAINTIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999, 1.0)
-_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999, 1.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _MAX_CLASSIFIED, _MAX_CLASSIFIED_BYTES = 256, 64 << 10
 """Runs of classifiers, and bytes of their probabilities, that are kept before they are counted."""
+
+ModelLabel = tuple[str, str]
+"""A model's name, and a version of it."""
+NO_MODEL = "", ""
+"""That of calls for none: of other methods, or for a model that is not served."""
+MAX_MODELS = 500
+"""The most versions that are counted at a time: each has some 100 series."""
 
 
 class Histogram:
     """Counts of values between fixed bounds."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Start empty; a value equal to a bound counts below it, as in Prometheus."""
+        """A value equal to a bound counts below it, as in Prometheus."""
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
@@ -60,55 +67,83 @@ class Histogram:
 
 
 @dataclass(slots=True)
-class Counts:
-    """Everything that is counted; the counts of several processes add up."""
+class ModelCounts:
+    """What is counted of one version of a model."""
 
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Calls that have ended, by method and status."""
-    answered: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Calls that were answered by a run, by the model's name and version."""
-    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Rows run, by the model's name and version."""
-    failed: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Calls that were accepted or refused by a batcher and got no answer, likewise."""
-    times_ns: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    """Nanoseconds of all calls, by name, version and "queue", "run", "output" or "fail"."""
-    runs: Counter[tuple[str, str, int]] = field(default_factory=Counter)
-    """Runs, by name, version and number of rows."""
-    runs_ns: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    runs: Counter[int] = field(default_factory=Counter)
+    """Runs, by their number of rows."""
+    runs_ns: Counter[int] = field(default_factory=Counter)
     """Their nanoseconds, likewise."""
+    num_failed: int = 0
+    """Calls that were accepted or refused by a batcher and got no answer."""
+    failed_s: float = 0.0
+    """Seconds of those calls."""
+    calls_run_s: float = 0.0
+    """Seconds in runs, of all answered calls: those of a run count once for each call in it."""
+    calls_output_s: float = 0.0
+    """Seconds from the end of their runs until they were answered, likewise."""
+    classes: Counter[int] = field(default_factory=Counter)
+    """Images run, by the number of the class that was answered."""
+    confidence: Histogram = field(default_factory=partial(Histogram, _CONFIDENCES))
+    """The probability of that class: it falls when pictures differ from the training images."""
+    queue_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    """From a call's arrival to its last run; as many as calls were answered."""
+    run_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    request_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    """From a call's arrival to its answer."""
+
+    @property
+    def batch_rows(self) -> Histogram:
+        """The rows of a run."""
+        histogram = Histogram(_ROWS)
+        for num_rows, times in self.runs.items():
+            histogram.add(num_rows, times)
+        return histogram
+
+    @property
+    def num_rows(self) -> int:
+        """The rows run."""
+        return sum(num_rows * times for num_rows, times in self.runs.items())
+
+    @property
+    def num_answered(self) -> int:
+        """The calls that were answered by a run."""
+        return sum(self.queue_s.counts)
+
+    def __add__(self, other: "ModelCounts") -> "ModelCounts":
+        """Return the sum; both stay unchanged."""
+        names = [each.name for each in fields(self)]
+        return ModelCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(slots=True)
+class Counts:
+    """Everything that is counted; the counts of several processes add up."""
+
+    models: dict[ModelLabel, ModelCounts] = field(default_factory=dict)
     reloads: Counter[str] = field(default_factory=Counter)
-    """Reloads: "adopted", or "failed" for a version that was refused."""
+    """Reloads: "loaded", or "failed" for a version that was refused."""
     restarts: int = 0
     """Workers that died and were restarted."""
     cpu_s: float = 0.0
     """Processor time, including processes that have ended."""
-    digits: Counter[int] = field(default_factory=Counter)
-    """Images run, by the digit that was answered."""
-    certainty: Histogram = field(default_factory=partial(Histogram, _CERTAINTIES))
-    """The probability of that digit: it falls when the pictures differ from the training images."""
-    batch_images: Histogram = field(default_factory=partial(Histogram, _IMAGES))
-    queue_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
-    run_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
-    request_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+
+    @property
+    def requests(self) -> Counter[tuple[str, str]]:
+        """Calls that have ended, by method and status, of all models and of none."""
+        return sum((each.requests for each in self.models.values()), Counter())
 
     def __add__(self, other: "Counts") -> "Counts":
         """Return the sum of two processes' counts; both stay unchanged."""
-        names = [each.name for each in fields(self)]
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
-
-
-class _Runs:
-    """What is counted of a version's runs."""
-
-    __slots__ = ("by_rows", "num_calls", "output_s", "queue_s", "run_s")
-
-    def __init__(self) -> None:
-        self.by_rows: dict[int, list[int]] = {}
-        """Runs, and their nanoseconds, by their number of rows."""
-        self.num_calls = 0
-        self.queue_s = self.run_s = self.output_s = 0.0
-        """Seconds of all calls."""
+        none = ModelCounts()
+        models = {
+            label: self.models.get(label, none) + other.models.get(label, none)
+            for label in {**self.models, **other.models}
+        }
+        restarts, cpu_s = self.restarts + other.restarts, self.cpu_s + other.cpu_s
+        return Counts(models, self.reloads + other.reloads, restarts, cpu_s)
 
 
 class Metrics:
@@ -116,15 +151,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self._counts = Counts()
-        """All but what `_runs`, `_ok` and `_classified` have."""
+        """All but what `_classified` has."""
         self._lock = threading.Lock()
-        self._runs: dict[tuple[str, str], _Runs] = {}
-        self._ok: dict[str, int] = {}
-        """Calls that runs have answered, by method."""
-        self._classified: list[tuple[ClassNumbers, bytes]] = []
+        self._classified: list[tuple[ModelCounts, ClassNumbers, bytes]] = []
         self._num_classified_bytes = 0
-        self.last_ms: dict[tuple[str, str], int] = {}
-        """When a version last answered, in milliseconds since 1970, by the model's name and it."""
+        self.last_ms: dict[ModelLabel, int] = {}
+        """When a version last answered, in milliseconds since 1970."""
 
     def observe_run(
         self,
@@ -133,7 +165,7 @@ class Metrics:
         num_rows: int,
         requests: Sequence[tuple[float, str | None, int]],
         classified: tuple[ClassNumbers, bytes] | None = None,
-        model: tuple[str, str] = ("", ""),
+        model: ModelLabel = NO_MODEL,
     ) -> None:
         """Count a run that succeeded; from any thread.
 
@@ -149,30 +181,22 @@ class Metrics:
         """
         now_s, run_s = time.monotonic(), finished_s - started_s
         self.last_ms[model] = time.time_ns() // 1_000_000
-        counts, ok = self._counts, self._ok
         with self._lock:
-            runs = self._runs.get(model)
-            if runs is None:
-                runs = self._runs[model] = _Runs()
-            if (alike := runs.by_rows.get(num_rows)) is None:
-                alike = runs.by_rows[num_rows] = [0, 0]
-            alike[0] += 1
-            alike[1] += _ns(run_s)
+            counts = self._counts.models.get(model) or self._begin(model)
+            counts.runs[num_rows] += 1
+            counts.runs_ns[num_rows] += round(run_s * 1e9)
             counts.run_s.add(run_s)
             num_calls = 0
             for arrived_s, method, times in requests:
                 num_calls += times
-                queue_s = started_s - arrived_s
-                runs.queue_s += queue_s * times
-                counts.queue_s.add(queue_s, times)
+                counts.queue_s.add(started_s - arrived_s, times)
                 counts.request_s.add(finished_s - arrived_s, times)
                 if method is not None:
-                    ok[method] = ok.get(method, 0) + times
-            runs.num_calls += num_calls
-            runs.run_s += run_s * num_calls
-            runs.output_s += (now_s - finished_s) * num_calls
+                    counts.requests[method, "OK"] += times
+            counts.calls_run_s += run_s * num_calls
+            counts.calls_output_s += (now_s - finished_s) * num_calls
             if classified is not None:
-                self._classified.append(classified)
+                self._classified.append((counts, *classified))
                 self._num_classified_bytes += len(classified[1])
                 if (
                     self._num_classified_bytes > _MAX_CLASSIFIED_BYTES
@@ -180,34 +204,59 @@ class Metrics:
                 ):
                     self._count_classes()
 
+    def _begin(self, model: ModelLabel) -> ModelCounts:
+        """Begin to count a version, in place of the one that has rested longest if they are many.
+
+        The lock is held.
+        """
+        models = self._counts.models
+        if len(models) >= MAX_MODELS:
+            rested = min(models.keys() - {NO_MODEL}, key=lambda label: self.last_ms.get(label, 0))
+            del models[rested]
+            self.last_ms.pop(rested, None)
+        counts = models[model] = ModelCounts()
+        return counts
+
     def _count_classes(self) -> None:
         """Count the classes of many runs; the lock is held."""
-        found: dict[tuple[type, int], list[tuple[ClassNumbers, bytes]]] = {}
-        for classes, rows in self._classified:
-            found.setdefault((type(classes), len(rows) // len(classes)), []).append((classes, rows))
+        found: dict[tuple[int, type, int], list[tuple[ModelCounts, ClassNumbers, bytes]]] = {}
+        for each in self._classified:
+            counts, classes, rows = each
+            alike = id(counts), type(classes), len(rows) // len(classes)
+            found.setdefault(alike, []).append(each)
         self._classified, self._num_classified_bytes = [], 0
-        for (kind, _), alike in found.items():
-            digits, probabilities = map(b"".join, zip(*alike, strict=True))
+        for (_, kind, _), runs in found.items():
+            numbers, probabilities = map(b"".join, list(zip(*runs, strict=True))[1:])
             # All at once: some 8 us, and 10 ns an image.
-            answered: Digits = np.frombuffer(digits, np.uint8 if kind is bytes else np.uintc)
+            answered: Digits = np.frombuffer(numbers, np.uint8 if kind is bytes else np.uintc)
             table = np.frombuffer(probabilities, "<f4").reshape(len(answered), -1)
             added = enumerate(np.bincount(answered).tolist())
-            self._counts.digits.update({digit: number for digit, number in added if number})
-            self._counts.certainty.add_all(table[np.arange(len(answered)), answered])
+            counts = runs[0][0]
+            counts.classes.update({number: times for number, times in added if times})
+            counts.confidence.add_all(table[np.arange(len(answered)), answered])
 
-    def count(self, method: str, status: str, times: int = 1) -> None:
-        """Count a call that has ended, unless `observe_run` does; from any thread."""
-        with self._lock:
-            self._counts.requests[method, status] += times
+    def count(self, method: str, status: str, times: int = 1, model: ModelLabel = NO_MODEL) -> None:
+        """Count calls that have ended, unless `observe_run` does; from any thread.
 
-    def count_failure(self, model: tuple[str, str], duration_s: float, times: int) -> None:
-        """Count calls for a version, of a name and this version, that end with an error."""
+        Args:
+            method: its name; "other" for methods that the server does not have.
+            status: the name of gRPC's code.
+            times: how many calls.
+            model: the version that they were for, as far as it is known.
+        """
         with self._lock:
-            self._counts.failed[model] += times
-            self._counts.times_ns[*model, "fail"] += _ns(duration_s * times)
+            counts = self._counts.models.get(model) or self._begin(model)
+            counts.requests[method, status] += times
+
+    def count_failure(self, model: ModelLabel, duration_s: float, times: int) -> None:
+        """Count calls for a version that end with an error."""
+        with self._lock:
+            counts = self._counts.models.get(model) or self._begin(model)
+            counts.num_failed += times
+            counts.failed_s += max(0.0, duration_s * times)
 
     def count_reload(self, outcome: str) -> None:
-        """Count a reload: "adopted", or "failed" for a version that was refused."""
+        """Count a reload: "loaded", or "failed" for a version that was refused."""
         with self._lock:
             self._counts.reloads[outcome] += 1
 
@@ -216,29 +265,13 @@ class Metrics:
         with self._lock:
             self._count_classes()
             self._counts.cpu_s = time.process_time()
-            counts = self._counts + Counts()
-            counts.requests.update({(method, "OK"): times for method, times in self._ok.items()})
-            for model, runs in self._runs.items():
-                counts.answered[model] += runs.num_calls
-                for part in ("queue", "run", "output"):
-                    counts.times_ns[*model, part] += _ns(getattr(runs, f"{part}_s"))
-                for num_rows, (number, nanoseconds) in runs.by_rows.items():
-                    counts.rows[model] += num_rows * number
-                    counts.batch_images.add(num_rows, number)
-                    counts.runs[*model, num_rows] += number
-                    counts.runs_ns[*model, num_rows] += nanoseconds
-            return counts
+            return self._counts + Counts()
 
     @property
-    def num_images(self) -> int:
-        """The images run so far."""
+    def num_rows(self) -> int:
+        """The rows run so far."""
         with self._lock:
-            alike = [each for runs in self._runs.values() for each in runs.by_rows.items()]
-        return sum(num_rows * number for num_rows, (number, _) in alike)
-
-
-def _ns(seconds: float) -> int:
-    return max(0, round(seconds * 1e9))
+            return sum(each.num_rows for each in self._counts.models.values())
 
 
 class Served(NamedTuple):
@@ -249,6 +282,8 @@ class Served(NamedTuple):
     device: str
     precision: str
     transport: str
+    role: str
+    """"default", "canary", or empty: answers only calls that name it, or one of its labels."""
     num_classes: int
     """Of a classifier; 0 of other models."""
 
@@ -265,7 +300,7 @@ class Report(NamedTuple):
     """The content of the metrics page at one moment; workers send it to their supervisor."""
 
     models: tuple[Served, ...]
-    """The served models: the default version of each."""
+    """All versions in service."""
     batching: BatchingConfig
     """Sizes and limits, of each model."""
     num_waiting: int

@@ -22,6 +22,7 @@ from serving.config import ServerConfig
 from serving.errors import ConfigurationError, DigitsError, Overloaded
 from serving.protocols.status import StatusCode
 from serving.telemetry.logs import ACCESS
+from serving.telemetry.metrics import NO_MODEL
 from serving.transports.connections import Peer
 
 _FLUSH_MS = 3_000
@@ -282,7 +283,7 @@ class LoopCall:
     """
 
     __slots__ = (
-        "_steps", "_work", "deadline_s", "is_over", "is_running", "logged", "peer",
+        "_steps", "_work", "deadline_s", "is_over", "is_running", "logged", "model", "peer",
         "port", "stream",
     )  # fmt: skip
 
@@ -302,6 +303,8 @@ class LoopCall:
         self.is_over = False
         self.is_running = False
         """Whether it has come whole and waits for a run or a thread."""
+        self.model = NO_MODEL
+        """The version that it is for, as far as it is known."""
         self.logged: LoggedCall | None = None
         self._steps: Coroutine[Callable[[], object], Any, Any] | None = None
         self._work: Future[Any] | None = None
@@ -328,7 +331,7 @@ class LoopCall:
         own_s = math.inf if encoder.timeout_s is None else encoder.timeout_s
         deadline_s = min(self.deadline_s, deadline_s, now_s + own_s)
         group = Group(self.peer, [self.stream], [rows], encoder, self, now_s, deadline_s)
-        self.is_running = True
+        self.is_running, self.model = True, encoder.target.label
         return await paused(partial(submit, group))
 
     async def work(
@@ -373,6 +376,7 @@ class LoopCall:
 
     def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
         if responses and self._steps is not None:
+            self.model = run[2], run[3]
             if self.logged is not None:
                 self.logged.run = run
             self._step(self._steps.send, responses[0])
@@ -397,6 +401,7 @@ class LoopCall:
                 self._returned(end.value)
         except Exception as err:
             self._steps = None
+            self.model = getattr(err, "model", None) or self.model
             steps.close()  # it has ended, unless the error is that of `begin`
             if not self.is_over:
                 self._raised(err)

@@ -24,7 +24,7 @@ from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_o
 from serving.router import Router
 from serving.system.host import bind, with_port
 from serving.telemetry.logs import request_fields
-from serving.telemetry.metrics import Metrics
+from serving.telemetry.metrics import NO_MODEL, Metrics
 from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, access_log
 from serving.transports.connections import max_message_bytes
 from serving.transports.grpcio_credentials import server_credentials
@@ -57,6 +57,7 @@ class _AsyncioCall:
         """Take the caller's one message, unless it may send more."""
         self._handlers, self._method, self._context = handlers, method, context
         self._request, self._received_s, self._logged = request, time.monotonic(), logged
+        self.model = NO_MODEL
         self.response: bytes | None = None
         """The one answer, unless there may be more."""
         self._posted: asyncio.Queue[bytes] = asyncio.Queue()
@@ -81,6 +82,7 @@ class _AsyncioCall:
 
     async def run(self, rows: Any, encoder: ResponseEncoder, enter: Any = None) -> bytes:
         handlers, peer = self._handlers, self._context.peer()
+        self.model = encoder.target.label
         if handlers.refusal is not None:
             raise handlers.refusal
         # Connections take turns.
@@ -170,7 +172,7 @@ class Handlers(grpc.GenericRpcHandler):
             logged = self._begin_log(path, context)
             self.num_begun += 1
             self.num_active += 1
-            call, reason, code = None, refusal, "OK"
+            call, reason, code, failed = None, refusal, "OK", None
             try:
                 if reason is None and method is not None:
                     call = _AsyncioCall(self, method, request, context, logged)
@@ -179,12 +181,13 @@ class Handlers(grpc.GenericRpcHandler):
                 # If it escaped, a caller that is still there would get no status (grpc #29248).
                 reason, code = Status.of(Unavailable("the call was cut off")), "CANCELLED"
             except Exception as err:
-                reason = Status.of(error_of(err))
+                reason, failed = Status.of(error_of(err)), getattr(err, "model", None)
             self.num_active -= 1
             if reason is not None and code == "OK":
                 code = reason.code.name
             if code != "OK" or method is None or not method.is_counted_by_run:
-                self._metrics.count(name, code)
+                model = failed or (call.model if call else NO_MODEL)
+                self._metrics.count(name, code, model=model)
             if self._log is not None and logged is not None:
                 self._log.end(logged, code)
             if reason is not None:

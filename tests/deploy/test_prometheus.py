@@ -89,7 +89,7 @@ def prometheus(program, models, images, tmp_path_factory):
             client.classify(images)
             status_of(lambda: Raw(server.address).classify(b""))
             try:
-                return bool(prometheus.values("digits_queue_seconds_mean"))
+                return bool(prometheus.values("serving_queue_seconds_mean"))
             except OSError:  # not up yet
                 return False
 
@@ -99,7 +99,7 @@ def prometheus(program, models, images, tmp_path_factory):
 
 def filled(query):
     """Fill in a panel's variables."""
-    for variable, value in (("$instance", ".*"), ("$__rate_interval", "1m")):
+    for variable, value in (("$instance", ".*"), ("$model", ".*"), ("$__rate_interval", "1m")):
         query = query.replace(variable, value)
     assert "$" not in query
     return query
@@ -136,9 +136,9 @@ def test_idle_fleet_has_numbers_for_an_autoscaler_and_no_alert(program, models, 
         running_server(models) as server,
         running_prometheus(started, tmp_path / "prometheus", server.facts["metrics"]) as prometheus,
     ):
-        wait_until(lambda: has_scraped(prometheus, "digits_queue_seconds_mean"))
-        assert prometheus.values("digits_queue_seconds_mean") == [0.0]
-        errors = "sum by (method) (rate(digits_requests_total{status='INTERNAL'}[1m]))"
+        wait_until(lambda: has_scraped(prometheus, "serving_queue_seconds_mean"))
+        assert prometheus.values("serving_queue_seconds_mean") == [0.0]
+        errors = "sum by (method) (rate(serving_requests_total{status='INTERNAL'}[1m]))"
         assert set(prometheus.values(errors)) == {0.0}
         assert_panels_say_numbers_or_nothing(prometheus)
         assert not firing(prometheus)
@@ -158,7 +158,7 @@ def test_overloaded_fleet_is_noticed(program, tmp_path):
         def is_noticed():
             for call in [classify.future(request, timeout=0.2) for _ in range(20)]:
                 call.exception()
-            return has_scraped(prometheus) and "DigitsOverloaded" in firing(prometheus)
+            return has_scraped(prometheus) and "ServingOverloaded" in firing(prometheus)
 
         wait_until(is_noticed)
         assert_panels_say_numbers_or_nothing(prometheus)
@@ -167,13 +167,13 @@ def test_overloaded_fleet_is_noticed(program, tmp_path):
 def test_empty_fleet_is_noticed(program, tmp_path):
     started = program("prometheus", "prometheus")
     with running_prometheus(started, tmp_path / "prometheus", free_address()) as prometheus:
-        expected = {"DigitsAbsent", "DigitsDown"}
+        expected = {"ServingAbsent", "ServingDown"}
         wait_until(lambda: has_scraped(prometheus) and firing(prometheus) == expected)
         assert_panels_say_numbers_or_nothing(prometheus)
 
 
 def test_panel_of_a_metric_that_is_gone_has_none(prometheus):
-    assert not prometheus.values("sum(rate(digits_rows_total[1m]))")
+    assert not prometheus.values("sum(rate(serving_gone_total[1m]))")
 
 
 def test_every_rule_is_evaluated(prometheus):
@@ -188,7 +188,7 @@ def test_every_alert_compares_series_that_the_server_has(prometheus):
     for group in prometheus.ask("rules")["groups"]:
         for rule in group["rules"]:
             if rule["type"] == "alerting":
-                if rule["name"] == "DigitsAbsent":  # it has none: the server is there
+                if rule["name"] == "ServingAbsent":  # it has none: the server is there
                     continue
                 query, number = _COMPARISON.subn(r" \1 bool ", rule["query"])
                 assert number == 1, rule["query"]
@@ -202,12 +202,21 @@ def test_healthy_server_fires_no_alert(prometheus):
 def test_metric_that_a_file_names_exists():
     names = metric_names()
     for path in (FOLDER / "rules.yml", ROOT / "deploy" / "grafana" / "dashboard.json"):
-        named = re.findall(r"\b((?:digits|process)_[a-z_]+)\b", path.read_text())
+        named = re.findall(r"\b((?:serving|process)_[a-z_]+)\b", path.read_text())
         plain = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
-        assert plain - {"digits_queue_seconds_mean", "digits_capacity"} <= names
+        assert plain - {"serving_queue_seconds_mean", "serving_capacity"} <= names
         assert len(plain) > 5
 
 
 def test_every_alert_has_a_case():
     cases = re.findall(r"(?m)^    alertname: (\w+)", (FOLDER / "rules-test.yml").read_text())
-    assert {*cases, "digits_queue_seconds_mean", "digits_capacity"} == set(RULES)
+    assert {*cases, "serving_queue_seconds_mean", "serving_capacity"} == set(RULES)
+
+
+def test_every_alert_says_where_to_read_what_to_do():
+    headings = re.findall(r"(?m)^## (\w+)", (ROOT / "docs" / "alerts.md").read_text())
+    for path in (FOLDER / "rules.yml", ROOT / "deploy/kubernetes/monitoring/rules.yaml"):
+        text = path.read_text()
+        assert re.findall(r"alert: (\w+)", text) == headings
+        places = re.findall(r"runbook_url: docs/alerts.md#(\w+)", text)
+        assert places == [heading.lower() for heading in headings]

@@ -162,8 +162,9 @@ def decode(
     """Decode a request for a model; see `tensors.decode`. One that is refused counts as failed."""
     try:
         return tensors.decode(request, signature, router.batching.max_request_images, typed)
-    except RequestError:
-        router.metrics.count_failure((request.model_name, target.model.version), 0.0, 1)
+    except RequestError as err:
+        err.model = target.label
+        router.metrics.count_failure(target.label, 0.0, 1)
         raise
 
 

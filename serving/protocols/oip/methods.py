@@ -16,15 +16,12 @@ from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.infer import Infer
 from serving.router import Route, Router
-from serving.telemetry.metrics import Counts
+from serving.telemetry.metrics import ModelCounts, ModelLabel
 from serving.tensors import Tensor, TensorSignature
 
 _PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
 _EXTENSIONS = ("model_configuration", "statistics")
 """Only complete extensions: of "schedule_policy" there is the timeout, but no priority."""
-
-_PARTS = {"queue": "queue", "compute_infer": "run", "compute_output": "output"}
-"""The protocol's name of each part of a request, and ours."""
 
 
 def server_metadata(*, controls_repository: bool = False) -> Any:
@@ -81,36 +78,40 @@ def _metadata_of(tensor: Tensor) -> dict[str, Any]:
     return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
 
 
-def model_statistics(model: tuple[str, str], counts: Counts, last_ms: int) -> Any:
+def model_statistics(model: ModelLabel, counts: ModelCounts, last_ms: int) -> Any:
     """Build the ModelStatistics of a version.
 
     Args:
         model: the model's name and its version.
-        counts: from the metrics.
+        counts: its own.
         last_ms: when it last answered, in milliseconds since 1970; 0 for never.
     """
-    name, version = model
-    number, times = counts.answered[model], counts.times_ns
-    parts = {part: {"count": number, "ns": times[*model, own]} for part, own in _PARTS.items()}
-    runs = {run[2]: run for run in sorted(counts.runs) if run[:2] == model}
+    number = counts.num_answered
+    times_s = {"queue": counts.queue_s.sum, "compute_infer": counts.calls_run_s,
+               "compute_output": counts.calls_output_s}  # fmt: skip
+    parts = {part: {"count": number, "ns": _ns(seconds)} for part, seconds in times_s.items()}
     return inference_pb.ModelStatistics(
-        name=name,
-        version=version,
+        name=model[0],
+        version=model[1],
         last_inference=last_ms,
-        inference_count=counts.rows[model],
-        execution_count=sum(counts.runs[run] for run in runs.values()),
+        inference_count=counts.num_rows,
+        execution_count=counts.runs.total(),
         inference_stats={
             **parts,
             "success": {"count": number, "ns": sum(part["ns"] for part in parts.values())},
             "compute_input": {"count": number},  # decoding is part of no run, and is not timed
-            "fail": {"count": counts.failed[model], "ns": times[*model, "fail"]},
+            "fail": {"count": counts.num_failed, "ns": _ns(counts.failed_s)},
         },
         batch_stats=[
             {"batch_size": size,
-             "compute_infer": {"count": counts.runs[run], "ns": counts.runs_ns[run]}}
-            for size, run in runs.items()
+             "compute_infer": {"count": times, "ns": counts.runs_ns[size]}}
+            for size, times in sorted(counts.runs.items())
         ],
     )  # fmt: skip
+
+
+def _ns(seconds: float) -> int:
+    return max(0, round(seconds * 1e9))
 
 
 _version = cache(installation.version)
@@ -224,8 +225,11 @@ class Queries:
         else:
             versions = [(route.name, version) for route in routes for version in route.batchers]
         metrics = router.metrics
-        counts, last = metrics.snapshot(), metrics.last_ms
-        statistics = [model_statistics(each, counts, last.get(each, 0)) for each in versions]
+        counts, last = metrics.snapshot().models, metrics.last_ms
+        statistics = [
+            model_statistics(each, counts.get(each) or ModelCounts(), last.get(each, 0))
+            for each in versions
+        ]
         return inference_pb.ModelStatisticsResponse(model_stats=statistics)
 
     def index(self, request: bytes) -> Any:

@@ -236,7 +236,7 @@ class GrpcCall(LoopCall):
     ) -> None:
         """Have messages run in one of the next batches."""
         now_s = self.port.clock()
-        own_s = encoder.timeout_s
+        own_s, self.model = encoder.timeout_s, encoder.target.label
         deadline_s = self.deadline_s if own_s is None else min(self.deadline_s, now_s + own_s)
         streams = [self.stream] * len(pending)
         encoder.target.add(
@@ -305,7 +305,8 @@ class GrpcCall(LoopCall):
             self._send(b"".join(ready))
             self._note_read()
         if self.pending and isinstance(self.pending[0].response, DigitsError):
-            self._error = Status.of(self.pending[0].response)
+            error = self.pending[0].response
+            self._error, self.model = Status.of(error), error.model or self.model
             self.pending.clear()
 
     def _send(self, data: bytes) -> None:
@@ -366,7 +367,7 @@ class GrpcCall(LoopCall):
             engine.end(self.stream, () if trailers is headers.OK else trailers)
         method = self.head.method
         if reason is not None or method is None or not method.is_counted_by_run:
-            self.port.metrics.count(self.head.name, code)
+            self.port.metrics.count(self.head.name, code, model=self.model)
         self.port.schedule_flush(self.peer)
 
     def close(self) -> None:
@@ -379,7 +380,7 @@ class GrpcCall(LoopCall):
         """Forget the call: the caller has left."""
         self.close()
         self.end_log("CANCELLED")
-        self.port.metrics.count(self.head.name, "CANCELLED")
+        self.port.metrics.count(self.head.name, "CANCELLED", model=self.model)
 
     def drain(self, reason: Status) -> None:
         """End a call of rows once it has been answered as far as it was accepted."""

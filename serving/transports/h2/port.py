@@ -26,6 +26,7 @@ from serving.protocols.status import Status, StatusCode
 from serving.router import Router
 from serving.system.host import Host, Task, address_of, others
 from serving.system.process import may_poll
+from serving.telemetry.metrics import NO_MODEL, ModelLabel
 from serving.transports.calls import AccessLog, LoggedCall, access_log
 from serving.transports.connections import Peer, Port, PortLimits, max_message_bytes, peer_of
 from serving.transports.h2 import headers
@@ -183,7 +184,7 @@ class H2Port(Port):
         group = Group(peer, streams, [*messages], encoder, self, now_s, deadline_s)
         number = encoder.target.submit(group)
         if number < len(streams):
-            self._reject(peer, head, streams[number:])
+            self._reject(peer, head, streams[number:], encoder.target.label)
 
     def _reason_to_refuse(self, peer: Peer) -> Status | None:
         """Return why calls of rows are refused on a connection; None if they are not."""
@@ -250,20 +251,25 @@ class H2Port(Port):
         for stream in group.streams:
             state = peer.streams.get(stream)
             if state is not None and isinstance(state.call, Headers):
-                self.refuse(peer, stream, state.call, Status.of(error))
+                self.refuse(peer, stream, state.call, Status.of(error), error.model or NO_MODEL)
 
-    def refuse(self, peer: Peer, stream: bytes, head: Headers, reason: Status) -> None:
+    def refuse(
+        self, peer: Peer, stream: bytes, head: Headers, reason: Status,
+        model: ModelLabel = NO_MODEL,
+    ) -> None:  # fmt: skip
         """End a call that has had no answer with a status, unless its caller has left."""
         if stream in peer.streams:
             peer.engine.refuse([stream], (*headers.RESPONSE, *trailers_of(reason)))
-            self.metrics.count(head.name, reason.code.name)
+            self.metrics.count(head.name, reason.code.name, model=model)
             self.schedule_flush(peer)
 
-    def _reject(self, peer: Peer, head: Headers, streams: Sequence[bytes]) -> None:
+    def _reject(
+        self, peer: Peer, head: Headers, streams: Sequence[bytes], model: ModelLabel
+    ) -> None:
         """Refuse calls that would wait in vain: cheaply, for there may be many."""
         num_open = sum(map(peer.streams.__contains__, streams))
         peer.engine.refuse(streams, _NO_ROOM)
-        self.metrics.count(head.name, _REFUSED, num_open)
+        self.metrics.count(head.name, _REFUSED, num_open, model)
 
     def _cancel(self, peer: Peer, state: Any, now_s: float) -> None:
         """Forget a call whose caller has left, unless its answer was on its way."""

@@ -23,6 +23,7 @@ from serving.http1.requests import BadRequest, Request, RequestReader
 from serving.router import Router
 from serving.system.host import Host
 from serving.system.process import FREE_BYTES, trim_memory
+from serving.telemetry.metrics import NO_MODEL
 from serving.transports.calls import (
     REQUEST_ID,
     SMALL_BYTES,
@@ -385,7 +386,7 @@ class HttpPort(Port):
         else:  # the next one is read, for this one may be for a model that is gone
             engine.known = None
             refusal = problem(answer)
-            self._metrics.count(_INFER, name_of(refusal.status))
+            self._metrics.count(_INFER, name_of(refusal.status), model=answer.model or NO_MODEL)
             engine.write(self._app.encode(refusal, None, is_last=False))
         self.schedule_flush(peer)
         self._queue(peer)
@@ -436,7 +437,7 @@ class HttpPort(Port):
 
     def _end_request(self, call: Exchange, name: str, status: int) -> list[tuple[str, str]]:
         """Count and forget the request in progress; return the header with its id."""
-        self._metrics.count(call.plan.name, name)
+        self._metrics.count(call.plan.name, name, model=call.model)
         self._num_released += len(call.body)
         request_id = call.end_log(name, status)
         call.close()

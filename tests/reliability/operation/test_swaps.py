@@ -28,7 +28,7 @@ def outcomes(server):
     """How many versions were adopted and refused so far."""
     samples = scrape(server)
     adopted, failed = (
-        value(samples, "digits_reloads_total", outcome=outcome) for outcome in ("adopted", "failed")
+        value(samples, "serving_reloads_total", outcome=outcome) for outcome in ("loaded", "failed")
     )
     return int(adopted), int(failed)
 

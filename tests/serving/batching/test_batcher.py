@@ -440,7 +440,7 @@ def test_runner_outlives_whatever_a_run_raises():
     failed = owner.submit(1)
     owner.wait(failed)
     assert isinstance(failed.outcome, ModelError)
-    assert metrics.snapshot().failed.total() == 1
+    assert metrics.snapshot().models["", "1"].num_failed == 1
     well = owner.submit(2)
     owner.wait(well)
     assert well.digits == [2]

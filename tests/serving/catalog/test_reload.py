@@ -136,6 +136,6 @@ def test_sighup_reloads_and_every_answer_names_its_version(following, model_dir,
         wait_for_version(client, "2")
         assert client.classify(images[:1]).model_version == "2"
     samples = scrape(following)
-    assert value(samples, "digits_reloads_total", outcome="adopted") == 1
-    assert value(samples, "digits_reloads_total", outcome="failed") == 0
+    assert value(samples, "serving_reloads_total", outcome="loaded") == 1
+    assert value(samples, "serving_reloads_total", outcome="failed") == 0
     assert following.stop() == 0

@@ -22,8 +22,8 @@ from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker
 from serving.system.host import refuse_callers, reserved_port
 from serving.system.process import Usage
-from serving.telemetry.metrics import Counts, Report, Served, total
-from tests.serving.telemetry.test_metrics import scrape, value
+from serving.telemetry.metrics import NO_MODEL, Metrics, Report, Served, total
+from tests.serving.telemetry.test_metrics import of_digits, scrape, value
 from tests.serving.transports.test_streams import stream
 from tests.support.load import OWN_CONNECTION, ClosedLoop
 from tests.support.processes import Footprint, freeze, wait_until
@@ -76,7 +76,7 @@ def test_killed_worker_fails_its_own_calls_and_comes_back(models, images, classi
         before = workers_of(server)
         talks = [Conversation(server.address, closing) for _ in range(NUM_CONNECTIONS)]
         assert [talk.ask(image) for talk, image in zip(talks, images, strict=False)] == expected
-        wait_until(lambda: value(scrape(server), "digits_images_total") == NUM_CONNECTIONS)
+        wait_until(lambda: of_digits(scrape(server), "serving_rows_total") == NUM_CONNECTIONS)
 
         os.kill(before[0], signal.SIGKILL)
         again = [talk.ask(image) for talk, image in zip(talks, images, strict=False)]
@@ -92,14 +92,14 @@ def test_killed_worker_fails_its_own_calls_and_comes_back(models, images, classi
         fresh = [Conversation(server.address, closing) for _ in range(NUM_CONNECTIONS)]
         assert [talk.ask(image) for talk, image in zip(fresh, images, strict=False)] == expected
         num_answered = 3 * NUM_CONNECTIONS - num_lost
-        wait_until(lambda: value(scrape(server), "digits_images_total") == num_answered)
+        wait_until(lambda: of_digits(scrape(server), "serving_rows_total") == num_answered)
         samples = scrape(server)
-        assert value(samples, "digits_worker_restarts_total") == 1
-        assert value(samples, "digits_queue_capacity_images") == 2 * 16_384
+        assert value(samples, "serving_worker_restarts_total") == 1
+        assert value(samples, "serving_queue_capacity_rows") == 2 * 16_384
         one = max(Footprint.of(pid).resident_bytes for pid in after)
         assert value(samples, "process_resident_memory_bytes") > 1.5 * one, "not of all workers"
-        assert value(samples, "digits_batch_images_sum") == num_answered
-        assert value(samples, "digits_queue_images") == 0
+        assert of_digits(samples, "serving_batch_rows_sum") == num_answered
+        assert value(samples, "serving_queue_rows") == 0
 
 
 def wait_for_line(server, text):
@@ -290,13 +290,12 @@ def test_restarts_come_later_with_each_death():
 
 
 def test_reports_add_up():
-    models = (Served("digits", "1", "cpu", "fp32", "h2", 10),)
-    first, second, dead = Counts(), Counts(), Counts()
-    first.requests["Classify", "OK"] = 2
-    second.requests["Classify", "OK"] = 3
-    dead.requests["Classify", "INTERNAL"] = 1
-    for counts in (first, second, dead):
-        counts.batch_images.add(7)
+    models = (Served("digits", "1", "cpu", "fp32", "h2", "default", 10),)
+    metrics = [Metrics() for _ in range(3)]
+    for each, (status, times) in zip(metrics, (("OK", 2), ("OK", 3), ("INTERNAL", 1)), strict=True):
+        each.count("Classify", status, times)
+        each.observe_run(0, 1, 7, [(0, None, 1)], None, ("digits", str(times)))
+    first, second, dead = (each.snapshot() for each in metrics)
     usage = Usage(resident_bytes=1_000, num_files=10)
     reports = [
         Report(models, BatchingConfig(), num_waiting, 100, 3, is_serving, usage, counts)
@@ -308,5 +307,6 @@ def test_reports_add_up():
     assert summed.num_waiting == 9
     assert summed.counts.requests == {("Classify", "OK"): 5, ("Classify", "INTERNAL"): 1}
     assert summed.counts.reloads == Counter()
-    assert summed.counts.batch_images.sum == 21
-    assert dead.batch_images.sum == 7, "an addend does not change"
+    rows = {label: counts.num_rows for label, counts in summed.counts.models.items()}
+    assert rows == {NO_MODEL: 0, **{("digits", version): 7 for version in "231"}}
+    assert dead.models.keys() == {NO_MODEL, ("digits", "1")}, "an addend does not change"

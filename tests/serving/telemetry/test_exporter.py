@@ -23,7 +23,7 @@ from tests.support.raw import TIMEOUT_S
 from tests.support.servers import connected, on_both, running_server
 from tests.support.tickets import image_with
 
-MODELS = (Served("digits", "1", "cpu", "fp32", "h2", 10),)
+MODELS = (Served("digits", "1", "cpu", "fp32", "h2", "default", 10),)
 
 
 def get(address, path, method="GET"):
@@ -55,7 +55,7 @@ def test_only_three_paths_are_answered(exporter):
     assert get(exporter.address, "/readyz?verbose=1") == (200, "SERVING\n")
     status, page = get(exporter.address, "/metrics")
     assert status == 200
-    assert "digits_queue_capacity_images 100.0" in page
+    assert "serving_queue_capacity_rows 100.0" in page
     for path in ("/", "/metricsx", "/healthz/", "/debug", "*"):
         assert get(exporter.address, path)[0] == 404, path
 

@@ -1,3 +1,5 @@
+import json
+import shutil
 import time
 import urllib.request
 from pathlib import Path
@@ -9,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving import Client
 from serving.digits.wire import encode_request
-from serving.telemetry.metrics import Histogram, Metrics
+from serving.telemetry.metrics import MAX_MODELS, NO_MODEL, Histogram, Metrics
+from tests.support import published
 from tests.support.processes import paced_server, wait_until
 from tests.support.servers import on_both, running_server
 from tests.support.tickets import image_with
@@ -32,6 +35,11 @@ def value(samples, sample, **labels):
     return samples[sample, frozenset(labels.items())]
 
 
+def of_digits(samples, sample, **labels):
+    """A value of the only model's only version."""
+    return value(samples, sample, model="digits", version="1", **labels)
+
+
 @pytest.fixture
 def fresh(models, transport):
     """A server that has counted nothing yet."""
@@ -48,12 +56,13 @@ def test_requests_and_images_are_counted(fresh, images):
         future = channel.unary_unary(CLASSIFY).future(encode_request(b"bad"))
         assert future.code() is grpc.StatusCode.INVALID_ARGUMENT
     samples = scrape(fresh)
-    assert value(samples, "digits_requests_total", method="Classify", status="OK") == 6
+    assert of_digits(samples, "serving_requests_total", method="Classify", status="OK") == 6
     refused = {"method": "Classify", "status": "INVALID_ARGUMENT"}
-    assert value(samples, "digits_requests_total", **refused) == 1
-    assert value(samples, "digits_requests_total", method="GetModel", status="OK") == 1
-    assert value(samples, "digits_images_total") == 205
-    assert value(samples, "digits_queue_images") == 0
+    assert of_digits(samples, "serving_requests_total", **refused) == 1
+    of_none = {"model": "", "version": "", "method": "GetModel", "status": "OK"}
+    assert value(samples, "serving_requests_total", **of_none) == 1
+    assert of_digits(samples, "serving_rows_total") == 205
+    assert value(samples, "serving_queue_rows") == 0
 
 
 def test_histograms_add_up(fresh, images):
@@ -62,17 +71,17 @@ def test_histograms_add_up(fresh, images):
             client.classify(images[:1])
         client.classify(images[:200])
     samples = scrape(fresh)
-    assert value(samples, "digits_batch_images_sum") == 220
-    assert value(samples, "digits_batch_images_bucket", le="1") == 20
-    num_runs = value(samples, "digits_batch_images_bucket", le="+Inf")
+    assert of_digits(samples, "serving_batch_rows_sum") == 220
+    assert of_digits(samples, "serving_batch_rows_bucket", le="1") == 20
+    num_runs = of_digits(samples, "serving_batch_rows_bucket", le="+Inf")
     assert num_runs in (21, 22)  # one runner takes the 200, two share them
     for name in ("queue", "request"):
-        assert value(samples, f"digits_{name}_seconds_count") == 21
-    assert value(samples, "digits_run_seconds_count") == num_runs
-    assert 0 < value(samples, "digits_request_seconds_sum") < 10
+        assert of_digits(samples, f"serving_{name}_seconds_count") == 21
+    assert of_digits(samples, "serving_run_seconds_count") == num_runs
+    assert 0 < of_digits(samples, "serving_request_seconds_sum") < 10
 
 
-def test_answers_are_counted_by_digit_and_certainty(fresh, images, classifier):
+def test_answers_are_counted_by_class_and_confidence(fresh, images, classifier):
     predictions = classifier.classify(images)
     with Client(fresh.address) as client:
         for first in range(0, 100):
@@ -81,18 +90,42 @@ def test_answers_are_counted_by_digit_and_certainty(fresh, images, classifier):
     samples = scrape(fresh)
     for digit in range(10):
         number = np.count_nonzero(predictions.digits == digit)
-        assert value(samples, "digits_answers_total", digit=str(digit)) == number
+        assert of_digits(samples, "serving_answers_total", **{"class": str(digit)}) == number
     certainty = predictions.probabilities.max(axis=1)
-    assert value(samples, "digits_certainty_count") == len(images)
-    assert value(samples, "digits_certainty_sum") == pytest.approx(certainty.sum(), rel=1e-5)
+    assert of_digits(samples, "serving_confidence_count") == len(images)
+    assert of_digits(samples, "serving_confidence_sum") == pytest.approx(certainty.sum(), rel=1e-5)
     for bound in ("0.5", "0.9", "0.99"):
         number = np.count_nonzero(certainty <= float(bound))
-        assert value(samples, "digits_certainty_bucket", le=bound) == number
+        assert of_digits(samples, "serving_confidence_bucket", le=bound) == number
+
+
+@on_both
+def test_canary_has_counts_of_its_own(models, transport, images, tmp_path):
+    root = tmp_path / "models"
+    shutil.copytree(models, root)
+    published.good(root / "digits", "2")
+    labels = {"stable": "1", "canary": {"version": "2", "share": 0.5}}
+    (root / "digits" / "labels.json").write_text(json.dumps(labels))
+    with running_server(root, "--transport", transport) as server:
+        with Client(server.address) as client:
+            for _ in range(60):
+                client.classify(images[:2])
+        samples = scrape(server)
+    roles = {dict(labels)["version"]: dict(labels)["role"]
+             for name, labels in samples if name == "serving_model_info"}  # fmt: skip
+    assert roles == {"1": "default", "2": "canary"}
+    for name, each in (("serving_rows_total", 2), ("serving_queue_seconds_count", 1)):
+        numbers = [value(samples, name, model="digits", version=v) for v in "12"]
+        assert sum(numbers) >= 60 * each  # the self-test's, too
+        assert min(numbers) > 10 * each
+    ended = {"model": "digits", "method": "Classify", "status": "OK"}
+    assert sum(value(samples, "serving_requests_total", **ended, version=v) for v in "12") == 60
 
 
 @on_both
 def test_unknown_methods_are_counted_and_their_names_are_not_labels(server):
-    counter = "digits_requests_total", frozenset({("method", "other"), ("status", "UNIMPLEMENTED")})
+    labels = {"model": "", "version": "", "method": "other", "status": "UNIMPLEMENTED"}
+    counter = "serving_requests_total", frozenset(labels.items())
     before = scrape(server).get(counter, 0)
     with grpc.insecure_channel(server.address) as channel:
         for path in ("/digits.v1.DigitClassifier/Nope", "/nobody.knows/It", "/x/y"):
@@ -110,14 +143,14 @@ def test_calls_in_flight_and_the_queue_are_shown():
             first = call.future(encode_request(image_with(1).tobytes()))
             wait_until(lambda: server.num_begun() == 1)
             rest = [call.future(encode_request(image_with(n).tobytes())) for n in range(4)]
-            wait_until(lambda: value(scrape(server), "digits_queue_images") == 4)
+            wait_until(lambda: value(scrape(server), "serving_queue_rows") == 4)
             samples = scrape(server)
-            assert value(samples, "digits_queue_capacity_images") == 100
-            assert value(samples, "digits_calls_in_flight") == 5
-            assert value(samples, "digits_serving") == 1
+            assert value(samples, "serving_queue_capacity_rows") == 100
+            assert value(samples, "serving_calls_in_flight") == 5
+            assert value(samples, "serving_ready") == 1
             server.tell("release")
             assert {future.code() for future in (first, *rest)} == {grpc.StatusCode.OK}
-        assert value(scrape(server), "digits_calls_in_flight") == 0
+        assert value(scrape(server), "serving_calls_in_flight") == 0
 
 
 def test_process_is_shown_by_the_usual_names(server):
@@ -138,7 +171,8 @@ def test_process_is_shown_by_the_usual_names(server):
 def test_model_is_told(server):
     facts = server.facts
     labels = {name: facts[name] for name in ("version", "device", "precision", "transport")}
-    assert value(scrape(server), "digits_model_info", name="digits", **labels) == 1
+    labels |= {"model": "digits", "role": "default"}
+    assert value(scrape(server), "serving_model_info", **labels) == 1
 
 
 def test_histogram_counts_a_value_on_a_bound_below_it():
@@ -165,14 +199,28 @@ def test_sums_over_many_runs_are_exact():
         for each in classes:
             answers[each] += 1
         if number in (1, 350, 700):
-            counts = metrics.snapshot()
-            assert (counts.rows["m", "1"], counts.answered["m", "1"]) == (rows, calls + number)
+            counts = metrics.snapshot().models["m", "1"]
+            assert (counts.num_rows, counts.num_answered) == (rows, calls + number)
             assert counts.requests == {("ModelInfer", "OK"): calls}
-            assert sum(counts.runs.values()) == number
-            assert counts.runs["m", "1", 500] == counts.batch_images.counts[9]
-            assert (counts.batch_images.sum, metrics.num_images) == (rows, rows)
-            assert [counts.digits[digit] for digit in range(10)] == answers
-            assert counts.certainty.sum == pytest.approx(sum(certainties), rel=1e-9)
+            assert counts.runs.total() == number
+            assert counts.runs[500] == counts.batch_rows.counts[9]
+            assert (counts.batch_rows.sum, metrics.num_rows) == (rows, rows)
+            assert [counts.classes[digit] for digit in range(10)] == answers
+            assert counts.confidence.sum == pytest.approx(sum(certainties), rel=1e-9)
             assert counts.queue_s.sum == 0.5 * calls + 0.25 * number
             assert counts.request_s.sum == 0.75 * calls + 0.5 * number
-            assert counts.times_ns["m", "1", "run"] == 250_000_000 * (calls + number)
+            assert counts.calls_run_s == 0.25 * (calls + number)
+            assert counts.runs_ns.total() == 250_000_000 * number
+
+
+def test_versions_that_have_rested_longest_make_room():
+    """Each reload brings a version: their series must not grow without end."""
+    metrics, most = Metrics(), MAX_MODELS
+    metrics.count("GetModel", "OK")
+    for number in range(most + 10):
+        metrics.observe_run(0, 1, 1, [(0, "ModelInfer", 1)], None, ("m", str(number)))
+        metrics.last_ms["m", str(number)] = number or 10**15  # version 0 is always in use
+    kept = metrics.snapshot().models.keys()
+    assert len(kept) == most
+    assert kept >= {NO_MODEL, ("m", "0"), ("m", str(most + 9))}
+    assert len(metrics.last_ms) == most - 1
