@@ -122,7 +122,7 @@ class SecurityConfig:
     tls_client_ca: Path | None = None
     """PEM authorities: clients need a certificate from one of them (mTLS)."""
     token_file: Path | None = None
-    """Bearer tokens, one a line, all valid; reloaded when it changes; or set DIGITS_TOKEN."""
+    """Bearer tokens, one a line, all valid; reloaded when it changes; or set SERVING_TOKEN."""
     tokens: str | None = field(default=None, repr=False)
     """The tokens themselves, one a line, if there is no file."""
 

@@ -102,7 +102,7 @@ def token_check(config: SecurityConfig) -> TokenCheck | None:
     if path is not None:
         return TokenCheck(WatchedFiles((path,), lambda: _parse(read_bytes(path), path)).get)
     if config.tokens is not None:
-        digests = _parse(config.tokens.encode(), "DIGITS_TOKEN")
+        digests = _parse(config.tokens.encode(), "SERVING_TOKEN")
         return TokenCheck(lambda: digests)
     return None
 

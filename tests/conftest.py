@@ -22,7 +22,7 @@ pytest_plugins = ["tests.unattended"]
 
 for name in [name for name in os.environ if name.startswith("DIGITS_")]:
     del os.environ[name]  # else it would set the options of every server here
-os.environ["DIGITS_HTTP_PORT"] = "off"  # where a test does not ask: servers would share one port
+os.environ["SERVING_HTTP_PORT"] = "off"  # where a test does not ask: servers would share one port
 
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
 APART = ("deploy", "interop", "packaging", "reliability", "web")

@@ -18,7 +18,7 @@ from benchmarks.load.trace import Call
 from benchmarks.targets import workload
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from benchmarks.targets.workload import RpcMethod
-from serving.commandline.options import PREFIX
+from serving.commandline.options import OLD_PREFIX, PREFIX
 
 _HTTP = {"http-json": workload.INFER_JSON, "http-binary": workload.INFER_BINARY}
 _PARALLEL_CALLS = 8
@@ -126,8 +126,10 @@ def server_process(
         Its process, and the words of its first line, by name.
     """
     # A server has the options of its cell, not those that the environment sets for `run`.
-    environment = {n: text for n, text in os.environ.items() if not n.startswith(PREFIX)}
-    environment[f"{PREFIX}HTTP_PORT"] = "off"  # not an option: other checkouts may not have it
+    prefixes = PREFIX, OLD_PREFIX
+    environment = {n: text for n, text in os.environ.items() if not n.startswith(prefixes)}
+    for prefix in prefixes:  # not an option: other checkouts may not have it
+        environment[f"{prefix}HTTP_PORT"] = "off"
     if checkout:
         environment["PYTHONPATH"] = str(checkout)
     with tempfile.TemporaryFile("w+") as errors:

@@ -31,7 +31,7 @@ def form(tmp_path_factory: pytest.TempPathFactory, mnist_sample: Mnist) -> Path:
 
 @pytest.fixture(autouse=True)
 def bundled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIGITS_MODELS", str(PRETRAINED))
+    monkeypatch.setenv("SERVING_MODELS", str(PRETRAINED))
 
 
 def test_number_is_a_line_of_text(form: Path, run: Run) -> None:

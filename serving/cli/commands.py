@@ -76,7 +76,7 @@ _SERVE = """\
   digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%
   digit-serving serve --models https://example.org/flowers.onnx#sha256=DIGEST
   digit-serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
-  DIGITS_PORT=8033 DIGITS_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
+  SERVING_PORT=8033 SERVING_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
 """
 _INFO = """\
   digit-serving info model.onnx
@@ -149,7 +149,7 @@ def _serve(options: argparse.Namespace) -> int:
     gc.enable()
     logs.setup(options.log_format)
     batching = config_of(BatchingConfig, options)
-    security = config_of(SecurityConfig, options, tokens=os.environ.get("DIGITS_TOKEN"))
+    security = config_of(SecurityConfig, options, tokens=os.environ.get("SERVING_TOKEN"))
     labels = read_labels(options.labels)
     config = config_of(ServerConfig, options, **_http(options), security=security, labels=labels)
     require_descriptors(64 + 8 * config.workers)

@@ -39,7 +39,7 @@ def add_access(parser: argparse.ArgumentParser) -> None:
     add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of the caller, for mTLS")
     add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")
     add("--token-file", type=Path, metavar="FILE",
-        help="file whose first line is the bearer token; or set DIGITS_TOKEN")  # fmt: skip
+        help="file whose first line is the bearer token; or set SERVING_TOKEN")  # fmt: skip
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -94,13 +94,13 @@ def client_of(options: argparse.Namespace) -> "Client":
 
 
 def token_of(options: argparse.Namespace) -> str | None:
-    """Return the first token of the file or of DIGITS_TOKEN."""
+    """Return the first token of the file or of SERVING_TOKEN."""
     from serving.credentials import parse_tokens, read_bytes
 
     if options.token_file is not None:
         return parse_tokens(read_bytes(options.token_file), options.token_file)[0].decode()
-    text = os.environ.get("DIGITS_TOKEN")
-    return None if text is None else parse_tokens(text.encode(), "DIGITS_TOKEN")[0].decode()
+    text = os.environ.get("SERVING_TOKEN")
+    return None if text is None else parse_tokens(text.encode(), "SERVING_TOKEN")[0].decode()
 
 
 def config_of(kind: type[Config], options: argparse.Namespace, **others: object) -> Config:

@@ -134,7 +134,7 @@ def test_headless_service_is_headless_but_in_a_mesh(built):
 def test_pod_outlives_its_drain(built):
     spec = pod(built("cpu"))
     drain = next(int(each["value"]) for each in spec["containers"][0]["env"]
-                 if each["name"] == "DIGITS_DRAIN")  # fmt: skip
+                 if each["name"] == "SERVING_DRAIN")  # fmt: skip
     before = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert spec["terminationGracePeriodSeconds"] > before + drain
 
@@ -162,7 +162,7 @@ def test_rules_are_those_that_are_tested(built):
 @pytest.mark.parametrize("component", MODELS)
 def test_settings_are_options_of_the_server(built, overlay, component):
     env = {each["name"]: each.get("value") for each in container(built(overlay, component))["env"]}
-    assert env.pop("DIGITS_TOKEN") is None
+    assert env.pop("SERVING_TOKEN") is None
     flags = [f"--{name.removeprefix('DIGITS_').lower().replace('_', '-')}={value}"
              for name, value in env.items()]  # fmt: skip
     assert len(flags) > 3
@@ -174,7 +174,7 @@ def test_server_with_these_settings_answers_its_probes(built, images, monkeypatc
     for each in ours["env"]:
         monkeypatch.setenv(each["name"], each.get("value", "token-0123456789abcdef"))
     for name in ("PORT", "METRICS_PORT"):
-        monkeypatch.setenv(f"DIGITS_{name}", "0")
+        monkeypatch.setenv(f"SERVING_{name}", "0")
     with started([sys.executable, "-m", "serving", "serve"]) as server:
         assert is_serving(server.address)  # the kubelet's question, without a token
         path = ours["livenessProbe"]["httpGet"]["path"]

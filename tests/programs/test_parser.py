@@ -29,7 +29,7 @@ def given(monkeypatch):
 
     def given(**variables):
         for name, text in variables.items():
-            monkeypatch.setenv(f"DIGITS_{name}", text)
+            monkeypatch.setenv(f"SERVING_{name}", text)
 
     return given
 
@@ -45,7 +45,7 @@ def test_command_line_wins(parser, given):
     given(PORT="8033", REFLECTION="1", RATE="2.5")
     options = parser.parse_args(["--port", "7", "--no-reflection"])
     assert (options.port, options.reflection) == (7, False)
-    assert set(options.variables) == {"DIGITS_RATE"}
+    assert set(options.variables) == {"SERVING_RATE"}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_bad_value_is_one_line_that_names_the_variable(parser, given, capsys, na
     assert ended.value.code == 2
     line = capsys.readouterr().err
     assert line.startswith(f"program: {reason}")
-    assert line.endswith(f" (set by DIGITS_{name}); see --help\n")
+    assert line.endswith(f" (set by SERVING_{name}); see --help\n")
     assert line.count("\n") == 1
 
 
@@ -86,15 +86,19 @@ def test_bad_variable_does_not_hide_the_help(parser, given, capsys):
     with pytest.raises(SystemExit) as ended:
         parser.parse_args(["--help"])
     assert ended.value.code == 0
-    assert "DIGITS_PORT" in capsys.readouterr().out
+    assert "SERVING_PORT" in capsys.readouterr().out
 
 
 def test_message_names_the_variable_that_it_is_about():
-    variables = {"DIGITS_PORT": "70000", "DIGITS_TLS_CERT": "/certs/a.pem", "DIGITS_WORKERS": "2"}
+    variables = {
+        "SERVING_PORT": "70000",
+        "SERVING_TLS_CERT": "/certs/a.pem",
+        "SERVING_WORKERS": "2",
+    }
     expected = "port must be 0 to 65535, got 70000"
-    assert blame(expected, variables) == f"{expected} (set by DIGITS_PORT)"
+    assert blame(expected, variables) == f"{expected} (set by SERVING_PORT)"
     expected = "/certs/a.pem: No such file"
-    assert blame(expected, variables) == f"{expected} (set by DIGITS_TLS_CERT)"
+    assert blame(expected, variables) == f"{expected} (set by SERVING_TLS_CERT)"
     assert blame("no model in models", variables) == "no model in models"
 
 
@@ -105,15 +109,15 @@ def commands_of(parser):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_option_of_every_program_has_a_variable(program, monkeypatch, capsys):
-    monkeypatch.setenv("DIGITS_RATE", "1")  # required, as is the next
-    monkeypatch.setenv("DIGITS_OUTPUT", "out")
+    monkeypatch.setenv("SERVING_RATE", "1")  # required, as is the next
+    monkeypatch.setenv("SERVING_OUTPUT", "out")
     for name, command in commands_of(program()).items():
         shown = [a for a in command._actions if a.help != argparse.SUPPRESS and a.dest != "help"]
         options = [action for action in shown if action.option_strings]
         words = [name, *["x"] * (len(shown) - len(options))]
         assert not options or "can also be set by the environment" in command.format_help()
         for action in options:
-            variable = f"DIGITS_{action.option_strings[0][2:].upper().replace('-', '_')}"
+            variable = f"SERVING_{action.option_strings[0][2:].upper().replace('-', '_')}"
             with monkeypatch.context() as patch:
                 patch.setenv(variable, "odd")
                 try:

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_options_from_the_environment_are_not_those_of_a_target(setting, monkeypatch):
-    monkeypatch.setenv("DIGITS_WORKERS", "1,2")  # for `run`; `serve` refuses it
-    monkeypatch.setenv("DIGITS_LOG_FORMAT", "json")
+    monkeypatch.setenv("SERVING_WORKERS", "1,2")  # for `run`; `serve` refuses it
+    monkeypatch.setenv("SERVING_LOG_FORMAT", "json")
     with open_target(Spec(target="h2"), setting) as running:
         assert running.pid
 

@@ -146,10 +146,10 @@ def everything_in(folder):
 @contextmanager
 def running(image):
     """Start the image's entry point on a port that the kernel chooses."""
-    hosts = ("DIGITS_HOST", "DIGITS_METRICS_HOST", "DIGITS_HTTP_HOST")
+    hosts = ("SERVING_HOST", "SERVING_METRICS_HOST", "SERVING_HTTP_HOST")
     assert {image.environment[name] for name in hosts} == {"0.0.0.0"}
     own = dict.fromkeys(hosts, "127.0.0.1")
-    ports = dict.fromkeys(("DIGITS_PORT", "DIGITS_METRICS_PORT", "DIGITS_HTTP_PORT"), "0")
+    ports = dict.fromkeys(("SERVING_PORT", "SERVING_METRICS_PORT", "SERVING_HTTP_PORT"), "0")
     process = subprocess.Popen(
         image.entry_point, cwd=image.folder,
         env={"PATH": os.defpath, **image.environment, **own, **ports},

@@ -117,13 +117,16 @@ def test_models_folder_without_the_model_names_the_one_that_has(
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"DIGITS_PROT": "1"}, "unknown variable DIGITS_PROT: did you mean DIGITS_PORT?"),
-        ({"DIGITS_OF_PI": "1"}, "unknown variable DIGITS_OF_PI: ignored"),
-        ({"DIGITS_TOKEN": "t" * 32, "DIGITS_WORKERS": "2", "DIGITS_DEVICE": ""}, ""),
-        ({"DIGITS_SERVICE_HOST": "10.0.0.1", "DIGITS_SERVICE_PORT_GRPC": "50051",
-          "DIGITS_PORT": "tcp://10.0.0.1:50051", "DIGITS_HTTP_PORT": "tcp://10.0.0.1:80",
-          "DIGITS_PORT_50051_TCP": "tcp://10.0.0.1:50051", "DIGITS_PORT_50051_TCP_PROTO": "tcp",
-          "DIGITS_X_PORT_1_UDP_ADDR": "10.0.0.1", "DIGITS_X_PORT": "udp://10.0.0.1:1"}, ""),
+        ({"SERVING_PROT": "1"}, "unknown variable SERVING_PROT: did you mean SERVING_PORT?"),
+        ({"SERVING_OF_PI": "1"}, "unknown variable SERVING_OF_PI: ignored"),
+        ({"DIGITS_WORKERS": "2", "DIGITS_PORT": "tcp://10.0.0.1:1", "DIGITS_TOKEN": "t",
+          "SERVING_TOKEN": "t"},
+         "DIGITS_WORKERS is now SERVING_WORKERS; the old names are still read"),
+        ({"SERVING_TOKEN": "t" * 32, "SERVING_WORKERS": "2", "SERVING_DEVICE": ""}, ""),
+        ({"SERVING_SERVICE_HOST": "10.0.0.1", "SERVING_SERVICE_PORT_GRPC": "50051",
+          "SERVING_PORT": "tcp://10.0.0.1:50051", "SERVING_HTTP_PORT": "tcp://10.0.0.1:80",
+          "SERVING_PORT_50051_TCP": "tcp://10.0.0.1:50051", "SERVING_PORT_50051_TCP_PROTO": "tcp",
+          "SERVING_X_PORT_1_UDP_ADDR": "10.0.0.1", "SERVING_X_PORT": "udp://10.0.0.1:1"}, ""),
     ],
 )  # fmt: skip
 def test_unknown_variable_is_named(variables, expected, models, monkeypatch, run):
@@ -138,7 +141,7 @@ def test_environment_configures_a_server(models, monkeypatch):
         "MODELS": str(models), "PORT": "0", "METRICS_PORT": "off", "TRANSPORT": "grpcio",
         "REFLECTION": "true", "SERVED_NAME": "mnist", "MAX_BATCH_SIZE": "7", "MODEL": "digits",
     }.items():  # fmt: skip
-        monkeypatch.setenv(f"DIGITS_{name}", text)
+        monkeypatch.setenv(f"SERVING_{name}", text)
     with started([sys.executable, "-m", "serving", "serve"]) as server:
         facts = server.facts
         assert (facts["model"], facts["transport"], facts["metrics"]) == ("mnist", "grpcio", "off")

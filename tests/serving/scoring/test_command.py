@@ -17,7 +17,7 @@ def test_missing_package_is_one_line(module, options, extra):
     code = f"import sys\nsys.modules[{module!r}] = None\n"
     code += f"from serving.__main__ import main\nsys.exit(main(['score', 'a', *{options!r}]))"
     command = [sys.executable, "-c", code]
-    environment = {"DIGITS_OUTPUT": "b", "DIGITS_MODEL": "digits"}
+    environment = {"SERVING_OUTPUT": "b", "SERVING_MODEL": "digits"}
     result = ended(command, env=environment)
     assert (result.returncode, result.stdout) == (2, "")
     line = f"digit-serving: {module} is not installed: {install(extra)}\n"

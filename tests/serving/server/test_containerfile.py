@@ -16,12 +16,12 @@ CONTAINERFILE = (ROOT / "Containerfile").read_text()
 
 def test_image_starts_without_a_volume(images, tmp_path, monkeypatch):
     _, *arguments = json.loads(re.findall(r"^ENTRYPOINT (.*)", CONTAINERFILE, re.M)[0])
-    settings = dict(re.findall(r"^ENV (DIGITS_\w+)=(.*)", CONTAINERFILE, re.M))
-    hosts = ("DIGITS_HOST", "DIGITS_METRICS_HOST", "DIGITS_HTTP_HOST")
-    assert settings == {**dict.fromkeys(hosts, "0.0.0.0"), "DIGITS_HTTP_PORT": "8080"}
+    settings = dict(re.findall(r"^ENV (SERVING_\w+)=(.*)", CONTAINERFILE, re.M))
+    hosts = ("SERVING_HOST", "SERVING_METRICS_HOST", "SERVING_HTTP_HOST")
+    assert settings == {**dict.fromkeys(hosts, "0.0.0.0"), "SERVING_HTTP_PORT": "8080"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    for port in ("DIGITS_PORT", "DIGITS_METRICS_PORT", "DIGITS_HTTP_PORT"):
+    for port in ("SERVING_PORT", "SERVING_METRICS_PORT", "SERVING_HTTP_PORT"):
         monkeypatch.setenv(port, "0")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)

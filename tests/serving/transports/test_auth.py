@@ -133,11 +133,11 @@ def test_tokens_are_read_again_when_the_file_changes(classifier, tmp_path, caplo
 
 
 def test_token_comes_from_the_environment(models, monkeypatch, capsys):
-    monkeypatch.setenv("DIGITS_TOKEN", f"{OLD}\n{NEW}")
+    monkeypatch.setenv("SERVING_TOKEN", f"{OLD}\n{NEW}")
     with running_server(models) as server:
         command = ["info", "--json", "--target", server.address]
         assert main(command) == 0
-        monkeypatch.setenv("DIGITS_TOKEN", WRONG)
+        monkeypatch.setenv("SERVING_TOKEN", WRONG)
         assert main(command) == 1
         assert "a valid bearer token is needed" in capsys.readouterr().err
         command_line = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
