@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks.load import h2load
+from benchmarks.load import network
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.network import Generator, NetworkLoad, spread
 from benchmarks.load.trace import Call, Outcome, arrivals
@@ -117,7 +117,7 @@ def test_answers_that_turn_bad_are_errors(images):
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
 def test_h2load_is_answered(server, images):
     question, cores = request(server, images[:1]), sorted(os.sched_getaffinity(0))
-    trace = h2load.closed(question, 2, 2, 10 * SHORT_S, cores)
+    trace = network.run_h2load(question, 2, 2, 10 * SHORT_S, cores)
     assert trace.generator == "h2load"
     assert trace.num_errors == 0
     assert trace.calls_per_s == pytest.approx(len(trace.latencies_s) / 10 / SHORT_S)
@@ -126,7 +126,7 @@ def test_h2load_is_answered(server, images):
 def test_h2load_log_is_read():
     rows = np.array([[1, 200, 1500], [2, 200, 2500], [3, -1, 10]])
     output = "requests: 3 total, 3 started, 3 done, 2 succeeded, 1 failed, 0 errored, 0 timeout"
-    trace = h2load.trace_of(rows, 2.0, 0.5, output)
+    trace = network.trace_of(rows, 2.0, 0.5, output)
     np.testing.assert_allclose(trace.latencies_s, [0.0015, 0.0025, 1e-5])
     assert (trace.num_errors, trace.calls_per_s, trace.busy) == (1, 1.0, 0.25)
 
