@@ -15,7 +15,7 @@ from time import perf_counter, process_time, sleep
 
 import numpy as np
 
-from benchmarks.load.trace import Call, Outcome, Seconds, Trace
+from benchmarks.load.trace import CallRequest, Outcome, Seconds, Trace
 from serving.http2 import ClientConnection, ErrorCode, Http2Error, Limits, events, frames
 from serving.http2.frames import MAX_WINDOW, frame, word
 from serving.http2.hpack import Fields, encode_literally
@@ -191,7 +191,7 @@ class Calls:
     """The calls on one connection; call N is stream 2 N + 1, and call 0 does not count."""
 
     def __init__(
-        self, connection: CallConnection, request: Call, ended: Ended, callers: int = 1,
+        self, connection: CallConnection, request: CallRequest, ended: Ended, callers: int = 1,
         timeout: str = "",
     ) -> None:  # fmt: skip
         """Have one call answered, without a deadline.
@@ -228,7 +228,7 @@ class Calls:
         # Without a header table, right answers have the same trailers each time.
         self._statuses = {self._call_once(request): OK}
 
-    def _call_once(self, request: Call) -> bytes:
+    def _call_once(self, request: CallRequest) -> bytes:
         """Have a call answered; return its trailers."""
         self.connection.request(request.fields(), self._body)
         has_message = False
@@ -322,7 +322,7 @@ _OUTCOMES = {
 """By gRPC status, for calls that ended before their deadline."""
 
 
-def closed(request: Call, in_flight: Sequence[int], begin_s: float, seconds: float) -> Trace:
+def closed(request: CallRequest, in_flight: Sequence[int], begin_s: float, seconds: float) -> Trace:
     """Keep `in_flight[i]` calls in flight on connection i.
 
     Args:
@@ -348,7 +348,7 @@ def closed(request: Call, in_flight: Sequence[int], begin_s: float, seconds: flo
 
 
 def open_loop(
-    request: Call, offsets_s: Seconds, begin_s: float, connections: int,
+    request: CallRequest, offsets_s: Seconds, begin_s: float, connections: int,
     timeout_s: float = math.inf,
 ) -> Trace:  # fmt: skip
     """Send a call at each offset from `begin_s`, answered or not.
@@ -440,7 +440,7 @@ def _trace(
 
 @contextmanager
 def _connected(
-    selector: selectors.BaseSelector, request: Call, in_flight: Sequence[int], ended: Ended,
+    selector: selectors.BaseSelector, request: CallRequest, in_flight: Sequence[int], ended: Ended,
     timeout: str = "",
 ) -> Iterator[list[Calls]]:  # fmt: skip
     """Make callers, each on a connection, and register them; close all at the end."""

@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from benchmarks.load import cores, loops
 from benchmarks.load.cores import on_cores
-from benchmarks.load.trace import Call, Seconds, Trace, merge
+from benchmarks.load.trace import CallRequest, Seconds, Trace, merge
 
 
 def run_h2load(
-    request: Call, connections: int, in_flight: int, seconds: float, cores: Sequence[int]
+    request: CallRequest, connections: int, in_flight: int, seconds: float, cores: Sequence[int]
 ) -> Trace:
     """Keep `in_flight` calls in flight on each connection.
 
@@ -88,7 +88,7 @@ class Generator:
         self.uses_h2load = kind == "h2load" or (kind == "auto" and bool(shutil.which("h2load")))
         self._pools = [cores.worker([core]) for core in usable]
 
-    def closed(self, request: Call, callers: int, seconds: float, connections: int) -> Trace:
+    def closed(self, request: CallRequest, callers: int, seconds: float, connections: int) -> Trace:
         """Keep `callers` calls in flight; 0 connections for at most eight a process."""
         if self.uses_h2load:
             if request.is_http:
@@ -101,12 +101,12 @@ class Generator:
         connections = connections or min(callers, _CONNECTIONS * len(self._pools))
         return self._run(loops.closed, request, spread(callers, connections), seconds)
 
-    def open(self, request: Call, offsets_s: Seconds, timeout_s: float) -> Trace:
+    def open(self, request: CallRequest, offsets_s: Seconds, timeout_s: float) -> Trace:
         """Send calls when they are due: h2load would count from the actual send time."""
         return self._run(loops.open_loop, request, offsets_s, _CONNECTIONS, timeout_s)
 
     def _run(
-        self, loop: Callable[..., Trace], request: Call, work: Sequence[int] | Seconds,
+        self, loop: Callable[..., Trace], request: CallRequest, work: Sequence[int] | Seconds,
         *arguments: object,
     ) -> Trace:  # fmt: skip
         """Run a loop in every process, each with its share of the work."""
@@ -134,8 +134,8 @@ class NetworkLoad:
     """Calls one method of a server, and keeps the time."""
 
     def __init__(
-        self, generator: Generator, request: Callable[[int], Call],
-        probe: Callable[[Call], object],
+        self, generator: Generator, request: Callable[[int], CallRequest],
+        probe: Callable[[CallRequest], object],
     ) -> None:  # fmt: skip
         """Address a method of a server.
 

@@ -17,7 +17,7 @@ GRPC: Headers = (("content-type", "application/grpc"), ("te", "trailers"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
+class CallRequest:
     """One call of gRPC, or one POST over HTTP/1.1."""
 
     address: str

@@ -15,7 +15,7 @@ import grpc
 
 from benchmarks.load.cores import on_cores
 from benchmarks.load.network import NetworkLoad
-from benchmarks.load.trace import Call
+from benchmarks.load.trace import CallRequest
 from benchmarks.targets import workload
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from benchmarks.targets.workload import RpcMethod
@@ -127,8 +127,8 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
 
         asked = setting.workload
 
-        def request_of(batch: int) -> Call:
-            return Call(
+        def request_of(batch: int) -> CallRequest:
+            return CallRequest(
                 address=where, path=method.path.format(asked.model), headers=method.headers,
                 message=method.encode(asked.model, asked.feeds(batch)), is_http=method.is_http,
             )  # fmt: skip
@@ -151,7 +151,7 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
         )
 
 
-def _post(request: Call) -> bytes:
+def _post(request: CallRequest) -> bytes:
     """Have a request of HTTP answered; return the body."""
     with closing(http.client.HTTPConnection(request.address, timeout=_ANSWER_TIMEOUT_S)) as client:
         client.request("POST", request.path, request.body, dict(request.headers))
@@ -161,7 +161,7 @@ def _post(request: Call) -> bytes:
         return answer.read()
 
 
-def _call(request: Call) -> bytes:
+def _call(request: CallRequest) -> bytes:
     """Have a call answered, by grpcio; return the message."""
     with grpc.insecure_channel(request.address) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(request.path)

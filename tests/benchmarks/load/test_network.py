@@ -12,7 +12,7 @@ import pytest
 from benchmarks.load import network
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.network import Generator, NetworkLoad, spread
-from benchmarks.load.trace import Call, Outcome, arrivals
+from benchmarks.load.trace import CallRequest, Outcome, arrivals
 from benchmarks.run.scenarios import TIMEOUT_S
 from benchmarks.targets.workload import encode_digits, encode_infer
 from serving.digits.wire import encode_response
@@ -29,7 +29,9 @@ NOW = 0.0
 
 def request(server, images, path=CLASSIFY):
     encode = encode_infer if path in (INFER, STREAM_INFER) else encode_digits
-    return Call(address=server.address, path=path, message=encode("digits", {"images": images}))
+    return CallRequest(
+        address=server.address, path=path, message=encode("digits", {"images": images})
+    )
 
 
 @pytest.mark.parametrize("path", [CLASSIFY, INFER])
@@ -73,7 +75,7 @@ def test_calls_that_are_never_answered_count_as_errors(images):
         return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
 
     with fake_server(first_only) as address:
-        question = Call(
+        question = CallRequest(
             address=address, path=CLASSIFY, message=encode_digits("digits", {"images": images[:1]})
         )
         trace = open_loop(question, np.array([0.0, 0.01]), NOW, 1)
@@ -92,7 +94,7 @@ def test_h2load_is_not_believed_where_the_server_refuses():
         raise ConnectionError("no")
 
     with Generator([0], "h2load") as generator:
-        load = NetworkLoad(generator, lambda _: Call(address="x:1", path="/", message=b""),
+        load = NetworkLoad(generator, lambda _: CallRequest(address="x:1", path="/", message=b""),
                            refused)  # fmt: skip
         with pytest.raises(ConnectionError, match="no"):
             load.closed(1, 1, SHORT_S)
@@ -107,7 +109,7 @@ def test_answers_that_turn_bad_are_errors(images):
         return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
 
     with fake_server(every_other) as address:
-        question = Call(
+        question = CallRequest(
             address=address, path=CLASSIFY, message=encode_digits("digits", {"images": images[:1]})
         )
         trace = until_answered(lambda seconds: closed(question, [1], NOW, seconds))
