@@ -48,7 +48,7 @@ demo: $(INSTALLED)  ## the whole path: train, export, serve, classify 10,000 tes
 	$(RUN) -m training export
 	$(RUN) -m deploy.demo
 
-bench: $(INSTALLED)  ## measure four servers (2 min); benchmarks/results/local/bench.md and its picture
+bench: $(INSTALLED)  ## measure four servers (2 min); benchmarks/results/local/bench.md
 	$(RUN) -m benchmarks run --suite bench
 
 bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (20 min)
@@ -64,7 +64,7 @@ verify-gpu: $(INSTALLED)  ## train, export and measure on a GPU (25 min); DEVICE
 	$(RUN) -m training train --artifacts build/verify $(if $(filter cpu,$(DEVICE)),--epochs 1)
 	@grep -q '"device": "$(DEVICE)"' build/verify/metrics.json || { echo "make: TensorFlow did not train on $(DEVICE)" >&2; exit 1; }
 	$(RUN) -m training export --artifacts build/verify --models build/verify/models
-	$(RUN) -m benchmarks run --suite full --targets engine,h2 --device cpu,cuda --precision fp32,int8 \
+	$(RUN) -m benchmarks run --suite full --targets h2 --device cpu,cuda --precision fp32,int8 \
 		--models build/verify/models \
 		$(if $(filter cpu,$(DEVICE)),--seconds 0.05 --rounds 1,--output benchmarks/results/gpu.json)
 
@@ -120,7 +120,7 @@ protos-check: protos  ## fail if the committed generated code is stale
 
 LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"
-LOCK_ALL = $(LOCK) --extra pictures --extra http --extra otel --extra score --extra bench --extra dev
+LOCK_ALL = $(LOCK) --extra pictures --extra http --extra otel --extra score --extra dev
 
 lock:  ## resolve requirements/*.lock to the newest versions
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv

@@ -3,39 +3,169 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
-from benchmarks.arguments import RESULTS, parser
 from benchmarks.load.cores import split_cores
 from benchmarks.load.network import Generator
 from benchmarks.report import page, tables
 from benchmarks.run import result_file, runner
 from benchmarks.run.result_file import UnusableResults
+from benchmarks.run.runner import SUITES, Suite, specs
 from benchmarks.run.scenarios import NAMES
-from benchmarks.run.suites import SUITES, Suite, specs
+from benchmarks.run.scenarios import NAMES as SCENARIOS
+from benchmarks.targets.servers import CATALOGUE
 from benchmarks.targets.target import Setting, Spec
-from benchmarks.targets.workload import drawn, golden
-from serving.commandline import installation
-from serving.commandline.options import blame
+from benchmarks.targets.workload import LARGEST_BATCH, drawn, golden
+from serving.commandline import installation, options
+from serving.commandline.options import Parser, blame
 from serving.errors import DigitsError
 from serving.model.repository import find_root
+
+_T = TypeVar("_T")
+
+RESULTS = Path("benchmarks/results")
+_BENCH = RESULTS / "bench.json"
+
+_EXAMPLES = """\
+examples:
+  python -m benchmarks run                                  the `bench` suite, some two minutes
+  python -m benchmarks run --targets h2,plain --scenarios ClosedLoop --callers 1,8,64x8
+  python -m benchmarks run --targets h2,triton=oip://127.0.0.1:8001 --scenarios Server
+  python -m benchmarks run --targets h2,old=checkout:../old --scenarios ClosedLoop
+  python -m benchmarks run --targets h2 --scenarios Overload
+  python -m benchmarks run --model net.onnx --batches 1,8   any model, by drawn inputs
+  python -m benchmarks plot benchmarks/results/bench.json   the report again
+"""
+_TARGETS = f"""\
+targets:
+{"".join(f"  {name:<22}{entry.about}" + chr(10) for name, entry in CATALOGUE.items())}\
+  NAME=oip://HOST:PORT  a server of the Open Inference Protocol (Triton, KServe) with the same model
+  NAME=checkout:DIR     our server in another checkout; NAME-infer calls its ModelInfer
+
+SingleStream, Server and Offline are MLPerf's. Server searches the highest rate with
+p99 within --latency-slo, latency counted from the intended send time. Targets that can't run here
+are reported as not measured.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser; each command's name is in `command`."""
+    raw = argparse.RawDescriptionHelpFormatter
+    top = Parser(
+        prog="python -m benchmarks",
+        description="Measure inference: MLPerf's scenarios, raw latencies kept, in JSON.",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
+    )
+    top.add_version()
+    commands = top.add_subparsers(dest="command", required=True, metavar="{run,plot}")
+    _add_run(commands.add_parser(
+        "run", epilog=_TARGETS, formatter_class=raw,
+        help="measure, and write a results file with its report",
+        description="Measure a suite, changed by the options, and write NAME.json and its "
+        "report NAME.md.",
+    ))  # fmt: skip
+    _add_plot(commands.add_parser(
+        "plot", help="write a results file's report again",
+        description="Write a page of Markdown beside a results file.",
+    ))  # fmt: skip
+    return top
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--suite", choices=tuple(SUITES), default="bench", help="targets and scenarios (bench)")
+    add("--targets", type=_list(_target), metavar="A,B", help="instead of the suite's; see below")
+    add("--scenarios", type=_list(_one_of(SCENARIOS)), metavar="A,B", help=", ".join(SCENARIOS))
+    add("--device", type=_list(_one_of(("cpu", "cuda"))), metavar="A,B", help="cpu, cuda or both")
+    add("--precision", type=_list(_one_of(("fp32", "int8"))), metavar="A,B",
+        help="fp32, int8 or both")  # fmt: skip
+    add("--workers", type=_list(options.count), metavar="N,M", help="processes of our server")
+    add("--callers", type=_list(_callers), metavar="N,CxM",
+        help="ClosedLoop: calls in flight; CxM: M on each of C connections")  # fmt: skip
+    add("--batches", type=_list(_batch), metavar="N,M", help="images a call, Offline (1 to 4096)")
+    add("--rounds", type=options.count, metavar="N", help="interleaved rounds")
+    add("--seconds", type=options.seconds, metavar="S", help="length of one timed run")
+    add("--latency-slo", type=options.seconds, metavar="S", dest="latency_slo_s",
+        help="p99 objective of Server (0.01)")  # fmt: skip
+    add("--arrivals", choices=("poisson", "constant"), help="how Server's calls come (poisson)")
+    add("--generator", choices=("auto", "h2load", "python"), default="auto",
+        help="load generator of closed loops; auto: h2load if installed")  # fmt: skip
+    add("--share-cores", action="store_true",
+        help="targets and generator on all cores, instead of half of them each")  # fmt: skip
+    add("--models", type=Path, metavar="DIR",
+        help="model repository (default: models, else the bundled one)")  # fmt: skip
+    add("--model", type=Path, metavar="FILE",
+        help="ONNX file to measure instead, by drawn inputs and ModelInfer")  # fmt: skip
+    add("--output", type=Path, metavar="FILE", help=f"({RESULTS}/local/SUITE.json)")
+
+
+def _add_plot(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("results", type=Path, nargs="?", default=_BENCH, metavar="RESULTS", help=f"({_BENCH})")
+    add("--readme", type=Path, metavar="FILE", help="write the table into this README instead")
+    add("--check", action="store_true",
+        help="with --readme: change nothing, fail if it is out of date")  # fmt: skip
+
+
+def _list(convert: Callable[[str], _T]) -> Callable[[str], list[_T]]:
+    return lambda text: [convert(part.strip()) for part in text.split(",")]
+
+
+def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
+    def name(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(names)}, got {text!r}")
+        return text
+
+    return name
+
+
+def _target(text: str) -> tuple[str, str | Path]:
+    """Return a target's name, and its host:port if given by address, or its folder."""
+    if text in CATALOGUE:
+        return text, ""
+    name, _, where = (f"oip={text}" if text.startswith("oip://") else text).partition("=")
+    kind = next((kind for kind in ("oip://", "checkout:") if where.startswith(kind)), "")
+    where = where.removeprefix(kind)
+    if not (name and kind and where) or name in CATALOGUE:
+        expected = f"{', '.join(CATALOGUE)}, NAME=oip://HOST:PORT or NAME=checkout:DIR"
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    if kind == "oip://":
+        return name, where
+    if not Path(where, "serving").is_dir():
+        raise argparse.ArgumentTypeError(f"{where} is no checkout of this project")
+    return name, Path(where).absolute()
+
+
+def _batch(text: str) -> int:
+    if (number := options.count(text)) > LARGEST_BATCH:
+        raise argparse.ArgumentTypeError(f"expected at most {LARGEST_BATCH}, got {text}")
+    return number
+
+
+def _callers(text: str) -> tuple[int, int]:
+    """Return how many callers there are, and over how many connections; 0 if not named."""
+    connections, is_product, callers = text.rpartition("x")
+    number = options.count(connections) if is_product else 0
+    return (number or 1) * options.count(callers), number
+
 
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""
 
-EXTRAS = {"matplotlib": "bench", "onnxruntime": "serve", "uvloop": "serve"}
+EXTRAS = {"onnxruntime": "serve", "uvloop": "serve"}
 """Modules that the base installation lacks, and the extra that brings each."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(argv)
-    # matplotlib's cache goes into our own.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "digit-serving"
-    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
     try:
         return {"run": _run, "plot": _plot}[options.command](options)
     except (UnusableResults, DigitsError) as err:
@@ -52,7 +182,7 @@ def _run(options: argparse.Namespace) -> int:
     """Measure, write the results and their report, print the tables."""
     if not hasattr(os, "sched_setaffinity"):
         raise UnusableResults("needs Linux: it binds to cores and reads /proc; plot does not")
-    installation.require("matplotlib", "onnxruntime")  # now, not after minutes of work
+    installation.require("onnxruntime")  # now, not after minutes of work
     suite, begin_s = suite_of(options), perf_counter()
     output = options.output or RESULTS / "local" / f"{suite.name}.json"
     models = options.models or find_root("digits", Path("models"))
@@ -68,11 +198,11 @@ def _run(options: argparse.Namespace) -> int:
         )  # fmt: skip
         results = runner.run(suite, setting, partial(_progress, begin_s))
     results.save(output)
-    report, *picture = page.write(results, output)
+    report = page.write(results, output)
     print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}")
     for table in tables.every(result_file.load(output)):
         print(f"\n{table.title}. {table.note}\n{table.text()}")
-    print(f"\nreport in {' with '.join(map(str, [report, *picture]))}")
+    print(f"\nreport in {report}")
     return DONE
 
 
@@ -80,7 +210,7 @@ def suite_of(options: argparse.Namespace) -> Suite:
     """Return the named suite, changed by the other options."""
     suite = SUITES[options.suite]
     if options.model:
-        suite = replace(suite, name="model", specs=specs(["engine", "grpcio-infer", "h2-infer"]))
+        suite = replace(suite, name="model", specs=specs(["grpcio-infer", "h2-infer"]))
     if options.targets or options.device or options.precision or options.workers:
         suite = replace(suite, name="custom", specs=_specs(suite, options))
     if options.scenarios:
@@ -120,7 +250,7 @@ def _plot(options: argparse.Namespace) -> int:
     """Write the report of a results file again, or the README's table."""
     results = result_file.load(options.results)
     if not options.readme:
-        print(*page.write(results, options.results), sep="\n")
+        print(page.write(results, options.results))
         return DONE
     if options.check:
         if page.readme_section(results) in options.readme.read_text("utf-8"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from serving import Classifier, Client
-from serving.client.base import BaseClient
+from serving.client.client import BaseClient
 from tests.support.gpu import gpu_works
 from tests.support.servers import running_server
 from training.data.mnist import Mnist

@@ -167,7 +167,7 @@ ORDER = {
         __main__ __init__
     """,
     "lab": "made handwriting __main__ __init__",
-    "benchmarks": "load targets run report arguments cli __main__ peers __init__",
+    "benchmarks": "load targets run report cli __main__ peers __init__",
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one
 of its files. Imports point to parts before theirs, or within one."""

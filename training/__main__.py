@@ -10,7 +10,7 @@ from serving.commandline.installation import escape
 from training import commandline
 from training.cli import parser
 from training.config import RECIPES
-from training.data import labelling
+from training.data import extra
 from training.data.extra import Extra
 from training.data.extra import load as load_extra
 from training.data.mnist import Mnist, cache_dir
@@ -52,7 +52,7 @@ def _data(arguments: argparse.Namespace) -> None:
 
 def _label(arguments: argparse.Namespace) -> None:
     """Ask for the labels of a user's own pictures."""
-    print(labelling.label(arguments.folder))
+    print(extra.label(arguments.folder))
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -1,13 +1,72 @@
 """The load of a target behind an address: h2load where it can, else our own loops."""
 
 import math
+import os
+import re
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Self
 
-from benchmarks.load import cores, h2load, loops
-from benchmarks.load.trace import Call, Load, Seconds, Trace, merge
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.load import cores, loops
+from benchmarks.load.cores import on_cores
+from benchmarks.load.trace import CallRequest, Seconds, Trace, merge
+
+
+def run_h2load(
+    request: CallRequest, connections: int, in_flight: int, seconds: float, cores: Sequence[int]
+) -> Trace:
+    """Keep `in_flight` calls in flight on each connection.
+
+    Args:
+        request: the call.
+        connections: their number.
+        in_flight: on each of them.
+        seconds: how long.
+        cores: a thread on each, if there are connections for them.
+
+    Raises:
+        OSError: it is not installed, or it failed.
+    """
+    threads = min(connections, len(cores))
+    with tempfile.TemporaryDirectory(prefix="digits-bench-") as folder:
+        body, log = Path(folder, "body"), Path(folder, "log")
+        body.write_bytes(request.body)
+        command = [
+            "h2load", f"--duration={seconds * 1000:.0f}ms", f"--clients={connections}",
+            f"--max-concurrent-streams={in_flight}", f"--threads={threads}", f"--data={body}",
+            f"--log-file={log}", *(f"--header={name}: {text}" for name, text in request.headers),
+            *(["--h1"] if request.is_http else []), f"http://{request.address}{request.path}",
+        ]  # fmt: skip
+        before = os.times()
+        with on_cores(cores):
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+        after = os.times()
+        if result.returncode:
+            raise OSError(f"h2load failed: {(result.stderr or result.stdout).strip()[:200]}")
+        rows = np.array(log.read_text().split(), np.int64).reshape(-1, 3)
+    cpu_s = sum(after[2:4]) - sum(before[2:4])  # of children
+    return trace_of(rows, seconds, cpu_s / threads, result.stdout)
+
+
+def trace_of(rows: npt.NDArray[np.int64], seconds: float, cpu_s: float, output: str) -> Trace:
+    """Read the log: (N, 3), a row for each call, of start (us), HTTP status, latency (us)."""
+    if not len(rows):
+        raise OSError("h2load got no answer")
+    failed = re.search(r"(\d+) failed, (\d+) errored", output)
+    num_failed = sum(map(int, failed.groups())) if failed else 0
+    return Trace(
+        generator="h2load", duration_s=seconds, busy=cpu_s / seconds,
+        latencies_s=rows[:, 2].astype(np.float64) / 1e6,
+        num_errors=max(num_failed, int((rows[:, 1] != 200).sum())),
+    )  # fmt: skip
+
 
 _START_S = 0.15
 """How long the processes get to connect before they all begin."""
@@ -29,7 +88,7 @@ class Generator:
         self.uses_h2load = kind == "h2load" or (kind == "auto" and bool(shutil.which("h2load")))
         self._pools = [cores.worker([core]) for core in usable]
 
-    def closed(self, request: Call, callers: int, seconds: float, connections: int) -> Trace:
+    def closed(self, request: CallRequest, callers: int, seconds: float, connections: int) -> Trace:
         """Keep `callers` calls in flight; 0 connections for at most eight a process."""
         if self.uses_h2load:
             if request.is_http:
@@ -38,16 +97,16 @@ class Generator:
                 n for n in range(1, _CONNECTIONS + 1) if callers % n == 0
             )
             in_flight = callers // connections
-            return h2load.closed(request, connections, in_flight, seconds, self.cores)
+            return run_h2load(request, connections, in_flight, seconds, self.cores)
         connections = connections or min(callers, _CONNECTIONS * len(self._pools))
         return self._run(loops.closed, request, spread(callers, connections), seconds)
 
-    def open(self, request: Call, offsets_s: Seconds, timeout_s: float) -> Trace:
-        """See `Load.open`: always our own loops, since h2load counts from the actual send time."""
+    def open(self, request: CallRequest, offsets_s: Seconds, timeout_s: float) -> Trace:
+        """Send calls when they are due: h2load would count from the actual send time."""
         return self._run(loops.open_loop, request, offsets_s, _CONNECTIONS, timeout_s)
 
     def _run(
-        self, loop: Callable[..., Trace], request: Call, work: Sequence[int] | Seconds,
+        self, loop: Callable[..., Trace], request: CallRequest, work: Sequence[int] | Seconds,
         *arguments: object,
     ) -> Trace:  # fmt: skip
         """Run a loop in every process, each with its share of the work."""
@@ -71,12 +130,12 @@ def spread(number: int, parts: int) -> list[int]:
     return [number // parts + (part < number % parts) for part in range(parts)]
 
 
-class NetworkLoad(Load):
-    """Calls one method of a server; see `Load`."""
+class NetworkLoad:
+    """Calls one method of a server, and keeps the time."""
 
     def __init__(
-        self, generator: Generator, request: Callable[[int], Call],
-        probe: Callable[[Call], object],
+        self, generator: Generator, request: Callable[[int], CallRequest],
+        probe: Callable[[CallRequest], object],
     ) -> None:  # fmt: skip
         """Address a method of a server.
 
@@ -90,6 +149,10 @@ class NetworkLoad(Load):
         self._probed: set[int] = set()
 
     def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
+        """Keep `callers` calls of `batch` images in flight.
+
+        They share `connections`; 0 leaves their number to the generator.
+        """
         request = self._request(batch)
         if batch not in self._probed:
             self._probe(request)
@@ -97,4 +160,8 @@ class NetworkLoad(Load):
         return self._generator.closed(request, callers, seconds, connections)
 
     def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
+        """Send a call of `batch` images at each offset from the start, answered or not.
+
+        Callers with a timeout send it along, and reset the stream when it is over.
+        """
         return self._generator.open(self._request(batch), offsets_s, timeout_s)

@@ -1,6 +1,5 @@
 """The interface of a load: a call as bytes, and the trace of one timed run."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ GRPC: Headers = (("content-type", "application/grpc"), ("te", "trailers"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
+class CallRequest:
     """One call of gRPC, or one POST over HTTP/1.1."""
 
     address: str
@@ -67,7 +66,7 @@ class Trace:
     """The raw outcome of one timed run."""
 
     generator: str
-    """The sender of the requests: "threads" of the target, "h2load" or "python"."""
+    """The sender of the requests: "h2load" or "python"."""
     latencies_s: Seconds
     """Of every call that ended in time, failed ones included; in an open loop from the intended
     send time. Without a deadline, a call that was never answered counts with the time waited."""
@@ -86,27 +85,6 @@ class Trace:
     def calls_per_s(self) -> float:
         """The achieved rate."""
         return (len(self.latencies_s) - self.num_errors) / self.duration_s
-
-
-class Load:
-    """Sends requests to a target, and keeps the time."""
-
-    def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
-        """Keep `callers` calls of `batch` images in flight.
-
-        Over the network they share `connections`; 0 leaves their number to the generator.
-        """
-        raise NotImplementedError
-
-    def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
-        """Send a call of `batch` images at each offset from the start, answered or not.
-
-        Callers with a timeout send it along, and reset the stream when it is over.
-
-        Raises:
-            OSError: the target is not called over gRPC.
-        """
-        raise OSError("open loops need a server that is called over gRPC")
 
 
 def merge(traces: Sequence[Trace]) -> Trace:

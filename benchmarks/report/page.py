@@ -4,28 +4,19 @@ import re
 from pathlib import Path
 
 from benchmarks.report import tables
-from benchmarks.report.figures import Figures
+from benchmarks.report.tables import Figures
 from benchmarks.run.result_file import Results, UnusableResults
 
 BEGIN, END = "<!-- benchmarks: written by `make bench-readme` -->", "<!-- /benchmarks -->"
 
 
-def write(results: Results, path: Path) -> list[Path]:
-    """Write NAME.md, and its picture NAME.svg, beside NAME.json.
-
-    Returns:
-        The files that were written.
-    """
-    from benchmarks.report import pictures  # matplotlib takes a second
-
-    page, picture = path.with_suffix(".md"), path.with_suffix(".svg")
-    alt = pictures.draw(Figures(results), picture)
-    parts = ["# Benchmark report", *([f"![{alt}]({picture.name})"] if alt else []),
-             machine(results)]  # fmt: skip
+def write(results: Results, path: Path) -> Path:
+    """Write NAME.md beside NAME.json, and return its path."""
+    page, parts = path.with_suffix(".md"), ["# Benchmark report", machine(results)]
     for table in tables.every(results):
         parts += [f"## {table.title}", table.note, table.markdown()]
     page.write_text("\n\n".join(parts) + "\n", "utf-8")
-    return [page, picture] if alt else [page]
+    return page
 
 
 def machine(results: Results) -> str:

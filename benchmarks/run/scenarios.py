@@ -21,9 +21,8 @@ import numpy as np
 
 from benchmarks.load import cores
 from benchmarks.load.trace import Outcome, Trace, arrivals
-from benchmarks.run.cell import Cell
 from benchmarks.run.histogram import Latencies
-from benchmarks.run.result_file import Sample
+from benchmarks.run.result_file import Cell, Sample
 from benchmarks.targets.target import Running
 
 NAMES = ("SingleStream", "ClosedLoop", "Server", "Offline", "Overload")
@@ -166,6 +165,6 @@ def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
     if trace.num_errors:
         return f"{trace.num_errors} calls failed"
     has_time_left = target_busy is not None and target_busy < 0.9 * rules.num_cores
-    if trace.generator != "threads" and trace.busy > _FULL and has_time_left:
+    if trace.busy > _FULL and has_time_left:
         return "the generator was the limit, not the target"
     return ""

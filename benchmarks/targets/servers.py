@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Container, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -14,11 +15,65 @@ import grpc
 
 from benchmarks.load.cores import on_cores
 from benchmarks.load.network import NetworkLoad
-from benchmarks.load.trace import Call
+from benchmarks.load.trace import CallRequest
 from benchmarks.targets import workload
 from benchmarks.targets.target import NotMeasured, Running, Setting, Spec
 from benchmarks.targets.workload import RpcMethod
 from serving.commandline.options import OLD_PREFIX, PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A target in a few words, and the settings that it can have."""
+
+    about: str
+    on_cuda: bool = True
+    as_int8: bool = True
+    in_workers: bool = True
+    is_for_any_model: bool = True
+
+    def lack(self, spec: Spec) -> str:
+        """Say which of a spec's settings the target lacks; empty if it has all."""
+        if spec.device == "cuda" and not self.on_cuda:
+            return "runs on the CPU only"
+        if spec.precision == "int8" and not self.as_int8:
+            return "has no int8 variant"
+        if spec.precision == "int8" and spec.device == "cuda":
+            return "int8 runs on the CPU only"
+        return "runs in one process" if spec.workers > 1 and not self.in_workers else ""
+
+
+CATALOGUE = {
+    "plain": Entry("the grpcio server of a tutorial", False, False, False, False),
+    "grpcio": Entry("our server, grpcio transport", is_for_any_model=False),
+    "grpcio-infer": Entry("the same, called by ModelInfer"),
+    "h2": Entry("our server, h2 transport", is_for_any_model=False),
+    "h2-infer": Entry("the same, called by ModelInfer"),
+    "http-json": Entry("our server over HTTP, numbers as JSON"),
+    "http-binary": Entry("the same, tensors as bytes"),
+}
+_ADDRESS = Entry("an Open Inference Protocol server", False, False, False)
+_CHECKOUT = Entry("our server in another checkout")
+
+
+def entry_of(target: str, checkouts: Container[str]) -> Entry:
+    """Return the entry of a target: one of CATALOGUE, of another checkout, or by address."""
+    return _CHECKOUT if target in checkouts else CATALOGUE.get(target, _ADDRESS)
+
+
+def open_target(spec: Spec, setting: Setting) -> AbstractContextManager[Running]:
+    """Start a target.
+
+    Raises:
+        NotMeasured: it lacks a setting; the context raises this, too, where it can't run.
+    """
+    entry = entry_of(spec.target, setting.checkouts)
+    if lack := entry.lack(spec):
+        raise NotMeasured(lack)
+    if setting.model and not entry.is_for_any_model:
+        raise NotMeasured("it serves digits only")
+    return open_server(spec, setting)
+
 
 _HTTP = {"http-json": workload.INFER_JSON, "http-binary": workload.INFER_BINARY}
 _PARALLEL_CALLS = 8
@@ -72,8 +127,8 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
 
         asked = setting.workload
 
-        def request_of(batch: int) -> Call:
-            return Call(
+        def request_of(batch: int) -> CallRequest:
+            return CallRequest(
                 address=where, path=method.path.format(asked.model), headers=method.headers,
                 message=method.encode(asked.model, asked.feeds(batch)), is_http=method.is_http,
             )  # fmt: skip
@@ -96,7 +151,7 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
         )
 
 
-def _post(request: Call) -> bytes:
+def _post(request: CallRequest) -> bytes:
     """Have a request of HTTP answered; return the body."""
     with closing(http.client.HTTPConnection(request.address, timeout=_ANSWER_TIMEOUT_S)) as client:
         client.request("POST", request.path, request.body, dict(request.headers))
@@ -106,7 +161,7 @@ def _post(request: Call) -> bytes:
         return answer.read()
 
 
-def _call(request: Call) -> bytes:
+def _call(request: CallRequest) -> bytes:
     """Have a call answered, by grpcio; return the message."""
     with grpc.insecure_channel(request.address) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(request.path)

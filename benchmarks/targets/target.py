@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load.network import Generator
-from benchmarks.load.trace import Load
+from benchmarks.load.network import Generator, NetworkLoad
 from benchmarks.targets.workload import Workload
 
 
@@ -56,7 +55,7 @@ class Setting:
 class Running:
     """A target that has answered a first request rightly."""
 
-    load: Load
+    load: NetworkLoad
     """Sends it requests."""
     startup_s: float | None
     """From nothing to the first answer."""

@@ -27,8 +27,7 @@ from serving.digits.pictures.files import image_or_reason, processes
 from serving.errors import ConfigurationError
 from serving.model.engine import LoadedModel
 from serving.predictions import Images, digit_type
-from serving.scoring.pixels import as_images
-from serving.scoring.source import Part, Source, one_line
+from serving.scoring.source import Part, Source, as_images, one_line
 from serving.system.processes import Processes, mapped
 from serving.tensors import Signature
 

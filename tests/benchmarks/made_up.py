@@ -6,7 +6,7 @@ from benchmarks.targets.target import Spec
 
 PLAIN, H2 = Spec(target="plain"), Spec(target="h2")
 INT8 = Spec(target="h2", precision="int8")
-ON_CUDA = Spec(target="engine", device="cuda")
+ON_CUDA = Spec(target="h2", device="cuda")
 
 
 def sample(

@@ -6,10 +6,9 @@ from pathlib import Path
 import onnx.parser
 import pytest
 
-from benchmarks.arguments import parser
-from benchmarks.cli import main, suite_of
+from benchmarks.cli import main, parser, suite_of
 from benchmarks.run.result_file import UnusableResults
-from benchmarks.run.suites import SUITES, specs
+from benchmarks.run.runner import SUITES, specs
 from tests.benchmarks.made_up import three_rounds
 from tests.support.servers import running_server
 
@@ -25,7 +24,7 @@ def test_run_measures_and_reports(models, tmp_path, capsys):
     with running_server(models, "--device", "cpu") as server:
         code = run(
             "run", "--models", models, "--output", output,
-            "--targets", f"engine,peer=oip://{server.address}", "--device", "cpu,cuda",
+            "--targets", f"h2,peer=oip://{server.address}", "--device", "cpu,cuda",
             "--scenarios", "SingleStream,Offline", "--batches", "1,8", "--seconds", "0.05",
             "--rounds", "2", "--generator", "python",
         )  # fmt: skip
@@ -35,14 +34,14 @@ def test_run_measures_and_reports(models, tmp_path, capsys):
                 if s["spec"]["device"] == "cpu"}  # fmt: skip
     assert measured == {
         (target, scenario, batch)
-        for target in ("engine", "peer")
+        for target in ("h2", "peer")
         for scenario, batch in (("SingleStream", 1), ("Offline", 1), ("Offline", 8))
     }
     assert server.address not in output.read_text()
     assert str(tmp_path) not in output.read_text()
     shown = capsys.readouterr().out
     assert "round 2/2" in shown
-    assert f"report in {tmp_path / 'r.md'} with {tmp_path / 'r.svg'}" in shown
+    assert f"report in {tmp_path / 'r.md'}" in shown
     assert (tmp_path / "r.md").is_file()
 
 
@@ -57,14 +56,13 @@ def test_any_model_is_measured_by_drawn_inputs(tmp_path):
     onnx.save(onnx.parser.parse_model(TWO_INPUTS), file)
     code = run(
         "run", "--model", file, "--output", output, "--generator", "python", "--seconds", "0.05",
-        "--targets", "engine,h2-infer,h2", "--scenarios", "SingleStream,Offline", "--batches", "8",
+        "--targets", "h2-infer,h2", "--scenarios", "SingleStream,Offline", "--batches", "8",
         "--rounds", "1",
     )  # fmt: skip
     assert code == 0
     document = json.loads(output.read_text())
     measured = {(s["spec"]["target"], s["scenario"]) for s in document["samples"]}
-    assert measured == {(target, scenario) for target in ("engine", "h2-infer")
-                        for scenario in ("SingleStream", "Offline")}  # fmt: skip
+    assert measured == {("h2-infer", scenario) for scenario in ("SingleStream", "Offline")}
     assert not sum(sample["num_errors"] for sample in document["samples"])
     assert [skip["reason"] for skip in document["skips"]] == ["it serves digits only"]
 
@@ -107,7 +105,7 @@ def test_bad_usage_exits_2(arguments, reason, capsys):
 
 def test_missing_files_are_one_line(tmp_path, capsys):
     assert run("plot", tmp_path / "a") == 2
-    assert run("run", "--models", tmp_path, "--targets", "engine") == 2
+    assert run("run", "--models", tmp_path, "--targets", "h2") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("python -m benchmarks: ") for line in lines)
@@ -141,15 +139,13 @@ def test_options_change_the_suite():
     assert cells == {(5, 0), (256, 8)}
     full = {(cell.spec.target, cell.scenario) for cell in SUITES["full"].cells()}
     assert ("h2", "Server") in full
-    assert ("engine", "SingleStream") in full
-    assert ("engine", "Server") not in full  # calls that come by themselves need a server
     with pytest.raises(UnusableResults, match="nothing to measure"):
         suite("--targets", "plain", "--device", "cuda")
 
 
 def test_settings_a_target_lacks_are_left_out():
-    found = specs(["plain", "engine", "h2"], ("cpu", "cuda"), ("fp32", "int8"), (1, 2))
+    found = specs(["plain", "h2"], ("cpu", "cuda"), ("fp32", "int8"), (1, 2))
     assert [str(spec) for spec in found] == [
-        "plain", "engine", "engine int8", "engine cuda",
+        "plain",
         "h2", "h2 x2", "h2 int8", "h2 int8 x2", "h2 cuda", "h2 cuda x2",
     ]  # fmt: skip

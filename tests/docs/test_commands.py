@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import benchmarks.arguments
+import benchmarks.cli
 import digit_reader.__main__
 import lab.__main__
 import serving.cli.commands
@@ -20,7 +20,7 @@ PARSERS: dict[str, Callable[[], object]] = {
     "digit-reader": digit_reader.__main__.parser,
     "python -m training": training.cli.parser,
     "python -m lab": lab.__main__.parser,
-    "python -m benchmarks": benchmarks.arguments.parser,
+    "python -m benchmarks": benchmarks.cli.parser,
 }
 _START = r"(?:\w+=\S+ )*(?:\.venv/bin/)?(digit-serving|digit-reader|python -m [\w.]+) "
 _COMMANDS = (re.compile(rf"(?m)^ {{4}}{_START}(.*)$"), re.compile(rf"`{_START}([^`]*)`"))

@@ -266,14 +266,6 @@ def test_wheel_trains_and_exports(install, wheel):
     assert (venv.elsewhere / "artifacts" / "report.html").is_file()
 
 
-def test_wheel_draws_a_benchmark_report(install, wheel):
-    venv = install(f"{wheel}[bench]")
-    shutil.copy(ROOT / "benchmarks" / "results" / "bench.json", venv.elsewhere / "kept.json")
-    venv.run("python", "-m", "benchmarks", "plot", "kept.json")
-    assert (venv.elsewhere / "kept.md").is_file()
-    assert (venv.elsewhere / "kept.svg").is_file()
-
-
 @pytest.mark.parametrize("extra", ["serve-gpu", "train-gpu"])
 def test_gpu_extras_have_wheels_on_linux(tools, extra):
     tools.run(

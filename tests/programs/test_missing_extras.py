@@ -26,13 +26,11 @@ runpy.run_module({program!r}, run_name="__main__", alter_sys=True)
 """
 SERVE = ("onnxruntime", "uvloop", "grpc_health", "grpc_reflection", "prometheus_client")
 TRAIN = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy")
-BENCH = ("matplotlib",)
 EXTRAS = {
     "serving": serving.__main__.EXTRAS,
     "training": dict.fromkeys(training.__main__.EXTRA, "train"),
     "benchmarks": benchmarks.cli.EXTRAS,
 }
-RESULTS = str(ROOT / "benchmarks/results/bench.json")
 PICTURE = "seven.png"
 """Stands for a picture that can be read."""
 
@@ -60,8 +58,6 @@ def without(hidden, program, *arguments):
         (("onnxruntime",), "serving", ("classify", PICTURE), "serve"),
         *((TRAIN, "training", (command,), "train")
           for command in ("train", "export", "report")),
-        *((BENCH, "benchmarks", arguments, "bench")
-          for arguments in (("run",), ("plot", RESULTS))),
         (("onnxruntime",), "benchmarks", ("run",), "serve"),
     ],
 )  # fmt: skip

@@ -4,12 +4,12 @@ import argparse
 
 import pytest
 
-import benchmarks.arguments
+import benchmarks.cli
 import serving.cli.commands
 import training.cli
 from serving.commandline.options import Parser, blame
 
-PROGRAMS = [serving.cli.commands.parser, training.cli.parser, benchmarks.arguments.parser]
+PROGRAMS = [serving.cli.commands.parser, training.cli.parser, benchmarks.cli.parser]
 
 
 @pytest.fixture

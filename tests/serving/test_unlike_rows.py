@@ -9,10 +9,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from serving.client import Client
+from serving.model.onnx_runtime import runtime
 from tests.serving.model.test_batching_proof import MIXING, PROVED, build, walked
 from tests.support.servers import serve_command, started
 
@@ -48,7 +48,7 @@ def servable():
                 continue
             # Some can't be loaded, or run with certain numbers of rows only.
             with contextlib.suppress(Exception):
-                session = onnxruntime.InferenceSession(
+                session = runtime().InferenceSession(
                     model.SerializeToString(), providers=["CPUExecutionProvider"]
                 )
                 inputs = session.get_inputs()

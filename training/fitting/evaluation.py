@@ -1,11 +1,11 @@
-"""Evaluation: a network's probabilities, and how good they are."""
+"""Accuracy, and the temperature that calibrates probabilities."""
 
 import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from training.data.mnist import Examples, Images
+from training.data.mnist import Examples, Images, Labels
 
 Probabilities = npt.NDArray[np.float32]
 """(N, classes): each row sums to 1."""
@@ -30,3 +30,74 @@ def evaluate(model: keras.Model, examples: Examples) -> tuple[float, float]:
     of_label = answers[np.arange(len(answers)), examples.labels]
     loss = -np.log(np.maximum(of_label, keras.config.epsilon())).mean()
     return float(loss), float((answers.argmax(axis=1) == examples.labels).mean())
+
+
+BINS = 15
+"""As in the paper."""
+
+COVERAGE = 0.99
+"""Share of the images that are answered; the least certain ones are rejected."""
+
+_INVERSE_TEMPERATURES = (0.02, 50.0)
+"""The search interval; if all images are classified correctly, no finite optimum exists."""
+
+_TINY = np.finfo(np.float32).tiny
+
+
+def calibrate(model: keras.Model, validation: Examples) -> float:
+    """Divide the network's logits by the temperature that fits the validation images best.
+
+    The temperature goes into the last layer's weights: layers, number of parameters and predicted
+    digits stay the same.
+
+    Returns:
+        The temperature; above 1 the network was overconfident.
+    """
+    temperature = fit_temperature(probabilities(model, validation.images), validation.labels)
+    last = model.layers[-1]
+    last.set_weights([weights / np.float32(temperature) for weights in last.get_weights()])
+    return temperature
+
+
+def fit_temperature(answers: Probabilities, labels: Labels) -> float:
+    """Find the temperature with the least mean cross-entropy.
+
+    Cross-entropy is convex in the inverse temperature, so its slope has one zero: bisect.
+    """
+    logits = np.log(np.maximum(answers.astype(np.float64), _TINY))
+    of_label = logits[np.arange(len(labels)), labels]
+    low, high = np.log(_INVERSE_TEMPERATURES)
+    for _ in range(50):
+        middle = (low + high) / 2
+        scaled = np.exp(np.exp(middle) * (logits - logits.max(axis=1, keepdims=True)))
+        expected = (scaled * logits).sum(axis=1) / scaled.sum(axis=1)
+        if (expected - of_label).mean() < 0:
+            low = middle
+        else:
+            high = middle
+    return float(np.exp(-middle))
+
+
+def expected_calibration_error(answers: Probabilities, labels: Labels) -> float:
+    """Average the distance of certainty from accuracy over bins of equal width, by image count.
+
+    Returns:
+        0 to 1; 0 if of the images answered with certainty p, the share p is right.
+    """
+    certainty, right = answers.max(axis=1), answers.argmax(axis=1) == labels
+    bins = np.minimum((certainty * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, weights=certainty - right, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def accuracy_at_coverage(
+    answers: Probabilities, labels: Labels, coverage: float = COVERAGE
+) -> tuple[float, float]:
+    """Compute the accuracy once the least certain images are rejected.
+
+    Returns:
+        The share of right answers among those kept, and the least certainty among them.
+    """
+    certainty, right = answers.max(axis=1), answers.argmax(axis=1) == labels
+    kept = np.argsort(-certainty, kind="stable")[: max(1, round(coverage * len(labels)))]
+    return float(right[kept].mean()), float(certainty[kept[-1]])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from training.config import Recipe
 from training.data.augmentation import Batches
 from training.data.mnist import Examples
-from training.fitting.checkpoint import Checkpoint, Progress
+from training.fitting.artifacts import Checkpoint, Progress
 from training.fitting.evaluation import evaluate
 from training.fitting.trainer import Trainer
 

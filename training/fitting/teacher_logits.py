@@ -20,7 +20,7 @@ from training.data import augmentation
 from training.data.mnist import Examples, Images
 from training.errors import ResumeError
 from training.fitting import teachers
-from training.fitting.checkpoint import Checkpoint
+from training.fitting.artifacts import Checkpoint
 from training.fitting.loop import Log
 
 Logits = npt.NDArray[np.float16]

@@ -16,7 +16,7 @@ from training.data import augmentation
 from training.data.mnist import Examples
 from training.errors import ResumeError
 from training.fitting import loop
-from training.fitting.checkpoint import Checkpoint, Progress
+from training.fitting.artifacts import Checkpoint, Progress
 from training.fitting.loop import Log, add_prefix
 from training.fitting.trainer import Trainer
 

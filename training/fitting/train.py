@@ -14,8 +14,8 @@ from training.data.augmentation import deform
 from training.data.extra import Extra, join
 from training.data.mnist import Examples, Mnist
 from training.errors import ResumeError
-from training.fitting import artifacts, calibration, distillation, loop
-from training.fitting.checkpoint import Checkpoint, Progress
+from training.fitting import artifacts, distillation, evaluation, loop
+from training.fitting.artifacts import Checkpoint, Progress
 from training.fitting.evaluation import evaluate, probabilities
 from training.fitting.loop import Estimate, Log
 from training.fitting.networks import mix_in_bundled
@@ -132,11 +132,11 @@ def _calibrate_and_measure(
     Returns:
         The part of metrics.json that does not depend on how it was trained.
     """
-    before = calibration.expected_calibration_error(probabilities(model, test.images), test.labels)
-    temperature = calibration.calibrate(model, validation)
+    before = evaluation.expected_calibration_error(probabilities(model, test.images), test.labels)
+    temperature = evaluation.calibrate(model, validation)
     answers = probabilities(model, test.images)
-    after = calibration.expected_calibration_error(answers, test.labels)
-    kept, threshold = calibration.accuracy_at_coverage(answers, test.labels)
+    after = evaluation.expected_calibration_error(answers, test.labels)
+    kept, threshold = evaluation.accuracy_at_coverage(answers, test.labels)
     validation_loss, validation_accuracy = evaluate(model, validation)
     test_loss, test_accuracy = evaluate(model, test)
     return {
@@ -149,7 +149,7 @@ def _calibrate_and_measure(
             "temperature": temperature,
             "ece": {"before": before, "after": after},
             "coverage": {
-                "share": calibration.COVERAGE, "accuracy": kept, "least_certainty": threshold,
+                "share": evaluation.COVERAGE, "accuracy": kept, "least_certainty": threshold,
             },
         },
         "libraries": {

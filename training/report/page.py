@@ -1,13 +1,22 @@
-"""The frame of every HTML report: one self-contained page, for any screen.
-
-The page never scrolls sideways: a wide table or picture scrolls in its own box.
-"""
+"""The parts of a report: figures, the summary, the HTML page."""
 
 import base64
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from string import Template
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from training.config import RECIPES
+from training.data.mnist import SIDE, Images
 
 Table = Sequence[Sequence[str]]
 """A heading and rows, all of the same length."""
@@ -91,3 +100,228 @@ def _table(table: Table) -> str:
         for first, *rest in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
+WIDTH = 6.0
+"""Of every figure, in inches: on a phone, 346 pixels wide, labels of 10 points have 8 pixels."""
+_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+TRAINING, VALIDATION = "#e08214", "#2166ac"
+
+TILES = 18
+"""Digits in a gallery."""
+COLUMNS = 6
+
+PIXELS = "none"
+"""Interpolation of images: none in the file, and no smoothing on the screen."""
+
+
+def draw(figure: Figure, alt: str) -> Picture:
+    """Render a figure as an SVG file; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    # Text stays text: smaller and searchable. The salt makes ids repeatable.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "digits"}):
+        figure.savefig(buffer, format="svg", metadata=_METADATA)
+    lines = (line.rstrip() for line in buffer.getvalue().splitlines())
+    return Picture(b"\n".join(lines) + b"\n", alt)
+
+
+def tidy(axes: Axes) -> None:
+    """Give axes a light grid, and two thin lines instead of a frame."""
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(colors=MUTED)
+
+
+def gallery(images: Images, titles: Sequence[str]) -> Figure:
+    """Draw digits in rows of six, dark ink on white, each under its title."""
+    shown = images[:TILES].reshape(-1, SIDE, SIDE)
+    rows = max(1, -(-len(shown) // COLUMNS))
+    figure = Figure(figsize=(WIDTH, 1.5 * rows), layout="constrained")
+    for place, (image, title) in enumerate(zip(shown, titles, strict=False), start=1):
+        tile = figure.add_subplot(rows, COLUMNS, place)
+        tile.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation=PIXELS)
+        tile.set_title(title, fontsize=10, color=INK, pad=4)
+        tile.set(xticks=[], yticks=[])
+        tile.spines[:].set_color(RULE)
+    if not len(shown):
+        figure.text(0.5, 0.5, "none", ha="center", va="center", color=MUTED, fontsize=12)
+    return figure
+
+
+def layers(table: Sequence[Sequence[str]]) -> Figure:
+    """Draw the layer table."""
+    figure = Figure(figsize=(WIDTH, 0.3 * len(table) + 0.2))
+    axes = figure.add_axes((0.03, 0.02, 0.94, 0.96))
+    axes.set_axis_off()
+    axes.set(xlim=(0, 1), ylim=(len(table), 0))
+    columns = [(0.0, "left"), (0.42, "left"), (0.66, "left"), (1.0, "right")]
+    for row, cells in enumerate(table):
+        edge = row in (0, len(table) - 1)
+        for cell, (x, align) in zip(cells, columns, strict=True):
+            axes.text(
+                x, row + 0.5, cell, ha=align, va="center", fontsize=10,
+                color=INK, weight="bold" if edge else "normal",
+            )  # fmt: skip
+        axes.axhline(row + 1, color=INK if edge else RULE, linewidth=0.8)
+    return figure
+
+
+def curves(history: dict[str, list[float]]) -> Figure:
+    """Draw loss and accuracy by epoch, for training and validation."""
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    _curve(loss, history["loss"], history["val_loss"], "loss (cross-entropy)")
+    _curve(accuracy, history["accuracy"], history["val_accuracy"], "accuracy")
+    loss.set_yscale("log")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_minor_locator(NullLocator())
+    loss.yaxis.set_major_formatter("{x:g}")
+    worst = min(*history["val_accuracy"], history["accuracy"][-1])
+    accuracy.set_ylim(1 - 1.2 * max(0.01, 1 - worst), 1)  # training's first epochs lie far below
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def _curve(axes: Axes, training: list[float], validation: list[float], title: str) -> None:
+    """Draw one quantity by epoch."""
+    epochs = np.arange(1, len(training) + 1)
+    marker = "o" if len(epochs) <= 30 else ""
+    axes.plot(epochs, training, color=TRAINING, label="training", marker=marker, markersize=3)
+    axes.plot(epochs, validation, color=VALIDATION, label="validation", marker=marker, markersize=3)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel("epoch", color=MUTED)
+    axes.set_xlim(0, 1.02 * len(epochs))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    tidy(axes)
+    axes.legend(frameon=False, labelcolor=INK)
+
+
+def confusion(counts: npt.NDArray[np.int_]) -> Figure:
+    """Draw the confusion matrix; only mistakes are coloured, so that they stand out."""
+    right = np.eye(10, dtype=bool)
+    mistakes = np.where(right, 0, counts)
+    figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
+    axes = figure.subplots()
+    most = 1.8 * max(1, mistakes.max())
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=most, interpolation=PIXELS)
+    diagonal = np.ma.masked_array(right, ~right)
+    axes.imshow(diagonal, cmap="Greys", vmin=0, vmax=12, interpolation=PIXELS)
+    for (real, predicted), count in np.ndenumerate(counts):
+        if count:
+            axes.text(predicted, real, str(count), ha="center", va="center", fontsize=10, color=INK)
+    axes.set_xlabel("predicted digit", color=MUTED)
+    axes.set_ylabel("real digit", color=MUTED)
+    axes.set(xticks=range(10), yticks=range(10))
+    axes.set_xticks(np.arange(11) - 0.5, minor=True)
+    axes.set_yticks(np.arange(11) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0, colors=INK)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+CAPTIONS = {
+    "curves": (
+        "Learning",
+        "Loss and accuracy by epoch. Training is measured with dropout on, and on images deformed "
+        "as the recipe says; validation without either, so it may look better. "
+        "Training accuracies of the first epochs may lie below the axis.",
+    ),
+    "mistakes": (
+        "Mistakes",
+        "Misread test digits, the most confident mistakes first.",
+    ),
+    "confusion": (
+        "Confusion matrix",
+        "Test images by real digit (rows) and predicted digit (columns). The diagonal is right; "
+        "beside it, a stronger colour is a more common mistake.",
+    ),
+    "samples": (
+        "Training images",
+        "The first training images and their labels.",
+    ),
+}
+"""Heading and caption of each picture, in the order of the page."""
+
+
+def render(
+    metrics: Mapping[str, Any], layers: Table, digits: Table, pictures: Mapping[str, Picture]
+) -> str:
+    """Write the page."""
+    return page(
+        title="Digit classifier: training report",
+        heading=f"{metrics['accuracy']['test']:.2%}",
+        lead=[
+            f"of the test digits are classified correctly; {metrics['errors']['test']:,} are not.",
+            _training(metrics) + _own(metrics) + _calibration(metrics),
+        ],
+        sections=[
+            section("Loss and accuracy", "", _results(metrics)),
+            *(section(*CAPTIONS[name], pictures[name]) for name in CAPTIONS),
+            section("Digit by digit", "", digits),
+            section("Layers", "", layers),
+        ],
+    )
+
+
+def _results(metrics: Mapping[str, Any]) -> Table:
+    """Return the table of loss and accuracy."""
+    names = {"test": "test", "validation": _validation_name(metrics)}
+    sets = [
+        (name, metrics["accuracy"][key], metrics["loss"][key])
+        for key, name in names.items()
+        if key in metrics["accuracy"]
+    ]
+    if "accuracy" in (own := metrics.get("extra", {})):
+        name = f"your own, held out ({own['held_out']:,})"
+        sets.append((name, own["accuracy"], own["loss"]))
+    rows = [(name, f"{loss:.4f}", f"{accuracy:.2%}") for name, accuracy, loss in sets]
+    return [("images", "loss", "accuracy"), *rows]
+
+
+def _validation_name(metrics: Mapping[str, Any]) -> str:
+    """Name the images that were validated with: a recipe may hold none out."""
+    recipe = RECIPES.get(metrics["recipe"])
+    return "validation" if recipe is None or recipe.validation_split else "deformed training"
+
+
+def _training(metrics: Mapping[str, Any]) -> str:
+    """Describe in one sentence how the network was trained."""
+    libraries = ", ".join(f"{name} {version}" for name, version in metrics["libraries"].items())
+    return (
+        f"Recipe {metrics['recipe']}, seed {metrics['seed']}: {metrics['epochs']} epochs in "
+        f"{metrics['train_seconds']:.0f} s on {metrics['device']}, {metrics['parameters']:,} "
+        f"parameters ({libraries})."
+    )
+
+
+def _own(metrics: Mapping[str, Any]) -> str:
+    """Describe in one sentence the part of a user's own images."""
+    if "extra" not in metrics:
+        return ""
+    own = metrics["extra"]
+    sentence = f" It was trained on {own['images']:,} images of your own, too; "
+    if "accuracy" not in own:
+        return f"{sentence}none was held out, which takes 5 of a digit."
+    held_out = f"of {own['held_out']:,} others, held out, "
+    return f"{sentence}{held_out}{own['accuracy']:.1%} are classified correctly."
+
+
+def _calibration(metrics: Mapping[str, Any]) -> str:
+    """Describe in two sentences how well its probabilities are calibrated."""
+    if "calibration" not in metrics:  # artifacts of an old version
+        return ""
+    facts = metrics["calibration"]
+    coverage = facts["coverage"]
+    return (
+        f" Calibrated on the {_validation_name(metrics)} images: temperature "
+        f"{facts['temperature']:.2f}, expected calibration error on the test images "
+        f"{facts['ece']['after']:.2%} ({facts['ece']['before']:.2%} before). Of the "
+        f"{coverage['share']:.0%} of the test images with the highest probabilities, "
+        f"{coverage['accuracy']:.2%} are classified correctly; the lowest of these probabilities "
+        f"is {coverage['least_certainty']:.2f}."
+    )

@@ -11,7 +11,7 @@ from training.data.mnist import Labels, Mnist
 from training.files import write_atomically
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import Probabilities, probabilities
-from training.report import figures, summary
+from training.report import page
 from training.report.page import Table
 
 Counts = npt.NDArray[np.int_]
@@ -37,13 +37,13 @@ def write(artifacts: Path, data: Mnist) -> None:
     layers = layer_table(model)
     counts = confusion_counts(answers, data.test_labels)
     drawn = {
-        "samples": figures.draw(*samples(data)),
-        "layers": figures.draw(figures.layers(layers), "The layers, as in layers.txt"),
-        "curves": figures.draw(figures.curves(history), curves_alt(history)),
-        "confusion": figures.draw(figures.confusion(counts), confusion_alt(counts)),
-        "mistakes": figures.draw(*mistakes(data, answers)),
+        "samples": page.draw(*samples(data)),
+        "layers": page.draw(page.layers(layers), "The layers, as in layers.txt"),
+        "curves": page.draw(page.curves(history), curves_alt(history)),
+        "confusion": page.draw(page.confusion(counts), confusion_alt(counts)),
+        "mistakes": page.draw(*mistakes(data, answers)),
     }
-    html = summary.render(metrics, layers, digit_table(counts), drawn)
+    html = page.render(metrics, layers, digit_table(counts), drawn)
     files = {f"{name}.svg": picture.svg for name, picture in drawn.items()}
     files |= {"layers.txt": _as_text(layers).encode(), "report.html": html.encode()}
     for name, content in files.items():
@@ -115,10 +115,8 @@ def confusion_alt(counts: Counts) -> str:
 
 def samples(data: Mnist) -> tuple[Figure, str]:
     """Draw the first training images, and describe them in words."""
-    labels = data.train_labels[: figures.TILES]
-    figure = figures.gallery(
-        data.train_images[: figures.TILES], [f"label {label}" for label in labels]
-    )
+    labels = data.train_labels[: page.TILES]
+    figure = page.gallery(data.train_images[: page.TILES], [f"label {label}" for label in labels])
     return figure, f"{len(labels)} handwritten digits: {', '.join(map(str, labels))}."
 
 
@@ -126,11 +124,11 @@ def mistakes(data: Mnist, answers: Probabilities) -> tuple[Figure, str]:
     """Draw the misread test images, the most certain first, and describe them in words."""
     digits, certainty = answers.argmax(axis=1), answers.max(axis=1)
     wrong = np.flatnonzero(digits != data.test_labels)
-    shown = wrong[np.argsort(-certainty[wrong], kind="stable")][: figures.TILES]
+    shown = wrong[np.argsort(-certainty[wrong], kind="stable")][: page.TILES]
     titles = [f"predict {digits[i]}\nreal {data.test_labels[i]}" for i in shown]
     listed = [f"{data.test_labels[i]} read as {digits[i]}" for i in shown]
     alt = f"{len(shown)} misread digits: {', '.join(listed) or 'none'}."
-    return figures.gallery(data.test_images[shown], titles), alt
+    return page.gallery(data.test_images[shown], titles), alt
 
 
 def _as_text(table: Table) -> str:

@@ -13,7 +13,7 @@ from digit_reader.ink.strokes import (
     parts_of,
     thickness,
 )
-from serving.digits.pictures.parts import Labels, Mask, Numbers
+from serving.digits.pictures.normalizer import Labels, Mask, Numbers
 
 MIN_STRAIGHT = 0.75
 """Of a box's side: how much of it is straight; of a zero's it is half."""

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from digit_reader.ink.boxes import Box
 from digit_reader.ink.strokes import MAX_LINES, MIN_SIDE, Runs, chosen_parts, parts_of
-from serving.digits.pictures.parts import Mask, Numbers
+from serving.digits.pictures.normalizer import Mask, Numbers
 
 MIN_TOOTH = 10
 """Pixels of a tooth of a comb."""

@@ -8,8 +8,7 @@ from scipy import ndimage
 
 from digit_reader.ink.rings import without_rings
 from digit_reader.ink.ruling import without_ruling
-from serving.digits.pictures.normalizer import MIN_CONTRAST, fit, otsu, resized
-from serving.digits.pictures.parts import Levels
+from serving.digits.pictures.normalizer import MIN_CONTRAST, Levels, fit, otsu, resized
 
 THUMB = 48
 """Pixels of the longer side of what the paper is estimated on."""

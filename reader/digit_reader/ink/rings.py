@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from digit_reader.ink.boxes import remains
 from digit_reader.ink.strokes import parts_of
-from serving.digits.pictures.parts import Labels, Levels, Mask, Numbers
+from serving.digits.pictures.normalizer import Labels, Levels, Mask, Numbers
 
 MIN_SIDE, MAX_RINGS, MAX_AREA = 20, 40, 3
 """Pixels of a ring's shorter side; the parts of a page that are looked at, the largest; and the

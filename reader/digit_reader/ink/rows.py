@@ -6,8 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from digit_reader.ink.page import Ink
-from serving.digits.pictures.normalizer import resized
-from serving.digits.pictures.parts import Labels, Levels, Mask, Numbers, find_parts
+from serving.digits.pictures.normalizer import Labels, Levels, Mask, Numbers, find_parts, resized
 
 ROW_HEIGHT = 48
 """Pixels to which a row is scaled: its digits' usual height."""

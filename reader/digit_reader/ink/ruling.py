@@ -14,7 +14,7 @@ from digit_reader.ink.strokes import (
     parts_of,
     thickness,
 )
-from serving.digits.pictures.parts import Labels, Levels, Mask, Numbers
+from serving.digits.pictures.normalizer import Labels, Levels, Mask, Numbers
 
 MIN_SPAN = 0.6
 """Of the picture's width: how much of it a ruled line covers."""

@@ -13,8 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from serving.digits.pictures.normalizer import fit
-from serving.digits.pictures.parts import Levels, Mask
+from serving.digits.pictures.normalizer import Levels, Mask, fit
 
 THUMB = 128
 """Pixels of the longer side of the picture in which a sheet is looked for."""

@@ -9,8 +9,16 @@ from scipy import ndimage
 
 from digit_reader.ink.rows import Row
 from digit_reader.text.cuts import Pieces, nearest, pen_width
-from serving.digits.pictures.normalizer import BOX, HEIGHT, PEN_WIDTHS, within
-from serving.digits.pictures.parts import Levels, Mask, Numbers, Work
+from serving.digits.pictures.normalizer import (
+    BOX,
+    HEIGHT,
+    PEN_WIDTHS,
+    Levels,
+    Mask,
+    Numbers,
+    Work,
+    within,
+)
 from serving.predictions import Images
 
 MAX_JOINED = 8

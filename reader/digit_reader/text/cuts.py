@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from digit_reader.ink.rows import Row
-from serving.digits.pictures.parts import Mask, Numbers, Work, boxes_of
+from serving.digits.pictures.normalizer import Mask, Numbers, Work, boxes_of
 
 MIN_SIZE = 0.004
 """Of the height squared: smaller parts are specks."""

@@ -13,7 +13,7 @@ from digit_reader.text.candidates import Candidates
 from digit_reader.text.cuts import Pieces
 from digit_reader.text.marks import Mark
 from digit_reader.text.runs import Item
-from serving.digits.pictures.parts import Numbers, Work
+from serving.digits.pictures.normalizer import Numbers, Work
 from serving.predictions import Probabilities
 
 BIAS = 0.5

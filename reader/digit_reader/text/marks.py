@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from digit_reader.ink.rows import Row
 from digit_reader.text.cuts import MIN_SIZE, Pieces, pen_width
-from serving.digits.pictures.parts import Numbers, labelled
+from serving.digits.pictures.normalizer import Numbers, labelled
 
 MAX_DOTS = 16
 """Of a row, looked at in pairs."""

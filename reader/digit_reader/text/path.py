@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.digits.pictures.parts import Numbers
+from serving.digits.pictures.normalizer import Numbers
 
 
 class Path(NamedTuple):

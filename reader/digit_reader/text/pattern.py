@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from digit_reader.facts import MAX_LENGTH
-from serving.digits.pictures.parts import Mask, Numbers
+from serving.digits.pictures.normalizer import Mask, Numbers
 from serving.errors import InvalidRequest
 
 DIGITS, MARKS, BLANK, LETTERS = "0123456789", ".,-/:", " ", "A"

@@ -15,7 +15,7 @@ from digit_reader import rejecter
 from digit_reader.ink.page import find_ink
 from digit_reader.ink.rows import find_rows
 from digit_reader.text.lines import Line
-from serving.digits.pictures.parts import Levels, Work
+from serving.digits.pictures.normalizer import Levels, Work
 from serving.errors import InvalidRequest
 from serving.predictions import Images
 

@@ -12,7 +12,7 @@ from digit_reader.rejecter import SHARE, odds
 from lab.handwriting import onnx_file
 from lab.handwriting.examples import NO_DIGIT, LabelledRow, join
 from lab.handwriting.paths import Loss, text_loss
-from serving.digits.pictures.parts import Mask, Numbers
+from serving.digits.pictures.normalizer import Mask, Numbers
 from training.config import Deformation
 from training.data.augmentation import deform, prefetch
 

@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks.load import h2load
+from benchmarks.load import network
 from benchmarks.load.loops import closed, open_loop
 from benchmarks.load.network import Generator, NetworkLoad, spread
-from benchmarks.load.trace import Call, Outcome, arrivals
+from benchmarks.load.trace import CallRequest, Outcome, arrivals
 from benchmarks.run.scenarios import TIMEOUT_S
 from benchmarks.targets.workload import encode_digits, encode_infer
 from serving.digits.wire import encode_response
@@ -29,7 +29,9 @@ NOW = 0.0
 
 def request(server, images, path=CLASSIFY):
     encode = encode_infer if path in (INFER, STREAM_INFER) else encode_digits
-    return Call(address=server.address, path=path, message=encode("digits", {"images": images}))
+    return CallRequest(
+        address=server.address, path=path, message=encode("digits", {"images": images})
+    )
 
 
 @pytest.mark.parametrize("path", [CLASSIFY, INFER])
@@ -73,7 +75,7 @@ def test_calls_that_are_never_answered_count_as_errors(images):
         return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
 
     with fake_server(first_only) as address:
-        question = Call(
+        question = CallRequest(
             address=address, path=CLASSIFY, message=encode_digits("digits", {"images": images[:1]})
         )
         trace = open_loop(question, np.array([0.0, 0.01]), NOW, 1)
@@ -92,7 +94,7 @@ def test_h2load_is_not_believed_where_the_server_refuses():
         raise ConnectionError("no")
 
     with Generator([0], "h2load") as generator:
-        load = NetworkLoad(generator, lambda _: Call(address="x:1", path="/", message=b""),
+        load = NetworkLoad(generator, lambda _: CallRequest(address="x:1", path="/", message=b""),
                            refused)  # fmt: skip
         with pytest.raises(ConnectionError, match="no"):
             load.closed(1, 1, SHORT_S)
@@ -107,7 +109,7 @@ def test_answers_that_turn_bad_are_errors(images):
         return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
 
     with fake_server(every_other) as address:
-        question = Call(
+        question = CallRequest(
             address=address, path=CLASSIFY, message=encode_digits("digits", {"images": images[:1]})
         )
         trace = until_answered(lambda seconds: closed(question, [1], NOW, seconds))
@@ -117,7 +119,7 @@ def test_answers_that_turn_bad_are_errors(images):
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
 def test_h2load_is_answered(server, images):
     question, cores = request(server, images[:1]), sorted(os.sched_getaffinity(0))
-    trace = h2load.closed(question, 2, 2, 10 * SHORT_S, cores)
+    trace = network.run_h2load(question, 2, 2, 10 * SHORT_S, cores)
     assert trace.generator == "h2load"
     assert trace.num_errors == 0
     assert trace.calls_per_s == pytest.approx(len(trace.latencies_s) / 10 / SHORT_S)
@@ -126,7 +128,7 @@ def test_h2load_is_answered(server, images):
 def test_h2load_log_is_read():
     rows = np.array([[1, 200, 1500], [2, 200, 2500], [3, -1, 10]])
     output = "requests: 3 total, 3 started, 3 done, 2 succeeded, 1 failed, 0 errored, 0 timeout"
-    trace = h2load.trace_of(rows, 2.0, 0.5, output)
+    trace = network.trace_of(rows, 2.0, 0.5, output)
     np.testing.assert_allclose(trace.latencies_s, [0.0015, 0.0025, 1e-5])
     assert (trace.num_errors, trace.calls_per_s, trace.busy) == (1, 1.0, 0.25)
 

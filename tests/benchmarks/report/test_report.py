@@ -1,4 +1,4 @@
-"""Tables, picture and page, from made-up results."""
+"""Tables and page, from made-up results."""
 
 import math
 import re
@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.report import page, tables
-from benchmarks.report.figures import Figures, paired_ratio
-from benchmarks.run.cell import Cell
-from benchmarks.run.result_file import Skip, UnusableResults, load
+from benchmarks.report.tables import Figures, paired_ratio
+from benchmarks.run.result_file import Cell, Skip, UnusableResults, load
 from benchmarks.targets.target import Spec
-from tests.benchmarks.made_up import H2, INT8, ON_CUDA, PLAIN, results, sample, three_rounds
+from tests.benchmarks.made_up import H2, ON_CUDA, PLAIN, results, sample, three_rounds
 
 
 def rows_of(kept, title):
@@ -60,8 +59,8 @@ def test_speedup_of_latencies_is_their_inverse():
 
 def test_targets_that_could_not_run_are_not_measured():
     kept = results(sample(H2, "Offline"), skips=(Skip(spec=ON_CUDA, reason="no GPU"),))
-    assert rows_of(kept, "Targets")[-1] == ["engine cuda", "not measured"]
-    assert rows_of(kept, "Not measured")[1:] == [["engine cuda", "–", "no GPU"]]
+    assert rows_of(kept, "Targets")[-1] == ["h2 cuda", "not measured"]
+    assert rows_of(kept, "Not measured")[1:] == [["h2 cuda", "–", "no GPU"]]
 
 
 def test_target_by_address_has_a_row_too():
@@ -107,26 +106,6 @@ def test_committed_report_is_that_of_its_results():
     text = path.with_suffix(".md").read_text("utf-8")
     for table in tables.every(load(path.with_suffix(".json"))):
         assert table.markdown() in text
-
-
-def test_report_is_a_page_with_the_headline_in_one_narrow_picture(tmp_path):
-    loops = [sample(spec, "ClosedLoop", callers=callers, calls_per_s=rate * callers)
-             for spec, rate in ((PLAIN, 1000), (H2, 3000), (INT8, 4000))
-             for callers in (1, 8)]  # fmt: skip
-    kept = results(*three_rounds().samples, sample(INT8, "SingleStream", calls_per_s=1), *loops)
-    names = [path.name for path in page.write(kept, tmp_path / "r.json")]
-    assert names == ["r.md", "r.svg"]
-    picture = (tmp_path / "r.svg").read_bytes()
-    assert b">h2 int8</text>" in picture
-    width = re.search(rb'<svg [^>]*width="([\d.]+)pt"', picture)
-    assert width is not None
-    assert float(width[1]) * 96 / 72 <= 390
-    markdown = (tmp_path / "r.md").read_text()
-    loops_text = "8 in flight: h2 int8 32 k, h2 24 k, plain 8 k, 4 × the strongest other target."
-    assert f"![Calls a second with {loops_text} Latency of one" in markdown
-    assert re.search(r"plain \d.*, h2 \d.*\]\(r\.svg\)", markdown)
-    page.write(kept, tmp_path / "r.json")
-    assert (tmp_path / "r.svg").read_bytes() == picture
 
 
 def test_readme_gets_the_table(tmp_path):

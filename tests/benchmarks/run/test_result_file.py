@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.run import environment
+from benchmarks.run import runner
 from benchmarks.run.result_file import UnusableResults, load
 from tests.benchmarks.made_up import H2, PLAIN, results, sample
 
@@ -42,7 +42,7 @@ def test_unusable_file_is_refused(tmp_path, text, reason):
 
 
 def test_environment_names_neither_machine_nor_folder(models):
-    found = environment.describe(models, {"target": 1, "generator": 1})
+    found = runner.describe(models, {"target": 1, "generator": 1})
     text = json.dumps(found)
     assert found["model"]["digest"]
     for secret in (socket.gethostname(), os.getcwd(), str(models), str(Path.home())):

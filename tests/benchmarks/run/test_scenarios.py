@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.load.trace import Load, Trace, arrivals
-from benchmarks.report.figures import server_rate
+from benchmarks.load.trace import Trace, arrivals
+from benchmarks.report.tables import server_rate
 from benchmarks.run import scenarios
-from benchmarks.run.cell import Cell
+from benchmarks.run.result_file import Cell
 from benchmarks.run.scenarios import Rules
 from benchmarks.targets.target import Running, Spec
 
@@ -24,17 +24,6 @@ def test_closed_scenarios_are_one_run_of_so_many_callers_and_rows(scenario):
     assert load.asked == [(2, 8, 0.1, 1)]
     assert (sample.scenario, sample.round, sample.callers, sample.batch) == (scenario, 3, 2, 8)
     assert sample.num_calls == sample.latency.total == 1000
-
-
-@pytest.mark.parametrize("scenario", ["Server", "Overload"])
-def test_open_scenarios_need_a_server(scenario):
-    class Closed(Load):
-        def closed(self, *_):
-            return trace()
-
-    cell = Cell(spec=NULL, scenario=scenario)
-    with pytest.raises(OSError, match="need a server"):
-        list(scenarios.run(cell, running(Closed()), RULES, 0))
 
 
 def running(load):
@@ -58,7 +47,6 @@ def trace(**fields):
     [
         ({"busy": 1.0}, 0.5, "the generator was the limit"),
         ({"busy": 1.0}, 1.0, ""),
-        ({"busy": 1.0, "generator": "threads"}, 0.5, ""),
         ({"lag_s": np.full(100, 0.005)}, 0.5, ""),
         ({"lag_s": np.full(100, 0.005), "latencies_s": np.full(100, 0.02)}, 0.5, "sent late"),
         ({"lag_s": np.full(100, 1e-5), "latencies_s": np.full(100, 0.02)}, 0.5, ""),
@@ -71,7 +59,7 @@ def test_saturated_generator_makes_a_run_invalid(fields, target_busy, reason):
     assert bool(found) == bool(reason)
 
 
-class Exact(Load):
+class Exact:
     """A load whose target keeps to the objective up to an exact rate."""
 
     def __init__(self, limit_per_s, is_late=False):

@@ -11,8 +11,8 @@ import pytest
 from benchmarks.load.cores import cpu_s, family, memory_bytes
 from benchmarks.load.network import Generator
 from benchmarks.run import runner
-from benchmarks.run.suites import Suite
-from benchmarks.targets.catalogue import open_target
+from benchmarks.run.runner import Suite
+from benchmarks.targets.servers import open_target
 from benchmarks.targets.target import NotMeasured, Spec
 from tests.benchmarks.retries import SHORT_S, until_answered
 from tests.support.servers import running_server
@@ -60,14 +60,6 @@ def test_http_is_asked_for_its_digits_and_loaded_by_h2load_only(setting, target)
             assert trace.num_errors == 0
 
 
-def test_model_alone_is_called_by_threads_in_a_process_of_its_own(setting):
-    with open_target(Spec(target="engine"), setting) as running:
-        trace = until_answered(lambda seconds: running.load.closed(3, 1, seconds))
-        assert trace.num_errors == 0
-        assert trace.generator == "threads"
-        assert running.pid in list(family(os.getpid()))
-
-
 def test_server_of_another_checkout_is_started_from_there(setting, tmp_path):
     shutil.copytree(ROOT / "serving", tmp_path / "serving")
     with (tmp_path / "serving" / "__init__.py").open("a") as file:
@@ -108,7 +100,7 @@ def test_server_that_gives_other_digits_is_not_measured(setting, models):
 def test_target_that_dies_costs_only_its_own_measurement(setting):
     spec = Spec(target="plain")
     suite = Suite(
-        name="x", specs=[Spec(target="engine"), spec], scenarios=["SingleStream"], rounds=1,
+        name="x", specs=[Spec(target="h2"), spec], scenarios=["SingleStream"], rounds=1,
         seconds=0.05,
     )  # fmt: skip
 
@@ -118,7 +110,7 @@ def test_target_that_dies_costs_only_its_own_measurement(setting):
             os.kill(pid, signal.SIGKILL)
 
     kept = runner.run(suite, setting, kill_plain)
-    assert {sample.spec.target for sample in kept.samples} == {"engine"}
+    assert {sample.spec.target for sample in kept.samples} == {"h2"}
     assert [skip.spec for skip in kept.skips] == [spec]
 
 

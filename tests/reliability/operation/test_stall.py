@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks.load.loops import closed, open_loop
-from benchmarks.load.trace import Call, arrivals
+from benchmarks.load.trace import CallRequest, arrivals
 from benchmarks.targets.workload import encode_digits
 from tests.support.raw import CLASSIFY
 from tests.support.servers import running_server
@@ -21,7 +21,7 @@ CONNECT_S = 3.0
 def test_open_loop_shows_a_stall_of_a_server_and_closed_loop_hides_it(models, images):
     with running_server(models, "--device", "cpu") as server:
         message = encode_digits("digits", {"images": images[:1]})
-        question = Call(address=server.address, path=CLASSIFY, message=message)
+        question = CallRequest(address=server.address, path=CLASSIFY, message=message)
         offsets = arrivals("constant", rate=200, seconds=1.0, seed=0)
 
         @contextmanager

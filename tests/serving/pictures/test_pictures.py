@@ -22,7 +22,7 @@ from lab.made.drawing import (
     stroke_glyph,
 )
 from serving.digits.pictures import decoder
-from serving.digits.pictures.parts import bounding_box
+from serving.digits.pictures.normalizer import bounding_box
 from serving.digits.pictures.reader import from_picture
 from serving.errors import ConfigurationError, InvalidRequest
 from tests.support.pictures.random_pictures import read_all

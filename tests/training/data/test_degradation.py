@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from training.data import degradation
-from training.data.degradation import WAYS, degrade
+from training.data import augmentation
+from training.data.augmentation import WAYS, degrade
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_images_differ_in_how_far_they_are_degraded(images, way):
 
 def test_noise_is_added_to_all_pixels_alike():
     grey = np.full((4000, 28, 28), 100, np.float32)
-    noise = degradation.gaussian_noise(grey, rng()) - grey
+    noise = augmentation.gaussian_noise(grey, rng()) - grey
     assert noise.mean() == pytest.approx(0, abs=0.5)
     assert noise.std(axis=(1, 2)).min() > 3
     assert noise.std(axis=(1, 2)).max() < 80
@@ -45,7 +45,7 @@ def test_noise_is_added_to_all_pixels_alike():
 
 def test_paler_ink_stays_lighter_than_the_paper(images):
     pixels = images.reshape(-1, 28, 28).astype(np.float32)
-    changed = degradation.contrast(pixels, rng())
+    changed = augmentation.contrast(pixels, rng())
     brightest, darkest = changed.max(axis=(1, 2)), changed.min(axis=(1, 2))
     assert (brightest - darkest > 50).all()
     assert (darkest > 20).any()

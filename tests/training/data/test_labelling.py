@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from training.__main__ import main
-from training.data import labelling
+from training.data import extra
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def test_keys_move_pictures_and_undo_moves_them_back(own):
 
 def test_undo_never_replaces_a_file(own):
     old = own / "unsure" / "1" / "a.png"
-    new = labelling._move(old, own / "1" / "a.png")
+    new = extra._move(old, own / "1" / "a.png")
     old.write_bytes(b"another")
-    assert labelling._move(new, old) == old.with_name("a-2.png")
+    assert extra._move(new, old) == old.with_name("a-2.png")
     assert old.read_bytes() == b"another"
 
 
@@ -90,6 +90,6 @@ def test_missing_folder_or_terminal_is_one_line(own, capsys):
 
 def test_drawing_has_two_rows_a_line():
     image = np.repeat(np.array([0, 255, 0], np.uint8), (28, 28, 728))
-    first, *others = labelling.draw(image).splitlines()
+    first, *others = extra.draw(image).splitlines()
     assert first == "\x1b[38;5;232;48;5;255m▀" * 28 + "\x1b[m"
     assert others == ["\x1b[38;5;232;48;5;232m▀" * 28 + "\x1b[m"] * 13

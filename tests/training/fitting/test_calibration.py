@@ -4,13 +4,13 @@ import pytest
 
 from training.config import BEST
 from training.data.mnist import Examples
-from training.fitting import calibration
-from training.fitting.calibration import (
+from training.fitting import evaluation
+from training.fitting.evaluation import (
     accuracy_at_coverage,
     expected_calibration_error,
     fit_temperature,
+    probabilities,
 )
-from training.fitting.evaluation import probabilities
 from training.fitting.networks import build
 
 
@@ -56,7 +56,7 @@ def test_calibration_keeps_digits_and_layers():
     labels[::3] = 9  # a third is wrong
     examples = Examples(images, labels)
     parameters = model.count_params()
-    temperature = calibration.calibrate(model, examples)
+    temperature = evaluation.calibrate(model, examples)
     after = probabilities(model, examples.images)
     assert model.count_params() == parameters
     assert (after.argmax(axis=1) == before.argmax(axis=1)).all()

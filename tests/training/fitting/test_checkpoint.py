@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from training.errors import ResumeError
-from training.fitting.checkpoint import Checkpoint, Progress
+from training.fitting.artifacts import Checkpoint, Progress
 
 IDENTITY = {"seed": 3, "dropout": (0.4, 0.3), "deformation": {"scale": 0.1}}
 PROGRESS = Progress(

@@ -13,7 +13,7 @@ from training.config import RECIPES
 from training.errors import NotTrained
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
-from training.report import figures, report, summary
+from training.report import page, report
 from training.report.page import Picture
 
 PICTURES = [
@@ -45,7 +45,7 @@ def test_page_holds_its_pictures_and_links_nowhere(folder):
     html = (folder / "report.html").read_text()
     inlined = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
     assert [base64.b64decode(svg) for svg in inlined] == [
-        (folder / f"{name}.svg").read_bytes() for name in summary.CAPTIONS
+        (folder / f"{name}.svg").read_bytes() for name in page.CAPTIONS
     ]
     assert html.count("src=") == len(inlined)
     assert not re.search(r"https?:|href=|url\(|@import|<script|<link", html)
@@ -65,8 +65,8 @@ def test_page_escapes_its_contents():
         "parameters": 1, "libraries": {}, "errors": {"test": 1},
         "accuracy": {"test": 0.9, "validation": 0.9}, "loss": {"test": 0.1, "validation": 0.1},
     }  # fmt: skip
-    html = summary.render(
-        metrics, [("<b>",)], [("&",)], dict.fromkeys(summary.CAPTIONS, Picture(b"", '"<i>'))
+    html = page.render(
+        metrics, [("<b>",)], [("&",)], dict.fromkeys(page.CAPTIONS, Picture(b"", '"<i>'))
     )
     assert "&lt;script&gt;" in html
     assert "<script>" not in html
@@ -78,8 +78,8 @@ def test_page_does_not_call_validation_what_was_trained_on(monkeypatch, folder):
     metrics = load_json(folder, "metrics.json")
 
     def html():
-        pictures = dict.fromkeys(summary.CAPTIONS, Picture(b"", ""))
-        return summary.render(metrics, [("a",)], [("b",)], pictures)
+        pictures = dict.fromkeys(page.CAPTIONS, Picture(b"", ""))
+        return page.render(metrics, [("a",)], [("b",)], pictures)
 
     assert '<th scope="row">validation</th>' in html()
     whole = SimpleNamespace(validation_split=0)
@@ -135,7 +135,7 @@ def test_digit_table_names_the_commonest_mistake():
 def test_same_figure_gives_the_same_svg():
     names = ("loss", "val_loss", "accuracy", "val_accuracy")
     history = {name: [0.5, 0.6] for name in names}
-    one, other = (figures.draw(figures.curves(history), "") for _ in range(2))
+    one, other = (page.draw(page.curves(history), "") for _ in range(2))
     assert one == other
 
 
