@@ -111,8 +111,8 @@ def _export(arguments: argparse.Namespace) -> None:
 
         digits.export(arguments.artifacts, arguments.models, data, arguments.name or "digits")
         return
-    if not (arguments.keras and arguments.samples and arguments.name):
-        raise UnusableInput("a Keras model of your own needs --keras, --samples and --name")
+    if not (arguments.keras and arguments.name):
+        raise UnusableInput("a Keras model of your own needs --keras and --name")
     commandline.import_tensorflow(cache_dir().parent)
     from training.export import keras_model
 

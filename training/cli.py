@@ -77,12 +77,15 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
     add("--models", type=Path, default=Path("models"), metavar="PATH",
         help="model repository to publish in")  # fmt: skip
     add("--keras", type=Path, metavar="PATH",
-        help="export this Keras classifier in place of the one in --artifacts: it takes pixels of "
-        "0 to 255 (if it was trained on 0 to 1, put keras.layers.Rescaling(1 / 255) first) and "
-        "gives a logit or a probability for each class, or one probability for two")  # fmt: skip
+        help="export this Keras model in place of the one in --artifacts. A classifier of images "
+        "takes pixels of 0 to 255 (if it was trained on 0 to 1, put keras.layers.Rescaling(1 / 255)"
+        " first) and gives a logit or a probability for each class, or one probability for "
+        "two")  # fmt: skip
     add("--samples", type=Path, metavar="PATH",
-        help="with --keras: images to check the export on, some hundreds or more; an NPZ file with "
-        "`images`, (N, ...) uint8, and optionally `labels`, (N,) integers from 0")  # fmt: skip
+        help="with --keras: what to check the export on; of a classifier images, some hundreds or "
+        "more: an NPZ file with `images`, (N, ...) uint8, and optionally `labels`, (N,) integers "
+        "from 0; of any other model an array for each input by its name (default: drawn "
+        "numbers)")  # fmt: skip
     add("--labels", type=Path, metavar="PATH",
         help="with --keras: text file, a name for each class, one a line (default: 0, 1 and so "
         "on)")  # fmt: skip

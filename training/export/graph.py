@@ -67,19 +67,27 @@ def _by_tf2onnx(model: keras.Model) -> GraphProto:
     logging.disable()  # failures are raised
     try:
         proto: onnx.ModelProto = tf2onnx.convert.from_function(
-            function, [flat], opset=OPSET, custom_op_handlers={"Erfc": (_complement, ["Erf"])}
+            function, [flat], opset=OPSET, custom_op_handlers={"Erfc": (complement, ["Erf"])}
         )[0]
     finally:
         logging.disable(logging.NOTSET)
-    used = {name for node in proto.graph.node for name in node.input}
-    for tensor, placeholder in function.get_concrete_function(flat).graph.captures:
-        if placeholder.name in used:  # tf2onnx takes constants, as of Normalization, for inputs
-            constant = numpy_helper.from_array(tensor.numpy(), placeholder.name)
-            proto.graph.initializer.append(constant)
-    return proto.graph
+    return with_captures(proto.graph, function.get_concrete_function(flat))
 
 
-def _complement(graph: Any, node: Any, name: str, _: object) -> None:
+def with_captures(graph: GraphProto, function: Any) -> GraphProto:
+    """Add the constants, as of Normalization, that tf2onnx takes for inputs."""
+    used = {name for node in graph.node for name in node.input}
+    for tensor, placeholder in function.graph.captures:
+        if placeholder.name in used:
+            graph.initializer.append(numpy_helper.from_array(tensor.numpy(), placeholder.name))
+    captured = {placeholder.name for _, placeholder in function.graph.captures}
+    inputs = [each for each in graph.input if each.name not in captured]
+    del graph.input[:]
+    graph.input.extend(inputs)
+    return graph
+
+
+def complement(graph: Any, node: Any, name: str, _: object) -> None:
     """Write erfc(x), which is in TensorFlow's gelu but not in ONNX, as 1 - erf(x)."""
     answer = node.output[0]
     one = np.ones(1, helper.tensor_dtype_to_np_dtype(graph.get_dtype(answer)))

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from training.data.mnist import Images
 from training.errors import UnusableInput, first_line
-from training.export import samples
+from training.export import any_model, samples
 from training.export.manifest import ImageSignature
 from training.export.samples import Samples
 from training.export.version import Candidate, publish_version
@@ -34,10 +34,12 @@ MAX_LABEL = 100
 
 
 def export(
-    keras_file: Path, samples_file: Path, models: Path, name: str, labels_file: Path | None = None,
-    resize: str | None = None, *, invert: bool = False,
+    keras_file: Path, samples_file: Path | None, models: Path, name: str,
+    labels_file: Path | None = None, resize: str | None = None, *, invert: bool = False,
 ) -> Path:  # fmt: skip
-    """Convert a Keras classifier, compare it with Keras on the samples, and publish it.
+    """Convert a Keras model, compare it with Keras on the samples, and publish it.
+
+    A model that is no classifier of images, or has no samples of them, goes to `any_model`.
 
     Half of the samples are those that int8 weights are rounded on, the others test int8.
 
@@ -63,6 +65,13 @@ def export(
             the files could not be written. Nothing is published.
     """
     model = _load(keras_file)
+    print(f"exporting {keras_file}", flush=True)
+    if samples_file is None or not samples.are_images(samples_file):
+        given = {"--labels": labels_file, "--resize": resize, "--invert": invert}
+        if found := [option for option, value in given.items() if value]:
+            raise UnusableInput(f"{found[0]} is for classifiers of images, which need --samples "
+                                "with an array `images`")  # fmt: skip
+        return any_model.export(model, samples_file, models, name)
     _check_ends(model)
     num_classes, num_parameters = max(2, model.output_shape[1]), model.count_params()
     data, sample_shape = samples.read(samples_file, num_classes)
@@ -71,7 +80,6 @@ def export(
         input_shape=shape, classes=num_classes, labels=_labels(labels_file, num_classes)
     )
     preprocessing = signature.preprocessing(resize, invert=invert)
-    print(f"exporting {keras_file}", flush=True)
     model, expected = _classifier(model, data.images)
     candidate = Candidate(
         name=name,

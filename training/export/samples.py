@@ -24,6 +24,15 @@ class Samples(NamedTuple):
         return Samples(self.images[1::2], None if self.labels is None else self.labels[1::2])
 
 
+def are_images(path: Path) -> bool:
+    """Return whether a file is to be read as images; any that can't be read is."""
+    try:
+        with np.load(path) as file:
+            return set(file) <= {"images", "labels"}
+    except Exception:  # `read` says why
+        return True
+
+
 def read(path: Path, num_classes: int) -> tuple[Samples, tuple[int, ...]]:
     """Read an NPZ file with `images` and optionally `labels`.
 

@@ -382,7 +382,6 @@ def test_graph_that_answers_otherwise_is_not_published(writer, who, files, tmp_p
     [
         ["--keras", "model.keras"],
         ["--keras", "model.keras", "--samples", "samples.npz"],
-        ["--keras", "model.keras", "--name", "letters"],
         ["--samples", "samples.npz", "--name", "letters"],
         ["--labels", "labels.txt"],
     ],
@@ -390,9 +389,7 @@ def test_graph_that_answers_otherwise_is_not_published(writer, who, files, tmp_p
 def test_command_names_what_is_missing(arguments, capsys):
     assert main(["export", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error == (
-        "python -m training: a Keras model of your own needs --keras, --samples and --name\n"
-    )
+    assert error == "python -m training: a Keras model of your own needs --keras and --name\n"
 
 
 @pytest.mark.parametrize("name", ["", "../up", ".hidden", "a/b", "a" * 101])
