@@ -126,8 +126,8 @@ lock:  ## resolve requirements/*.lock to the newest versions
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv
 	$(LOCK_ALL) --extra serve --extra train --output-file requirements/cpu.lock
 	$(LOCK_ALL) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
-	$(LOCK) --extra serve --extra http --extra remote --output-file requirements/serve.lock
-	$(LOCK) --extra serve-gpu --extra http --extra remote --output-file requirements/serve-cuda.lock
+	$(LOCK) --extra serve --extra http --extra remote --extra s3 --output-file requirements/serve.lock
+	$(LOCK) --extra serve-gpu --extra http --extra remote --extra s3 --output-file requirements/serve-cuda.lock
 	$(LOCK) --extra serve --extra pictures --extra ray --output-file requirements/ray.lock
 	$(LOCK) --extra edge --group deploy --output-file requirements/edge.lock
 

@@ -34,7 +34,7 @@ EXTRAS = {
     "opentelemetry": "otel",
     "pyarrow": "score",
     "ray": "ray",
-    "fsspec": "remote",
+    "fsspec": "remote", "s3fs": "s3",
 }
 """Modules that the base installation lacks, and the extra that installs each."""
 

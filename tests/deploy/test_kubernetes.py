@@ -72,6 +72,12 @@ def validate(path):
     return done.returncode, set(re.findall(r"find schema for kind (\w+)", output))
 
 
+def test_plain_overlay_needs_no_operator(built):
+    path = built("plain")
+    assert validate(path) == (0, set())
+    assert objects(path)["Deployment", "digits"]["spec"]["replicas"] == 2
+
+
 @pytest.mark.parametrize("components", [(), *((name,) for name in COMPONENTS)], ids=str)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_fits_the_schemas(built, overlay, components):

@@ -29,6 +29,9 @@ class Venv:
                 pytest.fail(result.stderr)
             pytest.skip(f"{packages[0]} can't be installed here")
 
+    def program(self, name):
+        return self._bin / name
+
     def run(self, program, *arguments):
         """Run one of its programs from the repository; return its output."""
         result = subprocess.run(

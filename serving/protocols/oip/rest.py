@@ -7,6 +7,7 @@ NaN and infinities are NaN, Infinity and -Infinity in both directions, as Triton
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -67,6 +68,10 @@ def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> 
     request.id = _text(head.get("id", ""), "id")
     _set_parameters(request, head)
     rest = memoryview(body)[len(body) if json_bytes is None else json_bytes :]
+    return _read_inputs(request, head, rest)
+
+
+def _read_inputs(request: Any, head: dict[str, Any], rest: memoryview) -> tuple[Any, Form]:
     for item in _objects(head, "inputs"):
         rest = _add_input(request, item, rest)
     if len(rest):
@@ -100,11 +105,7 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
             output["parameters"] = {"binary_data_size": len(contents)}
             parts.append(contents)
         else:
-            if (size := math.prod(shape)) > _MAX_NUMBERS:
-                raise InvalidRequest(
-                    f"expected an output of at most {_MAX_NUMBERS} values as JSON, {tensor.name} "
-                    f"has {size}: ask for it as bytes, by binary_data"
-                )
+            _check_size(tensor.name, shape)
             output["data"] = _values(tensors.from_raw(contents, tensor, shape).ravel())
         outputs.append(output)
     data = _written({**head, "outputs": outputs})
@@ -128,6 +129,80 @@ def _written(document: dict[str, Any]) -> bytes:
         return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     # orjson would write null for NaN and infinities.
     return json.dumps(document, default=np.ndarray.tolist).encode()
+
+
+def read_instances(body: bytes, name: str, inputs: Sequence[tuple[str, str]]) -> bytes:
+    """Decode a request of KServe's first protocol: `instances`, a row each.
+
+    Args:
+        body: JSON.
+        name: the model's name.
+        inputs: the name and the datatype of each input.
+
+    Returns:
+        A ModelInferRequest, serialized.
+
+    Raises:
+        InvalidRequest: see `read_infer`.
+    """
+    rows = _object(_json(body), "the body").get("instances")
+    if not isinstance(rows, list) or not rows:
+        raise InvalidRequest('expected {"instances": [...]}, a row each')
+    if all(isinstance(row, dict) and row.keys() == dict(inputs).keys() for row in rows):
+        columns = {each: [row[each] for row in rows] for each, _ in inputs}
+    elif len(inputs) == 1 and not isinstance(rows[0], dict):
+        columns = {inputs[0][0]: rows}
+    else:
+        names = ", ".join(f'"{each}"' for each, _ in inputs)
+        raise InvalidRequest(f"expected each instance as an object with {names or 'nothing'}")
+    request, head = inference_pb.ModelInferRequest(model_name=name), {}
+    head["inputs"] = [
+        {"name": each, "datatype": datatype, "shape": _shape(columns[each]), "data": columns[each]}
+        for each, datatype in inputs
+    ]
+    packed: bytes = _read_inputs(request, head, memoryview(b""))[0].SerializeToString()
+    return packed
+
+
+def _shape(data: Any) -> list[int]:
+    return [len(data), *(_shape(data[0]) if data else [])] if isinstance(data, list) else []
+
+
+def write_predictions(response: bytes) -> bytes:
+    """Encode a ModelInferResponse, serialized, as `predictions` of KServe's first protocol.
+
+    Those of one output are its rows; of several outputs objects, one a row, or one of all outputs
+    if these have different numbers of rows.
+
+    Raises:
+        InvalidRequest: see `write_infer`.
+    """
+    message = inference_pb.ModelInferResponse.FromString(response)
+    arrays = {}
+    for tensor, contents in zip(message.outputs, message.raw_output_contents, strict=True):
+        shape = list(tensor.shape)
+        _check_size(tensor.name, shape)
+        arrays[tensor.name] = _values(tensors.from_raw(contents, tensor, shape))
+    numbers = {len(array) if isinstance(array, list) or array.ndim else -1
+               for array in arrays.values()}  # fmt: skip
+    predictions: Any = arrays
+    if len(arrays) == 1:
+        predictions = next(iter(arrays.values()))
+    elif len(numbers) == 1 and -1 not in numbers:
+        rows = zip(*arrays.values(), strict=True)
+        predictions = [dict(zip(arrays, row, strict=True)) for row in rows]
+    document = {"predictions": predictions}
+    if all(isinstance(array, np.ndarray) for array in arrays.values()):
+        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return json.dumps(document, default=lambda each: each.tolist()).encode()
+
+
+def _check_size(name: str, shape: list[int]) -> None:
+    if (size := math.prod(shape)) > _MAX_NUMBERS:
+        raise InvalidRequest(
+            f"expected an output of at most {_MAX_NUMBERS} values as JSON, {name} "
+            f"has {size}: ask for it as bytes, by binary_data"
+        )
 
 
 def read_index(body: bytes) -> bool:

@@ -56,7 +56,41 @@ class Inference:
                 Endpoint("GET", f"{model}/stats", self._query("ModelStatistics")),
                 Endpoint("POST", f"{model}/infer", self._infer, self._max_bytes, is_work=True),
             ]
-        return routes
+        # KServe's first protocol, for clients that still speak it.
+        return [
+            *routes,
+            Endpoint("GET", "/v1/models", self._names),
+            Endpoint("GET", "/v1/models/{name}", self._ready),
+            Endpoint(
+                "POST",
+                "/v1/models/{name}",
+                self._predict,
+                self._max_bytes,
+                is_work=True,
+                name="HttpPredict",
+            ),
+        ]
+
+    async def _names(self, _: Exchange) -> Answer:
+        return as_json({"models": [*self._router.routes]})
+
+    async def _ready(self, call: Exchange) -> Answer:
+        name = call.plan.params["name"]
+        infer.find(self._router, name, "")
+        return as_json({"name": name, "ready": True})
+
+    async def _predict(self, call: Exchange) -> Answer:
+        name = _predicted(call.plan)
+        target, signature = infer.find(self._router, name, "")
+        inputs = [(each.name, each.datatype) for each in signature.inputs]
+        work = rest.read_instances, call.body, name, inputs
+        packed = await call.work(*work, size=len(call.body))
+        message = inference_pb.ModelInferRequest.FromString(packed)
+        inference = infer.decode(self._router, target, message, signature)
+        encoder = infer.InferEncoder(target, None, inference, name, signature, _as_it_is)
+        response = (await call.run(inference.message, encoder, call.deadline_s)).SerializeToString()
+        body = await call.work(rest.write_predictions, response, size=len(response))
+        return Answer(body)
 
     def _query(self, name: str, *, ready: str | None = None, inner: str | None = None) -> Any:
         """Answer a query by the method of this name; readiness by the status alone."""
@@ -95,6 +129,7 @@ class Inference:
 
     def _max_bytes(self, plan: RoutedRequest) -> int:
         name, version = plan.params["name"], plan.params.get("version", "")
+        name = _predicted(plan) if plan.request.target.startswith("/v1") else name
         infer.find(self._router, name, version)
         binary = 0 if self._json_bytes(plan) is None else max_message_bytes(self._router)
         return self._max_json_bytes + binary
@@ -143,6 +178,14 @@ class Inference:
         if size <= _INLINE_OUTPUT_BYTES:
             return _answer(*rest.write_infer(response, form))
         return _answer(*await call.work(write_packed, response.SerializeToString(), form))
+
+
+def _predicted(plan: RoutedRequest) -> str:
+    """Return the model's name of a path that ends with NAME:predict."""
+    name, _, verb = plan.params["name"].rpartition(":")
+    if verb != "predict":
+        raise Unsupported(f"expected /v1/models/NAME:predict, got {plan.params['name'][:80]!r}")
+    return name
 
 
 def _unsupported() -> Iterator[tuple[str, str, str]]:
