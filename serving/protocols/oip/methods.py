@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
 
-from serving.catalog.catalog import Catalog
+from serving.catalog import Catalog
 from serving.commandline import installation
 from serving.config import BatchingConfig
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable, Unsupported
 from serving.model.engine import LoadedModel
+from serving.protocols import parse
 from serving.protocols.health import Health
-from serving.protocols.messages import parse
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.infer import Infer
