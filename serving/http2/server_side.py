@@ -14,31 +14,14 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple
 
-from serving.http2 import events
+from serving.http2 import events, frames
 from serving.http2.connection import Connection, Stream
-from serving.http2.frames import (
-    DATA,
-    DEFAULT_FRAME,
-    END_HEADERS,
-    END_STREAM,
-    FRAME_BYTES,
-    HEADER_TABLE_SIZE,
-    HEADERS,
-    MAX_WINDOW,
-    PREFACE,
-    RST_STREAM,
-    WINDOW_UPDATE,
-    ErrorCode,
-    Http2Error,
-    Limits,
-    frame,
-    word,
-)
+from serving.http2.frames import DATA, HEADERS, ErrorCode, Http2Error, frame, word
 from serving.http2.headers import Block, Layout, OpenCall
 from serving.http2.hpack import Fields, encode_literally
 
-_UPDATE = bytes((0, 0, 4, WINDOW_UPDATE, 0))
-_UPDATE_BYTES = FRAME_BYTES + 4
+_UPDATE = bytes((0, 0, 4, frames.WINDOW_UPDATE, 0))
+_UPDATE_BYTES = frames.FRAME_BYTES + 4
 _MAX_PARTS = 64
 """Lengths of messages whose responses are prepared."""
 _MAX_MESSAGES = 16
@@ -117,7 +100,7 @@ class ServerConnection(Connection):
     """A server's connection."""
 
     def __init__(
-        self, limits: Limits, response: Fields, trailers: Fields, not_http2: bytes = b""
+        self, limits: frames.Limits, response: Fields, trailers: Fields, not_http2: bytes = b""
     ) -> None:
         """Begin; our settings are ready to be sent.
 
@@ -129,7 +112,7 @@ class ServerConnection(Connection):
         """
         super().__init__(limits, is_server=True)
         self._response, self._trailers, self._not_http2 = response, trailers, not_http2
-        self._preface = PREFACE
+        self._preface = frames.PREFACE
         self._parts: dict[int, tuple[bytes, bytes, bytes, bytes]] = {}
         """By length of a message: the bytes between stream numbers in a whole response."""
 
@@ -158,7 +141,7 @@ class ServerConnection(Connection):
 
     def announce_end(self) -> None:
         """Ask the peer to open no more streams; those already on the way are still accepted."""
-        self._go_away(word(MAX_WINDOW), ErrorCode.NO_ERROR)
+        self._go_away(word(frames.MAX_WINDOW), ErrorCode.NO_ERROR)
 
     def answer(self, streams: Sequence[bytes], messages: Sequence[bytes]) -> None:
         """Send whole responses; nothing happens on streams whose callers have left.
@@ -210,7 +193,7 @@ class ServerConnection(Connection):
     def refuse(self, streams: Iterable[bytes], fields: Fields, data: bytes = b"") -> None:
         """Send calls whose response has not begun the same one, and end them."""
         block = encode_literally(fields)
-        head = _head(HEADERS, END_HEADERS | (0 if data else END_STREAM), len(block))
+        head = _head(HEADERS, frames.END_HEADERS | (0 if data else frames.END_STREAM), len(block))
         for stream in streams:
             state = self.streams.get(stream)
             if state is None:
@@ -228,7 +211,7 @@ class ServerConnection(Connection):
 
     def _learn(self, size: int) -> None:
         """Prepare whole responses with a message of a length."""
-        if size > DEFAULT_FRAME:
+        if size > frames.DEFAULT_FRAME:
             return
         response = self.encoder.repeated(self._response)
         trailers = self.encoder.repeated(self._trailers)
@@ -237,15 +220,15 @@ class ServerConnection(Connection):
         if len(self._parts) >= _MAX_PARTS:
             self._parts.clear()
         self._parts[size] = (
-            _head(HEADERS, END_HEADERS, len(response)),
+            _head(HEADERS, frames.END_HEADERS, len(response)),
             response + _head(DATA, 0, size),
-            _head(HEADERS, END_HEADERS | END_STREAM, len(trailers)),
+            _head(HEADERS, frames.END_HEADERS | frames.END_STREAM, len(trailers)),
             trailers,
         )
 
     def _take_setting(self, name: int, value: int) -> None:
         super()._take_setting(name, value)
-        if name == HEADER_TABLE_SIZE:
+        if name == frames.HEADER_TABLE_SIZE:
             self._parts.clear()
 
     def _finish(self, stream: bytes, state: Stream) -> None:
@@ -257,7 +240,7 @@ class ServerConnection(Connection):
     def _stop(self, stream: bytes) -> None:
         """Have a caller stop sending, now that it has its response (RFC 9113, section 8.1)."""
         self._note_reset(stream)
-        self._ready.append(frame(RST_STREAM, 0, stream, word(ErrorCode.NO_ERROR)))
+        self._ready.append(frame(frames.RST_STREAM, 0, stream, word(ErrorCode.NO_ERROR)))
 
     def _is_idle(self, stream: bytes) -> bool:
         return stream > self.last_stream or not stream[3] & 1
@@ -273,7 +256,7 @@ class ServerConnection(Connection):
             self._take_trailers(stream, flags, raw)
             return None
         block, limits = self.reader.read(raw), self.limits
-        ended = flags & END_STREAM != 0
+        ended = flags & frames.END_STREAM != 0
         self.last_stream = stream
         if self._has_gone:
             self._note_reset(stream)
@@ -281,7 +264,7 @@ class ServerConnection(Connection):
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
         elif len(self.streams) >= limits.max_streams:
             self._note_reset(stream)
-            self._ready.append(frame(RST_STREAM, 0, stream, word(ErrorCode.REFUSED_STREAM)))
+            self._ready.append(frame(frames.RST_STREAM, 0, stream, word(ErrorCode.REFUSED_STREAM)))
         elif (
             block.kind.is_call
             and not (ended or block.is_repeated)
@@ -308,7 +291,7 @@ class ServerConnection(Connection):
         if expected is None:
             return 0
         (prefix, size), token = expected
-        begin = at + FRAME_BYTES + len(prefix)
+        begin = at + frames.FRAME_BYTES + len(prefix)
         end = begin + size
         if end > len(data) or not data.startswith(stream + prefix, at + 5):
             return 0
@@ -421,7 +404,7 @@ class ServerConnection(Connection):
         """Take, from `at` on, messages of calls whose headers were recognised; return how many."""
         streams, block = self.streams, state.block
         found = block.messages.get(run.first)
-        if state.ended or flags != END_STREAM or found is None or found[0] != run.layout:
+        if state.ended or flags != frames.END_STREAM or found is None or found[0] != run.layout:
             return 0
         end, answered = at, block.state(0)
         while end < len(rows) and streams.get(rows[end][0]) is state:
@@ -443,7 +426,7 @@ class ServerConnection(Connection):
         )
         if found is None or found[0] != run.layout:
             return 0
-        first, is_end, window = rows[at][0], flags == END_STREAM, state.receive_window
+        first, is_end, window = rows[at][0], flags == frames.END_STREAM, state.receive_window
         messages = []
         while at < len(rows) and rows[at][0] == first and window >= num_bytes and not state.ended:
             window -= num_bytes

@@ -16,19 +16,10 @@ from _thread import allocate_lock
 from collections import deque
 from contextlib import suppress
 
+from serving.client import transport
 from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
 from serving.client.target import Address, Credentials
-from serving.client.transport import (
-    CUT_OFF,
-    KEEPALIVE_TIME_S,
-    KEEPALIVE_TIMEOUT_S,
-    LATE,
-    EndedCall,
-    Failure,
-    Outcome,
-    PendingCall,
-    Transport,
-)
+from serving.client.transport import Failure, Outcome, PendingCall, Transport
 from serving.credentials import Plain, Tls
 from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode
@@ -38,7 +29,7 @@ _BLOCK_S = 1.0
 """The longest that `recv` waits: this timeout of the socket's is set once, others before a call."""
 _IDLE_S = 0.05
 """After this time without calls the server may have closed the connection."""
-_STALLED_S = KEEPALIVE_TIME_S + KEEPALIVE_TIMEOUT_S
+_STALLED_S = transport.KEEPALIVE_TIME_S + transport.KEEPALIVE_TIMEOUT_S
 """How long a server may take to read a request."""
 _HANDSHAKE_BYTES = 64 << 10
 
@@ -141,7 +132,7 @@ class Http2Connection:
                 if call.outcome is None and time.monotonic() >= call.deadline_s:
                     self._forget(call)
                     if call.outcome is None:
-                        call.outcome = LATE
+                        call.outcome = transport.LATE
         except BaseException:  # KeyboardInterrupt
             self._forget(call)
             raise
@@ -304,7 +295,7 @@ class ReconnectingChannel(Transport):
         self._connection: Http2Connection | None = None
         self._connecting = allocate_lock()
         self._num_failed = 0
-        self._failure: Failure = CUT_OFF
+        self._failure: Failure = transport.CUT_OFF
         """Why the last attempt to connect failed."""
         self._is_closed = False
 
@@ -315,7 +306,7 @@ class ReconnectingChannel(Transport):
         if not isinstance(connection, Http2Connection) or not connection.is_usable():
             connection = self._connect(deadline_s)
             if not isinstance(connection, Http2Connection):
-                return EndedCall(connection)
+                return transport.EndedCall(connection)
         return connection.start(path, message, self._credentials.metadata, deadline_s)
 
     async def close(self) -> None:
@@ -323,16 +314,16 @@ class ReconnectingChannel(Transport):
         self._is_closed = True
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close(CUT_OFF)
+            connection.close(transport.CUT_OFF)
 
     def _connect(self, deadline_s: float) -> Http2Connection | Failure:
         """Connect, or wait for the thread that does."""
         num_failed = self._num_failed
         if not self._connecting.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
-            return LATE
+            return transport.LATE
         try:
             if self._is_closed:
-                return CUT_OFF
+                return transport.CUT_OFF
             if self._connection is not None and self._connection.is_usable():
                 return self._connection
             if self._num_failed != num_failed:  # while this thread waited
@@ -348,7 +339,7 @@ class ReconnectingChannel(Transport):
             session = Session(self._address.authority, self._credentials.scheme)
             self._connection = connection = Http2Connection(sock, session, cipher)
             if self._is_closed:  # meanwhile
-                connection.close(CUT_OFF)
+                connection.close(transport.CUT_OFF)
             return connection
         finally:
             self._connecting.release()
