@@ -28,6 +28,7 @@ _MAX_MESSAGES = 16
 """Layouts that are recognised on streams of a kind."""
 _MAX_PATTERNS = 16
 """First bytes of frames that are looked for on a connection."""
+# Four bytes, an odd number below 2^31: a client's streams are odd (RFC 9113, section 5.1.1).
 _STREAM = b"[\x00-\x7f]..[" + b"".join(b"\\x%02x" % byte for byte in range(1, 256, 2)) + b"]"
 _Row = tuple[bytes, bytes]
 """A stream, and a message."""
@@ -54,6 +55,8 @@ def _run(block_bytes: int, layout: Layout) -> _Run:
 
     Only the first frames of a run are matched in full: the next ones have the same block, flags.
     """
+    # A frame is three bytes of length, a kind, flags, a stream and the payload: here HEADERS (1)
+    # with END_HEADERS (4), DATA (0) with END_STREAM (1) or nothing, WINDOW_UPDATE (8) of 4 bytes.
     prefix, size = layout
     num_bytes = len(prefix) + size
     first = num_bytes.to_bytes(3, "big") + b"\0\1"
@@ -92,6 +95,7 @@ def _run(block_bytes: int, layout: Layout) -> _Run:
         "headers": Struct(cut_headers),
         "data": Struct(f"5x4s{cut_data}"),
     }
+    # An empty group behind each alternative: `lastgroup` is then the name of the one that matched.
     pattern = b"|".join(run + b"(?P<%b>)" % kind.encode() for kind, run in runs.items())
     return _Run(re.compile(pattern, re.DOTALL), cuts, block_bytes, num_bytes, first, layout)
 
@@ -118,6 +122,7 @@ class ServerConnection(Connection):
 
     def receive(self, data: bytes, now_s: float) -> list[events.Event]:
         """See `Connection`: a read of recognised calls goes no further than here."""
+        # Only where a frame begins at the first byte: the pattern knows nothing of halves.
         if not self._runs or self._rest or self._partial or self._skip or self._block:
             return super().receive(data, now_s)
         self._now_s, self.events = now_s, []
@@ -156,6 +161,7 @@ class ServerConnection(Connection):
             parts = self._parts.get(size)
             if state is None:
                 continue
+            # Whole and at once: the windows have room, and nothing of the stream is left to read.
             if parts is not None and state.ended and self.send_window >= size <= window:
                 del open_streams[stream]
                 self.send_window -= size
@@ -198,7 +204,7 @@ class ServerConnection(Connection):
             state = self.streams.get(stream)
             if state is None:
                 continue
-            if self.encoder.resized:
+            if self.encoder.resized:  # the next block has to begin with the table's new size
                 self._send_block(stream, block, end=not data)
             else:
                 self._ready += (head, stream, block)
@@ -217,7 +223,9 @@ class ServerConnection(Connection):
         trailers = self.encoder.repeated(self._trailers)
         if response is None or trailers is None:  # one that comes later would move the other
             response, trailers = map(encode_literally, (self._response, self._trailers))
-        if len(self._parts) >= _MAX_PARTS:
+        if (
+            len(self._parts) >= _MAX_PARTS
+        ):  # all at once: to know the oldest costs more than it saves
             self._parts.clear()
         self._parts[size] = (
             _head(HEADERS, frames.END_HEADERS, len(response)),
@@ -263,6 +271,7 @@ class ServerConnection(Connection):
         elif block.is_malformed or (ended and block.content_length):
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
         elif len(self.streams) >= limits.max_streams:
+            # REFUSED_STREAM: nothing was done, so a client may try again (RFC 9113, section 8.7).
             self._note_reset(stream)
             self._ready.append(frame(frames.RST_STREAM, 0, stream, word(ErrorCode.REFUSED_STREAM)))
         elif (
@@ -286,6 +295,7 @@ class ServerConnection(Connection):
         expected = messages.get(data[at : at + 5])
         if expected is None and data.startswith(_UPDATE + stream, at):
             at += _UPDATE_BYTES
+            # Less than 256: `OpenCall.send_credit` is a key of states that calls share.
             credit = int.from_bytes(data[at - 4 : at], "big")
             expected = messages.get(data[at : at + 5]) if 0 < credit < 256 else None
         if expected is None:
@@ -367,6 +377,7 @@ class ServerConnection(Connection):
         found = block.messages.get(run.first)
         if found is None or found[0] != run.layout:
             return 0
+        # All share one state: nothing differs between streams of which equal bytes have come.
         streams, last = self.streams, self.last_stream
         room = self.limits.max_streams - len(streams)
         if len(rows) > room:
@@ -377,7 +388,7 @@ class ServerConnection(Connection):
         number = 0
         for row in rows:
             stream = row[0]
-            if stream <= last:
+            if stream <= last:  # trailers, or an error: the connection's other way decides
                 break
             streams[stream] = state
             last = stream
@@ -407,7 +418,9 @@ class ServerConnection(Connection):
         if state.ended or flags != frames.END_STREAM or found is None or found[0] != run.layout:
             return 0
         end, answered = at, block.state(0)
-        while end < len(rows) and streams.get(rows[end][0]) is state:
+        while (
+            end < len(rows) and streams.get(rows[end][0]) is state
+        ):  # equal blocks, no message yet
             streams[rows[end][0]] = answered
             end += 1
         self._report(block, found[1], dict(rows[at:end]), run.num_bytes)
@@ -419,11 +432,7 @@ class ServerConnection(Connection):
         """Take, from `at` on, messages of one stream; return how many."""
         if state is None or state.ended or state.content_left is not None or state.block is None:
             return 0
-        found, window, num_bytes = (
-            state.block.messages.get(run.first),
-            state.receive_window,
-            run.num_bytes,
-        )
+        found, num_bytes = state.block.messages.get(run.first), run.num_bytes
         if found is None or found[0] != run.layout:
             return 0
         first, is_end, window = rows[at][0], flags == frames.END_STREAM, state.receive_window

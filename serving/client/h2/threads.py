@@ -117,6 +117,8 @@ class Http2Connection:
         """Wait for the outcome of a call."""
         try:
             while call.outcome is None:
+                # Looked at again with the lock: its outcome may have come since, and nobody would
+                # wake a call that goes to sleep behind it.
                 with self._lock:
                     if call.outcome is not None:
                         break
@@ -137,7 +139,9 @@ class Http2Connection:
             self._forget(call)
             raise
         finally:
-            self._wake_next()  # also where this call was woken, or gave up
+            # Also where this call was woken, or gave up: each that wakes up wakes the next, and a
+            # chain that ends here would leave the others asleep.
+            self._wake_next()
         return call.outcome
 
     def close(self, failure: Failure) -> None:
@@ -181,6 +185,8 @@ class Http2Connection:
         """Wait for a while, process incoming bytes, and wake threads whose calls have ended."""
         timeout_s = min(timeout_s, _BLOCK_S)
         try:
+            # With `settimeout` each `recv` would be a `poll` and a `recv`. The kernel's own limit
+            # is set again only where another one is needed.
             if timeout_s not in (0.0, self._read_timeout_s):
                 timeval = struct.pack("ll", *divmod(math.ceil(timeout_s * 1e6), 10**6))
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
@@ -247,6 +253,7 @@ class Http2Connection:
 
         The thread that sends also sends bytes that other threads add meanwhile.
         """
+        # Encrypted in the order in which it is sent: so only who sends may take.
         if self._is_writing or self._is_lost:
             return b""
         data = self._cipher.encrypt(self._session.data_to_send())
@@ -326,7 +333,8 @@ class ReconnectingChannel(Transport):
                 return transport.CUT_OFF
             if self._connection is not None and self._connection.is_usable():
                 return self._connection
-            if self._num_failed != num_failed:  # while this thread waited
+            # While this thread waited: threads share one attempt, and its failure.
+            if self._num_failed != num_failed:
                 return self._failure
             try:
                 sock, cipher = connect(self._address, self._credentials, deadline_s)
