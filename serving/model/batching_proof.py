@@ -85,9 +85,8 @@ def _input(info: Message, unknowns: Unknowns) -> Value:
         raise Mixes(f"input {_shown(info.name)} has no batch axis")
     # Axes of one name may differ in a call, so each is an unknown of its own.
     rest = [
-        Size.of(each.dim_value) if each.dim_value > 0
-        else unknowns.new("+") for each in shape[1:]
-    ]  # fmt: skip
+        Size.of(each.dim_value) if each.dim_value > 0 else unknowns.new("+") for each in shape[1:]
+    ]
     source = shape[0].dim_param or info.name
     return Value((ROWS, *rest), 0, ONE, sources=frozenset([source]))
 

@@ -103,11 +103,10 @@ def model_statistics(model: ModelLabel, counts: ModelCounts, last_ms: int) -> An
             "fail": {"count": counts.num_failed, "ns": _ns(counts.failed_s)},
         },
         batch_stats=[
-            {"batch_size": size,
-             "compute_infer": {"count": times, "ns": counts.runs_ns[size]}}
+            {"batch_size": size, "compute_infer": {"count": times, "ns": counts.runs_ns[size]}}
             for size, times in sorted(counts.runs.items())
         ],
-    )  # fmt: skip
+    )
 
 
 def _ns(seconds: float) -> int:

@@ -30,9 +30,7 @@ def trailers_of(status: Status) -> Trailers:
     # Percent-encoded, as gRPC's specification has it: all but printable ASCII, and %. A field of
     # HTTP/2 must not begin or end with a blank (RFC 9113, section 8.2.1).
     message = quote(status.text.strip().encode("utf-8", "replace"), safe=_SAFE)
-    fields = {
-        "grpc-status": str(status.code), "grpc-message": message, **dict(status.metadata)
-    }  # fmt: skip
+    fields = {"grpc-status": str(status.code), "grpc-message": message, **dict(status.metadata)}
     return tuple((name.encode(), value.encode()) for name, value in fields.items())
 
 
