@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.runs import Group, Owner, RunnableModel
-from serving.catalog.catalog import ModelVersions
+from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import DigitsError, ModelNotFound
 from serving.model.engine import LoadedModel

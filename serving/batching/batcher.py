@@ -634,20 +634,13 @@ class Batcher:
                     group, responses = group.open_answers(responses)
                     answered.append(group)
                 group.sink.answer(group, responses, run)
-            self.owner.defer(partial(self._count, answered, result))
+            self.owner.defer(partial(self._metrics.observe_run, result, answered, self.label))
             return at
         except Exception:  # a flaw of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")
             for group in open_parts(groups):
                 self._fail(group, FAILED)
             return 0
-
-    def _count(self, groups: list[Group], result: Result) -> None:
-        """Count answered calls."""
-        calls = [(group.arrived_s, group.encoder.method, len(group.streams)) for group in groups]
-        classified = None if result.classes is None else (result.classes, result.rows)
-        times_s = result.started_s, result.finished_s
-        self._metrics.observe_run(*times_s, result.num_rows, calls, classified, self.label)
 
     def close(self) -> None:
         """End the threads once they are idle; later calls are asked to retry."""

@@ -143,7 +143,7 @@ def _serve(options: argparse.Namespace) -> int:
     installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
     from serving.model.repository import read_labels
-    from serving.server.serve import run_loop, serve, warn_if_exposed
+    from serving.server.server import run_loop, serve, warn_if_exposed
 
     gc.freeze()
     gc.enable()

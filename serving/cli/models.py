@@ -118,7 +118,7 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
         root = usual_models(options.model)
     elif "://" in models:
         installation.require("fsspec")
-        from serving.catalog.remote import RemoteRepository
+        from serving.model.remote import RemoteRepository
 
         root = RemoteRepository(models, options.model_cache).fetch()
     else:

@@ -67,8 +67,8 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
             "--resume is not for --ray: Ray itself repeats what a machine loses"
         )
     installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
-    from serving.catalog.remote import without_credentials
     from serving.model.loading import BATCH_LIMIT_FACTOR, load_model
+    from serving.model.remote import without_credentials
     from serving.scoring import scorer
     from serving.scoring.source import open_place, open_source
 

@@ -8,18 +8,9 @@ from typing import Any
 
 import grpc
 
+from serving.client import transport
 from serving.client.target import Credentials, grpc_target
-from serving.client.transport import (
-    CUT_OFF,
-    KEEPALIVE_TIME_S,
-    KEEPALIVE_TIMEOUT_S,
-    PUSHBACK,
-    EndedCall,
-    Failure,
-    Outcome,
-    PendingCall,
-    Transport,
-)
+from serving.client.transport import Failure, Outcome, PendingCall, Transport
 from serving.protocols.status import StatusCode
 
 _SERVICE_CONFIG = json.dumps(
@@ -33,10 +24,10 @@ _OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.max_receive_message_length", 16 << 20),
     # Servers of others may refuse pings that are so frequent: core then doubles the time.
-    ("grpc.keepalive_time_ms", int(KEEPALIVE_TIME_S * 1e3)),
-    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
+    ("grpc.keepalive_time_ms", int(transport.KEEPALIVE_TIME_S * 1e3)),
+    ("grpc.keepalive_timeout_ms", int(transport.KEEPALIVE_TIMEOUT_S * 1e3)),
     # The same for core's own pings: core merges ours with one that is in flight.
-    ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1e3)),
+    ("grpc.http2.ping_timeout_ms", int(transport.KEEPALIVE_TIMEOUT_S * 1e3)),
     ("grpc.http2.max_pings_without_data", 0),  # no limit: a waiting call sends no data
     # A server that is back is found within one or two seconds, within five if packets are lost.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -76,7 +67,7 @@ def _open_channel(target: str, credentials: Credentials, library: Any) -> Any:
 def _failure(error: Any) -> Failure:
     """Return how a call has ended."""
     details = error.details() or ""
-    is_answer = not any(key == PUSHBACK for key, _ in error.trailing_metadata() or ())
+    is_answer = not any(key == transport.PUSHBACK for key, _ in error.trailing_metadata() or ())
     return StatusCode[error.code().name], details, is_answer and not _UNANSWERED.match(details)
 
 
@@ -93,7 +84,7 @@ class _ThreadCall:
         except grpc.RpcError as err:
             return _failure(err)
         except grpc.FutureCancelledError:
-            return CUT_OFF
+            return transport.CUT_OFF
         except BaseException:  # KeyboardInterrupt
             self._future.cancel()
             raise
@@ -117,7 +108,7 @@ class _LoopCall:
             task = asyncio.current_task()
             if task is not None and task.cancelling() > 0:
                 raise
-            return CUT_OFF
+            return transport.CUT_OFF
         return data
 
 
@@ -137,7 +128,7 @@ class GrpcioTransport(Transport):
                 self._stub(path).future(message, timeout=timeout_s, metadata=metadata)
             )
         except ValueError:  # the channel was closed
-            return EndedCall(CUT_OFF)
+            return transport.EndedCall(transport.CUT_OFF)
 
     async def exchange(self, path: str, message: bytes, timeout_s: float) -> Outcome:
         """Start a call and wait for its end: on one thread, at a third less than by a future."""
@@ -147,7 +138,7 @@ class GrpcioTransport(Transport):
         except grpc.RpcError as err:
             return _failure(err)
         except ValueError:  # the channel was closed
-            return CUT_OFF
+            return transport.CUT_OFF
         return data
 
     async def close(self) -> None:
@@ -176,7 +167,7 @@ class GrpcioLoopTransport(Transport):
         except BaseException:
             slots.release()
             if self._is_closed:
-                return EndedCall(CUT_OFF)
+                return transport.EndedCall(transport.CUT_OFF)
             raise
         call.add_done_callback(lambda _: slots.release())
         return _LoopCall(call)

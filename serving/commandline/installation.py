@@ -51,11 +51,6 @@ def install(extra: str, *folders: str) -> str:
     return f"pip install {words} in the checkout of {DISTRIBUTION}"
 
 
-def install_beside(folder: str) -> str:
-    """Return how to install a distribution in a folder of the checkout, likewise."""
-    return f"pip install '.[serve]' ./{folder} in the checkout of {DISTRIBUTION}"
-
-
 def require(*modules: str) -> None:
     """Raise ModuleNotFoundError for the first top-level module that is not installed.
 

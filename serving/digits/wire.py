@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from serving.predictions import Digits, Predictions, check_bytes, digit_type
-from serving.protocols.messages import parse, varint
+from serving.protocols import parse, varint
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS, Signature
 

@@ -3,28 +3,20 @@
 from collections import OrderedDict
 
 from serving.http2 import events as kinds
+from serving.http2 import frames
 from serving.http2.connection import Connection, Stream
-from serving.http2.frames import (
-    DEFAULT_FRAME,
-    ENABLE_PUSH,
-    MAX_CONCURRENT_STREAMS,
-    PREFACE,
-    ErrorCode,
-    Http2Error,
-    Limits,
-    word,
-)
+from serving.http2.frames import ErrorCode, Http2Error, word
 from serving.http2.hpack import Fields
 
-_NO_PUSH = ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
+_NO_PUSH = frames.ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
 
 
 class ClientConnection(Connection):
     """A client's connection."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: frames.Limits) -> None:
         """Begin; the preface and our settings are ready to be sent."""
-        super().__init__(limits, is_server=False, first=PREFACE)
+        super().__init__(limits, is_server=False, first=frames.PREFACE)
         self._next = 1
         self.max_streams = 1 << 31
         """The most streams that the server lets us have open."""
@@ -48,7 +40,7 @@ class ClientConnection(Connection):
         state = self.streams[stream] = Stream(None, self.limits.stream_window_bytes)
         block, size = self.encoder.encode(fields), len(data)
         room = min(self._max_frame, self._first_window, self.send_window)
-        if 0 < size <= room and len(block) <= DEFAULT_FRAME and not self.encoder.resized:
+        if 0 < size <= room and len(block) <= frames.DEFAULT_FRAME and not self.encoder.resized:
             # Two frames in one piece: a third of the time.
             first, second = len(block) << 8 | 1, size << 8
             self._ready.append(
@@ -112,6 +104,6 @@ class ClientConnection(Connection):
         self.events.append((kinds.HEADERS, stream, block, ended))
 
     def _take_setting(self, name: int, value: int) -> None:
-        if name == MAX_CONCURRENT_STREAMS:
+        if name == frames.MAX_CONCURRENT_STREAMS:
             self.max_streams = value
         super()._take_setting(name, value)

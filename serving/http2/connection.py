@@ -14,41 +14,9 @@ from struct import Struct
 from typing import Any
 
 from serving.http2 import events as kinds
+from serving.http2 import frames
 from serving.http2.events import Event
-from serving.http2.frames import (
-    ACK,
-    CONNECTION,
-    CONTINUATION,
-    DATA,
-    DEFAULT_FRAME,
-    DEFAULT_WINDOW,
-    ENABLE_PUSH,
-    END_HEADERS,
-    END_STREAM,
-    FRAME_BYTES,
-    GOAWAY,
-    HEADER_TABLE_SIZE,
-    HEADERS,
-    INITIAL_WINDOW_SIZE,
-    MAX_CONCURRENT_STREAMS,
-    MAX_FRAME_SIZE,
-    MAX_HEADER_LIST_SIZE,
-    MAX_WINDOW,
-    PADDED,
-    PING,
-    PRIORITIZED,
-    PRIORITY,
-    RST_STREAM,
-    SETTINGS,
-    WINDOW_UPDATE,
-    Budget,
-    ErrorCode,
-    Http2Error,
-    Limits,
-    check_header,
-    frame,
-    word,
-)
+from serving.http2.frames import CONNECTION, DATA, HEADERS, ErrorCode, Http2Error, frame, word
 from serving.http2.headers import Block, HeaderReader, OpenCall
 from serving.http2.hpack import Encoder
 
@@ -89,7 +57,7 @@ class Stream:
 class Connection:
     """One side of a connection, without I/O; not safe to share between threads."""
 
-    def __init__(self, limits: Limits, *, is_server: bool, first: bytes = b"") -> None:
+    def __init__(self, limits: frames.Limits, *, is_server: bool, first: bytes = b"") -> None:
         """Begin; the first bytes are ready to be sent.
 
         Args:
@@ -125,34 +93,34 @@ class Connection:
         """Bytes to come of a frame that is ignored."""
         self._receive_window = limits.connection_window_bytes
         self._now_s = 0.0
-        self._resets = Budget(limits.burst_resets, limits.resets_per_s)
-        self._small_frames = Budget(limits.burst_small_frames, limits.small_frames_per_s)
+        self._resets = frames.Budget(limits.burst_resets, limits.resets_per_s)
+        self._small_frames = frames.Budget(limits.burst_small_frames, limits.small_frames_per_s)
         # Frames to the peer
         self.encoder = Encoder()
         self.blocked: dict[bytes, Stream] = {}
         """Those with data that windows keep back."""
-        self.send_window = DEFAULT_WINDOW
+        self.send_window = frames.DEFAULT_WINDOW
         """Bytes that the peer takes on all streams together."""
-        self._first_window = DEFAULT_WINDOW
+        self._first_window = frames.DEFAULT_WINDOW
         """The window that the peer gives each stream at first."""
         self._is_wider = False
         """Whether a window that counts for all streams has changed."""
-        self._max_frame = DEFAULT_FRAME
-        wider = word(limits.connection_window_bytes - DEFAULT_WINDOW)
+        self._max_frame = frames.DEFAULT_FRAME
+        wider = word(limits.connection_window_bytes - frames.DEFAULT_WINDOW)
         self._ready = [
             first,
-            frame(SETTINGS, 0, CONNECTION, self._settings()),
-            frame(WINDOW_UPDATE, 0, CONNECTION, wider),
+            frame(frames.SETTINGS, 0, CONNECTION, self._settings()),
+            frame(frames.WINDOW_UPDATE, 0, CONNECTION, wider),
         ]
 
     def _settings(self) -> bytes:
         limits = self.limits
         pairs = (
-            (MAX_CONCURRENT_STREAMS, limits.max_streams),
-            (INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
-            (MAX_FRAME_SIZE, limits.max_frame_bytes),
-            (MAX_HEADER_LIST_SIZE, limits.announced_header_bytes),
-            (HEADER_TABLE_SIZE, limits.header_table_bytes),
+            (frames.MAX_CONCURRENT_STREAMS, limits.max_streams),
+            (frames.INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
+            (frames.MAX_FRAME_SIZE, limits.max_frame_bytes),
+            (frames.MAX_HEADER_LIST_SIZE, limits.announced_header_bytes),
+            (frames.HEADER_TABLE_SIZE, limits.header_table_bytes),
         )
         return b"".join(_SETTING.pack(*pair) for pair in pairs)
 
@@ -183,10 +151,10 @@ class Connection:
     def _take_frames(self, data: bytes, at: int, looked_at: int) -> None:
         """Take the frames from `at` on; up to `looked_at` none of them is recognised."""
         size = len(data)
-        while size - at >= FRAME_BYTES:
+        while size - at >= frames.FRAME_BYTES:
             if self._runs and at >= looked_at and self._block is None:
                 at, looked_at = self._scan(data, at)
-                if size - at < FRAME_BYTES:
+                if size - at < frames.FRAME_BYTES:
                     break
             end = self._frame(data, at)
             if not end:
@@ -204,12 +172,17 @@ class Connection:
         kind, length = first & 0xFF, first >> 8
         if stream[0] & 0x80:
             stream = bytes((stream[0] & 0x7F,)) + stream[1:]
-        if kind > HEADERS or length > DEFAULT_FRAME or self._block or not self.is_established:
+        if (
+            kind > HEADERS
+            or length > frames.DEFAULT_FRAME
+            or self._block
+            or not self.is_established
+        ):
             self._check(kind, length, stream)
-        begin, size = at + FRAME_BYTES, len(data)
+        begin, size = at + frames.FRAME_BYTES, len(data)
         end = begin + length
         if end > size:
-            if kind <= CONTINUATION and (kind != DATA or length <= _MAX_WAIT_BYTES):
+            if kind <= frames.CONTINUATION and (kind != DATA or length <= _MAX_WAIT_BYTES):
                 return 0
             if begin == size:  # the length of padding comes next, perhaps
                 return 0
@@ -219,18 +192,18 @@ class Connection:
                 return size
         if kind == DATA:
             if (
-                flags > END_STREAM
+                flags > frames.END_STREAM
                 or end > size
-                or not self._whole_data(stream, data[begin:end], ended=flags == END_STREAM)
+                or not self._whole_data(stream, data[begin:end], ended=flags == frames.END_STREAM)
             ):
                 self._data(stream, flags, data, begin, end)
         elif kind == HEADERS:
-            if flags & ~END_STREAM == END_HEADERS:
+            if flags & ~frames.END_STREAM == frames.END_HEADERS:
                 return self._take_block(stream, flags, data[begin:end], data, end) or end
             self._headers(stream, flags, data[begin:end])
-        elif kind == CONTINUATION:
+        elif kind == frames.CONTINUATION:
             self._continuation(stream, flags, data[begin:end])
-        elif kind < CONTINUATION:
+        elif kind < frames.CONTINUATION:
             self._control(kind, stream, flags, data[begin:end])
         else:
             self._small()
@@ -239,25 +212,25 @@ class Connection:
     def _check(self, kind: int, length: int, stream: bytes) -> None:
         """Refuse a frame by its header alone."""
         limits = self.limits
-        is_whole = DATA < kind <= CONTINUATION  # others are handed on, or skipped, as they come
+        is_whole = DATA < kind <= frames.CONTINUATION  # others are handed on as they come
         if length > (limits.max_block_bytes if is_whole else limits.max_frame_bytes):
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a frame that is too long")
-        if kind <= CONTINUATION:
-            if not self.is_established and kind != SETTINGS:
+        if kind <= frames.CONTINUATION:
+            if not self.is_established and kind != frames.SETTINGS:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "settings are missing")
-            check_header(kind, length, stream)
-        if (self._block is None) == (kind == CONTINUATION):
+            frames.check_header(kind, length, stream)
+        if (self._block is None) == (kind == frames.CONTINUATION):
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a header block that is not continued")
 
     # Header blocks
 
     def _headers(self, stream: bytes, flags: int, payload: bytes) -> None:
         begin, end = 0, len(payload)
-        if flags & PADDED:
+        if flags & frames.PADDED:
             if not payload:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "padding that is missing")
             begin, end = 1, end - payload[0]
-        if flags & PRIORITIZED:
+        if flags & frames.PRIORITIZED:
             if len(payload) < begin + 5:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a priority that is missing")
             if _is_own_parent(stream, payload[begin:]):
@@ -266,7 +239,7 @@ class Connection:
         if end < begin:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding that is too long")
         block = payload[begin:end]
-        if flags & END_HEADERS:
+        if flags & frames.END_HEADERS:
             self._take_block(stream, flags, block)
         else:
             self._block = stream, flags, bytearray(block), 0
@@ -280,7 +253,7 @@ class Connection:
         if number >= self.limits.max_continuations or len(block) > self.limits.max_block_bytes:
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a header block that is too long")
         self._block = first, first_flags, block, number + 1
-        if flags & END_HEADERS:
+        if flags & frames.END_HEADERS:
             self._block = None
             self._take_block(stream, first_flags, bytes(block))
 
@@ -293,7 +266,7 @@ class Connection:
         state = self._awaken(stream)
         if state.ended:
             raise Http2Error(ErrorCode.STREAM_CLOSED, "HEADERS on a stream that is over")
-        if fields is None or not flags & END_STREAM or state.content_left:
+        if fields is None or not flags & frames.END_STREAM or state.content_left:
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
             return
         self._end_peer(stream, state)
@@ -309,21 +282,21 @@ class Connection:
         whole = self.limits.connection_window_bytes
         if self._receive_window < whole // 2:
             increment = word(whole - self._receive_window)
-            self._ready.append(frame(WINDOW_UPDATE, 0, CONNECTION, increment))
+            self._ready.append(frame(frames.WINDOW_UPDATE, 0, CONNECTION, increment))
             self._receive_window = whole
 
     def _data(self, stream: bytes, flags: int, data: bytes, begin: int, end: int) -> None:
         """Take a DATA frame, or its part that has come."""
         length, padding = end - begin, 0
         self._use_window(length)
-        if flags & PADDED:
+        if flags & frames.PADDED:
             if length == 0 or begin >= len(data):
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "padding that is missing")
             padding = data[begin]
             begin += 1
             if padding > end - begin:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding that is too long")
-        ends = bool(flags & END_STREAM)
+        ends = bool(flags & frames.END_STREAM)
         end -= padding
         is_accepted = self._accept_data(stream, length, end - begin, ends=ends)
         if length < self.limits.small_bytes and not (ends and is_accepted):
@@ -443,26 +416,26 @@ class Connection:
             self.reset(stream, code)
         else:
             self._note_reset(stream)
-            self._ready.append(frame(RST_STREAM, 0, stream, word(code)))
+            self._ready.append(frame(frames.RST_STREAM, 0, stream, word(code)))
 
     def _control(self, kind: int, stream: bytes, flags: int, payload: bytes) -> None:
-        if kind == WINDOW_UPDATE:
-            self._window_update(stream, int.from_bytes(payload, "big") & MAX_WINDOW)
-        elif kind == RST_STREAM:
+        if kind == frames.WINDOW_UPDATE:
+            self._window_update(stream, int.from_bytes(payload, "big") & frames.MAX_WINDOW)
+        elif kind == frames.RST_STREAM:
             self._reset_by_peer(stream, int.from_bytes(payload, "big"))
-        elif kind == PING:
+        elif kind == frames.PING:
             self._small()
-            if not flags & ACK:
-                self._ready.append(frame(PING, ACK, CONNECTION, payload))
-        elif kind == SETTINGS:
+            if not flags & frames.ACK:
+                self._ready.append(frame(frames.PING, frames.ACK, CONNECTION, payload))
+        elif kind == frames.SETTINGS:
             self._take_settings(flags, payload)
-        elif kind == GOAWAY:
+        elif kind == frames.GOAWAY:
             if len(payload) < 8:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY of a wrong length")
             code = int.from_bytes(payload[4:8], "big")
-            last = word(int.from_bytes(payload[:4], "big") & MAX_WINDOW)
+            last = word(int.from_bytes(payload[:4], "big") & frames.MAX_WINDOW)
             self.events.append((kinds.GOAWAY, last, code, False))
-        elif kind == PRIORITY:
+        elif kind == frames.PRIORITY:
             self._small()
             if _is_own_parent(stream, payload):
                 self._fail(stream, ErrorCode.PROTOCOL_ERROR)
@@ -495,7 +468,7 @@ class Connection:
         self.events.append((kinds.RESET, stream, (code, state), True))
 
     def _take_settings(self, flags: int, payload: bytes) -> None:
-        if flags & ACK:
+        if flags & frames.ACK:
             if payload:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
             if not self.is_established:
@@ -507,21 +480,21 @@ class Connection:
         for name, value in dict(_SETTING.iter_unpack(payload)).items():
             self._take_setting(name, value)
         self.is_established = True
-        self._ready.append(frame(SETTINGS, ACK, CONNECTION))
+        self._ready.append(frame(frames.SETTINGS, frames.ACK, CONNECTION))
 
     def _take_setting(self, name: int, value: int) -> None:
-        if name == HEADER_TABLE_SIZE:
+        if name == frames.HEADER_TABLE_SIZE:
             self.encoder.resize(value)
-        elif name == ENABLE_PUSH:
+        elif name == frames.ENABLE_PUSH:
             if value > 1:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
-        elif name == INITIAL_WINDOW_SIZE:
-            if value > MAX_WINDOW:
+        elif name == frames.INITIAL_WINDOW_SIZE:
+            if value > frames.MAX_WINDOW:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window that is too large")
             self._first_window = value  # it also counts for the streams that are open
             self._is_wider = True
-        elif name == MAX_FRAME_SIZE:
-            if not DEFAULT_FRAME <= value < 1 << 24:
+        elif name == frames.MAX_FRAME_SIZE:
+            if not frames.DEFAULT_FRAME <= value < 1 << 24:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a wrong MAX_FRAME_SIZE")
             self._max_frame = min(value, _MAX_SENT_FRAME)
 
@@ -533,13 +506,13 @@ class Connection:
         """
         if stream == CONNECTION:
             self.send_window += increment
-            if self.send_window > MAX_WINDOW:
+            if self.send_window > frames.MAX_WINDOW:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window that is too large")
             self._is_wider = True
         elif stream in self.streams:
             state = self._full(stream)
             state.send_credit += increment
-            if self._first_window + state.send_credit > MAX_WINDOW:
+            if self._first_window + state.send_credit > frames.MAX_WINDOW:
                 self.reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
             elif stream in self.blocked:
                 self._pump(stream, state)
@@ -594,7 +567,7 @@ class Connection:
         self.blocked.pop(stream, None)
         if not state.ended:  # more of it may be under way
             self._note_reset(stream)
-        self._ready.append(frame(RST_STREAM, 0, stream, word(code)))
+        self._ready.append(frame(frames.RST_STREAM, 0, stream, word(code)))
 
     def acknowledge(self, stream: bytes, num_bytes: int) -> None:
         """Let the peer send as much more on a stream."""
@@ -604,12 +577,12 @@ class Connection:
         state.owed += num_bytes
         if state.owed >= self.limits.stream_window_bytes // 4:
             state.receive_window += state.owed
-            self._ready.append(frame(WINDOW_UPDATE, 0, stream, word(state.owed)))
+            self._ready.append(frame(frames.WINDOW_UPDATE, 0, stream, word(state.owed)))
             state.owed = 0
 
     def ping(self, data: bytes = bytes(8)) -> None:
         """Ask the peer for a sign of life; `data` has 8 bytes."""
-        self._ready.append(frame(PING, 0, CONNECTION, data))
+        self._ready.append(frame(frames.PING, 0, CONNECTION, data))
 
     def go_away(self, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
         """Take no more streams, and say so, once."""
@@ -619,7 +592,7 @@ class Connection:
             self._go_away(self.last_stream, code)
 
     def _go_away(self, last: bytes, code: ErrorCode) -> None:
-        self._ready.append(frame(GOAWAY, 0, CONNECTION, last + word(code)))
+        self._ready.append(frame(frames.GOAWAY, 0, CONNECTION, last + word(code)))
 
     def _full(self, stream: bytes) -> Stream:
         """Return a stream's state as an object of its own."""
@@ -633,14 +606,14 @@ class Connection:
         return full
 
     def _send_block(self, stream: bytes, block: bytes, *, end: bool) -> None:
-        flags = END_STREAM if end else 0
+        flags = frames.END_STREAM if end else 0
         kind, most = HEADERS, self._max_frame
         if self.encoder.resized:
             block, self.encoder.resized = self.encoder.resized + block, b""
         while len(block) > most:
             self._ready.append(frame(kind, flags, stream, block[:most]))
-            block, kind, flags = block[most:], CONTINUATION, 0
-        self._ready.append(frame(kind, flags | END_HEADERS, stream, block))
+            block, kind, flags = block[most:], frames.CONTINUATION, 0
+        self._ready.append(frame(kind, flags | frames.END_HEADERS, stream, block))
 
     def _pump(self, stream: bytes, state: Stream) -> None:
         """Send as much of a stream as the windows allow."""
@@ -648,7 +621,7 @@ class Connection:
         room = min(len(unsent), self.send_window, self._first_window + state.send_credit)
         while at < room:
             end = min(room, at + self._max_frame)
-            flags = END_STREAM if end == len(unsent) and state.trailers == b"" else 0
+            flags = frames.END_STREAM if end == len(unsent) and state.trailers == b"" else 0
             self._ready.append(frame(DATA, flags, stream, bytes(unsent[at:end])))
             self._small_frames.left += 2  # updates of the stream's and the connection's window
             at = end
@@ -664,7 +637,7 @@ class Connection:
             if state.trailers:
                 self._send_block(stream, state.trailers, end=True)
             elif not at:
-                self._ready.append(frame(DATA, END_STREAM, stream))
+                self._ready.append(frame(DATA, frames.END_STREAM, stream))
             self._finish(stream, state)
 
     def _finish(self, stream: bytes, state: Stream) -> None:
@@ -707,4 +680,4 @@ class Connection:
 
 def _is_own_parent(stream: bytes, priority: bytes) -> bool:
     """Return whether a priority makes a stream depend on itself."""
-    return int.from_bytes(priority[:4], "big") & MAX_WINDOW == int.from_bytes(stream, "big")
+    return int.from_bytes(priority[:4], "big") & frames.MAX_WINDOW == int.from_bytes(stream, "big")

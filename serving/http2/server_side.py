@@ -14,37 +14,21 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple
 
-from serving.http2 import events
+from serving.http2 import events, frames
 from serving.http2.connection import Connection, Stream
-from serving.http2.frames import (
-    DATA,
-    DEFAULT_FRAME,
-    END_HEADERS,
-    END_STREAM,
-    FRAME_BYTES,
-    HEADER_TABLE_SIZE,
-    HEADERS,
-    MAX_WINDOW,
-    PREFACE,
-    RST_STREAM,
-    WINDOW_UPDATE,
-    ErrorCode,
-    Http2Error,
-    Limits,
-    frame,
-    word,
-)
+from serving.http2.frames import DATA, HEADERS, ErrorCode, Http2Error, frame, word
 from serving.http2.headers import Block, Layout, OpenCall
 from serving.http2.hpack import Fields, encode_literally
 
-_UPDATE = bytes((0, 0, 4, WINDOW_UPDATE, 0))
-_UPDATE_BYTES = FRAME_BYTES + 4
+_UPDATE = bytes((0, 0, 4, frames.WINDOW_UPDATE, 0))
+_UPDATE_BYTES = frames.FRAME_BYTES + 4
 _MAX_PARTS = 64
 """Lengths of messages whose responses are prepared."""
 _MAX_MESSAGES = 16
 """Layouts that are recognised on streams of a kind."""
 _MAX_PATTERNS = 16
 """First bytes of frames that are looked for on a connection."""
+# Four bytes, an odd number below 2^31: a client's streams are odd (RFC 9113, section 5.1.1).
 _STREAM = b"[\x00-\x7f]..[" + b"".join(b"\\x%02x" % byte for byte in range(1, 256, 2)) + b"]"
 _Row = tuple[bytes, bytes]
 """A stream, and a message."""
@@ -71,6 +55,8 @@ def _run(block_bytes: int, layout: Layout) -> _Run:
 
     Only the first frames of a run are matched in full: the next ones have the same block, flags.
     """
+    # A frame is three bytes of length, a kind, flags, a stream and the payload: here HEADERS (1)
+    # with END_HEADERS (4), DATA (0) with END_STREAM (1) or nothing, WINDOW_UPDATE (8) of 4 bytes.
     prefix, size = layout
     num_bytes = len(prefix) + size
     first = num_bytes.to_bytes(3, "big") + b"\0\1"
@@ -109,6 +95,7 @@ def _run(block_bytes: int, layout: Layout) -> _Run:
         "headers": Struct(cut_headers),
         "data": Struct(f"5x4s{cut_data}"),
     }
+    # An empty group behind each alternative: `lastgroup` is then the name of the one that matched.
     pattern = b"|".join(run + b"(?P<%b>)" % kind.encode() for kind, run in runs.items())
     return _Run(re.compile(pattern, re.DOTALL), cuts, block_bytes, num_bytes, first, layout)
 
@@ -117,7 +104,7 @@ class ServerConnection(Connection):
     """A server's connection."""
 
     def __init__(
-        self, limits: Limits, response: Fields, trailers: Fields, not_http2: bytes = b""
+        self, limits: frames.Limits, response: Fields, trailers: Fields, not_http2: bytes = b""
     ) -> None:
         """Begin; our settings are ready to be sent.
 
@@ -129,12 +116,13 @@ class ServerConnection(Connection):
         """
         super().__init__(limits, is_server=True)
         self._response, self._trailers, self._not_http2 = response, trailers, not_http2
-        self._preface = PREFACE
+        self._preface = frames.PREFACE
         self._parts: dict[int, tuple[bytes, bytes, bytes, bytes]] = {}
         """By length of a message: the bytes between stream numbers in a whole response."""
 
     def receive(self, data: bytes, now_s: float) -> list[events.Event]:
         """See `Connection`: a read of recognised calls goes no further than here."""
+        # Only where a frame begins at the first byte: the pattern knows nothing of halves.
         if not self._runs or self._rest or self._partial or self._skip or self._block:
             return super().receive(data, now_s)
         self._now_s, self.events = now_s, []
@@ -158,7 +146,7 @@ class ServerConnection(Connection):
 
     def announce_end(self) -> None:
         """Ask the peer to open no more streams; those already on the way are still accepted."""
-        self._go_away(word(MAX_WINDOW), ErrorCode.NO_ERROR)
+        self._go_away(word(frames.MAX_WINDOW), ErrorCode.NO_ERROR)
 
     def answer(self, streams: Sequence[bytes], messages: Sequence[bytes]) -> None:
         """Send whole responses; nothing happens on streams whose callers have left.
@@ -173,6 +161,7 @@ class ServerConnection(Connection):
             parts = self._parts.get(size)
             if state is None:
                 continue
+            # Whole and at once: the windows have room, and nothing of the stream is left to read.
             if parts is not None and state.ended and self.send_window >= size <= window:
                 del open_streams[stream]
                 self.send_window -= size
@@ -210,12 +199,12 @@ class ServerConnection(Connection):
     def refuse(self, streams: Iterable[bytes], fields: Fields, data: bytes = b"") -> None:
         """Send calls whose response has not begun the same one, and end them."""
         block = encode_literally(fields)
-        head = _head(HEADERS, END_HEADERS | (0 if data else END_STREAM), len(block))
+        head = _head(HEADERS, frames.END_HEADERS | (0 if data else frames.END_STREAM), len(block))
         for stream in streams:
             state = self.streams.get(stream)
             if state is None:
                 continue
-            if self.encoder.resized:
+            if self.encoder.resized:  # the next block has to begin with the table's new size
                 self._send_block(stream, block, end=not data)
             else:
                 self._ready += (head, stream, block)
@@ -228,24 +217,26 @@ class ServerConnection(Connection):
 
     def _learn(self, size: int) -> None:
         """Prepare whole responses with a message of a length."""
-        if size > DEFAULT_FRAME:
+        if size > frames.DEFAULT_FRAME:
             return
         response = self.encoder.repeated(self._response)
         trailers = self.encoder.repeated(self._trailers)
         if response is None or trailers is None:  # one that comes later would move the other
             response, trailers = map(encode_literally, (self._response, self._trailers))
-        if len(self._parts) >= _MAX_PARTS:
+        if (
+            len(self._parts) >= _MAX_PARTS
+        ):  # all at once: to know the oldest costs more than it saves
             self._parts.clear()
         self._parts[size] = (
-            _head(HEADERS, END_HEADERS, len(response)),
+            _head(HEADERS, frames.END_HEADERS, len(response)),
             response + _head(DATA, 0, size),
-            _head(HEADERS, END_HEADERS | END_STREAM, len(trailers)),
+            _head(HEADERS, frames.END_HEADERS | frames.END_STREAM, len(trailers)),
             trailers,
         )
 
     def _take_setting(self, name: int, value: int) -> None:
         super()._take_setting(name, value)
-        if name == HEADER_TABLE_SIZE:
+        if name == frames.HEADER_TABLE_SIZE:
             self._parts.clear()
 
     def _finish(self, stream: bytes, state: Stream) -> None:
@@ -257,7 +248,7 @@ class ServerConnection(Connection):
     def _stop(self, stream: bytes) -> None:
         """Have a caller stop sending, now that it has its response (RFC 9113, section 8.1)."""
         self._note_reset(stream)
-        self._ready.append(frame(RST_STREAM, 0, stream, word(ErrorCode.NO_ERROR)))
+        self._ready.append(frame(frames.RST_STREAM, 0, stream, word(ErrorCode.NO_ERROR)))
 
     def _is_idle(self, stream: bytes) -> bool:
         return stream > self.last_stream or not stream[3] & 1
@@ -273,15 +264,16 @@ class ServerConnection(Connection):
             self._take_trailers(stream, flags, raw)
             return None
         block, limits = self.reader.read(raw), self.limits
-        ended = flags & END_STREAM != 0
+        ended = flags & frames.END_STREAM != 0
         self.last_stream = stream
         if self._has_gone:
             self._note_reset(stream)
         elif block.is_malformed or (ended and block.content_length):
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
         elif len(self.streams) >= limits.max_streams:
+            # REFUSED_STREAM: nothing was done, so a client may try again (RFC 9113, section 8.7).
             self._note_reset(stream)
-            self._ready.append(frame(RST_STREAM, 0, stream, word(ErrorCode.REFUSED_STREAM)))
+            self._ready.append(frame(frames.RST_STREAM, 0, stream, word(ErrorCode.REFUSED_STREAM)))
         elif (
             block.kind.is_call
             and not (ended or block.is_repeated)
@@ -303,12 +295,13 @@ class ServerConnection(Connection):
         expected = messages.get(data[at : at + 5])
         if expected is None and data.startswith(_UPDATE + stream, at):
             at += _UPDATE_BYTES
+            # Less than 256: `OpenCall.send_credit` is a key of states that calls share.
             credit = int.from_bytes(data[at - 4 : at], "big")
             expected = messages.get(data[at : at + 5]) if 0 < credit < 256 else None
         if expected is None:
             return 0
         (prefix, size), token = expected
-        begin = at + FRAME_BYTES + len(prefix)
+        begin = at + frames.FRAME_BYTES + len(prefix)
         end = begin + size
         if end > len(data) or not data.startswith(stream + prefix, at + 5):
             return 0
@@ -384,6 +377,7 @@ class ServerConnection(Connection):
         found = block.messages.get(run.first)
         if found is None or found[0] != run.layout:
             return 0
+        # All share one state: nothing differs between streams of which equal bytes have come.
         streams, last = self.streams, self.last_stream
         room = self.limits.max_streams - len(streams)
         if len(rows) > room:
@@ -394,7 +388,7 @@ class ServerConnection(Connection):
         number = 0
         for row in rows:
             stream = row[0]
-            if stream <= last:
+            if stream <= last:  # trailers, or an error: the connection's other way decides
                 break
             streams[stream] = state
             last = stream
@@ -421,10 +415,12 @@ class ServerConnection(Connection):
         """Take, from `at` on, messages of calls whose headers were recognised; return how many."""
         streams, block = self.streams, state.block
         found = block.messages.get(run.first)
-        if state.ended or flags != END_STREAM or found is None or found[0] != run.layout:
+        if state.ended or flags != frames.END_STREAM or found is None or found[0] != run.layout:
             return 0
         end, answered = at, block.state(0)
-        while end < len(rows) and streams.get(rows[end][0]) is state:
+        while (
+            end < len(rows) and streams.get(rows[end][0]) is state
+        ):  # equal blocks, no message yet
             streams[rows[end][0]] = answered
             end += 1
         self._report(block, found[1], dict(rows[at:end]), run.num_bytes)
@@ -436,14 +432,10 @@ class ServerConnection(Connection):
         """Take, from `at` on, messages of one stream; return how many."""
         if state is None or state.ended or state.content_left is not None or state.block is None:
             return 0
-        found, window, num_bytes = (
-            state.block.messages.get(run.first),
-            state.receive_window,
-            run.num_bytes,
-        )
+        found, num_bytes = state.block.messages.get(run.first), run.num_bytes
         if found is None or found[0] != run.layout:
             return 0
-        first, is_end, window = rows[at][0], flags == END_STREAM, state.receive_window
+        first, is_end, window = rows[at][0], flags == frames.END_STREAM, state.receive_window
         messages = []
         while at < len(rows) and rows[at][0] == first and window >= num_bytes and not state.ended:
             window -= num_bytes

@@ -14,6 +14,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from serving.config import BatchingMode
 from serving.errors import InvalidRequest, ModelError
 from serving.predictions import Images, Probabilities
 from serving.tensors import Array, Feeds, TensorSignature
@@ -204,3 +205,22 @@ def _shortest_s(run: Callable[[], object], num_runs: int, most_s: float) -> floa
         if time.thread_time() - first_s > 2 * most_s:  # others' work may take no processor time
             break
     return min(times)
+
+
+def line_of(obstacle: str | None, mode: BatchingMode, difference: float | None) -> str:
+    """Return one line that says whether rows are batched, and why not.
+
+    Args:
+        obstacle: why rows are not proved independent; None if they are.
+        mode: the operator's word.
+        difference: the greatest in a trial; None if no drawn input could be run.
+    """
+    if mode == "never":
+        return "calls run alone: the operator's setting"
+    if obstacle and mode == "auto":
+        return f"calls run alone: {obstacle}"
+    if mode == "always":
+        return f"rows are batched: the operator's promise ({obstacle or 'and proved'})"
+    tried = "no drawn input can be run" if difference is None else "a trial agrees"
+    within = f" within {difference:.1g}" if difference else ", bit for bit" * (difference == 0)
+    return f"rows are batched: proved independent, {tried}{within}"

@@ -72,6 +72,7 @@ def prove(model: Message) -> None:
             raise Mixes(f"output {name} has {found}")
         if value.known_shape[0] != ROWS or value.outer != ONE:
             raise Mixes(f"output {name} has several rows for each of the batch")
+    # Where rows of two inputs never meet, nothing says that row i of one belongs to row i of both.
     joined = _joined([*sources, *walk.joined])
     if len(joined) > 1:
         first, second, *_ = sorted(_shown(min(map(str, each))) for each in joined)
@@ -84,9 +85,8 @@ def _input(info: Message, unknowns: Unknowns) -> Value:
         raise Mixes(f"input {_shown(info.name)} has no batch axis")
     # Axes of one name may differ in a call, so each is an unknown of its own.
     rest = [
-        Size.of(each.dim_value) if each.dim_value > 0
-        else unknowns.new("+") for each in shape[1:]
-    ]  # fmt: skip
+        Size.of(each.dim_value) if each.dim_value > 0 else unknowns.new("+") for each in shape[1:]
+    ]
     source = shape[0].dim_param or info.name
     return Value((ROWS, *rest), 0, ONE, sources=frozenset([source]))
 
@@ -143,7 +143,9 @@ class _Walk:
         """Return the nodes that outputs depend on, in order."""
         self._spend(len(nodes))
         names, needed = set(outputs), []
-        for node in reversed(nodes):
+        for node in reversed(
+            nodes
+        ):  # graphs are sorted, so one pass from the outputs finds them all
             if names & set(node.output):
                 needed.append(node)
                 names |= set(node.input).union(*map(self._captured, _bodies(node)))
@@ -152,6 +154,7 @@ class _Walk:
     def _captured(self, graph: Message) -> set[str]:
         """Return the names of tensors around a body that it may read."""
         self._spend(len(graph.node))
+        # A body sees the names of all graphs around it, and its own hide theirs.
         own = {each.name for each in (*graph.input, *graph.initializer)}
         names = {each.name for each in graph.output}
         for node in graph.node:
@@ -189,6 +192,8 @@ class _Walk:
             else:
                 outputs = self._operator(node)
             outputs = [self._checked(each) for each in outputs]
+        # A graph may be anything that protobuf takes: attributes that are missing, of another type
+        # or absurd. A rule that can't read them has proved nothing.
         except (Mixes, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
             if isinstance(err, Mixes) and err.is_located:
                 raise
@@ -218,7 +223,7 @@ class _Walk:
             return replace(value, shape=shape, varies=value.varies or varies)
         if shape[value.axis].per_row is None:
             raise Mixes("its batch axis is lost")
-        if varies:
+        if varies:  # such as N x N: a row then has one element for each other row
             raise Mixes("the size of a row depends on the number of rows")
         return replace(value, shape=shape)
 
@@ -252,6 +257,7 @@ class _Walk:
 
     def _function(self, function: Message, node: Node) -> list[Value]:
         attributes = {each.name: each for each in function.attribute_proto} | node.attributes
+        # Unlike a body, a function sees its own inputs alone.
         inner = self._inside([], [])
         given = {
             name: node.value(index) for index, name in enumerate(function.input) if node.has(index)
@@ -275,7 +281,7 @@ class _Walk:
         if condition.is_size:
             raise Mixes("its condition depends on the number of rows")
         branches = ["else_branch", "then_branch"]
-        if condition.numbers is not None:
+        if condition.numbers is not None:  # a constant of the graph: the other branch never runs
             branches = [branches[bool(condition.numbers[0])]]
         results = [self._body(node.attributes[each].g, []) for each in branches]
         return [self._same(values) for values in zip(*results, strict=True)]
@@ -311,6 +317,7 @@ class _Walk:
                 raise Mixes("the number of its turns depends on values of rows")
             if each is not None and each.is_size:
                 raise Mixes("the number of its turns depends on the number of rows")
+        # A turn may change a state's elements, never its kind: the walk goes on until that stays.
         first = [_without_items(node.value(index)) for index in range(2, len(node.inputs))]
         turn = Value((), data=None)
         states, (condition, *scans) = self._turns(body, [turn, Value(())], first, before=1)
@@ -323,7 +330,7 @@ class _Walk:
         after: Sequence[Value] = (),
     ) -> tuple[list[Value], list[Value]]:  # fmt: skip
         """Walk through a body until its states stay; return them, and its other outputs."""
-        for _ in range(3):
+        for _ in range(3):  # the first turns may widen sizes, which then must stay
             outputs = self._body(body, [*fixed, *states, *after])
             new = [_without_items(each) for each in outputs[before : before + len(states)]]
             joined = [self._same(pair) for pair in zip(states, new, strict=True)]
@@ -380,6 +387,7 @@ class _Walk:
         rows: list[bool], out_axes: Sequence[int],
     ) -> list[Value]:  # fmt: skip
         """Walk through a Scan whose turns are rows, each of which sees constants and one row."""
+        # ONNX Runtime runs the turns one after the other: a state would carry row 1 into row 2.
         if not all(rows) or any(each.is_rows for each in states):
             raise Mixes("its turns are rows, and it has others besides")
         if any(node.numbers("scan_input_directions") or ()) or any(

@@ -964,7 +964,7 @@ def _slice(node: Node) -> list[Value]:
             continue
         if any(node.value(index).is_size for index in (1, 2) if node.has(index)) and (
             start is None or end is None or start.varies or end.varies
-        ):  # fmt: skip
+        ):
             raise Mixes("it cuts by the number of rows")
         shape[at] = _cut(node, shape[at], start, end, step)
     return _outputs(node, Value(tuple(shape), value.axis))

@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.config import BatchingMode
 from serving.errors import InvalidRequest, ModelError
-from serving.model.acceptance import Run, batch_sizes
+from serving.model.acceptance import Run, batch_sizes, line_of
 from serving.tensors import Array, Feeds, Tensor, TensorSignature
 
 _TOLERANCES = {"FP16": 1e-2, "FP32": 1e-3, "FP64": 1e-3}
@@ -106,25 +106,6 @@ def try_rows(
     outputs = (replace(each, shape=(-1, *each.shape[1:])) for each in tensors.outputs)
     tensors = replace(tensors, outputs=tuple(outputs), is_batchable=True)
     return Finding(tensors, line, runnable)
-
-
-def line_of(obstacle: str | None, mode: BatchingMode, difference: float | None) -> str:
-    """Return one line that says whether rows are batched, and why not.
-
-    Args:
-        obstacle: why rows are not proved independent; None if they are.
-        mode: the operator's word.
-        difference: the greatest in a trial; None if no drawn input could be run.
-    """
-    if mode == "never":
-        return "calls run alone: the operator's setting"
-    if obstacle and mode == "auto":
-        return f"calls run alone: {obstacle}"
-    if mode == "always":
-        return f"rows are batched: the operator's promise ({obstacle or 'and proved'})"
-    tried = "no drawn input can be run" if difference is None else "a trial agrees"
-    within = f" within {difference:.1g}" if difference else ", bit for bit" * (difference == 0)
-    return f"rows are batched: proved independent, {tried}{within}"
 
 
 def _draws(inputs: Sequence[Tensor], num_rows: int) -> Iterator[Feeds]:

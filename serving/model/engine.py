@@ -28,18 +28,9 @@ from serving.errors import (
     InvalidRequest,
     ModelError,
 )
+from serving.model import onnx_runtime
 from serving.model.acceptance import ENOUGH_ROWS
-from serving.model.onnx_runtime import (
-    NO_WEIGHTS,
-    RunOptions,
-    Session,
-    bare_run,
-    complaint_of,
-    new_session,
-    reason_of,
-    runtime,
-    tensors_of,
-)
+from serving.model.onnx_runtime import NO_WEIGHTS, RunOptions, Session, reason_of, runtime
 from serving.model.preprocessing import Preprocessing
 from serving.model.repository import Manifest
 from serving.model.settings import NO_SETTINGS, ModelSettings
@@ -104,10 +95,10 @@ class OnnxEngine:
         Raises:
             CorruptModel: an input or an output has a type that can't be served.
         """
-        self.tensors = tensors_of(session)
+        self.tensors = onnx_runtime.tensors_of(session)
         self._outputs = [each.name for each in self.tensors.outputs]
         self._texts = [each.name for each in self.tensors.inputs if each.datatype == "BYTES"]
-        self._bare_run = bare_run(session)
+        self._bare_run = onnx_runtime.bare_run(session)
         # Without any, each run makes its own: 1 us.
         self._run_options = run_options or runtime().RunOptions()
         self._pid = os.getpid()
@@ -122,7 +113,7 @@ class OnnxEngine:
     ) -> Self:
         """Build a session and its engine; see `open_engine`."""
         try:
-            session = new_session(model, cls.provider, weights=weights)
+            session = onnx_runtime.new_session(model, cls.provider, weights=weights)
         except CorruptModel:
             raise
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
@@ -165,7 +156,7 @@ class OnnxEngine:
                 raise
             if options.terminate and options is not self._run_options:
                 raise DeadlineExceeded("the run was ended: it took too long") from err
-            if (complaint := complaint_of(err)) is not None:
+            if (complaint := onnx_runtime.complaint_of(err)) is not None:
                 raise InvalidRequest(f"the model does not take these values: {complaint}") from err
             raise ModelError() from err
 
@@ -208,7 +199,7 @@ class CudaEngine(OnnxEngine):
         config = [("session.disable_cpu_ep_fallback", "1")] if signature is not None else []
         try:
             runtime().preload_dlls()  # finds the CUDA libraries that pip installed
-            session = new_session(
+            session = onnx_runtime.new_session(
                 model, cls.provider, *config, weights=weights, **cls.provider_options
             )
             engine = cls(session, run_options)

@@ -19,7 +19,7 @@ import numpy as np
 
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import CorruptModel, ModelNotFound
-from serving.model import acceptance, batching_trial, repository
+from serving.model import acceptance, repository
 from serving.model.acceptance import find_rows, has_bounded_time
 from serving.model.batching_proof import prove
 from serving.model.batching_values import Mixes
@@ -137,6 +137,8 @@ def _load_version(
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size, obstacle)
+        from serving.model import batching_trial  # only models without golden samples need it
+
         found = batching_trial.try_rows(
             model.run, engine.tensors, max_batch_size, obstacle=obstacle, mode=settings.batching
         )
@@ -183,7 +185,7 @@ def _check_golden(model: LoadedModel, max_batch_size: int, obstacle: str | None)
     mode = model.settings.batching
     most = 1 if mode == "never" or (obstacle and mode == "auto") else max_batch_size
     worst = acceptance.check(model.classify, images, expected[model.precision], most)
-    line = batching_trial.line_of(obstacle, mode, worst)
+    line = acceptance.line_of(obstacle, mode, worst)
     feeds = {model.tensors.inputs[0].name: np.zeros_like(images[:1])}
     settings = replace(model.settings, max_batch_size=most)
     return replace(_timed(model, feeds, most, line), settings=settings)

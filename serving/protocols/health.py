@@ -11,7 +11,7 @@ from types import MappingProxyType
 from grpc_health.v1 import health_pb2
 
 from serving.errors import ModelNotFound
-from serving.protocols.messages import parse
+from serving.protocols import parse
 from serving.protocols.method import Method, Unary, Watch
 
 SERVICE = "grpc.health.v1.Health"

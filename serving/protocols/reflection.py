@@ -10,8 +10,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from serving.protocols import health
-from serving.protocols.messages import parse
+from serving.protocols import health, parse
 from serving.protocols.method import Method, Replies
 from serving.protocols.oip import inference_pb
 

@@ -4,21 +4,7 @@ import logging
 from enum import IntEnum
 from typing import NamedTuple, Self
 
-from serving.errors import (
-    ConfigurationError,
-    CorruptModel,
-    DeadlineExceeded,
-    DeviceError,
-    DigitsError,
-    InvalidRequest,
-    ModelError,
-    ModelNotFound,
-    Overloaded,
-    TooLarge,
-    Unauthenticated,
-    Unavailable,
-    Unsupported,
-)
+from serving import errors
 
 _log = logging.getLogger(__name__)
 
@@ -45,20 +31,20 @@ class StatusCode(IntEnum):
     UNAUTHENTICATED = 16
 
 
-STATUS: dict[type[DigitsError], StatusCode] = {
-    InvalidRequest: StatusCode.INVALID_ARGUMENT,
-    TooLarge: StatusCode.INVALID_ARGUMENT,
-    Unsupported: StatusCode.UNIMPLEMENTED,
-    ModelNotFound: StatusCode.NOT_FOUND,
-    Unauthenticated: StatusCode.UNAUTHENTICATED,
-    Overloaded: StatusCode.RESOURCE_EXHAUSTED,
-    Unavailable: StatusCode.UNAVAILABLE,
-    DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
-    ModelError: StatusCode.INTERNAL,
+STATUS: dict[type[errors.DigitsError], StatusCode] = {
+    errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,
+    errors.TooLarge: StatusCode.INVALID_ARGUMENT,
+    errors.Unsupported: StatusCode.UNIMPLEMENTED,
+    errors.ModelNotFound: StatusCode.NOT_FOUND,
+    errors.Unauthenticated: StatusCode.UNAUTHENTICATED,
+    errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
+    errors.ModelError: StatusCode.INTERNAL,
     # These end the start of a server; none reaches a caller.
-    CorruptModel: StatusCode.INTERNAL,
-    DeviceError: StatusCode.INTERNAL,
-    ConfigurationError: StatusCode.INTERNAL,
+    errors.CorruptModel: StatusCode.INTERNAL,
+    errors.DeviceError: StatusCode.INTERNAL,
+    errors.ConfigurationError: StatusCode.INTERNAL,
 }
 
 RETRY_AFTER_MS = 100
@@ -66,7 +52,7 @@ RETRY_AFTER_MS = 100
 
 
 _INTERNAL = "internal error"
-MODEL_TEXTS = (ModelError.usual_text, _INTERNAL, "the model failed on these images")
+MODEL_TEXTS = (errors.ModelError.usual_text, _INTERNAL, "the model failed on these images")
 """Our server's texts with INTERNAL, which gRPC's libraries also use for broken connections; the
 last is that of servers before 0.3."""
 
@@ -80,31 +66,31 @@ class Status(NamedTuple):
     """Further trailers."""
 
     @classmethod
-    def of(cls, error: DigitsError) -> Self:
+    def of(cls, error: errors.DigitsError) -> Self:
         """Return the status of one of our errors, with its text.
 
         That of an overload, or of an end of the server, also says when to retry (gRFC A6).
         """
         pushback = (("grpc-retry-pushback-ms", str(RETRY_AFTER_MS)),)
-        metadata = pushback if isinstance(error, Overloaded | Unavailable) else ()
+        metadata = pushback if isinstance(error, errors.Overloaded | errors.Unavailable) else ()
         return cls(STATUS[type(error)], str(error), metadata)
 
 
 UNKNOWN_METHOD = Status(StatusCode.UNIMPLEMENTED, "unknown method")
 
 
-def error_of(exception: Exception) -> DigitsError:
+def error_of(exception: Exception) -> errors.DigitsError:
     """Return the error that a caller sees for an exception of a handler.
 
     Our own errors are passed on; any other exception is logged, and is INTERNAL without its text.
     """
-    if isinstance(exception, DigitsError):
+    if isinstance(exception, errors.DigitsError):
         return exception
     _log.error("a handler failed", exc_info=exception)
-    return ModelError(_INTERNAL)
+    return errors.ModelError(_INTERNAL)
 
 
-def error_from(code: StatusCode, details: str, address: str) -> DigitsError:
+def error_from(code: StatusCode, details: str, address: str) -> errors.DigitsError:
     """Build the error for a status.
 
     Args:
@@ -115,9 +101,9 @@ def error_from(code: StatusCode, details: str, address: str) -> DigitsError:
     """
     for error_class, status in STATUS.items():
         if status is code:
-            if error_class is Unsupported:
+            if error_class is errors.Unsupported:
                 break
-            if error_class is not ModelError or details in MODEL_TEXTS:
+            if error_class is not errors.ModelError or details in MODEL_TEXTS:
                 return error_class(f"{address}: {details}")
             break
-    return Unavailable(f"{address}: {code.name}: {details}")
+    return errors.Unavailable(f"{address}: {code.name}: {details}")

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 from pyarrow import fs, types
 
-from serving.catalog.remote import without_credentials
 from serving.commandline import installation
 from serving.digits.pictures.files import SUFFIXES
 from serving.errors import ConfigurationError
+from serving.model.remote import without_credentials
 from serving.predictions import Images
 
 Decode = Callable[[Sequence[bytes]], Sequence[Images | str]]

@@ -1,19 +1,25 @@
-"""Models behind one port: all services on one transport, health, metrics, self-test."""
+"""The server: models behind one port, health, the self-test; and its life: load, listen, drain."""
 
 import asyncio
+import gc
+import ipaddress
+import json
 import logging
 import math
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from serving import applications
 from serving.batching.awaited import AsyncCaller, submit
-from serving.catalog.catalog import Catalog
-from serving.config import ServerConfig
+from serving.catalog import Catalog
+from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
 from serving.digits import methods as digits_v1
 from serving.digits.methods import digits_methods
 from serving.errors import ConfigurationError, DigitsError, Overloaded, Unavailable
@@ -23,7 +29,10 @@ from serving.protocols.method import Rows
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
+from serving.system import signals
 from serving.system.process import Usage, limit_free_memory, waited_for_cores_s
+from serving.system.signals import keep_watchdog_fed, notify
+from serving.telemetry import logs
 from serving.telemetry.metrics import Readiness, Report, Served
 from serving.transports import open_transport
 
@@ -332,3 +341,146 @@ def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     with optional_http(config):
         return HttpServer(router, queries, config, (digits, *others))
     return None
+
+
+def announce(
+    report: Report, address: str, metrics_address: str, log_format: LogFormat, **more: object
+) -> None:
+    """Print the ready line, which tools may parse, and for people where the page is.
+
+    Of several models, names and versions are joined by commas, and so are other facts that differ.
+    """
+    facts = {
+        "model": ",".join(served.name for served in report.models),
+        "version": ",".join(served.version for served in report.models),
+        "precision": ",".join(dict.fromkeys(served.precision for served in report.models)),
+        "device": ",".join(dict.fromkeys(served.device for served in report.models)),
+        "transport": report.models[0].transport,
+        "address": address,
+        "metrics": metrics_address,
+        "max_request_images": report.batching.max_request_images,
+        "max_batch_size": report.batching.max_batch_size,
+        **more,
+    }
+    if log_format == "json":
+        line = json.dumps({"message": "serving", **facts})
+    else:
+        line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
+    logs.print_line(line, sys.stdout)  # the server serves even if nobody reads it
+    if log_format == "text" and "http" in more:
+        logs.print_line(f"try it: {more['http']}", sys.stdout)
+    notify("READY=1")
+
+
+def _announce(server: Server) -> None:
+    more = {} if server.http_url is None else {"http": server.http_url}
+    log_format = server.config.log_format
+    announce(server.report(), server.address, server.metrics_address, log_format, **more)
+
+
+async def serve(
+    model_config: ModelConfig,
+    batching: BatchingConfig,
+    config: ServerConfig,
+    on_ready: Callable[[Server], None] = _announce,
+) -> bool:
+    """Load the model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
+
+    Calls `on_ready` once the server answers; by default that prints the ready line.
+
+    Returns:
+        True if every accepted request was answered.
+
+    Raises:
+        DigitsError: the server can't start; see `load_model` and `Server.start`.
+    """
+    with ExitStack() as stack:
+        # First: it answers 503 while the rest starts.
+        exporter = stack.enter_context(exporting(config))
+        catalog = Catalog(model_config, batching.max_batch_size)
+        router = Router(batching, config.workers)
+        for name, versions in catalog.models.items():
+            router.change(name, versions)
+        catalog.count_reload = router.metrics.count_reload
+        catalog.on_change = router.change  # before a call may load or unload a model
+        stack.callback(router.close)
+        server = Server(router, config, exporter, catalog)
+        stops = signals.queue_stops()  # before the first call, so that every stop drains
+        try:
+            await server.start()
+        except (ConfigurationError, Unavailable):
+            await server.stop(grace_s=0)
+            raise
+        with catalog.following(config.reload_interval_s):
+            signals.on_hang_up(partial(_reload, catalog))
+            return await drain_when_signalled(server, stops, on_ready)
+
+
+def _reload(catalog: Catalog) -> None:
+    notify("RELOADING=1")
+    catalog.request(partial(notify, "READY=1"))
+
+
+def warn_if_exposed(config: ServerConfig) -> None:
+    """Log a warning if other machines can reach a port without TLS or without tokens."""
+    security = config.security
+    missing = [] if security.has_tls else ["TLS"]
+    if not security.has_tokens and security.tls_client_ca is None:
+        missing.append("tokens")
+    hosts = {config.host} if config.http_port is None else {config.host, config.http_host}
+    for host in sorted(hosts):
+        if missing and not _is_local(host):
+            lacking = " and ".join(missing)
+            _log.warning("other machines can reach %s without %s: see SECURITY.md", host, lacking)
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.startswith("unix:")
+
+
+def run_loop(main: Coroutine[None, None, bool], transport: TransportName) -> bool:
+    """Run `serve` on an event loop: grpcio answers its calls there, so it gets a faster one."""
+    if transport != "grpcio":
+        return asyncio.run(main)
+    import uvloop
+
+    return bool(uvloop.run(main))
+
+
+async def drain_when_signalled(
+    server: Server, stops: "asyncio.Queue[int]", on_ready: Callable[[Server], None]
+) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process, exit code 1.
+
+    A worker ignores a second signal: it may get the first from the terminal or from systemd, and
+    the same one from the supervisor, which ends its workers itself.
+
+    Args:
+        server: a started server.
+        stops: the queue of signals; see `signals.queue_stops`.
+        on_ready: called once signals are handled: the reader of the ready line may send one.
+
+    Returns:
+        True: every accepted request was answered. A drain that takes longer than `drain_s` ends the
+        process too.
+    """
+    signals.install()
+    gc.freeze()  # else each full collection looks at all that start-up made
+    on_ready(server)
+    watched = asyncio.create_task(keep_watchdog_fed(server.beat))
+    _log.info("draining: %s", signal.Signals(await stops.get()).name)
+    watched.cancel()
+    notify("STOPPING=1")
+    drain = asyncio.create_task(server.drain())
+    is_alone = server.config.workers == 1
+    forced = asyncio.create_task(stops.get() if is_alone else asyncio.Event().wait())
+    await asyncio.wait((drain, forced), return_when=asyncio.FIRST_COMPLETED)
+    if drain.done() and drain.result():
+        forced.cancel()
+        return True
+    reason = "accepted calls took longer than --drain" if drain.done() else "second signal"
+    _log.warning("stopped by force: %s", reason)
+    return signals.end_process(1)

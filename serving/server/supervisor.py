@@ -16,8 +16,7 @@ from typing import Any
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import Unavailable
-from serving.server.serve import announce
-from serving.server.server import exporting, optional_http
+from serving.server.server import announce, exporting, optional_http
 from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
 from serving.system.host import Sockets, refuse_callers, reserved_port, with_port

@@ -16,8 +16,7 @@ from multiprocessing.connection import Connection
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import DigitsError
-from serving.server.serve import run_loop, serve
-from serving.server.server import Server
+from serving.server.server import Server, run_loop, serve
 from serving.system import host, signals
 from serving.system.process import Activity, end_with_parent
 from serving.telemetry import logs

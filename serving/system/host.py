@@ -336,7 +336,7 @@ class Host:
     selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
     """Makes the selector."""
     listen: Callable[[str, int], socket.socket] = listen
-    """Listens on a host and a port; see `listener.listen`."""
+    """Listens on a host and a port; see `listen`."""
     socketpair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair
     """Makes the sockets by which other threads wake the server's."""
     random: Random = field(default_factory=Random)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -158,28 +158,16 @@ class Metrics:
         self.last_ms: dict[ModelLabel, int] = {}
         """When a version last answered, in milliseconds since 1970."""
 
-    def observe_run(
-        self,
-        started_s: float,
-        finished_s: float,
-        num_rows: int,
-        requests: Sequence[tuple[float, str | None, int]],
-        classified: tuple[ClassNumbers, bytes] | None = None,
-        model: ModelLabel = NO_MODEL,
-    ) -> None:
+    def observe_run(self, run: Any, groups: Sequence[Any], model: ModelLabel) -> None:
         """Count a run that succeeded; from any thread.
 
         Args:
-            started_s: when it began, in monotonic seconds.
-            finished_s: when it ended.
-            num_rows: the rows of the run: images.
-            requests: the answered requests: arrival, method to count an answered call under (None
-                if it is counted elsewhere), number of such calls.
-            classified: of a classifier the class number of each image of the run, and their
-                probabilities: float32, one for each image and class.
+            run: the batcher's `Result`.
+            groups: the calls that it has answered, each a `Group` of the batcher's.
             model: the name and the version that ran.
         """
-        now_s, run_s = time.monotonic(), finished_s - started_s
+        now_s, started_s, finished_s = time.monotonic(), run.started_s, run.finished_s
+        num_rows, run_s = run.num_rows, finished_s - started_s
         self.last_ms[model] = time.time_ns() // 1_000_000
         with self._lock:
             counts = self._counts.models.get(model) or self._begin(model)
@@ -187,17 +175,18 @@ class Metrics:
             counts.runs_ns[num_rows] += round(run_s * 1e9)
             counts.run_s.add(run_s)
             num_calls = 0
-            for arrived_s, method, times in requests:
+            for group in groups:
+                times, method = len(group.streams), group.encoder.method
                 num_calls += times
-                counts.queue_s.add(started_s - arrived_s, times)
-                counts.request_s.add(finished_s - arrived_s, times)
+                counts.queue_s.add(started_s - group.arrived_s, times)
+                counts.request_s.add(finished_s - group.arrived_s, times)
                 if method is not None:
                     counts.requests[method, "OK"] += times
             counts.calls_run_s += run_s * num_calls
             counts.calls_output_s += (now_s - finished_s) * num_calls
-            if classified is not None:
-                self._classified.append((counts, *classified))
-                self._num_classified_bytes += len(classified[1])
+            if run.classes is not None:
+                self._classified.append((counts, run.classes, run.rows))
+                self._num_classified_bytes += len(run.rows)
                 if (
                     self._num_classified_bytes > _MAX_CLASSIFIED_BYTES
                     or len(self._classified) >= _MAX_CLASSIFIED

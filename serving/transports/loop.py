@@ -82,6 +82,7 @@ class Reader:
 
         Where that was not enough for all, those who have taken the least time go first.
         """
+        # Sorted only after a round that ended early: else all are read, in any order.
         if self.is_overrun:
             ready.sort(key=self._start_tag_s)
         begin_s = now_s
@@ -104,6 +105,7 @@ class Reader:
                     connection.cost_per_byte_s += (
                         turn_s / num_bytes - connection.cost_per_byte_s
                     ) / 4
+                # A peer that was idle begins at the present time: it saves nothing up.
                 self._turns_s = max(self._turns_s, connection.start_tag_s)
                 connection.start_tag_s = self._turns_s + turn_s
             begin_s = end_s

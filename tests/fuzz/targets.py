@@ -13,7 +13,7 @@ from serving.errors import CorruptModel, InvalidRequest
 from serving.http2.client_side import ClientConnection
 from serving.http2.frames import SETTINGS, Http2Error, Limits, frame, word
 from serving.model.repository import parse_manifest
-from serving.protocols.messages import parse
+from serving.protocols import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.oip.tensors import TypedContents

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving import AsyncClient, Classifier
-from serving.catalog.catalog import Catalog
+from serving.catalog import Catalog
 from serving.config import ModelConfig, Precision
 from serving.tensors import Signature
 from tests.serving.model import templates

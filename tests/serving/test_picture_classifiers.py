@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from serving.__main__ import main
-from serving.catalog.catalog import Catalog
+from serving.catalog import Catalog
 from serving.config import ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
 from serving.model.repository import PRETRAINED

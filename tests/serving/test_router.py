@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from serving.catalog.catalog import Canary, ModelVersions
+from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, Unavailable
 from serving.model.engine import LoadedModel

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import numpy as np
 
 from serving.batching.batcher import Batcher
-from serving.catalog.catalog import Canary, ModelVersions
+from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
 from serving.digits.methods import digits_methods
 from serving.errors import ModelError, Unavailable

@@ -13,7 +13,7 @@ import numpy as np
 import serving
 from serving.batching.batcher import Batcher, Line, Queue
 from serving.batching.runs import Group, ResponseEncoder
-from serving.catalog.catalog import ModelVersions
+from serving.catalog import ModelVersions
 from serving.config import Device
 from serving.errors import DigitsError
 from serving.model import repository

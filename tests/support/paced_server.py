@@ -23,8 +23,7 @@ import uvloop
 from serving.config import BatchingConfig, Device, ServerConfig
 from serving.model.engine import LoadedModel
 from serving.model.repository import Manifest
-from serving.server.serve import drain_when_signalled
-from serving.server.server import Server, exporting
+from serving.server.server import Server, drain_when_signalled, exporting
 from serving.system import signals
 from serving.telemetry import logs
 from serving.tensors import DIGITS

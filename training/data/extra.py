@@ -120,11 +120,9 @@ def draw(image: Images) -> str:
     """Draw (784,) uint8 in 14 lines of half blocks, in a terminal's 24 grey levels."""
     rows = 232 + image.reshape(SIDE // 2, 2, SIDE) // 11
     lines = (
-        "".join(
-            f"\x1b[38;5;{upper};48;5;{lower}m▀" for upper, lower in zip(*pair, strict=True)
-        )
+        "".join(f"\x1b[38;5;{upper};48;5;{lower}m▀" for upper, lower in zip(*pair, strict=True))
         for pair in rows.tolist()
-    )  # fmt: skip
+    )
     return "\n".join(f"{line}\x1b[m" for line in lines)
 
 

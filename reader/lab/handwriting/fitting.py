@@ -151,9 +151,9 @@ class Fit:
     def _batches(self, last: _Floats) -> list[tuple[Numbers, _Floats]]:
         """Return the rows of each batch of an epoch, and how many times each counts."""
         is_easy = last < EASY_LOSS
-        order = self._rng.permutation(np.flatnonzero(
-            ~is_easy | (self._rng.random(len(last)) < EASY_SHARE)
-        ))  # fmt: skip
+        order = self._rng.permutation(
+            np.flatnonzero(~is_easy | (self._rng.random(len(last)) < EASY_SHARE))
+        )
         batches = np.array_split(order, max(1, -(-len(order) // PATH_BATCH_ROWS)))
         return [(batch, np.where(is_easy[batch], 1 / EASY_SHARE, 1.0)) for batch in batches]
 

@@ -8,13 +8,8 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
-from serving.client.transport import (
-    KEEPALIVE_TIME_S,
-    KEEPALIVE_TIMEOUT_S,
-    PUSHBACK,
-    Failure,
-    Outcome,
-)
+from serving.client import transport
+from serving.client.transport import Failure, Outcome
 from serving.http2 import ClientConnection, ErrorCode, Limits, events
 from serving.http2.hpack import Fields
 from serving.protocols.status import StatusCode
@@ -79,7 +74,7 @@ class Keepalive:
     def __init__(self) -> None:
         self._since_s = math.inf
         self._pinged_s: float | None = None
-        self._time_s = KEEPALIVE_TIME_S
+        self._time_s = transport.KEEPALIVE_TIME_S
 
     def begin(self, now_s: float) -> None:
         """Note that a call was sent."""
@@ -97,13 +92,13 @@ class Keepalive:
             num_calls: how many calls still wait for their outcome.
         """
         self._since_s = now_s if num_calls else math.inf
-        self._time_s = KEEPALIVE_TIME_S if self._pinged_s is None else 2 * self._time_s
+        self._time_s = transport.KEEPALIVE_TIME_S if self._pinged_s is None else 2 * self._time_s
         self._pinged_s = None
 
     def due_s(self) -> float:
         """Return when to ping the server, or when to give it up."""
         if self._pinged_s is not None:
-            return self._pinged_s + KEEPALIVE_TIMEOUT_S
+            return self._pinged_s + transport.KEEPALIVE_TIMEOUT_S
         return self._since_s + self._time_s
 
     def should_ping(self, now_s: float) -> bool:
@@ -277,7 +272,7 @@ def _status_in(headers: Fields) -> Failure | None:
     if (number := fields.get(b"grpc-status")) is None:
         return None
     text = unquote(fields.get(b"grpc-message", b"").decode("utf-8", "replace"))
-    return _CODES.get(number, StatusCode.UNKNOWN), text, PUSHBACK.encode() not in fields
+    return _CODES.get(number, StatusCode.UNKNOWN), text, transport.PUSHBACK.encode() not in fields
 
 
 def _outcome(call: ClientCall) -> Outcome:

@@ -16,19 +16,10 @@ from _thread import allocate_lock
 from collections import deque
 from contextlib import suppress
 
+from serving.client import transport
 from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
 from serving.client.target import Address, Credentials
-from serving.client.transport import (
-    CUT_OFF,
-    KEEPALIVE_TIME_S,
-    KEEPALIVE_TIMEOUT_S,
-    LATE,
-    EndedCall,
-    Failure,
-    Outcome,
-    PendingCall,
-    Transport,
-)
+from serving.client.transport import Failure, Outcome, PendingCall, Transport
 from serving.credentials import Plain, Tls
 from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode
@@ -38,7 +29,7 @@ _BLOCK_S = 1.0
 """The longest that `recv` waits: this timeout of the socket's is set once, others before a call."""
 _IDLE_S = 0.05
 """After this time without calls the server may have closed the connection."""
-_STALLED_S = KEEPALIVE_TIME_S + KEEPALIVE_TIMEOUT_S
+_STALLED_S = transport.KEEPALIVE_TIME_S + transport.KEEPALIVE_TIMEOUT_S
 """How long a server may take to read a request."""
 _HANDSHAKE_BYTES = 64 << 10
 
@@ -126,6 +117,8 @@ class Http2Connection:
         """Wait for the outcome of a call."""
         try:
             while call.outcome is None:
+                # Looked at again with the lock: its outcome may have come since, and nobody would
+                # wake a call that goes to sleep behind it.
                 with self._lock:
                     if call.outcome is not None:
                         break
@@ -141,12 +134,14 @@ class Http2Connection:
                 if call.outcome is None and time.monotonic() >= call.deadline_s:
                     self._forget(call)
                     if call.outcome is None:
-                        call.outcome = LATE
+                        call.outcome = transport.LATE
         except BaseException:  # KeyboardInterrupt
             self._forget(call)
             raise
         finally:
-            self._wake_next()  # also where this call was woken, or gave up
+            # Also where this call was woken, or gave up: each that wakes up wakes the next, and a
+            # chain that ends here would leave the others asleep.
+            self._wake_next()
         return call.outcome
 
     def close(self, failure: Failure) -> None:
@@ -190,6 +185,8 @@ class Http2Connection:
         """Wait for a while, process incoming bytes, and wake threads whose calls have ended."""
         timeout_s = min(timeout_s, _BLOCK_S)
         try:
+            # With `settimeout` each `recv` would be a `poll` and a `recv`. The kernel's own limit
+            # is set again only where another one is needed.
             if timeout_s not in (0.0, self._read_timeout_s):
                 timeval = struct.pack("ll", *divmod(math.ceil(timeout_s * 1e6), 10**6))
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
@@ -256,6 +253,7 @@ class Http2Connection:
 
         The thread that sends also sends bytes that other threads add meanwhile.
         """
+        # Encrypted in the order in which it is sent: so only who sends may take.
         if self._is_writing or self._is_lost:
             return b""
         data = self._cipher.encrypt(self._session.data_to_send())
@@ -304,7 +302,7 @@ class ReconnectingChannel(Transport):
         self._connection: Http2Connection | None = None
         self._connecting = allocate_lock()
         self._num_failed = 0
-        self._failure: Failure = CUT_OFF
+        self._failure: Failure = transport.CUT_OFF
         """Why the last attempt to connect failed."""
         self._is_closed = False
 
@@ -315,7 +313,7 @@ class ReconnectingChannel(Transport):
         if not isinstance(connection, Http2Connection) or not connection.is_usable():
             connection = self._connect(deadline_s)
             if not isinstance(connection, Http2Connection):
-                return EndedCall(connection)
+                return transport.EndedCall(connection)
         return connection.start(path, message, self._credentials.metadata, deadline_s)
 
     async def close(self) -> None:
@@ -323,19 +321,20 @@ class ReconnectingChannel(Transport):
         self._is_closed = True
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close(CUT_OFF)
+            connection.close(transport.CUT_OFF)
 
     def _connect(self, deadline_s: float) -> Http2Connection | Failure:
         """Connect, or wait for the thread that does."""
         num_failed = self._num_failed
         if not self._connecting.acquire(timeout=max(0.0, deadline_s - time.monotonic())):
-            return LATE
+            return transport.LATE
         try:
             if self._is_closed:
-                return CUT_OFF
+                return transport.CUT_OFF
             if self._connection is not None and self._connection.is_usable():
                 return self._connection
-            if self._num_failed != num_failed:  # while this thread waited
+            # While this thread waited: threads share one attempt, and its failure.
+            if self._num_failed != num_failed:
                 return self._failure
             try:
                 sock, cipher = connect(self._address, self._credentials, deadline_s)
@@ -348,7 +347,7 @@ class ReconnectingChannel(Transport):
             session = Session(self._address.authority, self._credentials.scheme)
             self._connection = connection = Http2Connection(sock, session, cipher)
             if self._is_closed:  # meanwhile
-                connection.close(CUT_OFF)
+                connection.close(transport.CUT_OFF)
             return connection
         finally:
             self._connecting.release()

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from serving.batching.batcher import Batcher
 from serving.batching.runs import ResponseEncoder, Result, Target
 from serving.errors import DigitsError, InvalidRequest, RequestError, Unavailable
-from serving.protocols.messages import parse, varint
+from serving.protocols import parse, varint
 from serving.protocols.method import PrefixCache, frame
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse

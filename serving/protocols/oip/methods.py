@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
 
-from serving.catalog.catalog import Catalog
+from serving.catalog import Catalog
 from serving.commandline import installation
 from serving.config import BatchingConfig
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable, Unsupported
 from serving.model.engine import LoadedModel
+from serving.protocols import parse
 from serving.protocols.health import Health
-from serving.protocols.messages import parse
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.infer import Infer
@@ -103,11 +103,10 @@ def model_statistics(model: ModelLabel, counts: ModelCounts, last_ms: int) -> An
             "fail": {"count": counts.num_failed, "ns": _ns(counts.failed_s)},
         },
         batch_stats=[
-            {"batch_size": size,
-             "compute_infer": {"count": times, "ns": counts.runs_ns[size]}}
+            {"batch_size": size, "compute_infer": {"count": times, "ns": counts.runs_ns[size]}}
             for size, times in sorted(counts.runs.items())
         ],
-    )  # fmt: skip
+    )
 
 
 def _ns(seconds: float) -> int:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.errors import InvalidRequest, Unsupported
-from serving.protocols.messages import varint
+from serving.protocols import varint
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.inference_pb import InferTensorContents
 from serving.tensors import DTYPES, Array, Tensor, TensorSignature

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
@@ -29,9 +30,7 @@ def trailers_of(status: Status) -> Trailers:
     # Percent-encoded, as gRPC's specification has it: all but printable ASCII, and %. A field of
     # HTTP/2 must not begin or end with a blank (RFC 9113, section 8.2.1).
     message = quote(status.text.strip().encode("utf-8", "replace"), safe=_SAFE)
-    fields = {
-        "grpc-status": str(status.code), "grpc-message": message, **dict(status.metadata)
-    }  # fmt: skip
+    fields = {"grpc-status": str(status.code), "grpc-message": message, **dict(status.metadata)}
     return tuple((name.encode(), value.encode()) for name, value in fields.items())
 
 
@@ -81,36 +80,33 @@ NOT_POST = NotGrpc(((b":status", b"405"), _TEXT), b"gRPC calls are POST requests
 NOT_GRPC = NotGrpc(((b":status", b"415"), _TEXT), b"expected content-type application/grpc\n")
 
 
+@dataclass(slots=True, eq=False)
 class Headers:
     """The meaning of a call's headers; calls with equal headers share one."""
 
-    __slots__ = ("is_plain", "method", "name", "prefixes", "refusal", "timeout_s", "trusted")
-
-    def __init__(
-        self, method: Method | None, name: str, prefixes: PrefixCache, timeout_s: float,
-        refusal: Status | NotGrpc | None, trusted: bool, is_plain: bool,
-    ) -> None:  # fmt: skip
-        self.method = method
-        self.name = name
-        """The method's name in the metrics."""
-        self.prefixes = prefixes
-        """Prefixes of messages that need not be parsed."""
-        self.timeout_s = timeout_s
-        """How long the call may take; infinite without grpc-timeout."""
-        self.refusal = refusal
-        """Why the call is refused; None if it is not."""
-        self.trusted = trusted
-        """Whether the token is valid."""
-        self.is_plain = is_plain
-        """Whether it is an accepted unary call of images."""
+    method: Method | None
+    name: str
+    """The method's name in the metrics."""
+    prefixes: PrefixCache
+    """Prefixes of messages that need not be parsed."""
+    timeout_s: float
+    """How long the call may take; infinite without grpc-timeout."""
+    refusal: Status | NotGrpc | None
+    """Why the call is refused; None if it is not."""
+    trusted: bool
+    """Whether the token is valid."""
+    is_plain: bool
+    """Whether it is an accepted unary call of images."""
 
     def within(self, timeout: bytes) -> "Headers":
         """Return the same with a grpc-timeout."""
         timeout_s, refusal, is_plain = _timeout_s(timeout), self.refusal, self.is_plain
         if timeout_s < 0:
             timeout_s, refusal, is_plain = 0.0, refusal or BAD_TIMEOUT, False
-        return Headers(
-            self.method, self.name, self.prefixes, timeout_s, refusal, self.trusted, is_plain
+        return (
+            Headers(  # 2 us less than `replace`, which callers with deadlines would pay each time
+                self.method, self.name, self.prefixes, timeout_s, refusal, self.trusted, is_plain
+            )
         )
 
 

@@ -84,7 +84,9 @@ class H2Port(Port):
                 head = block.call
                 if head is None:
                     head = self._read(peer, block)
-                    for each in calls:  # a later frame may have made its state an object
+                    # A later frame of the same read, such as a window update, may have made a
+                    # stream's state an object of its own.
+                    for each in calls:
                         state = streams.get(each)
                         if state is not None and state.call is None:
                             state.call = head
@@ -99,11 +101,12 @@ class H2Port(Port):
                 self._cancel(peer, value[1], now_s)
             elif kind == events.GOAWAY:
                 peer.note_leaving()
-            elif state is None:  # over in the meantime
+            elif state is None:  # a later frame of this read has reset it
                 continue
             elif kind == events.HEADERS:
                 logged = self._begin_log(peer, value)
                 head = state.call = self._read(peer, value)
+                # A plain call has no object before its message comes, most often in this very read.
                 if not head.is_plain or ended or self.refusal is not None or logged is not None:
                     self._open(peer, stream, head, now_s, ended=ended, logged=logged)
             elif kind == events.DATA:
@@ -143,6 +146,7 @@ class H2Port(Port):
         if found is not None:
             start, encoder = found
             block = state.block
+            # Not at the first time: a pattern takes milliseconds to compile (`expect`).
             is_repeated = block.is_repeated or block.kind.is_repeated or is_call
             if is_repeated and len(data) <= _MAX_EXPECTED_BYTES and self.refusal is None:
                 layout = data[:start], len(data) - start

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
@@ -93,41 +94,37 @@ class Exchange(LoopCall):
         self.port.fail_request(self, _NO_ROOM)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Known:
     """Requests of one connection that differ only in the rows at their end, and their sink."""
 
-    def __init__(
-        self, prefix: bytes, num_bytes: int, encoder: ResponseEncoder, timeout_s: float,
-        end: Callable[[Any, bytes | DigitsError], None],
-    ) -> None:  # fmt: skip
-        """Describe requests.
-
-        Args:
-            prefix: the head and the bytes before the rows.
-            num_bytes: the length of all.
-            encoder: makes answers but for their first two lines.
-            timeout_s: how long they may take.
-            end: answers the one in progress on a connection.
-        """
-        self._prefix, self._num_bytes = prefix, num_bytes
-        self._encoder, self._timeout_s, self._end = encoder, timeout_s, end
+    prefix: bytes
+    """The head and the bytes before the rows."""
+    num_bytes: int
+    """The length of all."""
+    encoder: ResponseEncoder
+    """Makes answers but for their first two lines."""
+    timeout_s: float
+    """How long they may take."""
+    end: Callable[[Any, bytes | DigitsError], None]
+    """Answers the one in progress on a connection."""
 
     def is_same(self, data: bytes) -> bool:
         """Return whether a read is such a request, whole and alone."""
-        return len(data) == self._num_bytes and data.startswith(self._prefix)
+        return len(data) == self.num_bytes and data.startswith(self.prefix)
 
     def group(self, peer: Peer, stream: int, data: bytes, now_s: float) -> Group:
         """Return the batcher's side of a request."""
-        rows, deadline_s = data[len(self._prefix) :], now_s + self._timeout_s
+        rows, deadline_s = data[len(self.prefix) :], now_s + self.timeout_s
         streams: Any = [stream]
-        return Group(peer, streams, [rows], self._encoder, self, now_s, deadline_s)
+        return Group(peer, streams, [rows], self.encoder, self, now_s, deadline_s)
 
     def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
         for response in responses:
-            self._end(group.caller, response)
+            self.end(group.caller, response)
 
     def fail(self, group: Group, error: DigitsError) -> None:
-        self._end(group.caller, error)
+        self.end(group.caller, error)
 
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from serving.catalog.catalog import Canary, Catalog, ModelVersions
+from serving.catalog import Canary, Catalog, ModelVersions
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
 from serving.tensors import Signature

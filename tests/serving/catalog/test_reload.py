@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from serving import Client
-from serving.catalog.catalog import Catalog
+from serving.catalog import Catalog
 from serving.config import ModelConfig
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published

@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from serving.catalog import remote
-from serving.catalog.catalog import Catalog
-from serving.catalog.remote import RemoteRepository
+from serving.catalog import Catalog
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, ModelNotFound, Unavailable
+from serving.model import remote
+from serving.model.remote import RemoteRepository
 from tests.serving.catalog.conftest import SMALL
 from tests.serving.model import templates
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.errors import InvalidRequest
-from serving.protocols.messages import parse
+from serving.protocols import parse
 from serving.protocols.oip import rest, tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.oip.tensors import (

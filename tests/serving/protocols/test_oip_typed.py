@@ -4,7 +4,7 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidRequest
-from serving.protocols.messages import varint
+from serving.protocols import varint
 from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.oip.tensors import TypedContents, from_typed
 from serving.tensors import Tensor

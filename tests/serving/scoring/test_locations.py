@@ -8,9 +8,9 @@ import pytest
 from pyarrow import fs
 
 from serving.__main__ import main
-from serving.catalog.remote import without_credentials
 from serving.errors import ConfigurationError
 from serving.model.loading import load_model
+from serving.model.remote import without_credentials
 from serving.model.repository import PRETRAINED
 from serving.scoring import scorer
 from serving.scoring.source import open_place, open_source

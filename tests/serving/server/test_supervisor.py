@@ -23,7 +23,7 @@ from serving.server.worker import Worker
 from serving.system.host import refuse_callers, reserved_port
 from serving.system.process import Usage
 from serving.telemetry.metrics import NO_MODEL, Metrics, Report, Served, total
-from tests.serving.telemetry.test_metrics import of_digits, scrape, value
+from tests.serving.telemetry.test_metrics import observe, of_digits, scrape, value
 from tests.serving.transports.test_streams import stream
 from tests.support.load import OWN_CONNECTION, ClosedLoop
 from tests.support.processes import Footprint, freeze, wait_until
@@ -294,7 +294,7 @@ def test_reports_add_up():
     metrics = [Metrics() for _ in range(3)]
     for each, (status, times) in zip(metrics, (("OK", 2), ("OK", 3), ("INTERNAL", 1)), strict=True):
         each.count("Classify", status, times)
-        each.observe_run(0, 1, 7, [(0, None, 1)], None, ("digits", str(times)))
+        observe(each, 0, 1, 7, [(0, None, 1)], None, ("digits", str(times)))
     first, second, dead = (each.snapshot() for each in metrics)
     usage = Usage(resident_bytes=1_000, num_files=10)
     reports = [

@@ -14,7 +14,7 @@ import pytest
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
 from serving.server.exporter import LIMITS, Exporter
-from serving.server.serve import serve
+from serving.server.server import serve
 from serving.system.process import Usage
 from serving.telemetry.metrics import Counts, Readiness, Report, Served
 from tests.serving.server.test_supervisor import workers_of
@@ -95,7 +95,7 @@ def test_it_answers_while_the_model_is_loaded(monkeypatch):
         seen.extend(get(f"127.0.0.1:{port}", path)[0] for path in ("/healthz", "/readyz"))
         raise ConfigurationError("seen enough")
 
-    monkeypatch.setattr("serving.server.serve.Catalog", load)
+    monkeypatch.setattr("serving.server.server.Catalog", load)
     serving = serve(ModelConfig(), BatchingConfig(), ServerConfig(port=0, metrics_port=port))
     with pytest.raises(ConfigurationError, match="seen enough"):
         serving.send(None)

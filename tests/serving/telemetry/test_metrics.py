@@ -3,6 +3,7 @@ import shutil
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -184,6 +185,20 @@ def test_histogram_counts_a_value_on_a_bound_below_it():
     assert histogram.sum == 26.5
 
 
+def observe(metrics, started_s, finished_s, num_rows, requests, classified, model):
+    """Count a run as the batcher does."""
+    classes, rows = classified or (None, b"")
+    run = SimpleNamespace(started_s=started_s, finished_s=finished_s, num_rows=num_rows,
+                          classes=classes, rows=rows)  # fmt: skip
+    groups = [
+        SimpleNamespace(
+            arrived_s=at_s, streams=range(times), encoder=SimpleNamespace(method=method)
+        )
+        for at_s, method, times in requests
+    ]
+    metrics.observe_run(run, groups, model)
+
+
 def test_sums_over_many_runs_are_exact():
     """Of runs of all sizes, counted in between and at the end, beside plain sums."""
     generator, metrics = np.random.default_rng(0), Metrics()
@@ -193,7 +208,8 @@ def test_sums_over_many_runs_are_exact():
         table = generator.random((num_rows, 10)).astype(np.float32)
         classes = table.argmax(1).astype(np.uint8).tobytes()
         requests = [(0.5, "ModelInfer", num_rows), (0.75, None, 1)]
-        metrics.observe_run(1.0, 1.25, num_rows, requests, (classes, table.tobytes()), ("m", "1"))
+        classified = classes, table.tobytes()
+        observe(metrics, 1.0, 1.25, num_rows, requests, classified, ("m", "1"))
         rows, calls = rows + num_rows, calls + num_rows
         certainties += table.max(1).tolist()
         for each in classes:
@@ -218,7 +234,7 @@ def test_versions_that_have_rested_longest_make_room():
     metrics, most = Metrics(), MAX_MODELS
     metrics.count("GetModel", "OK")
     for number in range(most + 10):
-        metrics.observe_run(0, 1, 1, [(0, "ModelInfer", 1)], None, ("m", str(number)))
+        observe(metrics, 0, 1, 1, [(0, "ModelInfer", 1)], None, ("m", str(number)))
         metrics.last_ms["m", str(number)] = number or 10**15  # version 0 is always in use
     kept = metrics.snapshot().models.keys()
     assert len(kept) == most

@@ -389,7 +389,7 @@ class Catalog:
 
     def _load_all(self) -> None:
         if self._config.url is not None:
-            from serving.catalog.remote import RemoteRepository
+            from serving.model.remote import RemoteRepository
 
             self._remote = RemoteRepository(self._config.url, self._config.model_cache)
         folders = [self._folder(name, path) for name, path in self._paths().items()]
