@@ -1,4 +1,4 @@
-"""The command line: `digit-serving {serve,classify,score,info,health}` and other commands."""
+"""The command line: `digit-serving {serve,infer,classify,score,info,health}` and other commands."""
 
 import sys
 
@@ -75,7 +75,7 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
     try:
         old = read_old_names()
         arguments = make_parser(words[0] if words else "")
-        options = arguments.parse_args(words)
+        options = arguments.parse_args(words or ["--help"])
         variables = options.variables
         for line in (*old, *arguments.unknown_variables("SERVING_TOKEN")):
             logs.print_line(f"{arguments.prog}: {line}", sys.stderr)

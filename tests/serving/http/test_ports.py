@@ -66,7 +66,10 @@ def test_taken_named_port_is_one_clear_line(models, workers):
         options = ("--http-port", str(port), "--workers", workers)
         result = subprocess.run(serve_command(models, *options), capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr == f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
+    assert result.stderr == (
+        f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken; "
+        "choose another by --http-port\n"
+    )
 
 
 def test_workers_say_where_the_page_is(models):
