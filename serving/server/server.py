@@ -250,7 +250,7 @@ class Server:
         limit_free_memory()
         self.address = await self._transport.start()
         if self._http is not None:
-            self._http.start(self._transport.loop)
+            self._http.start(self._transport.loop, self.address)
         self.health.set_serving(True)
         if self._exporter is not None:
             self._exporter.serve(self.report, self._state)
