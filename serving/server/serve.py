@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 def announce(
     report: Report, address: str, metrics_address: str, log_format: LogFormat, **more: object
 ) -> None:
-    """Print the ready line, which tools may parse, and for people where the page is.
+    """Print the ready line, which tools may parse, and for people where the page is, and a request.
 
     Of several models, names and versions are joined by commas, and so are other facts that differ.
     """
@@ -48,8 +48,9 @@ def announce(
     else:
         line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
     logs.print_line(line, sys.stdout)  # the server serves even if nobody reads it
-    if log_format == "text" and "http" in more:
-        logs.print_line(f"try it: {more['http']}", sys.stdout)
+    if log_format == "text":
+        for line in ([str(more["http"])] if "http" in more else []) + [report.models[0].request]:
+            logs.print_line(f"try it: {line}", sys.stdout)
     notify("READY=1")
 
 

@@ -21,6 +21,7 @@ from serving.model.acceptance import GOLDEN_TOLERANCE
 from serving.protocols.health import Health
 from serving.protocols.method import Rows
 from serving.protocols.oip import inference_pb
+from serving.protocols.oip.examples import Access, shell_line
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.system.process import Usage, limit_free_memory, waited_for_cores_s
@@ -284,10 +285,18 @@ class Server:
         versions = route.versions
         canary = versions.canary.version if versions.canary else None
         roles = {versions.default_version: "default", canary: "canary"}
+        request = self._request(route)
         for version, model in versions.versions.items():
             num_classes = 0 if model.signature is None else model.signature.num_classes
             facts = version, model.device, model.precision, self.transport
-            yield Served(route.name, *facts, roles.get(version, ""), num_classes)
+            yield Served(route.name, *facts, roles.get(version, ""), num_classes, request)
+
+    def _request(self, route: Route) -> str:
+        """Return a command that calls a model."""
+        model, security = route.model, self.config.security
+        access = Access(self.address, has_tls=security.has_tls, has_tokens=security.has_tokens)
+        inputs = ["@picture.png"] if model.pictures else None
+        return shell_line((route.name, ""), model.tensors, model.sample_shapes, access, inputs)
 
     async def beat(self) -> None:
         """Return once the loop that answers calls has had a turn; never if it hangs."""

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from serving.protocols.oip.rest import MAX_NUMBERS
+from serving.protocols.oip.tensors import MAX_JSON_VALUES
 from serving.tensors import Tensor, TensorSignature
 
 _MOST = 64
@@ -84,14 +84,16 @@ def request_body(tensors: TensorSignature, shapes: Shapes) -> tuple[dict[str, An
 
 
 def shell_line(
-    model: tuple[str, str], tensors: TensorSignature, shapes: Shapes, access: Access
-) -> str:
-    """Write the command of this package."""
+    model: tuple[str, str], tensors: TensorSignature, shapes: Shapes, access: Access,
+    inputs: list[str] | None = None,
+) -> str:  # fmt: skip
+    """Write the command of this package; `inputs` are its last words instead of sample values."""
     name, version = model
     words = ["digit-serving", "infer", name, "--target", access.grpc]
     words += ["--version", version] if version else []
     words += ["--tls-ca", "ca.pem"] * access.has_tls
-    for tensor in tensors.inputs:
+    words += inputs or []
+    for tensor in tensors.inputs if inputs is None else ():
         values = sample_of(tensor, shapes)
         shown = f"@{_file_name(tensor)}" if values is None else json.dumps(values)
         words.append(f"{tensor.name}={shown}")
@@ -104,7 +106,7 @@ def _file_name(tensor: Tensor) -> str:
 
 def _curl(model: tuple[str, str], tensors: TensorSignature, shapes: Shapes, access: Access) -> str:
     body, num_zeros = request_body(tensors, shapes)
-    is_large = any(math.prod(map(abs, each.shape)) > MAX_NUMBERS for each in tensors.outputs)
+    is_large = any(math.prod(map(abs, each.shape)) > MAX_JSON_VALUES for each in tensors.outputs)
     if is_large:
         body["parameters"] = {"binary_data_output": True}
     text = json.dumps(body)

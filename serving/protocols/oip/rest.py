@@ -27,9 +27,6 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
 }
 """The elements of `data` for each kind of numpy's types, and their name."""
 
-MAX_NUMBERS = 1 << 18
-"""Numbers of an output that are written as JSON: 0.4 s, in which no other thread runs."""
-
 
 class Form(NamedTuple):
     """The form of an answer: whether tensors follow the JSON as bytes, or are values in it."""
@@ -100,10 +97,10 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
             output["parameters"] = {"binary_data_size": len(contents)}
             parts.append(contents)
         else:
-            if (size := math.prod(shape)) > MAX_NUMBERS:
+            if (size := math.prod(shape)) > tensors.MAX_JSON_VALUES:
                 raise InvalidRequest(
-                    f"expected an output of at most {MAX_NUMBERS} values as JSON, {tensor.name} "
-                    f"has {size}: ask for it as bytes, by binary_data"
+                    f"expected an output of at most {tensors.MAX_JSON_VALUES} values as JSON, "
+                    f"{tensor.name} has {size}: ask for it as bytes, by binary_data"
                 )
             output["data"] = _values(tensors.from_raw(contents, tensor, shape).ravel())
         outputs.append(output)

@@ -86,6 +86,7 @@ class HttpServer:
         routes = [*inference.routes(), *self._routes]
         names = (*config.http_host_names, config.http_host)
         app = App(routes, self._tokens, names, config.http_allow_origins)
+        app.grpc_port = self._models.grpc_address.rpartition(":")[2]
         listeners = [self._socket, *others(config.http_host, config.http_port or 0)]
         return open_port(
             loop, listeners, app, router, self._limits, pool, tls=self._tls, log=self._log
