@@ -6,6 +6,7 @@ const byId = (id) => document.getElementById(id);
 const made = (name, text = "") => Object.assign(document.createElement(name), { textContent: text });
 const copyOf = (id) => byId(id).content.firstElementChild.cloneNode(true);
 const MOST = 4000, TOP = 5; // characters of an answer and classes that are shown
+const MOST_AS_JSON = 1 << 18; // values of an output
 const SIZES = { BOOL: 1, 8: 1, 16: 2, 32: 4, 64: 8 };
 const bytesOf = (datatype) => SIZES[datatype] || SIZES[/\d+$/.exec(datatype)];
 const product = (sizes) => sizes.reduce((all, size) => all * size, 1);
@@ -17,7 +18,9 @@ async function ask(url, options = {}) {
     throw new Error("The server does not answer. Is it still running?");
   });
   byId("access").hidden = response.status !== 401;
-  const content = await response.json();
+  const length = response.headers.get("inference-header-content-length"); // of the JSON, if bytes follow
+  const body = length && (await response.arrayBuffer()).slice(0, length);
+  const content = length ? JSON.parse(new TextDecoder().decode(body)) : await response.json();
   if (!response.ok) throw new Error(content.detail || response.statusText);
   return content;
 }
@@ -92,7 +95,7 @@ async function send(model, form) {
     bars.replaceChildren(...barsOf(model, content));
     const text = content.pictures ? JSON.stringify(content.pictures[0], null, 1)
       : content.outputs.map((each) => `${each.name} ${each.datatype} [${each.shape.join(", ")}]\n`
-        + JSON.stringify(each.data)).join("\n");
+        + (each.data ? JSON.stringify(each.data) : "too many to show")).join("\n");
     answer.textContent = text.length > MOST ? text.slice(0, MOST) + " …" : text;
     answer.hidden = false;
     note.classList.remove("warn");
@@ -111,7 +114,7 @@ async function classified({ name, version }, picture) {
   return content;
 }
 
-async function inferred({ name, version, inputs }, form) {
+async function inferred({ name, version, inputs, outputs }, form) {
   const fields = [...form.querySelectorAll("fieldset")], parts = [];
   const tensors = await Promise.all(inputs.map(async (input, number) => {
     const text = fields[number].querySelector("textarea").value;
@@ -125,7 +128,9 @@ async function inferred({ name, version, inputs }, form) {
     tensor.parameters = { binary_data_size: tensor.bytes.byteLength };
     delete tensor.bytes;
   }
-  const head = new TextEncoder().encode(JSON.stringify({ inputs: tensors }));
+  const isLarge = outputs.some(({ axes }) => product(axes.map(Number).filter(Boolean)) > MOST_AS_JSON);
+  const options = isLarge ? { parameters: { binary_data_output: true } } : {};
+  const head = new TextEncoder().encode(JSON.stringify({ inputs: tensors, ...options }));
   const headers = parts.length ? { "Inference-Header-Content-Length": String(head.length) } : {};
   const url = `v2/models/${encodeURIComponent(name)}/versions/${version}/infer`;
   return ask(url, { method: "POST", headers, body: new Blob([head, ...parts]) });
