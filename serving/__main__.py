@@ -1,4 +1,4 @@
-"""The command line: `digit-serving {serve,classify,score,info,health}` and other commands."""
+"""The command line: `digit-serving {serve,infer,classify,score,info,health}` and other commands."""
 
 import sys
 
@@ -34,7 +34,8 @@ EXTRAS = {
     "opentelemetry": "otel",
     "pyarrow": "score",
     "ray": "ray",
-    "fsspec": "remote", "s3fs": "s3",
+    "fsspec": "remote",
+    "s3fs": "s3",
 }
 """Modules that the base installation lacks, and the extra that installs each."""
 
@@ -75,7 +76,7 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
     try:
         old = read_old_names()
         arguments = make_parser(words[0] if words else "")
-        options = arguments.parse_args(words)
+        options = arguments.parse_args(words or ["--help"])
         variables = options.variables
         for line in (*old, *arguments.unknown_variables("SERVING_TOKEN")):
             logs.print_line(f"{arguments.prog}: {line}", sys.stderr)

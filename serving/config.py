@@ -12,6 +12,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "int8"]
 TransportName = Literal["auto", "h2", "grpcio"]
 LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 BatchingMode = Literal["auto", "always", "never"]
 
 _NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
@@ -196,6 +197,8 @@ class ServerConfig:
     classifier.json beside a model says more."""
     labels: tuple[str, ...] = ()
     """The names of their classes."""
+    log_level: LogLevel = "info"
+    """Least level of the log lines on stderr."""
     log_format: LogFormat = "text"
     """Format of the log lines on stderr and of the ready line on stdout."""
     security: SecurityConfig = field(default_factory=SecurityConfig)

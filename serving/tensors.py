@@ -13,6 +13,9 @@ from serving.errors import InvalidRequest
 _MAX_SHOWN = 200
 """Names and types that come from a caller are cut to this length in errors."""
 
+_MAX_NAME = 40
+"""The longest name of an axis that is shown."""
+
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 """An array for each input, by its name."""
@@ -39,6 +42,8 @@ class Tensor:
     shape: tuple[int, ...]
     """All its axes; -1 for one of any size. Where rows can be batched, the first axis is the
     batch. () is a scalar, or an input of any shape: ONNX Runtime does not say which."""
+    names: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """The graph's own names of the axes, such as "batch"; empty where it has none."""
     dtype: np.dtype = field(init=False, repr=False, compare=False)
     row_bytes: int = field(init=False, repr=False, compare=False)
     """The bytes of one row (all axes but the first); 0 if rows have no fixed size."""
@@ -49,10 +54,16 @@ class Tensor:
         size = math.prod(self.shape[1:]) * self.dtype.itemsize if is_fixed else 0
         object.__setattr__(self, "row_bytes", size)
 
+    @property
+    def axes(self) -> list[str]:
+        """The size of each axis, or its name; N and ? where the graph names none."""
+        names = (*self.names, *[""] * len(self.shape))
+        return [str(size) if size >= 0 else names[at][:_MAX_NAME] or ("?" if at else "N")
+                for at, size in enumerate(self.shape)]  # fmt: skip
+
     def __str__(self) -> str:
-        """Return text such as "images UINT8 [N, 784]"."""
-        sizes = ", ".join("N" if size < 0 else str(size) for size in self.shape)
-        return f"{self.name} {self.datatype} [{sizes}]"
+        """Return text such as "images UINT8 [batch, 784]"."""
+        return f"{self.name} {self.datatype} [{', '.join(self.axes)}]"
 
 
 class Piece(NamedTuple):

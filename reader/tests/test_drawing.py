@@ -92,13 +92,3 @@ def test_keyboard_draws(page: Page) -> None:
     for key in [*["ArrowUp"] * 3, " ", *["ArrowDown"] * 20, " "]:
         page.keyboard.press(key)
     expect(page.locator("#answer")).to_have_text("1")
-
-
-def test_less_sure_than_asked_says_so(page: Page) -> None:
-    expect(page.locator("#threshold")).to_be_hidden()  # there is nothing yet to be sure of
-    draw_strokes(page, strokes_of(4, left=0.3, height=0.5))
-    expect(page.locator("#note")).to_contain_text("% sure")
-    page.locator("#threshold").fill("99")
-    expect(page.locator("#note")).to_contain_text("not sure")
-    page.click("#clear")
-    expect(page.locator("#threshold")).to_be_hidden()

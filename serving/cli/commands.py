@@ -2,9 +2,11 @@
 
 import argparse
 import gc
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from serving.cli.models import (
     add_model,
     add_pictures,
     add_repository,
+    add_server,
     add_source,
     client_of,
     config_of,
     model_config,
+    target,
     token_of,
     usual_models,
 )
@@ -32,7 +36,10 @@ from serving.digits import command as classify
 from serving.errors import ConfigurationError, Unavailable
 from serving.system import signals
 from serving.system.files import require_descriptors, reserve_standard_files
+from serving.system.host import with_port
 from serving.telemetry import logs
+
+_log = logging.getLogger(__name__)
 
 
 def parser(others: Mapping[str, Command] | None = None) -> Parser:
@@ -44,12 +51,13 @@ def parser(others: Mapping[str, Command] | None = None) -> Parser:
         others: the commands of other distributions; None for all that are installed.
     """
     program = Parser(
-        prog=DISTRIBUTION, description="Serve a digit classifier over gRPC, or call one."
+        prog=DISTRIBUTION, description="Serve models over gRPC and HTTP, or call them."
     )
     program.add_version()
     commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text, examples, add in (
-        ("serve", "serve models over gRPC until SIGTERM", _SERVE, _add_serve),
+        ("serve", "serve models over gRPC and HTTP until SIGTERM", _SERVE, _add_serve),
+        ("infer", "run any model on values, arrays or pictures", _INFER, _add_infer),
         ("classify", classify.HELP, classify.EXAMPLES, classify.add_arguments),
         ("score", "classify a data set into Parquet files", scoring.EXAMPLES, _add_score),
         ("info", "print a model, its tensors, device and limits", _INFO, _add_info),
@@ -78,10 +86,18 @@ _SERVE = """\
   digit-serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
   SERVING_PORT=8033 SERVING_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
 """
+_INFER = """\
+  digit-serving infer iris.onnx 'x=[5.1, 3.5, 1.4, 0.2]'
+  digit-serving infer iris --target 127.0.0.1:50051 'x=[[5.1, 3.5, 1.4, 0.2], [6, 3, 5, 2]]'
+  digit-serving infer sentiment --target 127.0.0.1:50051 text='a good film' --json
+  digit-serving infer towers.onnx left=@left.npy right=@right.npy
+  digit-serving infer flowers.onnx --input image --labels labels.txt @rose.jpg
+  python numbers.py | digit-serving infer iris.onnx x=-
+"""
 _INFO = """\
   digit-serving info model.onnx
   digit-serving info --models models --model letters --json
-  digit-serving info --target 127.0.0.1:50051
+  digit-serving info --target 127.0.0.1:50051 --model letters
 """
 _PROBE = """\
   digit-serving health                                   exit code 0: SERVING, else 1
@@ -89,28 +105,47 @@ _PROBE = """\
 """
 
 
-def _add_serve(parser: argparse.ArgumentParser) -> None:
+def _add_serve(parser: Parser) -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="MODEL.onnx",
         help="file to serve, as a model of its name; without --models and --model nothing else "
         "is served")  # fmt: skip
+    parser.begin_group("models")
     add_repository(parser)
     parser.add_argument("--model", dest="names", nargs="+", action="extend", metavar="NAME",
         help="models of the repository to serve (default: all)")  # fmt: skip
     add_pictures(parser)
-    add_fields(parser, ModelConfig, "versions", "canary", "served_name", "batch", "max_model_bytes")
-    add_fields(
-        parser, ServerConfig,
-        "allow_repository_control", "host", "port", "metrics_host", "metrics_port", "http_host",
-        "http_port", "http_host_names", "http_allow_origins", "max_json_bytes",
-        "transport", "workers",
-    )  # fmt: skip
-    add_fields(parser, BatchingConfig, *(each.name for each in fields(BatchingConfig)))
-    add_fields(
-        parser, ServerConfig,
-        "reflection", "drain_s", "max_connection_age_s", "reload_interval_s",
-        "self_test_interval_s", "access_log", "otlp_endpoint", "log_format",
-    )  # fmt: skip
-    add_fields(parser, SecurityConfig, "tls_cert", "tls_key", "tls_client_ca", "token_file")
+    for title, kind, names in _GROUPS:
+        if title:
+            parser.begin_group(title)
+        add_fields(parser, kind, *names.split())
+
+
+_GROUPS: tuple[tuple[str, type, str], ...] = (
+    ("", ModelConfig, "versions canary served_name batch max_model_bytes"),
+    ("", ServerConfig, "reload_interval_s allow_repository_control"),
+    ("addresses", ServerConfig, "host port http_host http_port http_host_names "
+     "http_allow_origins metrics_host metrics_port"),
+    ("TLS and tokens", SecurityConfig, "tls_cert tls_key tls_client_ca token_file"),
+    ("batching and limits", BatchingConfig, " ".join(each.name for each in fields(BatchingConfig))),
+    ("", ServerConfig, "max_json_bytes max_connection_age_s"),
+    ("operation", ServerConfig, "transport workers drain_s self_test_interval_s reflection "
+     "log_level log_format access_log otlp_endpoint"),
+)  # fmt: skip
+"""The options of `serve` that set fields of configurations; those without a title go on."""
+
+
+def _add_infer(parser: Parser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="name of a model, of the server or the repository; or an "
+        "ONNX file, or a model's folder")  # fmt: skip
+    add("values", nargs="*", metavar="NAME=VALUE",
+        help="an input: JSON or a text; @FILE with a NumPy array (.npy), JSON, a text or a "
+        "picture; or - for stdin. The batch axis may be left out, and so may the name of the "
+        "only input")  # fmt: skip
+    parser.intermixed = "values"
+    add_pictures(parser)
+    add_server(parser)
+    add_repository(parser)
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
@@ -122,11 +157,12 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", type=Path, metavar="MODEL.onnx",
         help="file to describe, instead of a model of a repository")  # fmt: skip
     add_source(parser)
+    parser.set_defaults(model=None)
 
 
 def _add_health(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--target", type=options.target, default=f"127.0.0.1:{ServerConfig().port}",
+    add("--target", type=target, default=f"127.0.0.1:{ServerConfig().port}",
         metavar="HOST:PORT", help="the server")  # fmt: skip
     add("--timeout", type=options.seconds, default=5.0, metavar="SECONDS", help="time limit")
     add("--tls-server-name", metavar="NAME",
@@ -142,30 +178,47 @@ def _serve(options: argparse.Namespace) -> int:
     loop = ["uvloop"] if options.transport == "grpcio" else []
     installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
+    import_module("serving.server.server")
     from serving.model.repository import read_labels
-    from serving.server.server import run_loop, serve, warn_if_exposed
 
     gc.freeze()
     gc.enable()
-    logs.setup(options.log_format)
+    logs.setup(options.log_format, options.log_level)
     batching = config_of(BatchingConfig, options)
     security = config_of(SecurityConfig, options, tokens=os.environ.get("SERVING_TOKEN"))
     labels = read_labels(options.labels)
     config = config_of(ServerConfig, options, **_http(options), security=security, labels=labels)
     require_descriptors(64 + 8 * config.workers)
-    model = _served_models(options)
+    try:
+        is_drained = _run(_served_models(options), batching, config)
+    except (ConfigurationError, Unavailable) as err:
+        raise type(err)(f"{err}{_other_port(config, str(err))}") from err
+    signals.end_process(0 if is_drained else 1)
+
+
+def _run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
+    """Serve until a signal; return whether every accepted request was answered."""
+    from serving.server.server import run_loop, serve, warn_if_exposed
+
     if config.reload_interval_s and model.version is not None:
         raise ConfigurationError("reload_interval replaces versions, and --version pins one")
     warn_if_exposed(config)
     if config.workers == 1:
-        is_drained = run_loop(serve(model, batching, config), config.transport)
-    else:
-        import asyncio  # here: handlers of signals are installed before
+        return run_loop(serve(model, batching, config), config.transport)
+    import asyncio  # here: handlers of signals are installed before
 
-        from serving.server.supervisor import supervise  # one process needs no multiprocessing
+    from serving.server.supervisor import supervise  # one process needs no multiprocessing
 
-        is_drained = asyncio.run(supervise(model, batching, config))
-    signals.end_process(0 if is_drained else 1)
+    return asyncio.run(supervise(model, batching, config))
+
+
+def _other_port(config: ServerConfig, error: str) -> str:
+    """Return which option chooses another port, if one is taken."""
+    ports = {"port": (config.host, config.port), "http-port": (config.http_host, config.http_port),
+             "metrics-port": (config.metrics_host, config.metrics_port)}  # fmt: skip
+    named = [f"--{name}" for name, (host, port) in ports.items()
+             if port and f"on {with_port(host, port)}: the port is taken" in error]  # fmt: skip
+    return f"; choose another by {' or '.join(named)}" if named else ""
 
 
 _HTTP = ("python_multipart",)
@@ -176,8 +229,10 @@ def _http(options: argparse.Namespace) -> dict[str, object]:
     """Choose the port of HTTP: the usual one if none is named, where that works or is needed."""
     is_auto, is_needed = options.http_port == "auto", options.input == "image"
     if is_auto and not is_needed:
-        port = _USUAL_HTTP_PORT if all(map(find_spec, _HTTP)) else None
-        return {"http_port": port, "http_is_optional": True}
+        if all(map(find_spec, _HTTP)):
+            return {"http_port": _USUAL_HTTP_PORT, "http_is_optional": True}
+        _log.info("HTTP is off: %s", installation.install("serve,http"))
+        return {"http_port": None}
     if options.http_port is not None:
         installation.require(*_HTTP)
     return {"http_port": _USUAL_HTTP_PORT if is_auto else options.http_port}
@@ -189,13 +244,20 @@ def _score(options: argparse.Namespace) -> int:
     return scoring.score(options, model_config(options))
 
 
+def _infer(options: argparse.Namespace) -> int:
+    from serving.cli import infer
+
+    return infer.run(options)
+
+
 def _info(options: argparse.Namespace) -> int:
     from serving.cli import description
 
     if options.target:
         with client_of(options) as client:
-            models = description.of_server(client)
+            models = description.of_server(client, options.model)
     else:
+        options.model = options.model or ModelConfig().model
         config = model_config(options)
         models = [description.of_files(options.file or config.models / config.model, config)]
     for number, facts in enumerate(models):
@@ -223,8 +285,10 @@ def _served_models(options: argparse.Namespace) -> ModelConfig:
     """Make the configuration of a server's models."""
     from serving.model.repository import models_in
 
-    names = tuple(name for text in options.names or () for name in text.split(","))
-    files = tuple(options.files)
+    named = [name for text in options.names or () for name in text.split(",")]
+    # Of `--model iris cnn.onnx` the last one is meant as a file.
+    names = tuple(name for name in named if not name.endswith(".onnx"))
+    files = (*options.files, *(Path(name) for name in named if name.endswith(".onnx")))
     models, usual = getattr(options, "models", None), ModelConfig().models
     source: dict[str, object] = {"models": usual}
     if models is not None and "://" in models:
@@ -241,6 +305,7 @@ def _served_models(options: argparse.Namespace) -> ModelConfig:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
+    "infer": _infer,
     "classify": classify.run,
     "score": _score,
     "info": _info,

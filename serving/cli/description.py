@@ -39,12 +39,24 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     if signature is not None:
         accuracy = model.manifest.test_accuracy
         facts |= {"test_accuracy": accuracy, "signature": signature.document()}
+    elif model.class_labels:
+        facts["labels"] = list(model.class_labels)
     return facts | _tensors(model.tensors)
 
 
-def of_server(client: Client) -> list[Facts]:
-    """Describe the models of a server: first the classifier of digits.v1, if it has one."""
-    models = client.models()
+def of_server(client: Client, name: str | None = None) -> list[Facts]:
+    """Describe the models of a server: first the classifier of digits.v1, if it has one.
+
+    Args:
+        client: of the server.
+        name: of the only model to describe; None for all.
+
+    Raises:
+        ModelNotFound: there is no model of this name.
+    """
+    models = [each for each in client.models() if name in (None, each[0])]
+    if name is not None and not models:
+        client.model_facts(name)  # raises ModelNotFound, with the names that there are
     info: ModelInfo | None = None
     try:
         info = client.model_info()
@@ -54,12 +66,16 @@ def of_server(client: Client) -> list[Facts]:
         if isinstance(err, Unavailable) and "UNIMPLEMENTED" not in str(err):
             raise
     described: list[Facts] = []
-    for (name, version), tensors in models.items():
-        if info is not None and (name, version) == (info.name, info.version):
-            facts = asdict(info) | {"signature": info.signature.document()}
-            described.insert(0, facts | _tensors(tensors))
-        else:
-            described.append({"name": name, "version": version, **_tensors(tensors)})
+    for each in models:
+        tensors, facts = client.model_facts(*each)
+        batching = {"batching": facts.get("batching", "")}
+        if info is not None and each == (info.name, info.version):
+            known = asdict(info) | {"signature": info.signature.document()}
+            described.insert(0, known | batching | _tensors(tensors))
+            continue
+        known = {"name": each[0], "version": each[1], **batching}
+        known |= {part: facts[part] for part in ("device", "precision", "labels") if part in facts}
+        described.append(known | _tensors(tensors))
     return described
 
 
@@ -74,8 +90,9 @@ def as_text(facts: Facts, number: int) -> str:
     signature = shown.pop("signature", None)
     if signature is not None:
         shown["signature"] = str(Signature.of(signature))
-        if "labels" in signature:
-            shown["labels"] = ", ".join(signature["labels"])
+        shown |= {"labels": signature["labels"]} if "labels" in signature else {}
+    if "labels" in shown:
+        shown["labels"] = ", ".join(shown["labels"])
     for side in ("inputs", "outputs"):
         shown[side] = ", ".join(shown[side])
     lines = [

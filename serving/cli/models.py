@@ -7,10 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from serving.commandline import installation, options
+from serving.commandline import installation
 from serving.commandline.options import add_fields
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, InvalidRequest
+from serving.system.host import is_target
 
 if TYPE_CHECKING:
     from serving.classifier import Classifier
@@ -24,11 +25,23 @@ Config = TypeVar("Config", BatchingConfig, ModelConfig, SecurityConfig, ServerCo
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that loads a model or calls a server, and may print JSON."""
-    parser.add_argument("--target", type=options.target, metavar="HOST:PORT",
+    add_server(parser)
+    add_model(parser)
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that may call a server, and print JSON."""
+    parser.add_argument("--target", type=target, metavar="HOST:PORT",
         help="call a running server instead of loading the model here")  # fmt: skip
     add_access(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    add_model(parser)
+
+
+def target(text: str) -> str:
+    """Read a server's address; see `is_target`."""
+    if not is_target(text):
+        raise argparse.ArgumentTypeError(f"expected HOST:PORT, got {text!r}")
+    return text
 
 
 def add_access(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from os import getpid
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy.typing as npt
 
@@ -29,9 +29,10 @@ from serving.client.transport import (
 )
 from serving.config import TransportName
 from serving.digits import wire
-from serving.errors import DeadlineExceeded, RequestError, Unavailable
+from serving.errors import ConfigurationError, DeadlineExceeded, RequestError, Unavailable
 from serving.predictions import Images, Predictions, as_images, as_pixels
 from serving.protocols.status import StatusCode
+from serving.system.host import is_target
 from serving.tensors import DIGITS, Array, ModelInfo, TensorSignature
 
 _CLASSIFY = "/digits.v1.DigitClassifier/Classify"
@@ -87,9 +88,11 @@ class BaseClient:
                 "grpcio"; or "auto": h2 for one address that is not a name, grpcio elsewhere.
 
         Raises:
-            ConfigurationError: a file can't be read, the token can't be sent, or h2 is not
-                for this target.
+            ConfigurationError: the target is no address, a file can't be read, the token can't be
+                sent, or h2 is not for this target.
         """
+        if not is_target(target):
+            raise ConfigurationError(f"expected HOST:PORT, such as 127.0.0.1:50051, got {target!r}")
         self._target = target
         self._timeout_s = timeout_s
         self._attempt_timeout_s = attempt_timeout_s
@@ -207,6 +210,23 @@ class BaseClient:
             data = await self._call(inference.MODEL_METADATA, request, state)
             signatures[name, version] = inference.signature_of(data, self._target)
         return signatures
+
+    async def _model_facts(
+        self, model: str, version: str | int
+    ) -> tuple[TensorSignature, dict[str, Any]]:
+        from serving.client import infer_messages as inference
+
+        state, request = self._begun(), inference.metadata_request(model, str(version))
+        data = await self._call(inference.MODEL_METADATA, request, state)
+        signature = inference.signature_of(data, self._target)
+        try:
+            config = await self._call(inference.MODEL_CONFIG, request, state)  # of the same fields
+        except Unavailable as err:
+            if "UNIMPLEMENTED" not in str(err):
+                raise
+            return signature, {}  # the protocol's extension, which not every server has
+        facts = inference.config_of(config, self._target)
+        return inference.named(signature, facts.pop("axes", {})), facts
 
     def _part(self, data: bytes, num_images: int, model: ModelInfo) -> Predictions:
         """Decode the answer to one message."""
@@ -346,6 +366,17 @@ class Client(BaseClient):
         """
         return _run(self._models())
 
+    def model_facts(
+        self, model: str, version: str | int = ""
+    ) -> tuple[TensorSignature, dict[str, Any]]:
+        """Return a model's inputs and outputs, and facts such as `batching`, `device`, `labels`.
+
+        Raises:
+            ModelNotFound: the server has no such model or version.
+            Unauthenticated, Unavailable, DeadlineExceeded: see `classify`.
+        """
+        return _run(self._model_facts(model, version))
+
     def close(self) -> None:
         """Close the connection; calls in flight and later ones fail as Unavailable."""
         self._is_closed.set()
@@ -436,6 +467,12 @@ class AsyncClient(BaseClient):
     async def models(self) -> dict[tuple[str, str], TensorSignature]:
         """Return the inputs and outputs of each model; see `Client.models`."""
         return await self._models()
+
+    async def model_facts(
+        self, model: str, version: str | int = ""
+    ) -> tuple[TensorSignature, dict[str, Any]]:
+        """Return a model's inputs and outputs, and facts; see `Client.model_facts`."""
+        return await self._model_facts(model, version)
 
     async def close(self) -> None:
         """Close the connection; calls in flight and later ones fail as Unavailable."""

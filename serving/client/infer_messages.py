@@ -1,6 +1,8 @@
 """The Open Inference Protocol's messages for clients: arrays to a request, an answer to arrays."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -11,8 +13,11 @@ from serving.protocols.oip.tensors import CONTENTS, from_raw, from_typed, to_raw
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds
 
 MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"
+MODEL_CONFIG = f"/{inference_pb.SERVICE}/ModelConfig"
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
 REPOSITORY_INDEX = f"/{inference_pb.SERVICE}/RepositoryIndex"
+_DOCUMENTS = "labels", "axes", "pictures"
+"""Parameters of a model's configuration that are JSON."""
 
 
 def metadata_request(name: str, version: str) -> bytes:
@@ -46,6 +51,32 @@ def signature_of(data: bytes, address: str) -> TensorSignature:
         return TensorSignature(_tensors(response.inputs), _tensors(response.outputs), False)
     except (DecodeError, KeyError) as err:
         raise _malformed(address, f"no metadata of tensors: {err}") from err
+
+
+def named(signature: TensorSignature, axes: Mapping[str, Sequence[str]]) -> TensorSignature:
+    """Return a signature with the graph's names of its axes."""
+    inputs, outputs = (
+        tuple(replace(each, names=tuple(axes.get(each.name, ()))) for each in side)
+        for side in (signature.inputs, signature.outputs)
+    )
+    return replace(signature, inputs=inputs, outputs=outputs)
+
+
+def config_of(data: bytes, address: str) -> dict[str, Any]:
+    """Decode a ModelConfigResponse: its parameters, some of them JSON.
+
+    Raises:
+        Unavailable: it is not one.
+    """
+    try:
+        config = inference_pb.ModelConfigResponse.FromString(data).config
+        facts: dict[str, Any] = {
+            name: each.string_value for name, each in config.parameters.items()
+        }
+        facts |= {name: json.loads(facts[name]) for name in _DOCUMENTS if name in facts}
+    except (DecodeError, ValueError) as err:
+        raise _malformed(address, f"no configuration: {err}") from err
+    return facts | {"max_batch_size": config.max_batch_size}
 
 
 def infer_request(

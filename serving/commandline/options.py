@@ -61,11 +61,19 @@ class Parser(argparse.ArgumentParser):
         self.variables: dict[str, argparse.Action] = {}
         """The action of each variable."""
         self._in_effect: dict[str, str] = {}
+        self._group: Any = None
+        self.intermixed = ""
+        """The name of positional arguments that may also stand behind options."""
         super().__init__(*arguments, **options)
+
+    def begin_group(self, title: str) -> None:
+        """Show the arguments that are added from here on below a title."""
+        self._group = self.add_argument_group(title)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """Add an argument; a flag also gets `--no-FLAG`, which overrides the environment."""
-        action = super().add_argument(*names, **options)
+        add = super().add_argument if self._group is None else self._group.add_argument
+        action: argparse.Action = add(*names, **options)
         if names[0].startswith("--") and options.get("action", "store") in _WITH_VARIABLE:
             self.variables[PREFIX + names[0][2:].upper().replace("-", "_")] = action
             if action.nargs == 0:
@@ -87,6 +95,10 @@ class Parser(argparse.ArgumentParser):
             self._in_effect = self._given({word.partition("=")[0] for word in words})
         options = [self._option(*variable) for variable in self._in_effect.items()]
         parsed, rest = super().parse_known_args([*options, *words], namespace)
+        if self.intermixed:
+            late = [word for word in rest if word == "-" or not word.startswith("-")]
+            setattr(parsed, self.intermixed, [*getattr(parsed, self.intermixed), *late])
+            rest = [word for word in rest if word not in late]
         parsed.variables = getattr(parsed, "variables", {}) | self._in_effect
         return parsed, rest
 
@@ -216,18 +228,6 @@ def share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a share such as 5% or 0.05, got {text!r}")
 
 
-_SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
-
-
-def target(text: str) -> str:
-    """Read a server's address: HOST:PORT, several, or another target of gRPC's by its scheme."""
-    host, _, port = text.rpartition(":")
-    scheme, colon, _ = text.partition(":")
-    if not (host and port.isdecimal()) and not (colon and scheme in _SCHEMES):
-        raise argparse.ArgumentTypeError(f"expected HOST:PORT, got {text!r}")
-    return text
-
-
 def at_least(least: int) -> Callable[[str], int]:
     """Return a parser of whole numbers that are not smaller."""
 
@@ -310,7 +310,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
             text = " ".join(_docstrings(kind)[name].split()).removesuffix(".").replace("%", "%%")
             is_name = text.partition(" ")[0][1:] != text.partition(" ")[0][1:].lower()
             action.help = text if is_name else text[0].lower() + text[1:]
-        if action.default is None or action.default in (False, [], float("inf")):
+        if action.default in (None, [], float("inf")) or action.default is False:
             return action.help
         return super()._get_help_string(action)
 

@@ -19,6 +19,8 @@ _MAX_PART_BYTES = 8 << 10
 _MAX_FRAMING_BYTES = 8 << 10
 """Bytes of chunk framing in addition to the size of the body."""
 _END = b"\r\n\r\n"
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\n"
+"""The beginning of HTTP/2's preface (RFC 9113, section 3.4)."""
 _LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,18})\r\n", re.IGNORECASE)
 
 Headers = Iterable[tuple[str, str]]
@@ -31,6 +33,10 @@ class BadRequest(Exception):
         super().__init__(text)
         self.status = status
         self.text = text
+
+
+class Http2Begun(BadRequest):
+    """The peer speaks HTTP/2, as callers over gRPC do."""
 
 
 class Request:
@@ -87,6 +93,11 @@ class RequestReader:
         """Process bytes from the peer."""
         self._data += data
 
+    def take(self) -> bytes:
+        """Return the bytes that were not read."""
+        data, self._data = bytes(self._data), bytearray()
+        return data
+
     @property
     def num_waiting(self) -> int:
         """The bytes that wait to be read."""
@@ -133,6 +144,8 @@ class RequestReader:
             raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
         if head.count(b"\n") != head.count(b"\r\n"):  # others may see other lines
             raise BadRequest(HTTPStatus.BAD_REQUEST, "expected lines that end with CR and LF")
+        if head == _HTTP2:
+            raise Http2Begun(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "expected HTTP/1.1, got HTTP/2")
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_PART_BYTES)
         try:
             connection.receive_data(head)

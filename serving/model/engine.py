@@ -11,7 +11,7 @@ import re
 import time
 from _thread import RLock
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
 from typing import Protocol, Self
@@ -356,6 +356,8 @@ class LoadedModel:
     """How it is served, where that differs from the server's options."""
     labels: tuple[str, ...] = ()
     """The classes of an output that its graph makes a dictionary of, else none."""
+    sample_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of inputs, by name, with which a run succeeded; none if no run did."""
 
     @property
     def version(self) -> str:
@@ -376,6 +378,11 @@ class LoadedModel:
     def pictures(self) -> Preprocessing | None:
         """How pictures become its input, and the names of its classes; None if it takes none."""
         return self.manifest.pictures
+
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """The names of its classes, if they are known."""
+        return (self.pictures and self.pictures.labels) or self.labels
 
     @property
     def image_signature(self) -> Signature:

@@ -193,7 +193,8 @@ def _check_golden(model: LoadedModel, max_batch_size: int, obstacle: str | None)
 
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str) -> LoadedModel:
     quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
-    return replace(model, quick_rows=quick, enough_rows=enough, batching=line)
+    shapes = {name: array.shape for name, array in (feeds or {}).items()}
+    return replace(model, quick_rows=quick, enough_rows=enough, batching=line, sample_shapes=shapes)
 
 
 _LOOK_S = 0.25

@@ -130,14 +130,16 @@ def tensors_of(session: Session) -> TensorSignature:
     if not outputs:
         raise CorruptModel("the graph has no output")
     return TensorSignature(
-        tuple(Tensor(each.name, _datatype("input", each), _sizes(each)) for each in inputs),
-        tuple(Tensor(each.name, _datatype("output", each), _sizes(each)) for each in outputs),
+        tuple(_tensor("input", each) for each in inputs),
+        tuple(_tensor("output", each) for each in outputs),
         is_batchable=False,
     )
 
 
-def _sizes(node: Any) -> tuple[int, ...]:
-    return tuple(size if type(size) is int and size >= 0 else -1 for size in node.shape)
+def _tensor(side: str, node: Any) -> Tensor:
+    sizes = tuple(size if type(size) is int and size >= 0 else -1 for size in node.shape)
+    names = tuple(size if isinstance(size, str) else "" for size in node.shape)
+    return Tensor(node.name, _datatype(side, node), sizes, names)
 
 
 def _datatype(side: str, node: Any) -> str:

@@ -258,7 +258,10 @@ def _files_of(folder: Path) -> list[Path]:
 
 def _add(paths: dict[str, Path], name: str, path: Path) -> None:
     if name in paths:
-        raise ConfigurationError(f"two models are named {name}: {paths[name]} and {path}")
+        raise ConfigurationError(
+            f"two models are named {name}: {paths[name]} and {path}; rename one, or put each into "
+            "a folder of its own below --models"
+        )
     paths[name] = path
 
 

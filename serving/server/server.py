@@ -27,6 +27,7 @@ from serving.model.acceptance import GOLDEN_TOLERANCE
 from serving.protocols.health import Health
 from serving.protocols.method import Rows
 from serving.protocols.oip import inference_pb
+from serving.protocols.oip.examples import Access, shell_line
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.system import signals
@@ -259,7 +260,7 @@ class Server:
         limit_free_memory()
         self.address = await self._transport.start()
         if self._http is not None:
-            self._http.start(self._transport.loop)
+            self._http.start(self._transport.loop, self.address)
         self.health.set_serving(True)
         if self._exporter is not None:
             self._exporter.serve(self.report, self._state)
@@ -293,10 +294,18 @@ class Server:
         versions = route.versions
         canary = versions.canary.version if versions.canary else None
         roles = {versions.default_version: "default", canary: "canary"}
+        request = self._request(route)
         for version, model in versions.versions.items():
             num_classes = 0 if model.signature is None else model.signature.num_classes
             facts = version, model.device, model.precision, self.transport
-            yield Served(route.name, *facts, roles.get(version, ""), num_classes)
+            yield Served(route.name, *facts, roles.get(version, ""), num_classes, request)
+
+    def _request(self, route: Route) -> str:
+        """Return a command that calls a model."""
+        model, security = route.model, self.config.security
+        access = Access(self.address, has_tls=security.has_tls, has_tokens=security.has_tokens)
+        inputs = ["@picture.png"] if model.pictures else None
+        return shell_line((route.name, ""), model.tensors, model.sample_shapes, access, inputs)
 
     async def beat(self) -> None:
         """Return once the loop that answers calls has had a turn; never if it hangs."""
@@ -346,16 +355,17 @@ def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
 def announce(
     report: Report, address: str, metrics_address: str, log_format: LogFormat, **more: object
 ) -> None:
-    """Print the ready line, which tools may parse, and for people where the page is.
+    """Print the ready line, which tools may parse, and for people where the page is, and a request.
 
     Of several models, names and versions are joined by commas, and so are other facts that differ.
     """
+    models = [served for served in report.models if served.role == "default"]
     facts = {
-        "model": ",".join(served.name for served in report.models),
-        "version": ",".join(served.version for served in report.models),
-        "precision": ",".join(dict.fromkeys(served.precision for served in report.models)),
-        "device": ",".join(dict.fromkeys(served.device for served in report.models)),
-        "transport": report.models[0].transport,
+        "model": ",".join(served.name for served in models),
+        "version": ",".join(served.version for served in models),
+        "precision": ",".join(dict.fromkeys(served.precision for served in models)),
+        "device": ",".join(dict.fromkeys(served.device for served in models)),
+        "transport": models[0].transport,
         "address": address,
         "metrics": metrics_address,
         "max_request_images": report.batching.max_request_images,
@@ -367,8 +377,9 @@ def announce(
     else:
         line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
     logs.print_line(line, sys.stdout)  # the server serves even if nobody reads it
-    if log_format == "text" and "http" in more:
-        logs.print_line(f"try it: {more['http']}", sys.stdout)
+    if log_format == "text":
+        for line in ([str(more["http"])] if "http" in more else []) + [models[0].request]:
+            logs.print_line(f"try it: {line}", sys.stdout)
     notify("READY=1")
 
 

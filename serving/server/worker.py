@@ -141,7 +141,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     supervisor = Connection(int(sys.argv[1]))
     files, (model_config, batching, config) = supervisor.recv()
-    logs.setup(config.log_format)
+    logs.setup(config.log_format, config.log_level)
     host.inherit({n: [socket.socket(fileno=f) for f in found] for n, found in files.items()})
 
     def start_reporting(server: Server) -> None:

@@ -54,6 +54,18 @@ def others(host: str, port: int) -> list[socket.socket]:
     return _inherited.get((host, port), [])[1:]
 
 
+_SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
+
+
+def is_target(text: str) -> bool:
+    """Return whether a text is HOST:PORT, several, or another target of gRPC's by its scheme."""
+    scheme, colon, _ = text.partition(":")
+    if "/" in text or scheme in _SCHEMES:
+        return bool(colon) and scheme in _SCHEMES
+    parts = [part.strip().rpartition(":") for part in text.split(",") if part.strip()]
+    return bool(parts) and all(host and port.isdecimal() for host, _, port in parts)
+
+
 def with_port(host: str, port: int) -> str:
     """Write host and port as one word; an IPv6 address gets its brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TextIO
 
 from serving.commandline.installation import escape
-from serving.config import LogFormat
+from serving.config import LogFormat, LogLevel
 
 ACCESS = "serving.access"
 """The logger of access lines."""
@@ -32,11 +32,12 @@ _PATIENCE_S = 1.0
 """How long the process waits for that reader when it ends."""
 
 
-def setup(log_format: LogFormat) -> None:
+def setup(log_format: LogFormat, log_level: LogLevel = "info") -> None:
     """Send the logs of this process to stderr; called by `__main__` only."""
     handler = _Handler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
+    logging.getLogger(ACCESS).setLevel(logging.INFO)  # which has an option of its own
     # It logs calls whose callers left before their status was sent, which is not worth a line.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 

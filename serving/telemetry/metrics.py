@@ -275,6 +275,8 @@ class Served(NamedTuple):
     """"default", "canary", or empty: answers only calls that name it, or one of its labels."""
     num_classes: int
     """Of a classifier; 0 of other models."""
+    request: str = ""
+    """A command that calls it."""
 
 
 class Readiness(NamedTuple):

@@ -9,7 +9,9 @@ import re
 import pytest
 
 from tests.interop.venv import Venv
-from tests.support.servers import running_server
+from tests.serving.http.peer import HttpPeer
+from tests.serving.http.test_models_page import command_of
+from tests.support.servers import running_server, started
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -65,3 +67,10 @@ def run_perf_analyzer(venv, protocol, address, *options):
     assert [concurrency for concurrency, _ in rates] == ["1", "4"]
     assert all(float(rate) > 0 for _, rate in rates)
     assert "compute infer" in report  # the server's own breakdown, from ModelStatistics
+
+
+def test_lines_of_the_models_page_work_as_pasted(venv, tmp_path):
+    with started(command_of(tmp_path)) as server:
+        models = HttpPeer(server.facts["http"]).get("/v2/models").json["models"]
+        for model in models:
+            assert "array(" in venv.run("python", "-c", model["requests"]["tritonclient"])

@@ -14,7 +14,7 @@ import benchmarks.cli
 import serving.__main__
 import training.__main__
 from serving.commandline import installation
-from tests.support.servers import ended
+from tests.support.servers import ended, started
 
 ROOT = Path(__file__).parents[2]
 HIDE = """
@@ -127,3 +127,26 @@ def test_extras_bring_what_they_are_named_for(table):
         found = (name.lower().replace("_", "-") for name in distributions[module])
         names = {name.removesuffix("-gpu") for name in found}
         assert module == "keras" or any(name in brought for name in names), (module, extra)
+
+
+def test_infer_of_a_server_needs_no_extra(server):
+    hidden = (*SERVE, "orjson", "h11", "PIL", "scipy", "python_multipart")
+    code, out, err = without(
+        hidden, "serving", "infer", "digits", "--target", server.address, "--json",
+        f"images={[[0] * 784]}",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "probabilities" in out
+
+
+def test_server_without_the_extra_for_http_says_that_it_is_off():
+    command = [sys.executable, "-c", HIDE.format(
+        hidden=("python_multipart",), program="serving",
+        argv=["serving", "serve", "--port=0", "--metrics-port=0", "--http-port=auto"])]  # fmt: skip
+    with started(command, cwd=ROOT) as server:
+        assert "http" not in server.facts
+        line = server.process.stdout.readline()
+        server.stop()
+        log = server.process.stderr.read()
+    assert line == f"try it: digit-serving infer digits --target {server.address} @picture.png\n"
+    assert "HTTP is off: pip install '.[serve,http]' in the checkout" in log

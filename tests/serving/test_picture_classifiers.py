@@ -156,8 +156,8 @@ def test_only_digits_have_what_is_for_digits(http):
         "/v1/models/letters/classify",
         "/v1/models/single/classify",
     }
-    assert b"classify.js" in http.get("/").body
-    assert http.get("/classify.js").status == 200
+    assert b"models.js" in http.get("/").body
+    assert http.get("/draw").status == 404
 
 
 def test_tensors_are_no_pictures_until_they_are_described(photo, folder):
@@ -166,8 +166,8 @@ def test_tensors_are_no_pictures_until_they_are_described(photo, folder):
         http = HttpPeer(server.facts["http"])
         reply = http.post("/v1/models/colours/classify", png(photo))
         assert (reply.status, b"not known to classify" in reply.body) == (400, True)
-        assert b"draw.js" in http.get("/").body
-        assert b"classify.js" in http.get("/classify").body
+        assert b"draw.js" in http.get("/draw").body
+        assert b"models.js" in http.get("/").body
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

@@ -48,3 +48,23 @@ def test_what_is_no_picture_is_refused_in_words(page, tmp_path):
     files = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"no picture"}
     page.set_input_files("#file", files)
     expect(page.locator("#note")).to_contain_text("expected a picture")
+
+
+def test_probabilities_add_up_with_that_of_no_digit(page):
+    page.click("#example")
+    expect(page.locator("#answer")).to_have_text("4")
+    shares = [0.0, 0.961, *[0.0] * 8]
+    page.evaluate(f"showClasses({shares}, 1)")
+    rows = page.locator("#bars li")
+    expect(rows).to_have_count(11)
+    expect(rows.last).to_contain_text("no digit")
+    expect(rows.last).to_contain_text("3.9 %")
+
+
+def test_empty_page_says_where_to_draw_and_where_the_answer_will_be(page):
+    expect(page.locator("#note")).to_have_text("The answer appears here, while you draw.")
+    ink = "canvas.getContext('2d').getImageData(0, 280, 640, 80).data.some((level) => level)"
+    assert page.evaluate(ink)
+    page.click("#example")
+    page.click("#clear")
+    expect(page.locator("#note")).to_have_text("The answer appears here, while you draw.")

@@ -20,7 +20,7 @@ const reader = {
     byId("seen").parentElement.hidden = !isOne;
     if (isOne) {
       const scale = sure / first.probability;
-      showBars(first.probabilities.map((share, digit) => [digit, share * scale]), first.digit);
+      showClasses(first.probabilities.map((share) => share * scale), first.digit);
       return showSeen(first.image);
     }
     showBars(digits.map(({ digit, probability }) => [digit, probability]));

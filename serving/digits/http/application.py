@@ -30,7 +30,7 @@ from serving.transports.http.openapi import (
 from serving.transports.http1.routing import Endpoint
 
 MODULES = ("serving.digits.http.digits", "serving.digits.pictures.normalizer")
-PAGES = {"/v1/digits": ("index.html", "Draw a digit"), "/classify": ("classify.html", "Classify")}
+PAGES = {"/v1/digits": ("draw.html", "Draw a digit")}
 FILES = Path(__file__).parent / "files"
 
 

@@ -1,7 +1,9 @@
 """The methods of inference.GRPCInferenceService (Open Inference Protocol v2)."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
 
@@ -147,6 +149,17 @@ def inference_methods(router: Router, queries: "Queries") -> list[Method]:
     ]  # fmt: skip
 
 
+def _documents(model: LoadedModel) -> dict[str, str]:
+    """Return as JSON what the protocol has no field for: classes, axes' names, pictures."""
+    sides = (*model.tensors.inputs, *model.tensors.outputs)
+    documents: dict[str, Any] = {
+        "labels": model.class_labels,
+        "axes": {each.name: each.names for each in sides if any(each.names)},
+        "pictures": model.pictures and asdict(model.pictures),
+    }
+    return {name: json.dumps(document) for name, document in documents.items() if document}
+
+
 def _refuse(text: str, request: bytes) -> bytes:
     raise Unsupported(text)
 
@@ -211,6 +224,7 @@ class Queries:
             "precision": model.precision,
             "device": model.device,
             **({"batching": model.batching} if model.batching else {}),
+            **_documents(model),
         }
         return model_config(route.name, model.tensors, batching, facts)
 

@@ -28,9 +28,6 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
 }
 """The elements of `data` for each kind of numpy's types, and their name."""
 
-_MAX_NUMBERS = 1 << 18
-"""Numbers of an output that are written as JSON: 0.4 s, in which no other thread runs."""
-
 
 class Form(NamedTuple):
     """The form of an answer: whether tensors follow the JSON as bytes, or are values in it."""
@@ -198,9 +195,9 @@ def write_predictions(response: bytes) -> bytes:
 
 
 def _check_size(name: str, shape: list[int]) -> None:
-    if (size := math.prod(shape)) > _MAX_NUMBERS:
+    if (size := math.prod(shape)) > tensors.MAX_JSON_VALUES:
         raise InvalidRequest(
-            f"expected an output of at most {_MAX_NUMBERS} values as JSON, {name} "
+            f"expected an output of at most {tensors.MAX_JSON_VALUES} values as JSON, {name} "
             f"has {size}: ask for it as bytes, by binary_data"
         )
 
@@ -262,7 +259,7 @@ def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryvi
     if size is None:
         if "data" not in item:
             raise InvalidRequest("expected data, or the parameter binary_data_size")
-        request.raw_input_contents.append(_raw(item["data"], datatype))
+        request.raw_input_contents.append(_raw(item["data"], tensor))
         return rest
     if type(size) is not int or not 0 <= size <= len(rest):
         raise InvalidRequest(
@@ -273,8 +270,9 @@ def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryvi
     return rest[size:]
 
 
-def _raw(data: Any, datatype: str) -> bytes:
-    """Encode a list of values, or lists of such lists, as raw contents."""
+def _raw(data: Any, tensor: Any) -> bytes:
+    """Encode the values of an input, a list or lists of such lists, as raw contents."""
+    datatype, shape = tensor.datatype, list(tensor.shape)
     dtype = DTYPES.get(datatype)
     if dtype is None:
         raise InvalidRequest(
@@ -286,6 +284,11 @@ def _raw(data: Any, datatype: str) -> bytes:
         if set(map(type, data)) != {list} or len(set(map(len, data))) > 1:
             raise InvalidRequest("expected data as lists of one depth and length")
         data = list(chain.from_iterable(data))
+    if min(shape, default=0) >= 0 and len(data) != math.prod(shape):
+        raise InvalidRequest(
+            f"expected {math.prod(shape)} values of {quoted(tensor.name)} for the shape {shape}, "
+            f"got {len(data)}"
+        )
     types, words = _JSON_TYPES[dtype.kind]
     if not types.issuperset(map(type, data)):
         raise InvalidRequest(f"expected data as {words} for {datatype}")

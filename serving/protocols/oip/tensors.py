@@ -19,6 +19,8 @@ from serving.tensors import DTYPES, Array, Tensor, TensorSignature
 
 MAX_ID_CHARACTERS = 512
 """The longest id: it is part of the answer, whose size is limited."""
+MAX_JSON_VALUES = 1 << 18
+"""Values of an output that are written as JSON: 0.4 s, in which no other thread runs."""
 _MAX_SHOWN_CHARACTERS = 80
 """Texts from callers are cut to this length in errors, which travel as headers."""
 _MAX_EMPTY_SIZE = 65_536

@@ -13,6 +13,7 @@ from serving.transports.calls import access_log
 from serving.transports.connections import Port, PortLimits, max_message_bytes
 from serving.transports.http.applications import Document, HttpApplication
 from serving.transports.http.inference import Inference
+from serving.transports.http.models import Models
 from serving.transports.http.openapi import openapi_document
 from serving.transports.http.page import Pages, answered
 from serving.transports.http1.port import OneThread, Pool, open_port
@@ -53,7 +54,8 @@ class HttpServer:
         self._queries = queries
         self._config = config
         self._modules = _MODULES + tuple(name for each in applications for name in each.MODULES)
-        self._routes = _routes(router, config, applications)
+        self._models = Models(router, queries, config)
+        self._routes = [*self._models.routes(), *_routes(router, config, applications)]
         self._limits = limits or PortLimits(
             max_message_bytes=max_message_bytes(router), max_connections=_max_connections(),
             message_s=30.0, idle_s=30.0,
@@ -70,8 +72,9 @@ class HttpServer:
         self.url = f"{scheme}://{self.address}"
         self._pools: list[Pool] = []
 
-    def start(self, loop: Loop) -> None:
-        """Start to answer, on a loop that runs already."""
+    def start(self, loop: Loop, grpc_address: str = "") -> None:
+        """Start to answer, on a loop that runs already, and that serves gRPC at an address."""
+        self._models.grpc_address = grpc_address
         loop.call(lambda: loop.add(self._port(loop)))
 
     def _port(self, loop: Loop) -> Port:
@@ -83,6 +86,7 @@ class HttpServer:
         routes = [*inference.routes(), *self._routes]
         names = (*config.http_host_names, config.http_host)
         app = App(routes, self._tokens, names, config.http_allow_origins)
+        app.grpc_port = self._models.grpc_address.rpartition(":")[2]
         listeners = [self._socket, *others(config.http_host, config.http_port or 0)]
         return open_port(
             loop, listeners, app, router, self._limits, pool, tls=self._tls, log=self._log

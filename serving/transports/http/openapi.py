@@ -4,6 +4,8 @@ from typing import Any
 from urllib.parse import quote
 
 from serving.commandline import installation
+from serving.model.engine import LoadedModel
+from serving.protocols.oip.examples import request_body
 from serving.router import Router
 from serving.transports.http1.routing import TIMEOUT_HEADER
 
@@ -45,6 +47,8 @@ def _of_the_protocol() -> dict[str, Schema]:
     output = object_of(
         "name datatype shape", name=TEXT, datatype=TEXT, shape=array_of(INTEGER), data=array_of({})
     )
+    described = object_of("name datatype shape", name=TEXT, datatype=TEXT, shape=array_of(INTEGER))
+    configured = object_of("name data_type dims", name=TEXT, data_type=TEXT, dims=array_of(INTEGER))
     return {
         "Problem": object_of(
             "title status detail", type=TEXT, title=TEXT, status=INTEGER, detail=TEXT
@@ -59,11 +63,78 @@ def _of_the_protocol() -> dict[str, Schema]:
         ),
         "Live": object_of("live", live=YES_NO),
         "Ready": object_of("ready", ready=YES_NO),
-        "ServerMetadata": object_of("name version extensions"),
-        "ModelMetadata": object_of("name versions platform inputs outputs"),
-        "ModelConfig": object_of("name"),
-        "Statistics": object_of("model_stats"),
+        "ServerMetadata": object_of(
+            "name version extensions", name=TEXT, version=TEXT, extensions=array_of(TEXT)
+        ),
+        "ModelMetadata": object_of(
+            "name versions platform inputs outputs",
+            name=TEXT,
+            versions=array_of(TEXT),
+            platform=TEXT,
+            inputs=array_of(described),
+            outputs=array_of(described),
+        ),
+        "ModelConfig": object_of(
+            "name platform backend max_batch_size input output parameters",
+            name=TEXT,
+            platform=TEXT,
+            backend=TEXT,
+            max_batch_size={**INTEGER, "description": "0 where calls run alone."},
+            input=array_of(configured),
+            output=array_of(configured),
+            parameters={
+                "type": "object",
+                "description": "Also `batching`, which says why rows are batched or not; `labels`, "
+                "`axes` and `pictures` are JSON.",
+                "additionalProperties": object_of("string_value", string_value=TEXT),
+            },
+        ),
+        "Statistics": object_of(
+            "model_stats",
+            model_stats=array_of(
+                object_of(
+                    "name version inference_count execution_count",
+                    name=TEXT,
+                    version=TEXT,
+                    inference_count={**COUNT, "description": "Rows that were answered."},
+                    execution_count={**COUNT, "description": "Runs."},
+                )
+            ),
+        ),
+        "Models": object_of("models", models=array_of(_of_a_model())),
     }
+
+
+def _of_a_model() -> Schema:
+    """Return the schema of a version of a model."""
+    facts = {"name": TEXT, "datatype": TEXT, "axes": array_of(TEXT)}
+    output = object_of(" ".join(facts), **facts)
+    input_ = object_of(
+        "name datatype axes shape sample",
+        **facts,
+        shape=array_of(COUNT, description="A shape that works."),
+        sample={"description": "Values of this shape; null where they are many."},
+    )
+    return object_of(
+        "name version state reason roles",
+        name=TEXT,
+        version=TEXT,
+        state={"enum": ["READY", "UNAVAILABLE"]},
+        reason=text_of("Why it is not ready."),
+        roles=array_of(TEXT, description="Its labels, and its share of the calls."),
+        device=TEXT,
+        precision=TEXT,
+        batching=text_of("Whether rows are batched, and why not."),
+        inputs=array_of(input_),
+        outputs=array_of(output),
+        classes=array_of(TEXT),
+        takes_pictures=YES_NO,
+        requests={
+            "type": "object",
+            "description": "The same request for each client, as lines to paste.",
+            "additionalProperties": TEXT,
+        },
+    )
 
 
 PROTOCOL = _of_the_protocol()
@@ -94,14 +165,14 @@ def openapi_document(
         schemas: of their bodies and answers.
     """
     models: dict[str, Any] = {}
-    for name in router.routes:
+    for name, route in router.routes.items():
         model = f"/v2/models/{quote(name)}"
         models |= {
             model: {"get": _query("Describe the model's tensors", "ModelMetadata")},
             f"{model}/ready": {"get": _ready("Say whether the model accepts work")},
             f"{model}/config": {"get": _query("Describe how it is run", "ModelConfig")},
             f"{model}/stats": {"get": _query("Give its counts and times", "Statistics")},
-            f"{model}/infer": {"post": _infer()},
+            f"{model}/infer": {"post": _infer(route.model)},
         }
     return {
         "openapi": "3.1.0",
@@ -117,6 +188,7 @@ def openapi_document(
             "/v2": {"get": _query("Describe the server and its extensions", "ServerMetadata")},
             "/v2/health/live": {"get": _query("Say whether the server answers at all", "Live")},
             "/v2/health/ready": {"get": _ready("Say whether the server accepts work")},
+            "/v2/models": {"get": operation("List the models, with a request for each", "Models")},
             **models,
         },
         "components": {
@@ -181,14 +253,18 @@ WORK = ("400", "413", "429", "500", "503", "504")
 """The errors of paths that run a model."""
 
 
-def _infer() -> dict[str, Any]:
+def _infer(model: LoadedModel) -> dict[str, Any]:
+    example, num_zeros = request_body(model.tensors, model.sample_shapes)
+    body = body_of("InferRequest")
+    if not num_zeros:
+        body["application/json"]["example"] = example
     return operation(
-        "Run the model on tensors",
+        f"Run the model on tensors: {model.tensors}",
         "InferResponse",
         "404",
         *WORK,
         description="The binary tensor data extension is supported: the header "
         "`Inference-Header-Content-Length` counts the JSON, and the tensors follow as bytes.",
         parameters=[TIMEOUT],
-        body=body_of("InferRequest"),
+        body=body,
     )

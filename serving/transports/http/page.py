@@ -1,5 +1,6 @@
 """The pages of applications and of the API: a few files, which load nothing from others."""
 
+import json
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ _TYPES = {
 }
 
 
+_MODELS = "models.html"
+_LINKS = b"<!-- links -->"
+"""In a page's footer: links to the other pages stand there."""
+
+
 class Pages:
     """Files by their names; those of an application replace files of the same names before."""
 
     def __init__(self) -> None:
         self._files = {path.name: path for path in _FILES.iterdir()}
-        self._texts: dict[str, tuple[str, str]] = {}
+        self._texts = {_MODELS: ("/v2/models", "Models")}
 
     def add(self, application: HttpApplication) -> None:
         """Add an application's pages and files."""
@@ -31,22 +37,25 @@ class Pages:
     def routes(self, document: dict[str, Any]) -> list[Endpoint]:
         """Return the routes of the pages whose paths are in the OpenAPI document.
 
-        The first one is at /; if there is none, the document is, which is also at /docs.
+        At / is the page of all models, or an application's if there is one model only.
         """
-        able = [
-            (file, text)
+        able = {
+            file: text
             for file, (needed, text) in self._texts.items()
             if any(path.endswith(needed) for path in document["paths"])
-        ]
-        homes = {file: "/" if not at else f"/{file[:-5]}" for at, (file, _) in enumerate(able)}
-        links = "".join(f"<a href='{homes[file]}'>{text}</a> · " for file, text in able)
+        }
+        is_one = sum(path.endswith("/infer") for path in document["paths"]) == 1
+        home = [*able][-1] if is_one else _MODELS
+        links = "".join(f"<a href='{file[:-5]}'>{text}</a> · " for file, text in able.items())
         api_page = Answer(_api_page(document, links).encode(), _TYPES[".html"])
-        routes = [answered(name, api_page) for name in ("/docs", "/")[: 2 - bool(able)]]
+        routes = [answered("/docs", api_page)]
         cached = [("cache-control", "no-cache")]
         for name, path in sorted(self._files.items()):
-            if path.suffix in _TYPES and (path.suffix != ".html" or name in homes):
-                answer = Answer(path.read_bytes(), _TYPES[path.suffix], 200, cached)
-                routes.append(answered(homes.get(name, f"/{name}"), answer))
+            if path.suffix in _TYPES and (path.suffix != ".html" or name in able):
+                content = path.read_bytes().replace(_LINKS, links.encode())
+                answer = Answer(content, _TYPES[path.suffix], 200, cached)
+                places = [f"/{name.removesuffix('.html')}", *["/"] * (name == home)]
+                routes += [answered(place, answer) for place in places]
         return routes
 
 
@@ -61,26 +70,15 @@ def answered(path: str, answer: Answer) -> Endpoint:
 
 def _api_page(document: dict[str, Any], links: str) -> str:
     """Write the OpenAPI document as one readable page, with links to the others."""
-    parts = []
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            codes = "".join(
-                f"<li><code>{code}</code> {escape(_description(document, answer))}</li>"
-                for code, answer in operation["responses"].items()
-            )
-            parameters = "".join(
-                f"<li><code>{escape(item['name'])}</code> ({item['in']}) "
-                f"{escape(item['description'])}</li>"
-                for item in operation.get("parameters", [])
-            )
-            bodies = ", ".join(operation.get("requestBody", {}).get("content", {}))
-            parts.append(
-                f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>"
-                f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
-                + (f"<p>Body: <code>{escape(bodies)}</code></p>" if bodies else "")
-                + (f"<h3>Parameters</h3><ul>{parameters}</ul>" if parameters else "")
-                + f"<h3>Answers</h3><ul>{codes}</ul></section>"
-            )
+    parts = [
+        _operation(document, method, path, operation)
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    ]
+    parts += [
+        f"<section id='{escape(name)}'><h2><code>{escape(name)}</code></h2>{_shown(each)}</section>"
+        for name, each in document["components"]["schemas"].items()
+    ]
     info = document["info"]
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -93,8 +91,40 @@ def _api_page(document: dict[str, Any], links: str) -> str:
     )
 
 
-def _description(document: dict[str, Any], answer: dict[str, Any]) -> str:
+def _operation(document: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> str:
+    codes = "".join(
+        f"<li><code>{code}</code> {_answer(document, answer)}</li>"
+        for code, answer in operation["responses"].items()
+    )
+    parameters = "".join(
+        f"<li><code>{escape(item['name'])}</code> ({item['in']}) {escape(item['description'])}</li>"
+        for item in operation.get("parameters", [])
+    )
+    contents = operation.get("requestBody", {}).get("content", {})
+    bodies = ", ".join(
+        f"<code>{escape(kind)}</code> {_schema_link(each)}" for kind, each in contents.items()
+    )
+    examples = "".join(_shown(each["example"]) for each in contents.values() if "example" in each)
+    return (
+        f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>"
+        f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
+        + (f"<p>Body: {bodies}</p>{examples}" if bodies else "")
+        + (f"<h3>Parameters</h3><ul>{parameters}</ul>" if parameters else "")
+        + f"<h3>Answers</h3><ul>{codes}</ul></section>"
+    )
+
+
+def _answer(document: dict[str, Any], answer: dict[str, Any]) -> str:
     if reference := answer.get("$ref"):
         answer = document["components"]["responses"][reference.rpartition("/")[2]]
-    description: str = answer["description"]
-    return description
+    schemas = " ".join(map(_schema_link, answer["content"].values()))
+    return f"{escape(answer['description'])} {schemas}"
+
+
+def _schema_link(content: dict[str, Any]) -> str:
+    name = escape(content["schema"].get("$ref", "").rpartition("/")[2])
+    return f"<a href='#{name}'>{name}</a>" if name else ""
+
+
+def _shown(document: object) -> str:
+    return f"<pre>{escape(json.dumps(document, indent=2))}</pre>"

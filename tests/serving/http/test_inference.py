@@ -138,7 +138,10 @@ BAD_REQUESTS: list[tuple[Any, str]] = [
     ({"inputs": [{**GOOD, "datatype": "FP32"}]}, "expected images UINT8 [N, 784], got FP32"),
     ({"inputs": [{**GOOD, "shape": [1.5, 784]}]}, "list of integers"),
     ({"inputs": [{**GOOD, "shape": [2**63, 784]}]}, "64 bits"),
-    ({"inputs": [{**GOOD, "data": [0] * 783}]}, "expected 784 bytes"),
+    (
+        {"inputs": [{**GOOD, "data": [0] * 783}]},
+        "expected 784 values of 'images' for the shape [1, 784], got 783",
+    ),
     ({"inputs": [{**GOOD, "data": "0"}]}, "data as a list"),
     ({"inputs": [{key: GOOD[key] for key in ("name", "datatype", "shape")}]}, "expected data"),
     ({"inputs": [{**GOOD, "parameters": {"binary_data_size": 784}}]}, "binary_data_size from 0"),

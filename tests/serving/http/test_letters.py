@@ -35,6 +35,6 @@ def test_page_and_paths_of_digits_are_not_offered_for_other_classes(signature, t
                    ("digits", "numbers")]  # fmt: skip
     assert not {"/v1/digits", "/v1/numbers"} & {*paths}
     assert "Draw" not in home
-    assert "Classify a picture" in home
+    assert "<title>Models" in home
     assert reply.json["pictures"][0]["label"] in signature.labels
     assert refused == [404, 404]

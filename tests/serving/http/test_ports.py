@@ -6,8 +6,11 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
+from serving import Client
+from serving.__main__ import main
+from serving.errors import Unavailable
 from tests.serving.http.peer import HttpPeer
-from tests.support.servers import running_server, serve_command
+from tests.support.servers import connected, running_server, serve_command
 
 USUAL = ("127.0.0.1", 8080)
 AUTO = ("--http-port", "auto")
@@ -66,11 +69,41 @@ def test_taken_named_port_is_one_clear_line(models, workers):
         options = ("--http-port", str(port), "--workers", workers)
         result = subprocess.run(serve_command(models, *options), capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr == f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
+    assert result.stderr == (
+        f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken; "
+        "choose another by --http-port\n"
+    )
 
 
 def test_workers_say_where_the_page_is(models):
     with running_server(models, "--http-port", "0", "--workers", "2") as server:
         url = server.facts["http"]
         assert server.process.stdout.readline() == f"try it: {url}\n"
+        request = f"digit-serving infer digits --target {server.address} @picture.png"
+        assert server.process.stdout.readline() == f"try it: {request}\n"
         assert HttpPeer(url).get("/v2/health/ready").status == 200
+
+
+@pytest.mark.parametrize("transport", ["h2", "grpcio"])
+def test_grpc_caller_on_this_port_is_told_where_grpc_is(transport, models, capsys):
+    with running_server(models, "--http-port", "0") as server:
+        target = server.facts["http"].removeprefix("http://")
+        words = f"this port speaks HTTP/1.1; gRPC is on {server.address.rpartition(':')[2]}"
+        with Client(target, transport=transport) as client, pytest.raises(Unavailable) as refused:
+            client.models()
+        assert main(["health", "--target", target]) == 1
+        assert HttpPeer(server.facts["http"]).get("/v2/health/ready").status == 200
+    assert words in str(refused.value)
+    assert words in capsys.readouterr().err
+
+
+def test_grpc_calls_on_this_port_are_bounded(models):
+    call = bytes([0, 0, 0, 1, 5, 0, 0, 0, 1])  # HEADERS without fields
+    with (
+        running_server(models, "--http-port", "0") as server,
+        connected(server.facts["http"]) as sock,
+    ):
+        sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + call * 100)
+        received = b"".join(iter(lambda: sock.recv(65_536), b""))
+    assert received.count(b"gRPC is on") == 16
+    assert b"HTTP/1.1 505" in received

@@ -126,7 +126,6 @@ MALFORMED = {
     "bare line feeds": (b"GET / HTTP/1.1\nHost: localhost\n\nx\r\n\r\n", 400),
     "a bare line feed": (LIVE.replace(b"1.1\r", b"1.1"), 400),
     "another version": (LIVE.replace(b"1.1", b"9.9"), 505),
-    "the preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     "tls": (b"\x16\x03\x01\x02\x00", 400),
     "no target": (LIVE.replace(b"/v2", b"http://[/v2"), 400),
     "many fields": (LIVE.replace(b"live", b"live?" + b"a&" * 101), 400),

@@ -120,5 +120,6 @@ def test_taken_port_is_one_clear_line(models, transport):
         result = ended(command)
     assert result.returncode == 1
     assert result.stderr == (
-        f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
+        f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken; "
+        "choose another by --port\n"
     )

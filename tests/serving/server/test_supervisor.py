@@ -261,7 +261,8 @@ def test_taken_port_is_one_clear_line(models):
         port = other.getsockname()[1]
         code, out, err = run_to_its_end(models, "--port", str(port))
     assert (code, out) == (1, "")  # a restart helps, once the other has left
-    assert err == f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken\n"
+    reason = f"can't listen on 127.0.0.1:{port}: the port is taken; choose another by --port"
+    assert err == f"digit-serving: {reason}\n"
 
 
 def test_port_without_workers_refuses_callers_until_one_listens_again():

@@ -4,6 +4,7 @@
 
 const PEN = 28; // pixels of the canvas, 640 x 640
 const SENT = 0.5; // scale of the drawing that is sent
+const SURE = 0.5; // the least probability of an answer that is not in doubt
 const STEP = 20; // of the pen that the arrow keys move
 const byId = (id) => document.getElementById(id);
 const canvas = byId("canvas"), context = canvas.getContext("2d", { willReadFrequently: true });
@@ -45,6 +46,12 @@ function repaint() {
   if (picture) {
     const place = placeOf(picture.bitmap);
     context.drawImage(picture.bitmap, place.left, place.top, place.width, place.height);
+  } else if (!strokes.length) {
+    context.fillStyle = style("--quiet");
+    context.textAlign = "center";
+    context.font = "32px system-ui, sans-serif";
+    context.fillText("Draw here", canvas.width / 2, canvas.height / 2);
+    context.textAlign = "start";
   }
   drawStrokes(context, style("--ink"));
   reader.paint();
@@ -87,7 +94,7 @@ async function ask() {
 }
 
 async function askOnce() {
-  if (!strokes.length && !picture) return show("", "");
+  if (!strokes.length && !picture) return show("", "The answer appears here, while you draw.");
   try {
     const body = picture ? picture.blob : drawing();
     const started = performance.now();
@@ -107,7 +114,7 @@ async function answerTo(body) {
   const headers = {};
   const token = sessionStorage.getItem("token");
   if (token) headers.Authorization = "Bearer " + token;
-  const options = "image&reject_below=" + byId("threshold").value / 100;
+  const options = "image&reject_below=" + SURE;
   const url = reader.path + (reader.path.includes("?") ? "&" : "?") + options;
   const response = await fetch(url, { method: "POST", body: form, headers });
   const content = await response.json();
@@ -145,6 +152,13 @@ function show(text, remark, isWarning = false) {
   note.classList.toggle("warn", isWarning);
   byId("details").hidden = true;
   reader.clear();
+}
+
+// The probabilities of one picture's classes; what they lack of 1 is that it is no digit at all.
+function showClasses(probabilities, digit) {
+  const none = 1 - probabilities.reduce((sum, share) => sum + share, 0);
+  const shares = probabilities.map((share, each) => [each, share]);
+  showBars(none < 0.0005 ? shares : [...shares, ["no digit", none]], digit);
 }
 
 function showBars(shares, best) {
@@ -245,10 +259,6 @@ byId("clear").addEventListener("click", () => {
   picture = pen = null;
   changed();
   canvas.focus();
-});
-byId("threshold").addEventListener("input", () => {
-  byId("threshold-shown").textContent = byId("threshold").value + " %";
-  ask();
 });
 byId("access").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -9,7 +9,7 @@ const reader = {
     if (error) return show("", error);
     show(digit, certainty(probability, rejected, took), rejected);
     byId("details").hidden = false;
-    showBars(probabilities.map((share, each) => [each, share]), digit);
+    showClasses(probabilities, digit);
     showSeen(image);
   },
   code: 'print(json.load(urlopen(request))["digits"][0])',

@@ -1,0 +1,125 @@
+"""`infer`: any model, here or of a server, on values, files and pictures."""
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.__main__ import main
+from tests.serving.cli.conftest import Run
+from tests.serving.model.graphs import model, node, save, two_layers, value
+from tests.serving.test_picture_classifiers import COLOURS, IMAGE, colours
+from tests.support.servers import RunningServer, started
+
+ROW = "[1, 2, 3, 4]"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("infer")
+    save(two_layers(), folder, "iris.onnx")
+    texts = [value("text", "BYTES", ["N", 1])], [value("same", "BYTES", ["N", 1])]
+    save(model([node("Identity", ["text"], ["same"])], *texts), folder, "texts.onnx")
+    two = [value(name, "FP32", ["N", 2]) for name in ("left", "right")]
+    total = model([node("Add", ["left", "right"], ["sum"])], two, [value("sum", "FP32", ["N", 2])])
+    save(total, folder, "towers.onnx")
+    (folder / "colours.onnx").write_bytes(colours())
+    (folder / "labels.txt").write_text("\n".join(COLOURS))
+    Image.new("RGB", (60, 40), (20, 200, 30)).save(folder / "green.png")
+    np.save(folder / "row.npy", np.array([1, 2, 3, 4], np.float32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path) -> Iterator[RunningServer]:
+    names = ("iris", "texts", "towers")
+    files = [str(folder / f"{name}.onnx") for name in names]
+    ports = ["--port=0", "--http-port=off", "--metrics-port=0"]
+    with started([sys.executable, "-m", "serving", "serve", *files, *ports]) as server:
+        yield server
+
+
+@pytest.mark.parametrize("place", ["here", "a server"])
+def test_same_answers_of_values_files_and_stdin(
+    place: str, folder: Path, running: RunningServer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = ["--target", running.address, "--json"] if place == "a server" else ["--json"]
+
+    def asked(name: str, *values: str) -> object:
+        where = name if place == "a server" else str(folder / f"{name}.onnx")
+        code, out, err = run("infer", where, *target, *values)
+        assert (code, err) == (0, [])
+        return json.loads(out[0])
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"[[1, 2, 3, 4]]")))
+    words = f"x={ROW}", f"x=[{ROW}]", ROW, f"@{folder / 'row.npy'}", f"x=@{folder / 'row.npy'}", "-"
+    answers = [asked("iris", each) for each in words]
+    assert all(each == answers[0] for each in answers)
+    assert asked("texts", "text=a = b, c") == {"same": [["a = b, c"]]}
+    assert asked("texts", "a = b") == {"same": [["a = b"]]}
+    assert asked("towers", "left=[1, 2]", "right=[3, 4]") == {"sum": [[4.0, 6.0]]}
+
+
+def test_pictures_have_their_classes(folder: Path, run: Run) -> None:
+    options = [*IMAGE, folder / "labels.txt", f"@{folder / 'green.png'}"]
+    code, out, _ = run("infer", folder / "colours.onnx", *options)
+    assert code == 0
+    assert out[1].split()[0] == "green"
+
+
+def test_picture_goes_to_a_server_as_its_classifier_wants_it(
+    folder: Path, models: Path, run: Run
+) -> None:
+    ports = ["--port=0", "--http-port=off", "--metrics-port=0"]
+    command = [sys.executable, "-m", "serving", "serve", "--models", str(models), *ports]
+    seven = Path(__file__).parents[3] / "docs" / "pictures" / "seven.png"
+    with started(command) as server:
+        code, out, _ = run("infer", "digits", "--target", server.address, f"@{seven}")
+    assert code == 0
+    assert out[1].split()[0] == "7"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["iris.onnx"], "expected a value of x FP32 [N, 4], such as x=[[0.5, 0.5, 0.5, 0.5]]"),
+        (["iris.onnx", "y=3"], "expected inputs such as x=[[0.5, 0.5, 0.5, 0.5]], got 'y=3'"),
+        (["iris.onnx", "x=abc"], "expected x FP32 [N, 4] as JSON, such as x=[[0.5,"),
+        (["iris.onnx", "x=[1]"], "expected x FP32 [N, 4], got the shape [1, 1]"),
+        (["iris.onnx", "x=@nothing.npy"], "@nothing.npy: No such file or directory"),
+        (["iris.onnx", "x=@green.png"], "pictures are for models with a classifier.json"),
+        (["towers.onnx", "left=[1, 2]"], "expected a value of right FP32 [N, 2]"),
+        (["nothing.onnx", "1"], "there is no file nothing.onnx"),
+    ],
+)
+def test_wrong_words_are_one_line_with_an_example(
+    words: list[str], reason: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    code, _, err = run("infer", *words)
+    assert code != 0
+    assert len(err) == 1
+    assert reason in err[0]
+
+
+def test_info_of_one_model_of_a_server(running: RunningServer, run: Run) -> None:
+    code, out, _ = run("info", "--target", running.address, "--model", "towers")
+    assert code == 0
+    assert "inputs              left FP32 [N, 2], right FP32 [N, 2]" in out
+    assert out[2].startswith("batching            rows are batched: proved")
+    assert not any("iris" in line for line in out)
+    code, _, err = run("info", "--target", running.address, "--model", "nothing")
+    assert code == 2
+    assert "no model 'nothing': this server serves 'iris', 'texts', 'towers'" in err[0]
+
+
+def test_program_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 0
+    assert "run any model on values" in capsys.readouterr().out

@@ -1,0 +1,175 @@
+"""The models of any server: /v2/models, its requests as they are pasted, and the pages."""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.protocols.oip.examples import Access, requests_of
+from serving.tensors import Tensor, TensorSignature
+from tests.serving.http.peer import HttpPeer
+from tests.serving.model.graphs import model, node, save, two_layers, value
+from tests.support.servers import ended, started
+
+ROOT = Path(__file__).parents[3]
+HOSTILE = "<img src=x onerror=alert(1)>\"'`$(touch x)`\\ {0}%s"
+TOKEN = "token-0123456789abcdef"
+
+
+def write_models(folder: Path) -> list[Path]:
+    """Models of all kinds of inputs, in files."""
+    tokens = [value(name, "INT64", ["batch", "tokens"]) for name in ("ids", "mask")]
+    score = [
+        node("Mul", ["ids", "mask"], ["kept"]),
+        node("Cast", ["kept"], ["numbers"], to=1),
+        node("ReduceMean", ["numbers"], ["score"], axes=[1], keepdims=0),
+    ]
+    pixels = [value("pixels", "FP32", ["batch", 3, 224, 224])]
+    classes = [
+        node("GlobalAveragePool", ["pixels"], ["means"]),
+        node("Flatten", ["means"], ["rows"]),
+        node("Softmax", ["rows"], ["probabilities"]),
+    ]
+    graphs = {
+        "iris": two_layers(),
+        "sentiment": model(score, tokens, [value("score", "FP32", ["batch"])]),
+        "flowers": model(classes, pixels, [value("probabilities", "FP32", ["batch", 3])]),
+        "texts": model(
+            [node("Identity", ["text"], ["same"])],
+            [value("text", "BYTES", ["N"])], [value("same", "BYTES", ["N"])],
+        ),
+        "alone": model(
+            [node("ReduceSum", ["x"], ["sum"], keepdims=0)],
+            [value("x", "FP64", ["rows", 2])], [value("sum", "FP64", [])],
+        ),
+        "large": model(
+            [node("Identity", ["x"], ["y"])],
+            [value("x", "UINT8", ["N", 600, 600])], [value("y", "UINT8", ["N", 600, 600])],
+        ),
+        "hostile": model(
+            [node("Relu", [HOSTILE], ["</script><b>"])],
+            [value(HOSTILE, "FP32", ["<b>axis", 2])],
+            [value("</script><b>", "FP32", ["<b>axis", 2])],
+        ),
+    }  # fmt: skip
+    return [save(graph, folder, f"{name}.onnx") for name, graph in graphs.items()]
+
+
+NAMES = ("iris", "sentiment", "flowers", "texts", "alone", "large", "hostile")
+
+
+def command_of(folder: Path, *options: str) -> list[str]:
+    (folder / "labels.txt").write_text("rose\ntulip\ndaisy\n")
+    files = map(str, write_models(folder))
+    ports = [f"--{name}port=0" for name in ("", "http-", "metrics-")]
+    labels = ["--input", "image", "--labels", str(folder / "labels.txt")]
+    return [sys.executable, "-m", "serving", "serve", *files, *ports, *labels, *options]
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpPeer]:
+    with started(command_of(tmp_path_factory.mktemp("models"))) as server:
+        yield HttpPeer(server.facts["http"])
+
+
+@pytest.fixture(scope="module")
+def described(peer: HttpPeer) -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for each in peer.get("/v2/models").json["models"]}
+
+
+def test_models_have_their_graphs_own_axes_and_say_why_they_are_batched(
+    described: dict[str, dict[str, Any]],
+) -> None:
+    assert tuple(described) == NAMES
+    sentiment, alone = described["sentiment"], described["alone"]
+    assert [each["axes"] for each in sentiment["inputs"]] == [["batch", "tokens"]] * 2
+    assert sentiment["batching"].startswith("rows are batched: proved independent")
+    assert alone["batching"].startswith("calls run alone: ")
+    assert "ReduceSum" in alone["batching"]
+    assert described["flowers"]["takes_pictures"]
+    assert described["flowers"]["classes"] == ["rose", "tulip", "daisy"]
+    assert {each["state"] for each in described.values()} == {"READY"}
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("name", NAMES)
+def test_curl_line_is_answered(
+    name: str, described: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    line = described[name]["requests"]["curl"].replace("curl ", "curl -sS --fail-with-body ", 1)
+    result = ended(["bash", "-c", line], cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    if name != "large":
+        outputs = json.loads(result.stdout)["outputs"]
+        assert [each["name"] for each in outputs] == [
+            each["name"] for each in described[name]["outputs"]
+        ]
+    assert [path.name for path in tmp_path.iterdir()] == ["answer.bin"] * (name == "large")
+
+
+@pytest.mark.parametrize("client", ["Python", "tritonclient"])
+@pytest.mark.parametrize("name", NAMES)
+def test_lines_of_python_are_answered(
+    client: str, name: str, described: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    if client == "tritonclient":
+        pytest.importorskip("tritonclient", reason="make test-interop has it")
+    code = described[name]["requests"][client]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = ended([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["iris", "sentiment", "texts", "alone", "hostile"])
+def test_line_of_this_program_is_answered(
+    name: str, described: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    words = shlex.split(described[name]["requests"]["digit-serving"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = ended([sys.executable, "-m", "serving", *words[1:]], cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+
+
+def test_requests_carry_token_and_version(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(TOKEN)
+    with started(command_of(tmp_path, "--token-file", str(tmp_path / "tokens"))) as server:
+        peer = HttpPeer(server.facts["http"])
+        assert peer.get("/v2/models").status == 401
+        models = peer.get("/v2/models", authorization=f"Bearer {TOKEN}").json["models"]
+        requests = models[0]["requests"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKEN": TOKEN}
+        commands = {"curl": ["bash", "-c"], "Python": [sys.executable, "-c"]}
+        for client, command in commands.items():
+            result = ended([*command, requests[client]], env=environment, cwd=tmp_path)
+            assert result.returncode == 0
+            assert "y" in result.stdout, client
+    tensors = TensorSignature((Tensor("x", "FP32", (-1, 2)),), (), is_batchable=True)
+    access = Access("host:1", "https://host:2", has_tls=True)
+    lines = requests_of(("m", "3"), tensors, {}, access)
+    assert "/v2/models/m/versions/3/infer" in lines["curl"]
+    assert "--version 3" in lines["digit-serving"]
+    assert "version='3'" in lines["Python"]
+    assert all("ca.pem" in each for each in lines.values())
+
+
+def test_page_has_no_name_in_its_html(peer: HttpPeer) -> None:
+    page = peer.get("/")
+    assert page.body == peer.get("/models").body
+    assert b"default-src 'self'" in page.headers["content-security-policy"].encode()
+    assert b"onerror" not in page.body
+
+
+def test_page_of_the_api_has_the_schemas_and_an_example(peer: HttpPeer) -> None:
+    page = peer.get("/docs").body.decode()
+    for name in peer.get("/openapi.json").json["components"]["schemas"]:
+        assert f"<section id='{name}'>" in page
+    assert "<a href='#InferRequest'>InferRequest</a>" in page
+    assert "&quot;datatype&quot;: &quot;INT64&quot;" in page
+    assert "<img" not in page
