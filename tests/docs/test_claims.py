@@ -1,11 +1,15 @@
 """Sentences that stand in several places are equal, and claims about the repository hold."""
 
 import re
+import threading
 import tomllib
 from pathlib import Path
 
+import numpy as np
+
 import serving
 from serving.cli import commands
+from serving.transports.connections import State
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,3 +43,33 @@ def test_actions_of_the_workflows_are_pinned_by_commit():
     assert len(uses) > 8
     pinned = re.compile(r"[\w./-]+@[0-9a-f]{40}  # v[\d.]+")
     assert not [use for use in uses if not pinned.fullmatch(use)]
+
+
+def test_batcher_of_the_tour_batches_while_busy():
+    names = {}
+    (block,) = re.findall(r"(?s)```python\n(.*?)```", text("docs/tour.md"))
+    exec(block, names)
+    sizes, begun, go_on = [], threading.Event(), threading.Event()
+
+    def run(rows):
+        sizes.append(len(rows))
+        begun.set()
+        assert go_on.wait(10)
+        return rows + 1
+
+    batcher = names["Batcher"](run)
+    first = batcher.submit(np.zeros(1))
+    assert begun.wait(10)
+    others = [batcher.submit(np.full(2, number)) for number in range(3)]
+    go_on.set()
+    assert [first.result(10).tolist(), *(other.result(10).tolist() for other in others)] == [
+        [1], [1, 1], [2, 2], [3, 3]
+    ]  # fmt: skip
+    assert sizes == [1, 6]
+    assert len(block.splitlines()) <= 30
+
+
+def test_drawn_states_of_a_connection_are_those_of_the_code():
+    states = sorted((n for n in vars(State) if n.isupper()), key=vars(State).get)
+    (line,) = [line for line in text("docs/tour.md").splitlines() if "OPEN ──" in line]
+    assert re.findall(r"[A-Z]+", line) == states
