@@ -1,4 +1,4 @@
-"""Classify handwritten digits, in process or over gRPC.
+"""Serve ONNX and Keras models over gRPC and HTTP, with batching, deadlines, metrics and reloads.
 
     from serving import Classifier
     with Classifier.pretrained() as classifier:  # or Classifier.load("models/digits")

@@ -51,7 +51,9 @@ def parser(others: Mapping[str, Command] | None = None) -> Parser:
         others: the commands of other distributions; None for all that are installed.
     """
     program = Parser(
-        prog=DISTRIBUTION, description="Serve models over gRPC and HTTP, or call them."
+        prog=DISTRIBUTION,
+        description="Serve ONNX and Keras models over gRPC and HTTP, with batching, deadlines, "
+        "metrics and reloads.",
     )
     program.add_version()
     commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from copy import copy
 from datetime import datetime
 from types import MappingProxyType
 from typing import TextIO
@@ -35,7 +36,9 @@ _PATIENCE_S = 1.0
 def setup(log_format: LogFormat, log_level: LogLevel = "info") -> None:
     """Send the logs of this process to stderr; called by `__main__` only."""
     handler = _Handler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    text = _TerminalFormatter() if is_terminal else _TextFormatter()
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
     logging.getLogger(ACCESS).setLevel(logging.INFO)  # which has an option of its own
     # It logs calls whose callers left before their status was sent, which is not worth a line.
@@ -141,6 +144,16 @@ class _TextFormatter(_Formatter):
         line = super().format(record)
         line += "".join(f" {name}={value}" for name, value in _fields_of(record).items())
         return _shortened(escape(line))
+
+
+class _TerminalFormatter(_TextFormatter):
+    """For a person: the lines of a traceback are lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        event = copy(record)
+        event.exc_info = event.exc_text = None
+        return "\n".join([super().format(event), *map(escape, lines)])
 
 
 class _JsonFormatter(_Formatter):

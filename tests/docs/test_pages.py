@@ -31,8 +31,10 @@ def test_files_that_are_gone_are_seen():
 
 def test_index_lists_every_decision():
     folder = ROOT / "docs" / "decisions"
-    linked = re.findall(r"\((\d{4}-[\w-]+\.md)\)", (folder / "index.md").read_text())
-    assert linked == sorted(path.name for path in folder.glob("0*.md"))
+    rows = re.findall(r"\((\d{4}-[\w-]+\.md)\) \| (.*?) \|", (folder / "index.md").read_text())
+    titles = [(path.name, path.read_text("utf-8").splitlines()[0].partition(". ")[2])
+              for path in sorted(folder.glob("0*.md"))]  # fmt: skip
+    assert rows == titles
 
 
 def test_names_that_a_decision_gives_are_in_its_code():
@@ -46,3 +48,11 @@ def test_names_that_a_decision_gives_are_in_its_code():
                 if name not in code
             ]
     assert not missing
+
+
+def test_names_in_the_glossary_are_in_its_code():
+    page = (ROOT / "docs" / "glossary.md").read_text("utf-8")
+    found = re.findall(r"`([\w.]+)` in `([\w./]+\.py)`", page)
+    assert len(found) > 8
+    names = [(path, name) for names, path in found for name in names.split(".")]
+    assert not [pair for pair in names if pair[1] not in (ROOT / pair[0]).read_text("utf-8")]

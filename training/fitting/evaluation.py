@@ -36,7 +36,7 @@ BINS = 15
 """As in the paper."""
 
 COVERAGE = 0.99
-"""Share of the images that are answered; the least certain ones are rejected."""
+"""Share of the images that are answered; the least confident ones are rejected."""
 
 _INVERSE_TEMPERATURES = (0.02, 50.0)
 """The search interval; if all images are classified correctly, no finite optimum exists."""
@@ -79,25 +79,36 @@ def fit_temperature(answers: Probabilities, labels: Labels) -> float:
 
 
 def expected_calibration_error(answers: Probabilities, labels: Labels) -> float:
-    """Average the distance of certainty from accuracy over bins of equal width, by image count.
+    """Average the distance of confidence from accuracy over bins of equal width, by image count.
 
     Returns:
-        0 to 1; 0 if of the images answered with certainty p, the share p is right.
+        0 to 1; 0 if of the images answered with confidence p, the share p is right.
     """
-    certainty, right = answers.max(axis=1), answers.argmax(axis=1) == labels
-    bins = np.minimum((certainty * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bins, weights=certainty - right, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    gaps = [num * abs(mean - right) for mean, right, num in reliability_bins(answers, labels)]
+    return sum(gaps) / len(labels)
+
+
+def reliability_bins(answers: Probabilities, labels: Labels) -> list[tuple[float, float, int]]:
+    """Sort the images by confidence into bins of equal width.
+
+    Returns:
+        Of each bin that is not empty the mean confidence, the share of right answers, and the
+        number of images.
+    """
+    confidence, right = answers.max(axis=1), answers.argmax(axis=1) == labels
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return [(float(confidence[bins == bin_].mean()), float(right[bins == bin_].mean()), int(num))
+            for bin_, num in enumerate(np.bincount(bins)) if num]  # fmt: skip
 
 
 def accuracy_at_coverage(
     answers: Probabilities, labels: Labels, coverage: float = COVERAGE
 ) -> tuple[float, float]:
-    """Compute the accuracy once the least certain images are rejected.
+    """Compute the accuracy once the least confident images are rejected.
 
     Returns:
-        The share of right answers among those kept, and the least certainty among them.
+        The share of right answers among those kept, and the least confidence among them.
     """
-    certainty, right = answers.max(axis=1), answers.argmax(axis=1) == labels
-    kept = np.argsort(-certainty, kind="stable")[: max(1, round(coverage * len(labels)))]
-    return float(right[kept].mean()), float(certainty[kept[-1]])
+    confidence, right = answers.max(axis=1), answers.argmax(axis=1) == labels
+    kept = np.argsort(-confidence, kind="stable")[: max(1, round(coverage * len(labels)))]
+    return float(right[kept].mean()), float(confidence[kept[-1]])

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from training.config import RECIPES
-from training.data.mnist import SIDE, Images
+from training.data.mnist import SIDE, Images, Labels
+from training.fitting.evaluation import Probabilities, reliability_bins
 
 Table = Sequence[Sequence[str]]
 """A heading and rows, all of the same length."""
@@ -40,12 +41,17 @@ _PAGE = Template("""\
   h1 { margin: 0; font-size: 2.4rem; line-height: 1.1; }
   h2 { margin: 2.5rem 0 0; font-size: 1.2rem; }
   p { max-width: 44rem; margin: 0.3rem 0 0.8rem; color: var(--muted); }
-  div { overflow-x: auto; }
+  /* A box that can be scrolled sideways has a shadow at the side where more is. */
+  div { overflow-x: auto; background:
+      linear-gradient(to right, var(--paper) 30%, transparent) 0 / 3rem 100% no-repeat local,
+      linear-gradient(to left, var(--paper) 30%, transparent) 100% / 3rem 100% no-repeat local,
+      linear-gradient(to right, #8888, transparent) 0 / 1rem 100% no-repeat scroll,
+      linear-gradient(to left, #8888, transparent) 100% / 1rem 100% no-repeat scroll; }
   img { display: block; width: 100%; min-width: 346px; max-width: 42rem; height: auto; }
   table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums;
           font-size: 0.9rem; overflow-wrap: normal; }
-  th, td { padding: 0.3rem 1rem 0.3rem 0; text-align: left; border-bottom: 1px solid var(--rule);
-           min-width: 5rem; vertical-align: top; font-weight: normal; }
+  th, td { padding: 0.3rem 0.8rem 0.3rem 0; text-align: left; vertical-align: top;
+           border-bottom: 1px solid var(--rule); font-weight: normal; }
   th[scope=col] { color: var(--muted); }
   th:last-child, td:last-child { padding-right: 0; }
 </style>
@@ -200,6 +206,21 @@ def _curve(axes: Axes, training: list[float], validation: list[float], title: st
     axes.legend(frameon=False, labelcolor=INK)
 
 
+def reliability(answers: Probabilities, labels: Labels) -> Figure:
+    """Draw the share of right answers by confidence, in bins of equal width."""
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=RULE)
+    for confidence, right, num in reliability_bins(answers, labels):
+        axes.plot(confidence, right, "o", color=VALIDATION, markersize=3 * (1 + np.log10(num)))
+    axes.set_xlabel("confidence", color=MUTED)
+    axes.set_ylabel("answered correctly", color=MUTED)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    tidy(axes)
+    return figure
+
+
 def confusion(counts: npt.NDArray[np.int_]) -> Figure:
     """Draw the confusion matrix; only mistakes are coloured, so that they stand out."""
     right = np.eye(10, dtype=bool)
@@ -227,9 +248,13 @@ def confusion(counts: npt.NDArray[np.int_]) -> Figure:
 CAPTIONS = {
     "curves": (
         "Learning",
-        "Loss and accuracy by epoch. Training is measured with dropout on, and on images deformed "
-        "as the recipe says; validation without either, so it may look better. "
-        "Training accuracies of the first epochs may lie below the axis.",
+        "Loss and accuracy by epoch.",  # and how the recipe measures them
+    ),
+    "reliability": (
+        "Reliability diagram",
+        "Test images in bins by confidence, the probability of the answered digit; larger points "
+        "are more images. On the line as many answers are right as their confidence says; below it "
+        "the network is overconfident.",
     ),
     "mistakes": (
         "Mistakes",
@@ -249,21 +274,26 @@ CAPTIONS = {
 
 
 def render(
-    metrics: Mapping[str, Any], layers: Table, digits: Table, pictures: Mapping[str, Picture]
+    metrics: Mapping[str, Any], tables: Mapping[str, Table], pictures: Mapping[str, Picture]
 ) -> str:
-    """Write the page."""
+    """Write the page; `tables` has "robustness", "digits" and "layers"."""
+    curves, *others = CAPTIONS
+    heading, caption = CAPTIONS[curves]
     return page(
         title="Digit classifier: training report",
-        heading=f"{metrics['accuracy']['test']:.2%}",
+        heading="Digit classifier: training report",
         lead=[
-            f"of the test digits are classified correctly; {metrics['errors']['test']:,} are not.",
+            f"{metrics['accuracy']['test']:.2%} of the test digits are classified correctly; "
+            f"{metrics['errors']['test']:,} are not.",
             _training(metrics) + _own(metrics) + _calibration(metrics),
         ],
         sections=[
             section("Loss and accuracy", "", _results(metrics)),
-            *(section(*CAPTIONS[name], pictures[name]) for name in CAPTIONS),
-            section("Digit by digit", "", digits),
-            section("Layers", "", layers),
+            section(heading, f"{caption} {_measured(metrics)}", pictures[curves]),
+            *(section(*CAPTIONS[name], pictures[name]) for name in others),
+            section("Robustness", _ROBUSTNESS, tables["robustness"]),
+            section("Digit by digit", "", tables["digits"]),
+            section("Layers", "", tables["layers"]),
         ],
     )
 
@@ -283,10 +313,34 @@ def _results(metrics: Mapping[str, Any]) -> Table:
     return [("images", "loss", "accuracy"), *rows]
 
 
+_ROBUSTNESS = (
+    "The test images, degraded in each of the ways that augmentation has. Recipes that train with "
+    "these ways do better here than on others: compare docs/training.md, which has MNIST-C's."
+)
+
+
+def _measured(metrics: Mapping[str, Any]) -> str:
+    """Say how the recipe measures training and validation, so that the curves are not misread."""
+    recipe = RECIPES.get(metrics["recipe"])
+    if recipe is None:
+        return "Training is measured with dropout on, validation without."
+    augmented = recipe.deformation is not None
+    training = "with dropout on" + (", on augmented images" if augmented else "")
+    if recipe.validation_split:
+        return (
+            f"Training is measured {training}; validation on images that were held out, without "
+            "either, so it may look better."
+        )
+    return (
+        f"Training is measured {training}. All images are trained on: validation has the last "
+        "5,000 of them, augmented as in no epoch, and so lies below the accuracy on test images."
+    )
+
+
 def _validation_name(metrics: Mapping[str, Any]) -> str:
     """Name the images that were validated with: a recipe may hold none out."""
     recipe = RECIPES.get(metrics["recipe"])
-    return "validation" if recipe is None or recipe.validation_split else "deformed training"
+    return "validation" if recipe is None or recipe.validation_split else "augmented training"
 
 
 def _training(metrics: Mapping[str, Any]) -> str:

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from training.data.mnist import Labels, Mnist
+from training.data import augmentation
+from training.data.mnist import SIDE, Labels, Mnist, as_pixels
 from training.files import write_atomically
 from training.fitting.artifacts import load_json, load_model
-from training.fitting.evaluation import Probabilities, probabilities
+from training.fitting.evaluation import Probabilities, probabilities, reliability_bins
 from training.report import page
 from training.report.page import Table
 
@@ -20,8 +21,8 @@ Counts = npt.NDArray[np.int_]
 def write(artifacts: Path, data: Mnist) -> None:
     """Write the report on the trained model beside it.
 
-    Its files are samples.svg, layers.svg, layers.txt, curves.svg, confusion.svg, mistakes.svg and
-    report.html.
+    Its files are samples.svg, layers.svg, layers.txt, curves.svg, reliability.svg, confusion.svg,
+    mistakes.svg and report.html.
 
     Args:
         artifacts: holds model.keras, history.json and metrics.json, as training leaves them.
@@ -40,10 +41,19 @@ def write(artifacts: Path, data: Mnist) -> None:
         "samples": page.draw(*samples(data)),
         "layers": page.draw(page.layers(layers), "The layers, as in layers.txt"),
         "curves": page.draw(page.curves(history), curves_alt(history)),
+        "reliability": page.draw(
+            page.reliability(answers, data.test_labels),
+            reliability_alt(answers, data.test_labels),
+        ),
         "confusion": page.draw(page.confusion(counts), confusion_alt(counts)),
         "mistakes": page.draw(*mistakes(data, answers)),
     }
-    html = page.render(metrics, layers, digit_table(counts), drawn)
+    tables = {
+        "robustness": robustness_table(model, data),
+        "digits": digit_table(counts),
+        "layers": layers,
+    }
+    html = page.render(metrics, tables, drawn)
     files = {f"{name}.svg": picture.svg for name, picture in drawn.items()}
     files |= {"layers.txt": _as_text(layers).encode(), "report.html": html.encode()}
     for name, content in files.items():
@@ -90,6 +100,24 @@ def digit_table(counts: Counts) -> Table:
     return rows
 
 
+def robustness_table(model: keras.Model, data: Mnist) -> Table:
+    """Compute the accuracy on the test images, degraded in one way at a time."""
+    rows = [("test images", "accuracy")]
+    pixels = data.test_images.reshape(-1, SIDE, SIDE).astype(np.float32)
+    for way in augmentation.WAYS:
+        degraded = as_pixels(way(pixels, np.random.default_rng(0))).reshape(len(pixels), -1)
+        right = probabilities(model, degraded).argmax(axis=1) == data.test_labels
+        rows.append((way.__name__.replace("_", " "), f"{right.mean():.1%}"))
+    return rows
+
+
+def reliability_alt(answers: Probabilities, labels: Labels) -> str:
+    """Describe the reliability diagram in words: its bins."""
+    bins = [f"{confidence:.0%} confident, {right:.0%} right ({num:,})"
+            for confidence, right, num in reliability_bins(answers, labels)]  # fmt: skip
+    return f"Points beside the diagonal: {'; '.join(bins)}."
+
+
 def curves_alt(history: dict[str, list[float]]) -> str:
     """Describe the curves in words: where each begins and ends."""
     curves = {"training": "", "validation": "val_"}
@@ -121,10 +149,10 @@ def samples(data: Mnist) -> tuple[Figure, str]:
 
 
 def mistakes(data: Mnist, answers: Probabilities) -> tuple[Figure, str]:
-    """Draw the misread test images, the most certain first, and describe them in words."""
-    digits, certainty = answers.argmax(axis=1), answers.max(axis=1)
+    """Draw the misread test images, the most confident first, and describe them in words."""
+    digits, confidence = answers.argmax(axis=1), answers.max(axis=1)
     wrong = np.flatnonzero(digits != data.test_labels)
-    shown = wrong[np.argsort(-certainty[wrong], kind="stable")][: page.TILES]
+    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][: page.TILES]
     titles = [f"predict {digits[i]}\nreal {data.test_labels[i]}" for i in shown]
     listed = [f"{data.test_labels[i]} read as {digits[i]}" for i in shown]
     alt = f"{len(shown)} misread digits: {', '.join(listed) or 'none'}."

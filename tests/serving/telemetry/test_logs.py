@@ -1,9 +1,11 @@
 """One event is one line, whatever it holds."""
 
 import errno
+import io
 import json
 import logging
 import re
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -67,6 +69,19 @@ def test_exception_is_part_of_the_line(capsys):
     assert "ValueError: planted" in event["exception"]
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_traceback_has_lines_on_a_terminal_only(is_terminal, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    logs.setup("text")
+    try:
+        raise ValueError("bad\x1b")
+    except ValueError:
+        logging.getLogger("serving.test").exception("it\nfailed")
+    first, *rest = written(capsys).splitlines()
+    assert "it\\nfailed" in first
+    assert rest[-1:] == (["ValueError: bad\\x1b"] if is_terminal else [])
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_long_line_keeps_its_ends(log_format, capsys):
     logs.setup(log_format)
@@ -99,15 +114,15 @@ def test_message_that_does_not_fit_its_arguments_ends_nothing(capsys):
     assert second.endswith("next")
 
 
-class Pipe:
+class Pipe(io.TextIOBase):
     """A stream whose reader comes late."""
 
     def __init__(self):
-        self.read = threading.Event()
+        self.is_read = threading.Event()
         self.lines: list[str] = []
 
     def write(self, line):
-        assert self.read.wait(TIMEOUT_S)
+        assert self.is_read.wait(TIMEOUT_S)
         self.lines.append(line)
 
     def flush(self):
@@ -121,14 +136,14 @@ def test_nobody_who_logs_waits_for_a_reader(monkeypatch):
     logs.setup("text")
     for number in range(100):
         logging.getLogger("serving.test").warning("line %d", number)
-    pipe.read.set()
+    pipe.is_read.set()
     logging.getLogger().handlers[0].flush()
     (lost,) = (line for line in pipe.lines if "lost" in line)
     num_lost = 100 - (len(pipe.lines) - 1)
     assert lost.endswith(f"{num_lost} log lines were lost: stderr was not read\n")
 
 
-class Full:
+class Full(io.TextIOBase):
     def write(self, line):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -142,7 +157,7 @@ def test_stream_that_is_full_or_closed_ends_nothing(monkeypatch):
         logs.print_line("nor this", stream)
 
 
-class Slow:
+class Slow(io.TextIOBase):
     """A stream in which another thread may write while one does."""
 
     def __init__(self):

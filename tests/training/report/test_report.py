@@ -3,7 +3,6 @@ import dataclasses
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,8 +16,10 @@ from training.report import page, report
 from training.report.page import Picture
 
 PICTURES = [
-    "confusion.svg", "curves.svg", "layers.svg", "mistakes.svg", "samples.svg",
+    "confusion.svg", "curves.svg", "layers.svg", "mistakes.svg", "reliability.svg",
+    "samples.svg",
 ]  # fmt: skip
+TABLES = ("robustness", "digits", "layers")
 MAX_PICTURE_BYTES = 120_000
 
 
@@ -66,7 +67,9 @@ def test_page_escapes_its_contents():
         "accuracy": {"test": 0.9, "validation": 0.9}, "loss": {"test": 0.1, "validation": 0.1},
     }  # fmt: skip
     html = page.render(
-        metrics, [("<b>",)], [("&",)], dict.fromkeys(page.CAPTIONS, Picture(b"", '"<i>'))
+        metrics,
+        dict.fromkeys(TABLES, (("<b>",),)),
+        dict.fromkeys(page.CAPTIONS, Picture(b"", '"<i>')),
     )
     assert "&lt;script&gt;" in html
     assert "<script>" not in html
@@ -79,13 +82,15 @@ def test_page_does_not_call_validation_what_was_trained_on(monkeypatch, folder):
 
     def html():
         pictures = dict.fromkeys(page.CAPTIONS, Picture(b"", ""))
-        return page.render(metrics, [("a",)], [("b",)], pictures)
+        return page.render(metrics, dict.fromkeys(TABLES, (("a",),)), pictures)
 
     assert '<th scope="row">validation</th>' in html()
-    whole = SimpleNamespace(validation_split=0)
-    monkeypatch.setitem(RECIPES, "seed", whole)
+    assert "validation on images that were held out, without either" in html()
+    monkeypatch.setitem(RECIPES, "seed", RECIPES["default"])
     assert '<th scope="row">validation</th>' not in html()
-    assert "Calibrated on the deformed training images" in html()
+    assert "Calibrated on the augmented training images" in html()
+    assert "held out" not in html()
+    assert "validation has the last 5,000 of them, augmented" in html()
 
 
 def test_layer_table_lists_every_layer_and_the_total(folder):
