@@ -35,7 +35,7 @@ EXTRAS = {
     "pyarrow": "score",
     "ray": "ray",
     "fsspec": "remote",
-    "s3fs": "s3",
+   
 }
 """Modules that the base installation lacks, and the extra that installs each."""
 

@@ -39,7 +39,7 @@ def store(monkeypatch, tmp_path_factory):
         monkeypatch.setenv(f"AWS_{name}", value)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with program([moto.program("python"), "-c", STORE, address], **pipes) as process:
-        process.stdout.readline()
+        assert "ready\n" in process.stdout
         yield f"http://{address}"
         process.kill()
 

@@ -13,9 +13,6 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 
-from serving.model.batching_proof import prove
-from serving.model.batching_values import Mixes
-from serving.model.onnx_file import parse_model
 from training import commandline
 from training.errors import ExportError, UnusableInput, first_line
 from training.export import parity
@@ -67,11 +64,6 @@ def export(model: keras.Model, samples_file: Path | None, models: Path, name: st
         print(f"  samples   {_NUM_DRAWN} drawn rows: pass --samples FILE.npz with "
               f"{', '.join(inputs)} to compare on yours", flush=True)  # fmt: skip
     data = proto.SerializeToString()
-    try:
-        prove(parse_model(data))
-        print("  batching  proved: rows of several calls run together", flush=True)
-    except Mixes as err:
-        print(f"  batching  calls will run alone: {err}", flush=True)
     try:
         version = publish(models / name, lambda _: {"model.onnx": data}, {})
     except OSError as err:

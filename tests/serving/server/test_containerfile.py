@@ -55,5 +55,6 @@ def test_labels_are_the_projects():
         re.findall(r'^LABEL org\.opencontainers\.image\.(\w+)="(.*)"$', CONTAINERFILE, re.M)
     )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    expected = {"title": "name", "version": "version", "licenses": "license"}
+    expected = {"title": "name", "description": "description", "version": "version",
+                "licenses": "license"}  # fmt: skip
     assert labels == {label: project[name] for label, name in expected.items()}
