@@ -28,6 +28,9 @@ from serving.system.files import read_regular
 from serving.system.process import usable_cores
 from serving.tensors import TensorSignature
 
+_log = logging.getLogger(__name__)
+
+
 STABLE, CANARY = "stable", "canary"
 """The label of the default version, and that of the version that gets a share of the calls."""
 _MAX_BYTES = 64 << 10
@@ -144,8 +147,6 @@ class ModelVersions:
         )
         return f"versions {', '.join(self.versions)}; default {self.default_version}{share}"
 
-
-_log = logging.getLogger(__name__)
 
 _Fingerprint = frozenset[tuple[str, int, int, int]]
 
