@@ -75,6 +75,8 @@ class Transport(Protocol):
         """End all calls and connections."""
 
 
+# Retries
+
 _FIRST_CONTACT_S = 5.0
 """How long a client that never had an answer retries: long enough for a server that is starting,
 but shorter than a long timeout, in case the address is wrong."""
@@ -193,6 +195,8 @@ class RetryState:
             raise error
 
 
+# Credentials
+
 _NO_SPAN = nullcontext()
 
 
@@ -274,6 +278,8 @@ def client_span(path: str, target: str) -> AbstractContextManager[object]:
     tracer = trace.get_tracer("serving.client")
     return tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT, attributes=attributes)
 
+
+# Addresses
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 """Variables of the environment by which grpcio connects through a proxy."""
