@@ -11,11 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
-    from serving.classifier import Classifier as Classifier
     from serving.client import AsyncClient as AsyncClient
     from serving.client import Client as Client
     from serving.config import BatchingConfig as BatchingConfig
     from serving.digits.pictures.reader import from_picture as from_picture
+    from serving.embedded import Classifier as Classifier
     from serving.embedded import Model as Model
     from serving.errors import ConfigurationError as ConfigurationError
     from serving.errors import CorruptModel as CorruptModel
@@ -40,10 +40,9 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     __version__: str
 
 _NAMES = {
-    "classifier": "Classifier",
     "client": "AsyncClient Client",
     "config": "BatchingConfig",
-    "embedded": "Model",
+    "embedded": "Classifier Model",
     "errors": """
         ConfigurationError CorruptModel DeadlineExceeded DeviceError DigitsError InvalidRequest
         ModelError ModelNotFound Overloaded RequestError ServingError TooLarge Unauthenticated

@@ -28,8 +28,13 @@ from serving.system.files import read_regular
 from serving.system.process import usable_cores
 from serving.tensors import TensorSignature
 
+_log = logging.getLogger(__name__)
+
+
 STABLE, CANARY = "stable", "canary"
 """The label of the default version, and that of the version that gets a share of the calls."""
+# Versions in service, and their labels
+
 _MAX_BYTES = 64 << 10
 _LABEL = re.compile(r"[A-Za-z_][\w.-]{0,63}", re.ASCII)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -145,7 +150,7 @@ class ModelVersions:
         return f"versions {', '.join(self.versions)}; default {self.default_version}{share}"
 
 
-_log = logging.getLogger(__name__)
+# One model
 
 _Fingerprint = frozenset[tuple[str, int, int, int]]
 
@@ -347,6 +352,8 @@ def _fingerprint(path: Path, version: str) -> _Fingerprint:
         return frozenset()
     return frozenset((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in states)
 
+
+# All models
 
 _REPOSITORY = ""
 """The repository as a whole, where a model's name is expected."""

@@ -71,6 +71,8 @@ def read_bytes(path: Path) -> bytes:
         raise ConfigurationError(f"can't read {path}: {err.strerror}") from err
 
 
+# Tokens
+
 _MIN_CHARACTERS = 16
 _Digests = tuple[bytes, ...]
 
@@ -139,6 +141,9 @@ def parse_tokens(data: bytes, source: Path | str) -> list[bytes]:
     return tokens
 
 
+# Certificates
+
+
 def server_context(config: SecurityConfig, protocol: str) -> Callable[[], ssl.SSLContext] | None:
     """Return a function that gives the context for a new connection; None without a certificate.
 
@@ -187,6 +192,8 @@ def files_of(config: SecurityConfig) -> tuple[Path, ...]:
     files = (config.tls_cert, config.tls_key, config.tls_client_ca)
     return tuple(path for path in files if path is not None)
 
+
+# TLS without I/O
 
 NO_HTTP2 = "handshake: the server does not speak HTTP/2"
 _READ_BYTES = 256 << 10

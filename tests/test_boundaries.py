@@ -94,7 +94,7 @@ def test_import_starts_nothing():
     code = (
         "import threading, signal, logging\n"
         "before = signal.getsignal(signal.SIGTERM)\n"
-        "import serving.client, serving.classifier, serving.server.server\n"
+        "import serving.client, serving.embedded, serving.server.server\n"
         "assert threading.active_count() == 1\n"
         "assert signal.getsignal(signal.SIGTERM) is before\n"
         "assert not logging.root.handlers\n"
@@ -155,7 +155,7 @@ ORDER = {
     "serving": """
         errors commandline applications tensors predictions config system http1
         http2 credentials model.preprocessing digits.pictures telemetry.metrics telemetry model
-        catalog batching embedded classifier router scoring ray scoring.cluster protocols
+        catalog batching embedded router scoring ray scoring.cluster protocols
         digits.wire digits.methods transports client digits.http server cli.models digits cli
         __main__ __init__
     """,
@@ -232,7 +232,7 @@ def test_client_imports_no_server_code():
     loaded = modules_after("import serving.client")
     assert not {name for name in loaded if name.startswith("serving.")} & {
         f"serving.{name}"
-        for name in ("classifier", "model.engine", "batching", "model.repository", "server")
+        for name in ("embedded", "model.engine", "batching", "model.repository", "server")
     }
 
 

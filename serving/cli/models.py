@@ -14,8 +14,8 @@ from serving.errors import ConfigurationError, InvalidRequest
 from serving.system.host import is_target
 
 if TYPE_CHECKING:
-    from serving.classifier import Classifier
     from serving.client import Client
+    from serving.embedded import Classifier
     from serving.predictions import Images, Predictions
 
 _log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def open_classifier(options: argparse.Namespace) -> "Classifier | Client":
     """Load the classifier that the options name, or connect to their server."""
     if options.target:
         return client_of(options)
-    from serving.classifier import Classifier
+    from serving.embedded import Classifier
 
     config = model_config(options)
     path = config.models / config.model

@@ -18,14 +18,16 @@ import numpy.typing as npt
 from serving.client.checks import model_info_of, predictions_of
 from serving.client.h2.event_loop import ReconnectingLoopChannel
 from serving.client.h2.threads import ReconnectingChannel
-from serving.client.target import Credentials, address_for_h2, client_span
 from serving.client.transport import (
+    Credentials,
     Failure,
     Outcome,
     PendingCall,
     RetryBudget,
     RetryState,
     Transport,
+    address_for_h2,
+    client_span,
 )
 from serving.config import TransportName
 from serving.digits import wire

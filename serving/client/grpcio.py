@@ -9,8 +9,14 @@ from typing import Any
 import grpc
 
 from serving.client import transport
-from serving.client.target import Credentials, grpc_target
-from serving.client.transport import Failure, Outcome, PendingCall, Transport
+from serving.client.transport import (
+    Credentials,
+    Failure,
+    Outcome,
+    PendingCall,
+    Transport,
+    grpc_target,
+)
 from serving.protocols.status import StatusCode
 
 _SERVICE_CONFIG = json.dumps(

@@ -1,11 +1,22 @@
 """A client's transport: one interface for threads and event loops, ours and grpcio's."""
 
+import ipaddress
 import math
+import os
 import random
+import select
+import socket
+import ssl
+import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from serving.errors import DigitsError, Unavailable
+from serving.config import TransportName
+from serving.credentials import read_bytes
+from serving.errors import ConfigurationError, DigitsError, Unavailable
 from serving.protocols.status import StatusCode, error_from
 
 Failure = tuple[StatusCode, str | None] | tuple[StatusCode, str | None, bool]
@@ -63,6 +74,8 @@ class Transport(Protocol):
     async def close(self) -> None:
         """End all calls and connections."""
 
+
+# Retries
 
 _FIRST_CONTACT_S = 5.0
 """How long a client that never had an answer retries: long enough for a server that is starting,
@@ -180,3 +193,195 @@ class RetryState:
         """Take a token for another attempt; raise the error if there are too few."""
         if is_charged and self._budget is not None and not self._budget.take():
             raise error
+
+
+# Credentials
+
+_NO_SPAN = nullcontext()
+
+
+class Credentials:
+    """A client's credentials, and the authorities that it trusts."""
+
+    def __init__(
+        self,
+        token: str | None,
+        tls_ca: str | Path | None,
+        tls_cert: str | Path | None,
+        tls_key: str | Path | None,
+    ) -> None:
+        """Read the files; see `BaseClient` for the arguments and errors."""
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise ConfigurationError("a token must be printable ASCII on one line")
+        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        if (tls_cert is None) != (tls_key is None):
+            raise ConfigurationError("tls_cert and tls_key go together")
+        if tls_ca is None and tls_cert is not None:
+            raise ConfigurationError("tls_cert needs tls_ca, which makes the connection TLS")
+        # Only the bytes: gRPC starts threads for credentials, which do not survive a fork.
+        paths = (tls_ca, tls_key, tls_cert)
+        files = (None if path is None else read_bytes(Path(path)) for path in paths)
+        self.files = None if tls_ca is None else tuple(files)
+        """Authorities, key and certificate, as PEM; None is plaintext."""
+        self.scheme = "http" if tls_ca is None else "https"
+        self._pair = None if tls_cert is None else (Path(tls_cert), tls_key and Path(tls_key))
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of a call: the token, and the caller's span if it uses OpenTelemetry."""
+        if not _makes_spans():
+            return self._metadata
+        from opentelemetry import propagate
+
+        context: dict[str, str] = {}
+        propagate.inject(context)
+        return (*self._metadata, *context.items())
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Make a context for HTTP/2; None is plaintext.
+
+        Raises:
+            ConfigurationError: a file is no certificate or key.
+        """
+        if self.files is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.set_alpn_protocols(["h2"])
+        try:
+            context.load_verify_locations(cadata=(self.files[0] or b"").decode("ascii", "replace"))
+            if self._pair is not None:
+                context.load_cert_chain(*self._pair)  # it takes files only
+        except (ssl.SSLError, OSError, ValueError) as err:
+            raise ConfigurationError(f"can't use the certificates: {err}") from err
+        return context
+
+
+def _makes_spans() -> bool:
+    return "opentelemetry.trace" in sys.modules
+
+
+def client_span(path: str, target: str) -> AbstractContextManager[object]:
+    """Return a span for a call and its retries, which becomes the active one; errors are noted.
+
+    Args:
+        path: of the method, such as "/digits.v1.DigitClassifier/Classify".
+        target: where the server is.
+    """
+    if not _makes_spans():
+        return _NO_SPAN
+    from opentelemetry import trace
+
+    name = path.removeprefix("/")
+    service, _, method = name.rpartition("/")
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method,
+                  "server.address": target}  # fmt: skip
+    tracer = trace.get_tracer("serving.client")
+    return tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT, attributes=attributes)
+
+
+# Addresses
+
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Variables of the environment by which grpcio connects through a proxy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One server's address."""
+
+    host: str
+    port: int
+    authority: str
+    """As it was written: "host:port"."""
+
+
+def address_for_h2(transport: TransportName, target: str) -> Address | None:
+    """Return where h2 connects to, or None for grpcio.
+
+    Args:
+        transport: "h2", "grpcio", or "auto": h2 for one address that is not a name, without a
+            proxy, except on Windows. A name may stand for several servers, among which grpcio
+            takes turns.
+        target: see `BaseClient`.
+
+    Raises:
+        ConfigurationError: h2 was requested, and is not for this target or this system.
+    """
+    if transport == "grpcio":
+        return None
+    address = _single(target)
+    can_poll = hasattr(select, "poll")  # not on Windows
+    if transport == "auto":
+        is_for_grpcio = not can_poll or any(map(os.environ.get, _PROXIES))
+        return None if is_for_grpcio or address is None or _is_name(address.host) else address
+    if transport != "h2":
+        raise ConfigurationError(f"transport must be auto, h2 or grpcio, got {transport!r}")
+    if address is None:
+        raise ConfigurationError(
+            f"transport h2 takes one host:port, got {target!r}: use transport grpcio for several "
+            "servers and gRPC's other targets"
+        )
+    if not can_poll:
+        raise ConfigurationError("transport h2 does not run on Windows: use transport grpcio")
+    return address
+
+
+def grpc_target(target: str) -> tuple[str, str | None]:
+    """Return gRPC's form of a target, and the authority to send, None for gRPC's own choice.
+
+    Args:
+        target: any target of gRPC's, such as "host:port" or "dns:///name:port", or several
+            "host:port" with commas between them.
+
+    Raises:
+        ConfigurationError: one of several addresses has no port.
+        Unavailable: a name of several has no address.
+    """
+    scheme, colon, rest = target.partition(":")
+    if scheme in ("ipv4", "ipv6") and colon:
+        # Else the whole list is sent, which is not a valid :authority.
+        return target, rest.partition(",")[0] if "," in rest else None
+    if "," not in target or "/" in target:
+        return target, None
+    parts = [part.strip() for part in target.split(",") if part.strip()]
+    wrong = [part for part in parts if _split(part) is None]
+    if wrong:
+        raise ConfigurationError(f"expected addresses such as host:port, got {wrong[0]!r}")
+    found = [each for pair in map(_split, parts) if pair for each in _resolve(*pair)]
+    if any(":" in host for host, _ in found):  # gRPC's lists are of one family
+        mapped = ((host if ":" in host else f"::ffff:{host}", port) for host, port in found)
+        return "ipv6:" + ",".join(f"[{host}]:{port}" for host, port in mapped), parts[0]
+    return "ipv4:" + ",".join(f"{host}:{port}" for host, port in found), parts[0]
+
+
+def _split(text: str) -> tuple[str, int] | None:
+    """Return host, without brackets, and port of "host:port"; None if it is not that."""
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    return (bare, int(port)) if bare and port.isdecimal() else None
+
+
+def _single(target: str) -> Address | None:
+    """Return the address of a target, or None for several and for gRPC's other targets."""
+    parts = _split(target)
+    if parts is None or set(target) & set("/,"):
+        return None
+    if ":" in parts[0] and not target.startswith("["):  # IPv6 without brackets
+        return None
+    return Address(*parts, target)
+
+
+def _is_name(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host != "localhost"
+    return False
+
+
+def _resolve(host: str, port: int) -> list[tuple[str, int]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as err:
+        raise Unavailable(f"{host}:{port}: {err.strerror or err}") from err
+    return [(str(each[4][0]), port) for each in found]

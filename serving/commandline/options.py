@@ -188,6 +188,9 @@ def _is_about(message: str, variable: str, text: str) -> bool:
     return any(re.search(rf"(?<![\w.-]){word}(?![\w.-])", message) for word in words)
 
 
+# Values
+
+
 def port_or_off(text: str) -> int | Literal["auto"] | None:
     """Read a TCP port, or "auto"; "off" is None."""
     if text == "off":
@@ -243,6 +246,8 @@ def at_least(least: int) -> Callable[[str], int]:
 count = at_least(1)
 """Reads a whole number that is at least 1."""
 
+
+# Options of the fields of configurations
 
 _SPECIAL: dict[str, dict[str, Any]] = {
     "model_cache": {"type": Path, "metavar": "DIR"},

@@ -32,6 +32,8 @@ from serving.predictions import Images, Probabilities
 from serving.system.files import read_regular
 from serving.tensors import DIGITS, Signature, TensorSignature
 
+# Manifests
+
 MANIFEST = "manifest.json"
 LABELS = "labels.json"
 FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
@@ -143,6 +145,8 @@ def _probabilities(rows: list[list[float]], shape: tuple[int, int]) -> Probabili
     probabilities: Probabilities = exact.astype(np.float32)
     return probabilities
 
+
+# Files of models
 
 PRETRAINED = Path(__file__).parents[1] / "digits" / "pretrained"
 """The bundled repository: a model that is installed with the package."""
@@ -443,6 +447,8 @@ def _read(path: Path, max_bytes: int) -> bytes:
     except OSError as err:
         raise CorruptModel(f"{path.parent.name}/{path.name}: {err.strerror}") from err
 
+
+# Models without a manifest that classify pictures
 
 CLASSIFIER = "classifier.json"
 """Beside a model's versions, or its ONNX file: fields of `Preprocessing`, all of them optional."""

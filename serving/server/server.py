@@ -37,6 +37,8 @@ from serving.telemetry import logs
 from serving.telemetry.metrics import Readiness, Report, Served
 from serving.transports import open_transport
 
+# The self-test
+
 _MAX_EXCUSED_S = 60.0
 """How long tests may fail for want of cores."""
 _log = logging.getLogger(__name__)
@@ -181,6 +183,9 @@ class SelfTest:
         if difference <= GOLDEN_TOLERANCE:
             return None
         return f"golden sample {sample} is answered wrongly, off by {difference:.2g}"
+
+
+# The server
 
 
 @contextmanager
@@ -350,6 +355,9 @@ def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     with optional_http(config):
         return HttpServer(router, queries, config, (digits, *others))
     return None
+
+
+# Its life in this process
 
 
 def announce(

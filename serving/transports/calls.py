@@ -25,6 +25,8 @@ from serving.telemetry.logs import ACCESS
 from serving.telemetry.metrics import NO_MODEL
 from serving.transports.connections import Peer
 
+# Traces
+
 _FLUSH_MS = 3_000
 
 
@@ -106,6 +108,8 @@ class Tracer:
 def _ns(monotonic_s: float, epoch_ns: int) -> int:
     return epoch_ns + round(monotonic_s * 1e9)
 
+
+# Access lines
 
 _log = logging.getLogger(ACCESS)
 
@@ -248,6 +252,8 @@ def _ids(metadata: Mapping[str, str]) -> dict[str, str]:
         ids |= {"trace_id": trace[1], "parent_id": trace[2]}
     return ids
 
+
+# Calls, and what those of a loop share
 
 SMALL_BYTES = 4096
 """The most that the loop itself decodes or writes: some 100 µs."""

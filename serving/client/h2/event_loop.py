@@ -5,10 +5,11 @@ import math
 import ssl
 
 from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
-from serving.client.target import Address, Credentials
 from serving.client.transport import (
     CUT_OFF,
     LATE,
+    Address,
+    Credentials,
     EndedCall,
     Failure,
     Outcome,

@@ -18,8 +18,7 @@ from contextlib import suppress
 
 from serving.client import transport
 from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
-from serving.client.target import Address, Credentials
-from serving.client.transport import Failure, Outcome, PendingCall, Transport
+from serving.client.transport import Address, Credentials, Failure, Outcome, PendingCall, Transport
 from serving.credentials import Plain, Tls
 from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode

@@ -9,14 +9,14 @@ from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.host import activated, bind, others, with_port
 from serving.system.processes import Processes
-from serving.transports.calls import access_log
+from serving.transports.calls import Pool, access_log
 from serving.transports.connections import Port, PortLimits, max_message_bytes
 from serving.transports.http.applications import Document, HttpApplication
 from serving.transports.http.inference import Inference
 from serving.transports.http.models import Models
 from serving.transports.http.openapi import openapi_document
 from serving.transports.http.page import Pages, answered
-from serving.transports.http1.port import OneThread, Pool, open_port
+from serving.transports.http1.port import OneThread, open_port
 from serving.transports.http1.routing import App, Endpoint, as_json
 from serving.transports.loop import Loop
 

@@ -13,8 +13,9 @@ from serving.protocols.oip.rest import Form
 from serving.protocols.oip.tensors import InferRows, TypedContents
 from serving.router import Router
 from serving.tensors import TensorSignature
+from serving.transports.calls import SMALL_BYTES, Pool
 from serving.transports.connections import max_message_bytes
-from serving.transports.http1.port import SMALL_BYTES, Exchange, Pool
+from serving.transports.http1.port import Exchange
 from serving.transports.http1.routing import Answer, Endpoint, RoutedRequest, as_json
 
 LENGTH_HEADER = "inference-header-content-length"

@@ -21,38 +21,78 @@ from typing import Any
 from serving.batching.runs import Group, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.http1.requests import BadRequest, Http2Begun, Request, RequestReader
-from serving.http2.frames import (
-    CONNECTION,
-    DEFAULT_FRAME,
-    END_HEADERS,
-    END_STREAM,
-    FRAME_BYTES,
-    HEADERS,
-    SETTINGS,
-    frame,
-)
+from serving.http2 import frames
 from serving.http2.hpack import encode_literally
 from serving.protocols.status import StatusCode
 from serving.router import Router
 from serving.system.host import Host
 from serving.system.process import FREE_BYTES, trim_memory
 from serving.telemetry.metrics import NO_MODEL
-from serving.transports.calls import (
-    REQUEST_ID,
-    SMALL_BYTES,
-    AccessLog,
-    LoggedCall,
-    LoopCall,
-    Pool,
-    submit,
-)
+from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, LoopCall, Pool, submit
 from serving.transports.connections import Peer, Port, PortLimits, State, peer_of
 from serving.transports.http1.routing import Answer, App, HttpError, RoutedRequest, name_of, problem
 from serving.transports.loop import Loop
 
-__all__ = ("SMALL_BYTES", "Exchange", "Known", "OneThread", "Pool")
+_log = logging.getLogger(__name__)
 
+_MAX_AHEAD_BYTES = 64 << 10
+"""Bytes that a peer may send ahead of an answer; it is not read until they are fewer."""
+_MAX_UNSENT_BYTES = 64 << 10
+"""Answers that a peer has not read, past which its next request waits."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
 _NO_ROOM = Overloaded("other requests' bodies leave no room for this one")
+_COMPLAINT_S = 60.0
+"""The least time between two log lines about peers that send malformed requests."""
+_INFER = "HttpInfer"
+_PREFACE_END = b"SM\r\n\r\n"
+"""Of HTTP/2, behind its first line."""
+_MAX_GRPC_CALLS = 16
+"""Calls on a connection that are told where gRPC is."""
+
+
+class _GrpcReader(RequestReader):
+    """The bytes of a peer that tries gRPC here: the status of its calls says where gRPC is.
+
+    The connection stays open for as long as a head may take: if it ended behind a call, grpcio
+    would connect again, 600 times a second. GOAWAY of HTTP_1_1_REQUIRED aborts grpcio 1.85.
+    """
+
+    def __init__(self, data: bytes, port: str, write: Callable[[bytes], None]) -> None:
+        """Go on behind the first line of HTTP/2's preface."""
+        super().__init__()
+        text = f"this port speaks HTTP/1.1; gRPC is on {port}"
+        self._block = encode_literally([
+            (b":status", b"200"), (b"content-type", b"application/grpc"),
+            (b"grpc-status", b"%d" % StatusCode.UNIMPLEMENTED), (b"grpc-message", text.encode()),
+        ])  # fmt: skip
+        self._write, self._num_calls = write, 0
+        self._num_left = len(_PREFACE_END)
+        self.receive(data)
+        write(frames.frame(frames.SETTINGS, 0, frames.CONNECTION))
+
+    def read_head(self) -> None:
+        """Answer the calls that have come.
+
+        Raises:
+            BadRequest: they are too many, or something else has come.
+        """
+        if len(self._data) >= self._num_left:
+            del self._data[: self._num_left]
+            self._num_left = 0
+        while not self._num_left and len(self._data) >= frames.FRAME_BYTES:
+            end, kind = frames.FRAME_BYTES + int.from_bytes(self._data[:3], "big"), self._data[3]
+            is_long = end > frames.FRAME_BYTES + frames.DEFAULT_FRAME
+            if is_long or self._num_calls == _MAX_GRPC_CALLS:
+                raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "expected HTTP/1.1")
+            if len(self._data) < end:
+                return
+            if kind == frames.HEADERS:
+                stream = bytes(self._data[5 : frames.FRAME_BYTES])
+                self._num_calls += 1
+                flags = frames.END_HEADERS | frames.END_STREAM
+                self._write(frames.frame(frames.HEADERS, flags, stream, self._block))
+            del self._data[:end]
 
 
 class OneThread:
@@ -137,65 +177,6 @@ class Known:
 
     def fail(self, group: Group, error: DigitsError) -> None:
         self.end(group.caller, error)
-
-
-_log = logging.getLogger(__name__)
-
-_MAX_AHEAD_BYTES = 64 << 10
-"""Bytes that a peer may send ahead of an answer; it is not read until they are fewer."""
-_MAX_UNSENT_BYTES = 64 << 10
-"""Answers that a peer has not read, past which its next request waits."""
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
-_COMPLAINT_S = 60.0
-"""The least time between two log lines about peers that send malformed requests."""
-_INFER = "HttpInfer"
-_PREFACE_END = b"SM\r\n\r\n"
-"""Of HTTP/2, behind its first line."""
-_MAX_GRPC_CALLS = 16
-"""Calls on a connection that are told where gRPC is."""
-
-
-class _GrpcReader(RequestReader):
-    """The bytes of a peer that tries gRPC here: the status of its calls says where gRPC is.
-
-    The connection stays open for as long as a head may take: if it ended behind a call, grpcio
-    would connect again, 600 times a second. GOAWAY of HTTP_1_1_REQUIRED aborts grpcio 1.85.
-    """
-
-    def __init__(self, data: bytes, port: str, write: Callable[[bytes], None]) -> None:
-        """Go on behind the first line of HTTP/2's preface."""
-        super().__init__()
-        text = f"this port speaks HTTP/1.1; gRPC is on {port}"
-        self._block = encode_literally([
-            (b":status", b"200"), (b"content-type", b"application/grpc"),
-            (b"grpc-status", b"%d" % StatusCode.UNIMPLEMENTED), (b"grpc-message", text.encode()),
-        ])  # fmt: skip
-        self._write, self._num_calls = write, 0
-        self._num_left = len(_PREFACE_END)
-        self.receive(data)
-        write(frame(SETTINGS, 0, CONNECTION))
-
-    def read_head(self) -> None:
-        """Answer the calls that have come.
-
-        Raises:
-            BadRequest: they are too many, or something else has come.
-        """
-        if len(self._data) >= self._num_left:
-            del self._data[: self._num_left]
-            self._num_left = 0
-        while not self._num_left and len(self._data) >= FRAME_BYTES:
-            end, kind = FRAME_BYTES + int.from_bytes(self._data[:3], "big"), self._data[3]
-            if end > FRAME_BYTES + DEFAULT_FRAME or self._num_calls == _MAX_GRPC_CALLS:
-                raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "expected HTTP/1.1")
-            if len(self._data) < end:
-                return
-            if kind == HEADERS:
-                stream = bytes(self._data[5:FRAME_BYTES])
-                self._num_calls += 1
-                self._write(frame(HEADERS, END_HEADERS | END_STREAM, stream, self._block))
-            del self._data[:end]
 
 
 class Phase(Enum):

@@ -23,6 +23,8 @@ from serving.errors import (
 from serving.http1.requests import BadRequest, Headers, Request, encode_answer
 from serving.protocols.status import STATUS, StatusCode
 
+# Answers and errors
+
 JSON = "application/json"
 
 
@@ -106,6 +108,8 @@ def name_of(status: int) -> str:
     """Return the gRPC status under which calls with this outcome are counted."""
     return _NAMES.get(status, "OK" if status < 400 else "INVALID_ARGUMENT")
 
+
+# Paths
 
 TIMEOUT_HEADER = "request-timeout"
 """The caller's timeout in seconds, such as 0.25."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.client.target import grpc_target
+from serving.client.transport import grpc_target
 from serving.errors import ConfigurationError, Unavailable
 
 

@@ -16,8 +16,7 @@ import trustme
 from serving import AsyncClient, Client
 from serving.client.h2 import session
 from serving.client.h2.session import Keepalive
-from serving.client.target import address_for_h2
-from serving.client.transport import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
+from serving.client.transport import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S, address_for_h2
 from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Unavailable
 from serving.http2 import frames
 from serving.http2.frames import frame
