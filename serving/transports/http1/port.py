@@ -21,16 +21,7 @@ from typing import Any
 from serving.batching.runs import Group, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.http1.requests import BadRequest, Http2Begun, Request, RequestReader
-from serving.http2.frames import (
-    CONNECTION,
-    DEFAULT_FRAME,
-    END_HEADERS,
-    END_STREAM,
-    FRAME_BYTES,
-    HEADERS,
-    SETTINGS,
-    frame,
-)
+from serving.http2 import frames
 from serving.http2.hpack import encode_literally
 from serving.protocols.status import StatusCode
 from serving.router import Router
@@ -174,7 +165,7 @@ class _GrpcReader(RequestReader):
         self._write, self._num_calls = write, 0
         self._num_left = len(_PREFACE_END)
         self.receive(data)
-        write(frame(SETTINGS, 0, CONNECTION))
+        write(frames.frame(frames.SETTINGS, 0, frames.CONNECTION))
 
     def read_head(self) -> None:
         """Answer the calls that have come.
@@ -185,16 +176,23 @@ class _GrpcReader(RequestReader):
         if len(self._data) >= self._num_left:
             del self._data[: self._num_left]
             self._num_left = 0
-        while not self._num_left and len(self._data) >= FRAME_BYTES:
-            end, kind = FRAME_BYTES + int.from_bytes(self._data[:3], "big"), self._data[3]
-            if end > FRAME_BYTES + DEFAULT_FRAME or self._num_calls == _MAX_GRPC_CALLS:
+        while not self._num_left and len(self._data) >= frames.FRAME_BYTES:
+            end, kind = frames.FRAME_BYTES + int.from_bytes(self._data[:3], "big"), self._data[3]
+            if (
+                end > frames.FRAME_BYTES + frames.DEFAULT_FRAME
+                or self._num_calls == _MAX_GRPC_CALLS
+            ):
                 raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "expected HTTP/1.1")
             if len(self._data) < end:
                 return
-            if kind == HEADERS:
-                stream = bytes(self._data[5:FRAME_BYTES])
+            if kind == frames.HEADERS:
+                stream = bytes(self._data[5 : frames.FRAME_BYTES])
                 self._num_calls += 1
-                self._write(frame(HEADERS, END_HEADERS | END_STREAM, stream, self._block))
+                self._write(
+                    frames.frame(
+                        frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream, self._block
+                    )
+                )
             del self._data[:end]
 
 
