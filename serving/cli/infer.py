@@ -4,9 +4,9 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,48 +20,50 @@ from serving.model.repository import PictureInputs, read_labels
 from serving.protocols.oip.examples import sample_of
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds
 
+if TYPE_CHECKING:
+    from serving.model.engine import LoadedModel
+
 _NPY = b"\x93NUMPY"
 _TOP = 5
 """Classes that are shown with their names."""
-
-Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the model once; return the exit code."""
     if options.target:
+        version = options.version or ""
         with client_of(options) as client:
-            tensors, facts = client.model_facts(options.model, options.version or "")
-            pictures = Preprocessing.of(facts["pictures"]) if "pictures" in facts else None
-            if pictures is None and options.input == "image":
+            tensors, facts = client.model_facts(options.model, version)
+            pictures, labels = None, facts.get("labels", [])
+            if "pictures" in facts:
+                pictures = Preprocessing.of(facts["pictures"])
+            elif options.input == "image":
                 pictures = of_graph(tensors, {"labels": read_labels(options.labels)})
-
-            def call(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-                return client.infer(options.model, feeds, version=options.version or "")
-
-            outputs = call(_feeds(options.values, tensors, pictures))
-            labels = facts.get("labels", [])
+            feeds = _feeds(options.values, tensors, pictures)
+            outputs = client.infer(options.model, feeds, version=version)
     else:
         model, pictures = _loaded(options)
-        tensors, labels = model.tensors, model.labels
-        found = model.run(_feeds(options.values, tensors, pictures))
-        outputs = {each.name: array for each, array in zip(tensors.outputs, found, strict=True)}
+        labels, arrays = model.labels, model.run(_feeds(options.values, model.tensors, pictures))
+        names = [each.name for each in model.tensors.outputs]
+        outputs = dict(zip(names, arrays, strict=True))
     if pictures is not None:
         first = next(iter(outputs.values()))
         labels = pictures.labels or labels or [str(each) for each in range(first.shape[-1])]
-    print(_as_json(outputs) if options.json else _as_text(outputs, labels))
+    if options.json:
+        print(json.dumps({name: _plain(array) for name, array in outputs.items()}))
+    else:
+        print("\n".join(_lines(outputs, labels)))
     return 0
 
 
-def _loaded(options: argparse.Namespace) -> Any:
+def _loaded(options: argparse.Namespace) -> "tuple[LoadedModel, Preprocessing | None]":
     """Load a model here, and how pictures become its input."""
     installation.require("onnxruntime")
     from serving.model.loading import load_model
 
     path = Path(options.model)
     is_path = path.exists() and "models" not in options
-    if is_path:
-        options.model = ModelConfig().model
+    options.model = ModelConfig().model if is_path else options.model
     config = model_config(options)
     path = path if is_path else config.models / config.model
     model = load_model(path, config.version, config.device, config.precision)
@@ -75,11 +77,7 @@ def _loaded(options: argparse.Namespace) -> Any:
 def _feeds(
     words: Sequence[str], tensors: TensorSignature, pictures: Preprocessing | None
 ) -> dict[str, Array]:
-    """Return an array for each input that the command line names.
-
-    Raises:
-        InvalidRequest: one is missing or unknown, can't be read, or does not fit.
-    """
+    """Return an array for each input; the name of the only one may be left out."""
     inputs = {each.name: each for each in tensors.inputs}
     given = {}
     for word in words:
@@ -89,51 +87,38 @@ def _feeds(
         if len(inputs) == 1 and not name and is_bare:
             (name,) = inputs
         if name not in inputs:
-            there = "; ".join(f"{each.name}={_example(each)}" for each in tensors.inputs)
+            there = "; ".join(map(_example, tensors.inputs))
             raise InvalidRequest(f"expected inputs such as {there}, got {word[:80]!r}")
         given[name] = _value(inputs[name], text, pictures)
     missing = [each for name, each in inputs.items() if name not in given]
     if missing:
-        listed = "; ".join(f"{each}, such as {each.name}={_example(each)}" for each in missing)
+        listed = "; ".join(f"{each}, such as {_example(each)}" for each in missing)
         raise InvalidRequest(f"expected a value of {listed}")
     return as_feeds(tensors, given)
 
 
 def _example(tensor: Tensor) -> str:
     values = sample_of(tensor, {})
-    return "@FILE.npy" if values is None else json.dumps(values)
+    return f"{tensor.name}={'@FILE.npy' if values is None else json.dumps(values)}"
 
 
-def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> object:
-    """Read one value of the command line; batch axes that it lacks are added."""
-    value: Any = text
-    if text == "-" or text.startswith("@"):
-        value = _of_bytes(tensor, _content(text), text, pictures)
-    else:
-        value = _of_text(tensor, text)
+def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> Any:
+    """Read one value of the command line; axes that it lacks in front are added."""
+    is_file = text == "-" or text.startswith("@")
+    value = _of_file(tensor, text, pictures) if is_file else _of_text(tensor, text)
     for _ in range(len(tensor.shape) - np.ndim(value)):
         value = value[None] if isinstance(value, np.ndarray) else [value]
     return value
 
 
-def _content(source: str) -> bytes:
+def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any:
+    """Read a file, or stdin: an array, JSON, a text or a picture."""
     try:
-        if source == "-":
-            return sys.stdin.buffer.read()
-        return Path(source[1:]).read_bytes()
-    except OSError as err:
-        raise InvalidRequest(f"{source}: {err.strerror or err}") from err
-
-
-def _of_bytes(
-    tensor: Tensor, content: bytes, source: str, pictures: Preprocessing | None
-) -> object:
-    """Read the content of a file: an array, JSON, a text or a picture."""
-    if content.startswith(_NPY):
-        try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source[1:]).read_bytes()
+        if content.startswith(_NPY):
             return np.load(io.BytesIO(content), allow_pickle=False)
-        except ValueError as err:
-            raise InvalidRequest(f"{source}: {err}") from err
+    except (OSError, ValueError) as err:
+        raise InvalidRequest(f"{source}: {getattr(err, 'strerror', None) or err}") from err
     try:
         return _of_text(tensor, content.decode())
     except (UnicodeDecodeError, InvalidRequest) as err:
@@ -147,32 +132,26 @@ def _of_bytes(
     return picture_row(pictures, io.BytesIO(content))[0]
 
 
-def _of_text(tensor: Tensor, text: str) -> object:
+def _of_text(tensor: Tensor, text: str) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as err:
         if tensor.datatype == "BYTES":
             return text
-        raise InvalidRequest(
-            f"expected {tensor} as JSON, such as {tensor.name}={_example(tensor)}, got "
-            f"{text[:80]!r}"
-        ) from err
+        expected = f"expected {tensor} as JSON, such as {_example(tensor)}"
+        raise InvalidRequest(f"{expected}, got {text[:80]!r}") from err
     return text if tensor.datatype == "BYTES" and not isinstance(value, list | str) else value
 
 
-def _as_json(outputs: Mapping[str, Array]) -> str:
-    return json.dumps({name: _plain(array) for name, array in outputs.items()})
-
-
 def _plain(array: Array) -> Any:
-    if array.dtype.kind != "O":
-        return array.tolist()
-    texts = [each.decode("utf-8", "replace") if isinstance(each, bytes) else each
-             for each in array.flat]  # fmt: skip
-    return np.array(texts, object).reshape(array.shape).tolist()
+    if array.dtype.kind == "O":
+        texts = (each.decode("utf-8", "replace") if isinstance(each, bytes) else each
+                 for each in array.flat)  # fmt: skip
+        array = np.array([*texts], object).reshape(array.shape)
+    return array.tolist()
 
 
-def _as_text(outputs: Mapping[str, Array], labels: Sequence[str]) -> str:
+def _lines(outputs: Mapping[str, Array], labels: Sequence[str]) -> list[str]:
     """Write outputs as lines; of rows of classes the likeliest, with their names."""
     lines = []
     for name, array in outputs.items():
@@ -184,4 +163,4 @@ def _as_text(outputs: Mapping[str, Array], labels: Sequence[str]) -> str:
         else:
             shown = np.array2string(np.array(_plain(array)), threshold=64, edgeitems=4, precision=6)
             lines += [f"  {escape(line)}" for line in shown.splitlines()]
-    return "\n".join(lines)
+    return lines

@@ -27,7 +27,7 @@ from serving.model.acceptance import GOLDEN_TOLERANCE
 from serving.protocols.health import Health
 from serving.protocols.method import Rows
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.examples import Access, shell_line
+from serving.protocols.oip.examples import Access, Example
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.system import signals
@@ -309,8 +309,8 @@ class Server:
         """Return a command that calls a model."""
         model, security = route.model, self.config.security
         access = Access(self.address, has_tls=security.has_tls, has_tokens=security.has_tokens)
-        inputs = ["@picture.png"] if model.pictures else None
-        return shell_line((route.name, ""), model.tensors, model.sample_shapes, access, inputs)
+        example = Example(route.name, "", model.tensors, model.sample_shapes, access)
+        return example.shell(("@picture.png",) if model.pictures else ())
 
     async def beat(self) -> None:
         """Return once the loop that answers calls has had a turn; never if it hangs."""

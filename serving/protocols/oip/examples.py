@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -45,28 +46,6 @@ def sample_of(tensor: Tensor, shapes: Shapes) -> Any:
     return np.full(shape, _VALUES.get(tensor.dtype.kind, 1), tensor.dtype).tolist()
 
 
-def requests_of(
-    model: tuple[str, str], tensors: TensorSignature, shapes: Shapes, access: Access
-) -> dict[str, str]:
-    """Write the same request for several clients.
-
-    Args:
-        model: its name, and a version, or "" for the server's choice.
-        tensors: its inputs and outputs.
-        shapes: those of inputs with open axes.
-        access: the server.
-
-    Returns:
-        The lines by the client's name; without HTTP none for curl.
-    """
-    lines = {
-        "digit-serving": shell_line(model, tensors, shapes, access),
-        "Python": _python(model, tensors, shapes, access),
-        "tritonclient": _triton(model, tensors, shapes, access),
-    }
-    return {"curl": _curl(model, tensors, shapes, access), **lines} if access.http else lines
-
-
 def request_body(tensors: TensorSignature, shapes: Shapes) -> tuple[dict[str, Any], int]:
     """Return a request as JSON, and how many bytes of zeros follow it."""
     inputs, num_bytes = [], 0
@@ -83,97 +62,93 @@ def request_body(tensors: TensorSignature, shapes: Shapes) -> tuple[dict[str, An
     return {"inputs": inputs}, num_bytes
 
 
-def shell_line(
-    model: tuple[str, str], tensors: TensorSignature, shapes: Shapes, access: Access,
-    inputs: list[str] | None = None,
-) -> str:  # fmt: skip
-    """Write the command of this package; `inputs` are its last words instead of sample values."""
-    name, version = model
-    words = ["digit-serving", "infer", name, "--target", access.grpc]
-    words += ["--version", version] if version else []
-    words += ["--tls-ca", "ca.pem"] * access.has_tls
-    words += inputs or []
-    for tensor in tensors.inputs if inputs is None else ():
-        values = sample_of(tensor, shapes)
-        shown = f"@{_file_name(tensor)}" if values is None else json.dumps(values)
-        words.append(f"{tensor.name}={shown}")
-    return ("SERVING_TOKEN=$TOKEN " if access.has_tokens else "") + shlex.join(words)
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A request for a model, in the words of several clients."""
 
+    name: str
+    version: str
+    """Empty for the server's choice."""
+    tensors: TensorSignature
+    shapes: Shapes
+    access: Access
 
-def _file_name(tensor: Tensor) -> str:
-    return "".join(each if each.isalnum() else "-" for each in tensor.name) + ".npy"
+    def lines(self) -> dict[str, str]:
+        """Return the lines by the client's name; without HTTP none for curl."""
+        lines = {"curl": self._curl()} if self.access.http else {}
+        python, triton = self._python(), self._triton()
+        return lines | {"digit-serving": self.shell(), "Python": python, "tritonclient": triton}
 
+    def shell(self, inputs: tuple[str, ...] = ()) -> str:
+        """Return the command of this package, with sample values if no `inputs` are given."""
+        words = ["digit-serving", "infer", self.name, "--target", self.access.grpc]
+        words += ["--version", self.version] if self.version else []
+        words += ["--tls-ca", "ca.pem"] * self.access.has_tls
+        for tensor in () if inputs else self.tensors.inputs:
+            values = sample_of(tensor, self.shapes)
+            file = "".join(each if each.isalnum() else "-" for each in tensor.name)
+            words.append(
+                f"{tensor.name}={f'@{file}.npy' if values is None else json.dumps(values)}"
+            )
+        token = "SERVING_TOKEN=$TOKEN " if self.access.has_tokens else ""
+        return token + shlex.join((*words, *inputs))
 
-def _curl(model: tuple[str, str], tensors: TensorSignature, shapes: Shapes, access: Access) -> str:
-    body, num_zeros = request_body(tensors, shapes)
-    is_large = any(math.prod(map(abs, each.shape)) > MAX_JSON_VALUES for each in tensors.outputs)
-    if is_large:
-        body["parameters"] = {"binary_data_output": True}
-    text = json.dumps(body)
-    words = ["curl"]
-    words += ["--cacert", "ca.pem"] * access.has_tls + ["--output", "answer.bin"] * is_large
-    command = shlex.join(words)
-    if access.has_tokens:
-        command += ' -H "Authorization: Bearer $TOKEN"'
-    name, version = model
-    path = quote(name, safe="") + (f"/versions/{version}" if version else "")
-    url = shlex.quote(f"{access.http}/v2/models/{path}/infer")
-    if not num_zeros:
-        return f"{command} {url} \\\n  -d {shlex.quote(text)}"
-    length = len(text.encode())
-    return (
-        f"{{ printf %s {shlex.quote(text)}; head -c {num_zeros} /dev/zero; }} |\n  {command} "
-        f"-H 'Inference-Header-Content-Length: {length}' --data-binary @- {url}"
-    )
+    def _curl(self) -> str:
+        body, num_zeros = request_body(self.tensors, self.shapes)
+        most = max(math.prod(map(abs, each.shape)) for each in self.tensors.outputs)
+        is_large = most > MAX_JSON_VALUES
+        if is_large:
+            body["parameters"] = {"binary_data_output": True}
+        words = ["curl", *["--cacert", "ca.pem"] * self.access.has_tls]
+        command = shlex.join(words + ["--output", "answer.bin"] * is_large)
+        command += ' -H "Authorization: Bearer $TOKEN"' * self.access.has_tokens
+        path = quote(self.name, safe="") + (f"/versions/{self.version}" if self.version else "")
+        url, text = shlex.quote(f"{self.access.http}/v2/models/{path}/infer"), json.dumps(body)
+        if not num_zeros:
+            return f"{command} {url} \\\n  -d {shlex.quote(text)}"
+        return (
+            f"{{ printf %s {shlex.quote(text)}; head -c {num_zeros} /dev/zero; }} |\n  {command} "
+            f"-H 'Inference-Header-Content-Length: {len(text)}' --data-binary @- {url}"
+        )
 
+    def _python(self) -> str:
+        parts = ", ".join(f"{each.name!r}: {self._value(each)}" for each in self.tensors.inputs)
+        more = f", version={self.version!r}" if self.version else ""
+        options = ', token=os.environ["TOKEN"]' * self.access.has_tokens
+        options += ', tls_ca="ca.pem"' * self.access.has_tls
+        return "\n".join([
+            *["import os"] * self.access.has_tokens, *["import numpy as np"] * ("np." in parts),
+            "from serving import Client", "",
+            f"with Client({self.access.grpc!r}{options}) as client:",
+            f"    print(client.infer({self.name!r}, {{{parts}}}{more}))",
+        ])  # fmt: skip
 
-def _python(
-    model: tuple[str, str], tensors: TensorSignature, shapes: Shapes, access: Access
-) -> str:
-    parts = ", ".join(f"{each.name!r}: {_literal(each, shapes)}" for each in tensors.inputs)
-    imports = ["import os"] * access.has_tokens + ["import numpy as np"] * ("np." in parts)
-    options = repr(access.grpc) + ', token=os.environ["TOKEN"]' * access.has_tokens
-    options += ', tls_ca="ca.pem"' * access.has_tls
-    name, version = model
-    more = f", version={version!r}" if version else ""
-    return "\n".join([
-        *imports, "from serving import Client", "", f"with Client({options}) as client:",
-        f"    print(client.infer({name!r}, {{{parts}}}{more}))",
-    ])  # fmt: skip
+    def _triton(self) -> str:
+        options = ', ssl=True, root_certificates="ca.pem"' * self.access.has_tls
+        more = f", model_version={self.version!r}" if self.version else ""
+        more += ', headers={"authorization": "Bearer " + os.environ["TOKEN"]}' * (
+            self.access.has_tokens
+        )
+        return "\n".join([
+            *["import os"] * self.access.has_tokens, "import numpy as np",
+            "from tritonclient import grpc", "",
+            f"client = grpc.InferenceServerClient({self.access.grpc!r}{options})", "inputs = []",
+            "for name, datatype, array in [",
+            *(f"    ({each.name!r}, {each.datatype!r}, {self._array(each)}),"
+              for each in self.tensors.inputs), "]:",
+            "    inputs.append(grpc.InferInput(name, array.shape, datatype))",
+            "    inputs[-1].set_data_from_numpy(array)",
+            f"answer = client.infer({self.name!r}, inputs{more})",
+            f"print([answer.as_numpy(name) for name in {[e.name for e in self.tensors.outputs]}])",
+        ])  # fmt: skip
 
+    def _value(self, tensor: Tensor) -> str:
+        values = sample_of(tensor, self.shapes)
+        return self._array(tensor) if values is None else repr(values)
 
-def _triton(
-    model: tuple[str, str], tensors: TensorSignature, shapes: Shapes, access: Access
-) -> str:
-    made = [
-        f"    ({each.name!r}, {each.datatype!r}, {_array(each, shapes)}),"
-        for each in tensors.inputs
-    ]
-    options = repr(access.grpc) + ', ssl=True, root_certificates="ca.pem"' * access.has_tls
-    name, version = model
-    more = f", model_version={version!r}" if version else ""
-    more += ', headers={"authorization": "Bearer " + os.environ["TOKEN"]}' * access.has_tokens
-    return "\n".join([
-        *["import os"] * access.has_tokens, "import numpy as np", "from tritonclient import grpc",
-        "",
-        f"client = grpc.InferenceServerClient({options})", "inputs = []",
-        "for name, datatype, array in [", *made, "]:",
-        "    inputs.append(grpc.InferInput(name, array.shape, datatype))",
-        "    inputs[-1].set_data_from_numpy(array)",
-        f"answer = client.infer({name!r}, inputs{more})",
-        f"print([answer.as_numpy(name) for name in {[each.name for each in tensors.outputs]}])",
-    ])  # fmt: skip
-
-
-def _literal(tensor: Tensor, shapes: Shapes) -> str:
-    values = sample_of(tensor, shapes)
-    return _array(tensor, shapes) if values is None else repr(values)
-
-
-def _array(tensor: Tensor, shapes: Shapes) -> str:
-    shape, values = shape_of(tensor, shapes), sample_of(tensor, shapes)
-    if tensor.datatype == "BYTES":
-        return f"np.full({shape}, 'text', object)"
-    if values is None:
-        return f"np.zeros({shape}, {tensor.dtype.name!r})"
-    return f"np.array({values}, {tensor.dtype.name!r})"
+    def _array(self, tensor: Tensor) -> str:
+        shape, values = shape_of(tensor, self.shapes), sample_of(tensor, self.shapes)
+        if tensor.datatype == "BYTES":
+            return f"np.full({shape}, 'text', object)"
+        what = f"zeros({shape}" if values is None else f"array({values}"
+        return f"np.{what}, {tensor.dtype.name!r})"

@@ -6,7 +6,7 @@ from typing import Any
 from serving.config import ServerConfig
 from serving.model.engine import LoadedModel
 from serving.model.repository import PictureInputs
-from serving.protocols.oip.examples import Access, requests_of, sample_of, shape_of
+from serving.protocols.oip.examples import Access, Example, sample_of, shape_of
 from serving.protocols.oip.methods import Queries
 from serving.router import Route, Router
 from serving.tensors import Tensor
@@ -63,9 +63,9 @@ class Models:
             "outputs": [_tensor(each) for each in tensors.outputs],
             "classes": (pictures and pictures.labels) or model.labels,
             "takes_pictures": pictures is not None,
-            "requests": requests_of(
-                (route.name, "" if is_default else model.version), tensors, shapes, access
-            ),
+            "requests": Example(
+                route.name, "" if is_default else model.version, tensors, shapes, access
+            ).lines(),
         }  # fmt: skip
 
 

@@ -36,105 +36,67 @@ def text_of(description: str) -> Schema:
     return {**TEXT, "description": description}
 
 
+_TABLE = """
+tensor         name:text datatype:text shape:integer* data:any*
+output         name:text datatype:text shape:integer* data:any*?
+described      name:text datatype:text shape:integer*
+configured     name:text data_type:text dims:integer*
+parameter      string_value:text
+statistics     name:text version:text inference_count:count execution_count:count
+fact           name:text datatype:text axes:text*
+sample         name:text datatype:text axes:text* shape:count* sample:any
+model          name:text version:text state:text reason:text roles:text* device:text? precision:text? batching:text?
+               inputs:sample*? outputs:fact*? classes:text*? takes_pictures:flag? requests:text{}?
+Problem        type:text? title:text status:integer detail:text
+InferRequest   id:text? inputs:tensor*
+InferResponse  model_name:text model_version:text id:text? outputs:output*
+Live           live:flag
+Ready          ready:flag
+ServerMetadata name:text version:text extensions:text*
+ModelMetadata  name:text versions:text* platform:text inputs:described* outputs:described*
+ModelConfig    name:text platform:text backend:text max_batch_size:count input:configured* output:configured*
+               parameters:parameter{}
+Statistics     model_stats:statistics*
+Models         models:model*
+"""  # noqa: E501
+"""Schemas by their fields; * is an array, {} an object of any names, ? may be left out. Small names
+are parts of others."""
+_NOTES = {
+    "tensor.datatype": "Such as FP32; see the model's metadata.",
+    "tensor.data": "Row by row; lists of lists are read, too.",
+    "statistics.inference_count": "Rows that were answered.",
+    "statistics.execution_count": "Runs.",
+    "sample.shape": "A shape that works.",
+    "sample.sample": "Values of this shape; null where they are many.",
+    "model.state": "READY or UNAVAILABLE.",
+    "model.reason": "Why it is not ready.",
+    "model.roles": "Its labels, and its share of the calls.",
+    "model.batching": "Whether rows are batched, and why not.",
+    "model.requests": "The same request for each client, as lines to paste.",
+    "ModelConfig.max_batch_size": "0 where calls run alone.",
+    "ModelConfig.parameters": "Also `batching`, which says why rows are batched or not; `labels`, "
+    "`axes` and `pictures` are JSON.",
+}
+
+
 def _of_the_protocol() -> dict[str, Schema]:
-    tensor = object_of(
-        "name datatype shape data",
-        name=TEXT,
-        datatype=text_of("Such as FP32; see the model's metadata."),
-        shape=array_of(INTEGER),
-        data=array_of({}, description="Row by row; lists of lists are read, too."),
-    )
-    output = object_of(
-        "name datatype shape", name=TEXT, datatype=TEXT, shape=array_of(INTEGER), data=array_of({})
-    )
-    described = object_of("name datatype shape", name=TEXT, datatype=TEXT, shape=array_of(INTEGER))
-    configured = object_of("name data_type dims", name=TEXT, data_type=TEXT, dims=array_of(INTEGER))
-    return {
-        "Problem": object_of(
-            "title status detail", type=TEXT, title=TEXT, status=INTEGER, detail=TEXT
-        ),
-        "InferRequest": object_of("inputs", id=TEXT, inputs=array_of(tensor)),
-        "InferResponse": object_of(
-            "model_name model_version outputs",
-            model_name=TEXT,
-            model_version=TEXT,
-            id=TEXT,
-            outputs=array_of(output),
-        ),
-        "Live": object_of("live", live=YES_NO),
-        "Ready": object_of("ready", ready=YES_NO),
-        "ServerMetadata": object_of(
-            "name version extensions", name=TEXT, version=TEXT, extensions=array_of(TEXT)
-        ),
-        "ModelMetadata": object_of(
-            "name versions platform inputs outputs",
-            name=TEXT,
-            versions=array_of(TEXT),
-            platform=TEXT,
-            inputs=array_of(described),
-            outputs=array_of(described),
-        ),
-        "ModelConfig": object_of(
-            "name platform backend max_batch_size input output parameters",
-            name=TEXT,
-            platform=TEXT,
-            backend=TEXT,
-            max_batch_size={**INTEGER, "description": "0 where calls run alone."},
-            input=array_of(configured),
-            output=array_of(configured),
-            parameters={
-                "type": "object",
-                "description": "Also `batching`, which says why rows are batched or not; `labels`, "
-                "`axes` and `pictures` are JSON.",
-                "additionalProperties": object_of("string_value", string_value=TEXT),
-            },
-        ),
-        "Statistics": object_of(
-            "model_stats",
-            model_stats=array_of(
-                object_of(
-                    "name version inference_count execution_count",
-                    name=TEXT,
-                    version=TEXT,
-                    inference_count={**COUNT, "description": "Rows that were answered."},
-                    execution_count={**COUNT, "description": "Runs."},
-                )
-            ),
-        ),
-        "Models": object_of("models", models=array_of(_of_a_model())),
-    }
-
-
-def _of_a_model() -> Schema:
-    """Return the schema of a version of a model."""
-    facts = {"name": TEXT, "datatype": TEXT, "axes": array_of(TEXT)}
-    output = object_of(" ".join(facts), **facts)
-    input_ = object_of(
-        "name datatype axes shape sample",
-        **facts,
-        shape=array_of(COUNT, description="A shape that works."),
-        sample={"description": "Values of this shape; null where they are many."},
-    )
-    return object_of(
-        "name version state reason roles",
-        name=TEXT,
-        version=TEXT,
-        state={"enum": ["READY", "UNAVAILABLE"]},
-        reason=text_of("Why it is not ready."),
-        roles=array_of(TEXT, description="Its labels, and its share of the calls."),
-        device=TEXT,
-        precision=TEXT,
-        batching=text_of("Whether rows are batched, and why not."),
-        inputs=array_of(input_),
-        outputs=array_of(output),
-        classes=array_of(TEXT),
-        takes_pictures=YES_NO,
-        requests={
-            "type": "object",
-            "description": "The same request for each client, as lines to paste.",
-            "additionalProperties": TEXT,
-        },
-    )
+    known: dict[str, Schema] = {
+        "text": TEXT, "integer": INTEGER, "count": COUNT, "flag": YES_NO, "any": {},
+    }  # fmt: skip
+    for line in _TABLE.replace("\n  ", "").strip().splitlines():
+        name, *fields = line.split()
+        required, properties = [], {}
+        for field, _, kind in (each.partition(":") for each in fields):
+            required += [field] * (not kind.endswith("?"))
+            schema = known[kind.rstrip("*{}?")]
+            if "{}" in kind:
+                schema = {"type": "object", "additionalProperties": schema}
+            note = _NOTES.get(f"{name}.{field}")
+            properties[field] = (array_of(schema) if "*" in kind else schema) | (
+                {"description": note} if note else {}
+            )
+        known[name] = object_of(" ".join(required), **properties)
+    return {name: schema for name, schema in known.items() if name[0].isupper()}
 
 
 PROTOCOL = _of_the_protocol()

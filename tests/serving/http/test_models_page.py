@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serving.protocols.oip.examples import Access, requests_of
+from serving.protocols.oip.examples import Access, Example
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model.graphs import model, node, save, two_layers, value
@@ -150,9 +150,10 @@ def test_requests_carry_token_and_version(tmp_path: Path) -> None:
             result = ended([*command, requests[client]], env=environment, cwd=tmp_path)
             assert result.returncode == 0
             assert "y" in result.stdout, client
-    tensors = TensorSignature((Tensor("x", "FP32", (-1, 2)),), (), is_batchable=True)
+    x = (Tensor("x", "FP32", (-1, 2)),)
+    tensors = TensorSignature(x, x, is_batchable=True)
     access = Access("host:1", "https://host:2", has_tls=True)
-    lines = requests_of(("m", "3"), tensors, {}, access)
+    lines = Example("m", "3", tensors, {}, access).lines()
     assert "/v2/models/m/versions/3/infer" in lines["curl"]
     assert "--version 3" in lines["digit-serving"]
     assert "version='3'" in lines["Python"]
