@@ -13,7 +13,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help train export serve serve-edge demo bench bench-full bench-readme verify-gpu
 .PHONY: test test-reader test-slow simulate test-reliability soak test-interop test-web test-packaging test-deploy
-.PHONY: lint docs protos protos-check lock clean
+.PHONY: lint docs reference protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 override DEVICE := $(DEVICE:gpu=cuda)
@@ -104,8 +104,11 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-docs: $(INSTALLED)  ## build build/docs; `python -m http.server -d build/docs` shows it
-	$(RUN) -m mkdocs build
+docs: .venv-docs/.installed  ## build build/docs; `python -m http.server -d build/docs` shows it
+	.venv-docs/bin/python -m mkdocs build
+
+reference: $(INSTALLED)  ## write docs/reference/ from docstrings and options
+	$(RUN) docs/reference.py
 
 # The generator refuses runtimes older than itself, so it is pinned to our floor and lives apart.
 PROTOC = .venv-protos/bin/python -m grpc_tools.protoc
@@ -130,9 +133,10 @@ lock:  ## resolve requirements/*.lock to the newest versions
 	$(LOCK) --extra serve-gpu --extra http --extra remote --extra s3 --output-file requirements/serve-cuda.lock
 	$(LOCK) --extra serve --extra pictures --extra ray --output-file requirements/ray.lock
 	$(LOCK) --extra edge --group deploy --output-file requirements/edge.lock
+	$(subst pyproject.toml,,$(LOCK)) --group docs --output-file requirements/docs.lock
 
 clean:  ## remove everything built, trained or exported (the MNIST cache stays)
-	rm -rf .venv .venv-protos .venv-lock .venv-edge .venv-ray artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-protos .venv-lock .venv-edge .venv-ray .venv-docs artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: python
@@ -146,6 +150,13 @@ python:
 	$(PYTHON) -m venv .venv
 	$(RUN) $(PIP) install --no-compile --no-cache-dir --require-hashes -r requirements/$*.lock
 	$(RUN) $(PIP) install --no-deps --no-build-isolation --editable . --editable reader
+	@touch $@
+
+# The site is built from Markdown alone, without TensorFlow and the rest.
+.venv-docs/.installed: requirements/docs.lock | python
+	rm -rf .venv-docs
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP) install --require-hashes -r requirements/docs.lock
 	@touch $@
 
 # Envoy unpacks to 100 MB, so it lives apart.

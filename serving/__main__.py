@@ -35,7 +35,6 @@ EXTRAS = {
     "pyarrow": "score",
     "ray": "ray",
     "fsspec": "remote",
-   
 }
 """Modules that the base installation lacks, and the extra that installs each."""
 

@@ -179,8 +179,8 @@ class Predictions:
 
     def __iter__(self) -> Iterator[Prediction]:
         digits = self.digits.tolist()
-        certain = self.probabilities[np.arange(len(digits)), self.digits].tolist()
-        return map(Prediction, digits, certain)
+        confidence = self.probabilities[np.arange(len(digits)), self.digits].tolist()
+        return map(Prediction, digits, confidence)
 
     def __repr__(self) -> str:
         first = self[:_MAX_PRINTED]

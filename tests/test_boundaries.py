@@ -163,7 +163,7 @@ ORDER = {
         errors commandline config files data fitting export report cli __main__ __init__
     """,
     "digit_reader": """
-        facts ink text.cuts text.candidates rejecter text places numbers reader digit command http
+        facts ink text.cuts text.candidates detector text places numbers reader digit command http
         __main__ __init__
     """,
     "lab": "made handwriting __main__ __init__",

@@ -77,10 +77,10 @@ def numbers_answer(numbers: "Sequence[Number]", reject_below: float) -> "Picture
     from serving.digits.answers import PictureAnswer, answer_text, as_word
 
     facts = [number_facts(number, reject_below) for number in numbers]
-    certain = math.prod(number.probability for number in numbers)
+    confidence = math.prod(number.probability for number in numbers)
     rejected = any(fact["rejected"] for fact in facts)
     words, turned = " ".join(number.text for number in numbers), numbers[0].turned
-    text = answer_text(words, certain, rejected, f", turned by {turned}°" if turned else "")
+    text = answer_text(words, confidence, rejected, f", turned by {turned}°" if turned else "")
     rows = [
         {name: fact[name] for name in ("text", "probability", "turned")}
         | {"rejected": as_word(fact["rejected"]), **fact["box"]}

@@ -2,7 +2,7 @@
 
 import math
 
-from digit_reader import numbers, rejecter
+from digit_reader import detector, numbers
 from serving.digits.pictures.decoder import Page
 from serving.errors import InvalidRequest
 from serving.predictions import Images
@@ -19,7 +19,7 @@ TINY, TINY_FACTOR = 12, 0.9
 
 def judge(page: Page, images: Images) -> tuple[int, float]:
     """See `serving.digits.pictures.reader.Judge`."""
-    odds = rejecter.odds(rejecter.logits_alone(images))
+    odds = detector.odds(detector.logits_alone(images))
     is_sure = odds[-1] >= SURE_ODDS
     best = -1 if is_sure else int(odds.argmax())
     if odds[best] < MIN_ODDS or (not is_sure and numbers.has_several_digits(page)):

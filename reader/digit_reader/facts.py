@@ -30,7 +30,7 @@ class FoundDigit:
     probability: float
     """Of that digit, 0 to 1."""
     probabilities: tuple[float, ...]
-    """Of each class: of the network and the rejecter together."""
+    """Of each class: of the network and the detector together."""
     box: Box
     image: bytes
     """What the network saw: 784 bytes."""

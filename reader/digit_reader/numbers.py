@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from digit_reader import rejecter
+from digit_reader import detector
 from digit_reader.facts import Number
 from digit_reader.ink.sheets import find_sheet
 from digit_reader.places import Places
@@ -80,7 +80,7 @@ class Reading:
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:
-        """(N, 11): the rejecter's, of the images."""
+        """(N, 11): the detector's, of the images."""
         return np.concatenate(
             [np.empty((0, 11), np.float32), *(line.logits for line in self._lines)]
         )
@@ -88,7 +88,7 @@ class Reading:
     def numbers(self, probabilities: Probabilities) -> list[Number]:
         """Return the numbers, from the top to the bottom, from the left to the right.
 
-        If there is none, all of the ink may be one, at most SHARE_ALONE certain; not on a sheet.
+        If there is none, all of the ink may be one, at most SHARE_ALONE confident; not on a sheet.
 
         Args:
             probabilities: (N, 10): of the images' classes.
@@ -100,8 +100,8 @@ class Reading:
         if found or self._sheet or not (only := self._only_number(probabilities)):
             return found
         number, choice = only
-        certainty = number.probability ** (LONE_POWER if len(number.digits) == 1 else 1)
-        number = replace(number, probability=SHARE_ALONE * certainty)
+        confidence = number.probability ** (LONE_POWER if len(number.digits) == 1 else 1)
+        number = replace(number, probability=SHARE_ALONE * confidence)
         is_likely = number.probability >= MIN_ALONE_SHARE and _may_be_alone(
             number, choice, self._places.height
         )
@@ -135,7 +135,7 @@ class Reading:
         for line, agreed in self._rows(probabilities):
             choice = line.choose(agreed, line.odds)
             for run in constrained.read(line, choice, pattern):
-                probability = run.certainty * self._turn_share(run) ** DOUBTS[3]
+                probability = run.confidence * self._turn_share(run) ** DOUBTS[3]
                 probability *= math.exp(-_least_doubt(run, choice))
                 found.append(self._places.number(line, run, choice, probability))
         return [number for number in found if number.probability >= MIN_FITTING]
@@ -183,7 +183,7 @@ class Reading:
         for line in self._lines:
             end = start + len(line.odds)
             if end > start:
-                yield line, rejecter.agreed(probabilities[start:end], line.logits)
+                yield line, detector.agreed(probabilities[start:end], line.logits)
             start = end
 
     def _doubt(self, run: Run, choice: Choice) -> float:
@@ -191,7 +191,7 @@ class Reading:
         facts = (
             -np.log(np.maximum(sure, 1e-6)).sum(),
             -sum(math.log(item.probability) for item in run.items),
-            -math.log(max(run.certainty, 1e-9)),
+            -math.log(max(run.confidence, 1e-9)),
             -math.log(self._turn_share(run)),
         )
         return float(np.dot(DOUBTS, facts))
@@ -205,9 +205,9 @@ class Reading:
 
 
 def has_several_digits(page: Page) -> bool:
-    """Return whether a number of two or more digits is found, by the rejecter alone."""
+    """Return whether a number of two or more digits is found, by the detector alone."""
     reading = Reading(page, MAX_OF_ONE, may_turn=False)
-    found = reading.numbers(rejecter.probabilities(reading.logits))
+    found = reading.numbers(detector.probabilities(reading.logits))
     return any(len(number.digits) > 1 for number in found)
 
 
@@ -226,7 +226,7 @@ def _runs(line: Line, choice: Choice) -> list[Run]:
         chosen, sure = marks.slashes("".join(item.text for item in run.items), odds)
         read = [item._replace(text="/", candidate=-1) if at in chosen else item
                 for at, item in enumerate(run.items)]  # fmt: skip
-        found.append(Run(read, run.certainty * sure))
+        found.append(Run(read, run.confidence * sure))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Instruments that measure the product and fit its rejecter; they are not installed."""
+"""Instruments that measure the product and fit its detector; they are not installed."""
 
 import os
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from digit_reader.rejecter import NETWORK
+from digit_reader.detector import NETWORK
 from digit_reader.text.candidates import NUM_MEASURES
 from lab.handwriting import evaluation, examples, fitting, record, reliability
 from lab.handwriting.evaluation import Outcome
@@ -41,8 +41,8 @@ examples:
   python -m lab evaluate --rows "boxes of a form" --wrong
   python -m lab evaluate --digits validation   to tune on; the test digits are for reports
   python -m lab record after.jsonl --against before.jsonl
-  python -m lab fit                            fits a rejecter.onnx, in two hours
-  python -m lab fit --start digit_reader/rejecter.onnx --fonts fonts --path-epochs 13
+  python -m lab fit                            fits a detector.onnx, in two hours
+  python -m lab fit --start digit_reader/detector.onnx --fonts fonts --path-epochs 13
 """
 
 
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     """Describe the commands; the function of each is parsed as `run`."""
     parser = argparse.ArgumentParser(
         prog="python -m lab",
-        description="Measure how pictures and numbers are read; fit the rejecter.",
+        description="Measure how pictures and numbers are read; fit the detector.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -81,13 +81,13 @@ def parser() -> argparse.ArgumentParser:
         help="fonts of handwriting; of them each fifth is never fitted on")  # fmt: skip
     add("--wrong", action="store_true", help="print wrong readings")
     add("--diagram", type=Path, metavar="FILE",
-        help="an SVG that shows how often answers of each certainty are right")  # fmt: skip
+        help="an SVG that shows how often answers of each confidence are right")  # fmt: skip
     add = _command(commands, "record", _record, "write every answer to made pictures into a file")
     add("output", type=Path, metavar="FILE", help="a line of JSON for each picture")
     add("--number", type=options.count, default=20, help="pictures of each kind (20)")
     add("--seed", type=int, default=3, help="decides the pictures (3)")
     add("--against", type=Path, metavar="FILE", help="compare with another version's answers")
-    add = _command(commands, "fit", _fit, "fit the rejecter on composed pages")
+    add = _command(commands, "fit", _fit, "fit the detector on composed pages")
     add("--pages", type=options.at_least(MIN_PAGES), default=40_000,
         help="pages to fit on, of 0.3 MB each (40000)")  # fmt: skip
     add("--seed", type=int, default=0, help="decides pages and weights (0)")
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     add("--path-epochs", type=options.count, default=fitting.PATH_EPOCHS,
         help=f"over the rows ({fitting.PATH_EPOCHS})")  # fmt: skip
     add("--output", type=Path, default=NETWORK, metavar="FILE",
-        help="or a folder, for rejecter.onnx in it (digit_reader/)")  # fmt: skip
+        help="or a folder, for detector.onnx in it (digit_reader/)")  # fmt: skip
     add = _command(commands, "own", _own, "print how much a person's own pictures gain")
     add("--hands", type=int, nargs="+", default=[2, 3, 4, 5], metavar="N",
         help="their numbers (2 3 4 5)")  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from digit_reader import rejecter
+from digit_reader import detector
 from digit_reader.ink.rows import Row
 from digit_reader.text.candidates import Candidates, join
 from digit_reader.text.cuts import Pieces, cut
@@ -68,4 +68,4 @@ def test_row_of_specks_has_no_candidates() -> None:
     levels = np.zeros((HEIGHT, 60), np.float32)
     levels[20, 10:12] = levels[30, 40:42] = 1
     row = row_of(levels)
-    assert rejecter.logits(join(row, cut(row))).shape == (0, 11)
+    assert detector.logits(join(row, cut(row))).shape == (0, 11)

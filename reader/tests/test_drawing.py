@@ -1,4 +1,4 @@
-"""Drawn by mouse, finger and keyboard: one answer with one certainty, and none for scrawls."""
+"""Drawn by mouse, finger and keyboard: one answer with one confidence, and none for scrawls."""
 
 from typing import Any
 
@@ -72,8 +72,8 @@ def test_each_digit_of_a_number_has_its_own_certainty(page: Page) -> None:
     page.click("#example")
     expect(page.locator("#answer")).to_have_text("42")
     assert page.locator("#bars li span:first-child").all_inner_texts() == ["4", "2"]
-    certainties = page.locator("#bars li span:last-child").all_inner_texts()
-    assert all(text.endswith(" %") for text in certainties)
+    confidences = page.locator("#bars li span:last-child").all_inner_texts()
+    assert all(text.endswith(" %") for text in confidences)
 
 
 def test_certainty_of_one_digit_is_its_bar(page: Page) -> None:

@@ -1,11 +1,11 @@
-"""The rejecter's fit lowers both losses, and the saved network judges as the trained one did."""
+"""The detector's fit lowers both losses, and the saved network judges as the trained one did."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from digit_reader import rejecter
+from digit_reader import detector
 from digit_reader.text.candidates import NUM_MEASURES, Candidates
 from lab.handwriting import onnx_file
 from lab.handwriting.examples import LabelledRow, of_picture
@@ -41,34 +41,34 @@ def test_a_fit_lowers_the_loss_of_labels_then_of_paths(
     fit.by_paths(rows, epochs=5)
     assert fit.path_loss(with_text) < 0.9 * by_labels
 
-    fit.save(tmp_path / "rejecter.onnx")
-    monkeypatch.setattr(rejecter, "NETWORK", tmp_path / "rejecter.onnx")
-    rejecter._session.cache_clear()
+    fit.save(tmp_path / "detector.onnx")
+    monkeypatch.setattr(detector, "NETWORK", tmp_path / "detector.onnx")
+    detector._session.cache_clear()
     row = rows[0]
     nothing = np.zeros((len(row.labels), 4), np.intp)
-    logits = rejecter.logits(Candidates(
+    logits = detector.logits(Candidates(
         row.spans, nothing, row.images, row.surroundings, row.measures, nothing[:, 0] > 0,
         row.images[:0],
     ))  # fmt: skip
     trained = fit._logits(row.images, row.surroundings, row.measures, with_dropout=False)
     assert np.allclose(logits, trained.numpy(), atol=0.05)
 
-    fit.start_from(tmp_path / "rejecter.onnx")
-    fit.blend(tmp_path / "rejecter.onnx")  # the same weights: only the log odds change
+    fit.start_from(tmp_path / "detector.onnx")
+    fit.blend(tmp_path / "detector.onnx")  # the same weights: only the log odds change
     raised = fit._logits(row.images, row.surroundings, row.measures, with_dropout=False)
-    change = rejecter.odds(raised.numpy()) - rejecter.odds(logits)
+    change = detector.odds(raised.numpy()) - detector.odds(logits)
     assert np.allclose(change, RAISED, atol=0.01)
-    rejecter._session.cache_clear()
+    detector._session.cache_clear()
 
 
 def test_network_of_the_package_is_as_the_fit_writes_it(tmp_path: Path) -> None:
-    onnx_file.save(onnx_file.load(rejecter.NETWORK), tmp_path / "again.onnx")
-    assert (tmp_path / "again.onnx").read_bytes() == rejecter.NETWORK.read_bytes()
+    onnx_file.save(onnx_file.load(detector.NETWORK), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == detector.NETWORK.read_bytes()
 
 
 def test_no_candidates_have_no_logits() -> None:
     none = np.zeros((0, 784), np.uint8)
     empty = np.zeros((0, 4), np.intp)
     measures = np.zeros((0, NUM_MEASURES), np.float32)
-    logits = rejecter.logits(Candidates(empty, empty, none, none, measures, empty[:, 0] > 0, none))
+    logits = detector.logits(Candidates(empty, empty, none, none, measures, empty[:, 0] > 0, none))
     assert logits.shape == (0, 11)

@@ -148,7 +148,7 @@ def test_letter_next_to_digits_is_no_ink_that_touches_them() -> None:
     assert line.letters(beside).tolist() == boxes[1:3].tolist()
 
 
-def test_rejecter_decides_where_the_network_does_not(composed: Composed) -> None:
+def test_detector_decides_where_the_network_does_not(composed: Composed) -> None:
     class Undecided:
         def classify(self, images: npt.ArrayLike) -> Predictions:
             return Predictions.of(np.full((len(np.asarray(images)), 10), 0.1, np.float32), "1")

@@ -1,4 +1,4 @@
-"""The diagram of certainties has a point for each group of answers."""
+"""The diagram of confidences has a point for each group of answers."""
 
 from xml.etree import ElementTree
 

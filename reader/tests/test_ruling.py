@@ -232,10 +232,10 @@ def test_round_digits_and_letters_are_no_rings(font: int) -> None:
     assert np.array_equal(without_rings(digits.copy(), 0.2)[0] > 0, digits > 0.2)
 
 
-@pytest.mark.parametrize(("width", "certainty"), [(60, 0.9), (40, 1.0)])
-def test_a_zero_alone_that_may_be_a_circle_is_doubted(width: int, certainty: float) -> None:
+@pytest.mark.parametrize(("width", "confidence"), [(60, 0.9), (40, 1.0)])
+def test_a_zero_alone_that_may_be_a_circle_is_doubted(width: int, confidence: float) -> None:
     zero = Item("0", np.array([0, 0, 60, width]), candidate=0)
-    assert [run.certainty for run in split([zero], np.empty((0, 4), np.intp), 60)] == [certainty]
+    assert [run.confidence for run in split([zero], np.empty((0, 4), np.intp), 60)] == [confidence]
 
 
 def test_a_circle_alone_stays() -> None:

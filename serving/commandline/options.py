@@ -292,7 +292,7 @@ def _settings(field: Field[Any]) -> dict[str, Any]:
 
 
 @cache
-def _docstrings(kind: Any) -> dict[str, str]:
+def field_docs(kind: Any) -> dict[str, str]:
     """Read the docstrings of a configuration's fields, which Python keeps in the source alone."""
     (tree,) = ast.parse(inspect.getsource(kind)).body
     found = {}
@@ -312,7 +312,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
         """Leave out a default that says nothing, such as None, or a flag that is off."""
         if (of_field := getattr(action, "of_field", None)) is not None:
             kind, name = of_field
-            text = " ".join(_docstrings(kind)[name].split()).removesuffix(".").replace("%", "%%")
+            text = " ".join(field_docs(kind)[name].split()).removesuffix(".").replace("%", "%%")
             is_name = text.partition(" ")[0][1:] != text.partition(" ")[0][1:].lower()
             action.help = text if is_name else text[0].lower() + text[1:]
         if action.default in (None, [], float("inf")) or action.default is False:

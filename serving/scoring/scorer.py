@@ -85,16 +85,16 @@ def answer(batch: Any, column: str, schema: Any, model: LoadedModel, decoders: P
     good = images[~is_bad] if errors else images
     runs = [model.classify(good[start : start + size]) for start in range(0, len(good), size)]
     digits = np.zeros(num_rows, digit_type(signature.num_classes))
-    certain = np.zeros(num_rows, np.float32)
+    confidence = np.zeros(num_rows, np.float32)
     if runs:
         digits[~is_bad] = np.concatenate([each.argmax(axis=1) for each in runs])
-        certain[~is_bad] = np.concatenate([each.max(axis=1) for each in runs])
+        confidence[~is_bad] = np.concatenate([each.max(axis=1) for each in runs])
     mask = is_bad if errors else None
     version = pa.scalar(model.version, pa.string())
     return pa.RecordBatch.from_arrays(
         [
             *(batch.column(name) for name in schema.names[:-_ANSWERS]),
-            pa.array(digits, mask=mask), pa.array(certain, mask=mask),
+            pa.array(digits, mask=mask), pa.array(confidence, mask=mask),
             pa.repeat(version, num_rows), pa.array(map(errors.get, range(num_rows)), pa.string()),
         ],
         schema=schema,

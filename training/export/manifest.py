@@ -128,9 +128,9 @@ def libraries() -> dict[str, str]:
 
 
 def choose_golden(probabilities: Probabilities, samples: Samples) -> npt.NDArray[np.intp]:
-    """Choose the images to ship with the model: some of every class, then the least certain ones.
+    """Choose the images to ship with the model: some of every class, then the least confident ones.
 
-    Only correctly answered images are chosen, or any where labels are unknown. The least certain
+    Only correctly answered images are chosen, or any where labels are unknown. The least confident
     ones lie closest to the border between two classes, where a wrong weight shows first.
 
     Returns:

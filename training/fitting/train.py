@@ -149,7 +149,7 @@ def _calibrate_and_measure(
             "temperature": temperature,
             "ece": {"before": before, "after": after},
             "coverage": {
-                "share": evaluation.COVERAGE, "accuracy": kept, "least_certainty": threshold,
+                "share": evaluation.COVERAGE, "accuracy": kept, "least_confidence": threshold,
             },
         },
         "libraries": {

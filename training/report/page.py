@@ -367,9 +367,9 @@ def _own(metrics: Mapping[str, Any]) -> str:
 
 def _calibration(metrics: Mapping[str, Any]) -> str:
     """Describe in two sentences how well its probabilities are calibrated."""
-    if "calibration" not in metrics:  # artifacts of an old version
+    facts = metrics.get("calibration")
+    if facts is None or "least_confidence" not in facts["coverage"]:  # artifacts of an old version
         return ""
-    facts = metrics["calibration"]
     coverage = facts["coverage"]
     return (
         f" Calibrated on the {_validation_name(metrics)} images: temperature "
@@ -377,5 +377,5 @@ def _calibration(metrics: Mapping[str, Any]) -> str:
         f"{facts['ece']['after']:.2%} ({facts['ece']['before']:.2%} before). Of the "
         f"{coverage['share']:.0%} of the test images with the highest probabilities, "
         f"{coverage['accuracy']:.2%} are classified correctly; the lowest of these probabilities "
-        f"is {coverage['least_certainty']:.2f}."
+        f"is {coverage['least_confidence']:.2f}."
     )

@@ -4,7 +4,7 @@
 let found = []; // the digits of numbers, each with its box in the pixels of what was sent
 
 // One rule: the reader of numbers says how many digits there are, and how sure it is of all of
-// them together. A single digit's ten bars have that certainty; several have a bar each.
+// them together. A single digit's ten bars have that confidence; several have a bar each.
 const reader = {
   path: "v1/numbers?drawing",
   example: "1,0 0,6 0,6 6,6|4,3 4,10|8,3 9,1 11,0 13,1 13,4 11,7 8,10 8,10 14,10", // 42
@@ -13,7 +13,7 @@ const reader = {
     if (!numbers.length) return show("", "Nothing here looks like digits.");
     const sure = numbers.reduce((product, number) => product * number.probability, 1);
     const rejected = numbers.some((number) => number.rejected);
-    show(numbers.map((number) => number.text).join(" "), certainty(sure, rejected, took), rejected);
+    show(numbers.map((number) => number.text).join(" "), confidence(sure, rejected, took), rejected);
     const digits = numbers.flatMap((number) => number.digits), [first] = digits;
     const isOne = digits.length === 1;
     byId("details").hidden = false;

@@ -47,7 +47,7 @@ class _Lattice(NamedTuple):
 
 
 def read(line: Line, choice: Choice, text: str) -> list[Run]:
-    """Find the numbers of a row that fit a pattern; the certainty of each is that of them all.
+    """Find the numbers of a row that fit a pattern; the confidence of each is that of them all.
 
     Args:
         line: the row.
@@ -60,11 +60,11 @@ def read(line: Line, choice: Choice, text: str) -> list[Run]:
     same = pattern.of_texts([None if OTHER in each else each for each in texts])
     nothing = skips(line.row, line.pieces).sum() + NOTHING_ODDS
     odds = _total(lattice, same) - np.logaddexp(_total(lattice, states), nothing)
-    certainty = math.exp(min(0.0, odds))
-    runs = [Run([], certainty)]
+    confidence = math.exp(min(0.0, odds))
+    runs = [Run([], confidence)]
     for symbol, edge in path:
         if symbol == END:
-            runs.append(Run([], certainty))
+            runs.append(Run([], confidence))
         elif symbol != LETTERS:
             box = lattice.boxes[edge] if edge < len(lattice.boxes) else np.zeros(4, np.intp)
             item = Item(symbol, box, 1.0, edge if symbol in DIGITS else -1)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from digit_reader import rejecter
+from digit_reader import detector
 from digit_reader.ink.rows import Row
 from digit_reader.text import candidates, cuts, marks, path
 from digit_reader.text.candidates import Candidates
@@ -55,7 +55,7 @@ class Line(NamedTuple):
     odds: npt.NDArray[np.float64]
     """(N,): log odds that a candidate is one whole digit."""
     logits: npt.NDArray[np.float32]
-    """(N, 11): the rejecter's."""
+    """(N, 11): the detector's."""
     marks: list[Mark]
 
     @classmethod
@@ -67,11 +67,11 @@ class Line(NamedTuple):
         """
         pieces = cuts.cut(row, work)
         found = candidates.join(row, pieces, work)
-        logits = rejecter.logits(found)
+        logits = detector.logits(found)
         none: Any = np.empty((0, 0))  # parts that are not needed any more would be large to send
         return cls(
             row._replace(levels=none, mask=none), pieces._replace(labels=none, shared=none),
-            found._replace(surroundings=none, measures=none), rejecter.odds(logits), logits,
+            found._replace(surroundings=none, measures=none), detector.odds(logits), logits,
             marks.find_marks(row, pieces),
         )  # fmt: skip
 

@@ -52,7 +52,7 @@ class Mark(NamedTuple):
     ways: tuple[tuple[str, float], ...]
     """Each mark that it may be, and its log odds."""
     touches: bool = False
-    """Whether it is so near to a digit, or cut from it, that only the rejecter tells them apart."""
+    """Whether it is so near to a digit, or cut from it, that only the detector tells them apart."""
 
     def inside(self, pieces: Pieces) -> Numbers:
         """Return which of a row's pieces it is."""

@@ -21,7 +21,7 @@ BLANK_SCALE = 0.04
 MAX_MARK_GAP = 0.8
 """Of the row's height, beyond a usual gap: a mark that is farther belongs to no digit."""
 MIN_ROUND, NO_CIRCLE = 0.8, 0.9
-"""Of a 0 alone that may be a circle: its width by its height, and the certainty that it is a 0."""
+"""Of a 0 alone that may be a circle: its width by its height, and the confidence that it is a 0."""
 MIN_LETTER_GAP = 0.25
 """Of the row's height, between a number and a letter."""
 
@@ -47,7 +47,7 @@ class Run(NamedTuple):
     """A number's digits and marks, from the left to the right."""
 
     items: list[Item]
-    certainty: float
+    confidence: float
     """That it begins, goes on and ends where it does."""
 
     @property
@@ -86,18 +86,18 @@ def split(items: list[Item], letters: Numbers, height: float) -> list[Run]:
             blank = float(gap > MAX_MARK_GAP * height + usual_gap)
         if ((columns > last.middle) & (columns < item.middle)).any():
             blank = 1.0
-        certainty = max(blank, 1 - blank)
-        runs[-1] = Run(runs[-1].items, runs[-1].certainty * certainty)
+        confidence = max(blank, 1 - blank)
+        runs[-1] = Run(runs[-1].items, runs[-1].confidence * confidence)
         if blank > 0.5:
-            runs.append(Run([], certainty))
+            runs.append(Run([], confidence))
         runs[-1].items.append(item)
-    whole = [Run(_trimmed(run.items), run.certainty) for run in runs if run.candidates]
-    whole = [run._replace(certainty=run.certainty * _no_circle(run)) for run in whole]
+    whole = [Run(_trimmed(run.items), run.confidence) for run in runs if run.candidates]
+    whole = [run._replace(confidence=run.confidence * _no_circle(run)) for run in whole]
     return [run for run in whole if not _is_in_word(run.items, letters, height)]
 
 
 def _no_circle(run: Run) -> float:
-    """Return the certainty that a 0 is no circle around nothing."""
+    """Return the confidence that a 0 is no circle around nothing."""
     top, left, bottom, right = run.items[0].box
     is_round = right - left >= MIN_ROUND * (bottom - top)
     return NO_CIRCLE if run.text == "0" and is_round else 1.0

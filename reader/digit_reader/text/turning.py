@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from digit_reader import rejecter
+from digit_reader import detector
 from digit_reader.ink.page import find_ink
 from digit_reader.ink.rows import find_rows
 from digit_reader.text.lines import Line
@@ -93,16 +93,16 @@ def likely_turns(lines: list[Line]) -> tuple[list[int], list[float]]:
 
 def _total(images: Images) -> float:
     """Add up the log odds that images are whole digits, each as its likeliest."""
-    logits = rejecter.logits_alone(np.ascontiguousarray(images))
-    sure = rejecter.probabilities(logits).max(1, initial=0)
-    odds = rejecter.odds(logits) + np.log(np.maximum(sure, 1e-6))
+    logits = detector.logits_alone(np.ascontiguousarray(images))
+    sure = detector.probabilities(logits).max(1, initial=0)
+    odds = detector.odds(logits) + np.log(np.maximum(sure, 1e-6))
     return float(np.clip(odds, WORST, BEST).sum())
 
 
 def score(lines: list[Line]) -> float:
-    """Return how much lines look like numbers, by the rejecter alone."""
+    """Return how much lines look like numbers, by the detector alone."""
     return sum(
-        line.choose(rejecter.probabilities(line.logits), line.odds).path.score for line in lines
+        line.choose(detector.probabilities(line.logits), line.odds).path.score for line in lines
     )
 
 

@@ -1,4 +1,4 @@
-"""Fits the rejecter: first candidate by candidate, then by the paths through whole rows."""
+"""Fits the detector: first candidate by candidate, then by the paths through whole rows."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from digit_reader.rejecter import SHARE, odds
+from digit_reader.detector import SHARE, odds
 from lab.handwriting import onnx_file
 from lab.handwriting.examples import NO_DIGIT, LabelledRow, join
 from lab.handwriting.paths import Loss, text_loss

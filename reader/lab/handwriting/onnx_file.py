@@ -1,4 +1,4 @@
-"""The rejecter's network as an ONNX file: weights in, weights out."""
+"""The detector's network as an ONNX file: weights in, weights out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def save(weights: Sequence[npt.NDArray[np.floating]], path: Path) -> None:
     """Write the network, with its weights as half floats.
 
     Its inputs are images and surroundings, (N, 784) uint8, and measures, (N, 8) float32; its output
-    is logits, (N, 11) float32: see `digit_reader.rejecter`.
+    is logits, (N, 11) float32: see `digit_reader.detector`.
     """
     named = dict(zip(WEIGHTS, weights, strict=True))
     for name in ("kernel1", "kernel2"):
@@ -47,7 +47,7 @@ def save(weights: Sequence[npt.NDArray[np.floating]], path: Path) -> None:
     ]
     num_measures = named["kernel3"].shape[0] - 5 * 5 * named["kernel2"].shape[0]
     graph = helper.make_graph(
-        nodes, "rejecter",
+        nodes, "detector",
         [
             helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 784]),
             helper.make_tensor_value_info("surroundings", TensorProto.UINT8, ["N", 784]),

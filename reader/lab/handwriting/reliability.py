@@ -1,17 +1,17 @@
-"""Draws how often answers of each certainty are right, as a small SVG."""
+"""Draws how often answers of each confidence are right, as a small SVG."""
 
 from collections.abc import Sequence
 
 from lab.handwriting.evaluation import Outcome
 
 LIMITS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
-"""Of the certainties that are drawn as one point."""
+"""Of the confidences that are drawn as one point."""
 SIDE, MARGIN = 320, 44
 """Pixels of the diagram, and around it."""
 
 
 def groups(outcomes: Sequence[Outcome]) -> list[tuple[float, float, int]]:
-    """Return the mean certainty, the share that is right, and the number of answers, by LIMITS."""
+    """Return the mean confidence, the share that is right, and the number of answers, by LIMITS."""
     answers = [outcome for outcome in outcomes if outcome.read]
     found = []
     for low, high in zip(LIMITS, (*LIMITS[1:-1], 1.01), strict=False):
@@ -23,7 +23,7 @@ def groups(outcomes: Sequence[Outcome]) -> list[tuple[float, float, int]]:
 
 
 def diagram(outcomes: Sequence[Outcome]) -> str:
-    """Draw certainty to the right and share of right answers upwards; the diagonal is exact."""
+    """Draw confidence to the right and share of right answers upwards; the diagonal is exact."""
     size, end = SIDE + 2 * MARGIN, SIDE + MARGIN
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{size}"'
@@ -38,14 +38,14 @@ def diagram(outcomes: Sequence[Outcome]) -> str:
             f'<text x="{MARGIN - 6}" y="{end - at + 4}" text-anchor="end">{percent}</text>'
         )
     drawn += [
-        f'<text x="{size / 2}" y="{size - 8}" text-anchor="middle">certainty, %</text>',
+        f'<text x="{size / 2}" y="{size - 8}" text-anchor="middle">confidence, %</text>',
         f'<text x="{MARGIN}" y="{MARGIN - 12}" text-anchor="middle">right, %</text>',
     ]
-    for certainty, right, number in groups(outcomes):
-        x, y = MARGIN + SIDE * certainty, end - SIDE * right
+    for confidence, right, number in groups(outcomes):
+        x, y = MARGIN + SIDE * confidence, end - SIDE * right
         radius = 2 + number**0.5 / 5
         drawn.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="#36c" fill-opacity=".6">'
-            f"<title>{number} answers: {certainty:.1%} certain, {right:.1%} right</title></circle>"
+            f"<title>{number} answers: {confidence:.1%} certain, {right:.1%} right</title></circle>"
         )
     return "\n".join([*drawn, "</svg>"]) + "\n"

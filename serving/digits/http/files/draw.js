@@ -124,7 +124,7 @@ async function answerTo(body) {
   return null;
 }
 
-const certainty = (share, rejected, took) =>
+const confidence = (share, rejected, took) =>
   `${percent(share)}${rejected ? ": I am not sure" : " sure"} · ${took}`;
 const percent = (share) => (share > 0.999 ? "> 99.9 %" : (100 * share).toFixed(1) + " %");
 

@@ -7,7 +7,7 @@ const reader = {
   example: "5,0 4,6 4,6 10,6|8,3 8,10", // a 4, by points on the paper, 14 x 10
   show({ digits: [{ error, digit, probability, probabilities, rejected, image }] }, took) {
     if (error) return show("", error);
-    show(digit, certainty(probability, rejected, took), rejected);
+    show(digit, confidence(probability, rejected, took), rejected);
     byId("details").hidden = false;
     showClasses(probabilities, digit);
     showSeen(image);

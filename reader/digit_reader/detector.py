@@ -18,11 +18,11 @@ from serving.predictions import Images, Probabilities
 
 Floats = npt.NDArray[np.float32]
 
-NETWORK = Path(__file__).parent / "rejecter.onnx"
+NETWORK = Path(__file__).parent / "detector.onnx"
 NUM_CLASSES = 11
 """The digits, and none."""
 SHARE = 0.5
-"""Of the rejecter in the log probabilities of a candidate's classes."""
+"""Of the detector in the log probabilities of a candidate's classes."""
 _BATCH = 64
 """Candidates at once: more need more memory."""
 
@@ -76,7 +76,7 @@ def agreed(probabilities: Probabilities, logits: Floats) -> Probabilities:
 
 
 def probabilities(logits: Floats) -> Probabilities:
-    """Return the rejecter's own probabilities of the digits, if it is one: (N, 10)."""
+    """Return the detector's own probabilities of the digits, if it is one: (N, 10)."""
     return _softmax(logits[:, :10])
 
 

@@ -1,0 +1,234 @@
+"""Writes the reference of Python names and of command lines, as plain Markdown.
+
+python docs/reference.py      after a change of a docstring or an option; `make reference`
+"""
+
+import argparse
+import ast
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.commandline.options import field_docs
+
+FOLDER = Path(__file__).parent / "reference"
+
+PROGRAMS = {
+    "digit-serving": "serving.cli.commands",
+    "digit-reader": "digit_reader.__main__",
+    "python -m training": "training.cli",
+    "python -m benchmarks": "benchmarks.cli",
+}
+"""Modules with a function `parser`."""
+
+NAMES = {
+    "In your own process": {
+        "serving.Classifier": "load pretrained classify classify_async model_info version close",
+        "serving.Model": "load run run_async inputs outputs version close",
+        "serving.from_picture": "",
+        "serving.ray.Classify": "__call__",
+    },
+    "Over the network": {
+        "serving.Client": "classify infer model_info models wait_ready close",
+        "serving.AsyncClient": "classify infer model_info models wait_ready close",
+    },
+    "Answers": {
+        "serving.Predictions": "digits probabilities model_version labels to_dicts",
+        "serving.Prediction": "",
+        "serving.ModelInfo": "",
+        "serving.Signature": "input_shape num_classes labels",
+    },
+    "Settings": {
+        "serving.BatchingConfig": "",
+        "serving.config.ModelConfig": "",
+        "serving.config.ServerConfig": "",
+        "serving.config.SecurityConfig": "",
+    },
+    "Errors": {"serving.errors": ""},
+    "Numbers on pages": {
+        "digit_reader.read_numbers": "",
+        "digit_reader.Number": "",
+        "digit_reader.FoundDigit": "",
+        "digit_reader.facts.Field": "",
+        "digit_reader.facts.Box": "",
+    },
+}
+"""Names by section, each with its documented members."""
+
+_UNTITLED = ("positional arguments", "options")
+_SECTION = re.compile(r"(?m)^(Args|Returns|Yields|Raises|Attributes):\n((?:(?: {4}.*)?(?:\n|$))+)")
+_ITEM = re.compile(r"(?m)^ {4}([\w*][\w*, .]*): ((?:.*)(?:\n {8}.*)*)")
+
+
+def main() -> None:
+    """Write both pages."""
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text, "utf-8")
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page by its name."""
+    written = {"commands.md": _commands(), "python.md": _python()}
+    return {
+        name: re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+        for name, lines in written.items()
+    }
+
+
+def _commands() -> Iterator[str]:
+    yield (
+        "# Command lines\n\n"
+        "Written by `make reference` from the programs; `COMMAND --help` prints the same. Times\n"
+        "are seconds, sizes count images. Options can also be set by the environment: `SERVING_`\n"
+        "and the name in capitals, such as `SERVING_HTTP_PORT`; the command line wins.\n"
+        "Exit codes: 0 served or answered, 2 bad usage or configuration (one line on stderr), 1\n"
+        "anything else."
+    )
+    for program, module in PROGRAMS.items():
+        made = importlib.import_module(module).parser
+        whole = made({}) if program == "digit-serving" else made()
+        (choices,) = [a for a in whole._actions if isinstance(a, argparse._SubParsersAction)]
+        for name, command in choices.choices.items():
+            yield from _command(f"{program} {name}", command)
+
+
+def _command(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
+    yield f"\n## {name}\n\n{command.description}\n"
+    formatter = command._get_formatter()
+    prefix = name.replace("python -m ", "").replace("digit-serving ", "").replace(" ", "-")
+    for group in command._action_groups:
+        shown = [a for a in group._group_actions if a.help not in (None, argparse.SUPPRESS)]
+        shown = [a for a in shown if not isinstance(a, argparse._HelpAction)]
+        if shown and group.title not in _UNTITLED:
+            yield f"\n### {group.title}\n"
+        if shown and (group.title != "options" or not command._positionals._group_actions):
+            yield "| argument or option | meaning |\n|---|---|"
+        for action in shown:
+            word = formatter._format_action_invocation(action).replace("|", " or ")
+            text = " ".join(formatter._expand_help(action).split()).replace("|", "\\|")
+            anchor = f"{prefix}-{(action.option_strings or [action.dest])[-1].lstrip('-')}"
+            yield f'| <a id="{anchor}"></a>`{word}` | {_escape(text)} |'
+    yield ""
+    if command.epilog:
+        yield "```text\n" + command.epilog.strip() + "\n```"
+
+
+def _escape(text: str) -> str:
+    """Keep what looks like HTML or emphasis as it is."""
+    return re.sub(r"(?<!`)([<*])", r"\\\1", text)
+
+
+def _python() -> Iterator[str]:
+    yield (
+        "# Python\n\n"
+        "Written by `make reference` from the docstrings. Names of `serving` are loaded when they\n"
+        "are first used: `Client` needs numpy, grpcio and protobuf, `Classifier` ONNX Runtime."
+    )
+    for section, names in NAMES.items():
+        yield f"\n## {section}\n"
+        for path, members in names.items():
+            if path == "serving.errors":
+                yield f"```text\n{inspect.getdoc(importlib.import_module(path))}\n```\n"
+                yield from _errors(importlib.import_module(path))
+                continue
+            module, _, name = path.rpartition(".")
+            found = getattr(importlib.import_module(module), name)
+            yield f"### {name}\n\n`from {module} import {name}`\n"
+            yield from _described(name, found)
+            for member in members.split():
+                yield from _member(found, name, member)
+
+
+def _errors(module: Any) -> Iterator[str]:
+    for name, found in vars(module).items():
+        if inspect.isclass(found) and issubclass(found, Exception):
+            yield f"- `{name}` ({found.__bases__[0].__name__}): {inspect.getdoc(found)}"
+
+
+def _member(owner: Any, owner_name: str, member: str) -> Iterator[str]:
+    found = inspect.getattr_static(owner, member)
+    if isinstance(found, property):
+        yield f"**`{owner_name}.{member}`**: {_markdown(inspect.getdoc(found) or '')}\n"
+    elif not callable(found) and not isinstance(found, (classmethod, staticmethod)):
+        return  # a field, which the class has described
+    else:
+        yield f"#### {owner_name}.{member}\n" if member != "__call__" else f"#### {owner_name}()\n"
+        yield from _described(member, getattr(owner, member))
+
+
+def _described(name: str, found: Any) -> Iterator[str]:
+    """Write a signature, a docstring, and the fields of a dataclass."""
+    if is_dataclass(found) or hasattr(found, "_fields"):
+        yield _markdown(inspect.cleandoc(found.__doc__ or "")) + "\n"
+        docs = field_docs(found)
+        shown = [f.name for f in fields(found)] if is_dataclass(found) else found._fields
+        for field in shown:
+            if field in docs and not field.startswith("_"):
+                yield f"- `{field}`: {_one_line(docs[field])}"
+        yield ""
+        return
+    yield f"```python\n{_signature(name, found)}\n```\n"
+    yield _markdown(inspect.getdoc(found) or "") + "\n"
+    if inspect.isclass(found):
+        yield _markdown(inspect.getdoc(found.__init__) or "") + "\n"
+
+
+def _signature(name: str, found: Any) -> str:
+    """Write a function's head as its source has it, an argument a line where it is long."""
+    function = found.__init__ if inspect.isclass(found) else found
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    node.args.args = [a for a in node.args.args if a.arg not in ("self", "cls")]
+    node.args.posonlyargs = [a for a in node.args.posonlyargs if a.arg not in ("self", "cls")]
+    node.name, node.body, node.decorator_list = name, [ast.Expr(ast.Constant(...))], []
+    if inspect.isclass(found):
+        node.returns = None
+    keyword = "class" if inspect.isclass(found) else "def"
+    head = ast.unparse(node).partition("\n")[0].removesuffix(":").replace("def", keyword, 1)
+    start, _, rest = head.partition("(")
+    arguments, end, returned = rest.rpartition(")")
+    parts = [re.sub(r"(: [^=]+)=", r"\1 = ", part) for part in _split(arguments)]
+    returned = returned.replace("'", "")
+    if len(head) <= 92:
+        return f"{start}({', '.join(parts)}){returned}"
+    return f"{start}(\n    " + ",\n    ".join(parts) + f",\n{end}{returned}"
+
+
+def _split(arguments: str) -> list[str]:
+    """Cut at the commas that are in no brackets."""
+    parts, depth = [""], 0
+    for letter in arguments:
+        depth += (letter in "[(") - (letter in "])")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def _markdown(doc: str) -> str:
+    """Turn the sections of a docstring into lists."""
+    return _SECTION.sub(_section, doc).strip()
+
+
+def _section(match: re.Match[str]) -> str:
+    title, body = match.groups()
+    items = _ITEM.findall(body)
+    if title in ("Returns", "Yields") or not items:
+        return f"\n{title}: {_one_line(body)}\n"
+    lines = [f"- `{name}`: {_one_line(text)}" for name, text in items]
+    return f"\n{title}:\n\n" + "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
