@@ -14,8 +14,7 @@ from serving.catalog import Catalog
 from serving.config import ModelConfig
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published
-from tests.support.processes import wait_until
-from tests.support.servers import running_server
+from tests.support.servers import running_server, wait_until
 
 TIMEOUT_S = 20.0
 
@@ -49,7 +48,7 @@ def test_newest_version_takes_over(catalog, counts, model_dir, images):
     assert version_of(catalog) == "10"
     assert not catalog.reload()
     assert list(catalog.models["digits"].versions) == ["10"]
-    assert counts == Counter(adopted=1)
+    assert counts == Counter(loaded=1)
 
 
 @pytest.mark.parametrize("kind", published.BAD)
@@ -82,7 +81,7 @@ def test_what_is_no_regular_file_is_refused_unread(catalog, counts, model_dir, k
     published.good(model_dir, "3")
     assert catalog.reload()
     assert version_of(catalog) == "3"
-    assert counts == Counter(adopted=1, failed=1)
+    assert counts == Counter(loaded=1, failed=1)
 
 
 def test_endless_model_is_refused_and_its_run_is_ended(catalog, model_dir, monkeypatch):
