@@ -94,6 +94,7 @@ test-web: $(INSTALLED)  ## the page in Chromium, and the HTTP API by its documen
 	$(RUN) -m pytest -q -m web reader/tests
 
 test-deploy: $(INSTALLED) .venv-edge/.installed .venv-ray/.installed  ## the files of deploy/ with Envoy, Prometheus, kubectl, Ray and others (4 min)
+	deploy/check
 	$(RUN) -m pytest -q -m deploy tests/deploy
 
 test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (5 min)

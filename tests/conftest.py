@@ -1,10 +1,13 @@
 """One model for the whole suite, trained for seconds on real digits and exported for real."""
 
+import asyncio
 import fcntl
+import inspect
 import logging
 import os
 import random
 import shutil
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +46,27 @@ def pytest_collection_modifyitems(items):
             item.add_marker(name)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Run a test that is a coroutine; arguments that are asynchronous contexts are entered."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+
+    async def whole():
+        async with AsyncExitStack() as stack:
+            arguments = {
+                name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters
+            }
+            for name, value in arguments.items():
+                if isinstance(value, AbstractAsyncContextManager):
+                    arguments[name] = await stack.enter_async_context(value)
+            await test(**arguments)
+
+    asyncio.run(asyncio.wait_for(whole(), 60.0))
+    return True
+
+
 SEED = int(os.environ.get("TEST_SEED", "20261124"))
 """Of all that tests draw at random."""
 
@@ -55,13 +79,15 @@ def generator(request):
 
 
 @pytest.fixture(autouse=True)
-def logging_stays():
-    """Undo the logging of a `serve` in this process: its handler writes to this test's stderr."""
-    handlers, level = set(logging.root.handlers), logging.root.level
+def process_stays():
+    """Undo what a `serve` in this process sets: its log's handler, and variables by old names."""
+    handlers, level, names = set(logging.root.handlers), logging.root.level, {*os.environ}
     yield
     for handler in set(logging.root.handlers) - handlers:
         logging.root.removeHandler(handler)
     logging.root.setLevel(level)
+    for name in {*os.environ} - names:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-IMPORTERS = {
-    "serving/model/onnx_runtime.py",
-    "training/export/parity.py",
-}
+IMPORTERS = {"serving/model/onnx_runtime.py", "training/export/parity.py"}
 """The only files that import onnxruntime itself; benchmarks/peers run without this project."""
 
 SERVING = """

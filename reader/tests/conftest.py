@@ -7,13 +7,13 @@ import pytest
 
 from serving import Classifier
 from serving.model.repository import PRETRAINED
-from tests.conftest import images, logging_stays, mnist_sample
+from tests.conftest import images, mnist_sample, process_stays
 from tests.serving.cli.conftest import run
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import running_server
 from tests.web.conftest import browser, page, url
 
-__all__ = ["browser", "images", "logging_stays", "mnist_sample", "page", "run", "url"]
+__all__ = ["browser", "images", "mnist_sample", "page", "process_stays", "run", "url"]
 
 
 @pytest.fixture(scope="session")

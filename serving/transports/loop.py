@@ -464,6 +464,8 @@ class AsyncioLoop(Loop):
         self._take_turn()
 
     def stop(self) -> None:
+        if self._parted_s is not None:  # again
+            return
         if self._planned is not None:
             self._planned.cancel()
         if self._ports:

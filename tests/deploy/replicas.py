@@ -10,8 +10,7 @@ from deploy.edge import Edge, running_envoy, write_configuration, write_replicas
 from serving import Client
 from serving.digits.wire import encode_request
 from tests.support.load import ClosedLoop
-from tests.support.processes import wait_until
-from tests.support.servers import RunningServer, running_server
+from tests.support.servers import RunningServer, running_server, wait_until
 
 IN_FLIGHT = 32
 

@@ -18,11 +18,9 @@ from serving.errors import Unauthenticated, Unavailable
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.replicas import replicas_behind
 from tests.support.fleet.collector import running_collector
-from tests.support.processes import wait_until
-from tests.support.raw import CLASSIFY, TIMEOUT_S, status_of
-from tests.support.servers import running_server
+from tests.support.raw import CLASSIFY, STREAM, TIMEOUT_S, status_of
+from tests.support.servers import running_server, wait_until
 
-STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 TOKEN = "token-0123456789abcdef"
 
 

@@ -10,49 +10,28 @@ from contextlib import contextmanager
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.errors import ErrorCodes
-from h2.events import RequestReceived, StreamEnded
 
 from serving.digits.wire import encode_request
-from serving.protocols.method import frame
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.replicas import replicas_behind
-from tests.support.processes import paced_server, wait_until
 from tests.support.published import publish
-from tests.support.raw import CLASSIFY, TIMEOUT_S
+from tests.support.raw import CLASSIFY, HEALTH, TIMEOUT_S
+from tests.support.servers import paced_server, wait_until
+from tests.support.wire import Peer
 
-_SERVING = frame(
-    health_pb2.HealthCheckResponse(
-        status=health_pb2.HealthCheckResponse.SERVING
-    ).SerializeToString()
-)
+SERVING = health_pb2.HealthCheckResponse(status=1).SerializeToString()
 
 
 class _Handler(socketserver.BaseRequestHandler):
+    """Says that it is well, and resets every other call."""
+
     def handle(self):
-        connection = H2Connection(H2Configuration(client_side=False))
-        connection.initiate_connection()
-        self.request.sendall(connection.data_to_send())
-        healths: set[int] = set()
-        while data := self.request.recv(1 << 16):
-            for event in connection.receive_data(data):
-                _answer(connection, event, healths)
-            self.request.sendall(connection.data_to_send())
-
-
-def _answer(connection, event, healths):
-    if isinstance(event, RequestReceived):
-        if (b":path", b"/grpc.health.v1.Health/Check") in (event.headers or ()):
-            healths.add(event.stream_id)
-        else:
-            connection.reset_stream(event.stream_id, ErrorCodes.INTERNAL_ERROR)
-    if isinstance(event, StreamEnded) and event.stream_id in healths:
-        head = [(":status", "200"), ("content-type", "application/grpc")]
-        connection.send_headers(event.stream_id, head)
-        connection.send_data(event.stream_id, _SERVING)
-        connection.send_headers(event.stream_id, [("grpc-status", "0")], end_stream=True)
+        peer = Peer(self.request)
+        for stream, path in peer.calls():
+            if path == HEALTH:
+                peer.answer(stream, SERVING)
+            else:
+                peer.http2.reset_stream(stream, 2)  # INTERNAL_ERROR
 
 
 class _Server(socketserver.ThreadingTCPServer):

@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 import pytest
 
 from tests.deploy.replicas import replicas_behind
-from tests.support.processes import wait_until
+from tests.support.servers import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,10 @@ import pytest
 
 from serving import Client
 from tests.deploy.conftest import ROOT
-from tests.docs.test_operations import metric_names
-from tests.support.processes import paced_server, wait_until
-from tests.support.raw import Raw, status_of
-from tests.support.servers import free_address, running_server
-from tests.support.tickets import image_with
+from tests.docs.test_pages import metric_names
+from tests.support.fakes import image_with
+from tests.support.raw import CLASSIFY, Raw, status_of
+from tests.support.servers import free_address, paced_server, running_server, wait_until
 
 FOLDER = ROOT / "deploy" / "prometheus"
 PANELS = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())["panels"]
@@ -152,7 +151,7 @@ def test_overloaded_fleet_is_noticed(program, tmp_path):
         grpc.insecure_channel(server.address) as channel,
     ):
         server.tell("hold")
-        classify = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+        classify = channel.unary_unary(CLASSIFY)
         request = b"\x0a\x90\x06" + image_with(1).tobytes()
 
         def is_noticed():

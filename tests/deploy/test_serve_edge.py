@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from serving import Client
-from tests.support.processes import wait_until
-from tests.support.servers import ended, started
+from tests.support.servers import ended, started, wait_until
 
 COMMAND = [sys.executable, "-m", "deploy.serve_edge", "--port", "0"]
 

@@ -86,7 +86,7 @@ def test_reference_is_that_of_the_docstrings_and_options(monkeypatch):
 def test_each_option_has_an_anchor():
     page = text("docs/reference/commands.md")
     (serve,) = [a for a in commands.parser({})._actions if a.dest == "command"]
-    for action in serve.choices["serve"]._actions:
+    for action in dict(serve.choices or {})["serve"]._actions:
         if action.option_strings and action.help != "==SUPPRESS==" and action.dest != "help":
             assert page.count(f'<a id="serve-{action.option_strings[-1][2:]}"></a>') == 1
     anchors = re.findall(r'<a id="([^"]+)">', page)

@@ -1,9 +1,18 @@
-"""The files that the pages name exist."""
+"""What the pages name exists; the runbook is whole; the site is built without a network."""
 
+import ast
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+
+from serving.config import BatchingConfig
+from serving.system.process import Usage
+from serving.telemetry.exposition import encode
+from serving.telemetry.metrics import Counts, Report, Served
+from tests.test_boundaries import ORDER
+from tests.test_traffic import trace, traced
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -56,3 +65,131 @@ def test_names_in_the_glossary_are_in_its_code():
     assert len(found) > 8
     names = [(path, name) for names, path in found for name in names.split(".")]
     assert not [pair for pair in names if pair[1] not in (ROOT / pair[0]).read_text("utf-8")]
+
+
+# The page's plan of the house is the one that the boundaries are checked with
+
+
+PLAN = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_rooms_of_a_package_are_listed_from_the_ground_up(package):
+    _, _, section = PLAN.partition(f"\n### {package}\n")
+    listed = re.findall(r"(?m)^\| `([\w.]+)` \|", section.partition("\n##")[0])
+    assert listed == ORDER[package].split()
+
+
+# The runbook has every metric and every log line that the server can emit
+
+
+RUNBOOK = (ROOT / "docs" / "operations.md").read_text("utf-8")
+SPANS = re.findall(r"`([^`]+)`", RUNBOOK)
+OF_THE_LOGGER = [
+    "%d log lines were lost: stderr was not read",
+    "a log line could not be formatted: ",
+]
+"""The keys that `serving/telemetry/logs.py` writes by itself."""
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+_PLACEHOLDER = re.compile(r"%[-+ 0#]*[\d.]*[a-z]")
+
+
+def metric_names():
+    models = (Served("digits", "1", "", "", "", "default", 10),)
+    report = Report(models, BatchingConfig(), 0, 1, 0, True, Usage.now(), Counts())
+    _, body = encode(report, "text/plain")
+    samples = re.findall(r"(?m)^([a-z_]+)[{ ]", body.decode())
+    return {re.sub(r"_(bucket|sum|count)$", "", name) for name in samples}
+
+
+def log_messages(folder):
+    """Give the format of each log line of a package; None for one that is no literal."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in LEVELS
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "_log"
+            ):
+                text = node.args[0]
+                is_text = isinstance(text, ast.Constant) and isinstance(text.value, str)
+                yield str(text.value) if is_text and isinstance(text, ast.Constant) else None
+
+
+def is_described(message):
+    pattern = ".+".join(map(re.escape, _PLACEHOLDER.split(message)))
+    return any(re.fullmatch(pattern, span) for span in SPANS)
+
+
+def test_every_metric_is_described_and_no_other():
+    names = metric_names()
+    assert len(names) > 20
+    described = set(re.findall(r"(?m)^\| `((?:serving|process)_[a-z_]+)` \|", RUNBOOK))
+    assert described == names
+
+
+def test_every_log_line_is_described():
+    messages = [*log_messages(ROOT / "serving"), OF_THE_LOGGER[0], f"{OF_THE_LOGGER[1]}%s"]
+    assert len(messages) > 20
+    assert None not in messages, "the text of a log line must be a literal"
+    assert not [message for message in messages if message and not is_described(message)]
+
+
+def test_lines_of_the_logger_are_these():
+    source = (ROOT / "serving" / "telemetry" / "logs.py").read_text("utf-8")
+    assert all(line in source for line in OF_THE_LOGGER)
+
+
+def test_line_that_is_not_described_is_seen():
+    assert is_described("worker %d died (%s), restart in %.1f s")
+    assert not is_described("worker %d has left")
+
+
+# The documentation: built without a network, and viewed without one
+
+
+BUILD = """
+import sys
+from mkdocs.__main__ import cli
+cli(["build", "--strict", "--quiet", "--config-file", sys.argv[1], "--site-dir", sys.argv[2]])
+"""
+
+
+class Loads(HTMLParser):
+    """Collects the addresses that a browser loads by itself when it shows a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.addresses: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        names = dict(attributes)
+        address = names.get("src") if tag != "link" else names.get("href")
+        if address and not (tag == "link" and names.get("rel") in ("canonical", "next", "prev")):
+            self.addresses.append(address)
+
+
+def is_elsewhere(address):
+    return re.match(r"(https?:)?//", address) is not None
+
+
+def test_addresses_elsewhere_are_seen():
+    page = '<link rel="stylesheet" href="//a/b.css"><script src="https://c/d.js"></script>'
+    assert [*map(is_elsewhere, Loads(page).addresses)] == [True, True]
+    assert not is_elsewhere("../css/theme.css")
+
+
+@pytest.mark.slow
+@traced
+def test_documentation_is_built_and_viewed_without_a_network(tmp_path):
+    site = tmp_path / "work" / "site"
+    assert not trace(tmp_path, BUILD, ROOT / "mkdocs.yml", site).connections
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        assert not [*filter(is_elsewhere, Loads(page.read_text()).addresses)], page
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", style.read_text()), style

@@ -6,8 +6,7 @@ import pytest
 
 from serving import Client
 from tests.serving.model import templates
-from tests.support.inference_peer import Peer
-from tests.support.raw import Raw
+from tests.support.raw import Peer, Raw
 
 
 @pytest.fixture

@@ -1,9 +1,18 @@
+"""Images in, predictions out, and the signature of both."""
+
+import json
+import pickle
+from typing import Any
+
 import numpy as np
 import pytest
 
+from serving import Predictions
 from serving.errors import InvalidRequest
-from serving.predictions import as_images, check_bytes
-from serving.tensors import DIGITS, Signature
+from serving.predictions import as_images
+from serving.tensors import DIGITS, Layout, Piece, Signature
+from tests.serving.model.templates import LETTERS
+from tests.support.fakes import images_of, probabilities_of
 
 
 def test_rows_and_pictures_become_rows():
@@ -97,15 +106,108 @@ def test_any_layout_of_pixels_becomes_contiguous_rows(images):
     assert rows.data.cast("B").nbytes == len(images) * 784
 
 
-@pytest.mark.parametrize(
-    ("num_bytes", "message"),
-    [(0, "at least 1 image"), (783, "got 783"), (3 * 784, "at most 2 images in a request, got 3")],
-)
-def test_wrong_number_of_bytes_is_refused(num_bytes, message):
-    with pytest.raises(InvalidRequest, match=message):
-        check_bytes(num_bytes, 784, max_images=2)
-
-
 def test_too_many_images_are_refused_with_the_limit():
     with pytest.raises(InvalidRequest, match="at most 2 images in a request, got 3"):
         as_images(np.zeros((3, 784), np.uint8), DIGITS, max_images=2)
+
+
+def test_sizes_are_those_of_its_images_and_rows():
+    assert (DIGITS.image_bytes, DIGITS.row_bytes) == (784, 40)
+    assert (LETTERS.image_bytes, LETTERS.row_bytes) == (1024, 104)
+    assert Signature((8, 8, 3), 2).image_bytes == 192
+    assert str(LETTERS) == "32 x 32 uint8 -> 26 classes"
+
+
+def test_messages_that_are_not_of_their_layout_are_refused():
+    layout = Layout((Piece(0, 2, np.dtype(np.bool_), (1, 2)),), ((2, b"ab"),))
+    (joined,) = layout.arrays([b"\0\1ab", b"\1\1ab"])
+    assert joined.tolist() == [[False, True], [True, True]]
+    for bad, text in ((b"\0\2ab", "bytes of 0 or 1"), (b"\0\1ax", "sizes that their shapes have")):
+        with pytest.raises(InvalidRequest, match=text):
+            layout.arrays([b"\0\1ab", bad])
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "other pixels": {"dtype": "float32"},
+    "no pixels": {"input_shape": []},
+    "empty": {"input_shape": [28, 0]},
+    "negative": {"input_shape": [-28, -28]},
+    "no sizes": {"input_shape": 784},
+    "sizes as text": {"input_shape": ["28", "28"]},
+    "halves": {"input_shape": [28, 0.5]},
+    "no class": {"classes": 0},
+    "classes as truth": {"classes": True},
+    "too few labels": {"labels": ["a"]},
+    "label of two lines": {"labels": ["a\nb"] * 10},
+    "empty label": {"labels": [""] * 10},
+    "number as label": {"labels": list(range(10))},
+    "long label": {"labels": ["a" * 1000] * 10},
+    "no labels but a number": {"labels": 10},
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_signature_is_refused(kind):
+    document: dict[str, Any] = DIGITS.document() | BAD[kind]
+    with pytest.raises((TypeError, ValueError)):
+        Signature.of(document)
+
+
+@pytest.mark.parametrize("name", ["dtype", "input_shape", "classes"])
+def test_signature_without_a_field_is_refused(name):
+    document = DIGITS.document()
+    del document[name]
+    with pytest.raises(KeyError):
+        Signature.of(document)
+
+
+def test_numbers_are_the_labels_of_a_model_without_labels():
+    named = Signature((28, 28), 10, tuple("0123456789"))
+    assert named == DIGITS
+    assert Signature((28, 28), 10, tuple("1234567890")) != DIGITS
+
+
+@pytest.fixture
+def predictions():
+    return Predictions.of(probabilities_of(images_of(7, 0, 9)), "3")
+
+
+def test_one_prediction_is_in_pythons_own_types(predictions):
+    last = predictions[-1]
+    assert (type(last.digit), type(last.probability)) == (int, float)
+    assert last.digit == 9
+    assert last.probability == pytest.approx(0.91)
+    with pytest.raises(IndexError):
+        predictions[3]
+
+
+def test_predictions_are_a_sequence(predictions):
+    assert len(predictions) == 3
+    assert [prediction.digit for prediction in predictions] == [7, 0, 9]
+    assert list(predictions) == [predictions[0], predictions[1], predictions[2]]
+    tail = predictions[1:]
+    assert isinstance(tail, Predictions)
+    assert tail.digits.tolist() == [0, 9]
+    assert tail.probabilities.shape == (2, 10)
+    assert tail.model_version == "3"
+    assert list(predictions[3:]) == []
+
+
+def test_dicts_are_json(predictions):
+    read = json.loads(json.dumps(predictions.to_dicts()))
+    assert [each["digit"] for each in read] == [7, 0, 9]
+    assert [each["probability"] for each in read] == pytest.approx([0.91] * 3)
+
+
+def test_repr_shows_the_answers_and_how_many_more():
+    few = Predictions.of(probabilities_of(images_of(7, 0)), "3")
+    assert repr(few) == "<Predictions of version 3: 7 (91.0%), 0 (91.0%)>"
+    many = Predictions.of(probabilities_of(images_of(*range(100))), "3")
+    assert repr(many).endswith("7 (91.0%), ... 92 more>")
+    assert repr(few[0]).startswith("Prediction(digit=7, probability=0.9")
+
+
+def test_predictions_can_be_pickled(predictions):
+    again = pickle.loads(pickle.dumps(predictions))
+    np.testing.assert_array_equal(again.probabilities, predictions.probabilities)
+    assert again.to_dicts() == predictions.to_dicts()

@@ -1,22 +1,18 @@
 """One real server with models of every kind, asked by gRPC, HTTP and tritonclient's messages."""
 
-import asyncio
 import json
 import time
-import urllib.error
-import urllib.request
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from serving.client import AsyncClient, Client
+from serving.client import Client
 from serving.errors import ModelNotFound
 from serving.model.onnx_runtime import runtime
 from serving.protocols.oip import inference_pb
+from tests.serving.http.peer import HttpPeer
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value
 from tests.support.servers import on_both, serve_command, started
@@ -109,9 +105,7 @@ def test_each_model_answers_as_onnx_runtime_does(many, folder, name):
 
 
 def post(server, path, body):
-    data = json.dumps(body).encode()
-    with urllib.request.urlopen(f"{server.facts['http']}{path}", data, timeout=10) as reply:
-        return json.load(reply)
+    return HttpPeer(server.facts["http"]).post(path, json.dumps(body))
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -123,67 +117,19 @@ def test_json_gives_the_same(many, folder, name):
          "datatype": datatypes.get(array.dtype.type, "BYTES")}
         for each, array in INPUTS[name].items()
     ]  # fmt: skip
-    answer = post(many, f"/v2/models/{name}/infer", {"inputs": inputs})
+    answer = post(many, f"/v2/models/{name}/infer", {"inputs": inputs}).json
     for output in answer["outputs"]:
         wanted = expected(folder, name, INPUTS[name])[output["name"]]
         assert output["shape"] == list(wanted.shape)
         np.testing.assert_array_equal(np.array(output["data"], wanted.dtype), wanted.ravel())
 
 
-def test_requests_of_many_callers_are_answered_each_with_its_own(many, folder):
-    def ask(seed):
-        generator = np.random.default_rng(seed)
-        with Client(many.address) as client:
-            for _ in range(30):
-                size = int(generator.integers(1, 5))
-                a = generator.normal(size=(size, 3)).astype(np.float32)
-                b = generator.integers(-9, 9, (size, 3))
-                answer = client.infer("two", a=a, b=b)
-                np.testing.assert_allclose(answer["sum"], a + b, rtol=1e-6)
-                np.testing.assert_array_equal(answer["square"], b * b)
-                x = generator.normal(size=(size, int(generator.integers(1, 9)))).astype(np.float32)
-                np.testing.assert_allclose(client.infer("open", x=x)["y"].sum(1), 1, rtol=1e-5)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(ask, range(8)))
-
-
-def test_bytes_that_are_no_booleans_are_refused_each_time(many):
-    tensor = {"name": "x", "datatype": "BOOL", "shape": [1, 4]}
-    with grpc.insecure_channel(many.address) as channel:
-        call = channel.unary_unary(f"/{inference_pb.SERVICE}/ModelInfer")
-        for data in (bytes((0, 1, 1, 0)), bytes((0, 2, 255, 1))):
-            request = inference_pb.ModelInferRequest(
-                model_name="flags", inputs=[tensor], raw_input_contents=[data]
-            )
-            if max(data) > 1:
-                with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
-                    call(request.SerializeToString())
-            else:
-                call(request.SerializeToString())
-
-
 def test_digits_are_not_offered_where_there_are_none(many):
     with Client(many.address) as client, pytest.raises(ModelNotFound, match="no classifier"):
         client.classify(np.zeros((1, 784), np.uint8))
-    with urllib.request.urlopen(many.facts["http"], timeout=10) as reply:
-        page = reply.read()
+    page = HttpPeer(many.facts["http"]).get("/").body
     assert b"draw" not in page.lower()
     assert b"Models" in page
-
-
-def test_slow_model_does_not_hold_up_a_fast_one(many):
-    """Eight callers keep the slow one busy; calls of the fast one begin and end meanwhile."""
-    with Client(many.address) as client, ThreadPoolExecutor(8) as pool:
-        rows = np.zeros((64, SLOW_SIZE), np.float32)
-        begun_s = time.monotonic()
-        flood = [pool.submit(client.infer, "slow", x=rows) for _ in range(24)]
-        num_answered = 0
-        while not all(call.done() for call in flood):
-            client.infer("layers", INPUTS["layers"])
-            num_answered += 1
-        duration_s = time.monotonic() - begun_s
-    assert num_answered > 10, f"{num_answered} in {duration_s:.1f} s"
 
 
 # Versions, labels, and the repository
@@ -229,35 +175,6 @@ def test_labels_and_versions_over_the_network(repository):
         assert server.stop() == 0
 
 
-def test_twenty_changes_of_the_canary_under_load_lose_no_call(repository):
-    labels(repository, stable="1", canary={"version": "2", "share": 0.3})
-    options = ("--versions", "all", "--reload-interval", "0.02")
-    seen: Counter[int] = Counter()
-
-    async def change(address):
-        is_over = False
-
-        async def ask(client):
-            while not is_over:
-                answer = await client.infer("plus", x=ZEROS)
-                seen[int(answer["y"][0, 0])] += 1
-
-        async with AsyncClient(address) as client:
-            callers = [asyncio.create_task(ask(client)) for _ in range(16)]
-            for number in range(20):
-                await asyncio.sleep(0.1)
-                stable, canary = ("1", "2") if number % 2 else ("2", "1")
-                labels(repository, stable=stable, canary={"version": canary, "share": 0.3})
-            is_over = True
-            await asyncio.gather(*callers)
-
-    with started(serve_command(repository, *options)) as server:
-        asyncio.run(change(server.address))
-        assert server.stop() == 0
-    assert set(seen) == {1, 2}
-    assert sum(seen.values()) > 100
-
-
 @on_both
 def test_model_is_loaded_and_unloaded_by_its_name(repository, transport):
     options = ("--allow-repository-control", "--http-port", "0", "--transport", transport)
@@ -267,9 +184,8 @@ def test_model_is_loaded_and_unloaded_by_its_name(repository, transport):
         post(server, "/v2/repository/models/plus/unload", {})
         with pytest.raises(ModelNotFound):
             answered(client)
-        assert post(server, "/v2/repository/index", {"ready": True}) == []
-        index = post(server, "/v2/repository/index", {})
-        assert index == [
+        assert post(server, "/v2/repository/index", {"ready": True}).json == []
+        assert post(server, "/v2/repository/index", {}).json == [
             {"name": "plus", "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
         ]
         post(server, "/v2/repository/models/plus/load", {})
@@ -281,10 +197,9 @@ def test_model_is_loaded_and_unloaded_by_its_name(repository, transport):
             with pytest.raises(grpc.RpcError, match="expected no parameters"):
                 call(request.SerializeToString())
         for parameters in ({"config": "{}"}, {"file:1/model.onnx": "YQ=="}):
-            with pytest.raises(urllib.error.HTTPError, match="400"):
-                post(server, "/v2/repository/models/plus/load", {"parameters": parameters})
+            body = {"parameters": parameters}
+            assert post(server, "/v2/repository/models/plus/load", body).status == 400
         memory = "systemsharedmemory/region/x/register"
         for path in (memory, "logging", "models/plus/trace/setting"):
-            with pytest.raises(urllib.error.HTTPError, match="501"):
-                post(server, f"/v2/{path}", {})
+            assert post(server, f"/v2/{path}", {}).status == 501
         assert server.stop() == 0

@@ -1,9 +1,5 @@
 """Models of other shapes: each way to ask one gives its classifier's answers."""
 
-import asyncio
-import logging
-import shutil
-from dataclasses import replace
 from typing import NamedTuple
 
 import grpc
@@ -11,11 +7,10 @@ import numpy as np
 import pytest
 
 from serving import AsyncClient, Classifier
-from serving.catalog import Catalog
-from serving.config import ModelConfig, Precision
+from serving.config import Precision
 from serving.tensors import Signature
 from tests.serving.model import templates
-from tests.support.inference_peer import Peer, probabilities_in, raw_request, typed_request
+from tests.support.raw import Peer, probabilities_in, raw_request, typed_request
 from tests.support.servers import running_server
 
 
@@ -72,16 +67,13 @@ def test_answers_are_right_and_have_their_labels(client, model):
     assert (info.signature, info.test_accuracy) == (model.signature, None)
 
 
-def test_each_client_and_protocol_answers_as_the_classifier_does(
+async def test_each_client_and_protocol_answers_as_the_classifier_does(
     server, client, peer, classifier, images
 ):
-    async def ask():
-        async with AsyncClient(server.address) as client:
-            return await client.classify(images)
-
     local = classifier.classify(images)
     pictures = images.reshape(-1, *classifier.signature.input_shape)
-    answers = [client.classify(images), asyncio.run(ask())]
+    async with AsyncClient(server.address) as awaited:
+        answers = [client.classify(images), await awaited.classify(images)]
     answers += [either.classify(pictures) for either in (client, classifier)]
     for answer in answers:
         np.testing.assert_array_equal(answer.probabilities, local.probabilities)
@@ -94,25 +86,3 @@ def test_each_client_and_protocol_answers_as_the_classifier_does(
     for request in (raw_request(images[:3]), typed_request(images[:3])):
         found = probabilities_in(peer.infer(request))
         np.testing.assert_array_equal(found, local.probabilities[:3])
-
-
-def test_new_version_takes_over_and_one_of_another_signature_does_not(
-    other_models, model, tmp_path, caplog
-):
-    name, signature, precision = model
-    shutil.copytree(other_models, tmp_path, dirs_exist_ok=True)
-    config = ModelConfig(models=tmp_path, names=(name,), precision=precision)
-    catalog = Catalog(config)
-    templates.publish(tmp_path, name, signature, "2")
-    assert catalog.reload()
-    templates.publish(tmp_path, name, replace(signature, input_shape=(16, 16)), "3")
-    with caplog.at_level(logging.WARNING, "serving"):
-        for _ in range(2):
-            assert not catalog.reload()
-    assert catalog.models[name].default_version == "2"
-    (line,) = caplog.messages
-    assert "refused version 3, version 2 stays in service: version 3 has another" in line
-    assert f"(16 x 16 uint8 -> {signature.num_classes} classes)" in line
-    restarted = Catalog(config).models[name].default
-    assert restarted.version == "3"
-    assert restarted.image_signature.input_shape == (16, 16)

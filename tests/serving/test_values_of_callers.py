@@ -2,8 +2,6 @@
 
 import json
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -14,6 +12,7 @@ from onnx import helper
 from serving.client import Client
 from serving.errors import DeadlineExceeded, InvalidRequest
 from serving.protocols.oip import inference_pb
+from tests.serving.http.peer import HttpPeer
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value
 from tests.support.servers import on_both, serve_command, started
@@ -168,25 +167,16 @@ def test_value_that_an_operator_refuses_is_the_callers_mistake(callers):
         list(pool.map(ask, range(6)))
 
 
-def post(server, path, body):
-    try:
-        with urllib.request.urlopen(
-            f"{server.facts['http']}{path}", json.dumps(body).encode(), timeout=20
-        ) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as err:
-        return err.code, err.read().decode()
-
-
 def test_http_names_the_operator_too(callers):
     inputs = inputs_of(1, 5)
     inputs["ids"][0, 0] = -VOCABULARY - 1
     types = {"ids": "INT64", "mask": "FP32", "flags": "BOOL"}
     tensors = [{"name": name, "datatype": types[name], "shape": list(array.shape),
                 "data": array.tolist()} for name, array in inputs.items()]  # fmt: skip
-    status, text = post(callers, "/v2/models/tokens/infer", {"inputs": tensors})
-    assert status == 400
-    assert "these values: Gather: indices element" in text
+    body = json.dumps({"inputs": tensors})
+    reply = HttpPeer(callers.facts["http"]).post("/v2/models/tokens/infer", body)
+    assert reply.status == 400
+    assert "these values: Gather: indices element" in reply.json["detail"]
 
 
 @on_both

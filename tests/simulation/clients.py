@@ -17,14 +17,7 @@ from serving.http2.frames import (
     frame,
     word,
 )
-from serving.http2.hpack import (
-    INDEXED,
-    INSERT,
-    Encoder,
-    _write_integer,
-    encode_literally,
-    literal,
-)
+from serving.http2.hpack import INDEXED, INSERT, Encoder, _write_integer, encode_literally, literal
 from serving.protocols.method import frame as framed
 from serving.protocols.oip import inference_pb
 from tests.simulation.network import Link

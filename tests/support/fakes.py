@@ -117,6 +117,11 @@ class FakeCaller:
         self.lines: dict[Queue, Line] = {}
         self.gave_up_s = -1e9
 
+    def leave(self, *streams):
+        """Cancel calls, as a caller does that gives up."""
+        for stream in streams:
+            del self.streams[stream]
+
 
 class FakeRequest(ResponseEncoder):
     """A call of images, its encoder and its sink; keeps its outcome, and refuses a second one."""
@@ -152,7 +157,7 @@ class FakeRequest(ResponseEncoder):
 
     def leave(self):
         """Cancel it, as a caller does that gives up."""
-        del self.caller.streams[self.stream]
+        self.caller.leave(self.stream)
 
     @property
     def digits(self):
@@ -210,6 +215,12 @@ class FakeOwner:
         self.work()
         return request
 
+    def submit_all(self, requests):
+        """Submit calls, and then begin possible runs."""
+        for request in requests:
+            self.batcher.submit(request.group)
+        self.work()
+
     def wait(self, *requests):
         """Work until calls have their outcome."""
         until_s = time.monotonic() + TIMEOUT_S
@@ -248,3 +259,24 @@ def router_of(model, batching=None):
     router = Router(batching)
     router.change("digits", versions_of(model))
     return router
+
+
+# Images that carry a number, so that a ledger on each side accounts for every one
+
+
+_AT = slice(8, 16)
+"""Where the ticket lies; the first pixel stays free: the fake engines answer it modulo ten."""
+
+
+def image_with(ticket):
+    """(1, 784) uint8 whose right answer is `ticket % 10`."""
+    image = np.zeros((1, DIGITS.image_bytes), np.uint8)
+    image[0, 0] = ticket % 10
+    image[0, _AT] = np.frombuffer(ticket.to_bytes(8, "little"), np.uint8)
+    return image
+
+
+def tickets_of(images):
+    """Return the number that each image carries."""
+    numbers: list[int] = np.ascontiguousarray(images[:, _AT]).view("<u8")[:, 0].tolist()
+    return numbers

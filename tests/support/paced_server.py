@@ -27,8 +27,7 @@ from serving.server.server import Server, drain_when_signalled, exporting
 from serving.system import signals
 from serving.telemetry import logs
 from serving.tensors import DIGITS
-from tests.support.fakes import images_of, probabilities_of, router_of, versions_of
-from tests.support.tickets import tickets_of
+from tests.support.fakes import images_of, probabilities_of, router_of, tickets_of, versions_of
 
 
 class PacedEngine:

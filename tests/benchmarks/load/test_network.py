@@ -18,9 +18,9 @@ from benchmarks.targets.workload import encode_digits, encode_infer
 from serving.digits.wire import encode_response
 from serving.tensors import DIGITS
 from tests.benchmarks.retries import SHORT_S, until_answered
+from tests.support.raw import CLASSIFY
 from tests.support.servers import fake_server
 
-CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = CLASSIFY + "Stream"
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"

@@ -5,7 +5,7 @@ import time
 from contextlib import contextmanager
 
 from tests.reliability.attacks.polite import polite_caller
-from tests.support.processes import Footprint, wait_until
+from tests.support.servers import Footprint, wait_until
 
 MAX_WAIT_S = 10.0
 """How long a polite caller may wait, on a machine that has other work to do; `due_s`

@@ -10,9 +10,8 @@ import pytest
 
 from serving import Client
 from serving.errors import ServingError
-from tests.support.fleet.router import Router
-from tests.support.processes import paced_server
-from tests.support.servers import free_address, running_server
+from tests.support.fleet.replicas import Router
+from tests.support.servers import free_address, paced_server, running_server
 
 AWAY_S = 20.0
 """Long enough for back-offs to grow."""

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import SEED
 from tests.fuzz.targets import TARGETS
+from tests.support.pictures.random_pictures import read_all
 
 ROOT = Path(__file__).parents[3]
 FUZZ_S = int(os.environ.get("FUZZ_S", "10"))
@@ -26,3 +27,16 @@ def test_fuzzing_finds_no_bug(target, tmp_path):
     )  # fmt: skip
     print(result.stderr.splitlines()[-1:])
     assert result.returncode == 0, result.stderr[-4000:]
+
+
+# Pictures of every format, mode, size and damage: an image or InvalidRequest, each
+
+
+STEP = 1000
+NUM_PICTURES = int(os.environ.get("PICTURES", "2000"))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", range(0, NUM_PICTURES, STEP))
+def test_random_pictures_are_read_or_refused(first):
+    print(dict(read_all(range(first, first + STEP))))

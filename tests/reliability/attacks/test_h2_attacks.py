@@ -27,9 +27,9 @@ from serving.protocols.oip import inference_pb
 from serving.tensors import DIGITS
 from tests.reliability.attacks.beside import MAX_WAIT_S, beside, num_files, resident
 from tests.reliability.attacks.polite import polite_caller
-from tests.support.h2_connection import PREFACE, Connection, Reply, message, request_headers
-from tests.support.processes import wait_until
-from tests.support.servers import running_server
+from tests.support.raw import CLASSIFY, REFLECTION, STREAM
+from tests.support.servers import running_server, wait_until
+from tests.support.wire import PREFACE, Connection, Reply, message, request_headers
 
 MODELS = Path(serving.__file__).parent / "digits" / "pretrained"
 TIMEOUT_S = 60.0
@@ -37,10 +37,7 @@ FLOOD_S = float(os.environ.get("FLOOD_S", "3"))
 HELD_S = 1.0
 """How long attackers make the server keep its buffers."""
 TOKEN = "a-token-of-some-length-for-tests"
-CLASSIFY = "/digits.v1.DigitClassifier/Classify"
-STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
 INFER = f"/{inference_pb.SERVICE}/ModelInfer"
-REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 REQUEST = message(encode_request(bytes(DIGITS.image_bytes)))
 WHOLE = DataFrame(1, REQUEST, flags=["END_STREAM"])
 MIB = 1 << 20
@@ -316,7 +313,7 @@ def test_messages_that_are_dear_to_parse(victim, name, path):
                 connection.send(WindowUpdateFrame(0, window_increment=1 << 30))
                 connection.acknowledge()
                 connection.open_window(1, 1 << 20)
-                connection.send(connection.headers(1, request_headers(__path=path)))
+                connection.begin(1, __path=path)
                 with suppress(AssertionError):
                     connection.send_body(1, body)
                 status = connection.reply(1).status
@@ -347,7 +344,7 @@ def test_one_polite_caller_beside_eight_thousand_calls(victim):
                 polite.receive()
             latencies.append(time.monotonic() - begin_s)
             for connection in connections:
-                while len(connection.statuses) < 1000:
+                while len(connection.answered) < 1000:
                     connection.receive()
             totals.append(time.monotonic() - begin_s)
             for future in sent:
@@ -359,21 +356,19 @@ def test_one_polite_caller_beside_eight_thousand_calls(victim):
 def test_out_of_descriptors_those_that_are_there_are_served():
     with running_server(MODELS, "--transport", "h2") as server, ExitStack() as stack:
         there = attackers(server, 1, stack)[0]
-        there.call(1, REQUEST)
-        assert there.reply(1).status == 0
+        assert there.ask(1, REQUEST).status == "OK"
         limit = num_files(server) + 20
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
         many = attackers(server, 60, stack)
         for stream in range(3, 30, 2):
-            there.call(stream, REQUEST)
-            assert there.reply(stream).status == 0
+            assert there.ask(stream, REQUEST).status == "OK"
             time.sleep(0.2)  # a few sweeps of the server
         waits = many[-1]
         waits.call(1, REQUEST)
         assert not waits.replies
         for connection in many[:-1]:
             connection.socket.close()
-        assert waits.reply(1).status == 0
+        assert waits.reply(1).status == "OK"
         assert server.stop() == 0
         log = server.process.stderr.read()
         print(log)

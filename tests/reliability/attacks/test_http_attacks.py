@@ -17,8 +17,7 @@ from serving.model.repository import PRETRAINED
 from tests.conftest import SEED
 from tests.reliability.attacks.beside import MIB, beside, num_files, resident
 from tests.serving.http1.test_differential import PIECES, compare, mutated
-from tests.support.processes import wait_until
-from tests.support.servers import running_server, serve_command, started
+from tests.support.servers import running_server, serve_command, started, wait_until
 
 TOKEN = "a-token-of-some-length-for-tests"
 TIMEOUT_S = 20.0
@@ -292,20 +291,6 @@ def test_mutated_requests(victim, fact):
                     data = SMALL[:at] + rng.choice(PIECES) + SMALL[at + rng.randrange(3) :] + data
                 stranger.sendall(data)
         assert_served(victim)
-
-
-def test_drain_beside_stopped_bodies_says_nothing(tokens):
-    options = ("--http-port", "0", "--token-file", tokens)
-    with running_server(PRETRAINED, *options) as server, ExitStack() as stack:
-        for number in range(50):
-            stranger = stack.enter_context(connect(server))
-            stranger.sendall(sized(DIGITS, b"x" * number, 1000))
-        for _ in range(20):
-            assert ask(server, b"hello\r\n\r\n") == 400
-        assert server.stop() == 0
-        log = logged(server)
-    assert "ERROR" not in log
-    assert log.count("bad HTTP requests") == 1
 
 
 def test_twenty_thousand_streams_of_requests_are_read_as_h11_reads_them():

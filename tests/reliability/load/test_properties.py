@@ -18,9 +18,8 @@ from serving.model.onnx_runtime import runtime
 from serving.predictions import Probabilities
 from serving.protocols.oip import inference_pb
 from tests.conftest import SEED
-from tests.support.inference_peer import probabilities_in, raw_request
 from tests.support.load import OWN_CONNECTION
-from tests.support.raw import CLASSIFY, TIMEOUT_S
+from tests.support.raw import CLASSIFY, TIMEOUT_S, probabilities_in, raw_request
 from tests.support.servers import running_server
 
 TOLERANCE = 1e-6

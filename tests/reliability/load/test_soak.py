@@ -13,11 +13,10 @@ import pytest
 
 from serving.digits.wire import decode_response, encode_request
 from tests.reliability.conftest import soak_s
+from tests.support.fakes import image_with
 from tests.support.load import OWN_CONNECTION
-from tests.support.processes import Footprint, paced_server
 from tests.support.raw import CLASSIFY, TIMEOUT_S
-from tests.support.servers import running_server
-from tests.support.tickets import image_with
+from tests.support.servers import Footprint, paced_server, running_server
 
 KINDS = ("good", "cancelled", "hasty", "malformed", "reconnecting")
 WEIGHTS = (70, 15, 5, 5, 5)

@@ -8,8 +8,7 @@ import pytest
 
 from serving import Client
 from serving.model.repository import PRETRAINED
-from tests.support.fleet.replicas import Callers, Replica
-from tests.support.fleet.router import Router
+from tests.support.fleet.replicas import Callers, Replica, Router
 
 NUM_REPLICAS = 4
 
@@ -49,6 +48,15 @@ def client(replicas):
         yield client
 
 
+@contextmanager
+def unharmed(client):
+    """Threads that call, none of whose calls may fail."""
+    with Callers(client) as callers:
+        yield callers
+    print(callers)
+    assert not callers.failures
+
+
 def shares(replicas):
     """Each one's share of the calls answered since it was started."""
     numbers = [replica.num_answered() for replica in replicas]
@@ -56,15 +64,14 @@ def shares(replicas):
 
 
 def test_all_replicas_have_their_share(client, replicas):
-    with Callers(client) as callers:
+    with unharmed(client):
         time.sleep(3)
-    print(callers, "shares", [f"{share:.2f}" for share in shares(replicas)])
-    assert not callers.failures
+    print("shares", [f"{share:.2f}" for share in shares(replicas)])
     assert min(shares(replicas)) > 0.15
 
 
 def test_rolling_restart_fails_no_call(client, replicas):
-    with Callers(client) as callers:
+    with unharmed(client):
         for replica in replicas:
             time.sleep(0.5)
             replica.restart()
@@ -72,29 +79,23 @@ def test_rolling_restart_fails_no_call(client, replicas):
         before = [replica.num_answered() for replica in replicas]
         time.sleep(2)
     after = [replica.num_answered() for replica in replicas]
-    print(callers)
-    assert not callers.failures
     assert all(new > old for old, new in zip(before, after, strict=True)), "one got no calls"
 
 
 def test_killed_replica_fails_no_call(client, replicas):
-    with Callers(client) as callers:
+    with unharmed(client):
         time.sleep(1)
         replicas[0].send(signal.SIGKILL)
         time.sleep(2)
-    print(callers)
-    assert not callers.failures
 
 
 def test_frozen_replica_fails_no_call(client, replicas):
-    with Callers(client) as callers:
+    with unharmed(client) as callers:
         time.sleep(1)
         replicas[0].send(signal.SIGSTOP)
         time.sleep(6)  # a ping after 1.5 s has no answer in 1.25 s: the connection ends
         num_calls = len(callers.latencies_s)
         time.sleep(2)
-    print(callers)
-    assert not callers.failures
     assert max(callers.latencies_s[num_calls:]) < 0.5, "calls still go to the frozen one"
 
 
@@ -106,7 +107,7 @@ def test_restarts_and_a_crash_of_the_only_server_fail_no_call(client_transport):
         patient = Client(replica.address, timeout_s=60, transport=client_transport)
         with closing(patient) as client:
             client.wait_ready()
-            with Callers(client) as callers:
+            with unharmed(client):
                 for _ in range(3):
                     time.sleep(0.5)
                     replica.restart()
@@ -116,8 +117,6 @@ def test_restarts_and_a_crash_of_the_only_server_fail_no_call(client_transport):
                 before = replica.num_answered()
                 time.sleep(2)
                 after = replica.num_answered()
-    print(callers)
-    assert not callers.failures
     assert after > before, "the last one got no calls"
 
 
@@ -127,21 +126,19 @@ def test_only_server_that_is_frozen_for_a_while_fails_no_call(client_transport):
         replica.start()
         with (
             closing(Client(replica.address, transport=client_transport)) as client,
-            Callers(client) as callers,
+            unharmed(client),
         ):
             time.sleep(1)
             replica.send(signal.SIGSTOP)
             time.sleep(3)
             replica.send(signal.SIGCONT)
             time.sleep(2)
-    print(callers)
-    assert not callers.failures
 
 
 def test_replica_that_comes_later_gets_its_share(transport):
     with fleet(transport) as replicas:
         addresses = ",".join(replica.address for replica in replicas)
-        with closing(Client(addresses)) as client, Callers(client) as callers:
+        with closing(Client(addresses)) as client, unharmed(client):
             time.sleep(1)
             replicas[-1].start()
             time.sleep(6)  # it is found within 5 s
@@ -149,8 +146,7 @@ def test_replica_that_comes_later_gets_its_share(transport):
             time.sleep(2)
             after = [replica.num_answered() for replica in replicas]
         answered = [new - old for old, new in zip(before, after, strict=True)]
-        print(callers, "shares", [f"{number / sum(answered):.2f}" for number in answered])
-        assert not callers.failures
+        print("shares", [f"{number / sum(answered):.2f}" for number in answered])
         assert answered[-1] > 0.15 * sum(answered)
 
 
@@ -159,9 +155,7 @@ def test_replica_that_is_cut_off_fails_no_call(replicas):
         addresses = ",".join([router.address, *(each.address for each in replicas[1:])])
         with closing(Client(addresses, attempt_timeout_s=0.5)) as client:
             client.wait_ready()
-            with Callers(client) as callers:
+            with unharmed(client):
                 time.sleep(1)
                 router.forget()
                 time.sleep(3)
-    print(callers)
-    assert not callers.failures

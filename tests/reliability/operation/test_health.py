@@ -6,28 +6,23 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from time import perf_counter
 
 import grpc
+import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks.load.loops import closed, open_loop
+from benchmarks.load.trace import CallRequest, arrivals
+from benchmarks.targets.workload import encode_digits
 from serving import Client
 from serving.system.process import usable_cores
-from tests.support.processes import TIMEOUT_S, is_serving, paced_server, wait_until
-from tests.support.tickets import image_with
+from tests.support.fakes import image_with
+from tests.support.raw import CLASSIFY
+from tests.support.servers import TIMEOUT_S, is_serving, paced_server, running_server, wait_until
 
 INTERVAL_S = 0.3
-
-
-def test_engine_that_hangs_is_not_serving_until_it_goes_on():
-    with paced_server(self_test_interval_s=INTERVAL_S) as server:
-        assert is_serving(server.address)
-        server.tell("hold")
-        wait_until(lambda: not is_serving(server.address))
-        server.tell("release")
-        wait_until(lambda: is_serving(server.address))
-        assert_answers(server)
-        assert server.stop() == 0
 
 
 def test_model_that_hangs_is_not_serving_by_its_name_while_another_goes_on():
@@ -67,7 +62,7 @@ def test_engine_that_hangs_with_a_full_queue_is_not_serving():
     with paced_server(**options) as server:
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
-            method = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+            method = channel.unary_unary(CLASSIFY)
             request = b"\x0a\x90\x06" + image_with(1).tobytes()
             calls = [method.future(request, timeout=TIMEOUT_S) for _ in range(5)]
             wait_until(lambda: not is_serving(server.address))
@@ -101,7 +96,7 @@ def test_server_that_is_merely_busy_stays_serving():
     ):
         states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(states).status == health_pb2.HealthCheckResponse.SERVING
-        method = channel.unary_unary("/digits.v1.DigitClassifier/Classify")
+        method = channel.unary_unary(CLASSIFY)
         request = b"\x0a\x90\x06" + image_with(1).tobytes()
         for _ in range(20):  # some 2 s with a full queue
             calls = [method.future(request, timeout=TIMEOUT_S) for _ in range(100)]
@@ -144,3 +139,41 @@ def test_server_that_lacks_cores_stays_serving():
 def assert_answers(server):
     with Client(server.address) as client:
         assert client.classify(image_with(7)).digits.tolist() == [7]
+
+
+# A server whose process stands still for a while, measured by the two kinds of load
+
+
+STALL_S = 0.2
+CONNECT_S = 3.0
+"""How long connecting, and collecting the garbage of this process, may take."""
+
+
+def test_open_loop_shows_a_stall_of_a_server_and_closed_loop_hides_it(models, images):
+    with running_server(models, "--device", "cpu") as server:
+        message = encode_digits("digits", {"images": images[:1]})
+        question = CallRequest(address=server.address, path=CLASSIFY, message=message)
+        offsets = arrivals("constant", rate=200, seconds=1.0, seed=0)
+
+        @contextmanager
+        def stalled():
+            """Stop the server's process half a second after the time that is returned."""
+            begin_s, stop_s = perf_counter() + CONNECT_S, CONNECT_S + 0.5
+            stop = threading.Timer(stop_s, server.process.send_signal, (signal.SIGSTOP,))
+            resume = threading.Timer(
+                stop_s + STALL_S, server.process.send_signal, (signal.SIGCONT,)
+            )
+            stop.start()
+            resume.start()
+            yield begin_s
+            stop.join()
+            resume.join()
+
+        with stalled() as begin_s:
+            opened = open_loop(question, offsets, begin_s, 2)
+        with stalled() as begin_s:
+            hidden = closed(question, [1], begin_s, 1.0)
+    # 40 of 200 calls were due during the stall. Of a closed loop's one was.
+    assert np.quantile(opened.latencies_s, 0.99) > 0.9 * STALL_S
+    assert hidden.latencies_s.max() > 0.9 * STALL_S
+    assert np.quantile(hidden.latencies_s, 0.99) < 0.1 * STALL_S

@@ -11,8 +11,7 @@ import pytest
 
 from serving import Client
 from serving.errors import DigitsError
-from tests.support.processes import wait_until
-from tests.support.servers import STOP_TIMEOUT_S, serve_command
+from tests.support.servers import STOP_TIMEOUT_S, serve_command, wait_until
 
 WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
 

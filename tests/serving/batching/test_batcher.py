@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,6 @@ from tests.support.fakes import (
 SMALL = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
 
 
-def owner_of(model, config=SMALL, *, clock=None, num_runners=1):
-    """Return the owner of a new batcher."""
-    return FakeOwner(Batcher(model, config, Metrics(), num_runners), clock or FakeClock())
-
-
 class QuickModel(FakeModel):
     quick_rows = 128
 
@@ -47,11 +43,23 @@ def clock():
 
 
 @pytest.fixture
-def owner(model, clock):
-    owner = owner_of(model, clock=clock)
-    yield owner
-    model.open(1000)
-    owner.batcher.close()
+def owner_of(clock):
+    """Make owners of batchers; afterwards their threads end."""
+    with ExitStack() as stack:
+
+        def make(model, config=SMALL, num_runners=1, metrics=None):
+            batcher = Batcher(model, config, metrics or Metrics(), num_runners)
+            stack.callback(batcher.close)
+            if isinstance(model, GatedModel):
+                stack.callback(model.open, 1000)
+            return FakeOwner(batcher, clock)
+
+        yield make
+
+
+@pytest.fixture
+def owner(owner_of, model):
+    return owner_of(model)
 
 
 def occupy(owner, model):
@@ -64,7 +72,7 @@ def occupy(owner, model):
 # Quick runs
 
 
-def test_quick_run_is_made_by_the_owner_at_once():
+def test_quick_run_is_made_by_the_owner_at_once(owner_of):
     model = QuickModel()
     owner = owner_of(model)
     assert owner.submit(7).digits == [7]
@@ -73,7 +81,7 @@ def test_quick_run_is_made_by_the_owner_at_once():
     assert not owner.batcher.is_busy
 
 
-def test_what_comes_together_is_one_batch_and_never_too_large():
+def test_what_comes_together_is_one_batch_and_never_too_large(owner_of):
     model = QuickModel()
     owner = owner_of(model)
     requests = [FakeRequest(value) for value in range(6)]
@@ -84,13 +92,11 @@ def test_what_comes_together_is_one_batch_and_never_too_large():
     assert model.ran == [[0, 1, 2, 3], [4, 5]]
 
 
-def test_poison_request_fails_alone(caplog):
+def test_poison_request_fails_alone(caplog, owner_of):
     model = QuickModel(poison=frozenset({13}))
     owner = owner_of(model, BatchingConfig(max_batch_size=64))
     requests = [FakeRequest(value) for value in (*range(100, 136), *range(28))]
-    for request in requests:
-        owner.batcher.submit(request.group)
-    owner.work()
+    owner.submit_all(requests)
     failed = [n for n, r in enumerate(requests) if isinstance(r.outcome, ModelError)]
     assert failed == [36 + 13]
     assert all(r.digits for n, r in enumerate(requests) if n not in failed)
@@ -98,9 +104,9 @@ def test_poison_request_fails_alone(caplog):
     assert len(model.ran[0]) == 64
 
 
-def test_group_is_cut_where_there_is_no_room(clock):
+def test_group_is_cut_where_there_is_no_room(clock, owner_of):
     owner = owner_of(QuickModel(), BatchingConfig(queue_capacity=8, max_request_images=8,
-                                                  max_queue_delay_s=1.0), clock=clock)  # fmt: skip
+                                                  max_queue_delay_s=1.0))  # fmt: skip
     waiting = [owner.submit(value) for value in range(8)]
     caller = FakeCaller()
     calls = [FakeRequest(value, caller=caller) for value in range(20)]
@@ -115,9 +121,9 @@ def test_group_is_cut_where_there_is_no_room(clock):
     assert [each.digits for each in waiting] == [[value] for value in range(8)]
 
 
-def test_queue_delay_collects_a_batch(clock):
+def test_queue_delay_collects_a_batch(clock, owner_of):
     model = QuickModel()
-    owner = owner_of(model, BatchingConfig(max_batch_size=2, max_queue_delay_s=3600.0), clock=clock)
+    owner = owner_of(model, BatchingConfig(max_batch_size=2, max_queue_delay_s=3600.0))
     first = owner.submit(1)
     assert model.ran == []
     second = owner.submit(2)  # the batch is full: no more delay
@@ -129,7 +135,7 @@ def test_queue_delay_collects_a_batch(clock):
     assert late.digits == [3]
 
 
-def test_flaw_of_an_encoder_ends_its_calls_only(caplog):
+def test_flaw_of_an_encoder_ends_its_calls_only(caplog, owner_of):
     owner = owner_of(QuickModel())
     broken = FakeRequest(1)
     broken.encode = None
@@ -152,7 +158,7 @@ def test_what_arrives_during_a_run_forms_the_next_batch(owner, model):
     assert model.ran == [[0], [1, 2, 3]]
 
 
-def test_small_requests_and_large_ones_take_turns(model):
+def test_small_requests_and_large_ones_take_turns(model, owner_of):
     owner = owner_of(model, BatchingConfig(max_batch_size=4))
     first = occupy(owner, model)
     large = [owner.submit(*[value] * 17) for value in (1, 2)]
@@ -173,16 +179,15 @@ def test_full_queue_refuses_a_request(owner, model):
     assert accepted.digits == list(range(8))
 
 
-def test_largest_request_is_accepted_by_an_idle_model_however_slow():
+def test_largest_request_is_accepted_by_an_idle_model_however_slow(owner_of):
     owner = owner_of(QuickModel(), BatchingConfig(max_batch_size=4))
     owner.batcher._long.queue_of(100).row_s = 10.0
     request = owner.submit(*range(100), deadline_s=1.0)
     owner.wait(request)
     assert request.digits == [value % 10 for value in range(100)]
-    owner.batcher.close()
 
 
-def test_request_that_would_wait_longer_than_the_objective_is_refused():
+def test_request_that_would_wait_longer_than_the_objective_is_refused(owner_of):
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=4, slo_s=0.8))
     owner.batcher._long.queue_of(1).row_s = 0.01
@@ -190,7 +195,6 @@ def test_request_that_would_wait_longer_than_the_objective_is_refused():
     assert not owner.batcher.submit(FakeRequest(*range(9)).group)  # 0.2 s may wait, a quarter
     model.open(1000)
     owner.wait(*accepted)
-    owner.batcher.close()
 
 
 def test_expired_request_ends_while_the_runner_is_busy(owner, model, clock):
@@ -204,10 +208,9 @@ def test_expired_request_ends_while_the_runner_is_busy(owner, model, clock):
     assert model.ran == [[0], [2]]
 
 
-def test_caller_that_left_during_the_run_is_neither_answered_nor_counted():
+def test_caller_that_left_during_the_run_is_neither_answered_nor_counted(owner_of):
     model = GatedModel()
-    batcher = Batcher(model, SMALL, metrics := Metrics())
-    owner = FakeOwner(batcher, FakeClock())
+    owner = owner_of(model, metrics=(metrics := Metrics()))
     first = occupy(owner, model)
     left, mate = owner.submit(1), owner.submit(2)
     left.method = mate.method = "Classify"
@@ -219,10 +222,9 @@ def test_caller_that_left_during_the_run_is_neither_answered_nor_counted():
     owner.wait(mate)
     assert left.outcome is None
     assert metrics.snapshot().requests == {("Classify", "OK"): 1}
-    batcher.close()
 
 
-def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails():
+def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails(owner_of):
     """One of each group has left when a poison request makes the run fail."""
     model = GatedModel(poison=frozenset({13}))
     owner = owner_of(model, BatchingConfig(max_batch_size=64))
@@ -248,7 +250,6 @@ def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails(
     assert [type(call.outcome) for call in left] == [type(None)] * 3
     failed = [call for call in stayed if isinstance(call.outcome, ModelError)]
     assert failed == [calls[4]]
-    owner.batcher.close()
 
 
 class Slots:
@@ -263,7 +264,7 @@ class Slots:
             slot.fail(group, error)
 
 
-def test_run_that_nobody_waits_for_is_given_up():
+def test_run_that_nobody_waits_for_is_given_up(owner_of):
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=2))
     request = owner.submit(*range(20))
@@ -272,7 +273,6 @@ def test_run_that_nobody_waits_for_is_given_up():
     model.open(1000)
     owner.wait(owner.submit(5))
     assert len(model.ran) <= 3
-    owner.batcher.close()
 
 
 def test_it_is_busy_until_a_run_has_ended(owner, model):
@@ -285,24 +285,20 @@ def test_it_is_busy_until_a_run_has_ended(owner, model):
     assert not owner.batcher.is_busy
 
 
-def test_free_runners_share_what_waits():
+def test_free_runners_share_what_waits(owner_of):
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(), num_runners=2)
     requests = [FakeRequest(1) for _ in range(400)]
-    for request in requests:
-        owner.batcher.submit(request.group)
-    owner.work()
+    owner.submit_all(requests)
     model.wait_until_running()
     model.wait_until_running()
     model.open(2)
     owner.wait(*requests)
     assert [len(values) for values in model.ran] == [200, 200]
-    owner.batcher.close()
 
 
-def test_slow_rows_run_in_parts_that_end_soon():
+def test_slow_rows_run_in_parts_that_end_soon(owner_of, clock):
     """A row takes 1 ms: 8 at once are enough, and callers of the first are not kept waiting."""
-    clock = FakeClock()
 
     class Slow(FakeModel):
         def classify(self, images):
@@ -310,15 +306,12 @@ def test_slow_rows_run_in_parts_that_end_soon():
             return super().classify(images)
 
     model = Slow()
-    owner = owner_of(model, BatchingConfig(), clock=clock)
+    owner = owner_of(model, BatchingConfig())
     owner.wait(owner.submit(1))
     requests = [FakeRequest(*[value] * rows) for value, rows in ((2, 20), *(((3, 1),) * 20))]
-    for request in requests:
-        owner.batcher.submit(request.group)
-    owner.work()
+    owner.submit_all(requests)
     owner.wait(*requests)
     assert [len(values) for values in model.ran] == [1, 8, 8, 8, 4, 8, 4]
-    owner.batcher.close()
 
 
 class Elsewhere(GatedModel):
@@ -338,15 +331,13 @@ class Elsewhere(GatedModel):
         return probabilities
 
 
-def test_few_quick_rows_run_at_once_and_more_run_together_elsewhere():
+def test_few_quick_rows_run_at_once_and_more_run_together_elsewhere(owner_of):
     model = Elsewhere()
     owner = owner_of(model, BatchingConfig())
     assert owner.submit(1, 2).digits == [1, 2]
     assert not model.elsewhere
     together = [FakeRequest(value) for value in (3, 4, 5)]
-    for request in together:
-        owner.batcher.submit(request.group)
-    owner.work()
+    owner.submit_all(together)
     model.wait_until_running()
     later = [
         owner.submit(value) for value in (6, 7, 8)
@@ -357,7 +348,6 @@ def test_few_quick_rows_run_at_once_and_more_run_together_elsewhere():
     assert model.elsewhere == [[3, 4, 5], [6, 7, 8]]
     assert owner.submit(9).digits == [9]
     assert model.elsewhere == [[3, 4, 5], [6, 7, 8]]
-    owner.batcher.close()
 
 
 class Stuck(GatedModel):
@@ -375,14 +365,12 @@ class Stuck(GatedModel):
 
 
 @pytest.mark.parametrize("reason", ["deadline", "limit", "left"])
-def test_run_is_ended_once_nobody_waits_or_it_takes_too_long(reason, clock):
+def test_run_is_ended_once_nobody_waits_or_it_takes_too_long(reason, clock, owner_of):
     model = Stuck()
-    owner = owner_of(model, clock=clock)
+    owner = owner_of(model)
     deadlines_s = (1.0, 1.5) if reason == "deadline" else (1e9, 1e9)
     requests = [FakeRequest(0, deadline_s=deadline_s) for deadline_s in deadlines_s]
-    for request in requests:
-        owner.batcher.submit(request.group)
-    owner.work()
+    owner.submit_all(requests)
     model.wait_until_running()
     if reason == "left":
         requests[0].leave()
@@ -406,10 +394,9 @@ def test_run_is_ended_once_nobody_waits_or_it_takes_too_long(reason, clock):
     last = owner.submit(5)
     owner.wait(last)
     assert last.digits == [5]
-    owner.batcher.close()
 
 
-def test_values_that_are_refused_fail_their_call_alone():
+def test_values_that_are_refused_fail_their_call_alone(owner_of):
     class Refusing(QuickModel):
         def classify(self, images):
             if 13 in images[:, 0]:
@@ -418,9 +405,7 @@ def test_values_that_are_refused_fail_their_call_alone():
 
     owner = owner_of(Refusing(), BatchingConfig(max_batch_size=64))
     requests = [FakeRequest(value) for value in range(30)]
-    for request in requests:
-        owner.batcher.submit(request.group)
-    owner.work()
+    owner.submit_all(requests)
     failed = [n for n, r in enumerate(requests) if isinstance(r.outcome, InvalidRequest)]
     assert failed == [13]
 
@@ -435,8 +420,8 @@ class DyingModel(FakeModel):
         return super().run(feeds)
 
 
-def test_runner_outlives_whatever_a_run_raises():
-    owner = FakeOwner(Batcher(DyingModel(), BatchingConfig(), metrics := Metrics()), FakeClock())
+def test_runner_outlives_whatever_a_run_raises(owner_of):
+    owner = owner_of(DyingModel(), metrics=(metrics := Metrics()))
     failed = owner.submit(1)
     owner.wait(failed)
     assert isinstance(failed.outcome, ModelError)
@@ -444,10 +429,9 @@ def test_runner_outlives_whatever_a_run_raises():
     well = owner.submit(2)
     owner.wait(well)
     assert well.digits == [2]
-    owner.batcher.close()
 
 
-def test_call_fails_where_there_is_no_thread_and_later_ones_do_not(monkeypatch):
+def test_call_fails_where_there_is_no_thread_and_later_ones_do_not(monkeypatch, owner_of):
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 
@@ -459,10 +443,9 @@ def test_call_fails_where_there_is_no_thread_and_later_ones_do_not(monkeypatch):
     well = owner.submit(2)
     owner.wait(well)
     assert well.digits == [2]
-    owner.batcher.close()
 
 
-def test_fewer_runners_serve_where_threads_are_scarce(monkeypatch):
+def test_fewer_runners_serve_where_threads_are_scarce(monkeypatch, owner_of):
     start = threading.Thread.start
     started: list[threading.Thread] = []
 
@@ -479,7 +462,6 @@ def test_fewer_runners_serve_where_threads_are_scarce(monkeypatch):
     model.open(4)
     owner.wait(*requests)
     assert [request.digits for request in requests] == [[0], [1], [2], [3]]
-    owner.batcher.close()
 
 
 # Any model
@@ -524,16 +506,14 @@ ROWS: list[list[list[int]]] = [[[1, 2]], [[3, 4], [5, 6]], [[7, 8, 9]], [[1, 1, 
         (False, [(1, 2), (2, 2), (1, 3), (1, 3), (1, 0), (1, 0)]),
     ],
 )
-def test_requests_of_several_inputs_run_with_those_of_their_shape(is_batchable, shapes):
+def test_requests_of_several_inputs_run_with_those_of_their_shape(is_batchable, shapes, owner_of):
     model = Sum(is_batchable=is_batchable)
     owner = owner_of(model, BatchingConfig())
     requests = [SumRequest(rows) for rows in ROWS]
     if not is_batchable:
         for request in requests:
             request.num_rows = request.group.num_rows = 1
-    for request in requests:
-        owner.batcher.submit(request.group)
-    owner.work()
+    owner.submit_all(requests)
     assert [r.outcome for r in requests] == [(2 * np.array(rows)).tolist() for rows in ROWS]
     assert model.shapes == shapes
 
@@ -548,12 +528,10 @@ class Forgetful(FakeModel):
         return [answers[: max(1, len(answers) - 1)]]
 
 
-def test_calls_whose_rows_are_not_all_answered_run_alone():
+def test_calls_whose_rows_are_not_all_answered_run_alone(owner_of):
     owner = owner_of(Forgetful(), BatchingConfig())
     requests = [FakeRequest(value) for value in (3, 3, 7)]
-    for request in requests:
-        owner.batcher.submit(request.group)
-    owner.work()
+    owner.submit_all(requests)
     assert [request.digits for request in requests] == [[3], [3], [7]]
 
 
@@ -562,10 +540,10 @@ def test_calls_whose_rows_are_not_all_answered_run_alone():
 
 @pytest.mark.parametrize("num_images", [3, 7])  # at once; in two runs
 @pytest.mark.parametrize("fate", ["answered", "expired", "cancelled", "refused"])
-def test_settled_requests_do_not_wait_for_the_garbage_collector(num_images, fate):
-    clock, model = FakeClock(), GatedModel()
+def test_settled_requests_do_not_wait_for_the_garbage_collector(num_images, fate, owner_of, clock):
+    model = GatedModel()
     config = BatchingConfig(max_batch_size=4, queue_capacity=7, max_request_images=7)
-    owner = owner_of(model, config, clock=clock)
+    owner = owner_of(model, config)
     last = occupy(owner, model)
     images = images_of(*range(num_images))
     trace = weakref.ref(images)

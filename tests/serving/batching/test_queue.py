@@ -12,15 +12,6 @@ from serving.batching.runs import Group
 from tests.support.fakes import FakeCaller
 
 
-class FakeConnection(FakeCaller):
-    """The part of a connection that the queue uses."""
-
-    def leave(self, *stream_ids):
-        """Cancel calls, as a caller does that gives up."""
-        for stream_id in stream_ids:
-            del self.streams[stream_id]
-
-
 class Rows:
     """All that the queue asks of an encoder."""
 
@@ -41,12 +32,6 @@ class FilledQueue:
         rows: Any = Rows(num_images)
         sink: Any = None
         self.queue.put(Group(connection, ids, [b""] * len(ids), rows, sink, arrived_s, deadline_s))
-
-    def room(self, connection, timeout_s=math.inf):
-        return self.queue.room(connection, timeout_s)
-
-    def forget(self, connection):
-        self.queue.forget(connection)
 
     def take(self, max_rows, now_s=0.0):
         """Take a batch; returns its streams and ends their calls."""
@@ -72,7 +57,7 @@ def is_empty(filled):
 
 
 def test_connections_take_turns_of_sixteen_images(filled):
-    many, few = FakeConnection(), FakeConnection()
+    many, few = FakeCaller(), FakeCaller()
     filled.put(many, *range(100))
     filled.put(few, 1000, 1001)
     assert filled.take(32) == [*range(16), 1000, 1001, *range(16, 30)]
@@ -80,7 +65,7 @@ def test_connections_take_turns_of_sixteen_images(filled):
 
 
 def test_turn_counts_images_and_not_calls(filled):
-    a, b = FakeConnection(), FakeConnection()
+    a, b = FakeCaller(), FakeCaller()
     filled.put(a, 1, 3, 5, num_images=7)
     filled.put(b, 2)
     assert filled.take(21) == [1, 3, 2]
@@ -88,7 +73,7 @@ def test_turn_counts_images_and_not_calls(filled):
 
 
 def test_large_call_is_taken_whole_and_then_it_is_the_others_turn(filled):
-    large, small = FakeConnection(), FakeConnection()
+    large, small = FakeCaller(), FakeCaller()
     filled.put(large, 1, 3, num_images=100)
     filled.put(small, 2)
     assert filled.take(128) == [1, 2]
@@ -96,7 +81,7 @@ def test_large_call_is_taken_whole_and_then_it_is_the_others_turn(filled):
 
 
 def test_call_that_does_not_fit_begins_the_next_batch(filled):
-    small, large = FakeConnection(), FakeConnection()
+    small, large = FakeCaller(), FakeCaller()
     filled.put(small, *range(40))
     filled.put(large, 1001, num_images=100)
     filled.put(large, 1003)
@@ -106,7 +91,7 @@ def test_call_that_does_not_fit_begins_the_next_batch(filled):
 
 
 def test_call_that_is_larger_than_a_batch_runs_alone(filled):
-    a, b = FakeConnection(), FakeConnection()
+    a, b = FakeCaller(), FakeCaller()
     filled.put(a, 1, num_images=9)
     filled.put(b, 2)
     assert filled.take(8) == [1]
@@ -115,7 +100,7 @@ def test_call_that_is_larger_than_a_batch_runs_alone(filled):
 
 @pytest.mark.parametrize("max_rows", [8, 3])  # all at once; in turns
 def test_calls_whose_callers_left_are_not_taken(filled, max_rows):
-    connection = FakeConnection()
+    connection = FakeCaller()
     filled.put(connection, *range(6))
     connection.leave(0, 3, 5)
     assert [*filled.take(max_rows), *filled.take(max_rows)] == [1, 2, 4]
@@ -123,7 +108,7 @@ def test_calls_whose_callers_left_are_not_taken(filled, max_rows):
 
 
 def test_calls_whose_callers_left_take_no_room(filled):
-    gone, here = FakeConnection(), FakeConnection()
+    gone, here = FakeCaller(), FakeCaller()
     filled.put(gone, *range(100))
     filled.put(here, *range(1000, 1010))
     gone.leave(*range(100))
@@ -134,7 +119,7 @@ def test_calls_whose_callers_left_take_no_room(filled):
 
 @pytest.mark.parametrize("max_rows", [8, 3])
 def test_late_calls_are_named_and_not_run(filled, max_rows):
-    connection = FakeConnection()
+    connection = FakeCaller()
     filled.put(connection, 1, deadline_s=4.0)
     filled.put(connection, 3, deadline_s=5.0)
     filled.put(connection, 5, 7, deadline_s=5.1)
@@ -148,7 +133,7 @@ def test_late_calls_are_named_and_not_run(filled, max_rows):
 
 
 def test_newest_go_first_after_a_caller_gave_up(filled):
-    connection = FakeConnection()
+    connection = FakeCaller()
     filled.put(connection, *range(20))
     connection.gave_up_s = 10.0
     assert filled.take(4, 10.9) == [16, 17, 18, 19]
@@ -157,7 +142,7 @@ def test_newest_go_first_after_a_caller_gave_up(filled):
 
 
 def test_only_the_caller_that_gave_up_is_taken_from_behind(filled):
-    hasty, patient = FakeConnection(), FakeConnection()
+    hasty, patient = FakeCaller(), FakeCaller()
     filled.put(hasty, *range(20))
     filled.put(patient, *range(100, 120))
     hasty.gave_up_s = 10.0
@@ -165,7 +150,7 @@ def test_only_the_caller_that_gave_up_is_taken_from_behind(filled):
 
 
 def test_given_up_calls_do_not_count_as_waiting_for_ever(filled):
-    connection = FakeConnection()
+    connection = FakeCaller()
     filled.put(connection, *range(200))
     connection.leave(*range(100))
     connection.gave_up_s = 10.0
@@ -178,55 +163,55 @@ def test_given_up_calls_do_not_count_as_waiting_for_ever(filled):
 
 def test_call_is_refused_that_does_not_fit():
     filled = FilledQueue(capacity=10)
-    connection = FakeConnection()
+    connection = FakeCaller()
     filled.put(connection, 1, num_images=7)
-    assert filled.room(connection) == 3
+    assert filled.queue.room(connection, math.inf) == 3
     filled.take(8)
-    assert filled.room(connection) == 10
+    assert filled.queue.room(connection, math.inf) == 10
 
 
 def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled):
-    connection = FakeConnection()
+    connection = FakeCaller()
     filled.queue.run_rows = 4
     filled.queue.row_s = 0.125
     filled.put(connection, *range(4))
-    assert filled.room(connection, 4.0) == 4  # then the wait is 1 s, a quarter of its time
-    assert filled.room(connection) == 996
+    assert filled.queue.room(connection, 4.0) == 4  # then the wait is 1 s, a quarter of its time
+    assert filled.queue.room(connection, math.inf) == 996
 
 
 def test_call_that_the_next_run_may_take_is_never_refused(filled):
     filled.queue.run_rows = 13
     filled.queue.row_s = 60.0  # a run took long: none would show that the next one does not
-    connection = FakeConnection()
+    connection = FakeCaller()
     filled.put(connection, *range(12))
-    assert filled.room(connection, 0.1) == 1
+    assert filled.queue.room(connection, 0.1) == 1
 
 
 def test_caller_with_few_calls_is_not_refused_for_those_of_others():
     filled = FilledQueue(capacity=100)
-    many = [FakeConnection("there") for _ in range(40)]
+    many = [FakeCaller("there") for _ in range(40)]
     filled.put(many[0], *range(100))
-    assert filled.room(many[0]) == 0
-    few = [FakeConnection("there"), FakeConnection("elsewhere")]
-    assert [filled.room(each) for each in few] == [8, 8]
+    assert filled.queue.room(many[0], math.inf) == 0
+    few = [FakeCaller("there"), FakeCaller("elsewhere")]
+    assert [filled.queue.room(each, math.inf) for each in few] == [8, 8]
     filled.put(few[0], *range(100, 107))
-    assert filled.room(few[0]) == 1
+    assert filled.queue.room(few[0], math.inf) == 1
     for number, connection in enumerate(many[1:6], 1):
         filled.put(connection, *range(1000 * number, 1000 * number + 8))
     filled.put(many[6], 7000, 7001, 7002, 7003)  # half as much again waits, of one address
-    assert filled.room(few[0]) < 0
-    assert filled.room(few[1]) == 8
+    assert filled.queue.room(few[0], math.inf) < 0
+    assert filled.queue.room(few[1], math.inf) == 8
     for number in range(8):
         filled.put(few[1], 8000 + number)
-        assert filled.room(few[1]) == 7 - number
+        assert filled.queue.room(few[1], math.inf) == 7 - number
     filled.put(many[7], *range(9000, 9041))
-    assert filled.room(FakeConnection("a third place")) == 0  # it is twice as full
+    assert filled.queue.room(FakeCaller("a third place"), math.inf) == 0  # it is twice as full
 
 
 @pytest.mark.parametrize(("waiting", "room"), [(0, 5), (1, 4), (4, 1), (5, 0), (6, 0)])
 def test_streams_may_fill_half_of_it(waiting, room):
     filled = FilledQueue(capacity=10)
-    filled.put(FakeConnection(), *range(waiting))
+    filled.put(FakeCaller(), *range(waiting))
     assert filled.queue.room_for_streams == room
 
 
@@ -234,10 +219,10 @@ def test_streams_may_fill_half_of_it(waiting, room):
 
 
 def test_closed_connection_has_nothing_waiting(filled):
-    closed, other = FakeConnection(), FakeConnection()
+    closed, other = FakeCaller(), FakeCaller()
     filled.put(closed, 1, 3, num_images=5)
     filled.put(other, 2, 4)
-    filled.forget(closed)
+    filled.queue.forget(closed)
     assert filled.queue.num_rows == 2
     assert not filled.queue.streams_of(closed)
     trace = weakref.ref(closed)
@@ -252,8 +237,8 @@ def test_closed_connection_has_nothing_waiting(filled):
 def test_every_call_comes_out_once_whatever_happens(seed):
     """Random puts, departures, closed connections and batches, beside a plain list of calls."""
     generator, filled, now_s = random.Random(seed), FilledQueue(), 0.0
-    connections = [FakeConnection(address) for address in "aabc"]
-    waiting: dict[int, tuple[FakeConnection, int, float]] = {}
+    connections = [FakeCaller(address) for address in "aabc"]
+    waiting: dict[int, tuple[FakeCaller, int, float]] = {}
     for number in range(2000):
         connection = generator.choice(connections)
         event = generator.random()
@@ -269,7 +254,7 @@ def test_every_call_comes_out_once_whatever_happens(seed):
             for each in gone:
                 del waiting[each]
         elif event < 0.62:
-            filled.forget(connection)
+            filled.queue.forget(connection)
             for each in [each for each, (owner, *_) in waiting.items() if owner is connection]:
                 del waiting[each], connection.streams[each]
         else:
@@ -299,7 +284,7 @@ def test_every_call_comes_out_once_whatever_happens(seed):
 
 
 def test_oldest_is_when_the_first_came_into_an_empty_queue(filled):
-    connection = FakeConnection()
+    connection = FakeCaller()
     filled.put(connection, 1, arrived_s=1.0)
     filled.put(connection, 3, arrived_s=2.0)
     assert filled.queue.oldest_s == 1.0

@@ -139,10 +139,16 @@ def test_versions_are_added_and_dropped_side_by_side(root):
         catalog.models["a"].find("1")
 
 
-def test_default_never_moves_to_another_signature(root):
+def test_default_never_moves_to_another_signature(root, caplog):
     other = Signature((5, 5), 3)
-    catalog = opened(root, versions="all")
+    catalog, latest = opened(root, versions="all"), opened(root, names=("a",))
     templates.publish(root, "a", other, "2")
+    for _ in range(2):
+        assert not latest.reload()
+    (line,) = caplog.messages
+    assert "refused version 2, version 1 stays in service: version 2 has another" in line
+    assert "(5 x 5 uint8 -> 3 classes)" in line
+    assert opened(root, names=("a",)).models["a"].default.signature == other, "as at a restart"
     assert catalog.reload()
     assert state(catalog) == (["2", "1"], "1", None)
     assert catalog.models["a"].find("2").signature == other

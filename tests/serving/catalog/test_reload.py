@@ -14,8 +14,7 @@ from serving.catalog import Catalog
 from serving.config import ModelConfig
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published
-from tests.support.processes import wait_until
-from tests.support.servers import running_server
+from tests.support.servers import running_server, wait_until
 
 TIMEOUT_S = 20.0
 

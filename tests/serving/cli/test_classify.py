@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from PIL import Image
 from serving.commandline.installation import Bar, escape
 from serving.digits import answers
 from serving.digits.pictures.reader import from_picture
-from tests.support.servers import ended, program
+from serving.tensors import Signature
+from tests.serving.model import templates
+from tests.support.servers import ended, program, running_server
 
 COMMAND = [sys.executable, "-m", "serving", "classify"]
 
@@ -217,3 +220,40 @@ def test_damaged_picture_says_only_our_line(models, folder):
         str(folder / "bomb.png"),
         "2 of 2 failed",
     ]
+
+
+# The command line on models that are not digits'
+
+
+def test_pictures_are_classified_by_other_models(other_models, tmp_path, images, run):
+    pets = Signature((28, 28, 1), 3, ("cat", "dog", "fish"))
+    templates.publish(tmp_path, "pets", pets)
+    picture = tmp_path / "7.png"
+    Image.fromarray(images[0].reshape(28, 28)).save(picture)
+
+    def classified(models, name, *options):
+        command = ("classify", picture, "--models", models, "--model", name, *options)
+        code, out, _ = run(*command)
+        assert code == 0
+        return out
+
+    (line,) = classified(other_models, "letters")
+    assert line.removeprefix(f"{picture}: ").partition(" (")[0] in templates.LETTERS.labels
+    (line,) = classified(tmp_path, "pets")
+    answer = json.loads(classified(tmp_path, "pets", "--json")[0])
+    label = line.removeprefix(f"{picture}: ").partition(" (")[0]
+    assert pets.labels[answer["digit"]] == answer["label"] == label
+    (row,) = csv.DictReader(classified(tmp_path, "pets", "--csv"))
+    assert (row["digit"], row["label"]) == (str(answer["digit"]), label)
+
+
+@pytest.mark.parametrize("name", ["letters", "glyphs"])
+def test_info_shows_the_signature(other_models, name, run):
+    signature = {"letters": templates.LETTERS, "glyphs": templates.GLYPHS}[name]
+    with running_server(other_models, "--model", name) as server:
+        for source in (("--models", other_models), ("--target", server.address)):
+            command = ["info", *source, "--model", name]
+            facts = dict(re.split("  +", line, maxsplit=1) for line in run(*command).out)
+            assert facts["signature"] == str(signature)
+            assert facts.get("labels", "") == ", ".join(signature.labels)
+            assert json.loads(run(*command, "--json").out[0])["signature"] == signature.document()

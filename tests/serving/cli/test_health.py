@@ -6,9 +6,8 @@ import sys
 import pytest
 
 from serving.__main__ import main
-from tests.support.processes import paced_server, wait_until
 from tests.support.raw import TIMEOUT_S
-from tests.support.servers import running_server
+from tests.support.servers import paced_server, running_server, wait_until
 from tests.test_boundaries import HEAVY, modules_after
 
 

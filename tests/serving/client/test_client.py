@@ -23,13 +23,11 @@ from tests.support.servers import fake_server, running_server
 
 @pytest.mark.usefixtures("client_transport")
 @pytest.mark.parametrize("num_images", [1, 300])
-def test_all_four_clients_answer_alike(server, classifier, images, num_images):
-    async def ask():
-        async with AsyncClient(server.address, timeout_s=math.inf) as client:
-            return await client.classify(images[:num_images])
-
+async def test_all_four_clients_answer_alike(server, classifier, images, num_images):
     with Client(server.address, timeout_s=math.inf) as client:
-        answers = [client.classify(images[:num_images]), asyncio.run(ask())]
+        answers = [client.classify(images[:num_images])]
+    async with AsyncClient(server.address, timeout_s=math.inf) as awaited:
+        answers.append(await awaited.classify(images[:num_images]))
     expected = classifier.classify(images[:num_images])
     for answer in answers:
         np.testing.assert_array_equal(answer.probabilities, expected.probabilities)
@@ -63,19 +61,16 @@ def test_client_is_safe_to_share_between_threads(client, classifier, images):
     assert answers == expected.tolist()
 
 
-def test_async_client_keeps_thousands_of_calls_in_flight(server, classifier, images):
-    async def classify_all():
-        async with AsyncClient(server.address, timeout_s=60) as client:
-            assert (await client.model_info()).name == classifier.model_info().name
-            answers = await asyncio.gather(
-                *(client.classify(images[n % 500][None]) for n in range(1200))
-            )
-            many = await client.classify(images)
-        np.testing.assert_array_equal(many.digits, classifier.classify(images).digits)
-        return [int(answer.digits[0]) for answer in answers]
-
+async def test_async_client_keeps_thousands_of_calls_in_flight(server, classifier, images):
+    async with AsyncClient(server.address, timeout_s=60) as client:
+        assert (await client.model_info()).name == classifier.model_info().name
+        answers = await asyncio.gather(
+            *(client.classify(images[n % 500][None]) for n in range(1200))
+        )
+        many = await client.classify(images)
     expected = classifier.classify(images).digits.tolist()
-    assert asyncio.run(classify_all()) == [expected[n % 500] for n in range(1200)]
+    assert many.digits.tolist() == expected
+    assert [answer.digits[0] for answer in answers] == [expected[n % 500] for n in range(1200)]
 
 
 @pytest.mark.parametrize("token", ["two\nlines", "schlüssel", "nul\0"])

@@ -22,14 +22,7 @@ from serving.digits import wire
 from serving.errors import DigitsError, Unavailable
 from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S
-from tests.support.processes import FORKS
-from tests.support.servers import (
-    ONE,
-    ended,
-    fake_server,
-    free_address,
-    running_server,
-)
+from tests.support.servers import FORKS, ONE, ended, fake_server, free_address, running_server
 
 
 def restarted(models, transport, address):
@@ -122,19 +115,15 @@ def test_calls_take_turns_among_the_addresses_of_a_target(image):
     assert counts == {"a": 50, "b": 50}
 
 
-def test_target_of_several_addresses_is_answered(server, image):
+async def test_target_of_several_addresses_is_answered(server, image):
     """Its usual :authority, all addresses with a comma, is refused by strict servers."""
-
-    async def classify():
-        async with AsyncClient(f"ipv4:{server.address},{free_address()}") as client:
-            return len(await client.classify(image))
-
-    assert asyncio.run(classify()) == 1
+    async with AsyncClient(f"ipv4:{server.address},{free_address()}") as client:
+        assert len(await client.classify(image)) == 1
 
 
 @pytest.mark.usefixtures("client_transport")
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
-def test_call_that_was_cut_off_is_sent_again(image, code):
+async def test_call_that_was_cut_off_is_sent_again(image, code):
     calls: list[int] = []
 
     def refuse_for_a_while(_, context):
@@ -143,14 +132,11 @@ def test_call_that_was_cut_off_is_sent_again(image, code):
             context.abort(code, "not now")
         return ONE
 
-    async def classify(address):
-        async with AsyncClient(address) as client:
-            return (await client.classify(image))[0].digit
-
     with fake_server(refuse_for_a_while) as address:
         with Client(address) as client:
             assert client.classify(image)[0].digit == 7
-        assert asyncio.run(classify(address)) == 7
+        async with AsyncClient(address) as awaited:
+            assert (await awaited.classify(image))[0].digit == 7
     assert len(calls) == 8
 
 
@@ -214,20 +200,13 @@ def test_closed_client_says_so(server, image):
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again(image):
+async def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again(image):
     has_come, release = threading.Semaphore(0), threading.Event()
 
     def hang(_, context):
         has_come.release()
         release.wait(TIMEOUT_S)
         return ONE
-
-    async def scenario(address):
-        client = AsyncClient(address, timeout_s=3600)
-        calls = [asyncio.create_task(client.classify(image)) for _ in range(3)]
-        await asyncio.to_thread(has_come.acquire)
-        await client.close()
-        return await asyncio.gather(*calls, return_exceptions=True)
 
     with fake_server(hang) as address, ThreadPoolExecutor() as pool:
         client = Client(address, timeout_s=3600)
@@ -236,7 +215,11 @@ def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again(image
         client.close()
         with pytest.raises(Unavailable, match="the client is closed"):
             call.result(TIMEOUT_S)
-        for error in asyncio.run(scenario(address)):
+        awaited = AsyncClient(address, timeout_s=3600)
+        calls = [asyncio.create_task(awaited.classify(image)) for _ in range(3)]
+        await asyncio.to_thread(has_come.acquire)
+        await awaited.close()
+        for error in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(error, Unavailable)
             assert "the client is closed" in str(error)
         release.set()
@@ -250,29 +233,26 @@ def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again(image
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_closed_async_client_refuses_every_call_at_once(server, image):
-    async def scenario():
-        client = AsyncClient(server.address)
-        await client.classify(image)
-        await client.close()
-        await client.close()
-        calls = (client.classify(image) for _ in range(2000))
-        return await asyncio.gather(*calls, return_exceptions=True)
-
-    outcomes = asyncio.run(asyncio.wait_for(scenario(), TIMEOUT_S))
+async def test_closed_async_client_refuses_every_call_at_once(server, image):
+    client = AsyncClient(server.address)
+    await client.classify(image)
+    await client.close()
+    await client.close()
+    calls = (client.classify(image) for _ in range(2000))
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
     assert str(outcomes[0]) == f"{server.address}: the client is closed"
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_cancelled_calls_give_their_slots_back(image):
+async def test_cancelled_calls_give_their_slots_back(image):
     is_free = threading.Event()
 
     def hang_at_first(_, context):
         is_free.wait(TIMEOUT_S)
         return ONE
 
-    async def scenario(address):
+    with fake_server(hang_at_first) as address:
         async with AsyncClient(address) as client:
             calls = [asyncio.create_task(client.classify(image)) for _ in range(600)]
             await asyncio.sleep(0)
@@ -282,9 +262,6 @@ def test_cancelled_calls_give_their_slots_back(image):
             assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
             is_free.set()
             await asyncio.gather(*(client.classify(image) for _ in range(600)))
-
-    with fake_server(hang_at_first) as address:
-        asyncio.run(scenario(address))
 
 
 def test_async_client_belongs_to_the_loop_that_uses_it(server, image):
@@ -305,21 +282,18 @@ def test_async_client_belongs_to_the_loop_that_uses_it(server, image):
     asyncio.run(from_two_loops())
 
 
-def test_pickled_clients_keep_their_settings(image):
+async def test_pickled_clients_keep_their_settings(image):
     seen: list[object] = []
 
     def look(_, context):
         seen.append(dict(context.invocation_metadata()).get("authorization"))
         return ONE
 
-    async def classify(pickled):
-        async with pickle.loads(pickled) as client:
-            await client.classify(image)
-
     with fake_server(look) as address:
         with pickle.loads(pickle.dumps(Client(address, token="secret"))) as client:
             client.classify(image)
-        asyncio.run(classify(pickle.dumps(AsyncClient(address, token="secret"))))
+        async with pickle.loads(pickle.dumps(AsyncClient(address, token="secret"))) as awaited:
+            await awaited.classify(image)
     assert seen == ["Bearer secret"] * 2
 
 

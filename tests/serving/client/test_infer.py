@@ -1,6 +1,5 @@
 """Client.infer: any model of a server, ours or another of the Open Inference Protocol."""
 
-import asyncio
 from typing import Any
 
 import numpy as np
@@ -62,14 +61,13 @@ def client(echo):
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_digits_are_classified_as_by_the_classifier(server, classifier, images):
-    async def ask():
-        async with AsyncClient(server.address) as client:
-            return await client.infer("digits", {"images": images}, version=1)
-
+async def test_digits_are_classified_as_by_the_classifier(server, classifier, images):
     expected = classifier.classify(images).probabilities
+    async with AsyncClient(server.address) as awaited:
+        answers = [await awaited.infer("digits", {"images": images}, version=1)]
     with Client(server.address) as client:
-        for answer in (client.infer("digits", images=images), asyncio.run(ask())):
+        answers.append(client.infer("digits", images=images))
+        for answer in answers:
             assert list(answer) == ["probabilities"]
             np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-6)
         answer = client.infer("digits", images=images[:2].tolist(), outputs=["probabilities"])

@@ -1,6 +1,5 @@
 """When a call is sent again, how often, and when it is not."""
 
-import asyncio
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ from serving import AsyncClient, Client
 from serving.client.transport import RetryBudget
 from serving.errors import Unavailable
 from tests.support.fakes import TIMEOUT_S
-from tests.support.fleet.router import Router
+from tests.support.fleet.replicas import Router
 from tests.support.servers import ONE, fake_server
 
 NUM_CALLS = 300
@@ -85,22 +84,18 @@ def test_server_that_asks_for_another_attempt_gets_it(image):
 
 
 @pytest.mark.slow
-def test_server_that_stands_still_is_left_before_the_deadline(server, image):
+async def test_server_that_stands_still_is_left_before_the_deadline(server, image):
     """A call that waits finds out by a ping, and takes another connection."""
-
-    async def ask(router):
-        async with AsyncClient(router.address) as client:
-            await client.classify(image)
-            router.forget()
-            return len(await client.classify(image))
-
     router = Router(server.address)
     try:
         with Client(router.address) as client:
             client.classify(image)
             router.forget()
             assert len(client.classify(image)) == 1
-        assert asyncio.run(ask(router)) == 1
+        async with AsyncClient(router.address) as awaited:
+            await awaited.classify(image)
+            router.forget()
+            assert len(await awaited.classify(image)) == 1
     finally:
         router.close()
 

@@ -2,30 +2,30 @@
 
 import asyncio
 import math
-import socket
 import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 
-import ngh2
 import pytest
 import trustme
 
 from serving import AsyncClient, Client
 from serving.client.h2 import session
 from serving.client.h2.session import Keepalive
-from serving.client.transport import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S, address_for_h2
+from serving.client.transport import (
+    KEEPALIVE_TIME_S,
+    KEEPALIVE_TIMEOUT_S,
+    address_for_h2,
+    grpc_target,
+)
 from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Unavailable
 from serving.http2 import frames
 from serving.http2.frames import frame
 from serving.protocols.status import StatusCode
 from tests.support.fakes import TIMEOUT_S
 from tests.support.servers import MODEL_INFO, ONE
-
-OK = ((b"grpc-status", b"0"),)
-HEADERS = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+from tests.support.wire import peers
 
 
 @pytest.mark.parametrize(
@@ -66,55 +66,6 @@ def test_h2_takes_a_name_and_refuses_what_only_grpcio_can():
             Client(target, transport="h2")
     with pytest.raises(ConfigurationError, match="auto, h2 or grpcio"):
         Client("a:1", transport="quic")
-
-
-class Peer:
-    """One connection of a server that answers as a test likes."""
-
-    def __init__(self, sock, *, speaks_first=True):
-        self.socket = sock
-        self.http2 = ngh2.Connection(ngh2.Role.SERVER)
-        if speaks_first:
-            self.http2.initiate_connection()
-            self.flush()
-
-    def calls(self):
-        """Yield the stream and the path of each call, once its message has come whole."""
-        paths = {}
-        while data := self.socket.recv(65_536):
-            self.http2.receive_data(data)
-            for event in self.http2.events():
-                if isinstance(event, ngh2.RequestReceived):
-                    paths[event.stream_id] = dict(event.headers)[b":path"].decode()
-                if isinstance(event, ngh2.DataReceived) and event.end_stream:
-                    yield event.stream_id, paths[event.stream_id]
-            self.flush()
-
-    def answer(self, stream, message, trailers=OK):
-        self.http2.send_response(stream, HEADERS)
-        self.http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message)
-        self.http2.send_trailers(stream, trailers)
-        self.flush()
-
-    def flush(self):
-        self.socket.sendall(self.http2.data_to_send())
-
-
-@contextmanager
-def peers(*scripts, speaks_first=True):
-    """A server whose connections follow the scripts, one after the other, and then close."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve():
-            for script in scripts:
-                with suppress(OSError), listener.accept()[0] as sock:
-                    script(Peer(sock, speaks_first=speaks_first))
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)  # connections that nobody made
-        thread.join(TIMEOUT_S)
 
 
 def answer_all(peer):
@@ -326,3 +277,42 @@ def test_silence_begins_again_while_calls_wait():
     assert keepalive.due_s() == 100.0 + KEEPALIVE_TIME_S
     keepalive.end(101.0, num_calls=0)
     assert keepalive.due_s() == math.inf
+
+
+# Addresses as people write them, as gRPC's targets
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["digits:50051", "dns:///digits:50051", "dns://10.0.0.1/a,b:1", "unix:/run/a,b", "[::1]:50051"],
+)
+def test_one_address_is_left_to_grpc(address):
+    assert grpc_target(address) == (address, None)
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("10.0.0.1:1,10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        ("10.0.0.1:1, 10.0.0.2:2,", "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        ("[::1]:1,[fe80::2]:2", "ipv6:[::1]:1,[fe80::2]:2"),
+        ("10.0.0.1:1,[::1]:2", "ipv6:[::ffff:10.0.0.1]:1,[::1]:2"),
+    ],
+)
+def test_several_become_a_list(address, target):
+    assert grpc_target(address) == (target, address.split(",")[0])
+
+
+def test_grpcs_own_list_gets_an_authority():
+    assert grpc_target("ipv4:10.0.0.1:1,10.0.0.2:2") == ("ipv4:10.0.0.1:1,10.0.0.2:2", "10.0.0.1:1")
+
+
+@pytest.mark.parametrize("address", ["a,b:1", "a:1,b", "a:1,:2", "a:1,b:x"])
+def test_each_of_several_needs_a_port(address):
+    with pytest.raises(ConfigurationError, match="host:port"):
+        grpc_target(address)
+
+
+def test_name_without_an_address_is_named():
+    with pytest.raises(Unavailable, match=r"nowhere\.invalid:2"):
+        grpc_target("127.0.0.1:1,nowhere.invalid:2")

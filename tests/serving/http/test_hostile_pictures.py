@@ -15,8 +15,7 @@ from PIL import Image
 from serving.system.processes import CRASH
 from tests.serving.http.peer import HttpPeer, Reply
 from tests.serving.http.test_digits import form
-from tests.support.processes import Footprint, children
-from tests.support.servers import running_server
+from tests.support.servers import Footprint, children, running_server
 
 
 @pytest.fixture(scope="module")

@@ -175,8 +175,6 @@ def test_bytes_behind_the_tensors_are_refused(http, images):
         {"inputs": [tensor(images[:1], parameters={"binary_data_size": 784})]}
     ).encode()
     reply = http.post(
-        INFER,
-        head + images[:1].tobytes() + b"x",
-        Inference_Header_Content_Length=str(len(head)),
+        INFER, head + images[:1].tobytes() + b"x", Inference_Header_Content_Length=str(len(head))
     )
     assert (reply.status, "1 bytes more" in reply.json["detail"]) == (400, True)

@@ -1,15 +1,21 @@
 """The port of HTTP when another program has it: without it where none was named, else an error."""
 
 import socket
+import ssl
 import subprocess
+import urllib.request
 from contextlib import ExitStack, suppress
+from urllib.error import URLError
 
 import pytest
+import trustme
 
 from serving import Client
 from serving.__main__ import main
+from serving.config import SecurityConfig
 from serving.errors import Unavailable
 from tests.serving.http.peer import HttpPeer
+from tests.support.h2_server import server_inside
 from tests.support.servers import connected, running_server, serve_command
 
 USUAL = ("127.0.0.1", 8080)
@@ -60,21 +66,6 @@ def test_servers_that_start_at_once_all_serve(models):
     assert sum(" http=" in line for line in lines) <= 1
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_taken_named_port_is_one_clear_line(models, workers):
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        options = ("--http-port", str(port), "--workers", workers)
-        result = subprocess.run(serve_command(models, *options), capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr == (
-        f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken; "
-        "choose another by --http-port\n"
-    )
-
-
 def test_workers_say_where_the_page_is(models):
     with running_server(models, "--http-port", "0", "--workers", "2") as server:
         url = server.facts["http"]
@@ -107,3 +98,55 @@ def test_grpc_calls_on_this_port_are_bounded(models):
         received = b"".join(iter(lambda: sock.recv(65_536), b""))
     assert received.count(b"gRPC is on") == 16
     assert b"HTTP/1.1 505" in received
+
+
+# HTTPS with the certificates of gRPC, and client certificates
+
+
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def url(classifier, authority, tmp_path_factory):
+    """A server that asks for client certificates."""
+    folder = tmp_path_factory.mktemp("certificates")
+    leaf = authority.issue_cert("127.0.0.1")
+    leaf.private_key_and_cert_chain_pem.write_to_path(folder / "both.pem")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    both, ca = folder / "both.pem", folder / "ca.pem"
+    security = SecurityConfig(tls_cert=both, tls_key=both, tls_client_ca=ca)
+    with server_inside(classifier, http_port=0, security=security) as server:
+        yield str(server.http_url)
+
+
+def status_of(url, context):
+    with urllib.request.urlopen(f"{url}/v2", timeout=TIMEOUT_S, context=context) as reply:
+        return int(reply.status)
+
+
+def trusting(authority):
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def test_caller_with_a_certificate_is_answered(url, authority):
+    assert url.startswith("https://")
+    context = trusting(authority)
+    authority.issue_cert("a-client").configure_cert(context)
+    assert status_of(url, context) == 200
+
+
+def test_caller_without_a_certificate_is_not(url, authority):
+    with pytest.raises((URLError, ssl.SSLError, ConnectionError)):
+        status_of(url, trusting(authority))
+
+
+def test_caller_without_tls_is_not(url):
+    with pytest.raises((URLError, ConnectionError)):
+        status_of(url.replace("https", "http"), None)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.digits.http import application
-from serving.errors import DigitsError, Unavailable
+from serving.errors import DigitsError
 from serving.model import repository
 from serving.model.engine import LoadedModel
 from serving.protocols.health import Health
@@ -195,13 +195,6 @@ def test_caller_that_leaves_is_never_run(gated):
 def test_guilty_images_are_500_without_the_reason(gated):
     gated.send("guilty", 13)
     assert gated.finish() == {"guilty": 500}
-
-
-def test_draining_is_503(gated):
-    gated.loop.drain(Unavailable("the server is shutting down"))
-    reply = gated.peer.post("/v1/digits", body_of(1), **JSON)
-    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
-    assert gated.peer.get("/v2/health/ready").status == 503
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "x", "nan", "inf"])

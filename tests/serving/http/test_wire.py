@@ -1,6 +1,5 @@
 """HTTP/1.1 as bytes: the order of answers, refusals, and recognised requests."""
 
-import asyncio
 import json
 import logging
 import time
@@ -13,8 +12,7 @@ import pytest
 from serving.http1.requests import BadRequest, RequestReader
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
-from tests.support.processes import wait_until
-from tests.support.servers import connected, on_both
+from tests.support.servers import connected, on_both, wait_until
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /v2/repository/index HTTP/1.1\r\nHost: localhost\r\n"
@@ -258,26 +256,6 @@ def test_bad_requests_are_one_line(classifier, caplog):
                 wire.ask(b"hello\r\n\r\n")
     (line,) = [record.message for record in caplog.records]
     assert line.startswith("bad HTTP requests: 1, the last from 127.0.0.1: malformed HTTP")
-
-
-def test_drain_beside_stopped_bodies_logs_nothing(classifier, caplog):
-    head = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx"
-    with (
-        caplog.at_level(logging.INFO),
-        server_inside(classifier, http_port=0, transport="grpcio") as whole,
-    ):
-        transport = whole._transport
-        url = str(whole.http_url)
-        wires = [Wire(url) for _ in range(20)]
-        for wire in wires:
-            wire.socket.sendall(head)
-        HttpPeer(url).get("/v2")  # each has begun
-        ending = transport.drain(timeout_s=10)
-        assert asyncio.run_coroutine_threadsafe(ending, transport.loop._event_loop).result(20)
-        for wire in wires:
-            assert wire.answer()[0] == 503
-            wire.close()
-    assert not caplog.records
 
 
 def test_bytes_one_by_one_are_the_same_request():

@@ -11,22 +11,13 @@ import numpy as np
 import pytest
 
 from serving.batching.runs import NEVER
-from serving.config import BatchingConfig, ServerConfig
-from serving.digits.http import application
-from serving.model import repository
-from serving.model.engine import LoadedModel
 from serving.model.repository import PRETRAINED
-from serving.protocols.health import Health
-from serving.protocols.oip.methods import Queries
-from serving.system.host import Host
-from serving.transports.http.http_server import HttpServer
 from serving.transports.http1.port import Known
-from serving.transports.loop import Loop
+from tests.serving.http.test_statuses import gated_server
 from tests.serving.http.test_wire import LIVE, Wire, binary
 from tests.support import published
-from tests.support.fakes import GatedModel, images_of, router_of
-from tests.support.processes import wait_until
-from tests.support.servers import running_server
+from tests.support.fakes import images_of
+from tests.support.servers import running_server, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -131,35 +122,21 @@ def test_token_that_is_withdrawn(tmp_path, images):
             assert time.monotonic() < deadline_s
 
 
-def test_answers_keep_their_order():
+def test_answers_keep_their_order(monkeypatch):
     """A recognised request that comes in a read of its own waits for the one before it."""
-    engine = GatedModel()
-    manifest = repository.load_manifest(PRETRAINED / "digits" / "1")
-    batching = BatchingConfig(max_batch_size=1, queue_capacity=8, max_request_images=8)
-    router = router_of(LoadedModel(engine, manifest, "fp32"), batching)
-    queries = Queries(router, Health())
-    server = HttpServer(router, queries, ServerConfig(http_port=0), [application])
-    loop = Loop(router, poll=False, host=Host())
-    loop.start()
-    server.start(loop)
-    try:
-        with closing(Wire(server.url)) as wire:
-            engine.open(3)
-            for value in (3, 4, 5):
-                assert rows(wire.ask(binary(images_of(value)))).argmax() == value
-            for value in (6, 7):
-                wire.socket.sendall(binary(images_of(value)))
-                engine.wait_until_running()
-                time.sleep(0.05)  # the server reads it alone
-            wire.socket.sendall(LIVE)
-            engine.open(1000)
-            assert [rows(wire.answer()).argmax() for _ in range(2)] == [6, 7]
-            assert wire.answer()[2] == b'{"live":true}'
-    finally:
-        engine.open(1000)
-        loop.stop()
-        server.stop()
-        router.close()
+    monkeypatch.setattr("serving.router.usable_cores", lambda: 8)
+    with gated_server(PRETRAINED) as gated, closing(Wire(gated.peer.url)) as wire:
+        gated.engine.open(3)
+        for value in (3, 4, 5):
+            assert rows(wire.ask(binary(images_of(value)))).argmax() == value
+        for value in (6, 7):
+            wire.socket.sendall(binary(images_of(value)))
+            gated.engine.wait_until_running()
+            time.sleep(0.05)  # the server reads it alone
+        wire.socket.sendall(LIVE)
+        gated.engine.open(1000)
+        assert [rows(wire.answer()).argmax() for _ in range(2)] == [6, 7]
+        assert wire.answer()[2] == b'{"live":true}'
 
 
 def test_run_whose_callers_have_left_is_no_answer():

@@ -6,6 +6,8 @@ over may be ignored there (section 5.1).
 """
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import h2.config
@@ -16,6 +18,7 @@ import hpack
 import ngh2
 import pytest
 
+from serving import http2
 from serving.http2 import events
 from serving.http2.client_side import ClientConnection
 from serving.http2.frames import (
@@ -335,3 +338,21 @@ def test_our_client_and_hypers_server_understand_each_other(generator, window):
         if len(got) == len(sent) and not client.streams:
             break
     assert got == {stream: [RESPONSE, message[::-1], OK] for stream, message in sent.items()}
+
+
+# The example of the package's README runs
+
+
+def test_example_is_answered():
+    text = (Path(http2.__file__).parent / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert [value for kind, _, value, _ in names["answers"] if kind == http2.events.DATA] == [
+        b"answer to question"
+    ]
+
+
+def test_names_of_the_package_are_few_and_there():
+    assert len(http2.__all__) == 6
+    assert all(hasattr(http2, name) for name in http2.__all__)

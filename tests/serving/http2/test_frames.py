@@ -1,4 +1,4 @@
-"""Frames in, frames out, on the engine alone: the cases of h2spec 2.6, and known attacks.
+"""Frames in, frames out, on the engine alone: the cases of h2spec 2.6, attacks, limits, windows.
 
 h2spec (github.com/summerwind/h2spec) counts 146, and one more if it is strict. It follows RFC 7540;
 a row says where RFC 9113 differs. None is left out. Where h2spec accepts several endings, a row
@@ -13,6 +13,7 @@ from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 from serving.http2 import events
+from serving.http2.client_side import ClientConnection
 from serving.http2.frames import (
     ACK,
     CONTINUATION,
@@ -43,6 +44,7 @@ from serving.http2.server_side import ServerConnection
 
 LIMITS = Limits(burst_resets=100)
 ANSWER = b"hello"
+ANSWERS = ((b":status", b"200"),), ((b"grpc-status", b"0"),)
 PING_DATA = b"01234567"
 WHOLE = END_HEADERS | END_STREAM
 
@@ -137,6 +139,8 @@ def promised(*parts):
     return headers(END_HEADERS, block(("content-length", "5"))) + body
 
 
+ONE = word(1)
+REQUEST = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a"), (b"te", b"trailers"))
 OPEN = headers(END_HEADERS)
 CALL = headers()
 START = headers(END_STREAM)
@@ -342,6 +346,11 @@ CASES: list[tuple[str, str, bytes, str]] = [
     ("frames/8", "in two frames", promised(2, 3), ANSWERED),
     ("frames/9", "a shorter one", promised(4), RESET_PROTOCOL),
     ("frames/10", "a longer one", promised(6), RESET_PROTOCOL),
+    *((f"frames/{number}", f"{name}: {value!r}", headers(END_HEADERS, block((name, value))),
+       RESET_PROTOCOL)
+      for number, (name, value) in enumerate((
+          ("x", " blank"), ("x", "a\nb"), ("content-length", "-1"), ("content-length", "x"),
+          ("content-length", ""), ("transfer-encoding", "")), 11)),
     ("attacks/1", "a bomb of headers",
      headers(END_HEADERS, BLOCK + b"\x40\x01a\x7f\xa1\x1e" + b"x" * 4000)
      + headers(payload=b"\xbe" * 10_000, stream=3), GOAWAY_HPACK),
@@ -365,12 +374,19 @@ CASES: list[tuple[str, str, bytes, str]] = [
 ]  # fmt: skip
 
 
+def started(**limits):
+    """A server that has read a preface and SETTINGS."""
+    server = ServerConnection(Limits(**limits), *ANSWERS)
+    server.receive(HELLO, 0.0)
+    server.data_to_send()
+    return server
+
+
 def conversation(data, read_bytes):
     """Send data to a server that answers each request at its end; return its bytes."""
-    server = ServerConnection(LIMITS, ((b":status", b"200"),), ((b"grpc-status", b"0"),))
+    server = ServerConnection(LIMITS, *ANSWERS)
     if not data.startswith((PREFACE, b"INVALID")):
-        server.receive(HELLO, 0.0)
-        server.data_to_send()
+        server = started(burst_resets=100)
     try:
         for at in range(0, len(data), read_bytes):
             for kind, stream, _, ended in server.receive(data[at : at + read_bytes], 0.0):
@@ -418,3 +434,120 @@ def test_case(data, expected):
 def test_all_cases_are_there():
     numbers = {case[0] for case in CASES}
     assert sum(number.startswith(("generic", "http2", "hpack")) for number in numbers) == 147
+
+
+# Limits and windows
+
+
+def test_what_callers_do_in_passing_is_no_flood():
+    """Each of 1,000 calls with two updates of windows and a ping, as grpcio's."""
+    calls = b"".join(
+        headers(END_HEADERS, b"\x83\x86\x04\x02/a", stream) + update(stream, 5) + update(0, 5)
+        + of(PING, bytes(8), 0, 0) + of(DATA, bytes(800), END_STREAM, stream)
+        for stream in range(1, 2000, 2)
+    )  # fmt: skip
+    server = started()
+    server.receive(calls, 0.0)
+    assert len(server.streams) == 1000
+
+
+def test_headers_may_be_as_long_as_a_block_may():
+    """MAX_FRAME_SIZE allows it, so they need no CONTINUATION (RFC 9113, section 4.2)."""
+    server, peer = ServerConnection(Limits(), *ANSWERS), ClientConnection(Limits())
+    peer.receive(server.data_to_send(), 0.0)
+    server.receive(peer.data_to_send(), 0.0)
+    peer.request((*REQUEST, (b"x", b"x" * 50_000)), b"")
+    data = peer.data_to_send()
+    assert data[:3] > b"\0\xc3\0"
+    for part in (data[:40_000], data[40_000:]):
+        found = server.receive(part, 0.0)
+    assert [(len(block.fields[-1][1]), ended) for _, _, block, ended in found] == [(50_000, True)]
+
+
+@pytest.mark.parametrize("end", ["answer", "refuse", "respond"])
+@pytest.mark.parametrize("size", [0, 100])
+def test_first_block_confirms_the_size_of_the_table(end, size):
+    """However it is encoded: peers that made their table smaller refuse any other."""
+    server, peer, three = started(), hpack.Decoder(), word(3)
+    server.receive(CALL, 0.0)
+    server.answer([ONE], [b"x"])
+    server.receive(setting((1, size)) + headers(stream=3), 0.0)
+    server.data_to_send()
+    peer.max_allowed_table_size = size
+    if end == "answer":
+        server.answer([three], [b"x"])
+    elif end == "refuse":
+        server.refuse([ONE, three], ANSWERS[0])
+    else:
+        server.respond(three, ANSWERS[0])
+    sent = server.data_to_send()
+    assert sent[3] == HEADERS
+    assert peer.decode(sent[9 : 9 + sent[2]]) == hpack.Decoder().decode(b"\x88")
+
+
+@pytest.mark.parametrize("wider", [window(1), update(0, 1)])
+def test_windows_of_all_streams_are_looked_at_once_a_read(monkeypatch, wider):
+    """Else a frame of 13 bytes has a thousand blocked answers looked at."""
+    server = started()
+    server.receive(window(0), 0.0)
+    for stream in (1, 3, 5):
+        server.receive(headers(stream=stream), 0.0)
+        server.answer([word(stream)], [bytes(100)])
+    pumped = []
+    monkeypatch.setattr(server, "_pump", lambda stream, state: pumped.append(stream))
+    server.receive(wider * 100, 0.0)
+    assert pumped == [word(1), word(3), word(5)]
+
+
+@pytest.mark.parametrize("more", [b"\0\1a\0" * 40, b"\0\x7f\xff\x1e" + b"a" * 4094 + b"\0"])
+def test_large_blocks_are_not_kept(more):
+    server = started()
+    server.receive(headers(END_HEADERS, b"\x83\x86\x04\x02/a" + more), 0.0)
+    assert len(server.streams[ONE].block.fields) in (4, 43)
+    assert not server.reader.blocks
+    assert not server.reader._kinds
+
+
+def test_stream_takes_no_more_than_its_window():
+    server = started(stream_window_bytes=1000)
+    server.receive(OPEN + of(DATA, bytes(1000)), 0.0)
+    server.acknowledge(ONE, 600)
+    server.receive(of(DATA, bytes(600)), 0.0)
+    assert ONE in server.streams
+    server.receive(of(DATA, b"x"), 0.0)
+    assert ONE not in server.streams
+    assert server.data_to_send().endswith(of(RST_STREAM, word(3)))
+
+
+def test_requests_that_wait_are_taken_back_one_by_one():
+    """Of a server that takes none; their order, and those that were not taken back, stay."""
+    client = ClientConnection(Limits())
+    client.receive(setting((3, 0)), 0.0)
+    waiting = [client.request(REQUEST, b"") for _ in range(200)]
+    for stream in waiting[:-2]:
+        client.cancel(stream)
+    assert not client.streams
+    client.receive(setting((3, 9)), 0.0)
+    assert list(client.streams) == waiting[-2:]
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_connections_window_is_opened_again(is_over):
+    """Also for data of streams that are over, of which callers may have sent more by then."""
+    server = started(connection_window_bytes=70_000)
+    server.receive(OPEN, 0.0)
+    if is_over:
+        server.reset(ONE, ErrorCode.CANCEL)
+    for _ in range(20):
+        server.receive(of(DATA, bytes(10_000)), 0.0)
+        server.acknowledge(ONE, 10_000)
+    assert server.data_to_send().count(update(0, 1)[:9]) >= 3
+
+
+def test_padding_is_given_back_to_the_streams_window():
+    server = started(stream_window_bytes=1000)
+    server.receive(OPEN, 0.0)
+    for _ in range(20):
+        server.receive(of(DATA, b"\xff" + bytes(100 + 255), PADDED), 0.0)
+        server.acknowledge(ONE, 100)
+    assert ONE in server.streams

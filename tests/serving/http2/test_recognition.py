@@ -35,6 +35,9 @@ class Peer:
     def data(self, stream, flags=1):
         return frame(0, flags, word(stream), PREFIX + self.random.randbytes(SIZE))
 
+    def calls(self, number):
+        return b"".join(self.headers() + self.data(self.stream) for _ in range(number))
+
     def burst(self):
         """A few calls, as grpcio or as nghttp2 sends them, and other frames between them."""
         value = self.random.choice(("1S", "9m", f"{self.random.randrange(10**6)}u"))
@@ -113,6 +116,13 @@ def calls_of(connection, reads, *, recognise):
     return calls, num_recognised, ""
 
 
+def warmed(generator, limits=None):
+    """A peer, and a server that knows its calls."""
+    peer, connection = Peer(generator), server(limits)
+    calls_of(connection, [peer.calls(3)], recognise=True)
+    return peer, connection
+
+
 def reads_of(data, generator):
     cuts = sorted(generator.randrange(len(data)) for _ in range(len(data) // 300))
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
@@ -154,7 +164,7 @@ def test_calls_whose_headers_change_are_recognised(generator):
 
 def test_calls_are_the_same_wherever_a_read_ends(generator):
     peer = Peer(generator)
-    warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(4))
+    warm = peer.calls(4)
     data = b"".join(peer.burst() for _ in range(6)) + peer.stream_of_messages()
     expected, _, _ = calls_of(server(), [warm, data], recognise=False)
     total = 0
@@ -186,29 +196,21 @@ def test_mutated_bytes_are_the_same_either_way(generator):
 
 
 def test_only_what_a_peer_may_open_is_recognised(generator):
-    limits = Limits(max_streams=10)
-    peer, connection = Peer(generator), server(limits)
-    warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
-    calls_of(connection, [warm], recognise=True)
-    more = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(20))
-    calls, _, _ = calls_of(connection, [more], recognise=True)
+    peer, connection = warmed(generator, Limits(max_streams=10))
+    calls, _, _ = calls_of(connection, [peer.calls(20)], recognise=True)
     assert len(calls) == 7
     assert connection.data_to_send().count(frame(3, 0, b"", word(7))[:5]) == 13
 
 
 def test_stream_that_is_opened_twice_is_an_error(generator):
-    peer, connection = Peer(generator), server()
-    warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
-    calls_of(connection, [warm], recognise=True)
-    call = peer.headers() + peer.data(peer.stream)
+    peer, connection = warmed(generator)
+    call = peer.calls(1)
     assert calls_of(connection, [call], recognise=True)[1] == 1
     assert "over" in calls_of(connection, [call], recognise=True)[2]
 
 
 def test_message_is_not_taken_twice(generator):
-    peer, connection = Peer(generator), server()
-    warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
-    calls_of(connection, [warm], recognise=True)
+    peer, connection = warmed(generator)
     data = peer.headers() + peer.data(peer.stream) + peer.data(peer.stream)
     calls, _, _ = calls_of(connection, [data], recognise=True)
     assert calls[word(peer.stream)][-1] == 5  # STREAM_CLOSED
@@ -222,7 +224,7 @@ def test_answers_keep_to_the_peers_windows(generator, window):
     connection.receive(PREFACE + settings, 0.0)
     peer = Peer(generator)
     for _ in range(6):
-        calls_of(connection, [peer.headers() + peer.data(peer.stream)], recognise=True)
+        calls_of(connection, [peer.calls(1)], recognise=True)
         connection.answer([word(peer.stream)], [b"0123456789"])
     sent = connection.data_to_send().count(b"0123456789")
     assert sent == (6 if window > 3 else 0)

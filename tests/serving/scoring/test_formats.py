@@ -1,5 +1,9 @@
 """Every format in, the same answers out."""
 
+import io
+import os
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from pyarrow import fs
 
+from serving.__main__ import main
+from serving.commandline.installation import Bar, install
+from serving.digits.pictures.files import processes
+from serving.errors import ConfigurationError
+from serving.model.loading import load_model
+from serving.model.remote import without_credentials
+from serving.model.repository import PRETRAINED
 from serving.predictions import Images
 from serving.ray import Classify
+from serving.scoring import scorer
+from serving.scoring.scorer import decode
+from serving.scoring.source import open_place, open_source
+from serving.tensors import DIGITS
 from tests.serving.scoring.conftest import check, picture, rows_of, write
+from tests.support.servers import ended
 
 COLUMNS: dict[str, Callable[[Images], Any]] = {
     "bytes": rows_of,
@@ -108,3 +126,111 @@ def test_tables_are_classified_as_ray_data_maps_them(images, expected):
     ]  # fmt: skip
     assert table["new_digit"].to_pylist() == [*expected.digits[:30].tolist(), None]
     assert table["new_error"][30].as_py() == "expected 784 pixels or a picture, got 6 bytes"
+
+
+# The output of `score` beside its results
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "extra"),
+    [("pyarrow", [], "score"), ("ray", ["--ray"], "ray"), ("onnxruntime", [], "serve")],
+)
+def test_missing_package_is_one_line(module, options, extra):
+    code = f"import sys\nsys.modules[{module!r}] = None\n"
+    code += f"from serving.__main__ import main\nsys.exit(main(['score', 'a', *{options!r}]))"
+    command = [sys.executable, "-c", code]
+    environment = {"SERVING_OUTPUT": "b", "SERVING_MODEL": "digits"}
+    result = ended(command, env=environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    line = f"digit-serving: {module} is not installed: {install(extra)}\n"
+    assert result.stderr.endswith(line)
+
+
+def test_progress_is_lines_where_there_is_no_terminal(tmp_path, images, score, monkeypatch):
+    monkeypatch.setattr(Bar, "LINE_INTERVAL_S", 0)
+    result = score(write(tmp_path, rows_of(images), row_group_size=250), "--rows-per-file", 250)
+    first, last = result.err.splitlines()
+    assert first.startswith("scored 250 of 500 rows, ")
+    assert last.startswith("scored 500 of 500 rows, ")
+
+
+# Processes that decode pictures: a crash costs one picture
+
+
+@pytest.fixture
+def decoders():
+    decoders = processes(2)
+    yield decoders
+    decoders.close()
+
+
+def test_process_stays_for_the_next_picture():
+    stream = io.BytesIO()
+    Image.new("L", (28, 28)).save(stream, "png")
+    one = processes(1)
+    worker = one.submit("", os.getpid).result()
+    decode(one, [stream.getvalue()])
+    assert one.submit("", os.getpid).result() == worker
+    one.close()
+
+
+def test_remarks_of_decoders_stay_off_stderr(decoders, capfd):
+    stream = io.BytesIO()
+    Image.new("L", (40, 40)).save(stream, "tiff", compression="tiff_lzw")
+    content = stream.getvalue()
+    (error,) = decode(decoders, [content[:8] + b"\xff" * 22 + content[30:]])
+    assert error == "cannot be read: decoder error -2"
+    assert capfd.readouterr().err == ""
+
+
+# File systems other than this machine's, and the files left there
+
+
+def test_credentials_are_not_printed(tmp_path, images, capsys):
+    source = str(write(tmp_path, rows_of(images)))
+    assert main(["score", source, "--output", "nowhere://me:secret@there/a?key=secret"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("digit-serving: nowhere://there/a: ")
+    assert "secret" not in line
+    assert without_credentials("s3://key:secret@bucket/a?region=x") == "s3://bucket/a"
+    assert without_credentials("a?b@c") == "a?b@c"
+
+
+def scored(place, out):
+    model = load_model(PRETRAINED / "digits", device="cpu")
+    source = open_source(place, None, 100)
+    dropped = source.image_column if source.are_pictures else None
+    output = scorer.Output(*out, scorer.answered(source.schema, dropped, "", DIGITS))
+    num_rows: list[int] = []
+    assert not any(number for number, _ in scorer.score(source, output, model, 2, num_rows.append))
+    return sum(num_rows)
+
+
+@pytest.mark.parametrize("are_pictures", [False, True], ids=["Parquet", "pictures"])
+def test_files_of_another_file_system_are_read_and_written(
+    are_pictures, tmp_path, images, expected
+):
+    # In memory, as far as ours can know an object store.
+    remote = fs._MockFileSystem()
+    files = {f"a/{row:02}.png": picture(image) for row, image in enumerate(images[:30])}
+    if not are_pictures:
+        write(tmp_path, rows_of(images[:30]), row_group_size=10)
+        files = {"digits.parquet": (tmp_path / "digits.parquet").read_bytes()}
+    for folder in ("in/a", "in/_left", "out"):
+        remote.create_dir(f"bucket/{folder}")
+    for name, content in {**files, "_left/no.png": b"", "_left/no.parquet": b""}.items():
+        with remote.open_output_stream(f"bucket/in/{name}") as stream:
+            stream.write(content)
+    assert scored((remote, "bucket/in"), (remote, "bucket/out")) == 30
+    table = pq.read_table(remote.open_input_file("bucket/out/part-000000.parquet"))
+    check(table, expected[:30])
+    if are_pictures:
+        assert table["picture"].to_pylist() == [*files]
+
+
+def test_threads_end_when_a_piece_fails(tmp_path, images):
+    write(tmp_path, rows_of(np.tile(images, (20, 1))), row_group_size=100)
+    places = [open_place(str(tmp_path / name)) for name in ("digits.parquet", "no")]
+    with pytest.raises(ConfigurationError, match=r"/no: .*No such file or directory"):
+        scored(*places)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("scorer")]

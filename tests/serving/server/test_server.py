@@ -11,9 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.digits.wire import encode_request
 from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
-from tests.support.processes import wait_until
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
-from tests.support.servers import ended, on_both, running_server, serve_command
+from tests.support.servers import ended, on_both, running_server, serve_command, wait_until
 
 
 def test_start_line_says_what_is_served(server, transport):
@@ -55,7 +54,7 @@ def test_health_says_serving_for_every_service(server):
     serving = health_pb2.HealthCheckResponse.SERVING
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        for service in ("", "digits.v1.DigitClassifier"):
+        for service in ("", "digits.v1.DigitClassifier", "inference.GRPCInferenceService"):
             request = health_pb2.HealthCheckRequest(service=service)
             assert stub.Check(request, timeout=TIMEOUT_S).status == serving
         unknown = health_pb2.HealthCheckRequest(service="nope")
@@ -110,16 +109,16 @@ def test_connection_that_is_old_enough_is_replaced(models, images, transport):
         raw.classify(encode_request(images[:1].tobytes()))
 
 
-@on_both
-def test_taken_port_is_one_clear_line(models, transport):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+@pytest.mark.parametrize("option", ["--port", "--http-port"])
+@pytest.mark.parametrize(
+    "options", [("--transport", "h2"), ("--transport", "grpcio"), ("--workers", "2")]
+)
+def test_taken_port_is_one_clear_line(models, options, option):
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         port = taken.getsockname()[1]
-        command = [*serve_command(models, "--transport", transport), "--port", str(port)]
-        result = ended(command)
+        result = ended([*serve_command(models, *options), option, str(port)])
     assert result.returncode == 1
     assert result.stderr == (
         f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken; "
-        "choose another by --port\n"
+        f"choose another by {option}\n"
     )

@@ -24,11 +24,17 @@ from serving.system.host import refuse_callers, reserved_port
 from serving.system.process import Usage
 from serving.telemetry.metrics import NO_MODEL, Metrics, Report, Served, total
 from tests.serving.telemetry.test_metrics import observe, of_digits, scrape, value
-from tests.serving.transports.test_streams import stream
+from tests.serving.transports.test_faults import stream_of
 from tests.support.load import OWN_CONNECTION, ClosedLoop
-from tests.support.processes import Footprint, freeze, wait_until
 from tests.support.raw import TIMEOUT_S, Raw
-from tests.support.servers import ended, running_server, serve_command
+from tests.support.servers import (
+    Footprint,
+    ended,
+    freeze,
+    running_server,
+    serve_command,
+    wait_until,
+)
 
 NUM_CONNECTIONS = 24
 """That all land on the same one of two workers has a chance of 2^-23."""
@@ -57,7 +63,7 @@ class Conversation:
         self._raw = Raw(address, *OWN_CONNECTION)
         closing.callback(self._raw.channel.close)
         self._requests: queue.Queue[bytes | None] = queue.Queue()
-        self._responses = stream(self._raw)(iter(self._requests.get, None), timeout=TIMEOUT_S)
+        self._responses = stream_of(self._raw)(iter(self._requests.get, None), timeout=TIMEOUT_S)
         closing.callback(self._requests.put, None)
 
     def ask(self, image):
@@ -240,7 +246,7 @@ def test_workers_that_cannot_start_say_why_in_one_line(tmp_path):
     assert err.count("\n") == 1
 
 
-def test_worker_that_dies_before_it_is_told_anything_has_ended(monkeypatch):
+async def test_worker_that_dies_before_it_is_told_anything_has_ended(monkeypatch):
     """A signal to the whole process group can kill one that is only just forked."""
 
     def dead(command, **options):
@@ -248,21 +254,9 @@ def test_worker_that_dies_before_it_is_told_anything_has_ended(monkeypatch):
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return process
 
-    async def scenario():
-        worker = Worker({}, (ModelConfig(), BatchingConfig(), ServerConfig()), lambda: None)
-        return await asyncio.wait_for(worker.ended, TIMEOUT_S)
-
     monkeypatch.setattr("serving.server.worker.subprocess", SimpleNamespace(Popen=dead))
-    assert asyncio.run(scenario()) == 1
-
-
-def test_taken_port_is_one_clear_line(models):
-    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
-        port = other.getsockname()[1]
-        code, out, err = run_to_its_end(models, "--port", str(port))
-    assert (code, out) == (1, "")  # a restart helps, once the other has left
-    reason = f"can't listen on 127.0.0.1:{port}: the port is taken; choose another by --port"
-    assert err == f"digit-serving: {reason}\n"
+    worker = Worker({}, (ModelConfig(), BatchingConfig(), ServerConfig()), lambda: None)
+    assert await asyncio.wait_for(worker.ended, TIMEOUT_S) == 1
 
 
 def test_port_without_workers_refuses_callers_until_one_listens_again():

@@ -17,7 +17,7 @@ import pytest
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
 from serving.system import processes
 from serving.system.processes import CRASH, Processes, mapped
-from tests.support.processes import children, wait_until
+from tests.support.servers import children, wait_until
 
 WAIT_S = 30.0
 

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import resource
+import signal
+import sys
 
 import pytest
 
@@ -70,3 +72,28 @@ def test_too_few_descriptors_are_one_clear_line(models, workers, number):
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"digit-serving: ulimit -n is {number}: at least ")
+
+
+# Signals end a server's event loop, whichever thread the kernel delivers them to
+
+
+SCRIPT = """
+import asyncio, signal, threading
+from serving.system import signals
+from tests.support.servers import ended
+async def main():
+    signals.install()
+    stops = signals.queue_stops()
+    print("ready", flush=True)
+    threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), {number})).start()
+    print(await stops.get())
+{run}(main())
+"""
+
+
+@pytest.mark.parametrize("run", ["asyncio.run", "__import__('uvloop').run"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_that_another_thread_gets_is_handled(run, number):
+    script = SCRIPT.format(run=run, number=int(number))
+    done = ended([sys.executable, "-c", script], check=True)
+    assert done.stdout.split() == ["ready", str(int(number))]

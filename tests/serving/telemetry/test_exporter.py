@@ -1,6 +1,5 @@
 """Metrics, liveness and readiness over HTTP; hostile peers can't exhaust the port."""
 
-import http.client
 import os
 import signal
 import socket
@@ -17,25 +16,26 @@ from serving.server.exporter import LIMITS, Exporter
 from serving.server.server import serve
 from serving.system.process import Usage
 from serving.telemetry.metrics import Counts, Readiness, Report, Served
+from tests.serving.http.peer import HttpPeer
 from tests.serving.server.test_supervisor import workers_of
-from tests.support.processes import is_serving, paced_server, wait_until
-from tests.support.raw import TIMEOUT_S
-from tests.support.servers import connected, on_both, running_server
-from tests.support.tickets import image_with
+from tests.support.fakes import image_with
+from tests.support.raw import CLASSIFY, TIMEOUT_S
+from tests.support.servers import (
+    connected,
+    is_serving,
+    on_both,
+    paced_server,
+    running_server,
+    wait_until,
+)
 
 MODELS = (Served("digits", "1", "cpu", "fp32", "h2", "default", 10),)
 
 
 def get(address, path, method="GET"):
     """Ask once; status and body."""
-    host, _, port = address.rpartition(":")
-    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=TIMEOUT_S)
-    try:
-        connection.request(method, path)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-    finally:
-        connection.close()
+    reply = HttpPeer(f"http://{address}").ask(method, path)
+    return reply.status, reply.body.decode()
 
 
 def report():
@@ -67,13 +67,10 @@ def test_only_reading_is_allowed(exporter):
 
 
 def test_open_metrics_are_sent_to_who_asks_for_them(exporter):
-    host, _, port = exporter.address.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)
-    connection.request("GET", "/metrics", headers={"accept": "application/openmetrics-text"})
-    response = connection.getresponse()
-    assert response.headers["content-type"].startswith("application/openmetrics-text")
-    assert response.read().endswith(b"# EOF\n")
-    connection.close()
+    peer = HttpPeer(f"http://{exporter.address}")
+    reply = peer.get("/metrics", accept="application/openmetrics-text")
+    assert reply.headers["content-type"].startswith("application/openmetrics-text")
+    assert reply.body.endswith(b"# EOF\n")
 
 
 def test_starting_server_is_alive_and_not_ready():
@@ -152,10 +149,8 @@ def test_silent_connection_is_closed_after_a_while():
 
 
 def test_foreign_hosts_are_refused(exporter):
-    host, _, port = exporter.address.rpartition(":")
-    with closing(http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)) as connection:
-        connection.request("GET", "/metrics", headers={"host": "evil.example"})
-        assert connection.getresponse().status == 421
+    peer = HttpPeer(f"http://{exporter.address}")
+    assert peer.get("/metrics", host="evil.example").status == 421
 
 
 @on_both
@@ -175,7 +170,7 @@ def test_draining_server_is_not_ready_and_still_alive():
         metrics = server.facts["metrics"]
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
-            call = channel.unary_unary("/digits.v1.DigitClassifier/Classify").future(
+            call = channel.unary_unary(CLASSIFY).future(
                 b"\x0a\x90\x06" + image_with(1).tobytes(), timeout=TIMEOUT_S
             )
             wait_until(lambda: server.num_begun() == 1)

@@ -14,11 +14,9 @@ from serving import Client
 from serving.digits.wire import encode_request
 from serving.telemetry.metrics import MAX_MODELS, NO_MODEL, Histogram, Metrics
 from tests.support import published
-from tests.support.processes import paced_server, wait_until
-from tests.support.servers import on_both, running_server
-from tests.support.tickets import image_with
-
-CLASSIFY = "/digits.v1.DigitClassifier/Classify"
+from tests.support.fakes import image_with
+from tests.support.raw import CLASSIFY
+from tests.support.servers import on_both, paced_server, running_server, wait_until
 
 
 def scrape(server):

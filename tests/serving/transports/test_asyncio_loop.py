@@ -3,9 +3,7 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
 
 from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig
@@ -23,8 +21,6 @@ from tests.support.fakes import (
     until,
     versions_of,
 )
-
-Scenario = Coroutine[Any, Any, None]
 
 
 def run(scenario):

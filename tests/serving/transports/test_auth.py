@@ -16,11 +16,11 @@ from serving.errors import ConfigurationError, Unauthenticated
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.support.h2_server import server_inside
-from tests.support.raw import TIMEOUT_S, status_of
+from tests.support.raw import GET_MODEL, HEALTH, TIMEOUT_S, WATCH, status_of
 from tests.support.servers import on_both, running_server
 
 OLD, NEW, WRONG = "old-token-0123456789", "new-token-0123456789", "wrong-token-01234567"
-OPEN = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}
+OPEN = {HEALTH, WATCH}
 
 
 def services():
@@ -80,8 +80,7 @@ def test_descriptors_name_every_method():
 
 @on_both
 @pytest.mark.parametrize(
-    "token",
-    [None, "", f"Bearer {WRONG}", "Bearer", OLD, f"Basic {OLD}", f"Bearer {OLD}x"],
+    "token", [None, "", f"Bearer {WRONG}", "Bearer", OLD, f"Basic {OLD}", f"Bearer {OLD}x"]
 )
 def test_no_method_answers_without_a_valid_token(channel, token):
     refused = (grpc.StatusCode.UNAUTHENTICATED, "a valid bearer token is needed")
@@ -95,12 +94,12 @@ def test_no_method_answers_without_a_valid_token(channel, token):
 def test_every_valid_token_is_let_in_everywhere(channel, token):
     codes = {path: ending(channel, path, token)[0] for path in METHODS}
     assert grpc.StatusCode.UNAUTHENTICATED not in codes.values()
-    assert codes["/digits.v1.DigitClassifier/GetModel"] is grpc.StatusCode.OK
+    assert codes[GET_MODEL] is grpc.StatusCode.OK
 
 
 def test_two_tokens_in_one_call_are_refused(channel):
     metadata = (("authorization", f"Bearer {OLD}"), ("authorization", f"Bearer {WRONG}"))
-    call = channel.unary_unary("/digits.v1.DigitClassifier/GetModel")
+    call = channel.unary_unary(GET_MODEL)
     code, _ = status_of(lambda: call(b"", timeout=TIMEOUT_S, metadata=metadata))
     assert code is grpc.StatusCode.UNAUTHENTICATED
 

@@ -14,20 +14,17 @@ from serving.digits.wire import encode_request
 from serving.protocols.oip import inference_pb
 from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS
-from tests.support.inference_peer import raw_request, typed_request
-from tests.support.raw import CLASSIFY, TIMEOUT_S
+from tests.support.raw import CLASSIFY, GET_MODEL, HEALTH, TIMEOUT_S, raw_request, typed_request
 from tests.support.servers import running_server
 
 NUM_CALLS = int(os.environ.get("EQUALITY_CALLS", "1000"))
 IMAGE_BYTES = DIGITS.image_bytes
 STREAM = CLASSIFY + "Stream"
-GET_MODEL = "/digits.v1.DigitClassifier/GetModel"
 INFER, STREAM_INFER = (f"/{inference_pb.SERVICE}/{name}" for name in
                        ("ModelInfer", "ModelStreamInfer"))  # fmt: skip
 QUERIES = [f"/{inference_pb.SERVICE}/{name}" for name in (
     "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig",
     "ModelStatistics", "RepositoryIndex")]  # fmt: skip
-HEALTH = "/grpc.health.v1.Health/Check"
 
 
 @pytest.fixture(scope="module")

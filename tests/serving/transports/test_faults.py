@@ -5,7 +5,11 @@ fault happens at a moment of the test's choosing.
 """
 
 import asyncio
-from contextlib import asynccontextmanager, closing
+import json
+import logging
+import queue
+from contextlib import ExitStack, asynccontextmanager, closing
+from functools import partial
 
 import grpc
 import pytest
@@ -16,11 +20,18 @@ from serving.digits.wire import encode_request
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.model import repository
 from serving.model.engine import LoadedModel
+from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.server.server import Server
+from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of, router_of, until
-from tests.support.servers import on_both
-
-CLASSIFY = "/digits.v1.DigitClassifier/Classify"
+from tests.support.raw import (
+    CLASSIFY,
+    GET_MODEL,
+    STREAM,
+    Raw,
+    assert_stopped_until_it_reads,
+)
+from tests.support.servers import connected, on_both, running_server
 
 
 class Running:
@@ -63,23 +74,23 @@ class Running:
 
 async def round_trip(channel):
     """Have a channel's server read all that was sent before: it reads in order."""
-    await channel.unary_unary("/digits.v1.DigitClassifier/GetModel")(b"", timeout=TIMEOUT_S)
+    await channel.unary_unary(GET_MODEL)(b"", timeout=TIMEOUT_S)
 
 
 @pytest.fixture
-def run(models, transport, monkeypatch):
-    """Run a scenario against a fresh server; afterwards it must still answer correctly."""
+def running(models, transport, monkeypatch):
+    """A fresh server."""
     manifest = repository.load_manifest(models / "digits" / "1")
     monkeypatch.setattr("serving.router.usable_cores", lambda: 1)
 
     @asynccontextmanager
-    async def running():
+    async def fresh():
         engine = GatedModel(poison=frozenset({13}))
         model = LoadedModel(engine, manifest, "fp32")
         batching = BatchingConfig(max_batch_size=64, queue_capacity=100, max_request_images=100)
         with closing(router_of(model, batching)) as router:
             config = ServerConfig(
-                port=0, metrics_port=0, self_test_interval_s=0, transport=transport
+                port=0, metrics_port=0, http_port=0, self_test_interval_s=0, transport=transport
             )
             server = Server(router, config)
             await server.start()
@@ -91,14 +102,7 @@ def run(models, transport, monkeypatch):
                     engine.open(1000)
                     await server.stop(grace_s=0)
 
-    def run(scenario):
-        async def whole():
-            async with running() as server:
-                await scenario(server)
-
-        asyncio.run(asyncio.wait_for(whole(), 3 * TIMEOUT_S))
-
-    return run
+    return fresh()
 
 
 async def ends_well(running):
@@ -107,95 +111,185 @@ async def ends_well(running):
 
 
 @on_both
-def test_cancelled_caller_is_never_run_and_its_mates_are(run):
-    async def scenario(running):
-        first = await running.occupy()
-        cancelled, mate = running.send(41), running.send(42)
-        await running.until_waiting(2)
-        cancelled.cancel()
-        await running.until_waiting(1)
-        running.engine.open(2)
-        assert [await first, await mate] == [[0], [2]]
-        assert running.engine.ran == [[0], [42]]
-        assert running.server.report().counts.requests["Classify", "CANCELLED"] == 1
-        await ends_well(running)
-
-    run(scenario)
+async def test_cancelled_caller_is_never_run_and_its_mates_are(running):
+    first = await running.occupy()
+    cancelled, mate = running.send(41), running.send(42)
+    await running.until_waiting(2)
+    cancelled.cancel()
+    await running.until_waiting(1)
+    running.engine.open(2)
+    assert [await first, await mate] == [[0], [2]]
+    assert running.engine.ran == [[0], [42]]
+    assert running.server.report().counts.requests["Classify", "CANCELLED"] == 1
+    await ends_well(running)
 
 
 @on_both
-def test_deadline_that_passes_in_the_queue_is_never_run(run):
-    async def scenario(running):
-        first = await running.occupy()
-        async with AsyncClient(running.server.address, timeout_s=0.3, transport="h2") as hasty:
-            tasks = [asyncio.create_task(hasty.classify(images_of(41))) for _ in range(50)]
-            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded}
-        await running.until_waiting(0)
-        running.engine.open()
-        assert await first == [0]
-        await ends_well(running)
-        assert running.engine.ran == [[0], [1, 2, 3]]
-
-    run(scenario)
+async def test_deadline_that_passes_in_the_queue_is_never_run(running):
+    first = await running.occupy()
+    async with AsyncClient(running.server.address, timeout_s=0.3, transport="h2") as hasty:
+        tasks = [asyncio.create_task(hasty.classify(images_of(41))) for _ in range(50)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded}
+    await running.until_waiting(0)
+    running.engine.open()
+    assert await first == [0]
+    await ends_well(running)
+    assert running.engine.ran == [[0], [1, 2, 3]]
 
 
 @on_both
-def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(run):
-    async def scenario(running):
-        first = await running.occupy()
-        accepted = running.send(*range(20, 120))
-        await running.until_waiting(100)
-        async with grpc.aio.insecure_channel(running.server.address) as channel:
-            refused = channel.unary_unary(CLASSIFY)(encode_request(images_of(*range(20)).tobytes()))
-            assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert ("grpc-retry-pushback-ms", "100") in tuple(await refused.trailing_metadata())
-        running.engine.open(100)
-        assert await first == [0]
-        assert await accepted == [value % 10 for value in range(20, 120)]
-        await ends_well(running)
-
-    run(scenario)
+async def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(running):
+    first = await running.occupy()
+    accepted = running.send(*range(20, 120))
+    await running.until_waiting(100)
+    async with grpc.aio.insecure_channel(running.server.address) as channel:
+        refused = channel.unary_unary(CLASSIFY)(encode_request(images_of(*range(20)).tobytes()))
+        assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert ("grpc-retry-pushback-ms", "100") in tuple(await refused.trailing_metadata())
+    running.engine.open(100)
+    assert await first == [0]
+    assert await accepted == [value % 10 for value in range(20, 120)]
+    await ends_well(running)
 
 
 @on_both
-def test_drain_answers_what_was_accepted_and_refuses_the_rest(run, monkeypatch):
+async def test_drain_answers_what_was_accepted_and_refuses_the_rest(running, monkeypatch):
     monkeypatch.setattr(
         "serving.client.transport._RETRYABLE", ()
     )  # the client would ask again and again
+    first = await running.occupy()
+    waiting = running.send(5)
+    await running.until_waiting(1)
+    drain = await running.begin_drain()
+    late = running.send(6)
+    refused = ("Classify", "UNAVAILABLE")
+    await running.until(lambda report: report.counts.requests[refused] == 1)
+    running.engine.open(3)
+    assert await drain
+    assert await first == [0]
+    with pytest.raises(Unavailable):
+        await late
+    assert await waiting == [5]
+    assert running.engine.ran == [[0], [5]]
 
-    async def scenario(running):
-        first = await running.occupy()
-        waiting = running.send(5)
+
+async def test_drain_over_http_answers_what_was_accepted_and_closes_the_port_last(running):
+    peer = HttpPeer(running.server.http_url)
+    body = json.dumps({"images": images_of(7).tolist()}).encode()
+    ask = partial(asyncio.to_thread, peer.post, "/v1/digits", body, Content_Type="application/json")
+    first = asyncio.create_task(ask())
+    await asyncio.to_thread(running.engine.wait_until_running)
+    drain = await running.begin_drain()
+    assert (await asyncio.to_thread(peer.get, "/v2/health/ready")).status == 503
+    while (refused := await ask()).status == 200:
+        pass
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    assert "shutting down" in refused.json["detail"]
+    assert not drain.done()
+    running.engine.open(1000)
+    assert (await drain, (await first).status) == (True, 200)
+    with pytest.raises(ConnectionRefusedError):
+        await ask()
+
+
+@on_both
+async def test_drain_beside_stopped_bodies_logs_nothing(running, caplog):
+    head = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx"
+    url = running.server.http_url
+    with caplog.at_level(logging.INFO), ExitStack() as stack:
+        callers = [stack.enter_context(connected(url)) for _ in range(20)]
+        for caller in callers:
+            caller.sendall(head)
+        await asyncio.to_thread(HttpPeer(url).get, "/v2")  # each has begun
+        assert await running.server.drain()
+        for caller in callers:
+            assert caller.recv(100).startswith(b"HTTP/1.1 503")
+    assert not caplog.records
+
+
+# ClassifyStream: in order, bounded in flight, never rejected half-way
+
+
+def stream_of(raw):
+    """ClassifyStream: bytes in, ClassifyResponses out."""
+    return raw.channel.stream_stream(
+        STREAM, response_deserializer=digits_pb2.ClassifyResponse.FromString
+    )
+
+
+def test_stream_answers_while_the_caller_still_sends(raw, images):
+    requests: queue.Queue[bytes | None] = queue.Queue()
+    responses = stream_of(raw)(iter(requests.get, None), timeout=TIMEOUT_S)
+    for size in (1, 300, 2, 1):  # one that comes in many pieces delays none behind it
+        requests.put(encode_request(images[:size].tobytes()))
+        assert len(next(responses).digits) == size
+    requests.put(None)
+    assert list(responses) == []
+
+
+@on_both
+def test_streams_larger_than_the_queue_slow_down_and_are_never_rejected(models, images, transport):
+    options = ("--queue-capacity", "10", "--max-request-images", "10", "--transport", transport)
+    with running_server(models, *options) as server:
+        requests = [encode_request(images[:9].tobytes())] * 20
+        all_responses = [stream_of(Raw(server.address))(iter(requests)) for _ in range(8)]
+        for responses in all_responses:
+            assert sum(1 for _ in responses) == 20
+
+
+@on_both
+def test_stream_whose_caller_stops_reading_is_stopped(server, client, images):
+    message = encode_request(images[:100].tobytes())
+    assert_stopped_until_it_reads(
+        server.address, STREAM, message, lambda: client.classify(images[:1])
+    )
+
+
+def open_stream(channel):
+    method = channel.stream_stream(
+        STREAM, response_deserializer=digits_pb2.ClassifyResponse.FromString
+    )
+    return method()
+
+
+def message(*values):
+    return encode_request(images_of(*values).tobytes())
+
+
+@on_both
+async def test_streams_together_wait_where_their_share_of_the_queue_is_full(running):
+    first = await running.occupy()
+    async with grpc.aio.insecure_channel(running.server.address) as channel:
+        calls = [open_stream(channel) for _ in range(6)]
+        for call in calls:
+            await call.write(message(*[5] * 30))
+        await running.until_waiting(60)  # more than half of the queue's 100
+        await round_trip(channel)
+        assert running.server.report().num_waiting == 60
+        running.engine.open(1000)
+        for call in calls:
+            assert list((await call.read()).digits) == [5] * 30
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+    assert await first == [0]
+
+
+@on_both
+async def test_drain_ends_a_stream_after_the_answers_to_what_was_accepted(running):
+    first = await running.occupy()
+    async with grpc.aio.insecure_channel(running.server.address) as channel:
+        call = open_stream(channel)
+        await call.write(message(5))
         await running.until_waiting(1)
         drain = await running.begin_drain()
-        late = running.send(6)
-        refused = ("Classify", "UNAVAILABLE")
-        await running.until(lambda report: report.counts.requests[refused] == 1)
+        await call.write(message(6))
+        await round_trip(channel)
         running.engine.open(3)
+        assert list((await call.read()).digits) == [5]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert await drain
         assert await first == [0]
-        with pytest.raises(Unavailable):
-            await late
-        assert await waiting == [5]
         assert running.engine.ran == [[0], [5]]
-
-    run(scenario)
-
-
-def test_large_request_does_not_hold_up_a_small_one(run):
-    async def scenario(running):
-        await running.occupy()
-        large = running.send(*[9] * 90)
-        await running.until_waiting(90)
-        own_connection = (("grpc.use_local_subchannel_pool", 1),)
-        async with grpc.aio.insecure_channel(running.server.address, own_connection) as channel:
-            small = channel.unary_unary(CLASSIFY)(encode_request(images_of(7).tobytes()))
-            await running.until_waiting(91)
-            running.engine.open(2)  # the first one's run, and one more
-            assert (await small)[:3] == b"\x0a\x01\x07"
-        assert not large.done()
-        await ends_well(running)
-        assert await large == [9] * 90
-
-    run(scenario)

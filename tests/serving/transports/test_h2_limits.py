@@ -2,10 +2,9 @@
 
 import gc
 import ssl
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import grpc
 import pytest
 import trustme
 from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFrame
@@ -18,20 +17,16 @@ from serving.http2.frames import Limits as Http2Limits
 from serving.transports import loop
 from serving.transports.connections import PortLimits
 from serving.transports.h2.call import GrpcCall
-from tests.support.h2_connection import PREFACE, Connection, message, request_headers
 from tests.support.h2_server import h2_server
+from tests.support.raw import CLASSIFY, HEALTH, REFLECTION, STREAM, WATCH
 from tests.support.servers import connected
+from tests.support.wire import PREFACE, Connection, message, request_headers
 
 MODEL = Path(serving.__file__).parent / "digits" / "pretrained" / "digits"
 SMALL_WINDOW = Http2Limits(stream_window_bytes=70_000)
 TIMEOUT_S = 10.0
-STREAM = "/digits.v1.DigitClassifier/ClassifyStream"
-WATCH = "/grpc.health.v1.Health/Watch"
-REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 TOKEN = "a-token-of-some-length-for-tests"
 MAX_MESSAGE_BYTES = 4_000_000
-EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-LATE = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 REQUEST = message(encode_request(bytes(range(256)) * 3 + bytes(16)))
 
 
@@ -49,6 +44,16 @@ def with_tokens():
     return ServerConfig(port=0, security=SecurityConfig(tokens=TOKEN))
 
 
+@contextmanager
+def limited(served, **limited):
+    """A server with these limits, and a connection to it."""
+    with (
+        h2_server(served, limits(**limited)) as address,
+        Connection(address, TIMEOUT_S) as connection,
+    ):
+        yield connection
+
+
 def opened(stack, address):
     connection = stack.enter_context(Connection(address, TIMEOUT_S))
     connection.open()
@@ -58,57 +63,47 @@ def opened(stack, address):
 def assert_well(address, **headers):
     with Connection(address, TIMEOUT_S) as connection:
         connection.open()
-        connection.call(1, REQUEST, **headers)
-        assert connection.reply(1).status == 0
+        assert connection.ask(1, REQUEST, **headers).status == "OK"
 
 
 def test_stream_goes_on_when_its_answers_have_left(served):
     """Not only when its window grows: a caller with a large one need not say that it has read."""
-    with (
-        h2_server(
-            served, limits(max_stream_unread_bytes=0, http2=Http2Limits(stream_window_bytes=70_000))
-        ) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
+    with limited(served, max_stream_unread_bytes=0, http2=SMALL_WINDOW) as connection:
         connection.open(INITIAL_WINDOW_SIZE=2**31 - 1)
         connection.acknowledge()
         connection.open_window(1, 70_000)
-        connection.send(connection.headers(1, request_headers(__path=STREAM)))
+        connection.begin(1, __path=STREAM)
         connection.send_body(1, REQUEST * 500)
-        assert connection.reply(1).status == 0
+        assert connection.reply(1).status == "OK"
 
 
 def test_half_received_messages_share_one_budget_and_the_largest_goes(served):
-    with (
-        h2_server(served, limits(max_buffered_bytes=100_000)) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
+    with limited(served, max_buffered_bytes=100_000) as connection:
         connection.open()
         sizes = {1: 20_000, 3: 40_000, 5: 10_000, 7: 20_000, 9: 15_000}
         for stream, size in sizes.items():
-            connection.send(connection.headers(stream, request_headers()))
             body = message(b"", length=1_000_000) + bytes(size)
-            connection.send(*(DataFrame(stream, body[at:at + 10_000])
-                              for at in range(0, len(body), 10_000)))  # fmt: skip
-        assert connection.reply(3).status == EXHAUSTED
+            connection.begin(
+                stream, *(body[at : at + 10_000] for at in range(0, len(body), 10_000))
+            )
+        assert connection.reply(3).status == "RESOURCE_EXHAUSTED"
         connection.read()
-        assert set(connection.statuses) == {3}
-        assert_well(address)
+        assert connection.answered == {3}
+        assert_well(connection.address)
 
 
 def test_streams_that_ended_are_not_kept_until_their_deadline(served):
-    with h2_server(served, limits()) as address, Connection(address, TIMEOUT_S) as connection:
+    with limited(served) as connection:
         connection.open()
         for stream in range(1, 2 * 3000, 2):
             headers = request_headers(__path=STREAM, grpc_timeout="99999999H")
             connection.send(connection.headers(stream, headers), RstStreamFrame(stream, 8))
-        connection.call(2 * 3000 + 1, REQUEST)
-        assert connection.reply(2 * 3000 + 1).status == 0
+        assert connection.ask(2 * 3000 + 1, REQUEST).status == "OK"
         gc.collect()
         assert sum(isinstance(each, GrpcCall) for each in gc.get_objects()) < 2000
 
 
-@pytest.mark.parametrize("path", [WATCH, "/grpc.health.v1.Health/Check"])
+@pytest.mark.parametrize("path", [WATCH, HEALTH])
 @pytest.mark.parametrize("ended", [True, False])
 def test_connections_without_a_token_make_room_for_those_with_one(served, path, ended):
     """Calls that need no token don't keep them."""
@@ -119,31 +114,29 @@ def test_connections_without_a_token_make_room_for_those_with_one(served, path, 
         ExitStack() as stack,
     ):
         trusted = opened(stack, address)
-        trusted.call(1, REQUEST, **authorized)
-        assert trusted.reply(1).status == 0
+        assert trusted.ask(1, REQUEST, **authorized).status == "OK"
         for _ in range(20):
             connection = opened(stack, address)
-            connection.send(connection.headers(1, request_headers(__path=path)))
+            connection.begin(1, __path=path)
             connection.send(DataFrame(1, message(b""), flags=flags))
             connection.read(quiet_s=0.02)
         assert_well(address, **authorized)
-        trusted.call(3, REQUEST, **authorized)
-        assert trusted.reply(3).status == 0
+        assert trusted.ask(3, REQUEST, **authorized).status == "OK"
 
 
 def test_connections_with_calls_are_not_closed_for_new_ones(served):
     with h2_server(served, limits(max_connections=4)) as address, ExitStack() as stack:
         busy = [opened(stack, address) for _ in range(4)]
         for connection in busy:
-            connection.send(connection.headers(1, request_headers()), DataFrame(1, REQUEST[:9]))
+            connection.begin(1, REQUEST[:9])
             connection.read(quiet_s=0.02)
         waits = opened(stack, address)
         waits.call(1, REQUEST)
         assert not waits.read()
         for connection in busy:
-            connection.send(DataFrame(1, REQUEST[9:], flags=["END_STREAM"]))
-            assert connection.reply(1).status == 0
-        assert waits.reply(1).status == 0
+            connection.end(1, REQUEST[9:])
+            assert connection.reply(1).status == "OK"
+        assert waits.reply(1).status == "OK"
 
 
 @pytest.fixture(scope="module")
@@ -172,20 +165,13 @@ def test_tls_connection_closed_for_a_new_one_in_its_own_round(served, with_tls):
             stack.close()
         with Connection(address, TIMEOUT_S, tls) as connection:
             connection.open()
-            connection.call(1, REQUEST)
-            assert connection.reply(1).status == 0
+            assert connection.ask(1, REQUEST).status == "OK"
 
 
 def test_reader_that_stops_is_not_answered_any_more(served):
     """Its requests stay in the window; the answers that wait for it are bounded."""
     ask = message(b"\x22\x15grpc.health.v1.Health")
-    with (
-        h2_server(
-            served,
-            limits(max_stream_unread_bytes=10_000, http2=Http2Limits(stream_window_bytes=70_000)),
-        ) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
+    with limited(served, max_stream_unread_bytes=10_000, http2=SMALL_WINDOW) as connection:
         connection.open(INITIAL_WINDOW_SIZE=0)
         connection.acknowledge()
         connection.open_window(1, 70_000)
@@ -193,7 +179,7 @@ def test_reader_that_stops_is_not_answered_any_more(served):
         connection.send(head, *[DataFrame(1, ask * 100)] * 24)
         connection.read()
         assert connection.windows[1] == 70_000  # nothing was given back
-        assert_well(address)
+        assert_well(connection.address)
 
 
 @pytest.fixture
@@ -215,35 +201,31 @@ def test_streams_that_wait_for_room_go_on_as_soon_as_there_is_some():
     ):
         connection.open_wide()
         for stream in range(1, 21, 2):
-            head = connection.headers(stream, request_headers(__path=STREAM))
-            connection.send(head, DataFrame(stream, REQUEST * 20, flags=["END_STREAM"]))
+            connection.call(stream, REQUEST * 20, __path=STREAM)
         for stream in range(1, 21, 2):
-            assert connection.reply(stream).status == 0
+            assert connection.reply(stream).status == "OK"
 
 
 @pytest.mark.usefixtures("sweeps_rarely")
-def test_deadlines_that_are_near_are_kept(served):
-    with h2_server(served, limits()) as address, Connection(address, TIMEOUT_S) as connection:
+@pytest.mark.parametrize("path", [CLASSIFY, STREAM])
+def test_call_whose_message_does_not_arrive_ends_at_its_deadline(served, path):
+    with limited(served) as connection:
         connection.open()
-        head = connection.headers(1, request_headers(grpc_timeout="50m"))
-        connection.send(head, DataFrame(1, REQUEST[:9]))
-        assert connection.reply(1).status == LATE
+        connection.begin(1, REQUEST[:9], __path=path, grpc_timeout="50m")
+        assert connection.reply(1).status == "DEADLINE_EXCEEDED"
 
 
 def test_old_connection_is_asked_to_go_and_answers_what_it_has(served):
-    with (
-        h2_server(served, limits(age_s=0.5)) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
+    with limited(served, age_s=0.5) as connection:
         connection.open()
-        connection.send(connection.headers(1, request_headers()))
+        connection.begin(1)
         connection.wait(lambda: bool(connection.goaways))
         assert connection.goaways == [2**31 - 1]  # a notice: no call is lost
-        connection.send(DataFrame(1, REQUEST, flags=["END_STREAM"]))
-        assert connection.reply(1).status == 0
+        connection.end(1, REQUEST)
+        assert connection.reply(1).status == "OK"
         connection.wait(lambda: len(connection.goaways) == 2)
         assert connection.goaways[1] == 1
-        assert_well(address)
+        assert_well(connection.address)
 
 
 @pytest.fixture
@@ -253,32 +235,28 @@ def sweeps_often(monkeypatch):
 
 
 def test_goaway_that_names_a_call_leaves_it_alone(served):
-    with h2_server(served, limits()) as address, Connection(address, TIMEOUT_S) as connection:
+    with limited(served) as connection:
         connection.open()
-        connection.send(connection.headers(1, request_headers()), DataFrame(1, REQUEST[:9]))
+        connection.begin(1, REQUEST[:9])
         connection.send(
             GoAwayFrame(0, last_stream_id=1), DataFrame(1, REQUEST[9:], flags=["END_STREAM"])
         )
-        assert connection.reply(1).status == 0
+        assert connection.reply(1).status == "OK"
         connection.wait_closed()
 
 
 @pytest.mark.usefixtures("sweeps_often")
 def test_stream_may_be_idle_though_others_began_alike(served):
     """A stream without messages is no call whose message does not arrive."""
-    with (
-        h2_server(served, limits(message_s=0.05)) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
+    with limited(served, message_s=0.05) as connection:
         connection.open()
         for stream in (1, 3, 5):
-            connection.call(stream, REQUEST, __path=STREAM)
-            assert connection.reply(stream).status == 0
-        connection.send(connection.headers(7, request_headers(__path=STREAM)))
-        connection.send(connection.headers(9, request_headers()))
-        assert connection.reply(9).status == LATE  # two sweeps later
-        connection.send(DataFrame(7, REQUEST, flags=["END_STREAM"]))
-        assert connection.reply(7).status == 0
+            assert connection.ask(stream, REQUEST, __path=STREAM).status == "OK"
+        connection.begin(7, __path=STREAM)
+        connection.begin(9)
+        assert connection.reply(9).status == "DEADLINE_EXCEEDED"  # two sweeps later
+        connection.end(7, REQUEST)
+        assert connection.reply(7).status == "OK"
 
 
 @pytest.mark.usefixtures("sweeps_often")
@@ -287,15 +265,13 @@ def test_stream_may_be_idle_though_others_began_alike(served):
 ])  # fmt: skip
 def test_connection_whose_preface_does_not_arrive_is_closed(served, part):
     with (
-        h2_server(served, limits(handshake_s=0.5)) as address,
-        Connection(address, TIMEOUT_S) as connection,
-        Connection(address, TIMEOUT_S) as slow,
+        limited(served, handshake_s=0.5) as connection,
+        Connection(connection.address, TIMEOUT_S) as slow,
     ):
         connection.open()
         slow.send(part)
         slow.wait_closed()
-        connection.call(1, REQUEST)
-        assert connection.reply(1).status == 0
+        assert connection.ask(1, REQUEST).status == "OK"
 
 
 @pytest.mark.usefixtures("sweeps_often")
@@ -312,4 +288,4 @@ def test_connection_without_calls_is_closed_and_one_in_its_preface_is_not(served
         head = slow.headers(1, request_headers())
         call = (head, DataFrame(1, REQUEST, flags=["END_STREAM"]))
         slow.send(PREFACE[9:], SettingsFrame(0), *call)
-        assert slow.reply(1).status == 0
+        assert slow.reply(1).status == "OK"

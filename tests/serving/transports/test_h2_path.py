@@ -13,9 +13,9 @@ from serving import Classifier
 from serving.digits.wire import encode_request
 from serving.tensors import DIGITS
 from serving.transports.connections import PortLimits
-from tests.support.h2_connection import Connection, message
 from tests.support.h2_server import h2_server
-from tests.support.processes import wait_until
+from tests.support.servers import wait_until
+from tests.support.wire import Connection, message
 
 ROOT = Path(serving.__file__).parent
 REQUEST = message(encode_request(bytes(DIGITS.image_bytes)))
@@ -72,11 +72,9 @@ def test_warm_one_image_call_enters_few_functions(recorder):
     ):
         connection.open()
         for stream in range(1, 200, 2):  # warm: its headers and its prefix are known
-            connection.call(stream, REQUEST)
-            assert connection.reply(stream).status == 0
+            assert connection.ask(stream, REQUEST).status == "OK"
         with recorder.recording():
-            connection.call(201, REQUEST)
-            assert connection.reply(201).status == 0
+            assert connection.ask(201, REQUEST).status == "OK"
             wait_until(lambda: recorder.turn() is not None)
     turn = recorder.turn()
     files = [file for file, _ in turn]

@@ -1,6 +1,5 @@
 """TLS and mTLS with certificates made here: who is let in, who is not, and how they are renewed."""
 
-import asyncio
 import datetime
 import logging
 import ssl
@@ -117,12 +116,9 @@ def test_client_that_knows_the_authority_is_answered(tls, good, images):
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_async_client_speaks_tls(tls, good, images):
-    async def classify():
-        async with AsyncClient(tls.address, tls_ca=good.ca) as client:
-            return len(await client.classify(images[:2]))
-
-    assert asyncio.run(classify()) == 2
+async def test_async_client_speaks_tls(tls, good, images):
+    async with AsyncClient(tls.address, tls_ca=good.ca) as client:
+        assert len(await client.classify(images[:2])) == 2
 
 
 @pytest.mark.usefixtures("client_transport")

@@ -22,8 +22,6 @@ from training.export.version import Candidate
 SAME = 1e-5
 """Float32 rounding in another order of summation."""
 
-DENSE = ["MatMul", "Add"]
-
 
 @pytest.fixture(scope="module")
 def model():
@@ -64,18 +62,6 @@ def test_graph_answers_as_keras_with_softmax(version, model):
     np.testing.assert_allclose(answers(version, images), expected, rtol=0, atol=SAME)
 
 
-def test_scaling_is_folded_into_the_first_layer(version):
-    proto = onnx.load(version / "model.onnx")
-    operators = [node.op_type for node in proto.graph.node]
-    assert operators == ["Cast", *DENSE, "Relu", *DENSE, "Softmax"]
-    assert {tensor.name for tensor in proto.graph.initializer} == {
-        "hidden/kernel", "hidden/bias", "letter/kernel", "letter/bias",
-    }  # fmt: skip
-    [images], [probabilities] = proto.graph.input, proto.graph.output
-    assert images.type.tensor_type.shape.dim[1].dim_value == 1024
-    assert probabilities.type.tensor_type.shape.dim[1].dim_value == 26
-
-
 def test_manifest_describes_a_model_trained_elsewhere(manifest):
     assert (manifest["name"], manifest["version"]) == ("letters", "1")
     assert manifest["signature"] == {
@@ -90,8 +76,7 @@ def test_manifest_describes_a_model_trained_elsewhere(manifest):
 
 
 @pytest.mark.parametrize(
-    ("file", "key"),
-    [("model.onnx", "probabilities"), ("model.int8.onnx", "int8_probabilities")],
+    ("file", "key"), [("model.onnx", "probabilities"), ("model.int8.onnx", "int8_probabilities")]
 )
 def test_golden_samples_cover_the_classes_and_reproduce(file, key, version, manifest):
     golden = manifest["golden"]

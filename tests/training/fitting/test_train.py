@@ -3,14 +3,17 @@ import os
 import shutil
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
-from training.config import RECIPES
+from serving import Classifier
+from training.config import RECIPES, SEED, TEACHER
 from training.data.extra import Extra
 from training.data.mnist import Examples
 from training.errors import ResumeError
-from training.fitting.artifacts import load_json, load_model
+from training.fitting import networks
+from training.fitting.artifacts import Checkpoint, Progress, load_json, load_model
 from training.fitting.evaluation import probabilities
 from training.fitting.train import split, train
 from training.fitting.trainer import Trainer
@@ -161,3 +164,103 @@ def test_without_a_split_all_images_are_trained_on(mnist_sample):
     assert np.array_equal(training.images, mnist_sample.train_images)
     assert not set(map(bytes, validation.images)) <= set(map(bytes, training.images))
     assert np.array_equal(validation.labels, training.labels[-len(validation.labels) :])
+
+
+IDENTITY = {"seed": 3, "dropout": (0.4, 0.3), "deformation": {"scale": 0.1}}
+PROGRESS = Progress(
+    rows=[{"loss": 0.5, "val_accuracy": 0.9}, {"loss": 0.25, "val_accuracy": 0.95}],
+    best=[np.full((2, 2), 7, np.float32), np.zeros(3, np.float32)],
+    seconds=12.5,
+)
+
+
+def variables(value):
+    return [
+        keras.Variable(np.full((3, 2), value, np.float32)),
+        keras.Variable(np.full(2, value), dtype="int64"),
+    ]
+
+
+def test_checkpoint_gives_back_what_was_saved(tmp_path):
+    restored = variables(0)
+    PROGRESS.save(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), variables(4))
+    progress = Progress.restore(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), restored)
+    assert [variable.numpy().tolist() for variable in restored] == [[[4, 4]] * 3, [4, 4]]
+    assert (progress.rows, progress.seconds) == (PROGRESS.rows, PROGRESS.seconds)
+    assert [weights.tolist() for weights in progress.best] == [[[7, 7]] * 2, [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"seed": 4}, "seed 3, not 4"),
+        ({"dropout": (0.4, 0.2)}, r"dropout \[0.4, 0.3\], not \[0.4, 0.2\]"),
+        ({"deformation": None}, "deformation {'scale': 0.1}, not None"),
+        ({"new": 1}, "new None, not 1"),
+    ],
+)
+def test_checkpoint_of_another_training_is_refused_untouched(tmp_path, change, reason):
+    untouched = variables(0)
+    PROGRESS.save(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), variables(4))
+    with pytest.raises(ResumeError, match=f"another training: {reason}"):
+        Progress.restore(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY | change), untouched)
+    assert untouched[1].numpy().tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("keep", [0, 10, -30])
+def test_damaged_checkpoint_is_refused(tmp_path, keep):
+    path = tmp_path / "checkpoint.npz"
+    PROGRESS.save(Checkpoint(path, IDENTITY), variables(4))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ResumeError, match=r"cannot read .*checkpoint\.npz"):
+        Progress.restore(Checkpoint(path, IDENTITY), variables(0))
+
+
+def test_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ResumeError, match=r"checkpoint\.npz is missing"):
+        Progress.restore(Checkpoint(tmp_path / "checkpoint.npz", IDENTITY), variables(0))
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_network_has_the_same_parameters_in_every_recipe(recipe):
+    assert networks.build(recipe).count_params() == 241_650
+
+
+def test_network_answers_with_probabilities():
+    answers = np.asarray(networks.build(SEED)(np.ones((3, 784), np.float32)))
+    assert answers.shape == (3, 10)
+    assert answers.sum(axis=1) == pytest.approx(1, abs=1e-6)  # float32
+
+
+def test_layers_are_the_seeds():
+    layers = networks.build(SEED).layers
+    assert [layer.units for layer in layers if isinstance(layer, keras.layers.Dense)] == [
+        256, 128, 56, 10,
+    ]  # fmt: skip
+    assert [layer.rate for layer in layers if isinstance(layer, keras.layers.Dropout)] == [
+        0.4, 0.3, 0.2,
+    ]  # fmt: skip
+
+
+def test_same_seed_gives_the_same_first_weights():
+    weights = []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        weights.append(networks.build(SEED).get_weights()[0])
+    assert np.array_equal(weights[0], weights[1])
+    assert not np.array_equal(weights[0], weights[2])
+
+
+def test_fine_tuning_begins_with_the_bundled_model(mnist_sample):
+    images = mnist_sample.test_images[:100]
+    with Classifier.pretrained() as classifier:
+        expected = classifier.classify(images).probabilities
+    answers = probabilities(networks.build(RECIPES["fine-tune"]), images)
+    np.testing.assert_allclose(answers, expected, atol=1e-5)  # other orders of summation
+
+
+def test_teacher_answers_with_probabilities():
+    teacher = networks.build(TEACHER)
+    answers = np.asarray(teacher(np.ones((3, 784), np.float32)))
+    assert answers.shape == (3, 10)
+    assert answers.sum(axis=1) == pytest.approx(1, abs=1e-6)  # float32

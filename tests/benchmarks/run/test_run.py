@@ -1,16 +1,25 @@
-"""Scenarios on targets in this process, and on generators that are late."""
+"""Scenarios, their histograms and result files."""
 
+import json
 import math
+import os
+import re
+import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.load.trace import Trace, arrivals
 from benchmarks.report.tables import server_rate
-from benchmarks.run import scenarios
-from benchmarks.run.result_file import Cell
+from benchmarks.run import runner, scenarios
+from benchmarks.run.histogram import Latencies
+from benchmarks.run.result_file import Cell, UnusableResults, load
 from benchmarks.run.scenarios import Rules
 from benchmarks.targets.target import Running, Spec
+from tests.benchmarks.made_up import H2, PLAIN, results, sample
 
 NULL = Spec(target="null")
 RULES = Rules(seconds=0.1)
@@ -116,3 +125,81 @@ def test_poisson_arrivals_have_exponential_gaps():
     assert gaps.std() == pytest.approx(1e-3, rel=0.05)
     even = np.diff(arrivals("constant", rate=1000, seconds=1, seed=0))
     np.testing.assert_allclose(even, 1e-3)
+
+
+# The histogram against numpy
+
+
+BUCKET = 0.008
+"""How far apart values of one bucket lie at most, as a share."""
+MICROSECOND = 1e-6
+
+
+def latencies(seed, number=5_000):
+    return np.random.default_rng(seed).lognormal(-7, 1.5, number)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.5, 0.9, 0.99, 0.999, 1.0])
+def test_quantile_is_numpys_within_a_bucket(share):
+    values = latencies(1)
+    expected = np.quantile(values, share, method="inverted_cdf")
+    found = Latencies.of(values).quantile(share)
+    assert found == pytest.approx(expected, rel=BUCKET, abs=MICROSECOND)
+
+
+@given(st.lists(st.floats(0, 4000), min_size=1, max_size=50))
+def test_histogram_keeps_every_value_within_a_bucket(values):
+    histogram = Latencies.decode(Latencies.of(values).encode())
+    kept = np.repeat(histogram.values_s, histogram.count)
+    np.testing.assert_allclose(kept, np.sort(values), rtol=BUCKET, atol=MICROSECOND)
+
+
+def test_joined_histogram_is_that_of_all_values():
+    a, b = latencies(2), latencies(3)
+    both = Latencies.joined([Latencies.of(a), Latencies.of(b)])
+    expected = Latencies.of(np.concatenate((a, b)))
+    np.testing.assert_array_equal(both.index, expected.index)
+    np.testing.assert_array_equal(both.count, expected.count)
+
+
+def test_no_latency_has_no_quantile():
+    assert math.isnan(Latencies.of([]).quantile(0.5))
+
+
+# Results: kept whole, without a trace of whose machine it was
+
+
+def test_results_survive_a_file(tmp_path):
+    kept = results(sample(PLAIN, "Server"), sample(H2, "Offline", batch=8, latency_s=0.0123))
+    kept.save(tmp_path / "r.json")
+    again = load(tmp_path / "r.json")
+    again.save(tmp_path / "again.json")
+    assert (tmp_path / "r.json").read_text() == (tmp_path / "again.json").read_text()
+    assert again.samples[1].latency.quantile(0.99) == pytest.approx(0.0123, rel=0.008)
+    assert again.samples[1].images_per_s == 8000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "No such file"),
+        ("{", "no results file"),
+        ("[]", "no results file"),
+        ("{}", "no results file"),
+        ('{"format": 2}', "format 1 expected, got 2"),
+    ],
+)
+def test_unusable_file_is_refused(tmp_path, text, reason):
+    path = tmp_path / "r.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UnusableResults, match=reason):
+        load(path)
+
+
+def test_environment_names_neither_machine_nor_folder(models):
+    found = runner.describe(models, {"target": 1, "generator": 1})
+    text = json.dumps(found)
+    assert found["model"]["digest"]
+    for secret in (socket.gethostname(), os.getcwd(), str(models), str(Path.home())):
+        assert not re.search(rf"(^|\W){re.escape(secret)}(\W|$)", text)

@@ -1,30 +1,27 @@
-"""The overlays: kustomize builds them, they match the schemas, and they agree with the server.
+"""The files of deploy/ agree with the server and each other; `deploy/check` asks their programs.
 
-Not tested, since it needs a cluster: scheduling, the kubelet's probes, the autoscaler.
+Not tested, since it needs a cluster: scheduling, the kubelet's probes, the autoscaler, KServe.
 """
 
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from serving import Client
 from serving.cli.commands import parser
-from tests.deploy.conftest import ROOT, needed
-from tests.support.processes import is_serving
-from tests.support.servers import started
+from tests.deploy.conftest import ROOT
+from tests.support.servers import is_serving, started
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("cpu", "cuda", "mesh")
 MODELS = ("model-volume", "model-image", "model-download")
-COMPONENTS = (*MODELS, "gateway")
-OF_OPERATORS = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
-"""Kinds that Kubernetes's own schemas do not know."""
+OF_KUBERNETES = {"v1", "apps/v1", "policy/v1", "networking.k8s.io/v1"}
 OF_THE_GATEWAY_API = {"GRPCRoute", "HTTPRoute"}
-VERSION = "1.33"
 
 
 @pytest.fixture(scope="module")
@@ -63,26 +60,10 @@ def pod(path):
     return objects(path)["Deployment", "digits"]["spec"]["template"]["spec"]
 
 
-def validate(path):
-    """Check a file against the schemas, strictly: the exit code, and the kinds without a schema."""
-    python = needed(ROOT / ".venv-edge/bin/python", "make test-deploy")
-    command = [str(python), "-m", "kubernetes_validate", "--strict", "-k", VERSION, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    output = done.stdout + done.stderr
-    return done.returncode, set(re.findall(r"find schema for kind (\w+)", output))
-
-
 def test_plain_overlay_needs_no_operator(built):
-    path = built("plain")
-    assert validate(path) == (0, set())
-    assert objects(path)["Deployment", "digits"]["spec"]["replicas"] == 2
-
-
-@pytest.mark.parametrize("components", [(), *((name,) for name in COMPONENTS)], ids=str)
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_overlay_fits_the_schemas(built, overlay, components):
-    more = OF_THE_GATEWAY_API if "gateway" in components else set()
-    assert validate(built(overlay, *components)) == (0, OF_OPERATORS | more)
+    found = objects(built("plain"))
+    assert {each["apiVersion"] for each in found.values()} <= OF_KUBERNETES
+    assert found["Deployment", "digits"]["spec"]["replicas"] == 2
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -145,7 +126,7 @@ def test_pod_outlives_its_drain(built):
     assert spec["terminationGracePeriodSeconds"] > before + drain
 
 
-def test_autoscalers_read_what_a_rule_records(built, tmp_path):
+def test_autoscalers_read_what_a_rule_records(built):
     found = objects(built("cpu"))
     groups = found["PrometheusRule", "digits"]["spec"]["groups"]
     recorded, *_ = [rule["record"] for group in groups for rule in group["rules"]
@@ -154,7 +135,6 @@ def test_autoscalers_read_what_a_rule_records(built, tmp_path):
     queries = [each["metadata"]["query"] for each in triggers]
     assert [recorded in query for query in queries] == [True, False]
     path = FOLDER / "adapter" / "autoscaler.yaml"
-    assert validate(path) == (0, set())
     metrics = objects(path)["HorizontalPodAutoscaler", "digits"]["spec"]["metrics"]
     assert metrics[0]["pods"]["metric"]["name"] == recorded
 
@@ -169,7 +149,7 @@ def test_rules_are_those_that_are_tested(built):
 def test_settings_are_options_of_the_server(built, overlay, component):
     env = {each["name"]: each.get("value") for each in container(built(overlay, component))["env"]}
     assert env.pop("SERVING_TOKEN") is None
-    flags = [f"--{name.removeprefix('DIGITS_').lower().replace('_', '-')}={value}"
+    flags = [f"--{name.removeprefix('SERVING_').lower().replace('_', '-')}={value}"
              for name, value in env.items()]  # fmt: skip
     assert len(flags) > 3
     parser().parse_args(["serve", *flags])  # else exits
@@ -188,3 +168,75 @@ def test_server_with_these_settings_answers_its_probes(built, images, monkeypatc
         with Client(server.address, token="token-0123456789abcdef") as client:
             assert len(client.classify(images[:2])) == 2
         assert server.stop() == 0
+
+
+# KServe's objects: their containers are Kubernetes's, and the services fit the runtimes
+
+
+RUNTIMES, SERVICES = (
+    [*yaml.safe_load_all((ROOT / "deploy" / "kserve" / name).read_text())]
+    for name in ("runtimes.yaml", "inference-services.yaml")
+)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=lambda each: each["metadata"]["name"])
+def test_arguments_are_options_of_the_server(runtime):
+    parser().parse_args(["serve", *runtime["spec"]["containers"][0]["args"]])  # else exits
+
+
+def test_each_service_has_a_runtime_that_speaks_its_protocol():
+    runtimes = {each["metadata"]["name"]: each["spec"] for each in RUNTIMES}
+    for service in SERVICES:
+        model = service["spec"]["predictor"]["model"]
+        runtime = runtimes[model["runtime"]]
+        assert model["protocolVersion"] in runtime["protocolVersions"]
+        names = {each["name"] for each in runtime["supportedModelFormats"]}
+        assert model["modelFormat"]["name"] in names
+    assert len(runtimes) == len(SERVICES) == 2
+
+
+def test_ports_are_the_images():
+    image = (ROOT / "Containerfile").read_text()
+    ports = [
+        port["containerPort"]
+        for each in RUNTIMES
+        for port in each["spec"]["containers"][0]["ports"]
+    ]
+    assert ports == [50051, 8080]
+    assert all(f"EXPOSE {port}\n" in image for port in ports)
+
+
+# `deploy/compose.yaml`: all that it mounts and names exists
+
+
+DEPLOY = ROOT / "deploy"
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+
+
+def test_files_that_are_mounted_exist():
+    mounts = [mount for service in COMPOSE.values() for mount in service.get("volumes", ())]
+    assert len(mounts) == 3
+    assert all((DEPLOY / mount.partition(":")[0]).exists() for mount in mounts)
+    assert (DEPLOY / COMPOSE["digits"]["build"]["context"] / "Containerfile").exists()
+
+
+def test_prometheus_scrapes_and_grafana_reads_what_is_there():
+    targets = re.findall(r'"(\w+):(\d+)"', (DEPLOY / "prometheus/prometheus.yml").read_text())
+    assert targets == [("digits", "9090")]
+    assert "EXPOSE 9090" in (ROOT / "Containerfile").read_text()
+    source = (DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text()
+    assert re.findall(r"http://(\w+):9090", source) == ["prometheus"]
+    assert {"digits", "prometheus"} < set(COMPOSE)
+    provider = (DEPLOY / "grafana/provisioning/dashboards/files.yaml").read_text()
+    dashboard = COMPOSE["grafana"]["volumes"][1].split(":")[1]
+    assert f"path: {Path(dashboard).parent}}}" in provider
+
+
+def test_only_loopback_is_published():
+    ports = [port for service in COMPOSE.values() for port in service["ports"]]
+    assert len(ports) == 4
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_server_gets_longer_to_stop_than_it_takes():
+    assert COMPOSE["digits"]["stop_grace_period"] == "35s"  # --drain is 30 s

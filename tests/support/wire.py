@@ -1,12 +1,14 @@
-"""A connection that sends any frames for a script, and records the replies."""
+"""HTTP/2 as a test likes: a caller that sends any frames, and a server that gives any answers."""
 
 import socket
 import struct
+import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import hpack
+import ngh2
 from hyperframe.exceptions import HyperframeError
 from hyperframe.frame import (
     ContinuationFrame,
@@ -20,8 +22,10 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from serving.protocols.status import StatusCode
+from tests.support.raw import CLASSIFY, TIMEOUT_S
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-PATH = "/digits.v1.DigitClassifier/Classify"
 
 Headers = list[tuple[str, str]]
 
@@ -31,7 +35,7 @@ def request_headers(**changed):
     headers: dict[str, str | None] = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": PATH,
+        ":path": CLASSIFY,
         ":authority": "localhost",
         "content-type": "application/grpc",
         "te": "trailers",
@@ -59,9 +63,9 @@ class Reply:
 
     @property
     def status(self):
-        """The grpc-status, once it has come."""
+        """The name of the grpc-status, once it has come."""
         text = self.headers.get("grpc-status")
-        return None if text is None else int(text)
+        return None if text is None else StatusCode(int(text)).name
 
     @property
     def is_over(self):
@@ -73,6 +77,7 @@ class Connection:
     """A TCP connection to a server; nothing is checked on the way out."""
 
     def __init__(self, address, timeout_s, tls=None):
+        self.address = address
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -82,8 +87,8 @@ class Connection:
         self._encoder = hpack.Encoder()
         self._decoder = hpack.Decoder()
         self._received = b""
-        self.statuses: dict[int, int] = {}
-        """The grpc-status by stream."""
+        self.answered: set[int] = set()
+        """The streams whose grpc-status has come."""
         self.replies: dict[int, Reply] = {}
         """The replies, by stream."""
         self.goaways: list[int] = []
@@ -132,6 +137,20 @@ class Connection:
         """Send a whole call."""
         head = self.headers(stream, request_headers(**changed))
         self.send(head, DataFrame(stream, body, flags=["END_STREAM"]))
+
+    def begin(self, stream, *parts, **changed):
+        """Send the headers of a call, and parts of its body."""
+        head = self.headers(stream, request_headers(**changed))
+        self.send(head, *(DataFrame(stream, part) for part in parts))
+
+    def end(self, stream, part=b""):
+        """Send the last part of a call's body."""
+        self.send(DataFrame(stream, part, flags=["END_STREAM"]))
+
+    def ask(self, stream, body, **changed):
+        """Send a whole call, and wait for its reply."""
+        self.call(stream, body, **changed)
+        return self.reply(stream)
 
     def wait(self, holds):
         """Read until something holds; fail if it never does."""
@@ -223,8 +242,8 @@ class Connection:
             self._received = self._received[9 + length :]
             if isinstance(frame, HeadersFrame | ContinuationFrame):
                 headers = dict(self._decoder.decode(frame.data))
-                if (status := headers.get("grpc-status")) is not None:  # type: ignore[call-overload]
-                    self.statuses[frame.stream_id] = int(status)
+                if headers.get("grpc-status") is not None:  # type: ignore[call-overload]
+                    self.answered.add(frame.stream_id)
                 self.replies.setdefault(frame.stream_id, Reply()).headers.update(headers)
             elif isinstance(frame, DataFrame):
                 self.replies.setdefault(frame.stream_id, Reply()).body += frame.data
@@ -242,3 +261,59 @@ class Connection:
                 self.pongs.append(frame.opaque_data)
             if frame.stream_id and "END_STREAM" in frame.flags:
                 self.replies[frame.stream_id].ended = True
+
+
+# A server on HTTP/2 that answers as a test likes, one connection after the other
+
+
+OK = ((b"grpc-status", b"0"),)
+HEADERS = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+
+
+class Peer:
+    """One connection of a server that answers as a test likes."""
+
+    def __init__(self, sock, *, speaks_first=True):
+        self.socket = sock
+        self.http2 = ngh2.Connection(ngh2.Role.SERVER)
+        if speaks_first:
+            self.http2.initiate_connection()
+            self.flush()
+
+    def calls(self):
+        """Yield the stream and the path of each call, once its message has come whole."""
+        paths = {}
+        while data := self.socket.recv(65_536):
+            self.http2.receive_data(data)
+            for event in self.http2.events():
+                if isinstance(event, ngh2.RequestReceived):
+                    paths[event.stream_id] = dict(event.headers)[b":path"].decode()
+                if isinstance(event, ngh2.DataReceived) and event.end_stream:
+                    yield event.stream_id, paths[event.stream_id]
+            self.flush()
+
+    def answer(self, stream, message, trailers=OK):
+        self.http2.send_response(stream, HEADERS)
+        self.http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message)
+        self.http2.send_trailers(stream, trailers)
+        self.flush()
+
+    def flush(self):
+        self.socket.sendall(self.http2.data_to_send())
+
+
+@contextmanager
+def peers(*scripts, speaks_first=True):
+    """A server whose connections follow the scripts, one after the other, and then close."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            for script in scripts:
+                with suppress(OSError), listener.accept()[0] as sock:
+                    script(Peer(sock, speaks_first=speaks_first))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)  # connections that nobody made
+        thread.join(TIMEOUT_S)
