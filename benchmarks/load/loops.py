@@ -15,7 +15,7 @@ from time import perf_counter, process_time, sleep
 
 import numpy as np
 
-from benchmarks.load.trace import CallRequest, Outcome, Seconds, Trace
+from benchmarks.load.trace import TIMEOUT, TRACE, CallRequest, Outcome, Seconds, Trace
 from serving.http2 import ClientConnection, ErrorCode, Http2Error, Limits, events, frames
 from serving.http2.frames import MAX_WINDOW, frame, word
 from serving.http2.hpack import Fields, encode_literally
@@ -187,6 +187,11 @@ _STATUS = re.compile(rb"(?:\x0bgrpc-status|\x88\x9a\xca\xc8\xb2\x124\xda\x8f)[\x
 """In a header block: the name as it is or in Huffman's code, and the value."""
 
 
+_TIMEOUT, _TRACE = TIMEOUT.encode(), TRACE[3:-3].encode()
+_SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835
+"""Makes ids that look random of numbers: an odd number near 2^128 by the golden ratio."""
+
+
 class Calls:
     """The calls on one connection; call N is stream 2 N + 1, and call 0 does not count."""
 
@@ -222,6 +227,7 @@ class Calls:
         body = frame(frames.DATA, frames.END_STREAM, bytes(4), self._body)
         # The frames of a call around the number of its stream.
         self._parts = [headers[:_STREAM_AT], headers[_STREAM_AT + 4 :]]
+        self._own = request.has_new_headers
         if self._is_small:
             self._parts[1] += body[:_STREAM_AT]
             self._parts.append(body[_STREAM_AT + 4 :])
@@ -260,11 +266,18 @@ class Calls:
         self.num_open += len(start_s)
         if self._is_small:
             calls = b"".join(
-                word(2 * call + 1).join(self._parts) for call in range(first, len(self._start_s))
+                word(2 * call + 1).join(self._own_parts(call) if self._own else self._parts)
+                for call in range(first, len(self._start_s))
             )
             connection.send(calls, len(start_s) * len(self._body))
         else:
             connection.request(self._fields, self._body)
+
+    def _own_parts(self, call: int) -> list[bytes]:
+        """Return a call's frames with a deadline and a trace of its own: from 50 to 99 s."""
+        trace = b"%032x-%016x" % (call * _SPREAD % (1 << 128), call * _SPREAD % (1 << 64))
+        block = self._parts[1].replace(_TIMEOUT, b"%08du" % (99_999_999 - call % 50_000_000), 1)
+        return [self._parts[0], block.replace(_TRACE, trace, 1), *self._parts[2:]]
 
     def fill(self, now_s: float) -> None:
         """Send as many calls as may be in flight."""

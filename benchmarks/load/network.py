@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Self
@@ -90,7 +91,7 @@ class Generator:
 
     def closed(self, request: CallRequest, callers: int, seconds: float, connections: int) -> Trace:
         """Keep `callers` calls in flight; 0 connections for at most eight a process."""
-        if self.uses_h2load:
+        if self.uses_h2load and not request.has_new_headers:
             if request.is_http:
                 connections = callers  # each has one call in flight
             connections = connections or max(
@@ -148,12 +149,16 @@ class NetworkLoad:
         self._generator, self._request, self._probe = generator, request, probe
         self._probed: set[int] = set()
 
-    def closed(self, callers: int, batch: int, seconds: float, connections: int = 0) -> Trace:
+    def closed(
+        self, callers: int, batch: int, seconds: float, connections: int = 0, *,
+        has_new_headers: bool = False,
+    ) -> Trace:  # fmt: skip
         """Keep `callers` calls of `batch` images in flight.
 
-        They share `connections`; 0 leaves their number to the generator.
+        They share `connections`; 0 leaves their number to the generator. With new headers each has
+        a deadline and a trace of its own.
         """
-        request = self._request(batch)
+        request = replace(self._request(batch), has_new_headers=has_new_headers)
         if batch not in self._probed:
             self._probe(request)
             self._probed.add(batch)

@@ -14,6 +14,8 @@ Seconds = npt.NDArray[np.float64]
 
 Headers = tuple[tuple[str, str], ...]
 GRPC: Headers = (("content-type", "application/grpc"), ("te", "trailers"))
+TIMEOUT, TRACE = "99999999u", f"00-{'a' * 32}-{'b' * 16}-01"
+"""Values that are replaced in each call that has headers of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +31,8 @@ class CallRequest:
     headers: Headers = GRPC
     is_http: bool = False
     """Whether this is no call of gRPC."""
+    has_new_headers: bool = False
+    """Whether its deadline and its trace's ids differ in each call, as those of traced callers."""
 
     @property
     def body(self) -> bytes:
@@ -46,6 +50,7 @@ class CallRequest:
             (":method", "POST"), (":scheme", "http"), (":path", self.path),
             (":authority", self.address), *self.headers,
             *((("grpc-timeout", timeout),) if timeout else ()),
+            *((("grpc-timeout", TIMEOUT), ("traceparent", TRACE)) if self.has_new_headers else ()),
         )  # fmt: skip
         return tuple((name.encode(), text.encode()) for name, text in fields)
 

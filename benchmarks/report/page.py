@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from benchmarks.report import tables
+from benchmarks.report import picture, tables
 from benchmarks.report.tables import Figures
 from benchmarks.run.result_file import Results, UnusableResults
 
@@ -11,8 +11,11 @@ BEGIN, END = "<!-- benchmarks: written by `make bench-readme` -->", "<!-- /bench
 
 
 def write(results: Results, path: Path) -> Path:
-    """Write NAME.md beside NAME.json, and return its path."""
+    """Write NAME.md and NAME.svg beside NAME.json, and return the page's path."""
     page, parts = path.with_suffix(".md"), ["# Benchmark report", machine(results)]
+    if drawn := picture.svg(results):
+        path.with_suffix(".svg").write_text(drawn, "utf-8")
+        parts.append(f"![Rates by calls in flight, and latency by percentile]({path.stem}.svg)")
     for table in tables.every(results):
         parts += [f"## {table.title}", table.note, table.markdown()]
     page.write_text("\n\n".join(parts) + "\n", "utf-8")

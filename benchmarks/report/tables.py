@@ -207,6 +207,7 @@ def _heading(cell: Cell, latency_slo_s: float) -> str:
     return {
         "SingleStream": "SingleStream, p90",
         "ClosedLoop": f"ClosedLoop, {cell.in_flight} callers",
+        "NewHeaders": f"NewHeaders, {cell.in_flight} callers",
         "Server": f"Server, p99 ≤ {latency_slo_s * 1e3:g} ms",
         "Offline": f"Offline, {cell.batch} a call",
     }[cell.scenario]

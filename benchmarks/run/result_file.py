@@ -48,7 +48,7 @@ class Cell:
     def task(self) -> str:
         """The scenario and its sizes."""
         size = f", {self.batch} a call" if self.batch > 1 else ""
-        loop = f" {self.in_flight}" if self.scenario == "ClosedLoop" else ""
+        loop = f" {self.in_flight}" if self.scenario in ("ClosedLoop", "NewHeaders") else ""
         return f"{self.scenario}{loop}{size}" + (f" {self.overload:g} ×" if self.overload else "")
 
     def __str__(self) -> str:

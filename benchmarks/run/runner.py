@@ -44,7 +44,8 @@ class Suite(Rules):
 
         Cells to be compared are measured within seconds, so that drift affects all equally.
         """
-        callers = {"ClosedLoop": self.callers, "Offline": [(0, 0)]}
+        largest = self.callers[-1:]
+        callers = {"ClosedLoop": self.callers, "NewHeaders": largest, "Offline": [(0, 0)]}
         batches = {"Offline": self.batches}
         return [
             Cell(spec=spec, scenario=name, callers=number, connections=connections, batch=batch)
@@ -78,7 +79,7 @@ _POWERS = [2**power for power in range(13)]
 BENCH = Suite(
     name="bench",
     specs=[*specs(["plain", "grpcio"]), *specs(["h2"], precisions=_PRECISIONS)],
-    scenarios=("SingleStream", "ClosedLoop", "Offline"), rounds=5,
+    scenarios=("SingleStream", "ClosedLoop", "NewHeaders", "Offline"), rounds=5,
     callers=((1, 1), (4, 1), (16, 4), (64, 8), (256, 8)), batches=(128,),
 )  # fmt: skip
 

@@ -4,9 +4,10 @@
     Server        calls arrive by themselves (open loop)    highest rate with p99 <= objective
     Offline       plenty to do, `batch` images a call       images/s
 
-and two that are not MLPerf's, for the rate at which a server is full, and beyond it:
+and three that are not MLPerf's, for the rate at which a server is full, and beyond it:
 
     ClosedLoop    `callers` calls in flight, one image each images/s
+    NewHeaders    the same by calls that each have a deadline and a trace of their own
     Overload      1 to 3 times the rate of a closed loop    images/s answered within 50 ms
 
 https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
@@ -25,7 +26,7 @@ from benchmarks.run.histogram import Latencies
 from benchmarks.run.result_file import Cell, Sample
 from benchmarks.targets.target import Running
 
-NAMES = ("SingleStream", "ClosedLoop", "Server", "Offline", "Overload")
+NAMES = ("SingleStream", "ClosedLoop", "NewHeaders", "Server", "Offline", "Overload")
 OVERLOADS = (1.0, 1.5, 2.0, 3.0)
 """Offered rates, as multiples of the closed loop's."""
 TIMEOUT_S = 0.05
@@ -84,7 +85,8 @@ def run(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Samp
             yield _sample(offered, target, rules, number, send, factor * reached)
     else:
         cell = replace(cell, callers=cell.callers or target.parallel_calls)
-        send = partial(load.closed, cell.callers, cell.batch, seconds, cell.connections)
+        own = {"has_new_headers": True} if cell.scenario == "NewHeaders" else {}
+        send = partial(load.closed, cell.callers, cell.batch, seconds, cell.connections, **own)
         yield _sample(cell, target, rules, number, send)
 
 
