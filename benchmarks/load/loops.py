@@ -9,6 +9,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from itertools import cycle
 from struct import Struct
 from time import perf_counter, process_time, sleep
@@ -92,6 +93,10 @@ class CallConnection:
         self._ready.append(ready)
         self._engine.send_window -= num_bytes
         self.flush()
+
+    def encode(self, fields: Fields) -> bytes:
+        """Encode header fields that have been sent before: they change no table."""
+        return self._engine.encoder.encode(fields)
 
     def request(self, fields: Fields, body: bytes) -> None:
         """Send a long request, as the windows allow, sooner or later; its stream is the next."""
@@ -233,6 +238,13 @@ class Calls:
             self._parts.append(body[_STREAM_AT + 4 :])
         # Without a header table, right answers have the same trailers each time.
         self._statuses = {self._call_once(request): OK}
+        if self._own:  # as clients send them: what repeats as indexes, the rest as it is
+            constant = replace(request, has_new_headers=False).fields()
+            own = self._fields[len(constant) :]
+            block = connection.encode(constant) + encode_literally(own)
+            headers = frame(frames.HEADERS, frames.END_HEADERS, bytes(4), block)
+            self._parts[0] = headers[:_STREAM_AT]
+            self._parts[1] = headers[_STREAM_AT + 4 :] + body[:_STREAM_AT]
 
     def _call_once(self, request: CallRequest) -> bytes:
         """Have a call answered; return its trailers."""
