@@ -3,12 +3,15 @@
 import shutil
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from serving.model.repository import PRETRAINED
 from tests.support.servers import running_server
 
 _CHROMIUM = shutil.which("chromium")
+expect.set_options(
+    timeout=20_000
+)  # the first picture starts processes, and the machine may be busy
 
 
 @pytest.fixture(scope="package")

@@ -43,7 +43,7 @@ def test_names_are_shown_as_texts_and_run_nothing(page):
 def test_form_as_it_is_has_an_answer(name, page):
     model = section(page, name)
     model.locator("button").click()
-    expect(model.locator(".note")).to_contain_text("ms", timeout=20_000)
+    expect(model.locator(".note")).to_contain_text("ms")
     expect(model.locator(".answer")).to_be_visible()
     is_large = "too many to show" in model.locator(".answer").text_content()
     assert is_large == (name == "large")

@@ -1,6 +1,7 @@
 """The command line, as people and scripts use it."""
 
 import json
+import os
 import sys
 from argparse import ArgumentTypeError
 from contextlib import nullcontext
@@ -13,7 +14,10 @@ from PIL import Image
 from serving.__main__ import main
 from serving.commandline import options
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
+from tests.serving.model.graphs import save, two_layers
 from tests.support.servers import serve_command, started
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -216,3 +220,41 @@ def test_help_is_shown(command, capsys):
 def test_values_are_read_with_their_units(read, text, number):
     with nullcontext() if number else pytest.raises(ArgumentTypeError, match="such as 5"):
         assert read(text) == number
+
+
+def test_help_of_serve_has_groups_and_defaults_of_zero(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    titles = ["models:", "addresses:", "TLS and tokens:", "batching and limits:", "operation:"]
+    places = [text.index(f" {title} --") for title in titles]
+    assert places == sorted(places)
+    assert "batches grow only while it is busy (default: 0.0)" in text
+    assert "--log-level {debug,info,warning,error}" in text
+
+
+def test_onnx_files_behind_model_are_files(tmp_path):
+    for name in ("iris", "cnn"):
+        (tmp_path / "models" / name / "1").mkdir(parents=True)
+        save(two_layers(), tmp_path / "models" / name / "1")
+    save(two_layers(), tmp_path, "net.onnx")
+    command = serve_command(tmp_path / "models", "--model", "iris", "net.onnx")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with started(command, cwd=tmp_path, env=environment) as server:
+        assert server.facts["model"] == "iris,net"
+
+
+def test_two_files_of_one_name_are_refused_with_the_remedy(tmp_path, run):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        save(two_layers(), tmp_path / folder)
+    code, _, err = run("serve", tmp_path / "a" / "model.onnx", tmp_path / "b" / "model.onnx")
+    assert code == 2
+    assert "two models are named model: " in err[-1]
+    assert err[-1].endswith("rename one, or put each into a folder of its own below --models")
+
+
+def test_log_level_drops_lines_below_it(models):
+    with started([*serve_command(models), "--log-level", "warning"]) as server:
+        server.stop()
+        assert server.process.stderr.read() == ""

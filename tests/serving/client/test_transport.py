@@ -316,3 +316,13 @@ def test_each_of_several_needs_a_port(address):
 def test_name_without_an_address_is_named():
     with pytest.raises(Unavailable, match=r"nowhere\.invalid:2"):
         grpc_target("127.0.0.1:1,nowhere.invalid:2")
+
+
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:50051", "https://models", "127.0.0.1", "localhost", "", "a:1,b"]
+)
+def test_what_is_no_address_is_refused_at_once(target):
+    with pytest.raises(
+        ConfigurationError, match=r"expected HOST:PORT, such as 127\.0\.0\.1:50051, got"
+    ):
+        Client(target)
