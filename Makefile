@@ -5,7 +5,7 @@
 #   RECIPE=...       the training recipe: default, seed, best, or fine-tune, the default with EXTRA
 #   EXTRA=DIR        your own digits to train on, too: pictures in DIR/0 to DIR/9
 #   RESUME=1         resume the training that was interrupted
-#   SEEDS=...        how many worlds `make simulate` runs
+#   SEEDS=...        how many seeds `make simulate` runs
 #   SOAK_S=...       how long `make soak` keeps the server under load, in seconds
 
 .DEFAULT_GOAL := help
@@ -77,7 +77,7 @@ test-reader: $(INSTALLED)  ## the tests of reader/, the reader of numbers
 test-slow: $(INSTALLED)  ## the tests that take more than four seconds each
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow tests/docs tests/programs tests/serving tests/training tests/test_*.py
 
-simulate: $(INSTALLED)  ## a server, its callers and their bad luck in SEEDS=... simulated worlds
+simulate: $(INSTALLED)  ## a server, its callers and injected faults, simulated for SEEDS=... seeds
 	$(RUN) -m tests.simulation $(SEEDS)
 
 test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile bytes (minutes)

@@ -22,21 +22,21 @@ _VERSIONS = re.compile(r"latest|all|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchingConfig:
-    """How requests are queued and batched into runs; sizes count images."""
+    """How requests are queued and batched; sizes count images."""
 
     max_batch_size: int = 512
-    """The most images in one run."""
+    """The most images in one batch."""
     # Past 128 the model's time an image is constant; only the run's overhead is still spread over
     # more: from 128 to 512, messages of 256 images gain a quarter. A run of 512 takes some 2 ms.
     max_queue_delay_s: float = 0.0
-    """Seconds to wait for more images before a run; with 0, batches grow only while it is busy."""
+    """Seconds to wait for more images of a batch; with 0, batches grow only while it is busy."""
     queue_capacity: int = 16_384
-    """The most images that wait for a run; further requests are rejected."""
+    """The most images that wait; further requests are rejected."""
     slo_s: float = math.inf
     """Time such as 5ms within which accepted requests are to be answered, in seconds; requests that
     would wait longer are rejected at once."""
     max_run_s: float = 60.0
-    """Seconds that a run on a thread may take; it is ended then, and its calls are too late."""
+    """Seconds that an offloaded batch may take; it is ended then, with DEADLINE_EXCEEDED."""
     max_request_images: int = 4_096
     """The most images in one request."""
     # Of digits 3.2 MB, under every client's default limit of 4 MiB.
@@ -77,18 +77,18 @@ class ModelConfig:
     """The versions of each model to serve: latest, all, or numbers such as 3,4."""
     canary: float = 0.0
     """Share of the calls for the newest version, such as 5%; the one before answers the others; a
-    model's labels.json goes first."""
+    model's labels.json takes precedence."""
     served_name: str | None = None
     """The only model's name for callers; without one, the name that it was exported with."""
     device: Device = "auto"
-    """Device of the runs; auto takes CUDA if it works, else the CPU."""
+    """Device of inference; auto takes CUDA if it works, else the CPU."""
     precision: Precision = "fp32"
     """Variant of the model."""
     max_model_bytes: int = 2 << 30
     """The most bytes of a model's files, such as 500M or 2G."""
     batch: tuple[str, ...] = ()
-    """Batching of a model, such as cnn=never: auto batches rows that its graph proves independent;
-    always is your promise that they are; never runs each call alone."""
+    """Batching of a model, such as cnn=never: auto batches if its graph proves that rows don't
+    depend on one another; always batches unproved, at your risk; never runs each call alone."""
 
     def __post_init__(self) -> None:
         for name, kind in (("device", Device), ("precision", Precision)):

@@ -146,7 +146,9 @@ def test_reading_pictures_needs_no_server_and_no_model():
 
 def test_nothing_knows_the_reader_and_it_knows_no_training():
     for package in ("serving", "training", "benchmarks", "deploy", "reader/digit_reader"):
-        strangers = {"lab", "training"} if "reader" in package else {"lab", "digit_reader"}
+        strangers = (
+            {"experiments", "training"} if "reader" in package else {"experiments", "digit_reader"}
+        )
         for path in (ROOT / package).rglob("*.py"):
             assert not strangers & {name.split(".")[0] for name in imports_of(path)}, path
 
@@ -166,7 +168,7 @@ ORDER = {
         facts ink text.cuts text.candidates detector text places numbers reader digit command http
         __main__ __init__
     """,
-    "lab": "made handwriting __main__ __init__",
+    "experiments": "synthetic handwriting __main__ __init__",
     "benchmarks": "load targets run report cli __main__ peers __init__",
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one
@@ -176,7 +178,9 @@ of its files. Imports point to parts before theirs, or within one."""
 def modules_of(package):
     """Return every module of our own, by its name below the package."""
     found = {}
-    folder = ROOT / "reader" / package if package in ("digit_reader", "lab") else ROOT / package
+    folder = (
+        ROOT / "reader" / package if package in ("digit_reader", "experiments") else ROOT / package
+    )
     for path in folder.rglob("*.py"):
         if not path.name.endswith(("_pb2.py", "_pb2_grpc.py")):
             parts = path.relative_to(folder).with_suffix("").parts

@@ -1,7 +1,7 @@
 """Tells whole digits from all else: halves and pairs of digits, letters, dots, lines, smears.
 
 A small convolutional network, run by ONNX Runtime. It sees a candidate, the ink around it, and its
-place in its row. `python -m lab fit` makes it.
+place in its row. `python -m experiments fit` makes it.
 """
 
 from functools import cache

@@ -10,7 +10,7 @@ from PIL import Image
 
 from digit_reader.command import numbers_answer
 from digit_reader.facts import Box, Field, Number
-from lab.made.strings import compose
+from experiments.synthetic.strings import compose
 from serving.model.repository import PRETRAINED
 from tests.serving.cli.conftest import Run
 from training.data.mnist import Mnist

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lab.made.drawing import font_glyph, png
-from lab.made.strings import random_string
+from experiments.synthetic.drawing import font_glyph, png
+from experiments.synthetic.strings import random_string
 from serving.digits.pictures.files import image_or_reason, processes
 from serving.digits.pictures.reader import from_picture, read_digit
 from serving.errors import InvalidRequest

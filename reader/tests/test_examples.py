@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from lab.handwriting import examples
-from lab.handwriting.examples import KINDS, NO_DIGIT, LabelledRow, of_picture
-from lab.made.pages import OTHER_FONTS
+from experiments.handwriting import examples
+from experiments.handwriting.examples import KINDS, NO_DIGIT, LabelledRow, of_picture
+from experiments.synthetic.pages import OTHER_FONTS
 from serving import Classifier
 from training.data.mnist import Mnist
 

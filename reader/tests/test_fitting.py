@@ -7,11 +7,11 @@ import pytest
 
 from digit_reader import detector
 from digit_reader.text.candidates import NUM_MEASURES, Candidates
-from lab.handwriting import onnx_file
-from lab.handwriting.examples import LabelledRow, of_picture
-from lab.handwriting.fitting import RAISED, Fit
-from lab.made.pages import any_paper, without_digits
-from lab.made.strings import random_string
+from experiments.handwriting import onnx_file
+from experiments.handwriting.examples import LabelledRow, of_picture
+from experiments.handwriting.fitting import RAISED, Fit
+from experiments.synthetic.pages import any_paper, without_digits
+from experiments.synthetic.strings import random_string
 from serving import Classifier
 from training.data.mnist import Mnist
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from digit_reader import read_numbers
-from lab.made.strings import compose
+from experiments.synthetic.strings import compose
 from serving import Classifier
 from tests.serving.http.peer import HttpPeer
 from tests.serving.http.test_digits import form

@@ -11,9 +11,9 @@ from digit_reader.text import runs
 from digit_reader.text.marks import slashes
 from digit_reader.text.runs import Item
 from digit_reader.text.turning import turned_back
-from lab.handwriting.evaluation import picture_of
-from lab.made.hands import Levels, Writers, write
-from lab.made.papers import file_of
+from experiments.handwriting.evaluation import picture_of
+from experiments.synthetic.hands import Levels, Writers, write
+from experiments.synthetic.papers import file_of
 from serving import Classifier
 from training.data.mnist import Mnist
 
@@ -31,7 +31,7 @@ def written(
 FLOORS = {"dates": 6, "decimals": 6, "groups": 6, "turned 90": 5, "turned 180": 5,
           "turned 270": 5, "one or two digits": 6, "wide gaps": 5, "small print": 6,
           "touching marks": 4}  # fmt: skip
-"""Of those pages, below the figures of `python -m lab evaluate` on more."""
+"""Of those pages, below the figures of `python -m experiments evaluate` on more."""
 
 
 @pytest.fixture(scope="module")

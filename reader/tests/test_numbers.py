@@ -13,10 +13,10 @@ from digit_reader import Number, read_numbers
 from digit_reader.reader import BATCH, find_candidates
 from digit_reader.text.lines import Line
 from digit_reader.text.marks import Mark
-from lab.handwriting import evaluation
-from lab.made.drawing import optdigits_glyph
-from lab.made.papers import PAPERS, file_of, lay
-from lab.made.strings import Composed, compose, random_string
+from experiments.handwriting import evaluation
+from experiments.synthetic.drawing import optdigits_glyph
+from experiments.synthetic.papers import PAPERS, file_of, lay
+from experiments.synthetic.strings import Composed, compose, random_string
 from serving import Classifier, ConfigurationError, InvalidRequest
 from serving.predictions import Predictions
 from training.data.mnist import Examples, Mnist
@@ -35,7 +35,7 @@ FLOORS = {
     "scribbles": 0.8,
     "photographs": 0.9,
 }
-"""Below the figures of `python -m lab evaluate` on many more pages."""
+"""Below the figures of `python -m experiments evaluate` on many more pages."""
 
 
 @pytest.fixture(scope="module")

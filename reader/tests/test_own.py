@@ -2,7 +2,7 @@
 
 import pytest
 
-from lab.handwriting import own
+from experiments.handwriting import own
 from training.data.mnist import Mnist
 
 

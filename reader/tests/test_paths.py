@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lab.handwriting.paths import text_loss
+from experiments.handwriting.paths import text_loss
 
 Floats = npt.NDArray[np.float64]
 SPANS = np.array([(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (1, 2)])

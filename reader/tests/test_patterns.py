@@ -8,8 +8,8 @@ import pytest
 
 from digit_reader import read_numbers
 from digit_reader.text.pattern import MAX_STATES, SYMBOLS, of_rows
-from lab.made.hands import Writers, write
-from lab.made.papers import file_of
+from experiments.synthetic.hands import Writers, write
+from experiments.synthetic.papers import file_of
 from serving import Classifier
 from serving.errors import InvalidRequest
 from training.data.mnist import Mnist

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lab.handwriting.record import as_line, compare
+from experiments.handwriting.record import as_line, compare
 
 PAGE = {"page": "dates 0", "numbers": [{"text": "12/05", "probability": 0.5, "image": b"ink"}]}
 

@@ -4,8 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lab.handwriting.evaluation import Outcome
-from lab.handwriting.reliability import diagram, groups
+from experiments.handwriting.evaluation import Outcome
+from experiments.handwriting.reliability import diagram, groups
 
 
 def outcomes(probability: float, num_right: int, num_wrong: int) -> list[Outcome]:

@@ -13,8 +13,8 @@ from digit_reader.ink.rings import without_rings
 from digit_reader.ink.ruling import without_ruling
 from digit_reader.ink.strokes import parts_of
 from digit_reader.text.runs import Item, split
-from lab.made.drawing import FONTS
-from lab.made.pages import FIELDS, draw_field
+from experiments.synthetic.drawing import FONTS
+from experiments.synthetic.pages import FIELDS, draw_field
 
 Levels = npt.NDArray[np.float32]
 

@@ -8,10 +8,10 @@ from PIL import Image, ImageDraw
 
 from digit_reader import read_numbers
 from digit_reader.ink.sheets import find_sheet
-from lab.handwriting import evaluation
-from lab.made.papers import PAPERS, Levels, file_of, lay
-from lab.made.strings import Composed, compose
-from lab.made.tables import projected
+from experiments.handwriting import evaluation
+from experiments.synthetic.papers import PAPERS, Levels, file_of, lay
+from experiments.synthetic.strings import Composed, compose
+from experiments.synthetic.tables import projected
 from serving import Classifier
 from training.data.mnist import Mnist
 

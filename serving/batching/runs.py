@@ -346,7 +346,7 @@ class Executor:
             self._num_unlogged += 1
             return
         more = f", and {self._num_unlogged} more before" if self._num_unlogged else ""
-        _log.error("a run of %d rows failed%s", num_rows, more, exc_info=error)
+        _log.error("a batch of %d rows failed%s", num_rows, more, exc_info=error)
         self._logged_s, self._num_unlogged = now_s, 0
 
     def _feeds(self, groups: list[Group]) -> tuple[Feeds, int]:

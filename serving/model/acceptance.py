@@ -208,19 +208,19 @@ def _shortest_s(run: Callable[[], object], num_runs: int, most_s: float) -> floa
 
 
 def line_of(obstacle: str | None, mode: BatchingMode, difference: float | None) -> str:
-    """Return one line that says whether rows are batched, and why not.
+    """Return one line that says whether the model is batchable, and why not.
 
     Args:
-        obstacle: why rows are not proved independent; None if they are.
-        mode: the operator's word.
+        obstacle: why it is not proved batch-invariant; None if it is.
+        mode: the operator's setting.
         difference: the greatest in a trial; None if no drawn input could be run.
     """
     if mode == "never":
-        return "calls run alone: the operator's setting"
+        return "not batchable: the operator's setting"
     if obstacle and mode == "auto":
-        return f"calls run alone: {obstacle}"
+        return f"not batchable: {obstacle}"
     if mode == "always":
-        return f"rows are batched: the operator's promise ({obstacle or 'and proved'})"
+        return f"batched by the operator's setting ({obstacle or 'proved'})"
     tried = "no drawn input can be run" if difference is None else "a trial agrees"
     within = f" within {difference:.1g}" if difference else ", bit for bit" * (difference == 0)
-    return f"rows are batched: proved independent, {tried}{within}"
+    return f"batchable: proved, {tried}{within}"

@@ -62,8 +62,8 @@ def try_rows(
         tensors: its inputs and outputs.
         max_batch_size: the most rows in a batch.
         clock: processor time, in seconds.
-        obstacle: why rows are not proved independent; None if they are.
-        mode: the operator's word: always is a promise that needs no proof.
+        obstacle: why it is not proved batch-invariant; None if it is.
+        mode: the operator's setting; always needs no proof.
     """
     if not tensors.inputs:
         obstacle, mode = "there is no input", "auto"

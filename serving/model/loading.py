@@ -154,7 +154,7 @@ def _load_version(
                 raise
             engine.end_runs()
             limit_s = limit_factor * _CHECK_LIMIT_S
-            line = f"calls run alone: drawn inputs take more than {limit_s:g} s"
+            line = f"not batchable: drawn inputs take more than {limit_s:g} s"
             model = replace(model, batching=line)
         if not engine.has_bounded_time:
             model = replace(model, quick_rows=0)

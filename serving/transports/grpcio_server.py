@@ -253,7 +253,7 @@ class GrpcioServer:
         """See `ServerTransport`.
 
         Calls that are pending at a stop are answered CANCELLED (grpc #41785), so this ends at a
-        moment without new calls: refused calls are held, since their callers come again at once.
+        moment without new calls: refused calls are held, since their callers retry at once.
         """
         self._handlers.refusal = Unavailable("the server is shutting down")
         self.loop.drain(self._handlers.refusal)

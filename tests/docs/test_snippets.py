@@ -16,7 +16,7 @@ import pytest
 
 import benchmarks.cli
 import digit_reader.__main__
-import lab.__main__
+import experiments.__main__
 import serving.cli.commands
 import training.cli
 from tests.support.servers import started
@@ -107,7 +107,7 @@ PARSERS: dict[str, Callable[[], object]] = {
     "digit-serving": serving.cli.commands.parser,
     "digit-reader": digit_reader.__main__.parser,
     "python -m training": training.cli.parser,
-    "python -m lab": lab.__main__.parser,
+    "python -m experiments": experiments.__main__.parser,
     "python -m benchmarks": benchmarks.cli.parser,
 }
 _START = r"(?:\w+=\S+ )*(?:\.venv/bin/)?(digit-serving|digit-reader|python -m [\w.]+) "

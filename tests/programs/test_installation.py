@@ -179,7 +179,7 @@ def test_every_import_beyond_the_base_has_its_extra(package, table):
     base = {"numpy", "grpc", "google"}  # pyproject's dependencies
     for path in (ROOT / package).rglob("*.py"):
         # Other projects' servers, in environments of their own; instruments, in a checkout's.
-        if {"peers", "lab"} & set(path.parts):
+        if {"peers", "experiments"} & set(path.parts):
             continue
         names = {name.partition(".")[0] for name in imports_of(path)}
         for module in names - ours - base - sys.stdlib_module_names:

@@ -1,8 +1,8 @@
-"""Worlds from the command line.
+"""Simulations from the command line.
 
 python -m tests.simulation 1000          run the seeds below 1,000, and shrink those that fail
 python -m tests.simulation story 17      print the events of one: 17, or of a part of it: 17:3,5
-python -m tests.simulation planted       count the planted faults that are found
+python -m tests.simulation injected       count the injected faults that are found
 """
 
 import shutil
@@ -13,20 +13,20 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from tests.simulation.world import BEGIN_S, World
+from tests.simulation.simulation import BEGIN_S, Simulation
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-def world_of(name):
-    """Make the world of a seed, such as 17, or of a part of its events, as 17:3,5."""
+def simulation_of(name):
+    """Make the simulation of a seed, such as 17, or of a part of its events, as 17:3,5."""
     seed, _, kept = name.partition(":")
-    return World(int(seed), [int(each) for each in kept.split(",") if each] if _ else None)
+    return Simulation(int(seed), [int(each) for each in kept.split(",") if each] if _ else None)
 
 
 def failure_of(name):
-    return world_of(name).run()
+    return simulation_of(name).run()
 
 
 def kind_of(failure):
@@ -35,9 +35,9 @@ def kind_of(failure):
 
 
 def shrunk(name):
-    """Leave out the events that a world's failure does not need."""
+    """Leave out the events that a simulation's failure does not need."""
     kind, seed = kind_of(failure_of(name)), name.partition(":")[0]
-    kept = list(world_of(name).plan)
+    kept = list(simulation_of(name).plan)
     size = max(1, len(kept) // 2)
     while size:
         at = 0
@@ -52,13 +52,13 @@ def shrunk(name):
 
 
 def run(seed):
-    world = World(seed)
-    failure = world.run()
-    return seed, world.now_s - BEGIN_S, failure
+    simulation = Simulation(seed)
+    failure = simulation.run()
+    return seed, simulation.now_s - BEGIN_S, failure
 
 
 def run_all(seeds, *, is_first):
-    """Run worlds on all cores; return how many have failed."""
+    """Run simulations on all cores; return how many have failed."""
     begin_s, total_s, failed = time.monotonic(), 0.0, []
     with ProcessPoolExecutor() as pool:
         for seed, seconds, failure in pool.map(run, seeds, chunksize=5):
@@ -77,7 +77,7 @@ def run_all(seeds, *, is_first):
 
 
 def find(fault, num_seeds):
-    """Run worlds on a copy of the server that has a fault, up to the first that fails."""
+    """Run simulations on a copy of the server that has a fault, up to the first that fails."""
     name, old, new, what = fault.replace("|", "\n").split("\t")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "serving", Path(folder) / "serving")
@@ -94,9 +94,9 @@ def find(fault, num_seeds):
     return f"{what}: not found {done.stderr[-500:]}"
 
 
-def planted(num_seeds, first):
-    """Print which planted faults are found; return how many are not."""
-    faults = (HERE / "planted.tsv").read_text().splitlines()[1:]
+def injected(num_seeds, first):
+    """Print which injected faults are found; return how many are not."""
+    faults = (HERE / "faults.tsv").read_text().splitlines()[1:]
     num_missed = 0
     for number, fault in enumerate(faults[first - 1 :], first):
         print(f"{number:2}. {(line := find(fault, num_seeds))}", flush=True)
@@ -107,12 +107,12 @@ def planted(num_seeds, first):
 
 def main(command="1000", argument="1000", first="1"):
     if command == "story":
-        world = world_of(argument)
-        world.run()
-        print(*world.story, sep="\n")
-        return bool(world.failure)
-    if command == "planted":
-        return planted(int(argument), int(first))
+        simulation = simulation_of(argument)
+        simulation.run()
+        print(*simulation.story, sep="\n")
+        return bool(simulation.failure)
+    if command == "injected":
+        return injected(int(argument), int(first))
     is_first = command == "first"
     return min(1, run_all(range(int(argument if is_first else command)), is_first=is_first))
 

@@ -1,4 +1,4 @@
-"""Services of the world that call by an `AsyncClient`, on event loops that run in its time."""
+"""Services of the simulation that call by an `AsyncClient`, on event loops that run in its time."""
 
 import asyncio
 from contextlib import contextmanager
@@ -72,17 +72,19 @@ class Wire(asyncio.Transport):
 
 
 class EventLoop(asyncio.BaseEventLoop):
-    """asyncio's own, in the world's time and on its network."""
+    """asyncio's own, in the simulation's time and on its network."""
 
     def __init__(self, app):
         super().__init__()
         self._app = app
         self._selector = self
         self._wakes_s = float("inf")
-        self.set_exception_handler(lambda _, context: app.world.fail(f"in a client: {context}"))
+        self.set_exception_handler(
+            lambda _, context: app.simulation.fail(f"in a client: {context}")
+        )
 
     def time(self):
-        return float(self._app.world.now_s)
+        return float(self._app.simulation.now_s)
 
     def select(self, timeout_s):
         return []
@@ -92,34 +94,34 @@ class EventLoop(asyncio.BaseEventLoop):
     def _write_to_self(self): ...
 
     async def create_connection(self, factory, *args, **kwargs):  # type: ignore[override]
-        world, wire = self._app.world, None
-        link = Link(world, self._app.random, "10.0.1.1", lambda: wire and wire.arrived())
-        if world.is_calm:
+        simulation, wire = self._app.simulation, None
+        link = Link(simulation, self._app.random, "10.0.1.1", lambda: wire and wire.arrived())
+        if simulation.is_calm:
             link.calm()
         await asyncio.sleep(2 * link.latency_s)
-        if world.listener.is_closed:
+        if simulation.listener.is_closed:
             raise ConnectionRefusedError(111, "Connection refused")
         protocol = factory()
         wire = Wire(self, link, protocol)
         self._app.wires.append(wire)
-        world.listener.connect(link)
+        simulation.listener.connect(link)
         protocol.connection_made(wire)
         return wire, protocol
 
     def turn(self):
         """Run the ready tasks, and return for the later ones."""
-        world = self._app.world
+        simulation = self._app.simulation
         with self.running():
             num_rounds = 0
             while self._ready or (self._scheduled and self._scheduled[0].when() <= self.time()):  # type: ignore[attr-defined]
                 self._run_once()  # type: ignore[attr-defined]
                 num_rounds += 1
                 if num_rounds > _MOST_ROUNDS:
-                    world.fail(f"the loop of app {self._app.number} never sleeps")
+                    simulation.fail(f"the loop of app {self._app.number} never sleeps")
                     return
         if self._scheduled and (next_s := self._scheduled[0].when()) < self._wakes_s:  # type: ignore[attr-defined]
             self._wakes_s = next_s
-            world.after(next_s - world.now_s, self._wake)
+            simulation.after(next_s - simulation.now_s, self._wake)
 
     def _wake(self):
         self._wakes_s = float("inf")
@@ -138,9 +140,9 @@ class EventLoop(asyncio.BaseEventLoop):
 class App:
     """Keeps calling; whatever happens to its connections, it gets each answer within its time."""
 
-    def __init__(self, world, random):
-        self.world, self.random = world, random
-        self.number = len(world.apps)
+    def __init__(self, simulation, random):
+        self.simulation, self.random = simulation, random
+        self.number = len(simulation.apps)
         self.loop = EventLoop(self)
         self.wires: list[Wire] = []
         self.tasks: dict[asyncio.Task[None], None] = {}
@@ -165,78 +167,84 @@ class App:
                     task.cancel()
         else:
             for wire in [each for each in self.wires if each.is_open]:
-                self.world.tell(f"app {self.number} loses its connection: {kind}")
+                self.simulation.tell(f"app {self.number} loses its connection: {kind}")
                 wire.link.vanish() if kind == "vanish" else wire.reset()
         self.loop.turn()
 
     def keep_calling(self):
         """Call each second, now that all is calm: whatever came before, it is answered soon."""
         for at_s in range(50):
-            self.world.after(at_s, self.act, "call")
-        self.world.after(49.9, self._check_served)
-        self.world.after(50.0, self.close)
+            self.simulation.after(at_s, self.act, "call")
+        self.simulation.after(49.9, self._check_served)
+        self.simulation.after(50.0, self.close)
 
     def _check_served(self):
         is_served = self.was_answered or self.timeout_s < 1.0  # the network alone may take as long
-        self.world.require(is_served, f"app {self.number} is not served any more")
+        self.simulation.require(is_served, f"app {self.number} is not served any more")
 
     def begin(self, number):
-        task = self.loop.create_task(self._call(self.world.count(), number))
+        task = self.loop.create_task(self._call(self.simulation.count(), number))
         self.tasks[task] = None
         task.add_done_callback(lambda ended: self.tasks.pop(ended, None))
         return task
 
     async def _call(self, name, number):
-        world, sent_s, knew = self.world, self.world.now_s, self.client._has_answered
-        images = [world.image() for _ in range(number)]
+        simulation, sent_s, knew = self.simulation, self.simulation.now_s, self.client._has_answered
+        images = [simulation.image() for _ in range(number)]
         pixels = np.frombuffer(b"".join(images), np.uint8).reshape(number, 10, 10)
-        world.tell(f"app {self.number} begins call {name}: {number} images")
+        simulation.tell(f"app {self.number} begins call {name}: {number} images")
         try:
             outcome: Predictions | DigitsError = await self.client.classify(pixels)
         except DigitsError as err:
             outcome = err
         except asyncio.CancelledError:
-            world.tell(f"app {self.number} gives up call {name}")
+            simulation.tell(f"app {self.number} gives up call {name}")
             raise
         except Exception as err:
-            world.fail(f"app {self.number}'s call {name} raises {err!r}")
+            simulation.fail(f"app {self.number}'s call {name} raises {err!r}")
             return
         self.was_answered = isinstance(outcome, Predictions)
         text = "is answered" if isinstance(outcome, Predictions) else f"fails: {outcome}"
-        world.tell(f"app {self.number}'s call {name} {text}")
+        simulation.tell(f"app {self.number}'s call {name} {text}")
         self._judge(f"app {self.number}'s call {name}", images, sent_s, knew, outcome)
 
     def _judge(self, name, images, sent_s, knew, outcome):
         """See that a call ended in its time, and as it may."""
-        world = self.world
-        took_s = world.now_s - sent_s
-        late_s = world.now_s - max(sent_s + self.timeout_s, world.thawed_s)
-        world.require(late_s < 0.05, f"{name} took {took_s:g} s")
+        simulation = self.simulation
+        took_s = simulation.now_s - sent_s
+        late_s = simulation.now_s - max(sent_s + self.timeout_s, simulation.thawed_s)
+        simulation.require(late_s < 0.05, f"{name} took {took_s:g} s")
         if isinstance(outcome, Predictions):
-            served = world.served_since(sent_s)
+            served = simulation.served_since(sent_s)
             versions = (outcome.probabilities[:, 0] // 256).astype(int).astype(str).tolist()
-            world.require(served >= {*versions, outcome.model_version}, f"{name}: of {versions}")
+            simulation.require(
+                served >= {*versions, outcome.model_version}, f"{name}: of {versions}"
+            )
             rows = np.frombuffer(b"".join(each[:10] for each in images), np.uint8).reshape(-1, 10)
             is_right = (outcome.probabilities % 256 == rows).all()
-            world.require(is_right and len(outcome) == len(images), f"{name} has a wrong answer")
+            simulation.require(
+                is_right and len(outcome) == len(images), f"{name} has a wrong answer"
+            )
         elif isinstance(outcome, DeadlineExceeded):
-            is_slow = took_s > world.limits.message_s or self.client._budget._tokens <= 50
+            is_slow = took_s > simulation.limits.message_s or self.client._budget._tokens <= 50
             is_late = took_s >= self.timeout_s - 1e-3
-            world.require(is_late or is_slow, f"{name} is said to be late after {took_s:g} s")
+            simulation.require(is_late or is_slow, f"{name} is said to be late after {took_s:g} s")
         elif isinstance(outcome, Unavailable):
             until_s = self.timeout_s if knew else min(5.0, self.timeout_s)
             is_spent = self.client._budget._tokens <= 50
-            world.require(
+            simulation.require(
                 is_spent or took_s >= until_s - 0.76, f"{name} is given up after {took_s:g} s"
             )
         elif isinstance(outcome, ModelError):
-            world.require(world.has_failed_since(sent_s), f"{name} fails, but its model does not")
+            simulation.require(
+                simulation.has_failed_since(sent_s), f"{name} fails, but its model does not"
+            )
         elif isinstance(outcome, ModelNotFound):
-            world.require(
-                None in world.states_since(sent_s), f"{name} finds no model, but there is one"
+            simulation.require(
+                None in simulation.states_since(sent_s), f"{name} finds no model, but there is one"
             )
         else:
-            world.require(isinstance(outcome, Overloaded), f"{name} ends with {outcome!r}")
+            simulation.require(isinstance(outcome, Overloaded), f"{name} ends with {outcome!r}")
 
     def close(self):
         """End, and see that nothing is left."""
@@ -251,26 +259,28 @@ class App:
             if channel
             else []
         )
-        self.world.require(not kept, f"app {self.number} keeps {len(kept)} calls that have ended")
+        self.simulation.require(
+            not kept, f"app {self.number} keeps {len(kept)} calls that have ended"
+        )
         self.loop.create_task(self.client.close())
         self.loop.turn()
-        self.world.require(not self.tasks, f"app {self.number} has calls after its end")
+        self.simulation.require(not self.tasks, f"app {self.number} has calls after its end")
         is_quiet = all(handle.cancelled() for handle in self.loop._scheduled)  # type: ignore[attr-defined]
-        self.world.require(is_quiet, f"app {self.number} has timers after its end")
-        self.world.require(
+        self.simulation.require(is_quiet, f"app {self.number} has timers after its end")
+        self.simulation.require(
             not any(each.is_open for each in self.wires), f"app {self.number} keeps connections"
         )
         self.loop.close()
 
 
 @contextmanager
-def clocks(world):
-    """Give clients the world's time and chance."""
-    time = SimpleNamespace(monotonic=lambda: world.now_s)
+def clocks(simulation):
+    """Give clients the simulation's time and chance."""
+    time = SimpleNamespace(monotonic=lambda: simulation.now_s)
     with (
         patch("serving.client.h2.session.time", time),
         patch("serving.client.transport.time", time),
-        patch("serving.client.transport.random", Random(f"backoff {world.seed}")),
+        patch("serving.client.transport.random", Random(f"backoff {simulation.seed}")),
         patch("serving.client.checks._are_distributions", return_value=True),  # see `rows_of`
     ):
         yield

@@ -1,4 +1,4 @@
-"""Attackers of the world: each floods the server with frames of one kind, or with any."""
+"""Attackers of the simulation: each floods the server with frames of one kind, or with any."""
 
 from struct import pack
 
@@ -23,8 +23,8 @@ class Hostile(Client):
 
     name = "attacker"
 
-    def __init__(self, world, number, random):
-        super().__init__(world, number, random)
+    def __init__(self, simulation, number, random):
+        super().__init__(simulation, number, random)
         self.reads = random.random() < 0.5
         self.theme = random.choice(THEMES)
         self.tell(f"comes: {self.theme}")
@@ -70,7 +70,7 @@ class Hostile(Client):
         head = frame(1, END_HEADERS, stream, block)
         if theme == "continued":
             return frame(1, 0, stream, block) + frame(9, 0, stream, b"") * random.choice((1, 99))
-        message = framed(encode_request(self.world.image()))
+        message = framed(encode_request(self.simulation.image()))
         if theme == "calls":
             return head + frame(0, END_STREAM, stream, message)
         if theme == "resets":

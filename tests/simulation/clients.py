@@ -1,4 +1,4 @@
-"""Polite clients of the world, on the project's own engine."""
+"""Polite clients of the simulation, on the project's own engine."""
 
 from dataclasses import dataclass, field
 from struct import pack
@@ -109,18 +109,18 @@ class Client:
 
     name = "client"
 
-    def __init__(self, world, number, random, listener=None):
-        self.world, self.number, self.random = world, number, random
+    def __init__(self, simulation, number, random, listener=None):
+        self.simulation, self.number, self.random = simulation, number, random
         capacity = random.choice((500, 5_000, 1 << 20))
-        self.link = Link(world, random, f"10.0.0.{number % 5}", self.arrived, capacity)
+        self.link = Link(simulation, random, f"10.0.0.{number % 5}", self.arrived, capacity)
         self.link.resume, self.link.client = self.write, self
         self.out = b""
         self.num_queued = 0
         self.is_over = False
-        world.after(self.link.latency_s, (listener or world.listener).connect, self.link)
+        simulation.after(self.link.latency_s, (listener or simulation.listener).connect, self.link)
 
     def tell(self, text):
-        self.world.tell(f"{self.name} {self.number} {text}")
+        self.simulation.tell(f"{self.name} {self.number} {text}")
 
     def queue(self, data):
         self.out += data
@@ -150,8 +150,8 @@ class Client:
 class Polite(Client):
     """Keeps to the protocol, so the server has to answer each of its calls, once."""
 
-    def __init__(self, world, number, random, *, is_quick=False):
-        super().__init__(world, number, random)
+    def __init__(self, simulation, number, random, *, is_quick=False):
+        super().__init__(simulation, number, random)
         self.is_quick = is_quick
         if is_quick:
             self.link.latency_s, self.link.cut_share = 1e-4, 0.0
@@ -190,7 +190,7 @@ class Polite(Client):
         if self.is_over or self.is_leaving or self.link.is_reset:
             return
         if not self.engine.is_established:  # the server's windows are smaller than the usual ones
-            self.world.after(0.1, self.act, kind)
+            self.simulation.after(0.1, self.act, kind)
             return
         random = self.random
         if kind == "widen":
@@ -198,31 +198,31 @@ class Polite(Client):
             self.engine.widen(1 << 20)
         elif kind == "pause":
             self.is_reading, self.has_paused = False, True
-            self.world.after(random.choice((0.01, 1.0, 100.0)), self.read_on)
+            self.simulation.after(random.choice((0.01, 1.0, 100.0)), self.read_on)
         elif kind == "cancel":
             for call in [each for each in self.calls.values() if random.random() < 0.5]:
                 self.cancel(call)
         else:
             paths = random.choice(((UNARY,), (STREAM,), (INFER,), (UNARY, STREAM, INFER, SLOW)))
-            images = random.choice((1, 1, 1, self.world.batching.max_request_images))
+            images = random.choice((1, 1, 1, self.simulation.batching.max_request_images))
             for _ in range(random.choice((1, 1, 5, 20))):
                 self.begin(random.choice(paths), images)
         self.flush()
 
     def begin(self, path, most_images, timeout=b""):
-        world, random, engine = self.world, self.random, self.engine
-        if len(self.calls) >= min(engine.max_streams, world.limits.http2.max_streams):
+        simulation, random, engine = self.simulation, self.random, self.engine
+        if len(self.calls) >= min(engine.max_streams, simulation.limits.http2.max_streams):
             return None
         if timeout == b"":
             number = str(random.choice((1, 20, 300)))
             timeout = random.choice((None, None, number.encode() + random.choice([*UNITS])))
         num_messages = random.choice((1, 3, 3 if self.is_quick else 40)) if path == STREAM else 1
-        images = [[world.image() for _ in range(random.randint(1, most_images))]
+        images = [[simulation.image() for _ in range(random.randint(1, most_images))]
                   for _ in range(num_messages)]  # fmt: skip
         label = random.choice(("", "stable", "2")) if path == INFER else ""
         timeout_s = float("inf") if timeout is None else int(timeout[:-1]) * UNITS[timeout[-1:]]
-        call = Call(world.count(), path, label, images, timeout_s, world.now_s)
-        if random.random() < world.poison_share:
+        call = Call(simulation.count(), path, label, images, timeout_s, simulation.now_s)
+        if random.random() < simulation.poison_share:
             message = random.choice(images)
             message[0] = message[0][:8] + b"\xff" + message[0][9:]
             call.is_poison = path != SLOW
@@ -236,7 +236,7 @@ class Polite(Client):
             fields.append((b"x-tenant", b"%d" % random.randrange(9)))
         for message in images:
             for image in message:
-                world.calls[image[:8]] = self, call
+                simulation.calls[image[:8]] = self, call
         data = framed(message_of(call, images[0])) if path != SLOW else framed(b"")
         is_whole = path != STREAM and random.random() < 0.8
         if is_whole and not (engine.streams and random.random() < 0.1):
@@ -253,7 +253,7 @@ class Polite(Client):
         within = f" within {call.timeout_s:g} s" if timeout else ""
         self.tell(f"begins call {call.number}: {what}, {sum(map(len, images))} images{within}")
         if timeout and self.gives_up:
-            world.after(call.timeout_s, self.cancel, call)
+            simulation.after(call.timeout_s, self.cancel, call)
         return call
 
     def send_parts(self, call, parts, pause_s):
@@ -263,7 +263,7 @@ class Polite(Client):
         call.is_ended = number == len(parts)
         self.engine.send(call.stream, b"".join(parts[:number]), end=call.is_ended)
         if not call.is_ended:
-            self.world.after(pause_s, self.send_parts, call, parts[number:], pause_s)
+            self.simulation.after(pause_s, self.send_parts, call, parts[number:], pause_s)
         if call.stream in self.calls:
             self.flush()
 
@@ -278,11 +278,11 @@ class Polite(Client):
 
     def end(self, call, outcome):
         self.calls.pop(call.stream, None)
-        call.outcome, call.done_s = outcome, self.world.now_s
+        call.outcome, call.done_s = outcome, self.simulation.now_s
         if call in self.begun:
             self.begun.remove(call)
         self.tell(f"call {call.number} ends: {outcome}")
-        self.world.judge(self, call)
+        self.simulation.judge(self, call)
 
     # Answers
 
@@ -296,12 +296,14 @@ class Polite(Client):
         most = 200 if self.is_slow_reader else UNLIMITED
         data = self.link.down.pop(most)
         if self.link.down.buffer:
-            self.world.after(0.02, self.arrived)
+            self.simulation.after(0.02, self.arrived)
         try:
-            for event in self.engine.receive(data, self.world.now_s):
+            for event in self.engine.receive(data, self.simulation.now_s):
                 self.take(*event)
         except Http2Error as err:
-            self.world.fail(f"the server breaks the protocol towards client {self.number}: {err}")
+            self.simulation.fail(
+                f"the server breaks the protocol towards client {self.number}: {err}"
+            )
         self.flush()
         if self.link.down.is_ended and not self.link.down.buffer:
             self.is_over = True
@@ -340,7 +342,7 @@ class Polite(Client):
                 answer = decode_response(message, (), shape)
                 rows, version = answer.probabilities.tobytes(), answer.model_version
             call.answers.append(([rows[i : i + 40] for i in range(0, len(rows), 40)], version))
-            self.world.judge_answer(call)
+            self.simulation.judge_answer(call)
 
 
 def message_of(call, images):

@@ -11,72 +11,79 @@ _LATE_S = 0.35
 # After each turn
 
 
-def check(world):
+def check(simulation):
     """Check the server's counts, bounds and windows."""
-    loop, limits = world.loop, world.limits
-    own_s = world.now_s - world.turn_s - world.busy_s
-    world.require(own_s < 0.05, f"a turn took {own_s:g} s beside its runs")
+    loop, limits = simulation.loop, simulation.limits
+    own_s = simulation.now_s - simulation.turn_s - simulation.busy_s
+    simulation.require(own_s < 0.05, f"a turn took {own_s:g} s beside its runs")
     home, web = loop._ports
     if loop._refusal is not None:
-        world.refusing_s = min(world.refusing_s, world.now_s)
+        simulation.refusing_s = min(simulation.refusing_s, simulation.now_s)
     changed = [each for each in home._peers if each.socket.link.is_changed]
-    if not changed and world.random.random() > 0.1:
+    if not changed and simulation.random.random() > 0.1:
         return
-    world.batchers |= dict.fromkeys(world.router.batchers)
-    for batcher in world.batchers:
-        is_known = batcher in world.router.batchers or not batcher.is_busy
-        world.require(is_known, "a version is dropped that has calls to run")
+    simulation.batchers |= dict.fromkeys(simulation.router.batchers)
+    for batcher in simulation.batchers:
+        is_known = batcher in simulation.router.batchers or not batcher.is_busy
+        simulation.require(is_known, "a version is dropped that has calls to run")
         for queue in batcher._queues:
-            check_queue(world, queue)
+            check_queue(simulation, queue)
     calls = loop.calls
-    world.require(calls._num_held == sum(calls._held.values()), "bytes held are miscounted")
+    simulation.require(calls._num_held == sum(calls._held.values()), "bytes held are miscounted")
     running = sum(size for call, size in calls._held.items() if call.is_running)
-    world.require(calls._num_held <= running + limits.max_buffered_bytes, "too many bytes are held")
-    world.require(not any(each.is_over for each in calls._held), "an ended call holds bytes")
-    world.require(not any(each.is_over for each in calls.stalled), "an ended call waits for room")
-    world.require(len(calls._deadlines) <= calls._max_deadlines, "too many deadlines")
-    world.require(len(home._peers) <= limits.max_connections, "too many connections")
-    slow_s = limits.message_s + 2.1 + world.patience_s  # it is looked at each 1 to 2 s
+    simulation.require(
+        calls._num_held <= running + limits.max_buffered_bytes, "too many bytes are held"
+    )
+    simulation.require(not any(each.is_over for each in calls._held), "an ended call holds bytes")
+    simulation.require(
+        not any(each.is_over for each in calls.stalled), "an ended call waits for room"
+    )
+    simulation.require(len(calls._deadlines) <= calls._max_deadlines, "too many deadlines")
+    simulation.require(len(home._peers) <= limits.max_connections, "too many connections")
+    slow_s = limits.message_s + 2.1 + simulation.patience_s  # it is looked at each 1 to 2 s
     for connection in [*home._peers, *web._peers]:
         is_stuck = (
-            connection.output and world.now_s - max(connection.active_s, world.thawed_s) > slow_s
+            connection.output
+            and simulation.now_s - max(connection.active_s, simulation.thawed_s) > slow_s
         )
-        world.require(not is_stuck, "a peer that takes no answers is kept")
+        simulation.require(not is_stuck, "a peer that takes no answers is kept")
     for connection in changed:
         link = connection.socket.link
         link.is_changed = False
-        check_connection(world, connection)
+        check_connection(simulation, connection)
         if isinstance(link.client, Polite) and not link.client.is_over:
-            check_windows(world, connection, link.client)
+            check_windows(simulation, connection, link.client)
 
 
-def check_queue(world, queue):
+def check_queue(simulation, queue):
     waiting = [group for line in queue._ring for group in line.groups]
     num_rows = sum(group.num_rows for group in waiting)
-    world.require(queue.num_rows == num_rows, f"{num_rows} rows wait, not {queue.num_rows}")
+    simulation.require(queue.num_rows == num_rows, f"{num_rows} rows wait, not {queue.num_rows}")
     by_address = sum(queue._addresses.values())
-    world.require(by_address == num_rows, f"{num_rows} rows wait, not {by_address} by address")
-    most = 2 * queue.capacity + world.batching.max_request_images + 512
-    world.require(num_rows <= most, f"{num_rows} rows wait, of {queue.capacity}")
+    simulation.require(by_address == num_rows, f"{num_rows} rows wait, not {by_address} by address")
+    most = 2 * queue.capacity + simulation.batching.max_request_images + 512
+    simulation.require(num_rows <= most, f"{num_rows} rows wait, of {queue.capacity}")
 
 
-def check_connection(world, connection):
-    http2, limits = connection.engine, world.limits
+def check_connection(simulation, connection):
+    http2, limits = connection.engine, simulation.limits
     streams = http2.streams
-    world.require(len(streams) <= limits.http2.max_streams, "too many streams")
-    world.require(http2.blocked.keys() <= streams.keys(), "a stream that is over waits to be sent")
+    simulation.require(len(streams) <= limits.http2.max_streams, "too many streams")
+    simulation.require(
+        http2.blocked.keys() <= streams.keys(), "a stream that is over waits to be sent"
+    )
     for state in streams.values():
         if isinstance(state, Stream):
             window = state.receive_window + state.owed
-            world.require(
+            simulation.require(
                 window <= limits.http2.stream_window_bytes, f"a stream's window is {window}"
             )
     unsent = http2.num_unsent()
     most = limits.max_unread_bytes + limits.http2.max_streams * (512 * 100 + 2_000)
-    world.require(unsent <= most, f"{unsent} bytes wait for a peer")
+    simulation.require(unsent <= most, f"{unsent} bytes wait for a peer")
 
 
-def check_windows(world, connection, client):
+def check_windows(simulation, connection, client):
     """Compare the windows of both sides, while nothing is on its way."""
     link, ours, theirs = client.link, client.engine, connection.engine
     if client.out or not (link.up.is_quiet and link.down.is_quiet) or link.up.is_shut:
@@ -95,16 +102,18 @@ def check_windows(world, connection, client):
             pairs.append(("of a stream down", sent, state.receive_window))
     for which, sender, receiver in pairs:
         if sender != receiver:
-            world.fail(f"client {client.number}: window {which}: {sender} here, {receiver} there")
+            simulation.fail(
+                f"client {client.number}: window {which}: {sender} here, {receiver} there"
+            )
 
 
-def check_sleep(world, end_s):
+def check_sleep(simulation, end_s):
     """See that the loop does not sleep while there is something to do."""
-    loop = world.loop
-    world.require(not loop._posted, "the loop sleeps while something is posted")
-    world.require(not loop._dirty, "the loop sleeps while something is to be written")
-    for batcher in world.router.batchers:
-        world.require(
+    loop = simulation.loop
+    simulation.require(not loop._posted, "the loop sleeps while something is posted")
+    simulation.require(not loop._dirty, "the loop sleeps while something is to be written")
+    for batcher in simulation.router.batchers:
+        simulation.require(
             not batcher._long.num_waiting or batcher._is_scheduled
             or len(batcher._long.running) == batcher._long._num_runners,
             "calls wait while a runner is free",
@@ -113,61 +122,67 @@ def check_sleep(world, end_s):
             for line in queue._ring:
                 for group in line.groups:
                     late_s = end_s - max(group.deadline_s, group.arrived_s)
-                    world.require(
-                        late_s < _LATE_S + world.patience_s or group.open_part() is None,
+                    simulation.require(
+                        late_s < _LATE_S + simulation.patience_s or group.open_part() is None,
                         f"calls wait {late_s:g} s past their deadline",
                     )
     home = loop._ports[0]
     for deadline_s, _, call in loop.calls._deadlines[:1]:
-        late_s = end_s - max(deadline_s, world.now_s)
+        late_s = end_s - max(deadline_s, simulation.now_s)
         is_late = late_s > 0.05 and not call.is_over
-        world.require(not is_late, f"the loop sleeps {late_s:g} s past a call's deadline")
+        simulation.require(not is_late, f"the loop sleeps {late_s:g} s past a call's deadline")
     for connection in home._peers:
         events = loop.selector.keys[connection.socket].events
-        world.require(events == (WRITE if connection.output else READ), "a socket is not watched")
+        simulation.require(
+            events == (WRITE if connection.output else READ), "a socket is not watched"
+        )
         http2 = connection.engine
         is_sent = connection.output or not (http2._ready and http2.is_established)
-        world.require(is_sent, "the loop sleeps while there are answers to send")
+        simulation.require(is_sent, "the loop sleeps while there are answers to send")
 
 
 # Each call
 
 
-def check_run(world, client, call, since_s):
+def check_run(simulation, client, call, since_s):
     """See that somebody wants the answer; `since_s` is when the run was decided."""
     up = client.link.up
     arrived_s = None if call.end is None else up.read_s(call.end)
     if arrived_s is not None and call.path != STREAM:
         late_s = since_s - arrived_s - call.timeout_s
-        world.require(late_s <= 0, f"call {call.number} is run {late_s:g} s after its deadline")
+        simulation.require(
+            late_s <= 0, f"call {call.number} is run {late_s:g} s after its deadline"
+        )
         began_s = up.read_s(call.begun or 0)
-        is_accepted = began_s is None or began_s <= world.refusing_s
-        world.require(is_accepted, f"call {call.number} is run, but came while it drained")
+        is_accepted = began_s is None or began_s <= simulation.refusing_s
+        simulation.require(is_accepted, f"call {call.number} is run, but came while it drained")
     left_s = None if call.left is None else up.read_s(call.left)
-    world.require(left_s is None or left_s >= since_s, f"call {call.number} is run, but was reset")
+    simulation.require(
+        left_s is None or left_s >= since_s, f"call {call.number} is run, but was reset"
+    )
     closed_s = client.link.closed_s
-    world.require(
+    simulation.require(
         closed_s is None or closed_s >= since_s, f"call {call.number} is run, its caller has left"
     )
 
 
-def judge_answer(world, call):
+def judge_answer(simulation, call):
     """See that an answer is right, and of a version that was served meanwhile."""
-    from tests.simulation.world import rows_of
+    from tests.simulation.simulation import rows_of
 
     number = len(call.answers)
     if number > len(call.messages):
-        world.fail(f"call {call.number} has an answer too many")
+        simulation.fail(f"call {call.number} has an answer too many")
         return
     rows, version = call.answers[-1]
     if call.path == SLOW:
         return
-    is_served = version in world.served_since(call.sent_s, call.label)
-    world.require(is_served, f"call {call.number} is answered by version {version!r}")
+    is_served = version in simulation.served_since(call.sent_s, call.label)
+    simulation.require(is_served, f"call {call.number} is answered by version {version!r}")
     images = call.messages[number - 1]
     is_right = rows == [row.tobytes() for row in rows_of(images, version or "0")]
-    world.require(is_right, f"call {call.number} has a wrong answer")
-    world.require(not (call.is_poison and any(image[8] == 0xFF for image in images)),
+    simulation.require(is_right, f"call {call.number} has a wrong answer")
+    simulation.require(not (call.is_poison and any(image[8] == 0xFF for image in images)),
                   f"call {call.number} is answered though its run fails")  # fmt: skip
 
 
@@ -178,91 +193,97 @@ def find(state, label):
     return state.labels.get(label, label) if label else state.default_version
 
 
-def judge(world, client, call):
+def judge(simulation, client, call):
     """See that a call has ended as it may."""
-    now_s, name = world.now_s, f"call {call.number}"
-    served = world.states_since(call.sent_s)
+    now_s, name = simulation.now_s, f"call {call.number}"
+    served = simulation.states_since(call.sent_s)
     is_lost = client.link.is_reset or client.link.is_gone
     if call.outcome == "0":
         number = len(call.messages)
         is_whole = len(call.answers) == number and not call.data
-        world.require(is_whole, f"{name} has {len(call.answers)} answers of {number}")
+        simulation.require(is_whole, f"{name} has {len(call.answers)} answers of {number}")
     elif call.outcome == "4":
         is_late = now_s >= call.sent_s + call.timeout_s
-        is_slow = call.end is None or now_s - call.sent_s > world.limits.message_s
-        world.require(is_late or is_slow, f"{name} is said to be late, but is not")
+        is_slow = call.end is None or now_s - call.sent_s > simulation.limits.message_s
+        simulation.require(is_late or is_slow, f"{name} is said to be late, but is not")
     elif call.outcome == "5":
         gone = [each for each in served if each is None or call.label not in
                 ("", "stable", *each.versions)]  # fmt: skip
-        world.require(gone, f"{name} finds no model, but there is one")
+        simulation.require(gone, f"{name} finds no model, but there is one")
     elif call.outcome == "13":
-        failed = world.has_failed_since(call.sent_s)
-        world.require(call.is_poison or failed, f"{name} fails, but its model does not")
+        failed = simulation.has_failed_since(call.sent_s)
+        simulation.require(call.is_poison or failed, f"{name} fails, but its model does not")
     elif call.outcome == "14":
-        is_draining = now_s > world.draining_s
-        world.require(is_draining or len(served) > 1, f"{name} is refused without a reason")
+        is_draining = now_s > simulation.draining_s
+        simulation.require(is_draining or len(served) > 1, f"{name} is refused without a reason")
     elif call.outcome == "closed":
         arrived_s = None if call.end is None else client.link.up.read_s(call.end)
-        is_stopped = now_s > world.drained_s and (arrived_s or now_s) > world.draining_s
+        is_stopped = now_s > simulation.drained_s and (arrived_s or now_s) > simulation.draining_s
         is_stuck = client.has_paused or client.is_slow_reader
-        world.require(is_lost or is_stopped or is_stuck, f"{name} loses its connection")
+        simulation.require(is_lost or is_stopped or is_stuck, f"{name} loses its connection")
     elif call.outcome.startswith("reset") and call.outcome != "reset REFUSED_STREAM":
-        world.fail(f"{name} ends with {call.outcome}")
+        simulation.fail(f"{name} ends with {call.outcome}")
     elif call.outcome not in ("8", "cancelled", "unread", "reset REFUSED_STREAM"):
-        world.fail(f"{name} ends with status {call.outcome}")
+        simulation.fail(f"{name} ends with status {call.outcome}")
 
 
 # In the end
 
 
-def check_answered(world, client):
+def check_answered(simulation, client):
     """See that each call of a client that is still there was answered."""
     if not (client.is_over or client.link.is_reset or client.link.is_gone):
         for call in client.calls.values():
             if call.is_ended:
-                world.fail(f"call {call.number} of client {client.number} was never answered")
+                simulation.fail(f"call {call.number} of client {client.number} was never answered")
 
 
-def check_start(world):
+def check_start(simulation):
     """See that the server is as at the start, now that all have left."""
-    home, web = world.loop._ports
+    home, web = simulation.loop._ports
     left = [connection.address for connection in [*home._peers, *web._peers]]
-    world.require(not left, f"connections are left: {left}")
-    world.require(world.num_sockets == 2, f"{world.num_sockets - 2} sockets are left")
-    world.require(len(world.loop.selector.keys) == 3, "the selector has sockets that are gone")
-    batchers = world.router.batchers
-    world.require(len(batchers) == 1, f"{len(batchers)} batchers are left")
-    world.require(not any(each.is_busy for each in batchers), "calls wait, of nobody")
-    world.require(not world.loop._due, "the loop wakes up for a queue that is empty")
-    calls = world.loop.calls
-    world.require(not (calls._held or calls.stalled), "bytes or turns are held, by nobody")
+    simulation.require(not left, f"connections are left: {left}")
+    simulation.require(
+        simulation.num_sockets == 2, f"{simulation.num_sockets - 2} sockets are left"
+    )
+    simulation.require(
+        len(simulation.loop.selector.keys) == 3, "the selector has sockets that are gone"
+    )
+    batchers = simulation.router.batchers
+    simulation.require(len(batchers) == 1, f"{len(batchers)} batchers are left")
+    simulation.require(not any(each.is_busy for each in batchers), "calls wait, of nobody")
+    simulation.require(not simulation.loop._due, "the loop wakes up for a queue that is empty")
+    calls = simulation.loop.calls
+    simulation.require(not (calls._held or calls.stalled), "bytes or turns are held, by nobody")
 
 
-def check_counts(world):
+def check_counts(simulation):
     """See that no call was counted twice; attackers' calls are not known exactly."""
-    counts = world.router.metrics.snapshot().requests
-    total, most = sum(counts.values()), sum(each.engine._next // 2 for each in world.clients)
-    world.require(total <= most, f"{total} outcomes of {most} calls")
+    counts = simulation.router.metrics.snapshot().requests
+    total, most = sum(counts.values()), sum(each.engine._next // 2 for each in simulation.clients)
+    simulation.require(total <= most, f"{total} outcomes of {most} calls")
     answered = sum(number for (_, status), number in counts.items() if status == "OK")
-    seen = sum(call.outcome == "0" for call in {call for _, call in world.calls.values()})
-    world.require(seen <= answered, f"{seen} calls were answered, and {answered} counted")
+    seen = sum(call.outcome == "0" for call in {call for _, call in simulation.calls.values()})
+    simulation.require(seen <= answered, f"{seen} calls were answered, and {answered} counted")
 
 
-def check_probe(world, calls):
+def check_probe(simulation, calls):
     found = [call and call.outcome for call in calls]
-    world.require(all(each == "0" for each in found), f"a new caller gets {found}")
+    simulation.require(all(each == "0" for each in found), f"a new caller gets {found}")
 
 
-def check_drained(world):
+def check_drained(simulation):
     """See that a drain ends in its time, with an answer for each call that had come before."""
-    took_s = world.drained_s - world.draining_s
-    most_s = 15 + world.patience_s + 4 * world.run_s * (10 + world.num_to_answer)
-    world.require(took_s < most_s, f"the drain took {took_s:g} s")
+    took_s = simulation.drained_s - simulation.draining_s
+    most_s = 15 + simulation.patience_s + 4 * simulation.run_s * (10 + simulation.num_to_answer)
+    simulation.require(took_s < most_s, f"the drain took {took_s:g} s")
 
 
-def check_parted(world):
+def check_parted(simulation):
     """See that nobody who keeps to the protocol may have lost an answer at the end."""
-    for client in world.clients:
+    for client in simulation.clients:
         link = client.link
-        if isinstance(client, Polite) and (link.closed_s or 0.0) > world.drained_s:
-            world.require(not link.is_torn, f"client {client.number} is cut off while it sends")
+        if isinstance(client, Polite) and (link.closed_s or 0.0) > simulation.drained_s:
+            simulation.require(
+                not link.is_torn, f"client {client.number} is cut off while it sends"
+            )

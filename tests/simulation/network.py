@@ -1,4 +1,4 @@
-"""A network whose sockets, selector and faults are the world's."""
+"""A network whose sockets, selector and faults are the simulation's."""
 
 import errno
 import selectors
@@ -87,7 +87,7 @@ class Pipe:
 
 
 class Link:
-    """A connection between a client of the world and the server."""
+    """A connection between a client of the simulation and the server."""
 
     def __init__(self, time, random, address, arrived, capacity=1 << 20):
         self.time, self.random, self.address = time, random, address
@@ -248,7 +248,7 @@ def bells(time):
 
 
 class Selector:
-    """Waits for sockets, while the rest of the world goes on; the ready ones have no order."""
+    """Waits for sockets, while the rest of the simulation goes on; the ready ones have no order."""
 
     def __init__(self, time, random):
         self._time, self._random = time, random

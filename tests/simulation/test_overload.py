@@ -8,9 +8,9 @@ import pytest
 from serving.config import BatchingConfig
 from serving.http2.frames import Limits as Http2Limits
 from serving.transports.connections import PortLimits
-from tests.simulation import world as simulation
+from tests.simulation import simulation as simulation
 from tests.simulation.clients import UNARY, Call, Polite
-from tests.simulation.world import World, rows_of
+from tests.simulation.simulation import Simulation, rows_of
 
 SERVICE_S, BATCH = 0.08, 8
 CAPACITY = BATCH / SERVICE_S  # 100 images/s
@@ -23,7 +23,7 @@ def offer(factor, queue_capacity, timeout):
         max_batch_size=BATCH, queue_capacity=queue_capacity, max_request_images=4
     )
     limits = PortLimits(max_message_bytes=5_000, http2=Http2Limits(max_streams=10_000))
-    world = World(
+    simulation = Simulation(
         10, [], batching=batching, limits=limits, quick_rows=0, runners=1, poison_share=0.0
     )
     calls: list[Call | None] = []
@@ -34,14 +34,14 @@ def offer(factor, queue_capacity, timeout):
 
     def come():
         for number in range(4):
-            client = Polite(world, number, Random(number), is_quick=True)
+            client = Polite(simulation, number, Random(number), is_quick=True)
             client.gives_up = False
-            world.clients.append(client)
+            simulation.clients.append(client)
             for at in range(number, int(factor * CAPACITY * LOAD_S), 4):
-                world.after(0.01 + at / (factor * CAPACITY), call, client)
+                simulation.after(0.01 + at / (factor * CAPACITY), call, client)
 
-    world.after(0.0, come)
-    assert not world.run()
+    simulation.after(0.0, come)
+    assert not simulation.run()
     ended = [each for each in calls if each]
     window = (simulation.BEGIN_S + WARM_UP_S, simulation.BEGIN_S + LOAD_S)
     good = sum(each.outcome == "0" and window[0] <= each.done_s < window[1] for each in ended)
@@ -54,8 +54,8 @@ def steady(monkeypatch):
 
     def run(self, feeds):
         rows = [row.tobytes() for row in feeds["images"]]
-        self.world.check_run(rows)
-        self.world.spend(SERVICE_S)
+        self.simulation.check_run(rows)
+        self.simulation.spend(SERVICE_S)
         return [rows_of(rows, self.version)]
 
     monkeypatch.setattr(simulation.Model, "run", run)

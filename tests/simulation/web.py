@@ -1,4 +1,4 @@
-"""Callers of the world over HTTP/1.1: they keep to it, so each request has one answer, in order."""
+"""Simulated callers over HTTP/1.1: they keep to it, so each request has one answer, in order."""
 
 import json
 from collections import deque
@@ -18,14 +18,16 @@ _PAD = b" " * 5_000
 
 
 class Workers:
-    """Does work elsewhere, in the world's time; it may be killed in it."""
+    """Does work elsewhere, in the simulation's time; it may be killed in it."""
 
-    def __init__(self, world):
-        self._world = world
+    def __init__(self, simulation):
+        self._simulation = simulation
 
     def submit(self, owner, function, *args):
-        world, future = self._world, Future[Any]()
-        world.after(world.random.choice((1e-4, 0.01, 1.0)), self._work, future, function, args)
+        simulation, future = self._simulation, Future[Any]()
+        simulation.after(
+            simulation.random.choice((1e-4, 0.01, 1.0)), self._work, future, function, args
+        )
         return future
 
     def _work(self, future, function, args):
@@ -39,13 +41,13 @@ class Workers:
     def close(self): ...
 
 
-def open_web(world, queries):
-    """Open the world's HTTP port on its loop."""
-    pool = Workers(world)
-    routes = Inference(world.router, queries, pool, 1 << 20).routes()
+def open_web(simulation, queries):
+    """Open the simulation's HTTP port on its loop."""
+    pool = Workers(simulation)
+    routes = Inference(simulation.router, queries, pool, 1 << 20).routes()
     limits = PortLimits(max_message_bytes=5_000, max_connections=8, message_s=BODY_S, idle_s=IDLE_S)
     app = App(routes, None, ("sim",), [])
-    return open_port(world.loop, [world.web], app, world.router, limits, pool)
+    return open_port(simulation.loop, [simulation.web], app, simulation.router, limits, pool)
 
 
 @dataclass(eq=False)
@@ -67,8 +69,8 @@ class Browser(Client):
 
     name = "browser"
 
-    def __init__(self, world, number, random):
-        super().__init__(world, number, random, world.web)
+    def __init__(self, simulation, number, random):
+        super().__init__(simulation, number, random, simulation.web)
         self.requests: deque[Request] = deque()
         self.came = b""
         self.is_last = self.is_writing = False
@@ -80,18 +82,20 @@ class Browser(Client):
                 self.begin()
 
     def begin(self, *, is_quick=False):
-        world, random = self.world, self.random
+        simulation, random = self.simulation, self.random
         if self.is_over or self.is_last or self.is_writing:
             return None
         images = [
-            world.image()
+            simulation.image()
             for _ in range(
-                1 if is_quick else random.choice((1, 1, self.world.batching.max_request_images))
+                1
+                if is_quick
+                else random.choice((1, 1, self.simulation.batching.max_request_images))
             )
         ]
         timeout_s = float("inf") if is_quick else random.choice((0.001, 0.3, 30.0, float("inf")))
         request = Request(
-            world.count(), images, random.choice(("", "", "2")), timeout_s, world.now_s
+            simulation.count(), images, random.choice(("", "", "2")), timeout_s, simulation.now_s
         )
         if is_quick:
             request.version = ""
@@ -117,7 +121,7 @@ class Browser(Client):
             at, pause_s = random.randrange(len(data)), random.choice((0.01, 1.0, 8.0))
             self.is_writing = True
             self.queue(data[:at])
-            world.after(pause_s, self._rest, data[at:])
+            simulation.after(pause_s, self._rest, data[at:])
         else:
             self.queue(data)
         return request
@@ -126,14 +130,14 @@ class Browser(Client):
         """Be served as the first caller was."""
         self.link.calm()
         request = self.begin(is_quick=True)
-        self.world.require(request, "a new browser has no connection")
-        self.world.after(4.9, lambda: self.world.require(
+        self.simulation.require(request, "a new browser has no connection")
+        self.simulation.after(4.9, lambda: self.simulation.require(
             request and request.status == 200, "a new browser has no answer"))  # fmt: skip
 
     def check_answered(self):
         if not (self.is_over or self.link.is_reset or self.link.is_gone):
             left = [request.number for request in self.requests]
-            self.world.require(not left, f"requests {left} were never answered")
+            self.simulation.require(not left, f"requests {left} were never answered")
 
     def _rest(self, data):
         self.is_writing = False
@@ -150,7 +154,7 @@ class Browser(Client):
                 break
             body, self.came = self.came[end + 4 : size], self.came[size:]
             if not self.requests:
-                self.world.fail(f"browser {self.number} gets an answer too many")
+                self.simulation.fail(f"browser {self.number} gets an answer too many")
                 return
             self.is_last = self.is_last or fields.get(b"connection") == b"close"
             self._judge(self.requests.popleft(), int(lines[0].split()[1]), json.loads(body))
@@ -162,40 +166,46 @@ class Browser(Client):
 
     def _judge(self, request, status, answer):
         """See that an answer is right, or an error that may be."""
-        from tests.simulation.world import rows_of
+        from tests.simulation.simulation import rows_of
 
-        world, name = self.world, f"request {request.number}"
+        simulation, name = self.simulation, f"request {request.number}"
         self.tell(f"{name} is answered: {status}")
         request.status = status
-        states = world.states_since(request.sent_s)
-        took_s = world.now_s - request.sent_s
+        states = simulation.states_since(request.sent_s)
+        took_s = simulation.now_s - request.sent_s
         if status == 200:
             version = answer["model_version"]
-            served = world.served_since(request.sent_s, request.version)
-            world.require(version in served, f"{name} is answered by version {version!r}")
+            served = simulation.served_since(request.sent_s, request.version)
+            simulation.require(version in served, f"{name} is answered by version {version!r}")
             rows = rows_of(request.images, version).ravel().tolist()
-            world.require(answer["outputs"][0]["data"] == rows, f"{name} has a wrong answer")
+            simulation.require(answer["outputs"][0]["data"] == rows, f"{name} has a wrong answer")
         elif status == 404:
             gone = [s for s in states if s is None or request.version not in ("", *s.versions)]
-            world.require(gone, f"{name} finds no model, but there is one")
+            simulation.require(gone, f"{name} finds no model, but there is one")
         elif status == 504:
-            world.require(took_s >= request.timeout_s, f"{name} is said to be late, but is not")
+            simulation.require(
+                took_s >= request.timeout_s, f"{name} is said to be late, but is not"
+            )
         elif status == 500:
-            world.require(
-                world.has_failed_since(request.sent_s), f"{name} fails, but its model does not"
+            simulation.require(
+                simulation.has_failed_since(request.sent_s), f"{name} fails, but its model does not"
             )
         elif status == 503:
-            is_draining = world.now_s > world.draining_s
-            world.require(is_draining or len(states) > 1, f"{name} is refused without a reason")
+            is_draining = simulation.now_s > simulation.draining_s
+            simulation.require(
+                is_draining or len(states) > 1, f"{name} is refused without a reason"
+            )
         elif status == 400:
-            world.require(took_s > BODY_S, f"{name} is refused: {answer}")
+            simulation.require(took_s > BODY_S, f"{name} is refused: {answer}")
         else:
-            world.require(status == 429, f"{name} ends with {status}: {answer}")
+            simulation.require(status == 429, f"{name} ends with {status}: {answer}")
 
     def _judge_lost(self, request):
         """See that a request without an answer was not taken."""
-        world, link = self.world, self.link
+        simulation, link = self.simulation, self.link
         read_s = link.up.read_s(request.end)
-        is_read = read_s is not None and read_s < (link.closed_s or world.now_s)
-        may = self.is_last or link.is_reset or world.now_s > world.draining_s or not is_read
-        world.require(may, f"request {request.number} loses its connection")
+        is_read = read_s is not None and read_s < (link.closed_s or simulation.now_s)
+        may = (
+            self.is_last or link.is_reset or simulation.now_s > simulation.draining_s or not is_read
+        )
+        simulation.require(may, f"request {request.number} loses its connection")

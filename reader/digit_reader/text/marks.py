@@ -3,7 +3,7 @@
 Small marks are separate parts, recognised by their place and size beside the digits next to them. A
 slash is as high as a digit, and is first read as a 1: it is recognised by its height, slope and
 straightness, and by whether a date results. Each constant was chosen on validation pages
-(`python -m lab evaluate --digits validation`), on a plateau.
+(`python -m experiments evaluate --digits validation`), on a plateau.
 """
 
 import itertools

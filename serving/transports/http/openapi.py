@@ -109,9 +109,9 @@ _PROBLEMS = {
     "401": "A valid bearer token is needed.",
     "404": "No such model or version.",
     "413": "The body, or a picture in it, is too large.",
-    "429": "Too much waits already: come again after `Retry-After` seconds.",
+    "429": "Too much waits already: retry after `Retry-After` seconds.",
     "500": "The model failed on this request.",
-    "503": "Starting, draining or out of reach: come again after `Retry-After` seconds.",
+    "503": "Starting, draining or out of reach: retry after `Retry-After` seconds.",
     "504": "The deadline passed first.",
 }
 

@@ -100,7 +100,7 @@ def test_poison_request_fails_alone(caplog, owner_of):
     failed = [n for n, r in enumerate(requests) if isinstance(r.outcome, ModelError)]
     assert failed == [36 + 13]
     assert all(r.digits for n, r in enumerate(requests) if n not in failed)
-    assert caplog.messages == ["a run of 1 rows failed"]
+    assert caplog.messages == ["a batch of 1 rows failed"]
     assert len(model.ran[0]) == 64
 
 

@@ -72,7 +72,7 @@ INDEPENDENT["texts"].opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 
 @pytest.mark.parametrize("name", INDEPENDENT)
 def test_independent_rows_are_batched(name, tmp_path):
     with Model.load(save(INDEPENDENT[name], tmp_path), device="cpu") as loaded:
-        assert loaded.served.batching.startswith("rows are batched: proved independent")
+        assert loaded.served.batching.startswith("batchable: proved")
         assert loaded.served.tensors.is_batchable
         assert {tensor.shape[0] for tensor in (*loaded.inputs, *loaded.outputs)} == {-1}
 
@@ -118,7 +118,7 @@ def test_dependent_rows_run_alone_and_the_line_says_why(name, tmp_path):
     graph, reason = DEPENDENT[name]
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
         assert not loaded.served.tensors.is_batchable
-        assert re.match(f"calls run alone: {reason}", loaded.served.batching)
+        assert re.match(f"not batchable: {reason}", loaded.served.batching)
 
 
 @pytest.mark.parametrize("graph", [
@@ -151,7 +151,7 @@ def test_line_is_logged_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "serving"):
         Model.load(save(DEPENDENT["fixed"][0], tmp_path, "two rows.onnx")).close()
     assert caplog.messages == [
-        "model two-rows version 1: calls run alone: input x FP32 [2, 3] has no batch axis"
+        "model two-rows version 1: not batchable: input x FP32 [2, 3] has no batch axis"
     ]
 
 
@@ -194,7 +194,7 @@ def test_dear_model_is_tried_in_few():
 def test_slow_model_is_run_once_and_never_corrupt():
     model = Counted(row_s=30.0)
     found = model.find()
-    assert found.line == "calls run alone: a row takes 30.0 s"
+    assert found.line == "not batchable: a row takes 30.0 s"
     assert len(model.shapes) == 1
 
 
@@ -207,7 +207,7 @@ def test_other_sizes_are_tried_if_the_first_fails():
 def test_trials_end_where_each_takes_long():
     model = Counted(row_s=0.7, failing=(32, 8, 1, 64, 512))
     found = model.find()
-    assert found.line == "rows are batched: proved independent, no drawn input can be run"
+    assert found.line == "batchable: proved, no drawn input can be run"
     assert found.feeds is None
     assert len(model.shapes) == 3
 
@@ -228,7 +228,7 @@ def test_inputs_that_run_for_ever_leave_a_model_that_serves(tmp_path, monkeypatc
         [value("x", "INT64", [1])], [value("y", "INT64", [1])], {"zero": np.int64(0)},
     )  # fmt: skip
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
-        assert loaded.served.batching == "calls run alone: drawn inputs take more than 0.3 s"
+        assert loaded.served.batching == "not batchable: drawn inputs take more than 0.3 s"
         assert loaded.run(x=[-7])["y"].tolist() == [-7]
     for thread in threading.enumerate():
         if thread.name == "model-loader":

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from lab.made.drawing import (
+from experiments.synthetic.drawing import (
     FONTS,
     POPULATIONS,
     accuracy,

@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lab.made.drawing import FONTS
-from lab.made.hands import Writers, digit_glyph
-from lab.made.strings import Composed, owner
-from lab.made.texts import Make
+from experiments.synthetic.drawing import FONTS
+from experiments.synthetic.hands import Writers, digit_glyph
+from experiments.synthetic.strings import Composed, owner
+from experiments.synthetic.texts import Make
 
 Point = tuple[float, float]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from lab.made.drawing import STROKES, moved, pen_glyph, png, tracks
+from experiments.synthetic.drawing import STROKES, moved, pen_glyph, png, tracks
 from serving import Classifier
 from training.config import RECIPES
 from training.data import extra

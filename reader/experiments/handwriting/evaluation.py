@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from digit_reader import read_numbers
-from lab.handwriting.workers import on_all_cores
-from lab.made.drawing import FONTS
-from lab.made.forms import FORMS
-from lab.made.hands import Writers
-from lab.made.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
-from lab.made.papers import file_of, lay, on_paper, squared
-from lab.made.strings import Composed, random_string
-from lab.made.tables import photograph_of_sheet
-from lab.made.texts import TEXTS, TOUCHING, by_fonts
+from experiments.handwriting.workers import on_all_cores
+from experiments.synthetic.drawing import FONTS
+from experiments.synthetic.forms import FORMS
+from experiments.synthetic.hands import Writers
+from experiments.synthetic.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
+from experiments.synthetic.papers import file_of, lay, on_paper, squared
+from experiments.synthetic.strings import Composed, random_string
+from experiments.synthetic.tables import photograph_of_sheet
+from experiments.synthetic.texts import TEXTS, TOUCHING, by_fonts
 from serving import Classifier
 from training.data.mnist import Examples
 

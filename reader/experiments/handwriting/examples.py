@@ -12,13 +12,13 @@ from scipy import ndimage
 from digit_reader.ink import page, rows
 from digit_reader.ink.rows import Row
 from digit_reader.text import candidates, cuts, lines, marks
-from lab.handwriting.workers import on_all_cores
-from lab.made.forms import FORMS
-from lab.made.hands import Writers
-from lab.made.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
-from lab.made.papers import file_of, worn
-from lab.made.strings import MARK, Composed, Levels, random_string, single
-from lab.made.texts import TEXTS, TOUCHING
+from experiments.handwriting.workers import on_all_cores
+from experiments.synthetic.forms import FORMS
+from experiments.synthetic.hands import Writers
+from experiments.synthetic.pages import EMPTY, FIELDS, any_paper, form, without_digits, written
+from experiments.synthetic.papers import file_of, worn
+from experiments.synthetic.strings import MARK, Composed, Levels, random_string, single
+from experiments.synthetic.texts import TEXTS, TOUCHING
 from serving import Classifier
 from serving.digits.pictures import decoder
 from training.data.mnist import Examples

@@ -1,8 +1,8 @@
 """A whole server with its clients, its models and their bad luck, in one thread and from one seed.
 
-The loop is the real one. It waits in the world's selector, and reads the world's clock: there the
-rest of the world goes on. So events come between any two steps that look at the clock, as those of
-other threads do.
+The loop is the real one. It waits in the simulation's selector, and reads the simulation's clock:
+there the rest of the simulation goes on. So events come between any two steps that look at the
+clock, as those of other threads do.
 """
 
 import heapq
@@ -48,7 +48,7 @@ BEGIN_S = 1000.0
 CALM_S, PROBE_S, DRAIN_S, DRAIN_LIMIT_S = 30.0, 90.0, 98.0, 30.0
 """When faults end, when the server has to be as at the start, and when and how long it drains."""
 MOST_TURNS = 30_000
-"""Ten times those of a usual world."""
+"""Ten times those of a usual simulation."""
 CALLERS = {"caller": Polite, "attacker": Hostile, "browser": Browser}
 
 
@@ -58,20 +58,20 @@ class Model:
     device = "cpu"
     tensors = SIGNATURE.tensors
 
-    def __init__(self, world, version, runners):
-        self.world, self.version, self.max_concurrent_runs = world, version, runners
+    def __init__(self, simulation, version, runners):
+        self.simulation, self.version, self.max_concurrent_runs = simulation, version, runners
 
     def run(self, feeds):
-        images, world, number = feeds["images"], self.world, len(feeds["images"])
+        images, simulation, number = feeds["images"], self.simulation, len(feeds["images"])
         rows = [row.tobytes() for row in images]
-        world.check_run(rows)
-        world.spend(world.run_s * (1 + number / 16) * world.random.random())
+        simulation.check_run(rows)
+        simulation.spend(simulation.run_s * (1 + number / 16) * simulation.random.random())
         if any(row[8] == 0xFF for row in rows):
             raise RuntimeError("poison")
-        if world.model_fault and world.random.random() < 0.7:
-            if world.model_fault == "rubbish" and number > 1:
+        if simulation.model_fault and simulation.random.random() < 0.7:
+            if simulation.model_fault == "rubbish" and number > 1:
                 return [np.zeros((number - 1, 10), np.float32)]
-            raise ModelError() if world.random.random() < 0.5 else MemoryError()
+            raise ModelError() if simulation.random.random() < 0.5 else MemoryError()
         return [rows_of(rows, self.version)]
 
     def stoppable(self):
@@ -85,38 +85,40 @@ def rows_of(images, version):
 
 
 class Runners:
-    """Does long work in the world's time: beside the loop, and at once as far as code can tell."""
+    """Does long work in simulated time: beside the loop, and at once as far as code can tell."""
 
-    def __init__(self, world, number):
-        self._world = world
+    def __init__(self, simulation, number):
+        self._simulation = simulation
 
     def put(self, work, post):
-        world = self._world
-        delay_s = world.random.choice((1e-6, 1e-5, 1e-3)) * world.random.random()
-        world.after(delay_s, self._work, work, post, world.turn_s)
+        simulation = self._simulation
+        delay_s = simulation.random.choice((1e-6, 1e-5, 1e-3)) * simulation.random.random()
+        simulation.after(delay_s, self._work, work, post, simulation.turn_s)
 
     def _work(self, work, post, given_s):
-        world = self._world
-        world.given_s = given_s
+        simulation = self._simulation
+        simulation.given_s = given_s
         take = work()
-        world.given_s = None
+        simulation.given_s = None
 
         def finish():
-            late_s = world.now_s - max(end_s, world.thawed_s)
-            world.require(late_s < world.patience_s, f"a result was left lying for {late_s:g} s")
+            late_s = simulation.now_s - max(end_s, simulation.thawed_s)
+            simulation.require(
+                late_s < simulation.patience_s, f"a result was left lying for {late_s:g} s"
+            )
             take()
 
-        end_s = world.now_s + world.beside_s
-        world.after(world.beside_s, post, finish)
+        end_s = simulation.now_s + simulation.beside_s
+        simulation.after(simulation.beside_s, post, finish)
 
     def close(self): ...
 
 
-class World:
-    """The whole world of a seed; `run` returns its failure, or None."""
+class Simulation:
+    """The whole simulation of a seed; `run` returns its failure, or None."""
 
     def __init__(self, seed, kept=None, **fixed):
-        """Draw a world, of which some is `fixed` and of whose plan some may be `kept`."""
+        """Draw a simulation, of which some is `fixed` and of whose plan some may be `kept`."""
         self.seed = seed
         self.random = random = Random(f"digits {seed}")
         self.now_s, self.turn_s, self.beside_s = BEGIN_S, BEGIN_S, 0.0
@@ -467,7 +469,7 @@ class World:
 
     @property
     def digest(self):
-        """The digest of a world: its story and all bytes that arrived."""
+        """The digest of a simulation: its story and all bytes that arrived."""
         # HTTP's answers have a date.
         told = [each for each in self.clients if not isinstance(each, Browser)]
         crcs = [(each.link.up.crc, each.link.down.crc) for each in told]
@@ -502,15 +504,15 @@ def plan(random, kept):
 
 
 @contextmanager
-def _errors(world):
-    """Have errors that the server logs fail the world, but those of its model."""
+def _errors(simulation):
+    """Have errors that the server logs fail the simulation, but those of its model."""
     log = logging.getLogger("serving")
 
     class Handler(logging.Handler):
         def emit(self, record):
-            if record.levelno >= logging.ERROR and not record.getMessage().startswith("a run of"):
+            if record.levelno >= logging.ERROR and not record.getMessage().startswith("a batch of"):
                 error = record.exc_info[1] if record.exc_info else ""
-                world.fail(f"logged: {record.getMessage()}: {error!r}")
+                simulation.fail(f"logged: {record.getMessage()}: {error!r}")
 
     handler, before = Handler(), log.propagate
     log.addHandler(handler)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lab.made.hands import Writers, set_in_font, write
-from lab.made.strings import Composed
+from experiments.synthetic.hands import Writers, set_in_font, write
+from experiments.synthetic.strings import Composed
 
 Make = Callable[[Writers, np.random.Generator], Composed]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lab.handwriting.evaluation import Outcome
+from experiments.handwriting.evaluation import Outcome
 
 LIMITS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 """Of the confidences that are drawn as one point."""

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from lab.made.drawing import png
+from experiments.synthetic.drawing import png
 
 Levels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Records every answer to made pictures, to show that a change of the code changes none."""
+"""Records every answer to synthetic pictures, to show that a change of the code changes none."""
 
 import hashlib
 import io
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from digit_reader.reader import find_candidates, numbers_of
-from lab.handwriting.evaluation import KINDS, OTHER_HANDS, picture_of
-from lab.handwriting.workers import on_all_cores
-from lab.made.drawing import POPULATIONS, draw
+from experiments.handwriting.evaluation import KINDS, OTHER_HANDS, picture_of
+from experiments.handwriting.workers import on_all_cores
+from experiments.synthetic.drawing import POPULATIONS, draw
 from serving import Classifier
 from serving.digits.pictures.reader import read_digit
 from serving.errors import InvalidRequest

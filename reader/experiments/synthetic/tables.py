@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 from digit_reader.ink.sheets import homography
-from lab.made.hands import Writers, write
-from lab.made.papers import Floats, Levels, lay
+from experiments.synthetic.hands import Writers, write
+from experiments.synthetic.papers import Floats, Levels, lay
 
 TABLES = ("wood", "cloth", "plain", "cluttered")
 

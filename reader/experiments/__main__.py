@@ -1,4 +1,4 @@
-"""`python -m lab {pictures,evaluate,record,fit,own}`: instruments, not installed."""
+"""`python -m experiments {pictures,evaluate,record,fit,own}`: instruments, not installed."""
 
 import argparse
 import sys
@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from digit_reader.detector import NETWORK
 from digit_reader.text.candidates import NUM_MEASURES
-from lab.handwriting import evaluation, examples, fitting, record, reliability
-from lab.handwriting.evaluation import Outcome
-from lab.made import drawing
-from lab.made.pages import EMPTY, OTHER_FONTS
+from experiments.handwriting import evaluation, examples, fitting, record, reliability
+from experiments.handwriting.evaluation import Outcome
+from experiments.synthetic import drawing
+from experiments.synthetic.pages import EMPTY, OTHER_FONTS
 from serving import Classifier
 from serving.commandline import options
 from serving.commandline.installation import Bar
@@ -36,13 +36,13 @@ MIN_PAGES = 100
 
 _EXAMPLES = """\
 examples:
-  python -m lab pictures --models models       the first table of docs/reading-pictures.md
-  python -m lab evaluate                       its second table: numbers
-  python -m lab evaluate --rows "boxes of a form" --wrong
-  python -m lab evaluate --digits validation   to tune on; the test digits are for reports
-  python -m lab record after.jsonl --against before.jsonl
-  python -m lab fit                            fits a detector.onnx, in two hours
-  python -m lab fit --start digit_reader/detector.onnx --fonts fonts --path-epochs 13
+  python -m experiments pictures --models models       the first table of docs/reading-pictures.md
+  python -m experiments evaluate                       its second table: numbers
+  python -m experiments evaluate --rows "boxes of a form" --wrong
+  python -m experiments evaluate --digits validation   to tune on; the test digits are for reports
+  python -m experiments record after.jsonl --against before.jsonl
+  python -m experiments fit                            fits a detector.onnx, in two hours
+  python -m experiments fit --start digit_reader/detector.onnx --fonts fonts --path-epochs 13
 """
 
 
@@ -52,14 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (TrainingError, DigitsError, OSError, KeyboardInterrupt) as err:
-        print(f"python -m lab: {err or 'interrupted'}", file=sys.stderr)
+        print(f"python -m experiments: {err or 'interrupted'}", file=sys.stderr)
         return 1
 
 
 def parser() -> argparse.ArgumentParser:
     """Describe the commands; the function of each is parsed as `run`."""
     parser = argparse.ArgumentParser(
-        prog="python -m lab",
+        prog="python -m experiments",
         description="Measure how pictures and numbers are read; fit the detector.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -82,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
     add("--wrong", action="store_true", help="print wrong readings")
     add("--diagram", type=Path, metavar="FILE",
         help="an SVG that shows how often answers of each confidence are right")  # fmt: skip
-    add = _command(commands, "record", _record, "write every answer to made pictures into a file")
+    add = _command(
+        commands, "record", _record, "write each answer to synthetic pictures into a file"
+    )
     add("output", type=Path, metavar="FILE", help="a line of JSON for each picture")
     add("--number", type=options.count, default=20, help="pictures of each kind (20)")
     add("--seed", type=int, default=3, help="decides the pictures (3)")
@@ -213,7 +215,7 @@ def _fonts(folder: Path | None) -> tuple[list[Path], list[Path]]:
 
 def _own(options: argparse.Namespace) -> int:
     import_tensorflow(cache_dir().parent)
-    from lab.handwriting import own
+    from experiments.handwriting import own
     from training.fitting.train import split
 
     mnist = Mnist.load(options.data_dir)

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from digit_reader.detector import SHARE, odds
-from lab.handwriting import onnx_file
-from lab.handwriting.examples import NO_DIGIT, LabelledRow, join
-from lab.handwriting.paths import Loss, text_loss
+from experiments.handwriting import onnx_file
+from experiments.handwriting.examples import NO_DIGIT, LabelledRow, join
+from experiments.handwriting.paths import Loss, text_loss
 from serving.digits.pictures.normalizer import Mask, Numbers
 from training.config import Deformation
 from training.data.augmentation import deform, prefetch

@@ -7,9 +7,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from lab.made.drawing import FONTS, curve, font_glyph, stroke_glyph
-from lab.made.papers import PAPERS, lay
-from lab.made.strings import Composed, Levels, compose, owner
+from experiments.synthetic.drawing import FONTS, curve, font_glyph, stroke_glyph
+from experiments.synthetic.papers import PAPERS, lay
+from experiments.synthetic.strings import Composed, Levels, compose, owner
 from training.data.mnist import Examples
 
 OTHER_FONTS = [

@@ -1,10 +1,10 @@
-"""`python -m lab` refuses bad input in one line."""
+"""`python -m experiments` refuses bad input in one line."""
 
 from pathlib import Path
 
 import pytest
 
-from lab.__main__ import _fonts, main
+from experiments.__main__ import _fonts, main
 from training.errors import TrainingError
 
 
@@ -36,7 +36,7 @@ def test_a_command_without_images_or_model_fails_in_one_line(
 ) -> None:
     assert main([command, option, str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("python -m lab: ")
+    assert line.startswith("python -m experiments: ")
     assert str(tmp_path) in line
 
 

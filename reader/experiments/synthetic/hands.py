@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from lab.made.drawing import FONTS, font_glyph, optdigits_glyph, stroke_glyph
-from lab.made.pages import OTHER_FONTS
-from lab.made.strings import DIGITS, MARK, Composed, owner
+from experiments.synthetic.drawing import FONTS, font_glyph, optdigits_glyph, stroke_glyph
+from experiments.synthetic.pages import OTHER_FONTS
+from experiments.synthetic.strings import DIGITS, MARK, Composed, owner
 from training.data.mnist import Examples
 
 Levels = npt.NDArray[np.uint8]
