@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,15 @@ import pytest
 from PIL import Image
 
 from serving.__main__ import main
-from tests.serving.cli.conftest import Run
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.serving.test_picture_classifiers import COLOURS, IMAGE, colours
-from tests.support.servers import RunningServer, started
+from tests.support.servers import started
 
 ROW = "[1, 2, 3, 4]"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("infer")
     save(two_layers(), folder, "iris.onnx")
     texts = [value("text", "BYTES", ["N", 1])], [value("same", "BYTES", ["N", 1])]
@@ -36,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(folder: Path) -> Iterator[RunningServer]:
+def running(folder):
     names = ("iris", "texts", "towers")
     files = [str(folder / f"{name}.onnx") for name in names]
     ports = ["--port=0", "--http-port=off", "--metrics-port=0"]
@@ -45,12 +43,10 @@ def running(folder: Path) -> Iterator[RunningServer]:
 
 
 @pytest.mark.parametrize("place", ["here", "a server"])
-def test_same_answers_of_values_files_and_stdin(
-    place: str, folder: Path, running: RunningServer, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_answers_of_values_files_and_stdin(place, folder, running, run, monkeypatch):
     target = ["--target", running.address, "--json"] if place == "a server" else ["--json"]
 
-    def asked(name: str, *values: str) -> object:
+    def asked(name, *values):
         where = name if place == "a server" else str(folder / f"{name}.onnx")
         code, out, err = run("infer", where, *target, *values)
         assert (code, err) == (0, [])
@@ -65,16 +61,14 @@ def test_same_answers_of_values_files_and_stdin(
     assert asked("towers", "left=[1, 2]", "right=[3, 4]") == {"sum": [[4.0, 6.0]]}
 
 
-def test_pictures_have_their_classes(folder: Path, run: Run) -> None:
+def test_pictures_have_their_classes(folder, run):
     options = [*IMAGE, folder / "labels.txt", f"@{folder / 'green.png'}"]
     code, out, _ = run("infer", folder / "colours.onnx", *options)
     assert code == 0
     assert out[1].split()[0] == "green"
 
 
-def test_picture_goes_to_a_server_as_its_classifier_wants_it(
-    folder: Path, models: Path, run: Run
-) -> None:
+def test_picture_goes_to_a_server_as_its_classifier_wants_it(folder, models, run):
     ports = ["--port=0", "--http-port=off", "--metrics-port=0"]
     command = [sys.executable, "-m", "serving", "serve", "--models", str(models), *ports]
     seven = Path(__file__).parents[3] / "docs" / "pictures" / "seven.png"
@@ -97,9 +91,7 @@ def test_picture_goes_to_a_server_as_its_classifier_wants_it(
         (["nothing.onnx", "1"], "there is no file nothing.onnx"),
     ],
 )
-def test_wrong_words_are_one_line_with_an_example(
-    words: list[str], reason: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_words_are_one_line_with_an_example(words, reason, folder, run, monkeypatch):
     monkeypatch.chdir(folder)
     code, _, err = run("infer", *words)
     assert code != 0
@@ -107,7 +99,7 @@ def test_wrong_words_are_one_line_with_an_example(
     assert reason in err[0]
 
 
-def test_info_of_one_model_of_a_server(running: RunningServer, run: Run) -> None:
+def test_info_of_one_model_of_a_server(running, run):
     code, out, _ = run("info", "--target", running.address, "--model", "towers")
     assert code == 0
     assert "inputs              left FP32 [N, 2], right FP32 [N, 2]" in out
@@ -118,7 +110,7 @@ def test_info_of_one_model_of_a_server(running: RunningServer, run: Run) -> None
     assert "no model 'nothing': this server serves 'iris', 'texts', 'towers'" in err[0]
 
 
-def test_program_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_program_alone_prints_its_help(capsys):
     with pytest.raises(SystemExit) as end:
         main([])
     assert end.value.code == 0

@@ -5,9 +5,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,7 +20,7 @@ HOSTILE = "<img src=x onerror=alert(1)>\"'`$(touch x)`\\ {0}%s"
 TOKEN = "token-0123456789abcdef"
 
 
-def write_models(folder: Path) -> list[Path]:
+def write_models(folder):
     """Models of all kinds of inputs, in files."""
     tokens = [value(name, "INT64", ["batch", "tokens"]) for name in ("ids", "mask")]
     score = [
@@ -64,7 +62,7 @@ def write_models(folder: Path) -> list[Path]:
 NAMES = ("iris", "sentiment", "flowers", "texts", "alone", "large", "hostile")
 
 
-def command_of(folder: Path, *options: str) -> list[str]:
+def command_of(folder, *options):
     (folder / "labels.txt").write_text("rose\ntulip\ndaisy\n")
     files = map(str, write_models(folder))
     ports = [f"--{name}port=0" for name in ("", "http-", "metrics-")]
@@ -73,19 +71,17 @@ def command_of(folder: Path, *options: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpPeer]:
+def peer(tmp_path_factory):
     with started(command_of(tmp_path_factory.mktemp("models"))) as server:
         yield HttpPeer(server.facts["http"])
 
 
 @pytest.fixture(scope="module")
-def described(peer: HttpPeer) -> dict[str, dict[str, Any]]:
+def described(peer):
     return {each["name"]: each for each in peer.get("/v2/models").json["models"]}
 
 
-def test_models_have_their_graphs_own_axes_and_say_why_they_are_batched(
-    described: dict[str, dict[str, Any]],
-) -> None:
+def test_models_have_their_graphs_own_axes_and_say_why_they_are_batched(described):
     assert tuple(described) == NAMES
     sentiment, alone = described["sentiment"], described["alone"]
     assert [each["axes"] for each in sentiment["inputs"]] == [["batch", "tokens"]] * 2
@@ -99,9 +95,7 @@ def test_models_have_their_graphs_own_axes_and_say_why_they_are_batched(
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize("name", NAMES)
-def test_curl_line_is_answered(
-    name: str, described: dict[str, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_curl_line_is_answered(name, described, tmp_path):
     line = described[name]["requests"]["curl"].replace("curl ", "curl -sS --fail-with-body ", 1)
     result = ended(["bash", "-c", line], cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -115,9 +109,7 @@ def test_curl_line_is_answered(
 
 @pytest.mark.parametrize("client", ["Python", "tritonclient"])
 @pytest.mark.parametrize("name", NAMES)
-def test_lines_of_python_are_answered(
-    client: str, name: str, described: dict[str, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_lines_of_python_are_answered(client, name, described, tmp_path):
     if client == "tritonclient":
         pytest.importorskip("tritonclient", reason="make test-interop has it")
     code = described[name]["requests"][client]
@@ -128,16 +120,14 @@ def test_lines_of_python_are_answered(
 
 
 @pytest.mark.parametrize("name", ["iris", "sentiment", "texts", "alone", "hostile"])
-def test_line_of_this_program_is_answered(
-    name: str, described: dict[str, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_line_of_this_program_is_answered(name, described, tmp_path):
     words = shlex.split(described[name]["requests"]["digit-serving"])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = ended([sys.executable, "-m", "serving", *words[1:]], cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
 
 
-def test_requests_carry_token_and_version(tmp_path: Path) -> None:
+def test_requests_carry_token_and_version(tmp_path):
     (tmp_path / "tokens").write_text(TOKEN)
     with started(command_of(tmp_path, "--token-file", str(tmp_path / "tokens"))) as server:
         peer = HttpPeer(server.facts["http"])
@@ -160,14 +150,14 @@ def test_requests_carry_token_and_version(tmp_path: Path) -> None:
     assert all("ca.pem" in each for each in lines.values())
 
 
-def test_page_has_no_name_in_its_html(peer: HttpPeer) -> None:
+def test_page_has_no_name_in_its_html(peer):
     page = peer.get("/")
     assert page.body == peer.get("/models").body
     assert b"default-src 'self'" in page.headers["content-security-policy"].encode()
     assert b"onerror" not in page.body
 
 
-def test_page_of_the_api_has_the_schemas_and_an_example(peer: HttpPeer) -> None:
+def test_page_of_the_api_has_the_schemas_and_an_example(peer):
     page = peer.get("/docs").body.decode()
     for name in peer.get("/openapi.json").json["components"]["schemas"]:
         assert f"<section id='{name}'>" in page
