@@ -48,9 +48,6 @@ def server(other_models, model):
         yield server
 
 
-"""4,096 answers of 300 classes are more than the 4 MiB that clients take unless asked to."""
-
-
 @pytest.fixture
 def peer(server):
     with grpc.insecure_channel(server.address) as channel:

@@ -27,15 +27,7 @@ def test_options_from_the_environment_are_not_those_of_a_target(setting, monkeyp
         assert running.pid
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "plain",
-        "h2",
-        "h2-infer",
-        "grpcio",
-    ],
-)
+@pytest.mark.parametrize("target", ["plain", "h2", "h2-infer", "grpcio"])
 def test_served_target_is_started_and_answers(setting, target):
     with open_target(Spec(target=target), setting) as running:
         trace = until_answered(lambda seconds: running.load.closed(2, 1, seconds))

@@ -24,13 +24,7 @@ from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.server.server import Server
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of, router_of, until
-from tests.support.raw import (
-    CLASSIFY,
-    GET_MODEL,
-    STREAM,
-    Raw,
-    assert_stopped_until_it_reads,
-)
+from tests.support.raw import CLASSIFY, GET_MODEL, STREAM, Raw, assert_stopped_until_it_reads
 from tests.support.servers import connected, on_both, running_server
 
 
