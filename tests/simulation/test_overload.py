@@ -8,9 +8,8 @@ import pytest
 from serving.config import BatchingConfig
 from serving.http2.frames import Limits as Http2Limits
 from serving.transports.connections import PortLimits
-from tests.simulation import simulation as simulation
 from tests.simulation.clients import UNARY, Call, Polite
-from tests.simulation.simulation import Simulation, rows_of
+from tests.simulation.simulation import BEGIN_S, Simulation, rows_of
 
 SERVICE_S, BATCH = 0.08, 8
 CAPACITY = BATCH / SERVICE_S  # 100 images/s
@@ -43,7 +42,7 @@ def offer(factor, queue_capacity, timeout):
     simulation.after(0.0, come)
     assert not simulation.run()
     ended = [each for each in calls if each]
-    window = (simulation.BEGIN_S + WARM_UP_S, simulation.BEGIN_S + LOAD_S)
+    window = (BEGIN_S + WARM_UP_S, BEGIN_S + LOAD_S)
     good = sum(each.outcome == "0" and window[0] <= each.done_s < window[1] for each in ended)
     return good / (CAPACITY * (LOAD_S - WARM_UP_S)), Counter(each.outcome for each in ended)
 
