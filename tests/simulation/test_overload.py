@@ -9,7 +9,7 @@ from serving.config import BatchingConfig
 from serving.http2.frames import Limits as Http2Limits
 from serving.transports.connections import PortLimits
 from tests.simulation.clients import UNARY, Call, Polite
-from tests.simulation.simulation import BEGIN_S, Simulation, rows_of
+from tests.simulation.simulation import BEGIN_S, Model, Simulation, rows_of
 
 SERVICE_S, BATCH = 0.08, 8
 CAPACITY = BATCH / SERVICE_S  # 100 images/s
@@ -57,7 +57,7 @@ def steady(monkeypatch):
         self.simulation.spend(SERVICE_S)
         return [rows_of(rows, self.version)]
 
-    monkeypatch.setattr(simulation.Model, "run", run)
+    monkeypatch.setattr(Model, "run", run)
 
 
 @pytest.mark.parametrize("factor", [2, 10])
