@@ -225,14 +225,16 @@ def _grey_of(picture: Image.Image, max_side: int) -> Grey:
         return _grey(_opaque(_upright(colours, max_side)))
     if picture.mode in ("1", "L") and "transparency" not in picture.info:
         return np.asarray(_upright(picture.convert("L"), max_side), np.float32)
-    if picture.mode not in ("RGB", "RGBA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return _grey(_opaque(_upright(picture, max_side).convert("RGBA")))
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return _grey(np.asarray(_upright(picture, max_side), np.float32))
+    return _grey(_opaque(_upright(picture.convert("RGBA"), max_side)))
 
 
 def _upright(picture: Image.Image, max_side: int) -> Image.Image:
     """Shrink to at most `max_side` by area averaging, and apply the camera's orientation."""
     picture.thumbnail((max_side, max_side), Image.Resampling.BOX)
+    if picture.getexif().get(_ORIENTATION, 1) == 1:  # else Pillow would copy it
+        return picture
     return ImageOps.exif_transpose(picture)
 
 
@@ -275,6 +277,8 @@ def _grey(colours: npt.NDArray[np.float32]) -> Grey:
     Yellow on white, or red on green, has almost no contrast in luminance.
     """
     flat = colours.reshape(-1, 3)
-    axis = np.linalg.eigh(np.cov(flat.T, bias=True)).eigenvectors[:, -1]
-    grey: Grey = np.abs(colours @ (axis / np.abs(axis).sum()).astype(np.float32))
-    return grey
+    # By products, in a third of the time of np.cov and np.mean.
+    apart = flat - np.ones(len(flat), np.float32) @ flat / len(flat)
+    axis = np.linalg.eigh(apart.T @ apart).eigenvectors[:, -1]
+    grey: Grey = np.abs(flat @ (axis / np.abs(axis).sum()).astype(np.float32))
+    return grey.reshape(colours.shape[:2])

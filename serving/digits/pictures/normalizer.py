@@ -154,7 +154,7 @@ def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
     """
     lowest_parts = without_frames(find_parts(ink > lowest))
     for level in np.linspace(lowest, top, 0 if fills_picture(lowest_parts) else 5, endpoint=False):
-        parts = without_frames(find_parts(ink > level))
+        parts = lowest_parts if level == lowest else without_frames(find_parts(ink > level))
         # A low level connects the digit with ruled lines and shadows, which come from the edges.
         is_out = parts.at_edges.any(1) | (parts.widths > MAX_ASPECT * parts.heights)
         inner = np.where(is_out, 0, parts.sizes)
@@ -364,8 +364,11 @@ def lift(grey: Levels) -> Levels:
 
 def otsu(levels: Levels) -> float:
     """Find the threshold that best separates the levels into two classes (Otsu, 1979)."""
-    counts, edges = np.histogram(levels, 256)
-    centres = (edges[:-1] + edges[1:]) / 2
+    low, high = float(levels.min()), float(levels.max())
+    step = (high - low) / 256 or 1.0
+    places = np.minimum(((levels - low) / step).astype(np.intp).ravel(), 255)
+    counts = np.bincount(places, minlength=256)  # a quarter of the time of np.histogram
+    centres = low + step * (np.arange(256) + 0.5)
     below, sum_below = np.cumsum(counts)[:-1], np.cumsum(counts * centres)[:-1]
     above, sum_above = counts.sum() - below, (counts * centres).sum() - sum_below
     return float(centres[np.argmax(below * above * (sum_below / below - sum_above / above) ** 2)])
