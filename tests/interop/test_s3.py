@@ -16,6 +16,7 @@ from tests.support.servers import free_address, program, started
 pytestmark = pytest.mark.timeout(600)
 
 STORE = """
+import sys
 from moto.server import ThreadedMotoServer
 host, port = sys.argv[1].split(":")
 ThreadedMotoServer(host, int(port)).start()
@@ -47,7 +48,8 @@ def store(monkeypatch, tmp_path_factory):
 def upload(url, folder):
     for path in [p for p in folder.rglob("*") if p.is_file()]:
         key = path.relative_to(folder)
-        put = urllib.request.Request(f"{url}/models/{key}", path.read_bytes(), method="PUT")
+        kind = {"content-type": "application/octet-stream"}
+        put = urllib.request.Request(f"{url}/models/{key}", path.read_bytes(), kind, method="PUT")
         urllib.request.urlopen(put, timeout=10).close()
 
 
