@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving.batching.batcher import Line, Queue
+from serving.batching.batcher import ClientQueue, Queue
 from serving.config import ServerConfig
 from serving.credentials import Tls, TokenCheck
 from serving.errors import DigitsError
@@ -138,7 +138,7 @@ class Peer:
     __slots__ = (
         "_clock", "active_s", "address", "cost_per_byte_s", "engine", "gave_up_s", "home",
         "is_paused", "jitter",
-        "lines", "mask", "opened_s", "output", "socket", "start_tag_s", "state", "streams",
+        "mask", "opened_s", "output", "queues", "socket", "start_tag_s", "state", "streams",
         "swept_s", "swept_stream", "tls", "trusted", "unread",
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ class Peer:
         self.state: int = State.OPEN
         self.address = host_of(sock)
         """Where the peer is, without its port."""
-        self.lines: dict[Queue, Line] = {}
+        self.queues: dict[Queue, ClientQueue] = {}
         """The calls that wait in each queue."""
         self.gave_up_s = -math.inf
         """When it last cancelled a call that waited, in monotonic seconds."""
