@@ -641,7 +641,7 @@ class Batcher:
                 group.sink.answer(group, responses, run)
             self.owner.defer(partial(self._metrics.observe_run, result, answered, self.label))
             return at
-        except Exception:  # a flaw of ours: it ends these calls, and never the owner
+        except Exception:  # a bug of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")
             for group in open_parts(groups):
                 self._fail(group, FAILED)

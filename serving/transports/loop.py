@@ -137,7 +137,7 @@ class Reader:
             self._schedule_flush(connection)  # if it is writable, the flush sends the rest
         except (Http2Error, OSError):
             port.leave(connection)
-        except Exception:  # a flaw of ours: it ends this connection, and never the loop
+        except Exception:  # a bug of ours: it ends this connection, and never the loop
             _log.exception("a connection failed")
             port.abort(connection)
         return num_bytes
@@ -265,7 +265,7 @@ class Loop:
         while not self._have_left():
             try:
                 self.turn(self.selector.select(self.timeout_s()))
-            except Exception:  # a flaw of ours: it ends this round, and never the loop
+            except Exception:  # a bug of ours: it ends this round, and never the loop
                 _log.exception("a round failed")
         for port in self._ports:
             port.end_all()
@@ -443,7 +443,7 @@ class AsyncioLoop(Loop):
             return
         try:
             self.turn(self.selector.select(0.0) if self._ports else [])
-        except Exception:  # a flaw of ours: it ends this round, and never the loop
+        except Exception:  # a bug of ours: it ends this round, and never the loop
             _log.exception("a round failed")
         self._plan(self.timeout_s())
 
