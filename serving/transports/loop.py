@@ -266,7 +266,7 @@ class Loop:
             try:
                 self.turn(self.selector.select(self.timeout_s()))
             except Exception:  # a bug of ours: it ends this round, and never the loop
-                _log.exception("a round failed")
+                _log.exception("a turn of the loop failed")
         for port in self._ports:
             port.end_all()
 
@@ -444,7 +444,7 @@ class AsyncioLoop(Loop):
         try:
             self.turn(self.selector.select(0.0) if self._ports else [])
         except Exception:  # a bug of ours: it ends this round, and never the loop
-            _log.exception("a round failed")
+            _log.exception("a turn of the loop failed")
         self._plan(self.timeout_s())
 
     def _plan(self, wait_s: float) -> None:

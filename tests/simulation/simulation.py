@@ -380,7 +380,7 @@ class Simulation:
                     self.num_turns += 1
                     self.loop.turn(self.loop.selector.select(self.loop.timeout_s()))
                 except Exception as err:
-                    self.fail(f"a round failed: {type(err).__name__}: {err}")
+                    self.fail(f"a turn failed: {type(err).__name__}: {err}")
                 invariants.check(self)
                 self.require(self.num_turns < MOST_TURNS, "the loop never sleeps")
             for app in self.apps:
