@@ -122,7 +122,7 @@ class Reader:
 
     def _serve(self, connection: Peer, mask: int, now_s: float) -> int:
         """Read a connection's bytes, and its calls; return the number of bytes."""
-        num_bytes, port = 0, connection.home
+        num_bytes, port = 0, connection.port
         try:
             if mask & READ and not connection.is_paused:
                 data = self._receive(connection)
@@ -338,13 +338,13 @@ class Loop:
             if peer.state == State.CLOSED:
                 continue
             if not peer.flush():
-                peer.home.abort(peer)
+                peer.port.abort(peer)
                 continue
             mask = WRITE if peer.output else 0 if peer.is_paused else READ
             if mask != peer.mask:
                 if peer.output:
                     peer.active_s = self._now_s  # from here on it must read
-                peer.home.watch(peer, mask)
+                peer.port.watch(peer, mask)
         if self._deferred:  # now that the answers are on their way
             end_s = self.clock() + _DEFERRED_S
             while self._deferred:
