@@ -417,7 +417,7 @@ class Catalog:
     def following(self, interval_s: float = 0.0) -> Iterator[None]:
         """Follow the repository meanwhile.
 
-        At the end a load may be in progress, and may hang: it is not waited for, nor adopted.
+        At the end a load may be in progress, and may hang: it is not waited for, nor served.
 
         Args:
             interval_s: seconds between looks; 0 looks only at `request`.

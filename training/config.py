@@ -26,7 +26,7 @@ class Deformation:
     thickness: float = 0.0
     """Largest share of a pixel by which strokes grow or shrink on either side."""
     identity_share: float = 0.0
-    """The share of the images that are not deformed: as crisp as those to be classified."""
+    """The share of the images that are not deformed: as clean as those to be classified."""
 
     def __post_init__(self) -> None:
         """Refuse a deformation that makes digits unreadable."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.batching.batcher import Line, Queue
+from serving.batching.batcher import ClientQueue, Queue
 from serving.batching.runs import NEVER, Group, Owner, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.predictions import Images, Predictions
@@ -142,7 +142,7 @@ class AsyncCaller:
     def __init__(self, address: str) -> None:
         self.address = address
         self.streams: set[Any] = set()
-        self.lines: dict[Queue, Line] = {}
+        self.queues: dict[Queue, ClientQueue] = {}
         self.gave_up_s = -math.inf
 
 

@@ -4,13 +4,14 @@ All waiting calls run at once, up to a limit; calls that arrive meanwhile form t
 batches grow with the load, and an idle server adds no delay.
 
 Everything but `num_waiting` happens on one thread, its owner's, which reads from callers and
-answers them. That thread makes quick runs itself, and hands long ones to threads (`LongRuns`):
+answers them. That thread executes short batches inline, and offloads others to runner threads
+(`OffloadedBatches`):
 
-    rows that wait                           whose runs are quick          who runs them
-    few, and no run in progress              1 row or more (`quick_rows`)  the owner, all at once
-    more, or while runners are busy          up to 127 rows                runners, together
-    any number                               128 rows or more              the owner, batch by batch
-    any number                               none                          runners, together
+    rows that wait                           short batches                  who executes them
+    few, and no run in progress              1 row or more (`inline_rows`)  the owner, all at once
+    more, or while runners are busy          up to 127 rows                 runners, together
+    any number                               128 rows or more               the owner, in batches
+    any number                               none                           runners, together
 
 So a lone caller is spared the way to a thread and back (some 50 us), a row that takes 0.1 ms is
 batched as soon as others wait, and no model's runs hold up the callers of another.
@@ -48,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 TURN_ROWS = 16
 """Rows that one caller adds to a batch before the others' turn."""
-_SHARE_OF_PATIENCE = 0.25
+_SHARE_OF_BUDGET = 0.25
 """How much of its time a call may wait for the runs before its own: under overload reading and
 refusing take as long again, and so do the network and the kernel."""
 _OWN_ROWS = 8
@@ -66,7 +67,7 @@ gain nothing, unless all runs take about as long, and their callers are all answ
 
 _Finish = Callable[[list[Outcome]], object]
 
-_QUICK_ROWS = 128
+_INLINE_ROWS = 128
 """The largest request that the owner runs itself: larger batches are hardly cheaper a row, so
 another core may take them."""
 _MAX_QUEUE_BYTES = 1 << 30
@@ -82,7 +83,7 @@ CHANGED = Unavailable("the model has changed")
 _LATE = DeadlineExceeded()
 
 
-class Line:
+class ClientQueue:
     """The waiting calls of one caller."""
 
     __slots__ = ("caller", "groups", "num_rows")
@@ -132,7 +133,7 @@ class Queue:
         """The most rows of a run."""
         self.row_s = 0.0
         """Seconds for a row in full runs, with the reading before: a moving average."""
-        self._ring: deque[Line] = deque()
+        self._ring: deque[ClientQueue] = deque()
         """Those with calls that wait, the next one's turn first."""
         self._addresses: dict[str, int] = {}
         """Rows that wait, by where their callers are."""
@@ -146,15 +147,15 @@ class Queue:
         """
         most: float = self.capacity
         if self.row_s:
-            patience = timeout_s * _SHARE_OF_PATIENCE / self.row_s
-            most = min(most, max(self.run_rows, patience))
+            budget = timeout_s * _SHARE_OF_BUDGET / self.row_s
+            most = min(most, max(self.run_rows, budget))
         room = most - self.num_rows
         if room < _OWN_ROWS:
             if room < -most / 2:
                 own = self._addresses.get(caller.address, 0)
             else:
-                line = caller.lines.get(self)
-                own = line.num_rows if line else 0
+                waiting = caller.queues.get(self)
+                own = waiting.num_rows if waiting else 0
             room = max(room, min(_OWN_ROWS - own, room + most))
         return room
 
@@ -170,23 +171,25 @@ class Queue:
     def put(self, group: Group) -> None:
         """Add calls."""
         caller = group.caller
-        line = caller.lines.get(self)
-        if line is None:
-            line = caller.lines[self] = Line(caller)
-        if not line.groups:
+        waiting = caller.queues.get(self)
+        if waiting is None:
+            waiting = caller.queues[self] = ClientQueue(caller)
+        if not waiting.groups:
             if not self._ring:
                 self.oldest_s = group.arrived_s
-            self._ring.append(line)
+            self._ring.append(waiting)
         num_rows, address = group.num_rows, caller.address
-        line.groups.append(group)
-        line.num_rows += num_rows
+        waiting.groups.append(group)
+        waiting.num_rows += num_rows
         self._addresses[address] = self._addresses.get(address, 0) + num_rows
         self.num_rows += num_rows
 
     def streams_of(self, caller: Caller) -> set[bytes]:
         """Return the calls of a caller that wait."""
-        line = caller.lines.get(self)
-        return {stream for group in line.groups for stream in group.streams} if line else set()
+        waiting = caller.queues.get(self)
+        return (
+            {stream for group in waiting.groups for stream in group.streams} if waiting else set()
+        )
 
     def take(self, max_rows: int, now_s: float) -> tuple[list[Group], list[Group]]:
         """Take up to `max_rows` rows, or one call that is larger.
@@ -199,12 +202,12 @@ class Queue:
         """
         taken: list[Group] = []
         if self.num_rows <= max_rows:
-            for line in self._ring:
-                for group in line.groups:  # not open_parts: this is the way of most calls
+            for waiting in self._ring:
+                for group in waiting.groups:  # not open_parts: this is the way of most calls
                     if (found := group.open_part()) is not None:
                         taken.append(found)  # noqa: PERF401
-                line.groups.clear()
-                line.num_rows = 0
+                waiting.groups.clear()
+                waiting.num_rows = 0
             self._ring.clear()
             self._addresses.clear()
             self.num_rows = 0
@@ -226,55 +229,55 @@ class Queue:
         Returns:
             The rows taken; `room` if the next call is for another batch.
         """
-        line = self._ring.popleft()
-        before = line.num_rows
-        newest_first = now_s - line.caller.gave_up_s < _GIVE_UP_MEMORY_S
+        waiting = self._ring.popleft()
+        before = waiting.num_rows
+        newest_first = now_s - waiting.caller.gave_up_s < _GIVE_UP_MEMORY_S
         if newest_first:  # else the cancelled ones at the other end would count as waiting
-            line.drop_cancelled()
+            waiting.drop_cancelled()
         turn = min(TURN_ROWS, room) if self._ring else room
         num_rows = 0
-        while line.groups:
-            rows = line.groups[-1 if newest_first else 0].encoder.num_rows
+        while waiting.groups:
+            rows = waiting.groups[-1 if newest_first else 0].encoder.num_rows
             number = max(0, turn - num_rows) // rows
             if not number and num_rows:
-                self._ring.append(line)
+                self._ring.append(waiting)
                 break
             if not number and taken and rows > room:
-                self._ring.appendleft(line)
+                self._ring.appendleft(waiting)
                 num_rows = room
                 break
-            if (found := line.take(max(1, number), newest=newest_first).open_part()) is not None:
+            if (found := waiting.take(max(1, number), newest=newest_first).open_part()) is not None:
                 taken.append(found)
                 num_rows += found.num_rows
-        self._note_taken(line, before - line.num_rows)
+        self._note_taken(waiting, before - waiting.num_rows)
         return num_rows
 
-    def _note_taken(self, line: Line, num_rows: int) -> None:
+    def _note_taken(self, waiting: ClientQueue, num_rows: int) -> None:
         self.num_rows -= num_rows
         if self.num_rows:
-            self._addresses[line.caller.address] -= num_rows
+            self._addresses[waiting.caller.address] -= num_rows
         else:
             self._addresses.clear()
 
     def forget(self, caller: Caller) -> None:
         """Drop the calls of a closed connection."""
-        line = caller.lines.pop(self, None)
-        if line is not None and line.groups:
-            self._ring.remove(line)
-            self._note_taken(line, line.num_rows)
+        waiting = caller.queues.pop(self, None)
+        if waiting is not None and waiting.groups:
+            self._ring.remove(waiting)
+            self._note_taken(waiting, waiting.num_rows)
 
     def sweep(self, now_s: float) -> list[Group]:
         """Drop the calls whose callers have left, and take those whose deadline has passed."""
         late: list[Group] = []
-        for line in list(self._ring):
-            before, kept = line.num_rows, deque[Group]()
-            for group in line.groups:
+        for waiting in list(self._ring):
+            before, kept = waiting.num_rows, deque[Group]()
+            for group in waiting.groups:
                 (late if group.deadline_s <= now_s else kept).extend(open_parts([group]))
-            line.groups = kept
-            line.num_rows = sum(group.num_rows for group in kept)
+            waiting.groups = kept
+            waiting.num_rows = sum(group.num_rows for group in kept)
             if not kept:
-                self._ring.remove(line)
-            self._note_taken(line, before - line.num_rows)
+                self._ring.remove(waiting)
+            self._note_taken(waiting, before - waiting.num_rows)
         return late
 
 
@@ -297,7 +300,7 @@ class _Running:
             end()
 
 
-class LongRuns:
+class OffloadedBatches:
     """Two queues, of small calls and of large ones, and the threads that take turns at them."""
 
     def __init__(
@@ -448,44 +451,46 @@ class Batcher:
         if row_bytes := model.tensors.row_bytes:
             capacity = min(capacity, max(1, _MAX_QUEUE_BYTES // row_bytes))
         self._executor = Executor(model)
-        finish = self._finish_long
-        self._long = LongRuns(self._executor, config, capacity, num_runners, runners, finish)
-        self._quick = Queue(capacity)
-        # Nothing is read during a quick run.
+        finish = self._finish_offloaded
+        self._offloaded = OffloadedBatches(
+            self._executor, config, capacity, num_runners, runners, finish
+        )
+        self._inline = Queue(capacity)
+        # Nothing is read during an inline run.
         most = min(config.max_batch_size, config.queue_capacity)
-        self._quick.run_rows = min(most, model.quick_rows) or 1
-        self._small, self._large = self._long.queues
-        self._queues = self._quick, self._small, self._large
+        self._inline.run_rows = min(most, model.inline_rows) or 1
+        self._small, self._large = self._offloaded.queues
+        self._queues = self._inline, self._small, self._large
         self._is_closed = self._is_scheduled = False
-        are_all_quick = model.quick_rows >= min(_QUICK_ROWS, most)
-        self.quick_rows = min(_QUICK_ROWS, model.quick_rows) if are_all_quick else 0
+        are_all_inline = model.inline_rows >= min(_INLINE_ROWS, most)
+        self.inline_rows = min(_INLINE_ROWS, model.inline_rows) if are_all_inline else 0
         """The largest request that the owner always runs itself."""
-        self._few_rows = 0 if are_all_quick else model.quick_rows
+        self._few_rows = 0 if are_all_inline else model.inline_rows
         """The most rows that the owner runs where no others wait or run."""
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that all else is called on."""
-        self.owner = self._long.owner = owner
+        self.owner = self._offloaded.owner = owner
 
     @property
     def num_waiting(self) -> int:
         """The rows that wait for a run; a moment old on other threads."""
-        return self._quick.num_rows + self._long.num_waiting
+        return self._inline.num_rows + self._offloaded.num_waiting
 
     @property
     def is_busy(self) -> bool:
         """Whether calls wait or run."""
-        return bool(self.num_waiting or self._long.running)
+        return bool(self.num_waiting or self._offloaded.running)
 
     @property
     def oldest_run_s(self) -> float:
         """When the oldest run on a thread began, in monotonic seconds; infinite without any."""
-        return self._long.oldest_run_s
+        return self._offloaded.oldest_run_s
 
     @property
     def max_run_s(self) -> float:
         """The longest run, in seconds: it is ended then."""
-        return self._long.max_run_s
+        return self._offloaded.max_run_s
 
     def submit(self, group: Group, *, is_final: bool = True) -> int:
         """Let calls wait for a run, as far as there is room; return how many, the first ones.
@@ -498,7 +503,7 @@ class Batcher:
             group.sink.fail(group, CHANGED)
             return len(group.streams)
         rows, number = group.encoder.num_rows, len(group.streams)
-        queue = self._quick if rows <= self.quick_rows else self._long.queue_of(rows)
+        queue = self._inline if rows <= self.inline_rows else self._offloaded.queue_of(rows)
         if queue.num_rows + group.num_rows > queue.run_rows:
             timeout_s = min(group.deadline_s - group.arrived_s, self._config.slo_s)
             room = queue.room(group.caller, timeout_s)
@@ -533,12 +538,12 @@ class Batcher:
         return -(-self._queue_of(num_rows).room_for_streams // max(num_rows, 1))
 
     def _queue_of(self, num_rows: int) -> Queue:
-        return self._quick if num_rows <= self.quick_rows else self._long.queue_of(num_rows)
+        return self._inline if num_rows <= self.inline_rows else self._offloaded.queue_of(num_rows)
 
     def streams_of(self, caller: Caller) -> set[bytes]:
         """Return the calls of a caller that wait or run."""
         waiting = (each.streams_of(caller) for each in self._queues)
-        return self._long.streams_of(caller).union(*waiting)
+        return self._offloaded.streams_of(caller).union(*waiting)
 
     def forget(self, caller: Caller) -> None:
         """Drop the calls of a caller that has left."""
@@ -557,26 +562,26 @@ class Batcher:
         return max(0.0, min(each.oldest_s for each in waiting) + self.max_delay_s - now_s)
 
     def turn(self, now_s: float) -> bool:
-        """Hand long runs to free runners, and make the next quick one.
+        """Hand batches to free runners, and execute the next inline one.
 
         Returns:
             Whether calls wait for a runner, or have one.
         """
         self._is_scheduled = False
-        long, quick = self._long, self._quick
-        if num_rows := long.num_waiting:
-            if num_rows <= self._few_rows and not long.running:
+        offloaded, inline = self._offloaded, self._inline
+        if num_rows := offloaded.num_waiting:
+            if num_rows <= self._few_rows and not offloaded.running:
                 for each in (self._small, self._large):
                     self._run(each, now_s)
             else:
-                self._end_late(long.hand_out(now_s))
-        if quick.num_rows:
-            num_rows = self._run(quick, now_s)
-            if num_rows > quick.run_rows // 2:
-                quick.note_run(num_rows, self.owner.clock() - now_s)
-            if quick.num_rows:
+                self._end_late(offloaded.hand_out(now_s))
+        if inline.num_rows:
+            num_rows = self._run(inline, now_s)
+            if num_rows > inline.run_rows // 2:
+                inline.note_run(num_rows, self.owner.clock() - now_s)
+            if inline.num_rows:
                 self._schedule()
-        return bool(long.running)
+        return bool(offloaded.running)
 
     def _run(self, queue: Queue, now_s: float) -> int:
         """Make a run on this thread, and answer its calls; return its rows."""
@@ -591,12 +596,12 @@ class Batcher:
 
     def tick(self, now_s: float) -> None:
         """End the runs and calls that are late, and forget cancelled calls."""
-        self._end_late(self._long.sweep(now_s))
+        self._end_late(self._offloaded.sweep(now_s))
 
-    def _finish_long(self, parts: list[Outcome]) -> None:
+    def _finish_offloaded(self, parts: list[Outcome]) -> None:
         for groups, result in parts:
             self._deliver(groups, result, have_left=True)
-        if self._long.num_waiting:
+        if self._offloaded.num_waiting:
             self._schedule()
 
     def _end_late(self, groups: list[Group]) -> None:
@@ -636,7 +641,7 @@ class Batcher:
                 group.sink.answer(group, responses, run)
             self.owner.defer(partial(self._metrics.observe_run, result, answered, self.label))
             return at
-        except Exception:  # a flaw of ours: it ends these calls, and never the owner
+        except Exception:  # a bug of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")
             for group in open_parts(groups):
                 self._fail(group, FAILED)
@@ -645,4 +650,4 @@ class Batcher:
     def close(self) -> None:
         """End the threads once they are idle; later calls are asked to retry."""
         self._is_closed = True
-        self._long.close()
+        self._offloaded.close()

@@ -110,7 +110,7 @@ class Caller(Protocol):
         """When it last cancelled a call, in monotonic seconds."""
 
     @property
-    def lines(self) -> dict[Any, Any]:
+    def queues(self) -> dict[Any, Any]:
         """Its waiting calls in each queue."""
 
 
@@ -259,8 +259,8 @@ class RunnableModel(Protocol):
         """The signature of a classifier of images."""
 
     @property
-    def quick_rows(self) -> int:
-        """The most rows of a run that is quick enough for the thread that reads from callers."""
+    def inline_rows(self) -> int:
+        """The most rows of a batch that runs inline, on the thread that reads from callers."""
 
     @property
     def enough_rows(self) -> int:

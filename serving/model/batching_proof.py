@@ -207,7 +207,7 @@ class _Walk:
                 self.scope[name] = value
 
     def _checked(self, value: Value) -> Value:
-        """Return a value with bounded sizes; a flaw in a rule ends the proof here."""
+        """Return a value with bounded sizes; a bug in a rule ends the proof here."""
         if value.data is not None and not value.is_size:
             return value  # a constant of the graph
         if value.items is not None:

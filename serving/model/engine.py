@@ -286,7 +286,7 @@ def _cuda_reason(err: BaseException) -> str:
 # thread that returns from the runtime while the interpreter shuts down is ended by it, and the C++
 # frames of that thread then abort the process ("terminate called without an active exception").
 
-_PATIENCE_S = 5.0
+_MAX_WAIT_S = 5.0
 """How long a fork or an exit waits for runs that may hang."""
 
 _locks: dict[int, RLock] = {}
@@ -309,7 +309,7 @@ def _new_lock() -> RLock:
 
 def _pause() -> None:
     """Wait until the other threads have left ONNX Runtime, and keep them out."""
-    until_s = time.monotonic() + _PATIENCE_S
+    until_s = time.monotonic() + _MAX_WAIT_S
     _hold(_newcomers, until_s)
     for ident, lock in list(_locks.items()):
         if ident != get_ident():
@@ -346,8 +346,8 @@ class LoadedModel:
     engine: Engine
     manifest: Manifest
     precision: Precision
-    quick_rows: int = 0
-    """The most rows of a run that is quick enough for the thread that reads from all callers."""
+    inline_rows: int = 0
+    """The most rows of a batch that runs inline, on the thread that reads from all callers."""
     enough_rows: int = ENOUGH_ROWS
     """Rows that are worth their own run on another core."""
     batching: str = ""

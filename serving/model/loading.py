@@ -157,7 +157,7 @@ def _load_version(
             line = f"not batchable: drawn inputs take more than {limit_s:g} s"
             model = replace(model, batching=line)
         if not engine.has_bounded_time:
-            model = replace(model, quick_rows=0)
+            model = replace(model, inline_rows=0)
     except BaseException as err:
         run_options.terminate = True  # ends a run in progress
         if isinstance(err, acceptance.Unfit | TimeoutError):
@@ -194,7 +194,9 @@ def _check_golden(model: LoadedModel, max_batch_size: int, obstacle: str | None)
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str) -> LoadedModel:
     quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
     shapes = {name: array.shape for name, array in (feeds or {}).items()}
-    return replace(model, quick_rows=quick, enough_rows=enough, batching=line, sample_shapes=shapes)
+    return replace(
+        model, inline_rows=quick, enough_rows=enough, batching=line, sample_shapes=shapes
+    )
 
 
 _LOOK_S = 0.25

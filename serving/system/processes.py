@@ -1,4 +1,4 @@
-"""Processes for work that may crash, hang, or take all memory: strangers' pictures and JSON.
+"""Processes for work that may crash, hang, or take all memory: untrusted pictures and JSON.
 
     callers ── jobs ──▶ queue, in turns ──▶ threads ◀── sockets ──▶ a process each ── fork ──▶ child
 

@@ -29,7 +29,7 @@ _MAX_WAITING = 10_000
 """Lines that wait for the reader of stderr; further ones are lost and counted."""
 _MAX_CHARACTERS = 1_000
 """Of the longest line."""
-_PATIENCE_S = 1.0
+_FLUSH_TIMEOUT_S = 1.0
 """How long the process waits for that reader when it ends."""
 
 
@@ -63,7 +63,7 @@ def print_line(line: str, stream: TextIO | None) -> bool:
         return True
     thread = threading.Thread(target=write, args=(stream,), daemon=True)
     thread.start()
-    thread.join(_PATIENCE_S)
+    thread.join(_FLUSH_TIMEOUT_S)
     return not thread.is_alive()
 
 
@@ -90,7 +90,7 @@ class _Handler(logging.Handler):
         """Wait until the queued lines are written, for a second at most."""
         written = threading.Event()
         self._lines.put(written)
-        written.wait(_PATIENCE_S)
+        written.wait(_FLUSH_TIMEOUT_S)
 
     def _write_all(self) -> None:
         while True:

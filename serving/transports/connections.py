@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving.batching.batcher import Line, Queue
+from serving.batching.batcher import ClientQueue, Queue
 from serving.config import ServerConfig
 from serving.credentials import Tls, TokenCheck
 from serving.errors import DigitsError
@@ -136,17 +136,17 @@ class Peer:
     """
 
     __slots__ = (
-        "_clock", "active_s", "address", "cost_per_byte_s", "engine", "gave_up_s", "home",
+        "_clock", "active_s", "address", "cost_per_byte_s", "engine", "gave_up_s",
         "is_paused", "jitter",
-        "lines", "mask", "opened_s", "output", "socket", "start_tag_s", "state", "streams",
+        "mask", "opened_s", "output", "port", "queues", "socket", "start_tag_s", "state", "streams",
         "swept_s", "swept_stream", "tls", "trusted", "unread",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, engine: Any, tls: Tls | None, home: "Port") -> None:
+    def __init__(self, sock: socket.socket, engine: Any, tls: Tls | None, port: "Port") -> None:
         """Take over a socket that does not block; without `tls` it is read in plaintext."""
         self.socket = sock
         self.tls = tls
-        self.home = home
+        self.port = port
         self.engine = engine
         """An `PeerEngine`, which its port knows more of."""
         self.streams: Any = engine.streams
@@ -154,18 +154,18 @@ class Peer:
         self.state: int = State.OPEN
         self.address = host_of(sock)
         """Where the peer is, without its port."""
-        self.lines: dict[Queue, Line] = {}
+        self.queues: dict[Queue, ClientQueue] = {}
         """The calls that wait in each queue."""
         self.gave_up_s = -math.inf
         """When it last cancelled a call that waited, in monotonic seconds."""
         self.output: bytes | memoryview = b""
         """Bytes that the socket has not accepted yet."""
-        self._clock = home.host.clock
+        self._clock = port.host.clock
         self.opened_s = self.active_s = self.swept_s = self._clock()
         """When it came, or shut down; when it last sent a call; when its calls were swept."""
         self.swept_stream: Any = b""
         """The last stream that was open at the last sweep."""
-        self.jitter = home.host.random.uniform(0.9, 1.1)
+        self.jitter = port.host.random.uniform(0.9, 1.1)
         """Spreads the work of connections of the same age over time."""
         self.unread: dict[Any, None] = {}
         """Calls whose callers do not read their answers, in the order in which that was seen."""
@@ -218,7 +218,7 @@ class Peer:
                 output = self.engine.data_to_send()
                 if self.unread:  # now that windows were used, they may have been read
                     unread, self.unread = self.unread, {}
-                    self.home.resume(self, unread)
+                    self.port.resume(self, unread)
                     output += self.engine.data_to_send()
                 self.output = output if self.tls is None else self.tls.encrypt(output)
             while self.output:
@@ -238,7 +238,7 @@ class Peer:
     def _has_ended(self) -> bool:
         if self.state == State.LEAVING and not self.streams:
             self.end_reading()
-        return self.state == State.LAST and not self.home.is_pending(self)
+        return self.state == State.LAST and not self.port.is_pending(self)
 
     @property
     def is_busy(self) -> bool:

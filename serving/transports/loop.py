@@ -122,7 +122,7 @@ class Reader:
 
     def _serve(self, connection: Peer, mask: int, now_s: float) -> int:
         """Read a connection's bytes, and its calls; return the number of bytes."""
-        num_bytes, port = 0, connection.home
+        num_bytes, port = 0, connection.port
         try:
             if mask & READ and not connection.is_paused:
                 data = self._receive(connection)
@@ -137,7 +137,7 @@ class Reader:
             self._schedule_flush(connection)  # if it is writable, the flush sends the rest
         except (Http2Error, OSError):
             port.leave(connection)
-        except Exception:  # a flaw of ours: it ends this connection, and never the loop
+        except Exception:  # a bug of ours: it ends this connection, and never the loop
             _log.exception("a connection failed")
             port.abort(connection)
         return num_bytes
@@ -265,8 +265,8 @@ class Loop:
         while not self._have_left():
             try:
                 self.turn(self.selector.select(self.timeout_s()))
-            except Exception:  # a flaw of ours: it ends this round, and never the loop
-                _log.exception("a round failed")
+            except Exception:  # a bug of ours: it ends this round, and never the loop
+                _log.exception("a turn of the loop failed")
         for port in self._ports:
             port.end_all()
 
@@ -338,13 +338,13 @@ class Loop:
             if peer.state == State.CLOSED:
                 continue
             if not peer.flush():
-                peer.home.abort(peer)
+                peer.port.abort(peer)
                 continue
             mask = WRITE if peer.output else 0 if peer.is_paused else READ
             if mask != peer.mask:
                 if peer.output:
                     peer.active_s = self._now_s  # from here on it must read
-                peer.home.watch(peer, mask)
+                peer.port.watch(peer, mask)
         if self._deferred:  # now that the answers are on their way
             end_s = self.clock() + _DEFERRED_S
             while self._deferred:
@@ -443,8 +443,8 @@ class AsyncioLoop(Loop):
             return
         try:
             self.turn(self.selector.select(0.0) if self._ports else [])
-        except Exception:  # a flaw of ours: it ends this round, and never the loop
-            _log.exception("a round failed")
+        except Exception:  # a bug of ours: it ends this round, and never the loop
+            _log.exception("a turn of the loop failed")
         self._plan(self.timeout_s())
 
     def _plan(self, wait_s: float) -> None:

@@ -14,10 +14,10 @@ from serving.tensors import Signature
 from tests.support.fakes import MANIFEST, FakeClock, FakeModel, FakeOwner, FakeRequest, GatedModel
 
 
-def loaded(version, engine=None, quick_rows=64):
+def loaded(version, engine=None, inline_rows=64):
     """A version of digits."""
     manifest = replace(MANIFEST, version=version)
-    return LoadedModel(engine or FakeModel(), manifest, "fp32", quick_rows)
+    return LoadedModel(engine or FakeModel(), manifest, "fp32", inline_rows)
 
 
 def served(*versions, default="", canary=None, **labels):
@@ -73,7 +73,7 @@ def test_rollback_is_one_change_and_loses_no_call():
 
 def test_version_that_goes_finishes_what_it_accepted():
     engine = GatedModel("3")
-    old = ModelVersions("digits", {"3": loaded("3", engine, quick_rows=0)}, "3")
+    old = ModelVersions("digits", {"3": loaded("3", engine, inline_rows=0)}, "3")
     router, owner = owner_of(old)
     request = owner.submit(1)
     engine.wait_until_running()
@@ -122,7 +122,7 @@ def test_classifier_of_digits_is_the_one_of_this_name_or_the_only_one():
 def test_models_do_not_share_a_queue():
     engine = GatedModel()
     router, owner = owner_of(served("1"))
-    slow = {"1": loaded("1", engine, quick_rows=0)}
+    slow = {"1": loaded("1", engine, inline_rows=0)}
     router.change("slow", ModelVersions("slow", slow, "1"))
     digits, owner.batcher = owner.batcher, router.find("slow")
     waiting = [owner.submit(number) for number in range(10)]

@@ -114,8 +114,8 @@ def check_sleep(simulation, end_s):
     simulation.require(not loop._dirty, "the loop sleeps while something is to be written")
     for batcher in simulation.router.batchers:
         simulation.require(
-            not batcher._long.num_waiting or batcher._is_scheduled
-            or len(batcher._long.running) == batcher._long._num_runners,
+            not batcher._offloaded.num_waiting or batcher._is_scheduled
+            or len(batcher._offloaded.running) == batcher._offloaded._num_runners,
             "calls wait while a runner is free",
         )  # fmt: skip
         for queue in batcher._queues:

@@ -173,7 +173,7 @@ class Simulation:
                               stream_window_bytes=random.choice((2_000, 1 << 20)),
                               connection_window_bytes=random.choice((1 << 17, 1 << 30))),
         )  # fmt: skip
-        self.quick_rows = random.choice((0, 1, 64))
+        self.inline_rows = random.choice((0, 1, 64))
         self.runners = random.choice((1, 2))
         self.__dict__.update(fixed)
         self.router = Router(self.batching, host=host)
@@ -270,7 +270,7 @@ class Simulation:
             made = {
                 v: models.get(v) or LoadedModel(
                     Model(self, v, self.runners), replace(manifest, version=v), "fp32",
-                    self.quick_rows, 1 << 20,
+                    self.inline_rows, 1 << 20,
                 )
                 for v in versions
             }  # fmt: skip
@@ -380,7 +380,7 @@ class Simulation:
                     self.num_turns += 1
                     self.loop.turn(self.loop.selector.select(self.loop.timeout_s()))
                 except Exception as err:
-                    self.fail(f"a round failed: {type(err).__name__}: {err}")
+                    self.fail(f"a turn failed: {type(err).__name__}: {err}")
                 invariants.check(self)
                 self.require(self.num_turns < MOST_TURNS, "the loop never sleeps")
             for app in self.apps:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import serving
-from serving.batching.batcher import Batcher, Line, Queue
+from serving.batching.batcher import Batcher, ClientQueue, Queue
 from serving.batching.runs import Group, ResponseEncoder
 from serving.catalog import ModelVersions
 from serving.config import Device
@@ -52,14 +52,14 @@ def classified(engine, images):
 class FakeModel:
     """Answers at once, records its runs, and fails on the values in `poison`.
 
-    A model, whose runs are long unless `quick_rows` says otherwise, and an engine.
+    A model, whose runs are long unless `inline_rows` says otherwise, and an engine.
     """
 
     signature = DIGITS
     tensors = DIGITS.tensors
     device: Device = "cpu"
     max_concurrent_runs: int | None = None
-    quick_rows = 0
+    inline_rows = 0
     enough_rows = 128
 
     def __init__(self, version="1", poison=frozenset()):
@@ -114,7 +114,7 @@ class FakeCaller:
     def __init__(self, address=""):
         self.address = address
         self.streams: dict[Any, Any] = {}
-        self.lines: dict[Queue, Line] = {}
+        self.queues: dict[Queue, ClientQueue] = {}
         self.gave_up_s = -1e9
 
     def leave(self, *streams):

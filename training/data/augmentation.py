@@ -1,4 +1,4 @@
-"""Augmentation: every epoch deforms every image at random, at a tenth of the usual cost.
+"""Augmentation: every epoch changes every image at random, at a tenth of the usual cost.
 
 Warping 55,000 images one by one takes seconds an epoch, most of it spent on scattered reads. Here
 a group of images shares one random field: each output pixel is a weighted sum of contiguous rows.
@@ -353,7 +353,7 @@ def cut(
 def deform(
     images: Images, deformation: Deformation, rng: np.random.Generator, group: int = GROUP
 ) -> Images:
-    """Warp each run of some images by a random field of its own, but for some that stay crisp."""
+    """Warp each run of some images by a random field of its own, but for some that stay clean."""
     starts = range(0, len(images), group)
     deformed = np.empty_like(images)
     drawn = fields(len(starts), deformation, rng)

@@ -29,7 +29,7 @@ SMALL = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
 
 
 class QuickModel(FakeModel):
-    quick_rows = 128
+    inline_rows = 128
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_full_queue_refuses_a_request(owner, model):
 
 def test_largest_request_is_accepted_by_an_idle_model_however_slow(owner_of):
     owner = owner_of(QuickModel(), BatchingConfig(max_batch_size=4))
-    owner.batcher._long.queue_of(100).row_s = 10.0
+    owner.batcher._offloaded.queue_of(100).row_s = 10.0
     request = owner.submit(*range(100), deadline_s=1.0)
     owner.wait(request)
     assert request.digits == [value % 10 for value in range(100)]
@@ -190,7 +190,7 @@ def test_largest_request_is_accepted_by_an_idle_model_however_slow(owner_of):
 def test_request_that_would_wait_longer_than_the_objective_is_refused(owner_of):
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=4, slo_s=0.8))
-    owner.batcher._long.queue_of(1).row_s = 0.01
+    owner.batcher._offloaded.queue_of(1).row_s = 0.01
     accepted = occupy(owner, model), owner.submit(*range(15))
     assert not owner.batcher.submit(FakeRequest(*range(9)).group)  # 0.2 s may wait, a quarter
     model.open(1000)
@@ -317,7 +317,7 @@ def test_slow_rows_run_in_parts_that_end_soon(owner_of, clock):
 class Elsewhere(GatedModel):
     """Two rows are quick; only runs on other threads wait for the gate."""
 
-    quick_rows = 2
+    inline_rows = 2
 
     def __init__(self):
         super().__init__()
@@ -331,7 +331,7 @@ class Elsewhere(GatedModel):
         return probabilities
 
 
-def test_few_quick_rows_run_at_once_and_more_run_together_elsewhere(owner_of):
+def test_few_inline_rows_run_at_once_and_more_run_together_elsewhere(owner_of):
     model = Elsewhere()
     owner = owner_of(model, BatchingConfig())
     assert owner.submit(1, 2).digits == [1, 2]
@@ -470,7 +470,7 @@ def test_fewer_runners_serve_where_threads_are_scarce(monkeypatch, owner_of):
 class Sum(FakeModel):
     """Adds two inputs; `is_batchable` as the test says."""
 
-    quick_rows = 64
+    inline_rows = 64
 
     def __init__(self, *, is_batchable):
         super().__init__()
@@ -521,7 +521,7 @@ def test_requests_of_several_inputs_run_with_those_of_their_shape(is_batchable, 
 class Forgetful(FakeModel):
     """Answers a row less where there are several: random inputs at load may not have shown it."""
 
-    quick_rows = 64
+    inline_rows = 64
 
     def run(self, feeds):
         (answers,) = super().run(feeds)

@@ -337,7 +337,7 @@ def test_dear_model_whose_rows_depend_on_each_other_is_unfit():
 
 
 @pytest.mark.parametrize(
-    ("first_s", "row_s", "quick_rows"),
+    ("first_s", "row_s", "inline_rows"),
     [
         (18e-6, 2e-6, 512),  # the digits in int8
         (18e-6, 4.6e-6, 256),  # in fp32
@@ -347,7 +347,7 @@ def test_dear_model_whose_rows_depend_on_each_other_is_unfit():
         (0.0, 600e-6, 0),  # a network of convolutions
     ],
 )
-def test_quick_rows_are_those_that_hold_nobody_up(monkeypatch, first_s, row_s, quick_rows):
+def test_inline_rows_are_those_that_hold_nobody_up(monkeypatch, first_s, row_s, inline_rows):
     now_s = 0.0
 
     def run(feeds):
@@ -363,7 +363,7 @@ def test_quick_rows_are_those_that_hold_nobody_up(monkeypatch, first_s, row_s, q
     both = [Tensor(name, "FP32", (-1, 4)) for name in ("x", "y")]
     signature = TensorSignature((both[0],), (both[1],), is_batchable=True)
     feeds = {"x": np.zeros((1, 4), np.float32)}
-    assert find_rows(run, signature, feeds, 512)[0] == quick_rows
+    assert find_rows(run, signature, feeds, 512)[0] == inline_rows
 
 
 @pytest.mark.parametrize("tensor", [Tensor("x", "FP32", (-1, -1)), Tensor("x", "BYTES", (-1, 2))])

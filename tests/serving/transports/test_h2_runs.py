@@ -85,14 +85,14 @@ def batching():
 
 
 @pytest.fixture
-def quick_rows():
+def inline_rows():
     return 64
 
 
 @pytest.fixture
-def held(batching, quick_rows):
+def held(batching, inline_rows):
     engine = GatedModel(poison=frozenset({GUILTY}))
-    model = LoadedModel(engine, MANIFEST, "fp32", quick_rows)
+    model = LoadedModel(engine, MANIFEST, "fp32", inline_rows)
     limits = PortLimits(max_message_bytes=1_000_000)
     with (
         closing(router_of(model, batching)) as router,
@@ -133,7 +133,7 @@ def test_call_that_is_cancelled_before_its_run_is_not_run(held):
     assert held.counts == {("Classify", "OK"): 4, ("Classify", "CANCELLED"): 1}
 
 
-@pytest.mark.parametrize("quick_rows", [0])
+@pytest.mark.parametrize("inline_rows", [0])
 def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held):
     """The last ones arrive while the first run is held, and nothing comes after them."""
     num_requests = 600
@@ -151,7 +151,7 @@ def test_stream_with_more_requests_than_may_be_in_flight_is_answered(held):
 
 def test_beat_waits_for_a_loop_that_is_stuck(batching):
     engine = GatedModel()
-    model = LoadedModel(engine, MANIFEST, "fp32", quick_rows=64)
+    model = LoadedModel(engine, MANIFEST, "fp32", inline_rows=64)
 
     async def beat_during_a_run(server):
         await server.start()
@@ -229,7 +229,7 @@ def test_known_calls_run_elsewhere_once_the_model_is_slow(held):
     assert threads == {"runner"}
 
 
-@pytest.mark.parametrize("quick_rows", [1])
+@pytest.mark.parametrize("inline_rows", [1])
 def test_round_in_which_all_calls_are_late_is_as_any_other(held, caplog):
     warm(held)
     held.connection.send(*held.frames(7, request(1), grpc_timeout="0n"))
