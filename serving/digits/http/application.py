@@ -6,8 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from serving.config import ServerConfig
-from serving.digits.http.classes import Classes
-from serving.digits.http.digits import Digits
+from serving.digits.http.pictures import Classes, Digits
 from serving.model.repository import PictureInputs
 from serving.router import Route, Router
 from serving.tensors import DIGITS
@@ -29,7 +28,7 @@ from serving.transports.http.openapi import (
 )
 from serving.transports.http1.routing import Endpoint
 
-MODULES = ("serving.digits.http.digits", "serving.digits.pictures.normalizer")
+MODULES = ("serving.digits.http.pictures", "serving.digits.pictures.normalizer")
 PAGES = {"/v1/digits": ("draw.html", "Draw a digit")}
 FILES = Path(__file__).parent / "files"
 

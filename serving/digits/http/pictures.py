@@ -1,17 +1,32 @@
-"""Requests of pictures: their forms and queries; for /v1/digits and /v1/numbers."""
+"""Pictures over HTTP: their forms and queries, and the answers for /v1/digits and other classes."""
 
+import base64
 import io
+import json
 import logging
+import random
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import BinaryIO, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any, BinaryIO, TypeVar
 
+import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from serving.digits.methods import PredictionsEncoder, find_classifier
+from serving.digits.pictures.reader import picture_row, read_digit
 from serving.errors import DeadlineExceeded, DigitsError, InvalidRequest
+from serving.model.engine import LoadedModel
+from serving.model.preprocessing import Preprocessing, predictions_of
+from serving.model.repository import PictureInputs
+from serving.predictions import Images, Predictions, as_images
+from serving.protocols.method import Rows
+from serving.router import Router
+from serving.tensors import Array, Signature
 from serving.transports.http1.port import Exchange
-from serving.transports.http1.routing import RoutedRequest
+from serving.transports.http1.routing import JSON, Answer, Endpoint, RoutedRequest, as_json
 
 MAX_BODY_BYTES = 32 << 20
 """Pictures of one request, such as a phone's of 48 megapixels."""
@@ -146,3 +161,194 @@ def share_of(plan: RoutedRequest, name: str) -> float:
     if not 0 <= share <= 1:
         raise InvalidRequest(f"expected {name} from 0 to 1, got {text[:40]!r}")
     return share
+
+
+TOP = 5
+"""The most probable classes that an answer has, unless `top` says another number."""
+_NUM_DECIMALS = 6
+
+
+class Classes:
+    """Answers /v1/models/NAME/classify."""
+
+    def __init__(self, router: Router, inputs: PictureInputs) -> None:
+        self._router = router
+        self._inputs = inputs
+
+    def routes(self) -> list[Endpoint]:
+        """Return the routes, with and without a version."""
+        paths = ("/v1/models/{name}/classify", "/v1/models/{name}/versions/{version}/classify")
+        return [
+            Endpoint("POST", path, self._answer, MAX_BODY_BYTES, True, "HttpClassify")
+            for path in paths
+        ]
+
+    async def _answer(self, call: Exchange) -> Answer:
+        reject_below, top = share_of(call.plan, "reject_below"), _top_of(call.plan)
+        share = random.random()  # a canary has all of a form's pictures, or none
+        model, pictures, read = await self._read(call, share)
+        items: list[dict[str, Any]] = []
+        for name, picture in read:
+            item: dict[str, Any] = {"name": name} if name else {}
+            if isinstance(picture, DigitsError):
+                items.append(item | {"error": str(picture)})
+                continue
+            row, factor = picture
+            found = await self._classified(model, pictures, row, call)
+            items.append(item | _facts(found.times(factor), top, reject_below))
+        name = call.plan.params["name"]
+        return as_json({"model_name": name, "model_version": model.version, "pictures": items})
+
+    async def _read(
+        self, call: Exchange, share: float
+    ) -> tuple[LoadedModel, Preprocessing, Sequence[tuple[str, tuple[Array, float] | DigitsError]]]:
+        """Read the pictures for the version that will classify them: others take other sizes."""
+        name, asked = call.plan.params["name"], call.plan.params.get("version")
+        while True:
+            versions = self._router.find(name).versions
+            model = versions.find(asked) if asked else versions.choose(share)
+            pictures = self._inputs.find(model.manifest, model.tensors)
+            if pictures is None:
+                raise InvalidRequest(f"model {name!r} is not known to classify pictures")
+            read = partial(picture_row, pictures)
+            rows = [each async for each in read_pictures(call, read)]
+            if self._router.find(name).versions.versions.get(model.version) is model:
+                call.body = b""
+                return model, pictures, rows  # else another one took over meanwhile
+
+    async def _classified(
+        self, model: LoadedModel, pictures: Preprocessing, row: Array, call: Exchange
+    ) -> Predictions:
+        target = self._router.find(call.plan.params["name"]).find(model.version)
+        message = row.tobytes() if model.tensors.row_bytes else (row,)
+        outputs, result = await call.run(message, Rows(target, None, 1), call.deadline_s)
+        return predictions_of(pictures, model.tensors, outputs, result.version)
+
+
+def _facts(found: Predictions, top: int, reject_below: float) -> dict[str, Any]:
+    """Return the answer for one picture."""
+    shares = [round(float(share), _NUM_DECIMALS) for share in found.probabilities[0]]
+    numbers = sorted(range(len(shares)), key=lambda number: -found.probabilities[0, number])
+    first, labels = numbers[0], found.class_labels or list(map(str, range(len(shares))))
+    return {
+        "class": first,
+        "label": labels[first],
+        "probability": shares[first],
+        "probabilities": [{"label": labels[n], "probability": shares[n]} for n in numbers[:top]],
+        "rejected": shares[first] < reject_below,
+    }
+
+
+def _top_of(plan: RoutedRequest) -> int:
+    text = plan.query.get("top", [str(TOP)])[-1]
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text[:9]) < 10**6:
+        raise InvalidRequest(f"expected top as a number from 1, got {text[:40]!r}")
+    return int(text)
+
+
+_JSON_BYTES = 4 << 20
+_ITEM_BYTES = 256
+"""The least size of an item of the answer."""
+
+_WRONG = {float: "floats (multiply 0..1 by 255)", str: "texts", bool: "booleans"}
+
+Read = Sequence[tuple[str, tuple[Images, float] | DigitsError]]
+"""For each picture its name, and its image with a factor for the probabilities."""
+
+
+class Digits:
+    """Answers /v1/digits."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    def routes(self) -> list[Endpoint]:
+        """Return the routes."""
+        return [Endpoint("POST", "/v1/digits", self._answer, _max_bytes, True, "HttpDigits")]
+
+    async def _answer(self, call: Exchange) -> Answer:
+        reject_below = share_of(call.plan, "reject_below")
+        kind = call.plan.get("content-type")
+        read: Read
+        if media_type(kind) == JSON:
+            signature = find_classifier(self._router).model.image_signature
+            limit = self._router.batching.max_request_images
+            images = await call.work(read_images, call.body, signature, limit, size=len(call.body))
+            read = [("", (image[None], 1.0)) for image in images]
+        else:
+            read = [each async for each in read_pictures(call, read_digit)]
+        call.body = b""
+        digits = [each for _, each in read if not isinstance(each, DigitsError)]
+        rows = None
+        if digits:
+            images_read, factors = zip(*digits, strict=True)
+            rows = (await classify(self._router, np.concatenate(images_read), call)).times(factors)
+        with_image = "image" in call.plan.query
+        size = len(read) * _ITEM_BYTES
+        return await call.work(write_report, read, rows, reject_below, with_image, size=size)
+
+
+async def classify(router: Router, images: Images, call: Exchange) -> Predictions:
+    """Classify images, in as many calls as a request's limit needs."""
+    route, limit = find_classifier(router), router.batching.max_request_images
+    images = as_images(images, route.model.image_signature)
+    answers: list[Predictions] = []
+    for start in range(0, len(images), limit):
+        part = images[start : start + limit]
+        encoder = PredictionsEncoder(route, None, len(part))
+        answers.append(await call.run(part.tobytes(), encoder, call.deadline_s))
+    return Predictions.concatenate(answers)
+
+
+def _max_bytes(plan: RoutedRequest) -> int:
+    return _JSON_BYTES if media_type(plan.get("content-type")) == JSON else MAX_BODY_BYTES
+
+
+def read_images(body: bytes, signature: Signature, limit: int) -> Images:
+    """Read the images of a JSON body.
+
+    Raises:
+        InvalidRequest: the text has the expected form.
+    """
+    got = ""
+    try:
+        images = json.loads(body)["images"]
+        array = np.asarray(images, np.uint8)
+        pixels = images
+        for _ in array.shape[1:]:
+            pixels = chain.from_iterable(pixels)
+        wrong = set(map(type, pixels)) - {int}  # which numpy would cut, or read as numbers
+        if not wrong:
+            return as_images(array, signature, limit)
+        got = f", got {' and '.join(sorted(_WRONG.get(kind, 'others') for kind in wrong))}"
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        pass
+    raise InvalidRequest(
+        'expected JSON such as {"images": [[0, ..., 255], ...]}: N lists of '
+        f"{signature.image_bytes} integers from 0 to 255{got}"
+    )
+
+
+def write_report(
+    read: Read, rows: Predictions | None, reject_below: float, with_image: bool
+) -> Answer:
+    """Write the result for each picture, in order."""
+    items: list[dict[str, Any]] = []
+    answers = iter(
+        [] if rows is None else zip(rows.digits, rows.labels, rows.probabilities, strict=True)
+    )
+    for name, found in read:
+        item: dict[str, Any] = {"name": name} if name else {}
+        if isinstance(found, DigitsError):
+            item["error"] = str(found)
+        else:
+            digit, label, probabilities = next(answers)
+            item["digit"] = int(digit)
+            item["label"] = label
+            item["probability"] = round(float(probabilities[digit]), _NUM_DECIMALS)
+            item["probabilities"] = [round(float(p), _NUM_DECIMALS) for p in probabilities]
+            item["rejected"] = item["probability"] < reject_below
+            if with_image:
+                item["image"] = base64.b64encode(found[0].tobytes()).decode()
+        items.append(item)
+    return as_json({"model_version": None if rows is None else rows.model_version, "digits": items})
