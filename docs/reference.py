@@ -35,8 +35,8 @@ NAMES = {
         "serving.ray.Classify": "__call__",
     },
     "Over the network": {
-        "serving.Client": "classify infer model_info models wait_ready close",
-        "serving.AsyncClient": "classify infer model_info models wait_ready close",
+        "serving.Client": "classify infer model_info models model_facts wait_ready close",
+        "serving.AsyncClient": "classify infer model_info models model_facts wait_ready close",
     },
     "Answers": {
         "serving.Predictions": "digits probabilities model_version labels to_dicts",

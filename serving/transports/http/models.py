@@ -32,7 +32,7 @@ class Models:
     async def _answer(self, call: Exchange) -> Answer:
         security, host = self._config.security, call.plan.host
         scheme = "https" if security.has_tls else "http"
-        access = Access(_reached(self.grpc_address, host), f"{scheme}://{host}",
+        access = Access(_reached(self.grpc_address, host), host and f"{scheme}://{host}",
                         security.has_tls, security.has_tokens)  # fmt: skip
         return as_json({"models": list(self._described(access))})
 
