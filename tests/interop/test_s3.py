@@ -45,19 +45,22 @@ def store(monkeypatch, tmp_path_factory):
         process.kill()
 
 
-def upload(url, folder):
-    for path in [p for p in folder.rglob("*") if p.is_file()]:
-        key = path.relative_to(folder)
-        kind = {"content-type": "application/octet-stream"}
-        put = urllib.request.Request(f"{url}/models/{key}", path.read_bytes(), kind, method="PUT")
-        urllib.request.urlopen(put, timeout=10).close()
+UPLOAD = """
+import sys, s3fs
+system = s3fs.S3FileSystem()
+system.put(sys.argv[1] + "/", "models/", recursive=True)
+"""
+
+
+def upload(venv, folder):
+    subprocess.run([venv.program("python"), "-c", UPLOAD, folder], check=True)
 
 
 def test_models_are_served_and_reloaded_from_s3(venv, store, models, images, tmp_path):
     urllib.request.urlopen(urllib.request.Request(f"{store}/models", method="PUT"), timeout=10)
     copy = tmp_path / "models"
     shutil.copytree(models, copy)
-    upload(store, copy)
+    upload(venv, copy)
     command = [venv.program("python"), "-m", "serving", "serve", "--models", "s3://models",
                "--port", "0", "--http-port", "off", "--metrics-port", "off", "--model-cache",
                str(tmp_path / "cache"), "--reload-interval", "0.5"]  # fmt: skip
@@ -69,7 +72,7 @@ def test_models_are_served_and_reloaded_from_s3(venv, store, models, images, tmp
         assert client.classify(images[:5]).model_version == "1"
         (copy / "digits" / "1").rename(copy / "digits" / "2")
         published.edit_manifest(copy / "digits", "2", lambda each: each.update(version="2"))
-        upload(store, copy)
+        upload(venv, copy)
         deadline_s = time.monotonic() + 20
         while client.classify(images[:5]).model_version != "2":
             assert time.monotonic() < deadline_s
