@@ -8,6 +8,7 @@ NaN and infinities are NaN, Infinity and -Infinity in both directions, as Triton
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -289,12 +290,17 @@ def _raw(data: Any, tensor: Any) -> bytes:
             f"expected {math.prod(shape)} values of {quoted(tensor.name)} for the shape {shape}, "
             f"got {len(data)}"
         )
+    if datatype == "UINT8":
+        # Two thirds faster than the general way: only booleans pass for integers, and one shows by
+        # the e of true or false.
+        with suppress(TypeError, ValueError):
+            raw = bytes(data)
+            if b"e" not in orjson.dumps(data):
+                return raw
     types, words = _JSON_TYPES[dtype.kind]
     if not types.issuperset(map(type, data)):
         raise InvalidRequest(f"expected data as {words} for {datatype}")
     try:
-        if datatype == "UINT8":
-            return bytes(data)  # in half the time
         with np.errstate(over="raise"):
             return tensors.to_raw(np.array(data, dtype))
     except (ValueError, OverflowError, FloatingPointError):
@@ -303,10 +309,12 @@ def _raw(data: Any, tensor: Any) -> bytes:
 
 def _json(data: bytes) -> Any:
     try:
-        # A sixth to a seventeenth of the time of json; NaN and infinities are json's alone.
-        if b"NaN" not in data and b"Infinity" not in data:
-            return orjson.loads(data)
-        return json.loads(data)
+        try:
+            return orjson.loads(data)  # a sixth to a seventeenth of the time of json
+        except ValueError:
+            if b"NaN" not in data and b"Infinity" not in data:
+                raise
+            return json.loads(data)  # which has NaN and infinities
     except (ValueError, RecursionError) as err:  # UnicodeDecodeError is a ValueError
         reason = " ".join(str(err).split())[:80]
         raise InvalidRequest(f"expected JSON: {reason}") from err
