@@ -49,6 +49,19 @@ def test_json_answers_equal_the_classifier(path, http, images, classifier):
     )
 
 
+def test_name_of_a_parameter_that_is_no_text_is_refused(http):
+    reply = http.post("/v2/repository/models/digits/load", b'{"parameters": {"\\ud800": NaN}}')
+    assert reply.status == 400
+    assert "parameters as printable text" in reply.json["detail"]
+
+
+def test_long_json_is_read_in_the_memory_that_there_is(http, images):
+    body = json.dumps({"inputs": [tensor(images[:1], data=images[:1].tolist())]}).encode()
+    assert http.post(INFER, body + b" " * (8 << 20)).status == 200
+    reply = http.post(INFER, b'{"inputs": [' + b"[]," * (2 << 20) + b"[]]}")
+    assert (reply.status, reply.json["detail"]) == (413, "it needs too much memory")
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -56,6 +69,7 @@ def test_json_answers_equal_the_classifier(path, http, images, classifier):
         {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [0, 784], "data": []}] * 1100},
         {"outputs": [{"name": "probabilities"}] * 1100},
         {"id": "a" * 70_000},
+        {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [2**62] * 6000, "data": []}]},
     ],
 )
 def test_request_of_many_parts_is_refused_before_the_loop_reads_it(part, http, images):
@@ -199,7 +213,11 @@ def url(tmp_path_factory):
     one = graphs.rows_model(node("Log", ["x"], ["y"]))
     text = graphs.model([node("Identity", ["x"], ["y"])], [value("x", "BYTES", ["N"])],
                         [value("y", "BYTES", ["N"])])  # fmt: skip
-    for name, model in (("two", two), ("one", one), ("text", text)):
+    rows = [value("x", "FP32", ["N", 2])]
+    total = graphs.model(
+        [node("ReduceSum", ["x"], ["y"], keepdims=0)], rows, [value("y", "FP32", [])]
+    )
+    for name, model in (("two", two), ("one", one), ("text", text), ("total", total)):
         (folder / name / "1").mkdir(parents=True)
         graphs.save(model, folder / name / "1")
     with started(serve_command(folder, "--http-port", "0")) as server:
@@ -218,7 +236,7 @@ def ask(url, path, body=None):
 
 
 def test_rows_are_answered(url):
-    assert ask(url, "/v1/models") == (200, {"models": ["one", "text", "two"]})
+    assert ask(url, "/v1/models") == (200, {"models": ["one", "text", "total", "two"]})
     assert ask(url, "/v1/models/one") == (200, {"name": "one", "ready": True})
     rows = [[1.0, 2.0, 4.0, 0.5], [1.0, 1.0, 1.0, 1.0]]
     code, answer = ask(url, "/v1/models/one:predict", {"instances": rows})
@@ -236,6 +254,14 @@ def test_rows_are_answered(url):
     assert np.isnan(answer["predictions"][0][3])
 
 
+def test_number_without_axes_is_a_prediction(url):
+    rows = [[1.0, 2.0], [3.0, 4.0]]
+    assert ask(url, "/v1/models/total:predict", {"instances": rows}) == (200, {"predictions": 10.0})
+    body = {"instances": [[float("nan"), 1.0]]}
+    code, answer = ask(url, "/v1/models/total:predict", body)
+    assert (code, np.isnan(answer["predictions"])) == (200, True)
+
+
 def test_many_rows_are_read_and_written_elsewhere(url):
     rows = np.random.default_rng(0).random((3000, 4)).tolist()
     _, answer = ask(url, "/v1/models/one:predict", {"instances": rows})
@@ -249,6 +275,12 @@ def test_many_rows_are_read_and_written_elsewhere(url):
         ("one:predict", {"inputs": [[1]]}, 400, 'expected {"instances": [...]}'),
         ("one:predict", [], 400, "the body as an object"),
         ("one:predict", {"instances": [[1, 2], [3]]}, 400, "lists of one depth and length"),
+        (
+            "one:predict",
+            {"instances": json.loads("[" * 900 + "]" * 900)},
+            400,
+            "at most 64 sizes in shape, got 65",
+        ),
         ("one:predict", {"instances": [["a"] * 4]}, 400, "expected data as numbers for FP32"),
         ("one:predict", {"instances": [{"y": [1] * 4}]}, 400, 'an object with "x"'),
         ("two:predict", {"instances": [{"a": [1, 2, 3]}]}, 400, 'an object with "a", "b"'),
