@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
-from serving.errors import CorruptModel, ModelNotFound
+from serving.errors import CorruptModel, DigitsError, ModelNotFound
 from serving.model import acceptance, repository
 from serving.model.acceptance import find_rows, has_bounded_time
 from serving.model.batching_proof import prove
@@ -32,6 +32,8 @@ from serving.tensors import Feeds
 
 _log = logging.getLogger(__name__)
 
+_MAX_REASON = 300
+"""Characters of an unexpected error: it becomes part of a log line."""
 _BUILD_LIMIT_S = 60.0
 """Processor time for reading and building."""
 _CHECK_LIMIT_S = 10.0
@@ -162,6 +164,10 @@ def _load_version(
         run_options.terminate = True  # ends a run in progress
         if isinstance(err, acceptance.Unfit | TimeoutError):
             raise CorruptModel(f"version {version} {err}") from err
+        if isinstance(err, Exception) and not isinstance(err, DigitsError):
+            # A file of others: parsers and ONNX Runtime raise anything; other versions survive it.
+            reason = f"{type(err).__name__}: {err}"[:_MAX_REASON]
+            raise CorruptModel(f"version {version} can't be loaded: {reason}") from err
         raise
     is_alone = model.settings.max_batch_size == 1 < max_batch_size
     if not model.manifest.golden_probabilities or is_alone:

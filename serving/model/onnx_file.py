@@ -79,7 +79,7 @@ def small_array(tensor: Message) -> Array | None:
 def external_files(model: Message) -> set[str]:
     """Return the locations of weights that are in other files."""
     return {
-        entry.value
+        f"{entry.value}"  # bytes if it is not UTF-8
         for tensor in _tensors(model.graph, model.functions)
         if tensor.data_location == _EXTERNAL
         for entry in tensor.external_data
@@ -110,7 +110,8 @@ def cut_zip_maps(model: Message) -> tuple[str, ...] | None:
     labels = None
     outputs = {each.name: each for each in model.graph.output}
     for node in model.graph.node:
-        if node.op_type == "ZipMap" and node.domain == "ai.onnx.ml" and node.output[0] in outputs:
+        is_map = node.op_type == "ZipMap" and node.domain == "ai.onnx.ml"
+        if is_map and len(node.output) == 1 and node.output[0] in outputs:
             labels = tuple(
                 each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each)
                 for attribute in node.attribute

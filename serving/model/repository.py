@@ -11,6 +11,7 @@ effect.
 """
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -156,6 +157,7 @@ VERSION_OF_FILE = "1"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 """Characters that names of models, which become parts of addresses and of lines, go without."""
 _MAX_NAME = 100
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 _MAX_MLMODEL_BYTES = 1 << 20
 MAX_BYTES = ModelConfig().max_model_bytes
 """Of a model's files: they are in memory while the session is built."""
@@ -383,10 +385,10 @@ def _file_of(version_dir: Path, file_name: str | None) -> Path:
     """
     path = version_dir / (file_name or FILES["fp32"])
     with suppress(PermissionError):  # reading the file will say so
-        if file_name is None and not path.exists():
+        if file_name is None and not os.path.exists(path):
             others = [each for each in version_dir.iterdir() if is_file(each)]
             path = others[0] if len(others) == 1 else path
-        path = path / path.name if path.is_dir() else path
+        path = path / path.name if os.path.isdir(path) else path
     return path
 
 
@@ -404,11 +406,11 @@ def _read_weights(folder: Path, onnx: bytes, max_bytes: int) -> dict[str, bytes]
         shown = repr(name[:_MAX_NAME])
         if name != Path(name).name or name.startswith(".") or "\0" in name or "\\" in name:
             raise CorruptModel(f"weights in {shown}: only files beside the model are read")
-        if (folder / name).is_symlink():
-            raise CorruptModel(f"weights in {shown}: a symbolic link is not followed")
         try:
-            weights[name] = read_regular(folder / name, max_bytes)
+            weights[name] = read_regular(folder / name, max_bytes, _NO_LINK)
         except OSError as err:
+            if err.errno == errno.ELOOP:
+                raise CorruptModel(f"weights in {shown}: a symbolic link is not followed") from err
             raise CorruptModel(
                 f"weights in {shown}, which belongs beside the model: {err.strerror}; in PyTorch, "
                 "torch.onnx.export(..., external_data=False) writes one file"

@@ -200,10 +200,11 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
     versions, num_latest = _versions_of(message.version_policy)
     instances, device = _instances_of(message.instance_group)
     file_name = message.default_model_filename or None
-    if file_name is not None and (file_name != Path(file_name).name or file_name.startswith(".")):
+    is_name = file_name is None or (file_name == Path(file_name).name and file_name.isprintable())
+    if not is_name or (file_name or "").startswith("."):
         raise ConfigurationError(
             f"{SETTINGS}: default_model_filename: expected a name in the version's folder, "
-            f"got {file_name[:100]!r}"
+            f"got {message.default_model_filename[:100]!r}"
         )
     return ModelSettings(
         batching="never" if most == 0 else mode or "auto",
@@ -217,6 +218,8 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
 
 def _tensor_of(tensor: Any) -> tuple[str, str | None, tuple[int, ...]]:
     types = ModelConfig.DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number
+    if tensor.data_type not in types:
+        raise ConfigurationError(f"{SETTINGS}: data_type: there is no type {tensor.data_type}")
     name = types[tensor.data_type].name.removeprefix("TYPE_").replace("STRING", "BYTES")
     dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
     return tensor.name, name if name in DTYPES else None, tuple(dims)

@@ -34,7 +34,7 @@ def reserve_standard_files() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
-def read_regular(path: Path, max_bytes: int) -> bytes:
+def read_regular(path: Path, max_bytes: int, more_flags: int = 0) -> bytes:
     """Read a whole file.
 
     A FIFO would block the reader, a device may never end, and a sparse file can claim any size.
@@ -42,13 +42,14 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     Args:
         path: the file; a symbolic link to one is followed.
         max_bytes: larger files are refused unread.
+        more_flags: how it is opened, such as os.O_NOFOLLOW.
 
     Raises:
         OSError: it can't be opened or read, is not a regular file, is too large, or is growing.
     """
     # Opening a device can have effects, so check first; O_NONBLOCK: it may be replaced meanwhile.
     _size(path.stat(), max_bytes)
-    descriptor = os.open(path, _FLAGS)
+    descriptor = os.open(path, _FLAGS | more_flags)
     with os.fdopen(descriptor, "rb") as file:
         size = _size(os.fstat(descriptor), max_bytes)
         data = file.read(size + 1)

@@ -16,6 +16,7 @@ from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelN
 from serving.model import repository
 from serving.model.acceptance import Unfit, check, find_rows, has_bounded_time
 from serving.predictions import Probabilities
+from serving.system import files
 from serving.tensors import DTYPES, Tensor, TensorSignature
 from tests.serving.model import graphs
 from tests.serving.model.graphs import TYPES, model, node, save, two_layers, value
@@ -221,6 +222,40 @@ def test_weights_elsewhere_are_refused_by_name(kind, tmp_path):
     with pytest.raises(CorruptModel, match=reason) as caught:
         Model.load(path, device="cpu")
     assert str(caught.value).isprintable()
+
+
+def test_weights_that_become_a_link_while_they_are_read_are_refused(tmp_path, monkeypatch):
+    path = with_weights(tmp_path)
+    data, secret = tmp_path / "m.onnx.data", tmp_path / "secret"
+    monkeypatch.setattr(Path, "is_symlink", lambda path: swap())
+    monkeypatch.setattr(files, "_size", lambda *args, real=files._size: swap() or real(*args))
+
+    def swap():
+        if not secret.exists():
+            data.rename(secret)
+            os.symlink(secret, data)
+
+    with pytest.raises(CorruptModel, match="a symbolic link is not followed"):
+        Model.load(path, device="cpu")
+
+
+@pytest.mark.parametrize("fault", ["a long name", "no text", "a map of nothing", "an input's name"])
+def test_malformed_version_leaves_the_one_before_it(fault, tmp_path):
+    for version in ("1", "2"):
+        with_weights(tmp_path / "m" / version, "model.onnx", "weights")
+    path = tmp_path / "m" / "2" / "model.onnx"
+    graph = onnx.load(str(path), load_external_data=False)
+    if fault == "a long name":
+        graph.graph.initializer[0].external_data[0].value = "w" * 300
+    elif fault == "a map of nothing":
+        graph.graph.node.append(helper.make_node("ZipMap", ["y"], [], domain="ai.onnx.ml"))
+    data = graph.SerializeToString()
+    if fault == "no text":
+        data = data.replace(b"weights", b"weigh\xff\xfe")
+    elif fault == "an input's name":
+        data = data.replace(b"\x01x", b"\x01\xff")
+    path.write_bytes(data)
+    assert Model.load(tmp_path / "m", device="cpu").served.manifest.version == "1"
 
 
 def test_files_of_other_frameworks_are_refused_with_the_way_to_onnx(tmp_path):

@@ -57,6 +57,8 @@ def test_empty_file_sets_nothing():
     ("ensemble_scheduling { step [] }", "ensemble_scheduling: ensembles are not served here"),
     ("version_policy { specific { versions: [0] } }", "expected versions from 1 on"),
     ("default_model_filename: '../net.onnx'", "expected a name in the version's folder"),
+    ("default_model_filename: 'net\\000.onnx'", r"version's folder, got 'net\x00"),
+    ("input [ { name: 'x' data_type: 99 } ]", "data_type: there is no type 99"),
     ("parameters { key: 'batching' value { string_value: 'yes' } }", "got 'yes'"),
     ("parameters { key: 'max_run_seconds' value { string_value: '0' } }", "above 0, got '0'"),
     ("parameters { key: 'max_run_seconds' value { string_value: '1e9' } }", "above 0, got '1e9'"),
