@@ -99,7 +99,10 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
 
 
 def _fail(reason: str, code: int) -> int:
-    if not logs.print_line(f"{installation.DISTRIBUTION}: {reason}", sys.stderr):
+    line = (
+        f"{installation.DISTRIBUTION}: {installation.escape(reason)}"  # it may be a server's text
+    )
+    if not logs.print_line(line, sys.stderr):
         signals.end_process(code)
     return code
 

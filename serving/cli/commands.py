@@ -68,7 +68,11 @@ def parser(others: Mapping[str, Command] | None = None) -> Parser:
         add(commands.add_parser(name, **command_help(text, examples)))
     others = applications.installed(applications.COMMANDS) if others is None else others
     for name, other in others.items():
-        add_command(commands, name, other)
+        try:
+            add_command(commands, name, other)
+        except Exception as err:  # another's module lacks a part, or has the name of a command here
+            reason = f"{type(err).__name__}: {err}"
+            raise ConfigurationError(f"the command {name} can't be used: {reason}") from err
     return program
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.client import Client
+from serving.commandline.installation import escape
 from serving.config import BatchingConfig, ModelConfig
 from serving.errors import ModelNotFound, Unavailable
 from serving.tensors import ModelInfo, Signature, TensorSignature
@@ -96,7 +97,7 @@ def as_text(facts: Facts, number: int) -> str:
     for side in ("inputs", "outputs"):
         shown[side] = ", ".join(shown[side])
     lines = [
-        f"{name.replace('_', ' '):<20}{'unknown' if value is None else value}"
+        escape(f"{name.replace('_', ' '):<20}{'unknown' if value is None else value}")
         for name, value in shown.items()
     ]
     return "\n".join(([""] if number else []) + lines)

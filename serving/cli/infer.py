@@ -34,11 +34,8 @@ def run(options: argparse.Namespace) -> int:
         version = options.version or ""
         with client_of(options) as client:
             tensors, facts = client.model_facts(options.model, version)
-            pictures, labels = None, facts.get("labels", [])
-            if "pictures" in facts:
-                pictures = Preprocessing.of(facts["pictures"])
-            elif options.input == "image":
-                pictures = of_graph(tensors, {"labels": read_labels(options.labels)})
+            pictures = _pictures_of(options, tensors, facts.get("pictures"))
+            labels = facts.get("labels", [])
             feeds = _feeds(options.values, tensors, pictures)
             outputs = client.infer(options.model, feeds, version=version)
     else:
@@ -54,6 +51,20 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(_lines(outputs, labels)))
     return 0
+
+
+def _pictures_of(
+    options: argparse.Namespace, tensors: TensorSignature, document: Mapping[str, Any] | None
+) -> Preprocessing | None:
+    """Return how pictures become the input of a server's model: as it says, else as the options."""
+    try:
+        if document is not None:
+            return Preprocessing.of(document)
+        if options.input == "image":
+            return of_graph(tensors, {"labels": read_labels(options.labels)})
+    except (ValueError, TypeError) as err:
+        raise ConfigurationError(f"{options.target}: pictures of {options.model}: {err}") from err
+    return None
 
 
 def _loaded(options: argparse.Namespace) -> "tuple[LoadedModel, Preprocessing | None]":
@@ -83,9 +94,10 @@ def _feeds(
     for word in words:
         name = next((each for each in inputs if word.startswith(f"{each}=")), "")
         text = word.removeprefix(f"{name}=")
-        is_bare = "=" not in word or word.startswith("@") or tensors.inputs[0].datatype == "BYTES"
-        if len(inputs) == 1 and not name and is_bare:
-            (name,) = inputs
+        if len(inputs) == 1 and not name:
+            (only,) = inputs.values()
+            is_bare = "=" not in word or word.startswith("@") or only.datatype == "BYTES"
+            name = only.name if is_bare else ""
         if name not in inputs:
             there = "; ".join(map(_example, tensors.inputs))
             raise InvalidRequest(f"expected inputs such as {there}, got {word[:80]!r}")
@@ -106,7 +118,11 @@ def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> Any:
     """Read one value of the command line; axes that it lacks in front are added."""
     is_file = text == "-" or text.startswith("@")
     value = _of_file(tensor, text, pictures) if is_file else _of_text(tensor, text)
-    for _ in range(len(tensor.shape) - np.ndim(value)):
+    try:
+        num_axes = np.ndim(value)
+    except ValueError as err:  # lists of different lengths or depths
+        raise InvalidRequest(f"expected {tensor}, got {text[:80]!r}: {err}") from err
+    for _ in range(len(tensor.shape) - num_axes):
         value = value[None] if isinstance(value, np.ndarray) else [value]
     return value
 
@@ -117,7 +133,7 @@ def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any
         content = sys.stdin.buffer.read() if source == "-" else Path(source[1:]).read_bytes()
         if content.startswith(_NPY):
             return np.load(io.BytesIO(content), allow_pickle=False)
-    except (OSError, ValueError) as err:
+    except Exception as err:  # a header may name a size or a type of which numpy says anything
         raise InvalidRequest(f"{source}: {getattr(err, 'strerror', None) or err}") from err
     try:
         return _of_text(tensor, content.decode())

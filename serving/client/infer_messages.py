@@ -16,8 +16,8 @@ MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"
 MODEL_CONFIG = f"/{inference_pb.SERVICE}/ModelConfig"
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
 REPOSITORY_INDEX = f"/{inference_pb.SERVICE}/RepositoryIndex"
-_DOCUMENTS = "labels", "axes", "pictures"
-"""Parameters of a model's configuration that are JSON."""
+_DOCUMENTS: dict[str, type] = {"labels": list, "axes": dict, "pictures": dict}
+"""Parameters of a model's configuration that are JSON, and the type of each."""
 
 
 def metadata_request(name: str, version: str) -> bytes:
@@ -74,8 +74,14 @@ def config_of(data: bytes, address: str) -> dict[str, Any]:
             name: each.string_value for name, each in config.parameters.items()
         }
         facts |= {name: json.loads(facts[name]) for name in _DOCUMENTS if name in facts}
-    except (DecodeError, ValueError) as err:
+    except (DecodeError, ValueError, RecursionError) as err:
         raise _malformed(address, f"no configuration: {err}") from err
+    for name, kind in _DOCUMENTS.items():
+        if not isinstance(facts.get(name, kind()), kind):
+            raise _malformed(address, f"a configuration with {name} that are no {kind.__name__}")
+    texts = [facts.get("labels", []), *facts.get("axes", {}).values()]
+    if not all(isinstance(each, list) and all(map(_is_text, each)) for each in texts):
+        raise _malformed(address, "a configuration with labels or axes that are no texts")
     return facts | {"max_batch_size": config.max_batch_size}
 
 
@@ -122,6 +128,10 @@ def arrays_of(data: bytes, address: str) -> dict[str, Array]:
 
 def _tensors(described: Any) -> tuple[Tensor, ...]:
     return tuple(Tensor(each.name, each.datatype, tuple(each.shape)) for each in described)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _malformed(address: str, answer: str) -> Unavailable:

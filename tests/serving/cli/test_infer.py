@@ -3,14 +3,17 @@
 import io
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from onnx import helper
 from PIL import Image
 
 from serving.__main__ import main
+from serving.protocols.oip import inference_pb
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.serving.test_picture_classifiers import COLOURS, IMAGE, colours
 from tests.support.servers import started
@@ -31,6 +34,13 @@ def folder(tmp_path_factory):
     (folder / "labels.txt").write_text("\n".join(COLOURS))
     Image.new("RGB", (60, 40), (20, 200, 30)).save(folder / "green.png")
     np.save(folder / "row.npy", np.array([1, 2, 3, 4], np.float32))
+    nothing = model([node("Constant", [], ["y"], value_float=1.0)], [], [value("y", "FP32", [])])
+    save(nothing, folder, "constant.onnx")
+    np.save(folder / "pickle.npy", np.array([print], object))
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4)}\n"
+    for name, text in (("huge", header), ("odd", "{[]: 1}\n")):
+        size = len(text).to_bytes(2, "little")
+        (folder / f"{name}.npy").write_bytes(b"\x93NUMPY\x01\x00" + size + text.encode())
     return folder
 
 
@@ -88,6 +98,11 @@ def test_picture_goes_to_a_server_as_its_classifier_wants_it(models, run):
         (["iris.onnx", "x=[1]"], "expected x FP32 [N, 4], got the shape [1, 1]"),
         (["iris.onnx", "x=@nothing.npy"], "@nothing.npy: No such file or directory"),
         (["iris.onnx", "x=@green.png"], "pictures are for models with a classifier.json"),
+        (["iris.onnx", "x=[[1], [2, 3]]"], "expected x FP32 [N, 4], got '[[1], [2, 3]]': "),
+        (["iris.onnx", "x=@huge.npy"], "@huge.npy: Unable to allocate"),
+        (["iris.onnx", "x=@odd.npy"], "@odd.npy: unhashable type"),
+        (["iris.onnx", "x=@pickle.npy"], "@pickle.npy: Object arrays cannot be loaded"),
+        (["constant.onnx", "x=1"], "expected inputs such as"),
         (["towers.onnx", "left=[1, 2]"], "expected a value of right FP32 [N, 2]"),
         (["nothing.onnx", "1"], "there is no file nothing.onnx"),
     ],
@@ -98,6 +113,76 @@ def test_wrong_words_are_one_line_with_an_example(words, reason, folder, run, mo
     assert code != 0
     assert len(err) == 1
     assert reason in err[0]
+
+
+ESCAPES = "\x1b]0;title\x07\x1b[2J\n"
+"""Of a terminal: the title of its window, and an empty screen."""
+
+
+class Hostile:
+    """A server's answers: any text for the terminal, and a configuration of wrong types."""
+
+    def __init__(self):
+        self.config = {}
+        self.name = "x"
+        handlers = {
+            method: grpc.unary_unary_rpc_method_handler(getattr(self, method))
+            for method in ("ModelMetadata", "ModelConfig", "ModelInfer", "RepositoryIndex")
+        }
+        self.server = grpc.server(ThreadPoolExecutor(1))
+        self.server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(inference_pb.SERVICE, handlers)]
+        )
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.server.start()
+
+    def ModelMetadata(self, *_):  # noqa: N802
+        inputs = [{"name": self.name, "datatype": "FP32", "shape": [-1, 4]}]
+        return inference_pb.ModelMetadataResponse(inputs=inputs).SerializeToString()
+
+    def ModelConfig(self, *_):  # noqa: N802
+        response = inference_pb.ModelConfigResponse()
+        for name, text in self.config.items():
+            response.config.parameters[name].string_value = text
+        return response.SerializeToString()
+
+    def ModelInfer(self, _, context):  # noqa: N802
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, ESCAPES)
+
+    def RepositoryIndex(self, *_):  # noqa: N802
+        models = [{"name": f"m{ESCAPES}", "state": "READY"}]
+        return inference_pb.RepositoryIndexResponse(models=models).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    hostile = Hostile()
+    yield hostile
+    hostile.server.stop(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("x", {}),
+        (f"x{ESCAPES}", {}),
+        ("x", {"batching": ESCAPES, "device": ESCAPES}),
+        ("x", {"labels": "5"}),
+        ("x", {"labels": "[1, null]"}),
+        ("x", {"axes": "[]"}),
+        ("x", {"axes": '{"x": 5}'}),
+        ("x", {"axes": "[" * 100_000}),
+        ("x", {"pictures": "null"}),
+        ("x", {"pictures": f'{{"a": 1, "labels": [{json.dumps(ESCAPES)}]}}'}),
+        ("x", {"pictures": '{"size": "ab", "channels": {}}'}),
+    ],
+)
+def test_hostile_server_writes_no_codes_to_the_terminal_and_is_one_line(name, config, hostile, run):
+    hostile.name, hostile.config = name, config
+    code, out, err = run("infer", "m", "--target", hostile.address, "x=[1, 2, 3, 4]")
+    assert (code > 0, out, len(err)) == (True, [], 1)
+    _, described, refused = run("info", "--target", hostile.address)
+    assert all(line.isprintable() for line in (*err, *described, *refused))
 
 
 def test_info_of_one_model_of_a_server(running, run):
