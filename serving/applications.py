@@ -50,14 +50,21 @@ def installed(group: str) -> Mapping[str, Any]:
     """Import what the entry points of a group name, by their names.
 
     Raises:
-        ConfigurationError: one can't be imported.
+        ConfigurationError: one can't be imported, or two have one name.
     """
-    found = {}
+    found: dict[str, Any] = {}
+    values: dict[str, str] = {}
     for entry in _entry_points(group):
+        before = values.setdefault(entry.name, entry.value)
+        if before != entry.value:
+            raise ConfigurationError(
+                f"{before} and {entry.value}, of {group}, are both {entry.name!r}"
+            )
         try:
             found[entry.name] = entry.load()
-        except (ImportError, AttributeError) as err:
-            raise ConfigurationError(f"{entry.value}, of {group}, can't be used: {err}") from err
+        except Exception as err:  # a module of others raises anything
+            reason = " ".join(f"{type(err).__name__}: {err}".split())
+            raise ConfigurationError(f"{entry.value}, of {group}, can't be used: {reason}") from err
     return found
 
 

@@ -47,11 +47,36 @@ def test_command_of_another_distribution_runs_and_has_its_help(shout):
     assert "digit-serving shout hello" in run("shout", "--help").stdout
 
 
-def test_broken_application_is_one_line(shout):
-    (shout / "shout" / "command.py").write_text("import nothing_of_this_name")
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("import nothing_of_this_name", "shout.command, of digit_serving.commands, can't be used"),
+        ("raise RuntimeError('a\\nb\\x1b[2J')", r"can't be used: RuntimeError: a b\x1b[2J"),
+        ("if", "can't be used: SyntaxError: "),
+        ("HELP = 'a command without a part'", "the command shout can't be used: AttributeError"),
+    ],
+)
+def test_broken_application_is_one_line(module, reason, shout):
+    (shout / "shout" / "command.py").write_text(module)
     result = run("shout", "hello")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "shout.command, of digit_serving.commands, can't be used" in result.stderr
+    assert reason in result.stderr
+
+
+def test_two_applications_of_one_name_are_one_line(shout):
+    other = shout / "other-1.dist-info"
+    other.mkdir()
+    text = "[digit_serving.commands]\nshout = json\n"
+    (other / "entry_points.txt").write_text(text)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    result = run("--help")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "json" in result.stderr
+    assert "shout.command" in result.stderr
+    (other / "entry_points.txt").write_text(text.replace("shout", "serve"))
+    result = run("--help")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "the command serve can't be used" in result.stderr
 
 
 def test_paths_of_another_distribution_answer_and_are_described(shout):
