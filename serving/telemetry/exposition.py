@@ -68,7 +68,7 @@ def _of_models(report: Report) -> Iterator[Metric]:
             requests.add_metric((*label, *ended), counts.requests[ended])
         if label != NO_MODEL:
             rows.add_metric(label, counts.num_rows)
-        for number in range(max(classes.get(label, 0), *counts.classes, -1)):
+        for number in range(max([classes.get(label, 0), *(each + 1 for each in counts.classes)])):
             answers.add_metric((*label, str(number)), counts.classes[number])
     yield from (requests, rows, answers)
     for name, text, field in (

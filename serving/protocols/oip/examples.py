@@ -52,13 +52,12 @@ def request_body(tensors: TensorSignature, shapes: Shapes) -> tuple[dict[str, An
     for tensor in tensors.inputs:
         shape, values = shape_of(tensor, shapes), sample_of(tensor, shapes)
         item = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(shape)}
-        if values is None and tensor.datatype != "BYTES":
-            size = math.prod(shape) * tensor.dtype.itemsize
+        if values is None:  # of a text the four bytes are its length
+            size = math.prod(shape) * (4 if tensor.datatype == "BYTES" else tensor.dtype.itemsize)
             num_bytes += size
             inputs.append({**item, "parameters": {"binary_data_size": size}})
         else:
-            flat = ["text"] * math.prod(shape) if values is None else np.ravel(values).tolist()
-            inputs.append({**item, "data": flat})
+            inputs.append({**item, "data": np.ravel(values).tolist()})
     return {"inputs": inputs}, num_bytes
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.protocols.oip.examples import Access, Example
+from serving.protocols.oip.examples import Access, Example, request_body
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model.graphs import model, node, save, two_layers, value
@@ -42,6 +42,10 @@ def write_models(folder):
             [node("Identity", ["text"], ["same"])],
             [value("text", "BYTES", ["N"])], [value("same", "BYTES", ["N"])],
         ),
+        "words": model(
+            [node("Identity", ["text"], ["same"])],
+            [value("text", "BYTES", [100])], [value("same", "BYTES", [100])],
+        ),
         "alone": model(
             [node("ReduceSum", ["x"], ["sum"], keepdims=0)],
             [value("x", "FP64", ["rows", 2])], [value("sum", "FP64", [])],
@@ -59,7 +63,7 @@ def write_models(folder):
     return [save(graph, folder, f"{name}.onnx") for name, graph in graphs.items()]
 
 
-NAMES = ("iris", "sentiment", "flowers", "texts", "alone", "large", "hostile")
+NAMES = ("iris", "sentiment", "flowers", "texts", "words", "alone", "large", "hostile")
 
 
 def command_of(folder, *options):
@@ -91,6 +95,14 @@ def test_models_have_their_graphs_own_axes_and_say_why_they_are_batched(describe
     assert described["flowers"]["takes_pictures"]
     assert described["flowers"]["classes"] == ["rose", "tulip", "daisy"]
     assert {each["state"] for each in described.values()} == {"READY"}
+
+
+def test_request_for_an_input_of_any_size_is_short():
+    vast = Tensor("text", "BYTES", (1 << 40,)), Tensor("x", "FP64", (1 << 40,))
+    tensors = TensorSignature(vast, (), is_batchable=False)
+    body, num_zeros = request_body(tensors, {})
+    assert num_zeros == 12 << 40
+    assert len(json.dumps(body)) < 300
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

@@ -2,6 +2,7 @@ import json
 import shutil
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving import Client
+from serving.config import BatchingConfig
 from serving.digits.wire import encode_request
-from serving.telemetry.metrics import MAX_MODELS, NO_MODEL, Histogram, Metrics
+from serving.system.process import Usage
+from serving.telemetry.exposition import encode
+from serving.telemetry.metrics import (
+    MAX_MODELS,
+    NO_MODEL,
+    Counts,
+    Histogram,
+    Metrics,
+    ModelCounts,
+    Report,
+)
 from tests.support import published
 from tests.support.fakes import image_with
 from tests.support.raw import CLASSIFY
@@ -238,3 +250,10 @@ def test_versions_that_have_rested_longest_make_room():
     assert len(kept) == most
     assert kept >= {NO_MODEL, ("m", "0"), ("m", str(most + 9))}
     assert len(metrics.last_ms) == most - 1
+
+
+def test_version_that_is_gone_keeps_its_last_class_on_the_page():
+    counts = ModelCounts(classes=Counter({9: 3}))
+    report = Report((), BatchingConfig(), 0, 1, 0, True, Usage(), Counts({("m", "1"): counts}))
+    page = encode(report, "")[1].decode()
+    assert 'serving_answers_total{class="9",model="m",version="1"} 3.0' in page
