@@ -56,6 +56,7 @@ class Call:
     outcome: str = ""
     """A gRPC status, or how it ended without one; empty before that."""
     done_s: float = 0.0
+    model: str = "digits"
 
 
 class TerseEncoder(Encoder):
@@ -150,6 +151,8 @@ class Client:
 class Polite(Client):
     """Keeps to the protocol, so the server has to answer each of its calls, once."""
 
+    model = "digits"
+
     def __init__(self, simulation, number, random, *, is_quick=False):
         super().__init__(simulation, number, random)
         self.is_quick = is_quick
@@ -219,9 +222,12 @@ class Polite(Client):
         num_messages = random.choice((1, 3, 3 if self.is_quick else 40)) if path == STREAM else 1
         images = [[simulation.image() for _ in range(random.randint(1, most_images))]
                   for _ in range(num_messages)]  # fmt: skip
-        label = random.choice(("", "stable", "2")) if path == INFER else ""
+        is_first = self.model == "digits"
+        label = random.choice(("", "stable", "2")) if path == INFER and is_first else ""
         timeout_s = float("inf") if timeout is None else int(timeout[:-1]) * UNITS[timeout[-1:]]
-        call = Call(simulation.count(), path, label, images, timeout_s, simulation.now_s)
+        call = Call(
+            simulation.count(), path, label, images, timeout_s, simulation.now_s, model=self.model
+        )
         if random.random() < simulation.poison_share:
             message = random.choice(images)
             message[0] = message[0][:8] + b"\xff" + message[0][9:]
@@ -350,7 +356,7 @@ def message_of(call, images):
         return encode_request(b"".join(images))
     tensor = {"name": "images", "datatype": "UINT8", "shape": [len(images), len(images[0])]}
     data: bytes = inference_pb.ModelInferRequest(
-        model_name="digits", model_version=call.label, inputs=[tensor],
+        model_name=call.model, model_version=call.label, inputs=[tensor],
         raw_input_contents=[b"".join(images)],
     ).SerializeToString()  # fmt: skip
     return data

@@ -35,7 +35,7 @@ from serving.system.host import Host
 from serving.tensors import Signature
 from serving.transports.connections import PortLimits
 from serving.transports.h2 import port as h2
-from tests.simulation import invariants
+from tests.simulation import invariants, neighbour
 from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile
 from tests.simulation.clients import INFER, SLOW, STREAM, UNARY, Call, Polite
@@ -114,8 +114,16 @@ class Runners:
     def close(self): ...
 
 
+_MANIFEST = Manifest(
+    name="digits", version="1", test_accuracy=None, digests={}, golden_probabilities={},
+    golden_images=np.empty((0, 0), np.uint8),
+)  # fmt: skip
+
+
 class Simulation:
     """The whole simulation of a seed; `run` returns its failure, or None."""
+
+    manifest = _MANIFEST
 
     def __init__(self, seed, kept=None, **fixed):
         """Draw a simulation, of which some is `fixed` and of whose plan some may be `kept`."""
@@ -179,7 +187,7 @@ class Simulation:
         self.router = Router(self.batching, host=host)
         self.states: list[tuple[float, ModelVersions | None]] = []
         self.reload(["2", "1"], "1", random.choice((0.0, 0.3, 1.0)))
-        health = Health()
+        health = Health(models=lambda: self.router.routes)
         self.queries = Queries(self.router, health)
         infer = Infer(self.router)
         self.methods: list[Method] = [
@@ -190,6 +198,10 @@ class Simulation:
         config = ServerConfig(port=0)
         self.server = h2.H2Server(self.router, self.methods, config, self.limits, host)
         self.plan = plan(random, kept) | more(seed, kept)
+        is_alone = Random(f"alone {seed}").random() < 0.75 or (kept is not None and 200 not in kept)
+        self.neighbour = None if is_alone else neighbour.Neighbour(self, health)
+        if self.neighbour is not None:
+            self.plan[200] = (PROBE_S, "neighbour")
 
     # Time
 
@@ -264,7 +276,7 @@ class Simulation:
         """Serve other versions; none unloads the model."""
         state = None
         if versions:
-            manifest = replace(_MANIFEST, signature=SIGNATURE)
+            manifest = replace(self.manifest, signature=SIGNATURE)
             old = self.states[-1][1] if self.states else None
             models = {} if old is None else old.versions
             made = {
@@ -298,6 +310,8 @@ class Simulation:
             app = App(self, random)
             self.apps.append(app)
             self.let_act(app, ("calls",) * 5 + ("cancel", "reset", "vanish"), random)
+        elif kind == "neighbour":
+            self.neighbour.begin()
         elif kind == "reload":
             versions = sorted(random.sample("123456789", random.choice((1, 2, 3))), reverse=True)
             share = random.choice((0.0, 0.3, 1.0))
@@ -366,15 +380,19 @@ class Simulation:
     def run(self):
         """Let it all happen; return the first thing that is wrong, if any."""
         polls = self.random.random() < 0.2
-        with _errors(self), clocks(self), patch.object(h2, "may_poll", return_value=polls):
+        with (
+            _errors(self), clocks(self), neighbour.clocks(self),
+            patch.object(h2, "may_poll", return_value=polls),
+        ):  # fmt: skip
             self.server.open()
             self.loop = self.server.loop
             self.loop.add(open_web(self, self.queries))
             for number, (at_s, kind) in self.plan.items():
                 self.after(at_s, self.act, kind, Random(f"{self.seed} {number}"))
             self.after(CALM_S, self.calm)
-            self.after(PROBE_S, self.probe)
-            self.after(DRAIN_S, self.drain)
+            more_s = 0.0 if self.neighbour is None else neighbour.LAST_S
+            self.after(PROBE_S + more_s, self.probe)
+            self.after(DRAIN_S + more_s, self.drain)
             while not self.failure and not self.is_over:
                 try:
                     self.num_turns += 1
@@ -476,12 +494,6 @@ class Simulation:
         return blake2b(repr((self.story, crcs, self.now_s)).encode(), digest_size=8).hexdigest()
 
 
-_MANIFEST = Manifest(
-    name="digits", version="1", test_accuracy=None, digests={}, golden_probabilities={},
-    golden_images=np.empty((0, 0), np.uint8),
-)  # fmt: skip
-
-
 def more(seed, kept):
     """Draw the applications' steps, from 100 on: apart, so that the others do not change."""
     random, actions = Random(f"more {seed}"), {}
@@ -510,9 +522,11 @@ def _errors(simulation):
 
     class Handler(logging.Handler):
         def emit(self, record):
-            if record.levelno >= logging.ERROR and not record.getMessage().startswith("a batch of"):
+            text = record.getMessage()
+            is_expected = text.startswith(("a batch of", f"model {neighbour.NAME} is NOT_SERVING"))
+            if record.levelno >= logging.ERROR and not is_expected:
                 error = record.exc_info[1] if record.exc_info else ""
-                simulation.fail(f"logged: {record.getMessage()}: {error!r}")
+                simulation.fail(f"logged: {text}: {error!r}")
 
     handler, before = Handler(), log.propagate
     log.addHandler(handler)
