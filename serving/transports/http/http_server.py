@@ -24,8 +24,9 @@ _BACKLOG = 256
 _MAX_CONNECTIONS = 1024
 _SHARE_OF_FILES = 0.25
 """HTTP's share of the file descriptors."""
-_NUM_PROCESSES, _PROCESS_BYTES, _JOB_S = 3, 72 << 20, 10.0
-"""The processes for pictures and JSON: 300 MB in all, including shared memory."""
+_NUM_PROCESSES, _PROCESS_BYTES, _JOB_S = 3, 192 << 20, 10.0
+"""The processes for pictures and JSON, and the memory of each beyond its start: 24 MB of numbers, a
+picture of 640 x 640 in colour, take some 150."""
 _MODULES = ("serving.transports.http.inference",)
 
 

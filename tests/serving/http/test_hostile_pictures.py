@@ -91,7 +91,7 @@ def test_deadline_ends_the_work(dots, server, peer):
     ("path", "shape"), [("/v1/digits", (8_900, 8_900)), ("/v1/numbers", (1, 80_000_000))]
 )
 def test_picture_too_large_for_its_process_is_refused_undecoded(shape, path, server, peer):
-    picture = png(np.full(shape, 255, np.uint8))
+    picture = png(np.full((*shape, 3), 255, np.uint8))  # 4 bytes a pixel
     reply = peer.post(path, picture)
     assert reply.status == 413
     assert "take too much memory" in reply.json["detail"]

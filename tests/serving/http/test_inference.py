@@ -58,7 +58,7 @@ def test_name_of_a_parameter_that_is_no_text_is_refused(http):
 def test_long_json_is_read_in_the_memory_that_there_is(http, images):
     body = json.dumps({"inputs": [tensor(images[:1], data=images[:1].tolist())]}).encode()
     assert http.post(INFER, body + b" " * (8 << 20)).status == 200
-    reply = http.post(INFER, b'{"inputs": [' + b"[]," * (2 << 20) + b"[]]}")
+    reply = http.post(INFER, b'{"inputs": [' + b"[]," * (8 << 20) + b"[]]}")
     assert (reply.status, reply.json["detail"]) == (413, "it needs too much memory")
 
 
@@ -217,7 +217,11 @@ def url(tmp_path_factory):
     total = graphs.model(
         [node("ReduceSum", ["x"], ["y"], keepdims=0)], rows, [value("y", "FP32", [])]
     )
-    for name, model in (("two", two), ("one", one), ("text", text), ("total", total)):
+    picture = graphs.model(
+        [node("GlobalAveragePool", ["x"], ["y"])], [value("x", "FP32", ["N", 3, 640, 640])],
+        [value("y", "FP32", ["N", 3, 1, 1])])  # fmt: skip
+    served = {"two": two, "one": one, "text": text, "total": total, "picture": picture}
+    for name, model in served.items():
         (folder / name / "1").mkdir(parents=True)
         graphs.save(model, folder / name / "1")
     with started(serve_command(folder, "--http-port", "0")) as server:
@@ -236,7 +240,7 @@ def ask(url, path, body=None):
 
 
 def test_rows_are_answered(url):
-    assert ask(url, "/v1/models") == (200, {"models": ["one", "text", "total", "two"]})
+    assert ask(url, "/v1/models") == (200, {"models": ["one", "picture", "text", "total", "two"]})
     assert ask(url, "/v1/models/one") == (200, {"name": "one", "ready": True})
     rows = [[1.0, 2.0, 4.0, 0.5], [1.0, 1.0, 1.0, 1.0]]
     code, answer = ask(url, "/v1/models/one:predict", {"instances": rows})
@@ -252,6 +256,19 @@ def test_rows_are_answered(url):
     _, answer = ask(url, "/v1/models/one:predict", {"instances": [[0.0, 1.0, 1.0, -1.0]]})
     assert answer["predictions"][0][:2] == [-np.inf, 0]
     assert np.isnan(answer["predictions"][0][3])
+
+
+def test_picture_of_floats_fits_into_json(url):
+    """As doubles, the longest way to write them: 24 MB, in a process with a limit of memory."""
+    array = np.random.default_rng(0).random((1, 3, 640, 640))
+    tensor = {"name": "x", "datatype": "FP32", "shape": array.shape, "data": array.ravel().tolist()}
+    code, answer = ask(url, "/v2/models/picture/infer", {"inputs": [tensor]})
+    assert code == 200, answer
+    means = array.mean((0, 2, 3))
+    np.testing.assert_allclose(answer["outputs"][0]["data"], means, rtol=1e-4)
+    code, answer = ask(url, "/v1/models/picture:predict", {"instances": array.tolist()})
+    assert code == 200, answer
+    np.testing.assert_allclose(np.ravel(answer["predictions"]), means, rtol=1e-4)
 
 
 def test_number_without_axes_is_a_prediction(url):
