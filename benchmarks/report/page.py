@@ -9,6 +9,8 @@ from benchmarks.run.result_file import Results, UnusableResults
 
 BEGIN, END = "<!-- benchmarks: written by `make bench-readme` -->", "<!-- /benchmarks -->"
 
+PICTURE = "![Rates by calls in flight, and latency by percentile](benchmarks/results/bench.svg)"
+
 
 def write(results: Results, path: Path) -> Path:
     """Write NAME.md and NAME.svg beside NAME.json, and return the page's path."""
@@ -40,8 +42,17 @@ def machine(results: Results) -> str:
 
 def readme_section(results: Results) -> str:
     """Return the text between the README's two markers, with them."""
-    table = tables.targets(Figures(results))
-    return f"{BEGIN}\n\n{table.markdown()}\n\n{table.note} {machine(results)}\n\n{END}"
+    figures = Figures(results)
+    table, tails = tables.targets(figures), tables.tails(figures)
+    parts = [
+        BEGIN,
+        table.markdown(),
+        tails.markdown(),
+        PICTURE,
+        f"{table.note} {machine(results)}",
+        END,
+    ]
+    return "\n\n".join(parts)
 
 
 def update_readme(readme: Path, results: Results) -> bool:

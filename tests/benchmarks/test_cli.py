@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import onnx.parser
 import pytest
 
 from benchmarks.cli import main, parser, suite_of
+from benchmarks.report import picture
+from benchmarks.run import result_file
 from benchmarks.run.result_file import UnusableResults
 from benchmarks.run.runner import SUITES, specs
 from tests.benchmarks.made_up import three_rounds
@@ -149,3 +152,13 @@ def test_settings_a_target_lacks_are_left_out():
         "plain",
         "h2", "h2 x2", "h2 int8", "h2 int8 x2", "h2 cuda", "h2 cuda x2",
     ]  # fmt: skip
+
+
+def test_picture_beside_the_results_is_theirs():
+    drawn = picture.svg(result_file.load(ROOT / "benchmarks/results/bench.json"))
+    assert drawn == (ROOT / "benchmarks/results/bench.svg").read_text()
+    parsed = ElementTree.fromstring(drawn)
+    assert "in flight, calls/s: " in parsed.attrib["aria-label"]
+    widths = [float(each.attrib["width"]) for each in parsed.iter() if each.tag.endswith("rect")]
+    assert max(widths) <= 360
+    assert min(widths) > 0
