@@ -73,6 +73,7 @@ def test_numbers_texts_and_files_are_sent(page, folder):
 def test_picture_has_its_classes(page, folder):
     Image.new("RGB", (300, 200), (20, 200, 30)).save(folder / "green.png")
     flowers = section(page, "flowers")
+    assert page.locator(".picture").filter(visible=True).count() == 1, "of no other model"
     flowers.locator(".picture input").set_input_files(folder / "green.png")
     flowers.locator("button").click()
     expect(flowers.locator(".bars li").first).to_contain_text("tulip")

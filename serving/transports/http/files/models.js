@@ -136,10 +136,11 @@ async function inferred({ name, version, inputs, outputs }, form) {
   return ask(url, { method: "POST", headers, body: new Blob([head, ...parts]) });
 }
 
-// Numbers in brackets or without, or a text; nothing is zeros.
+// Numbers in brackets or without, or a text; nothing is zeros, or empty texts: a length of 0 each.
 function fromText({ datatype, shape }, text) {
-  if (!text.trim() && datatype !== "BYTES") {
-    return { shape, bytes: new ArrayBuffer(product(shape) * bytesOf(datatype)) };
+  if (!text.trim() && (datatype !== "BYTES" || product(shape) > 1)) {
+    const size = datatype === "BYTES" ? 4 : bytesOf(datatype);
+    return { shape, bytes: new ArrayBuffer(product(shape) * size) };
   }
   let value = text;
   for (const candidate of [text, `[${text}]`]) {
