@@ -2,13 +2,16 @@
 
 import ctypes
 import os
+import queue
 import resource
 import signal
 import sys
+import threading
 
 import pytest
 
 from serving import Client
+from serving.system.host import Threads
 from tests.support.servers import ended, running_server, serve_command
 
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
@@ -97,3 +100,16 @@ def test_signal_that_another_thread_gets_is_handled(run, number):
     script = SCRIPT.format(run=run, number=int(number))
     done = ended([sys.executable, "-c", script], check=True)
     assert done.stdout.split() == ["ready", str(int(number))]
+
+
+def test_runners_stand_back_behind_the_thread_that_answers():
+    """Else callers of one model wait for the end of another's run where both share a core."""
+    found, threads = queue.SimpleQueue(), Threads(1)
+
+    def work():
+        found.put(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return lambda: None
+
+    threads.put(work, lambda task: None)
+    assert found.get(timeout=10) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
+    threads.close()
