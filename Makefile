@@ -56,7 +56,7 @@ bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisi
 
 bench-readme: $(INSTALLED)  ## measure the README's table: PEERS=triton=oip://HOST:PORT, and our servers
 	$(RUN) -m benchmarks run --targets $(PEERS)plain,h2-infer --precision fp32,int8 \
-		--scenarios SingleStream,ClosedLoop,NewHeaders,Offline --callers 8,256 --batches 128 --rounds 5 \
+		--scenarios SingleStream,ClosedLoop,NewHeaders,Offline --callers 8,256 --batches 128 --rounds 3 \
 		--seconds 2 \
 		--output benchmarks/results/bench.json
 	$(RUN) -m benchmarks plot --readme README.md
