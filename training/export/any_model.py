@@ -1,7 +1,6 @@
 """Export of any Keras model: several inputs and outputs, tokens, no classifier of images."""
 
 import logging
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import tf2onnx
 
 from training import commandline
 from training.errors import ExportError, UnusableInput, first_line
-from training.export import parity
+from training.export import parity, samples
 from training.export.graph import IR_VERSION, OPSET, complement, with_captures
 from training.export.repository import publish
 
@@ -106,13 +105,7 @@ def _draw(model: keras.Model, names: list[str]) -> Arrays:
 
 def _read(path: Path, model: keras.Model, names: list[str]) -> Arrays:
     """Read an array for each input, of as many rows each."""
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
-    except OSError as err:
-        raise UnusableInput(f"cannot read {path}: {err.strerror or err}") from err
-    except (EOFError, ValueError, TypeError, zipfile.BadZipFile) as err:
-        raise UnusableInput(f"cannot read {path}: expected an NPZ file of arrays") from err
+    arrays = samples.load(path)
     if missing := [name for name in names if name not in arrays]:
         raise UnusableInput(f"{path}: expected arrays {', '.join(names)}, got {sorted(arrays)}; "
                             f"{missing[0]} is missing")  # fmt: skip

@@ -24,12 +24,26 @@ class Samples(NamedTuple):
         return Samples(self.images[1::2], None if self.labels is None else self.labels[1::2])
 
 
+def load(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of an NPZ file, by name.
+
+    Raises:
+        UnusableInput: the file can't be read.
+    """
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except OSError as err:
+        raise UnusableInput(f"cannot read {path}: {err.strerror or err}") from err
+    except (EOFError, ValueError, TypeError, zipfile.BadZipFile) as err:
+        raise UnusableInput(f"cannot read {path}: expected an NPZ file of arrays") from err
+
+
 def are_images(path: Path) -> bool:
     """Return whether a file is to be read as images; any that can't be read is."""
     try:
-        with np.load(path) as file:
-            return set(file) <= {"images", "labels"}
-    except Exception:  # `read` says why
+        return load(path).keys() <= {"images", "labels"}
+    except UnusableInput:  # `read` says why
         return True
 
 
@@ -47,13 +61,7 @@ def read(path: Path, num_classes: int) -> tuple[Samples, tuple[int, ...]]:
     Raises:
         UnusableInput: the file can't be read, or an array in it is missing or unfit.
     """
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
-    except OSError as err:
-        raise UnusableInput(f"cannot read {path}: {err.strerror or err}") from err
-    except (EOFError, ValueError, TypeError, zipfile.BadZipFile) as err:
-        raise UnusableInput(f"cannot read {path}: expected an NPZ file of arrays") from err
+    arrays = load(path)
     images, labels = arrays.get("images"), arrays.get("labels")
     if images is None:
         raise UnusableInput(f"{path}: expected an array `images`, got {sorted(arrays)}")
