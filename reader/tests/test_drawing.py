@@ -48,7 +48,7 @@ def test_undo_takes_the_last_stroke_back(undo: str, page: Page) -> None:
         expect(note).to_contain_text("% sure")
         page.click("#undo") if undo == "click" else page.keyboard.press(undo)
     expect(answer).to_have_text("")
-    expect(note).to_have_text("")
+    expect(note).to_have_text("The answer appears here, while you draw.")
 
 
 SCRAWLS = {
