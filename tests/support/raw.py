@@ -89,7 +89,7 @@ class Peer:
 
 
 NAMES = {784: "digits", 1024: "letters", 64: "glyphs"}
-"""The model that takes images of so many pixels."""
+"""Number of pixels of an image to the model that takes it."""
 
 
 def raw_request(images, **fields):
