@@ -293,17 +293,17 @@ class Server:
             stuck_models=self.health.stuck_models,
             usage=Usage.now(),
             counts=router.metrics.snapshot(),
+            request=next(map(self._request, router.routes.values()), ""),
         )
 
     def _served(self, route: Route) -> Iterator[Served]:
         versions = route.versions
         canary = versions.canary.version if versions.canary else None
         roles = {versions.default_version: "default", canary: "canary"}
-        request = self._request(route)
         for version, model in versions.versions.items():
             num_classes = 0 if model.signature is None else model.signature.num_classes
             facts = version, model.device, model.precision, self.transport
-            yield Served(route.name, *facts, roles.get(version, ""), num_classes, request)
+            yield Served(route.name, *facts, roles.get(version, ""), num_classes)
 
     def _request(self, route: Route) -> str:
         """Return a command that calls a model."""
@@ -386,7 +386,7 @@ def announce(
         line = " ".join(["serving", *(f"{name}={fact}" for name, fact in facts.items())])
     logs.print_line(line, sys.stdout)  # the server serves even if nobody reads it
     if log_format == "text":
-        for line in ([str(more["http"])] if "http" in more else []) + [models[0].request]:
+        for line in ([str(more["http"])] if "http" in more else []) + [report.request]:
             logs.print_line(f"try it: {line}", sys.stdout)
     notify("READY=1")
 

@@ -48,11 +48,8 @@ def _metrics(report: Report) -> Iterator[Metric]:
 
 def _of_models(report: Report) -> Iterator[Metric]:
     """Yield what is counted by version."""
-    models = {(served.name, served.version): ModelCounts() for served in report.models}
-    models = {label: report.counts.models.get(label, none) for label, none in models.items()} | {
-        label: counts for label, counts in report.counts.models.items() if label not in models
-    }
     classes = {(served.name, served.version): served.num_classes for served in report.models}
+    models = {label: ModelCounts() for label in classes} | report.counts.models
     requests = CounterMetricFamily(
         "serving_requests", "Calls that have ended.", labels=(*_VERSION, "method", "status")
     )

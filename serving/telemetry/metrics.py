@@ -275,8 +275,6 @@ class Served(NamedTuple):
     """"default", "canary", or empty: answers only calls that name it, or one of its labels."""
     num_classes: int
     """Of a classifier; 0 of other models."""
-    request: str = ""
-    """A command that calls it."""
 
 
 class Readiness(NamedTuple):
@@ -308,6 +306,8 @@ class Report(NamedTuple):
     """The counts so far."""
     stuck_models: frozenset[str] = frozenset()
     """Models that do not answer, or wrongly."""
+    request: str = ""
+    """A command that calls the first model."""
 
     def ended(self) -> "Report":
         """Return the report of a process that has ended: its models, and zeros."""
@@ -330,4 +330,5 @@ def total(reports: list[Report], earlier: Counts) -> Report:
         usage=Usage(*map(sum, zip(*usages, strict=True))),
         counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
         stuck_models=frozenset[str]().union(*(report.stuck_models for report in reports)),
+        request=reports[0].request,
     )

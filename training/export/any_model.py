@@ -1,7 +1,6 @@
 """Export of any Keras model: several inputs and outputs, tokens, no classifier of images."""
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import tensorflow as tf
-import tf2onnx
 
 from training import commandline
 from training.errors import ExportError, UnusableInput, first_line
 from training.export import parity, samples
-from training.export.graph import IR_VERSION, OPSET, complement, with_captures
+from training.export.graph import IR_VERSION, from_function
 from training.export.repository import publish
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -45,7 +43,7 @@ def export(model: keras.Model, samples_file: Path | None, models: Path, name: st
         ExportError: it can't be converted, or the graph does not answer as Keras does. Nothing is
             published.
     """
-    flat = keras.Model(model.inputs, model.outputs)  # by position, whatever its structure was
+    flat = keras.Model(model.inputs, model.outputs)  # lists in place of dicts or nests
     inputs = _names([each.name for each in model.inputs])
     outputs = _names(list(flat.output_names))
     if texts := [n for n, each in zip(inputs, model.inputs, strict=True) if each.dtype == "string"]:
@@ -54,7 +52,8 @@ def export(model: keras.Model, samples_file: Path | None, models: Path, name: st
     feeds = _draw(model, inputs) if samples_file is None else _read(samples_file, model, inputs)
     try:
         with tf.device("/CPU:0"):
-            expected = _answers(flat, [tf.constant(feeds[each]) for each in inputs])
+            found = _outputs(flat, [tf.constant(feeds[each]) for each in inputs])
+            expected = [*map(np.asarray, found)]
     except Exception as err:  # layers raise any exception
         raise UnusableInput(f"the model fails on these inputs: {first_line(err)}") from err
     proto = _convert(flat, inputs, outputs)
@@ -78,9 +77,10 @@ def _names(found: list[str]) -> list[str]:
     return [f"{n}_{i}" if plain.count(n) > 1 else n for i, n in enumerate(plain)]
 
 
-def _answers(model: keras.Model, arrays: list[Any]) -> list[npt.NDArray[Any]]:
-    found = model(arrays[0] if len(arrays) == 1 else arrays, training=False)
-    return [np.asarray(each) for each in (found if isinstance(found, list | tuple) else [found])]
+def _outputs(model: keras.Model, arrays: Sequence[Any]) -> Sequence[Any]:
+    """Run a model; return its outputs, of which it may have only one."""
+    found = model(arrays[0] if len(arrays) == 1 else [*arrays], training=False)
+    return found if isinstance(found, list | tuple) else [found]
 
 
 def _shape(tensor: Any, num_rows: int) -> tuple[int, ...]:
@@ -128,17 +128,11 @@ def _convert(model: keras.Model, inputs: list[str], outputs: list[str]) -> onnx.
              for each, name in zip(model.inputs, inputs, strict=True)]  # fmt: skip
 
     def run(*arrays: tf.Tensor) -> Mapping[str, tf.Tensor]:
-        found = model(arrays[0] if len(arrays) == 1 else list(arrays), training=False)
-        found = found if isinstance(found, list | tuple) else [found]
-        return {name: tf.identity(each) for name, each in zip(outputs, found, strict=True)}
+        found = zip(outputs, _outputs(model, arrays), strict=True)
+        return {name: tf.identity(each) for name, each in found}
 
-    function = tf.function(run)
-    logging.disable()  # failures are raised
     try:
-        proto: onnx.ModelProto = tf2onnx.convert.from_function(
-            function, specs, opset=OPSET, custom_op_handlers={"Erfc": (complement, ["Erf"])}
-        )[0]
-        with_captures(proto.graph, function.get_concrete_function(*specs))
+        proto = from_function(run, specs)
         for value in (*proto.graph.input, *proto.graph.output):
             for number, size in enumerate(value.type.tensor_type.shape.dim):
                 if not size.dim_value:
@@ -147,8 +141,6 @@ def _convert(model: keras.Model, inputs: list[str], outputs: list[str]) -> onnx.
         onnx.checker.check_model(proto, full_check=True)
     except Exception as err:  # tf2onnx and Keras's layers raise any exception
         raise ExportError(f"cannot convert the model to ONNX: {first_line(err)}") from err
-    finally:
-        logging.disable(logging.NOTSET)
     return proto
 
 

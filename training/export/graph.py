@@ -4,7 +4,7 @@ That of digits is Cast, four times MatMul + Add + Relu, and a Softmax in place o
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -63,31 +63,35 @@ def _by_tf2onnx(model: keras.Model) -> GraphProto:
         return {"probabilities": tf.cast(model(pixels, training=False), tf.float32)}
 
     flat = tf.TensorSpec((None, np.prod(model.input_shape[1:])), tf.uint8, name="images")
-    function = tf.function(classify)
+    return from_function(classify, [flat]).graph
+
+
+def from_function(run: Callable[..., object], specs: Sequence[tf.TensorSpec]) -> onnx.ModelProto:
+    """Have tf2onnx convert the operations that TensorFlow records of a function.
+
+    Constants, as of Normalization, which tf2onnx takes for inputs, become initializers.
+    """
+    function = tf.function(run)
     logging.disable()  # failures are raised
     try:
         proto: onnx.ModelProto = tf2onnx.convert.from_function(
-            function, [flat], opset=OPSET, custom_op_handlers={"Erfc": (complement, ["Erf"])}
+            function, specs, opset=OPSET, custom_op_handlers={"Erfc": (_complement, ["Erf"])}
         )[0]
     finally:
         logging.disable(logging.NOTSET)
-    return with_captures(proto.graph, function.get_concrete_function(flat))
-
-
-def with_captures(graph: GraphProto, function: Any) -> GraphProto:
-    """Add the constants, as of Normalization, that tf2onnx takes for inputs."""
+    graph, captures = proto.graph, function.get_concrete_function(*specs).graph.captures
     used = {name for node in graph.node for name in node.input}
-    for tensor, placeholder in function.graph.captures:
+    for tensor, placeholder in captures:
         if placeholder.name in used:
             graph.initializer.append(numpy_helper.from_array(tensor.numpy(), placeholder.name))
-    captured = {placeholder.name for _, placeholder in function.graph.captures}
+    captured = {placeholder.name for _, placeholder in captures}
     inputs = [each for each in graph.input if each.name not in captured]
     del graph.input[:]
     graph.input.extend(inputs)
-    return graph
+    return proto
 
 
-def complement(graph: Any, node: Any, name: str, _: object) -> None:
+def _complement(graph: Any, node: Any, name: str, _: object) -> None:
     """Write erfc(x), which is in TensorFlow's gelu but not in ONNX, as 1 - erf(x)."""
     answer = node.output[0]
     one = np.ones(1, helper.tensor_dtype_to_np_dtype(graph.get_dtype(answer)))
