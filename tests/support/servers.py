@@ -92,6 +92,15 @@ def ended(command, **options):
     return subprocess.run(command, **usual | options)
 
 
+def prepared(statements, command):
+    """A command whose process runs these statements of Python before it becomes the program.
+
+    A preexec_fn would run gRPC's handlers of a fork, which write to the child's stderr.
+    """
+    run = f"import os, sys\n{statements}\nos.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", run, *command]
+
+
 ONE = digits_pb2.ClassifyResponse(
     digits=[7], probabilities=[0.1] * 10, model_version="1"
 ).SerializeToString()

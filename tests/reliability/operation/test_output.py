@@ -11,7 +11,7 @@ import pytest
 
 from serving import Client
 from serving.errors import DigitsError
-from tests.support.servers import STOP_TIMEOUT_S, serve_command, wait_until
+from tests.support.servers import STOP_TIMEOUT_S, prepared, serve_command, wait_until
 
 WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
 
@@ -59,12 +59,12 @@ def free_port():
 
 
 def serves_and_stops(
-    models, images, *options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, prepare=None
+    models, images, *options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, prepare="pass"
 ):
     """Start a server, call it while it logs, and stop it."""
     port = free_port()
     command = serve_command(models, "--port", str(port), "--drain", "5", *options)
-    process = subprocess.Popen(command, stdout=stdout, stderr=stderr, preexec_fn=prepare)
+    process = subprocess.Popen(prepared(prepare, command), stdout=stdout, stderr=stderr)
     try:
         with Client(f"127.0.0.1:{port}") as client:
 
@@ -101,7 +101,7 @@ def test_output_that_nobody_reads_harms_nothing(models, images, stream, sink, wo
 @WORKERS
 def test_closed_outputs_harm_nothing(models, images, workers):
     options = ("--workers", workers)
-    serves_and_stops(models, images, *options, prepare=lambda: os.closerange(0, 3))
+    serves_and_stops(models, images, *options, prepare="os.closerange(0, 3)")
 
 
 def test_error_that_nobody_reads_ends_the_server_all_the_same(tmp_path):

@@ -1,9 +1,7 @@
 """A system that lacks something: the server serves anyway, or says why not in one line."""
 
-import ctypes
 import os
 import queue
-import resource
 import signal
 import sys
 import threading
@@ -12,9 +10,7 @@ import pytest
 
 from serving import Client
 from serving.system.host import Threads
-from tests.support.servers import ended, running_server, serve_command
-
-_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
+from tests.support.servers import ended, prepared, running_server, serve_command
 
 
 def missing(folder):
@@ -43,12 +39,13 @@ def test_no_temporary_folder_is_needed(models, tmp_path, images, monkeypatch, ma
         assert server.stop() == 0
 
 
-def obey_permissions():
-    """Have file permissions count for root, too, from the next exec on."""
-    if os.geteuid() == 0:
-        libc = ctypes.CDLL(None)
-        for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
-            assert libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
+OBEY_PERMISSIONS = """
+import ctypes
+if os.geteuid() == 0:
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+        assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+"""
+"""Has file permissions count for root, too, from the next exec on."""
 
 
 def test_model_directory_without_permission_is_a_clear_line(tmp_path):
@@ -57,7 +54,7 @@ def test_model_directory_without_permission_is_a_clear_line(tmp_path):
     (model_dir / "1").mkdir()
     for closed in (tmp_path, model_dir, model_dir / "1"):
         closed.chmod(0)
-        result = ended(serve_command(tmp_path), preexec_fn=obey_permissions)
+        result = ended(prepared(OBEY_PERMISSIONS, serve_command(tmp_path)))
         closed.chmod(0o700)
         assert (result.returncode, result.stdout) == (2, "")
         *warnings, line = result.stderr.splitlines()
@@ -68,10 +65,8 @@ def test_model_directory_without_permission_is_a_clear_line(tmp_path):
 
 @pytest.mark.parametrize(("workers", "number"), [("1", 8), ("2", 32)])
 def test_too_few_descriptors_are_one_clear_line(models, workers, number):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
-
-    result = ended(serve_command(models, "--workers", workers), preexec_fn=limit)
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({number}, {number}))"
+    result = ended(prepared(limit, serve_command(models, "--workers", workers)))
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"digit-serving: ulimit -n is {number}: at least ")
