@@ -7,6 +7,7 @@ NaN and infinities are NaN, Infinity and -Infinity in both directions, as Triton
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
@@ -29,6 +30,7 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
 }
 """The elements of `data` for each kind of numpy's types, and their name."""
 
+_NUMBERS = re.compile(rb"\[[][0-9eE.+\-, \t\r\n]*")
 _MAX_AXES = 64
 """Of an array of numpy's; the product of more sizes may be too long to print, or take seconds."""
 
@@ -86,6 +88,70 @@ def _read_inputs(request: Any, head: dict[str, Any], rest: memoryview) -> tuple[
     return request, Form(is_binary, named)
 
 
+class Values(NamedTuple):
+    """Where the values of a request stand that has one input, all of it JSON.
+
+    A client's requests differ in them alone, most often. Then they are all that has to be read.
+    """
+
+    before: bytes
+    after: bytes
+    """The text around them."""
+    tensor: bytes
+    """The input, serialized, without its values."""
+
+    def of(self, body: bytes) -> bytes | None:
+        """Return the values' text in another request; None if more than they may be different."""
+        before, after = self.before, self.after
+        if len(body) < len(before) + len(after) or not body.startswith(before):
+            return None
+        return body[len(before) : len(body) - len(after)] if body.endswith(after) else None
+
+
+def find_values(body: bytes, tensor: Any) -> Values | None:
+    """Return where the values of a request's only input stand, a list of numbers or of such lists.
+
+    Args:
+        body: a good request, all of it JSON.
+        tensor: its input.
+    """
+    begin = body.find(b"[", body.find(b'"data"'))
+    found = _NUMBERS.match(body, max(0, begin))
+    if found is None:
+        return None
+    end = begin + len(found[0].rstrip(b", \t\r\n"))
+    values, document = Values(body[:begin], body[end:], tensor.SerializeToString()), _json(body)
+    try:  # another list there has to be the only difference, wherever the search went wrong
+        others = [orjson.loads(values.before + text + values.after) for text in (b"[]", b"[0]")]
+    except ValueError:
+        return None
+    for data, other in zip(([], [0]), others, strict=True):
+        document["inputs"][0]["data"] = data
+        if document != other:
+            return None
+    return values
+
+
+def read_values(text: bytes, tensor: bytes) -> bytes | None:
+    """Decode an input's values; None if they are not JSON, or not as JSON has numbers.
+
+    Args:
+        text: see `Values.of`.
+        tensor: see `Values`.
+
+    Returns:
+        Raw contents.
+
+    Raises:
+        InvalidRequest: see `read_infer`.
+    """
+    try:
+        data = orjson.loads(text)
+    except ValueError:
+        return None
+    return _raw(data, inference_pb.ModelInferRequest.InferInputTensor.FromString(tensor), text)
+
+
 def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
     """Encode an inference response with raw contents.
 
@@ -114,23 +180,17 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
 
 
 def _values(array: Array) -> Any:
-    """Return an output as orjson takes it: an array, but scalars, texts, and what JSON lacks."""
-    is_float = array.dtype.kind == "f"
-    if not array.ndim or array.dtype.kind == "O" or (is_float and not np.isfinite(array).all()):
+    """Return an output as orjson takes it: an array, but scalars, texts and float16."""
+    if not array.ndim or array.dtype.kind == "O":
         return array.tolist()
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _written(document: dict[str, Any]) -> bytes:
-    is_plain = all(
-        isinstance(each.get("data"), np.ndarray | None)
-        or not any(isinstance(value, float) for value in each["data"])
-        for each in document["outputs"]
-    )
-    if is_plain:
-        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    # orjson would write null for NaN and infinities.
-    return json.dumps(document, default=np.ndarray.tolist).encode()
+    data = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in data:  # orjson's NaN and infinities, or part of a name
+        data = json.dumps(document, default=lambda each: each.tolist()).encode()
+    return data
 
 
 def read_instances(body: bytes, name: str, inputs: Sequence[tuple[str, str]]) -> bytes:
@@ -196,10 +256,7 @@ def write_predictions(response: bytes) -> bytes:
     elif len(numbers) == 1 and -1 not in numbers:
         rows = zip(*arrays.values(), strict=True)
         predictions = [dict(zip(arrays, row, strict=True)) for row in rows]
-    document = {"predictions": predictions}
-    if all(isinstance(array, np.ndarray) for array in arrays.values()):
-        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    return json.dumps(document, default=lambda each: each.tolist()).encode()
+    return _written({"predictions": predictions})
 
 
 def _check_size(name: str, shape: list[int]) -> None:
@@ -281,8 +338,14 @@ def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryvi
     return rest[size:]
 
 
-def _raw(data: Any, tensor: Any) -> bytes:
-    """Encode the values of an input, a list or lists of such lists, as raw contents."""
+def _raw(data: Any, tensor: Any, text: bytes = b"") -> bytes:
+    """Encode the values of an input, a list or lists of such lists, as raw contents.
+
+    Args:
+        data: the values.
+        tensor: the input, with its datatype and shape.
+        text: the values as JSON, if they stand alone.
+    """
     datatype, shape = tensor.datatype, list(tensor.shape)
     dtype = DTYPES.get(datatype)
     if dtype is None:
@@ -305,7 +368,7 @@ def _raw(data: Any, tensor: Any) -> bytes:
         # the e of true or false.
         with suppress(TypeError, ValueError):
             raw = bytes(data)
-            if b"e" not in orjson.dumps(data):
+            if b"e" not in (text or orjson.dumps(data)):
                 return raw
     types, words = _JSON_TYPES[dtype.kind]
     if not types.issuperset(map(type, data)):

@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from serving.errors import InvalidRequest, Unsupported
 from serving.protocols.oip import infer, inference_pb, rest
@@ -85,7 +85,7 @@ class Inference:
         target, signature = infer.find(self._router, name, "")
         inputs = [(each.name, each.datatype) for each in signature.inputs]
         work = rest.read_instances, call.body, name, inputs
-        packed = await call.work(*work, size=len(call.body))
+        packed = await _read(call, len(call.body), *work)
         message = inference_pb.ModelInferRequest.FromString(packed)
         inference = infer.decode(self._router, target, message, signature)
         encoder = infer.InferEncoder(target, None, inference, name, signature, _as_it_is)
@@ -147,38 +147,74 @@ class Inference:
         return int(text)
 
     async def _infer(self, call: Exchange) -> Answer:
-        received_s, body = time.monotonic(), call.body
         name, version = call.plan.params["name"], call.plan.params.get("version", "")
         target, signature = infer.find(self._router, name, version)
+        known: _Known | None = call.plan.kept
+        if known is not None and known.encoder.target is not target:
+            known = None
+        if known is not None and (rows := await known.rows(call)) is not None:
+            return await _run(call, rows, known.encoder, known.form, call.deadline_s)
+        received_s, body = time.monotonic(), call.body
         json_bytes = self._json_bytes(call.plan)
         size = len(body) if json_bytes is None else json_bytes
         if size <= SMALL_BYTES:
             message, form = rest.read_infer(body, json_bytes, name, version)
         else:
-            work = body, json_bytes, name, version
-            is_inline = size <= _INLINE_BYTES
-            packed, form = read_packed(*work) if is_inline else await call.work(read_packed, *work)
+            packed, form = await _read(call, size, read_packed, body, json_bytes, name, version)
             message = inference_pb.ModelInferRequest.FromString(packed)
         inference = infer.decode(self._router, target, message, signature)
         facts = inference, name, signature
+        encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
         found = infer.raw_ending(message, inference, signature, _nothing_before)
-        if found is not None and _ends_with_tensors(
-            call, found[0], inference, signature, form, json_bytes
-        ):
+        if found is None or known is not None:
+            pass
+        elif json_bytes is None and signature.row_bytes and len(body) <= _INLINE_BYTES:
+            if values := rest.find_values(body, message.inputs[0]):
+                call.plan.kept = _Known(values, encoder, form)
+        elif _ends_with_tensors(call, found[0], inference, signature, form, json_bytes):
             raw = infer.RawEncoder(
                 target, call.plan.name, *facts, partial(_write_whole, call, form)
             )
             raw.layout, raw.before = found[1], _nothing_before
             call.learn(len(found[0]), raw)
-        encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
         left_s = math.inf if inference.timeout_s is None else inference.timeout_s
         deadline_s = min(call.deadline_s, received_s + left_s)
-        response = await call.run(inference.message, encoder, deadline_s)
-        named = zip(response.outputs, response.raw_output_contents, strict=True)
-        size = sum(len(raw) for tensor, raw in named if not form.wants_bytes(tensor.name))
-        if size <= _INLINE_OUTPUT_BYTES:
-            return _answer(*rest.write_infer(response, form))
-        return _answer(*await call.work(write_packed, response.SerializeToString(), form))
+        return await _run(call, inference.message, encoder, form, deadline_s)
+
+
+class _Known(NamedTuple):
+    """Requests of one connection that differ in the values of their input only."""
+
+    values: rest.Values
+    encoder: infer.InferEncoder
+    form: Form
+
+    async def rows(self, call: Exchange) -> bytes | None:
+        """Read the rows of another one; None if it may differ in more."""
+        text = self.values.of(call.body)
+        if text is None:
+            return None
+        rows: bytes | None = await _read(
+            call, len(text), rest.read_values, text, self.values.tensor
+        )
+        return rows
+
+
+async def _read(call: Exchange, size: int, function: Callable[..., Any], *args: Any) -> Any:
+    """Read JSON of so many bytes, here or in a process."""
+    return function(*args) if size <= _INLINE_BYTES else await call.work(function, *args)
+
+
+async def _run(
+    call: Exchange, rows: Any, encoder: infer.InferEncoder, form: Form, deadline_s: float
+) -> Answer:
+    """Have rows run, and write the answer."""
+    response = await call.run(rows, encoder, deadline_s)
+    named = zip(response.outputs, response.raw_output_contents, strict=True)
+    size = sum(len(raw) for tensor, raw in named if not form.wants_bytes(tensor.name))
+    if size <= _INLINE_OUTPUT_BYTES:
+        return _answer(*rest.write_infer(response, form))
+    return _answer(*await call.work(write_packed, response.SerializeToString(), form))
 
 
 def _predicted(plan: RoutedRequest) -> str:

@@ -183,6 +183,8 @@ class RoutedRequest:
         self.is_work = self.is_trusted = False
         self.headers: list[tuple[str, str]] = []
         """Of the answer."""
+        self.kept: Any = None
+        """Whatever the handler keeps for later requests with this head."""
 
     def get(self, name: str) -> str:
         """Return a header; empty if there is none."""

@@ -3,6 +3,8 @@
 import json
 import urllib.error
 import urllib.request
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,26 @@ def test_request_of_many_parts_is_refused_before_the_loop_reads_it(part, http, i
     reply = infer(http, request)
     assert reply.status == 400
     assert "expected at most" in reply.json["detail"]
+
+
+def test_each_request_of_a_connection_is_answered_for_itself(http, images):
+    """One that is like the one before but for its values is not read whole."""
+    rows = images[:3].tolist()
+    requests = [
+        *(tensor(images[:1], data=[row]) for row in rows),
+        tensor(images[:3], data=rows),
+        tensor(images[:1], data=[[*rows[0][1:], True]]),
+        tensor(images[:1], data=[rows[0][1:]]),
+        tensor(images[:1], data=[[*rows[0][1:], float("nan")]]),
+        tensor(images[:1], data=rows[0]),
+    ]
+    connection = HTTPConnection(http.url.rpartition("/")[2])
+    with closing(connection):
+        for request in requests:
+            body = json.dumps({"inputs": [request]})
+            connection.request("POST", INFER, body)
+            reply, alone = connection.getresponse(), http.post(INFER, body)
+            assert (reply.status, json.load(reply)) == (alone.status, alone.json)
 
 
 def test_flat_data_is_read_too(http, images):

@@ -1,0 +1,80 @@
+"""Values that are read alone, where a request is known but for them."""
+
+import json
+from contextlib import suppress
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import InvalidRequest
+from serving.protocols.oip import rest
+
+ODD = st.sampled_from([0.5, 1e300, -1, 300, True, None, "1", [1, 2]])
+GOOD = st.lists(st.integers(0, 255), min_size=4, max_size=4)
+NESTED = GOOD.map(lambda numbers: [numbers[:2], numbers[2:]])
+LISTS = st.one_of(GOOD, NESTED, st.tuples(GOOD, ODD).map(lambda both: [*both[0][:3], both[1]]))
+PARTS = st.sampled_from(
+    ["[", "]", "1", ",", " ", "NaN", "true", '"', "{", "}", '"data":', '"shape":[4]', "\\", "1e2"]
+)
+TEXTS = st.one_of(LISTS.map(json.dumps), st.lists(PARTS, max_size=12).map("".join))
+TOP = st.sampled_from([{}, {"parameters": {"a": '"data": [1]'}}, {"data": [7, 7, 7, 7]}])
+EXTRAS = st.sampled_from([{}, {"data ": [1]}, {'"data"': [7, 7, 7, 7]}])
+
+
+@st.composite
+def requests(draw):
+    """A request as text, and where the values of its input stand."""
+    shape = draw(st.sampled_from([[4], [2, 2]]))
+    datatype = draw(st.sampled_from(["UINT8", "FP32"]))
+    fields = {"name": "x", "shape": shape, "datatype": datatype, "data": "HERE", **draw(EXTRAS)}
+    order = draw(st.permutations(sorted(fields)))
+    document = {**draw(TOP), "inputs": [{name: fields[name] for name in order}]}
+    if draw(st.booleans()):
+        document["outputs"] = [{"name": "y", "parameters": {"binary_data": False}}]
+    separators = draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", " :\t")]))
+    before, _, after = json.dumps(document, separators=separators).partition('"HERE"')
+    return before, after
+
+
+def outcome(body):
+    try:
+        message, form = rest.read_infer(body, None, "m", "")
+    except InvalidRequest as err:
+        return str(err)
+    return message.raw_input_contents[0], message, form
+
+
+@given(requests(), st.one_of(GOOD, NESTED), TEXTS, st.sampled_from(["", " ", "}"]))
+def test_other_values_are_read_as_the_whole_request_would_be(request_, first, text, end):
+    before, after = request_
+    whole = f"{before}{json.dumps(first)}{after}".encode()
+    known = outcome(whole)
+    values = rest.find_values(whole, known[1].inputs[0])
+    body = f"{before}{text}{after}{end}".encode()
+    found = values and values.of(body)
+    if not found:
+        return
+    expected = outcome(body)
+    if isinstance(expected, str):
+        with suppress(InvalidRequest):
+            assert rest.read_values(found, values.tensor) is None
+    elif (raw := rest.read_values(found, values.tensor)) is not None:
+        assert raw == expected[0]
+        assert expected[1:] == (_with_values(known[1], raw), known[2])
+
+
+def _with_values(message, raw):
+    copy = type(message).FromString(message.SerializeToString())
+    copy.raw_input_contents[0] = raw
+    return copy
+
+
+def test_values_are_found_wherever_they_stand():
+    for text in ("[1,2,3,4]", "[[1, 2], [3, 4]]", "[[1,2],\n[3,4]]"):
+        for form in ('"data": %s, "shape": [2, 2]', '"shape": [2,2], "data":%s'):
+            body = '{"inputs": [{"name": "x", "datatype": "UINT8", %s}], "id": ""}' % (form % text)
+            message = rest.read_infer(body.encode(), None, "m", "")[0]
+            values = rest.find_values(body.encode(), message.inputs[0])
+            assert values is not None, body
+            assert values.of(body.encode()) == text.encode()
+            assert rest.read_values(text.encode(), values.tensor) == b"\1\2\3\4"
