@@ -342,7 +342,7 @@ class LoopCall:
 
     async def work(
         self, function: Callable[..., Result], *args: Any, size: int | None = None,
-        pool: Pool | None = None,
+        few_bytes: int = SMALL_BYTES, pool: Pool | None = None,
     ) -> Result:  # fmt: skip
         """Call a function where it may take long.
 
@@ -350,12 +350,13 @@ class LoopCall:
             function: of a module, unless `pool` is one of threads.
             args: its arguments.
             size: bytes that it reads or writes; here and now if they are few.
+            few_bytes: how many these may be.
             pool: where, if not in the port's.
 
         Raises:
             DigitsError: see the function.
         """
-        if size is not None and size <= SMALL_BYTES:
+        if size is not None and size <= few_bytes:
             return function(*args)
 
         def begin() -> None:
@@ -367,6 +368,17 @@ class LoopCall:
         self.is_running = True
         result: Result = await paused(begin)
         return result
+
+    async def others(self) -> None:
+        """Let other calls have their turn."""
+        steps = self._steps
+        assert steps is not None
+
+        def go_on() -> None:
+            if self._steps is steps:
+                self._step(steps.send, None)
+
+        await paused(partial(self.port.defer, go_on))
 
     def _end_work(self, future: "Future[Any]") -> None:
         if self._steps is None or future is not self._work:

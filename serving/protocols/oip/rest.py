@@ -30,6 +30,7 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
 }
 """The elements of `data` for each kind of numpy's types, and their name."""
 
+_BRACKETS = re.compile(rb"\[+")
 _NUMBERS = re.compile(rb"\[[][0-9eE.+\-, \t\r\n]*")
 _MAX_AXES = 64
 """Of an array of numpy's; the product of more sizes may be too long to print, or take seconds."""
@@ -97,30 +98,48 @@ class Values(NamedTuple):
     before: bytes
     after: bytes
     """The text around them."""
-    tensor: bytes
-    """The input, serialized, without its values."""
+    datatype: str
+    num_bytes: int
+    """Of the values as raw contents."""
 
-    def of(self, body: bytes) -> bytes | None:
-        """Return the values' text in another request; None if more than they may be different."""
-        before, after = self.before, self.after
-        if len(body) < len(before) + len(after) or not body.startswith(before):
-            return None
-        return body[len(before) : len(body) - len(after)] if body.endswith(after) else None
+    def parts(self, body: bytes, num_bytes: int) -> list[bytes]:
+        """Return the values' text in another request, cut into lists of some length.
+
+        Args:
+            body: the request.
+            num_bytes: the least length of each but the last.
+
+        Returns:
+            None of them if more than the values may be different.
+        """
+        end = len(body) - len(self.after)
+        begin, is_alike = len(self.before), body.startswith(self.before)
+        if not is_alike or end - begin < 2 or not body.endswith(self.after):
+            return []
+        # "[[[1, 2], [3]], [[4]]]" is cut at "]],".
+        found = _BRACKETS.match(body, begin, end)
+        cut = b"]" * (0 if found is None else found.end() - begin - 1) + b","
+        parts, begin = [], begin + 1
+        while (at := body.find(cut, begin + num_bytes, end)) > 0:
+            parts.append(b"[%b]" % body[begin : at + len(cut) - 1])
+            begin = at + len(cut)
+        return [*parts, b"[" + body[begin:end]]
 
 
-def find_values(body: bytes, tensor: Any) -> Values | None:
+def find_values(body: bytes, tensor: Any, raw: bytes) -> Values | None:
     """Return where the values of a request's only input stand, a list of numbers or of such lists.
 
     Args:
         body: a good request, all of it JSON.
         tensor: its input.
+        raw: the input's raw contents.
     """
     begin = body.find(b"[", body.find(b'"data"'))
     found = _NUMBERS.match(body, max(0, begin))
     if found is None:
         return None
     end = begin + len(found[0].rstrip(b", \t\r\n"))
-    values, document = Values(body[:begin], body[end:], tensor.SerializeToString()), _json(body)
+    values, document = Values(body[:begin], body[end:], tensor.datatype, len(raw)), _json(body)
     try:  # another list there has to be the only difference, wherever the search went wrong
         others = [orjson.loads(values.before + text + values.after) for text in (b"[]", b"[0]")]
     except ValueError:
@@ -132,24 +151,22 @@ def find_values(body: bytes, tensor: Any) -> Values | None:
     return values
 
 
-def read_values(text: bytes, tensor: bytes) -> bytes | None:
-    """Decode an input's values; None if they are not JSON, or not as JSON has numbers.
+def read_values(text: bytes, datatype: str) -> tuple[bytes, list[int]] | None:
+    """Decode a list of an input's values.
 
     Args:
-        text: see `Values.of`.
-        tensor: see `Values`.
+        text: see `Values.parts`.
+        datatype: see `Values`.
 
     Returns:
-        Raw contents.
-
-    Raises:
-        InvalidRequest: see `read_infer`.
+        Raw contents, and the sizes of the lists in the list; None if they can't be read so: the
+        whole request will show why.
     """
     try:
         data = orjson.loads(text)
-    except ValueError:
+        return _packed(_flat(data), datatype, text), _shape(data)[1:]
+    except (ValueError, InvalidRequest):
         return None
-    return _raw(data, inference_pb.ModelInferRequest.InferInputTensor.FromString(tensor), text)
 
 
 def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
@@ -338,31 +355,36 @@ def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryvi
     return rest[size:]
 
 
-def _raw(data: Any, tensor: Any, text: bytes = b"") -> bytes:
-    """Encode the values of an input, a list or lists of such lists, as raw contents.
-
-    Args:
-        data: the values.
-        tensor: the input, with its datatype and shape.
-        text: the values as JSON, if they stand alone.
-    """
+def _raw(data: Any, tensor: Any) -> bytes:
+    """Encode the values of an input, a list or lists of such lists, as raw contents."""
     datatype, shape = tensor.datatype, list(tensor.shape)
-    dtype = DTYPES.get(datatype)
-    if dtype is None:
+    if datatype not in DTYPES:
         raise InvalidRequest(
             f"expected datatype as one of {', '.join(DTYPES)}, got {quoted(datatype)}"
         )
-    if not isinstance(data, list):
-        raise InvalidRequest("expected data as a list")
-    while data and isinstance(data[0], list):
-        if set(map(type, data)) != {list} or len(set(map(len, data))) > 1:
-            raise InvalidRequest("expected data as lists of one depth and length")
-        data = list(chain.from_iterable(data))
+    data = _flat(data)
     if min(shape, default=0) >= 0 and len(data) != math.prod(shape):
         raise InvalidRequest(
             f"expected {math.prod(shape)} values of {quoted(tensor.name)} for the shape {shape}, "
             f"got {len(data)}"
         )
+    return _packed(data, datatype)
+
+
+def _flat(data: Any) -> list[Any]:
+    if not isinstance(data, list):
+        raise InvalidRequest("expected data as a list")
+    flat: list[Any] = data
+    while flat and isinstance(flat[0], list):
+        if set(map(type, flat)) != {list} or len(set(map(len, flat))) > 1:
+            raise InvalidRequest("expected data as lists of one depth and length")
+        flat = list(chain.from_iterable(flat))
+    return flat
+
+
+def _packed(data: list[Any], datatype: str, text: bytes = b"") -> bytes:
+    """Encode values as raw contents; `text` is the same as JSON, if it is known."""
+    dtype = DTYPES[datatype]
     if datatype == "UINT8":
         # Two thirds faster than the general way: only booleans pass for integers, and one shows by
         # the e of true or false.

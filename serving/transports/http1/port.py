@@ -276,8 +276,12 @@ class HttpPort(Port):
         self._app = app
         self._metrics = router.metrics
         self._router = router
-        self._loop = loop
-        self.clock, self.post, self.calls = loop.clock, loop.post, loop.calls
+        self.clock, self.post, self.calls, self.defer = (
+            loop.clock,
+            loop.post,
+            loop.calls,
+            loop.defer,
+        )
         self.pool = pool
         self.log = log
         self._num_bad, self._complained_s = 0, -math.inf
@@ -346,7 +350,7 @@ class HttpPort(Port):
     def _queue(self, peer: Peer) -> None:
         """Have the next request of a connection read, once it is its turn."""
         if peer.engine.phase is Phase.QUEUED and peer.state < State.LAST:
-            self._loop.defer(partial(self._advance_next, peer))
+            self.defer(partial(self._advance_next, peer))
 
     def _advance_next(self, peer: Peer) -> None:
         if peer.engine.phase is Phase.QUEUED and peer.state < State.LAST:

@@ -1,8 +1,8 @@
 """Values that are read alone, where a request is known but for them."""
 
 import json
-from contextlib import suppress
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +18,7 @@ PARTS = st.sampled_from(
 )
 TEXTS = st.one_of(LISTS.map(json.dumps), st.lists(PARTS, max_size=12).map("".join))
 TOP = st.sampled_from([{}, {"parameters": {"a": '"data": [1]'}}, {"data": [7, 7, 7, 7]}])
+SIZES = st.sampled_from([0, 1, 5, 99])
 EXTRAS = st.sampled_from([{}, {"data ": [1]}, {'"data"': [7, 7, 7, 7]}])
 
 
@@ -44,23 +45,27 @@ def outcome(body):
     return message.raw_input_contents[0], message, form
 
 
-@given(requests(), st.one_of(GOOD, NESTED), TEXTS, st.sampled_from(["", " ", "}"]))
-def test_other_values_are_read_as_the_whole_request_would_be(request_, first, text, end):
+@given(requests(), st.one_of(GOOD, NESTED), TEXTS, st.sampled_from(["", " ", "}"]), SIZES)
+def test_other_values_are_read_as_the_whole_request_would_be(request_, first, text, end, num_bytes):
     before, after = request_
     whole = f"{before}{json.dumps(first)}{after}".encode()
     known = outcome(whole)
-    values = rest.find_values(whole, known[1].inputs[0])
+    values = rest.find_values(whole, known[1].inputs[0], known[0])
     body = f"{before}{text}{after}{end}".encode()
-    found = values and values.of(body)
-    if not found:
-        return
     expected = outcome(body)
-    if isinstance(expected, str):
-        with suppress(InvalidRequest):
-            assert rest.read_values(found, values.tensor) is None
-    elif (raw := rest.read_values(found, values.tensor)) is not None:
+    raw = values and read(values, body, num_bytes)
+    if raw:
         assert raw == expected[0]
         assert expected[1:] == (_with_values(known[1], raw), known[2])
+
+
+def read(values, body, num_bytes):
+    """The raw contents, or None, as the paths of HTTP read them."""
+    parts = [rest.read_values(text, values.datatype) for text in values.parts(body, num_bytes)]
+    if not parts or None in parts or any(sizes != parts[0][1] for _, sizes in parts):
+        return None
+    raw = b"".join(raw for raw, _ in parts)
+    return raw if len(raw) == values.num_bytes else None
 
 
 def _with_values(message, raw):
@@ -69,12 +74,14 @@ def _with_values(message, raw):
     return copy
 
 
-def test_values_are_found_wherever_they_stand():
-    for text in ("[1,2,3,4]", "[[1, 2], [3, 4]]", "[[1,2],\n[3,4]]"):
-        for form in ('"data": %s, "shape": [2, 2]', '"shape": [2,2], "data":%s'):
-            body = '{"inputs": [{"name": "x", "datatype": "UINT8", %s}], "id": ""}' % (form % text)
-            message = rest.read_infer(body.encode(), None, "m", "")[0]
-            values = rest.find_values(body.encode(), message.inputs[0])
-            assert values is not None, body
-            assert values.of(body.encode()) == text.encode()
-            assert rest.read_values(text.encode(), values.tensor) == b"\1\2\3\4"
+@pytest.mark.parametrize("num_bytes", [0, 2, 9, 99])
+@pytest.mark.parametrize(
+    "text", ["[1,2,3,4]", "[[1, 2], [3, 4]]", "[[1,2],[3,4]]", "[[[1],[2]]\n,[[3],[4]]]"]
+)
+@pytest.mark.parametrize("form", ['"data": %s, "shape": [2, 2]', '"shape": [2,2], "data":%s'])
+def test_values_are_found_wherever_they_stand(form, text, num_bytes):
+    body = (
+        '{"inputs": [{"name": "x", "datatype": "UINT8", %s}], "id": ""}' % (form % text)
+    ).encode()
+    raw, message, _ = outcome(body)
+    assert read(rest.find_values(body, message.inputs[0], raw), body, num_bytes) == b"\1\2\3\4"
