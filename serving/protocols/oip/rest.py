@@ -90,7 +90,7 @@ def _read_inputs(request: Any, head: dict[str, Any], rest: memoryview) -> tuple[
 
 
 class Values(NamedTuple):
-    """Where the values of a request stand that has one input, all of it JSON.
+    """Where a request's inputs stand: behind the JSON, or the values of its only one.
 
     A client's requests differ in them alone, most often. Then they are all that has to be read.
     """
@@ -99,8 +99,14 @@ class Values(NamedTuple):
     after: bytes
     """The text around them."""
     datatype: str
+    """Of the values in JSON; "" if they are bytes behind it."""
     num_bytes: int
     """Of the values as raw contents."""
+
+    def behind(self, body: bytes) -> bytes | None:
+        """Return the bytes behind the JSON of another request; None if that is different."""
+        is_alike = len(body) == len(self.before) + self.num_bytes and body.startswith(self.before)
+        return body[len(self.before) :] if is_alike else None
 
     def parts(self, body: bytes, num_bytes: int) -> list[bytes]:
         """Return the values' text in another request, cut into lists of some length.
@@ -126,20 +132,28 @@ class Values(NamedTuple):
         return [*parts, b"[" + body[begin:end]]
 
 
-def find_values(body: bytes, tensor: Any, raw: bytes) -> Values | None:
-    """Return where the values of a request's only input stand, a list of numbers or of such lists.
+def find_values(body: bytes, json_bytes: int | None, message: Any) -> Values | None:
+    """Return where the values of a good request's inputs stand.
 
     Args:
-        body: a good request, all of it JSON.
-        tensor: its input.
-        raw: the input's raw contents.
+        body: all of it.
+        json_bytes: how many of them are JSON; None for all.
+        message: its content.
+
+    Returns:
+        None if they are not the last bytes of the body, nor those of the only input, a list of
+        numbers or of such lists.
     """
+    if json_bytes is not None:
+        return Values(body[:json_bytes], b"", "", len(body) - json_bytes)
     begin = body.find(b"[", body.find(b'"data"'))
     found = _NUMBERS.match(body, max(0, begin))
-    if found is None:
+    if found is None or len(message.inputs) != 1:
         return None
+    num_bytes = len(message.raw_input_contents[0])
     end = begin + len(found[0].rstrip(b", \t\r\n"))
-    values, document = Values(body[:begin], body[end:], tensor.datatype, len(raw)), _json(body)
+    values = Values(body[:begin], body[end:], message.inputs[0].datatype, num_bytes)
+    document = _json(body)
     try:  # another list there has to be the only difference, wherever the search went wrong
         others = [orjson.loads(values.before + text + values.after) for text in (b"[]", b"[0]")]
     except ValueError:

@@ -10,9 +10,8 @@ from serving.errors import InvalidRequest, Unsupported
 from serving.protocols.oip import infer, inference_pb, rest
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
 from serving.protocols.oip.rest import Form
-from serving.protocols.oip.tensors import InferRows, TypedContents
+from serving.protocols.oip.tensors import TypedContents
 from serving.router import Router
-from serving.tensors import TensorSignature
 from serving.transports.calls import Pool
 from serving.transports.connections import max_message_bytes
 from serving.transports.http1.port import Exchange
@@ -24,6 +23,8 @@ _INLINE_BYTES = 128 << 10
 _KNOWN_BYTES, _TURN_BYTES = 1 << 20, 64 << 10
 """The longest JSON of which the loop reads the values if it knows the rest, and how much of it in
 one turn, in up to 0.3 ms."""
+_SIZE_BYTES = 4
+"""Before an answer that ends with bytes: the length of its JSON."""
 _INLINE_OUTPUT_BYTES = 64 << 10
 """The most bytes of outputs that the loop writes as JSON, in up to 0.5 ms."""
 
@@ -156,11 +157,12 @@ class Inference:
         if known is not None and known.encoder.target is not target:
             known = None
         if known is not None and (rows := await known.rows(call)) is not None:
-            return await _run(call, rows, known.encoder, known.form, call.deadline_s)
+            response = await call.run(rows, known.encoder, call.deadline_s)
+            return await _reply(call, response, known.form)
         received_s, body = time.monotonic(), call.body
         json_bytes = self._json_bytes(call.plan)
         size = len(body) if json_bytes is None else json_bytes
-        may_learn = known is None and json_bytes is None and signature.row_bytes > 0
+        may_learn = known is None and (json_bytes is not None or signature.row_bytes > 0)
         work = body, json_bytes, name, version, may_learn and size <= _KNOWN_BYTES
         packed, form, values = await call.work(
             read_packed, *work, size=size, few_bytes=_INLINE_BYTES
@@ -168,25 +170,22 @@ class Inference:
         message = inference_pb.ModelInferRequest.FromString(packed)
         inference = infer.decode(self._router, target, message, signature)
         facts = inference, name, signature
-        encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
         found = infer.raw_ending(message, inference, signature, _nothing_before)
-        if found is None:
-            pass
-        elif values is not None:
+        if found and values and values.num_bytes == len(found[0]):
+            encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
+            if all(form.wants_bytes(signature.outputs[each].name) for each in inference.outputs):
+                encoder = infer.RawEncoder(target, None, *facts, partial(_write_sized, form))
+                encoder.before = _nothing_before
+            encoder.layout = found[1]
             call.plan.kept = _Known(values, encoder, form)
-        elif _ends_with_tensors(call, found[0], inference, signature, form, json_bytes):
-            raw = infer.RawEncoder(
-                target, call.plan.name, *facts, partial(_write_whole, call, form)
-            )
-            raw.layout, raw.before = found[1], _nothing_before
-            call.learn(len(found[0]), raw)
         left_s = math.inf if inference.timeout_s is None else inference.timeout_s
         deadline_s = min(call.deadline_s, received_s + left_s)
-        return await _run(call, inference.message, encoder, form, deadline_s)
+        encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
+        return await _reply(call, await call.run(inference.message, encoder, deadline_s), form)
 
 
 class _Known(NamedTuple):
-    """Requests of one connection that differ in the values of their input only."""
+    """Requests with one head that differ in the values of their inputs only."""
 
     values: rest.Values
     encoder: infer.InferEncoder
@@ -194,25 +193,28 @@ class _Known(NamedTuple):
 
     async def rows(self, call: Exchange) -> bytes | None:
         """Read the rows of another one; None if it may differ in more."""
-        if len(call.body) > _KNOWN_BYTES:
+        values, body = self.values, call.body
+        if not values.datatype:
+            return values.behind(body)
+        if len(body) > _KNOWN_BYTES:
             return None
         read: list[tuple[bytes, list[int]]] = []
-        for text in self.values.parts(call.body, _TURN_BYTES):
+        for text in values.parts(body, _TURN_BYTES):
             if read:
                 await call.others()
-            found = rest.read_values(text, self.values.datatype)
+            found = rest.read_values(text, values.datatype)
             if found is None or found[1] != (read or [found])[0][1]:
                 return None
             read.append(found)
         rows = b"".join(raw for raw, _ in read)
-        return rows if len(rows) == self.values.num_bytes else None
+        return rows if len(rows) == values.num_bytes else None
 
 
-async def _run(
-    call: Exchange, rows: Any, encoder: infer.InferEncoder, form: Form, deadline_s: float
-) -> Answer:
-    """Have rows run, and write the answer."""
-    response = await call.run(rows, encoder, deadline_s)
+async def _reply(call: Exchange, response: Any, form: Form) -> Answer:
+    """Write the answer, in a process if it is long."""
+    if isinstance(response, bytes):
+        json_bytes = int.from_bytes(response[:_SIZE_BYTES])
+        return _answer(response[_SIZE_BYTES:], json_bytes)
     named = zip(response.outputs, response.raw_output_contents, strict=True)
     size = sum(len(raw) for tensor, raw in named if not form.wants_bytes(tensor.name))
     if size <= _INLINE_OUTPUT_BYTES:
@@ -262,9 +264,7 @@ def read_packed(
     message, form = rest.read_infer(body, json_bytes, name, version)
     packed = message.SerializeToString()
     TypedContents(packed)
-    values = None
-    if learn and len(message.inputs) == 1:
-        values = rest.find_values(body, message.inputs[0], message.raw_input_contents[0])
+    values = rest.find_values(body, json_bytes, message) if learn else None
     return packed, form, values
 
 
@@ -283,22 +283,11 @@ def _answer(content: bytes, json_bytes: int | None) -> Answer:
     return Answer(content, "application/octet-stream", headers=[(LENGTH_HEADER, str(json_bytes))])
 
 
-def _write_whole(call: Exchange, form: Form, response: Any) -> bytes:
-    return call.encode(_answer(*rest.write_infer(response, form)))
+def _write_sized(form: Form, response: Any) -> bytes:
+    content, json_bytes = rest.write_infer(response, form)
+    return (json_bytes or 0).to_bytes(_SIZE_BYTES) + content
 
 
 def _nothing_before(num_bytes: int) -> bytes:
     """Return the bytes before a tensor: over HTTP their lengths are in the JSON."""
     return b""
-
-
-def _ends_with_tensors(
-    call: Exchange, data: bytes, inference: InferRows, signature: TensorSignature, form: Form,
-    json_bytes: int | None,
-) -> bool:  # fmt: skip
-    """Return whether a request and its answer end with all their tensors, as bytes."""
-    return (
-        all(form.wants_bytes(signature.outputs[each].name) for each in inference.outputs)
-        and call.body.endswith(data)
-        and json_bytes == len(call.body) - len(data)
-    )

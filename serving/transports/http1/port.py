@@ -1,7 +1,6 @@
 """An HTTP/1.1 port: from bytes of connections to requests, and answers back, in order.
 
-    bytes ──▶ known rows behind a head and JSON that came before ──▶ a Batcher
-      └─────▶ http1: head ──▶ RoutedRequest ──▶ body ──▶ Exchange ──▶ its handler
+    bytes ──▶ http1: head ──▶ RoutedRequest ──▶ body ──▶ Exchange ──▶ its handler
 
 A connection has one request in progress; further ones wait.
 """
@@ -10,15 +9,13 @@ import logging
 import math
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from serving.batching.runs import Group, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, DigitsError, Overloaded
 from serving.http1.requests import BadRequest, Http2Begun, Request, RequestReader
 from serving.http2 import frames
@@ -27,8 +24,7 @@ from serving.protocols.status import StatusCode
 from serving.router import Router
 from serving.system.host import Host
 from serving.system.process import FREE_BYTES, trim_memory
-from serving.telemetry.metrics import NO_MODEL
-from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, LoopCall, Pool, submit
+from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, LoopCall, Pool
 from serving.transports.connections import Peer, Port, PortLimits, State, peer_of
 from serving.transports.http1.routing import Answer, App, HttpError, RoutedRequest, name_of, problem
 from serving.transports.loop import Loop
@@ -44,7 +40,6 @@ _SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
 _NO_ROOM = Overloaded("other requests' bodies leave no room for this one")
 _COMPLAINT_S = 60.0
 """The least time between two log lines about peers that send malformed requests."""
-_INFER = "HttpInfer"
 _PREFACE_END = b"SM\r\n\r\n"
 """Of HTTP/2, behind its first line."""
 _MAX_GRPC_CALLS = 16
@@ -120,15 +115,6 @@ class Exchange(LoopCall):
         """Its routing."""
         self.body = b""
 
-    def encode(self, answer: Answer) -> bytes:
-        """Write an answer as this request has it, from its third line on."""
-        encoded: bytes = self.port.encode_rest(self.plan, answer)
-        return encoded
-
-    def learn(self, num_bytes: int, encoder: ResponseEncoder) -> None:
-        """Have requests recognised that differ from this one in their last bytes only."""
-        self.port.learn(self, num_bytes, encoder)
-
     def close(self) -> None:
         super().close()
         self.body = b""
@@ -144,39 +130,6 @@ class Exchange(LoopCall):
 
     def refuse_bytes(self) -> None:
         self.port.fail_request(self, _NO_ROOM)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Known:
-    """Requests of one connection that differ only in the rows at their end, and their sink."""
-
-    prefix: bytes
-    """The head and the bytes before the rows."""
-    num_bytes: int
-    """The length of all."""
-    encoder: ResponseEncoder
-    """Makes answers but for their first two lines."""
-    timeout_s: float
-    """How long they may take."""
-    end: Callable[[Any, bytes | DigitsError], None]
-    """Answers the one in progress on a connection."""
-
-    def is_same(self, data: bytes) -> bool:
-        """Return whether a read is such a request, whole and alone."""
-        return len(data) == self.num_bytes and data.startswith(self.prefix)
-
-    def group(self, peer: Peer, stream: int, data: bytes, now_s: float) -> Group:
-        """Return the batcher's side of a request."""
-        rows, deadline_s = data[len(self.prefix) :], now_s + self.timeout_s
-        streams: Any = [stream]
-        return Group(peer, streams, [rows], self.encoder, self, now_s, deadline_s)
-
-    def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
-        for response in responses:
-            self.end(group.caller, response)
-
-    def fail(self, group: Group, error: DigitsError) -> None:
-        self.end(group.caller, error)
 
 
 class Phase(Enum):
@@ -205,10 +158,9 @@ class HttpEngine:
         self.streams: set[int] = set()
         """The number of the request in progress, if there is one."""
         self.call: Exchange | None = None
-        """The request in progress, unless it was recognised."""
+        """The request in progress."""
         self.recent: RoutedRequest | None = None
         """The routing of the last request: the same again if its head is."""
-        self.known: Known | None = None
         self._answers: list[bytes] = []
         self.num_unsent = 0
         """Bytes of answers that wait for the end of the round."""
@@ -244,7 +196,7 @@ class HttpEngine:
         return answers[0] if len(answers) == 1 else b"".join(answers)
 
     def forget(self) -> None:
-        self.known = self.recent = None
+        self.recent = None
 
     def announce_end(self) -> None:
         """See `PeerEngine`: the next answer says so."""
@@ -256,7 +208,7 @@ class HttpEngine:
 class HttpPort(Port):
     """Reads requests and answers them; used by the loop's thread only."""
 
-    keeps_layouts = False  # a known request that is refused is forgotten, too
+    keeps_layouts = False
 
     def __init__(
         self, app: App, router: Router, loop: Loop, limits: PortLimits, pool: Pool,
@@ -294,15 +246,7 @@ class HttpPort(Port):
 
     def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
         engine: HttpEngine = peer.engine
-        known, reader = engine.known, engine.reader
-        # An answer in progress comes first.
-        is_next = not (engine.streams or reader.num_waiting)
-        if known is not None and is_next and known.is_same(data):
-            self._begin(peer, now_s)
-            engine.phase = Phase.RUNNING
-            submit(known.group(peer, engine.stream, data, now_s))
-            return
-        reader.receive(data)
+        engine.reader.receive(data)
         if engine.phase not in (Phase.RUNNING, Phase.QUEUED):
             self._advance(peer, now_s)
         self._pause(peer)
@@ -413,34 +357,7 @@ class HttpPort(Port):
             self.fail_request(call, self.refusal)
         return call
 
-    def learn(self, call: Exchange, num_bytes: int, encoder: ResponseEncoder) -> None:
-        plan, engine = call.plan, call.peer.engine
-        if not (self.log or self.refusal or plan.headers or plan.request.is_last):
-            whole = engine.reader.head + call.body
-            prefix = whole[: len(whole) - num_bytes]
-            engine.known = Known(prefix, len(whole), encoder, plan.timeout_s, self._end_known)
-
     # Answers
-
-    def encode_rest(self, plan: RoutedRequest, answer: Answer) -> bytes:
-        """Write a good answer that is not the last of its connection, from its third line on."""
-        return self._app.encode(answer, plan, is_last=False).removeprefix(self._app.begin)
-
-    def _end_known(self, peer: Peer, answer: bytes | DigitsError) -> None:
-        """Answer a request that was recognised, from the third line on, or with an error."""
-        engine: HttpEngine = peer.engine
-        if not engine.streams:  # its caller has left
-            return
-        engine.end()
-        if isinstance(answer, bytes):
-            engine.write(self._app.begin + answer)
-        else:  # the next one is read, for this one may be for a model that is gone
-            engine.known = None
-            refusal = problem(answer)
-            self._metrics.count(_INFER, name_of(refusal.status), model=answer.model or NO_MODEL)
-            engine.write(self._app.encode(refusal, None, is_last=False))
-        self.schedule_flush(peer)
-        self._queue(peer)
 
     def reply(self, call: Exchange, answer: Answer) -> None:
         """Answer the request in progress."""
@@ -506,14 +423,10 @@ class HttpPort(Port):
 
     def forget(self, peer: Peer) -> None:
         engine: HttpEngine = peer.engine
-        if not engine.streams:
+        if engine.call is None:
             return
         peer.gave_up_s = self.clock()
-        if engine.call is not None:
-            self._end_request(engine.call, "CANCELLED", 499)
-        else:
-            self._metrics.count(_INFER, "CANCELLED")
-            engine.end()
+        self._end_request(engine.call, "CANCELLED", 499)
         for batcher in self._router.batchers:
             batcher.forget(peer)
 

@@ -217,8 +217,6 @@ class App:
     def set_date(self) -> None:
         """Take the time that answers carry; called once a second or more often."""
         self._date = formatdate(usegmt=True)
-        self.begin = f"HTTP/1.1 200 OK\r\ndate: {self._date}\r\n".encode()
-        """The first two lines of a good answer."""
 
     def prepare(self, plan: RoutedRequest) -> None:
         """Find the handler of a request.

@@ -5,14 +5,11 @@ import shutil
 import signal
 import time
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 import pytest
 
-from serving.batching.runs import NEVER
 from serving.model.repository import PRETRAINED
-from serving.transports.http1.port import Known
 from tests.serving.http.test_statuses import gated_server
 from tests.serving.http.test_wire import LIVE, Wire, binary
 from tests.support import published
@@ -137,10 +134,3 @@ def test_answers_keep_their_order(monkeypatch):
         gated.engine.open(1000)
         assert [rows(wire.answer()).argmax() for _ in range(2)] == [6, 7]
         assert wire.answer()[2] == b'{"live":true}'
-
-
-def test_run_whose_callers_have_left_is_no_answer():
-    ended: list[Any] = []
-    group = None
-    Known(b"", 0, group, 1.0, lambda *outcome: ended.append(outcome)).answer(group, [], NEVER)
-    assert not ended
