@@ -52,7 +52,7 @@ class Exporter:
             Endpoint("GET", "/metrics", self._metrics),
         ]
         app = App(routes, None, (host, *names), ())
-        self._loop.add(open_port(self._loop, [listener], app, router, limits, self._pages))
+        self._loop.add(open_port(self._loop, listener, app, router, limits, self._pages))
         self._loop.start()
 
     def serve(self, report: Callable[[], Report], state: Callable[[], Readiness]) -> None:

@@ -1,10 +1,9 @@
 """Several server processes on one port, and the supervisor that restarts them.
 
-They share only the port; the kernel assigns each connection to one of them.
+They share only the port; a connection is taken by one of those that have the fewest.
 """
 
 import asyncio
-import itertools
 import logging
 import signal
 import threading
@@ -19,7 +18,7 @@ from serving.errors import Unavailable
 from serving.server.server import announce, exporting, optional_http
 from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
-from serving.system.host import Sockets, refuse_callers, reserved_port, with_port
+from serving.system.host import Shared, refuse_callers, reserved_port, with_port
 from serving.system.signals import keep_watchdog_fed, notify
 from serving.telemetry.metrics import Counts, Readiness, Report, total
 
@@ -50,12 +49,12 @@ async def supervise(
     """
     with ExitStack() as stack:
         exporter = stack.enter_context(exporting(config))
-        sockets: Sockets = {}
+        ports: dict[tuple[str, int], Shared] = {}
 
         def reserve(host: str, port: int) -> int:
             found = stack.enter_context(reserved_port(host, port, config.workers))
-            number: int = found[0].getsockname()[1]
-            sockets[host, number] = found
+            number: int = found.socket.getsockname()[1]
+            ports[host, number] = found
             return number
 
         port, http_port = reserve(config.host, config.port), None
@@ -64,17 +63,18 @@ async def supervise(
                 http_port = reserve(config.http_host, config.http_port)
         config = replace(config, port=port, http_port=http_port)
         configs = (model_config, batching, replace(config, metrics_port=None))
-        return await Supervisor(sockets, configs, config, exporter).run()
+        return await Supervisor(ports, configs, config, exporter).run()
 
 
 class Supervisor:
     """Restarts workers, passes signals on to them, and adds up their counts."""
 
     def __init__(
-        self, sockets: Sockets, configs: Configs, config: ServerConfig, exporter: Any
-    ) -> None:
+        self, ports: dict[tuple[str, int], Shared], configs: Configs, config: ServerConfig,
+        exporter: Any,
+    ) -> None:  # fmt: skip
         """Prepare on the running event loop; `run` starts the workers."""
-        self._sockets = sockets
+        self._ports = ports
         self._configs = configs
         self._config = config
         self._exporter = exporter
@@ -170,9 +170,8 @@ class Supervisor:
                 is left in any place.
         """
         num_deaths = 0
-        own_first = {name: each[place:] + each[:place] for name, each in self._sockets.items()}
         while True:
-            worker = Worker(own_first, self._configs, self._count_ready)
+            worker = Worker(self._ports, place, self._configs, self._count_ready)
             with self._lock:
                 self._workers[place] = worker
             exit_code = await self._end_of(worker, place)
@@ -205,12 +204,15 @@ class Supervisor:
     def _remove(self, place: int) -> None:
         """Empty the place of a worker that died, and keep its counts."""
         with self._lock:
+            for port in self._ports.values():
+                port.share(place).note()
             if report := self._workers.pop(place).report:
                 self._dead += report.counts
                 self._last = report
         if report and not self._num_ready:
             self._outage_since_s = time.monotonic()
-            refuse_callers(itertools.chain(*self._sockets.values()))
+            for port in self._ports.values():
+                refuse_callers(port.socket)
 
     def _count_ready(self) -> None:
         if self._all_ready.is_set():
@@ -222,8 +224,8 @@ class Supervisor:
         """Drain all workers; a second signal, or a worker that hangs, ends them by force."""
         self._is_draining = True
         notify("STOPPING=1")
-        for sock in itertools.chain(*self._sockets.values()):
-            sock.close()  # so that the ports close with the last worker
+        for port in self._ports.values():
+            port.socket.close()  # so that the ports close with the last worker
         ended = asyncio.gather(*(worker.ended for worker in self._workers.values()))
         self._signal(signal.SIGTERM)
         forced = asyncio.create_task(stops.get())

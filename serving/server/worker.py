@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
@@ -61,9 +61,10 @@ class Worker:
     """A worker process, from the supervisor's event loop."""
 
     def __init__(
-        self, sockets: host.Sockets, configs: Configs, on_ready: Callable[[], None]
-    ) -> None:
-        """Start the process; `sockets` has its own first, and `on_ready` is called once."""
+        self, ports: Mapping[tuple[str, int], host.Shared], place: int, configs: Configs,
+        on_ready: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Start the process for a place on each port; `on_ready` is called once."""
         self.report: Report | None = None
         """Its last report; there is one as soon as it answers calls."""
         self.error: DigitsError | None = None
@@ -74,7 +75,7 @@ class Worker:
         self._ready_s = self._reported_s = 0.0
         self._heartbeat = Heartbeat()
         self._connection, its = multiprocessing.Pipe()
-        files = {name: [each.fileno() for each in found] for name, found in sockets.items()}
+        files = {name: (each.socket.fileno(), each.file) for name, each in ports.items()}
         code = f"import sys; sys.path = {sys.path!r}; from {__name__} import main; main()"
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # until it has a handler
         try:
@@ -87,7 +88,7 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             its.close()
         with suppress(ConnectionError):  # it died at once: its end is received below
-            self._connection.send((files, configs))
+            self._connection.send((files, place, configs))
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
 
     @property
@@ -140,9 +141,10 @@ def main() -> None:
     signals.install()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     supervisor = Connection(int(sys.argv[1]))
-    files, (model_config, batching, config) = supervisor.recv()
+    files, place, (model_config, batching, config) = supervisor.recv()
     logs.setup(config.log_format, config.log_level)
-    host.inherit({n: [socket.socket(fileno=f) for f in found] for n, found in files.items()})
+    for name, (sock, file) in files.items():
+        host.shares[name] = host.Shared(socket.socket(fileno=sock), file).share(place)
 
     def start_reporting(server: Server) -> None:
         arguments = (supervisor, server, asyncio.get_running_loop())

@@ -1,6 +1,7 @@
 """The server's interface to its machine, which a simulated one can replace; addresses and ports."""
 
 import errno
+import mmap
 import os
 import queue
 import selectors
@@ -9,12 +10,12 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from serving.errors import ConfigurationError, ServingError, Unavailable
 
@@ -32,27 +33,48 @@ _FIRST_FREE_PORT = 1024
 """Ports below need a privilege."""
 _TAKEN_S = 1.0
 """How long to wait for a taken port: workers of a killed supervisor are about to end."""
-Sockets = dict[tuple[str, int], list[socket.socket]]
-"""Bound sockets by host and port, one for each worker of a supervisor."""
-_inherited: Sockets = {}
-"""Those of this worker's supervisor, its own first."""
+_AWAY = 1 << 62
+"""In place of the connections of a worker that takes none."""
 
 
-def inherit(sockets: Sockets) -> None:
-    """From now on, have `bind` return a socket that outlives this process.
+class Share:
+    """One worker's part of the connections to a port that several workers serve.
 
-    The kernel divides new callers among the sockets. Those that wait in one are not lost with its
-    worker: the next one takes them, or the others do.
-
-    Args:
-        sockets: one for each worker, this one's first.
+    All write how many they have into memory that they share, so that those who have more leave new
+    ones to the others. The kernel, which draws one of several sockets (SO_REUSEPORT), gave two of
+    three callers to the same worker in half of the cases.
     """
-    _inherited.update(sockets)
+
+    def __init__(self, sock: socket.socket, numbers: memoryview, place: int) -> None:
+        """Take the socket, and the numbers of connections, of which `place` is this worker's."""
+        self.socket = sock
+        self._numbers = numbers
+        self._place = place
+
+    def note(self, number: int = _AWAY) -> None:
+        """Tell the others how many this worker has; without a number, that it takes none."""
+        self._numbers[self._place] = number
+
+    @property
+    def is_small(self) -> bool:
+        """Whether no other worker has clearly fewer."""
+        least = min(self._numbers)
+        return self._numbers[self._place] <= least + least // 8
 
 
-def others(host: str, port: int) -> list[socket.socket]:
-    """Return the sockets of the other workers, which may not listen yet."""
-    return _inherited.get((host, port), [])[1:]
+class Shared(NamedTuple):
+    """A port of several workers: its socket, and a file in memory with their connections."""
+
+    socket: socket.socket
+    file: int
+
+    def share(self, place: int) -> Share:
+        """Return the part of the worker at a place."""
+        return Share(self.socket, memoryview(mmap.mmap(self.file, 0)).cast("q"), place)
+
+
+shares: dict[tuple[str, int], Share] = {}
+"""By host and port: where `bind` returns a socket that outlives this process, and is shared."""
 
 
 _SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
@@ -103,10 +125,10 @@ def bind(host: str, port: int, *, backlog: int = 0) -> socket.socket:
         ConfigurationError: none can be bound.
         Unavailable: the port is taken.
     """
-    if (host, port) in _inherited:
-        own = _inherited[host, port][0]
-        own.listen(backlog)
-        return own
+    if (host, port) in shares:
+        shared = shares[host, port].socket
+        shared.listen(backlog)
+        return shared
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, ValueError) as err:  # ValueError: not a host name, such as "a..b"
@@ -133,8 +155,8 @@ def _bound(listener: socket.socket, address: Any, backlog: int) -> socket.socket
 
 
 @contextmanager
-def reserved_port(host: str, port: int, number: int) -> Iterator[list[socket.socket]]:
-    """Reserve a port for the processes that inherit its sockets; this one does not listen.
+def reserved_port(host: str, port: int, number: int = 1) -> Iterator[Shared]:
+    """Reserve a port for the processes that inherit its socket; this one does not listen.
 
     So the port is known before a worker listens, and stays ours while no worker is alive. gRPC's
     core takes no socket: it binds its own to the port, with SO_REUSEPORT.
@@ -142,10 +164,7 @@ def reserved_port(host: str, port: int, number: int) -> Iterator[list[socket.soc
     Args:
         host: the address to bind.
         port: the TCP port; 0 lets the kernel choose.
-        number: how many sockets to bind to it.
-
-    Yields:
-        The sockets.
+        number: of the processes.
 
     Raises:
         ConfigurationError: the address can't be bound.
@@ -160,7 +179,7 @@ def reserved_port(host: str, port: int, number: int) -> Iterator[list[socket.soc
 
             def bound(*options: int) -> socket.socket:
                 sock = stack.enter_context(socket.socket(family, kind, protocol))
-                sock.setblocking(False)  # now: another worker may look at it before its own does
+                sock.setblocking(False)
                 for option in options:
                     sock.setsockopt(socket.SOL_SOCKET, option, 1)
                 sock.bind(address)
@@ -176,10 +195,14 @@ def reserved_port(host: str, port: int, number: int) -> Iterator[list[socket.soc
             # SO_REUSEADDR: connections inherit it, and one in TIME_WAIT without it would block
             # the next start's probe for a minute.
             options = socket.SO_REUSEPORT, socket.SO_REUSEADDR
-            sockets = [bound(*options) for _ in range(number)]
+            shared = Shared(bound(*options), os.memfd_create("connections"))
+            stack.callback(os.close, shared.file)
+            os.truncate(shared.file, number * 8)
+            for place in range(number):
+                shared.share(place).note()
         except (OSError, ValueError) as err:
             raise cannot_listen(host, port, err) from err
-        yield sockets
+        yield shared
 
 
 def _wait_until_free(family: int, address: Any) -> None:
@@ -198,11 +221,10 @@ def _wait_until_free(family: int, address: Any) -> None:
         time.sleep(0.05)
 
 
-def refuse_callers(listeners: Iterable[socket.socket]) -> None:
+def refuse_callers(listener: socket.socket) -> None:
     """Have the kernel refuse callers until a process listens again; the port stays ours."""
-    for listener in listeners:
-        with suppress(OSError):  # nobody has listened on it
-            listener.shutdown(socket.SHUT_RD)
+    with suppress(OSError):  # nobody has listened on it
+        listener.shutdown(socket.SHUT_RD)
 
 
 def listen(host: str, port: int) -> socket.socket:

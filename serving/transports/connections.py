@@ -17,7 +17,7 @@ from serving.credentials import Tls, TokenCheck
 from serving.errors import DigitsError
 from serving.http2 import Limits
 from serving.router import Router
-from serving.system.host import Host
+from serving.system.host import Host, shares
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ MAX_COST_PER_BYTE_S = TURN_S / LEAST_BYTES
 """The most that a byte may cost, in seconds."""
 _STARVED_LOG_S = 60.0
 """The least time between two lines that say that new connections wait."""
+_LEFT_S = 1e-3
+"""How long a new connection is left to another worker, which has fewer but may be busy."""
 _MAX_ACCEPTED = 64
 """New connections accepted in a round."""
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -293,23 +295,24 @@ class Port:
         self._is_listening = self._is_closed = False
         self._starved_s = -_STARVED_LOG_S
         """When the last line was logged about new connections that wait."""
+        self._left_s = 0.0
+        """Since when connections are left to other workers, which have fewer; 0 if they are not."""
 
     def open(
-        self, listeners: list[socket.socket], selector: selectors.BaseSelector,
-        schedule_flush: Callable[[Any], None], tls: Callable[[], ssl.SSLContext] | None,
-    ) -> None:  # fmt: skip
-        """Take over the sockets.
+        self, listener: socket.socket, loop: Any, tls: Callable[[], ssl.SSLContext] | None
+    ) -> None:
+        """Take over a socket.
 
         Args:
-            listeners: the first listens already, and does not block. The others are those of other
-                workers, looked at with each sweep: callers do not wait for one that is frozen.
-            selector: the loop's.
-            schedule_flush: has a connection flushed at the end of the round.
+            listener: listens already, and does not block; other workers may have it, too.
+            loop: whose thread this is.
             tls: returns the context for new connections; None is plaintext.
         """
-        self._listener, *self._others = listeners
-        self._selector = selector
-        self.schedule_flush = schedule_flush
+        self._listener = listener
+        self._share = next((each for each in shares.values() if each.socket is listener), None)
+        self._selector: selectors.BaseSelector = loop.selector
+        self.schedule_flush: Callable[[Peer], None] = loop.schedule_flush
+        self._hurry: Callable[[float], None] = loop.hurry
         self._tls = tls
 
     # Calls: the protocol's part
@@ -353,6 +356,8 @@ class Port:
 
     def tick(self, now_s: float) -> None:
         """Do due work."""
+        if self._left_s:  # it may be that no other worker takes them
+            self.listen()
 
     def check(self) -> None:
         """Have calls read again where other tokens are valid now, or a model is gone."""
@@ -373,6 +378,7 @@ class Port:
         if not self._is_listening and not self._is_closed:
             self._selector.register(self._listener, READ, self)
             self._is_listening = True
+            self._note_share()
 
     def stop_listening(self) -> None:
         """Leave new connections in the kernel's queue."""
@@ -386,15 +392,15 @@ class Port:
         if len(self._peers) >= max_connections and not self._make_room():
             self.stop_listening()
             return
-        self._accept_from(self._listener, now_s, start_tag_s)
-
-    def _accept_from(self, listener: socket.socket, now_s: float, start_tag_s: float) -> None:
-        max_connections = self.limits.max_connections
-        for _ in range(_MAX_ACCEPTED):
+        if self._leaves_to_others(now_s):
+            self.stop_listening()
+            return
+        most = _MAX_ACCEPTED if self._share is None else 1
+        for _ in range(most):
             if len(self._peers) >= max_connections:
                 return  # the next round finds out whether another one waits
             try:
-                sock, _ = listener.accept()
+                sock, _ = self._listener.accept()
             except BlockingIOError:
                 return
             except OSError as err:
@@ -409,6 +415,21 @@ class Port:
             except OSError:
                 sock.close()
 
+    def _leaves_to_others(self, now_s: float) -> bool:
+        """Return whether the next connection is for a worker that has fewer, if it is quick."""
+        if self._share is None or self._share.is_small:
+            self._left_s = 0.0
+        elif not self._left_s:
+            self._left_s = now_s
+            self._hurry(_LEFT_S)
+        elif now_s - self._left_s >= _LEFT_S:
+            self._left_s = 0.0
+        return self._left_s > 0
+
+    def _note_share(self) -> None:
+        if self._share is not None:
+            self._share.note(len(self._peers))
+
     def _add(self, sock: socket.socket, start_tag_s: float) -> None:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
@@ -418,6 +439,7 @@ class Port:
         self._selector.register(sock, READ, peer)
         peer.start_tag_s = start_tag_s + TURN_S
         self._peers[peer] = None
+        self._note_share()
 
     def _make_room(self) -> bool:
         """Close idle connections: first those without a token, of who has most, idle longest.
@@ -470,6 +492,7 @@ class Port:
         """Close a connection as it is, and forget its calls."""
         if self._peers.pop(peer, self) is self:
             return
+        self._note_share()
         try:
             self.forget(peer)
         finally:  # even after an error: its socket would be ready for ever
@@ -481,8 +504,6 @@ class Port:
     def sweep(self, now_s: float) -> None:
         """Close connections that are idle, stuck or old; accept new ones again."""
         self.listen()
-        for other in self._others:
-            self._accept_from(other, now_s, 0.0)
         free = 1 - len(self._peers) / self.limits.max_connections
         idle_s = self.limits.idle_s * (1.0 if free > 0.25 else max(0.01, free))
         for peer in self:
@@ -514,8 +535,7 @@ class Port:
         """Close the port, and have all peers leave."""
         self._is_closed = True
         self.stop_listening()
-        for listener in (self._listener, *self._others):
-            listener.close()
+        self._listener.close()
         for peer in self:
             if peer.state < State.LAST:
                 self.leave(peer)

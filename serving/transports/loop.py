@@ -257,9 +257,9 @@ class Loop:
             if isinstance(method, BatchedUnary):
                 method.prefixes.clear()
 
-    def hurry(self) -> None:
-        """Do due work within 10 ms: it became due after the last look."""
-        self._next_tick_s = min(self._next_tick_s, self._now_s + _TICK_S)
+    def hurry(self, delay_s: float = _TICK_S) -> None:
+        """Do due work so soon: it became due after the last look."""
+        self._next_tick_s = min(self._next_tick_s, self._now_s + delay_s)
 
     def _run(self) -> None:
         while not self._have_left():

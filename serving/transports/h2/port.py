@@ -24,7 +24,7 @@ from serving.http2.headers import Block
 from serving.protocols.method import BatchedUnary, Method
 from serving.protocols.status import Status, StatusCode
 from serving.router import Router
-from serving.system.host import Host, Task, address_of, others
+from serving.system.host import Host, Task, address_of
 from serving.system.process import may_poll
 from serving.telemetry.metrics import NO_MODEL, ModelLabel
 from serving.transports.calls import AccessLog, LoggedCall, access_log
@@ -408,8 +408,7 @@ class H2Server:
         poll = may_poll(config.workers)
         loop = self.loop = Loop(self._router, methods, poll=poll, host=host)
         port = H2Port(self._router, self._heads, loop, self._limits, host, self._log)
-        listeners = [listener, *others(config.host, config.port)]
-        port.open(listeners, loop.selector, loop.schedule_flush, self._tls)
+        port.open(listener, loop, self._tls)
         loop.add(port)
         return listener
 

@@ -7,7 +7,7 @@ from serving.config import ServerConfig
 from serving.credentials import server_context, token_check
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
-from serving.system.host import activated, bind, others, with_port
+from serving.system.host import activated, bind, with_port
 from serving.system.processes import Processes
 from serving.transports.calls import Pool, access_log
 from serving.transports.connections import Port, PortLimits, max_message_bytes
@@ -88,9 +88,8 @@ class HttpServer:
         names = (*config.http_host_names, config.http_host)
         app = App(routes, self._tokens, names, config.http_allow_origins)
         app.grpc_port = self._models.grpc_address.rpartition(":")[2]
-        listeners = [self._socket, *others(config.http_host, config.http_port or 0)]
         return open_port(
-            loop, listeners, app, router, self._limits, pool, tls=self._tls, log=self._log
+            loop, self._socket, app, router, self._limits, pool, tls=self._tls, log=self._log
         )
 
     def stop(self) -> None:

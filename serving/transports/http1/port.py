@@ -448,6 +448,7 @@ class HttpPort(Port):
 
         That is done a second later: others may have them yet.
         """
+        super().tick(now_s)
         self._app.set_date()
         if self._num_released > FREE_BYTES:
             self._num_released, self._trim_s = 0, min(self._trim_s, now_s + 1.0)
@@ -457,12 +458,11 @@ class HttpPort(Port):
 
 
 def open_port(
-    loop: Loop, listeners: list[socket.socket], app: App, router: Router, limits: PortLimits,
-    pool: Pool, *, tls: Callable[[], ssl.SSLContext] | None = None, log: AccessLog | None = None,
+    loop: Loop, listener: socket.socket, app: App, router: Router, limits: PortLimits, pool: Pool,
+    *, tls: Callable[[], ssl.SSLContext] | None = None, log: AccessLog | None = None,
 ) -> HttpPort:  # fmt: skip
-    """Return a port on sockets that listen, for `Loop.add`; see `HttpPort` and `Port.open`."""
-    for listener in listeners:
-        listener.setblocking(False)
+    """Return a port on a socket that listens, for `Loop.add`; see `HttpPort` and `Port.open`."""
+    listener.setblocking(False)
     port = HttpPort(app, router, loop, limits, pool, log)
-    port.open(listeners, loop.selector, loop.schedule_flush, tls)
+    port.open(listener, loop, tls)
     return port

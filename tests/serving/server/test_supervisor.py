@@ -1,6 +1,7 @@
 """Several worker processes on one port: they share the work, and none is missed when it dies."""
 
 import asyncio
+import mmap
 import os
 import queue
 import select
@@ -18,8 +19,10 @@ import pytest
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.digits.wire import encode_request
+from serving.server.exporter import Exporter
 from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker
+from serving.system import host
 from serving.system.host import refuse_callers, reserved_port
 from serving.system.process import Usage
 from serving.telemetry.metrics import NO_MODEL, Metrics, Report, Served, total
@@ -255,28 +258,48 @@ async def test_worker_that_dies_before_it_is_told_anything_has_ended(monkeypatch
         return process
 
     monkeypatch.setattr("serving.server.worker.subprocess", SimpleNamespace(Popen=dead))
-    worker = Worker({}, (ModelConfig(), BatchingConfig(), ServerConfig()), lambda: None)
+    worker = Worker({}, 0, (ModelConfig(), BatchingConfig(), ServerConfig()), lambda: None)
     assert await asyncio.wait_for(worker.ended, TIMEOUT_S) == 1
 
 
 def test_port_without_workers_refuses_callers_until_one_listens_again():
-    with reserved_port("127.0.0.1", 0, 1) as (listener,):
+    with reserved_port("127.0.0.1", 0) as (listener, _):
         address = listener.getsockname()
         for _ in range(2):
             listener.listen()
             socket.create_connection(address).close()
-            refuse_callers([listener])
+            refuse_callers(listener)
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(address)
 
 
 def test_reserved_port_may_be_shared():
     with (
-        reserved_port("127.0.0.1", 0, 2) as (first, second),
-        socket.create_server(first.getsockname(), reuse_port=True) as of_grpc,
-        socket.create_connection(second.getsockname()),
+        reserved_port("127.0.0.1", 0) as (ours, _),
+        socket.create_server(ours.getsockname(), reuse_port=True) as of_grpc,
+        socket.create_connection(ours.getsockname()),
     ):
         assert of_grpc.accept()
+
+
+@pytest.mark.parametrize("num_frozen", [0, 1])
+def test_connections_are_taken_by_who_has_fewest(num_frozen, monkeypatch):
+    """Of two ports; where one is frozen, the other takes them all the same."""
+    if not num_frozen:
+        monkeypatch.setattr("serving.transports.connections._LEFT_S", 60.0)
+    with ExitStack() as stack:
+        shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
+        address = shared.socket.getsockname()
+        numbers = memoryview(mmap.mmap(shared.file, 0)).cast("q")
+        for place in range(2 - num_frozen):
+            monkeypatch.setitem(host.shares, address, shared.share(place))
+            stack.callback(Exporter(*address).close)
+        if num_frozen:
+            shared.share(1).note(0)
+        for number in range(1, 9):
+            stack.enter_context(socket.create_connection(address))
+            wait_until(lambda number=number: sum(numbers) == number)
+            assert num_frozen or max(numbers) - min(numbers) <= 1
 
 
 def test_restarts_come_later_with_each_death():
