@@ -347,7 +347,7 @@ class Loop:
                 peer.port.watch(peer, mask)
         if self._deferred:  # now that the answers are on their way
             end_s = self.clock() + _DEFERRED_S
-            while self._deferred:
+            for _ in range(len(self._deferred)):  # what they defer is for the next round
                 self._deferred.popleft()()
                 if self.clock() > end_s:
                     break

@@ -20,9 +20,9 @@ from serving.transports.http1.routing import Answer, Endpoint, RoutedRequest, as
 LENGTH_HEADER = "inference-header-content-length"
 _INLINE_BYTES = 128 << 10
 """The longest JSON that the loop reads itself, in up to 1.4 ms; a process reads longer ones."""
-_KNOWN_BYTES, _TURN_BYTES = 1 << 20, 64 << 10
+_KNOWN_BYTES, _TURN_BYTES = 1 << 20, 32 << 10
 """The longest JSON of which the loop reads the values if it knows the rest, and how much of it in
-one turn, in up to 0.3 ms."""
+one turn, in up to 0.2 ms."""
 _SIZE_BYTES = 4
 """Before an answer that ends with bytes: the length of its JSON."""
 _INLINE_OUTPUT_BYTES = 64 << 10
