@@ -47,7 +47,7 @@ def open_web(simulation, queries):
     routes = Inference(simulation.router, queries, pool, 1 << 20).routes()
     limits = PortLimits(max_message_bytes=5_000, max_connections=8, message_s=BODY_S, idle_s=IDLE_S)
     app = App(routes, None, ("sim",), [])
-    return open_port(simulation.loop, [simulation.web], app, simulation.router, limits, pool)
+    return open_port(simulation.loop, simulation.web, app, simulation.router, limits, pool)
 
 
 @dataclass(eq=False)
