@@ -72,15 +72,6 @@ def occupy(owner, model):
 # Quick runs
 
 
-def test_quick_run_is_made_by_the_owner_at_once(owner_of):
-    model = QuickModel()
-    owner = owner_of(model)
-    assert owner.submit(7).digits == [7]
-    assert owner.submit(3, 9).digits == [3, 9]
-    assert model.ran == [[7], [3, 9]]
-    assert not owner.batcher.is_busy
-
-
 def test_what_comes_together_is_one_batch_and_never_too_large(owner_of):
     model = QuickModel()
     owner = owner_of(model)
@@ -273,16 +264,6 @@ def test_run_that_nobody_waits_for_is_given_up(owner_of):
     model.open(1000)
     owner.wait(owner.submit(5))
     assert len(model.ran) <= 3
-
-
-def test_it_is_busy_until_a_run_has_ended(owner, model):
-    first = occupy(owner, model)
-    assert owner.batcher.is_busy
-    waiting: set[Any] = owner.batcher.streams_of(first.caller)
-    assert waiting == {first.stream}
-    model.open()
-    owner.wait(first)
-    assert not owner.batcher.is_busy
 
 
 def test_free_runners_share_what_waits(owner_of):

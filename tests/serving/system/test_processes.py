@@ -17,7 +17,7 @@ import pytest
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
 from serving.system import processes
 from serving.system.processes import CRASH, Processes, mapped
-from tests.support.servers import children, wait_until
+from tests.support.servers import wait_until
 
 WAIT_S = 30.0
 
@@ -125,20 +125,6 @@ def test_one_caller_leaves_a_process_to_the_others(make):
     slow = [pool.submit("many", time.sleep, 600) for _ in range(5)]
     assert outcome(pool.submit("few", abs, -1)) == 1
     assert not any(job.done() for job in slow)
-
-
-def has_new_child(process, before):
-    return children(process) not in ([], before)
-
-
-def test_child_that_is_killed_while_it_has_no_job_costs_no_job(make):
-    pool = make(1)
-    process = outcome(pool.submit("", os.getppid))
-    for _ in range(3):
-        before = children(process)
-        os.kill(before[0], signal.SIGKILL)
-        wait_until(partial(has_new_child, process, before))
-    assert outcome(pool.submit("", os.getppid)) == process
 
 
 def test_too_many_waiting_are_refused(make):
