@@ -17,7 +17,7 @@ import pytest
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
 from serving.system import processes
 from serving.system.processes import CRASH, Processes, mapped
-from tests.support.servers import wait_until
+from tests.support.servers import children, wait_until
 
 WAIT_S = 30.0
 
@@ -164,6 +164,16 @@ def test_process_that_is_stopped_is_replaced(make):
         outcome(pool.submit("", abs, -1))
     wait_until(lambda: not is_alive(before))
     assert outcome(pool.submit("", abs, -1)) == 1
+
+
+def test_child_that_is_killed_long_before_its_next_job_is_replaced(make):
+    pool = make(1)
+    process = outcome(pool.submit("", os.getppid))
+    for _ in range(3):
+        before = children(process)
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda before=before: children(process) not in ([], before))
+    assert outcome(pool.submit("", os.getppid)) == process
 
 
 def test_child_that_is_killed_while_it_has_no_job_costs_none(make):
