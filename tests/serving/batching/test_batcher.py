@@ -266,6 +266,16 @@ def test_run_that_nobody_waits_for_is_given_up(owner_of):
     assert len(model.ran) <= 3
 
 
+def test_it_is_busy_until_a_run_has_ended(owner, model):
+    first = occupy(owner, model)
+    assert owner.batcher.is_busy
+    waiting: set[Any] = owner.batcher.streams_of(first.caller)
+    assert waiting == {first.stream}
+    model.open()
+    owner.wait(first)
+    assert not owner.batcher.is_busy
+
+
 def test_free_runners_share_what_waits(owner_of):
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(), num_runners=2)
