@@ -17,18 +17,9 @@ from tests.support.servers import serve_command, started
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
-    "onnxruntime",
-    "tensorflow",
-    "keras",
-    "onnx",
-    "tf2onnx",
-    "PIL",
-    "scipy",
-    "uvloop",
-    "prometheus_client",
-    "pyarrow",
-    "ray",
-}
+    "onnxruntime", "tensorflow", "keras", "onnx", "tf2onnx", "PIL", "scipy", "uvloop",
+    "prometheus_client", "pyarrow", "ray",
+}  # fmt: skip
 
 
 def modules_after(code):

@@ -17,17 +17,6 @@ NUM_ROWS = 50
 """Of each file."""
 
 
-class RayCluster:
-    """Two raylets, each with two cores."""
-
-    def __init__(self, process):
-        self._process = process
-        self.address = self._line()
-
-    def _line(self):
-        return self._process.stdout.readline().strip()
-
-
 @pytest.fixture(scope="session")
 def ray_python():
     """The interpreter of the environment with Ray."""
@@ -37,12 +26,13 @@ def ray_python():
 
 @pytest.fixture
 def cluster(ray_python):
+    """The address of two raylets, each with two cores."""
     process = subprocess.Popen(
         [ray_python, ROOT / "tests" / "deploy" / "ray_cluster.py"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     with process:
-        yield RayCluster(process)
+        yield process.stdout.readline().strip()
         process.stdin.close()
 
 
@@ -69,7 +59,7 @@ def start(python, *options):
 @pytest.mark.timeout(300)
 def test_rows_are_there_once(cluster, ray_python, source, tmp_path, images):
     out = tmp_path / "out"
-    options = ("--output", out, "--rows-per-file", NUM_ROWS, "--ray", cluster.address)
+    options = ("--output", out, "--rows-per-file", NUM_ROWS, "--ray", cluster)
     with start(ray_python, source, *options) as process:
         printed, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
@@ -92,7 +82,7 @@ def test_pictures_are_scored_as_on_one_machine(cluster, ray_python, tmp_path, im
         path.write_bytes(picture(image))
     path.write_bytes(b"no picture")
     tables = []
-    for name, options in (("ray", ["--ray", cluster.address]), ("here", [])):
+    for name, options in (("ray", ["--ray", cluster]), ("here", [])):
         out = tmp_path / name
         with start(ray_python, tmp_path / "scans", "--output", out, *options) as process:
             _, errors = process.communicate()

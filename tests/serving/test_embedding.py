@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import json
 import pickle
 import shutil
 import sys
@@ -16,13 +15,12 @@ import pytest
 from serving import Classifier
 from serving.batching.runs import Group, Result
 from serving.config import BatchingConfig
-from serving.errors import CorruptModel, DeviceError, ModelError, Unavailable
+from serving.errors import CorruptModel, ModelError, Unavailable
 from serving.model import repository
 from serving.model.engine import LoadedModel, native_run
 from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
-from tests.support.gpu import NO_GPU
-from tests.support.published import publish
+from tests.support.published import edit_manifest, publish
 from tests.support.servers import FORKS, ended
 
 
@@ -323,13 +321,6 @@ def test_split_requests_equal_single_images(classifier, images, num_images):
     assert together.digits.tolist() == one_by_one
 
 
-def test_version_without_a_manifest_is_passed_over(model_dir):
-    publish(model_dir, "2", (model_dir / "1" / "model.onnx").read_bytes())
-    (model_dir / "2" / "manifest.json").unlink()
-    with Classifier.load(model_dir) as classifier:
-        assert classifier.version == "1"
-
-
 def test_int8_answers_as_fp32_does_whatever_the_batch(classifier, models, images):
     with Classifier.load(models / "digits", precision="int8") as int8:
         info = int8.model_info()
@@ -341,21 +332,10 @@ def test_int8_answers_as_fp32_does_whatever_the_batch(classifier, models, images
 
 
 def test_int8_is_checked_on_its_own_golden_samples(model_dir):
-    path = model_dir / "1" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["golden"]["int8_probabilities"].reverse()
-    path.write_text(json.dumps(manifest))
+    edit_manifest(model_dir, "1", lambda each: each["golden"]["int8_probabilities"].reverse())
     Classifier.load(model_dir).close()
     with pytest.raises(CorruptModel, match="golden samples"):
         Classifier.load(model_dir, version="1", precision="int8")
-
-
-@pytest.mark.usefixtures("no_gpu")
-def test_cuda_that_cannot_be_used_is_an_error_not_a_fallback(models):
-    with pytest.raises(DeviceError, match=NO_GPU):
-        Classifier.load(models / "digits", device="cuda")
-    with Classifier.load(models / "digits", device="auto") as classifier:
-        assert classifier.model_info().device == "cpu"
 
 
 @pytest.mark.parametrize("num_images", [3, 600])  # at once; in several runs

@@ -50,11 +50,6 @@ class ClosedLoop:
             wanted = len(self.calls) + number
             assert self._noted.wait_for(lambda: len(self.calls) >= wanted, TIMEOUT_S)
 
-    def num_answered(self):
-        """How many calls ended well so far."""
-        with self._noted:
-            return sum(call.code is grpc.StatusCode.OK for call in self.calls)
-
     def __enter__(self):
         self._thread.start()
         return self

@@ -42,15 +42,11 @@ class Raw:
     def __init__(self, address, *options):
         self.channel = grpc.insecure_channel(address, options=options)
 
-    def method(self, path=CLASSIFY):
-        """A method that takes bytes and answers with a ClassifyResponse."""
-        return self.channel.unary_unary(
-            path, response_deserializer=digits_pb2.ClassifyResponse.FromString
-        )
-
     def classify(self, data):
-        response: digits_pb2.ClassifyResponse = self.method()(data, timeout=TIMEOUT_S)
-        return response
+        method = self.channel.unary_unary(
+            CLASSIFY, response_deserializer=digits_pb2.ClassifyResponse.FromString
+        )
+        return method(data, timeout=TIMEOUT_S)
 
 
 # A bare client of the Open Inference Protocol, and messages for it

@@ -3,33 +3,23 @@
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
 
 from serving import Client
 from serving.errors import ServingError
-from tests.support.fleet.replicas import Router
 from tests.support.servers import free_address, paced_server, running_server
 
 AWAY_S = 20.0
 """Long enough for back-offs to grow."""
 BACK_WITHIN_S = 10.0
-DEAD_WITHIN_S = 10.0
-"""A ping after 1.5 s, no answer in 1.25 s, and a reserve."""
 
 
 @pytest.fixture
 def image():
     return np.zeros((1, 784), np.uint8)
-
-
-@pytest.fixture
-def router(server):
-    router = Router(server.address)
-    yield router
-    router.close()
 
 
 def until_answered(call, within_s):
@@ -44,51 +34,27 @@ def until_answered(call, within_s):
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_connection_that_died_in_silence_is_replaced(router, image):
-    with Client(router.address, timeout_s=1) as client:
-        client.classify(image)
-        router.forget()
-        until_answered(lambda: client.classify(image), DEAD_WITHIN_S)
-
-
-def test_new_client_does_not_inherit_a_dead_connection(router, image):
-    with Client(router.address, timeout_s=1) as old, Client(router.address) as new:
-        old.classify(image)
-        router.forget()
-        with pytest.raises(ServingError):
-            old.classify(image)
-        assert len(new.classify(image)) == 1
-
-
-@pytest.mark.usefixtures("client_transport")
-def test_frozen_server_is_found_again(models, image):
-    with (
-        running_server(models, "--device", "cpu") as server,
-        Client(server.address, timeout_s=1) as client,
-    ):
-        client.classify(image)
-        server.process.send_signal(signal.SIGSTOP)
-        thaw_s = time.monotonic() + AWAY_S
-        while time.monotonic() < thaw_s:
-            with pytest.raises(ServingError):
-                client.classify(image)
-        server.process.send_signal(signal.SIGCONT)
-        until_answered(lambda: client.classify(image), BACK_WITHIN_S)
-
-
-@pytest.mark.usefixtures("client_transport")
-def test_server_that_was_away_is_found_again(models, image):
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_server_that_was_frozen_or_away_is_found_again(models, image, is_frozen):
     address = free_address()
     options = ("--device", "cpu", "--port", address.split(":")[1])
-    with Client(address, timeout_s=1) as client:
-        with running_server(models, *options):
-            client.classify(image)
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(address, timeout_s=1))
+        server = stack.enter_context(running_server(models, *options))
+        client.classify(image)
+        if is_frozen:
+            server.process.send_signal(signal.SIGSTOP)
+        else:
+            server.stop()
         back_s = time.monotonic() + AWAY_S
         while time.monotonic() < back_s:
             with pytest.raises(ServingError):
                 client.classify(image)
-        with running_server(models, *options):
-            until_answered(lambda: client.classify(image), BACK_WITHIN_S / 2)
+        if is_frozen:
+            server.process.send_signal(signal.SIGCONT)
+        else:
+            stack.enter_context(running_server(models, *options))
+        until_answered(lambda: client.classify(image), BACK_WITHIN_S)
 
 
 @contextmanager

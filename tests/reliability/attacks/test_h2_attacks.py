@@ -5,15 +5,14 @@ import resource
 import signal
 import struct
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hyperframe.frame import (
     DataFrame,
-    Frame,
     HeadersFrame,
     PingFrame,
     RstStreamFrame,
@@ -21,8 +20,9 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-import serving
 from serving.digits.wire import encode_request
+from serving.model.repository import PRETRAINED
+from serving.protocols import varint
 from serving.protocols.oip import inference_pb
 from serving.tensors import DIGITS
 from tests.reliability.attacks.beside import MAX_WAIT_S, beside, num_files, resident
@@ -31,7 +31,6 @@ from tests.support.raw import CLASSIFY, REFLECTION, STREAM
 from tests.support.servers import running_server, wait_until
 from tests.support.wire import PREFACE, Connection, Reply, message, request_headers
 
-MODELS = Path(serving.__file__).parent / "digits" / "pretrained"
 TIMEOUT_S = 60.0
 FLOOD_S = float(os.environ.get("FLOOD_S", "3"))
 HELD_S = 1.0
@@ -45,7 +44,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def victim():
-    with running_server(MODELS, "--transport", "h2", "--reflection") as server:
+    with running_server(PRETRAINED, "--transport", "h2", "--reflection") as server:
         yield server
         assert server.stop() == 0
         assert "ERROR" not in server.process.stderr.read()
@@ -56,7 +55,7 @@ def guarded(tmp_path_factory):
     """A server whose callers need a token."""
     tokens = tmp_path_factory.mktemp("tokens") / "tokens"
     tokens.write_text(TOKEN + "\n")
-    with running_server(MODELS, "--transport", "h2", "--token-file", str(tokens)) as server:
+    with running_server(PRETRAINED, "--transport", "h2", "--token-file", str(tokens)) as server:
         yield server
 
 
@@ -128,54 +127,65 @@ def calls(connection, number, *parts, **changed):
     return b"".join(frames)
 
 
-def test_six_bytes_that_claim_four_gigabytes(victim):
-    """Refusing 1,000 calls of 30 bytes takes 10 ms, and each connection may have its turn first."""
-    with beside(victim, due_s=2.0), ExitStack() as stack:
-        connections = attackers(victim, 80, stack)
-        body = b"\0\xff\xff\xff\xff\0"
-        push_all(connections, [calls(c, 1000, DataFrame(1, body)) for c in connections])
+ASK = message(b"\x22\x15grpc.health.v1.Health")
+OVER = [DataFrame(1, message(b"", length=256 * MIB)), *[DataFrame(1, bytes(16_384))] * 2000]
 
 
-def test_compressed_messages(victim):
-    with beside(victim, due_s=0.5, peak_bytes=64 * MIB), ExitStack() as stack:
-        connections = attackers(victim, 80, stack)
-        body = message(bytes(1000), flag=1)
+def half(size):
+    """A part of a message that is said to be longer."""
+    data = message(b"", length=4_000_000) + bytes(size)
+    return [DataFrame(1, data[at : at + 16_384]) for at in range(0, len(data), 16_384)]
+
+
+class Held(NamedTuple):
+    """Calls that attackers begin, and make the server keep."""
+
+    connections: int
+    each: int
+    """Calls of a connection."""
+    parts: list[DataFrame]
+    changed: dict[str, str]
+    peak_bytes: int | None = None
+    due_s: float = 0.5
+    reads: bool = True
+    """Whether the attackers have windows for answers."""
+
+
+PATHS = {name: {"__path": path} for name, path in (
+    ("classify", CLASSIFY), ("stream", STREAM), ("infer", INFER), ("reflection", REFLECTION))
+}  # fmt: skip
+HELD = {
+    # Refusing 1,000 calls of 30 bytes takes 10 ms, and each connection may have its turn first.
+    "six bytes that claim four gigabytes": Held(
+        80, 1000, [DataFrame(1, b"\0\xff\xff\xff\xff\0")], {}, due_s=2.0),
+    "compressed messages": Held(80, 500, [DataFrame(1, message(bytes(1000), flag=1))],
+                                {"grpc_encoding": "gzip"}, 64 * MIB),
+    # 512 MB are offered; only the bytes within HTTP/2's windows are held before the refusal.
+    "messages over the limit": Held(16, 1, OVER, {}, 64 * MIB),
+    "streams that send and do not read": Held(
+        20, 100, [DataFrame(1, REQUEST * 20)] * 4, PATHS["stream"], 160 * MIB, reads=False),
+    "reflection that is asked and not read": Held(
+        20, 10, [DataFrame(1, ASK * 500)] * 4, PATHS["reflection"], 160 * MIB, reads=False),
+    # Over 64 MiB in all
+    **{f"halves of 60 kB, {name}": Held(20, 100, half(60_000), path)
+       for name, path in PATHS.items()},
+    **{f"halves of 1 kB, {name}": Held(60, 1000, half(1_000), path)
+       for name, path in PATHS.items()},
+    **{f"100,000 streams, {kind}, {name}": Held(100, 1000, part, path, 200 * MIB)
+       for name, path in PATHS.items()
+       for kind, part in (("headers", []), ("half", [DataFrame(1, REQUEST[:400])]))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_calls_that_are_held(victim, name):
+    held = HELD[name]
+    settings = {} if held.reads else {"INITIAL_WINDOW_SIZE": 0}
+    with beside(victim, due_s=held.due_s, peak_bytes=held.peak_bytes), ExitStack() as stack:
+        connections = attackers(victim, held.connections, stack, **settings)
         push_all(
-            connections,
-            [calls(c, 500, DataFrame(1, body), grpc_encoding="gzip") for c in connections],
+            connections, [calls(c, held.each, *held.parts, **held.changed) for c in connections]
         )
-
-
-@pytest.mark.parametrize("size", [60_000, 1_000])
-@pytest.mark.parametrize("path", [CLASSIFY, STREAM, INFER, REFLECTION])
-def test_half_received_messages(victim, size, path):
-    """Over 64 MiB in all: 20 connections x 100 of 60 kB, or 60 x 1,000 of 1 kB."""
-    with beside(victim, due_s=0.5), ExitStack() as stack:
-        connections = attackers(victim, 20 if size > 10_000 else 60, stack)
-        count = 100 if size > 10_000 else 1000
-        half = message(b"", length=4_000_000) + bytes(size)
-        parts = [DataFrame(1, half[at : at + 16_384]) for at in range(0, len(half), 16_384)]
-        push_all(connections, [calls(c, count, *parts, __path=path) for c in connections])
-        print(f"held: {resident(victim) >> 20} MiB")
-
-
-def test_messages_over_the_limit_that_are_sent_all_the_same(victim):
-    """512 MB are offered; only the bytes within HTTP/2's windows are held before the refusal."""
-    with beside(victim, due_s=0.5, peak_bytes=64 * MIB), ExitStack() as stack:
-        connections = attackers(victim, 16, stack)
-        body = message(b"", length=256 * MIB)
-        frames = DataFrame(1, bytes(16_384)).serialize() * 2000
-        begin = DataFrame(1, body).serialize() + frames
-        datas = [c.headers(1, request_headers()).serialize() + begin for c in connections]
-        push_all(connections, datas)
-
-
-@pytest.mark.parametrize("path", [CLASSIFY, STREAM, INFER, REFLECTION])
-@pytest.mark.parametrize("part", [[], [DataFrame(1, REQUEST[:400])]], ids=["headers", "half"])
-def test_a_hundred_thousand_open_streams(victim, path, part):
-    with beside(victim, due_s=0.5, peak_bytes=200 * MIB), ExitStack() as stack:
-        connections = attackers(victim, 100, stack)
-        push_all(connections, [calls(c, 1000, *part, __path=path) for c in connections])
         print(f"held: {resident(victim) >> 20} MiB")
 
 
@@ -185,60 +195,44 @@ def test_sixty_thousand_calls_without_a_token(guarded):
         push_all(connections, [calls(c, 1000, WHOLE) for c in connections])
 
 
-def test_streams_that_send_and_do_not_read(victim):
-    with beside(victim, due_s=0.5, peak_bytes=160 * MIB), ExitStack() as stack:
-        connections = attackers(victim, 20, stack, INITIAL_WINDOW_SIZE=0)
-        datas = [
-            calls(c, 100, *[DataFrame(1, REQUEST * 20)] * 4, __path=STREAM) for c in connections
-        ]  # fmt: skip
-        push_all(connections, datas)
-        print(f"held: {resident(victim) >> 20} MiB")
+BEGUN = DataFrame(1, message(b"", length=4_000_000))
+RESET = RstStreamFrame(1, error_code=8)
 
 
-def test_reflection_that_is_asked_and_not_read(victim):
-    ask = message(b"\x22\x15grpc.health.v1.Health")
-    with beside(victim, due_s=0.5, peak_bytes=160 * MIB), ExitStack() as stack:
-        connections = attackers(victim, 20, stack, INITIAL_WINDOW_SIZE=0)
-        datas = [
-            calls(c, 10, *[DataFrame(1, ask * 500)] * 4, __path=REFLECTION) for c in connections
-        ]  # fmt: skip
-        push_all(connections, datas)
-        print(f"held: {resident(victim) >> 20} MiB")
+def frames(frame):
+    """Begin a call, and send a frame again and again."""
+    return lambda c: calls(c, 1, BEGUN) + frame.serialize() * 20_000
 
 
-FLOODS: dict[str, Frame] = {
-    "ping": PingFrame(0, bytes(8)),
-    "settings": SettingsFrame(0, settings={3: 100}),
-    "empty_settings": SettingsFrame(0),
-    "window": WindowUpdateFrame(0, window_increment=1),
-    "stream_window": WindowUpdateFrame(1, window_increment=1),
-    "empty_data": DataFrame(1, b""),
-    "byte_data": DataFrame(1, b"\0"),
-    "padded_data": DataFrame(1, b"", flags=["PADDED"], pad_length=10),
+def resets(path):
+    """Begin calls and reset them."""
+    return lambda c: calls(c, 20_000, RESET, __path=path)
+
+
+def continuations(flags):
+    """Continue a block of headers; 4 ends it."""
+    block = struct.pack(">I", 1000)[1:] + bytes((9, flags)) + struct.pack(">I", 1) + bytes(1000)
+    return lambda c: HeadersFrame(1, c.encode(request_headers())).serialize() + block * 2000
+
+
+FLOODS: dict[str, Callable[[Connection], bytes]] = {
+    "ping": frames(PingFrame(0, bytes(8))),
+    "settings": frames(SettingsFrame(0, settings={3: 100})),
+    "empty settings": frames(SettingsFrame(0)),
+    "window": frames(WindowUpdateFrame(0, window_increment=1)),
+    "stream window": frames(WindowUpdateFrame(1, window_increment=1)),
+    "empty data": frames(DataFrame(1, b"")),
+    "data of a byte": frames(DataFrame(1, b"\0")),
+    "padded data": frames(DataFrame(1, b"", flags=["PADDED"], pad_length=10)),
+    **{f"resets {path}": resets(path) for path in (CLASSIFY, "/x/y", STREAM)},
+    **{f"continuations {flags}": continuations(flags) for flags in (0, 4)},
 }
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_floods_of_frames(victim, name):
-    frames = FLOODS[name].serialize() * 20_000
-    begin = DataFrame(1, message(b"", length=4_000_000)).serialize()
+def test_floods(victim, name):
     with beside(victim, due_s=0.5):
-        flood(victim, 16, lambda c: calls(c, 1) + begin + frames)
-
-
-@pytest.mark.parametrize("path", [CLASSIFY, "/x/y", STREAM])
-def test_rapid_resets(victim, path):
-    reset = RstStreamFrame(1, error_code=8)
-    with beside(victim, due_s=0.5):
-        flood(victim, 16, lambda c: calls(c, 20_000, reset, __path=path))
-
-
-@pytest.mark.parametrize("flags", [0, 4])
-def test_continuations(victim, flags):
-    block = struct.pack(">I", 1000)[1:] + bytes((9, flags)) + struct.pack(">I", 1) + bytes(1000)
-    with beside(victim, due_s=0.5):
-        flood(victim, 16, lambda c: HeadersFrame(1, c.encode(request_headers())).serialize()
-              + block * 2000)  # fmt: skip
+        flood(victim, 16, FLOODS[name])
 
 
 def test_idle_connections_are_cheap(victim):
@@ -284,15 +278,6 @@ def dear_messages():
         "bools": head + b"\x2a" + varint(3_000_004) + b"\x2a" + varint(3_000_000)
                  + b"\x08\x01" * 1_500_000,
     }  # fmt: skip
-
-
-def varint(number):
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def nested(depth):
@@ -354,7 +339,7 @@ def test_one_polite_caller_beside_eight_thousand_calls(victim):
 
 
 def test_out_of_descriptors_those_that_are_there_are_served():
-    with running_server(MODELS, "--transport", "h2") as server, ExitStack() as stack:
+    with running_server(PRETRAINED, "--transport", "h2") as server, ExitStack() as stack:
         there = attackers(server, 1, stack)[0]
         assert there.ask(1, REQUEST).status == "OK"
         limit = num_files(server) + 20

@@ -178,21 +178,14 @@ def test_restarts_under_load_lose_nothing(transport, tmp_path):
     print(f"{transport}: {NUM_RESTARTS} drains, {num_answered} answered, {num_refused} refused")
 
 
-def test_second_signal_ends_even_a_server_that_hangs():
-    with paced_server() as server:
+@pytest.mark.parametrize("drain_s", [0.5, 30.0])
+def test_end_of_the_drain_or_a_second_signal_ends_a_server_that_hangs(drain_s):
+    with paced_server(drain_s=drain_s) as server:
         server.tell("hold")
         with load_on(server.address) as load:
             wait_until(lambda: server.num_begun() > 0)
-            server.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: not is_serving(server.address))
-            assert server.stop() == 1
-    assert {call.code for call in load.calls} == {grpc.StatusCode.UNAVAILABLE}
-
-
-def test_server_that_hangs_ends_when_the_drain_has_taken_its_time():
-    with paced_server(drain_s=0.5) as server:
-        server.tell("hold")
-        with load_on(server.address) as load:
-            wait_until(lambda: server.num_begun() > 0)
+            if drain_s > 1.0:
+                server.process.send_signal(signal.SIGTERM)
+                wait_until(lambda: not is_serving(server.address))
             assert server.stop() == 1
     assert {call.code for call in load.calls} == {grpc.StatusCode.UNAVAILABLE}

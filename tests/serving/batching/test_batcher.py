@@ -72,15 +72,6 @@ def occupy(owner, model):
 # Quick runs
 
 
-def test_quick_run_is_made_by_the_owner_at_once(owner_of):
-    model = QuickModel()
-    owner = owner_of(model)
-    assert owner.submit(7).digits == [7]
-    assert owner.submit(3, 9).digits == [3, 9]
-    assert model.ran == [[7], [3, 9]]
-    assert not owner.batcher.is_busy
-
-
 def test_what_comes_together_is_one_batch_and_never_too_large(owner_of):
     model = QuickModel()
     owner = owner_of(model)

@@ -64,14 +64,6 @@ def test_connections_take_turns_of_sixteen_images(filled):
     assert filled.queue.num_rows == 70
 
 
-def test_turn_counts_images_and_not_calls(filled):
-    a, b = FakeCaller(), FakeCaller()
-    filled.put(a, 1, 3, 5, num_images=7)
-    filled.put(b, 2)
-    assert filled.take(21) == [1, 3, 2]
-    assert filled.take(21) == [5]
-
-
 def test_large_call_is_taken_whole_and_then_it_is_the_others_turn(filled):
     large, small = FakeCaller(), FakeCaller()
     filled.put(large, 1, 3, num_images=100)
@@ -88,14 +80,6 @@ def test_call_that_does_not_fit_begins_the_next_batch(filled):
     assert filled.take(110) == list(range(16))
     assert filled.take(110) == [1001, *range(16, 26)]
     assert filled.take(110) == [1003, *range(26, 40)]
-
-
-def test_call_that_is_larger_than_a_batch_runs_alone(filled):
-    a, b = FakeCaller(), FakeCaller()
-    filled.put(a, 1, num_images=9)
-    filled.put(b, 2)
-    assert filled.take(8) == [1]
-    assert filled.take(8) == [2]
 
 
 @pytest.mark.parametrize("max_rows", [8, 3])  # all at once; in turns
@@ -159,15 +143,6 @@ def test_given_up_calls_do_not_count_as_waiting_for_ever(filled):
 
 
 # Room, and patience
-
-
-def test_call_is_refused_that_does_not_fit():
-    filled = FilledQueue(capacity=10)
-    connection = FakeCaller()
-    filled.put(connection, 1, num_images=7)
-    assert filled.queue.room(connection, math.inf) == 3
-    filled.take(8)
-    assert filled.queue.room(connection, math.inf) == 10
 
 
 def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled):

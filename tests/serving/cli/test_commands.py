@@ -93,10 +93,15 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
         (("--version", "1", "--canary", "5%"), "version pins one: versions and canary have no"),
         (("--model", "digits", "a,b", "--served-name", "x"), "served_name is for one model, not"),
         (("--models", "http://127.0.0.1/m.onnx"), "http://127.0.0.1/m.onnx: without TLS it needs"),
+        (("--token-file", "none"), "can't read none: No such file or directory"),
+        (("--tls-cert", "a.pem"), "tls_key must be given together with tls_cert"),
+        (("--tls-client-ca", "a.pem"), "tls_client_ca must be given together with tls_cert"),
+        (("--tls-cert", "a.pem", "--tls-key", "b.pem"), "can't read a.pem"),
     ],
 )
 def test_serve_that_cannot_start_says_why_in_one_line(models, options, message, run):
-    code, out, err = run("serve", "--models", models, "--port", 0, *options)
+    ports = ("--port", 0, "--http-port", "off", "--metrics-port", "off")
+    code, out, err = run("serve", "--models", models, "--device", "cpu", *ports, *options)
     assert (code, out, len(err)) == (2, [], 1)
     assert err[0].startswith(f"digit-serving: {message}")
 

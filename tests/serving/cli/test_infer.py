@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -16,7 +15,7 @@ from serving.__main__ import main
 from serving.protocols.oip import inference_pb
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.serving.test_picture_classifiers import COLOURS, IMAGE, colours
-from tests.support.servers import started
+from tests.support.servers import fake_service, started
 
 ROW = "[1, 2, 3, 4]"
 
@@ -125,31 +124,26 @@ class Hostile:
     def __init__(self):
         self.config = {}
         self.name = "x"
-        handlers = {
-            method: grpc.unary_unary_rpc_method_handler(getattr(self, method))
-            for method in ("ModelMetadata", "ModelConfig", "ModelInfer", "RepositoryIndex")
-        }
-        self.server = grpc.server(ThreadPoolExecutor(1))
-        self.server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(inference_pb.SERVICE, handlers)]
-        )
-        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
-        self.server.start()
+        self.address = ""
 
-    def ModelMetadata(self, *_):  # noqa: N802
+    def methods(self):
+        return {"ModelMetadata": self.metadata, "ModelConfig": self.configuration,
+                "ModelInfer": self.infer, "RepositoryIndex": self.index}  # fmt: skip
+
+    def metadata(self, *_):
         inputs = [{"name": self.name, "datatype": "FP32", "shape": [-1, 4]}]
         return inference_pb.ModelMetadataResponse(inputs=inputs).SerializeToString()
 
-    def ModelConfig(self, *_):  # noqa: N802
+    def configuration(self, *_):
         response = inference_pb.ModelConfigResponse()
         for name, text in self.config.items():
             response.config.parameters[name].string_value = text
         return response.SerializeToString()
 
-    def ModelInfer(self, _, context):  # noqa: N802
+    def infer(self, _, context):
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, ESCAPES)
 
-    def RepositoryIndex(self, *_):  # noqa: N802
+    def index(self, *_):
         models = [{"name": f"m{ESCAPES}", "state": "READY"}]
         return inference_pb.RepositoryIndexResponse(models=models).SerializeToString()
 
@@ -157,8 +151,8 @@ class Hostile:
 @pytest.fixture(scope="module")
 def hostile():
     hostile = Hostile()
-    yield hostile
-    hostile.server.stop(None)
+    with fake_service(inference_pb.SERVICE, hostile.methods()) as hostile.address:
+        yield hostile
 
 
 @pytest.mark.parametrize(

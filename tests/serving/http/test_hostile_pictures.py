@@ -112,17 +112,3 @@ def test_decoder_that_crashes_costs_its_sender_one_answer(dots, plain, server, p
     assert (replies[0].status, replies[0].json["detail"]) == (400, CRASH)
     assert peer.post("/v1/numbers", plain).status == 200
     assert server.process.poll() is None
-
-
-def test_nothing_is_left_of_a_server_that_is_killed(models, plain):
-    with running_server(models, "--http-port", "0") as server:
-        assert not children(server.process.pid)  # the first picture starts them
-        HttpPeer(server.facts["http"]).post("/v1/digits", plain)
-        pids = children(server.process.pid) + workers_of(server)
-        server.process.kill()
-        server.process.wait()
-    assert len(pids) == 2
-    end_s = time.monotonic() + 20
-    while any(state_of(pid) != "Z" for pid in pids):
-        assert time.monotonic() < end_s
-        time.sleep(0.01)

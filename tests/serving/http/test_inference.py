@@ -1,8 +1,6 @@
 """The Open Inference Protocol over HTTP: JSON and binary tensors, and queries about models."""
 
 import json
-import urllib.error
-import urllib.request
 from contextlib import closing
 from http.client import HTTPConnection
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.serving.http.peer import HttpPeer
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value
 from tests.support.servers import serve_command, started
@@ -251,14 +250,9 @@ def url(tmp_path_factory):
 
 
 def ask(url, path, body=None):
-    request = urllib.request.Request(
-        f"{url}{path}", None if body is None else json.dumps(body).encode()
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=10) as reply:
-            return reply.status, json.load(reply)
-    except urllib.error.HTTPError as err:
-        return err.code, json.load(err)
+    peer = HttpPeer(url)
+    reply = peer.get(path) if body is None else peer.post(path, json.dumps(body))
+    return reply.status, reply.json
 
 
 def test_rows_are_answered(url):

@@ -124,29 +124,15 @@ def url(classifier, authority, tmp_path_factory):
         yield str(server.http_url)
 
 
-def status_of(url, context):
-    with urllib.request.urlopen(f"{url}/v2", timeout=TIMEOUT_S, context=context) as reply:
-        return int(reply.status)
+def test_only_a_caller_with_a_certificate_is_answered(url, authority):
+    def ask(url, context):
+        with urllib.request.urlopen(f"{url}/v2", timeout=TIMEOUT_S, context=context) as reply:
+            return reply.status
 
-
-def trusting(authority):
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    return context
-
-
-def test_caller_with_a_certificate_is_answered(url, authority):
-    assert url.startswith("https://")
-    context = trusting(authority)
+    for there, stranger in ((url, context), (url.replace("https", "http"), None)):
+        with pytest.raises((URLError, ssl.SSLError, ConnectionError)):
+            ask(there, stranger)
     authority.issue_cert("a-client").configure_cert(context)
-    assert status_of(url, context) == 200
-
-
-def test_caller_without_a_certificate_is_not(url, authority):
-    with pytest.raises((URLError, ssl.SSLError, ConnectionError)):
-        status_of(url, trusting(authority))
-
-
-def test_caller_without_tls_is_not(url):
-    with pytest.raises((URLError, ConnectionError)):
-        status_of(url.replace("https", "http"), None)
+    assert ask(url, context) == 200

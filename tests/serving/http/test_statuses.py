@@ -11,7 +11,6 @@ from PIL import Image
 
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.digits.http import application
-from serving.errors import DigitsError
 from serving.model import repository
 from serving.model.engine import LoadedModel
 from serving.protocols.health import Health
@@ -91,12 +90,7 @@ def gated(models, monkeypatch):
         yield gated
 
 
-def test_table_has_every_error():
-    def subclasses(error):
-        below = {leaf for child in error.__subclasses__() for leaf in subclasses(child)}
-        return below | ({error} if not error.__subclasses__() or error in STATUS else set())
-
-    assert subclasses(DigitsError) == set(STATUS)
+def test_every_error_has_a_status_of_failure():
     assert all(http_status(error) >= 400 for error in STATUS)
 
 
@@ -237,14 +231,6 @@ def test_decompression_bomb_is_413(http):
 def test_compressed_bodies_are_refused(http):
     reply = http.post("/v1/digits", b"x", Content_Encoding="gzip")
     assert (reply.status, "not compressed" in reply.json["detail"]) == (400, True)
-
-
-def test_slow_body_ends_its_connection(models):
-    with gated_server(models, message_s=0.2) as gated, connected(gated.peer.url) as caller:
-        caller.sendall(b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx")
-        assert caller.recv(100).startswith(b"HTTP/1.1 400")
-        while caller.recv(1000):
-            pass
 
 
 def test_slow_head_ends_its_connection(models):

@@ -1,4 +1,4 @@
-"""HPACK against RFC 7541's examples and against python-hyper's, both ways."""
+"""HPACK against python-hyper's, both ways."""
 
 from contextlib import suppress
 
@@ -11,57 +11,14 @@ from serving.http2.hpack import (
     Decoder,
     Encoder,
     Field,
-    Fields,
     HpackError,
     decode_huffman,
 )
 from serving.http2.hpack import encode_literally as encode
 
-REQUESTS: tuple[Fields, ...] = (
-    ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"),
-     (b":authority", b"www.example.com")),
-    ((b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"),
-     (b":authority", b"www.example.com"), (b"cache-control", b"no-cache")),
-    ((b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/index.html"),
-     (b":authority", b"www.example.com"), (b"custom-key", b"custom-value")),
-)  # fmt: skip
-PLAIN = (  # appendix C.3
-    "828684410f7777772e6578616d706c652e636f6d",
-    "828684be58086e6f2d6361636865",
-    "828785bf400a637573746f6d2d6b65790c637573746f6d2d76616c7565",
-)
-HUFFMAN = (  # appendix C.4
-    "828684418cf1e3c2e5f23a6ba0ab90f4ff",
-    "828684be5886a8eb10649cbf",
-    "828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf",
-)
-RESPONSES = (  # appendix C.6, with a table of 256 bytes, so that entries are evicted
-    "3fe101"
-    "488264025885aec3771a4b6196d07abe941054d444a8200595040b8166e082a62d1bff6e919d29ad1718"
-    "63c78f0b97c8e9ae82ae43d3",
-    "4883640effc1c0bf",
-    "88c16196d07abe941054d444a8200595040b8166e084a62d1bffc05a839bd9ab77ad94e7821dd7f2e6c7"
-    "b335dfdfcd5b3960d5af27087f3672c1ab270fb5291f9587316065c003ed4ee5b1063d5007",
-)  # fmt: skip
-COOKIE = (b"set-cookie", b"foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1")
-
 
 def decoder(max_list_bytes=1 << 20, max_fields=1000):
     return Decoder(max_list_bytes, max_fields, is_valid)
-
-
-@pytest.mark.parametrize("blocks", [PLAIN, HUFFMAN], ids=["plain", "huffman"])
-def test_examples_of_the_rfc_are_decoded(blocks):
-    ours = decoder()
-    assert tuple(ours.decode(bytes.fromhex(block)) for block in blocks) == REQUESTS
-
-
-def test_examples_with_evictions_are_decoded():
-    ours = decoder()
-    fields = [ours.decode(bytes.fromhex(block)) for block in RESPONSES]
-    assert [each[0] for each in fields] == [(b":status", s) for s in (b"302", b"307", b"200")]
-    assert fields[0][3] == fields[1][3] == (b"location", b"https://www.example.com")
-    assert fields[2][5] == COOKIE
 
 
 def random_fields(generator):
@@ -86,9 +43,10 @@ def test_hypers_decoder_reads_our_blocks(generator):
     theirs, ours = hpack.Decoder(), Encoder()
     theirs.max_allowed_table_size = DEFAULT_TABLE
     usual = [random_fields(generator) for _ in range(20)]
+    usual += [((b"x-%02d" % number, bytes(28)),) for number in range(6)] * 5  # of 64 bytes each
     for _ in range(3000):
         if generator.random() < 0.05:
-            size = generator.choice((0, 100, 1000, DEFAULT_TABLE, 1 << 20))
+            size = generator.choice((0, 100, 255, 511, 1000, DEFAULT_TABLE, 1 << 20))
             ours.resize(size)
         fields = generator.choice(usual)
         block = encode(fields) if generator.random() < 0.2 else ours.encode(fields)

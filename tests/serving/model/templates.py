@@ -1,6 +1,7 @@
 """Models of any signature: the class whose template differs from the image in the fewest pixels.
 
-A stand-in for models that people train: published as the exporter does it, fp32 and int8.
+A stand-in for models that people train: published as the exporter does it. The int8
+variant is the same graph: `tests/serving/test_embedding.py` has a quantized one.
 """
 
 import base64
@@ -35,7 +36,7 @@ def images_of(signature, num_images):
 
 def publish(models, name, signature, version="1"):
     """Publish a version, its manifest with the signature."""
-    graphs = {"fp32": _fp32(signature), "int8": _int8(signature)}
+    graphs = dict.fromkeys(_FILES, _graph(signature))
     golden = images_of(signature, 20)[0]
     manifest = {
         "format": 1, "name": name, "version": version, "recipe": None, "parameters": 0,
@@ -62,51 +63,21 @@ def _templates(signature):
     return np.random.default_rng(0).random(shape) < 0.5
 
 
-def _weights(signature):
-    """Kernel and bias: for pixels 0 and 1 the logits are the negated share that differs."""
+def _graph(signature):
+    """Pixels of 0 and 1 to logits, the negated share that differs from each template."""
     templates = _templates(signature).T.astype(np.float32)
     gain = np.float32(_SHARPNESS / signature.image_bytes)
-    return (2 * templates - 1) * gain, -templates.sum(axis=0) * gain
-
-
-def _fp32(signature):
-    kernel, bias = _weights(signature)
-    return _model(
-        signature,
-        [
-            node("Cast", ["images"], ["levels"], to=TYPES["FP32"]),
-            node("Mul", ["levels", "step"], ["pixels"]),
-            node("MatMul", ["pixels", "kernel"], ["sums"]),
-            node("Add", ["sums", "bias"], ["logits"]),
-        ],
-        {"step": np.float32(1 / 255), "kernel": kernel, "bias": bias},
-    )
-
-
-def _int8(signature):
-    kernel, bias = _weights(signature)
-    scale = np.abs(kernel).max() / 127
-    return _model(
-        signature,
-        [
-            node("DequantizeLinear", ["images", "step", "none"], ["pixels"]),
-            node("DequantizeLinear", ["kernel", "scale"], ["weights"]),
-            node("MatMul", ["pixels", "weights"], ["sums"]),
-            node("QuantizeLinear", ["sums", "level", "middle"], ["coarse"]),
-            node("DequantizeLinear", ["coarse", "level", "middle"], ["rounded"]),
-            node("Add", ["rounded", "bias"], ["logits"]),
-        ],
-        {
-            "step": np.float32(1 / 255), "none": np.uint8(0), "scale": np.float32(scale),
-            "kernel": np.round(kernel / scale).astype(np.int8), "bias": bias,
-            "level": np.float32(2 * _SHARPNESS / 255), "middle": np.uint8(128),
-        },
-    )  # fmt: skip
-
-
-def _model(signature, nodes, constants):
+    nodes = [
+        node("Cast", ["images"], ["levels"], to=TYPES["FP32"]),
+        node("Mul", ["levels", "step"], ["pixels"]),
+        node("MatMul", ["pixels", "kernel"], ["sums"]),
+        node("Add", ["sums", "bias"], ["logits"]),
+        node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants = {"step": np.float32(1 / 255), "kernel": (2 * templates - 1) * gain,
+                 "bias": -templates.sum(axis=0) * gain}  # fmt: skip
     data: bytes = model(
-        [*nodes, node("Softmax", ["logits"], ["probabilities"], axis=1)],
+        nodes,
         [value("images", "UINT8", ["N", signature.image_bytes])],
         [value("probabilities", "FP32", ["N", signature.num_classes])],
         constants,

@@ -177,14 +177,6 @@ class Counted:
         return batching_trial.try_rows(self.run, self.tensors, 512, lambda: self.now_s)
 
 
-def test_quick_model_is_tried_in_every_batch_size():
-    model = Counted(row_s=1e-6)
-    found = model.find()
-    assert found.tensors.is_batchable
-    sizes = [size for size, _ in model.shapes]
-    assert sizes == [1] * 5 + [2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128, 255, 256, 511, 512]
-
-
 def test_dear_model_is_tried_in_few():
     model = Counted(row_s=0.5)
     assert model.find().tensors.is_batchable

@@ -51,12 +51,6 @@ def test_version_that_is_none_is_not_found_and_nothing_is_opened(model_dir, vers
     assert len(str(caught.value)) < 200
 
 
-def test_missing_variant_is_named(model_dir):
-    edit_manifest(model_dir, without("files", "model.int8.onnx"))
-    with pytest.raises(ConfigurationError, match="version 1 has no int8 variant"):
-        repository.load(model_dir, "1", "int8")
-
-
 def without(*path):
     def remove(document):
         for key in path[:-1]:
@@ -73,13 +67,6 @@ def changed(*path, to):
         document[path[-1]] = to
 
     return change
-
-
-def edit_manifest(model_dir, change):
-    path = model_dir / "1" / "manifest.json"
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +93,7 @@ def edit_manifest(model_dir, change):
     ],
 )
 def test_malformed_manifest_is_refused(model_dir, change):
-    edit_manifest(model_dir, change)
+    published.edit_manifest(model_dir, "1", change)
     with pytest.raises(CorruptModel, match="manifest"):
         repository.load(model_dir, "1")
 

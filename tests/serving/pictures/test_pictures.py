@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from experiments.synthetic.drawing import (
     FONTS,
@@ -299,34 +299,6 @@ def test_dot_in_a_zero_is_no_digit_in_a_frame():
     mono = next(font for font in FONTS if font.stem == "DejaVuSansMono")
     ImageDraw.Draw(image).text((50, 20), "0", 255, ImageFont.truetype(str(mono), 120))
     assert np.ptp(np.flatnonzero(read(image)[14])) > 8  # both sides of the zero
-
-
-@pytest.mark.parametrize("shape", [(5, 5), (1, 1), (1, 4000), (4000, 1), (2, 3), (28, 28)])
-@pytest.mark.parametrize("filled", ["half", "dots", "pixel", "noise", "border"])
-def test_odd_picture_is_read_or_refused(shape, filled):
-    levels = np.zeros(shape, np.uint8)
-    match filled:
-        case "half":
-            levels[: shape[0] // 2 + 1, : shape[1] // 2 + 1] = 255
-        case "dots":
-            levels[::2, ::2] = 255
-        case "pixel":
-            levels[shape[0] // 2, shape[1] // 2] = 255
-        case "noise":
-            levels[:] = np.random.default_rng(1).integers(0, 256, shape)
-        case "border":
-            levels[[0, -1]] = levels[:, [0, -1]] = 255
-    with contextlib.suppress(InvalidRequest):
-        assert read(Image.fromarray(levels)).any()
-
-
-def test_thick_digits_that_fill_the_picture_are_read():
-    rng = np.random.default_rng(4)
-    for digit in np.resize(np.arange(10), 40):
-        thick = font_glyph(int(digit), 60, rng).filter(ImageFilter.MaxFilter(13))
-        box = thick.getbbox()
-        with contextlib.suppress(InvalidRequest):
-            assert read(thick.crop(box)).any()
 
 
 @given(

@@ -218,11 +218,17 @@ def test_rows_without_elements_have_no_layout(width):
 # Metadata, configuration and statistics over the inference protocol
 
 
-def test_server_and_model_are_live_and_ready(peer):
+def test_server_and_model_are_described(peer):
     assert peer.call("ServerLive").live
     assert peer.call("ServerReady").ready
-    assert peer.call("ModelReady", name="digits").ready
-    assert peer.call("ModelReady", name="digits", version="1").ready
+    for fields in ({}, {"version": "1"}):
+        assert peer.call("ModelReady", name="digits", **fields).ready
+    for fields in ({}, {"ready": True}):
+        (model,) = peer.call("RepositoryIndex", **fields).models
+        assert (model.name, model.version, model.state) == ("digits", "1", "READY")
+    described = peer.call("ServerMetadata")
+    assert (described.name, bool(described.version)) == ("digit-serving", True)
+    assert list(described.extensions) == ["model_configuration", "statistics"]
 
 
 def test_config_describes_tensors_without_the_batch_axis(peer, classifier):
@@ -236,19 +242,6 @@ def test_config_describes_tensors_without_the_batch_axis(peer, classifier):
     ]
     assert config.HasField("dynamic_batching")
     assert config.parameters["max_request_images"].string_value == "4096"
-
-
-def test_server_metadata_advertises_what_works(peer):
-    described = peer.call("ServerMetadata")
-    assert described.name == "digit-serving"
-    assert described.version
-    assert list(described.extensions) == ["model_configuration", "statistics"]
-
-
-def test_repository_index_lists_the_served_version(peer):
-    for fields in ({}, {"ready": True}):
-        (model,) = peer.call("RepositoryIndex", **fields).models
-        assert (model.name, model.version, model.state) == ("digits", "1", "READY")
 
 
 def test_statistics_count_images_runs_failures_and_times(models, images):

@@ -68,15 +68,6 @@ def test_unknown_symbols_are_not_found_and_the_stream_goes_on(channel, path):
     assert len(listed.list_services_response.service) == 4
 
 
-def test_file_of_a_method_is_found_and_of_a_missing_one_not(channel):
-    request = reflection_pb2.ServerReflectionRequest
-    names = (f"inference.GRPCInferenceService.{name}" for name in ("ModelInfer", "Nope"))
-    questions = [request(file_containing_symbol=name).SerializeToString() for name in names]
-    found, missing = ask(channel, PATHS[1], *questions)
-    assert len(found.file_descriptor_response.file_descriptor_proto) == 1
-    assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
-
-
 @pytest.mark.parametrize("path", PATHS)
 def test_malformed_request_is_refused(channel, path):
     with pytest.raises(grpc.RpcError) as caught:

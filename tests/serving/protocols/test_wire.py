@@ -124,19 +124,6 @@ def test_the_drawn_tree_is_the_real_one():
     assert drawn_bases() == {each.__name__: (each.__base__ or each).__name__ for each in classes}
 
 
-def test_callers_get_the_statuses_of_the_contract():
-    expected = {
-        errors.InvalidRequest: "INVALID_ARGUMENT",
-        errors.ModelNotFound: "NOT_FOUND",
-        errors.Unauthenticated: "UNAUTHENTICATED",
-        errors.Overloaded: "RESOURCE_EXHAUSTED",
-        errors.Unavailable: "UNAVAILABLE",
-        errors.DeadlineExceeded: "DEADLINE_EXCEEDED",
-        errors.ModelError: "INTERNAL",
-    }
-    assert {error: STATUS[error].name for error in expected} == expected
-
-
 def test_statuses_that_reach_callers_lead_back_to_their_error():
     for error in leaves(DigitsError) - {
         errors.TooLarge,  # over gRPC an InvalidRequest

@@ -1,7 +1,6 @@
 """Every format in, the same answers out."""
 
 import io
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -162,16 +161,6 @@ def decoders():
     decoders = processes(2)
     yield decoders
     decoders.close()
-
-
-def test_process_stays_for_the_next_picture():
-    stream = io.BytesIO()
-    Image.new("L", (28, 28)).save(stream, "png")
-    one = processes(1)
-    worker = one.submit("", os.getpid).result()
-    decode(one, [stream.getvalue()])
-    assert one.submit("", os.getpid).result() == worker
-    one.close()
 
 
 def test_remarks_of_decoders_stay_off_stderr(decoders, capfd):

@@ -127,20 +127,6 @@ def test_one_caller_leaves_a_process_to_the_others(make):
     assert not any(job.done() for job in slow)
 
 
-def has_new_child(process, before):
-    return children(process) not in ([], before)
-
-
-def test_child_that_is_killed_while_it_has_no_job_costs_no_job(make):
-    pool = make(1)
-    process = outcome(pool.submit("", os.getppid))
-    for _ in range(3):
-        before = children(process)
-        os.kill(before[0], signal.SIGKILL)
-        wait_until(partial(has_new_child, process, before))
-    assert outcome(pool.submit("", os.getppid)) == process
-
-
 def test_too_many_waiting_are_refused(make):
     pool = make(2)
     submit = partial(pool.submit, "many", time.sleep, 600)
@@ -178,6 +164,16 @@ def test_process_that_is_stopped_is_replaced(make):
         outcome(pool.submit("", abs, -1))
     wait_until(lambda: not is_alive(before))
     assert outcome(pool.submit("", abs, -1)) == 1
+
+
+def test_child_that_is_killed_long_before_its_next_job_is_replaced(make):
+    pool = make(1)
+    process = outcome(pool.submit("", os.getppid))
+    for _ in range(3):
+        before = children(process)
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda before=before: children(process) not in ([], before))
+    assert outcome(pool.submit("", os.getppid)) == process
 
 
 def test_child_that_is_killed_while_it_has_no_job_costs_none(make):

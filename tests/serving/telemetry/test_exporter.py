@@ -4,15 +4,15 @@ import os
 import signal
 import socket
 import threading
-from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
+from contextlib import ExitStack
 
 import grpc
 import pytest
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
+from serving.digits.wire import encode_request
 from serving.errors import ConfigurationError
-from serving.server.exporter import LIMITS, Exporter
+from serving.server.exporter import Exporter
 from serving.server.server import serve
 from serving.system.process import Usage
 from serving.telemetry.metrics import Counts, Readiness, Report, Served
@@ -125,36 +125,13 @@ def open_files():
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.parametrize(
-    "sent", [b"GET / HTTP/1.1\r\nx: " + b"x" * 100_000, b"\r\n\r\n", b"\x16\x03\x01\x00", b"GET"]
-)
-def test_what_is_no_request_ends_its_connection_only(exporter, sent):
-    with connected(exporter.address, TIMEOUT_S) as connection:
-        try:
-            connection.sendall(sent)
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(65_536):
-                pass
-        except ConnectionError:
-            pass
-    assert get(exporter.address, "/healthz")[0] == 200
-
-
-def test_silent_connection_is_closed_after_a_while():
-    exporter = Exporter("127.0.0.1", 0, limits=replace(LIMITS, handshake_s=0.05))
-    with closing(exporter), connected(exporter.address, TIMEOUT_S) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\n")
-        with suppress(ConnectionResetError):
-            assert connection.recv(1) == b""
-
-
 def test_foreign_hosts_are_refused(exporter):
     peer = HttpPeer(f"http://{exporter.address}")
     assert peer.get("/metrics", host="evil.example").status == 421
 
 
 @on_both
-def test_readiness_follows_the_engine_and_liveness_does_not(transport):
+def test_readiness_follows_the_engine_and_the_drain_and_liveness_does_not(transport):
     with paced_server(transport, self_test_interval_s=0.3) as server:
         metrics = server.facts["metrics"]
         assert get(metrics, "/readyz")[0] == 200
@@ -163,21 +140,14 @@ def test_readiness_follows_the_engine_and_liveness_does_not(transport):
         assert get(metrics, "/healthz")[0] == 200
         server.tell("release")
         wait_until(lambda: get(metrics, "/readyz")[0] == 200)
-
-
-def test_draining_server_is_not_ready_and_still_alive():
-    with paced_server() as server:
-        metrics = server.facts["metrics"]
         server.tell("hold")
         with grpc.insecure_channel(server.address) as channel:
-            call = channel.unary_unary(CLASSIFY).future(
-                b"\x0a\x90\x06" + image_with(1).tobytes(), timeout=TIMEOUT_S
-            )
-            wait_until(lambda: server.num_begun() == 1)
+            before, request = server.num_begun(), encode_request(image_with(1).tobytes())
+            call = channel.unary_unary(CLASSIFY).future(request, timeout=TIMEOUT_S)
+            wait_until(lambda: server.num_begun() > before)
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: get(metrics, "/readyz")[0] == 503)
-            assert get(metrics, "/healthz")[0] == 200
-            assert get(metrics, "/metrics")[0] == 200
+            assert [get(metrics, path)[0] for path in ("/healthz", "/metrics")] == [200, 200]
             server.tell("release")
             assert call.code() is grpc.StatusCode.OK
         assert server.process.wait(TIMEOUT_S) == 0

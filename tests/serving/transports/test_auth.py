@@ -161,14 +161,5 @@ def test_bad_token_file_is_refused_and_never_shown(tmp_path, content, message):
     assert not any(line and line in str(caught.value) for line in content.splitlines())
 
 
-def test_missing_token_file_is_one_clear_line(models, tmp_path, capsys):
-    options = ["--models", str(models), "--port", "0", "--token-file", str(tmp_path / "none")]
-    options += ["--http-port", "off", "--metrics-port", "off"]  # others may have the usual ones
-    assert main(["serve", "--device", "cpu", *options]) == 2
-    assert capsys.readouterr().err == (
-        f"digit-serving: can't read {tmp_path}/none: No such file or directory\n"
-    )
-
-
 def test_secrets_are_not_in_the_configurations_text():
     assert OLD not in repr(SecurityConfig(tokens=OLD))

@@ -11,14 +11,14 @@ from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFra
 
 import serving
 from serving import Classifier
-from serving.config import BatchingConfig, SecurityConfig, ServerConfig
+from serving.config import SecurityConfig, ServerConfig
 from serving.digits.wire import encode_request
 from serving.http2.frames import Limits as Http2Limits
 from serving.transports import loop
 from serving.transports.connections import PortLimits
 from serving.transports.h2.call import GrpcCall
 from tests.support.h2_server import h2_server
-from tests.support.raw import CLASSIFY, HEALTH, REFLECTION, STREAM, WATCH
+from tests.support.raw import HEALTH, REFLECTION, STREAM, WATCH
 from tests.support.servers import connected
 from tests.support.wire import PREFACE, Connection, message, request_headers
 
@@ -64,17 +64,6 @@ def assert_well(address, **headers):
     with Connection(address, TIMEOUT_S) as connection:
         connection.open()
         assert connection.ask(1, REQUEST, **headers).status == "OK"
-
-
-def test_stream_goes_on_when_its_answers_have_left(served):
-    """Not only when its window grows: a caller with a large one need not say that it has read."""
-    with limited(served, max_stream_unread_bytes=0, http2=SMALL_WINDOW) as connection:
-        connection.open(INITIAL_WINDOW_SIZE=2**31 - 1)
-        connection.acknowledge()
-        connection.open_window(1, 70_000)
-        connection.begin(1, __path=STREAM)
-        connection.send_body(1, REQUEST * 500)
-        assert connection.reply(1).status == "OK"
 
 
 def test_half_received_messages_share_one_budget_and_the_largest_goes(served):
@@ -124,21 +113,6 @@ def test_connections_without_a_token_make_room_for_those_with_one(served, path, 
         assert trusted.ask(3, REQUEST, **authorized).status == "OK"
 
 
-def test_connections_with_calls_are_not_closed_for_new_ones(served):
-    with h2_server(served, limits(max_connections=4)) as address, ExitStack() as stack:
-        busy = [opened(stack, address) for _ in range(4)]
-        for connection in busy:
-            connection.begin(1, REQUEST[:9])
-            connection.read(quiet_s=0.02)
-        waits = opened(stack, address)
-        waits.call(1, REQUEST)
-        assert not waits.read()
-        for connection in busy:
-            connection.end(1, REQUEST[9:])
-            assert connection.reply(1).status == "OK"
-        assert waits.reply(1).status == "OK"
-
-
 @pytest.fixture(scope="module")
 def with_tls(tmp_path_factory):
     """A server's configuration with a certificate, and its callers' credentials."""
@@ -179,52 +153,6 @@ def test_reader_that_stops_is_not_answered_any_more(served):
         connection.send(head, *[DataFrame(1, ask * 100)] * 24)
         connection.read()
         assert connection.windows[1] == 70_000  # nothing was given back
-        assert_well(connection.address)
-
-
-@pytest.fixture
-def sweeps_rarely(monkeypatch):
-    """Make the loop consider nearby timers only."""
-    monkeypatch.setattr(loop, "_SWEEP_S", 1000.0)
-
-
-@pytest.mark.usefixtures("sweeps_rarely")
-def test_streams_that_wait_for_room_go_on_as_soon_as_there_is_some():
-    with (
-        Classifier.load(
-            MODEL,
-            device="cpu",
-            batching=BatchingConfig(max_batch_size=16, queue_capacity=64, max_request_images=64),
-        ) as classifier,
-        h2_server(classifier, limits()) as address,
-        Connection(address, TIMEOUT_S) as connection,
-    ):
-        connection.open_wide()
-        for stream in range(1, 21, 2):
-            connection.call(stream, REQUEST * 20, __path=STREAM)
-        for stream in range(1, 21, 2):
-            assert connection.reply(stream).status == "OK"
-
-
-@pytest.mark.usefixtures("sweeps_rarely")
-@pytest.mark.parametrize("path", [CLASSIFY, STREAM])
-def test_call_whose_message_does_not_arrive_ends_at_its_deadline(served, path):
-    with limited(served) as connection:
-        connection.open()
-        connection.begin(1, REQUEST[:9], __path=path, grpc_timeout="50m")
-        assert connection.reply(1).status == "DEADLINE_EXCEEDED"
-
-
-def test_old_connection_is_asked_to_go_and_answers_what_it_has(served):
-    with limited(served, age_s=0.5) as connection:
-        connection.open()
-        connection.begin(1)
-        connection.wait(lambda: bool(connection.goaways))
-        assert connection.goaways == [2**31 - 1]  # a notice: no call is lost
-        connection.end(1, REQUEST)
-        assert connection.reply(1).status == "OK"
-        connection.wait(lambda: len(connection.goaways) == 2)
-        assert connection.goaways[1] == 1
         assert_well(connection.address)
 
 

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 import pytest
-from hyperframe.frame import DataFrame, RstStreamFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, WindowUpdateFrame
 
 from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig, ServerConfig
@@ -35,7 +35,6 @@ from tests.support.h2_server import h2_server
 from tests.support.raw import STREAM
 from tests.support.wire import Connection, message, request_headers
 
-REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 GUILTY = 13
 
 
@@ -116,21 +115,6 @@ def test_guilty_request_of_a_stream_ends_it_after_the_earlier_answers(held):
     assert digits(reply) == [1]
     held.assert_well(5)
     assert held.counts == {("Classify", "OK"): 2, ("ClassifyStream", "INTERNAL"): 1}
-
-
-def test_call_that_is_cancelled_before_its_run_is_not_run(held):
-    held.occupy()
-    held.connection.send(
-        *held.frames(3, request(1)),
-        *held.frames(5, request(2)),
-        RstStreamFrame(5, error_code=8),
-        *held.frames(7, request(3)),
-    )
-    held.engine.open(1000)
-    assert [digits(held.connection.reply(stream)) for stream in (1, 3, 7)] == [[0], [1], [3]]
-    assert held.engine.ran == [[0], [1, 3]]
-    held.assert_well(9)
-    assert held.counts == {("Classify", "OK"): 4, ("Classify", "CANCELLED"): 1}
 
 
 @pytest.mark.parametrize("inline_rows", [0])

@@ -257,22 +257,6 @@ def test_bad_client_authority_is_named(good, tmp_path):
         server_credentials(config)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--tls-cert", "a.pem"), "tls_key must be given together with tls_cert"),
-        (("--tls-client-ca", "a.pem"), "tls_client_ca must be given together with tls_cert"),
-        (("--tls-cert", "a.pem", "--tls-key", "b.pem"), "can't read a.pem"),
-    ],
-)  # fmt: skip
-def test_options_that_do_not_fit_end_with_one_line(models, options, message, capsys):
-    usual = ["--models", str(models), "--port", "0", "--device", "cpu"]
-    assert main(["serve", *usual, *options]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"digit-serving: {message}")
-    assert error.count("\n") == 1
-
-
 def test_command_line_asks_by_tls(tls, good):
     command = ["info", "--json", "--target", tls.address]
     assert main([*command, "--tls-ca", str(good.ca)]) == 0

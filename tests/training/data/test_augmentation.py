@@ -4,9 +4,10 @@ import math
 import numpy as np
 import pytest
 
+from training import config
 from training.config import RECIPES, TEACHER, Deformation
 from training.data import augmentation
-from training.data.augmentation import GROUP
+from training.data.augmentation import GROUP, WAYS, degrade, outliers, thicken, warp
 from training.data.mnist import Examples
 
 DEFORMATION = Deformation(
@@ -152,3 +153,114 @@ def test_thickness_changes_the_ink_of_whole_groups(examples):
     first, second = shares.reshape(2, GROUP)
     assert (first > 1).all() or (first < 1).all()
     assert abs(first.mean() - second.mean()) > 0.01
+
+
+# Degraded images, and images of no digit
+
+
+@pytest.fixture
+def images(mnist_sample):
+    return mnist_sample.train_images[:700]
+
+
+def test_every_image_is_degraded_and_can_still_be_told(images):
+    degraded = degrade(images, rng())
+    assert degraded.shape == images.shape
+    assert degraded.dtype == np.uint8
+    assert (degraded != images).any(axis=1).mean() > 0.95  # a bar may lie on background
+    for before, after in zip(images, degraded, strict=True):
+        assert np.corrcoef(before, after)[0, 1] > 0.2
+
+
+@pytest.mark.parametrize("make", [degrade, outliers])
+def test_same_generator_makes_the_same_images_and_leaves_those_given(images, make):
+    before = images.copy()
+    assert np.array_equal(make(images, rng()), make(images, rng()))
+    assert np.array_equal(images, before)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_images_differ_in_how_far_they_are_degraded(images, way):
+    same = np.repeat(images[:1], 130, axis=0).reshape(-1, 28, 28).astype(np.float32)
+    degraded = way(same, rng())
+    assert degraded.shape == same.shape
+    assert len(np.unique(degraded.reshape(130, -1), axis=0)) > 1
+
+
+def test_noise_is_added_to_all_pixels_alike():
+    grey = np.full((4000, 28, 28), 100, np.float32)
+    noise = augmentation.gaussian_noise(grey, rng()) - grey
+    assert noise.mean() == pytest.approx(0, abs=0.5)
+    assert noise.std(axis=(1, 2)).min() > 3
+    assert noise.std(axis=(1, 2)).max() < 80
+
+
+def test_paler_ink_stays_lighter_than_the_paper(images):
+    pixels = images.reshape(-1, 28, 28).astype(np.float32)
+    changed = augmentation.contrast(pixels, rng())
+    brightest, darkest = changed.max(axis=(1, 2)), changed.min(axis=(1, 2))
+    assert (brightest - darkest > 50).all()
+    assert (darkest > 20).any()
+
+
+def test_outliers_are_images_unlike_the_digits_they_are_made_from(images):
+    made = outliers(images, rng())
+    assert made.shape == images.shape
+    assert made.dtype == np.uint8
+    known = {image.tobytes() for image in images}
+    assert np.mean([image.tobytes() in known for image in made]) < 0.02
+
+
+# Warped images beside a slow reference
+
+
+FAR = dataclasses.replace(config.DEFORMATION, shift_px=9)
+MAX_ROUNDING = 1  # grey level: float32 against float64, just where a value rounds up or down
+
+
+def pixel(image, row, column):
+    return int(image[row * 28 + column]) if 0 <= row < 28 and 0 <= column < 28 else 0
+
+
+def slow_warp(image, field):
+    """Read the same pixels one at a time, as the paper has it."""
+    warped = []
+    for row, column in field.reshape(2, -1).T.tolist():
+        top, left = math.floor(row), math.floor(column)
+        value = sum(
+            keys(row - y) * keys(column - x) * pixel(image, y, x)
+            for y in range(top - 1, top + 3)
+            for x in range(left - 1, left + 3)
+        )
+        warped.append(min(max(value, 0), 255))
+    return warped
+
+
+def keys(distance):
+    """Weigh a pixel by its distance: Keys's equation 4, with his parameter a."""
+    a, s = augmentation.SLOPE, abs(distance)
+    if s < 1:
+        return (a + 2) * s**3 - (a + 3) * s**2 + 1
+    return a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a if s < 2 else 0
+
+
+def test_warp_equals_the_slow_reference(examples):
+    images = examples.images[:3]
+    field = augmentation.fields(1, FAR, rng())[0]
+    expected = [slow_warp(image, field) for image in images]
+    assert np.abs(warp(images, field) - np.array(expected)).max() <= MAX_ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("growth", "expected"),
+    [
+        (1, [[0, 8, 0], [8, 8, 8], [0, 8, 0]]),
+        (0.5, [[0, 5, 0], [5, 8, 5], [0, 5, 0]]),  # halfway the kernel at -1 gives 5/8
+        (-0.5, [[0, 0, 0], [0, 5, 0], [0, 0, 0]]),
+        (-1, [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_strokes_grow_and_shrink_by_a_share_of_a_pixel(growth, expected):
+    images = np.zeros((5, 5, 1), np.float32)
+    images[2, 2] = 8
+    assert np.clip(thicken(images, growth), 0, 8)[1:-1, 1:-1, 0].tolist() == expected

@@ -154,11 +154,6 @@ def test_the_last_epochs_show_mild_views(parts):
     assert change[1] < 0.8 * change[0]
 
 
-def test_recipe_without_teachers_cannot_distil():
-    with pytest.raises(ValueError, match="default has no teachers"):
-        _ = RECIPES["default"].views()
-
-
 def test_student_resumes_in_the_middle_of_the_views(parts):
     training, _ = parts
     rng = np.random.default_rng(0)
@@ -182,7 +177,6 @@ def test_student_learns_from_cached_teachers(cache, few, tmp_path):
         "epoch 3/3",
     ]
     assert metrics["accuracy"]["test"] > 0.3
-    assert metrics["parameters"] == 241_650
 
 
 def test_every_ninth_image_is_moved_in_the_same_way(parts):

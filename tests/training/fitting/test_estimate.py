@@ -1,7 +1,9 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from tests.support.fakes import FakeClock
 from training.config import RECIPES, TEACHER, Distillation
 from training.fitting import loop
 from training.fitting.loop import Estimate
@@ -14,19 +16,10 @@ RECIPE = replace(
 )
 
 
-class Clock:
-    """Time that a test sets."""
-
-    seconds = 0.0
-
-    def monotonic(self):
-        return self.seconds
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(loop, "time", clock)
+    clock = FakeClock()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=clock))
     monkeypatch.setattr(loop, "TEACHER_EPOCH", 10)
     monkeypatch.setattr(loop, "TEACHER_VIEW", 5)
     monkeypatch.setattr(loop, "EPOCH", 1)
@@ -45,7 +38,7 @@ def test_what_is_left_goes_down_over_all_parts(clock):
         (680, "epoch 100/100  loss 0.1"),
         (680, "training this teacher again: it is missing"),
     ):
-        clock.seconds = seconds
+        clock.now_s = seconds
         log(line)
     assert [line.rpartition("  ")[2] for line in lines] == [
         "11 min left", "5 min left", "4 min left", "3 min left", "20 s left", "0 s left",
@@ -56,7 +49,7 @@ def test_what_is_left_goes_down_over_all_parts(clock):
 def test_what_an_earlier_run_did_does_not_count(clock):
     lines: list[str] = []
     log = Estimate(RECIPE, lines.append)
-    clock.seconds = 3
+    clock.now_s = 3
     log("epoch  51/100  loss 0.1")
     assert lines == ["epoch  51/100  loss 0.1  2 min left"]
 
@@ -64,8 +57,8 @@ def test_what_an_earlier_run_did_does_not_count(clock):
 def test_muon_takes_longer(clock):
     lines: list[str] = []
     log = Estimate(replace(RECIPE, optimizer="muon"), lines.append)  # costs 200 + 40 + 200
-    clock.seconds = 440
+    clock.now_s = 440
     log("teacher logits  view 4/4")  # its step: 10
-    clock.seconds = 460
+    clock.now_s = 460
     log("epoch  10/100  loss 0.1")
     assert lines[1].endswith("  46 min left")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from training.config import RECIPES
-from training.errors import NotTrained
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
 from training.report import page, report
@@ -162,11 +161,6 @@ def test_alternative_texts_describe_the_figures():
     )
 
 
-def test_report_of_nothing_names_the_command_to_run(tmp_path, mnist_sample):
-    with pytest.raises(NotTrained, match="make train"):
-        report.write(tmp_path, mnist_sample)
-
-
 # The page that all reports share: structure, and how it looks on a narrow and on a wide screen
 
 
@@ -209,23 +203,13 @@ def html():
     return page.page("Report", "A heading", ["What was <measured>."], sections)
 
 
-def test_headings_of_columns_and_rows_say_their_scope(html):
-    scopes = [attributes["scope"] for attributes in Outline(html).all("th")]
-    assert scopes == ["col"] * 13 + ["row"]
-
-
-def test_picture_says_what_is_seen(html):
-    (picture,) = Outline(html).all("img")
-    assert picture["alt"] == 'a "grey" rectangle'
-
-
-def test_boxes_that_scroll_have_names_and_can_be_focused(html):
-    boxes = Outline(html).all("div")
+def test_page_names_its_headings_pictures_and_boxes_that_scroll(html):
+    outline = Outline(html)
+    assert [each["scope"] for each in outline.all("th")] == ["col"] * 13 + ["row"]
+    assert [each["alt"] for each in outline.all("img")] == ['a "grey" rectangle']
+    boxes = outline.all("div")
     assert [box["aria-label"] for box in boxes] == ["Rates & more", "Grey"]
     assert {(box["role"], box["tabindex"]) for box in boxes} == {("region", "0")}
-
-
-def test_text_is_escaped(html):
     assert "What was &lt;measured&gt;." in html
     assert "Rates &amp; more" in html
 
