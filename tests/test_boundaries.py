@@ -169,7 +169,9 @@ ORDER = {
         __main__ __init__
     """,
     "experiments": "synthetic handwriting __main__ __init__",
-    "benchmarks": "load targets run report cli __main__ peers __init__",
+    "benchmarks": """
+        loops network targets plain_server result_file runner report cli __main__ peers __init__
+    """,
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one
 of its files. Imports point to parts before theirs, or within one."""

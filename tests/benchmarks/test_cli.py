@@ -7,11 +7,10 @@ from xml.etree import ElementTree
 import onnx.parser
 import pytest
 
+from benchmarks import report, result_file
 from benchmarks.cli import main, parser, suite_of
-from benchmarks.report import picture
-from benchmarks.run import result_file
-from benchmarks.run.result_file import UnusableResults
-from benchmarks.run.runner import SUITES, specs
+from benchmarks.result_file import UnusableResults
+from benchmarks.runner import SUITES, specs
 from tests.benchmarks.made_up import three_rounds
 from tests.support.servers import running_server
 
@@ -155,7 +154,7 @@ def test_settings_a_target_lacks_are_left_out():
 
 
 def test_picture_beside_the_results_is_theirs():
-    drawn = picture.svg(result_file.load(ROOT / "benchmarks/results/bench.json"))
+    drawn = report.svg(result_file.load(ROOT / "benchmarks/results/bench.json"))
     assert drawn == (ROOT / "benchmarks/results/bench.svg").read_text()
     parsed = ElementTree.fromstring(drawn)
     assert "in flight, calls/s: " in parsed.attrib["aria-label"]

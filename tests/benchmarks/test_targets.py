@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load.cores import cpu_s, family, memory_bytes
-from benchmarks.load.network import Generator
-from benchmarks.run import runner
-from benchmarks.run.runner import Suite
-from benchmarks.targets.servers import open_target
-from benchmarks.targets.target import NotMeasured, Spec
+from benchmarks import runner
+from benchmarks.network import Generator, cpu_s, family, memory_bytes
+from benchmarks.runner import Suite
+from benchmarks.targets import NotMeasured, Spec, open_target
 from tests.benchmarks.retries import SHORT_S, until_answered
 from tests.support.servers import running_server
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def test_options_from_the_environment_are_not_those_of_a_target(setting, monkeypatch):
