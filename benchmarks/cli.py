@@ -38,7 +38,7 @@ examples:
 """
 _TARGETS = f"""\
 targets:
-{"".join(f"  {name:<22}{entry.about}" + chr(10) for name, entry in CATALOGUE.items())}\
+{"".join(f"  {name:<22}{about}" + chr(10) for name, about in CATALOGUE.items())}\
   NAME=oip://HOST:PORT  a server of the Open Inference Protocol (Triton, KServe) with the same model
   NAME=checkout:DIR     our server in another checkout; NAME-infer calls its ModelInfer
 

@@ -7,12 +7,13 @@ import selectors
 import socket
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from struct import Struct
 from time import perf_counter, process_time, sleep
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -148,49 +149,103 @@ _ACKNOWLEDGED_BYTES = 1 << 28
 _HEADER = Struct(">IBI")
 _OF_CALLS = (frames.DATA, frames.HEADERS, frames.RST_STREAM)
 
-Frame = tuple[int, int, int, bytes]
-"""Kind, flags, stream, payload."""
+OK, DEADLINE_EXCEEDED, UNKNOWN = 0, 4, -1
+"""Statuses of gRPC, and of calls that ended without one."""
+Ended = dict[int, list[float]]
+"""By status: the latencies in seconds of the calls that ended with it."""
+
+_CHUNK = 32
+"""Calls that are sent at once."""
+_STREAM_AT = 5
+"""Where a frame has the number of its stream."""
+_STATUS = re.compile(rb"(?:\x0bgrpc-status|\x88\x9a\xca\xc8\xb2\x124\xda\x8f)[\x01\x02](\d{1,2})")
+"""In a header block: the name as it is or in Huffman's code, and the value."""
+_TIMEOUT, _TRACE = TIMEOUT.encode(), TRACE[3:-3].encode()
+_SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835
+"""Makes ids that look random of numbers: an odd number near 2^128 by the golden ratio."""
 
 
-class CallConnection:
-    """A socket, whose settings, pings, windows and long requests are the engine's.
+class Calls:
+    """A connection and its calls; call N is stream 2 N + 1, and call 0 does not count.
 
-    The other frames of calls pass it by, since they are alike: with it a call takes 15 us, not 4.
+    Settings, pings, windows and long requests are the engine's. The other frames of calls pass it
+    by, since they are alike: with it a call takes 15 us, not 4.
     """
 
-    def __init__(self, address: str) -> None:
-        """Connect to host:port, and wait for the server's settings.
+    def __init__(
+        self, request: CallRequest, ended: Ended, callers: int = 1, timeout: str = ""
+    ) -> None:
+        """Connect, and have one call answered, without a deadline.
 
-        The socket blocks until `start`.
+        Args:
+            request: the call.
+            ended: gets the latencies of the calls.
+            callers: how many calls `fill` keeps in flight.
+            timeout: `grpc-timeout` of the calls, such as "50m"; empty for none.
 
         Raises:
-            OSError: nobody answers there.
+            OSError: nobody answers there, or the call fails.
         """
-        self.address = address
+        self.num_open = 0
+        """Calls in flight."""
+        self._address = request.address
+        self._ended, self._callers = ended, callers
+        self._start_s = [0.0]  # of every call
+        self._is_over = bytearray([True])  # likewise
+        self._num_expired = 1  # calls before this one are past their deadline
+        self._body, self._fields = request.body, request.fields(timeout)
+        self._is_small = len(self._body) <= frames.DEFAULT_FRAME
+        self._own = request.has_new_headers
         self._engine = ClientConnection(_LIMITS)
         self._out, self._unread = memoryview(b""), b""
         self._ready: list[bytes] = []
         self._num_received = 0
-        host, _, port = address.rpartition(":")
+        host, _, port = request.address.rpartition(":")
         self._socket = socket.create_connection((host.strip("[]"), int(port)), _TIMEOUT_S)
         self.close, self.fileno = self._socket.close, self._socket.fileno
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.flush()
             while not self._engine.is_established:
-                self.read()
+                self._read()
+            # Without a header table, right answers have the same trailers each time.
+            self._statuses = {self._call_once(request): OK}
         except BaseException:
             self.close()
             raise
-
-    def start(self) -> None:
-        """Stop blocking: until now, sending and receiving wait for up to 10 s."""
+        self._parts = self._frames_of(request)
         self._socket.setblocking(False)
 
+    def _frames_of(self, request: CallRequest) -> list[bytes]:
+        """Return the frames of a call around the number of its stream."""
+        block = encode_literally(self._fields)
+        if self._own:  # as clients send them: what repeats as indexes, the rest as it is
+            constant = replace(request, has_new_headers=False).fields()
+            own = encode_literally(self._fields[len(constant) :])
+            block = self._engine.encoder.encode(constant) + own  # sent before: no table changes
+        headers = frame(frames.HEADERS, frames.END_HEADERS, bytes(4), block)
+        body = (
+            frame(frames.DATA, frames.END_STREAM, bytes(4), self._body) if self._is_small else b""
+        )
+        first, rest = headers[:_STREAM_AT], headers[_STREAM_AT + 4 :] + body[:_STREAM_AT]
+        return [first, rest, body[_STREAM_AT + 4 :]]
+
+    def _call_once(self, request: CallRequest) -> bytes:
+        """Have a call answered; return its trailers."""
+        self._request(request.fields())
+        has_message = False
+        while True:
+            for kind, flags, _, payload in self._read():
+                has_message |= kind == frames.DATA
+                if kind == frames.RST_STREAM or flags & frames.END_STREAM:
+                    if has_message and kind == frames.HEADERS:
+                        return payload
+                    raise ConnectionError(f"{request.address} fails on {request.path}")
+
     @property
-    def max_streams(self) -> int:
-        """The most calls that the server lets us have in flight."""
-        return self._engine.max_streams
+    def num_calls(self) -> int:
+        """How many calls were sent."""
+        return len(self._start_s) - 1
 
     @property
     def is_blocked(self) -> bool:
@@ -198,32 +253,43 @@ class CallConnection:
         return bool(self._out)
 
     @property
-    def window(self) -> int:
-        """How many bytes may be sent; 0 if something waits for the socket, or for a window."""
-        return 0 if self._out or self._engine.blocked else self._engine.send_window
+    def free_capacity(self) -> int:
+        """How many calls can be sent now."""
+        window = 0 if self._out or self._engine.blocked else self._engine.send_window
+        fits = window // len(self._body) if self._is_small else window > 0
+        return max(0, min(_CHUNK, self._engine.max_streams - self.num_open, fits))
 
-    def send(self, ready: bytes, num_bytes: int) -> None:
-        """Send frames, with as many bytes of data as `window` allows."""
-        self._ready.append(ready)
-        self._engine.send_window -= num_bytes
+    def send(self, start_s: Sequence[float]) -> None:
+        """Send a call for each time that a latency counts from; at most `free_capacity`."""
+        first = len(self._start_s)
+        self._start_s += start_s
+        self._is_over += bytes(len(start_s))
+        self.num_open += len(start_s)
+        if not self._is_small:
+            self._request(self._fields)
+            return
+        self._ready += [
+            word(2 * call + 1).join(self._own_parts(call) if self._own else self._parts)
+            for call in range(first, len(self._start_s))
+        ]
+        self._engine.send_window -= len(start_s) * len(self._body)
         self.flush()
 
-    def encode(self, fields: Fields) -> bytes:
-        """Encode header fields that have been sent before: they change no table."""
-        return self._engine.encoder.encode(fields)
+    def _own_parts(self, call: int) -> list[bytes]:
+        """Return a call's frames with a deadline and a trace of its own: from 50 to 99 s."""
+        trace = b"%032x-%016x" % (call * _SPREAD % (1 << 128), call * _SPREAD % (1 << 64))
+        block = self._parts[1].replace(_TIMEOUT, b"%08du" % (99_999_999 - call % 50_000_000), 1)
+        return [self._parts[0], block.replace(_TRACE, trace, 1), *self._parts[2:]]
 
-    def request(self, fields: Fields, body: bytes) -> None:
-        """Send a long request, as the windows allow, sooner or later; its stream is the next."""
-        self._engine.request(fields, body)
+    def _request(self, fields: Fields) -> None:
+        """Send a request as the windows allow, sooner or later; its stream is the next."""
+        self._engine.request(fields, self._body)
         self.flush()
 
-    def reset_all(self, streams: Iterable[int]) -> None:
-        """Cancel calls."""
-        cancel = word(ErrorCode.CANCEL)
-        for stream in map(word, streams):
-            self._forget(stream)
-            self._ready.append(frames.frame(frames.RST_STREAM, 0, stream, cancel))
-        self.flush()
+    def fill(self, now_s: float) -> None:
+        """Send as many calls as may be in flight."""
+        while number := min(self._callers - self.num_open, self.free_capacity):
+            self.send([now_s] * number)
 
     def flush(self) -> None:
         """Send buffered bytes, as far as the socket allows."""
@@ -235,16 +301,61 @@ class CallConnection:
                     self._ready.clear()
                 self._out = self._out[self._socket.send(self._out) :]
 
-    def read(self) -> list[Frame]:
+    def receive(self) -> None:
+        """Take in the answers that have come.
+
+        Raises:
+            OSError: the connection was closed.
+        """
+        received, now_s = self._read(), perf_counter()
+        for kind, flags, stream, payload in received:
+            if kind == frames.RST_STREAM or (kind == frames.HEADERS and flags & frames.END_STREAM):
+                status = UNKNOWN if kind == frames.RST_STREAM else self._status_of(payload)
+                self._end(stream >> 1, status, now_s)
+
+    def give_up(self, before_s: float) -> None:
+        """Reset the calls in flight that started before a time: their deadline is exceeded."""
+        call, now_s, cancel = self._num_expired, perf_counter(), word(ErrorCode.CANCEL)
+        while call < len(self._start_s) and self._start_s[call] < before_s:
+            if not self._is_over[call]:
+                self._end(call, DEADLINE_EXCEEDED, now_s)
+                stream = word(2 * call + 1)
+                self._forget(stream)
+                self._ready.append(frame(frames.RST_STREAM, 0, stream, cancel))
+            call += 1
+        self._num_expired = call
+        self.flush()
+
+    def _status_of(self, trailers: bytes) -> int:
+        """Read a call's status from its last header block, and keep it: few differ."""
+        if trailers not in self._statuses:
+            found = _STATUS.search(trailers)
+            self._statuses[trailers] = int(found[1]) if found else UNKNOWN
+        return self._statuses[trailers]
+
+    def _end(self, call: int, status: int, now_s: float) -> None:
+        """Note how a call ended, unless it has ended before."""
+        if not self._is_over[call]:
+            self._is_over[call] = True
+            self.num_open -= 1
+            self._ended.setdefault(status, []).append(now_s - self._start_s[call])
+
+    def _read(self) -> list[tuple[int, int, int, bytes]]:
         """Read once, then send bytes that windows had kept back.
 
         Returns:
-            The frames that are about calls, not the connection's own business.
+            Kind, flags, stream and payload of the frames that are about calls, not the
+            connection's own business.
 
         Raises:
             OSError: the server has closed the connection, is about to, or breaks the protocol.
         """
-        data, at, streams = self._unread + self._read_socket(), 0, self._engine.streams
+        with suppress(BlockingIOError):
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                raise ConnectionError(f"{self._address} closed the connection")
+            self._unread += data
+        data, at, streams = self._unread, 0, self._engine.streams
         of_calls, last = [], len(data) - frames.FRAME_BYTES
         while at <= last:
             first, flags, stream = _HEADER.unpack_from(data, at)
@@ -264,188 +375,24 @@ class CallConnection:
         self._unread = data[at:]
         if self._num_received > _ACKNOWLEDGED_BYTES:
             more = word(self._num_received)
-            self._ready.append(frames.frame(frames.WINDOW_UPDATE, 0, frames.CONNECTION, more))
+            self._ready.append(frame(frames.WINDOW_UPDATE, 0, frames.CONNECTION, more))
             self._num_received = 0
         self.flush()
         return of_calls
-
-    def _read_socket(self) -> bytes:
-        try:
-            data = self._socket.recv(_READ_BYTES)
-        except BlockingIOError:
-            return b""
-        if not data:
-            raise ConnectionError(f"{self.address} closed the connection")
-        return data
 
     def _take(self, data: bytes) -> None:
         """Take a frame of the connection."""
         try:
             found = self._engine.receive(data, perf_counter())
         except Http2Error as err:
-            raise ConnectionError(f"{self.address}: {err}") from err
+            raise ConnectionError(f"{self._address}: {err}") from err
         if any(event[0] == events.GOAWAY for event in found):
-            raise ConnectionError(f"{self.address} ends the connection")
+            raise ConnectionError(f"{self._address} ends the connection")
 
     def _forget(self, stream: bytes) -> None:
         """Send nothing more on a stream that is over."""
         self._engine.streams.pop(stream, None)
         self._engine.blocked.pop(stream, None)
-
-
-OK, DEADLINE_EXCEEDED, UNKNOWN = 0, 4, -1
-"""Statuses of gRPC, and of calls that ended without one."""
-Ended = dict[int, list[float]]
-"""By status: the latencies in seconds of the calls that ended with it."""
-
-_CHUNK = 32
-"""Calls that are sent at once."""
-_STREAM_AT = 5
-"""Where a frame has the number of its stream."""
-_STATUS = re.compile(rb"(?:\x0bgrpc-status|\x88\x9a\xca\xc8\xb2\x124\xda\x8f)[\x01\x02](\d{1,2})")
-"""In a header block: the name as it is or in Huffman's code, and the value."""
-
-
-_TIMEOUT, _TRACE = TIMEOUT.encode(), TRACE[3:-3].encode()
-_SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835
-"""Makes ids that look random of numbers: an odd number near 2^128 by the golden ratio."""
-
-
-class Calls:
-    """The calls on one connection; call N is stream 2 N + 1, and call 0 does not count."""
-
-    def __init__(
-        self, connection: CallConnection, request: CallRequest, ended: Ended, callers: int = 1,
-        timeout: str = "",
-    ) -> None:  # fmt: skip
-        """Have one call answered, without a deadline.
-
-        Args:
-            connection: a new one, which still blocks.
-            request: the call.
-            ended: gets the latencies of the calls.
-            callers: how many calls `fill` keeps in flight.
-            timeout: `grpc-timeout` of the calls, such as "50m"; empty for none.
-
-        Raises:
-            OSError: the call fails.
-        """
-        self.connection = connection
-        self.num_open = 0
-        """Calls in flight."""
-        self._ended, self._callers = ended, callers
-        self._start_s = [0.0]  # of every call
-        self._is_over = bytearray([True])  # likewise
-        self._num_expired = 1  # calls before this one are past their deadline
-        self._body = request.body
-        self._is_small = len(self._body) <= frames.DEFAULT_FRAME
-        self._fields = request.fields(timeout)
-        headers = frame(
-            frames.HEADERS, frames.END_HEADERS, bytes(4), encode_literally(self._fields)
-        )
-        body = frame(frames.DATA, frames.END_STREAM, bytes(4), self._body)
-        # The frames of a call around the number of its stream.
-        self._parts = [headers[:_STREAM_AT], headers[_STREAM_AT + 4 :]]
-        self._own = request.has_new_headers
-        if self._is_small:
-            self._parts[1] += body[:_STREAM_AT]
-            self._parts.append(body[_STREAM_AT + 4 :])
-        # Without a header table, right answers have the same trailers each time.
-        self._statuses = {self._call_once(request): OK}
-        if self._own:  # as clients send them: what repeats as indexes, the rest as it is
-            constant = replace(request, has_new_headers=False).fields()
-            own = self._fields[len(constant) :]
-            block = connection.encode(constant) + encode_literally(own)
-            headers = frame(frames.HEADERS, frames.END_HEADERS, bytes(4), block)
-            self._parts[0] = headers[:_STREAM_AT]
-            self._parts[1] = headers[_STREAM_AT + 4 :] + body[:_STREAM_AT]
-
-    def _call_once(self, request: CallRequest) -> bytes:
-        """Have a call answered; return its trailers."""
-        self.connection.request(request.fields(), self._body)
-        has_message = False
-        while True:
-            for kind, flags, _, payload in self.connection.read():
-                has_message |= kind == frames.DATA
-                if kind == frames.RST_STREAM or flags & frames.END_STREAM:
-                    if has_message and kind == frames.HEADERS:
-                        return payload
-                    raise ConnectionError(f"{request.address} fails on {request.path}")
-
-    @property
-    def num_calls(self) -> int:
-        """How many calls were sent."""
-        return len(self._start_s) - 1
-
-    @property
-    def free_capacity(self) -> int:
-        """How many calls can be sent now."""
-        window = self.connection.window
-        fits = window // len(self._body) if self._is_small else window > 0
-        return max(0, min(_CHUNK, self.connection.max_streams - self.num_open, fits))
-
-    def send(self, start_s: Sequence[float]) -> None:
-        """Send a call for each time that a latency counts from; at most `free_capacity`."""
-        first, connection = len(self._start_s), self.connection
-        self._start_s += start_s
-        self._is_over += bytes(len(start_s))
-        self.num_open += len(start_s)
-        if self._is_small:
-            calls = b"".join(
-                word(2 * call + 1).join(self._own_parts(call) if self._own else self._parts)
-                for call in range(first, len(self._start_s))
-            )
-            connection.send(calls, len(start_s) * len(self._body))
-        else:
-            connection.request(self._fields, self._body)
-
-    def _own_parts(self, call: int) -> list[bytes]:
-        """Return a call's frames with a deadline and a trace of its own: from 50 to 99 s."""
-        trace = b"%032x-%016x" % (call * _SPREAD % (1 << 128), call * _SPREAD % (1 << 64))
-        block = self._parts[1].replace(_TIMEOUT, b"%08du" % (99_999_999 - call % 50_000_000), 1)
-        return [self._parts[0], block.replace(_TRACE, trace, 1), *self._parts[2:]]
-
-    def fill(self, now_s: float) -> None:
-        """Send as many calls as may be in flight."""
-        while number := min(self._callers - self.num_open, self.free_capacity):
-            self.send([now_s] * number)
-
-    def receive(self) -> None:
-        """Take in the answers that have come.
-
-        Raises:
-            OSError: the connection was closed.
-        """
-        received, now_s = self.connection.read(), perf_counter()
-        for kind, flags, stream, payload in received:
-            if kind == frames.RST_STREAM or (kind == frames.HEADERS and flags & frames.END_STREAM):
-                status = UNKNOWN if kind == frames.RST_STREAM else self._status_of(payload)
-                self._end(stream >> 1, status, now_s)
-
-    def _status_of(self, trailers: bytes) -> int:
-        """Read a call's status from its last header block, and keep it: few differ."""
-        if trailers not in self._statuses:
-            found = _STATUS.search(trailers)
-            self._statuses[trailers] = int(found[1]) if found else UNKNOWN
-        return self._statuses[trailers]
-
-    def _end(self, call: int, status: int, now_s: float) -> None:
-        """Note how a call ended, unless it has ended before."""
-        if not self._is_over[call]:
-            self._is_over[call] = True
-            self.num_open -= 1
-            self._ended.setdefault(status, []).append(now_s - self._start_s[call])
-
-    def give_up(self, before_s: float) -> None:
-        """Reset the calls in flight that started before a time: their deadline is exceeded."""
-        late, call, now_s = [], self._num_expired, perf_counter()
-        while call < len(self._start_s) and self._start_s[call] < before_s:
-            if not self._is_over[call]:
-                self._end(call, DEADLINE_EXCEEDED, now_s)
-                late.append(2 * call + 1)
-            call += 1
-        self._num_expired = call
-        self.connection.reset_all(late)
 
 
 _LAST_S = 2.0
@@ -588,28 +535,28 @@ def _connected(
     callers = []
     with selector, ExitStack() as stack:
         for number in in_flight:
-            connection = stack.enter_context(closing(CallConnection(request.address)))
-            callers.append(Calls(connection, request, ended, number, timeout))
-            connection.start()
-            selector.register(connection, selectors.EVENT_READ, callers[-1])
+            caller = stack.enter_context(closing(Calls(request, ended, number, timeout)))
+            selector.register(caller, selectors.EVENT_READ)
+            callers.append(caller)
         yield callers
 
 
 def _watch(selector: selectors.BaseSelector, caller: Calls) -> None:
     """Wait for the socket to take more where it has not taken all."""
-    events = selectors.EVENT_READ | (selectors.EVENT_WRITE * caller.connection.is_blocked)
-    if selector.get_key(caller.connection).events != events:
-        selector.modify(caller.connection, events, caller)
+    events = selectors.EVENT_READ | (selectors.EVENT_WRITE * caller.is_blocked)
+    if selector.get_key(caller).events != events:
+        selector.modify(caller, events)
 
 
 def _select(selector: selectors.BaseSelector, timeout_s: float) -> Iterator[Calls]:
     """Wait for sockets, send and receive, and yield the connections that were ready."""
     for key, mask in selector.select(timeout_s):
+        caller = cast("Calls", key.fileobj)
         if mask & selectors.EVENT_WRITE:
-            key.data.connection.flush()
+            caller.flush()
         if mask & selectors.EVENT_READ:
-            key.data.receive()
-        yield key.data
+            caller.receive()
+        yield caller
 
 
 @contextmanager

@@ -45,21 +45,6 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def worker(cores: Sequence[int]) -> ProcessPoolExecutor:
-    """Return an executor of one process on its own cores, which starts with the first job.
-
-    The process ignores Ctrl-C, which is for the process that started it.
-    """
-    return ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(cores,)
-    )
-
-
-def _begin(cores: Sequence[int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.sched_setaffinity(0, cores)
-
-
 def family(pid: int) -> Iterator[int]:
     """Yield a process and its descendants."""
     yield pid
@@ -144,6 +129,11 @@ _CONNECTIONS = 8
 """Of a process."""
 
 
+def _begin(core: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    os.sched_setaffinity(0, [core])
+
+
 class Generator:
     """Processes that generate load, one for each of their cores, kept from run to run."""
 
@@ -156,26 +146,10 @@ class Generator:
         """
         self.cores = usable
         self.uses_h2load = kind == "h2load" or (kind == "auto" and bool(shutil.which("h2load")))
-        self._pools = [worker([core]) for core in usable]
+        spawn = multiprocessing.get_context("spawn")
+        self._pools = [ProcessPoolExecutor(1, spawn, _begin, (core,)) for core in usable]
 
-    def closed(self, request: CallRequest, callers: int, seconds: float, connections: int) -> Trace:
-        """Keep `callers` calls in flight; 0 connections for at most eight a process."""
-        if self.uses_h2load and not request.has_new_headers:
-            if request.is_http:
-                connections = callers  # each has one call in flight
-            connections = connections or max(
-                n for n in range(1, _CONNECTIONS + 1) if callers % n == 0
-            )
-            in_flight = callers // connections
-            return run_h2load(request, connections, in_flight, seconds, self.cores)
-        connections = connections or min(callers, _CONNECTIONS * len(self._pools))
-        return self._run(loops.closed, request, spread(callers, connections), seconds)
-
-    def open(self, request: CallRequest, offsets_s: Seconds, timeout_s: float) -> Trace:
-        """Send calls when they are due: h2load would count from the actual send time."""
-        return self._run(loops.open_loop, request, offsets_s, _CONNECTIONS, timeout_s)
-
-    def _run(
+    def run(
         self, loop: Callable[..., Trace], request: CallRequest, work: Sequence[int] | Seconds,
         *arguments: object,
     ) -> Trace:  # fmt: skip
@@ -224,18 +198,28 @@ class NetworkLoad:
     ) -> Trace:  # fmt: skip
         """Keep `callers` calls of `batch` images in flight.
 
-        They share `connections`; 0 leaves their number to the generator. With new headers each has
+        They share `connections`; 0 for at most eight a process. With new headers each has
         a deadline and a trace of its own.
         """
         request = replace(self._request(batch), has_new_headers=has_new_headers)
         if batch not in self._probed:
             self._probe(request)
             self._probed.add(batch)
-        return self._generator.closed(request, callers, seconds, connections)
+        generator = self._generator
+        if has_new_headers or not generator.uses_h2load:
+            connections = connections or min(callers, _CONNECTIONS * len(generator.cores))
+            return generator.run(loops.closed, request, spread(callers, connections), seconds)
+        if request.is_http:
+            connections = callers  # each has one call in flight
+        connections = connections or max(n for n in range(1, _CONNECTIONS + 1) if callers % n == 0)
+        in_flight = callers // connections
+        return run_h2load(request, connections, in_flight, seconds, generator.cores)
 
     def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
         """Send a call of `batch` images at each offset from the start, answered or not.
 
-        Callers with a timeout send it along, and reset the stream when it is over.
+        Callers with a timeout send it along, and reset the stream when it is over. Always by our
+        own loops: h2load would count from the actual send time.
         """
-        return self._generator.open(self._request(batch), offsets_s, timeout_s)
+        work = self._request(batch), offsets_s, _CONNECTIONS, timeout_s
+        return self._generator.run(loops.open_loop, *work)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -301,17 +301,13 @@ def starts(figures: Figures) -> ReportTable:
 
 def left_out(figures: Figures) -> ReportTable:
     """Lay out the targets and runs without a figure, and why."""
-    rows = [["target or cell", "runs", "why, the first time"], *_left_out(figures)]
-    return ReportTable(NOT_MEASURED.capitalize(), "Nothing is extrapolated.", rows)
-
-
-def _left_out(figures: Figures) -> Iterator[list[str]]:
-    for skip in figures.results.skips:
-        yield [str(skip.spec), NONE, skip.reason]
+    rows = [["target or cell", "runs", "why, the first time"]]
+    rows += [[str(skip.spec), NONE, skip.reason] for skip in figures.results.skips]
     for cell, samples in figures.samples.items():
         reasons = [sample.invalid for sample in samples if sample.invalid]
         if reasons:
-            yield [str(cell), f"{len(reasons)} of {len(samples)}", reasons[0]]
+            rows.append([str(cell), f"{len(reasons)} of {len(samples)}", reasons[0]])
+    return ReportTable(NOT_MEASURED.capitalize(), "Nothing is extrapolated.", rows)
 
 
 _WIDTH, _LABEL, _LINE, _TEXT = 360, 96, 18, 86

@@ -37,7 +37,7 @@ import numpy as np
 from benchmarks.loops import Outcome, Trace, arrivals
 from benchmarks.network import cpu_s, memory_bytes
 from benchmarks.result_file import Cell, Latencies, Results, Sample, Skip, Start
-from benchmarks.targets import NotMeasured, Running, Setting, Spec, entry_of, open_target
+from benchmarks.targets import NotMeasured, Running, Setting, Spec, can_be, open_target
 
 NAMES = ("SingleStream", "ClosedLoop", "NewHeaders", "Server", "Offline", "Overload")
 OVERLOADS = (1.0, 1.5, 2.0, 3.0)
@@ -52,6 +52,8 @@ _FULL_CALLERS, _FULL_CONNECTIONS = 256, 8
 """The closed loop whose rate Overload multiplies: it keeps any target busy."""
 _HIGHEST_RATE = 100_000.0
 """Calls a second beyond which no search goes: no generator here can send more."""
+_PARALLEL_CALLS = 8
+"""In Offline."""
 _FULL = 0.95
 """Share of a core from which on a process counts as having no time left."""
 _LATE = 0.1
@@ -97,7 +99,7 @@ def measure(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
             offered = replace(cell, callers=0, overload=factor)
             yield _sample(offered, target, rules, number, send, factor * reached)
     else:
-        cell = replace(cell, callers=cell.callers or target.parallel_calls)
+        cell = replace(cell, callers=cell.callers or _PARALLEL_CALLS)
         own = {"has_new_headers": True} if cell.scenario == "NewHeaders" else {}
         send = partial(load.closed, cell.callers, cell.batch, seconds, cell.connections, **own)
         yield _sample(cell, target, rules, number, send)
@@ -232,7 +234,7 @@ def specs(
         Spec(target=target, device=device, precision=precision, workers=number)
         for target, device, precision, number in product(targets, devices, precisions, workers)
     )
-    return [spec for spec in every if not entry_of(spec.target, checkouts).lack(spec)]
+    return [spec for spec in every if can_be(spec, checkouts)]
 
 
 _DEVICES, _PRECISIONS = ("cpu", "cuda"), ("fp32", "int8")

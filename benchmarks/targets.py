@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -21,7 +21,7 @@ from serving.commandline.options import OLD_PREFIX, PREFIX
 from serving.digits import wire
 from serving.model import repository
 from serving.protocols.oip import inference_pb
-from serving.tensors import Array, Feeds, TensorSignature
+from serving.tensors import DTYPES, Array, Feeds, TensorSignature
 
 LARGEST_BATCH = 4096
 _MAX_BYTES = 256 << 20
@@ -127,9 +127,7 @@ def encode_infer(model: str, feeds: Feeds) -> bytes:
 
 
 def _datatype(array: Array) -> str:
-    kinds = {"f": "FP", "i": "INT", "u": "UINT"}
-    kind = array.dtype.kind
-    return "BOOL" if kind == "b" else f"{kinds[kind]}{8 * array.dtype.itemsize}"
+    return next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
 
 
 def _decode_digits(answer: bytes) -> list[int]:
@@ -237,67 +235,30 @@ class Running:
     """Sends it requests."""
     startup_s: float | None
     """From nothing to the first answer."""
-    parallel_calls: int
-    """How many calls in flight keep it busy when it has plenty to do."""
     pid: int | None = None
     """Its process; None if it was not started here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A target in a few words, and the settings that it can have."""
-
-    about: str
-    on_cuda: bool = True
-    as_int8: bool = True
-    in_workers: bool = True
-    is_for_any_model: bool = True
-
-    def lack(self, spec: Spec) -> str:
-        """Say which of a spec's settings the target lacks; empty if it has all."""
-        if spec.device == "cuda" and not self.on_cuda:
-            return "runs on the CPU only"
-        if spec.precision == "int8" and not self.as_int8:
-            return "has no int8 variant"
-        if spec.precision == "int8" and spec.device == "cuda":
-            return "int8 runs on the CPU only"
-        return "runs in one process" if spec.workers > 1 and not self.in_workers else ""
-
-
 CATALOGUE = {
-    "plain": Entry("the grpcio server of a tutorial", False, False, False, False),
-    "grpcio": Entry("our server, grpcio transport", is_for_any_model=False),
-    "grpcio-infer": Entry("the same, called by ModelInfer"),
-    "h2": Entry("our server, h2 transport", is_for_any_model=False),
-    "h2-infer": Entry("the same, called by ModelInfer"),
-    "http-json": Entry("our server over HTTP, numbers as JSON"),
-    "http-binary": Entry("the same, tensors as bytes"),
+    "plain": "the grpcio server of a tutorial, for digits",
+    "grpcio": "our server, grpcio transport",
+    "grpcio-infer": "the same, called by ModelInfer",
+    "h2": "our server, h2 transport",
+    "h2-infer": "the same, called by ModelInfer",
+    "http-json": "our server over HTTP, numbers as JSON",
+    "http-binary": "the same, tensors as bytes",
 }
-_ADDRESS = Entry("an Open Inference Protocol server", False, False, False)
-_CHECKOUT = Entry("our server in another checkout")
 
 
-def entry_of(target: str, checkouts: Container[str]) -> Entry:
-    """Return the entry of a target: one of CATALOGUE, of another checkout, or by address."""
-    return _CHECKOUT if target in checkouts else CATALOGUE.get(target, _ADDRESS)
-
-
-def open_target(spec: Spec, setting: Setting) -> AbstractContextManager[Running]:
-    """Start a target.
-
-    Raises:
-        NotMeasured: it lacks a setting; the context raises this, too, where it can't run.
-    """
-    entry = entry_of(spec.target, setting.checkouts)
-    if lack := entry.lack(spec):
-        raise NotMeasured(lack)
-    if setting.model and not entry.is_for_any_model:
-        raise NotMeasured("it serves digits only")
-    return open_server(spec, setting)
+def can_be(spec: Spec, checkouts: Container[str]) -> bool:
+    """Return whether a target has these settings; others' servers are as they are."""
+    is_ours = spec.target in checkouts or (spec.target in CATALOGUE and spec.target != "plain")
+    if not is_ours:
+        return spec == Spec(target=spec.target)
+    return (spec.device, spec.precision) != ("cuda", "int8")
 
 
 _HTTP = {"http-json": INFER_JSON, "http-binary": INFER_BINARY}
-_PARALLEL_CALLS = 8
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
 _RIGHT_SHARE = 0.95
@@ -329,7 +290,7 @@ def command_of(spec: Spec, setting: Setting) -> list[str]:
 
 
 @contextmanager
-def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
+def open_target(spec: Spec, setting: Setting) -> Iterator[Running]:
     """Start our server, the plain one, or that of another checkout, on the target's cores.
 
     A server that was named by its address runs already.
@@ -367,7 +328,6 @@ def open_server(spec: Spec, setting: Setting) -> Iterator[Running]:
         yield Running(
             load=NetworkLoad(setting.generator, request_of, probe),
             startup_s=None if address else perf_counter() - begin_s,
-            parallel_calls=_PARALLEL_CALLS,
             pid=pid,
         )
 

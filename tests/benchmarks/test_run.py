@@ -35,7 +35,7 @@ def test_closed_scenarios_are_one_run_of_so_many_callers_and_rows(scenario):
 
 
 def running(load):
-    return Running(load=load, startup_s=0.0, parallel_calls=1)
+    return Running(load=load, startup_s=0.0)
 
 
 def test_failed_calls_make_a_closed_loop_invalid():

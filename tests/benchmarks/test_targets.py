@@ -60,20 +60,6 @@ def test_server_of_another_checkout_is_started_from_there(setting, tmp_path):
     assert (tmp_path / "imported").is_file()
 
 
-@pytest.mark.parametrize(
-    ("spec", "reason"),
-    [
-        (Spec(target="plain", precision="int8"), "no int8 variant"),
-        (Spec(target="plain", device="cuda"), "CPU only"),
-        (Spec(target="plain", workers=2), "one process"),
-        (Spec(target="h2", device="cuda", precision="int8"), "int8 runs on the CPU only"),
-    ],
-)
-def test_target_that_cannot_run_is_not_measured(setting, spec, reason):
-    with pytest.raises(NotMeasured, match=reason), open_target(spec, setting):
-        pass
-
-
 def test_server_that_gives_other_digits_is_not_measured(setting, models):
     answers = [(digit + 1) % 10 for digit in setting.workload.answers or ()]
     wrong = replace(setting, workload=replace(setting.workload, answers=answers))
