@@ -59,9 +59,9 @@ def _train(arguments: argparse.Namespace) -> None:
     """Train, showing every epoch, and write the report."""
     extra = _load_extra(arguments.extra)
     data = _load(arguments)
+    from training import report
     from training.fitting.train import train
     from training.fitting.trainer import device
-    from training.report import report
 
     recipe = RECIPES[arguments.recipe or ("fine-tune" if extra else "default")]
     recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
@@ -122,7 +122,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     """Write the report again."""
     data = _load(arguments)
-    from training.report import report
+    from training import report
 
     report.write(arguments.artifacts, data)
     print(arguments.artifacts / "report.html")

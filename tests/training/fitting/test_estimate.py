@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from training.config import RECIPES, TEACHER, Distillation
-from training.fitting import loop
-from training.fitting.loop import Estimate
+from training.fitting import trainer
+from training.fitting.trainer import Estimate
 
 DISTILLATION = Distillation(
     teacher=replace(TEACHER, epochs=10), teachers=2, views=4, temperature=2.0, share=0.9
@@ -26,10 +26,10 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop, "TEACHER_EPOCH", 10)
-    monkeypatch.setattr(loop, "TEACHER_VIEW", 5)
-    monkeypatch.setattr(loop, "EPOCH", 1)
+    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(trainer, "TEACHER_EPOCH", 10)
+    monkeypatch.setattr(trainer, "TEACHER_VIEW", 5)
+    monkeypatch.setattr(trainer, "EPOCH", 1)
     return clock
 
 
