@@ -73,7 +73,7 @@ def test_loop_of_a_server_with_http_imports_nothing_that_reads_pictures():
         loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
     assert (digit["digit"], number["text"], refused.status) == (7, "90210", 400)
     assert picked["label"] == "7"
-    assert {"onnxruntime", "digit_reader.facts", "serving.digits.http.pictures"} <= loaded
+    assert {"onnxruntime", "digit_reader.facts", "serving.digits.http.application"} <= loaded
     heavy = {name for name in loaded if name.startswith(("PIL", "scipy", "digit_reader.numbers"))}
     assert not heavy
     assert not re.search("/(PIL|scipy)/", maps)

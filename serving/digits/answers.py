@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serving.commandline.installation import Bar, escape
-from serving.digits.pictures.files import SUFFIXES, processes, read_or_reason
+from serving.digits.pictures.reader import SUFFIXES, processes, read_or_reason
 from serving.errors import ConfigurationError
 from serving.predictions import Predictions
 from serving.system.process import usable_cores
