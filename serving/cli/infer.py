@@ -18,6 +18,7 @@ from serving.errors import ConfigurationError, InvalidRequest
 from serving.model.preprocessing import Preprocessing, of_graph
 from serving.model.repository import PictureInputs, read_labels
 from serving.protocols.oip.examples import sample_of
+from serving.system.files import read_regular
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> Any:
 def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any:
     """Read a file, or stdin: an array, JSON, a text or a picture."""
     try:
-        content = sys.stdin.buffer.read() if source == "-" else Path(source[1:]).read_bytes()
+        is_stdin, path = source == "-", Path(source[1:])
+        content = sys.stdin.buffer.read() if is_stdin else read_regular(path, sys.maxsize - 1)
         if content.startswith(_NPY):
             return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as err:  # a header may name a size or a type of which numpy says anything
