@@ -162,7 +162,7 @@ ORDER = {
         __main__ __init__
     """,
     "training": """
-        errors commandline config files data fitting export report cli __main__ __init__
+        errors config cli files data fitting export report __main__ __init__
     """,
     "digit_reader": """
         facts ink text.cuts text.candidates detector text places numbers reader digit command http

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serving.commandline import installation
 from serving.commandline.installation import escape
-from training import commandline
+from training import cli
 from training.cli import parser
 from training.config import RECIPES
 from training.data import extra
@@ -71,7 +71,7 @@ def _train(arguments: argparse.Namespace) -> None:
     folder = arguments.artifacts
     metrics = train(
         recipe, data, folder, seed=arguments.seed, resume=arguments.resume, extra=extra,
-        log=commandline.show,
+        log=cli.show,
     )  # fmt: skip
     report.write(folder, data)
     print(
@@ -113,7 +113,7 @@ def _export(arguments: argparse.Namespace) -> None:
         return
     if not (arguments.keras and arguments.name):
         raise UnusableInput("a Keras model of your own needs --keras and --name")
-    commandline.import_tensorflow(cache_dir().parent)
+    cli.import_tensorflow(cache_dir().parent)
     from training.export import keras_model
 
     keras_model.export(*own[:2], arguments.models, arguments.name, arguments.labels, **how)
@@ -131,13 +131,13 @@ def _report(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace) -> Mnist:
     """Load MNIST, then TensorFlow: an error of the data comes before seconds of import."""
     data = Mnist.load(arguments.data_dir)
-    commandline.import_tensorflow(cache_dir().parent)
+    cli.import_tensorflow(cache_dir().parent)
     return data
 
 
 def _fail(reason: str, code: int) -> int:
     """Print an error on stderr."""
-    print(f"{commandline.PROGRAM}: {escape(reason)}", file=sys.stderr)
+    print(f"{cli.PROGRAM}: {escape(reason)}", file=sys.stderr)
     return code
 
 

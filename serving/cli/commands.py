@@ -245,8 +245,6 @@ def _http(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from serving.cli import scoring
-
     return scoring.score(options, model_config(options))
 
 

@@ -30,6 +30,7 @@ from serving.client.transport import (
     Transport,
     address_for_h2,
     client_span,
+    malformed,
 )
 from serving.config import TransportName
 from serving.digits import wire
@@ -62,12 +63,12 @@ def predictions_of(data: bytes, num_images: int, signature: Signature, address: 
     try:
         predictions = wire.decode_response(data, signature.labels, shape)
     except (DecodeError, ValueError, OverflowError) as err:
-        raise _malformed(address, "no ClassifyResponse") from err
+        raise malformed(address, "no ClassifyResponse") from err
     if predictions.probabilities.shape != shape:
         found = predictions.probabilities.shape
-        raise _malformed(address, f"probabilities of shape {found}, not {shape}")
+        raise malformed(address, f"probabilities of shape {found}, not {shape}")
     if not _are_distributions(predictions.probabilities):
-        raise _malformed(address, "probabilities that are not 0 to 1 with a sum of 1")
+        raise malformed(address, "probabilities that are not 0 to 1 with a sum of 1")
     return predictions
 
 
@@ -93,20 +94,16 @@ def model_info_of(data: bytes, address: str) -> ModelInfo:
     try:
         response = digits_pb2.GetModelResponse.FromString(data)
     except DecodeError as err:
-        raise _malformed(address, "no GetModelResponse") from err
+        raise malformed(address, "no GetModelResponse") from err
     if response.max_request_images < 1:
-        raise _malformed(address, f"max_request_images {response.max_request_images}")
+        raise malformed(address, f"max_request_images {response.max_request_images}")
     info = {each.name: getattr(response, each.name) for each in fields(ModelInfo)}
     info["test_accuracy"] = response.test_accuracy or None
     try:
         info["signature"] = wire.signature_of(response)
     except ValueError as err:
-        raise _malformed(address, f"a model of {err}") from err
+        raise malformed(address, f"a model of {err}") from err
     return ModelInfo(**info)
-
-
-def _malformed(address: str, answer: str) -> Unavailable:
-    return Unavailable(f"{address}: the server is broken: it answered {answer}")
 
 
 _CLASSIFY = "/digits.v1.DigitClassifier/Classify"

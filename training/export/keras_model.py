@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 import tensorflow as tf
 
-from training import commandline
+from training import cli
 from training.data.mnist import Images
 from training.errors import ExportError, UnusableInput, first_line
 from training.export import parity, samples
@@ -71,7 +71,7 @@ def export_any(model: keras.Model, samples_file: Path | None, models: Path, name
     except OSError as err:
         raise ExportError(f"not published, cannot write {models / name}: {err.strerror}") from err
     print(f"  size      {len(data) / 1e6:.2f} MB, {model.count_params():,} parameters")
-    print(f"published {version}; serve it with {commandline.serve(version.parent)}", flush=True)
+    print(f"published {version}; serve it with {cli.serve(version.parent)}", flush=True)
     return version
 
 

@@ -39,7 +39,7 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 
-from training import commandline
+from training import cli
 from training.data.mnist import Images
 from training.errors import ExportError, first_line
 from training.export import graph, int8, parity
@@ -205,7 +205,7 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
     print_now(f"  size      {size_mb:.2f} MB, {facts['parameters']:,} parameters")
     if accuracy is not None:
         print_now(f"  accuracy  {accuracy:.2%} of the images it was compared on")
-    print_now(f"published {version}; serve it with {commandline.serve(version.parent)}")
+    print_now(f"published {version}; serve it with {cli.serve(version.parent)}")
     return version
 
 

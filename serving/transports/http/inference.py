@@ -94,8 +94,10 @@ class Inference:
         inference = infer.decode(self._router, target, message, signature)
         encoder = infer.InferEncoder(target, None, inference, name, signature, _as_it_is)
         response = (await call.run(inference.message, encoder, call.deadline_s)).SerializeToString()
-        work = rest.write_predictions, response
-        return Answer(await call.work(*work, size=len(response), few_bytes=_INLINE_OUTPUT_BYTES))
+        body = await call.work(
+            rest.write_predictions, response, size=len(response), few_bytes=_INLINE_OUTPUT_BYTES
+        )
+        return Answer(body)
 
     def _query(self, name: str, *, ready: str | None = None, inner: str | None = None) -> Any:
         """Answer a query by the method of this name; readiness by the status alone."""
