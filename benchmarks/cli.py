@@ -174,7 +174,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Measure, write the results and their report, print the tables."""
     if not hasattr(os, "sched_setaffinity"):
         raise UnusableResults("needs Linux: it binds to cores and reads /proc; plot does not")
     installation.require("onnxruntime")  # now, not after minutes of work
@@ -242,7 +241,6 @@ def _progress(begin_s: float, step: str) -> None:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    """Write the report of a results file again, or the README's table."""
     results = result_file.load(options.results)
     if not options.readme:
         print(report.write(results, options.results))
@@ -257,6 +255,5 @@ def _plot(options: argparse.Namespace) -> int:
 
 
 def _fail(reason: str, code: int) -> int:
-    """Print an error on stderr."""
     print(f"python -m benchmarks: {reason}", file=sys.stderr)
     return code

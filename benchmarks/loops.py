@@ -381,7 +381,6 @@ class Calls:
         return of_calls
 
     def _take(self, data: bytes) -> None:
-        """Take a frame of the connection."""
         try:
             found = self._engine.receive(data, perf_counter())
         except Http2Error as err:

@@ -320,7 +320,6 @@ def _commit() -> str | None:
 
 
 def _model(models: Path) -> dict[str, str] | None:
-    """Return which model is measured, by its files' digests."""
     if models.is_file():
         return {"digest": hashlib.sha256(models.read_bytes()).hexdigest()[:16]}
     files = (models / "digits").glob("[1-9]*/manifest.json")

@@ -51,12 +51,10 @@ def _data(arguments: argparse.Namespace) -> None:
 
 
 def _label(arguments: argparse.Namespace) -> None:
-    """Ask for the labels of a user's own pictures."""
     print(extra.label(arguments.folder))
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    """Train, showing every epoch, and write the report."""
     extra = _load_extra(arguments.extra)
     data = _load(arguments)
     from training import report
@@ -102,7 +100,6 @@ def _load_extra(folder: Path | None) -> Extra | None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    """Publish the trained model, or one that was trained elsewhere."""
     own = (arguments.keras, arguments.samples, arguments.labels)
     how = {"resize": arguments.resize, "invert": arguments.invert}
     if not any((*own, *how.values())):
@@ -120,7 +117,6 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    """Write the report again."""
     data = _load(arguments)
     from training import report
 
@@ -136,7 +132,6 @@ def _load(arguments: argparse.Namespace) -> Mnist:
 
 
 def _fail(reason: str, code: int) -> int:
-    """Print an error on stderr."""
     print(f"{cli.PROGRAM}: {escape(reason)}", file=sys.stderr)
     return code
 

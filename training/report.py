@@ -199,7 +199,6 @@ def curves(history: dict[str, list[float]]) -> Figure:
 
 
 def _curve(axes: Axes, training: list[float], validation: list[float], title: str) -> None:
-    """Draw one quantity by epoch."""
     epochs = np.arange(1, len(training) + 1)
     marker = "o" if len(epochs) <= 30 else ""
     axes.plot(epochs, training, color=TRAINING, label="training", marker=marker, markersize=3)
@@ -302,7 +301,6 @@ def render(
 
 
 def _results(metrics: Mapping[str, Any]) -> Table:
-    """Return the table of loss and accuracy."""
     names = {"test": "test", "validation": _validation_name(metrics)}
     sets = [
         (name, metrics["accuracy"][key], metrics["loss"][key])
@@ -347,7 +345,6 @@ def _validation_name(metrics: Mapping[str, Any]) -> str:
 
 
 def _training(metrics: Mapping[str, Any]) -> str:
-    """Describe in one sentence how the network was trained."""
     libraries = ", ".join(f"{name} {version}" for name, version in metrics["libraries"].items())
     return (
         f"Recipe {metrics['recipe']}, seed {metrics['seed']}: {metrics['epochs']} epochs in "

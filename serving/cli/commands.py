@@ -286,7 +286,6 @@ def _health(options: argparse.Namespace) -> int:
 
 
 def _served_models(options: argparse.Namespace) -> ModelConfig:
-    """Make the configuration of a server's models."""
     from serving.model.repository import models_in
 
     named = [name for text in options.names or () for name in text.split(",")]

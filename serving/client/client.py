@@ -300,7 +300,6 @@ class BaseClient:
         return inference.named(signature, facts.pop("axes", {})), facts
 
     def _part(self, data: bytes, num_images: int, model: ModelInfo) -> Predictions:
-        """Decode the answer to one message."""
         try:
             return predictions_of(data, num_images, model.signature, self._target)
         except Unavailable:

@@ -71,7 +71,6 @@ def _open_channel(target: str, credentials: Credentials, library: Any) -> Any:
 
 
 def _failure(error: Any) -> Failure:
-    """Return how a call has ended."""
     details = error.details() or ""
     is_answer = not any(key == transport.PUSHBACK for key, _ in error.trailing_metadata() or ())
     return StatusCode[error.code().name], details, is_answer and not _UNANSWERED.match(details)

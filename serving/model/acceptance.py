@@ -426,7 +426,6 @@ def _compare(
 
 
 def _joined(tensor: Tensor, rows: Sequence[Array]) -> Array:
-    """Join the outputs of rows that ran alone."""
     for row in rows:
         if row.shape[:1] != (1,) or row.shape != rows[0].shape:
             raise _Dependent(f"output {tensor.name} of a row has shape {list(row.shape)}")

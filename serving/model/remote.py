@@ -127,7 +127,6 @@ class RemoteRepository:
         return root
 
     def _copy(self, last: Path) -> Path:
-        """Copy files that changed since the last copy, if there is one."""
         with self._errors():
             system, objects = self._list()
         if not objects:
@@ -166,7 +165,6 @@ class RemoteRepository:
         return root
 
     def _publish(self, file: Path, digest: str, tree: Path) -> None:
-        """Make a repository of one model."""
         if digest != (self._digest or digest):
             raise ConfigurationError(
                 f"{self._shown}: expected SHA-256 {self._digest}, got {digest}"

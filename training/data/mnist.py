@@ -140,7 +140,6 @@ def npm_pack(files: Sequence[IdxFile]) -> Iterator[bytes]:
 
 
 def _download(mirror: str, file: IdxFile) -> bytes:
-    """Download and unpack one file, showing the progress."""
     content = bytearray()
     try:
         with (

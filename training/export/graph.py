@@ -97,7 +97,6 @@ def _array(weights: Any, default: float = 0) -> Any:
 
 
 def _activate(graph: GraphProto, layer: str, function: object) -> None:
-    """Append an activation's operators."""
     if function not in ACTIVATIONS:
         raise LookupError(layer)
     start = graph.node[-1].output[0]
@@ -162,7 +161,6 @@ def convert(
 
 
 def _by_tf2onnx(model: keras.Model) -> GraphProto:
-    """Have tf2onnx convert the operations that TensorFlow records."""
     dtype = model.inputs[0].dtype
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -216,7 +214,6 @@ WRITERS: dict[str, Callable[[keras.Model], GraphProto]] = {
 def _complete(
     graph: GraphProto, name: str, signature: ImageSignature, properties: Mapping[str, object]
 ) -> onnx.ModelProto:
-    """Write the graph's description, its producer and its source."""
     graph.name, graph.doc_string = name, ""  # tf2onnx writes its own here
     del graph.input[:], graph.output[:], graph.value_info[:]
     for values, tensor, dtype, size in (

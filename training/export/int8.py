@@ -221,7 +221,6 @@ def _check_loss(
 
 
 def _accuracy(session: onnxruntime.InferenceSession, samples: Samples | None) -> float | None:
-    """Compute the share of right answers; None without labels."""
     if samples is None or samples.labels is None:
         return None
     answers = parity.run(session, samples.images).argmax(axis=1)

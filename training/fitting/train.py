@@ -113,7 +113,6 @@ def split(data: Mnist, recipe: Recipe) -> tuple[Examples, Examples]:
 
 
 def _measure_extra(model: keras.Model, extra: Extra) -> dict[str, Any]:
-    """Measure the network on the own images that were held out."""
     num_held_out = len(extra.held_out.labels)
     measured = {"images": len(extra.training.labels), "held_out": num_held_out}
     if not num_held_out:

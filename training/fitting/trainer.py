@@ -153,7 +153,6 @@ class Trainer:
 
 
 def _optimizer(recipe: Recipe, steps_per_epoch: int) -> keras.Optimizer:
-    """Build the recipe's optimiser, with its schedule."""
     if recipe.optimizer == "rmsprop":
         return keras.optimizers.RMSprop(recipe.learning_rate)
     steps = recipe.epochs * steps_per_epoch

@@ -245,7 +245,6 @@ class Classes:
 
 
 def _facts(found: Predictions, top: int, reject_below: float) -> dict[str, Any]:
-    """Return the answer for one picture."""
     shares = [round(float(share), _NUM_DECIMALS) for share in found.probabilities[0]]
     numbers = sorted(range(len(shares)), key=lambda number: -found.probabilities[0, number])
     first, labels = numbers[0], found.class_labels or list(map(str, range(len(shares))))
@@ -472,7 +471,6 @@ def _classes() -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Schema]:
-    """Return the schemas of digits and of other classes, by name."""
     digit = object_of("", **DIGIT)
     pixel = {"type": "integer", "minimum": 0, "maximum": 255}
     row = array_of(pixel, minItems=DIGITS.image_bytes, maxItems=DIGITS.image_bytes)
@@ -504,7 +502,6 @@ DIGIT = {
 
 
 def _classified() -> Schema:
-    """Return the schema of the answer to a picture by any classifier."""
     share = object_of("label probability", label=TEXT, probability=PROBABILITY)
     same = ("name", "label", "probability", "rejected", "error")
     return object_of(
