@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from benchmarks import loops
 from benchmarks.loops import CallRequest, Seconds, Trace, merge
+from serving.system.process import Activity
 
 
 def split_cores() -> tuple[list[int], list[int]]:
@@ -55,9 +56,7 @@ def family(pid: int) -> Iterator[int]:
 
 def cpu_s(pid: int) -> float:
     """Return the processor time of a process and its descendants so far, in steps of 10 ms."""
-    stats = (_read(Path(f"/proc/{each}/stat")).rpartition(")")[2].split() for each in family(pid))
-    ticks = sum(int(ticks) for fields in stats for ticks in fields[11:13])  # user, system
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(Activity.of(each).cpu_s for each in family(pid))
 
 
 def memory_bytes(pid: int) -> int:

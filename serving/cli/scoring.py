@@ -5,6 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from serving.cli.models import add_model
 from serving.commandline import installation, options
 from serving.commandline.installation import Bar
 from serving.config import ModelConfig
@@ -27,7 +28,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `score`, but for the model's."""
+    """Add the arguments of `score`."""
     add = parser.add_argument
     add("input", metavar="INPUT",
         help="Parquet file, or folder of them, or of pictures; a local path or a URI such as "
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run on a Ray cluster, whose machines all see INPUT, OUT and the model; without an "
         "address: that of RAY_ADDRESS, or the one on this machine, which is started if there "
         "is none")  # fmt: skip
+    add_model(parser)
 
 
 def score(options: argparse.Namespace, config: ModelConfig) -> int:

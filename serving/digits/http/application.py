@@ -28,22 +28,8 @@ from serving.predictions import Images, Predictions, as_images
 from serving.protocols.method import Rows
 from serving.router import Route, Router
 from serving.tensors import DIGITS, Array, Signature
+from serving.transports.http import openapi
 from serving.transports.http.applications import Document
-from serving.transports.http.openapi import (
-    COUNT,
-    PROBABILITY,
-    TEXT,
-    TIMEOUT,
-    WORK,
-    YES_NO,
-    Schema,
-    array_of,
-    body_of,
-    object_of,
-    operation,
-    some_of,
-    text_of,
-)
 from serving.transports.http1.port import Exchange
 from serving.transports.http1.routing import JSON, Answer, Endpoint, RoutedRequest, as_json
 
@@ -435,7 +421,7 @@ _REJECT_BELOW = option(
 OPTIONS = [
     _REJECT_BELOW,
     option("image", "If given, the answer has the network's input.", type="string"),
-    TIMEOUT,
+    openapi.TIMEOUT,
 ]
 _TOP = option(
     "top", "How many of the most probable classes the answer has.",
@@ -444,68 +430,72 @@ _TOP = option(
 
 
 def _digits(max_images: int) -> dict[str, Any]:
-    return operation(
+    return openapi.operation(
         "Read one digit from each picture",
         "Digits",
-        *WORK,
+        *openapi.WORK,
         description="One picture as the body, or several as files of a form. JSON holds images as "
         f"MNIST has them, at most {max_images}. Of a form's pictures, one that can't be read, or "
         "of several digits, has an `error` instead of a digit.",
         parameters=OPTIONS,
-        body=body_of("Images") | PICTURES,
+        body=openapi.body_of("Images") | PICTURES,
     )
 
 
 def _classes() -> dict[str, Any]:
-    return operation(
+    return openapi.operation(
         "Classify pictures",
         "Classes",
         "404",
-        *WORK,
+        *openapi.WORK,
         description="One picture as the body, or several as files of a form. Each is made the "
         "model's input as its manifest or classifier.json says. Of a form's pictures, one that "
         "can't be read has an `error` instead of a class.",
-        parameters=[_REJECT_BELOW, _TOP, TIMEOUT],
+        parameters=[_REJECT_BELOW, _TOP, openapi.TIMEOUT],
         body=PICTURES,
     )
 
 
-def _schemas() -> dict[str, Schema]:
-    digit = object_of("", **DIGIT)
+def _schemas() -> dict[str, openapi.Schema]:
+    digit = openapi.object_of("", **DIGIT)
     pixel = {"type": "integer", "minimum": 0, "maximum": 255}
-    row = array_of(pixel, minItems=DIGITS.image_bytes, maxItems=DIGITS.image_bytes)
+    row = openapi.array_of(pixel, minItems=DIGITS.image_bytes, maxItems=DIGITS.image_bytes)
     return {
-        "Images": object_of("images", images=some_of(row)),
-        "Digits": object_of("model_version digits", model_version=VERSION, digits=some_of(digit)),
-        "Classes": object_of(
+        "Images": openapi.object_of("images", images=openapi.some_of(row)),
+        "Digits": openapi.object_of(
+            "model_version digits", model_version=VERSION, digits=openapi.some_of(digit)
+        ),
+        "Classes": openapi.object_of(
             "model_name model_version pictures",
-            model_name=TEXT,
-            model_version=TEXT,
-            pictures=some_of(_classified()),
+            model_name=openapi.TEXT,
+            model_version=openapi.TEXT,
+            pictures=openapi.some_of(_classified()),
         ),
     }
 
 
 DIGIT = {
-    "name": text_of("The file's name, where it has one."),
+    "name": openapi.text_of("The file's name, where it has one."),
     "digit": {"type": "integer", "minimum": 0, "maximum": DIGITS.num_classes - 1},
-    "label": text_of("The name of that class: the digit."),
-    "probability": PROBABILITY,
-    "probabilities": array_of(
-        PROBABILITY, minItems=DIGITS.num_classes, maxItems=DIGITS.num_classes
+    "label": openapi.text_of("The name of that class: the digit."),
+    "probability": openapi.PROBABILITY,
+    "probabilities": openapi.array_of(
+        openapi.PROBABILITY, minItems=DIGITS.num_classes, maxItems=DIGITS.num_classes
     ),
-    "rejected": YES_NO,
-    "image": text_of(f"{DIGITS.image_bytes} bytes in base64: the network's input."),
-    "error": TEXT,
+    "rejected": openapi.YES_NO,
+    "image": openapi.text_of(f"{DIGITS.image_bytes} bytes in base64: the network's input."),
+    "error": openapi.TEXT,
 }
 """The schemas of an answer's fields."""
 
 
-def _classified() -> Schema:
-    share = object_of("label probability", label=TEXT, probability=PROBABILITY)
+def _classified() -> openapi.Schema:
+    share = openapi.object_of(
+        "label probability", label=openapi.TEXT, probability=openapi.PROBABILITY
+    )
     same = ("name", "label", "probability", "rejected", "error")
-    return object_of(
+    return openapi.object_of(
         "",
         **{name: DIGIT[name] for name in same},
-        **{"class": COUNT, "probabilities": some_of(share)},
+        **{"class": openapi.COUNT, "probabilities": openapi.some_of(share)},
     )
