@@ -2,9 +2,11 @@
 
 In the order of the imports, ground first:
 
-load        threads, tasks, h2load and our own open loops, which send requests
-targets     the measured programs: in process, served by us, or by anybody at an address
-run         scenarios, suites, and the result file that a run writes
-report      tables, pictures, page: they only read result files
-cli         the commands; `arguments` has their options
+loops        our own closed and open loops, which send requests
+network      h2load, or these loops on cores of their own
+targets      the measured programs: served by us, or by anybody at an address
+result_file  the file that a run writes
+runner       scenarios and suites
+report       tables, picture, page: they only read result files
+cli          the commands
 """

@@ -10,17 +10,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
-from benchmarks.load.cores import split_cores
-from benchmarks.load.network import Generator
-from benchmarks.report import page, tables
-from benchmarks.run import result_file, runner
-from benchmarks.run.result_file import UnusableResults
-from benchmarks.run.runner import SUITES, Suite, specs
-from benchmarks.run.scenarios import NAMES
-from benchmarks.run.scenarios import NAMES as SCENARIOS
-from benchmarks.targets.servers import CATALOGUE
-from benchmarks.targets.target import Setting, Spec
-from benchmarks.targets.workload import LARGEST_BATCH, drawn, golden
+from benchmarks import report, result_file, runner
+from benchmarks.network import Generator, split_cores
+from benchmarks.result_file import UnusableResults
+from benchmarks.runner import NAMES, SUITES, Suite, specs
+from benchmarks.runner import NAMES as SCENARIOS
+from benchmarks.targets import CATALOGUE, LARGEST_BATCH, Setting, Spec, drawn, golden
 from serving.commandline import installation, options
 from serving.commandline.options import Parser, blame
 from serving.errors import DigitsError
@@ -43,7 +38,7 @@ examples:
 """
 _TARGETS = f"""\
 targets:
-{"".join(f"  {name:<22}{entry.about}" + chr(10) for name, entry in CATALOGUE.items())}\
+{"".join(f"  {name:<22}{about}" + chr(10) for name, about in CATALOGUE.items())}\
   NAME=oip://HOST:PORT  a server of the Open Inference Protocol (Triton, KServe) with the same model
   NAME=checkout:DIR     our server in another checkout; NAME-infer calls its ModelInfer
 
@@ -179,7 +174,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Measure, write the results and their report, print the tables."""
     if not hasattr(os, "sched_setaffinity"):
         raise UnusableResults("needs Linux: it binds to cores and reads /proc; plot does not")
     installation.require("onnxruntime")  # now, not after minutes of work
@@ -198,11 +192,11 @@ def _run(options: argparse.Namespace) -> int:
         )  # fmt: skip
         results = runner.run(suite, setting, partial(_progress, begin_s))
     results.save(output)
-    report = page.write(results, output)
+    page = report.write(results, output)
     print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}")
-    for table in tables.every(result_file.load(output)):
+    for table in report.every(result_file.load(output)):
         print(f"\n{table.title}. {table.note}\n{table.text()}")
-    print(f"\nreport in {report}")
+    print(f"\nreport in {page}")
     return DONE
 
 
@@ -247,21 +241,19 @@ def _progress(begin_s: float, step: str) -> None:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    """Write the report of a results file again, or the README's table."""
     results = result_file.load(options.results)
     if not options.readme:
-        print(page.write(results, options.results))
+        print(report.write(results, options.results))
         return DONE
     if options.check:
-        if page.readme_section(results) in options.readme.read_text("utf-8"):
+        if report.readme_section(results) in options.readme.read_text("utf-8"):
             return DONE
         return _fail(f"{options.readme} differs from {options.results}: plot --readme", FAILED)
-    changed = page.update_readme(options.readme, results)
+    changed = report.update_readme(options.readme, results)
     print(f"{options.readme} {'updated' if changed else 'is up to date'}")
     return DONE
 
 
 def _fail(reason: str, code: int) -> int:
-    """Print an error on stderr."""
     print(f"python -m benchmarks: {reason}", file=sys.stderr)
     return code

@@ -85,7 +85,9 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
             sys.stdout.flush()
         return code
     except BrokenPipeError:
-        return _end_output()
+        # Discard further output: the reader of stdout, such as `head`, has left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ModuleNotFoundError as err:
         return _fail(installation.advice(err, EXTRAS), 2)
     except _UNUSABLE as err:
@@ -105,12 +107,6 @@ def _fail(reason: str, code: int) -> int:
     if not logs.print_line(line, sys.stderr):
         signals.end_process(code)
     return code
-
-
-def _end_output() -> int:
-    """Discard further output: the reader of stdout, such as `head`, has left."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
 
 
 if __name__ == "__main__":

@@ -337,7 +337,6 @@ def _signature(model: LoadedModel) -> object:
 
 
 def _facts(served: ModelVersions) -> object:
-    """Return the facts that distinguish two states of a model."""
     return list(served.versions.items()), served.default_version, served.labels, served.canary
 
 
@@ -496,7 +495,6 @@ class Catalog:
             done()
 
     def _paths(self) -> dict[str, Path]:
-        """Return the models to serve by name: folders of the repository, and files."""
         root = self._config.models if self._remote is None else self._remote.fetch()
         return repository.named_models(self._config, root)
 

@@ -260,7 +260,6 @@ class Classifier(Model):
         return await on_thread(self._classify, checked)
 
     def _awaited_calls(self) -> AwaitedCalls:
-        """Return the calls that the running event loop awaits."""
         loop = asyncio.get_running_loop()
         if (calls := self._awaited.get(loop)) is None:
             enough = min(self.served.enough_rows, self.batching.max_batch_size)

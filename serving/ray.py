@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from serving.config import Device, Precision
-from serving.digits.pictures.files import processes
+from serving.digits.pictures.reader import processes
 from serving.model.loading import load_model
 from serving.model.repository import PRETRAINED
 from serving.scoring.scorer import RUN_IMAGES, answer, answered

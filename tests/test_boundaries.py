@@ -64,7 +64,7 @@ def test_loop_of_a_server_with_http_imports_nothing_that_reads_pictures():
         loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
     assert (digit["digit"], number["text"], refused.status) == (7, "90210", 400)
     assert picked["label"] == "7"
-    assert {"onnxruntime", "digit_reader.facts", "serving.digits.http.pictures"} <= loaded
+    assert {"onnxruntime", "digit_reader.facts", "serving.digits.http.application"} <= loaded
     heavy = {name for name in loaded if name.startswith(("PIL", "scipy", "digit_reader.numbers"))}
     assert not heavy
     assert not re.search("/(PIL|scipy)/", maps)
@@ -153,14 +153,16 @@ ORDER = {
         __main__ __init__
     """,
     "training": """
-        errors commandline config files data fitting export report cli __main__ __init__
+        errors config cli files data fitting export report __main__ __init__
     """,
     "digit_reader": """
         facts ink text.cuts text.candidates detector text places numbers reader digit command http
         __main__ __init__
     """,
     "experiments": "synthetic handwriting __main__ __init__",
-    "benchmarks": "load targets run report cli __main__ peers __init__",
+    "benchmarks": """
+        loops network targets plain_server result_file runner report cli __main__ peers __init__
+    """,
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one
 of its files. Imports point to parts before theirs, or within one."""

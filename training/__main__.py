@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serving.commandline import installation
 from serving.commandline.installation import escape
-from training import commandline
+from training import cli
 from training.cli import parser
 from training.config import RECIPES
 from training.data import extra
@@ -51,17 +51,15 @@ def _data(arguments: argparse.Namespace) -> None:
 
 
 def _label(arguments: argparse.Namespace) -> None:
-    """Ask for the labels of a user's own pictures."""
     print(extra.label(arguments.folder))
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    """Train, showing every epoch, and write the report."""
     extra = _load_extra(arguments.extra)
     data = _load(arguments)
+    from training import report
     from training.fitting.train import train
     from training.fitting.trainer import device
-    from training.report import report
 
     recipe = RECIPES[arguments.recipe or ("fine-tune" if extra else "default")]
     recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
@@ -71,7 +69,7 @@ def _train(arguments: argparse.Namespace) -> None:
     folder = arguments.artifacts
     metrics = train(
         recipe, data, folder, seed=arguments.seed, resume=arguments.resume, extra=extra,
-        log=commandline.show,
+        log=cli.show,
     )  # fmt: skip
     report.write(folder, data)
     print(
@@ -102,7 +100,6 @@ def _load_extra(folder: Path | None) -> Extra | None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    """Publish the trained model, or one that was trained elsewhere."""
     own = (arguments.keras, arguments.samples, arguments.labels)
     how = {"resize": arguments.resize, "invert": arguments.invert}
     if not any((*own, *how.values())):
@@ -113,16 +110,15 @@ def _export(arguments: argparse.Namespace) -> None:
         return
     if not (arguments.keras and arguments.name):
         raise UnusableInput("a Keras model of your own needs --keras and --name")
-    commandline.import_tensorflow(cache_dir().parent)
+    cli.import_tensorflow(cache_dir().parent)
     from training.export import keras_model
 
     keras_model.export(*own[:2], arguments.models, arguments.name, arguments.labels, **how)
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    """Write the report again."""
     data = _load(arguments)
-    from training.report import report
+    from training import report
 
     report.write(arguments.artifacts, data)
     print(arguments.artifacts / "report.html")
@@ -131,13 +127,12 @@ def _report(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace) -> Mnist:
     """Load MNIST, then TensorFlow: an error of the data comes before seconds of import."""
     data = Mnist.load(arguments.data_dir)
-    commandline.import_tensorflow(cache_dir().parent)
+    cli.import_tensorflow(cache_dir().parent)
     return data
 
 
 def _fail(reason: str, code: int) -> int:
-    """Print an error on stderr."""
-    print(f"{commandline.PROGRAM}: {escape(reason)}", file=sys.stderr)
+    print(f"{cli.PROGRAM}: {escape(reason)}", file=sys.stderr)
     return code
 
 

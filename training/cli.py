@@ -1,13 +1,51 @@
-"""The options of the command line."""
+"""The command line: options, hints on how to go on, and the import of TensorFlow."""
 
 import argparse
+import os
 import re
+import sys
 from pathlib import Path
 
 from serving.commandline import options
+from serving.commandline.installation import in_checkout, silenced_stderr
 from serving.commandline.options import Parser, command_help
-from training.commandline import PROGRAM
 from training.config import RECIPES
+
+PROGRAM = "python -m training"
+_UP = "\033[A\033[K"
+"""On a terminal: go to the line above, and clear it."""
+
+
+def serve(folder: Path) -> str:
+    """Return the command that serves the model in a folder."""
+    is_usual = folder == Path("models", "digits")
+    if is_usual and in_checkout():
+        return "`make serve`"
+    program = ".venv/bin/digit-serving" if in_checkout() else "digit-serving"
+    options = "" if is_usual else f" --models {folder.parent} --model {folder.name}"
+    return f"`{program} serve{options}`"
+
+
+def import_tensorflow(cache: Path) -> None:
+    """Import TensorFlow without the notes that it prints about itself.
+
+    Args:
+        cache: a folder where libraries keep files that they would put into the home.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # a GPU may have other users
+    os.environ.setdefault("KERAS_HOME", str(cache / "keras"))
+    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
+    with silenced_stderr():  # no setting covers its first lines
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+
+def show(line: str) -> None:
+    """Rewrite one line on a terminal; elsewhere print the line."""
+    print(f"{_UP if sys.stdout.isatty() else ''}{line}", flush=True)
+
 
 _TRAIN = """\
   python -m training train --extra own        with your handwriting, as pictures in own/0 to own/9

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from serving.cli.models import add_source, classify_images, open_classifier
+from serving.cli.models import add_source, classify_images, client_of, model_config
 from serving.commandline import installation, options
 from serving.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from digit_reader.facts import Number
+    from serving.client import Client
     from serving.digits.answers import PictureAnswer
+    from serving.embedded import Classifier
 
 HELP = "read the numbers in picture files"
 EXAMPLES = """\
@@ -64,9 +66,20 @@ def run(options: argparse.Namespace) -> int:
         fitting = f" that fits {options.pattern}" if options.pattern else ""
         return f"no number found{fitting}; `classify` reads a single digit"
 
-    with open_classifier(options) as classifier:
+    with _open_classifier(options) as classifier:
         classify = partial(classify_images, classifier)
         return print_answers(options, _COLUMNS, find_candidates, answer)
+
+
+def _open_classifier(options: argparse.Namespace) -> "Classifier | Client":
+    """Load the classifier that the options name, or connect to their server."""
+    if options.target:
+        return client_of(options)
+    from serving.embedded import Classifier
+
+    config = model_config(options)
+    path = config.models / config.model
+    return Classifier.load(path, config.version, config.device, config.precision)
 
 
 def numbers_answer(numbers: "Sequence[Number]", reject_below: float) -> "PictureAnswer":

@@ -8,8 +8,18 @@ from typing import Any, BinaryIO
 
 from digit_reader.facts import MAX_LENGTH, number_facts
 from serving.config import ServerConfig
-from serving.digits.http.application import DIGIT, OPTIONS, PICTURES, VERSION, digits_route, option
-from serving.digits.http.pictures import MAX_BODY_BYTES, classify, read_pictures, share_of
+from serving.digits.http.application import (
+    DIGIT,
+    MAX_BODY_BYTES,
+    OPTIONS,
+    PICTURES,
+    VERSION,
+    classify,
+    digits_route,
+    option,
+    read_pictures,
+    share_of,
+)
 from serving.errors import DigitsError
 from serving.predictions import Images, Predictions
 from serving.router import Router

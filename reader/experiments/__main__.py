@@ -18,7 +18,7 @@ from serving.commandline import options
 from serving.commandline.installation import Bar
 from serving.errors import DigitsError
 from serving.model.repository import PRETRAINED
-from training.commandline import import_tensorflow
+from training.cli import import_tensorflow
 from training.config import RECIPES
 from training.data.mnist import Mnist, cache_dir
 from training.errors import TrainingError

@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from experiments.synthetic.drawing import font_glyph, png
 from experiments.synthetic.strings import random_string
-from serving.digits.pictures.files import image_or_reason, processes
-from serving.digits.pictures.reader import from_picture, read_digit
+from serving.digits.pictures.reader import from_picture, image_or_reason, processes, read_digit
 from serving.errors import InvalidRequest
 from training.data.mnist import Mnist
 

@@ -16,7 +16,6 @@ from serving.applications import Command
 from serving.cli import scoring
 from serving.cli.models import (
     add_access,
-    add_model,
     add_pictures,
     add_repository,
     add_server,
@@ -61,7 +60,12 @@ def parser(others: Mapping[str, Command] | None = None) -> Parser:
         ("serve", "serve models over gRPC and HTTP until SIGTERM", _SERVE, _add_serve),
         ("infer", "run any model on values, arrays or pictures", _INFER, _add_infer),
         ("classify", classify.HELP, classify.EXAMPLES, classify.add_arguments),
-        ("score", "classify a data set into Parquet files", scoring.EXAMPLES, _add_score),
+        (
+            "score",
+            "classify a data set into Parquet files",
+            scoring.EXAMPLES,
+            scoring.add_arguments,
+        ),
         ("info", "print a model, its tensors, device and limits", _INFO, _add_info),
         ("health", "check the health of a server", _PROBE, _add_health),
     ):
@@ -154,11 +158,6 @@ def _add_infer(parser: Parser) -> None:
     add_repository(parser)
 
 
-def _add_score(parser: argparse.ArgumentParser) -> None:
-    scoring.add_arguments(parser)
-    add_model(parser)
-
-
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", type=Path, metavar="MODEL.onnx",
         help="file to describe, instead of a model of a repository")  # fmt: skip
@@ -245,8 +244,6 @@ def _http(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from serving.cli import scoring
-
     return scoring.score(options, model_config(options))
 
 
@@ -288,7 +285,6 @@ def _health(options: argparse.Namespace) -> int:
 
 
 def _served_models(options: argparse.Namespace) -> ModelConfig:
-    """Make the configuration of a server's models."""
     from serving.model.repository import models_in
 
     named = [name for text in options.names or () for name in text.split(",")]

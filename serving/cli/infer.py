@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serving.cli.models import client_of, model_config
+from serving.cli.models import client_of, load_with_pictures, model_config
 from serving.commandline import installation
 from serving.commandline.installation import escape
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.model.preprocessing import Preprocessing, of_graph
-from serving.model.repository import PictureInputs, read_labels
+from serving.model.repository import read_labels
 from serving.protocols.oip.examples import sample_of
+from serving.system.files import read_regular
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds
 
 if TYPE_CHECKING:
@@ -70,19 +71,11 @@ def _pictures_of(
 def _loaded(options: argparse.Namespace) -> "tuple[LoadedModel, Preprocessing | None]":
     """Load a model here, and how pictures become its input."""
     installation.require("onnxruntime")
-    from serving.model.loading import load_model
-
     path = Path(options.model)
     is_path = path.exists() and "models" not in options
     options.model = ModelConfig().model if is_path else options.model
     config = model_config(options)
-    path = path if is_path else config.models / config.model
-    model = load_model(path, config.version, config.device, config.precision)
-    inputs = PictureInputs(is_image=options.input == "image", labels=read_labels(options.labels))
-    try:
-        return model, inputs.of(model.manifest, model.tensors)
-    except ValueError as err:
-        raise ConfigurationError(f"{path}: {err}") from err
+    return load_with_pictures(options, config, path if is_path else None)
 
 
 def _feeds(
@@ -130,7 +123,8 @@ def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> Any:
 def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any:
     """Read a file, or stdin: an array, JSON, a text or a picture."""
     try:
-        content = sys.stdin.buffer.read() if source == "-" else Path(source[1:]).read_bytes()
+        is_stdin, path = source == "-", Path(source[1:])
+        content = sys.stdin.buffer.read() if is_stdin else read_regular(path, sys.maxsize - 1)
         if content.startswith(_NPY):
             return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as err:  # a header may name a size or a type of which numpy says anything

@@ -16,6 +16,8 @@ from serving.system.host import is_target
 if TYPE_CHECKING:
     from serving.client import Client
     from serving.embedded import Classifier
+    from serving.model.engine import LoadedModel
+    from serving.model.preprocessing import Preprocessing
     from serving.predictions import Images, Predictions
 
 _log = logging.getLogger(__name__)
@@ -82,15 +84,26 @@ def add_repository(parser: argparse.ArgumentParser) -> None:
     add_fields(parser, ModelConfig, "model_cache", "version", "device", "precision")
 
 
-def open_classifier(options: argparse.Namespace) -> "Classifier | Client":
-    """Load the classifier that the options name, or connect to their server."""
-    if options.target:
-        return client_of(options)
-    from serving.embedded import Classifier
+def load_with_pictures(
+    options: argparse.Namespace, config: ModelConfig, path: Path | None = None
+) -> "tuple[LoadedModel, Preprocessing | None]":
+    """Load a model here, and how pictures become its input; None if it takes none.
 
-    config = model_config(options)
-    path = config.models / config.model
-    return Classifier.load(path, config.version, config.device, config.precision)
+    Raises:
+        DigitsError: see `load_model`; or it can't take pictures, though the options say so.
+    """
+    from serving.model.loading import load_model
+    from serving.model.repository import PictureInputs, read_labels
+
+    inputs = PictureInputs(is_image=options.input == "image", labels=read_labels(options.labels))
+    if inputs.labels and not inputs.is_image:
+        raise ConfigurationError("--labels is for --input image")
+    path = path or config.models / config.model
+    model = load_model(path, config.version, config.device, config.precision)
+    try:
+        return model, inputs.of(model.manifest, model.tensors)
+    except ValueError as err:
+        raise ConfigurationError(f"{path}: {err}") from err
 
 
 def client_of(options: argparse.Namespace) -> "Client":

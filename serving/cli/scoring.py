@@ -5,6 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from serving.cli.models import add_model
 from serving.commandline import installation, options
 from serving.commandline.installation import Bar
 from serving.config import ModelConfig
@@ -14,7 +15,7 @@ from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from serving.model.engine import LoadedModel
-    from serving.scoring.source import Source
+    from serving.scoring.scorer import Source
 
 _THIS_MACHINE = ""
 """The value of `--ray` without an address."""
@@ -27,7 +28,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `score`, but for the model's."""
+    """Add the arguments of `score`."""
     add = parser.add_argument
     add("input", metavar="INPUT",
         help="Parquet file, or folder of them, or of pictures; a local path or a URI such as "
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run on a Ray cluster, whose machines all see INPUT, OUT and the model; without an "
         "address: that of RAY_ADDRESS, or the one on this machine, which is started if there "
         "is none")  # fmt: skip
+    add_model(parser)
 
 
 def score(options: argparse.Namespace, config: ModelConfig) -> int:
@@ -70,9 +72,8 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     from serving.model.loading import BATCH_LIMIT_FACTOR, load_model
     from serving.model.remote import without_credentials
     from serving.scoring import scorer
-    from serving.scoring.source import open_place, open_source
 
-    place, (filesystem, path) = open_place(options.input), open_place(options.output)
+    place, (filesystem, path) = scorer.open_place(options.input), scorer.open_place(options.output)
     if place[0].equals(filesystem) and f"{path}/".startswith(f"{place[1]}/"):
         raise ConfigurationError("OUT is in INPUT: the next run would read it")
     device = config.device if options.ray is None else "cpu"  # of the machine that starts it
@@ -80,7 +81,7 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
         config.models / config.model, config.version, device, config.precision,
         max(scorer.RUN_IMAGES.values()), BATCH_LIMIT_FACTOR, is_described=True,
     )  # fmt: skip
-    source = open_source(place, options.column, options.rows_per_file)
+    source = scorer.open_source(place, options.column, options.rows_per_file)
     dropped = source.image_column if options.drop_images or source.are_pictures else None
     prefix = options.prefix or ""
     schema = scorer.answered(source.schema, dropped, prefix, model.image_signature)

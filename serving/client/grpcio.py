@@ -9,14 +9,6 @@ from typing import Any
 import grpc
 
 from serving.client import transport
-from serving.client.transport import (
-    Credentials,
-    Failure,
-    Outcome,
-    PendingCall,
-    Transport,
-    grpc_target,
-)
 from serving.protocols.status import StatusCode
 
 _SERVICE_CONFIG = json.dumps(
@@ -54,14 +46,14 @@ _MAX_IN_FLIGHT = 512
 limit (ours past 1,024), and a client learns that limit only after its first burst."""
 
 
-def _open_channel(target: str, credentials: Credentials, library: Any) -> Any:
+def _open_channel(target: str, credentials: transport.Credentials, library: Any) -> Any:
     """Open a channel of `grpc`, or of `grpc.aio` for the running event loop.
 
     Raises:
-        ConfigurationError, Unavailable: see `grpc_target`.
+        ConfigurationError, Unavailable: see `transport.grpc_target`.
     """
     options = [*_OPTIONS]
-    target, authority = grpc_target(target)
+    target, authority = transport.grpc_target(target)
     if authority is not None:  # with TLS every certificate must have this name
         options.append(("grpc.default_authority", authority))
     if credentials.files is None:
@@ -70,8 +62,7 @@ def _open_channel(target: str, credentials: Credentials, library: Any) -> Any:
     return library.secure_channel(target, tls, options=options)
 
 
-def _failure(error: Any) -> Failure:
-    """Return how a call has ended."""
+def _failure(error: Any) -> transport.Failure:
     details = error.details() or ""
     is_answer = not any(key == transport.PUSHBACK for key, _ in error.trailing_metadata() or ())
     return StatusCode[error.code().name], details, is_answer and not _UNANSWERED.match(details)
@@ -84,7 +75,7 @@ class _ThreadCall:
         self._future = future
         self.cancel = future.cancel
 
-    async def result(self) -> Outcome:
+    async def result(self) -> transport.Outcome:
         try:
             data: bytes = self._future.result()
         except grpc.RpcError as err:
@@ -104,7 +95,7 @@ class _LoopCall:
         self._call = call
         self.cancel = call.cancel
 
-    async def result(self) -> Outcome:
+    async def result(self) -> transport.Outcome:
         try:
             data: bytes = await self._call
         except grpc.aio.AioRpcError as err:
@@ -118,15 +109,15 @@ class _LoopCall:
         return data
 
 
-class GrpcioTransport(Transport):
+class GrpcioTransport(transport.Transport):
     """Calls of threads over a channel."""
 
-    def __init__(self, target: str, credentials: Credentials) -> None:
+    def __init__(self, target: str, credentials: transport.Credentials) -> None:
         self._credentials = credentials
         self._channel = _open_channel(target, credentials, grpc)
         self._stub = lru_cache(self._channel.unary_unary)
 
-    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
+    async def send(self, path: str, message: bytes, timeout_s: float) -> transport.PendingCall:
         """Start a call."""
         metadata = self._credentials.metadata
         try:
@@ -136,7 +127,7 @@ class GrpcioTransport(Transport):
         except ValueError:  # the channel was closed
             return transport.EndedCall(transport.CUT_OFF)
 
-    async def exchange(self, path: str, message: bytes, timeout_s: float) -> Outcome:
+    async def exchange(self, path: str, message: bytes, timeout_s: float) -> transport.Outcome:
         """Start a call and wait for its end: on one thread, at a third less than by a future."""
         metadata = self._credentials.metadata
         try:
@@ -152,17 +143,17 @@ class GrpcioTransport(Transport):
         self._channel.close()
 
 
-class GrpcioLoopTransport(Transport):
+class GrpcioLoopTransport(transport.Transport):
     """Calls of an event loop over a channel."""
 
-    def __init__(self, target: str, credentials: Credentials) -> None:
+    def __init__(self, target: str, credentials: transport.Credentials) -> None:
         self._credentials = credentials
         self._channel = _open_channel(target, credentials, grpc.aio)
         self._stub = lru_cache(self._channel.unary_unary)
         self._slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
         self._is_closed = False
 
-    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
+    async def send(self, path: str, message: bytes, timeout_s: float) -> transport.PendingCall:
         """Start a call."""
         slots, metadata = self._slots, self._credentials.metadata
         await slots.acquire()

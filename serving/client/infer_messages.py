@@ -7,7 +7,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from serving.errors import InvalidRequest, Unavailable
+from serving.client.transport import malformed
+from serving.errors import InvalidRequest
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.tensors import CONTENTS, from_raw, from_typed, to_raw
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds
@@ -36,7 +37,7 @@ def ready_models(data: bytes, address: str) -> list[tuple[str, str]]:
     try:
         response = inference_pb.RepositoryIndexResponse.FromString(data)
     except DecodeError as err:
-        raise _malformed(address, f"no index of models: {err}") from err
+        raise malformed(address, f"no index of models: {err}") from err
     return [(model.name, model.version) for model in response.models if model.state == "READY"]
 
 
@@ -50,7 +51,7 @@ def signature_of(data: bytes, address: str) -> TensorSignature:
         response = inference_pb.ModelMetadataResponse.FromString(data)
         return TensorSignature(_tensors(response.inputs), _tensors(response.outputs), False)
     except (DecodeError, KeyError) as err:
-        raise _malformed(address, f"no metadata of tensors: {err}") from err
+        raise malformed(address, f"no metadata of tensors: {err}") from err
 
 
 def named(signature: TensorSignature, axes: Mapping[str, Sequence[str]]) -> TensorSignature:
@@ -75,13 +76,13 @@ def config_of(data: bytes, address: str) -> dict[str, Any]:
         }
         facts |= {name: json.loads(facts[name]) for name in _DOCUMENTS if name in facts}
     except (DecodeError, ValueError, RecursionError) as err:
-        raise _malformed(address, f"no configuration: {err}") from err
+        raise malformed(address, f"no configuration: {err}") from err
     for name, kind in _DOCUMENTS.items():
         if not isinstance(facts.get(name, kind()), kind):
-            raise _malformed(address, f"a configuration with {name} that are no {kind.__name__}")
+            raise malformed(address, f"a configuration with {name} that are no {kind.__name__}")
     texts = [facts.get("labels", []), *facts.get("axes", {}).values()]
     if not all(isinstance(each, list) and all(map(_is_text, each)) for each in texts):
-        raise _malformed(address, "a configuration with labels or axes that are no texts")
+        raise malformed(address, "a configuration with labels or axes that are no texts")
     return facts | {"max_batch_size": config.max_batch_size}
 
 
@@ -123,7 +124,7 @@ def arrays_of(data: bytes, address: str) -> dict[str, Array]:
             for each, output in zip(tensors, response.outputs, strict=True)
         }
     except (DecodeError, KeyError, ValueError, InvalidRequest) as err:
-        raise _malformed(address, f"no tensors: {err}") from err
+        raise malformed(address, f"no tensors: {err}") from err
 
 
 def _tensors(described: Any) -> tuple[Tensor, ...]:
@@ -132,7 +133,3 @@ def _tensors(described: Any) -> tuple[Tensor, ...]:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
-
-
-def _malformed(address: str, answer: str) -> Unavailable:
-    return Unavailable(f"{address}: the server is broken: it answered {answer}")

@@ -34,6 +34,11 @@ CUT_OFF: Failure = (StatusCode.CANCELLED, "the call was cut off")
 LATE: Failure = (StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")
 
 
+def malformed(address: str, answer: str) -> Unavailable:
+    """Build the error for a server that breaks its protocol."""
+    return Unavailable(f"{address}: the server is broken: it answered {answer}")
+
+
 class PendingCall(Protocol):
     """A call that was sent."""
 

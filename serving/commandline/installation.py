@@ -1,8 +1,11 @@
 """How this project is installed: its version, its extras, `make`; and lines of a terminal."""
 
+import os
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
@@ -73,6 +76,21 @@ def advice(error: ModuleNotFoundError, extras: Mapping[str, str]) -> str:
     if module not in extras:
         raise error
     return f"{module} is not installed: {install(extras[module])}"
+
+
+@contextmanager
+def silenced_stderr() -> Iterator[None]:
+    """Drop native code's output to stderr; exceptions still come through."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class Bar:

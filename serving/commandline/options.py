@@ -113,7 +113,6 @@ class Parser(argparse.ArgumentParser):
         }
 
     def _option(self, variable: str, text: str) -> str:
-        """Write a variable as an option."""
         action = self.variables[variable]
         name = action.option_strings[0][2:]
         if action.nargs != 0:

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving.commandline.installation import Bar, escape
-from serving.digits.pictures.files import SUFFIXES, processes, read_or_reason
+from serving.commandline.installation import Bar, escape, silenced_stderr
+from serving.digits.pictures.reader import SUFFIXES, processes, read_or_reason
 from serving.errors import ConfigurationError
 from serving.predictions import Predictions
 from serving.system.process import usable_cores
@@ -164,7 +164,9 @@ def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, N
     if workers < 2 or len(found) < MIN_PICTURES:
         silence_pillow()
         for name in found:
-            yield _quietly(partial(_read, reader), name) if isinstance(name, str) else name
+            with silenced_stderr():  # libtiff's own output
+                reading = _reading(reader, name)
+            yield reading
         return
     names = [name if isinstance(name, str) else name[0] for name in found]
     with closing(processes(workers)) as pool:
@@ -173,19 +175,6 @@ def read(found: Sequence[Reading | str], reader: Reader) -> Generator[Reading, N
         readings = mapped(pool, partial(_reading, reader), items, workers * AHEAD)
         for name, reading in zip(names, readings, strict=True):
             yield (name, reading) if isinstance(reading, str) else reading
-
-
-def _quietly(read: Callable[[str], Reading], name: str) -> Reading:
-    """Read a picture without libtiff's own output to stderr."""
-    sys.stderr.flush()
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        return read(name)
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
 
 
 def _reading(reader: Reader, found: Reading | str) -> Reading:

@@ -10,6 +10,7 @@ from serving.cli.models import (
     add_source,
     classify_images,
     client_of,
+    load_with_pictures,
     model_config,
 )
 from serving.commandline import installation, options
@@ -80,20 +81,10 @@ def _local_model(
     Raises:
         DigitsError: see `load_model`; or it isn't known to classify pictures.
     """
-    from serving.model.loading import load_model
     from serving.model.preprocessing import predictions_of
-    from serving.model.repository import PictureInputs, read_labels
 
-    inputs = PictureInputs(is_image=options.input == "image", labels=read_labels(options.labels))
-    if inputs.labels and not inputs.is_image:
-        raise ConfigurationError("--labels is for --input image")
-    path = config.models / config.model
-    model = load_model(path, config.version, config.device, config.precision)
+    model, pictures = load_with_pictures(options, config)
     tensors = model.tensors
-    try:
-        pictures = inputs.of(model.manifest, tensors)
-    except ValueError as err:
-        raise ConfigurationError(f"{path}: {err}") from err
     if pictures is None:
         raise ConfigurationError(
             f"model {config.model} ({tensors}) is not known to classify pictures: --input image, "

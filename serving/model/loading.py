@@ -139,9 +139,7 @@ def _load_version(
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size, obstacle)
-        from serving.model import batching_trial  # only models without golden samples need it
-
-        found = batching_trial.try_rows(
+        found = acceptance.try_rows(
             model.run, engine.tensors, max_batch_size, obstacle=obstacle, mode=settings.batching
         )
         engine.tensors = found.tensors

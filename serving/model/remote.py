@@ -86,23 +86,17 @@ class RemoteRepository:
             ConfigurationError: the URL, the credentials or the cache can't be used.
             Unavailable: the URL is out of reach, or its content changes meanwhile.
         """
+        import fcntl  # not on Windows, where no server runs
+
         if self._root is None or not self._digest:
             try:
-                with self._locked():
+                self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with (self._cache / "lock").open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)  # other workers would copy the same meanwhile
                     self._root = self._newest()
             except OSError as err:
                 raise ConfigurationError(f"can't write {self._cache}: {err.strerror}") from err
         return self._root
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Make the cache, and keep other workers from copying the same meanwhile."""
-        import fcntl  # not on Windows, where no server runs
-
-        self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self._cache / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _newest(self) -> Path:
         """Return the newest copy, made now if need be, and remove those before the last one."""
@@ -127,7 +121,6 @@ class RemoteRepository:
         return root
 
     def _copy(self, last: Path) -> Path:
-        """Copy files that changed since the last copy, if there is one."""
         with self._errors():
             system, objects = self._list()
         if not objects:
@@ -166,7 +159,6 @@ class RemoteRepository:
         return root
 
     def _publish(self, file: Path, digest: str, tree: Path) -> None:
-        """Make a repository of one model."""
         if digest != (self._digest or digest):
             raise ConfigurationError(
                 f"{self._shown}: expected SHA-256 {self._digest}, got {digest}"

@@ -318,7 +318,6 @@ _OF_OTHERS = {
 
 
 def _safe(name: str) -> str:
-    """Return a file's name as a model's."""
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 

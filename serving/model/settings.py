@@ -24,6 +24,8 @@ from serving.tensors import DTYPES, Tensor, TensorSignature
 SETTINGS = "config.pbtxt"
 _MAX_BYTES = 64 << 10
 _MAX_DEPTH = 16
+_MAX_DELAY_US = 10**12
+"""As many seconds as `--max-queue-delay` takes."""
 _IGNORED = {
     "runtime", "batch_input", "batch_output", "optimization", "metric_tags", "model_warmup",
     "model_operations", "cc_model_filenames", "model_transaction_policy", "response_cache",
@@ -197,6 +199,11 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
         )
     delay = message.dynamic_batching.max_queue_delay_microseconds
     has_delay = message.HasField("dynamic_batching") and delay > 0
+    if delay > _MAX_DELAY_US:
+        raise ConfigurationError(
+            f"{SETTINGS}: dynamic_batching: max_queue_delay_microseconds: expected at most "
+            f"{_MAX_DELAY_US}, got {delay}"
+        )
     versions, num_latest = _versions_of(message.version_policy)
     instances, device = _instances_of(message.instance_group)
     file_name = message.default_model_filename or None

@@ -9,11 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset
 
-from serving.digits.pictures.files import SUFFIXES
+from serving.digits.pictures.reader import SUFFIXES
 from serving.errors import ConfigurationError, ModelError, Unavailable
 from serving.ray import Classify
-from serving.scoring.scorer import Output, errors_of
-from serving.scoring.source import BATCH_ROWS, TABLES, Source, reason
+from serving.scoring.scorer import BATCH_ROWS, TABLES, Output, Source, errors_of, reason
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it would call its vendor
 

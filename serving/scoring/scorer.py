@@ -1,4 +1,7 @@
-"""Scores the parts of a data set on this machine: reads, classifies, writes whole files.
+"""Scores a data set on this machine: Parquet files or pictures in, whole Parquet files out.
+
+They are on any file system that pyarrow opens. A data set is cut into parts, always the same ones,
+and each becomes one file, whole or not there: so a run goes on after an interruption.
 
     OUT/_manifest.json           the model, the input and the options
     OUT/part-000042.parquet
@@ -8,28 +11,367 @@ Readers of Parquet folders, such as pyarrow, Spark and DuckDB's globs, leave out
 underscore, which a file has until it is whole.
 """
 
+import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
 import pyarrow.parquet as pq
-from pyarrow import fs
+from pyarrow import fs, types
 
-from serving.digits.pictures.files import image_or_reason, processes
+from serving.commandline import installation
+from serving.digits.pictures.reader import SUFFIXES, image_or_reason, processes
 from serving.errors import ConfigurationError
 from serving.model.engine import LoadedModel
+from serving.model.remote import without_credentials
 from serving.predictions import Images, digit_type
-from serving.scoring.source import Part, Source, as_images, one_line
 from serving.system.processes import Processes, mapped
 from serving.tensors import Signature
+
+Decode = Callable[[Sequence[bytes]], Sequence[Images | str]]
+"""Decodes picture files: (1, 784) uint8 each, or why there is none."""
+
+_PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+"""How pictures begin; one may happen to have as many bytes as an image has pixels."""
+
+
+def is_images(kind: Any) -> bool:
+    """Return whether a column of an Arrow type can hold images."""
+    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not _is_list(kind):
+        return is_pictures(kind) or _is_bytes(kind)
+    while _is_list(kind):
+        kind = kind.value_type
+    return bool(types.is_integer(kind))
+
+
+def is_pictures(kind: Any) -> bool:
+    """Return whether a type is a struct with a picture's file, as in Hugging Face's data sets."""
+    index = kind.get_field_index("bytes") if types.is_struct(kind) else -1
+    return index >= 0 and _is_bytes(kind.field(index).type)
+
+
+def as_images(column: Any, num_pixels: int, decode: Decode) -> tuple[Images, dict[int, str]]:
+    """Make images of a column.
+
+    Args:
+        column: a `pyarrow.Array` of a type for which `is_images` holds: bytes, which are pixels
+            if there are as many, else a picture file; structs with picture files; or lists.
+        num_pixels: of an image.
+        decode: decodes picture files.
+
+    Returns:
+        (N, num_pixels) uint8, and by row number why a row has none.
+    """
+    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    column = column.dictionary_decode() if types.is_dictionary(column.type) else column
+    are_files, is_list = is_pictures(column.type), _is_list(column.type)
+    if is_list and (regular := _regular(column, num_pixels)) is not None:
+        return regular, {}
+    rows = (pc.struct_field(column, "bytes") if are_files else column).to_pylist()
+    errors, files = dict[int, str](), dict[int, bytes]()
+    for row, content in enumerate(rows):
+        if content is None:
+            errors[row] = "no image: it is null" + " or can't be read" * are_files
+        elif is_list:
+            rows[row] = found = _pixels([*_leaves(content)], num_pixels)
+            if isinstance(found, str):
+                errors[row] = found
+        elif are_files or len(content) != num_pixels or content.startswith(_PICTURE_STARTS):
+            files[row] = content
+    for (row, content), decoded in zip(files.items(), decode([*files.values()]), strict=True):
+        if not isinstance(decoded, str) and decoded.shape[1] == num_pixels:
+            rows[row] = decoded.tobytes()
+        elif not isinstance(decoded, str):
+            errors[row] = f"pictures are read as images of 28 x 28, not of {num_pixels} pixels"
+        elif are_files or content.startswith(_PICTURE_STARTS):
+            errors[row] = decoded
+        else:
+            errors[row] = f"expected {num_pixels} pixels or a picture, got {len(content)} bytes"
+    for row in errors:
+        rows[row] = bytes(num_pixels)
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, num_pixels), errors
+
+
+def _regular(column: Any, num_pixels: int) -> Images | None:
+    """Return the images of lists of any depth; None if any is null, too short or no pixel."""
+    num_rows, size = len(column), 1
+    while _is_list(column.type):
+        sizes = pc.min_max(pc.list_value_length(column)).as_py()
+        if column.null_count or sizes["min"] != sizes["max"]:
+            return None
+        size *= sizes["min"]
+        column = column.flatten()
+    limits = pc.min_max(column).as_py()
+    if column.null_count or size != num_pixels or limits["min"] < 0 or limits["max"] > 255:
+        return None
+    images: Images = column.to_numpy().astype(np.uint8, copy=False)
+    return images.reshape(num_rows, num_pixels)
+
+
+def _leaves(row: Any) -> Iterator[int | None]:
+    for each in row:
+        if isinstance(each, list):
+            yield from _leaves(each)
+        else:
+            yield each
+
+
+def _pixels(row: list[int | None], num_pixels: int) -> bytes | str:
+    if len(row) != num_pixels:
+        return f"expected {num_pixels} pixels, got {len(row)}"
+    if not all(each is not None and 0 <= each <= 255 for each in row):
+        return "expected pixels from 0 to 255"
+    return bytes(row)  # type: ignore[arg-type]
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _is_bytes(kind: Any) -> bool:
+    is_any = types.is_binary(kind) or types.is_large_binary(kind)
+    return bool(is_any or types.is_fixed_size_binary(kind))
+
+
+BATCH_ROWS = 4_096
+"""The most rows that are read at once."""
+ROWS_PER_FILE, PICTURES_PER_FILE = 262_144, 4_096
+"""Of a part, usually: 200 MB of pixels, a second's work of a core; pictures take 7 ms each."""
+TABLES = (".parquet", ".pq")
+_PICTURES_AT_ONCE = 64
+_PICTURE_BYTES = 256 << 20
+"""The largest picture that is read, as by the decoder."""
+_PICTURES = pa.schema(
+    [("picture", pa.string()), ("image", pa.struct([("bytes", pa.large_binary())]))]
+)
+"""A picture's file is in a struct, as in Hugging Face's data sets."""
+
+
+class Part(NamedTuple):
+    """Consecutive rows that become one file."""
+
+    number: int
+    num_rows: int
+    read: "partial[Iterator[Any]]"
+    """Reads it in order, as `pyarrow.RecordBatch`es."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A data set that is open."""
+
+    filesystem: Any
+    path: str
+    """Of the file or folder."""
+    identity: str
+    """A digest of their names, sizes and times."""
+    schema: Any
+    """The `pyarrow.Schema` of its rows."""
+    image_column: str
+    are_pictures: bool
+    """Whether the files are pictures, which stay where they are."""
+    parts: Sequence[Part]
+
+
+def open_place(text: str) -> tuple[Any, str]:
+    """Return the `pyarrow.fs.FileSystem` and the path in it of a local path or a URI.
+
+    Raises:
+        ConfigurationError: pyarrow knows no such file system, or can't open it.
+    """
+    if "://" not in text:
+        return fs.LocalFileSystem(), os.path.abspath(text)
+    shown = without_credentials(text)
+    with one_line(shown, hidden=text):
+        filesystem, path = fs.FileSystem.from_uri(text)
+    return filesystem, path.rstrip("/")
+
+
+def open_source(place: tuple[Any, str], column: str | None, rows_per_file: int | None) -> Source:
+    """Open a data set and cut it into parts, always the same ones.
+
+    Raises:
+        ConfigurationError: there is nothing, or nothing that can be read.
+        ModuleNotFoundError: it has pictures, and their decoder is not installed.
+    """
+    filesystem, root = place
+    with one_line(root):
+        info = filesystem.get_file_info(root)
+        is_folder = info.type == fs.FileType.Directory
+        found = _listed(filesystem, root) if is_folder else [info]
+    if info.type == fs.FileType.NotFound:
+        raise ConfigurationError(f"no such file or folder: {root}")
+    tables = [each for each in found if not is_folder or each.path.lower().endswith(TABLES)]
+    pictures = [each for each in found if is_folder and each.path.lower().endswith(SUFFIXES)]
+    if bool(tables) == bool(pictures):
+        problem = "both Parquet files and" if tables else "no Parquet files and no"
+        raise ConfigurationError(f"{root} holds {problem} pictures: name a folder of one kind")
+    files = tables or pictures
+    for each in files:
+        if each.type != fs.FileType.File:
+            raise ConfigurationError(f"{each.path} is no regular file, or a broken link")
+    facts = "\n".join(f"{each.path[len(root) :]} {each.size} {each.mtime_ns}" for each in files)
+    if tables:
+        schema, name, parts = _tables(filesystem, tables, column, rows_per_file)
+    else:
+        installation.require("PIL", "scipy")
+        schema, name = _PICTURES, "image"
+        parts = list(_picture_parts(filesystem, root, pictures, rows_per_file))
+    if not parts:
+        raise ConfigurationError(f"{root} has no rows")
+    return Source(
+        filesystem=filesystem, path=root, schema=schema,
+        identity=hashlib.sha256(facts.encode()).hexdigest(), image_column=name,
+        are_pictures=bool(pictures), parts=parts,
+    )  # fmt: skip
+
+
+def _listed(filesystem: Any, root: str) -> list[Any]:
+    """List all below a folder but its folders, sorted; names with a dot or underscore are hidden.
+
+    A link to a local folder is followed, once: Arrow would follow one to a parent some forty times.
+    """
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+        hidden = re.compile("/[._]")
+        infos = [each for each in infos if not hidden.search(each.path, len(root))]
+        return sorted((each for each in infos if each.type != fs.FileType.Directory),
+                      key=lambda each: each.path)  # fmt: skip
+    paths: list[str] = []
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            raise ConfigurationError(f"{folder} is {real}, which is read already: remove the link")
+        seen.add(real)
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        paths += [f"{folder}/{name}" for name in files if name[0] not in "._"]
+    return list(filesystem.get_file_info(sorted(paths)))
+
+
+def _refuse(err: OSError) -> None:
+    raise err
+
+
+def _tables(
+    filesystem: Any, infos: Sequence[Any], column: str | None, rows_per_file: int | None
+) -> tuple[Any, str, list[Part]]:
+    paths = [info.path for info in infos]
+    kind = pyarrow.dataset.ParquetFileFormat()
+    schema, parts = None, list[Part]()
+    for path in paths:
+        with one_line(path):
+            fragment = kind.make_fragment(path, filesystem)
+            own = fragment.physical_schema.remove_metadata()
+            sizes = [group.num_rows for group in fragment.row_groups]
+        schema = schema or own
+        if own != schema:
+            raise ConfigurationError(f"{path} has other columns than {paths[0]}")
+        name = _image_column(path, schema, column)
+        are_pictures = is_pictures(schema.field(name).type)
+        most = rows_per_file or (PICTURES_PER_FILE if are_pictures else ROWS_PER_FILE)
+        for groups, num_rows in _gathered(sizes, most):
+            read = partial(_read_table, path, fragment.subset(row_group_ids=groups))
+            parts.append(Part(len(parts), num_rows, read))
+    return schema, name, parts
+
+
+def _image_column(path: str, schema: Any, column: str | None) -> str:
+    """Choose the column of images: the named one, `image`, `images`, or the only possible one."""
+    able = [each.name for each in schema if is_images(each.type)]
+    wanted = (column,) if column else ("image", "images")
+    chosen = next(filter(None, ([each for each in able if each == name] for name in wanted)),
+                  [] if column else able)  # fmt: skip
+    if len(chosen) == 1:
+        return str(chosen[0])
+    problem = ("several columns" if chosen else "no column") + (f" {column!r}" if column else "")
+    found = ", ".join(f"{each.name} ({each.type})" for each in schema)
+    raise ConfigurationError(
+        f"{path} has {problem} of images (bytes, or lists of whole numbers from 0 to 255); "
+        f"name one with --column: {found}"
+    )
+
+
+def _gathered(sizes: Sequence[int], most: int) -> Iterator[tuple[list[int], int]]:
+    """Yield the numbers of consecutive row groups of up to `most` rows, and their rows."""
+    groups, num_rows = list[int](), 0
+    for number, size in enumerate(sizes):
+        if num_rows and num_rows + size > most:
+            yield groups, num_rows
+            groups, num_rows = [], 0
+        groups, num_rows = [*groups, number], num_rows + size
+    if num_rows:
+        yield groups, num_rows
+
+
+def _read_table(path: str, fragment: Any) -> Iterator[Any]:
+    with one_line(path):
+        yield from fragment.to_batches(batch_size=BATCH_ROWS, use_threads=False, batch_readahead=1)
+
+
+def _picture_parts(
+    filesystem: Any, root: str, infos: Sequence[Any], rows_per_file: int | None
+) -> Iterator[Part]:
+    step = rows_per_file or PICTURES_PER_FILE
+    for number, start in enumerate(range(0, len(infos), step)):
+        some = infos[start : start + step]
+        yield Part(number, len(some), partial(_read_pictures, filesystem, root, some))
+
+
+def _read_pictures(filesystem: Any, root: str, infos: Sequence[Any]) -> Iterator[Any]:
+    for start in range(0, len(infos), _PICTURES_AT_ONCE):
+        some = infos[start : start + _PICTURES_AT_ONCE]
+        names = [info.path[len(root) + 1 :] for info in some]
+        contents = [{"bytes": _content(filesystem, info)} for info in some]
+        columns = [pa.array(names), pa.array(contents, _PICTURES.field("image").type)]
+        yield pa.RecordBatch.from_arrays(columns, schema=_PICTURES)
+
+
+def _content(filesystem: Any, info: Any) -> bytes | None:
+    """Return a picture's file; None if it can't be read, or is too large."""
+    try:
+        with filesystem.open_input_file(info.path) as file:
+            return bytes(file.read()) if file.size() <= _PICTURE_BYTES else None
+    except (OSError, pa.ArrowException):
+        return None
+
+
+@contextmanager
+def one_line(subject: str, hidden: str = "\0") -> Iterator[None]:
+    """Turn errors of files, pyarrow and the libraries below it into one line about a subject.
+
+    Args:
+        subject: of the line.
+        hidden: text that the line must not have; the subject takes its place.
+
+    Raises:
+        ConfigurationError: instead of those.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, ValueError, ImportError) as err:
+        raise ConfigurationError(f"{subject}: {reason(err).replace(hidden, subject)}") from err
+
+
+def reason(err: Exception) -> str:
+    """Return the first line of another library's error."""
+    text = getattr(err, "strerror", None) or str(err) or type(err).__name__
+    return "".join(c if c.isprintable() else " " for c in text.partition("\n")[0])[:300]
+
 
 RUN_IMAGES = {"cpu": 256, "cuda": 4_096}
 """Images of one run on each device: past 128 an image is no cheaper on a core."""

@@ -84,7 +84,6 @@ class SelfTest:
             self._note(*await self._look(routes, wrong))
 
     def _note(self, trouble: str | None, models: Mapping[str, str]) -> None:
-        """Log what has changed, and tell health."""
         for name in models.keys() - self._health.stuck_models:
             _log.error("model %s is NOT_SERVING: %s", name, models[name])
         for name in self._health.stuck_models - models.keys():
@@ -306,7 +305,6 @@ class Server:
             yield Served(route.name, *facts, roles.get(version, ""), num_classes)
 
     def _request(self, route: Route) -> str:
-        """Return a command that calls a model."""
         model, security = route.model, self.config.security
         access = Access(self.address, has_tls=security.has_tls, has_tokens=security.has_tokens)
         example = Example(route.name, "", model.tensors, model.sample_shapes, access)

@@ -202,7 +202,6 @@ class Supervisor:
         return worker.ended.result()
 
     def _remove(self, place: int) -> None:
-        """Empty the place of a worker that died, and keep its counts."""
         with self._lock:
             for port in self._ports.values():
                 port.share(place).note()

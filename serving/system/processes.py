@@ -196,7 +196,6 @@ class Processes:
                 self._waiting[owner] = kept  # and have their turn last
 
     def _run(self) -> None:
-        """Do jobs on a thread, in a process of its own."""
         process: _Process | None = None
         while (job := self._next_job()) is not None:
             process = self._do(job, process)
@@ -227,7 +226,6 @@ class Processes:
             return None
 
     def _do(self, job: _Job, process: _Process | None) -> _Process | None:
-        """Do a job, twice if it crashes; return the process, if it goes on."""
         for _ in range(2):
             try:
                 process = process or self._start()

@@ -47,7 +47,6 @@ def _metrics(report: Report) -> Iterator[Metric]:
 
 
 def _of_models(report: Report) -> Iterator[Metric]:
-    """Yield what is counted by version."""
     classes = {(served.name, served.version): served.num_classes for served in report.models}
     models = {label: ModelCounts() for label in classes} | report.counts.models
     requests = CounterMetricFamily(

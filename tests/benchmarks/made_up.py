@@ -1,8 +1,7 @@
 """Made-up results for readers of results: none of these figures was measured."""
 
-from benchmarks.run.histogram import Latencies
-from benchmarks.run.result_file import Results, Sample, Start
-from benchmarks.targets.target import Spec
+from benchmarks.result_file import Latencies, Results, Sample, Start
+from benchmarks.targets import Spec
 
 PLAIN, H2 = Spec(target="plain"), Spec(target="h2")
 INT8 = Spec(target="h2", precision="int8")

@@ -20,7 +20,7 @@ from deploy.demo import main
 from serving.commandline import installation
 from tests.support.servers import ended, started
 from tests.test_boundaries import imports_of
-from training import commandline
+from training import cli
 from training.data.mnist import Mnist
 
 ROOT = Path(__file__).parents[2]
@@ -69,14 +69,14 @@ def test_version_works_in_a_checkout_that_is_not_installed():
 def test_commands_are_make_only_where_that_works(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert installation.run("train", "export") == "`make train export`"
-    assert commandline.serve(Path("models/digits")) == "`make serve`"
+    assert cli.serve(Path("models/digits")) == "`make serve`"
     served = "`.venv/bin/digit-serving serve --models m --model mine`"
-    assert commandline.serve(Path("m/mine")) == served
+    assert cli.serve(Path("m/mine")) == served
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Makefile").touch()  # another project's
     expected = "`python -m training train` and `python -m training export`"
     assert installation.run("train", "export") == expected
-    assert commandline.serve(Path("models/digits")) == "`digit-serving serve`"
+    assert cli.serve(Path("models/digits")) == "`digit-serving serve`"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")

@@ -281,6 +281,6 @@ def clocks(simulation):
         patch("serving.client.h2.session.time", time),
         patch("serving.client.transport.time", time),
         patch("serving.client.transport.random", Random(f"backoff {simulation.seed}")),
-        patch("serving.client.checks._are_distributions", return_value=True),  # see `rows_of`
+        patch("serving.client.client._are_distributions", return_value=True),  # see `rows_of`
     ):
         yield

@@ -3,10 +3,10 @@ import re
 import pytest
 from PIL import Image
 
+from training import report
 from training.__main__ import main
 from training.data.mnist import Mnist
 from training.errors import DataError
-from training.report import report
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,8 @@
 
 import hashlib
 import sys
+import termios
+import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,12 +141,6 @@ def _move(picture: Path, wanted: Path) -> Path:
 @contextmanager
 def _single_keys() -> Iterator[None]:
     """Have the terminal hand over each key at once, without Enter; Ctrl-C still interrupts."""
-    try:
-        import termios
-        import tty
-    except ImportError:  # on Windows: Enter after each key
-        yield
-        return
     before = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin, termios.TCSADRAIN)
     try:

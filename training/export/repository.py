@@ -1,5 +1,6 @@
 """The model repository: each version is published whole, or not at all."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -7,11 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from training.files import write_atomically
-
-try:
-    import fcntl
-except ImportError:  # Windows: of two exports at once, one fails when it renames
-    fcntl = None  # type: ignore[assignment]
 
 Files = Mapping[str, bytes]
 """Contents by file name."""
@@ -53,16 +49,12 @@ def publish(folder: Path, version_files: Callable[[str], Files], model_files: Fi
 
 
 def _versions(folder: Path) -> list[int]:
-    """Return the numbers of the versions that exist."""
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Wait for, then hold, the folder's lock; the kernel frees it when its holder dies."""
-    if fcntl is None:
-        yield
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -81,10 +73,7 @@ def _write(folder: Path, files: Files) -> None:
 
 def _sync(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
-        return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

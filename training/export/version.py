@@ -1,5 +1,31 @@
-"""A version: from a trained network over the gates to the model repository."""
+"""A version: over the gates to the model repository, with a manifest.
 
+A manifest.json describes a version, and has the means to check its files:
+
+format          1; raised when a reader of older manifests would misread a newer one
+name, version   the model's name and the version's number, as text
+signature       input_shape, such as [28, 28]: of one image, row-major; the graph takes them flat
+dtype "uint8", classes: their number, labels: a text for each class.
+Manifests without a signature are of digits: [28, 28], 10 classes, "0" to "9".
+preprocessing   how `digit-serving` makes an image of a picture: size, channels, layout "flat",
+dtype "uint8", resize (stretch, pad, crop or digits), invert. Absent if images are no pictures.
+recipe, seed    how it was trained; null for a model that was trained elsewhere
+parameters      their number
+accuracy        validation, test: 0 to 1, each null where it is unknown. For a model that was
+trained elsewhere, test is that of its samples, if they have labels.
+files           {file name: SHA-256 in hexadecimal} of model.onnx and, if it passed its gate,
+model.int8.onnx
+parity          see parity.Parity
+int8            see int8.Int8; or {"refused": why there is none}
+libraries       {name: version} of everything that shaped the files
+golden          images: base64 of N x pixels bytes; probabilities: N lists of floats, one for
+each class, that model.onnx gives; int8_probabilities: those of model.int8.onnx
+"""
+
+import base64
+import hashlib
+import json
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -7,17 +33,102 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import onnx
+import tensorflow as tf
+import tf2onnx
 
-from training import commandline
+from training import cli
 from training.data.mnist import Images
 from training.errors import ExportError, first_line
-from training.export import graph, int8_gate, manifest, parity, quantization
-from training.export.manifest import ImageSignature
-from training.export.parity import Parity
+from training.export import graph, int8, parity
+from training.export.parity import Parity, onnxruntime
 from training.export.repository import Files, publish
-from training.export.samples import Samples
+from training.export.samples import ImageSignature, Samples
 from training.fitting.evaluation import Probabilities
+
+FORMAT = 1
+
+GOLDEN_IMAGES = 32
+GOLDEN_PER_CLASS = 2
+GOLDEN_BYTES = 256 << 10
+"""The most that golden samples take in the manifest, unless a single one takes more."""
+MAX_BYTES = 512 << 10
+"""The longest manifest that a server reads."""
+NUMBER_BYTES = 32
+"""Of a probability in the manifest, on a line of its own."""
+GOLDEN_KEYS = {"fp32": "probabilities", "int8": "int8_probabilities"}
+
+
+def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:
+    """Write the manifest of one version as JSON that a person can read too.
+
+    Raises:
+        ExportError: it is longer than a server reads: one golden sample alone is too large.
+    """
+    document = {"format": FORMAT, "name": name, "version": version, **contents}
+    data = json.dumps(document, indent=2).encode()
+    if len(data) > MAX_BYTES:
+        raise ExportError(
+            f"not published, its manifest has {len(data)} bytes, at most {MAX_BYTES} expected: "
+            "train on smaller images"
+        )
+    return data
+
+
+def digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Compute the SHA-256 of each file, in hexadecimal, by file name."""
+    return {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()}
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of everything that shaped the exported files."""
+    modules = (tf, keras, tf2onnx, onnx, onnxruntime, np)
+    return {module.__name__: module.__version__ for module in modules} | {
+        "python": platform.python_version()
+    }
+
+
+def choose_golden(probabilities: Probabilities, samples: Samples) -> npt.NDArray[np.intp]:
+    """Choose the images to ship with the model: some of every class, then the least confident ones.
+
+    Only correctly answered images are chosen, or any where labels are unknown. The least confident
+    ones lie closest to the border between two classes, where a wrong weight shows first.
+
+    Returns:
+        Row numbers, ascending: up to 32, or fewer where these would make the manifest large.
+    """
+    answers = probabilities.argmax(axis=1)
+    labels = answers if samples.labels is None else samples.labels
+    right = np.flatnonzero(answers == labels)
+    num_classes = probabilities.shape[1]
+    sample_bytes = samples.images.shape[1] * 4 // 3 + 2 * num_classes * NUMBER_BYTES
+    num = min(GOLDEN_IMAGES, max(1, GOLDEN_BYTES // sample_bytes))
+    of_each = min(GOLDEN_PER_CLASS, num // num_classes)
+    chosen = np.concatenate(
+        [right[labels[right] == number][:of_each] for number in range(num_classes)]
+    )
+    others = np.setdiff1d(right, chosen)
+    by_certainty = others[probabilities[others].max(axis=1).argsort(kind="stable")]
+    return np.sort(np.append(chosen, by_certainty[: num - len(chosen)]))
+
+
+def golden(images: Images, answers: Mapping[str, Probabilities]) -> dict[str, object]:
+    """Put golden samples in a form for JSON.
+
+    Returns:
+        images: base64 of N x pixels bytes. probabilities, and int8_probabilities if that graph is
+        published: N lists of numbers, in the fewest digits that give back the same float32.
+    """
+    return {
+        "images": base64.b64encode(images.tobytes()).decode(),
+        **{
+            GOLDEN_KEYS[precision]: [[float(str(p)) for p in row] for row in probabilities]
+            for precision, probabilities in answers.items()
+        },
+    }
+
 
 print_now = partial(print, flush=True)
 
@@ -71,7 +182,7 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
             the files could not be written. Nothing is published.
     """
     samples, facts = candidate.samples, candidate.facts
-    images = samples.images[manifest.choose_golden(candidate.expected, samples)]
+    images = samples.images[choose_golden(candidate.expected, samples)]
     fp32, measured = _fp32(candidate, images)
     quantised, verdict = _int8(fp32, candidate)
     graphs = {"fp32": fp32, **quantised}
@@ -83,18 +194,18 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
         "signature": asdict(candidate.signature),
         **({"preprocessing": candidate.preprocessing} if candidate.preprocessing else {}),
         **facts,
-        "files": manifest.digests(files),
+        "files": digests(files),
         "parity": asdict(measured),
         "int8": verdict,
-        "libraries": manifest.libraries(),
-        "golden": manifest.golden(images, answers),
+        "libraries": libraries(),
+        "golden": golden(images, answers),
     }
     version = _publish(candidate, models, files, contents)
     size_mb, accuracy = len(files[FILES["fp32"]]) / 1e6, facts["accuracy"]["test"]
     print_now(f"  size      {size_mb:.2f} MB, {facts['parameters']:,} parameters")
     if accuracy is not None:
         print_now(f"  accuracy  {accuracy:.2%} of the images it was compared on")
-    print_now(f"published {version}; serve it with {commandline.serve(version.parent)}")
+    print_now(f"published {version}; serve it with {cli.serve(version.parent)}")
     return version
 
 
@@ -133,14 +244,14 @@ def _int8(
     """
     print_now("quantising its first layer to int8, and comparing that with float32")
     try:
-        quantised = quantization.quantize(fp32, candidate.rounding)
-        measured = int8_gate.measure(
+        quantised = int8.quantize(fp32, candidate.rounding)
+        measured = int8.measure(
             parity.open_session(quantised),
             parity.open_session(fp32),
             candidate.int8_test,
             candidate.int8_validation,
         )
-    except quantization.Refused as err:
+    except int8.Refused as err:
         print_now(f"  int8      not published: {err}")
         return {}, {"refused": str(err)}
     print_now(f"  int8      {measured}")
@@ -148,12 +259,11 @@ def _int8(
 
 
 def _publish(candidate: Candidate, models: Path, files: Files, contents: dict[str, Any]) -> Path:
-    """Publish the files and their manifest as the model's next version."""
     name, signature = candidate.name, candidate.signature
     config = TRITON_CONFIG.format(name=name, pixels=signature.pixels, classes=signature.classes)
 
     def version_files(version: str) -> Files:
-        return {**files, "manifest.json": manifest.render(name, version, contents)}
+        return {**files, "manifest.json": render(name, version, contents)}
 
     try:
         return publish(models / name, version_files, {"config.pbtxt": config.encode()})

@@ -14,12 +14,10 @@ from training.data.augmentation import deform
 from training.data.extra import Extra, join
 from training.data.mnist import Examples, Mnist
 from training.errors import ResumeError
-from training.fitting import artifacts, distillation, evaluation, loop
+from training.fitting import artifacts, distillation, evaluation
 from training.fitting.artifacts import Checkpoint, Progress
 from training.fitting.evaluation import evaluate, probabilities
-from training.fitting.loop import Estimate, Log
-from training.fitting.networks import mix_in_bundled
-from training.fitting.trainer import Trainer, device
+from training.fitting.trainer import Estimate, Log, Trainer, device, mix_in_bundled, run_epochs
 
 VALIDATION = 5_000
 """The number of training images that validate where none are held out."""
@@ -69,7 +67,8 @@ def train(
     checkpoint = Checkpoint(folder / "checkpoint.npz", identity)
     progress = _resumed(checkpoint, trainer) if resume else Progress()
     try:
-        loop.run(trainer, epochs(seed, len(progress.rows)), validation, progress, checkpoint, log)
+        batches = epochs(seed, len(progress.rows))
+        run_epochs(trainer, batches, validation, progress, checkpoint, log)
     except KeyboardInterrupt:
         if not progress.rows:
             raise
@@ -114,7 +113,6 @@ def split(data: Mnist, recipe: Recipe) -> tuple[Examples, Examples]:
 
 
 def _measure_extra(model: keras.Model, extra: Extra) -> dict[str, Any]:
-    """Measure the network on the own images that were held out."""
     num_held_out = len(extra.held_out.labels)
     measured = {"images": len(extra.training.labels), "held_out": num_held_out}
     if not num_held_out:

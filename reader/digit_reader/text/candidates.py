@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import ndimage
 
 from digit_reader.ink.rows import Row
-from digit_reader.text.cuts import Pieces, nearest, pen_width
+from digit_reader.text.cuts import Pieces, Work, nearest, pen_width
 from serving.digits.pictures.normalizer import (
     BOX,
     HEIGHT,
@@ -16,7 +16,6 @@ from serving.digits.pictures.normalizer import (
     Levels,
     Mask,
     Numbers,
-    Work,
     within,
 )
 from serving.predictions import Images

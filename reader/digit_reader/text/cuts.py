@@ -5,6 +5,7 @@ water that falls along them. There are more pieces than digits: see `digit_reade
 Where digits overlap, the ink around a cut is part of both.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,26 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from digit_reader.ink.rows import Row
-from serving.digits.pictures.normalizer import Mask, Numbers, Work, boxes_of
+from serving.digits.pictures.normalizer import Mask, Numbers, boxes_of
+from serving.errors import InvalidRequest
+
+
+class Work:
+    """What a page may cost: a candidate for a digit is one."""
+
+    def __init__(self, most: float = math.inf) -> None:
+        self._most = self.left = most
+
+    def spend(self, number: int) -> None:
+        """Take some of it.
+
+        Raises:
+            InvalidRequest: it is not left.
+        """
+        self.left -= number
+        if self.left < 0:
+            raise InvalidRequest(f"more than {self._most:g} marks that may be digits")
+
 
 MIN_SIZE = 0.004
 """Of the height squared: smaller parts are specks."""

@@ -10,10 +10,10 @@ from digit_reader import detector
 from digit_reader.ink.rows import Row
 from digit_reader.text import candidates, cuts, marks, path
 from digit_reader.text.candidates import Candidates
-from digit_reader.text.cuts import Pieces
+from digit_reader.text.cuts import Pieces, Work
 from digit_reader.text.marks import Mark
 from digit_reader.text.runs import Item
-from serving.digits.pictures.normalizer import Numbers, Work
+from serving.digits.pictures.normalizer import Numbers
 from serving.predictions import Probabilities
 
 BIAS = 0.5

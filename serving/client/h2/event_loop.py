@@ -4,18 +4,8 @@ import asyncio
 import math
 import ssl
 
+from serving.client import transport
 from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
-from serving.client.transport import (
-    CUT_OFF,
-    LATE,
-    Address,
-    Credentials,
-    EndedCall,
-    Failure,
-    Outcome,
-    PendingCall,
-    Transport,
-)
 from serving.credentials import NO_HTTP2
 from serving.http2 import Http2Error
 from serving.protocols.status import StatusCode
@@ -29,9 +19,9 @@ class TaskCall(ClientCall):
     def __init__(self, deadline_s: float, connection: "_LoopConnection") -> None:
         super().__init__(deadline_s)
         self._connection = connection
-        self._future: asyncio.Future[Outcome] = connection.loop.create_future()
+        self._future: asyncio.Future[transport.Outcome] = connection.loop.create_future()
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: transport.Outcome) -> None:
         """Take the outcome, unless there is one."""
         if not self._future.done():
             self._future.set_result(outcome)
@@ -39,9 +29,9 @@ class TaskCall(ClientCall):
     def cancel(self) -> None:
         """Forget the call, if it has not ended."""
         self._connection.cancel(self)
-        self.end(CUT_OFF)
+        self.end(transport.CUT_OFF)
 
-    async def result(self) -> Outcome:
+    async def result(self) -> transport.Outcome:
         """Wait for the end of the call."""
         try:
             return await self._future
@@ -92,7 +82,7 @@ class _LoopConnection(asyncio.Protocol):
         self.session.cancel(call)
         self._flush_soon()
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: transport.Failure) -> None:
         """End all calls, and the connection."""
         self.session.fail_all(failure)
         self.abort()
@@ -130,7 +120,7 @@ class _LoopConnection(asyncio.Protocol):
         calls = self.session.calls
         for call in [each for each in calls.values() if each.deadline_s <= now_s]:
             self.session.cancel(call)
-            call.end(LATE)
+            call.end(transport.LATE)
         if calls and not self.session.is_alive():
             self.fail((StatusCode.UNAVAILABLE, "the server is silent"))
             return
@@ -138,10 +128,10 @@ class _LoopConnection(asyncio.Protocol):
         self._watch(min([call.deadline_s for call in calls.values()], default=math.inf))
 
 
-class ReconnectingLoopChannel(Transport):
+class ReconnectingLoopChannel(transport.Transport):
     """Calls of one event loop over the newest connection; older ones end with their calls."""
 
-    def __init__(self, address: Address, credentials: Credentials) -> None:
+    def __init__(self, address: transport.Address, credentials: transport.Credentials) -> None:
         self._address = address
         self._credentials = credentials
         self._loop = asyncio.get_running_loop()
@@ -150,14 +140,14 @@ class ReconnectingLoopChannel(Transport):
         self._connecting: asyncio.Task[_LoopConnection] | None = None
         self._is_closed = False
 
-    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
+    async def send(self, path: str, message: bytes, timeout_s: float) -> transport.PendingCall:
         """Start a call."""
         deadline_s = self._loop.time() + timeout_s
-        connection: _LoopConnection | Failure | None = self._connection
+        connection: _LoopConnection | transport.Failure | None = self._connection
         if not isinstance(connection, _LoopConnection) or connection.session.failure is not None:
             connection = await self._connected(deadline_s)
             if not isinstance(connection, _LoopConnection):
-                return EndedCall(connection)
+                return transport.EndedCall(connection)
         return connection.start(path, message, self._credentials.metadata, deadline_s)
 
     async def close(self) -> None:
@@ -166,12 +156,12 @@ class ReconnectingLoopChannel(Transport):
         if self._connecting is not None:
             self._connecting.cancel()
         for connection in list(self._connections):
-            connection.fail(CUT_OFF)
+            connection.fail(transport.CUT_OFF)
 
-    async def _connected(self, deadline_s: float) -> _LoopConnection | Failure:
+    async def _connected(self, deadline_s: float) -> _LoopConnection | transport.Failure:
         """Connect, or wait for the task that does."""
         if self._is_closed:
-            return CUT_OFF
+            return transport.CUT_OFF
         if self._connecting is None or self._connecting.done():
             self._connecting = self._loop.create_task(self._connect())
             # Its failure is known then, though all callers may have given up.
@@ -183,21 +173,21 @@ class ReconnectingLoopChannel(Transport):
             task = asyncio.current_task()
             if not self._is_closed or (task is not None and task.cancelling()):
                 raise
-            return CUT_OFF
+            return transport.CUT_OFF
         except OSError as err:
             is_late = isinstance(err, TimeoutError) and self._loop.time() >= deadline_s
-            return LATE if is_late else failure_of(err)
+            return transport.LATE if is_late else failure_of(err)
 
     async def _connect(self) -> _LoopConnection:
         address, context = self._address, self._credentials.tls_context()
         async with asyncio.timeout(CONNECT_S):
-            transport, connection = await self._loop.create_connection(
+            opened, connection = await self._loop.create_connection(
                 lambda: _LoopConnection(Session(address.authority, self._credentials.scheme)),
                 address.host, address.port,
                 ssl=context, server_hostname=address.host if context else None,
             )  # fmt: skip
-        if context and transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
-            transport.abort()
+        if context and opened.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
+            opened.abort()
             raise ssl.SSLError(NO_HTTP2)
         self._connections = {each for each in self._connections if each.session.calls}
         self._connections.add(connection)

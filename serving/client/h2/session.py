@@ -276,7 +276,6 @@ def _status_in(headers: Fields) -> Failure | None:
 
 
 def _outcome(call: ClientCall) -> Outcome:
-    """Return the outcome of a call whose stream has ended."""
     if call.failure is None:
         return StatusCode.UNKNOWN, "the answer has no status"
     if call.failure[0] is not StatusCode.OK:

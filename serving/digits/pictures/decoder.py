@@ -66,7 +66,6 @@ def formats() -> tuple[str, ...]:
 
 
 def _line(err: Exception) -> str:
-    """Shorten another library's message to one line."""
     text = str(err) or type(err).__name__
     return "".join(c if c.isprintable() else " " for c in text)[:200]
 

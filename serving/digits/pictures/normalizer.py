@@ -8,7 +8,6 @@ photo into the clean black and white that NIST started from. Each constant was c
 accuracy on drawn pictures (experiments.synthetic.drawing), on a plateau.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,23 +27,6 @@ Levels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.intp]
 Labels = npt.NDArray[np.int32]
-
-
-class Work:
-    """What a page may cost: a candidate for a digit is one."""
-
-    def __init__(self, most: float = math.inf) -> None:
-        self._most = self.left = most
-
-    def spend(self, number: int) -> None:
-        """Take some of it.
-
-        Raises:
-            InvalidRequest: it is not left.
-        """
-        self.left -= number
-        if self.left < 0:
-            raise InvalidRequest(f"more than {self._most:g} marks that may be digits")
 
 
 @dataclass(frozen=True)

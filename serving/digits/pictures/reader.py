@@ -1,16 +1,51 @@
 """Reads picture files as the input of a classifier, of digits or of anything else."""
 
+import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
-from serving.applications import installed
+from serving.applications import installed, modules_of
 from serving.commandline.installation import install
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, InvalidRequest
 from serving.predictions import Images
+
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
+    *(".avif", ".heic", ".heif"),
+)
+"""Files that are read in a folder; a file that the command line names may have any suffix."""
+
+_Source = TypeVar("_Source")
+_Read = TypeVar("_Read")
+
+
+def read_or_reason(read: Callable[[_Source], _Read], source: _Source) -> _Read | str:
+    """Read a picture, or say in a line why it can't be read."""
+    try:
+        return read(source)
+    except InvalidRequest as err:
+        return str(err)
+    except MemoryError:
+        return "cannot be read: out of memory"
+
+
+def image_or_reason(content: bytes) -> Images | str:
+    """Read a picture of a digit, or say why not; here, since processes import a job's module."""
+    return read_or_reason(from_picture, io.BytesIO(content))
+
+
+def processes(number: int) -> "Processes":
+    """Make processes that read pictures, one at a time each; they start with the first one."""
+    from serving.system.processes import Processes  # who reads one picture needs none
+
+    return Processes(number, ("serving.digits.pictures.normalizer", *modules_of(JUDGES)))
+
 
 if TYPE_CHECKING:
     from serving.digits.pictures.decoder import Page
     from serving.model.preprocessing import Preprocessing
+    from serving.system.processes import Processes
     from serving.tensors import Array
 
 JUDGES = "digit_serving.digits"

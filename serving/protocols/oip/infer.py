@@ -138,7 +138,6 @@ class RawEncoder(InferEncoder):
 
 
 def _cut(data: bytes, number: int) -> list[bytes]:
-    """Divide bytes into equal parts."""
     size = len(data) // number
     if not size:
         return [b""] * number

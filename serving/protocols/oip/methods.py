@@ -26,14 +26,6 @@ _EXTENSIONS = ("model_configuration", "statistics")
 """Only complete extensions: of "schedule_policy" there is the timeout, but no priority."""
 
 
-def server_metadata(*, controls_repository: bool = False) -> Any:
-    """Build the ServerMetadataResponse; the operator may allow to load and unload models."""
-    extensions = (*_EXTENSIONS, "model_repository") if controls_repository else _EXTENSIONS
-    return inference_pb.ServerMetadataResponse(
-        name=installation.DISTRIBUTION, version=_version(), extensions=extensions
-    )
-
-
 def model_metadata(name: str, versions: Iterable[str], tensors: TensorSignature) -> Any:
     """Build the ModelMetadataResponse; its shapes include the batch axis."""
     return inference_pb.ModelMetadataResponse(
@@ -185,9 +177,7 @@ class Queries:
         self.answers: dict[str, Callable[[bytes], Any]] = {
             "ServerLive": lambda _: inference_pb.ServerLiveResponse(live=True),
             "ServerReady": lambda _: inference_pb.ServerReadyResponse(ready=health.is_serving),
-            "ServerMetadata": lambda _: server_metadata(
-                controls_repository=self._changing is not None
-            ),
+            "ServerMetadata": self.server_metadata,
             "ModelReady": self.model_ready,
             "ModelMetadata": self.model_metadata,
             "ModelConfig": self.model_config,
@@ -196,6 +186,13 @@ class Queries:
             "RepositoryModelLoad": self.load_model,
             "RepositoryModelUnload": self.unload_model,
         }
+
+    def server_metadata(self, _: bytes) -> Any:
+        """Return the extensions; the operator may allow to load and unload models."""
+        extensions = (*_EXTENSIONS, *["model_repository"] * (self._changing is not None))
+        return inference_pb.ServerMetadataResponse(
+            name=installation.DISTRIBUTION, version=_version(), extensions=extensions
+        )
 
     def model_ready(self, request: bytes) -> Any:
         """Return whether a model is ready; an unknown one is not."""

@@ -280,7 +280,6 @@ def _order(found: Any, wanted: Sequence[Tensor]) -> Sequence[int]:
 
 
 def _outputs(found: Any, wanted: Sequence[Tensor]) -> tuple[int, ...]:
-    """Return the numbers of the outputs that a request names, or all."""
     if not found:
         return tuple(range(len(wanted)))
     places = {tensor.name: at for at, tensor in enumerate(wanted)}
@@ -293,7 +292,6 @@ def _outputs(found: Any, wanted: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def _shape(found: Any, wanted: Tensor) -> list[int]:
-    """Check an input except its contents; return its shape."""
     shape: list[int] = found.shape[:]
     is_alike = found.datatype == wanted.datatype and _fits(shape, wanted.shape)
     if not is_alike or (0 in shape and prod(size or 1 for size in shape) > _MAX_EMPTY_SIZE):
@@ -315,7 +313,6 @@ def _fits(shape: list[int], known: tuple[int, ...]) -> bool:
 
 
 def _num_rows(inputs: list[_Input], max_rows: int) -> int:
-    """Return the number of rows of all inputs."""
     sizes = [shape[0] for _, _, shape in inputs]
     num_rows = sizes[0]
     if min(sizes) != max(sizes):
@@ -489,7 +486,6 @@ def _check_count(found: int, expected: int, unit: str, tensor: Any, shape: Seque
 
 
 def _fitting(numbers: Array, field: str, tensor: Tensor) -> Array:
-    """Return numbers in a tensor's type, if that can hold them."""
     if field not in _WIDE or numbers.dtype == tensor.dtype:
         return numbers
     if numbers.dtype == np.uint64:

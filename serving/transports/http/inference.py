@@ -94,7 +94,9 @@ class Inference:
         inference = infer.decode(self._router, target, message, signature)
         encoder = infer.InferEncoder(target, None, inference, name, signature, _as_it_is)
         response = (await call.run(inference.message, encoder, call.deadline_s)).SerializeToString()
-        body = await call.work(rest.write_predictions, response, size=len(response))
+        body = await call.work(
+            rest.write_predictions, response, size=len(response), few_bytes=_INLINE_OUTPUT_BYTES
+        )
         return Answer(body)
 
     def _query(self, name: str, *, ready: str | None = None, inner: str | None = None) -> Any:

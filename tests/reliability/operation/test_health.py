@@ -13,9 +13,8 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks.load.loops import closed, open_loop
-from benchmarks.load.trace import CallRequest, arrivals
-from benchmarks.targets.workload import encode_digits
+from benchmarks.loops import CallRequest, arrivals, closed, open_loop
+from benchmarks.targets import encode_digits
 from serving import Client
 from serving.system.process import usable_cores
 from tests.support.fakes import image_with

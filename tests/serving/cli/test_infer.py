@@ -96,6 +96,7 @@ def test_picture_goes_to_a_server_as_its_classifier_wants_it(models, run):
         (["iris.onnx", "x=abc"], "expected x FP32 [N, 4] as JSON, such as x=[[0.5,"),
         (["iris.onnx", "x=[1]"], "expected x FP32 [N, 4], got the shape [1, 1]"),
         (["iris.onnx", "x=@nothing.npy"], "@nothing.npy: No such file or directory"),
+        (["iris.onnx", "x=@/dev/zero"], "@/dev/zero: not a regular file"),
         (["iris.onnx", "x=@green.png"], "pictures are for models with a classifier.json"),
         (["iris.onnx", "x=[[1], [2, 3]]"], "expected x FP32 [N, 4], got '[[1], [2, 3]]': "),
         (["iris.onnx", "x=@huge.npy"], "@huge.npy: Unable to allocate"),

@@ -17,7 +17,7 @@ import pytest
 
 from serving import AsyncClient, Client
 from serving.client import transport
-from serving.client.checks import model_info_of, predictions_of
+from serving.client.client import model_info_of, predictions_of
 from serving.digits import wire
 from serving.errors import DigitsError, Unavailable
 from serving.tensors import DIGITS

@@ -53,6 +53,8 @@ def test_empty_file_sets_nothing():
     ("max_batch_size: many", "Couldn't parse integer: many"),
     ("max_batch_size: -1", "max_batch_size: expected 0 or more, got -1"),
     ("dynamic_batching { max_queue_delay: 3 }", 'has no field named "max_queue_delay"'),
+    ("dynamic_batching { max_queue_delay_microseconds: 18446744073709551615 }",
+     "max_queue_delay_microseconds: expected at most 1000000000000, got 18446744073709551615"),
     ("backend: 'python'", "backend: expected onnxruntime, got 'python'"),
     ("ensemble_scheduling { step [] }", "ensemble_scheduling: ensembles are not served here"),
     ("version_policy { specific { versions: [0] } }", "expected versions from 1 on"),

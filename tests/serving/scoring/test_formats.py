@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from serving.__main__ import main
 from serving.commandline.installation import Bar, install
-from serving.digits.pictures.files import processes
+from serving.digits.pictures.reader import processes
 from serving.errors import ConfigurationError
 from serving.model.loading import load_model
 from serving.model.remote import without_credentials
@@ -23,8 +23,7 @@ from serving.model.repository import PRETRAINED
 from serving.predictions import Images
 from serving.ray import Classify
 from serving.scoring import scorer
-from serving.scoring.scorer import decode
-from serving.scoring.source import open_place, open_source
+from serving.scoring.scorer import decode, open_place, open_source
 from serving.tensors import DIGITS
 from tests.serving.scoring.conftest import check, picture, rows_of, write
 from tests.support.servers import ended

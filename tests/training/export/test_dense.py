@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 from training.errors import ExportError
-from training.export import dense, graph, parity
-from training.export.manifest import ImageSignature
+from training.export import graph, parity
+from training.export.samples import ImageSignature
 
 SAME = 1e-6
 """Float32 rounding in another order of summation."""
@@ -54,7 +54,7 @@ def keras_answers(model):
     [
         *(
             scaled(layers.Dense(6, activation))
-            for activation in dense.ACTIVATIONS
+            for activation in graph.ACTIVATIONS
             if activation != "approximate gelu"
         ),
         scaled(layers.Dense(6), layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.5)),
@@ -107,7 +107,7 @@ SHARED = layers.Dense(64)
 )
 def test_other_networks_are_left_to_tf2onnx(model):
     with pytest.raises(LookupError):
-        dense.write(model)
+        graph.WRITERS["dense"](model)
     graphs = convert(model)
     assert list(graphs) == ["tf2onnx"]
     tolerance = 2e-3 if model.layers[-2].compute_dtype == "float16" else SAME

@@ -11,12 +11,12 @@ import pytest
 
 from serving.model import repository as read_manifest
 from training.errors import ExportError, NotTrained
-from training.export import manifest as written_manifest
-from training.export import quantization
+from training.export import int8
+from training.export import version as written_manifest
 from training.export.digits import export
-from training.export.manifest import choose_golden
 from training.export.parity import onnxruntime
 from training.export.samples import Samples
+from training.export.version import choose_golden
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +84,13 @@ def test_int8_is_published_with_its_measurements(version, manifest):
 def test_damaged_int8_is_not_published_with_the_reason(
     artifacts, mnist_sample, tmp_path, monkeypatch, capsys
 ):
-    round_weights = quantization.round_weights
+    round_weights = int8.round_weights
 
     def negate(*arguments):
         integers, scale = round_weights(*arguments)
         return -integers, scale
 
-    monkeypatch.setattr(quantization, "round_weights", negate)
+    monkeypatch.setattr(int8, "round_weights", negate)
     version = export(artifacts, tmp_path, mnist_sample)
     manifest = json.loads((version / "manifest.json").read_text())
     reason = manifest["int8"].pop("refused")

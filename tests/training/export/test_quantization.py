@@ -3,8 +3,9 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from training.export import int8_gate, parity, quantization
-from training.export.quantization import Refused
+from training.export import int8 as int8_
+from training.export import parity
+from training.export.int8 import Refused
 from training.export.samples import Samples
 
 
@@ -15,7 +16,7 @@ def fp32(models):
 
 @pytest.fixture(scope="module")
 def quantised(fp32, mnist_sample):
-    return quantization.quantize(fp32, mnist_sample.train_images)
+    return int8_.quantize(fp32, mnist_sample.train_images)
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,8 @@ def weights(proto):
 
 
 def test_pairs_of_products_fit_into_16_bits(integers):
-    assert (
-        np.abs(integers.astype(int)).max() == quantization.LARGEST
-    )  # the range is used, not exceeded
-    assert np.iinfo(np.int16).max >= 2 * 255 * quantization.LARGEST
+    assert np.abs(integers.astype(int)).max() == int8_.LARGEST  # the range is used, not exceeded
+    assert np.iinfo(np.int16).max >= 2 * 255 * int8_.LARGEST
 
 
 def test_sums_are_exact_for_the_worst_images(quantised, integers, images):
@@ -80,30 +79,30 @@ def test_rows_compensate_for_each_others_rounding():
     rng = np.random.default_rng(0)
     pixels = rng.random((500, 4)) @ rng.random((4, 50))  # neighbours correlate
     kernel = rng.normal(size=(50, 8)).astype(np.float32)
-    integers, scale = quantization.round_weights(kernel, pixels.T @ pixels / len(pixels))
+    integers, scale = int8_.round_weights(kernel, pixels.T @ pixels / len(pixels))
     nearest = np.rint(kernel / scale) * scale
     error, error_of_nearest = (pixels @ (kernel - k) for k in (integers * scale, nearest))
     assert np.square(error).mean() < np.square(error_of_nearest).mean() / 4
-    assert np.abs(integers.astype(int)).max() <= quantization.LARGEST
+    assert np.abs(integers.astype(int)).max() <= int8_.LARGEST
 
 
 def test_column_of_zeros_stays_zero():
     kernel = np.array([[0, 1], [0, -3]], np.float32)
-    integers, scale = quantization.round_weights(kernel, np.eye(2))
+    integers, scale = int8_.round_weights(kernel, np.eye(2))
     assert integers.tolist() == [[0, 21], [0, -63]]
     assert scale.tolist() == [1, pytest.approx(3 / 63)]
 
 
 def test_gate_counts_validation_answers(fp32, mnist_sample):
-    damaged = quantization.quantize(fp32, mnist_sample.train_images)
+    damaged = int8_.quantize(fp32, mnist_sample.train_images)
     [bias] = [t for t in damaged.graph.initializer if t.name == "probabilities/bias"]
     bias.CopyFrom(numpy_helper.from_array(10 * np.eye(10, dtype=np.float32)[3], bias.name))
     int8, reference = parity.open_session(damaged), parity.open_session(fp32)
     validation = Samples(*mnist_sample.split(0.2)[1])
     test = Samples(*mnist_sample.test)
     threes = test.images[parity.run(reference, test.images).argmax(axis=1) == 3]
-    same = Samples(np.resize(threes, (int8_gate.LEAST_TEST_IMAGES, 784)), None)
+    same = Samples(np.resize(threes, (int8_.LEAST_TEST_IMAGES, 784)), None)
     with pytest.raises(Refused, match=r"of 400 validation answers are right, with fp32 \d+"):
-        int8_gate.measure(int8, reference, same, validation)
+        int8_.measure(int8, reference, same, validation)
     with pytest.raises(Refused, match=r"of 500 test answers differ from fp32, at most 5 may"):
-        int8_gate.measure(int8, reference, test, validation)
+        int8_.measure(int8, reference, test, validation)

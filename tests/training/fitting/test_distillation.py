@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training.config import RECIPES, TEACHER, Distillation
-from training.fitting import distillation, teacher_logits, teachers
+from training.fitting import distillation
 from training.fitting.train import train
 from training.fitting.trainer import Trainer
 
@@ -46,9 +46,9 @@ def cache(tmp_path_factory, parts):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        teacher_logits.load(RECIPE, *parts, folder, interrupt)
+        distillation.load_logits(RECIPE, *parts, folder, interrupt)
     lines: list[str] = []
-    teacher_logits.load(RECIPE, *parts, folder, lines.append)
+    distillation.load_logits(RECIPE, *parts, folder, lines.append)
     assert [line.partition("  loss")[0] for line in lines] == [
         "teacher 1/2  epoch 2/2",
         "teacher 2/2  epoch 1/2",
@@ -70,27 +70,27 @@ def copy(cache, folder):
 
 
 def test_cached_logits_are_read(cache, parts, monkeypatch):
-    monkeypatch.setattr(teachers, "train", refuse)
-    answers = teacher_logits.load(RECIPE, *parts, cache, refuse)
+    monkeypatch.setattr(distillation, "train_teachers", refuse)
+    answers = distillation.load_logits(RECIPE, *parts, cache, refuse)
     assert [answer.shape for answer in answers] == [(len(parts[0].labels), 10)] * 2
 
 
 def test_missing_and_damaged_logits_are_computed_again_by_the_same_teachers(
     cache, parts, tmp_path, monkeypatch
 ):
-    expected = teacher_logits.load(RECIPE, *parts, cache, refuse)
+    expected = distillation.load_logits(RECIPE, *parts, cache, refuse)
     copied = copy(cache, tmp_path)
     damaged = copied / "view-000.npz"
     damaged.write_bytes(damaged.read_bytes()[:1_000])
     (copied / "view-001.npz").unlink()
     monkeypatch.setattr(Trainer, "fit", refuse)
     lines: list[str] = []
-    answers = teacher_logits.load(RECIPE, *parts, copied, lines.append)
+    answers = distillation.load_logits(RECIPE, *parts, copied, lines.append)
     assert lines[0].startswith(f"computing this view again: cannot read {damaged}")
     assert lines[1:] == ["teacher logits  view 1/2", "teacher logits  view 2/2"]
     # The same weights at the same images; float16 keeps three digits.
     np.testing.assert_allclose(answers[1], expected[1], rtol=0.002, atol=0.01)
-    teacher_logits.load(RECIPE, *parts, copied, refuse)
+    distillation.load_logits(RECIPE, *parts, copied, refuse)
 
 
 def test_other_teachers_compute_all_again(cache, parts, tmp_path):
@@ -98,7 +98,7 @@ def test_other_teachers_compute_all_again(cache, parts, tmp_path):
     other = dataclasses.replace(DISTILLATION, teacher=teacher, teachers=1, views=1)
     recipe = dataclasses.replace(RECIPE, distillation=other)
     lines: list[str] = []
-    teacher_logits.load(recipe, *parts, copy(cache, tmp_path), lines.append)
+    distillation.load_logits(recipe, *parts, copy(cache, tmp_path), lines.append)
     assert "view-000.npz is of another training: teachers 2, not 1" in lines[0]
     assert "training this teacher again" in lines[1]
     assert "epochs 2, not 1" in lines[1]
@@ -107,7 +107,7 @@ def test_other_teachers_compute_all_again(cache, parts, tmp_path):
 
 def test_view_is_deformed_the_same_every_time(parts):
     images = parts[0].images
-    views = [teacher_logits.view(images, RECIPE, number) for number in (0, 0, 1)]
+    views = [distillation.view(images, RECIPE, number) for number in (0, 0, 1)]
     assert (views[0] == views[1]).all()
     assert (views[0] != views[2]).any(axis=1).mean() > 0.9
     # Each is still the image that it was: its nearest in mean ink, by far, over all images.
@@ -130,7 +130,7 @@ def test_batches_keep_each_image_with_its_targets(parts):
         RECIPE, distillation=dataclasses.replace(DISTILLATION, share=0), degraded=0, outliers=0
     )
     epoch = next(iter(distillation.epochs(training, labels_only, answers, 0, 1)))
-    view = teacher_logits.view(training.images, RECIPE, 1)
+    view = distillation.view(training.images, RECIPE, 1)
     label_of = {
         moved.tobytes(): label
         for image, label in zip(view, training.labels, strict=True)
@@ -148,7 +148,7 @@ def test_the_last_epochs_show_mild_views(parts):
     assert numbers == [0, 1, 2, 0, 1, 2, 0, 3, 4, 3]
     images = parts[0].images
     change = [
-        np.abs(teacher_logits.view(images, recipe, number).astype(float) - images).mean()
+        np.abs(distillation.view(images, recipe, number).astype(float) - images).mean()
         for number in (2, 3)
     ]
     assert change[1] < 0.8 * change[0]

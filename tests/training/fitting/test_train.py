@@ -12,7 +12,7 @@ from training.config import RECIPES, SEED, TEACHER
 from training.data.extra import Extra
 from training.data.mnist import Examples
 from training.errors import ResumeError
-from training.fitting import networks
+from training.fitting import trainer as networks
 from training.fitting.artifacts import Checkpoint, Progress, load_json, load_model
 from training.fitting.evaluation import probabilities
 from training.fitting.train import split, train

@@ -2,10 +2,8 @@
 
 import pytest
 
-from benchmarks.load.cores import split_cores
-from benchmarks.load.network import Generator
-from benchmarks.targets.target import Setting
-from benchmarks.targets.workload import golden
+from benchmarks.network import Generator, split_cores
+from benchmarks.targets import Setting, golden
 
 
 @pytest.fixture(scope="package")

@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from training import report
 from training.config import RECIPES
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
-from training.report import page, report
-from training.report.page import Picture
+from training.report import Picture
 
 PICTURES = [
     "confusion.svg", "curves.svg", "layers.svg", "mistakes.svg", "reliability.svg",
@@ -47,7 +47,7 @@ def test_page_holds_its_pictures_and_links_nowhere(folder):
     html = (folder / "report.html").read_text()
     inlined = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
     assert [base64.b64decode(svg) for svg in inlined] == [
-        (folder / f"{name}.svg").read_bytes() for name in page.CAPTIONS
+        (folder / f"{name}.svg").read_bytes() for name in report.CAPTIONS
     ]
     assert html.count("src=") == len(inlined)
     assert not re.search(r"https?:|href=|url\(|@import|<script|<link", html)
@@ -67,10 +67,10 @@ def test_page_escapes_its_contents():
         "parameters": 1, "libraries": {}, "errors": {"test": 1},
         "accuracy": {"test": 0.9, "validation": 0.9}, "loss": {"test": 0.1, "validation": 0.1},
     }  # fmt: skip
-    html = page.render(
+    html = report.render(
         metrics,
         dict.fromkeys(TABLES, (("<b>",),)),
-        dict.fromkeys(page.CAPTIONS, Picture(b"", '"<i>')),
+        dict.fromkeys(report.CAPTIONS, Picture(b"", '"<i>')),
     )
     assert "&lt;script&gt;" in html
     assert "<script>" not in html
@@ -82,8 +82,8 @@ def test_page_does_not_call_validation_what_was_trained_on(monkeypatch, folder):
     metrics = load_json(folder, "metrics.json")
 
     def html():
-        pictures = dict.fromkeys(page.CAPTIONS, Picture(b"", ""))
-        return page.render(metrics, dict.fromkeys(TABLES, (("a",),)), pictures)
+        pictures = dict.fromkeys(report.CAPTIONS, Picture(b"", ""))
+        return report.render(metrics, dict.fromkeys(TABLES, (("a",),)), pictures)
 
     assert '<th scope="row">validation</th>' in html()
     assert "validation on images that were held out, without either" in html()
@@ -141,7 +141,7 @@ def test_digit_table_names_the_commonest_mistake():
 def test_same_figure_gives_the_same_svg():
     names = ("loss", "val_loss", "accuracy", "val_accuracy")
     history = {name: [0.5, 0.6] for name in names}
-    one, other = (page.draw(page.curves(history), "") for _ in range(2))
+    one, other = (report.draw(report.curves(history), "") for _ in range(2))
     assert one == other
 
 
@@ -197,10 +197,10 @@ class Outline(HTMLParser):
 @pytest.fixture
 def html():
     sections = [
-        page.section("Rates & more", "Per second.", TABLE),
-        page.section("Grey", "", PICTURE),
+        report.section("Rates & more", "Per second.", TABLE),
+        report.section("Grey", "", PICTURE),
     ]
-    return page.page("Report", "A heading", ["What was <measured>."], sections)
+    return report.page(["What was <measured>."], sections)
 
 
 def test_page_names_its_headings_pictures_and_boxes_that_scroll(html):
@@ -218,9 +218,9 @@ def test_page_names_its_headings_pictures_and_boxes_that_scroll(html):
 @pytest.mark.parametrize("width", [375, 390, 1280])
 def test_nothing_is_wider_than_the_screen(html, width, tmp_path):
     # Windows have a least width, frames don't.
-    (tmp_path / "page.html").write_text(html + MEASURE)
+    (tmp_path / "report.html").write_text(html + MEASURE)
     (tmp_path / "frame.html").write_text(
-        f'<iframe src="page.html" style="width: {width}px; height: 900px; border: 0" onload='
+        f'<iframe src="report.html" style="width: {width}px; height: 900px; border: 0" onload='
         "\"document.body.append('measured: ' + this.contentDocument.title)\"></iframe>"
     )
     assert BROWSER is not None

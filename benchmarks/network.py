@@ -1,12 +1,16 @@
-"""The load of a target behind an address: h2load where it can, else our own loops."""
+"""The load of a target behind an address: h2load where it can, else our own loops; its cores."""
 
 import math
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -15,9 +19,58 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.load import cores, loops
-from benchmarks.load.cores import on_cores
-from benchmarks.load.trace import CallRequest, Seconds, Trace, merge
+from benchmarks import loops
+from benchmarks.loops import CallRequest, Seconds, Trace, merge
+from serving.system.process import Activity
+
+
+def split_cores() -> tuple[list[int], list[int]]:
+    """Split the usable cores: the first half for the targets, the rest for the generator.
+
+    Returns:
+        Two lists; both name the same core where there is only one.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    half = max(1, len(cores) // 2)
+    return cores[:half], cores[half:] or cores
+
+
+@contextmanager
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """Bind this thread, and the processes that it starts, to cores while the context lasts."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def family(pid: int) -> Iterator[int]:
+    """Yield a process and its descendants."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in _read(task).split():
+            yield from family(int(child))
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time of a process and its descendants so far, in steps of 10 ms."""
+    return sum(Activity.of(each).cpu_s for each in family(pid))
+
+
+def memory_bytes(pid: int) -> int:
+    """Return the memory of a process and its descendants; shared memory counts once (PSS)."""
+    rollups = (_read(Path(f"/proc/{each}/smaps_rollup")).split() for each in family(pid))
+    return sum(1024 * int(words[words.index("Pss:") + 1]) for words in rollups if words)
+
+
+def _read(path: Path) -> str:
+    """Read a file of a process; empty if the process has ended."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def run_h2load(
@@ -75,6 +128,11 @@ _CONNECTIONS = 8
 """Of a process."""
 
 
+def _begin(core: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    os.sched_setaffinity(0, [core])
+
+
 class Generator:
     """Processes that generate load, one for each of their cores, kept from run to run."""
 
@@ -87,26 +145,10 @@ class Generator:
         """
         self.cores = usable
         self.uses_h2load = kind == "h2load" or (kind == "auto" and bool(shutil.which("h2load")))
-        self._pools = [cores.worker([core]) for core in usable]
+        spawn = multiprocessing.get_context("spawn")
+        self._pools = [ProcessPoolExecutor(1, spawn, _begin, (core,)) for core in usable]
 
-    def closed(self, request: CallRequest, callers: int, seconds: float, connections: int) -> Trace:
-        """Keep `callers` calls in flight; 0 connections for at most eight a process."""
-        if self.uses_h2load and not request.has_new_headers:
-            if request.is_http:
-                connections = callers  # each has one call in flight
-            connections = connections or max(
-                n for n in range(1, _CONNECTIONS + 1) if callers % n == 0
-            )
-            in_flight = callers // connections
-            return run_h2load(request, connections, in_flight, seconds, self.cores)
-        connections = connections or min(callers, _CONNECTIONS * len(self._pools))
-        return self._run(loops.closed, request, spread(callers, connections), seconds)
-
-    def open(self, request: CallRequest, offsets_s: Seconds, timeout_s: float) -> Trace:
-        """Send calls when they are due: h2load would count from the actual send time."""
-        return self._run(loops.open_loop, request, offsets_s, _CONNECTIONS, timeout_s)
-
-    def _run(
+    def run(
         self, loop: Callable[..., Trace], request: CallRequest, work: Sequence[int] | Seconds,
         *arguments: object,
     ) -> Trace:  # fmt: skip
@@ -155,18 +197,28 @@ class NetworkLoad:
     ) -> Trace:  # fmt: skip
         """Keep `callers` calls of `batch` images in flight.
 
-        They share `connections`; 0 leaves their number to the generator. With new headers each has
+        They share `connections`; 0 for at most eight a process. With new headers each has
         a deadline and a trace of its own.
         """
         request = replace(self._request(batch), has_new_headers=has_new_headers)
         if batch not in self._probed:
             self._probe(request)
             self._probed.add(batch)
-        return self._generator.closed(request, callers, seconds, connections)
+        generator = self._generator
+        if has_new_headers or not generator.uses_h2load:
+            connections = connections or min(callers, _CONNECTIONS * len(generator.cores))
+            return generator.run(loops.closed, request, spread(callers, connections), seconds)
+        if request.is_http:
+            connections = callers  # each has one call in flight
+        connections = connections or max(n for n in range(1, _CONNECTIONS + 1) if callers % n == 0)
+        in_flight = callers // connections
+        return run_h2load(request, connections, in_flight, seconds, generator.cores)
 
     def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
         """Send a call of `batch` images at each offset from the start, answered or not.
 
-        Callers with a timeout send it along, and reset the stream when it is over.
+        Callers with a timeout send it along, and reset the stream when it is over. Always by our
+        own loops: h2load would count from the actual send time.
         """
-        return self._generator.open(self._request(batch), offsets_s, timeout_s)
+        work = self._request(batch), offsets_s, _CONNECTIONS, timeout_s
+        return self._generator.run(loops.open_loop, *work)

@@ -1,17 +1,19 @@
-"""The tables of a report, and how its numbers are written."""
+"""The report: tables, the headline as a picture, a Markdown page, the README's table."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.load.trace import Outcome
-from benchmarks.run.histogram import Latencies
-from benchmarks.run.result_file import LATENCY, Cell, Results, Sample
+from benchmarks.loops import Outcome
+from benchmarks.result_file import LATENCY, Cell, Latencies, Results, Sample, UnusableResults
 
 
 class Interval(NamedTuple):
@@ -299,14 +301,132 @@ def starts(figures: Figures) -> ReportTable:
 
 def left_out(figures: Figures) -> ReportTable:
     """Lay out the targets and runs without a figure, and why."""
-    rows = [["target or cell", "runs", "why, the first time"], *_left_out(figures)]
-    return ReportTable(NOT_MEASURED.capitalize(), "Nothing is extrapolated.", rows)
-
-
-def _left_out(figures: Figures) -> Iterator[list[str]]:
-    for skip in figures.results.skips:
-        yield [str(skip.spec), NONE, skip.reason]
+    rows = [["target or cell", "runs", "why, the first time"]]
+    rows += [[str(skip.spec), NONE, skip.reason] for skip in figures.results.skips]
     for cell, samples in figures.samples.items():
         reasons = [sample.invalid for sample in samples if sample.invalid]
         if reasons:
-            yield [str(cell), f"{len(reasons)} of {len(samples)}", reasons[0]]
+            rows.append([str(cell), f"{len(reasons)} of {len(samples)}", reasons[0]])
+    return ReportTable(NOT_MEASURED.capitalize(), "Nothing is extrapolated.", rows)
+
+
+_WIDTH, _LABEL, _LINE, _TEXT = 360, 96, 18, 86
+"""Pixels: of all, of a bar's name before it, from bar to bar, of its figure behind it."""
+_OURS = ("grpcio", "h2", "http")
+"""How the names of our own targets begin."""
+_STYLE = """
+text { font: 12px sans-serif; fill: #222 } .title { font-weight: bold }
+rect { fill: #9ab } .ours { fill: #17c } svg { background: #fff }
+@media (prefers-color-scheme: dark) { text { fill: #ddd } svg { background: #181818 } }
+"""
+
+Bar = tuple[str, float, str]
+"""A name, a value, and its text."""
+
+
+def svg(results: Results) -> str:
+    """Draw the closed loops, and the latency of a single caller; empty without either."""
+    figures, groups = Figures(results), list[tuple[str, list[Bar]]]()
+    loops = [cell for cell in figures.rounds if cell.scenario in ("ClosedLoop", "NewHeaders")]
+    for task in dict.fromkeys(cell.task for cell in loops):
+        groups.append((f"{task} in flight, calls/s", [*_rates(figures, task)]))
+    alone = [cell for cell in figures.rounds if cell.scenario == "SingleStream"]
+    for share in (0.5, 0.99, 0.999) if alone else ():
+        bars = [(str(cell.spec), _latency(figures, cell, share)) for cell in alone]
+        title = f"One caller, p{100 * share:g}"
+        groups.append((title, [(name, value, seconds(value)) for name, value in bars]))
+    return _draw([group for group in groups if group[1]]) if groups else ""
+
+
+def _latency(figures: Figures, cell: Cell, share: float) -> float:
+    return median(sample.latency.quantile(share) for sample in figures.valid(cell))
+
+
+def _rates(figures: Figures, task: str) -> Iterable[Bar]:
+    """Yield rates, ours with the ratio to the strongest of the others."""
+    rates = {
+        str(cell.spec): figures.of(cell) or 0.0 for cell in figures.rounds if cell.task == task
+    }
+    strongest = max((rate for name, rate in rates.items() if not name.startswith(_OURS)), default=0)
+    for name, rate in rates.items():
+        is_ours = strongest and name.startswith(_OURS)
+        yield name, rate, short(rate) + (f" ({rate / strongest:.2g} ×)" if is_ours else "")
+
+
+def _draw(groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
+    parts, y = [], 0
+    for title, bars in groups:
+        y += _LINE + 8
+        parts.append(f'<text class="title" x="4" y="{y}">{escape(title)}</text>')
+        longest = max(value for _, value, _ in bars)
+        for name, value, text in bars:
+            y += _LINE
+            width = max(1.0, (_WIDTH - _LABEL - _TEXT) * value / longest)
+            ours = ' class="ours"' if name.startswith(_OURS) else ""
+            parts += [
+                f'<text x="4" y="{y}">{escape(name)}</text>',
+                f'<rect{ours} x="{_LABEL}" y="{y - 10}" width="{width:.1f}" height="12"/>',
+                f'<text x="{_LABEL + width + 4:.1f}" y="{y}">{escape(text)}</text>',
+            ]
+    said = "; ".join(f"{t}: " + ", ".join(f"{n} {x}" for n, _, x in bars) for t, bars in groups)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y + 12}" width="{_WIDTH}"'
+        f' role="img" aria-label="{escape(said)}"><style>{_STYLE}</style>\n'
+        + "\n".join(parts) + "\n</svg>\n"
+    )  # fmt: skip
+
+
+BEGIN, END = "<!-- benchmarks: written by `make bench-readme` -->", "<!-- /benchmarks -->"
+
+PICTURE = "![Rates by calls in flight, and latency by percentile](benchmarks/results/bench.svg)"
+
+
+def write(results: Results, path: Path) -> Path:
+    """Write NAME.md and NAME.svg beside NAME.json, and return the page's path."""
+    page, parts = path.with_suffix(".md"), ["# Benchmark report", machine(results)]
+    if drawn := svg(results):
+        path.with_suffix(".svg").write_text(drawn, "utf-8")
+        parts.append(f"![Rates by calls in flight, and latency by percentile]({path.stem}.svg)")
+    for table in every(results):
+        parts += [f"## {table.title}", table.note, table.markdown()]
+    page.write_text("\n\n".join(parts) + "\n", "utf-8")
+    return page
+
+
+def machine(results: Results) -> str:
+    """Say in a few sentences where and with which software was measured."""
+    there, settings = results.environment, results.settings
+    cores = there["cores_for"]
+    generators = sorted({sample.generator for sample in results.samples})
+    packages = ", ".join(f"{name} {version}" for name, version in there["packages"].items())
+    return (
+        f"Suite {results.suite}, {results.date}, commit {there['commit']}. {there['cpu']}, "
+        f"{there['cores']} cores: {cores['target']} for the target, {cores['generator']} for the "
+        f"generator. GPU: {there['gpu'] or 'none'}. Governor: {there['governor'] or 'unknown'}. "
+        f"{settings['rounds']} interleaved rounds of {settings['seconds']:g} s a run; arrivals in "
+        f"the Server scenario: {settings['arrivals']}. Load by: {', '.join(generators)}. "
+        f"Python {there['python']}, {packages}."
+    )
+
+
+def readme_section(results: Results) -> str:
+    """Return the text between the README's two markers, with them."""
+    figures = Figures(results)
+    table, note = targets(figures), machine(results)
+    parts = [table.markdown(), tails(figures).markdown(), PICTURE, f"{table.note} {note}"]
+    return "\n\n".join([BEGIN, *parts, END])
+
+
+def update_readme(readme: Path, results: Results) -> bool:
+    """Put the table into the README; return whether that changed it.
+
+    Raises:
+        UnusableResults: the README lacks the markers.
+    """
+    old = readme.read_text("utf-8")
+    between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    new, num_found = between.subn(lambda _: readme_section(results), old)
+    if not num_found:
+        raise UnusableResults(f"{readme} lacks the lines {BEGIN!r} and {END!r}")
+    readme.write_text(new, "utf-8")
+    return new != old

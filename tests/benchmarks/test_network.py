@@ -9,12 +9,11 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks.load import network
-from benchmarks.load.loops import closed, open_loop
-from benchmarks.load.network import Generator, NetworkLoad, spread
-from benchmarks.load.trace import CallRequest, Outcome, arrivals
-from benchmarks.run.scenarios import TIMEOUT_S
-from benchmarks.targets.workload import encode_digits, encode_infer
+from benchmarks import network
+from benchmarks.loops import CallRequest, Outcome, arrivals, closed, open_loop
+from benchmarks.network import Generator, NetworkLoad, spread
+from benchmarks.runner import TIMEOUT_S
+from benchmarks.targets import encode_digits, encode_infer
 from serving.digits.wire import encode_response
 from serving.tensors import DIGITS
 from tests.benchmarks.retries import SHORT_S, until_answered

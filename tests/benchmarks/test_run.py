@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.load.trace import Trace, arrivals
-from benchmarks.report.tables import server_rate
-from benchmarks.run import runner, scenarios
-from benchmarks.run.histogram import Latencies
-from benchmarks.run.result_file import Cell, UnusableResults, load
-from benchmarks.run.scenarios import Rules
-from benchmarks.targets.target import Running, Spec
+from benchmarks import runner
+from benchmarks.loops import Trace, arrivals
+from benchmarks.report import server_rate
+from benchmarks.result_file import Cell, Latencies, UnusableResults, load
+from benchmarks.runner import Rules
+from benchmarks.targets import Running, Spec
 from tests.benchmarks.made_up import H2, PLAIN, results, sample
 
 NULL = Spec(target="null")
@@ -29,18 +28,18 @@ RULES = Rules(seconds=0.1)
 def test_closed_scenarios_are_one_run_of_so_many_callers_and_rows(scenario):
     load = Exact(1000)
     cell = Cell(spec=NULL, scenario=scenario, callers=2, batch=8, connections=1)
-    (sample,) = scenarios.run(cell, running(load), RULES, 3)
+    (sample,) = runner.measure(cell, running(load), RULES, 3)
     assert load.asked == [(2, 8, 0.1, 1)]
     assert (sample.scenario, sample.round, sample.callers, sample.batch) == (scenario, 3, 2, 8)
     assert sample.num_calls == sample.latency.total == 1000
 
 
 def running(load):
-    return Running(load=load, startup_s=0.0, parallel_calls=1)
+    return Running(load=load, startup_s=0.0)
 
 
 def test_failed_calls_make_a_closed_loop_invalid():
-    assert scenarios.why_invalid(trace(num_errors=3), 0.5, RULES) == "3 calls failed"
+    assert runner.why_invalid(trace(num_errors=3), 0.5, RULES) == "3 calls failed"
 
 
 def trace(**fields):
@@ -63,7 +62,7 @@ def trace(**fields):
     ],
 )
 def test_saturated_generator_makes_a_run_invalid(fields, target_busy, reason):
-    found = scenarios.why_invalid(trace(**fields), target_busy, RULES)
+    found = runner.why_invalid(trace(**fields), target_busy, RULES)
     assert reason in found
     assert bool(found) == bool(reason)
 
@@ -103,12 +102,12 @@ def test_overload_offers_multiples_of_what_a_closed_loop_reached():
 @pytest.mark.parametrize(("busy", "reason"), [(1.0, "the generator sent less"), (0.5, "")])
 def test_overload_that_was_not_offered_is_invalid(busy, reason):
     short = trace(busy=busy, outcomes={"due": 100, "sent": 90})
-    assert scenarios.why_invalid(short, 0.5, RULES) == reason
+    assert runner.why_invalid(short, 0.5, RULES) == reason
 
 
 def search(load, scenario="Server"):
     rules = Rules(seconds=1.0, arrivals="constant")
-    return list(scenarios.run(Cell(spec=NULL, scenario=scenario), running(load), rules, 0))
+    return list(runner.measure(Cell(spec=NULL, scenario=scenario), running(load), rules, 0))
 
 
 def test_search_finds_the_highest_rate():

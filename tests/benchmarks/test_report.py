@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.report import page, tables
-from benchmarks.report.tables import Figures, paired_ratio
-from benchmarks.run.result_file import Cell, Skip, UnusableResults, load
-from benchmarks.targets.target import Spec
+from benchmarks import report
+from benchmarks.report import Figures, paired_ratio
+from benchmarks.result_file import Cell, Skip, UnusableResults, load
+from benchmarks.targets import Spec
 from tests.benchmarks.made_up import H2, ON_CUDA, PLAIN, results, sample, three_rounds
 
 
 def rows_of(kept, title):
-    (table,) = [table for table in tables.every(kept) if table.title == title]
+    (table,) = [table for table in report.every(kept) if table.title == title]
     return [list(row) for row in table.rows]
 
 
@@ -104,15 +104,15 @@ def test_overload_table_accounts_for_every_call_that_was_due():
 def test_committed_report_is_that_of_its_results():
     path = Path("benchmarks/results/bench")
     text = path.with_suffix(".md").read_text("utf-8")
-    for table in tables.every(load(path.with_suffix(".json"))):
+    for table in report.every(load(path.with_suffix(".json"))):
         assert table.markdown() in text
 
 
 def test_readme_gets_the_table(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
-    assert page.update_readme(readme, three_rounds())
-    assert not page.update_readme(readme, three_rounds())
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert report.update_readme(readme, three_rounds())
+    assert not report.update_readme(readme, three_rounds())
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -120,4 +120,4 @@ def test_readme_gets_the_table(tmp_path):
     assert "| h2 |" in text
     readme.write_text("no markers")
     with pytest.raises(UnusableResults, match="lacks the lines"):
-        page.update_readme(readme, three_rounds())
+        report.update_readme(readme, three_rounds())

@@ -1,13 +1,15 @@
-"""The parts of a report: figures, the summary, the HTML page."""
+"""The training report: figures, tables, and one page that holds them all."""
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from string import Template
 from typing import Any
 
+import keras
 import matplotlib
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from training.config import RECIPES
-from training.data.mnist import SIDE, Images, Labels
-from training.fitting.evaluation import Probabilities, reliability_bins
+from training.data import augmentation
+from training.data.mnist import SIDE, Images, Labels, Mnist, as_pixels
+from training.files import write_atomically
+from training.fitting.artifacts import load_json, load_model
+from training.fitting.evaluation import Probabilities, probabilities, reliability_bins
 
 Table = Sequence[Sequence[str]]
 """A heading and rows, all of the same length."""
@@ -28,7 +33,7 @@ _PAGE = Template("""\
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
+<title>Digit classifier: training report</title>
 <style>
   :root { --paper: #fff; --ink: #1f2933; --muted: #5f6b7a; --rule: #d9dee5;
           color-scheme: light dark; }
@@ -56,7 +61,7 @@ _PAGE = Template("""\
   th:last-child, td:last-child { padding-right: 0; }
 </style>
 <main>
-<h1>$heading</h1>
+<h1>Digit classifier: training report</h1>
 $body
 </main>
 </html>
@@ -72,10 +77,11 @@ class Picture:
     """For those who can't see it: the figures, not only the kind of picture."""
 
 
-def page(title: str, heading: str, lead: Sequence[str], sections: Sequence[str]) -> str:
+def page(lead: Sequence[str], sections: Sequence[str]) -> str:
     """Write a page."""
-    body = "\n".join([*(f"<p>{escape(text)}</p>" for text in lead), *sections])
-    return _PAGE.substitute(title=escape(title), heading=escape(heading), body=body)
+    return _PAGE.substitute(
+        body="\n".join([*(f"<p>{escape(text)}</p>" for text in lead), *sections])
+    )
 
 
 def section(title: str, note: str, content: Table | Picture) -> str:
@@ -193,7 +199,6 @@ def curves(history: dict[str, list[float]]) -> Figure:
 
 
 def _curve(axes: Axes, training: list[float], validation: list[float], title: str) -> None:
-    """Draw one quantity by epoch."""
     epochs = np.arange(1, len(training) + 1)
     marker = "o" if len(epochs) <= 30 else ""
     axes.plot(epochs, training, color=TRAINING, label="training", marker=marker, markersize=3)
@@ -270,7 +275,7 @@ CAPTIONS = {
         "The first training images and their labels.",
     ),
 }
-"""Heading and caption of each picture, in the order of the page."""
+"""Heading and caption of each picture, in the order of the """
 
 
 def render(
@@ -279,27 +284,23 @@ def render(
     """Write the page; `tables` has "robustness", "digits" and "layers"."""
     curves, *others = CAPTIONS
     heading, caption = CAPTIONS[curves]
-    return page(
-        title="Digit classifier: training report",
-        heading="Digit classifier: training report",
-        lead=[
-            f"{metrics['accuracy']['test']:.2%} of the test digits are classified correctly; "
-            f"{metrics['errors']['test']:,} are not.",
-            _training(metrics) + _own(metrics) + _calibration(metrics),
-        ],
-        sections=[
-            section("Loss and accuracy", "", _results(metrics)),
-            section(heading, f"{caption} {_measured(metrics)}", pictures[curves]),
-            *(section(*CAPTIONS[name], pictures[name]) for name in others),
-            section("Robustness", _ROBUSTNESS, tables["robustness"]),
-            section("Digit by digit", "", tables["digits"]),
-            section("Layers", "", tables["layers"]),
-        ],
+    lead = (
+        f"{metrics['accuracy']['test']:.2%} of the test digits are classified correctly; "
+        f"{metrics['errors']['test']:,} are not.",
+        _training(metrics) + _own(metrics) + _calibration(metrics),
     )
+    sections = (
+        section("Loss and accuracy", "", _results(metrics)),
+        section(heading, f"{caption} {_measured(metrics)}", pictures[curves]),
+        *(section(*CAPTIONS[name], pictures[name]) for name in others),
+        section("Robustness", _ROBUSTNESS, tables["robustness"]),
+        section("Digit by digit", "", tables["digits"]),
+        section("Layers", "", tables["layers"]),
+    )
+    return page(lead, sections)
 
 
 def _results(metrics: Mapping[str, Any]) -> Table:
-    """Return the table of loss and accuracy."""
     names = {"test": "test", "validation": _validation_name(metrics)}
     sets = [
         (name, metrics["accuracy"][key], metrics["loss"][key])
@@ -344,7 +345,6 @@ def _validation_name(metrics: Mapping[str, Any]) -> str:
 
 
 def _training(metrics: Mapping[str, Any]) -> str:
-    """Describe in one sentence how the network was trained."""
     libraries = ", ".join(f"{name} {version}" for name, version in metrics["libraries"].items())
     return (
         f"Recipe {metrics['recipe']}, seed {metrics['seed']}: {metrics['epochs']} epochs in "
@@ -379,3 +379,154 @@ def _calibration(metrics: Mapping[str, Any]) -> str:
         f"{coverage['accuracy']:.2%} are classified correctly; the lowest of these probabilities "
         f"is {coverage['least_confidence']:.2f}."
     )
+
+
+Counts = npt.NDArray[np.int_]
+
+
+def write(artifacts: Path, data: Mnist) -> None:
+    """Write the report on the trained model beside it.
+
+    Its files are samples.svg, layers.svg, layers.txt, curves.svg, reliability.svg, confusion.svg,
+    mistakes.svg and report.html.
+
+    Args:
+        artifacts: holds model.keras, history.json and metrics.json, as training leaves them.
+        data: MNIST; the mistakes shown are those on its test images.
+
+    Raises:
+        NotTrained: one of the three is missing or unreadable.
+        OSError: a file could not be written.
+    """
+    model = load_model(artifacts)
+    history, metrics = load_json(artifacts, "history.json"), load_json(artifacts, "metrics.json")
+    answers = probabilities(model, data.test_images)
+    table = layer_table(model)
+    counts = confusion_counts(answers, data.test_labels)
+    drawn = {
+        "samples": draw(*samples(data)),
+        "layers": draw(layers(table), "The layers, as in layers.txt"),
+        "curves": draw(curves(history), curves_alt(history)),
+        "reliability": draw(
+            reliability(answers, data.test_labels),
+            reliability_alt(answers, data.test_labels),
+        ),
+        "confusion": draw(confusion(counts), confusion_alt(counts)),
+        "mistakes": draw(*mistakes(data, answers)),
+    }
+    tables = {
+        "robustness": robustness_table(model, data),
+        "digits": digit_table(counts),
+        "layers": table,
+    }
+    html = render(metrics, tables, drawn)
+    files = {f"{name}.svg": picture.svg for name, picture in drawn.items()}
+    files |= {"layers.txt": _as_text(table).encode(), "report.html": html.encode()}
+    for name, content in files.items():
+        write_atomically(artifacts / name, content)
+
+
+def layer_table(model: keras.Model) -> Table:
+    """List the layers: a heading, the input, each layer, and the total."""
+    layers = [
+        (layer.name, _kind(layer), str(layer.output.shape[1]), f"{layer.count_params():,}")
+        for layer in model.layers
+    ]
+    return [
+        ("layer", "kind", "outputs", "parameters"),
+        ("images", "28 × 28 pixels", str(model.input_shape[1]), "0"),
+        *layers,
+        ("total", "", "", f"{model.count_params():,}"),
+    ]
+
+
+def _kind(layer: keras.Layer) -> str:
+    """Name a layer's type, and its rate or activation."""
+    if isinstance(layer, keras.layers.Dropout):
+        return f"Dropout, {layer.rate:.2g}"
+    return f"{type(layer).__name__}, {layer.activation.__name__}"
+
+
+def confusion_counts(answers: Probabilities, labels: Labels) -> Counts:
+    """Count images by real digit (rows) and predicted digit (columns); returns (10, 10)."""
+    counts = np.zeros((10, 10), np.int_)
+    np.add.at(counts, (labels, answers.argmax(axis=1)), 1)
+    return counts
+
+
+def digit_table(counts: Counts) -> Table:
+    """Compute the accuracy of each digit, from (10, 10) counts by real and predicted digit."""
+    rows = [("digit", "images", "wrong", "commonest mistake", "accuracy")]
+    for digit, predicted in enumerate(counts):
+        images, right = predicted.sum(), predicted[digit]
+        wrong = np.where(np.arange(10) == digit, 0, predicted)
+        mostly = f"{wrong.argmax()} ({wrong.max()} ×)" if wrong.any() else "–"
+        accuracy = f"{right / images:.1%}" if images else "–"
+        rows.append((str(digit), f"{images:,}", f"{wrong.sum()}", mostly, accuracy))
+    return rows
+
+
+def robustness_table(model: keras.Model, data: Mnist) -> Table:
+    """Compute the accuracy on the test images, degraded in one way at a time."""
+    rows = [("test images", "accuracy")]
+    pixels = data.test_images.reshape(-1, SIDE, SIDE).astype(np.float32)
+    for way in augmentation.WAYS:
+        degraded = as_pixels(way(pixels, np.random.default_rng(0))).reshape(len(pixels), -1)
+        right = probabilities(model, degraded).argmax(axis=1) == data.test_labels
+        rows.append((way.__name__.replace("_", " "), f"{right.mean():.1%}"))
+    return rows
+
+
+def reliability_alt(answers: Probabilities, labels: Labels) -> str:
+    """Describe the reliability diagram in words: its bins."""
+    bins = [f"{confidence:.0%} confident, {right:.0%} right ({num:,})"
+            for confidence, right, num in reliability_bins(answers, labels)]  # fmt: skip
+    return f"Points beside the diagonal: {'; '.join(bins)}."
+
+
+def curves_alt(history: dict[str, list[float]]) -> str:
+    """Describe the curves in words: where each begins and ends."""
+    curves = {"training": "", "validation": "val_"}
+    parts = [
+        f"{images} {name} from {history[prefix + name][0]:.3f} to {history[prefix + name][-1]:.3f}"
+        for name in ("loss", "accuracy")
+        for images, prefix in curves.items()
+    ]
+    return f"Two line charts over {len(history['loss'])} epochs: {', '.join(parts)}."
+
+
+def confusion_alt(counts: Counts) -> str:
+    """Describe the confusion matrix in words: how many are right, and the commonest mistakes."""
+    wrong = np.where(np.eye(10, dtype=bool), 0, counts)
+    commonest = [divmod(int(cell), 10) for cell in np.argsort(-wrong, axis=None, kind="stable")[:3]]
+    listed = [f"{real} read as {predicted} ({wrong[real, predicted]} times)"
+              for real, predicted in commonest if wrong[real, predicted]]  # fmt: skip
+    return (
+        f"A grid of counts, ten digits by ten: {np.trace(counts):,} of {counts.sum():,} images lie "
+        f"on the diagonal. The commonest mistakes: {', '.join(listed) or 'none'}."
+    )
+
+
+def samples(data: Mnist) -> tuple[Figure, str]:
+    """Draw the first training images, and describe them in words."""
+    labels = data.train_labels[:TILES]
+    figure = gallery(data.train_images[:TILES], [f"label {label}" for label in labels])
+    return figure, f"{len(labels)} handwritten digits: {', '.join(map(str, labels))}."
+
+
+def mistakes(data: Mnist, answers: Probabilities) -> tuple[Figure, str]:
+    """Draw the misread test images, the most confident first, and describe them in words."""
+    digits, confidence = answers.argmax(axis=1), answers.max(axis=1)
+    wrong = np.flatnonzero(digits != data.test_labels)
+    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:TILES]
+    titles = [f"predict {digits[i]}\nreal {data.test_labels[i]}" for i in shown]
+    listed = [f"{data.test_labels[i]} read as {digits[i]}" for i in shown]
+    alt = f"{len(shown)} misread digits: {', '.join(listed) or 'none'}."
+    return gallery(data.test_images[shown], titles), alt
+
+
+def _as_text(table: Table) -> str:
+    """Format a table in columns, for a terminal."""
+    *widths, last = [max(map(len, column)) for column in zip(*table, strict=True)]
+    form = "".join(f"{{:{width}}}  " for width in widths) + f"{{:>{last}}}\n"
+    return "".join(form.format(*row) for row in table)

@@ -1,6 +1,6 @@
 """The server that a tutorial ends with: grpcio, a pool of ten threads, one run for each request.
 
-python -m benchmarks.targets.plain_server --models models
+python -m benchmarks.plain_server --models models
 """
 
 import argparse
