@@ -13,20 +13,7 @@ from typing import Any
 
 from serving import applications
 from serving.applications import Command
-from serving.cli import scoring
-from serving.cli.models import (
-    add_access,
-    add_pictures,
-    add_repository,
-    add_server,
-    add_source,
-    client_of,
-    config_of,
-    model_config,
-    target,
-    token_of,
-    usual_models,
-)
+from serving.cli import models, scoring
 from serving.commandline import installation, options
 from serving.commandline.installation import DISTRIBUTION
 from serving.commandline.options import Parser, add_fields, command_help
@@ -120,10 +107,10 @@ def _add_serve(parser: Parser) -> None:
         help="file to serve, as a model of its name; without --models and --model nothing else "
         "is served")  # fmt: skip
     parser.begin_group("models")
-    add_repository(parser)
+    models.add_repository(parser)
     parser.add_argument("--model", dest="names", nargs="+", action="extend", metavar="NAME",
         help="models of the repository to serve (default: all)")  # fmt: skip
-    add_pictures(parser)
+    models.add_pictures(parser)
     for title, kind, names in _GROUPS:
         if title:
             parser.begin_group(title)
@@ -153,26 +140,26 @@ def _add_infer(parser: Parser) -> None:
         "picture; or - for stdin. The batch axis may be left out, and so may the name of the "
         "only input")  # fmt: skip
     parser.intermixed = "values"
-    add_pictures(parser)
-    add_server(parser)
-    add_repository(parser)
+    models.add_pictures(parser)
+    models.add_server(parser)
+    models.add_repository(parser)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", type=Path, metavar="MODEL.onnx",
         help="file to describe, instead of a model of a repository")  # fmt: skip
-    add_source(parser)
+    models.add_source(parser)
     parser.set_defaults(model=None)
 
 
 def _add_health(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--target", type=target, default=f"127.0.0.1:{ServerConfig().port}",
+    add("--target", type=models.target, default=f"127.0.0.1:{ServerConfig().port}",
         metavar="HOST:PORT", help="the server")  # fmt: skip
     add("--timeout", type=options.seconds, default=5.0, metavar="SECONDS", help="time limit")
     add("--tls-server-name", metavar="NAME",
         help="name that the certificate must have (default: the target's)")  # fmt: skip
-    add_access(parser)
+    models.add_access(parser)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -189,10 +176,12 @@ def _serve(options: argparse.Namespace) -> int:
     gc.freeze()
     gc.enable()
     logs.setup(options.log_format, options.log_level)
-    batching = config_of(BatchingConfig, options)
-    security = config_of(SecurityConfig, options, tokens=os.environ.get("SERVING_TOKEN"))
+    batching = models.config_of(BatchingConfig, options)
+    security = models.config_of(SecurityConfig, options, tokens=os.environ.get("SERVING_TOKEN"))
     labels = read_labels(options.labels)
-    config = config_of(ServerConfig, options, **_http(options), security=security, labels=labels)
+    config = models.config_of(
+        ServerConfig, options, **_http(options), security=security, labels=labels
+    )
     require_descriptors(64 + 8 * config.workers)
     try:
         is_drained = _run(_served_models(options), batching, config)
@@ -244,7 +233,7 @@ def _http(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _score(options: argparse.Namespace) -> int:
-    return scoring.score(options, model_config(options))
+    return scoring.score(options, models.model_config(options))
 
 
 def _infer(options: argparse.Namespace) -> int:
@@ -257,13 +246,13 @@ def _info(options: argparse.Namespace) -> int:
     from serving.cli import description
 
     if options.target:
-        with client_of(options) as client:
-            models = description.of_server(client, options.model)
+        with models.client_of(options) as client:
+            described = description.of_server(client, options.model)
     else:
         options.model = options.model or ModelConfig().model
-        config = model_config(options)
-        models = [description.of_files(options.file or config.models / config.model, config)]
-    for number, facts in enumerate(models):
+        config = models.model_config(options)
+        described = [description.of_files(options.file or config.models / config.model, config)]
+    for number, facts in enumerate(described):
         print(description.as_json(facts) if options.json else description.as_text(facts, number))
     return 0
 
@@ -274,7 +263,7 @@ def _health(options: argparse.Namespace) -> int:
     reason = trouble(
         options.target,
         options.timeout,
-        token=token_of(options),
+        token=models.token_of(options),
         tls=(options.tls_ca, options.tls_key, options.tls_cert),
         server_name=options.tls_server_name,
     )
@@ -291,18 +280,20 @@ def _served_models(options: argparse.Namespace) -> ModelConfig:
     # Of `--model iris cnn.onnx` the last one is meant as a file.
     names = tuple(name for name in named if not name.endswith(".onnx"))
     files = (*options.files, *(Path(name) for name in named if name.endswith(".onnx")))
-    models, usual = getattr(options, "models", None), ModelConfig().models
+    named_root, usual = getattr(options, "models", None), ModelConfig().models
     source: dict[str, object] = {"models": usual}
-    if models is not None and "://" in models:
+    if named_root is not None and "://" in named_root:
         installation.require("fsspec")
-        source = {"url": models}
-    elif models is not None:
-        source = {"models": Path(models)}
+        source = {"url": named_root}
+    elif named_root is not None:
+        source = {"models": Path(named_root)}
     elif files and not names:
         source = {"names": ()}
     elif names or not models_in(usual):
-        source = {"models": usual_models(*names[:1])}
-    return config_of(ModelConfig, options, **({"names": names or None, "files": files} | source))
+        source = {"models": models.usual_models(*names[:1])}
+    return models.config_of(
+        ModelConfig, options, **({"names": names or None, "files": files} | source)
+    )
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -5,14 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from serving.cli.models import (
-    add_pictures,
-    add_source,
-    classify_images,
-    client_of,
-    load_with_pictures,
-    model_config,
-)
+from serving.cli import models
 from serving.commandline import installation, options
 from serving.errors import ConfigurationError
 
@@ -39,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "them; or - for stdin")  # fmt: skip
     parser.add_argument("--reject-below", type=options.share, default=0.0, metavar="P",
         help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
-    add_pictures(parser)
+    models.add_pictures(parser)
     parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
-    add_source(parser)
+    models.add_source(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,9 +43,9 @@ def run(options: argparse.Namespace) -> int:
     from serving.model.preprocessing import DIGITS_PICTURES
 
     if not options.target:
-        return _classify(options, *_local_model(options, model_config(options)))
-    with client_of(options) as client:
-        return _classify(options, DIGITS_PICTURES, partial(classify_images, client))
+        return _classify(options, *_local_model(options, models.model_config(options)))
+    with models.client_of(options) as client:
+        return _classify(options, DIGITS_PICTURES, partial(models.classify_images, client))
 
 
 def _classify(
@@ -83,7 +76,7 @@ def _local_model(
     """
     from serving.model.preprocessing import predictions_of
 
-    model, pictures = load_with_pictures(options, config)
+    model, pictures = models.load_with_pictures(options, config)
     tensors = model.tensors
     if pictures is None:
         raise ConfigurationError(

@@ -5,13 +5,7 @@ from functools import partial
 from itertools import product
 from types import SimpleNamespace
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client import core
 from prometheus_client.exposition import choose_encoder
 
 from serving.system.process import start_time_s
@@ -36,8 +30,8 @@ def encode(report: Report, accept: str) -> tuple[str, bytes]:
     return content_type, encoder(SimpleNamespace(collect=partial(_metrics, report)))
 
 
-def _metrics(report: Report) -> Iterator[Metric]:
-    info = InfoMetricFamily("serving_model", "The versions in service.")
+def _metrics(report: Report) -> Iterator[core.Metric]:
+    info = core.InfoMetricFamily("serving_model", "The versions in service.")
     facts = ("version", "device", "precision", "transport", "role")
     for served in report.models:
         info.add_metric((), {"model": served.name} | {f: getattr(served, f) for f in facts})
@@ -46,14 +40,14 @@ def _metrics(report: Report) -> Iterator[Metric]:
     yield from _of_server(report)
 
 
-def _of_models(report: Report) -> Iterator[Metric]:
+def _of_models(report: Report) -> Iterator[core.Metric]:
     classes = {(served.name, served.version): served.num_classes for served in report.models}
     models = {label: ModelCounts() for label in classes} | report.counts.models
-    requests = CounterMetricFamily(
+    requests = core.CounterMetricFamily(
         "serving_requests", "Calls that have ended.", labels=(*_VERSION, "method", "status")
     )
-    rows = CounterMetricFamily("serving_rows", "Rows run.", labels=_VERSION)
-    answers = CounterMetricFamily(
+    rows = core.CounterMetricFamily("serving_rows", "Rows run.", labels=_VERSION)
+    answers = core.CounterMetricFamily(
         "serving_answers",
         "Images run, by the class answered.",
         labels=(*_VERSION, "class"),
@@ -74,7 +68,7 @@ def _of_models(report: Report) -> Iterator[Metric]:
         ("serving_request_seconds", "From arrival to the answer.", "request_s"),
         ("serving_confidence", "The probability of the class that was answered.", "confidence"),
     ):
-        family = HistogramMetricFamily(name, text, labels=_VERSION)
+        family = core.HistogramMetricFamily(name, text, labels=_VERSION)
         for label, counts in models.items():
             if label == NO_MODEL or (field == "confidence" and not classes.get(label)):
                 continue
@@ -83,10 +77,10 @@ def _of_models(report: Report) -> Iterator[Metric]:
         yield family
 
 
-def _of_server(report: Report) -> Iterator[Metric]:
+def _of_server(report: Report) -> Iterator[core.Metric]:
     """Yield what all models share; the values of processes are sums over all of them."""
     usage, counts = report.usage, report.counts
-    reloads = CounterMetricFamily(
+    reloads = core.CounterMetricFamily(
         "serving_reloads", "Versions loaded or refused while serving.", labels=["outcome"]
     )
     for outcome in ("loaded", "failed"):
@@ -96,7 +90,7 @@ def _of_server(report: Report) -> Iterator[Metric]:
         ("serving_worker_restarts", "Workers that died and were restarted.", counts.restarts),
         ("process_cpu_seconds", "CPU time.", counts.cpu_s),
     ):
-        yield CounterMetricFamily(name, text, value)
+        yield core.CounterMetricFamily(name, text, value)
     for name, text, value in (
         ("serving_queue_rows", "Rows that wait for a run.", report.num_waiting),
         ("serving_queue_capacity_rows", "The most rows that may wait.", report.queue_capacity),
@@ -108,4 +102,4 @@ def _of_server(report: Report) -> Iterator[Metric]:
         ("process_open_fds", "Open file descriptors.", usage.num_files),
         ("process_max_fds", "How many file descriptors may be open.", usage.max_files),
     ):
-        yield GaugeMetricFamily(name, text, value)
+        yield core.GaugeMetricFamily(name, text, value)
