@@ -15,7 +15,7 @@ from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from serving.model.engine import LoadedModel
-    from serving.scoring.scorer import Source
+    from serving.scoring import Source
 
 _THIS_MACHINE = ""
 """The value of `--ray` without an address."""
@@ -69,40 +69,43 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
             "--resume is not for --ray: Ray itself repeats what a machine loses"
         )
     installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
+    from serving import scoring
     from serving.model.loading import BATCH_LIMIT_FACTOR, load_model
     from serving.model.remote import without_credentials
-    from serving.scoring import scorer
 
-    place, (filesystem, path) = scorer.open_place(options.input), scorer.open_place(options.output)
+    place, (filesystem, path) = (
+        scoring.open_place(options.input),
+        scoring.open_place(options.output),
+    )
     if place[0].equals(filesystem) and f"{path}/".startswith(f"{place[1]}/"):
         raise ConfigurationError("OUT is in INPUT: the next run would read it")
     device = config.device if options.ray is None else "cpu"  # of the machine that starts it
     model = load_model(
         config.models / config.model, config.version, device, config.precision,
-        max(scorer.RUN_IMAGES.values()), BATCH_LIMIT_FACTOR, is_described=True,
+        max(scoring.RUN_IMAGES.values()), BATCH_LIMIT_FACTOR, is_described=True,
     )  # fmt: skip
-    source = scorer.open_source(place, options.column, options.rows_per_file)
+    source = scoring.open_source(place, options.column, options.rows_per_file)
     dropped = source.image_column if options.drop_images or source.are_pictures else None
     prefix = options.prefix or ""
-    schema = scorer.answered(source.schema, dropped, prefix, model.image_signature)
-    output = scorer.Output(filesystem, path, schema)
+    schema = scoring.answered(source.schema, dropped, prefix, model.image_signature)
+    output = scoring.Output(filesystem, path, schema)
     num_rows = sum(part.num_rows for part in source.parts)
     bar = Bar(num_rows, sys.stderr, "scored {} of {} rows")
     if options.ray is not None:
-        from serving.scoring import cluster
+        from serving import ray
 
-        cluster.connect(options.ray)
+        ray.connect(options.ray)
     manifest = _manifest(model, source, schema, options.rows_per_file)
-    scorer.prepare(output, manifest, is_resumed=options.resume)
+    scoring.prepare(output, manifest, is_resumed=options.resume)
     begin_s = time.monotonic()
     try:
         if options.ray is None:
             num_threads = options.workers or usable_cores()
-            errors = [*scorer.score(source, output, model, num_threads, bar.advance)]
+            errors = [*scoring.score(source, output, model, num_threads, bar.advance)]
         else:
             classify = _classify(config, model.version, source.image_column, prefix)
             classify["drop_images"] = dropped is not None
-            errors = cluster.score(source, output, classify, options.workers, options.rows_per_file)
+            errors = ray.score(source, output, classify, options.workers, options.rows_per_file)
     except KeyboardInterrupt:
         bar.clear()
         _say("interrupted: --resume goes on")
@@ -111,7 +114,7 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
         bar.clear()
     num_errors = sum(number for number, _ in errors)
     summary = {"rows": num_rows, "errors": num_errors, "files": len(errors)}
-    scorer.write_json(output, scorer.SUMMARY, summary)
+    scoring.write_json(output, scoring.SUMMARY, summary)
     words = " ".join(f"{name}={number}" for name, number in summary.items())
     shown = without_credentials(options.output)
     print(f"scored {words} seconds={time.monotonic() - begin_s:.1f} output={shown}")

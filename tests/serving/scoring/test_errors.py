@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.model.repository import PRETRAINED
-from serving.scoring.scorer import open_place, open_source
+from serving.scoring import open_place, open_source
 from tests.serving.scoring.conftest import picture, read, rows_of, write
 from tests.support.servers import program, wait_until
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
+from serving import scoring
 from serving.__main__ import main
 from serving.commandline.installation import Bar, install
 from serving.digits.pictures.reader import processes
@@ -22,8 +23,7 @@ from serving.model.remote import without_credentials
 from serving.model.repository import PRETRAINED
 from serving.predictions import Images
 from serving.ray import Classify
-from serving.scoring import scorer
-from serving.scoring.scorer import decode, open_place, open_source
+from serving.scoring import decode, open_place, open_source
 from serving.tensors import DIGITS
 from tests.serving.scoring.conftest import check, picture, rows_of, write
 from tests.support.servers import ended
@@ -188,9 +188,9 @@ def scored(place, out):
     model = load_model(PRETRAINED / "digits", device="cpu")
     source = open_source(place, None, 100)
     dropped = source.image_column if source.are_pictures else None
-    output = scorer.Output(*out, scorer.answered(source.schema, dropped, "", DIGITS))
+    output = scoring.Output(*out, scoring.answered(source.schema, dropped, "", DIGITS))
     num_rows: list[int] = []
-    assert not any(number for number, _ in scorer.score(source, output, model, 2, num_rows.append))
+    assert not any(number for number, _ in scoring.score(source, output, model, 2, num_rows.append))
     return sum(num_rows)
 
 
