@@ -81,8 +81,10 @@ def advice(error: ModuleNotFoundError, extras: Mapping[str, str]) -> str:
 @contextmanager
 def silenced_stderr() -> Iterator[None]:
     """Drop native code's output to stderr; exceptions still come through."""
-    if sys.stderr is not None:
-        sys.stderr.flush()
+    if sys.stderr is None:  # it was closed when the process began
+        yield
+        return
+    sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

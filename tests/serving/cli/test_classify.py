@@ -70,6 +70,13 @@ def test_closed_stdin_is_one_line(models):
     assert result.stderr == "-: cannot be read: stdin is closed\n"
 
 
+def test_closed_stderr_costs_no_answer(models, folder):
+    words = [*COMMAND, folder / "b.png", "--models", models]
+    result = ended(["sh", "-c", 'exec "$@" 2>&-', "sh", *words])
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"{folder}/b.png: ")
+
+
 def test_csv_has_a_line_a_picture_and_the_names_above(models, folder, run):
     (folder / "bad.png").write_text("no picture")
     code, out, err = run("classify", folder, "--csv", "--models", models, "--reject-below", 1)
