@@ -236,8 +236,13 @@ def test_versions_that_have_rested_longest_make_room():
     assert len(metrics.last_ms) == most - 1
 
 
-def test_version_that_is_gone_keeps_its_last_class_on_the_page():
+def test_version_that_is_gone_keeps_its_counts_on_the_page():
     counts = ModelCounts(classes=Counter({9: 3}))
+    for name, seconds in (("queue", 1), ("run", 2), ("request", 4)):
+        getattr(counts, f"{name}_s").add(seconds)
     report = Report((), BatchingConfig(), 0, 1, 0, True, Usage(), Counts({("m", "1"): counts}))
     page = encode(report, "")[1].decode()
     assert 'serving_answers_total{class="9",model="m",version="1"} 3.0' in page
+    for name, seconds in (("queue", 1), ("run", 2), ("request", 4)):
+        line = f'serving_{name}_seconds_sum{{model="m",version="1"}} {seconds}.0'
+        assert line in page
