@@ -1,6 +1,5 @@
 """Classifiers of pictures that are not digits: on the command line, over HTTP, at a reload."""
 
-import io
 import json
 import shutil
 
@@ -16,6 +15,7 @@ from serving.model.repository import PRETRAINED
 from tests.serving.http.peer import HttpPeer
 from tests.serving.http.test_digits import form
 from tests.serving.model import graphs, templates
+from tests.support.pictures import encoded
 from tests.support.servers import ended, running_server, serve_command
 
 COLOURS = ("red", "green", "blue")
@@ -63,12 +63,6 @@ def photo():
     return Image.fromarray(noise).resize((300, 200), BILINEAR)
 
 
-def png(picture):
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
 def letter(number):
     """The picture of a letter, enlarged: shrunk again it is the image itself."""
     generator = np.random.default_rng(0).random((26, 1024)) < 0.5
@@ -107,7 +101,7 @@ def http(folder):
 
 @pytest.mark.parametrize("model", ["colours", "single"])
 def test_picture_over_http_has_its_most_probable_classes(model, http, photo):
-    reply = http.post(f"/v1/models/{model}/classify?top=2&reject_below=0.999", png(photo))
+    reply = http.post(f"/v1/models/{model}/classify?top=2&reject_below=0.999", encoded(photo))
     assert reply.status == 200, reply.body
     shares = expected(np.asarray(photo.resize((96, 96), BILINEAR)))
     first, second = (int(number) for number in shares.argsort()[::-1][:2])
@@ -121,7 +115,9 @@ def test_picture_over_http_has_its_most_probable_classes(model, http, photo):
 
 
 def test_files_of_a_form_and_a_version(http):
-    body, kind = form(("q.png", png(letter(16))), ("x", b"no picture"), ("c.png", png(letter(2))))
+    body, kind = form(
+        ("q.png", encoded(letter(16))), ("x", b"no picture"), ("c.png", encoded(letter(2)))
+    )
     path = "/v1/models/letters/versions/1/classify"
     answers = http.post(path, body, Content_Type=kind).json["pictures"]
     assert [answer["name"] for answer in answers] == ["q.png", "x", "c.png"]
@@ -164,7 +160,7 @@ def test_tensors_are_no_pictures_until_they_are_described(photo, folder):
     options = [str(folder / "colours.onnx"), "--model", "digits", "--http-port", "0"]
     with running_server(PRETRAINED, *options) as server:
         http = HttpPeer(server.facts["http"])
-        reply = http.post("/v1/models/colours/classify", png(photo))
+        reply = http.post("/v1/models/colours/classify", encoded(photo))
         assert (reply.status, b"not known to classify" in reply.body) == (400, True)
         assert b"draw.js" in http.get("/draw").body
         assert b"models.js" in http.get("/").body

@@ -16,7 +16,6 @@ from PIL import Image
 
 from serving.commandline.installation import Bar, escape
 from serving.digits import answers
-from serving.digits.pictures.reader import from_picture
 from serving.tensors import Signature
 from tests.serving.model import templates
 from tests.support.servers import ended, program, running_server
@@ -145,44 +144,17 @@ def test_ctrl_c_ends_it_without_a_traceback(models, folder, tmp_path):
     assert process.returncode == 1
 
 
-@pytest.fixture
-def several_processes(monkeypatch):
+def test_processes_read_in_the_inputs_order(models, folder, tmp_path, run, monkeypatch):
     monkeypatch.setattr(answers, "MIN_PICTURES", 1)
     monkeypatch.setattr(answers, "usable_cores", lambda: 2)
-
-
-@pytest.mark.usefixtures("several_processes")
-def test_processes_read_in_the_inputs_order(models, folder, tmp_path, run):
     missing = tmp_path / "missing.png"
     code, out, _ = run("classify", *[folder] * 5, missing, folder, "--json", "--models", models)
     expected = [*SORTED * 5, "missing.png", *SORTED]
-    answers = [json.loads(line) for line in out]
+    found = [json.loads(line) for line in out]
     assert code == 1
-    names = [answer["picture"].removeprefix(f"{folder}/") for answer in answers]
+    names = [answer["picture"].removeprefix(f"{folder}/") for answer in found]
     assert [name.removeprefix(f"{tmp_path}/") for name in names] == expected
-    assert ["error" in answer for answer in answers] == [name == "missing.png" for name in expected]
-
-
-def end_process(source):
-    os._exit(9)
-
-
-@pytest.mark.usefixtures("several_processes")
-def test_picture_that_kills_its_reader_costs_no_other_its_answer(folder, monkeypatch):
-    names = [str(folder / name) for name in SORTED * 4]
-    names[3] = names[9] = Deadly(names[0])
-    readings = list(answers.read(names, from_picture))
-    assert [name for name, _ in readings] == names
-    failed = [number for number, (_, image) in enumerate(readings) if isinstance(image, str)]
-    assert failed == [3, 9]
-    assert readings[3][1] == "cannot be read: it crashes the process that reads it"
-
-
-class Deadly(str):
-    """A name that ends the process which unpickles it, as a fault of a decoder would."""
-
-    def __reduce__(self):
-        return end_process, (str(self),)
+    assert ["error" in answer for answer in found] == [name == "missing.png" for name in expected]
 
 
 class Terminal(io.StringIO):

@@ -43,12 +43,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+PORTS = ("--port=0", "--http-port=off", "--metrics-port=0")
+
+
 @pytest.fixture(scope="module")
 def running(folder):
     names = ("iris", "texts", "towers")
     files = [str(folder / f"{name}.onnx") for name in names]
-    ports = ["--port=0", "--http-port=off", "--metrics-port=0"]
-    with started([sys.executable, "-m", "serving", "serve", *files, *ports]) as server:
+    with started([sys.executable, "-m", "serving", "serve", *files, *PORTS]) as server:
         yield server
 
 
@@ -78,12 +80,9 @@ def test_pictures_have_their_classes(folder, run):
     assert out[1].split()[0] == "green"
 
 
-def test_picture_goes_to_a_server_as_its_classifier_wants_it(models, run):
-    ports = ["--port=0", "--http-port=off", "--metrics-port=0"]
-    command = [sys.executable, "-m", "serving", "serve", "--models", str(models), *ports]
+def test_picture_goes_to_a_server_as_its_classifier_wants_it(server, run):
     seven = Path(__file__).parents[3] / "docs" / "pictures" / "seven.png"
-    with started(command) as server:
-        code, out, _ = run("infer", "digits", "--target", server.address, f"@{seven}")
+    code, out, _ = run("infer", "digits", "--target", server.address, f"@{seven}")
     assert code == 0
     assert out[1].split()[0] == "7"
 
@@ -209,8 +208,7 @@ def test_classes_of_a_map_of_probabilities_are_shown(tmp_path, run):
     path = save(graph, tmp_path, "iris.onnx")
     assert "labels              setosa, versicolor" in run("info", path).out
     assert run("infer", path, "x=[2, 1]").out[1].startswith("  setosa 0.73")
-    ports = ["--port=0", "--http-port=off", "--metrics-port=0"]
-    with started([sys.executable, "-m", "serving", "serve", str(path), *ports]) as server:
+    with started([sys.executable, "-m", "serving", "serve", str(path), *PORTS]) as server:
         code, out, _ = run("info", "--target", server.address, "--json")
         asked = run("infer", "iris", "--target", server.address, "x=[2, 1]")
     assert (code, json.loads(out[0])["labels"]) == (0, labels)

@@ -99,7 +99,7 @@ def test_server_that_never_answers_is_a_deadline_exceeded(images):
     [InvalidRequest, ModelNotFound, Unauthenticated, Overloaded, DeadlineExceeded, ModelError],
 )
 def test_each_status_becomes_its_error(error_class, images):
-    reason = MODEL_TEXTS[0] if error_class is ModelError else "for a reason"
+    reason = MODEL_TEXTS[0] if error_class is ModelError else "für 100 % und mehr"
 
     def refuse(request, context):
         context.abort(grpc.StatusCode[STATUS[error_class].name], reason)

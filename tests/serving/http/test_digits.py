@@ -13,6 +13,7 @@ from serving.model.preprocessing import of_signature
 from serving.tensors import DIGITS, Signature
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model.templates import publish
+from tests.support.pictures import encoded
 from tests.support.servers import running_server
 
 LETTERS = Signature((28, 28), 26, tuple("abcdefghijklmnopqrstuvwxyz"))
@@ -27,14 +28,13 @@ def test_pictures_of_the_ten_digits_alone_are_centred_as_digits():
 @pytest.mark.parametrize("signature", [LETTERS, CLOTHES])
 def test_page_and_paths_of_digits_are_not_offered_for_other_classes(signature, tmp_path):
     publish(tmp_path, "letters", signature)
-    picture = io.BytesIO()
-    Image.fromarray(np.arange(784, dtype=np.uint8).reshape(28, 28)).save(picture, "PNG")
+    content = encoded(Image.fromarray(np.arange(784, dtype=np.uint8).reshape(28, 28)))
     with running_server(tmp_path, "--model", "letters", "--http-port", "0") as server:
         peer = HttpPeer(server.facts["http"])
         paths = peer.get("/openapi.json").json["paths"]
         home = peer.get("/").body.decode()
-        reply = peer.post("/v1/models/letters/classify", picture.getvalue())
-        refused = [peer.post(f"/v1/{name}", picture.getvalue()).status for name in
+        reply = peer.post("/v1/models/letters/classify", content)
+        refused = [peer.post(f"/v1/{name}", content).status for name in
                    ("digits", "numbers")]  # fmt: skip
     assert not {"/v1/digits", "/v1/numbers"} & {*paths}
     assert "Draw" not in home
@@ -48,9 +48,7 @@ def test_page_and_paths_of_digits_are_not_offered_for_other_classes(signature, t
 
 def picture(image, kind="PNG"):
     """Make a picture of an image: dark on white, ten times as large."""
-    file = io.BytesIO()
-    Image.fromarray(255 - image.reshape(28, 28)).resize((280, 280)).save(file, kind)
-    return file.getvalue()
+    return encoded(Image.fromarray(255 - image.reshape(28, 28)).resize((280, 280)), kind)
 
 
 def form(*files):
@@ -135,7 +133,5 @@ def test_bad_queries_are_400(query, http, images):
 
 
 def test_blank_picture_says_so(http):
-    file = io.BytesIO()
-    Image.new("L", (100, 100), 255).save(file, "PNG")
-    reply = http.post("/v1/digits", file.getvalue())
+    reply = http.post("/v1/digits", encoded(Image.new("L", (100, 100), 255)))
     assert (reply.status, reply.json["detail"]) == (400, "no ink found: the picture is blank")

@@ -1,6 +1,5 @@
 """Pictures that a stranger sends to harm: each costs its sender alone."""
 
-import io
 import os
 import signal
 import threading
@@ -15,6 +14,7 @@ from PIL import Image
 from serving.system.processes import CRASH
 from tests.serving.http.peer import HttpPeer, Reply
 from tests.serving.http.test_digits import form
+from tests.support.pictures import encoded
 from tests.support.servers import Footprint, children, running_server
 
 
@@ -29,28 +29,21 @@ def peer(server):
     return HttpPeer(server.facts["http"])
 
 
-def png(levels):
-    file = io.BytesIO()
-    Image.fromarray(levels).save(file, "PNG")
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
 def dots():
     """Some 600 bytes, which would be 5,000 candidates for digits."""
     levels = np.full((256, 256), 255, np.uint8)
-    levels.reshape(-1)[:] = 255
     for y in range(6, 248, 12):
         for x in range(6, 248, 12):
             levels[y : y + 8, x : x + 8] = 0
-    return png(levels)
+    return encoded(Image.fromarray(levels))
 
 
 @pytest.fixture(scope="module")
 def plain():
     levels = np.full((60, 60), 255, np.uint8)
     levels[10:50, 27:33] = 0
-    return png(levels)
+    return encoded(Image.fromarray(levels))
 
 
 def state_of(pid):
@@ -91,7 +84,7 @@ def test_deadline_ends_the_work(dots, server, peer):
     ("path", "shape"), [("/v1/digits", (8_900, 8_900)), ("/v1/numbers", (1, 80_000_000))]
 )
 def test_picture_too_large_for_its_process_is_refused_undecoded(shape, path, server, peer):
-    picture = png(np.full((*shape, 3), 255, np.uint8))  # 4 bytes a pixel
+    picture = encoded(Image.new("RGB", shape[::-1], "white"))  # 4 bytes a pixel
     reply = peer.post(path, picture)
     assert reply.status == 413
     assert "take too much memory" in reply.json["detail"]

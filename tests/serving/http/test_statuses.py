@@ -1,6 +1,5 @@
 """Every status of the table, each over a real socket; and requests without a token."""
 
-import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from serving.transports.loop import Loop
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
 from tests.support.h2_server import server_inside
+from tests.support.pictures import encoded
 from tests.support.servers import connected
 
 TOKEN = "token-0123456789abcdef"
@@ -222,9 +222,8 @@ def test_long_bodies_without_a_length_are_413(http):
 
 
 def test_decompression_bomb_is_413(http):
-    file = io.BytesIO()
-    Image.new("1", (20_000, 5_000)).save(file, "PNG")  # a few kilobytes
-    reply = http.post("/v1/digits", file.getvalue())
+    bomb = encoded(Image.new("1", (20_000, 5_000)))  # a few kilobytes
+    reply = http.post("/v1/digits", bomb)
     assert (reply.status, "pixels" in reply.json["detail"]) == (413, True)
 
 

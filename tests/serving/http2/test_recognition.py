@@ -286,7 +286,7 @@ def test_layouts_of_a_block_are_few(generator):
     connection.receive(peer.headers(), 0.0)
     block = connection.streams[word(peer.stream)].block
     for number in range(1000):
-        connection.expect(block, (number.to_bytes(7, "big"), SIZE), "token")
+        connection.expect(block, (PREFIX, number), "token")
         assert len(block.messages) <= 16
 
 

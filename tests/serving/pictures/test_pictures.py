@@ -25,6 +25,7 @@ from serving.digits.pictures import decoder
 from serving.digits.pictures.normalizer import bounding_box
 from serving.digits.pictures.reader import from_picture
 from serving.errors import ConfigurationError, InvalidRequest
+from tests.support.pictures import encoded
 from tests.support.pictures.random_pictures import read_all
 
 Levels = npt.NDArray[np.uint8]
@@ -37,10 +38,7 @@ MOVED = 25.0
 
 
 def saved(picture, kind="PNG", **options):
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    file.seek(0)
-    return file
+    return io.BytesIO(encoded(picture, kind, **options))
 
 
 def read(picture, kind="PNG", **options):
@@ -343,9 +341,7 @@ def test_drawn_digits_are_recognised(classifier, population):
     ],
 )
 def test_picture_in_a_million_chunks_is_refused_early(kind, place, chunk):
-    file = io.BytesIO()
-    Image.new("L", (60, 60), 255).save(file, kind)
-    content = file.getvalue()
+    content = encoded(Image.new("L", (60, 60), 255), kind)
     at = content.index(place) - 4 * (kind == "PNG")
     with pytest.raises(InvalidRequest, match="in fewer chunks"):
         decoder.read_page(io.BytesIO(content[:at] + chunk * 1_000_000 + content[at:]))

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from serving.digits.pictures.decoder import read_pixels
+from tests.support.pictures import encoded
 
 BILINEAR = Image.Resampling.BILINEAR
 
@@ -18,9 +19,8 @@ def photo():
 
 
 def read(picture, size=(48, 48), channels=3, resize="stretch", kind="PNG", **options):
-    file = io.BytesIO()
     is_inverted = bool(options.pop("invert", False))
-    picture.save(file, kind, **options)
+    file = io.BytesIO(encoded(picture, kind, **options))
     return read_pixels(file, size, channels, resize, invert=is_inverted)
 
 

@@ -62,8 +62,8 @@ def test_other_values_are_read_as_the_whole_request_would_be(request_, first, te
 def read(values, body, num_bytes):
     """The raw contents, or None, as the paths of HTTP read them."""
     found = [rest.read_values(text, values.datatype) for text in values.parts(body, num_bytes)]
-    parts = [each for each in found if each is not None]
-    if not parts or len(parts) < len(found) or any(sizes != parts[0][1] for _, sizes in parts):
+    parts = [part for part in found if part is not None]
+    if not parts or parts != found or any(sizes != parts[0][1] for _, sizes in parts):
         return None
     raw = b"".join(raw for raw, _ in parts)
     return raw if len(raw) == values.num_bytes else None

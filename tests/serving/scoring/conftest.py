@@ -1,6 +1,5 @@
 """Data sets to score, and `score` itself."""
 
-import io
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 from serving import Classifier
 from serving.__main__ import main
 from serving.model.repository import PRETRAINED
+from tests.support.pictures import encoded
 
 
 class Result(NamedTuple):
@@ -64,9 +64,7 @@ def rows_of(images):
 
 def picture(image):
     """Make a PNG."""
-    stream = io.BytesIO()
-    Image.fromarray(image.reshape(28, 28)).save(stream, "png")
-    return stream.getvalue()
+    return encoded(Image.fromarray(image.reshape(28, 28)))
 
 
 def check(table, expected):

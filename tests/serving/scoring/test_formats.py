@@ -1,6 +1,5 @@
 """Every format in, the same answers out."""
 
-import io
 import sys
 import threading
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from serving.ray import Classify
 from serving.scoring import decode, open_place, open_source
 from serving.tensors import DIGITS
 from tests.serving.scoring.conftest import check, picture, rows_of, write
+from tests.support.pictures import encoded
 from tests.support.servers import ended
 
 COLUMNS: dict[str, Callable[[Images], Any]] = {
@@ -163,9 +163,7 @@ def decoders():
 
 
 def test_remarks_of_decoders_stay_off_stderr(decoders, capfd):
-    stream = io.BytesIO()
-    Image.new("L", (40, 40)).save(stream, "tiff", compression="tiff_lzw")
-    content = stream.getvalue()
+    content = encoded(Image.new("L", (40, 40)), "tiff", compression="tiff_lzw")
     (error,) = decode(decoders, [content[:8] + b"\xff" * 22 + content[30:]])
     assert error == "cannot be read: decoder error -2"
     assert capfd.readouterr().err == ""

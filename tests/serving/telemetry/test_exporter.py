@@ -73,30 +73,21 @@ def test_open_metrics_are_sent_to_who_asks_for_them(exporter):
     assert reply.body.endswith(b"# EOF\n")
 
 
-def test_starting_server_is_alive_and_not_ready():
-    exporter = Exporter("127.0.0.1", 0)
-    try:
-        assert get(exporter.address, "/healthz")[0] == 200
-        assert get(exporter.address, "/readyz") == (503, "NOT_SERVING\n")
-        assert get(exporter.address, "/metrics") == (503, "starting\n")
-    finally:
-        exporter.close()
-
-
-def test_it_answers_while_the_model_is_loaded(monkeypatch):
+def test_server_that_loads_its_model_is_alive_and_not_ready(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    seen: list[int] = []
+    seen = []
 
     def load(*_):
-        seen.extend(get(f"127.0.0.1:{port}", path)[0] for path in ("/healthz", "/readyz"))
+        paths = ("/healthz", "/readyz", "/metrics")
+        seen.extend(get(f"127.0.0.1:{port}", path) for path in paths)
         raise ConfigurationError("seen enough")
 
     monkeypatch.setattr("serving.server.server.Catalog", load)
     serving = serve(ModelConfig(), BatchingConfig(), ServerConfig(port=0, metrics_port=port))
     with pytest.raises(ConfigurationError, match="seen enough"):
         serving.send(None)
-    assert seen == [200, 503]
+    assert seen == [(200, "alive\n"), (503, "NOT_SERVING\n"), (503, "starting\n")]
 
 
 def test_ipv6(models):

@@ -26,8 +26,8 @@ from tests.support.raw import CLASSIFY, GET_MODEL, STREAM, TIMEOUT_S, WATCH, ask
 from tests.support.servers import free_address, on_both, wait_until
 from tests.support.wire import Connection
 
-LOGGED_TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-TRACEPARENT = f"00-{LOGGED_TRACE}-00f067aa0ba902b7-01"
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 TOKEN = "a-token-of-some-length"
 
 
@@ -59,8 +59,8 @@ def test_ids_are_logged_and_come_back(logging_server, images, lines):
         "method", "status", "duration_s", "peer", "request_id", "trace_id", "parent_id"
     }  # fmt: skip
     assert (line["method"], line["status"]) == (CLASSIFY, "OK")
-    assert (line["request_id"], line["trace_id"]) == ("order-17", LOGGED_TRACE)
-    assert line["parent_id"] == "00f067aa0ba902b7"
+    assert (line["request_id"], line["trace_id"]) == ("order-17", TRACE)
+    assert line["parent_id"] == PARENT
     assert line["peer"].startswith("ipv4:127.0.0.1:")
     assert 0 < line["duration_s"] < TIMEOUT_S
 
@@ -145,9 +145,6 @@ def test_failures_are_logged_whatever_the_share_and_nothing_without_one(
 # Spans of calls, as a real collector of OpenTelemetry's gets them by OTLP
 
 
-TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
 @pytest.fixture
 def collector():
     with running_collector() as collector:
@@ -218,7 +215,7 @@ def test_requests_over_http_have_spans(classifier, collector, images):
     spans, endpoint = collector
     with traced_server(classifier, endpoint, http_port=0) as server:
         body = b'{"images": [' + str(images[0].ravel().tolist()).encode() + b"]}"
-        headers = {"content-type": "application/json", "traceparent": f"00-{TRACE}-{PARENT}-01"}
+        headers = {"content-type": "application/json", "traceparent": TRACEPARENT}
         request = Request(str(server.http_url) + "/v1/digits", body, headers)
         with urlopen(request, timeout=TIMEOUT_S) as answer:
             request_id = answer.headers["x-request-id"]
