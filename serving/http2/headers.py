@@ -39,6 +39,9 @@ _RESPONSE = frozenset((b":status",))
 
 Layout = tuple[bytes, int]
 """A message's first bytes, and how many follow them."""
+Shape = tuple[tuple[int, int, bytes], ...]
+"""Of header blocks that differ in some values: the bytes up to one, its length, its pattern; the
+last part is without a value."""
 
 
 class OpenCall:
@@ -63,14 +66,17 @@ class OpenCall:
 
 
 _NONE: dict[int, OpenCall] = {}
+_Value = tuple[int, int, bytes]
+"""Where a block has a value, and its name."""
 
 
 class Block:
     """A decoded header block; also the common part of those that differ only in a few values."""
 
     __slots__ = (
-        "call", "changing", "content_length", "fields", "is_call", "is_kept",
-        "is_malformed", "is_repeated", "kind", "messages", "raw", "states",
+        "call", "changing", "common", "content_length", "fields", "is_call", "is_kept",
+        "is_malformed", "is_repeated", "kind", "last", "messages", "names", "raw", "shape",
+        "states",
     )  # fmt: skip
 
     def __init__(
@@ -100,6 +106,14 @@ class Block:
         """Of a kind: whether one of them is a whole call."""
         self.states: dict[int, OpenCall] = _NONE
         """See `state`."""
+        self.shape: Shape = ((len(raw), 0, b""),)
+        """Where it has values that others do not share."""
+        self.names: tuple[bytes, ...] = ()
+        """The names of these; its fields do not have them."""
+        self.common: Block | None = None
+        """The part that it shares with blocks of the same bytes but for some values."""
+        self.last: tuple[bytes, list[_Value]] | None = None
+        """Of a kind: the last block of it that was decoded, and where it has values."""
 
     def state(self, key: int) -> OpenCall:
         """Return the state of streams of which only the block has come, and perhaps a message.
@@ -137,12 +151,19 @@ class HeaderReader:
         self._forget = forget
         self.blocks: dict[bytes, Block] = {}
         """Blocks that mean the same as long as no other one changes the table."""
+        self.common: dict[tuple[bytes, ...], Block] = {}
+        """Blocks likewise in which some values are left out, by the bytes between these.
+
+        A value's length stands before it. So blocks with the same bytes between values have the
+        same fields but for these values, and are as long.
+        """
         self._kinds: dict[tuple[Field | bytes, ...], Block] = {}
         """By fields, of which those that change are left with their name alone."""
 
     def clear(self) -> None:
         """Read all blocks again."""
         self.blocks.clear()
+        self.common.clear()
         self._kinds.clear()
 
     def read(self, raw: bytes) -> Block:
@@ -158,12 +179,16 @@ class HeaderReader:
         fields = self._decode(raw)
         decoder = self._decoder
         changing: list[Field] = []
+        values: list[_Value] = []
         same: list[Field | bytes] = [*fields]
-        for at in decoder.literals:
+        for at, begin, end in decoder.literals:
             field = fields[at]
-            if field[0] not in _COUNTING:
-                same[at] = field[0]
+            name = field[0]
+            if name not in _COUNTING:
+                same[at] = name
                 changing.append(field)
+                if begin < end:
+                    values.append((begin, end, name))
         key = tuple(same)
         kind = self._kinds.get(key)
         if decoder.has_invalid:
@@ -178,7 +203,56 @@ class HeaderReader:
                 self.blocks.clear()
             self.blocks[raw] = block
             block.is_kept = True
+            if values:
+                last, kind.last = kind.last, (raw, values)
+                if last is not None and last[1] == values and len(last[0]) == len(raw):
+                    block.common = self._common(block, last[0], values)
         return block
+
+    def find(self, data: bytes, at: int, shape: Shape) -> Block | None:
+        """Return the common part of the blocks of a shape that begin at `at`, if it is known."""
+        if len(shape) == 1:
+            return self.blocks.get(data[at : at + shape[0][0]])
+        between: list[bytes] = []
+        for number, size, _ in shape:
+            between.append(data[at : at + number])
+            at += number + size
+        return self.common.get(tuple(between))
+
+    def _common(self, block: Block, last: bytes, values: list[_Value]) -> Block | None:
+        """Return what a block shares with the last one; None if they differ in more than values."""
+        raw, names = block.raw, [name for name, _ in block.fields]
+        changed = [
+            (begin, end, name) for begin, end, name in values
+            if raw[begin:end] != last[begin:end] and names.count(name) == 1
+            and (name != b"grpc-timeout" or 1 < end - begin <= 9)
+        ]  # fmt: skip
+        shape: list[tuple[int, int, bytes]] = []
+        between: list[bytes] = []
+        at = 0
+        for begin, end, name in (*changed, (len(raw), len(raw), b"")):
+            if raw[at:begin] != last[at:begin]:
+                return None
+            between.append(raw[at:begin])
+            shape.append((begin - at, end - begin, _value_pattern(name, end - begin)))
+            at = end
+        key = tuple(between)
+        common = self.common.get(key)
+        if common is not None:
+            common.is_repeated = True
+            return common
+        left_out = {name for _, _, name in changed}
+        fields, changing = (
+            tuple(field for field in each if field[0] not in left_out)
+            for each in (block.fields, block.changing)
+        )
+        common = Block(raw, fields, block.kind, changing)
+        common.shape, common.names = tuple(shape), tuple(name for _, _, name in changed)
+        common.is_kept = True
+        if len(self.common) >= _MAX_CACHED:
+            self.common.clear()
+        self.common[key] = common
+        return common
 
     def _learn(self, key: tuple[Field | bytes, ...], fields: Fields) -> Block:
         length = dict(fields).get(b"content-length")
@@ -209,8 +283,16 @@ class HeaderReader:
         fields = self._decoder.decode(raw)
         if self._decoder.has_changed and self.blocks:
             self.blocks.clear()
+            self.common.clear()
             self._forget()
         return fields
+
+
+def _value_pattern(name: bytes, size: int) -> bytes:
+    """Return what matches values that change; others are read, and perhaps refused, one by one."""
+    if name == b"grpc-timeout":
+        return b"[0-9]{%d}[HMSmun]" % (size - 1)
+    return rb"[!-~\x80-\xff]{%d}" % size
 
 
 def _malformed() -> Block:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from serving.http2 import events, frames
 from serving.http2.connection import Connection, Stream
 from serving.http2.frames import DATA, HEADERS, ErrorCode, Http2Error, frame, word
-from serving.http2.headers import Block, Layout, OpenCall
+from serving.http2.headers import Block, Layout, OpenCall, Shape
 from serving.http2.hpack import Fields, encode_literally
 
 _UPDATE = bytes((0, 0, 4, frames.WINDOW_UPDATE, 0))
@@ -30,8 +30,10 @@ _MAX_PATTERNS = 16
 """First bytes of frames that are looked for on a connection."""
 # Four bytes, an odd number below 2^31: a client's streams are odd (RFC 9113, section 5.1.1).
 _STREAM = b"[\x00-\x7f]..[" + b"".join(b"\\x%02x" % byte for byte in range(1, 256, 2)) + b"]"
-_Row = tuple[bytes, bytes]
-"""A stream, and a message."""
+_NO_VALUES: dict[bytes, Sequence[bytes]] = {}
+_Rows = list[Any]
+"""Tuples of a stream, the values that its header block does not share, and its message, as far as
+it has them."""
 
 
 class _Run(NamedTuple):
@@ -40,8 +42,10 @@ class _Run(NamedTuple):
     pattern: re.Pattern[bytes]
     """Its last group is the kind of run, a name in `cuts`."""
     cuts: dict[str, Struct]
+    shape: Shape
+    """Of header blocks."""
     block_bytes: int
-    """Of a header block."""
+    """Their length, if they differ in no value; else 0."""
     num_bytes: int
     """Of a DATA frame's payload."""
     first: bytes
@@ -50,45 +54,57 @@ class _Run(NamedTuple):
 
 
 @lru_cache(maxsize=256)  # compiling one takes some milliseconds
-def _run(block_bytes: int, layout: Layout) -> _Run:
-    """Describe the frames of calls with a header block of a length and messages of a layout.
+def _run(shape: Shape, layout: Layout) -> _Run:
+    """Describe the frames of calls with header blocks of a shape and messages of a layout.
 
-    Only the first frames of a run are matched in full: the next ones have the same block, flags.
+    Only the first frames of a run are matched in full: the next ones have the same block, but for
+    values, and flags.
     """
     # A frame is three bytes of length, a kind, flags, a stream and the payload: here HEADERS (1)
     # with END_HEADERS (4), DATA (0) with END_STREAM (1) or nothing, WINDOW_UPDATE (8) of 4 bytes.
     prefix, size = layout
     num_bytes = len(prefix) + size
     first = num_bytes.to_bytes(3, "big") + b"\0\1"
-    headers = re.escape(block_bytes.to_bytes(3, "big")) + rb"\x01\x04"
+    has_values = len(shape) > 1
+    headers = re.escape(_length(shape).to_bytes(3, "big")) + rb"\x01\x04"
     data = re.escape(num_bytes.to_bytes(3, "big")) + rb"\x00"
     message = re.escape(prefix) + b".{%d}" % size
-    block = b".{%d}" % block_bytes
 
-    def call(kind: bytes, which: bytes, block: bytes) -> bytes:
+    def block(kind: bytes, which: bytes) -> bytes:
+        """Match a header block."""
+        parts = []
+        for number, (size, _, value) in enumerate(shape):
+            name = b"%b_block_%d" % (kind, number)
+            same = b"(?P=%b)" % name if which == b"next" else b"(?P<%b>.{%d})" % (name, size)
+            parts += [same, value]
+        return b"".join(parts)
+
+    def call(kind: bytes, which: bytes) -> bytes:
         """Match HEADERS and DATA of a call."""
         same = b"(?P=%b_%b)" % (kind, which)
         # As many more bytes for each answer, less than 256: see `OpenCall.send_credit`.
         more = b"(?P<more>[^\x00])" if which == b"first" else b"(?P=more)"
         update = rb"\x00\x00\x04\x08\x00%b\x00\x00\x00%b" % (same, more)
         between = update if kind == b"updated" else b""
-        start = b"(?P<%b_%b>%b)" % (kind, which, _STREAM) + block
+        start = b"(?P<%b_%b>%b)" % (kind, which, _STREAM) + block(kind, which)
         return headers + start + between + data + rb"\x01" + same + message
 
     def calls(kind: bytes) -> bytes:
         """Match a run of them."""
-        first = call(kind, b"first", b"(?P<%b_block>%b)" % (kind, block))
-        return first + b"(?:" + call(kind, b"next", b"(?P=%b_block)" % kind) + b")*"
+        return call(kind, b"first") + b"(?:" + call(kind, b"next") + b")*"
 
     runs = {
         "updated": calls(b"updated"),
         "calls": calls(b"calls"),
-        "headers": headers + _STREAM + b"(?P<block>" + block + b")"
-        b"(?:" + headers + _STREAM + b"(?P=block))*",
+        "headers": headers + _STREAM + block(b"headers", b"first")
+        + b"(?:" + headers + _STREAM + block(b"headers", b"next") + b")*",
         "data": data + rb"(?P<flags>[\x00\x01])" + _STREAM + message
         + b"(?:" + data + b"(?P=flags)" + _STREAM + message + b")*",
     }  # fmt: skip
-    cut_headers, cut_data = f"5x4s{block_bytes}x", f"{len(prefix)}x{size}s"
+    if has_values:  # a stream without its message would have to keep them
+        del runs["headers"]
+    values = "".join(f"{number}x{size}s" if size else f"{number}x" for number, size, _ in shape)
+    cut_headers, cut_data = f"5x4s{values}", f"{len(prefix)}x{size}s"
     cuts = {
         "updated": Struct(f"{cut_headers}13x9x{cut_data}"),
         "calls": Struct(f"{cut_headers}9x{cut_data}"),
@@ -97,7 +113,20 @@ def _run(block_bytes: int, layout: Layout) -> _Run:
     }
     # An empty group behind each alternative: `lastgroup` is then the name of the one that matched.
     pattern = b"|".join(run + b"(?P<%b>)" % kind.encode() for kind, run in runs.items())
-    return _Run(re.compile(pattern, re.DOTALL), cuts, block_bytes, num_bytes, first, layout)
+    return _Run(
+        re.compile(pattern, re.DOTALL),
+        cuts,
+        shape,
+        0 if has_values else shape[0][0],
+        num_bytes,
+        first,
+        layout,
+    )
+
+
+def _length(shape: Shape) -> int:
+    """Return the bytes of a header block."""
+    return sum(number + size for number, size, _ in shape)
 
 
 class ServerConnection(Connection):
@@ -307,6 +336,8 @@ class ServerConnection(Connection):
             return 0
         self.streams[stream] = OpenCall(block, ended=True, send_credit=credit)
         self._report(block, token, {stream: data[begin:end]}, len(prefix) + size)
+        if block.common is not None and block.common.is_repeated:
+            self._add_run(block.common.shape, expected[0])
         return end
 
     # Calls that repeat others
@@ -323,18 +354,24 @@ class ServerConnection(Connection):
         num_bytes, kind = len(layout[0]) + layout[1], block.kind
         if self._has_gone or block.content_length not in (None, num_bytes):
             return
-        data = num_bytes.to_bytes(3, "big") + b"\0"
         if len(kind.messages) >= _MAX_MESSAGES:
             kind.messages.clear()
-        kind.messages[data + b"\1"] = layout, token
+        kind.messages[num_bytes.to_bytes(3, "big") + b"\0\1"] = layout, token
         kind.is_call = calls
-        if calls and not block.is_repeated:
-            return  # a pattern takes milliseconds, and is for bytes that come often
-        headers = len(block.raw).to_bytes(3, "big") + b"\1"
-        if headers not in self._runs or data not in self._runs:
+        if block.is_repeated or not calls:
+            # A pattern takes milliseconds, and is for bytes that come often.
+            self._add_run(block.shape, layout)
+
+    def _add_run(self, shape: Shape, layout: Layout) -> None:
+        """Look for calls with header blocks of a shape, and messages of a layout."""
+        headers = _length(shape).to_bytes(3, "big") + b"\1"
+        data = (len(layout[0]) + layout[1]).to_bytes(3, "big") + b"\0"
+        run = self._runs.get(headers)
+        # The more values may change, the more blocks it finds.
+        if run is None or data not in self._runs or len(run.shape) < len(shape):
             if len(self._runs) >= _MAX_PATTERNS:
                 self._runs.clear()
-            self._runs[headers] = self._runs[data] = _run(len(block.raw), layout)
+            self._runs[headers] = self._runs[data] = _run(shape, layout)
 
     def _scan(self, data: bytes, at: int) -> tuple[int, int]:
         """Take the calls that begin at `at`, where a frame begins, as long as they are in order.
@@ -360,17 +397,20 @@ class ServerConnection(Connection):
             if kind == "data":
                 number = self._repeat_data(run, data[at + 4], rows)
             else:
-                block = self.reader.blocks.get(data[at + 9 : at + 9 + run.block_bytes])
-                credit = match["more"][0] if kind == "updated" else 0
+                block = (
+                    self.reader.blocks.get(data[at + 9 : at + 9 + run.block_bytes])
+                    if run.block_bytes
+                    else self.reader.find(data, at + 9, run.shape)
+                )
+                # Of streams without their message it is not known: `Block.state`.
+                credit = match["more"][0] if kind == "updated" else 0 if kind == "calls" else -1
                 number = self._repeat_headers(run, block, rows, credit)
             at += number * cut.size
             if at < end:
                 return at, end
         return at, at
 
-    def _repeat_headers(
-        self, run: _Run, block: Block | None, rows: list[tuple[bytes, ...]], credit: int
-    ) -> int:
+    def _repeat_headers(self, run: _Run, block: Block | None, rows: _Rows, credit: int) -> int:
         """Take headers of new streams, perhaps with their messages; return how many."""
         if block is None or not block.kind.is_call:
             return 0
@@ -382,9 +422,7 @@ class ServerConnection(Connection):
         room = self.limits.max_streams - len(streams)
         if len(rows) > room:
             rows = rows[: max(0, room)]
-        has_messages = bool(rows) and len(rows[0]) > 1
-        key = credit if has_messages else -1
-        state = block.states.get(key) or block.state(key)
+        state = block.states.get(credit) or block.state(credit)
         number = 0
         for row in rows:
             stream = row[0]
@@ -394,12 +432,17 @@ class ServerConnection(Connection):
             last = stream
             number += 1
         self.last_stream = last
-        if has_messages and number:
-            calls: Any = dict(rows[:number])  # type: ignore[arg-type]
-            self._report(block, found[1], calls, run.num_bytes)
+        if number and credit >= 0:
+            rows, values = rows[:number], _NO_VALUES
+            if block.names:
+                columns = [*zip(*rows, strict=True)]
+                rows = [*zip(columns[0], columns[-1], strict=True)]
+                values = dict(zip(block.names, columns[1:-1], strict=True))
+            calls: dict[bytes, bytes] = dict(rows)
+            self._report(block, found[1], calls, run.num_bytes, values)
         return number
 
-    def _repeat_data(self, run: _Run, flags: int, rows: list[_Row]) -> int:
+    def _repeat_data(self, run: _Run, flags: int, rows: _Rows) -> int:
         """Take messages of streams that are open; return how many."""
         at = 0
         while at < len(rows):
@@ -411,7 +454,7 @@ class ServerConnection(Connection):
             at += taken
         return at
 
-    def _end_calls(self, run: _Run, flags: int, rows: list[_Row], at: int, state: OpenCall) -> int:
+    def _end_calls(self, run: _Run, flags: int, rows: _Rows, at: int, state: OpenCall) -> int:
         """Take, from `at` on, messages of calls whose headers were recognised; return how many."""
         streams, block = self.streams, state.block
         found = block.messages.get(run.first)
@@ -427,7 +470,7 @@ class ServerConnection(Connection):
         return end - at
 
     def _take_messages(
-        self, run: _Run, flags: int, rows: list[_Row], at: int, state: Stream | None
+        self, run: _Run, flags: int, rows: _Rows, at: int, state: Stream | None
     ) -> int:
         """Take, from `at` on, messages of one stream; return how many."""
         if state is None or state.ended or state.content_left is not None or state.block is None:
@@ -448,9 +491,12 @@ class ServerConnection(Connection):
             self._account(len(messages), num_bytes)
         return len(messages)
 
-    def _report(self, block: Block, token: Any, calls: dict[bytes, bytes], num_bytes: int) -> None:
+    def _report(
+        self, block: Block, token: Any, calls: dict[bytes, bytes], num_bytes: int,
+        values: dict[bytes, Sequence[bytes]] = _NO_VALUES,
+    ) -> None:  # fmt: skip
         """Report calls that have come whole, each with this number of data bytes."""
-        self.events.append((events.CALLS, b"", (block, token, calls), True))
+        self.events.append((events.CALLS, b"", (block, token, calls, values), True))
         self._account(len(calls), num_bytes)
 
     def _account(self, number: int, num_bytes: int) -> None:

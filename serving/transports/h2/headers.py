@@ -100,7 +100,7 @@ class Headers:
 
     def within(self, timeout: bytes) -> "Headers":
         """Return the same with a grpc-timeout."""
-        timeout_s, refusal, is_plain = _timeout_s(timeout), self.refusal, self.is_plain
+        timeout_s, refusal, is_plain = read_timeout_s(timeout), self.refusal, self.is_plain
         if timeout_s < 0:
             timeout_s, refusal, is_plain = 0.0, refusal or BAD_TIMEOUT, False
         return (
@@ -163,7 +163,7 @@ def _is_grpc(content_type: bytes) -> bool:
     return kind in (b"application/grpc", b"application/grpc+proto")
 
 
-def _timeout_s(value: bytes) -> float:
+def read_timeout_s(value: bytes) -> float:
     """Read a grpc-timeout; less than 0 if it is malformed."""
     number, unit_s = value[:-1], _UNITS_S.get(value[-1:])
     if unit_s is None or len(number) > 8 or not number.isdigit():

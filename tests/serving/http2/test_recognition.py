@@ -7,7 +7,7 @@ import pytest
 
 from serving.http2 import events
 from serving.http2.frames import PREFACE, Http2Error, Limits, frame, word
-from serving.http2.headers import OpenCall
+from serving.http2.headers import OpenCall, is_valid
 from serving.http2.server_side import ServerConnection
 
 RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
@@ -16,21 +16,27 @@ PREFIX, SIZE = b"\0\0\0\0\x0c\x0a\x0a", 10
 HEADERS = {
     ":method": "POST", ":scheme": "http", ":path": "/a.B/C", ":authority": "x", "te": "trailers",
 }  # fmt: skip
+FIELDS: list[Any] = [tuple, lambda field: hpack.NeverIndexedHeaderTuple(*field)]
 Calls = dict[bytes, list[Any]]
 
 
 class Peer:
     """Writes frames as clients do."""
 
-    def __init__(self, generator):
+    def __init__(self, generator, field=tuple):
+        """Have the fields that change inserted into the table, or not: `NeverIndexedHeaderTuple`"""
         self.random = generator
         self.encoder = hpack.Encoder()
+        self.field = field
         self.stream = -1
+        self.blocks: dict[bytes, bytes] = {}
 
-    def headers(self, **more):
+    def headers(self, *, huffman=True, **more):
         self.stream += 2
-        fields = [*HEADERS.items(), *((n.replace("_", "-"), v) for n, v in more.items())]
-        return frame(1, 4, word(self.stream), self.encoder.encode(fields))
+        fields = [*HEADERS.items()]
+        fields += [self.field((n.replace("_", "-"), v)) for n, v in more.items()]
+        block = self.blocks[word(self.stream)] = self.encoder.encode(fields, huffman=huffman)
+        return frame(1, 4, word(self.stream), block)
 
     def data(self, stream, flags=1):
         return frame(0, flags, word(stream), PREFIX + self.random.randbytes(SIZE))
@@ -46,7 +52,9 @@ class Peer:
             timeout = {"traceparent": str(self.random.random())}
         heads, bodies = [], []
         for _ in range(self.random.randint(1, 4)):
-            heads.append(self.headers(**timeout))
+            if self.field is not tuple:
+                timeout = self.own_values()
+            heads.append(self.headers(huffman=self.random.random() < 0.05, **timeout))
             update = frame(8, 0, word(self.stream), word(5))
             body = self.data(self.stream)
             bodies.append(update + body if self.random.random() < 0.5 else body)
@@ -62,6 +70,16 @@ class Peer:
         if self.random.random() < 0.1:
             parts.append(self.stream_of_messages())
         return b"".join(parts)
+
+    def own_values(self):
+        """Values of one call alone: good ones, and some that no recognition may take."""
+        choose = self.random.choice
+        timeout = f"{self.random.randrange(10**6):06}{choose('HMSmun')}"
+        values = {"x_same": "same", "grpc_timeout": timeout, "traceparent": str(hash(timeout))[-9:]}
+        if self.random.random() < 0.1:
+            name = choose(("grpc_timeout", "traceparent", "x_same"))
+            values[name] = choose(("-", "", "x\0y", " blank", "1234567", "blank ", "a b"))
+        return values
 
     def stream_of_messages(self):
         head = self.headers(x="stream")
@@ -88,11 +106,14 @@ def calls_of(connection, reads, *, recognise):
         for data in reads:
             for kind, stream, value, ended in connection.receive(data, 0.0):
                 if kind == events.CALLS:
-                    block, token, found = value
+                    block, token, found, values = value
                     assert token == "token"
                     num_recognised += len(found)
-                    for each, message in found.items():
-                        calls.setdefault(each, [dict(block.fields)]).append(PREFIX + message)
+                    for at, (each, message) in enumerate(found.items()):
+                        own = {name: column[at] for name, column in values.items()}
+                        fields = dict(block.fields) | own
+                        assert len(fields) == len(block.fields) + len(own)
+                        calls.setdefault(each, [fields]).append(PREFIX + message)
                         calls[each].append("end")
                 elif kind == events.MESSAGES:
                     num_recognised += len(value[2])
@@ -128,10 +149,11 @@ def reads_of(data, generator):
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-def test_recognised_calls_are_those_of_the_long_way(generator):
+@pytest.mark.parametrize("field", FIELDS, ids=["inserted", "not inserted"])
+def test_recognised_calls_are_those_of_the_long_way(generator, field):
     total = 0
     for _ in range(120):
-        peer = Peer(generator)
+        peer = Peer(generator, field)
         data = b"".join(peer.burst() for _ in range(30))
         reads = reads_of(data, generator)
         by_frames, none, end = calls_of(server(), reads, recognise=False)
@@ -139,7 +161,28 @@ def test_recognised_calls_are_those_of_the_long_way(generator):
         assert (none, end, same_end) == (0, "", "")
         assert recognised == by_frames
         total += number
-    assert total > 2_800
+    assert total > (2_800 if field is tuple else 4_000)
+
+
+def test_values_of_recognised_calls_are_those_of_the_reference(generator):
+    """A run of blocks that differ in values; python-hyper's decoder reads each of them."""
+    peer, connection, decoder = Peer(generator, FIELDS[1]), server(), hpack.Decoder()
+    total = 0
+    for _ in range(200):
+        data = b"".join(
+            peer.headers(huffman=False, **peer.own_values()) + peer.data(peer.stream)
+            for _ in range(generator.randint(1, 8))
+        )
+        calls, number, _ = calls_of(connection, [data], recognise=True)
+        total += number
+        for stream, block in peer.blocks.items():
+            fields = dict(decoder.decode(block, raw=True))
+            if stream in calls and calls[stream][-1] == "end":
+                assert calls[stream][0] == fields
+                continue
+            assert any(not is_valid(field) for field in fields.items())
+        peer.blocks.clear()
+    assert total > 500
 
 
 def test_calls_whose_headers_change_are_recognised(generator):
@@ -177,10 +220,11 @@ def test_calls_are_the_same_wherever_a_read_ends(generator):
     assert calls_of(server(), one_by_one, recognise=True)[0] == expected
 
 
-def test_mutated_bytes_are_the_same_either_way(generator):
+@pytest.mark.parametrize("field", FIELDS, ids=["inserted", "not inserted"])
+def test_mutated_bytes_are_the_same_either_way(generator, field):
     """Calls, states and ends: a peer's errors are errors on both paths."""
     for _ in range(600):
-        peer = Peer(generator)
+        peer = Peer(generator, field)
         data = bytearray(b"".join(peer.burst() for _ in range(8)))
         for _ in range(generator.randint(1, 3)):
             at = generator.randrange(len(data))
