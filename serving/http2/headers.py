@@ -37,6 +37,8 @@ _REQUEST = frozenset((b":method", b":scheme", b":path", b":authority"))
 _NEEDED = frozenset((b":method", b":scheme", b":path"))
 _RESPONSE = frozenset((b":status",))
 
+TIMEOUT = re.compile(b"[0-9]{1,8}[HMSmun]")
+"""The values of grpc-timeout in calls that are recognised."""
 Layout = tuple[bytes, int]
 """A message's first bytes, and how many follow them."""
 Shape = tuple[tuple[int, int, bytes], ...]
@@ -86,6 +88,7 @@ class Block:
         """Take its bytes and its fields; without a `kind` it is one."""
         self.raw = raw
         self.fields = fields
+        """Of a kind without those that change."""
         self.kind = kind or self
         """The part that it shares with blocks in which other values change from call to call."""
         self.changing = changing
@@ -258,7 +261,7 @@ class HeaderReader:
         length = dict(fields).get(b"content-length")
         has_shape = _has_shape([name for name, _ in fields], of_requests=self._of_requests)
         num_bytes = len(b"".join(chain.from_iterable(fields))) + len(fields) * _FIELD_BYTES
-        kind = Block(b"", ())
+        kind = Block(b"", tuple(each for each in key if isinstance(each, tuple)))
         kind.content_length = int(length) if has_shape and length else None
         # The static table has an empty length.
         kind.is_malformed = not has_shape or length == b""

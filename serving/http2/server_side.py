@@ -9,7 +9,7 @@ stream's window between them), or first the headers of all calls and then their 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from serving.http2 import events, frames
 from serving.http2.connection import Connection, Stream
 from serving.http2.frames import DATA, HEADERS, ErrorCode, Http2Error, frame, word
-from serving.http2.headers import Block, Layout, OpenCall, Shape
+from serving.http2.headers import TIMEOUT, Block, Layout, OpenCall, Shape
 from serving.http2.hpack import Fields, encode_literally
 
 _UPDATE = bytes((0, 0, 4, frames.WINDOW_UPDATE, 0))
@@ -334,8 +334,20 @@ class ServerConnection(Connection):
         end = begin + size
         if end > len(data) or not data.startswith(stream + prefix, at + 5):
             return 0
-        self.streams[stream] = OpenCall(block, ended=True, send_credit=credit)
-        self._report(block, token, {stream: data[begin:end]}, len(prefix) + size)
+        kind, own = block.kind, dict(block.changing)
+        if not TIMEOUT.fullmatch(own.get(b"grpc-timeout", b"1S")):
+            return 0
+        self.streams[stream] = kind.state(credit)
+        last = self.events[-1] if self.events else None
+        if last is not None and last[0] == events.CALLS and last[2][:2] == (kind, token):
+            _, _, calls, values = last[2]
+            calls[stream] = data[begin:end]
+            for name, value in own.items():
+                values[name].append(value)
+            self._account(1, len(prefix) + size)
+        else:
+            values = {name: [value] for name, value in own.items()}
+            self._report(kind, token, {stream: data[begin:end]}, len(prefix) + size, values)
         if block.common is not None and block.common.is_repeated:
             self._add_run(block.common.shape, expected[0])
         return end
@@ -493,7 +505,7 @@ class ServerConnection(Connection):
 
     def _report(
         self, block: Block, token: Any, calls: dict[bytes, bytes], num_bytes: int,
-        values: dict[bytes, Sequence[bytes]] = _NO_VALUES,
+        values: Mapping[bytes, Sequence[bytes]] = _NO_VALUES,
     ) -> None:  # fmt: skip
         """Report calls that have come whole, each with this number of data bytes."""
         self.events.append((events.CALLS, b"", (block, token, calls, values), True))

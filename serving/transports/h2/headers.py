@@ -122,9 +122,7 @@ class HeaderParser:
         """Return the meaning of headers."""
         head: Headers | None = block.kind.call
         if head is None:
-            changing = set(block.changing)
-            fields = [field for field in block.fields if field not in changing]
-            head = block.kind.call = self._read(fields)
+            head = block.kind.call = self._read(block.kind.fields)
         for name, value in block.changing:
             if name == b"grpc-timeout":
                 head = head.within(value)
