@@ -1,7 +1,7 @@
 """Header blocks of requests and responses: decoded, checked, cached while they mean the same."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -67,7 +67,6 @@ class OpenCall:
         return self.block.call
 
 
-_NONE: dict[int, OpenCall] = {}
 _Value = tuple[int, int, bytes]
 """Where a block has a value, and its name."""
 
@@ -75,11 +74,28 @@ _Value = tuple[int, int, bytes]
 class Block:
     """A decoded header block; also the common part of those that differ only in a few values."""
 
-    __slots__ = (
-        "call", "changing", "common", "content_length", "fields", "is_call", "is_kept",
-        "is_malformed", "is_repeated", "kind", "last", "messages", "names", "raw", "shape",
-        "states",
-    )  # fmt: skip
+    content_length: int | None = None
+    """Of a kind."""
+    is_malformed = False
+    """Of a kind, whether HTTP does not allow it: its stream ends with PROTOCOL_ERROR."""
+    is_call = False
+    """Of a kind: whether one of them is a whole call."""
+    is_repeated = False
+    """Whether its bytes have come more than once; of a kind, more than one of its blocks."""
+    is_kept = False
+    """Whether others share it."""
+    call: Any = None
+    """For the application, such as the meaning of its fields; a kind has no changing ones."""
+    states: Mapping[int, OpenCall] = {}
+    """See `state`."""
+    shape: Shape = ()
+    """Where there are values that others do not share, if there are any."""
+    names: tuple[bytes, ...] = ()
+    """Their names; its fields do not have them."""
+    common: "Block | None" = None
+    """The part that it shares with blocks of the same bytes but for some values."""
+    last: tuple[bytes, list[_Value]] | None = None
+    """Of a kind: the last block of it that was decoded, and where it has values."""
 
     def __init__(
         self, raw: bytes, fields: Fields, kind: "Block | None" = None,
@@ -89,34 +105,14 @@ class Block:
         self.raw = raw
         self.fields = fields
         """Of a kind without those that change."""
-        self.kind = kind or self
-        """The part that it shares with blocks in which other values change from call to call."""
         self.changing = changing
         """The fields whose values others of its kind do not share."""
-        self.content_length: int | None = None if kind is None else kind.content_length
-        self.is_malformed: bool = kind is not None and kind.is_malformed
-        """Whether HTTP does not allow it: its stream ends with PROTOCOL_ERROR."""
-        self.is_repeated = False
-        """Whether its bytes have come more than once; of a kind, more than one of its blocks."""
-        self.is_kept = False
-        """Whether others share it."""
-        self.call: Any = None
-        """For the application, such as the meaning of its fields; a kind has no changing ones."""
-        self.messages: dict[bytes, tuple[Layout, Any]] = {} if kind is None else kind.messages
-        """The messages that are recognised on streams of its kind, with the application's tokens,
-        by the first bytes of their frame."""
-        self.is_call = False
-        """Of a kind: whether one of them is a whole call."""
-        self.states: dict[int, OpenCall] = _NONE
-        """See `state`."""
-        self.shape: Shape = ((len(raw), 0, b""),)
-        """Where it has values that others do not share."""
-        self.names: tuple[bytes, ...] = ()
-        """The names of these; its fields do not have them."""
-        self.common: Block | None = None
-        """The part that it shares with blocks of the same bytes but for some values."""
-        self.last: tuple[bytes, list[_Value]] | None = None
-        """Of a kind: the last block of it that was decoded, and where it has values."""
+        self.kind = kind or self
+        """The part that it shares with blocks in which other values change from call to call."""
+        if kind is None:
+            self.messages: dict[bytes, tuple[Layout, Any]] = {}
+            """The messages that are recognised on streams of a kind, with the application's tokens,
+            by the first bytes of their frame."""
 
     def state(self, key: int) -> OpenCall:
         """Return the state of streams of which only the block has come, and perhaps a message.
@@ -125,11 +121,10 @@ class Block:
             key: how much more the peer takes on them than on others, less than 256; -1 where the
                 message has not come.
         """
-        if self.states is _NONE:
-            self.states = {}
         state = self.states.get(key)
         if state is None:
-            state = self.states[key] = OpenCall(self, ended=key >= 0, send_credit=max(0, key))
+            state = OpenCall(self, ended=key >= 0, send_credit=max(0, key))
+            self.states = {**self.states, key: state}
         return state
 
     def shrink(self) -> None:
@@ -182,16 +177,12 @@ class HeaderReader:
         fields = self._decode(raw)
         decoder = self._decoder
         changing: list[Field] = []
-        values: list[_Value] = []
         same: list[Field | bytes] = [*fields]
-        for at, begin, end in decoder.literals:
+        for at, _, _ in decoder.literals:
             field = fields[at]
-            name = field[0]
-            if name not in _COUNTING:
-                same[at] = name
+            if field[0] not in _COUNTING:
+                same[at] = field[0]
                 changing.append(field)
-                if begin < end:
-                    values.append((begin, end, name))
         key = tuple(same)
         kind = self._kinds.get(key)
         if decoder.has_invalid:
@@ -206,6 +197,10 @@ class HeaderReader:
                 self.blocks.clear()
             self.blocks[raw] = block
             block.is_kept = True
+            values = [
+                (begin, end, fields[at][0]) for at, begin, end in decoder.literals
+                if begin < end and fields[at][0] not in _COUNTING
+            ]  # fmt: skip
             if values:
                 last, kind.last = kind.last, (raw, values)
                 if last is not None and last[1] == values and len(last[0]) == len(raw):

@@ -297,7 +297,7 @@ class ServerConnection(Connection):
         self.last_stream = stream
         if self._has_gone:
             self._note_reset(stream)
-        elif block.is_malformed or (ended and block.content_length):
+        elif block.kind.is_malformed or (ended and block.kind.content_length):
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
         elif len(self.streams) >= limits.max_streams:
             # REFUSED_STREAM: nothing was done, so a client may try again (RFC 9113, section 8.7).
@@ -311,7 +311,7 @@ class ServerConnection(Connection):
             return end
         else:
             state = self.streams[stream] = Stream(block, limits.stream_window_bytes)
-            state.content_left = block.content_length
+            state.content_left = block.kind.content_length
             if ended:
                 state.ended = True
             self.events.append((events.HEADERS, stream, block, ended))
@@ -320,7 +320,7 @@ class ServerConnection(Connection):
 
     def _take_message(self, stream: bytes, block: Block, data: bytes, at: int) -> int:
         """Take the message of a call if it follows at once; return where it ends, else 0."""
-        messages, credit = block.messages, 0
+        messages, credit = block.kind.messages, 0
         expected = messages.get(data[at : at + 5])
         if expected is None and data.startswith(_UPDATE + stream, at):
             at += _UPDATE_BYTES
@@ -334,19 +334,18 @@ class ServerConnection(Connection):
         end = begin + size
         if end > len(data) or not data.startswith(stream + prefix, at + 5):
             return 0
-        kind, own = block.kind, dict(block.changing)
-        if not TIMEOUT.fullmatch(own.get(b"grpc-timeout", b"1S")):
+        kind, values = block.kind, {name: [value] for name, value in block.changing}
+        timeout = values.get(b"grpc-timeout")
+        if timeout is not None and not TIMEOUT.fullmatch(timeout[0]):
             return 0
-        self.streams[stream] = kind.state(credit)
+        self.streams[stream] = kind.states.get(credit) or kind.state(credit)
         last = self.events[-1] if self.events else None
         if last is not None and last[0] == events.CALLS and last[2][:2] == (kind, token):
-            _, _, calls, values = last[2]
-            calls[stream] = data[begin:end]
-            for name, value in own.items():
-                values[name].append(value)
+            last[2][2][stream] = data[begin:end]
+            for name, value in values.items():
+                last[2][3][name] += value
             self._account(1, len(prefix) + size)
         else:
-            values = {name: [value] for name, value in own.items()}
             self._report(kind, token, {stream: data[begin:end]}, len(prefix) + size, values)
         if block.common is not None and block.common.is_repeated:
             self._add_run(block.common.shape, expected[0])
@@ -364,7 +363,7 @@ class ServerConnection(Connection):
             calls: whether a message may be a whole call: then headers are no event either.
         """
         num_bytes, kind = len(layout[0]) + layout[1], block.kind
-        if self._has_gone or block.content_length not in (None, num_bytes):
+        if self._has_gone or block.kind.content_length not in (None, num_bytes):
             return
         if len(kind.messages) >= _MAX_MESSAGES:
             kind.messages.clear()
@@ -372,7 +371,7 @@ class ServerConnection(Connection):
         kind.is_call = calls
         if block.is_repeated or not calls:
             # A pattern takes milliseconds, and is for bytes that come often.
-            self._add_run(block.shape, layout)
+            self._add_run(((len(block.raw), 0, b""),), layout)
 
     def _add_run(self, shape: Shape, layout: Layout) -> None:
         """Look for calls with header blocks of a shape, and messages of a layout."""
@@ -426,7 +425,7 @@ class ServerConnection(Connection):
         """Take headers of new streams, perhaps with their messages; return how many."""
         if block is None or not block.kind.is_call:
             return 0
-        found = block.messages.get(run.first)
+        found = block.kind.messages.get(run.first)
         if found is None or found[0] != run.layout:
             return 0
         # All share one state: nothing differs between streams of which equal bytes have come.
@@ -469,7 +468,7 @@ class ServerConnection(Connection):
     def _end_calls(self, run: _Run, flags: int, rows: _Rows, at: int, state: OpenCall) -> int:
         """Take, from `at` on, messages of calls whose headers were recognised; return how many."""
         streams, block = self.streams, state.block
-        found = block.messages.get(run.first)
+        found = block.kind.messages.get(run.first)
         if state.ended or flags != frames.END_STREAM or found is None or found[0] != run.layout:
             return 0
         end, answered = at, block.state(0)
@@ -487,7 +486,7 @@ class ServerConnection(Connection):
         """Take, from `at` on, messages of one stream; return how many."""
         if state is None or state.ended or state.content_left is not None or state.block is None:
             return 0
-        found, num_bytes = state.block.messages.get(run.first), run.num_bytes
+        found, num_bytes = state.block.kind.messages.get(run.first), run.num_bytes
         if found is None or found[0] != run.layout:
             return 0
         first, is_end, window = rows[at][0], flags == frames.END_STREAM, state.receive_window
