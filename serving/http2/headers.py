@@ -155,14 +155,23 @@ class HeaderReader:
         A value's length stands before it. So blocks with the same bytes between values have the
         same fields but for these values, and are as long.
         """
+        self.num_vain = 0
+        """How many blocks inserted values into the table that only they have, as they are: none was
+        in Huffman's code."""
+        self._shapes: dict[int, Shape] = {}
+        """Where blocks in `common` have values, by their length."""
         self._kinds: dict[tuple[Field | bytes, ...], Block] = {}
         """By fields, of which those that change are left with their name alone."""
 
     def clear(self) -> None:
         """Read all blocks again."""
+        self._clear_blocks()
+        self._kinds.clear()
+
+    def _clear_blocks(self) -> None:
         self.blocks.clear()
         self.common.clear()
-        self._kinds.clear()
+        self._shapes.clear()
 
     def read(self, raw: bytes) -> Block:
         """Decode the block that begins a message.
@@ -173,6 +182,8 @@ class HeaderReader:
         block = self.blocks.get(raw)
         if block is not None:
             block.is_repeated = True
+            return block
+        if (block := self._changed(raw)) is not None:
             return block
         fields = self._decode(raw)
         decoder = self._decoder
@@ -191,6 +202,8 @@ class HeaderReader:
             kind = self._learn(key, fields)
         else:
             kind.is_repeated = True
+            if decoder.has_changed and all(begin < end for _, begin, end in decoder.literals):
+                self.num_vain += 1
         block = Block(raw, fields, kind, changing)
         if kind.is_kept and len(raw) <= _MAX_CACHED_BYTES and not decoder.has_changed:
             if len(self.blocks) >= _MAX_CACHED:
@@ -205,6 +218,24 @@ class HeaderReader:
                 last, kind.last = kind.last, (raw, values)
                 if last is not None and last[1] == values and len(last[0]) == len(raw):
                     block.common = self._common(block, last[0], values)
+        return block
+
+    def _changed(self, raw: bytes) -> Block | None:
+        """Read a block that differs from known ones in some values; its fields end with these."""
+        shape = self._shapes.get(len(raw))
+        common = self.find(raw, 0, shape) if shape else None
+        if common is None:
+            return None
+        changing, at = list(common.changing), 0
+        for name, (number, size, _) in zip(common.names, common.shape, strict=False):
+            field = name, raw[at + number : at + number + size]
+            if not is_valid(field):
+                return None
+            changing.append(field)
+            at += number + size
+        fields = (*common.fields, *changing[len(common.changing) :])
+        block = Block(raw, fields, common.kind, changing)
+        block.common = common
         return block
 
     def find(self, data: bytes, at: int, shape: Shape) -> Block | None:
@@ -249,7 +280,9 @@ class HeaderReader:
         common.is_kept = True
         if len(self.common) >= _MAX_CACHED:
             self.common.clear()
+            self._shapes.clear()
         self.common[key] = common
+        self._shapes[len(raw)] = common.shape
         return common
 
     def _learn(self, key: tuple[Field | bytes, ...], fields: Fields) -> Block:
@@ -280,8 +313,7 @@ class HeaderReader:
     def _decode(self, raw: bytes) -> Fields:
         fields = self._decoder.decode(raw)
         if self._decoder.has_changed and self.blocks:
-            self.blocks.clear()
-            self.common.clear()
+            self._clear_blocks()
             self._forget()
         return fields
 

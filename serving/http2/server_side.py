@@ -26,6 +26,9 @@ _MAX_PARTS = 64
 """Lengths of messages whose responses are prepared."""
 _MAX_MESSAGES = 16
 """Layouts that are recognised on streams of a kind."""
+_MAX_VAIN = 32
+"""Blocks that insert values of one call into our table, after which the peer is asked to use none:
+its blocks are longer then, and the same but for these values."""
 _MAX_PATTERNS = 16
 """First bytes of frames that are looked for on a connection."""
 # Four bytes, an odd number below 2^31: a client's streams are odd (RFC 9113, section 5.1.1).
@@ -146,6 +149,7 @@ class ServerConnection(Connection):
         super().__init__(limits, is_server=True)
         self._response, self._trailers, self._not_http2 = response, trailers, not_http2
         self._preface = frames.PREFACE
+        self._keeps_table = limits.header_table_bytes > 0
         self._parts: dict[int, tuple[bytes, bytes, bytes, bytes]] = {}
         """By length of a message: the bytes between stream numbers in a whole response."""
 
@@ -293,6 +297,10 @@ class ServerConnection(Connection):
             self._take_trailers(stream, flags, raw)
             return None
         block, limits = self.reader.read(raw), self.limits
+        if self.reader.num_vain >= _MAX_VAIN and self._keeps_table:
+            self._keeps_table = False
+            no_table = frames.HEADER_TABLE_SIZE.to_bytes(2, "big") + bytes(4)
+            self._ready.append(frame(frames.SETTINGS, 0, frames.CONNECTION, no_table))
         ended = flags & frames.END_STREAM != 0
         self.last_stream = stream
         if self._has_gone:

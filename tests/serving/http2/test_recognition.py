@@ -205,6 +205,30 @@ def test_calls_whose_headers_change_are_recognised(generator):
                         recognise=True)[1] == 0  # fmt: skip
 
 
+@pytest.mark.parametrize("huffman", [False, True])
+def test_peer_whose_values_fill_the_table_is_asked_to_use_none(generator, huffman):
+    """As grpcio's clients do it. Values in Huffman's code are as long as they like: they stay."""
+    peer, connection = Peer(generator), server()
+    no_table, num_asked, total = frame(4, 0, bytes(4), b"\0\1" + bytes(4)), 0, 0
+    for number in range(1, 201):
+        timeout, name = f"{generator.randrange(10**5):05}u", str(generator.random())[:10]
+        data = peer.headers(huffman=huffman, grpc_timeout=timeout, x_id=name)
+        data += peer.data(peer.stream)
+        calls, recognised, _ = calls_of(connection, [data], recognise=True)
+        fields = calls[word(peer.stream)][0]
+        assert (fields[b"grpc-timeout"], fields[b"x-id"]) == (timeout.encode(), name.encode())
+        connection.answer([word(peer.stream)], [b""])
+        total += recognised
+        if no_table in connection.data_to_send():
+            num_asked += 1
+            peer.encoder.header_table_size = 0
+            connection.receive(frame(4, 1, bytes(4)), 0.0)
+        if number > 100 and not huffman:
+            assert recognised
+            assert connection.reader.common
+    assert num_asked == (not huffman)
+
+
 def test_calls_are_the_same_wherever_a_read_ends(generator):
     peer = Peer(generator)
     warm = peer.calls(4)
@@ -331,7 +355,7 @@ def test_layouts_of_a_block_are_few(generator):
     block = connection.streams[word(peer.stream)].block
     for number in range(1000):
         connection.expect(block, (number.to_bytes(7, "big"), SIZE), "token")
-        assert len(block.messages) <= 16
+        assert len(block.kind.messages) <= 16
 
 
 def test_prepared_responses_mean_the_same_though_the_first_was_kept_back():
