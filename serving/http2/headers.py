@@ -235,7 +235,7 @@ class HeaderReader:
             at += number + size
         fields = (*common.fields, *changing[len(common.changing) :])
         block = Block(raw, fields, common.kind, changing)
-        block.common = common
+        block.common, common.is_repeated = common, True
         return block
 
     def find(self, data: bytes, at: int, shape: Shape) -> Block | None:

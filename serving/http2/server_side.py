@@ -452,13 +452,15 @@ class ServerConnection(Connection):
             number += 1
         self.last_stream = last
         if number and credit >= 0:
-            rows, values = rows[:number], _NO_VALUES
+            if number < len(rows):
+                rows = rows[:number]
+            values = _NO_VALUES
             if block.names:
                 columns = [*zip(*rows, strict=True)]
                 rows = [*zip(columns[0], columns[-1], strict=True)]
                 values = dict(zip(block.names, columns[1:-1], strict=True))
-            calls: dict[bytes, bytes] = dict(rows)
-            self._report(block, found[1], calls, run.num_bytes, values)
+            self.events.append((events.CALLS, b"", (block, found[1], dict(rows), values), True))
+            self._account(number, run.num_bytes)
         return number
 
     def _repeat_data(self, run: _Run, flags: int, rows: _Rows) -> int:

@@ -183,6 +183,7 @@ def test_values_of_recognised_calls_are_those_of_the_reference(generator):
             assert any(not is_valid(field) for field in fields.items())
         peer.blocks.clear()
     assert total > 500
+    assert any(each.states for each in connection.reader.common.values()), "found as runs"
 
 
 def test_calls_whose_headers_change_are_recognised(generator):
@@ -225,7 +226,7 @@ def test_peer_whose_values_fill_the_table_is_asked_to_use_none(generator, huffma
             connection.receive(frame(4, 1, bytes(4)), 0.0)
         if number > 100 and not huffman:
             assert recognised
-            assert connection.reader.common
+            assert any(each.states for each in connection.reader.common.values()), "found as runs"
     assert num_asked == (not huffman)
 
 
