@@ -156,12 +156,16 @@ class HeaderReader:
         same fields but for these values, and are as long.
         """
         self.num_vain = 0
-        """How many blocks inserted values into the table that only they have, as they are: none was
-        in Huffman's code."""
+        """How many blocks inserted values into the table that others of their kind do not have."""
         self._shapes: dict[int, Shape] = {}
         """Where blocks in `common` have values, by their length."""
         self._kinds: dict[tuple[Field | bytes, ...], Block] = {}
         """By fields, of which those that change are left with their name alone."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the last block that was decoded has no value in Huffman's code."""
+        return all(begin < end for _, begin, end in self._decoder.literals)
 
     def clear(self) -> None:
         """Read all blocks again."""
@@ -202,8 +206,7 @@ class HeaderReader:
             kind = self._learn(key, fields)
         else:
             kind.is_repeated = True
-            if decoder.has_changed and all(begin < end for _, begin, end in decoder.literals):
-                self.num_vain += 1
+            self.num_vain += decoder.has_changed
         block = Block(raw, fields, kind, changing)
         if kind.is_kept and len(raw) <= _MAX_CACHED_BYTES and not decoder.has_changed:
             if len(self.blocks) >= _MAX_CACHED:
@@ -240,8 +243,6 @@ class HeaderReader:
 
     def find(self, data: bytes, at: int, shape: Shape) -> Block | None:
         """Return the common part of the blocks of a shape that begin at `at`, if it is known."""
-        if len(shape) == 1:
-            return self.blocks.get(data[at : at + shape[0][0]])
         between: list[bytes] = []
         for number, size, _ in shape:
             between.append(data[at : at + number])
@@ -256,6 +257,8 @@ class HeaderReader:
             if raw[begin:end] != last[begin:end] and names.count(name) == 1
             and (name != b"grpc-timeout" or 1 < end - begin <= 9)
         ]  # fmt: skip
+        if not changed:
+            return None
         shape: list[tuple[int, int, bytes]] = []
         between: list[bytes] = []
         at = 0

@@ -6,6 +6,7 @@ bytes of their messages. One compiled pattern finds how far a run of such frames
 cuts it into stream numbers and messages: both in C, so that a call costs well under a microsecond
 here. Clients send the headers and the data of a call together (grpcio, with an update of the
 stream's window between them), or first the headers of all calls and then their data (nghttp2).
+Blocks that differ in some values, such as deadlines, are cut by the same pattern: see README.md.
 """
 
 import re
@@ -297,10 +298,11 @@ class ServerConnection(Connection):
             self._take_trailers(stream, flags, raw)
             return None
         block, limits = self.reader.read(raw), self.limits
-        if self.reader.num_vain >= _MAX_VAIN and self._keeps_table:
+        if self._keeps_table and self.reader.num_vain >= _MAX_VAIN:
             self._keeps_table = False
-            no_table = frames.HEADER_TABLE_SIZE.to_bytes(2, "big") + bytes(4)
-            self._ready.append(frame(frames.SETTINGS, 0, frames.CONNECTION, no_table))
+            if self.reader.is_plain:
+                no_table = frames.HEADER_TABLE_SIZE.to_bytes(2, "big") + bytes(4)
+                self._ready.append(frame(frames.SETTINGS, 0, frames.CONNECTION, no_table))
         ended = flags & frames.END_STREAM != 0
         self.last_stream = stream
         if self._has_gone:

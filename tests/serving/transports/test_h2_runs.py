@@ -10,6 +10,7 @@ import threading
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+import grpc
 import pytest
 from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, WindowUpdateFrame
 
@@ -34,7 +35,7 @@ from tests.support.fakes import (
     versions_of,
 )
 from tests.support.h2_server import h2_server
-from tests.support.raw import STREAM
+from tests.support.raw import CLASSIFY, STREAM
 from tests.support.wire import Connection, message, request_headers
 
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -235,6 +236,25 @@ def test_calls_that_come_together_have_their_own_deadlines(held):
             else:
                 assert digits(reply) == [stream % 10]
     assert held.counts["Classify", "OK"] == 14
+
+
+def test_grpcio_callers_are_answered_though_their_table_is_given_up(held):
+    """Each has a deadline and a trace of its own, which grpcio inserts until it is asked not to."""
+    held.engine.open(1000)
+    with grpc.insecure_channel(held.address) as channel:
+        classify = channel.unary_unary(CLASSIFY)
+        for number in range(20):
+            calls = {}
+            for value in range(10):
+                trace = f"00-{number:032x}-{value + 1:016x}-01"
+                calls[value] = classify.future(
+                    encode_request(images_of(value).tobytes()),
+                    timeout=TIMEOUT_S + (10 * number + value) / 10,
+                    metadata=(("traceparent", trace),),
+                )
+            for value, call in calls.items():
+                assert list(digits_pb2.ClassifyResponse.FromString(call.result()).digits) == [value]
+    assert held.counts["Classify", "OK"] == 200
 
 
 def test_known_calls_run_elsewhere_once_the_model_is_slow(held):
