@@ -162,10 +162,14 @@ class HeaderReader:
         self._kinds: dict[tuple[Field | bytes, ...], Block] = {}
         """By fields, of which those that change are left with their name alone."""
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the last block that was decoded has no value in Huffman's code."""
-        return all(begin < end for _, begin, end in self._decoder.literals)
+    def repeats_without_table(self, block: Block) -> bool:
+        """Return whether ones like the last block would be kept but for values, without a table.
+
+        They must not be too long, and values in Huffman's code differ in length.
+        """
+        num_bytes = len(b"".join(chain.from_iterable(block.fields))) + 4 * len(block.fields)
+        is_plain = all(begin < end for _, begin, end in self._decoder.literals)
+        return is_plain and num_bytes <= _MAX_CACHED_BYTES
 
     def clear(self) -> None:
         """Read all blocks again."""

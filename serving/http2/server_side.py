@@ -27,9 +27,8 @@ _MAX_PARTS = 64
 """Lengths of messages whose responses are prepared."""
 _MAX_MESSAGES = 16
 """Layouts that are recognised on streams of a kind."""
-_MAX_VAIN = 32
-"""Blocks that insert values of one call into our table, after which the peer is asked to use none:
-its blocks are longer then, and the same but for these values."""
+_MIN_VAIN = 32
+"""Blocks that inserted values of one call into our table, before the peer is asked to use none."""
 _MAX_PATTERNS = 16
 """First bytes of frames that are looked for on a connection."""
 # Four bytes, an odd number below 2^31: a client's streams are odd (RFC 9113, section 5.1.1).
@@ -298,11 +297,8 @@ class ServerConnection(Connection):
             self._take_trailers(stream, flags, raw)
             return None
         block, limits = self.reader.read(raw), self.limits
-        if self._keeps_table and self.reader.num_vain >= _MAX_VAIN:
-            self._keeps_table = False
-            if self.reader.is_plain:
-                no_table = frames.HEADER_TABLE_SIZE.to_bytes(2, "big") + bytes(4)
-                self._ready.append(frame(frames.SETTINGS, 0, frames.CONNECTION, no_table))
+        if self._keeps_table and self.reader.num_vain >= _MIN_VAIN:
+            self._give_up_table(stream, block)
         ended = flags & frames.END_STREAM != 0
         self.last_stream = stream
         if self._has_gone:
@@ -327,6 +323,18 @@ class ServerConnection(Connection):
             self.events.append((events.HEADERS, stream, block, ended))
         self._small_frames.left += limits.small_frames_per_request
         return None
+
+    def _give_up_table(self, stream: bytes, block: Block) -> None:
+        """Ask the peer to use no table if every fourth call inserts values of its own.
+
+        They move the indices of all fields. Without a table blocks are longer, and the same but for
+        these values: some 300 bytes instead of 100, and a fourth of the time.
+        """
+        if 8 * self.reader.num_vain > int.from_bytes(stream, "big"):  # of every second number
+            self._keeps_table = False
+            if self.reader.repeats_without_table(block):
+                no_table = frames.HEADER_TABLE_SIZE.to_bytes(2, "big") + bytes(4)
+                self._ready.append(frame(frames.SETTINGS, 0, frames.CONNECTION, no_table))
 
     def _take_message(self, stream: bytes, block: Block, data: bytes, at: int) -> int:
         """Take the message of a call if it follows at once; return where it ends, else 0."""
