@@ -254,7 +254,7 @@ class HeaderReader:
         return self.common.get(tuple(between))
 
     def _common(self, block: Block, last: bytes, values: list[_Value]) -> Block | None:
-        """Return what a block shares with the last one; None if they differ in more than values."""
+        """Return a block without the values in which it differs from the last one of its kind."""
         raw, names = block.raw, [name for name, _ in block.fields]
         changed = [
             (begin, end, name) for begin, end, name in values
@@ -267,8 +267,6 @@ class HeaderReader:
         between: list[bytes] = []
         at = 0
         for begin, end, name in (*changed, (len(raw), len(raw), b"")):
-            if raw[at:begin] != last[at:begin]:
-                return None
             between.append(raw[at:begin])
             shape.append((begin - at, end - begin, _value_pattern(name, end - begin)))
             at = end
