@@ -33,6 +33,7 @@ from serving.batching.runs import (
     Result,
     Run,
     RunnableModel,
+    divide,
     open_parts,
     run_shared,
 )
@@ -217,11 +218,8 @@ class Queue:
                 room -= self._take_turn(taken, room, now_s)
         for group in taken:
             if group.deadline_s <= now_s:
-                break
-        else:
-            return taken, []
-        late = [group for group in taken if group.deadline_s <= now_s]
-        return [group for group in taken if group.deadline_s > now_s], late
+                return divide(taken, now_s)
+        return taken, []
 
     def _take_turn(self, taken: list[Group], room: int, now_s: float) -> int:
         """Take the next caller's share of a batch: a few rows, or one call of any size.
@@ -270,10 +268,10 @@ class Queue:
         """Drop the calls whose callers have left, and take those whose deadline has passed."""
         late: list[Group] = []
         for waiting in list(self._ring):
-            before, kept = waiting.num_rows, deque[Group]()
-            for group in waiting.groups:
-                (late if group.deadline_s <= now_s else kept).extend(open_parts([group]))
-            waiting.groups = kept
+            before = waiting.num_rows
+            kept, gone = divide(open_parts(waiting.groups), now_s)
+            late += gone
+            waiting.groups = deque(kept)
             waiting.num_rows = sum(group.num_rows for group in kept)
             if not kept:
                 self._ring.remove(waiting)
@@ -296,7 +294,7 @@ class _Running:
         """End the run if nobody waits for it any longer, or it takes too long."""
         part, started_s, end = self.run
         is_late = now_s - started_s > max_run_s
-        if is_late or all(each.deadline_s <= now_s or not each.open_part() for each in part):
+        if is_late or not open_parts(divide(part, now_s)[0]):
             end()
 
 
@@ -505,7 +503,8 @@ class Batcher:
         rows, number = group.encoder.num_rows, len(group.streams)
         queue = self._inline if rows <= self.inline_rows else self._offloaded.queue_of(rows)
         if queue.num_rows + group.num_rows > queue.run_rows:
-            timeout_s = min(group.deadline_s - group.arrived_s, self._config.slo_s)
+            last_s = max(group.deadlines_s or (group.deadline_s,))
+            timeout_s = min(last_s - group.arrived_s, self._config.slo_s)
             room = queue.room(group.caller, timeout_s)
             # However slow the model is: a call may always be the only one.
             fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))

@@ -6,7 +6,7 @@ import os
 from _thread import LockType, allocate_lock, get_ident, start_new_thread
 from array import array
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -171,13 +171,13 @@ class Sink(Protocol):
 class Group:
     """Calls of one caller that came together, or messages of one stream, with one encoder."""
 
-    __slots__ = ("arrived_s", "caller", "deadline_s", "encoder", "messages", "num_rows", "sink",
-                 "slots", "streams")  # fmt: skip
+    __slots__ = ("arrived_s", "caller", "deadline_s", "deadlines_s", "encoder", "messages",
+                 "num_rows", "sink", "slots", "streams")  # fmt: skip
 
     def __init__(
         self, caller: Caller, streams: Sequence[bytes], messages: Sequence[Any],
         encoder: ResponseEncoder, sink: Sink, arrived_s: float, deadline_s: float,
-        slots: Sequence[Any] | None = None,
+        slots: Sequence[Any] | None = None, deadlines_s: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         """Describe calls that wait.
 
@@ -188,8 +188,9 @@ class Group:
             encoder: how each is answered.
             sink: takes the outcome.
             arrived_s: when they came, in monotonic seconds.
-            deadline_s: when they are late.
+            deadline_s: when the first of them is late.
             slots: the sink's names for them, if not their streams.
+            deadlines_s: when each is late, if not all at once.
         """
         self.caller = caller
         self.streams = streams
@@ -199,15 +200,13 @@ class Group:
         self.arrived_s = arrived_s
         self.deadline_s = deadline_s
         self.slots = slots
+        self.deadlines_s = deadlines_s
         self.num_rows = len(streams) * encoder.num_rows
         """The rows of all of them."""
 
     def cut(self, begin: int, end: int) -> "Group":
         """Return some of the calls."""
-        return Group(
-            self.caller, self.streams[begin:end], self.messages[begin:end], self.encoder, self.sink,
-            self.arrived_s, self.deadline_s, self.slots and self.slots[begin:end],
-        )  # fmt: skip
+        return self._pick(range(begin, end))
 
     def open_part(self) -> "Group | None":
         """Return the calls whose callers have not left; None if all have."""
@@ -225,19 +224,37 @@ class Group:
             return self, responses
         return self._pick(at), [responses[i] for i in at]
 
-    def _pick(self, at: list[int]) -> "Group":
-        slots = self.slots
+    def _pick(self, at: Sequence[int]) -> "Group":
+        slots, deadlines_s = self.slots, self.deadlines_s
         return Group(
             self.caller, [self.streams[i] for i in at], [self.messages[i] for i in at],
             self.encoder, self.sink, self.arrived_s, self.deadline_s,
-            slots and [slots[i] for i in at],
+            slots and [slots[i] for i in at], deadlines_s and [deadlines_s[i] for i in at],
         )  # fmt: skip
+
+    def divide(self, now_s: float) -> "tuple[Group | None, Group | None]":
+        """Return the calls that are in time, and those that are late."""
+        if now_s < self.deadline_s:
+            return self, None
+        if self.deadlines_s is None:
+            return None, self
+        parts: tuple[list[int], list[int]] = [], []
+        for i, deadline_s in enumerate(self.deadlines_s):
+            parts[deadline_s <= now_s].append(i)
+        in_time, late = (self._pick(at) if at else None for at in parts)
+        return in_time, late
 
 
 def open_parts(groups: Sequence[Group]) -> list[Group]:
     """Return the calls whose callers have not left."""
     parts = (group.open_part() for group in groups)
     return [part for part in parts if part is not None]
+
+
+def divide(groups: Iterable[Group], now_s: float) -> tuple[list[Group], list[Group]]:
+    """Return the calls that are in time, and those that are late."""
+    parts = [group.divide(now_s) for group in groups]
+    return [part for part, _ in parts if part], [part for _, part in parts if part]
 
 
 Outcome = tuple[list[Group], Result | DigitsError]

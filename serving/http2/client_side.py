@@ -89,7 +89,7 @@ class ClientConnection(Connection):
         block, ended = self.reader.read(raw), bool(flags & 1)
         if not isinstance(state, Stream):
             return  # the answer has crossed our reset
-        if block.is_malformed or (ended and block.content_length):
+        if block.kind.is_malformed or (ended and block.kind.content_length):
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
             return
         if block.fields[0][1].startswith(b"1"):  # another one follows
@@ -98,7 +98,7 @@ class ClientConnection(Connection):
             return
         self._small_frames.left += self.limits.small_frames_per_request
         state.block = block
-        state.content_left = block.content_length
+        state.content_left = block.kind.content_length
         if ended:
             self._end_peer(stream, state)
         self.events.append((kinds.HEADERS, stream, block, ended))

@@ -601,7 +601,7 @@ class Connection:
             return state
         full = Stream(state.block, self.limits.stream_window_bytes)
         full.call, full.ended, full.send_credit = state.call, state.ended, state.send_credit
-        full.content_left = state.block.content_length
+        full.content_left = state.block.kind.content_length
         self.streams[stream] = full
         return full
 

@@ -16,7 +16,8 @@ TRAILERS = 2
 RESET = 3
 """The peer has reset the stream; the value is the error code and the stream's state."""
 CALLS = 4
-"""Whole calls were recognised: (block, token, messages without their prefixes by stream)."""
+"""Whole calls were recognised: (block, token, messages without their prefixes by stream, values of
+these that the block leaves out, in the same order, by the field's name)."""
 MESSAGES = 5
 """Frames of a known layout on a stream: (layout, token, messages without their prefixes)."""
 GOAWAY = 6

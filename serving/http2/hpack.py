@@ -47,15 +47,21 @@ class Table:
         self.max_bytes = DEFAULT_TABLE
         self._num_bytes = 0
 
-    def insert(self, field: Field) -> None:
-        """Insert a field; the oldest make room, all of them for one that is too large."""
+    def insert(self, field: Field) -> bool:
+        """Insert a field; the oldest make room, all of them for one that is too large.
+
+        Returns:
+            Whether that has changed the table: an empty one stays so.
+        """
         name, value = field
         fields, num_bytes = self.fields, self._num_bytes + len(name) + len(value) + ENTRY_BYTES
         fields.insert(_FIRST_INSERTED, field)
+        was_empty = not self._num_bytes
         while num_bytes > self.max_bytes:
             name, value = fields.pop()
             num_bytes -= len(name) + len(value) + ENTRY_BYTES
         self._num_bytes = num_bytes
+        return not was_empty or num_bytes > 0
 
     def resize(self, max_bytes: int) -> None:
         """Set the most bytes of all entries."""
@@ -97,8 +103,9 @@ class Decoder:
         """Whether the table ever had a field that HTTP does not allow."""
         self._max_list_bytes = max_list_bytes
         self._max_fields = max_fields
-        self.literals: list[int] = []
-        """Which of the last block's fields were literals, not taken from the table."""
+        self.literals: list[tuple[int, int, int]] = []
+        """Of the last block's fields that were literals: which, and where the block has the value;
+        an empty range if that is in Huffman's code."""
         self.has_changed = False
         """Whether the last block changed the table."""
         self.has_invalid = False
@@ -139,8 +146,8 @@ class Decoder:
             elif first & 0xE0 == RESIZE:
                 at = self._resize(block, at, is_first=not fields)
             else:
-                literals.append(len(fields))
-                field, at = self._literal(block, at, first)
+                field, begin, at = self._literal(block, at, first)
+                literals.append((len(fields), begin, at))
                 fields.append(field)
         if len(fields) * DEFAULT_TABLE + 2 * size > self._max_list_bytes:  # else it can't be more
             self._check_size(fields)
@@ -148,8 +155,8 @@ class Decoder:
             self.has_invalid = True
         return tuple(fields)
 
-    def _literal(self, block: bytes, at: int, first: int) -> tuple[Field, int]:
-        """Read a field that is not in the table; return it and where it ends."""
+    def _literal(self, block: bytes, at: int, first: int) -> tuple[Field, int, int]:
+        """Read a field that is not in the table; return it, where its value begins, and ends."""
         is_inserted = first & INSERT
         most = 0x3F if is_inserted else 0x0F
         index, at = first & most, at + 1
@@ -159,15 +166,15 @@ class Decoder:
             name = self._table.fields[index][0]
         else:
             name, at = _string(block, at)
+        is_coded = block[at] >= 0x80
         value, at = _string(block, at)
         field: Field = name, value
         if not self._is_valid(field):
             self.has_invalid = self._may_have_invalid = True
             field = _Invalid(field)
         if is_inserted:
-            self._table.insert(field)
-            self.has_changed = True
-        return field, at
+            self.has_changed |= self._table.insert(field)
+        return field, at if is_coded else at - len(value), at
 
     def _resize(self, block: bytes, at: int, *, is_first: bool) -> int:
         """Read a new size of the table; return where it ends."""
@@ -254,7 +261,8 @@ class Encoder:
             if index:
                 parts.append(_write_integer(index, 7, INDEXED))
                 continue
-            if field[0] in _VOLATILE:
+            num_bytes = len(field[0]) + len(field[1]) + ENTRY_BYTES
+            if field[0] in _VOLATILE or num_bytes > self._table.max_bytes:
                 parts.append(literal(field))
                 continue
             parts.append(literal(field, INSERT))

@@ -100,7 +100,7 @@ class Headers:
 
     def within(self, timeout: bytes) -> "Headers":
         """Return the same with a grpc-timeout."""
-        timeout_s, refusal, is_plain = _timeout_s(timeout), self.refusal, self.is_plain
+        timeout_s, refusal, is_plain = read_timeout_s(timeout), self.refusal, self.is_plain
         if timeout_s < 0:
             timeout_s, refusal, is_plain = 0.0, refusal or BAD_TIMEOUT, False
         return (
@@ -122,9 +122,7 @@ class HeaderParser:
         """Return the meaning of headers."""
         head: Headers | None = block.kind.call
         if head is None:
-            changing = set(block.changing)
-            fields = [field for field in block.fields if field not in changing]
-            head = block.kind.call = self._read(fields)
+            head = block.kind.call = self._read(block.kind.fields)
         for name, value in block.changing:
             if name == b"grpc-timeout":
                 head = head.within(value)
@@ -163,7 +161,7 @@ def _is_grpc(content_type: bytes) -> bool:
     return kind in (b"application/grpc", b"application/grpc+proto")
 
 
-def _timeout_s(value: bytes) -> float:
+def read_timeout_s(value: bytes) -> float:
     """Read a grpc-timeout; less than 0 if it is malformed."""
     number, unit_s = value[:-1], _UNITS_S.get(value[-1:])
     if unit_s is None or len(number) > 8 or not number.isdigit():

@@ -10,7 +10,7 @@ here or in its `GrpcCall`.
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -80,7 +80,7 @@ class H2Port(Port):
         streams, peer.active_s = peer.streams, now_s
         for kind, stream, value, ended in peer.engine.receive(data, now_s):
             if kind == events.CALLS:
-                block, encoder, calls = value
+                block, encoder, calls, values = value
                 head = block.call
                 if head is None:
                     head = self._read(peer, block)
@@ -91,7 +91,8 @@ class H2Port(Port):
                         if state is not None and state.call is None:
                             state.call = head
                 if head.refusal is None:
-                    self._queue_calls(peer, head, encoder, calls, calls.values(), now_s)
+                    timeouts = values.get(b"grpc-timeout")
+                    self._queue_calls(peer, head, encoder, calls, now_s, timeouts)
                 else:
                     for each in calls:
                         self._open(peer, each, head, now_s, ended=True)
@@ -152,7 +153,7 @@ class H2Port(Port):
                 layout = data[:start], len(data) - start
                 peer.engine.expect(block, layout, encoder, calls=not is_call)
             if ended and not is_call:
-                self._queue_calls(peer, call, encoder, [stream], [data[start:]], now_s)
+                self._queue_calls(peer, call, encoder, {stream: data[start:]}, now_s)
                 return
         self._receive_part(peer, stream, data, now_s, ended=ended)
 
@@ -166,7 +167,7 @@ class H2Port(Port):
         if isinstance(call, GrpcCall):
             number = call.run_messages(encoder, messages, len(prefix) + size, ended=ended)
         elif ended and isinstance(call, Headers):
-            self._queue_calls(peer, call, encoder, [stream], messages, now_s)
+            self._queue_calls(peer, call, encoder, {stream: messages[0]}, now_s)
             return
         # Of a call that has been answered meanwhile, they are dropped.
         for at, message in enumerate(messages[number:], number + 1):
@@ -174,18 +175,23 @@ class H2Port(Port):
             self._receive_part(peer, stream, prefix + message, now_s, ended=is_last)
 
     def _queue_calls(
-        self, peer: Peer, head: Headers, encoder: ResponseEncoder, streams: Iterable[bytes],
-        messages: Iterable[bytes], now_s: float,
+        self, peer: Peer, head: Headers, encoder: ResponseEncoder, calls: dict[bytes, bytes],
+        now_s: float, timeouts: Sequence[bytes] | None = None,
     ) -> None:  # fmt: skip
-        """Queue calls of one kind that have come whole, as far as there is room."""
+        """Queue calls that have come whole, as far as there is room; each may have its timeout."""
         reason = self._reason_to_refuse(peer)
         if reason is not None:
-            for stream in streams:
+            for stream in calls:
                 self.refuse(peer, stream, head, reason)
             return
-        streams = [*streams]
-        deadline_s = now_s + head.timeout_s
-        group = Group(peer, streams, [*messages], encoder, self, now_s, deadline_s)
+        streams, messages = [*calls], [*calls.values()]
+        deadline_s, deadlines_s = now_s + head.timeout_s, None
+        if timeouts is not None:
+            deadlines_s = [now_s + headers.read_timeout_s(timeout) for timeout in timeouts]
+            deadline_s = min(deadlines_s)
+        group = Group(
+            peer, streams, messages, encoder, self, now_s, deadline_s, deadlines_s=deadlines_s
+        )
         number = encoder.target.submit(group)
         if number < len(streams):
             self._reject(peer, head, streams[number:], encoder.target.label)

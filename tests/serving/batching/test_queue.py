@@ -25,13 +25,18 @@ class FilledQueue:
     def __init__(self, capacity=1000):
         self.queue = Queue(capacity)
 
-    def put(self, connection, *stream_ids, num_images=1, arrived_s=0.0, deadline_s=math.inf):
+    def put(
+        self, connection, *stream_ids, num_images=1, arrived_s=0.0, deadline_s=math.inf,
+        deadlines_s=None,
+    ):  # fmt: skip
         for stream_id in stream_ids:
             connection.streams[stream_id] = object()
         ids: Any = stream_ids
         rows: Any = Rows(num_images)
         sink: Any = None
-        self.queue.put(Group(connection, ids, [b""] * len(ids), rows, sink, arrived_s, deadline_s))
+        data = [b""] * len(ids)
+        times = arrived_s, min(deadlines_s or (deadline_s,))
+        self.queue.put(Group(connection, ids, data, rows, sink, *times, deadlines_s=deadlines_s))
 
     def take(self, max_rows, now_s=0.0):
         """Take a batch; returns its streams and ends their calls."""
@@ -111,6 +116,28 @@ def test_late_calls_are_named_and_not_run(filled, max_rows):
     assert [run for runs, _ in taken for run in runs] == [5, 7]
     assert [late for _, lates in taken for late in lates] == [1, 3]
     assert is_empty(filled)
+
+
+@pytest.mark.parametrize(("max_rows", "run", "late"), [(8, [0, 4, 6, 7], [1, 2]),
+                                                       (3, [0, 6], [1, 2, 4, 7])])  # fmt: skip
+def test_calls_that_came_together_are_late_one_by_one(filled, max_rows, run, late):
+    connection = FakeCaller()
+    filled.put(connection, *range(8), deadlines_s=[9.0, 5.0, 4.0, 9.0, 5.1, 4.0, 9.0, 6.0])
+    connection.leave(3, 5)
+    taken = [filled.take_all(max_rows, now_s) for now_s in (5.0, 6.0, 7.0)]
+    assert [each for runs, _ in taken for each in runs] == run
+    assert [each for _, lates in taken for each in lates] == late
+    assert is_empty(filled)
+
+
+def test_sweep_ends_the_late_calls_of_those_that_came_together(filled):
+    connection = FakeCaller()
+    filled.put(connection, *range(4), deadlines_s=[9.0, 5.0, 4.0, 9.0])
+    connection.leave(3)
+    assert not filled.queue.sweep(3.9)
+    assert [group.streams for group in filled.queue.sweep(5.0)] == [[1, 2]]
+    assert filled.queue.num_rows == 1
+    assert filled.take(8, 6.0) == [0]
 
 
 # Callers that gave up

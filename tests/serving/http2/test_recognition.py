@@ -7,7 +7,8 @@ import pytest
 
 from serving.http2 import events
 from serving.http2.frames import PREFACE, Http2Error, Limits, frame, word
-from serving.http2.headers import OpenCall
+from serving.http2.headers import OpenCall, is_valid
+from serving.http2.hpack import INSERT, encode_literally, literal
 from serving.http2.server_side import ServerConnection
 
 RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
@@ -16,21 +17,27 @@ PREFIX, SIZE = b"\0\0\0\0\x0c\x0a\x0a", 10
 HEADERS = {
     ":method": "POST", ":scheme": "http", ":path": "/a.B/C", ":authority": "x", "te": "trailers",
 }  # fmt: skip
+FIELDS: list[Any] = [tuple, lambda field: hpack.NeverIndexedHeaderTuple(*field)]
 Calls = dict[bytes, list[Any]]
 
 
 class Peer:
     """Writes frames as clients do."""
 
-    def __init__(self, generator):
+    def __init__(self, generator, field=tuple):
+        """Have the fields that change inserted into the table, or not: `NeverIndexedHeaderTuple`"""
         self.random = generator
         self.encoder = hpack.Encoder()
+        self.field = field
         self.stream = -1
+        self.blocks: dict[bytes, bytes] = {}
 
-    def headers(self, **more):
+    def headers(self, *, huffman=True, **more):
         self.stream += 2
-        fields = [*HEADERS.items(), *((n.replace("_", "-"), v) for n, v in more.items())]
-        return frame(1, 4, word(self.stream), self.encoder.encode(fields))
+        fields = [*HEADERS.items()]
+        fields += [self.field((n.replace("_", "-").strip("-"), v)) for n, v in more.items()]
+        block = self.blocks[word(self.stream)] = self.encoder.encode(fields, huffman=huffman)
+        return frame(1, 4, word(self.stream), block)
 
     def data(self, stream, flags=1):
         return frame(0, flags, word(stream), PREFIX + self.random.randbytes(SIZE))
@@ -46,7 +53,9 @@ class Peer:
             timeout = {"traceparent": str(self.random.random())}
         heads, bodies = [], []
         for _ in range(self.random.randint(1, 4)):
-            heads.append(self.headers(**timeout))
+            if self.field is not tuple:
+                timeout = self.own_values()
+            heads.append(self.headers(huffman=self.random.random() < 0.05, **timeout))
             update = frame(8, 0, word(self.stream), word(5))
             body = self.data(self.stream)
             bodies.append(update + body if self.random.random() < 0.5 else body)
@@ -62,6 +71,21 @@ class Peer:
         if self.random.random() < 0.1:
             parts.append(self.stream_of_messages())
         return b"".join(parts)
+
+    def own_values(self):
+        """Values of one call alone: good ones, and some that no recognition may take."""
+        choose = self.random.choice
+        timeout = f"{self.random.randrange(10**6):06}{choose('HMSmun')}"
+        values = {"x_same": "same", "grpc_timeout": timeout, "traceparent": str(hash(timeout))[-9:]}
+        if self.stream % 100 > 50:  # twice
+            values |= {"_x_id": choose("ab"), "x_id": "a", "x_id_": "c", "_x_same": choose("ab")}
+        if self.random.random() < 0.1:
+            name = choose(("grpc_timeout", "traceparent", "x_same"))
+            at, good = choose((0, 2, -1)), values[name]
+            bad = [*good]
+            bad[at] = choose("\0\r\n \t\x7f-\xff")
+            values[name] = choose(("", "-", good[1:], "".join(bad), "".join(bad)))
+        return values
 
     def stream_of_messages(self):
         head = self.headers(x="stream")
@@ -88,11 +112,13 @@ def calls_of(connection, reads, *, recognise):
         for data in reads:
             for kind, stream, value, ended in connection.receive(data, 0.0):
                 if kind == events.CALLS:
-                    block, token, found = value
+                    block, token, found, values = value
                     assert token == "token"
                     num_recognised += len(found)
-                    for each, message in found.items():
-                        calls.setdefault(each, [dict(block.fields)]).append(PREFIX + message)
+                    for at, (each, message) in enumerate(found.items()):
+                        own = {name: column[at] for name, column in values.items()}
+                        fields = dict(block.fields) | own
+                        calls.setdefault(each, [fields]).append(PREFIX + message)
                         calls[each].append("end")
                 elif kind == events.MESSAGES:
                     num_recognised += len(value[2])
@@ -128,10 +154,11 @@ def reads_of(data, generator):
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-def test_recognised_calls_are_those_of_the_long_way(generator):
+@pytest.mark.parametrize("field", FIELDS, ids=["inserted", "not inserted"])
+def test_recognised_calls_are_those_of_the_long_way(generator, field):
     total = 0
     for _ in range(120):
-        peer = Peer(generator)
+        peer = Peer(generator, field)
         data = b"".join(peer.burst() for _ in range(30))
         reads = reads_of(data, generator)
         by_frames, none, end = calls_of(server(), reads, recognise=False)
@@ -139,7 +166,30 @@ def test_recognised_calls_are_those_of_the_long_way(generator):
         assert (none, end, same_end) == (0, "", "")
         assert recognised == by_frames
         total += number
-    assert total > 2_800
+    assert total > (2_800 if field is tuple else 4_000)
+
+
+def test_values_of_recognised_calls_are_those_of_the_reference(generator):
+    """A run of blocks that differ in values; python-hyper's decoder reads each of them."""
+    peer, connection, decoder = Peer(generator, FIELDS[1]), server(), hpack.Decoder()
+    total = 0
+    for _ in range(200):
+        data = b"".join(
+            peer.headers(huffman=False, **peer.own_values()) + peer.data(peer.stream)
+            for _ in range(generator.randint(1, 8))
+        )
+        calls, number, _ = calls_of(connection, [data], recognise=True)
+        total += number
+        for stream, block in peer.blocks.items():
+            fields = decoder.decode(block, raw=True)
+            if stream in calls and calls[stream][-1] == "end":
+                assert calls[stream][0] == dict(fields)
+                assert all(map(is_valid, fields))
+                continue
+            assert not all(map(is_valid, fields))
+        peer.blocks.clear()
+    assert total > 500
+    assert any(each.states for each in connection.reader.common.values()), "found as runs"
 
 
 def test_calls_whose_headers_change_are_recognised(generator):
@@ -162,6 +212,55 @@ def test_calls_whose_headers_change_are_recognised(generator):
                         recognise=True)[1] == 0  # fmt: skip
 
 
+def test_bytes_of_changed_blocks_mean_what_the_table_says_now(generator):
+    peer, connection, index = Peer(generator), server(), b"\xbe"
+    fields = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name != ":path"]
+    for path in (b"/a", b"/b"):
+        total = 0
+        for first in (literal((b":path", path), INSERT), *[index] * 9):
+            peer.stream += 2
+            own = (b"grpc-timeout", b"%05dm" % generator.randrange(10**5))
+            head = frame(1, 4, word(peer.stream), first + encode_literally([*fields, own]))
+            read = [head + peer.data(peer.stream)]
+            calls, recognised, _ = calls_of(connection, read, recognise=True)
+            assert calls[word(peer.stream)][0] == dict([*fields, (b":path", path), own])
+            total += recognised
+        assert total > 5
+
+
+@pytest.mark.parametrize(
+    ("huffman", "more", "num_repeated"),
+    [(False, {}, 0), (True, {}, 0), (False, {"authorization": "x" * 900}, 0), (False, {}, 8)],
+    ids=["values as they are", "Huffman's code", "long blocks", "few values"],
+)
+def test_peer_whose_values_fill_the_table_is_asked_to_use_none(
+    generator, huffman, more, num_repeated
+):
+    """As grpcio's clients do it, unless its blocks would not repeat then, or most do already."""
+    peer, connection = Peer(generator), server()
+    is_asked = not (huffman or more or num_repeated)
+    no_table, num_asked = frame(4, 0, bytes(4), b"\0\1" + bytes(4)), 0
+    for number in range(1, 201):
+        for _ in range(num_repeated):
+            calls_of(connection, [peer.calls(1)], recognise=True)
+            connection.answer([word(peer.stream)], [b""])
+        timeout, name = f"{generator.randrange(10**5):05}u", str(generator.random())[:10]
+        data = peer.headers(huffman=huffman, grpc_timeout=timeout, x_id=name, **more)
+        data += peer.data(peer.stream)
+        calls, recognised, _ = calls_of(connection, [data], recognise=True)
+        fields = calls[word(peer.stream)][0]
+        assert (fields[b"grpc-timeout"], fields[b"x-id"]) == (timeout.encode(), name.encode())
+        connection.answer([word(peer.stream)], [b""])
+        if no_table in connection.data_to_send():
+            num_asked += 1
+            peer.encoder.header_table_size = 0
+            connection.receive(frame(4, 1, bytes(4)), 0.0)
+        if number > 100 and is_asked:
+            assert recognised
+            assert any(each.states for each in connection.reader.common.values()), "found as runs"
+    assert num_asked == is_asked
+
+
 def test_calls_are_the_same_wherever_a_read_ends(generator):
     peer = Peer(generator)
     warm = peer.calls(4)
@@ -177,10 +276,11 @@ def test_calls_are_the_same_wherever_a_read_ends(generator):
     assert calls_of(server(), one_by_one, recognise=True)[0] == expected
 
 
-def test_mutated_bytes_are_the_same_either_way(generator):
+@pytest.mark.parametrize("field", FIELDS, ids=["inserted", "not inserted"])
+def test_mutated_bytes_are_the_same_either_way(generator, field):
     """Calls, states and ends: a peer's errors are errors on both paths."""
     for _ in range(600):
-        peer = Peer(generator)
+        peer = Peer(generator, field)
         data = bytearray(b"".join(peer.burst() for _ in range(8)))
         for _ in range(generator.randint(1, 3)):
             at = generator.randrange(len(data))
@@ -287,7 +387,7 @@ def test_layouts_of_a_block_are_few(generator):
     block = connection.streams[word(peer.stream)].block
     for number in range(1000):
         connection.expect(block, (PREFIX, number), "token")
-        assert len(block.messages) <= 16
+        assert len(block.kind.messages) <= 16
 
 
 def test_prepared_responses_mean_the_same_though_the_first_was_kept_back():

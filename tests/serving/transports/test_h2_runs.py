@@ -5,17 +5,20 @@ makes one batch.
 """
 
 import asyncio
+import itertools
 import threading
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+import grpc
 import pytest
-from hyperframe.frame import DataFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, HeadersFrame, WindowUpdateFrame
 
 from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig, ServerConfig
 from serving.digits.methods import digits_methods
 from serving.digits.wire import encode_request
+from serving.http2.hpack import encode_literally
 from serving.model.engine import LoadedModel
 from serving.protocols.method import Rows
 from serving.protocols.pb.digits.v1 import digits_pb2
@@ -32,7 +35,7 @@ from tests.support.fakes import (
     versions_of,
 )
 from tests.support.h2_server import h2_server
-from tests.support.raw import STREAM
+from tests.support.raw import CLASSIFY, STREAM
 from tests.support.wire import Connection, message, request_headers
 
 GUILTY = 13
@@ -192,6 +195,50 @@ def test_late_call_with_a_wider_window_takes_no_other_along(held):
         connection.send(*late, WindowUpdateFrame(7, window_increment=1000), *changing(held, 9))
         assert digits(connection.reply(9)) == [1]
         assert connection.reply(7).status == "DEADLINE_EXCEEDED"
+
+
+def test_calls_that_come_together_have_their_own_deadlines(held):
+    """Recognised by the bytes around their timeouts, once a few have come; malformed ones, too."""
+    held.engine.open(1000)
+    streams = itertools.count(1, 2)
+    together = ("9000S", "0000n", "9001S", "0000m", "900xS", "9002S", "0000H", "9003S", "9004S")
+    for timeouts in (("1001S",), ("1002S",), ("1003S",), ("1004S",), together, together):
+        sent, frames = {}, []
+        for stream, timeout in zip(streams, timeouts, strict=False):
+            sent[stream] = timeout
+            block = held.connection.encode(request_headers())
+            block += encode_literally([(b"grpc-timeout", timeout.encode())])
+            data = DataFrame(stream, request(stream % 10), flags=["END_STREAM"])
+            frames += [HeadersFrame(stream, block, flags=["END_HEADERS"]), data]
+        held.connection.send(*frames)
+        for stream, timeout in sent.items():
+            reply = held.connection.reply(stream)
+            if timeout == "900xS":
+                assert reply.status == "INVALID_ARGUMENT"
+            elif timeout.startswith("000"):
+                assert reply.status == "DEADLINE_EXCEEDED"
+            else:
+                assert digits(reply) == [stream % 10]
+    assert held.counts["Classify", "OK"] == 14
+
+
+def test_grpcio_callers_are_answered_though_their_table_is_given_up(held):
+    """Each has a deadline and a trace of its own, which grpcio inserts until it is asked not to."""
+    held.engine.open(1000)
+    with grpc.insecure_channel(held.address) as channel:
+        classify = channel.unary_unary(CLASSIFY)
+        for number in range(20):
+            calls = {}
+            for value in range(10):
+                trace = f"00-{number:032x}-{value + 1:016x}-01"
+                calls[value] = classify.future(
+                    encode_request(images_of(value).tobytes()),
+                    timeout=TIMEOUT_S + (10 * number + value) / 10,
+                    metadata=(("traceparent", trace),),
+                )
+            for value, call in calls.items():
+                assert list(digits_pb2.ClassifyResponse.FromString(call.result()).digits) == [value]
+    assert held.counts["Classify", "OK"] == 200
 
 
 def test_known_calls_run_elsewhere_once_the_model_is_slow(held):
