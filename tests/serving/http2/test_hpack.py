@@ -8,11 +8,13 @@ import pytest
 from serving.http2.headers import is_valid
 from serving.http2.hpack import (
     DEFAULT_TABLE,
+    INSERT,
     Decoder,
     Encoder,
     Field,
     HpackError,
     decode_huffman,
+    literal,
 )
 from serving.http2.hpack import encode_literally as encode
 
@@ -52,6 +54,26 @@ def test_hypers_decoder_reads_our_blocks(generator):
         block = encode(fields) if generator.random() < 0.2 else ours.encode(fields)
         block, ours.resized = ours.resized + block, b""
         assert tuple(theirs.decode(block, raw=True)) == fields
+
+
+def test_block_changes_the_table_if_fields_come_or_go():
+    ours, large = decoder(), literal((b"a", bytes(DEFAULT_TABLE)), INSERT)
+    blocks = literal((b"a", b"b"), INSERT), b"\xbe", large, large, b"\x3f\x01", large
+    changed = []
+    for block in blocks:
+        ours.decode(block)
+        changed.append(ours.has_changed)
+    assert changed == [True, False, True, False, True, False]
+
+
+def test_encoder_inserts_nothing_that_does_not_fit():
+    theirs, ours = hpack.Decoder(), Encoder()
+    ours.resize(100)
+    small, large = ((b"a", b"b"),), ((b"a", bytes(100)),)
+    for fields in (small, large, small, large, small):
+        block, ours.resized = ours.resized + ours.encode(fields), b""
+        assert tuple(theirs.decode(block, raw=True)) == fields
+    assert len(ours.encode(small)) == 1
 
 
 def test_repeated_fields_take_a_byte_each():
