@@ -116,15 +116,8 @@ def _run(shape: Shape, layout: Layout) -> _Run:
     }
     # An empty group behind each alternative: `lastgroup` is then the name of the one that matched.
     pattern = b"|".join(run + b"(?P<%b>)" % kind.encode() for kind, run in runs.items())
-    return _Run(
-        re.compile(pattern, re.DOTALL),
-        cuts,
-        shape,
-        0 if has_values else shape[0][0],
-        num_bytes,
-        first,
-        layout,
-    )
+    block_bytes = 0 if has_values else shape[0][0]
+    return _Run(re.compile(pattern, re.DOTALL), cuts, shape, block_bytes, num_bytes, first, layout)
 
 
 def _length(shape: Shape) -> int:
@@ -426,24 +419,24 @@ class ServerConnection(Connection):
             if kind == "data":
                 number = self._repeat_data(run, data[at + 4], rows)
             else:
-                block = (
-                    self.reader.blocks.get(data[at + 9 : at + 9 + run.block_bytes])
-                    if run.block_bytes
-                    else self.reader.find(data, at + 9, run.shape)
-                )
+                begin = at + 9
+                if block_bytes := run.block_bytes:
+                    block = self.reader.blocks.get(data[begin : begin + block_bytes])
+                else:
+                    block = self.reader.find(data, begin, run.shape)
                 # Of streams without their message it is not known: `Block.state`.
-                credit = match["more"][0] if kind == "updated" else 0 if kind == "calls" else -1
+                credit = 0 if kind == "calls" else match["more"][0] if kind == "updated" else -1
                 number = self._repeat_headers(run, block, rows, credit)
             at += number * cut.size
-            if at < end:
+            if at < end or end == len(data):
                 return at, end
         return at, at
 
     def _repeat_headers(self, run: _Run, block: Block | None, rows: _Rows, credit: int) -> int:
         """Take headers of new streams, perhaps with their messages; return how many."""
-        if block is None or not block.kind.is_call:
+        if block is None or not (kind := block.kind).is_call:
             return 0
-        found = block.kind.messages.get(run.first)
+        found = kind.messages.get(run.first)
         if found is None or found[0] != run.layout:
             return 0
         # All share one state: nothing differs between streams of which equal bytes have come.

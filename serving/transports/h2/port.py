@@ -91,7 +91,7 @@ class H2Port(Port):
                         if state is not None and state.call is None:
                             state.call = head
                 if head.refusal is None:
-                    timeouts = values.get(b"grpc-timeout")
+                    timeouts = values.get(b"grpc-timeout") if values else None
                     self._queue_calls(peer, head, encoder, calls, now_s, timeouts)
                 else:
                     for each in calls:
@@ -185,13 +185,11 @@ class H2Port(Port):
                 self.refuse(peer, stream, head, reason)
             return
         streams, messages = [*calls], [*calls.values()]
-        deadline_s, deadlines_s = now_s + head.timeout_s, None
+        deadline_s = now_s + head.timeout_s
+        group = Group(peer, streams, messages, encoder, self, now_s, deadline_s)
         if timeouts is not None:
-            deadlines_s = [now_s + headers.read_timeout_s(timeout) for timeout in timeouts]
-            deadline_s = min(deadlines_s)
-        group = Group(
-            peer, streams, messages, encoder, self, now_s, deadline_s, deadlines_s=deadlines_s
-        )
+            group.deadlines_s = [now_s + headers.read_timeout_s(timeout) for timeout in timeouts]
+            group.deadline_s = min(group.deadlines_s)
         number = encoder.target.submit(group)
         if number < len(streams):
             self._reject(peer, head, streams[number:], encoder.target.label)
