@@ -197,10 +197,10 @@ def test_late_call_with_a_wider_window_takes_no_other_along(held):
         assert connection.reply(7).status == "DEADLINE_EXCEEDED"
 
 
-def literal(held, stream, timeout):
-    """Build a whole call whose timeout changes no table."""
+def literal(held, stream, *timeouts):
+    """Build a whole call whose timeouts change no table."""
     block = held.connection.encode(request_headers())
-    block += encode_literally([(b"grpc-timeout", timeout.encode())])
+    block += encode_literally([(b"grpc-timeout", each.encode()) for each in timeouts])
     data = DataFrame(stream, request(stream % 10), flags=["END_STREAM"])
     return [HeadersFrame(stream, block, flags=["END_HEADERS"]), data]
 
@@ -240,6 +240,15 @@ def test_calls_that_come_together_have_their_own_deadlines(held):
             else:
                 assert digits(reply) == [stream % 10]
     assert held.counts["Classify", "OK"] == 14
+
+
+def test_each_of_two_timeouts_has_to_be_one(held):
+    held.engine.open(1000)
+    for stream in range(1, 21, 2):
+        first = "x" if stream % 4 == 1 else "1S"
+        held.connection.send(*literal(held, stream, first, f"100{stream:02}S"))
+        expected = "INVALID_ARGUMENT" if first == "x" else "OK"
+        assert held.connection.reply(stream).status == expected
 
 
 def test_grpcio_callers_are_answered_though_their_table_is_given_up(held):
