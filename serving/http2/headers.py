@@ -14,6 +14,9 @@ _MAX_CACHED_BYTES = 1024
 _MAX_KIND_BYTES, _FIELD_BYTES = 4096, 128
 """The largest kinds that are cached; the memory of a field beside its bytes."""
 
+_MAX_LEFT_OUT = 8
+"""Values that are left out of a block: the pattern of a run of calls takes 0.1 ms and 6 kB for each."""
+
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"[!-~\x80-\xff]*|[!-~\x80-\xff][^\0\r\n]*[!-~\x80-\xff]")
 """Section 8.2.1: neither NUL nor ends of lines, and no blanks around it."""
@@ -261,7 +264,7 @@ class HeaderReader:
             if raw[begin:end] != last[begin:end] and names.count(name) == 1
             and (name != b"grpc-timeout" or 1 < end - begin <= 9)
         ]  # fmt: skip
-        if not changed:
+        if not 0 < len(changed) <= _MAX_LEFT_OUT:
             return None
         shape: list[tuple[int, int, bytes]] = []
         between: list[bytes] = []

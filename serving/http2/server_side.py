@@ -346,8 +346,8 @@ class ServerConnection(Connection):
         if end > len(data) or not data.startswith(stream + prefix, at + 5):
             return 0
         kind, values = block.kind, {name: [value] for name, value in block.changing}
-        timeout = values.get(b"grpc-timeout")
-        if timeout is not None and not TIMEOUT.fullmatch(timeout[0]):
+        timeout, is_one = values.get(b"grpc-timeout"), len(values) == len(block.changing)
+        if timeout is not None and not (is_one and TIMEOUT.fullmatch(timeout[0])):
             return 0
         self.streams[stream] = kind.states.get(credit) or kind.state(credit)
         last = self.events[-1] if self.events else None

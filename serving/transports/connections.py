@@ -296,7 +296,9 @@ class Port:
         self._starved_s = -_STARVED_LOG_S
         """When the last line was logged about new connections that wait."""
         self._left_s = 0.0
-        """Since when connections are left to other workers, which have fewer; 0 if they are not."""
+        """Since when a connection is left to other workers, which have fewer; 0 if none is."""
+        self._start_tag_s = 0.0
+        """When its first turn is due."""
 
     def open(
         self, listener: socket.socket, loop: Any, tls: Callable[[], ssl.SSLContext] | None
@@ -356,8 +358,10 @@ class Port:
 
     def tick(self, now_s: float) -> None:
         """Do due work."""
-        if self._left_s:  # it may be that no other worker takes them
+        if self._left_s and now_s - self._left_s >= _LEFT_S:
             self.listen()
+            self.accept(now_s, self._start_tag_s)  # if no other worker has taken it
+            self._left_s = 0.0
 
     def check(self) -> None:
         """Have calls read again where other tokens are valid now, or a model is gone."""
@@ -393,6 +397,7 @@ class Port:
             self.stop_listening()
             return
         if self._leaves_to_others(now_s):
+            self._start_tag_s = start_tag_s
             self.stop_listening()
             return
         most = _MAX_ACCEPTED if self._share is None else 1

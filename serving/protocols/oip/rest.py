@@ -32,6 +32,8 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
 
 _BRACKETS = re.compile(rb"\[+")
 _NUMBERS = re.compile(rb"\[[][0-9eE.+\-, \t\r\n]*")
+_MAX_AROUND_BYTES = 8 << 10
+"""The longest text around values that a connection keeps: there may be thousands of these."""
 _MAX_AXES = 64
 """Of an array of numpy's; the product of more sizes may be too long to print, or take seconds."""
 
@@ -119,7 +121,7 @@ class Values(NamedTuple):
             None of them if more than the values may be different.
         """
         end = len(body) - len(self.after)
-        begin, is_alike = len(self.before), body.startswith(self.before)
+        begin, is_alike = len(self.before), body.startswith(self.before + b"[")
         if not is_alike or end - begin < 2 or not body.endswith(self.after):
             return []
         # "[[[1, 2], [3]], [[4]]]" is cut at "]],".
@@ -142,13 +144,16 @@ def find_values(body: bytes, json_bytes: int | None, message: Any) -> Values | N
 
     Returns:
         None if they are not the last bytes of the body, nor those of the only input, a list of
-        numbers or of such lists.
+        numbers or of such lists, or if there is much text around them.
     """
     if json_bytes is not None:
-        return Values(body[:json_bytes], b"", "", len(body) - json_bytes)
+        is_short = json_bytes <= _MAX_AROUND_BYTES
+        return Values(body[:json_bytes], b"", "", len(body) - json_bytes) if is_short else None
     begin = body.find(b"[", body.find(b'"data"'))
     found = _NUMBERS.match(body, max(0, begin))
     if found is None or len(message.inputs) != 1:
+        return None
+    if len(body) - len(found[0]) > _MAX_AROUND_BYTES:
         return None
     num_bytes = len(message.raw_input_contents[0])
     end = begin + len(found[0].rstrip(b", \t\r\n"))
@@ -173,12 +178,13 @@ def read_values(text: bytes, datatype: str) -> tuple[bytes, list[int]] | None:
         datatype: see `Values`.
 
     Returns:
-        Raw contents, and the sizes of the lists in the list; None if they can't be read so: the
-        whole request will show why.
+        Raw contents, and the sizes of the lists in the list; None if there are none, as between
+        two commas, or they can't be read so: the whole request will show why.
     """
     try:
         data = orjson.loads(text)
-        return _packed(_flat(data), datatype, text), _shape(data)[1:]
+        raw = _packed(_flat(data), datatype, text)
+        return (raw, _shape(data)[1:]) if raw else None
     except (ValueError, InvalidRequest):
         return None
 

@@ -77,15 +77,15 @@ class H2Port(Port):
 
     def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
         """See `Port`; raises Http2Error where the peer broke the protocol."""
-        streams, peer.active_s = peer.streams, now_s
+        streams, peer.active_s, has_new = peer.streams, now_s, False
         for kind, stream, value, ended in peer.engine.receive(data, now_s):
             if kind == events.CALLS:
                 block, encoder, calls, values = value
-                head = block.call
-                if head is None:
-                    head = self._read(peer, block)
+                has_new = has_new or block.call is None
+                head = self._read(peer, block)
+                if has_new:
                     # A later frame of the same read, such as a window update, may have made a
-                    # stream's state an object of its own.
+                    # stream's state an object of its own before its block was read.
                     for each in calls:
                         state = streams.get(each)
                         if state is not None and state.call is None:
@@ -105,6 +105,7 @@ class H2Port(Port):
             elif state is None:  # a later frame of this read has reset it
                 continue
             elif kind == events.HEADERS:
+                has_new = has_new or value.call is None
                 logged = self._begin_log(peer, value)
                 head = state.call = self._read(peer, value)
                 # A plain call has no object before its message comes, most often in this very read.

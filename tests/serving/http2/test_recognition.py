@@ -212,6 +212,19 @@ def test_calls_whose_headers_change_are_recognised(generator):
                         recognise=True)[1] == 0  # fmt: skip
 
 
+@pytest.mark.parametrize("number", [8, 9, 100])
+def test_pattern_of_calls_has_few_values(generator, number):
+    """Of hundreds, it would take a tenth of a second and a megabyte."""
+    peer, connection = Peer(generator, FIELDS[1]), server()
+    for _ in range(6):
+        more = {f"x{each}": str(generator.randrange(10**8, 10**9)) for each in range(number)}
+        data = peer.headers(huffman=False, **more) + peer.data(peer.stream)
+        calls, _, _ = calls_of(connection, [data], recognise=True)
+        own = [value for name, value in calls[word(peer.stream)][0].items() if name[:1] == b"x"]
+        assert own == [value.encode() for value in more.values()]
+    assert bool(connection.reader.common) == (number <= 8)
+
+
 def test_bytes_of_changed_blocks_mean_what_the_table_says_now(generator):
     peer, connection, index = Peer(generator), server(), b"\xbe"
     fields = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name != ":path"]

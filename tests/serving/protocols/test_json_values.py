@@ -69,6 +69,28 @@ def read(values, body, num_bytes):
     return raw if len(raw) == values.num_bytes else None
 
 
+@pytest.mark.parametrize("num_bytes", [0, 1, 2, 99])
+@pytest.mark.parametrize(
+    "text", ["91,2,3,4]", "{1,2,3,4]", '"1,2,3,4]', "[1,2,3,4,]", "[,1,2,3,4]", "[1,2,  ,3,4]"]
+)
+def test_values_that_are_no_json_are_not_read(text, num_bytes):
+    form = '{"inputs": [{"name": "x", "datatype": "UINT8", "shape": [4], "data": %s}]}'
+    good, bad = (form % each for each in ("[1,2,3,4]", text))
+    values = rest.find_values(good.encode(), None, outcome(good.encode())[1])
+    assert "JSON" in outcome(bad.encode())
+    assert read(values, bad.encode(), num_bytes) is None
+
+
+def test_long_text_around_values_is_not_kept():
+    form = '{"parameters": {"a": "%s"}, "inputs": [{"name": "x", "datatype": "UINT8", %s}]}'
+    for size in (100, 10_000):
+        body = (form % ("a" * size, '"shape": [4], "data": [1,2,3,4]')).encode()
+        head = (form % ("a" * size, '"shape": [4], "parameters": {"binary_data_size": 4}')).encode()
+        found = rest.find_values(body, None, outcome(body)[1])
+        behind = rest.find_values(head + bytes(4), len(head), None)
+        assert (found is None, behind is None) == (size > 8 << 10,) * 2
+
+
 def _with_values(message, raw):
     copy = type(message).FromString(message.SerializeToString())
     copy.raw_input_contents[0] = raw

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -300,6 +301,26 @@ def test_connections_are_taken_by_who_has_fewest(num_frozen, monkeypatch):
             stack.enter_context(socket.create_connection(address))
             wait_until(lambda number=number: sum(numbers) == number)
             assert num_frozen or max(numbers) - min(numbers) <= 1
+
+
+def test_each_connection_is_left_to_who_has_fewer(monkeypatch):
+    """The other worker is this test, which takes all but the first."""
+    monkeypatch.setattr("serving.transports.connections._LEFT_S", 0.5)
+    with ExitStack() as stack:
+        shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
+        address, share = shared.socket.getsockname(), shared.share(0)
+        monkeypatch.setitem(host.shares, address, share)
+        stack.callback(Exporter(*address).close)
+        shared.share(1).note(0)
+        number = memoryview(mmap.mmap(shared.file, 0)).cast("q")
+        stack.enter_context(socket.create_connection(address))
+        wait_until(lambda: number[0] == 1)
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(address))
+            time.sleep(0.1)
+            stack.enter_context(shared.socket.accept()[0])
+            time.sleep(0.6)
+        assert number[0] == 1
 
 
 def test_restarts_come_later_with_each_death():

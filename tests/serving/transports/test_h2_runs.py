@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import grpc
 import pytest
-from hyperframe.frame import DataFrame, HeadersFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, HeadersFrame, PingFrame, WindowUpdateFrame
 
 from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig, ServerConfig
@@ -197,6 +197,29 @@ def test_late_call_with_a_wider_window_takes_no_other_along(held):
         assert connection.reply(7).status == "DEADLINE_EXCEEDED"
 
 
+def literal(held, stream, *timeouts):
+    """Build a whole call whose timeouts change no table."""
+    block = held.connection.encode(request_headers())
+    block += encode_literally([(b"grpc-timeout", each.encode()) for each in timeouts])
+    data = DataFrame(stream, request(stream % 10), flags=["END_STREAM"])
+    return [HeadersFrame(stream, block, flags=["END_HEADERS"]), data]
+
+
+def test_late_call_of_the_second_run_of_a_read_is_answered(held):
+    """The first ones that are found by the bytes around values, and a wider window."""
+    held.engine.open(1000)
+    with Connection(held.address, TIMEOUT_S) as connection:
+        connection.open()
+        held = replace(held, connection=connection)
+        for stream in (1, 3, 5, 7):
+            connection.send(*literal(held, stream, f"100{stream}S"))
+            assert digits(connection.reply(stream)) == [stream]
+        late = *literal(held, 11, "0000n"), WindowUpdateFrame(11, window_increment=1000)
+        connection.send(*literal(held, 9, "1009S"), PingFrame(0, bytes(8)), *late)
+        assert digits(connection.reply(9)) == [9]
+        assert connection.reply(11).status == "DEADLINE_EXCEEDED"
+
+
 def test_calls_that_come_together_have_their_own_deadlines(held):
     """Recognised by the bytes around their timeouts, once a few have come; malformed ones, too."""
     held.engine.open(1000)
@@ -206,10 +229,7 @@ def test_calls_that_come_together_have_their_own_deadlines(held):
         sent, frames = {}, []
         for stream, timeout in zip(streams, timeouts, strict=False):
             sent[stream] = timeout
-            block = held.connection.encode(request_headers())
-            block += encode_literally([(b"grpc-timeout", timeout.encode())])
-            data = DataFrame(stream, request(stream % 10), flags=["END_STREAM"])
-            frames += [HeadersFrame(stream, block, flags=["END_HEADERS"]), data]
+            frames += literal(held, stream, timeout)
         held.connection.send(*frames)
         for stream, timeout in sent.items():
             reply = held.connection.reply(stream)
@@ -220,6 +240,15 @@ def test_calls_that_come_together_have_their_own_deadlines(held):
             else:
                 assert digits(reply) == [stream % 10]
     assert held.counts["Classify", "OK"] == 14
+
+
+def test_each_of_two_timeouts_has_to_be_one(held):
+    held.engine.open(1000)
+    for stream in range(1, 21, 2):
+        first = "x" if stream % 4 == 1 else "1S"
+        held.connection.send(*literal(held, stream, first, f"100{stream:02}S"))
+        expected = "INVALID_ARGUMENT" if first == "x" else "OK"
+        assert held.connection.reply(stream).status == expected
 
 
 def test_grpcio_callers_are_answered_though_their_table_is_given_up(held):
