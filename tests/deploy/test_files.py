@@ -236,7 +236,3 @@ def test_only_loopback_is_published():
     ports = [port for service in COMPOSE.values() for port in service["ports"]]
     assert len(ports) == 4
     assert all(port.startswith("127.0.0.1:") for port in ports)
-
-
-def test_server_gets_longer_to_stop_than_it_takes():
-    assert COMPOSE["digits"]["stop_grace_period"] == "35s"  # --drain is 30 s

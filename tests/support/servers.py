@@ -54,7 +54,9 @@ class RunningServer:
 
 
 def serve_command(models, *options):
-    return [sys.executable, "-m", "serving", "serve", "--models", str(models), "--port", "0",
+    """A server of a repository, or of the files among the options."""
+    where = [] if models is None else ["--models", str(models)]
+    return [sys.executable, "-m", "serving", "serve", *where, "--port", "0",
             "--metrics-port", "0", "--http-port", "off", "--device", "cpu", *options]  # fmt: skip
 
 
@@ -249,7 +251,8 @@ def _thread_names(pid):
 
 def children(pid):
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(OSError):  # the thread has ended
-            found += map(int, (task / "children").read_text().split())
+    with suppress(OSError):  # the process has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # the thread has
+                found += map(int, (task / "children").read_text().split())
     return found

@@ -15,7 +15,7 @@ from serving.__main__ import main
 from serving.protocols.oip import inference_pb
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.serving.test_picture_classifiers import COLOURS, IMAGE, colours
-from tests.support.servers import fake_service, started
+from tests.support.servers import fake_service, serve_command, started
 
 ROW = "[1, 2, 3, 4]"
 
@@ -43,14 +43,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-PORTS = ("--port=0", "--http-port=off", "--metrics-port=0")
-
-
 @pytest.fixture(scope="module")
 def running(folder):
     names = ("iris", "texts", "towers")
     files = [str(folder / f"{name}.onnx") for name in names]
-    with started([sys.executable, "-m", "serving", "serve", *files, *PORTS]) as server:
+    with started(serve_command(None, *files)) as server:
         yield server
 
 
@@ -208,7 +205,7 @@ def test_classes_of_a_map_of_probabilities_are_shown(tmp_path, run):
     path = save(graph, tmp_path, "iris.onnx")
     assert "labels              setosa, versicolor" in run("info", path).out
     assert run("infer", path, "x=[2, 1]").out[1].startswith("  setosa 0.73")
-    with started([sys.executable, "-m", "serving", "serve", str(path), *PORTS]) as server:
+    with started(serve_command(None, str(path))) as server:
         code, out, _ = run("info", "--target", server.address, "--json")
         asked = run("infer", "iris", "--target", server.address, "x=[2, 1]")
     assert (code, json.loads(out[0])["labels"]) == (0, labels)

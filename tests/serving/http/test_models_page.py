@@ -13,7 +13,7 @@ from serving.protocols.oip.examples import Access, Example, request_body
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model.graphs import model, node, save, two_layers, value
-from tests.support.servers import ended, running_server, started
+from tests.support.servers import ended, running_server, serve_command, started
 
 ROOT = Path(__file__).parents[3]
 HOSTILE = "<img src=x onerror=alert(1)>\"'`$(touch x)`\\ {0}%s"
@@ -69,9 +69,8 @@ NAMES = ("iris", "sentiment", "flowers", "texts", "words", "alone", "large", "ho
 def command_of(folder, *options):
     (folder / "labels.txt").write_text("rose\ntulip\ndaisy\n")
     files = map(str, write_models(folder))
-    ports = [f"--{name}port=0" for name in ("", "http-", "metrics-")]
     labels = ["--input", "image", "--labels", str(folder / "labels.txt")]
-    return [sys.executable, "-m", "serving", "serve", *files, *ports, *labels, *options]
+    return serve_command(None, *files, "--http-port", "0", *labels, *options)
 
 
 @pytest.fixture(scope="module")

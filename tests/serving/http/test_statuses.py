@@ -161,17 +161,6 @@ def test_silent_and_slow_connections_make_room(models):
             assert gated.peer.post("/v1/digits", body_of(1), **JSON).status == 200
 
 
-def test_deadline_that_passes_is_504_and_never_run(gated):
-    gated.send("first", 1)
-    gated.engine.wait_until_running()
-    gated.send("hasty", 42, Request_Timeout="0.05")
-    while gated.router.num_waiting < 1:
-        pass
-    threading.Event().wait(0.1)
-    assert gated.finish() == {"first": 200, "hasty": 504}
-    assert gated.engine.ran == [[1]]
-
-
 def test_caller_that_leaves_is_never_run(gated):
     gated.send("first", 1)
     gated.engine.wait_until_running()

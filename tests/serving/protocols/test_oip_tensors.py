@@ -29,21 +29,8 @@ def samples(datatype):
     """Values of a type with its extremes, of shape SHAPE."""
     dtype = DTYPES[datatype]
     if datatype == "BYTES":
-        values: list[Any] = [
-            "",
-            "a",
-            "é" * 100,
-            "\0",
-            "[]",
-            '"',
-            "日本",
-            "\n",
-            "x" * 300,
-            " ",
-            "b",
-            "",
-        ]
-        return np.array(values, object).reshape(SHAPE)
+        texts = ["", "a", "é" * 100, "\0", "[]", '"', "日本", "\n", "x" * 300, " ", "b", ""]
+        return np.array(texts, object).reshape(SHAPE)
     if datatype == "BOOL":
         return np.array([True, False, False] * 4).reshape(SHAPE)
     if dtype.kind == "f":

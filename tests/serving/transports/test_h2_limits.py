@@ -113,6 +113,21 @@ def test_connections_without_a_token_make_room_for_those_with_one(served, path, 
         assert trusted.ask(3, REQUEST, **authorized).status == "OK"
 
 
+def test_connections_with_calls_are_not_closed_for_new_ones(served):
+    with h2_server(served, limits(max_connections=4)) as address, ExitStack() as stack:
+        busy = [opened(stack, address) for _ in range(4)]
+        for connection in busy:
+            connection.begin(1, REQUEST[:9])
+            connection.read(quiet_s=0.02)
+        waits = opened(stack, address)
+        waits.call(1, REQUEST)
+        assert not waits.read()
+        for connection in busy:
+            connection.end(1, REQUEST[9:])
+            assert connection.reply(1).status == "OK"
+        assert waits.reply(1).status == "OK"
+
+
 @pytest.fixture(scope="module")
 def with_tls(tmp_path_factory):
     """A server's configuration with a certificate, and its callers' credentials."""
