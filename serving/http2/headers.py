@@ -15,7 +15,7 @@ _MAX_KIND_BYTES, _FIELD_BYTES = 4096, 128
 """The largest kinds that are cached; the memory of a field beside its bytes."""
 
 _MAX_LEFT_OUT = 8
-"""Values that are left out of a block: the pattern of a run of calls takes 0.1 ms and 6 kB for each."""
+"""Values that are left out of a block: of a run's pattern, each takes 0.1 ms and 6 kB."""
 
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"[!-~\x80-\xff]*|[!-~\x80-\xff][^\0\r\n]*[!-~\x80-\xff]")
