@@ -55,6 +55,10 @@ class Share:
         """Tell the others how many this worker has; without a number, that it takes none."""
         self._numbers[self._place] = number
 
+    def listen(self) -> None:
+        """Listen again: the supervisor knew of no ready worker yet; see `refuse_callers`."""
+        self.socket.listen(_BACKLOG)
+
     @property
     def is_small(self) -> bool:
         """Whether no other worker has clearly fewer."""

@@ -414,6 +414,8 @@ class Port:
                         self._starved_s = now_s
                         _log.warning("new connections wait: %s", err.strerror)
                     self.stop_listening()
+                elif err.errno == errno.EINVAL and self._share is not None:
+                    self._share.listen()
                 return  # else: it was gone before it was accepted
             try:
                 self._add(sock, start_tag_s)

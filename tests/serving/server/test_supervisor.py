@@ -287,6 +287,28 @@ def test_connections_are_taken_by_who_has_fewest(num_frozen, monkeypatch):
             assert num_frozen or max(numbers) - min(numbers) <= 1
 
 
+def test_worker_that_listens_as_callers_are_refused_listens_again(monkeypatch):
+    """The supervisor saw the last ready worker die, and has not heard yet that this one is."""
+    with ExitStack() as stack:
+        shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
+        address = shared.socket.getsockname()
+        monkeypatch.setitem(host.shares, address, shared.share(0))
+        stack.callback(Exporter(*address).close)
+        refuse_callers(shared.socket)
+        number = memoryview(mmap.mmap(shared.file, 0)).cast("q")
+        wait_until(lambda: not is_refused(address))
+        stack.enter_context(socket.create_connection(address))
+        wait_until(lambda: number[0] > 0)
+
+
+def is_refused(address):
+    try:
+        socket.create_connection(address).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_each_connection_is_left_to_who_has_fewer(monkeypatch):
     """The other worker is this test, which takes all but the first."""
     monkeypatch.setattr("serving.transports.connections._LEFT_S", 0.5)
