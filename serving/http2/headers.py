@@ -254,7 +254,9 @@ class HeaderReader:
         for number, size, _ in shape:
             between.append(data[at : at + number])
             at += number + size
-        return self.common.get(tuple(between))
+        common = self.common.get(tuple(between))
+        # A shorter value, and a field behind it, may stand where this shape has a longer one.
+        return common if common is not None and common.shape == shape else None
 
     def _common(self, block: Block, last: bytes, values: list[_Value]) -> Block | None:
         """Return a block without the values in which it differs from the last one of its kind."""

@@ -225,6 +225,28 @@ def test_pattern_of_calls_has_few_values(generator, number):
     assert bool(connection.reader.common) == (number <= 8)
 
 
+@pytest.mark.parametrize("is_last", [True, False])
+@pytest.mark.parametrize("number", [1, 3])
+def test_field_behind_a_shorter_value_is_not_taken_for_its_end(generator, is_last, number):
+    """Blocks with values of both lengths are known, and the field's index may be a value's byte."""
+    peer, connection = Peer(generator), server()
+    fields = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+    more = (b"accept-encoding", b"gzip, deflate")  # 0x90
+    last = [] if is_last else [(b"x-last", b"1")]
+    for size in (3, 4, 3, 4, 3):
+        for others in ([], [more]) if size == 3 else ([],):
+            reads, sent = b"", {}
+            for _ in range(6 if not others else number):
+                peer.stream += 2
+                own = (b"x-id", b"%d" % generator.randrange(10 ** (size - 1), 10**size))
+                sent[word(peer.stream)] = own, *others
+                block = encode_literally([*fields, own, *others, *last])
+                reads += frame(1, 4, word(peer.stream), block) + peer.data(peer.stream)
+            calls, _, _ = calls_of(connection, [reads], recognise=True)
+            for stream, own_fields in sent.items():
+                assert calls[stream][0] == dict([*fields, *own_fields, *last])
+
+
 def test_bytes_of_changed_blocks_mean_what_the_table_says_now(generator):
     peer, connection, index = Peer(generator), server(), b"\xbe"
     fields = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name != ":path"]
