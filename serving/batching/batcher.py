@@ -10,8 +10,11 @@ answers them. That thread executes short batches inline, and offloads others to 
     rows that wait                           short batches                  who executes them
     few, and no run in progress              1 row or more (`inline_rows`)  the owner, all at once
     more, or while runners are busy          up to 127 rows                 runners, together
-    any number                               128 rows or more               the owner, in batches
+    any number, or of large requests few     128 rows or more               the owner, in batches
+    more of large requests                   128 rows or more               runners, together
     any number                               none                           runners, together
+
+A request is large from 64 rows on where several cores are free, else from 129 on.
 
 So a lone caller is spared the way to a thread and back (some 50 us), a row that takes 0.1 ms is
 batched as soon as others wait, and no model's runs hold up the callers of another.
@@ -71,6 +74,8 @@ _Finish = Callable[[list[Outcome]], object]
 _INLINE_ROWS = 128
 """The largest request that the owner runs itself: larger batches are hardly cheaper a row, so
 another core may take them."""
+_SHARED_ROWS = 63
+"""The same where several cores are free: fewer rows take less than the way to a thread and back."""
 _MAX_QUEUE_BYTES = 1 << 30
 """The most bytes of rows of a fixed size that wait, of each kind of call."""
 
@@ -461,9 +466,10 @@ class Batcher:
         self._queues = self._inline, self._small, self._large
         self._is_closed = self._is_scheduled = False
         are_all_inline = model.inline_rows >= min(_INLINE_ROWS, most)
-        self.inline_rows = min(_INLINE_ROWS, model.inline_rows) if are_all_inline else 0
+        largest = _INLINE_ROWS if num_runners == 1 else _SHARED_ROWS
+        self.inline_rows = min(largest, model.inline_rows) if are_all_inline else 0
         """The largest request that the owner always runs itself."""
-        self._few_rows = 0 if are_all_inline else model.inline_rows
+        self._few_rows = min(_INLINE_ROWS, model.inline_rows)
         """The most rows that the owner runs where no others wait or run."""
 
     def attach(self, owner: Owner) -> None:
