@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
-from serving.errors import Unavailable
+from serving.errors import ConfigurationError, Unavailable
 from serving.server.server import announce, exporting, optional_http
 from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
-from serving.system.host import Shared, refuse_callers, reserved_port, with_port
+from serving.system.host import Shared, is_activated, refuse_callers, reserved_port, with_port
 from serving.system.signals import keep_watchdog_fed, notify
 from serving.telemetry.metrics import Counts, Readiness, Report, total
 
@@ -47,6 +47,8 @@ async def supervise(
     Raises:
         DigitsError: the workers can't start, or keep dying until none is left.
     """
+    if is_activated():
+        raise ConfigurationError("a socket of systemd's serves one process: leave out --workers")
     with ExitStack() as stack:
         exporter = stack.enter_context(exporting(config))
         ports: dict[tuple[str, int], Shared] = {}

@@ -262,7 +262,7 @@ def address_of(listener: socket.socket, host: str) -> str:
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"{_UNIX}{name}"
-    return with_port(name[0] if _is_activated() else host, name[1])
+    return with_port(name[0] if is_activated() else host, name[1])
 
 
 def activated(name: str) -> socket.socket | None:
@@ -271,7 +271,7 @@ def activated(name: str) -> socket.socket | None:
     Args:
         name: its FileDescriptorName: "http", or "grpc", which is any other one, too.
     """
-    if not _is_activated():
+    if not is_activated():
         return None
     number = int(os.environ.get("LISTEN_FDS", 0))
     names = os.environ.get("LISTEN_FDNAMES", "grpc").split(":")[:number]
@@ -281,7 +281,8 @@ def activated(name: str) -> socket.socket | None:
     return None
 
 
-def _is_activated() -> bool:
+def is_activated() -> bool:
+    """Return whether systemd has passed sockets on to this very process."""
     return os.environ.get("LISTEN_PID") == str(os.getpid())
 
 

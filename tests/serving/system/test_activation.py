@@ -38,6 +38,15 @@ def test_socket_of_systemd_is_taken(family, models, images, tmp_path):
                 assert server.stop() == 0
 
 
+def test_socket_of_systemd_is_for_one_process(models):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serve = serve_command(models, "--workers", "2")
+        command = ["bash", "-c", ACTIVATED.format(listener.fileno()), "bash", *serve]
+        result = ended(command, pass_fds=[listener.fileno()])
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.endswith("a socket of systemd's serves one process: leave out --workers\n")
+
+
 def test_socket_for_another_process_is_not_taken(models, monkeypatch):
     monkeypatch.setenv("LISTEN_PID", "1")
     monkeypatch.setenv("LISTEN_FDS", "1")
