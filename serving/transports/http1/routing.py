@@ -184,7 +184,7 @@ class RoutedRequest:
         self.headers: list[tuple[str, str]] = []
         """Of the answer."""
         self.kept: Any = None
-        """Whatever the handler keeps for later requests with this head."""
+        """What the handler keeps for later requests with this head."""
 
     def get(self, name: str) -> str:
         """Return a header; empty if there is none."""
