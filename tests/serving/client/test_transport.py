@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import trustme
@@ -177,9 +178,10 @@ def test_server_of_tls_without_http2_is_named_as_such(image, tmp_path):
     ("timeout_s", "text"),
     [(0.0, b"1m"), (0.0123, b"13m"), (9.9999, b"10000m"), (1e6, b"278H"), (math.inf, b"99999999H")],
 )
-def test_timeout_is_sent_with_two_digits(timeout_s, text):
+def test_timeout_is_sent_with_two_digits(timeout_s, text, monkeypatch):
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: 5.0))
     calls = session.Session("x:1", "http")
-    calls.start(session.ClientCall(time.monotonic() + timeout_s), "/a.B/C", b"", ())
+    calls.start(session.ClientCall(5.0 + timeout_s), "/a.B/C", b"", ())
     assert b"grpc-timeout" + bytes((len(text),)) + text in calls.data_to_send()
 
 
