@@ -41,8 +41,8 @@ class Share:
     """One worker's part of the connections to a port that several workers serve.
 
     All write how many they have into memory that they share, so that those who have more leave new
-    ones to the others. The kernel, which draws one of several sockets (SO_REUSEPORT), gave two of
-    three callers to the same worker in half of the cases.
+    ones to the others. The kernel, which draws one of several sockets (SO_REUSEPORT), gives three
+    of four callers to the same one of two workers in half of the cases.
     """
 
     def __init__(self, sock: socket.socket, numbers: memoryview, place: int) -> None:

@@ -158,16 +158,15 @@ def find_values(body: bytes, json_bytes: int | None, message: Any) -> Values | N
     num_bytes = len(message.raw_input_contents[0])
     end = begin + len(found[0].rstrip(b", \t\r\n"))
     values = Values(body[:begin], body[end:], message.inputs[0].datatype, num_bytes)
-    document = _json(body)
-    try:  # another list there has to be the only difference, wherever the search went wrong
-        others = [orjson.loads(values.before + text + values.after) for text in (b"[]", b"[0]")]
-    except ValueError:
+    try:  # the list there has to be the input's, wherever the search went wrong
+        empty, other = (
+            orjson.loads(values.before + text + values.after) for text in (b"[]", b"[0]")
+        )
+        tensor = empty["inputs"][0]
+        is_there, tensor["data"] = tensor["data"] == [], [0]
+    except (ValueError, LookupError, TypeError):
         return None
-    for data, other in zip(([], [0]), others, strict=True):
-        document["inputs"][0]["data"] = data
-        if document != other:
-            return None
-    return values
+    return values if is_there and empty == other else None
 
 
 def read_values(text: bytes, datatype: str) -> tuple[bytes, list[int]] | None:

@@ -88,7 +88,6 @@ class HttpServer:
         names = (*config.http_host_names, config.http_host)
         app = App(routes, self._tokens, names, config.http_allow_origins)
         app.grpc_port = self._models.grpc_address.rpartition(":")[2]
-        self._socket.listen(_BACKLOG)  # again: `refuse_callers` may have ended it meanwhile
         return open_port(
             loop, self._socket, app, router, self._limits, pool, tls=self._tls, log=self._log
         )

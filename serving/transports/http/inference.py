@@ -205,7 +205,7 @@ class _Known(NamedTuple):
             if read:
                 await call.others()
             found = rest.read_values(text, values.datatype)
-            if found is None or found[1] != (read or [found])[0][1]:
+            if found is None or (read and found[1] != read[0][1]):
                 return None
             read.append(found)
         rows = b"".join(raw for raw, _ in read)

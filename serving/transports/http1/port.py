@@ -228,12 +228,8 @@ class HttpPort(Port):
         self._app = app
         self._metrics = router.metrics
         self._router = router
-        self.clock, self.post, self.calls, self.defer = (
-            loop.clock,
-            loop.post,
-            loop.calls,
-            loop.defer,
-        )
+        self.clock, self.post, self.calls = loop.clock, loop.post, loop.calls
+        self.defer = loop.defer
         self.pool = pool
         self.log = log
         self._num_bad, self._complained_s = 0, -math.inf

@@ -107,3 +107,14 @@ def test_values_are_found_wherever_they_stand(form, text, num_bytes):
         '{"inputs": [{"name": "x", "datatype": "UINT8", %s}], "id": ""}' % (form % text)
     ).encode()
     assert read(rest.find_values(body, None, outcome(body)[1]), body, num_bytes) == b"\1\2\3\4"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [9], "data": [0]}]}',
+        '{"data": [7], "inputs": [{"name": "x", "datatype": "UINT8", "shape": [0], "data": []}]}',
+    ],
+)
+def test_a_list_that_is_not_the_inputs_is_no_place_of_values(text):
+    assert rest.find_values(text.encode(), None, outcome(text.encode())[1]) is None
