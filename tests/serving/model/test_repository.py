@@ -35,10 +35,17 @@ def test_model_may_be_reached_by_a_link_of_another_name(model_dir):
     assert repository.load(link, "1")[0].name == "digits"
 
 
-def test_no_model_names_the_command_that_makes_one(tmp_path):
+def test_no_model_names_the_command_that_makes_one(tmp_path, monkeypatch):
+    # Not in this checkout, which has a model there once its reader has made one.
+    checkout, empty = tmp_path / "checkout", tmp_path / "empty"
+    for file in (checkout / "Makefile", checkout / "training" / "__main__.py"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    empty.mkdir()
+    monkeypatch.chdir(checkout)
     with pytest.raises(ModelNotFound, match="make train export"):
         repository.versions(Path("models/digits"))
-    for model_dir in (tmp_path, tmp_path / "missing"):
+    for model_dir in (empty, tmp_path / "missing"):
         with pytest.raises(ModelNotFound, match=r"expected 1/model\.onnx, .* found nothing"):
             repository.versions(model_dir)
 
