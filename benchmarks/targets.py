@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.loops import GRPC, CallRequest, Headers
 from benchmarks.network import Generator, NetworkLoad, on_cores
+from digit_classifier import wire
 from serving.commandline.options import OLD_PREFIX, PREFIX
-from serving.digits import wire
 from serving.model import repository
 from serving.protocols.oip import inference_pb
 from serving.tensors import DTYPES, Array, Feeds, TensorSignature

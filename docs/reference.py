@@ -15,6 +15,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from digit_classifier import command as classify
+from digit_scoring import command as score
 from serving.commandline.options import field_docs
 
 FOLDER = Path(__file__).parent / "reference"
@@ -26,13 +28,15 @@ PROGRAMS = {
     "python -m benchmarks": "benchmarks.cli",
 }
 """Modules with a function `parser`."""
+OWN: dict[str, Any] = {"classify": classify, "score": score}
+"""Commands of `digit-serving` that applications of the same distribution add."""
 
 NAMES = {
     "In your own process": {
         "serving.Classifier": "load pretrained classify classify_async model_info version close",
         "serving.Model": "load run run_async inputs outputs version close",
         "serving.from_picture": "",
-        "serving.ray.Classify": "__call__",
+        "digit_scoring.ray.Classify": "__call__",
     },
     "Over the network": {
         "serving.Client": "classify infer model_info models model_facts wait_ready close",
@@ -92,7 +96,7 @@ def _commands() -> Iterator[str]:
     )
     for program, module in PROGRAMS.items():
         made = importlib.import_module(module).parser
-        whole = made({}) if program == "digit-serving" else made()
+        whole = made(OWN) if program == "digit-serving" else made()
         (choices,) = [a for a in whole._actions if isinstance(a, argparse._SubParsersAction)]
         for name, command in choices.choices.items():
             yield from _command(f"{program} {name}", command)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.client import AsyncClient as AsyncClient
     from serving.client import Client as Client
     from serving.config import BatchingConfig as BatchingConfig
-    from serving.digits.pictures.reader import from_picture as from_picture
     from serving.embedded import Classifier as Classifier
     from serving.embedded import Model as Model
     from serving.errors import ConfigurationError as ConfigurationError
@@ -32,6 +31,7 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import Unauthenticated as Unauthenticated
     from serving.errors import Unavailable as Unavailable
     from serving.errors import Unsupported as Unsupported
+    from serving.pictures.reader import from_picture as from_picture
     from serving.predictions import Prediction as Prediction
     from serving.predictions import Predictions as Predictions
     from serving.tensors import ModelInfo as ModelInfo
@@ -48,7 +48,7 @@ _NAMES = {
         ModelError ModelNotFound Overloaded RequestError ServingError TooLarge Unauthenticated
         Unavailable Unsupported
     """,
-    "digits.pictures.reader": "from_picture",
+    "pictures.reader": "from_picture",
     "predictions": "Prediction Predictions",
     "tensors": "ModelInfo Signature",
 }

@@ -10,13 +10,13 @@ from weakref import WeakKeyDictionary
 
 import numpy.typing as npt
 
+from digit_classifier import PRETRAINED
 from serving.batching.awaited import FEW_IMAGES, AwaitedCalls
 from serving.batching.runs import run_shared
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import ModelError, Unavailable
 from serving.model.engine import LoadedModel
 from serving.model.loading import load_model
-from serving.model.repository import PRETRAINED
 from serving.predictions import Predictions, as_images
 from serving.system.process import usable_cores
 from serving.tensors import Array, Feeds, ModelInfo, Tensor, as_feeds

@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from digit_reader.facts import MAX_LENGTH, number_facts
-from serving.config import ServerConfig
-from serving.digits.http.application import (
+from digit_classifier.http import (
     DIGIT,
     MAX_BODY_BYTES,
     OPTIONS,
@@ -20,6 +18,8 @@ from serving.digits.http.application import (
     read_pictures,
     share_of,
 )
+from digit_reader.facts import MAX_LENGTH, number_facts
+from serving.config import ServerConfig
 from serving.errors import DigitsError
 from serving.predictions import Images, Predictions
 from serving.router import Router

@@ -94,7 +94,7 @@ def find_candidates(source: str | Path | BinaryIO, most: float = math.inf) -> "R
     """
     try:
         from digit_reader import numbers
-        from serving.digits.pictures import decoder
+        from serving.pictures import decoder
     except ImportError as err:
         raise _missing() from err
     return numbers.Reading(decoder.read_page(source), most)

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+from digit_classifier import PRETRAINED
 from digit_reader.detector import NETWORK
 from digit_reader.text.candidates import NUM_MEASURES
 from experiments.handwriting import evaluation, examples, fitting, record, reliability
@@ -17,7 +18,6 @@ from serving import Classifier
 from serving.commandline import options
 from serving.commandline.installation import Bar
 from serving.errors import DigitsError
-from serving.model.repository import PRETRAINED
 from training.cli import import_tensorflow
 from training.config import RECIPES
 from training.data.mnist import Mnist, cache_dir

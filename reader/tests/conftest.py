@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from digit_classifier import PRETRAINED
 from serving import Classifier
-from serving.model.repository import PRETRAINED
 from tests.conftest import images, mnist_sample, process_stays
 from tests.serving.cli.conftest import run
 from tests.serving.http.peer import HttpPeer

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from digit_classifier import wire
+from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.client.h2.event_loop import ReconnectingLoopChannel
 from serving.client.h2.threads import ReconnectingChannel
 from serving.client.transport import (
@@ -33,10 +35,8 @@ from serving.client.transport import (
     malformed,
 )
 from serving.config import TransportName
-from serving.digits import wire
 from serving.errors import ConfigurationError, DeadlineExceeded, RequestError, Unavailable
 from serving.predictions import Images, Predictions, Probabilities, as_images, as_pixels
-from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.protocols.status import StatusCode
 from serving.system.host import is_target
 from serving.tensors import DIGITS, Array, ModelInfo, Signature, TensorSignature

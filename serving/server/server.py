@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from digit_classifier import methods as digits_v1
+from digit_classifier.methods import digits_methods
 from serving import applications
 from serving.batching.awaited import AsyncCaller, submit
 from serving.catalog import Catalog
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
-from serving.digits import methods as digits_v1
-from serving.digits.methods import digits_methods
 from serving.errors import ConfigurationError, DigitsError, Overloaded, Unavailable
 from serving.model.acceptance import GOLDEN_TOLERANCE
 from serving.protocols.health import Health
@@ -346,12 +346,11 @@ class Server:
 def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     if config.http_port is None:
         return None
-    from serving.digits.http import application as digits
     from serving.transports.http.http_server import HttpServer
 
-    others = applications.installed(applications.HTTP).values()
+    hung_in = applications.installed(applications.HTTP).values()
     with optional_http(config):
-        return HttpServer(router, queries, config, (digits, *others))
+        return HttpServer(router, queries, config, tuple(hung_in))
     return None
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from struct import pack
 
-from serving.digits.wire import decode_response, encode_request
+from digit_classifier.wire import decode_response, encode_request
 from serving.http2 import events
 from serving.http2.client_side import ClientConnection
 from serving.http2.connection import Stream

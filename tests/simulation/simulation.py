@@ -18,10 +18,10 @@ from unittest.mock import patch
 
 import numpy as np
 
+from digit_classifier.methods import digits_methods
 from serving.batching.batcher import Batcher
 from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
-from serving.digits.methods import digits_methods
 from serving.errors import ModelError, Unavailable
 from serving.http2.frames import Limits as Http2Limits
 from serving.model.engine import LoadedModel

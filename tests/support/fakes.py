@@ -5,12 +5,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import serving
+from digit_classifier import PRETRAINED
 from serving.batching.batcher import Batcher, ClientQueue, Queue
 from serving.batching.runs import Group, ResponseEncoder
 from serving.catalog import ModelVersions
@@ -244,7 +243,7 @@ class FakeClock:
         self.now_s += seconds
 
 
-_BUNDLED = Path(serving.__file__).parent / "digits" / "pretrained" / "digits"
+_BUNDLED = PRETRAINED / "digits"
 MANIFEST = repository.load_manifest(_BUNDLED / repository.versions(_BUNDLED)[0])
 """That of the bundled digits."""
 

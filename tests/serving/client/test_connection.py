@@ -15,10 +15,10 @@ import grpc
 import numpy as np
 import pytest
 
+from digit_classifier import wire
 from serving import AsyncClient, Client
 from serving.client import transport
 from serving.client.client import model_info_of, predictions_of
-from serving.digits import wire
 from serving.errors import DigitsError, Unavailable
 from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S

@@ -2,8 +2,8 @@
 
 import pytest
 
+from digit_classifier import PRETRAINED
 from serving import Classifier
-from serving.model.repository import PRETRAINED
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import running_server
 

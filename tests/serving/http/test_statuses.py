@@ -8,8 +8,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 import pytest
 from PIL import Image
 
+from digit_classifier import http as application
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
-from serving.digits.http import application
 from serving.model import repository
 from serving.model.engine import LoadedModel
 from serving.protocols.health import Health

@@ -14,13 +14,13 @@ from functools import partial
 import grpc
 import pytest
 
+from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.wire import encode_request
 from serving import AsyncClient
 from serving.config import BatchingConfig, ServerConfig
-from serving.digits.wire import encode_request
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.model import repository
 from serving.model.engine import LoadedModel
-from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.server.server import Server
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of, router_of, until

@@ -17,13 +17,13 @@ import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from digit_classifier.methods import PredictionsEncoder, find_classifier
 from serving.config import ServerConfig
-from serving.digits.methods import PredictionsEncoder, find_classifier
-from serving.digits.pictures.reader import picture_row, read_digit
 from serving.errors import DeadlineExceeded, DigitsError, InvalidRequest
 from serving.model.engine import LoadedModel
 from serving.model.preprocessing import Preprocessing, predictions_of
 from serving.model.repository import PictureInputs
+from serving.pictures.reader import picture_row, read_digit
 from serving.predictions import Images, Predictions, as_images
 from serving.protocols.method import Rows
 from serving.router import Route, Router
@@ -358,7 +358,7 @@ def write_report(
     return as_json({"model_version": None if rows is None else rows.model_version, "digits": items})
 
 
-MODULES = (__name__, "serving.digits.pictures.normalizer")
+MODULES = (__name__, "digit_classifier.normalizer")
 PAGES = {"/v1/digits": ("draw.html", "Draw a digit")}
 FILES = Path(__file__).parent / "files"
 

@@ -3,12 +3,12 @@
 from array import array
 from dataclasses import asdict
 
+from digit_classifier import wire
+from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.batching.runs import ResponseEncoder, Result, Target
-from serving.digits import wire
 from serving.errors import DigitsError, ModelNotFound
 from serving.predictions import Predictions
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, PrefixCache, Unary, frame
-from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Route, Router
 
 SERVICE = "digits.v1.DigitClassifier"

@@ -12,10 +12,10 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from digit_classifier import wire
+from digit_classifier.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
 from serving import errors
-from serving.digits import wire
 from serving.errors import DigitsError, InvalidRequest, RequestError, ServingError
-from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
 from serving.protocols.status import MODEL_TEXTS, STATUS, Status, StatusCode, error_from
 from serving.tensors import DIGITS
 
