@@ -21,11 +21,10 @@ from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import CorruptModel, DigitsError, ModelNotFound
 from serving.model import acceptance, repository
 from serving.model.acceptance import find_rows, has_bounded_time
-from serving.model.batching_proof import prove
-from serving.model.batching_values import Mixes
 from serving.model.engine import LoadedModel, OnnxEngine, open_engine
 from serving.model.onnx_file import Message, cut_zip_maps, parse_model
 from serving.model.onnx_runtime import runtime
+from serving.model.proof import Mixes, prove
 from serving.model.repository import described
 from serving.model.settings import SETTINGS, ModelSettings, read_settings
 from serving.tensors import Feeds
