@@ -345,7 +345,9 @@ def _fingerprint(path: Path, version: str) -> _Fingerprint:
     try:
         files = [path] if path.is_file() else list((path / version).iterdir())
         folder = path.parent if path.is_file() else path
-        files += [folder / each for each in (CLASSIFIER, SETTINGS) if (folder / each).exists()]
+        stems = ("", f"{path.stem}.") if path.is_file() else ("",)
+        beside = (folder / f"{stem}{each}" for each in (CLASSIFIER, SETTINGS) for stem in stems)
+        files += [file for file in beside if file.exists()]
         states = [(file.name, file.stat()) for file in files]
     except OSError:
         return frozenset()
@@ -398,7 +400,9 @@ class Catalog:
             from serving.model.remote import RemoteRepository
 
             self._remote = RemoteRepository(self._config.url, self._config.model_cache)
-        folders = [self._folder(name, path) for name, path in self._paths().items()]
+        paths = self._paths()
+        self._config.require_batched(paths)
+        folders = [self._folder(name, path) for name, path in paths.items()]
         if len(folders) == 1:
             folders[0].look()
         else:

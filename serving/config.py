@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -105,11 +106,24 @@ class ModelConfig:
         for each in self.batch:
             is_known = each.rpartition("=")[0] and each.rpartition("=")[2] in get_args(BatchingMode)
             _require(bool(is_known), "batch", each, "NAME=auto, NAME=always or NAME=never")
+        names = [each.rpartition("=")[0] for each in self.batch]
+        for name in names:
+            _require(names.count(name) == 1, "batch", f"{name} twice", "given once for each model")
 
     def batching_of(self, name: str) -> BatchingMode | None:
         """Return how the command line wants a model batched; None if it does not say."""
         modes = dict(each.rpartition("=")[::2] for each in self.batch)
         return cast(BatchingMode | None, modes.get(name))
+
+    def require_batched(self, names: Collection[str]) -> None:
+        """Check that there are the models that `batch` is about.
+
+        Raises:
+            ConfigurationError: there is none of a name.
+        """
+        for each in self.batch:
+            there = ", ".join(sorted(names)[:8])
+            _require(each.rpartition("=")[0] in names, "batch", each, f"about a model: {there}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -293,9 +293,16 @@ class RunnableModel(Protocol):
 class Executor:
     """Runs calls of one version of a model."""
 
-    def __init__(self, model: RunnableModel) -> None:
+    def __init__(self, model: RunnableModel, guard: Callable[[Run], Run]) -> None:
+        """Prepare.
+
+        Args:
+            model: the version.
+            guard: wraps each function that runs it; see `Host.guard`.
+        """
         self.model = model
-        self._run = model.run
+        self._guard = guard
+        self._run = guard(model.run)
         self._version, self._signature = model.version, model.signature
         self._tensors = tensors = model.tensors
         self.is_batchable = tensors.is_batchable
@@ -306,6 +313,11 @@ class Executor:
         if self._are_rows:
             only = tensors.inputs[0]
             self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
+
+    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+        """Return a function that runs the model once, and one that ends that run."""
+        run, end = self.model.stoppable()
+        return self._guard(run), end
 
     def run(
         self, groups: list[Group], clock: Callable[[], float],

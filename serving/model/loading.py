@@ -21,11 +21,10 @@ from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import CorruptModel, DigitsError, ModelNotFound
 from serving.model import acceptance, repository
 from serving.model.acceptance import find_rows, has_bounded_time
-from serving.model.batching_proof import prove
-from serving.model.batching_values import Mixes
 from serving.model.engine import LoadedModel, OnnxEngine, open_engine
 from serving.model.onnx_file import Message, cut_zip_maps, parse_model
 from serving.model.onnx_runtime import runtime
+from serving.model.proof import Mixes, prove
 from serving.model.repository import described
 from serving.model.settings import SETTINGS, ModelSettings, read_settings
 from serving.tensors import Feeds
@@ -81,7 +80,7 @@ def load_model(
     """
     settings = read_settings(model_dir)
     if settings.ignored:
-        _log.info("model %s: %s: no meaning here: %s", model_dir.name, SETTINGS,
+        _log.info("model %s: %s: not used here: %s", model_dir.name, SETTINGS,
                   ", ".join(settings.ignored))  # fmt: skip
     settings = replace(settings, batching=batching or settings.batching)
     device = settings.device if device == "auto" and precision == "fp32" else device
@@ -124,6 +123,10 @@ def _load_version(
             model_dir, version, precision, settings.file_name, limits.max_bytes,
             is_described=is_described,
         )  # fmt: skip
+        if manifest.unknown:
+            unknown = ", ".join(manifest.unknown)[:_MAX_REASON]
+            _log.warning("model %s version %s: %s: not known here: %s", manifest.name, version,
+                         repository.MANIFEST, unknown)  # fmt: skip
         graph = parse_model(onnx)
         labels = cut_zip_maps(graph)
         if labels is not None:

@@ -376,6 +376,14 @@ class Threads:
         self._num_started = 0
 
 
+Run = Callable[[Any], Any]
+
+
+def _unguarded(label: tuple[str, str], run: Run) -> Run:
+    """Return the run as it is."""
+    return run
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Host:
     """Clock, network and chance: by default those of this machine."""
@@ -391,3 +399,5 @@ class Host:
     random: Random = field(default_factory=Random)
     runners: Callable[[int], Runners] = Threads
     """Makes the runners of long work: at most this many at once."""
+    guard: Callable[[tuple[str, str], Run], Run] = _unguarded
+    """Wraps the run of a model, named by its name and version, so that a crash is known as its."""

@@ -156,6 +156,22 @@ def test_only_digits_have_what_is_for_digits(http):
     assert http.get("/draw").status == 404
 
 
+def test_description_belongs_to_its_model_alone(tmp_path, caplog):
+    for name in ("rose", "tulip"):
+        (tmp_path / f"{name}.onnx").write_bytes(colours())
+    (tmp_path / "rose.classifier.json").write_text('{"labels": ["a", "b", "c"]}')
+    config = ModelConfig(models=tmp_path, device="cpu")
+    models = Catalog(config).models
+    assert models["rose"].default.manifest.pictures.labels == ("a", "b", "c")
+    assert models["tulip"].default.manifest.pictures is None
+    assert not caplog.messages
+    (tmp_path / "rose.classifier.json").rename(tmp_path / "classifier.json")
+    models = Catalog(config).models
+    assert [each.default.manifest.pictures for each in models.values()] == [None, None]
+    assert "model rose: classifier.json is not used: 2 models are beside it" in caplog.text
+    assert "name it tulip.classifier.json for this one" in caplog.text
+
+
 def test_tensors_are_no_pictures_until_they_are_described(photo, folder):
     options = [str(folder / "colours.onnx"), "--model", "digits", "--http-port", "0"]
     with running_server(PRETRAINED, *options) as server:

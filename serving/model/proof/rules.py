@@ -14,19 +14,17 @@ from functools import reduce
 
 import numpy as np
 
-from serving.model.batching_values import (
+from serving.model.onnx_file import small_array
+from serving.model.proof.sizes import ONE, Size, product
+from serving.model.proof.values import (
     MAX_ITEMS,
-    ONE,
     Mixes,
     Node,
-    Size,
     Value,
     computed,
     constant,
-    product,
     sizes_of,
 )
-from serving.model.onnx_file import small_array
 from serving.tensors import Array
 
 Rule = Callable[[Node], list[Value]]

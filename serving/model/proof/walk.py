@@ -9,7 +9,7 @@ given one of three kinds, from the inputs to the outputs:
 - rows along an axis: cut there into as many equal pieces as there are rows, piece i is a function
   of row i and of constants alone, the same function for every row and every number of rows.
 
-The rule of an operator (batching_rules.py) says which kind its outputs have. A node without a rule,
+The rule of an operator (rules.py) says which kind its outputs have. A node without a rule,
 or where rows meet, ends the proof with its name. The sizes of all other axes stay unknowns, so that
 a proof holds for all of them; and a size that depends on the number of rows never counts as a
 number, even if it is the same for 1, 2 and 3 rows.
@@ -18,23 +18,14 @@ number, even if it is the same for 1, 2 and 3 rows.
 from collections import ChainMap
 from collections.abc import Iterable, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from serving.model.batching_rules import outputs_of
-from serving.model.batching_values import (
-    ONE,
-    ROWS,
-    Mixes,
-    Node,
-    Size,
-    Unknowns,
-    Value,
-    constant,
-    sizes_of,
-)
 from serving.model.onnx_file import Message, small_array
+from serving.model.proof.rules import outputs_of
+from serving.model.proof.sizes import ONE, ROWS, Size, Unknowns
+from serving.model.proof.values import Mixes, Node, Value, constant, sizes_of
 
 _MAX_STEPS = 100_000
 """Nodes and elements that are looked at, those of bodies and functions each time."""
@@ -47,11 +38,24 @@ _DOMAINS = "", "ai.onnx", "ai.onnx.ml"
 """The domains of ONNX's own operators; the first two are one."""
 
 
-def prove(model: Message) -> None:
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a proof found, so that a run can be compared with it."""
+
+    values: dict[str, Value]
+    """The tensors of the graph itself, not of its bodies, that its outputs depend on, by name."""
+    axes: dict[str, tuple[str, int]]
+    """The input and the axis whose size an unknown of the values stands for, by its name."""
+
+
+def prove(model: Message) -> Proof:
     """Prove that the first axis of all inputs and outputs is a batch of independent rows.
 
     Args:
         model: a ModelProto.
+
+    Returns:
+        The proof's steps.
 
     Raises:
         Mixes: it is not proved; the text names the node and the reason.
@@ -60,10 +64,12 @@ def prove(model: Message) -> None:
     graph = model.graph
     defaults = {each.name for each in graph.initializer}
     sources = []
+    axes: dict[str | None, tuple[str, int]] = {}
     for each in graph.input:
         if each.name not in defaults:
             walk.scope[each.name] = value = _input(each, walk.unknowns)
             sources.append(value.sources)
+            axes |= {size.name: (each.name, at) for at, size in enumerate(value.known_shape)}
     outputs = walk.graph(graph, [each.name for each in graph.output])
     for each, value in zip(graph.output, outputs, strict=True):
         name = _shown(each.name)
@@ -77,6 +83,7 @@ def prove(model: Message) -> None:
     if len(joined) > 1:
         first, second, *_ = sorted(_shown(min(map(str, each))) for each in joined)
         raise Mixes(f"{first} and {second} are batch axes of their own")
+    return Proof(dict(walk.scope), {name: place for name, place in axes.items() if name})
 
 
 def _input(info: Message, unknowns: Unknowns) -> Value:

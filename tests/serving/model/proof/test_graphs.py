@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 from onnx.backend.test.case.node import collect_testcases
 
-from serving.model.batching_proof import prove
-from serving.model.batching_values import ONE, ROWS, Mixes, Size, product
 from serving.model.onnx_file import parse_model
 from serving.model.onnx_runtime import runtime
+from serving.model.proof import Mixes, prove, rules_version
+from serving.model.proof.sizes import ONE, ROWS, Size, product
 
 HEAD = '<ir_version: 8, opset_import: ["" : {opset}, "ai.onnx.ml" : 3, "com.microsoft" : 1]>\n'
 CONSTANTS = {
@@ -707,6 +707,28 @@ def test_size_is_a_polynomial():
     assert (ROWS * length).divided(width) is None
     assert (length - length).number == 0
     assert not (length - ONE).is_positive
+
+
+def test_size_is_evaluated_where_its_unknowns_are_known():
+    size = ROWS * Size.unknown("+7") + Size.of(2)
+    assert size.at({"N": 3, "+7": 5}) == 17
+    assert (size + Size.unknown("?8")).at({"N": 3, "+7": 5}) is None
+
+
+def test_proof_returns_what_it_knows_of_tensors():
+    proof = prove(
+        parse_model(graph("t = Transpose(x); y = Transpose(t)", "float[N,L] x").SerializeToString())
+    )
+    (length,) = proof.axes.keys() - {"N"}
+    assert proof.axes == {"N": ("x", 0), length: ("x", 1)}
+    shape = proof.values["t"].known_shape
+    assert [size.at({"N": 3, length: 5}) for size in shape] == [5, 3]
+    assert proof.values["t"].axis == 1
+
+
+def test_version_of_the_rules_is_that_of_their_source():
+    assert rules_version() == rules_version()
+    assert len(rules_version()) == 64
 
 
 def test_schema_has_the_fields_of_onnx():

@@ -1,0 +1,183 @@
+"""Sizes of axes as the proof knows them: sums of products of named unknowns, with bounds.
+
+A size is a number, or depends on the number of rows and on the open axes of the inputs. Two sizes
+are equal only where they are equal for all values of their unknowns.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Self
+
+_MAX_TERMS, _MAX_NAMES = 32, 8
+"""Longer sums and products are given up, so that a hostile graph takes no time."""
+_N = "N"
+_MOST_ROWS, _MOST = 1_000, 2_000_000
+"""Rows of a batch, and the size of another axis of an input: both together are an input of less
+than 2^31 elements."""
+_INT32, _INT64 = 1 << 31, 1 << 53
+"""What an int32 holds; and an int64, even if an axis is larger than that."""
+
+Monomial = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A whole number that sizes of axes decide: a sum of products of named unknowns.
+
+    The name of an unknown says what is known of it: "N" is the number of rows, "+7" is one or
+    more, "?7" any number, "N?7" any number that depends on the number of rows.
+    """
+
+    terms: tuple[tuple[Monomial, int], ...]
+    """Products and their factors, sorted, none of them 0."""
+
+    @classmethod
+    def of(cls, number: int) -> Self:
+        """Return a number."""
+        return cls((((), number),) if number else ())
+
+    @classmethod
+    def unknown(cls, name: str) -> Self:
+        """Return an unknown."""
+        return cls((((name,), 1),))
+
+    @property
+    def number(self) -> int | None:
+        """The number, if there is no unknown in it."""
+        if not self.terms:
+            return 0
+        (monomial, factor), *more = self.terms
+        return None if more or monomial else factor
+
+    @property
+    def name(self) -> str | None:
+        """The name of the unknown, if it is one and nothing else."""
+        if len(self.terms) != 1:
+            return None
+        ((monomial, factor),) = self.terms
+        return monomial[0] if len(monomial) == 1 and factor == 1 else None
+
+    def at(self, unknowns: Mapping[str, int]) -> int | None:
+        """Return the number that it is where unknowns have these sizes; None if one is missing."""
+        names = {name for monomial, _ in self.terms for name in monomial}
+        if not names <= unknowns.keys():
+            return None
+        return sum(
+            factor * prod(unknowns[name] for name in monomial) for monomial, factor in self.terms
+        )
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether it is at least 1 for sure."""
+        return bool(self.terms) and self.fits() and all(factor > 0 for _, factor in self.terms)
+
+    def fits(self, limit: int = _INT64) -> bool:
+        """Return whether a graph computes it without overflow, for all sizes of axes."""
+        return all(
+            name[0] == "+" or name == _N for monomial, _ in self.terms for name in monomial
+        ) and limit > sum(
+            abs(factor) * prod(_MOST_ROWS if name == _N else _MOST for name in monomial)
+            for monomial, factor in self.terms
+        )
+
+    @property
+    def varies(self) -> bool:
+        """Whether it depends on the number of rows."""
+        return any(name[0] == _N for monomial, _ in self.terms for name in monomial)
+
+    @property
+    def per_row(self) -> "Size | None":
+        """Its share of one row, where it is the number of rows times that; else None."""
+        if not self.terms or any(monomial.count(_N) != 1 for monomial, _ in self.terms):
+            return None
+        share = _sum((_without(monomial, (_N,)), factor) for monomial, factor in self.terms)
+        return None if share.varies else share
+
+    def __add__(self, other: "Size") -> "Size":
+        return _sum([*self.terms, *other.terms])
+
+    def __sub__(self, other: "Size") -> "Size":
+        return _sum([*self.terms, *((monomial, -factor) for monomial, factor in other.terms)])
+
+    def __mul__(self, other: "Size") -> "Size":
+        return _sum(
+            (tuple(sorted(mine + others)), factor * times)
+            for mine, factor in self.terms
+            for others, times in other.terms
+        )
+
+    def divided(self, other: "Size") -> "Size | None":
+        """Return the quotient, if each term can be divided; else None."""
+        if self == other and other.terms:
+            return Size.of(1)
+        if len(other.terms) != 1:
+            return None
+        ((divisor, times),) = other.terms
+        quotient = []
+        for monomial, factor in self.terms:
+            rest = _without(monomial, divisor)
+            if factor % times or len(rest) != len(monomial) - len(divisor):
+                return None
+            quotient.append((rest, factor // times))
+        return _sum(quotient)
+
+
+ONE = Size.of(1)
+ROWS = Size.unknown(_N)
+"""The number of rows."""
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    """Multiply sizes."""
+    result = ONE
+    for size in sizes:
+        result *= size
+    return result
+
+
+class Unknowns:
+    """Names of unknown results: the same operation on the same sizes has the same name."""
+
+    def __init__(self) -> None:
+        self._names: dict[object, str] = {}
+
+    def of(self, operation: str, *operands: Size) -> Size:
+        """Return an operation's result, which depends on the operands only."""
+        mark = "N?" if any(each.varies for each in operands) else "?"
+        key = operation, operands
+        return Size.unknown(self._names.setdefault(key, f"{mark}{len(self._names)}"))
+
+    def new(self, mark: str = "?") -> Size:
+        """Return an unknown that is no other's, of a kind: "?", "+" or "N?"."""
+        name = f"{mark}{len(self._names)}"
+        self._names[object()] = name
+        return Size.unknown(name)
+
+    def bounded(self, size: Size) -> Size:
+        """Return a size, or an unknown in place of a long product or a huge number."""
+        is_short = all(
+            len(monomial) <= _MAX_NAMES and abs(factor) < _INT64 for monomial, factor in size.terms
+        )
+        return size if is_short else self.new("N?" if size.varies else "?")
+
+    def narrow(self, size: Size) -> Size:
+        """Return what an int32 holds of a size: another one where it may overflow."""
+        return size if size.fits(_INT32) else self.of("int32", size)
+
+
+def _sum(terms: Iterable[tuple[Monomial, int]]) -> Size:
+    total: dict[Monomial, int] = {}
+    for monomial, factor in terms:
+        total[monomial] = total.get(monomial, 0) + factor
+        if len(total) > _MAX_TERMS:
+            raise OverflowError("a size is a sum of too many terms")
+    return Size(tuple(sorted((each, factor) for each, factor in total.items() if factor)))
+
+
+def _without(monomial: Monomial, divisor: Monomial) -> Monomial:
+    rest = list(monomial)
+    for name in divisor:
+        if name in rest:
+            rest.remove(name)
+    return tuple(rest)

@@ -1,0 +1,151 @@
+"""What the proof of batching knows of a graph's tensors, and a node as its rules see it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import numpy as np
+
+from serving.model.onnx_file import Message
+from serving.model.proof.sizes import Size, Unknowns
+from serving.tensors import Array
+
+MAX_ITEMS = 64
+"""The longest shape whose elements are followed."""
+
+
+class Mixes(Exception):
+    """Rows are not proved independent; the text says where and why."""
+
+    def __init__(self, reason: str, *, is_located: bool = False) -> None:
+        super().__init__(reason)
+        self.is_located = is_located
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What is known of a tensor."""
+
+    shape: tuple[Size, ...] | None = None
+    """The sizes of its axes; None if not even their number is known, which only constants may."""
+    axis: int | None = None
+    """The axis that rows are along; None if it holds no rows."""
+    outer: Size | None = None
+    """How many times all the rows stand one after another along it; None, in a rule's result, as
+    often as in the inputs. [5, N, 8] reshaped to [5 N, 8] has them 5 times."""
+    items: Array | None = field(default=None, compare=False)
+    """The elements of a small tensor of whole numbers, each a Size, if sizes and constants decide
+    them."""
+    is_narrow: bool = False
+    """Whether these are int32, so that sums and products may overflow."""
+    varies: bool = False
+    """Whether it depends on the number of rows, in a way that is not followed."""
+    data: Array | None = field(default=None, compare=False)
+    """The elements of a small constant, such as scales."""
+    sources: frozenset[str] = frozenset()
+    """The batch axes of inputs that its rows are those of."""
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether it holds rows."""
+        return self.axis is not None
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it depends on the number of rows without holding rows."""
+        return self.varies or any(each.varies for each in self.vector or ())
+
+    @property
+    def vector(self) -> tuple[Size, ...] | None:
+        """The elements in order."""
+        return None if self.items is None else tuple(self.items.reshape(-1))
+
+    @property
+    def numbers(self) -> tuple[int, ...] | None:
+        """The elements in order, if all are numbers."""
+        found = tuple(each.number for each in self.vector or ())
+        is_known = self.items is not None and None not in found
+        return cast(tuple[int, ...], found) if is_known else None
+
+    @property
+    def known_shape(self) -> tuple[Size, ...]:
+        """Its shape; Mixes if that is unknown."""
+        if self.shape is None:
+            raise Mixes("the shape of a constant is unknown")
+        return self.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node with its inputs, as a rule sees it."""
+
+    op: str
+    """The operator; with its domain before it, if it is not one of ONNX's own two."""
+    version: int
+    """Of the operator's set."""
+    inputs: Sequence[Value | None]
+    """None for an optional input that is left out."""
+    num_outputs: int
+    is_used: Sequence[bool]
+    """For each output, whether it has a name."""
+    attributes: dict[str, Message]
+    unknowns: Unknowns
+
+    def has(self, index: int) -> bool:
+        """Return whether there is an input."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def value(self, index: int) -> Value:
+        """Return an input that must be there."""
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if value is None:
+            raise Mixes(f"it has no input {index}")
+        return value
+
+    def number(self, name: str, default: int) -> int:
+        """Return an attribute that is an integer."""
+        return int(self.attributes[name].i) if name in self.attributes else default
+
+    def text(self, name: str, default: str = "") -> str:
+        """Return an attribute that is a text."""
+        attribute = self.attributes.get(name)
+        return default if attribute is None else attribute.s.decode("utf-8", "replace")
+
+    def numbers(self, name: str, index: int | None = None) -> tuple[int, ...] | None:
+        """Return integers of an attribute or, in newer sets, of an input; None if left out."""
+        if name in self.attributes:
+            return tuple(self.attributes[name].ints)
+        if index is None or not self.has(index):
+            return None
+        numbers = self.value(index).numbers
+        if numbers is None:
+            raise Mixes(f"its {name} are computed")
+        return numbers
+
+    def new_size(self) -> Size:
+        """Return an unknown size that depends on other sizes than the number of rows."""
+        return self.unknowns.new()
+
+
+def sizes_of(sizes: Iterable[Size]) -> Array:
+    """Return sizes as the elements of a vector."""
+    sizes = list(sizes)
+    items = np.empty(len(sizes), object)
+    items[:] = sizes
+    return items
+
+
+def computed(items: Array, *, is_narrow: bool = False) -> Value:
+    """Return the value of a tensor whose elements are these sizes."""
+    return Value(tuple(map(Size.of, items.shape)), items=items, is_narrow=is_narrow)
+
+
+def constant(data: Array | None, dims: tuple[int, ...]) -> Value:
+    """Return the value of a constant; data is None if it is large.
+
+    Elements of other types than shapes have are not followed: a uint8 overflows early.
+    """
+    if data is not None and data.dtype in (bool, np.int32, np.int64) and data.size <= MAX_ITEMS:
+        items = sizes_of(Size.of(int(each)) for each in data.flat).reshape(data.shape)
+        return replace(computed(items, is_narrow=data.dtype == np.int32), data=data)
+    return Value(tuple(map(Size.of, dims)), data=data)
