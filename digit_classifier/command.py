@@ -72,7 +72,7 @@ def _local_model(
     """Load a model here.
 
     Raises:
-        DigitsError: see `load_model`; or it isn't known to classify pictures.
+        ServingError: see `load_model`; or it isn't known to classify pictures.
     """
     from serving.model.preprocessing import predictions_of
 

@@ -558,7 +558,7 @@ def score(
     Reading, running and writing release the GIL, so threads use all cores.
 
     Raises:
-        DigitsError: a part failed; those in progress end without a file.
+        ServingError: a part failed; those in progress end without a file.
     """
     is_stopped = threading.Event()
     decoders = processes(num_threads)

@@ -62,7 +62,7 @@ class Classify:
             drop_images: leave the images out of the tables.
 
         Raises:
-            DigitsError: see `load_model`.
+            ServingError: see `load_model`.
         """
         self._column, self._prefix = column, prefix
         self._dropped = column if drop_images else None

@@ -89,7 +89,7 @@ def _commands() -> Iterator[str]:
     yield (
         "# Command lines\n\n"
         "Written by `make reference` from the programs; `COMMAND --help` prints the same. Times\n"
-        "are seconds, sizes count images. Options can also be set by the environment: `SERVING_`\n"
+        "are seconds, sizes count rows. Options can also be set by the environment: `SERVING_`\n"
         "and the name in capitals, such as `SERVING_HTTP_PORT`; the command line wins.\n"
         "Exit codes: 0 served or answered, 2 bad usage or configuration (one line on stderr), 1\n"
         "anything else."

@@ -20,12 +20,12 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import CorruptModel as CorruptModel
     from serving.errors import DeadlineExceeded as DeadlineExceeded
     from serving.errors import DeviceError as DeviceError
-    from serving.errors import DigitsError as DigitsError
     from serving.errors import InvalidRequest as InvalidRequest
     from serving.errors import ModelError as ModelError
     from serving.errors import ModelNotFound as ModelNotFound
     from serving.errors import Overloaded as Overloaded
     from serving.errors import RequestError as RequestError
+    from serving.errors import ServerError as ServerError
     from serving.errors import ServingError as ServingError
     from serving.errors import TooLarge as TooLarge
     from serving.errors import Unauthenticated as Unauthenticated
@@ -44,8 +44,8 @@ _NAMES = {
     "config": "BatchingConfig",
     "embedded": "Classifier Model",
     "errors": """
-        ConfigurationError CorruptModel DeadlineExceeded DeviceError DigitsError InvalidRequest
-        ModelError ModelNotFound Overloaded RequestError ServingError TooLarge Unauthenticated
+        ConfigurationError CorruptModel DeadlineExceeded DeviceError ServingError InvalidRequest
+        ModelError ModelNotFound Overloaded RequestError ServerError TooLarge Unauthenticated
         Unavailable Unsupported
     """,
     "pictures.reader": "from_picture",

@@ -235,7 +235,7 @@ class Classifier(Model):
         Args:
             images: (N, pixels) or (N, *input_shape) uint8, N >= 1; for digits (N, 784) or
                 (N, 28, 28), 0 = background, 255 = ink. There is no upper limit except memory:
-                `max_request_images` applies to requests over the network.
+                `max_request_rows` applies to requests over the network.
 
         Returns:
             N predictions, in the order of the images.

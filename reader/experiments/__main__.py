@@ -17,7 +17,7 @@ from experiments.synthetic.pages import EMPTY, OTHER_FONTS
 from serving import Classifier
 from serving.commandline import options
 from serving.commandline.installation import Bar
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from training.cli import import_tensorflow
 from training.config import RECIPES
 from training.data.mnist import Mnist, cache_dir
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         return int(options.run(options))
-    except (TrainingError, DigitsError, OSError, KeyboardInterrupt) as err:
+    except (TrainingError, ServingError, OSError, KeyboardInterrupt) as err:
         print(f"python -m experiments: {err or 'interrupted'}", file=sys.stderr)
         return 1
 

@@ -29,5 +29,5 @@ def classifier() -> Iterator[Classifier]:
 
 @pytest.fixture(scope="session")
 def http(models: Path) -> Iterator[HttpPeer]:
-    with running_server(models, "--http-port", "0", "--max-request-images", "64") as server:
+    with running_server(models, "--http-port", "0", "--max-request-rows", "64") as server:
         yield HttpPeer(server.facts["http"])

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from serving.errors import (
     DeadlineExceeded,
-    DigitsError,
     InvalidRequest,
     ModelError,
+    ServingError,
     Unavailable,
 )
 from serving.predictions import BYTE_CLASSES, ClassNumbers, Probabilities
@@ -164,7 +164,7 @@ class Sink(Protocol):
     def answer(self, group: "Group", responses: Sequence[Any], run: Ran) -> None:
         """Take the responses, one for each call, and the run that they are from."""
 
-    def fail(self, group: "Group", error: DigitsError) -> None:
+    def fail(self, group: "Group", error: ServingError) -> None:
         """Take the reason why there are none."""
 
 
@@ -257,7 +257,7 @@ def divide(groups: Iterable[Group], now_s: float) -> tuple[list[Group], list[Gro
     return [part for part, _ in parts if part], [part for _, part in parts if part]
 
 
-Outcome = tuple[list[Group], Result | DigitsError]
+Outcome = tuple[list[Group], Result | ServingError]
 
 
 class RunnableModel(Protocol):

@@ -23,7 +23,7 @@ from serving import applications
 from serving.batching.awaited import AsyncCaller, submit
 from serving.catalog import Catalog
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
-from serving.errors import ConfigurationError, DigitsError, Overloaded, Unavailable
+from serving.errors import ConfigurationError, Overloaded, ServingError, Unavailable
 from serving.model.acceptance import GOLDEN_TOLERANCE
 from serving.protocols.health import Health
 from serving.protocols.method import Rows
@@ -175,7 +175,7 @@ class SelfTest:
             ((probabilities,), result), _ = await asyncio.wait_for(call, self._interval_s)
         except (Overloaded, TimeoutError, Unavailable):  # or it drains
             return None
-        except DigitsError as err:
+        except ServingError as err:
             return str(err)
         if result.version != model.version:  # a reload came between; that version was checked
             return None
@@ -386,7 +386,7 @@ def announce(
         "transport": models[0].transport,
         "address": address,
         "metrics": metrics_address,
-        "max_request_images": report.batching.max_request_images,
+        "max_request_rows": report.batching.max_request_rows,
         "max_batch_size": report.batching.max_batch_size,
         **more,
     }
@@ -429,7 +429,7 @@ async def serve(
         True if every accepted request was answered.
 
     Raises:
-        DigitsError: the server can't start; see `load_model` and `Server.start`.
+        ServingError: the server can't start; see `load_model` and `Server.start`.
     """
     with ExitStack() as stack:
         # First: it answers 503 while the rest starts.

@@ -207,7 +207,7 @@ class Polite(Client):
                 self.cancel(call)
         else:
             paths = random.choice(((UNARY,), (STREAM,), (INFER,), (UNARY, STREAM, INFER, SLOW)))
-            images = random.choice((1, 1, 1, self.simulation.batching.max_request_images))
+            images = random.choice((1, 1, 1, self.simulation.batching.max_request_rows))
             for _ in range(random.choice((1, 1, 5, 20))):
                 self.begin(random.choice(paths), images)
         self.flush()

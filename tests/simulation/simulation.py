@@ -169,7 +169,7 @@ class Simulation:
         capacity = random.choice((16, 64, 1000))
         self.batching = BatchingConfig(
             max_batch_size=random.choice((4, 16, 64)), queue_capacity=capacity,
-            max_request_images=random.choice((4, 16)),
+            max_request_rows=random.choice((4, 16)),
             max_queue_delay_s=random.choice((0, 0, 0.004, 0.3)),
         )  # fmt: skip
         self.limits = PortLimits(

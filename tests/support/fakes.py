@@ -14,7 +14,7 @@ from serving.batching.batcher import Batcher, ClientQueue, Queue
 from serving.batching.runs import Group, ResponseEncoder
 from serving.catalog import ModelVersions
 from serving.config import Device
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from serving.model import repository
 from serving.router import Router
 from serving.tensors import DIGITS
@@ -129,7 +129,7 @@ class FakeRequest(ResponseEncoder):
 
     def __init__(self, *values, deadline_s=1e9, caller=None):
         self.num_rows = len(values)
-        self.outcome: tuple[str, list[int]] | DigitsError | None = None
+        self.outcome: tuple[str, list[int]] | ServingError | None = None
         self.caller = caller or FakeCaller()
         self.stream = len(self.caller.streams)
         self.caller.streams[self.stream] = self

@@ -66,7 +66,7 @@ class Gated:
 def gated_server(models, **limits):
     engine = GatedModel(poison=frozenset({13}))
     model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
-    batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
+    batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_rows=8)
     with closing(router_of(model, batching)) as router:
         queries = Queries(router, Health())
         some = PortLimits(max_message_bytes=4_000_000, **limits)

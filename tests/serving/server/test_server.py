@@ -24,7 +24,7 @@ def test_start_line_says_what_is_served(server, transport):
         "transport": transport,
         "address": server.address,
         "metrics": server.facts["metrics"],
-        "max_request_images": "4096",
+        "max_request_rows": "4096",
         "max_batch_size": "512",
     }
     assert server.address.startswith("127.0.0.1:")
