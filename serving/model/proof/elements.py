@@ -18,23 +18,28 @@ _INT32, _INT64 = 6, 7
 """TensorProto's numbers of types."""
 
 
-def follow(node: Node) -> Value | None:
-    """Return an output whose elements shapes and constants decide; None if they don't."""
+def follow(node: Node) -> list[Value] | None:
+    """Return outputs whose elements shapes and constants decide; None if they don't."""
     compute = _ELEMENTS.get(node.op)
     if compute is None or not node.given or any(each.items is None for each in node.given):
         return None
     try:
-        items = np.asarray(compute(node), object)
+        found = compute(node)
     except (Mixes, ArithmeticError, LookupError, TypeError, ValueError):
         return None
-    if items.size > MAX_ITEMS:
-        return None
+    arrays = found if isinstance(found, list) else [found]
     is_narrow = any(each.is_narrow for each in node.given)
     if node.op == "Cast":
         is_narrow = node.number("to", 0) == _INT32
-    if is_narrow:
-        items = sizes_of(map(node.unknowns.narrow, items.reshape(-1))).reshape(items.shape)
-    return computed(items, is_narrow=is_narrow)
+    outputs = []
+    for array in arrays:
+        items = np.asarray(array, object)
+        if items.size > MAX_ITEMS:
+            return None
+        if is_narrow:
+            items = sizes_of(map(node.unknowns.narrow, items.reshape(-1))).reshape(items.shape)
+        outputs.append(computed(items, is_narrow=is_narrow))
+    return node.outputs(*outputs)
 
 
 def items_of(node: Node, index: int = 0) -> Array:
@@ -149,7 +154,8 @@ def _sliced(node: Node) -> Array:
 def _multiplied(node: Node) -> Array:
     items = items_of(node)
     axes, is_kept = node.numbers("axes", 1), bool(node.number("keepdims", 1))
-    if items.ndim != 1 or axes not in ((0,), (-1,)):
+    is_all = not axes and not node.number("noop_with_empty_axes", 0)
+    if items.ndim != 1 or not (is_all or axes in ((0,), (-1,))):
         raise Mixes("its axes are not followed")
     return sizes_of([product(items)]).reshape((1,) if is_kept else ())
 
@@ -169,12 +175,25 @@ def _joined(node: Node) -> Array:
     return np.concatenate(parts, node.number("axis", 0))
 
 
+def _split(node: Node) -> list[Array]:
+    items, axis, number = items_of(node), node.number("axis", 0), len(node.is_used)
+    parts = node.numbers("split", 1)
+    if parts is None:
+        size = items.shape[axis]
+        if size % number:
+            raise Mixes("its parts are of different sizes")
+        parts = (size // number,) * number
+    if sum(parts) != items.shape[axis] or min(parts) < 0:
+        raise Mixes("its parts don't fit")
+    return np.split(items, np.cumsum(parts)[:-1], axis)
+
+
 def _not(node: Node) -> Array:
     flip = np.frompyfunc(lambda each: ONE - each, 1, 1)
     return np.asarray(flip(items_of(node)), object)
 
 
-_ELEMENTS: dict[str, Callable[[Node], Array]] = {
+_ELEMENTS: dict[str, Callable[[Node], Array | list[Array]]] = {
     "Add": lambda node: items_of(node, 0) + items_of(node, 1),
     "Sub": lambda node: items_of(node, 0) - items_of(node, 1),
     "Mul": lambda node: items_of(node, 0) * items_of(node, 1),
@@ -183,6 +202,8 @@ _ELEMENTS: dict[str, Callable[[Node], Array]] = {
     "Cast": _cast,
     "Identity": items_of,
     "Not": _not,
+    "Neg": lambda node: np.frompyfunc(lambda each: Size.of(0) - each, 1, 1)(items_of(node)),
+    "Split": _split,
     "Reshape": _reshaped,
     "Gather": _gathered,
     "Slice": _sliced,
@@ -193,4 +214,4 @@ _ELEMENTS: dict[str, Callable[[Node], Array]] = {
     "Transpose": lambda node: items_of(node).transpose(node.numbers("perm")),
     "Expand": _expanded,
 }
-"""How the first output's elements follow from those of the inputs."""
+"""How the elements of outputs follow from those of inputs."""

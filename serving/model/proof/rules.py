@@ -650,14 +650,41 @@ def columns(node: Node) -> list[Value]:
     return node.outputs(_same(node))
 
 
-def classified(node: Node) -> list[Value]:
-    """Each row of a table gets a label, and scores."""
-    value = _table(node)
-    if node.text("post_transform") == "PROBIT":
-        raise Mixes("with PROBIT, ONNX Runtime leaves scores as the memory was")
-    rows = value.shape[0]
-    scores = Value((rows, node.new_size("*")), value.axis)
-    return node.outputs(Value((rows,), value.axis), scores)
+def classified(count: Callable[[Node], int | None]) -> Rule:
+    """Each row of a table gets a label, and scores; `count` says how many, if that is known."""
+
+    def rule(node: Node) -> list[Value]:
+        value, number = _table(node), count(node)
+        if node.text("post_transform") == "PROBIT":
+            raise Mixes("with PROBIT, ONNX Runtime leaves scores as the memory was")
+        size = node.new_size("*") if number is None else Size.of(number)
+        rows = value.shape[0]
+        return node.outputs(Value((rows,), value.axis), Value((rows, size), value.axis))
+
+    return rule
+
+
+def unknown_classes(node: Node) -> None:
+    """Return no number: a score may be one for each class, or for each pair of classes."""
+
+
+def classes_of_trees(node: Node) -> int | None:
+    """Return the number of classes, if there are several."""
+    number = _num_labels(node, "classlabels_int64s")
+    return number if number > 1 else None
+
+
+def classes_of_lines(node: Node) -> int | None:
+    """Return the number of classes, if each has an intercept, or one decides between two."""
+    number = _num_labels(node, "classlabels_ints")
+    intercepts = node.attributes.get("intercepts")
+    num_lines = 0 if intercepts is None else len(intercepts.floats)
+    return number if number > 1 and num_lines == (1 if number == 2 else number) else None
+
+
+def _num_labels(node: Node, name: str) -> int:
+    labels = [node.attributes.get(each) for each in (name, "classlabels_strings")]
+    return sum(len(each.ints) + len(each.strings) for each in labels if each is not None)
 
 
 def scored(attribute: str, default: int) -> Rule:
@@ -689,14 +716,13 @@ def one_hot_encoded(node: Node) -> list[Value]:
 def extracted(node: Node) -> list[Value]:
     """It takes columns by number, or each row takes an element of a constant."""
     value, indices = node.value(0), node.value(1)
-    number = product(indices.shape)
+    shape, number = value.shape[:-1] or (ONE,), product(indices.shape)
     if indices.is_rows:
-        if value.is_rows or indices.axis != 0 or value.rank > 1 or number != indices.rows:
+        if value.is_rows or indices.axis != 0:
             raise Mixes("rows take from all rows")
-        return node.outputs(Value((ONE, number), 1))
+        return node.outputs(Value((*shape, number), len(shape)))
     if value.is_rows and (value.rank < 2 or value.axis == value.rank - 1):
         raise Mixes("it takes rows by number")
-    shape = value.shape[:-1] if value.rank > 1 else (ONE,)
     return node.outputs(Value((*shape, number), value.axis))
 
 
@@ -910,20 +936,25 @@ def tiled(node: Node) -> list[Value]:
 
 
 def joined(node: Node) -> list[Value]:
-    """It joins along another axis than that of rows, and rows with their own."""
+    """It joins along another axis than that of rows; or all rows stand one after another there."""
     first = node.value(0)
     axis = _at(node.number("axis", 1), first.rank)
-    if first.axis == axis:
-        raise Mixes("it joins batches")
     _require_alike(*node.given)
     shape = []
     for at in range(first.rank):
         sizes = [each.shape[at] for each in node.given]
         if at == axis:
             shape.append(sum(sizes, Size.of(0)))
-        else:  # ONNX Runtime leaves tensors without elements out, whatever their other sizes are
-            shape.append(sizes[0] if len({*sizes}) == 1 else node.new_size())
-    return node.outputs(Value(tuple(shape), first.axis))
+        elif len({*sizes}) == 1:
+            shape.append(sizes[0])
+        elif not all(size.is_positive for each in node.given for size in each.shape):
+            # ONNX Runtime leaves tensors without elements out, whatever their other sizes are, and
+            # the memory in their place as it was.
+            raise Mixes("a size may be 0")
+        else:
+            shape.append(_met(node, sizes))
+    outer = None if first.axis != axis else (first.outer or ONE) * Size.of(len(node.given))
+    return node.outputs(Value(tuple(shape), first.axis, outer))
 
 
 def split(node: Node) -> list[Value]:
@@ -1038,28 +1069,38 @@ def resized(node: Node) -> list[Value]:
     given = node.numbers("axes") or range(value.rank)
     axes = [_at(each, value.rank) for each in given]
     scales = _scales(node)
+    if scales is not None and len(scales) != len(axes):
+        raise Mixes("its scales are malformed")
     sizes = node.value(3).vector if node.has(3) else None
     if value.axis is not None and value.axis in axes:
         at = axes.index(value.axis)
-        if scales is not None:
-            if len(scales) != len(axes) or scales[at] != 1.0:
-                raise Mixes("it resizes the batch")
-        elif sizes is None or len(sizes) != len(axes) or sizes[at] != shape[axes[at]]:
+        if scales is not None and scales[at] != 1.0:
+            raise Mixes("it resizes the batch")
+        if scales is None and (
+            sizes is None or len(sizes) != len(axes) or sizes[at] != shape[axes[at]]
+        ):
             raise Mixes("the scale of the batch axis is unknown")
-    others = [each for at, each in zip(axes, sizes or (), strict=False) if at != value.axis]
-    if any(each.varies for each in others) or any(
-        node.value(index).varies for index in range(1, len(node.inputs)) if node.has(index)
-    ):
+    new = list(shape)
+    for number, at in enumerate(axes):
+        if at != value.axis:
+            new[at] = _resized_size(node, shape[at], number, (scales, sizes))
+    if any(each.varies for at, each in enumerate(new) if at != value.axis):
         raise Mixes("it resizes by the number of rows")
-    new = [size if at not in axes or at == value.axis else node.new_size()
-           for at, size in enumerate(shape)]  # fmt: skip
-    if scales is not None and len(scales) == len(axes):
-        for at, scale in zip(axes, scales, strict=True):
-            size = shape[at] * Size.of(int(scale))
-            # ONNX Runtime multiplies in float32, which rounds larger numbers.
-            if scale.is_integer() and size.fits(1 << 24) and at != value.axis:
-                new[at] = size
     return node.outputs(Value(tuple(new), value.axis))
+
+
+def _resized_size(
+    node: Node, size: Size, number: int, given: tuple[Sequence[float] | None, Shape | None]
+) -> Size:
+    """Return the size of a resized axis, the one of this number that the node names."""
+    scales, sizes = given
+    if scales is None:
+        is_exact = sizes and number < len(sizes) and sizes[number].is_positive
+        return sizes[number] if sizes and is_exact else node.new_size()
+    new = size * Size.of(int(scales[number]))
+    # ONNX Runtime multiplies in float32, which rounds larger numbers.
+    is_exact = scales[number].is_integer() and new.fits(1 << 24)
+    return new if is_exact else node.new_size()
 
 
 def _scales(node: Node) -> list[float] | None:
@@ -1112,6 +1153,17 @@ def by_element(node: Node) -> list[Value]:
     return node.outputs(
         Value(indices.shape if node.op == "GatherElements" else data.shape, data.axis)
     )
+
+
+def compressed(node: Node) -> list[Value]:
+    """It takes the same places of all rows, along another axis."""
+    value = node.value(0)
+    if "axis" not in node.attributes:
+        raise Mixes("it takes some of all elements")
+    axis = _at(node.number("axis", 0), value.rank)
+    if axis == value.axis:
+        raise Mixes("it takes some of the rows")
+    return node.outputs(Value(_replaced(value.shape, axis, node.new_size()), value.axis))
 
 
 def gathered_many(node: Node) -> list[Value]:

@@ -67,7 +67,7 @@ def outputs_of(node: Node) -> list[Value]:
     if has_rows and is_size:
         raise Mixes("the number of rows meets values")
     followed = follow(node)
-    outputs = node.outputs(followed) if followed else row.rule(node)
+    outputs = followed or row.rule(node)
     if is_size and not followed:
         outputs = [replace(each, varies=True) for each in outputs]
     return outputs
@@ -230,18 +230,18 @@ _row("Normalizer", rules.columns, "norm")
 _row("Scaler", rules.columns, "offset scale")
 _row(
     "LinearClassifier",
-    rules.classified,
+    rules.classified(rules.classes_of_lines),
     "classlabels_ints classlabels_strings coefficients intercepts multi_class post_transform",
 )
 _row(
     "SVMClassifier",
-    rules.classified,
+    rules.classified(rules.unknown_classes),
     "classlabels_ints classlabels_strings coefficients kernel_params kernel_type post_transform"
     " prob_a prob_b rho support_vectors vectors_per_class",
 )
 _row(
     "TreeEnsembleClassifier",
-    rules.classified,
+    rules.classified(rules.classes_of_trees),
     f"class_ids class_nodeids class_treeids class_weights class_weights_as_tensor"
     f" classlabels_int64s classlabels_strings {_TREES}",
 )
@@ -311,6 +311,7 @@ _row("OneHot", rules.one_hot, "axis", sizes=(1,))
 _row("Gather", rules.gathered, "axis", rows=(0, 1))
 _row("GatherElements", rules.by_element, "axis", rows=(0, 1))
 _row("ScatterElements", rules.by_element, "axis reduction", rows=(0, 1, 2))
+_row("Compress", rules.compressed, "axis")
 _row("GatherND", rules.gathered_many, "batch_dims", rows=(0, 1))
 
 # Functions of constants.
