@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from serving.config import MOST_SIZE
 from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -424,14 +425,22 @@ def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
     for group in groups:
         if (layout := group.encoder.layout) is not None:
             shapes = tuple(piece.shape[1:] for piece in layout.pieces)
-            alike.setdefault(shapes, []).append(group)
+            if _may_share(shapes):
+                alike.setdefault(shapes, []).append(group)
+            else:
+                calls = [group.cut(at, at + 1) for at in range(len(group.messages))]
+                alike |= {object(): [call] for call in calls}
             continue
         for at, arrays in enumerate(group.messages):
             shapes = tuple(array.shape[1:] for array in arrays)
-            # Rows are proved independent for axes of one or more.
-            key = shapes if all(map(all, shapes)) else object()
+            key = shapes if _may_share(shapes) else object()
             alike.setdefault(key, []).append(group.cut(at, at + 1))
     return list(reversed(alike.values()))
+
+
+def _may_share(shapes: Iterable[Sequence[int]]) -> bool:
+    """Return whether rows of these shapes are among those that the proof of batching is about."""
+    return all(0 < size <= MOST_SIZE for shape in shapes for size in shape)
 
 
 def _num_calls(groups: list[Group]) -> int:
