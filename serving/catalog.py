@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serving.config import BatchingConfig, ModelConfig, require_name
-from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
+from serving.errors import (
+    ConfigurationError,
+    CorruptModel,
+    DeviceError,
+    ModelNotFound,
+    ServingError,
+)
 from serving.model import repository
 from serving.model.engine import LoadedModel
 from serving.model.loading import load_model
@@ -184,7 +190,7 @@ class ModelFolder:
             Whether `served` is another one now.
 
         Raises:
-            DigitsError: nothing has changed; the text says why.
+            ServingError: nothing has changed; the text says why.
         """
         require_name("the name", self.name)
         settings, config = read_settings(self.path), self._config
@@ -268,7 +274,7 @@ class ModelFolder:
             )  # fmt: skip
             if model is not None and _signature(new) != _signature(model):
                 raise CorruptModel(self._misfit(new))
-        except DigitsError as err:
+        except ServingError as err:
             is_choice = not (config.version or self.path.is_file())
             if served is None and (isinstance(err, _NOT_THE_FILES) or not is_choice):
                 raise
@@ -327,7 +333,7 @@ _NOT_THE_FILES = (ConfigurationError, DeviceError)
 
 def text_of(err: Exception) -> str:
     """Return an error's text; of one that is not ours, its type as well."""
-    return str(err) if isinstance(err, DigitsError) else f"{type(err).__name__}: {err}"
+    return str(err) if isinstance(err, ServingError) else f"{type(err).__name__}: {err}"
 
 
 def _signature(model: LoadedModel) -> object:
@@ -372,7 +378,7 @@ class Catalog:
         can.
 
         Raises:
-            DigitsError: no model can be served; see `load_model`.
+            ServingError: no model can be served; see `load_model`.
         """
         self.models: Mapping[str, ModelVersions] = {}
         """The models in service, by name; replaced as a whole."""
@@ -457,7 +463,7 @@ class Catalog:
         """Serve a model of the repository, or look for its new versions now.
 
         Raises:
-            DigitsError: there is no such model, or it can't be served.
+            ServingError: there is no such model, or it can't be served.
         """
         with self._lock:
             paths = self._paths()

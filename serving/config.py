@@ -16,6 +16,11 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 BatchingMode = Literal["auto", "always", "never"]
 
+MOST_ROWS = 16_384
+"""The largest batch. What a graph computes of the number of rows can overflow with more."""
+MOST_SIZE = 2_000_000
+"""The largest axis of an input whose rows share a batch, for the same reason."""
+
 _NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
 """ASCII without blanks and =, so that the ready line stays parseable."""
 _VERSIONS = re.compile(r"latest|all|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
@@ -26,30 +31,32 @@ class BatchingConfig:
     """How requests are queued and batched; sizes count images."""
 
     max_batch_size: int = 512
-    """The most images in one batch."""
+    """The most rows in one batch."""
     # Past 128 the model's time an image is constant; only the run's overhead is still spread over
     # more: from 128 to 512, messages of 256 images gain a quarter. A run of 512 takes some 2 ms.
     max_queue_delay_s: float = 0.0
     """Seconds to wait for more images of a batch; with 0, batches grow only while it is busy."""
     queue_capacity: int = 16_384
-    """The most images that wait; further requests are rejected."""
+    """The most rows that wait; further requests are rejected."""
     slo_s: float = math.inf
     """Time such as 5ms within which accepted requests are to be answered, in seconds; requests that
     would wait longer are rejected at once."""
     max_run_s: float = 60.0
     """Seconds that an offloaded batch may take; it is ended then, with DEADLINE_EXCEEDED."""
-    max_request_images: int = 4_096
-    """The most images in one request."""
+    max_request_rows: int = 4_096
+    """The most rows in one request."""
     # Of digits 3.2 MB, under every client's default limit of 4 MiB.
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "queue_capacity", "max_request_images"):
+        for name in ("max_batch_size", "queue_capacity", "max_request_rows"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        most = self.max_batch_size
+        _require(most <= MOST_ROWS, "max_batch_size", most, f"at most {MOST_ROWS}")
         _require(
-            self.queue_capacity >= self.max_request_images,
+            self.queue_capacity >= self.max_request_rows,
             "queue_capacity",
             self.queue_capacity,
-            f"at least max_request_images ({self.max_request_images})",
+            f"at least max_request_rows ({self.max_request_rows})",
         )
         _require_seconds("max_queue_delay", self.max_queue_delay_s)
         _require(self.slo_s > 0, "slo", self.slo_s, "more than 0")

@@ -10,7 +10,7 @@ from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.runs import Group, Owner, RunnableModel
 from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
-from serving.errors import DigitsError, ModelNotFound, Unavailable
+from serving.errors import ModelNotFound, ServingError, Unavailable
 from serving.model.engine import LoadedModel
 from serving.system.crash_record import number_of
 from serving.system.host import Host
@@ -43,7 +43,7 @@ class Route:
 
     def __init__(
         self, name: str, versions: ModelVersions, batching: BatchingConfig, random: Random,
-        new_batcher: Callable[[LoadedModel], Batcher], gone: Callable[[], DigitsError],
+        new_batcher: Callable[[LoadedModel], Batcher], gone: Callable[[], ServingError],
     ) -> None:  # fmt: skip
         """Serve these versions of a model.
 
@@ -266,7 +266,7 @@ class Router:
         for batcher in self.batchers:
             batcher.block(self._refusal_of(batcher))
 
-    def _refusal_of(self, batcher: Batcher) -> DigitsError | None:
+    def _refusal_of(self, batcher: Batcher) -> ServingError | None:
         until_s = self._blocked.get(number_of(batcher.label))
         if until_s is None:
             return None
@@ -313,7 +313,7 @@ class Router:
         """Whether calls wait or run."""
         return any(batcher.is_busy for batcher in self.batchers)
 
-    def _gone(self, name: str) -> DigitsError:
+    def _gone(self, name: str) -> ServingError:
         """Return why a call that was recognised is not run: its model is gone, or another one."""
         if self.owner is not None:
             self.owner.forget_layouts()

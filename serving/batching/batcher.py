@@ -43,7 +43,7 @@ from serving.batching.runs import (
 from serving.config import BatchingConfig
 from serving.errors import (
     DeadlineExceeded,
-    DigitsError,
+    ServingError,
     Unavailable,
 )
 from serving.system.host import Host, Runners, Task
@@ -476,7 +476,7 @@ class Batcher:
         self._inline.run_rows = min(most, model.inline_rows) or 1
         self._small, self._large = self._offloaded.queues
         self._queues = self._inline, self._small, self._large
-        self._refusal: DigitsError | None = None
+        self._refusal: ServingError | None = None
         """Why no call is run: the version is gone, or its runs have ended processes."""
         self._is_closed = self._is_scheduled = False
         are_all_inline = model.inline_rows >= min(_INLINE_ROWS, most)
@@ -627,7 +627,7 @@ class Batcher:
         for group in groups:
             self._fail(group, _LATE)
 
-    def _fail(self, group: Group, error: DigitsError) -> None:
+    def _fail(self, group: Group, error: ServingError) -> None:
         duration_s = self.owner.clock() - group.arrived_s
         self._metrics.count_failure(self.label, duration_s, len(group.streams))
         own = type(error)(str(error))  # others may have the same one
@@ -635,7 +635,7 @@ class Batcher:
         group.sink.fail(group, own)
 
     def _deliver(
-        self, groups: list[Group], result: Result | DigitsError, *, have_left: bool = False
+        self, groups: list[Group], result: Result | ServingError, *, have_left: bool = False
     ) -> int:
         """Give calls their outcome; during a runner's run some callers may have left.
 
@@ -671,7 +671,7 @@ class Batcher:
         """Whether its calls are refused for now, since its runs have ended processes."""
         return self._refusal is not None and not self._is_closed
 
-    def block(self, refusal: DigitsError | None) -> None:
+    def block(self, refusal: ServingError | None) -> None:
         """Refuse all calls that have not begun to run, and later ones; None runs them again."""
         if self._is_closed:
             return

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from serving.config import MOST_SIZE
 from serving.errors import (
     DeadlineExceeded,
-    DigitsError,
     InvalidRequest,
     ModelError,
+    ServingError,
     Unavailable,
 )
 from serving.predictions import BYTE_CLASSES, ClassNumbers, Probabilities
@@ -164,7 +165,7 @@ class Sink(Protocol):
     def answer(self, group: "Group", responses: Sequence[Any], run: Ran) -> None:
         """Take the responses, one for each call, and the run that they are from."""
 
-    def fail(self, group: "Group", error: DigitsError) -> None:
+    def fail(self, group: "Group", error: ServingError) -> None:
         """Take the reason why there are none."""
 
 
@@ -261,7 +262,7 @@ def divide(groups: Iterable[Group], now_s: float) -> tuple[list[Group], list[Gro
     return [part for part, _ in parts if part], [part for _, part in parts if part]
 
 
-Outcome = tuple[list[Group], Result | DigitsError]
+Outcome = tuple[list[Group], Result | ServingError]
 
 
 class RunnableModel(Protocol):
@@ -428,14 +429,22 @@ def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
     for group in groups:
         if (layout := group.encoder.layout) is not None:
             shapes = tuple(piece.shape[1:] for piece in layout.pieces)
-            alike.setdefault(shapes, []).append(group)
+            if _may_share(shapes):
+                alike.setdefault(shapes, []).append(group)
+            else:
+                calls = [group.cut(at, at + 1) for at in range(len(group.messages))]
+                alike |= {object(): [call] for call in calls}
             continue
         for at, arrays in enumerate(group.messages):
             shapes = tuple(array.shape[1:] for array in arrays)
-            # Rows are proved independent for axes of one or more.
-            key = shapes if all(map(all, shapes)) else object()
+            key = shapes if _may_share(shapes) else object()
             alike.setdefault(key, []).append(group.cut(at, at + 1))
     return list(reversed(alike.values()))
+
+
+def _may_share(shapes: Iterable[Sequence[int]]) -> bool:
+    """Return whether rows of these shapes are among those that the proof of batching is about."""
+    return all(0 < size <= MOST_SIZE for shape in shapes for size in shape)
 
 
 def _num_calls(groups: list[Group]) -> int:

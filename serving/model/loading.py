@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
-from serving.errors import CorruptModel, DigitsError, ModelNotFound
+from serving.errors import CorruptModel, ModelNotFound, ServingError
 from serving.model import acceptance, repository
 from serving.model.acceptance import find_rows, has_bounded_time
 from serving.model.engine import LoadedModel, OnnxEngine, open_engine
@@ -165,7 +165,7 @@ def _load_version(
         run_options.terminate = True  # ends a run in progress
         if isinstance(err, acceptance.Unfit | TimeoutError):
             raise CorruptModel(f"version {version} {err}") from err
-        if isinstance(err, Exception) and not isinstance(err, DigitsError):
+        if isinstance(err, Exception) and not isinstance(err, ServingError):
             # A file of others: parsers and ONNX Runtime raise anything; other versions survive it.
             reason = f"{type(err).__name__}: {err}"[:_MAX_REASON]
             raise CorruptModel(f"version {version} can't be loaded: {reason}") from err

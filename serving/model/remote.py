@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving.errors import ConfigurationError, DigitsError, ModelNotFound, Unavailable
+from serving.errors import ConfigurationError, ModelNotFound, ServingError, Unavailable
 from serving.model.repository import CLASSIFIER, LABELS, MANIFEST
 from serving.model.settings import SETTINGS
 
@@ -224,7 +224,7 @@ class RemoteRepository:
         """Turn errors of fsspec, and of the libraries under it, into one line."""
         try:
             yield
-        except DigitsError:
+        except ServingError:
             raise
         except Exception as err:
             if getattr(err, "errno", None) in _DISK_FULL:

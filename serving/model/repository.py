@@ -26,6 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from digit_classifier import PRETRAINED
 from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
@@ -181,9 +182,6 @@ def _probabilities(rows: list[list[float]], shape: tuple[int, int]) -> Probabili
 
 
 # Files of models
-
-PRETRAINED = Path(__file__).parents[1] / "digits" / "pretrained"
-"""The bundled repository: a model that is installed with the package."""
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 VERSION_OF_FILE = "1"

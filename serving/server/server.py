@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from digit_classifier import methods as digits_v1
+from digit_classifier.methods import digits_methods
 from serving import applications
 from serving.batching.awaited import AsyncCaller, submit
 from serving.catalog import Catalog
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
-from serving.digits import methods as digits_v1
-from serving.digits.methods import digits_methods
-from serving.errors import ConfigurationError, DigitsError, Overloaded, Unavailable
+from serving.errors import ConfigurationError, Overloaded, ServingError, Unavailable
 from serving.model.acceptance import GOLDEN_TOLERANCE
 from serving.protocols.health import Health
 from serving.protocols.method import Rows
@@ -175,7 +175,7 @@ class SelfTest:
             ((probabilities,), result), _ = await asyncio.wait_for(call, self._interval_s)
         except (Overloaded, TimeoutError, Unavailable):  # or it drains
             return None
-        except DigitsError as err:
+        except ServingError as err:
             return str(err)
         if result.version != model.version:  # a reload came between; that version was checked
             return None
@@ -359,12 +359,11 @@ class Server:
 def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     if config.http_port is None:
         return None
-    from serving.digits.http import application as digits
     from serving.transports.http.http_server import HttpServer
 
-    others = applications.installed(applications.HTTP).values()
+    hung_in = applications.installed(applications.HTTP).values()
     with optional_http(config):
-        return HttpServer(router, queries, config, (digits, *others))
+        return HttpServer(router, queries, config, tuple(hung_in))
     return None
 
 
@@ -387,7 +386,7 @@ def announce(
         "transport": models[0].transport,
         "address": address,
         "metrics": metrics_address,
-        "max_request_images": report.batching.max_request_images,
+        "max_request_rows": report.batching.max_request_rows,
         "max_batch_size": report.batching.max_batch_size,
         **more,
     }
@@ -430,7 +429,7 @@ async def serve(
         True if every accepted request was answered.
 
     Raises:
-        DigitsError: the server can't start; see `load_model` and `Server.start`.
+        ServingError: the server can't start; see `load_model` and `Server.start`.
     """
     with ExitStack() as stack:
         # First: it answers 503 while the rest starts.

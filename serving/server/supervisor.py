@@ -47,7 +47,7 @@ async def supervise(
         True if every worker that was alive at the first signal answered all calls that it accepted.
 
     Raises:
-        DigitsError: the workers can't start, or keep dying until none is left.
+        ServingError: the workers can't start, or keep dying until none is left.
     """
     if is_activated():
         raise ConfigurationError("a socket of systemd's serves one process: leave out --workers")
@@ -173,7 +173,7 @@ class Supervisor:
         """Keep a worker running in one place.
 
         Raises:
-            DigitsError: it couldn't start and reported the reason, or workers keep dying and none
+            ServingError: it couldn't start and reported the reason, or workers keep dying and none
                 is left in any place.
         """
         num_deaths = 0

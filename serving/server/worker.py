@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from types import MappingProxyType
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from serving.server.server import Server, run_loop, serve
 from serving.system import host, signals
 from serving.system.crash_record import CRASHES, CrashRecord
@@ -77,7 +77,7 @@ class Worker:
         """
         self.report: Report | None = None
         """Its last report; there is one as soon as it answers calls."""
-        self.error: DigitsError | None = None
+        self.error: ServingError | None = None
         """Why it couldn't start, if it reported that."""
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """Its exit code, negative for a signal."""
@@ -149,8 +149,8 @@ class Worker:
             self._crash_record.close()
             self.ended.set_result(exit_code)
 
-    def _take(self, message: Report | DigitsError) -> None:
-        if isinstance(message, DigitsError):
+    def _take(self, message: Report | ServingError) -> None:
+        if isinstance(message, ServingError):
             self.error = message
             return
         is_first, self.report = self.report is None, message
@@ -182,7 +182,7 @@ def main() -> None:
         guarded = host.Host(guard=record.guarded)
         serving = serve(model_config, batching, config, start_reporting, guarded, blocked)
         is_drained = run_loop(serving, config.transport)
-    except DigitsError as err:
+    except ServingError as err:
         supervisor.send(err)
         signals.end_process(1)
     signals.end_process(0 if is_drained else 1)

@@ -17,7 +17,7 @@ from functools import partial
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
-from serving.errors import ConfigurationError, ServingError, Unavailable
+from serving.errors import ConfigurationError, ServerError, Unavailable
 
 _REASONS = {
     errno.EADDRNOTAVAIL: "this machine has no such address",
@@ -98,7 +98,7 @@ def with_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ServingError:
+def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ServerError:
     """Build the error for an address that can't be bound, with the reason in plain words.
 
     Returns:

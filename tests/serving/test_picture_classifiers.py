@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digit_classifier import PRETRAINED
 from serving.__main__ import main
 from serving.catalog import Catalog
 from serving.config import ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
-from serving.model.repository import PRETRAINED
+from tests.digit_classifier.http.test_digits import form
 from tests.serving.http.peer import HttpPeer
-from tests.serving.http.test_digits import form
 from tests.serving.model import graphs, templates
 from tests.support.pictures import encoded
 from tests.support.servers import ended, running_server, serve_command

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digit_classifier import PRETRAINED
 from serving import Classifier
 from serving.__main__ import main
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model import repository
-from serving.model.repository import PRETRAINED, find_root, parse_manifest
+from serving.model.repository import find_root, parse_manifest
 from tests.support import published
 
 
