@@ -1,6 +1,5 @@
 """The end of a server in simulated time: who may hold it up, and who loses nothing by it."""
 
-import json
 from random import Random
 
 import pytest
@@ -9,7 +8,7 @@ from serving.http2 import frames
 from serving.http2.frames import CONNECTION, END_HEADERS, END_STREAM, PREFACE, frame, word
 from serving.http2.hpack import encode_literally
 from serving.protocols.method import frame as framed
-from tests.simulation.clients import UNARY, UNLIMITED, Client, Polite
+from tests.simulation.clients import UNARY, Client
 from tests.simulation.simulation import DRAIN_S, Simulation
 from tests.simulation.web import Browser
 
