@@ -47,7 +47,7 @@ def stopped(begin):
 
 
 def image_message(simulation):
-    from serving.digits.wire import encode_request
+    from digit_classifier.wire import encode_request
 
     return encode_request(simulation.image())
 
