@@ -17,6 +17,11 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 BatchingMode = Literal["auto", "always", "never"]
 
+MOST_ROWS = 16_384
+"""The largest batch. What a graph computes of the number of rows can overflow with more."""
+MOST_SIZE = 2_000_000
+"""The largest axis of an input whose rows share a batch, for the same reason."""
+
 _NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
 """ASCII without blanks and =, so that the ready line stays parseable."""
 _VERSIONS = re.compile(r"latest|all|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
@@ -46,6 +51,8 @@ class BatchingConfig:
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "queue_capacity", "max_request_rows"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        most = self.max_batch_size
+        _require(most <= MOST_ROWS, "max_batch_size", most, f"at most {MOST_ROWS}")
         _require(
             self.queue_capacity >= self.max_request_rows,
             "queue_capacity",

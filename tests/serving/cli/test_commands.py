@@ -79,6 +79,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
         (("--version", "../1"), "model 'digits' has no version '../1'"),
         (("--precision", "int8", "--device", "cuda"), "int8 runs on the CPU only"),
         (("--max-batch-size", "0"), "max_batch_size must be at least 1, got 0"),
+        (("--max-batch-size", "16385"), "max_batch_size must be at most 16384, got 16385"),
         (("--queue-capacity", "5"), "queue_capacity must be at least max_request_rows"),
         (("--port", "70000"), "port must be 0 to 65535, got 70000"),
         (("--served-name", "two words"), "served_name must be 1 to 128 visible characters"),
