@@ -18,7 +18,7 @@ from benchmarks.runner import NAMES as SCENARIOS
 from benchmarks.targets import CATALOGUE, LARGEST_BATCH, Setting, Spec, drawn, golden
 from serving.commandline import installation, options
 from serving.commandline.options import Parser, blame
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from serving.model.repository import find_root
 
 _T = TypeVar("_T")
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         return {"run": _run, "plot": _plot}[options.command](options)
-    except (UnusableResults, DigitsError) as err:
+    except (UnusableResults, ServingError) as err:
         return _fail(blame(str(err), options.variables), UNUSABLE)
     except ModuleNotFoundError as err:
         return _fail(installation.advice(err, EXTRAS), UNUSABLE)

@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 
+from digit_classifier.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from serving.model.onnx_runtime import runtime
-from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 
 
 class Servicer(digits_pb2_grpc.DigitClassifierServicer):

@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.loops import GRPC, CallRequest, Headers
 from benchmarks.network import Generator, NetworkLoad, on_cores
+from digit_classifier import wire
 from serving.commandline.options import OLD_PREFIX, PREFIX
-from serving.digits import wire
 from serving.model import repository
 from serving.protocols.oip import inference_pb
 from serving.tensors import DTYPES, Array, Feeds, TensorSignature
@@ -60,7 +60,7 @@ def golden(models: Path) -> Workload:
     """Take the model's own golden samples, which are real digits: zeros may cost less.
 
     Raises:
-        DigitsError: there is no model in this repository.
+        ServingError: there is no model in this repository.
     """
     newest = repository.versions(models / "digits")[0]
     manifest = repository.load_manifest(models / "digits" / newest)
@@ -75,7 +75,7 @@ def drawn(file: Path) -> Workload:
 
     Raises:
         OSError: an input is of texts.
-        DigitsError: the model can't be used.
+        ServingError: the model can't be used.
     """
     from serving import Model
 

@@ -15,6 +15,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from digit_classifier import command as classify
+from digit_scoring import command as score
 from serving.commandline.options import field_docs
 
 FOLDER = Path(__file__).parent / "reference"
@@ -26,13 +28,15 @@ PROGRAMS = {
     "python -m benchmarks": "benchmarks.cli",
 }
 """Modules with a function `parser`."""
+OWN: dict[str, Any] = {"classify": classify, "score": score}
+"""Commands of `digit-serving` that applications of the same distribution add."""
 
 NAMES = {
     "In your own process": {
         "serving.Classifier": "load pretrained classify classify_async model_info version close",
         "serving.Model": "load run run_async inputs outputs version close",
         "serving.from_picture": "",
-        "serving.ray.Classify": "__call__",
+        "digit_scoring.ray.Classify": "__call__",
     },
     "Over the network": {
         "serving.Client": "classify infer model_info models model_facts wait_ready close",
@@ -85,14 +89,14 @@ def _commands() -> Iterator[str]:
     yield (
         "# Command lines\n\n"
         "Written by `make reference` from the programs; `COMMAND --help` prints the same. Times\n"
-        "are seconds, sizes count images. Options can also be set by the environment: `SERVING_`\n"
+        "are seconds, sizes count rows. Options can also be set by the environment: `SERVING_`\n"
         "and the name in capitals, such as `SERVING_HTTP_PORT`; the command line wins.\n"
         "Exit codes: 0 served or answered, 2 bad usage or configuration (one line on stderr), 1\n"
         "anything else."
     )
     for program, module in PROGRAMS.items():
         made = importlib.import_module(module).parser
-        whole = made({}) if program == "digit-serving" else made()
+        whole = made(OWN) if program == "digit-serving" else made()
         (choices,) = [a for a in whole._actions if isinstance(a, argparse._SubParsersAction)]
         for name, command in choices.choices.items():
             yield from _command(f"{program} {name}", command)

@@ -14,24 +14,24 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.client import AsyncClient as AsyncClient
     from serving.client import Client as Client
     from serving.config import BatchingConfig as BatchingConfig
-    from serving.digits.pictures.reader import from_picture as from_picture
     from serving.embedded import Classifier as Classifier
     from serving.embedded import Model as Model
     from serving.errors import ConfigurationError as ConfigurationError
     from serving.errors import CorruptModel as CorruptModel
     from serving.errors import DeadlineExceeded as DeadlineExceeded
     from serving.errors import DeviceError as DeviceError
-    from serving.errors import DigitsError as DigitsError
     from serving.errors import InvalidRequest as InvalidRequest
     from serving.errors import ModelError as ModelError
     from serving.errors import ModelNotFound as ModelNotFound
     from serving.errors import Overloaded as Overloaded
     from serving.errors import RequestError as RequestError
+    from serving.errors import ServerError as ServerError
     from serving.errors import ServingError as ServingError
     from serving.errors import TooLarge as TooLarge
     from serving.errors import Unauthenticated as Unauthenticated
     from serving.errors import Unavailable as Unavailable
     from serving.errors import Unsupported as Unsupported
+    from serving.pictures.reader import from_picture as from_picture
     from serving.predictions import Prediction as Prediction
     from serving.predictions import Predictions as Predictions
     from serving.tensors import ModelInfo as ModelInfo
@@ -44,11 +44,11 @@ _NAMES = {
     "config": "BatchingConfig",
     "embedded": "Classifier Model",
     "errors": """
-        ConfigurationError CorruptModel DeadlineExceeded DeviceError DigitsError InvalidRequest
-        ModelError ModelNotFound Overloaded RequestError ServingError TooLarge Unauthenticated
+        ConfigurationError CorruptModel DeadlineExceeded DeviceError ServingError InvalidRequest
+        ModelError ModelNotFound Overloaded RequestError ServerError TooLarge Unauthenticated
         Unavailable Unsupported
     """,
-    "digits.pictures.reader": "from_picture",
+    "pictures.reader": "from_picture",
     "predictions": "Prediction Predictions",
     "tensors": "ModelInfo Signature",
 }

@@ -15,7 +15,13 @@ from serving import applications
 from serving.cli.commands import COMMANDS, parser
 from serving.commandline import installation
 from serving.commandline.options import Parser, blame, read_old_names
-from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
+from serving.errors import (
+    ConfigurationError,
+    CorruptModel,
+    DeviceError,
+    ModelNotFound,
+    ServingError,
+)
 from serving.telemetry import logs
 
 _UNUSABLE = (ConfigurationError, CorruptModel, DeviceError, ModelNotFound)
@@ -92,7 +98,7 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
         return _fail(installation.advice(err, EXTRAS), 2)
     except _UNUSABLE as err:
         return _fail(blame(str(err), variables), 2)
-    except DigitsError as err:
+    except ServingError as err:
         return _fail(str(err), 1)
     except OSError as err:  # such as no file descriptors left
         return _fail(str(err), 1)

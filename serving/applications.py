@@ -41,7 +41,7 @@ class Command(Protocol):
 
         Raises:
             ConfigurationError: the options can't be used: exit code 2.
-            DigitsError: anything else: exit code 1.
+            ServingError: anything else: exit code 1.
         """
 
 

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serving.config import BatchingConfig, ModelConfig, require_name
-from serving.errors import ConfigurationError, CorruptModel, DeviceError, DigitsError, ModelNotFound
+from serving.errors import (
+    ConfigurationError,
+    CorruptModel,
+    DeviceError,
+    ModelNotFound,
+    ServingError,
+)
 from serving.model import repository
 from serving.model.engine import LoadedModel
 from serving.model.loading import load_model
@@ -184,7 +190,7 @@ class ModelFolder:
             Whether `served` is another one now.
 
         Raises:
-            DigitsError: nothing has changed; the text says why.
+            ServingError: nothing has changed; the text says why.
         """
         require_name("the name", self.name)
         settings, config = read_settings(self.path), self._config
@@ -268,7 +274,7 @@ class ModelFolder:
             )  # fmt: skip
             if model is not None and _signature(new) != _signature(model):
                 raise CorruptModel(self._misfit(new))
-        except DigitsError as err:
+        except ServingError as err:
             is_choice = not (config.version or self.path.is_file())
             if served is None and (isinstance(err, _NOT_THE_FILES) or not is_choice):
                 raise
@@ -327,7 +333,7 @@ _NOT_THE_FILES = (ConfigurationError, DeviceError)
 
 def text_of(err: Exception) -> str:
     """Return an error's text; of one that is not ours, its type as well."""
-    return str(err) if isinstance(err, DigitsError) else f"{type(err).__name__}: {err}"
+    return str(err) if isinstance(err, ServingError) else f"{type(err).__name__}: {err}"
 
 
 def _signature(model: LoadedModel) -> object:
@@ -345,7 +351,9 @@ def _fingerprint(path: Path, version: str) -> _Fingerprint:
     try:
         files = [path] if path.is_file() else list((path / version).iterdir())
         folder = path.parent if path.is_file() else path
-        files += [folder / each for each in (CLASSIFIER, SETTINGS) if (folder / each).exists()]
+        stems = ("", f"{path.stem}.") if path.is_file() else ("",)
+        beside = (folder / f"{stem}{each}" for each in (CLASSIFIER, SETTINGS) for stem in stems)
+        files += [file for file in beside if file.exists()]
         states = [(file.name, file.stat()) for file in files]
     except OSError:
         return frozenset()
@@ -370,7 +378,7 @@ class Catalog:
         can.
 
         Raises:
-            DigitsError: no model can be served; see `load_model`.
+            ServingError: no model can be served; see `load_model`.
         """
         self.models: Mapping[str, ModelVersions] = {}
         """The models in service, by name; replaced as a whole."""
@@ -398,7 +406,9 @@ class Catalog:
             from serving.model.remote import RemoteRepository
 
             self._remote = RemoteRepository(self._config.url, self._config.model_cache)
-        folders = [self._folder(name, path) for name, path in self._paths().items()]
+        paths = self._paths()
+        self._config.require_batched(paths)
+        folders = [self._folder(name, path) for name, path in paths.items()]
         if len(folders) == 1:
             folders[0].look()
         else:
@@ -453,7 +463,7 @@ class Catalog:
         """Serve a model of the repository, or look for its new versions now.
 
         Raises:
-            DigitsError: there is no such model, or it can't be served.
+            ServingError: there is no such model, or it can't be served.
         """
         with self._lock:
             paths = self._paths()

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -25,30 +26,30 @@ class BatchingConfig:
     """How requests are queued and batched; sizes count images."""
 
     max_batch_size: int = 512
-    """The most images in one batch."""
+    """The most rows in one batch."""
     # Past 128 the model's time an image is constant; only the run's overhead is still spread over
     # more: from 128 to 512, messages of 256 images gain a quarter. A run of 512 takes some 2 ms.
     max_queue_delay_s: float = 0.0
     """Seconds to wait for more images of a batch; with 0, batches grow only while it is busy."""
     queue_capacity: int = 16_384
-    """The most images that wait; further requests are rejected."""
+    """The most rows that wait; further requests are rejected."""
     slo_s: float = math.inf
     """Time such as 5ms within which accepted requests are to be answered, in seconds; requests that
     would wait longer are rejected at once."""
     max_run_s: float = 60.0
     """Seconds that an offloaded batch may take; it is ended then, with DEADLINE_EXCEEDED."""
-    max_request_images: int = 4_096
-    """The most images in one request."""
+    max_request_rows: int = 4_096
+    """The most rows in one request."""
     # Of digits 3.2 MB, under every client's default limit of 4 MiB.
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "queue_capacity", "max_request_images"):
+        for name in ("max_batch_size", "queue_capacity", "max_request_rows"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(
-            self.queue_capacity >= self.max_request_images,
+            self.queue_capacity >= self.max_request_rows,
             "queue_capacity",
             self.queue_capacity,
-            f"at least max_request_images ({self.max_request_images})",
+            f"at least max_request_rows ({self.max_request_rows})",
         )
         _require_seconds("max_queue_delay", self.max_queue_delay_s)
         _require(self.slo_s > 0, "slo", self.slo_s, "more than 0")
@@ -105,11 +106,24 @@ class ModelConfig:
         for each in self.batch:
             is_known = each.rpartition("=")[0] and each.rpartition("=")[2] in get_args(BatchingMode)
             _require(bool(is_known), "batch", each, "NAME=auto, NAME=always or NAME=never")
+        names = [each.rpartition("=")[0] for each in self.batch]
+        for name in names:
+            _require(names.count(name) == 1, "batch", f"{name} twice", "given once for each model")
 
     def batching_of(self, name: str) -> BatchingMode | None:
         """Return how the command line wants a model batched; None if it does not say."""
         modes = dict(each.rpartition("=")[::2] for each in self.batch)
         return cast(BatchingMode | None, modes.get(name))
+
+    def require_batched(self, names: Collection[str]) -> None:
+        """Check that there are the models that `batch` is about.
+
+        Raises:
+            ConfigurationError: there is none of a name.
+        """
+        for each in self.batch:
+            there = ", ".join(sorted(names)[:8])
+            _require(each.rpartition("=")[0] in names, "batch", each, f"about a model: {there}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

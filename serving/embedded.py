@@ -10,13 +10,13 @@ from weakref import WeakKeyDictionary
 
 import numpy.typing as npt
 
+from digit_classifier import PRETRAINED
 from serving.batching.awaited import FEW_IMAGES, AwaitedCalls
 from serving.batching.runs import run_shared
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import ModelError, Unavailable
 from serving.model.engine import LoadedModel
 from serving.model.loading import load_model
-from serving.model.repository import PRETRAINED
 from serving.predictions import Predictions, as_images
 from serving.system.process import usable_cores
 from serving.tensors import Array, Feeds, ModelInfo, Tensor, as_feeds
@@ -235,7 +235,7 @@ class Classifier(Model):
         Args:
             images: (N, pixels) or (N, *input_shape) uint8, N >= 1; for digits (N, 784) or
                 (N, 28, 28), 0 = background, 255 = ink. There is no upper limit except memory:
-                `max_request_images` applies to requests over the network.
+                `max_request_rows` applies to requests over the network.
 
         Returns:
             N predictions, in the order of the images.

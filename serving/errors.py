@@ -1,13 +1,13 @@
 """Every error that serving raises on purpose.
 
-    DigitsError
+    ServingError
     ├── RequestError            the caller can fix it: change the request
     │   ├── InvalidRequest      wrong shape, type, byte count, number of rows, or values
     │   │   └── TooLarge        more bytes or pixels than are read
     │   ├── Unsupported         it asks for a feature that there is not
     │   ├── ModelNotFound       no such model or version
     │   └── Unauthenticated     no token or a wrong one
-    └── ServingError            the request was fine: retry, or call the operator
+    └── ServerError             the request was fine: retry, or call the operator
         ├── Overloaded          the queue is full; retry after a pause
         ├── Unavailable         starting, draining, or out of reach
         ├── DeadlineExceeded    the deadline passed before the answer was ready
@@ -20,7 +20,7 @@ Errors know nothing of gRPC: `serving/protocols/status.py` maps them to status c
 """
 
 
-class DigitsError(Exception):
+class ServingError(Exception):
     """Root of the tree; its text is one line that can be shown to a person."""
 
     usual_text = ""
@@ -32,7 +32,7 @@ class DigitsError(Exception):
         super().__init__(text or self.usual_text)
 
 
-class RequestError(DigitsError):
+class RequestError(ServingError):
     """The request can't be answered as it is; sending it again does not help."""
 
 
@@ -58,39 +58,39 @@ class Unauthenticated(RequestError):
     usual_text = "a valid bearer token is needed"
 
 
-class ServingError(DigitsError):
+class ServerError(ServingError):
     """The request was valid but was not answered."""
 
 
-class Overloaded(ServingError):
+class Overloaded(ServerError):
     """The queue is full; the request was not started."""
 
     usual_text = "the queue is full"
 
 
-class Unavailable(ServingError):
+class Unavailable(ServerError):
     """The server or classifier is starting, draining, closed, or out of reach."""
 
 
-class DeadlineExceeded(ServingError):
+class DeadlineExceeded(ServerError):
     """The deadline passed before the answer was ready."""
 
     usual_text = "the deadline passed while the request waited"
 
 
-class ModelError(ServingError):
+class ModelError(ServerError):
     """The model failed on this request, or the server failed in a way that it did not expect."""
 
     usual_text = "the model failed on this request"
 
 
-class CorruptModel(ServingError):
+class CorruptModel(ServerError):
     """A model version's files are damaged, incomplete, or differ from its manifest."""
 
 
-class DeviceError(ServingError):
+class DeviceError(ServerError):
     """The requested device can't be used on this machine."""
 
 
-class ConfigurationError(ServingError):
+class ConfigurationError(ServerError):
     """An option, or a file that an option names, can't be used."""

@@ -10,8 +10,9 @@ from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.runs import Group, Owner, RunnableModel
 from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
-from serving.errors import DigitsError, ModelNotFound
+from serving.errors import ModelNotFound, ServingError, Unavailable
 from serving.model.engine import LoadedModel
+from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.system.process import usable_cores
 from serving.telemetry.metrics import Metrics
@@ -42,7 +43,7 @@ class Route:
 
     def __init__(
         self, name: str, versions: ModelVersions, batching: BatchingConfig, random: Random,
-        new_batcher: Callable[[LoadedModel], Batcher], gone: Callable[[], DigitsError],
+        new_batcher: Callable[[LoadedModel], Batcher], gone: Callable[[], ServingError],
     ) -> None:  # fmt: skip
         """Serve these versions of a model.
 
@@ -92,6 +93,12 @@ class Route:
     def batchers(self) -> Mapping[str, Batcher]:
         """The batcher of each version, the newest first."""
         return self._state.batchers
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the default version is not run for now."""
+        default = self._state.default
+        return default is not None and default.is_blocked
 
     @property
     def model(self) -> LoadedModel:
@@ -195,6 +202,8 @@ class Router:
         self._num_processes = num_processes
         self._lock = threading.Lock()
         """Held while `routes` and `batchers` are replaced."""
+        self._blocked: Mapping[int, float] = {}
+        """See `block`."""
         self.owner: Owner | None = None
         """The thread that the batchers belong to, once `attach` was called."""
 
@@ -231,7 +240,8 @@ class Router:
         cores = model.engine.max_concurrent_runs or model.settings.instances
         cores = cores or max(1, usable_cores() // self._num_processes)
         batching = model.settings.of(self.batching)
-        batcher = Batcher(model, batching, self.metrics, cores, name, self.host.runners)
+        batcher = Batcher(model, batching, self.metrics, cores, name, self.host)
+        batcher.block(self._refusal_of(batcher))
         if self.owner is not None:
             batcher.attach(self.owner)
         self.batchers = (*self.batchers, batcher)
@@ -245,6 +255,33 @@ class Router:
             gone, self.batchers = set(self.batchers) - set(kept), kept
         for batcher in gone:
             batcher.close()
+
+    def block(self, blocked: Mapping[int, float]) -> None:
+        """Refuse the calls of versions whose runs have ended processes; of all others, none.
+
+        Args:
+            blocked: until when, in monotonic seconds, by the number of a version; see `number_of`.
+        """
+        self._blocked = blocked
+        for batcher in self.batchers:
+            batcher.block(self._refusal_of(batcher))
+
+    def _refusal_of(self, batcher: Batcher) -> ServingError | None:
+        until_s = self._blocked.get(number_of(batcher.label))
+        if until_s is None:
+            return None
+        name, version = batcher.label
+        rest_s = max(1.0, until_s - self.host.clock())
+        return Unavailable(
+            f"model {name} version {version} has ended a server process: "
+            f"it is not run for {rest_s:.0f} s"
+        )
+
+    @property
+    def blocked_models(self) -> frozenset[str]:
+        """The models whose default version is not run for now."""
+        routes = self.routes.items()
+        return frozenset(name for name, each in routes if each.is_blocked)
 
     def find(self, name: str) -> Route:
         """Return a model.
@@ -276,7 +313,7 @@ class Router:
         """Whether calls wait or run."""
         return any(batcher.is_busy for batcher in self.batchers)
 
-    def _gone(self, name: str) -> DigitsError:
+    def _gone(self, name: str) -> ServingError:
         """Return why a call that was recognised is not run: its model is gone, or another one."""
         if self.owner is not None:
             self.owner.forget_layouts()

@@ -308,7 +308,7 @@ class ModelInfo:
     """The variant that runs: "fp32" or "int8"."""
     transport: str
     """The transport that answers: "h2", "grpcio" or "in process"."""
-    max_request_images: int
+    max_request_rows: int
     """The most images in one message; clients split larger requests."""
     max_batch_size: int
     """The most images in one run."""

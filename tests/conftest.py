@@ -7,8 +7,10 @@ import logging
 import os
 import random
 import shutil
+import tomllib
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from training.data.mnist import Mnist
 from training.errors import DataError
 
 pytest_plugins = ["tests.unattended"]
+ROOT = Path(__file__).parents[1]
+
 
 for name in [name for name in os.environ if name.startswith("DIGITS_")]:
     del os.environ[name]  # else it would set the options of every server here
@@ -30,6 +34,24 @@ os.environ["SERVING_HTTP_PORT"] = "off"  # where a test does not ask: servers wo
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
 APART = ("deploy", "interop", "packaging", "reliability", "web")
 """Folders with a target of their own: marked with their names, not even imported without it."""
+
+
+def pytest_sessionstart():
+    """End at once if the installation is older than pyproject.toml: commands would be missing."""
+    for folder in (ROOT, ROOT / "reader"):
+        project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+        declared = {
+            (group, name, value)
+            for group, points in project["entry-points"].items()
+            for name, value in points.items()
+        }
+        installed = distribution(project["name"]).entry_points
+        if not declared <= {(each.group, each.name, each.value) for each in installed}:
+            pytest.exit(
+                "pyproject.toml has other entry points than the installation: run "
+                "`.venv/bin/python -m pip install --no-deps --no-build-isolation -e . -e reader`",
+                2,
+            )
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -11,7 +11,7 @@ import pytest
 
 import serving
 import serving.errors
-from serving.model.repository import PRETRAINED
+from digit_classifier import PRETRAINED
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import serve_command, started
 
@@ -64,7 +64,7 @@ def test_loop_of_a_server_with_http_imports_nothing_that_reads_pictures():
         loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
     assert (digit["digit"], number["text"], refused.status) == (7, "90210", 400)
     assert picked["label"] == "7"
-    assert {"onnxruntime", "digit_reader.facts", "serving.digits.http.application"} <= loaded
+    assert {"onnxruntime", "digit_reader.facts", "python_multipart.multipart"} <= loaded
     heavy = {name for name in loaded if name.startswith(("PIL", "scipy", "digit_reader.numbers"))}
     assert not heavy
     assert not re.search("/(PIL|scipy)/", maps)
@@ -114,23 +114,21 @@ def test_training_and_serving_never_import_each_other():
                 }
             if path == ROOT / "training" / "data" / "extra.py":
                 # A user's own pictures have to be normalized by the very code that will normalize
-                # those to be classified; serving.digits.pictures knows neither server nor model.
+                # those to be classified; serving.pictures knows neither server nor model.
                 strangers = {each for each in strangers if not each.startswith(PICTURES)}
             assert not strangers, path
 
 
 COMMON = ("serving.commandline",)
 """Shared by commands: their parser, and how the project is installed."""
-PICTURES = ("serving.errors", "serving.digits.pictures.reader")
+PICTURES = ("serving.errors", "serving.pictures.reader")
 
 
 def test_reading_pictures_needs_no_server_and_no_model():
-    loaded = modules_after(
-        "import serving.digits.pictures.reader, serving.digits.pictures.normalizer"
-    )
+    loaded = modules_after("import serving.pictures.reader, digit_classifier.normalizer")
     ours = {name.split(".")[1] for name in loaded if name.startswith("serving.")}
     assert ours <= {
-        "applications", "commandline", "digits", "errors", "predictions", "tensors",
+        "applications", "commandline", "errors", "pictures", "predictions", "tensors",
     }  # fmt: skip
     assert not loaded & {"grpc", "onnxruntime"}
 
@@ -147,11 +145,12 @@ def test_nothing_knows_the_reader_and_it_knows_no_training():
 ORDER = {
     "serving": """
         errors commandline applications tensors predictions config system http1
-        http2 credentials model.preprocessing digits.pictures telemetry.metrics telemetry model
-        catalog batching embedded router scoring ray protocols
-        digits.wire digits.methods transports client digits.http server cli.models digits cli
-        __main__ __init__
+        http2 credentials model.preprocessing pictures telemetry.metrics telemetry model
+        catalog batching embedded router protocols
+        transports client server cli __main__ __init__
     """,
+    "digit_classifier": "normalizer wire methods http answers command __init__",
+    "digit_scoring": "local ray command __init__",
     "training": """
         errors config cli files data fitting export report __main__ __init__
     """,

@@ -10,9 +10,9 @@ from serving.commandline import installation, options
 from serving.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from digit_classifier.answers import PictureAnswer
     from digit_reader.facts import Number
     from serving.client import Client
-    from serving.digits.answers import PictureAnswer
     from serving.embedded import Classifier
 
 HELP = "read the numbers in picture files"
@@ -57,8 +57,8 @@ def _pattern(text: str) -> str:
 def run(options: argparse.Namespace) -> int:
     """See `Command`."""
     installation.require("PIL", "scipy", "onnxruntime")
+    from digit_classifier.answers import print_answers
     from digit_reader.reader import find_candidates, numbers_of
-    from serving.digits.answers import print_answers
 
     def answer(_: str, reading: Any) -> "PictureAnswer | str":
         if numbers := numbers_of(reading, classify, options.pattern):
@@ -86,8 +86,8 @@ def numbers_answer(numbers: "Sequence[Number]", reject_below: float) -> "Picture
     """Make the answer of `read` from the numbers of a picture, at least one."""
     import math
 
+    from digit_classifier.answers import PictureAnswer, answer_text, as_word
     from digit_reader.facts import number_facts
-    from serving.digits.answers import PictureAnswer, answer_text, as_word
 
     facts = [number_facts(number, reject_below) for number in numbers]
     confidence = math.prod(number.probability for number in numbers)

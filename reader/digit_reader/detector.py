@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from digit_classifier.normalizer import HEIGHT, WIDTH
 from digit_reader.text.candidates import Candidates
-from serving.digits.pictures.normalizer import HEIGHT, WIDTH
 from serving.model.onnx_runtime import new_session
 from serving.predictions import Images, Probabilities
 

@@ -3,8 +3,8 @@
 import math
 
 from digit_reader import detector, numbers
-from serving.digits.pictures.decoder import Page
 from serving.errors import InvalidRequest
+from serving.pictures.decoder import Page
 from serving.predictions import Images
 
 MIN_ODDS = -15.0
@@ -18,7 +18,7 @@ TINY, TINY_FACTOR = 12, 0.9
 
 
 def judge(page: Page, images: Images) -> tuple[int, float]:
-    """See `serving.digits.pictures.reader.Judge`."""
+    """See `serving.pictures.reader.Judge`."""
     odds = detector.odds(detector.logits_alone(images))
     is_sure = odds[-1] >= SURE_ODDS
     best = -1 if is_sure else int(odds.argmax())

@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from digit_reader.facts import MAX_LENGTH, number_facts
-from serving.config import ServerConfig
-from serving.digits.http.application import (
+from digit_classifier.http import (
     DIGIT,
     MAX_BODY_BYTES,
     OPTIONS,
@@ -20,7 +18,9 @@ from serving.digits.http.application import (
     read_pictures,
     share_of,
 )
-from serving.errors import DigitsError
+from digit_reader.facts import MAX_LENGTH, number_facts
+from serving.config import ServerConfig
+from serving.errors import ServingError
 from serving.predictions import Images, Predictions
 from serving.router import Router
 from serving.transports.http.applications import Document
@@ -74,7 +74,7 @@ async def _answer(router: Router, call: Exchange) -> Answer:
     options = share_of(call.plan, "reject_below"), "image" in query, "drawing" in query, pattern
     items, version = [], None
     async for name, found in read_pictures(call, find):
-        images, reading = (None, found) if isinstance(found, DigitsError) else found
+        images, reading = (None, found) if isinstance(found, ServingError) else found
         answer = None
         if images is not None and len(images):
             answer = await classify(router, images, call)
@@ -104,12 +104,12 @@ def find(source: BinaryIO) -> tuple[Images, bytes]:
 
 
 def write_item(
-    name: str, pickled: bytes | DigitsError, answer: Predictions | None, reject_below: float,
+    name: str, pickled: bytes | ServingError, answer: Predictions | None, reject_below: float,
     with_images: bool, is_drawing: bool, pattern: str | None,
 ) -> str:  # fmt: skip
     """Write the numbers of a picture as JSON."""
     item: dict[str, Any] = {"name": name} if name else {}
-    if isinstance(pickled, DigitsError):
+    if isinstance(pickled, ServingError):
         item["error"] = str(pickled)
     else:
         numbers = []

@@ -15,8 +15,8 @@ from digit_reader.text import constrained, marks, runs
 from digit_reader.text.lines import Choice, Line
 from digit_reader.text.runs import Run
 from digit_reader.text.turning import find_lines
-from serving.digits.pictures.decoder import Page
 from serving.errors import InvalidRequest
+from serving.pictures.decoder import Page
 from serving.predictions import Images, Probabilities
 
 NUM_DIGITS = 10

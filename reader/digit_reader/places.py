@@ -10,7 +10,7 @@ from digit_reader.ink.sheets import Sheet
 from digit_reader.text.lines import Choice, Line
 from digit_reader.text.runs import Run
 from digit_reader.text.turning import turned_back
-from serving.digits.pictures.decoder import Page
+from serving.pictures.decoder import Page
 
 
 class Places:

@@ -51,7 +51,7 @@ def read_numbers(
         InvalidRequest: not a readable picture, or too large; or the classifier's images are not
             28 x 28; or the pattern is none.
         ConfigurationError: Pillow, SciPy or ONNX Runtime is not installed.
-        DigitsError: what `classify` raises.
+        ServingError: what `classify` raises.
     """
     return numbers_of(find_candidates(source), classifier.classify, pattern)
 
@@ -94,7 +94,7 @@ def find_candidates(source: str | Path | BinaryIO, most: float = math.inf) -> "R
     """
     try:
         from digit_reader import numbers
-        from serving.digits.pictures import decoder
+        from serving.pictures import decoder
     except ImportError as err:
         raise _missing() from err
     return numbers.Reading(decoder.read_page(source), most)

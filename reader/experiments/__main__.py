@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+from digit_classifier import PRETRAINED
 from digit_reader.detector import NETWORK
 from digit_reader.text.candidates import NUM_MEASURES
 from experiments.handwriting import evaluation, examples, fitting, record, reliability
@@ -16,8 +17,7 @@ from experiments.synthetic.pages import EMPTY, OTHER_FONTS
 from serving import Classifier
 from serving.commandline import options
 from serving.commandline.installation import Bar
-from serving.errors import DigitsError
-from serving.model.repository import PRETRAINED
+from serving.errors import ServingError
 from training.cli import import_tensorflow
 from training.config import RECIPES
 from training.data.mnist import Mnist, cache_dir
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         return int(options.run(options))
-    except (TrainingError, DigitsError, OSError, KeyboardInterrupt) as err:
+    except (TrainingError, ServingError, OSError, KeyboardInterrupt) as err:
         print(f"python -m experiments: {err or 'interrupted'}", file=sys.stderr)
         return 1
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from digit_classifier import PRETRAINED
 from serving import Classifier
-from serving.model.repository import PRETRAINED
 from tests.conftest import images, mnist_sample, process_stays
 from tests.serving.cli.conftest import run
 from tests.serving.http.peer import HttpPeer
@@ -29,5 +29,5 @@ def classifier() -> Iterator[Classifier]:
 
 @pytest.fixture(scope="session")
 def http(models: Path) -> Iterator[HttpPeer]:
-    with running_server(models, "--http-port", "0", "--max-request-images", "64") as server:
+    with running_server(models, "--http-port", "0", "--max-request-rows", "64") as server:
         yield HttpPeer(server.facts["http"])

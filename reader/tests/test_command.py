@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digit_classifier import PRETRAINED
 from digit_reader.command import numbers_answer
 from digit_reader.facts import Box, Field, Number
 from experiments.synthetic.strings import compose
-from serving.model.repository import PRETRAINED
 from tests.serving.cli.conftest import Run
 from training.data.mnist import Mnist
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from experiments.synthetic.drawing import font_glyph, png
 from experiments.synthetic.strings import random_string
-from serving.digits.pictures.reader import from_picture, image_or_reason, processes, read_digit
 from serving.errors import InvalidRequest
+from serving.pictures.reader import from_picture, image_or_reason, processes, read_digit
 from training.data.mnist import Mnist
 
 

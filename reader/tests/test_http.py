@@ -10,8 +10,8 @@ from PIL import Image
 from digit_reader import read_numbers
 from experiments.synthetic.strings import compose
 from serving import Classifier
+from tests.digit_classifier.http.test_digits import form
 from tests.serving.http.peer import HttpPeer
-from tests.serving.http.test_digits import form
 from training.data.mnist import Mnist
 
 

@@ -291,10 +291,10 @@ def test_missing_pillow_names_the_extra(
 ) -> None:
     import sys
 
-    for name in ("digit_reader.numbers", "serving.digits.pictures.decoder"):
+    for name in ("digit_reader.numbers", "serving.pictures.decoder"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.delattr("digit_reader.numbers", raising=False)
-    monkeypatch.delattr("serving.digits.pictures.decoder", raising=False)
+    monkeypatch.delattr("serving.pictures.decoder", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ConfigurationError, match=r"install '\.\[serve\]' \./reader"):
         read_numbers(io.BytesIO(), classifier)

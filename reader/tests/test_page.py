@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from digit_classifier import PRETRAINED
 from experiments.synthetic.drawing import curve
-from serving.model.repository import PRETRAINED
 from tests.support.servers import ended, running_server
 from tests.web.strokes import draw_by_mouse, place_of, strokes_of
 

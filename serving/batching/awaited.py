@@ -13,7 +13,7 @@ import numpy as np
 
 from serving.batching.batcher import ClientQueue, Queue
 from serving.batching.runs import NEVER, Group, Owner, Ran, ResponseEncoder
-from serving.errors import DeadlineExceeded, DigitsError, Overloaded
+from serving.errors import DeadlineExceeded, Overloaded, ServingError
 from serving.predictions import Images, Predictions
 
 FEW_IMAGES = 16
@@ -56,7 +56,7 @@ class AwaitedCalls:
         A call that is cancelled before its run begins is left out.
 
         Raises:
-            DigitsError: as from `classify` for these images.
+            ServingError: as from `classify` for these images.
         """
         future: asyncio.Future[Predictions] = self._loop.create_future()
         self._waiting.append((images, future))
@@ -210,7 +210,7 @@ class _Submitted:
             self.run = run
             self._loop.call_soon_threadsafe(self._settle, self.outcome.set_result, responses[0])
 
-    def fail(self, group: Group, error: DigitsError) -> None:
+    def fail(self, group: Group, error: ServingError) -> None:
         self._loop.call_soon_threadsafe(self._settle, self.outcome.set_exception, error)
 
     def _settle(self, settle: Callable[[Any], None], outcome: Any) -> None:

@@ -43,10 +43,10 @@ from serving.batching.runs import (
 from serving.config import BatchingConfig
 from serving.errors import (
     DeadlineExceeded,
-    DigitsError,
+    ServingError,
     Unavailable,
 )
-from serving.system.host import Runners, Task, Threads
+from serving.system.host import Host, Runners, Task
 from serving.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -269,6 +269,17 @@ class Queue:
             self._ring.remove(waiting)
             self._note_taken(waiting, waiting.num_rows)
 
+    def clear(self) -> list[Group]:
+        """Take all calls, without a turn."""
+        taken = [group for waiting in self._ring for group in waiting.groups]
+        for waiting in self._ring:
+            waiting.groups.clear()
+            waiting.num_rows = 0
+        self._ring.clear()
+        self._addresses.clear()
+        self.num_rows = 0
+        return taken
+
     def sweep(self, now_s: float) -> list[Group]:
         """Drop the calls whose callers have left, and take those whose deadline has passed."""
         late: list[Group] = []
@@ -399,7 +410,7 @@ class OffloadedBatches:
         executor, clock = self._executor, self.owner.clock
 
         def begin(part: list[Group]) -> Run:
-            run, end = executor.model.stoppable()
+            run, end = executor.stoppable()
             running.run = part, clock(), end
             if not executor.is_batchable:
                 return run
@@ -439,9 +450,10 @@ class Batcher:
 
     def __init__(
         self, model: RunnableModel, config: BatchingConfig, metrics: Metrics, num_runners: int = 1,
-        name: str = "", runners: Callable[[int], Runners] = Threads,
+        name: str = "", host: Host | None = None,
     ) -> None:  # fmt: skip
         """Prepare; `attach` comes before the first call."""
+        host = host or Host()
         self.model = model
         self.label = name, model.version
         """The name and the version, as metrics have them."""
@@ -453,10 +465,10 @@ class Batcher:
         capacity = config.queue_capacity
         if row_bytes := model.tensors.row_bytes:
             capacity = min(capacity, max(1, _MAX_QUEUE_BYTES // row_bytes))
-        self._executor = Executor(model)
+        self._executor = Executor(model, partial(host.guard, self.label))
         finish = self._finish_offloaded
         self._offloaded = OffloadedBatches(
-            self._executor, config, capacity, num_runners, runners, finish
+            self._executor, config, capacity, num_runners, host.runners, finish
         )
         self._inline = Queue(capacity)
         # Nothing is read during an inline run.
@@ -464,6 +476,8 @@ class Batcher:
         self._inline.run_rows = min(most, model.inline_rows) or 1
         self._small, self._large = self._offloaded.queues
         self._queues = self._inline, self._small, self._large
+        self._refusal: ServingError | None = None
+        """Why no call is run: the version is gone, or its runs have ended processes."""
         self._is_closed = self._is_scheduled = False
         are_all_inline = model.inline_rows >= min(_INLINE_ROWS, most)
         largest = _INLINE_ROWS if num_runners == 1 else _SHARED_ROWS
@@ -503,8 +517,8 @@ class Batcher:
             group: the calls.
             is_final: whether nobody else takes the others.
         """
-        if self._is_closed:
-            group.sink.fail(group, CHANGED)
+        if self._refusal is not None:
+            self._fail(group, self._refusal)
             return len(group.streams)
         rows, number = group.encoder.num_rows, len(group.streams)
         queue = self._inline if rows <= self.inline_rows else self._offloaded.queue_of(rows)
@@ -527,11 +541,11 @@ class Batcher:
 
     def add(self, group: Group) -> None:
         """Let calls wait for a run, even if there is no room."""
-        if self._is_closed:
-            group.sink.fail(group, CHANGED)
-        else:
-            self._queue_of(group.encoder.num_rows).put(group)
-            self._schedule()
+        if self._refusal is not None:
+            self._fail(group, self._refusal)
+            return
+        self._queue_of(group.encoder.num_rows).put(group)
+        self._schedule()
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -613,7 +627,7 @@ class Batcher:
         for group in groups:
             self._fail(group, _LATE)
 
-    def _fail(self, group: Group, error: DigitsError) -> None:
+    def _fail(self, group: Group, error: ServingError) -> None:
         duration_s = self.owner.clock() - group.arrived_s
         self._metrics.count_failure(self.label, duration_s, len(group.streams))
         own = type(error)(str(error))  # others may have the same one
@@ -621,7 +635,7 @@ class Batcher:
         group.sink.fail(group, own)
 
     def _deliver(
-        self, groups: list[Group], result: Result | DigitsError, *, have_left: bool = False
+        self, groups: list[Group], result: Result | ServingError, *, have_left: bool = False
     ) -> int:
         """Give calls their outcome; during a runner's run some callers may have left.
 
@@ -652,7 +666,22 @@ class Batcher:
                 self._fail(group, FAILED)
             return 0
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its calls are refused for now, since its runs have ended processes."""
+        return self._refusal is not None and not self._is_closed
+
+    def block(self, refusal: ServingError | None) -> None:
+        """Refuse all calls that have not begun to run, and later ones; None runs them again."""
+        if self._is_closed:
+            return
+        self._refusal = refusal
+        if refusal is not None:
+            for queue in self._queues:
+                for group in open_parts(queue.clear()):
+                    self._fail(group, refusal)
+
     def close(self) -> None:
         """End the threads once they are idle; later calls are asked to retry."""
-        self._is_closed = True
+        self._is_closed, self._refusal = True, CHANGED
         self._offloaded.close()

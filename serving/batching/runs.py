@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from serving.errors import (
     DeadlineExceeded,
-    DigitsError,
     InvalidRequest,
     ModelError,
+    ServingError,
     Unavailable,
 )
 from serving.predictions import BYTE_CLASSES, ClassNumbers, Probabilities
@@ -164,7 +164,7 @@ class Sink(Protocol):
     def answer(self, group: "Group", responses: Sequence[Any], run: Ran) -> None:
         """Take the responses, one for each call, and the run that they are from."""
 
-    def fail(self, group: "Group", error: DigitsError) -> None:
+    def fail(self, group: "Group", error: ServingError) -> None:
         """Take the reason why there are none."""
 
 
@@ -257,7 +257,7 @@ def divide(groups: Iterable[Group], now_s: float) -> tuple[list[Group], list[Gro
     return [part for part, _ in parts if part], [part for _, part in parts if part]
 
 
-Outcome = tuple[list[Group], Result | DigitsError]
+Outcome = tuple[list[Group], Result | ServingError]
 
 
 class RunnableModel(Protocol):
@@ -293,9 +293,16 @@ class RunnableModel(Protocol):
 class Executor:
     """Runs calls of one version of a model."""
 
-    def __init__(self, model: RunnableModel) -> None:
+    def __init__(self, model: RunnableModel, guard: Callable[[Run], Run]) -> None:
+        """Prepare.
+
+        Args:
+            model: the version.
+            guard: wraps each function that runs it; see `Host.guard`.
+        """
         self.model = model
-        self._run = model.run
+        self._guard = guard
+        self._run = guard(model.run)
         self._version, self._signature = model.version, model.signature
         self._tensors = tensors = model.tensors
         self.is_batchable = tensors.is_batchable
@@ -306,6 +313,11 @@ class Executor:
         if self._are_rows:
             only = tensors.inputs[0]
             self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
+
+    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+        """Return a function that runs the model once, and one that ends that run."""
+        run, end = self.model.stoppable()
+        return self._guard(run), end
 
     def run(
         self, groups: list[Group], clock: Callable[[], float],

@@ -13,12 +13,11 @@ from typing import Any
 
 from serving import applications
 from serving.applications import Command
-from serving.cli import models, scoring
+from serving.cli import models
 from serving.commandline import installation, options
 from serving.commandline.installation import DISTRIBUTION
 from serving.commandline.options import Parser, add_fields, command_help
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
-from serving.digits import command as classify
 from serving.errors import ConfigurationError, Unavailable
 from serving.system import signals
 from serving.system.files import require_descriptors, reserve_standard_files
@@ -46,13 +45,6 @@ def parser(others: Mapping[str, Command] | None = None) -> Parser:
     for name, text, examples, add in (
         ("serve", "serve models over gRPC and HTTP until SIGTERM", _SERVE, _add_serve),
         ("infer", "run any model on values, arrays or pictures", _INFER, _add_infer),
-        ("classify", classify.HELP, classify.EXAMPLES, classify.add_arguments),
-        (
-            "score",
-            "classify a data set into Parquet files",
-            scoring.EXAMPLES,
-            scoring.add_arguments,
-        ),
         ("info", "print a model, its tensors, device and limits", _INFO, _add_info),
         ("health", "check the health of a server", _PROBE, _add_health),
     ):
@@ -232,10 +224,6 @@ def _http(options: argparse.Namespace) -> dict[str, object]:
     return {"http_port": _USUAL_HTTP_PORT if is_auto else options.http_port}
 
 
-def _score(options: argparse.Namespace) -> int:
-    return scoring.score(options, models.model_config(options))
-
-
 def _infer(options: argparse.Namespace) -> int:
     from serving.cli import infer
 
@@ -299,8 +287,6 @@ def _served_models(options: argparse.Namespace) -> ModelConfig:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
     "infer": _infer,
-    "classify": classify.run,
-    "score": _score,
     "info": _info,
     "health": _health,
 }

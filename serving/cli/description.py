@@ -18,7 +18,7 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     """Load a model and describe it.
 
     Raises:
-        DigitsError: see `load_model`.
+        ServingError: see `load_model`.
     """
     from serving.model.loading import load_model
 
@@ -33,7 +33,7 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
         "device": model.device,
         "precision": model.precision,
         "transport": "in process",
-        "max_request_images": batching.max_request_images,
+        "max_request_rows": batching.max_request_rows,
         "max_batch_size": model.settings.of(batching).max_batch_size,
         "batching": model.batching,
     }

@@ -137,7 +137,7 @@ def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any
                 f"{source}: expected an array (.npy) or JSON for {tensor}; pictures are for models "
                 "with a classifier.json, or with --input image"
             ) from err
-    from serving.digits.pictures.reader import picture_row
+    from serving.pictures.reader import picture_row
 
     return picture_row(pictures, io.BytesIO(content))[0]
 

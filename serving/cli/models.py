@@ -90,7 +90,7 @@ def load_with_pictures(
     """Load a model here, and how pictures become its input; None if it takes none.
 
     Raises:
-        DigitsError: see `load_model`; or it can't take pictures, though the options say so.
+        ServingError: see `load_model`; or it can't take pictures, though the options say so.
     """
     from serving.model.loading import load_model
     from serving.model.repository import PictureInputs, read_labels

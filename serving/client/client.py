@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from digit_classifier import wire
+from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.client.h2.event_loop import ReconnectingLoopChannel
 from serving.client.h2.threads import ReconnectingChannel
 from serving.client.transport import (
@@ -33,10 +35,8 @@ from serving.client.transport import (
     malformed,
 )
 from serving.config import TransportName
-from serving.digits import wire
 from serving.errors import ConfigurationError, DeadlineExceeded, RequestError, Unavailable
 from serving.predictions import Images, Predictions, Probabilities, as_images, as_pixels
-from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.protocols.status import StatusCode
 from serving.system.host import is_target
 from serving.tensors import DIGITS, Array, ModelInfo, Signature, TensorSignature
@@ -97,7 +97,9 @@ def model_info_of(data: bytes, address: str) -> ModelInfo:
         raise malformed(address, "no GetModelResponse") from err
     if response.max_request_images < 1:
         raise malformed(address, f"max_request_images {response.max_request_images}")
-    info = {each.name: getattr(response, each.name) for each in fields(ModelInfo)}
+    names = {each.name for each in fields(ModelInfo)} - {"max_request_rows"}
+    info = {name: getattr(response, name) for name in names}
+    info["max_request_rows"] = response.max_request_images
     info["test_accuracy"] = response.test_accuracy or None
     try:
         info["signature"] = wire.signature_of(response)
@@ -338,7 +340,7 @@ class BaseClient:
 
 def _images_a_message(model: ModelInfo) -> int:
     largest = max(model.signature.image_bytes, model.signature.row_bytes)
-    return min(model.max_request_images, max(1, _CHUNK_BYTES // largest))
+    return min(model.max_request_rows, max(1, _CHUNK_BYTES // largest))
 
 
 _Result = TypeVar("_Result")

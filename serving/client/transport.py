@@ -16,7 +16,7 @@ from typing import Protocol
 
 from serving.config import TransportName
 from serving.credentials import read_bytes
-from serving.errors import ConfigurationError, DigitsError, Unavailable
+from serving.errors import ConfigurationError, ServingError, Unavailable
 from serving.protocols.status import StatusCode, error_from
 
 Failure = tuple[StatusCode, str | None] | tuple[StatusCode, str | None, bool]
@@ -168,7 +168,7 @@ class RetryState:
             is_answer: whether a server answered so; its retry takes a token of the budget.
 
         Raises:
-            DigitsError: the call is not sent again; this is the reason why it failed.
+            ServingError: the call is not sent again; this is the reason why it failed.
         """
         details = details or ""
         error = error_from(code, details, self._address)
@@ -194,7 +194,7 @@ class RetryState:
         self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
         return backoff_s
 
-    def _spend(self, is_charged: bool, error: DigitsError) -> None:
+    def _spend(self, is_charged: bool, error: ServingError) -> None:
         """Take a token for another attempt; raise the error if there are too few."""
         if is_charged and self._budget is not None and not self._budget.take():
             raise error

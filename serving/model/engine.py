@@ -403,7 +403,7 @@ class LoadedModel:
         """Describe a classifier of images, as callers know it."""
         return ModelInfo(
             name=name, version=self.version, device=self.device, precision=self.precision,
-            transport=transport, max_request_images=batching.max_request_images,
+            transport=transport, max_request_rows=batching.max_request_rows,
             max_batch_size=self.settings.of(batching).max_batch_size,
             test_accuracy=self.manifest.test_accuracy, signature=self.image_signature,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
-from serving.errors import CorruptModel, DigitsError, ModelNotFound
+from serving.errors import CorruptModel, ModelNotFound, ServingError
 from serving.model import acceptance, repository
 from serving.model.acceptance import find_rows, has_bounded_time
 from serving.model.engine import LoadedModel, OnnxEngine, open_engine
@@ -80,7 +80,7 @@ def load_model(
     """
     settings = read_settings(model_dir)
     if settings.ignored:
-        _log.info("model %s: %s: no meaning here: %s", model_dir.name, SETTINGS,
+        _log.info("model %s: %s: not used here: %s", model_dir.name, SETTINGS,
                   ", ".join(settings.ignored))  # fmt: skip
     settings = replace(settings, batching=batching or settings.batching)
     device = settings.device if device == "auto" and precision == "fp32" else device
@@ -123,6 +123,10 @@ def _load_version(
             model_dir, version, precision, settings.file_name, limits.max_bytes,
             is_described=is_described,
         )  # fmt: skip
+        if manifest.unknown:
+            unknown = ", ".join(manifest.unknown)[:_MAX_REASON]
+            _log.warning("model %s version %s: %s: not known here: %s", manifest.name, version,
+                         repository.MANIFEST, unknown)  # fmt: skip
         graph = parse_model(onnx)
         labels = cut_zip_maps(graph)
         if labels is not None:
@@ -161,7 +165,7 @@ def _load_version(
         run_options.terminate = True  # ends a run in progress
         if isinstance(err, acceptance.Unfit | TimeoutError):
             raise CorruptModel(f"version {version} {err}") from err
-        if isinstance(err, Exception) and not isinstance(err, DigitsError):
+        if isinstance(err, Exception) and not isinstance(err, ServingError):
             # A file of others: parsers and ONNX Runtime raise anything; other versions survive it.
             reason = f"{type(err).__name__}: {err}"[:_MAX_REASON]
             raise CorruptModel(f"version {version} can't be loaded: {reason}") from err

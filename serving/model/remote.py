@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving.errors import ConfigurationError, DigitsError, ModelNotFound, Unavailable
-from serving.model.repository import CLASSIFIER, FILES, LABELS, MANIFEST
+from serving.errors import ConfigurationError, ModelNotFound, ServingError, Unavailable
+from serving.model.repository import CLASSIFIER, LABELS, MANIFEST
+from serving.model.settings import SETTINGS
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +33,9 @@ MAX_BYTES = 16 << 30
 """The most bytes of a repository that are copied."""
 MAX_FILE_BYTES = 2 << 30
 """Of one file: protobuf, and so ONNX, has no larger messages."""
-_NAMES = "|".join(map(re.escape, (MANIFEST, *FILES.values())))
-_BESIDE = "|".join(map(re.escape, (LABELS, CLASSIFIER)))
+_NAMES = rf"{re.escape(MANIFEST)}|[^/.][^/]*\.(?:onnx|onnx[._]data|data|bin|weights)"
+"""Graphs, and the files with weights that exporters write beside them."""
+_BESIDE = "|".join(map(re.escape, (LABELS, CLASSIFIER, SETTINGS)))
 _PATH = re.compile(rf"[^/.][^/]*/(?:[1-9][0-9]{{0,8}}/(?:{_NAMES})|{_BESIDE})")
 _PLAIN_HTTP = re.compile("(^|::)http://")
 """At the begin of a URL, or in a chain such as simplecache::http://."""
@@ -222,7 +224,7 @@ class RemoteRepository:
         """Turn errors of fsspec, and of the libraries under it, into one line."""
         try:
             yield
-        except DigitsError:
+        except ServingError:
             raise
         except Exception as err:
             if getattr(err, "errno", None) in _DISK_FULL:

@@ -14,16 +14,19 @@ import base64
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from digit_classifier import PRETRAINED
 from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
@@ -32,6 +35,8 @@ from serving.model.preprocessing import Preprocessing, of_graph, of_signature
 from serving.predictions import Images, Probabilities
 from serving.system.files import read_regular
 from serving.tensors import DIGITS, Signature, TensorSignature
+
+_log = logging.getLogger(__name__)
 
 # Manifests
 
@@ -44,6 +49,15 @@ MAX_MANIFEST_BYTES = 512 << 10
 _MAX_TEXT = 100
 """Characters of a name, which is part of every answer to GetModel and of log lines."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_OPTIONAL_FIELDS = ("signature", "preprocessing")
+_MANIFEST_FIELDS = {
+    *_OPTIONAL_FIELDS, "format", "name", "version", "recipe", "seed", "parameters", "accuracy",
+    "files", "parity", "int8", "libraries", "golden",
+}  # fmt: skip
+"""Fields that the exporter writes."""
+_SIGNATURE_FIELDS = {"input_shape", "dtype", "classes", "labels"}
+_NEAR = 0.75
+"""Likeness from which an unknown field is taken for a misspelled one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -64,6 +78,8 @@ class Manifest:
     """The shape of its images, and its classes; None if it isn't known to classify images."""
     pictures: Preprocessing | None = None
     """How pictures become its input, and the names of its classes; None if it takes none."""
+    unknown: tuple[str, ...] = ()
+    """Fields that have no meaning here."""
 
     @classmethod
     def of_graph(cls, name: str, version: str, digests: dict[str, str]) -> Self:
@@ -97,6 +113,7 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
     if document["format"] != 1:
         raise ValueError(f"format 1 expected, got {document['format']!r}")
     golden = document["golden"]
+    unknown = _unknown_fields(document)
     signature = Signature.of(document["signature"]) if "signature" in document else DIGITS
     pixels = base64.b64decode(golden["images"], validate=True)
     golden_images = np.frombuffer(pixels, np.uint8).reshape(-1, signature.image_bytes)
@@ -114,7 +131,24 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         },
         signature=signature,
         pictures=of_signature(signature, document.get("preprocessing")),
+        unknown=unknown,
     )
+
+
+def _unknown_fields(document: dict[str, Any]) -> tuple[str, ...]:
+    """Return the fields of a manifest that are unknown here, as a later exporter may add some.
+
+    Raises:
+        ValueError: one is an optional field, misspelled.
+    """
+    signature = document.get("signature", {})
+    unknown = [name for name in document if name not in _MANIFEST_FIELDS]
+    inside = [name for name in signature if name not in _SIGNATURE_FIELDS]
+    for names, optional in ((unknown, _OPTIONAL_FIELDS), (inside, ("labels",))):
+        for name in names:
+            if near := get_close_matches(name.lower(), optional, 1, _NEAR):
+                raise ValueError(f"there is no field {name!r}: did you mean {near[0]}?")
+    return (*unknown, *(f"signature.{name}" for name in inside))
 
 
 def _text(document: dict[str, Any], name: str) -> str:
@@ -148,9 +182,6 @@ def _probabilities(rows: list[list[float]], shape: tuple[int, int]) -> Probabili
 
 
 # Files of models
-
-PRETRAINED = Path(__file__).parents[1] / "digits" / "pretrained"
-"""The bundled repository: a model that is installed with the package."""
 
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 VERSION_OF_FILE = "1"
@@ -269,6 +300,28 @@ def _add(paths: dict[str, Path], name: str, path: Path) -> None:
             "a folder of its own below --models"
         )
     paths[name] = path
+
+
+def companion(model: Path, name: str) -> Path | None:
+    """Return the file of this name that belongs to a model; None if there is none.
+
+    In a folder of versions it is beside them. Beside an ONNX file it is net.config.pbtxt for
+    net.onnx; or config.pbtxt itself if there is no other model in the folder.
+    """
+    if not is_file(model):
+        return model / name
+    folder = model.absolute().parent
+    own = folder / f"{model.stem}.{name}"
+    if os.path.lexists(own):
+        return own
+    if not os.path.lexists(folder / name):
+        return None
+    others = [each for each in sorted(os.listdir(folder)) if is_file(folder / each)]
+    if others == [model.name]:
+        return folder / name
+    _log.warning("model %s: %s is not used: %d models are beside it; name it %s for this one",
+                 model.stem, name, len(others), own.name)  # fmt: skip
+    return None
 
 
 def _may_be_model(folder: Path) -> bool:
@@ -452,7 +505,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
 # Models without a manifest that classify pictures
 
 CLASSIFIER = "classifier.json"
-"""Beside a model's versions, or its ONNX file: fields of `Preprocessing`, all of them optional."""
+"""A model's companion: fields of `Preprocessing`, all of them optional."""
 _MAX_BYTES = 1 << 20
 
 
@@ -462,8 +515,12 @@ def described(manifest: Manifest, tensors: TensorSignature, model: Path) -> Mani
     Raises:
         ConfigurationError: the file is unreadable, or it doesn't fit the graph.
     """
-    file = (model.parent if is_file(model) else model) / CLASSIFIER
-    if manifest.signature is not None or not file.exists():
+    file = companion(model, CLASSIFIER)
+    if file is None or not file.exists():
+        return manifest
+    if manifest.signature is not None:
+        _log.warning("model %s version %s: %s is not used: the manifest describes its pictures",
+                     manifest.name, manifest.version, CLASSIFIER)  # fmt: skip
         return manifest
     try:
         document = json.loads(_read_text(file))

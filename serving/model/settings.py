@@ -1,15 +1,16 @@
 """A model's own settings, in the config.pbtxt beside its versions: Triton's file, read here too.
 
-Fields that have a meaning here: name, backend, platform, max_batch_size (0: calls run alone),
-dynamic_batching (max_queue_delay_microseconds), instance_group (count, kind), version_policy,
-default_model_filename, input and output (a check), and the parameters `batching`, which is auto,
-always or never, and `max_run_seconds`. Other fields of Triton's are named in one line of the log. A
-mistake is an error with the field, and the model is not loaded.
+Fields that have a meaning here: name (a check), backend, platform, max_batch_size (0: calls run
+alone), dynamic_batching (max_queue_delay_microseconds), instance_group (count, kind),
+version_policy, default_model_filename, input and output (a check), and the parameters `batching`,
+which is auto, always or never, and `max_run_seconds`. All others that are set are named in one line
+of the log. A mistake is an error with the field, and the model is not loaded.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from google.protobuf import text_format
 from serving.config import BatchingConfig, BatchingMode, Device
 from serving.errors import ConfigurationError, CorruptModel
 from serving.model.onnx_file import ModelConfig
+from serving.model.repository import companion, is_file
 from serving.system.files import read_regular
 from serving.tensors import DTYPES, Tensor, TensorSignature
 
@@ -32,6 +34,26 @@ _IGNORED = {
     "model_repository_agents", "model_metrics",
 }  # fmt: skip
 """Fields of Triton's that have no meaning here."""
+_USED: dict[str, set[str]] = {
+    "name": set(), "platform": set(), "backend": set(), "max_batch_size": set(),
+    "default_model_filename": set(), "version_policy": set(), "parameters": set(),
+    "input": {"name", "data_type", "dims", "reshape"},
+    "output": {"name", "data_type", "dims", "reshape"},
+    "instance_group": {"name", "count", "kind"},
+    "dynamic_batching": {"max_queue_delay_microseconds"},
+}  # fmt: skip
+"""Fields of the schema that have a meaning here, and which of their own fields; none: all."""
+_PARAMETERS = ("batching", "max_run_seconds")
+"""Keys of `parameters` that have a meaning here."""
+_OF_ONNX_RUNTIME = {
+    "intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena",
+    "enable_mem_pattern", "memory.enable_memory_arena_shrinkage",
+    "session.use_device_allocator_for_initializers", "cudnn_conv_algo_search", "gpu_mem_limit",
+    "arena_extend_strategy", "do_copy_in_default_stream",
+}  # fmt: skip
+"""Keys that Triton's backend for ONNX Runtime reads, as are all that begin with `session.`."""
+_NEAR = 0.75
+"""Likeness from which another key is taken for a misspelled one of ours."""
 _REFUSED = {"ensemble_scheduling": "ensembles", "sequence_batching": "models with a state"}
 _TOKEN = re.compile(
     r"""\s+|\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}\[\]<>:,;]|[^\s{}\[\]<>:,;#"']+"""
@@ -64,8 +86,10 @@ class ModelSettings:
     """Inputs and outputs: name, datatype or None, and the sizes of axes, -1 for any."""
     has_batch_axis: bool = False
     """Whether these sizes leave out a first axis of rows."""
+    name: str | None = None
+    """The model's name, as the file says it."""
     ignored: tuple[str, ...] = ()
-    """Fields that have no meaning here."""
+    """Fields and parameters that are set and have no meaning here."""
 
     def of(self, batching: BatchingConfig) -> BatchingConfig:
         """Return the server's settings with those of this model."""
@@ -102,21 +126,33 @@ class ModelSettings:
 NO_SETTINGS = ModelSettings()
 
 
-def read_settings(model_dir: Path) -> ModelSettings:
-    """Read a model's settings; a file has none of its own.
+def read_settings(model: Path) -> ModelSettings:
+    """Read the settings of a model's folder, or of an ONNX file.
 
     Raises:
-        ConfigurationError: the file can't be read or used; the text names the field.
+        ConfigurationError: the file can't be read or used, or is that of another model; the text
+            names the field.
     """
-    if not model_dir.is_dir():
+    file = companion(model, SETTINGS)
+    if file is None:
         return NO_SETTINGS
     try:
-        data = read_regular(model_dir / SETTINGS, _MAX_BYTES)
+        data = read_regular(file, _MAX_BYTES)
     except FileNotFoundError:
         return NO_SETTINGS
     except OSError as err:
         raise ConfigurationError(f"can't read {SETTINGS}: {err.strerror}") from err
-    return parse_settings(data)
+    settings = parse_settings(data)
+    # A folder may be a symbolic link to the one that the file was written for.
+    names = {file.absolute().parent.name, file.resolve().parent.name}
+    if is_file(model):
+        names.add(model.stem)
+    if settings.name is not None and settings.name not in names:
+        expected = " or ".join(map(repr, sorted(names)))
+        raise ConfigurationError(
+            f"{SETTINGS}: name: it is that of model {settings.name[:100]!r}, expected {expected}"
+        )
+    return settings
 
 
 def parse_settings(data: bytes) -> ModelSettings:
@@ -145,7 +181,41 @@ def parse_settings(data: bytes) -> ModelSettings:
     except (text_format.ParseError, ValueError) as err:
         reason = re.sub(r"^\d+:\d+ : ", "", str(err)).replace("digits.triton.", "")
         raise ConfigurationError(f"{SETTINGS}: {' '.join(reason.split())[:200]}") from None
-    return _settings_of(message, tuple(ignored))
+    return _settings_of(message, (*ignored, *_unused(message)))
+
+
+def _unused(message: Any) -> Iterator[str]:
+    """Yield the fields and parameters of the schema that are set and have no effect."""
+    for field, value in message.ListFields():
+        parts = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+        if used := _USED[field.name]:
+            found = {each.name: None for part in parts for each, _ in part.ListFields()}
+            yield from (f"{field.name}.{name}" for name in found if name not in used)
+    for each in message.parameters:
+        if each.key not in _PARAMETERS:
+            yield f"parameters.{each.key[:100]}"
+
+
+def _parameters(message: Any) -> Mapping[str, str]:
+    """Return the parameters by their keys.
+
+    Raises:
+        ConfigurationError: a key stands there twice, or is one of ours, misspelled.
+    """
+    given: dict[str, str] = {}
+    for each in message.parameters:
+        key = each.key
+        if key in given:
+            raise ConfigurationError(f"{SETTINGS}: parameters: {key[:100]!r} stands there twice")
+        given[key] = each.value.string_value
+        if key in _PARAMETERS or key in _OF_ONNX_RUNTIME or key.startswith("session."):
+            continue
+        plain = key.strip().lower().replace("-", "_")
+        if near := get_close_matches(plain, _PARAMETERS, 1, _NEAR):
+            raise ConfigurationError(
+                f"{SETTINGS}: parameters: there is no {key[:100]!r}: did you mean {near[0]}?"
+            )
+    return given
 
 
 def _statements(text: str) -> Iterator[tuple[str, str]]:
@@ -183,8 +253,9 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
             raise ConfigurationError(
                 f"{SETTINGS}: {name}: expected onnxruntime, got {value[:100]!r}"
             )
-    given = {name: message.parameters[name].string_value for name in message.parameters}
-    mode, max_run = given.get("batching", ""), given.get("max_run_seconds", "")
+    given = _parameters(message)
+    mode: Any = given.get("batching", "")
+    max_run = given.get("max_run_seconds", "")
     if max_run and not (re.fullmatch(r"\d{1,6}(\.\d{1,6})?", max_run) and float(max_run)):
         raise ConfigurationError(
             f"{SETTINGS}: parameters: max_run_seconds: expected a number above 0, "
@@ -219,7 +290,7 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
         max_run_s=float(max_run) if max_run else None,
         instances=instances, device=device, versions=versions, num_latest=num_latest,
         file_name=file_name, tensors=tuple(map(_tensor_of, [*message.input, *message.output])),
-        has_batch_axis=bool(most), ignored=ignored,
+        has_batch_axis=bool(most), name=message.name or None, ignored=ignored,
     )  # fmt: skip
 
 
@@ -228,8 +299,10 @@ def _tensor_of(tensor: Any) -> tuple[str, str | None, tuple[int, ...]]:
     if tensor.data_type not in types:
         raise ConfigurationError(f"{SETTINGS}: data_type: there is no type {tensor.data_type}")
     name = types[tensor.data_type].name.removeprefix("TYPE_").replace("STRING", "BYTES")
+    if tensor.data_type and name not in DTYPES:
+        raise ConfigurationError(f"{SETTINGS}: data_type: {name} is not served here")
     dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
-    return tensor.name, name if name in DTYPES else None, tuple(dims)
+    return tensor.name, name if tensor.data_type else None, tuple(dims)
 
 
 def _versions_of(policy: Any) -> tuple[str | None, int]:

@@ -42,6 +42,8 @@ class Health:
         """Whether the server as a whole is well, and does not drain."""
         self.stuck_models: frozenset[str] = frozenset()
         """The models that do not answer, or wrongly."""
+        self.blocked_models: frozenset[str] = frozenset()
+        """The models that are not run for now, since their runs have ended processes."""
 
     def set_serving(self, is_serving: bool) -> None:
         """Change the state; watchers get it if theirs is another one."""
@@ -56,9 +58,16 @@ class Health:
             if self.stuck_models != before:
                 self._send_all()
 
+    def set_blocked(self, models: Iterable[str]) -> None:
+        """Change which models are not run for now; watchers get it if it is another set."""
+        with self._lock:
+            before, self.blocked_models = self.blocked_models, frozenset(models)
+            if self.blocked_models != before:
+                self._send_all()
+
     def is_model_serving(self, name: str) -> bool:
         """Return whether a model is well, and the server."""
-        return self.is_serving and name not in self.stuck_models
+        return self.is_serving and name not in self.stuck_models | self.blocked_models
 
     def _send_all(self) -> None:
         for key, (service, send) in self._watchers.items():

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from serving.batching.runs import ResponseEncoder, Result
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from serving.protocols.status import error_of
 
 _PREFIX = struct.Struct(">BI")
@@ -84,13 +84,13 @@ def frame(message: bytes) -> bytes:
 ReadRows = tuple[Any, ResponseEncoder]
 """The rows of a request (bytes, or an array for each input), and the encoder of the answer."""
 Read = Callable[[Any], ReadRows]
-"""Decodes and checks a request; raises DigitsError."""
-Refused = Callable[[DigitsError], bytes | None]
+"""Decodes and checks a request; raises ServingError."""
+Refused = Callable[[ServingError], bytes | None]
 """Encodes the answer to a request that is refused; None ends the stream with the error."""
 
 
 class Call(Protocol):
-    """A call in progress, on any transport; each method of it raises DigitsError."""
+    """A call in progress, on any transport; each method of it raises ServingError."""
 
     async def message(self) -> Any:
         """Return the caller's next message, bytes or a view of them; None after the last."""
@@ -107,7 +107,7 @@ class Call(Protocol):
     async def work(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function that may take seconds, on another thread."""
 
-    async def answer_in_order(self, rows: ReadRows | DigitsError, refused: Refused) -> None:
+    async def answer_in_order(self, rows: ReadRows | ServingError, refused: Refused) -> None:
         """Have a message of a stream answered after those before it; wait while there is no room.
 
         Args:
@@ -149,7 +149,7 @@ class Unary(Method):
     """One message for one message, answered at once."""
 
     answer: Callable[[bytes], bytes]
-    """Raises DigitsError."""
+    """Raises ServingError."""
     is_slow: bool = False
     """Whether it is to be called on a thread of its own, since it may take seconds."""
 
@@ -171,7 +171,7 @@ class BatchedUnary(Method):
         await call.send_framed(await call.run(*self.read(await call.message())))
 
 
-def _ends_stream(request: bytes, error: DigitsError) -> None:
+def _ends_stream(request: bytes, error: ServingError) -> None:
     """Encode no answer."""
 
 
@@ -179,7 +179,7 @@ def _ends_stream(request: bytes, error: DigitsError) -> None:
 class BatchedStream(BatchedUnary):
     """A stream of messages of rows, answered in order; it waits where a unary call is refused."""
 
-    error_message: Callable[[bytes, DigitsError], bytes | None] = _ends_stream
+    error_message: Callable[[bytes, ServingError], bytes | None] = _ends_stream
     """Encodes the answer to a request that is refused; None ends the stream with the error."""
     is_counted_by_run: ClassVar[bool] = False
     takes_one: ClassVar[bool] = False
@@ -188,7 +188,7 @@ class BatchedStream(BatchedUnary):
     async def handle(self, call: Call) -> None:
         while (message := await call.message()) is not None:
             try:
-                rows: ReadRows | DigitsError = self.read(message)
+                rows: ReadRows | ServingError = self.read(message)
             except Exception as err:
                 rows = error_of(err)
             await call.answer_in_order(rows, partial(self.error_message, message))
@@ -199,7 +199,7 @@ class Replies(Method):
     """A stream of messages, each answered at once by any number of messages."""
 
     replies: Callable[[bytes], Iterable[bytes]]
-    """Raises DigitsError."""
+    """Raises ServingError."""
     takes_one: ClassVar[bool] = False
     sends_one: ClassVar[bool] = False
 
@@ -215,7 +215,7 @@ class Watch(Method):
 
     subscribe: Callable[[bytes, Callable[[bytes], None]], Callable[[], None]]
     """Takes the request and a function that sends an answer from any thread; returns a function
-    that ends the subscription. Raises DigitsError.
+    that ends the subscription. Raises ServingError.
     """
     sends_one: ClassVar[bool] = False
 

@@ -31,7 +31,7 @@ class StatusCode(IntEnum):
     UNAUTHENTICATED = 16
 
 
-STATUS: dict[type[errors.DigitsError], StatusCode] = {
+STATUS: dict[type[errors.ServingError], StatusCode] = {
     errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,
     errors.TooLarge: StatusCode.INVALID_ARGUMENT,
     errors.Unsupported: StatusCode.UNIMPLEMENTED,
@@ -66,7 +66,7 @@ class Status(NamedTuple):
     """Further trailers."""
 
     @classmethod
-    def of(cls, error: errors.DigitsError) -> Self:
+    def of(cls, error: errors.ServingError) -> Self:
         """Return the status of one of our errors, with its text.
 
         That of an overload, or of an end of the server, also says when to retry (gRFC A6).
@@ -79,18 +79,18 @@ class Status(NamedTuple):
 UNKNOWN_METHOD = Status(StatusCode.UNIMPLEMENTED, "unknown method")
 
 
-def error_of(exception: Exception) -> errors.DigitsError:
+def error_of(exception: Exception) -> errors.ServingError:
     """Return the error that a caller sees for an exception of a handler.
 
     Our own errors are passed on; any other exception is logged, and is INTERNAL without its text.
     """
-    if isinstance(exception, errors.DigitsError):
+    if isinstance(exception, errors.ServingError):
         return exception
     _log.error("a handler failed", exc_info=exception)
     return errors.ModelError(_INTERNAL)
 
 
-def error_from(code: StatusCode, details: str, address: str) -> errors.DigitsError:
+def error_from(code: StatusCode, details: str, address: str) -> errors.ServingError:
     """Build the error for a status.
 
     Args:

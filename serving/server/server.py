@@ -12,17 +12,18 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from digit_classifier import methods as digits_v1
+from digit_classifier.methods import digits_methods
 from serving import applications
 from serving.batching.awaited import AsyncCaller, submit
 from serving.catalog import Catalog
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
-from serving.digits import methods as digits_v1
-from serving.digits.methods import digits_methods
-from serving.errors import ConfigurationError, DigitsError, Overloaded, Unavailable
+from serving.errors import ConfigurationError, Overloaded, ServingError, Unavailable
 from serving.model.acceptance import GOLDEN_TOLERANCE
 from serving.protocols.health import Health
 from serving.protocols.method import Rows
@@ -31,6 +32,7 @@ from serving.protocols.oip.examples import Access, Example
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.system import signals
+from serving.system.host import Host
 from serving.system.process import Usage, limit_free_memory, waited_for_cores_s
 from serving.system.signals import keep_watchdog_fed, notify
 from serving.telemetry import logs
@@ -173,7 +175,7 @@ class SelfTest:
             ((probabilities,), result), _ = await asyncio.wait_for(call, self._interval_s)
         except (Overloaded, TimeoutError, Unavailable):  # or it drains
             return None
-        except DigitsError as err:
+        except ServingError as err:
             return str(err)
         if result.version != model.version:  # a reload came between; that version was checked
             return None
@@ -277,7 +279,8 @@ class Server:
         return "" if route is None else route.name
 
     def _state(self) -> Readiness:
-        return Readiness(self.health.is_serving, self.health.stuck_models)
+        stuck = self.health.stuck_models | self.health.blocked_models
+        return Readiness(self.health.is_serving, stuck)
 
     def report(self) -> Report:
         """Return the served models and all counts; from any thread."""
@@ -289,7 +292,7 @@ class Server:
             queue_capacity=router.batching.queue_capacity,
             num_calls=self._transport.num_calls,
             is_serving=self.health.is_serving,
-            stuck_models=self.health.stuck_models,
+            stuck_models=self._state().stuck_models,
             usage=Usage.now(),
             counts=router.metrics.snapshot(),
             request=next(map(self._request, router.routes.values()), ""),
@@ -309,6 +312,16 @@ class Server:
         access = Access(self.address, has_tls=security.has_tls, has_tokens=security.has_tokens)
         example = Example(route.name, "", model.tensors, model.sample_shapes, access)
         return example.shell(("@picture.png",) if model.pictures else ())
+
+    def block(self, blocked: Mapping[int, float]) -> None:
+        """Refuse the calls of some versions; see `Router.block`. From any thread."""
+        owner = self._router.owner
+        assert owner is not None
+        owner.post(partial(self._block, blocked))
+
+    def _block(self, blocked: Mapping[int, float]) -> None:
+        self._router.block(blocked)
+        self.health.set_blocked(self._router.blocked_models)
 
     async def beat(self) -> None:
         """Return once the loop that answers calls has had a turn; never if it hangs."""
@@ -346,12 +359,11 @@ class Server:
 def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     if config.http_port is None:
         return None
-    from serving.digits.http import application as digits
     from serving.transports.http.http_server import HttpServer
 
-    others = applications.installed(applications.HTTP).values()
+    hung_in = applications.installed(applications.HTTP).values()
     with optional_http(config):
-        return HttpServer(router, queries, config, (digits, *others))
+        return HttpServer(router, queries, config, tuple(hung_in))
     return None
 
 
@@ -374,7 +386,7 @@ def announce(
         "transport": models[0].transport,
         "address": address,
         "metrics": metrics_address,
-        "max_request_images": report.batching.max_request_images,
+        "max_request_rows": report.batching.max_request_rows,
         "max_batch_size": report.batching.max_batch_size,
         **more,
     }
@@ -400,22 +412,31 @@ async def serve(
     batching: BatchingConfig,
     config: ServerConfig,
     on_ready: Callable[[Server], None] = _announce,
+    host: Host | None = None,
+    blocked: Mapping[int, float] = MappingProxyType({}),
 ) -> bool:
     """Load the model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
 
-    Calls `on_ready` once the server answers; by default that prints the ready line.
+    Args:
+        model_config: the models.
+        batching: sizes and limits.
+        config: how to listen, reload and stop.
+        on_ready: called once the server answers; by default it prints the ready line.
+        host: guards the models' runs.
+        blocked: versions that are not run at first; see `Router.block`.
 
     Returns:
         True if every accepted request was answered.
 
     Raises:
-        DigitsError: the server can't start; see `load_model` and `Server.start`.
+        ServingError: the server can't start; see `load_model` and `Server.start`.
     """
     with ExitStack() as stack:
         # First: it answers 503 while the rest starts.
         exporter = stack.enter_context(exporting(config))
         catalog = Catalog(model_config, batching.max_batch_size)
-        router = Router(batching, config.workers)
+        router = Router(batching, config.workers, host)
+        router.block(blocked)
         for name, versions in catalog.models.items():
             router.change(name, versions)
         catalog.count_reload = router.metrics.count_reload

@@ -15,12 +15,14 @@ from typing import Any
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError, Unavailable
+from serving.server.crashes import Crashes
 from serving.server.server import announce, exporting, optional_http
 from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
+from serving.system.crash_record import number_of
 from serving.system.host import Shared, is_activated, refuse_callers, reserved_port, with_port
 from serving.system.signals import keep_watchdog_fed, notify
-from serving.telemetry.metrics import Counts, Readiness, Report, total
+from serving.telemetry.metrics import Counts, ModelLabel, Readiness, Report, total
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ async def supervise(
         True if every worker that was alive at the first signal answered all calls that it accepted.
 
     Raises:
-        DigitsError: the workers can't start, or keep dying until none is left.
+        ServingError: the workers can't start, or keep dying until none is left.
     """
     if is_activated():
         raise ConfigurationError("a socket of systemd's serves one process: leave out --workers")
@@ -84,6 +86,9 @@ class Supervisor:
         """Those that run, ready or not, by place."""
         self._dead = Counts()
         """The counts of the workers that died."""
+        self._crashes = Crashes()
+        self._labels: dict[int, ModelLabel] = {}
+        """The versions that workers have served, by the numbers of crash records."""
         self._last: Report | None = None
         self._lock = threading.Lock()
         """Held while a worker's counts become those of a dead one."""
@@ -168,20 +173,23 @@ class Supervisor:
         """Keep a worker running in one place.
 
         Raises:
-            DigitsError: it couldn't start and reported the reason, or workers keep dying and none
+            ServingError: it couldn't start and reported the reason, or workers keep dying and none
                 is left in any place.
         """
         num_deaths = 0
         while True:
-            worker = Worker(self._ports, place, self._configs, self._count_ready)
+            blocked = self._crashes.blocked(time.monotonic())
+            worker = Worker(self._ports, place, self._configs, self._count_ready, blocked)
             with self._lock:
                 self._workers[place] = worker
             exit_code = await self._end_of(worker, place)
+            self._blame(worker, place)
             self._remove(place)
             if worker.error is not None and not self._all_ready.is_set():
                 raise worker.error
             reason = str(worker.error or f"exit code {exit_code}")
-            num_deaths = 1 if worker.lived_s >= _STABLE_S else num_deaths + 1
+            is_first = worker.lived_s >= _STABLE_S or worker.culprits
+            num_deaths = 1 if is_first else num_deaths + 1
             outage_s = time.monotonic() - self._outage_since_s
             is_hopeless = worker.report is not None or outage_s >= _MAX_OUTAGE_S
             if num_deaths >= _MAX_DEATHS and not self._num_ready and is_hopeless:
@@ -203,6 +211,31 @@ class Supervisor:
                 await asyncio.wait([worker.ended])
         return worker.ended.result()
 
+    def _blame(self, worker: Worker, place: int) -> None:
+        """Have no worker run, for a while, the models whose run has ended a worker."""
+        now_s = time.monotonic()
+        for served in worker.report.models if worker.report else ():
+            label = served.name, served.version
+            self._labels[number_of(label)] = label
+        for model in worker.culprits:
+            number, rest_s = self._crashes.note(model, now_s)
+            label = self._labels.get(model, ("?", "?"))
+            self._dead.crashes[label] += 1
+            _log.error(
+                "model %s version %s has ended worker %d (%s), crash %d: it is not run for %s",
+                *label, place, signal.Signals(-worker.ended.result()).name, number,
+                f"{rest_s:.0f} s" if number > 1 else "the time of a restart",
+            )  # fmt: skip
+            asyncio.get_running_loop().call_later(rest_s + 0.01, self._tell_blocked)
+        if worker.culprits:
+            self._tell_blocked()
+
+    def _tell_blocked(self) -> None:
+        """Tell all workers which models they must not run now."""
+        blocked = self._crashes.blocked(time.monotonic())
+        for worker in self._workers.values():
+            worker.block(blocked)
+
     def _remove(self, place: int) -> None:
         with self._lock:
             for port in self._ports.values():
@@ -216,6 +249,9 @@ class Supervisor:
                 refuse_callers(port.socket)
 
     def _count_ready(self) -> None:
+        if self._num_ready == self._config.workers:
+            self._crashes.end_pauses(time.monotonic())
+            self._tell_blocked()
         if self._all_ready.is_set():
             _log.info("worker restarted, %d serving", self._num_ready)
         elif self._num_ready == self._config.workers:

@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from serving.server.server import Server, run_loop, serve
 from serving.system import host, signals
+from serving.system.crash_record import CRASHES, CrashRecord
 from serving.system.process import Activity, end_with_parent
 from serving.telemetry import logs
 from serving.telemetry.metrics import Report
@@ -62,18 +64,29 @@ class Worker:
 
     def __init__(
         self, ports: Mapping[tuple[str, int], host.Shared], place: int, configs: Configs,
-        on_ready: Callable[[], None],
+        on_ready: Callable[[], None], blocked: Mapping[int, float] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        """Start the process for a place on each port; `on_ready` is called once."""
+        """Start the process.
+
+        Args:
+            ports: those that it serves.
+            place: its place among those that serve them.
+            configs: its settings.
+            on_ready: called once, when it answers calls.
+            blocked: versions that it does not run at first; see `Router.block`.
+        """
         self.report: Report | None = None
         """Its last report; there is one as soon as it answers calls."""
-        self.error: DigitsError | None = None
+        self.error: ServingError | None = None
         """Why it couldn't start, if it reported that."""
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """Its exit code, negative for a signal."""
+        self.culprits: frozenset[int] = frozenset()
+        """Once it has ended: the numbers of the models whose run ended it; none if none did."""
         self._on_ready = on_ready
         self._ready_s = self._reported_s = 0.0
         self._heartbeat = Heartbeat()
+        self._crash_record = CrashRecord()
         self._connection, its = multiprocessing.Pipe()
         files = {name: (each.socket.fileno(), each.file) for name, each in ports.items()}
         code = f"import sys; sys.path = {sys.path!r}; from {__name__} import main; main()"
@@ -81,14 +94,18 @@ class Worker:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, str(its.fileno())],
-                pass_fds=[its.fileno(), *(file for found in files.values() for file in found)],
+                pass_fds=[
+                    its.fileno(),
+                    self._crash_record.file,
+                    *(file for found in files.values() for file in found),
+                ],
                 start_new_session=True,  # a terminal's signals are for the supervisor
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             its.close()
         with suppress(ConnectionError):  # it died at once: its end is received below
-            self._connection.send((files, place, configs))
+            self._connection.send((files, self._crash_record.file, place, configs, dict(blocked)))
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
 
     @property
@@ -101,6 +118,11 @@ class Worker:
     def lived_s(self) -> float:
         """Seconds since it was ready; 0 if it never was."""
         return time.monotonic() - self._ready_s if self.report else 0.0
+
+    def block(self, blocked: Mapping[int, float]) -> None:
+        """Have it refuse the calls of some models; see `Router.block`."""
+        with suppress(OSError):  # it has ended
+            self._connection.send(blocked)
 
     def signal(self, number: int) -> None:
         """Send a signal, if the process is still alive."""
@@ -122,10 +144,13 @@ class Worker:
         except (EOFError, OSError):  # only its end closes the connection
             asyncio.get_running_loop().remove_reader(self._connection.fileno())
             self._connection.close()
-            self.ended.set_result(self._process.wait())
+            exit_code = self._process.wait()
+            self.culprits = self._crash_record.culprits() if -exit_code in CRASHES else frozenset()
+            self._crash_record.close()
+            self.ended.set_result(exit_code)
 
-    def _take(self, message: Report | DigitsError) -> None:
-        if isinstance(message, DigitsError):
+    def _take(self, message: Report | ServingError) -> None:
+        if isinstance(message, ServingError):
             self.error = message
             return
         is_first, self.report = self.report is None, message
@@ -141,7 +166,10 @@ def main() -> None:
     signals.install()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     supervisor = Connection(int(sys.argv[1]))
-    files, place, (model_config, batching, config) = supervisor.recv()
+    files, record_file, place, configs, blocked = supervisor.recv()
+    model_config, batching, config = configs
+    record = CrashRecord(record_file)
+    record.trace_crashes()
     logs.setup(config.log_format, config.log_level)
     for name, (sock, file) in files.items():
         host.shares[name] = host.Shared(socket.socket(fileno=sock), file).share(place)
@@ -151,9 +179,10 @@ def main() -> None:
         threading.Thread(target=_keep_reporting, args=arguments, daemon=True).start()
 
     try:
-        serving = serve(model_config, batching, config, start_reporting)
+        guarded = host.Host(guard=record.guarded)
+        serving = serve(model_config, batching, config, start_reporting, guarded, blocked)
         is_drained = run_loop(serving, config.transport)
-    except DigitsError as err:
+    except ServingError as err:
         supervisor.send(err)
         signals.end_process(1)
     signals.end_process(0 if is_drained else 1)
@@ -173,6 +202,6 @@ def _keep_reporting(
                 asyncio.run_coroutine_threadsafe(server.beat(), loop).result()
                 supervisor.send(server.report())
                 if supervisor.poll(LOOK_S):
-                    supervisor.recv()  # raises EOFError: nothing is sent here
+                    server.block(supervisor.recv())
         except (EOFError, OSError):
             os.kill(os.getpid(), signal.SIGTERM)

@@ -17,7 +17,7 @@ from functools import partial
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
-from serving.errors import ConfigurationError, ServingError, Unavailable
+from serving.errors import ConfigurationError, ServerError, Unavailable
 
 _REASONS = {
     errno.EADDRNOTAVAIL: "this machine has no such address",
@@ -98,7 +98,7 @@ def with_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ServingError:
+def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ServerError:
     """Build the error for an address that can't be bound, with the reason in plain words.
 
     Returns:
@@ -376,6 +376,14 @@ class Threads:
         self._num_started = 0
 
 
+Run = Callable[[Any], Any]
+
+
+def _unguarded(label: tuple[str, str], run: Run) -> Run:
+    """Return the run as it is."""
+    return run
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Host:
     """Clock, network and chance: by default those of this machine."""
@@ -391,3 +399,5 @@ class Host:
     random: Random = field(default_factory=Random)
     runners: Callable[[int], Runners] = Threads
     """Makes the runners of long work: at most this many at once."""
+    guard: Callable[[tuple[str, str], Run], Run] = _unguarded
+    """Wraps the run of a model, named by its name and version, so that a crash is known as its."""

@@ -86,6 +86,13 @@ def _of_server(report: Report) -> Iterator[core.Metric]:
     for outcome in ("loaded", "failed"):
         reloads.add_metric([outcome], counts.reloads[outcome])
     yield reloads
+    crashes = core.CounterMetricFamily(
+        "serving_model_crashes", "Worker processes ended by a run of the model.", labels=_VERSION
+    )
+    served = ((each.name, each.version) for each in report.models)
+    for label in {**dict.fromkeys(served), **counts.crashes}:
+        crashes.add_metric(label, counts.crashes[label])
+    yield crashes
     for name, text, value in (
         ("serving_worker_restarts", "Workers that died and were restarted.", counts.restarts),
         ("process_cpu_seconds", "CPU time.", counts.cpu_s),

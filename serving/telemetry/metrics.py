@@ -127,6 +127,8 @@ class Counts:
     """Reloads: "loaded", or "failed" for a version that was refused."""
     restarts: int = 0
     """Workers that died and were restarted."""
+    crashes: Counter[ModelLabel] = field(default_factory=Counter)
+    """Workers whose process ended in a run of a version."""
     cpu_s: float = 0.0
     """Processor time, including processes that have ended."""
 
@@ -143,7 +145,8 @@ class Counts:
             for label in {**self.models, **other.models}
         }
         restarts, cpu_s = self.restarts + other.restarts, self.cpu_s + other.cpu_s
-        return Counts(models, self.reloads + other.reloads, restarts, cpu_s)
+        crashes = self.crashes + other.crashes
+        return Counts(models, self.reloads + other.reloads, restarts, crashes, cpu_s)
 
 
 class Metrics:

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from serving.batching.runs import NEVER, Group, Ran, ResponseEncoder
 from serving.commandline.installation import install
 from serving.config import ServerConfig
-from serving.errors import ConfigurationError, DigitsError, Overloaded
+from serving.errors import ConfigurationError, Overloaded, ServingError
 from serving.protocols.status import StatusCode
 from serving.telemetry.logs import ACCESS
 from serving.telemetry.metrics import NO_MODEL
@@ -331,7 +331,7 @@ class LoopCall:
             deadline_s: in monotonic seconds, if it comes before the call's.
 
         Raises:
-            DigitsError: there is no room, it was too late, or it failed.
+            ServingError: there is no room, it was too late, or it failed.
         """
         now_s = self.port.clock()
         own_s = math.inf if encoder.timeout_s is None else encoder.timeout_s
@@ -354,7 +354,7 @@ class LoopCall:
             pool: where, if not in the port's.
 
         Raises:
-            DigitsError: see the function.
+            ServingError: see the function.
         """
         if size is not None and size <= few_bytes:
             return function(*args)
@@ -399,7 +399,7 @@ class LoopCall:
                 self.logged.run = run
             self._step(self._steps.send, responses[0])
 
-    def fail(self, group: Group, error: DigitsError) -> None:
+    def fail(self, group: Group, error: ServingError) -> None:
         if self._steps is not None:
             self._step(self._steps.throw, error)
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from serving.batching.batcher import ClientQueue, Queue
 from serving.config import ServerConfig
 from serving.credentials import Tls, TokenCheck
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from serving.http2 import Limits
 from serving.router import Router
 from serving.system.host import Host, shares
@@ -79,7 +79,7 @@ def max_message_bytes(router: Router, config: ServerConfig | None = None) -> int
     may_change = config and (config.reload_interval_s or config.allow_repository_control)
     if may_change or not sizes or not all(sizes):
         return _MAX_MESSAGE_BYTES
-    most = 2 * router.batching.max_request_images * max(sizes) + _SPARE_BYTES
+    most = 2 * router.batching.max_request_rows * max(sizes) + _SPARE_BYTES
     return min(most, _MAX_MESSAGE_BYTES)
 
 
@@ -289,7 +289,7 @@ class Port:
         self.has_tokens = tokens is not None
         self.is_stale = False
         """Whether calls that peers repeat may be for a model that is gone."""
-        self.refusal: DigitsError | None = None
+        self.refusal: ServingError | None = None
         """Why new calls are refused, once the server drains."""
         self._peers: dict[Peer, None] = {}
         self._is_listening = self._is_closed = False
@@ -348,7 +348,7 @@ class Port:
         """Cancel all calls of a connection that is over."""
         raise NotImplementedError
 
-    def drain(self, refusal: DigitsError) -> None:
+    def drain(self, refusal: ServingError) -> None:
         """Refuse new calls, and those whose message has not arrived."""
         raise NotImplementedError
 

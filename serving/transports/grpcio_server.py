@@ -18,7 +18,7 @@ from serving.batching.awaited import AsyncCaller, submit, submit_of_stream
 from serving.batching.runs import ResponseEncoder
 from serving.config import ServerConfig
 from serving.credentials import TokenCheck, token_check
-from serving.errors import DigitsError, Overloaded, Unauthenticated, Unavailable
+from serving.errors import Overloaded, ServingError, Unauthenticated, Unavailable
 from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
@@ -95,12 +95,12 @@ class _AsyncioCall:
         response: bytes = framed
         return response
 
-    async def answer_in_order(self, rows: ReadRows | DigitsError, refused: Refused) -> None:
+    async def answer_in_order(self, rows: ReadRows | ServingError, refused: Refused) -> None:
         try:
-            if isinstance(rows, DigitsError):
+            if isinstance(rows, ServingError):
                 raise rows
             await self.send_framed(await self._run_once_there_is_room(*rows))
-        except DigitsError as err:
+        except ServingError as err:
             response = refused(err)
             if response is None:
                 raise
@@ -137,7 +137,7 @@ class Handlers(grpc.GenericRpcHandler):
         self._tokens = tokens
         self._log = log
         self.num_begun = self.num_active = 0
-        self.refusal: DigitsError | None = None
+        self.refusal: ServingError | None = None
         """Why new batched calls are refused, during a drain."""
         self.closing: asyncio.Event | None = None
         """During a drain: calls that are refused as Unavailable end once it is set."""

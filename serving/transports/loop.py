@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from serving.batching.batcher import Batcher
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from serving.http2 import Http2Error
 from serving.protocols.method import BatchedUnary, Method
 from serving.router import Router
@@ -202,7 +202,7 @@ class Loop:
         self._poll_until_s = 0.0
         self._handed_out: Batcher | None = None
         """The last one whose calls were given to runners, which may need this core."""
-        self._refusal: DigitsError | None = None
+        self._refusal: ServingError | None = None
         """Why new calls are refused, once it drains."""
         self._draining_s = math.inf
         """Since when it drains."""
@@ -369,11 +369,11 @@ class Loop:
         is_hurried |= self.calls.is_due(now_s + _SWEEP_S)
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
 
-    def drain(self, refusal: DigitsError) -> None:
+    def drain(self, refusal: ServingError) -> None:
         """Refuse new calls; `drained` is set once those that were accepted are answered."""
         self.post(partial(self._begin_drain, refusal))
 
-    def _begin_drain(self, refusal: DigitsError) -> None:
+    def _begin_drain(self, refusal: ServingError) -> None:
         self._refusal = refusal
         self._next_tick_s, self._draining_s = 0.0, self.clock()
         for port in self._ports:

@@ -51,7 +51,8 @@ def test_http_is_asked_for_its_digits_and_loaded_by_h2load_only(setting, target)
 
 
 def test_server_of_another_checkout_is_started_from_there(setting, tmp_path):
-    shutil.copytree(ROOT / "serving", tmp_path / "serving")
+    for package in ("serving", "digit_classifier"):
+        shutil.copytree(ROOT / package, tmp_path / package)
     with (tmp_path / "serving" / "__init__.py").open("a") as file:
         file.write("\nimport pathlib\npathlib.Path('imported').touch()\n")
     there = replace(setting, checkouts={"old-infer": tmp_path})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.serve_edge import ENVOY
-from serving.model.repository import PRETRAINED
+from digit_classifier import PRETRAINED
 from tests.deploy.replicas import replicas_behind
 
 ROOT = Path(__file__).parents[2]

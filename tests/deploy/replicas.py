@@ -7,8 +7,8 @@ from pathlib import Path
 import grpc
 
 from deploy.edge import Edge, running_envoy, write_configuration, write_replicas
+from digit_classifier.wire import encode_request
 from serving import Client
-from serving.digits.wire import encode_request
 from tests.support.load import ClosedLoop
 from tests.support.servers import RunningServer, running_server, wait_until
 

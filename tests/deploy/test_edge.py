@@ -12,10 +12,10 @@ import pytest
 import trustme
 
 from deploy.edge import running_envoy, write_certificates, write_configuration
+from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.wire import encode_request
 from serving import Client
-from serving.digits.wire import encode_request
 from serving.errors import Unauthenticated, Unavailable
-from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.replicas import replicas_behind
 from tests.support.fleet.collector import running_collector
 from tests.support.raw import CLASSIFY, STREAM, TIMEOUT_S, status_of

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from serving.digits.wire import encode_request
-from serving.protocols.pb.digits.v1 import digits_pb2
+from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.wire import encode_request
 from tests.deploy.replicas import replicas_behind
 from tests.support.published import publish
 from tests.support.raw import CLASSIFY, HEALTH, TIMEOUT_S

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from playwright.sync_api import sync_playwright
 
-from serving.digits.wire import encode_request
+from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.wire import encode_request
 from serving.protocols.method import frame
-from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.deploy.conftest import needed
 from tests.support.raw import CLASSIFY
 

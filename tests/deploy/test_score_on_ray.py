@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from digit_classifier import PRETRAINED
 from serving import Classifier
-from serving.model.repository import PRETRAINED
 from tests.deploy.conftest import ROOT, needed
-from tests.serving.scoring.conftest import picture
+from tests.digit_scoring.conftest import picture
 
 NUM_FILES = 100
 NUM_ROWS = 50

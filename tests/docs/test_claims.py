@@ -124,7 +124,13 @@ def quotes():
 def patterns():
     """List a pattern for each text of the programs and its beginnings; values match anything."""
     found = set()
-    for folder in ("serving", "training", "reader/digit_reader"):
+    for folder in (
+        "serving",
+        "digit_classifier",
+        "digit_scoring",
+        "training",
+        "reader/digit_reader",
+    ):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 if isinstance(node, ast.JoinedStr):

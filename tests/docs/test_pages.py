@@ -21,7 +21,10 @@ PAGES = [
 ]
 MADE = {"benchmarks/results/local/", "benchmarks/results/local/SUITE.json"}
 """The files that a command makes."""
-_FOLDERS = "benchmarks|deploy|docs|protos|reader|requirements|serving|tests|training"
+_FOLDERS = (
+    "benchmarks|deploy|digit_classifier|digit_scoring|docs|protos|reader|requirements|serving|"
+    "tests|training"
+)
 _NAMED = re.compile(rf"[`(]((?:{_FOLDERS})/[\w./-]*\w/?)[`)]")
 
 

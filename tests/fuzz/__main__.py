@@ -15,7 +15,7 @@ CORPUS = Path(__file__).parent / "corpus"
 
 def main():
     """Fuzz until libFuzzer's flags say that it is enough."""
-    with atheris.instrument_imports(include=["serving"]):
+    with atheris.instrument_imports(include=["serving", "digit_classifier"]):
         from tests.fuzz.targets import TARGETS
 
     if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:

@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
-from serving.digits import wire
-from serving.digits.pictures import decoder, normalizer
+from digit_classifier import normalizer, wire
+from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.errors import CorruptModel, InvalidRequest
 from serving.http2.client import ClientConnection
 from serving.http2.frames import SETTINGS, Http2Error, Limits, frame, word
 from serving.model.repository import parse_manifest
+from serving.pictures import decoder
 from serving.protocols import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.oip.tensors import TypedContents
-from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS
 from tests.serving.http2.test_recognition import Peer, calls_of, server
 

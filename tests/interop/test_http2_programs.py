@@ -12,9 +12,9 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.digits.wire import encode_request
+from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.wire import encode_request
 from serving.protocols.method import frame
-from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.support.raw import CLASSIFY
 
 GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")

@@ -17,6 +17,7 @@ import serving
 import serving.__main__
 import training.__main__
 from deploy.demo import main
+from digit_classifier import PRETRAINED
 from serving.commandline import installation
 from tests.support.servers import ended, started
 from tests.test_boundaries import imports_of
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.full_mnist
 @pytest.mark.usefixtures("mnist")
 def test_demo_finds_the_accuracy_of_the_manifest(capsys):
-    assert main(["--models", str(ROOT / "serving" / "digits" / "pretrained")]) == 0
+    assert main(["--models", str(PRETRAINED)]) == 0
     output = capsys.readouterr().out
     served, claimed = re.findall(r"(?:accuracy|says) +([\d.]+ ?%)", output)
     assert served == claimed

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from digit_classifier import PRETRAINED
 from serving import applications
 from serving.__main__ import main
-from serving.model.repository import PRETRAINED
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import running_server
 
@@ -90,8 +90,13 @@ def test_paths_of_another_distribution_answer_and_are_described(shout):
 
 @pytest.fixture
 def alone(monkeypatch):
-    """No application is installed."""
-    monkeypatch.setattr(applications, "_entry_points", lambda group: [])
+    """No other distribution's application is installed."""
+    found = applications._entry_points
+    monkeypatch.setattr(
+        applications,
+        "_entry_points",
+        lambda group: [each for each in found(group) if each.dist.name == "digit-serving"],
+    )
     applications.installed.cache_clear()
     yield
     applications.installed.cache_clear()

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digit_classifier import PRETRAINED
 from serving.__main__ import main
 from serving.catalog import Catalog
 from serving.config import ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
-from serving.model.repository import PRETRAINED
+from tests.digit_classifier.http.test_digits import form
 from tests.serving.http.peer import HttpPeer
-from tests.serving.http.test_digits import form
 from tests.serving.model import graphs, templates
 from tests.support.pictures import encoded
 from tests.support.servers import ended, running_server, serve_command
@@ -154,6 +154,22 @@ def test_only_digits_have_what_is_for_digits(http):
     }
     assert b"models.js" in http.get("/").body
     assert http.get("/draw").status == 404
+
+
+def test_description_belongs_to_its_model_alone(tmp_path, caplog):
+    for name in ("rose", "tulip"):
+        (tmp_path / f"{name}.onnx").write_bytes(colours())
+    (tmp_path / "rose.classifier.json").write_text('{"labels": ["a", "b", "c"]}')
+    config = ModelConfig(models=tmp_path, device="cpu")
+    models = Catalog(config).models
+    assert models["rose"].default.manifest.pictures.labels == ("a", "b", "c")
+    assert models["tulip"].default.manifest.pictures is None
+    assert not caplog.messages
+    (tmp_path / "rose.classifier.json").rename(tmp_path / "classifier.json")
+    models = Catalog(config).models
+    assert [each.default.manifest.pictures for each in models.values()] == [None, None]
+    assert "model rose: classifier.json is not used: 2 models are beside it" in caplog.text
+    assert "name it tulip.classifier.json for this one" in caplog.text
 
 
 def test_tensors_are_no_pictures_until_they_are_described(photo, folder):

@@ -140,7 +140,7 @@ def test_models_do_not_share_a_queue():
 def test_streams_wait_while_the_canary_has_no_room():
     canary = ("4", 1.0)
     router, owner = owner_of(served("4", "3", default="3", canary=canary))
-    router.batching = BatchingConfig(queue_capacity=8, max_request_images=8)
+    router.batching = BatchingConfig(queue_capacity=8, max_request_rows=8)
     router.change("digits", served("6", "5", default="5", canary=("6", 1.0)))
     route = router.find("digits")
     for number in range(4):

@@ -80,7 +80,8 @@ def find(fault, num_seeds):
     """Run simulations on a copy of the server that has a fault, up to the first that fails."""
     name, old, new, what = fault.replace("|", "\n").split("\t")
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(ROOT / "serving", Path(folder) / "serving")
+        for package in ("serving", "digit_classifier"):
+            shutil.copytree(ROOT / package, Path(folder) / package)
         shutil.copytree(ROOT / "tests" / "simulation", Path(folder) / "tests" / "simulation")
         (Path(folder) / "tests" / "__init__.py").touch()
         path = Path(folder) / "serving" / name

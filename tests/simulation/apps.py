@@ -12,10 +12,10 @@ import numpy as np
 from serving.client.client import AsyncClient
 from serving.errors import (
     DeadlineExceeded,
-    DigitsError,
     ModelError,
     ModelNotFound,
     Overloaded,
+    ServingError,
     Unavailable,
 )
 from serving.predictions import Predictions
@@ -194,8 +194,8 @@ class App:
         pixels = np.frombuffer(b"".join(images), np.uint8).reshape(number, 10, 10)
         simulation.tell(f"app {self.number} begins call {name}: {number} images")
         try:
-            outcome: Predictions | DigitsError = await self.client.classify(pixels)
-        except DigitsError as err:
+            outcome: Predictions | ServingError = await self.client.classify(pixels)
+        except ServingError as err:
             outcome = err
         except asyncio.CancelledError:
             simulation.tell(f"app {self.number} gives up call {name}")

@@ -2,7 +2,7 @@
 
 from struct import pack
 
-from serving.digits.wire import encode_request
+from digit_classifier.wire import encode_request
 from serving.http2.frames import (
     CONNECTION,
     END_HEADERS,

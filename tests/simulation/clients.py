@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from struct import pack
 
-from serving.digits.wire import decode_response, encode_request
+from digit_classifier.wire import decode_response, encode_request
 from serving.http2 import events
 from serving.http2.client import ClientConnection
 from serving.http2.frames import (
@@ -212,7 +212,7 @@ class Polite(Client):
                 self.cancel(call)
         else:
             paths = random.choice(((UNARY,), (STREAM,), (INFER,), (UNARY, STREAM, INFER, SLOW)))
-            images = random.choice((1, 1, 1, self.simulation.batching.max_request_images))
+            images = random.choice((1, 1, 1, self.simulation.batching.max_request_rows))
             for _ in range(random.choice((1, 1, 5, 20))):
                 self.begin(random.choice(paths), images)
         self.flush()

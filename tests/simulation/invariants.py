@@ -61,7 +61,7 @@ def check_queue(simulation, queue):
     simulation.require(queue.num_rows == num_rows, f"{num_rows} rows wait, not {queue.num_rows}")
     by_address = sum(queue._addresses.values())
     simulation.require(by_address == num_rows, f"{num_rows} rows wait, not {by_address} by address")
-    most = 2 * queue.capacity + simulation.batching.max_request_images + 512
+    most = 2 * queue.capacity + simulation.batching.max_request_rows + 512
     simulation.require(num_rows <= most, f"{num_rows} rows wait, of {queue.capacity}")
 
 

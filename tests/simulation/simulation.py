@@ -18,10 +18,10 @@ from unittest.mock import patch
 
 import numpy as np
 
+from digit_classifier.methods import digits_methods
 from serving.batching.batcher import Batcher
 from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
-from serving.digits.methods import digits_methods
 from serving.errors import ModelError, Unavailable
 from serving.http2.frames import Limits as Http2Limits
 from serving.model.engine import LoadedModel
@@ -169,7 +169,7 @@ class Simulation:
         capacity = random.choice((16, 64, 1000))
         self.batching = BatchingConfig(
             max_batch_size=random.choice((4, 16, 64)), queue_capacity=capacity,
-            max_request_images=random.choice((4, 16)),
+            max_request_rows=random.choice((4, 16)),
             max_queue_delay_s=random.choice((0, 0, 0.004, 0.3)),
         )  # fmt: skip
         self.limits = PortLimits(

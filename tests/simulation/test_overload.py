@@ -19,7 +19,7 @@ LOAD_S, WARM_UP_S = 2.5, 0.5
 def offer(factor, queue_capacity, timeout):
     """Offer a multiple of the capacity; return the share that is used in time, and all outcomes."""
     batching = BatchingConfig(
-        max_batch_size=BATCH, queue_capacity=queue_capacity, max_request_images=4
+        max_batch_size=BATCH, queue_capacity=queue_capacity, max_request_rows=4
     )
     limits = PortLimits(max_message_bytes=5_000, http2=Http2Limits(max_streams=10_000))
     simulation = Simulation(

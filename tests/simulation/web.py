@@ -88,9 +88,7 @@ class Browser(Client):
         images = [
             simulation.image()
             for _ in range(
-                1
-                if is_quick
-                else random.choice((1, 1, self.simulation.batching.max_request_images))
+                1 if is_quick else random.choice((1, 1, self.simulation.batching.max_request_rows))
             )
         ]
         timeout_s = float("inf") if is_quick else random.choice((0.001, 0.3, 30.0, float("inf")))

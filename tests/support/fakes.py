@@ -5,17 +5,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import serving
+from digit_classifier import PRETRAINED
 from serving.batching.batcher import Batcher, ClientQueue, Queue
 from serving.batching.runs import Group, ResponseEncoder
 from serving.catalog import ModelVersions
 from serving.config import Device
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from serving.model import repository
 from serving.router import Router
 from serving.tensors import DIGITS
@@ -130,7 +129,7 @@ class FakeRequest(ResponseEncoder):
 
     def __init__(self, *values, deadline_s=1e9, caller=None):
         self.num_rows = len(values)
-        self.outcome: tuple[str, list[int]] | DigitsError | None = None
+        self.outcome: tuple[str, list[int]] | ServingError | None = None
         self.caller = caller or FakeCaller()
         self.stream = len(self.caller.streams)
         self.caller.streams[self.stream] = self
@@ -244,7 +243,7 @@ class FakeClock:
         self.now_s += seconds
 
 
-_BUNDLED = Path(serving.__file__).parent / "digits" / "pretrained" / "digits"
+_BUNDLED = PRETRAINED / "digits"
 MANIFEST = repository.load_manifest(_BUNDLED / repository.versions(_BUNDLED)[0])
 """That of the bundled digits."""
 

@@ -2,9 +2,9 @@
 
 from functools import cache
 
+from digit_classifier import PRETRAINED
 from serving.errors import DeviceError
 from serving.model.engine import open_engine
-from serving.model.repository import PRETRAINED
 from serving.tensors import DIGITS
 
 NO_GPU = r"needs ONNX Runtime with CUDAExecutionProvider|CUDA can't be used: CUDA failure \d+: "

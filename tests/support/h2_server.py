@@ -5,8 +5,8 @@ import threading
 from contextlib import contextmanager
 from typing import TypeVar
 
+from digit_classifier.methods import digits_methods
 from serving.config import ServerConfig
-from serving.digits.methods import digits_methods
 from serving.protocols.health import Health
 from serving.protocols.reflection import reflection_methods
 from serving.router import Router

@@ -74,7 +74,7 @@ def main():
     batching = BatchingConfig(
         max_batch_size=options.max_batch_size,
         queue_capacity=options.queue_capacity,
-        max_request_images=min(options.queue_capacity, 4096),
+        max_request_rows=min(options.queue_capacity, 4096),
     )
     router = router_of(LoadedModel(engine, _manifest(), "fp32"), batching)
     if options.with_other:  # whose engine obeys nothing

@@ -7,9 +7,9 @@ import grpc
 import numpy as np
 import pytest
 
+from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.inference_pb import SERVICE
-from serving.protocols.pb.digits.v1 import digits_pb2
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"

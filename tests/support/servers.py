@@ -16,7 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.protocols.pb.digits.v1 import digits_pb2
+from digit_classifier.pb.digits.v1 import digits_pb2
 
 STOP_TIMEOUT_S = 20.0
 on_both = pytest.mark.parametrize("transport", ["h2", "grpcio"], indirect=True, scope="session")

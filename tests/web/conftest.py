@@ -5,7 +5,7 @@ import shutil
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from serving.model.repository import PRETRAINED
+from digit_classifier import PRETRAINED
 from tests.support.servers import running_server
 
 _CHROMIUM = shutil.which("chromium")

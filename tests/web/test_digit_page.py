@@ -5,7 +5,7 @@ import sys
 import pytest
 from playwright.sync_api import expect
 
-from serving.model.repository import PRETRAINED
+from digit_classifier import PRETRAINED
 from tests.support.servers import started
 from tests.web.strokes import draw_by_mouse
 

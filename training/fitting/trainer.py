@@ -36,7 +36,7 @@ def mix_in_bundled(network: keras.Model, share: float) -> None:
     """Give the bundled model's weights a share in a network's; its graph takes 0 to 255."""
     if not share:
         return
-    path = files("serving") / "digits" / "pretrained" / "digits" / "1" / "model.onnx"
+    path = files("digit_classifier") / "pretrained" / "digits" / "1" / "model.onnx"
     tensors = onnx.load_from_string(path.read_bytes()).graph.initializer
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
     weights["hidden_1/kernel"] = weights["hidden_1/kernel"] * np.float32(255)

@@ -5,6 +5,7 @@ from itertools import compress
 import numpy as np
 from scipy import ndimage
 
+from digit_classifier.normalizer import Labels, Mask, Numbers
 from digit_reader.ink.strokes import (
     MAX_LINES,
     MIN_SIDE,
@@ -13,7 +14,6 @@ from digit_reader.ink.strokes import (
     parts_of,
     thickness,
 )
-from serving.digits.pictures.normalizer import Labels, Mask, Numbers
 
 MIN_STRAIGHT = 0.75
 """Of a box's side: how much of it is straight; of a zero's it is half."""

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
+from digit_classifier.normalizer import Mask, Numbers
 from digit_reader.ink.boxes import Box
 from digit_reader.ink.strokes import MAX_LINES, MIN_SIDE, Runs, chosen_parts, parts_of
-from serving.digits.pictures.normalizer import Mask, Numbers
 
 MIN_TOOTH = 10
 """Pixels of a tooth of a comb."""

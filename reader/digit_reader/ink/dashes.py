@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from serving.digits.pictures.normalizer import Labels, Mask, Numbers
+from digit_classifier.normalizer import Labels, Mask, Numbers
 
 MAX_DASH, MAX_PEN, MAX_GAP = 26, 7, 20
 """Pixels of a dash's length and its thickness, and of the blank between two."""

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from digit_classifier.normalizer import MIN_CONTRAST, Levels, fit, otsu, resized
 from digit_reader.ink.rings import without_rings
 from digit_reader.ink.ruling import without_ruling
-from serving.digits.pictures.normalizer import MIN_CONTRAST, Levels, fit, otsu, resized
 
 THUMB = 48
 """Pixels of the longer side of what the paper is estimated on."""

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from digit_classifier.normalizer import Labels, Levels, Mask, Numbers
 from digit_reader.ink.boxes import remains
 from digit_reader.ink.strokes import parts_of
-from serving.digits.pictures.normalizer import Labels, Levels, Mask, Numbers
 
 MIN_SIDE, MAX_RINGS, MAX_AREA = 20, 40, 3
 """Pixels of a ring's shorter side; the parts of a page that are looked at, the largest; and the

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from digit_classifier.normalizer import Labels, Levels, Mask, Numbers, find_parts, resized
 from digit_reader.ink.page import Ink
-from serving.digits.pictures.normalizer import Labels, Levels, Mask, Numbers, find_parts, resized
 
 ROW_HEIGHT = 48
 """Pixels to which a row is scaled: its digits' usual height."""

@@ -3,6 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
+from digit_classifier.normalizer import Labels, Levels, Mask, Numbers
 from digit_reader.ink.boxes import edges_of, find_boxes, remains, with_sides
 from digit_reader.ink.combs import find_combs, find_teeth
 from digit_reader.ink.dashes import Dashes
@@ -14,7 +15,6 @@ from digit_reader.ink.strokes import (
     parts_of,
     thickness,
 )
-from serving.digits.pictures.normalizer import Labels, Levels, Mask, Numbers
 
 MIN_SPAN = 0.6
 """Of the picture's width: how much of it a ruled line covers."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from serving.digits.pictures.normalizer import Levels, Mask, fit
+from digit_classifier.normalizer import Levels, Mask, fit
 
 THUMB = 128
 """Pixels of the longer side of the picture in which a sheet is looked for."""

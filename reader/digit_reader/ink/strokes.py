@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from serving.digits.pictures.normalizer import Labels, Mask, Numbers, labelled
+from digit_classifier.normalizer import Labels, Mask, Numbers, labelled
 
 MIN_SIDE = 16
 """Pixels of a box's side, or of a line under a digit."""

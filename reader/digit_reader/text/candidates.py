@@ -7,9 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from digit_reader.ink.rows import Row
-from digit_reader.text.cuts import Pieces, Work, nearest, pen_width
-from serving.digits.pictures.normalizer import (
+from digit_classifier.normalizer import (
     BOX,
     HEIGHT,
     PEN_WIDTHS,
@@ -18,6 +16,8 @@ from serving.digits.pictures.normalizer import (
     Numbers,
     within,
 )
+from digit_reader.ink.rows import Row
+from digit_reader.text.cuts import Pieces, Work, nearest, pen_width
 from serving.predictions import Images
 
 MAX_JOINED = 8

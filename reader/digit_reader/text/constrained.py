@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from digit_classifier.normalizer import Numbers
 from digit_reader.text import pattern
 from digit_reader.text.lines import BIAS, MARK_SHARE, Choice, Line, skips
 from digit_reader.text.marks import slash_odds
 from digit_reader.text.pattern import BLANK, DIGITS, END, LETTERS, OTHER, STAY, SYMBOLS
 from digit_reader.text.runs import Item, Run, blank_odds
-from serving.digits.pictures.normalizer import Numbers
 
 OTHER_ODDS, NOTHING_ODDS = -3.0, 8.0
 """The scores of a number that does not fit, and of a row without any."""

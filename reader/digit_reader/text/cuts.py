@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from digit_classifier.normalizer import Mask, Numbers, boxes_of
 from digit_reader.ink.rows import Row
-from serving.digits.pictures.normalizer import Mask, Numbers, boxes_of
 from serving.errors import InvalidRequest
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from digit_classifier.normalizer import Numbers
 from digit_reader import detector
 from digit_reader.ink.rows import Row
 from digit_reader.text import candidates, cuts, marks, path
@@ -13,7 +14,6 @@ from digit_reader.text.candidates import Candidates
 from digit_reader.text.cuts import Pieces, Work
 from digit_reader.text.marks import Mark
 from digit_reader.text.runs import Item
-from serving.digits.pictures.normalizer import Numbers
 from serving.predictions import Probabilities
 
 BIAS = 0.5

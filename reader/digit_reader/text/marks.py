@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from digit_classifier.normalizer import Numbers, labelled
 from digit_reader.ink.rows import Row
 from digit_reader.text.cuts import MIN_SIZE, Pieces, pen_width
-from serving.digits.pictures.normalizer import Numbers, labelled
 
 MAX_DOTS = 16
 """Of a row, looked at in pairs."""

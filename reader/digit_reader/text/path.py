@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.digits.pictures.normalizer import Numbers
+from digit_classifier.normalizer import Numbers
 
 
 class Path(NamedTuple):

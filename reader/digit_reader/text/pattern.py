@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from digit_classifier.normalizer import Mask, Numbers
 from digit_reader.facts import MAX_LENGTH
-from serving.digits.pictures.normalizer import Mask, Numbers
 from serving.errors import InvalidRequest
 
 DIGITS, MARKS, BLANK, LETTERS = "0123456789", ".,-/:", " ", "A"

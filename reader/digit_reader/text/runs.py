@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.digits.pictures.normalizer import Numbers
+from digit_classifier.normalizer import Numbers
 
 MIN_BLANK, BLANK_SHARE = 0.4, 1.0
 """Between two numbers: this much of the row's height, and of a usual gap, more than that gap."""

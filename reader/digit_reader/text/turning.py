@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from digit_classifier.normalizer import Levels
 from digit_reader import detector
 from digit_reader.ink.page import find_ink
 from digit_reader.ink.rows import find_rows
 from digit_reader.text.cuts import Work
 from digit_reader.text.lines import Line
-from serving.digits.pictures.normalizer import Levels
 from serving.errors import InvalidRequest
 from serving.predictions import Images
 

@@ -20,7 +20,7 @@ from experiments.synthetic.papers import file_of, worn
 from experiments.synthetic.strings import MARK, Composed, Levels, random_string, single
 from experiments.synthetic.texts import TEXTS, TOUCHING
 from serving import Classifier
-from serving.digits.pictures import decoder
+from serving.pictures import decoder
 from training.data.mnist import Examples
 
 NO_DIGIT = 10

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from digit_classifier.normalizer import Mask, Numbers
 from digit_reader.detector import SHARE, odds
 from experiments.handwriting import onnx_file
 from experiments.handwriting.examples import NO_DIGIT, LabelledRow, join
 from experiments.handwriting.paths import Loss, text_loss
-from serving.digits.pictures.normalizer import Mask, Numbers
 from training.config import Deformation
 from training.data.augmentation import deform, prefetch
 

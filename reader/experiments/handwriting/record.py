@@ -16,8 +16,8 @@ from experiments.handwriting.evaluation import KINDS, OTHER_HANDS, picture_of
 from experiments.handwriting.workers import on_all_cores
 from experiments.synthetic.drawing import POPULATIONS, draw
 from serving import Classifier
-from serving.digits.pictures.reader import read_digit
 from serving.errors import InvalidRequest
+from serving.pictures.reader import read_digit
 from training.data.mnist import Examples
 
 PATTERN = r"-?\d+([.,]\d+)?"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from serving import Classifier
-from serving.digits.pictures.reader import from_picture
+from serving.pictures.reader import from_picture
 
 Picture = tuple[int, bytes]
 """The digit, and the file's content."""

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from serving.batching.batcher import Batcher
 from serving.batching.runs import ResponseEncoder, Result, Target
-from serving.errors import DigitsError, InvalidRequest, RequestError, Unavailable
+from serving.errors import InvalidRequest, RequestError, ServingError, Unavailable
 from serving.protocols import parse, varint
 from serving.protocols.method import PrefixCache, frame
 from serving.protocols.oip import tensors
@@ -50,7 +50,7 @@ class Infer:
             self.prefixes.learn(message, len(found[0]), raw)
         return inference.message, InferEncoder(target, self._method, inference, *facts)
 
-    def error_message(self, request: bytes, error: DigitsError) -> bytes | None:
+    def error_message(self, request: bytes, error: ServingError) -> bytes | None:
         """Encode the answer to a refused request of a stream; a drain ends the stream."""
         if isinstance(error, Unavailable):
             return None
@@ -160,7 +160,7 @@ def decode(
 ) -> InferRows:  # fmt: skip
     """Decode a request for a model; see `tensors.decode`. One that is refused counts as failed."""
     try:
-        return tensors.decode(request, signature, router.batching.max_request_images, typed)
+        return tensors.decode(request, signature, router.batching.max_request_rows, typed)
     except RequestError as err:
         err.model = target.label
         router.metrics.count_failure(target.label, 0.0, 1)

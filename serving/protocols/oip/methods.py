@@ -217,7 +217,7 @@ class Queries:
         route, model = self._find(message.name, message.version)
         batching = model.settings.of(self._router.batching)
         facts = {
-            "max_request_images": str(batching.max_request_images),
+            "max_request_rows": str(batching.max_request_rows),
             "precision": model.precision,
             "device": model.device,
             **({"batching": model.batching} if model.batching else {}),

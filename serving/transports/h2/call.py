@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from serving.batching.runs import Group, Ran, ResponseEncoder
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, frame
 from serving.protocols.status import Status, error_of
 from serving.transports.calls import LoopCall, paused
@@ -38,7 +38,7 @@ class PendingResponse:
         self.num_bytes = num_bytes
         """The part of the stream's window that its request has not given back."""
         self.refused = refused
-        self.response: bytes | DigitsError | None = None
+        self.response: bytes | ServingError | None = None
         """The framed answer, or why there is none."""
 
 
@@ -187,9 +187,9 @@ class GrpcCall(LoopCall):
             self._waits = ""
             self._step(self._steps.send, None)
 
-    async def answer_in_order(self, rows: ReadRows | DigitsError, refused: Refused) -> None:
+    async def answer_in_order(self, rows: ReadRows | ServingError, refused: Refused) -> None:
         pending, self._taken = PendingResponse(self._taken, refused), 0
-        if isinstance(rows, DigitsError):
+        if isinstance(rows, ServingError):
             self._refuse(pending, rows)
             self.pending.append(pending)
             self._send_answers()
@@ -269,7 +269,7 @@ class GrpcCall(LoopCall):
             pending.response = response
         self._go_on()
 
-    def fail(self, group: Group, error: DigitsError) -> None:
+    def fail(self, group: Group, error: ServingError) -> None:
         if group.slots is None:
             super().fail(group, error)
             return
@@ -277,7 +277,7 @@ class GrpcCall(LoopCall):
             self._refuse(pending, error)
         self._go_on()
 
-    def _refuse(self, pending: PendingResponse, error: DigitsError) -> None:
+    def _refuse(self, pending: PendingResponse, error: ServingError) -> None:
         response = pending.refused(error)
         pending.response = error if response is None else frame(response)
 
@@ -296,7 +296,7 @@ class GrpcCall(LoopCall):
         """Send the answers that are ready, in order."""
         ready: list[bytes] = []
         for pending in self.pending:
-            if pending.response is None or isinstance(pending.response, DigitsError):
+            if pending.response is None or isinstance(pending.response, ServingError):
                 break
             ready.append(pending.response)
             self._owed += pending.num_bytes
@@ -304,7 +304,7 @@ class GrpcCall(LoopCall):
         if ready:
             self._send(b"".join(ready))
             self._note_read()
-        if self.pending and isinstance(self.pending[0].response, DigitsError):
+        if self.pending and isinstance(self.pending[0].response, ServingError):
             error = self.pending[0].response
             self._error, self.model = Status.of(error), error.model or self.model
             self.pending.clear()

@@ -18,7 +18,7 @@ from typing import Any
 from serving.batching.runs import Group, Ran, ResponseEncoder
 from serving.config import ServerConfig
 from serving.credentials import server_context, token_check
-from serving.errors import DigitsError, Overloaded, Unavailable
+from serving.errors import Overloaded, ServingError, Unavailable
 from serving.http2 import ServerConnection, events
 from serving.http2.headers import Shared
 from serving.http2.recogniser import recognise
@@ -278,7 +278,7 @@ class H2Port(Port):
         peer.engine.answer(group.streams, responses)
         self.schedule_flush(peer)
 
-    def fail(self, group: Group, error: DigitsError) -> None:
+    def fail(self, group: Group, error: ServingError) -> None:
         peer: Peer = group.caller  # type: ignore[assignment]
         for stream in group.streams:
             state = peer.streams.get(stream)
@@ -346,7 +346,7 @@ class H2Port(Port):
         for state in states:
             self._cancel(peer, state, 0.0)
 
-    def drain(self, refusal: DigitsError) -> None:
+    def drain(self, refusal: ServingError) -> None:
         self.refusal = refusal
         reason = Status.of(refusal)
         for peer in self:

@@ -16,7 +16,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from serving.errors import DeadlineExceeded, DigitsError, Overloaded
+from serving.errors import DeadlineExceeded, Overloaded, ServingError
 from serving.http1.requests import BadRequest, Http2Begun, Request, RequestReader
 from serving.http2 import frames
 from serving.http2.hpack import encode_literally
@@ -371,7 +371,7 @@ class HttpPort(Port):
 
     def fail_request(self, call: Exchange, error: Exception) -> None:
         """Answer the request in progress with an error."""
-        if not isinstance(error, DigitsError | HttpError):
+        if not isinstance(error, ServingError | HttpError):
             _log.error("a handler failed", exc_info=error)
             error = HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
         self.reply(call, problem(error))
@@ -426,7 +426,7 @@ class HttpPort(Port):
         for batcher in self._router.batchers:
             batcher.forget(peer)
 
-    def drain(self, refusal: DigitsError) -> None:
+    def drain(self, refusal: ServingError) -> None:
         self.refusal = refusal
         for peer in self:
             engine: HttpEngine = peer.engine

@@ -13,9 +13,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from serving.credentials import TokenCheck
 from serving.errors import (
     ConfigurationError,
-    DigitsError,
     InvalidRequest,
     Overloaded,
+    ServingError,
     TooLarge,
     Unauthenticated,
     Unavailable,
@@ -58,13 +58,13 @@ _STATUS = {
     StatusCode.UNIMPLEMENTED: HTTPStatus.NOT_IMPLEMENTED,
     StatusCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
-_OTHERS: dict[type[DigitsError], HTTPStatus] = {
+_OTHERS: dict[type[ServingError], HTTPStatus] = {
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     # A file that an option names, or an extra that is not installed: the operator must act.
     ConfigurationError: HTTPStatus.NOT_IMPLEMENTED,
 }
 """Errors that HTTP tells apart and gRPC does not."""
-_HEADERS_OF: dict[type[DigitsError], Headers] = {
+_HEADERS_OF: dict[type[ServingError], Headers] = {
     Unauthenticated: [("www-authenticate", "Bearer")],
     Overloaded: [("retry-after", "1")],  # whole seconds, and some ten full queues take 0.1
     Unavailable: [("retry-after", "1")],
@@ -75,7 +75,7 @@ _NAMES: dict[int, str] = {
 }
 
 
-def http_status(error: type[DigitsError]) -> HTTPStatus:
+def http_status(error: type[ServingError]) -> HTTPStatus:
     """Return the status of one of our errors."""
     return _OTHERS.get(error) or _STATUS[STATUS[error]]
 
@@ -85,7 +85,7 @@ def as_json(content: Any, status: int = 200) -> Answer:
     return Answer(json.dumps(content, separators=(",", ":")).encode(), status=status)
 
 
-def problem(error: DigitsError | HttpError) -> Answer:
+def problem(error: ServingError | HttpError) -> Answer:
     """Write the problem document of an error, with its text as the detail.
 
     The member `error` repeats the detail, for clients of the Open Inference Protocol.
@@ -222,7 +222,7 @@ class App:
         """Find the handler of a request.
 
         Raises:
-            DigitsError: it is refused.
+            ServingError: it is refused.
             HttpError: likewise.
         """
         request = plan.request

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 from hyperframe.frame import DataFrame, WindowUpdateFrame
 
-from serving.digits.wire import encode_request
+from digit_classifier.wire import encode_request
 from tests.support.wire import Connection, Headers, Reply, message, request_headers
 
 TIMEOUT_S = 30.0

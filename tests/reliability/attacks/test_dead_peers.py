@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving import Client
-from serving.errors import ServingError
+from serving.errors import ServerError
 from tests.support.servers import free_address, paced_server, running_server
 
 AWAY_S = 20.0
@@ -29,7 +29,7 @@ def until_answered(call, within_s):
         try:
             call()
             return
-        except ServingError:
+        except ServerError:
             assert time.monotonic() < deadline_s, f"no answer within {within_s:g} s"
 
 
@@ -48,7 +48,7 @@ def test_server_that_was_frozen_or_away_is_found_again(models, image, is_frozen)
             server.stop()
         back_s = time.monotonic() + AWAY_S
         while time.monotonic() < back_s:
-            with pytest.raises(ServingError):
+            with pytest.raises(ServerError):
                 client.classify(image)
         if is_frozen:
             server.process.send_signal(signal.SIGCONT)

@@ -20,8 +20,8 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from serving.digits.wire import encode_request
-from serving.model.repository import PRETRAINED
+from digit_classifier import PRETRAINED
+from digit_classifier.wire import encode_request
 from serving.protocols import varint
 from serving.protocols.oip import inference_pb
 from serving.tensors import DIGITS

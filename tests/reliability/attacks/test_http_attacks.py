@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from serving.model.repository import PRETRAINED
+from digit_classifier import PRETRAINED
 from tests.conftest import SEED
 from tests.reliability.attacks.beside import MIB, beside, num_files, resident
 from tests.serving.http1.test_differential import PIECES, compare, mutated

@@ -11,7 +11,7 @@ from typing import Protocol
 import grpc
 import pytest
 
-from serving.digits.wire import decode_response, encode_request
+from digit_classifier.wire import decode_response, encode_request
 from tests.reliability.conftest import soak_s
 from tests.support.fakes import image_with
 from tests.support.load import OWN_CONNECTION

@@ -6,8 +6,8 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from digit_classifier import PRETRAINED
 from serving import Client
-from serving.model.repository import PRETRAINED
 from tests.support.fleet.replicas import Callers, Replica, Router
 
 NUM_REPLICAS = 4

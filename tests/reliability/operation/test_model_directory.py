@@ -10,8 +10,8 @@ import grpc
 import numpy as np
 import pytest
 
+from digit_classifier.wire import decode_response, encode_request
 from serving import Client
-from serving.digits.wire import decode_response, encode_request
 from tests.reliability.operation.test_signals import end_of, starting_server
 from tests.serving.catalog.test_reload import wait_for_version
 from tests.serving.server.test_supervisor import workers_of

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from serving import Client
-from serving.errors import DigitsError
+from serving.errors import ServingError
 from tests.support.servers import STOP_TIMEOUT_S, prepared, serve_command, wait_until
 
 WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
@@ -72,7 +72,7 @@ def serves_and_stops(
                 assert process.poll() is None, "it has ended"
                 try:
                     return client.classify(images[:1]).model_version == "1"
-                except DigitsError:
+                except ServingError:
                     return False
 
             wait_until(answers)

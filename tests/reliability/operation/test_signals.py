@@ -14,8 +14,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from digit_classifier.wire import encode_request
 from serving import Client
-from serving.digits.wire import encode_request
 from tests.support import published
 from tests.support.fakes import image_with
 from tests.support.load import ClosedLoop

@@ -25,7 +25,7 @@ from tests.support.fakes import (
     images_of,
 )
 
-SMALL = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
+SMALL = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_rows=8)
 
 
 class QuickModel(FakeModel):
@@ -96,7 +96,7 @@ def test_poison_request_fails_alone(caplog, owner_of):
 
 
 def test_group_is_cut_where_there_is_no_room(clock, owner_of):
-    owner = owner_of(QuickModel(), BatchingConfig(queue_capacity=8, max_request_images=8,
+    owner = owner_of(QuickModel(), BatchingConfig(queue_capacity=8, max_request_rows=8,
                                                   max_queue_delay_s=1.0))  # fmt: skip
     waiting = [owner.submit(value) for value in range(8)]
     caller = FakeCaller()
@@ -533,7 +533,7 @@ def test_calls_whose_rows_are_not_all_answered_run_alone(owner_of):
 @pytest.mark.parametrize("fate", ["answered", "expired", "cancelled", "refused"])
 def test_settled_requests_do_not_wait_for_the_garbage_collector(num_images, fate, owner_of, clock):
     model = GatedModel()
-    config = BatchingConfig(max_batch_size=4, queue_capacity=7, max_request_images=7)
+    config = BatchingConfig(max_batch_size=4, queue_capacity=7, max_request_rows=7)
     owner = owner_of(model, config)
     last = occupy(owner, model)
     images = images_of(*range(num_images))

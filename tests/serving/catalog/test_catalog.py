@@ -9,7 +9,7 @@ import pytest
 
 from serving.catalog import Canary, Catalog, ModelVersions
 from serving.config import ModelConfig
-from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
+from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.tensors import Signature
 from tests.serving.catalog.conftest import SMALL
 from tests.serving.model import templates
@@ -211,7 +211,7 @@ def test_bad_labels_are_refused_in_one_line_and_the_old_ones_stay(root, text, ca
     (line,) = caplog.messages
     assert line.startswith("reload failed, version 1 of a stays in service: ")
     assert BAD_LABELS[text] in line
-    with pytest.raises(DigitsError):
+    with pytest.raises(ServingError):
         opened(root, names=("a",))
 
 

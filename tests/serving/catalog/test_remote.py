@@ -67,6 +67,14 @@ def test_folder_is_copied_and_followed(memory, root, cache, scheme, monkeypatch)
     assert opened
 
 
+def test_settings_and_weights_beside_a_model_are_copied(memory, cache):
+    for name in ("config.pbtxt", "1/model.onnx.data", "1/net.onnx", "labels.json"):
+        memory.pipe(f"/bucket/models/a/{name}", b"")
+    copied = files_in(RemoteRepository("memory://bucket/models", cache).fetch())
+    assert {"a/config.pbtxt", "a/1/model.onnx.data", "a/1/net.onnx"} <= copied.keys()
+    assert "a/1/model.keras" not in copied
+
+
 def test_copies_are_by_content_and_old_ones_are_removed(memory, cache):
     repository = RemoteRepository("memory://bucket/models", cache)
     first = repository.fetch()

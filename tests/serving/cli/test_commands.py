@@ -79,7 +79,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
         (("--version", "../1"), "model 'digits' has no version '../1'"),
         (("--precision", "int8", "--device", "cuda"), "int8 runs on the CPU only"),
         (("--max-batch-size", "0"), "max_batch_size must be at least 1, got 0"),
-        (("--queue-capacity", "5"), "queue_capacity must be at least max_request_images"),
+        (("--queue-capacity", "5"), "queue_capacity must be at least max_request_rows"),
         (("--port", "70000"), "port must be 0 to 65535, got 70000"),
         (("--served-name", "two words"), "served_name must be 1 to 128 visible characters"),
         (("--workers", "0"), "workers must be at least 1, got 0"),
@@ -166,7 +166,7 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
     monkeypatch.setattr("serving.system.signals.end_process", lambda code: None)
     options = """
         --max-batch-size 7 --max-queue-delay 0.5 --queue-capacity 99 --slo 5ms --max-run 8
-        --max-request-images 9 --host ::1 --port 7 --metrics-host ::2 --metrics-port off
+        --max-request-rows 9 --host ::1 --port 7 --metrics-host ::2 --metrics-port off
         --http-host ::3 --http-port 8 --http-host-name a b --http-allow-origin http://c
         --transport grpcio --workers 2 --drain 3 --max-connection-age 4 --reload-interval 5
         --self-test-interval 6 --access-log 5% --otlp-endpoint http://d --reflection
@@ -178,7 +178,7 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
     model, batching, server = taken
     assert batching == BatchingConfig(
         max_batch_size=7, max_queue_delay_s=0.5, queue_capacity=99, slo_s=0.005,
-        max_run_s=8, max_request_images=9,
+        max_run_s=8, max_request_rows=9,
     )  # fmt: skip
     security = SecurityConfig(
         tls_cert=Path("f"), tls_key=Path("g"), tls_client_ca=Path("h"), token_file=Path("e")

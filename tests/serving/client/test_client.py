@@ -47,9 +47,9 @@ def test_client_and_classifier_refuse_the_same_images(client, classifier):
 
 
 def test_large_request_is_split_to_the_servers_limit(models, images):
-    options = ("--max-request-images", "7", "--queue-capacity", "1000")
+    options = ("--max-request-rows", "7", "--queue-capacity", "1000")
     with running_server(models, *options) as server, Client(server.address) as client:
-        assert client.model_info().max_request_images == 7
+        assert client.model_info().max_request_rows == 7
         predictions = client.classify(images[:100])
     assert len(predictions) == 100
 

@@ -15,11 +15,11 @@ import grpc
 import numpy as np
 import pytest
 
+from digit_classifier import wire
 from serving import AsyncClient, Client
 from serving.client import transport
 from serving.client.client import model_info_of, predictions_of
-from serving.digits import wire
-from serving.errors import DigitsError, Unavailable
+from serving.errors import ServingError, Unavailable
 from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S
 from tests.support.servers import FORKS, ONE, ended, fake_server, free_address, running_server
@@ -46,7 +46,7 @@ def test_restart_under_64_callers_fails_no_call(models, transport, image):
             try:
                 client.classify(image)
                 num_done["calls"] += 1
-            except DigitsError as err:
+            except ServingError as err:
                 failures.append(err)
         return failures
 

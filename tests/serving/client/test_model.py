@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from digit_classifier import wire
+from digit_classifier.pb.digits.v1 import digits_pb2
 from serving import Client
-from serving.digits import wire
 from serving.errors import InvalidRequest, Unavailable
-from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS, Signature
 from tests.support.servers import fake_server
 

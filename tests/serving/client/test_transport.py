@@ -20,7 +20,7 @@ from serving.client.transport import (
     address_for_h2,
     grpc_target,
 )
-from serving.errors import ConfigurationError, DeadlineExceeded, DigitsError, Unavailable
+from serving.errors import ConfigurationError, DeadlineExceeded, ServingError, Unavailable
 from serving.http2 import frames
 from serving.http2.frames import frame
 from serving.protocols.status import StatusCode
@@ -85,11 +85,11 @@ def classify(address, image, **options):
         with Client(address, transport="h2", **options) as client:
             return client.classify(image)[0].digit
 
-    outcomes: list[int | DigitsError] = []
+    outcomes: list[int | ServingError] = []
     for each in (ask_from_thread, lambda: asyncio.run(ask())):
         try:
             outcomes.append(each())
-        except DigitsError as err:
+        except ServingError as err:
             outcomes.append(err)
     return outcomes
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from digit_classifier import PRETRAINED
 from serving import Classifier
-from serving.model.repository import PRETRAINED
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import running_server
 
@@ -21,5 +21,5 @@ def classifier():
 
 @pytest.fixture(scope="package")
 def http(models):
-    with running_server(models, "--http-port", "0", "--max-request-images", "64") as server:
+    with running_server(models, "--http-port", "0", "--max-request-rows", "64") as server:
         yield HttpPeer(server.facts["http"])

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from serving.system.processes import CRASH
+from tests.digit_classifier.http.test_digits import form
 from tests.serving.http.peer import HttpPeer, Reply
-from tests.serving.http.test_digits import form
 from tests.support.pictures import encoded
 from tests.support.servers import Footprint, children, running_server
 

@@ -8,8 +8,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 import pytest
 from PIL import Image
 
+from digit_classifier import http as application
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
-from serving.digits.http import application
 from serving.model import repository
 from serving.model.engine import LoadedModel
 from serving.protocols.health import Health
@@ -66,7 +66,7 @@ class Gated:
 def gated_server(models, **limits):
     engine = GatedModel(poison=frozenset({13}))
     model = LoadedModel(engine, repository.load_manifest(models / "digits" / "1"), "fp32")
-    batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_images=8)
+    batching = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_rows=8)
     with closing(router_of(model, batching)) as router:
         queries = Queries(router, Health())
         some = PortLimits(max_message_bytes=4_000_000, **limits)

@@ -9,7 +9,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from serving.model.repository import PRETRAINED
+from digit_classifier import PRETRAINED
 from tests.serving.http.test_statuses import gated_server
 from tests.serving.http.test_wire import LIVE, Wire, binary
 from tests.support import published

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from serving import Classifier, Model
 from serving.config import ModelConfig
-from serving.errors import ConfigurationError, CorruptModel, DigitsError, ModelNotFound
+from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import repository
 from serving.model.acceptance import Unfit, check, find_rows, has_bounded_time
 from serving.predictions import Probabilities
@@ -314,7 +314,7 @@ def test_classifier_needs_a_manifest(name, tmp_path):
     (tmp_path / "any" / "1").mkdir(parents=True)
     for folder in (tmp_path, tmp_path / "any" / "1"):
         save(two_layers(), folder)
-    with pytest.raises(DigitsError, match="manifest"):
+    with pytest.raises(ServingError, match="manifest"):
         Classifier.load(tmp_path / name)
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digit_classifier import PRETRAINED
 from serving import Classifier
 from serving.__main__ import main
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model import repository
-from serving.model.repository import PRETRAINED, find_root, parse_manifest
+from serving.model.repository import find_root, parse_manifest
 from tests.support import published
 
 
@@ -97,12 +98,20 @@ def changed(*path, to):
         changed("name", to=None),
         changed("name", to="two\nlines"),
         changed("version", to="9" * 1000),
+        changed("preprocesing", to={"size": [28, 28]}),
+        changed("signature", "lables", to=["zero"]),
     ],
 )
 def test_malformed_manifest_is_refused(model_dir, change):
     published.edit_manifest(model_dir, "1", change)
     with pytest.raises(CorruptModel, match="manifest"):
         repository.load(model_dir, "1")
+
+
+def test_unknown_field_of_a_manifest_is_named(model_dir):
+    published.edit_manifest(model_dir, "1", changed("lineage", to="run 7"))
+    published.edit_manifest(model_dir, "1", changed("signature", "unit", to="mm"))
+    assert repository.load(model_dir, "1")[0].unknown == ("lineage", "signature.unit")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from serving import Client, Model
 from serving.config import BatchingConfig, ModelConfig
 from serving.errors import ConfigurationError
-from serving.model.settings import NO_SETTINGS, parse_settings
+from serving.model.settings import NO_SETTINGS, parse_settings, read_settings
 from tests.serving.model.graphs import node, rows_model, save, two_layers
-from tests.support.servers import serve_command, started
+from tests.support.servers import ended, serve_command, started
 
 TRITONS = b"""
 # A file as Triton's users have it.
@@ -33,7 +33,9 @@ def test_tritons_file_is_read():
     assert (settings.batching, settings.max_batch_size, settings.instances) == ("always", 8, 2)
     assert settings.max_queue_delay_s == 0.0005
     assert (settings.versions, settings.file_name, settings.device) == ("1,3", "net.onnx", "cpu")
-    assert settings.ignored == ("optimization",)
+    assert settings.ignored == (
+        "optimization", "output.label_filename", "dynamic_batching.preferred_batch_size",
+    )  # fmt: skip
     assert settings.tensors == (("x", "FP32", (4,)), ("y", "FP32", (-1,)))
     assert settings.of(BatchingConfig(max_batch_size=4)).max_batch_size == 4
     assert settings.of(BatchingConfig()).max_batch_size == 8
@@ -62,6 +64,11 @@ def test_empty_file_sets_nothing():
     ("default_model_filename: 'net\\000.onnx'", r"version's folder, got 'net\x00"),
     ("input [ { name: 'x' data_type: 99 } ]", "data_type: there is no type 99"),
     ("parameters { key: 'batching' value { string_value: 'yes' } }", "got 'yes'"),
+    ("parameters { key: 'batchin' value { string_value: 'never' } }",
+     "parameters: there is no 'batchin': did you mean batching?"),
+    ("parameters { key: 'Max-Run-Second' value { string_value: '3' } }", "mean max_run_seconds?"),
+    ("parameters [ { key: 'x' }, { key: 'x' } ]", "parameters: 'x' stands there twice"),
+    ("input { name: 'x' data_type: TYPE_BF16 }", "data_type: BF16 is not served here"),
     ("parameters { key: 'max_run_seconds' value { string_value: '0' } }", "above 0, got '0'"),
     ("parameters { key: 'max_run_seconds' value { string_value: '1e9' } }", "above 0, got '1e9'"),
     ("input [ { name: 'x' ", "input: a bracket is not closed"),
@@ -76,6 +83,45 @@ def test_mistake_is_one_line_with_the_field(text, reason):
         parse_settings(text.encode("latin-1"))
     assert str(caught.value).startswith("config.pbtxt: ")
     assert "\n" not in str(caught.value)
+
+
+def test_field_and_parameter_without_an_effect_is_named():
+    text = b"""
+    parameters { key: "intra_op_thread_count" value { string_value: "2" } }
+    parameters { key: "session.disable_prepacking" value { string_value: "1" } }
+    parameters { key: "team" value { string_value: "vision" } }
+    parameters { key: "batching" value { string_value: "never" } }
+    instance_group { count: 1 gpus: [ 1 ] rate_limiter { resources { name: "r" } } }
+    dynamic_batching { preserve_ordering: true }
+    input [ { name: "x" dims: [ 4 ] optional: true } ]
+    """
+    assert parse_settings(text).ignored == (
+        "input.optional", "instance_group.gpus", "instance_group.rate_limiter",
+        "dynamic_batching.preserve_ordering", "parameters.intra_op_thread_count",
+        "parameters.session.disable_prepacking", "parameters.team",
+    )  # fmt: skip
+
+
+def test_settings_of_another_model_are_refused(tmp_path):
+    net = folder(tmp_path, "name: 'net'")
+    assert read_settings(net).name == "net"
+    (tmp_path / "alias").symlink_to(net)
+    assert read_settings(tmp_path / "alias").name == "net"
+    (net / "config.pbtxt").write_text("name: 'other'")
+    with pytest.raises(ConfigurationError, match="name: it is that of model 'other', expected 'ne"):
+        read_settings(net)
+
+
+def test_settings_beside_a_file_belong_to_one_model(tmp_path, caplog):
+    net = save(two_layers(), tmp_path, "net.onnx")
+    (tmp_path / "config.pbtxt").write_text("max_batch_size: 3")
+    assert read_settings(net).max_batch_size == 3
+    other = save(two_layers(), tmp_path, "other.onnx")
+    assert read_settings(other) == NO_SETTINGS
+    assert "model other: config.pbtxt is not used: 2 models are beside it" in caplog.text
+    (tmp_path / "other.config.pbtxt").write_text("name: 'other' max_batch_size: 4")
+    assert read_settings(other).max_batch_size == 4
+    assert read_settings(net) == NO_SETTINGS
 
 
 def folder(tmp_path, settings, model=None, name="model.onnx"):
@@ -129,6 +175,17 @@ def test_mistake_in_settings_of_one_model_leaves_the_others(tmp_path):
         assert "net is not served: config.pbtxt: there is no field 'nonsense'" in (
             server.process.stderr.read()
         )
+
+
+def test_batch_option_for_no_model_is_an_error(tmp_path):
+    folder(tmp_path, "")
+    command = serve_command(tmp_path, "--batch", "nope=never")
+    done = ended(command)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "batch must be about a model: net, got 'nope=never'" in line
+    with pytest.raises(ConfigurationError, match="given once for each model, got 'net twice'"):
+        ModelConfig(batch=("net=auto", "net=never"))
 
 
 @pytest.mark.parametrize("text", ["net", "net=sometimes", "=always"])

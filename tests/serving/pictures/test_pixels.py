@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.digits.pictures.decoder import read_pixels
+from serving.pictures.decoder import read_pixels
 from tests.support.pictures import encoded
 
 BILINEAR = Image.Resampling.BILINEAR

@@ -241,7 +241,7 @@ def test_config_describes_tensors_without_the_batch_axis(peer, classifier):
         ("probabilities", [info.signature.num_classes]),
     ]
     assert config.HasField("dynamic_batching")
-    assert config.parameters["max_request_images"].string_value == "4096"
+    assert config.parameters["max_request_rows"].string_value == "4096"
 
 
 def test_statistics_count_images_runs_failures_and_times(models, images):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.digits.wire import encode_request
-from serving.protocols.pb.digits.v1 import digits_pb2, digits_pb2_grpc
+from digit_classifier.pb.digits.v1 import digits_pb2, digits_pb2_grpc
+from digit_classifier.wire import encode_request
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
 from tests.support.servers import ended, on_both, running_server, serve_command, wait_until
 
@@ -24,7 +24,7 @@ def test_start_line_says_what_is_served(server, transport):
         "transport": transport,
         "address": server.address,
         "metrics": server.facts["metrics"],
-        "max_request_images": "4096",
+        "max_request_rows": "4096",
         "max_batch_size": "512",
     }
     assert server.address.startswith("127.0.0.1:")

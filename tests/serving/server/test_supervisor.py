@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
+from digit_classifier.wire import encode_request
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
-from serving.digits.wire import encode_request
 from serving.server.exporter import Exporter
 from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker

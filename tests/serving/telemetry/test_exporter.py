@@ -9,8 +9,8 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
+from digit_classifier.wire import encode_request
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
-from serving.digits.wire import encode_request
 from serving.errors import ConfigurationError
 from serving.server.exporter import Exporter
 from serving.server.server import serve

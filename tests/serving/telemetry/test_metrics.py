@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from digit_classifier.wire import encode_request
 from serving import Client
 from serving.config import BatchingConfig
-from serving.digits.wire import encode_request
 from serving.system.process import Usage
 from serving.telemetry.exposition import encode
 from serving.telemetry.metrics import (

@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from digit_classifier.wire import encode_request
 from serving import Client
 from serving.config import SecurityConfig
-from serving.digits.wire import encode_request
 from serving.errors import ConfigurationError, ModelNotFound
 from serving.telemetry.logs import ACCESS
 from serving.transports.calls import Tracer

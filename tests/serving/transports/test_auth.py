@@ -8,13 +8,13 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from digit_classifier.pb.digits.v1 import digits_pb2
 from serving import Client
 from serving.__main__ import main
 from serving.config import SecurityConfig
 from serving.credentials import token_check
 from serving.errors import ConfigurationError, Unauthenticated
 from serving.protocols.oip import inference_pb
-from serving.protocols.pb.digits.v1 import digits_pb2
 from tests.support.h2_server import server_inside
 from tests.support.raw import GET_MODEL, HEALTH, TIMEOUT_S, WATCH, status_of
 from tests.support.servers import on_both, running_server

@@ -10,9 +10,9 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from serving.digits.wire import encode_request
+from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.wire import encode_request
 from serving.protocols.oip import inference_pb
-from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS
 from tests.support.raw import CLASSIFY, GET_MODEL, HEALTH, TIMEOUT_S, raw_request, typed_request
 from tests.support.servers import running_server

@@ -14,13 +14,13 @@ from functools import partial
 import grpc
 import pytest
 
+from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.wire import encode_request
 from serving import AsyncClient
 from serving.config import BatchingConfig, ServerConfig
-from serving.digits.wire import encode_request
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.model import repository
 from serving.model.engine import LoadedModel
-from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.server.server import Server
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of, router_of, until
@@ -81,7 +81,7 @@ def running(models, transport, monkeypatch):
     async def fresh():
         engine = GatedModel(poison=frozenset({13}))
         model = LoadedModel(engine, manifest, "fp32")
-        batching = BatchingConfig(max_batch_size=64, queue_capacity=100, max_request_images=100)
+        batching = BatchingConfig(max_batch_size=64, queue_capacity=100, max_request_rows=100)
         with closing(router_of(model, batching)) as router:
             config = ServerConfig(
                 port=0, metrics_port=0, http_port=0, self_test_interval_s=0, transport=transport
@@ -224,7 +224,7 @@ def test_stream_answers_while_the_caller_still_sends(raw, images):
 
 @on_both
 def test_streams_larger_than_the_queue_slow_down_and_are_never_rejected(models, images, transport):
-    options = ("--queue-capacity", "10", "--max-request-images", "10", "--transport", transport)
+    options = ("--queue-capacity", "10", "--max-request-rows", "10", "--transport", transport)
     with running_server(models, *options) as server:
         requests = [encode_request(images[:9].tobytes())] * 20
         all_responses = [stream_of(Raw(server.address))(iter(requests)) for _ in range(8)]

@@ -1,21 +1,20 @@
 """The duties of a gRPC server over HTTP/2, frame by frame, against the `h2` transport."""
 
 import socket
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hyperframe.frame import DataFrame, WindowUpdateFrame
 
-import serving
-from serving.digits.wire import encode_request
-from serving.protocols.pb.digits.v1 import digits_pb2
+from digit_classifier import PRETRAINED
+from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.wire import encode_request
 from serving.tensors import DIGITS
 from tests.support.raw import CLASSIFY, STREAM, Raw
 from tests.support.servers import connected, running_server
 from tests.support.wire import Connection, Reply, message, request_headers
 
-MODELS = Path(serving.__file__).parent / "digits" / "pretrained"
+MODELS = PRETRAINED
 TIMEOUT_S = 20.0
 MAX_MESSAGE_BYTES = 2 * 4096 * DIGITS.image_bytes + 4096
 PIXELS = np.random.default_rng(7).integers(0, 256, (4096, DIGITS.image_bytes), np.uint8)

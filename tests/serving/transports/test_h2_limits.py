@@ -3,16 +3,15 @@
 import gc
 import ssl
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 import pytest
 import trustme
 from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFrame
 
-import serving
+from digit_classifier import PRETRAINED
+from digit_classifier.wire import encode_request
 from serving import Classifier
 from serving.config import SecurityConfig, ServerConfig
-from serving.digits.wire import encode_request
 from serving.http2.frames import Limits as Http2Limits
 from serving.transports import loop
 from serving.transports.connections import PortLimits
@@ -22,7 +21,7 @@ from tests.support.raw import HEALTH, REFLECTION, STREAM, WATCH
 from tests.support.servers import connected
 from tests.support.wire import PREFACE, Connection, message, request_headers
 
-MODEL = Path(serving.__file__).parent / "digits" / "pretrained" / "digits"
+MODEL = PRETRAINED / "digits"
 SMALL_WINDOW = Http2Limits(stream_window_bytes=70_000)
 TIMEOUT_S = 10.0
 TOKEN = "a-token-of-some-length-for-tests"

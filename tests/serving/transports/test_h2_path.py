@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import serving
+from digit_classifier.wire import encode_request
 from serving import Classifier
-from serving.digits.wire import encode_request
 from serving.tensors import DIGITS
 from serving.transports.connections import PortLimits
 from tests.support.h2_server import h2_server

@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 import numpy as np
 
-from serving.errors import ServingError
+from serving.errors import ServerError
 from tests.support.servers import RunningServer, serve_command, started
 
 
@@ -67,7 +67,7 @@ class Callers:
             begun_s = time.monotonic()
             try:
                 self._client.classify(image)
-            except ServingError as err:
+            except ServerError as err:
                 self.failures[f"{type(err).__name__}: {err}"] += 1
             self.latencies_s.append(time.monotonic() - begun_s)
 

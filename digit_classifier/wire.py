@@ -10,9 +10,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.predictions import Digits, Predictions, check_bytes, digit_type
 from serving.protocols import parse, varint
-from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.tensors import DIGITS, Signature
 
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # wire type 2: length-delimited

@@ -3,7 +3,7 @@
 To filter, join or write the answers elsewhere, without a server:
 
     from ray.data import ActorPoolStrategy, expressions, read_parquet
-    from serving.ray import Classify
+    from digit_scoring.ray import Classify
 
     rows = read_parquet("s3://bucket/digits").map_batches(
         Classify, batch_format="pyarrow", batch_size=4096, compute=ActorPoolStrategy(size=8)
@@ -23,12 +23,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset
 
-from serving.config import Device, Precision
-from serving.digits.pictures.reader import SUFFIXES, processes
-from serving.errors import ConfigurationError, ModelError, Unavailable
-from serving.model.loading import load_model
-from serving.model.repository import PRETRAINED
-from serving.scoring import (
+from digit_classifier import PRETRAINED
+from digit_scoring.local import (
     BATCH_ROWS,
     RUN_IMAGES,
     TABLES,
@@ -39,6 +35,10 @@ from serving.scoring import (
     errors_of,
     reason,
 )
+from serving.config import Device, Precision
+from serving.errors import ConfigurationError, ModelError, Unavailable
+from serving.model.loading import load_model
+from serving.pictures.reader import SUFFIXES, processes
 
 
 class Classify:
@@ -62,7 +62,7 @@ class Classify:
             drop_images: leave the images out of the tables.
 
         Raises:
-            DigitsError: see `load_model`.
+            ServingError: see `load_model`.
         """
         self._column, self._prefix = column, prefix
         self._dropped = column if drop_images else None

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from serving.cli.models import add_model
+from serving.cli.models import add_model, model_config
 from serving.commandline import installation, options
 from serving.commandline.installation import Bar
 from serving.config import ModelConfig
@@ -14,12 +14,13 @@ from serving.system.process import usable_cores
 from serving.telemetry import logs
 
 if TYPE_CHECKING:
+    from digit_scoring.local import Source
     from serving.model.engine import LoadedModel
-    from serving.scoring import Source
 
 _THIS_MACHINE = ""
 """The value of `--ray` without an address."""
 
+HELP = "classify a data set into Parquet files"
 EXAMPLES = """\
   digit-serving score digits.parquet --output scored
   digit-serving score scans/ --output s3://bucket/scored --resume
@@ -28,7 +29,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `score`."""
+    """See `Command`."""
     add = parser.add_argument
     add("input", metavar="INPUT",
         help="Parquet file, or folder of them, or of pictures; a local path or a URI such as "
@@ -62,14 +63,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
-def score(options: argparse.Namespace, config: ModelConfig) -> int:
+def run(options: argparse.Namespace) -> int:
     """Score a data set; return the exit code: 0, or 1 if rows have errors."""
+    return _score(options, model_config(options))
+
+
+def _score(options: argparse.Namespace, config: ModelConfig) -> int:
     if options.ray is not None and options.resume:
         raise ConfigurationError(
             "--resume is not for --ray: Ray itself repeats what a machine loses"
         )
     installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
-    from serving import scoring
+    from digit_scoring import local as scoring
     from serving.model.loading import BATCH_LIMIT_FACTOR, load_model
     from serving.model.remote import without_credentials
 
@@ -92,7 +97,7 @@ def score(options: argparse.Namespace, config: ModelConfig) -> int:
     num_rows = sum(part.num_rows for part in source.parts)
     bar = Bar(num_rows, sys.stderr, "scored {} of {} rows")
     if options.ray is not None:
-        from serving import ray
+        from digit_scoring import ray
 
         ray.connect(options.ray)
     manifest = _manifest(model, source, schema, options.rows_per_file)
@@ -128,8 +133,8 @@ def _say(text: str) -> None:
 
 
 def _classify(config: ModelConfig, version: str, column: str, prefix: str) -> dict[str, Any]:
-    """Return the arguments of `serving.ray.Classify`; each machine has its own bundled model."""
-    from serving.model.repository import PRETRAINED
+    """Return the arguments of `ray.Classify`; each machine has its own bundled model."""
+    from digit_classifier import PRETRAINED
 
     device = "cuda" if config.device == "cuda" else "cpu"
     arguments = {"column": column, "version": version, "device": device,

@@ -39,16 +39,16 @@ def processes(number: int) -> "Processes":
     """Make processes that read pictures, one at a time each; they start with the first one."""
     from serving.system.processes import Processes  # who reads one picture needs none
 
-    return Processes(number, ("serving.digits.pictures.normalizer", *modules_of(JUDGES)))
+    return Processes(number, ("digit_classifier.normalizer", *modules_of(JUDGES)))
 
 
 if TYPE_CHECKING:
-    from serving.digits.pictures.decoder import Page
     from serving.model.preprocessing import Preprocessing
+    from serving.pictures.decoder import Page
     from serving.system.processes import Processes
     from serving.tensors import Array
 
-JUDGES = "digit_serving.digits"
+JUDGES = "digit_classifier.judges"
 """The group of the entry point `judge`, a `Judge`."""
 
 
@@ -97,7 +97,8 @@ def read_digit(source: str | Path | BinaryIO) -> tuple[Images, float]:
         digit, but a letter or a scribble. Always 1 if no `Judge` is installed.
     """
     try:
-        from serving.digits.pictures import decoder, normalizer
+        from digit_classifier import normalizer
+        from serving.pictures import decoder
     except ImportError as err:
         raise _missing() from err
     page = decoder.read_page(source, decoder.MAX_SIDE)
@@ -127,7 +128,7 @@ def picture_row(
         image, factor = read_digit(source)
         return known.row(image.reshape(*known.size, 1)), factor
     try:
-        from serving.digits.pictures import decoder
+        from serving.pictures import decoder
     except ImportError as err:
         raise _missing() from err
     pixels = decoder.read_pixels(

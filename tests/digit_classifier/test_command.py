@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from digit_classifier import answers
 from serving.commandline.installation import Bar, escape
-from serving.digits import answers
 from serving.tensors import Signature
 from tests.serving.model import templates
 from tests.support.servers import ended, program, running_server

@@ -54,8 +54,8 @@ def _classify(
     classify: "Callable[[Array], Predictions]",
 ) -> int:
     """Classify the pictures that the command line names, made rows by `preprocessing`."""
-    from serving.digits.answers import DIGIT_COLUMNS, PictureAnswer, digit_answer, print_answers
-    from serving.digits.pictures.reader import picture_row
+    from digit_classifier.answers import DIGIT_COLUMNS, PictureAnswer, digit_answer, print_answers
+    from serving.pictures.reader import picture_row
 
     def answer(_: str, reading: "tuple[Array, float]") -> PictureAnswer:
         row, factor = reading
@@ -72,7 +72,7 @@ def _local_model(
     """Load a model here.
 
     Raises:
-        DigitsError: see `load_model`; or it isn't known to classify pictures.
+        ServingError: see `load_model`; or it isn't known to classify pictures.
     """
     from serving.model.preprocessing import predictions_of
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.digits.pictures.reader import from_picture
 from serving.model.preprocessing import of_signature
+from serving.pictures.reader import from_picture
 from serving.tensors import DIGITS, Signature
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model.templates import publish

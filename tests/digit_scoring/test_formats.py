@@ -12,19 +12,19 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from serving import scoring
+from digit_classifier import PRETRAINED
+from digit_scoring import local as scoring
+from digit_scoring.local import decode, open_place, open_source
+from digit_scoring.ray import Classify
 from serving.__main__ import main
 from serving.commandline.installation import Bar, install
-from serving.digits.pictures.reader import processes
 from serving.errors import ConfigurationError
 from serving.model.loading import load_model
 from serving.model.remote import without_credentials
-from serving.model.repository import PRETRAINED
+from serving.pictures.reader import processes
 from serving.predictions import Images
-from serving.ray import Classify
-from serving.scoring import decode, open_place, open_source
 from serving.tensors import DIGITS
-from tests.serving.scoring.conftest import check, picture, rows_of, write
+from tests.digit_scoring.conftest import check, picture, rows_of, write
 from tests.support.pictures import encoded
 from tests.support.servers import ended
 

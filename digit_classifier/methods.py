@@ -3,12 +3,12 @@
 from array import array
 from dataclasses import asdict
 
+from digit_classifier import wire
+from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.batching.runs import ResponseEncoder, Result, Target
-from serving.digits import wire
-from serving.errors import DigitsError, ModelNotFound
+from serving.errors import ModelNotFound, ServingError
 from serving.predictions import Predictions
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, PrefixCache, Unary, frame
-from serving.protocols.pb.digits.v1 import digits_pb2
 from serving.router import Route, Router
 
 SERVICE = "digits.v1.DigitClassifier"
@@ -27,6 +27,7 @@ def digits_methods(router: Router, transport: str) -> list[Method]:
         """Encode the model's description; the request is empty and is not read."""
         info = find_classifier(router).info(transport)
         facts = asdict(info) | {"signature": info.signature.document()}
+        facts["max_request_images"] = facts.pop("max_request_rows")
         return digits_pb2.GetModelResponse(**facts).SerializeToString()
 
     return [
@@ -65,10 +66,10 @@ class _Reader:
             return known
         route = find_classifier(self._router)
         image_bytes = route.model.image_signature.image_bytes
-        most = self._router.batching.max_request_images
+        most = self._router.batching.max_request_rows
         try:
             pixels = wire.decode_request(message, image_bytes, most)
-        except DigitsError as err:
+        except ServingError as err:
             err.model = route.label
             raise
         encoder = _ClassEncoder(route, self._name, len(pixels) // image_bytes)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serving.commandline.installation import Bar, escape, silenced_stderr
-from serving.digits.pictures.reader import SUFFIXES, processes, read_or_reason
 from serving.errors import ConfigurationError
+from serving.pictures.reader import SUFFIXES, processes, read_or_reason
 from serving.predictions import Predictions
 from serving.system.process import usable_cores
 from serving.system.processes import mapped, silence_pillow

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
+from digit_classifier.normalizer import bounding_box
 from experiments.synthetic.drawing import (
     FONTS,
     POPULATIONS,
@@ -21,10 +22,9 @@ from experiments.synthetic.drawing import (
     row,
     stroke_glyph,
 )
-from serving.digits.pictures import decoder
-from serving.digits.pictures.normalizer import bounding_box
-from serving.digits.pictures.reader import from_picture
 from serving.errors import ConfigurationError, InvalidRequest
+from serving.pictures import decoder
+from serving.pictures.reader import from_picture
 from tests.support.pictures import encoded
 from tests.support.pictures.random_pictures import read_all
 
@@ -151,10 +151,10 @@ def test_picture_of_too_many_pixels_is_refused_before_it_is_decoded():
 
 def test_missing_pillow_names_the_extra(monkeypatch, glyph):
     file = saved(Image.fromarray(glyph))
-    for name in ("serving.digits.pictures.normalizer", "serving.digits.pictures.decoder"):
+    for name in ("digit_classifier.normalizer", "serving.pictures.decoder"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr("serving.digits.pictures.normalizer", raising=False)
-    monkeypatch.delattr("serving.digits.pictures.decoder", raising=False)
+    monkeypatch.delattr("digit_classifier.normalizer", raising=False)
+    monkeypatch.delattr("serving.pictures.decoder", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ConfigurationError, match=r"install '\.\[pictures\]'"):
         from_picture(file)

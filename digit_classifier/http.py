@@ -17,13 +17,13 @@ import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from digit_classifier.methods import PredictionsEncoder, find_classifier
 from serving.config import ServerConfig
-from serving.digits.methods import PredictionsEncoder, find_classifier
-from serving.digits.pictures.reader import picture_row, read_digit
-from serving.errors import DeadlineExceeded, DigitsError, InvalidRequest
+from serving.errors import DeadlineExceeded, InvalidRequest, ServingError
 from serving.model.engine import LoadedModel
 from serving.model.preprocessing import Preprocessing, predictions_of
 from serving.model.repository import PictureInputs
+from serving.pictures.reader import picture_row, read_digit
 from serving.predictions import Images, Predictions, as_images
 from serving.protocols.method import Rows
 from serving.router import Route, Router
@@ -46,7 +46,7 @@ _Made = TypeVar("_Made")
 
 async def read_pictures(
     call: Exchange, read: Callable[[BinaryIO], _Made]
-) -> AsyncIterator[tuple[str, _Made | DigitsError]]:
+) -> AsyncIterator[tuple[str, _Made | ServingError]]:
     """Read the pictures of a body: the files of a form, or the body itself.
 
     Each is read once the one before is answered, so that other callers have their turn.
@@ -195,7 +195,7 @@ class Classes:
         items: list[dict[str, Any]] = []
         for name, picture in read:
             item: dict[str, Any] = {"name": name} if name else {}
-            if isinstance(picture, DigitsError):
+            if isinstance(picture, ServingError):
                 items.append(item | {"error": str(picture)})
                 continue
             row, factor = picture
@@ -206,7 +206,9 @@ class Classes:
 
     async def _read(
         self, call: Exchange, share: float
-    ) -> tuple[LoadedModel, Preprocessing, Sequence[tuple[str, tuple[Array, float] | DigitsError]]]:
+    ) -> tuple[
+        LoadedModel, Preprocessing, Sequence[tuple[str, tuple[Array, float] | ServingError]]
+    ]:
         """Read the pictures for the version that will classify them: others take other sizes."""
         name, asked = call.plan.params["name"], call.plan.params.get("version")
         while True:
@@ -256,7 +258,7 @@ _ITEM_BYTES = 256
 
 _WRONG = {float: "floats (multiply 0..1 by 255)", str: "texts", bool: "booleans"}
 
-Read = Sequence[tuple[str, tuple[Images, float] | DigitsError]]
+Read = Sequence[tuple[str, tuple[Images, float] | ServingError]]
 """For each picture its name, and its image with a factor for the probabilities."""
 
 
@@ -276,13 +278,13 @@ class Digits:
         read: Read
         if media_type(kind) == JSON:
             signature = find_classifier(self._router).model.image_signature
-            limit = self._router.batching.max_request_images
+            limit = self._router.batching.max_request_rows
             images = await call.work(read_images, call.body, signature, limit, size=len(call.body))
             read = [("", (image[None], 1.0)) for image in images]
         else:
             read = [each async for each in read_pictures(call, read_digit)]
         call.body = b""
-        digits = [each for _, each in read if not isinstance(each, DigitsError)]
+        digits = [each for _, each in read if not isinstance(each, ServingError)]
         rows = None
         if digits:
             images_read, factors = zip(*digits, strict=True)
@@ -294,7 +296,7 @@ class Digits:
 
 async def classify(router: Router, images: Images, call: Exchange) -> Predictions:
     """Classify images, in as many calls as a request's limit needs."""
-    route, limit = find_classifier(router), router.batching.max_request_images
+    route, limit = find_classifier(router), router.batching.max_request_rows
     images = as_images(images, route.model.image_signature)
     answers: list[Predictions] = []
     for start in range(0, len(images), limit):
@@ -343,7 +345,7 @@ def write_report(
     )
     for name, found in read:
         item: dict[str, Any] = {"name": name} if name else {}
-        if isinstance(found, DigitsError):
+        if isinstance(found, ServingError):
             item["error"] = str(found)
         else:
             digit, label, probabilities = next(answers)
@@ -358,7 +360,7 @@ def write_report(
     return as_json({"model_version": None if rows is None else rows.model_version, "digits": items})
 
 
-MODULES = (__name__, "serving.digits.pictures.normalizer")
+MODULES = (__name__, "digit_classifier.normalizer")
 PAGES = {"/v1/digits": ("draw.html", "Draw a digit")}
 FILES = Path(__file__).parent / "files"
 
@@ -378,7 +380,7 @@ def describe(router: Router, config: ServerConfig) -> tuple[Document, Document]:
     inputs = PictureInputs(is_image=config.input == "image", labels=config.labels)
     paths: Document = {}
     if digits_route(router) is not None:
-        paths["/v1/digits"] = {"post": _digits(router.batching.max_request_images)}
+        paths["/v1/digits"] = {"post": _digits(router.batching.max_request_rows)}
     for name, route in router.routes.items():
         if inputs.find(route.model.manifest, route.tensors) is not None:
             paths[f"/v1/models/{quote(name)}/classify"] = {"post": _classes()}

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from serving.protocols.pb.digits.v1 import digits_pb2 as serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2
+from digit_classifier.pb.digits.v1 import digits_pb2 as digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in serving/protocols/pb/digits/v1/digits_pb2_grpc.py depends on'
+        + ' but the generated code in digit_classifier/pb/digits/v1/digits_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,18 +36,18 @@ class DigitClassifierStub:
         """
         self.Classify = channel.unary_unary(
                 '/digits.v1.DigitClassifier/Classify',
-                request_serializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.SerializeToString,
-                response_deserializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.FromString,
+                request_serializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
         self.ClassifyStream = channel.stream_stream(
                 '/digits.v1.DigitClassifier/ClassifyStream',
-                request_serializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.SerializeToString,
-                response_deserializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.FromString,
+                request_serializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/digits.v1.DigitClassifier/GetModel',
-                request_serializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelResponse.FromString,
+                request_serializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelResponse.FromString,
                 _registered_method=True)
 
 
@@ -80,18 +80,18 @@ def add_DigitClassifierServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Classify': grpc.unary_unary_rpc_method_handler(
                     servicer.Classify,
-                    request_deserializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.FromString,
-                    response_serializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.SerializeToString,
+                    request_deserializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.FromString,
+                    response_serializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.SerializeToString,
             ),
             'ClassifyStream': grpc.stream_stream_rpc_method_handler(
                     servicer.ClassifyStream,
-                    request_deserializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.FromString,
-                    response_serializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.SerializeToString,
+                    request_deserializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.FromString,
+                    response_serializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
-                    request_deserializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelRequest.FromString,
-                    response_serializer=serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelResponse.SerializeToString,
+                    request_deserializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelRequest.FromString,
+                    response_serializer=digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -119,8 +119,8 @@ class DigitClassifier:
             request,
             target,
             '/digits.v1.DigitClassifier/Classify',
-            serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.SerializeToString,
-            serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.FromString,
+            digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.SerializeToString,
+            digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -146,8 +146,8 @@ class DigitClassifier:
             request_iterator,
             target,
             '/digits.v1.DigitClassifier/ClassifyStream',
-            serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.SerializeToString,
-            serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.FromString,
+            digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyRequest.SerializeToString,
+            digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -173,8 +173,8 @@ class DigitClassifier:
             request,
             target,
             '/digits.v1.DigitClassifier/GetModel',
-            serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelRequest.SerializeToString,
-            serving_dot_protocols_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelResponse.FromString,
+            digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelRequest.SerializeToString,
+            digit__classifier_dot_pb_dot_digits_dot_v1_dot_digits__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.model.repository import PRETRAINED
-from serving.scoring import open_place, open_source
-from tests.serving.scoring.conftest import picture, read, rows_of, write
+from digit_classifier import PRETRAINED
+from digit_scoring.local import open_place, open_source
+from tests.digit_scoring.conftest import picture, read, rows_of, write
 from tests.support.servers import program, wait_until
 
 

@@ -32,10 +32,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs, types
 
 from serving.commandline import installation
-from serving.digits.pictures.reader import SUFFIXES, image_or_reason, processes
 from serving.errors import ConfigurationError
 from serving.model.engine import LoadedModel
 from serving.model.remote import without_credentials
+from serving.pictures.reader import SUFFIXES, image_or_reason, processes
 from serving.predictions import Images, digit_type
 from serving.system.processes import Processes, mapped
 from serving.tensors import Signature
@@ -558,7 +558,7 @@ def score(
     Reading, running and writing release the GIL, so threads use all cores.
 
     Raises:
-        DigitsError: a part failed; those in progress end without a file.
+        ServingError: a part failed; those in progress end without a file.
     """
     is_stopped = threading.Event()
     decoders = processes(num_threads)

@@ -12,10 +12,10 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from digit_classifier import wire
+from digit_classifier.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
 from serving import errors
-from serving.digits import wire
-from serving.errors import DigitsError, InvalidRequest, RequestError, ServingError
-from serving.protocols.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
+from serving.errors import InvalidRequest, RequestError, ServerError, ServingError
 from serving.protocols.status import MODEL_TEXTS, STATUS, Status, StatusCode, error_from
 from serving.tensors import DIGITS
 
@@ -101,11 +101,11 @@ def test_codes_are_those_of_grpc():
 
 
 def test_every_error_has_a_status():
-    assert set(STATUS) == leaves(DigitsError) | {errors.InvalidRequest}  # TooLarge is one
+    assert set(STATUS) == leaves(ServingError) | {errors.InvalidRequest}  # TooLarge is one
 
 
 def test_every_error_is_the_callers_or_the_servers():
-    assert leaves(RequestError) | leaves(ServingError) == leaves(DigitsError)
+    assert leaves(RequestError) | leaves(ServerError) == leaves(ServingError)
 
 
 def drawn_bases():
@@ -125,7 +125,7 @@ def test_the_drawn_tree_is_the_real_one():
 
 
 def test_statuses_that_reach_callers_lead_back_to_their_error():
-    for error in leaves(DigitsError) - {
+    for error in leaves(ServingError) - {
         errors.TooLarge,  # over gRPC an InvalidRequest
         errors.Unsupported,  # no client of ours asks for it
         errors.CorruptModel,

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from digit_classifier import PRETRAINED
 from serving import Classifier
 from serving.__main__ import main
-from serving.model.repository import PRETRAINED
 from tests.support.pictures import encoded
 
 
