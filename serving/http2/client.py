@@ -8,7 +8,7 @@ from serving.http2.events import Event, HeadersReceived
 from serving.http2.frames import ErrorCode, Http2Error, word
 from serving.http2.headers import HeaderReader
 from serving.http2.hpack import Encoder, Fields
-from serving.http2.streams import Input, Stream
+from serving.http2.streams import WE_END, Stream
 
 _NO_PUSH = frames.ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
 
@@ -56,7 +56,7 @@ class ClientConnection(Connection):
             )
             self._small_frames.left += 2
             self.send_window -= size
-            state.move(Input.WE_END)
+            state.move(WE_END)
             return
         self._send_block(stream, block, end=not data)
         if data:

@@ -20,7 +20,7 @@ from serving.http2.events import (
 from serving.http2.frames import CONNECTION, DATA, HEADERS, ErrorCode, Http2Error, frame, word
 from serving.http2.headers import Block, BlockRecogniser, HeaderReader, Shared
 from serving.http2.hpack import Encoder
-from serving.http2.streams import Input, OpenCall, Phase, Stream
+from serving.http2.streams import CLOSED, PEER_ENDS, RESET, WE_END, OpenCall, Stream
 
 _HEADER = Struct(">IB4s").unpack_from
 """A frame's length and kind, flags, stream."""
@@ -385,7 +385,7 @@ class Connection:
 
     def _end_peer(self, stream: bytes, state: Stream) -> None:
         """Note that the peer has sent everything on a stream."""
-        if state.move(Input.PEER_ENDS) is Phase.CLOSED:
+        if state.move(PEER_ENDS) is CLOSED:
             del self.streams[stream]
 
     def _awaken(self, stream: bytes) -> Stream:
@@ -459,13 +459,13 @@ class Connection:
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
 
     def _reset_by_peer(self, stream: bytes, code: int) -> None:
-        state = self.streams.pop(stream, None)
+        state = self._close(stream)
         if state is None and self._is_idle(stream):
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
         self._count_reset()
         if state is None:
             return
-        self.blocked.pop(stream, None)
+        _end(state)
         self.events.append(StreamReset(stream, code, state))
 
     def _take_settings(self, flags: int, payload: bytes) -> None:
@@ -562,13 +562,18 @@ class Connection:
 
     def reset(self, stream: bytes, code: ErrorCode) -> None:
         """End a stream at once; nothing happens on a closed stream."""
-        state = self.streams.pop(stream, None)
+        state = self._close(stream)
         if state is None:
             return
-        self.blocked.pop(stream, None)
         if not state.ended:  # more of it may be under way
             self._note_reset(stream)
+        _end(state)
         self._ready.append(frame(frames.RST_STREAM, 0, stream, word(code)))
+
+    def _close(self, stream: bytes) -> Stream | OpenCall | None:
+        """Drop a stream; return its state, or None if it is not open."""
+        self.blocked.pop(stream, None)
+        return self.streams.pop(stream, None)
 
     def acknowledge(self, stream: bytes, num_bytes: int) -> None:
         """Let the peer send as much more on a stream."""
@@ -604,7 +609,7 @@ class Connection:
         full.call, full.send_credit = state.call, state.send_credit
         full.content_left = state.block.kind.content_length
         if state.ended:
-            full.move(Input.PEER_ENDS)
+            full.move(PEER_ENDS)
         self.streams[stream] = full
         return full
 
@@ -645,7 +650,7 @@ class Connection:
 
     def _finish(self, stream: bytes, state: Stream) -> None:
         """Note that everything was sent on a stream."""
-        if state.move(Input.WE_END) is Phase.CLOSED:
+        if state.move(WE_END) is CLOSED:
             del self.streams[stream]
 
     def account(self, number: int, num_bytes: int) -> None:
@@ -685,6 +690,12 @@ class Connection:
     ) -> int | None:
         """Take a block; return where the message that follows it in `data` ends, if that, too."""
         raise NotImplementedError
+
+
+def _end(state: Stream | OpenCall) -> None:
+    """Note that a stream was reset; what streams share stays as it is."""
+    if isinstance(state, Stream):
+        state.move(RESET)
 
 
 def _is_own_parent(stream: bytes, priority: bytes) -> bool:

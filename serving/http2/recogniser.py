@@ -22,7 +22,7 @@ from serving.http2.connection import Connection
 from serving.http2.events import CallsReceived, Layout, MessagesReceived
 from serving.http2.headers import MAX_KEPT_BYTES, Block, Kind, Literal, Shared, is_valid
 from serving.http2.hpack import Field, Fields
-from serving.http2.streams import Input, OpenCall, Stream
+from serving.http2.streams import PEER_ENDS, OpenCall, Stream
 
 _UPDATE = bytes((0, 0, 4, frames.WINDOW_UPDATE, 0))
 _UPDATE_BYTES = frames.FRAME_BYTES + 4
@@ -548,7 +548,7 @@ class Recogniser:
             messages.append(rows[at][1])
             at += 1
             if is_end:
-                state.move(Input.PEER_ENDS)
+                state.move(PEER_ENDS)
                 break
         state.receive_window = window
         if messages:

@@ -9,7 +9,7 @@ from serving.http2.events import Event, HeadersReceived, Layout
 from serving.http2.frames import DATA, HEADERS, ErrorCode, Http2Error, frame, word
 from serving.http2.headers import HeaderReader, Shared
 from serving.http2.hpack import Encoder, Fields, encode_literally
-from serving.http2.streams import Input, Stream
+from serving.http2.streams import PEER_ENDS, WE_END, Stream
 
 _MAX_PARTS = 64
 """Lengths of messages whose responses are prepared."""
@@ -186,7 +186,7 @@ class ServerConnection(Connection):
             self._parts.clear()
 
     def _finish(self, stream: bytes, state: Stream) -> None:
-        state.move(Input.WE_END)
+        state.move(WE_END)
         del self.streams[stream]
         if not state.ended:
             self._stop(stream)
@@ -233,7 +233,7 @@ class ServerConnection(Connection):
             state = self.streams[stream] = Stream(block, limits.stream_window_bytes)
             state.content_left = block.kind.content_length
             if ended:
-                state.move(Input.PEER_ENDS)
+                state.move(PEER_ENDS)
             self.events.append(HeadersReceived(stream, block, ended))
         self._small_frames.left += limits.small_frames_per_request
         return None

@@ -30,23 +30,24 @@ class Input(IntEnum):
     """Either side sends RST_STREAM."""
 
 
-NEXT: dict[tuple[Phase, Input], Phase] = {
-    (Phase.OPEN, Input.PEER_ENDS): Phase.HALF_CLOSED_REMOTE,
-    (Phase.OPEN, Input.WE_END): Phase.HALF_CLOSED_LOCAL,
-    (Phase.OPEN, Input.RESET): Phase.CLOSED,
-    (Phase.HALF_CLOSED_REMOTE, Input.WE_END): Phase.CLOSED,
-    (Phase.HALF_CLOSED_REMOTE, Input.RESET): Phase.CLOSED,
-    (Phase.HALF_CLOSED_LOCAL, Input.PEER_ENDS): Phase.CLOSED,
-    (Phase.HALF_CLOSED_LOCAL, Input.RESET): Phase.CLOSED,
+OPEN, HALF_CLOSED_REMOTE, HALF_CLOSED_LOCAL, CLOSED = Phase
+PEER_ENDS, WE_END, RESET = Input
+NEXT: dict[Phase, dict[Input, Phase]] = {
+    OPEN: {PEER_ENDS: HALF_CLOSED_REMOTE, WE_END: HALF_CLOSED_LOCAL, RESET: CLOSED},
+    HALF_CLOSED_REMOTE: {WE_END: CLOSED, RESET: CLOSED},
+    HALF_CLOSED_LOCAL: {PEER_ENDS: CLOSED, RESET: CLOSED},
+    CLOSED: {},
 }
-"""The state after each input. An input that is missing here is an error of the side that sends it;
-`Connection` answers it with STREAM_CLOSED before it gets here."""
+"""The state after each input. An input that is missing is an error of the side that sends it;
+`Connection` answers the peer's with STREAM_CLOSED, before it gets here."""
 
 
 class Stream:
     """A stream that is more than one message in one piece."""
 
-    phase = Phase.OPEN
+    phase = OPEN
+    ended = False
+    """Whether the peer has sent everything: HALF_CLOSED_REMOTE or CLOSED."""
     call: Any = None
     """The application's own state of the stream, until it has ended it."""
     send_credit = 0
@@ -70,15 +71,11 @@ class Stream:
         self.block = block
         self.receive_window = receive_window
 
-    @property
-    def ended(self) -> bool:
-        """Whether the peer has sent everything."""
-        return self.phase is Phase.HALF_CLOSED_REMOTE or self.phase is Phase.CLOSED
-
     def move(self, by: Input) -> Phase:
         """Go to the next state, and return it."""
-        self.phase = NEXT[self.phase, by]
-        return self.phase
+        self.phase = phase = NEXT[self.phase][by]
+        self.ended = phase is HALF_CLOSED_REMOTE or phase is CLOSED
+        return phase
 
 
 class OpenCall:
