@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from serving.config import MOST_SIZE
 from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -225,12 +226,16 @@ class Group:
         return self._pick(at), [responses[i] for i in at]
 
     def _pick(self, at: Sequence[int]) -> "Group":
-        slots, deadlines_s = self.slots, self.deadlines_s
+        slots = self.slots and [self.slots[i] for i in at]
+        deadline_s, deadlines_s = self.deadline_s, self.deadlines_s
+        if deadlines_s is not None:
+            deadlines_s = [deadlines_s[i] for i in at]
+            deadline_s = min(deadlines_s, default=deadline_s)
+        streams, messages = [self.streams[i] for i in at], [self.messages[i] for i in at]
+        times = self.arrived_s, deadline_s
         return Group(
-            self.caller, [self.streams[i] for i in at], [self.messages[i] for i in at],
-            self.encoder, self.sink, self.arrived_s, self.deadline_s,
-            slots and [slots[i] for i in at], deadlines_s and [deadlines_s[i] for i in at],
-        )  # fmt: skip
+            self.caller, streams, messages, self.encoder, self.sink, *times, slots, deadlines_s
+        )
 
     def divide(self, now_s: float) -> "tuple[Group | None, Group | None]":
         """Return the calls that are in time, and those that are late."""
@@ -424,14 +429,22 @@ def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
     for group in groups:
         if (layout := group.encoder.layout) is not None:
             shapes = tuple(piece.shape[1:] for piece in layout.pieces)
-            alike.setdefault(shapes, []).append(group)
+            if _may_share(shapes):
+                alike.setdefault(shapes, []).append(group)
+            else:
+                calls = [group.cut(at, at + 1) for at in range(len(group.messages))]
+                alike |= {object(): [call] for call in calls}
             continue
         for at, arrays in enumerate(group.messages):
             shapes = tuple(array.shape[1:] for array in arrays)
-            # Rows are proved independent for axes of one or more.
-            key = shapes if all(map(all, shapes)) else object()
+            key = shapes if _may_share(shapes) else object()
             alike.setdefault(key, []).append(group.cut(at, at + 1))
     return list(reversed(alike.values()))
+
+
+def _may_share(shapes: Iterable[Sequence[int]]) -> bool:
+    """Return whether rows of these shapes are among those that the proof of batching is about."""
+    return all(0 < size <= MOST_SIZE for shape in shapes for size in shape)
 
 
 def _num_calls(groups: list[Group]) -> int:

@@ -35,6 +35,8 @@ Message = Any
 _SMALL = 1024
 """The most elements of a constant that is read: shapes, axes, scales."""
 _EXTERNAL = 1
+_IDENTITY = 13
+"""A version of ONNX's operators in which Identity passes any tensor on."""
 _TYPES: dict[int, tuple[str, str]] = {
     1: ("<f4", "float_data"), 2: ("u1", "int32_data"), 3: ("i1", "int32_data"),
     4: ("<u2", "int32_data"), 5: ("<i2", "int32_data"), 6: ("<i4", "int32_data"),
@@ -124,4 +126,6 @@ def cut_zip_maps(model: Message) -> tuple[str, ...] | None:
             output.type.tensor_type.elem_type = 1
             output.type.tensor_type.shape.dim.add()
             output.type.tensor_type.shape.dim.add()
+            if not any(each.domain in ("", "ai.onnx") for each in model.opset_import):
+                model.opset_import.add(domain="", version=_IDENTITY)  # CatBoost needs no operator
     return labels

@@ -1,7 +1,17 @@
 """Sizes of axes as the proof knows them: sums of products of named unknowns, with bounds.
 
-A size is a number, or depends on the number of rows and on the open axes of the inputs. Two sizes
-are equal only where they are equal for all values of their unknowns.
+A size is a number, or depends on the number of rows and on the open axes of inputs. Two sizes are
+equal only where they are equal for all values of their unknowns.
+
+The name of an unknown says what is known of it:
+
+- "N" is the number of rows: 1 to MOST_ROWS;
+- "+7" is an axis of an input: 1 to MOST_SIZE;
+- "*7" is an axis of a tensor in the graph: at least 1;
+- "?7" is any number, and may even be 0 or negative;
+- "N?7" is any number that depends on the number of rows.
+
+Calls with sizes outside of the first two bounds never share a batch (serving/batching/runs.py).
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,25 +19,23 @@ from dataclasses import dataclass
 from math import prod
 from typing import Self
 
+from serving.config import MOST_ROWS, MOST_SIZE
+
 _MAX_TERMS, _MAX_NAMES = 32, 8
 """Longer sums and products are given up, so that a hostile graph takes no time."""
 _N = "N"
-_MOST_ROWS, _MOST = 1_000, 2_000_000
-"""Rows of a batch, and the size of another axis of an input: both together are an input of less
-than 2^31 elements."""
-_INT32, _INT64 = 1 << 31, 1 << 53
-"""What an int32 holds; and an int64, even if an axis is larger than that."""
+_BOUNDS = {_N: MOST_ROWS, "+": MOST_SIZE, "*": 1 << 40}
+"""The most that an unknown is, by the first letter of its name. No machine holds a tensor with an
+axis of 2^40."""
+_INT32, _INT64 = 1 << 31, 1 << 63
+"""Where the types of sizes overflow."""
 
 Monomial = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A whole number that sizes of axes decide: a sum of products of named unknowns.
-
-    The name of an unknown says what is known of it: "N" is the number of rows, "+7" is one or
-    more, "?7" any number, "N?7" any number that depends on the number of rows.
-    """
+    """A whole number that sizes of axes decide: a sum of products of named unknowns."""
 
     terms: tuple[tuple[Monomial, int], ...]
     """Products and their factors, sorted, none of them 0."""
@@ -69,17 +77,18 @@ class Size:
 
     @property
     def is_positive(self) -> bool:
-        """Whether it is at least 1 for sure."""
+        """Whether it is at least 1 for sure, also as an int64 that a graph computes."""
         return bool(self.terms) and self.fits() and all(factor > 0 for _, factor in self.terms)
 
     def fits(self, limit: int = _INT64) -> bool:
         """Return whether a graph computes it without overflow, for all sizes of axes."""
-        return all(
-            name[0] == "+" or name == _N for monomial, _ in self.terms for name in monomial
-        ) and limit > sum(
-            abs(factor) * prod(_MOST_ROWS if name == _N else _MOST for name in monomial)
-            for monomial, factor in self.terms
-        )
+        most = 0
+        for monomial, factor in self.terms:
+            bounds = [_bound(name) for name in monomial]
+            if None in bounds:
+                return False
+            most += abs(factor) * prod(each for each in bounds if each)
+        return most < limit
 
     @property
     def varies(self) -> bool:
@@ -142,14 +151,21 @@ class Unknowns:
     def __init__(self) -> None:
         self._names: dict[object, str] = {}
 
-    def of(self, operation: str, *operands: Size) -> Size:
-        """Return an operation's result, which depends on the operands only."""
-        mark = "N?" if any(each.varies for each in operands) else "?"
-        key = operation, operands
+    def of(self, operation: object, *operands: Size, mark: str = "?") -> Size:
+        """Return an operation's result, which depends on the operands only.
+
+        Args:
+            operation: its name and all else that decides the result.
+            operands: the sizes that it is applied to.
+            mark: what is known of the result, if it does not depend on the number of rows.
+        """
+        if any(each.varies for each in operands):
+            mark = "N?"
+        key = operation, operands, mark
         return Size.unknown(self._names.setdefault(key, f"{mark}{len(self._names)}"))
 
     def new(self, mark: str = "?") -> Size:
-        """Return an unknown that is no other's, of a kind: "?", "+" or "N?"."""
+        """Return an unknown that is no other's, of a kind: "?", "*", "+" or "N?"."""
         name = f"{mark}{len(self._names)}"
         self._names[object()] = name
         return Size.unknown(name)
@@ -164,6 +180,12 @@ class Unknowns:
     def narrow(self, size: Size) -> Size:
         """Return what an int32 holds of a size: another one where it may overflow."""
         return size if size.fits(_INT32) else self.of("int32", size)
+
+
+def _bound(name: str) -> int | None:
+    if name[0] == _N and name != _N:
+        return None
+    return _BOUNDS.get(name[0])
 
 
 def _sum(terms: Iterable[tuple[Monomial, int]]) -> Size:

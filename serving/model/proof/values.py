@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,8 +26,8 @@ class Mixes(Exception):
 class Value:
     """What is known of a tensor."""
 
-    shape: tuple[Size, ...] | None = None
-    """The sizes of its axes; None if not even their number is known, which only constants may."""
+    shape: tuple[Size, ...]
+    """The sizes of its axes."""
     axis: int | None = None
     """The axis that rows are along; None if it holds no rows."""
     outer: Size | None = None
@@ -46,6 +46,11 @@ class Value:
     """The batch axes of inputs that its rows are those of."""
 
     @property
+    def rank(self) -> int:
+        """The number of its axes."""
+        return len(self.shape)
+
+    @property
     def is_rows(self) -> bool:
         """Whether it holds rows."""
         return self.axis is not None
@@ -54,6 +59,13 @@ class Value:
     def is_size(self) -> bool:
         """Whether it depends on the number of rows without holding rows."""
         return self.varies or any(each.varies for each in self.vector or ())
+
+    @property
+    def rows(self) -> Size:
+        """The size of its axis of rows; Mixes if it has none."""
+        if self.axis is None:
+            raise Mixes("rows meet a constant with an element for each row")
+        return self.shape[self.axis]
 
     @property
     def vector(self) -> tuple[Size, ...] | None:
@@ -67,13 +79,6 @@ class Value:
         is_known = self.items is not None and None not in found
         return cast(tuple[int, ...], found) if is_known else None
 
-    @property
-    def known_shape(self) -> tuple[Size, ...]:
-        """Its shape; Mixes if that is unknown."""
-        if self.shape is None:
-            raise Mixes("the shape of a constant is unknown")
-        return self.shape
-
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -82,14 +87,18 @@ class Node:
     op: str
     """The operator; with its domain before it, if it is not one of ONNX's own two."""
     version: int
-    """Of the operator's set."""
+    """The version of the operator's set."""
     inputs: Sequence[Value | None]
     """None for an optional input that is left out."""
-    num_outputs: int
     is_used: Sequence[bool]
     """For each output, whether it has a name."""
     attributes: dict[str, Message]
     unknowns: Unknowns
+
+    @property
+    def given(self) -> list[Value]:
+        """The inputs that are not left out."""
+        return [each for each in self.inputs if each is not None]
 
     def has(self, index: int) -> bool:
         """Return whether there is an input."""
@@ -104,6 +113,7 @@ class Node:
 
     def number(self, name: str, default: int) -> int:
         """Return an attribute that is an integer."""
+        # ONNX Runtime refuses attributes of another type, and two of one name.
         return int(self.attributes[name].i) if name in self.attributes else default
 
     def text(self, name: str, default: str = "") -> str:
@@ -122,9 +132,15 @@ class Node:
             raise Mixes(f"its {name} are computed")
         return numbers
 
-    def new_size(self) -> Size:
-        """Return an unknown size that depends on other sizes than the number of rows."""
-        return self.unknowns.new()
+    def new_size(self, mark: str = "?") -> Size:
+        """Return an unknown size, which depends on anything that the inputs depend on."""
+        return self.unknowns.new("N?" if any(each.is_size for each in self.given) else mark)
+
+    def outputs(self, *values: Value) -> list[Value]:
+        """Return outputs that have a rule; Mixes if another one is used."""
+        if any(self.is_used[len(values) :]):
+            raise Mixes(f"its output {len(values)} has no rule")
+        return list(values)
 
 
 def sizes_of(sizes: Iterable[Size]) -> Array:
@@ -140,7 +156,7 @@ def computed(items: Array, *, is_narrow: bool = False) -> Value:
     return Value(tuple(map(Size.of, items.shape)), items=items, is_narrow=is_narrow)
 
 
-def constant(data: Array | None, dims: tuple[int, ...]) -> Value:
+def constant(data: Array | None, dims: Sequence[Any]) -> Value:
     """Return the value of a constant; data is None if it is large.
 
     Elements of other types than shapes have are not followed: a uint8 overflows early.

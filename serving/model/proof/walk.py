@@ -9,7 +9,7 @@ given one of three kinds, from the inputs to the outputs:
 - rows along an axis: cut there into as many equal pieces as there are rows, piece i is a function
   of row i and of constants alone, the same function for every row and every number of rows.
 
-The rule of an operator (rules.py) says which kind its outputs have. A node without a rule,
+The rule of an operator (table.py) says which kind its outputs have. A node without a rule,
 or where rows meet, ends the proof with its name. The sizes of all other axes stay unknowns, so that
 a proof holds for all of them; and a size that depends on the number of rows never counts as a
 number, even if it is the same for 1, 2 and 3 rows.
@@ -23,8 +23,8 @@ from itertools import islice
 from typing import Any
 
 from serving.model.onnx_file import Message, small_array
-from serving.model.proof.rules import outputs_of
 from serving.model.proof.sizes import ONE, ROWS, Size, Unknowns
+from serving.model.proof.table import SETS, outputs_of
 from serving.model.proof.values import Mixes, Node, Value, constant, sizes_of
 
 _MAX_STEPS = 100_000
@@ -33,9 +33,17 @@ _MAX_DEPTH = 40
 """Of bodies and functions in one another."""
 _MAX_TEXT = 100
 """Characters of a graph's own names in a reason."""
-_CONTROL = {"If", "Loop", "Scan"}
-_DOMAINS = "", "ai.onnx", "ai.onnx.ml"
+_CONTROL = {
+    "If": {"then_branch", "else_branch"},
+    "Loop": {"body"},
+    "Scan": {"body", "num_scan_inputs", "scan_input_axes", "scan_input_directions",
+             "scan_output_axes", "scan_output_directions"},
+}  # fmt: skip
+"""The operators with bodies, and all their attributes."""
+_ONNX, _ALSO_ONNX, _CLASSICAL = "", "ai.onnx", "ai.onnx.ml"
 """The domains of ONNX's own operators; the first two are one."""
+_RESERVED = "ai.onnx", "com.microsoft", "com.ms.", "org.pytorch."
+"""The beginnings of domains in which ONNX Runtime has operators of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +77,14 @@ def prove(model: Message) -> Proof:
         if each.name not in defaults:
             walk.scope[each.name] = value = _input(each, walk.unknowns)
             sources.append(value.sources)
-            axes |= {size.name: (each.name, at) for at, size in enumerate(value.known_shape)}
+            axes |= {size.name: (each.name, at) for at, size in enumerate(value.shape)}
     outputs = walk.graph(graph, [each.name for each in graph.output])
     for each, value in zip(graph.output, outputs, strict=True):
         name = _shown(each.name)
         if value.axis != 0:
             found = "no axis of rows" if value.axis is None else f"its rows along axis {value.axis}"
             raise Mixes(f"output {name} has {found}")
-        if value.known_shape[0] != ROWS or value.outer != ONE:
+        if value.shape[0] != ROWS or value.outer != ONE:
             raise Mixes(f"output {name} has several rows for each of the batch")
     # Where rows of two inputs never meet, nothing says that row i of one belongs to row i of both.
     joined = _joined([*sources, *walk.joined])
@@ -131,15 +139,19 @@ class _Walk:
     def graph(self, graph: Message, outputs: Sequence[str]) -> list[Value]:
         """Walk through a graph whose inputs are in the scope; return values of its outputs."""
         for each in graph.initializer:
-            self.scope[each.name] = constant(small_array(each), tuple(each.dims))
-        for each in graph.sparse_initializer:
-            self.scope[each.values.name] = Value()
+            self._define(each.name, constant(small_array(each), tuple(each.dims)))
         self._nodes(graph.node, outputs)
         return [self._named(name) for name in outputs]
 
+    def _define(self, name: str, value: Value) -> None:
+        # A body's tensor may hide one of the graph around it, and never one of its own.
+        if name in self.scope.maps[0]:
+            raise Mixes(f"two tensors are named {_shown(name)}")
+        self.scope[name] = value
+
     def _named(self, name: str) -> Value:
         if name not in self.scope:
-            raise Mixes(f"there is no tensor {_shown(name)}")
+            raise Mixes(f"there is no tensor {_shown(name)}, or it is sparse")
         return self.scope[name]
 
     def _nodes(self, nodes: Sequence[Message], outputs: Iterable[str]) -> None:
@@ -176,29 +188,17 @@ class _Walk:
     def _node(self, message: Message) -> None:
         inputs = [self._named(name) if name else None for name in message.input]
         self._spend(sum(each.items.size for each in inputs if each and each.items is not None))
-        domain = "" if message.domain == "ai.onnx" else message.domain
-        known, version = domain in _DOMAINS, self._versions.get(domain, 0)
+        domain = _ONNX if message.domain == _ALSO_ONNX else message.domain
         node = Node(
-            message.op_type if known else f"{domain}.{message.op_type}",
-            version, inputs,
-            len(message.output), [bool(name) for name in message.output],
-            {each.name: each for each in message.attribute}, self.unknowns,
-        )  # fmt: skip
-        function = self._functions.get((message.domain, message.op_type, message.overload))
+            message.op_type if domain in (_ONNX, _CLASSICAL) else f"{domain}.{message.op_type}",
+            self._versions.get(domain, 0),
+            inputs,
+            [bool(name) for name in message.output],
+            {each.name: each for each in message.attribute},
+            self.unknowns,
+        )
         try:
-            if any(each.ref_attr_name for each in message.attribute):
-                raise Mixes("a body refers to attributes of a function around it")
-            if known and not version:
-                raise Mixes("the model does not say which version of the operators it uses")
-            if function is not None and (known or domain.startswith("com.microsoft")):
-                raise Mixes("a function has the name of an operator")
-            if function is not None:
-                outputs = self._function(function, node)
-            elif node.op in _CONTROL:
-                outputs = getattr(self, f"_{node.op.lower()}")(node)
-            else:
-                outputs = self._operator(node)
-            outputs = [self._checked(each) for each in outputs]
+            outputs = [self._checked(each) for each in self._outputs(message, domain, node)]
         # A graph may be anything that protobuf takes: attributes that are missing, of another type
         # or absurd. A rule that can't read them has proved nothing.
         except (Mixes, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
@@ -208,10 +208,27 @@ class _Walk:
             name = message.name or ", ".join(map(str, message.output))  # bytes are no UTF-8
             raise Mixes(f"{_shown(name)} ({_shown(node.op)}): {reason}", is_located=True) from None
         for name, value in zip(message.output, outputs, strict=False):
-            if name in self.scope:
-                raise Mixes(f"two tensors are named {_shown(name)}")
             if name:
+                if name in self.scope:
+                    raise Mixes(f"two tensors are named {_shown(name)}")
                 self.scope[name] = value
+
+    def _outputs(self, message: Message, domain: str, node: Node) -> list[Value]:
+        """Return what is known of the outputs of an operator, or of a function of the model."""
+        if any(each.ref_attr_name for each in message.attribute):
+            raise Mixes("a body refers to attributes of a function around it")
+        function = self._functions.get((message.domain, message.op_type, message.overload))
+        if function is not None:
+            if domain == _ONNX or domain.startswith(_RESERVED):
+                raise Mixes("a function has the name of an operator")
+            return self._function(function, node)
+        _require_known(domain, node)
+        if node.op not in _CONTROL:
+            return self._operator(node)
+        if unknown := node.attributes.keys() - _CONTROL[node.op]:
+            raise Mixes(f"attribute {_shown(min(unknown))} has no rule")
+        outputs: list[Value] = getattr(self, f"_{node.op.lower()}")(node)
+        return outputs
 
     def _checked(self, value: Value) -> Value:
         """Return a value with bounded sizes; a bug in a rule ends the proof here."""
@@ -220,10 +237,6 @@ class _Walk:
         if value.items is not None:
             items = sizes_of(map(self.unknowns.bounded, value.items.reshape(-1)))
             value = replace(value, items=items.reshape(value.items.shape))
-        if value.shape is None:
-            if value.is_rows:
-                raise Mixes("its shape is unknown")
-            return value
         shape = tuple(map(self.unknowns.bounded, value.shape))
         varies = any(size.varies for axis, size in enumerate(shape) if axis != value.axis)
         if value.axis is None:
@@ -299,22 +312,19 @@ class _Walk:
         for other in values[1:]:
             if first.axis != other.axis or first.is_size or other.is_size:
                 raise Mixes("its branches or turns have rows along different axes")
-            if not first.is_rows:
-                first = Value(first.shape) if first.shape == other.shape else Value()
-                continue
-            if first == other:
-                continue
-            mine, others = first.known_shape, other.known_shape
-            at = first.axis or 0
-            is_alike = len(mine) == len(others) and first.outer == other.outer
-            if not is_alike or mine[at] != others[at]:
+            mine, others = first.shape, other.shape
+            if len(mine) != len(others):
+                raise Mixes("its branches or turns have different numbers of axes")
+            if first.is_rows and (first.rows != other.rows or first.outer != other.outer):
                 raise Mixes("its branches or turns have rows of different sizes")
             sizes = [
                 a if a == b else self.unknowns.new() for a, b in zip(mine, others, strict=True)
             ]
             self._widened.update(a for a, b in zip(sizes, others, strict=True) if a != b)
-            first = Value(tuple(sizes), at, first.outer, sources=first.sources | other.sources)
-            self.joined.add(first.sources)
+            sources = first.sources | other.sources
+            first = Value(tuple(sizes), first.axis, first.outer, sources=sources)
+            if first.is_rows:
+                self.joined.add(sources)
         return first
 
     def _loop(self, node: Node) -> list[Value]:
@@ -348,21 +358,15 @@ class _Walk:
 
     def _known(self, value: Value) -> Value:
         """Return what a state's next turn must not change; widened sizes stand for all."""
-        shape = tuple(ONE if size in self._widened else size for size in value.shape or ())
-        return replace(value, shape=None if value.shape is None else shape)
+        return replace(
+            value, shape=tuple(ONE if size in self._widened else size for size in value.shape)
+        )
 
     def _stacked(self, value: Value, axis: int) -> Value:
-        if not value.is_rows:
-            return Value(varies=value.is_size)
-        shape = list(value.known_shape)
-        axis = axis if axis >= 0 else axis + len(shape) + 1
-        shape.insert(axis, self.unknowns.new())
-        return replace(
-            value,
-            shape=tuple(shape),
-            axis=(value.axis or 0) + (axis <= (value.axis or 0)),
-            items=None,
-        )
+        at = axis if axis >= 0 else axis + value.rank + 1
+        shape = (*value.shape[:at], self.unknowns.new(), *value.shape[at:])
+        moved = None if value.axis is None else value.axis + (at <= value.axis)
+        return replace(value, shape=shape, axis=moved, items=None, data=None, varies=value.is_size)
 
     def _scan(self, node: Node) -> list[Value]:
         if node.version < 9:
@@ -401,13 +405,13 @@ class _Walk:
             node.numbers("scan_output_directions") or ()
         ):
             raise Mixes("it turns the order of rows")
-        if len({(each.known_shape[each.axis or 0], each.outer) for each in scanned}) > 1:
+        if len({(each.shape[each.axis or 0], each.outer) for each in scanned}) > 1:
             raise Mixes("its turns are pieces of rows")
         _require_kept(body, len(states))
         around = [self.scope[name] for name in self._captured(body) if name in self.scope]
         if any(each.is_rows or each.is_size for each in around):
             raise Mixes("its turns see all rows")
-        size = scanned[0].known_shape[scanned[0].axis or 0]
+        size = scanned[0].shape[scanned[0].axis or 0]
         sources = frozenset[str]().union(*(each.sources for each in scanned))
         self.joined.add(sources)
         # Inside a turn all is about one row, so it counts as constant there.
@@ -415,7 +419,7 @@ class _Walk:
         outputs = []
         results = self._body(body, [*map(_without_items, states), *one])[len(states) :]
         for result, axis in zip(results, out_axes, strict=True):
-            shape = list(result.known_shape)
+            shape = list(result.shape)
             at = axis if axis >= 0 else axis + len(shape) + 1
             shape.insert(at, size)
             outputs.append(Value(tuple(shape), at, scanned[0].outer, sources=sources))
@@ -430,14 +434,11 @@ def _without_items(value: Value) -> Value:
 
 
 def _axis(axis: int, value: Value) -> int:
-    rank = len(value.known_shape)
-    return axis + rank if axis < 0 else axis
+    return axis + value.rank if axis < 0 else axis
 
 
 def _slice(value: Value, axis: int) -> Value:
     """Return one turn's slice of a tensor."""
-    if value.shape is None:
-        return Value()
     at = _axis(axis, value)
     shape = tuple(size for each, size in enumerate(value.shape) if each != at)
     moved = None if value.axis is None else value.axis - (at < value.axis)
@@ -460,11 +461,23 @@ def _versions(model: Message) -> dict[str, int]:
     """Return the version of each set of operators that a model or function uses."""
     versions: dict[str, int] = {}
     for each in model.opset_import:
-        domain = "" if each.domain == _DOMAINS[1] else each.domain
+        domain = _ONNX if each.domain == _ALSO_ONNX else each.domain
         if versions.get(domain, each.version) != each.version:
             raise Mixes(f"it has two versions of the operators {_shown(domain)}")
         versions[domain] = each.version
     return versions
+
+
+def _require_known(domain: str, node: Node) -> None:
+    """Raise Mixes if the rules were not compared with this version of the operators."""
+    if domain not in SETS:
+        raise Mixes("this operator has no rule")
+    oldest, newest = SETS[domain]
+    if not node.version:
+        raise Mixes("the model does not say which version of the operators it uses")
+    if not oldest <= node.version <= newest:
+        age = "older" if node.version < oldest else "newer"
+        raise Mixes(f"opset {node.version} is {age} than the rules")
 
 
 def _bodies(node: Message) -> list[Message]:

@@ -326,8 +326,15 @@ class H2Port(Port):
         calls = [(s, state.call) for s, state in peer.streams.items() if state.call]
         return [(s, call) for s, call in calls if s not in queued or isinstance(call, GrpcCall)]
 
-    def is_pending(self, peer: Peer) -> bool:
-        return bool(peer.output or peer.engine.num_unsent()) or any(
+    def num_unsent(self, peer: Peer) -> int:
+        return len(peer.output) + sum(
+            len(state.unsent)
+            for state in peer.engine.blocked.values()
+            if not (isinstance(state.call, GrpcCall) and state.call.is_watch)
+        )
+
+    def has_accepted(self, peer: Peer) -> bool:
+        return any(
             isinstance(state.call, Headers) or state.call.is_accepted
             for state in peer.streams.values()
             if state.call is not None

@@ -11,10 +11,10 @@ import pytest
 
 from serving.batching.batcher import Batcher
 from serving.batching.runs import Group
-from serving.config import BatchingConfig
+from serving.config import MOST_SIZE, BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError
 from serving.telemetry.metrics import Metrics
-from serving.tensors import Tensor, TensorSignature
+from serving.tensors import Layout, Piece, Tensor, TensorSignature
 from tests.support.fakes import (
     FakeCaller,
     FakeClock,
@@ -488,6 +488,27 @@ class SumRequest(FakeRequest):
 
 ROWS: list[list[list[int]]] = [[[1, 2]], [[3, 4], [5, 6]], [[7, 8, 9]], [[1, 1, 1]], [[]], [[]]]
 """Rows without elements run alone: the proof of batching is for axes of one or more."""
+
+
+def test_rows_longer_than_the_proof_is_about_run_alone(owner_of):
+    model = Sum(is_batchable=True)
+    owner = owner_of(model, BatchingConfig())
+    requests = [SumRequest(np.zeros((1, MOST_SIZE + more))) for more in (0, 0, 1, 1)]
+    owner.submit_all(requests)
+    assert model.shapes == [(2, MOST_SIZE), (1, MOST_SIZE + 1), (1, MOST_SIZE + 1)]
+
+
+@pytest.mark.parametrize(("size", "num_runs"), [(1, 1), (0, 2)])
+def test_messages_of_one_layout_without_elements_run_alone(size, num_runs, owner_of):
+    model = Sum(is_batchable=True)
+    owner = owner_of(model, BatchingConfig())
+    piece = Piece(0, 4 * size, np.dtype(np.float32), (1, size))
+    requests = [SumRequest(np.zeros((1, size))) for _ in range(2)]
+    for request in requests:
+        request.layout = Layout((piece, piece), ())
+        request.group.messages = [bytes(4 * size)]
+    owner.submit_all(requests)
+    assert len(model.shapes) == num_runs
 
 
 @pytest.mark.parametrize(

@@ -721,7 +721,7 @@ def test_proof_returns_what_it_knows_of_tensors():
     )
     (length,) = proof.axes.keys() - {"N"}
     assert proof.axes == {"N": ("x", 0), length: ("x", 1)}
-    shape = proof.values["t"].known_shape
+    shape = proof.values["t"].shape
     assert [size.at({"N": 3, length: 5}) for size in shape] == [5, 3]
     assert proof.values["t"].axis == 1
 

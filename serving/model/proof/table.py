@@ -1,0 +1,328 @@
+"""The table of the proof of batching: the rule of each operator.
+
+To add an operator, add a row, or its name to a row: its rule (rules.py says which there are), the
+inputs that may hold rows, and its attributes, all of them, in every version of the operator. A test
+names the attributes of ONNX's own schemas that are missing here, and operators that a new version
+of ONNX adds or changes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from serving.model.onnx_file import Message
+from serving.model.proof import rules
+from serving.model.proof.elements import follow
+from serving.model.proof.rules import Rule
+from serving.model.proof.values import Mixes, Node, Value
+
+SETS = {"": (7, 28), "ai.onnx.ml": (1, 5), "com.microsoft": (1, 1)}
+"""The oldest and the newest version of each set of operators that the rules were compared with."""
+ALL = range(1 << 16)
+"""All inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The rule of some operators, and what it covers."""
+
+    rule: Rule
+    rows: Sequence[int] = (0,)
+    """The inputs that may hold rows."""
+    sizes: Sequence[int] = ()
+    """The inputs that may depend on the number of rows, such as Reshape's second."""
+    attributes: str = ""
+    """The attributes that the rule covers: those that it reads, and those that change what an
+    element is and never on which others it depends. `name=value` is covered with that value."""
+    since: int = 0
+    """The oldest version of the set that the rule covers, if not the oldest of SETS."""
+    covered: dict[str, str] = field(init=False)
+    """The attributes, and the value that they must have; "" for any."""
+
+    def __post_init__(self) -> None:
+        pairs = (each.partition("=") for each in self.attributes.split())
+        object.__setattr__(self, "covered", {name: value for name, _, value in pairs})
+
+
+def outputs_of(node: Node) -> list[Value]:
+    """Return the values of a node's outputs.
+
+    Raises:
+        Mixes: rows meet, or it can't be excluded.
+    """
+    row = TABLE.get(node.op)
+    if row is None:
+        raise Mixes("this operator has no rule")
+    if node.version < row.since:
+        raise Mixes(f"version {node.version} of this operator has no rule")
+    _require_covered(row, node)
+    has_rows = any(each.is_rows for each in node.given)
+    is_size = False
+    for index, value in enumerate(node.inputs):
+        if value is None:
+            continue
+        if value.is_rows and index not in row.rows:
+            raise Mixes(f"its input {index} depends on rows")
+        if value.is_size and index not in row.sizes:
+            is_size = True
+    if has_rows and is_size:
+        raise Mixes("the number of rows meets values")
+    followed = follow(node)
+    outputs = followed or row.rule(node)
+    if is_size and not followed:
+        outputs = [replace(each, varies=True) for each in outputs]
+    return outputs
+
+
+def _require_covered(row: Row, node: Node) -> None:
+    for name, attribute in node.attributes.items():
+        if name not in row.covered:
+            raise Mixes(f"attribute {name[:100]} has no rule")
+        if (wanted := row.covered[name]) and _shown(attribute) != wanted:
+            raise Mixes(f"attribute {name} has a rule for {wanted} only")
+
+
+def _shown(attribute: Message) -> str:
+    return str(attribute.s.decode("utf-8", "replace") if attribute.s else attribute.i)
+
+
+_WINDOWS = "auto_pad dilations kernel_shape pads strides"
+_TREES = (
+    "base_values base_values_as_tensor nodes_falsenodeids nodes_featureids nodes_hitrates"
+    " nodes_hitrates_as_tensor nodes_missing_value_tracks_true nodes_modes nodes_nodeids"
+    " nodes_treeids nodes_truenodeids nodes_values nodes_values_as_tensor post_transform"
+)
+_RECURRENT = (
+    "activation_alpha activation_beta activations clip direction hidden_size input_forget layout"
+    " linear_before_reset"
+)
+
+
+def _row(names: str, rule: Rule, attributes: str = "", **options: Sequence[int] | int) -> None:
+    row = Row(rule, attributes=attributes, **options)  # type: ignore[arg-type]
+    for name in names.split():
+        if name in TABLE:
+            raise ValueError(f"two rows are about {name}")
+        TABLE[name] = row
+
+
+TABLE: dict[str, Row] = {}
+"""The row of each operator."""
+
+# Element by element.
+_row(
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Cos Cosh Erf Exp Floor HardSwish Identity"
+    " IsNaN Log Mish Neg Not Reciprocal Relu Round Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Tan"
+    " Tanh com.microsoft.Gelu",
+    rules.like_first,
+)
+_row("Celu Elu LeakyRelu Swish ThresholdedRelu com.microsoft.QuickGelu", rules.like_first, "alpha")
+_row("HardSigmoid Selu Shrink", rules.like_first, "alpha beta gamma bias lambd")
+_row("Cast", rules.like_first, "to saturate round_mode")
+_row("CastLike", rules.like_first, "saturate round_mode", rows=(0, 1), sizes=(1,))
+_row("Clip", rules.like_first, "min max")
+_row("Gelu", rules.like_first, "approximate")
+_row("IsInf", rules.like_first, "detect_negative detect_positive")
+_row("RegexFullMatch", rules.like_first, "pattern")
+_row("Binarizer", rules.like_first, "threshold")
+_row("CategoryMapper", rules.like_first, "cats_int64s cats_strings default_int64 default_string")
+_row(
+    "LabelEncoder",
+    rules.like_first,
+    "classes_strings default_float default_int64 default_string default_tensor keys_floats"
+    " keys_int64s keys_strings keys_tensor values_floats values_int64s values_strings"
+    " values_tensor",
+)
+_row(
+    "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max"
+    " Mean Min Mul Or PRelu Pow StringConcat Sub Sum Where Xor com.microsoft.BiasGelu"
+    " com.microsoft.FastGelu",
+    rules.pointwise,
+    rows=ALL,
+)
+_row("BitShift", rules.pointwise, "direction", rows=ALL)
+_row("Mod", rules.pointwise, "fmod", rows=ALL)
+_row("Dropout", rules.dropout, "ratio seed")
+_row("BatchNormalization", rules.batch_normalization, "epsilon momentum spatial=1 training_mode=0")
+_row(
+    "QuantizeLinear DequantizeLinear",
+    rules.quantized,
+    "axis block_size=0 output_dtype precision saturate",
+)
+_row("DynamicQuantizeLinear com.microsoft.DynamicQuantizeMatMul", rules.scaled_by_all)
+_row(
+    "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",
+    rules.random,
+    "dtype high low mean sample_size scale seed shape",
+)
+
+# Along axes, and over axes.
+_row("Softmax LogSoftmax Hardmax", rules.along(rules.softmax_axes), "axis")
+_row("LpNormalization", rules.along(rules.axis_of(-1)), "axis p")
+_row("CumSum CumProd", rules.along(rules.running_axes), "exclusive reverse")
+_row("MeanVarianceNormalization", rules.along(rules.normalized_axes), "axes", since=9)
+_row(
+    "GroupNormalization InstanceNormalization LRN",
+    rules.along(rules.all_but_first),
+    "alpha beta bias epsilon num_groups size stash_type",
+)
+_row("Trilu", rules.along(rules.last_two), "upper")
+_row("Det", rules.determinants)
+_row("TopK", rules.sorted_by_size, "axis k largest sorted", sizes=(1,))
+_row("ArgMax ArgMin", rules.reduced, "axis keepdims select_last_index")
+_row(
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd"
+    " ReduceSum ReduceSumSquare",
+    rules.reduced,
+    "axes keepdims noop_with_empty_axes",
+)
+_row(
+    "LayerNormalization RMSNormalization SimplifiedLayerNormalization",
+    rules.normalized,
+    "axis epsilon stash_type",
+)
+_row("com.microsoft.SkipLayerNormalization", rules.skip_normalized, "epsilon", rows=(0, 1))
+
+# Sums of products.
+_row("MatMul", rules.matrix_product, rows=(0, 1))
+_row("MatMulInteger", rules.quantized_product(0, 1, of_all=(2,), of_columns=3), rows=(0, 1))
+_row("QLinearMatMul", rules.quantized_product(0, 3, of_all=(6, 7), of_columns=4), rows=(0, 3))
+_row("Gemm", rules.general_product, "alpha beta transA transB", rows=(0, 1, 2))
+_row("Einsum", rules.einsum, "equation", rows=ALL)
+
+# Each sample by itself.
+_row("Conv ConvInteger", rules.samples(rules.convolved(1)), f"group {_WINDOWS}")
+_row("QLinearConv", rules.samples(rules.convolved(3)), f"group {_WINDOWS}")
+_row("ConvTranspose", rules.samples(rules.widened), f"group output_padding output_shape {_WINDOWS}")
+_row("MaxPool", rules.samples(rules.pooled), f"ceil_mode storage_order {_WINDOWS}")
+_row("AveragePool", rules.samples(rules.pooled), f"ceil_mode count_include_pad {_WINDOWS}")
+_row("LpPool", rules.samples(rules.pooled), f"ceil_mode p {_WINDOWS}")
+_row("GlobalAveragePool GlobalLpPool GlobalMaxPool", rules.samples(rules.one_each), "p")
+_row("DepthToSpace", rules.samples(rules.depth_to_space), "blocksize mode")
+_row("SpaceToDepth", rules.samples(rules.space_to_depth), "blocksize mode")
+_row(
+    "GridSample",
+    rules.samples(rules.sampled, others=(1,)),
+    "align_corners mode padding_mode",
+    rows=(0, 1),
+)
+_row("GRU LSTM RNN", rules.recurrent, _RECURRENT, rows=(0, 4, 5, 6))
+_row(
+    "com.microsoft.Attention",
+    rules.self_attention,
+    "mask_filter_value num_heads qkv_hidden_sizes scale unidirectional",
+    rows=(0, 3),
+)
+_row(
+    "Attention",
+    rules.attention,
+    "is_causal kv_num_heads left_window_size q_num_heads qk_matmul_output_mode right_window_size"
+    " scale softcap softmax_precision",
+    rows=(0, 1, 2, 3),
+)
+_row("ReverseSequence", rules.reversed_sequences, "batch_axis time_axis", rows=(0, 1))
+_row("DFT", rules.fourier, "axis inverse onesided")
+_row("STFT", rules.samples(rules.short_fourier), "onesided")
+
+# Classical models.
+_row("Imputer", rules.columns, "imputed_value_floats imputed_value_int64s replaced_value_float"
+     " replaced_value_int64")  # fmt: skip
+_row("Normalizer", rules.columns, "norm")
+_row("Scaler", rules.columns, "offset scale")
+_row(
+    "LinearClassifier",
+    rules.classified(rules.classes_of_lines),
+    "classlabels_ints classlabels_strings coefficients intercepts multi_class post_transform",
+)
+_row(
+    "SVMClassifier",
+    rules.classified(rules.unknown_classes),
+    "classlabels_ints classlabels_strings coefficients kernel_params kernel_type post_transform"
+    " prob_a prob_b rho support_vectors vectors_per_class",
+)
+_row(
+    "TreeEnsembleClassifier",
+    rules.classified(rules.classes_of_trees),
+    f"class_ids class_nodeids class_treeids class_weights class_weights_as_tensor"
+    f" classlabels_int64s classlabels_strings {_TREES}",
+)
+_row(
+    "LinearRegressor",
+    rules.scored("targets", 1),
+    "coefficients intercepts post_transform targets",
+)
+_row(
+    "SVMRegressor",
+    rules.scored("", 1),
+    "coefficients kernel_params kernel_type n_supports one_class post_transform rho"
+    " support_vectors",
+)
+_row(
+    "TreeEnsembleRegressor",
+    rules.scored("n_targets", 0),
+    f"aggregate_function n_targets target_ids target_nodeids target_treeids target_weights"
+    f" target_weights_as_tensor {_TREES}",
+)
+_row(
+    "TreeEnsemble",
+    rules.scored("n_targets", 0),
+    "aggregate_function leaf_targetids leaf_weights membership_values n_targets nodes_falseleafs"
+    " nodes_falsenodeids nodes_featureids nodes_hitrates nodes_missing_value_tracks_true"
+    " nodes_modes nodes_splits nodes_trueleafs nodes_truenodeids post_transform tree_roots",
+)
+_row(
+    "TfIdfVectorizer",
+    rules.scored("", 0),
+    "max_gram_length max_skip_count min_gram_length mode ngram_counts ngram_indexes pool_int64s"
+    " pool_strings weights",
+)
+_row("FeatureVectorizer", rules.features, "inputdimensions", rows=ALL)
+_row("OneHotEncoder", rules.one_hot_encoded, "cats_int64s cats_strings zeros")
+_row("ArrayFeatureExtractor", rules.extracted, rows=(0, 1))
+_row("StringNormalizer", rules.texts, "case_change_action is_case_sensitive locale")
+
+# Shapes.
+_row("Constant", rules.written, "value value_float value_floats value_int value_ints value_string"
+     " value_strings")  # fmt: skip
+_row("Shape", rules.shape_of, "end start", sizes=(0,))
+_row("Size", rules.size_of, sizes=(0,))
+_row("Reshape", rules.reshaped, "allowzero", sizes=(1,))
+_row("Flatten", rules.flattened, "axis")
+_row("Transpose", rules.transposed, "perm")
+_row("Squeeze", rules.squeezed, "axes")
+_row("Unsqueeze", rules.unsqueezed, "axes")
+_row("Expand", rules.expanded, sizes=(1,))
+_row("ConstantOfShape", rules.filled, "value", rows=(), sizes=(0,))
+_row("Range", rules.counted, "stash_type", rows=(), sizes=(0, 1, 2))
+_row("Tile", rules.tiled, sizes=(1,))
+_row("Concat", rules.joined, "axis", rows=ALL)
+_row("Split", rules.split, "axis num_outputs split", sizes=(1,))
+_row("Slice", rules.sliced, "axes ends starts", sizes=(1, 2))
+_row("Pad", rules.padded, "mode pads value", sizes=(1,))
+_row(
+    "Resize Upsample",
+    rules.resized,
+    "antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside"
+    " extrapolation_value keep_aspect_ratio_policy=stretch mode nearest_mode scales",
+    sizes=(1, 2, 3),
+)
+_row("OneHot", rules.one_hot, "axis", sizes=(1,))
+
+# Elements by number.
+_row("Gather", rules.gathered, "axis", rows=(0, 1))
+_row("GatherElements", rules.by_element, "axis", rows=(0, 1))
+_row("ScatterElements", rules.by_element, "axis reduction", rows=(0, 1, 2))
+_row("Compress", rules.compressed, "axis")
+_row("GatherND", rules.gathered_many, "batch_dims", rows=(0, 1))
+
+# Functions of constants.
+_FIRST: Callable[[Node], int] = lambda node: node.value(0).rank  # noqa: E731
+_row("EyeLike", rules.of_constants(_FIRST), "dtype k", rows=())
+_row("NonZero", rules.of_constants(lambda node: 2), rows=())
+_row("ScatterND", rules.of_constants(_FIRST), "reduction", rows=())
+_row(
+    "BlackmanWindow HammingWindow HannWindow",
+    rules.of_constants(lambda node: 1),
+    "output_datatype periodic",
+    rows=(),
+)
+_row("MelWeightMatrix", rules.of_constants(lambda node: 2), "output_datatype", rows=())
