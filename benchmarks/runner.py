@@ -93,7 +93,7 @@ def measure(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
         full = load.closed(_FULL_CALLERS, 1, seconds, _FULL_CONNECTIONS)
         reached = full.calls_per_s
         if not reached or full.num_errors:
-            raise OSError(f"the closed loop before it is no measure: {full.num_errors} calls failed")
+            raise OSError(f"{full.num_errors} calls of the closed loop before it failed")
         for factor in OVERLOADS:
             offsets_s = arrivals("constant", factor * reached, seconds, seed=0)
             send = partial(load.open, offsets_s, 1, TIMEOUT_S)
