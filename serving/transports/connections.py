@@ -329,6 +329,14 @@ class Port:
 
     def is_pending(self, peer: Peer) -> bool:
         """Return whether accepted calls are to be answered, or answers on their way."""
+        return self.num_unsent(peer) > 0 or self.has_accepted(peer)
+
+    def has_accepted(self, peer: Peer) -> bool:
+        """Return whether accepted calls are to be answered."""
+        raise NotImplementedError
+
+    def num_unsent(self, peer: Peer) -> int:
+        """Return the bytes of answers that a peer has not taken."""
         raise NotImplementedError
 
     def is_kept(self, peer: Peer) -> bool:
@@ -545,7 +553,11 @@ class Port:
         self._listener.close()
         for peer in self:
             if peer.state < State.LAST:
-                self.leave(peer)
+                self.part(peer)
+
+    def part(self, peer: Peer) -> None:
+        """Have a peer leave, now that the port is closed."""
+        self.leave(peer)
 
     def end_all(self) -> None:
         """Close the connections of those who have not left."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from serving.batching.runs import Group, Ran, ResponseEncoder
 from serving.errors import ServingError
-from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, frame
+from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, Watch, frame
 from serving.protocols.status import Status, error_of
 from serving.transports.calls import LoopCall, paused
 from serving.transports.connections import Peer
@@ -345,6 +345,11 @@ class GrpcCall(LoopCall):
     def is_accepted(self) -> bool:
         """Whether it is to be answered, however soon the server ends."""
         return self.is_running or bool(self.pending)
+
+    @property
+    def is_watch(self) -> bool:
+        """Whether its answers are news for as long as the caller stays, which nobody waits for."""
+        return isinstance(self.head.method, Watch)
 
     @property
     def is_incomplete(self) -> bool:

@@ -38,6 +38,8 @@ _MAX_UNSENT_BYTES = 64 << 10
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
 _NO_ROOM = Overloaded("other requests' bodies leave no room for this one")
+_GRACE_S = 1.0
+"""How long a drain waits for the requests that callers send before they know of it."""
 _COMPLAINT_S = 60.0
 """The least time between two log lines about peers that send malformed requests."""
 _PREFACE_END = b"SM\r\n\r\n"
@@ -159,6 +161,8 @@ class HttpEngine:
         """The number of the request in progress, if there is one."""
         self.call: Exchange | None = None
         """The request in progress."""
+        self.has_grace = False
+        """Whether its next request is answered although the server drains: it may be on its way."""
         self.recent: RoutedRequest | None = None
         """The routing of the last request: the same again if its head is."""
         self._answers: list[bytes] = []
@@ -168,11 +172,6 @@ class HttpEngine:
     @property
     def is_established(self) -> bool:
         return self.phase is not Phase.HEAD
-
-    @property
-    def has_answers(self) -> bool:
-        """Whether answers wait for the end of the round."""
-        return bool(self._answers)
 
     def begin(self) -> int:
         """Begin a request; return its number."""
@@ -232,6 +231,8 @@ class HttpPort(Port):
         self.defer = loop.defer
         self.pool = pool
         self.log = log
+        self._grace_until_s = -math.inf
+        """Until when a drain waits for requests that may be on their way."""
         self._num_bad, self._complained_s = 0, -math.inf
         self._num_released, self._trim_s = 0, math.inf
 
@@ -349,7 +350,7 @@ class HttpPort(Port):
         if call.logged is not None:
             call.logged.route = plan.route
         call.deadline_s = now_s + plan.timeout_s
-        if self.refusal is not None and plan.is_work:
+        if self.refusal is not None and plan.is_work and not engine.has_grace:
             self.fail_request(call, self.refusal)
         return call
 
@@ -411,7 +412,16 @@ class HttpPort(Port):
     # All requests of a connection
 
     def is_pending(self, peer: Peer) -> bool:
-        return self.is_kept(peer) or peer.engine.has_answers
+        """See `Port`: during the grace of a drain, requests may be on their way."""
+        may_ask = peer.engine.phase is not Phase.QUEUED and peer.state < State.LAST
+        return (may_ask and self.clock() < self._grace_until_s) or super().is_pending(peer)
+
+    def has_accepted(self, peer: Peer) -> bool:
+        return bool(peer.engine.phase is Phase.RUNNING)
+
+    def num_unsent(self, peer: Peer) -> int:
+        unsent: int = peer.engine.num_unsent
+        return len(peer.output) + unsent
 
     def is_kept(self, peer: Peer) -> bool:
         """See `Port`: a peer that has not sent all is slow."""
@@ -427,12 +437,30 @@ class HttpPort(Port):
             batcher.forget(peer)
 
     def drain(self, refusal: ServingError) -> None:
-        self.refusal = refusal
+        """See `Port`: the answers say that they are the last.
+
+        HTTP/1.1 can't say so between two answers, and a caller loses the request that it sends
+        while its connection is closed: so each that is open may send one more, or the rest of one.
+        """
+        self.refusal, self._grace_until_s = refusal, self.clock() + _GRACE_S
         for peer in self:
             engine: HttpEngine = peer.engine
             engine.forget()
-            if engine.call is not None and engine.call.plan.is_work and not engine.call.is_running:
-                self.fail_request(engine.call, refusal)
+            engine.has_grace = True
+
+    def close(self) -> None:
+        """See `Port`: those who have just connected are answered, that the server ends."""
+        if not self._is_closed:
+            self.accept(self.clock(), 0.0)
+        super().close()
+
+    def part(self, peer: Peer) -> None:
+        """See `Port`: a request that has begun to come is answered."""
+        engine: HttpEngine = peer.engine
+        if engine.phase is Phase.BODY and engine.call is not None and self.refusal is not None:
+            self.fail_request(engine.call, self.refusal)
+        elif engine.phase in (Phase.IDLE, Phase.QUEUED):
+            super().part(peer)
 
     def sweep_calls(self, peer: Peer) -> None:
         call: Exchange | None = peer.engine.call
