@@ -19,8 +19,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.model.onnx_file import Message
-from serving.model.onnx_runtime import RunOptions, reason_of, runtime
+from serving.model.onnx_file import Message, parse_model
+from serving.model.onnx_runtime import NO_WEIGHTS, RunOptions, reason_of, runtime
 from serving.system.files import read_regular
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class Verdict:
     """Why not; None if they are proved independent and a run agrees."""
     remark: str = ""
     """What the check by a run left out, if anything."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the fields, for JSON."""
+        return asdict(self)
 
 
 @cache
@@ -109,6 +113,13 @@ def run(check: "Check") -> Verdict:
     return Verdict(None, f"{found.num_omitted} of {total} tensors not checked by a run")
 
 
+def judge(onnx: bytes) -> Verdict:
+    """Return the verdict on a model in one file."""
+    model = parse_model(onnx)
+    found = prepare(model, onnx, NO_WEIGHTS, runtime().RunOptions())
+    return found if isinstance(found, Verdict) else run(found)
+
+
 # Keeping it
 
 
@@ -169,7 +180,7 @@ def keep(key: str, verdict: Verdict) -> None:
     where = folder()
     if where is None:
         return
-    data = json.dumps({"key": key, **asdict(verdict)})
+    data = json.dumps({"key": key, **verdict.document()})
     try:
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=where, suffix=".tmp", delete=False) as file:
