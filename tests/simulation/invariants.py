@@ -1,7 +1,7 @@
 """Invariants at all times, and in the end."""
 
-from serving.http2.connection import Stream
-from tests.simulation.clients import SLOW, STREAM, Polite
+from serving.http2.streams import Stream
+from tests.simulation.clients import SLOW, STREAM, Polite, has_finished
 from tests.simulation.network import READ, WRITE
 
 _LATE_S = 0.35
@@ -95,7 +95,7 @@ def check_windows(simulation, connection, client):
     for stream, state in ours.streams.items():
         their = theirs.streams.get(stream)
         if isinstance(their, Stream) and isinstance(state, Stream):
-            if not state.finished:
+            if not has_finished(state):
                 sent = ours._first_window + state.send_credit
                 pairs.append(("of a stream up", sent, their.receive_window))
             sent = theirs._first_window + their.send_credit
