@@ -6,9 +6,11 @@ import shutil
 
 import pytest
 
+from digit_classifier import PRETRAINED
 from serving import Classifier, Model
 from serving.model import verdicts
-from serving.model.repository import PRETRAINED, load_manifest
+from serving.model.onnx_runtime import runtime
+from serving.model.repository import load_manifest
 from serving.model.verdicts import Verdict
 from tests.serving.model.graphs import node, rows_model, save, two_layers
 
@@ -62,7 +64,7 @@ def test_other_graph_rules_or_runtime_are_judged_anew(
     if change == "rules":
         monkeypatch.setattr(verdicts, "rules_version", lambda: "other rules")
     if change == "runtime":
-        monkeypatch.setattr(verdicts.runtime(), "__version__", "0.0")
+        monkeypatch.setattr(runtime(), "__version__", "0.0")
     line_of(path)
     assert len(judged) == 2
     assert len(list(folder.iterdir())) == 2

@@ -8,12 +8,12 @@ import pytest
 
 from serving import Model
 from serving.model.onnx_file import parse_model
-from serving.model.onnx_runtime import runtime
+from serving.model.onnx_runtime import bare_run, runtime
 from serving.model.proof import Mixes, prove, walk
 from serving.model.proof import check as checks
 from serving.model.proof.check import Check, Graph, NotRun
 from serving.model.proof.sizes import ONE, Size
-from serving.model.proof.table import TABLE
+from serving.model.proof.table import TABLE, outputs_of
 from serving.model.proof.values import Value, computed, sizes_of
 from tests.serving.model.proof.test_graphs import CONSTANTS, PROVED, build, graph
 from tests.support.fakes import TIMEOUT_S
@@ -128,7 +128,7 @@ FAULTS = {
 
 def plant(monkeypatch, operator, rule):
     """Replace the rule of an operator."""
-    right = walk.outputs_of
+    right = outputs_of
     monkeypatch.setattr(
         walk, "outputs_of", lambda node: rule(node) if node.op == operator else right(node)
     )
@@ -145,7 +145,7 @@ def test_planted_fault_of_a_rule_is_named(name, monkeypatch):
 
 def test_rounding_that_later_nodes_enlarge_is_no_contradiction(monkeypatch):
     """Sums of a batch are rounded otherwise than those of a row, as a matrix product's are."""
-    right = checks.bare_run
+    right = bare_run
 
     def rounding_run(session):
         def run(names, feeds, options):
