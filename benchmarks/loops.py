@@ -385,7 +385,7 @@ class Calls:
             found = self._engine.receive(data, perf_counter())
         except Http2Error as err:
             raise ConnectionError(f"{self._address}: {err}") from err
-        if any(event[0] == events.GOAWAY for event in found):
+        if any(isinstance(event, events.GoAway) for event in found):
             raise ConnectionError(f"{self._address} ends the connection")
 
     def _forget(self, stream: bytes) -> None:

@@ -150,7 +150,7 @@ def _walk(folder: str) -> Iterator[Reading | str]:
             if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
                 file = os.path.join(path, name)
                 # A FIFO would never end.
-                yield file if os.path.isfile(file) else (file, "cannot be read: no regular file")
+                yield file if os.path.isfile(file) else (file, "cannot be read: not a regular file")
     yield from ((str(err.filename), f"cannot be read: {err.strerror}") for err in refused)
 
 

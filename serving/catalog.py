@@ -470,10 +470,12 @@ class Catalog:
             if name not in paths:
                 raise ModelNotFound(f"no model {name[:40]!r} in the repository")
             self._unloaded.discard(name)
-            folder = self._folder(name, paths[name])
-            folder.forget_failures()
-            if folder.look():
-                self._publish(name, folder.served)
+            self._folder(name, paths[name]).forget_failures()
+            try:
+                self._adopt(name, paths[name])
+            except Exception as err:
+                self._note_trouble(name, text_of(err))
+                raise
 
     def unload(self, name: str) -> None:
         """Serve a model no longer, until `load`.
@@ -517,16 +519,25 @@ class Catalog:
         return self._folders[name]
 
     def _look(self, name: str, path: Path) -> bool:
-        folder, before = self._folder(name, path), self.models.get(name)
+        """Look at one model; return whether it has changed."""
         try:
-            is_changed = folder.look()
-            self._end_trouble(name)
-            if not is_changed or self._ended:
-                return False
-            self._publish(name, folder.served)
+            return self._adopt(name, path)
         except Exception as err:  # of one model: it neither touches others nor ends this thread
             self._note_trouble(name, text_of(err))
             return False
+
+    def _adopt(self, name: str, path: Path) -> bool:
+        """Serve what is in a model's folder now; count it, log it, and return whether it is new.
+
+        Raises:
+            ServingError: nothing has changed; see `ModelFolder.look`.
+        """
+        folder, before = self._folder(name, path), self.models.get(name)
+        is_changed = folder.look()
+        self._end_trouble(name)
+        if not is_changed or self._ended:
+            return False
+        self._publish(name, folder.served)
         self.count_reload("loaded")
         old, new = before and before.default_version, self.models[name].default_version
         if old is None or old == new:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -188,6 +189,10 @@ class ServerConfig:
     """Sites whose pages may ask over HTTP, such as https://example.org."""
     max_json_bytes: int = 32 << 20
     """The longest JSON over HTTP, such as 4M: by default a picture of 640 x 640 x 3 floats."""
+    max_buffered_bytes: int | None = None
+    """Bytes of requests that have not come whole, of all callers together, such as 512M; further
+    callers of large requests wait; without it, eight times the models' largest request, but at
+    least 64 MiB, and at most an eighth of the memory."""
     http_is_optional: bool = False
     """Whether a server whose HTTP port is in use goes on without HTTP, instead of ending."""
     transport: TransportName = "auto"
@@ -230,7 +235,10 @@ class ServerConfig:
         for name in ("metrics_port", "http_port"):
             port = getattr(self, name) or 0
             _require(0 <= port <= 65_535, name, port, "0 to 65535")
+        self._require_different_ports()
         _require(self.max_json_bytes >= 1, "max_json_bytes", self.max_json_bytes, "at least 1")
+        most = self.max_buffered_bytes
+        _require(most is None or most >= 1, "max_buffered_bytes", most, "at least 1")
         is_image = self.input == "image"
         _require(is_image or self.input == "tensors", "input", self.input, "tensors or image")
         _require(is_image or not self.labels, "labels", self.labels[:3], "given with input image")
@@ -238,6 +246,23 @@ class ServerConfig:
         _require(0 <= self.access_log <= 1, "access_log", self.access_log, "0 to 1")
         for name in ("drain", "max_connection_age", "reload_interval", "self_test_interval"):
             _require_seconds(name, getattr(self, f"{name}_s"))
+
+    def _require_different_ports(self) -> None:
+        """Raise ConfigurationError if two of the three ports can't be open at the same time."""
+        places = {
+            "port": (self.host, self.port),
+            "metrics_port": (self.metrics_host, self.metrics_port),
+            # One that is optional gives way.
+            "http_port": (self.http_host, None if self.http_is_optional else self.http_port),
+        }
+        for (name, one), (other, another) in combinations(places.items(), 2):
+            is_same = one[0] == another[0] or not _EVERY.isdisjoint({one[0], another[0]})
+            if one[1] == another[1] and one[1] and is_same and not one[0].startswith("unix:"):
+                raise ConfigurationError(f"{name} and {other} must be different, got {one[1]}")
+
+
+_EVERY = {"", "0.0.0.0", "::"}
+"""Hosts that are all addresses of the machine."""
 
 
 def require_name(field: str, name: str) -> None:

@@ -202,7 +202,7 @@ def _converted(tensor: Tensor, array: Array, *, is_typed: bool) -> Array:
     """Return an array in the tensor's type.
 
     An array that has a type must have the right one: floats may be 0..1 or 0..255. Lists have none:
-    their numbers become floats of any size, and integers that hold them.
+    their numbers become floats and integers that hold them.
     """
     wanted, kind = tensor.dtype, array.dtype.kind
     if array.dtype.newbyteorder("=") == wanted or (wanted.kind == "O" and kind in "US"):
@@ -210,10 +210,24 @@ def _converted(tensor: Tensor, array: Array, *, is_typed: bool) -> Array:
     if not is_typed and (not array.size or kind in "iuf"):
         with np.errstate(all="ignore"):
             converted = array.astype(wanted)
+        if wanted.kind == "f" and (np.isinf(converted) & np.isfinite(array)).any():
+            raise InvalidRequest(f"expected {tensor}, got a number that it can't hold")
         is_exact = kind in "iu" and wanted.kind in "iu" and (converted == array).all()
         if is_exact or wanted.kind == "f" or not array.size:
             return converted
     raise InvalidRequest(f"expected {tensor}, got {str(array.dtype)[:_MAX_SHOWN]}")
+
+
+def finite(text: str) -> float:
+    """Parse a number of JSON, as json's `parse_float`.
+
+    Raises:
+        ValueError: it is too large for a double, which json makes an infinity of.
+    """
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is too large for a number")
+    return number
 
 
 MAX_LABEL = 100

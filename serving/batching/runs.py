@@ -226,12 +226,16 @@ class Group:
         return self._pick(at), [responses[i] for i in at]
 
     def _pick(self, at: Sequence[int]) -> "Group":
-        slots, deadlines_s = self.slots, self.deadlines_s
+        slots = self.slots and [self.slots[i] for i in at]
+        deadline_s, deadlines_s = self.deadline_s, self.deadlines_s
+        if deadlines_s is not None:
+            deadlines_s = [deadlines_s[i] for i in at]
+            deadline_s = min(deadlines_s, default=deadline_s)
+        streams, messages = [self.streams[i] for i in at], [self.messages[i] for i in at]
+        times = self.arrived_s, deadline_s
         return Group(
-            self.caller, [self.streams[i] for i in at], [self.messages[i] for i in at],
-            self.encoder, self.sink, self.arrived_s, self.deadline_s,
-            slots and [slots[i] for i in at], deadlines_s and [deadlines_s[i] for i in at],
-        )  # fmt: skip
+            self.caller, streams, messages, self.encoder, self.sink, *times, slots, deadlines_s
+        )
 
     def divide(self, now_s: float) -> "tuple[Group | None, Group | None]":
         """Return the calls that are in time, and those that are late."""

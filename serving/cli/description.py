@@ -1,7 +1,7 @@
 """The output of `info`, for models in files or of a server."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,17 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     Raises:
         ServingError: see `load_model`.
     """
-    from serving.model.loading import load_model
+    from serving.catalog import Catalog
+    from serving.model.repository import is_file
 
     batching = BatchingConfig()
-    model = load_model(
-        path, config.version, config.device, config.precision, batching.max_batch_size
-    )
+    # As a server loads it: its settings and labels choose the version.
+    if is_file(path):
+        config = replace(config, names=(), files=(path,))
+    else:
+        config = replace(config, models=path.parent, names=(path.name,))
+    (served,) = Catalog(config, batching.max_batch_size).models.values()
+    model = served.default
     signature = model.signature
     facts = {
         "name": model.manifest.name,

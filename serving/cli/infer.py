@@ -19,7 +19,7 @@ from serving.model.preprocessing import Preprocessing, of_graph
 from serving.model.repository import read_labels
 from serving.protocols.oip.examples import sample_of
 from serving.system.files import read_regular
-from serving.tensors import Array, Tensor, TensorSignature, as_feeds
+from serving.tensors import Array, Tensor, TensorSignature, as_feeds, finite
 
 if TYPE_CHECKING:
     from serving.model.engine import LoadedModel
@@ -144,7 +144,7 @@ def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any
 
 def _of_text(tensor: Tensor, text: str) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=finite)
     except (ValueError, RecursionError) as err:
         if tensor.datatype == "BYTES":
             return text

@@ -1,24 +1,26 @@
 """One side of a connection: bytes to events, and frames back, as far as the peer's windows allow.
 
-A stream (RFC 9113, section 5.1) is in `streams` from its first frame until both sides have ended it
-or either has reset it:
-
-    is in `streams`   `ended`   `finished`
-    open              no        no
-    half closed       yes       no           the peer has sent everything
-    half closed       no        yes          we have sent everything (a client's request)
-    closed            it is not in `streams`; in `_reset` if its frames may be under way
+A stream is in `Connection.streams` from its first frame until it is CLOSED (`streams.py`). One that
+we have reset is in `_reset` then, since frames of the peer may be under way.
 """
 
 from struct import Struct
-from typing import Any
+from typing import Any, Protocol
 
-from serving.http2 import events as kinds
 from serving.http2 import frames
-from serving.http2.events import Event
+from serving.http2.events import (
+    DataReceived,
+    Event,
+    GoAway,
+    HeadersReceived,
+    Layout,
+    StreamReset,
+    TrailersReceived,
+)
 from serving.http2.frames import CONNECTION, DATA, HEADERS, ErrorCode, Http2Error, frame, word
-from serving.http2.headers import Block, HeaderReader, OpenCall
+from serving.http2.headers import Block, BlockRecogniser, HeaderReader, Shared
 from serving.http2.hpack import Encoder
+from serving.http2.streams import CLOSED, PEER_ENDS, RESET, WE_END, OpenCall, Stream
 
 _HEADER = Struct(">IB4s").unpack_from
 """A frame's length and kind, flags, stream."""
@@ -31,38 +33,40 @@ _MAX_RESET = 4096
 """Streams of which is kept that we reset them; frames on older ones count as errors."""
 
 
-class Stream:
-    """A stream that is more than one message in one piece."""
+class CallRecogniser(BlockRecogniser, Protocol):
+    """What takes calls that repeat others, off the bytes of a server's connection."""
 
-    call: Any = None
-    """For the application: its own state of the stream, until it has ended it."""
-    ended = False
-    finished = False
-    send_credit = 0
-    """The peer's additions to the stream's first window, minus the bytes sent: so a change of that
-    window, which counts for all streams, need not touch them."""
-    owed = 0
-    """Bytes acknowledged and not yet returned to the window."""
-    content_left: int | None = None
-    """Bytes of data that are still to come by `content-length`."""
-    unsent: bytes | bytearray = b""
-    trailers: bytes | None = None
-    """The end of the stream after `unsent`: a header block, or only the flag."""
+    runs: dict[bytes, Any]
+    """How they are found, by the first four bytes of a frame; empty if none is expected."""
 
-    def __init__(self, block: Block | None, receive_window: int) -> None:
-        self.block = block
-        self.receive_window = receive_window
+    def expect(self, block: Shared, layout: Layout, token: Any, *, calls: bool) -> None:
+        """Recognise messages of a layout on streams that begin with a block."""
+
+    def scan(self, data: bytes, at: int) -> tuple[int, int]:
+        """Take the calls that begin at `at`; return how far, and up to where there are no more."""
+
+    def take_message(self, stream: bytes, block: Block, data: bytes, at: int) -> int:
+        """Take the message that follows a block; return where it ends, or 0."""
+
+    def wants_no_table(self, stream: bytes, block: Block) -> bool:
+        """Return whether the peer should use no table, since its blocks are never the same."""
 
 
 class Connection:
     """One side of a connection, without I/O; not safe to share between threads."""
 
-    def __init__(self, limits: frames.Limits, *, is_server: bool, first: bytes = b"") -> None:
+    recogniser: CallRecogniser | None = None
+    """A server's may have one; without it all bytes are read frame by frame."""
+
+    def __init__(
+        self, limits: frames.Limits, reader: HeaderReader, encoder: Encoder, first: bytes = b""
+    ) -> None:
         """Begin; the first bytes are ready to be sent.
 
         Args:
             limits: the peer's limits.
-            is_server: which side this is.
+            reader: reads the peer's header blocks.
+            encoder: writes ours.
             first: the preface that precedes our settings.
         """
         self.limits = limits
@@ -78,9 +82,7 @@ class Connection:
         # Bytes to events
         self.events: list[Event] = []
         """The events of the last bytes."""
-        self._runs: dict[bytes, Any] = {}
-        """How calls that repeat others are found, by the first bytes of a frame."""
-        self.reader = HeaderReader(limits, self._runs.clear, of_requests=is_server)
+        self.reader = reader
         self._preface = b""
         """The part of the peer's preface that has not arrived."""
         self._rest = b""
@@ -96,7 +98,7 @@ class Connection:
         self._resets = frames.Budget(limits.burst_resets, limits.resets_per_s)
         self._small_frames = frames.Budget(limits.burst_small_frames, limits.small_frames_per_s)
         # Frames to the peer
-        self.encoder = Encoder()
+        self.encoder = encoder
         self.blocked: dict[bytes, Stream] = {}
         """Those with data that windows keep back."""
         self.send_window = frames.DEFAULT_WINDOW
@@ -150,10 +152,10 @@ class Connection:
 
     def _take_frames(self, data: bytes, at: int, looked_at: int) -> None:
         """Take the frames from `at` on; up to `looked_at` none of them is recognised."""
-        size = len(data)
+        size, recogniser = len(data), self.recogniser
         while size - at >= frames.FRAME_BYTES:
-            if self._runs and at >= looked_at and self._block is None:
-                at, looked_at = self._scan(data, at)
+            if recogniser and recogniser.runs and at >= looked_at and self._block is None:
+                at, looked_at = recogniser.scan(data, at)
                 if size - at < frames.FRAME_BYTES:
                     break
             end = self._frame(data, at)
@@ -270,7 +272,7 @@ class Connection:
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
             return
         self._end_peer(stream, state)
-        self.events.append((kinds.TRAILERS, stream, fields, True))
+        self.events.append(TrailersReceived(stream, fields))
 
     # Data and windows of ours
 
@@ -331,7 +333,7 @@ class Connection:
         state.receive_window -= length
         if ended:
             self._end_peer(stream, state)
-        self.events.append((kinds.DATA, stream, data, ended))
+        self.events.append(DataReceived(stream, data, ended))
         return True
 
     def _accept_data(self, stream: bytes, length: int, num_bytes: int, *, ends: bool) -> bool:
@@ -359,11 +361,11 @@ class Connection:
 
     def _take_data(self, stream: bytes, part: bytes, *, ended: bool) -> None:
         state = self.streams.get(stream)
-        if state is None or (not part and not ended):
+        if not isinstance(state, Stream) or (not part and not ended):
             return
         if ended:
             self._end_peer(stream, state)
-        self.events.append((kinds.DATA, stream, part, ended))
+        self.events.append(DataReceived(stream, part, ended))
 
     def _continue(self, data: bytes) -> int:
         """Take the rest of a frame that came in part before; return where it ends."""
@@ -381,10 +383,9 @@ class Connection:
         self._partial = (stream, missing, padding, ends) if missing + padding else None
         return at
 
-    def _end_peer(self, stream: bytes, state: Any) -> None:
+    def _end_peer(self, stream: bytes, state: Stream) -> None:
         """Note that the peer has sent everything on a stream."""
-        state.ended = True
-        if state.finished:
+        if state.move(PEER_ENDS) is CLOSED:
             del self.streams[stream]
 
     def _awaken(self, stream: bytes) -> Stream:
@@ -393,7 +394,7 @@ class Connection:
         if isinstance(state, Stream):
             return state
         if not state.ended:
-            self.events.append((kinds.HEADERS, stream, state.block, False))
+            self.events.append(HeadersReceived(stream, state.block, is_end=False))
         return self._full(stream)
 
     # Other frames
@@ -412,7 +413,7 @@ class Connection:
         self._count_reset()
         state = self.streams.get(stream)
         if state is not None:
-            self.events.append((kinds.RESET, stream, (code, state), True))
+            self.events.append(StreamReset(stream, code, state))
             self.reset(stream, code)
         else:
             self._note_reset(stream)
@@ -434,7 +435,7 @@ class Connection:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY of a wrong length")
             code = int.from_bytes(payload[4:8], "big")
             last = word(int.from_bytes(payload[:4], "big") & frames.MAX_WINDOW)
-            self.events.append((kinds.GOAWAY, last, code, False))
+            self.events.append(GoAway(last, code))
         elif kind == frames.PRIORITY:
             self._small()
             if _is_own_parent(stream, payload):
@@ -458,14 +459,14 @@ class Connection:
             self._fail(stream, ErrorCode.PROTOCOL_ERROR)
 
     def _reset_by_peer(self, stream: bytes, code: int) -> None:
-        state = self.streams.pop(stream, None)
+        state = self._close(stream)
         if state is None and self._is_idle(stream):
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
         self._count_reset()
         if state is None:
             return
-        self.blocked.pop(stream, None)
-        self.events.append((kinds.RESET, stream, (code, state), True))
+        _end(state)
+        self.events.append(StreamReset(stream, code, state))
 
     def _take_settings(self, flags: int, payload: bytes) -> None:
         if flags & frames.ACK:
@@ -561,13 +562,18 @@ class Connection:
 
     def reset(self, stream: bytes, code: ErrorCode) -> None:
         """End a stream at once; nothing happens on a closed stream."""
-        state = self.streams.pop(stream, None)
+        state = self._close(stream)
         if state is None:
             return
-        self.blocked.pop(stream, None)
         if not state.ended:  # more of it may be under way
             self._note_reset(stream)
+        _end(state)
         self._ready.append(frame(frames.RST_STREAM, 0, stream, word(code)))
+
+    def _close(self, stream: bytes) -> Stream | OpenCall | None:
+        """Drop a stream; return its state, or None if it is not open."""
+        self.blocked.pop(stream, None)
+        return self.streams.pop(stream, None)
 
     def acknowledge(self, stream: bytes, num_bytes: int) -> None:
         """Let the peer send as much more on a stream."""
@@ -600,8 +606,10 @@ class Connection:
         if isinstance(state, Stream):
             return state
         full = Stream(state.block, self.limits.stream_window_bytes)
-        full.call, full.ended, full.send_credit = state.call, state.ended, state.send_credit
+        full.call, full.send_credit = state.call, state.send_credit
         full.content_left = state.block.kind.content_length
+        if state.ended:
+            full.move(PEER_ENDS)
         self.streams[stream] = full
         return full
 
@@ -642,9 +650,20 @@ class Connection:
 
     def _finish(self, stream: bytes, state: Stream) -> None:
         """Note that everything was sent on a stream."""
-        state.finished = True
-        if state.ended:
+        if state.move(WE_END) is CLOSED:
             del self.streams[stream]
+
+    def account(self, number: int, num_bytes: int) -> None:
+        """Take messages that were recognised off the connection's window and limits.
+
+        Args:
+            number: how many.
+            num_bytes: the data bytes of each.
+        """
+        self._small_frames.left += self.limits.small_frames_per_request * number
+        self._receive_window -= num_bytes * number
+        if self._receive_window < self.limits.connection_window_bytes // 2:
+            self._use_window(0)
 
     def _note_reset(self, stream: bytes) -> None:
         """Remember that frames of a stream may be under way that nobody waits for."""
@@ -653,18 +672,13 @@ class Connection:
         self._reset[stream] = None
 
     def forget(self) -> None:
-        """Decode all header blocks again, and recognise none until `expect` is called."""
+        """Decode all header blocks again, and recognise none until one is expected again."""
         self.reader.clear()
-        self._runs.clear()
 
     # The roles
 
     def _take_preface(self, data: bytes) -> int:
         """Take the preface that precedes the peer's frames; return where it ends."""
-        raise NotImplementedError
-
-    def _scan(self, data: bytes, at: int) -> tuple[int, int]:
-        """Take the calls at `at` that repeat others; see `ServerConnection`."""
         raise NotImplementedError
 
     def _is_idle(self, stream: bytes) -> bool:
@@ -676,6 +690,12 @@ class Connection:
     ) -> int | None:
         """Take a block; return where the message that follows it in `data` ends, if that, too."""
         raise NotImplementedError
+
+
+def _end(state: Stream | OpenCall) -> None:
+    """Note that a stream was reset; what streams share stays as it is."""
+    if isinstance(state, Stream):
+        state.move(RESET)
 
 
 def _is_own_parent(stream: bytes, priority: bytes) -> bool:

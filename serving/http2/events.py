@@ -1,24 +1,87 @@
-"""Events of a connection, as tuples: kind, stream, value, whether the peer has ended the stream.
+"""The events of a connection: what `receive` returns, in the order in which it happened."""
 
-A tuple costs a tenth of an object with names, and there are two or three a call.
-"""
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
-from typing import Any
+from serving.http2.headers import Shared
+from serving.http2.hpack import Fields
+from serving.http2.streams import OpenCall, Stream
 
-Event = tuple[int, bytes, Any, bool]
+Layout: TypeAlias = tuple[bytes, int]
+"""A message's first bytes, and how many follow them."""
 
-HEADERS = 0
-"""A request or a response begins; the value is its `Block`."""
-DATA = 1
-"""Data, or a part of a long frame; the value is bytes."""
-TRAILERS = 2
-"""The message has ended with fields, the value."""
-RESET = 3
-"""The peer has reset the stream; the value is the error code and the stream's state."""
-CALLS = 4
-"""Whole calls were recognised: (block, token, messages without their prefixes by stream, values of
-these that the block leaves out, in the same order, by the field's name)."""
-MESSAGES = 5
-"""Frames of a known layout on a stream: (layout, token, messages without their prefixes)."""
-GOAWAY = 6
-"""The peer opens or takes no more streams than the one named; the value is the error code."""
+
+class HeadersReceived(NamedTuple):
+    """A request or a response begins."""
+
+    stream: bytes
+    block: Shared
+    is_end: bool
+    """Whether the peer has ended the stream."""
+
+
+class DataReceived(NamedTuple):
+    """Data have come, or a part of a long frame of data."""
+
+    stream: bytes
+    data: bytes
+    is_end: bool
+
+
+class TrailersReceived(NamedTuple):
+    """The peer has ended the stream with fields."""
+
+    stream: bytes
+    fields: Fields
+
+
+class StreamReset(NamedTuple):
+    """The peer has reset the stream, or an error of the peer's has."""
+
+    stream: bytes
+    code: int
+    state: Stream | OpenCall
+    """The stream's state before it; the stream is over."""
+
+
+class CallsReceived(NamedTuple):
+    """Whole calls were recognised, whose header blocks and first bytes repeat earlier ones."""
+
+    shared: Shared
+    """The header fields that all have."""
+    token: Any
+    """The application's, from `expect`."""
+    messages: dict[bytes, bytes]
+    """Each call's message without its known first bytes, by stream."""
+    values: Mapping[bytes, list[bytes]]
+    """The values that `shared` leaves out, by the field's name, in the order of the messages."""
+
+
+class MessagesReceived(NamedTuple):
+    """Frames of a known layout have come on one stream."""
+
+    stream: bytes
+    layout: Layout
+    token: Any
+    """The application's, from `expect`."""
+    messages: Sequence[bytes]
+    """Each frame's data without their known first bytes."""
+    is_end: bool
+
+
+class GoAway(NamedTuple):
+    """The peer opens or takes no more streams than up to the one named."""
+
+    last_stream: bytes
+    code: int
+
+
+Event: TypeAlias = (
+    HeadersReceived
+    | DataReceived
+    | TrailersReceived
+    | StreamReset
+    | CallsReceived
+    | MessagesReceived
+    | GoAway
+)

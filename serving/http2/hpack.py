@@ -3,12 +3,12 @@
 Table      the static fields, and those that one side has inserted
 Decoder    blocks to fields
 Encoder    fields to blocks
-Huffman's code (appendix B), decoded a byte at a time by a table made on demand
 """
 
 from collections.abc import Callable, Iterable
 
 from serving.http2.frames import ErrorCode, Http2Error
+from serving.http2.huffman import decode_huffman
 
 Field = tuple[bytes, bytes]
 Fields = tuple[Field, ...]
@@ -36,6 +36,10 @@ STATIC: Fields = (
 )  # fmt: skip
 """The first 61 entries of every table (appendix A)."""
 _FIRST_INSERTED = 1 + len(STATIC)
+_STATIC_INDEX = {field: index for index, field in reversed([*enumerate(STATIC, 1)])}
+_STATIC_NAME = {name: index for index, (name, _) in reversed([*enumerate(STATIC, 1)])}
+_MAX_CACHED = 256
+"""The header blocks that an encoder keeps."""
 
 
 class Table:
@@ -104,8 +108,8 @@ class Decoder:
         self._max_list_bytes = max_list_bytes
         self._max_fields = max_fields
         self.literals: list[tuple[int, int, int]] = []
-        """Of the last block's fields that were literals: which, and where the block has the value;
-        an empty range if that is in Huffman's code."""
+        """The last block's fields that were literals: which, and where the block has the value; an
+        empty range if that is in Huffman's code."""
         self.has_changed = False
         """Whether the last block changed the table."""
         self.has_invalid = False
@@ -221,22 +225,18 @@ def _integer(block: bytes, at: int, most: int) -> tuple[int, int]:
             raise HpackError("an integer that is too long")
 
 
-# Encoding
-
-_MAX_CACHED = 256
-_VOLATILE = frozenset(
-    (b"grpc-timeout", b"grpc-message", b"x-request-id", b"traceparent", b"tracestate")
-)
-"""Names whose values change from call to call: inserted, they would only push others out."""
-_STATIC_INDEX = {field: index for index, field in reversed([*enumerate(STATIC, 1)])}
-_STATIC_NAME = {name: index for index, (name, _) in reversed([*enumerate(STATIC, 1)])}
-
-
 class Encoder:
     """Writes the header blocks of one connection, in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, volatile: frozenset[bytes] = frozenset()) -> None:
+        """Start with an empty table.
+
+        Args:
+            volatile: names whose values change from call to call: inserted into the table, they
+                would only push others out.
+        """
         self._table = Table()
+        self._volatile = volatile
         self.resized = b""
         """The change of the table's size that the next block must begin with, in any encoding."""
         self._blocks: dict[Fields, bytes] = {}
@@ -262,7 +262,7 @@ class Encoder:
                 parts.append(_write_integer(index, 7, INDEXED))
                 continue
             num_bytes = len(field[0]) + len(field[1]) + ENTRY_BYTES
-            if field[0] in _VOLATILE or num_bytes > self._table.max_bytes:
+            if field[0] in self._volatile or num_bytes > self._table.max_bytes:
                 parts.append(literal(field))
                 continue
             parts.append(literal(field, INSERT))
@@ -302,10 +302,11 @@ def literal(field: Field, kind: int = 0) -> bytes:
 def encode_literally(fields: Iterable[Field]) -> bytes:
     """Encode fields so that neither side's table is needed or changed."""
     return b"".join(
-        _write_integer(_STATIC_INDEX[field], 7, INDEXED) if field in _STATIC_INDEX
+        _write_integer(_STATIC_INDEX[field], 7, INDEXED)
+        if field in _STATIC_INDEX
         else literal(field)
         for field in fields
-    )  # fmt: skip
+    )
 
 
 def _write_integer(value: int, bits: int, flags: int) -> bytes:
@@ -323,115 +324,3 @@ def _write_integer(value: int, bits: int, flags: int) -> bytes:
 
 def _write_string(text: bytes) -> bytes:
     return _write_integer(len(text), 7, 0) + text
-
-
-# Huffman's code is canonical: codes of one length are consecutive numbers, in the order of their
-# symbols.
-
-_EOS = 256
-_LONGEST = 30
-_SYMBOLS_BY_LENGTH: dict[int, bytes | tuple[int, ...]] = {
-    5: b"012aceiost",
-    6: b" %-./3456789=A_bdfghlmnpru",
-    7: b":BCDEFGHIJKLMNOPQRSTUVWYjkqvwxyz",
-    8: b"&*,;XZ",
-    10: b"!\"()?",
-    11: b"'+|",
-    12: b"#>",
-    13: b"\0$@[]~",
-    14: b"^}",
-    15: b"<`{",
-    19: (92, 195, 208),
-    20: (128, 130, 131, 162, 184, 194, 224, 226),
-    21: (153, 161, 167, 172, 176, 177, 179, 209, 216, 217, 227, 229, 230),
-    22: (129, 132, 133, 134, 136, 146, 154, 156, 160, 163, 164, 169, 170, 173, 178, 181, 185, 186,
-         187, 189, 190, 196, 198, 228, 232, 233),
-    23: (1, 135, 137, 138, 139, 140, 141, 143, 147, 149, 150, 151, 152, 155, 157, 158, 165, 166,
-         168, 174, 175, 180, 182, 183, 188, 191, 197, 231, 239),
-    24: (9, 142, 144, 145, 148, 159, 171, 206, 215, 225, 236, 237),
-    25: (199, 207, 234, 235),
-    26: (192, 193, 200, 201, 202, 205, 210, 213, 218, 219, 238, 240, 242, 243, 255),
-    27: (203, 204, 211, 212, 214, 221, 222, 223, 241, 244, 245, 246, 247, 248, 250, 251, 252, 253,
-         254),
-    28: (2, 3, 4, 5, 6, 7, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20, 21, 23, 24, 25, 26, 27, 28, 29,
-         30, 31, 127, 220, 249),
-    _LONGEST: (10, 13, 22, _EOS),
-}  # fmt: skip
-
-
-def _codes() -> dict[tuple[int, int], int]:
-    """Return the symbol of each (length, code)."""
-    symbols, code, last = {}, 0, 0
-    for length, of_length in _SYMBOLS_BY_LENGTH.items():
-        code <<= length - last
-        last = length
-        for symbol in of_length:
-            symbols[length, code] = symbol
-            code += 1
-    return symbols
-
-
-_SYMBOLS = _codes()
-
-
-class _CodePart:
-    """The part of a code that has come."""
-
-    __slots__ = ("_code", "_length", "may_end", "next")
-
-    def __init__(self, length: int, code: int) -> None:
-        self._length, self._code = length, code
-        self.may_end = length < 8 and code == (1 << length) - 1
-        """Whether the part is padding: fewer than 8 bits, all ones."""
-        self.next: list[tuple[_CodePart, bytes]] = []
-        """For each next byte the state after it, and the symbols that end in it; empty at first."""
-
-    def fill(self) -> list[tuple["_CodePart", bytes]]:
-        """Fill `next`, bit by bit."""
-        rows = [(self._length, self._code, b"")]
-        for _ in range(8):
-            rows = [_after(*row, bit) for row in rows for bit in (0, 1)]
-        self.next = [
-            (_state(length, code), _PARTS.setdefault(symbols, symbols))
-            for length, code, symbols in rows
-        ]
-        return self.next
-
-
-def _after(length: int, code: int, symbols: bytes, bit: int) -> tuple[int, int, bytes]:
-    length, code = length + 1, code << 1 | bit
-    symbol = _SYMBOLS.get((length, code), _EOS)
-    return (length, code, symbols) if symbol == _EOS else (0, 0, symbols + bytes((symbol,)))
-
-
-def _state(length: int, code: int) -> _CodePart:
-    if length >= _LONGEST:
-        return _FAILED
-    state = _STATES.get((length, code))
-    if state is None:
-        state = _STATES[length, code] = _CodePart(length, code)
-    return state
-
-
-_PARTS: dict[bytes, bytes] = {}
-"""The symbols of all entries; some 65,000 share them."""
-_STATES: dict[tuple[int, int], _CodePart] = {}
-_START = _STATES[0, 0] = _CodePart(0, 0)
-_FAILED = _CodePart(8, 0)
-_FAILED.next = [(_FAILED, b"")] * 256
-
-
-def decode_huffman(encoded: bytes) -> bytes:
-    """Decode a string.
-
-    Raises:
-        ValueError: it has the symbol for the end, or padding that is not the longest code's start
-            of fewer than 8 bits (RFC 7541, section 5.2).
-    """
-    state, parts = _START, []
-    for byte in encoded:
-        state, symbols = (state.next or state.fill())[byte]
-        parts.append(symbols)
-    if not state.may_end:
-        raise ValueError("the end of the code in a string, or wrong padding")
-    return b"".join(parts)

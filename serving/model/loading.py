@@ -60,8 +60,8 @@ def load_model(
 
     Args:
         model_dir: the model's directory, such as models/digits, or an ONNX file.
-        version: the version; None for the newest good one. A corrupt version is skipped with a
-            warning.
+        version: the version; None for the newest good one, of those that the model's settings name
+            if they name some. A corrupt version is skipped with a warning.
         device: "auto", "cpu" or "cuda".
         precision: "fp32" or "int8"; int8 runs on the CPU only, which "auto" means for it.
         max_batch_size: the most rows in one run.
@@ -94,7 +94,10 @@ def load_model(
     if version is not None:
         return _load_version(model_dir, version, *how)
     failures = []
-    for candidate in repository.versions(model_dir):
+    candidates = repository.versions(model_dir)
+    if settings.versions not in (None, "latest", "all"):
+        candidates = sorted(set(settings.versions.split(",")), key=int, reverse=True)
+    for candidate in candidates:
         try:
             return _load_version(model_dir, candidate, *how)
         except (CorruptModel, ModelNotFound) as err:

@@ -4,6 +4,7 @@ This module imports Pillow; `reader.from_picture` imports it and reports a missi
 """
 
 import io
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import InvalidRequest, TooLarge
 from serving.predictions import Images
+from serving.system.files import open_regular
 from serving.system.process import free_bytes
 
 MAX_PIXELS = 80_000_000
@@ -39,7 +41,7 @@ def read(source: str | Path | BinaryIO, make: Callable[[Image.Image], _Made]) ->
     """
     try:
         if isinstance(source, str | Path):
-            with open(source, "rb") as file:
+            with open_regular(Path(source), sys.maxsize) as file:  # a FIFO would never end
                 return _opened(_seekable(file), make)
         return _opened(_seekable(source), make)
     except InvalidRequest:

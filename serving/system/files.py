@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from serving.errors import ConfigurationError
 
@@ -47,15 +48,29 @@ def read_regular(path: Path, max_bytes: int, more_flags: int = 0) -> bytes:
     Raises:
         OSError: it can't be opened or read, is not a regular file, is too large, or is growing.
     """
-    # Opening a device can have effects, so check first; O_NONBLOCK: it may be replaced meanwhile.
-    _size(path.stat(), max_bytes)
-    descriptor = os.open(path, _FLAGS | more_flags)
-    with os.fdopen(descriptor, "rb") as file:
-        size = _size(os.fstat(descriptor), max_bytes)
+    with open_regular(path, max_bytes, more_flags) as file:
+        size = os.fstat(file.fileno()).st_size
         data = file.read(size + 1)
     if len(data) > size:
         raise OSError(errno.EAGAIN, "it is still being written")
     return data
+
+
+def open_regular(path: Path, max_bytes: int, more_flags: int = 0) -> BinaryIO:
+    """Open a file for reading; see `read_regular`.
+
+    Raises:
+        OSError: it can't be opened, is not a regular file, or is too large.
+    """
+    # Opening a device can have effects, so check first; O_NONBLOCK: it may be replaced meanwhile.
+    _size(path.stat(), max_bytes)
+    file = os.fdopen(os.open(path, _FLAGS | more_flags), "rb")
+    try:
+        _size(os.fstat(file.fileno()), max_bytes)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def _size(state: os.stat_result, max_bytes: int) -> int:

@@ -48,6 +48,8 @@ its time. A quarter of the service's objective where that is less."""
 _PARTING_S = 1.0
 """How long the end of a drain waits for peers to take their last answers and close; not for those
 who had none to wait for, and had sent nothing for that long when it began, and since."""
+_UNREAD_S = 2.0
+"""How long a drain waits for a peer to take answers of which nothing leaves; then it is cut off."""
 _DEFERRED_S = 2e-3
 """How long a round works on deferred tasks, such as requests that HTTP callers have sent ahead."""
 _TELLING_BYTES = 1024
@@ -206,6 +208,8 @@ class Loop:
         """Why new calls are refused, once it drains."""
         self._draining_s = math.inf
         """Since when it drains."""
+        self._unsent: dict[Peer, tuple[int, float]] = {}
+        """While it drains: how many bytes peers have not taken, and since when not fewer."""
         self._parted_s: float | None = None
         """When it told all peers to leave: its last turns come."""
         self._reader = Reader(self.clock, self._round_s, self.schedule_flush)
@@ -219,7 +223,9 @@ class Loop:
     def add(self, port: Port) -> None:
         """Serve a listening socket, too; on the loop's thread, or before it starts."""
         self._ports += (port,)
-        self.calls.max_bytes = min(self.calls.max_bytes, port.limits.max_buffered_bytes)
+        budget = self.calls.budget
+        budget.max_bytes = min(budget.max_bytes, port.limits.max_buffered_bytes)
+        budget.free_bytes = min(budget.free_bytes, port.limits.http2.stream_window_bytes)
         port.listen()
         if self._refusal is not None:
             port.drain(self._refusal)
@@ -363,8 +369,10 @@ class Loop:
             for port in self._ports:
                 port.sweep(now_s)
             self._router.prune()
-        if self._refusal is not None and not self._is_pending():
-            self.drained.set()
+        if self._refusal is not None:
+            self._cut_off_who_takes_nothing(now_s)
+            if not self._is_pending():
+                self.drained.set()
         is_hurried = self._refusal is not None or self._router.is_busy
         is_hurried |= self.calls.is_due(now_s + _SWEEP_S)
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
@@ -387,6 +395,20 @@ class Loop:
     def _is_pending(self) -> bool:
         is_pending = (port.is_pending(peer) for port in self._ports for peer in port)
         return self._router.is_busy or any(is_pending)
+
+    def _cut_off_who_takes_nothing(self, now_s: float) -> None:
+        """Cut off the peers that have taken none of their answers for too long."""
+        before, self._unsent = self._unsent, {}
+        for port in self._ports:
+            for peer in port:
+                num_bytes = 0 if port.has_accepted(peer) else port.num_unsent(peer)
+                if num_bytes:
+                    bytes_before, since_s = before.get(peer, (0, now_s))
+                    if num_bytes != bytes_before:
+                        since_s = now_s
+                    self._unsent[peer] = num_bytes, since_s
+                    if now_s - since_s >= _UNREAD_S:
+                        port.abort(peer)
 
     def stop(self) -> None:
         """Close the ports and every connection; `drain` first to lose nothing."""

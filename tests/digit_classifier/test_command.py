@@ -56,6 +56,16 @@ def test_folder_without_pictures_is_an_error(models, folder, tmp_path, run):
     assert err == [f"{empty}: no pictures in this folder", "1 of 2 failed"]
 
 
+def test_pipe_is_refused_and_not_waited_for(models, folder, tmp_path):
+    for place in (tmp_path, folder):
+        os.mkfifo(place / "pipe.png")
+    command = [*COMMAND, str(tmp_path / "pipe.png"), str(folder), "--models", str(models)]
+    done = ended(command)
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, len(SORTED))
+    assert f"{tmp_path / 'pipe.png'}: cannot be read: not a regular file" in done.stderr
+    assert f"{folder / 'pipe.png'}: cannot be read: not a regular file" in done.stderr
+
+
 def test_stdin_is_read_where_a_dash_is_given(models, folder):
     content = (folder / "b.png").read_bytes()
     result = subprocess.run([*COMMAND, "-", "--models", models], input=content, capture_output=True)
@@ -104,15 +114,15 @@ def test_several_digits_are_refused_and_the_others_answered(models, folder, imag
     assert err[0].startswith(f"{folder / 'both.png'}: expected one digit, found 2")
 
 
-def test_answer_is_printed_before_the_next_picture_is_there(models, folder, tmp_path):
-    late = tmp_path / "late.png"
-    os.mkfifo(late)
+def test_answer_is_printed_before_the_next_picture_is_there(models, folder):
     with program(
-        [*COMMAND, folder / "b.png", late, "--models", models], stdout=subprocess.PIPE
-    ) as process:
+        [*COMMAND, folder / "b.png", "-", "--models", models],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
         assert process.stdout.readline().startswith(f"{folder / 'b.png'}: ")
-        late.write_bytes((folder / "b.png").read_bytes())
-        assert process.stdout.readline().startswith(f"{late}: ")
+        process.stdin.buffer.write((folder / "b.png").read_bytes())
+        process.stdin.close()
+        assert process.stdout.readline().startswith("-: ")
     assert process.returncode == 0
 
 
@@ -127,16 +137,14 @@ def test_reader_that_leaves_ends_it_without_a_traceback(models, folder):
     assert process.returncode == 1
 
 
-def test_ctrl_c_ends_it_without_a_traceback(models, folder, tmp_path):
-    never = tmp_path / "never.png"
-    os.mkfifo(never)
+def test_ctrl_c_ends_it_without_a_traceback(models, folder):
     with program(
-        [*COMMAND, folder / "b.png", never, "--models", models],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [*COMMAND, folder / "b.png", "-", "--models", models],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        # Python misses one that comes between its last look and the call that opens the pipe.
+        # Python misses one that comes between its last look and the call that reads the pipe.
         again = threading.Timer(30, process.send_signal, (signal.SIGINT,))
         again.start()
         assert process.stderr.read() == ""

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from digit_classifier import normalizer, wire
 from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.errors import CorruptModel, InvalidRequest
-from serving.http2.client_side import ClientConnection
+from serving.http2.client import ClientConnection
 from serving.http2.frames import SETTINGS, Http2Error, Limits, frame, word
 from serving.model.repository import parse_manifest
 from serving.pictures import decoder
@@ -95,9 +95,9 @@ def http2(data):
     warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
     half = len(data) // 2
     reads = [warm, data[:half], data[half:]]
-    one, other = server(), server()
-    by_frames, _, end = calls_of(one, reads, recognise=False)
-    recognised, _, same_end = calls_of(other, reads, recognise=True)
+    one, other = server(varying=None), server()
+    by_frames, _, end = calls_of(one, reads)
+    recognised, _, same_end = calls_of(other, reads)
     assert end == same_end
     assert end or by_frames == recognised
     for connection in (one, other):

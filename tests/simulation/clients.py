@@ -5,8 +5,7 @@ from struct import pack
 
 from digit_classifier.wire import decode_response, encode_request
 from serving.http2 import events
-from serving.http2.client_side import ClientConnection
-from serving.http2.connection import Stream
+from serving.http2.client import ClientConnection
 from serving.http2.frames import (
     CONNECTION,
     INITIAL_WINDOW_SIZE,
@@ -18,6 +17,7 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.hpack import INDEXED, INSERT, Encoder, _write_integer, encode_literally, literal
+from serving.http2.streams import Phase, Stream
 from serving.protocols.method import frame as framed
 from serving.protocols.oip import inference_pb
 from tests.simulation.network import Link
@@ -73,6 +73,11 @@ class TerseEncoder(Encoder):
         return encode_literally(before) + block + encode_literally(after)
 
 
+def has_finished(state):
+    """Whether the client has sent everything on a stream."""
+    return state.phase in (Phase.HALF_CLOSED_LOCAL, Phase.CLOSED)
+
+
 class Engine(ClientConnection):
     """The project's, with calls of several messages."""
 
@@ -84,12 +89,12 @@ class Engine(ClientConnection):
         return stream
 
     def send(self, stream, data, *, end):
-        if isinstance(state := self.streams.get(stream), Stream) and not state.finished:
+        if isinstance(state := self.streams.get(stream), Stream) and not has_finished(state):
             self._send(stream, data, b"" if end else None)
 
     def has_finished(self, stream):
         state = self.streams.get(stream)
-        return stream not in self._waiting and (state is None or bool(state.finished))
+        return stream not in self._waiting and (state is None or has_finished(state))
 
     def widen(self, size):
         """Raise the first window of all streams."""
@@ -305,7 +310,7 @@ class Polite(Client):
             self.simulation.after(0.02, self.arrived)
         try:
             for event in self.engine.receive(data, self.simulation.now_s):
-                self.take(*event)
+                self.take(event)
         except Http2Error as err:
             self.simulation.fail(
                 f"the server breaks the protocol towards client {self.number}: {err}"
@@ -317,22 +322,27 @@ class Polite(Client):
                 self.end(call, "closed")
             self.link.up.shut()
 
-    def take(self, kind, stream, value, is_end):
-        if kind == events.GOAWAY:
-            self.is_leaving = self.is_leaving or not self.is_stubborn or stream < MOST
-            for unread in [each for s, each in self.calls.items() if s > stream]:
+    def take(self, event):
+        if isinstance(event, events.GoAway):
+            last = event.last_stream
+            self.is_leaving = self.is_leaving or not self.is_stubborn or last < MOST
+            for unread in [each for s, each in self.calls.items() if s > last]:
                 self.end(unread, "unread")
             return
-        if (call := self.calls.get(stream)) is None:
+        if (call := self.calls.get(event.stream)) is None:
             return
-        if kind == events.DATA:
-            self.take_data(call, value)
-            self.engine.acknowledge(stream, len(value))
-        elif kind == events.RESET:
-            self.end(call, f"reset {ErrorCode(value[0]).name}")
-        elif is_end:
-            fields = value.fields if kind == events.HEADERS else value
-            self.end(call, dict(fields).get(b"grpc-status", b"none").decode())
+        if isinstance(event, events.DataReceived):
+            self.take_data(call, event.data)
+            self.engine.acknowledge(event.stream, len(event.data))
+        elif isinstance(event, events.StreamReset):
+            self.end(call, f"reset {ErrorCode(event.code).name}")
+        elif isinstance(event, events.TrailersReceived):
+            self.end_with(call, event.fields)
+        elif event.is_end:
+            self.end_with(call, event.block.fields)
+
+    def end_with(self, call, fields):
+        self.end(call, dict(fields).get(b"grpc-status", b"none").decode())
 
     def take_data(self, call, data):
         call.data += data

@@ -467,6 +467,10 @@ class Simulation:
             self.clients.append(client)
             for at in range(0, 25, 2):
                 self.after(at * 0.05, client.act, "calls")
+            browser = Browser(self, len(self.clients), Random(f"{self.seed} {len(self.clients)}"))
+            self.clients.append(browser)
+            for at in range(0, 25, 2):
+                self.after(at * 0.05, browser.act, "calls")
         self.after(1.0, self.begin_drain)
 
     def begin_drain(self):

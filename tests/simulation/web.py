@@ -203,7 +203,6 @@ class Browser(Client):
         simulation, link = self.simulation, self.link
         read_s = link.up.read_s(request.end)
         is_read = read_s is not None and read_s < (link.closed_s or simulation.now_s)
-        may = (
-            self.is_last or link.is_reset or simulation.now_s > simulation.draining_s or not is_read
-        )
+        is_late = request.sent_s + link.latency_s > simulation.drained_s
+        may = self.is_last or link.is_reset or is_late or not is_read
         simulation.require(may, f"request {request.number} loses its connection")

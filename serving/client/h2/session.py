@@ -5,7 +5,6 @@ import os
 import ssl
 import time
 from functools import lru_cache
-from typing import Any
 from urllib.parse import unquote
 
 from serving.client import transport
@@ -41,6 +40,10 @@ _RESETS: dict[int | None, StatusCode] = {
     ErrorCode.ENHANCE_YOUR_CALM: StatusCode.RESOURCE_EXHAUSTED,
 }
 
+_VOLATILE = frozenset(
+    (b"grpc-timeout", b"grpc-message", b"x-request-id", b"traceparent", b"tracestate")
+)
+"""Metadata whose values change from call to call."""
 _GONE: Failure = (StatusCode.UNAVAILABLE, "the server takes no more calls on this connection")
 
 Metadata = tuple[tuple[str, str], ...]
@@ -123,7 +126,7 @@ class Session:
             authority: "host:port".
             scheme: "http" or "https".
         """
-        self._http2 = ClientConnection(_LIMITS)
+        self._http2 = ClientConnection(_LIMITS, _VOLATILE)
         self._first = (
             (b":method", b"POST"),
             (b":scheme", scheme.encode()),
@@ -185,27 +188,31 @@ class Session:
             Http2Error: the server breaks the protocol.
         """
         now_s = time.monotonic()
-        for kind, stream, value, is_end in self._http2.receive(data, now_s):
-            call = self.calls.get(stream)
-            if kind == events.GOAWAY:
+        for event in self._http2.receive(data, now_s):
+            if isinstance(event, events.GoAway):
                 self.failure = _GONE
-                self._end_unread(stream)
-            elif call is not None and self._take(call, kind, value, is_end):
-                del self.calls[stream]
-                call.end(_outcome(call))
+                self._end_unread(event.last_stream)
+            elif not isinstance(event, events.CallsReceived):  # of servers alone
+                call = self.calls.get(event.stream)
+                if call is not None and self._take(call, event):
+                    del self.calls[event.stream]
+                    call.end(_outcome(call))
         self.keepalive.end(now_s, len(self.calls))
 
-    def _take(self, call: ClientCall, kind: int, value: Any, is_end: bool) -> bool:
+    def _take(self, call: ClientCall, event: events.Event) -> bool:
         """Process an event of a call; return whether the call has ended."""
-        if kind == events.DATA:
-            return self._take_data(call, value) or is_end
-        if kind in (events.HEADERS, events.TRAILERS):
-            fields = value.fields if kind == events.HEADERS else value
-            call.failure = _status_in(fields) or call.failure
-        elif kind == events.RESET and call.failure is None:
-            code = _RESETS.get(value[0], StatusCode.INTERNAL)
-            call.failure = code, f"the server reset the call (HTTP/2 error {value[0]:d})"
-        return is_end
+        match event:
+            case events.DataReceived():
+                return self._take_data(call, event.data) or event.is_end
+            case events.HeadersReceived():
+                call.failure = _status_in(event.block.fields) or call.failure
+                return event.is_end
+            case events.TrailersReceived():
+                call.failure = _status_in(event.fields) or call.failure
+            case events.StreamReset() if call.failure is None:
+                code = _RESETS.get(event.code, StatusCode.INTERNAL)
+                call.failure = code, f"the server reset the call (HTTP/2 error {event.code:d})"
+        return True
 
     def _take_data(self, call: ClientCall, data: bytes) -> bool:
         """Take a part of an answer; return whether it is too long, which ends the call."""

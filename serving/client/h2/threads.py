@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 import time
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from collections import deque
 from contextlib import suppress
 
@@ -28,6 +28,10 @@ _BLOCK_S = 1.0
 """The longest that `recv` waits: this timeout of the socket's is set once, others before a call."""
 _IDLE_S = 0.05
 """After this time without calls the server may have closed the connection."""
+_LOOK_S = 1.0
+"""The longest that a thread sleeps without a look: the one that was to wake it may have been
+interrupted."""
+_INTERRUPTED = "a call was interrupted, such as by Ctrl-C"
 _STALLED_S = transport.KEEPALIVE_TIME_S + transport.KEEPALIVE_TIMEOUT_S
 """How long a server may take to read a request."""
 _HANDSHAKE_BYTES = 64 << 10
@@ -61,7 +65,12 @@ class ThreadCall(ClientCall):
 
 
 class Http2Connection:
-    """A connection that threads share."""
+    """A connection that threads share.
+
+    An error of a signal's handler, such as KeyboardInterrupt, may end any step of a thread. The
+    reader and the writer are known by name, so that none that has gone is waited for; a step that
+    was left half done ends the connection, since bytes may be lost.
+    """
 
     def __init__(self, sock: socket.socket, session: Session, cipher: Tls | Plain) -> None:
         sock.settimeout(None)
@@ -70,7 +79,11 @@ class Http2Connection:
         self._cipher = cipher
         self._lock = allocate_lock()
         """Guards the session and all flags; held for bookkeeping only."""
-        self._is_writing = self._is_reading = self._is_lost = False
+        self._is_lost = False
+        self._reader: object = None
+        """The call whose thread reads, if one does."""
+        self._writer: int | None = None
+        """The thread that sends, if one does."""
         self._read_timeout_s = 0.0
         self._waiting: dict[ThreadCall, None] = {}
         """Calls whose threads sleep."""
@@ -78,7 +91,7 @@ class Http2Connection:
         """Calls that have ended, whose threads still sleep."""
         self._used_s = time.monotonic()
         """When calls were in flight, more or less."""
-        self._send(self._take())
+        self._flush()
 
     def __del__(self) -> None:
         # Not before: the number could go to another socket while a thread still reads.
@@ -87,30 +100,38 @@ class Http2Connection:
     def is_usable(self) -> bool:
         """Return whether calls may begin; reads bytes that came while nobody waited."""
         if not self._session.calls and time.monotonic() - self._used_s > _IDLE_S:
-            with self._lock:
-                is_reader, self._is_reading = not self._is_reading, True
-            if is_reader:
-                try:
+            reader = object()
+            try:
+                with self._lock:
+                    if self._reader is None:
+                        self._reader = reader
+                if self._reader is reader:
                     self._read(0.0)
-                finally:
-                    self._stop_reading()
-        return self._session.failure is None
+            finally:
+                self._stop_reading(reader)
+        return self._session.failure is None and not self._is_lost
 
     def start(self, path: str, message: bytes, metadata: Metadata, deadline_s: float) -> ThreadCall:
         """Begin a call; a connection that is lost ends it at once."""
         call = ThreadCall(deadline_s, self)
         with self._lock:
-            self._session.start(call, path, message, metadata)
-            data = self._take()
-        self._send(data, deadline_s)
+            try:
+                self._session.start(call, path, message, metadata)
+            except BaseException:
+                self._end((StatusCode.UNAVAILABLE, _INTERRUPTED))
+                raise
+        self._flush(deadline_s)
         return call
 
     def cancel(self, call: ThreadCall) -> None:
         """Forget a call."""
         with self._lock:
-            self._session.cancel(call)
-            data = self._take()
-        self._send(data)
+            try:
+                self._session.cancel(call)
+            except BaseException:
+                self._end((StatusCode.UNAVAILABLE, _INTERRUPTED))
+                raise
+        self._flush()
 
     def wait(self, call: ThreadCall) -> Outcome:
         """Wait for the outcome of a call."""
@@ -121,15 +142,19 @@ class Http2Connection:
                 with self._lock:
                     if call.outcome is not None:
                         break
-                    is_reader = not self._is_reading
-                    if is_reader:
-                        self._is_reading = True
+                    if self._is_lost:
+                        call.outcome = self._session.failure or transport.CUT_OFF
+                        break
+                    if self._reader is None:
+                        self._waiting.pop(call, None)
+                        self._reader = call
                     else:
                         self._waiting[call] = None
-                if is_reader:
+                if self._reader is call:
                     self._read_until(call)
                 else:
-                    call.woken.acquire(timeout=max(0.0, call.deadline_s - time.monotonic()))
+                    left_s = max(0.0, call.deadline_s - time.monotonic())
+                    call.woken.acquire(timeout=min(left_s, _LOOK_S))
                 if call.outcome is None and time.monotonic() >= call.deadline_s:
                     self._forget(call)
                     if call.outcome is None:
@@ -149,24 +174,21 @@ class Http2Connection:
             self._end(failure)
 
     def _forget(self, call: ThreadCall) -> None:
-        """Cancel a call; if it was about to read, another one does."""
+        """Cancel a call; if it reads or was about to, another one does."""
         with self._lock:
             self._waiting.pop(call, None)
-            if not self._is_reading:
-                self._wake_reader()
+        self._stop_reading(call)
         self.cancel(call)
 
-    def _stop_reading(self) -> None:
+    def _stop_reading(self, reader: object) -> None:
+        """Let a thread that sleeps read, unless a third one does."""
         with self._lock:
-            self._is_reading = False
-            self._wake_reader()
-
-    def _wake_reader(self) -> None:
-        """Let a thread that sleeps read; called with the lock."""
-        if self._waiting:
-            call = next(iter(self._waiting))
-            del self._waiting[call]
-            call.woken.release()
+            if self._reader is reader:
+                self._reader = None
+            if self._reader is None and self._waiting:
+                call = next(iter(self._waiting))
+                del self._waiting[call]
+                _wake(call)
 
     def _read_until(self, call: ThreadCall) -> None:
         """Read for all calls, until this one has its outcome or its time is over."""
@@ -178,7 +200,7 @@ class Http2Connection:
                 else:
                     self._check_alive()
         finally:
-            self._stop_reading()
+            self._stop_reading(call)
 
     def _read(self, timeout_s: float) -> None:
         """Wait for a while, process incoming bytes, and wake threads whose calls have ended."""
@@ -198,6 +220,13 @@ class Http2Connection:
             if is_alarm(err):
                 raise
             return
+        except BaseException:  # bytes that were received may be lost
+            self.close((StatusCode.UNAVAILABLE, _INTERRUPTED))
+            raise
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        """Process incoming bytes, and wake a thread whose call has ended."""
         with self._lock:
             if not data:
                 self._end((StatusCode.UNAVAILABLE, "the server closed the connection"))
@@ -211,8 +240,10 @@ class Http2Connection:
                 if is_alarm(err):
                     raise
                 return
-            reply = self._take()
-        self._send(reply)
+            except BaseException:
+                self._end((StatusCode.UNAVAILABLE, _INTERRUPTED))
+                raise
+        self._flush()
 
     def wake(self, call: ThreadCall) -> None:
         """Wake the thread of a call, if it sleeps; called with the lock."""
@@ -226,15 +257,14 @@ class Http2Connection:
         """
         if self._ready:
             with suppress(IndexError):  # another thread was faster
-                self._ready.popleft().woken.release()
+                _wake(self._ready.popleft())
 
     def _check_alive(self) -> None:
         """Ask a silent server for a sign of life; give it up if there is none."""
         with self._lock:
             if not self._session.is_alive():
                 self._end((StatusCode.UNAVAILABLE, "the server is silent"))
-            data = self._take()
-        self._send(data)
+        self._flush()
 
     # Sending
 
@@ -248,35 +278,40 @@ class Http2Connection:
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes who reads
 
     def _take(self) -> bytes:
-        """Return the bytes to send, for `_send`, unless another thread sends; with the lock held.
+        """Return the bytes to send, unless another thread sends; called with the lock.
 
         The thread that sends also sends bytes that other threads add meanwhile.
         """
         # Encrypted in the order in which it is sent: so only who sends may take.
-        if self._is_writing or self._is_lost:
+        if self._writer is not None or self._is_lost:
             return b""
+        self._writer = get_ident()
         data = self._cipher.encrypt(self._session.data_to_send())
-        self._is_writing = bool(data)
+        if not data:
+            self._writer = None
         return data
 
-    def _send(self, data: bytes, until_s: float = math.inf) -> None:
-        """Send the bytes of `_take`, and those ready then; a server may have to read first.
+    def _flush(self, until_s: float = math.inf) -> None:
+        """Send the bytes that are ready, and those ready then; a server may have to read first.
 
         Args:
-            data: may be empty.
             until_s: when to give the connection up, if that is before `_STALLED_S` is over.
         """
         try:
+            with self._lock:
+                data = self._take()
             while data:
                 sent = self._send_part(data, until_s)
-                with self._lock:
-                    self._is_writing = False
-                    data = data[sent:] or self._take()
-                    self._is_writing = bool(data)
+                data = data[sent:]
+                if not data:
+                    with self._lock:
+                        self._writer = None
+                        data = self._take()
         except BaseException as err:  # a part of the bytes is lost
             with self._lock:
-                self._is_writing = False
-                self._end((StatusCode.UNAVAILABLE, f"can't send: {err}"))
+                if self._writer == get_ident():
+                    self._writer = None
+                    self._end((StatusCode.UNAVAILABLE, f"can't send: {err}"))
             if not isinstance(err, OSError) or is_alarm(err):
                 raise
 
@@ -380,6 +415,11 @@ def connect(
         if isinstance(err, TimeoutError) and time.monotonic() >= until_s:
             raise TimeoutError(errno.ETIMEDOUT, "no answer") from err  # a socket's has no number
         raise
+
+
+def _wake(call: ThreadCall) -> None:
+    with suppress(RuntimeError):  # it was woken before, and has not slept since
+        call.woken.release()
 
 
 def is_alarm(error: BaseException) -> bool:

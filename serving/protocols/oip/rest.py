@@ -19,7 +19,7 @@ import orjson
 from serving.errors import InvalidRequest
 from serving.protocols.oip import inference_pb, tensors
 from serving.protocols.oip.tensors import quoted
-from serving.tensors import DTYPES, Array
+from serving.tensors import DTYPES, Array, finite
 
 _JSON_TYPES: dict[str, tuple[set[type], str]] = {
     "b": ({bool}, "true or false"),
@@ -32,6 +32,8 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
 
 _BRACKETS = re.compile(rb"\[+")
 _NUMBERS = re.compile(rb"\[[][0-9eE.+\-, \t\r\n]*")
+_MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
+"""In text with a number that may be larger than any double."""
 _MAX_AROUND_BYTES = 8 << 10
 """The longest text around values that a connection keeps: there may be thousands of these."""
 _MAX_AXES = 64
@@ -85,7 +87,7 @@ def _read_inputs(request: Any, head: dict[str, Any], rest: memoryview) -> tuple[
     is_binary = _flag(head, "binary_data_output", default=False)
     named = {}
     for item in _objects(head, "outputs"):
-        output = request.outputs.add(name=_text(item.get("name", ""), "name"))
+        output = request.outputs.add(name=_name(item))
         _set_parameters(output, item)
         named[output.name] = _flag(item, "binary_data", default=is_binary)
     return request, Form(is_binary, named)
@@ -354,7 +356,7 @@ def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryvi
         raise InvalidRequest(f"expected at most {_MAX_AXES} sizes in shape, got {len(shape)}")
     if not all(-(2**63) <= size < 2**63 for size in shape):
         raise InvalidRequest("expected sizes in shape that fit 64 bits")
-    name = _text(item.get("name", ""), "name")
+    name = _name(item)
     datatype = _text(item.get("datatype", ""), "datatype")
     tensor = request.inputs.add(name=name, datatype=datatype, shape=shape)
     parameters = dict(_parameters(item))
@@ -430,7 +432,9 @@ def _json(data: bytes) -> Any:
             is_short = "Not enough memory" in str(err)
             if not is_short and b"NaN" not in data and b"Infinity" not in data:
                 raise
-        return json.loads(data)  # which has NaN and infinities
+        # It has NaN and infinities; numbers too large for a double are to be neither.
+        is_near = _MAY_OVERFLOW.search(data) is not None
+        return json.loads(data, parse_float=finite if is_near else None)
     except (ValueError, RecursionError) as err:  # UnicodeDecodeError is a ValueError
         reason = " ".join(str(err).split())[:80]
         raise InvalidRequest(f"expected JSON: {reason}") from err
@@ -475,6 +479,18 @@ def _set_parameters(message: Any, item: dict[str, Any]) -> None:
             raise InvalidRequest(
                 f"expected the parameter {quoted(name)} as text, number or boolean"
             )
+
+
+def _name(item: dict[str, Any]) -> str:
+    """Return a tensor's name: any text, since graphs have any, that a message can hold."""
+    name = item.get("name", "")
+    if not isinstance(name, str):
+        raise InvalidRequest("expected name as text")
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise InvalidRequest("expected name as text that UTF-8 can encode") from None
+    return name
 
 
 def _text(value: Any, name: str) -> str:

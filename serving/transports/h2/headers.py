@@ -9,13 +9,21 @@ from urllib.parse import quote
 
 from serving.credentials import TokenCheck
 from serving.errors import DeadlineExceeded, Unauthenticated
-from serving.http2.headers import Block
+from serving.http2.headers import Shared
 from serving.http2.hpack import Field, Fields
+from serving.http2.recogniser import Varying
 from serving.protocols.method import BatchedUnary, Method, PrefixCache
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode
 from serving.transports import calls
 
 Trailers = tuple[tuple[bytes, bytes], ...]
+
+COUNTING = frozenset((b"content-type", b"authorization"))
+"""Fields whose values `HeaderParser` reads once for all calls that share them."""
+VARYING = Varying(
+    patterns={b"grpc-timeout": {size: b"[0-9]{%d}[HMSmun]" % (size - 1) for size in range(2, 10)}}
+)
+"""Fields whose values may differ in calls that are recognised by their bytes."""
 
 OK: Trailers = ((b"grpc-status", b"0"),)
 RESPONSE: Trailers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
@@ -118,7 +126,7 @@ class HeaderParser:
         self.methods = methods
         self.tokens = tokens
 
-    def get(self, block: Block) -> Headers:
+    def get(self, block: Shared) -> Headers:
         """Return the meaning of headers."""
         head: Headers | None = block.kind.call
         if head is None:

@@ -20,7 +20,8 @@ from serving.config import ServerConfig
 from serving.credentials import server_context, token_check
 from serving.errors import Overloaded, ServingError, Unavailable
 from serving.http2 import ServerConnection, events
-from serving.http2.headers import Block
+from serving.http2.headers import Shared
+from serving.http2.recogniser import recognise
 from serving.protocols.method import BatchedUnary, Method
 from serving.protocols.status import Status, StatusCode
 from serving.router import Router
@@ -28,7 +29,14 @@ from serving.system.host import Host, Task, address_of
 from serving.system.process import may_poll
 from serving.telemetry.metrics import NO_MODEL, ModelLabel
 from serving.transports.calls import AccessLog, LoggedCall, access_log
-from serving.transports.connections import Peer, Port, PortLimits, max_message_bytes, peer_of
+from serving.transports.connections import (
+    Peer,
+    Port,
+    PortLimits,
+    max_buffered_bytes,
+    max_message_bytes,
+    peer_of,
+)
 from serving.transports.h2 import headers
 from serving.transports.h2.call import GrpcCall
 from serving.transports.h2.headers import HeaderParser, Headers, NotGrpc, trailers_of
@@ -42,6 +50,7 @@ _HTTP1_RESPONSE = (
     b"content-type: text/plain\r\ncontent-length: %d\r\n\r\n%s" % (len(_NOT_HTTP2), _NOT_HTTP2)
 )
 _REFUSED = StatusCode.RESOURCE_EXHAUSTED.name
+_RECOGNISE = recognise(headers.VARYING)
 _NO_ROOM = (*headers.RESPONSE, *trailers_of(Status.of(Overloaded())))
 
 
@@ -71,54 +80,72 @@ class H2Port(Port):
         self._heads = heads
 
     def new_engine(self, sock: socket.socket) -> ServerConnection:
-        return ServerConnection(self.limits.http2, headers.RESPONSE, headers.OK, _HTTP1_RESPONSE)
+        engine = ServerConnection(
+            self.limits.http2, headers.RESPONSE, headers.OK, _HTTP1_RESPONSE, headers.COUNTING
+        )
+        return engine.recognise(_RECOGNISE)
 
     # From events to calls
 
     def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
         """See `Port`; raises Http2Error where the peer broke the protocol."""
         streams, peer.active_s, has_new = peer.streams, now_s, False
-        for kind, stream, value, ended in peer.engine.receive(data, now_s):
-            if kind == events.CALLS:
-                block, encoder, calls, values = value
-                has_new = has_new or block.call is None
-                head = self._read(peer, block)
-                if has_new:
-                    # A later frame of the same read, such as a window update, may have made a
-                    # stream's state an object of its own before its block was read.
-                    for each in calls:
-                        state = streams.get(each)
-                        if state is not None and state.call is None:
-                            state.call = head
-                if head.refusal is None:
-                    timeouts = values.get(b"grpc-timeout") if values else None
-                    self._queue_calls(peer, head, encoder, calls, now_s, timeouts)
-                else:
-                    for each in calls:
-                        self._open(peer, each, head, now_s, ended=True)
+        for event in peer.engine.receive(data, now_s):
+            if isinstance(event, events.CallsReceived):
+                has_new = has_new or event.shared.call is None
+                self._take_calls(peer, event, now_s, has_new=has_new)
                 continue
-            state = streams.get(stream)
-            if kind == events.RESET:
-                self._cancel(peer, value[1], now_s)
-            elif kind == events.GOAWAY:
+            if isinstance(event, events.StreamReset):
+                self._cancel(peer, event.state, now_s)
+                continue
+            if isinstance(event, events.GoAway):
                 peer.note_leaving()
-            elif state is None:  # a later frame of this read has reset it
                 continue
-            elif kind == events.HEADERS:
-                has_new = has_new or value.call is None
-                logged = self._begin_log(peer, value)
-                head = state.call = self._read(peer, value)
-                # A plain call has no object before its message comes, most often in this very read.
-                if not head.is_plain or ended or self.refusal is not None or logged is not None:
-                    self._open(peer, stream, head, now_s, ended=ended, logged=logged)
-            elif kind == events.DATA:
-                self._take(peer, stream, state, value, now_s, ended=ended)
-            elif kind == events.MESSAGES:
-                self._take_messages(peer, stream, state.call, value, now_s, ended=ended)
+            state = streams.get(event.stream)
+            if state is None:  # a later frame of this read has reset it
+                continue
+            if isinstance(event, events.HeadersReceived):
+                has_new = has_new or event.block.call is None
+                self._take_headers(peer, event, state, now_s)
+            elif isinstance(event, events.DataReceived):
+                self._take(peer, event.stream, state, event.data, now_s, ended=event.is_end)
+            elif isinstance(event, events.MessagesReceived):
+                self._take_messages(peer, event, state.call, now_s)
             else:
-                self._receive_part(peer, stream, b"", now_s, ended=True)
+                self._receive_part(peer, event.stream, b"", now_s, ended=True)
 
-    def _read(self, peer: Peer, block: Block) -> Headers:
+    def _take_calls(
+        self, peer: Peer, event: events.CallsReceived, now_s: float, *, has_new: bool
+    ) -> None:
+        """Take calls that have come whole; `has_new` if headers of this read are new."""
+        encoder, calls = event.token, event.messages
+        head = self._read(peer, event.shared)
+        if has_new:
+            # A later frame of the same read, such as a window update, may have made a stream's
+            # state an object of its own before its block was read.
+            for each in calls:
+                state = peer.streams.get(each)
+                if state is not None and state.call is None:
+                    state.call = head
+        if head.refusal is None:
+            timeouts = event.values.get(b"grpc-timeout") if event.values else None
+            self._queue_calls(peer, head, encoder, calls, now_s, timeouts)
+            return
+        for each in calls:
+            self._open(peer, each, head, now_s, ended=True)
+
+    def _take_headers(
+        self, peer: Peer, event: events.HeadersReceived, state: Any, now_s: float
+    ) -> None:
+        """Begin a call."""
+        logged = self._begin_log(peer, event.block)
+        head = state.call = self._read(peer, event.block)
+        # A plain call has no object before its message comes, most often in this very read.
+        is_simple = head.is_plain and not event.is_end and self.refusal is None
+        if not is_simple or logged is not None:
+            self._open(peer, event.stream, head, now_s, ended=event.is_end, logged=logged)
+
+    def _read(self, peer: Peer, block: Shared) -> Headers:
         head: Headers | None = block.call
         if head is None:
             head = block.call = self._heads.get(block)
@@ -126,7 +153,7 @@ class H2Port(Port):
             block.shrink()
         return head
 
-    def _begin_log(self, peer: Peer, block: Block) -> LoggedCall | None:
+    def _begin_log(self, peer: Peer, block: Shared) -> LoggedCall | None:
         if self.log is None:
             return None
         fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in block.fields}
@@ -159,11 +186,14 @@ class H2Port(Port):
         self._receive_part(peer, stream, data, now_s, ended=ended)
 
     def _take_messages(
-        self, peer: Peer, stream: bytes, call: Headers | GrpcCall | None, value: Any,
-        now_s: float, *, ended: bool,
-    ) -> None:  # fmt: skip
+        self,
+        peer: Peer,
+        event: events.MessagesReceived,
+        call: Headers | GrpcCall | None,
+        now_s: float,
+    ) -> None:
         """Take frames of a stream that were recognised as messages."""
-        (prefix, size), encoder, messages = value
+        stream, (prefix, size), encoder, messages, ended = event
         number = 0
         if isinstance(call, GrpcCall):
             number = call.run_messages(encoder, messages, len(prefix) + size, ended=ended)
@@ -303,8 +333,15 @@ class H2Port(Port):
         calls = [(s, state.call) for s, state in peer.streams.items() if state.call]
         return [(s, call) for s, call in calls if s not in queued or isinstance(call, GrpcCall)]
 
-    def is_pending(self, peer: Peer) -> bool:
-        return bool(peer.output or peer.engine.num_unsent()) or any(
+    def num_unsent(self, peer: Peer) -> int:
+        return len(peer.output) + sum(
+            len(state.unsent)
+            for state in peer.engine.blocked.values()
+            if not (isinstance(state.call, GrpcCall) and state.call.is_watch)
+        )
+
+    def has_accepted(self, peer: Peer) -> bool:
+        return any(
             isinstance(state.call, Headers) or state.call.is_accepted
             for state in peer.streams.values()
             if state.call is not None
@@ -341,9 +378,15 @@ class H2Port(Port):
                 continue
             if not isinstance(call, GrpcCall):
                 self.refuse(peer, stream, call, headers.TOO_SLOW)
-            elif call.is_incomplete:
+            elif self.calls.budget.is_waiting(call):
+                call.refuse_bytes()
+            elif call.is_incomplete and self._is_overdue(call):
                 call.end(headers.TOO_SLOW)
         peer.swept_stream = max(peer.streams, default=peer.swept_stream)
+
+    def _is_overdue(self, call: GrpcCall) -> bool:
+        """Return whether a message had time enough, since the call was let in if it had to wait."""
+        return self.clock() - self.calls.budget.admitted_s(call) > self.limits.message_s
 
 
 class _Threads:
@@ -389,6 +432,7 @@ class H2Server:
         self._log = access_log(config)
         self._limits = limits or PortLimits(
             max_message_bytes=max_message_bytes(router, config),
+            max_buffered_bytes=max_buffered_bytes(router, config),
             age_s=config.max_connection_age_s,
         )
         paths = {method.path.encode(): method for method in methods}

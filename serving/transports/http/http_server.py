@@ -10,7 +10,7 @@ from serving.router import Router
 from serving.system.host import activated, bind, with_port
 from serving.system.processes import Processes
 from serving.transports.calls import Pool, access_log
-from serving.transports.connections import Port, PortLimits, max_message_bytes
+from serving.transports.connections import Port, PortLimits, max_buffered_bytes, max_message_bytes
 from serving.transports.http.applications import Document, HttpApplication
 from serving.transports.http.inference import Inference
 from serving.transports.http.models import Models
@@ -59,6 +59,7 @@ class HttpServer:
         self._routes = [*self._models.routes(), *_routes(router, config, applications)]
         self._limits = limits or PortLimits(
             max_message_bytes=max_message_bytes(router), max_connections=_max_connections(),
+            max_buffered_bytes=max_buffered_bytes(router, config),
             message_s=30.0, idle_s=30.0,
         )  # fmt: skip
         self._tokens = token_check(config.security)

@@ -38,6 +38,8 @@ _MAX_UNSENT_BYTES = 64 << 10
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
 _NO_ROOM = Overloaded("other requests' bodies leave no room for this one")
+_GRACE_S = 1.0
+"""How long a drain waits for the requests that callers send before they know of it."""
 _COMPLAINT_S = 60.0
 """The least time between two log lines about peers that send malformed requests."""
 _PREFACE_END = b"SM\r\n\r\n"
@@ -125,6 +127,9 @@ class Exchange(LoopCall):
     def _raised(self, error: Exception) -> None:
         self.port.fail_request(self, error)
 
+    def resume_reading(self) -> None:
+        self.port.resume_reading(self)
+
     def expire(self) -> None:
         self.port.fail_request(self, DeadlineExceeded())
 
@@ -159,6 +164,8 @@ class HttpEngine:
         """The number of the request in progress, if there is one."""
         self.call: Exchange | None = None
         """The request in progress."""
+        self.has_grace = False
+        """Whether its next request is answered although the server drains: it may be on its way."""
         self.recent: RoutedRequest | None = None
         """The routing of the last request: the same again if its head is."""
         self._answers: list[bytes] = []
@@ -168,11 +175,6 @@ class HttpEngine:
     @property
     def is_established(self) -> bool:
         return self.phase is not Phase.HEAD
-
-    @property
-    def has_answers(self) -> bool:
-        """Whether answers wait for the end of the round."""
-        return bool(self._answers)
 
     def begin(self) -> int:
         """Begin a request; return its number."""
@@ -232,6 +234,8 @@ class HttpPort(Port):
         self.defer = loop.defer
         self.pool = pool
         self.log = log
+        self._grace_until_s = -math.inf
+        """Until when a drain waits for requests that may be on their way."""
         self._num_bad, self._complained_s = 0, -math.inf
         self._num_released, self._trim_s = 0, math.inf
 
@@ -253,10 +257,15 @@ class HttpPort(Port):
         return number
 
     def _pause(self, peer: Peer) -> None:
-        """Read no more of a peer that has sent too much ahead, until that is less."""
+        """Read no more of a peer that has sent too much ahead, or for whose body there is no room.
+
+        Until that is less, or there is.
+        """
         engine: HttpEngine = peer.engine
         is_ahead = engine.phase in (Phase.RUNNING, Phase.QUEUED)
         is_paused = is_ahead and engine.reader.num_waiting > _MAX_AHEAD_BYTES
+        if engine.call is not None and self.calls.budget.is_waiting(engine.call):
+            is_paused = True
         if is_paused != peer.is_paused:
             peer.is_paused = is_paused
             self.schedule_flush(peer)
@@ -312,17 +321,31 @@ class HttpPort(Port):
             if call.is_over:
                 return
         body = reader.read_body(call.plan.request, call.plan.max_bytes)
-        self.calls.hold(call, reader.num_waiting if body is None else len(body))
+        self.calls.budget.hold(call, reader.num_waiting if body is None else len(body))
         if call.is_over:  # there was no room
             return
         if body is None:
-            if call.plan.request.expects_continue and not reader.num_waiting:
-                engine.write(_CONTINUE)
+            self._let_more_come(call)
             return
         engine.phase, peer.active_s = Phase.RUNNING, now_s
         call.body, call.is_running = body, True
         self.calls.end_at_deadline(call)
         call.start(call.plan.handler(call))
+
+    def _let_more_come(self, call: Exchange) -> None:
+        """Have the rest of a body sent, once there is room for all of it."""
+        request, engine = call.plan.request, call.peer.engine
+        num_bytes = call.plan.max_bytes if request.num_bytes < 0 else request.num_bytes
+        if not self.calls.budget.admit(call, num_bytes):
+            return
+        if request.expects_continue and not engine.reader.num_waiting:
+            engine.write(_CONTINUE)
+
+    def resume_reading(self, call: Exchange) -> None:
+        """Read a body further, now that there is room for it."""
+        self._let_more_come(call)
+        self._pause(call.peer)
+        self.schedule_flush(call.peer)
 
     def _begin_request(self, peer: Peer, request: Request, now_s: float) -> Exchange:
         """Find the handler of a request; one that is refused is over."""
@@ -349,7 +372,7 @@ class HttpPort(Port):
         if call.logged is not None:
             call.logged.route = plan.route
         call.deadline_s = now_s + plan.timeout_s
-        if self.refusal is not None and plan.is_work:
+        if self.refusal is not None and plan.is_work and not engine.has_grace:
             self.fail_request(call, self.refusal)
         return call
 
@@ -406,12 +429,23 @@ class HttpPort(Port):
         request_id = call.end_log(name, status)
         call.close()
         call.peer.engine.end()
+        if call.peer.is_paused:
+            self._pause(call.peer)
         return [(REQUEST_ID, request_id)] if request_id else []
 
     # All requests of a connection
 
     def is_pending(self, peer: Peer) -> bool:
-        return self.is_kept(peer) or peer.engine.has_answers
+        """See `Port`: during the grace of a drain, requests may be on their way."""
+        may_ask = peer.engine.phase is not Phase.QUEUED and peer.state < State.LAST
+        return (may_ask and self.clock() < self._grace_until_s) or super().is_pending(peer)
+
+    def has_accepted(self, peer: Peer) -> bool:
+        return bool(peer.engine.phase is Phase.RUNNING)
+
+    def num_unsent(self, peer: Peer) -> int:
+        unsent: int = peer.engine.num_unsent
+        return len(peer.output) + unsent
 
     def is_kept(self, peer: Peer) -> bool:
         """See `Port`: a peer that has not sent all is slow."""
@@ -427,16 +461,39 @@ class HttpPort(Port):
             batcher.forget(peer)
 
     def drain(self, refusal: ServingError) -> None:
-        self.refusal = refusal
+        """See `Port`: the answers say that they are the last.
+
+        HTTP/1.1 can't say so between two answers, and a caller loses the request that it sends
+        while its connection is closed: so each that is open may send one more, or the rest of one.
+        """
+        self.refusal, self._grace_until_s = refusal, self.clock() + _GRACE_S
         for peer in self:
             engine: HttpEngine = peer.engine
             engine.forget()
-            if engine.call is not None and engine.call.plan.is_work and not engine.call.is_running:
-                self.fail_request(engine.call, refusal)
+            engine.has_grace = True
+
+    def close(self) -> None:
+        """See `Port`: those who have just connected are answered, that the server ends."""
+        if not self._is_closed:
+            self.accept(self.clock(), 0.0)
+        super().close()
+
+    def part(self, peer: Peer) -> None:
+        """See `Port`: a request that has begun to come is answered."""
+        engine: HttpEngine = peer.engine
+        if engine.phase is Phase.BODY and engine.call is not None and self.refusal is not None:
+            self.fail_request(engine.call, self.refusal)
+        elif engine.phase in (Phase.IDLE, Phase.QUEUED):
+            super().part(peer)
 
     def sweep_calls(self, peer: Peer) -> None:
         call: Exchange | None = peer.engine.call
-        if call is not None and not call.is_running:
+        if call is None or call.is_running:
+            return
+        budget = self.calls.budget
+        if budget.is_waiting(call):
+            call.refuse_bytes()
+        elif self.clock() - budget.admitted_s(call) > self.limits.message_s:
             self.fail_request(call, _SLOW)
 
     def tick(self, now_s: float) -> None:

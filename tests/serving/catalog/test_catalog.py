@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -230,6 +231,24 @@ def test_models_are_unloaded_and_loaded(root):
         for name in ("c", "../a", ""):
             with pytest.raises(ModelNotFound):
                 act(name)
+
+
+def test_version_that_a_caller_loads_is_counted_and_logged_as_at_a_look(root, caplog):
+    catalog = opened(root)
+    counts = Counter()
+    catalog.count_reload = lambda outcome: counts.update([outcome])
+    templates.publish(root, "a", SMALL, "2")
+    with caplog.at_level(logging.INFO, "serving"):
+        catalog.load("a")
+        catalog.load("a")
+    assert counts == {"loaded": 1}
+    assert caplog.messages == ["model a: version 2 replaced version 1"]
+    label(root, "a", stable="9")
+    for _ in range(2):
+        with pytest.raises(ConfigurationError):
+            catalog.load("a")
+    assert counts == {"loaded": 1, "failed": 1}
+    assert "reload failed, version 2 of a stays in service" in caplog.text
 
 
 def test_end_of_following_adopts_nothing_more(root, caplog):

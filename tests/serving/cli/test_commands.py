@@ -15,7 +15,7 @@ from serving.__main__ import main
 from serving.commandline import options
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from tests.serving.model.graphs import save, two_layers
-from tests.support.servers import serve_command, started
+from tests.support.servers import running_server, serve_command, started
 
 ROOT = Path(__file__).parents[3]
 
@@ -95,6 +95,8 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
         (("--model", "digits", "a,b", "--served-name", "x"), "served_name is for one model, not"),
         (("--models", "http://127.0.0.1/m.onnx"), "http://127.0.0.1/m.onnx: without TLS it needs"),
         (("--token-file", "none"), "can't read none: No such file or directory"),
+        (("--port", "7001", "--http-port", "7001"), "port and http_port must be different"),
+        (("--port", "7001", "--metrics-port", "7001"), "port and metrics_port must be different"),
         (("--tls-cert", "a.pem"), "tls_key must be given together with tls_cert"),
         (("--tls-client-ca", "a.pem"), "tls_client_ca must be given together with tls_cert"),
         (("--tls-cert", "a.pem", "--tls-key", "b.pem"), "can't read a.pem"),
@@ -173,7 +175,7 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
         --self-test-interval 6 --access-log 5% --otlp-endpoint http://d --reflection
         --allow-repository-control --input image --log-format json --token-file e
         --tls-cert f --tls-key g --tls-client-ca h --canary 5% --versions all --served-name i
-        --batch digits=never --max-json-bytes 1M --max-model-bytes 3G
+        --batch digits=never --max-json-bytes 1M --max-buffered-bytes 9M --max-model-bytes 3G
     """
     main(["serve", "--models", str(models), *options.split()])
     model, batching, server = taken
@@ -189,7 +191,8 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
         http_host_names=["a", "b"], http_allow_origins=["http://c"],
         transport="grpcio", workers=2, drain_s=3, max_connection_age_s=4, reload_interval_s=5,
         self_test_interval_s=6, access_log=0.05, otlp_endpoint="http://d", reflection=True,
-        allow_repository_control=True, max_json_bytes=1 << 20, input="image",
+        allow_repository_control=True, max_json_bytes=1 << 20,
+        max_buffered_bytes=9 << 20, input="image",
         log_format="json", security=security,
     )  # fmt: skip
     assert model == ModelConfig(
@@ -264,3 +267,26 @@ def test_log_level_drops_lines_below_it(models):
     with started([*serve_command(models), "--log-level", "warning"]) as server:
         server.stop()
         assert server.process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "version"),
+    [
+        ("version_policy { specific { versions: [ 1 ] } }", None, "1"),
+        ("", {"stable": "2"}, "2"),
+        ("", None, "3"),
+    ],
+)
+def test_info_describes_the_version_that_serve_would_serve(
+    settings, labels, version, tmp_path, run
+):
+    for number in "123":
+        (tmp_path / "net" / number).mkdir(parents=True)
+        save(two_layers(), tmp_path / "net" / number)
+    (tmp_path / "net" / "config.pbtxt").write_text(settings)
+    if labels:
+        (tmp_path / "net" / "labels.json").write_text(json.dumps(labels))
+    output = run("info", "--models", tmp_path, "--model", "net", "--json")
+    assert json.loads(output.out[0])["version"] == version
+    with running_server(tmp_path) as server:
+        assert server.facts["version"] == version

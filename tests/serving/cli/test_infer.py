@@ -210,3 +210,15 @@ def test_classes_of_a_map_of_probabilities_are_shown(tmp_path, run):
         asked = run("infer", "iris", "--target", server.address, "x=[2, 1]")
     assert (code, json.loads(out[0])["labels"]) == (0, labels)
     assert asked.out[1].startswith("  setosa 0.73")
+
+
+@pytest.mark.parametrize("number", ["1e39", "-1e300", "1e400"])
+def test_number_that_the_input_cannot_hold_is_refused_here_and_by_a_server(
+    number, folder, running, run
+):
+    values = f"x=[1, {number}, 3, 4]"
+    for where in ((str(folder / "iris.onnx"),), ("iris", "--target", running.address)):
+        code, out, (line,) = run("infer", *where, values)
+        assert (code, out) == (1, [])
+        assert "expected x FP32" in line
+    assert run("infer", str(folder / "iris.onnx"), "x=[1, 1e38, 3, Infinity]").code == 0

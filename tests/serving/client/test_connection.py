@@ -1,6 +1,7 @@
 """The clients and their connection: wait, balance, replace, close, travel."""
 
 import asyncio
+import linecache
 import math
 import pickle
 import signal
@@ -319,3 +320,67 @@ def test_client_made_before_a_fork_connects_in_the_child(server, client_transpor
     """
     done = ended([sys.executable, *FORKS, "-c", textwrap.dedent(code)])
     assert (done.returncode, done.stderr) == (0, "")
+
+
+class Interrupter:
+    """Raises KeyboardInterrupt at the n-th line of a thread's work in the client's connection."""
+
+    def __init__(self, number):
+        self.left, self.is_done = number, False
+
+    def __call__(self, frame, kind, _):
+        if not frame.f_code.co_filename.endswith(("h2/threads.py", "h2/session.py")):
+            return None
+        # Python looks for signals at calls, but not at the begin or end of `with` and `try`, where
+        # a trace could raise an error between a lock and its release.
+        text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if kind == "line" and not self.is_done and not text.strip().startswith(("with ", "try:")):
+            self.left -= 1
+            if not self.left:
+                self.is_done = True
+                raise KeyboardInterrupt
+        return self
+
+    def call(self, client, image):
+        sys.settrace(self)
+        try:
+            client.classify(image)
+        except (KeyboardInterrupt, Unavailable):
+            pass
+        finally:
+            sys.settrace(None)
+
+
+def test_interrupt_anywhere_in_one_thread_leaves_the_calls_of_others(image):
+    """At each line in turn; the other call would wait for an hour."""
+    has_come, release = threading.Semaphore(0), threading.Event()
+
+    def answer_when_released(_, context):
+        has_come.release()
+        release.wait(TIMEOUT_S)
+        return ONE
+
+    number, num_interrupted = 1, 0
+    with fake_server(answer_when_released) as address, ThreadPoolExecutor(2) as pool:
+        while number < 10_000:
+            interrupter = Interrupter(number)
+            with Client(address, timeout_s=3600) as client:
+                release.set()
+                client.classify(image)  # connect
+                release.clear()
+                while has_come.acquire(blocking=False):
+                    pass
+                first = pool.submit(interrupter.call, client, image)
+                while not has_come.acquire(timeout=0.005) and not first.done():
+                    pass
+                second = pool.submit(client.classify, image)
+                while not has_come.acquire(timeout=0.005):
+                    assert not second.done()
+                release.set()
+                assert len(second.result(TIMEOUT_S)) == 1, number
+                first.result(TIMEOUT_S)
+            num_interrupted += interrupter.is_done
+            number += 1 if number < 150 else 7
+            if not interrupter.is_done:
+                break
+    assert num_interrupted > 50

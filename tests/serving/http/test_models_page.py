@@ -17,6 +17,7 @@ from tests.support.servers import ended, running_server, serve_command, started
 
 ROOT = Path(__file__).parents[3]
 HOSTILE = "<img src=x onerror=alert(1)>\"'`$(touch x)`\\ {0}%s"
+UNPRINTABLE = "a\u200b\x07\tb\n"
 TOKEN = "token-0123456789abcdef"
 
 
@@ -54,6 +55,10 @@ def write_models(folder):
             [node("Identity", ["x"], ["y"])],
             [value("x", "UINT8", ["N", 600, 600])], [value("y", "UINT8", ["N", 600, 600])],
         ),
+        "unprintable": model(
+            [node("Relu", [UNPRINTABLE], ["y"])],
+            [value(UNPRINTABLE, "FP32", ["N", 2])], [value("y", "FP32", ["N", 2])],
+        ),
         "hostile": model(
             [node("Relu", [HOSTILE], ["</script><b>"])],
             [value(HOSTILE, "FP32", ["<b>axis", 2])],
@@ -63,7 +68,9 @@ def write_models(folder):
     return [save(graph, folder, f"{name}.onnx") for name, graph in graphs.items()]
 
 
-NAMES = ("iris", "sentiment", "flowers", "texts", "words", "alone", "large", "hostile")
+NAMES = (
+    "iris", "sentiment", "flowers", "texts", "words", "alone", "large", "unprintable", "hostile",
+)  # fmt: skip
 
 
 def command_of(folder, *options):
@@ -130,7 +137,7 @@ def test_lines_of_python_are_answered(client, name, described, tmp_path):
     assert result.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["iris", "sentiment", "texts", "alone", "hostile"])
+@pytest.mark.parametrize("name", ["iris", "sentiment", "texts", "alone", "unprintable", "hostile"])
 def test_line_of_this_program_is_answered(name, described, tmp_path):
     words = shlex.split(described[name]["requests"]["digit-serving"])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

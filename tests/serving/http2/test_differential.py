@@ -20,7 +20,7 @@ import pytest
 
 from serving import http2
 from serving.http2 import events
-from serving.http2.client_side import ClientConnection
+from serving.http2.client import ClientConnection
 from serving.http2.frames import (
     CONTINUATION,
     DATA,
@@ -40,7 +40,7 @@ from serving.http2.frames import (
     frame,
     word,
 )
-from serving.http2.server_side import ServerConnection
+from serving.http2.server import ServerConnection
 
 NUM_CONVERSATIONS = int(os.environ.get("HTTP2_CONVERSATIONS", "600"))
 CONNECTION = bytes(4)
@@ -162,16 +162,20 @@ def by_ours(reads):
     calls: Calls = {}
     try:
         for data in reads:
-            for kind, number, value, ended in connection.receive(data, 0.0):
-                stream = int.from_bytes(number, "big")
-                if kind == events.HEADERS:
-                    calls[stream] = [list(value.fields), b"", ended, False]
-                elif kind == events.DATA:
-                    calls[stream][1] += value
-                elif kind == events.RESET:
+            for event in connection.receive(data, 0.0):
+                if isinstance(event, events.GoAway):
+                    continue
+                stream = int.from_bytes(event.stream, "big")
+                is_end = True
+                if isinstance(event, events.HeadersReceived):
+                    is_end = event.is_end
+                    calls[stream] = [list(event.block.fields), b"", is_end, False]
+                elif isinstance(event, events.DataReceived):
+                    is_end = event.is_end
+                    calls[stream][1] += event.data
+                elif isinstance(event, events.StreamReset):
                     calls[stream][3] = True
-                if ended:
-                    calls[stream][2] = True
+                calls[stream][2] = calls[stream][2] or is_end
     except Http2Error:
         return calls, True
     return calls, False
@@ -281,11 +285,11 @@ def test_responses_that_repeat_mean_what_their_frames_mean(size):
             expected[stream] = [((b":status", b"200"), (b"x", text)), body, OK]
     got: dict[bytes, list[Any]] = {}
     for at in range(0, len(answers), size):
-        for kind, stream, value, _ in client.receive(answers[at : at + size], 0.0):
-            if kind == events.HEADERS:
-                got[stream] = [value.fields]
+        for event in client.receive(answers[at : at + size], 0.0):
+            if isinstance(event, events.HeadersReceived):
+                got[event.stream] = [event.block.fields]
             else:
-                got[stream].append(value)
+                got[event.stream].append(event[1])
     assert got == expected
     assert not client.streams
 
@@ -327,14 +331,14 @@ def test_our_client_and_hypers_server_understand_each_other(generator, window):
                 server.send_headers(stream, OK, end_stream=True)
                 del left[stream]
         answer = server.data_to_send()
-        for kind, each, value, _ in client.receive(answer, 0.0):
-            if kind == events.HEADERS:
-                got[each] = [value.fields, b"", None]
-            elif kind == events.DATA:
-                got[each][1] += value
-                client.acknowledge(each, len(value))
-            elif kind == events.TRAILERS:
-                got[each][2] = value
+        for event in client.receive(answer, 0.0):
+            if isinstance(event, events.HeadersReceived):
+                got[event.stream] = [event.block.fields, b"", None]
+            elif isinstance(event, events.DataReceived):
+                got[event.stream][1] += event.data
+                client.acknowledge(event.stream, len(event.data))
+            elif isinstance(event, events.TrailersReceived):
+                got[event.stream][2] = event.fields
         if len(got) == len(sent) and not client.streams:
             break
     assert got == {stream: [RESPONSE, message[::-1], OK] for stream, message in sent.items()}
@@ -345,12 +349,11 @@ def test_our_client_and_hypers_server_understand_each_other(generator, window):
 
 def test_example_is_answered():
     text = (Path(http2.__file__).parent / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
-    exec(example, names)
-    assert [value for kind, _, value, _ in names["answers"] if kind == http2.events.DATA] == [
-        b"answer to question"
-    ]
+    for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(example, names)
+    answers = [each for each in names["answers"] if isinstance(each, events.DataReceived)]
+    assert [each.data for each in answers] == [b"answer to question"]
 
 
 def test_names_of_the_package_are_few_and_there():

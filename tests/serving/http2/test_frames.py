@@ -13,7 +13,7 @@ from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 from serving.http2 import events
-from serving.http2.client_side import ClientConnection
+from serving.http2.client import ClientConnection
 from serving.http2.frames import (
     ACK,
     CONTINUATION,
@@ -40,7 +40,7 @@ from serving.http2.frames import (
     frame,
     word,
 )
-from serving.http2.server_side import ServerConnection
+from serving.http2.server import ServerConnection
 
 LIMITS = Limits(burst_resets=100)
 ANSWER = b"hello"
@@ -389,9 +389,12 @@ def conversation(data, read_bytes):
         server = started(burst_resets=100)
     try:
         for at in range(0, len(data), read_bytes):
-            for kind, stream, _, ended in server.receive(data[at : at + read_bytes], 0.0):
-                if ended and kind != events.RESET:
-                    server.answer([stream], [ANSWER])
+            for event in server.receive(data[at : at + read_bytes], 0.0):
+                is_last = isinstance(event, events.TrailersReceived) or (
+                    isinstance(event, events.HeadersReceived | events.DataReceived) and event.is_end
+                )
+                if is_last:
+                    server.answer([event.stream], [ANSWER])
     except Http2Error:
         return [*names_of(server.data_to_send()), OVER]
     return names_of(server.data_to_send())
@@ -461,7 +464,7 @@ def test_headers_may_be_as_long_as_a_block_may():
     assert data[:3] > b"\0\xc3\0"
     for part in (data[:40_000], data[40_000:]):
         found = server.receive(part, 0.0)
-    assert [(len(block.fields[-1][1]), ended) for _, _, block, ended in found] == [(50_000, True)]
+    assert [(len(each.block.fields[-1][1]), each.is_end) for each in found] == [(50_000, True)]
 
 
 @pytest.mark.parametrize("end", ["answer", "refuse", "respond"])

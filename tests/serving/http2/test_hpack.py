@@ -13,10 +13,10 @@ from serving.http2.hpack import (
     Encoder,
     Field,
     HpackError,
-    decode_huffman,
     literal,
 )
 from serving.http2.hpack import encode_literally as encode
+from serving.http2.huffman import decode_huffman
 
 
 def decoder(max_list_bytes=1 << 20, max_fields=1000):

@@ -7,9 +7,12 @@ import pytest
 
 from serving.http2 import events
 from serving.http2.frames import PREFACE, Http2Error, Limits, frame, word
-from serving.http2.headers import OpenCall, is_valid
+from serving.http2.headers import is_valid
 from serving.http2.hpack import INSERT, encode_literally, literal
-from serving.http2.server_side import ServerConnection
+from serving.http2.recogniser import recognise
+from serving.http2.server import ServerConnection
+from serving.http2.streams import OpenCall
+from serving.transports.h2.headers import COUNTING, VARYING
 
 RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 OK = ((b"grpc-status", b"0"),)
@@ -93,14 +96,45 @@ class Peer:
         return head + b"".join(body) + self.data(self.stream, self.random.choice((0, 1)))
 
 
-def server(limits=None):
-    connection = ServerConnection(limits or Limits(), RESPONSE, OK)
+def server(limits=None, varying=VARYING):
+    """A server's connection; without varying values it has no recogniser."""
+    connection = ServerConnection(limits or Limits(), RESPONSE, OK, counting=COUNTING)
+    if varying is not None:
+        connection.recognise(recognise(varying))
     connection.receive(PREFACE + frame(4, 0, bytes(4)), 0.0)
     connection.data_to_send()
     return connection
 
 
-def calls_of(connection, reads, *, recognise):
+def note(event, calls, connection):
+    """Add an event to the calls; return how many messages of it were recognised."""
+    match event:
+        case events.CallsReceived():
+            assert event.token == "token"
+            for at, (stream, message) in enumerate(event.messages.items()):
+                own = {name: column[at] for name, column in event.values.items()}
+                fields = dict(event.shared.fields) | own
+                calls.setdefault(stream, [fields]).extend([PREFIX + message, "end"])
+            return len(event.messages)
+        case events.StreamReset():
+            fields = dict(event.state.block.fields)
+            calls.setdefault(event.stream, [fields]).append(int(event.code))
+            return 0
+        case events.HeadersReceived():
+            calls[event.stream] = [dict(event.block.fields)]
+        case events.MessagesReceived():
+            calls[event.stream] += [PREFIX + message for message in event.messages]
+        case events.DataReceived():
+            calls[event.stream].append(event.data)
+            state = connection.streams.get(event.stream)
+            if state is not None and event.data[: len(PREFIX)] == PREFIX:
+                connection.expect(state.block, (PREFIX, SIZE), "token")
+    if not isinstance(event, events.TrailersReceived) and event.is_end:
+        calls[event.stream].append("end")
+    return len(event.messages) if isinstance(event, events.MessagesReceived) else 0
+
+
+def calls_of(connection, reads):
     """Read bytes.
 
     Returns:
@@ -110,30 +144,8 @@ def calls_of(connection, reads, *, recognise):
     num_recognised = 0
     try:
         for data in reads:
-            for kind, stream, value, ended in connection.receive(data, 0.0):
-                if kind == events.CALLS:
-                    block, token, found, values = value
-                    assert token == "token"
-                    num_recognised += len(found)
-                    for at, (each, message) in enumerate(found.items()):
-                        own = {name: column[at] for name, column in values.items()}
-                        fields = dict(block.fields) | own
-                        calls.setdefault(each, [fields]).append(PREFIX + message)
-                        calls[each].append("end")
-                elif kind == events.MESSAGES:
-                    num_recognised += len(value[2])
-                    calls[stream] += [PREFIX + message for message in value[2]]
-                elif kind == events.HEADERS:
-                    calls[stream] = [dict(value.fields)]
-                elif kind == events.DATA:
-                    calls[stream].append(value)
-                    state = connection.streams.get(stream)
-                    if recognise and state is not None and value[: len(PREFIX)] == PREFIX:
-                        connection.expect(state.block, (PREFIX, SIZE), "token")
-                elif kind == events.RESET:
-                    calls.setdefault(stream, [dict(value[1].block.fields)]).append(int(value[0]))
-                if ended and kind in (events.MESSAGES, events.HEADERS, events.DATA):
-                    calls[stream].append("end")
+            for event in connection.receive(data, 0.0):
+                num_recognised += note(event, calls, connection)
     except Http2Error as err:
         return calls, num_recognised, str(err)
     for stream, state in connection.streams.items():
@@ -145,7 +157,7 @@ def calls_of(connection, reads, *, recognise):
 def warmed(generator, limits=None):
     """A peer, and a server that knows its calls."""
     peer, connection = Peer(generator), server(limits)
-    calls_of(connection, [peer.calls(3)], recognise=True)
+    calls_of(connection, [peer.calls(3)])
     return peer, connection
 
 
@@ -161,8 +173,8 @@ def test_recognised_calls_are_those_of_the_long_way(generator, field):
         peer = Peer(generator, field)
         data = b"".join(peer.burst() for _ in range(30))
         reads = reads_of(data, generator)
-        by_frames, none, end = calls_of(server(), reads, recognise=False)
-        recognised, number, same_end = calls_of(server(), reads, recognise=True)
+        by_frames, none, end = calls_of(server(varying=None), reads)
+        recognised, number, same_end = calls_of(server(), reads)
         assert (none, end, same_end) == (0, "", "")
         assert recognised == by_frames
         total += number
@@ -178,7 +190,7 @@ def test_values_of_recognised_calls_are_those_of_the_reference(generator):
             peer.headers(huffman=False, **peer.own_values()) + peer.data(peer.stream)
             for _ in range(generator.randint(1, 8))
         )
-        calls, number, _ = calls_of(connection, [data], recognise=True)
+        calls, number, _ = calls_of(connection, [data])
         total += number
         for stream, block in peer.blocks.items():
             fields = decoder.decode(block, raw=True)
@@ -189,7 +201,7 @@ def test_values_of_recognised_calls_are_those_of_the_reference(generator):
             assert not all(map(is_valid, fields))
         peer.blocks.clear()
     assert total > 500
-    assert any(each.states for each in connection.reader.common.values()), "found as runs"
+    assert any(each.states for each in connection.recogniser.templates.values()), "found as runs"
 
 
 def test_calls_whose_headers_change_are_recognised(generator):
@@ -203,13 +215,13 @@ def test_calls_whose_headers_change_are_recognised(generator):
             if number % 2:
                 data += frame(8, 0, word(peer.stream), word(5))
             data += peer.data(peer.stream)
-            calls, recognised, _ = calls_of(connection, [data], recognise=True)
+            calls, recognised, _ = calls_of(connection, [data])
             assert calls[word(peer.stream)][0][b"grpc-timeout"] == b"%dm" % number
             total += recognised
         assert total > 250
         connection.forget()
-        assert calls_of(connection, [peer.headers(grpc_timeout="7m") + peer.data(peer.stream)],
-                        recognise=True)[1] == 0  # fmt: skip
+        data = peer.headers(grpc_timeout="7m") + peer.data(peer.stream)
+        assert calls_of(connection, [data])[1] == 0
 
 
 @pytest.mark.parametrize("number", [8, 9, 100])
@@ -219,10 +231,10 @@ def test_pattern_of_calls_has_few_values(generator, number):
     for _ in range(6):
         more = {f"x{each}": str(generator.randrange(10**8, 10**9)) for each in range(number)}
         data = peer.headers(huffman=False, **more) + peer.data(peer.stream)
-        calls, _, _ = calls_of(connection, [data], recognise=True)
+        calls, _, _ = calls_of(connection, [data])
         own = [value for name, value in calls[word(peer.stream)][0].items() if name[:1] == b"x"]
         assert own == [value.encode() for value in more.values()]
-    assert bool(connection.reader.common) == (number <= 8)
+    assert bool(connection.recogniser.templates) == (number <= 8)
 
 
 @pytest.mark.parametrize("is_last", [True, False])
@@ -242,7 +254,7 @@ def test_field_behind_a_shorter_value_is_not_taken_for_its_end(generator, is_las
                 sent[word(peer.stream)] = own, *others
                 block = encode_literally([*fields, own, *others, *last])
                 reads += frame(1, 4, word(peer.stream), block) + peer.data(peer.stream)
-            calls, _, _ = calls_of(connection, [reads], recognise=True)
+            calls, _, _ = calls_of(connection, [reads])
             for stream, own_fields in sent.items():
                 assert calls[stream][0] == dict([*fields, *own_fields, *last])
 
@@ -257,7 +269,7 @@ def test_bytes_of_changed_blocks_mean_what_the_table_says_now(generator):
             own = (b"grpc-timeout", b"%05dm" % generator.randrange(10**5))
             head = frame(1, 4, word(peer.stream), first + encode_literally([*fields, own]))
             read = [head + peer.data(peer.stream)]
-            calls, recognised, _ = calls_of(connection, read, recognise=True)
+            calls, recognised, _ = calls_of(connection, read)
             assert calls[word(peer.stream)][0] == dict([*fields, (b":path", path), own])
             total += recognised
         assert total > 5
@@ -277,12 +289,12 @@ def test_peer_whose_values_fill_the_table_is_asked_to_use_none(
     no_table, num_asked = frame(4, 0, bytes(4), b"\0\1" + bytes(4)), 0
     for number in range(1, 201):
         for _ in range(num_repeated):
-            calls_of(connection, [peer.calls(1)], recognise=True)
+            calls_of(connection, [peer.calls(1)])
             connection.answer([word(peer.stream)], [b""])
         timeout, name = f"{generator.randrange(10**5):05}u", str(generator.random())[:10]
         data = peer.headers(huffman=huffman, grpc_timeout=timeout, x_id=name, **more)
         data += peer.data(peer.stream)
-        calls, recognised, _ = calls_of(connection, [data], recognise=True)
+        calls, recognised, _ = calls_of(connection, [data])
         fields = calls[word(peer.stream)][0]
         assert (fields[b"grpc-timeout"], fields[b"x-id"]) == (timeout.encode(), name.encode())
         connection.answer([word(peer.stream)], [b""])
@@ -292,7 +304,9 @@ def test_peer_whose_values_fill_the_table_is_asked_to_use_none(
             connection.receive(frame(4, 1, bytes(4)), 0.0)
         if number > 100 and is_asked:
             assert recognised
-            assert any(each.states for each in connection.reader.common.values()), "found as runs"
+            assert any(each.states for each in connection.recogniser.templates.values()), (
+                "found as runs"
+            )
     assert num_asked == is_asked
 
 
@@ -300,15 +314,15 @@ def test_calls_are_the_same_wherever_a_read_ends(generator):
     peer = Peer(generator)
     warm = peer.calls(4)
     data = b"".join(peer.burst() for _ in range(6)) + peer.stream_of_messages()
-    expected, _, _ = calls_of(server(), [warm, data], recognise=False)
+    expected, _, _ = calls_of(server(varying=None), [warm, data])
     total = 0
     for at in range(len(data) + 1):
-        found, number, _ = calls_of(server(), [warm, data[:at], data[at:]], recognise=True)
+        found, number, _ = calls_of(server(), [warm, data[:at], data[at:]])
         assert found == expected
         total += number
     assert total > len(data)
     one_by_one = [warm, *(data[at : at + 1] for at in range(len(data)))]
-    assert calls_of(server(), one_by_one, recognise=True)[0] == expected
+    assert calls_of(server(), one_by_one)[0] == expected
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=["inserted", "not inserted"])
@@ -321,9 +335,9 @@ def test_mutated_bytes_are_the_same_either_way(generator, field):
             at = generator.randrange(len(data))
             data[at : at + generator.randint(0, 2)] = generator.randbytes(generator.randint(0, 2))
         reads = [bytes(data[: len(data) // 2]), bytes(data[len(data) // 2 :])]
-        one, other = server(), server()
-        by_frames, _, end = calls_of(one, reads, recognise=False)
-        recognised, _, same_end = calls_of(other, reads, recognise=True)
+        one, other = server(varying=None), server()
+        by_frames, _, end = calls_of(one, reads)
+        recognised, _, same_end = calls_of(other, reads)
         assert same_end == end
         assert set(one.streams) == set(other.streams)
         if not end:  # else events of the last read are lost
@@ -332,7 +346,7 @@ def test_mutated_bytes_are_the_same_either_way(generator, field):
 
 def test_only_what_a_peer_may_open_is_recognised(generator):
     peer, connection = warmed(generator, Limits(max_streams=10))
-    calls, _, _ = calls_of(connection, [peer.calls(20)], recognise=True)
+    calls, _, _ = calls_of(connection, [peer.calls(20)])
     assert len(calls) == 7
     assert connection.data_to_send().count(frame(3, 0, b"", word(7))[:5]) == 13
 
@@ -340,26 +354,26 @@ def test_only_what_a_peer_may_open_is_recognised(generator):
 def test_stream_that_is_opened_twice_is_an_error(generator):
     peer, connection = warmed(generator)
     call = peer.calls(1)
-    assert calls_of(connection, [call], recognise=True)[1] == 1
-    assert "over" in calls_of(connection, [call], recognise=True)[2]
+    assert calls_of(connection, [call])[1] == 1
+    assert "over" in calls_of(connection, [call])[2]
 
 
 def test_message_is_not_taken_twice(generator):
     peer, connection = warmed(generator)
     data = peer.headers() + peer.data(peer.stream) + peer.data(peer.stream)
-    calls, _, _ = calls_of(connection, [data], recognise=True)
+    calls, _, _ = calls_of(connection, [data])
     assert calls[word(peer.stream)][-1] == 5  # STREAM_CLOSED
     assert not connection.streams.get(word(peer.stream))
 
 
 @pytest.mark.parametrize("window", [0, 3, 1 << 20])
 def test_answers_keep_to_the_peers_windows(generator, window):
-    connection = ServerConnection(Limits(), RESPONSE, OK)
+    connection = ServerConnection(Limits(), RESPONSE, OK).recognise(recognise(VARYING))
     settings = frame(4, 0, bytes(4), b"\0\4" + word(window))
     connection.receive(PREFACE + settings, 0.0)
     peer = Peer(generator)
     for _ in range(6):
-        calls_of(connection, [peer.calls(1)], recognise=True)
+        calls_of(connection, [peer.calls(1)])
         connection.answer([word(peer.stream)], [b"0123456789"])
     sent = connection.data_to_send().count(b"0123456789")
     assert sent == (6 if window > 3 else 0)
@@ -376,7 +390,7 @@ def test_updates_of_recognised_calls_count(generator, window, increment, later, 
     """Each answer just fits the window of its stream, though that is set in the same read."""
     peer, connection = Peer(generator), server()
     setting = frame(4, 0, bytes(4), b"\0\4" + word(window))
-    calls_of(connection, [setting, frame(8, 0, bytes(4), word(1 << 20))], recognise=False)
+    calls_of(connection, [setting, frame(8, 0, bytes(4), word(1 << 20))])
     total = 0
     for _ in range(4):
         calls, streams = [], []
@@ -386,7 +400,7 @@ def test_updates_of_recognised_calls_count(generator, window, increment, later, 
             calls.append(head + update + peer.data(peer.stream))
             streams.append(word(peer.stream))
         calls.append(frame(4, 0, bytes(4), b"\0\4" + word(later)))
-        total += calls_of(connection, [b"".join(calls)], recognise=True)[1]
+        total += calls_of(connection, [b"".join(calls)])[1]
         connection.answer(streams, [bytes(later + increment)] * 5)
         assert not connection.num_unsent()
         connection.answer(streams, [b""] * 5)
@@ -399,7 +413,7 @@ def test_promised_length_counts_for_recognised_calls_too(generator):
     size = len(PREFIX) + SIZE
     for flags in (0, 0, 1):
         data = peer.headers(content_length=str(2 * size)) + peer.data(peer.stream, flags)
-        calls, number, _ = calls_of(connection, [data], recognise=True)
+        calls, number, _ = calls_of(connection, [data])
         assert not number
     assert calls[word(peer.stream)][-1] == 1  # PROTOCOL_ERROR
 
@@ -409,9 +423,8 @@ def test_headers_of_streams_are_events_though_their_messages_are_recognised(gene
     for number in range(4):
         data = peer.headers() + peer.data(peer.stream, 0) * 2
         found = connection.receive(data, 0.0)
-        kinds = [event[0] for event in found]
-        data_kinds = [events.MESSAGES] if number > 0 else [events.DATA, events.DATA]
-        assert kinds == [events.HEADERS, *data_kinds]
+        received = [events.MessagesReceived] if number > 0 else [events.DataReceived] * 2
+        assert [*map(type, found)] == [events.HeadersReceived, *received]
         state = connection.streams[word(peer.stream)]
         connection.expect(state.block, (PREFIX, SIZE), "token", calls=False)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,3 +119,23 @@ def test_values_are_found_wherever_they_stand(form, text, num_bytes):
 )
 def test_a_list_that_is_not_the_inputs_is_no_place_of_values(text):
     assert rest.find_values(text.encode(), None, outcome(text.encode())[1]) is None
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1E+999", "1" + 400 * "0" + ".5"])
+def test_number_too_large_is_no_infinity_beside_nan_either(number):
+    form = '{"inputs": [{"name": "x", "datatype": "FP64", "shape": [2], "data": [%s, %s]}]}'
+    for other in ("1.5", "NaN", "-Infinity"):
+        with pytest.raises(InvalidRequest, match="number"):
+            rest.read_infer((form % (other, number)).encode(), None, "m", "")
+    message = rest.read_infer((form % ("NaN", "1e300")).encode(), None, "m", "")[0]
+    assert message.raw_input_contents[0][8:] == np.float64(1e300).tobytes()
+
+
+def test_name_may_be_any_text_that_utf_8_has():
+    form = '{"inputs": [{"name": "%s", "datatype": "UINT8", "shape": [1], "data": [1]}]}'
+    message = rest.read_infer((form % r"a\u200b\n").encode(), None, "m", "")[0]
+    assert message.inputs[0].name == "a\u200b\n"
+    half = (form % r"\ud800").encode()
+    for body in (half, half.replace(b"[1]}", b"[NaN]}")):
+        with pytest.raises(InvalidRequest, match=r"UTF-8|surrogate"):
+            rest.read_infer(body, None, "m", "")

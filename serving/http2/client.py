@@ -2,11 +2,13 @@
 
 from collections import OrderedDict
 
-from serving.http2 import events as kinds
 from serving.http2 import frames
-from serving.http2.connection import Connection, Stream
+from serving.http2.connection import Connection
+from serving.http2.events import Event, HeadersReceived
 from serving.http2.frames import ErrorCode, Http2Error, word
-from serving.http2.hpack import Fields
+from serving.http2.headers import HeaderReader
+from serving.http2.hpack import Encoder, Fields
+from serving.http2.streams import WE_END, Stream
 
 _NO_PUSH = frames.ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
 
@@ -14,9 +16,15 @@ _NO_PUSH = frames.ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
 class ClientConnection(Connection):
     """A client's connection."""
 
-    def __init__(self, limits: frames.Limits) -> None:
-        """Begin; the preface and our settings are ready to be sent."""
-        super().__init__(limits, is_server=False, first=frames.PREFACE)
+    def __init__(self, limits: frames.Limits, volatile: frozenset[bytes] = frozenset()) -> None:
+        """Begin; the preface and our settings are ready to be sent.
+
+        Args:
+            limits: the server's limits.
+            volatile: the names of request fields whose values change from call to call.
+        """
+        reader = HeaderReader(limits, of_requests=False)
+        super().__init__(limits, reader, Encoder(volatile), first=frames.PREFACE)
         self._next = 1
         self.max_streams = 1 << 31
         """The most streams that the server lets us have open."""
@@ -48,7 +56,7 @@ class ClientConnection(Connection):
             )
             self._small_frames.left += 2
             self.send_window -= size
-            state.finished = True
+            state.move(WE_END)
             return
         self._send_block(stream, block, end=not data)
         if data:
@@ -64,7 +72,7 @@ class ClientConnection(Connection):
             self._waiting.pop(stream, None)
         self._start_waiting()
 
-    def receive(self, data: bytes, now_s: float) -> list[kinds.Event]:
+    def receive(self, data: bytes, now_s: float) -> list[Event]:
         """See `Connection`; begins the requests that have waited."""
         found = super().receive(data, now_s)
         if self._waiting:
@@ -101,7 +109,7 @@ class ClientConnection(Connection):
         state.content_left = block.kind.content_length
         if ended:
             self._end_peer(stream, state)
-        self.events.append((kinds.HEADERS, stream, block, ended))
+        self.events.append(HeadersReceived(stream, block, ended))
 
     def _take_setting(self, name: int, value: int) -> None:
         if name == frames.MAX_CONCURRENT_STREAMS:
