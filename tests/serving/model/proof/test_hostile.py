@@ -3,6 +3,8 @@
 ONNX Runtime shows that they mix: rows answer otherwise in a batch than alone, or not at all.
 """
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -30,7 +32,7 @@ IF = (
 )
 OVER = "m (ReduceMax): over rows"
 BODY = "<body = b (int64 i, bool c, float[A,B] v) => (bool d, float[A,B] w) { d = Identity(c) "
-MIXING = {
+MIXING: dict[str, Any] = {
     # Without rows among its inputs an operator is no constant.
     "a body maps a sequence": (
         "q = SequenceConstruct(row); s = SequenceMap(q) <body = b (float[A,B] i) => (float[A,B] o)"
