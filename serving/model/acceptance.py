@@ -295,9 +295,7 @@ def try_rows(
                 break
             if row_s > _SLOW_S:
                 raise _Dependent(f"a row takes {row_s:.1f} s")
-            largest, has_shown = _compare(
-                run, feeds, first, tensors.outputs, max_batch_size, clock
-            )
+            largest, has_shown = _compare(run, feeds, first, tensors.outputs, max_batch_size, clock)
         except (InvalidRequest, ModelError):
             continue
         except _Dependent as err:

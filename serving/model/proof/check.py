@@ -27,6 +27,7 @@ from serving.model.onnx_file import Message, ModelProto
 from serving.model.onnx_runtime import (
     NO_WEIGHTS,
     RunOptions,
+    SessionSettings,
     bare_run,
     inputs_of,
     new_session,
@@ -53,7 +54,8 @@ _MAX_BYTES = 512 << 20
 """The most that the tensors take which are compared at a time: of ResNet50 all at once."""
 _AXES = 16, 32, 8, 1, 64, 512
 """Open axes: the first size with which a graph runs, and the next one besides."""
-_NO_PREPACKING = "session.disable_prepacking", "1"
+_UNCHANGED = SessionSettings(device="cpu", optimization="none")
+_UNCHANGED_ONCE = replace(_UNCHANGED, config={"session.disable_prepacking": "1"})
 """Weights in the order of the processor pay after more runs than these."""
 _IR_VERSION = b"\x08\x0a"
 """ModelProto.ir_version, 10."""
@@ -132,11 +134,7 @@ class Check:
                 more.graph.output.add().name = name
         # Of two messages one after the other protobuf makes one: no copy of the weights is parsed.
         session = new_session(
-            graph.data + more.SerializeToString(),
-            "CPUExecutionProvider",
-            _NO_PREPACKING,
-            weights=graph.weights,
-            optimization="none",
+            graph.data + more.SerializeToString(), _UNCHANGED_ONCE, weights=graph.weights
         )
         self._run_session = bare_run(session)
         self._inputs = inputs_of(session)
@@ -365,9 +363,8 @@ class Check:
             kind = model.graph.input[-1].type.tensor_type
             kind.elem_type = _ELEM_TYPES[array.dtype.name]
         session = new_session(
-            _IR_VERSION + model.SerializeToString(), "CPUExecutionProvider",
-            weights=self._graph.weights, optimization="none",
-        )  # fmt: skip
+            _IR_VERSION + model.SerializeToString(), _UNCHANGED, weights=self._graph.weights
+        )
         aligned = {name: _aligned(each) for name, each in feeds.items()}
         result: Array = bare_run(session)([output], aligned, self._options)[0]
         return result
