@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -74,8 +75,9 @@ def _read(path: Path) -> str:
 
 
 def run_h2load(
-    request: CallRequest, connections: int, in_flight: int, seconds: float, cores: Sequence[int]
-) -> Trace:
+    request: CallRequest, connections: int, in_flight: int, seconds: float, cores: Sequence[int],
+    answer_bytes: int = 0,
+) -> Trace:  # fmt: skip
     """Keep `in_flight` calls in flight on each connection.
 
     Args:
@@ -84,6 +86,7 @@ def run_h2load(
         in_flight: on each of them.
         seconds: how long.
         cores: a thread on each, if there are connections for them.
+        answer_bytes: of each answer, if all have as many: see `trace_of`.
 
     Raises:
         OSError: it is not installed, or it failed.
@@ -106,7 +109,9 @@ def run_h2load(
             raise OSError(f"h2load failed: {(result.stderr or result.stdout).strip()[:200]}")
         rows = np.array(log.read_text().split(), np.int64).reshape(-1, 3)
     cpu_s = sum(after[2:4]) - sum(before[2:4])  # of children
-    return trace_of(rows, seconds, cpu_s / threads, result.stdout)
+    trace = trace_of(rows, seconds, cpu_s / threads, result.stdout)
+    num_refused = refused_of(len(rows), answer_bytes, result.stdout)
+    return replace(trace, num_errors=max(trace.num_errors, num_refused))
 
 
 def trace_of(rows: npt.NDArray[np.int64], seconds: float, cpu_s: float, output: str) -> Trace:
@@ -122,10 +127,50 @@ def trace_of(rows: npt.NDArray[np.int64], seconds: float, cpu_s: float, output: 
     )  # fmt: skip
 
 
+def refused_of(num_calls: int, answer_bytes: int, output: str) -> int:
+    """Return how many calls had no answer in them, by the bytes that h2load received.
+
+    gRPC's status is in the trailers, which h2load doesn't read: a refusal has HTTP status 200, and
+    no data. Answers that were on their way at the end may hide as many refusals as there were calls
+    in flight; `NetworkLoad` asks servers that count.
+
+    Args:
+        num_calls: those that ended.
+        answer_bytes: of each answer; 0 if that is not known.
+        output: what h2load printed.
+    """
+    received = re.search(r"\((\d+)\) data$", output, re.MULTILINE)
+    if not answer_bytes or received is None:
+        return 0
+    return max(0, num_calls - int(received[1]) // answer_bytes)
+
+
+_REFUSED = re.compile(
+    r'^\w+_requests_total\{[^}]*status="(?!OK"|CANCELLED")\w+"[^}]*\} (\S+)$', re.MULTILINE
+)
+
+
+def count_refused(metrics_address: str) -> int:
+    """Return how many calls a server of ours has refused or failed so far, by its metrics.
+
+    Calls that a generator leaves at its end are cancelled, and don't count.
+
+    Raises:
+        OSError: the metrics can't be read.
+    """
+    url = f"http://{metrics_address}/metrics"
+    with urllib.request.urlopen(url, timeout=_METRICS_TIMEOUT_S) as answer:
+        page = answer.read().decode()
+    return round(sum(float(count) for count in _REFUSED.findall(page)))
+
+
+_METRICS_TIMEOUT_S = 10.0
 _START_S = 0.15
 """How long the processes get to connect before they all begin."""
 _CONNECTIONS = 8
 """Of a process."""
+_PREFIX_BYTES = 5
+"""Of a message of gRPC."""
 
 
 def _begin(core: int) -> None:
@@ -178,18 +223,21 @@ class NetworkLoad:
 
     def __init__(
         self, generator: Generator, request: Callable[[int], CallRequest],
-        probe: Callable[[CallRequest], object],
+        probe: Callable[[CallRequest], bytes], num_refused: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
         """Address a method of a server.
 
         Args:
             generator: the processes that send.
             request: makes a request with this number of rows.
-            probe: has a request answered, and raises OSError if it is refused: h2load does not
-                look.
+            probe: has a request answered, returns the answer, and raises OSError if it is refused:
+                h2load does not look.
+            num_refused: returns how many calls the server has refused so far, if it counts them.
         """
         self._generator, self._request, self._probe = generator, request, probe
-        self._probed: set[int] = set()
+        self._num_refused = num_refused
+        self._answer_bytes: dict[int, int] = {}
+        """Of gRPC's answers, with their prefix, by the rows of a call."""
 
     def closed(
         self, callers: int, batch: int, seconds: float, connections: int = 0, *,
@@ -201,9 +249,9 @@ class NetworkLoad:
         a deadline and a trace of its own.
         """
         request = replace(self._request(batch), has_new_headers=has_new_headers)
-        if batch not in self._probed:
-            self._probe(request)
-            self._probed.add(batch)
+        if batch not in self._answer_bytes:
+            size = len(self._probe(request))
+            self._answer_bytes[batch] = 0 if request.is_http else _PREFIX_BYTES + size
         generator = self._generator
         if has_new_headers or not generator.uses_h2load:
             connections = connections or min(callers, _CONNECTIONS * len(generator.cores))
@@ -211,8 +259,10 @@ class NetworkLoad:
         if request.is_http:
             connections = callers  # each has one call in flight
         connections = connections or max(n for n in range(1, _CONNECTIONS + 1) if callers % n == 0)
-        in_flight = callers // connections
-        return run_h2load(request, connections, in_flight, seconds, generator.cores)
+        in_flight, before = callers // connections, self._num_refused()
+        size = self._answer_bytes[batch]
+        trace = run_h2load(request, connections, in_flight, seconds, generator.cores, size)
+        return replace(trace, num_errors=max(trace.num_errors, self._num_refused() - before))
 
     def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
         """Send a call of `batch` images at each offset from the start, answered or not.

@@ -90,9 +90,10 @@ def measure(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
     if cell.scenario == "Server":
         yield from _search(replace(cell, callers=0), target, rules, number)
     elif cell.scenario == "Overload":
-        reached = load.closed(_FULL_CALLERS, 1, seconds, _FULL_CONNECTIONS).calls_per_s
-        if not reached:
-            raise OSError("no call was answered")
+        full = load.closed(_FULL_CALLERS, 1, seconds, _FULL_CONNECTIONS)
+        reached = full.calls_per_s
+        if not reached or full.num_errors:
+            raise OSError(f"{full.num_errors} calls of the closed loop before it failed")
         for factor in OVERLOADS:
             offsets_s = arrivals("constant", factor * reached, seconds, seed=0)
             send = partial(load.open, offsets_s, 1, TIMEOUT_S)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -16,7 +17,7 @@ import grpc
 import numpy as np
 
 from benchmarks.loops import GRPC, CallRequest, Headers
-from benchmarks.network import Generator, NetworkLoad, on_cores
+from benchmarks.network import Generator, NetworkLoad, count_refused, on_cores
 from digit_classifier import wire
 from serving.commandline.options import OLD_PREFIX, PREFIX
 from serving.model import repository
@@ -326,10 +327,16 @@ def open_target(spec: Spec, setting: Setting) -> Iterator[Running]:
             if share < _RIGHT_SHARE:
                 raise NotMeasured(f"it gives other digits: only {share:.0%} are the model's")
         yield Running(
-            load=NetworkLoad(setting.generator, request_of, probe),
+            load=NetworkLoad(setting.generator, request_of, probe, _counter(words)),
             startup_s=None if address else perf_counter() - begin_s,
             pid=pid,
         )
+
+
+def _counter(words: Mapping[str, str]) -> Callable[[], int]:
+    """Return how to count a server's refusals: by its metrics, if its first line names them."""
+    address = words.get("metrics", "off")
+    return (lambda: 0) if address == "off" else partial(count_refused, address)
 
 
 def _post(request: CallRequest) -> bytes:

@@ -196,6 +196,10 @@ class ServerConfig:
     """Sites whose pages may ask over HTTP, such as https://example.org."""
     max_json_bytes: int = 32 << 20
     """The longest JSON over HTTP, such as 4M: by default a picture of 640 x 640 x 3 floats."""
+    max_buffered_bytes: int | None = None
+    """Bytes of requests that have not come whole, of all callers together, such as 512M; further
+    callers of large requests wait; without it, eight times the models' largest request, but at
+    least 64 MiB, and at most an eighth of the memory."""
     http_is_optional: bool = False
     """Whether a server whose HTTP port is in use goes on without HTTP, instead of ending."""
     transport: TransportName = "auto"
@@ -240,6 +244,8 @@ class ServerConfig:
             _require(0 <= port <= 65_535, name, port, "0 to 65535")
         self._require_different_ports()
         _require(self.max_json_bytes >= 1, "max_json_bytes", self.max_json_bytes, "at least 1")
+        most = self.max_buffered_bytes
+        _require(most is None or most >= 1, "max_buffered_bytes", most, "at least 1")
         is_image = self.input == "image"
         _require(is_image or self.input == "tensors", "input", self.input, "tensors or image")
         _require(is_image or not self.labels, "labels", self.labels[:3], "given with input image")

@@ -213,23 +213,20 @@ def _shortest_s(run: Callable[[], object], num_runs: int, most_s: float) -> floa
     return min(times)
 
 
-def line_of(obstacle: str | None, mode: BatchingMode, difference: float | None) -> str:
-    """Return one line that says whether the model is batchable, and why not.
+def line_of(obstacle: str | None, mode: BatchingMode) -> str:
+    """Return one line that says whether rows are batched, and why not.
 
     Args:
-        obstacle: why it is not proved batch-invariant; None if it is.
+        obstacle: why they are not proved independent; None if they are.
         mode: the operator's setting.
-        difference: the greatest in a trial; None if no drawn input could be run.
     """
     if mode == "never":
-        return "not batchable: the operator's setting"
-    if obstacle and mode == "auto":
-        return f"not batchable: {obstacle}"
+        return "batching off: the operator's setting"
+    if obstacle is None:
+        return "batching on: row independence proved"
     if mode == "always":
-        return f"batched by the operator's setting ({obstacle or 'proved'})"
-    tried = "no drawn input can be run" if difference is None else "a trial agrees"
-    within = f" within {difference:.1g}" if difference else ", bit for bit" * (difference == 0)
-    return f"batchable: proved, {tried}{within}"
+        return f"batching on by the operator's setting, not proved: {obstacle}"
+    return f"batching off: {obstacle}"
 
 
 _TOLERANCES = {"FP16": 1e-2, "FP32": 1e-3, "FP64": 1e-3}
@@ -278,7 +275,7 @@ def try_rows(
     if without:
         obstacle, mode = f"input {without[0]} has no batch axis", "auto"
     is_alone = mode == "never" or (mode == "auto" and obstacle is not None)
-    runnable, worst = None, None
+    runnable = None
     end_s = clock() + _DRAWS_S
     for feeds in draws(tensors.inputs, 1 if is_alone else NUM_ROWS):
         row, begin_s = feeds if is_alone else take(feeds, [0]), clock()
@@ -295,16 +292,15 @@ def try_rows(
                 break
             if row_s > _SLOW_S:
                 raise _Dependent(f"a row takes {row_s:.1f} s")
-            largest, has_shown = _compare(run, feeds, first, tensors.outputs, max_batch_size, clock)
+            has_shown = _compare(run, feeds, first, tensors.outputs, max_batch_size, clock)
         except (InvalidRequest, ModelError):
             continue
         except _Dependent as err:
             obstacle, is_alone = str(err), True
             break
-        worst = max(worst or 0.0, largest)
         if has_shown:
             break
-    line = line_of(obstacle, mode, worst)
+    line = line_of(obstacle, mode)
     if is_alone:
         return Finding(tensors, line, runnable)
     # Converters of trees say 1 where the graph answers N.
@@ -316,12 +312,11 @@ def try_rows(
 def _compare(
     run: Run, feeds: Feeds, first: list[Array], outputs: Sequence[Tensor], max_batch_size: int,
     clock: _Clock,
-) -> tuple[float, bool]:  # fmt: skip
+) -> bool:  # fmt: skip
     """Compare rows alone, of which the first has run, with rows in batches.
 
     Returns:
-        The greatest difference, and whether each output differs from row to row: one that does not
-        shows nothing.
+        Whether each output differs from row to row: one that does not shows nothing.
     """
     rows, begin_s = [first], clock()
     while len(rows) < NUM_QUIET and (len(rows) < 2 or clock() - begin_s < _DRAWN_ALONE_S):
@@ -329,7 +324,7 @@ def _compare(
     row_s = (clock() - begin_s) / (len(rows) - 1)
     alone = [_joined(*each) for each in zip(outputs, zip(*rows, strict=True), strict=True)]
     has_shown = all(((each != each[:1]) & (each == each)).any() for each in alone)  # NaN is nothing
-    generator, worst = random.Random(0), 0.0
+    generator = random.Random(0)
     row_bytes = max(sum(each.nbytes for each in alone) / len(rows),
                     sum(each.nbytes / len(each) for each in feeds.values()))  # fmt: skip
     for size in batch_sizes(max(2, max_batch_size), row_s, _DRAWN_BATCHES_S):
@@ -356,8 +351,7 @@ def _compare(
                     f"rows depend on the batch: in one of {size}, output {tensor.name} differs by "
                     f"{found:.1g}, at most {most:g} allowed"
                 )
-            worst = max(worst, found)
-    return worst, has_shown
+    return has_shown
 
 
 def _joined(tensor: Tensor, rows: Sequence[Array]) -> Array:

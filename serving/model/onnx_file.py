@@ -35,6 +35,8 @@ Message = Any
 _SMALL = 1024
 """The most elements of a constant that is read: shapes, axes, scales."""
 _EXTERNAL = 1
+_STRING = 8
+"""TensorProto's number of the type."""
 _IDENTITY = 13
 """A version of ONNX's operators in which Identity passes any tensor on."""
 _TYPES: dict[int, tuple[str, str]] = {
@@ -99,6 +101,32 @@ def _tensors(graph: Message, functions: Iterable[Message] = ()) -> Iterator[Mess
             yield from (attribute.t, *attribute.tensors)
             for body in (attribute.g, *attribute.graphs):
                 yield from _tensors(body)
+
+
+def has_texts(model: Message) -> bool:
+    """Return whether any tensor may be of strings: inputs, constants, labels, casts."""
+    tensors = _tensors(model.graph, model.functions)
+    return (
+        any(each.type.tensor_type.elem_type == _STRING for each in model.graph.input)
+        or any(each.data_type == _STRING for each in tensors)
+        or any(map(_makes_texts, _nodes(model.graph, model.functions)))
+    )
+
+
+def _makes_texts(node: Message) -> bool:
+    return any(
+        each.strings or each.name == "value_string" or (each.name == "to" and each.i == _STRING)
+        for each in node.attribute
+    )
+
+
+def _nodes(graph: Message, functions: Iterable[Message] = ()) -> Iterator[Message]:
+    """Yield the nodes of a graph, and of all bodies and functions in it."""
+    for node in (*graph.node, *(node for each in functions for node in each.node)):
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _nodes(body)
 
 
 def cut_zip_maps(model: Message) -> tuple[str, ...] | None:

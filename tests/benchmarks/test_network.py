@@ -3,7 +3,9 @@
 import itertools
 import os
 import shutil
+import sys
 import threading
+from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -130,6 +132,72 @@ def test_h2load_log_is_read():
     trace = network.trace_of(rows, 2.0, 0.5, output)
     np.testing.assert_allclose(trace.latencies_s, [0.0015, 0.0025, 1e-5])
     assert (trace.num_errors, trace.calls_per_s, trace.busy) == (1, 1.0, 0.25)
+
+
+TRAFFIC = "traffic: 1.40KB (1430) total, 12B (12) headers (space savings 95%), 780B (780) data"
+
+
+@pytest.fixture
+def h2load_stub(tmp_path, monkeypatch):
+    """A program in h2load's place: 20 calls with HTTP status 200, and 780 bytes of data."""
+    program = tmp_path / "h2load"
+    program.write_text(f"""#!{sys.executable}
+import sys
+(log,) = [word.partition("=")[2] for word in sys.argv if word.startswith("--log-file=")]
+with open(log, "w") as file:
+    file.writelines(f"{{number}}\\t200\\t1000\\n" for number in range(20))
+print("requests: 20 total, 20 started, 20 done, 20 succeeded, 0 failed, 0 errored, 0 timeout")
+print("{TRAFFIC}")
+""")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+
+@pytest.mark.usefixtures("h2load_stub")
+@pytest.mark.parametrize(
+    ("answer_bytes", "counted", "num_errors"),
+    [(34, [0, 0], 0), (73, [0, 0], 10), (34, [3, 8], 5), (73, [3, 18], 15)],
+)
+def test_refusals_behind_http_status_200_are_errors(answer_bytes, counted, num_errors):
+    counts = iter(counted)
+    with Generator([0], "h2load") as generator:
+        load = NetworkLoad(
+            generator, lambda _: CallRequest(address="x:1", path="/", message=b""),
+            lambda _: bytes(answer_bytes), lambda: next(counts),
+        )  # fmt: skip
+        trace = load.closed(2, 1, 1.0)
+    assert (len(trace.latencies_s), trace.num_errors) == (20, num_errors)
+    assert trace.calls_per_s == 20 - num_errors
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
+def test_refusals_are_counted_behind_h2load(images):
+    numbers = itertools.count()
+
+    def every_other(message, context):
+        if next(numbers) % 2:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no")
+        return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
+
+    answer = encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
+    with fake_server(every_other) as address:
+        question = CallRequest(
+            address=address, path=CLASSIFY, message=encode_digits("digits", {"images": images[:1]})
+        )
+        cores = sorted(os.sched_getaffinity(0))
+        size = 5 + len(answer)
+        trace = network.run_h2load(question, 1, 1, 10 * SHORT_S, cores, size)
+    assert abs(2 * trace.num_errors - len(trace.latencies_s)) <= 3
+
+
+def test_server_of_ours_says_how_many_calls_it_refused(server, images):
+    address = server.facts["metrics"]
+    before = network.count_refused(address)
+    with grpc.insecure_channel(server.address) as channel:
+        for message in (b"\xff", b"", encode_digits("digits", {"images": images[:1]})):
+            with suppress(grpc.RpcError):
+                channel.unary_unary(CLASSIFY)(message, timeout=20)
+    assert network.count_refused(address) - before == 2
 
 
 @pytest.mark.parametrize(("number", "parts"), [(64, 8), (7, 3), (2, 4)])

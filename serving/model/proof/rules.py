@@ -50,7 +50,7 @@ def _targets(node: Node, index: int) -> Shape:
     """Return the sizes that an input asks for."""
     sizes = tuple(items_of(node, index).reshape(-1))
     if any(each.varies and not each.fits() for each in sizes):
-        raise Mixes("a size that depends on the number of rows may overflow")
+        raise Mixes("a size is computed from the number of rows, or may overflow")
     return sizes
 
 
@@ -138,6 +138,17 @@ def _broadcast(node: Node, values: Sequence[Value]) -> Value:
 def pointwise(node: Node) -> list[Value]:
     """Each element depends on those at its own place."""
     return node.outputs(_broadcast(node, node.given))
+
+
+def onto_first(node: Node) -> list[Value]:
+    """Each element depends on those at its own place, and the others are repeated for the first.
+
+    ONNX Runtime replaces Shape by the first input's, whatever the others are.
+    """
+    result = _broadcast(node, node.given)
+    if (result.shape, result.axis) != (node.value(0).shape, node.value(0).axis):
+        raise Mixes("its first input would be repeated")
+    return node.outputs(result)
 
 
 def like_first(node: Node) -> list[Value]:
@@ -1136,6 +1147,9 @@ def gathered(node: Node) -> list[Value]:
         raise Mixes("rows take from all rows")
     if data.axis == axis:
         raise Mixes("it takes rows by number")
+    if data.axis is not None and data.axis > axis and node.has_texts:
+        # ONNX Runtime 1.32 copies strings of the first row, and leaves the others empty.
+        raise Mixes("it may take strings of several rows")
     batch = None
     if data.axis is not None:
         batch = data.axis if data.axis < axis else data.axis + indices.rank - 1

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from serving.model.onnx_file import Message, small_array
+from serving.model.onnx_file import Message, has_texts, small_array
 from serving.model.proof.sizes import ONE, ROWS, Size, Unknowns
 from serving.model.proof.table import SETS, outputs_of
 from serving.model.proof.values import Mixes, Node, Value, constant, sizes_of
@@ -126,6 +126,7 @@ class _Walk:
         self.joined: set[frozenset[str]] = set()
         """Batch axes that some node joins, so that they are one."""
         self._versions = _versions(model)
+        self._has_texts = has_texts(model)
         self._functions: dict[tuple[str, str, str], Message] = {}
         for each in model.functions:
             key = each.domain, each.name, each.overload
@@ -196,6 +197,7 @@ class _Walk:
             [bool(name) for name in message.output],
             {each.name: each for each in message.attribute},
             self.unknowns,
+            self._has_texts,
         )
         try:
             outputs = [self._checked(each) for each in self._outputs(message, domain, node)]

@@ -7,6 +7,7 @@ import pytest
 
 from serving.errors import DeviceError, ModelError
 from serving.model import memory
+from serving.model.engine import OnnxEngine
 from serving.model.loading import load_model
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.model.graphs import node, rows_model, save, two_layers
@@ -39,6 +40,7 @@ def test_model_keeps_its_memory_where_that_pays(graph, settings, keeps, tmp_path
     path = save(graph(), tmp_path)
     (tmp_path / "config.pbtxt").write_text(settings)
     model = load_model(path)
+    assert isinstance(model.engine, OnnxEngine)
     assert model.engine.settings.keeps_memory == keeps
     rows = np.ones((3, 4), np.float32)
     (answer,) = model.run({"x": rows})
@@ -89,4 +91,5 @@ def test_settings_of_a_model_say_how_many_threads_its_runs_have(tmp_path):
         "parameters { key: 'intra_op_thread_count' value { string_value: '3' } }"
     )
     model = load_model(path, num_threads=2)
+    assert isinstance(model.engine, OnnxEngine)
     assert model.engine.settings.num_threads == model.settings.num_threads == 3
