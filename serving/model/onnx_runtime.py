@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from serving.commandline import installation
 from serving.errors import CorruptModel, DeviceError
-from serving.tensors import Tensor, TensorSignature
+from serving.tensors import DTYPES, Tensor, TensorSignature
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnxruntime
 
 Session: TypeAlias = "onnxruntime.InferenceSession"
@@ -57,7 +58,8 @@ def runtime() -> Any:
 
 def new_session(
     model: bytes, provider: str, *config: tuple[str, str],
-    weights: Mapping[str, bytes] = NO_WEIGHTS, **provider_options: str,
+    weights: Mapping[str, bytes] = NO_WEIGHTS, optimization: str = "all",
+    **provider_options: str,
 ) -> Session:  # fmt: skip
     """Build a session on one provider; ONNX Runtime's own errors pass through.
 
@@ -66,6 +68,7 @@ def new_session(
         provider: ONNX Runtime's name of the device.
         weights: the content of all files that it names, by their location.
         config: entries of the session's configuration.
+        optimization: none keeps the nodes as they are in the file.
         provider_options: of the provider.
 
     Raises:
@@ -91,6 +94,8 @@ def new_session(
     # With a pattern a run gets its memory as one block, which glibc maps and unmaps each time: 8
     # rows of such a network took 1,160 page faults on a thread, a third of the time.
     options.enable_mem_pattern = False
+    if optimization == "none":
+        options.graph_optimization_level = runtime().GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised, and logged by us
     # With its fallback ONNX Runtime would print a banner on stdout and hide the reason.
     session: Session = runtime().InferenceSession(
@@ -134,6 +139,17 @@ def tensors_of(session: Session) -> TensorSignature:
         tuple(_tensor("output", each) for each in outputs),
         is_batchable=False,
     )
+
+
+def inputs_of(session: Session) -> tuple[Tensor, ...]:
+    """Read a model's inputs without its outputs; see `tensors_of`."""
+    return tuple(_tensor("input", each) for each in session.get_inputs())
+
+
+def output_dtypes(session: Session) -> dict[str, "np.dtype[Any]"]:
+    """Return numpy's type of each output that has one, by name."""
+    kinds = {each.name: _DATATYPES.get(each.type) for each in session.get_outputs()}
+    return {name: DTYPES[kind] for name, kind in kinds.items() if kind is not None}
 
 
 def _tensor(side: str, node: Any) -> Tensor:

@@ -60,7 +60,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
     sources = ("--models", models), ("--target", server.address)
     near, far = (json.loads(run("info", *each, "--json").out[0]) for each in sources)
     assert near.pop("transport") == "in process"
-    assert near["batching"] == ("batchable: proved, a trial agrees, bit for bit")
+    assert near["batching"] == "batching on: row independence proved"
     assert far.pop("transport") == server.facts["transport"]
     assert near == far
     code, out, _ = run("info", "--models", models)

@@ -140,7 +140,7 @@ def test_settings_decide_how_a_model_is_run(tmp_path):
         assert model.run(x=np.ones((5, 4), np.float32))["y"].shape == (5, 3)
     (net / "config.pbtxt").write_text("max_batch_size: 0 default_model_filename: 'net.onnx'")
     with Model.load(net) as model:
-        assert model.served.batching == "not batchable: the operator's setting"
+        assert model.served.batching == "batching off: the operator's setting"
 
 
 def test_graph_that_is_not_as_the_settings_say_is_not_served(tmp_path):
@@ -160,7 +160,7 @@ def test_promise_of_the_operator_batches_and_is_logged(tmp_path):
             client.infer("net", x=np.ones((2, 4), np.float32))
         server.stop()
         lines = server.process.stderr.read()
-    assert "batched by the operator's setting (m (ReduceMax): over rows)" in lines
+    assert "batching on by the operator's setting, not proved: m (ReduceMax): over rows" in lines
 
 
 def test_mistake_in_settings_of_one_model_leaves_the_others(tmp_path):
