@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from tests.serving.model.proof.drawing import session_of
 from tests.serving.model.proof.models import CONSTANTS, graph, verdict
@@ -427,6 +427,56 @@ def mixes(session, num_rows):
     if batch.dtype == object:
         return not np.array_equal(batch, wanted)
     return not np.allclose(batch, wanted, rtol=1e-3, equal_nan=True)
+
+
+DECLARED = (
+    "t = Relu(x); s = Shape(t); n = Slice(s, first, second, first); q = Concat<axis=0>(n, last)"
+    "; r = Reshape(x, q); m = ReduceMax(r, second); d = Sub(r, m); o = Shape(x); y = Reshape(d, o)"
+)
+
+
+def test_declared_size_that_is_not_proved_is_refused():
+    """ONNX Runtime replaces Shape by a declared number, and then folds pairs of rows into one."""
+    model = graph(DECLARED)
+    assert verdict(model) is None
+    model.graph.value_info.append(helper.make_tensor_value_info("t", TensorProto.FLOAT, [3, 4]))
+    assert verdict(model) == "t (Relu): axis 0 of t is declared with 3, not proved"
+    rows = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    session = session_of(model)
+    (batch,), (first,) = session.run(None, {"x": rows}), session.run(None, {"x": rows[:3]})
+    assert not np.allclose(batch[:3], first)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("t", ["N", 4], None),
+        ("t", [-1, 4], None),
+        ("t", ["N", 5], "t (Relu): axis 1 of t is declared with 5, not proved"),
+        ("t", ["N", 4, 1], "t (Relu): t is declared with 3 axes, and has 2"),
+        ("s", [3], "s (Shape): axis 0 of s is declared with 3, not proved"),
+        ("s", [2], None),
+    ],
+)
+def test_declared_shape_is_compared_with_the_proved_one(name, shape, reason):
+    model = graph(DECLARED)
+    model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    assert verdict(model) == reason
+
+
+def test_declared_size_of_an_output_that_a_node_reads_is_compared():
+    model = graph(DECLARED)
+    output = helper.make_tensor_value_info("t", TensorProto.FLOAT, [3, 4])
+    model.graph.output.append(output)
+    assert verdict(model) == "t (Relu): axis 0 of t is declared with 3, not proved"
+
+
+def test_declared_size_in_a_body_is_compared():
+    body = "y = If (truth) <then_branch = t () => (float[A,B] p) { q = Relu(x) p = Neg(q) },"
+    model = graph(body + " else_branch = e () => (float[A,B] r) { r = Neg(x) }>")
+    branch = model.graph.node[0].attribute[0].g
+    branch.value_info.append(helper.make_tensor_value_info("q", TensorProto.FLOAT, [3, 4]))
+    assert verdict(model) == "q (Relu): axis 0 of q is declared with 3, not proved"
 
 
 def test_default_of_a_body_input_does_not_hide_what_is_passed():
