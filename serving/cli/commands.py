@@ -110,7 +110,7 @@ def _add_serve(parser: Parser) -> None:
 
 
 _GROUPS: tuple[tuple[str, type, str], ...] = (
-    ("", ModelConfig, "versions canary served_name batch max_model_bytes"),
+    ("", ModelConfig, "versions canary served_name batch threads max_model_bytes"),
     ("", ServerConfig, "reload_interval_s allow_repository_control"),
     ("addresses", ServerConfig, "host port http_host http_port http_host_names "
      "http_allow_origins metrics_host metrics_port"),
