@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serving.model.onnx_file import cut_zip_maps, parse_model
-from serving.model.onnx_runtime import inputs_of, new_session
+from serving.model.onnx_runtime import ON_CPU, inputs_of, new_session
 from serving.model.samples import draws, relative_error, take
 from serving.model.verdicts import judge
 from tests.serving.model.proof import keras_exports
@@ -32,7 +32,7 @@ LEAST_SHARE = 0.95
 
 def are_independent(onnx: bytes) -> bool | None:
     """Whether rows in a batch are those alone; None if no drawn input can be run."""
-    session = new_session(onnx, "CPUExecutionProvider")
+    session = new_session(onnx, ON_CPU)
     for feeds in draws(inputs_of(session), 8):
         quiet = take(feeds, range(5))
         try:
