@@ -171,6 +171,16 @@ MIXING: dict[str, Any] = {
         "; c = Squeeze(q, first); " + IF,
         "p (Concat): a size may be 0",
     ),
+    "reshaped to a size that does not fit": (
+        "s = Shape(x); n = Slice(s, first, second, first); q = Concat<axis=0>(n, eight)"
+        "; r = Reshape(x, q); o = Shape(x); p = Softmax(r); y = Reshape(p, o)",
+        "r (Reshape): its sizes are not proved to fit",
+    ),
+    "a constant reshaped to a size that does not fit": (
+        "s = Shape<start=1>(x); q = Concat<axis=0>(s, two); k = Reshape(w, q); t = Shape(k)"
+        "; l = Slice(t, first, second, first); e = Equal(l, s); c = Squeeze(e, first); " + IF,
+        OVER, {"x": "float[N,L] x"},
+    ),
     "expanded to nothing": (
         "e = Expand(row, nothing); s = Shape<start=0, end=1>(e); q = Equal(s, second)"
         "; c = Squeeze(q, first); " + IF,
