@@ -92,7 +92,8 @@ MIXING: dict[str, Any] = {
         "; z = Squeeze(h, first); k = Identity(row)"
         "; g, o = Scan(k, z) <num_scan_inputs=1, body = b (float[A,B] h, float v)"
         " => (float[A,B] g, float[C,D] t) { g = Identity(h) t = Neg(x) }>"
-        "; s = Shape<start=1, end=2>(o); m = Shape<start=0, end=1>(x); q = Equal(s, m); c = Squeeze(q, first); " + IF,
+        "; s = Shape<start=1, end=2>(o); m = Shape<start=0, end=1>(x); q = Equal(s, m)"
+        "; c = Squeeze(q, first); " + IF,
         "g, o (Scan): it may have no turn, and stacks nothing then",
     ),
     "scan over a constant that sees rows": (
