@@ -26,6 +26,7 @@ _FLAGS = (
 )
 """Attributes that are 0 or 1. Of other numbers ONNX Runtime makes either, or no output at all: a
 Cast with saturate=2 leaves the memory as it was."""
+_IS_FLAG = frozenset(_FLAGS.split())
 ALL = range(1 << 16)
 """All inputs."""
 
@@ -88,7 +89,7 @@ def _require_covered(row: Row, node: Node) -> None:
             raise Mixes(f"attribute {name[:100]} has no rule")
         if (wanted := row.covered[name]) and _shown(attribute) != wanted:
             raise Mixes(f"attribute {name} has a rule for {wanted} only")
-        if name in _FLAGS.split() and attribute.i not in (0, 1):
+        if name in _IS_FLAG and attribute.i not in (0, 1):
             raise Mixes(f"attribute {name} is neither 0 nor 1")
 
 
