@@ -26,7 +26,7 @@ from serving.errors import (
     ServingError,
 )
 from serving.model import repository
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.model.repository import CLASSIFIER, LABELS, MANIFEST
 from serving.model.settings import SETTINGS, read_settings
@@ -271,6 +271,7 @@ class ModelFolder:
             new = load_model(
                 self.path, version, device, config.precision, self._max_batch_size,
                 batching=config.batching_of(self.name), max_bytes=config.max_model_bytes,
+                num_threads=config.threads,
             )  # fmt: skip
             if model is not None and _signature(new) != _signature(model):
                 raise CorruptModel(self._misfit(new))

@@ -64,6 +64,9 @@ class BatchingConfig:
         _require(0 < self.max_run_s <= 1e6, "max_run", self.max_run_s, "more than 0, up to 1e6")
 
 
+_MAX_THREADS = 1024
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """The model to run, or the models to serve, and their device."""
@@ -74,7 +77,7 @@ class ModelConfig:
     """The repository that is copied and followed instead, such as "s3://bucket/models"."""
     model_cache: Path | None = None
     """Folder of copies from URLs; without one, ~/.cache/digit-serving/models."""
-    model: str = "digits"
+    model: str = ""
     """The model's name, where one is run."""
     names: tuple[str, ...] | None = None
     """The models of the repository to serve; None for all."""
@@ -93,6 +96,9 @@ class ModelConfig:
     """Device of inference; auto takes CUDA if it works, else the CPU."""
     precision: Precision = "fp32"
     """Variant of the model."""
+    threads: int = 1
+    """Threads of one run of a model: more make a lone call of a large model faster, and several
+    calls at once slower; a model's config.pbtxt takes precedence."""
     max_model_bytes: int = 2 << 30
     """The most bytes of a model's files, such as 500M or 2G."""
     batch: tuple[str, ...] = ()
@@ -108,6 +114,7 @@ class ModelConfig:
         _require(0 <= self.canary <= 1, "canary", self.canary, "0 to 1")
         if self.version is not None and (self.versions != "latest" or self.canary):
             raise ConfigurationError("version pins one: versions and canary have no effect then")
+        _require(1 <= self.threads <= _MAX_THREADS, "threads", self.threads, f"1 to {_MAX_THREADS}")
         _require(self.max_model_bytes >= 1, "max_model_bytes", self.max_model_bytes, "at least 1")
         if self.served_name is not None:
             require_name("served_name", self.served_name)

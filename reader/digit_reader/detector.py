@@ -14,7 +14,7 @@ import numpy.typing as npt
 from digit_classifier.normalizer import HEIGHT, WIDTH
 from digit_reader.text.candidates import Candidates
 from serving.model.onnx_runtime import new_session
-from serving.predictions import Images, Probabilities
+from serving.tensors import Images, Probabilities
 
 Floats = npt.NDArray[np.float32]
 
@@ -46,7 +46,7 @@ def logits(candidates: Candidates) -> Floats:
 
 @cache
 def _session() -> Any:
-    return new_session(NETWORK.read_bytes(), "CPUExecutionProvider")
+    return new_session(NETWORK.read_bytes())
 
 
 def logits_alone(images: Images) -> Floats:

@@ -21,7 +21,9 @@ from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import CorruptModel, ModelNotFound, ServingError
 from serving.model import acceptance, repository, verdicts
 from serving.model.acceptance import find_rows, has_bounded_time
-from serving.model.engine import LoadedModel, OnnxEngine, open_engine
+from serving.model.engine import OnnxEngine, open_engine
+from serving.model.loaded import LoadedModel
+from serving.model.memory import remaps_memory
 from serving.model.onnx_file import Message, cut_zip_maps, parse_model
 from serving.model.onnx_runtime import runtime
 from serving.model.repository import Manifest, described
@@ -52,6 +54,7 @@ def load_model(
     is_described: bool = False,
     batching: BatchingMode | None = None,
     max_bytes: int = repository.MAX_BYTES,
+    num_threads: int = 1,
 ) -> LoadedModel:
     """Read, verify, build and check one version; this warms up the batch sizes that it checks.
 
@@ -69,6 +72,7 @@ def load_model(
         is_described: whether a version needs a manifest; one without is corrupt.
         batching: auto, always or never; None for the model's own setting.
         max_bytes: the most of its files.
+        num_threads: threads of one run, where the model's settings do not say.
 
     Raises:
         ModelNotFound: no such version.
@@ -84,6 +88,7 @@ def load_model(
                   ", ".join(settings.ignored))  # fmt: skip
     settings = replace(settings, batching=batching or settings.batching)
     device = settings.device if device == "auto" and precision == "fp32" else device
+    settings = replace(settings, num_threads=settings.num_threads or num_threads)
     limits = _Limits(max_batch_size, limit_factor, max_bytes)
     how = (device, precision, limits, is_described, settings)
     if repository.is_file(model_dir):
@@ -146,9 +151,8 @@ def _load_version(
 
     def build() -> tuple[OnnxEngine, LoadedModel]:
         manifest = source.manifest
-        engine = open_engine(
-            source.onnx, manifest.signature, device, precision, run_options, source.weights
-        )
+        session = settings.session(device, precision)
+        engine = open_engine(source.onnx, session, manifest.signature, run_options, source.weights)
         engine.has_bounded_time = has_bounded_time(source.onnx)
         settings.require(engine.tensors)
         model = LoadedModel(engine, manifest, precision, settings=settings, labels=source.labels)
@@ -180,6 +184,7 @@ def _load_version(
             model = replace(model, batching=line)
         if not engine.has_bounded_time:
             model = replace(model, inline_rows=0)
+        engine.drop_source()
     except BaseException as err:
         run_options.terminate = True  # ends a run in progress
         failure = _failure(version, err)
@@ -261,6 +266,15 @@ def _check_golden(model: LoadedModel, max_batch_size: int, verdict: Verdict) -> 
 
 
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str) -> LoadedModel:
+    """Return the model with what its runs show: their times, and whether they keep their memory."""
+    most = min(max_batch_size, model.settings.max_batch_size)
+    engine, is_free = model.engine, model.settings.keeps_memory is None
+    if (
+        isinstance(engine, OnnxEngine)
+        and is_free
+        and remaps_memory(model.run, model.tensors, feeds, most)
+    ):
+        model = replace(model, engine=engine.keeping_memory())
     quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
     shapes = {name: array.shape for name, array in (feeds or {}).items()}
     return replace(

@@ -28,6 +28,7 @@ from serving.model.onnx_file import Message, ModelProto
 from serving.model.onnx_runtime import (
     NO_WEIGHTS,
     RunOptions,
+    SessionSettings,
     bare_run,
     inputs_of,
     new_session,
@@ -57,7 +58,8 @@ _MAX_DRAWS = 4
 """Draws that are compared: of a size two, and two of others."""
 _AXES = 16, 32, 8, 1, 64, 512
 """Open axes: the first size with which a graph runs, and the next one besides."""
-_NO_PREPACKING = "session.disable_prepacking", "1"
+_UNCHANGED = SessionSettings(device="cpu", optimization="none")
+_UNCHANGED_ONCE = replace(_UNCHANGED, config={"session.disable_prepacking": "1"})
 """Weights in the order of the processor pay after more runs than these."""
 _IR_VERSION = b"\x08\x0a"
 """ModelProto.ir_version, 10."""
@@ -136,11 +138,7 @@ class Check:
                 more.graph.output.add().name = name
         # Of two messages one after the other protobuf makes one: no copy of the weights is parsed.
         session = new_session(
-            graph.data + more.SerializeToString(),
-            "CPUExecutionProvider",
-            _NO_PREPACKING,
-            weights=graph.weights,
-            optimization="none",
+            graph.data + more.SerializeToString(), _UNCHANGED_ONCE, weights=graph.weights
         )
         self._run_session = bare_run(session)
         self._inputs = inputs_of(session)
@@ -373,9 +371,8 @@ class Check:
             kind = model.graph.input[-1].type.tensor_type
             kind.elem_type = _ELEM_TYPES[array.dtype.name]
         session = new_session(
-            _IR_VERSION + model.SerializeToString(), "CPUExecutionProvider",
-            weights=self._graph.weights, optimization="none",
-        )  # fmt: skip
+            _IR_VERSION + model.SerializeToString(), _UNCHANGED, weights=self._graph.weights
+        )
         aligned = {name: _aligned(each) for name, each in feeds.items()}
         result: Array = bare_run(session)([output], aligned, self._options)[0]
         return result

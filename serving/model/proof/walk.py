@@ -132,6 +132,8 @@ class _Walk:
             key = each.domain, each.name, each.overload
             if self._functions.setdefault(key, each) is not each:
                 raise Mixes(f"two functions are named {_shown(each.name)}")
+        self._declared: dict[str, Message] = {}
+        """Types that the graph declares of its tensors."""
         self._steps = iter(range(_MAX_STEPS))
         self._widened: set[Size] = set()
         """Unknown sizes of what is one of several tensors."""
@@ -139,8 +141,14 @@ class _Walk:
 
     def graph(self, graph: Message, outputs: Sequence[str]) -> list[Value]:
         """Walk through a graph whose inputs are in the scope; return values of its outputs."""
+        self._declared = _declared(graph)
+        for each in graph.input:
+            if each.name in self.scope.maps[0]:
+                self._require_declared(each.name, self.scope[each.name])
         for each in graph.initializer:
             self._define(each.name, constant(small_array(each), tuple(each.dims)))
+        if any(each.values.name in self.scope.maps[0] for each in graph.sparse_initializer):
+            raise Mixes("a sparse constant has the name of another tensor")
         self._nodes(graph.node, outputs)
         return [self._named(name) for name in outputs]
 
@@ -201,6 +209,8 @@ class _Walk:
         )
         try:
             outputs = [self._checked(each) for each in self._outputs(message, domain, node)]
+            for name, value in zip(message.output, outputs, strict=False):
+                self._require_declared(name, value)
         # A graph may be anything that protobuf takes: attributes that are missing, of another type
         # or absurd. A rule that can't read them has proved nothing.
         except (Mixes, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
@@ -214,6 +224,21 @@ class _Walk:
                 if name in self.scope:
                     raise Mixes(f"two tensors are named {_shown(name)}")
                 self.scope[name] = value
+
+    def _require_declared(self, name: str, value: Value) -> None:
+        """Raise Mixes if the graph declares a size that a tensor does not have for sure.
+
+        ONNX Runtime believes the graph: it replaces Shape by what is declared, for every batch.
+        """
+        if name not in self._declared:
+            return
+        sizes = self._declared[name].tensor_type.shape.dim
+        if len(sizes) != value.rank:
+            raise Mixes(f"{_shown(name)} is declared with {len(sizes)} axes, and has {value.rank}")
+        for at, (declared, size) in enumerate(zip(sizes, value.shape, strict=True)):
+            if declared.HasField("dim_value") and declared.dim_value not in (-1, size.number):
+                number = declared.dim_value
+                raise Mixes(f"axis {at} of {_shown(name)} is declared with {number}, not proved")
 
     def _outputs(self, message: Message, domain: str, node: Node) -> list[Value]:
         """Return what is known of the outputs of an operator, or of a function of the model."""
@@ -290,6 +315,7 @@ class _Walk:
         if any(self._versions.get(name, number) != number for name, number in versions.items()):
             raise Mixes("a function is for another version of the operators than the model")
         inner._versions = versions | self._versions
+        inner._declared = {each.name: each.type for each in function.value_info if _has_shape(each)}
         absent = {*function.input} - given.keys()
         self._spend(len(function.node))
         nodes = [_bound(each, attributes, absent) for each in function.node]
@@ -342,6 +368,8 @@ class _Walk:
         states, (condition, *scans) = self._turns(body, [turn, Value(())], first, before=1)
         if condition.is_rows or condition.is_size:
             raise Mixes("the number of its turns depends on values of rows")
+        if any(node.is_used[len(states) :]) and not _has_turn(node):
+            raise Mixes("it may have no turn, and stacks nothing then")
         return [*states, *(self._stacked(each, 0) for each in scans)]
 
     def _turns(
@@ -386,6 +414,11 @@ class _Walk:
         ]
         if any(rows):
             return self._scan_rows(node, body, states, scanned, rows, out_axes)
+        if not all(
+            value.shape[_axis(axis, value)].is_positive
+            for axis, value in zip(axes, scanned, strict=True)
+        ):
+            raise Mixes("it may have no turn, and stacks nothing then")
         slices = [_slice(value, axis) for axis, value in zip(axes, scanned, strict=True)]
         final, scans = self._turns(
             body, [], [_without_items(each) for each in states], before=0, after=slices
@@ -426,6 +459,14 @@ class _Walk:
             shape.insert(at, size)
             outputs.append(Value(tuple(shape), at, scanned[0].outer, sources=sources))
         return [*states, *outputs]
+
+
+def _has_turn(node: Node) -> bool:
+    """Return whether a Loop has at least one turn. Without one, its outputs have sizes of 0."""
+    if node.has(1) and node.value(1).numbers != (1,):
+        return False
+    limit = (node.value(0).vector or ()) if node.has(0) else (ONE,)
+    return len(limit) == 1 and limit[0].is_positive
 
 
 def _without_items(value: Value) -> Value:
@@ -480,6 +521,20 @@ def _require_known(domain: str, node: Node) -> None:
     if not oldest <= node.version <= newest:
         age = "older" if node.version < oldest else "newer"
         raise Mixes(f"opset {node.version} is {age} than the rules")
+
+
+def _declared(graph: Message) -> dict[str, Message]:
+    """Return the types that a graph declares of tensors whose shape matters to its nodes."""
+    # Nothing follows from the shape of an output that no node reads.
+    read = {name for node in graph.node for name in node.input}
+    has_bodies = any(map(_bodies, graph.node))
+    outputs = [each for each in graph.output if has_bodies or each.name in read]
+    infos = (*graph.value_info, *graph.input, *outputs)
+    return {each.name: each.type for each in infos if _has_shape(each)}
+
+
+def _has_shape(info: Message) -> bool:
+    return bool(info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"))
 
 
 def _bodies(node: Message) -> list[Message]:

@@ -52,7 +52,7 @@ def test_model_is_exported_and_served(kind, tmp_path, capsys):
         draw = generator.integers(0, 20, shape) if "int" in each.dtype else generator.random(shape)
         feeds[each.name] = draw.astype(each.dtype)
     with started(serve_command(tmp_path / "models")) as server, Client(server.address) as client:
-        answer = client.infer("own", **feeds)
+        answer = client.infer("own", feeds)
     flat = keras.Model(model.inputs, model.outputs)
     found = flat([*feeds.values()] if len(feeds) > 1 else next(iter(feeds.values())))
     for name, wanted in zip(

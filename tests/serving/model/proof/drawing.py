@@ -27,12 +27,12 @@ class Drawing:
     def __init__(self, seed):
         self.choose = random.Random(seed)
         self.numbers = np.random.default_rng(seed)
-        self.opset = self.choose.choice([11, 13, 17, 18, 18, 21, 22])
+        self.opset = self.choose.choice([11, 13, 17, 18, 18, 21, 22, 23])
         self.inputs = {"x": self.dims()}
         if self.choose.random() < 0.4:
             self.inputs["z"] = self.choose.choice([self.inputs["x"], self.dims()])
         self.open = {name: self.choose.random() < 0.4 for name in self.inputs}
-        self.nodes, self.constants, self.functions = [], {}, []
+        self.nodes, self.constants, self.functions, self.declared = [], {}, [], []
         self.found = {}
         """Arrays by the names of their tensors, of a run."""
         self.run()
@@ -53,8 +53,10 @@ class Drawing:
         graph = helper.make_graph(
             self.nodes, "g", inputs, [onnx.ValueInfoProto(name=each) for each in outputs],
             [numpy_helper.from_array(array, name) for name, array in self.constants.items()],
+            value_info=self.declared,
         )  # fmt: skip
-        sets = [helper.make_opsetid("", self.opset), helper.make_opsetid("own", 1)]
+        versions = {"": self.opset, "own": 1, "ai.onnx.ml": 3, "com.microsoft": 1}
+        sets = [helper.make_opsetid(*each) for each in versions.items()]
         return helper.make_model(graph, opset_imports=sets, functions=self.functions, ir_version=10)
 
     def feeds(self, num_rows):
@@ -100,6 +102,13 @@ class Drawing:
         self.nodes.append(node)
         return outputs
 
+    def declare(self):
+        """Declare the shape that a tensor has in a run of some rows, as if it always had it."""
+        name = self.choose.choice([each for node in self.nodes for each in node.output])
+        array = self.found[name]
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        self.declared.append(helper.make_tensor_value_info(name, kind, array.shape))
+
     def constant(self, array, dtype=None):
         name = f"c{len(self.constants)}"
         self.constants[name] = np.asarray(array, dtype)
@@ -112,11 +121,11 @@ class Drawing:
             return self.add(op, [name], axes=axes, **attributes)
         return self.add(op, [name, self.constant(axes, np.int64)], **attributes)
 
-    def tensor(self, kind="float32", least=0, size=1):
+    def tensor(self, kind="float32", least=0, size=1, most=9):
         """A tensor's name. Empty ones make ONNX Runtime abort in recurrent layers and in Scan."""
         names = [
             name for name, array in self.found.items()
-            if array.dtype == kind and array.ndim >= least and array.size >= size
+            if array.dtype == kind and least <= array.ndim <= most and array.size >= size
         ]  # fmt: skip
         late = names[-3:] if self.choose.random() < 0.7 else names
         return self.choose.choice(late)
@@ -135,6 +144,9 @@ class Drawing:
         """A constant that meets a shape, perhaps with an element for each of the run's rows."""
         kept = [self.one(1, size) for size in shape][self.one(0, 0, 1) :]
         return self.constant(self.numbers.standard_normal(kept), np.float32)
+
+    def like_weights(self, shape):
+        return self.constant(self.numbers.standard_normal(shape), np.float32)
 
     def sizes(self):
         """A vector of sizes of some tensor."""
@@ -155,6 +167,8 @@ def session_of(model):
     options = runtime().SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
+    # ONNX Runtime 1.32 crashes as it moves these nodes around others.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     return runtime().InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -235,9 +249,9 @@ def normalized(g):
 
 
 def product(g):
-    first = g.tensor(least=1)
-    shape = g.found[first].shape
     kind = g.one("MatMul", "MatMul", "Gemm", "Einsum", "turned")
+    first = g.tensor(least=2, most=2) if kind == "Gemm" else g.tensor(least=1)
+    shape = g.found[first].shape
     if kind == "Einsum":
         equation = g.one(*EQUATIONS)
         g.add(kind, [first, g.one(first, g.tensor())][: 1 + equation.count(",")], equation=equation)
@@ -247,7 +261,7 @@ def product(g):
         turned = g.one(0, 1)
         other = g.one(first, g.constant(np.ones((shape[-1 - turned], g.one(1, 2))), np.float32))
         more = [g.one(g.tensor(), g.like((NUM_ROWS, 2)))] if g.one(0, 1) else []
-        g.add(kind, [first, other, *more], transA=turned, transB=g.one(0, 1))
+        g.add(kind, [first, other, *more], transA=turned, transB=g.one(0, int(other == first)))
     else:
         other = g.one(first, g.tensor(), g.constant(np.ones((shape[-1], 2)), np.float32),
                       g.constant(np.ones((g.one(1, 3), shape[-1], 2)), np.float32))  # fmt: skip
@@ -288,10 +302,7 @@ def recurrent(g):
     direction = g.one("forward", "reverse", "bidirectional")
     num = 2 if direction == "bidirectional" else 1
     width = g.found[name].shape[2]
-    weights = [
-        g.constant(g.numbers.standard_normal((num, gates * 2, size)), np.float32)
-        for size in (width, 2)
-    ]
+    weights = [g.like_weights((num, gates * 2, size)) for size in (width, 2)]
     layout = g.one(0, 1) if g.opset >= 14 and op != "LSTM" else None
     g.add(op, [name, *weights], 2, hidden_size=2, direction=direction, layout=layout)
 
@@ -523,7 +534,105 @@ def as_function(g):
     g.add(tag, [name], domain="own")
 
 
+def quantized(g):
+    name = g.tensor(least=1)
+    shape = g.found[name].shape
+    axis = g.axis(name)
+    scale = g.constant(g.one(0.5, np.full(shape[axis], 0.5), [0.5]), np.float32)
+    if g.one(0, 1):
+        (small,) = g.add("QuantizeLinear", [name, scale], axis=axis if g.opset >= 13 else None)
+        g.add("DequantizeLinear", [small, scale], axis=axis if g.opset >= 13 else None)
+        return
+    (small, scale, zero) = g.add("DynamicQuantizeLinear", [name], 3)
+    g.add("DequantizeLinear", [small, scale, zero])
+
+
+def integers(g):
+    name = g.tensor(least=2)
+    (left,) = g.add("Cast", [g.add("Abs", [name])[0]], to=2)
+    right = g.constant(np.ones((g.found[name].shape[-1], 2)), np.uint8)
+    zero = g.constant(g.one(1, [1, 2], [1], np.ones(g.found[name].shape[-2])), np.uint8)
+    g.add("Cast", g.add("MatMulInteger", g.one([left, right], [left, right, zero])), to=1)
+
+
+def sequences(g):
+    name = g.tensor(least=2)
+    if g.one(0, 1):
+        counts = [min(g.found[name].shape[:2])] * g.found[name].shape[g.one(0, 1)]
+        g.add("ReverseSequence", [name, g.constant(counts, np.int64)],
+              batch_axis=g.one(0, 1), time_axis=g.one(0, 1))  # fmt: skip
+        return
+    (turned,) = g.add("Transpose", [g.tensor(least=3)], perm=[1, 0, 2])
+    width = g.found[g.nodes[-1].input[0]].shape[2]
+    weights = [
+        g.constant(g.numbers.standard_normal((1, 6, size)), np.float32) for size in (width, 2)
+    ]
+    (state,) = g.add("Unsqueeze", [g.tensor(least=2), g.constant([0], np.int64)])
+    g.add("GRU", [turned, *weights, "", "", g.one("", state)], 2, hidden_size=2)
+
+
+def attention(g):
+    names = [g.tensor(least=3) for _ in range(3)] if g.one(0, 1) else [g.tensor(least=3)] * 3
+    shape = g.found[names[0]].shape
+    mask = g.one([], [g.like((NUM_ROWS, 1, shape[-2], shape[-2]))], [g.like(shape[-2:] * 2)])
+    heads = 1 if len(shape) == 3 else None
+    g.add(
+        "Attention", [*names, *mask], q_num_heads=heads, kv_num_heads=heads, is_causal=g.one(0, 1)
+    )
+
+
+def classical(g):
+    name = g.tensor(least=1, most=g.one(2, 2, 3))
+    width = g.found[name].shape[-1]
+    kind = g.one("Normalizer", "Scaler", "LinearRegressor", "LinearClassifier", "Imputer",
+                 "FeatureVectorizer", "ArrayFeatureExtractor", "OneHotEncoder")  # fmt: skip
+    attributes, inputs, number = {}, [name], 1
+    if kind == "Normalizer":
+        attributes = {"norm": g.one("MAX", "L1", "L2")}
+    elif kind == "Scaler":
+        attributes = {"scale": g.one([2.0], [2.0] * width), "offset": [1.0] * width}
+    elif kind == "LinearRegressor":
+        number = g.one(1, 2)
+        attributes = {"targets": g.one(None, number), "coefficients": [0.5] * width * number}
+        number = 1
+    elif kind == "LinearClassifier":
+        classes = g.one(2, 3)
+        attributes = {"classlabels_ints": list(range(classes)), "intercepts": [0.1] * classes,
+                      "coefficients": [float(each) for each in range(width * classes)]}  # fmt: skip
+        number = 2
+    elif kind == "Imputer":
+        attributes = {"imputed_value_floats": [1.0], "replaced_value_float": 0.0}
+    elif kind == "FeatureVectorizer":
+        inputs, attributes = [name, name], {"inputdimensions": [width, width]}
+    elif kind == "ArrayFeatureExtractor":
+        small = g.add("Cast", [g.add("HardSigmoid", [g.tensor()])[0]], to=7)[0]
+        inputs = [name, g.one(g.constant(g.one([0], [[0, 0]], 0), np.int64), small)]
+    else:
+        inputs = [g.add("Cast", [name], to=7)[0]]
+        attributes = {"cats_int64s": [0, 1, 2], "zeros": 1}
+    g.add(kind, inputs, number, domain="ai.onnx.ml", **attributes)
+
+
+def others(g):
+    name = g.tensor(least=2)
+    kind = g.one("Det", "Dropout", "STFT", "GridSample", "Shrink", "Softplus", "LpPool", "Mod")
+    if kind == "GridSample":
+        picture = g.tensor(least=4, most=4)
+        (grid,) = g.add("Resize", [name, "", "", g.constant([NUM_ROWS, 2, 2, 2], np.int64)])
+        g.add(kind, [picture, g.one(grid, g.tensor(least=4))], align_corners=g.one(0, 1))
+    elif kind == "STFT":
+        step, window = (g.constant(each, np.int64) for each in (1, 2))
+        g.add(kind, [name, step, "", window], onesided=g.one(0, 1))
+    elif kind == "Mod":
+        g.add(kind, [name, g.like(g.found[name].shape)], fmod=1)
+    elif kind == "LpPool":
+        g.add("GlobalLpPool", [name], p=g.one(1, 2))
+    else:
+        g.add(kind, [name])
+
+
 STEPS = [
+    quantized, integers, sequences, attention, classical, classical, others,
     pointwise, cast, two, where, along, reduced, largest, normalized, product, window, picture,
     recurrent, reshaped, axes_moved, repeated, joined, cut, border, resized, by_number, one_hot,
     filled, counted, fourier, branched, looped, scanned, as_function, two, reshaped, axes_moved,
@@ -531,10 +640,14 @@ STEPS = [
 ]  # fmt: skip
 
 
-def draw(seed, num_steps=8):
+def draw(seed, num_nodes=10, num_steps=25):
     """Return a random graph, and the names of tensors that can be its output."""
     g = Drawing(seed)
     for _ in range(num_steps):
-        g.grow()
+        if len(g.nodes) < num_nodes:
+            g.grow()
+    if g.choose.random() < 0.2:
+        with contextlib.suppress(IndexError, KeyError):
+            g.declare()
     made = [name for node in g.nodes for name in node.output if name in g.found]
     return g, made[-4:]

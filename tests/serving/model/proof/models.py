@@ -36,6 +36,13 @@ CONSTANTS = {
     "lstm_w": np.ones((1, 12, 2), np.float32), "lstm_r": np.ones((1, 12, 3), np.float32),
 }  # fmt: skip
 CONSTANTS |= {
+    "kernel_3": np.ones((2, 1, 3, 3), np.float32), "pair": np.array([1, 2], np.int64),
+    "row_of_64": np.array([-1, 64], np.int64), "row_of_12": np.array([-1, 12], np.int64),
+    "row_of_1": np.array([-1, 1], np.int64), "row_of_3": np.array([-1, 3], np.int64),
+    "three_rows_of": np.array([3, -1], np.int64),
+    "some_columns": np.array([True, False, True, True]),
+}  # fmt: skip
+CONSTANTS |= {
     "sixes": np.full(6, 64, np.int64),
     "start": np.array([-(2**63)], np.int64),
     "unit": np.int64(1),

@@ -596,6 +596,82 @@ PROVED = {
         " float[4] v) => (float[10,4] t2, float[10] o) { t2 = Identity(t) d = Sub(t, v)"
         " o = ReduceSumSquare<keepdims=0>(d, second) }>"
     ),
+    # As exporters write it.
+    "old addition, multiplied": ("a = Add(x, vector); y = Mul(a, row)", {"opset": 7}),
+    "old upsampling": (
+        'y = Upsample<mode="nearest", scales=[1.0, 1.0, 2.0, 2.0]>(x)',
+        {"opset": 7, "x": "float[N,2,3,4] x", "y": "float[N,2,6,8] y"},
+    ),
+    "a hundred inputs": (
+        f"y = Concat<axis=1>({', '.join(f'x{at}' for at in range(100))})",
+        {"x": ", ".join(f"float[N,2] x{at}" for at in range(100))},
+    ),
+    "tokens of a picture of any size": (
+        "c = Conv<pads=[1,1,1,1], strides=[2,2]>(x, kernel_3); p = MaxPool<kernel_shape=[3,3],"
+        " strides=[2,2], pads=[1,1,1,1], ceil_mode=1>(c); t = Transpose<perm=[0,2,3,1]>(p)"
+        "; s = Shape(t); l = Slice(s, second, three, first); m = ReduceProd(l, first)"
+        "; n = Slice(s, first, second, first); f = Concat<axis=0>(n, m, two)"
+        "; r = Reshape(t, f); a = Softmax(r); b = Reshape(a, s); g = Reshape(b, f)"
+        "; y = ReduceMax<keepdims=0>(g, second)",
+        {"x": "float[N,1,H,W] x"},
+    ),
+    "lines of a picture as rows": (
+        "c = Conv(x, kernel_3); t = Transpose<perm=[0,2,3,1]>(c); s = Shape(t)"
+        "; l = Slice(s, first, two, first); m = ReduceProd(l, first)"
+        "; o = Slice(s, two, four, first); f = Concat<axis=0>(m, o); r = Reshape(t, f)"
+        "; a = Softmax<axis=1>(r)"
+        "; b = Reshape(a, s); y = ReduceMax<keepdims=0>(b, pair)",
+        {"x": "float[N,1,H,W] x"},
+    ),
+    "resized to a size": (
+        "s = Shape(x); n = Slice(s, first, two, first); t = Concat<axis=0>(n, eight, eight)"
+        '; r = Resize<mode="linear">(x, , , t); y = Reshape(r, row_of_64)',
+        {"x": "float[N,1,H,W] x"},
+    ),
+    "categories": (
+        "i = Cast<to=7>(x); e = ai.onnx.ml.OneHotEncoder<cats_int64s=[0, 1, 2]>(i)"
+        "; y = Reshape(e, row_of_12)"
+    ),
+    "categories of a column": (
+        "c = ai.onnx.ml.ArrayFeatureExtractor(x, second); i = Cast<to=7>(c)"
+        "; e = ai.onnx.ml.LabelEncoder<keys_int64s=[0, 1], values_floats=[2.0, 3.0]>(i)"
+        "; y = Reshape(e, row_of_1)"
+    ),
+    "a table's element for each row": (
+        "c = ai.onnx.ml.ArrayFeatureExtractor(x, second); i = Cast<to=7>(c)"
+        "; z = Clip(i, zero, zero); e = ai.onnx.ml.ArrayFeatureExtractor(w, z); y = Transpose(e)"
+    ),
+    "regressor of one target": (
+        "r = ai.onnx.ml.LinearRegressor<coefficients=[1.0, 2.0, 3.0, 4.0]>(x)"
+        "; y = Reshape(r, row_of_1)"
+    ),
+    "scores of classes": (
+        "l, s = ai.onnx.ml.LinearClassifier<classlabels_ints=[0, 1, 2], coefficients=[1.0, 2.0,"
+        " 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0], intercepts=[1.0, 2.0, 3.0]>(x)"
+        "; y = Reshape(s, row_of_3)"
+    ),
+    "discriminants one after the other": (
+        "a = ReduceSum(x, second); b = ReduceMax(x, second); d = Concat<axis=0>(a, b, a)"
+        "; r = Reshape(d, three_rows_of); y = Transpose(r)"
+    ),
+    "columns that are not missing": "y = Compress<axis=1>(x, some_columns)",
+    "both directions": (
+        "a = Reshape(x, lines); t = Transpose<perm=[1,0,2]>(a); s = Shape(x)"
+        "; n = Slice(s, first, second, first); l = Expand(two, n)"
+        "; r = ReverseSequence<batch_axis=1, time_axis=0>(t, l); b, h = LSTM<hidden_size=3>"
+        "(r, lstm_w, lstm_r); c = Squeeze(b, second)"
+        "; e = ReverseSequence<batch_axis=1, time_axis=0>(c, l)"
+        "; y = ReduceMax<keepdims=0>(e, first)"
+    ),
+    "attention as one operator": (
+        "u = Unsqueeze(x, second); a = Attention<q_num_heads=1, kv_num_heads=1>(u, u, u)"
+        "; y = Squeeze(a, second)",
+        {"opset": 23},
+    ),
+    "shape of windows that are split": (
+        "s = Shape(x); a, b = Split<num_outputs=2>(s); n = Neg(b); m = Neg(n)"
+        "; t = Concat<axis=0>(a, m); y = Reshape(x, t)"
+    ),
     "part that nobody needs": "m = ReduceMax<keepdims=1>(x); z = Div(x, m); y = Neg(x)",
     "two inputs": (
         "a = Add(x, z); y = Concat<axis=1>(a, x)", {"x": "float[N,4] x, float[N,4] z"}
