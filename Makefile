@@ -13,7 +13,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help train export serve serve-edge demo bench bench-full bench-readme verify-gpu
 .PHONY: test test-reader test-slow simulate test-reliability soak test-interop test-web test-packaging test-deploy
-.PHONY: lint docs reference protos protos-check lock clean
+.PHONY: lint docs reference verdict protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 override DEVICE := $(DEVICE:gpu=cuda)
@@ -119,6 +119,9 @@ protos: .venv-protos/.installed  ## generate digit_classifier/pb, serving/protoc
 	$(PROTOC) -Idigit_classifier/pb=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/digits/v1/digits.proto
 	$(PROTOC) -Iprotos --descriptor_set_out=serving/protocols/pb/inference.binpb protos/inference/inference.proto
 	$(PROTOC) -Iprotos --descriptor_set_out=serving/model/schemas.binpb protos/onnx/onnx.proto protos/triton/model_config.proto
+
+verdict: $(INSTALLED)  ## prove the bundled model's rows independent again, after a change of the rules
+	$(RUN) -m training.export.verdict digit_classifier/pretrained/digits/1
 
 protos-check: protos  ## fail if the committed generated code is stale
 	git diff --exit-code --stat -- digit_classifier/pb serving/protocols/pb serving/model/schemas.binpb

@@ -20,7 +20,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from digit_classifier.methods import PredictionsEncoder, find_classifier
 from serving.config import ServerConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ServingError
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.model.preprocessing import Preprocessing, predictions_of
 from serving.model.repository import PictureInputs
 from serving.pictures.reader import picture_row, read_digit

@@ -15,7 +15,7 @@ from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from digit_scoring.local import Source
-    from serving.model.engine import LoadedModel
+    from serving.model.loaded import LoadedModel
 
 _THIS_MACHINE = ""
 """The value of `--ray` without an address."""

@@ -33,7 +33,7 @@ from pyarrow import fs, types
 
 from serving.commandline import installation
 from serving.errors import ConfigurationError
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.model.remote import without_credentials
 from serving.pictures.reader import SUFFIXES, image_or_reason, processes
 from serving.predictions import Images, digit_type

@@ -83,7 +83,7 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
         arguments = make_parser(words[0] if words else "")
         options = arguments.parse_args(words or ["--help"])
         variables = options.variables
-        for line in (*old, *arguments.unknown_variables("SERVING_TOKEN")):
+        for line in (*old, *arguments.unknown_variables("SERVING_TOKEN", "SERVING_VERDICTS")):
             logs.print_line(f"{arguments.prog}: {line}", sys.stderr)
         command: Callable[[Namespace], int] = COMMANDS.get(options.command) or options.run
         code = command(options)

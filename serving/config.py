@@ -64,6 +64,9 @@ class BatchingConfig:
         _require(0 < self.max_run_s <= 1e6, "max_run", self.max_run_s, "more than 0, up to 1e6")
 
 
+_MAX_THREADS = 1024
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """The model to run, or the models to serve, and their device."""
@@ -93,6 +96,9 @@ class ModelConfig:
     """Device of inference; auto takes CUDA if it works, else the CPU."""
     precision: Precision = "fp32"
     """Variant of the model."""
+    threads: int = 1
+    """Threads of one run of a model: more make a lone call of a large model faster, and several
+    calls at once slower; a model's config.pbtxt takes precedence."""
     max_model_bytes: int = 2 << 30
     """The most bytes of a model's files, such as 500M or 2G."""
     batch: tuple[str, ...] = ()
@@ -108,6 +114,7 @@ class ModelConfig:
         _require(0 <= self.canary <= 1, "canary", self.canary, "0 to 1")
         if self.version is not None and (self.versions != "latest" or self.canary):
             raise ConfigurationError("version pins one: versions and canary have no effect then")
+        _require(1 <= self.threads <= _MAX_THREADS, "threads", self.threads, f"1 to {_MAX_THREADS}")
         _require(self.max_model_bytes >= 1, "max_model_bytes", self.max_model_bytes, "at least 1")
         if self.served_name is not None:
             require_name("served_name", self.served_name)
@@ -189,6 +196,10 @@ class ServerConfig:
     """Sites whose pages may ask over HTTP, such as https://example.org."""
     max_json_bytes: int = 32 << 20
     """The longest JSON over HTTP, such as 4M: by default a picture of 640 x 640 x 3 floats."""
+    max_buffered_bytes: int | None = None
+    """Bytes of requests that have not come whole, of all callers together, such as 512M; further
+    callers of large requests wait; without it, eight times the models' largest request, but at
+    least 64 MiB, and at most an eighth of the memory."""
     http_is_optional: bool = False
     """Whether a server whose HTTP port is in use goes on without HTTP, instead of ending."""
     transport: TransportName = "auto"
@@ -233,6 +244,8 @@ class ServerConfig:
             _require(0 <= port <= 65_535, name, port, "0 to 65535")
         self._require_different_ports()
         _require(self.max_json_bytes >= 1, "max_json_bytes", self.max_json_bytes, "at least 1")
+        most = self.max_buffered_bytes
+        _require(most is None or most >= 1, "max_buffered_bytes", most, "at least 1")
         is_image = self.input == "image"
         _require(is_image or self.input == "tensors", "input", self.input, "tensors or image")
         _require(is_image or not self.labels, "labels", self.labels[:3], "given with input image")

@@ -15,7 +15,7 @@ from serving.batching.awaited import FEW_IMAGES, AwaitedCalls
 from serving.batching.runs import run_shared
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import ModelError, Unavailable
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.predictions import Predictions, as_images
 from serving.system.process import usable_cores
@@ -50,7 +50,8 @@ class Model:
         """
         self.batching = batching or BatchingConfig()
         self.served = model
-        self._cores = model.engine.max_concurrent_runs or usable_cores()
+        num_threads = max(1, model.settings.num_threads)
+        self._cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_threads)
         self._is_closed = False
         self._reopen: Callable[[], Self] | None = None
 

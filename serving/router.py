@@ -11,7 +11,7 @@ from serving.batching.runs import Group, Owner, RunnableModel
 from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.system.process import usable_cores
@@ -238,7 +238,8 @@ class Router:
 
     def _new_batcher(self, name: str, model: LoadedModel) -> Batcher:
         cores = model.engine.max_concurrent_runs or model.settings.instances
-        cores = cores or max(1, usable_cores() // self._num_processes)
+        num_threads = self._num_processes * max(1, model.settings.num_threads)
+        cores = cores or max(1, usable_cores() // num_threads)
         batching = model.settings.of(self.batching)
         batcher = Batcher(model, batching, self.metrics, cores, name, self.host)
         batcher.block(self._refusal_of(batcher))

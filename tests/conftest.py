@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 for name in [name for name in os.environ if name.startswith("DIGITS_")]:
     del os.environ[name]  # else it would set the options of every server here
+os.environ["SERVING_VERDICTS"] = "off"  # the user's cache is no test's business
 os.environ["SERVING_HTTP_PORT"] = "off"  # where a test does not ask: servers would share one port
 
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"

@@ -119,8 +119,8 @@ def test_training_and_serving_never_import_each_other():
             assert not strangers, path
 
 
-COMMON = ("serving.commandline",)
-"""Shared by commands: their parser, and how the project is installed."""
+COMMON = ("serving.commandline", "serving.model.verdicts")
+"""Shared: the parser of commands, how the project is installed; the verdict on a graph's rows."""
 PICTURES = ("serving.errors", "serving.pictures.reader")
 
 

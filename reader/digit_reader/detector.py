@@ -46,7 +46,7 @@ def logits(candidates: Candidates) -> Floats:
 
 @cache
 def _session() -> Any:
-    return new_session(NETWORK.read_bytes(), "CPUExecutionProvider")
+    return new_session(NETWORK.read_bytes())
 
 
 def logits_alone(images: Images) -> Floats:

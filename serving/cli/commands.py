@@ -110,13 +110,13 @@ def _add_serve(parser: Parser) -> None:
 
 
 _GROUPS: tuple[tuple[str, type, str], ...] = (
-    ("", ModelConfig, "versions canary served_name batch max_model_bytes"),
+    ("", ModelConfig, "versions canary served_name batch threads max_model_bytes"),
     ("", ServerConfig, "reload_interval_s allow_repository_control"),
     ("addresses", ServerConfig, "host port http_host http_port http_host_names "
      "http_allow_origins metrics_host metrics_port"),
     ("TLS and tokens", SecurityConfig, "tls_cert tls_key tls_client_ca token_file"),
     ("batching and limits", BatchingConfig, " ".join(each.name for each in fields(BatchingConfig))),
-    ("", ServerConfig, "max_json_bytes max_connection_age_s"),
+    ("", ServerConfig, "max_json_bytes max_buffered_bytes max_connection_age_s"),
     ("operation", ServerConfig, "transport workers drain_s self_test_interval_s reflection "
      "log_level log_format access_log otlp_endpoint"),
 )  # fmt: skip

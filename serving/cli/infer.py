@@ -22,7 +22,7 @@ from serving.system.files import read_regular
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds, finite
 
 if TYPE_CHECKING:
-    from serving.model.engine import LoadedModel
+    from serving.model.loaded import LoadedModel
 
 _NPY = b"\x93NUMPY"
 _TOP = 5

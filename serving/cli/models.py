@@ -16,7 +16,7 @@ from serving.system.host import is_target
 if TYPE_CHECKING:
     from serving.client import Client
     from serving.embedded import Classifier
-    from serving.model.engine import LoadedModel
+    from serving.model.loaded import LoadedModel
     from serving.model.preprocessing import Preprocessing
     from serving.predictions import Images, Predictions
 

@@ -255,6 +255,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "access_log": {"type": share, "metavar": "SHARE"},
     "max_model_bytes": {"type": size, "metavar": "SIZE"},
     "max_json_bytes": {"type": size, "metavar": "SIZE"},
+    "max_buffered_bytes": {"type": size, "metavar": "SIZE"},
     "slo_s": {"type": seconds, "metavar": "TIME"},
     "metrics_port": {"type": port_or_off, "metavar": "PORT"},
     "http_port": {"type": port_or_off, "metavar": "PORT", "default": "auto"},

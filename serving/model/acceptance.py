@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 
 from serving.config import BatchingMode
 from serving.errors import InvalidRequest, ModelError
+from serving.model.samples import MAX_BYTES, NUM_QUIET, NUM_ROWS, draws, relative_error, take
 from serving.predictions import Images, Probabilities
 from serving.tensors import Array, Feeds, Tensor, TensorSignature
 
@@ -213,39 +213,29 @@ def _shortest_s(run: Callable[[], object], num_runs: int, most_s: float) -> floa
     return min(times)
 
 
-def line_of(obstacle: str | None, mode: BatchingMode, difference: float | None) -> str:
-    """Return one line that says whether the model is batchable, and why not.
+def line_of(obstacle: str | None, mode: BatchingMode) -> str:
+    """Return one line that says whether rows are batched, and why not.
 
     Args:
-        obstacle: why it is not proved batch-invariant; None if it is.
+        obstacle: why they are not proved independent; None if they are.
         mode: the operator's setting.
-        difference: the greatest in a trial; None if no drawn input could be run.
     """
     if mode == "never":
-        return "not batchable: the operator's setting"
-    if obstacle and mode == "auto":
-        return f"not batchable: {obstacle}"
+        return "batching off: the operator's setting"
+    if obstacle is None:
+        return "batching on: row independence proved"
     if mode == "always":
-        return f"batched by the operator's setting ({obstacle or 'proved'})"
-    tried = "no drawn input can be run" if difference is None else "a trial agrees"
-    within = f" within {difference:.1g}" if difference else ", bit for bit" * (difference == 0)
-    return f"batchable: proved, {tried}{within}"
+        return f"batching on by the operator's setting, not proved: {obstacle}"
+    return f"batching off: {obstacle}"
 
 
 _TOLERANCES = {"FP16": 1e-2, "FP32": 1e-3, "FP64": 1e-3}
 """Largest difference of a row's numbers from those it has alone, relative to their magnitude: sums
 are added in another order. Other types have none: they must be equal."""
-_FLOOR = 0.01
-"""Share of a row's greatest number that counts as the magnitude of small ones."""
-_NUM_ROWS = 8
-_AXES = 32, 8, 1, 64, 512
-"""Sizes that are tried for all axes but the first that have none in the graph."""
 _DRAWS_S, _DRAWN_ALONE_S, _DRAWN_BATCHES_S = 2.0, 0.2, 0.3
 """Processor time for drawn inputs that fail or show nothing, for rows alone, and for batches."""
 _SLOW_S = 1.0
 """A row that takes this long gains nothing from a batch, and has no more runs at load."""
-_MAX_BYTES = 16 << 20
-"""The most that a batch's inputs, or its outputs, take."""
 
 _Clock = Callable[[], float]
 
@@ -285,10 +275,10 @@ def try_rows(
     if without:
         obstacle, mode = f"input {without[0]} has no batch axis", "auto"
     is_alone = mode == "never" or (mode == "auto" and obstacle is not None)
-    runnable, worst = None, None
+    runnable = None
     end_s = clock() + _DRAWS_S
-    for feeds in _draws(tensors.inputs, 1 if is_alone else _NUM_ROWS):
-        row, begin_s = feeds if is_alone else _take(feeds, [0]), clock()
+    for feeds in draws(tensors.inputs, 1 if is_alone else NUM_ROWS):
+        row, begin_s = feeds if is_alone else take(feeds, [0]), clock()
         if begin_s > end_s:
             break
         try:
@@ -302,18 +292,15 @@ def try_rows(
                 break
             if row_s > _SLOW_S:
                 raise _Dependent(f"a row takes {row_s:.1f} s")
-            difference, has_shown = _compare(
-                run, feeds, first, tensors.outputs, max_batch_size, clock
-            )
+            has_shown = _compare(run, feeds, first, tensors.outputs, max_batch_size, clock)
         except (InvalidRequest, ModelError):
             continue
         except _Dependent as err:
             obstacle, is_alone = str(err), True
             break
-        worst = max(worst or 0.0, difference)
         if has_shown:
             break
-    line = line_of(obstacle, mode, worst)
+    line = line_of(obstacle, mode)
     if is_alone:
         return Finding(tensors, line, runnable)
     # Converters of trees say 1 where the graph answers N.
@@ -322,91 +309,34 @@ def try_rows(
     return Finding(tensors, line, runnable)
 
 
-def _draws(inputs: Sequence[Tensor], num_rows: int) -> Iterator[Feeds]:
-    """Yield inputs that a model may take, the likeliest first."""
-    generator = random.Random(0)  # numpy.random takes 5 ms to import
-    has_open_axes = any(-1 in each.shape[1:] for each in inputs)
-    for size in _AXES if has_open_axes else _AXES[:1]:
-        shapes = [[each if each >= 0 else size if number else num_rows
-                   for number, each in enumerate(tensor.shape)] for tensor in inputs]  # fmt: skip
-        if sum(map(math.prod, shapes)) > _MAX_BYTES:
-            continue
-        for is_like in (False, True):
-            raw = [np.frombuffer(generator.randbytes(math.prod(each)), np.uint8).reshape(each)
-                   for each in shapes]  # fmt: skip
-            yield {
-                tensor.name: np.asarray(_values(each, tensor.dtype, is_like=is_like), tensor.dtype)
-                for tensor, each in zip(inputs, raw, strict=True)
-            }
-
-
-def _values(raw: Array, dtype: np.dtype, *, is_like: bool) -> Array:
-    """Turn random bytes into rows of unlike sizes, the loud ones last, or all from 0 to 1.
-
-    Integers are numbers that every vocabulary has, or 0 and 1, which masks take.
-    """
-    if dtype.kind == "f":
-        unit = (raw + 1.0) / 256
-        if not is_like and raw.ndim:
-            for number, scale in enumerate(_SCALES[: len(raw)]):
-                unit[number] = scale(raw[number])
-        with np.errstate(over="ignore"):
-            return unit.astype(dtype)
-    if dtype.kind == "O":
-        texts = ["0", "1"] if is_like else ["0", "1", "a b c", ""]
-        return np.array(texts, object).take(raw % len(texts))
-    if dtype.kind == "b" or is_like:
-        return (raw & 1).astype(dtype)
-    return (
-        raw.view(np.int8) if dtype == np.int8 else raw if dtype.itemsize == 1 else raw >> 1
-    ).astype(dtype)
-
-
-_SCALES: tuple[Callable[[Array], Any], ...] = (
-    lambda raw: raw / 127.5 - 1,
-    lambda raw: (raw + 1.0) / 256,
-    lambda raw: raw * 1.0,
-    lambda raw: np.where(raw & 1, 1, -1) * 10.0 ** (raw / 64),
-    lambda raw: raw * 0.0,
-    lambda raw: np.where(raw & 1, 1e30, -1e30),
-    lambda raw: np.where(raw & 1, np.inf, raw / 256),
-    lambda raw: np.where(raw & 1, np.nan, raw / 256),
-)
-"""Of one row each: from -1 to 1, from 0 to 1, from 0 to 255, of every magnitude as tables have, 0,
-and the loud ones."""
-_NUM_QUIET = 5
-"""Rows that are compared with themselves; of the loud ones only rounding would show."""
-
-
 def _compare(
     run: Run, feeds: Feeds, first: list[Array], outputs: Sequence[Tensor], max_batch_size: int,
     clock: _Clock,
-) -> tuple[float, bool]:  # fmt: skip
+) -> bool:  # fmt: skip
     """Compare rows alone, of which the first has run, with rows in batches.
 
     Returns:
-        The greatest difference, and whether each output differs from row to row: one that does not
-        shows nothing.
+        Whether each output differs from row to row: one that does not shows nothing.
     """
     rows, begin_s = [first], clock()
-    while len(rows) < _NUM_QUIET and (len(rows) < 2 or clock() - begin_s < _DRAWN_ALONE_S):
-        rows.append(run(_take(feeds, [len(rows)])))
+    while len(rows) < NUM_QUIET and (len(rows) < 2 or clock() - begin_s < _DRAWN_ALONE_S):
+        rows.append(run(take(feeds, [len(rows)])))
     row_s = (clock() - begin_s) / (len(rows) - 1)
     alone = [_joined(*each) for each in zip(outputs, zip(*rows, strict=True), strict=True)]
     has_shown = all(((each != each[:1]) & (each == each)).any() for each in alone)  # NaN is nothing
-    generator, worst = random.Random(0), 0.0
+    generator = random.Random(0)
     row_bytes = max(sum(each.nbytes for each in alone) / len(rows),
                     sum(each.nbytes / len(each) for each in feeds.values()))  # fmt: skip
     for size in batch_sizes(max(2, max_batch_size), row_s, _DRAWN_BATCHES_S):
-        if size > 2 and size * row_bytes > _MAX_BYTES:
+        if size > 2 and size * row_bytes > MAX_BYTES:
             break
         # Others than itself are next to each row of a small batch, too; one is quiet.
-        draw = generator.choices if size > _NUM_ROWS else generator.sample
-        chosen = draw(range(_NUM_ROWS), k=size)
+        draw = generator.choices if size > NUM_ROWS else generator.sample
+        chosen = draw(range(NUM_ROWS), k=size)
         if min(chosen) >= len(rows):
             chosen[0] = 0
         try:
-            answers = run(_take(feeds, chosen))
+            answers = run(take(feeds, chosen))
         except (InvalidRequest, ModelError) as err:
             raise _Dependent(f"a batch of {size} rows fails") from err
         quiet = [at for at, number in enumerate(chosen) if number < len(rows)]
@@ -414,15 +344,14 @@ def _compare(
             if answer.shape[:1] != (size,):
                 raise _Dependent(f"a batch of {size} rows has output {tensor.name} "
                                  f"of shape {list(answer.shape)}")  # fmt: skip
-            difference = _difference(expected[[chosen[at] for at in quiet]], answer[quiet])
+            found = relative_error(expected[[chosen[at] for at in quiet]], answer[quiet])
             most = _TOLERANCES.get(tensor.datatype, 0.0)
-            if difference > most:
+            if found > most:
                 raise _Dependent(
                     f"rows depend on the batch: in one of {size}, output {tensor.name} differs by "
-                    f"{difference:.1g}, at most {most:g} allowed"
+                    f"{found:.1g}, at most {most:g} allowed"
                 )
-            worst = max(worst, difference)
-    return worst, has_shown
+    return has_shown
 
 
 def _joined(tensor: Tensor, rows: Sequence[Array]) -> Array:
@@ -430,22 +359,3 @@ def _joined(tensor: Tensor, rows: Sequence[Array]) -> Array:
         if row.shape[:1] != (1,) or row.shape != rows[0].shape:
             raise _Dependent(f"output {tensor.name} of a row has shape {list(row.shape)}")
     return np.concatenate(rows)
-
-
-def _difference(wanted: Array, answer: Array) -> float:
-    """Return the greatest difference, relative to the magnitude of the numbers of its row."""
-    if answer.shape != wanted.shape:
-        return np.inf
-    if wanted.dtype.kind != "f":
-        return 0.0 if np.array_equal(answer, wanted) else np.inf
-    with np.errstate(all="ignore"):
-        sizes = np.nan_to_num(np.abs(wanted), nan=0.0, posinf=0.0).astype(np.float64)
-        others = tuple(range(1, sizes.ndim))
-        scale = sizes + _FLOOR * sizes.max(axis=others, initial=0.0, keepdims=True)
-        difference = np.abs(answer.astype(np.float64) - wanted) / scale
-    same = (answer == wanted) | (np.isnan(answer) & np.isnan(wanted))
-    return float(np.nan_to_num(np.where(same, 0.0, difference), nan=np.inf).max(initial=0.0))
-
-
-def _take(feeds: Feeds, rows: Sequence[int]) -> Feeds:
-    return {name: array[list(rows)] for name, array in feeds.items()}

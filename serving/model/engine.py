@@ -4,22 +4,18 @@ A device is an engine class and its row in ENGINES; elsewhere in serving, only t
 config.py names devices.
 """
 
-import atexit
 import logging
 import os
 import re
-import time
-from _thread import RLock
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
-from threading import get_ident
 from typing import Protocol, Self
 
 import numpy as np
 
 from serving.commandline.installation import install
-from serving.config import BatchingConfig, Device, Precision
+from serving.config import Device, Precision
 from serving.errors import (
     ConfigurationError,
     CorruptModel,
@@ -29,15 +25,21 @@ from serving.errors import (
     ModelError,
 )
 from serving.model import onnx_runtime
-from serving.model.acceptance import ENOUGH_ROWS
-from serving.model.onnx_runtime import NO_WEIGHTS, RunOptions, Session, reason_of, runtime
-from serving.model.preprocessing import Preprocessing
-from serving.model.repository import Manifest
-from serving.model.settings import NO_SETTINGS, ModelSettings
-from serving.predictions import Images, Probabilities
-from serving.tensors import Array, Feeds, ModelInfo, Signature, TensorSignature
+from serving.model.onnx_runtime import (
+    NO_WEIGHTS,
+    ON_CPU,
+    RunOptions,
+    Session,
+    SessionSettings,
+    new_session,
+    reason_of,
+    runtime,
+)
+from serving.tensors import Array, Feeds, Signature, TensorSignature
 
 _log = logging.getLogger(__name__)
+
+DEFAULT = SessionSettings()
 
 Run = Callable[[Feeds], list[Array]]
 
@@ -79,22 +81,31 @@ class OnnxEngine:
     """An ONNX Runtime session on the CPU, where plain runs are the fastest."""
 
     device: Device = "cpu"
-    provider = "CPUExecutionProvider"
+    provider = onnx_runtime.CPU_PROVIDER
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     max_concurrent_runs: int | None = None  # ONNX Runtime runs outside the GIL
     has_bounded_time = False
     """Whether runs of one shape take equally long for all values; set by the loader."""
+    _source: tuple[bytes, Mapping[str, bytes]] | None = None
+    """The model's bytes and those of its weights, as long as it is being loaded."""
 
     def __init__(
         self,
         session: Session,
         run_options: "RunOptions | None" = None,
+        settings: SessionSettings = ON_CPU,
     ) -> None:
         """Run a session; `open_engine` is the usual way.
+
+        Args:
+            session: the session.
+            run_options: those of all its runs; None for new ones.
+            settings: those that it was built with.
 
         Raises:
             CorruptModel: an input or an output has a type that can't be served.
         """
+        self.settings = settings
         self.tensors = onnx_runtime.tensors_of(session)
         self._outputs = [each.name for each in self.tensors.outputs]
         self._texts = [each.name for each in self.tensors.inputs if each.datatype == "BYTES"]
@@ -102,25 +113,46 @@ class OnnxEngine:
         # Without any, each run makes its own: 1 us.
         self._run_options = run_options or runtime().RunOptions()
         self._pid = os.getpid()
+        self._has_threads = settings.num_threads > 1
 
     @classmethod
     def open(
         cls,
         model: bytes,
+        settings: SessionSettings,
         signature: Signature | None,
         run_options: "RunOptions | None" = None,
         weights: Mapping[str, bytes] = NO_WEIGHTS,
     ) -> Self:
         """Build a session and its engine; see `open_engine`."""
+        settings = replace(settings, device=cls.device, provider_options={})
         try:
-            session = onnx_runtime.new_session(model, cls.provider, weights=weights)
+            session = new_session(model, settings, weights)
         except CorruptModel:
             raise
         except Exception as err:  # ONNX Runtime's own exceptions have no common base
             raise CorruptModel(f"ONNX Runtime can't load the model: {reason_of(err)}") from err
-        engine = cls(session, run_options)
+        engine = cls(session, run_options, settings)
         engine.require(signature)
+        engine._source = model, weights
         return engine
+
+    def keeping_memory(self) -> Self:
+        """Build the engine again, such that its runs keep their memory for the next ones.
+
+        Returns:
+            This engine, if it does so already, or if it was opened too long ago: `drop_source`.
+        """
+        if self._source is None or self.settings.keeps_memory:
+            return self
+        (model, weights), settings = self._source, replace(self.settings, keeps_memory=True)
+        engine = type(self)(new_session(model, settings, weights), self._run_options, settings)
+        engine.tensors, engine.has_bounded_time = self.tensors, self.has_bounded_time
+        return engine
+
+    def drop_source(self) -> None:
+        """Forget the model's bytes, of which the session has what it needs."""
+        self._source = None
 
     def require(self, signature: Signature | None) -> None:
         """Check that the graph is images -> probabilities, with the sizes in its manifest.
@@ -147,6 +179,11 @@ class OnnxEngine:
         return partial(self._run, options), partial(setattr, options, "terminate", True)
 
     def _run(self, options: RunOptions, feeds: Feeds) -> list[Array]:
+        if self._has_threads and self._pid != os.getpid():
+            raise DeviceError(
+                f"its runs have {self.settings.num_threads} threads, which do not survive a fork: "
+                "load the model in the child, or with one thread a run"
+            )
         if self._texts:
             feeds = {**feeds, **{name: _decoded(feeds[name]) for name in self._texts}}
         try:
@@ -190,19 +227,24 @@ class CudaEngine(OnnxEngine):
     def open(
         cls,
         model: bytes,
+        settings: SessionSettings,
         signature: Signature | None,
         run_options: "RunOptions | None" = None,
         weights: Mapping[str, bytes] = NO_WEIGHTS,
     ) -> Self:
         """Build a session and its engine, and run it once to see whether the card supports it."""
         # Graphs of others may leave the shapes' arithmetic to the CPU, as ONNX Runtime plans it.
-        config = [("session.disable_cpu_ep_fallback", "1")] if signature is not None else []
+        config = {"session.disable_cpu_ep_fallback": "1"} if signature is not None else {}
+        settings = replace(
+            settings,
+            device=cls.device,
+            provider_options={**cls.provider_options, **settings.provider_options},
+            config={**config, **settings.config},
+        )
         try:
             runtime().preload_dlls()  # finds the CUDA libraries that pip installed
-            session = onnx_runtime.new_session(
-                model, cls.provider, *config, weights=weights, **cls.provider_options
-            )
-            engine = cls(session, run_options)
+            session = new_session(model, settings, weights, cls.provider)
+            engine = cls(session, run_options, settings)
             engine.require(signature)
             if signature is not None:
                 image = np.zeros((1, signature.image_bytes), np.uint8)
@@ -212,6 +254,10 @@ class CudaEngine(OnnxEngine):
         except Exception as err:  # no driver, no memory left, or a kernel that the card can't run
             raise DeviceError(f"CUDA can't be used: {_cuda_reason(err.__cause__ or err)}") from err
         return engine
+
+    def keeping_memory(self) -> Self:
+        """Return this engine: on a GPU it has an arena of its own."""
+        return self
 
     def _run(self, options: RunOptions, feeds: Feeds) -> list[Array]:
         if self._pid != os.getpid():
@@ -233,9 +279,8 @@ ENGINES: tuple[type[OnnxEngine], ...] = (CudaEngine, OnnxEngine)
 
 def open_engine(
     model: bytes,
+    settings: SessionSettings = DEFAULT,
     signature: Signature | None = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
     run_options: "RunOptions | None" = None,
     weights: Mapping[str, bytes] = NO_WEIGHTS,
 ) -> OnnxEngine:
@@ -243,9 +288,8 @@ def open_engine(
 
     Args:
         model: the content of an ONNX file.
+        settings: how it is built and run; "auto" takes only a device that runs its precision.
         signature: the signature in its manifest, if it has one.
-        device: "auto", "cpu" or "cuda".
-        precision: the model's; "auto" takes only a device that supports it.
         run_options: for all its runs; `terminate` ends the current and all later ones.
         weights: the content of files with weights, by their location in the model.
 
@@ -254,6 +298,7 @@ def open_engine(
         DeviceError: the requested device can't be used; there is no silent fallback.
         ConfigurationError: the device doesn't run this precision.
     """
+    device, precision = settings.device, settings.precision
     able = [engine for engine in ENGINES if precision in engine.precisions]
     asked = [engine for engine in able if device in (engine.device, "auto")]
     if not asked:
@@ -268,161 +313,13 @@ def open_engine(
         )
     for engine in engines[:-1]:
         try:
-            return engine.open(model, signature, run_options, weights)
+            return engine.open(model, settings, signature, run_options, weights)
         except DeviceError as err:
             _log.warning("serving on the %s: %s", engines[-1].device.upper(), err)
-    return engines[-1].open(model, signature, run_options, weights)
+    return engines[-1].open(model, settings, signature, run_options, weights)
 
 
 def _cuda_reason(err: BaseException) -> str:
     """Return CUDA's own message, without ONNX Runtime's C++ signatures around it."""
     found = re.search(r"\w+ failure \d+: [^;\n]*", str(err))
     return found[0].strip() if found else reason_of(err)
-
-
-# Threads are kept out of ONNX Runtime while the process forks or exits.
-#
-# A lock of the runtime that another thread holds at a fork stays locked in the child. A daemon
-# thread that returns from the runtime while the interpreter shuts down is ended by it, and the C++
-# frames of that thread then abort the process ("terminate called without an active exception").
-
-_MAX_WAIT_S = 5.0
-"""How long a fork or an exit waits for runs that may hang."""
-
-_locks: dict[int, RLock] = {}
-"""Each thread's lock, held during its runs. An RLock, so that a thread can't deadlock on its
-own."""
-_newcomers = RLock()
-"""Held while a thread is added."""
-_held: list[RLock] = []
-
-
-def native_run() -> RLock:
-    """Return the lock that this thread holds while it runs native code."""
-    return _locks.get(get_ident()) or _new_lock()
-
-
-def _new_lock() -> RLock:
-    with _newcomers:
-        return _locks.setdefault(get_ident(), RLock())
-
-
-def _pause() -> None:
-    """Wait until the other threads have left ONNX Runtime, and keep them out."""
-    until_s = time.monotonic() + _MAX_WAIT_S
-    _hold(_newcomers, until_s)
-    for ident, lock in list(_locks.items()):
-        if ident != get_ident():
-            _hold(lock, until_s)
-
-
-def _hold(lock: RLock, until_s: float) -> None:
-    if lock.acquire(timeout=max(0.0, until_s - time.monotonic())):
-        _held.append(lock)
-
-
-def _resume() -> None:
-    while _held:
-        _held.pop().release()
-
-
-def _forget() -> None:
-    """Start empty in the child of a fork, where the other threads are gone."""
-    global _newcomers
-    _newcomers = RLock()
-    _locks.clear()
-    _held.clear()
-
-
-atexit.register(_pause)
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(before=_pause, after_in_parent=_resume, after_in_child=_forget)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedModel:
-    """A version that was checked; safe to run from many threads."""
-
-    engine: Engine
-    manifest: Manifest
-    precision: Precision
-    inline_rows: int = 0
-    """The most rows of a batch that runs inline, on the thread that reads from all callers."""
-    enough_rows: int = ENOUGH_ROWS
-    """Rows that are worth their own run on another core."""
-    batching: str = ""
-    """One line that says whether rows are batched, and why not."""
-    settings: ModelSettings = NO_SETTINGS
-    """How it is served, where that differs from the server's options."""
-    labels: tuple[str, ...] = ()
-    """The classes of an output that its graph makes a dictionary of, else none."""
-    sample_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Shapes of inputs, by name, with which a run succeeded; none if no run did."""
-
-    @property
-    def version(self) -> str:
-        """The version named in every answer, such as "3"."""
-        return self.manifest.version
-
-    @property
-    def tensors(self) -> TensorSignature:
-        """Its inputs and outputs."""
-        return self.engine.tensors
-
-    @property
-    def signature(self) -> Signature | None:
-        """The shape of its images, and its classes; None if it isn't known to classify images."""
-        return self.manifest.signature
-
-    @property
-    def pictures(self) -> Preprocessing | None:
-        """How pictures become its input, and the names of its classes; None if it takes none."""
-        return self.manifest.pictures
-
-    @property
-    def class_labels(self) -> tuple[str, ...]:
-        """The names of its classes, if they are known."""
-        return (self.pictures and self.pictures.labels) or self.labels
-
-    @property
-    def image_signature(self) -> Signature:
-        """The signature; raises ConfigurationError if there is none."""
-        if self.manifest.signature is None:
-            raise ConfigurationError(
-                f"model {self.manifest.name} has no manifest, so it is not known to classify "
-                "images: serving.Model runs any model"
-            )
-        return self.manifest.signature
-
-    @property
-    def device(self) -> Device:
-        """The device that it runs on: "cpu" or "cuda"."""
-        return self.engine.device
-
-    def info(self, name: str, transport: str, batching: BatchingConfig) -> ModelInfo:
-        """Describe a classifier of images, as callers know it."""
-        return ModelInfo(
-            name=name, version=self.version, device=self.device, precision=self.precision,
-            transport=transport, max_request_rows=batching.max_request_rows,
-            max_batch_size=self.settings.of(batching).max_batch_size,
-            test_accuracy=self.manifest.test_accuracy, signature=self.image_signature,
-        )  # fmt: skip
-
-    # On one line, so that the lock is released even if a trace function raises (debuggers,
-    # coverage, tests): these run between lines.
-
-    def run(self, feeds: Feeds) -> list[Array]:
-        with native_run(): return self.engine.run(feeds)  # noqa: E701  # fmt: skip
-
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        engine_run, end = self.engine.stoppable()
-
-        def run(feeds: Feeds) -> list[Array]:
-            with native_run(): return engine_run(feeds)  # noqa: E701  # fmt: skip
-
-        return run, end
-
-    def classify(self, images: Images) -> Probabilities:
-        """Return the (N, classes) float32 probabilities of (N, pixels) images."""
-        name = self.engine.tensors.inputs[0].name
-        with native_run(): return self.engine.run({name: images})[0]  # noqa: E701  # fmt: skip

@@ -8,7 +8,7 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -19,14 +19,16 @@ import numpy as np
 
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import CorruptModel, ModelNotFound, ServingError
-from serving.model import acceptance, repository
+from serving.model import acceptance, repository, verdicts
 from serving.model.acceptance import find_rows, has_bounded_time
-from serving.model.engine import LoadedModel, OnnxEngine, open_engine
-from serving.model.onnx_file import Message, cut_zip_maps, parse_model
+from serving.model.engine import OnnxEngine, open_engine
+from serving.model.loaded import LoadedModel
+from serving.model.memory import remaps_memory
+from serving.model.onnx_file import Message, cut_zip_maps, labels_of, parse_model
 from serving.model.onnx_runtime import runtime
-from serving.model.proof import Mixes, prove
-from serving.model.repository import described
+from serving.model.repository import Manifest, described
 from serving.model.settings import SETTINGS, ModelSettings, read_settings
+from serving.model.verdicts import Verdict
 from serving.tensors import Feeds
 
 _log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def load_model(
     is_described: bool = False,
     batching: BatchingMode | None = None,
     max_bytes: int = repository.MAX_BYTES,
+    num_threads: int = 1,
 ) -> LoadedModel:
     """Read, verify, build and check one version; this warms up the batch sizes that it checks.
 
@@ -69,6 +72,7 @@ def load_model(
         is_described: whether a version needs a manifest; one without is corrupt.
         batching: auto, always or never; None for the model's own setting.
         max_bytes: the most of its files.
+        num_threads: threads of one run, where the model's settings do not say.
 
     Raises:
         ModelNotFound: no such version.
@@ -84,6 +88,7 @@ def load_model(
                   ", ".join(settings.ignored))  # fmt: skip
     settings = replace(settings, batching=batching or settings.batching)
     device = settings.device if device == "auto" and precision == "fp32" else device
+    settings = replace(settings, num_threads=settings.num_threads or num_threads)
     limits = _Limits(max_batch_size, limit_factor, max_bytes)
     how = (device, precision, limits, is_described, settings)
     if repository.is_file(model_dir):
@@ -113,66 +118,79 @@ class _Limits(NamedTuple):
     max_bytes: int
 
 
+class _Source(NamedTuple):
+    """A version as it is in its files."""
+
+    manifest: Manifest
+    onnx: bytes
+    weights: Mapping[str, bytes]
+    labels: tuple[str, ...]
+    """The classes of an output that the graph makes a dictionary of, or that the file names."""
+    graph: Message | None
+    """The graph; None where it is not needed any more, since it takes as much as the file."""
+    key: str
+    """The name of the verdict on it."""
+    verdict: Verdict | None
+    """Whether its rows are independent, if the manifest or an earlier start says it."""
+
+
 def _load_version(
     model_dir: Path, version: str, device: Device, precision: Precision, limits: _Limits,
     is_described: bool, settings: ModelSettings,
 ) -> LoadedModel:  # fmt: skip
     run_options = runtime().RunOptions()
     max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
-    limit_factor = limits.factor
+    build_s, check_s = limits.factor * _BUILD_LIMIT_S, limits.factor * _CHECK_LIMIT_S
 
-    def build() -> tuple[OnnxEngine, LoadedModel, str | None]:
-        manifest, onnx, weights = repository.load(
+    def read() -> _Source:
+        files = repository.load(
             model_dir, version, precision, settings.file_name, limits.max_bytes,
             is_described=is_described,
         )  # fmt: skip
-        if manifest.unknown:
-            unknown = ", ".join(manifest.unknown)[:_MAX_REASON]
-            _log.warning("model %s version %s: %s: not known here: %s", manifest.name, version,
-                         repository.MANIFEST, unknown)  # fmt: skip
-        graph = parse_model(onnx)
-        labels = cut_zip_maps(graph)
-        if labels is not None:
-            onnx = graph.SerializeToString()
-        obstacle, is_bounded = _obstacle(graph), has_bounded_time(onnx)
-        del graph  # it is as large as the file, and ONNX Runtime will need memory
-        engine = open_engine(onnx, manifest.signature, device, precision, run_options, weights)
-        engine.has_bounded_time = is_bounded
+        return _source_of(*files, precision)
+
+    def build() -> tuple[OnnxEngine, LoadedModel]:
+        manifest = source.manifest
+        session = settings.session(device, precision)
+        engine = open_engine(source.onnx, session, manifest.signature, run_options, source.weights)
+        engine.has_bounded_time = has_bounded_time(source.onnx)
         settings.require(engine.tensors)
-        model = LoadedModel(engine, manifest, precision, settings=settings, labels=labels or ())
-        return engine, model, obstacle
+        model = LoadedModel(engine, manifest, precision, settings=settings, labels=source.labels)
+        return engine, model
 
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
-            return _check_golden(model, max_batch_size, obstacle)
+            return _check_golden(model, max_batch_size, verdict)
         found = acceptance.try_rows(
-            model.run, engine.tensors, max_batch_size, obstacle=obstacle, mode=settings.batching
-        )
+            model.run, engine.tensors, max_batch_size, obstacle=verdict.obstacle,
+            mode=settings.batching,
+        )  # fmt: skip
         engine.tensors = found.tensors
-        return _timed(model, found.feeds, max_batch_size, found.line)
+        line = f"{found.line}, {verdict.remark}" if verdict.remark else found.line
+        return _timed(model, found.feeds, max_batch_size, line)
 
     try:
-        engine, model, obstacle = within(limit_factor * _BUILD_LIMIT_S, build)
+        source = within(build_s, read)
+        verdict = source.verdict or _judge(source, settings.batching, build_s, check_s)
+        source = source._replace(graph=None)  # ONNX Runtime will need memory
+        engine, model = within(build_s, build)
         try:
-            model = within(limit_factor * _CHECK_LIMIT_S, check)
+            model = within(check_s, check)
         except TimeoutError:
             if model.manifest.golden_probabilities:
                 raise
             engine.end_runs()
-            limit_s = limit_factor * _CHECK_LIMIT_S
-            line = f"not batchable: drawn inputs take more than {limit_s:g} s"
+            line = f"batching off: drawn inputs take more than {check_s:g} s"
             model = replace(model, batching=line)
         if not engine.has_bounded_time:
             model = replace(model, inline_rows=0)
+        engine.drop_source()
     except BaseException as err:
         run_options.terminate = True  # ends a run in progress
-        if isinstance(err, acceptance.Unfit | TimeoutError):
-            raise CorruptModel(f"version {version} {err}") from err
-        if isinstance(err, Exception) and not isinstance(err, ServingError):
-            # A file of others: parsers and ONNX Runtime raise anything; other versions survive it.
-            reason = f"{type(err).__name__}: {err}"[:_MAX_REASON]
-            raise CorruptModel(f"version {version} can't be loaded: {reason}") from err
-        raise
+        failure = _failure(version, err)
+        if failure is err:
+            raise
+        raise failure from err
     is_alone = model.settings.max_batch_size == 1 < max_batch_size
     if not model.manifest.golden_probabilities or is_alone:
         level = logging.WARNING if is_alone or settings.batching == "always" else logging.INFO
@@ -180,28 +198,83 @@ def _load_version(
     return replace(model, manifest=described(model.manifest, model.tensors, model_dir))
 
 
-def _obstacle(graph: Message) -> str | None:
-    """Return why rows are not batched; None if they are proved independent."""
+def _source_of(
+    manifest: Manifest, onnx: bytes, weights: Mapping[str, bytes], precision: Precision
+) -> _Source:
+    if manifest.unknown:
+        unknown = ", ".join(manifest.unknown)[:_MAX_REASON]
+        _log.warning("model %s version %s: %s: not known here: %s", manifest.name,
+                     manifest.version, repository.MANIFEST, unknown)  # fmt: skip
+    digests, file = manifest.digests, repository.FILES[precision]
+    key = verdicts.key_of(digests[file], {name: digests[name] for name in weights})
+    found = manifest.verdicts.get(file) or verdicts.kept(key)
+    graph = parse_model(onnx) if found is None or b"ZipMap" in onnx else None
+    labels = None if graph is None else cut_zip_maps(graph)
+    if graph is not None and labels is not None:
+        onnx = graph.SerializeToString()
+    return _Source(manifest, onnx, weights, labels or labels_of(onnx), graph, key, found)
+
+
+def _judge(source: _Source, mode: BatchingMode, build_s: float, check_s: float) -> Verdict:
+    """Find out whether rows are independent, and keep the verdict, unless the time was too short.
+
+    Args:
+        source: the version.
+        mode: the operator's setting; never needs no verdict.
+        build_s: processor time for the proof and the session of its check.
+        check_s: processor time for the runs of the check.
+    """
+    if mode == "never":
+        return Verdict("the operator's setting")
+    options = runtime().RunOptions()
+    prepare = partial(verdicts.prepare, source.graph, source.onnx, source.weights, options)
     try:
-        prove(graph)
-    except Mixes as err:
-        return str(err)
-    return None
+        found = within(build_s, prepare)
+        if not isinstance(found, Verdict):
+            found = within(check_s, partial(verdicts.run, found))
+    except TimeoutError as err:
+        _log.info("model %s version %s: the check by a run %s", source.manifest.name,
+                  source.manifest.version, err)  # fmt: skip
+        return Verdict(f"the check by a run {err}")
+    finally:
+        options.terminate = True  # ends a run in progress
+    verdicts.keep(source.key, found)
+    return found
 
 
-def _check_golden(model: LoadedModel, max_batch_size: int, obstacle: str | None) -> LoadedModel:
+def _failure(version: str, err: BaseException) -> BaseException:
+    """Return what a version that can't be loaded raises."""
+    if isinstance(err, acceptance.Unfit | TimeoutError):
+        return CorruptModel(f"version {version} {err}")
+    if isinstance(err, Exception) and not isinstance(err, ServingError):
+        # A file of others: parsers and ONNX Runtime raise anything; other versions survive it.
+        reason = f"{type(err).__name__}: {err}"[:_MAX_REASON]
+        return CorruptModel(f"version {version} can't be loaded: {reason}")
+    return err
+
+
+def _check_golden(model: LoadedModel, max_batch_size: int, verdict: Verdict) -> LoadedModel:
     """Check a classifier, whose images are run one by one if they are not proved independent."""
     images, expected = model.manifest.golden_images, model.manifest.golden_probabilities
-    mode = model.settings.batching
+    mode, obstacle = model.settings.batching, verdict.obstacle
     most = 1 if mode == "never" or (obstacle and mode == "auto") else max_batch_size
-    worst = acceptance.check(model.classify, images, expected[model.precision], most)
-    line = acceptance.line_of(obstacle, mode, worst)
+    acceptance.check(model.classify, images, expected[model.precision], most)
+    line = acceptance.line_of(obstacle, mode)
     feeds = {model.tensors.inputs[0].name: np.zeros_like(images[:1])}
     settings = replace(model.settings, max_batch_size=most)
     return replace(_timed(model, feeds, most, line), settings=settings)
 
 
 def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str) -> LoadedModel:
+    """Return the model with what its runs show: their times, and whether they keep their memory."""
+    most = min(max_batch_size, model.settings.max_batch_size)
+    engine, is_free = model.engine, model.settings.keeps_memory is None
+    if (
+        isinstance(engine, OnnxEngine)
+        and is_free
+        and remaps_memory(model.run, model.tensors, feeds, most)
+    ):
+        model = replace(model, engine=engine.keeping_memory())
     quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
     shapes = {name: array.shape for name, array in (feeds or {}).items()}
     return replace(

@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +32,7 @@ from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model.onnx_file import external_files, parse_model
 from serving.model.preprocessing import Preprocessing, of_graph, of_signature
+from serving.model.verdicts import Verdict, rules_version, verdict_of
 from serving.predictions import Images, Probabilities
 from serving.system.files import read_regular
 from serving.tensors import DIGITS, Signature, TensorSignature
@@ -49,7 +50,7 @@ MAX_MANIFEST_BYTES = 512 << 10
 _MAX_TEXT = 100
 """Characters of a name, which is part of every answer to GetModel and of log lines."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_OPTIONAL_FIELDS = ("signature", "preprocessing")
+_OPTIONAL_FIELDS = ("signature", "preprocessing", "batching")
 _MANIFEST_FIELDS = {
     *_OPTIONAL_FIELDS, "format", "name", "version", "recipe", "seed", "parameters", "accuracy",
     "files", "parity", "int8", "libraries", "golden",
@@ -78,6 +79,8 @@ class Manifest:
     """The shape of its images, and its classes; None if it isn't known to classify images."""
     pictures: Preprocessing | None = None
     """How pictures become its input, and the names of its classes; None if it takes none."""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """Whether the rows of its files are independent, by file name, as today's rules found it."""
     unknown: tuple[str, ...] = ()
     """Fields that have no meaning here."""
 
@@ -131,8 +134,16 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         },
         signature=signature,
         pictures=of_signature(signature, document.get("preprocessing")),
+        verdicts=_verdicts(document.get("batching", {})),
         unknown=unknown,
     )
+
+
+def _verdicts(document: dict[str, Any]) -> dict[str, Verdict]:
+    """Return the verdicts on files; none, if other rules have found them."""
+    if document.get("rules") != rules_version():
+        return {}
+    return {name: verdict_of(each) for name, each in document["verdicts"].items()}
 
 
 def _unknown_fields(document: dict[str, Any]) -> tuple[str, ...]:
@@ -427,6 +438,13 @@ def load(
         if digest != expected:
             raise CorruptModel(f"{version}/{name}: expected SHA-256 {expected}, got {digest}")
     return manifest, onnx, weights
+
+
+def file_of(version_dir: Path, precision: Precision, file_name: str | None) -> Path:
+    """Return the file of a version's variant; see `load`."""
+    if precision != "fp32" or os.path.lexists(version_dir / MANIFEST):
+        return version_dir / FILES[precision]
+    return _file_of(version_dir, file_name)
 
 
 def _file_of(version_dir: Path, file_name: str | None) -> Path:

@@ -3,22 +3,25 @@
 Fields that have a meaning here: name (a check), backend, platform, max_batch_size (0: calls run
 alone), dynamic_batching (max_queue_delay_microseconds), instance_group (count, kind),
 version_policy, default_model_filename, input and output (a check), and the parameters `batching`,
-which is auto, always or never, and `max_run_seconds`. All others that are set are named in one line
-of the log. A mistake is an error with the field, and the model is not loaded.
+which is auto, always or never, and `max_run_seconds`. Parameters of Triton's backend for ONNX
+Runtime are `intra_op_thread_count`, `enable_mem_arena`, options of CUDA, and some of `session.*`.
+All others that are set are named in one line of the log. A mistake is an error with the field, and
+the model is not loaded.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
 from google.protobuf import text_format
 
-from serving.config import BatchingConfig, BatchingMode, Device
+from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel
 from serving.model.onnx_file import ModelConfig
+from serving.model.onnx_runtime import SessionSettings
 from serving.model.repository import companion, is_file
 from serving.system.files import read_regular
 from serving.tensors import DTYPES, Tensor, TensorSignature
@@ -43,15 +46,31 @@ _USED: dict[str, set[str]] = {
     "dynamic_batching": {"max_queue_delay_microseconds"},
 }  # fmt: skip
 """Fields of the schema that have a meaning here, and which of their own fields; none: all."""
-_PARAMETERS = ("batching", "max_run_seconds")
+_OWN_PARAMETERS = ("batching", "max_run_seconds")
+"""Keys of `parameters` that only this server reads."""
+_OF_CUDA = {"cudnn_conv_algo_search", "gpu_mem_limit", "arena_extend_strategy", "use_tf32",
+            "do_copy_in_default_stream"}  # fmt: skip
+"""Keys that are options of CUDA's execution provider."""
+_CONV_SEARCH = {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"}
+"""Triton's numbers for `cudnn_conv_algo_search`."""
+_THREADS, _ARENA = "intra_op_thread_count", "enable_mem_arena"
+_MAX_THREADS = 1024
+_OF_SESSIONS = {
+    "session.intra_op.allow_spinning", "session.force_spinning_stop", "session.dynamic_block_base",
+    "session.set_denormal_as_zero", "session.disable_prepacking", "session.disable_quant_qdq",
+    "session.enable_quant_qdq_cleanup", "session.qdqisint8allowed",
+    "session.use_device_allocator_for_initializers", "session.intra_op_thread_affinities",
+}  # fmt: skip
+"""Keys that are entries of a session's configuration. Others name files to read or to write, which
+no model's settings may."""
+_PARAMETERS = {*_OWN_PARAMETERS, *_OF_CUDA, *_OF_SESSIONS, _THREADS, _ARENA}
 """Keys of `parameters` that have a meaning here."""
 _OF_ONNX_RUNTIME = {
-    "intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena",
-    "enable_mem_pattern", "memory.enable_memory_arena_shrinkage",
-    "session.use_device_allocator_for_initializers", "cudnn_conv_algo_search", "gpu_mem_limit",
-    "arena_extend_strategy", "do_copy_in_default_stream",
+    "inter_op_thread_count", "execution_mode", "enable_mem_pattern",
+    "memory.enable_memory_arena_shrinkage",
 }  # fmt: skip
-"""Keys that Triton's backend for ONNX Runtime reads, as are all that begin with `session.`."""
+"""Further keys that Triton's backend for ONNX Runtime reads, as are all that begin with
+`session.`."""
 _NEAR = 0.75
 """Likeness from which another key is taken for a misspelled one of ours."""
 _REFUSED = {"ensemble_scheduling": "ensembles", "sequence_batching": "models with a state"}
@@ -73,7 +92,15 @@ class ModelSettings:
     max_run_s: float | None = None
     """Seconds that a run may take; None for the server's."""
     instances: int | None = None
-    """Runs at once; None for one on each core."""
+    """Runs at once; None for as many as the cores allow."""
+    num_threads: int = 0
+    """Threads of one run; 0 for the server's."""
+    keeps_memory: bool | None = None
+    """Whether runs keep their memory for the next ones; None to find out what pays."""
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    """Options of CUDA's execution provider, by ONNX Runtime's names."""
+    config: Mapping[str, str] = field(default_factory=dict)
+    """Entries of the session's configuration, by ONNX Runtime's names."""
     device: Device = "auto"
     """Device of the runs; auto for the server's."""
     versions: str | None = None
@@ -99,6 +126,22 @@ class ModelSettings:
             max_batch_size=min(batching.max_batch_size, self.max_batch_size),
             max_queue_delay_s=delay_s if self.max_queue_delay_s is None else self.max_queue_delay_s,
             max_run_s=self.max_run_s or batching.max_run_s,
+        )
+
+    def session(self, device: Device, precision: Precision) -> SessionSettings:
+        """Return the settings of a session for this model.
+
+        Args:
+            device: the device that was asked for.
+            precision: the variant of the model.
+        """
+        return SessionSettings(
+            device=device,
+            precision=precision,
+            num_threads=self.num_threads or 1,
+            keeps_memory=bool(self.keeps_memory),
+            provider_options=self.provider_options,
+            config=self.config,
         )
 
     def require(self, tensors: TensorSignature) -> None:
@@ -186,11 +229,11 @@ def parse_settings(data: bytes) -> ModelSettings:
 
 def _unused(message: Any) -> Iterator[str]:
     """Yield the fields and parameters of the schema that are set and have no effect."""
-    for field, value in message.ListFields():
+    for known, value in message.ListFields():
         parts = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-        if used := _USED[field.name]:
+        if used := _USED[known.name]:
             found = {each.name: None for part in parts for each, _ in part.ListFields()}
-            yield from (f"{field.name}.{name}" for name in found if name not in used)
+            yield from (f"{known.name}.{name}" for name in found if name not in used)
     for each in message.parameters:
         if each.key not in _PARAMETERS:
             yield f"parameters.{each.key[:100]}"
@@ -211,7 +254,7 @@ def _parameters(message: Any) -> Mapping[str, str]:
         if key in _PARAMETERS or key in _OF_ONNX_RUNTIME or key.startswith("session."):
             continue
         plain = key.strip().lower().replace("-", "_")
-        if near := get_close_matches(plain, _PARAMETERS, 1, _NEAR):
+        if near := get_close_matches(plain, sorted(_PARAMETERS), 1, _NEAR):
             raise ConfigurationError(
                 f"{SETTINGS}: parameters: there is no {key[:100]!r}: did you mean {near[0]}?"
             )
@@ -291,7 +334,32 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
         instances=instances, device=device, versions=versions, num_latest=num_latest,
         file_name=file_name, tensors=tuple(map(_tensor_of, [*message.input, *message.output])),
         has_batch_axis=bool(most), name=message.name or None, ignored=ignored,
+        num_threads=_whole(given, _THREADS, 1, _MAX_THREADS) or 0,
+        keeps_memory=None if _ARENA not in given else bool(_whole(given, _ARENA, 0, 1)),
+        provider_options=_provider_options(given),
+        config={key: value for key, value in given.items() if key in _OF_SESSIONS},
     )  # fmt: skip
+
+
+def _whole(given: Mapping[str, str], key: str, least: int, most: int) -> int | None:
+    """Return a parameter that is a whole number; None if it is not given."""
+    text = given.get(key)
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not least <= int(text) <= most:
+        raise ConfigurationError(
+            f"{SETTINGS}: parameters: {key}: expected {least} to {most}, got {text[:100]!r}"
+        )
+    return int(text)
+
+
+def _provider_options(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the options of CUDA's execution provider."""
+    options = {key: value for key, value in given.items() if key in _OF_CUDA}
+    search = options.get("cudnn_conv_algo_search")
+    if search is not None:
+        options["cudnn_conv_algo_search"] = _CONV_SEARCH.get(search, search)
+    return options
 
 
 def _tensor_of(tensor: Any) -> tuple[str, str | None, tuple[int, ...]]:

@@ -8,19 +8,21 @@ a label, by `--versions` or by `version_policy { specific }`.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from serving.config import Precision
 from serving.errors import ServingError
 from serving.model import repository
-from serving.model.repository import FILES, MANIFEST, Precision
+from serving.model.onnx_file import ValueInfoProto, fields_of
+from serving.model.repository import MANIFEST
 from serving.system.files import open_regular, read_regular
 
 MARK = "new-signature"
 """A file in a version's folder: it is to be served, though its signature is another one."""
-HOW = "to serve it, export with --new-signature, or name it by a label or --versions"
+HOW = f"to serve it, put a file {MARK} into its folder, or name it by a label or --versions"
 """What makes a version with another signature be served."""
 _GRAPH, _INITIALIZER, _INPUT, _OUTPUT = 7, 5, 11, 12
 """Fields of ModelProto and GraphProto (protos/onnx/onnx.proto)."""
@@ -99,31 +101,28 @@ def _fits(old: Value, new: Value, *, is_input: bool) -> bool:
 
 
 def unaccepted(
-    model_dir: Path, versions: Sequence[str], precision: Precision, file_name: str | None
+    model_dir: Path, versions: Sequence[str], read: Callable[[str], GraphSignature | None]
 ) -> dict[str, str]:
     """Return the versions that are not served by themselves, each with the reason.
 
     Args:
         model_dir: the model's folder.
         versions: all that are there.
-        precision: the variant.
-        file_name: the name of a version's file, if its settings say so.
+        read: returns the signature of a version; None if it can't be read: loading says why.
     """
-    if len(versions) < 2:
-        return {}
     reasons: dict[str, str] = {}
     accepted: tuple[str, GraphSignature] | None = None
-    for version in sorted(versions, key=int):
-        try:
-            signature = read_signature(model_dir, version, precision, file_name)
-        except (ServingError, OSError, ValueError):  # loading it will say why
+    for version in sorted(versions, key=int) if len(versions) > 1 else ():
+        signature = read(version)
+        if signature is None:
             continue
         reason = accepted and difference(accepted[1], signature)
         if accepted is None or reason is None or (model_dir / version / MARK).exists():
             accepted = version, signature
             continue
         reasons[version] = (
-            f"{reason}: version {accepted[0]} has {accepted[1]}, version {version} {signature}; {HOW}"
+            f"{reason}: version {accepted[0]} has {accepted[1]}, version {version} has "
+            f"{signature}; {HOW}"
         )
     return reasons
 
@@ -149,8 +148,8 @@ def read_signature(
 
 def _read_graph(file: BinaryIO, size: int) -> tuple[Side, Side]:
     constants, sides = set[str](), {_INPUT: Side(), _OUTPUT: Side()}
-    for field, begin, end in _fields(file, 0, size):
-        for inner, first, last in _fields(file, begin, end) if field == _GRAPH else ():
+    for field, begin, end in fields_of(file, 0, size):
+        for inner, first, last in fields_of(file, begin, end) if field == _GRAPH else ():
             if inner == _INITIALIZER:
                 constants.add(_name_of_tensor(file, first, last))
             elif inner in sides:
@@ -164,46 +163,10 @@ def _read_graph(file: BinaryIO, size: int) -> tuple[Side, Side]:
 
 
 _TENSOR_NAME = 8
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-"""Kinds of protobuf's fields."""
-
-
-def _fields(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the number, begin and end of each field that is bytes, without reading it."""
-    while at < end:
-        file.seek(at)
-        head = file.read(20)
-        tag, length = _varint(head, 0)
-        kind = tag & 7
-        if kind == _BYTES:
-            size, used = _varint(head, length)
-            yield tag >> 3, at + used, at + used + size
-            at += used + size
-        elif kind == _VARINT:
-            at += _varint(head, length)[1]
-        elif kind in (_FIXED32, _FIXED64):
-            at += length + (4 if kind == _FIXED32 else 8)
-        else:
-            raise ValueError("it is not an ONNX file")
-    if at != end:
-        raise ValueError("it is not all of an ONNX file")
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read a number; return it, and where it ends."""
-    number = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            break
-        byte, at = data[at], at + 1
-        number |= (byte & 127) << shift
-        if byte < 128:
-            return number, at
-    raise ValueError("it is not an ONNX file")
 
 
 def _name_of_tensor(file: BinaryIO, begin: int, end: int) -> str:
-    for field, first, last in _fields(file, begin, end):
+    for field, first, last in fields_of(file, begin, end):
         if field == _TENSOR_NAME and last - first <= _MAX_VALUE_BYTES:
             file.seek(first)
             return file.read(last - first).decode("utf-8", "replace")

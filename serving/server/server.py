@@ -267,6 +267,7 @@ class Server:
         self.address = await self._transport.start()
         if self._http is not None:
             self._http.start(self._transport.loop, self.address)
+            await self._http.warm_up()
         self.health.set_serving(True)
         if self._exporter is not None:
             self._exporter.serve(self.report, self._state)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _PROC = Path("/proc/self")
+_CGROUP = Path("/sys/fs/cgroup")
+"""Where a container sees its own limits."""
 VIRTUAL, RESIDENT, SHARED, DATA = 0, 1, 2, 5
 """Sizes in /proc/self/statm."""
 _PR_SET_PDEATHSIG = 1
@@ -63,6 +65,19 @@ def free_bytes() -> float:
         return math.inf
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return math.inf if limit == resource.RLIM_INFINITY else limit - memory(DATA)
+
+
+def memory_limit(cgroup: Path = _CGROUP) -> int:
+    """Return how many bytes of memory this process may use: the machine's, or a container's.
+
+    Args:
+        cgroup: the root of the control groups' files.
+    """
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # not this version, or "max"
+            limit = min(limit, int((cgroup / name).read_text("ascii")))
+    return limit
 
 
 class Activity(NamedTuple):
@@ -143,10 +158,6 @@ def _libc() -> Any:
     import ctypes  # some milliseconds, which most programs need not spend
 
     return ctypes.CDLL(None)
-
-
-_CGROUP = Path("/sys/fs/cgroup")
-"""Where a container sees its own limits."""
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:

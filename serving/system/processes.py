@@ -4,10 +4,12 @@
 
 A thread starts a process with its first job, whose child does one job at a time. If the child
 crashes, that costs its job alone, and the process, which has the imports, forks another in some
-milliseconds. If the child is too slow or its job is given up, the thread replaces both. A job that
-crashes is begun once more: who killed the child may be at fault. The processes share no lock:
-`pebble` 5.2 has one for all of its workers, so its pool broke when one was killed at a bad moment,
-and its jobs had no limit of time while one was stopped.
+milliseconds. If the child is too slow, the thread replaces both. A job that is given up is done to
+its end, for nobody: ending its process would cost the next job a start, and callers who wait for
+less than that would never be answered. A job that crashes is begun once more: who killed the child
+may be at fault. The processes share no lock: `pebble` 5.2 has one for all of its workers, so its
+pool broke when one was killed at a bad moment, and its jobs had no limit of time while one was
+stopped.
 """
 
 import gc
@@ -147,8 +149,8 @@ class Processes:
             args: its arguments.
 
         Returns:
-            Its outcome: cancelled, it is never begun, or its process is ended. InvalidRequest for a
-            job that crashes its process; DeadlineExceeded for one that takes too long.
+            Its outcome: cancelled, it is never begun, or its outcome is dropped. InvalidRequest for
+            a job that crashes its process; DeadlineExceeded for one that takes too long.
 
         Raises:
             Overloaded: too many wait, or there are no more threads.
@@ -178,6 +180,8 @@ class Processes:
             self._is_closed = True
             waiting = [job.future for jobs in self._waiting.values() for job in jobs]
             futures, threads = [*waiting, *self._busy], [*self._threads]
+            for process in self._busy.values():
+                process.process.kill()
             self._changed.notify_all()
         for future in futures:
             future.cancel()
@@ -185,12 +189,10 @@ class Processes:
             thread.join()
 
     def _forget_cancelled(self, owner: str, future: "Future[Any]") -> None:
-        """End the process of a job that is given up, or free its place and arguments."""
+        """Free the place and the arguments of a job that is given up while it waits."""
         if not future.cancelled():
             return
         with self._changed:
-            if future in self._busy:
-                self._busy[future].process.kill()
             jobs = self._waiting.pop(owner, deque())
             if kept := deque(job for job in jobs if job.future is not future):
                 self._waiting[owner] = kept  # and have their turn last
@@ -226,25 +228,16 @@ class Processes:
             return None
 
     def _do(self, job: _Job, process: _Process | None) -> _Process | None:
+        """Do a job in a process, or a new one; return the process, if it can do others."""
         for _ in range(2):
             try:
                 process = process or self._start()
             except OSError:
                 job.end(Overloaded(NO_PROCESS))
                 return None
-            with self._changed:
-                self._busy[job.future] = process
-                is_given_up = job.future.cancelled() or self._is_closed
-            outcome, is_over = None, is_given_up
-            try:
-                outcome = None if is_given_up else process.ask(*job.call)
-            except TimeoutError:
-                is_over = True
-                outcome = False, DeadlineExceeded(f"it takes more than {self._job_s:g} s")
-            except (OSError, EOFError, pickle.UnpicklingError):
-                is_over = True
-            with self._changed:
-                del self._busy[job.future]
+            if job.future.cancelled() and not self._is_closed:  # while the process started
+                return process
+            outcome, is_over = self._ask(process, job)
             if is_over:
                 process.end()
                 process = None
@@ -256,6 +249,22 @@ class Processes:
                 return process
         job.end(InvalidRequest(CRASH))
         return process
+
+    def _ask(self, process: _Process, job: _Job) -> tuple[tuple[bool, Any] | None, bool]:
+        """Return a job's outcome, None if there is none, and whether the process is over."""
+        with self._changed:
+            if self._is_closed:
+                return None, True
+            self._busy[job.future] = process
+        try:
+            return process.ask(*job.call), False
+        except TimeoutError:
+            return (False, DeadlineExceeded(f"it takes more than {self._job_s:g} s")), True
+        except (OSError, EOFError, pickle.UnpicklingError):
+            return None, True
+        finally:
+            with self._changed:
+                del self._busy[job.future]
 
     def _start(self) -> _Process:
         ours, its = socket.socketpair()

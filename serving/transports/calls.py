@@ -9,7 +9,6 @@ import re
 import secrets
 import time
 import types
-from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
@@ -23,6 +22,7 @@ from serving.errors import ConfigurationError, Overloaded, ServingError
 from serving.protocols.status import StatusCode
 from serving.telemetry.logs import ACCESS
 from serving.telemetry.metrics import NO_MODEL
+from serving.transports.budget import Budget
 from serving.transports.connections import Peer
 
 # Traces
@@ -427,7 +427,7 @@ class LoopCall:
     def close(self) -> None:
         """Give the rest up; the call is over."""
         self.is_over = True
-        self.port.calls.hold(self, 0)
+        self.port.calls.budget.hold(self, 0)
         self.port.calls.stalled.pop(self, None)
         steps, self._steps = self._steps, None
         if steps is not None and not steps.cr_running:  # type: ignore[attr-defined]
@@ -466,6 +466,10 @@ class LoopCall:
         """Go on, now that there may be room, or answers were read."""
         raise NotImplementedError
 
+    def resume_reading(self) -> None:
+        """Let more of the request come: there is room for it now."""
+        raise NotImplementedError
+
     def expire(self) -> None:
         """End a call whose deadline has passed."""
         raise NotImplementedError
@@ -490,39 +494,11 @@ class LoopCalls:
         self.hurry = hurry
         self.stalled: dict[LoopCall, None] = {}
         """Calls that wait for room in a queue, the longest waiting first."""
-        self.max_bytes = 1 << 62
-        """The most bytes of requests that have not come whole, or are not read yet."""
-        self._held: dict[LoopCall, int] = {}
-        self._num_held = 0
+        self.budget = Budget(clock, hurry)
+        """The bytes of requests that have not come whole, or are not read yet."""
         self._deadlines: list[tuple[float, int, LoopCall]] = []
         self._numbers = itertools.count()
         self._max_deadlines = _MIN_DEADLINES
-
-    def hold(self, call: LoopCall, num_bytes: int) -> None:
-        """Note the bytes that a call holds; perhaps it, or others, are ended for them.
-
-        All connections share one budget: else a thousand callers, each within its own limits, would
-        take all memory.
-        """
-        self._num_held += num_bytes - self._held.get(call, 0)
-        if num_bytes:
-            self._held[call] = num_bytes
-        else:
-            self._held.pop(call, None)
-        if self._num_held > self.max_bytes:
-            self._make_room()
-
-    def _make_room(self) -> None:
-        """End calls that have not come whole: of the addresses with the most, the largest first."""
-        sizes: Counter[str] = Counter()
-        for call, size in self._held.items():
-            sizes[call.peer.address] += size
-        held = [call for call in self._held if not call.is_running]
-        held.sort(key=lambda call: (sizes[call.peer.address], self._held[call]), reverse=True)
-        for victim in held:  # down to three quarters, so that this is not done at each byte
-            if self._num_held <= self.max_bytes * 3 // 4:
-                break
-            victim.refuse_bytes()
 
     def end_at_deadline(self, call: LoopCall) -> None:
         """Have a call ended at its deadline, if it has not ended before."""
@@ -542,7 +518,9 @@ class LoopCalls:
 
     def is_due(self, now_s: float) -> bool:
         """Return whether `tick` has something to do by then, or may have at any time."""
-        return bool(self.stalled or (self._deadlines and self._deadlines[0][0] <= now_s))
+        if self.stalled or self.budget.is_contended:
+            return True
+        return bool(self._deadlines and self._deadlines[0][0] <= now_s)
 
     def tick(self, now_s: float) -> None:
         """End the calls whose deadline has passed; resume those that waited for room."""
@@ -550,6 +528,7 @@ class LoopCalls:
             call = heapq.heappop(self._deadlines)[2]
             if not call.is_over:
                 call.expire()
+        self.budget.tick(now_s)
         end_s = self._clock() + _RESUME_S
         for _ in range(len(self.stalled)):
             if not self.stalled:

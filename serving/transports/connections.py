@@ -18,10 +18,13 @@ from serving.errors import ServingError
 from serving.http2 import Limits
 from serving.router import Router
 from serving.system.host import Host, shares
+from serving.system.process import memory_limit
 
 _log = logging.getLogger(__name__)
 
 _MAX_MESSAGE_BYTES = 64 << 20
+_LEAST_BUFFERED_BYTES, _NUM_LARGEST, _SHARE_OF_MEMORY = 64 << 20, 8, 8
+"""Half-received messages: as many of the largest as this, up to a part of the memory."""
 _SPARE_BYTES = 4096
 """Room for tags, lengths and names beside the images of a message."""
 TURN_S = 2e-3
@@ -51,7 +54,7 @@ class PortLimits:
     http2: Limits = field(default_factory=Limits)
     """The engine's, for one connection; our own client has at most 512 calls on one."""
     max_buffered_bytes: int = 64 << 20
-    """Half-received messages, all connections together; past it, the largest are refused."""
+    """Half-received messages, all connections together; past it, large ones wait: see `Budget`."""
     max_unread_bytes: int = 16 << 20
     """Answers that one peer has not read, past which its calls are refused."""
     max_stream_unread_bytes: int = 256 << 10
@@ -81,6 +84,20 @@ def max_message_bytes(router: Router, config: ServerConfig | None = None) -> int
         return _MAX_MESSAGE_BYTES
     most = 2 * router.batching.max_request_rows * max(sizes) + _SPARE_BYTES
     return min(most, _MAX_MESSAGE_BYTES)
+
+
+def max_buffered_bytes(router: Router, config: ServerConfig) -> int:
+    """Return the most bytes of requests that have not come whole, of all callers together.
+
+    Args:
+        router: the models.
+        config: the option, which takes precedence, and the number of processes.
+    """
+    if config.max_buffered_bytes:
+        return config.max_buffered_bytes
+    most = memory_limit() // _SHARE_OF_MEMORY // config.workers
+    largest = max(max_message_bytes(router, config), config.max_json_bytes)
+    return max(_LEAST_BUFFERED_BYTES, min(_NUM_LARGEST * largest, most))
 
 
 class PeerEngine(Protocol):

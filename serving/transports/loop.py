@@ -223,7 +223,9 @@ class Loop:
     def add(self, port: Port) -> None:
         """Serve a listening socket, too; on the loop's thread, or before it starts."""
         self._ports += (port,)
-        self.calls.max_bytes = min(self.calls.max_bytes, port.limits.max_buffered_bytes)
+        budget = self.calls.budget
+        budget.max_bytes = min(budget.max_bytes, port.limits.max_buffered_bytes)
+        budget.free_bytes = min(budget.free_bytes, port.limits.http2.stream_window_bytes)
         port.listen()
         if self._refusal is not None:
             port.drain(self._refusal)

@@ -75,7 +75,7 @@ def test_batcher_of_the_tour_batches_while_busy():
 
 def test_drawn_states_of_a_connection_are_those_of_the_code():
     states = sorted((n for n in vars(State) if n.isupper()), key=vars(State).get)
-    (line,) = [line for line in text("docs/tour.md").splitlines() if "OPEN ──" in line]
+    (line,) = [line for line in text("docs/tour.md").splitlines() if "OPEN ──────────▶" in line]
     assert re.findall(r"[A-Z]+", line) == states
 
 

@@ -17,7 +17,8 @@ from serving.batching.runs import Group, Result
 from serving.config import BatchingConfig
 from serving.errors import CorruptModel, ModelError, Unavailable
 from serving.model import repository
-from serving.model.engine import LoadedModel, native_run
+from serving.model.fork import native_run
+from serving.model.loaded import LoadedModel
 from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
 from tests.support.published import edit_manifest, publish

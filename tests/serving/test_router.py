@@ -8,7 +8,7 @@ import pytest
 from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, Unavailable
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.router import Router
 from serving.tensors import Signature
 from tests.support.fakes import MANIFEST, FakeClock, FakeModel, FakeOwner, FakeRequest, GatedModel

@@ -28,13 +28,13 @@ def check(simulation):
         simulation.require(is_known, "a version is dropped that has calls to run")
         for queue in batcher._queues:
             check_queue(simulation, queue)
-    calls = loop.calls
-    simulation.require(calls._num_held == sum(calls._held.values()), "bytes held are miscounted")
-    running = sum(size for call, size in calls._held.items() if call.is_running)
+    calls, budget = loop.calls, loop.calls.budget
+    simulation.require(budget._num_held == sum(budget._held.values()), "bytes held are miscounted")
+    running = sum(size for call, size in budget._held.items() if call.is_running)
     simulation.require(
-        calls._num_held <= running + limits.max_buffered_bytes, "too many bytes are held"
+        budget._num_held <= running + limits.max_buffered_bytes, "too many bytes are held"
     )
-    simulation.require(not any(each.is_over for each in calls._held), "an ended call holds bytes")
+    simulation.require(not any(each.is_over for each in budget._held), "an ended call holds bytes")
     simulation.require(
         not any(each.is_over for each in calls.stalled), "an ended call waits for room"
     )
@@ -255,8 +255,8 @@ def check_start(simulation):
     simulation.require(len(batchers) == number, f"{len(batchers)} batchers are left")
     simulation.require(not any(each.is_busy for each in batchers), "calls wait, of nobody")
     simulation.require(not simulation.loop._due, "the loop wakes up for a queue that is empty")
-    calls = simulation.loop.calls
-    simulation.require(not (calls._held or calls.stalled), "bytes or turns are held, by nobody")
+    calls, budget = simulation.loop.calls, simulation.loop.calls.budget
+    simulation.require(not (budget._held or calls.stalled), "bytes or turns are held, by nobody")
 
 
 def check_counts(simulation):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 from serving.catalog import ModelVersions
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
 from serving.server.server import SelfTest
 from serving.tensors import Tensor, TensorSignature

@@ -24,7 +24,7 @@ from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
 from serving.errors import ModelError, Unavailable
 from serving.http2.frames import Limits as Http2Limits
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.model.repository import Manifest
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedUnary, Method, Unary

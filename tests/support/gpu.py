@@ -5,6 +5,7 @@ from functools import cache
 from digit_classifier import PRETRAINED
 from serving.errors import DeviceError
 from serving.model.engine import open_engine
+from serving.model.onnx_runtime import SessionSettings
 from serving.tensors import DIGITS
 
 NO_GPU = r"needs ONNX Runtime with CUDAExecutionProvider|CUDA can't be used: CUDA failure \d+: "
@@ -14,7 +15,8 @@ NO_GPU = r"needs ONNX Runtime with CUDAExecutionProvider|CUDA can't be used: CUD
 @cache
 def gpu_works():
     try:
-        open_engine((PRETRAINED / "digits" / "1" / "model.onnx").read_bytes(), DIGITS, "cuda")
+        model = (PRETRAINED / "digits" / "1" / "model.onnx").read_bytes()
+        open_engine(model, SessionSettings(device="cuda"), DIGITS)
     except DeviceError:
         return False
     return True

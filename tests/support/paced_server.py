@@ -21,7 +21,7 @@ from pathlib import Path
 import uvloop
 
 from serving.config import BatchingConfig, Device, ServerConfig
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.model.repository import Manifest
 from serving.server.server import Server, drain_when_signalled, exporting
 from serving.system import signals

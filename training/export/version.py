@@ -18,6 +18,9 @@ model.int8.onnx
 parity          see parity.Parity
 int8            see int8.Int8; or {"refused": why there is none}
 libraries       {name: version} of everything that shaped the files
+batching        rules: the version of the rules by which rows were proved independent; verdicts:
+{file name: {obstacle: why rows are not batched, null if they are; remark}}. Servers with other
+rules prove it again.
 golden          images: base64 of N x pixels bytes; probabilities: N lists of floats, one for
 each class, that model.onnx gives; int8_probabilities: those of model.int8.onnx
 """
@@ -42,7 +45,7 @@ import tf2onnx
 from training import cli
 from training.data.mnist import Images
 from training.errors import ExportError, first_line
-from training.export import graph, int8, parity, signature
+from training.export import graph, int8, parity, signature, verdict
 from training.export.parity import Parity, onnxruntime
 from training.export.repository import Files, publish
 from training.export.samples import ImageSignature, Samples
@@ -191,7 +194,7 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
         models / candidate.name, signature.of_graph(fp32, facts_of_images),
         is_new_allowed=candidate.is_new_signature,
     )  # fmt: skip
-    quantised, verdict = _int8(fp32, candidate)
+    quantised, report = _int8(fp32, candidate)
     graphs = {"fp32": fp32, **quantised}
     files = {FILES[name]: proto.SerializeToString() for name, proto in graphs.items()}
     answers = {
@@ -203,8 +206,9 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
         **facts,
         "files": digests(files),
         "parity": asdict(measured),
-        "int8": verdict,
+        "int8": report,
         "libraries": libraries(),
+        "batching": verdict.entry(files),
         "golden": golden(images, answers),
     }
     version = _publish(candidate, models, {**files, **mark}, contents)

@@ -50,7 +50,7 @@ def _targets(node: Node, index: int) -> Shape:
     """Return the sizes that an input asks for."""
     sizes = tuple(items_of(node, index).reshape(-1))
     if any(each.varies and not each.fits() for each in sizes):
-        raise Mixes("a size that depends on the number of rows may overflow")
+        raise Mixes("a size is computed from the number of rows, or may overflow")
     return sizes
 
 
@@ -138,6 +138,17 @@ def _broadcast(node: Node, values: Sequence[Value]) -> Value:
 def pointwise(node: Node) -> list[Value]:
     """Each element depends on those at its own place."""
     return node.outputs(_broadcast(node, node.given))
+
+
+def onto_first(node: Node) -> list[Value]:
+    """Each element depends on those at its own place, and the others are repeated for the first.
+
+    ONNX Runtime replaces Shape by the first input's, whatever the others are.
+    """
+    result = _broadcast(node, node.given)
+    if (result.shape, result.axis) != (node.value(0).shape, node.value(0).axis):
+        raise Mixes("its first input would be repeated")
+    return node.outputs(result)
 
 
 def like_first(node: Node) -> list[Value]:
@@ -765,23 +776,35 @@ def written(node: Node) -> list[Value]:
 
 def reshaped(node: Node) -> list[Value]:
     """Each element stays where it is in memory, so the batch axis is found there again."""
-    value, sizes = node.value(0), list(_targets(node, 1))
-    shape = value.shape
-    for at, size in enumerate(sizes):
-        # An element of 0 copies the input's size, one of -1 is left open: where it may be one of
-        # these, the size is unknown, and it must not be about the batch.
+    value, target = node.value(0), list(_targets(node, 1))
+    for at, size in enumerate(target):
         if size.number == 0 and not node.number("allowzero", 0):
-            sizes[at] = shape[at]
-        elif size.number is None and not size.is_positive:
-            if size.varies or (at < len(shape) and shape[at].varies):
-                raise Mixes("a size may be 0")
-            sizes[at] = node.new_size()
+            target[at] = value.shape[at]
+    sizes = [_asked_for(node, size, at) for at, size in enumerate(target)]
     inferred = [at for at, size in enumerate(sizes) if size.number == -1]
     if len(inferred) > 1:
         raise Mixes("two sizes are left open")
     if inferred:
-        sizes[inferred[0]] = _inferred(node, product(shape), sizes, inferred[0])
+        sizes[inferred[0]] = _inferred(node, product(value.shape), sizes, inferred[0])
+    elif node.value(1).data is None and product(target) != product(value.shape):
+        # ONNX Runtime may leave a computed size open (its fusion of Reshape), whatever it is.
+        if value.is_rows:
+            raise Mixes("its sizes are not proved to fit")
+        sizes = [node.new_size() for _ in sizes]
     return node.outputs(_refolded(value, sizes))
+
+
+def _asked_for(node: Node, size: Size, at: int) -> Size:
+    """Return a size that Reshape asks for; an unknown one if it may be 0 or -1.
+
+    0 copies the input's size, and -1 leaves it open. Neither must be about the batch.
+    """
+    if size.number is not None or size.is_positive:
+        return size
+    shape = node.value(0).shape
+    if size.varies or (at < len(shape) and shape[at].varies):
+        raise Mixes("a size may be 0")
+    return node.new_size()
 
 
 def _inferred(node: Node, total: Size, sizes: Sequence[Size], at: int) -> Size:
@@ -1136,6 +1159,9 @@ def gathered(node: Node) -> list[Value]:
         raise Mixes("rows take from all rows")
     if data.axis == axis:
         raise Mixes("it takes rows by number")
+    if data.axis is not None and data.axis > axis and node.has_texts:
+        # ONNX Runtime 1.32 copies strings of the first row, and leaves the others empty.
+        raise Mixes("it may take strings of several rows")
     batch = None
     if data.axis is not None:
         batch = data.axis if data.axis < axis else data.axis + indices.rank - 1

@@ -17,6 +17,15 @@ from serving.model.proof.values import Mixes, Node, Value
 
 SETS = {"": (7, 28), "ai.onnx.ml": (1, 5), "com.microsoft": (1, 1)}
 """The oldest and the newest version of each set of operators that the rules were compared with."""
+_FLAGS = (
+    "align_corners allowzero antialias ceil_mode count_include_pad detect_negative"
+    " detect_positive exclude_outside exclusive fmod input_forget interleaved inverse"
+    " is_case_sensitive is_causal keepdims largest layout linear_before_reset"
+    " noop_with_empty_axes one_class onesided periodic reverse saturate select_last_index"
+    " sorted storage_order training_mode transA transB unidirectional upper zeros"
+)
+"""Attributes that are 0 or 1. Of other numbers ONNX Runtime makes either, or no output at all: a
+Cast with saturate=2 leaves the memory as it was."""
 ALL = range(1 << 16)
 """All inputs."""
 
@@ -79,6 +88,8 @@ def _require_covered(row: Row, node: Node) -> None:
             raise Mixes(f"attribute {name[:100]} has no rule")
         if (wanted := row.covered[name]) and _shown(attribute) != wanted:
             raise Mixes(f"attribute {name} has a rule for {wanted} only")
+        if name in _FLAGS.split() and attribute.i not in (0, 1):
+            raise Mixes(f"attribute {name} is neither 0 nor 1")
 
 
 def _shown(attribute: Message) -> str:
@@ -134,11 +145,11 @@ _row(
 )
 _row(
     "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max"
-    " Mean Min Mul Or PRelu Pow StringConcat Sub Sum Where Xor com.microsoft.BiasGelu"
-    " com.microsoft.FastGelu",
+    " Mean Min Mul Or Pow StringConcat Sub Sum Where Xor",
     rules.pointwise,
     rows=ALL,
 )
+_row("PRelu com.microsoft.BiasGelu com.microsoft.FastGelu", rules.onto_first, rows=(0, 1))
 _row("BitShift", rules.pointwise, "direction", rows=ALL)
 _row("Mod", rules.pointwise, "fmod", rows=ALL)
 _row("Dropout", rules.dropout, "ratio seed")

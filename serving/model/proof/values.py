@@ -94,6 +94,8 @@ class Node:
     """For each output, whether it has a name."""
     attributes: dict[str, Message]
     unknowns: Unknowns
+    has_texts: bool
+    """Whether any tensor of the model may be of strings."""
 
     @property
     def given(self) -> list[Value]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from serving.model.onnx_file import Message, small_array
+from serving.model.onnx_file import Message, has_texts, small_array
 from serving.model.proof.sizes import ONE, ROWS, Size, Unknowns
 from serving.model.proof.table import SETS, outputs_of
 from serving.model.proof.values import Mixes, Node, Value, constant, sizes_of
@@ -126,11 +126,14 @@ class _Walk:
         self.joined: set[frozenset[str]] = set()
         """Batch axes that some node joins, so that they are one."""
         self._versions = _versions(model)
+        self._has_texts = has_texts(model)
         self._functions: dict[tuple[str, str, str], Message] = {}
         for each in model.functions:
             key = each.domain, each.name, each.overload
             if self._functions.setdefault(key, each) is not each:
                 raise Mixes(f"two functions are named {_shown(each.name)}")
+        self._declared: dict[str, Message] = {}
+        """Types that the graph declares of its tensors."""
         self._steps = iter(range(_MAX_STEPS))
         self._widened: set[Size] = set()
         """Unknown sizes of what is one of several tensors."""
@@ -138,6 +141,10 @@ class _Walk:
 
     def graph(self, graph: Message, outputs: Sequence[str]) -> list[Value]:
         """Walk through a graph whose inputs are in the scope; return values of its outputs."""
+        self._declared = _declared(graph)
+        for each in graph.input:
+            if each.name in self.scope.maps[0]:
+                self._require_declared(each.name, self.scope[each.name])
         for each in graph.initializer:
             self._define(each.name, constant(small_array(each), tuple(each.dims)))
         self._nodes(graph.node, outputs)
@@ -196,9 +203,12 @@ class _Walk:
             [bool(name) for name in message.output],
             {each.name: each for each in message.attribute},
             self.unknowns,
+            self._has_texts,
         )
         try:
             outputs = [self._checked(each) for each in self._outputs(message, domain, node)]
+            for name, value in zip(message.output, outputs, strict=False):
+                self._require_declared(name, value)
         # A graph may be anything that protobuf takes: attributes that are missing, of another type
         # or absurd. A rule that can't read them has proved nothing.
         except (Mixes, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
@@ -212,6 +222,21 @@ class _Walk:
                 if name in self.scope:
                     raise Mixes(f"two tensors are named {_shown(name)}")
                 self.scope[name] = value
+
+    def _require_declared(self, name: str, value: Value) -> None:
+        """Raise Mixes if the graph declares a size that a tensor does not have for sure.
+
+        ONNX Runtime believes the graph: it replaces Shape by what is declared, for every batch.
+        """
+        if name not in self._declared:
+            return
+        sizes = self._declared[name].tensor_type.shape.dim
+        if len(sizes) != value.rank:
+            raise Mixes(f"{_shown(name)} is declared with {len(sizes)} axes, and has {value.rank}")
+        for at, (declared, size) in enumerate(zip(sizes, value.shape, strict=True)):
+            if declared.HasField("dim_value") and declared.dim_value not in (-1, size.number):
+                number = declared.dim_value
+                raise Mixes(f"axis {at} of {_shown(name)} is declared with {number}, not proved")
 
     def _outputs(self, message: Message, domain: str, node: Node) -> list[Value]:
         """Return what is known of the outputs of an operator, or of a function of the model."""
@@ -288,6 +313,7 @@ class _Walk:
         if any(self._versions.get(name, number) != number for name, number in versions.items()):
             raise Mixes("a function is for another version of the operators than the model")
         inner._versions = versions | self._versions
+        inner._declared = {each.name: each.type for each in function.value_info if _has_shape(each)}
         absent = {*function.input} - given.keys()
         self._spend(len(function.node))
         nodes = [_bound(each, attributes, absent) for each in function.node]
@@ -478,6 +504,20 @@ def _require_known(domain: str, node: Node) -> None:
     if not oldest <= node.version <= newest:
         age = "older" if node.version < oldest else "newer"
         raise Mixes(f"opset {node.version} is {age} than the rules")
+
+
+def _declared(graph: Message) -> dict[str, Message]:
+    """Return the types that a graph declares of tensors whose shape matters to its nodes."""
+    # Nothing follows from the shape of an output that no node reads.
+    read = {name for node in graph.node for name in node.input}
+    has_bodies = any(map(_bodies, graph.node))
+    outputs = [each for each in graph.output if has_bodies or each.name in read]
+    infos = (*graph.value_info, *graph.input, *outputs)
+    return {each.name: each.type for each in infos if _has_shape(each)}
+
+
+def _has_shape(info: Message) -> bool:
+    return bool(info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"))
 
 
 def _bodies(node: Message) -> list[Message]:

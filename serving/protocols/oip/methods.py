@@ -11,7 +11,7 @@ from serving.catalog import Catalog
 from serving.commandline import installation
 from serving.config import BatchingConfig
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable, Unsupported
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.protocols import parse
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary

@@ -86,17 +86,20 @@ class GrpcCall(LoopCall):
         self._ended = ended
         may_begin = ended or len(self.data) >= self._missing_at  # cheap: there may be many parts
         if self.takes_one:
-            self.peer.engine.acknowledge(self.stream, len(data))
+            if not ended:
+                self._unconsumed += len(data)
             if may_begin:
                 self._begin_if_whole()
+            if self._unconsumed and not self.is_over:
+                self._let_more_come()
         else:
             self._unconsumed += len(data)
             if may_begin:
                 self.resume()
             else:
-                self._consume_all()
+                self._let_more_come()
         if not self.is_over:
-            self.port.calls.hold(self, len(self.data))
+            self.port.calls.budget.hold(self, len(self.data))
 
     def _begin_if_whole(self) -> None:
         """Begin a method that takes one message, once it has come; refuse others early."""
@@ -116,7 +119,7 @@ class GrpcCall(LoopCall):
                     return None
                 if end := self._end_of_message():
                     break
-                self._consume_all()
+                self._let_more_come()
             await paused(self._wait_for_message)
         num_bytes = len(self.data)
         self._taken = end - max(0, num_bytes - self._unconsumed)
@@ -131,7 +134,7 @@ class GrpcCall(LoopCall):
 
     def _wait_for_message(self) -> None:
         self._waits = "message"
-        self.port.calls.hold(self, len(self.data))
+        self.port.calls.budget.hold(self, len(self.data))
 
     def _end_of_message(self) -> int:
         """Return where the first message ends, 0 if it has not come.
@@ -160,8 +163,12 @@ class GrpcCall(LoopCall):
         self._missing_at = 0
         return end
 
-    def _consume_all(self) -> None:
-        """Open the window: a message may be longer. `LoopCalls.hold` bounds the buffered bytes."""
+    def _let_more_come(self) -> None:
+        """Open the window for the rest of a message, once there is room for all of it."""
+        if self.port.calls.budget.admit(self, self._missing_at):
+            self.resume_reading()
+
+    def resume_reading(self) -> None:
         if self._unconsumed:
             self.peer.engine.acknowledge(self.stream, self._unconsumed)
             self._unconsumed = 0

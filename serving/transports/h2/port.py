@@ -29,7 +29,14 @@ from serving.system.host import Host, Task, address_of
 from serving.system.process import may_poll
 from serving.telemetry.metrics import NO_MODEL, ModelLabel
 from serving.transports.calls import AccessLog, LoggedCall, access_log
-from serving.transports.connections import Peer, Port, PortLimits, max_message_bytes, peer_of
+from serving.transports.connections import (
+    Peer,
+    Port,
+    PortLimits,
+    max_buffered_bytes,
+    max_message_bytes,
+    peer_of,
+)
 from serving.transports.h2 import headers
 from serving.transports.h2.call import GrpcCall
 from serving.transports.h2.headers import HeaderParser, Headers, NotGrpc, trailers_of
@@ -371,9 +378,15 @@ class H2Port(Port):
                 continue
             if not isinstance(call, GrpcCall):
                 self.refuse(peer, stream, call, headers.TOO_SLOW)
-            elif call.is_incomplete:
+            elif self.calls.budget.is_waiting(call):
+                call.refuse_bytes()
+            elif call.is_incomplete and self._is_overdue(call):
                 call.end(headers.TOO_SLOW)
         peer.swept_stream = max(peer.streams, default=peer.swept_stream)
+
+    def _is_overdue(self, call: GrpcCall) -> bool:
+        """Return whether a message had time enough, since the call was let in if it had to wait."""
+        return self.clock() - self.calls.budget.admitted_s(call) > self.limits.message_s
 
 
 class _Threads:
@@ -419,6 +432,7 @@ class H2Server:
         self._log = access_log(config)
         self._limits = limits or PortLimits(
             max_message_bytes=max_message_bytes(router, config),
+            max_buffered_bytes=max_buffered_bytes(router, config),
             age_s=config.max_connection_age_s,
         )
         paths = {method.path.encode(): method for method in methods}

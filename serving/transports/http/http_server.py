@@ -1,16 +1,19 @@
 """The HTTP port: a listening socket of the loop that serves gRPC."""
 
+import asyncio
 import resource
 from collections.abc import Sequence
+from contextlib import suppress
 
 from serving.config import ServerConfig
 from serving.credentials import server_context, token_check
+from serving.errors import ServingError
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.host import activated, bind, with_port
 from serving.system.processes import Processes
 from serving.transports.calls import Pool, access_log
-from serving.transports.connections import Port, PortLimits, max_message_bytes
+from serving.transports.connections import Port, PortLimits, max_buffered_bytes, max_message_bytes
 from serving.transports.http.applications import Document, HttpApplication
 from serving.transports.http.inference import Inference
 from serving.transports.http.models import Models
@@ -55,10 +58,12 @@ class HttpServer:
         self._queries = queries
         self._config = config
         self._modules = _MODULES + tuple(name for each in applications for name in each.MODULES)
+        self._is_open = False
         self._models = Models(router, queries, config)
         self._routes = [*self._models.routes(), *_routes(router, config, applications)]
         self._limits = limits or PortLimits(
             max_message_bytes=max_message_bytes(router), max_connections=_max_connections(),
+            max_buffered_bytes=max_buffered_bytes(router, config),
             message_s=30.0, idle_s=30.0,
         )  # fmt: skip
         self._tokens = token_check(config.security)
@@ -71,30 +76,39 @@ class HttpServer:
         scheme = "http" if self._tls is None else "https"
         self.address = with_port(config.http_host, self._socket.getsockname()[1])
         self.url = f"{scheme}://{self.address}"
-        self._pools: list[Pool] = []
+        self._pool = Processes(
+            _NUM_PROCESSES, self._modules, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S
+        )
+        self._pools: list[Pool] = [self._pool]
+        self._started = self._pool.submit("", int)
 
     def start(self, loop: Loop, grpc_address: str = "") -> None:
         """Start to answer, on a loop that runs already, and that serves gRPC at an address."""
         self._models.grpc_address = grpc_address
         loop.call(lambda: loop.add(self._port(loop)))
 
+    async def warm_up(self) -> None:
+        """Wait until a process for pictures and JSON has started; for a while, if none can."""
+        with suppress(ServingError):  # jobs say so, too
+            await asyncio.wrap_future(self._started)
+
     def _port(self, loop: Loop) -> Port:
         config, router = self._config, self._router
-        pool = Processes(_NUM_PROCESSES, self._modules, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S)
         control = OneThread("control")
-        self._pools = [pool, control]
+        self._pools.append(control)
+        self._is_open = True
         inference = Inference(router, self._queries, control, config.max_json_bytes)
         routes = [*inference.routes(), *self._routes]
         names = (*config.http_host_names, config.http_host)
         app = App(routes, self._tokens, names, config.http_allow_origins)
         app.grpc_port = self._models.grpc_address.rpartition(":")[2]
         return open_port(
-            loop, self._socket, app, router, self._limits, pool, tls=self._tls, log=self._log
+            loop, self._socket, app, router, self._limits, self._pool, tls=self._tls, log=self._log
         )
 
     def stop(self) -> None:
         """End what its loop, which has closed the port, does not."""
-        if not self._pools:  # it was not started
+        if not self._is_open:
             self._socket.close()
         for pool in self._pools:
             pool.close()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from serving.config import ServerConfig
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.model.repository import PictureInputs
 from serving.protocols.oip.examples import Access, Example, sample_of, shape_of
 from serving.protocols.oip.methods import Queries

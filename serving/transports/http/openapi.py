@@ -4,7 +4,7 @@ from typing import Any
 from urllib.parse import quote
 
 from serving.commandline import installation
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.protocols.oip.examples import request_body
 from serving.router import Router
 from serving.transports.http1.routing import TIMEOUT_HEADER

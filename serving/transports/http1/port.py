@@ -127,6 +127,9 @@ class Exchange(LoopCall):
     def _raised(self, error: Exception) -> None:
         self.port.fail_request(self, error)
 
+    def resume_reading(self) -> None:
+        self.port.resume_reading(self)
+
     def expire(self) -> None:
         self.port.fail_request(self, DeadlineExceeded())
 
@@ -254,10 +257,15 @@ class HttpPort(Port):
         return number
 
     def _pause(self, peer: Peer) -> None:
-        """Read no more of a peer that has sent too much ahead, until that is less."""
+        """Read no more of a peer that has sent too much ahead, or for whose body there is no room.
+
+        Until that is less, or there is.
+        """
         engine: HttpEngine = peer.engine
         is_ahead = engine.phase in (Phase.RUNNING, Phase.QUEUED)
         is_paused = is_ahead and engine.reader.num_waiting > _MAX_AHEAD_BYTES
+        if engine.call is not None and self.calls.budget.is_waiting(engine.call):
+            is_paused = True
         if is_paused != peer.is_paused:
             peer.is_paused = is_paused
             self.schedule_flush(peer)
@@ -313,17 +321,31 @@ class HttpPort(Port):
             if call.is_over:
                 return
         body = reader.read_body(call.plan.request, call.plan.max_bytes)
-        self.calls.hold(call, reader.num_waiting if body is None else len(body))
+        self.calls.budget.hold(call, reader.num_waiting if body is None else len(body))
         if call.is_over:  # there was no room
             return
         if body is None:
-            if call.plan.request.expects_continue and not reader.num_waiting:
-                engine.write(_CONTINUE)
+            self._let_more_come(call)
             return
         engine.phase, peer.active_s = Phase.RUNNING, now_s
         call.body, call.is_running = body, True
         self.calls.end_at_deadline(call)
         call.start(call.plan.handler(call))
+
+    def _let_more_come(self, call: Exchange) -> None:
+        """Have the rest of a body sent, once there is room for all of it."""
+        request, engine = call.plan.request, call.peer.engine
+        num_bytes = call.plan.max_bytes if request.num_bytes < 0 else request.num_bytes
+        if not self.calls.budget.admit(call, num_bytes):
+            return
+        if request.expects_continue and not engine.reader.num_waiting:
+            engine.write(_CONTINUE)
+
+    def resume_reading(self, call: Exchange) -> None:
+        """Read a body further, now that there is room for it."""
+        self._let_more_come(call)
+        self._pause(call.peer)
+        self.schedule_flush(call.peer)
 
     def _begin_request(self, peer: Peer, request: Request, now_s: float) -> Exchange:
         """Find the handler of a request; one that is refused is over."""
@@ -407,6 +429,8 @@ class HttpPort(Port):
         request_id = call.end_log(name, status)
         call.close()
         call.peer.engine.end()
+        if call.peer.is_paused:
+            self._pause(call.peer)
         return [(REQUEST_ID, request_id)] if request_id else []
 
     # All requests of a connection
@@ -464,7 +488,12 @@ class HttpPort(Port):
 
     def sweep_calls(self, peer: Peer) -> None:
         call: Exchange | None = peer.engine.call
-        if call is not None and not call.is_running:
+        if call is None or call.is_running:
+            return
+        budget = self.calls.budget
+        if budget.is_waiting(call):
+            call.refuse_bytes()
+        elif self.clock() - budget.admitted_s(call) > self.limits.message_s:
             self.fail_request(call, _SLOW)
 
     def tick(self, now_s: float) -> None:

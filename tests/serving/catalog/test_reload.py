@@ -70,7 +70,7 @@ def test_classifier_that_mixes_rows_runs_its_images_alone(catalog, model_dir, ca
         assert catalog.reload()
     served = catalog.models["digits"].default
     assert (served.version, served.settings.max_batch_size) == ("2", 1)
-    assert "not batchable: probabilities (CumSum): it looks over rows" in caplog.text
+    assert "batching off: probabilities (CumSum): it looks over rows" in caplog.text
 
 
 @pytest.mark.parametrize("kind", published.SPECIAL)

@@ -60,7 +60,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
     sources = ("--models", models), ("--target", server.address)
     near, far = (json.loads(run("info", *each, "--json").out[0]) for each in sources)
     assert near.pop("transport") == "in process"
-    assert near["batching"] == ("batchable: proved, a trial agrees, bit for bit")
+    assert near["batching"] == "batching on: row independence proved"
     assert far.pop("transport") == server.facts["transport"]
     assert near == far
     code, out, _ = run("info", "--models", models)
@@ -175,7 +175,7 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
         --self-test-interval 6 --access-log 5% --otlp-endpoint http://d --reflection
         --allow-repository-control --input image --log-format json --token-file e
         --tls-cert f --tls-key g --tls-client-ca h --canary 5% --versions all --served-name i
-        --batch digits=never --max-json-bytes 1M --max-model-bytes 3G
+        --batch digits=never --max-json-bytes 1M --max-buffered-bytes 9M --max-model-bytes 3G
     """
     main(["serve", "--models", str(models), *options.split()])
     model, batching, server = taken
@@ -191,7 +191,8 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
         http_host_names=["a", "b"], http_allow_origins=["http://c"],
         transport="grpcio", workers=2, drain_s=3, max_connection_age_s=4, reload_interval_s=5,
         self_test_interval_s=6, access_log=0.05, otlp_endpoint="http://d", reflection=True,
-        allow_repository_control=True, max_json_bytes=1 << 20, input="image",
+        allow_repository_control=True, max_json_bytes=1 << 20,
+        max_buffered_bytes=9 << 20, input="image",
         log_format="json", security=security,
     )  # fmt: skip
     assert model == ModelConfig(

@@ -95,8 +95,8 @@ def test_models_have_their_graphs_own_axes_and_say_why_they_are_batched(describe
     assert tuple(described) == NAMES
     sentiment, alone = described["sentiment"], described["alone"]
     assert [each["axes"] for each in sentiment["inputs"]] == [["batch", "tokens"]] * 2
-    assert sentiment["batching"].startswith("batchable: proved")
-    assert alone["batching"].startswith("not batchable: ")
+    assert sentiment["batching"].startswith("batching on: row independence proved")
+    assert alone["batching"].startswith("batching off: ")
     assert "ReduceSum" in alone["batching"]
     assert described["flowers"]["takes_pictures"]
     assert described["flowers"]["classes"] == ["rose", "tulip", "daisy"]

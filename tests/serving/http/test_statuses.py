@@ -11,7 +11,7 @@ from PIL import Image
 from digit_classifier import http as application
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.model import repository
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.protocols.status import STATUS

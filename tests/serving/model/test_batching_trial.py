@@ -72,7 +72,7 @@ INDEPENDENT["texts"].opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 
 @pytest.mark.parametrize("name", INDEPENDENT)
 def test_independent_rows_are_batched(name, tmp_path):
     with Model.load(save(INDEPENDENT[name], tmp_path), device="cpu") as loaded:
-        assert loaded.served.batching.startswith("batchable: proved")
+        assert loaded.served.batching.startswith("batching on: row independence proved")
         assert loaded.served.tensors.is_batchable
         assert {tensor.shape[0] for tensor in (*loaded.inputs, *loaded.outputs)} == {-1}
 
@@ -118,18 +118,26 @@ def test_dependent_rows_run_alone_and_the_line_says_why(name, tmp_path):
     graph, reason = DEPENDENT[name]
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
         assert not loaded.served.tensors.is_batchable
-        assert re.match(f"not batchable: {reason}", loaded.served.batching)
+        assert re.match(f"batching off: {reason}", loaded.served.batching)
 
 
-@pytest.mark.parametrize("graph", [
-    rows_model(node("Mul", ["x", "none"], ["y"]), constants={"none": np.float32(0)}),
-    rows_model(node("Reshape", ["x", "shape"], ["y"]), num_columns="length",
-               constants={"shape": np.array([0, 7, 11])}),
-])  # fmt: skip
-def test_proof_needs_no_trial(graph, tmp_path):
-    """Outputs that no drawn row changes, and a size that nobody guesses."""
+def test_output_that_no_row_changes_is_batched(tmp_path):
+    graph = rows_model(node("Mul", ["x", "none"], ["y"]), constants={"none": np.float32(0)})
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
         assert loaded.served.tensors.is_batchable
+
+
+def test_proof_that_no_run_can_check_does_not_batch(tmp_path):
+    """A size that nobody guesses: 77 columns."""
+    graph = rows_model(
+        node("Reshape", ["x", "shape"], ["y"]), num_columns="length",
+        constants={"shape": np.array([0, 7, 11])},
+    )  # fmt: skip
+    with Model.load(save(graph, tmp_path), device="cpu") as loaded:
+        assert loaded.served.batching == (
+            "batching off: row independence is proved, but no drawn input can be run to check it"
+        )
+        assert loaded.run(x=np.ones((2, 77), np.float32))["y"].shape == (2, 7, 11)
 
 
 def test_loud_row_beside_quiet_ones_is_noticed():
@@ -151,7 +159,7 @@ def test_line_is_logged_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "serving"):
         Model.load(save(DEPENDENT["fixed"][0], tmp_path, "two rows.onnx")).close()
     assert caplog.messages == [
-        "model two-rows version 1: not batchable: input x FP32 [2, 3] has no batch axis"
+        "model two-rows version 1: batching off: input x FP32 [2, 3] has no batch axis"
     ]
 
 
@@ -186,7 +194,7 @@ def test_dear_model_is_tried_in_few():
 def test_slow_model_is_run_once_and_never_corrupt():
     model = Counted(row_s=30.0)
     found = model.find()
-    assert found.line == "not batchable: a row takes 30.0 s"
+    assert found.line == "batching off: a row takes 30.0 s"
     assert len(model.shapes) == 1
 
 
@@ -199,7 +207,6 @@ def test_other_sizes_are_tried_if_the_first_fails():
 def test_trials_end_where_each_takes_long():
     model = Counted(row_s=0.7, failing=(32, 8, 1, 64, 512))
     found = model.find()
-    assert found.line == "batchable: proved, no drawn input can be run"
     assert found.feeds is None
     assert len(model.shapes) == 3
 
@@ -220,7 +227,7 @@ def test_inputs_that_run_for_ever_leave_a_model_that_serves(tmp_path, monkeypatc
         [value("x", "INT64", [1])], [value("y", "INT64", [1])], {"zero": np.int64(0)},
     )  # fmt: skip
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
-        assert loaded.served.batching == "not batchable: drawn inputs take more than 0.3 s"
+        assert loaded.served.batching == "batching off: drawn inputs take more than 0.3 s"
         assert loaded.run(x=[-7])["y"].tolist() == [-7]
     for thread in threading.enumerate():
         if thread.name == "model-loader":

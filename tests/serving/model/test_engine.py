@@ -17,9 +17,9 @@ from serving.__main__ import main
 from serving.config import Device
 from serving.errors import DeviceError, InvalidRequest, ModelError
 from serving.model import loading
-from serving.model.engine import ENGINES, CudaEngine, OnnxEngine, open_engine
+from serving.model.engine import ENGINES, CudaEngine, open_engine
 from serving.model.loading import within
-from serving.model.onnx_runtime import new_session, runtime
+from serving.model.onnx_runtime import ON_CPU, SessionSettings, new_session, runtime
 from serving.tensors import DIGITS
 from tests.serving.model.graphs import model, node, rows_model, value
 from tests.support.fakes import classified
@@ -36,7 +36,7 @@ def onnx_bytes(models):
 
 @pytest.fixture(scope="module")
 def engine(onnx_bytes):
-    return cuda_engine(new_session(onnx_bytes, OnnxEngine.provider))
+    return cuda_engine(new_session(onnx_bytes))
 
 
 def cuda_engine(session):
@@ -47,7 +47,7 @@ def cuda_engine(session):
 
 @pytest.fixture(scope="module")
 def reference(onnx_bytes):
-    return OnnxEngine.open(onnx_bytes, DIGITS)
+    return open_engine(onnx_bytes, ON_CPU, DIGITS)
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,7 +61,7 @@ def test_answers_are_those_of_the_plain_engine(engine, reference, images, num_im
 
 
 def test_device_sees_powers_of_two_only(onnx_bytes, images):
-    session, sizes = new_session(onnx_bytes, OnnxEngine.provider), []
+    session, sizes = new_session(onnx_bytes), []
 
     def run(outputs, inputs, run_options):
         sizes.append(len(inputs["images"]))
@@ -85,7 +85,7 @@ def test_each_device_has_its_engine():
 
 
 def test_failed_run_is_a_model_error_and_the_next_one_works(onnx_bytes, images):
-    engine = cuda_engine(new_session(onnx_bytes, OnnxEngine.provider))
+    engine = cuda_engine(new_session(onnx_bytes))
     with pytest.raises(ModelError) as caught:
         classified(engine, images[:2, :700])
     assert "700" in str(caught.value.__cause__)
@@ -112,7 +112,7 @@ def test_values_that_do_not_fit_are_refused_by_the_operators_name(
     graph = rows_model(
         node(operator, ["x", "c"], ["y"]), num_columns="M", constants={"c": constant}
     )
-    engine = OnnxEngine.open(graph.SerializeToString(), None)
+    engine = open_engine(graph.SerializeToString(), ON_CPU)
     with pytest.raises(InvalidRequest) as refused:
         engine.run({"x": np.ones((2, columns), np.float32)})
     assert str(refused.value) == f"the model does not take these values: {text}"
@@ -123,7 +123,7 @@ def test_memory_that_runs_out_is_not_the_callers_mistake():
         [node("Range", ["zero", "x", "one"], ["y"])], [value("x", "INT64", [])],
         [value("y", "INT64", None)], {"zero": np.array(0), "one": np.array(1)},
     )  # fmt: skip
-    engine = OnnxEngine.open(graph.SerializeToString(), None)
+    engine = open_engine(graph.SerializeToString(), ON_CPU)
     with pytest.raises(ModelError):
         engine.run({"x": np.array(2**44)})
 
@@ -149,9 +149,9 @@ def silent_fallback(monkeypatch):
 @pytest.mark.usefixtures("silent_fallback")
 def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(onnx_bytes, images, caplog):
     with pytest.raises(DeviceError, match="ONNX Runtime chose CPUExecutionProvider"):
-        open_engine(onnx_bytes, DIGITS, "cuda")
+        open_engine(onnx_bytes, SessionSettings(device="cuda"), DIGITS)
     with caplog.at_level(logging.WARNING):
-        engine = open_engine(onnx_bytes, DIGITS, "auto")
+        engine = open_engine(onnx_bytes, signature=DIGITS)
     assert "serving on the CPU: CUDA can't be used" in caplog.text
     assert engine.device == "cpu"
     assert len(classified(engine, images[:3])) == 3
@@ -160,7 +160,7 @@ def test_silent_fallback_is_an_error_on_cuda_and_a_warning_on_auto(onnx_bytes, i
 def test_onnx_runtime_without_cuda_is_named_with_the_package_to_install(onnx_bytes, monkeypatch):
     monkeypatch.setattr(runtime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match=r"CUDAExecutionProvider.*install '\.\[serve-gpu\]'"):
-        open_engine(onnx_bytes, DIGITS, "cuda")
+        open_engine(onnx_bytes, SessionSettings(device="cuda"), DIGITS)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def no_driver(monkeypatch):
 @pytest.mark.usefixtures("no_driver")
 def test_missing_driver_is_the_reason_given(onnx_bytes):
     with pytest.raises(DeviceError) as caught:
-        open_engine(onnx_bytes, DIGITS, "cuda")
+        open_engine(onnx_bytes, SessionSettings(device="cuda"), DIGITS)
     assert str(caught.value) == (
         "CUDA can't be used: CUDA failure 35: "
         "CUDA driver version is insufficient for CUDA runtime version"
@@ -208,7 +208,7 @@ def test_cuda_multiplies_in_float32(onnx_bytes, monkeypatch):
 
     listed(monkeypatch, open_session)
     with pytest.raises(DeviceError):
-        open_engine(onnx_bytes, DIGITS, "cuda")
+        open_engine(onnx_bytes, SessionSettings(device="cuda"), DIGITS)
     (settings,) = asked
     assert settings["provider_options"] == [{"use_tf32": "0"}]  # else golden samples may differ
 
@@ -225,9 +225,7 @@ def test_cuda_without_a_gpu_ends_with_one_line(models, capfd):
 def test_inputs_without_a_batch_are_not_padded():
     x, y = (value(name, "FP32", [3, 2]) for name in "xy")
     graph = model([node("Neg", ["x"], ["y"])], [x], [y]).SerializeToString()
-    (answer,) = CudaEngine(new_session(graph, OnnxEngine.provider)).run(
-        {"x": np.ones((3, 2), np.float32)}
-    )
+    (answer,) = CudaEngine(new_session(graph)).run({"x": np.ones((3, 2), np.float32)})
     assert answer.shape == (3, 2)
 
 

@@ -8,6 +8,7 @@ import pytest
 from serving import Client, Model
 from serving.config import BatchingConfig, ModelConfig
 from serving.errors import ConfigurationError
+from serving.model.onnx_runtime import SessionSettings
 from serving.model.settings import NO_SETTINGS, parse_settings, read_settings
 from tests.serving.model.graphs import node, rows_model, save, two_layers
 from tests.support.servers import ended, serve_command, started
@@ -71,6 +72,10 @@ def test_empty_file_sets_nothing():
     ("input { name: 'x' data_type: TYPE_BF16 }", "data_type: BF16 is not served here"),
     ("parameters { key: 'max_run_seconds' value { string_value: '0' } }", "above 0, got '0'"),
     ("parameters { key: 'max_run_seconds' value { string_value: '1e9' } }", "above 0, got '1e9'"),
+    ("parameters { key: 'intra_op_thread_count' value { string_value: '0' } }",
+     "parameters: intra_op_thread_count: expected 1 to 1024, got '0'"),
+    ("parameters { key: 'enable_mem_arena' value { string_value: 'yes' } }", "0 to 1, got 'yes'"),
+    ("parameters { key: 'intra_op_threads_count' }", "did you mean intra_op_thread_count?"),
     ("input [ { name: 'x' ", "input: a bracket is not closed"),
     ("name: 'x", "a text has no end"),
     ("optimization " + "{ a " * 40, "nested more than 16 deep"),
@@ -87,8 +92,8 @@ def test_mistake_is_one_line_with_the_field(text, reason):
 
 def test_field_and_parameter_without_an_effect_is_named():
     text = b"""
-    parameters { key: "intra_op_thread_count" value { string_value: "2" } }
-    parameters { key: "session.disable_prepacking" value { string_value: "1" } }
+    parameters { key: "execution_mode" value { string_value: "1" } }
+    parameters { key: "session.model_external_initializers_file_folder_path" value {} }
     parameters { key: "team" value { string_value: "vision" } }
     parameters { key: "batching" value { string_value: "never" } }
     instance_group { count: 1 gpus: [ 1 ] rate_limiter { resources { name: "r" } } }
@@ -97,9 +102,27 @@ def test_field_and_parameter_without_an_effect_is_named():
     """
     assert parse_settings(text).ignored == (
         "input.optional", "instance_group.gpus", "instance_group.rate_limiter",
-        "dynamic_batching.preserve_ordering", "parameters.intra_op_thread_count",
-        "parameters.session.disable_prepacking", "parameters.team",
+        "dynamic_batching.preserve_ordering", "parameters.execution_mode",
+        "parameters.session.model_external_initializers_file_folder_path", "parameters.team",
     )  # fmt: skip
+
+
+def test_parameters_of_the_session_are_those_of_triton():
+    text = b"""
+    parameters { key: "intra_op_thread_count" value { string_value: "2" } }
+    parameters { key: "enable_mem_arena" value { string_value: "0" } }
+    parameters { key: "session.set_denormal_as_zero" value { string_value: "1" } }
+    parameters { key: "cudnn_conv_algo_search" value { string_value: "1" } }
+    parameters { key: "gpu_mem_limit" value { string_value: "4294967296" } }
+    """
+    settings = parse_settings(text)
+    assert settings.ignored == ()
+    assert settings.session("cuda", "fp32") == SessionSettings(
+        device="cuda", num_threads=2, config={"session.set_denormal_as_zero": "1"},
+        provider_options={"cudnn_conv_algo_search": "HEURISTIC", "gpu_mem_limit": "4294967296"},
+    )  # fmt: skip
+    assert settings.keeps_memory is False
+    assert parse_settings(b"").keeps_memory is None
 
 
 def test_settings_of_another_model_are_refused(tmp_path):
@@ -140,7 +163,7 @@ def test_settings_decide_how_a_model_is_run(tmp_path):
         assert model.run(x=np.ones((5, 4), np.float32))["y"].shape == (5, 3)
     (net / "config.pbtxt").write_text("max_batch_size: 0 default_model_filename: 'net.onnx'")
     with Model.load(net) as model:
-        assert model.served.batching == "not batchable: the operator's setting"
+        assert model.served.batching == "batching off: the operator's setting"
 
 
 def test_graph_that_is_not_as_the_settings_say_is_not_served(tmp_path):
@@ -160,7 +183,7 @@ def test_promise_of_the_operator_batches_and_is_logged(tmp_path):
             client.infer("net", x=np.ones((2, 4), np.float32))
         server.stop()
         lines = server.process.stderr.read()
-    assert "batched by the operator's setting (m (ReduceMax): over rows)" in lines
+    assert "batching on by the operator's setting, not proved: m (ReduceMax): over rows" in lines
 
 
 def test_mistake_in_settings_of_one_model_leaves_the_others(tmp_path):

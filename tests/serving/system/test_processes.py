@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from concurrent.futures import CancelledError
@@ -93,15 +94,53 @@ def test_job_that_takes_too_long_is_ended(make):
     assert outcome(pool.submit("one", os.getpid)) != before
 
 
-def test_process_of_a_caller_that_left_is_ended(make):
+def test_process_of_a_caller_that_left_finishes_its_job_and_stays(make, tmp_path):
     pool = make(1)
     before = outcome(pool.submit("", os.getpid))
-    running, waiting = pool.submit("", time.sleep, 600), pool.submit("", os.abort)
+    gate = tmp_path / "gate"
+    running, waiting = pool.submit("", wait_for, gate), pool.submit("", os.abort)
     assert waiting.cancel()
-    time.sleep(0.05)
+    wait_until(lambda: bool(pool._busy))
     assert running.cancel()
-    wait_until(lambda: not is_alive(before))
+    after = pool.submit("", os.getpid)
+    gate.touch()
+    assert outcome(after) == before
+
+
+def wait_for(file):
+    while not file.exists():
+        time.sleep(0.01)
+
+
+def test_job_that_nobody_waits_for_has_its_limit_of_time(make):
+    pool = make(1, job_s=0.3)
+    before = outcome(pool.submit("", os.getpid))
+    running = pool.submit("", time.sleep, 600)
+    wait_until(lambda: bool(pool._busy))
+    assert running.cancel()
+    assert outcome(pool.submit("", os.getpid)) != before
+    assert not is_alive(before)
+
+
+def test_callers_who_wait_for_less_than_a_start_are_answered_in_the_end(make, monkeypatch):
+    """Each gives up before a process has started; the start goes on, and only one is needed."""
+    pool, gate, num_starts = make(1), threading.Event(), 0
+    start = Processes._start
+
+    def slow_start(self):
+        nonlocal num_starts
+        num_starts += 1
+        assert gate.wait(WAIT_S)
+        return start(self)
+
+    monkeypatch.setattr(Processes, "_start", slow_start)
+    for _ in range(5):
+        job = pool.submit("", abs, -1)
+        wait_until(lambda: num_starts == 1)
+        assert job.cancel()
+    gate.set()
     assert outcome(pool.submit("", abs, -1)) == 1
+    assert num_starts == 1
 
 
 def test_callers_take_turns(make, tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.protocols.method import BatchedUnary, Rows
 from serving.telemetry.logs import request_fields
 from serving.tensors import Signature

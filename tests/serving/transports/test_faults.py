@@ -20,7 +20,7 @@ from serving import AsyncClient
 from serving.config import BatchingConfig, ServerConfig
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.model import repository
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.server.server import Server
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import TIMEOUT_S, GatedModel, images_of, router_of, until

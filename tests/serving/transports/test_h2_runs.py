@@ -20,7 +20,7 @@ from digit_classifier.wire import encode_request
 from serving.batching.awaited import AsyncCaller, submit
 from serving.config import BatchingConfig, ServerConfig
 from serving.http2.hpack import encode_literally
-from serving.model.engine import LoadedModel
+from serving.model.loaded import LoadedModel
 from serving.protocols.method import Rows
 from serving.router import Router
 from serving.transports.connections import PortLimits

@@ -1,0 +1,104 @@
+"""A version of a model that was loaded and checked: all that the server needs to run it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from serving.config import BatchingConfig, Device, Precision
+from serving.errors import ConfigurationError
+from serving.model.acceptance import ENOUGH_ROWS
+from serving.model.engine import Engine, Run
+from serving.model.fork import native_run
+from serving.model.preprocessing import Preprocessing
+from serving.model.repository import Manifest
+from serving.model.settings import NO_SETTINGS, ModelSettings
+from serving.predictions import Images, Probabilities
+from serving.tensors import Array, Feeds, ModelInfo, Signature, TensorSignature
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A version that was checked; safe to run from many threads."""
+
+    engine: Engine
+    manifest: Manifest
+    precision: Precision
+    inline_rows: int = 0
+    """The most rows of a batch that runs inline, on the thread that reads from all callers."""
+    enough_rows: int = ENOUGH_ROWS
+    """Rows that are worth their own run on another core."""
+    batching: str = ""
+    """One line that says whether rows are batched, and why not."""
+    settings: ModelSettings = NO_SETTINGS
+    """How it is served, where that differs from the server's options."""
+    labels: tuple[str, ...] = ()
+    """The classes of an output that its graph makes a dictionary of, else none."""
+    sample_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of inputs, by name, with which a run succeeded; none if no run did."""
+
+    @property
+    def version(self) -> str:
+        """The version named in every answer, such as "3"."""
+        return self.manifest.version
+
+    @property
+    def tensors(self) -> TensorSignature:
+        """Its inputs and outputs."""
+        return self.engine.tensors
+
+    @property
+    def signature(self) -> Signature | None:
+        """The shape of its images, and its classes; None if it isn't known to classify images."""
+        return self.manifest.signature
+
+    @property
+    def pictures(self) -> Preprocessing | None:
+        """How pictures become its input, and the names of its classes; None if it takes none."""
+        return self.manifest.pictures
+
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """The names of its classes, if they are known."""
+        return (self.pictures and self.pictures.labels) or self.labels
+
+    @property
+    def image_signature(self) -> Signature:
+        """The signature; raises ConfigurationError if there is none."""
+        if self.manifest.signature is None:
+            raise ConfigurationError(
+                f"model {self.manifest.name} has no manifest, so it is not known to classify "
+                "images: serving.Model runs any model"
+            )
+        return self.manifest.signature
+
+    @property
+    def device(self) -> Device:
+        """The device that it runs on: "cpu" or "cuda"."""
+        return self.engine.device
+
+    def info(self, name: str, transport: str, batching: BatchingConfig) -> ModelInfo:
+        """Describe a classifier of images, as callers know it."""
+        return ModelInfo(
+            name=name, version=self.version, device=self.device, precision=self.precision,
+            transport=transport, max_request_rows=batching.max_request_rows,
+            max_batch_size=self.settings.of(batching).max_batch_size,
+            test_accuracy=self.manifest.test_accuracy, signature=self.image_signature,
+        )  # fmt: skip
+
+    # On one line, so that the lock is released even if a trace function raises (debuggers,
+    # coverage, tests): these run between lines.
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        with native_run(): return self.engine.run(feeds)  # noqa: E701  # fmt: skip
+
+    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+        engine_run, end = self.engine.stoppable()
+
+        def run(feeds: Feeds) -> list[Array]:
+            with native_run(): return engine_run(feeds)  # noqa: E701  # fmt: skip
+
+        return run, end
+
+    def classify(self, images: Images) -> Probabilities:
+        """Return the (N, classes) float32 probabilities of (N, pixels) images."""
+        name = self.engine.tensors.inputs[0].name
+        with native_run(): return self.engine.run({name: images})[0]  # noqa: E701  # fmt: skip

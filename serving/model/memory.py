@@ -1,0 +1,60 @@
+"""Whether a model's runs should keep their memory: counted in page faults, not guessed.
+
+Without an arena ONNX Runtime takes the memory of intermediate tensors from malloc, and glibc maps
+large blocks for each run and unmaps them after it: each of their pages is then a fault, some 2 us
+with the zeroing. Eight pictures through MobileNetV2 made 30,000 faults a run and took 140 ms of
+processor time; with an arena none, and 65 ms. A network of small tensors makes no fault either way,
+and is 3 % faster without an arena.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from serving.errors import InvalidRequest, ModelError
+from serving.tensors import Array, Feeds, TensorSignature
+
+_NUM_ROWS = 8
+"""The rows of the runs that are looked at, where rows can be batched."""
+_MANY_FAULTS = 512
+"""Faults of a run from which it keeps its memory: 2 MB, some 1 ms."""
+
+
+def remaps_memory(
+    run: Callable[[Feeds], list[Array]],
+    tensors: TensorSignature,
+    feeds: Feeds | None,
+    max_batch_size: int,
+) -> bool:
+    """Return whether a repeated run has many page faults.
+
+    Args:
+        run: runs the model, without an arena.
+        tensors: its inputs and outputs.
+        feeds: inputs with which a run succeeds; None if there are none.
+        max_batch_size: the most rows of a run.
+
+    Returns:
+        False also where the system does not count a thread's faults, as outside of Linux.
+    """
+    if feeds is None or _num_faults() is None:
+        return False
+    if tensors.is_batchable:
+        size = min(_NUM_ROWS, max_batch_size)
+        feeds = {name: np.resize(each, (size, *each.shape[1:])) for name, each in feeds.items()}
+    try:
+        run(feeds)  # the heap grows to what it keeps
+        before = _num_faults() or 0
+        run(feeds)
+    except (InvalidRequest, ModelError):  # rows that only its callers can know
+        return False
+    return (_num_faults() or 0) - before >= _MANY_FAULTS
+
+
+def _num_faults() -> int | None:
+    """Return the page faults of this thread that needed no disk; None where nobody counts them."""
+    try:
+        from resource import RUSAGE_THREAD, getrusage
+    except ImportError:
+        return None
+    return getrusage(RUSAGE_THREAD).ru_minflt

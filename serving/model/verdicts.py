@@ -1,0 +1,199 @@
+"""The verdict on a model's rows: proved independent, checked by a run, and kept for the next start.
+
+A verdict depends on nothing but the bytes of the model, the rules and ONNX Runtime's version. So it
+is kept in a file of the user's cache, by a digest of these. A manifest that this project exports
+has the verdict on its files, which spares the first start, too: the modules of the proof are
+imported only where there is no verdict.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.model.onnx_file import Message, parse_model
+from serving.model.onnx_runtime import NO_WEIGHTS, RunOptions, reason_of, runtime
+from serving.system.files import read_regular
+
+if TYPE_CHECKING:
+    from serving.model.proof.check import Check
+
+_log = logging.getLogger(__name__)
+
+VARIABLE = "SERVING_VERDICTS"
+"""The environment variable that names the folder of verdicts; or `off`."""
+_SOURCES = "proof", "samples.py", "onnx_file.py", "verdicts.py"
+_MAX_FILES = 512
+"""The oldest of more are removed."""
+_MAX_BYTES = 4 << 10
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether rows may share a batch."""
+
+    obstacle: str | None
+    """Why not; None if they are proved independent and a run agrees."""
+    remark: str = ""
+    """What the check by a run left out, if anything."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the fields, for JSON."""
+        return asdict(self)
+
+
+@cache
+def rules_version() -> str:
+    """Return a digest of the source of rules and check: a verdict holds as long as it is this."""
+    digest = hashlib.sha256()
+    here = resources.files("serving.model")
+    for name in _SOURCES:
+        part = here / name
+        files = part.iterdir() if part.is_dir() else [part]
+        for each in sorted(files, key=lambda file: file.name):
+            if each.name.endswith(".py"):
+                digest.update(each.read_bytes())
+    return digest.hexdigest()
+
+
+# Finding one
+
+
+def prepare(
+    model: Message, onnx: bytes, weights: Mapping[str, bytes], options: RunOptions
+) -> "Check | Verdict":
+    """Prove that rows are independent, and build the session of the check by a run.
+
+    Args:
+        model: the ModelProto.
+        onnx: its bytes.
+        weights: the content of files with weights, by their location in the model.
+        options: `terminate` ends the runs of the check.
+
+    Returns:
+        The check to run; the verdict, if the proof fails.
+    """
+    from serving.model.proof import Mixes, prove
+    from serving.model.proof.check import Check, Graph
+
+    try:
+        proof = prove(model)
+    except Mixes as err:
+        return Verdict(str(err))
+    try:
+        return Check(Graph(model, onnx, weights), proof, options)
+    except Exception as err:  # ONNX Runtime's own exceptions have no common base
+        return Verdict(f"the check by a run can't be built: {reason_of(err)}")
+
+
+def run(check: "Check") -> Verdict:
+    """Run a check; return the verdict."""
+    from serving.model.proof import Mixes
+    from serving.model.proof.check import NotRun
+
+    try:
+        found = check.run()
+    except Mixes as err:
+        return Verdict(str(err))
+    except NotRun:
+        return Verdict("row independence is proved, but no drawn input can be run to check it")
+    _log.debug("checked by %s runs: %s tensors", found.num_runs, found.num_tensors)
+    if not found.num_omitted:
+        return Verdict(None)
+    total = found.num_tensors + found.num_omitted
+    return Verdict(None, f"{found.num_omitted} of {total} tensors not checked by a run")
+
+
+def judge(onnx: bytes) -> Verdict:
+    """Return the verdict on a model in one file."""
+    model = parse_model(onnx)
+    found = prepare(model, onnx, NO_WEIGHTS, runtime().RunOptions())
+    return found if isinstance(found, Verdict) else run(found)
+
+
+# Keeping it
+
+
+def key_of(onnx_digest: str, weights_digests: Mapping[str, str]) -> str:
+    """Return the name of the verdict on a model.
+
+    Args:
+        onnx_digest: SHA-256 of the ONNX file, in hexadecimal.
+        weights_digests: of files with weights, by their location in the model.
+    """
+    parts = [onnx_digest, sorted(weights_digests.items()), rules_version(), runtime().__version__]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def folder() -> Path | None:
+    """Return the folder of verdicts; None if none are kept."""
+    named = os.environ.get(VARIABLE)
+    if named is not None:
+        return None if named in ("", "off") else Path(named)
+    try:
+        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home
+        return None
+    return Path(user, "digit-serving", "verdicts")
+
+
+def kept(key: str) -> Verdict | None:
+    """Return the verdict that an earlier start kept; a file of others' or a damaged one is none."""
+    where = folder()
+    if where is None:
+        return None
+    path = where / f"{key}.json"
+    try:
+        if hasattr(os, "geteuid") and path.lstat().st_uid != os.geteuid():
+            return None
+        document = json.loads(read_regular(path, _MAX_BYTES, _NO_LINK))
+        return verdict_of(document) if document["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def verdict_of(document: Mapping[str, Any]) -> Verdict:
+    """Return the verdict in a document's fields.
+
+    Raises:
+        ValueError: a field is no text.
+        KeyError, TypeError: there is none.
+    """
+    obstacle, remark = document["obstacle"], document["remark"]
+    texts = [remark] if obstacle is None else [remark, obstacle]
+    if not all(isinstance(each, str) and each.isprintable() for each in texts):
+        raise ValueError("not a verdict")
+    return Verdict(obstacle, remark)
+
+
+def keep(key: str, verdict: Verdict) -> None:
+    """Keep a verdict for the next start, where the folder can be written."""
+    where = folder()
+    if where is None:
+        return
+    data = json.dumps({"key": key, **verdict.document()})
+    try:
+        where.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=where, suffix=".tmp", delete=False) as file:
+            file.write(data)
+        os.replace(file.name, where / f"{key}.json")
+        _remove_oldest(where)
+    except OSError as err:
+        _log.debug("the verdict is not kept in %s: %s", where, err.strerror)
+
+
+def _remove_oldest(where: Path) -> None:
+    with os.scandir(where) as entries:
+        files = [(each.stat().st_mtime_ns, each.path) for each in entries if each.is_file()]
+    for _, path in sorted(files)[:-_MAX_FILES]:
+        with suppress(FileNotFoundError):  # another process has removed it
+            os.unlink(path)

@@ -1,0 +1,175 @@
+"""One budget for the requests of a loop that have not come whole: who may send on, and who waits.
+
+A small request just comes. A large one, whose length its first bytes say, reserves that length
+before more of it is read; where that does not fit, its caller is not read (HTTP/2's flow control,
+TCP's) until it does. So each that is let in can come whole, one at least, and nobody is refused
+only because others send, too.
+
+Without the budget a thousand callers, each within its own limits, would take all memory.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+_RESERVED_SHARE = 0.75
+"""How much of the budget may be reserved; the rest is for small requests and for who waits."""
+_PATIENCE_S = 5.0
+"""How long callers wait before one that is let in, and slow, is refused for them."""
+_SLOW_S = 30.0
+"""A request that takes longer than this at its present rate is slow."""
+
+
+class Arriving(Protocol):
+    """A request that arrives."""
+
+    @property
+    def peer(self) -> Any:
+        """Its caller."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has come whole."""
+
+    def resume_reading(self) -> None:
+        """Let more of it come."""
+
+    def refuse_bytes(self) -> None:
+        """End it: there is no room for its bytes."""
+
+
+class _Reservation:
+    """The room of a request that was let in."""
+
+    __slots__ = ("num_bytes", "since_s")
+
+    def __init__(self, num_bytes: int, since_s: float) -> None:
+        self.num_bytes = num_bytes
+        self.since_s = since_s
+
+
+class Budget:
+    """The bytes of requests that have not come whole, or are not answered yet."""
+
+    def __init__(self, clock: Callable[[], float], hurry: Callable[[], None]) -> None:
+        """Start with none, and without a limit; `hurry` has `tick` called soon."""
+        self._clock = clock
+        self._hurry = hurry
+        self.max_bytes = 1 << 62
+        """The most of all together."""
+        self.free_bytes = 1 << 62
+        """Requests up to this size reserve nothing: a stream's window lets them come as a whole."""
+        self._held: dict[Arriving, int] = {}
+        self._num_held = 0
+        self._reserved: dict[Arriving, _Reservation] = {}
+        self._num_reserved = 0
+        self._waiting: dict[Arriving, _Reservation] = {}
+        """Those that wait to be let in, the longest waiting first."""
+
+    def hold(self, call: Arriving, num_bytes: int) -> None:
+        """Note the bytes that a request holds; 0 ends its reservation, too.
+
+        Past the limit, requests that have not come whole are refused.
+        """
+        self._num_held += num_bytes - self._held.get(call, 0)
+        if num_bytes:
+            self._held[call] = num_bytes
+        else:
+            self._held.pop(call, None)
+            self._release(call)
+        if self._num_held > self.max_bytes:
+            self._make_room()
+
+    def admit(self, call: Arriving, num_bytes: int) -> bool:
+        """Return whether a request of a length may come; if not, it is resumed once it may."""
+        if num_bytes <= self.free_bytes:
+            return True
+        reservation = self._reserved.get(call)
+        if reservation is not None and num_bytes <= reservation.num_bytes:
+            return True
+        if call in self._waiting:
+            return False
+        if not self._waiting and self._fits(num_bytes):
+            self._reserve(call, num_bytes)
+            return True
+        self._waiting[call] = _Reservation(num_bytes, self._clock())
+        self._hurry()
+        return False
+
+    def is_waiting(self, call: Arriving) -> bool:
+        """Return whether a request waits to be let in."""
+        return call in self._waiting
+
+    def admitted_s(self, call: Arriving) -> float:
+        """Return when a request was let in, in monotonic seconds; 0 if it was not."""
+        reservation = self._reserved.get(call)
+        return 0.0 if reservation is None else reservation.since_s
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether requests wait to be let in."""
+        return bool(self._waiting)
+
+    def tick(self, now_s: float) -> None:
+        """Refuse slow requests that keep others waiting."""
+        while self._waiting:
+            oldest = next(iter(self._waiting.values()))
+            slow = self._slowest(now_s)
+            if slow is None or now_s - oldest.since_s < _PATIENCE_S:
+                return
+            slow.refuse_bytes()
+
+    def _slowest(self, now_s: float) -> Arriving | None:
+        """Return the request that will take longest, if that is too long."""
+        times_s: dict[Arriving, float] = {}
+        for call, reservation in self._reserved.items():
+            age_s = now_s - reservation.since_s
+            if age_s >= _PATIENCE_S and not call.is_running:
+                times_s[call] = age_s * reservation.num_bytes / max(1, self._held.get(call, 0))
+        slowest = max(times_s, key=times_s.__getitem__, default=None)
+        return slowest if slowest is not None and times_s[slowest] > _SLOW_S else None
+
+    def _fits(self, num_bytes: int) -> bool:
+        most = self.max_bytes * _RESERVED_SHARE
+        return not self._reserved or self._num_reserved + num_bytes <= most
+
+    def _reserve(self, call: Arriving, num_bytes: int) -> None:
+        earlier = self._reserved.get(call)
+        self._num_reserved += num_bytes - (earlier.num_bytes if earlier else 0)
+        self._reserved[call] = _Reservation(num_bytes, self._clock())
+
+    def _release(self, call: Arriving) -> None:
+        self._waiting.pop(call, None)
+        reservation = self._reserved.pop(call, None)
+        if reservation is not None:
+            self._num_reserved -= reservation.num_bytes
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Let waiting requests in, as far as they fit: first of addresses that have the least."""
+        while self._waiting:
+            sizes: Counter[str] = Counter()
+            for call, reservation in self._reserved.items():
+                sizes[call.peer.address] += reservation.num_bytes
+            call = min(self._waiting, key=lambda each: sizes[each.peer.address])
+            num_bytes = self._waiting[call].num_bytes
+            if not self._fits(num_bytes):
+                return
+            del self._waiting[call]
+            if not call.is_running:  # else the rest was on its way
+                self._reserve(call, num_bytes)
+                call.resume_reading()
+
+    def _make_room(self) -> None:
+        """Refuse requests: first those that were not let in, of the addresses with the most."""
+        sizes: Counter[str] = Counter()
+        for call, size in self._held.items():
+            sizes[call.peer.address] += size
+        held = [call for call in self._held if not call.is_running]
+        held.sort(key=lambda call: (sizes[call.peer.address], self._held[call]), reverse=True)
+        held.sort(key=self._reserved.__contains__)  # keeps the order among equals
+        for victim in held:  # down to three quarters, so that this is not done at each byte
+            most = self.max_bytes if victim in self._reserved else self.max_bytes * 3 // 4
+            if self._num_held <= most:
+                break
+            victim.refuse_bytes()

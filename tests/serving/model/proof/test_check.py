@@ -1,0 +1,217 @@
+"""The check of a proof by a run: right proofs pass, and planted faults of rules end the proof."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serving import Model
+from serving.model.onnx_file import parse_model
+from serving.model.onnx_runtime import bare_run, runtime
+from serving.model.proof import Mixes, prove, walk
+from serving.model.proof import check as checks
+from serving.model.proof.check import Check, Graph, NotRun
+from serving.model.proof.sizes import ONE, Size
+from serving.model.proof.table import TABLE, outputs_of
+from serving.model.proof.values import Value, computed, sizes_of
+from tests.serving.model.proof.models import CONSTANTS, graph
+from tests.serving.model.proof.test_graphs import PROVED
+from tests.support.fakes import TIMEOUT_S
+
+
+def checked(onnx_model, **how):
+    """Prove a model, and check the proof by a run."""
+    data = onnx_model.SerializeToString()
+    message = parse_model(data)
+    return Check(Graph(message, data), prove(message), runtime().RunOptions(), **how).run()
+
+
+@pytest.fixture(autouse=True)
+def constants(monkeypatch):
+    """More constants that graphs name."""
+    for name, array in {
+        "least": np.array([-(2**63)]), "odd": np.array([0, 7, 11]), "huge": np.float32(1e9),
+        "one_row": np.array([1, 4]), "most": np.int64(2**62),
+    }.items():  # fmt: skip
+        monkeypatch.setitem(CONSTANTS, name, array)
+
+
+@pytest.mark.parametrize("name", PROVED)
+def test_right_proof_agrees_with_runs(name):
+    entry = PROVED[name]
+    body, options = entry if isinstance(entry, tuple) else (entry, {})
+    try:
+        found = checked(graph(body, **options))
+    except NotRun:
+        pytest.skip("it takes no drawn input")
+    assert found.num_tensors
+    assert not found.num_omitted
+
+
+def larger(rule, axis, more=1):
+    """A rule that is off by some along an axis."""
+
+    def wrong(node):
+        first, *others = rule(node)
+        shape = list(first.shape)
+        shape[axis] += Size.of(more)
+        return [replace(first, shape=tuple(shape)), *others]
+
+    return wrong
+
+
+def same(node):
+    return [replace(node.value(0), items=None, data=None)]
+
+
+def constant(node):
+    return [Value(())]
+
+
+def without_axis(node):
+    return [Value(node.value(0).shape, varies=True)]
+
+
+def shape_plus_one(node):
+    return [computed(sizes_of(each + ONE for each in node.value(0).shape))]
+
+
+POOL = "a = Unsqueeze(x, second); p = MaxPool<kernel_shape=[2]>(a); y = Flatten(p)"
+FAULTS = {
+    # name: (graph, operator, its wrong rule, the contradiction)
+    "an axis that is squeezed stays": (
+        "a = Unsqueeze(x, second); b = Squeeze(a, second); y = Neg(b)", "Squeeze", same,
+        "b (Squeeze): in a run, tensor b has 2 axes, expected 3, in a run of 3 rows"),
+    "a window more": (
+        POOL, "MaxPool", larger(TABLE["MaxPool"].rule, 2),
+        "p (MaxPool): in a run, tensor p has size 3 along axis 2, expected 4"),
+    "a window less": (
+        POOL, "MaxPool", larger(TABLE["MaxPool"].rule, 2, -1),
+        "p (MaxPool): in a run, tensor p has size 3 along axis 2, expected 2"),
+    "a broadcast that forgets an axis": (
+        "a = Unsqueeze(x, second); b = Add(a, three_rows); y = Flatten(b)", "Add", same,
+        "b (Add): in a run, tensor b has size 3 along axis 1, expected 1"),
+    "softmax over rows": (
+        "y = Softmax<axis=0>(x)", "Softmax", same,
+        "y (Softmax): in a run, tensor y has a row that differs by"),
+    "sum of the rows before": (
+        "y = CumSum(x, zero)", "CumSum", same,
+        "y (CumSum): in a run, tensor y has a row that differs by"),
+    "sum of the rows after": (
+        "y = CumSum<reverse=1, exclusive=1>(x, zero)", "CumSum", same,
+        "y (CumSum): in a run, tensor y has a row that changes with the rows beside it"),
+    "length of a column": (
+        "y = LpNormalization<axis=0>(x)", "LpNormalization", same,
+        "y (LpNormalization): in a run, tensor y has a row that differs by"),
+    "rows in reverse": (
+        "y = Slice(x, last, least, first, last)", "Slice", same,
+        "y (Slice): in a run, tensor y has a row that differs by"),
+    "a number of rows that counts as a constant": (
+        "n = Size(x); f = Cast<to=1>(n); y = Div(x, f)", "Size", constant,
+        "n (Size): in a run, tensor n changes with the rows, expected a constant"),
+    "rows that count as a constant": (
+        "m = ReduceMax<keepdims=0>(x, both); y = Sub(x, m)", "ReduceMax", constant,
+        "m (ReduceMax): in a run, tensor m changes with the rows, expected a constant"),
+    "rows that count as a size": (
+        "a = Neg(x); b = Shape(a); y = Reshape(x, b)", "Neg", without_axis,
+        "a (Neg): in a run, tensor a changes with values, expected sizes alone"),
+    "a wrong element": (
+        "s = Shape<start=1>(x); f = Cast<to=1>(s); y = Mul(x, f)", "Shape",
+        lambda node: [computed(sizes_of([Size.of(5)]))],
+        "s (Shape): in a run, tensor s has element 4, expected 5"),
+    "random numbers": (
+        "r = RandomUniformLike(x); y = Add(x, r)", "RandomUniformLike", same,
+        "r (RandomUniformLike): in a run, tensor r has a row that differs by"),
+    "an axis of rows that is another": (
+        "t = Transpose(x); y = Transpose(t)", "Transpose", same,
+        "t (Transpose): in a run, tensor t has size 4 along axis 0, expected 3"),
+}  # fmt: skip
+
+
+def plant(monkeypatch, operator, rule):
+    """Replace the rule of an operator."""
+    right = outputs_of
+    monkeypatch.setattr(
+        walk, "outputs_of", lambda node: rule(node) if node.op == operator else right(node)
+    )
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_fault_of_a_rule_is_named(name, monkeypatch):
+    body, operator, rule, expected = FAULTS[name]
+    plant(monkeypatch, operator, rule)
+    with pytest.raises(Mixes) as caught:
+        checked(graph(body))
+    assert str(caught.value).startswith(expected)
+
+
+def test_rounding_that_later_nodes_enlarge_is_no_contradiction(monkeypatch):
+    """Sums of a batch are rounded otherwise than those of a row, as a matrix product's are."""
+    right = bare_run
+
+    def rounding_run(session):
+        def run(names, feeds, options):
+            factor = np.float32(1 + 1e-6 * (len(feeds["x"]) == 3)) if "x" in feeds else 1
+            return right(session)(names, {k: v * factor for k, v in feeds.items()}, options)
+
+        return run
+
+    monkeypatch.setattr(checks, "bare_run", rounding_run)
+    assert checked(graph("a = Identity(x); b = Mul(a, huge); y = Sin(b)")).num_tensors == 3
+    plant(monkeypatch, "CumSum", same)
+    with pytest.raises(Mixes, match=r"y \(CumSum\): in a run, tensor y has a row that differs by"):
+        checked(graph("a = Identity(x); b = Mul(a, huge); c = Sin(b); y = CumSum(c, zero)"))
+
+
+def test_graph_that_takes_no_drawn_input_is_not_checked():
+    with pytest.raises(NotRun):
+        checked(graph("y = Reshape(x, odd)", x="float[N,L] x"))
+
+
+def test_row_that_fails_alone_is_no_contradiction():
+    """Indices of a table of 10 rows: those beyond it fail, alone and beside others."""
+    assert checked(graph("y = Gather(table, x)", x="int64[N,L] x")).num_tensors == 1
+
+
+def test_batch_that_fails_is_a_contradiction(monkeypatch):
+    plant(monkeypatch, "Reshape", same)
+    with pytest.raises(Mixes, match="a batch of 3 rows fails, and each of them runs alone"):
+        checked(graph("y = Reshape(x, one_row)"))
+
+
+def test_large_tensors_are_compared_in_pieces(monkeypatch):
+    body = "a = Neg(x); b = Neg(a); c = Neg(b); y = Neg(c)"
+    monkeypatch.setattr(checks, "_MAX_BYTES", 4 * 20)  # one tensor of a batch and of a row
+    found = checked(graph(body))
+    assert (found.num_tensors, found.num_omitted) == (4, 0)
+    plant(monkeypatch, "Neg", larger(same, 1))
+    with pytest.raises(Mixes, match="tensor a has size 4 along axis 1, expected 5"):
+        checked(graph(body))
+    monkeypatch.setattr(checks, "_MAX_BYTES", 16)
+    with pytest.raises(NotRun):
+        checked(graph("y = Abs(x)"))
+
+
+def test_time_that_is_spent_ends_the_check_after_a_batch_and_a_row(monkeypatch):
+    now_s = iter(range(1_000_000))
+    found = checked(graph("y = Neg(x)"), clock=lambda: float(next(now_s)))
+    assert (found.num_tensors, found.num_runs) == (1, 2)
+
+
+def test_runs_that_never_end_are_ended(tmp_path, monkeypatch, caplog):
+    """A loop that does not look at rows, with 2^62 turns."""
+    monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.3)
+    loop = (
+        "y = Loop (most, , x) <body = b (int64 i, bool c, float[A,B] s) => (bool d, float[A,B] t)"
+        " { d = Identity(c) t = Neg(s) }>"
+    )
+    path = tmp_path / "endless.onnx"
+    path.write_bytes(graph(loop).SerializeToString())
+    with caplog.at_level("DEBUG", "serving"), Model.load(path, device="cpu") as loaded:
+        assert not loaded.served.tensors.is_batchable
+    assert "the check by a run is not ready after 0.3 s of processor time" in caplog.text
+    for thread in threading.enumerate():
+        if thread.name == "model-loader":
+            thread.join(TIMEOUT_S)
+            assert not thread.is_alive()

@@ -1,0 +1,83 @@
+"""Random graphs: where rows are proved independent, ONNX Runtime answers each as it does alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.model.onnx_file import parse_model
+from serving.model.proof import Mixes, prove
+from tests.serving.model.proof.drawing import draw, session_of
+
+TOLERANCE = 2e-2
+"""Sums of loud and quiet numbers are added in another order."""
+
+
+def proofs(seed):
+    """Proofs of a random graph's last tensors, one after the other; how many there are, and all."""
+    drawing, names = draw(seed)
+    for name in names:
+        model = drawing.model([name])
+        try:
+            yield drawing, model, prove(parse_model(model.SerializeToString()))
+        except Mixes:
+            yield drawing, model, None
+
+
+def compare(drawing, model, proof):
+    """Require that rows and sizes are as proved; return whether ONNX Runtime ran any."""
+    (name,) = (each.name for each in model.graph.output)
+    session = session_of(model)
+    has_run = False
+    for num_rows in (2, 3, 5):
+        feeds = drawing.feeds(num_rows)
+        for array in feeds.values():
+            array[1] *= drawing.one(1, 0, 1e3)
+        rows = [{key: array[i : i + 1] for key, array in feeds.items()} for i in range(num_rows)]
+        try:
+            (batch,) = session.run([name], feeds)
+            alone = [session.run([name], row)[0] for row in rows]
+        except Exception:  # ONNX Runtime's have no common base; a run that fails is no answer
+            continue
+        has_run = True
+        wanted = np.concatenate(alone)
+        assert batch.shape == wanted.shape
+        if batch.dtype.kind == "f":
+            finite = np.isfinite(batch) & np.isfinite(wanted)
+            np.testing.assert_allclose(batch[finite], wanted[finite], TOLERANCE, TOLERANCE)
+        else:
+            np.testing.assert_array_equal(batch, wanted)
+        sizes = {each: feeds[key].shape[at] for each, (key, at) in proof.axes.items()}
+        known = [each.at({**sizes, "N": num_rows}) for each in proof.values[name].shape]
+        assert len(known) == batch.ndim
+        assert all(a in (None, b) for a, b in zip(known, batch.shape, strict=True))
+    return has_run
+
+
+def check(seed):
+    for drawing, model, proof in proofs(seed):
+        if proof is not None:
+            compare(drawing, model, proof)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32))
+def test_rows_of_drawn_graphs_that_are_proved_are_independent(seed):
+    check(seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(seed=st.integers(2**32, 2**40))
+def test_rows_of_many_drawn_graphs_that_are_proved_are_independent(seed):
+    check(seed)
+
+
+def test_drawn_graphs_are_proved_and_refused():
+    verdicts = [
+        (proof is not None, proof is not None and compare(drawing, model, proof))
+        for seed in range(60)
+        for drawing, model, proof in proofs(seed)
+    ]
+    assert sum(ran for _, ran in verdicts) > 20
+    assert sum(not is_proved for is_proved, _ in verdicts) > 60

@@ -1,0 +1,95 @@
+"""Runs with large intermediate tensors keep their memory, others give it back."""
+
+import os
+
+import numpy as np
+import pytest
+
+from serving.errors import DeviceError, ModelError
+from serving.model import memory
+from serving.model.engine import OnnxEngine
+from serving.model.loading import load_model
+from serving.tensors import Tensor, TensorSignature
+from tests.serving.model.graphs import node, rows_model, save, two_layers
+
+needs_counts = pytest.mark.skipif(memory._num_faults() is None, reason="faults are not counted")
+ONE = TensorSignature((Tensor("x", "FP32", (-1, 4)),), (), is_batchable=True)
+
+
+def wide():
+    """A network whose rows become 8 MB each: glibc maps and unmaps a batch of them."""
+    return rows_model(
+        node("Tile", ["x", "repeats"], ["repeated"]),
+        node("Relu", ["repeated"], ["positive"]),
+        node("ReduceMean", ["positive"], ["y"], axes=[1]),
+        constants={"repeats": np.array([1, 500_000], np.int64)},
+    )
+
+
+@needs_counts
+@pytest.mark.parametrize(
+    ("graph", "settings", "keeps"),
+    [
+        (wide, "", True),
+        (wide, "parameters { key: 'enable_mem_arena' value { string_value: '0' } }", False),
+        (two_layers, "", False),
+        (two_layers, "parameters { key: 'enable_mem_arena' value { string_value: '1' } }", True),
+    ],
+)
+def test_model_keeps_its_memory_where_that_pays(graph, settings, keeps, tmp_path):
+    path = save(graph(), tmp_path)
+    (tmp_path / "config.pbtxt").write_text(settings)
+    model = load_model(path)
+    assert isinstance(model.engine, OnnxEngine)
+    assert model.engine.settings.keeps_memory == keeps
+    rows = np.ones((3, 4), np.float32)
+    (answer,) = model.run({"x": rows})
+    assert len(answer) == 3
+    assert model.tensors.is_batchable
+
+
+@needs_counts
+def test_faults_of_the_second_run_are_counted(monkeypatch):
+    """The first one fills the heap."""
+    counts, runs = iter([0, 0, 5_000, 5_511, 0, 0, 5_000, 5_512]), []
+    monkeypatch.setattr(memory, "_num_faults", lambda: next(counts))
+    feeds = {"x": np.zeros((1, 4), np.float32)}
+
+    def run(given):
+        runs.append(len(given["x"]))
+        return []
+
+    next(counts)
+    assert not memory.remaps_memory(run, ONE, feeds, 512)
+    next(counts)
+    assert memory.remaps_memory(run, ONE, feeds, 2)
+    assert runs == [8, 8, 2, 2]
+
+
+def test_nothing_is_found_out_without_inputs_or_where_runs_fail():
+    def fails(feeds):
+        raise ModelError()
+
+    assert not memory.remaps_memory(fails, ONE, None, 8)
+    assert not memory.remaps_memory(fails, ONE, {"x": np.zeros((1, 4), np.float32)}, 8)
+
+
+def test_threads_of_a_run_end_with_a_fork(tmp_path, monkeypatch):
+    path = save(two_layers(), tmp_path)
+    model = load_model(path, num_threads=2)
+    rows = np.ones((3, 4), np.float32)
+    expected = load_model(path).run({"x": rows})
+    np.testing.assert_allclose(model.run({"x": rows}), expected, rtol=1e-5)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(DeviceError, match="its runs have 2 threads, which do not survive a fork"):
+        model.run({"x": rows})
+
+
+def test_settings_of_a_model_say_how_many_threads_its_runs_have(tmp_path):
+    path = save(two_layers(), tmp_path)
+    (tmp_path / "config.pbtxt").write_text(
+        "parameters { key: 'intra_op_thread_count' value { string_value: '3' } }"
+    )
+    model = load_model(path, num_threads=2)
+    assert isinstance(model.engine, OnnxEngine)
+    assert model.engine.settings.num_threads == model.settings.num_threads == 3

@@ -1,0 +1,175 @@
+"""Verdicts on rows: kept for the next start, carried by manifests, and never believed blindly."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from digit_classifier import PRETRAINED
+from serving import Classifier, Model
+from serving.model import verdicts
+from serving.model.onnx_runtime import runtime
+from serving.model.repository import load_manifest
+from serving.model.verdicts import Verdict
+from tests.serving.model.graphs import node, rows_model, save, two_layers
+
+REFUSED = rows_model(node("ReduceMax", ["x"], ["m"], axes=[0]), node("Add", ["x", "m"], ["y"]))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    where = tmp_path / "verdicts"
+    monkeypatch.setenv(verdicts.VARIABLE, str(where))
+    return where
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """How often a graph was proved."""
+    calls = []
+    right = verdicts.prepare
+
+    def prepare(*arguments):
+        calls.append(arguments)
+        return right(*arguments)
+
+    monkeypatch.setattr(verdicts, "prepare", prepare)
+    return calls
+
+
+def line_of(path):
+    with Model.load(path, device="cpu") as loaded:
+        return loaded.served.batching
+
+
+@pytest.mark.parametrize("graph", [two_layers(), REFUSED], ids=["proved", "refused"])
+def test_verdict_is_kept_for_the_next_start(graph, tmp_path, folder, judged):
+    path = save(graph, tmp_path)
+    lines = {line_of(path) for _ in range(3)}
+    assert len(lines) == 1
+    assert len(judged) == 1
+    assert len(list(folder.iterdir())) == 1
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("change", ["graph", "rules", "runtime"])
+def test_other_graph_rules_or_runtime_are_judged_anew(
+    change, tmp_path, folder, judged, monkeypatch
+):
+    path = save(two_layers(), tmp_path)
+    line_of(path)
+    if change == "graph":
+        save(rows_model(node("Neg", ["x"], ["y"])), tmp_path)
+    if change == "rules":
+        monkeypatch.setattr(verdicts, "rules_version", lambda: "other rules")
+    if change == "runtime":
+        monkeypatch.setattr(runtime(), "__version__", "0.0")
+    line_of(path)
+    assert len(judged) == 2
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", [
+    b"", b"{", b"[]", b'{"key": "other"}', b"\xff" * 100, b"[" * 5000,
+    b'{"key": "KEY", "obstacle": 1, "remark": ""}',
+    b'{"key": "KEY", "obstacle": "a\\u001bb", "remark": ""}',
+])  # fmt: skip
+def test_damaged_file_is_ignored_and_replaced(damage, tmp_path, folder, judged):
+    path = save(two_layers(), tmp_path)
+    line_of(path)
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage.replace(b"KEY", file.stem.encode()))
+    assert line_of(path) == "batching on: row independence proved"
+    assert len(judged) == 2
+    assert file.read_bytes() == whole
+
+
+def test_file_of_another_user_and_a_link_are_ignored(tmp_path, folder, judged, monkeypatch):
+    path = save(REFUSED, tmp_path)
+    line_of(path)
+    (file,) = folder.iterdir()
+    forged = tmp_path / "forged"
+    forged.write_text(json.dumps({**json.loads(file.read_bytes()), "obstacle": None}))
+    file.unlink()
+    file.symlink_to(forged)
+    assert line_of(path).startswith("batching off")
+    file.unlink(missing_ok=True)
+    shutil.copy(forged, file)
+    monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
+    assert line_of(path).startswith("batching off")
+    assert len(judged) == 3
+
+
+def test_folder_that_cannot_be_written_keeps_nothing(tmp_path, monkeypatch, judged):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(verdicts.VARIABLE, str(tmp_path / "file" / "verdicts"))
+    path = save(two_layers(), tmp_path)
+    assert {line_of(path) for _ in range(2)} == {"batching on: row independence proved"}
+    assert len(judged) == 2
+
+
+def test_number_of_files_is_bounded(folder, monkeypatch):
+    monkeypatch.setattr(verdicts, "_MAX_FILES", 3)
+    for number in range(5):
+        verdicts.keep(f"{number:064x}", Verdict(None))
+        os.utime(folder / f"{number:064x}.json", (number, number))
+    names = sorted(int(path.stem, 16) for path in folder.iterdir())
+    assert names == [2, 3, 4]
+
+
+@pytest.mark.parametrize(("variable", "expected"), [
+    ({verdicts.VARIABLE: "off"}, None), ({verdicts.VARIABLE: "/somewhere"}, "/somewhere"),
+    ({"XDG_CACHE_HOME": "/cache"}, "/cache/digit-serving/verdicts"),
+    ({"HOME": "/home/me"}, "/home/me/.cache/digit-serving/verdicts"),
+])  # fmt: skip
+def test_folder_is_the_cache_or_as_the_environment_says(variable, expected, monkeypatch):
+    for name in (verdicts.VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in variable.items():
+        monkeypatch.setenv(name, text)
+    found = verdicts.folder()
+    assert (found and str(found)) == expected
+
+
+def test_verdict_that_took_too_long_is_not_kept(tmp_path, folder, monkeypatch):
+    def run(check):
+        raise TimeoutError("is not ready after 10 s of processor time")
+
+    path = save(two_layers(), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(verdicts, "run", run)
+        assert line_of(path) == (
+            "batching off: the check by a run is not ready after 10 s of processor time"
+        )
+    assert not folder.exists()
+    assert line_of(path) == "batching on: row independence proved"
+
+
+def test_bundled_manifest_has_the_verdict_of_these_rules():
+    found = load_manifest(PRETRAINED / "digits" / "1").verdicts
+    assert found == dict.fromkeys(("model.onnx", "model.int8.onnx"), Verdict(None)), (
+        "the rules have changed: `make verdict`"
+    )
+
+
+def test_manifest_spares_the_proof_while_its_rules_are_these(tmp_path, folder, judged):
+    shutil.copytree(PRETRAINED / "digits", tmp_path / "digits")
+    manifest = tmp_path / "digits" / "1" / "manifest.json"
+    document = json.loads(manifest.read_bytes())
+    document["batching"]["rules"] = verdicts.rules_version()
+    for rules, count in ((verdicts.rules_version(), 0), ("others", 1)):
+        document["batching"]["rules"] = rules
+        manifest.write_text(json.dumps(document))
+        with Classifier.load(tmp_path / "digits") as classifier:
+            assert classifier.served.batching == "batching on: row independence proved"
+        assert len(judged) == count
+
+
+def test_manifest_does_not_vouch_for_other_bytes(tmp_path):
+    """Its digests do: a verdict holds for the files that they name."""
+    shutil.copytree(PRETRAINED / "digits", tmp_path / "digits")
+    (tmp_path / "digits" / "1" / "model.onnx").write_bytes(REFUSED.SerializeToString())
+    with pytest.raises(Exception, match="SHA-256"):
+        Classifier.load(tmp_path / "digits")

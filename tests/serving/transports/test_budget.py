@@ -1,0 +1,247 @@
+"""The budget of requests that have not come whole: large ones wait, and each comes."""
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import grpc
+import numpy as np
+import pytest
+
+from serving.protocols.oip import inference_pb
+from serving.transports.budget import Budget
+from tests.serving.http.peer import HttpPeer
+from tests.serving.model import graphs
+from tests.support.fakes import FakeClock
+from tests.support.servers import Footprint, connected, running_server
+
+MIB = 1 << 20
+
+
+class Request:
+    """A request of some bytes, which come as long as it is read."""
+
+    def __init__(self, budget, num_bytes, address="a"):
+        self.budget, self.num_bytes = budget, num_bytes
+        self.peer = SimpleNamespace(address=address)
+        self.num_came = 0
+        self.is_running = self.is_read = self.is_refused = False
+
+    def resume_reading(self):
+        self.is_read = True
+
+    def refuse_bytes(self):
+        self.is_refused, self.is_read = True, False
+        self.budget.hold(self, 0)
+
+    def come(self, num_bytes):
+        """Let bytes come, and see whether more may."""
+        self.num_came += num_bytes
+        self.is_running = self.num_came == self.num_bytes
+        if not self.is_running:
+            self.is_read = self.budget.admit(self, self.num_bytes)
+        self.budget.hold(self, self.num_came)
+
+    def end(self):
+        self.budget.hold(self, 0)
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def budget(clock):
+    made = Budget(clock, lambda: None)
+    made.max_bytes, made.free_bytes = 100, 5
+    return made
+
+
+def test_large_requests_wait_and_come_one_after_the_other(budget):
+    requests = [Request(budget, 40) for _ in range(4)]
+    for request in requests:
+        request.come(5)
+    assert [each.is_read for each in requests] == [True, False, False, False]
+    for number, request in enumerate(requests):
+        assert request.is_read
+        request.come(35)
+        request.end()
+        assert all(each.is_read for each in requests[: number + 2])
+    assert not any(each.is_refused for each in requests)
+    assert not budget.is_contended
+
+
+def test_one_that_is_larger_than_the_budget_comes_alone(budget):
+    small, large, next_one = Request(budget, 30), Request(budget, 95), Request(budget, 30)
+    for each in (small, large, next_one):
+        each.come(5)
+    assert [small.is_read, large.is_read, next_one.is_read] == [True, False, False]
+    small.end()
+    assert [large.is_read, next_one.is_read] == [True, False], "it is not overtaken for ever"
+    large.come(90)
+    large.end()
+    assert next_one.is_read
+
+
+def test_small_requests_come_beside_large_ones_that_wait(budget):
+    large = [Request(budget, 70) for _ in range(3)]
+    for each in large:
+        each.come(5)
+    small = Request(budget, 5)
+    small.come(4)
+    assert small.is_read
+
+
+def test_addresses_take_turns(budget):
+    first = Request(budget, 70, "many")
+    first.come(5)
+    many = [Request(budget, 30, "many") for _ in range(3)]
+    few = Request(budget, 30, "few")
+    for each in (*many, few):
+        each.come(5)
+    first.end()
+    assert many[0].is_read
+    assert few.is_read
+    assert [each.is_read for each in many[1:]] == [False, False]
+
+
+def test_slow_request_is_refused_once_others_have_waited(budget, clock):
+    slow = Request(budget, 70, "attacker")
+    slow.come(5)
+    waiting = Request(budget, 70)
+    clock.advance(4.0)
+    waiting.come(5)
+    clock.advance(4.0)
+    budget.tick(clock())
+    assert not slow.is_refused
+    clock.advance(1.0)
+    budget.tick(clock())
+    assert slow.is_refused
+    assert waiting.is_read
+
+
+def test_request_that_comes_at_a_good_rate_is_not_refused_for_others(budget, clock):
+    steady = Request(budget, 70)
+    steady.come(5)
+    Request(budget, 70).come(5)
+    for _ in range(12):
+        clock.advance(1.0)
+        steady.come(5)
+        budget.tick(clock())
+    assert not steady.is_refused
+
+
+def test_halves_of_small_requests_are_refused_before_those_that_were_let_in(budget):
+    large = Request(budget, 70)
+    large.come(69)
+    halves = [Request(budget, 5, "attacker") for _ in range(20)]
+    for each in halves:
+        each.come(4)
+    assert not large.is_refused
+    assert sum(each.is_refused for each in halves) >= 13
+    assert budget._num_held <= 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_memory_is_bounded_and_everybody_comes_in_the_end(seed):
+    chance, clock = random.Random(seed), FakeClock()
+    budget = Budget(clock, lambda: None)
+    budget.max_bytes, budget.free_bytes = 100, 5
+    todo = [Request(budget, chance.randint(6, 60), chance.choice("abc")) for _ in range(12)]
+    for request in todo:
+        request.come(1)
+    running: list[Request] = []
+    for _ in range(5_000):
+        clock.advance(0.01)
+        budget.tick(clock())
+        able = [each for each in todo if each.is_read]
+        assert able or running, "nobody may go on"
+        if able and chance.random() < 0.8:
+            request = chance.choice(able)
+            request.come(min(5, request.num_bytes - request.num_came))
+            if request.is_running:
+                todo.remove(request)
+                running.append(request)
+        elif running:
+            running.pop(chance.randrange(len(running))).end()
+        assert budget._num_held <= 100
+        if not todo and not running:
+            break
+    assert not todo
+    assert not budget._num_held
+    assert not budget._num_reserved
+
+
+# Real processes
+
+ROWS, SIDE = 32, 224
+NUM_CALLERS = 8
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A server of a model of pictures, and a request of 19 MB; its budget is that of before."""
+    model = graphs.model(
+        [graphs.node("ReduceMax", ["x"], ["y"], axes=[1, 2, 3], keepdims=0)],
+        [graphs.value("x", "FP32", ["N", 3, SIDE, SIDE])], [graphs.value("y", "FP32", ["N"])],
+    )  # fmt: skip
+    file = graphs.save(model, tmp_path_factory.mktemp("pictures"), "pictures.onnx")
+    options = "--http-port", "0", "--max-buffered-bytes", "64M"
+    with running_server(None, str(file), *options) as server:
+        yield server
+
+
+def ask_grpc(server, data):
+    request = inference_pb.ModelInferRequest(model_name="pictures")
+    request.inputs.add(name="x", datatype="FP32", shape=[ROWS, 3, SIDE, SIDE])
+    request.raw_input_contents.append(data)
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0),
+               ("grpc.max_send_message_length", -1)]  # fmt: skip
+    with grpc.insecure_channel(server.address, options) as channel:
+        method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        try:
+            method(request.SerializeToString(), timeout=60)
+        except grpc.RpcError as err:
+            return err.code().name
+    return "OK"
+
+
+def ask_http(server, data):
+    head = (
+        b'{"inputs":[{"name":"x","datatype":"FP32","shape":[%d,3,%d,%d],'
+        b'"parameters":{"binary_data_size":%d}}]}' % (ROWS, SIDE, SIDE, len(data))
+    )
+    fields = {"Inference_Header_Content_Length": str(len(head))}
+    reply = HttpPeer(server.facts["http"]).post("/v2/models/pictures/infer", head + data, **fields)
+    return "OK" if reply.status == 200 else str(reply.status)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ask", [ask_grpc, ask_http])
+def test_callers_of_19_mb_each_are_all_answered(pictures, ask):
+    data = np.zeros((ROWS, 3, SIDE, SIDE), np.float32).tobytes()
+    with ThreadPoolExecutor(NUM_CALLERS) as threads:
+        for _ in range(3):
+            outcomes = [*threads.map(lambda _: ask(pictures, data), range(NUM_CALLERS))]
+            assert outcomes == ["OK"] * NUM_CALLERS
+    assert Footprint.of(pictures.process.pid).resident_bytes < 600 * MIB
+
+
+@pytest.mark.slow
+def test_callers_who_send_slowly_do_not_block_others(pictures):
+    """Four of them reserve all there is, and send no more."""
+    data = bytes(ROWS * 3 * SIDE * SIDE * 4)
+    head = (
+        b"POST /v2/models/pictures/infer HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Length: 20000000\r\n\r\n"
+    )
+    attackers = [connected(pictures.facts["http"]) for _ in range(4)]
+    for attacker in attackers:
+        attacker.sendall(head + bytes(1000))
+    begun_s = time.monotonic()
+    assert ask_grpc(pictures, data) == "OK"
+    assert time.monotonic() - begun_s < 20.0, "less than the time that a body may take"
+    for attacker in attackers:
+        attacker.close()
