@@ -226,10 +226,12 @@ class ModelFolder:
         served = self._arrange(models, labels, share)
         self._loaded = {version: self._loaded[version] for version in models}
         self._note_waiting(served)
-        if self.served is not None and _facts(self.served) == _facts(served):
-            return False
-        self.served = served
-        return True
+        before, self.served = self.served, served
+        if before is None or _facts(before) != _facts(served):
+            return True
+        if before.waiting == served.waiting:
+            self.served = before
+        return False
 
     def _signature_of(self, file_name: str | None, version: str) -> GraphSignature | None:
         """Return the signature of a version's graph, read again if its files have changed."""
@@ -245,11 +247,14 @@ class ModelFolder:
         """Log versions that are not served by themselves, once each."""
         before = {} if self.served is None else self.served.waiting
         for version, reason in served.waiting.items():
-            if before.get(version) != reason:
-                _log.warning("model %s: version %s is not served, version %s is: %s", self.name,
-                             version, served.default_version, reason)  # fmt: skip
-                if self.served is not None:
-                    self._on_refusal()
+            if before.get(version) == reason:
+                continue
+            if self.served is None:
+                _log.warning("model %s: skipped version %s: %s", self.name, version, reason)
+                continue
+            self._on_refusal()
+            _log.warning("model %s: refused version %s, version %s stays in service: %s",
+                         self.name, version, served.default_version, reason)  # fmt: skip
 
     def look_first(self) -> str | None:
         """Load the model; return why it can't be served, after a warning."""
@@ -378,8 +383,7 @@ def _signature(model: LoadedModel) -> object:
 
 
 def _facts(served: ModelVersions) -> object:
-    versions = list(served.versions.items())
-    return versions, served.default_version, served.labels, served.canary, served.waiting
+    return list(served.versions.items()), served.default_version, served.labels, served.canary
 
 
 def _fingerprint(path: Path, version: str) -> _Fingerprint:
@@ -571,7 +575,11 @@ class Catalog:
         folder, before = self._folder(name, path), self.models.get(name)
         is_changed = folder.look()
         self._end_trouble(name)
-        if not is_changed or self._ended:
+        if self._ended:
+            return False
+        if not is_changed:
+            if before is not None and folder.served is not None:  # other versions may wait
+                self.models = {**self.models, name: folder.served}
             return False
         self._publish(name, folder.served)
         self.count_reload("loaded")

@@ -219,9 +219,8 @@ def labels_of(onnx: bytes) -> tuple[str, ...]:
     with suppress(ValueError, TypeError):
         for field, begin, end in fields_of(file, 0, len(onnx)):
             if field == _METADATA and end - begin <= _MAX_METADATA_BYTES:
-                entry = dict(
-                    (number, onnx[first:last]) for number, first, last in fields_of(file, begin, end)
-                )
+                parts = fields_of(file, begin, end)
+                entry = {number: onnx[first:last] for number, first, last in parts}
                 if entry.get(1) == _LABELS:
                     found = json.loads(entry.get(2, b""))
                     return tuple(found) if all(map(is_label, found)) else ()

@@ -53,7 +53,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _OPTIONAL_FIELDS = ("signature", "preprocessing", "batching")
 _MANIFEST_FIELDS = {
     *_OPTIONAL_FIELDS, "format", "name", "version", "recipe", "seed", "parameters", "accuracy",
-    "files", "parity", "int8", "libraries", "golden",
+    "files", "parity", "int8", "libraries", "batching", "golden",
 }  # fmt: skip
 """Fields that the exporter writes."""
 _SIGNATURE_FIELDS = {"input_shape", "dtype", "classes", "labels"}

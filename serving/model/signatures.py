@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from serving.config import Precision
-from serving.errors import ServingError
 from serving.model import repository
 from serving.model.onnx_file import ValueInfoProto, fields_of
 from serving.model.repository import MANIFEST
 from serving.system.files import open_regular, read_regular
+from serving.tensors import DIGITS, Signature
 
 MARK = "new-signature"
 """A file in a version's folder: it is to be served, though its signature is another one."""
@@ -82,7 +82,9 @@ def difference(old: GraphSignature, new: GraphSignature) -> str | None:
                 return f"{kind} {_text({name: value})} became {_text({name: after[name]})}"
     if added := [name for name in new.inputs if name not in old.inputs]:
         return f"input {added[0][:80]} is new"
-    if old.images and new.images and old.images != new.images:
+    if old.images and not new.images:
+        return "it has no manifest that describes images and classes"
+    if old.images and old.images != new.images:
         return "its images or classes are others"
     return None
 
@@ -140,9 +142,12 @@ def read_signature(
         size = os.fstat(file.fileno()).st_size
         inputs, outputs = _read_graph(file, size)
     images = ""
-    with suppress(FileNotFoundError):
+    # A malformed manifest is refused when the version is loaded.
+    with suppress(FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
         data = read_regular(model_dir / version / MANIFEST, repository.MAX_MANIFEST_BYTES)
-        images = json.dumps(json.loads(data).get("signature", ""), sort_keys=True)
+        document = json.loads(data).get("signature")
+        signature = DIGITS if document is None else Signature.of(document)
+        images = json.dumps(signature.document())
     return GraphSignature(inputs, outputs, images)
 
 

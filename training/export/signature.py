@@ -79,8 +79,8 @@ def difference(old: GraphSignature, new: GraphSignature) -> str | None:
                 return f"{kind} {_text({name: tensor})} is {_text({name: after[name]})}"
     if added := [name for name in new.inputs if name not in old.inputs]:
         return f"input {added[0]} is new"
-    if None not in (old.images, new.images) and old.images != new.images:
-        return "its images or classes are others"
+    if old.images is not None and old.images != new.images:
+        return "its images or classes are others, or it describes none"
     return None
 
 
