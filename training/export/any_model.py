@@ -131,10 +131,10 @@ def own_names(tensors: Sequence[Any], taken: Sequence[str] = ()) -> list[str]:
 def _own_name(tensor: Any) -> tuple[str, int]:
     """Return the name of a tensor's layer, and its running number if Keras has made it up."""
     layer = tensor._keras_history.operation
-    name = str(tensor.name if isinstance(layer, keras.layers.InputLayer) else layer.name)
+    name = str(layer.name)
     usual = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2",
                    re.sub(r"\W+", "", type(layer).__name__))).lower()  # fmt: skip
-    found = re.fullmatch(rf"({re.escape(usual)}|keras_tensor)(?:_(\d+))?", name)
+    found = re.fullmatch(rf"({re.escape(usual)})(?:_(\d+))?", name)
     plain = "".join(c if c.isalnum() else "_" for c in name)
     return (found[1], int(found[2] or 0)) if found else (plain, 0)
 
