@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
-from benchmarks import report, result_file, runner
+from benchmarks import report, result_file, runner, tables
 from benchmarks.network import Generator, split_cores
 from benchmarks.result_file import UnusableResults
 from benchmarks.runner import NAMES, SUITES, Suite, specs
@@ -194,7 +194,7 @@ def _run(options: argparse.Namespace) -> int:
     results.save(output)
     page = report.write(results, output)
     print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}")
-    for table in report.every(result_file.load(output)):
+    for table in tables.every(result_file.load(output)):
         print(f"\n{table.title}. {table.note}\n{table.text()}")
     print(f"\nreport in {page}")
     return DONE

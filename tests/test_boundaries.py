@@ -39,7 +39,9 @@ def test_import_loads_nothing_heavy(module):
 def test_server_and_client_on_h2_load_only_what_they_use():
     command = serve_command(PRETRAINED)
     with started([command[0], "-X", "importtime", *command[1:]]) as server:
-        asked = modules_after(f"import serving; serving.Client({server.address!r}).model_info()")
+        asked = modules_after(
+            f"import serving; serving.Client({server.address!r}).describe('digits')"
+        )
         server.stop()
         loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
     assert {"onnxruntime", "serving.transports.h2.port"} <= loaded
@@ -104,6 +106,16 @@ def imports_of(path):
     return names
 
 
+APPLICATIONS = {
+    "digit_classifier", "digit_scoring", "digit_reader", "experiments", "training", "benchmarks",
+}  # fmt: skip
+
+
+def test_serving_imports_no_application():
+    for path in (ROOT / "serving").rglob("*.py"):
+        assert not APPLICATIONS & {name.split(".")[0] for name in imports_of(path)}, path
+
+
 def test_training_and_serving_never_import_each_other():
     for package, other in (("training", "serving"), ("serving", "training")):
         for path in (ROOT / package).rglob("*.py"):
@@ -114,21 +126,21 @@ def test_training_and_serving_never_import_each_other():
                 }
             if path == ROOT / "training" / "data" / "extra.py":
                 # A user's own pictures have to be normalized by the very code that will normalize
-                # those to be classified; serving.pictures knows neither server nor model.
+                # those to be classified; digit_classifier.pictures knows neither server nor model.
                 strangers = {each for each in strangers if not each.startswith(PICTURES)}
             assert not strangers, path
 
 
 COMMON = ("serving.commandline", "serving.model.verdicts")
 """Shared: the parser of commands, how the project is installed; the verdict on a graph's rows."""
-PICTURES = ("serving.errors", "serving.pictures.reader")
+PICTURES = ("serving.errors",)
 
 
 def test_reading_pictures_needs_no_server_and_no_model():
-    loaded = modules_after("import serving.pictures.reader, digit_classifier.normalizer")
+    loaded = modules_after("import digit_classifier.pictures, digit_classifier.normalizer")
     ours = {name.split(".")[1] for name in loaded if name.startswith("serving.")}
     assert ours <= {
-        "applications", "commandline", "errors", "pictures", "predictions", "tensors",
+        "applications", "commandline", "errors", "pictures", "tensors",
     }  # fmt: skip
     assert not loaded & {"grpc", "onnxruntime"}
 
@@ -144,12 +156,15 @@ def test_nothing_knows_the_reader_and_it_knows_no_training():
 
 ORDER = {
     "serving": """
-        errors commandline applications tensors predictions config system http1
+        errors commandline tensors applications config system http1
         http2 credentials model.preprocessing pictures telemetry.metrics telemetry model
         catalog batching embedded router protocols
-        transports client server cli __main__ __init__
+        transports client server cli __main__ launch __init__
     """,
-    "digit_classifier": "normalizer wire methods http answers command __init__",
+    "digit_classifier": """
+        predictions normalizer pictures wire methods http remote local classifier answers command
+        __init__
+    """,
     "digit_scoring": "local ray command __init__",
     "training": """
         errors config cli files data fitting export report __main__ __init__
@@ -160,7 +175,8 @@ ORDER = {
     """,
     "experiments": "synthetic handwriting __main__ __init__",
     "benchmarks": """
-        loops network targets plain_server result_file runner report cli __main__ peers __init__
+        loops network targets plain_server result_file runner figures tables pictures report cli
+        __main__ peers __init__
     """,
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one
@@ -233,16 +249,17 @@ def test_public_names_are_these():
     errors = {name for name, value in vars(serving.errors).items() if isinstance(value, type)}
     assert set(serving.__all__) == errors | {
         "AsyncClient",
+        "AsyncModel",
         "BatchingConfig",
-        "Classifier",
         "Client",
         "Model",
         "ModelInfo",
-        "Prediction",
-        "Predictions",
-        "Signature",
-        "from_picture",
+        "Outputs",
+        "Server",
+        "Tensor",
+        "serve",
     }
+    assert dir(serving) == sorted([*serving.__all__, "__version__"])
     for name in serving.__all__:
         assert getattr(serving, name).__name__ == name
     with pytest.raises(AttributeError, match="nope"):

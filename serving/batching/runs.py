@@ -21,8 +21,16 @@ from serving.errors import (
     ServingError,
     Unavailable,
 )
-from serving.predictions import BYTE_CLASSES, ClassNumbers, Probabilities
-from serving.tensors import Array, Feeds, Layout, Signature, TensorSignature
+from serving.tensors import (
+    BYTE_CLASSES,
+    Array,
+    ClassNumbers,
+    Feeds,
+    Layout,
+    Probabilities,
+    Signature,
+    TensorSignature,
+)
 
 _log = logging.getLogger(__name__)
 _LOG_S = 1.0

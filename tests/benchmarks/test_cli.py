@@ -1,13 +1,14 @@
 """The command line, as people use it."""
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import onnx.parser
 import pytest
 
-from benchmarks import report, result_file
+from benchmarks import pictures, result_file
 from benchmarks.cli import main, parser, suite_of
 from benchmarks.result_file import UnusableResults
 from benchmarks.runner import SUITES, specs
@@ -154,10 +155,12 @@ def test_settings_a_target_lacks_are_left_out():
 
 
 def test_picture_beside_the_results_is_theirs():
-    drawn = report.svg(result_file.load(ROOT / "benchmarks/results/bench.json"))
+    drawn = pictures.draw(result_file.load(ROOT / "benchmarks/results/bench.json"))
     assert drawn == (ROOT / "benchmarks/results/bench.svg").read_text()
     parsed = ElementTree.fromstring(drawn)
-    assert "in flight, calls/s: " in parsed.attrib["aria-label"]
-    widths = [float(each.attrib["width"]) for each in parsed.iter() if each.tag.endswith("rect")]
-    assert max(widths) <= 360
-    assert min(widths) > 0
+    assert "256 in flight: 135 k answers/s" in parsed.attrib["aria-label"]
+    words = {"".join(each.itertext()).strip() for each in parsed.iter() if "text" in each.tag}
+    assert {"plain", "triton", "h2-infer", "h2-infer int8", "256", "p99.9", "1 ms"} <= words
+    colours = set(re.findall("#[0-9a-f]{6}", drawn))
+    assert "currentColor" in drawn
+    assert "#000000" not in colours, "ink that cannot be seen in the dark"

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import report
-from benchmarks.report import Figures, paired_ratio
+from benchmarks import report, tables
+from benchmarks.figures import Figures, paired_ratio
 from benchmarks.result_file import Cell, Skip, UnusableResults, load
 from benchmarks.targets import Spec
 from tests.benchmarks.made_up import H2, ON_CUDA, PLAIN, results, sample, three_rounds
 
 
 def rows_of(kept, title):
-    (table,) = [table for table in report.every(kept) if table.title == title]
+    (table,) = [table for table in tables.every(kept) if table.title == title]
     return [list(row) for row in table.rows]
 
 
@@ -104,7 +104,7 @@ def test_overload_table_accounts_for_every_call_that_was_due():
 def test_committed_report_is_that_of_its_results():
     path = Path("benchmarks/results/bench")
     text = path.with_suffix(".md").read_text("utf-8")
-    for table in report.every(load(path.with_suffix(".json"))):
+    for table in tables.every(load(path.with_suffix(".json"))):
         assert table.markdown() in text
 
 

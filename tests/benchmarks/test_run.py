@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import runner
+from benchmarks.figures import server_rate
 from benchmarks.loops import Trace, arrivals
-from benchmarks.report import server_rate
 from benchmarks.result_file import Cell, Latencies, UnusableResults, load
 from benchmarks.runner import Rules
 from benchmarks.targets import Running, Spec

@@ -25,13 +25,13 @@ CLIENT = """
 import sys
 from importlib.metadata import distribution, packages_distributions
 import numpy as np
-from serving import Client
+from digit_classifier import Classifier
 owned = {name for name, owners in packages_distributions().items() if "digit-serving" in owners}
 assert owned == {
     "serving", "digit_classifier", "digit_scoring", "training", "benchmarks"
 }, owned
 assert "digit-serving" in distribution("digit-serving").entry_points.names
-with Client(sys.argv[1]) as client:
+with Classifier.connect(sys.argv[1]) as client:
     assert len(client.classify(np.zeros((3, 784), np.uint8)).digits) == 3
 assert not {"onnxruntime", "PIL", "tensorflow"} & set(sys.modules)
 """

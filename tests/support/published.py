@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from serving.tensors import DIGITS
+from digit_classifier.predictions import DIGITS
 
 
 def publish(model_dir, version, onnx_bytes):

@@ -6,7 +6,6 @@ format          1; raised when a reader of older manifests would misread a newer
 name, version   the model's name and the version's number, as text
 signature       input_shape, such as [28, 28]: of one image, row-major; the graph takes them flat
 dtype "uint8", classes: their number, labels: a text for each class.
-Manifests without a signature are of digits: [28, 28], 10 classes, "0" to "9".
 preprocessing   how `digit-serving` makes an image of a picture: size, channels, layout "flat",
 dtype "uint8", resize (stretch, pad, crop or digits), invert. Absent if images are no pictures.
 recipe, seed    how it was trained; null for a model that was trained elsewhere

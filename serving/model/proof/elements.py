@@ -98,6 +98,8 @@ def _compared(node: Node, a: Size, b: Size) -> Size:
     difference = (a - b).number
     if difference is None and a.is_positive and b.number is not None and b.number <= 0:
         difference = 1
+    if difference is None and b.is_positive and a.number is not None and a.number <= 0:
+        difference = -1
     # Only equality holds even where both have overflowed.
     if difference is None or not (node.op == "Equal" or _are_exact(a, b)):
         return node.unknowns.of(node.op, a, b)

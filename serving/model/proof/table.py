@@ -1,18 +1,18 @@
 """The table of the proof of batching: the rule of each operator.
 
-To add an operator, add a row, or its name to a row: its rule (rules.py says which there are), the
-inputs that may hold rows, and its attributes, all of them, in every version of the operator. A test
-names the attributes of ONNX's own schemas that are missing here, and operators that a new version
-of ONNX adds or changes.
+To add an operator, add a row, or its name to a row: the rule (rules.py says which kinds there are),
+the inputs that may hold rows, and all attributes of all versions of the operator. A test names the
+attributes of ONNX's schemas that are missing here, and operators that a new version of ONNX adds or
+changes.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from serving.model.onnx_file import Message
-from serving.model.proof import rules
+from serving.model.proof import moves, rules, samples
 from serving.model.proof.elements import follow
-from serving.model.proof.rules import Rule
+from serving.model.proof.shapes import Rule
 from serving.model.proof.values import Mixes, Node, Value
 
 SETS = {"": (7, 28), "ai.onnx.ml": (1, 5), "com.microsoft": (1, 1)}
@@ -26,6 +26,7 @@ _FLAGS = (
 )
 """Attributes that are 0 or 1. Of other numbers ONNX Runtime makes either, or no output at all: a
 Cast with saturate=2 leaves the memory as it was."""
+_IS_FLAG = frozenset(_FLAGS.split())
 ALL = range(1 << 16)
 """All inputs."""
 
@@ -88,7 +89,7 @@ def _require_covered(row: Row, node: Node) -> None:
             raise Mixes(f"attribute {name[:100]} has no rule")
         if (wanted := row.covered[name]) and _shown(attribute) != wanted:
             raise Mixes(f"attribute {name} has a rule for {wanted} only")
-        if name in _FLAGS.split() and attribute.i not in (0, 1):
+        if name in _IS_FLAG and attribute.i not in (0, 1):
             raise Mixes(f"attribute {name} is neither 0 nor 1")
 
 
@@ -201,129 +202,133 @@ _row("Gemm", rules.general_product, "alpha beta transA transB", rows=(0, 1, 2))
 _row("Einsum", rules.einsum, "equation", rows=ALL)
 
 # Each sample by itself.
-_row("Conv ConvInteger", rules.samples(rules.convolved(1)), f"group {_WINDOWS}")
-_row("QLinearConv", rules.samples(rules.convolved(3)), f"group {_WINDOWS}")
-_row("ConvTranspose", rules.samples(rules.widened), f"group output_padding output_shape {_WINDOWS}")
-_row("MaxPool", rules.samples(rules.pooled), f"ceil_mode storage_order {_WINDOWS}")
-_row("AveragePool", rules.samples(rules.pooled), f"ceil_mode count_include_pad {_WINDOWS}")
-_row("LpPool", rules.samples(rules.pooled), f"ceil_mode p {_WINDOWS}")
-_row("GlobalAveragePool GlobalLpPool GlobalMaxPool", rules.samples(rules.one_each), "p")
-_row("DepthToSpace", rules.samples(rules.depth_to_space), "blocksize mode")
-_row("SpaceToDepth", rules.samples(rules.space_to_depth), "blocksize mode")
+_row("Conv ConvInteger", samples.by_sample(samples.convolved(1)), f"group {_WINDOWS}")
+_row("QLinearConv", samples.by_sample(samples.convolved(3)), f"group {_WINDOWS}")
+_row(
+    "ConvTranspose",
+    samples.by_sample(samples.widened),
+    f"group output_padding output_shape {_WINDOWS}",
+)
+_row("MaxPool", samples.by_sample(samples.pooled), f"ceil_mode storage_order {_WINDOWS}")
+_row("AveragePool", samples.by_sample(samples.pooled), f"ceil_mode count_include_pad {_WINDOWS}")
+_row("LpPool", samples.by_sample(samples.pooled), f"ceil_mode p {_WINDOWS}")
+_row("GlobalAveragePool GlobalLpPool GlobalMaxPool", samples.by_sample(samples.one_each), "p")
+_row("DepthToSpace", samples.by_sample(samples.depth_to_space), "blocksize mode")
+_row("SpaceToDepth", samples.by_sample(samples.space_to_depth), "blocksize mode")
 _row(
     "GridSample",
-    rules.samples(rules.sampled, others=(1,)),
+    samples.by_sample(samples.sampled, others=(1,)),
     "align_corners mode padding_mode",
     rows=(0, 1),
 )
-_row("GRU LSTM RNN", rules.recurrent, _RECURRENT, rows=(0, 4, 5, 6))
+_row("GRU LSTM RNN", samples.recurrent, _RECURRENT, rows=(0, 4, 5, 6))
 _row(
     "com.microsoft.Attention",
-    rules.self_attention,
+    samples.self_attention,
     "mask_filter_value num_heads qkv_hidden_sizes scale unidirectional",
     rows=(0, 3),
 )
 _row(
     "Attention",
-    rules.attention,
+    samples.attention,
     "is_causal kv_num_heads left_window_size q_num_heads qk_matmul_output_mode right_window_size"
     " scale softcap softmax_precision",
     rows=(0, 1, 2, 3),
 )
-_row("ReverseSequence", rules.reversed_sequences, "batch_axis time_axis", rows=(0, 1))
-_row("DFT", rules.fourier, "axis inverse onesided")
-_row("STFT", rules.samples(rules.short_fourier), "onesided")
+_row("ReverseSequence", samples.reversed_sequences, "batch_axis time_axis", rows=(0, 1))
+_row("DFT", samples.fourier, "axis inverse onesided")
+_row("STFT", samples.by_sample(samples.short_fourier), "onesided")
 
 # Classical models.
-_row("Imputer", rules.columns, "imputed_value_floats imputed_value_int64s replaced_value_float"
+_row("Imputer", samples.columns, "imputed_value_floats imputed_value_int64s replaced_value_float"
      " replaced_value_int64")  # fmt: skip
-_row("Normalizer", rules.columns, "norm")
-_row("Scaler", rules.columns, "offset scale")
+_row("Normalizer", samples.columns, "norm")
+_row("Scaler", samples.columns, "offset scale")
 _row(
     "LinearClassifier",
-    rules.classified(rules.classes_of_lines),
+    samples.classified(samples.classes_of_lines),
     "classlabels_ints classlabels_strings coefficients intercepts multi_class post_transform",
 )
 _row(
     "SVMClassifier",
-    rules.classified(rules.unknown_classes),
+    samples.classified(samples.unknown_classes),
     "classlabels_ints classlabels_strings coefficients kernel_params kernel_type post_transform"
     " prob_a prob_b rho support_vectors vectors_per_class",
 )
 _row(
     "TreeEnsembleClassifier",
-    rules.classified(rules.classes_of_trees),
+    samples.classified(samples.classes_of_trees),
     f"class_ids class_nodeids class_treeids class_weights class_weights_as_tensor"
     f" classlabels_int64s classlabels_strings {_TREES}",
 )
 _row(
     "LinearRegressor",
-    rules.scored("targets", 1),
+    samples.scored("targets", 1),
     "coefficients intercepts post_transform targets",
 )
 _row(
     "SVMRegressor",
-    rules.scored("", 1),
+    samples.scored("", 1),
     "coefficients kernel_params kernel_type n_supports one_class post_transform rho"
     " support_vectors",
 )
 _row(
     "TreeEnsembleRegressor",
-    rules.scored("n_targets", 0),
+    samples.scored("n_targets", 0),
     f"aggregate_function n_targets target_ids target_nodeids target_treeids target_weights"
     f" target_weights_as_tensor {_TREES}",
 )
 _row(
     "TreeEnsemble",
-    rules.scored("n_targets", 0),
+    samples.scored("n_targets", 0),
     "aggregate_function leaf_targetids leaf_weights membership_values n_targets nodes_falseleafs"
     " nodes_falsenodeids nodes_featureids nodes_hitrates nodes_missing_value_tracks_true"
     " nodes_modes nodes_splits nodes_trueleafs nodes_truenodeids post_transform tree_roots",
 )
 _row(
     "TfIdfVectorizer",
-    rules.scored("", 0),
+    samples.scored("", 0),
     "max_gram_length max_skip_count min_gram_length mode ngram_counts ngram_indexes pool_int64s"
     " pool_strings weights",
 )
-_row("FeatureVectorizer", rules.features, "inputdimensions", rows=ALL)
-_row("OneHotEncoder", rules.one_hot_encoded, "cats_int64s cats_strings zeros")
-_row("ArrayFeatureExtractor", rules.extracted, rows=(0, 1))
-_row("StringNormalizer", rules.texts, "case_change_action is_case_sensitive locale")
+_row("FeatureVectorizer", samples.features, "inputdimensions", rows=ALL)
+_row("OneHotEncoder", samples.one_hot_encoded, "cats_int64s cats_strings zeros")
+_row("ArrayFeatureExtractor", samples.extracted, rows=(0, 1))
+_row("StringNormalizer", samples.texts, "case_change_action is_case_sensitive locale")
 
 # Shapes.
-_row("Constant", rules.written, "value value_float value_floats value_int value_ints value_string"
+_row("Constant", moves.written, "value value_float value_floats value_int value_ints value_string"
      " value_strings")  # fmt: skip
-_row("Shape", rules.shape_of, "end start", sizes=(0,))
-_row("Size", rules.size_of, sizes=(0,))
-_row("Reshape", rules.reshaped, "allowzero", sizes=(1,))
-_row("Flatten", rules.flattened, "axis")
-_row("Transpose", rules.transposed, "perm")
-_row("Squeeze", rules.squeezed, "axes")
-_row("Unsqueeze", rules.unsqueezed, "axes")
-_row("Expand", rules.expanded, sizes=(1,))
-_row("ConstantOfShape", rules.filled, "value", rows=(), sizes=(0,))
-_row("Range", rules.counted, "stash_type", rows=(), sizes=(0, 1, 2))
-_row("Tile", rules.tiled, sizes=(1,))
-_row("Concat", rules.joined, "axis", rows=ALL)
-_row("Split", rules.split, "axis num_outputs split", sizes=(1,))
-_row("Slice", rules.sliced, "axes ends starts", sizes=(1, 2))
-_row("Pad", rules.padded, "mode pads value", sizes=(1,))
+_row("Shape", moves.shape_of, "end start", sizes=(0,))
+_row("Size", moves.size_of, sizes=(0,))
+_row("Reshape", moves.reshaped, "allowzero", sizes=(1,))
+_row("Flatten", moves.flattened, "axis")
+_row("Transpose", moves.transposed, "perm")
+_row("Squeeze", moves.squeezed, "axes")
+_row("Unsqueeze", moves.unsqueezed, "axes")
+_row("Expand", moves.expanded, sizes=(1,))
+_row("ConstantOfShape", moves.filled, "value", rows=(), sizes=(0,))
+_row("Range", moves.counted, "stash_type", rows=(), sizes=(0, 1, 2))
+_row("Tile", moves.tiled, sizes=(1,))
+_row("Concat", moves.joined, "axis", rows=ALL)
+_row("Split", moves.split, "axis num_outputs split", sizes=(1,))
+_row("Slice", moves.sliced, "axes ends starts", sizes=(1, 2))
+_row("Pad", moves.padded, "mode pads value", sizes=(1,))
 _row(
     "Resize Upsample",
-    rules.resized,
+    moves.resized,
     "antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside"
     " extrapolation_value keep_aspect_ratio_policy=stretch mode nearest_mode scales",
     sizes=(1, 2, 3),
 )
-_row("OneHot", rules.one_hot, "axis", sizes=(1,))
+_row("OneHot", moves.one_hot, "axis", sizes=(1,))
 
 # Elements by number.
-_row("Gather", rules.gathered, "axis", rows=(0, 1))
-_row("GatherElements", rules.by_element, "axis", rows=(0, 1))
-_row("ScatterElements", rules.by_element, "axis reduction", rows=(0, 1, 2))
-_row("Compress", rules.compressed, "axis")
-_row("GatherND", rules.gathered_many, "batch_dims", rows=(0, 1))
+_row("Gather", moves.gathered, "axis", rows=(0, 1))
+_row("GatherElements", moves.by_element, "axis", rows=(0, 1))
+_row("ScatterElements", moves.by_element, "axis reduction", rows=(0, 1, 2))
+_row("Compress", moves.compressed, "axis")
+_row("GatherND", moves.gathered_many, "batch_dims", rows=(0, 1))
 
 # Functions of constants.
 _FIRST: Callable[[Node], int] = lambda node: node.value(0).rank  # noqa: E731

@@ -147,6 +147,8 @@ class _Walk:
                 self._require_declared(each.name, self.scope[each.name])
         for each in graph.initializer:
             self._define(each.name, constant(small_array(each), tuple(each.dims)))
+        if any(each.values.name in self.scope.maps[0] for each in graph.sparse_initializer):
+            raise Mixes("a sparse constant has the name of another tensor")
         self._nodes(graph.node, outputs)
         return [self._named(name) for name in outputs]
 
@@ -366,6 +368,8 @@ class _Walk:
         states, (condition, *scans) = self._turns(body, [turn, Value(())], first, before=1)
         if condition.is_rows or condition.is_size:
             raise Mixes("the number of its turns depends on values of rows")
+        if any(node.is_used[len(states) :]) and not _has_turn(node):
+            raise Mixes("it may have no turn, and stacks nothing then")
         return [*states, *(self._stacked(each, 0) for each in scans)]
 
     def _turns(
@@ -410,6 +414,11 @@ class _Walk:
         ]
         if any(rows):
             return self._scan_rows(node, body, states, scanned, rows, out_axes)
+        if not all(
+            value.shape[_axis(axis, value)].is_positive
+            for axis, value in zip(axes, scanned, strict=True)
+        ):
+            raise Mixes("it may have no turn, and stacks nothing then")
         slices = [_slice(value, axis) for axis, value in zip(axes, scanned, strict=True)]
         final, scans = self._turns(
             body, [], [_without_items(each) for each in states], before=0, after=slices
@@ -450,6 +459,14 @@ class _Walk:
             shape.insert(at, size)
             outputs.append(Value(tuple(shape), at, scanned[0].outer, sources=sources))
         return [*states, *outputs]
+
+
+def _has_turn(node: Node) -> bool:
+    """Return whether a Loop has at least one turn. Without one, its outputs have sizes of 0."""
+    if node.has(1) and node.value(1).numbers != (1,):
+        return False
+    limit = (node.value(0).vector or ()) if node.has(0) else (ONE,)
+    return len(limit) == 1 and limit[0].is_positive
 
 
 def _without_items(value: Value) -> Value:

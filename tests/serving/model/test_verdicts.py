@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from digit_classifier import PRETRAINED
-from serving import Classifier, Model
+from digit_classifier import PRETRAINED, Classifier
+from serving import Model
 from serving.model import verdicts
 from serving.model.onnx_runtime import runtime
 from serving.model.repository import load_manifest
@@ -163,7 +163,7 @@ def test_manifest_spares_the_proof_while_its_rules_are_these(tmp_path, folder, j
         document["batching"]["rules"] = rules
         manifest.write_text(json.dumps(document))
         with Classifier.load(tmp_path / "digits") as classifier:
-            assert classifier.served.batching == "batching on: row independence proved"
+            assert classifier.describe().batching == "batching on: row independence proved"
         assert len(judged) == count
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import serving
+from digit_classifier import Classifier
+from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_request
-from serving import Classifier
-from serving.tensors import DIGITS
 from serving.transports.connections import PortLimits
 from tests.support.h2_server import h2_server
 from tests.support.servers import wait_until

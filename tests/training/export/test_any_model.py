@@ -63,7 +63,7 @@ def test_model_is_exported_and_served(kind, tmp_path, capsys):
         draw = generator.integers(0, 20, shape) if "int" in each.dtype else generator.random(shape)
         feeds[name] = draw.astype(each.dtype)
     with started(serve_command(tmp_path / "models")) as server, Client(server.address) as client:
-        answer = client.infer("own", **feeds)
+        answer = client.infer("own", feeds)
     found = flat([*feeds.values()] if len(feeds) > 1 else next(iter(feeds.values())))
     for name, wanted in zip(outputs, found if isinstance(found, list) else [found], strict=True):
         np.testing.assert_allclose(answer[name], wanted, rtol=1e-4, atol=1e-5)
@@ -126,7 +126,7 @@ def test_network_built_twice_in_one_process_has_the_same_names_and_is_served(tmp
         )  # fmt: skip
         x = np.ones((1, 3), np.float32)
         wanted = np.asarray(second(x))
-        wait_until(lambda: np.allclose(client.infer("own", input_layer=x)["dense"], wanted))
+        wait_until(lambda: np.allclose(client.infer("own", {"input_layer": x})["dense"], wanted))
     with started(serve_command(tmp_path / "models")) as server:
         assert server.facts["version"] == "2"
 
@@ -239,6 +239,5 @@ def test_network_of_keras_applications_is_exported_and_served(network, tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.float32)
     (tmp_path / "model.keras").unlink()
     with started(serve_command(tmp_path / "models")) as server, Client(server.address) as client:
-        (answer,) = client.infer("own", {client.model_facts("own")[0].inputs[0].name: images}
-                                 ).values()  # fmt: skip
+        (answer,) = client.infer("own", images).values()
     np.testing.assert_allclose(answer, np.asarray(model(images)), atol=1e-4)

@@ -1,10 +1,12 @@
 """The check of a proof by a run: right proofs pass, and planted faults of rules end the proof."""
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from onnx.backend.test.case.node import collect_testcases
 
 from serving import Model
 from serving.model.onnx_file import parse_model
@@ -16,15 +18,16 @@ from serving.model.proof.sizes import ONE, Size
 from serving.model.proof.table import TABLE, outputs_of
 from serving.model.proof.values import Value, computed, sizes_of
 from tests.serving.model.proof.models import CONSTANTS, graph
-from tests.serving.model.proof.test_graphs import PROVED
+from tests.serving.model.proof.test_graphs import PROVED, with_rows
 from tests.support.fakes import TIMEOUT_S
 
 
-def checked(onnx_model, **how):
+def checked(onnx_model, samples=None, clock=time.thread_time):
     """Prove a model, and check the proof by a run."""
     data = onnx_model.SerializeToString()
     message = parse_model(data)
-    return Check(Graph(message, data), prove(message), runtime().RunOptions(), **how).run()
+    graph = Graph(message, data, samples=samples)
+    return Check(graph, prove(message), runtime().RunOptions(), clock).run()
 
 
 @pytest.fixture(autouse=True)
@@ -215,3 +218,28 @@ def test_runs_that_never_end_are_ended(tmp_path, monkeypatch, caplog):
         if thread.name == "model-loader":
             thread.join(TIMEOUT_S)
             assert not thread.is_alive()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_proofs_of_the_cases_of_onnx_agree_with_runs():
+    """ONNX's own cases of each operator, any of their inputs as rows: no tensor is otherwise."""
+    state = runtime().capi.onnxruntime_pybind11_state
+    unable = state.Fail, state.InvalidArgument, state.InvalidGraph, state.NotImplemented
+    num_tensors, contradictions = 0, []
+    for case in collect_testcases(None):
+        for model, rows in with_rows(case):
+            count = len(next(iter(rows.values())))
+            if not count:
+                continue
+            order = np.resize(np.arange(count), 8)
+            taken = {name: array[order] for name, array in rows.items()}
+            try:
+                num_tensors += checked(model, samples=taken).num_tensors
+            except Mixes as err:
+                if "in a run" in str(err) or "a batch of" in str(err):
+                    contradictions.append(f"{case.name}: {err}")
+            except (NotRun, *unable):  # ONNX Runtime lacks the operator, or refuses shapes
+                continue
+    assert not contradictions
+    assert num_tensors > 1000

@@ -1,0 +1,198 @@
+"""The tables of a report: targets, cells, overload, starts, and what was left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from benchmarks.figures import Figures
+from benchmarks.loops import Outcome
+from benchmarks.result_file import Cell, Results, Sample
+
+NONE = "–"
+NOT_MEASURED = "not measured"
+_TAIL = (0.5, 0.9, 0.99, 0.999)
+"""Quantiles of latency that are shown."""
+_OUTCOMES = (
+    Outcome.DUE, Outcome.SENT, Outcome.IN_TIME, Outcome.REFUSED, Outcome.LATE, Outcome.FAILED,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ReportTable:
+    """A heading row and rows, under a title and a note."""
+
+    title: str
+    note: str
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Write as markdown, without the title."""
+        head, *body = ["| " + " | ".join(row) + " |" for row in self.rows]
+        rule = "|---" + "|---:" * (len(self.rows[0]) - 1) + "|"
+        return "\n".join([head, rule, *body])
+
+    def text(self) -> str:
+        """Lay out in columns, for a terminal."""
+        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
+        lines = (zip(row, widths, strict=True) for row in self.rows)
+        return "\n".join("  ".join(c.ljust(w) for c, w in line).rstrip() for line in lines)
+
+
+def seconds(value: float) -> str:
+    """Write a time in the unit that suits it."""
+    if value < 1e-3:
+        return f"{value * 1e6:.3g} µs"
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def short(number: float | None) -> str:
+    """Write a number with three digits; a dash for None."""
+    if number is None:
+        return NONE
+    for unit, name in ((1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:.3g}"
+
+
+def every(results: Results) -> list[ReportTable]:
+    """Make every table that the results have something for."""
+    figures = Figures(results)
+    made = (make(figures) for make in (targets, cells, overload, starts, left_out))
+    return [table for table in made if len(table.rows) > 1]
+
+
+def targets(figures: Figures) -> ReportTable:
+    """Lay out every target's figures, and how many times as fast as the first one it is."""
+    results, specs = figures.results, figures.specs
+    shown = [cell for cell in figures.rounds if _is_headline(cell, figures)]
+    comparable = {cell.spec for cell in figures.samples if replace(cell, spec=specs[0]) in shown}
+    skipped = dict.fromkeys(skip.spec for skip in results.skips if skip.spec not in specs)
+    loops = [cell for cell in shown if cell.scenario == "ClosedLoop"][-1:]
+    costs = [f"CPU seconds a million, {cell.in_flight} callers" for cell in loops]
+    rows = [["target", *(_heading(cell, results.latency_slo_s) for cell in shown), *costs]]
+    rows += [
+        [
+            str(spec),
+            *(_entry(replace(cell, spec=spec), figures) for cell in shown),
+            *(short(figures.cost_us(replace(cell, spec=spec))) for cell in loops),
+        ]
+        for spec in [*(spec for spec in specs if spec in comparable), *skipped]
+    ]
+    note = (
+        f"Medians of {results.settings['rounds']} interleaved rounds; in brackets how many times "
+        f"as fast as {_first(figures)}: the median of the rounds' ratios, and the least to the "
+        f"greatest of {results.settings['rounds']} rounds. "
+        "Rates drift by tens of percent from run to run on shared machines: trust the ratios."
+    )
+    return ReportTable("Targets", note, rows if shown else [])
+
+
+def tails(figures: Figures) -> ReportTable:
+    """Lay out latencies of a single caller, and of many whose headers change."""
+    rows = [["latency", *(f"p{100 * share:g}" for share in _TAIL)]]
+    for scenario in ("SingleStream", "NewHeaders"):
+        for cell in figures.rounds:
+            if cell.scenario != scenario or cell.spec.precision == "int8":
+                continue
+            latencies = [sample.latency for sample in figures.valid(cell)]
+            values = (seconds(median(h.quantile(q) for h in latencies)) for q in _TAIL)
+            rows.append([f"{cell.task}, {cell.spec}", *values])
+    return ReportTable("Tails", "", rows)
+
+
+def _first(figures: Figures) -> str:
+    return str(figures.specs[0]) if figures.specs else NONE
+
+
+def _is_headline(cell: Cell, figures: Figures) -> bool:
+    """Keep the table narrow: of ClosedLoop and Offline the smallest and the largest size."""
+    same = [c for c in figures.rounds if (c.spec, c.scenario) == (cell.spec, cell.scenario)]
+    return cell.spec == figures.specs[0] and not cell.overload and cell in (min(same), max(same))
+
+
+def _heading(cell: Cell, latency_slo_s: float) -> str:
+    return {
+        "SingleStream": "SingleStream, p90",
+        "ClosedLoop": f"ClosedLoop, {cell.in_flight} callers",
+        "NewHeaders": f"NewHeaders, {cell.in_flight} callers",
+        "Server": f"Server, p99 ≤ {latency_slo_s * 1e3:g} ms",
+        "Offline": f"Offline, {cell.batch} a call",
+    }[cell.scenario]
+
+
+def _entry(cell: Cell, figures: Figures) -> str:
+    value, ratio = figures.of(cell), figures.speedup(cell)
+    if value is None:
+        return NOT_MEASURED
+    text = seconds(value) if cell.is_latency else f"{short(value)}/s"
+    return f"{text} ({ratio})" if ratio else text
+
+
+def cells(figures: Figures) -> ReportTable:
+    """Lay out all that was measured: the figure, its ratio, latencies, processor time."""
+    rows = [["scenario", "target", "figure", f"× {_first(figures)}",
+             *(f"p{100 * share:g}" for share in _TAIL), "CPU µs"]]  # fmt: skip
+    tasks = list(dict.fromkeys(cell.task for cell in figures.rounds))
+    for cell in sorted(figures.rounds, key=lambda cell: tasks.index(cell.task)):
+        value = figures.of(cell) or 0.0
+        if not cell.overload:
+            figure = seconds(value) if cell.is_latency else f"{short(value)}/s"
+            latencies = [sample.latency for sample in figures.valid(cell)]
+            tail = [seconds(median(h.quantile(q) for h in latencies)) for q in _TAIL]
+            ratio, cost = figures.speedup(cell), short(figures.cost_us(cell))
+            tail = [NONE] * len(_TAIL) if cell.scenario == "Server" else tail
+            rows.append([cell.task, str(cell.spec), figure, str(ratio or NONE), *tail, cost])
+    note = (
+        "Calls of one image where no size is named; C × M: M in flight on each of C connections. "
+        "Medians of the rounds; ratios with the least to the greatest of them. CPU: the target's "
+        "processor time for an image."
+    )
+    return ReportTable("All that was measured", note, rows)
+
+
+def overload(figures: Figures) -> ReportTable:
+    """Lay out how many of too many calls are answered in time, and how the others end."""
+    rows = [["target", "offered", "offered/s", "sent/s", "in time/s", "share", "refused/s",
+             "late/s", "failed/s"]]  # fmt: skip
+    for cell in figures.rounds:
+        if cell.overload:
+            valid = figures.valid(cell)
+            share = cell.overload * median(
+                _per_s(each, Outcome.IN_TIME) / _per_s(each, Outcome.DUE) for each in valid
+            )
+            rates = [short(median(_per_s(s, outcome) for s in valid)) for outcome in _OUTCOMES]
+            offered = f"{cell.overload:g} ×"
+            rows.append([str(cell.spec), offered, *rates[:3], f"{share:.0%}", *rates[3:]])
+    note = (
+        "Offered: as a multiple of the rate of a closed loop of 8 × 32 just before. Each caller "
+        "gives up 50 ms after its call was due, and resets the stream. In time: answered by then. "
+        "Share: of the closed loop's rate. Refused: by a status in time. Late: the rest of those "
+        "sent. Medians of the rounds."
+    )
+    return ReportTable("Overload", note, rows)
+
+
+def _per_s(sample: Sample, outcome: str) -> float:
+    return sample.outcomes.get(outcome, 0) / sample.duration_s
+
+
+def starts(figures: Figures) -> ReportTable:
+    """Lay out startup time and memory."""
+    rows = [["target", "start to first answer", "memory"]]
+    rows += [
+        [str(start.spec), seconds(start.startup_s), f"{(start.memory_bytes or 0) / 2**20:.0f} MiB"]
+        for start in figures.results.starts
+    ]
+    return ReportTable("Start and memory", "Memory (PSS) after the last round.", rows)
+
+
+def left_out(figures: Figures) -> ReportTable:
+    """Lay out the targets and runs without a figure, and why."""
+    rows = [["target or cell", "runs", "why, the first time"]]
+    rows += [[str(skip.spec), NONE, skip.reason] for skip in figures.results.skips]
+    for cell, samples in figures.samples.items():
+        reasons = [sample.invalid for sample in samples if sample.invalid]
+        if reasons:
+            rows.append([str(cell), f"{len(reasons)} of {len(samples)}", reasons[0]])
+    return ReportTable(NOT_MEASURED.capitalize(), "Nothing is extrapolated.", rows)
