@@ -18,7 +18,7 @@ from serving.model import repository
 from serving.model.onnx_file import ValueInfoProto, fields_of
 from serving.model.repository import MANIFEST
 from serving.system.files import open_regular, read_regular
-from serving.tensors import DIGITS, Signature
+from serving.tensors import Signature
 
 MARK = "new-signature"
 """A file in a version's folder: it is to be served, though its signature is another one."""
@@ -146,8 +146,7 @@ def read_signature(
     with suppress(FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
         data = read_regular(model_dir / version / MANIFEST, repository.MAX_MANIFEST_BYTES)
         document = json.loads(data).get("signature")
-        signature = DIGITS if document is None else Signature.of(document)
-        images = json.dumps(signature.document())
+        images = json.dumps(Signature.of(document).document() if document else None)
     return GraphSignature(inputs, outputs, images)
 
 
