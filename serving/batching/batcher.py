@@ -56,6 +56,9 @@ TURN_ROWS = 16
 _SHARE_OF_BUDGET = 0.25
 """How much of its time a call may wait for the runs before its own: under overload reading and
 refusing take as long again, and so do the network and the kernel."""
+_LONG_WAIT_S, _LONG_WAIT_RUNS = 0.1, 10
+"""How long a call may wait, or how many runs if they take longer, for whom others wait already:
+callers that send more than can run would only be answered later, and not more of them."""
 _OWN_ROWS = 8
 """Rows that a caller, or else an address, may have waiting however many others have."""
 _GIVE_UP_MEMORY_S = 1.0
@@ -144,26 +147,35 @@ class Queue:
         self._addresses: dict[str, int] = {}
         """Rows that wait, by where their callers are."""
 
-    def room(self, caller: Caller, timeout_s: float) -> float:
-        """Return how many more rows of calls with this timeout may wait.
+    def room(self, caller: Caller, left_s: float) -> float:
+        """Return how many more rows of calls that have so much time left may wait.
 
         Calls that fit in the next run are never refused, however long the last runs took. Nor is a
         caller with few calls for those of others: half as much again is reserved for callers with
-        few calls, and as much for addresses with few.
+        few calls, and as much for addresses with few. A caller that sends its next call after the
+        answer to the last does not wait long for its own calls; one that has many waiting would.
         """
         most: float = self.capacity
         if self.row_s:
-            budget = timeout_s * _SHARE_OF_BUDGET / self.row_s
-            most = min(most, max(self.run_rows, budget))
+            wait_s = left_s * _SHARE_OF_BUDGET
+            if self._num_waiting(caller):
+                wait_s = min(
+                    wait_s, max(_LONG_WAIT_S, _LONG_WAIT_RUNS * self.run_rows * self.row_s)
+                )
+            most = min(most, max(self.run_rows, wait_s / self.row_s))
         room = most - self.num_rows
         if room < _OWN_ROWS:
             if room < -most / 2:
                 own = self._addresses.get(caller.address, 0)
             else:
-                waiting = caller.queues.get(self)
-                own = waiting.num_rows if waiting else 0
+                own = self._num_waiting(caller)
             room = max(room, min(_OWN_ROWS - own, room + most))
         return room
+
+    def _num_waiting(self, caller: Caller) -> int:
+        """Return how many rows of a caller wait."""
+        waiting = caller.queues.get(self)
+        return waiting.num_rows if waiting else 0
 
     def note_run(self, num_rows: int, seconds: float) -> None:
         """Learn the time of a row from a run of more than half of `run_rows`; fewer take longer."""
@@ -523,9 +535,10 @@ class Batcher:
         rows, number = group.encoder.num_rows, len(group.streams)
         queue = self._inline if rows <= self.inline_rows else self._offloaded.queue_of(rows)
         if queue.num_rows + group.num_rows > queue.run_rows:
+            now_s = self.owner.clock()
             last_s = max(group.deadlines_s or (group.deadline_s,))
-            timeout_s = min(last_s - group.arrived_s, self._config.slo_s)
-            room = queue.room(group.caller, timeout_s)
+            left_s = min(last_s, group.arrived_s + self._config.slo_s) - now_s
+            room = queue.room(group.caller, left_s)
             # However slow the model is: a call may always be the only one.
             fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))
             if fitting < number:

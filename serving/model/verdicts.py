@@ -96,7 +96,11 @@ def prepare(
 
 
 def run(check: "Check") -> Verdict:
-    """Run a check; return the verdict."""
+    """Run a check; return the verdict.
+
+    Raises:
+        TimeoutError: the runs were ended.
+    """
     from serving.model.proof import Mixes
     from serving.model.proof.check import NotRun
 
@@ -106,6 +110,11 @@ def run(check: "Check") -> Verdict:
         return Verdict(str(err))
     except NotRun:
         return Verdict("row independence is proved, but no drawn input can be run to check it")
+    except TimeoutError:
+        raise
+    except Exception as err:  # a graph of others, and no reason to refuse the whole model
+        _log.warning("the check by a run failed", exc_info=True)
+        return Verdict(f"the check by a run failed: {type(err).__name__}")
     _log.debug("checked by %s runs: %s tensors", found.num_runs, found.num_tensors)
     if not found.num_omitted:
         return Verdict(None)

@@ -178,7 +178,17 @@ def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled):
     filled.queue.row_s = 0.125
     filled.put(connection, *range(4))
     assert filled.queue.room(connection, 4.0) == 4  # then the wait is 1 s, a quarter of its time
-    assert filled.queue.room(connection, math.inf) == 996
+    assert filled.queue.room(FakeCaller(), math.inf) == 996
+
+
+@pytest.mark.parametrize(("row_s", "room"), [(0.0, 996), (0.01, 36), (0.0001, 996), (0.001, 96)])
+def test_caller_with_calls_that_wait_adds_no_more_than_soon_run(row_s, room):
+    """What ten runs take, or 0.1 s; a caller that has none waiting may add one."""
+    filled, connection = FilledQueue(), FakeCaller()
+    filled.queue.run_rows, filled.queue.row_s = 4, row_s
+    filled.put(connection, *range(4))
+    assert filled.queue.room(connection, math.inf) == room
+    assert filled.queue.room(FakeCaller(), math.inf) == 996
 
 
 def test_call_that_the_next_run_may_take_is_never_refused(filled):

@@ -10,6 +10,7 @@ from digit_classifier import PRETRAINED, Classifier
 from serving import Model
 from serving.model import verdicts
 from serving.model.onnx_runtime import runtime
+from serving.model.proof.check import Check
 from serving.model.repository import load_manifest
 from serving.model.verdicts import Verdict
 from tests.serving.model.graphs import node, rows_model, save, two_layers
@@ -145,6 +146,17 @@ def test_verdict_that_took_too_long_is_not_kept(tmp_path, folder, monkeypatch):
         )
     assert not folder.exists()
     assert line_of(path) == "batching on: row independence proved"
+
+
+def test_bug_of_the_check_leaves_a_model_that_serves(tmp_path, monkeypatch, caplog):
+    def run(check):
+        raise IndexError("planted")
+
+    monkeypatch.setattr(Check, "run", run)
+    assert line_of(save(two_layers(), tmp_path)) == (
+        "batching off: the check by a run failed: IndexError"
+    )
+    assert "planted" in caplog.text
 
 
 def test_bundled_manifest_has_the_verdict_of_these_rules():
