@@ -126,15 +126,9 @@ class _Source(NamedTuple):
     onnx: bytes
     weights: Mapping[str, bytes]
     labels: tuple[str, ...]
-<<<<<<< HEAD
-    """The classes of an output that the graph makes a dictionary of."""
+    """The classes of an output that the graph makes a dictionary of, or that the file names."""
     proto: Message | None
     """The ModelProto; None where it is not needed any more, since it takes as much as the file."""
-=======
-    """The classes of an output that the graph makes a dictionary of, or that the file names."""
-    graph: Message | None
-    """The graph; None where it is not needed any more, since it takes as much as the file."""
->>>>>>> main
     key: str
     """The name of the verdict on it."""
     verdict: Verdict | None
