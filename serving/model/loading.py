@@ -24,7 +24,7 @@ from serving.model.acceptance import find_rows, has_bounded_time
 from serving.model.engine import OnnxEngine, open_engine
 from serving.model.loaded import LoadedModel
 from serving.model.memory import remaps_memory
-from serving.model.onnx_file import Message, cut_zip_maps, parse_model
+from serving.model.onnx_file import Message, cut_zip_maps, labels_of, parse_model
 from serving.model.onnx_runtime import runtime
 from serving.model.repository import Manifest, described
 from serving.model.settings import SETTINGS, ModelSettings, read_settings
@@ -125,7 +125,7 @@ class _Source(NamedTuple):
     onnx: bytes
     weights: Mapping[str, bytes]
     labels: tuple[str, ...]
-    """The classes of an output that the graph makes a dictionary of."""
+    """The classes of an output that the graph makes a dictionary of, or that the file names."""
     graph: Message | None
     """The graph; None where it is not needed any more, since it takes as much as the file."""
     key: str
@@ -212,7 +212,7 @@ def _source_of(
     labels = None if graph is None else cut_zip_maps(graph)
     if graph is not None and labels is not None:
         onnx = graph.SerializeToString()
-    return _Source(manifest, onnx, weights, labels or (), graph, key, found)
+    return _Source(manifest, onnx, weights, labels or labels_of(onnx), graph, key, found)
 
 
 def _judge(source: _Source, mode: BatchingMode, build_s: float, check_s: float) -> Verdict:

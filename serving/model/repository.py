@@ -441,6 +441,13 @@ def load(
     return manifest, onnx, weights
 
 
+def file_of(version_dir: Path, precision: Precision, file_name: str | None) -> Path:
+    """Return the file of a version's variant; see `load`."""
+    if precision != "fp32" or os.path.lexists(version_dir / MANIFEST):
+        return version_dir / FILES[precision]
+    return _file_of(version_dir, file_name)
+
+
 def _file_of(version_dir: Path, file_name: str | None) -> Path:
     """Return the file of a version without a manifest.
 

@@ -262,6 +262,12 @@ class Server:
         """Where HTTP answers, such as "http://127.0.0.1:8080"; None if it is off."""
         return None if self._http is None else self._http.url
 
+    @property
+    def waiting_versions(self) -> list[str]:
+        """Newer versions that are not served by themselves, such as "iris/4"."""
+        routes = self._router.routes.items()
+        return [f"{name}/{version}" for name, each in routes for version in each.versions.waiting]
+
     async def start(self) -> None:
         """Bind the port and start to answer.
 
@@ -406,6 +412,8 @@ def announce(
 
 def _announce(server: Server) -> None:
     more = {} if server.http_url is None else {"http": server.http_url}
+    if waiting := server.waiting_versions:
+        more["waiting"] = ",".join(waiting)
     log_format = server.config.log_format
     announce(server.report(), server.address, server.metrics_address, log_format, **more)
 

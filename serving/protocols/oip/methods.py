@@ -293,7 +293,11 @@ class Queries:
             reason = "" if self._health.is_model_serving(route.name) else "not ready"
             for version in route.batchers:
                 yield route.name, version, reason
-        for name, trouble in (self._catalog.failures if self._catalog else {}).items():
+        if self._catalog is None:
+            return
+        for name, versions in self._catalog.models.items():
+            yield from ((name, version, why) for version, why in versions.waiting.items())
+        for name, trouble in self._catalog.failures.items():
             yield name, "", _FOLDERS.sub("", trouble)
 
     def _find(self, name: str, version: str) -> tuple[Route, LoadedModel]:
