@@ -40,7 +40,7 @@ from benchmarks.result_file import Cell, Latencies, Results, Sample, Skip, Start
 from benchmarks.targets import NotMeasured, Running, Setting, Spec, can_be, open_target
 
 NAMES = ("SingleStream", "ClosedLoop", "NewHeaders", "Server", "Offline", "Overload")
-OVERLOADS = (1.0, 1.5, 2.0, 3.0)
+OVERLOADS = (1.0, 1.5, 2.0, 3.0, 5.0)
 """Offered rates, as multiples of the closed loop's."""
 TIMEOUT_S = 0.05
 """How long a caller waits in Overload, from when its call was due."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving import Client
+from digit_classifier import Classifier
 from training.data.mnist import Mnist
 
 _SERVE = (sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "off",
@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     mnist = Mnist.load(options.data_dir)
 
-    with _server(options.models) as address, Client(address) as client:
-        info = client.model_info()
+    with _server(options.models) as address, Classifier.connect(address) as client:
+        info = client.describe()
         client.classify(mnist.test_images[:1])  # connect first: the rate is that of the work
         start_s = time.perf_counter()
         predictions = client.classify(mnist.test_images)

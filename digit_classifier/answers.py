@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from digit_classifier.predictions import Predictions
 from serving.commandline.installation import Bar, escape, silenced_stderr
 from serving.errors import ConfigurationError
 from serving.pictures.reader import SUFFIXES, processes, read_or_reason
-from serving.predictions import Predictions
 from serving.system.process import usable_cores
 from serving.system.processes import mapped, silence_pillow
 from serving.telemetry import logs

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from serving.cli import models
 from serving.commandline import installation, options
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, InvalidRequest
 
 if TYPE_CHECKING:
+    from digit_classifier import Classifier
+    from digit_classifier.predictions import Predictions
     from serving.config import ModelConfig
     from serving.model.preprocessing import Preprocessing
-    from serving.predictions import Predictions
-    from serving.tensors import Array
+    from serving.tensors import Array, Images
 
 HELP = "classify picture files"
 EXAMPLES = """\
@@ -40,12 +41,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """See `Command`."""
     installation.require("PIL", "scipy")
-    from serving.model.preprocessing import DIGITS_PICTURES
-
     if not options.target:
         return _classify(options, *_local_model(options, models.model_config(options)))
-    with models.client_of(options) as client:
-        return _classify(options, DIGITS_PICTURES, partial(models.classify_images, client))
+    from digit_classifier import Classifier, pictures
+    from digit_classifier.remote import RemoteDigits
+    from serving.model.preprocessing import Preprocessing
+
+    with Classifier(RemoteDigits(models.client_of(options))) as classifier:
+        as_mnist = Preprocessing(size=pictures.SIZE, resize="digits")
+        return _classify(options, as_mnist, partial(classify_images, classifier))
+
+
+def classify_images(classifier: "Classifier", images: "Images") -> "Predictions":
+    """Classify images of pictures, with an error that speaks of pictures."""
+    try:
+        return classifier.classify(images)
+    except InvalidRequest as err:
+        raise ConfigurationError(f"pictures are read as images of 28 x 28: {err}") from err
 
 
 def _classify(
@@ -74,7 +86,8 @@ def _local_model(
     Raises:
         ServingError: see `load_model`; or it isn't known to classify pictures.
     """
-    from serving.model.preprocessing import predictions_of
+    from digit_classifier.predictions import Predictions
+    from serving.model.preprocessing import classes_of
 
     model, pictures = models.load_with_pictures(options, config)
     tensors = model.tensors
@@ -86,6 +99,7 @@ def _local_model(
 
     def run(row: "Array") -> "Predictions":
         outputs = model.run({tensors.inputs[0].name: row})
-        return predictions_of(pictures, tensors, outputs, model.version)
+        probabilities = classes_of(pictures, tensors, outputs)
+        return Predictions.of(probabilities, model.version, pictures.labels)
 
     return pictures, run

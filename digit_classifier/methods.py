@@ -1,13 +1,12 @@
 """The methods of the digits.v1.DigitClassifier service."""
 
 from array import array
-from dataclasses import asdict
 
 from digit_classifier import wire
 from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.predictions import Predictions
 from serving.batching.runs import ResponseEncoder, Result, Target
 from serving.errors import ModelNotFound, ServingError
-from serving.predictions import Predictions
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, PrefixCache, Unary, frame
 from serving.router import Route, Router
 
@@ -19,16 +18,26 @@ _MARK = bytes(range(200, 240))
 """Probabilities whose bytes occur nowhere else in a response."""
 
 
-def digits_methods(router: Router, transport: str) -> list[Method]:
-    """Return the service's methods; GetModel names the `transport`."""
+def methods(router: Router, transport: str) -> list[Method]:
+    """See `GrpcService`; GetModel names the `transport`."""
     unary, stream = _Reader("Classify", router), _Reader(None, router)
 
     def get_model(request: bytes) -> bytes:
         """Encode the model's description; the request is empty and is not read."""
-        info = find_classifier(router).info(transport)
-        facts = asdict(info) | {"signature": info.signature.document()}
-        facts["max_request_images"] = facts.pop("max_request_rows")
-        return digits_pb2.GetModelResponse(**facts).SerializeToString()
+        route = find_classifier(router)
+        info = route.model.describe(router.batching)
+        response = digits_pb2.GetModelResponse(
+            name=route.name,
+            version=info.version,
+            device=info.device,
+            precision=info.precision,
+            transport=transport,
+            max_request_images=info.max_request_rows,
+            max_batch_size=info.max_batch_size,
+            test_accuracy=info.test_accuracy,
+            signature=route.model.image_signature.document(),
+        )
+        return response.SerializeToString()
 
     return [
         BatchedUnary(path=f"/{SERVICE}/Classify", name="Classify",
@@ -39,13 +48,29 @@ def digits_methods(router: Router, transport: str) -> list[Method]:
     ]  # fmt: skip
 
 
+def model_name(router: Router) -> str:
+    """See `GrpcService`."""
+    route = route_of(router)
+    return "" if route is None else route.name
+
+
+def route_of(router: Router) -> Route | None:
+    """Return the model of digits.v1: the one called digits, or the only one that classifies images.
+
+    None if there is none.
+    """
+    able = [route for route in router.routes.values() if route.signature is not None]
+    named = [route for route in able if route.name == "digits"]
+    return named[0] if named else able[0] if len(able) == 1 else None
+
+
 def find_classifier(router: Router) -> Route:
     """Return the model of digits.v1.
 
     Raises:
         ModelNotFound: it is served no longer.
     """
-    if (route := router.classifier) is None:
+    if (route := route_of(router)) is None:
         raise ModelNotFound("no classifier of images is served")
     return route
 
@@ -57,7 +82,7 @@ class _Reader:
         self.prefixes = PrefixCache()
         self._name = name
         self._router = router
-        if (route := router.classifier) is not None:
+        if (route := route_of(router)) is not None:
             image_bytes = route.model.image_signature.image_bytes
             self.read(wire.encode_request(bytes(image_bytes)))  # the most frequent one
 

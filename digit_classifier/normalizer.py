@@ -17,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
+from digit_classifier.predictions import DIGITS
 from serving.errors import InvalidRequest
-from serving.tensors import DIGITS
 
 MAX_PARTS = 100
 """If there are more, most are grain; the time grows with the square of their number."""

@@ -11,9 +11,9 @@ from functools import lru_cache
 import numpy as np
 
 from digit_classifier.pb.digits.v1 import digits_pb2
-from serving.predictions import Digits, Predictions, check_bytes, digit_type
+from digit_classifier.predictions import DIGITS, Digits, Predictions, check_bytes, digit_type
 from serving.protocols import parse, varint
-from serving.tensors import DIGITS, Signature
+from serving.tensors import Signature
 
 _FIELD_1, _FIELD_2, _FIELD_3 = b"\x0a", b"\x12", b"\x1a"  # wire type 2: length-delimited
 

@@ -31,14 +31,15 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from pyarrow import fs, types
 
+from digit_classifier.pictures import image_or_reason
+from digit_classifier.predictions import digit_type
 from serving.commandline import installation
 from serving.errors import ConfigurationError
 from serving.model.loaded import LoadedModel
 from serving.model.remote import without_credentials
-from serving.pictures.reader import SUFFIXES, image_or_reason, processes
-from serving.predictions import Images, digit_type
+from serving.pictures.reader import SUFFIXES, processes
 from serving.system.processes import Processes, mapped
-from serving.tensors import Signature
+from serving.tensors import Images, Signature
 
 Decode = Callable[[Sequence[bytes]], Sequence[Images | str]]
 """Decodes picture files: (1, 784) uint8 each, or why there is none."""

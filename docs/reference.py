@@ -33,20 +33,31 @@ OWN: dict[str, Any] = {"classify": classify, "score": score}
 
 NAMES = {
     "In your own process": {
-        "serving.Classifier": "load pretrained classify classify_async model_info version close",
-        "serving.Model": "load run run_async inputs outputs version close",
-        "serving.from_picture": "",
+        "serving.Model": "load infer describe models wait_ready version close",
+        "serving.AsyncModel": "load infer describe models wait_ready version close",
         "digit_scoring.ray.Classify": "__call__",
     },
     "Over the network": {
-        "serving.Client": "classify infer model_info models model_facts wait_ready close",
-        "serving.AsyncClient": "classify infer model_info models model_facts wait_ready close",
+        "serving.Client": "infer describe models wait_ready call call_many close",
+        "serving.AsyncClient": "infer describe models wait_ready call call_many close",
+    },
+    "A server beside your code": {
+        "serving.Server": "address http_address metrics_address pid errors close",
+        "serving.serve": "",
+    },
+    "Digits": {
+        "digit_classifier.Classifier": "pretrained load connect classify signature describe "
+        "wait_ready close",
+        "digit_classifier.AsyncClassifier": "pretrained load connect classify describe "
+        "wait_ready close",
+        "digit_classifier.from_picture": "",
+        "digit_classifier.Predictions": "digits probabilities model_version labels to_dicts",
+        "digit_classifier.Prediction": "",
     },
     "Answers": {
-        "serving.Predictions": "digits probabilities model_version labels to_dicts",
-        "serving.Prediction": "",
+        "serving.Outputs": "",
         "serving.ModelInfo": "",
-        "serving.Signature": "input_shape num_classes labels",
+        "serving.Tensor": "axes",
     },
     "Settings": {
         "serving.BatchingConfig": "",

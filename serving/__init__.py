@@ -1,8 +1,8 @@
 """Serve ONNX and Keras models over gRPC and HTTP, with batching, deadlines, metrics and reloads.
 
-    from serving import Classifier
-    with Classifier.pretrained() as classifier:  # or Classifier.load("models/digits")
-        predictions = classifier.classify(images)
+    import serving
+    with serving.Model.load("model.onnx") as model:  # or serving.Client("127.0.0.1:50051")
+        outputs = model.infer({"x": array})
 
 Each name is imported when it is first used, so that `import serving.client` loads no ONNX Runtime.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.client import AsyncClient as AsyncClient
     from serving.client import Client as Client
     from serving.config import BatchingConfig as BatchingConfig
-    from serving.embedded import Classifier as Classifier
+    from serving.embedded import AsyncModel as AsyncModel
     from serving.embedded import Model as Model
     from serving.errors import ConfigurationError as ConfigurationError
     from serving.errors import CorruptModel as CorruptModel
@@ -31,26 +31,25 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import Unauthenticated as Unauthenticated
     from serving.errors import Unavailable as Unavailable
     from serving.errors import Unsupported as Unsupported
-    from serving.pictures.reader import from_picture as from_picture
-    from serving.predictions import Prediction as Prediction
-    from serving.predictions import Predictions as Predictions
+    from serving.launch import Server as Server
+    from serving.launch import serve as serve
     from serving.tensors import ModelInfo as ModelInfo
-    from serving.tensors import Signature as Signature
+    from serving.tensors import Outputs as Outputs
+    from serving.tensors import Tensor as Tensor
 
     __version__: str
 
 _NAMES = {
     "client": "AsyncClient Client",
     "config": "BatchingConfig",
-    "embedded": "Classifier Model",
+    "embedded": "AsyncModel Model",
     "errors": """
-        ConfigurationError CorruptModel DeadlineExceeded DeviceError ServingError InvalidRequest
-        ModelError ModelNotFound Overloaded RequestError ServerError TooLarge Unauthenticated
+        ConfigurationError CorruptModel DeadlineExceeded DeviceError InvalidRequest ModelError
+        ModelNotFound Overloaded RequestError ServerError ServingError TooLarge Unauthenticated
         Unavailable Unsupported
     """,
-    "pictures.reader": "from_picture",
-    "predictions": "Prediction Predictions",
-    "tensors": "ModelInfo Signature",
+    "launch": "Server serve",
+    "tensors": "ModelInfo Outputs Tensor",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = [*_HOMES]
@@ -64,3 +63,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,4 +1,4 @@
-"""Commands, HTTP paths and pages that other distributions add: docs/applications.md.
+"""What applications add: commands, HTTP paths, gRPC services and more; docs/applications.md.
 
 Each is a module that an entry point names, so this package knows none of them:
 
@@ -7,19 +7,28 @@ Each is a module that an entry point names, so this package knows none of them:
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 from serving.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from serving.tensors import Images
+
 COMMANDS = "digit_serving.commands"
 """The group of entry points of modules that are a `Command`, by its name."""
 HTTP = "digit_serving.http"
 """The same of an `HttpApplication` (`serving.transports.http.applications`), by any name."""
+GRPC = "digit_serving.grpc"
+"""The same of a `GrpcService` (`serving.protocols.service`), by any name."""
+PICTURES = "digit_serving.pictures"
+"""The same of a `PictureReader`, by the `resize` of a classifier.json or manifest that names it."""
+MODELS = "digit_serving.models"
+"""The group of entry points of repositories (a `Path` each), by the name of a model in it."""
 
 
 class Command(Protocol):
@@ -45,9 +54,51 @@ class Command(Protocol):
         """
 
 
+class PictureReader(Protocol):
+    """A way to make pictures fit to a classifier's input: a module."""
+
+    @property
+    def SIZE(self) -> tuple[int, ...]:  # noqa: N802
+        """Height and width of the images that it makes."""
+
+    @property
+    def CHANNELS(self) -> int:  # noqa: N802
+        """1 for grey levels, 3 for red, green, blue."""
+
+    def modules(self) -> Sequence[str]:
+        """Return the imports of processes that read pictures, before they are forked."""
+
+    def read(self, source: str | Path | BinaryIO, /) -> "tuple[Images, float]":
+        """Make an image of a picture: (height, width, channels) uint8.
+
+        Returns:
+            The image, and a factor for the probabilities: 1 if it surely shows what it should.
+
+        Raises:
+            InvalidRequest: it is no such picture.
+        """
+
+
+class BundledModel(NamedTuple):
+    """A model that is installed with an application."""
+
+    name: str
+    repository: Path
+    """The folder that has a folder of the model."""
+
+
+def bundled_model() -> BundledModel | None:
+    """Return the model to serve where none is named; None if no application has one."""
+    for name, repository in installed(MODELS).items():
+        return BundledModel(name, repository)
+    return None
+
+
 @cache
 def installed(group: str) -> Mapping[str, Any]:
     """Import what the entry points of a group name, by their names.
+
+    An entry point whose package is not there, as in an image that leaves it out, is none.
 
     Raises:
         ConfigurationError: one can't be imported, or two have one name.
@@ -62,10 +113,18 @@ def installed(group: str) -> Mapping[str, Any]:
             )
         try:
             found[entry.name] = entry.load()
+        except ModuleNotFoundError as err:
+            if err.name == entry.module.partition(".")[0]:
+                continue
+            raise _unusable(entry.value, group, err) from err
         except Exception as err:  # a module of others raises anything
-            reason = " ".join(f"{type(err).__name__}: {err}".split())
-            raise ConfigurationError(f"{entry.value}, of {group}, can't be used: {reason}") from err
+            raise _unusable(entry.value, group, err) from err
     return found
+
+
+def _unusable(value: str, group: str, err: Exception) -> ConfigurationError:
+    reason = " ".join(f"{type(err).__name__}: {err}".split())
+    return ConfigurationError(f"{value}, of {group}, can't be used: {reason}")
 
 
 def modules_of(group: str) -> list[str]:

@@ -12,10 +12,13 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
 
 from serving.config import BatchingConfig, ModelConfig, require_name
 from serving.errors import (
@@ -30,6 +33,7 @@ from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.model.repository import CLASSIFIER, LABELS, MANIFEST
 from serving.model.settings import SETTINGS, read_settings
+from serving.model.signatures import GraphSignature, read_signature, unaccepted
 from serving.system.files import read_regular
 from serving.system.process import usable_cores
 from serving.tensors import TensorSignature
@@ -118,6 +122,8 @@ class ModelVersions:
     labels: Mapping[str, str] = field(default_factory=dict)
     """The version of each label."""
     canary: Canary | None = None
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    """Newer versions than the default that are not served by themselves, and why."""
 
     @property
     def default(self) -> LoadedModel:
@@ -176,6 +182,9 @@ class ModelFolder:
         """The versions in service; None before the first look that succeeds."""
         self._config, self._max_batch_size, self._on_refusal = config, max_batch_size, on_refusal
         self._loaded: dict[str, tuple[LoadedModel, _Fingerprint]] = {}
+        self._signatures: dict[str, tuple[GraphSignature | None, _Fingerprint]] = {}
+        self._unaccepted: dict[str, str] = {}
+        """Versions with another signature than those below them, and how to serve them."""
         self._refused: dict[str, tuple[str, _Fingerprint]] = {}
         """Versions that failed, why, and their files then: not retried until these change."""
 
@@ -199,6 +208,9 @@ class ModelFolder:
         is_default = config.version is None and config.versions == "latest"
         self._wanted = config.version or (is_default and settings.versions) or config.versions
         found = self._versions()
+        is_choice = self._wanted in ("latest", "all") and not self.path.is_file()
+        read = partial(self._signature_of, settings.file_name)
+        self._unaccepted = unaccepted(self.path, found if is_choice else (), read)
         labels, share = ({}, 0.0) if self._config.version else read_labels(self.path)
         models = self._choose(found)
         for label, version in labels.items():
@@ -213,10 +225,36 @@ class ModelFolder:
         models = {version: models[version] for version in found if version in models}
         served = self._arrange(models, labels, share)
         self._loaded = {version: self._loaded[version] for version in models}
-        if self.served is not None and _facts(self.served) == _facts(served):
-            return False
-        self.served = served
-        return True
+        self._note_waiting(served)
+        before, self.served = self.served, served
+        if before is None or _facts(before) != _facts(served):
+            return True
+        if before.waiting == served.waiting:
+            self.served = before
+        return False
+
+    def _signature_of(self, file_name: str | None, version: str) -> GraphSignature | None:
+        """Return the signature of a version's graph, read again if its files have changed."""
+        fingerprint = _fingerprint(self.path, version)
+        signature, known = self._signatures.get(version, (None, None))
+        if known != fingerprint:
+            with suppress(ServingError, OSError, ValueError, DecodeError):  # loading says why
+                signature = read_signature(self.path, version, self._config.precision, file_name)
+            self._signatures[version] = signature, fingerprint
+        return signature
+
+    def _note_waiting(self, served: ModelVersions) -> None:
+        """Log versions that are not served by themselves, once each."""
+        before = {} if self.served is None else self.served.waiting
+        for version, reason in served.waiting.items():
+            if before.get(version) == reason:
+                continue
+            if self.served is None:
+                _log.warning("model %s: skipped version %s: %s", self.name, version, reason)
+                continue
+            self._on_refusal()
+            _log.warning("model %s: refused version %s, version %s stays in service: %s",
+                         self.name, version, served.default_version, reason)  # fmt: skip
 
     def look_first(self) -> str | None:
         """Load the model; return why it can't be served, after a warning."""
@@ -245,11 +283,10 @@ class ModelFolder:
         for version in found:
             if len(models) == number:
                 break
+            if is_latest and version in self._unaccepted:
+                continue
             model = self._get(version)
-            served = self.served and _signature(self.served.default)
-            if model is not None and is_latest and served not in (None, _signature(model)):
-                self._refuse(version, self._misfit(model))
-            elif model is not None:
+            if model is not None:
                 models[version] = model
         return models
 
@@ -309,23 +346,25 @@ class ModelFolder:
     ) -> ModelVersions:
         """Choose the default and the canary, which answer callers that know one signature."""
         named = dict(labels)
-        first = (
-            self.served.default if self.served else models[named.get(STABLE, next(iter(models)))]
-        )
-        fitting = [v for v, model in models.items() if _signature(model) == _signature(first)]
-        if not fitting:
-            raise CorruptModel(self._misfit(next(iter(models.values()))))
-        if self._config.canary and len(fitting) > 1 and not named.keys() & {STABLE, CANARY}:
-            named |= {CANARY: fitting[0], STABLE: fitting[1]}
-            share = self._config.canary
-        default = named.get(STABLE, fitting[0])
-        for version in (default, named[CANARY] if share else default):
-            if version not in fitting:
-                raise ConfigurationError(
-                    f"{LABELS}: version {version} has another signature than the served one"
-                )
+        newest = next((each for each in models if each not in self._unaccepted), next(iter(models)))
+        default = named.get(STABLE, newest)
+        first = _signature(models[default])
+        fitting = [version for version, model in models.items() if _signature(model) == first]
+        if self._config.canary and not named.keys() & {STABLE, CANARY}:
+            if len(fitting) > 1:
+                named |= {CANARY: fitting[0], STABLE: fitting[1]}
+                default, share = fitting[1], self._config.canary
+            elif len(models) > 1:
+                _log.warning("model %s: version %s gets all calls: the one below has another "
+                             "signature", self.name, default)  # fmt: skip
+        if share and named[CANARY] not in fitting:
+            raise ConfigurationError(
+                f"{LABELS}: version {named[CANARY]} has another signature than version {default}"
+            )
         canary = Canary(named[CANARY], share) if share else None
-        return ModelVersions(self.name, models, default, named, canary)
+        waiting = {version: reason for version, reason in self._unaccepted.items()
+                   if int(version) > int(default)}  # fmt: skip
+        return ModelVersions(self.name, models, default, named, canary, waiting)
 
 
 _NOT_THE_FILES = (ConfigurationError, DeviceError)
@@ -536,7 +575,11 @@ class Catalog:
         folder, before = self._folder(name, path), self.models.get(name)
         is_changed = folder.look()
         self._end_trouble(name)
-        if not is_changed or self._ended:
+        if self._ended:
+            return False
+        if not is_changed:
+            if before is not None and folder.served is not None:  # other versions may wait
+                self.models = {**self.models, name: folder.served}
             return False
         self._publish(name, folder.served)
         self.count_reload("loaded")

@@ -77,7 +77,7 @@ class ModelConfig:
     """The repository that is copied and followed instead, such as "s3://bucket/models"."""
     model_cache: Path | None = None
     """Folder of copies from URLs; without one, ~/.cache/digit-serving/models."""
-    model: str = "digits"
+    model: str = ""
     """The model's name, where one is run."""
     names: tuple[str, ...] | None = None
     """The models of the repository to serve; None for all."""

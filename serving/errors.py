@@ -3,7 +3,7 @@
     ServingError
     ├── RequestError            the caller can fix it: change the request
     │   ├── InvalidRequest      wrong shape, type, byte count, number of rows, or values
-    │   │   └── TooLarge        more bytes or pixels than are read
+    │   │   └── TooLarge        more bytes, rows or pixels than are taken: divide it
     │   ├── Unsupported         it asks for a feature that there is not
     │   ├── ModelNotFound       no such model or version
     │   └── Unauthenticated     no token or a wrong one
@@ -16,7 +16,7 @@
         ├── DeviceError         the requested device cannot be used
         └── ConfigurationError  an option or a file that it names cannot be used
 
-Errors know nothing of gRPC: `serving/protocols/status.py` maps them to status codes.
+Errors know nothing of gRPC and HTTP: `serving/protocols/status.py` has one table of both.
 """
 
 
@@ -41,7 +41,7 @@ class InvalidRequest(RequestError):
 
 
 class TooLarge(InvalidRequest):
-    """The request or a picture in it has more bytes or pixels than are read."""
+    """The request has more bytes or rows than are taken, or a picture more pixels: divide it."""
 
 
 class Unsupported(RequestError):
@@ -61,6 +61,11 @@ class Unauthenticated(RequestError):
 class ServerError(ServingError):
     """The request was valid but was not answered."""
 
+    def __init__(self, text: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+        """The pause that the server asks for, in seconds; None if it names none."""
+
 
 class Overloaded(ServerError):
     """The queue is full; the request was not started."""
@@ -69,7 +74,7 @@ class Overloaded(ServerError):
 
 
 class Unavailable(ServerError):
-    """The server or classifier is starting, draining, closed, or out of reach."""
+    """The server or model is starting, draining, closed, or out of reach."""
 
 
 class DeadlineExceeded(ServerError):

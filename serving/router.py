@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import NamedTuple
@@ -129,9 +130,21 @@ class Route:
         state = self._state
         return state.batchers[state.versions.find(version).version] if version else self
 
-    def info(self, transport: str) -> ModelInfo:
-        """Describe a classifier of images, as `transport` serves it."""
-        return self.model.info(self.name, transport, self._batching)
+    def describe(self, version: str = "") -> ModelInfo:
+        """Describe a version, or the default one.
+
+        Raises:
+            ModelNotFound: there is no such version.
+        """
+        versions = self.versions
+        model = versions.find(version) if version else versions.default
+        return replace(
+            model.describe(self._batching),
+            name=self.name,
+            versions=tuple(self.batchers),
+            default_version=versions.default_version,
+            canary_version=versions.canary.version if versions.canary else None,
+        )
 
     # As a batcher
 
@@ -216,9 +229,8 @@ class Router:
     def change(self, name: str, versions: ModelVersions | None) -> None:
         """Serve these versions of a model from now on; None: none."""
         with self._lock:
-            before = self.classifier
             routes = dict(self.routes)
-            route = routes.get(name)
+            before = route = routes.get(name)
             if route is not None and (
                 versions is None or _facts(versions.default) != _facts(route.model)
             ):
@@ -232,8 +244,8 @@ class Router:
                     partial(self._new_batcher, name), partial(self._gone, name),
                 )  # fmt: skip
             self.routes = routes
-            is_other = self.classifier is not before
-        if self.owner is not None and (is_other or name not in routes):
+            is_other = routes.get(name) is not before
+        if self.owner is not None and is_other:
             self.owner.post(self.owner.forget_layouts)  # some are for models that are gone
 
     def _new_batcher(self, name: str, model: LoadedModel) -> Batcher:
@@ -296,13 +308,6 @@ class Router:
             shown = repr(name) if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]!r}..."
             raise ModelNotFound(f"no model {shown}: this server serves {there}")
         return route
-
-    @property
-    def classifier(self) -> Route | None:
-        """The model of digits.v1: the one called digits, or the only one that classifies images."""
-        able = [route for route in self.routes.values() if route.signature is not None]
-        named = [route for route in able if route.name == "digits"]
-        return named[0] if named else able[0] if len(able) == 1 else None
 
     @property
     def num_waiting(self) -> int:

@@ -1,9 +1,10 @@
-"""The inputs and outputs of a model: named tensors, and the signature of a classifier of images."""
+"""A model's inputs and outputs: named tensors, the check of a caller's arrays, descriptions."""
 
+import array
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,13 @@ _MAX_NAME = 40
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 """An array for each input, by its name."""
+Images = npt.NDArray[np.uint8]
+Probabilities = npt.NDArray[np.float32]
+ClassNumbers: TypeAlias = "bytes | bytearray | array.array[int]"
+"""The most probable class of each row: bytes where these hold every class, else C's unsigned
+ints."""
+BYTE_CLASSES = 256
+"""The most classes whose numbers fit into a byte."""
 
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -131,12 +139,13 @@ class TensorSignature:
         return " -> ".join(", ".join(map(str, side)) for side in (self.inputs, self.outputs))
 
 
-def as_feeds(signature: TensorSignature, values: Mapping[str, object]) -> dict[str, Array]:
-    """Check the arrays of a call, and convert lists and numbers where that loses nothing.
+def as_feeds(signature: TensorSignature, inputs: object) -> dict[str, Array]:
+    """Check the arrays of a call, and convert them where that loses nothing.
 
     Args:
         signature: of the model.
-        values: an array for each input, by its name; or a list, a number or a text.
+        inputs: an array for each input, by its name; or the array itself of a model with one
+            input. A list, a number or a text may stand for an array.
 
     Returns:
         The arrays, of the inputs' types and shapes, in the order of the inputs.
@@ -146,6 +155,11 @@ def as_feeds(signature: TensorSignature, values: Mapping[str, object]) -> dict[s
             as many rows of each.
     """
     names = [each.name for each in signature.inputs]
+    if not isinstance(inputs, Mapping):
+        if len(names) != 1:
+            raise InvalidRequest(f"expected the inputs {', '.join(names)} by name, got one array")
+        inputs = {names[0]: inputs}
+    values: Mapping[str, object] = inputs
     if values.keys() != set(names):
         got = ", ".join(map(str, values)) or "none"
         raise InvalidRequest(f"expected the inputs {', '.join(names)}, got {got[:_MAX_SHOWN]}")
@@ -201,21 +215,35 @@ def to_array(value: object, expected: object, dtype: np.dtype | None = None) -> 
 def _converted(tensor: Tensor, array: Array, *, is_typed: bool) -> Array:
     """Return an array in the tensor's type.
 
-    An array that has a type must have the right one: floats may be 0..1 or 0..255. Lists have none:
-    their numbers become floats and integers that hold them.
+    Integers go into another type that holds each of them, and float64, which numpy makes of every
+    calculation, into float32 where every finite value stays finite. Other arrays that have a type
+    must have the right one: floats may be 0..1 or 0..255. Lists have none: their numbers become
+    floats that hold them.
     """
     wanted, kind = tensor.dtype, array.dtype.kind
     if array.dtype.newbyteorder("=") == wanted or (wanted.kind == "O" and kind in "US"):
         return array.astype(wanted)
-    if not is_typed and (not array.size or kind in "iuf"):
+    are_integers = kind in "iu" and wanted.kind in "iu"
+    are_floats = array.dtype.str[1:] == "f8" and wanted.str[1:] == "f4"
+    is_list = not is_typed and (not array.size or kind in "iuf")
+    if are_integers or are_floats or is_list:
         with np.errstate(all="ignore"):
             converted = array.astype(wanted)
-        if wanted.kind == "f" and (np.isinf(converted) & np.isfinite(array)).any():
-            raise InvalidRequest(f"expected {tensor}, got a number that it can't hold")
-        is_exact = kind in "iu" and wanted.kind in "iu" and (converted == array).all()
-        if is_exact or wanted.kind == "f" or not array.size:
+        if not array.size or (are_integers and bool((converted == array).all())):
             return converted
-    raise InvalidRequest(f"expected {tensor}, got {str(array.dtype)[:_MAX_SHOWN]}")
+        if wanted.kind == "f" and not (np.isinf(converted) & np.isfinite(array)).any():
+            return converted
+        if is_list and wanted.kind == "f":
+            raise InvalidRequest(f"expected {tensor}, got a number that it can't hold")
+    raise InvalidRequest(f"expected {tensor}, got {_got(array, wanted)}")
+
+
+def _got(array: Array, wanted: np.dtype) -> str:
+    """Name an array's type, and the cast to write if there is one."""
+    name = str(array.dtype)[:_MAX_SHOWN]
+    if array.dtype.kind in "biuf" and wanted.kind in "biuf":
+        return f"{name}: if its values fit, write .astype(numpy.{wanted.name})"
+    return name
 
 
 def finite(text: str) -> float:
@@ -306,28 +334,57 @@ def is_label(label: object) -> bool:
     return isinstance(label, str) and 0 < len(label) <= MAX_LABEL and label.isprintable()
 
 
-DIGITS = Signature((28, 28), 10)
-"""The signature of digits, and of manifests and servers without one."""
+# Answers and descriptions, the same in process and over the network
+
+
+class Outputs(dict[str, Array]):
+    """The outputs of a model: an array for each, by its name.
+
+    `model_version` is the version that answered, such as "3".
+    """
+
+    def __init__(self, arrays: Mapping[str, Array], model_version: str = "") -> None:
+        super().__init__(arrays)
+        self.model_version = model_version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
-    """The served model and its limits; see `Classifier.model_info` and `Client.model_info`."""
+    """A model: its inputs and outputs, how it is run, and its limits."""
 
     name: str
     version: str
-    device: str
-    """The device that it runs on: "cpu" or "cuda"."""
-    precision: str
+    """The version that is described: the default one unless another was asked for."""
+    versions: tuple[str, ...]
+    """The versions in service, newest first."""
+    default_version: str
+    """The version that answers calls that name none."""
+    canary_version: str | None = None
+    """The version that answers a share of those calls, if there is one."""
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    is_batchable: bool
+    """Whether the first axis is the batch, and no row depends on another."""
+    batching: str = ""
+    """Why rows are batched, or are not; empty if the server does not say."""
+    device: str = ""
+    """The device that it runs on, such as "cpu"; empty if the server does not say, as the next."""
+    precision: str = ""
     """The variant that runs: "fp32" or "int8"."""
-    transport: str
-    """The transport that answers: "h2", "grpcio" or "in process"."""
-    max_request_rows: int
-    """The most images in one message; clients split larger requests."""
     max_batch_size: int
-    """The most images in one run."""
-    test_accuracy: float | None
-    """Share of the test images answered correctly, 0 to 1: for digits, MNIST's 10,000. None if
-    unknown."""
-    signature: Signature = DIGITS
-    """The shape of its images, and its classes."""
+    """The most rows in one run; 0 for a model that is not batched."""
+    max_request_rows: int | None = None
+    """The most rows in one request; None if there is no limit, or none is known."""
+    max_message_bytes: int | None = None
+    """The most bytes of one request; likewise."""
+    labels: tuple[str, ...] = ()
+    """The names of its classes, if it has any."""
+    pictures: Mapping[str, Any] | None = None
+    """How pictures become its input, as a `classifier.json` has it; None if it takes none."""
+    test_accuracy: float | None = None
+    """Share of the test samples answered correctly, 0 to 1, if its manifest says it."""
+
+    @property
+    def tensors(self) -> TensorSignature:
+        """The inputs and outputs, and whether rows can be batched."""
+        return TensorSignature(self.inputs, self.outputs, self.is_batchable)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import Classifier, Client
+from digit_classifier import Classifier
 from serving.client.client import BaseClient
 from tests.support.gpu import gpu_works
 from tests.support.servers import running_server
@@ -210,7 +210,7 @@ def server(models, transport):
 
 @pytest.fixture
 def client(server):
-    with Client(server.address) as client:
+    with Classifier.connect(server.address) as client:
         yield client
 
 

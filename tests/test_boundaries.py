@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -13,7 +14,8 @@ import serving
 import serving.errors
 from digit_classifier import PRETRAINED
 from tests.serving.http.peer import HttpPeer
-from tests.support.servers import serve_command, started
+from tests.serving.model.graphs import save, two_layers
+from tests.support.servers import ended, serve_command, started
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -39,7 +41,9 @@ def test_import_loads_nothing_heavy(module):
 def test_server_and_client_on_h2_load_only_what_they_use():
     command = serve_command(PRETRAINED)
     with started([command[0], "-X", "importtime", *command[1:]]) as server:
-        asked = modules_after(f"import serving; serving.Client({server.address!r}).model_info()")
+        asked = modules_after(
+            f"import serving; serving.Client({server.address!r}).describe('digits')"
+        )
         server.stop()
         loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
     assert {"onnxruntime", "serving.transports.h2.port"} <= loaded
@@ -104,6 +108,46 @@ def imports_of(path):
     return names
 
 
+APPLICATIONS = {
+    "digit_classifier", "digit_scoring", "digit_reader", "experiments", "training", "benchmarks",
+}  # fmt: skip
+
+
+def test_serving_imports_no_application():
+    for path in (ROOT / "serving").rglob("*.py"):
+        assert not APPLICATIONS & {name.split(".")[0] for name in imports_of(path)}, path
+
+
+ALONE = """
+import sys
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in str(each).lower()]
+sys.path[:] = [sys.argv[1], *(each for each in sys.path if each not in ("", sys.argv[2]))]
+del sys.argv[1:3]
+from serving.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""Runs the commands of a copy of serving where no application is."""
+
+
+def test_server_and_client_run_without_the_applications(tmp_path):
+    shutil.copytree(ROOT / "serving", tmp_path / "alone" / "serving")
+    save(two_layers(), tmp_path)
+    places = (str(tmp_path / "alone"), str(ROOT))
+    options = ("--port", "0", "--metrics-port", "0", "--http-port", "0")
+    command = [sys.executable, "-c", ALONE, *places]
+    with started([*command, "serve", "model.onnx", *options], cwd=tmp_path) as server:
+        target = ("--target", server.address)
+        answer = ended([*command, "infer", "model", *target, "x=[1, 2, 3, 4]"], cwd=tmp_path)
+        assert (answer.returncode, answer.stderr) == (0, "")
+        assert answer.stdout.startswith("y float32 [1, 3]")
+        peer = HttpPeer(server.facts["http"])
+        assert peer.get("/v2/models/model").json["inputs"][0]["name"] == "x"
+        assert peer.post("/v1/digits", b"").status == 404
+    lacking = ended([*command, "serve"], cwd=tmp_path)
+    assert lacking.returncode == 2
+    assert "no model in models" in lacking.stderr
+
+
 def test_training_and_serving_never_import_each_other():
     for package, other in (("training", "serving"), ("serving", "training")):
         for path in (ROOT / package).rglob("*.py"):
@@ -114,21 +158,21 @@ def test_training_and_serving_never_import_each_other():
                 }
             if path == ROOT / "training" / "data" / "extra.py":
                 # A user's own pictures have to be normalized by the very code that will normalize
-                # those to be classified; serving.pictures knows neither server nor model.
+                # those to be classified; digit_classifier.pictures knows neither server nor model.
                 strangers = {each for each in strangers if not each.startswith(PICTURES)}
             assert not strangers, path
 
 
 COMMON = ("serving.commandline", "serving.model.verdicts")
 """Shared: the parser of commands, how the project is installed; the verdict on a graph's rows."""
-PICTURES = ("serving.errors", "serving.pictures.reader")
+PICTURES = ("serving.errors",)
 
 
 def test_reading_pictures_needs_no_server_and_no_model():
-    loaded = modules_after("import serving.pictures.reader, digit_classifier.normalizer")
+    loaded = modules_after("import digit_classifier.pictures, digit_classifier.normalizer")
     ours = {name.split(".")[1] for name in loaded if name.startswith("serving.")}
     assert ours <= {
-        "applications", "commandline", "errors", "pictures", "predictions", "tensors",
+        "applications", "commandline", "errors", "pictures", "tensors",
     }  # fmt: skip
     assert not loaded & {"grpc", "onnxruntime"}
 
@@ -144,12 +188,15 @@ def test_nothing_knows_the_reader_and_it_knows_no_training():
 
 ORDER = {
     "serving": """
-        errors commandline applications tensors predictions config system http1
+        errors commandline tensors applications config system http1
         http2 credentials model.preprocessing pictures telemetry.metrics telemetry model
         catalog batching embedded router protocols
-        transports client server cli __main__ __init__
+        transports client server cli __main__ launch __init__
     """,
-    "digit_classifier": "normalizer wire methods http answers command __init__",
+    "digit_classifier": """
+        predictions normalizer pictures wire methods http remote local classifier answers command
+        __init__
+    """,
     "digit_scoring": "local ray command __init__",
     "training": """
         errors config cli files data fitting export report __main__ __init__
@@ -234,16 +281,17 @@ def test_public_names_are_these():
     errors = {name for name, value in vars(serving.errors).items() if isinstance(value, type)}
     assert set(serving.__all__) == errors | {
         "AsyncClient",
+        "AsyncModel",
         "BatchingConfig",
-        "Classifier",
         "Client",
         "Model",
         "ModelInfo",
-        "Prediction",
-        "Predictions",
-        "Signature",
-        "from_picture",
+        "Outputs",
+        "Server",
+        "Tensor",
+        "serve",
     }
+    assert dir(serving) == sorted([*serving.__all__, "__version__"])
     for name in serving.__all__:
         assert getattr(serving, name).__name__ == name
     with pytest.raises(AttributeError, match="nope"):

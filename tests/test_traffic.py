@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from PIL import Image
 import numpy as np
-from serving import Classifier, Client
+from digit_classifier import Classifier
 from serving.__main__ import main
 from tests.support.servers import running_server
 
@@ -26,7 +26,7 @@ Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save("digit.png")
 with running_server(Path(sys.argv[1]), "--transport", sys.argv[2]) as server:
     assert main(["classify", "digit.png", "--target", server.address]) == 0
     assert main(["info", "--target", server.address]) == 0
-    with Client(server.address) as client:
+    with Classifier.connect(server.address) as client:
         client.classify(np.zeros((3, 784), np.uint8))
     assert server.stop() == 0
 assert main(["classify", "digit.png", "--models", sys.argv[1]]) == 0

@@ -101,19 +101,29 @@ def _load_extra(folder: Path | None) -> Extra | None:
 
 def _export(arguments: argparse.Namespace) -> None:
     own = (arguments.keras, arguments.samples, arguments.labels)
-    how = {"resize": arguments.resize, "invert": arguments.invert}
-    if not any((*own, *how.values())):
+    how = {"resize": arguments.resize, "invert": arguments.invert, "imports": arguments.imports}
+    names = (arguments.input_names, arguments.output_names)
+    if not any((*own, *how.values(), *names)):
         data = _load(arguments)
         from training.export import digits
 
-        digits.export(arguments.artifacts, arguments.models, data, arguments.name or "digits")
+        digits.export(
+            arguments.artifacts, arguments.models, data, arguments.name or "digits",
+            is_new_signature=arguments.new_signature,
+        )  # fmt: skip
         return
     if not (arguments.keras and arguments.name):
         raise UnusableInput("a Keras model of your own needs --keras and --name")
     cli.import_tensorflow(cache_dir().parent)
     from training.export import keras_model
+    from training.export.any_model import Naming
 
-    keras_model.export(*own[:2], arguments.models, arguments.name, arguments.labels, **how)
+    naming = Naming(
+        inputs=tuple(names[0]), outputs=tuple(names[1]), is_new_signature=arguments.new_signature
+    )
+    keras_model.export(
+        *own[:2], arguments.models, arguments.name, arguments.labels, **how, naming=naming
+    )
 
 
 def _report(arguments: argparse.Namespace) -> None:

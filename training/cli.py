@@ -40,6 +40,7 @@ def import_tensorflow(cache: Path) -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        tf.get_logger().setLevel("ERROR")  # advice for its own callers
 
 
 def show(line: str) -> None:
@@ -125,8 +126,8 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         "from 0; of any other model an array for each input by its name (default: drawn "
         "numbers)")  # fmt: skip
     add("--labels", type=Path, metavar="PATH",
-        help="with --keras: text file, a name for each class, one a line (default: 0, 1 and so "
-        "on)")  # fmt: skip
+        help="with --keras: text file, a name for each class of a classifier, one a line (default: "
+        "0, 1 and so on)")  # fmt: skip
     add("--name", type=_name,
         help="the model's name in the repository (default: digits; --keras needs one)")  # fmt: skip
     add("--resize", choices=("stretch", "pad", "crop", "digits"),
@@ -135,6 +136,17 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         "stretch)")  # fmt: skip
     add("--invert", action="store_true",
         help="it was trained on light ink on dark paper: light pictures are inverted")  # fmt: skip
+
+    add("--import", dest="imports", nargs="+", action="extend", type=Path, default=[],
+        metavar="FILE.py", help="with --keras: Python files that define and register layers of "
+        "the model's own")  # fmt: skip
+    for side in ("input", "output"):
+        add(f"--{side}-names", nargs="+", action="extend", default=[], metavar="NAME",
+            help=f"with --keras: names of the {side}s, in their order (default: those of the "
+            "layers)")  # fmt: skip
+    add("--new-signature", action="store_true",
+        help="publish, and have served, a version whose inputs and outputs are not those of the "
+        "newest one: callers of that one need a change")  # fmt: skip
 
 
 def _name(text: str) -> str:

@@ -1,8 +1,8 @@
 """Reads handwritten numbers on pages, with a classifier of digits.
 
 from digit_reader import read_numbers
-from serving import Classifier
-with Classifier.pretrained() as classifier:  # or a Client
+from digit_classifier import Classifier
+with Classifier.pretrained() as classifier:  # or Classifier.connect("127.0.0.1:50051")
 numbers = read_numbers("form.png", classifier)
 """
 

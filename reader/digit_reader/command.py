@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from serving.cli.models import add_source, classify_images, client_of, model_config
+from digit_classifier.command import classify_images
+from serving.cli.models import add_source, client_of, model_config
 from serving.commandline import installation, options
 from serving.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from digit_classifier import Classifier
     from digit_classifier.answers import PictureAnswer
     from digit_reader.facts import Number
-    from serving.client import Client
-    from serving.embedded import Classifier
 
 HELP = "read the numbers in picture files"
 EXAMPLES = """\
@@ -71,12 +71,13 @@ def run(options: argparse.Namespace) -> int:
         return print_answers(options, _COLUMNS, find_candidates, answer)
 
 
-def _open_classifier(options: argparse.Namespace) -> "Classifier | Client":
+def _open_classifier(options: argparse.Namespace) -> "Classifier":
     """Load the classifier that the options name, or connect to their server."""
-    if options.target:
-        return client_of(options)
-    from serving.embedded import Classifier
+    from digit_classifier import Classifier
+    from digit_classifier.remote import RemoteDigits
 
+    if options.target:
+        return Classifier(RemoteDigits(client_of(options)))
     config = model_config(options)
     path = config.models / config.model
     return Classifier.load(path, config.version, config.device, config.precision)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from digit_classifier.normalizer import HEIGHT, WIDTH
 from digit_reader.text.candidates import Candidates
 from serving.model.onnx_runtime import new_session
-from serving.predictions import Images, Probabilities
+from serving.tensors import Images, Probabilities
 
 Floats = npt.NDArray[np.float32]
 

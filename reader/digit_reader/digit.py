@@ -5,7 +5,7 @@ import math
 from digit_reader import detector, numbers
 from serving.errors import InvalidRequest
 from serving.pictures.decoder import Page
-from serving.predictions import Images
+from serving.tensors import Images
 
 MIN_ODDS = -15.0
 """The log odds from which something alone may be a digit."""

@@ -6,23 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from digit_classifier.http import (
-    DIGIT,
-    MAX_BODY_BYTES,
-    OPTIONS,
-    PICTURES,
-    VERSION,
-    classify,
-    digits_route,
-    option,
-    read_pictures,
-    share_of,
-)
+from digit_classifier.http import DIGIT, OPTIONS, classify, digits_route
+from digit_classifier.predictions import Predictions
 from digit_reader.facts import MAX_LENGTH, number_facts
 from serving.config import ServerConfig
 from serving.errors import ServingError
-from serving.predictions import Images, Predictions
 from serving.router import Router
+from serving.tensors import Images
 from serving.transports.http.applications import Document
 from serving.transports.http.openapi import (
     COUNT,
@@ -37,6 +27,14 @@ from serving.transports.http.openapi import (
     operation,
     some_of,
     text_of,
+)
+from serving.transports.http.pictures import (
+    MAX_BODY_BYTES,
+    PICTURES,
+    VERSION,
+    option,
+    read_pictures,
+    share_of,
 )
 from serving.transports.http1.port import Exchange
 from serving.transports.http1.routing import Answer, Endpoint

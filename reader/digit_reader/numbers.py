@@ -17,7 +17,7 @@ from digit_reader.text.runs import Run
 from digit_reader.text.turning import find_lines
 from serving.errors import InvalidRequest
 from serving.pictures.decoder import Page
-from serving.predictions import Images, Probabilities
+from serving.tensors import Images, Probabilities
 
 NUM_DIGITS = 10
 MAX_OF_ONE = 1000

@@ -10,19 +10,19 @@ import numpy.typing as npt
 
 from serving.commandline.installation import install
 from serving.errors import ConfigurationError
-from serving.predictions import Images
+from serving.tensors import Images
 
 if TYPE_CHECKING:
+    from digit_classifier.predictions import Predictions
     from digit_reader.facts import Number
     from digit_reader.numbers import Reading
-    from serving.predictions import Predictions
 
 BATCH = 512
 """Images of one call; a page has some ten for each digit."""
 
 
 class ClassifiesImages(Protocol):
-    """A `Classifier` or a `Client`."""
+    """A `Classifier`, or anything that classifies as it does."""
 
     def classify(self, images: npt.ArrayLike, /) -> "Predictions":
         """Classify (N, 784) uint8."""
@@ -38,7 +38,7 @@ def read_numbers(
 
     Args:
         source: path or open binary file, as for `from_picture`.
-        classifier: a `Classifier` or a `Client`, of digits.
+        classifier: a `Classifier` of digits.
         pattern: a regular expression, such as `\d{2}/\d{2}/\d{4}`; only numbers that fit it are
             read. It may have digits, the marks `.` `,` `-` `/` `:`, blanks, letters (ink that is
             skipped), `\d`, `[ ]`, `( )`, `|`, `?`, `*`, `+` and `{2,4}`.

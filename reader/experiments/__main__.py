@@ -7,14 +7,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from digit_classifier import PRETRAINED
+from digit_classifier import PRETRAINED, Classifier
 from digit_reader.detector import NETWORK
 from digit_reader.text.candidates import NUM_MEASURES
 from experiments.handwriting import evaluation, examples, fitting, record, reliability
 from experiments.handwriting.evaluation import Outcome
 from experiments.synthetic import drawing
 from experiments.synthetic.pages import EMPTY, OTHER_FONTS
-from serving import Classifier
 from serving.commandline import options
 from serving.commandline.installation import Bar
 from serving.errors import ServingError

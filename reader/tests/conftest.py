@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from digit_classifier import PRETRAINED
-from serving import Classifier
+from digit_classifier import PRETRAINED, Classifier
 from tests.conftest import images, mnist_sample, process_stays
 from tests.serving.cli.conftest import run
 from tests.serving.http.peer import HttpPeer

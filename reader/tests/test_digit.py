@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from digit_classifier.pictures import from_picture, image_or_reason, read_digit
 from experiments.synthetic.drawing import font_glyph, png
 from experiments.synthetic.strings import random_string
 from serving.errors import InvalidRequest
-from serving.pictures.reader import from_picture, image_or_reason, processes, read_digit
+from serving.pictures.reader import processes
 from training.data.mnist import Mnist
 
 

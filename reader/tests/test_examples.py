@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from digit_classifier import Classifier
 from experiments.handwriting import examples
 from experiments.handwriting.examples import KINDS, NO_DIGIT, LabelledRow, of_picture
 from experiments.synthetic.pages import OTHER_FONTS
-from serving import Classifier
 from training.data.mnist import Mnist
 
 OTHERS = ("empty", "turned", "overlapping")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from digit_classifier import Classifier
 from digit_reader import detector
 from digit_reader.text.candidates import NUM_MEASURES, Candidates
 from experiments.handwriting import onnx_file
@@ -12,7 +13,6 @@ from experiments.handwriting.examples import LabelledRow, of_picture
 from experiments.handwriting.fitting import RAISED, Fit
 from experiments.synthetic.pages import any_paper, without_digits
 from experiments.synthetic.strings import random_string
-from serving import Classifier
 from training.data.mnist import Mnist
 
 

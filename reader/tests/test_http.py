@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digit_classifier import Classifier
 from digit_reader import read_numbers
 from experiments.synthetic.strings import compose
-from serving import Classifier
 from tests.digit_classifier.http.test_digits import form
 from tests.serving.http.peer import HttpPeer
 from training.data.mnist import Mnist

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digit_classifier import Classifier
 from digit_reader import Number, read_numbers
 from digit_reader.text import runs
 from digit_reader.text.marks import slashes
@@ -14,7 +15,6 @@ from digit_reader.text.turning import turned_back
 from experiments.handwriting.evaluation import picture_of
 from experiments.synthetic.hands import Levels, Writers, write
 from experiments.synthetic.papers import file_of
-from serving import Classifier
 from training.data.mnist import Mnist
 
 PAGES = 8

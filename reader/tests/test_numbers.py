@@ -9,6 +9,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
+from digit_classifier import Classifier
+from digit_classifier.predictions import Predictions
 from digit_reader import Number, read_numbers
 from digit_reader.reader import BATCH, find_candidates
 from digit_reader.text.lines import Line
@@ -17,8 +19,7 @@ from experiments.handwriting import evaluation
 from experiments.synthetic.drawing import optdigits_glyph
 from experiments.synthetic.papers import PAPERS, file_of, lay
 from experiments.synthetic.strings import Composed, compose, random_string
-from serving import Classifier, ConfigurationError, InvalidRequest
-from serving.predictions import Predictions
+from serving import ConfigurationError, InvalidRequest
 from training.data.mnist import Examples, Mnist
 
 PAGES = 8

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from digit_classifier import Classifier
 from digit_reader import read_numbers
 from digit_reader.text.pattern import MAX_STATES, SYMBOLS, of_rows
 from experiments.synthetic.hands import Writers, write
 from experiments.synthetic.papers import file_of
-from serving import Classifier
 from serving.errors import InvalidRequest
 from training.data.mnist import Mnist
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from digit_classifier import Classifier
 from digit_reader import read_numbers
 from digit_reader.ink.sheets import find_sheet
 from experiments.handwriting import evaluation
 from experiments.synthetic.papers import PAPERS, Levels, file_of, lay
 from experiments.synthetic.strings import Composed, compose
 from experiments.synthetic.tables import projected
-from serving import Classifier
 from training.data.mnist import Mnist
 
 SIZE = WIDTH, HEIGHT = 900, 700

@@ -156,6 +156,15 @@ def _add_health(parser: argparse.ArgumentParser) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     reserve_standard_files()
+    signals.end_process(0 if serve_until_stopped(options) else 1)
+
+
+def serve_until_stopped(options: argparse.Namespace) -> bool:
+    """Serve as the parsed command line says; return whether every accepted call was answered.
+
+    Raises:
+        ServingError: the server can't start.
+    """
     if signals.HANG_UP is None:
         raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
     # Here, so that a missing package is one line and not a traceback of each worker.
@@ -176,10 +185,9 @@ def _serve(options: argparse.Namespace) -> int:
     )
     require_descriptors(64 + 8 * config.workers)
     try:
-        is_drained = _run(_served_models(options), batching, config)
+        return _run(_served_models(options), batching, config)
     except (ConfigurationError, Unavailable) as err:
         raise type(err)(f"{err}{_other_port(config, str(err))}") from err
-    signals.end_process(0 if is_drained else 1)
 
 
 def _run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
@@ -237,9 +245,13 @@ def _info(options: argparse.Namespace) -> int:
         with models.client_of(options) as client:
             described = description.of_server(client, options.model)
     else:
-        options.model = options.model or ModelConfig().model
-        config = models.model_config(options)
-        described = [description.of_files(options.file or config.models / config.model, config)]
+        if options.file is not None:
+            config = models.config_of(ModelConfig, options, model="")
+            described = [description.of_files(options.file, config)]
+        else:
+            options.model = options.model or ""
+            config = models.model_config(options)
+            described = [description.of_files(config.models / config.model, config)]
     for number, facts in enumerate(described):
         print(description.as_json(facts) if options.json else description.as_text(facts, number))
     return 0

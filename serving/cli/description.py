@@ -1,15 +1,14 @@
 """The output of `info`, for models in files or of a server."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from serving.client import Client
 from serving.commandline.installation import escape
 from serving.config import BatchingConfig, ModelConfig
-from serving.errors import ModelNotFound, Unavailable
-from serving.tensors import ModelInfo, Signature, TensorSignature
+from serving.tensors import ModelInfo
 
 Facts = dict[str, Any]
 
@@ -30,28 +29,11 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     else:
         config = replace(config, models=path.parent, names=(path.name,))
     (served,) = Catalog(config, batching.max_batch_size).models.values()
-    model = served.default
-    signature = model.signature
-    facts = {
-        "name": model.manifest.name,
-        "version": model.version,
-        "device": model.device,
-        "precision": model.precision,
-        "transport": "in process",
-        "max_request_rows": batching.max_request_rows,
-        "max_batch_size": model.settings.of(batching).max_batch_size,
-        "batching": model.batching,
-    }
-    if signature is not None:
-        accuracy = model.manifest.test_accuracy
-        facts |= {"test_accuracy": accuracy, "signature": signature.document()}
-    elif model.class_labels:
-        facts["labels"] = list(model.class_labels)
-    return facts | _tensors(model.tensors)
+    return facts_of(served.default.describe(batching))
 
 
 def of_server(client: Client, name: str | None = None) -> list[Facts]:
-    """Describe the models of a server: first the classifier of digits.v1, if it has one.
+    """Describe the models of a server.
 
     Args:
         client: of the server.
@@ -60,29 +42,34 @@ def of_server(client: Client, name: str | None = None) -> list[Facts]:
     Raises:
         ModelNotFound: there is no model of this name.
     """
-    models = [each for each in client.models() if name in (None, each[0])]
-    if name is not None and not models:
-        client.model_facts(name)  # raises ModelNotFound, with the names that there are
-    info: ModelInfo | None = None
-    try:
-        info = client.model_info()
-    except (ModelNotFound, Unavailable) as err:
-        if not models:
-            raise
-        if isinstance(err, Unavailable) and "UNIMPLEMENTED" not in str(err):
-            raise
-    described: list[Facts] = []
-    for each in models:
-        tensors, facts = client.model_facts(*each)
-        batching = {"batching": facts.get("batching", "")}
-        if info is not None and each == (info.name, info.version):
-            known = asdict(info) | {"signature": info.signature.document()}
-            described.insert(0, known | batching | _tensors(tensors))
-            continue
-        known = {"name": each[0], "version": each[1], **batching}
-        known |= {part: facts[part] for part in ("device", "precision", "labels") if part in facts}
-        described.append(known | _tensors(tensors))
-    return described
+    described = []
+    for each in client.models() if name is None else [name]:
+        info = client.describe(each)
+        others = [version for version in info.versions if version != info.version]
+        described += [info, *(client.describe(each, version) for version in others)]
+    return [facts_of(info) for info in described]
+
+
+def facts_of(info: ModelInfo) -> Facts:
+    """Return a description in types that JSON has; without what is not known."""
+    facts = {
+        "name": info.name,
+        "version": info.version,
+        "versions": list(info.versions),
+        "default_version": info.default_version,
+        "canary_version": info.canary_version,
+        "device": info.device,
+        "precision": info.precision,
+        "batching": info.batching,
+        "max_batch_size": info.max_batch_size,
+        "max_request_rows": info.max_request_rows,
+        "max_message_bytes": info.max_message_bytes,
+        "test_accuracy": info.test_accuracy,
+        "labels": list(info.labels),
+        "inputs": [*map(str, info.inputs)],
+        "outputs": [*map(str, info.outputs)],
+    }
+    return {name: value for name, value in facts.items() if value not in (None, "", [])}
 
 
 def as_json(facts: Facts) -> str:
@@ -92,21 +79,8 @@ def as_json(facts: Facts) -> str:
 
 def as_text(facts: Facts, number: int) -> str:
     """Return facts as lines, with one between models."""
-    shown = {name: value for name, value in facts.items() if value != ""}
-    signature = shown.pop("signature", None)
-    if signature is not None:
-        shown["signature"] = str(Signature.of(signature))
-        shown |= {"labels": signature["labels"]} if "labels" in signature else {}
-    if "labels" in shown:
-        shown["labels"] = ", ".join(shown["labels"])
-    for side in ("inputs", "outputs"):
-        shown[side] = ", ".join(shown[side])
-    lines = [
-        escape(f"{name.replace('_', ' '):<20}{'unknown' if value is None else value}")
-        for name, value in shown.items()
-    ]
+    lines = []
+    for name, value in facts.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        lines.append(escape(f"{name.replace('_', ' '):<20}{shown}"))
     return "\n".join(([""] if number else []) + lines)
-
-
-def _tensors(tensors: TensorSignature) -> Facts:
-    return {"inputs": [*map(str, tensors.inputs)], "outputs": [*map(str, tensors.outputs)]}

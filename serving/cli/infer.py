@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serving.cli.models import client_of, load_with_pictures, model_config
+from serving.cli.models import client_of, config_of, load_with_pictures, model_config
 from serving.commandline import installation
 from serving.commandline.installation import escape
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, InvalidRequest
-from serving.model.preprocessing import Preprocessing, of_graph
+from serving.model.preprocessing import Preprocessing, is_known, of_graph
 from serving.model.repository import read_labels
 from serving.protocols.oip.examples import sample_of
 from serving.system.files import read_regular
@@ -34,11 +34,11 @@ def run(options: argparse.Namespace) -> int:
     if options.target:
         version = options.version or ""
         with client_of(options) as client:
-            tensors, facts = client.model_facts(options.model, version)
-            pictures = _pictures_of(options, tensors, facts.get("pictures"))
-            labels = facts.get("labels", [])
-            feeds = _feeds(options.values, tensors, pictures)
-            outputs = client.infer(options.model, feeds, version=version)
+            info = client.describe(options.model, version)
+            pictures = _pictures_of(options, info.tensors, info.pictures)
+            labels: Sequence[str] = info.labels
+            feeds = _feeds(options.values, info.tensors, pictures)
+            outputs: Mapping[str, Array] = client.infer(options.model, feeds, version=version)
     else:
         model, pictures = _loaded(options)
         labels, arrays = model.labels, model.run(_feeds(options.values, model.tensors, pictures))
@@ -60,7 +60,7 @@ def _pictures_of(
     """Return how pictures become the input of a server's model: as it says, else as the options."""
     try:
         if document is not None:
-            return Preprocessing.of(document)
+            return Preprocessing.of(document) if is_known(document) else None
         if options.input == "image":
             return of_graph(tensors, {"labels": read_labels(options.labels)})
     except (ValueError, TypeError) as err:
@@ -72,10 +72,9 @@ def _loaded(options: argparse.Namespace) -> "tuple[LoadedModel, Preprocessing | 
     """Load a model here, and how pictures become its input."""
     installation.require("onnxruntime")
     path = Path(options.model)
-    is_path = path.exists() and "models" not in options
-    options.model = ModelConfig().model if is_path else options.model
-    config = model_config(options)
-    return load_with_pictures(options, config, path if is_path else None)
+    if path.exists() and "models" not in options:
+        return load_with_pictures(options, config_of(ModelConfig, options, model=""), path)
+    return load_with_pictures(options, model_config(options))
 
 
 def _feeds(

@@ -7,18 +7,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from serving.applications import bundled_model
 from serving.commandline import installation
 from serving.commandline.options import add_fields
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
-from serving.errors import ConfigurationError, InvalidRequest
+from serving.errors import ConfigurationError
 from serving.system.host import is_target
 
 if TYPE_CHECKING:
     from serving.client import Client
-    from serving.embedded import Classifier
     from serving.model.loaded import LoadedModel
     from serving.model.preprocessing import Preprocessing
-    from serving.predictions import Images, Predictions
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +61,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_repository(parser)
     parser.add_argument(
         "--model",
-        default=ModelConfig().model,
+        default="",
         metavar="NAME",
-        help="name of the model: a folder in the repository",
+        help="name of the model: a folder in the repository (default: its only one, or the "
+        "bundled one)",
     )
 
 
@@ -136,7 +136,11 @@ def config_of(kind: type[Config], options: argparse.Namespace, **others: object)
 
 
 def model_config(options: argparse.Namespace) -> ModelConfig:
-    """Make the configuration of one model."""
+    """Make the configuration of one model.
+
+    Raises:
+        ConfigurationError: none is named, and there are several.
+    """
     models = getattr(options, "models", None)
     if models is None and options.model.endswith(".onnx"):
         root = Path()
@@ -149,23 +153,35 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
         root = RemoteRepository(models, options.model_cache).fetch()
     else:
         root = Path(models)
-    return config_of(ModelConfig, options, models=root)
+    name = options.model or only_model(root)
+    return config_of(ModelConfig, options, models=root, model=name)
 
 
-def usual_models(model: str = ModelConfig().model) -> Path:
+def only_model(root: Path) -> str:
+    """Return the name of the model to run where none is named: the only one, or the bundled one.
+
+    Raises:
+        ConfigurationError: there are several others.
+    """
+    from serving.model.repository import models_in
+
+    found, bundled = [*models_in(root)], bundled_model()
+    if len(found) == 1:
+        return found[0]
+    if bundled is not None and (not found or bundled.name in found):
+        return bundled.name
+    raise ConfigurationError(f"--model names one of {', '.join(found[:8]) or f'none in {root}'}")
+
+
+def usual_models(model: str = "") -> Path:
     """Choose the repository if none is named; log if it is the bundled one."""
     from serving.model import repository
 
-    usual = ModelConfig().models
+    usual, bundled = ModelConfig().models, bundled_model()
+    if not model and (bundled is None or repository.models_in(usual)):
+        return usual
+    model = model or (bundled.name if bundled else "")
     root = repository.find_root(model, usual)
     if root != usual:
         _log.info("no model in %s: using the bundled one, %s", usual / model, root / model)
     return root
-
-
-def classify_images(classifier: "Classifier | Client", images: "Images") -> "Predictions":
-    """Classify images of pictures, with an error that speaks of pictures."""
-    try:
-        return classifier.classify(images)
-    except InvalidRequest as err:
-        raise ConfigurationError(f"pictures are read as images of 28 x 28: {err}") from err

@@ -1,4 +1,4 @@
-"""Classify over the network: the same call, Predictions and errors as `serving.Classifier`.
+"""Call a server from Python: `Client` for threads, `AsyncClient` for an event loop.
 
 Needs numpy, grpcio and protobuf only. `BaseClient` is the common part of both clients.
 """
@@ -7,24 +7,17 @@ import asyncio
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from os import getpid
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypedDict, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-from google.protobuf.message import DecodeError
-
-from digit_classifier import wire
-from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.client.h2.event_loop import ReconnectingLoopChannel
 from serving.client.h2.threads import ReconnectingChannel
 from serving.client.transport import (
     Credentials,
-    Failure,
+    Metadata,
     Outcome,
     PendingCall,
     RetryBudget,
@@ -32,95 +25,40 @@ from serving.client.transport import (
     Transport,
     address_for_h2,
     client_span,
-    malformed,
 )
 from serving.config import TransportName
-from serving.errors import ConfigurationError, DeadlineExceeded, RequestError, Unavailable
-from serving.predictions import Images, Predictions, Probabilities, as_images, as_pixels
-from serving.protocols.status import StatusCode
+from serving.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    InvalidRequest,
+    RequestError,
+    Unavailable,
+    Unsupported,
+)
+from serving.protocols.status import Failure, StatusCode
 from serving.system.host import is_target
-from serving.tensors import DIGITS, Array, ModelInfo, Signature, TensorSignature
+from serving.tensors import ModelInfo, Outputs
 
-_FEW_NUMBERS = 64
-"""Probabilities that Python checks faster than numpy: 1 µs of a call instead of 5."""
-_TOLERANCE = 1e-3
-"""How far from 1 a sum of probabilities may be, by rounding."""
-
-
-def predictions_of(data: bytes, num_images: int, signature: Signature, address: str) -> Predictions:
-    """Decode a ClassifyResponse.
-
-    Args:
-        data: the message.
-        num_images: the number of images in the request.
-        signature: the model's.
-        address: the server's, for errors.
-
-    Raises:
-        Unavailable: it is not a ClassifyResponse, or does not fit the request.
-    """
-    shape = num_images, signature.num_classes
-    try:
-        predictions = wire.decode_response(data, signature.labels, shape)
-    except (DecodeError, ValueError, OverflowError) as err:
-        raise malformed(address, "no ClassifyResponse") from err
-    if predictions.probabilities.shape != shape:
-        found = predictions.probabilities.shape
-        raise malformed(address, f"probabilities of shape {found}, not {shape}")
-    if not _are_distributions(predictions.probabilities):
-        raise malformed(address, "probabilities that are not 0 to 1 with a sum of 1")
-    return predictions
-
-
-def _are_distributions(probabilities: Probabilities) -> bool:
-    """Return whether each row has numbers of at least 0 that add up to 1; NaN is neither."""
-    if probabilities.size > _FEW_NUMBERS:
-        sums = probabilities @ np.ones(probabilities.shape[1], np.float32)
-        return bool(probabilities.min() >= 0 and abs(sums - 1).max() <= _TOLERANCE)
-    rows = probabilities.tolist()
-    return all(abs(sum(row) - 1) <= _TOLERANCE and min(row) >= 0 for row in rows)
-
-
-def model_info_of(data: bytes, address: str) -> ModelInfo:
-    """Decode a GetModelResponse.
-
-    Args:
-        data: the message.
-        address: the server's, for errors.
-
-    Raises:
-        Unavailable: it is not one, or its limits or shapes are impossible.
-    """
-    try:
-        response = digits_pb2.GetModelResponse.FromString(data)
-    except DecodeError as err:
-        raise malformed(address, "no GetModelResponse") from err
-    if response.max_request_images < 1:
-        raise malformed(address, f"max_request_images {response.max_request_images}")
-    names = {each.name for each in fields(ModelInfo)} - {"max_request_rows"}
-    info = {name: getattr(response, name) for name in names}
-    info["max_request_rows"] = response.max_request_images
-    info["test_accuracy"] = response.test_accuracy or None
-    try:
-        info["signature"] = wire.signature_of(response)
-    except ValueError as err:
-        raise malformed(address, f"a model of {err}") from err
-    return ModelInfo(**info)
-
-
-_CLASSIFY = "/digits.v1.DigitClassifier/Classify"
-_GET_MODEL = "/digits.v1.DigitClassifier/GetModel"
 _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
 """The HealthCheckResponse with status SERVING."""
-
-_NOT_SERVING: Failure = (StatusCode.UNAVAILABLE, "the server does not serve yet")
-
-_CHUNK_BYTES = 256 * DIGITS.image_bytes
-"""Images in one message of a large request: enough to make the cost of a call small, few enough
-that the server works on one message while the next travels."""
+_NOT_SERVING = Failure(StatusCode.UNAVAILABLE, "the server does not serve yet")
 _WINDOW = 8
 """Messages of one request in flight at once."""
+_RESERVED = ("grpc-", ":")
+"""Prefixes of metadata that gRPC itself sends."""
+
+
+class ClientOptions(TypedDict, total=False):
+    """The options of a client; see `BaseClient`."""
+
+    timeout_s: float
+    attempt_timeout_s: float | None
+    token: str | None
+    tls_ca: str | Path | None
+    tls_cert: str | Path | None
+    tls_key: str | Path | None
+    transport: TransportName
 
 
 class BaseClient:
@@ -178,10 +116,8 @@ class BaseClient:
         )  # fmt: skip
         self._has_answered = False
         self._budget = RetryBudget()
-        self._model: ModelInfo | None = None
-        """The served classifier's description, once the server was asked."""
-        self._signatures: dict[tuple[str, str], TensorSignature] = {}
-        """The inputs and outputs of each model and version, once the server was asked."""
+        self._infos: dict[tuple[str, str], ModelInfo] = {}
+        """The description of each model and version, once the server was asked."""
         self._is_closed = threading.Event()
         self._lock = threading.Lock()  # held where `Client` makes its transport
         self._transport: Transport | None = None
@@ -190,6 +126,16 @@ class BaseClient:
     def __reduce__(self) -> tuple[Callable[[], "BaseClient"], tuple[()]]:
         """Pickle the settings, including the token; an unpickled client makes a new connection."""
         return self._again, ()
+
+    @property
+    def target(self) -> str:
+        """The server's address, as it was given."""
+        return self._target
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds for a call that names no others."""
+        return self._timeout_s
 
     def _opened(self) -> Transport:
         """Return the transport; a closed client has none."""
@@ -203,131 +149,119 @@ class BaseClient:
         state = RetryState(self._target, timeout_s)
         try:
             while await self._call(_HEALTH, b"", state) != _SERVING:
-                await self._pause(state.backoff_s(*_NOT_SERVING))
+                await self._pause(state.backoff_s(_NOT_SERVING))
         except DeadlineExceeded as err:
             raise Unavailable(str(err)) from err
 
-    async def _model_info(self, state: RetryState) -> ModelInfo:
-        data = await self._call(_GET_MODEL, b"", state)
-        model = self._model = model_info_of(data, self._target)
-        return model
+    async def _unary(
+        self, path: str, message: bytes, timeout_s: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> bytes:  # fmt: skip
+        with client_span(path, self._target):
+            return await self._call(path, message, self._begun(timeout_s), _checked(metadata))
 
-    async def _classify(self, images: npt.ArrayLike) -> Predictions:
-        with client_span(_CLASSIFY, self._target):
-            state, model = self._begun(), self._model
-            if model is None:
-                as_pixels(images)  # images that no model takes are refused without a call
-                model = await self._model_info(state)
-            images = as_images(images, model.signature)
-            if len(images) > (size := _images_a_message(model)):
-                return await self._classify_many(images, size, model, state)
-            message = wire.encode_request(images.data.cast("B"))
-            return self._part(await self._call(_CLASSIFY, message, state), len(images), model)
+    async def _unary_many(
+        self, path: str, messages: Iterable[bytes], timeout_s: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> list[bytes]:  # fmt: skip
+        with client_span(path, self._target):
+            state = self._begun(timeout_s)
+            return await self._call_many(path, messages, state, _checked(metadata))
 
-    async def _classify_many(
-        self, images: Images, size: int, model: ModelInfo, state: RetryState
-    ) -> Predictions:
-        """Classify images in several messages, a few of them in flight at once."""
-        sent: deque[tuple[PendingCall, bytes, int]] = deque()
-        parts = []
+    async def _infer(
+        self, model: str, inputs: object, outputs: Sequence[str], version: str | int,
+        timeout_s: float | None, metadata: Mapping[str, str] | None,
+    ) -> Outputs:  # fmt: skip
+        # The messages' classes take 15 ms of a start, which callers of other services need not pay.
+        from serving.client import infer_messages as inference
+
+        state, asked, more = self._begun(timeout_s), (model, str(version)), _checked(metadata)
+        try:
+            info = self._infos.get(asked)
+            if info is None:
+                info = self._infos[asked] = await self._described(asked, state)
+            requests = inference.infer_requests(*asked, info, inputs, outputs)
+            with client_span(inference.MODEL_INFER, self._target):
+                if len(requests) == 1:
+                    answers = [await self._call(inference.MODEL_INFER, requests[0], state, more)]
+                else:
+                    answers = await self._call_many(inference.MODEL_INFER, requests, state, more)
+        except RequestError:
+            self._infos.pop(asked, None)  # another model may be served now: the next call asks
+            raise
+        return inference.joined(
+            [inference.outputs_of(each, self._target) for each in answers], self._target
+        )
+
+    async def _describe(self, model: str, version: str | int, timeout_s: float | None) -> ModelInfo:
+        asked = model, str(version)
+        info = self._infos[asked] = await self._described(asked, self._begun(timeout_s))
+        return info
+
+    async def _described(self, asked: tuple[str, str], state: RetryState) -> ModelInfo:
+        from serving.client import infer_messages as inference
+
+        request = inference.metadata_request(*asked)
+        metadata = await self._call(inference.MODEL_METADATA, request, state)
+        try:
+            config = await self._call(inference.MODEL_CONFIG, request, state)  # of the same fields
+        except Unsupported:  # the protocol's extension, which not every server has
+            config = None
+        return inference.model_info(metadata, config, asked[1], self._target)
+
+    async def _models(self, timeout_s: float | None) -> list[str]:
+        from serving.client import infer_messages as inference
+
+        data = await self._call(inference.REPOSITORY_INDEX, b"", self._begun(timeout_s))
+        return inference.ready_models(data, self._target)
+
+    async def _call_many(
+        self, path: str, messages: Iterable[bytes], state: RetryState, metadata: Metadata
+    ) -> list[bytes]:
+        """Send messages, a few of them in flight at once; return the answers in their order."""
+        sent: deque[tuple[PendingCall, bytes]] = deque()
+        answers: list[bytes] = []
 
         async def take() -> None:
-            call, message, num_images = sent.popleft()
-            data = await self._finish(await call.result(), _CLASSIFY, message, copy.copy(state))
-            parts.append(self._part(data, num_images, model))
+            call, message = sent.popleft()
+            outcome = await call.result()
+            answers.append(await self._finish(outcome, path, message, copy.copy(state), metadata))
 
         try:
-            for first in range(0, len(images), size):
-                chunk = images[first : first + size]
+            for message in messages:
                 if len(sent) == _WINDOW:
                     await take()
-                message = wire.encode_request(chunk.data.cast("B"))
-                call = await self._opened().send(_CLASSIFY, message, state.timeout_s())
-                sent.append((call, message, len(chunk)))
+                call = await self._opened().send(path, message, state.timeout_s(), metadata)
+                sent.append((call, message))
             while sent:
                 await take()
         finally:
-            for call, _, _ in sent:
+            for call, _ in sent:
                 call.cancel()
-        return Predictions.concatenate(parts)
+        return answers
 
-    async def _infer(
-        self, model: str, inputs: Mapping[str, object], outputs: Sequence[str],
-        version: str | int,
-    ) -> dict[str, Array]:  # fmt: skip
-        # The messages' classes take 15 ms of a start, which callers of `classify` need not pay.
-        from serving.client import infer_messages as inference
-
-        state, asked = self._begun(), (model, str(version))
-        try:
-            signature = self._signatures.get(asked)
-            if signature is None:
-                request = inference.metadata_request(*asked)
-                data = await self._call(inference.MODEL_METADATA, request, state)
-                signature = self._signatures[asked] = inference.signature_of(data, self._target)
-            message = inference.infer_request(*asked, signature, inputs, outputs)
-            with client_span(inference.MODEL_INFER, self._target):
-                data = await self._call(inference.MODEL_INFER, message, state)
-        except RequestError:
-            self._signatures.pop(asked, None)  # another model may be served now: the next call asks
-            raise
-        return inference.arrays_of(data, self._target)
-
-    async def _models(self) -> dict[tuple[str, str], TensorSignature]:
-        from serving.client import infer_messages as inference
-
-        state, signatures = self._begun(), {}
-        data = await self._call(inference.REPOSITORY_INDEX, b"", state)
-        for name, version in inference.ready_models(data, self._target):
-            request = inference.metadata_request(name, version)
-            data = await self._call(inference.MODEL_METADATA, request, state)
-            signatures[name, version] = inference.signature_of(data, self._target)
-        return signatures
-
-    async def _model_facts(
-        self, model: str, version: str | int
-    ) -> tuple[TensorSignature, dict[str, Any]]:
-        from serving.client import infer_messages as inference
-
-        state, request = self._begun(), inference.metadata_request(model, str(version))
-        data = await self._call(inference.MODEL_METADATA, request, state)
-        signature = inference.signature_of(data, self._target)
-        try:
-            config = await self._call(inference.MODEL_CONFIG, request, state)  # of the same fields
-        except Unavailable as err:
-            if "UNIMPLEMENTED" not in str(err):
-                raise
-            return signature, {}  # the protocol's extension, which not every server has
-        facts = inference.config_of(config, self._target)
-        return inference.named(signature, facts.pop("axes", {})), facts
-
-    def _part(self, data: bytes, num_images: int, model: ModelInfo) -> Predictions:
-        try:
-            return predictions_of(data, num_images, model.signature, self._target)
-        except Unavailable:
-            self._model = None  # another model may be served now: the next call asks
-            raise
-
-    async def _call(self, path: str, message: bytes, state: RetryState) -> bytes:
-        outcome = await self._opened().exchange(path, message, state.timeout_s())
-        return await self._finish(outcome, path, message, state)
+    async def _call(
+        self, path: str, message: bytes, state: RetryState, metadata: Metadata = ()
+    ) -> bytes:
+        outcome = await self._opened().exchange(path, message, state.timeout_s(), metadata)
+        return await self._finish(outcome, path, message, state, metadata)
 
     async def _finish(
-        self, outcome: Outcome, path: str, message: bytes, state: RetryState
+        self, outcome: Outcome, path: str, message: bytes, state: RetryState, metadata: Metadata
     ) -> bytes:
         """Return the answer of a call that has ended; retry it where that can help."""
         while not isinstance(outcome, bytes):
             self._check_open()
-            await self._pause(state.backoff_s(*outcome))
-            outcome = await self._opened().exchange(path, message, state.timeout_s())
+            await self._pause(state.backoff_s(outcome))
+            outcome = await self._opened().exchange(path, message, state.timeout_s(), metadata)
         self._has_answered = True
         self._budget.put()
         return outcome
 
-    def _begun(self) -> RetryState:
+    def _begun(self, timeout_s: float | None) -> RetryState:
         return RetryState(
             self._target,
-            self._timeout_s,
+            self._timeout_s if timeout_s is None else timeout_s,
             attempt_timeout_s=self._attempt_timeout_s,
             first_contact=not self._has_answered,
             budget=self._budget,
@@ -338,9 +272,21 @@ class BaseClient:
             raise Unavailable(f"{self._target}: the client is closed")
 
 
-def _images_a_message(model: ModelInfo) -> int:
-    largest = max(model.signature.image_bytes, model.signature.row_bytes)
-    return min(model.max_request_rows, max(1, _CHUNK_BYTES // largest))
+def _checked(metadata: Mapping[str, str] | None) -> Metadata:
+    """Check a caller's metadata.
+
+    Raises:
+        InvalidRequest: a name or a value can't be sent.
+    """
+    if not metadata:
+        return ()
+    for name, value in metadata.items():
+        is_name = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+        if not is_name or name.lower().startswith(_RESERVED) or name.lower().endswith("-bin"):
+            raise InvalidRequest(f"expected a name of metadata such as x-tenant, got {name[:80]!r}")
+        if not (isinstance(value, str) and value.isascii() and value.isprintable()):
+            raise InvalidRequest(f"metadata {name}: expected printable ASCII")
+    return tuple((name.lower(), value) for name, value in metadata.items())
 
 
 _Result = TypeVar("_Result")
@@ -349,22 +295,71 @@ _Result = TypeVar("_Result")
 class Client(BaseClient):
     """A connection to a server, for threads; connects when first used.
 
-    `classify`, `model_info`, `close` and `with` are those of `serving.Classifier`; as safe to call
-    from many threads. A pickled client connects again. A client that was used
-    before a fork raises `Unavailable` in the child.
+        with Client("127.0.0.1:50051") as client:
+            outputs = client.infer("model", {"x": array})
+
+    The verbs are those of `serving.Model`; as safe to call from many threads. A pickled client
+    connects again. A client that was used before a fork raises `Unavailable` in the child.
     """
 
     _pid: int | None = None
     """The id of the process that connected."""
 
-    def model_info(self) -> ModelInfo:
-        """Return the served classifier's description.
+    def infer(
+        self, model: str, inputs: object, *, version: str | int = "", outputs: Sequence[str] = (),
+        timeout_s: float | None = None, metadata: Mapping[str, str] | None = None,
+    ) -> Outputs:  # fmt: skip
+        """Run any model of the server, by the Open Inference Protocol.
+
+        The first call for a model asks the server for its inputs and limits. Rows beyond a
+        message's limit travel in several messages where the model's rows are batched.
+
+        Args:
+            model: its name.
+            inputs: an array for each input, by its name, of its type and shape; or the array itself
+                where the model has one input. Lists, numbers and texts are converted where that
+                loses nothing, float64 goes into float32 where every finite value stays finite, and
+                integers into another type that holds them.
+            version: which version to run; the server's choice by default.
+            outputs: the names of the outputs to answer; all by default.
+            timeout_s: seconds for this call, instead of the client's.
+            metadata: further headers of the call, such as {"x-tenant": "a"}.
+
+        Returns:
+            An array for each output, by its name, BYTES as texts; and the version that answered.
 
         Raises:
-            Unavailable: no server answers.
+            InvalidRequest: an input is missing or unknown, or has another type or shape.
+            TooLarge: it does not fit into a message, and can't be divided.
+            ModelNotFound: the server has no such model or version.
+            Unsupported: the server does not speak the protocol.
+            Unauthenticated: the server wants a token, or another one.
+            Overloaded: the server's queue stayed full.
+            Unavailable: no server answers, after retries too, or its answer is malformed.
             DeadlineExceeded: no answer within the timeout.
+            ModelError: the run failed.
         """
-        return _run(self._model_info(self._begun()))
+        return _run(self._infer(model, inputs, outputs, version, timeout_s, metadata))
+
+    def describe(
+        self, model: str, version: str | int = "", *, timeout_s: float | None = None
+    ) -> ModelInfo:
+        """Return a model's inputs and outputs, how it is run, and its limits.
+
+        Raises:
+            ModelNotFound: the server has no such model or version.
+            Unauthenticated, Unavailable, DeadlineExceeded: see `infer`.
+        """
+        return _run(self._describe(model, version, timeout_s))
+
+    def models(self, *, timeout_s: float | None = None) -> list[str]:
+        """Return the names of the models that are ready.
+
+        Raises:
+            Unsupported: the server has no index.
+            Unauthenticated, Unavailable, DeadlineExceeded: see `infer`.
+        """
+        return _run(self._models(timeout_s))
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until the server is ready.
@@ -374,80 +369,36 @@ class Client(BaseClient):
         """
         _run(self._wait_ready(timeout_s))
 
-    def classify(self, images: npt.ArrayLike) -> Predictions:
-        """Classify N images; more than 256 travel in several pipelined messages.
-
-        The first call asks the server for the shape of its images and its classes.
-
-        Args:
-            images: (N, pixels) or (N, *input_shape) uint8, N >= 1; for digits (N, 784) or
-                (N, 28, 28), 0 = background, 255 = ink.
-
-        Returns:
-            N predictions, in the order of the images.
-
-        Raises:
-            InvalidRequest: wrong dtype or shape, or no images.
-            Overloaded: the server's queue is full.
-            Unauthenticated: the server wants a token, or another one.
-            Unavailable: no server answers, after retries too, or its answer is malformed.
-            DeadlineExceeded: no answer within the timeout.
-            ModelError: the run failed.
-        """
-        return _run(self._classify(images))
-
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, object] | None = None,
-        /,
-        *,
-        outputs: Sequence[str] = (),
-        version: str | int = "",
-        **named: object,
-    ) -> dict[str, Array]:
-        """Run any model of the server, by the Open Inference Protocol.
-
-            probabilities = client.infer("digits", images=array)["probabilities"]
-
-        The first call for a model asks the server for its inputs.
+    def call(
+        self, path: str, message: bytes, *, timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bytes:  # fmt: skip
+        """Call a method of any gRPC service that takes and answers one message, with retries.
 
         Args:
-            model: its name.
-            inputs: an array for each input, by its name, of its type and shape. Lists, numbers and
-                texts are converted where that loses nothing.
-            outputs: the names of the outputs to answer; all by default.
-            version: which version to run; the server's choice by default.
-            named: inputs by keyword, as many as Python can name.
+            path: such as "/grpc.health.v1.Health/Check".
+            message: the request, encoded.
+            timeout_s: seconds for this call, instead of the client's.
+            metadata: further headers of the call.
 
         Returns:
-            An array for each output, by its name; BYTES as texts.
+            The answer, encoded.
 
         Raises:
-            InvalidRequest: an input is missing or unknown, or has another type or shape.
-            ModelNotFound: the server has no such model or version.
-            Overloaded, Unauthenticated, Unavailable, DeadlineExceeded, ModelError: see `classify`.
+            ServingError: see `infer`.
         """
-        return _run(self._infer(model, {**(inputs or {}), **named}, outputs, version))
+        return _run(self._unary(path, message, timeout_s, metadata))
 
-    def models(self) -> dict[tuple[str, str], TensorSignature]:
-        """Return the inputs and outputs of each model of the server, by name and version.
+    def call_many(
+        self, path: str, messages: Iterable[bytes], *, timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> list[bytes]:  # fmt: skip
+        """Call a method with several messages, a few of them in flight at once; see `call`.
 
-        Raises:
-            Unauthenticated, Unavailable, DeadlineExceeded: see `classify`.
+        Returns:
+            The answers, in the order of the messages.
         """
-        return _run(self._models())
-
-    def model_facts(
-        self, model: str, version: str | int = ""
-    ) -> tuple[TensorSignature, dict[str, Any]]:
-        """Return a model's inputs and outputs, and facts such as `batching`, `device`, `labels`.
-
-        Raises:
-            ModelNotFound: the server has no such model or version.
-            Unauthenticated, Unavailable, DeadlineExceeded: see `classify`.
-        """
-        return _run(self._model_facts(model, version))
+        return _run(self._unary_many(path, messages, timeout_s, metadata))
 
     def close(self) -> None:
         """Close the connection; calls in flight and later ones fail as Unavailable."""
@@ -511,40 +462,40 @@ class AsyncClient(BaseClient):
 
     _loop: asyncio.AbstractEventLoop | None = None
 
-    async def model_info(self) -> ModelInfo:
-        """Return the served classifier's description; see `Client.model_info`."""
-        return await self._model_info(self._begun())
+    async def infer(
+        self, model: str, inputs: object, *, version: str | int = "", outputs: Sequence[str] = (),
+        timeout_s: float | None = None, metadata: Mapping[str, str] | None = None,
+    ) -> Outputs:  # fmt: skip
+        """Run any model of the server; see `Client.infer`."""
+        return await self._infer(model, inputs, outputs, version, timeout_s, metadata)
+
+    async def describe(
+        self, model: str, version: str | int = "", *, timeout_s: float | None = None
+    ) -> ModelInfo:
+        """Return a model's inputs and outputs, how it is run, and its limits."""
+        return await self._describe(model, version, timeout_s)
+
+    async def models(self, *, timeout_s: float | None = None) -> list[str]:
+        """Return the names of the models that are ready; see `Client.models`."""
+        return await self._models(timeout_s)
 
     async def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until the server is ready; see `Client.wait_ready`."""
         await self._wait_ready(timeout_s)
 
-    async def classify(self, images: npt.ArrayLike) -> Predictions:
-        """Classify N images; see `Client.classify`."""
-        return await self._classify(images)
+    async def call(
+        self, path: str, message: bytes, *, timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bytes:  # fmt: skip
+        """Call a method of any gRPC service; see `Client.call`."""
+        return await self._unary(path, message, timeout_s, metadata)
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, object] | None = None,
-        /,
-        *,
-        outputs: Sequence[str] = (),
-        version: str | int = "",
-        **named: object,
-    ) -> dict[str, Array]:
-        """Run any model of the server; see `Client.infer`."""
-        return await self._infer(model, {**(inputs or {}), **named}, outputs, version)
-
-    async def models(self) -> dict[tuple[str, str], TensorSignature]:
-        """Return the inputs and outputs of each model; see `Client.models`."""
-        return await self._models()
-
-    async def model_facts(
-        self, model: str, version: str | int = ""
-    ) -> tuple[TensorSignature, dict[str, Any]]:
-        """Return a model's inputs and outputs, and facts; see `Client.model_facts`."""
-        return await self._model_facts(model, version)
+    async def call_many(
+        self, path: str, messages: Iterable[bytes], *, timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> list[bytes]:  # fmt: skip
+        """Call a method with several messages; see `Client.call_many`."""
+        return await self._unary_many(path, messages, timeout_s, metadata)
 
     async def close(self) -> None:
         """Close the connection; calls in flight and later ones fail as Unavailable."""

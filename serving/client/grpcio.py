@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from serving.client import transport
-from serving.protocols.status import StatusCode
+from serving.protocols.status import Failure, StatusCode
 
 _SERVICE_CONFIG = json.dumps(
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
@@ -62,10 +62,12 @@ def _open_channel(target: str, credentials: transport.Credentials, library: Any)
     return library.secure_channel(target, tls, options=options)
 
 
-def _failure(error: Any) -> transport.Failure:
-    details = error.details() or ""
-    is_answer = not any(key == transport.PUSHBACK for key, _ in error.trailing_metadata() or ())
-    return StatusCode[error.code().name], details, is_answer and not _UNANSWERED.match(details)
+def _failure(error: Any) -> Failure:
+    text, trailers = error.details() or "", tuple(error.trailing_metadata() or ())
+    found = transport.trailers_failure(StatusCode[error.code().name], text, trailers)
+    # A reason is a server's.
+    is_answer = found.is_answer and (bool(found.reason) or not _UNANSWERED.match(text))
+    return found._replace(is_answer=is_answer)
 
 
 class _ThreadCall:
@@ -117,9 +119,11 @@ class GrpcioTransport(transport.Transport):
         self._channel = _open_channel(target, credentials, grpc)
         self._stub = lru_cache(self._channel.unary_unary)
 
-    async def send(self, path: str, message: bytes, timeout_s: float) -> transport.PendingCall:
+    async def send(
+        self, path: str, message: bytes, timeout_s: float, metadata: transport.Metadata = ()
+    ) -> transport.PendingCall:
         """Start a call."""
-        metadata = self._credentials.metadata
+        metadata = (*self._credentials.metadata, *metadata)
         try:
             return _ThreadCall(
                 self._stub(path).future(message, timeout=timeout_s, metadata=metadata)
@@ -127,9 +131,11 @@ class GrpcioTransport(transport.Transport):
         except ValueError:  # the channel was closed
             return transport.EndedCall(transport.CUT_OFF)
 
-    async def exchange(self, path: str, message: bytes, timeout_s: float) -> transport.Outcome:
+    async def exchange(
+        self, path: str, message: bytes, timeout_s: float, metadata: transport.Metadata = ()
+    ) -> transport.Outcome:
         """Start a call and wait for its end: on one thread, at a third less than by a future."""
-        metadata = self._credentials.metadata
+        metadata = (*self._credentials.metadata, *metadata)
         try:
             data: bytes = self._stub(path)(message, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as err:
@@ -153,9 +159,11 @@ class GrpcioLoopTransport(transport.Transport):
         self._slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
         self._is_closed = False
 
-    async def send(self, path: str, message: bytes, timeout_s: float) -> transport.PendingCall:
+    async def send(
+        self, path: str, message: bytes, timeout_s: float, metadata: transport.Metadata = ()
+    ) -> transport.PendingCall:
         """Start a call."""
-        slots, metadata = self._slots, self._credentials.metadata
+        slots, metadata = self._slots, (*self._credentials.metadata, *metadata)
         await slots.acquire()
         try:
             if self._is_closed:

@@ -1,24 +1,35 @@
 """The Open Inference Protocol's messages for clients: arrays to a request, an answer to arrays."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from serving.client.transport import malformed
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, TooLarge
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.tensors import CONTENTS, from_raw, from_typed, to_raw
-from serving.tensors import Array, Tensor, TensorSignature, as_feeds
+from serving.protocols.oip.tensors import CONTENTS, as_bytes, from_raw, from_typed, to_raw
+from serving.tensors import Array, ModelInfo, Outputs, Tensor, as_feeds
 
 MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"
 MODEL_CONFIG = f"/{inference_pb.SERVICE}/ModelConfig"
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
 REPOSITORY_INDEX = f"/{inference_pb.SERVICE}/RepositoryIndex"
-_DOCUMENTS: dict[str, type] = {"labels": list, "axes": dict, "pictures": dict}
-"""Parameters of a model's configuration that are JSON, and the type of each."""
+_NUMBER = (int, float)
+_PARAMETERS: dict[str, type | tuple[type, ...]] = {
+    "version": str, "default_version": str, "canary_version": str, "batching": str,
+    "device": str, "precision": str, "versions": list, "labels": list, "axes": dict,
+    "pictures": dict, "max_request_rows": int, "max_message_bytes": int, "test_accuracy": _NUMBER,
+}  # fmt: skip
+"""Parameters of a model's configuration, and the type of each: texts, and others as JSON."""
+_SPARE_BYTES = 4096
+"""For the rest of a message: names, shapes, and its framing."""
+_MAX_ANSWER_BYTES = 8 << 20
+"""Outputs of one message: clients read answers of up to 16 MiB."""
 
 
 def metadata_request(name: str, version: str) -> bytes:
@@ -28,8 +39,8 @@ def metadata_request(name: str, version: str) -> bytes:
     return data
 
 
-def ready_models(data: bytes, address: str) -> list[tuple[str, str]]:
-    """Decode a RepositoryIndexResponse: names and versions of the models that are ready.
+def ready_models(data: bytes, address: str) -> list[str]:
+    """Decode a RepositoryIndexResponse: the names of the models that are ready.
 
     Raises:
         Unavailable: it is not one.
@@ -38,65 +49,135 @@ def ready_models(data: bytes, address: str) -> list[tuple[str, str]]:
         response = inference_pb.RepositoryIndexResponse.FromString(data)
     except DecodeError as err:
         raise malformed(address, f"no index of models: {err}") from err
-    return [(model.name, model.version) for model in response.models if model.state == "READY"]
+    return [*dict.fromkeys(each.name for each in response.models if each.state == "READY")]
 
 
-def signature_of(data: bytes, address: str) -> TensorSignature:
-    """Decode a ModelMetadataResponse; it does not say whether rows can be batched.
+def model_info(metadata: bytes, config: bytes | None, version: str, address: str) -> ModelInfo:
+    """Make a description of a ModelMetadataResponse and a ModelConfigResponse.
+
+    Args:
+        metadata: the former.
+        config: the latter; None from servers without it.
+        version: the version that was asked for, or a label; empty for the default.
+        address: the server's, for errors.
 
     Raises:
-        Unavailable: it is not one, or has a data type that the protocol does not define.
+        Unavailable: they are none, or have a data type that the protocol does not define.
     """
     try:
-        response = inference_pb.ModelMetadataResponse.FromString(data)
-        return TensorSignature(_tensors(response.inputs), _tensors(response.outputs), False)
+        response = inference_pb.ModelMetadataResponse.FromString(metadata)
+        inputs, outputs = _tensors(response.inputs), _tensors(response.outputs)
     except (DecodeError, KeyError) as err:
         raise malformed(address, f"no metadata of tensors: {err}") from err
-
-
-def named(signature: TensorSignature, axes: Mapping[str, Sequence[str]]) -> TensorSignature:
-    """Return a signature with the graph's names of its axes."""
-    inputs, outputs = (
-        tuple(replace(each, names=tuple(axes.get(each.name, ()))) for each in side)
-        for side in (signature.inputs, signature.outputs)
+    parameters, max_batch_size = (config and _config_of(config, address)) or ({}, 0)
+    axes = parameters.get("axes", {})
+    versions = tuple(parameters.get("versions") or response.versions)
+    newest = versions[0] if versions else ""
+    return ModelInfo(
+        name=response.name,
+        version=parameters.get("version") or version or newest,
+        versions=versions,
+        default_version=parameters.get("default_version") or newest,
+        canary_version=parameters.get("canary_version"),
+        inputs=_named(inputs, axes),
+        outputs=_named(outputs, axes),
+        is_batchable=max_batch_size > 0,
+        batching=parameters.get("batching", ""),
+        device=parameters.get("device", ""),
+        precision=parameters.get("precision", ""),
+        max_batch_size=max_batch_size,
+        max_request_rows=parameters.get("max_request_rows"),
+        max_message_bytes=parameters.get("max_message_bytes"),
+        labels=tuple(parameters.get("labels", ())),
+        pictures=parameters.get("pictures"),
+        test_accuracy=parameters.get("test_accuracy"),
     )
-    return replace(signature, inputs=inputs, outputs=outputs)
 
 
-def config_of(data: bytes, address: str) -> dict[str, Any]:
-    """Decode a ModelConfigResponse: its parameters, some of them JSON.
+def _named(side: tuple[Tensor, ...], axes: Mapping[str, Sequence[str]]) -> tuple[Tensor, ...]:
+    """Return tensors with the graph's names of their axes."""
+    return tuple(replace(each, names=tuple(axes.get(each.name, ()))) for each in side)
+
+
+def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
+    """Decode a ModelConfigResponse: parameters that are known here, and the most rows of a batch.
 
     Raises:
-        Unavailable: it is not one.
+        Unavailable: it is not one, or a parameter has a wrong type.
     """
     try:
         config = inference_pb.ModelConfigResponse.FromString(data).config
-        facts: dict[str, Any] = {
-            name: each.string_value for name, each in config.parameters.items()
+        texts = {name: each.string_value for name, each in config.parameters.items()}
+        known = {
+            name: text if kind is str else json.loads(text)
+            for name, text in texts.items()
+            if (kind := _PARAMETERS.get(name)) is not None
         }
-        facts |= {name: json.loads(facts[name]) for name in _DOCUMENTS if name in facts}
     except (DecodeError, ValueError, RecursionError) as err:
         raise malformed(address, f"no configuration: {err}") from err
-    for name, kind in _DOCUMENTS.items():
-        if not isinstance(facts.get(name, kind()), kind):
-            raise malformed(address, f"a configuration with {name} that are no {kind.__name__}")
-    texts = [facts.get("labels", []), *facts.get("axes", {}).values()]
-    if not all(isinstance(each, list) and all(map(_is_text, each)) for each in texts):
+    for name, value in known.items():
+        if not isinstance(value, _PARAMETERS[name]) or isinstance(value, bool):
+            raise malformed(address, f"a configuration with a wrong {name}")
+    lists = [known.get("labels", []), known.get("versions", []), *known.get("axes", {}).values()]
+    if not all(isinstance(each, list) and all(map(_is_text, each)) for each in lists):
         raise malformed(address, "a configuration with labels or axes that are no texts")
-    return facts | {"max_batch_size": config.max_batch_size}
+    return known, config.max_batch_size
 
 
-def infer_request(
-    name: str, version: str, signature: TensorSignature, inputs: Mapping[str, object],
-    outputs: Sequence[str],
-) -> bytes:  # fmt: skip
-    """Encode a ModelInferRequest.
+def infer_requests(
+    name: str, version: str, info: ModelInfo, inputs: object, outputs: Sequence[str]
+) -> list[bytes]:
+    """Encode ModelInferRequests: one, or several if the rows are too many for one message.
 
     Raises:
         InvalidRequest: an input is missing or unknown, or has another type or shape.
+        TooLarge: they don't fit into a message, and can't be divided.
     """
+    feeds = as_feeds(info.tensors, inputs)
+    return [_infer_request(name, version, info, part, outputs) for part in _divided(feeds, info)]
+
+
+def _divided(feeds: dict[str, Array], info: ModelInfo) -> Iterator[dict[str, Array]]:
+    """Yield the rows of all inputs, as many at a time as a message may have.
+
+    Raises:
+        TooLarge: a single row, or a model that is not batched, has more bytes than a message may.
+    """
+    sizes = {len(array) for array in feeds.values()} if info.is_batchable else set()
+    num_rows = sizes.pop() if len(sizes) == 1 else 1
+    num_bytes, most_bytes = sum(map(_num_bytes, feeds.values())), info.max_message_bytes or math.inf
+    most_rows = info.max_request_rows or math.inf
+    if info.is_batchable and (row_bytes := sum(each.row_bytes for each in info.outputs)):
+        most_rows = min(most_rows, max(1, _MAX_ANSWER_BYTES // row_bytes))
+    if num_rows <= most_rows and num_bytes + _SPARE_BYTES <= most_bytes:
+        yield feeds
+        return
+    if num_rows == 1:
+        what = "a row of it" if info.is_batchable else "it, which is not batched, so not divided,"
+        raise TooLarge(
+            f"model {info.name}: {what} takes {num_bytes} bytes, "
+            f"and a message has at most {most_bytes}"
+        )
+    room = max(1.0, most_bytes - _SPARE_BYTES)
+    num_parts = min(num_rows, math.ceil(max(2, num_rows / most_rows, num_bytes / room)))
+    step = -(-num_rows // num_parts)
+    for first in range(0, num_rows, step):
+        part = {name: array[first : first + step] for name, array in feeds.items()}
+        yield from _divided(part, info)
+
+
+def _num_bytes(array: Array) -> int:
+    """Return the bytes of an array in a message."""
+    if array.dtype.kind != "O":
+        return array.nbytes
+    return sum(4 + len(as_bytes(each)) for each in array.flat)
+
+
+def _infer_request(
+    name: str, version: str, info: ModelInfo, feeds: Mapping[str, Array], outputs: Sequence[str]
+) -> bytes:
     request = inference_pb.ModelInferRequest(model_name=name, model_version=version)
-    for tensor, array in zip(signature.inputs, as_feeds(signature, inputs).values(), strict=True):
+    for tensor, array in zip(info.inputs, feeds.values(), strict=True):
         request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
         request.raw_input_contents.append(to_raw(array))
     for output in outputs:
@@ -105,7 +186,7 @@ def infer_request(
     return data
 
 
-def arrays_of(data: bytes, address: str) -> dict[str, Array]:
+def outputs_of(data: bytes, address: str) -> Outputs:
     """Decode a ModelInferResponse.
 
     Raises:
@@ -116,15 +197,32 @@ def arrays_of(data: bytes, address: str) -> dict[str, Array]:
         tensors, raw = _tensors(response.outputs), response.raw_output_contents
         if raw:
             pairs = zip(tensors, raw, strict=True)
-            return {each.name: from_raw(raw, each, each.shape).copy() for each, raw in pairs}
-        return {
-            each.name: from_typed(
-                getattr(output.contents, CONTENTS[each.datatype]), each, each.shape
-            )
-            for each, output in zip(tensors, response.outputs, strict=True)
-        }
+            arrays = {each.name: from_raw(raw, each, each.shape).copy() for each, raw in pairs}
+        else:
+            arrays = {
+                each.name: from_typed(
+                    getattr(output.contents, CONTENTS[each.datatype]), each, each.shape
+                )
+                for each, output in zip(tensors, response.outputs, strict=True)
+            }
     except (DecodeError, KeyError, ValueError, InvalidRequest) as err:
         raise malformed(address, f"no tensors: {err}") from err
+    return Outputs(arrays, response.model_version)
+
+
+def joined(parts: Sequence[Outputs], address: str) -> Outputs:
+    """Put the rows of several answers together; the version is the last one's.
+
+    Raises:
+        Unavailable: they have different outputs, or rows of different shapes.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        arrays = {name: np.concatenate([each[name] for each in parts]) for name in parts[-1]}
+    except (KeyError, ValueError) as err:
+        raise malformed(address, f"parts that don't fit together: {err}") from err
+    return Outputs(arrays, parts[-1].model_version)
 
 
 def _tensors(described: Any) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +17,25 @@ from typing import Protocol
 
 from serving.config import TransportName
 from serving.credentials import read_bytes
-from serving.errors import ConfigurationError, ServingError, Unavailable
-from serving.protocols.status import StatusCode, error_from
+from serving.errors import (
+    ConfigurationError,
+    Overloaded,
+    ServerError,
+    ServingError,
+    Unavailable,
+)
+from serving.protocols import error_info
+from serving.protocols.status import PUSHBACK, TABLE, Failure, StatusCode, error_from
 
-Failure = tuple[StatusCode, str | None] | tuple[StatusCode, str | None, bool]
-"""A status, its text, and whether a server answered so without asking for another attempt."""
 Outcome = bytes | Failure
-
-PUSHBACK = "grpc-retry-pushback-ms"
-"""The trailer that asks for another attempt (gRFC A6): our servers send it when they end."""
+Metadata = tuple[tuple[str, str], ...]
 KEEPALIVE_TIME_S = 1.5
 """How long nothing may come while a call waits; then a ping asks whether the server lives."""
 KEEPALIVE_TIMEOUT_S = 1.25
 """How long its answer may take; then the connection is given up."""
 
-CUT_OFF: Failure = (StatusCode.CANCELLED, "the call was cut off")
-LATE: Failure = (StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")
+CUT_OFF = Failure(StatusCode.CANCELLED, "the call was cut off")
+LATE = Failure(StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")
 
 
 def malformed(address: str, answer: str) -> Unavailable:
@@ -69,12 +73,16 @@ class Transport(Protocol):
     For threads, too, these methods are coroutines: they block instead of suspending.
     """
 
-    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
-        """Start a call."""
+    async def send(
+        self, path: str, message: bytes, timeout_s: float, metadata: Metadata = ()
+    ) -> PendingCall:
+        """Start a call; its metadata come after those of the credentials."""
 
-    async def exchange(self, path: str, message: bytes, timeout_s: float) -> Outcome:
+    async def exchange(
+        self, path: str, message: bytes, timeout_s: float, metadata: Metadata = ()
+    ) -> Outcome:
         """Start a call and wait for its end."""
-        return await (await self.send(path, message, timeout_s)).result()
+        return await (await self.send(path, message, timeout_s, metadata)).result()
 
     async def close(self) -> None:
         """End all calls and connections."""
@@ -94,32 +102,53 @@ _RETRYABLE = (
     StatusCode.UNAVAILABLE,
     StatusCode.CANCELLED,  # of calls pending at a grpcio server's stop (grpc #41785)
 )
-_PERMANENT = ("andshake", "erification")
-"""Words of gRPC's core for certificates that do not match: another attempt fails, too."""
 
 
 class RetryBudget:
-    """The retries of all calls of a client together: the token bucket of gRFC A6.
+    """The retries of all calls of a client together, counted over some seconds.
 
-    A failed attempt takes a token, an answer puts a part of one back, and half of the tokens are
-    kept: a server that fails most calls gets each of them once, and recovers.
+    In each window there may be a few retries, and a share of as many as there were answers: a
+    server that fails most calls gets each of them once, and recovers.
     """
 
-    _MAX_TOKENS = 100.0
-    _TOKENS_AN_ANSWER = 0.1
+    _WINDOW_S = 10
+    _FREE = 50
+    """Retries in a window that need no answers."""
+    _SHARE = 0.1
+    """Retries for each answer."""
 
-    def __init__(self) -> None:
-        self._tokens = self._MAX_TOKENS  # no lock: threads that meet lose a token or a part of it
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or (lambda: time.monotonic())
+        # No lock: threads that meet lose a count.
+        self._answers = [0] * self._WINDOW_S
+        self._retries = [0] * self._WINDOW_S
+        self._second = int(self._clock())
 
     def put(self) -> None:
         """Note an answer."""
-        if self._tokens < self._MAX_TOKENS:
-            self._tokens = min(self._MAX_TOKENS, self._tokens + self._TOKENS_AN_ANSWER)
+        self._answers[self._slot()] += 1
 
     def take(self) -> bool:
         """Note a failed attempt; return whether it may be made again."""
-        self._tokens = max(0.0, self._tokens - 1.0)
-        return self._tokens > self._MAX_TOKENS / 2
+        slot = self._slot()
+        if self.is_spent:
+            return False
+        self._retries[slot] += 1
+        return True
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether there were as many retries in the window as there may be."""
+        return sum(self._retries) >= self._FREE + int(self._SHARE * sum(self._answers))
+
+    def _slot(self) -> int:
+        """Return the place of this second, and forget those before the window."""
+        second = int(self._clock())
+        if second != self._second:
+            for gone in range(self._second + 1, min(second, self._second + self._WINDOW_S) + 1):
+                self._answers[gone % self._WINDOW_S] = self._retries[gone % self._WINDOW_S] = 0
+            self._second = second
+        return second % self._WINDOW_S
 
 
 class RetryState:
@@ -153,33 +182,34 @@ class RetryState:
         self._backoff_s = _SHORTEST_BACKOFF_S
         self._was_late = False
         self._num_refused = 0
-        self._reason: Unavailable | None = None
+        self._reason: ServerError | None = None
 
     def timeout_s(self) -> float:
         """Return the seconds that the next attempt may take."""
         return min(self._attempt_timeout_s, max(0.0, self._deadline_s - time.monotonic()))
 
-    def backoff_s(self, code: StatusCode, details: str | None, is_answer: bool = False) -> float:
+    def backoff_s(self, failure: Failure) -> float:
         """Return how long to wait before the call is sent again.
 
         Args:
-            code: how this attempt ended.
-            details: the text that came with it.
-            is_answer: whether a server answered so; its retry takes a token of the budget.
+            failure: how this attempt ended; where a server answered so, the retry is one of the
+                budget's.
 
         Raises:
             ServingError: the call is not sent again; this is the reason why it failed.
         """
-        details = details or ""
-        error = error_from(code, details, self._address)
-        is_late = code is StatusCode.DEADLINE_EXCEEDED
+        error, is_answer = error_from(failure, self._address), failure.is_answer
+        is_late = failure.code is StatusCode.DEADLINE_EXCEEDED
         if is_late and self._attempt_timeout_s < math.inf and time.monotonic() < self._until_s:
             # The attempt's time is over, not the call's: another server may answer. The first time
             # takes no token, since a server that stands still meets every caller once.
             is_answer, self._was_late = self._was_late, True
             self._spend(is_answer, error)
             return 0.0
-        if code not in _RETRYABLE or any(word in details for word in _PERMANENT):
+        if isinstance(error, Overloaded):
+            return self._pause_s(error)
+        is_retried = failure.code in _RETRYABLE or TABLE[type(error)].is_retried
+        if not is_retried or failure.is_permanent or (failure.pushback_s or 0) < 0:
             # No time was left for another attempt, so report why the last one failed.
             raise self._reason if is_late and self._reason else error
         assert isinstance(error, Unavailable)
@@ -194,10 +224,53 @@ class RetryState:
         self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
         return backoff_s
 
+    def _pause_s(self, error: Overloaded) -> float:
+        """Return how long to wait for a server whose queue is full: at least as long as it asks."""
+        if error.retry_after_s is None or error.retry_after_s < 0:
+            raise error
+        least_s = max(error.retry_after_s, self._backoff_s)
+        pause_s = least_s * random.uniform(1.0, 1.5)  # spreads those that were refused together
+        if time.monotonic() + pause_s >= self._deadline_s:
+            raise error
+        self._spend(True, error)
+        self._reason = error
+        self._backoff_s = min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
+        return pause_s
+
     def _spend(self, is_charged: bool, error: ServingError) -> None:
         """Take a token for another attempt; raise the error if there are too few."""
         if is_charged and self._budget is not None and not self._budget.take():
             raise error
+
+
+# Trailers
+
+
+def trailers_failure(
+    code: StatusCode, text: str, trailers: Sequence[tuple[str, str | bytes]]
+) -> Failure:
+    """Build the failure of a call that a server has answered.
+
+    Args:
+        code: its status.
+        text: its text.
+        trailers: binary ones as bytes, or as they are on the wire, in base64.
+    """
+    fields = dict(trailers)
+    details, pushback = fields.get(error_info.TRAILER, ""), fields.get(PUSHBACK, "")
+    read = error_info.reason_in if isinstance(details, bytes) else error_info.decode
+    reason = read(details)  # type: ignore[arg-type]
+    return Failure(code, text, PUSHBACK not in fields, reason, _pause_s(str(pushback)))
+
+
+def _pause_s(milliseconds: str) -> float | None:
+    """Read a pushback; a negative number, or none, asks for no attempt (gRFC A6)."""
+    if not milliseconds:
+        return None
+    try:
+        return int(milliseconds[:12]) / 1e3
+    except ValueError:
+        return -1.0
 
 
 # Credentials

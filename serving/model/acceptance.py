@@ -22,8 +22,7 @@ import numpy as np
 from serving.config import BatchingMode
 from serving.errors import InvalidRequest, ModelError
 from serving.model.samples import MAX_BYTES, NUM_QUIET, NUM_ROWS, draws, relative_error, take
-from serving.predictions import Images, Probabilities
-from serving.tensors import Array, Feeds, Tensor, TensorSignature
+from serving.tensors import Array, Feeds, Images, Probabilities, Tensor, TensorSignature
 
 Run = Callable[[Feeds], list[Array]]
 

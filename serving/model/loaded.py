@@ -1,7 +1,7 @@
 """A version of a model that was loaded and checked: all that the server needs to run it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from serving.config import BatchingConfig, Device, Precision
 from serving.errors import ConfigurationError
@@ -11,8 +11,15 @@ from serving.model.fork import native_run
 from serving.model.preprocessing import Preprocessing
 from serving.model.repository import Manifest
 from serving.model.settings import NO_SETTINGS, ModelSettings
-from serving.predictions import Images, Probabilities
-from serving.tensors import Array, Feeds, ModelInfo, Signature, TensorSignature
+from serving.tensors import (
+    Array,
+    Feeds,
+    Images,
+    ModelInfo,
+    Probabilities,
+    Signature,
+    TensorSignature,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,14 +82,26 @@ class LoadedModel:
         """The device that it runs on: "cpu" or "cuda"."""
         return self.engine.device
 
-    def info(self, name: str, transport: str, batching: BatchingConfig) -> ModelInfo:
-        """Describe a classifier of images, as callers know it."""
+    def describe(self, batching: BatchingConfig) -> ModelInfo:
+        """Describe this version, with limits of a server's; the only one that there is."""
+        tensors, sizes = self.tensors, self.settings.of(batching)
         return ModelInfo(
-            name=name, version=self.version, device=self.device, precision=self.precision,
-            transport=transport, max_request_rows=batching.max_request_rows,
-            max_batch_size=self.settings.of(batching).max_batch_size,
-            test_accuracy=self.manifest.test_accuracy, signature=self.image_signature,
-        )  # fmt: skip
+            name=self.manifest.name,
+            version=self.version,
+            versions=(self.version,),
+            default_version=self.version,
+            inputs=tensors.inputs,
+            outputs=tensors.outputs,
+            is_batchable=tensors.is_batchable,
+            batching=self.batching,
+            device=self.device,
+            precision=self.precision,
+            max_batch_size=sizes.max_batch_size if tensors.is_batchable else 0,
+            max_request_rows=sizes.max_request_rows,
+            labels=self.class_labels,
+            pictures=None if self.pictures is None else asdict(self.pictures),
+            test_accuracy=self.manifest.test_accuracy,
+        )
 
     # On one line, so that the lock is released even if a trace function raises (debuggers,
     # coverage, tests): these run between lines.

@@ -7,15 +7,23 @@ from typing import Any, Self
 
 import numpy as np
 
+from serving.applications import PICTURES, PictureReader, installed
 from serving.errors import ModelError
-from serving.predictions import Images, Predictions, Probabilities
-from serving.tensors import DIGITS, MAX_LABEL, Array, Signature, TensorSignature, is_label
+from serving.tensors import (
+    MAX_LABEL,
+    Array,
+    Images,
+    Probabilities,
+    Signature,
+    TensorSignature,
+    is_label,
+)
 
 LAYOUTS = {"flat": "P", "NHW": "HW", "NHWC": "HWC", "NCHW": "CHW"}
 """Orders of the axes: N the batch, H height, W width, C channels. "flat" is NHWC in one row."""
-RESIZES = ("stretch", "pad", "crop", "digits")
+RESIZES = ("stretch", "pad", "crop")
 """The treatment of pictures of other proportions: stretched; made to fit, between black bars; cut
-to their middle. "digits" finds one digit, and scales and centres it as MNIST's are."""
+to their middle. Applications add others: see `PictureReader`."""
 _DTYPES = {"UINT8": "uint8", "FP32": "float32"}
 _MAX_SIDE = 4096
 _SUM_TOLERANCE = 1e-3
@@ -45,7 +53,7 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     """Then divided by, of each channel."""
     resize: str = "stretch"
-    """One of RESIZES."""
+    """One of RESIZES, or the name of an application's `PictureReader`."""
     invert: bool = False
     """Whether pictures that are mostly light are inverted: the model knows light ink on dark."""
     labels: tuple[str, ...] = ()
@@ -69,9 +77,13 @@ class Preprocessing:
         check("std", 0 not in self.std, "numbers other than 0")
         is_raw = self.scale == 1 and not self.mean and not self.std
         check("dtype", is_raw or self.dtype == "float32", "float32 where levels are scaled")
-        check("resize", self.resize in RESIZES, _any_of(RESIZES))
-        is_digit = self.size == DIGITS.input_shape and self.channels == 1
-        check("size", is_digit or self.resize != "digits", "28 x 28 in grey, where digits are,")
+        reader = self.reader
+        known = self.resize in RESIZES or reader is not None
+        if not known:
+            check("resize", known, _any_of((*RESIZES, *installed(PICTURES))))
+        if reader is not None:
+            check("size", self.size == tuple(reader.SIZE), f"that of {self.resize}, {reader.SIZE},")
+            check("channels", self.channels == reader.CHANNELS, f"{reader.CHANNELS}")
         check("invert", type(self.invert) is bool, "true or false")
         are_labels = isinstance(self.labels, tuple) and all(map(is_label, self.labels))
         check("labels", are_labels, f"texts of 1 to {MAX_LABEL} printable characters")
@@ -91,6 +103,14 @@ class Preprocessing:
             name: tuple(each) if isinstance(each, list) else each for name, each in document.items()
         }
         return cls(**facts)
+
+    @property
+    def reader(self) -> PictureReader | None:
+        """The application's reader of pictures; None for a usual treatment, or without one."""
+        reader: PictureReader | None = None
+        if self.resize not in RESIZES:
+            reader = installed(PICTURES).get(str(self.resize))
+        return reader
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -121,15 +141,20 @@ class Preprocessing:
         return np.ascontiguousarray(values.reshape(1, *self.row_shape))
 
 
+def is_known(document: Mapping[str, Any]) -> bool:
+    """Return whether a description's way to make pictures fit is known here, or malformed."""
+    resize = document.get("resize", RESIZES[0])
+    return not isinstance(resize, str) or resize in RESIZES or resize in installed(PICTURES)
+
+
 def of_signature(
     signature: Signature, document: Mapping[str, Any] | None = None
 ) -> Preprocessing | None:
     """Return how pictures become a signature's images, as a manifest says it.
 
-    Of manifests that don't say it, images of 28 x 28 in ten classes without names are digits.
-
     Returns:
-        None if images of this shape are no pictures.
+        None if images of this shape are no pictures, or a manifest names a reader of pictures that
+        no application has here.
 
     Raises:
         ValueError: a field is wrong, or doesn't fit the signature.
@@ -141,8 +166,9 @@ def of_signature(
         return None
     facts = {"size": full[:2], "channels": full[2], "layout": "flat", "dtype": "uint8",
              "labels": signature.labels}  # fmt: skip
-    usual = "digits" if signature == DIGITS else "stretch"
-    found = Preprocessing.of({**facts, "resize": usual, **(document or {})})
+    if not is_known(document or {}):
+        return None
+    found = Preprocessing.of({**facts, **(document or {})})
     for name, fact in facts.items():
         _require(
             getattr(found, name) == fact, name, getattr(found, name), f"the signature's {fact}"
@@ -182,10 +208,10 @@ def of_graph(tensors: TensorSignature, document: Mapping[str, Any]) -> Preproces
     return known
 
 
-def predictions_of(
-    known: Preprocessing, tensors: TensorSignature, outputs: Sequence[Array], version: str
-) -> Predictions:
-    """Make predictions of a model's outputs.
+def classes_of(
+    known: Preprocessing, tensors: TensorSignature, outputs: Sequence[Array]
+) -> Probabilities:
+    """Return the probabilities of the classes, (N, classes), in a model's outputs.
 
     Raises:
         ModelError: they are no numbers, or others than the labels.
@@ -193,7 +219,7 @@ def predictions_of(
     probabilities = as_probabilities(outputs[_class_output(tensors)])
     if known.labels and len(known.labels) != probabilities.shape[1]:
         raise ModelError(f"{len(known.labels)} labels, but {probabilities.shape[1]} classes")
-    return Predictions.of(probabilities, version, known.labels)
+    return probabilities
 
 
 def as_probabilities(answers: Array) -> Probabilities:
@@ -240,7 +266,3 @@ def _any_of(names: Any) -> str:
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
         raise ValueError(f"{name}: {expected} expected, got {str(value)[:200]}")
-
-
-DIGITS_PICTURES = Preprocessing(size=(28, 28), resize="digits")
-"""How pictures become images of digits."""

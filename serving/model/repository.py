@@ -26,16 +26,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from digit_classifier import PRETRAINED
+from serving.applications import MODELS, bundled_model, installed
 from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model.onnx_file import external_files, parse_model
 from serving.model.preprocessing import Preprocessing, of_graph, of_signature
 from serving.model.verdicts import Verdict, rules_version, verdict_of
-from serving.predictions import Images, Probabilities
 from serving.system.files import read_regular
-from serving.tensors import DIGITS, Signature, TensorSignature
+from serving.tensors import Images, Probabilities, Signature, TensorSignature
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +49,9 @@ MAX_MANIFEST_BYTES = 512 << 10
 _MAX_TEXT = 100
 """Characters of a name, which is part of every answer to GetModel and of log lines."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_OPTIONAL_FIELDS = ("signature", "preprocessing", "batching")
+_LONG_FIELDS = ("signature", "preprocessing", "batching")
 _MANIFEST_FIELDS = {
-    *_OPTIONAL_FIELDS, "format", "name", "version", "recipe", "seed", "parameters", "accuracy",
+    *_LONG_FIELDS, "format", "name", "version", "recipe", "seed", "parameters", "accuracy",
     "files", "parity", "int8", "libraries", "golden",
 }  # fmt: skip
 """Fields that the exporter writes."""
@@ -75,7 +74,7 @@ class Manifest:
     """(N, pixels) uint8: samples to check a loaded model."""
     golden_probabilities: dict[Precision, Probabilities]
     """(N, classes) float32: the answers of each exported variant to them; empty without a file."""
-    signature: Signature | None = DIGITS
+    signature: Signature | None = None
     """The shape of its images, and its classes; None if it isn't known to classify images."""
     pictures: Preprocessing | None = None
     """How pictures become its input, and the names of its classes; None if it takes none."""
@@ -117,7 +116,7 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         raise ValueError(f"format 1 expected, got {document['format']!r}")
     golden = document["golden"]
     unknown = _unknown_fields(document)
-    signature = Signature.of(document["signature"]) if "signature" in document else DIGITS
+    signature = Signature.of(document["signature"])
     pixels = base64.b64decode(golden["images"], validate=True)
     golden_images = np.frombuffer(pixels, np.uint8).reshape(-1, signature.image_bytes)
     shape = len(golden_images), signature.num_classes
@@ -155,7 +154,7 @@ def _unknown_fields(document: dict[str, Any]) -> tuple[str, ...]:
     signature = document.get("signature", {})
     unknown = [name for name in document if name not in _MANIFEST_FIELDS]
     inside = [name for name in signature if name not in _SIGNATURE_FIELDS]
-    for names, optional in ((unknown, _OPTIONAL_FIELDS), (inside, ("labels",))):
+    for names, optional in ((unknown, _LONG_FIELDS), (inside, ("labels",))):
         for name in names:
             if near := get_close_matches(name.lower(), optional, 1, _NEAR):
                 raise ValueError(f"there is no field {name!r}: did you mean {near[0]}?")
@@ -238,7 +237,8 @@ def _instead(model_dir: Path) -> str:
             numbers = filter(_VERSION.fullmatch, _folders(folder))
             if any((folder / number / FILES["fp32"]).is_file() for number in numbers):
                 return f", but in {folder}: --models {folder.parent} --model {folder.name}"
-    if installation.in_checkout() and model_dir == ModelConfig().models / ModelConfig().model:
+    is_bundled = root == ModelConfig().models and model_dir.name in installed(MODELS)
+    if is_bundled and installation.in_checkout():
         return f": run {installation.run('train', 'export')}"
     found = "nothing"
     with suppress(OSError):
@@ -256,13 +256,12 @@ def _folders(folder: Path) -> list[str]:
 
 
 def find_root(model: str, root: Path) -> Path:
-    """Return the usual repository if it has the model, else the bundled one if that has it."""
-    for candidate in (root, PRETRAINED):
-        try:
-            versions(candidate / model)
-        except ModelNotFound:
-            continue
-        return candidate
+    """Return the usual repository if it has the model, else an application's that has it."""
+    try:
+        versions(root / model)
+    except ModelNotFound:
+        bundled: Path = installed(MODELS).get(model, root)
+        return bundled
     return root
 
 
@@ -354,7 +353,9 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
     names = config.names
     paths = models_in(root) if names is None else {name: root / name for name in names}
     if names is None and not paths:
-        versions(root / config.model)  # raises, and says where there is one
+        bundled = bundled_model()
+        name = bundled.name if bundled else "model"
+        versions(root / (config.model or name))  # raises, and says where there is one
     for name in names or ():  # a name may be that of a file
         if not (root / name).exists():
             paths[name] = models_in(root).get(name, root / name)
@@ -438,6 +439,13 @@ def load(
         if digest != expected:
             raise CorruptModel(f"{version}/{name}: expected SHA-256 {expected}, got {digest}")
     return manifest, onnx, weights
+
+
+def file_of(version_dir: Path, precision: Precision, file_name: str | None) -> Path:
+    """Return the file of a version's variant; see `load`."""
+    if precision != "fp32" or os.path.lexists(version_dir / MANIFEST):
+        return version_dir / FILES[precision]
+    return _file_of(version_dir, file_name)
 
 
 def _file_of(version_dir: Path, file_name: str | None) -> Path:

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import InvalidRequest, TooLarge
-from serving.predictions import Images
 from serving.system.files import open_regular
 from serving.system.process import free_bytes
+from serving.tensors import Images
 
 MAX_PIXELS = 80_000_000
 """The largest picture that is decoded: a PNG of this size takes some 700 MB meanwhile."""

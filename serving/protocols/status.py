@@ -1,10 +1,12 @@
-"""The table between our errors and gRPC's status codes, for server and client."""
+"""The table between our errors, gRPC's status codes, reasons and HTTP, for server and client."""
 
 import logging
 from enum import IntEnum
+from http import HTTPStatus
 from typing import NamedTuple, Self
 
 from serving import errors
+from serving.protocols import error_info
 
 _log = logging.getLogger(__name__)
 
@@ -31,30 +33,61 @@ class StatusCode(IntEnum):
     UNAUTHENTICATED = 16
 
 
-STATUS: dict[type[errors.ServingError], StatusCode] = {
-    errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,
-    errors.TooLarge: StatusCode.INVALID_ARGUMENT,
-    errors.Unsupported: StatusCode.UNIMPLEMENTED,
-    errors.ModelNotFound: StatusCode.NOT_FOUND,
-    errors.Unauthenticated: StatusCode.UNAUTHENTICATED,
-    errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
-    errors.Unavailable: StatusCode.UNAVAILABLE,
-    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
-    errors.ModelError: StatusCode.INTERNAL,
-    # These end the start of a server; none reaches a caller.
-    errors.CorruptModel: StatusCode.INTERNAL,
-    errors.DeviceError: StatusCode.INTERNAL,
-    errors.ConfigurationError: StatusCode.INTERNAL,
-}
+class Row(NamedTuple):
+    """How one class of errors is told to callers."""
 
-RETRY_AFTER_MS = 100
+    code: StatusCode
+    reason: str
+    """`google.rpc.ErrorInfo.reason` on gRPC, `reason` of HTTP's problem document."""
+    http: HTTPStatus
+    is_retried: bool = False
+    """Whether our clients send the call again, while its deadline and their budget allow."""
+
+
+_SERVER_ERROR = HTTPStatus.INTERNAL_SERVER_ERROR
+TABLE: dict[type[errors.ServingError], Row] = {
+    errors.InvalidRequest:
+        Row(StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", HTTPStatus.BAD_REQUEST),
+    errors.TooLarge:  # never with a pushback: sent again it is as large
+        Row(StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    errors.Unsupported:
+        Row(StatusCode.UNIMPLEMENTED, "UNSUPPORTED", HTTPStatus.NOT_IMPLEMENTED),
+    errors.ModelNotFound:
+        Row(StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", HTTPStatus.NOT_FOUND),
+    errors.Unauthenticated:
+        Row(StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", HTTPStatus.UNAUTHORIZED),
+    errors.Overloaded:
+        Row(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", HTTPStatus.TOO_MANY_REQUESTS, True),
+    errors.Unavailable:
+        Row(StatusCode.UNAVAILABLE, "UNAVAILABLE", HTTPStatus.SERVICE_UNAVAILABLE, True),
+    errors.DeadlineExceeded:
+        Row(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", HTTPStatus.GATEWAY_TIMEOUT),
+    errors.ModelError:
+        Row(StatusCode.INTERNAL, "MODEL_ERROR", _SERVER_ERROR),
+    # These end the start of a server; a caller sees them where he has a model loaded.
+    errors.CorruptModel:
+        Row(StatusCode.INTERNAL, "CORRUPT_MODEL", _SERVER_ERROR),
+    errors.DeviceError:
+        Row(StatusCode.INTERNAL, "DEVICE_ERROR", _SERVER_ERROR),
+    # A file that an option names, or an extra that is not installed: the operator must act.
+    errors.ConfigurationError:
+        Row(StatusCode.INTERNAL, "CONFIGURATION_ERROR", HTTPStatus.NOT_IMPLEMENTED),
+}  # fmt: skip
+"""The errors that callers can get; docs/clients.md says what to do about each."""
+_BY_REASON = {row.reason: error for error, row in TABLE.items()}
+_BY_CODE: dict[StatusCode, type[errors.ServingError]] = {
+    row.code: error for error, row in reversed(TABLE.items()) if row.code != StatusCode.INTERNAL
+}
+"""The error for a status without a reason, as other servers and gRPC's libraries send it: the first
+of the table. RESOURCE_EXHAUSTED is TooLarge then, as grpcio refuses long messages, unless it asks
+for a pause. INTERNAL, which libraries also use for broken connections, is Unavailable."""
+
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer that asks for another attempt after a pause (gRFC A6)."""
+RETRY_AFTER_S = 0.1
 """The pause that rejected callers are asked for: time to answer some ten full queues."""
 
-
 _INTERNAL = "internal error"
-MODEL_TEXTS = (errors.ModelError.usual_text, _INTERNAL, "the model failed on these images")
-"""Our server's texts with INTERNAL, which gRPC's libraries also use for broken connections; the
-last is that of servers before 0.3."""
 
 
 class Status(NamedTuple):
@@ -66,17 +99,20 @@ class Status(NamedTuple):
     """Further trailers."""
 
     @classmethod
-    def of(cls, error: errors.ServingError) -> Self:
-        """Return the status of one of our errors, with its text.
+    def of(cls, error: errors.ServingError, *more: tuple[str, str]) -> Self:
+        """Return the status of one of our errors, with its text, its reason and more trailers.
 
-        That of an overload, or of an end of the server, also says when to retry (gRFC A6).
+        That of an overload, or of an end of the server, also says when to retry.
         """
-        pushback = (("grpc-retry-pushback-ms", str(RETRY_AFTER_MS)),)
-        metadata = pushback if isinstance(error, errors.Overloaded | errors.Unavailable) else ()
-        return cls(STATUS[type(error)], str(error), metadata)
+        row, text = TABLE[type(error)], str(error).strip()
+        trailers = [(error_info.TRAILER, error_info.encode(row.code, text, row.reason)), *more]
+        if isinstance(error, errors.Overloaded | errors.Unavailable):
+            pause_s = RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+            trailers.append((PUSHBACK, str(round(pause_s * 1e3))))
+        return cls(row.code, text, tuple(trailers))
 
 
-UNKNOWN_METHOD = Status(StatusCode.UNIMPLEMENTED, "unknown method")
+UNKNOWN_METHOD = Status.of(errors.Unsupported("unknown method"))
 
 
 def error_of(exception: Exception) -> errors.ServingError:
@@ -90,20 +126,38 @@ def error_of(exception: Exception) -> errors.ServingError:
     return errors.ModelError(_INTERNAL)
 
 
-def error_from(code: StatusCode, details: str, address: str) -> errors.ServingError:
-    """Build the error for a status.
+class Failure(NamedTuple):
+    """How a call failed, as a client sees it."""
+
+    code: StatusCode
+    text: str
+    is_answer: bool = False
+    """Whether a server answered so without asking for another attempt."""
+    reason: str = ""
+    """The reason in its trailers, if it is a server of ours."""
+    pushback_s: float | None = None
+    """The pause after which it asks for another attempt; negative: never."""
+    is_permanent: bool = False
+    """Whether another attempt would end in the same way, such as certificates that don't match."""
+
+
+def error_from(failure: Failure, address: str) -> errors.ServingError:
+    """Build the error for a failed call, by its status and its reason.
 
     Args:
-        code: the status; one that is not in the table becomes Unavailable, and so does
-            UNIMPLEMENTED, by which a client asks the wrong server.
-        details: its text; INTERNAL is a ModelError only with a text of ours.
+        failure: a status that is in no table becomes Unavailable.
         address: the server's address.
     """
-    for error_class, status in STATUS.items():
-        if status is code:
-            if error_class is errors.Unsupported:
-                break
-            if error_class is not errors.ModelError or details in MODEL_TEXTS:
-                return error_class(f"{address}: {details}")
-            break
-    return errors.Unavailable(f"{address}: {code.name}: {details}")
+    code, text = failure.code, f"{address}: {failure.text}"
+    found = _BY_REASON.get(failure.reason)
+    if found is None or TABLE[found].code is not code:
+        found = _BY_CODE.get(code)
+        if code is StatusCode.RESOURCE_EXHAUSTED and failure.pushback_s is not None:
+            found = errors.Overloaded
+    if found is None:
+        return errors.Unavailable(
+            f"{address}: {code.name}: {failure.text}", retry_after_s=failure.pushback_s
+        )
+    if issubclass(found, errors.Overloaded | errors.Unavailable):
+        return found(text, retry_after_s=failure.pushback_s)
+    return found(text)

@@ -9,7 +9,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import MappingProxyType
@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from digit_classifier import methods as digits_v1
-from digit_classifier.methods import digits_methods
 from serving import applications
 from serving.batching.awaited import AsyncCaller, submit
 from serving.catalog import Catalog
@@ -30,6 +28,7 @@ from serving.protocols.method import Rows
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.examples import Access, Example
 from serving.protocols.oip.methods import Queries, inference_methods
+from serving.protocols.service import GrpcService
 from serving.router import Route, Router
 from serving.system import signals
 from serving.system.host import Host
@@ -38,6 +37,7 @@ from serving.system.signals import keep_watchdog_fed, notify
 from serving.telemetry import logs
 from serving.telemetry.metrics import Readiness, Report, Served
 from serving.transports import open_transport
+from serving.transports.connections import max_message_bytes
 
 # The self-test
 
@@ -231,21 +231,26 @@ class Server:
         self._exporter = exporter
         self.config = config
         self.transport = "h2" if config.transport == "auto" else config.transport
+        others: Iterable[GrpcService] = applications.installed(applications.GRPC).values()
         services: dict[str, Callable[[], str]] = {
-            digits_v1.SERVICE: self._classifier_name, inference_pb.SERVICE: str,
-        }  # fmt: skip
+            inference_pb.SERVICE: str,
+            **{each.SERVICE: partial(each.model_name, router) for each in others},
+        }
         self.health = Health(services, lambda: router.routes)
         allow_control = config.allow_repository_control
-        queries = Queries(router, self.health, catalog, allow_control=allow_control)
+        queries = Queries(
+            router, self.health, catalog, allow_control=allow_control,
+            max_message_bytes=max_message_bytes(router, config),
+        )  # fmt: skip
         methods = [
-            *digits_methods(router, self.transport),
             *inference_methods(router, queries),
             *self.health.methods(),
+            *(each for service in others for each in service.methods(router, self.transport)),
         ]
         if config.reflection:
             from serving.protocols.reflection import reflection_methods
 
-            methods += reflection_methods({digits_v1.SERVICE: digits_v1.FILE})
+            methods += reflection_methods({each.SERVICE: each.FILE for each in others})
         self._transport = open_transport(router, methods, config)
         self._http = _http_server(router, queries, config)
         self._self_test: asyncio.Task[None] | None = None
@@ -256,6 +261,12 @@ class Server:
     def http_url(self) -> str | None:
         """Where HTTP answers, such as "http://127.0.0.1:8080"; None if it is off."""
         return None if self._http is None else self._http.url
+
+    @property
+    def waiting_versions(self) -> list[str]:
+        """Newer versions that are not served by themselves, such as "iris/4"."""
+        routes = self._router.routes.items()
+        return [f"{name}/{version}" for name, each in routes for version in each.versions.waiting]
 
     async def start(self) -> None:
         """Bind the port and start to answer.
@@ -274,10 +285,6 @@ class Server:
         if interval_s := self.config.self_test_interval_s:
             test = SelfTest(self._router, self.health, interval_s)
             self._self_test = asyncio.create_task(test.run())
-
-    def _classifier_name(self) -> str:
-        route = self._router.classifier
-        return "" if route is None else route.name
 
     def _state(self) -> Readiness:
         stuck = self.health.stuck_models | self.health.blocked_models
@@ -360,11 +367,12 @@ class Server:
 def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     if config.http_port is None:
         return None
+    from serving.transports.http import pictures
     from serving.transports.http.http_server import HttpServer
 
     hung_in = applications.installed(applications.HTTP).values()
     with optional_http(config):
-        return HttpServer(router, queries, config, tuple(hung_in))
+        return HttpServer(router, queries, config, (pictures, *hung_in))
     return None
 
 
@@ -404,6 +412,8 @@ def announce(
 
 def _announce(server: Server) -> None:
     more = {} if server.http_url is None else {"http": server.http_url}
+    if waiting := server.waiting_versions:
+        more["waiting"] = ",".join(waiting)
     log_format = server.config.log_format
     announce(server.report(), server.address, server.metrics_address, log_format, **more)
 

@@ -104,6 +104,8 @@ _early: list[int] = []
 _callbacks: dict[int, Callable[[int], None]] = dict.fromkeys(_STOPS, _leave)
 if HANG_UP is not None:
     _callbacks[HANG_UP] = _early.append
+HANDLED = tuple(_callbacks)
+"""The signals that `install` handles."""
 
 
 def notify(state: str) -> None:

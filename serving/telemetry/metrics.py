@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.config import BatchingConfig
-from serving.predictions import ClassNumbers, Digits
 from serving.system.process import Usage
+from serving.tensors import ClassNumbers
 
 _SECONDS = tuple(
     mantissa * 10.0**exponent for exponent in range(-5, 1) for mantissa in (1, 2.5, 5)
@@ -220,7 +220,9 @@ class Metrics:
         for (_, kind, _), runs in found.items():
             numbers, probabilities = map(b"".join, list(zip(*runs, strict=True))[1:])
             # All at once: some 8 us, and 10 ns an image.
-            answered: Digits = np.frombuffer(numbers, np.uint8 if kind is bytes else np.uintc)
+            answered: npt.NDArray[np.unsignedinteger] = np.frombuffer(
+                numbers, np.uint8 if kind is bytes else np.uintc
+            )
             table = np.frombuffer(probabilities, "<f4").reshape(len(answered), -1)
             added = enumerate(np.bincount(answered).tolist())
             counts = runs[0][0]

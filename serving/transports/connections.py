@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving.batching.batcher import ClientQueue, Queue
+from serving.batching.queue import ClientQueue, Queue
 from serving.config import ServerConfig
 from serving.credentials import Tls, TokenCheck
 from serving.errors import ServingError
@@ -155,7 +155,7 @@ class Peer:
     """
 
     __slots__ = (
-        "_clock", "active_s", "address", "cost_per_byte_s", "engine", "gave_up_s",
+        "_clock", "active_s", "address", "behind_s", "cost_per_byte_s", "engine", "gave_up_s",
         "is_paused", "jitter",
         "mask", "opened_s", "output", "port", "queues", "socket", "start_tag_s", "state", "streams",
         "swept_s", "swept_stream", "tls", "trusted", "unread",
@@ -197,6 +197,9 @@ class Peer:
         """When its next turn is due, on `Loop`'s clock of turns."""
         self.mask = READ
         """The events that the selector waits for; 0 for none."""
+        self.behind_s = math.inf
+        """Since when each read has left bytes unread, as far as is known; infinite if none are:
+        how long the bytes read now may have waited, here and at their sender."""
         self.is_paused = False
         """Whether its port takes no more for now."""
 

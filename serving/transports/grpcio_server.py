@@ -4,6 +4,7 @@ HTTP, if it is on, and the batchers have their turns on the same event loop.
 """
 
 import asyncio
+import base64
 import logging
 import math
 import time
@@ -193,7 +194,7 @@ class Handlers(grpc.GenericRpcHandler):
             if reason is not None:
                 if self.closing is not None and reason.code is StatusCode.UNAVAILABLE:
                     await self.closing.wait()
-                trailers = (*(context.trailing_metadata() or ()), *reason.metadata)
+                trailers = (*(context.trailing_metadata() or ()), *_as_grpcio_has_it(reason))
                 await context.abort(grpc.StatusCode[reason.code.name], reason.text, trailers)
             return call.response if call else None
 
@@ -296,4 +297,12 @@ def _options(router: Router, config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
         ("grpc.http2.bdp_probe", 0),  # core's own estimate grows while the event loop is busy
         ("grpc.http2.lookahead_bytes", 1 << 20),
+    ]
+
+
+def _as_grpcio_has_it(status: Status) -> list[tuple[str, str | bytes]]:
+    """Return a status's trailers: binary ones as bytes, which the library encodes itself."""
+    return [
+        (name, base64.b64decode(text + "=" * (-len(text) % 4)) if name.endswith("-bin") else text)
+        for name, text in status.metadata
     ]

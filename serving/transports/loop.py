@@ -127,7 +127,7 @@ class Reader:
         num_bytes, port = 0, connection.port
         try:
             if mask & READ and not connection.is_paused:
-                data = self._receive(connection)
+                data = self._receive(connection, now_s)
                 if data is None:
                     port.abort(connection)
                     return 0
@@ -144,7 +144,7 @@ class Reader:
             port.abort(connection)
         return num_bytes
 
-    def _receive(self, peer: Peer) -> bytes | None:
+    def _receive(self, peer: Peer, now_s: float) -> bytes | None:
         """Read the bytes that have arrived, at most a buffer full; None if the peer has left.
 
         Raises:
@@ -154,7 +154,12 @@ class Reader:
         try:
             num_bytes = peer.socket.recv_into(buffer)
         except BlockingIOError:
+            peer.behind_s = math.inf
             return b""
+        if num_bytes < len(buffer):
+            peer.behind_s = math.inf
+        elif peer.behind_s == math.inf:
+            peer.behind_s = now_s
         if not num_bytes:
             return None
         # Bytes to be dropped need not be TLS: after a failed handshake, it may fail again.

@@ -16,8 +16,8 @@ from benchmarks.loops import CallRequest, Outcome, arrivals, closed, open_loop
 from benchmarks.network import Generator, NetworkLoad, spread
 from benchmarks.runner import TIMEOUT_S
 from benchmarks.targets import encode_digits, encode_infer
+from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_response
-from serving.tensors import DIGITS
 from tests.benchmarks.retries import SHORT_S, until_answered
 from tests.support.raw import CLASSIFY
 from tests.support.servers import fake_server

@@ -12,9 +12,9 @@ import pytest
 import trustme
 
 from deploy.edge import running_envoy, write_certificates, write_configuration
+from digit_classifier import Classifier
 from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.wire import encode_request
-from serving import Client
 from serving.errors import Unauthenticated, Unavailable
 from tests.deploy.replicas import replicas_behind
 from tests.support.fleet.collector import running_collector
@@ -34,7 +34,7 @@ def test_mtls_answers_callers_with_a_certificate_only(shared, images):
     authority = shared.certificates / "client-ca.pem"
 
     def call(certificate, key):
-        with Client(
+        with Classifier.connect(
             shared.edge.mtls, tls_ca=authority, tls_cert=certificate, tls_key=key, timeout_s=2
         ) as client:
             return len(client.classify(images[:3]))

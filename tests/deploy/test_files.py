@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serving import Client
+from digit_classifier import Classifier
 from serving.cli.commands import parser
 from tests.deploy.conftest import ROOT
 from tests.support.servers import is_serving, started
@@ -165,7 +165,7 @@ def test_server_with_these_settings_answers_its_probes(built, images, monkeypatc
         assert is_serving(server.address)  # the kubelet's question, without a token
         path = ours["livenessProbe"]["httpGet"]["path"]
         subprocess.check_call(["curl", "-sSf", f"http://{server.facts['metrics']}{path}"])
-        with Client(server.address, token="token-0123456789abcdef") as client:
+        with Classifier.connect(server.address, token="token-0123456789abcdef") as client:
             assert len(client.classify(images[:2])) == 2
         assert server.stop() == 0
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from tests.deploy.conftest import ROOT
 from tests.docs.test_pages import metric_names
 from tests.support.fakes import image_with
@@ -81,7 +81,7 @@ def prometheus(program, models, images, tmp_path_factory):
         running_prometheus(
             program("prometheus", "prometheus"), folder, server.facts["metrics"]
         ) as prometheus,
-        Client(server.address) as client,
+        Classifier.connect(server.address) as client,
     ):
 
         def has_seen_calls():

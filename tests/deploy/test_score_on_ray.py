@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from digit_classifier import PRETRAINED
-from serving import Classifier
+from digit_classifier import PRETRAINED, Classifier
 from tests.deploy.conftest import ROOT, needed
 from tests.digit_scoring.conftest import picture
 

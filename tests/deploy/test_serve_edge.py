@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from tests.support.servers import ended, started, wait_until
 
 COMMAND = [sys.executable, "-m", "deploy.serve_edge", "--port", "0"]
@@ -19,10 +19,12 @@ def test_calls_are_answered_and_interrupt_ends_all(envoy, images):
     with started([*COMMAND, "--envoy", str(envoy)]) as edge:
         folder = Path([edge.process.stdout.readline() for _ in range(3)][-1].split()[-1]).parent
         tls, mtls = edge.facts["tls"], edge.facts["mtls"]
-        with Client(tls, tls_ca=folder / "client-ca.pem") as client:
+        with Classifier.connect(tls, tls_ca=folder / "client-ca.pem") as client:
             assert len(client.classify(images[:2])) == 2
         cert, key = folder / "client-cert.pem", folder / "client-key.pem"
-        with Client(mtls, tls_ca=folder / "client-ca.pem", tls_cert=cert, tls_key=key) as client:
+        with Classifier.connect(
+            mtls, tls_ca=folder / "client-ca.pem", tls_cert=cert, tls_key=key
+        ) as client:
             assert len(client.classify(images[:2])) == 2
         children = children_of(edge)
         assert len(children) == 3
@@ -36,7 +38,7 @@ def test_calls_are_answered_and_interrupt_ends_all(envoy, images):
 def test_replica_that_dies_is_started_again(envoy, images):
     with started([*COMMAND, "--envoy", str(envoy), "--replicas", "1"]) as edge:
         folder = Path([edge.process.stdout.readline() for _ in range(3)][-1].split()[-1]).parent
-        with Client(edge.facts["tls"], tls_ca=folder / "client-ca.pem") as client:
+        with Classifier.connect(edge.facts["tls"], tls_ca=folder / "client-ca.pem") as client:
             client.classify(images[:2])
             (replica,) = (pid for pid in children_of(edge) if "serving" in command_of(pid))
             os.kill(replica, signal.SIGKILL)

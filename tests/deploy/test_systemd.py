@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from tests.deploy.conftest import ROOT
 from tests.support.servers import serve_command, started, wait_until
 
@@ -50,7 +50,7 @@ def test_server_keeps_to_the_system_calls(analyze, program, models, images, tmp_
     command = [str(program("strace", "strace")), "-f", "-qq", "-o", str(trace),
                *serve_command(models, "--workers", "2", "--http-port", "0")]  # fmt: skip
     with started(command) as server:
-        with Client(server.address) as client:
+        with Classifier.connect(server.address) as client:
             client.classify(images)
         subprocess.check_call(["curl", "-sSf", "-o", tmp_path / "page", server.facts["http"]])
         ours = int(trace.read_text().split()[0])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from digit_classifier.normalizer import bounding_box
+from digit_classifier.pictures import from_picture
 from experiments.synthetic.drawing import (
     FONTS,
     POPULATIONS,
@@ -24,7 +25,6 @@ from experiments.synthetic.drawing import (
 )
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.pictures import decoder
-from serving.pictures.reader import from_picture
 from tests.support.pictures import encoded
 from tests.support.pictures.random_pictures import read_all
 

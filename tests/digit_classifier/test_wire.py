@@ -1,9 +1,8 @@
 """Our own reading and writing of the messages equals the protobuf library's."""
 
-import ast
+import base64
 import pickle
 import re
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -14,10 +13,11 @@ from hypothesis import strategies as st
 
 from digit_classifier import wire
 from digit_classifier.pb.digits.v1.digits_pb2 import ClassifyRequest, ClassifyResponse
+from digit_classifier.predictions import DIGITS
 from serving import errors
 from serving.errors import InvalidRequest, RequestError, ServerError, ServingError
-from serving.protocols.status import MODEL_TEXTS, STATUS, Status, StatusCode, error_from
-from serving.tensors import DIGITS
+from serving.protocols import error_info
+from serving.protocols.status import TABLE, Failure, Status, StatusCode, error_from
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 4, 127, 128, 410])  # lengths of one byte to three
@@ -101,7 +101,11 @@ def test_codes_are_those_of_grpc():
 
 
 def test_every_error_has_a_status():
-    assert set(STATUS) == leaves(ServingError) | {errors.InvalidRequest}  # TooLarge is one
+    assert set(TABLE) == leaves(ServingError) | {errors.InvalidRequest}  # TooLarge is one
+
+
+def test_every_error_has_a_reason_of_its_own():
+    assert len({row.reason for row in TABLE.values()}) == len(TABLE)
 
 
 def test_every_error_is_the_callers_or_the_servers():
@@ -125,33 +129,47 @@ def test_the_drawn_tree_is_the_real_one():
 
 
 def test_statuses_that_reach_callers_lead_back_to_their_error():
-    for error in leaves(ServingError) - {
-        errors.TooLarge,  # over gRPC an InvalidRequest
-        errors.Unsupported,  # no client of ours asks for it
-        errors.CorruptModel,
-        errors.DeviceError,
-        errors.ConfigurationError,
-    }:
-        assert type(error_from(STATUS[error], MODEL_TEXTS[0], "here:1")) is error
+    for error in TABLE:
+        status = Status.of(error("any text"))
+        reason = error_info.decode(dict(status.metadata)[error_info.TRAILER])
+        assert type(error_from(Failure(status.code, "another", reason=reason), "here:1")) is error
 
 
-def test_internal_without_our_own_text_is_a_broken_connection():
-    error = error_from(STATUS[errors.ModelError], "Received RST_STREAM with error code 2", "here:1")
+@pytest.mark.parametrize(
+    ("code", "pushback_s", "error"),
+    [
+        (StatusCode.INVALID_ARGUMENT, None, errors.InvalidRequest),
+        (StatusCode.RESOURCE_EXHAUSTED, None, errors.TooLarge),  # of gRPC's own libraries
+        (StatusCode.RESOURCE_EXHAUSTED, 0.1, errors.Overloaded),
+        (StatusCode.UNIMPLEMENTED, None, errors.Unsupported),
+        (StatusCode.UNKNOWN, None, errors.Unavailable),
+    ],
+)
+def test_statuses_of_other_servers_have_an_error(code, pushback_s, error):
+    failure = Failure(code, "any text", reason="OF_OTHERS", pushback_s=pushback_s)
+    assert type(error_from(failure, "here:1")) is error
+
+
+@given(st.binary(max_size=300))
+def test_any_details_are_read_or_passed_over(data):
+    assert isinstance(error_info.decode(data), str)
+    assert isinstance(error_info.reason_in(data), str)
+
+
+def test_details_are_read_by_the_messages_of_googleapis():
+    """The same bytes as google.rpc.Status has them, whose package the tests don't need."""
+    found = error_info.encode(8, "the queue is full", "OVERLOADED")
+    assert base64.b64decode(found + "=" * (-len(found) % 4)) == (
+        b"\x08\x08\x12\x11the queue is full\x1aG"
+        b"\n(type.googleapis.com/google.rpc.ErrorInfo\x12\x1b\n\nOVERLOADED\x12\rdigit-serving"
+    )
+
+
+def test_internal_without_a_reason_is_a_broken_connection():
+    failure = Failure(TABLE[errors.ModelError].code, "Received RST_STREAM with error code 2")
+    error = error_from(failure, "here:1")
     assert type(error) is errors.Unavailable
     assert str(error) == "here:1: INTERNAL: Received RST_STREAM with error code 2"
-
-
-def test_every_text_of_a_model_error_is_known_to_clients():
-    texts = set()
-    for path in Path(errors.__file__).parent.rglob("*.py"):
-        # Their reasons are for the program that they are in, or for HTTP.
-        if path.name in ("embedded.py", "preprocessing.py", "ray.py"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ModelError"):
-                texts |= {ast.unparse(argument) for argument in node.args} or {"usual"}
-    assert texts == {"usual", "_INTERNAL"}
-    assert set(MODEL_TEXTS) > {str(errors.ModelError()), "internal error"}
 
 
 def test_errors_survive_a_pipe_between_processes():
@@ -162,5 +180,7 @@ def test_errors_survive_a_pipe_between_processes():
 
 @pytest.mark.parametrize("error", [errors.Overloaded(), errors.Unavailable("shutting down")])
 def test_errors_that_pass_ask_for_another_attempt(error):
-    assert Status.of(error).metadata == (("grpc-retry-pushback-ms", "100"),)
-    assert Status.of(errors.ModelError()).metadata == ()
+    assert Status.of(error).metadata[1:] == (("grpc-retry-pushback-ms", "100"),)
+    assert len(Status.of(errors.ModelError()).metadata) == 1
+    for again in (errors.Overloaded(retry_after_s=2.5), errors.Unavailable(retry_after_s=2.5)):
+        assert Status.of(again).metadata[1:] == (("grpc-retry-pushback-ms", "2500"),)

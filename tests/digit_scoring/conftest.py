@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from digit_classifier import PRETRAINED
-from serving import Classifier
+from digit_classifier import PRETRAINED, Classifier
 from serving.__main__ import main
 from tests.support.pictures import encoded
 

@@ -13,6 +13,7 @@ from PIL import Image
 from pyarrow import fs
 
 from digit_classifier import PRETRAINED
+from digit_classifier.predictions import DIGITS
 from digit_scoring import local as scoring
 from digit_scoring.local import decode, open_place, open_source
 from digit_scoring.ray import Classify
@@ -22,8 +23,7 @@ from serving.errors import ConfigurationError
 from serving.model.loading import load_model
 from serving.model.remote import without_credentials
 from serving.pictures.reader import processes
-from serving.predictions import Images
-from serving.tensors import DIGITS
+from serving.tensors import Images
 from tests.digit_scoring.conftest import check, picture, rows_of, write
 from tests.support.pictures import encoded
 from tests.support.servers import ended

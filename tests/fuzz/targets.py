@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 
 from digit_classifier import normalizer, wire
 from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.predictions import DIGITS
 from serving.errors import CorruptModel, InvalidRequest
 from serving.http2.client import ClientConnection
 from serving.http2.frames import SETTINGS, Http2Error, Limits, frame, word
@@ -18,7 +19,6 @@ from serving.protocols import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
 from serving.protocols.oip.tensors import TypedContents
-from serving.tensors import DIGITS
 from tests.serving.http2.test_recognition import Peer, calls_of, server
 
 MAX_IMAGES = 4

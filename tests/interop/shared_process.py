@@ -19,15 +19,15 @@ OURS, THEIRS = "serving.server.server", "tritonclient.grpc.aio"
 
 
 async def main(models, samples):
-    from serving import Classifier
+    from serving import Model
     from serving.config import ServerConfig
     from serving.server.server import Server
     from tests.interop.triton_calls import check, compare_descriptors, question
 
     triton = importlib.import_module(THEIRS)
     compare_descriptors()
-    with np.load(samples) as arrays, Classifier.load(models / "digits") as classifier:
-        router = router_of(classifier.served)
+    with np.load(samples) as arrays, Model.load(models / "digits") as model:
+        router = router_of(model.served)
         server = Server(router, ServerConfig(port=0, metrics_port=None, transport="grpcio"))
         await server.start()
         async with triton.InferenceServerClient(server.address) as client:

@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from serving.client import Client
+from digit_classifier import Classifier
 from tests.interop.venv import ROOT, Venv
 from tests.support import published
 from tests.support.servers import free_address, program, started
@@ -67,7 +67,7 @@ def test_models_are_served_and_reloaded_from_s3(venv, store, models, images, tmp
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (
         started(command, env=environment, cwd=tmp_path) as server,
-        Client(server.address) as client,
+        Classifier.connect(server.address) as client,
     ):
         assert client.classify(images[:5]).model_version == "1"
         (copy / "digits" / "1").rename(copy / "digits" / "2")

@@ -156,7 +156,7 @@ def test_missing_extra_is_one_line_that_names_it(hidden, program, arguments, ext
 
 def test_classifier_on_the_base_installation_names_the_extra():
     code = HIDE.partition("sys.argv")[0].format(hidden=SERVE)
-    code += "from serving import Classifier; Classifier.pretrained()"
+    code += "from digit_classifier import Classifier; Classifier.pretrained()"
     done = ended([sys.executable, "-c", code], cwd=ROOT)
     error = ModuleNotFoundError(name="onnxruntime")
     expected = installation.advice(error, {"onnxruntime": "serve"})

@@ -4,7 +4,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from tests.serving.model import templates
 from tests.support.raw import Peer, Raw
 
@@ -38,6 +38,6 @@ def still_answers(request):
     values = (request.getfixturevalue(name) for name in ("server", "images", "classifier"))
     server, images, classifier = values
     yield
-    with Client(server.address) as client:
+    with Classifier.connect(server.address) as client:
         answer = client.classify(images[:3])
     np.testing.assert_array_equal(answer.digits, classifier.classify(images[:3]).digits)

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 
-from serving import BatchingConfig, Model
+from serving import AsyncModel, BatchingConfig, Model
 from serving.errors import ConfigurationError, InvalidRequest, Unavailable
 from serving.model.onnx_runtime import runtime
 from tests.serving.model.graphs import model, node, save, two_layers, value
@@ -59,20 +59,20 @@ def test_unknown_device_or_precision_is_refused(path, name, given):
 
 @pytest.mark.parametrize("num_rows", [1, 3, 100, 101, 2000])
 def test_answers_are_those_of_onnx_runtime(layers, expected, num_rows):
-    answer = layers.run(x=ROWS[:num_rows])
+    answer = layers.infer({"x": ROWS[:num_rows]})
     assert list(answer) == ["y"]
     np.testing.assert_allclose(answer["y"], expected[:num_rows], atol=TOLERANCE)
-    awaited = asyncio.run(layers.run_async(x=ROWS[:num_rows]))
+    awaited = asyncio.run(AsyncModel(layers.served, layers.batching).infer(ROWS[:num_rows]))
     np.testing.assert_allclose(awaited["y"], expected[:num_rows], atol=TOLERANCE)
 
 
 def test_lists_and_texts_are_converted_where_nothing_is_lost(mixed):
-    answer = mixed.run(**{"x": [[1, 2.5]], "self": [-128], "text:0": ["é\0"]})
+    answer = mixed.infer({"x": [[1, 2.5]], "self": [-128], "text:0": ["é\0"]})
     assert answer["y"].tolist() == [[1, 2.5]]
     assert answer["n"].tolist() == [-128]
     assert answer["texts"].tolist() == ["é\0"]
     for texts in (["é"], ["é".encode()], np.array(["é"]), np.array(["é".encode()])):
-        both = mixed.run(**{"x": np.ones((1, 2), ">f4"), "self": (1,), "text:0": texts})
+        both = mixed.infer({"x": np.ones((1, 2), ">f4"), "self": (1,), "text:0": texts})
         assert both["texts"].tolist() == ["é"]
         assert both["y"].tolist() == [[1, 1]]
 
@@ -84,8 +84,12 @@ ONE = {"x": [[1, 2]], "self": [1], "text:0": ["a"]}
     ("change", "message"),
     [
         ({"z": 1}, r"expected the inputs x, self, text:0, got x, self, text:0, z"),
-        ({"x": np.ones((1, 2))}, r"expected x FP32 \[N, 2\], got float64"),
-        ({"x": np.ones((1, 2), np.uint8)}, r"expected x FP32 \[N, 2\], got uint8"),
+        (
+            {"x": np.full((1, 2), 1e300)},
+            r"x FP32 \[N, 2\], got float64: .* \.astype\(numpy\.float32\)",
+        ),
+        ({"x": np.ones((1, 2), np.uint8)}, r"expected x FP32 \[N, 2\], got uint8: .*astype"),
+        ({"self": np.array([128])}, r"self INT8 \[N\], got int64: .* \.astype\(numpy\.int8\)"),
         ({"x": [1, 2]}, r"expected x FP32 \[N, 2\], got the shape \[2\]"),
         ({"x": [[1, 2, 3]]}, r"expected x FP32 \[N, 2\], got the shape \[1, 3\]"),
         ({"x": [[1, 2], [3]]}, r"expected x FP32 \[N, 2\], got a list"),
@@ -103,9 +107,9 @@ ONE = {"x": [[1, 2]], "self": [1], "text:0": ["a"]}
 )
 def test_bad_inputs_are_refused_with_expected_and_got(mixed, change, message):
     with pytest.raises(InvalidRequest, match=message):
-        mixed.run(**ONE | change)
+        mixed.infer(ONE | change)
     with pytest.raises(InvalidRequest, match=message):
-        asyncio.run(mixed.run_async(**ONE | change))
+        asyncio.run(AsyncModel(mixed.served).infer(ONE | change))
 
 
 def test_one_row_may_be_meant_for_all(tmp_path):
@@ -114,7 +118,7 @@ def test_one_row_may_be_meant_for_all(tmp_path):
     batching = BatchingConfig(max_batch_size=2)
     with Model.load(save(graph, tmp_path), device="cpu", batching=batching) as loaded:
         assert loaded.served.tensors.is_batchable
-        answer = loaded.run(a=[[1, 2]], b=[[1, 1], [2, 2], [3, 3]])["y"]
+        answer = loaded.infer({"a": [[1, 2]], "b": [[1, 1], [2, 2], [3, 3]]})["y"]
     assert answer.tolist() == [[2, 3], [3, 4], [4, 5]]
 
 
@@ -125,15 +129,15 @@ def test_failed_run_says_why_and_the_next_one_works(tmp_path):
     )  # fmt: skip
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
         with pytest.raises(InvalidRequest, match="these values: MatMul: MatMul dimension mismatch"):
-            loaded.run(x=[[1, 2]])
-        assert loaded.run(x=[[1, 2, 3]])["y"].tolist() == [[6, 6]]
+            loaded.infer({"x": [[1, 2]]})
+        assert loaded.infer({"x": [[1, 2, 3]]})["y"].tolist() == [[6, 6]]
 
 
 def test_closed_model_says_so(path):
     with Model.load(path) as loaded:
         pass
     with pytest.raises(Unavailable, match="the model is closed"):
-        loaded.run(x=ROWS)
+        loaded.infer({"x": ROWS})
 
 
 def test_pickled_model_is_loaded_again(path, expected, monkeypatch):
@@ -143,12 +147,12 @@ def test_pickled_model_is_loaded_again(path, expected, monkeypatch):
     monkeypatch.chdir("/")
     with pickle.loads(pickled) as again:
         assert again.batching.max_batch_size == 3
-        np.testing.assert_allclose(again.run(x=ROWS)["y"], expected, atol=TOLERANCE)
+        np.testing.assert_allclose(again.infer({"x": ROWS})["y"], expected, atol=TOLERANCE)
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
 def test_model_made_before_a_fork_answers_in_the_child(layers, expected):
     fork = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "fork")
     with ProcessPoolExecutor(1, mp_context=fork) as pool:
-        answer = pool.submit(layers.run, x=ROWS[:300]).result(60)
+        answer = pool.submit(layers.infer, ROWS[:300]).result(60)
     np.testing.assert_allclose(answer["y"], expected[:300], atol=TOLERANCE)

@@ -12,14 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from serving import Classifier
+from digit_classifier import PRETRAINED, AsyncClassifier, Classifier
+from digit_classifier.local import AsyncLocalDigits, LocalDigits
+from digit_classifier.predictions import DIGITS
 from serving.batching.runs import Group, Result
 from serving.config import BatchingConfig
+from serving.embedded import AsyncModel, Model
 from serving.errors import CorruptModel, ModelError, Unavailable
 from serving.model import repository
 from serving.model.fork import native_run
 from serving.model.loaded import LoadedModel
-from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S, FakeModel, GatedModel, images_of
 from tests.support.published import edit_manifest, publish
 from tests.support.servers import FORKS, ended
@@ -80,7 +82,7 @@ def run_script(code, models):
     begin = f"""
         import os, signal, sys, threading, time
         import numpy as np
-        from serving import Classifier
+        from digit_classifier import Classifier
         classifier = Classifier.load({str(models / "digits")!r}, device="cpu")
         images = np.zeros((600, 784), np.uint8)
     """
@@ -161,7 +163,7 @@ def test_pickled_classifier_is_loaded_again_by_path_version_and_settings(
     publish(tmp_path / "models/digits", "2", onnx)
     monkeypatch.chdir("/")
     with pickle.loads(pickled) as again:
-        assert again.model_info() == classifier.model_info()
+        assert again.describe() == classifier.describe()
         assert len(again.classify(images)) == len(images)
     with pickle.loads(pickle.dumps(Classifier.pretrained("cpu"))) as again:
         assert len(again.classify(images)) == len(images)
@@ -179,19 +181,19 @@ def gated(engine, models, monkeypatch):
     """A classifier of one core, whose runs wait for the test."""
     monkeypatch.setattr("serving.embedded.usable_cores", lambda: 1)
     manifest = repository.load_manifest(models / "digits" / "1")
-    with Classifier(
-        LoadedModel(engine, manifest, "fp32"), BatchingConfig(max_batch_size=2)
-    ) as gated:
-        yield gated
+    model = AsyncModel(LoadedModel(engine, manifest, "fp32"), BatchingConfig(max_batch_size=2))
+    return AsyncClassifier(AsyncLocalDigits(model))
 
 
-def test_classifier_without_a_path_cannot_be_pickled(gated):
-    with pytest.raises(TypeError, match="load"):
-        pickle.dumps(gated)
+def test_classifier_without_a_path_cannot_be_pickled(models):
+    with Model.load(models / "digits", device="cpu") as model:
+        classifier = Classifier(LocalDigits(model))
+        with pytest.raises(TypeError, match="load"):
+            pickle.dumps(classifier)
 
 
 async def test_awaited_classification_leaves_the_loop_free(gated, engine):
-    task = asyncio.create_task(gated.classify_async(images_of(7)))
+    task = asyncio.create_task(gated.classify(images_of(7)))
     await asyncio.to_thread(engine.wait_until_running)
     assert not task.done()  # and this coroutine goes on meanwhile
     engine.open()
@@ -200,7 +202,7 @@ async def test_awaited_classification_leaves_the_loop_free(gated, engine):
 
 def test_cancelled_classification_begins_no_further_run(gated, engine):
     async def scenario():
-        task = asyncio.create_task(gated.classify_async(images_of(*range(10))))
+        task = asyncio.create_task(gated.classify(images_of(*range(10))))
         await asyncio.to_thread(engine.wait_until_running)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -224,7 +226,8 @@ def test_helpers_that_fail_are_made_up_for(models, monkeypatch):
     monkeypatch.setattr("serving.embedded.usable_cores", lambda: 4)
     manifest = repository.load_manifest(models / "digits" / "1")
     engine = Engine()
-    with Classifier(LoadedModel(engine, manifest, "fp32"), BatchingConfig(max_batch_size=2)) as it:
+    model = Model(LoadedModel(engine, manifest, "fp32"), BatchingConfig(max_batch_size=2))
+    with Classifier(LocalDigits(model)) as it:
         values = [number % 10 for number in range(600)]
         assert it.classify(images_of(*values)).digits.tolist() == values
         engine.poison = frozenset({42})
@@ -248,7 +251,7 @@ def test_helpers_take_only_cores_that_no_call_uses(models, monkeypatch):
     monkeypatch.setattr("serving.embedded.usable_cores", lambda: 2)
     manifest = repository.load_manifest(models / "digits" / "1")
     images = images_of(*[number % 10 for number in range(256)])
-    classifier = Classifier(LoadedModel(Engine(), manifest, "fp32"))
+    classifier = Classifier(LocalDigits(Model(LoadedModel(Engine(), manifest, "fp32"))))
     with classifier, ThreadPoolExecutor(1) as other:
         for _ in range(2):  # the second time shows that the first has freed its cores
             both_run.clear()
@@ -262,17 +265,21 @@ def test_helpers_take_only_cores_that_no_call_uses(models, monkeypatch):
             assert len(helped.result(TIMEOUT_S)) == 256
 
 
-async def test_many_awaited_classifications_get_their_own_answers(classifier, images):
-    answers = await asyncio.gather(*(classifier.classify_async(image[None]) for image in images))
+async def test_many_awaited_classifications_get_their_own_answers(models, classifier, images):
+    awaited = AsyncClassifier.load(models / "digits", device="cpu")
+    answers = await asyncio.gather(*(awaited.classify(image[None]) for image in images))
     expected = classifier.classify(images).digits.tolist()
     assert [answer[0].digit for answer in answers] == expected
 
 
 def test_awaited_classification_raises_the_same_errors(models):
-    classifier = Classifier.load(models / "digits", device="cpu")
-    classifier.close()
-    with pytest.raises(Unavailable, match="the classifier is closed"):
-        asyncio.run(classifier.classify_async(images_of(1)))
+    async def closed():
+        async with AsyncClassifier.load(models / "digits", device="cpu") as classifier:
+            pass
+        await classifier.classify(images_of(1))
+
+    with pytest.raises(Unavailable, match="the model is closed"):
+        asyncio.run(closed())
 
 
 @pytest.mark.parametrize(("enough_rows", "num_runs"), [(128, 2), (256, 1)])
@@ -287,10 +294,10 @@ def test_run_is_shared_where_its_parts_take_long_enough(enough_rows, num_runs):
             return [np.full((runs[-1], 10), 0.1, np.float32)]
 
     engine = Counted()
-    with Classifier.pretrained() as good:
+    with Model.load(PRETRAINED / "digits") as good:
         manifest = good.served.manifest
     model = LoadedModel(engine, manifest, "fp32", enough_rows=enough_rows)
-    with Classifier(model) as classifier:
+    with Classifier(LocalDigits(Model(model))) as classifier:
         assert len(classifier.classify(np.zeros((256, 784), np.uint8))) == 256
     assert runs == [256 // num_runs] * num_runs
 
@@ -298,7 +305,7 @@ def test_run_is_shared_where_its_parts_take_long_enough(enough_rows, num_runs):
 def test_accuracy_is_the_manifests_to_the_image(classifier, mnist_sample):
     predictions = classifier.classify(mnist_sample.test_images)
     accuracy = float((predictions.digits == mnist_sample.test_labels).mean())
-    assert accuracy == pytest.approx(classifier.model_info().test_accuracy, abs=1e-9)
+    assert accuracy == pytest.approx(classifier.describe().test_accuracy, abs=1e-9)
     assert accuracy > 0.8
 
 
@@ -324,7 +331,7 @@ def test_split_requests_equal_single_images(classifier, images, num_images):
 
 def test_int8_answers_as_fp32_does_whatever_the_batch(classifier, models, images):
     with Classifier.load(models / "digits", precision="int8") as int8:
-        info = int8.model_info()
+        info = int8.describe()
         together = int8.classify(images)
         alone = int8.classify(images[7:8])
     assert (info.precision, info.device) == ("int8", "cpu")

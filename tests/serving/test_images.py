@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving import Predictions
+from digit_classifier import Predictions
+from digit_classifier.predictions import DIGITS, as_images
 from serving.errors import InvalidRequest
-from serving.predictions import as_images
-from serving.tensors import DIGITS, Layout, Piece, Signature
+from serving.tensors import Layout, Piece, Signature
 from tests.serving.model.templates import LETTERS
 from tests.support.fakes import images_of, probabilities_of
 

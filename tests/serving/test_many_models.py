@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
+from digit_classifier import Classifier
 from serving.client import Client
 from serving.errors import ModelNotFound
 from serving.model.onnx_runtime import runtime
@@ -142,7 +143,7 @@ ZEROS = np.zeros((1, 4), np.float32)
 
 
 def answered(client, version=""):
-    return int(client.infer("plus", x=ZEROS, version=version)["y"][0, 0])
+    return int(client.infer("plus", {"x": ZEROS}, version=version)["y"][0, 0])
 
 
 def labels(repository, **content):
@@ -158,8 +159,11 @@ def test_labels_and_versions_over_the_network(repository):
         assert [answered(client, version) for version in ("", "1", "2", "next")] == [1, 1, 2, 2]
         with pytest.raises(ModelNotFound, match="no version '3', only 2, 1, stable, next"):
             answered(client, "3")
-        with pytest.raises(ModelNotFound, match="no classifier of images is served"):
-            client.classify(np.zeros((1, 784), np.uint8))
+        with (
+            Classifier.connect(server.address) as classifier,
+            pytest.raises(ModelNotFound, match="no classifier of images is served"),
+        ):
+            classifier.classify(np.zeros((1, 784), np.uint8))
         labels(repository, stable="2")
         deadline_s = time.monotonic() + 10
         while answered(client) != 2:

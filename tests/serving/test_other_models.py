@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import AsyncClient, Classifier
+from digit_classifier import AsyncClassifier, Classifier
 from serving.config import Precision
 from serving.tensors import Signature
 from tests.serving.model import templates
@@ -60,8 +60,7 @@ def test_answers_are_right_and_have_their_labels(client, model):
     np.testing.assert_array_equal(answer.digits, classes)
     names = model.signature.labels or tuple(map(str, range(300)))
     assert answer.labels == [names[number] for number in classes]
-    info = client.model_info()
-    assert (info.signature, info.test_accuracy) == (model.signature, None)
+    assert (client.signature, client.describe().test_accuracy) == (model.signature, None)
 
 
 async def test_each_client_and_protocol_answers_as_the_classifier_does(
@@ -69,7 +68,7 @@ async def test_each_client_and_protocol_answers_as_the_classifier_does(
 ):
     local = classifier.classify(images)
     pictures = images.reshape(-1, *classifier.signature.input_shape)
-    async with AsyncClient(server.address) as awaited:
+    async with AsyncClassifier.connect(server.address) as awaited:
         answers = [client.classify(images), await awaited.classify(images)]
     answers += [either.classify(pictures) for either in (client, classifier)]
     for answer in answers:

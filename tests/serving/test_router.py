@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from digit_classifier.methods import route_of
 from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, Unavailable
@@ -110,13 +111,13 @@ def test_calls_recognised_as_ones_for_a_model_that_went_are_told_to_come_again(s
 
 def test_classifier_of_digits_is_the_one_of_this_name_or_the_only_one():
     router = Router(BatchingConfig())
-    assert router.classifier is None
+    assert route_of(router) is None
     router.change("mnist", served("1"))
-    assert router.classifier is router.find("mnist")
+    assert route_of(router) is router.find("mnist")
     router.change("letters", other_signature())
-    assert router.classifier is None
+    assert route_of(router) is None
     router.change("digits", served("1"))
-    assert router.classifier is router.find("digits")
+    assert route_of(router) is router.find("digits")
 
 
 def test_models_do_not_share_a_queue():

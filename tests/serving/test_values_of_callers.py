@@ -183,8 +183,11 @@ def test_stuck_run_ends_at_its_deadline_and_holds_nobody_up(callers):
     x = np.ones(1, np.float32)
     with ThreadPoolExecutor(4) as pool, Client(callers.address, timeout_s=3.0) as client:
         for _ in range(3):  # recognised, and timed
-            assert client.infer("counted", x=x, times=np.array(3))["y"] == 8
-        stuck = [pool.submit(client.infer, "counted", x=x, times=np.array(2**62)) for _ in range(4)]
+            assert client.infer("counted", {"x": x, "times": np.array(3)})["y"] == 8
+        stuck = [
+            pool.submit(client.infer, "counted", {"x": x, "times": np.array(2**62)})
+            for _ in range(4)
+        ]
         longest_s = 0.0
         while not any(each.done() for each in stuck):
             begun_s, inputs = time.monotonic(), inputs_of(1, 5)
@@ -194,4 +197,4 @@ def test_stuck_run_ends_at_its_deadline_and_holds_nobody_up(callers):
             with pytest.raises(DeadlineExceeded):
                 each.result()
         assert longest_s < 2.0
-        assert client.infer("counted", x=x, times=np.array(5))["y"] == 32
+        assert client.infer("counted", {"x": x, "times": np.array(5)})["y"] == 32

@@ -9,6 +9,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from digit_classifier.predictions import Predictions
+from digit_classifier.remote import AsyncRemoteDigits
 from serving.client.client import AsyncClient
 from serving.errors import (
     DeadlineExceeded,
@@ -18,7 +20,6 @@ from serving.errors import (
     ServingError,
     Unavailable,
 )
-from serving.predictions import Predictions
 from tests.simulation.clients import UNLIMITED
 from tests.simulation.network import Link
 
@@ -149,10 +150,11 @@ class App:
         self.was_answered = False
         """Whether the call that ended last was."""
         self.timeout_s = random.choice((0.02, 1.0, 20.0))
-        self.client = AsyncClient(
+        self.client = client = AsyncClient(
             "10.0.0.1:50051", timeout_s=self.timeout_s, transport="h2",
             attempt_timeout_s=random.choice((None, None, 0.5)),
         )  # fmt: skip
+        self.classifier = AsyncRemoteDigits(client)
 
     def act(self, kind):
         """Begin calls, cancel some, or lose the connection."""
@@ -194,7 +196,7 @@ class App:
         pixels = np.frombuffer(b"".join(images), np.uint8).reshape(number, 10, 10)
         simulation.tell(f"app {self.number} begins call {name}: {number} images")
         try:
-            outcome: Predictions | ServingError = await self.client.classify(pixels)
+            outcome: Predictions | ServingError = await self.classifier.classify(pixels)
         except ServingError as err:
             outcome = err
         except asyncio.CancelledError:
@@ -226,12 +228,12 @@ class App:
                 is_right and len(outcome) == len(images), f"{name} has a wrong answer"
             )
         elif isinstance(outcome, DeadlineExceeded):
-            is_slow = took_s > simulation.limits.message_s or self.client._budget._tokens <= 50
+            is_slow = took_s > simulation.limits.message_s or self.client._budget.is_spent
             is_late = took_s >= self.timeout_s - 1e-3
             simulation.require(is_late or is_slow, f"{name} is said to be late after {took_s:g} s")
         elif isinstance(outcome, Unavailable):
             until_s = self.timeout_s if knew else min(5.0, self.timeout_s)
-            is_spent = self.client._budget._tokens <= 50
+            is_spent = self.client._budget.is_spent
             simulation.require(
                 is_spent or took_s >= until_s - 0.76, f"{name} is given up after {took_s:g} s"
             )
@@ -281,6 +283,7 @@ def clocks(simulation):
         patch("serving.client.h2.session.time", time),
         patch("serving.client.transport.time", time),
         patch("serving.client.transport.random", Random(f"backoff {simulation.seed}")),
-        patch("serving.client.client._are_distributions", return_value=True),  # see `rows_of`
+        patch("digit_classifier.remote.time", time),
+        patch("digit_classifier.remote._are_distributions", return_value=True),  # see `rows_of`
     ):
         yield

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from digit_classifier.methods import digits_methods
+from digit_classifier.methods import methods as digits_methods
 from serving.batching.batcher import Batcher
 from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from digit_classifier import PRETRAINED
-from serving.batching.batcher import Batcher, ClientQueue, Queue
+from digit_classifier.predictions import DIGITS
+from serving.batching.batcher import Batcher
+from serving.batching.queue import ClientQueue, Queue
 from serving.batching.runs import Group, ResponseEncoder
 from serving.catalog import ModelVersions
 from serving.config import Device
 from serving.errors import ServingError
 from serving.model import repository
 from serving.router import Router
-from serving.tensors import DIGITS
 
 TIMEOUT_S = 10.0
 """How long a test waits for an expected event; only a failure takes that long."""
@@ -258,6 +259,12 @@ def router_of(model, batching=None):
     router = Router(batching)
     router.change("digits", versions_of(model))
     return router
+
+
+def model_in(classifier):
+    """The loaded model of a classifier in this process, and its sizes and limits."""
+    model = classifier._digits._model
+    return model.served, model.batching
 
 
 # Images that carry a number, so that a ledger on each side accounts for every one

@@ -3,10 +3,10 @@
 from functools import cache
 
 from digit_classifier import PRETRAINED
+from digit_classifier.predictions import DIGITS
 from serving.errors import DeviceError
 from serving.model.engine import open_engine
 from serving.model.onnx_runtime import SessionSettings
-from serving.tensors import DIGITS
 
 NO_GPU = r"needs ONNX Runtime with CUDAExecutionProvider|CUDA can't be used: CUDA failure \d+: "
 """The reasons for a DeviceError: an ONNX Runtime without CUDA, or with it and no usable GPU."""

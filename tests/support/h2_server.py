@@ -5,14 +5,14 @@ import threading
 from contextlib import contextmanager
 from typing import TypeVar
 
-from digit_classifier.methods import digits_methods
+from digit_classifier.methods import methods as digits_methods
 from serving.config import ServerConfig
 from serving.protocols.health import Health
 from serving.protocols.reflection import reflection_methods
 from serving.router import Router
 from serving.server.server import Server
 from serving.transports.h2.port import H2Server
-from tests.support.fakes import router_of
+from tests.support.fakes import model_in, router_of
 
 TIMEOUT_S = 20.0
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ def event_loop():
 def server_inside(served, **options):
     """Serve a classifier's model, whole: options are those of `ServerConfig`."""
     config = ServerConfig(port=0, self_test_interval_s=0, **options)
-    router = router_of(served.served, served.batching)
+    router = router_of(*model_in(served))
 
     async def started():
         server = Server(router, config)
@@ -64,7 +64,7 @@ def h2_server(served, limits, config=None, host=None):
     """Serve digits, health and reflection; gives the address."""
     config = config or ServerConfig(port=0)
     health = Health()
-    router = served if isinstance(served, Router) else router_of(served.served, served.batching)
+    router = served if isinstance(served, Router) else router_of(*model_in(served))
     methods = [*digits_methods(router, "h2"), *health.methods(), *reflection_methods({})]
     server = H2Server(router, methods, config, limits, host)
     with event_loop() as run:

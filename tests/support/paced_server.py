@@ -20,13 +20,13 @@ from pathlib import Path
 
 import uvloop
 
+from digit_classifier.predictions import DIGITS
 from serving.config import BatchingConfig, Device, ServerConfig
 from serving.model.loaded import LoadedModel
 from serving.model.repository import Manifest
 from serving.server.server import Server, drain_when_signalled, exporting
 from serving.system import signals
 from serving.telemetry import logs
-from serving.tensors import DIGITS
 from tests.support.fakes import images_of, probabilities_of, router_of, tickets_of, versions_of
 
 
@@ -132,7 +132,7 @@ def _ledger(engine):
 def _manifest():
     golden = images_of(1, 2, 3)
     return Manifest(
-        name="digits", version="1", test_accuracy=1.0, digests={},
+        signature=DIGITS, name="digits", version="1", test_accuracy=1.0, digests={},
         golden_images=golden, golden_probabilities={"fp32": probabilities_of(golden)},
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from serving.tensors import DIGITS
+from digit_classifier.predictions import DIGITS
 
 
 def publish(model_dir, version, onnx_bytes):
@@ -20,6 +20,7 @@ def publish(model_dir, version, onnx_bytes):
     manifest = json.loads((model_dir / "1" / "manifest.json").read_text())
     manifest["version"] = version
     manifest["files"] = {"model.onnx": hashlib.sha256(onnx_bytes).hexdigest()}
+    manifest.pop("batching", None)  # of another graph
     (model_dir / version).mkdir()
     (model_dir / version / "model.onnx").write_bytes(onnx_bytes)
     (model_dir / version / "manifest.json").write_text(json.dumps(manifest))

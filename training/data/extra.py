@@ -265,8 +265,8 @@ def read(path: Path) -> Images:
     """
     # The one place where training uses serving's code: an image that is normalized otherwise than
     # those to be classified would teach the wrong thing.
+    from digit_classifier.pictures import from_picture
     from serving.errors import ConfigurationError, RequestError
-    from serving.pictures.reader import from_picture
 
     try:
         image = from_picture(path)

@@ -21,7 +21,10 @@ METRICS_TOLERANCE = 0.001  # another processor may round a digit in thousands th
 SIGNATURE = ImageSignature(input_shape=(SIDE, SIDE), classes=10, labels=DIGIT_LABELS)
 
 
-def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> Path:
+def export(
+    artifacts: Path, models: Path, data: Mnist, name: str = "digits", *,
+    is_new_signature: bool = False,
+) -> Path:  # fmt: skip
     """Convert the trained model, compare it with Keras on every test image, and publish it.
 
     Raises:
@@ -55,6 +58,7 @@ def export(artifacts: Path, models: Path, data: Mnist, name: str = "digits") -> 
         rounding=training.images,
         int8_test=test,
         int8_validation=Samples(*validation),
+        is_new_signature=is_new_signature,
         facts={
             "recipe": metrics["recipe"],
             "seed": metrics["seed"],

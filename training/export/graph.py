@@ -7,8 +7,7 @@ layer's weights, which saves passes over the pixels, and makes it a layer that i
 other is tf2onnx.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -16,11 +15,12 @@ import keras
 import numpy as np
 import onnx
 import tensorflow as tf
-import tf2onnx
 from keras import activations, layers
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from training.errors import ExportError, first_line
+from training.export import conversion
+from training.export.conversion import IR_VERSION, OPSET, Call
 from training.export.samples import ImageSignature
 
 X = "input"
@@ -125,10 +125,6 @@ def _put(
     graph.node.append(helper.make_node(operator, inputs, [name], name, **options))
 
 
-OPSET = 18  # ONNX Runtime 1.20, the oldest we support, reads up to opset 21 ...
-IR_VERSION = 8  # ... and IR 10; this pair has been readable since 1.14.
-
-
 def convert(
     model: keras.Model, name: str, signature: ImageSignature, properties: Mapping[str, object]
 ) -> dict[str, onnx.ModelProto]:
@@ -163,45 +159,12 @@ def convert(
 def _by_tf2onnx(model: keras.Model) -> GraphProto:
     dtype = model.inputs[0].dtype
 
-    def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def classify(call: Call, images: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = tf.reshape(tf.cast(images, dtype), (-1, *model.input_shape[1:]))
-        return {"probabilities": tf.cast(model(pixels, training=False), tf.float32)}
+        return {"probabilities": tf.cast(call(pixels), tf.float32)}
 
     flat = tf.TensorSpec((None, np.prod(model.input_shape[1:])), tf.uint8, name="images")
-    return from_function(classify, [flat]).graph
-
-
-def from_function(run: Callable[..., object], specs: Sequence[tf.TensorSpec]) -> onnx.ModelProto:
-    """Have tf2onnx convert the operations that TensorFlow records of a function.
-
-    Constants, as of Normalization, which tf2onnx takes for inputs, become initializers.
-    """
-    function = tf.function(run)
-    logging.disable()  # failures are raised
-    try:
-        proto: onnx.ModelProto = tf2onnx.convert.from_function(
-            function, specs, opset=OPSET, custom_op_handlers={"Erfc": (_complement, ["Erf"])}
-        )[0]
-    finally:
-        logging.disable(logging.NOTSET)
-    graph, captures = proto.graph, function.get_concrete_function(*specs).graph.captures
-    used = {name for node in graph.node for name in node.input}
-    for tensor, placeholder in captures:
-        if placeholder.name in used:
-            graph.initializer.append(numpy_helper.from_array(tensor.numpy(), placeholder.name))
-    captured = {placeholder.name for _, placeholder in captures}
-    inputs = [each for each in graph.input if each.name not in captured]
-    del graph.input[:]
-    graph.input.extend(inputs)
-    return proto
-
-
-def _complement(graph: Any, node: Any, name: str, _: object) -> None:
-    """Write erfc(x), which is in TensorFlow's gelu but not in ONNX, as 1 - erf(x)."""
-    answer = node.output[0]
-    one = np.ones(1, helper.tensor_dtype_to_np_dtype(graph.get_dtype(answer)))
-    inputs = [graph.make_const(f"{name}/one", one).output[0], answer]
-    graph.insert_new_node_on_output("Sub", answer, inputs=inputs, name=f"{name}/Sub")
+    return conversion.convert(model, classify, [flat]).graph
 
 
 WRITERS: dict[str, Callable[[keras.Model], GraphProto]] = {

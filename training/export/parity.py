@@ -52,12 +52,16 @@ class Parity:
 
 
 def open_session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Open a graph as serving does: on the CPU, on one thread."""
+    """Open a graph; see `open_bytes`."""
+    return open_bytes(proto.SerializeToString())
+
+
+def open_bytes(data: bytes) -> onnxruntime.InferenceSession:
+    """Open a graph's file as serving does: on the CPU, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    options.log_severity_level = 4  # what fails is raised
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def measure(

@@ -139,3 +139,26 @@ def _check_labels(path: Path, labels: npt.NDArray[Any], num: int, num_classes: i
             f"{path}: expected labels from 0 to {num_classes - 1}, "
             f"got {labels.min()} to {labels.max()}"
         )
+
+
+MAX_LABEL = 100
+"""Characters of a label: serving refuses longer ones."""
+
+
+def read_labels(path: Path, num_classes: int) -> tuple[str, ...]:
+    """Read a text for each class, one a line.
+
+    Raises:
+        UnusableInput: the file can't be read, or has other labels than one for each class.
+    """
+    try:
+        labels = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as err:
+        raise UnusableInput(f"cannot read {path}: {err}") from err
+    fit = {label for label in labels if label.isprintable() and 0 < len(label) <= MAX_LABEL}
+    if not len(fit) == len(labels) == num_classes:
+        raise UnusableInput(
+            f"{path}: expected {num_classes} different labels of 1 to {MAX_LABEL} printable "
+            f"characters, one a line, got {len(fit)} in {len(labels)} lines"
+        )
+    return tuple(labels)

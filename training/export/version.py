@@ -6,7 +6,6 @@ format          1; raised when a reader of older manifests would misread a newer
 name, version   the model's name and the version's number, as text
 signature       input_shape, such as [28, 28]: of one image, row-major; the graph takes them flat
 dtype "uint8", classes: their number, labels: a text for each class.
-Manifests without a signature are of digits: [28, 28], 10 classes, "0" to "9".
 preprocessing   how `digit-serving` makes an image of a picture: size, channels, layout "flat",
 dtype "uint8", resize (stretch, pad, crop or digits), invert. Absent if images are no pictures.
 recipe, seed    how it was trained; null for a model that was trained elsewhere
@@ -45,7 +44,7 @@ import tf2onnx
 from training import cli
 from training.data.mnist import Images
 from training.errors import ExportError, first_line
-from training.export import graph, int8, parity, verdict
+from training.export import graph, int8, parity, signature, verdict
 from training.export.parity import Parity, onnxruntime
 from training.export.repository import Files, publish
 from training.export.samples import ImageSignature, Samples
@@ -175,6 +174,8 @@ class Candidate:
     """Labelled images that int8 must not answer worse than fp32."""
     facts: Mapping[str, Any]
     """recipe, seed, parameters and accuracy, as in the manifest."""
+    is_new_signature: bool = False
+    """Whether its images and classes may differ from those of the newest version."""
 
 
 def publish_version(candidate: Candidate, models: Path) -> Path:
@@ -187,6 +188,11 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
     samples, facts = candidate.samples, candidate.facts
     images = samples.images[choose_golden(candidate.expected, samples)]
     fp32, measured = _fp32(candidate, images)
+    facts_of_images = json.loads(json.dumps(asdict(candidate.signature)))
+    mark = signature.require_same(
+        models / candidate.name, signature.of_graph(fp32, facts_of_images),
+        is_new_allowed=candidate.is_new_signature,
+    )  # fmt: skip
     quantised, report = _int8(fp32, candidate)
     graphs = {"fp32": fp32, **quantised}
     files = {FILES[name]: proto.SerializeToString() for name, proto in graphs.items()}
@@ -204,7 +210,7 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
         "batching": verdict.entry(files),
         "golden": golden(images, answers),
     }
-    version = _publish(candidate, models, files, contents)
+    version = _publish(candidate, models, {**files, **mark}, contents)
     size_mb, accuracy = len(files[FILES["fp32"]]) / 1e6, facts["accuracy"]["test"]
     print_now(f"  size      {size_mb:.2f} MB, {facts['parameters']:,} parameters")
     if accuracy is not None:
@@ -263,8 +269,8 @@ def _int8(
 
 
 def _publish(candidate: Candidate, models: Path, files: Files, contents: dict[str, Any]) -> Path:
-    name, signature = candidate.name, candidate.signature
-    config = TRITON_CONFIG.format(name=name, pixels=signature.pixels, classes=signature.classes)
+    name, images = candidate.name, candidate.signature
+    config = TRITON_CONFIG.format(name=name, pixels=images.pixels, classes=images.classes)
 
     def version_files(version: str) -> Files:
         return {**files, "manifest.json": render(name, version, contents)}

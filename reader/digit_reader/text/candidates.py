@@ -18,7 +18,7 @@ from digit_classifier.normalizer import (
 )
 from digit_reader.ink.rows import Row
 from digit_reader.text.cuts import Pieces, Work, nearest, pen_width
-from serving.predictions import Images
+from serving.tensors import Images
 
 MAX_JOINED = 8
 """Pieces of a candidate."""

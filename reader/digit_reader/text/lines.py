@@ -14,7 +14,7 @@ from digit_reader.text.candidates import Candidates
 from digit_reader.text.cuts import Pieces, Work
 from digit_reader.text.marks import Mark
 from digit_reader.text.runs import Item
-from serving.predictions import Probabilities
+from serving.tensors import Probabilities
 
 BIAS = 0.5
 """Added to the log odds of a whole digit."""

@@ -18,7 +18,7 @@ from digit_reader.ink.rows import find_rows
 from digit_reader.text.cuts import Work
 from digit_reader.text.lines import Line
 from serving.errors import InvalidRequest
-from serving.predictions import Images
+from serving.tensors import Images
 
 NUM_SAMPLES = 12
 """Connected parts of a page that are looked at."""

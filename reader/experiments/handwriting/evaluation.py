@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from digit_classifier import Classifier
 from digit_reader import read_numbers
 from experiments.handwriting.workers import on_all_cores
 from experiments.synthetic.drawing import FONTS
@@ -18,7 +19,6 @@ from experiments.synthetic.papers import file_of, lay, on_paper, squared
 from experiments.synthetic.strings import Composed, random_string
 from experiments.synthetic.tables import photograph_of_sheet
 from experiments.synthetic.texts import TEXTS, TOUCHING, by_fonts
-from serving import Classifier
 from training.data.mnist import Examples
 
 

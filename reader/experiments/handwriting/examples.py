@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from digit_classifier import Classifier
 from digit_reader.ink import page, rows
 from digit_reader.ink.rows import Row
 from digit_reader.text import candidates, cuts, lines, marks
@@ -19,7 +20,6 @@ from experiments.synthetic.pages import EMPTY, FIELDS, any_paper, form, without_
 from experiments.synthetic.papers import file_of, worn
 from experiments.synthetic.strings import MARK, Composed, Levels, random_string, single
 from experiments.synthetic.texts import TEXTS, TOUCHING
-from serving import Classifier
 from serving.pictures import decoder
 from training.data.mnist import Examples
 

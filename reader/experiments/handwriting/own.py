@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from digit_classifier import Classifier
 from experiments.synthetic.drawing import STROKES, moved, pen_glyph, png, tracks
-from serving import Classifier
 from training.config import RECIPES
 from training.data import extra
 from training.data.mnist import Examples, Mnist

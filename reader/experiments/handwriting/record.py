@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from digit_classifier import Classifier
+from digit_classifier.pictures import read_digit
 from digit_reader.reader import find_candidates, numbers_of
 from experiments.handwriting.evaluation import KINDS, OTHER_HANDS, picture_of
 from experiments.handwriting.workers import on_all_cores
 from experiments.synthetic.drawing import POPULATIONS, draw
-from serving import Classifier
 from serving.errors import InvalidRequest
-from serving.pictures.reader import read_digit
 from training.data.mnist import Examples
 
 PATTERN = r"-?\d+([.,]\d+)?"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
-from serving import Classifier
+from digit_classifier import Classifier
 from training.data.mnist import Examples
 
 _Task = TypeVar("_Task")

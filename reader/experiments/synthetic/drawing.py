@@ -13,8 +13,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from serving import Classifier
-from serving.pictures.reader import from_picture
+from digit_classifier import Classifier
+from digit_classifier.pictures import from_picture
 
 Picture = tuple[int, bytes]
 """The digit, and the file's content."""

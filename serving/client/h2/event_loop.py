@@ -5,10 +5,11 @@ import math
 import ssl
 
 from serving.client import transport
-from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
+from serving.client.h2.session import CONNECT_S, ClientCall, Session, failure_of
+from serving.client.transport import Metadata
 from serving.credentials import NO_HTTP2
 from serving.http2 import Http2Error
-from serving.protocols.status import StatusCode
+from serving.protocols.status import Failure, StatusCode
 
 
 class TaskCall(ClientCall):
@@ -59,7 +60,7 @@ class _LoopConnection(asyncio.Protocol):
         try:
             self.session.receive(data)
         except Http2Error as err:
-            self.fail((StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
+            self.fail(Failure(StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
             return
         self._flush()
         if self.session.failure is not None and not self.session.calls:
@@ -67,7 +68,7 @@ class _LoopConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         reason = str(exc) if exc else "the server closed the connection"
-        self.fail((StatusCode.UNAVAILABLE, reason))
+        self.fail(Failure(StatusCode.UNAVAILABLE, reason))
 
     def start(self, path: str, message: bytes, metadata: Metadata, deadline_s: float) -> TaskCall:
         """Begin a call; calls begun in one turn of the loop are written together."""
@@ -82,7 +83,7 @@ class _LoopConnection(asyncio.Protocol):
         self.session.cancel(call)
         self._flush_soon()
 
-    def fail(self, failure: transport.Failure) -> None:
+    def fail(self, failure: Failure) -> None:
         """End all calls, and the connection."""
         self.session.fail_all(failure)
         self.abort()
@@ -122,7 +123,7 @@ class _LoopConnection(asyncio.Protocol):
             self.session.cancel(call)
             call.end(transport.LATE)
         if calls and not self.session.is_alive():
-            self.fail((StatusCode.UNAVAILABLE, "the server is silent"))
+            self.fail(Failure(StatusCode.UNAVAILABLE, "the server is silent"))
             return
         self._flush()
         self._watch(min([call.deadline_s for call in calls.values()], default=math.inf))
@@ -140,15 +141,20 @@ class ReconnectingLoopChannel(transport.Transport):
         self._connecting: asyncio.Task[_LoopConnection] | None = None
         self._is_closed = False
 
-    async def send(self, path: str, message: bytes, timeout_s: float) -> transport.PendingCall:
+    async def send(
+        self, path: str, message: bytes, timeout_s: float, metadata: Metadata = ()
+    ) -> transport.PendingCall:
         """Start a call."""
         deadline_s = self._loop.time() + timeout_s
-        connection: _LoopConnection | transport.Failure | None = self._connection
+        connection: _LoopConnection | Failure | None = self._connection
         if not isinstance(connection, _LoopConnection) or connection.session.failure is not None:
             connection = await self._connected(deadline_s)
             if not isinstance(connection, _LoopConnection):
                 return transport.EndedCall(connection)
-        return connection.start(path, message, self._credentials.metadata, deadline_s)
+        all_metadata = self._credentials.metadata
+        if metadata:
+            all_metadata = (*all_metadata, *metadata)
+        return connection.start(path, message, all_metadata, deadline_s)
 
     async def close(self) -> None:
         """End all calls, and the connections."""
@@ -158,7 +164,7 @@ class ReconnectingLoopChannel(transport.Transport):
         for connection in list(self._connections):
             connection.fail(transport.CUT_OFF)
 
-    async def _connected(self, deadline_s: float) -> _LoopConnection | transport.Failure:
+    async def _connected(self, deadline_s: float) -> _LoopConnection | Failure:
         """Connect, or wait for the task that does."""
         if self._is_closed:
             return transport.CUT_OFF

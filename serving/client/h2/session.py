@@ -8,10 +8,10 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 from serving.client import transport
-from serving.client.transport import Failure, Outcome
+from serving.client.transport import Metadata, Outcome, trailers_failure
 from serving.http2 import ClientConnection, ErrorCode, Limits, events
 from serving.http2.hpack import Fields
-from serving.protocols.status import StatusCode
+from serving.protocols.status import Failure, StatusCode
 
 CONNECT_S = 5.0
 """How long an attempt to connect may take."""
@@ -29,11 +29,12 @@ _MAX_TIMEOUT_MS = 1 << 62
 _CODES = {b"%d" % code: code for code in StatusCode}
 _HTTP = {
     b"400": StatusCode.INTERNAL, b"401": StatusCode.UNAUTHENTICATED,
-    b"403": StatusCode.PERMISSION_DENIED, b"404": StatusCode.UNIMPLEMENTED,
+    b"403": StatusCode.PERMISSION_DENIED, b"404": StatusCode.UNAVAILABLE,
     b"429": StatusCode.UNAVAILABLE, b"502": StatusCode.UNAVAILABLE,
     b"503": StatusCode.UNAVAILABLE, b"504": StatusCode.UNAVAILABLE,
 }  # fmt: skip
-"""By gRPC's table for answers that are not gRPC's (http-grpc-status-mapping.md)."""
+"""By gRPC's table for answers that are not gRPC's (http-grpc-status-mapping.md), but 404: another
+server is there, which lacks more than a method."""
 _RESETS: dict[int | None, StatusCode] = {
     ErrorCode.REFUSED_STREAM: StatusCode.UNAVAILABLE,
     ErrorCode.CANCEL: StatusCode.CANCELLED,
@@ -44,9 +45,7 @@ _VOLATILE = frozenset(
     (b"grpc-timeout", b"grpc-message", b"x-request-id", b"traceparent", b"tracestate")
 )
 """Metadata whose values change from call to call."""
-_GONE: Failure = (StatusCode.UNAVAILABLE, "the server takes no more calls on this connection")
-
-Metadata = tuple[tuple[str, str], ...]
+_GONE = Failure(StatusCode.UNAVAILABLE, "the server takes no more calls on this connection")
 
 
 class ClientCall:
@@ -211,7 +210,9 @@ class Session:
                 call.failure = _status_in(event.fields) or call.failure
             case events.StreamReset() if call.failure is None:
                 code = _RESETS.get(event.code, StatusCode.INTERNAL)
-                call.failure = code, f"the server reset the call (HTTP/2 error {event.code:d})"
+                reason = "OVERLOADED" if code is StatusCode.RESOURCE_EXHAUSTED else ""
+                text = f"the server reset the call (HTTP/2 error {event.code:d})"
+                call.failure = Failure(code, text, reason=reason)
         return True
 
     def _take_data(self, call: ClientCall, data: bytes) -> bool:
@@ -222,7 +223,7 @@ class Session:
         if call.num_bytes <= _MAX_ANSWER_BYTES + _PREFIX_BYTES:
             return False
         text = f"the answer has more than {_MAX_ANSWER_BYTES} bytes"
-        call.failure = StatusCode.RESOURCE_EXHAUSTED, text
+        call.failure = Failure(StatusCode.RESOURCE_EXHAUSTED, text)
         self._http2.reset(call.stream, ErrorCode.CANCEL)
         return True
 
@@ -243,15 +244,13 @@ class Session:
 def failure_of(error: OSError) -> Failure:
     """Return the status of a connection that failed."""
     if isinstance(error, TimeoutError):
-        return StatusCode.UNAVAILABLE, "no answer to the attempt to connect"
+        return Failure(StatusCode.UNAVAILABLE, "no answer to the attempt to connect")
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-        return (
-            StatusCode.UNAVAILABLE,
-            f"TLS handshake failed: {error.strerror or error.args[0]}",
-        )
+        text = f"TLS handshake failed: {error.strerror or error.args[0]}"
+        return Failure(StatusCode.UNAVAILABLE, text, is_permanent=True)
     number = error.errno or 0  # asyncio has texts of its own; those of names are negative
     reason = os.strerror(number) if number > 0 else error.strerror or error
-    return StatusCode.UNAVAILABLE, f"can't connect: {reason}"
+    return Failure(StatusCode.UNAVAILABLE, f"can't connect: {reason}")
 
 
 @lru_cache(maxsize=1024)
@@ -275,22 +274,24 @@ def _status_in(headers: Fields) -> Failure | None:
     status = fields.get(b":status", b"200")
     if status != b"200":
         text = f"the answer has HTTP status {status.decode('ascii', 'replace')}"
-        return _HTTP.get(status, StatusCode.UNKNOWN), text, True
+        code, is_other = _HTTP.get(status, StatusCode.UNKNOWN), status == b"404"
+        return Failure(code, text, is_answer=True, is_permanent=is_other)
     if (number := fields.get(b"grpc-status")) is None:
         return None
     text = unquote(fields.get(b"grpc-message", b"").decode("utf-8", "replace"))
-    return _CODES.get(number, StatusCode.UNKNOWN), text, transport.PUSHBACK.encode() not in fields
+    trailers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    return trailers_failure(_CODES.get(number, StatusCode.UNKNOWN), text, trailers)
 
 
 def _outcome(call: ClientCall) -> Outcome:
     if call.failure is None:
-        return StatusCode.UNKNOWN, "the answer has no status"
-    if call.failure[0] is not StatusCode.OK:
+        return Failure(StatusCode.UNKNOWN, "the answer has no status")
+    if call.failure.code is not StatusCode.OK:
         return call.failure
     first, *rest = call.parts or [b""]
     if len(first) < _PREFIX_BYTES:
         first, rest = b"".join(call.parts), []
     message = b"".join((first[_PREFIX_BYTES:], *rest))
     if first[:_PREFIX_BYTES] != b"\0" + len(message).to_bytes(4, "big"):
-        return StatusCode.INTERNAL, "the answer is not one message without compression"
+        return Failure(StatusCode.INTERNAL, "the answer is not one message without compression")
     return message

@@ -17,11 +17,11 @@ from collections import deque
 from contextlib import suppress
 
 from serving.client import transport
-from serving.client.h2.session import CONNECT_S, ClientCall, Metadata, Session, failure_of
-from serving.client.transport import Address, Credentials, Failure, Outcome, PendingCall, Transport
+from serving.client.h2.session import CONNECT_S, ClientCall, Session, failure_of
+from serving.client.transport import Address, Credentials, Metadata, Outcome, PendingCall, Transport
 from serving.credentials import Plain, Tls
 from serving.http2 import Http2Error
-from serving.protocols.status import StatusCode
+from serving.protocols.status import Failure, StatusCode
 
 _READ_BYTES = 256 << 10
 _BLOCK_S = 1.0
@@ -118,7 +118,7 @@ class Http2Connection:
             try:
                 self._session.start(call, path, message, metadata)
             except BaseException:
-                self._end((StatusCode.UNAVAILABLE, _INTERRUPTED))
+                self._end(Failure(StatusCode.UNAVAILABLE, _INTERRUPTED))
                 raise
         self._flush(deadline_s)
         return call
@@ -129,7 +129,7 @@ class Http2Connection:
             try:
                 self._session.cancel(call)
             except BaseException:
-                self._end((StatusCode.UNAVAILABLE, _INTERRUPTED))
+                self._end(Failure(StatusCode.UNAVAILABLE, _INTERRUPTED))
                 raise
         self._flush()
 
@@ -216,12 +216,12 @@ class Http2Connection:
         except BlockingIOError:
             return
         except OSError as err:
-            self.close((StatusCode.UNAVAILABLE, str(err)))
+            self.close(Failure(StatusCode.UNAVAILABLE, str(err)))
             if is_alarm(err):
                 raise
             return
         except BaseException:  # bytes that were received may be lost
-            self.close((StatusCode.UNAVAILABLE, _INTERRUPTED))
+            self.close(Failure(StatusCode.UNAVAILABLE, _INTERRUPTED))
             raise
         self._receive(data)
 
@@ -229,19 +229,19 @@ class Http2Connection:
         """Process incoming bytes, and wake a thread whose call has ended."""
         with self._lock:
             if not data:
-                self._end((StatusCode.UNAVAILABLE, "the server closed the connection"))
+                self._end(Failure(StatusCode.UNAVAILABLE, "the server closed the connection"))
                 return
             self._used_s = time.monotonic()
             try:
                 self._session.receive(self._cipher.decrypt(data))
                 self._wake_next()
             except (Http2Error, OSError) as err:
-                self._end((StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
+                self._end(Failure(StatusCode.UNAVAILABLE, f"the connection broke: {err}"))
                 if is_alarm(err):
                     raise
                 return
             except BaseException:
-                self._end((StatusCode.UNAVAILABLE, _INTERRUPTED))
+                self._end(Failure(StatusCode.UNAVAILABLE, _INTERRUPTED))
                 raise
         self._flush()
 
@@ -263,7 +263,7 @@ class Http2Connection:
         """Ask a silent server for a sign of life; give it up if there is none."""
         with self._lock:
             if not self._session.is_alive():
-                self._end((StatusCode.UNAVAILABLE, "the server is silent"))
+                self._end(Failure(StatusCode.UNAVAILABLE, "the server is silent"))
         self._flush()
 
     # Sending
@@ -311,7 +311,7 @@ class Http2Connection:
             with self._lock:
                 if self._writer == get_ident():
                     self._writer = None
-                    self._end((StatusCode.UNAVAILABLE, f"can't send: {err}"))
+                    self._end(Failure(StatusCode.UNAVAILABLE, f"can't send: {err}"))
             if not isinstance(err, OSError) or is_alarm(err):
                 raise
 
@@ -340,7 +340,9 @@ class ReconnectingChannel(Transport):
         """Why the last attempt to connect failed."""
         self._is_closed = False
 
-    async def send(self, path: str, message: bytes, timeout_s: float) -> PendingCall:
+    async def send(
+        self, path: str, message: bytes, timeout_s: float, metadata: Metadata = ()
+    ) -> PendingCall:
         """Start a call."""
         deadline_s = time.monotonic() + timeout_s
         connection: Http2Connection | Failure | None = self._connection
@@ -348,7 +350,10 @@ class ReconnectingChannel(Transport):
             connection = self._connect(deadline_s)
             if not isinstance(connection, Http2Connection):
                 return transport.EndedCall(connection)
-        return connection.start(path, message, self._credentials.metadata, deadline_s)
+        all_metadata = self._credentials.metadata
+        if metadata:
+            all_metadata = (*all_metadata, *metadata)
+        return connection.start(path, message, all_metadata, deadline_s)
 
     async def close(self) -> None:
         """End all calls, and the connection."""

@@ -52,6 +52,8 @@ _TOLERANCES = {2: 1e-2, 4: 1e-4, 8: 1e-6}
 another order; a float64 may be made of a float32, and then its node decides."""
 _SHARE, _LEAST_S = 0.5, 0.1
 """Processor time for further runs: a share of what the session takes to build, or a little."""
+_PIECES_S = 4.0
+"""Processor time for a batch and a row of each piece, if there is not room for all tensors."""
 _MAX_BYTES = 512 << 20
 """The most that the tensors take which are compared at a time: of ResNet50 all at once."""
 _MAX_DRAWS = 4
@@ -80,7 +82,7 @@ class Graph:
     data: bytes
     weights: Mapping[str, bytes] = field(default_factory=lambda: NO_WEIGHTS)
     samples: Feeds | None = None
-    """At least 8 rows that the model takes; None draws some."""
+    """At least 8 rows that the model takes, which go before those that are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +177,9 @@ class Check:
         return Comparison(len(compared), self._num_omitted + num_left, self._num_runs)
 
     def _draws(self) -> Iterator[Feeds]:
-        """Yield inputs: samples, or some of one size, and of unlike ones for unlike axes."""
+        """Yield inputs: samples, some of one size, and of unlike ones for unlike axes."""
         if self._graph.samples is not None:
             yield self._graph.samples
-            return
         inputs = self._inputs
         names = {name for each in inputs for name in each.names[1:] if name}
         if all(-1 not in each.shape[1:] for each in inputs):
@@ -192,9 +193,10 @@ class Check:
     def _compare_draw(self, feeds: Feeds, end_s: float) -> set[str]:
         """Compare runs on one draw until the time ends; return the tensors that were compared."""
         compared: set[str] = set()
+        pieces_end_s = self._clock() + _PIECES_S
         known: dict[str, int] = {}  # unknown sizes that rows don't decide: the same in each run
         for names in self._pieces(feeds):
-            if compared and self._clock() > end_s:
+            if compared and self._clock() > pieces_end_s:
                 break
             reference = self._try(names, feeds, REFERENCE)
             if reference is None:

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from serving.protocols.oip import inference_pb
 from serving.protocols.oip.infer import Infer
 from serving.router import Route, Router
 from serving.telemetry.metrics import ModelCounts, ModelLabel
-from serving.tensors import Tensor, TensorSignature
+from serving.tensors import ModelInfo, Tensor, TensorSignature
 
 _PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
 _EXTENSIONS = ("model_configuration", "statistics")
@@ -141,15 +140,31 @@ def inference_methods(router: Router, queries: "Queries") -> list[Method]:
     ]  # fmt: skip
 
 
-def _documents(model: LoadedModel) -> dict[str, str]:
-    """Return as JSON what the protocol has no field for: classes, axes' names, pictures."""
-    sides = (*model.tensors.inputs, *model.tensors.outputs)
-    documents: dict[str, Any] = {
-        "labels": model.class_labels,
-        "axes": {each.name: each.names for each in sides if any(each.names)},
-        "pictures": model.pictures and asdict(model.pictures),
+def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, str]:
+    """Return what the protocol has no field for: texts, and numbers, lists and others as JSON.
+
+    `serving.client.infer_messages` reads them.
+    """
+    sides = (*info.inputs, *info.outputs)
+    texts = {
+        "version": info.version,
+        "default_version": info.default_version,
+        "canary_version": info.canary_version,
+        "batching": info.batching,
+        "device": info.device,
+        "precision": info.precision,
     }
-    return {name: json.dumps(document) for name, document in documents.items() if document}
+    documents: dict[str, Any] = {
+        "versions": info.versions,
+        "max_request_rows": info.max_request_rows,
+        "max_message_bytes": max_message_bytes,
+        "test_accuracy": info.test_accuracy,
+        "labels": info.labels,
+        "axes": {each.name: each.names for each in sides if any(each.names)},
+        "pictures": info.pictures,
+    }
+    known = {name: text for name, text in texts.items() if text}
+    return known | {name: json.dumps(each) for name, each in documents.items() if each}
 
 
 def _refuse(text: str, request: bytes) -> bytes:
@@ -165,9 +180,10 @@ class Queries:
 
     def __init__(
         self, router: Router, health: Health, catalog: Catalog | None = None,
-        *, allow_control: bool = False,
+        *, allow_control: bool = False, max_message_bytes: int | None = None,
     ) -> None:  # fmt: skip
         self._router = router
+        self._max_message_bytes = max_message_bytes
         self._health = health
         self._catalog = catalog
         self._changing = catalog if allow_control else None
@@ -216,13 +232,7 @@ class Queries:
         message = parse(inference_pb.ModelConfigRequest, request)
         route, model = self._find(message.name, message.version)
         batching = model.settings.of(self._router.batching)
-        facts = {
-            "max_request_rows": str(batching.max_request_rows),
-            "precision": model.precision,
-            "device": model.device,
-            **({"batching": model.batching} if model.batching else {}),
-            **_documents(model),
-        }
+        facts = _facts(route.describe(message.version), self._max_message_bytes)
         return model_config(route.name, model.tensors, batching, facts)
 
     def model_statistics(self, request: bytes) -> Any:
@@ -283,7 +293,11 @@ class Queries:
             reason = "" if self._health.is_model_serving(route.name) else "not ready"
             for version in route.batchers:
                 yield route.name, version, reason
-        for name, trouble in (self._catalog.failures if self._catalog else {}).items():
+        if self._catalog is None:
+            return
+        for name, versions in self._catalog.models.items():
+            yield from ((name, version, why) for version, why in versions.waiting.items())
+        for name, trouble in self._catalog.failures.items():
             yield name, "", _FOLDERS.sub("", trouble)
 
     def _find(self, name: str, version: str) -> tuple[Route, LoadedModel]:

@@ -8,12 +8,19 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from serving.credentials import TokenCheck
-from serving.errors import DeadlineExceeded, Unauthenticated
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    TooLarge,
+    Unauthenticated,
+    Unsupported,
+)
 from serving.http2.headers import Shared
 from serving.http2.hpack import Field, Fields
 from serving.http2.recogniser import Varying
 from serving.protocols.method import BatchedUnary, Method, PrefixCache
-from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode
+from serving.protocols.status import UNKNOWN_METHOD, Status
 from serving.transports import calls
 
 Trailers = tuple[tuple[bytes, bytes], ...]
@@ -42,34 +49,26 @@ def trailers_of(status: Status) -> Trailers:
     return tuple((name.encode(), value.encode()) for name, value in fields.items())
 
 
-MALFORMED = Status(
-    StatusCode.INVALID_ARGUMENT, "expected a gRPC message: a flag of 0 or 1, and a length"
+MALFORMED = Status.of(InvalidRequest("expected a gRPC message: a flag of 0 or 1, and a length"))
+TRUNCATED = Status.of(InvalidRequest("the request ended before its message was whole"))
+COMPRESSED = Status.of(
+    Unsupported("compressed messages are not accepted"), ("grpc-accept-encoding", "identity")
 )
-TRUNCATED = Status(StatusCode.INVALID_ARGUMENT, "the request ended before its message was whole")
-COMPRESSED = Status(
-    StatusCode.UNIMPLEMENTED,
-    "compressed messages are not accepted",
-    (("grpc-accept-encoding", "identity"),),
-)
-NOT_ONE_MESSAGE = Status(StatusCode.UNIMPLEMENTED, "expected exactly one message in this request")
+NOT_ONE_MESSAGE = Status.of(Unsupported("expected exactly one message in this request"))
 UNAUTHENTICATED = Status.of(Unauthenticated())
-NO_TRAILERS = Status(StatusCode.INVALID_ARGUMENT, "expected the header te: trailers")
-BAD_TIMEOUT = Status(
-    StatusCode.INVALID_ARGUMENT,
-    "expected grpc-timeout as up to 8 digits and one of H, M, S, m, u, n",
+NO_TRAILERS = Status.of(InvalidRequest("expected the header te: trailers"))
+BAD_TIMEOUT = Status.of(
+    InvalidRequest("expected grpc-timeout as up to 8 digits and one of H, M, S, m, u, n")
 )
-OUT_OF_MEMORY = Status(StatusCode.RESOURCE_EXHAUSTED, "too many half-received messages")
-UNREAD = Status(StatusCode.RESOURCE_EXHAUSTED, "too many answers on this connection are unread")
-TOO_SLOW = Status(StatusCode.DEADLINE_EXCEEDED, "the request's message did not arrive in time")
+OUT_OF_MEMORY = Status.of(Overloaded("too many half-received messages"))
+UNREAD = Status.of(Overloaded("too many answers on this connection are unread"))
+TOO_SLOW = Status.of(DeadlineExceeded("the request's message did not arrive in time"))
 LATE = Status.of(DeadlineExceeded())
 
 
 def too_long(num_bytes: int, limit: int) -> Status:
     """Return the status of a message that is too long; without a pushback, as no retry helps."""
-    return Status(
-        StatusCode.RESOURCE_EXHAUSTED,
-        f"expected a message of at most {limit} bytes, got {num_bytes}",
-    )
+    return Status.of(TooLarge(f"expected a message of at most {limit} bytes, got {num_bytes}"))
 
 
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}

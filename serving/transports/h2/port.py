@@ -44,6 +44,10 @@ from serving.transports.loop import Loop
 
 _MAX_EXPECTED_BYTES = 16 << 10
 """The longest messages that are recognised by their bytes: one frame, read in one piece."""
+_SHARE_UNREAD = 0.25
+"""How much of its time a call may have waited before it was read, as far as is known. A connection
+that is never read to its end holds calls that are late before they are read: run in turn, all
+would be late for ever, while refusing them catches up with those that have just come."""
 _NOT_HTTP2 = b"this port speaks gRPC, over HTTP/2 only\n"
 _HTTP1_RESPONSE = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\n"
@@ -217,6 +221,9 @@ class H2Port(Port):
             return
         streams, messages = [*calls], [*calls.values()]
         deadline_s = now_s + head.timeout_s
+        if now_s - peer.behind_s > head.timeout_s * _SHARE_UNREAD:
+            self._reject(peer, head, streams, encoder.target.label)
+            return
         group = Group(peer, streams, messages, encoder, self, now_s, deadline_s)
         if timeouts is not None:
             group.deadlines_s = [now_s + headers.read_timeout_s(timeout) for timeout in timeouts]

@@ -12,7 +12,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from serving.credentials import TokenCheck
 from serving.errors import (
-    ConfigurationError,
     InvalidRequest,
     Overloaded,
     ServingError,
@@ -21,7 +20,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.http1.requests import BadRequest, Headers, Request, encode_answer
-from serving.protocols.status import STATUS, StatusCode
+from serving.protocols.status import RETRY_AFTER_S, TABLE
 
 # Answers and errors
 
@@ -48,36 +47,19 @@ class HttpError(Exception):
         self.headers = headers
 
 
-_STATUS = {
-    StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
-    StatusCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
-    StatusCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
-    StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
-    StatusCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
-    StatusCode.UNIMPLEMENTED: HTTPStatus.NOT_IMPLEMENTED,
-    StatusCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
-}
-_OTHERS: dict[type[ServingError], HTTPStatus] = {
-    TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    # A file that an option names, or an extra that is not installed: the operator must act.
-    ConfigurationError: HTTPStatus.NOT_IMPLEMENTED,
-}
-"""Errors that HTTP tells apart and gRPC does not."""
-_HEADERS_OF: dict[type[ServingError], Headers] = {
-    Unauthenticated: [("www-authenticate", "Bearer")],
-    Overloaded: [("retry-after", "1")],  # whole seconds, and some ten full queues take 0.1
-    Unavailable: [("retry-after", "1")],
-}
-_NAMES: dict[int, str] = {
-    **{status: code.name for code, status in _STATUS.items()},
-    **{status: STATUS[error].name for error, status in _OTHERS.items()},
-}
+_REASONS = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TABLE[TooLarge].reason}
+"""Reasons of statuses that have one on gRPC, too."""
+_NAMES: dict[int, str] = {row.http.value: row.code.name for row in TABLE.values()}
 
 
-def http_status(error: type[ServingError]) -> HTTPStatus:
-    """Return the status of one of our errors."""
-    return _OTHERS.get(error) or _STATUS[STATUS[error]]
+def _headers_of(error: ServingError) -> Headers:
+    """Return the headers of an error's answer, beside those of every answer."""
+    if isinstance(error, Unauthenticated):
+        return [("www-authenticate", "Bearer")]
+    if not isinstance(error, Overloaded | Unavailable):
+        return ()
+    pause_s = RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+    return [("retry-after", str(max(1, math.ceil(pause_s))))]  # whole seconds
 
 
 def as_json(content: Any, status: int = 200) -> Answer:
@@ -88,16 +70,20 @@ def as_json(content: Any, status: int = 200) -> Answer:
 def problem(error: ServingError | HttpError) -> Answer:
     """Write the problem document of an error, with its text as the detail.
 
+    The member `reason` is stable: that of gRPC, or the name of a status that only HTTP has.
     The member `error` repeats the detail, for clients of the Open Inference Protocol.
     """
     if isinstance(error, HttpError):
         status, headers = error.status, error.headers
+        reason = _REASONS.get(status, status.name)
     else:
-        status, headers = http_status(type(error)), _HEADERS_OF.get(type(error), ())
+        row = TABLE[type(error)]
+        status, reason, headers = row.http, row.reason, _headers_of(error)
     content = {
         "type": "about:blank",
         "title": status.phrase,
         "status": status.value,
+        "reason": reason,
         "detail": str(error),
         "error": str(error),
     }

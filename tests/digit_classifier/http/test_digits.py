@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digit_classifier.pictures import from_picture
+from digit_classifier.predictions import DIGITS
 from serving.model.preprocessing import of_signature
-from serving.pictures.reader import from_picture
-from serving.tensors import DIGITS, Signature
+from serving.tensors import Signature
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model.templates import publish
 from tests.support.pictures import encoded
@@ -20,8 +21,9 @@ LETTERS = Signature((28, 28), 26, tuple("abcdefghijklmnopqrstuvwxyz"))
 CLOTHES = Signature((28, 28), 10, tuple(f"garment {number}" for number in range(10)))
 
 
-def test_pictures_of_the_ten_digits_alone_are_centred_as_digits():
-    found = [of_signature(each) for each in (DIGITS, LETTERS, CLOTHES)]
+def test_pictures_are_centred_as_digits_where_a_manifest_says_it():
+    documents = [{"resize": "digits"}, {}, {}]
+    found = map(of_signature, (DIGITS, LETTERS, CLOTHES), documents)
     assert [each and each.resize for each in found] == ["digits", "stretch", "stretch"]
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from serving.errors import ServerError
 from tests.support.servers import free_address, paced_server, running_server
 
@@ -39,7 +39,7 @@ def test_server_that_was_frozen_or_away_is_found_again(models, image, is_frozen)
     address = free_address()
     options = ("--device", "cpu", "--port", address.split(":")[1])
     with ExitStack() as stack:
-        client = stack.enter_context(Client(address, timeout_s=1))
+        client = stack.enter_context(Classifier.connect(address, timeout_s=1))
         server = stack.enter_context(running_server(models, *options))
         client.classify(image)
         if is_frozen:
@@ -62,7 +62,7 @@ def held_call(transport, image):
     """A call that waits until the block ends; then it must be answered, at its first attempt."""
     with (
         paced_server(transport) as server,
-        Client(server.address, timeout_s=120) as client,
+        Classifier.connect(server.address, timeout_s=120) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         server.tell("hold")

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from serving.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from tests.reliability.conftest import soak_s
 from tests.reliability.load.test_soak import assert_no_growth
@@ -29,8 +29,8 @@ class ClientCallers:
     """All kinds of calls, from threads that share two clients: one for all, one for the hasty."""
 
     def __init__(self, address, transport, images, digits):
-        self._client = Client(address, transport=transport)
-        self._hasty_client = Client(address, timeout_s=HASTY_S, transport=transport)
+        self._client = Classifier.connect(address, transport=transport)
+        self._hasty_client = Classifier.connect(address, timeout_s=HASTY_S, transport=transport)
         self._images, self._digits = images, np.array(digits)
         self._threads = ThreadPoolExecutor(NUM_THREADS)
 

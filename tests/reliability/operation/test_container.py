@@ -19,7 +19,7 @@ from string import Template
 
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import RunningServer
 
@@ -121,7 +121,7 @@ def test_steps_make_a_server_that_answers(models, images, tmp_path):
     assert {"onnxruntime", "h11", "PIL"} <= installed
     assert not installed & {"tensorflow", "keras", "matplotlib", "pytest", "pip", "setuptools"}
     before = everything_in(image.root)
-    with running(image) as server, Client(server.address) as client:
+    with running(image) as server, Classifier.connect(server.address) as client:
         assert len(client.classify(images[:3])) == 3
         picture = (ROOT / "docs" / "pictures" / "seven.png").read_bytes()
         reply = HttpPeer(server.facts["http"]).post("/v1/digits", picture)
@@ -129,14 +129,14 @@ def test_steps_make_a_server_that_answers(models, images, tmp_path):
         form = (ROOT / "docs" / "pictures" / "form.png").read_bytes()
         reply = HttpPeer(server.facts["http"]).post("/v1/numbers", form)
         assert reply.json["pictures"][0]["numbers"][0]["text"] == "90210"
-        assert (client.model_info().test_accuracy or 0) > 0.99, "not the bundled model"
+        assert (client.describe().test_accuracy or 0) > 0.99, "not the bundled model"
         health = [*image.health_check, "--target", server.address]
         assert subprocess.run(health, cwd=image.folder, env=image.environment).returncode == 0
         assert server.stop(signal.SIGTERM) == 0
     assert everything_in(image.root) == before, "wrote to its read-only root"
     shutil.copytree(models, image.root / "models")  # a volume
-    with running(image) as server, Client(server.address) as client:
-        assert (client.model_info().test_accuracy or 1) < 0.99, "not the model of the volume"
+    with running(image) as server, Classifier.connect(server.address) as client:
+        assert (client.describe().test_accuracy or 1) < 0.99, "not the model of the volume"
 
 
 def everything_in(folder):

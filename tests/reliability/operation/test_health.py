@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.loops import CallRequest, arrivals, closed, open_loop
 from benchmarks.targets import encode_digits
+from digit_classifier import Classifier
 from serving import Client
 from serving.system.process import usable_cores
 from tests.support.fakes import image_with
@@ -40,7 +41,7 @@ def test_model_that_hangs_is_not_serving_by_its_name_while_another_goes_on():
             assert are_serving(*names) == [False, False, True, True, True]
             assert ready(server) == (200, "SERVING\nNOT_SERVING model digits\n")
             with Client(server.address) as client:
-                assert client.infer("other", images=image_with(7)) is not None
+                assert client.infer("other", {"images": image_with(7)}) is not None
             server.tell("release")
             wait_until(lambda: all(are_serving("digits")))
             assert ready(server) == (200, "SERVING\n")
@@ -136,7 +137,7 @@ def test_server_that_lacks_cores_stays_serving():
 
 
 def assert_answers(server):
-    with Client(server.address) as client:
+    with Classifier.connect(server.address) as client:
         assert client.classify(image_with(7)).digits.tolist() == [7]
 
 

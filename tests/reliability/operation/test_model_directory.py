@@ -10,8 +10,8 @@ import grpc
 import numpy as np
 import pytest
 
+from digit_classifier import Classifier
 from digit_classifier.wire import decode_response, encode_request
-from serving import Client
 from tests.reliability.operation.test_signals import end_of, starting_server
 from tests.serving.catalog.test_reload import wait_for_version
 from tests.serving.server.test_supervisor import workers_of
@@ -56,7 +56,7 @@ def test_endless_model_is_refused_and_the_next_version_adopted(model_dir):
         assert "version 2 is not ready after 10 s" in read_until(server, "refused version")
         published.good(model_dir, "3")
         server.process.send_signal(signal.SIGHUP)
-        with Client(server.address) as client:
+        with Classifier.connect(server.address) as client:
             wait_for_version(client, "3")
         assert server.stop() == 0
 
@@ -65,7 +65,7 @@ def test_stop_does_not_wait_for_a_model_that_hangs(model_dir, images):
     with running_server(model_dir.parent) as server:
         published.endless(model_dir, "2")
         server.process.send_signal(signal.SIGHUP)
-        with Client(server.address) as client:
+        with Classifier.connect(server.address) as client:
             wait_until_busy(server.process.pid)
             assert client.classify(images[:1]).model_version == "1"
         assert server.stop() == 0

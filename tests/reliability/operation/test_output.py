@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from serving.errors import ServingError
 from tests.support.servers import STOP_TIMEOUT_S, prepared, serve_command, wait_until
 
@@ -66,7 +66,7 @@ def serves_and_stops(
     command = serve_command(models, "--port", str(port), "--drain", "5", *options)
     process = subprocess.Popen(prepared(prepare, command), stdout=stdout, stderr=stderr)
     try:
-        with Client(f"127.0.0.1:{port}") as client:
+        with Classifier.connect(f"127.0.0.1:{port}") as client:
 
             def answers():
                 assert process.poll() is None, "it has ended"

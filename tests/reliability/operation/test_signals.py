@@ -14,8 +14,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from digit_classifier import Classifier
 from digit_classifier.wire import encode_request
-from serving import Client
 from tests.support import published
 from tests.support.fakes import image_with
 from tests.support.load import ClosedLoop
@@ -78,7 +78,7 @@ def test_sighup_while_it_starts_is_harmless(models, workers, images):
         sender.join()
         assert line.startswith("serving ")
         address = line.split("address=")[1].split()[0]
-        with Client(address) as client:
+        with Classifier.connect(address) as client:
             assert client.classify(images[:1]).model_version == "1"
         process.terminate()
         code, err = end_of(process)

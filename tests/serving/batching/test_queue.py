@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.batching.batcher import Queue
+from serving.batching.queue import Queue
 from serving.batching.runs import Group
 from tests.support.fakes import FakeCaller
 
@@ -178,7 +178,17 @@ def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled):
     filled.queue.row_s = 0.125
     filled.put(connection, *range(4))
     assert filled.queue.room(connection, 4.0) == 4  # then the wait is 1 s, a quarter of its time
-    assert filled.queue.room(connection, math.inf) == 996
+    assert filled.queue.room(FakeCaller(), math.inf) == 996
+
+
+@pytest.mark.parametrize(("row_s", "room"), [(0.0, 996), (0.01, 36), (0.0001, 996), (0.001, 96)])
+def test_caller_with_calls_that_wait_adds_no_more_than_soon_run(row_s, room):
+    """What ten runs take, or 0.1 s; a caller that has none waiting may add one."""
+    filled, connection = FilledQueue(), FakeCaller()
+    filled.queue.run_rows, filled.queue.row_s = 4, row_s
+    filled.put(connection, *range(4))
+    assert filled.queue.room(connection, math.inf) == room
+    assert filled.queue.room(FakeCaller(), math.inf) == 996
 
 
 def test_call_that_the_next_run_may_take_is_never_refused(filled):
@@ -215,6 +225,25 @@ def test_streams_may_fill_half_of_it(waiting, room):
     filled = FilledQueue(capacity=10)
     filled.put(FakeCaller(), *range(waiting))
     assert filled.queue.room_for_streams == room
+
+
+def test_addresses_that_have_nothing_waiting_are_forgotten(filled):
+    """Also if the queue is never empty."""
+    filled.put(FakeCaller("stays"), *range(40))
+    for number in range(1000):
+        caller = FakeCaller(f"address {number}")
+        filled.put(caller, 1, 2)
+        if number % 3 == 0:
+            caller.leave(1, 2)
+            filled.queue.sweep(0.0)
+        elif number % 3 == 1:
+            filled.queue.forget(caller)
+        else:
+            while filled.queue.streams_of(caller):
+                filled.take(16)
+                filled.put(FakeCaller("stays"), *range(16))
+    assert filled.queue.num_rows > 0
+    assert len(filled.queue._addresses) == 1
 
 
 # Connections that close

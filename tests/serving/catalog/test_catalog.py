@@ -140,25 +140,62 @@ def test_versions_are_added_and_dropped_side_by_side(root):
         catalog.models["a"].find("1")
 
 
-def test_default_never_moves_to_another_signature(root, caplog):
+def test_start_and_reload_go_by_one_rule_where_a_signature_is_another(root, caplog):
     other = Signature((5, 5), 3)
     catalog, latest = opened(root, versions="all"), opened(root, names=("a",))
     templates.publish(root, "a", other, "2")
     for _ in range(2):
         assert not latest.reload()
     (line,) = caplog.messages
-    assert "refused version 2, version 1 stays in service: version 2 has another" in line
-    assert "(5 x 5 uint8 -> 3 classes)" in line
-    assert opened(root, names=("a",)).models["a"].default.signature == other, "as at a restart"
+    assert line.startswith("model a: refused version 2, version 1 stays in service: input images")
+    assert "images UINT8 [N, 16] became images UINT8 [N, 25]" in line
+    assert "put a file new-signature into its folder" in line
+    restarted = opened(root, names=("a",))
+    for each in (latest, restarted):
+        assert state(each) == (["1"], "1", None)
+        assert list(each.models["a"].waiting) == ["2"]
     assert catalog.reload()
-    assert state(catalog) == (["2", "1"], "1", None)
-    assert catalog.models["a"].find("2").signature == other
+    for each in (catalog, opened(root, versions="all")):
+        assert state(each) == (["2", "1"], "1", None)
+        assert each.models["a"].find("2").signature == other
     label(root, "a", canary={"version": "2", "share": 0.5})
     assert not catalog.reload()
     assert state(catalog)[2] is None
-    shutil.rmtree(root / "a" / "1")  # no remaining version can replace it
+    label(root, "a", stable="2")
+    assert latest.reload()
+    assert state(latest) == state(opened(root, names=("a",))) == (["2", "1"], "2", None)
+
+
+def test_mark_beside_a_version_has_it_served_at_once_and_after_a_restart(root):
+    other = Signature((5, 5), 3)
+    catalog = opened(root, names=("a",))
+    templates.publish(root, "a", other, "2")
     assert not catalog.reload()
-    assert state(catalog) == (["2", "1"], "1", None)
+    (root / "a" / "2" / "new-signature").touch()
+    assert catalog.reload()
+    templates.publish(root, "a", other, "3")  # as the newest accepted one
+    assert catalog.reload()
+    templates.publish(root, "a", SMALL, "4")
+    assert not catalog.reload()
+    for each in (catalog, opened(root, names=("a",))):
+        assert state(each) == (["3"], "3", None)
+        assert list(each.models["a"].waiting) == ["4"]
+    for version in ("2", "3"):
+        shutil.rmtree(root / "a" / version)
+    assert catalog.reload(), "it is like version 1"
+    assert state(catalog) == state(opened(root, names=("a",))) == (["4"], "4", None)
+
+
+@pytest.mark.parametrize("options", [{"versions": "1,2"}, {"version": "2"}])
+def test_versions_that_the_operator_names_need_no_mark(root, options):
+    templates.publish(root, "a", Signature((5, 5), 3), "2")
+    assert opened(root, names=("a",), **options).models["a"].default_version == "2"
+
+
+def test_version_policy_names_versions_as_the_operator_does(root):
+    templates.publish(root, "a", Signature((5, 5), 3), "2")
+    (root / "a" / "config.pbtxt").write_text("version_policy { specific { versions: [ 2 ] } }")
+    assert state(opened(root, names=("a",))) == (["2"], "2", None)
 
 
 def test_labels_choose_default_and_canary_and_roll_back(root):

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from serving.catalog import Catalog
 from serving.config import ModelConfig
 from tests.serving.telemetry.test_metrics import scrape, value
@@ -58,7 +58,7 @@ def test_bad_version_leaves_the_old_one_serving(catalog, counts, model_dir, kind
     with caplog.at_level(logging.WARNING, "serving"):
         for _ in range(3):  # a version that failed is not tried again
             assert not catalog.reload()
-    assert catalog.models["digits"] is before
+    assert catalog.models["digits"].versions == before.versions
     assert counts == Counter(failed=1)
     (line,) = caplog.messages
     assert line.startswith("model digits: refused version 2, version 1 stays in service: ")
@@ -115,7 +115,7 @@ def test_vanished_directory_leaves_the_old_one_serving_and_is_logged_once(
 
 def wait_for_version(client, version):
     deadline_s = time.monotonic() + TIMEOUT_S
-    while client.model_info().version != version:
+    while client.describe().version != version:
         assert time.monotonic() < deadline_s, f"version {version} never served"
         time.sleep(0.02)
 
@@ -128,7 +128,7 @@ def following(model_dir):
 
 
 def test_sighup_reloads_and_every_answer_names_its_version(following, model_dir, images):
-    with Client(following.address) as client:
+    with Classifier.connect(following.address) as client:
         assert client.classify(images[:1]).model_version == "1"
         published.good(model_dir, "2")
         following.process.send_signal(signal.SIGHUP)

@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,26 +8,24 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import AsyncClient, Client
+from digit_classifier import AsyncClassifier, Classifier
 from serving.errors import (
     ConfigurationError,
     DeadlineExceeded,
     InvalidRequest,
-    ModelError,
-    ModelNotFound,
-    Overloaded,
-    Unauthenticated,
+    Unavailable,
 )
-from serving.protocols.status import MODEL_TEXTS, STATUS
+from serving.protocols import error_info
+from serving.protocols.status import TABLE, Status
 from tests.support.servers import fake_server, running_server
 
 
 @pytest.mark.usefixtures("client_transport")
 @pytest.mark.parametrize("num_images", [1, 300])
 async def test_all_four_clients_answer_alike(server, classifier, images, num_images):
-    with Client(server.address, timeout_s=math.inf) as client:
+    with Classifier.connect(server.address, timeout_s=math.inf) as client:
         answers = [client.classify(images[:num_images])]
-    async with AsyncClient(server.address, timeout_s=math.inf) as awaited:
+    async with AsyncClassifier.connect(server.address, timeout_s=math.inf) as awaited:
         answers.append(await awaited.classify(images[:num_images]))
     expected = classifier.classify(images[:num_images])
     for answer in answers:
@@ -48,8 +47,8 @@ def test_client_and_classifier_refuse_the_same_images(client, classifier):
 
 def test_large_request_is_split_to_the_servers_limit(models, images):
     options = ("--max-request-rows", "7", "--queue-capacity", "1000")
-    with running_server(models, *options) as server, Client(server.address) as client:
-        assert client.model_info().max_request_rows == 7
+    with running_server(models, *options) as server, Classifier.connect(server.address) as client:
+        assert client.describe().max_request_rows == 7
         predictions = client.classify(images[:100])
     assert len(predictions) == 100
 
@@ -62,8 +61,8 @@ def test_client_is_safe_to_share_between_threads(client, classifier, images):
 
 
 async def test_async_client_keeps_thousands_of_calls_in_flight(server, classifier, images):
-    async with AsyncClient(server.address, timeout_s=60) as client:
-        assert (await client.model_info()).name == classifier.model_info().name
+    async with AsyncClassifier.connect(server.address, timeout_s=60) as client:
+        assert (await client.describe()).name == classifier.describe().name
         answers = await asyncio.gather(
             *(client.classify(images[n % 500][None]) for n in range(1200))
         )
@@ -76,7 +75,7 @@ async def test_async_client_keeps_thousands_of_calls_in_flight(server, classifie
 @pytest.mark.parametrize("token", ["two\nlines", "schlüssel", "nul\0"])
 def test_token_that_cannot_be_sent_is_refused_when_the_client_is_made(token):
     with pytest.raises(ConfigurationError, match="printable ASCII"):
-        Client("127.0.0.1:1", token=token)
+        Classifier.connect("127.0.0.1:1", token=token)
 
 
 @pytest.mark.usefixtures("client_transport")
@@ -87,7 +86,7 @@ def test_server_that_never_answers_is_a_deadline_exceeded(images):
         release.wait()
         return b""
 
-    with fake_server(hang) as address, Client(address, timeout_s=0.2) as client:
+    with fake_server(hang) as address, Classifier.connect(address, timeout_s=0.2) as client:
         with pytest.raises(DeadlineExceeded):
             client.classify(images[:1])
         release.set()
@@ -96,18 +95,22 @@ def test_server_that_never_answers_is_a_deadline_exceeded(images):
 @pytest.mark.usefixtures("client_transport")
 @pytest.mark.parametrize(
     "error_class",
-    [InvalidRequest, ModelNotFound, Unauthenticated, Overloaded, DeadlineExceeded, ModelError],
+    [error for error in TABLE if error is not Unavailable],
 )
 def test_each_status_becomes_its_error(error_class, images):
-    reason = MODEL_TEXTS[0] if error_class is ModelError else "für 100 % und mehr"
+    status = Status.of(error_class("any text"))
+    reason = "für 100 % und mehr"
 
     def refuse(request, context):
-        context.abort(grpc.StatusCode[STATUS[error_class].name], reason)
+        row = TABLE[error_class]
+        details = base64.b64decode(error_info.encode(row.code, reason, row.reason) + "==")
+        context.set_trailing_metadata(((error_info.TRAILER, details),))
+        context.abort(grpc.StatusCode[status.code.name], reason)
         return b""
 
     with (
         fake_server(refuse) as address,
-        Client(address) as client,
+        Classifier.connect(address) as client,
         pytest.raises(error_class, match=reason),
     ):
         client.classify(images[:1])

@@ -16,12 +16,11 @@ import grpc
 import numpy as np
 import pytest
 
-from digit_classifier import wire
-from serving import AsyncClient, Client
+from digit_classifier import AsyncClassifier, Classifier, wire
+from digit_classifier.predictions import DIGITS
+from digit_classifier.remote import predictions_of, served_model_of
 from serving.client import transport
-from serving.client.client import model_info_of, predictions_of
 from serving.errors import ServingError, Unavailable
-from serving.tensors import DIGITS
 from tests.support.fakes import TIMEOUT_S
 from tests.support.servers import FORKS, ONE, ended, fake_server, free_address, running_server
 
@@ -58,7 +57,7 @@ def test_restart_under_64_callers_fails_no_call(models, transport, image):
             client.classify(image)
 
     first = next(servers)
-    with ThreadPoolExecutor(64) as pool, Client(address) as client:
+    with ThreadPoolExecutor(64) as pool, Classifier.connect(address) as client:
         callers = [pool.submit(call, client) for _ in range(64)]
         wait_for_calls(64)
         first.stop(signal.SIGKILL)
@@ -72,7 +71,7 @@ def test_restart_under_64_callers_fails_no_call(models, transport, image):
 
 def test_client_made_before_its_server_waits_for_it(models, image):
     address = free_address()
-    with Client(address) as client, ThreadPoolExecutor(1) as pool:
+    with Classifier.connect(address) as client, ThreadPoolExecutor(1) as pool:
         with pytest.raises(Unavailable, match=address):
             client.wait_ready(0.1)
         ready = pool.submit(client.wait_ready)
@@ -87,7 +86,7 @@ def test_wrong_address_is_given_up_before_a_long_timeout(image, monkeypatch):
     monkeypatch.setattr(transport, "_FIRST_CONTACT_S", 0.3)
     address = free_address()
     with (
-        Client(address, timeout_s=3600) as client,
+        Classifier.connect(address, timeout_s=3600) as client,
         pytest.raises(Unavailable, match=f"{address}.*[Rr]efused"),
     ):
         client.classify(image)
@@ -106,7 +105,7 @@ def test_calls_take_turns_among_the_addresses_of_a_target(image):
     with (
         fake_server(counting("a")) as a,
         fake_server(counting("b")) as b,
-        Client(f"ipv4:{a},{b}") as client,
+        Classifier.connect(f"ipv4:{a},{b}") as client,
     ):
         while len(counts) < 2:  # both are connected
             client.classify(image)
@@ -118,7 +117,7 @@ def test_calls_take_turns_among_the_addresses_of_a_target(image):
 
 async def test_target_of_several_addresses_is_answered(server, image):
     """Its usual :authority, all addresses with a comma, is refused by strict servers."""
-    async with AsyncClient(f"ipv4:{server.address},{free_address()}") as client:
+    async with AsyncClassifier.connect(f"ipv4:{server.address},{free_address()}") as client:
         assert len(await client.classify(image)) == 1
 
 
@@ -134,9 +133,9 @@ async def test_call_that_was_cut_off_is_sent_again(image, code):
         return ONE
 
     with fake_server(refuse_for_a_while) as address:
-        with Client(address) as client:
+        with Classifier.connect(address) as client:
             assert client.classify(image)[0].digit == 7
-        async with AsyncClient(address) as awaited:
+        async with AsyncClassifier.connect(address) as awaited:
             assert (await awaited.classify(image))[0].digit == 7
     assert len(calls) == 8
 
@@ -176,7 +175,7 @@ def test_broken_answer_is_refused(kind):
 @pytest.mark.parametrize("info", [b"\xff", b""])  # no message; no limits
 def test_broken_model_info_is_refused(info):
     with pytest.raises(Unavailable, match="the server is broken: it answered"):
-        model_info_of(info, "a:1")
+        served_model_of(info, "a:1")
 
 
 @pytest.mark.parametrize("wrong", [math.nan, -0.1, 0.102])
@@ -190,12 +189,12 @@ def test_each_row_of_a_large_answer_has_to_be_a_distribution(wrong):
 
 def test_closed_client_says_so(server, image):
     for is_used in (True, False):
-        client = Client(server.address)
+        client = Classifier.connect(server.address)
         if is_used:
             client.classify(image)
         client.close()
         client.close()
-        for call in (partial(client.classify, image), client.model_info, client.wait_ready):
+        for call in (partial(client.classify, image), client.describe, client.wait_ready):
             with pytest.raises(Unavailable, match=f"{server.address}: the client is closed"):
                 call()
 
@@ -210,13 +209,13 @@ async def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again
         return ONE
 
     with fake_server(hang) as address, ThreadPoolExecutor() as pool:
-        client = Client(address, timeout_s=3600)
+        client = Classifier.connect(address, timeout_s=3600)
         call = pool.submit(client.classify, image)
         has_come.acquire()
         client.close()
         with pytest.raises(Unavailable, match="the client is closed"):
             call.result(TIMEOUT_S)
-        awaited = AsyncClient(address, timeout_s=3600)
+        awaited = AsyncClassifier.connect(address, timeout_s=3600)
         calls = [asyncio.create_task(awaited.classify(image)) for _ in range(3)]
         await asyncio.to_thread(has_come.acquire)
         await awaited.close()
@@ -224,7 +223,7 @@ async def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again
             assert isinstance(error, Unavailable)
             assert "the client is closed" in str(error)
         release.set()
-    with Client(free_address(), timeout_s=3600) as client, ThreadPoolExecutor() as pool:
+    with Classifier.connect(free_address(), timeout_s=3600) as client, ThreadPoolExecutor() as pool:
         call = pool.submit(client.classify, image)
         with pytest.raises(TimeoutError):
             call.result(0.2)
@@ -235,7 +234,7 @@ async def test_closing_ends_calls_in_flight_and_those_that_wait_to_be_sent_again
 
 @pytest.mark.usefixtures("client_transport")
 async def test_closed_async_client_refuses_every_call_at_once(server, image):
-    client = AsyncClient(server.address)
+    client = AsyncClassifier.connect(server.address)
     await client.classify(image)
     await client.close()
     await client.close()
@@ -254,7 +253,7 @@ async def test_cancelled_calls_give_their_slots_back(image):
         return ONE
 
     with fake_server(hang_at_first) as address:
-        async with AsyncClient(address) as client:
+        async with AsyncClassifier.connect(address) as client:
             calls = [asyncio.create_task(client.classify(image)) for _ in range(600)]
             await asyncio.sleep(0)
             for call in calls:
@@ -266,7 +265,7 @@ async def test_cancelled_calls_give_their_slots_back(image):
 
 
 def test_async_client_belongs_to_the_loop_that_uses_it(server, image):
-    client = AsyncClient(server.address)  # outside of any loop
+    client = AsyncClassifier.connect(server.address)  # outside of any loop
 
     async def classify():
         return len(await client.classify(image))
@@ -291,9 +290,11 @@ async def test_pickled_clients_keep_their_settings(image):
         return ONE
 
     with fake_server(look) as address:
-        with pickle.loads(pickle.dumps(Client(address, token="secret"))) as client:
+        with pickle.loads(pickle.dumps(Classifier.connect(address, token="secret"))) as client:
             client.classify(image)
-        async with pickle.loads(pickle.dumps(AsyncClient(address, token="secret"))) as awaited:
+        async with pickle.loads(
+            pickle.dumps(AsyncClassifier.connect(address, token="secret"))
+        ) as awaited:
             await awaited.classify(image)
     assert seen == ["Bearer secret"] * 2
 
@@ -302,10 +303,10 @@ def test_client_made_before_a_fork_connects_in_the_child(server, client_transpor
     code = f"""
         import os, signal
         import numpy as np
-        from serving.client import Client
+        from digit_classifier import Classifier
         from serving.errors import Unavailable
         image = np.zeros((1, 784), np.uint8)
-        client = Client({server.address!r}, transport={client_transport!r})
+        client = Classifier.connect({server.address!r}, transport={client_transport!r})
         for is_used in (False, True):
             child = os.fork()
             if child == 0:
@@ -364,7 +365,7 @@ def test_interrupt_anywhere_in_one_thread_leaves_the_calls_of_others(image):
     with fake_server(answer_when_released) as address, ThreadPoolExecutor(2) as pool:
         while number < 10_000:
             interrupter = Interrupter(number)
-            with Client(address, timeout_s=3600) as client:
+            with Classifier.connect(address, timeout_s=3600) as client:
                 release.set()
                 client.classify(image)  # connect
                 release.clear()

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from digit_classifier import wire
+from digit_classifier import Classifier, wire
 from digit_classifier.pb.digits.v1 import digits_pb2
-from serving import Client
+from digit_classifier.predictions import DIGITS
 from serving.errors import InvalidRequest, Unavailable
-from serving.tensors import DIGITS, Signature
+from serving.tensors import Signature
 from tests.support.servers import fake_server
 
 PETS = Signature((28, 28), 3, ("cat", "dog", "fish"))
@@ -36,16 +36,19 @@ def answering(num_classes):
 
 
 def test_classes_and_labels_are_those_of_the_server(images):
-    with fake_server(answering(3), info(PETS.document())) as address, Client(address) as client:
+    with (
+        fake_server(answering(3), info(PETS.document())) as address,
+        Classifier.connect(address) as client,
+    ):
         answer = client.classify(images)
     assert answer.labels == ["fish"] * len(images)
     assert answer.probabilities.shape == (len(images), 3)
 
 
 def test_server_that_does_not_say_serves_digits(images):
-    with fake_server(answering(10), info(None)) as address, Client(address) as client:
+    with fake_server(answering(10), info(None)) as address, Classifier.connect(address) as client:
         assert client.classify(images).labels == ["9"] * len(images)
-        assert client.model_info().signature == DIGITS
+        assert client.signature == DIGITS
         with pytest.raises(InvalidRequest, match=r"expected images of shape \(N, 784\)"):
             client.classify(np.zeros((1, 1024), np.uint8))
 
@@ -57,7 +60,7 @@ def test_another_model_at_the_same_address_is_an_error_and_then_known(images):
 
     with (
         fake_server(lambda *call: served[-1](*call), lambda *_: infos[-1]) as address,
-        Client(address) as client,
+        Classifier.connect(address) as client,
     ):
         assert client.classify(images).labels == ["9"] * len(images)
         served.append(answering(3))
@@ -77,6 +80,6 @@ def test_signature_that_is_none_is_a_broken_server(images, broken):
     with (
         fake_server(answering(3), info(signature)) as address,
         pytest.raises(Unavailable, match=f"{address}: the server is broken: it answered"),
-        Client(address) as client,
+        Classifier.connect(address) as client,
     ):
         client.classify(images)

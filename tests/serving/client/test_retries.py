@@ -11,7 +11,7 @@ import grpc
 import pytest
 import trustme
 
-from serving import AsyncClient, Client
+from digit_classifier import AsyncClassifier, Classifier
 from serving.client.transport import RetryBudget
 from serving.errors import Unavailable
 from tests.support.fakes import TIMEOUT_S
@@ -38,7 +38,7 @@ class Refusing:
 
 
 def from_threads(address, image):
-    with Client(address, timeout_s=PATIENT_S) as client, ThreadPoolExecutor(30) as pool:
+    with Classifier.connect(address, timeout_s=PATIENT_S) as client, ThreadPoolExecutor(30) as pool:
         calls = [pool.submit(client.classify, image) for _ in range(NUM_CALLS)]
         return [call.exception() for call in calls]
 
@@ -54,21 +54,27 @@ def test_server_that_fails_most_calls_gets_few_of_them_twice(image):
 @pytest.mark.usefixtures("client_transport")
 def test_call_that_is_only_refused_is_made_five_times(image):
     refuse = Refusing()
-    with fake_server(refuse) as address, Client(address, timeout_s=PATIENT_S) as client:
+    with fake_server(refuse) as address, Classifier.connect(address, timeout_s=PATIENT_S) as client:
         with pytest.raises(Unavailable):
             client.classify(image)
         assert refuse.num_attempts == 5
 
 
 def test_answers_bring_the_retries_back():
-    budget = RetryBudget()
-    assert sum(budget.take() for _ in range(200)) == 49
-    for _ in range(505):
+    now_s = 0.0
+    budget = RetryBudget(lambda: now_s)
+    assert sum(budget.take() for _ in range(200)) == 50
+    for _ in range(9):
         budget.put()
     assert not budget.take()
-    for _ in range(20):
-        budget.put()
+    budget.put()
     assert budget.take()
+    now_s = 9.9
+    assert not budget.take()
+    now_s = 10.1  # the first second is out of the window
+    assert sum(budget.take() for _ in range(200)) == 50
+    now_s = 1000.0
+    assert sum(budget.take() for _ in range(200)) == 50
 
 
 @pytest.mark.usefixtures("client_transport")
@@ -88,11 +94,11 @@ async def test_server_that_stands_still_is_left_before_the_deadline(server, imag
     """A call that waits finds out by a ping, and takes another connection."""
     router = Router(server.address)
     try:
-        with Client(router.address) as client:
+        with Classifier.connect(router.address) as client:
             client.classify(image)
             router.forget()
             assert len(client.classify(image)) == 1
-        async with AsyncClient(router.address) as awaited:
+        async with AsyncClassifier.connect(router.address) as awaited:
             await awaited.classify(image)
             router.forget()
             assert len(await awaited.classify(image)) == 1
@@ -120,7 +126,7 @@ def test_alarm_in_a_call_comes_out_as_itself(alarm, image):
         is_over.wait(TIMEOUT_S)
         return ONE
 
-    with fake_server(hang) as address, Client(address, timeout_s=PATIENT_S) as client:
+    with fake_server(hang) as address, Classifier.connect(address, timeout_s=PATIENT_S) as client:
         with pytest.raises(TimeoutError, match="the program's own"):
             client.classify(image)
         is_over.set()
@@ -141,7 +147,7 @@ def test_alarm_while_it_connects_comes_out_as_itself(alarm, tmp_path, image):
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         ThreadPoolExecutor(1) as pool,
-        Client(f"127.0.0.1:{silent.getsockname()[1]}", tls_ca=authority) as client,
+        Classifier.connect(f"127.0.0.1:{silent.getsockname()[1]}", tls_ca=authority) as client,
     ):
         pool.submit(accept)
         with pytest.raises(TimeoutError, match="the program's own"):

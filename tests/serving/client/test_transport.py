@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 import trustme
 
-from serving import AsyncClient, Client
+from digit_classifier import AsyncClassifier, Classifier
+from digit_classifier.remote import RemoteDigits
+from serving import Client
 from serving.client.h2 import session
 from serving.client.h2.session import Keepalive
 from serving.client.transport import (
@@ -52,7 +54,7 @@ def test_auto_is_grpcio_on_windows(monkeypatch):
     monkeypatch.delattr("select.poll")
     assert address_for_h2("auto", "127.0.0.1:1") is None
     with pytest.raises(ConfigurationError, match="Windows"):
-        Client("127.0.0.1:1", transport="h2")
+        Classifier.connect("127.0.0.1:1", transport="h2")
 
 
 def test_auto_is_grpcio_behind_a_proxy(monkeypatch):
@@ -64,9 +66,9 @@ def test_h2_takes_a_name_and_refuses_what_only_grpcio_can():
     assert address_for_h2("h2", "digits:1") is not None
     for target in ("a:1,b:2", "dns:///a:1", "unix:/run/a"):
         with pytest.raises(ConfigurationError, match="grpcio"):
-            Client(target, transport="h2")
+            Classifier.connect(target, transport="h2")
     with pytest.raises(ConfigurationError, match="auto, h2 or grpcio"):
-        Client("a:1", transport="quic")
+        Classifier.connect("a:1", transport="quic")
 
 
 def answer_all(peer):
@@ -78,11 +80,11 @@ def classify(address, image, **options):
     """Ask once with each client."""
 
     async def ask():
-        async with AsyncClient(address, transport="h2", **options) as client:
+        async with AsyncClassifier.connect(address, transport="h2", **options) as client:
             return (await client.classify(image))[0].digit
 
     def ask_from_thread():
-        with Client(address, transport="h2", **options) as client:
+        with Classifier.connect(address, transport="h2", **options) as client:
             return client.classify(image)[0].digit
 
     outcomes: list[int | ServingError] = []
@@ -116,7 +118,10 @@ def test_connection_that_was_closed_while_idle_is_replaced(image):
         for message in (MODEL_INFO, ONE):
             peer.answer(next(calls)[0], message)
 
-    with peers(answer_two, answer_all) as address, Client(address, transport="h2") as client:
+    with (
+        peers(answer_two, answer_all) as address,
+        Classifier.connect(address, transport="h2") as client,
+    ):
         assert client.classify(image)[0].digit == 7
         assert client.classify(image)[0].digit == 7
 
@@ -234,12 +239,13 @@ def test_call_that_times_out_leaves_the_connection_to_others(image):
 
     with (
         peers(answer_later) as address,
-        Client(address, transport="h2", timeout_s=0.5) as client,
+        Client(address, transport="h2", timeout_s=0.5) as connection,
         ThreadPoolExecutor(2) as pool,
     ):
+        client = RemoteDigits(connection)
         first = pool.submit(client.classify, image)
         has_come.acquire()
-        client._timeout_s = TIMEOUT_S
+        connection._timeout_s = TIMEOUT_S
         second = pool.submit(client.classify, image)
         has_come.acquire()
         with pytest.raises(DeadlineExceeded):
@@ -320,4 +326,4 @@ def test_what_is_no_address_is_refused_at_once(target):
     with pytest.raises(
         ConfigurationError, match=r"expected HOST:PORT, such as 127\.0\.0\.1:50051, got"
     ):
-        Client(target)
+        Classifier.connect(target)

@@ -2,8 +2,7 @@
 
 import pytest
 
-from digit_classifier import PRETRAINED
-from serving import Classifier
+from digit_classifier import PRETRAINED, Classifier
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import running_server
 

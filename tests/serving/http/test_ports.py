@@ -13,7 +13,7 @@ import trustme
 from serving import Client
 from serving.__main__ import main
 from serving.config import SecurityConfig
-from serving.errors import Unavailable
+from serving.errors import Unsupported
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
 from tests.support.servers import connected, running_server, serve_command
@@ -80,7 +80,7 @@ def test_grpc_caller_on_this_port_is_told_where_grpc_is(transport, models, capsy
     with running_server(models, "--http-port", "0") as server:
         target = server.facts["http"].removeprefix("http://")
         words = f"this port speaks HTTP/1.1; gRPC is on {server.address.rpartition(':')[2]}"
-        with Client(target, transport=transport) as client, pytest.raises(Unavailable) as refused:
+        with Client(target, transport=transport) as client, pytest.raises(Unsupported) as refused:
             client.models()
         assert main(["health", "--target", target]) == 1
         assert HttpPeer(server.facts["http"]).get("/v2/health/ready").status == 200

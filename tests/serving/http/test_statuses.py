@@ -14,11 +14,10 @@ from serving.model import repository
 from serving.model.loaded import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
-from serving.protocols.status import STATUS
+from serving.protocols.status import TABLE
 from serving.system.host import Host
 from serving.transports.connections import PortLimits
 from serving.transports.http.http_server import HttpServer
-from serving.transports.http1.routing import http_status
 from serving.transports.loop import Loop
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
@@ -91,7 +90,7 @@ def gated(models, monkeypatch):
 
 
 def test_every_error_has_a_status_of_failure():
-    assert all(http_status(error) >= 400 for error in STATUS)
+    assert all(row.http >= 400 for row in TABLE.values())
 
 
 def test_full_queue_is_429_with_retry_after(gated):

@@ -10,14 +10,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from serving import Classifier, Model
+from digit_classifier import Classifier
+from serving import Model
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import repository
 from serving.model.acceptance import Unfit, check, find_rows, has_bounded_time
-from serving.predictions import Probabilities
 from serving.system import files
-from serving.tensors import DTYPES, Tensor, TensorSignature
+from serving.tensors import DTYPES, Probabilities, Tensor, TensorSignature
 from tests.serving.model import graphs
 from tests.serving.model.graphs import TYPES, model, node, save, two_layers, value
 
@@ -37,10 +37,10 @@ def test_each_type_and_shape_is_answered(datatype, axes, tmp_path):
     )
     array = values_of(datatype, tuple(each if isinstance(each, int) else 5 for each in axes))
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
-        (tensor,) = loaded.inputs
+        (tensor,) = loaded.describe().inputs
         open_axes = tuple(each if isinstance(each, int) else -1 for each in axes)
         assert (tensor.datatype, tensor.shape) == (datatype, open_axes)
-        answer = loaded.run(x=array)["y"]
+        answer = loaded.infer({"x": array})["y"]
         assert loaded.served.tensors.is_batchable == ("N" in axes)
     assert answer.dtype == array.dtype
     np.testing.assert_array_equal(answer, array)
@@ -53,8 +53,8 @@ def test_inputs_with_a_default_are_not_demanded(tmp_path):
         [value("y", "FP32", ["N", 2])], {"bias": np.ones(2, np.float32)},
     )  # fmt: skip
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
-        assert [tensor.name for tensor in loaded.inputs] == ["x"]
-        assert loaded.run(x=[[1, 2]])["y"].tolist() == [[2, 3]]
+        assert [tensor.name for tensor in loaded.describe().inputs] == ["x"]
+        assert loaded.infer({"x": [[1, 2]]})["y"].tolist() == [[2, 3]]
 
 
 def test_shape_that_the_graph_does_not_say_is_taken_as_it_comes(tmp_path):
@@ -63,7 +63,7 @@ def test_shape_that_the_graph_does_not_say_is_taken_as_it_comes(tmp_path):
     )
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
         for array in (np.float32(1), np.ones((2, 3), np.float32)):
-            np.testing.assert_array_equal(loaded.run(x=array)["y"], -array)
+            np.testing.assert_array_equal(loaded.infer({"x": array})["y"], -array)
 
 
 def damaged(change):
@@ -172,7 +172,7 @@ def test_map_of_probabilities_is_the_tensor_before_it(tmp_path):
         assert loaded.served.labels == ("0", "1")
         assert loaded.served.tensors.is_batchable
         rows = np.array([[0.25, 0.75], [1, 0]], np.float32)
-        np.testing.assert_array_equal(loaded.run(x=rows)["y"], rows)
+        np.testing.assert_array_equal(loaded.infer({"x": rows})["y"], rows)
 
 
 def with_weights(folder, name="m.onnx", location="m.onnx.data"):
@@ -192,7 +192,9 @@ def test_weights_beside_the_model_are_read(place, tmp_path):
         (path.parent / "weights.bin").unlink()  # it is in memory
         rows = np.ones((2, 4), np.float32)
         with Model.load(save(two_layers(), tmp_path, "same.onnx"), device="cpu") as same:
-            np.testing.assert_array_equal(loaded.run(x=rows)["y"], same.run(x=rows)["y"])
+            np.testing.assert_array_equal(
+                loaded.infer({"x": rows})["y"], same.infer({"x": rows})["y"]
+            )
         assert {"weights.bin", "model.onnx"} <= loaded.served.manifest.digests.keys()
 
 

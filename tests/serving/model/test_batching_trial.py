@@ -74,7 +74,8 @@ def test_independent_rows_are_batched(name, tmp_path):
     with Model.load(save(INDEPENDENT[name], tmp_path), device="cpu") as loaded:
         assert loaded.served.batching.startswith("batching on: row independence proved")
         assert loaded.served.tensors.is_batchable
-        assert {tensor.shape[0] for tensor in (*loaded.inputs, *loaded.outputs)} == {-1}
+        tensors = loaded.served.tensors
+        assert {each.shape[0] for each in (*tensors.inputs, *tensors.outputs)} == {-1}
 
 
 DEPENDENT: dict[str, tuple[onnx.ModelProto, str]] = {
@@ -137,7 +138,7 @@ def test_proof_that_no_run_can_check_does_not_batch(tmp_path):
         assert loaded.served.batching == (
             "batching off: row independence is proved, but no drawn input can be run to check it"
         )
-        assert loaded.run(x=np.ones((2, 77), np.float32))["y"].shape == (2, 7, 11)
+        assert loaded.infer(np.ones((2, 77), np.float32))["y"].shape == (2, 7, 11)
 
 
 def test_loud_row_beside_quiet_ones_is_noticed():
@@ -228,7 +229,7 @@ def test_inputs_that_run_for_ever_leave_a_model_that_serves(tmp_path, monkeypatc
     )  # fmt: skip
     with Model.load(save(graph, tmp_path), device="cpu") as loaded:
         assert loaded.served.batching == "batching off: drawn inputs take more than 0.3 s"
-        assert loaded.run(x=[-7])["y"].tolist() == [-7]
+        assert loaded.infer({"x": [-7]})["y"].tolist() == [-7]
     for thread in threading.enumerate():
         if thread.name == "model-loader":
             thread.join(TIMEOUT_S)

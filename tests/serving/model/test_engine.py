@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from digit_classifier.predictions import DIGITS
 from serving.__main__ import main
 from serving.config import Device
 from serving.errors import DeviceError, InvalidRequest, ModelError
@@ -20,7 +21,6 @@ from serving.model import loading
 from serving.model.engine import ENGINES, CudaEngine, open_engine
 from serving.model.loading import within
 from serving.model.onnx_runtime import ON_CPU, SessionSettings, new_session, runtime
-from serving.tensors import DIGITS
 from tests.serving.model.graphs import model, node, rows_model, value
 from tests.support.fakes import classified
 from tests.support.gpu import NO_GPU

@@ -5,15 +5,16 @@ import re
 import numpy as np
 import pytest
 
+from digit_classifier.predictions import DIGITS
 from serving.errors import ModelError
 from serving.model.preprocessing import (
     Preprocessing,
     as_probabilities,
+    classes_of,
     of_graph,
     of_signature,
-    predictions_of,
 )
-from serving.tensors import DIGITS, Signature, Tensor, TensorSignature
+from serving.tensors import Signature, Tensor, TensorSignature
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ RGB = graph("FP32", -1, 3, 96, 96)
         ({"mean": None}, "mean: a number for each channel (3)"),
         ({"std": [1, 0, 1]}, "std: numbers other than 0"),
         ({"resize": "fit"}, "resize: one of stretch, pad, crop, digits"),
-        ({"resize": "digits"}, "size: 28 x 28 in grey"),
+        ({"resize": "digits"}, "size: that of digits, (28, 28)"),
         ({"invert": 1}, "invert: true or false"),
         ({"labels": "abc"}, "labels: texts of 1 to 100"),
         ({"labels": ["a", "b", ""]}, "labels: texts of 1 to 100"),
@@ -116,9 +117,11 @@ def test_graph_that_takes_no_pictures_is_refused(tensors, words):
         of_graph(tensors, {})
 
 
-def test_manifest_without_a_description_means_what_it_meant():
-    digits, letters = of_signature(DIGITS), of_signature(Signature((32, 32, 1), 2, ("a", "b")))
-    assert (digits.resize, letters.resize, letters.labels) == ("digits", "stretch", ("a", "b"))
+def test_manifest_without_a_description_stretches_pictures():
+    letters = of_signature(Signature((32, 32, 1), 2, ("a", "b")))
+    assert (letters.resize, letters.labels) == ("stretch", ("a", "b"))
+    assert of_signature(DIGITS, {"resize": "digits"}).resize == "digits"
+    assert of_signature(DIGITS, {"resize": "an application that is not here"}) is None
     assert of_signature(Signature((784,), 10)) is None
     assert of_signature(Signature((2, 2, 2), 10)) is None
 
@@ -151,4 +154,4 @@ def test_answers_that_are_no_probabilities_are_errors():
         as_probabilities(np.array([[np.nan, 1.0]]))
     known = of_graph(graph("FP32", -1, 4, 5, outputs=(Tensor("y", "FP32", ()),)), {"labels": ["a"]})
     with pytest.raises(ModelError, match="1 labels, but 3 classes"):
-        predictions_of(known, RGB, [np.ones((1, 3))], "1")
+        classes_of(known, RGB, [np.ones((1, 3))])

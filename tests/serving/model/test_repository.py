@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digit_classifier import PRETRAINED
-from serving import Classifier
+from digit_classifier import PRETRAINED, Classifier
 from serving.__main__ import main
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model import repository

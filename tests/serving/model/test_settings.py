@@ -160,7 +160,7 @@ def test_settings_decide_how_a_model_is_run(tmp_path):
     with Model.load(net) as model:
         assert model.served.tensors.is_batchable
         assert model.batching.max_batch_size == 2
-        assert model.run(x=np.ones((5, 4), np.float32))["y"].shape == (5, 3)
+        assert model.infer({"x": np.ones((5, 4), np.float32)})["y"].shape == (5, 3)
     (net / "config.pbtxt").write_text("max_batch_size: 0 default_model_filename: 'net.onnx'")
     with Model.load(net) as model:
         assert model.served.batching == "batching off: the operator's setting"
@@ -180,7 +180,7 @@ def test_promise_of_the_operator_batches_and_is_logged(tmp_path):
     folder(tmp_path, "", mixing)
     with started([*serve_command(tmp_path), "--batch", "net=always"]) as server:
         with Client(server.address) as client:
-            client.infer("net", x=np.ones((2, 4), np.float32))
+            client.infer("net", {"x": np.ones((2, 4), np.float32)})
         server.stop()
         lines = server.process.stderr.read()
     assert "batching on by the operator's setting, not proved: m (ReduceMax): over rows" in lines
@@ -193,7 +193,7 @@ def test_mistake_in_settings_of_one_model_leaves_the_others(tmp_path):
     save(two_layers(), other)
     with started(serve_command(tmp_path)) as server:
         with Client(server.address) as client:
-            assert client.infer("other", x=np.ones((1, 4), np.float32))["y"].shape == (1, 3)
+            assert client.infer("other", {"x": np.ones((1, 4), np.float32)})["y"].shape == (1, 3)
         server.stop()
         assert "net is not served: config.pbtxt: there is no field 'nonsense'" in (
             server.process.stderr.read()

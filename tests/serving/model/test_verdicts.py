@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 
-from digit_classifier import PRETRAINED
-from serving import Classifier, Model
+from digit_classifier import PRETRAINED, Classifier
+from serving import Model
 from serving.model import verdicts
 from serving.model.onnx_runtime import runtime
+from serving.model.proof.check import Check
 from serving.model.repository import load_manifest
 from serving.model.verdicts import Verdict
 from tests.serving.model.graphs import node, rows_model, save, two_layers
@@ -147,6 +148,17 @@ def test_verdict_that_took_too_long_is_not_kept(tmp_path, folder, monkeypatch):
     assert line_of(path) == "batching on: row independence proved"
 
 
+def test_bug_of_the_check_leaves_a_model_that_serves(tmp_path, monkeypatch, caplog):
+    def run(check):
+        raise IndexError("planted")
+
+    monkeypatch.setattr(Check, "run", run)
+    assert line_of(save(two_layers(), tmp_path)) == (
+        "batching off: the check by a run failed: IndexError"
+    )
+    assert "planted" in caplog.text
+
+
 def test_bundled_manifest_has_the_verdict_of_these_rules():
     found = load_manifest(PRETRAINED / "digits" / "1").verdicts
     assert found == dict.fromkeys(("model.onnx", "model.int8.onnx"), Verdict(None)), (
@@ -163,7 +175,7 @@ def test_manifest_spares_the_proof_while_its_rules_are_these(tmp_path, folder, j
         document["batching"]["rules"] = rules
         manifest.write_text(json.dumps(document))
         with Classifier.load(tmp_path / "digits") as classifier:
-            assert classifier.served.batching == "batching on: row independence proved"
+            assert classifier.describe().batching == "batching on: row independence proved"
         assert len(judged) == count
 
 

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
+from digit_classifier.predictions import DIGITS
 from serving import Client
 from serving.batching.runs import Result
 from serving.config import BatchingConfig
@@ -17,9 +18,9 @@ from serving.protocols.oip import methods
 from serving.protocols.oip.infer import Infer, raw_ending
 from serving.protocols.oip.inference_pb import SERVICE, ModelInferRequest, ModelStreamInferResponse
 from serving.protocols.oip.tensors import decode
-from serving.tensors import DIGITS, Tensor, TensorSignature
+from serving.tensors import Tensor, TensorSignature
 from tests.serving.transports import test_faults
-from tests.support.fakes import images_of, router_of
+from tests.support.fakes import images_of, model_in, router_of
 from tests.support.raw import Peer, probabilities_in, raw_request, status_of, typed_request
 from tests.support.servers import on_both, running_server
 
@@ -44,7 +45,7 @@ def test_largest_request_is_answered_and_one_more_image_is_refused(peer, classif
         answer = peer.infer(request(many[:4096]))
         np.testing.assert_array_equal(probabilities_in(answer), expected)
         code, text = status_of(lambda request=request: peer.infer(request(many)))
-        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert text == "expected at most 4096 rows in a request, got 4097"
 
 
@@ -118,7 +119,7 @@ def test_model_answers_to_its_served_name_only(models, images):
         grpc.insecure_channel(server.address) as channel,
         Client(server.address) as client,
     ):
-        assert server.facts["model"] == client.model_info().name == "mnist-prod"
+        assert server.facts["model"] == client.describe("mnist-prod").name == "mnist-prod"
         peer = Peer(channel)
         for _ in range(3):  # the second reuses parts of the first answer
             response = peer.infer(raw_request(images[:1], model_name="mnist-prod"))
@@ -156,7 +157,7 @@ TAG = b"\x3a\x90\x06"  # raw_input_contents, 784 bytes
 
 @pytest.fixture
 def learned(classifier):
-    return Infer(router_of(classifier.served))
+    return Infer(router_of(*model_in(classifier)))
 
 
 def test_head_of_a_plain_request_is_learned(learned, images):
@@ -232,13 +233,13 @@ def test_server_and_model_are_described(peer):
 
 
 def test_config_describes_tensors_without_the_batch_axis(peer, classifier):
-    info = classifier.model_info()
+    info = classifier.describe()
     config = peer.call("ModelConfig", name=info.name).config
     found = config.name, config.platform, config.max_batch_size
     assert found == (info.name, "onnxruntime_onnx", 512)
     assert [(tensor.name, list(tensor.dims)) for tensor in (*config.input, *config.output)] == [
-        ("images", [info.signature.image_bytes]),
-        ("probabilities", [info.signature.num_classes]),
+        ("images", [DIGITS.image_bytes]),
+        ("probabilities", [DIGITS.num_classes]),
     ]
     assert config.HasField("dynamic_batching")
     assert config.parameters["max_request_rows"].string_value == "4096"

@@ -7,7 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from serving import Client
+from digit_classifier import Classifier
 from tests.support.servers import started
 
 ROOT = Path(__file__).parents[3]
@@ -30,7 +30,7 @@ def test_image_starts_without_a_volume(images, tmp_path, monkeypatch):
         assert server.facts["metrics"].startswith("0.0.0.0:")
         assert server.facts["http"].startswith("http://0.0.0.0:")
         target = server.address.replace("0.0.0.0", "127.0.0.1")
-        with Client(target) as client:
+        with Classifier.connect(target) as client:
             assert len(client.classify(images[:3])) == 3
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from serving.errors import ConfigurationError, Unavailable
 from serving.system.host import bind, cannot_listen, reserved_port, with_port
 from tests.support.servers import ended, program, serve_command, started
@@ -28,7 +28,7 @@ def test_socket_of_systemd_is_taken(family, models, images, tmp_path):
         listener.listen(16)
         name = listener.getsockname()
         target = f"unix:{name}" if family == socket.AF_UNIX else f"127.0.0.1:{name[1]}"
-        with Client(target, timeout_s=60) as client:
+        with Classifier.connect(target, timeout_s=60) as client:
             early = caller.submit(client.classify, images[:2])  # it waits in the socket
             serve = serve_command(models, "--transport", "h2", "--host", "192.0.2.1")
             command = ["bash", "-c", ACTIVATED.format(listener.fileno()), "bash", *serve]
@@ -66,7 +66,7 @@ def test_each_socket_of_two_has_its_protocol(models, images):
         files = [http_port.fileno(), port.fileno()]
         command = ["bash", "-c", shell, "bash", *serve]
         with started(command, pass_fds=files) as server:
-            with Client(f"127.0.0.1:{port.getsockname()[1]}") as client:
+            with Classifier.connect(f"127.0.0.1:{port.getsockname()[1]}") as client:
                 assert len(client.classify(images[:2])) == 2
             asked = http.client.HTTPConnection("127.0.0.1", http_port.getsockname()[1])
             asked.request("GET", "/v2/health/ready")

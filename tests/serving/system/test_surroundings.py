@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from serving import Client
+from digit_classifier import Classifier
 from serving.system.host import Threads
 from tests.support.servers import ended, prepared, running_server, serve_command
 
@@ -33,7 +33,7 @@ def test_no_temporary_folder_is_needed(models, tmp_path, images, monkeypatch, ma
     folder = make(tmp_path)
     monkeypatch.setenv("TMPDIR", str(folder))
     with running_server(models, "--workers", "2") as server:
-        with Client(server.address) as client:
+        with Classifier.connect(server.address) as client:
             assert client.classify(images[:1]).model_version == "1"
         assert not folder.exists() or not [*folder.iterdir()], "the folder was not emptied"
         assert server.stop() == 0

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from digit_classifier import Classifier
 from digit_classifier.wire import encode_request
-from serving import Client
 from serving.config import BatchingConfig
 from serving.system.process import Usage
 from serving.telemetry.exposition import encode
@@ -61,7 +61,10 @@ def fresh(models, transport):
 @on_both
 def test_calls_rows_runs_and_answers_are_counted(fresh, images, classifier):
     images = images[:300]
-    with Client(fresh.address) as client, grpc.insecure_channel(fresh.address) as channel:
+    with (
+        Classifier.connect(fresh.address) as client,
+        grpc.insecure_channel(fresh.address) as channel,
+    ):
         for first in range(100):
             client.classify(images[first : first + 1])
         client.classify(images[100:])
@@ -102,7 +105,7 @@ def test_canary_has_counts_of_its_own(models, transport, images, tmp_path):
     labels = {"stable": "1", "canary": {"version": "2", "share": 0.5}}
     (root / "digits" / "labels.json").write_text(json.dumps(labels))
     with running_server(root, "--transport", transport) as server:
-        with Client(server.address) as client:
+        with Classifier.connect(server.address) as client:
             for _ in range(60):
                 client.classify(images[:2])
         samples = scrape(server)

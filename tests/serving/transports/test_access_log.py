@@ -14,6 +14,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from digit_classifier import Classifier
+from digit_classifier.remote import RemoteDigits
 from digit_classifier.wire import encode_request
 from serving import Client
 from serving.config import SecurityConfig
@@ -248,12 +250,13 @@ def test_calls_of_clients_are_spans_that_their_servers_continue(
     provider.add_span_processor(SimpleSpanProcessor(ended))
     monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
     with traced_server(classifier, endpoint) as server, Client(server.address) as client:
-        client.classify(images[:1])
-        client.infer("digits", images=images[:1])
+        RemoteDigits(client).classify(images[:1])
+        client.infer("digits", {"images": images[:1]})
         with pytest.raises(ModelNotFound):
-            client.infer("no-such-model", images=images[:1])
+            client.infer("no-such-model", {"images": images[:1]})
     ours = ended.get_finished_spans()
     assert [(span.name, span.kind.name) for span in ours] == [
+        ("digits.v1.DigitClassifier/GetModel", "CLIENT"),
         ("digits.v1.DigitClassifier/Classify", "CLIENT"),
         ("inference.GRPCInferenceService/ModelInfer", "CLIENT"),
     ]
@@ -264,7 +267,10 @@ def test_calls_of_clients_are_spans_that_their_servers_continue(
 def test_clients_send_the_span_that_is_active(classifier, collector, images):
     spans, endpoint = collector
     tracer = TracerProvider().get_tracer("test")
-    with traced_server(classifier, endpoint) as server, Client(server.address) as client:
+    with (
+        traced_server(classifier, endpoint) as server,
+        Classifier.connect(server.address) as client,
+    ):
         client.classify(images[:1])  # outside of any span
         with tracer.start_as_current_span("caller") as active:
             client.classify(images[:1])

@@ -8,8 +8,8 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from digit_classifier import Classifier
 from digit_classifier.pb.digits.v1 import digits_pb2
-from serving import Client
 from serving.__main__ import main
 from serving.config import SecurityConfig
 from serving.credentials import token_check
@@ -105,9 +105,9 @@ def test_two_tokens_in_one_call_are_refused(channel):
 
 
 def test_client_shows_its_token(guarded, images):
-    with Client(guarded.address, token=NEW) as client:
+    with Classifier.connect(guarded.address, token=NEW) as client:
         assert len(client.classify(images[:300])) == 300
-    with Client(guarded.address) as client, pytest.raises(Unauthenticated):
+    with Classifier.connect(guarded.address) as client, pytest.raises(Unauthenticated):
         client.classify(images[:1])
 
 
@@ -116,16 +116,16 @@ def test_tokens_are_read_again_when_the_file_changes(classifier, tmp_path, caplo
     path.write_text(OLD)
     with (
         server_inside(classifier, security=SecurityConfig(token_file=path)) as server,
-        Client(server.address, token=OLD) as old,
-        Client(server.address, token=NEW) as new,
+        Classifier.connect(server.address, token=OLD) as old,
+        Classifier.connect(server.address, token=NEW) as new,
     ):
-        old.model_info()
+        old.describe()
         path.write_text("")  # half-written: the tokens before stay valid
-        old.model_info()
+        old.describe()
         path.write_text(f"{NEW}\n")
-        new.model_info()
+        new.describe()
         with pytest.raises(Unauthenticated):
-            old.model_info()
+            old.describe()
     assert "holds no token" in caplog.text
     assert OLD not in caplog.text
     assert NEW not in caplog.text

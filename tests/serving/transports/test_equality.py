@@ -11,9 +11,9 @@ import pytest
 from grpc import StatusCode
 
 from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_request
 from serving.protocols.oip import inference_pb
-from serving.tensors import DIGITS
 from tests.support.raw import CLASSIFY, GET_MODEL, HEALTH, TIMEOUT_S, raw_request, typed_request
 from tests.support.servers import running_server
 
@@ -66,7 +66,7 @@ def comparable(path, answer):
         (CLASSIFY, encode_request(bytes(4096 * IMAGE_BYTES)), StatusCode.OK),
         (CLASSIFY, b"", StatusCode.INVALID_ARGUMENT),
         (CLASSIFY, encode_request(bytes(785)), StatusCode.INVALID_ARGUMENT),
-        (CLASSIFY, encode_request(bytes(4097 * IMAGE_BYTES)), StatusCode.INVALID_ARGUMENT),
+        (CLASSIFY, encode_request(bytes(4097 * IMAGE_BYTES)), StatusCode.RESOURCE_EXHAUSTED),
         (CLASSIFY, encode_request(bytes(10_000 * IMAGE_BYTES)), StatusCode.RESOURCE_EXHAUSTED),
         (STREAM, encode_request(bytes(IMAGE_BYTES)), StatusCode.OK),
         (STREAM, b"\xff", StatusCode.INVALID_ARGUMENT),

@@ -14,9 +14,9 @@ from functools import partial
 import grpc
 import pytest
 
+from digit_classifier import AsyncClassifier
 from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.wire import encode_request
-from serving import AsyncClient
 from serving.config import BatchingConfig, ServerConfig
 from serving.errors import DeadlineExceeded, Unavailable
 from serving.model import repository
@@ -89,7 +89,9 @@ def running(models, transport, monkeypatch):
             server = Server(router, config)
             await server.start()
             # On grpcio it watches Health, and sends a server that drains nothing.
-            async with AsyncClient(server.address, timeout_s=TIMEOUT_S, transport="h2") as client:
+            async with AsyncClassifier.connect(
+                server.address, timeout_s=TIMEOUT_S, transport="h2"
+            ) as client:
                 try:
                     yield Running(server, engine, client)
                 finally:
@@ -121,7 +123,9 @@ async def test_cancelled_caller_is_never_run_and_its_mates_are(running):
 @on_both
 async def test_deadline_that_passes_in_the_queue_is_never_run(running):
     first = await running.occupy()
-    async with AsyncClient(running.server.address, timeout_s=0.3, transport="h2") as hasty:
+    async with AsyncClassifier.connect(
+        running.server.address, timeout_s=0.3, transport="h2"
+    ) as hasty:
         tasks = [asyncio.create_task(hasty.classify(images_of(41))) for _ in range(50)]
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded}

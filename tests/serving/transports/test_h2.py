@@ -8,8 +8,8 @@ from hyperframe.frame import DataFrame, WindowUpdateFrame
 
 from digit_classifier import PRETRAINED
 from digit_classifier.pb.digits.v1 import digits_pb2
+from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_request
-from serving.tensors import DIGITS
 from tests.support.raw import CLASSIFY, STREAM, Raw
 from tests.support.servers import connected, running_server
 from tests.support.wire import Connection, Reply, message, request_headers

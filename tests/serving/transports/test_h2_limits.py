@@ -8,9 +8,8 @@ import pytest
 import trustme
 from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFrame
 
-from digit_classifier import PRETRAINED
+from digit_classifier import PRETRAINED, Classifier
 from digit_classifier.wire import encode_request
-from serving import Classifier
 from serving.config import SecurityConfig, ServerConfig
 from serving.http2.frames import Limits as Http2Limits
 from serving.transports import loop

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from hyperframe.frame import DataFrame, HeadersFrame, PingFrame, WindowUpdateFrame
 
-from digit_classifier.methods import digits_methods
+from digit_classifier.methods import methods as digits_methods
 from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.wire import encode_request
 from serving.batching.awaited import AsyncCaller, submit

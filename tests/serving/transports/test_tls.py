@@ -12,7 +12,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from serving import AsyncClient, Client
+from digit_classifier import AsyncClassifier, Classifier
 from serving.__main__ import main
 from serving.config import SecurityConfig, ServerConfig
 from serving.credentials import Tls, server_context
@@ -101,9 +101,9 @@ def mtls(classifier, good, transport):
 
 def is_let_in(server, **options):
     """Some of those that are not let in would try again for as long as they may."""
-    with Client(server.address, timeout_s=1.0, **options) as client:
+    with Classifier.connect(server.address, timeout_s=1.0, **options) as client:
         try:
-            return client.model_info().name == "digits"
+            return client.describe().name == "digits"
         except (Unavailable, DeadlineExceeded):
             return False
 
@@ -111,13 +111,13 @@ def is_let_in(server, **options):
 @on_both
 @pytest.mark.usefixtures("client_transport")
 def test_client_that_knows_the_authority_is_answered(tls, good, images):
-    with Client(tls.address, tls_ca=good.ca) as client:
+    with Classifier.connect(tls.address, tls_ca=good.ca) as client:
         assert len(client.classify(images[:300])) == 300
 
 
 @pytest.mark.usefixtures("client_transport")
 async def test_async_client_speaks_tls(tls, good, images):
-    async with AsyncClient(tls.address, tls_ca=good.ca) as client:
+    async with AsyncClassifier.connect(tls.address, tls_ca=good.ca) as client:
         assert len(await client.classify(images[:2])) == 2
 
 
@@ -210,7 +210,10 @@ def serial(certificate):
 def test_renewed_certificate_is_served_without_a_restart(classifier, folder, authority):
     first, second, third = (authority.issue_cert("localhost", "127.0.0.1") for _ in range(3))
     files = write(folder / "renewed", authority, first)
-    with secured(classifier, files) as server, Client(server.address, tls_ca=files.ca) as client:
+    with (
+        secured(classifier, files) as server,
+        Classifier.connect(server.address, tls_ca=files.ca) as client,
+    ):
         assert served_serial(server) == serial(first)
         files.replace_cert(second)  # its key has not come yet
         assert served_serial(server) == serial(first)
@@ -220,7 +223,7 @@ def test_renewed_certificate_is_served_without_a_restart(classifier, folder, aut
         assert served_serial(server) == serial(second)
         files.replace(third)
         assert served_serial(server) == serial(third)
-        assert client.model_info().version == "1"  # on its old connection, or a new one
+        assert client.describe().version == "1"  # on its old connection, or a new one
 
 
 @pytest.mark.parametrize("broken", ["missing", "nonsense", "foreign key", "encrypted key"])

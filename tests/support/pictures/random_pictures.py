@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
+from digit_classifier.pictures import from_picture
 from serving.errors import InvalidRequest
-from serving.pictures.reader import from_picture
 
 KINDS = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"),

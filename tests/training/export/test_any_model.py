@@ -1,13 +1,22 @@
 """Keras models of any kind: converted, compared with Keras, published, and served."""
 
+import os
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
+import onnx
 import pytest
 from keras import layers
 
+from serving.__main__ import main as serving_main
 from serving.client import Client
-from tests.support.servers import serve_command, started
+from tests.support.servers import ended, serve_command, started, wait_until
 from training.__main__ import main
+from training.export.any_model import own_names
+
+ROOT = Path(__file__).parents[3]
 
 MODELS = {
     "tokens and numbers": lambda: two_inputs(),
@@ -46,18 +55,17 @@ def test_model_is_exported_and_served(kind, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "drawn rows: pass --samples" in out
     model = keras.models.load_model(tmp_path / "model.keras")  # as its names are in the file
+    flat = keras.Model(model.inputs, model.outputs)
+    inputs, outputs = own_names(model.inputs), own_names(flat.outputs)
     generator, feeds = np.random.default_rng(3), {}
-    for each in model.inputs:
+    for name, each in zip(inputs, model.inputs, strict=True):
         shape = (2, *(size or 7 for size in each.shape[1:]))
         draw = generator.integers(0, 20, shape) if "int" in each.dtype else generator.random(shape)
-        feeds[each.name] = draw.astype(each.dtype)
+        feeds[name] = draw.astype(each.dtype)
     with started(serve_command(tmp_path / "models")) as server, Client(server.address) as client:
-        answer = client.infer("own", **feeds)
-    flat = keras.Model(model.inputs, model.outputs)
+        answer = client.infer("own", feeds)
     found = flat([*feeds.values()] if len(feeds) > 1 else next(iter(feeds.values())))
-    for name, wanted in zip(
-        flat.output_names, found if isinstance(found, list) else [found], strict=True
-    ):
+    for name, wanted in zip(outputs, found if isinstance(found, list) else [found], strict=True):
         np.testing.assert_allclose(answer[name], wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -88,3 +96,148 @@ def test_model_that_cannot_be_converted_is_not_published(tmp_path, capsys):
     assert export(tmp_path, model) == 2
     assert not (tmp_path / "models" / "own" / "1").exists()
     assert "takes texts" in capsys.readouterr().err
+
+
+# Names
+
+
+def dense(*names, units=2):
+    """A network of as many inputs as there are names; "" for one without a name of its own."""
+    tensors = [keras.Input((3,), **({"name": name} if name else {})) for name in names]
+    joined = layers.Concatenate()(tensors) if len(tensors) > 1 else tensors[0]
+    return keras.Model(tensors, layers.Dense(units)(joined))
+
+
+def described(folder, version):
+    proto = onnx.load(folder / "models" / "own" / version / "model.onnx")
+    return [each.name for each in proto.graph.input], [each.name for each in proto.graph.output]
+
+
+def test_network_built_twice_in_one_process_has_the_same_names_and_is_served(tmp_path):
+    """As in a notebook: Keras numbers the layers of the second one on."""
+    first, second = dense(""), dense("")
+    assert first.inputs[0].name != second.inputs[0].name
+    assert export(tmp_path, first) == 0
+    command = serve_command(tmp_path / "models", "--reload-interval", "0.2")
+    with started(command) as server, Client(server.address) as client:
+        assert export(tmp_path, second) == 0
+        assert described(tmp_path, "1") == described(tmp_path, "2") == (
+            ["input_layer"], ["dense"],
+        )  # fmt: skip
+        x = np.ones((1, 3), np.float32)
+        wanted = np.asarray(second(x))
+        wait_until(lambda: np.allclose(client.infer("own", {"input_layer": x})["dense"], wanted))
+    with started(serve_command(tmp_path / "models")) as server:
+        assert server.facts["version"] == "2"
+
+
+def test_inputs_without_names_are_told_apart_by_the_order_of_their_making(tmp_path):
+    a, b = keras.Input((3,)), keras.Input((3,))
+    model = keras.Model([b, a], layers.Dense(1)(layers.Subtract()([a, b])))
+    assert own_names(model.inputs) == ["input_layer_b", "input_layer_a"]
+    assert own_names(keras.Model([a, b], model.outputs).inputs) == [
+        "input_layer_a", "input_layer_b",
+    ]  # fmt: skip
+
+
+def test_other_names_of_one_kind_are_matched_and_those_that_could_be_swapped_are_refused(
+    tmp_path, capsys
+):
+    assert export(tmp_path, dense("left", "right")) == 0
+    assert export(tmp_path, dense("right", "left")) == 0, "callers name them"
+    capsys.readouterr()
+    assert export(tmp_path, dense("one", "two")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "left FLOAT [N, 3], right FLOAT [N, 3] -> dense FLOAT [N, 2]" in line or (
+        "right FLOAT [N, 3], left FLOAT [N, 3] -> dense FLOAT [N, 2]" in line
+    )
+    assert "this one one FLOAT [N, 3], two FLOAT [N, 3]" in line
+    assert "--new-signature" in line
+    assert export(tmp_path, dense("one", "two"), "--input-names", "left", "right") == 0
+    assert described(tmp_path, "3")[0] == ["left", "right"]
+    assert not (tmp_path / "models" / "own" / "3" / "new-signature").exists()
+    assert export(tmp_path, dense("one", "two"), "--new-signature") == 0
+    assert (tmp_path / "models" / "own" / "4" / "new-signature").exists()
+    with started(serve_command(tmp_path / "models")) as server:
+        assert server.facts["version"] == "4"
+
+
+def test_one_input_keeps_the_name_of_the_version_before(tmp_path, capsys):
+    assert export(tmp_path, dense("pixels"), "--output-names", "score") == 0
+    assert export(tmp_path, dense("x")) == 0
+    assert described(tmp_path, "2") == (["pixels"], ["score"])
+    assert "as in version 1: x is pixels, dense is score" in capsys.readouterr().out
+    assert export(tmp_path, dense("x", units=5)) == 2
+    assert "not published" in capsys.readouterr().err
+    for names in (["a", "a"], ["1"], ["a", "b"]):
+        assert export(tmp_path, dense("x"), "--input-names", *names) == 2
+        assert "--input-names: expected 1 different names" in capsys.readouterr().err
+
+
+# What people bring
+
+
+def test_labels_of_a_tabular_classifier_are_in_the_answer_of_infer(tmp_path, capsys):
+    (tmp_path / "labels.txt").write_text("cheap\ndear\n")
+    assert export(tmp_path, dense("x"), "--labels", tmp_path / "labels.txt") == 0
+    capsys.readouterr()
+    file = tmp_path / "models" / "own" / "1" / "model.onnx"
+    assert serving_main(["infer", str(file), "x=[1, 2, 3]"]) == 0
+    out = capsys.readouterr().out
+    assert "cheap" in out
+    assert "dear" in out
+    (tmp_path / "labels.txt").write_text("cheap\n")
+    assert export(tmp_path, dense("x"), "--labels", tmp_path / "labels.txt") == 2
+    assert "expected 2 different labels" in capsys.readouterr().err
+
+
+LAYER = """
+import keras
+
+@keras.saving.register_keras_serializable("mine")
+class Twice(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+"""
+
+
+def test_layer_of_ones_own_is_imported_and_the_error_says_so(tmp_path):
+    (tmp_path / "mine.py").write_text(LAYER)
+    (tmp_path / "save.py").write_text(
+        "import keras, mine\nx = keras.Input((3,), name='x')\n"
+        "keras.Model(x, keras.layers.Dense(1)(mine.Twice()(x))).save('model.keras')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = ended([sys.executable, "save.py"], cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "training", "export", "--keras", "model.keras", "--name", "m"]
+    environment["PYTHONPATH"] = str(ROOT)
+    done = ended(command, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert "--import layers.py names the file that defines" in done.stderr.splitlines()[-1]
+    done = ended([*command, "--import", "mine.py"], cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models" / "m" / "1" / "model.onnx").exists()
+
+
+def test_answers_that_hardly_differ_prove_little(tmp_path, capsys):
+    model = dense("x")
+    model.layers[-1].set_weights([np.zeros((3, 2)), np.ones(2)])
+    assert export(tmp_path, model) == 0
+    assert "this proves little: answers to these rows differ by 0.0e+00" in capsys.readouterr().out
+
+
+NETWORKS = ("MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_network_of_keras_applications_is_exported_and_served(network, tmp_path):
+    model = getattr(keras.applications, network)(weights=None)
+    assert export(tmp_path, model) == 0
+    images = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.float32)
+    (tmp_path / "model.keras").unlink()
+    with started(serve_command(tmp_path / "models")) as server, Client(server.address) as client:
+        (answer,) = client.infer("own", images).values()
+    np.testing.assert_allclose(answer, np.asarray(model(images)), atol=1e-4)

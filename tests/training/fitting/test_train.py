@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from serving import Classifier
+from digit_classifier import Classifier
 from training.config import RECIPES, SEED, TEACHER
 from training.data.extra import Extra
 from training.data.mnist import Examples

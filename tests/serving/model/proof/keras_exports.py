@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from training.export.graph import from_function
+from training.export import conversion
 
 STEPS = (12, 6)
 OPEN_STEPS = (None, 6)
@@ -197,10 +197,11 @@ def export(name):
     inputs = keras.Input(shape, dtype=dtype)
     keras_model = keras.Model(inputs, network(inputs))
 
-    def run(x):
-        return {"y": keras_model(x, training=False)}
+    def run(call, x):
+        return {"y": call(x)}
 
-    model = from_function(run, [tf.TensorSpec((None, *shape), dtype, name="x")])
+    spec = tf.TensorSpec((None, *shape), dtype, name="x")
+    model = conversion.convert(keras_model, run, [spec])
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
     return model
 

@@ -196,6 +196,15 @@ def test_large_tensors_are_compared_in_pieces(monkeypatch):
         checked(graph("y = Abs(x)"))
 
 
+def test_pieces_that_there_is_no_time_for_are_counted(monkeypatch):
+    monkeypatch.setattr(checks, "_MAX_BYTES", 4 * 16)
+    now_s = iter(range(1_000_000))
+    body = "a = Neg(x); b = Neg(a); c = Neg(b); y = Neg(c)"
+    found = checked(graph(body), clock=lambda: float(next(now_s)))
+    assert found.num_tensors + found.num_omitted == 4
+    assert 0 < found.num_omitted < 4
+
+
 def test_time_that_is_spent_ends_the_check_after_a_batch_and_a_row(monkeypatch):
     now_s = iter(range(1_000_000))
     found = checked(graph("y = Neg(x)"), clock=lambda: float(next(now_s)))

@@ -1,23 +1,23 @@
 """Images in, predictions out: the same objects in process and over the network."""
 
 import sys
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self, TypeAlias, overload
+from typing import NamedTuple, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InvalidRequest
-from serving.tensors import Signature, to_array
+from serving.errors import InvalidRequest, TooLarge
+from serving.tensors import BYTE_CLASSES, Images, Probabilities, Signature, to_array
 
 _MAX_SHOWN_CHARACTERS = 80
 """Texts that come from a caller's objects are cut to this length in errors."""
 
 _UINT8 = np.dtype(np.uint8)
 
-Images = npt.NDArray[np.uint8]
+DIGITS = Signature((28, 28), 10)
+"""The signature of digits, and of servers that name none."""
 
 
 def as_images(array: npt.ArrayLike, signature: Signature, max_images: int | None = None) -> Images:
@@ -90,17 +90,10 @@ def check_count(num_images: int, max_images: int | None) -> None:
     if num_images == 0:
         raise InvalidRequest("expected at least 1 image, got 0")
     if max_images is not None and num_images > max_images:
-        raise InvalidRequest(f"expected at most {max_images} images in a request, got {num_images}")
+        raise TooLarge(f"expected at most {max_images} images in a request, got {num_images}")
 
 
 Digits = npt.NDArray[np.unsignedinteger]
-Probabilities = npt.NDArray[np.float32]
-ClassNumbers: TypeAlias = "bytes | bytearray | array[int]"
-"""Digits inside the server: bytes where these hold every class, else C's unsigned ints."""
-
-_BYTE = np.dtype(np.uint8)
-BYTE_CLASSES = 256
-"""The most classes whose numbers fit into a byte."""
 _MAX_PRINTED = 8
 """Predictions that `repr` prints."""
 
@@ -193,4 +186,4 @@ class Predictions:
 
 def digit_type(num_classes: int) -> npt.DTypeLike:
     """Return the smallest unsigned type that holds the number of every class."""
-    return _BYTE if num_classes <= BYTE_CLASSES else np.min_scalar_type(num_classes - 1)
+    return _UINT8 if num_classes <= BYTE_CLASSES else np.min_scalar_type(num_classes - 1)

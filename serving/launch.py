@@ -1,0 +1,270 @@
+"""A server from Python: `serve` blocks as the command does, `Server` runs beside your code.
+
+`python -m serving.launch FD serve ...` is the child process of a `Server`: it ends when nobody has
+the other end of the pipe any more, so also when its parent is killed.
+"""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+from serving.errors import ConfigurationError, ServingError, Unavailable
+
+_READY = "serving "
+_KEPT_LINES = 20
+"""Lines of stderr that an error shows."""
+_STOP_S = 10.0
+"""How long a server may take to end beyond the time for its accepted calls."""
+_POLL_S = 0.05
+_HTTP = ("python_multipart", "h11")
+"""Packages that HTTP needs."""
+_USAGE = 2
+"""The exit code of a wrong option or file."""
+
+
+def serve(*models: str | Path, **options: Any) -> None:
+    """Serve models until SIGTERM or Ctrl-C, as `digit-serving serve` does.
+
+    It returns once every accepted call was answered. Signals are handled as the command does, so it
+    runs on the main thread.
+
+    Args:
+        models: ONNX files; without any, the repository of the option `models`.
+        options: those of the command, by their names with underscores, such as
+            `max_batch_size=64`, `reflection=True` or `http_port="off"`.
+
+    Raises:
+        ConfigurationError: an option is unknown or can't be used, or no model can be served.
+        ServingError: the server can't start, or accepted calls took longer than `drain`.
+    """
+    from serving.cli.commands import parser, serve_until_stopped
+    from serving.system import signals
+
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            parsed = parser({}).parse_args(["serve", *arguments(models, options)])
+    except SystemExit as end:
+        raise ConfigurationError(" ".join(complaint.getvalue().split())) from end
+    handlers = {number: signal.getsignal(number) for number in signals.HANDLED}
+    signals.install()
+    try:
+        if not serve_until_stopped(parsed):
+            raise Unavailable("the server was stopped before every accepted call was answered")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def arguments(models: tuple[str | Path, ...], options: Mapping[str, Any]) -> list[str]:
+    """Write models and options as the command line has them."""
+    words: list[str] = []
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is None or value is False:
+            continue
+        if value is True:
+            words.append(option)
+        elif isinstance(value, list | tuple):
+            words += [option, *map(str, value)]
+        else:
+            words += [option, str(value)]
+    # Before the options, of which some take several values.
+    return [*map(str, models), *words]
+
+
+class Server:
+    """A server in a process of its own, beside your code: for tests and notebooks.
+
+        with Server("model.onnx", port=0) as server:
+            client = Client(server.address)
+
+    The process ends with this one, whatever ends it. Ports that are not named are chosen by the
+    kernel.
+    """
+
+    def __init__(self, *models: str | Path, start_timeout_s: float = 60.0, **options: Any) -> None:
+        """Start the server, and wait until it is ready.
+
+        Args:
+            models: ONNX files; without any, the repository of the option `models`.
+            start_timeout_s: seconds until it has to be ready.
+            options: those of `digit-serving serve`; see `serve`.
+
+        Raises:
+            ConfigurationError: an option, a model or a port can't be used; the text has the end of
+                the server's stderr.
+            Unavailable: it is not ready in time, or has ended; likewise.
+        """
+        has_http = all(map(find_spec, _HTTP))
+        usual = {"port": 0, "metrics_port": 0, "http_port": 0 if has_http else "off"}
+        reader, self._writer = os.pipe()
+        command = [sys.executable, "-m", "serving.launch", str(reader), "serve"]
+        try:
+            self._process = subprocess.Popen(
+                [*command, *arguments(models, usual | options)], pass_fds=(reader,),
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True, encoding="utf-8", errors="replace", env=_environment(),
+                start_new_session=True,  # Ctrl-C is for the parent, which ends it
+            )  # fmt: skip
+        except BaseException:
+            os.close(self._writer)
+            raise
+        finally:
+            os.close(reader)
+        self._errors: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._facts: dict[str, str] = {}
+        self._is_ready = threading.Event()
+        self._threads = [
+            threading.Thread(target=work, name="server-output", daemon=True)
+            for work in (self._read_output, self._read_errors)
+        ]
+        try:
+            for thread in self._threads:
+                thread.start()
+            self._wait(time.monotonic() + start_timeout_s, start_timeout_s)
+        except BaseException:
+            self._end(kill=True)
+            raise
+
+    def _wait(self, until_s: float, timeout_s: float) -> None:
+        while not self._is_ready.wait(_POLL_S):
+            code = self._process.poll()
+            if code is not None:
+                for thread in self._threads:
+                    thread.join(_STOP_S)
+                if self._is_ready.is_set():  # it has served, and ended already
+                    return
+                error: type[ServingError] = ConfigurationError if code == _USAGE else Unavailable
+                raise error(f"the server ended with exit code {code}{self._end_of_errors()}")
+            if time.monotonic() >= until_s:
+                text = f"the server was not ready within {timeout_s:g} s"
+                raise Unavailable(f"{text}{self._end_of_errors()}")
+
+    def _end_of_errors(self) -> str:
+        return "".join(f"\n{line}" for line in list(self._errors))
+
+    def _read_output(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if not self._facts and (facts := _facts_in(line)):
+                self._facts = facts
+                self._is_ready.set()
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._errors.append(line.rstrip("\n"))
+
+    @property
+    def address(self) -> str:
+        """Where gRPC is: "host:port"."""
+        return self._facts.get("address", "")
+
+    @property
+    def http_address(self) -> str | None:
+        """Where HTTP is: "host:port"; None if it is off."""
+        url = self._facts.get("http", "")
+        return url.partition("://")[2] or None
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where the metrics are: "host:port"; None if they are off."""
+        address = self._facts.get("metrics", "off")
+        return None if address == "off" else address
+
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._process.pid
+
+    @property
+    def errors(self) -> str:
+        """The last lines of its stderr: the log."""
+        return "\n".join(self._errors)
+
+    def close(self) -> None:
+        """End the server, once accepted calls are answered. May be called again."""
+        self._end(kill=False)
+
+    def _end(self, *, kill: bool) -> None:
+        if self._writer < 0:
+            return
+        writer, self._writer = self._writer, -1
+        os.close(writer)  # it drains
+        try:
+            if kill:
+                self._process.kill()
+            self._process.wait(None if kill else 30.0 + _STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        finally:
+            for thread in self._threads:
+                if thread.is_alive():
+                    thread.join(_STOP_S)
+            for stream in (self._process.stdout, self._process.stderr):
+                assert stream is not None
+                stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _facts_in(line: str) -> dict[str, str]:
+    """Read the ready line, as text or JSON; empty for another line."""
+    if line.startswith("{"):
+        import json
+
+        try:
+            facts = json.loads(line)
+        except ValueError:
+            return {}
+        is_ready = isinstance(facts, dict) and facts.get("message") == "serving"
+        return {name: str(fact) for name, fact in facts.items()} if is_ready else {}
+    if not line.startswith(_READY):
+        return {}
+    return dict(word.partition("=")[::2] for word in line.split()[1:])
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the child, which imports the same package."""
+    root = str(Path(__file__).resolve().parents[1])
+    before = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *([before] if before else [])])}
+
+
+def _end_with(reader: int) -> None:
+    """Stop the process once nobody has the other end of the pipe."""
+    os.read(reader, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> int:
+    """Run the child process of a `Server`."""
+    from serving.system import signals
+
+    signals.install()
+    reader = int(sys.argv[1])
+    os.set_inheritable(reader, False)  # a worker that is left over must not hold it
+    threading.Thread(target=_end_with, args=(reader,), name="parent-watch", daemon=True).start()
+    from serving.__main__ import main as run
+
+    return run(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Which versions of a model may follow one another: inputs and outputs, without a session.
+
+A version is served by itself only if callers of the newest accepted one below it can go on: the
+same names, datatypes and ranks; sizes may become open, and outputs may be added. It is served
+nevertheless if somebody said so: by the mark that `export --new-signature` leaves in its folder, by
+a label, by `--versions` or by `version_policy { specific }`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from serving.config import Precision
+from serving.model import repository
+from serving.model.onnx_file import ValueInfoProto, fields_of
+from serving.model.repository import MANIFEST
+from serving.system.files import open_regular, read_regular
+from serving.tensors import Signature
+
+MARK = "new-signature"
+"""A file in a version's folder: it is to be served, though its signature is another one."""
+HOW = f"to serve it, put a file {MARK} into its folder, or name it by a label or --versions"
+"""What makes a version with another signature be served."""
+_GRAPH, _INITIALIZER, _INPUT, _OUTPUT = 7, 5, 11, 12
+"""Fields of ModelProto and GraphProto (protos/onnx/onnx.proto)."""
+_MAX_VALUE_BYTES = 1 << 20
+"""Of one input's or output's description."""
+_TYPES = {
+    1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES",
+    9: "BOOL", 10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64", 16: "BF16",
+}  # fmt: skip
+"""TensorProto.DataType by the protocol's names."""
+
+
+class Value(NamedTuple):
+    """An input or output of a graph."""
+
+    datatype: str
+    """Empty if it is no tensor."""
+    sizes: tuple[int, ...] | None
+    """-1 for an open one; None if the graph doesn't say its rank."""
+
+
+Side = dict[str, Value]
+
+
+class GraphSignature(NamedTuple):
+    """What callers rely on."""
+
+    inputs: Side
+    outputs: Side
+    images: str = ""
+    """The manifest's signature as JSON, of a classifier of images."""
+
+    def __str__(self) -> str:
+        """Return text such as "x FP32 [N, 4] -> y FP32 [N, 3]"."""
+        return f"{_text(self.inputs)} -> {_text(self.outputs)}"
+
+
+def _text(side: Side) -> str:
+    return ", ".join(
+        f"{name[:80]} {value.datatype or 'no tensor'} ["
+        + ", ".join("N" if size < 0 else str(size) for size in value.sizes or ())
+        + "]"
+        for name, value in side.items()
+    )
+
+
+def difference(old: GraphSignature, new: GraphSignature) -> str | None:
+    """Return why callers of one can't go on with the other; None if they can."""
+    for kind, before, after in (
+        ("input", old.inputs, new.inputs),
+        ("output", old.outputs, new.outputs),
+    ):
+        for name, value in before.items():
+            if name not in after:
+                return f"{kind} {name[:80]} is gone"
+            if not _fits(value, after[name], is_input=kind == "input"):
+                return f"{kind} {_text({name: value})} became {_text({name: after[name]})}"
+    if added := [name for name in new.inputs if name not in old.inputs]:
+        return f"input {added[0][:80]} is new"
+    if old.images and not new.images:
+        return "it has no manifest that describes images and classes"
+    if old.images and old.images != new.images:
+        return "its images or classes are others"
+    return None
+
+
+def _fits(old: Value, new: Value, *, is_input: bool) -> bool:
+    if old.datatype != new.datatype:
+        return False
+    if None in (old.sizes, new.sizes):  # an input of any rank takes more, an output says less
+        return new.sizes is None if is_input else True
+    assert old.sizes is not None
+    assert new.sizes is not None
+    return len(old.sizes) == len(new.sizes) and all(
+        after in (-1, before) or (before < 0 and not is_input)
+        for before, after in zip(old.sizes, new.sizes, strict=True)
+    )
+
+
+def unaccepted(
+    model_dir: Path, versions: Sequence[str], read: Callable[[str], GraphSignature | None]
+) -> dict[str, str]:
+    """Return the versions that are not served by themselves, each with the reason.
+
+    Args:
+        model_dir: the model's folder.
+        versions: all that are there.
+        read: returns the signature of a version; None if it can't be read: loading says why.
+    """
+    reasons: dict[str, str] = {}
+    accepted: tuple[str, GraphSignature] | None = None
+    for version in sorted(versions, key=int) if len(versions) > 1 else ():
+        signature = read(version)
+        if signature is None:
+            continue
+        reason = accepted and difference(accepted[1], signature)
+        if accepted is None or reason is None or (model_dir / version / MARK).exists():
+            accepted = version, signature
+            continue
+        reasons[version] = (
+            f"{reason}: version {accepted[0]} has {accepted[1]}, version {version} has "
+            f"{signature}; {HOW}"
+        )
+    return reasons
+
+
+def read_signature(
+    model_dir: Path, version: str, precision: Precision = "fp32", file_name: str | None = None
+) -> GraphSignature:
+    """Read the inputs and outputs of a version's graph; its weights are skipped unread.
+
+    Raises:
+        OSError, ValueError, ServingError: it can't be read.
+    """
+    path = repository.file_of(model_dir / version, precision, file_name)
+    with open_regular(path, repository.MAX_BYTES) as file:
+        size = os.fstat(file.fileno()).st_size
+        inputs, outputs = _read_graph(file, size)
+    images = ""
+    # A malformed manifest is refused when the version is loaded.
+    with suppress(FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
+        data = read_regular(model_dir / version / MANIFEST, repository.MAX_MANIFEST_BYTES)
+        document = json.loads(data).get("signature")
+        images = json.dumps(Signature.of(document).document() if document else None)
+    return GraphSignature(inputs, outputs, images)
+
+
+def _read_graph(file: BinaryIO, size: int) -> tuple[Side, Side]:
+    constants, sides = set[str](), {_INPUT: Side(), _OUTPUT: Side()}
+    for field, begin, end in fields_of(file, 0, size):
+        for inner, first, last in fields_of(file, begin, end) if field == _GRAPH else ():
+            if inner == _INITIALIZER:
+                constants.add(_name_of_tensor(file, first, last))
+            elif inner in sides:
+                if last - first > _MAX_VALUE_BYTES:
+                    raise ValueError("an input or output is described at length")
+                file.seek(first)
+                name, value = _value(file.read(last - first))
+                sides[inner][name] = value
+    inputs = {name: value for name, value in sides[_INPUT].items() if name not in constants}
+    return inputs, sides[_OUTPUT]
+
+
+_TENSOR_NAME = 8
+
+
+def _name_of_tensor(file: BinaryIO, begin: int, end: int) -> str:
+    for field, first, last in fields_of(file, begin, end):
+        if field == _TENSOR_NAME and last - first <= _MAX_VALUE_BYTES:
+            file.seek(first)
+            return file.read(last - first).decode("utf-8", "replace")
+    return ""
+
+
+def _value(data: bytes) -> tuple[str, Value]:
+    info = ValueInfoProto.FromString(data)
+    tensor = info.type.tensor_type
+    if not info.type.HasField("tensor_type"):
+        return info.name, Value("", None)
+    sizes = None
+    if tensor.HasField("shape"):
+        sizes = tuple(
+            each.dim_value if each.HasField("dim_value") and each.dim_value > 0 else -1
+            for each in tensor.shape.dim
+        )
+    return info.name, Value(_TYPES.get(tensor.elem_type, str(tensor.elem_type)), sizes)

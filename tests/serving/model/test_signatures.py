@@ -1,0 +1,62 @@
+"""Which graph may follow another one, by its file alone."""
+
+import pytest
+from onnx import helper
+
+from serving.model.signatures import difference, read_signature
+from tests.serving.model.graphs import TYPES, model, node, save, value
+
+
+def signature(folder, inputs, outputs, version):
+    """The signature of a file with these inputs and outputs."""
+    (folder / version).mkdir()
+    nodes = [node("Opaque", list(inputs), list(outputs))]
+    sides = [[value(name, *each) for name, each in side.items()] for side in (inputs, outputs)]
+    save(model(nodes, *sides, {"weight": [0.0] * 5000}), folder / version)
+    return read_signature(folder, version)
+
+
+ROWS, COLUMNS = ("FP32", ["N", 4]), ("FP32", ["N", "M"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (({"x": ROWS}, {"y": ROWS}), ({"x": ROWS}, {"y": ROWS}), None),
+        (({"x": ROWS}, {"y": ROWS}), ({"x": ROWS}, {"y": ROWS, "z": ROWS}), None),
+        (({"x": ROWS}, {"y": ROWS}), ({"x": COLUMNS}, {"y": ROWS}), None),
+        (({"x": ROWS}, {"y": ROWS}), ({"x": ("FP32", ["B", 4])}, {"y": ROWS}), None),
+        (({"a": ROWS, "b": ROWS}, {"y": ROWS}), ({"b": ROWS, "a": ROWS}, {"y": ROWS}), None),
+        (({"x": COLUMNS}, {"y": ROWS}), ({"x": ROWS}, {"y": ROWS}), "input x FP32 [N, N] became"),
+        (({"x": ROWS}, {"y": ROWS}), ({"x": ROWS}, {"y": ("FP32", ["N", 5])}), "output y"),
+        (({"x": ROWS}, {"y": ROWS}), ({"x_1": ROWS}, {"y": ROWS}), "input x is gone"),
+        (({"x": ROWS}, {"y": ROWS}), ({"x": ROWS}, {"y_1": ROWS}), "output y is gone"),
+        (({"x": ROWS}, {"y": ROWS}), ({"x": ("FP64", ["N", 4])}, {"y": ROWS}), "became x FP64"),
+        (({"x": ROWS}, {"y": ROWS}), ({"x": ("FP32", ["N"])}, {"y": ROWS}), "became x FP32 [N]"),
+        (({"x": ROWS}, {"y": ROWS}), ({"x": ROWS, "z": ROWS}, {"y": ROWS}), "input z is new"),
+    ],
+)
+def test_callers_can_go_on_or_the_reason_is_named(old, new, reason, tmp_path):
+    before, after = (
+        signature(tmp_path, *each, version) for version, each in (("1", old), ("2", new))
+    )
+    found = difference(before, after)
+    assert found is None if reason is None else reason in str(found)
+
+
+def test_weights_are_no_inputs_and_are_skipped(tmp_path):
+    (tmp_path / "1").mkdir()
+    graph = model([node("Add", ["x", "w"], ["y"])], [value("x", "FP32", ["N", 4])],
+                  [value("y", "FP32", None)], {"w": [1.0] * 4})  # fmt: skip
+    graph.graph.input.append(helper.make_tensor_value_info("w", TYPES["FP32"], [4]))
+    save(graph, tmp_path / "1")
+    found = read_signature(tmp_path, "1")
+    assert (list(found.inputs), str(found)) == (["x"], "x FP32 [N, 4] -> y FP32 []")
+
+
+@pytest.mark.parametrize("data", [b"no model", b"\x3a\xff\xff\xff\x7f", b"\x0f"])
+def test_file_that_is_no_graph_is_an_error(data, tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "model.onnx").write_bytes(data)
+    with pytest.raises(ValueError, match="ONNX"):
+        read_signature(tmp_path, "1")
