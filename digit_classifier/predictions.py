@@ -8,7 +8,7 @@ from typing import NamedTuple, Self, overload
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, TooLarge
 from serving.tensors import BYTE_CLASSES, Images, Probabilities, Signature, to_array
 
 _MAX_SHOWN_CHARACTERS = 80
@@ -90,7 +90,7 @@ def check_count(num_images: int, max_images: int | None) -> None:
     if num_images == 0:
         raise InvalidRequest("expected at least 1 image, got 0")
     if max_images is not None and num_images > max_images:
-        raise InvalidRequest(f"expected at most {max_images} images in a request, got {num_images}")
+        raise TooLarge(f"expected at most {max_images} images in a request, got {num_images}")
 
 
 Digits = npt.NDArray[np.unsignedinteger]

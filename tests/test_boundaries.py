@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -13,7 +14,8 @@ import serving
 import serving.errors
 from digit_classifier import PRETRAINED
 from tests.serving.http.peer import HttpPeer
-from tests.support.servers import serve_command, started
+from tests.serving.model.graphs import save, two_layers
+from tests.support.servers import ended, serve_command, started
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -114,6 +116,36 @@ APPLICATIONS = {
 def test_serving_imports_no_application():
     for path in (ROOT / "serving").rglob("*.py"):
         assert not APPLICATIONS & {name.split(".")[0] for name in imports_of(path)}, path
+
+
+ALONE = """
+import sys
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in str(each).lower()]
+sys.path[:] = [sys.argv[1], *(each for each in sys.path if each not in ("", sys.argv[2]))]
+del sys.argv[1:3]
+from serving.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""Runs the commands of a copy of serving where no application is."""
+
+
+def test_server_and_client_run_without_the_applications(tmp_path):
+    shutil.copytree(ROOT / "serving", tmp_path / "alone" / "serving")
+    save(two_layers(), tmp_path)
+    places = (str(tmp_path / "alone"), str(ROOT))
+    options = ("--port", "0", "--metrics-port", "0", "--http-port", "0")
+    command = [sys.executable, "-c", ALONE, *places]
+    with started([*command, "serve", "model.onnx", *options], cwd=tmp_path) as server:
+        target = ("--target", server.address)
+        answer = ended([*command, "infer", "model", *target, "x=[1, 2, 3, 4]"], cwd=tmp_path)
+        assert (answer.returncode, answer.stderr) == (0, "")
+        assert answer.stdout.startswith("y float32 [1, 3]")
+        peer = HttpPeer(server.facts["http"])
+        assert peer.get("/v2/models/model").json["inputs"][0]["name"] == "x"
+        assert peer.post("/v1/digits", b"").status == 404
+    lacking = ended([*command, "serve"], cwd=tmp_path)
+    assert lacking.returncode == 2
+    assert "no model in models" in lacking.stderr
 
 
 def test_training_and_serving_never_import_each_other():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.batcher import ClientQueue, Queue
+from serving.batching.queue import ClientQueue, Queue
 from serving.batching.runs import NEVER, Group, Owner, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
 

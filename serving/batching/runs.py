@@ -251,11 +251,10 @@ class Group:
             return self, None
         if self.deadlines_s is None:
             return None, self
-        parts: tuple[list[int], list[int]] = [], []
-        for i, deadline_s in enumerate(self.deadlines_s):
-            parts[deadline_s <= now_s].append(i)
-        in_time, late = (self._pick(at) if at else None for at in parts)
-        return in_time, late
+        numbers = range(len(self.streams))
+        in_time = [i for i in numbers if now_s < self.deadlines_s[i]]
+        late = [i for i in numbers if self.deadlines_s[i] <= now_s]
+        return self._pick(in_time) if in_time else None, self._pick(late) if late else None
 
 
 def open_parts(groups: Sequence[Group]) -> list[Group]:

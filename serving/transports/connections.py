@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving.batching.batcher import ClientQueue, Queue
+from serving.batching.queue import ClientQueue, Queue
 from serving.config import ServerConfig
 from serving.credentials import Tls, TokenCheck
 from serving.errors import ServingError

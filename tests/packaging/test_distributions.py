@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.serving.http.peer import HttpPeer
+from tests.serving.model.graphs import two_layers
 from tests.support.servers import RunningServer, program
 
 pytestmark = pytest.mark.timeout(900)
@@ -34,6 +35,15 @@ assert "digit-serving" in distribution("digit-serving").entry_points.names
 with Classifier.connect(sys.argv[1]) as client:
     assert len(client.classify(np.zeros((3, 784), np.uint8)).digits) == 3
 assert not {"onnxruntime", "PIL", "tensorflow"} & set(sys.modules)
+"""
+TRITON = """
+import sys
+import numpy as np
+from tritonclient.grpc import InferenceServerClient, InferInput
+x = InferInput("x", [2, 4], "FP32")
+x.set_data_from_numpy(np.ones((2, 4), np.float32))
+with InferenceServerClient(sys.argv[1]) as client:
+    assert client.infer("model", [x]).as_numpy("y").shape == (2, 3)
 """
 TRAIN = """
 import sys
@@ -236,6 +246,23 @@ def test_server_from_the_wheel_answers_a_client_alone(
         assert server.stop() == 0
     assert answer.startswith(f"{picture}: ")
     assert '"device"' in info
+
+
+def test_server_runs_without_the_applications(install, wheel):
+    venv = install(f"{wheel}[serve]", "tritonclient[grpc]")
+    (site,) = venv.folder.glob("lib/python3*/site-packages")
+    for name in ("digit_classifier", "digit_scoring", "training", "benchmarks"):
+        shutil.rmtree(site / name)
+    (venv.elsewhere / "model.onnx").write_bytes(two_layers().SerializeToString())
+    command = [venv.program("digit-serving"), "serve", "model.onnx", "--port=0",
+               "--metrics-port=0", "--http-port=off"]  # fmt: skip
+    with (
+        program(command, cwd=venv.elsewhere, env=environment(), stdout=subprocess.PIPE) as process,
+        closing(process.stdout),
+    ):
+        server = RunningServer(process, process.stdout.readline())
+        venv.run("python", "-c", TRITON, server.address)
+        assert server.stop() == 0
 
 
 def test_wheel_classifies_pictures_with_the_model_in_it(serving_venv, picture):

@@ -3,15 +3,19 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from google.protobuf import wrappers_pb2
+from grpc_health.v1 import health_pb2
 
 from digit_classifier import PRETRAINED
-from serving import applications
+from serving import Client, applications
 from serving.__main__ import main
+from serving.errors import Unsupported
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import running_server
 
@@ -22,11 +26,12 @@ PAGE = (ROOT / "docs" / "applications.md").read_text("utf-8")
 @pytest.fixture
 def shout(tmp_path, monkeypatch):
     """The page's distribution, on the path of programs that are started."""
-    command, http = re.findall(r"(?s)```python\n(.*?)```", PAGE)
+    command, http, grpc = re.findall(r"(?s)```python\n(.*?)```", PAGE)
     (toml,) = re.findall(r"(?s)```toml\n(.*?)```", PAGE)
     (tmp_path / "shout" / "files").mkdir(parents=True)
     (tmp_path / "shout" / "command.py").write_text(command)
     (tmp_path / "shout" / "http.py").write_text(http)
+    (tmp_path / "shout" / "grpc.py").write_text(grpc)
     info = tmp_path / "shout-1.dist-info"
     info.mkdir()
     text = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", toml).replace('"', "")
@@ -86,6 +91,28 @@ def test_paths_of_another_distribution_answer_and_are_described(shout):
         assert peer.post("/v1/shout", b"x" * 1001).status == 413
         paths = peer.get("/openapi.json").json["paths"]
         assert {"/v1/shout", "/v1/digits", "/v2/models/digits/infer"} <= {*paths}
+
+
+@pytest.mark.parametrize("transport", ["h2", "grpcio"])
+def test_grpc_service_of_another_distribution_answers_and_has_its_health(shout, transport):
+    options = ("--transport", transport, "--reflection")
+    with running_server(PRETRAINED, *options) as server, Client(server.address) as client:
+        message = wrappers_pb2.StringValue(value="hello").SerializeToString()
+        answer = client.call("/shout.v1.Shout/Shout", message)
+        assert wrappers_pb2.StringValue.FromString(answer).value == "HELLO"
+        asked = health_pb2.HealthCheckRequest(service="shout.v1.Shout").SerializeToString()
+        assert client.call("/grpc.health.v1.Health/Check", asked) == b"\x08\x01"
+        with pytest.raises(Unsupported):
+            client.call("/shout.v1.Shout/Whisper", message)
+
+
+def test_entry_point_whose_package_is_not_there_is_passed_over(shout):
+    shutil.rmtree(shout / "shout")
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "shout" not in done.stdout
+    with running_server(PRETRAINED, "--http-port", "0") as server:
+        assert HttpPeer(server.facts["http"]).post("/v1/shout", b"hello").status == 404
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import numpy as np
 
 from digit_classifier import PRETRAINED
 from digit_classifier.predictions import DIGITS
-from serving.batching.batcher import Batcher, ClientQueue, Queue
+from serving.batching.batcher import Batcher
+from serving.batching.queue import ClientQueue, Queue
 from serving.batching.runs import Group, ResponseEncoder
 from serving.catalog import ModelVersions
 from serving.config import Device

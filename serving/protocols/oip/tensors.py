@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.errors import InvalidRequest, Unsupported
+from serving.errors import InvalidRequest, TooLarge, Unsupported
 from serving.protocols import varint
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.inference_pb import InferTensorContents
@@ -320,7 +320,7 @@ def _num_rows(inputs: list[_Input], max_rows: int) -> int:
     if num_rows == 0:
         raise InvalidRequest("expected at least 1 row, got 0")
     if num_rows > max_rows:
-        raise InvalidRequest(f"expected at most {max_rows} rows in a request, got {num_rows}")
+        raise TooLarge(f"expected at most {max_rows} rows in a request, got {num_rows}")
     return num_rows
 
 

@@ -15,6 +15,7 @@ from serving.errors import (
     InvalidRequest,
     Overloaded,
     ServingError,
+    TooLarge,
     Unauthenticated,
     Unavailable,
 )
@@ -46,6 +47,8 @@ class HttpError(Exception):
         self.headers = headers
 
 
+_REASONS = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TABLE[TooLarge].reason}
+"""Reasons of statuses that have one on gRPC, too."""
 _NAMES: dict[int, str] = {row.http.value: row.code.name for row in TABLE.values()}
 
 
@@ -71,7 +74,8 @@ def problem(error: ServingError | HttpError) -> Answer:
     The member `error` repeats the detail, for clients of the Open Inference Protocol.
     """
     if isinstance(error, HttpError):
-        status, reason, headers = error.status, error.status.name, error.headers
+        status, headers = error.status, error.headers
+        reason = _REASONS.get(status, status.name)
     else:
         row = TABLE[type(error)]
         status, reason, headers = row.http, row.reason, _headers_of(error)

@@ -172,7 +172,7 @@ def test_full_queue_refuses_a_request(owner, model):
 
 def test_largest_request_is_accepted_by_an_idle_model_however_slow(owner_of):
     owner = owner_of(QuickModel(), BatchingConfig(max_batch_size=4))
-    owner.batcher._offloaded.queue_of(100).row_s = 10.0
+    owner.batcher._large.row_s = 10.0
     request = owner.submit(*range(100), deadline_s=1.0)
     owner.wait(request)
     assert request.digits == [value % 10 for value in range(100)]
@@ -181,7 +181,7 @@ def test_largest_request_is_accepted_by_an_idle_model_however_slow(owner_of):
 def test_request_that_would_wait_longer_than_the_objective_is_refused(owner_of):
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=4, slo_s=0.8))
-    owner.batcher._offloaded.queue_of(1).row_s = 0.01
+    owner.batcher._small.row_s = 0.01
     accepted = occupy(owner, model), owner.submit(*range(15))
     assert not owner.batcher.submit(FakeRequest(*range(9)).group)  # 0.2 s may wait, a quarter
     model.open(1000)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.batching.batcher import Queue
+from serving.batching.queue import Queue
 from serving.batching.runs import Group
 from tests.support.fakes import FakeCaller
 
@@ -225,6 +225,25 @@ def test_streams_may_fill_half_of_it(waiting, room):
     filled = FilledQueue(capacity=10)
     filled.put(FakeCaller(), *range(waiting))
     assert filled.queue.room_for_streams == room
+
+
+def test_addresses_that_have_nothing_waiting_are_forgotten(filled):
+    """Also if the queue is never empty."""
+    filled.put(FakeCaller("stays"), *range(40))
+    for number in range(1000):
+        caller = FakeCaller(f"address {number}")
+        filled.put(caller, 1, 2)
+        if number % 3 == 0:
+            caller.leave(1, 2)
+            filled.queue.sweep(0.0)
+        elif number % 3 == 1:
+            filled.queue.forget(caller)
+        else:
+            while filled.queue.streams_of(caller):
+                filled.take(16)
+                filled.put(FakeCaller("stays"), *range(16))
+    assert filled.queue.num_rows > 0
+    assert len(filled.queue._addresses) == 1
 
 
 # Connections that close

@@ -45,7 +45,7 @@ def test_largest_request_is_answered_and_one_more_image_is_refused(peer, classif
         answer = peer.infer(request(many[:4096]))
         np.testing.assert_array_equal(probabilities_in(answer), expected)
         code, text = status_of(lambda request=request: peer.infer(request(many)))
-        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert text == "expected at most 4096 rows in a request, got 4097"
 
 

@@ -66,7 +66,7 @@ def comparable(path, answer):
         (CLASSIFY, encode_request(bytes(4096 * IMAGE_BYTES)), StatusCode.OK),
         (CLASSIFY, b"", StatusCode.INVALID_ARGUMENT),
         (CLASSIFY, encode_request(bytes(785)), StatusCode.INVALID_ARGUMENT),
-        (CLASSIFY, encode_request(bytes(4097 * IMAGE_BYTES)), StatusCode.INVALID_ARGUMENT),
+        (CLASSIFY, encode_request(bytes(4097 * IMAGE_BYTES)), StatusCode.RESOURCE_EXHAUSTED),
         (CLASSIFY, encode_request(bytes(10_000 * IMAGE_BYTES)), StatusCode.RESOURCE_EXHAUSTED),
         (STREAM, encode_request(bytes(IMAGE_BYTES)), StatusCode.OK),
         (STREAM, b"\xff", StatusCode.INVALID_ARGUMENT),

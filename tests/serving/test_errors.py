@@ -1,0 +1,85 @@
+"""Each error arrives as itself, whatever its text, over both transports of each side and HTTP."""
+
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from digit_classifier.methods import FILE
+from serving import Client, applications
+from serving.errors import Overloaded, Unavailable
+from serving.protocols.method import Unary
+from serving.protocols.status import TABLE
+from serving.transports.http1.routing import Endpoint
+from tests.serving.http.peer import HttpPeer
+from tests.support.h2_server import server_inside
+
+TEXT = "replaced: the queue is full, handshake, UNIMPLEMENTED"
+"""Words by which a client could be misled."""
+
+
+def refuse(error, _):
+    raise error(TEXT)
+
+
+async def refuse_http(error, _):
+    raise error(TEXT)
+
+
+SERVICE = SimpleNamespace(
+    SERVICE="test.Errors",
+    FILE=FILE,
+    model_name=lambda router: "",
+    methods=lambda router, transport: [
+        Unary(path=f"/test.Errors/{error.__name__}", name="other", answer=partial(refuse, error))
+        for error in TABLE
+    ],
+)
+PATHS = SimpleNamespace(
+    MODULES=(),
+    PAGES={},
+    FILES=Path(__file__).parent / "http",
+    routes=lambda router, config: [
+        Endpoint("POST", f"/v1/errors/{error.__name__}", partial(refuse_http, error), name="other")
+        for error in TABLE
+    ],
+    describe=lambda router, config: ({}, {}),
+)
+
+
+@contextmanager
+def refusing(classifier, monkeypatch, **options):
+    """A server with a method, and a path, for each error."""
+    groups = {applications.GRPC: {"errors": SERVICE}, applications.HTTP: {"errors": PATHS}}
+    found = applications.installed
+    monkeypatch.setattr(applications, "installed", lambda group: groups.get(group) or found(group))
+    with server_inside(classifier, **options) as server:
+        yield server
+
+
+@pytest.mark.parametrize("client_side", ["h2", "grpcio"])
+@pytest.mark.parametrize("server_side", ["h2", "grpcio"])
+def test_each_error_arrives_as_itself(client_side, server_side, classifier, monkeypatch):
+    with (
+        refusing(classifier, monkeypatch, transport=server_side) as server,
+        Client(server.address, transport=client_side) as client,
+    ):
+        for error in TABLE:
+            with pytest.raises(error) as caught:
+                client.call(f"/test.Errors/{error.__name__}", b"", timeout_s=0.05)
+            assert type(caught.value) is error
+            assert TEXT in str(caught.value)
+            if isinstance(caught.value, Overloaded | Unavailable):
+                assert caught.value.retry_after_s == 0.1
+
+
+def test_each_error_has_its_reason_and_status_over_http(classifier, monkeypatch):
+    with refusing(classifier, monkeypatch, http_port=0) as server:
+        peer = HttpPeer(server.http_url)
+        for error, row in TABLE.items():
+            reply = peer.post(f"/v1/errors/{error.__name__}", b"")
+            assert (reply.status, reply.json["reason"]) == (row.http, row.reason)
+            assert ("retry-after" in reply.headers) == (error in (Overloaded, Unavailable))
+        assert peer.get("/v1/nothing").json["reason"] == "NOT_FOUND"
