@@ -183,12 +183,18 @@ def port_or_off(text: str) -> int | Literal["auto"] | None:
     return int(text)
 
 
-def seconds(text: str) -> float:
-    """Read a time of more than 0, such as 5ms, 0.5s or 0.005."""
+def duration(text: str) -> float:
+    """Read a time such as 5ms, 0.5s or 0.005, in seconds; who takes it bounds it."""
     number, unit_s = (text[:-2], 1e-3) if text.endswith("ms") else (text.removesuffix("s"), 1.0)
     with suppress(ValueError):
-        if 0 < float(number) * unit_s <= 1e6:
-            return float(number) * unit_s
+        return float(number) * unit_s
+    raise argparse.ArgumentTypeError(f"expected a time such as 5ms or 0.5s, got {text!r}")
+
+
+def seconds(text: str) -> float:
+    """Read a time of more than 0; see `duration`."""
+    if 0 < duration(text) <= 1e6:
+        return duration(text)
     raise argparse.ArgumentTypeError(f"expected a time such as 5ms or 0.5s, got {text!r}")
 
 
@@ -262,6 +268,8 @@ def _settings(field: Field[Any]) -> dict[str, Any]:
         return {"default": field.default, **_SPECIAL[field.name]}
     if field.type is bool:
         return {"action": "store_true"}
+    if field.type is float and field.name.endswith("_s"):
+        return {"type": duration, "default": field.default, "metavar": "TIME"}
     if get_origin(field.type) is Literal:
         return {"choices": get_args(field.type), "default": field.default}
     last = field.name.rpartition("_")[2].upper()

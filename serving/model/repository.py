@@ -361,7 +361,9 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
             paths[name] = models_in(root).get(name, root / name)
     for file in config.files:
         if (advice := _OF_OTHERS.get(file.suffix.lower())) is not None:
-            raise ConfigurationError(f"{file}: expected an ONNX file: {advice}")
+            raise ConfigurationError(f"{file}: expected an ONNX file: {advice.format(file=file)}")
+        if file.is_file() and not is_file(file):
+            raise ConfigurationError(f"{file}: expected an ONNX file, whose name ends in .onnx")
         _add(paths, _safe(file.stem), file)
     if config.served_name is None:
         return paths
@@ -370,7 +372,10 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
     return dict.fromkeys([config.served_name], *paths.values())
 
 
-_KERAS = "python -m training export --keras FILE makes one of a Keras model"
+_KERAS = (
+    "`python -m training export --keras {file} --name NAME` makes one of a Keras model, and "
+    "`digit-serving serve --models models --model NAME` serves it"
+)
 _TORCH = "torch.onnx.export(model, inputs, 'model.onnx', dynamo=True) makes one of a PyTorch model"
 _OF_OTHERS = {
     ".keras": _KERAS, ".h5": _KERAS, ".hdf5": _KERAS, ".pt": _TORCH, ".pth": _TORCH,
