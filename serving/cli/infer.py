@@ -31,6 +31,9 @@ _TOP = 5
 
 def run(options: argparse.Namespace) -> int:
     """Run the model once; return the exit code."""
+    own: tuple[str, ...] = ()
+    if options.input != "image":  # else they are a part of the pictures' description
+        own, options.labels = read_labels(options.labels), None
     if options.target:
         version = options.version or ""
         with client_of(options) as client:
@@ -47,6 +50,10 @@ def run(options: argparse.Namespace) -> int:
     if pictures is not None:
         first = next(iter(outputs.values()))
         labels = pictures.labels or labels or [str(each) for each in range(first.shape[-1])]
+    if own and not any(array.shape[1:] == (len(own),) for array in outputs.values()):
+        shapes = "; ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
+        raise ConfigurationError(f"--labels: {len(own)} labels fit no output of {shapes}")
+    labels = own or labels
     if options.json:
         print(json.dumps({name: _plain(array) for name, array in outputs.items()}))
     else:

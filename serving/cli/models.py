@@ -72,7 +72,7 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe how a model without a manifest takes pictures."""
     add_fields(parser, ServerConfig, "input")
     parser.add_argument("--labels", type=Path, metavar="FILE",
-        help="the names of their classes, one a line")  # fmt: skip
+        help="the names of the classes, one a line")  # fmt: skip
 
 
 def add_repository(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from serving.commandline.installation import version
 
-PREFIX, OLD_PREFIX = "SERVING_", "DIGITS_"
+PREFIX = "SERVING_"
 
 _WITH_VARIABLE = ("store", "store_true", "extend")
 """Actions of options that the environment can set."""
@@ -31,24 +31,6 @@ a service named `serving` sets SERVING_PORT, `serving-metrics` SERVING_METRICS_P
 
 _LINK_NAME = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 """Names of further such variables."""
-
-
-def read_old_names() -> list[str]:
-    """Set each variable by its present name that only has the one of earlier versions.
-
-    Returns:
-        A line that names them, if there are any.
-    """
-    old = {
-        name: PREFIX + name.removeprefix(OLD_PREFIX)
-        for name, text in sorted(os.environ.items())
-        if name.startswith(OLD_PREFIX)
-        and not (_SERVICE_LINK.match(text) or _LINK_NAME.search(name))
-        and PREFIX + name.removeprefix(OLD_PREFIX) not in os.environ
-    }
-    os.environ.update({present: os.environ[name] for name, present in old.items()})
-    pairs = ", ".join(f"{name} is now {present}" for name, present in old.items())
-    return [f"{pairs}; the old names are still read"] if old else []
 
 
 class Parser(argparse.ArgumentParser):
@@ -201,12 +183,18 @@ def port_or_off(text: str) -> int | Literal["auto"] | None:
     return int(text)
 
 
-def seconds(text: str) -> float:
-    """Read a time of more than 0, such as 5ms, 0.5s or 0.005."""
+def duration(text: str) -> float:
+    """Read a time such as 5ms, 0.5s or 0.005, in seconds; who takes it bounds it."""
     number, unit_s = (text[:-2], 1e-3) if text.endswith("ms") else (text.removesuffix("s"), 1.0)
     with suppress(ValueError):
-        if 0 < float(number) * unit_s <= 1e6:
-            return float(number) * unit_s
+        return float(number) * unit_s
+    raise argparse.ArgumentTypeError(f"expected a time such as 5ms or 0.5s, got {text!r}")
+
+
+def seconds(text: str) -> float:
+    """Read a time of more than 0; see `duration`."""
+    if 0 < duration(text) <= 1e6:
+        return duration(text)
     raise argparse.ArgumentTypeError(f"expected a time such as 5ms or 0.5s, got {text!r}")
 
 
@@ -280,6 +268,8 @@ def _settings(field: Field[Any]) -> dict[str, Any]:
         return {"default": field.default, **_SPECIAL[field.name]}
     if field.type is bool:
         return {"action": "store_true"}
+    if field.type is float and field.name.endswith("_s"):
+        return {"type": duration, "default": field.default, "metavar": "TIME"}
     if get_origin(field.type) is Literal:
         return {"choices": get_args(field.type), "default": field.default}
     last = field.name.rpartition("_")[2].upper()

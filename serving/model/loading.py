@@ -27,6 +27,7 @@ from serving.model.memory import remaps_memory
 from serving.model.onnx_file import Message, cut_zip_maps, labels_of, parse_model
 from serving.model.onnx_runtime import runtime
 from serving.model.repository import Manifest, described
+from serving.model.samples import NUM_ROWS
 from serving.model.settings import SETTINGS, ModelSettings, read_settings
 from serving.model.verdicts import Verdict
 from serving.tensors import Feeds
@@ -62,7 +63,7 @@ def load_model(
     for a minute hangs. It is left behind on a daemon thread.
 
     Args:
-        model_dir: the model's directory, such as models/digits, or an ONNX file.
+        model_dir: the model's directory, such as models/iris, or an ONNX file.
         version: the version; None for the newest good one, of those that the model's settings name
             if they name some. A corrupt version is skipped with a warning.
         device: "auto", "cpu" or "cuda".
@@ -126,8 +127,8 @@ class _Source(NamedTuple):
     weights: Mapping[str, bytes]
     labels: tuple[str, ...]
     """The classes of an output that the graph makes a dictionary of, or that the file names."""
-    graph: Message | None
-    """The graph; None where it is not needed any more, since it takes as much as the file."""
+    proto: Message | None
+    """The ModelProto; None where it is not needed any more, since it takes as much as the file."""
     key: str
     """The name of the verdict on it."""
     verdict: Verdict | None
@@ -172,7 +173,7 @@ def _load_version(
     try:
         source = within(build_s, read)
         verdict = source.verdict or _judge(source, settings.batching, build_s, check_s)
-        source = source._replace(graph=None)  # ONNX Runtime will need memory
+        source = source._replace(proto=None)  # ONNX Runtime will need memory
         engine, model = within(build_s, build)
         try:
             model = within(check_s, check)
@@ -227,7 +228,9 @@ def _judge(source: _Source, mode: BatchingMode, build_s: float, check_s: float) 
     if mode == "never":
         return Verdict("the operator's setting")
     options = runtime().RunOptions()
-    prepare = partial(verdicts.prepare, source.graph, source.onnx, source.weights, options)
+    prepare = partial(
+        verdicts.prepare, source.proto, source.onnx, source.weights, options, _samples(source)
+    )
     try:
         found = within(build_s, prepare)
         if not isinstance(found, Verdict):
@@ -240,6 +243,15 @@ def _judge(source: _Source, mode: BatchingMode, build_s: float, check_s: float) 
         options.terminate = True  # ends a run in progress
     verdicts.keep(source.key, found)
     return found
+
+
+def _samples(source: _Source) -> Feeds | None:
+    """Return rows that the model takes, if its manifest has some."""
+    images = source.manifest.golden_images
+    if source.proto is None or len(source.proto.graph.input) != 1 or not len(images):
+        return None
+    rows = np.resize(np.arange(len(images)), NUM_ROWS)
+    return {source.proto.graph.input[0].name: images[rows]}
 
 
 def _failure(version: str, err: BaseException) -> BaseException:

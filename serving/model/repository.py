@@ -45,7 +45,7 @@ LABELS = "labels.json"
 FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 _GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
 MAX_MANIFEST_BYTES = 512 << 10
-"""Twice the most that the exporter writes of golden samples; of digits 50 KB."""
+"""Twice the most that the exporter writes of golden samples."""
 _MAX_TEXT = 100
 """Characters of a name, which is part of every answer to GetModel and of log lines."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -67,7 +67,7 @@ class Manifest:
     name: str
     version: str
     test_accuracy: float | None
-    """Share of the test images answered correctly, 0 to 1; None if unknown."""
+    """Share of the test samples answered correctly, 0 to 1; None if unknown."""
     digests: dict[str, str]
     """File name to SHA-256, in hexadecimal."""
     golden_images: Images
@@ -361,7 +361,9 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
             paths[name] = models_in(root).get(name, root / name)
     for file in config.files:
         if (advice := _OF_OTHERS.get(file.suffix.lower())) is not None:
-            raise ConfigurationError(f"{file}: expected an ONNX file: {advice}")
+            raise ConfigurationError(f"{file}: expected an ONNX file: {advice.format(file=file)}")
+        if file.is_file() and not is_file(file):
+            raise ConfigurationError(f"{file}: expected an ONNX file, whose name ends in .onnx")
         _add(paths, _safe(file.stem), file)
     if config.served_name is None:
         return paths
@@ -370,7 +372,10 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
     return dict.fromkeys([config.served_name], *paths.values())
 
 
-_KERAS = "python -m training export --keras FILE makes one of a Keras model"
+_KERAS = (
+    "`python -m training export --keras {file} --name NAME` makes one of a Keras model, and "
+    "`digit-serving serve --models models --model NAME` serves it"
+)
 _TORCH = "torch.onnx.export(model, inputs, 'model.onnx', dynamo=True) makes one of a PyTorch model"
 _OF_OTHERS = {
     ".keras": _KERAS, ".h5": _KERAS, ".hdf5": _KERAS, ".pt": _TORCH, ".pth": _TORCH,

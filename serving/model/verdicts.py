@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from serving.model.onnx_file import Message, parse_model
 from serving.model.onnx_runtime import NO_WEIGHTS, RunOptions, reason_of, runtime
 from serving.system.files import read_regular
+from serving.tensors import Feeds
 
 if TYPE_CHECKING:
     from serving.model.proof.check import Check
@@ -69,8 +70,9 @@ def rules_version() -> str:
 
 
 def prepare(
-    model: Message, onnx: bytes, weights: Mapping[str, bytes], options: RunOptions
-) -> "Check | Verdict":
+    model: Message, onnx: bytes, weights: Mapping[str, bytes], options: RunOptions,
+    samples: Feeds | None = None,
+) -> "Check | Verdict":  # fmt: skip
     """Prove that rows are independent, and build the session of the check by a run.
 
     Args:
@@ -78,6 +80,7 @@ def prepare(
         onnx: its bytes.
         weights: the content of files with weights, by their location in the model.
         options: `terminate` ends the runs of the check.
+        samples: rows that the model takes, if there are some.
 
     Returns:
         The check to run; the verdict, if the proof fails.
@@ -90,7 +93,7 @@ def prepare(
     except Mixes as err:
         return Verdict(str(err))
     try:
-        return Check(Graph(model, onnx, weights), proof, options)
+        return Check(Graph(model, onnx, weights, samples), proof, options)
     except Exception as err:  # ONNX Runtime's own exceptions have no common base
         return Verdict(f"the check by a run can't be built: {reason_of(err)}")
 

@@ -82,7 +82,7 @@ class Graph:
     data: bytes
     weights: Mapping[str, bytes] = field(default_factory=lambda: NO_WEIGHTS)
     samples: Feeds | None = None
-    """At least 8 rows that the model takes; None draws some."""
+    """At least 8 rows that the model takes, which go before those that are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +177,9 @@ class Check:
         return Comparison(len(compared), self._num_omitted + num_left, self._num_runs)
 
     def _draws(self) -> Iterator[Feeds]:
-        """Yield inputs: samples, or some of one size, and of unlike ones for unlike axes."""
+        """Yield inputs: samples, some of one size, and of unlike ones for unlike axes."""
         if self._graph.samples is not None:
             yield self._graph.samples
-            return
         inputs = self._inputs
         names = {name for each in inputs for name in each.names[1:] if name}
         if all(-1 not in each.shape[1:] for each in inputs):

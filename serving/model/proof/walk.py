@@ -141,7 +141,7 @@ class _Walk:
 
     def graph(self, graph: Message, outputs: Sequence[str]) -> list[Value]:
         """Walk through a graph whose inputs are in the scope; return values of its outputs."""
-        self._declared = _declared(graph)
+        self._declared = _declared(graph, graph.output if self._depth else _read_outputs(graph))
         for each in graph.input:
             if each.name in self.scope.maps[0]:
                 self._require_declared(each.name, self.scope[each.name])
@@ -150,12 +150,16 @@ class _Walk:
         if any(each.values.name in self.scope.maps[0] for each in graph.sparse_initializer):
             raise Mixes("a sparse constant has the name of another tensor")
         self._nodes(graph.node, outputs)
-        return [self._named(name) for name in outputs]
+        values = [self._named(name) for name in outputs]
+        for name, value in zip(outputs, values, strict=True):
+            self._require_declared(name, value)
+        return values
 
     def _define(self, name: str, value: Value) -> None:
         # A body's tensor may hide one of the graph around it, and never one of its own.
         if name in self.scope.maps[0]:
             raise Mixes(f"two tensors are named {_shown(name)}")
+        self._require_declared(name, value)
         self.scope[name] = value
 
     def _named(self, name: str) -> Value:
@@ -523,14 +527,17 @@ def _require_known(domain: str, node: Node) -> None:
         raise Mixes(f"opset {node.version} is {age} than the rules")
 
 
-def _declared(graph: Message) -> dict[str, Message]:
-    """Return the types that a graph declares of tensors whose shape matters to its nodes."""
-    # Nothing follows from the shape of an output that no node reads.
-    read = {name for node in graph.node for name in node.input}
-    has_bodies = any(map(_bodies, graph.node))
-    outputs = [each for each in graph.output if has_bodies or each.name in read]
+def _declared(graph: Message, outputs: Iterable[Message]) -> dict[str, Message]:
+    """Return the types that a graph declares of its tensors, of these outputs and of no others."""
     infos = (*graph.value_info, *graph.input, *outputs)
     return {each.name: each.type for each in infos if _has_shape(each)}
+
+
+def _read_outputs(graph: Message) -> list[Message]:
+    """Return outputs that nodes may read: nothing follows from the shape of the others."""
+    read = {name for node in graph.node for name in node.input}
+    has_bodies = any(map(_bodies, graph.node))
+    return [each for each in graph.output if has_bodies or each.name in read]
 
 
 def _has_shape(info: Message) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from serving.__main__ import main
+from serving.cli.commands import parser
 from serving.commandline import options
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from tests.serving.model.graphs import save, two_layers
@@ -96,6 +97,14 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
         (("--token-file", "none"), "can't read none: No such file or directory"),
         (("--port", "7001", "--http-port", "7001"), "port and http_port must be different"),
         (("--port", "7001", "--metrics-port", "7001"), "port and metrics_port must be different"),
+        (("--drain=-5ms",), "drain must be 0 to 1e6, got -0.005"),
+        (("README.md",), "README.md: expected an ONNX file, whose name ends in .onnx"),
+        (
+            ("net.keras",),
+            "net.keras: expected an ONNX file: `python -m training export --keras net.keras --name "
+            "NAME` makes one of a Keras model, and `digit-serving serve --models models --model "
+            "NAME` serves it",
+        ),
         (("--tls-cert", "a.pem"), "tls_key must be given together with tls_cert"),
         (("--tls-client-ca", "a.pem"), "tls_client_ca must be given together with tls_cert"),
         (("--tls-cert", "a.pem", "--tls-key", "b.pem"), "can't read a.pem"),
@@ -128,9 +137,6 @@ def test_models_folder_without_the_model_names_the_one_that_has(
     [
         ({"SERVING_PROT": "1"}, "unknown variable SERVING_PROT: did you mean SERVING_PORT?"),
         ({"SERVING_OF_PI": "1"}, "unknown variable SERVING_OF_PI: ignored"),
-        ({"DIGITS_WORKERS": "2", "DIGITS_PORT": "tcp://10.0.0.1:1", "DIGITS_TOKEN": "t",
-          "SERVING_TOKEN": "t"},
-         "DIGITS_WORKERS is now SERVING_WORKERS; the old names are still read"),
         ({"SERVING_TOKEN": "t" * 32, "SERVING_WORKERS": "2", "SERVING_DEVICE": ""}, ""),
         ({"SERVING_SERVICE_HOST": "10.0.0.1", "SERVING_SERVICE_PORT_GRPC": "50051",
           "SERVING_PORT": "tcp://10.0.0.1:50051", "SERVING_HTTP_PORT": "tcp://10.0.0.1:80",
@@ -289,3 +295,15 @@ def test_info_describes_the_version_that_serve_would_serve(
     assert json.loads(output.out[0])["version"] == version
     with running_server(tmp_path) as server:
         assert server.facts["version"] == version
+
+
+@pytest.mark.parametrize("option", [
+    "drain", "max-queue-delay", "reload-interval", "self-test-interval", "max-run", "slo",
+    "max-connection-age",
+])  # fmt: skip
+def test_every_duration_is_read_alike(option):
+    for text, expected_s in (("5ms", 0.005), ("2s", 2.0), ("0.25", 0.25)):
+        parsed = vars(parser({}).parse_args(["serve", f"--{option}", text]))
+        assert parsed[f"{option.replace('-', '_')}_s"] == pytest.approx(expected_s)
+    with pytest.raises(SystemExit):
+        parser({}).parse_args(["serve", f"--{option}", "5 minutes"])

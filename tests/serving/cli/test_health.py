@@ -53,7 +53,10 @@ def test_tls_and_tokens(models, tmp_path, run):
         assert run("health", *target, *named, *own)[0] == 0
         assert run("health", *target, *named)[0] == 1, "no certificate of its own"
         assert run("health", *target, "--tls-ca", tmp_path / "ca.pem", *own)[0] == 1
-        assert run("health", *target)[0] == 1, "plaintext"
+        assert run("health", *target).err == [
+            f"digit-serving: {server.address}: the server speaks TLS: --tls-ca names the "
+            "authorities of its certificate"
+        ]
 
 
 NEED_CA = "tls_cert, tls_key and tls_server_name need tls_ca"

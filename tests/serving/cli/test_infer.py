@@ -222,3 +222,20 @@ def test_number_that_the_input_cannot_hold_is_refused_here_and_by_a_server(
         assert (code, out) == (1, [])
         assert "expected x FP32" in line
     assert run("infer", str(folder / "iris.onnx"), "x=[1, 1e38, 3, Infinity]").code == 0
+
+
+def test_labels_name_the_classes_of_a_model_of_numbers_here_and_of_a_server(
+    folder, running, run, tmp_path
+):
+    (tmp_path / "labels.txt").write_text("cheap\nfair\ndear\n")
+    labels = ("--labels", tmp_path / "labels.txt")
+    for where in ((folder / "iris.onnx",), ("iris", "--target", running.address)):
+        code, out, _ = run("infer", *where, f"x={ROW}", *labels)
+        assert code == 0
+        assert {word for word in ("cheap", "fair", "dear") if word in "".join(out)} == {
+            "cheap", "fair", "dear",
+        }  # fmt: skip
+    (tmp_path / "labels.txt").write_text("cheap\n")
+    code, out, (line,) = run("infer", folder / "iris.onnx", f"x={ROW}", *labels)
+    assert (code, out) == (2, [])
+    assert "1 labels fit no output of y [1, 3]" in line

@@ -186,6 +186,8 @@ def test_labels_of_a_tabular_classifier_are_in_the_answer_of_infer(tmp_path, cap
     out = capsys.readouterr().out
     assert "cheap" in out
     assert "dear" in out
+    with started(serve_command(tmp_path / "models")) as server, Client(server.address) as client:
+        assert tuple(client.describe("own").labels) == ("cheap", "dear")
     (tmp_path / "labels.txt").write_text("cheap\n")
     assert export(tmp_path, dense("x"), "--labels", tmp_path / "labels.txt") == 2
     assert "expected 2 different labels" in capsys.readouterr().err

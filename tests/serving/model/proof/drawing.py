@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.model.onnx_runtime import runtime
+from serving.model.onnx_runtime import SessionSettings, new_session
 
 NUM_ROWS = 3
 """Rows of the run that shows what shapes tensors have; constants often have as many."""
@@ -164,14 +164,9 @@ class Drawing:
 
 
 def session_of(model):
-    options = runtime().SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    # ONNX Runtime 1.32 crashes as it moves these nodes around others.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return runtime().InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    # ONNX Runtime 1.32 crashes as it moves quantized nodes around others.
+    settings = SessionSettings(device="cpu", config={"session.disable_quant_qdq": "1"})
+    return new_session(model.SerializeToString(), settings)
 
 
 def pointwise(g):

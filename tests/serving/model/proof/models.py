@@ -4,7 +4,7 @@ import numpy as np
 from onnx import numpy_helper, parser
 
 from serving.model.onnx_file import parse_model
-from serving.model.onnx_runtime import runtime
+from serving.model.onnx_runtime import new_session
 from serving.model.proof import Mixes, prove
 
 HEAD = '<ir_version: 8, opset_import: ["" : {opset}, "ai.onnx.ml" : 3, "com.microsoft" : 1]>\n'
@@ -80,9 +80,7 @@ def verdict(model):
 
 def compare_with_itself(model, sizes=(2, 3, 8)):
     """Rows of unlike size answer in a batch as they do alone."""
-    session = runtime().InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = new_session(model.SerializeToString())
     generator = np.random.default_rng(0)
     rows: dict = {}
     for each in session.get_inputs():

@@ -202,6 +202,11 @@ MIXING: dict[str, Any] = {
         "; c = Squeeze(q, first); " + IF,
         OVER,
     ),
+    "rows expanded to nothing": (
+        "u = Unsqueeze(x, second); r = Relu(u); e = Expand(r, nothing_of_rows)"
+        "; s = Shape<start=1, end=2>(e); q = Equal(s, first); c = Squeeze(q, first); " + IF,
+        OVER,
+    ),
     "expanded by an unknown size": (
         "n = NonZero(row); l = Shape<start=1>(n); v = Concat<axis=0>(l, second)"
         "; p = Mul(second, second); e = Expand(p, v); s = Shape<start=0, end=1>(e)"
@@ -393,7 +398,8 @@ CONSTANTS |= {
     "minus_one": np.array([-1], np.int64), "corner": np.array([[0]], np.int64),
     "places": np.zeros((3, 4), np.int64), "bytes": np.ones((4, 4), np.uint8),
     "zeros_of_rows": np.array([1, 2, 3], np.uint8), "twice_1": np.array([1, 2, 1], np.int64),
-    "row_of_0": np.zeros((1, 4), np.float32),
+    "nothing_of_rows": np.array([0, 1], np.int64),
+    "one_of_3": np.ones((1, 1, 1), np.float32), "row_of_0": np.zeros((1, 4), np.float32),
     "wide": np.ones((4, 12), np.float32), "long": np.ones(12, np.float32),
     "pairs_of_rows": np.array([-1, 2, 4], np.int64),
 }  # fmt: skip
@@ -497,6 +503,43 @@ def test_declared_size_of_an_output_that_a_node_reads_is_compared():
     output = helper.make_tensor_value_info("t", TensorProto.FLOAT, [3, 4])
     model.graph.output.append(output)
     assert verdict(model) == "t (Relu): axis 0 of t is declared with 3, not proved"
+
+
+def test_session_fails_where_a_fusion_would_answer():
+    """A Gather beyond the end must not become a Slice: its size settles conditions."""
+    body = (
+        "n = Shape<start=1>(z); p = Squeeze(n, first); r = Range(zero, p, unit)"
+        "; g = Gather<axis=1>(x, r); s = Shape<start=1>(g); q = Equal(s, n)"
+        "; c = Squeeze(q, first); " + IF
+    )
+    model = graph(body, x="float[N,L] x, float[N,M] z")
+    assert verdict(model) is None
+    rows = {"x": np.ones((2, 4), np.float32), "z": np.ones((2, 6), np.float32)}
+    with pytest.raises(Exception, match="out of data bounds"):
+        session_of(model).run(None, rows)
+
+
+def test_session_keeps_the_number_of_axes():
+    model = graph("a = Div(one_of_3, x); y = Mul(a, z)", x="float[N,4] x, float[N,4] z")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    rows = np.ones((2, 4), np.float32)
+    assert session_of(model).run(None, {"x": rows, "z": rows})[0].shape == (1, 2, 4)
+
+
+def test_declared_size_of_a_branch_is_compared():
+    """ONNX Runtime takes it for that of the tensor behind the If."""
+    branches = "then_branch = p () => (float[3,4] q) { q = Relu(x) }, else_branch = g () =>"
+    branches += " (float[3,4] r) { r = Neg(x) }"
+    body = f"e = ReduceMax(row); f = Greater(e, one); t = If (f) <{branches}>; "
+    assert verdict(graph(body.replace("3,4", "A,B") + DECLARED[len("t = Relu(x); ") :])) is None
+    model = graph(body + DECLARED[len("t = Relu(x); ") :])
+    assert verdict(model) == "r (Neg): axis 0 of r is declared with 3, not proved"
+
+
+def test_declared_size_of_a_constant_is_compared():
+    model = graph("y = Add(x, row)")
+    model.graph.value_info.append(helper.make_tensor_value_info("row", TensorProto.FLOAT, [3, 4]))
+    assert verdict(model) == "axis 0 of row is declared with 3, not proved"
 
 
 def test_declared_size_in_a_body_is_compared():
