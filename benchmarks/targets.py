@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.loops import GRPC, CallRequest, Headers
 from benchmarks.network import Generator, NetworkLoad, count_refused, on_cores
 from digit_classifier import wire
-from serving.commandline.options import OLD_PREFIX, PREFIX
+from serving.commandline.options import PREFIX
 from serving.model import repository
 from serving.protocols.oip import inference_pb
 from serving.tensors import DTYPES, Array, Feeds, TensorSignature
@@ -369,10 +369,8 @@ def server_process(
         Its process, and the words of its first line, by name.
     """
     # A server has the options of its cell, not those that the environment sets for `run`.
-    prefixes = PREFIX, OLD_PREFIX
-    environment = {n: text for n, text in os.environ.items() if not n.startswith(prefixes)}
-    for prefix in prefixes:  # not an option: other checkouts may not have it
-        environment[f"{prefix}HTTP_PORT"] = "off"
+    environment = {n: text for n, text in os.environ.items() if not n.startswith(PREFIX)}
+    environment[f"{PREFIX}HTTP_PORT"] = "off"  # not an option: other checkouts may not have it
     if checkout:
         environment["PYTHONPATH"] = str(checkout)
     with tempfile.TemporaryFile("w+") as errors:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from serving import applications
 from serving.cli.commands import COMMANDS, parser
 from serving.commandline import installation
-from serving.commandline.options import Parser, blame, read_old_names
+from serving.commandline.options import Parser, blame
 from serving.errors import (
     ConfigurationError,
     CorruptModel,
@@ -79,11 +79,10 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are reported in one line
     variables: dict[str, str] = {}
     try:
-        old = read_old_names()
         arguments = make_parser(words[0] if words else "")
         options = arguments.parse_args(words or ["--help"])
         variables = options.variables
-        for line in (*old, *arguments.unknown_variables("SERVING_TOKEN", "SERVING_VERDICTS")):
+        for line in arguments.unknown_variables("SERVING_TOKEN", "SERVING_VERDICTS"):
             logs.print_line(f"{arguments.prog}: {line}", sys.stderr)
         command: Callable[[Namespace], int] = COMMANDS.get(options.command) or options.run
         code = command(options)

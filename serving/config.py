@@ -29,14 +29,14 @@ _VERSIONS = re.compile(r"latest|all|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchingConfig:
-    """How requests are queued and batched; sizes count images."""
+    """How requests are queued and batched; sizes count rows."""
 
     max_batch_size: int = 512
     """The most rows in one batch."""
     # Past 128 the model's time an image is constant; only the run's overhead is still spread over
     # more: from 128 to 512, messages of 256 images gain a quarter. A run of 512 takes some 2 ms.
     max_queue_delay_s: float = 0.0
-    """Seconds to wait for more images of a batch; with 0, batches grow only while it is busy."""
+    """Seconds to wait for more rows of a batch; with 0, batches grow only while it is busy."""
     queue_capacity: int = 16_384
     """The most rows that wait; further requests are rejected."""
     slo_s: float = math.inf

@@ -20,7 +20,7 @@ from serving.system.process import usable_cores
 from serving.tensors import Array, Feeds, ModelInfo, Outputs, as_feeds
 
 FEW_ROWS = 16
-"""The largest call of an event loop that is worth waiting for others: a run of 16 images takes as
+"""The largest call of an event loop that is worth waiting for others: a run of 16 rows takes as
 long as the way to a thread and back, some 100 µs."""
 
 _Answer = TypeVar("_Answer")
@@ -139,7 +139,7 @@ class Model(BaseModel):
     """Runs any ONNX model in this process; safe to call from many threads.
 
         with Model.load("model.onnx") as model:
-            outputs = model.infer({"images": array})
+            outputs = model.infer({"x": array})
 
     The verbs are those of `serving.Client`. Use it as a context manager, or call `close`.
     """

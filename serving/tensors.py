@@ -70,7 +70,7 @@ class Tensor:
                 for at, size in enumerate(self.shape)]  # fmt: skip
 
     def __str__(self) -> str:
-        """Return text such as "images UINT8 [batch, 784]"."""
+        """Return text such as "x FP32 [batch, 4]"."""
         return f"{self.name} {self.datatype} [{', '.join(self.axes)}]"
 
 
@@ -135,7 +135,7 @@ class TensorSignature:
         object.__setattr__(self, "row_bytes", self.inputs[0].row_bytes if is_rows else 0)
 
     def __str__(self) -> str:
-        """Return text such as "images UINT8 [N, 784] -> probabilities FP32 [N, 10]"."""
+        """Return text such as "x FP32 [N, 4] -> y FP32 [N, 3]"."""
         return " -> ".join(", ".join(map(str, side)) for side in (self.inputs, self.outputs))
 
 

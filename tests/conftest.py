@@ -27,7 +27,7 @@ pytest_plugins = ["tests.unattended"]
 ROOT = Path(__file__).parents[1]
 
 
-for name in [name for name in os.environ if name.startswith("DIGITS_")]:
+for name in [name for name in os.environ if name.startswith("SERVING_")]:
     del os.environ[name]  # else it would set the options of every server here
 os.environ["SERVING_VERDICTS"] = "off"  # the user's cache is no test's business
 os.environ["SERVING_HTTP_PORT"] = "off"  # where a test does not ask: servers would share one port

@@ -476,7 +476,7 @@ def run_shared(
     """Run rows in parts, on this thread and on helper threads that end with the call.
 
     Helpers start for cores that no other call uses: callers that keep all cores busy by themselves
-    run whole batches. Starting a helper takes some 20 µs, a run of 128 images 600. Nothing is kept
+    run whole batches. Starting a helper takes some 20 µs, a run of 128 rows 600. Nothing is kept
     between calls, so there is nothing to close, to lose at a fork, or to hold when an exception
     ends the call.
 

@@ -342,7 +342,7 @@ def client_span(path: str, target: str) -> AbstractContextManager[object]:
     """Return a span for a call and its retries, which becomes the active one; errors are noted.
 
     Args:
-        path: of the method, such as "/digits.v1.DigitClassifier/Classify".
+        path: of the method, such as "/grpc.health.v1.Health/Check".
         target: where the server is.
     """
     if not _makes_spans():

@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from serving.commandline.installation import version
 
-PREFIX, OLD_PREFIX = "SERVING_", "DIGITS_"
+PREFIX = "SERVING_"
 
 _WITH_VARIABLE = ("store", "store_true", "extend")
 """Actions of options that the environment can set."""
@@ -31,24 +31,6 @@ a service named `serving` sets SERVING_PORT, `serving-metrics` SERVING_METRICS_P
 
 _LINK_NAME = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 """Names of further such variables."""
-
-
-def read_old_names() -> list[str]:
-    """Set each variable by its present name that only has the one of earlier versions.
-
-    Returns:
-        A line that names them, if there are any.
-    """
-    old = {
-        name: PREFIX + name.removeprefix(OLD_PREFIX)
-        for name, text in sorted(os.environ.items())
-        if name.startswith(OLD_PREFIX)
-        and not (_SERVICE_LINK.match(text) or _LINK_NAME.search(name))
-        and PREFIX + name.removeprefix(OLD_PREFIX) not in os.environ
-    }
-    os.environ.update({present: os.environ[name] for name, present in old.items()})
-    pairs = ", ".join(f"{name} is now {present}" for name, present in old.items())
-    return [f"{pairs}; the old names are still read"] if old else []
 
 
 class Parser(argparse.ArgumentParser):

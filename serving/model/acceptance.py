@@ -52,8 +52,8 @@ _QUICK_S = 0.0002
 caller's call takes 0.14 ms, and took 11 ms beside a model whose rows run there for 1.2 ms each."""
 _QUICK_ROW_S, _QUICK_BATCH_S = 15e-6, 0.002
 """More rows may take twice as long as that thread reads and answers as many calls, some 7 us each,
-but no run more than 2 ms: 128 rows of the digits take 0.6 ms, and another thread would make their
-callers wait for 0.1 ms more."""
+but no run more than 2 ms: 128 rows of a small network take 0.6 ms, and another thread would make
+their callers wait for 0.1 ms more."""
 _UNBOUNDED = (
     b"Loop", b"Scan", b"If", b"SequenceMap", b"BeamSearch", b"GreedySearch", b"Sampling",
     b"Range", b"ConstantOfShape", b"Expand", b"Tile", b"Resize", b"Upsample", b"Pad", b"OneHot",

@@ -63,7 +63,7 @@ def load_model(
     for a minute hangs. It is left behind on a daemon thread.
 
     Args:
-        model_dir: the model's directory, such as models/digits, or an ONNX file.
+        model_dir: the model's directory, such as models/iris, or an ONNX file.
         version: the version; None for the newest good one, of those that the model's settings name
             if they name some. A corrupt version is skipped with a warning.
         device: "auto", "cpu" or "cuda".

@@ -153,7 +153,7 @@ def bare_run(session: Session) -> Callable[..., list[Any]]:
     """Return the session's `run` without its wrapper in Python, where this release has one.
 
     The wrapper checks names, which their callers did, and falls back to other providers, which
-    `new_session` turned off. It takes 1.1 us of a one-image run's 21, and all of it under the GIL,
+    `new_session` turned off. It takes 1.1 us of a one-row run's 21, and all of it under the GIL,
     for which threads compete.
     """
     run: Callable[..., list[Any]] = getattr(session, "_sess", session).run

@@ -250,7 +250,7 @@ def _repository_paths(paths: Iterable[str]) -> dict[str, str]:
         paths: relative to the repository, or to a folder that holds nothing else.
 
     Returns:
-        The given path of each path in the repository, such as "digits/3/model.onnx".
+        The given path of each path in the repository, such as "iris/3/model.onnx".
     """
     found = {path: path for path in paths if _PATH.fullmatch(path)}
     if not found and len({path.partition("/")[0] for path in paths}) == 1:

@@ -45,7 +45,7 @@ LABELS = "labels.json"
 FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 _GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
 MAX_MANIFEST_BYTES = 512 << 10
-"""Twice the most that the exporter writes of golden samples; of digits 50 KB."""
+"""Twice the most that the exporter writes of golden samples."""
 _MAX_TEXT = 100
 """Characters of a name, which is part of every answer to GetModel and of log lines."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -67,7 +67,7 @@ class Manifest:
     name: str
     version: str
     test_accuracy: float | None
-    """Share of the test images answered correctly, 0 to 1; None if unknown."""
+    """Share of the test samples answered correctly, 0 to 1; None if unknown."""
     digests: dict[str, str]
     """File name to SHA-256, in hexadecimal."""
     golden_images: Images

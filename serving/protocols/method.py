@@ -127,7 +127,7 @@ class Method:
     """The common part of all kinds of methods."""
 
     path: str
-    """Its path on the wire, such as "/digits.v1.DigitClassifier/Classify"."""
+    """Its path on the wire, such as "/grpc.health.v1.Health/Check"."""
     name: str
     """Its name in the metrics, such as "Classify"."""
     is_open: bool = False

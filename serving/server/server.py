@@ -313,7 +313,12 @@ class Server:
         for version, model in versions.versions.items():
             num_classes = 0 if model.signature is None else model.signature.num_classes
             facts = version, model.device, model.precision, self.transport
-            yield Served(route.name, *facts, roles.get(version, ""), num_classes)
+            sizes = model.settings.of(self._router.batching)
+            most = sizes.max_batch_size if model.tensors.is_batchable else 1
+            yield Served(
+                route.name, *facts, roles.get(version, ""), num_classes, most,
+                sizes.max_request_rows,
+            )  # fmt: skip
 
     def _request(self, route: Route) -> str:
         model, security = route.model, self.config.security
@@ -385,6 +390,7 @@ def announce(
     """Print the ready line, which tools may parse, and for people where the page is, and a request.
 
     Of several models, names and versions are joined by commas, and so are other facts that differ.
+    Limits are those in effect: a model's own settings may lower the server's.
     """
     models = [served for served in report.models if served.role == "default"]
     facts = {
@@ -395,8 +401,8 @@ def announce(
         "transport": models[0].transport,
         "address": address,
         "metrics": metrics_address,
-        "max_request_rows": report.batching.max_request_rows,
-        "max_batch_size": report.batching.max_batch_size,
+        "max_request_rows": _each(served.max_request_rows for served in models),
+        "max_batch_size": _each(served.max_batch_size for served in models),
         **more,
     }
     if log_format == "json":
@@ -408,6 +414,12 @@ def announce(
         for line in ([str(more["http"])] if "http" in more else []) + [report.request]:
             logs.print_line(f"try it: {line}", sys.stdout)
     notify("READY=1")
+
+
+def _each(limits: Iterable[int]) -> int | str:
+    """Return a limit of all models, or that of each in their order."""
+    found = [*limits]
+    return found[0] if len({*found}) == 1 else ",".join(map(str, found))
 
 
 def _announce(server: Server) -> None:

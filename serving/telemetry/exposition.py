@@ -49,7 +49,7 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
     rows = core.CounterMetricFamily("serving_rows", "Rows run.", labels=_VERSION)
     answers = core.CounterMetricFamily(
         "serving_answers",
-        "Images run, by the class answered.",
+        "Rows run, by the class answered.",
         labels=(*_VERSION, "class"),
     )
     for label, counts in models.items():

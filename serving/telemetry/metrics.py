@@ -85,9 +85,9 @@ class ModelCounts:
     calls_output_s: float = 0.0
     """Seconds from the end of their runs until they were answered, likewise."""
     classes: Counter[int] = field(default_factory=Counter)
-    """Images run, by the number of the class that was answered."""
+    """Rows run, by the number of the class that was answered."""
     confidence: Histogram = field(default_factory=partial(Histogram, _CONFIDENCES))
-    """The probability of that class: it falls when pictures differ from the training images."""
+    """The probability of that class: it falls when pictures differ from those of the training."""
     queue_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
     """From a call's arrival to its last run; as many as calls were answered."""
     run_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
@@ -219,7 +219,7 @@ class Metrics:
         self._classified, self._num_classified_bytes = [], 0
         for (_, kind, _), runs in found.items():
             numbers, probabilities = map(b"".join, list(zip(*runs, strict=True))[1:])
-            # All at once: some 8 us, and 10 ns an image.
+            # All at once: some 8 us, and 10 ns a row.
             answered: npt.NDArray[np.unsignedinteger] = np.frombuffer(
                 numbers, np.uint8 if kind is bytes else np.uintc
             )
@@ -280,6 +280,10 @@ class Served(NamedTuple):
     """"default", "canary", or empty: answers only calls that name it, or one of its labels."""
     num_classes: int
     """Of a classifier; 0 of other models."""
+    max_batch_size: int = 1
+    """The most rows in one run, by its own settings too; 1 if calls run alone."""
+    max_request_rows: int = 1
+    """The most rows in one request."""
 
 
 class Readiness(NamedTuple):

@@ -139,8 +139,8 @@ class LoggedCall:
         """Start the call's clock.
 
         Args:
-            method: the path, such as "/digits.v1.DigitClassifier/Classify"; over HTTP
-                "POST /v1/digits".
+            method: the path, such as "/inference.GRPCInferenceService/ModelInfer"; over HTTP
+                "POST /v2/models/iris/infer".
             peer: the caller's address as gRPC writes it: "ipv4:127.0.0.1:50051".
             metadata: the call's headers; malformed ids in them are ignored.
         """

@@ -26,7 +26,7 @@ _MAX_MESSAGE_BYTES = 64 << 20
 _LEAST_BUFFERED_BYTES, _NUM_LARGEST, _SHARE_OF_MEMORY = 64 << 20, 8, 8
 """Half-received messages: as many of the largest as this, up to a part of the memory."""
 _SPARE_BYTES = 4096
-"""Room for tags, lengths and names beside the images of a message."""
+"""Room for tags, lengths and names beside the rows of a message."""
 TURN_S = 2e-3
 """How long reading from one peer is to take, before the others' turn: as many bytes are read as its
 last ones say."""

@@ -59,7 +59,7 @@ _MAX_READ_S = 2e-4
 frames would, was interrupted; charged in full, it would have its peer wait as long for each other
 busy one."""
 _READ_BYTES = 512 << 10
-"""Bytes read of one connection before the others' turn, some 600 one-image calls."""
+"""Bytes read of one connection before the others' turn, some 600 calls of one small row."""
 
 
 class Reader:

@@ -103,7 +103,7 @@ class Headers:
     trusted: bool
     """Whether the token is valid."""
     is_plain: bool
-    """Whether it is an accepted unary call of images."""
+    """Whether it is an accepted unary call of rows."""
 
     def within(self, timeout: bytes) -> "Headers":
         """Return the same with a grpc-timeout."""

@@ -137,9 +137,6 @@ def test_models_folder_without_the_model_names_the_one_that_has(
     [
         ({"SERVING_PROT": "1"}, "unknown variable SERVING_PROT: did you mean SERVING_PORT?"),
         ({"SERVING_OF_PI": "1"}, "unknown variable SERVING_OF_PI: ignored"),
-        ({"DIGITS_WORKERS": "2", "DIGITS_PORT": "tcp://10.0.0.1:1", "DIGITS_TOKEN": "t",
-          "SERVING_TOKEN": "t"},
-         "DIGITS_WORKERS is now SERVING_WORKERS; the old names are still read"),
         ({"SERVING_TOKEN": "t" * 32, "SERVING_WORKERS": "2", "SERVING_DEVICE": ""}, ""),
         ({"SERVING_SERVICE_HOST": "10.0.0.1", "SERVING_SERVICE_PORT_GRPC": "50051",
           "SERVING_PORT": "tcp://10.0.0.1:50051", "SERVING_HTTP_PORT": "tcp://10.0.0.1:80",

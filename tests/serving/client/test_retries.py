@@ -13,7 +13,7 @@ import trustme
 
 from digit_classifier import AsyncClassifier, Classifier
 from serving.client.transport import RetryBudget
-from serving.errors import Unavailable
+from serving.errors import Overloaded, TooLarge, Unavailable
 from tests.support.fakes import TIMEOUT_S
 from tests.support.fleet.replicas import Router
 from tests.support.servers import ONE, fake_server
@@ -87,6 +87,74 @@ def test_server_that_asks_for_another_attempt_gets_it(image):
 
     with fake_server(refuse_then_answer) as address:
         assert from_threads(address, image) == [None] * NUM_CALLS
+
+
+class Full:
+    """A method of a server whose queue is full for the first calls."""
+
+    def __init__(self, num_refused, pushback_ms="20"):
+        self.num_refused, self.num_attempts = num_refused, 0
+        self.trailers = (("grpc-retry-pushback-ms", pushback_ms),) if pushback_ms else ()
+
+    def __call__(self, _, context):
+        self.num_attempts += 1
+        if self.num_attempts <= self.num_refused:
+            context.set_trailing_metadata(self.trailers)
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "any text")
+        return ONE
+
+
+@pytest.mark.usefixtures("client_transport")
+def test_full_queue_is_waited_for_and_then_answers(image):
+    full = Full(8)  # more often than a failing server is asked
+    with fake_server(full) as address, Classifier.connect(address, timeout_s=PATIENT_S) as client:
+        assert len(client.classify(image)) == 1
+    assert full.num_attempts == 9
+
+
+@pytest.mark.usefixtures("client_transport")
+def test_full_queue_is_an_overload_if_no_time_is_left_for_the_pause(image):
+    full = Full(1, pushback_ms="60000")
+    with (
+        fake_server(full) as address,
+        Classifier.connect(address, timeout_s=10) as client,
+        pytest.raises(Overloaded) as caught,
+    ):
+        client.classify(image)
+    assert (full.num_attempts, caught.value.retry_after_s) == (1, 60.0)
+
+
+@pytest.mark.usefixtures("client_transport")
+@pytest.mark.parametrize("pushback_ms", ["-1", "soon"])
+def test_server_that_wants_no_further_attempt_gets_none(pushback_ms, image):
+    full = Full(9, pushback_ms)
+    with (
+        fake_server(full) as address,
+        Classifier.connect(address, timeout_s=PATIENT_S) as client,
+        pytest.raises(Overloaded),
+    ):
+        client.classify(image)
+    assert full.num_attempts == 1
+
+
+@pytest.mark.usefixtures("client_transport")
+def test_message_that_is_too_large_is_sent_once(image):
+    full = Full(9, pushback_ms="")
+    with (
+        fake_server(full) as address,
+        Classifier.connect(address, timeout_s=PATIENT_S) as client,
+        pytest.raises(TooLarge),
+    ):
+        client.classify(image)
+    assert full.num_attempts == 1
+
+
+def test_overload_of_all_calls_is_no_storm(image):
+    full = Full(10**9, pushback_ms="1")
+    with fake_server(full) as address:
+        outcomes = from_threads(address, image)
+    assert all(isinstance(outcome, Overloaded) for outcome in outcomes)
+    assert NUM_CALLS < full.num_attempts <= 1.2 * NUM_CALLS
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digit_classifier.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from digit_classifier.wire import encode_request
+from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
 from tests.support.servers import ended, on_both, running_server, serve_command, wait_until
 
@@ -122,3 +123,23 @@ def test_taken_port_is_one_clear_line(models, options, option):
         f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken; "
         f"choose another by {option}\n"
     )
+
+
+def test_ready_line_has_the_limits_in_effect_of_each_model(tmp_path):
+    for name in ("iris", "small", "total"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        graph = sum_of_all() if name == "total" else two_layers()
+        save(graph, tmp_path / name / "1")
+    (tmp_path / "small" / "config.pbtxt").write_text("max_batch_size: 8")
+    with running_server(tmp_path) as server:
+        assert server.facts["model"] == "iris,small,total"
+        assert server.facts["max_batch_size"] == "512,8,1"
+        assert server.facts["max_request_rows"] == "4096"
+
+
+def sum_of_all():
+    """A graph that mixes its rows."""
+    return model(
+        [node("ReduceSum", ["x"], ["y"], keepdims=0)],
+        [value("x", "FP32", ["N", 4])], [value("y", "FP32", [])],
+    )  # fmt: skip
