@@ -96,6 +96,7 @@ class _Process(NamedTuple):
         """End it, though it be stopped."""
         self.process.kill()
         self.process.wait()
+        self.stream.close()
         self.socket.close()
 
 

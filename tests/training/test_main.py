@@ -117,7 +117,13 @@ def test_command_on_nothing_trained_names_what_to_run(command, tmp_path, capsys)
 
 def test_export_and_report_get_their_folders(tmp_path, mnist_sample, monkeypatch):
     calls: list[tuple[object, ...]] = []
-    monkeypatch.setattr("training.export.digits.export", lambda *values: calls.append(values))
+    flags: list[dict[str, bool]] = []
+
+    def export(*values, **options):
+        calls.append(values)
+        flags.append(options)
+
+    monkeypatch.setattr("training.export.digits.export", export)
     monkeypatch.setattr(report, "write", lambda *values: calls.append(values))
     models = ["--models", str(tmp_path / "models"), "--name", "mine"]
     assert main(["report", "--artifacts", str(tmp_path)]) == 0
@@ -126,6 +132,8 @@ def test_export_and_report_get_their_folders(tmp_path, mnist_sample, monkeypatch
         (tmp_path, mnist_sample),
         (tmp_path, tmp_path / "models", mnist_sample, "mine"),
     ]
+    assert main(["export", "--artifacts", str(tmp_path), *models, "--new-signature"]) == 0
+    assert flags == [{"is_new_signature": False}, {"is_new_signature": True}]
 
 
 def test_terminal_sees_one_live_line(monkeypatch, capsys):

@@ -181,8 +181,10 @@ def expanded(node: Node) -> list[Value]:
             if axis is not None or size != ONE:
                 raise Mixes("a row is repeated as often as there are rows")
             size, axis = other, at
-        else:
+        elif other.is_positive:
             size = met(node, [size, other])
+        else:  # ONNX Runtime may leave an Expand to 0 out
+            size = node.new_size()
         sizes.append(size)
     return node.outputs(Value(tuple(sizes), axis))
 

@@ -202,6 +202,11 @@ MIXING: dict[str, Any] = {
         "; c = Squeeze(q, first); " + IF,
         OVER,
     ),
+    "rows expanded to nothing": (
+        "u = Unsqueeze(x, second); r = Relu(u); e = Expand(r, nothing_of_rows)"
+        "; s = Shape<start=1, end=2>(e); q = Equal(s, first); c = Squeeze(q, first); " + IF,
+        OVER,
+    ),
     "expanded by an unknown size": (
         "n = NonZero(row); l = Shape<start=1>(n); v = Concat<axis=0>(l, second)"
         "; p = Mul(second, second); e = Expand(p, v); s = Shape<start=0, end=1>(e)"
@@ -393,6 +398,7 @@ CONSTANTS |= {
     "minus_one": np.array([-1], np.int64), "corner": np.array([[0]], np.int64),
     "places": np.zeros((3, 4), np.int64), "bytes": np.ones((4, 4), np.uint8),
     "zeros_of_rows": np.array([1, 2, 3], np.uint8), "twice_1": np.array([1, 2, 1], np.int64),
+    "nothing_of_rows": np.array([0, 1], np.int64),
     "one_of_3": np.ones((1, 1, 1), np.float32), "row_of_0": np.zeros((1, 4), np.float32),
     "wide": np.ones((4, 12), np.float32), "long": np.ones(12, np.float32),
     "pairs_of_rows": np.array([-1, 2, 4], np.int64),
