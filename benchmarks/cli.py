@@ -154,7 +154,7 @@ def _callers(text: str) -> tuple[int, int]:
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""
 
-EXTRAS = {"onnxruntime": "serve", "uvloop": "serve"}
+EXTRAS = {"onnxruntime": "serve", "uvloop": "serve", "matplotlib": "bench"}
 """Modules that the base installation lacks, and the extra that brings each."""
 
 

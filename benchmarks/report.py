@@ -1,5 +1,6 @@
 """The report: a page of Markdown with a picture, and the README's section."""
 
+import os
 import re
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def write(results: Results, path: Path) -> Path:
 
 def _picture(results: Results) -> str:
     """Return the picture; empty if there is nothing to draw, or nothing to draw it with."""
+    # Its list of fonts would stand in the home otherwise.
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(user) / "digit-serving" / "matplotlib"))
     try:
         from benchmarks import pictures  # matplotlib takes half a second to import
     except ModuleNotFoundError:

@@ -93,10 +93,10 @@ class Exact:
 
 def test_overload_offers_multiples_of_what_a_closed_loop_reached():
     samples = search(Exact(1000), "Overload")
-    assert [sample.overload for sample in samples] == [1.0, 1.5, 2.0, 3.0]
-    assert [sample.offered_per_s for sample in samples] == [1000, 1500, 2000, 3000]
-    assert [sample.outcomes["late"] for sample in samples] == [0, 500, 1000, 2000]
-    assert [sample.holds(0.01) for sample in samples] == [True, False, False, False]
+    assert [sample.overload for sample in samples] == [1.0, 1.5, 2.0, 3.0, 5.0]
+    assert [sample.offered_per_s for sample in samples] == [1000, 1500, 2000, 3000, 5000]
+    assert [sample.outcomes["late"] for sample in samples] == [0, 500, 1000, 2000, 4000]
+    assert [sample.holds(0.01) for sample in samples] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize(("busy", "reason"), [(1.0, "the generator sent less"), (0.5, "")])
