@@ -154,7 +154,7 @@ python:
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(RUN) $(PIP) install --no-compile --no-cache-dir --require-hashes -r requirements/$*.lock
-	$(RUN) $(PIP) install --no-deps --no-build-isolation --editable . --editable reader
+	$(RUN) $(PIP) install --no-deps --no-build-isolation --config-settings editable_mode=compat --editable . --editable reader
 	@touch $@
 
 # The site is built from Markdown alone, without TensorFlow and the rest.

@@ -39,11 +39,8 @@ class ServedModel(NamedTuple):
     test_accuracy: float | None
     """Share of the test images answered correctly, 0 to 1; None if unknown."""
 
-    @property
-    def message_images(self) -> int:
-        """The images that are sent in one message."""
-        largest = max(self.signature.image_bytes, self.signature.row_bytes)
-        return min(self.max_request_images, max(1, _CHUNK_BYTES // largest))
+    message_images: int
+    """The images that are sent in one message."""
 
 
 class RemoteDigits:
@@ -59,20 +56,21 @@ class RemoteDigits:
 
     def classify(self, images: npt.ArrayLike) -> Predictions:
         """See `Classifier.classify`."""
-        begin_s, model = time.monotonic(), self._model
+        model, timeout_s = self._model, self._client.timeout_s
         if model is None:
+            begin_s = time.monotonic()
             as_pixels(images)  # images that no model takes are refused without a call
             model = self._asked()
+            timeout_s -= time.monotonic() - begin_s
         checked = as_images(images, model.signature)
         if len(checked) <= model.message_images:
             message = wire.encode_request(checked.data.cast("B"))
-            timeout_s = self._client.timeout_s - (time.monotonic() - begin_s)
             return self._part(self._client.call(CLASSIFY, message, timeout_s=timeout_s), checked)
         parts = _divided(checked, model)
         answers = self._client.call_many(
             CLASSIFY,
             (wire.encode_request(part.data.cast("B")) for part in parts),
-            timeout_s=self._client.timeout_s - (time.monotonic() - begin_s),
+            timeout_s=timeout_s,
         )
         pairs = zip(answers, parts, strict=True)
         return Predictions.concatenate([self._part(data, part) for data, part in pairs])
@@ -210,14 +208,17 @@ def served_model_of(data: bytes, address: str) -> ServedModel:
         raise malformed(address, "no GetModelResponse") from err
     if response.max_request_images < 1:
         raise malformed(address, f"max_request_images {response.max_request_images}")
-    accuracy = response.test_accuracy
+    accuracy, most = response.test_accuracy, response.max_request_images
     try:
-        return ServedModel(
-            response.name,
-            response.version,
-            wire.signature_of(response),
-            response.max_request_images,
-            accuracy if accuracy and math.isfinite(accuracy) else None,
-        )
+        signature = wire.signature_of(response)
     except ValueError as err:
         raise malformed(address, f"a model of {err}") from err
+    largest = max(signature.image_bytes, signature.row_bytes)
+    return ServedModel(
+        response.name,
+        response.version,
+        signature,
+        most,
+        accuracy if accuracy and math.isfinite(accuracy) else None,
+        min(most, max(1, _CHUNK_BYTES // largest)),
+    )

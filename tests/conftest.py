@@ -50,7 +50,8 @@ def pytest_sessionstart():
         if not declared <= {(each.group, each.name, each.value) for each in installed}:
             pytest.exit(
                 "pyproject.toml has other entry points than the installation: run "
-                "`.venv/bin/python -m pip install --no-deps --no-build-isolation -e . -e reader`",
+                "`.venv/bin/python -m pip install --no-deps --no-build-isolation "
+                "--config-settings editable_mode=compat -e . -e reader`",
                 2,
             )
 

@@ -121,7 +121,8 @@ def test_serving_imports_no_application():
 ALONE = """
 import sys
 sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in str(each).lower()]
-sys.path[:] = [sys.argv[1], *(each for each in sys.path if each not in ("", sys.argv[2]))]
+hidden = "", sys.argv[2], sys.argv[2] + "/reader"
+sys.path[:] = [sys.argv[1], *(each for each in sys.path if each not in hidden)]
 del sys.argv[1:3]
 from serving.__main__ import main
 sys.exit(main(sys.argv[1:]))

@@ -221,3 +221,29 @@ def test_server_without_the_extra_for_http_says_that_it_is_off():
         log = server.process.stderr.read()
     assert line == f"try it: digit-serving infer digits --target {server.address} @picture.png\n"
     assert "HTTP is off: pip install '.[serve,http]' in the checkout" in log
+
+
+TYPED = """
+import numpy as np
+import serving
+from digit_classifier import Classifier
+
+with serving.Client("127.0.0.1:50051") as client:
+    outputs = client.infer("m", {"x": np.zeros((1, 4), np.float32)}, timeout_s=0.5)
+    version: str = outputs.model_version
+    rows: int = client.describe("m").max_batch_size
+with Classifier.connect("127.0.0.1:50051", timeout_s=2.0) as classifier:
+    labels: list[str] = classifier.classify(np.zeros((1, 784), np.uint8)).labels
+client.infer("m", x=1)
+"""
+
+
+@pytest.mark.slow
+def test_type_checkers_find_the_packages_of_the_checkout(tmp_path):
+    """A path in site-packages shows them; the usual hook of an editable installation does not."""
+    (tmp_path / "program.py").write_text(TYPED)
+    command = [sys.executable, "-m", "mypy", "--strict", "program.py"]
+    result = ended(command, cwd=tmp_path, timeout=110)
+    errors = [line for line in result.stdout.splitlines() if ": error: " in line]
+    assert errors
+    assert all('"infer" of "Client"' in line for line in errors), result.stdout
