@@ -46,6 +46,10 @@ SingleStream, Server and Offline are MLPerf's. Server searches the highest rate 
 p99 within --latency-slo, latency counted from the intended send time. Targets that can't run here
 are reported as not measured.
 """
+DONE, FAILED, UNUSABLE = 0, 1, 2
+"""Exit codes: done; failed; the command or a file can't be used."""
+EXTRAS = {"onnxruntime": "serve", "uvloop": "serve", "matplotlib": "bench"}
+"""Modules that the base installation lacks, and the extra that brings each."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,16 +63,23 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_version()
     commands = top.add_subparsers(dest="command", required=True, metavar="{run,plot}")
-    _add_run(commands.add_parser(
-        "run", epilog=_TARGETS, formatter_class=raw,
-        help="measure, and write a results file with its report",
-        description="Measure a suite, changed by the options, and write NAME.json and its "
-        "report NAME.md.",
-    ))  # fmt: skip
-    _add_plot(commands.add_parser(
-        "plot", help="write a results file's report again",
-        description="Write a page of Markdown beside a results file.",
-    ))  # fmt: skip
+    _add_run(
+        commands.add_parser(
+            "run",
+            epilog=_TARGETS,
+            formatter_class=raw,
+            help="measure, and write a results file with its report",
+            description="Measure a suite, changed by the options, and write NAME.json and its "
+            "report NAME.md.",
+        )
+    )
+    _add_plot(
+        commands.add_parser(
+            "plot",
+            help="write a results file's report again",
+            description="Write a page of Markdown beside a results file.",
+        )
+    )
     return top
 
 
@@ -78,25 +89,53 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--targets", type=_list(_target), metavar="A,B", help="instead of the suite's; see below")
     add("--scenarios", type=_list(_one_of(SCENARIOS)), metavar="A,B", help=", ".join(SCENARIOS))
     add("--device", type=_list(_one_of(("cpu", "cuda"))), metavar="A,B", help="cpu, cuda or both")
-    add("--precision", type=_list(_one_of(("fp32", "int8"))), metavar="A,B",
-        help="fp32, int8 or both")  # fmt: skip
+    add(
+        "--precision",
+        type=_list(_one_of(("fp32", "int8"))),
+        metavar="A,B",
+        help="fp32, int8 or both",
+    )
     add("--workers", type=_list(options.count), metavar="N,M", help="processes of our server")
-    add("--callers", type=_list(_callers), metavar="N,CxM",
-        help="ClosedLoop: calls in flight; CxM: M on each of C connections")  # fmt: skip
+    add(
+        "--callers",
+        type=_list(_callers),
+        metavar="N,CxM",
+        help="ClosedLoop: calls in flight; CxM: M on each of C connections",
+    )
     add("--batches", type=_list(_batch), metavar="N,M", help="images a call, Offline (1 to 4096)")
     add("--rounds", type=options.count, metavar="N", help="interleaved rounds")
     add("--seconds", type=options.seconds, metavar="S", help="length of one timed run")
-    add("--latency-slo", type=options.seconds, metavar="S", dest="latency_slo_s",
-        help="p99 objective of Server (0.01)")  # fmt: skip
+    add(
+        "--latency-slo",
+        type=options.seconds,
+        metavar="S",
+        dest="latency_slo_s",
+        help="p99 objective of Server (0.01)",
+    )
     add("--arrivals", choices=("poisson", "constant"), help="how Server's calls come (poisson)")
-    add("--generator", choices=("auto", "h2load", "python"), default="auto",
-        help="load generator of closed loops; auto: h2load if installed")  # fmt: skip
-    add("--share-cores", action="store_true",
-        help="targets and generator on all cores, instead of half of them each")  # fmt: skip
-    add("--models", type=Path, metavar="DIR",
-        help="model repository (default: models, else the bundled one)")  # fmt: skip
-    add("--model", type=Path, metavar="FILE",
-        help="ONNX file to measure instead, by drawn inputs and ModelInfer")  # fmt: skip
+    add(
+        "--generator",
+        choices=("auto", "h2load", "python"),
+        default="auto",
+        help="load generator of closed loops; auto: h2load if installed",
+    )
+    add(
+        "--share-cores",
+        action="store_true",
+        help="targets and generator on all cores, instead of half of them each",
+    )
+    add(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="model repository (default: models, else the bundled one)",
+    )
+    add(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="ONNX file to measure instead, by drawn inputs and ModelInfer",
+    )
     add("--output", type=Path, metavar="FILE", help=f"({RESULTS}/local/SUITE.json)")
 
 
@@ -104,8 +143,11 @@ def _add_plot(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("results", type=Path, nargs="?", default=_BENCH, metavar="RESULTS", help=f"({_BENCH})")
     add("--readme", type=Path, metavar="FILE", help="write the table into this README instead")
-    add("--check", action="store_true",
-        help="with --readme: change nothing, fail if it is out of date")  # fmt: skip
+    add(
+        "--check",
+        action="store_true",
+        help="with --readme: change nothing, fail if it is out of date",
+    )
 
 
 def _list(convert: Callable[[str], _T]) -> Callable[[str], list[_T]]:
@@ -151,13 +193,6 @@ def _callers(text: str) -> tuple[int, int]:
     return (number or 1) * options.count(callers), number
 
 
-DONE, FAILED, UNUSABLE = 0, 1, 2
-"""Exit codes: done; failed; the command or a file can't be used."""
-
-EXTRAS = {"onnxruntime": "serve", "uvloop": "serve", "matplotlib": "bench"}
-"""Modules that the base installation lacks, and the extra that brings each."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(argv)
@@ -186,10 +221,14 @@ def _run(options: argparse.Namespace) -> int:
     named = dict(options.targets or ())
     with Generator(generator_cores, options.generator) as generator:
         setting = Setting(
-            models=models, model=options.model, workload=asked, cores=cores,
-            generator=generator, checkouts=_checkouts(options),
+            models=models,
+            model=options.model,
+            workload=asked,
+            cores=cores,
+            generator=generator,
+            checkouts=_checkouts(options),
             addresses={n: where for n, where in named.items() if where and isinstance(where, str)},
-        )  # fmt: skip
+        )
         results = runner.run(suite, setting, partial(_progress, begin_s))
     results.save(output)
     page = report.write(results, output)

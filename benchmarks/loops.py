@@ -29,6 +29,39 @@ Headers = tuple[tuple[str, str], ...]
 GRPC: Headers = (("content-type", "application/grpc"), ("te", "trailers"))
 TIMEOUT, TRACE = "99999999u", f"00-{'a' * 32}-{'b' * 16}-01"
 """Values that are replaced in each call that has headers of its own."""
+_READ_BYTES = 256 << 10
+_TIMEOUT_S = 10.0
+_LIMITS = Limits(
+    stream_window_bytes=MAX_WINDOW,
+    connection_window_bytes=MAX_WINDOW,
+    header_table_bytes=0,
+    max_frame_bytes=frames.DEFAULT_FRAME,
+    burst_small_frames=1 << 60,
+)
+"""Windows as wide as they go, a server that is measured may send any number of frames, and the
+trailers of right answers are the same bytes each time, compared instead of decoded."""
+_ACKNOWLEDGED_BYTES = 1 << 28
+"""Received before the connection's window is opened again."""
+_HEADER = Struct(">IBI")
+_OF_CALLS = (frames.DATA, frames.HEADERS, frames.RST_STREAM)
+OK, DEADLINE_EXCEEDED, UNKNOWN = 0, 4, -1
+"""Statuses of gRPC, and of calls that ended without one."""
+_CHUNK = 32
+"""Calls that are sent at once."""
+_STREAM_AT = 5
+"""Where a frame has the number of its stream."""
+_STATUS = re.compile(rb"(?:\x0bgrpc-status|\x88\x9a\xca\xc8\xb2\x124\xda\x8f)[\x01\x02](\d{1,2})")
+"""In a header block: the name as it is or in Huffman's code, and the value."""
+_TIMEOUT, _TRACE = TIMEOUT.encode(), TRACE[3:-3].encode()
+_SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835
+"""Makes ids that look random of numbers: an odd number near 2^128 by the golden ratio."""
+_LAST_S = 2.0
+"""How long the last calls of an open loop are waited for if they have no deadline."""
+_SELECT_S = 0.05
+_TICK_S = 0.0005
+"""How often an open loop of calls with deadlines sends and receives."""
+_SPIN_S = 0.0002
+"""How near the next call must be for an open loop to stay awake: sleepers wake up that late."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,33 +169,8 @@ def arrivals(kind: str, rate: float, seconds: float, seed: int) -> Seconds:
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, number))
 
 
-_READ_BYTES = 256 << 10
-_TIMEOUT_S = 10.0
-_LIMITS = Limits(
-    stream_window_bytes=MAX_WINDOW, connection_window_bytes=MAX_WINDOW, header_table_bytes=0,
-    max_frame_bytes=frames.DEFAULT_FRAME, burst_small_frames=1 << 60,
-)  # fmt: skip
-"""Windows as wide as they go, a server that is measured may send any number of frames, and the
-trailers of right answers are the same bytes each time, compared instead of decoded."""
-_ACKNOWLEDGED_BYTES = 1 << 28
-"""Received before the connection's window is opened again."""
-_HEADER = Struct(">IBI")
-_OF_CALLS = (frames.DATA, frames.HEADERS, frames.RST_STREAM)
-
-OK, DEADLINE_EXCEEDED, UNKNOWN = 0, 4, -1
-"""Statuses of gRPC, and of calls that ended without one."""
 Ended = dict[int, list[float]]
 """By status: the latencies in seconds of the calls that ended with it."""
-
-_CHUNK = 32
-"""Calls that are sent at once."""
-_STREAM_AT = 5
-"""Where a frame has the number of its stream."""
-_STATUS = re.compile(rb"(?:\x0bgrpc-status|\x88\x9a\xca\xc8\xb2\x124\xda\x8f)[\x01\x02](\d{1,2})")
-"""In a header block: the name as it is or in Huffman's code, and the value."""
-_TIMEOUT, _TRACE = TIMEOUT.encode(), TRACE[3:-3].encode()
-_SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835
-"""Makes ids that look random of numbers: an odd number near 2^128 by the golden ratio."""
 
 
 class Calls:
@@ -394,13 +402,6 @@ class Calls:
         self._engine.blocked.pop(stream, None)
 
 
-_LAST_S = 2.0
-"""How long the last calls of an open loop are waited for if they have no deadline."""
-_SELECT_S = 0.05
-_TICK_S = 0.0005
-"""How often an open loop of calls with deadlines sends and receives."""
-_SPIN_S = 0.0002
-"""How near the next call must be for an open loop to stay awake: sleepers wake up that late."""
 _OUTCOMES = {
     OK: Outcome.IN_TIME, DEADLINE_EXCEEDED: Outcome.LATE, 8: Outcome.REFUSED, 14: Outcome.REFUSED,
 }  # fmt: skip
@@ -433,9 +434,12 @@ def closed(request: CallRequest, in_flight: Sequence[int], begin_s: float, secon
 
 
 def open_loop(
-    request: CallRequest, offsets_s: Seconds, begin_s: float, connections: int,
+    request: CallRequest,
+    offsets_s: Seconds,
+    begin_s: float,
+    connections: int,
     timeout_s: float = math.inf,
-) -> Trace:  # fmt: skip
+) -> Trace:
     """Send a call at each offset from `begin_s`, answered or not.
 
     Args:
@@ -513,21 +517,32 @@ def _offer(
 
 
 def _trace(
-    ended: Ended, seconds: float, busy: float, lag_s: Sequence[float] = (),
+    ended: Ended,
+    seconds: float,
+    busy: float,
+    lag_s: Sequence[float] = (),
     outcomes: Mapping[str, int] | None = None,
-) -> Trace:  # fmt: skip
+) -> Trace:
     latencies_s = np.concatenate([[], *ended.values()])
     return Trace(
-        generator="python", latencies_s=latencies_s, duration_s=seconds, lag_s=np.array(lag_s),
-        num_errors=len(latencies_s) - len(ended.get(OK, [])), busy=busy, outcomes=outcomes or {},
-    )  # fmt: skip
+        generator="python",
+        latencies_s=latencies_s,
+        duration_s=seconds,
+        lag_s=np.array(lag_s),
+        num_errors=len(latencies_s) - len(ended.get(OK, [])),
+        busy=busy,
+        outcomes=outcomes or {},
+    )
 
 
 @contextmanager
 def _connected(
-    selector: selectors.BaseSelector, request: CallRequest, in_flight: Sequence[int], ended: Ended,
+    selector: selectors.BaseSelector,
+    request: CallRequest,
+    in_flight: Sequence[int],
+    ended: Ended,
     timeout: str = "",
-) -> Iterator[list[Calls]]:  # fmt: skip
+) -> Iterator[list[Calls]]:
     """Make callers, each on a connection, and register them; close all at the end."""
     if request.is_http:
         raise OSError("HTTP/1.1 is measured in closed loops by h2load only")

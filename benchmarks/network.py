@@ -24,6 +24,17 @@ from benchmarks import loops
 from benchmarks.loops import CallRequest, Seconds, Trace, merge
 from serving.system.process import Activity
 
+_REFUSED = re.compile(
+    r'^\w+_requests_total\{[^}]*status="(?!OK"|CANCELLED")\w+"[^}]*\} (\S+)$', re.MULTILINE
+)
+_METRICS_TIMEOUT_S = 10.0
+_START_S = 0.15
+"""How long the processes get to connect before they all begin."""
+_CONNECTIONS = 8
+"""Of a process."""
+_PREFIX_BYTES = 5
+"""Of a message of gRPC."""
+
 
 def split_cores() -> tuple[list[int], list[int]]:
     """Split the usable cores: the first half for the targets, the rest for the generator.
@@ -75,9 +86,13 @@ def _read(path: Path) -> str:
 
 
 def run_h2load(
-    request: CallRequest, connections: int, in_flight: int, seconds: float, cores: Sequence[int],
+    request: CallRequest,
+    connections: int,
+    in_flight: int,
+    seconds: float,
+    cores: Sequence[int],
     answer_bytes: int = 0,
-) -> Trace:  # fmt: skip
+) -> Trace:
     """Keep `in_flight` calls in flight on each connection.
 
     Args:
@@ -96,11 +111,17 @@ def run_h2load(
         body, log = Path(folder, "body"), Path(folder, "log")
         body.write_bytes(request.body)
         command = [
-            "h2load", f"--duration={seconds * 1000:.0f}ms", f"--clients={connections}",
-            f"--max-concurrent-streams={in_flight}", f"--threads={threads}", f"--data={body}",
-            f"--log-file={log}", *(f"--header={name}: {text}" for name, text in request.headers),
-            *(["--h1"] if request.is_http else []), f"http://{request.address}{request.path}",
-        ]  # fmt: skip
+            "h2load",
+            f"--duration={seconds * 1000:.0f}ms",
+            f"--clients={connections}",
+            f"--max-concurrent-streams={in_flight}",
+            f"--threads={threads}",
+            f"--data={body}",
+            f"--log-file={log}",
+            *(f"--header={name}: {text}" for name, text in request.headers),
+            *(["--h1"] if request.is_http else []),
+            f"http://{request.address}{request.path}",
+        ]
         before = os.times()
         with on_cores(cores):
             result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -121,10 +142,12 @@ def trace_of(rows: npt.NDArray[np.int64], seconds: float, cpu_s: float, output: 
     failed = re.search(r"(\d+) failed, (\d+) errored", output)
     num_failed = sum(map(int, failed.groups())) if failed else 0
     return Trace(
-        generator="h2load", duration_s=seconds, busy=cpu_s / seconds,
+        generator="h2load",
+        duration_s=seconds,
+        busy=cpu_s / seconds,
         latencies_s=rows[:, 2].astype(np.float64) / 1e6,
         num_errors=max(num_failed, int((rows[:, 1] != 200).sum())),
-    )  # fmt: skip
+    )
 
 
 def refused_of(num_calls: int, answer_bytes: int, output: str) -> int:
@@ -145,11 +168,6 @@ def refused_of(num_calls: int, answer_bytes: int, output: str) -> int:
     return max(0, num_calls - int(received[1]) // answer_bytes)
 
 
-_REFUSED = re.compile(
-    r'^\w+_requests_total\{[^}]*status="(?!OK"|CANCELLED")\w+"[^}]*\} (\S+)$', re.MULTILINE
-)
-
-
 def count_refused(metrics_address: str) -> int:
     """Return how many calls a server of ours has refused or failed so far, by its metrics.
 
@@ -162,15 +180,6 @@ def count_refused(metrics_address: str) -> int:
     with urllib.request.urlopen(url, timeout=_METRICS_TIMEOUT_S) as answer:
         page = answer.read().decode()
     return round(sum(float(count) for count in _REFUSED.findall(page)))
-
-
-_METRICS_TIMEOUT_S = 10.0
-_START_S = 0.15
-"""How long the processes get to connect before they all begin."""
-_CONNECTIONS = 8
-"""Of a process."""
-_PREFIX_BYTES = 5
-"""Of a message of gRPC."""
 
 
 def _begin(core: int) -> None:
@@ -194,9 +203,12 @@ class Generator:
         self._pools = [ProcessPoolExecutor(1, spawn, _begin, (core,)) for core in usable]
 
     def run(
-        self, loop: Callable[..., Trace], request: CallRequest, work: Sequence[int] | Seconds,
+        self,
+        loop: Callable[..., Trace],
+        request: CallRequest,
+        work: Sequence[int] | Seconds,
         *arguments: object,
-    ) -> Trace:  # fmt: skip
+    ) -> Trace:
         """Run a loop in every process, each with its share of the work."""
         begin_s, num = perf_counter() + _START_S, min(len(self._pools), len(work))
         jobs = [
@@ -222,9 +234,12 @@ class NetworkLoad:
     """Calls one method of a server, and keeps the time."""
 
     def __init__(
-        self, generator: Generator, request: Callable[[int], CallRequest],
-        probe: Callable[[CallRequest], bytes], num_refused: Callable[[], int] = lambda: 0,
-    ) -> None:  # fmt: skip
+        self,
+        generator: Generator,
+        request: Callable[[int], CallRequest],
+        probe: Callable[[CallRequest], bytes],
+        num_refused: Callable[[], int] = lambda: 0,
+    ) -> None:
         """Address a method of a server.
 
         Args:
@@ -240,9 +255,14 @@ class NetworkLoad:
         """Of gRPC's answers, with their prefix, by the rows of a call."""
 
     def closed(
-        self, callers: int, batch: int, seconds: float, connections: int = 0, *,
+        self,
+        callers: int,
+        batch: int,
+        seconds: float,
+        connections: int = 0,
+        *,
         has_new_headers: bool = False,
-    ) -> Trace:  # fmt: skip
+    ) -> Trace:
         """Keep `callers` calls of `batch` images in flight.
 
         They share `connections`; 0 for at most eight a process. With new headers each has

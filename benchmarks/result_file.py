@@ -26,6 +26,9 @@ from benchmarks.targets import Spec
 
 _SUB_BITS = 6
 _SUB = 1 << _SUB_BITS
+LATENCY = {"SingleStream": 0.90}
+"""Scenarios whose figure is a latency, and at which quantile; the others' is a rate."""
+FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,10 +89,6 @@ class Latencies:
         return float(self.values_s[np.searchsorted(np.cumsum(self.count), rank)])
 
 
-LATENCY = {"SingleStream": 0.90}
-"""Scenarios whose figure is a latency, and at which quantile; the others' is a rate."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class Cell:
     """A target and a task."""
@@ -126,9 +125,6 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.spec}, {self.task}"
-
-
-FORMAT = 1
 
 
 class UnusableResults(Exception):

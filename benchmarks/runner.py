@@ -58,6 +58,11 @@ _FULL = 0.95
 """Share of a core from which on a process counts as having no time left."""
 _LATE = 0.1
 """How late, at p99, calls may leave the generator, as a share of the objective."""
+_DEVICES, _PRECISIONS = ("cpu", "cuda"), ("fp32", "int8")
+_POWERS = [2**power for power in range(13)]
+_PACKAGES = (
+    "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "uvloop",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,9 +136,13 @@ def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
 
 
 def _sample(
-    cell: Cell, target: Running, rules: Rules, number: int, send: Callable[[], Trace],
+    cell: Cell,
+    target: Running,
+    rules: Rules,
+    number: int,
+    send: Callable[[], Trace],
     offered_per_s: float | None = None,
-) -> Sample:  # fmt: skip
+) -> Sample:
     """Time one run, and the target's processor time."""
     begin_s, before_s = perf_counter(), cpu_s(target.pid) if target.pid else 0.0
     trace = send()
@@ -223,10 +232,12 @@ class Suite(Rules):
 
 
 def specs(
-    targets: Iterable[str], devices: Iterable[str] = ("cpu",),
-    precisions: Iterable[str] = ("fp32",), workers: Iterable[int] = (1,),
+    targets: Iterable[str],
+    devices: Iterable[str] = ("cpu",),
+    precisions: Iterable[str] = ("fp32",),
+    workers: Iterable[int] = (1,),
     checkouts: Container[str] = (),
-) -> list[Spec]:  # fmt: skip
+) -> list[Spec]:
     """Combine settings (see `Spec`), leaving out those that a target does not have.
 
     `checkouts` are those of the targets that are our server in another checkout.
@@ -238,16 +249,15 @@ def specs(
     return [spec for spec in every if can_be(spec, checkouts)]
 
 
-_DEVICES, _PRECISIONS = ("cpu", "cuda"), ("fp32", "int8")
-_POWERS = [2**power for power in range(13)]
-
 # `make bench`: a few minutes.
 BENCH = Suite(
     name="bench",
     specs=[*specs(["plain", "grpcio"]), *specs(["h2"], precisions=_PRECISIONS)],
-    scenarios=("SingleStream", "ClosedLoop", "NewHeaders", "Offline"), rounds=5,
-    callers=((1, 1), (4, 1), (16, 4), (64, 8), (256, 8)), batches=(128,),
-)  # fmt: skip
+    scenarios=("SingleStream", "ClosedLoop", "NewHeaders", "Offline"),
+    rounds=5,
+    callers=((1, 1), (4, 1), (16, 4), (64, 8), (256, 8)),
+    batches=(128,),
+)
 
 # `make bench-full`: every scenario, device, precision and worker count; 20 minutes.
 FULL = Suite(
@@ -257,15 +267,11 @@ FULL = Suite(
         *specs(["grpcio", "h2"], _DEVICES, _PRECISIONS, (1, 2)),
     ],
     scenarios=("SingleStream", "ClosedLoop", "Server", "Offline"),
-    callers=((1, 1), (4, 1), (32, 1), (64, 8), (256, 8), (512, 64)), batches=_POWERS,
-)  # fmt: skip
+    callers=((1, 1), (4, 1), (32, 1), (64, 8), (256, 8), (512, 64)),
+    batches=_POWERS,
+)
 
 SUITES = {suite.name: suite for suite in (BENCH, FULL)}
-
-
-_PACKAGES = (
-    "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "uvloop",
-)  # fmt: skip
 
 
 def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
@@ -349,9 +355,13 @@ def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Resu
         suite=suite.name,
         date=datetime.now(UTC).date().isoformat(),
         environment=describe(setting.model or setting.models, cores),
-        settings={"rounds": suite.rounds, "seconds": suite.seconds,
-                  "latency_slo_s": suite.latency_slo_s, "arrivals": suite.arrivals},
-    )  # fmt: skip
+        settings={
+            "rounds": suite.rounds,
+            "seconds": suite.seconds,
+            "latency_slo_s": suite.latency_slo_s,
+            "arrivals": suite.arrivals,
+        },
+    )
     rules = replace(suite, num_cores=len(setting.cores))
     cells, running = suite.cells(), dict[Spec, Running]()
     with ExitStack() as stack:

@@ -131,8 +131,16 @@ def _entry(cell: Cell, figures: Figures) -> str:
 
 def cells(figures: Figures) -> ReportTable:
     """Lay out all that was measured: the figure, its ratio, latencies, processor time."""
-    rows = [["scenario", "target", "figure", f"× {_first(figures)}",
-             *(f"p{100 * share:g}" for share in _TAIL), "CPU µs"]]  # fmt: skip
+    rows = [
+        [
+            "scenario",
+            "target",
+            "figure",
+            f"× {_first(figures)}",
+            *(f"p{100 * share:g}" for share in _TAIL),
+            "CPU µs",
+        ]
+    ]
     tasks = list(dict.fromkeys(cell.task for cell in figures.rounds))
     for cell in sorted(figures.rounds, key=lambda cell: tasks.index(cell.task)):
         value = figures.of(cell) or 0.0

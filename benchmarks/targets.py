@@ -31,6 +31,22 @@ _OPEN_AXIS = 16
 """The size of drawn axes that the model leaves open, but for the rows'."""
 _HEADER_BYTES = 256
 """Length to which the JSON before binary tensors is padded."""
+_INFER = "/v2/models/{}/infer"
+CATALOGUE = {
+    "plain": "the grpcio server of a tutorial, for digits",
+    "grpcio": "our server, grpcio transport",
+    "grpcio-infer": "the same, called by ModelInfer",
+    "h2": "our server, h2 transport",
+    "h2-infer": "the same, called by ModelInfer",
+    "http-json": "our server over HTTP, numbers as JSON",
+    "http-binary": "the same, tensors as bytes",
+}
+_STOP_TIMEOUT_S = 20.0
+_ANSWER_TIMEOUT_S = 10.0
+_RIGHT_SHARE = 0.95
+"""Of the digits that must be the fp32 model's; int8 may well differ in one."""
+_LISTEN = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -92,8 +108,11 @@ def drawn(file: Path) -> Workload:
         if is_rows:
             shape[0] = max(1, min(LARGEST_BATCH, most))
         highest = 256 if each.dtype == np.uint8 else 2
-        array = generator.random(shape) if each.dtype.kind == "f" else \
-            generator.integers(0, highest, shape)  # fmt: skip
+        array = (
+            generator.random(shape)
+            if each.dtype.kind == "f"
+            else generator.integers(0, highest, shape)
+        )
         (rows if is_rows else fixed)[each.name] = np.asarray(array, each.dtype)
     return Workload(model=file.stem, rows=rows, fixed=fixed)
 
@@ -141,9 +160,14 @@ def _decode_infer(answer: bytes) -> list[int]:
 
 
 def _encode_json(model: str, feeds: Feeds) -> bytes:
-    return json.dumps({"inputs": [
-        _tensor(name, array) | {"data": array.ravel().tolist()} for name, array in feeds.items()
-    ]}).encode()  # fmt: skip
+    return json.dumps(
+        {
+            "inputs": [
+                _tensor(name, array) | {"data": array.ravel().tolist()}
+                for name, array in feeds.items()
+            ]
+        }
+    ).encode()
 
 
 def _encode_binary(model: str, feeds: Feeds) -> bytes:
@@ -175,14 +199,16 @@ def _digits(probabilities: Array) -> list[int]:
 
 CLASSIFY = RpcMethod("/digits.v1.DigitClassifier/Classify", encode_digits, _decode_digits)
 MODEL_INFER = RpcMethod("/inference.GRPCInferenceService/ModelInfer", encode_infer, _decode_infer)
-_INFER = "/v2/models/{}/infer"
 INFER_JSON = RpcMethod(
     _INFER, _encode_json, _decode_json, (("content-type", "application/json"),), is_http=True
 )
 INFER_BINARY = RpcMethod(
-    _INFER, _encode_binary, _decode_binary,
-    (("inference-header-content-length", str(_HEADER_BYTES)),), is_http=True,
-)  # fmt: skip
+    _INFER,
+    _encode_binary,
+    _decode_binary,
+    (("inference-header-content-length", str(_HEADER_BYTES)),),
+    is_http=True,
+)
 
 
 class NotMeasured(Exception):
@@ -240,17 +266,6 @@ class Running:
     """Its process; None if it was not started here."""
 
 
-CATALOGUE = {
-    "plain": "the grpcio server of a tutorial, for digits",
-    "grpcio": "our server, grpcio transport",
-    "grpcio-infer": "the same, called by ModelInfer",
-    "h2": "our server, h2 transport",
-    "h2-infer": "the same, called by ModelInfer",
-    "http-json": "our server over HTTP, numbers as JSON",
-    "http-binary": "the same, tensors as bytes",
-}
-
-
 def can_be(spec: Spec, checkouts: Container[str]) -> bool:
     """Return whether a target has these settings; others' servers are as they are."""
     is_ours = spec.target in checkouts or (spec.target in CATALOGUE and spec.target != "plain")
@@ -260,12 +275,6 @@ def can_be(spec: Spec, checkouts: Container[str]) -> bool:
 
 
 _HTTP = {"http-json": INFER_JSON, "http-binary": INFER_BINARY}
-_STOP_TIMEOUT_S = 20.0
-_ANSWER_TIMEOUT_S = 10.0
-_RIGHT_SHARE = 0.95
-"""Of the digits that must be the fp32 model's; int8 may well differ in one."""
-_LISTEN = "0A"
-"""The state of a listening socket in /proc/net/tcp."""
 
 
 def method_of(target: str, setting: Setting) -> RpcMethod:
@@ -312,9 +321,12 @@ def open_target(spec: Spec, setting: Setting) -> Iterator[Running]:
 
         def request_of(batch: int) -> CallRequest:
             return CallRequest(
-                address=where, path=method.path.format(asked.model), headers=method.headers,
-                message=method.encode(asked.model, asked.feeds(batch)), is_http=method.is_http,
-            )  # fmt: skip
+                address=where,
+                path=method.path.format(asked.model),
+                headers=method.headers,
+                message=method.encode(asked.model, asked.feeds(batch)),
+                is_http=method.is_http,
+            )
 
         probe, expected = (_post if method.is_http else _call), asked.answers
         try:
@@ -376,9 +388,14 @@ def server_process(
     with tempfile.TemporaryFile("w+") as errors:
         with on_cores(cores):
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=checkout,
-                env=environment, start_new_session=True,  # Ctrl-C is ours to pass on
-            )  # fmt: skip
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=checkout,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is ours to pass on
+            )
         try:
             assert process.stdout is not None
             with process.stdout:

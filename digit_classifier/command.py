@@ -27,12 +27,21 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE",
+    parser.add_argument(
+        "pictures",
+        nargs="+",
+        metavar="PICTURE",
         help="picture of one digit, any size, dark on light or the reverse, or one for another "
         "classifier: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF; HEIC with pillow-heif; a folder of "
-        "them; or - for stdin")  # fmt: skip
-    parser.add_argument("--reject-below", type=options.share, default=0.0, metavar="P",
-        help="print ? instead of a digit that is less probable than this, 0 to 1")  # fmt: skip
+        "them; or - for stdin",
+    )
+    parser.add_argument(
+        "--reject-below",
+        type=options.share,
+        default=0.0,
+        metavar="P",
+        help="print ? instead of a digit that is less probable than this, 0 to 1",
+    )
     models.add_pictures(parser)
     parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
     models.add_source(parser)

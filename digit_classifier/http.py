@@ -41,6 +41,27 @@ _WRONG = {float: "floats (multiply 0..1 by 255)", str: "texts", bool: "booleans"
 
 Read = Sequence[tuple[str, tuple[Images, float] | ServingError]]
 """For each picture its name, and its image with a factor for the probabilities."""
+MODULES = (__name__, *pictures.modules())
+PAGES = {"/v1/digits": ("draw.html", "Draw a digit")}
+FILES = Path(__file__).parent / "files"
+OPTIONS = [
+    REJECT_BELOW,
+    option("image", "If given, the answer has the network's input.", type="string"),
+    openapi.TIMEOUT,
+]
+DIGIT = {
+    "name": openapi.text_of("The file's name, where it has one."),
+    "digit": {"type": "integer", "minimum": 0, "maximum": DIGITS.num_classes - 1},
+    "label": openapi.text_of("The name of that class: the digit."),
+    "probability": openapi.PROBABILITY,
+    "probabilities": openapi.array_of(
+        openapi.PROBABILITY, minItems=DIGITS.num_classes, maxItems=DIGITS.num_classes
+    ),
+    "rejected": openapi.YES_NO,
+    "image": openapi.text_of(f"{DIGITS.image_bytes} bytes in base64: the network's input."),
+    "error": openapi.TEXT,
+}
+"""The schemas of an answer's fields."""
 
 
 class Digits:
@@ -141,11 +162,6 @@ def write_report(
     return as_json({"model_version": None if rows is None else rows.model_version, "digits": items})
 
 
-MODULES = (__name__, *pictures.modules())
-PAGES = {"/v1/digits": ("draw.html", "Draw a digit")}
-FILES = Path(__file__).parent / "files"
-
-
 def routes(router: Router, config: ServerConfig) -> Iterator[Endpoint]:
     """See `HttpApplication`."""
     if digits_route(router) is not None:
@@ -166,13 +182,6 @@ def digits_route(router: Router) -> Route | None:
         return None
     known = route.model.pictures
     return route if known is not None and known.resize == "digits" else None
-
-
-OPTIONS = [
-    REJECT_BELOW,
-    option("image", "If given, the answer has the network's input.", type="string"),
-    openapi.TIMEOUT,
-]
 
 
 def _digits(max_images: int) -> dict[str, Any]:
@@ -198,18 +207,3 @@ def _schemas() -> dict[str, openapi.Schema]:
             "model_version digits", model_version=VERSION, digits=openapi.some_of(digit)
         ),
     }
-
-
-DIGIT = {
-    "name": openapi.text_of("The file's name, where it has one."),
-    "digit": {"type": "integer", "minimum": 0, "maximum": DIGITS.num_classes - 1},
-    "label": openapi.text_of("The name of that class: the digit."),
-    "probability": openapi.PROBABILITY,
-    "probabilities": openapi.array_of(
-        openapi.PROBABILITY, minItems=DIGITS.num_classes, maxItems=DIGITS.num_classes
-    ),
-    "rejected": openapi.YES_NO,
-    "image": openapi.text_of(f"{DIGITS.image_bytes} bytes in base64: the network's input."),
-    "error": openapi.TEXT,
-}
-"""The schemas of an answer's fields."""

@@ -27,6 +27,23 @@ Levels = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.intp]
 Labels = npt.NDArray[np.int32]
+MIN_GAP = 0.06
+"""Blank between two digits, in heights; pieces of a broken digit are closer."""
+MIN_GAP_STACKED = 0.3
+"""The same for parts above each other, such as the halves of a broken 3."""
+MAX_ASPECT = 2.0
+"""The largest width / height of a digit: 6 of MNIST's 60,000 are wider, as are three that touch."""
+MAX_DIGITS = 8
+"""More in a row are found only if no ink comes from the edges."""
+HEIGHT, WIDTH = DIGITS.input_shape
+BOX = 20
+"""Pixels of the digit's longer side in an image."""
+PEN_WIDTHS = (2.0, 3.0)
+"""Pixels; other strokes are thickened or thinned to these. Half of MNIST's have 2.0 to 2.8."""
+MIN_CONTRAST = 16
+"""Levels of 255 by which ink must differ from the paper; less is taken for grain."""
+FINE = 8
+"""The pen is adjusted at this many times the final resolution."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +125,6 @@ def bounding_box(mask: Mask) -> tuple[slice, slice]:
     """Return the rows and columns of a mask's bounding box; the mask is not empty."""
     box: tuple[slice, slice] = ndimage.find_objects(mask.view(np.int8))[0]
     return box
-
-
-MIN_GAP = 0.06
-"""Blank between two digits, in heights; pieces of a broken digit are closer."""
-MIN_GAP_STACKED = 0.3
-"""The same for parts above each other, such as the halves of a broken 3."""
-MAX_ASPECT = 2.0
-"""The largest width / height of a digit: 6 of MNIST's 60,000 are wider, as are three that touch."""
-MAX_DIGITS = 8
-"""More in a row are found only if no ink comes from the edges."""
 
 
 def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
@@ -245,17 +252,6 @@ def _places(parts: Parts, large: Numbers, groups: Numbers) -> str:
         return f"{len(centres)} that look like one"
     centres_text = ", ".join(f"{x:.0%} {y:.0%}" for x, y in sorted(centres))
     return f"{len(centres)}, at {centres_text} of the width and height"
-
-
-HEIGHT, WIDTH = DIGITS.input_shape
-BOX = 20
-"""Pixels of the digit's longer side in an image."""
-PEN_WIDTHS = (2.0, 3.0)
-"""Pixels; other strokes are thickened or thinned to these. Half of MNIST's have 2.0 to 2.8."""
-MIN_CONTRAST = 16
-"""Levels of 255 by which ink must differ from the paper; less is taken for grain."""
-FINE = 8
-"""The pen is adjusted at this many times the final resolution."""
 
 
 def to_images(grey: Levels) -> npt.NDArray[np.uint8]:

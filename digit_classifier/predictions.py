@@ -18,6 +18,8 @@ _UINT8 = np.dtype(np.uint8)
 
 DIGITS = Signature((28, 28), 10)
 """The signature of digits, and of servers that name none."""
+_MAX_PRINTED = 8
+"""Predictions that `repr` prints."""
 
 
 def as_images(array: npt.ArrayLike, signature: Signature, max_images: int | None = None) -> Images:
@@ -94,8 +96,6 @@ def check_count(num_images: int, max_images: int | None) -> None:
 
 
 Digits = npt.NDArray[np.unsignedinteger]
-_MAX_PRINTED = 8
-"""Predictions that `repr` prints."""
 
 
 class Prediction(NamedTuple):
@@ -164,9 +164,11 @@ class Predictions:
     def __getitem__(self, index: int | slice) -> "Prediction | Self":
         if isinstance(index, slice):
             return type(self)(
-                self.digits[index], self.probabilities[index],
-                self.model_version, self.class_labels,
-            )  # fmt: skip
+                self.digits[index],
+                self.probabilities[index],
+                self.model_version,
+                self.class_labels,
+            )
         digit = int(self.digits[index])
         return Prediction(digit, float(self.probabilities[index, digit]))
 

@@ -47,9 +47,16 @@ def encode_response(digits: Sequence[int], probabilities: bytes | bytearray, ver
     """
     packed = _packed(digits)
     return b"".join(
-        (_FIELD_1, varint(len(packed)), packed,
-         _FIELD_2, varint(len(probabilities)), probabilities, _text(version))
-    )  # fmt: skip
+        (
+            _FIELD_1,
+            varint(len(packed)),
+            packed,
+            _FIELD_2,
+            varint(len(probabilities)),
+            probabilities,
+            _text(version),
+        )
+    )
 
 
 def _packed(numbers: Sequence[int]) -> bytes | bytearray:

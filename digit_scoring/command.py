@@ -31,35 +31,60 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     add = parser.add_argument
-    add("input", metavar="INPUT",
+    add(
+        "input",
+        metavar="INPUT",
         help="Parquet file, or folder of them, or of pictures; a local path or a URI such as "
-        "s3://bucket/folder")  # fmt: skip
-    add("--output", required=True, metavar="OUT",
+        "s3://bucket/folder",
+    )
+    add(
+        "--output",
+        required=True,
+        metavar="OUT",
         help="folder for Parquet files with the input's columns and digit, probability, "
-        "model_version, error; a local path or a URI")  # fmt: skip
+        "model_version, error; a local path or a URI",
+    )
     add(
         "--resume",
         action="store_true",
         help="go on with a run that was interrupted; not with --ray",
     )
-    add("--column", metavar="NAME",
+    add(
+        "--column",
+        metavar="NAME",
         help="column with the images: bytes (pixels, or a picture's file) or lists "
-        "(default: image, images, or the only one that can be)")  # fmt: skip
+        "(default: image, images, or the only one that can be)",
+    )
     add("--drop-images", action="store_true", help="leave the images out of the output")
-    add("--prefix", metavar="TEXT",
-        help="prefix of the new columns' names, if the input has one of their "
-        "names")  # fmt: skip
-    add("--rows-per-file", type=options.count, metavar="ROWS",
+    add(
+        "--prefix",
+        metavar="TEXT",
+        help="prefix of the new columns' names, if the input has one of their names",
+    )
+    add(
+        "--rows-per-file",
+        type=options.count,
+        metavar="ROWS",
         help="most rows of an output file, which is also lost by an interruption; a Parquet "
         "row group is not divided (default: 262144, of pictures 4096; with --ray the "
-        "least)")  # fmt: skip
-    add("--workers", type=options.count, metavar="N",
+        "least)",
+    )
+    add(
+        "--workers",
+        type=options.count,
+        metavar="N",
         help="files that are made at once by threads, or processes of --ray (default: one for "
-        "each usable core; with --ray for each of the cluster's cores, or GPUs)")  # fmt: skip
-    add("--ray", nargs="?", const=_THIS_MACHINE, metavar="ADDRESS",
+        "each usable core; with --ray for each of the cluster's cores, or GPUs)",
+    )
+    add(
+        "--ray",
+        nargs="?",
+        const=_THIS_MACHINE,
+        metavar="ADDRESS",
         help="run on a Ray cluster, whose machines all see INPUT, OUT and the model; without an "
         "address: that of RAY_ADDRESS, or the one on this machine, which is started if there "
-        "is none")  # fmt: skip
+        "is none",
+    )
     add_model(parser)
 
 
@@ -86,9 +111,14 @@ def _score(options: argparse.Namespace, config: ModelConfig) -> int:
         raise ConfigurationError("OUT is in INPUT: the next run would read it")
     device = config.device if options.ray is None else "cpu"  # of the machine that starts it
     model = load_model(
-        config.models / config.model, config.version, device, config.precision,
-        max(scoring.RUN_IMAGES.values()), BATCH_LIMIT_FACTOR, is_described=True,
-    )  # fmt: skip
+        config.models / config.model,
+        config.version,
+        device,
+        config.precision,
+        max(scoring.RUN_IMAGES.values()),
+        BATCH_LIMIT_FACTOR,
+        is_described=True,
+    )
     source = scoring.open_source(place, options.column, options.rows_per_file)
     dropped = source.image_column if options.drop_images or source.are_pictures else None
     prefix = options.prefix or ""
@@ -152,10 +182,13 @@ def _manifest(
     manifest = model.manifest
     return {
         "format": 2,
-        "model": {"name": manifest.name, "version": manifest.version,
-                  "precision": model.precision,
-                  "sha256": manifest.digests[FILES[model.precision]]},
+        "model": {
+            "name": manifest.name,
+            "version": manifest.version,
+            "precision": model.precision,
+            "sha256": manifest.digests[FILES[model.precision]],
+        },
         "input": {"rows": sum(part.num_rows for part in source.parts), "sha256": source.identity},
         "rows_per_file": rows_per_file,
         "columns": str(schema).split("\n"),
-    }  # fmt: skip
+    }

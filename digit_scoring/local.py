@@ -46,6 +46,28 @@ Decode = Callable[[Sequence[bytes]], Sequence[Images | str]]
 
 _PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 """How pictures begin; one may happen to have as many bytes as an image has pixels."""
+BATCH_ROWS = 4_096
+"""The most rows that are read at once."""
+ROWS_PER_FILE, PICTURES_PER_FILE = 262_144, 4_096
+"""Of a part, usually: 200 MB of pixels, a second's work of a core; pictures take 7 ms each."""
+TABLES = (".parquet", ".pq")
+_PICTURES_AT_ONCE = 64
+_PICTURE_BYTES = 256 << 20
+"""The largest picture that is read, as by the decoder."""
+_PICTURES = pa.schema(
+    [("picture", pa.string()), ("image", pa.struct([("bytes", pa.large_binary())]))]
+)
+"""A picture's file is in a struct, as in Hugging Face's data sets."""
+RUN_IMAGES = {"cpu": 256, "cuda": 4_096}
+"""Images of one run on each device: past 128 an image is no cheaper on a core."""
+_ANSWERS = 4
+"""Columns that are added."""
+_GROUP_BATCHES = 8
+"""Of a row group of the output: up to 32,768 rows, 26 MB of pixels."""
+_AHEAD = 32
+"""Pictures that wait for the processes that decode them."""
+_MANIFEST, SUMMARY = "_manifest.json", "_summary.json"
+_UNFINISHED = "_unfinished-"
 
 
 def is_images(kind: Any) -> bool:
@@ -148,20 +170,6 @@ def _is_bytes(kind: Any) -> bool:
     return bool(is_any or types.is_fixed_size_binary(kind))
 
 
-BATCH_ROWS = 4_096
-"""The most rows that are read at once."""
-ROWS_PER_FILE, PICTURES_PER_FILE = 262_144, 4_096
-"""Of a part, usually: 200 MB of pixels, a second's work of a core; pictures take 7 ms each."""
-TABLES = (".parquet", ".pq")
-_PICTURES_AT_ONCE = 64
-_PICTURE_BYTES = 256 << 20
-"""The largest picture that is read, as by the decoder."""
-_PICTURES = pa.schema(
-    [("picture", pa.string()), ("image", pa.struct([("bytes", pa.large_binary())]))]
-)
-"""A picture's file is in a struct, as in Hugging Face's data sets."""
-
-
 class Part(NamedTuple):
     """Consecutive rows that become one file."""
 
@@ -235,10 +243,14 @@ def open_source(place: tuple[Any, str], column: str | None, rows_per_file: int |
     if not parts:
         raise ConfigurationError(f"{root} has no rows")
     return Source(
-        filesystem=filesystem, path=root, schema=schema,
-        identity=hashlib.sha256(facts.encode()).hexdigest(), image_column=name,
-        are_pictures=bool(pictures), parts=parts,
-    )  # fmt: skip
+        filesystem=filesystem,
+        path=root,
+        schema=schema,
+        identity=hashlib.sha256(facts.encode()).hexdigest(),
+        image_column=name,
+        are_pictures=bool(pictures),
+        parts=parts,
+    )
 
 
 def _listed(filesystem: Any, root: str) -> list[Any]:
@@ -250,8 +262,10 @@ def _listed(filesystem: Any, root: str) -> list[Any]:
         infos = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
         hidden = re.compile("/[._]")
         infos = [each for each in infos if not hidden.search(each.path, len(root))]
-        return sorted((each for each in infos if each.type != fs.FileType.Directory),
-                      key=lambda each: each.path)  # fmt: skip
+        return sorted(
+            (each for each in infos if each.type != fs.FileType.Directory),
+            key=lambda each: each.path,
+        )
     paths: list[str] = []
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
@@ -295,8 +309,10 @@ def _image_column(path: str, schema: Any, column: str | None) -> str:
     """Choose the column of images: the named one, `image`, `images`, or the only possible one."""
     able = [each.name for each in schema if is_images(each.type)]
     wanted = (column,) if column else ("image", "images")
-    chosen = next(filter(None, ([each for each in able if each == name] for name in wanted)),
-                  [] if column else able)  # fmt: skip
+    chosen = next(
+        filter(None, ([each for each in able if each == name] for name in wanted)),
+        [] if column else able,
+    )
     if len(chosen) == 1:
         return str(chosen[0])
     problem = ("several columns" if chosen else "no column") + (f" {column!r}" if column else "")
@@ -374,18 +390,6 @@ def reason(err: Exception) -> str:
     return "".join(c if c.isprintable() else " " for c in text.partition("\n")[0])[:300]
 
 
-RUN_IMAGES = {"cpu": 256, "cuda": 4_096}
-"""Images of one run on each device: past 128 an image is no cheaper on a core."""
-_ANSWERS = 4
-"""Columns that are added."""
-_GROUP_BATCHES = 8
-"""Of a row group of the output: up to 32,768 rows, 26 MB of pixels."""
-_AHEAD = 32
-"""Pictures that wait for the processes that decode them."""
-_MANIFEST, SUMMARY = "_manifest.json", "_summary.json"
-_UNFINISHED = "_unfinished-"
-
-
 class Output(NamedTuple):
     """A folder for results, and their columns; see `answered`."""
 
@@ -437,11 +441,13 @@ def answer(batch: Any, column: str, schema: Any, model: LoadedModel, decoders: P
     return pa.RecordBatch.from_arrays(
         [
             *(batch.column(name) for name in schema.names[:-_ANSWERS]),
-            pa.array(digits, mask=mask), pa.array(confidence, mask=mask),
-            pa.repeat(version, num_rows), pa.array(map(errors.get, range(num_rows)), pa.string()),
+            pa.array(digits, mask=mask),
+            pa.array(confidence, mask=mask),
+            pa.repeat(version, num_rows),
+            pa.array(map(errors.get, range(num_rows)), pa.string()),
         ],
         schema=schema,
-    )  # fmt: skip
+    )
 
 
 def prepare(output: Output, manifest: dict[str, Any], *, is_resumed: bool) -> None:
@@ -535,9 +541,11 @@ def _score_part(
     # Images have no value twice, and their least and greatest would be no use.
     others = [name for name in schema.names if name != source.image_column]
     num_rows = 0
-    with one_line(folder), writing(filesystem, path) as stream, pq.ParquetWriter(
-        stream, schema, use_dictionary=others, write_statistics=others
-    ) as writer:  # fmt: skip
+    with (
+        one_line(folder),
+        writing(filesystem, path) as stream,
+        pq.ParquetWriter(stream, schema, use_dictionary=others, write_statistics=others) as writer,
+    ):
         answers = map(classified, part.read())
         for first in answers:
             rows = pa.Table.from_batches([first, *islice(answers, _GROUP_BATCHES - 1)])
@@ -551,9 +559,12 @@ def _score_part(
 
 
 def score(
-    source: Source, output: Output, model: LoadedModel, num_threads: int,
+    source: Source,
+    output: Output,
+    model: LoadedModel,
+    num_threads: int,
     advance: Callable[[int], None],
-) -> Iterator[tuple[int, str]]:  # fmt: skip
+) -> Iterator[tuple[int, str]]:
     """Score all parts on this machine's cores; yields `errors_of` each one, in any order.
 
     Reading, running and writing release the GIL, so threads use all cores.

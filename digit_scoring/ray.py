@@ -40,15 +40,23 @@ from serving.errors import ConfigurationError, ModelError, Unavailable
 from serving.model.loading import load_model
 from serving.pictures.reader import SUFFIXES, processes
 
+_CONNECT_S = 5.0
+
 
 class Classify:
     """Adds digit, probability, model_version and error to tables; loads the model once."""
 
     def __init__(
-        self, column: str = "image", model: Path | str = PRETRAINED / "digits", *,
-        version: str | None = None, device: Device = "cpu", precision: Precision = "fp32",
-        prefix: str = "", drop_images: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        column: str = "image",
+        model: Path | str = PRETRAINED / "digits",
+        *,
+        version: str | None = None,
+        device: Device = "cpu",
+        precision: Precision = "fp32",
+        prefix: str = "",
+        drop_images: bool = False,
+    ) -> None:
         """Load a model.
 
         Args:
@@ -81,9 +89,6 @@ class Classify:
         return pa.Table.from_batches(batches, schema)
 
 
-_CONNECT_S = 5.0
-
-
 def connect(address: str) -> None:
     """Connect to a cluster; without an address to the usual one, else to a new one.
 
@@ -99,17 +104,22 @@ def connect(address: str) -> None:
         if host and port.isdigit():  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), _CONNECT_S).close()
         ray.init(
-            address or None, include_dashboard=False, logging_level=logging.CRITICAL,
+            address or None,
+            include_dashboard=False,
+            logging_level=logging.CRITICAL,
             log_to_driver=False,
-        )  # fmt: skip
+        )
     except (OSError, RuntimeError, ValueError) as err:
         raise ConfigurationError(f"can't reach the cluster {place}: {reason(err)}") from err
 
 
 def score(
-    source: Source, output: Output, classify: dict[str, Any], num_workers: int | None,
+    source: Source,
+    output: Output,
+    classify: dict[str, Any],
+    num_workers: int | None,
     rows_per_file: int | None,
-) -> list[tuple[int, str]]:  # fmt: skip
+) -> list[tuple[int, str]]:
     """Score a data set on the cluster that is connected; return `errors_of` each file.
 
     Args:
@@ -137,19 +147,25 @@ def score(
         # One path, not many: for those Ray 2.60 has threads that import a module in a race.
         if source.are_pictures:
             rows = ray.data.read_binary_files(
-                root, filesystem=source.filesystem, include_paths=True,
+                root,
+                filesystem=source.filesystem,
+                include_paths=True,
                 file_extensions=[suffix.removeprefix(".") for suffix in SUFFIXES],
-            )  # fmt: skip
+            )
             rows = rows.map_batches(partial(_named, root=root), batch_format="pyarrow")
         else:
             kinds = [suffix.removeprefix(".") for suffix in TABLES]
             rows = ray.data.read_parquet(root, filesystem=source.filesystem, file_extensions=kinds)
         answers = rows.map_batches(
-            Classify, fn_constructor_kwargs=classify, batch_format="pyarrow",
+            Classify,
+            fn_constructor_kwargs=classify,
+            batch_format="pyarrow",
             # Half a core: the rest reads and writes, also once a machine is lost.
-            batch_size=BATCH_ROWS, num_cpus=0.5, num_gpus=int(is_cuda),
+            batch_size=BATCH_ROWS,
+            num_cpus=0.5,
+            num_gpus=int(is_cuda),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers or free),
-        )  # fmt: skip
+        )
         answers.write_parquet(
             output.path, filesystem=output.filesystem, min_rows_per_file=rows_per_file
         )

@@ -52,6 +52,10 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 Labels = tuple[dict[str, str], float]
 """The version of each label, and the share of the calls that go to the canary."""
+_NOT_THE_FILES = (ConfigurationError, DeviceError)
+"""Errors at start for which no other version is tried."""
+_REPOSITORY = ""
+"""The repository as a whole, where a model's name is expected."""
 
 
 def read_labels(model_dir: Path) -> Labels:
@@ -253,8 +257,13 @@ class ModelFolder:
                 _log.warning("model %s: skipped version %s: %s", self.name, version, reason)
                 continue
             self._on_refusal()
-            _log.warning("model %s: refused version %s, version %s stays in service: %s",
-                         self.name, version, served.default_version, reason)  # fmt: skip
+            _log.warning(
+                "model %s: refused version %s, version %s stays in service: %s",
+                self.name,
+                version,
+                served.default_version,
+                reason,
+            )
 
     def look_first(self) -> str | None:
         """Load the model; return why it can't be served, after a warning."""
@@ -306,10 +315,15 @@ class ModelFolder:
         device = config.device if served is None else served.default.device
         try:
             new = load_model(
-                self.path, version, device, config.precision, self._max_batch_size,
-                batching=config.batching_of(self.name), max_bytes=config.max_model_bytes,
+                self.path,
+                version,
+                device,
+                config.precision,
+                self._max_batch_size,
+                batching=config.batching_of(self.name),
+                max_bytes=config.max_model_bytes,
                 num_threads=config.threads,
-            )  # fmt: skip
+            )
             if model is not None and _signature(new) != _signature(model):
                 raise CorruptModel(self._misfit(new))
         except ServingError as err:
@@ -331,8 +345,13 @@ class ModelFolder:
             return
         self._on_refusal()
         served = self.served.default_version
-        _log.warning("model %s: refused version %s, version %s stays in service: %s", self.name,
-                     version, served, reason)  # fmt: skip
+        _log.warning(
+            "model %s: refused version %s, version %s stays in service: %s",
+            self.name,
+            version,
+            served,
+            reason,
+        )
 
     def _misfit(self, model: LoadedModel) -> str:
         assert self.served is not None
@@ -355,20 +374,22 @@ class ModelFolder:
                 named |= {CANARY: fitting[0], STABLE: fitting[1]}
                 default, share = fitting[1], self._config.canary
             elif len(models) > 1:
-                _log.warning("model %s: version %s gets all calls: the one below has another "
-                             "signature", self.name, default)  # fmt: skip
+                _log.warning(
+                    "model %s: version %s gets all calls: the one below has another signature",
+                    self.name,
+                    default,
+                )
         if share and named[CANARY] not in fitting:
             raise ConfigurationError(
                 f"{LABELS}: version {named[CANARY]} has another signature than version {default}"
             )
         canary = Canary(named[CANARY], share) if share else None
-        waiting = {version: reason for version, reason in self._unaccepted.items()
-                   if int(version) > int(default)}  # fmt: skip
+        waiting = {
+            version: reason
+            for version, reason in self._unaccepted.items()
+            if int(version) > int(default)
+        }
         return ModelVersions(self.name, models, default, named, canary, waiting)
-
-
-_NOT_THE_FILES = (ConfigurationError, DeviceError)
-"""Errors at start for which no other version is tried."""
 
 
 def text_of(err: Exception) -> str:
@@ -401,9 +422,6 @@ def _fingerprint(path: Path, version: str) -> _Fingerprint:
 
 
 # All models
-
-_REPOSITORY = ""
-"""The repository as a whole, where a model's name is expected."""
 
 
 class Catalog:

@@ -25,6 +25,9 @@ MOST_SIZE = 2_000_000
 _NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
 """ASCII without blanks and =, so that the ready line stays parseable."""
 _VERSIONS = re.compile(r"latest|all|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
+_MAX_THREADS = 1024
+_EVERY = {"", "0.0.0.0", "::"}
+"""Hosts that are all addresses of the machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +65,6 @@ class BatchingConfig:
         _require_seconds("max_queue_delay", self.max_queue_delay_s)
         _require(self.slo_s > 0, "slo", self.slo_s, "more than 0")
         _require(0 < self.max_run_s <= 1e6, "max_run", self.max_run_s, "more than 0, up to 1e6")
-
-
-_MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,10 +266,6 @@ class ServerConfig:
             is_same = one[0] == another[0] or not _EVERY.isdisjoint({one[0], another[0]})
             if one[1] == another[1] and one[1] and is_same and not one[0].startswith("unix:"):
                 raise ConfigurationError(f"{name} and {other} must be different, got {one[1]}")
-
-
-_EVERY = {"", "0.0.0.0", "::"}
-"""Hosts that are all addresses of the machine."""
 
 
 def require_name(field: str, name: str) -> None:

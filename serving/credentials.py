@@ -15,6 +15,9 @@ _log = logging.getLogger(__name__)
 
 Content = TypeVar("Content")
 _State = tuple[tuple[int, int, int] | None, ...]
+_MIN_CHARACTERS = 16
+NO_HTTP2 = "handshake: the server does not speak HTTP/2"
+_READ_BYTES = 256 << 10
 
 
 class WatchedFiles(Generic[Content]):
@@ -73,7 +76,6 @@ def read_bytes(path: Path) -> bytes:
 
 # Tokens
 
-_MIN_CHARACTERS = 16
 _Digests = tuple[bytes, ...]
 
 
@@ -194,9 +196,6 @@ def files_of(config: SecurityConfig) -> tuple[Path, ...]:
 
 
 # TLS without I/O
-
-NO_HTTP2 = "handshake: the server does not speak HTTP/2"
-_READ_BYTES = 256 << 10
 
 
 class Tls:

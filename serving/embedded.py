@@ -281,9 +281,12 @@ class JoinedCalls:
     """The small calls of one event loop; used on that loop's thread only."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, run: Callable[[Feeds], Outputs],
-        max_batch_size: int, num_threads: int,
-    ) -> None:  # fmt: skip
+        self,
+        loop: asyncio.AbstractEventLoop,
+        run: Callable[[Feeds], Outputs],
+        max_batch_size: int,
+        num_threads: int,
+    ) -> None:
         """Prepare; the threads are those of the loop's executor.
 
         Args:
@@ -359,9 +362,10 @@ class JoinedCalls:
         return calls, futures
 
     def _finish(
-        self, futures: list["asyncio.Future[Outputs]"],
+        self,
+        futures: list["asyncio.Future[Outputs]"],
         run: "asyncio.Future[Sequence[_Outcome]]",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._num_running -= 1
         self._start()
         if run.cancelled():  # the executor was shut down

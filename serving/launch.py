@@ -112,11 +112,17 @@ class Server:
         command = [sys.executable, "-m", "serving.launch", str(reader), "serve"]
         try:
             self._process = subprocess.Popen(
-                [*command, *arguments(models, usual | options)], pass_fds=(reader,),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                text=True, encoding="utf-8", errors="replace", env=_environment(),
+                [*command, *arguments(models, usual | options)],
+                pass_fds=(reader,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                env=_environment(),
                 start_new_session=True,  # Ctrl-C is for the parent, which ends it
-            )  # fmt: skip
+            )
         except BaseException:
             os.close(self._writer)
             raise

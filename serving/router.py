@@ -43,9 +43,14 @@ class Route:
     """
 
     def __init__(
-        self, name: str, versions: ModelVersions, batching: BatchingConfig, random: Random,
-        new_batcher: Callable[[LoadedModel], Batcher], gone: Callable[[], ServingError],
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        versions: ModelVersions,
+        batching: BatchingConfig,
+        random: Random,
+        new_batcher: Callable[[LoadedModel], Batcher],
+        gone: Callable[[], ServingError],
+    ) -> None:
         """Serve these versions of a model.
 
         Args:
@@ -74,9 +79,12 @@ class Route:
         }
         default, canary = batchers[versions.default_version], versions.canary
         self._state = _State(
-            versions, batchers, default,
-            batchers[canary.version] if canary else None, canary.share if canary else 0.0,
-        )  # fmt: skip
+            versions,
+            batchers,
+            default,
+            batchers[canary.version] if canary else None,
+            canary.share if canary else 0.0,
+        )
         # The only receiver of all calls is called without a way through here.
         self.submit = self._submit if canary else default.submit
 
@@ -194,9 +202,11 @@ class Router:
     """The models of a server; `change` may be called from any thread, and the rest by the owner."""
 
     def __init__(
-        self, batching: BatchingConfig | None = None, num_processes: int = 1,
+        self,
+        batching: BatchingConfig | None = None,
+        num_processes: int = 1,
         host: Host | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Start without a model.
 
         Args:
@@ -240,9 +250,13 @@ class Router:
                 routes[name].serve(versions)
             elif versions is not None:
                 routes[name] = Route(
-                    name, versions, self.batching, self.host.random,
-                    partial(self._new_batcher, name), partial(self._gone, name),
-                )  # fmt: skip
+                    name,
+                    versions,
+                    self.batching,
+                    self.host.random,
+                    partial(self._new_batcher, name),
+                    partial(self._gone, name),
+                )
             self.routes = routes
             is_other = routes.get(name) is not before
         if self.owner is not None and is_other:

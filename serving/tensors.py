@@ -38,6 +38,12 @@ DTYPES: dict[str, np.dtype] = {
     "BYTES": np.dtype(object),
 }  # fmt: skip
 """The protocol's data types, and numpy's; BYTES are texts or bytes of any length."""
+MAX_LABEL = 100
+"""The longest label: it is sent to every client, and printed."""
+INPUT, OUTPUT = "images", "probabilities"
+"""The names in graphs of classifiers."""
+_PIXELS = "uint8"
+"""The type of pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +72,10 @@ class Tensor:
     def axes(self) -> list[str]:
         """The size of each axis, or its name; N and ? where the graph names none."""
         names = (*self.names, *[""] * len(self.shape))
-        return [str(size) if size >= 0 else names[at][:_MAX_NAME] or ("?" if at else "N")
-                for at, size in enumerate(self.shape)]  # fmt: skip
+        return [
+            str(size) if size >= 0 else names[at][:_MAX_NAME] or ("?" if at else "N")
+            for at, size in enumerate(self.shape)
+        ]
 
     def __str__(self) -> str:
         """Return text such as "x FP32 [batch, 4]"."""
@@ -256,14 +264,6 @@ def finite(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"{text[:20]} is too large for a number")
     return number
-
-
-MAX_LABEL = 100
-"""The longest label: it is sent to every client, and printed."""
-INPUT, OUTPUT = "images", "probabilities"
-"""The names in graphs of classifiers."""
-_PIXELS = "uint8"
-"""The type of pixels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,9 +68,14 @@ def _train(arguments: argparse.Namespace) -> None:
         print()  # the line that every epoch rewrites
     folder = arguments.artifacts
     metrics = train(
-        recipe, data, folder, seed=arguments.seed, resume=arguments.resume, extra=extra,
+        recipe,
+        data,
+        folder,
+        seed=arguments.seed,
+        resume=arguments.resume,
+        extra=extra,
         log=cli.show,
-    )  # fmt: skip
+    )
     report.write(folder, data)
     print(
         f"test accuracy {metrics['accuracy']['test']:.2%} ({metrics['errors']['test']} errors), "
@@ -108,9 +113,12 @@ def _export(arguments: argparse.Namespace) -> None:
         from training.export import digits
 
         digits.export(
-            arguments.artifacts, arguments.models, data, arguments.name or "digits",
+            arguments.artifacts,
+            arguments.models,
+            data,
+            arguments.name or "digits",
             is_new_signature=arguments.new_signature,
-        )  # fmt: skip
+        )
         return
     if not (arguments.keras and arguments.name):
         raise UnusableInput("a Keras model of your own needs --keras and --name")

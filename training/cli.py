@@ -14,6 +14,15 @@ from training.config import RECIPES
 PROGRAM = "python -m training"
 _UP = "\033[A\033[K"
 """On a terminal: go to the line above, and clear it."""
+_TRAIN = """\
+  python -m training train --extra own        with your handwriting, as pictures in own/0 to own/9
+"""
+_LABEL = """\
+  python -m training label own      asks of each picture in own which digit it is
+"""
+_EXPORT = """\
+  python -m training export --keras MODEL.keras --samples SAMPLES.npz --name letters
+"""
 
 
 def serve(folder: Path) -> str:
@@ -48,17 +57,6 @@ def show(line: str) -> None:
     print(f"{_UP if sys.stdout.isatty() else ''}{line}", flush=True)
 
 
-_TRAIN = """\
-  python -m training train --extra own        with your handwriting, as pictures in own/0 to own/9
-"""
-_LABEL = """\
-  python -m training label own      asks of each picture in own which digit it is
-"""
-_EXPORT = """\
-  python -m training export --keras MODEL.keras --samples SAMPLES.npz --name letters
-"""
-
-
 def parser() -> argparse.ArgumentParser:
     """Describe the commands and their options; the command's name is parsed as `command`."""
     program = Parser(
@@ -71,24 +69,37 @@ def parser() -> argparse.ArgumentParser:
 
     def add(name: str, text: str, examples: str = "") -> argparse.ArgumentParser:
         command: argparse.ArgumentParser = commands.add_parser(name, **command_help(text, examples))
-        command.add_argument("--data-dir", type=Path, metavar="PATH",
+        command.add_argument(
+            "--data-dir",
+            type=Path,
+            metavar="PATH",
             help="folder of MNIST's four files, raw or as .gz (default: a cache, filled from the "
-            "network once)")  # fmt: skip
+            "network once)",
+        )
         return command
 
     add("data", "get MNIST, verify it, and print where it is")
     label = commands.add_parser(
         "label", **command_help("ask which digits your pictures are, to train on them", _LABEL)
     )
-    label.add_argument("folder", type=Path, metavar="DIR",
+    label.add_argument(
+        "folder",
+        type=Path,
+        metavar="DIR",
         help="folder with pictures, also in folders of it; each is moved into DIR/0 to DIR/9, or "
-        "DIR/none")  # fmt: skip
+        "DIR/none",
+    )
     train = add("train", "train the network, and write its model and report", _TRAIN)
     export = add("export", "publish the trained model as the next version to serve", _EXPORT)
     report = add("report", "write the report on the trained model again")
     for command in (train, export, report):
-        command.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="PATH",
-                             help="folder that training writes")  # fmt: skip
+        command.add_argument(
+            "--artifacts",
+            type=Path,
+            default=Path("artifacts"),
+            metavar="PATH",
+            help="folder that training writes",
+        )
     _add_training_options(train)
     _add_export_options(export)
     return program
@@ -96,57 +107,113 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_training_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--recipe", choices=RECIPES,
+    add(
+        "--recipe",
+        choices=RECIPES,
         help="seed is the plain tutorial's way; default takes two minutes on two cores; best has "
         "teachers and takes forty-five; fine-tune continues the bundled model, in one (default: "
-        "default, with --extra fine-tune)")  # fmt: skip
-    add("--extra", type=Path, metavar="DIR",
+        "default, with --extra fine-tune)",
+    )
+    add(
+        "--extra",
+        type=Path,
+        metavar="DIR",
         help="train on your own digits, too: pictures in DIR/0 to DIR/9; one in five is held out, "
         "and the report says how many of those are read correctly (needs the extra "
-        "pictures)")  # fmt: skip
+        "pictures)",
+    )
     add("--seed", type=_seed, default="0", help="of all random numbers")
-    add("--epochs", type=options.count, metavar="N",
-        help="passes over the training images (default: the recipe's)")  # fmt: skip
-    add("--resume", action="store_true",
-        help="continue an interrupted training of the same recipe, seed and epochs")  # fmt: skip
+    add(
+        "--epochs",
+        type=options.count,
+        metavar="N",
+        help="passes over the training images (default: the recipe's)",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="continue an interrupted training of the same recipe, seed and epochs",
+    )
 
 
 def _add_export_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--models", type=Path, default=Path("models"), metavar="PATH",
-        help="model repository to publish in")  # fmt: skip
-    add("--keras", type=Path, metavar="PATH",
+    add(
+        "--models",
+        type=Path,
+        default=Path("models"),
+        metavar="PATH",
+        help="model repository to publish in",
+    )
+    add(
+        "--keras",
+        type=Path,
+        metavar="PATH",
         help="export this Keras model in place of the one in --artifacts. A classifier of images "
         "takes pixels of 0 to 255 (if it was trained on 0 to 1, put keras.layers.Rescaling(1 / 255)"
         " first) and gives a logit or a probability for each class, or one probability for "
-        "two")  # fmt: skip
-    add("--samples", type=Path, metavar="PATH",
+        "two",
+    )
+    add(
+        "--samples",
+        type=Path,
+        metavar="PATH",
         help="with --keras: what to check the export on; of a classifier images, some hundreds or "
         "more: an NPZ file with `images`, (N, ...) uint8, and optionally `labels`, (N,) integers "
         "from 0; of any other model an array for each input by its name (default: drawn "
-        "numbers)")  # fmt: skip
-    add("--labels", type=Path, metavar="PATH",
+        "numbers)",
+    )
+    add(
+        "--labels",
+        type=Path,
+        metavar="PATH",
         help="with --keras: text file, a name for each class of a classifier, one a line (default: "
-        "0, 1 and so on)")  # fmt: skip
-    add("--name", type=_name,
-        help="the model's name in the repository (default: digits; --keras needs one)")  # fmt: skip
-    add("--resize", choices=("stretch", "pad", "crop", "digits"),
+        "0, 1 and so on)",
+    )
+    add(
+        "--name",
+        type=_name,
+        help="the model's name in the repository (default: digits; --keras needs one)",
+    )
+    add(
+        "--resize",
+        choices=("stretch", "pad", "crop", "digits"),
         help="how its training made pictures of other proportions fit: stretched, between black "
         "bars, cut to their middle, or as digits are found (default: of the ten digits so, else "
-        "stretch)")  # fmt: skip
-    add("--invert", action="store_true",
-        help="it was trained on light ink on dark paper: light pictures are inverted")  # fmt: skip
+        "stretch)",
+    )
+    add(
+        "--invert",
+        action="store_true",
+        help="it was trained on light ink on dark paper: light pictures are inverted",
+    )
 
-    add("--import", dest="imports", nargs="+", action="extend", type=Path, default=[],
-        metavar="FILE.py", help="with --keras: Python files that define and register layers of "
-        "the model's own")  # fmt: skip
+    add(
+        "--import",
+        dest="imports",
+        nargs="+",
+        action="extend",
+        type=Path,
+        default=[],
+        metavar="FILE.py",
+        help="with --keras: Python files that define and register layers of the model's own",
+    )
     for side in ("input", "output"):
-        add(f"--{side}-names", nargs="+", action="extend", default=[], metavar="NAME",
+        add(
+            f"--{side}-names",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="NAME",
             help=f"with --keras: names of the {side}s, in their order (default: those of the "
-            "layers)")  # fmt: skip
-    add("--new-signature", action="store_true",
+            "layers)",
+        )
+    add(
+        "--new-signature",
+        action="store_true",
         help="publish, and have served, a version whose inputs and outputs are not those of the "
-        "newest one: callers of that one need a change")  # fmt: skip
+        "newest one: callers of that one need a change",
+    )
 
 
 def _name(text: str) -> str:

@@ -170,17 +170,28 @@ def _check(
 
 
 DEFORMATION = Deformation(
-    rotation_deg=10, scale=0.12, shear=0.15, shift_px=1.5, elastic_px=1.0, elastic_sigma_px=4,
+    rotation_deg=10,
+    scale=0.12,
+    shear=0.15,
+    shift_px=1.5,
+    elastic_px=1.0,
+    elastic_sigma_px=4,
     identity_share=0.15,
-)  # fmt: skip
+)
 """Of the training images in `default`, and nearly that in `best`."""
 
 TEACHER = Recipe(
     name="teacher",
     validation_split=0,
     deformation=Deformation(
-        rotation_deg=12, scale=0.15, shear=0.2, shift_px=2, elastic_px=1.1, elastic_sigma_px=4,
-        thickness=0.35, identity_share=0.2,
+        rotation_deg=12,
+        scale=0.15,
+        shear=0.2,
+        shift_px=2,
+        elastic_px=1.1,
+        elastic_sigma_px=4,
+        thickness=0.35,
+        identity_share=0.2,
     ),
     network="cnn",
     dropout=(0.3,),
@@ -191,14 +202,18 @@ TEACHER = Recipe(
     warmup=0.1,
     weight_decay=0.05,
     ema_decay=0.99,
-)  # fmt: skip
+)
 """How the teachers of a distilled recipe are trained."""
 
 # The tutorial's: the usual first result with this network, 98.15 % on the test set.
 SEED = Recipe(
-    name="seed", validation_split=0.2, dropout=(0.4, 0.3, 0.2), epochs=30, batch_size=128,
+    name="seed",
+    validation_split=0.2,
+    dropout=(0.4, 0.3, 0.2),
+    epochs=30,
+    batch_size=128,
     optimizer="rmsprop",
-)  # fmt: skip
+)
 
 # The same layers, trained for 85 s on two cores: images that differ every epoch need little
 # dropout; a decaying rate and averaged weights end the training where the loss is flat.
@@ -239,9 +254,15 @@ BEST = replace(
 # For a user's own digits. The mean of first and last weights keeps the answers to MNIST's: Wortsman
 # et al., "Robust fine-tuning of zero-shot models", 2022. Chosen as the others.
 FINE_TUNE = replace(
-    BEST, name="fine-tune", pretrained_share=0.5, distillation=None, fine_tune_share=0.0,
-    epochs=6, optimizer="adamw", learning_rate=3e-4,
-)  # fmt: skip
+    BEST,
+    name="fine-tune",
+    pretrained_share=0.5,
+    distillation=None,
+    fine_tune_share=0.0,
+    epochs=6,
+    optimizer="adamw",
+    learning_rate=3e-4,
+)
 
 RECIPES = {recipe.name: recipe for recipe in (SEED, DEFAULT, BEST, FINE_TUNE)}
 """The recipes by the name that `--recipe` takes."""

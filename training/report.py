@@ -66,6 +66,46 @@ $body
 </main>
 </html>
 """)
+INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
+WIDTH = 6.0
+"""Of every figure, in inches: on a phone, 346 pixels wide, labels of 10 points have 8 pixels."""
+_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+TRAINING, VALIDATION = "#e08214", "#2166ac"
+TILES = 18
+"""Digits in a gallery."""
+COLUMNS = 6
+PIXELS = "none"
+"""Interpolation of images: none in the file, and no smoothing on the screen."""
+CAPTIONS = {
+    "curves": (
+        "Learning",
+        "Loss and accuracy by epoch.",  # and how the recipe measures them
+    ),
+    "reliability": (
+        "Reliability diagram",
+        "Test images in bins by confidence, the probability of the answered digit; larger points "
+        "are more images. On the line as many answers are right as their confidence says; below it "
+        "the network is overconfident.",
+    ),
+    "mistakes": (
+        "Mistakes",
+        "Misread test digits, the most confident mistakes first.",
+    ),
+    "confusion": (
+        "Confusion matrix",
+        "Test images by real digit (rows) and predicted digit (columns). The diagonal is right; "
+        "beside it, a stronger colour is a more common mistake.",
+    ),
+    "samples": (
+        "Training images",
+        "The first training images and their labels.",
+    ),
+}
+"""Heading and caption of each picture, in the order of the """
+_ROBUSTNESS = (
+    "The test images, degraded in each of the ways that augmentation has. Recipes that train with "
+    "these ways do better here than on others: compare docs/training.md, which has MNIST-C's."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +154,6 @@ def _table(table: Table) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
-INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
-WIDTH = 6.0
-"""Of every figure, in inches: on a phone, 346 pixels wide, labels of 10 points have 8 pixels."""
-_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-
-TRAINING, VALIDATION = "#e08214", "#2166ac"
-
-TILES = 18
-"""Digits in a gallery."""
-COLUMNS = 6
-
-PIXELS = "none"
-"""Interpolation of images: none in the file, and no smoothing on the screen."""
-
-
 def draw(figure: Figure, alt: str) -> Picture:
     """Render a figure as an SVG file; equal figures give equal bytes."""
     buffer = io.BytesIO()
@@ -175,9 +200,15 @@ def layers(table: Sequence[Sequence[str]]) -> Figure:
         edge = row in (0, len(table) - 1)
         for cell, (x, align) in zip(cells, columns, strict=True):
             axes.text(
-                x, row + 0.5, cell, ha=align, va="center", fontsize=10,
-                color=INK, weight="bold" if edge else "normal",
-            )  # fmt: skip
+                x,
+                row + 0.5,
+                cell,
+                ha=align,
+                va="center",
+                fontsize=10,
+                color=INK,
+                weight="bold" if edge else "normal",
+            )
         axes.axhline(row + 1, color=INK if edge else RULE, linewidth=0.8)
     return figure
 
@@ -250,34 +281,6 @@ def confusion(counts: npt.NDArray[np.int_]) -> Figure:
     return figure
 
 
-CAPTIONS = {
-    "curves": (
-        "Learning",
-        "Loss and accuracy by epoch.",  # and how the recipe measures them
-    ),
-    "reliability": (
-        "Reliability diagram",
-        "Test images in bins by confidence, the probability of the answered digit; larger points "
-        "are more images. On the line as many answers are right as their confidence says; below it "
-        "the network is overconfident.",
-    ),
-    "mistakes": (
-        "Mistakes",
-        "Misread test digits, the most confident mistakes first.",
-    ),
-    "confusion": (
-        "Confusion matrix",
-        "Test images by real digit (rows) and predicted digit (columns). The diagonal is right; "
-        "beside it, a stronger colour is a more common mistake.",
-    ),
-    "samples": (
-        "Training images",
-        "The first training images and their labels.",
-    ),
-}
-"""Heading and caption of each picture, in the order of the """
-
-
 def render(
     metrics: Mapping[str, Any], tables: Mapping[str, Table], pictures: Mapping[str, Picture]
 ) -> str:
@@ -312,12 +315,6 @@ def _results(metrics: Mapping[str, Any]) -> Table:
         sets.append((name, own["accuracy"], own["loss"]))
     rows = [(name, f"{loss:.4f}", f"{accuracy:.2%}") for name, accuracy, loss in sets]
     return [("images", "loss", "accuracy"), *rows]
-
-
-_ROBUSTNESS = (
-    "The test images, degraded in each of the ways that augmentation has. Recipes that train with "
-    "these ways do better here than on others: compare docs/training.md, which has MNIST-C's."
-)
 
 
 def _measured(metrics: Mapping[str, Any]) -> str:
@@ -479,8 +476,10 @@ def robustness_table(model: keras.Model, data: Mnist) -> Table:
 
 def reliability_alt(answers: Probabilities, labels: Labels) -> str:
     """Describe the reliability diagram in words: its bins."""
-    bins = [f"{confidence:.0%} confident, {right:.0%} right ({num:,})"
-            for confidence, right, num in reliability_bins(answers, labels)]  # fmt: skip
+    bins = [
+        f"{confidence:.0%} confident, {right:.0%} right ({num:,})"
+        for confidence, right, num in reliability_bins(answers, labels)
+    ]
     return f"Points beside the diagonal: {'; '.join(bins)}."
 
 
@@ -499,8 +498,11 @@ def confusion_alt(counts: Counts) -> str:
     """Describe the confusion matrix in words: how many are right, and the commonest mistakes."""
     wrong = np.where(np.eye(10, dtype=bool), 0, counts)
     commonest = [divmod(int(cell), 10) for cell in np.argsort(-wrong, axis=None, kind="stable")[:3]]
-    listed = [f"{real} read as {predicted} ({wrong[real, predicted]} times)"
-              for real, predicted in commonest if wrong[real, predicted]]  # fmt: skip
+    listed = [
+        f"{real} read as {predicted} ({wrong[real, predicted]} times)"
+        for real, predicted in commonest
+        if wrong[real, predicted]
+    ]
     return (
         f"A grid of counts, ten digits by ten: {np.trace(counts):,} of {counts.sum():,} images lie "
         f"on the diagonal. The commonest mistakes: {', '.join(listed) or 'none'}."

@@ -32,14 +32,27 @@ _COLUMNS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE",
+    parser.add_argument(
+        "pictures",
+        nargs="+",
+        metavar="PICTURE",
         help="picture with numbers, such as a photo of a note or a scan of a form, of the formats "
-        "of classify; a folder of them; or - for stdin")  # fmt: skip
-    parser.add_argument("--reject-below", type=options.share, default=0.0, metavar="P",
-        help="print ? instead of a number that is less probable than this, 0 to 1")  # fmt: skip
-    parser.add_argument("--pattern", type=_pattern, metavar="REGEX",
+        "of classify; a folder of them; or - for stdin",
+    )
+    parser.add_argument(
+        "--reject-below",
+        type=options.share,
+        default=0.0,
+        metavar="P",
+        help="print ? instead of a number that is less probable than this, 0 to 1",
+    )
+    parser.add_argument(
+        "--pattern",
+        type=_pattern,
+        metavar="REGEX",
         help="read only numbers that fit this regular expression of digits, marks and blanks; "
-        "letters in it are ink that is skipped")  # fmt: skip
+        "letters in it are ink that is skipped",
+    )
     parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
     add_source(parser)
 

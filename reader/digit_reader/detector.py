@@ -36,11 +36,14 @@ def logits(candidates: Candidates) -> Floats:
     answers = [np.empty((0, NUM_CLASSES), np.float32)]
     for at in range(0, len(candidates.images), _BATCH):
         part = slice(at, at + _BATCH)
-        answers += _session().run(["logits"], {
-            "images": candidates.images[part],
-            "surroundings": candidates.surroundings[part],
-            "measures": candidates.measures[part],
-        })  # fmt: skip
+        answers += _session().run(
+            ["logits"],
+            {
+                "images": candidates.images[part],
+                "surroundings": candidates.surroundings[part],
+                "measures": candidates.measures[part],
+            },
+        )
     return np.concatenate(answers)
 
 

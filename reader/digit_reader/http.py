@@ -45,6 +45,19 @@ FILES = Path(__file__).parent / "files"
 
 MAX_CANDIDATES = 4000
 """Of a picture: some 400 digits, and a second of work."""
+_PATTERN = option(
+    "pattern",
+    "Only numbers that fit this regular expression are read, such as "
+    "\\d{2}/\\d{2}/\\d{4}. It may have digits, the marks . , - / :, blanks, letters "
+    "(ink that is skipped), \\d, [ ], ( ), |, ?, *, + and {2,4}.",
+    type="string",
+    maxLength=MAX_LENGTH,
+)
+_DRAWING = option(
+    "drawing",
+    "If given, all ink of a picture may be one number, such as an upright stroke.",
+    type="string",
+)
 
 
 def routes(router: Router, config: ServerConfig) -> list[Endpoint]:
@@ -102,9 +115,14 @@ def find(source: BinaryIO) -> tuple[Images, bytes]:
 
 
 def write_item(
-    name: str, pickled: bytes | ServingError, answer: Predictions | None, reject_below: float,
-    with_images: bool, is_drawing: bool, pattern: str | None,
-) -> str:  # fmt: skip
+    name: str,
+    pickled: bytes | ServingError,
+    answer: Predictions | None,
+    reject_below: float,
+    with_images: bool,
+    is_drawing: bool,
+    pattern: str | None,
+) -> str:
     """Write the numbers of a picture as JSON."""
     item: dict[str, Any] = {"name": name} if name else {}
     if isinstance(pickled, ServingError):
@@ -119,18 +137,6 @@ def write_item(
             numbers = read(answer.probabilities)
         item["numbers"] = [number_facts(n, reject_below, with_images=with_images) for n in numbers]
     return json.dumps(item, separators=(",", ":"))
-
-
-_PATTERN = option(
-    "pattern", "Only numbers that fit this regular expression are read, such as "
-    "\\d{2}/\\d{2}/\\d{4}. It may have digits, the marks . , - / :, blanks, letters "
-    "(ink that is skipped), \\d, [ ], ( ), |, ?, *, + and {2,4}.",
-    type="string", maxLength=MAX_LENGTH,
-)  # fmt: skip
-_DRAWING = option(
-    "drawing", "If given, all ink of a picture may be one number, such as an upright stroke.",
-    type="string",
-)  # fmt: skip
 
 
 def _numbers() -> dict[str, Any]:

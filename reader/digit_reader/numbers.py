@@ -224,8 +224,10 @@ def _runs(line: Line, choice: Choice) -> list[Run]:
             if item.text == "1"
         }
         chosen, sure = marks.slashes("".join(item.text for item in run.items), odds)
-        read = [item._replace(text="/", candidate=-1) if at in chosen else item
-                for at, item in enumerate(run.items)]  # fmt: skip
+        read = [
+            item._replace(text="/", candidate=-1) if at in chosen else item
+            for at, item in enumerate(run.items)
+        ]
         found.append(Run(read, run.confidence * sure))
     return found
 
@@ -238,10 +240,11 @@ def _may_be_alone(number: Number, choice: Choice, page_height: int) -> bool:
     if len(number.digits) == len(ones) and choice.scores[choice.run].mean() < MIN_STROKE:
         return False
     return all(
-        box.top > 0 and box.bottom < page_height
+        box.top > 0
+        and box.bottom < page_height
         and box.right - box.left <= MAX_STROKE_WIDTH * (box.bottom - box.top)
         for box in ones
-    )  # fmt: skip
+    )
 
 
 def _least_doubt(run: Run, choice: Choice) -> float:

@@ -30,8 +30,11 @@ class Places:
 
     def number(self, line: Line, run: Run, choice: Choice, probability: float) -> Number:
         """Return a number of a row."""
-        digits = tuple(self._digit(line, int(item.text), item.candidate, choice)
-                       for item in run.items if item.candidate >= 0)  # fmt: skip
+        digits = tuple(
+            self._digit(line, int(item.text), item.candidate, choice)
+            for item in run.items
+            if item.candidate >= 0
+        )
         fields = []
         for is_mark, items in groupby(run.items, lambda item: item.candidate < 0):
             for each in ([item] for item in items if item.text != " ") if is_mark else [[*items]]:
@@ -45,19 +48,26 @@ class Places:
     def _digit(self, line: Line, digit: int, number: int, choice: Choice) -> FoundDigit:
         probabilities = choice.probabilities[number]
         return FoundDigit(
-            digit, float(probabilities[digit]), tuple(probabilities.tolist()),
+            digit,
+            float(probabilities[digit]),
+            tuple(probabilities.tolist()),
             self._box(line, line.candidates.boxes[number].tolist()),
             line.candidates.images[number].tobytes(),
-        )  # fmt: skip
+        )
 
     def _box(self, line: Line, box: Sequence[int]) -> Box:
         row, (top, left, bottom, right) = line.row, box
         height, width = self._shape
         in_page = turned_back(
-            (row.left + left * row.scale, row.top + top * row.scale,
-             row.left + right * row.scale, row.top + bottom * row.scale),
-            self._quarters, (width, height),
-        )  # fmt: skip
+            (
+                row.left + left * row.scale,
+                row.top + top * row.scale,
+                row.left + right * row.scale,
+                row.top + bottom * row.scale,
+            ),
+            self._quarters,
+            (width, height),
+        )
         corners = self._sheet.placed(in_page) if self._sheet else np.reshape(in_page, (2, 2))
         corners = np.rint(corners * self._scale).clip(0, self._size).astype(int)
         return Box(*corners.min(0).tolist(), *corners.max(0).tolist())

@@ -35,9 +35,13 @@ def submit_of_stream(group: Group) -> int:
 
 
 async def submit(
-    owner: Owner, peer: AsyncCaller, message: Any, encoder: ResponseEncoder,
-    deadline_s: float = math.inf, enter: Callable[[Group], int] | None = None,
-) -> tuple[Any, Ran]:  # fmt: skip
+    owner: Owner,
+    peer: AsyncCaller,
+    message: Any,
+    encoder: ResponseEncoder,
+    deadline_s: float = math.inf,
+    enter: Callable[[Group], int] | None = None,
+) -> tuple[Any, Ran]:
     """Have a request run; if the task is cancelled, it does not run.
 
     Args:

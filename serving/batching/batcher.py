@@ -45,9 +45,14 @@ class Batcher:
     """Runs the calls of one model, and gives each exactly one outcome."""
 
     def __init__(
-        self, model: RunnableModel, config: BatchingConfig, metrics: Metrics, num_runners: int = 1,
-        name: str = "", host: Host | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: RunnableModel,
+        config: BatchingConfig,
+        metrics: Metrics,
+        num_runners: int = 1,
+        name: str = "",
+        host: Host | None = None,
+    ) -> None:
         """Prepare; `attach` comes before the first call."""
         host = host or Host()
         self.model = model

@@ -62,9 +62,14 @@ class OffloadedBatches:
     """Two queues, of small calls and of large ones, and the threads that take turns at them."""
 
     def __init__(
-        self, executor: Executor, config: BatchingConfig, capacity: int, num_runners: int,
-        runners: Callable[[int], Runners], finish: _Finish,
-    ) -> None:  # fmt: skip
+        self,
+        executor: Executor,
+        config: BatchingConfig,
+        capacity: int,
+        num_runners: int,
+        runners: Callable[[int], Runners],
+        finish: _Finish,
+    ) -> None:
         """Prepare; `owner` is set before the first call."""
         self.owner: Owner
         self.queues = self._small, self._large = Queue(capacity), Queue(capacity)
@@ -155,10 +160,13 @@ class OffloadedBatches:
             if not executor.is_batchable:
                 return run
             return partial(
-                run_shared, run, max_batch_size=self._small.run_rows,
-                enough_rows=self._enough_rows, num_threads=num_threads,
+                run_shared,
+                run,
+                max_batch_size=self._small.run_rows,
+                enough_rows=self._enough_rows,
+                num_threads=num_threads,
                 is_cancelled=lambda: not open_parts(part),
-            )  # fmt: skip
+            )
 
         begin_s = clock()
         parts = executor.run(running.groups, clock, begin)

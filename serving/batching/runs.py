@@ -55,9 +55,14 @@ class Result:
                  "version")  # fmt: skip
 
     def __init__(
-        self, outputs: Sequence[npt.NDArray[Any]], num_rows: int, version: str,
-        signature: Signature | None, started_s: float, finished_s: float,
-    ) -> None:  # fmt: skip
+        self,
+        outputs: Sequence[npt.NDArray[Any]],
+        num_rows: int,
+        version: str,
+        signature: Signature | None,
+        started_s: float,
+        finished_s: float,
+    ) -> None:
         self.outputs = outputs
         self.num_rows = num_rows
         self.version = version
@@ -184,10 +189,17 @@ class Group:
                  "num_rows", "sink", "slots", "streams")  # fmt: skip
 
     def __init__(
-        self, caller: Caller, streams: Sequence[bytes], messages: Sequence[Any],
-        encoder: ResponseEncoder, sink: Sink, arrived_s: float, deadline_s: float,
-        slots: Sequence[Any] | None = None, deadlines_s: Sequence[float] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        caller: Caller,
+        streams: Sequence[bytes],
+        messages: Sequence[Any],
+        encoder: ResponseEncoder,
+        sink: Sink,
+        arrived_s: float,
+        deadline_s: float,
+        slots: Sequence[Any] | None = None,
+        deadlines_s: Sequence[float] | None = None,
+    ) -> None:
         """Describe calls that wait.
 
         Args:
@@ -332,9 +344,11 @@ class Executor:
         return self._guard(run), end
 
     def run(
-        self, groups: list[Group], clock: Callable[[], float],
+        self,
+        groups: list[Group],
+        clock: Callable[[], float],
         begin: Callable[[list[Group]], Run] | None = None,
-    ) -> list[Outcome]:  # fmt: skip
+    ) -> list[Outcome]:
         """Run calls: all at once where that can be.
 
         If a run fails, its halves are run, until the call is known that makes runs fail. A run that
@@ -470,9 +484,13 @@ def _halves(groups: list[Group]) -> list[list[Group]]:
 
 
 def run_shared(
-    run: Callable[[Feeds], list[Array]], feeds: Feeds, max_batch_size: int, enough_rows: int,
-    num_threads: int, is_cancelled: Callable[[], bool],
-) -> list[Array]:  # fmt: skip
+    run: Callable[[Feeds], list[Array]],
+    feeds: Feeds,
+    max_batch_size: int,
+    enough_rows: int,
+    num_threads: int,
+    is_cancelled: Callable[[], bool],
+) -> list[Array]:
     """Run rows in parts, on this thread and on helper threads that end with the call.
 
     Helpers start for cores that no other call uses: callers that keep all cores busy by themselves
@@ -509,9 +527,12 @@ def run_shared(
 
 
 def _run_parts(
-    run: Callable[[Feeds], list[Array]], feeds: Feeds, starts: range, num_threads: int,
+    run: Callable[[Feeds], list[Array]],
+    feeds: Feeds,
+    starts: range,
+    num_threads: int,
     is_cancelled: Callable[[], bool],
-) -> list[Array]:  # fmt: skip
+) -> list[Array]:
     todo, done = deque(starts), dict[int, list[Array]]()
 
     def run_part(first: int) -> None:

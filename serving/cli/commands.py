@@ -25,6 +25,54 @@ from serving.system.host import with_port
 from serving.telemetry import logs
 
 _log = logging.getLogger(__name__)
+_SERVE = """\
+  digit-serving serve detector.onnx classifier.onnx
+  digit-serving serve flowers.onnx --input image --labels labels.txt
+  digit-serving serve --models models --model digits letters --workers 2
+  digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%
+  digit-serving serve --models https://example.org/flowers.onnx#sha256=DIGEST
+  digit-serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
+  SERVING_PORT=8033 SERVING_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
+"""
+_INFER = """\
+  digit-serving infer iris.onnx 'x=[5.1, 3.5, 1.4, 0.2]'
+  digit-serving infer iris --target 127.0.0.1:50051 'x=[[5.1, 3.5, 1.4, 0.2], [6, 3, 5, 2]]'
+  digit-serving infer sentiment --target 127.0.0.1:50051 text='a good film' --json
+  digit-serving infer towers.onnx left=@left.npy right=@right.npy
+  digit-serving infer flowers.onnx --input image --labels labels.txt @rose.jpg
+  python numbers.py | digit-serving infer iris.onnx x=-
+"""
+_INFO = """\
+  digit-serving info model.onnx
+  digit-serving info --models models --model letters --json
+  digit-serving info --target 127.0.0.1:50051 --model letters
+"""
+_PROBE = """\
+  digit-serving health                                   exit code 0: SERVING, else 1
+  digit-serving health --target 10.0.0.7:50051 --tls-ca ca.pem --tls-server-name digits
+"""
+_GROUPS: tuple[tuple[str, type, str], ...] = (
+    ("", ModelConfig, "versions canary served_name batch threads max_model_bytes"),
+    ("", ServerConfig, "reload_interval_s allow_repository_control"),
+    (
+        "addresses",
+        ServerConfig,
+        "host port http_host http_port http_host_names "
+        "http_allow_origins metrics_host metrics_port",
+    ),
+    ("TLS and tokens", SecurityConfig, "tls_cert tls_key tls_client_ca token_file"),
+    ("batching and limits", BatchingConfig, " ".join(each.name for each in fields(BatchingConfig))),
+    ("", ServerConfig, "max_json_bytes max_buffered_bytes max_connection_age_s"),
+    (
+        "operation",
+        ServerConfig,
+        "transport workers drain_s self_test_interval_s reflection "
+        "log_level log_format access_log otlp_endpoint",
+    ),
+)
+"""The options of `serve` that set fields of configurations; those without a title go on."""
+_HTTP = ("python_multipart",)
+_USUAL_HTTP_PORT = 8080
 
 
 def parser(others: Mapping[str, Command] | None = None) -> Parser:
@@ -66,42 +114,25 @@ def add_command(commands: "argparse._SubParsersAction[Any]", name: str, command:
     parser.set_defaults(run=command.run)
 
 
-_SERVE = """\
-  digit-serving serve detector.onnx classifier.onnx
-  digit-serving serve flowers.onnx --input image --labels labels.txt
-  digit-serving serve --models models --model digits letters --workers 2
-  digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%
-  digit-serving serve --models https://example.org/flowers.onnx#sha256=DIGEST
-  digit-serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
-  SERVING_PORT=8033 SERVING_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
-"""
-_INFER = """\
-  digit-serving infer iris.onnx 'x=[5.1, 3.5, 1.4, 0.2]'
-  digit-serving infer iris --target 127.0.0.1:50051 'x=[[5.1, 3.5, 1.4, 0.2], [6, 3, 5, 2]]'
-  digit-serving infer sentiment --target 127.0.0.1:50051 text='a good film' --json
-  digit-serving infer towers.onnx left=@left.npy right=@right.npy
-  digit-serving infer flowers.onnx --input image --labels labels.txt @rose.jpg
-  python numbers.py | digit-serving infer iris.onnx x=-
-"""
-_INFO = """\
-  digit-serving info model.onnx
-  digit-serving info --models models --model letters --json
-  digit-serving info --target 127.0.0.1:50051 --model letters
-"""
-_PROBE = """\
-  digit-serving health                                   exit code 0: SERVING, else 1
-  digit-serving health --target 10.0.0.7:50051 --tls-ca ca.pem --tls-server-name digits
-"""
-
-
 def _add_serve(parser: Parser) -> None:
-    parser.add_argument("files", nargs="*", type=Path, metavar="MODEL.onnx",
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="MODEL.onnx",
         help="file to serve, as a model of its name; without --models and --model nothing else "
-        "is served")  # fmt: skip
+        "is served",
+    )
     parser.begin_group("models")
     models.add_repository(parser)
-    parser.add_argument("--model", dest="names", nargs="+", action="extend", metavar="NAME",
-        help="models of the repository to serve (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--model",
+        dest="names",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="models of the repository to serve (default: all)",
+    )
     models.add_pictures(parser)
     for title, kind, names in _GROUPS:
         if title:
@@ -109,28 +140,22 @@ def _add_serve(parser: Parser) -> None:
         add_fields(parser, kind, *names.split())
 
 
-_GROUPS: tuple[tuple[str, type, str], ...] = (
-    ("", ModelConfig, "versions canary served_name batch threads max_model_bytes"),
-    ("", ServerConfig, "reload_interval_s allow_repository_control"),
-    ("addresses", ServerConfig, "host port http_host http_port http_host_names "
-     "http_allow_origins metrics_host metrics_port"),
-    ("TLS and tokens", SecurityConfig, "tls_cert tls_key tls_client_ca token_file"),
-    ("batching and limits", BatchingConfig, " ".join(each.name for each in fields(BatchingConfig))),
-    ("", ServerConfig, "max_json_bytes max_buffered_bytes max_connection_age_s"),
-    ("operation", ServerConfig, "transport workers drain_s self_test_interval_s reflection "
-     "log_level log_format access_log otlp_endpoint"),
-)  # fmt: skip
-"""The options of `serve` that set fields of configurations; those without a title go on."""
-
-
 def _add_infer(parser: Parser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL", help="name of a model, of the server or the repository; or an "
-        "ONNX file, or a model's folder")  # fmt: skip
-    add("values", nargs="*", metavar="NAME=VALUE",
+    add(
+        "model",
+        metavar="MODEL",
+        help="name of a model, of the server or the repository; or an "
+        "ONNX file, or a model's folder",
+    )
+    add(
+        "values",
+        nargs="*",
+        metavar="NAME=VALUE",
         help="an input: JSON or a text; @FILE with a NumPy array (.npy), JSON, a text or a "
         "picture; or - for stdin. The batch axis may be left out, and so may the name of the "
-        "only input")  # fmt: skip
+        "only input",
+    )
     parser.intermixed = "values"
     models.add_pictures(parser)
     models.add_server(parser)
@@ -138,19 +163,32 @@ def _add_infer(parser: Parser) -> None:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", type=Path, metavar="MODEL.onnx",
-        help="file to describe, instead of a model of a repository")  # fmt: skip
+    parser.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        metavar="MODEL.onnx",
+        help="file to describe, instead of a model of a repository",
+    )
     models.add_source(parser)
     parser.set_defaults(model=None)
 
 
 def _add_health(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--target", type=models.target, default=f"127.0.0.1:{ServerConfig().port}",
-        metavar="HOST:PORT", help="the server")  # fmt: skip
+    add(
+        "--target",
+        type=models.target,
+        default=f"127.0.0.1:{ServerConfig().port}",
+        metavar="HOST:PORT",
+        help="the server",
+    )
     add("--timeout", type=options.seconds, default=5.0, metavar="SECONDS", help="time limit")
-    add("--tls-server-name", metavar="NAME",
-        help="name that the certificate must have (default: the target's)")  # fmt: skip
+    add(
+        "--tls-server-name",
+        metavar="NAME",
+        help="name that the certificate must have (default: the target's)",
+    )
     models.add_access(parser)
 
 
@@ -210,13 +248,12 @@ def _other_port(config: ServerConfig, error: str) -> str:
     """Return which option chooses another port, if one is taken."""
     ports = {"port": (config.host, config.port), "http-port": (config.http_host, config.http_port),
              "metrics-port": (config.metrics_host, config.metrics_port)}  # fmt: skip
-    named = [f"--{name}" for name, (host, port) in ports.items()
-             if port and f"on {with_port(host, port)}: the port is taken" in error]  # fmt: skip
+    named = [
+        f"--{name}"
+        for name, (host, port) in ports.items()
+        if port and f"on {with_port(host, port)}: the port is taken" in error
+    ]
     return f"; choose another by {' or '.join(named)}" if named else ""
-
-
-_HTTP = ("python_multipart",)
-_USUAL_HTTP_PORT = 8080
 
 
 def _http(options: argparse.Namespace) -> dict[str, object]:

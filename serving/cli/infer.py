@@ -161,8 +161,10 @@ def _of_text(tensor: Tensor, text: str) -> Any:
 
 def _plain(array: Array) -> Any:
     if array.dtype.kind == "O":
-        texts = (each.decode("utf-8", "replace") if isinstance(each, bytes) else each
-                 for each in array.flat)  # fmt: skip
+        texts = (
+            each.decode("utf-8", "replace") if isinstance(each, bytes) else each
+            for each in array.flat
+        )
         array = np.array([*texts], object).reshape(array.shape)
     return array.tolist()
 

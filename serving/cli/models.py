@@ -32,8 +32,12 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that may call a server, and print JSON."""
-    parser.add_argument("--target", type=target, metavar="HOST:PORT",
-        help="call a running server instead of loading the model here")  # fmt: skip
+    parser.add_argument(
+        "--target",
+        type=target,
+        metavar="HOST:PORT",
+        help="call a running server instead of loading the model here",
+    )
     add_access(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
 
@@ -48,12 +52,20 @@ def target(text: str) -> str:
 def add_access(parser: argparse.ArgumentParser) -> None:
     """Add the options of a caller of servers: its authorities, certificate and token."""
     add = parser.add_argument
-    add("--tls-ca", type=Path, metavar="FILE",
-        help="PEM authorities that sign servers' certificates: enables TLS")  # fmt: skip
+    add(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="PEM authorities that sign servers' certificates: enables TLS",
+    )
     add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of the caller, for mTLS")
     add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")
-    add("--token-file", type=Path, metavar="FILE",
-        help="file whose first line is the bearer token; or set SERVING_TOKEN")  # fmt: skip
+    add(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file whose first line is the bearer token; or set SERVING_TOKEN",
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -71,16 +83,21 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_pictures(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe how a model without a manifest takes pictures."""
     add_fields(parser, ServerConfig, "input")
-    parser.add_argument("--labels", type=Path, metavar="FILE",
-        help="the names of the classes, one a line")  # fmt: skip
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="the names of the classes, one a line"
+    )
 
 
 def add_repository(parser: argparse.ArgumentParser) -> None:
     """Add the options of a repository of models."""
-    parser.add_argument("--models", metavar="DIR|URL", default=argparse.SUPPRESS,
+    parser.add_argument(
+        "--models",
+        metavar="DIR|URL",
+        default=argparse.SUPPRESS,
         help="root of the model repository, or where to copy it from: s3://, gs://, hf:// or other "
         "URLs of fsspec, or an .onnx at https:// (default: "
-        f"{ModelConfig().models} if it has the model, else the bundled one)")  # fmt: skip
+        f"{ModelConfig().models} if it has the model, else the bundled one)",
+    )
     add_fields(parser, ModelConfig, "model_cache", "version", "device", "precision")
 
 

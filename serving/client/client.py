@@ -111,9 +111,16 @@ class BaseClient:
         self._address = address_for_h2(transport, target)
         """Where h2 connects to; None for grpcio."""
         self._again = partial(
-            type(self), target, timeout_s=timeout_s, attempt_timeout_s=attempt_timeout_s,
-            token=token, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, transport=transport,
-        )  # fmt: skip
+            type(self),
+            target,
+            timeout_s=timeout_s,
+            attempt_timeout_s=attempt_timeout_s,
+            token=token,
+            tls_ca=tls_ca,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            transport=transport,
+        )
         self._has_answered = False
         self._budget = RetryBudget()
         self._infos: dict[tuple[str, str], ModelInfo] = {}
@@ -154,24 +161,35 @@ class BaseClient:
             raise Unavailable(str(err)) from err
 
     async def _unary(
-        self, path: str, message: bytes, timeout_s: float | None,
+        self,
+        path: str,
+        message: bytes,
+        timeout_s: float | None,
         metadata: Mapping[str, str] | None,
-    ) -> bytes:  # fmt: skip
+    ) -> bytes:
         with client_span(path, self._target):
             return await self._call(path, message, self._begun(timeout_s), _checked(metadata))
 
     async def _unary_many(
-        self, path: str, messages: Iterable[bytes], timeout_s: float | None,
+        self,
+        path: str,
+        messages: Iterable[bytes],
+        timeout_s: float | None,
         metadata: Mapping[str, str] | None,
-    ) -> list[bytes]:  # fmt: skip
+    ) -> list[bytes]:
         with client_span(path, self._target):
             state = self._begun(timeout_s)
             return await self._call_many(path, messages, state, _checked(metadata))
 
     async def _infer(
-        self, model: str, inputs: object, outputs: Sequence[str], version: str | int,
-        timeout_s: float | None, metadata: Mapping[str, str] | None,
-    ) -> Outputs:  # fmt: skip
+        self,
+        model: str,
+        inputs: object,
+        outputs: Sequence[str],
+        version: str | int,
+        timeout_s: float | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Outputs:
         # The messages' classes take 15 ms of a start, which callers of other services need not pay.
         from serving.client import infer_messages as inference
 
@@ -306,9 +324,15 @@ class Client(BaseClient):
     """The id of the process that connected."""
 
     def infer(
-        self, model: str, inputs: object, *, version: str | int = "", outputs: Sequence[str] = (),
-        timeout_s: float | None = None, metadata: Mapping[str, str] | None = None,
-    ) -> Outputs:  # fmt: skip
+        self,
+        model: str,
+        inputs: object,
+        *,
+        version: str | int = "",
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Outputs:
         """Run any model of the server, by the Open Inference Protocol.
 
         The first call for a model asks the server for its inputs and limits. Rows beyond a
@@ -370,9 +394,13 @@ class Client(BaseClient):
         _run(self._wait_ready(timeout_s))
 
     def call(
-        self, path: str, message: bytes, *, timeout_s: float | None = None,
+        self,
+        path: str,
+        message: bytes,
+        *,
+        timeout_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> bytes:  # fmt: skip
+    ) -> bytes:
         """Call a method of any gRPC service that takes and answers one message, with retries.
 
         Args:
@@ -390,9 +418,13 @@ class Client(BaseClient):
         return _run(self._unary(path, message, timeout_s, metadata))
 
     def call_many(
-        self, path: str, messages: Iterable[bytes], *, timeout_s: float | None = None,
+        self,
+        path: str,
+        messages: Iterable[bytes],
+        *,
+        timeout_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> list[bytes]:  # fmt: skip
+    ) -> list[bytes]:
         """Call a method with several messages, a few of them in flight at once; see `call`.
 
         Returns:
@@ -463,9 +495,15 @@ class AsyncClient(BaseClient):
     _loop: asyncio.AbstractEventLoop | None = None
 
     async def infer(
-        self, model: str, inputs: object, *, version: str | int = "", outputs: Sequence[str] = (),
-        timeout_s: float | None = None, metadata: Mapping[str, str] | None = None,
-    ) -> Outputs:  # fmt: skip
+        self,
+        model: str,
+        inputs: object,
+        *,
+        version: str | int = "",
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Outputs:
         """Run any model of the server; see `Client.infer`."""
         return await self._infer(model, inputs, outputs, version, timeout_s, metadata)
 
@@ -484,16 +522,24 @@ class AsyncClient(BaseClient):
         await self._wait_ready(timeout_s)
 
     async def call(
-        self, path: str, message: bytes, *, timeout_s: float | None = None,
+        self,
+        path: str,
+        message: bytes,
+        *,
+        timeout_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> bytes:  # fmt: skip
+    ) -> bytes:
         """Call a method of any gRPC service; see `Client.call`."""
         return await self._unary(path, message, timeout_s, metadata)
 
     async def call_many(
-        self, path: str, messages: Iterable[bytes], *, timeout_s: float | None = None,
+        self,
+        path: str,
+        messages: Iterable[bytes],
+        *,
+        timeout_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
-    ) -> list[bytes]:  # fmt: skip
+    ) -> list[bytes]:
         """Call a method with several messages; see `Client.call_many`."""
         return await self._unary_many(path, messages, timeout_s, metadata)
 

@@ -36,6 +36,21 @@ KEEPALIVE_TIMEOUT_S = 1.25
 
 CUT_OFF = Failure(StatusCode.CANCELLED, "the call was cut off")
 LATE = Failure(StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")
+_FIRST_CONTACT_S = 5.0
+"""How long a client that never had an answer retries: long enough for a server that is starting,
+but shorter than a long timeout, in case the address is wrong."""
+_SHORTEST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 0.5
+_MAX_ATTEMPTS = 5
+"""The most attempts of one call that servers answer by a failure; gRPC's own limit (gRFC A6)."""
+_LONGEST_TIMEOUT_S = 1e9
+"""Thirty years: locks, poll and grpcio take no infinity."""
+_RETRYABLE = (
+    StatusCode.UNAVAILABLE,
+    StatusCode.CANCELLED,  # of calls pending at a grpcio server's stop (grpc #41785)
+)
+_NO_SPAN = nullcontext()
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Variables of the environment by which grpcio connects through a proxy."""
 
 
 def malformed(address: str, answer: str) -> Unavailable:
@@ -89,19 +104,6 @@ class Transport(Protocol):
 
 
 # Retries
-
-_FIRST_CONTACT_S = 5.0
-"""How long a client that never had an answer retries: long enough for a server that is starting,
-but shorter than a long timeout, in case the address is wrong."""
-_SHORTEST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 0.5
-_MAX_ATTEMPTS = 5
-"""The most attempts of one call that servers answer by a failure; gRPC's own limit (gRFC A6)."""
-_LONGEST_TIMEOUT_S = 1e9
-"""Thirty years: locks, poll and grpcio take no infinity."""
-_RETRYABLE = (
-    StatusCode.UNAVAILABLE,
-    StatusCode.CANCELLED,  # of calls pending at a grpcio server's stop (grpc #41785)
-)
 
 
 class RetryBudget:
@@ -275,8 +277,6 @@ def _pause_s(milliseconds: str) -> float | None:
 
 # Credentials
 
-_NO_SPAN = nullcontext()
-
 
 class Credentials:
     """A client's credentials, and the authorities that it trusts."""
@@ -358,9 +358,6 @@ def client_span(path: str, target: str) -> AbstractContextManager[object]:
 
 
 # Addresses
-
-_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
-"""Variables of the environment by which grpcio connects through a proxy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ a service named `serving` sets SERVING_PORT, `serving-metrics` SERVING_METRICS_P
 
 _LINK_NAME = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 """Names of further such variables."""
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,14 +60,23 @@ class Parser(argparse.ArgumentParser):
         if names[0].startswith("--") and options.get("action", "store") in _WITH_VARIABLE:
             self.variables[PREFIX + names[0][2:].upper().replace("-", "_")] = action
             if action.nargs == 0:
-                super().add_argument(f"--no-{names[0][2:]}", dest=action.dest,
-                                     action="store_false", help=argparse.SUPPRESS)  # fmt: skip
+                super().add_argument(
+                    f"--no-{names[0][2:]}",
+                    dest=action.dest,
+                    action="store_false",
+                    help=argparse.SUPPRESS,
+                )
         return action
 
     def add_version(self) -> None:
         """Add `--version`, which prints the version of the project."""
-        self.add_argument("--version", action=_PrintVersion, nargs=0, default=argparse.SUPPRESS,
-                          help="print the version of this program and exit")  # fmt: skip
+        self.add_argument(
+            "--version",
+            action=_PrintVersion,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            help="print the version of this program and exit",
+        )
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -204,9 +214,6 @@ def size(text: str) -> int:
     if number.isdecimal() and unit in _UNITS and 0 < int(number) * _UNITS[unit] < 1 << 50:
         return int(number) * _UNITS[unit]
     raise argparse.ArgumentTypeError(f"expected a size such as 500M or 2G, got {text!r}")
-
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def share(text: str) -> float:

@@ -28,12 +28,19 @@ _NAMES = (
     " strict-transport-security transfer-encoding user-agent vary via www-authenticate"
 )
 STATIC: Fields = (
-    (b":authority", b""), (b":method", b"GET"), (b":method", b"POST"), (b":path", b"/"),
-    (b":path", b"/index.html"), (b":scheme", b"http"), (b":scheme", b"https"),
+    (b":authority", b""),
+    (b":method", b"GET"),
+    (b":method", b"POST"),
+    (b":path", b"/"),
+    (b":path", b"/index.html"),
+    (b":scheme", b"http"),
+    (b":scheme", b"https"),
     *((b":status", status) for status in b"200 204 206 304 400 404 500".split()),
-    *((name.encode(), b"gzip, deflate" if name == "accept-encoding" else b"")
-      for name in _NAMES.split()),
-)  # fmt: skip
+    *(
+        (name.encode(), b"gzip, deflate" if name == "accept-encoding" else b"")
+        for name in _NAMES.split()
+    ),
+)
 """The first 61 entries of every table (appendix A)."""
 _FIRST_INSERTED = 1 + len(STATIC)
 _STATIC_INDEX = {field: index for index, field in reversed([*enumerate(STATIC, 1)])}

@@ -34,6 +34,8 @@ _SYMBOLS_BY_LENGTH: dict[int, bytes | tuple[int, ...]] = {
          30, 31, 127, 220, 249),
     _LONGEST: (10, 13, 22, _EOS),
 }  # fmt: skip
+_PARTS: dict[bytes, bytes] = {}
+"""The symbols of all entries; some 65,000 entries share them."""
 
 
 def _codes() -> dict[tuple[int, int], int]:
@@ -90,8 +92,6 @@ def _state(length: int, code: int) -> _CodePart:
     return state
 
 
-_PARTS: dict[bytes, bytes] = {}
-"""The symbols of all entries; some 65,000 entries share them."""
 _STATES: dict[tuple[int, int], _CodePart] = {}
 _START = _STATES[0, 0] = _CodePart(0, 0)
 _FAILED = _CodePart(8, 0)

@@ -65,6 +65,13 @@ _NODES = re.compile(
     b"\x22(?:" + b"|".join(re.escape(bytes([len(name)]) + name) for name in _UNBOUNDED) + b")"
 )
 """NodeProto.op_type, in the graph or in any function or subgraph."""
+_TOLERANCES = {"FP16": 1e-2, "FP32": 1e-3, "FP64": 1e-3}
+"""Largest difference of a row's numbers from those it has alone, relative to their magnitude: sums
+are added in another order. Other types have none: they must be equal."""
+_DRAWS_S, _DRAWN_ALONE_S, _DRAWN_BATCHES_S = 2.0, 0.2, 0.3
+"""Processor time for drawn inputs that fail or show nothing, for rows alone, and for batches."""
+_SLOW_S = 1.0
+"""A row that takes this long gains nothing from a batch, and has no more runs at load."""
 
 
 class Unfit(Exception):
@@ -228,14 +235,6 @@ def line_of(obstacle: str | None, mode: BatchingMode) -> str:
     return f"batching off: {obstacle}"
 
 
-_TOLERANCES = {"FP16": 1e-2, "FP32": 1e-3, "FP64": 1e-3}
-"""Largest difference of a row's numbers from those it has alone, relative to their magnitude: sums
-are added in another order. Other types have none: they must be equal."""
-_DRAWS_S, _DRAWN_ALONE_S, _DRAWN_BATCHES_S = 2.0, 0.2, 0.3
-"""Processor time for drawn inputs that fail or show nothing, for rows alone, and for batches."""
-_SLOW_S = 1.0
-"""A row that takes this long gains nothing from a batch, and has no more runs at load."""
-
 _Clock = Callable[[], float]
 
 
@@ -255,9 +254,14 @@ class _Dependent(Exception):
 
 
 def try_rows(
-    run: Run, tensors: TensorSignature, max_batch_size: int, clock: _Clock = time.thread_time,
-    *, obstacle: str | None = None, mode: BatchingMode = "auto",
-) -> Finding:  # fmt: skip
+    run: Run,
+    tensors: TensorSignature,
+    max_batch_size: int,
+    clock: _Clock = time.thread_time,
+    *,
+    obstacle: str | None = None,
+    mode: BatchingMode = "auto",
+) -> Finding:
     """Run drawn rows, alone and mixed in batches of several sizes.
 
     Args:
@@ -284,8 +288,10 @@ def try_rows(
             first = run(row)
             row_s, runnable = clock() - begin_s, runnable or row
             # As many axes as outputs have in fact, where the graph says none.
-            seen = (each if each.shape else replace(each, shape=(-1,) * array.ndim)
-                    for each, array in zip(tensors.outputs, first, strict=True))  # fmt: skip
+            seen = (
+                each if each.shape else replace(each, shape=(-1,) * array.ndim)
+                for each, array in zip(tensors.outputs, first, strict=True)
+            )
             tensors = replace(tensors, outputs=tuple(seen))
             if is_alone or mode == "always":
                 break
@@ -309,9 +315,13 @@ def try_rows(
 
 
 def _compare(
-    run: Run, feeds: Feeds, first: list[Array], outputs: Sequence[Tensor], max_batch_size: int,
+    run: Run,
+    feeds: Feeds,
+    first: list[Array],
+    outputs: Sequence[Tensor],
+    max_batch_size: int,
     clock: _Clock,
-) -> bool:  # fmt: skip
+) -> bool:
     """Compare rows alone, of which the first has run, with rows in batches.
 
     Returns:
@@ -324,8 +334,10 @@ def _compare(
     alone = [_joined(*each) for each in zip(outputs, zip(*rows, strict=True), strict=True)]
     has_shown = all(((each != each[:1]) & (each == each)).any() for each in alone)  # NaN is nothing
     generator = random.Random(0)
-    row_bytes = max(sum(each.nbytes for each in alone) / len(rows),
-                    sum(each.nbytes / len(each) for each in feeds.values()))  # fmt: skip
+    row_bytes = max(
+        sum(each.nbytes for each in alone) / len(rows),
+        sum(each.nbytes / len(each) for each in feeds.values()),
+    )
     for size in batch_sizes(max(2, max_batch_size), row_s, _DRAWN_BATCHES_S):
         if size > 2 and size * row_bytes > MAX_BYTES:
             break
@@ -341,8 +353,9 @@ def _compare(
         quiet = [at for at, number in enumerate(chosen) if number < len(rows)]
         for tensor, expected, answer in zip(outputs, alone, answers, strict=True):
             if answer.shape[:1] != (size,):
-                raise _Dependent(f"a batch of {size} rows has output {tensor.name} "
-                                 f"of shape {list(answer.shape)}")  # fmt: skip
+                raise _Dependent(
+                    f"a batch of {size} rows has output {tensor.name} of shape {list(answer.shape)}"
+                )
             found = relative_error(expected[[chosen[at] for at in quiet]], answer[quiet])
             most = _TOLERANCES.get(tensor.datatype, 0.0)
             if found > most:

@@ -268,8 +268,10 @@ class CudaEngine(OnnxEngine):
         padding = (1 << (num_rows - 1).bit_length()) - num_rows
         if not padding:
             return super()._run(options, feeds)
-        padded = {name: np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)])
-                  for name, rows in feeds.items()}  # fmt: skip
+        padded = {
+            name: np.concatenate([rows, np.repeat(rows[-1:], padding, axis=0)])
+            for name, rows in feeds.items()
+        }
         return [rows[:num_rows] for rows in super()._run(options, padded)]
 
 

@@ -42,6 +42,10 @@ _CHECK_LIMIT_S = 10.0
 """Processor time for the check: usually some 0.1 s, and 3 s where a run takes long."""
 BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
+_LOOK_S = 0.25
+_MAX_QUIET_LOOKS = 240
+"""Looks in a row, a minute in all, in which a step takes no processor time: it hangs in a file or
+in a driver. Looks are counted, since a process that is stopped for an hour makes none."""
 
 
 def load_model(
@@ -85,8 +89,9 @@ def load_model(
     """
     settings = read_settings(model_dir)
     if settings.ignored:
-        _log.info("model %s: %s: not used here: %s", model_dir.name, SETTINGS,
-                  ", ".join(settings.ignored))  # fmt: skip
+        _log.info(
+            "model %s: %s: not used here: %s", model_dir.name, SETTINGS, ", ".join(settings.ignored)
+        )
     settings = replace(settings, batching=batching or settings.batching)
     device = settings.device if device == "auto" and precision == "fp32" else device
     settings = replace(settings, num_threads=settings.num_threads or num_threads)
@@ -136,18 +141,27 @@ class _Source(NamedTuple):
 
 
 def _load_version(
-    model_dir: Path, version: str, device: Device, precision: Precision, limits: _Limits,
-    is_described: bool, settings: ModelSettings,
-) -> LoadedModel:  # fmt: skip
+    model_dir: Path,
+    version: str,
+    device: Device,
+    precision: Precision,
+    limits: _Limits,
+    is_described: bool,
+    settings: ModelSettings,
+) -> LoadedModel:
     run_options = runtime().RunOptions()
     max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
     build_s, check_s = limits.factor * _BUILD_LIMIT_S, limits.factor * _CHECK_LIMIT_S
 
     def read() -> _Source:
         files = repository.load(
-            model_dir, version, precision, settings.file_name, limits.max_bytes,
+            model_dir,
+            version,
+            precision,
+            settings.file_name,
+            limits.max_bytes,
             is_described=is_described,
-        )  # fmt: skip
+        )
         return _source_of(*files, precision)
 
     def build() -> tuple[OnnxEngine, LoadedModel]:
@@ -163,9 +177,12 @@ def _load_version(
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size, verdict)
         found = acceptance.try_rows(
-            model.run, engine.tensors, max_batch_size, obstacle=verdict.obstacle,
+            model.run,
+            engine.tensors,
+            max_batch_size,
+            obstacle=verdict.obstacle,
             mode=settings.batching,
-        )  # fmt: skip
+        )
         engine.tensors = found.tensors
         line = f"{found.line}, {verdict.remark}" if verdict.remark else found.line
         return _timed(model, found.feeds, max_batch_size, line)
@@ -204,8 +221,13 @@ def _source_of(
 ) -> _Source:
     if manifest.unknown:
         unknown = ", ".join(manifest.unknown)[:_MAX_REASON]
-        _log.warning("model %s version %s: %s: not known here: %s", manifest.name,
-                     manifest.version, repository.MANIFEST, unknown)  # fmt: skip
+        _log.warning(
+            "model %s version %s: %s: not known here: %s",
+            manifest.name,
+            manifest.version,
+            repository.MANIFEST,
+            unknown,
+        )
     digests, file = manifest.digests, repository.FILES[precision]
     key = verdicts.key_of(digests[file], {name: digests[name] for name in weights})
     found = manifest.verdicts.get(file) or verdicts.kept(key)
@@ -236,8 +258,12 @@ def _judge(source: _Source, mode: BatchingMode, build_s: float, check_s: float) 
         if not isinstance(found, Verdict):
             found = within(check_s, partial(verdicts.run, found))
     except TimeoutError as err:
-        _log.info("model %s version %s: the check by a run %s", source.manifest.name,
-                  source.manifest.version, err)  # fmt: skip
+        _log.info(
+            "model %s version %s: the check by a run %s",
+            source.manifest.name,
+            source.manifest.version,
+            err,
+        )
         return Verdict(f"the check by a run {err}")
     finally:
         options.terminate = True  # ends a run in progress
@@ -293,11 +319,6 @@ def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: s
         model, inline_rows=quick, enough_rows=enough, batching=line, sample_shapes=shapes
     )
 
-
-_LOOK_S = 0.25
-_MAX_QUIET_LOOKS = 240
-"""Looks in a row, a minute in all, in which a step takes no processor time: it hangs in a file or
-in a driver. Looks are counted, since a process that is stopped for an hour makes none."""
 
 _Result = TypeVar("_Result")
 

@@ -18,6 +18,26 @@ from google.protobuf.message import DecodeError
 from serving.errors import CorruptModel
 from serving.tensors import Array, is_label
 
+_SMALL = 1024
+"""The most elements of a constant that is read: shapes, axes, scales."""
+_EXTERNAL = 1
+_STRING = 8
+"""TensorProto's number of the type."""
+_IDENTITY = 13
+"""A version of ONNX's operators in which Identity passes any tensor on."""
+_TYPES: dict[int, tuple[str, str]] = {
+    1: ("<f4", "float_data"), 2: ("u1", "int32_data"), 3: ("i1", "int32_data"),
+    4: ("<u2", "int32_data"), 5: ("<i2", "int32_data"), 6: ("<i4", "int32_data"),
+    7: ("<i8", "int64_data"), 9: ("?", "int32_data"), 11: ("<f8", "double_data"),
+    12: ("<u4", "uint64_data"), 13: ("<u8", "uint64_data"),
+}  # fmt: skip
+"""TensorProto.DataType: numpy's type, and the field for values that are not raw."""
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+"""Kinds of protobuf's fields."""
+_METADATA, _LABELS = 14, b"labels"
+"""ModelProto.metadata_props, and the key of a classifier's labels, a list as JSON."""
+_MAX_METADATA_BYTES = 1 << 20
+
 
 def _classes(*names: str) -> list[Any]:
     data = pkgutil.get_data(__name__, "schemas.binpb")
@@ -36,21 +56,6 @@ ModelProto, ValueInfoProto, ModelConfig = _classes(
 
 Message = Any
 """A message of the schema, such as a GraphProto."""
-
-_SMALL = 1024
-"""The most elements of a constant that is read: shapes, axes, scales."""
-_EXTERNAL = 1
-_STRING = 8
-"""TensorProto's number of the type."""
-_IDENTITY = 13
-"""A version of ONNX's operators in which Identity passes any tensor on."""
-_TYPES: dict[int, tuple[str, str]] = {
-    1: ("<f4", "float_data"), 2: ("u1", "int32_data"), 3: ("i1", "int32_data"),
-    4: ("<u2", "int32_data"), 5: ("<i2", "int32_data"), 6: ("<i4", "int32_data"),
-    7: ("<i8", "int64_data"), 9: ("?", "int32_data"), 11: ("<f8", "double_data"),
-    12: ("<u4", "uint64_data"), 13: ("<u8", "uint64_data"),
-}  # fmt: skip
-"""TensorProto.DataType: numpy's type, and the field for values that are not raw."""
 
 
 def parse_model(data: bytes) -> Message:
@@ -165,12 +170,6 @@ def cut_zip_maps(model: Message) -> tuple[str, ...] | None:
 
 
 # Files of which only a part is read
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-"""Kinds of protobuf's fields."""
-_METADATA, _LABELS = 14, b"labels"
-"""ModelProto.metadata_props, and the key of a classifier's labels, a list as JSON."""
-_MAX_METADATA_BYTES = 1 << 20
 
 
 def fields_of(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -26,11 +26,17 @@ Session: TypeAlias = "onnxruntime.InferenceSession"
 RunOptions: TypeAlias = "onnxruntime.RunOptions"
 
 _DATATYPES = {
-    "tensor(bool)": "BOOL", "tensor(string)": "BYTES",
-    "tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64",
-    **{f"tensor({kind}{bits})": f"{kind.upper()}{bits}"
-       for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
-}  # fmt: skip
+    "tensor(bool)": "BOOL",
+    "tensor(string)": "BYTES",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    **{
+        f"tensor({kind}{bits})": f"{kind.upper()}{bits}"
+        for kind in ("int", "uint")
+        for bits in (8, 16, 32, 64)
+    },
+}
 """The protocol's name of each of ONNX Runtime's types."""
 CPU_PROVIDER = "CPUExecutionProvider"
 _EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
@@ -43,8 +49,9 @@ _MAX_REASON = 300
 """Characters of a message: it becomes part of a log line."""
 _REFUSAL = re.compile(
     r".*Non-zero status code returned while running (\w+) node\. Name:'([^']*)' "
-    r"Status Message: (.*)", re.DOTALL
-)  # fmt: skip
+    r"Status Message: (.*)",
+    re.DOTALL,
+)
 """The operator that failed, of nested ones the innermost, and why."""
 _PLACE = re.compile(r"^.* was false\. |^\S+\.(?:h|cc|cu):\d+ \S+ ")
 """Where in ONNX Runtime's source it was found, before the reason."""

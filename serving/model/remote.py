@@ -42,6 +42,9 @@ _PLAIN_HTTP = re.compile("(^|::)http://")
 """At the begin of a URL, or in a chain such as simplecache::http://."""
 _STATE = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "blob_id", "created")
 """Facts of an object that change with its content, as the libraries name them."""
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_LASTING = (ImportError, FileNotFoundError, PermissionError, ValueError)
+"""A library, an object or a right is missing, or the scheme is unknown: to try again is no help."""
 
 
 class RemoteRepository:
@@ -266,11 +269,6 @@ def _is_regular(info: dict[str, Any]) -> bool:
     with suppress(OSError):
         return stat.S_ISREG(os.stat(info["name"]).st_mode)
     return False
-
-
-_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_LASTING = (ImportError, FileNotFoundError, PermissionError, ValueError)
-"""A library, an object or a right is missing, or the scheme is unknown: to try again is no help."""
 
 
 def _reason(err: BaseException) -> str:

@@ -58,6 +58,31 @@ _MANIFEST_FIELDS = {
 _SIGNATURE_FIELDS = {"input_shape", "dtype", "classes", "labels"}
 _NEAR = 0.75
 """Likeness from which an unknown field is taken for a misspelled one."""
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+VERSION_OF_FILE = "1"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+"""Characters that names of models, which become parts of addresses and of lines, go without."""
+_MAX_NAME = 100
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+_MAX_MLMODEL_BYTES = 1 << 20
+MAX_BYTES = ModelConfig().max_model_bytes
+"""Of a model's files: they are in memory while the session is built."""
+_KERAS = (
+    "`python -m training export --keras {file} --name NAME` makes one of a Keras model, and "
+    "`digit-serving serve --models models --model NAME` serves it"
+)
+_TORCH = "torch.onnx.export(model, inputs, 'model.onnx', dynamo=True) makes one of a PyTorch model"
+_OF_OTHERS = {
+    ".keras": _KERAS, ".h5": _KERAS, ".hdf5": _KERAS, ".pt": _TORCH, ".pth": _TORCH,
+    ".safetensors": _TORCH, ".pb": "python -m tf2onnx.convert --saved-model DIR makes one",
+    ".tflite": "python -m tf2onnx.convert --tflite FILE makes one",
+    ".pkl": "skl2onnx.to_onnx(model, sample) makes one of a model of scikit-learn",
+    ".joblib": "skl2onnx.to_onnx(model, sample) makes one of a model of scikit-learn",
+}  # fmt: skip
+"""Files of other frameworks by their suffixes, and how they become ONNX."""
+CLASSIFIER = "classifier.json"
+"""A model's companion: fields of `Preprocessing`, all of them optional."""
+_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -87,9 +112,14 @@ class Manifest:
     def of_graph(cls, name: str, version: str, digests: dict[str, str]) -> Self:
         """Describe a version that has no manifest."""
         return cls(
-            name=name, version=version, test_accuracy=None, digests=digests,
-            golden_images=np.empty((0, 0), np.uint8), golden_probabilities={}, signature=None,
-        )  # fmt: skip
+            name=name,
+            version=version,
+            test_accuracy=None,
+            digests=digests,
+            golden_images=np.empty((0, 0), np.uint8),
+            golden_probabilities={},
+            signature=None,
+        )
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -104,8 +134,13 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         return _manifest_of(json.loads(data))
     except (
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
-    ) as err:  # fmt: skip
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as err:
         raise CorruptModel(
             f"{MANIFEST} is malformed: {type(err).__name__}: {str(err)[:_MAX_TEXT]}"
         ) from err
@@ -192,16 +227,6 @@ def _probabilities(rows: list[list[float]], shape: tuple[int, int]) -> Probabili
 
 
 # Files of models
-
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
-VERSION_OF_FILE = "1"
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-"""Characters that names of models, which become parts of addresses and of lines, go without."""
-_MAX_NAME = 100
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
-_MAX_MLMODEL_BYTES = 1 << 20
-MAX_BYTES = ModelConfig().max_model_bytes
-"""Of a model's files: they are in memory while the session is built."""
 
 
 def versions(model_dir: Path) -> list[str]:
@@ -329,8 +354,13 @@ def companion(model: Path, name: str) -> Path | None:
     others = [each for each in sorted(os.listdir(folder)) if is_file(folder / each)]
     if others == [model.name]:
         return folder / name
-    _log.warning("model %s: %s is not used: %d models are beside it; name it %s for this one",
-                 model.stem, name, len(others), own.name)  # fmt: skip
+    _log.warning(
+        "model %s: %s is not used: %d models are beside it; name it %s for this one",
+        model.stem,
+        name,
+        len(others),
+        own.name,
+    )
     return None
 
 
@@ -372,29 +402,19 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
     return dict.fromkeys([config.served_name], *paths.values())
 
 
-_KERAS = (
-    "`python -m training export --keras {file} --name NAME` makes one of a Keras model, and "
-    "`digit-serving serve --models models --model NAME` serves it"
-)
-_TORCH = "torch.onnx.export(model, inputs, 'model.onnx', dynamo=True) makes one of a PyTorch model"
-_OF_OTHERS = {
-    ".keras": _KERAS, ".h5": _KERAS, ".hdf5": _KERAS, ".pt": _TORCH, ".pth": _TORCH,
-    ".safetensors": _TORCH, ".pb": "python -m tf2onnx.convert --saved-model DIR makes one",
-    ".tflite": "python -m tf2onnx.convert --tflite FILE makes one",
-    ".pkl": "skl2onnx.to_onnx(model, sample) makes one of a model of scikit-learn",
-    ".joblib": "skl2onnx.to_onnx(model, sample) makes one of a model of scikit-learn",
-}  # fmt: skip
-"""Files of other frameworks by their suffixes, and how they become ONNX."""
-
-
 def _safe(name: str) -> str:
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
 def load(
-    model_dir: Path, version: str, precision: Precision = "fp32", file_name: str | None = None,
-    max_bytes: int = MAX_BYTES, *, is_described: bool = True,
-) -> tuple[Manifest, bytes, dict[str, bytes]]:  # fmt: skip
+    model_dir: Path,
+    version: str,
+    precision: Precision = "fp32",
+    file_name: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    *,
+    is_described: bool = True,
+) -> tuple[Manifest, bytes, dict[str, bytes]]:
     """Read one version, and verify its digests if it has a manifest.
 
     Args:
@@ -528,10 +548,6 @@ def _read(path: Path, max_bytes: int) -> bytes:
 
 # Models without a manifest that classify pictures
 
-CLASSIFIER = "classifier.json"
-"""A model's companion: fields of `Preprocessing`, all of them optional."""
-_MAX_BYTES = 1 << 20
-
 
 def described(manifest: Manifest, tensors: TensorSignature, model: Path) -> Manifest:
     """Return the description of a version, with the `classifier.json` for its pictures.
@@ -543,8 +559,12 @@ def described(manifest: Manifest, tensors: TensorSignature, model: Path) -> Mani
     if file is None or not file.exists():
         return manifest
     if manifest.signature is not None:
-        _log.warning("model %s version %s: %s is not used: the manifest describes its pictures",
-                     manifest.name, manifest.version, CLASSIFIER)  # fmt: skip
+        _log.warning(
+            "model %s version %s: %s is not used: the manifest describes its pictures",
+            manifest.name,
+            manifest.version,
+            CLASSIFIER,
+        )
         return manifest
     try:
         document = json.loads(_read_text(file))

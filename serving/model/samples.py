@@ -16,6 +16,8 @@ MAX_BYTES = 16 << 20
 """The most that a batch's inputs, or its outputs, take."""
 _FLOOR = 0.01
 """Share of a row's greatest number that counts as the magnitude of small ones."""
+NUM_QUIET = 5
+"""Rows that are compared with themselves; of the loud ones only rounding would show."""
 
 
 def draws(inputs: Sequence[Tensor], num_rows: int) -> Iterator[Feeds]:
@@ -34,8 +36,10 @@ def draws_of_size(
         return
     generator = random.Random(0)  # numpy.random takes 5 ms to import
     for is_like in (False, True):
-        raw = [np.frombuffer(generator.randbytes(math.prod(each)), np.uint8).reshape(each)
-               for each in shapes]  # fmt: skip
+        raw = [
+            np.frombuffer(generator.randbytes(math.prod(each)), np.uint8).reshape(each)
+            for each in shapes
+        ]
         yield {
             tensor.name: np.asarray(_values(each, tensor.dtype, is_like=is_like), tensor.dtype)
             for tensor, each in zip(inputs, raw, strict=True)
@@ -84,8 +88,6 @@ _SCALES: tuple[Callable[[Array], Any], ...] = (
 )
 """Of one row each: from -1 to 1, from 0 to 1, from 0 to 255, of every magnitude as tables have, 0,
 and the loud ones."""
-NUM_QUIET = 5
-"""Rows that are compared with themselves; of the loud ones only rounding would show."""
 
 
 def take(feeds: Feeds, rows: Sequence[int]) -> Feeds:

@@ -329,16 +329,23 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
         )
     return ModelSettings(
         batching="never" if most == 0 else mode or "auto",
-        max_batch_size=most or 1 << 31, max_queue_delay_s=delay / 1e6 if has_delay else None,
+        max_batch_size=most or 1 << 31,
+        max_queue_delay_s=delay / 1e6 if has_delay else None,
         max_run_s=float(max_run) if max_run else None,
-        instances=instances, device=device, versions=versions, num_latest=num_latest,
-        file_name=file_name, tensors=tuple(map(_tensor_of, [*message.input, *message.output])),
-        has_batch_axis=bool(most), name=message.name or None, ignored=ignored,
+        instances=instances,
+        device=device,
+        versions=versions,
+        num_latest=num_latest,
+        file_name=file_name,
+        tensors=tuple(map(_tensor_of, [*message.input, *message.output])),
+        has_batch_axis=bool(most),
+        name=message.name or None,
+        ignored=ignored,
         num_threads=_whole(given, _THREADS, 1, _MAX_THREADS) or 0,
         keeps_memory=None if _ARENA not in given else bool(_whole(given, _ARENA, 0, 1)),
         provider_options=_provider_options(given),
         config={key: value for key, value in given.items() if key in _OF_SESSIONS},
-    )  # fmt: skip
+    )
 
 
 def _whole(given: Mapping[str, str], key: str, least: int, most: int) -> int | None:

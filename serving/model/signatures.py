@@ -33,6 +33,7 @@ _TYPES = {
     9: "BOOL", 10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64", 16: "BF16",
 }  # fmt: skip
 """TensorProto.DataType by the protocol's names."""
+_TENSOR_NAME = 8
 
 
 class Value(NamedTuple):
@@ -164,9 +165,6 @@ def _read_graph(file: BinaryIO, size: int) -> tuple[Side, Side]:
                 sides[inner][name] = value
     inputs = {name: value for name, value in sides[_INPUT].items() if name not in constants}
     return inputs, sides[_OUTPUT]
-
-
-_TENSOR_NAME = 8
 
 
 def _name_of_tensor(file: BinaryIO, begin: int, end: int) -> str:

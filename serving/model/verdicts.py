@@ -70,9 +70,12 @@ def rules_version() -> str:
 
 
 def prepare(
-    model: Message, onnx: bytes, weights: Mapping[str, bytes], options: RunOptions,
+    model: Message,
+    onnx: bytes,
+    weights: Mapping[str, bytes],
+    options: RunOptions,
     samples: Feeds | None = None,
-) -> "Check | Verdict":  # fmt: skip
+) -> "Check | Verdict":
     """Prove that rows are independent, and build the session of the check by a run.
 
     Args:

@@ -31,6 +31,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 """The formats to read if this Pillow can; HEIF (HEIC) with pillow-heif."""
 
 _Made = TypeVar("_Made")
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+"""Of those of Pillow's modes that have other than four."""
+MAX_SIDE = 256
+"""Pictures of one digit are shrunk to this many pixels a side; a digit needs twenty."""
+MAX_PAGE_SIDE = 1024
+"""The same for pictures of several digits."""
+_RESIZE: dict[str, Callable[..., Image.Image]] = {
+    "stretch": Image.Image.resize, "pad": ImageOps.pad, "crop": ImageOps.fit,
+}  # fmt: skip
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, range(5, 9)
+"""The tag of EXIF, and its values for a picture that is turned by 90 degrees."""
 
 
 def read(source: str | Path | BinaryIO, make: Callable[[Image.Image], _Made]) -> _Made:
@@ -119,15 +130,6 @@ def require_memory(picture: Image.Image) -> None:
         raise TooLarge(f"its {picture.width} x {picture.height} pixels take too much memory")
 
 
-_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
-"""Of those of Pillow's modes that have other than four."""
-
-
-MAX_SIDE = 256
-"""Pictures of one digit are shrunk to this many pixels a side; a digit needs twenty."""
-MAX_PAGE_SIDE = 1024
-"""The same for pictures of several digits."""
-
 Grey = npt.NDArray[np.float32]
 
 
@@ -158,9 +160,13 @@ def read_page(source: str | Path | BinaryIO, max_side: int = MAX_PAGE_SIDE) -> P
 
 
 def read_pixels(
-    source: str | Path | BinaryIO, size: tuple[int, int], channels: int, resize: str, *,
+    source: str | Path | BinaryIO,
+    size: tuple[int, int],
+    channels: int,
+    resize: str,
+    *,
     invert: bool,
-) -> Images:  # fmt: skip
+) -> Images:
     """Read a picture, or the first of an animation, in a fixed size; bilinear, antialiased.
 
     Args:
@@ -188,11 +194,6 @@ def read_pixels(
     return read(source, pixels)
 
 
-_RESIZE: dict[str, Callable[..., Image.Image]] = {
-    "stretch": Image.Image.resize, "pad": ImageOps.pad, "crop": ImageOps.fit,
-}  # fmt: skip
-
-
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
     """Convert to grey levels ("L") or colours ("RGB"); what is transparent becomes white."""
     ImageOps.exif_transpose(picture, in_place=True)
@@ -212,10 +213,6 @@ def _page(picture: Image.Image, max_side: int) -> Page:
     if picture.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE:
         size = size[::-1]
     return Page(_grey_of(picture, max_side), *size)
-
-
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, range(5, 9)
-"""The tag of EXIF, and its values for a picture that is turned by 90 degrees."""
 
 
 def _grey_of(picture: Image.Image, max_side: int) -> Grey:

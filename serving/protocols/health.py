@@ -22,9 +22,10 @@ class Health:
     """The states of the server, its services and its models; safe to use from any thread."""
 
     def __init__(
-        self, services: Mapping[str, Callable[[], str]] = MappingProxyType({}),
+        self,
+        services: Mapping[str, Callable[[], str]] = MappingProxyType({}),
         models: Callable[[], Container[str]] = tuple,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Start as NOT_SERVING.
 
         Args:

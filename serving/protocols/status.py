@@ -9,6 +9,12 @@ from serving import errors
 from serving.protocols import error_info
 
 _log = logging.getLogger(__name__)
+_SERVER_ERROR = HTTPStatus.INTERNAL_SERVER_ERROR
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailer that asks for another attempt after a pause (gRFC A6)."""
+RETRY_AFTER_S = 0.1
+"""The pause that rejected callers are asked for: time to answer some ten full queues."""
+_INTERNAL = "internal error"
 
 
 class StatusCode(IntEnum):
@@ -44,7 +50,6 @@ class Row(NamedTuple):
     """Whether our clients send the call again, while its deadline and their budget allow."""
 
 
-_SERVER_ERROR = HTTPStatus.INTERNAL_SERVER_ERROR
 TABLE: dict[type[errors.ServingError], Row] = {
     errors.InvalidRequest:
         Row(StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", HTTPStatus.BAD_REQUEST),
@@ -81,13 +86,6 @@ _BY_CODE: dict[StatusCode, type[errors.ServingError]] = {
 """The error for a status without a reason, as other servers and gRPC's libraries send it: the first
 of the table. RESOURCE_EXHAUSTED is TooLarge then, as grpcio refuses long messages, unless it asks
 for a pause. INTERNAL, which libraries also use for broken connections, is Unavailable."""
-
-PUSHBACK = "grpc-retry-pushback-ms"
-"""The trailer that asks for another attempt after a pause (gRFC A6)."""
-RETRY_AFTER_S = 0.1
-"""The pause that rejected callers are asked for: time to answer some ten full queues."""
-
-_INTERNAL = "internal error"
 
 
 class Status(NamedTuple):

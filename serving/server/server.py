@@ -219,9 +219,12 @@ class Server:
     """Models behind one port."""
 
     def __init__(
-        self, router: Router, config: ServerConfig, exporter: Any = None,
+        self,
+        router: Router,
+        config: ServerConfig,
+        exporter: Any = None,
         catalog: Catalog | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Prepare on the running event loop; the caller closes router and exporter.
 
         Raises:
@@ -239,9 +242,12 @@ class Server:
         self.health = Health(services, lambda: router.routes)
         allow_control = config.allow_repository_control
         queries = Queries(
-            router, self.health, catalog, allow_control=allow_control,
+            router,
+            self.health,
+            catalog,
+            allow_control=allow_control,
             max_message_bytes=max_message_bytes(router, config),
-        )  # fmt: skip
+        )
         methods = [
             *inference_methods(router, queries),
             *self.health.methods(),
@@ -316,9 +322,13 @@ class Server:
             sizes = model.settings.of(self._router.batching)
             most = sizes.max_batch_size if model.tensors.is_batchable else 1
             yield Served(
-                route.name, *facts, roles.get(version, ""), num_classes, most,
+                route.name,
+                *facts,
+                roles.get(version, ""),
+                num_classes,
+                most,
                 sizes.max_request_rows,
-            )  # fmt: skip
+            )
 
     def _request(self, route: Route) -> str:
         model, security = route.model, self.config.security

@@ -74,9 +74,12 @@ class Supervisor:
     """Restarts workers, passes signals on to them, and adds up their counts."""
 
     def __init__(
-        self, ports: dict[tuple[str, int], Shared], configs: Configs, config: ServerConfig,
+        self,
+        ports: dict[tuple[str, int], Shared],
+        configs: Configs,
+        config: ServerConfig,
         exporter: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Prepare on the running event loop; `run` starts the workers."""
         self._ports = ports
         self._configs = configs
@@ -223,9 +226,12 @@ class Supervisor:
             self._dead.crashes[label] += 1
             _log.error(
                 "model %s version %s has ended worker %d (%s), crash %d: it is not run for %s",
-                *label, place, signal.Signals(-worker.ended.result()).name, number,
+                *label,
+                place,
+                signal.Signals(-worker.ended.result()).name,
+                number,
                 f"{rest_s:.0f} s" if number > 1 else "the time of a restart",
-            )  # fmt: skip
+            )
             asyncio.get_running_loop().call_later(rest_s + 0.01, self._tell_blocked)
         if worker.culprits:
             self._tell_blocked()

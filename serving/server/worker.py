@@ -63,9 +63,13 @@ class Worker:
     """A worker process, from the supervisor's event loop."""
 
     def __init__(
-        self, ports: Mapping[tuple[str, int], host.Shared], place: int, configs: Configs,
-        on_ready: Callable[[], None], blocked: Mapping[int, float] = MappingProxyType({}),
-    ) -> None:  # fmt: skip
+        self,
+        ports: Mapping[tuple[str, int], host.Shared],
+        place: int,
+        configs: Configs,
+        on_ready: Callable[[], None],
+        blocked: Mapping[int, float] = MappingProxyType({}),
+    ) -> None:
         """Start the process.
 
         Args:

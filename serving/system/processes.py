@@ -115,9 +115,14 @@ class Processes:
     """Calls functions in processes, which start as they are needed and end when idle."""
 
     def __init__(
-        self, number: int, modules: Iterable[str] = (), *, memory_bytes: int = 0,
-        job_s: float = 600.0, idle_s: float = 60.0,
-    ) -> None:  # fmt: skip
+        self,
+        number: int,
+        modules: Iterable[str] = (),
+        *,
+        memory_bytes: int = 0,
+        job_s: float = 600.0,
+        idle_s: float = 60.0,
+    ) -> None:
         """Start nothing yet.
 
         Args:
@@ -275,10 +280,13 @@ class Processes:
         try:
             process = subprocess.Popen(
                 [sys.executable, *flags, "-c", code, str(its.fileno()), *self._arguments],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                pass_fds=[its.fileno()], start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+                start_new_session=True,
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
         except OSError:
             ours.close()
             raise

@@ -171,6 +171,8 @@ class _JsonFormatter(_Formatter):
         most = _MAX_CHARACTERS  # of a text; fewer until the line, with its escapes, is short enough
         while len(line := json.dumps(event)) > _MAX_CHARACTERS and most > len(" ... "):
             most = most * 3 // 4
-            event = {name: _shortened(value, most) if isinstance(value, str) else value
-                     for name, value in event.items()}  # fmt: skip
+            event = {
+                name: _shortened(value, most) if isinstance(value, str) else value
+                for name, value in event.items()
+            }
         return line

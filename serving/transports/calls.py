@@ -28,6 +28,26 @@ from serving.transports.connections import Peer
 # Traces
 
 _FLUSH_MS = 3_000
+REQUEST_ID = "x-request-id"
+"""The header with a call's id, and the trailer that returns it."""
+_MAX_LINES_PER_S = 100
+"""More lines in a second are dropped; the metrics still count the calls."""
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+"""https://www.w3.org/TR/trace-context: version, trace id, parent id, flags."""
+_CONTEXT = ("traceparent", "tracestate")
+_HEALTH = ("/grpc.health.", "GET /v2/health/")
+"""Probes come each second: they would be most of the spans."""
+_SERVER_FAILED = (
+    "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
+)  # fmt: skip
+"""Statuses that make a server's span an error, by OpenTelemetry's conventions."""
+SMALL_BYTES = 4096
+"""The most that the loop itself decodes or writes: some 100 µs."""
+_RESUME_S = 0.002
+"""How long a tick resumes calls that wait for room."""
+_MIN_DEADLINES = 1000
+"""Deadlines of calls that are over are kept up to this number, and then removed together."""
 
 
 class Tracer:
@@ -89,10 +109,14 @@ class Tracer:
             return
         started_s, finished_s, model, version, num_rows = run
         if run is not NEVER:
-            span.set_attributes({
-                "model.name": model, "model.version": version, "batch.rows": num_rows,
-                "queue.seconds": started_s - begun_s,
-            })  # fmt: skip
+            span.set_attributes(
+                {
+                    "model.name": model,
+                    "model.version": version,
+                    "batch.rows": num_rows,
+                    "queue.seconds": started_s - begun_s,
+                }
+            )
             span.add_event("run started", timestamp=_ns(started_s, epoch_ns))
             span.add_event("run finished", timestamp=_ns(finished_s, epoch_ns))
         if is_error:
@@ -112,22 +136,6 @@ def _ns(monotonic_s: float, epoch_ns: int) -> int:
 # Access lines
 
 _log = logging.getLogger(ACCESS)
-
-REQUEST_ID = "x-request-id"
-"""The header with a call's id, and the trailer that returns it."""
-
-_MAX_LINES_PER_S = 100
-"""More lines in a second are dropped; the metrics still count the calls."""
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
-"""https://www.w3.org/TR/trace-context: version, trace id, parent id, flags."""
-_CONTEXT = ("traceparent", "tracestate")
-_HEALTH = ("/grpc.health.", "GET /v2/health/")
-"""Probes come each second: they would be most of the spans."""
-_SERVER_FAILED = (
-    "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
-)  # fmt: skip
-"""Statuses that make a server's span an error, by OpenTelemetry's conventions."""
 
 
 class LoggedCall:
@@ -207,14 +215,21 @@ class AccessLog:
             name = call.method.removeprefix("/")
             service, _, method = name.rpartition("/")
             code = StatusCode[status].value
-            attributes |= {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method,
-                           "rpc.grpc.status_code": code}  # fmt: skip
+            attributes |= {
+                "rpc.system": "grpc",
+                "rpc.service": service,
+                "rpc.method": method,
+                "rpc.grpc.status_code": code,
+            }
         else:
             method, _, path = call.method.partition(" ")
             name = f"{method} {call.route}".rstrip()
-            attributes |= {"http.request.method": method, "url.path": path,
-                           "http.route": call.route,
-                           "http.response.status_code": http_status}  # fmt: skip
+            attributes |= {
+                "http.request.method": method,
+                "url.path": path,
+                "http.route": call.route,
+                "http.response.status_code": http_status,
+            }
         is_error = status in _SERVER_FAILED
         tracer.record(name, call.begun_s, call.context, attributes, call.run, is_error=is_error)
 
@@ -255,12 +270,6 @@ def _ids(metadata: Mapping[str, str]) -> dict[str, str]:
 
 # Calls, and what those of a loop share
 
-SMALL_BYTES = 4096
-"""The most that the loop itself decodes or writes: some 100 µs."""
-_RESUME_S = 0.002
-"""How long a tick resumes calls that wait for room."""
-_MIN_DEADLINES = 1000
-"""Deadlines of calls that are over are kept up to this number, and then removed together."""
 
 Result = TypeVar("Result")
 
@@ -341,9 +350,13 @@ class LoopCall:
         return await paused(partial(submit, group))
 
     async def work(
-        self, function: Callable[..., Result], *args: Any, size: int | None = None,
-        few_bytes: int = SMALL_BYTES, pool: Pool | None = None,
-    ) -> Result:  # fmt: skip
+        self,
+        function: Callable[..., Result],
+        *args: Any,
+        size: int | None = None,
+        few_bytes: int = SMALL_BYTES,
+        pool: Pool | None = None,
+    ) -> Result:
         """Call a function where it may take long.
 
         Args:

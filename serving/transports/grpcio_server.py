@@ -52,9 +52,13 @@ class _AsyncioCall:
     """
 
     def __init__(
-        self, handlers: "Handlers", method: Method, request: bytes, context: _Context,
+        self,
+        handlers: "Handlers",
+        method: Method,
+        request: bytes,
+        context: _Context,
         logged: LoggedCall | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take the caller's one message, unless it may send more."""
         self._handlers, self._method, self._context = handlers, method, context
         self._request, self._received_s, self._logged = request, time.monotonic(), logged
@@ -126,9 +130,13 @@ class Handlers(grpc.GenericRpcHandler):
     """Answers all calls of a server; used on its event loop only."""
 
     def __init__(
-        self, methods: Iterable[Method], loop: AsyncioLoop, metrics: Metrics,
-        tokens: TokenCheck | None, log: AccessLog | None,
-    ) -> None:  # fmt: skip
+        self,
+        methods: Iterable[Method],
+        loop: AsyncioLoop,
+        metrics: Metrics,
+        tokens: TokenCheck | None,
+        log: AccessLog | None,
+    ) -> None:
         """Serve `methods`, whose rows `loop` runs; None for no `tokens` or no `log`."""
         self.loop = loop
         self._methods = {method.path: method for method in methods}

@@ -172,9 +172,14 @@ class Loop:
     """Serves the connections of some listening sockets."""
 
     def __init__(
-        self, router: Router, methods: Iterable[Method] = (), *, poll: bool, host: Host,
+        self,
+        router: Router,
+        methods: Iterable[Method] = (),
+        *,
+        poll: bool,
+        host: Host,
         name: str = "h2",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Prepare; `start` begins, on a thread of that name.
 
         Args:

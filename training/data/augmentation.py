@@ -29,6 +29,8 @@ MARGIN = 2
 _PADDED = SIDE + 2 * MARGIN
 _TAPS = np.arange(-1, 3)
 """The pixels that a position between 0 and 1 reads, along each axis."""
+GROUP = 64
+"""Images that share one field: twice as many are no faster, half as many 15 % slower."""
 
 
 def warp(images: Images, field: Field, growth: float = 0.0) -> Images:
@@ -266,8 +268,6 @@ def _blank(images: Images, rng: np.random.Generator) -> Images:
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
-GROUP = 64
-"""Images that share one field: twice as many are no faster, half as many 15 % slower."""
 
 Targets = npt.NDArray[np.float32]
 """(..., 10): the probabilities to learn."""

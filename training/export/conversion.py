@@ -112,8 +112,11 @@ def _by_tf2onnx(
         )[0]
         captures = function.get_concrete_function(*specs).graph.captures
     used = {name for node in proto.graph.node for name in node.input}
-    constants = {placeholder.name: tensor.numpy() for tensor, placeholder in captures
-                 if placeholder.name in used}  # fmt: skip
+    constants = {
+        placeholder.name: tensor.numpy()
+        for tensor, placeholder in captures
+        if placeholder.name in used
+    }
     captured = {placeholder.name for _, placeholder in captures}
     _keep_inputs(proto.graph, lambda name: name not in captured)
     return proto, constants

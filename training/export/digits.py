@@ -22,9 +22,13 @@ SIGNATURE = ImageSignature(input_shape=(SIDE, SIDE), classes=10, labels=DIGIT_LA
 
 
 def export(
-    artifacts: Path, models: Path, data: Mnist, name: str = "digits", *,
+    artifacts: Path,
+    models: Path,
+    data: Mnist,
+    name: str = "digits",
+    *,
     is_new_signature: bool = False,
-) -> Path:  # fmt: skip
+) -> Path:
     """Convert the trained model, compare it with Keras on every test image, and publish it.
 
     Raises:

@@ -43,6 +43,16 @@ MOST_PIXELS = 4_096
 
 SAMPLE_IMAGES = 5_000
 DAMPING = 0.01  # times the mean moment: keeps the weights of pixels that are rarely ink near theirs
+MOST_DIFFERENT_DIGITS = 5
+"""The number of test images, 10,000 in MNIST, that may get another answer than from fp32."""
+LEAST_TEST_IMAGES = 200
+"""Fewer would let too large a share of other answers pass."""
+LARGEST_LOSS = 0.0005
+"""Share of the validation images that fp32 may have right and int8 not; one image is always
+allowed."""
+BATCH_SIZES = (1, 32, 128)
+ROUNDS = 40  # a third of a second in all, most of it for batches of one
+IMAGES_PER_ROUND = 128
 
 
 class Refused(Exception):
@@ -138,21 +148,6 @@ def _rewire(graph: onnx.GraphProto) -> None:
     add.input[0] = converted
     del graph.node[:]
     graph.node.extend([matmul, cast, add, *others])
-
-
-MOST_DIFFERENT_DIGITS = 5
-"""The number of test images, 10,000 in MNIST, that may get another answer than from fp32."""
-
-LEAST_TEST_IMAGES = 200
-"""Fewer would let too large a share of other answers pass."""
-
-LARGEST_LOSS = 0.0005
-"""Share of the validation images that fp32 may have right and int8 not; one image is always
-allowed."""
-
-BATCH_SIZES = (1, 32, 128)
-ROUNDS = 40  # a third of a second in all, most of it for batches of one
-IMAGES_PER_ROUND = 128
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

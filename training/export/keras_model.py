@@ -33,10 +33,17 @@ _ONE = {
 
 
 def export(
-    keras_file: Path, samples_file: Path | None, models: Path, name: str,
-    labels_file: Path | None = None, resize: str | None = None, *, invert: bool = False,
-    imports: Sequence[Path] = (), naming: Naming | None = None,
-) -> Path:  # fmt: skip
+    keras_file: Path,
+    samples_file: Path | None,
+    models: Path,
+    name: str,
+    labels_file: Path | None = None,
+    resize: str | None = None,
+    *,
+    invert: bool = False,
+    imports: Sequence[Path] = (),
+    naming: Naming | None = None,
+) -> Path:
     """Convert a Keras model, compare it with Keras on the samples, and publish it.
 
     A model that is no classifier of images, or has no samples of them, goes to `any_model`.
@@ -74,12 +81,16 @@ def export(
     if samples_file is None or not samples.are_images(samples_file):
         given = {"--resize": resize, "--invert": invert}
         if found := [option for option, value in given.items() if value]:
-            raise UnusableInput(f"{found[0]} is for classifiers of images, which need --samples "
-                                "with an array `images`")  # fmt: skip
+            raise UnusableInput(
+                f"{found[0]} is for classifiers of images, which need --samples "
+                "with an array `images`"
+            )
         return any_model.export(model, samples_file, models / name, labels_file, naming)
     if naming.inputs or naming.outputs:
-        raise UnusableInput("a classifier of images has the names images and probabilities: "
-                            "--input-names and --output-names are for other models")  # fmt: skip
+        raise UnusableInput(
+            "a classifier of images has the names images and probabilities: "
+            "--input-names and --output-names are for other models"
+        )
     _check_ends(model)
     num_classes, num_parameters = max(2, model.output_shape[1]), model.count_params()
     data, sample_shape = samples.read(samples_file, num_classes)
@@ -210,8 +221,9 @@ def _classifier(model: keras.Model, images: Images) -> tuple[keras.Model, Probab
     """
     answers = _classify(model, images)
     if num_bad := int((~np.isfinite(answers)).any(axis=1).sum()):
-        raise UnusableInput(f"the model answers {num_bad:,} of {len(images):,} samples with NaN or "
-                            "infinity")  # fmt: skip
+        raise UnusableInput(
+            f"the model answers {num_bad:,} of {len(images):,} samples with NaN or infinity"
+        )
     is_logits = answers.min() < 0 or answers.max() > 1 + _SUM_TOLERANCE
     if answers.shape[1] == 1:
         if is_logits:

@@ -12,6 +12,8 @@ from training.data.mnist import Images
 from training.errors import UnusableInput
 
 DIGIT_LABELS = tuple("0123456789")
+MAX_LABEL = 100
+"""Characters of a label: serving refuses longer ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +55,14 @@ class ImageSignature:
         if resize == "digits" and not is_digit:
             raise UnusableInput(f"--resize digits is of 28 x 28 in grey, not of {shape}")
         usual = "digits" if is_digit and self.labels == DIGIT_LABELS else "stretch"
-        return {"size": shape[:2], "channels": shape[2], "layout": "flat", "dtype": self.dtype,
-                "resize": resize or usual, "invert": invert}  # fmt: skip
+        return {
+            "size": shape[:2],
+            "channels": shape[2],
+            "layout": "flat",
+            "dtype": self.dtype,
+            "resize": resize or usual,
+            "invert": invert,
+        }
 
 
 class Samples(NamedTuple):
@@ -139,10 +147,6 @@ def _check_labels(path: Path, labels: npt.NDArray[Any], num: int, num_classes: i
             f"{path}: expected labels from 0 to {num_classes - 1}, "
             f"got {labels.min()} to {labels.max()}"
         )
-
-
-MAX_LABEL = 100
-"""Characters of a label: serving refuses longer ones."""
 
 
 def read_labels(path: Path, num_classes: int) -> tuple[str, ...]:

@@ -194,9 +194,12 @@ def _matched(lost: Side, new: Side, *, is_input: bool) -> dict[str, str]:
 
 
 def _only_pair(
-    name: str, lost: Side, new: Side, renamed: Mapping[str, str],
+    name: str,
+    lost: Side,
+    new: Side,
+    renamed: Mapping[str, str],
     is_pair: Callable[[str, str], bool],
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     left = [old for old in lost if old not in renamed.values()]
     olds = [old for old in left if is_pair(old, name)]
     if len(olds) != 1:

@@ -61,6 +61,17 @@ MAX_BYTES = 512 << 10
 NUMBER_BYTES = 32
 """Of a probability in the manifest, on a line of its own."""
 GOLDEN_KEYS = {"fp32": "probabilities", "int8": "int8_probabilities"}
+FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
+"""The graphs of a version by precision; int8 is there only if it passed its gate."""
+TRITON_CONFIG = """\
+# For NVIDIA Triton. Tune it as you like: an export never overwrites it.
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: 512
+input [ {{ name: "images" data_type: TYPE_UINT8 dims: [ {pixels} ] }} ]
+output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] }} ]
+dynamic_batching {{ }}
+"""
 
 
 def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:
@@ -134,19 +145,6 @@ def golden(images: Images, answers: Mapping[str, Probabilities]) -> dict[str, ob
 
 print_now = partial(print, flush=True)
 
-FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
-"""The graphs of a version by precision; int8 is there only if it passed its gate."""
-
-TRITON_CONFIG = """\
-# For NVIDIA Triton. Tune it as you like: an export never overwrites it.
-name: "{name}"
-backend: "onnxruntime"
-max_batch_size: 512
-input [ {{ name: "images" data_type: TYPE_UINT8 dims: [ {pixels} ] }} ]
-output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] }} ]
-dynamic_batching {{ }}
-"""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Candidate:
@@ -190,9 +188,10 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
     fp32, measured = _fp32(candidate, images)
     facts_of_images = json.loads(json.dumps(asdict(candidate.signature)))
     mark = signature.require_same(
-        models / candidate.name, signature.of_graph(fp32, facts_of_images),
+        models / candidate.name,
+        signature.of_graph(fp32, facts_of_images),
         is_new_allowed=candidate.is_new_signature,
-    )  # fmt: skip
+    )
     quantised, report = _int8(fp32, candidate)
     graphs = {"fp32": fp32, **quantised}
     files = {FILES[name]: proto.SerializeToString() for name, proto in graphs.items()}

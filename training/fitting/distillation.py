@@ -33,6 +33,12 @@ from training.errors import ResumeError
 from training.fitting.artifacts import Checkpoint, Progress
 from training.fitting.trainer import Log, Trainer, add_prefix, run_epochs
 
+STREAM = 2**32
+"""Keeps a view's random numbers apart from those of all seeds, which are smaller."""
+LEAST = 1e-12
+"""Added to probabilities, so that their logarithms have a bound."""
+BATCH = 1_000
+
 
 def train_teachers(
     distillation: Distillation, training: Examples, validation: Examples, folder: Path, log: Log
@@ -69,14 +75,6 @@ def identity(recipe: Recipe, training: Examples) -> dict[str, Any]:
 
 Logits = npt.NDArray[np.float16]
 """(N, 10): the mean of the teachers' log probabilities."""
-
-STREAM = 2**32
-"""Keeps a view's random numbers apart from those of all seeds, which are smaller."""
-
-LEAST = 1e-12
-"""Added to probabilities, so that their logarithms have a bound."""
-
-BATCH = 1_000
 
 
 def load_logits(

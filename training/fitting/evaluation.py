@@ -12,6 +12,13 @@ Probabilities = npt.NDArray[np.float32]
 
 CHUNK = 1_000
 """Images that a network classifies at once: of convolutions, all 10,000 fill a gigabyte."""
+BINS = 15
+"""As in the paper."""
+COVERAGE = 0.99
+"""Share of the images that are answered; the least confident ones are rejected."""
+_INVERSE_TEMPERATURES = (0.02, 50.0)
+"""The search interval; if all images are classified correctly, no finite optimum exists."""
+_TINY = np.finfo(np.float32).tiny
 
 
 def probabilities(model: keras.Model, images: Images) -> Probabilities:
@@ -30,18 +37,6 @@ def evaluate(model: keras.Model, examples: Examples) -> tuple[float, float]:
     of_label = answers[np.arange(len(answers)), examples.labels]
     loss = -np.log(np.maximum(of_label, keras.config.epsilon())).mean()
     return float(loss), float((answers.argmax(axis=1) == examples.labels).mean())
-
-
-BINS = 15
-"""As in the paper."""
-
-COVERAGE = 0.99
-"""Share of the images that are answered; the least confident ones are rejected."""
-
-_INVERSE_TEMPERATURES = (0.02, 50.0)
-"""The search interval; if all images are classified correctly, no finite optimum exists."""
-
-_TINY = np.finfo(np.float32).tiny
 
 
 def calibrate(model: keras.Model, validation: Examples) -> float:
@@ -97,8 +92,11 @@ def reliability_bins(answers: Probabilities, labels: Labels) -> list[tuple[float
     """
     confidence, right = answers.max(axis=1), answers.argmax(axis=1) == labels
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    return [(float(confidence[bins == bin_].mean()), float(right[bins == bin_].mean()), int(num))
-            for bin_, num in enumerate(np.bincount(bins)) if num]  # fmt: skip
+    return [
+        (float(confidence[bins == bin_].mean()), float(right[bins == bin_].mean()), int(num))
+        for bin_, num in enumerate(np.bincount(bins))
+        if num
+    ]
 
 
 def accuracy_at_coverage(

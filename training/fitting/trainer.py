@@ -19,6 +19,18 @@ from training.data.mnist import Examples
 from training.fitting.artifacts import Checkpoint, Progress
 from training.fitting.evaluation import evaluate
 
+IS_FUSED = sys.platform == "linux"
+"""Whether XLA compiles the optimiser's step on a CPU: it fuses some twenty passes over the
+weights, a quarter less time for an epoch. The whole step would be four times slower there."""
+_MUON_STEPS = 3
+"""Of Newton and Schulz, to make an update orthogonal; 5 gain nothing here and take longer."""
+TEACHER_EPOCH, TEACHER_VIEW, EPOCH = 40.0, 9.0, 0.8
+"""Seconds of two cores (EPYC, AVX-512): an epoch of a teacher, its answers to a view, an epoch of
+the network. Only their ratios count: the pace is this training's own."""
+MUON = 2.0
+"""How many times as long an epoch of the network takes with Muon."""
+_LINE = re.compile(r"(?:teacher (\d+)/\d+  )?(epoch|teacher logits  view) +(\d+)/")
+
 
 def build(recipe: Recipe) -> keras.Model:
     """Build the network; keras.utils.set_random_seed determines its first weights, if random.
@@ -41,8 +53,12 @@ def mix_in_bundled(network: keras.Model, share: float) -> None:
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
     weights["hidden_1/kernel"] = weights["hidden_1/kernel"] * np.float32(255)
     for layer in network.layers:
-        layer.set_weights([share * weights[f"{layer.name}/{own.name}"] + (1 - share) * own.numpy()
-                           for own in layer.weights])  # fmt: skip
+        layer.set_weights(
+            [
+                share * weights[f"{layer.name}/{own.name}"] + (1 - share) * own.numpy()
+                for own in layer.weights
+            ]
+        )
 
 
 def _mlp(recipe: Recipe) -> keras.Model:
@@ -67,13 +83,6 @@ def _cnn(recipe: Recipe) -> keras.Model:
         ]
     stack += [layers.Flatten(), layers.Dropout(*recipe.dropout)]
     return keras.Sequential([*stack, layers.Dense(10, activation="softmax")], name="teacher")
-
-
-IS_FUSED = sys.platform == "linux"
-"""Whether XLA compiles the optimiser's step on a CPU: it fuses some twenty passes over the
-weights, a quarter less time for an epoch. The whole step would be four times slower there."""
-_MUON_STEPS = 3
-"""Of Newton and Schulz, to make an update orthogonal; 5 gain nothing here and take longer."""
 
 
 def device() -> str:
@@ -177,15 +186,6 @@ def _optimizer(recipe: Recipe, steps_per_epoch: int) -> keras.Optimizer:
 
 Log = Callable[[str], None]
 """Shows one line of progress."""
-
-TEACHER_EPOCH, TEACHER_VIEW, EPOCH = 40.0, 9.0, 0.8
-"""Seconds of two cores (EPYC, AVX-512): an epoch of a teacher, its answers to a view, an epoch of
-the network. Only their ratios count: the pace is this training's own."""
-
-MUON = 2.0
-"""How many times as long an epoch of the network takes with Muon."""
-
-_LINE = re.compile(r"(?:teacher (\d+)/\d+  )?(epoch|teacher logits  view) +(\d+)/")
 
 
 def run_epochs(

@@ -137,9 +137,13 @@ def _is_straight(band: Mask) -> bool:
 
 
 def with_sides(
-    across: Runs, down: Runs, level: Mask, upright: Mask, boxes: list[Box],
+    across: Runs,
+    down: Runs,
+    level: Mask,
+    upright: Mask,
+    boxes: list[Box],
     near: tuple[Mask, Mask],
-) -> tuple[Mask, Mask]:  # fmt: skip
+) -> tuple[Mask, Mask]:
     """Add the sides of boxes, which lie `near`, and what continues them, to lines of both kinds."""
     height, width = (int(np.median(sides)) for sides in np.array(boxes)[:, 2:4].T)
     rows = across.of(max(MIN_SIDE, int(0.7 * width)))

@@ -87,10 +87,12 @@ def _neighbours(
     """Return the next part's label to the left or right, 0 if none is near, and its distance."""
     height, width = labels.shape
     at = columns[:, None] + step * np.arange(MAX_GAP)
-    seen = np.maximum.reduce([
-        labels[np.clip(rows + dy, 0, height - 1)[:, None], np.clip(at, 0, width - 1)]
-        for dy in (-1, 0, 1)
-    ])  # fmt: skip
+    seen = np.maximum.reduce(
+        [
+            labels[np.clip(rows + dy, 0, height - 1)[:, None], np.clip(at, 0, width - 1)]
+            for dy in (-1, 0, 1)
+        ]
+    )
     distance = (seen > 0).argmax(1)
     label = seen[np.arange(len(rows)), distance]
     return label, np.where(label > 0, distance, MAX_GAP)

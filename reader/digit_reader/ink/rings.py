@@ -27,8 +27,10 @@ MIN_INSIDE, MIN_BLANK = 0.32, 0.35
 """Of the ink inside: its height by the ring's; the bar of an e has less. And the blank around it,
 by the ring's length."""
 ANGLES, RADII = np.arange(96) * np.pi / 48, np.linspace(0, 1.5, 72)
-TERMS = np.stack([np.ones(96), *(each(order * ANGLES) for order in (1, 2, 3)
-                                 for each in (np.cos, np.sin))], axis=1)  # fmt: skip
+TERMS = np.stack(
+    [np.ones(96), *(each(order * ANGLES) for order in (1, 2, 3) for each in (np.cos, np.sin))],
+    axis=1,
+)
 """Of a ring as a smooth closed curve: its radius by direction."""
 
 Floats = npt.NDArray[np.float64]

@@ -53,8 +53,10 @@ def find_rows(ink: Ink) -> list[Row]:
     if not len(parts.sizes):
         return []
     groups = _grouped(parts.boxes, parts.sizes)
-    rows = [_cut_out(ink, parts.labels, parts.boxes, np.flatnonzero(groups == group))
-            for group in np.unique(groups[groups >= 0])]  # fmt: skip
+    rows = [
+        _cut_out(ink, parts.labels, parts.boxes, np.flatnonzero(groups == group))
+        for group in np.unique(groups[groups >= 0])
+    ]
     return _in_reading_order([row for row in rows if row is not None])[:MAX_ROWS]
 
 
@@ -131,9 +133,14 @@ def _cut_out(ink: Ink, labels: Labels, boxes: Numbers, members: Numbers) -> Row 
     levels = np.clip(np.pad(levels, 1), 0, 1.2).astype(np.float32)
     middle = float(np.median((boxes[tall, 0] + boxes[tall, 2]) / 2 - top)) / scale + 1
     return Row(
-        levels, levels > ink.threshold, float(ROW_HEIGHT), middle,
-        float(top - scale), float(left - scale), scale,
-    )  # fmt: skip
+        levels,
+        levels > ink.threshold,
+        float(ROW_HEIGHT),
+        middle,
+        float(top - scale),
+        float(left - scale),
+        scale,
+    )
 
 
 def _in_reading_order(rows: list[Row]) -> list[Row]:

@@ -188,9 +188,12 @@ def _flattened(grey: Levels, corners: Points) -> Sheet:
     edge = INSET * max(width, height)
     matrix = homography(_corners(-edge, -edge, width + edge, height + edge), corners)
     flat = Image.fromarray(grey).transform(
-        (max(1, round(width)), max(1, round(height))), Image.Transform.PERSPECTIVE,
-        matrix.ravel()[:8].tolist(), Image.Resampling.BICUBIC, fillcolor=float("nan"),
-    )  # fmt: skip
+        (max(1, round(width)), max(1, round(height))),
+        Image.Transform.PERSPECTIVE,
+        matrix.ravel()[:8].tolist(),
+        Image.Resampling.BICUBIC,
+        fillcolor=float("nan"),
+    )
     levels = np.array(flat)
     levels[np.isnan(levels)] = np.nanmedian(levels)  # outside the picture
     return Sheet(levels.clip(0, 255), corners, matrix)

@@ -82,9 +82,14 @@ def join(row: Row, pieces: Pieces, work: Work | None = None) -> Candidates:
         around[number] = _frame(page, y + top + margin, x + left + margin, step)
     flat, seen = (len(spans), HEIGHT * HEIGHT), np.rint(around * 255).astype(np.uint8)
     return Candidates(
-        spans, boxes, images.reshape(flat), seen.reshape(flat), measures, is_wide,
+        spans,
+        boxes,
+        images.reshape(flat),
+        seen.reshape(flat),
+        measures,
+        is_wide,
         _parts(levels, own, pieces, row.height),
-    )  # fmt: skip
+    )
 
 
 def _parts(levels: Levels, own: npt.NDArray[np.int32], pieces: Pieces, height: float) -> Images:

@@ -16,24 +16,6 @@ from digit_classifier.normalizer import Mask, Numbers, boxes_of
 from digit_reader.ink.rows import Row
 from serving.errors import InvalidRequest
 
-
-class Work:
-    """What a page may cost: a candidate for a digit is one."""
-
-    def __init__(self, most: float = math.inf) -> None:
-        self._most = self.left = most
-
-    def spend(self, number: int) -> None:
-        """Take some of it.
-
-        Raises:
-            InvalidRequest: it is not left.
-        """
-        self.left -= number
-        if self.left < 0:
-            raise InvalidRequest(f"more than {self._most:g} marks that may be digits")
-
-
 MIN_SIZE = 0.004
 """Of the height squared: smaller parts are specks."""
 MIN_PIECE = 0.012
@@ -59,6 +41,23 @@ _NO_CUT = 0.02
 _SLOPE = 0.02
 """The cost of a step to the side, in ink: of two cuts, the straighter one."""
 _STEPS = np.array([0, -1, 1])
+
+
+class Work:
+    """What a page may cost: a candidate for a digit is one."""
+
+    def __init__(self, most: float = math.inf) -> None:
+        self._most = self.left = most
+
+    def spend(self, number: int) -> None:
+        """Take some of it.
+
+        Raises:
+            InvalidRequest: it is not left.
+        """
+        self.left -= number
+        if self.left < 0:
+            raise InvalidRequest(f"more than {self._most:g} marks that may be digits")
 
 
 class Pieces(NamedTuple):

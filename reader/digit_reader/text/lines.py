@@ -70,10 +70,13 @@ class Line(NamedTuple):
         logits = detector.logits(found)
         none: Any = np.empty((0, 0))  # parts that are not needed any more would be large to send
         return cls(
-            row._replace(levels=none, mask=none), pieces._replace(labels=none, shared=none),
-            found._replace(surroundings=none, measures=none), detector.odds(logits), logits,
+            row._replace(levels=none, mask=none),
+            pieces._replace(labels=none, shared=none),
+            found._replace(surroundings=none, measures=none),
+            detector.odds(logits),
+            logits,
             marks.find_marks(row, pieces),
-        )  # fmt: skip
+        )
 
     def choose(self, probabilities: Probabilities, odds: npt.NDArray[np.float64]) -> Choice:
         """Find the best way through the candidates.
@@ -93,9 +96,10 @@ class Line(NamedTuple):
         used = sorted({piece for number in run for piece in range(*spans[number])})
         is_free = ~np.isin(self.pieces.parts, self.pieces.parts[used])
         found = [
-            (mark, pieces) for mark, pieces in own
+            (mark, pieces)
+            for mark, pieces in own
             if not np.isin(pieces, used).any() and (len(pieces) or not mark.touches)
-        ]  # fmt: skip
+        ]
         for _, pieces in found:
             is_free[pieces] = False
         free = [mark for mark, _ in found]

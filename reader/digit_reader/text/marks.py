@@ -168,10 +168,22 @@ class _Place(NamedTuple):
         feet = np.mean([digit[2] for digit in near])
         shared = max(min(right, digit[3]) - max(left, digit[1]) for digit in near)
         width, height = right - left, bottom - top
-        return cls(*map(float, (
-            height / unit, width / unit, (bottom - feet) / unit, ((top + bottom) / 2 - feet) / unit,
-            max(0, shared) / width, -shared / unit, left / unit, size / (width * height), pen,
-        )))  # fmt: skip
+        return cls(
+            *map(
+                float,
+                (
+                    height / unit,
+                    width / unit,
+                    (bottom - feet) / unit,
+                    ((top + bottom) / 2 - feet) / unit,
+                    max(0, shared) / width,
+                    -shared / unit,
+                    left / unit,
+                    size / (width * height),
+                    pen,
+                ),
+            )
+        )
 
     def ways(self) -> tuple[tuple[str, float], ...]:
         """Return each mark beside digits that it may be, and its log odds, the likeliest first."""

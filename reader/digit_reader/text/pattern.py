@@ -185,8 +185,10 @@ def _compiled(term: Term, most: int) -> Automaton:
 
     states, rows = {frozenset([0]): 0}, list[list[int]]()
     for state in (queue := [*states]):
-        reached = [frozenset[int]().union(*(after(number, each) for number in state))
-                   for each in SYMBOLS[:-1]]  # fmt: skip
+        reached = [
+            frozenset[int]().union(*(after(number, each) for number in state))
+            for each in SYMBOLS[:-1]
+        ]
         queue += {each: None for each in reached if each and each not in states}
         states.update((each, at) for at, each in enumerate(queue[len(states) :], len(states)))
         rows.append([*(states.get(each, -1) for each in reached), len(rows)])

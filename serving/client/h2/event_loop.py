@@ -189,9 +189,11 @@ class ReconnectingLoopChannel(transport.Transport):
         async with asyncio.timeout(CONNECT_S):
             opened, connection = await self._loop.create_connection(
                 lambda: _LoopConnection(Session(address.authority, self._credentials.scheme)),
-                address.host, address.port,
-                ssl=context, server_hostname=address.host if context else None,
-            )  # fmt: skip
+                address.host,
+                address.port,
+                ssl=context,
+                server_hostname=address.host if context else None,
+            )
         if context and opened.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
             opened.abort()
             raise ssl.SSLError(NO_HTTP2)

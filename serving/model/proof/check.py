@@ -118,9 +118,12 @@ class Check:
     """A graph that was proved, ready to run."""
 
     def __init__(
-        self, graph: Graph, proof: Proof, options: RunOptions,
+        self,
+        graph: Graph,
+        proof: Proof,
+        options: RunOptions,
         clock: Callable[[], float] = time.thread_time,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build the session.
 
         Args:
@@ -307,9 +310,10 @@ class Check:
         error = samples.relative_error(wanted, found)
         if error > _tolerance(wanted) and not self._is_rounding(name, reference, run):
             raise self._contradiction(
-                name, f"has a row that differs by {error:.1g} in batches of {len(reference.rows)} "
-                f"and of {num_rows} rows"
-            )  # fmt: skip
+                name,
+                f"has a row that differs by {error:.1g} in batches of {len(reference.rows)} "
+                f"and of {num_rows} rows",
+            )
 
     def _pair(self, name: str, reference: _Run, run: _Run) -> tuple[Array, Array] | None:
         """Return the rows that two runs have in common; at the same places, if they are as large.

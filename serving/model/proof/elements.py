@@ -16,6 +16,19 @@ from serving.tensors import Array
 
 _INT32, _INT64 = 6, 7
 """TensorProto's numbers of types."""
+_FOLDED: dict[str, Callable[[int, int], int]] = {
+    "Div": operator.floordiv,
+    "Mod": operator.mod,
+    "Min": min,
+    "Max": max,
+}
+_COMPARED: dict[str, Callable[[int, int], bool]] = {
+    "Equal": operator.eq,
+    "Greater": operator.gt,
+    "Less": operator.lt,
+    "GreaterOrEqual": operator.ge,
+    "LessOrEqual": operator.le,
+}
 
 
 def follow(node: Node) -> list[Value] | None:
@@ -76,21 +89,6 @@ def _pair(node: Node, a: Size, b: Size) -> Size:
             raise Mixes("it divides by no positive number")
         return Size.of(_FOLDED[node.op](a.number, b.number))
     return node.unknowns.of(f"{node.op} {node.number('fmod', 0)}", a, b)
-
-
-_FOLDED: dict[str, Callable[[int, int], int]] = {
-    "Div": operator.floordiv,
-    "Mod": operator.mod,
-    "Min": min,
-    "Max": max,
-}
-_COMPARED: dict[str, Callable[[int, int], bool]] = {
-    "Equal": operator.eq,
-    "Greater": operator.gt,
-    "Less": operator.lt,
-    "GreaterOrEqual": operator.ge,
-    "LessOrEqual": operator.le,
-}
 
 
 def _compared(node: Node, a: Size, b: Size) -> Size:

@@ -29,6 +29,8 @@ from serving.model.proof.values import Mixes, Node, Value
 
 # Element by element.
 
+_OUTER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 
 def pointwise(node: Node) -> list[Value]:
     """Each element depends on those at its own place."""
@@ -262,9 +264,6 @@ def quantized_product(first: int, second: int, of_all: Sequence[int], of_columns
         return node.outputs(_multiplied(node, node.value(first), right))
 
     return rule
-
-
-_OUTER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def _multiplied(node: Node, first: Value, second: Value) -> Value:

@@ -29,6 +29,16 @@ Cast with saturate=2 leaves the memory as it was."""
 _IS_FLAG = frozenset(_FLAGS.split())
 ALL = range(1 << 16)
 """All inputs."""
+_WINDOWS = "auto_pad dilations kernel_shape pads strides"
+_TREES = (
+    "base_values base_values_as_tensor nodes_falsenodeids nodes_featureids nodes_hitrates"
+    " nodes_hitrates_as_tensor nodes_missing_value_tracks_true nodes_modes nodes_nodeids"
+    " nodes_treeids nodes_truenodeids nodes_values nodes_values_as_tensor post_transform"
+)
+_RECURRENT = (
+    "activation_alpha activation_beta activations clip direction hidden_size input_forget layout"
+    " linear_before_reset"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +105,6 @@ def _require_covered(row: Row, node: Node) -> None:
 
 def _shown(attribute: Message) -> str:
     return str(attribute.s.decode("utf-8", "replace") if attribute.s else attribute.i)
-
-
-_WINDOWS = "auto_pad dilations kernel_shape pads strides"
-_TREES = (
-    "base_values base_values_as_tensor nodes_falsenodeids nodes_featureids nodes_hitrates"
-    " nodes_hitrates_as_tensor nodes_missing_value_tracks_true nodes_modes nodes_nodeids"
-    " nodes_treeids nodes_truenodeids nodes_values nodes_values_as_tensor post_transform"
-)
-_RECURRENT = (
-    "activation_alpha activation_beta activations clip direction hidden_size input_forget layout"
-    " linear_before_reset"
-)
 
 
 def _row(names: str, rule: Rule, attributes: str = "", **options: Sequence[int] | int) -> None:
@@ -240,8 +238,11 @@ _row("DFT", samples.fourier, "axis inverse onesided")
 _row("STFT", samples.by_sample(samples.short_fourier), "onesided")
 
 # Classical models.
-_row("Imputer", samples.columns, "imputed_value_floats imputed_value_int64s replaced_value_float"
-     " replaced_value_int64")  # fmt: skip
+_row(
+    "Imputer",
+    samples.columns,
+    "imputed_value_floats imputed_value_int64s replaced_value_float replaced_value_int64",
+)
 _row("Normalizer", samples.columns, "norm")
 _row("Scaler", samples.columns, "offset scale")
 _row(
@@ -297,8 +298,11 @@ _row("ArrayFeatureExtractor", samples.extracted, rows=(0, 1))
 _row("StringNormalizer", samples.texts, "case_change_action is_case_sensitive locale")
 
 # Shapes.
-_row("Constant", moves.written, "value value_float value_floats value_int value_ints value_string"
-     " value_strings")  # fmt: skip
+_row(
+    "Constant",
+    moves.written,
+    "value value_float value_floats value_int value_ints value_string value_strings",
+)
 _row("Shape", moves.shape_of, "end start", sizes=(0,))
 _row("Size", moves.size_of, sizes=(0,))
 _row("Reshape", moves.reshaped, "allowzero", sizes=(1,))

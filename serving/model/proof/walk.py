@@ -289,9 +289,10 @@ class _Walk:
             self.joined.add(sources)
         return [
             replace(each, sources=sources, outer=outer if each.outer is None else each.outer)
-            if each.is_rows else each
+            if each.is_rows
+            else each
             for each in outputs
-        ]  # fmt: skip
+        ]
 
     def _inside(self, names: Iterable[str], values: Iterable[Value]) -> "_Walk":
         """Return a walk through a body, which sees the names around it."""
@@ -377,9 +378,14 @@ class _Walk:
         return [*states, *(self._stacked(each, 0) for each in scans)]
 
     def _turns(
-        self, body: Message, fixed: Sequence[Value], states: list[Value], *, before: int,
+        self,
+        body: Message,
+        fixed: Sequence[Value],
+        states: list[Value],
+        *,
+        before: int,
         after: Sequence[Value] = (),
-    ) -> tuple[list[Value], list[Value]]:  # fmt: skip
+    ) -> tuple[list[Value], list[Value]]:
         """Walk through a body until its states stay; return them, and its other outputs."""
         for _ in range(3):  # the first turns may widen sizes, which then must stay
             outputs = self._body(body, [*fixed, *states, *after])
@@ -433,9 +439,14 @@ class _Walk:
         ]
 
     def _scan_rows(
-        self, node: Node, body: Message, states: list[Value], scanned: list[Value],
-        rows: list[bool], out_axes: Sequence[int],
-    ) -> list[Value]:  # fmt: skip
+        self,
+        node: Node,
+        body: Message,
+        states: list[Value],
+        scanned: list[Value],
+        rows: list[bool],
+        out_axes: Sequence[int],
+    ) -> list[Value]:
         """Walk through a Scan whose turns are rows, each of which sees constants and one row."""
         # ONNX Runtime runs the turns one after the other: a state would carry row 1 into row 2.
         if not all(rows) or any(each.is_rows for each in states):

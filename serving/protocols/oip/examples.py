@@ -115,12 +115,16 @@ class Example:
         more = f", version={self.version!r}" if self.version else ""
         options = ', token=os.environ["TOKEN"]' * self.access.has_tokens
         options += ', tls_ca="ca.pem"' * self.access.has_tls
-        return "\n".join([
-            *["import os"] * self.access.has_tokens, *["import numpy as np"] * ("np." in parts),
-            "from serving import Client", "",
-            f"with Client({self.access.grpc!r}{options}) as client:",
-            f"    print(client.infer({self.name!r}, {{{parts}}}{more}))",
-        ])  # fmt: skip
+        return "\n".join(
+            [
+                *["import os"] * self.access.has_tokens,
+                *["import numpy as np"] * ("np." in parts),
+                "from serving import Client",
+                "",
+                f"with Client({self.access.grpc!r}{options}) as client:",
+                f"    print(client.infer({self.name!r}, {{{parts}}}{more}))",
+            ]
+        )
 
     def _triton(self) -> str:
         options = ', ssl=True, root_certificates="ca.pem"' * self.access.has_tls
@@ -128,18 +132,27 @@ class Example:
         more += ', headers={"authorization": "Bearer " + os.environ["TOKEN"]}' * (
             self.access.has_tokens
         )
-        return "\n".join([
-            *["import os"] * self.access.has_tokens, "import numpy as np",
-            "from tritonclient import grpc", "",
-            f"client = grpc.InferenceServerClient({self.access.grpc!r}{options})", "inputs = []",
-            "for name, datatype, array in [",
-            *(f"    ({each.name!r}, {each.datatype!r}, {self._array(each)}),"
-              for each in self.tensors.inputs), "]:",
-            "    inputs.append(grpc.InferInput(name, array.shape, datatype))",
-            "    inputs[-1].set_data_from_numpy(array)",
-            f"answer = client.infer({self.name!r}, inputs{more})",
-            f"print([answer.as_numpy(name) for name in {[e.name for e in self.tensors.outputs]}])",
-        ])  # fmt: skip
+        names = [each.name for each in self.tensors.outputs]
+        return "\n".join(
+            [
+                *["import os"] * self.access.has_tokens,
+                "import numpy as np",
+                "from tritonclient import grpc",
+                "",
+                f"client = grpc.InferenceServerClient({self.access.grpc!r}{options})",
+                "inputs = []",
+                "for name, datatype, array in [",
+                *(
+                    f"    ({each.name!r}, {each.datatype!r}, {self._array(each)}),"
+                    for each in self.tensors.inputs
+                ),
+                "]:",
+                "    inputs.append(grpc.InferInput(name, array.shape, datatype))",
+                "    inputs[-1].set_data_from_numpy(array)",
+                f"answer = client.infer({self.name!r}, inputs{more})",
+                f"print([answer.as_numpy(name) for name in {names}])",
+            ]
+        )
 
     def _value(self, tensor: Tensor) -> str:
         values = sample_of(tensor, self.shapes)

@@ -69,9 +69,14 @@ class InferEncoder(ResponseEncoder):
     """Encodes the answer to one request."""
 
     def __init__(
-        self, target: Target, method: str | None, inference: InferRows, name: str,
-        signature: TensorSignature, write: Callable[[Any], Any],
-    ) -> None:  # fmt: skip
+        self,
+        target: Target,
+        method: str | None,
+        inference: InferRows,
+        name: str,
+        signature: TensorSignature,
+        write: Callable[[Any], Any],
+    ) -> None:
         super().__init__(target, method, inference.num_rows, inference.timeout_s)
         self._inference = inference
         self._name = name
@@ -155,9 +160,12 @@ def find(router: Router, name: str, version: str) -> tuple[Route | Batcher, Tens
 
 
 def decode(
-    router: Router, target: Route | Batcher, request: Any, signature: TensorSignature,
+    router: Router,
+    target: Route | Batcher,
+    request: Any,
+    signature: TensorSignature,
     typed: TypedContents | None = None,
-) -> InferRows:  # fmt: skip
+) -> InferRows:
     """Decode a request for a model; see `tensors.decode`. One that is refused counts as failed."""
     try:
         return tensors.decode(request, signature, router.batching.max_request_rows, typed)

@@ -23,6 +23,23 @@ from serving.tensors import ModelInfo, Tensor, TensorSignature
 _PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
 _EXTENSIONS = ("model_configuration", "statistics")
 """Only complete extensions: of "schedule_policy" there is the timeout, but no priority."""
+SERVICE = inference_pb.SERVICE
+UNSUPPORTED = {
+    "shared memory is not supported: tensors travel in the messages": [
+        f"{kind}SharedMemory{verb}"
+        for kind in ("System", "Cuda")
+        for verb in ("Status", "Register", "Unregister")
+    ],
+    "trace settings can't be changed by callers: the server's --otlp-endpoint sends traces": [
+        "TraceSetting"
+    ],
+    "log settings can't be changed by callers: the server has --log-level and --log-format": [
+        "LogSettings"
+    ],
+}
+"""Methods of other servers for the protocol's extensions, by why they are refused."""
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")
+"""Folders of this machine before the name of a file, which callers need not know."""
 
 
 def model_metadata(name: str, versions: Iterable[str], tensors: TensorSignature) -> Any:
@@ -109,35 +126,38 @@ def _ns(seconds: float) -> int:
 _version = cache(installation.version)
 
 
-SERVICE = inference_pb.SERVICE
-UNSUPPORTED = {
-    "shared memory is not supported: tensors travel in the messages":
-        [f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda")
-         for verb in ("Status", "Register", "Unregister")],
-    "trace settings can't be changed by callers: the server's --otlp-endpoint sends traces":
-        ["TraceSetting"],
-    "log settings can't be changed by callers: the server has --log-level and --log-format":
-        ["LogSettings"],
-}  # fmt: skip
-"""Methods of other servers for the protocol's extensions, by why they are refused."""
-_FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")
-"""Folders of this machine before the name of a file, which callers need not know."""
-
-
 def inference_methods(router: Router, queries: "Queries") -> list[Method]:
     """Return the service's methods, and those that are refused by name."""
     infer, stream = Infer(router), Infer(router, is_stream=True)
     return [
-        BatchedUnary(path=f"/{SERVICE}/ModelInfer", name="ModelInfer", read=infer.read,
-                     prefixes=infer.prefixes),
-        BatchedStream(path=f"/{SERVICE}/ModelStreamInfer", name="ModelStreamInfer",
-                      read=stream.read, prefixes=stream.prefixes,
-                      error_message=stream.error_message),
-        *(Unary(path=f"/{SERVICE}/{name}", name=name, answer=_encoded(answer),
-                is_slow=name in queries.slow) for name, answer in queries.answers.items()),
-        *(Unary(path=f"/{SERVICE}/{name}", name="other", answer=partial(_refuse, text))
-          for text, names in UNSUPPORTED.items() for name in names),
-    ]  # fmt: skip
+        BatchedUnary(
+            path=f"/{SERVICE}/ModelInfer",
+            name="ModelInfer",
+            read=infer.read,
+            prefixes=infer.prefixes,
+        ),
+        BatchedStream(
+            path=f"/{SERVICE}/ModelStreamInfer",
+            name="ModelStreamInfer",
+            read=stream.read,
+            prefixes=stream.prefixes,
+            error_message=stream.error_message,
+        ),
+        *(
+            Unary(
+                path=f"/{SERVICE}/{name}",
+                name=name,
+                answer=_encoded(answer),
+                is_slow=name in queries.slow,
+            )
+            for name, answer in queries.answers.items()
+        ),
+        *(
+            Unary(path=f"/{SERVICE}/{name}", name="other", answer=partial(_refuse, text))
+            for text, names in UNSUPPORTED.items()
+            for name in names
+        ),
+    ]
 
 
 def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, str]:
@@ -179,9 +199,14 @@ class Queries:
     """Answers queries about the server and its models."""
 
     def __init__(
-        self, router: Router, health: Health, catalog: Catalog | None = None,
-        *, allow_control: bool = False, max_message_bytes: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        router: Router,
+        health: Health,
+        catalog: Catalog | None = None,
+        *,
+        allow_control: bool = False,
+        max_message_bytes: int | None = None,
+    ) -> None:
         self._router = router
         self._max_message_bytes = max_message_bytes
         self._health = health

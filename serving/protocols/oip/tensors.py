@@ -228,8 +228,10 @@ def decode(
     if is_raw:
         message = _raw(request, inputs, as_rows=signature.row_bytes > 0)
     else:
-        message = tuple(_typed(request.inputs[at], typed.inputs[at] if typed else {}, tensor, shape)
-                        for at, tensor, shape in inputs)  # fmt: skip
+        message = tuple(
+            _typed(request.inputs[at], typed.inputs[at] if typed else {}, tensor, shape)
+            for at, tensor, shape in inputs
+        )
         if signature.row_bytes:
             message = message[0].tobytes()
     timeout_s = _timeout_s(request.parameters)
@@ -237,9 +239,12 @@ def decode(
 
 
 def encode(
-    inference: InferRows, arrays: Sequence[Array], signature: TensorSignature, model_name: str,
+    inference: InferRows,
+    arrays: Sequence[Array],
+    signature: TensorSignature,
+    model_name: str,
     version: str,
-) -> Any:  # fmt: skip
+) -> Any:
     """Build the ModelInferResponse, with tensors in the request's form.
 
     FP16 has no typed contents: where one is wanted, all tensors are raw.

@@ -37,18 +37,6 @@ RESPONSE: Trailers = ((b":status", b"200"), (b"content-type", b"application/grpc
 """How every answer begins."""
 REQUEST_ID = calls.REQUEST_ID.encode()
 _SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-
-
-@lru_cache(maxsize=256)  # refusals come by the thousand
-def trailers_of(status: Status) -> Trailers:
-    """Encode a status other than OK."""
-    # Percent-encoded, as gRPC's specification has it: all but printable ASCII, and %. A field of
-    # HTTP/2 must not begin or end with a blank (RFC 9113, section 8.2.1).
-    message = quote(status.text.strip().encode("utf-8", "replace"), safe=_SAFE)
-    fields = {"grpc-status": str(status.code), "grpc-message": message, **dict(status.metadata)}
-    return tuple((name.encode(), value.encode()) for name, value in fields.items())
-
-
 MALFORMED = Status.of(InvalidRequest("expected a gRPC message: a flag of 0 or 1, and a length"))
 TRUNCATED = Status.of(InvalidRequest("the request ended before its message was whole"))
 COMPRESSED = Status.of(
@@ -64,15 +52,24 @@ OUT_OF_MEMORY = Status.of(Overloaded("too many half-received messages"))
 UNREAD = Status.of(Overloaded("too many answers on this connection are unread"))
 TOO_SLOW = Status.of(DeadlineExceeded("the request's message did not arrive in time"))
 LATE = Status.of(DeadlineExceeded())
+_UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_NO_PREFIXES = PrefixCache()
+_TEXT = (b"content-type", b"text/plain")
+
+
+@lru_cache(maxsize=256)  # refusals come by the thousand
+def trailers_of(status: Status) -> Trailers:
+    """Encode a status other than OK."""
+    # Percent-encoded, as gRPC's specification has it: all but printable ASCII, and %. A field of
+    # HTTP/2 must not begin or end with a blank (RFC 9113, section 8.2.1).
+    message = quote(status.text.strip().encode("utf-8", "replace"), safe=_SAFE)
+    fields = {"grpc-status": str(status.code), "grpc-message": message, **dict(status.metadata)}
+    return tuple((name.encode(), value.encode()) for name, value in fields.items())
 
 
 def too_long(num_bytes: int, limit: int) -> Status:
     """Return the status of a message that is too long; without a pushback, as no retry helps."""
     return Status.of(TooLarge(f"expected a message of at most {limit} bytes, got {num_bytes}"))
-
-
-_UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_NO_PREFIXES = PrefixCache()
 
 
 class NotGrpc(NamedTuple):
@@ -82,7 +79,6 @@ class NotGrpc(NamedTuple):
     text: bytes
 
 
-_TEXT = (b"content-type", b"text/plain")
 NOT_POST = NotGrpc(((b":status", b"405"), _TEXT), b"gRPC calls are POST requests\n")
 NOT_GRPC = NotGrpc(((b":status", b"415"), _TEXT), b"expected content-type application/grpc\n")
 

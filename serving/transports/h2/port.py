@@ -62,9 +62,14 @@ class H2Port(Port):
     """Reads calls, routes and answers them; used by the loop's thread only."""
 
     def __init__(
-        self, router: Router, heads: HeaderParser, loop: Loop, limits: PortLimits, host: Host,
+        self,
+        router: Router,
+        heads: HeaderParser,
+        loop: Loop,
+        limits: PortLimits,
+        host: Host,
         log: AccessLog | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Connect the parts.
 
         Args:
@@ -210,9 +215,14 @@ class H2Port(Port):
             self._receive_part(peer, stream, prefix + message, now_s, ended=is_last)
 
     def _queue_calls(
-        self, peer: Peer, head: Headers, encoder: ResponseEncoder, calls: dict[bytes, bytes],
-        now_s: float, timeouts: Sequence[bytes] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        peer: Peer,
+        head: Headers,
+        encoder: ResponseEncoder,
+        calls: dict[bytes, bytes],
+        now_s: float,
+        timeouts: Sequence[bytes] | None = None,
+    ) -> None:
         """Queue calls that have come whole, as far as there is room; each may have its timeout."""
         reason = self._reason_to_refuse(peer)
         if reason is not None:
@@ -252,9 +262,13 @@ class H2Port(Port):
             call.receive(data, ended=ended)
 
     def _begin(
-        self, peer: Peer, stream: bytes, head: Headers, now_s: float,
+        self,
+        peer: Peer,
+        stream: bytes,
+        head: Headers,
+        now_s: float,
         logged: LoggedCall | None = None,
-    ) -> GrpcCall:  # fmt: skip
+    ) -> GrpcCall:
         """Make a call one with an object, which ends at its deadline."""
         call = GrpcCall(self, peer, stream, head, now_s)
         call.logged = logged
@@ -265,9 +279,15 @@ class H2Port(Port):
         return call
 
     def _open(
-        self, peer: Peer, stream: bytes, head: Headers, now_s: float, *, ended: bool,
+        self,
+        peer: Peer,
+        stream: bytes,
+        head: Headers,
+        now_s: float,
+        *,
+        ended: bool,
         logged: LoggedCall | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Begin any other call, or refuse it."""
         refusal = head.refusal
         if isinstance(refusal, NotGrpc):
@@ -300,9 +320,13 @@ class H2Port(Port):
                 self.refuse(peer, stream, state.call, Status.of(error), error.model or NO_MODEL)
 
     def refuse(
-        self, peer: Peer, stream: bytes, head: Headers, reason: Status,
+        self,
+        peer: Peer,
+        stream: bytes,
+        head: Headers,
+        reason: Status,
         model: ModelLabel = NO_MODEL,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """End a call that has had no answer with a status, unless its caller has left."""
         if stream in peer.streams:
             peer.engine.refuse([stream], (*headers.RESPONSE, *trailers_of(reason)))
@@ -424,9 +448,13 @@ class H2Server:
     """Serves every method over HTTP/2, on one thread: see `ServerTransport`."""
 
     def __init__(
-        self, router: Router, methods: Sequence[Method], config: ServerConfig,
-        limits: PortLimits | None = None, host: Host | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        router: Router,
+        methods: Sequence[Method],
+        config: ServerConfig,
+        limits: PortLimits | None = None,
+        host: Host | None = None,
+    ) -> None:
         """Prepare; `start` binds.
 
         Raises:

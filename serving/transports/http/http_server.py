@@ -37,9 +37,13 @@ class HttpServer:
     """Answers HTTP from `start` to `stop`."""
 
     def __init__(
-        self, router: Router, queries: Queries, config: ServerConfig,
-        applications: Sequence[HttpApplication] = (), limits: PortLimits | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        router: Router,
+        queries: Queries,
+        config: ServerConfig,
+        applications: Sequence[HttpApplication] = (),
+        limits: PortLimits | None = None,
+    ) -> None:
         """Bind the port; `start` begins to answer.
 
         Args:
@@ -62,10 +66,12 @@ class HttpServer:
         self._models = Models(router, queries, config)
         self._routes = [*self._models.routes(), *_routes(router, config, applications)]
         self._limits = limits or PortLimits(
-            max_message_bytes=max_message_bytes(router), max_connections=_max_connections(),
+            max_message_bytes=max_message_bytes(router),
+            max_connections=_max_connections(),
             max_buffered_bytes=max_buffered_bytes(router, config),
-            message_s=30.0, idle_s=30.0,
-        )  # fmt: skip
+            message_s=30.0,
+            idle_s=30.0,
+        )
         self._tokens = token_check(config.security)
         self._log = access_log(config)
         self._tls = server_context(config.security, "http/1.1")

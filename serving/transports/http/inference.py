@@ -49,10 +49,12 @@ class Inference:
             Endpoint("GET", "/v2/health/ready", self._query("ServerReady", ready="ready")),
             Endpoint("GET", "/v2/models/stats", self._query("ModelStatistics")),
             Endpoint("POST", "/v2/repository/index", self._index, 4096),
-            *(Endpoint("POST", f"/v2/repository/models/{{model_name}}/{verb}", self._change(verb))
-              for verb in ("load", "unload")),
+            *(
+                Endpoint("POST", f"/v2/repository/models/{{model_name}}/{verb}", self._change(verb))
+                for verb in ("load", "unload")
+            ),
             *(Endpoint(method, path, _refusing(text)) for method, path, text in _unsupported()),
-        ]  # fmt: skip
+        ]
         for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             routes += [
                 Endpoint("GET", model, self._query("ModelMetadata")),

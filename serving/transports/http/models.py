@@ -32,8 +32,12 @@ class Models:
     async def _answer(self, call: Exchange) -> Answer:
         security, host = self._config.security, call.plan.host
         scheme = "https" if security.has_tls else "http"
-        access = Access(_reached(self.grpc_address, host), host and f"{scheme}://{host}",
-                        security.has_tls, security.has_tokens)  # fmt: skip
+        access = Access(
+            _reached(self.grpc_address, host),
+            host and f"{scheme}://{host}",
+            security.has_tls,
+            security.has_tokens,
+        )
         return as_json({"models": list(self._described(access))})
 
     def _described(self, access: Access) -> Iterator[dict[str, Any]]:
@@ -57,16 +61,17 @@ class Models:
             "device": model.device,
             "precision": model.precision,
             "batching": model.batching,
-            "inputs": [_tensor(each) | {"shape": shape_of(each, shapes),
-                                        "sample": sample_of(each, shapes)}
-                       for each in tensors.inputs],
+            "inputs": [
+                _tensor(each) | {"shape": shape_of(each, shapes), "sample": sample_of(each, shapes)}
+                for each in tensors.inputs
+            ],
             "outputs": [_tensor(each) for each in tensors.outputs],
             "classes": (pictures and pictures.labels) or model.labels,
             "takes_pictures": pictures is not None,
             "requests": Example(
                 route.name, "" if is_default else model.version, tensors, shapes, access
             ).lines(),
-        }  # fmt: skip
+        }
 
 
 def _tensor(tensor: Tensor) -> dict[str, Any]:

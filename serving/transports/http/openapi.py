@@ -14,28 +14,6 @@ Schema = dict[str, Any]
 TEXT, INTEGER, YES_NO = ({"type": name} for name in ("string", "integer", "boolean"))
 COUNT = {"type": "integer", "minimum": 0}
 PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
-
-
-def object_of(required: str = "", **properties: Any) -> Schema:
-    """Describe an object by its properties, and the names of those that it always has."""
-    return {"type": "object", "properties": properties, "required": required.split()}
-
-
-def array_of(items: Schema, **more: Any) -> Schema:
-    """Describe an array."""
-    return {"type": "array", "items": items, **more}
-
-
-def some_of(items: Schema, **more: Any) -> Schema:
-    """Describe an array of at least one item."""
-    return array_of(items, minItems=1, **more)
-
-
-def text_of(description: str) -> Schema:
-    """Describe a text."""
-    return {**TEXT, "description": description}
-
-
 _TABLE = """
 tensor         name:text datatype:text shape:integer* data:any*
 output         name:text datatype:text shape:integer* data:any*?
@@ -77,6 +55,46 @@ _NOTES = {
     "ModelConfig.parameters": "Also `batching`, which says why rows are batched or not; `labels`, "
     "`axes` and `pictures` are JSON.",
 }
+_PROBLEM = "application/problem+json"
+_PROBLEMS = {
+    "400": "The request is malformed or does not fit the model; see `detail`.",
+    "401": "A valid bearer token is needed.",
+    "404": "No such model or version.",
+    "413": "The body, or a picture in it, is too large.",
+    "429": "Too much waits already: retry after `Retry-After` seconds.",
+    "500": "The model failed on this request.",
+    "503": "Starting, draining or out of reach: retry after `Retry-After` seconds.",
+    "504": "The deadline passed first.",
+}
+TIMEOUT = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "Seconds that the answer may take, such as 0.25.",
+    "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
+}
+"""The header with the caller's timeout."""
+WORK = ("400", "413", "429", "500", "503", "504")
+"""The errors of paths that run a model."""
+
+
+def object_of(required: str = "", **properties: Any) -> Schema:
+    """Describe an object by its properties, and the names of those that it always has."""
+    return {"type": "object", "properties": properties, "required": required.split()}
+
+
+def array_of(items: Schema, **more: Any) -> Schema:
+    """Describe an array."""
+    return {"type": "array", "items": items, **more}
+
+
+def some_of(items: Schema, **more: Any) -> Schema:
+    """Describe an array of at least one item."""
+    return array_of(items, minItems=1, **more)
+
+
+def text_of(description: str) -> Schema:
+    """Describe a text."""
+    return {**TEXT, "description": description}
 
 
 def _of_the_protocol() -> dict[str, Schema]:
@@ -101,19 +119,6 @@ def _of_the_protocol() -> dict[str, Schema]:
 
 PROTOCOL = _of_the_protocol()
 """By name; with the body of errors."""
-
-
-_PROBLEM = "application/problem+json"
-_PROBLEMS = {
-    "400": "The request is malformed or does not fit the model; see `detail`.",
-    "401": "A valid bearer token is needed.",
-    "404": "No such model or version.",
-    "413": "The body, or a picture in it, is too large.",
-    "429": "Too much waits already: retry after `Retry-After` seconds.",
-    "500": "The model failed on this request.",
-    "503": "Starting, draining or out of reach: retry after `Retry-After` seconds.",
-    "504": "The deadline passed first.",
-}
 
 
 def openapi_document(
@@ -202,17 +207,6 @@ def _ready(summary: str) -> dict[str, Any]:
     ready = operation(summary, "Ready", "404")
     ready["responses"]["503"] = {**ready["responses"]["200"], "description": "Not now."}
     return ready
-
-
-TIMEOUT = {
-    "name": TIMEOUT_HEADER,
-    "in": "header",
-    "description": "Seconds that the answer may take, such as 0.25.",
-    "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
-}
-"""The header with the caller's timeout."""
-WORK = ("400", "413", "429", "500", "503", "504")
-"""The errors of paths that run a model."""
 
 
 def _infer(model: LoadedModel) -> dict[str, Any]:

@@ -36,6 +36,25 @@ _FORM = "multipart/form-data"
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a warning for each bad form
 
 _Made = TypeVar("_Made")
+TOP = 5
+"""The most probable classes that an answer has, unless `top` says another number."""
+_NUM_DECIMALS = 6
+MODULES = (__name__, *modules())
+PAGES: dict[str, tuple[str, str]] = {}
+FILES = Path(__file__).parent / "files"
+VERSION = {"type": ["string", "null"]}
+_PICTURE = {"type": "string", "format": "binary"}
+PICTURES = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {"picture": {"type": "array", "items": _PICTURE, "minItems": 1}},
+            "required": ["picture"],
+        }
+    },
+    "application/octet-stream": {"schema": _PICTURE},
+    **{f"image/{kind}": {"schema": _PICTURE} for kind in ("png", "jpeg", "webp", "gif", "tiff")},
+}
 
 
 async def read_pictures(
@@ -162,11 +181,6 @@ def share_of(plan: RoutedRequest, name: str) -> float:
     return share
 
 
-TOP = 5
-"""The most probable classes that an answer has, unless `top` says another number."""
-_NUM_DECIMALS = 6
-
-
 class Classes:
     """Answers /v1/models/NAME/classify."""
 
@@ -248,11 +262,6 @@ def _top_of(plan: RoutedRequest) -> int:
     return int(text)
 
 
-MODULES = (__name__, *modules())
-PAGES: dict[str, tuple[str, str]] = {}
-FILES = Path(__file__).parent / "files"
-
-
 def routes(router: Router, config: ServerConfig) -> Iterator[Endpoint]:
     """See `HttpApplication`."""
     inputs = PictureInputs(is_image=config.input == "image", labels=config.labels)
@@ -277,34 +286,27 @@ def describe(router: Router, config: ServerConfig) -> tuple[Document, Document]:
     return paths, {"Classes": answer}
 
 
-VERSION = {"type": ["string", "null"]}
-_PICTURE = {"type": "string", "format": "binary"}
-PICTURES = {
-    "multipart/form-data": {
-        "schema": {
-            "type": "object",
-            "properties": {"picture": {"type": "array", "items": _PICTURE, "minItems": 1}},
-            "required": ["picture"],
-        }
-    },
-    "application/octet-stream": {"schema": _PICTURE},
-    **{f"image/{kind}": {"schema": _PICTURE} for kind in ("png", "jpeg", "webp", "gif", "tiff")},
-}
-
-
 def option(name: str, description: str, **schema: Any) -> dict[str, Any]:
     """Describe a parameter of the query."""
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
 REJECT_BELOW = option(
-    "reject_below", "Less probable answers are marked `rejected`.",
-    type="number", minimum=0, maximum=1, default=0,
-)  # fmt: skip
+    "reject_below",
+    "Less probable answers are marked `rejected`.",
+    type="number",
+    minimum=0,
+    maximum=1,
+    default=0,
+)
 _TOP = option(
-    "top", "How many of the most probable classes the answer has.",
-    type="integer", minimum=1, maximum=999_999, default=5,
-)  # fmt: skip
+    "top",
+    "How many of the most probable classes the answer has.",
+    type="integer",
+    minimum=1,
+    maximum=999_999,
+    default=5,
+)
 
 
 def _classes() -> dict[str, Any]:

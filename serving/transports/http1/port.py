@@ -59,10 +59,14 @@ class _GrpcReader(RequestReader):
         """Go on behind the first line of HTTP/2's preface."""
         super().__init__()
         text = f"this port speaks HTTP/1.1; gRPC is on {port}"
-        self._block = encode_literally([
-            (b":status", b"200"), (b"content-type", b"application/grpc"),
-            (b"grpc-status", b"%d" % StatusCode.UNIMPLEMENTED), (b"grpc-message", text.encode()),
-        ])  # fmt: skip
+        self._block = encode_literally(
+            [
+                (b":status", b"200"),
+                (b"content-type", b"application/grpc"),
+                (b"grpc-status", b"%d" % StatusCode.UNIMPLEMENTED),
+                (b"grpc-message", text.encode()),
+            ]
+        )
         self._write, self._num_calls = write, 0
         self._num_left = len(_PREFACE_END)
         self.receive(data)
@@ -213,9 +217,14 @@ class HttpPort(Port):
     keeps_layouts = False
 
     def __init__(
-        self, app: App, router: Router, loop: Loop, limits: PortLimits, pool: Pool,
+        self,
+        app: App,
+        router: Router,
+        loop: Loop,
+        limits: PortLimits,
+        pool: Pool,
         log: AccessLog | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Connect the parts.
 
         Args:
@@ -511,9 +520,16 @@ class HttpPort(Port):
 
 
 def open_port(
-    loop: Loop, listener: socket.socket, app: App, router: Router, limits: PortLimits, pool: Pool,
-    *, tls: Callable[[], ssl.SSLContext] | None = None, log: AccessLog | None = None,
-) -> HttpPort:  # fmt: skip
+    loop: Loop,
+    listener: socket.socket,
+    app: App,
+    router: Router,
+    limits: PortLimits,
+    pool: Pool,
+    *,
+    tls: Callable[[], ssl.SSLContext] | None = None,
+    log: AccessLog | None = None,
+) -> HttpPort:
     """Return a port on a socket that listens, for `Loop.add`; see `HttpPort` and `Port.open`."""
     listener.setblocking(False)
     port = HttpPort(app, router, loop, limits, pool, log)

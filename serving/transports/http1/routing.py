@@ -25,6 +25,29 @@ from serving.protocols.status import RETRY_AFTER_S, TABLE
 # Answers and errors
 
 JSON = "application/json"
+_REASONS = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TABLE[TooLarge].reason}
+"""Reasons of statuses that have one on gRPC, too."""
+_NAMES: dict[int, str] = {row.http.value: row.code.name for row in TABLE.values()}
+TIMEOUT_HEADER = "request-timeout"
+"""The caller's timeout in seconds, such as 0.25."""
+_MAX_TIMEOUT_S = 1e6
+_MAX_QUERY_BYTES = 64 << 10
+"""The longest body of a request that has no use for one."""
+_GUARDED = ("/v2", "/v1")
+"""Paths that need a token, if tokens are configured; health, the page and its files do not."""
+_OPEN = ("/v2/health/live", "/v2/health/ready")
+_HEADERS = [
+    ("content-security-policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+]
+_ALLOWED = [
+    ("access-control-allow-methods", "GET, POST"),
+    ("access-control-allow-headers",
+     "authorization, content-type, inference-header-content-length, request-timeout, x-request-id"),
+    ("access-control-expose-headers", "inference-header-content-length, retry-after, x-request-id"),
+    ("access-control-max-age", "600"),
+]  # fmt: skip
 
 
 class Answer(NamedTuple):
@@ -45,11 +68,6 @@ class HttpError(Exception):
         super().__init__(text)
         self.status = status
         self.headers = headers
-
-
-_REASONS = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TABLE[TooLarge].reason}
-"""Reasons of statuses that have one on gRPC, too."""
-_NAMES: dict[int, str] = {row.http.value: row.code.name for row in TABLE.values()}
 
 
 def _headers_of(error: ServingError) -> Headers:
@@ -97,26 +115,6 @@ def name_of(status: int) -> str:
 
 # Paths
 
-TIMEOUT_HEADER = "request-timeout"
-"""The caller's timeout in seconds, such as 0.25."""
-_MAX_TIMEOUT_S = 1e6
-_MAX_QUERY_BYTES = 64 << 10
-"""The longest body of a request that has no use for one."""
-_GUARDED = ("/v2", "/v1")
-"""Paths that need a token, if tokens are configured; health, the page and its files do not."""
-_OPEN = ("/v2/health/live", "/v2/health/ready")
-_HEADERS = [
-    ("content-security-policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
-    ("x-content-type-options", "nosniff"),
-    ("referrer-policy", "no-referrer"),
-]
-_ALLOWED = [
-    ("access-control-allow-methods", "GET, POST"),
-    ("access-control-allow-headers",
-     "authorization, content-type, inference-header-content-length, request-timeout, x-request-id"),
-    ("access-control-expose-headers", "inference-header-content-length, retry-after, x-request-id"),
-    ("access-control-max-age", "600"),
-]  # fmt: skip
 
 Handler = Callable[[Any], Coroutine[Any, Any, Answer]]
 """Answers an `Exchange`."""
@@ -181,9 +179,12 @@ class App:
     """All routes, and who may use them."""
 
     def __init__(
-        self, routes: Iterable[Endpoint], tokens: TokenCheck | None, names: Iterable[str],
+        self,
+        routes: Iterable[Endpoint],
+        tokens: TokenCheck | None,
+        names: Iterable[str],
         origins: Iterable[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take the routes.
 
         Args:
@@ -273,9 +274,13 @@ class App:
             plan.headers += [("access-control-allow-origin", origin), *_ALLOWED]
 
     def encode(
-        self, answer: Answer, plan: RoutedRequest | None, *, is_last: bool,
+        self,
+        answer: Answer,
+        plan: RoutedRequest | None,
+        *,
+        is_last: bool,
         more: Iterable[tuple[str, str]] = (),
-    ) -> bytes:  # fmt: skip
+    ) -> bytes:
         """Write an answer with the headers of every answer."""
         first = [("date", self._date), ("content-type", answer.kind)]
         headers = [*first, *answer.headers, *_HEADERS, *more]
