@@ -144,7 +144,7 @@ def test_server_and_client_run_without_the_applications(tmp_path):
         peer = HttpPeer(server.facts["http"])
         assert peer.get("/v2/models/model").json["inputs"][0]["name"] == "x"
         assert peer.post("/v1/digits", b"").status == 404
-    lacking = ended([*command, "serve"], cwd=tmp_path)
+    lacking = ended([*command, "serve", *options], cwd=tmp_path)
     assert lacking.returncode == 2
     assert "no model in models" in lacking.stderr
 
