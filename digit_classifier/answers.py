@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from digit_classifier.predictions import Predictions
-from serving.commandline.installation import Bar, escape, silenced_stderr
+from serving.commandline.installation import escape, silenced_stderr
+from serving.commandline.progress import Bar
 from serving.errors import ConfigurationError
 from serving.pictures.reader import SUFFIXES, processes, read_or_reason
-from serving.system.process import usable_cores
+from serving.system.cores import usable_cores
 from serving.system.processes import mapped, silence_pillow
 from serving.telemetry import logs
 

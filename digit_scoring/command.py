@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from serving.cli.models import add_model, model_config
 from serving.commandline import installation, options
-from serving.commandline.installation import Bar
+from serving.commandline.progress import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
-from serving.system.process import usable_cores
+from serving.system.cores import usable_cores
 from serving.telemetry import logs
 
 if TYPE_CHECKING:

@@ -34,8 +34,8 @@ from serving.model.loading import load_model
 from serving.model.repository import CLASSIFIER, LABELS, MANIFEST
 from serving.model.settings import SETTINGS, read_settings
 from serving.model.signatures import GraphSignature, read_signature, unaccepted
+from serving.system.cores import usable_cores
 from serving.system.files import read_regular
-from serving.system.process import usable_cores
 from serving.tensors import TensorSignature
 
 _log = logging.getLogger(__name__)

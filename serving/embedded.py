@@ -11,12 +11,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from serving.batching.runs import run_shared
+from serving.batching.parallel import run_parallel
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import InvalidRequest, ModelError, ModelNotFound, Unavailable
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
-from serving.system.process import usable_cores
+from serving.system.cores import usable_cores
 from serving.tensors import Array, Feeds, ModelInfo, Outputs, as_feeds
 
 FEW_ROWS = 16
@@ -119,7 +119,7 @@ class BaseModel:
             if num_rows <= most and num_rows <= model.enough_rows:
                 arrays = model.run(feeds)
             else:
-                arrays = run_shared(
+                arrays = run_parallel(
                     model.run, feeds, most, model.enough_rows, self._cores, is_cancelled
                 )
         except ModelError as err:

@@ -13,9 +13,9 @@ from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
 from serving.model.loaded import LoadedModel
+from serving.system.cores import usable_cores
 from serving.system.crash_record import number_of
 from serving.system.host import Host
-from serving.system.process import usable_cores
 from serving.telemetry.metrics import Metrics
 from serving.tensors import ModelInfo, Signature, TensorSignature
 

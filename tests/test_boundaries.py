@@ -190,7 +190,7 @@ def test_nothing_knows_the_reader_and_it_knows_no_training():
 ORDER = {
     "serving": """
         errors commandline tensors applications config system http1
-        http2 credentials model.preprocessing pictures telemetry.metrics telemetry model
+        http2 security model.preprocessing pictures telemetry.metrics telemetry model
         catalog batching embedded router protocols
         transports client server cli __main__ launch __init__
     """,

@@ -15,7 +15,7 @@ from experiments.handwriting.evaluation import Outcome
 from experiments.synthetic import drawing
 from experiments.synthetic.pages import EMPTY, OTHER_FONTS
 from serving.commandline import options
-from serving.commandline.installation import Bar
+from serving.commandline.progress import Bar
 from serving.errors import ServingError
 from training.cli import import_tensorflow
 from training.config import RECIPES

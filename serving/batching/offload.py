@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+from serving.batching.parallel import run_parallel
 from serving.batching.queue import Queue
 from serving.batching.runs import (
     FAILED,
@@ -17,7 +18,6 @@ from serving.batching.runs import (
     Run,
     divide,
     open_parts,
-    run_shared,
 )
 from serving.config import BatchingConfig
 from serving.system.host import Runners, Task
@@ -160,7 +160,7 @@ class OffloadedBatches:
             if not executor.is_batchable:
                 return run
             return partial(
-                run_shared,
+                run_parallel,
                 run,
                 max_batch_size=self._small.run_rows,
                 enough_rows=self._enough_rows,

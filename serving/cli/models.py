@@ -138,7 +138,7 @@ def client_of(options: argparse.Namespace) -> "Client":
 
 def token_of(options: argparse.Namespace) -> str | None:
     """Return the first token of the file or of SERVING_TOKEN."""
-    from serving.credentials import parse_tokens, read_bytes
+    from serving.security import parse_tokens, read_bytes
 
     if options.token_file is not None:
         return parse_tokens(read_bytes(options.token_file), options.token_file)[0].decode()

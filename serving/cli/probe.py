@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 
-from serving.credentials import read_bytes
 from serving.errors import ConfigurationError
+from serving.security import read_bytes
 
 _CHECK = "/grpc.health.v1.Health/Check"
 _ANY = b""

@@ -13,19 +13,12 @@ from os import getpid
 from pathlib import Path
 from typing import Self, TypedDict, TypeVar
 
+from serving.client.addresses import address_for_h2
+from serving.client.credentials import Credentials, client_span
 from serving.client.h2.event_loop import ReconnectingLoopChannel
 from serving.client.h2.threads import ReconnectingChannel
-from serving.client.transport import (
-    Credentials,
-    Metadata,
-    Outcome,
-    PendingCall,
-    RetryBudget,
-    RetryState,
-    Transport,
-    address_for_h2,
-    client_span,
-)
+from serving.client.retries import RetryBudget, RetryState
+from serving.client.transport import Metadata, Outcome, PendingCall, Transport
 from serving.config import TransportName
 from serving.errors import (
     ConfigurationError,

@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 
 from serving.client import transport
+from serving.client.addresses import grpc_target
+from serving.client.credentials import Credentials
 from serving.protocols.status import Failure, StatusCode
 
 _SERVICE_CONFIG = json.dumps(
@@ -46,14 +48,14 @@ _MAX_IN_FLIGHT = 512
 limit (ours past 1,024), and a client learns that limit only after its first burst."""
 
 
-def _open_channel(target: str, credentials: transport.Credentials, library: Any) -> Any:
+def _open_channel(target: str, credentials: Credentials, library: Any) -> Any:
     """Open a channel of `grpc`, or of `grpc.aio` for the running event loop.
 
     Raises:
-        ConfigurationError, Unavailable: see `transport.grpc_target`.
+        ConfigurationError, Unavailable: see `grpc_target`.
     """
     options = [*_OPTIONS]
-    target, authority = transport.grpc_target(target)
+    target, authority = grpc_target(target)
     if authority is not None:  # with TLS every certificate must have this name
         options.append(("grpc.default_authority", authority))
     if credentials.files is None:
@@ -114,7 +116,7 @@ class _LoopCall:
 class GrpcioTransport(transport.Transport):
     """Calls of threads over a channel."""
 
-    def __init__(self, target: str, credentials: transport.Credentials) -> None:
+    def __init__(self, target: str, credentials: Credentials) -> None:
         self._credentials = credentials
         self._channel = _open_channel(target, credentials, grpc)
         self._stub = lru_cache(self._channel.unary_unary)
@@ -152,7 +154,7 @@ class GrpcioTransport(transport.Transport):
 class GrpcioLoopTransport(transport.Transport):
     """Calls of an event loop over a channel."""
 
-    def __init__(self, target: str, credentials: transport.Credentials) -> None:
+    def __init__(self, target: str, credentials: Credentials) -> None:
         self._credentials = credentials
         self._channel = _open_channel(target, credentials, grpc.aio)
         self._stub = lru_cache(self._channel.unary_unary)

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from serving.batching.queue import ClientQueue, Queue
 from serving.config import ServerConfig
-from serving.credentials import Tls, TokenCheck
 from serving.errors import ServingError
 from serving.http2 import Limits
 from serving.router import Router
+from serving.security import Tls, TokenCheck
+from serving.system.cores import memory_limit
 from serving.system.host import Host, shares
-from serving.system.process import memory_limit
 
 _log = logging.getLogger(__name__)
 

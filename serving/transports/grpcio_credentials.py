@@ -5,7 +5,7 @@ import threading
 import grpc
 
 from serving.config import SecurityConfig
-from serving.credentials import WatchedFiles, files_of, load, read_bytes
+from serving.security import WatchedFiles, files_of, load, read_bytes
 
 
 def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:

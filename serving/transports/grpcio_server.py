@@ -18,11 +18,11 @@ import grpc
 from serving.batching.awaited import AsyncCaller, submit, submit_of_stream
 from serving.batching.runs import ResponseEncoder
 from serving.config import ServerConfig
-from serving.credentials import TokenCheck, token_check
 from serving.errors import Overloaded, ServingError, Unauthenticated, Unavailable
 from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
+from serving.security import TokenCheck, token_check
 from serving.system.host import bind, with_port
 from serving.telemetry.logs import request_fields
 from serving.telemetry.metrics import NO_MODEL, Metrics

@@ -18,7 +18,8 @@ from digit_scoring import local as scoring
 from digit_scoring.local import decode, open_place, open_source
 from digit_scoring.ray import Classify
 from serving.__main__ import main
-from serving.commandline.installation import Bar, install
+from serving.commandline.installation import install
+from serving.commandline.progress import Bar
 from serving.errors import ConfigurationError
 from serving.model.loading import load_model
 from serving.model.remote import without_credentials

@@ -5,11 +5,12 @@ import math
 import ssl
 
 from serving.client import transport
+from serving.client.credentials import Credentials
 from serving.client.h2.session import CONNECT_S, ClientCall, Session, failure_of
 from serving.client.transport import Metadata
-from serving.credentials import NO_HTTP2
 from serving.http2 import Http2Error
 from serving.protocols.status import Failure, StatusCode
+from serving.security import NO_HTTP2
 
 
 class TaskCall(ClientCall):
@@ -132,7 +133,7 @@ class _LoopConnection(asyncio.Protocol):
 class ReconnectingLoopChannel(transport.Transport):
     """Calls of one event loop over the newest connection; older ones end with their calls."""
 
-    def __init__(self, address: transport.Address, credentials: transport.Credentials) -> None:
+    def __init__(self, address: transport.Address, credentials: Credentials) -> None:
         self._address = address
         self._credentials = credentials
         self._loop = asyncio.get_running_loop()

@@ -17,11 +17,12 @@ from collections import deque
 from contextlib import suppress
 
 from serving.client import transport
+from serving.client.credentials import Credentials
 from serving.client.h2.session import CONNECT_S, ClientCall, Session, failure_of
-from serving.client.transport import Address, Credentials, Metadata, Outcome, PendingCall, Transport
-from serving.credentials import Plain, Tls
+from serving.client.transport import Address, Metadata, Outcome, PendingCall, Transport
 from serving.http2 import Http2Error
 from serving.protocols.status import Failure, StatusCode
+from serving.security import Plain, Tls
 
 _READ_BYTES = 256 << 10
 _BLOCK_S = 1.0

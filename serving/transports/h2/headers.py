@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
-from serving.credentials import TokenCheck
 from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -21,6 +20,7 @@ from serving.http2.hpack import Field, Fields
 from serving.http2.recogniser import Varying
 from serving.protocols.method import BatchedUnary, Method, PrefixCache
 from serving.protocols.status import UNKNOWN_METHOD, Status
+from serving.security import TokenCheck
 from serving.transports import calls
 
 Trailers = tuple[tuple[bytes, bytes], ...]

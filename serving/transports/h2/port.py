@@ -17,7 +17,6 @@ from typing import Any
 
 from serving.batching.runs import Group, Ran, ResponseEncoder
 from serving.config import ServerConfig
-from serving.credentials import server_context, token_check
 from serving.errors import Overloaded, ServingError, Unavailable
 from serving.http2 import ServerConnection, events
 from serving.http2.headers import Shared
@@ -25,8 +24,9 @@ from serving.http2.recogniser import recognise
 from serving.protocols.method import BatchedUnary, Method
 from serving.protocols.status import Status, StatusCode
 from serving.router import Router
+from serving.security import server_context, token_check
+from serving.system.cores import may_poll
 from serving.system.host import Host, Task, address_of
-from serving.system.process import may_poll
 from serving.telemetry.metrics import NO_MODEL, ModelLabel
 from serving.transports.calls import AccessLog, LoggedCall, access_log
 from serving.transports.connections import (

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from serving.config import ServerConfig
-from serving.credentials import server_context, token_check
 from serving.errors import ServingError
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
+from serving.security import server_context, token_check
 from serving.system.host import activated, bind, with_port
 from serving.system.processes import Processes
 from serving.transports.calls import Pool, access_log

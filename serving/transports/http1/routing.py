@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from serving.credentials import TokenCheck
 from serving.errors import (
     InvalidRequest,
     Overloaded,
@@ -21,6 +20,7 @@ from serving.errors import (
 )
 from serving.http1.requests import BadRequest, Headers, Request, encode_answer
 from serving.protocols.status import RETRY_AFTER_S, TABLE
+from serving.security import TokenCheck
 
 # Answers and errors
 

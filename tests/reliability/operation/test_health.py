@@ -17,7 +17,7 @@ from benchmarks.loops import CallRequest, arrivals, closed, open_loop
 from benchmarks.targets import encode_digits
 from digit_classifier import Classifier
 from serving import Client
-from serving.system.process import usable_cores
+from serving.system.cores import usable_cores
 from tests.support.fakes import image_with
 from tests.support.raw import CLASSIFY
 from tests.support.servers import TIMEOUT_S, is_serving, paced_server, running_server, wait_until

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from digit_classifier import AsyncClassifier, Classifier
-from serving.client.transport import RetryBudget
+from serving.client.retries import RetryBudget
 from serving.errors import Overloaded, TooLarge, Unavailable
 from tests.support.fakes import TIMEOUT_S
 from tests.support.fleet.replicas import Router

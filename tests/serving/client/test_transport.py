@@ -14,14 +14,10 @@ import trustme
 from digit_classifier import AsyncClassifier, Classifier
 from digit_classifier.remote import RemoteDigits
 from serving import Client
+from serving.client.addresses import address_for_h2, grpc_target
 from serving.client.h2 import session
 from serving.client.h2.session import Keepalive
-from serving.client.transport import (
-    KEEPALIVE_TIME_S,
-    KEEPALIVE_TIMEOUT_S,
-    address_for_h2,
-    grpc_target,
-)
+from serving.client.transport import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
 from serving.errors import ConfigurationError, DeadlineExceeded, ServingError, Unavailable
 from serving.http2 import frames
 from serving.http2.frames import frame

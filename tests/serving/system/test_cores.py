@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from serving.system.process import may_poll, usable_cores
+from serving.system.cores import may_poll, usable_cores
 
 
 @pytest.fixture(autouse=True)

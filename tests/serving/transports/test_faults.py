@@ -154,7 +154,7 @@ async def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(running):
 @on_both
 async def test_drain_answers_what_was_accepted_and_refuses_the_rest(running, monkeypatch):
     monkeypatch.setattr(
-        "serving.client.transport._RETRYABLE", ()
+        "serving.client.retries._RETRYABLE", ()
     )  # the client would ask again and again
     first = await running.occupy()
     waiting = running.send(5)

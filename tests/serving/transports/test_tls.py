@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import serialization
 from digit_classifier import AsyncClassifier, Classifier
 from serving.__main__ import main
 from serving.config import SecurityConfig, ServerConfig
-from serving.credentials import Tls, server_context
 from serving.errors import ConfigurationError, DeadlineExceeded, Unavailable
+from serving.security import Tls, server_context
 from serving.server.server import warn_if_exposed
 from serving.transports.grpcio_credentials import server_credentials
 from tests.support.h2_server import server_inside
