@@ -214,17 +214,16 @@ class Http2Connection:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
                 self._read_timeout_s = timeout_s
             data = self._socket.recv(_READ_BYTES, 0 if timeout_s else socket.MSG_DONTWAIT)
+            self._receive(data)
         except BlockingIOError:
             return
         except OSError as err:
             self.close(Failure(StatusCode.UNAVAILABLE, str(err)))
             if is_alarm(err):
                 raise
-            return
         except BaseException:  # bytes that were received may be lost
             self.close(Failure(StatusCode.UNAVAILABLE, _INTERRUPTED))
             raise
-        self._receive(data)
 
     def _receive(self, data: bytes) -> None:
         """Process incoming bytes, and wake a thread whose call has ended."""
@@ -287,6 +286,14 @@ class Http2Connection:
         if self._writer is not None or self._is_lost:
             return b""
         self._writer = get_ident()
+        return self._take_more()
+
+    def _take_more(self) -> bytes:
+        """Return the bytes to send of the thread that sends; called with the lock.
+
+        It stays the one that sends until there are none: others rely on it to send theirs, and
+        find out that it was interrupted only as long as it is.
+        """
         data = self._cipher.encrypt(self._session.data_to_send())
         if not data:
             self._writer = None
@@ -306,8 +313,7 @@ class Http2Connection:
                 data = data[sent:]
                 if not data:
                     with self._lock:
-                        self._writer = None
-                        data = self._take()
+                        data = self._take_more()
         except BaseException as err:  # a part of the bytes is lost
             with self._lock:
                 if self._writer == get_ident():

@@ -19,7 +19,7 @@ import pytest
 from digit_classifier import AsyncClassifier, Classifier, wire
 from digit_classifier.predictions import DIGITS
 from digit_classifier.remote import predictions_of, served_model_of
-from serving.client import transport
+from serving.client import retries
 from serving.errors import ServingError, Unavailable
 from tests.support.fakes import TIMEOUT_S
 from tests.support.servers import FORKS, ONE, ended, fake_server, free_address, running_server
@@ -83,7 +83,7 @@ def test_client_made_before_its_server_waits_for_it(models, image):
 
 def test_wrong_address_is_given_up_before_a_long_timeout(image, monkeypatch):
     """The test's own timeout is shorter than the client's."""
-    monkeypatch.setattr(transport, "_FIRST_CONTACT_S", 0.3)
+    monkeypatch.setattr(retries, "_FIRST_CONTACT_S", 0.3)
     address = free_address()
     with (
         Classifier.connect(address, timeout_s=3600) as client,
