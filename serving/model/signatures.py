@@ -80,7 +80,7 @@ def difference(old: GraphSignature, new: GraphSignature) -> str | None:
             if name not in after:
                 return f"{kind} {name[:80]} is gone"
             if not _fits(value, after[name], is_input=kind == "input"):
-                return f"{kind} {_text({name: value})} became {_text({name: after[name]})}"
+                return f"{kind} {_text({name: value})} has become {_text({name: after[name]})}"
     if added := [name for name in new.inputs if name not in old.inputs]:
         return f"input {added[0][:80]} is new"
     if old.images and not new.images:

@@ -148,7 +148,7 @@ def test_start_and_reload_go_by_one_rule_where_a_signature_is_another(root, capl
         assert not latest.reload()
     (line,) = caplog.messages
     assert line.startswith("model a: refused version 2, version 1 stays in service: input images")
-    assert "images UINT8 [N, 16] became images UINT8 [N, 25]" in line
+    assert "images UINT8 [N, 16] has become images UINT8 [N, 25]" in line
     assert "put a file new-signature into its folder" in line
     restarted = opened(root, names=("a",))
     for each in (latest, restarted):
