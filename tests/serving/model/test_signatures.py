@@ -31,8 +31,8 @@ ROWS, COLUMNS = ("FP32", ["N", 4]), ("FP32", ["N", "M"])
         (({"x": ROWS}, {"y": ROWS}), ({"x": ROWS}, {"y": ("FP32", ["N", 5])}), "output y"),
         (({"x": ROWS}, {"y": ROWS}), ({"x_1": ROWS}, {"y": ROWS}), "input x is gone"),
         (({"x": ROWS}, {"y": ROWS}), ({"x": ROWS}, {"y_1": ROWS}), "output y is gone"),
-        (({"x": ROWS}, {"y": ROWS}), ({"x": ("FP64", ["N", 4])}, {"y": ROWS}), "became x FP64"),
-        (({"x": ROWS}, {"y": ROWS}), ({"x": ("FP32", ["N"])}, {"y": ROWS}), "became x FP32 [N]"),
+        (({"x": ROWS}, {"y": ROWS}), ({"x": ("FP64", ["N", 4])}, {"y": ROWS}), "become x FP64"),
+        (({"x": ROWS}, {"y": ROWS}), ({"x": ("FP32", ["N"])}, {"y": ROWS}), "become x FP32 [N]"),
         (({"x": ROWS}, {"y": ROWS}), ({"x": ROWS, "z": ROWS}, {"y": ROWS}), "input z is new"),
     ],
 )
