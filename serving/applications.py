@@ -98,7 +98,8 @@ def bundled_model() -> BundledModel | None:
 def installed(group: str) -> Mapping[str, Any]:
     """Import what the entry points of a group name, by their names.
 
-    An entry point whose package is not there, as in an image that leaves it out, is none.
+    An entry point is none whose package is not there, as in an image that leaves it out, or which
+    needs another application's that is not there.
 
     Raises:
         ConfigurationError: one can't be imported, or two have one name.
@@ -114,7 +115,7 @@ def installed(group: str) -> Mapping[str, Any]:
         try:
             found[entry.name] = entry.load()
         except ModuleNotFoundError as err:
-            if err.name == entry.module.partition(".")[0]:
+            if (err.name or "").partition(".")[0] in _packages():
                 continue
             raise _unusable(entry.value, group, err) from err
         except Exception as err:  # a module of others raises anything
@@ -130,6 +131,12 @@ def _unusable(value: str, group: str, err: Exception) -> ConfigurationError:
 def modules_of(group: str) -> list[str]:
     """Return the modules that the entry points of a group name, without importing them."""
     return [entry.module for entry in _entry_points(group)]
+
+
+def _packages() -> set[str]:
+    """Return the packages of all applications."""
+    entries = [*map(_entry_points, (COMMANDS, HTTP, GRPC, PICTURES, MODELS))]
+    return {entry.module.partition(".")[0] for group in entries for entry in group}
 
 
 def _entry_points(group: str) -> "list[EntryPoint]":

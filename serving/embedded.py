@@ -254,6 +254,7 @@ class AsyncModel(BaseModel):
 
 def _chosen(found: Outputs, names: Sequence[str]) -> Outputs:
     """Return the outputs of these names; all if none is named."""
+    names = (names,) if isinstance(names, str) else names
     if not names:
         return found
     unknown = [str(name)[:80] for name in names if name not in found]

@@ -48,6 +48,7 @@ def serve(*models: str | Path, **options: Any) -> None:
         ServingError: the server can't start, or accepted calls took longer than `drain`.
     """
     from serving.cli.commands import parser, serve_until_stopped
+    from serving.model.onnx_runtime import runtime
     from serving.system import signals
 
     complaint = io.StringIO()
@@ -59,6 +60,7 @@ def serve(*models: str | Path, **options: Any) -> None:
     handlers = {number: signal.getsignal(number) for number in signals.HANDLED}
     signals.install()
     try:
+        runtime()  # a missing package is one line, with the extra that brings it
         if not serve_until_stopped(parsed):
             raise Unavailable("the server was stopped before every accepted call was answered")
     finally:

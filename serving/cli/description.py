@@ -24,12 +24,12 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
 
     batching = BatchingConfig()
     # As a server loads it: its settings and labels choose the version.
-    if is_file(path):
+    if path.is_file() or is_file(path):
         config = replace(config, names=(), files=(path,))
     else:
         config = replace(config, models=path.parent, names=(path.name,))
-    (served,) = Catalog(config, batching.max_batch_size).models.values()
-    return facts_of(served.default.describe(batching))
+    ((name, served),) = Catalog(config, batching.max_batch_size).models.items()
+    return facts_of(replace(served.default.describe(batching), name=name))
 
 
 def of_server(client: Client, name: str | None = None) -> list[Facts]:

@@ -75,8 +75,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="",
         metavar="NAME",
-        help="name of the model: a folder in the repository (default: its only one, or the "
-        "bundled one)",
+        help="name of the model: a folder or a file in the repository; without one, its only model "
+        "or the bundled one",
     )
 
 
@@ -110,12 +110,12 @@ def load_with_pictures(
         ServingError: see `load_model`; or it can't take pictures, though the options say so.
     """
     from serving.model.loading import load_model
-    from serving.model.repository import PictureInputs, read_labels
+    from serving.model.repository import PictureInputs, find, read_labels
 
     inputs = PictureInputs(is_image=options.input == "image", labels=read_labels(options.labels))
     if inputs.labels and not inputs.is_image:
         raise ConfigurationError("--labels is for --input image")
-    path = path or config.models / config.model
+    path = path or find(config.models, config.model)
     model = load_model(path, config.version, config.device, config.precision)
     try:
         return model, inputs.of(model.manifest, model.tensors)

@@ -187,6 +187,7 @@ class BaseClient:
         from serving.client import infer_messages as inference
 
         state, asked, more = self._begun(timeout_s), (model, str(version)), _checked(metadata)
+        outputs = (outputs,) if isinstance(outputs, str) else outputs
         try:
             info = self._infos.get(asked)
             if info is None:

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
-from serving.errors import CorruptModel, ModelNotFound, ServingError
+from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import acceptance, repository, verdicts
 from serving.model.acceptance import find_rows, has_bounded_time
 from serving.model.engine import OnnxEngine, open_engine
@@ -87,6 +87,8 @@ def load_model(
         ConfigurationError: the version has no such variant, int8 was requested on CUDA, or the
             model's settings can't be used.
     """
+    if model_dir.is_file() and not repository.is_file(model_dir):
+        raise ConfigurationError(repository.NO_ONNX_FILE.format(model_dir))
     settings = read_settings(model_dir)
     if settings.ignored:
         _log.info(
@@ -97,6 +99,7 @@ def load_model(
     settings = replace(settings, num_threads=settings.num_threads or num_threads)
     limits = _Limits(max_batch_size, limit_factor, max_bytes)
     how = (device, precision, limits, is_described, settings)
+    model_dir = repository.only_file(model_dir)
     if repository.is_file(model_dir):
         try:
             return _load_version(model_dir, version or repository.VERSION_OF_FILE, *how)

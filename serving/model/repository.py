@@ -59,6 +59,7 @@ _SIGNATURE_FIELDS = {"input_shape", "dtype", "classes", "labels"}
 _NEAR = 0.75
 """Likeness from which an unknown field is taken for a misspelled one."""
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+NO_ONNX_FILE = "{}: expected an ONNX file, whose name ends in .onnx"
 VERSION_OF_FILE = "1"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 """Characters that names of models, which become parts of addresses and of lines, go without."""
@@ -283,11 +284,25 @@ def _folders(folder: Path) -> list[str]:
 def find_root(model: str, root: Path) -> Path:
     """Return the usual repository if it has the model, else an application's that has it."""
     try:
-        versions(root / model)
+        versions(find(root, model))
     except ModelNotFound:
         bundled: Path = installed(MODELS).get(model, root)
         return bundled
     return root
+
+
+def find(root: Path, model: str) -> Path:
+    """Return the place of a repository's model: its folder of versions, or its file."""
+    if _may_be_model(root / model):
+        return root / model
+    return models_in(root).get(model, root / model)
+
+
+def only_file(model_dir: Path) -> Path:
+    """Return the file of a folder that has no versions and one model; else the folder itself."""
+    if not model_dir.is_dir() or _may_be_model(model_dir):
+        return model_dir
+    return next(iter(_files_of(model_dir)), model_dir)
 
 
 def models_in(root: Path) -> dict[str, Path]:
@@ -323,9 +338,11 @@ def _files_of(folder: Path) -> list[Path]:
         path = folder / FILES["fp32"]
     else:
         named = re.search(r"(?m)^ +data: *([^\s'\"]+) *$", text[text.find("onnx:") :])
-        path = folder / (named[1] if named else FILES["fp32"])
-    is_inside = path.absolute().is_relative_to(folder.absolute()) and ".." not in path.parts
-    return [path] if is_inside and path.is_file() else []
+        name = Path(named[1] if named else FILES["fp32"])
+        path = folder / name
+        if name.is_absolute() or ".." in name.parts:
+            return []
+    return [path] if path.is_file() else []
 
 
 def _add(paths: dict[str, Path], name: str, path: Path) -> None:
@@ -381,20 +398,17 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
         ConfigurationError: two have one name.
     """
     names = config.names
-    paths = models_in(root) if names is None else {name: root / name for name in names}
+    paths = models_in(root) if names is None else {name: find(root, name) for name in names}
     if names is None and not paths:
         bundled = bundled_model()
         name = bundled.name if bundled else "model"
         versions(root / (config.model or name))  # raises, and says where there is one
-    for name in names or ():  # a name may be that of a file
-        if not (root / name).exists():
-            paths[name] = models_in(root).get(name, root / name)
     for file in config.files:
         if (advice := _OF_OTHERS.get(file.suffix.lower())) is not None:
             raise ConfigurationError(f"{file}: expected an ONNX file: {advice.format(file=file)}")
         if file.is_file() and not is_file(file):
-            raise ConfigurationError(f"{file}: expected an ONNX file, whose name ends in .onnx")
-        _add(paths, _safe(file.stem), file)
+            raise ConfigurationError(NO_ONNX_FILE.format(file))
+        _add(paths, _safe(file.stem if is_file(file) else file.absolute().name), only_file(file))
     if config.served_name is None:
         return paths
     if len(paths) > 1:

@@ -31,7 +31,8 @@ class Pages:
 
     def add(self, application: HttpApplication) -> None:
         """Add an application's pages and files."""
-        self._files |= {path.name: path for path in application.FILES.iterdir()}
+        if application.FILES.is_dir():  # one without pages needs none
+            self._files |= {path.name: path for path in application.FILES.iterdir()}
         self._texts |= {file: (path, text) for path, (file, text) in application.PAGES.items()}
 
     def routes(self, document: dict[str, Any]) -> list[Endpoint]:

@@ -27,7 +27,11 @@ ROWS, COLUMNS = ("FP32", ["N", 4]), ("FP32", ["N", "M"])
         (({"x": ROWS}, {"y": ROWS}), ({"x": COLUMNS}, {"y": ROWS}), None),
         (({"x": ROWS}, {"y": ROWS}), ({"x": ("FP32", ["B", 4])}, {"y": ROWS}), None),
         (({"a": ROWS, "b": ROWS}, {"y": ROWS}), ({"b": ROWS, "a": ROWS}, {"y": ROWS}), None),
-        (({"x": COLUMNS}, {"y": ROWS}), ({"x": ROWS}, {"y": ROWS}), "input x FP32 [N, N] has become"),
+        (
+            ({"x": COLUMNS}, {"y": ROWS}),
+            ({"x": ROWS}, {"y": ROWS}),
+            "x FP32 [N, N] has become",
+        ),
         (({"x": ROWS}, {"y": ROWS}), ({"x": ROWS}, {"y": ("FP32", ["N", 5])}), "output y"),
         (({"x": ROWS}, {"y": ROWS}), ({"x_1": ROWS}, {"y": ROWS}), "input x is gone"),
         (({"x": ROWS}, {"y": ROWS}), ({"x": ROWS}, {"y_1": ROWS}), "output y is gone"),
