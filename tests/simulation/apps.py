@@ -281,8 +281,8 @@ def clocks(simulation):
     time = SimpleNamespace(monotonic=lambda: simulation.now_s)
     with (
         patch("serving.client.h2.session.time", time),
-        patch("serving.client.transport.time", time),
-        patch("serving.client.transport.random", Random(f"backoff {simulation.seed}")),
+        patch("serving.client.retries.time", time),
+        patch("serving.client.retries.random", Random(f"backoff {simulation.seed}")),
         patch("digit_classifier.remote.time", time),
         patch("digit_classifier.remote._are_distributions", return_value=True),  # see `rows_of`
     ):
