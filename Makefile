@@ -176,6 +176,7 @@ python:
 	rm -rf .venv-ray
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python $(PIP) install --require-hashes -r requirements/ray.lock
+	.venv-ray/bin/python $(PIP) install --no-deps --config-settings editable_mode=compat --editable .
 	@touch $@
 
 .venv-protos/.installed: | python

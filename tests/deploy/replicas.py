@@ -7,8 +7,8 @@ from pathlib import Path
 import grpc
 
 from deploy.edge import Edge, running_envoy, write_configuration, write_replicas
+from digit_classifier import Classifier
 from digit_classifier.wire import encode_request
-from serving import Client
 from tests.support.load import ClosedLoop
 from tests.support.servers import RunningServer, running_server, wait_until
 
@@ -35,7 +35,8 @@ class Replicas:
         return grpc.ssl_channel_credentials((self.certificates / "client-ca.pem").read_bytes())
 
     def client(self, token=None):
-        return Client(self.edge.tls, tls_ca=self.certificates / "client-ca.pem", token=token)
+        authority = self.certificates / "client-ca.pem"
+        return Classifier.connect(self.edge.tls, tls_ca=authority, token=token)
 
     def load(self, images):
         """Calls of one image each, over TLS, none of which the caller repeats."""
