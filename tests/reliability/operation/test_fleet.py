@@ -6,8 +6,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from digit_classifier import PRETRAINED
-from serving import Client
+from digit_classifier import PRETRAINED, Classifier
 from tests.support.fleet.replicas import Callers, Replica, Router
 
 NUM_REPLICAS = 4
@@ -43,7 +42,7 @@ def replicas(transport):
 @pytest.fixture
 def client(replicas):
     addresses = ",".join(replica.address for replica in replicas)
-    with closing(Client(addresses, attempt_timeout_s=0.5)) as client:
+    with closing(Classifier.connect(addresses, attempt_timeout_s=0.5)) as client:
         client.wait_ready()
         yield client
 
@@ -84,7 +83,7 @@ def test_restarts_and_a_crash_of_the_only_server_fail_no_call(client_transport):
     with closing(Replica(PRETRAINED, "127.0.0.2", "--transport", "h2")) as replica:
         replica.start()
         # A start takes long on a busy machine; calls are sent again until the timeout.
-        patient = Client(replica.address, timeout_s=60, transport=client_transport)
+        patient = Classifier.connect(replica.address, timeout_s=60, transport=client_transport)
         with closing(patient) as client:
             client.wait_ready()
             with unharmed(client):
@@ -105,7 +104,7 @@ def test_only_server_that_is_frozen_for_a_while_fails_no_call(client_transport):
     with closing(Replica(PRETRAINED, "127.0.0.2", "--transport", "h2")) as replica:
         replica.start()
         with (
-            closing(Client(replica.address, transport=client_transport)) as client,
+            closing(Classifier.connect(replica.address, transport=client_transport)) as client,
             unharmed(client),
         ):
             time.sleep(1)
@@ -118,7 +117,7 @@ def test_only_server_that_is_frozen_for_a_while_fails_no_call(client_transport):
 def test_replica_that_comes_later_gets_its_share(transport):
     with fleet(transport) as replicas:
         addresses = ",".join(replica.address for replica in replicas)
-        with closing(Client(addresses)) as client, unharmed(client):
+        with closing(Classifier.connect(addresses)) as client, unharmed(client):
             time.sleep(1)
             replicas[-1].start()
             time.sleep(6)  # it is found within 5 s
@@ -133,7 +132,7 @@ def test_replica_that_comes_later_gets_its_share(transport):
 def test_replica_that_is_cut_off_fails_no_call(replicas):
     with closing(Router(replicas[0].address)) as router:
         addresses = ",".join([router.address, *(each.address for each in replicas[1:])])
-        with closing(Client(addresses, attempt_timeout_s=0.5)) as client:
+        with closing(Classifier.connect(addresses, attempt_timeout_s=0.5)) as client:
             client.wait_ready()
             with unharmed(client):
                 time.sleep(1)
