@@ -8,9 +8,12 @@ only because others send, too.
 Without the budget a thousand callers, each within its own limits, would take all memory.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from serving.system.process import FREE_BYTES, trim_memory
 
 _RESERVED_SHARE = 0.75
 """How much of the budget may be reserved; the rest is for small requests and for who waits."""
@@ -65,6 +68,9 @@ class Budget:
         self._num_reserved = 0
         self._waiting: dict[Arriving, _Reservation] = {}
         """Those that wait to be let in, the longest waiting first."""
+        self._num_released = 0
+        """Bytes of requests that have ended since memory was given back."""
+        self._trim_s = math.inf
 
     def hold(self, call: Arriving, num_bytes: int) -> None:
         """Note the bytes that a request holds; 0 ends its reservation, too.
@@ -75,7 +81,7 @@ class Budget:
         if num_bytes:
             self._held[call] = num_bytes
         else:
-            self._held.pop(call, None)
+            self._num_released += self._held.pop(call, 0)
             self._release(call)
         if self._num_held > self.max_bytes:
             self._make_room()
@@ -111,13 +117,22 @@ class Budget:
         return bool(self._waiting)
 
     def tick(self, now_s: float) -> None:
-        """Refuse slow requests that keep others waiting."""
+        """Refuse slow requests that keep others waiting; give back memory that is left free."""
+        self._give_back(now_s)
         while self._waiting:
             oldest = next(iter(self._waiting.values()))
             slow = self._slowest(now_s)
             if slow is None or now_s - oldest.since_s < _PATIENCE_S:
                 return
             slow.refuse_bytes()
+
+    def _give_back(self, now_s: float) -> None:
+        """Give memory back to the kernel, a second later: others may have the bytes yet."""
+        if self._num_released > FREE_BYTES:
+            self._num_released, self._trim_s = 0, min(self._trim_s, now_s + 1.0)
+        if now_s >= self._trim_s:
+            self._trim_s = math.inf
+            trim_memory()
 
     def _slowest(self, now_s: float) -> Arriving | None:
         """Return the request that will take longest, if that is too long."""
