@@ -23,7 +23,6 @@ from serving.http2.hpack import encode_literally
 from serving.protocols.status import StatusCode
 from serving.router import Router
 from serving.system.host import Host
-from serving.system.process import FREE_BYTES, trim_memory
 from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, LoopCall, Pool
 from serving.transports.connections import Peer, Port, PortLimits, State, peer_of
 from serving.transports.http1.routing import Answer, App, HttpError, RoutedRequest, name_of, problem
@@ -246,7 +245,6 @@ class HttpPort(Port):
         self._grace_until_s = -math.inf
         """Until when a drain waits for requests that may be on their way."""
         self._num_bad, self._complained_s = 0, -math.inf
-        self._num_released, self._trim_s = 0, math.inf
 
     def new_engine(self, sock: socket.socket) -> HttpEngine:
         return HttpEngine()
@@ -434,7 +432,6 @@ class HttpPort(Port):
     def _end_request(self, call: Exchange, name: str, status: int) -> list[tuple[str, str]]:
         """Count and forget the request in progress; return the header with its id."""
         self._metrics.count(call.plan.name, name, model=call.model)
-        self._num_released += len(call.body)
         request_id = call.end_log(name, status)
         call.close()
         call.peer.engine.end()
@@ -506,17 +503,9 @@ class HttpPort(Port):
             self.fail_request(call, _SLOW)
 
     def tick(self, now_s: float) -> None:
-        """See `Port`; also gives memory back that bodies have left free.
-
-        That is done a second later: others may have them yet.
-        """
+        """Look at all connections, and set the date that answers have."""
         super().tick(now_s)
         self._app.set_date()
-        if self._num_released > FREE_BYTES:
-            self._num_released, self._trim_s = 0, min(self._trim_s, now_s + 1.0)
-        if now_s >= self._trim_s:
-            self._trim_s = math.inf
-            trim_memory()
 
 
 def open_port(
