@@ -20,8 +20,8 @@ from serving.commandline.options import Parser, add_fields, command_help
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, Unavailable
 from serving.system import signals
+from serving.system.addresses import with_port
 from serving.system.files import require_descriptors, reserve_standard_files
-from serving.system.host import with_port
 from serving.telemetry import logs
 
 _log = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
     loop = ["uvloop"] if options.transport == "grpcio" else []
     installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
-    import_module("serving.server.server")
+    import_module("serving.server.lifetime")
     from serving.model.repository import read_labels
 
     gc.freeze()
@@ -230,7 +230,7 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
 
 def _run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
     """Serve until a signal; return whether every accepted request was answered."""
-    from serving.server.server import run_loop, serve, warn_if_exposed
+    from serving.server.lifetime import run_loop, serve, warn_if_exposed
 
     if config.reload_interval_s and model.version is not None:
         raise ConfigurationError("reload_interval replaces versions, and --version pins one")

@@ -12,7 +12,7 @@ from serving.commandline import installation
 from serving.commandline.options import add_fields
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError
-from serving.system.host import is_target
+from serving.system.addresses import is_target
 
 if TYPE_CHECKING:
     from serving.client import Client

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.config import BatchingConfig
-from serving.system.process import Usage
+from serving.system.usage import Usage
 from serving.tensors import ClassNumbers
 
 _SECONDS = tuple(

@@ -17,7 +17,7 @@ from serving.__main__ import main
 from serving.config import SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from serving.security import Tls, server_context
-from serving.server.server import warn_if_exposed
+from serving.server.lifetime import warn_if_exposed
 from serving.transports.grpcio_credentials import server_credentials
 from tests.support.h2_server import server_inside
 from tests.support.servers import connected, on_both

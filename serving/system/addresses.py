@@ -1,0 +1,48 @@
+"""Addresses as texts: targets of clients, hosts with ports, and why one can't be listened on."""
+
+import errno
+import os
+import socket
+
+from serving.errors import ConfigurationError, ServerError, Unavailable
+
+_REASONS = {
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.EAFNOSUPPORT: "this machine has no such kind of address",
+    errno.EACCES: "permission denied",
+}
+_FIRST_FREE_PORT = 1024
+"""Ports below need a privilege."""
+_SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
+
+
+def is_target(text: str) -> bool:
+    """Return whether a text is HOST:PORT, several, or another target of gRPC's by its scheme."""
+    scheme, colon, _ = text.partition(":")
+    if "/" in text or scheme in _SCHEMES:
+        return bool(colon) and scheme in _SCHEMES
+    parts = [part.strip().rpartition(":") for part in text.split(",") if part.strip()]
+    return bool(parts) and all(host and port.isdecimal() for host, _, port in parts)
+
+
+def with_port(host: str, port: int) -> str:
+    """Write host and port as one word; an IPv6 address gets its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ServerError:
+    """Build the error for an address that can't be bound, with the reason in plain words.
+
+    Returns:
+        Unavailable for a port that is taken, which its owner may leave; else ConfigurationError.
+    """
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return Unavailable(f"can't listen on {with_port(host, port)}: the port is taken")
+    if isinstance(error, socket.gaierror | ValueError):
+        reason = f"the name {host!r} can't be resolved"
+    else:
+        number = error.errno or 0
+        reason = _REASONS.get(number) or os.strerror(number)
+        if number == errno.EACCES and port < _FIRST_FREE_PORT:
+            reason += ", ports below 1024 need root or CAP_NET_BIND_SERVICE"
+    return ConfigurationError(f"can't listen on {with_port(host, port)}: {reason}")
