@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from serving.commandline import installation
-from serving.commandline.installation import escape
+from serving.commandline.terminal import escape
 from training import cli
 from training.cli import parser
 from training.config import RECIPES

@@ -14,7 +14,8 @@ from serving.http_api.openapi import openapi_document
 from serving.http_api.pages import Pages, answered
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
-from serving.security import server_context, token_check
+from serving.security.certificates import server_context
+from serving.security.tokens import token_check
 from serving.system.addresses import with_port
 from serving.system.listening import activated, bind
 from serving.system.process_pool import Processes

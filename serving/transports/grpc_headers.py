@@ -20,7 +20,7 @@ from serving.http2.hpack import Field, Fields
 from serving.http2.recogniser import Varying
 from serving.protocols.method import BatchedUnary, Method, PrefixCache
 from serving.protocols.status import UNKNOWN_METHOD, Status
-from serving.security import TokenCheck
+from serving.security.tokens import TokenCheck
 from serving.telemetry.access_log import REQUEST_ID as _REQUEST_ID
 
 Trailers = tuple[tuple[bytes, bytes], ...]

@@ -22,7 +22,7 @@ from serving.errors import Overloaded, ServingError, Unauthenticated, Unavailabl
 from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
-from serving.security import TokenCheck, token_check
+from serving.security.tokens import TokenCheck, token_check
 from serving.system.addresses import with_port
 from serving.system.listening import bind
 from serving.telemetry.access_log import REQUEST_ID, AccessLog, LoggedCall, access_log

@@ -8,7 +8,8 @@ from serving.config import ServerConfig
 from serving.errors import Unavailable
 from serving.protocols.method import Method
 from serving.router import Router
-from serving.security import server_context, token_check
+from serving.security.certificates import server_context
+from serving.security.tokens import token_check
 from serving.system.cores import may_poll
 from serving.system.host import Host
 from serving.system.listening import address_of

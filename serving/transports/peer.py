@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from serving.batching.queue import ClientQueue, Queue
-from serving.security import Tls
+from serving.security.tls import Tls
 
 TURN_S = 2e-3
 """How long reading from one peer is to take, before the others' turn: as many bytes are read as its

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from serving.errors import ServingError
-from serving.security import Tls, TokenCheck
+from serving.security.tls import Tls
+from serving.security.tokens import TokenCheck
 from serving.system.host import Host
 from serving.system.shared_port import shares
 from serving.transports.limits import PortLimits
