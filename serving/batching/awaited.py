@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.group import Group, Owner, ResponseEncoder
 from serving.batching.queue import ClientQueue, Queue
-from serving.batching.result import NEVER, Ran
+from serving.batching.run import NEVER, Group, Owner, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
 
 _numbers = itertools.count()

@@ -13,12 +13,20 @@ callers of another.
 import logging
 from functools import partial
 
-from serving.batching.group import Caller, Group, Owner, open_parts
 from serving.batching.offload import OffloadedBatches
 from serving.batching.place import Cost, Place, place
 from serving.batching.queue import Queue
-from serving.batching.result import Result
-from serving.batching.run import FAILED, Executor, Outcome, RunnableModel
+from serving.batching.run import (
+    FAILED,
+    Caller,
+    Executor,
+    Group,
+    Outcome,
+    Owner,
+    Result,
+    RunnableModel,
+    open_parts,
+)
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, ServingError, Unavailable
 from serving.system.host import Host

@@ -5,11 +5,20 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from serving.batching.group import Caller, Group, Owner, divide, open_parts
 from serving.batching.parallel import run_parallel
 from serving.batching.queue import Queue
-from serving.batching.result import Result
-from serving.batching.run import FAILED, Executor, Outcome, Run
+from serving.batching.run import (
+    FAILED,
+    Caller,
+    Executor,
+    Group,
+    Outcome,
+    Owner,
+    Result,
+    Run,
+    divide,
+    open_parts,
+)
 from serving.config import BatchingConfig
 from serving.system.runners import Runners, Task
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from serving.batching.group import ResponseEncoder
-from serving.batching.result import Result
+from serving.batching.run import ResponseEncoder, Result
 from serving.errors import ServingError
 from serving.protocols.status import error_of
 

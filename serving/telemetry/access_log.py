@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import unquote
 
-from serving.batching.result import NEVER
+from serving.batching.run import NEVER
 from serving.config import ServerConfig
 from serving.protocols.status import StatusCode
 from serving.telemetry.logs import ACCESS

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from serving.batching.result import NEVER, Ran
+from serving.batching.run import NEVER, Ran
 from serving.commandline.installation import install
 from serving.errors import ConfigurationError
 

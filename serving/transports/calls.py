@@ -9,8 +9,7 @@ from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import Any, TypeVar
 
-from serving.batching.group import Group, ResponseEncoder
-from serving.batching.result import Ran
+from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
 from serving.telemetry.access_log import LoggedCall
 from serving.telemetry.metrics import NO_MODEL

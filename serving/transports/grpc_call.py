@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.group import Group, ResponseEncoder
-from serving.batching.result import Ran
+from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import ServingError
 from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, Watch, frame
 from serving.protocols.status import Status, error_of

@@ -12,8 +12,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from serving.batching.group import Group, ResponseEncoder
-from serving.batching.result import Ran
+from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
 from serving.http2 import ServerConnection, events
 from serving.http2.headers import Shared

@@ -12,8 +12,8 @@ import numpy as np
 from digit_classifier import PRETRAINED
 from digit_classifier.predictions import DIGITS
 from serving.batching.batcher import Batcher
-from serving.batching.group import Group, ResponseEncoder
 from serving.batching.queue import ClientQueue, Queue
+from serving.batching.run import Group, ResponseEncoder
 from serving.catalog import ModelVersions
 from serving.config import Device
 from serving.errors import ServingError

@@ -14,8 +14,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from serving.batching.batcher import Batcher
-from serving.batching.group import ResponseEncoder, Target
-from serving.batching.result import Result
+from serving.batching.run import ResponseEncoder, Result, Target
 from serving.errors import InvalidRequest, RequestError, ServingError, Unavailable
 from serving.protocols import parse, varint
 from serving.protocols.method import PrefixCache, frame
