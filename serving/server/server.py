@@ -31,7 +31,7 @@ from serving.protocols.oip.methods import Queries, inference_methods
 from serving.protocols.service import GrpcService
 from serving.router import Route, Router
 from serving.system import signals
-from serving.system.host import Host
+from serving.system.host import Host, first_free
 from serving.system.process import Usage, limit_free_memory, waited_for_cores_s
 from serving.system.signals import keep_watchdog_fed, notify
 from serving.telemetry import logs
@@ -197,22 +197,13 @@ def exporting(config: ServerConfig) -> Iterator[Any]:
         return
     from serving.server.exporter import Exporter  # HTTP/1.1, which gRPC does without
 
-    exporter = Exporter(config.metrics_host, config.metrics_port, config.http_host_names)
+    host, names = config.metrics_host, config.http_host_names
+    ports = config.ports_to_try("metrics_port")
+    exporter = first_free(lambda port: Exporter(host, port, names), ports, "--metrics-port")
     try:
         yield exporter
     finally:
         exporter.close()
-
-
-@contextmanager
-def optional_http(config: ServerConfig) -> Iterator[None]:
-    """Log a warning if the port of HTTP can't be bound in this block and is optional."""
-    try:
-        yield
-    except (ConfigurationError, Unavailable) as err:
-        if not config.http_is_optional:
-            raise
-        _log.warning("HTTP is off: %s; choose another port with --http-port", err)
 
 
 class Server:
@@ -319,15 +310,14 @@ class Server:
         for version, model in versions.versions.items():
             num_classes = 0 if model.signature is None else model.signature.num_classes
             facts = version, model.device, model.precision, self.transport
-            sizes = model.settings.of(self._router.batching)
-            most = sizes.max_batch_size if model.tensors.is_batchable else 1
+            info = model.describe(self._router.batching)
             yield Served(
                 route.name,
                 *facts,
                 roles.get(version, ""),
                 num_classes,
-                most,
-                sizes.max_request_rows,
+                info.max_batch_size,
+                info.max_request_rows,
             )
 
     def _request(self, route: Route) -> str:
@@ -386,9 +376,7 @@ def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     from serving.transports.http.http_server import HttpServer
 
     hung_in = applications.installed(applications.HTTP).values()
-    with optional_http(config):
-        return HttpServer(router, queries, config, (pictures, *hung_in))
-    return None
+    return HttpServer(router, queries, config, (pictures, *hung_in))
 
 
 # Its life in this process
@@ -426,9 +414,9 @@ def announce(
     notify("READY=1")
 
 
-def _each(limits: Iterable[int]) -> int | str:
-    """Return a limit of all models, or that of each in their order."""
-    found = [*limits]
+def _each(limits: Iterable[int | None]) -> int | str:
+    """Return a limit of all models, or that of each in their order; "none" is no limit."""
+    found = ["none" if limit is None else limit for limit in limits]
     return found[0] if len({*found}) == 1 else ",".join(map(str, found))
 
 
