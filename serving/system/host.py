@@ -1,6 +1,7 @@
 """The server's interface to its machine, which a simulated one can replace; addresses and ports."""
 
 import errno
+import logging
 import mmap
 import os
 import queue
@@ -10,15 +11,16 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from serving.errors import ConfigurationError, ServerError, Unavailable
+from serving.errors import ConfigurationError
 
+_log = logging.getLogger(__name__)
 _REASONS = {
     errno.EADDRNOTAVAIL: "this machine has no such address",
     errno.EAFNOSUPPORT: "this machine has no such kind of address",
@@ -99,14 +101,10 @@ def with_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ServerError:
-    """Build the error for an address that can't be bound, with the reason in plain words.
-
-    Returns:
-        Unavailable for a port that is taken, which its owner may leave; else ConfigurationError.
-    """
+def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ConfigurationError:
+    """Build the error for an address that can't be bound, with the reason in plain words."""
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return Unavailable(f"can't listen on {with_port(host, port)}: the port is taken")
+        return ConfigurationError(f"can't listen on {with_port(host, port)}: the port is taken")
     if isinstance(error, socket.gaierror | ValueError):
         reason = f"the name {host!r} can't be resolved"
     else:
@@ -115,6 +113,36 @@ def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ServerEr
         if number == errno.EACCES and port < _FIRST_FREE_PORT:
             reason += ", ports below 1024 need root or CAP_NET_BIND_SERVICE"
     return ConfigurationError(f"can't listen on {with_port(host, port)}: {reason}")
+
+
+_Opened = TypeVar("_Opened")
+
+
+def first_free(open_port: Callable[[int], _Opened], ports: Sequence[int], option: str) -> _Opened:
+    """Open the first of these ports that is not taken; log a warning if it is a later one.
+
+    Args:
+        open_port: opens a port; raises the error of `cannot_listen`.
+        ports: at least one.
+        option: the option of the command line that names another one.
+
+    Raises:
+        ConfigurationError: all are taken, or one can't be bound for another reason.
+    """
+    for port in ports:
+        try:
+            opened = open_port(port)
+        except ConfigurationError as err:
+            is_taken = (
+                isinstance(err.__cause__, OSError) and err.__cause__.errno == errno.EADDRINUSE
+            )
+            if not is_taken or port == ports[-1]:
+                raise
+            continue
+        if port != ports[0]:
+            _log.warning("port %d is taken: using %d; choose with %s", ports[0], port, option)
+        return opened
+    raise ValueError("no port to open")
 
 
 def bind(host: str, port: int, *, backlog: int = 0) -> socket.socket:
@@ -127,8 +155,7 @@ def bind(host: str, port: int, *, backlog: int = 0) -> socket.socket:
             bound to a port at the same time, but only one of them can listen.
 
     Raises:
-        ConfigurationError: none can be bound.
-        Unavailable: the port is taken.
+        ConfigurationError: none can be bound, or the port is taken.
     """
     if (host, port) in shares:
         shared = shares[host, port].socket
@@ -172,8 +199,8 @@ def reserved_port(host: str, port: int, number: int = 1) -> Iterator[Shared]:
         number: of the processes.
 
     Raises:
-        ConfigurationError: the address can't be bound.
-        Unavailable: the port is taken, and stays so for a second.
+        ConfigurationError: the address can't be bound, or the port is taken and stays so for a
+            second.
     """
     with ExitStack() as stack:
         try:

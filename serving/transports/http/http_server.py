@@ -4,13 +4,14 @@ import asyncio
 import resource
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from serving.config import ServerConfig
 from serving.errors import ServingError
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.security import server_context, token_check
-from serving.system.host import activated, bind, with_port
+from serving.system.host import activated, bind, first_free, with_port
 from serving.system.processes import Processes
 from serving.transports.calls import Pool, access_log
 from serving.transports.connections import Port, PortLimits, max_buffered_bytes, max_message_bytes
@@ -76,8 +77,10 @@ class HttpServer:
         self._log = access_log(config)
         self._tls = server_context(config.security, "http/1.1")
         # From here on callers wait instead of being refused.
-        self._socket = activated("http") or bind(
-            config.http_host, config.http_port, backlog=_BACKLOG
+        self._socket = activated("http") or first_free(
+            partial(bind, config.http_host, backlog=_BACKLOG),
+            config.ports_to_try("http_port"),
+            "--http-port",
         )
         scheme = "http" if self._tls is None else "https"
         self.address = with_port(config.http_host, self._socket.getsockname()[1])
