@@ -14,7 +14,7 @@ from serving.commandline import installation
 from serving.commandline.fields import add_fields
 from serving.commandline.parser import Parser
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
-from serving.errors import ConfigurationError, Unavailable
+from serving.errors import ConfigurationError
 from serving.system import signals
 from serving.system.addresses import with_port
 from serving.system.files import require_descriptors, reserve_standard_files
@@ -110,13 +110,13 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
     security = models.config_of(SecurityConfig, options, tokens=os.environ.get("SERVING_TOKEN"))
     labels = read_labels(options.labels)
     config = models.config_of(
-        ServerConfig, options, **_http(options), security=security, labels=labels
+        ServerConfig, options, **_ports(options), security=security, labels=labels
     )
     require_descriptors(64 + 8 * config.workers)
     try:
         return _run(_served_models(options), batching, config)
-    except (ConfigurationError, Unavailable) as err:
-        raise type(err)(f"{err}{_other_port(config, str(err))}") from err
+    except ConfigurationError as err:
+        raise ConfigurationError(f"{err}{_other_port(config, str(err))}") from err
 
 
 def _run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
@@ -147,17 +147,18 @@ def _other_port(config: ServerConfig, error: str) -> str:
     return f"; choose another by {' or '.join(named)}" if named else ""
 
 
-def _http(options: argparse.Namespace) -> dict[str, object]:
-    """Choose the port of HTTP: the usual one if none is named, where that works or is needed."""
-    is_auto, is_needed = options.http_port == "auto", options.input == "image"
-    if is_auto and not is_needed:
-        if all(map(find_spec, _HTTP)):
-            return {"http_port": _USUAL_HTTP_PORT, "http_is_optional": True}
-        _log.info("HTTP is off: %s", installation.install("serve,http"))
-        return {"http_port": None}
-    if options.http_port is not None:
+def _ports(options: argparse.Namespace) -> dict[str, object]:
+    """Choose the ports of HTTP and metrics: the usual ones where none is named."""
+    ports = {"http_port": options.http_port, "metrics_port": options.metrics_port}
+    usual = {"http_port": _USUAL_HTTP_PORT, "metrics_port": ServerConfig().metrics_port}
+    is_auto = options.http_port == "auto" and options.input != "image"
+    if not is_auto and options.http_port is not None:
         installation.require(*_HTTP)
-    return {"http_port": _USUAL_HTTP_PORT if is_auto else options.http_port}
+    elif is_auto and not all(map(find_spec, _HTTP)):
+        _log.info("HTTP is off: %s", installation.install("serve,http"))
+        ports["http_port"] = None
+    automatic = tuple(name for name, port in ports.items() if port == "auto")
+    return ports | {name: usual[name] for name in automatic} | {"usual_ports": automatic}
 
 
 def _served_models(options: argparse.Namespace) -> ModelConfig:

@@ -21,7 +21,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "max_json_bytes": {"type": size, "metavar": "SIZE"},
     "max_buffered_bytes": {"type": size, "metavar": "SIZE"},
     "slo_s": {"type": seconds, "metavar": "TIME"},
-    "metrics_port": {"type": port_or_off, "metavar": "PORT"},
+    "metrics_port": {"type": port_or_off, "metavar": "PORT", "default": "auto"},
     "http_port": {"type": port_or_off, "metavar": "PORT", "default": "auto"},
 }
 """Options that are more than their fields' types say."""

@@ -18,6 +18,7 @@ from serving.router import Router
 from serving.server.ready_line import announce
 from serving.server.server import Server
 from serving.system import signals
+from serving.system.addresses import first_free
 from serving.system.host import Host
 from serving.system.signals import keep_watchdog_fed, notify
 
@@ -32,7 +33,9 @@ def exporting(config: ServerConfig) -> Iterator[Any]:
         return
     from serving.server.exporter import Exporter  # HTTP/1.1, which gRPC does without
 
-    exporter = Exporter(config.metrics_host, config.metrics_port, config.http_host_names)
+    host, names = config.metrics_host, config.http_host_names
+    ports = config.ports_to_try("metrics_port")
+    exporter = first_free(lambda port: Exporter(host, port, names), ports, "--metrics-port")
     try:
         yield exporter
     finally:

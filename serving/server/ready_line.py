@@ -42,7 +42,7 @@ def announce(
     notify("READY=1")
 
 
-def _each(limits: Iterable[int]) -> int | str:
-    """Return a limit of all models, or that of each in their order."""
-    found = [*limits]
+def _each(limits: Iterable[int | None]) -> int | str:
+    """Return a limit of all models, or that of each in their order; "none" is no limit."""
+    found = ["none" if limit is None else limit for limit in limits]
     return found[0] if len({*found}) == 1 else ",".join(map(str, found))

@@ -3,14 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from serving import applications
 from serving.catalog import Catalog
 from serving.config import ServerConfig
-from serving.errors import ConfigurationError, Unavailable
 from serving.protocols.grpc_service import GrpcService
 from serving.protocols.health import Health
 from serving.protocols.oip import inference_pb
@@ -25,17 +23,6 @@ from serving.transports import open_transport
 from serving.transports.limits import max_message_bytes
 
 _log = logging.getLogger(__name__)
-
-
-@contextmanager
-def optional_http(config: ServerConfig) -> Iterator[None]:
-    """Log a warning if the port of HTTP can't be bound in this block and is optional."""
-    try:
-        yield
-    except (ConfigurationError, Unavailable) as err:
-        if not config.http_is_optional:
-            raise
-        _log.warning("HTTP is off: %s; choose another port with --http-port", err)
 
 
 class Server:
@@ -142,15 +129,14 @@ class Server:
         for version, model in versions.versions.items():
             num_classes = 0 if model.signature is None else model.signature.num_classes
             facts = version, model.device, model.precision, self.transport
-            sizes = model.settings.of(self._router.batching)
-            most = sizes.max_batch_size if model.tensors.is_batchable else 1
+            info = model.describe(self._router.batching)
             yield Served(
                 route.name,
                 *facts,
                 roles.get(version, ""),
                 num_classes,
-                most,
-                sizes.max_request_rows,
+                info.max_batch_size,
+                info.max_request_rows,
             )
 
     def _request(self, route: Route) -> str:
@@ -209,6 +195,4 @@ def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     from serving.http_api.http_server import HttpServer
 
     hung_in = applications.installed(applications.HTTP).values()
-    with optional_http(config):
-        return HttpServer(router, queries, config, (pictures, *hung_in))
-    return None
+    return HttpServer(router, queries, config, (pictures, *hung_in))

@@ -26,8 +26,7 @@ def bind(host: str, port: int, *, backlog: int = 0) -> socket.socket:
             bound to a port at the same time, but only one of them can listen.
 
     Raises:
-        ConfigurationError: none can be bound.
-        Unavailable: the port is taken.
+        ConfigurationError: none can be bound, or the port is taken.
     """
     if (host, port) in shares:
         shared = shares[host, port].socket

@@ -76,8 +76,8 @@ def reserved_port(host: str, port: int, number: int = 1) -> Iterator[Shared]:
         number: of the processes.
 
     Raises:
-        ConfigurationError: the address can't be bound.
-        Unavailable: the port is taken, and stays so for a second.
+        ConfigurationError: the address can't be bound, or the port is taken and stays so for a
+            second.
     """
     with ExitStack() as stack:
         try:
