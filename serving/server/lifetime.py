@@ -20,7 +20,7 @@ from serving.server.server import Server
 from serving.system import signals
 from serving.system.addresses import first_free
 from serving.system.host import Host
-from serving.system.signals import keep_watchdog_fed, notify
+from serving.system.systemd import keep_watchdog_fed, notify
 
 _log = logging.getLogger(__name__)
 
