@@ -22,7 +22,8 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 """The bundled repository: a model that is installed with the package."""
 
 _NAMES = {
-    "classifier": "AsyncClassifier Classifier",
+    "async_classifier": "AsyncClassifier",
+    "classifier": "Classifier",
     "pictures": "from_picture",
     "predictions": "Prediction Predictions",
 }

@@ -29,6 +29,7 @@ from serving.transports.peer import (
     State,
 )
 from serving.transports.port import Port
+from serving.transports.sweeping import sweep
 
 _log = logging.getLogger(__name__)
 _POLL_S = 60e-6
@@ -374,7 +375,7 @@ class Loop:
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + _SWEEP_S
             for port in self._ports:
-                port.sweep(now_s)
+                sweep(port, now_s)
             self._router.prune()
         if self._refusal is not None:
             self._cut_off_who_takes_nothing(now_s)

@@ -271,7 +271,7 @@ def test_reserved_port_may_be_shared():
 def test_connections_are_taken_by_who_has_fewest(num_frozen, monkeypatch):
     """Of two ports; where one is frozen, the other takes them all the same."""
     if not num_frozen:
-        monkeypatch.setattr("serving.transports.port._LEFT_S", 60.0)
+        monkeypatch.setattr("serving.transports.accepting._LEFT_S", 60.0)
     with ExitStack() as stack:
         shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
         address = shared.socket.getsockname()
@@ -311,7 +311,7 @@ def is_refused(address):
 
 def test_each_connection_is_left_to_who_has_fewer(monkeypatch):
     """The other worker is this test, which takes all but the first."""
-    monkeypatch.setattr("serving.transports.port._LEFT_S", 0.5)
+    monkeypatch.setattr("serving.transports.accepting._LEFT_S", 0.5)
     with ExitStack() as stack:
         shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
         address, share = shared.socket.getsockname(), shared.share(0)
