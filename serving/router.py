@@ -8,7 +8,7 @@ from random import Random
 from typing import NamedTuple
 
 from serving.batching.batcher import CHANGED, Batcher
-from serving.batching.runs import Group, Owner, RunnableModel
+from serving.batching.run import Group, Owner, RunnableModel
 from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable

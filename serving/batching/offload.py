@@ -7,7 +7,7 @@ from functools import partial
 
 from serving.batching.parallel import run_parallel
 from serving.batching.queue import Queue
-from serving.batching.runs import (
+from serving.batching.run import (
     FAILED,
     Caller,
     Executor,

@@ -9,8 +9,8 @@ from serving.router import Router
 from serving.system.host import Host, bind, with_port
 from serving.telemetry.metrics import Readiness, Report
 from serving.transports.connections import PortLimits
-from serving.transports.http1.port import Exchange, OneThread, open_port
-from serving.transports.http1.routing import Answer, App, Endpoint
+from serving.transports.http_port import Exchange, OneThread, open_port
+from serving.transports.http_routing import Answer, App, Endpoint
 from serving.transports.loop import Loop
 
 _BACKLOG = 256

@@ -23,12 +23,12 @@ from serving.catalog import Catalog
 from serving.config import BatchingConfig, LogFormat, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError, Overloaded, ServingError, Unavailable
 from serving.model.acceptance import GOLDEN_TOLERANCE
+from serving.protocols.grpc_service import GrpcService
 from serving.protocols.health import Health
 from serving.protocols.method import Rows
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.examples import Access, Example
 from serving.protocols.oip.methods import Queries, inference_methods
-from serving.protocols.service import GrpcService
 from serving.router import Route, Router
 from serving.system import signals
 from serving.system.host import Host
@@ -382,8 +382,8 @@ class Server:
 def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     if config.http_port is None:
         return None
-    from serving.transports.http import pictures
-    from serving.transports.http.http_server import HttpServer
+    from serving.http_api import pictures
+    from serving.http_api.http_server import HttpServer
 
     hung_in = applications.installed(applications.HTTP).values()
     with optional_http(config):

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
-from serving.batching.runs import NEVER, Group, Ran, ResponseEncoder
+from serving.batching.run import NEVER, Group, Ran, ResponseEncoder
 from serving.commandline.installation import install
 from serving.config import ServerConfig
 from serving.errors import ConfigurationError, Overloaded, ServingError

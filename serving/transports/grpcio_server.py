@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import grpc
 
 from serving.batching.awaited import AsyncCaller, submit, submit_of_stream
-from serving.batching.runs import ResponseEncoder
+from serving.batching.run import ResponseEncoder
 from serving.config import ServerConfig
 from serving.errors import Overloaded, ServingError, Unauthenticated, Unavailable
 from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused

@@ -33,8 +33,8 @@ from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.host import Host
 from serving.tensors import Signature
+from serving.transports import grpc_port as h2
 from serving.transports.connections import PortLimits
-from serving.transports.h2 import port as h2
 from tests.simulation import invariants, neighbour
 from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile

@@ -13,7 +13,7 @@ from digit_classifier import PRETRAINED
 from digit_classifier.predictions import DIGITS
 from serving.batching.batcher import Batcher
 from serving.batching.queue import ClientQueue, Queue
-from serving.batching.runs import Group, ResponseEncoder
+from serving.batching.run import Group, ResponseEncoder
 from serving.catalog import ModelVersions
 from serving.config import Device
 from serving.errors import ServingError

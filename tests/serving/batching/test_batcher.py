@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serving.batching.batcher import Batcher
-from serving.batching.runs import Group
+from serving.batching.run import Group
 from serving.config import MOST_SIZE, BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError
 from serving.telemetry.metrics import Metrics

@@ -24,7 +24,7 @@ from serving.model.loaded import LoadedModel
 from serving.protocols.method import Rows
 from serving.router import Router
 from serving.transports.connections import PortLimits
-from serving.transports.h2.port import H2Server
+from serving.transports.grpc_port import H2Server
 from tests.support.fakes import (
     MANIFEST,
     TIMEOUT_S,

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from serving.batching.runs import Group, Ran, ResponseEncoder
+from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import ServingError
 from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, Watch, frame
 from serving.protocols.status import Status, error_of
+from serving.transports import grpc_headers as headers
 from serving.transports.calls import LoopCall, paused
 from serving.transports.connections import Peer
-from serving.transports.h2 import headers
-from serving.transports.h2.headers import Headers, too_long, trailers_of
+from serving.transports.grpc_headers import Headers, too_long, trailers_of
 
 _MAX_PENDING = 512
 """The most requests of one stream that are in flight."""

@@ -25,7 +25,7 @@ from serving.router import Router
 from serving.system.host import Host
 from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, LoopCall, Pool
 from serving.transports.connections import Peer, Port, PortLimits, State, peer_of
-from serving.transports.http1.routing import Answer, App, HttpError, RoutedRequest, name_of, problem
+from serving.transports.http_routing import Answer, App, HttpError, RoutedRequest, name_of, problem
 from serving.transports.loop import Loop
 
 _log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from serving.transports.http.applications import HttpApplication
-from serving.transports.http1.routing import Answer, Endpoint
+from serving.http_api.http_application import HttpApplication
+from serving.transports.http_routing import Answer, Endpoint
 
 _FILES = Path(__file__).parent / "files"
 _TYPES = {

@@ -7,7 +7,7 @@ from serving.commandline import installation
 from serving.model.loaded import LoadedModel
 from serving.protocols.oip.examples import request_body
 from serving.router import Router
-from serving.transports.http1.routing import TIMEOUT_HEADER
+from serving.transports.http_routing import TIMEOUT_HEADER
 
 Schema = dict[str, Any]
 

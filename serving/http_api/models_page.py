@@ -10,8 +10,8 @@ from serving.protocols.oip.examples import Access, Example, sample_of, shape_of
 from serving.protocols.oip.methods import Queries
 from serving.router import Route, Router
 from serving.tensors import Tensor
-from serving.transports.http1.port import Exchange
-from serving.transports.http1.routing import Answer, Endpoint, as_json
+from serving.transports.http_port import Exchange
+from serving.transports.http_routing import Answer, Endpoint, as_json
 
 
 class Models:

@@ -7,20 +7,20 @@ from contextlib import suppress
 
 from serving.config import ServerConfig
 from serving.errors import ServingError
+from serving.http_api.http_application import Document, HttpApplication
+from serving.http_api.inference import Inference
+from serving.http_api.models_page import Models
+from serving.http_api.openapi import openapi_document
+from serving.http_api.pages import Pages, answered
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.security import server_context, token_check
 from serving.system.host import activated, bind, with_port
-from serving.system.processes import Processes
+from serving.system.process_pool import Processes
 from serving.transports.calls import Pool, access_log
 from serving.transports.connections import Port, PortLimits, max_buffered_bytes, max_message_bytes
-from serving.transports.http.applications import Document, HttpApplication
-from serving.transports.http.inference import Inference
-from serving.transports.http.models import Models
-from serving.transports.http.openapi import openapi_document
-from serving.transports.http.page import Pages, answered
-from serving.transports.http1.port import OneThread, open_port
-from serving.transports.http1.routing import App, Endpoint, as_json
+from serving.transports.http_port import OneThread, open_port
+from serving.transports.http_routing import App, Endpoint, as_json
 from serving.transports.loop import Loop
 
 _BACKLOG = 256
@@ -30,7 +30,7 @@ _SHARE_OF_FILES = 0.25
 _NUM_PROCESSES, _PROCESS_BYTES, _JOB_S = 3, 192 << 20, 10.0
 """The processes for pictures and JSON, and the memory of each beyond its start: 24 MB of numbers, a
 picture of 640 x 640 in colour, take some 150."""
-_MODULES = ("serving.transports.http.inference",)
+_MODULES = ("serving.http_api.inference",)
 
 
 class HttpServer:

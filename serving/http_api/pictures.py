@@ -15,6 +15,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.config import ServerConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ServingError
+from serving.http_api import openapi
+from serving.http_api.http_application import Document
 from serving.model.loaded import LoadedModel
 from serving.model.preprocessing import Preprocessing, classes_of
 from serving.model.repository import PictureInputs
@@ -22,10 +24,8 @@ from serving.pictures.reader import modules, picture_row
 from serving.protocols.method import Rows
 from serving.router import Router
 from serving.tensors import Array, Probabilities
-from serving.transports.http import openapi
-from serving.transports.http.applications import Document
-from serving.transports.http1.port import Exchange
-from serving.transports.http1.routing import Answer, Endpoint, RoutedRequest, as_json
+from serving.transports.http_port import Exchange
+from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_json
 
 MAX_BODY_BYTES = 32 << 20
 """Pictures of one request, such as a phone's of 48 megapixels."""

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
-from serving.system import processes
-from serving.system.processes import CRASH, Processes, mapped
+from serving.system import process_pool as processes
+from serving.system.process_pool import CRASH, Processes, mapped
 from tests.support.servers import children, wait_until
 
 WAIT_S = 30.0
@@ -319,7 +319,7 @@ def files_open():
 
 PARENT = """
 import os, sys, time
-from serving.system.processes import Processes
+from serving.system.process_pool import Processes
 pool = Processes(2)
 print(pool.submit("", os.getpid).result(), flush=True)
 pool.submit("", time.sleep, 600)

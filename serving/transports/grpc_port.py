@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from serving.batching.runs import Group, Ran, ResponseEncoder
+from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.config import ServerConfig
 from serving.errors import Overloaded, ServingError, Unavailable
 from serving.http2 import ServerConnection, events
@@ -28,6 +28,7 @@ from serving.security import server_context, token_check
 from serving.system.cores import may_poll
 from serving.system.host import Host, Task, address_of
 from serving.telemetry.metrics import NO_MODEL, ModelLabel
+from serving.transports import grpc_headers as headers
 from serving.transports.calls import AccessLog, LoggedCall, access_log
 from serving.transports.connections import (
     Peer,
@@ -37,9 +38,8 @@ from serving.transports.connections import (
     max_message_bytes,
     peer_of,
 )
-from serving.transports.h2 import headers
-from serving.transports.h2.call import GrpcCall
-from serving.transports.h2.headers import HeaderParser, Headers, NotGrpc, trailers_of
+from serving.transports.grpc_call import GrpcCall
+from serving.transports.grpc_headers import HeaderParser, Headers, NotGrpc, trailers_of
 from serving.transports.loop import Loop
 
 _MAX_EXPECTED_BYTES = 16 << 10

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from serving.config import ServerConfig
 from serving.router import Router
-from serving.transports.http1.routing import Endpoint
+from serving.transports.http_routing import Endpoint
 
 Document = dict[str, Any]
 """A part of the OpenAPI document."""
