@@ -31,6 +31,7 @@ from serving.protocols.oip.examples import Access, Example
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.system import signals
+from serving.system.cores import usable_cores
 from serving.system.host import Host
 from serving.system.process import Usage, limit_free_memory, waited_for_cores_s
 from serving.system.signals import keep_watchdog_fed, notify
@@ -467,7 +468,8 @@ async def serve(
     with ExitStack() as stack:
         # First: it answers 503 while the rest starts.
         exporter = stack.enter_context(exporting(config))
-        catalog = Catalog(model_config, batching.max_batch_size)
+        most_threads = max(1, usable_cores() // config.workers)
+        catalog = Catalog(model_config, batching.max_batch_size, most_threads)
         router = Router(batching, config.workers, host)
         router.block(blocked)
         for name, versions in catalog.models.items():
