@@ -114,7 +114,6 @@ class HttpServer:
         routes = [*inference.routes(), *self._routes]
         names = (*config.http_host_names, config.http_host)
         app = App(routes, self._tokens, names, config.http_allow_origins)
-        app.grpc_port = self._models.grpc_address.rpartition(":")[2]
         return open_port(
             loop, self._socket, app, router, self._limits, self._pool, tls=self._tls, log=self._log
         )

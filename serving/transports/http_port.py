@@ -16,10 +16,7 @@ from http import HTTPStatus
 from typing import Any
 
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
-from serving.http1.requests import BadRequest, Http2Begun, Request, RequestReader
-from serving.http2 import frames
-from serving.http2.hpack import encode_literally
-from serving.protocols.status import StatusCode
+from serving.http1.requests import BadRequest, Request, RequestReader
 from serving.router import Router
 from serving.system.host import Host
 from serving.telemetry.access_log import REQUEST_ID, AccessLog, LoggedCall
@@ -44,58 +41,6 @@ _GRACE_S = 1.0
 """How long a drain waits for the requests that callers send before they know of it."""
 _COMPLAINT_S = 60.0
 """The least time between two log lines about peers that send malformed requests."""
-_PREFACE_END = b"SM\r\n\r\n"
-"""Of HTTP/2, behind its first line."""
-_MAX_GRPC_CALLS = 16
-"""Calls on a connection that are told where gRPC is."""
-
-
-class _GrpcReader(RequestReader):
-    """The bytes of a peer that tries gRPC here: the status of its calls says where gRPC is.
-
-    The connection stays open for as long as a head may take: if it ended behind a call, grpcio
-    would connect again, 600 times a second. GOAWAY of HTTP_1_1_REQUIRED aborts grpcio 1.85.
-    """
-
-    def __init__(self, data: bytes, port: str, write: Callable[[bytes], None]) -> None:
-        """Go on behind the first line of HTTP/2's preface."""
-        super().__init__()
-        text = f"this port speaks HTTP/1.1; gRPC is on {port}"
-        self._block = encode_literally(
-            [
-                (b":status", b"200"),
-                (b"content-type", b"application/grpc"),
-                (b"grpc-status", b"%d" % StatusCode.UNIMPLEMENTED),
-                (b"grpc-message", text.encode()),
-            ]
-        )
-        self._write, self._num_calls = write, 0
-        self._num_left = len(_PREFACE_END)
-        self.receive(data)
-        write(frames.frame(frames.SETTINGS, 0, frames.CONNECTION))
-
-    def read_head(self) -> None:
-        """Answer the calls that have come.
-
-        Raises:
-            BadRequest: they are too many, or something else has come.
-        """
-        if len(self._data) >= self._num_left:
-            del self._data[: self._num_left]
-            self._num_left = 0
-        while not self._num_left and len(self._data) >= frames.FRAME_BYTES:
-            end, kind = frames.FRAME_BYTES + int.from_bytes(self._data[:3], "big"), self._data[3]
-            is_long = end > frames.FRAME_BYTES + frames.DEFAULT_FRAME
-            if is_long or self._num_calls == _MAX_GRPC_CALLS:
-                raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "expected HTTP/1.1")
-            if len(self._data) < end:
-                return
-            if kind == frames.HEADERS:
-                stream = bytes(self._data[5 : frames.FRAME_BYTES])
-                self._num_calls += 1
-                flags = frames.END_HEADERS | frames.END_STREAM
-                self._write(frames.frame(frames.HEADERS, flags, stream, self._block))
-            del self._data[:end]
 
 
 class Exchange(LoopCall):
@@ -276,19 +221,8 @@ class HttpPort(Port):
             return
         try:
             self._read_request(peer, now_s)
-        except Http2Begun as err:
-            if not self._app.grpc_port:
-                self._refuse_peer(peer, err)
-                return
-            write = partial(self._write, peer)
-            engine.reader = _GrpcReader(engine.reader.take(), self._app.grpc_port, write)
-            self._advance(peer, now_s)
         except BadRequest as err:
             self._refuse_peer(peer, err)
-
-    def _write(self, peer: Peer, data: bytes) -> None:
-        peer.engine.write(data)
-        self.schedule_flush(peer)
 
     def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
         self._queue(peer)

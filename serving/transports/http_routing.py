@@ -197,8 +197,6 @@ class App:
         self.tokens = tokens
         self._names = {"localhost", *map(str.lower, names)}
         self._origins = set(origins)
-        self.grpc_port = ""
-        """Where gRPC is, for peers that try it here."""
         self.set_date()
 
     def set_date(self) -> None:
