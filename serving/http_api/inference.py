@@ -11,7 +11,7 @@ from serving.protocols.oip import infer, inference_pb, rest
 from serving.protocols.oip.known_requests import Values, find_values
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
 from serving.protocols.oip.rest import Form
-from serving.protocols.oip.tensors import TypedContents
+from serving.protocols.oip.typed import check_others
 from serving.router import Router
 from serving.transports.http_port import Exchange
 from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_json
@@ -264,11 +264,11 @@ def read_packed(
         The message, the form of its answer and, if they are to be learned, where its values stand.
 
     Raises:
-        InvalidRequest: also for more fields than the loop may read, as with gRPC.
+        InvalidRequest: also for more beside the tensors than the loop may read, as with gRPC.
     """
     message, form = rest.read_infer(body, json_bytes, name, version)
     packed = message.SerializeToString()
-    TypedContents(packed)
+    check_others(packed)
     values = find_values(body, json_bytes, message) if learn else None
     return packed, form, values
 

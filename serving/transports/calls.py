@@ -120,8 +120,11 @@ class LoopCall:
             post = self.port.post
             self._work.add_done_callback(lambda future: post(partial(self._end_work, future)))
 
-        self.is_running = True
-        result: Result = await paused(begin)
+        was_running, self.is_running = self.is_running, True
+        try:
+            result: Result = await paused(begin)
+        finally:
+            self.is_running = was_running
         return result
 
     async def others(self) -> None:

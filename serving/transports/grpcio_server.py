@@ -31,6 +31,7 @@ from serving.telemetry.metrics import NO_MODEL, Metrics
 from serving.transports.asyncio_loop import AsyncioLoop
 from serving.transports.grpcio_credentials import server_credentials
 from serving.transports.limits import max_message_bytes
+from serving.transports.pools import Pool
 
 _log = logging.getLogger(__name__)
 
@@ -119,8 +120,11 @@ class _AsyncioCall:
             except Overloaded:
                 await asyncio.sleep(_PAUSE_S)
 
-    async def work(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.to_thread(function, *args)
+    async def work(self, function: Callable[..., Any], *args: Any, pool: Pool | None = None) -> Any:
+        if pool is None:
+            return await asyncio.to_thread(function, *args)
+        address = self._context.peer().rpartition(":")[0]
+        return await asyncio.wrap_future(pool.submit(address, function, *args))
 
     async def left(self) -> None:
         while True:

@@ -126,21 +126,23 @@ def _ns(seconds: float) -> int:
 _version = cache(installation.version)
 
 
-def inference_methods(router: Router, queries: "Queries") -> list[Method]:
-    """Return the service's methods, and those that are refused by name."""
-    infer, stream = Infer(router), Infer(router, is_stream=True)
+def inference_methods(router: Router, queries: "Queries", pool: Any = None) -> list[Method]:
+    """Return the service's methods, and those that are refused by name; see `Infer`."""
+    infer, stream = Infer(router, pool), Infer(router, pool, is_stream=True)
     return [
         BatchedUnary(
             path=f"/{SERVICE}/ModelInfer",
             name="ModelInfer",
             read=infer.read,
             prefixes=infer.prefixes,
+            elsewhere=infer.elsewhere,
         ),
         BatchedStream(
             path=f"/{SERVICE}/ModelStreamInfer",
             name="ModelStreamInfer",
             read=stream.read,
             prefixes=stream.prefixes,
+            elsewhere=stream.elsewhere,
             error_message=stream.error_message,
         ),
         *(
