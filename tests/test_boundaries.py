@@ -191,7 +191,7 @@ ORDER = {
     "serving": """
         errors commandline tensors applications config system http1
         http2 security model.preprocessing pictures telemetry.metrics telemetry model
-        catalog batching embedded router protocols
+        batching handlers catalog embedded router protocols
         transports client server cli __main__ launch __init__
     """,
     "digit_classifier": """
@@ -281,15 +281,20 @@ def test_client_imports_no_server_code():
 def test_public_names_are_these():
     errors = {name for name, value in vars(serving.errors).items() if isinstance(value, type)}
     assert set(serving.__all__) == errors | {
+        "Array",
         "AsyncClient",
         "AsyncModel",
         "BatchingConfig",
+        "Bytes",
         "Client",
+        "Handler",
         "Model",
         "ModelInfo",
         "Outputs",
+        "Picture",
         "Server",
         "Tensor",
+        "Text",
         "serve",
     }
     assert dir(serving) == sorted([*serving.__all__, "__version__"])

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,27 @@ from google.protobuf.message import DecodeError
 from serving.client.transport import malformed
 from serving.errors import InvalidRequest, TooLarge
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.tensors import CONTENTS, as_bytes, from_raw, from_typed, to_raw
+from serving.protocols.oip.tensors import (
+    CONTENTS,
+    as_bytes,
+    from_raw,
+    from_typed,
+    set_parameter,
+    to_raw,
+)
 from serving.tensors import Array, ModelInfo, Outputs, Tensor, as_feeds
 
 MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"
 MODEL_CONFIG = f"/{inference_pb.SERVICE}/ModelConfig"
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
 REPOSITORY_INDEX = f"/{inference_pb.SERVICE}/RepositoryIndex"
+NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 _NUMBER = (int, float)
 _PARAMETERS: dict[str, type | tuple[type, ...]] = {
     "version": str, "default_version": str, "canary_version": str, "batching": str,
     "device": str, "precision": str, "versions": list, "labels": list, "axes": dict,
-    "pictures": dict, "max_request_rows": int, "max_message_bytes": int, "test_accuracy": _NUMBER,
+    "contents": dict, "pictures": dict, "max_request_rows": int, "max_message_bytes": int,
+    "test_accuracy": _NUMBER,
 }  # fmt: skip
 """Parameters of a model's configuration, and the type of each: texts, and others as JSON."""
 _SPARE_BYTES = 4096
@@ -70,7 +80,7 @@ def model_info(metadata: bytes, config: bytes | None, version: str, address: str
     except (DecodeError, KeyError) as err:
         raise malformed(address, f"no metadata of tensors: {err}") from err
     parameters, max_batch_size = (config and _config_of(config, address)) or ({}, 0)
-    axes = parameters.get("axes", {})
+    axes, contents = parameters.get("axes", {}), parameters.get("contents", {})
     versions = tuple(parameters.get("versions") or response.versions)
     newest = versions[0] if versions else ""
     return ModelInfo(
@@ -79,8 +89,8 @@ def model_info(metadata: bytes, config: bytes | None, version: str, address: str
         versions=versions,
         default_version=parameters.get("default_version") or newest,
         canary_version=parameters.get("canary_version"),
-        inputs=_named(inputs, axes),
-        outputs=_named(outputs, axes),
+        inputs=_named(inputs, axes, contents),
+        outputs=_named(outputs, axes, contents),
         is_batchable=max_batch_size > 0,
         batching=parameters.get("batching", ""),
         device=parameters.get("device", ""),
@@ -94,9 +104,16 @@ def model_info(metadata: bytes, config: bytes | None, version: str, address: str
     )
 
 
-def _named(side: tuple[Tensor, ...], axes: Mapping[str, Sequence[str]]) -> tuple[Tensor, ...]:
-    """Return tensors with the graph's names of their axes."""
-    return tuple(replace(each, names=tuple(axes.get(each.name, ()))) for each in side)
+def _named(
+    side: tuple[Tensor, ...], axes: Mapping[str, Sequence[str]], contents: Mapping[str, str]
+) -> tuple[Tensor, ...]:
+    """Return tensors with the graph's names of their axes, and what BYTES are."""
+    return tuple(
+        replace(
+            each, names=tuple(axes.get(each.name, ())), content=str(contents.get(each.name, ""))
+        )
+        for each in side
+    )
 
 
 def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
@@ -125,7 +142,12 @@ def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
 
 
 def infer_requests(
-    name: str, version: str, info: ModelInfo, inputs: object, outputs: Sequence[str]
+    name: str,
+    version: str,
+    info: ModelInfo,
+    inputs: object,
+    outputs: Sequence[str],
+    parameters: Mapping[str, Any] = NO_PARAMETERS,
 ) -> list[bytes]:
     """Encode ModelInferRequests: one, or several if the rows are too many for one message.
 
@@ -134,7 +156,10 @@ def infer_requests(
         TooLarge: they don't fit into a message, and can't be divided.
     """
     feeds = as_feeds(info.tensors, inputs)
-    return [_infer_request(name, version, info, part, outputs) for part in _divided(feeds, info)]
+    empty = inference_pb.ModelInferRequest(model_name=name, model_version=version)
+    for each, value in parameters.items():
+        set_parameter(empty.parameters, each, value)
+    return [_infer_request(empty, info, part, outputs) for part in _divided(feeds, info)]
 
 
 def _divided(feeds: dict[str, Array], info: ModelInfo) -> Iterator[dict[str, Array]]:
@@ -174,9 +199,10 @@ def _num_bytes(array: Array) -> int:
 
 
 def _infer_request(
-    name: str, version: str, info: ModelInfo, feeds: Mapping[str, Array], outputs: Sequence[str]
+    empty: Any, info: ModelInfo, feeds: Mapping[str, Array], outputs: Sequence[str]
 ) -> bytes:
-    request = inference_pb.ModelInferRequest(model_name=name, model_version=version)
+    request = inference_pb.ModelInferRequest()
+    request.CopyFrom(empty)
     for tensor, array in zip(info.inputs, feeds.values(), strict=True):
         request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
         request.raw_input_contents.append(to_raw(array))
@@ -186,15 +212,21 @@ def _infer_request(
     return data
 
 
-def outputs_of(data: bytes, address: str) -> Outputs:
+def outputs_of(data: bytes, address: str, info: ModelInfo | None = None) -> Outputs:
     """Decode a ModelInferResponse.
+
+    Args:
+        data: the message.
+        address: the server's, for errors.
+        info: says which outputs are bytes; without it BYTES are texts.
 
     Raises:
         Unavailable: it is not one, or its tensors contradict their description.
     """
     try:
         response = inference_pb.ModelInferResponse.FromString(data)
-        tensors, raw = _tensors(response.outputs), response.raw_output_contents
+        known = {} if info is None else {each.name: each.content for each in info.outputs}
+        tensors, raw = _tensors(response.outputs, known), response.raw_output_contents
         if raw:
             pairs = zip(tensors, raw, strict=True)
             arrays = {each.name: from_raw(raw, each, each.shape).copy() for each, raw in pairs}
@@ -225,8 +257,11 @@ def joined(parts: Sequence[Outputs], address: str) -> Outputs:
     return Outputs(arrays, parts[-1].model_version)
 
 
-def _tensors(described: Any) -> tuple[Tensor, ...]:
-    return tuple(Tensor(each.name, each.datatype, tuple(each.shape)) for each in described)
+def _tensors(described: Any, contents: Mapping[str, str] = NO_PARAMETERS) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(each.name, each.datatype, tuple(each.shape), content=contents.get(each.name, ""))
+        for each in described
+    )
 
 
 def _is_text(value: object) -> bool:

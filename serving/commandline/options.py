@@ -246,11 +246,13 @@ count = at_least(1)
 _SPECIAL: dict[str, dict[str, Any]] = {
     "model_cache": {"type": Path, "metavar": "DIR"},
     "input": {"choices": ("tensors", "image")},
+    "handler": {"action": "append", "default": [], "metavar": "[NAME=]FILE.py"},
     "canary": {"type": share, "metavar": "SHARE"},
     "access_log": {"type": share, "metavar": "SHARE"},
     "max_model_bytes": {"type": size, "metavar": "SIZE"},
     "max_json_bytes": {"type": size, "metavar": "SIZE"},
     "max_buffered_bytes": {"type": size, "metavar": "SIZE"},
+    "max_handler_bytes": {"type": size, "metavar": "SIZE"},
     "slo_s": {"type": seconds, "metavar": "TIME"},
     "metrics_port": {"type": port_or_off, "metavar": "PORT"},
     "http_port": {"type": port_or_off, "metavar": "PORT", "default": "auto"},

@@ -240,6 +240,7 @@ class Server:
             **{each.SERVICE: partial(each.model_name, router) for each in others},
         }
         self.health = Health(services, lambda: router.routes)
+        router.on_block = lambda: self.health.set_blocked(router.blocked_models)
         allow_control = config.allow_repository_control
         queries = Queries(
             router,

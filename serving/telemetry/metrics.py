@@ -94,6 +94,11 @@ class ModelCounts:
     request_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
     """From a call's arrival to its answer."""
 
+    preprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    """Of a handler: one trip to a process and back."""
+    postprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    """Likewise."""
+
     @property
     def batch_rows(self) -> Histogram:
         """The rows of a run."""
@@ -149,6 +154,21 @@ class Counts:
         return Counts(models, self.reloads + other.reloads, restarts, crashes, cpu_s)
 
 
+def _count_calls(counts: ModelCounts, run: Any, groups: Sequence[Any]) -> None:
+    """Count the calls that a run has answered."""
+    now_s, started_s, finished_s = time.monotonic(), run.started_s, run.finished_s
+    num_calls = 0
+    for group in groups:
+        times, method = len(group.streams), group.encoder.method
+        num_calls += times
+        counts.queue_s.add(started_s - group.arrived_s, times)
+        counts.request_s.add(finished_s - group.arrived_s, times)
+        if method is not None:
+            counts.requests[method, "OK"] += times
+    counts.calls_run_s += (finished_s - started_s) * num_calls
+    counts.calls_output_s += (now_s - finished_s) * num_calls
+
+
 class Metrics:
     """The counts of one server process; safe to call from many threads."""
 
@@ -169,24 +189,14 @@ class Metrics:
             groups: the calls that it has answered, each a `Group` of the batcher's.
             model: the name and the version that ran.
         """
-        now_s, started_s, finished_s = time.monotonic(), run.started_s, run.finished_s
-        num_rows, run_s = run.num_rows, finished_s - started_s
+        num_rows, run_s = run.num_rows, run.finished_s - run.started_s
         self.last_ms[model] = time.time_ns() // 1_000_000
         with self._lock:
             counts = self._counts.models.get(model) or self._begin(model)
             counts.runs[num_rows] += 1
             counts.runs_ns[num_rows] += round(run_s * 1e9)
             counts.run_s.add(run_s)
-            num_calls = 0
-            for group in groups:
-                times, method = len(group.streams), group.encoder.method
-                num_calls += times
-                counts.queue_s.add(started_s - group.arrived_s, times)
-                counts.request_s.add(finished_s - group.arrived_s, times)
-                if method is not None:
-                    counts.requests[method, "OK"] += times
-            counts.calls_run_s += run_s * num_calls
-            counts.calls_output_s += (now_s - finished_s) * num_calls
+            _count_calls(counts, run, groups)
             if run.classes is not None:
                 self._classified.append((counts, run.classes, run.rows))
                 self._num_classified_bytes += len(run.rows)
@@ -195,6 +205,21 @@ class Metrics:
                     or len(self._classified) >= _MAX_CLASSIFIED
                 ):
                     self._count_classes()
+
+    def observe_calls(self, run: Any, groups: Sequence[Any], model: ModelLabel) -> None:
+        """Count calls whose run was counted already; see `observe_run`."""
+        self.last_ms[model] = time.time_ns() // 1_000_000
+        with self._lock:
+            _count_calls(self._counts.models.get(model) or self._begin(model), run, groups)
+
+    def observe_step(self, model: ModelLabel, step: str, seconds: float) -> None:
+        """Count a step of a handler: "preprocess", "postprocess" or "predict"."""
+        with self._lock:
+            counts = self._counts.models.get(model) or self._begin(model)
+            if step == "preprocess":
+                counts.preprocess_s.add(seconds)
+            elif step == "postprocess":
+                counts.postprocess_s.add(seconds)
 
     def _begin(self, model: ModelLabel) -> ModelCounts:
         """Begin to count a version, in place of the one that has rested longest if they are many.

@@ -7,7 +7,7 @@ import selectors
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -262,10 +262,26 @@ class Peer:
             self.end_reading()
         return self.state == State.LAST and not self.port.is_pending(self)
 
+    def metadata(self, stream: Any) -> Mapping[str, str]:
+        """Return the headers of a call, but for those of the transport and secrets."""
+        return public_headers(self.port.headers_of(self, stream))
+
     @property
     def is_busy(self) -> bool:
         """Whether calls are in progress, or answers on their way."""
         return bool(self.streams or self.output)
+
+
+_SECRET = {"authorization", "proxy-authorization", "cookie"}
+
+
+def public_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the headers of a call that its handler may see."""
+    return {
+        name: value
+        for name, value in headers
+        if name not in _SECRET and not name.startswith((":", "grpc-")) and name != "te"
+    }
 
 
 def host_of(sock: socket.socket) -> str:
@@ -319,6 +335,10 @@ class Port:
         """Since when a connection is left to other workers, which have fewer; 0 if none is."""
         self._start_tag_s = 0.0
         """When its first turn is due."""
+
+    def headers_of(self, peer: Peer, stream: Any) -> Iterable[tuple[str, str]]:
+        """Return the headers of a call."""
+        raise NotImplementedError
 
     def open(
         self, listener: socket.socket, loop: Any, tls: Callable[[], ssl.SSLContext] | None

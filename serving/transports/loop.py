@@ -256,6 +256,11 @@ class Loop:
         """Calls in progress; from any thread, so not exact while they change."""
         return sum(len(peer.streams) for port in self._ports for peer in port)
 
+    @property
+    def keeps_headers(self) -> bool:
+        """Whether a handler wants the headers of calls."""
+        return self._router.keeps_headers
+
     def post(self, task: Callable[[], None]) -> None:
         """Run a function on the loop's thread, from any thread."""
         self._posted.append(task)
@@ -265,6 +270,16 @@ class Loop:
 
     def _wake(self) -> None:
         self._waker.send(b"\0")
+
+    def watch(self, sock: Any, mask: int, watcher: Any) -> None:
+        there = self.selector.get_map()
+        known = there.get(sock) if there else None  # it is closed
+        if known is None and mask:
+            self.selector.register(sock, mask, watcher)
+        elif known is not None and not mask:
+            self.selector.unregister(sock)
+        elif known is not None and known.events != mask:
+            self.selector.modify(sock, mask, watcher)
 
     def forget_layouts(self) -> None:
         for port in self._ports:
@@ -455,14 +470,25 @@ class AsyncioLoop(Loop):
         self._planned_s = 0.0
         self._planned: asyncio.Handle | None = None
         """The only turn that is planned, if any, and when."""
+        self._is_followed = False
+        """Whether sockets take turns: those of HTTP, and of handlers' processes."""
 
     def start(self) -> None:
         self._take_turn()
 
     def add(self, port: Port) -> None:
         super().add(port)
-        selector: Any = self.selector  # epoll and kqueue have a descriptor, and HTTP is on Unix
-        self._event_loop.add_reader(selector.fileno(), self._take_turn)
+        self._follow_selector()
+
+    def watch(self, sock: Any, mask: int, watcher: Any) -> None:
+        super().watch(sock, mask, watcher)
+        self._follow_selector()
+
+    def _follow_selector(self) -> None:
+        if not self._is_followed:
+            self._is_followed = True
+            selector: Any = self.selector  # epoll and kqueue have a descriptor; HTTP is on Unix
+            self._event_loop.add_reader(selector.fileno(), self._take_turn)
 
     def call(self, task: Callable[[], None]) -> None:
         task()
@@ -474,7 +500,7 @@ class AsyncioLoop(Loop):
         if self._parted_s is not None:
             return
         try:
-            self.turn(self.selector.select(0.0) if self._ports else [])
+            self.turn(self.selector.select(0.0) if self._is_followed else [])
         except Exception:  # a bug of ours: it ends this round, and never the loop
             _log.exception("a turn of the loop failed")
         self._plan(self.timeout_s())
@@ -500,7 +526,7 @@ class AsyncioLoop(Loop):
             return
         if self._planned is not None:
             self._planned.cancel()
-        if self._ports:
+        if self._is_followed:
             self._event_loop.remove_reader(self.selector.fileno())  # type: ignore[attr-defined]
         self._part()
         self._run()

@@ -82,6 +82,8 @@ class InferEncoder(ResponseEncoder):
         self._name = name
         self._signature = signature
         self._write = write
+        self.parameters = inference.parameters
+        """The request's parameters, for a handler."""
 
     def encode(self, result: Result, at: int, number: int) -> list[Any]:
         step, inference, name = self.num_rows, self._inference, self._name

@@ -466,19 +466,7 @@ def _flag(item: dict[str, Any], name: str, *, default: bool) -> bool:
 
 def _set_parameters(message: Any, item: dict[str, Any]) -> None:
     for name, value in _parameters(item).items():
-        parameter = message.parameters[_text(name, "parameters")]
-        if isinstance(value, bool):
-            parameter.bool_param = value
-        elif isinstance(value, int) and -(2**63) <= value < 2**63:
-            parameter.int64_param = value
-        elif isinstance(value, float):
-            parameter.double_param = value
-        elif isinstance(value, str):
-            parameter.string_param = _text(value, "parameters")
-        else:
-            raise InvalidRequest(
-                f"expected the parameter {quoted(name)} as text, number or boolean"
-            )
+        tensors.set_parameter(message.parameters, _text(name, "parameters"), value)
 
 
 def _name(item: dict[str, Any]) -> str:
