@@ -19,7 +19,7 @@ from serving.system.cores import usable_cores
 from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.system.processes import Processes
-from serving.telemetry.metrics import Metrics
+from serving.telemetry.metrics import HandlerUsage, Metrics
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
 AnyBatcher = Batcher | HandlerBatcher
@@ -380,6 +380,11 @@ class Router:
             shown = repr(name) if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]!r}..."
             raise ModelNotFound(f"no model {shown}: this server serves {there}")
         return route
+
+    def handlers(self) -> dict[tuple[str, str], HandlerUsage]:
+        """Return the processes of handlers, by name and version; from any thread."""
+        found = (each for each in self.batchers if isinstance(each, HandlerBatcher))
+        return {each.label: each.usage() for each in found}
 
     @property
     def num_waiting(self) -> int:

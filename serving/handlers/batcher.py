@@ -58,7 +58,7 @@ from serving.handlers.signature import (
     PREPROCESS,
     HandlerSignature,
 )
-from serving.telemetry.metrics import Metrics
+from serving.telemetry.metrics import HandlerUsage, Metrics
 from serving.tensors import Array, TensorSignature, as_feeds
 
 _log = logging.getLogger(__name__)
@@ -190,14 +190,6 @@ class _Slot:
         """Since when."""
         self.own: deque[Trip] = deque()
         """Trips that are ready and whose state it has."""
-
-
-class Usage(NamedTuple):
-    """The processes of a version, for its metrics."""
-
-    num_processes: int
-    num_starts: int
-    memory_bytes: int
 
 
 class HandlerBatcher:
@@ -360,11 +352,11 @@ class HandlerBatcher:
         if self._network is not None:
             self._network.close()
 
-    def usage(self) -> Usage:
+    def usage(self) -> HandlerUsage:
         """Return how many processes there are; from any thread."""
         slots = [*self._slots]
         memory = sum(slot.process.memory_bytes for slot in slots)
-        return Usage(len(slots), self._num_starts, memory)
+        return HandlerUsage(len(slots), self._num_starts, memory)
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -398,7 +390,7 @@ class HandlerBatcher:
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + _LOOK_S
             self._look_at_memory()
-            self._start_missing()
+        self._start_missing()
 
     def _look_at_memory(self) -> None:
         most = self._config.max_handler_bytes

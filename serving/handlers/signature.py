@@ -135,7 +135,7 @@ def _kinds(handler: type[Handler], side: str) -> dict[str, Kind] | None:
     if not isinstance(kinds, Mapping) or not kinds:
         raise _error(handler, f"{side}: expected a kind for each name, got {kinds!r:.80}")
     for name, kind in kinds.items():
-        if not isinstance(name, str) or not name or name in OPTIONS:
+        if not isinstance(name, str) or not name or (side == "inputs" and name in OPTIONS):
             raise _error(handler, f"{side}: {name!r} can't be a name")
         if not isinstance(kind, Text | Bytes | Picture | Array):
             expected = "serving.Text(), Bytes(), Picture() or Array(dtype, shape)"

@@ -311,6 +311,7 @@ class Server:
             usage=Usage.now(),
             counts=router.metrics.snapshot(),
             request=next(map(self._request, router.routes.values()), ""),
+            handlers=router.handlers(),
         )
 
     def _served(self, route: Route) -> Iterator[Served]:

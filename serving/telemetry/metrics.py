@@ -4,9 +4,10 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -311,6 +312,16 @@ class Served(NamedTuple):
     """The most rows in one request."""
 
 
+class HandlerUsage(NamedTuple):
+    """The processes of a version's handler."""
+
+    num_processes: int = 0
+    num_starts: int = 0
+    """Since the version was loaded."""
+    memory_bytes: int = 0
+    """Resident, of all of them."""
+
+
 class Readiness(NamedTuple):
     """Health, as /readyz shows it."""
 
@@ -342,11 +353,18 @@ class Report(NamedTuple):
     """Models that do not answer, or wrongly."""
     request: str = ""
     """A command that calls the first model."""
+    handlers: Mapping[ModelLabel, HandlerUsage] = MappingProxyType({})
+    """The processes of the versions with a handler."""
 
     def ended(self) -> "Report":
         """Return the report of a process that has ended: its models, and zeros."""
         return self._replace(
-            num_waiting=0, num_calls=0, is_serving=False, usage=Usage(), counts=Counts()
+            num_waiting=0,
+            num_calls=0,
+            is_serving=False,
+            usage=Usage(),
+            counts=Counts(),
+            handlers=dict.fromkeys(self.handlers, HandlerUsage()),
         )
 
 
@@ -365,4 +383,16 @@ def total(reports: list[Report], earlier: Counts) -> Report:
         counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
         stuck_models=frozenset[str]().union(*(report.stuck_models for report in reports)),
         request=reports[0].request,
+        handlers=_handlers(reports),
     )
+
+
+def _handlers(reports: list[Report]) -> dict[ModelLabel, HandlerUsage]:
+    """Add up the processes of handlers."""
+    found: dict[ModelLabel, list[HandlerUsage]] = {}
+    for report in reports:
+        for label, usage in report.handlers.items():
+            found.setdefault(label, []).append(usage)
+    return {
+        label: HandlerUsage(*map(sum, zip(*usages, strict=True))) for label, usages in found.items()
+    }

@@ -42,7 +42,7 @@ _HEADERS = [
     ("referrer-policy", "no-referrer"),
 ]
 _ALLOWED = [
-    ("access-control-allow-methods", "GET, POST"),
+    ("access-control-allow-methods", "GET, POST, PUT"),
     ("access-control-allow-headers",
      "authorization, content-type, inference-header-content-length, request-timeout, x-request-id"),
     ("access-control-expose-headers", "inference-header-content-length, retry-after, x-request-id"),
