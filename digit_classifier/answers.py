@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from digit_classifier.predictions import Predictions
-from serving.commandline.installation import escape, silenced_stderr
 from serving.commandline.progress import Bar
+from serving.commandline.terminal import escape, silenced_stderr
 from serving.errors import ConfigurationError
 from serving.pictures.reader import SUFFIXES, processes, read_or_reason
 from serving.system.cores import usable_cores
-from serving.system.processes import mapped, silence_pillow
+from serving.system.process_pool import mapped, silence_pillow
 from serving.telemetry import logs
 
 _NUM_DECIMALS = 6

@@ -15,11 +15,9 @@ from digit_classifier.pictures import read_digit
 from digit_classifier.predictions import DIGITS, Predictions, as_images
 from serving.config import ServerConfig
 from serving.errors import InvalidRequest, ServingError
-from serving.router import Route, Router
-from serving.tensors import Images, Signature
-from serving.transports.http import openapi
-from serving.transports.http.applications import Document
-from serving.transports.http.pictures import (
+from serving.http_api import openapi
+from serving.http_api.http_application import Document
+from serving.http_api.pictures import (
     MAX_BODY_BYTES,
     PICTURES,
     REJECT_BELOW,
@@ -29,8 +27,10 @@ from serving.transports.http.pictures import (
     read_pictures,
     share_of,
 )
-from serving.transports.http1.port import Exchange
-from serving.transports.http1.routing import JSON, Answer, Endpoint, RoutedRequest, as_json
+from serving.router import Route, Router
+from serving.tensors import Images, Signature
+from serving.transports.http_port import Exchange
+from serving.transports.http_routing import JSON, Answer, Endpoint, RoutedRequest, as_json
 
 _NUM_DECIMALS = 6
 _JSON_BYTES = 4 << 20

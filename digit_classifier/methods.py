@@ -5,7 +5,7 @@ from array import array
 from digit_classifier import wire
 from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.predictions import Predictions
-from serving.batching.runs import ResponseEncoder, Result, Target
+from serving.batching.run import ResponseEncoder, Result, Target
 from serving.errors import ModelNotFound, ServingError
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, PrefixCache, Unary, frame
 from serving.router import Route, Router
@@ -32,7 +32,7 @@ def methods(router: Router, transport: str) -> list[Method]:
             device=info.device,
             precision=info.precision,
             transport=transport,
-            max_request_images=info.max_request_rows,
+            max_request_images=router.batching.max_request_rows,
             max_batch_size=info.max_batch_size,
             test_accuracy=info.test_accuracy,
             signature=route.model.image_signature.document(),

@@ -38,7 +38,7 @@ from serving.errors import ConfigurationError
 from serving.model.loaded import LoadedModel
 from serving.model.remote import without_credentials
 from serving.pictures.reader import SUFFIXES, processes
-from serving.system.processes import Processes, mapped
+from serving.system.process_pool import Processes, mapped
 from serving.tensors import Images, Signature
 
 Decode = Callable[[Sequence[bytes]], Sequence[Images | str]]

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from serving.batching.batcher import CHANGED, Batcher
-from serving.batching.runs import Group, Owner, RunnableModel
+from serving.batching.run import Group, Owner, RunnableModel
 from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
@@ -18,7 +18,7 @@ from serving.model.loaded import LoadedModel
 from serving.system.cores import usable_cores
 from serving.system.crash_record import number_of
 from serving.system.host import Host
-from serving.system.processes import Processes
+from serving.system.process_pool import Processes
 from serving.telemetry.metrics import HandlerUsage, Metrics
 from serving.tensors import ModelInfo, Signature, TensorSignature
 

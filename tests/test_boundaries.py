@@ -46,7 +46,7 @@ def test_server_and_client_on_h2_load_only_what_they_use():
         )
         server.stop()
         loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
-    assert {"onnxruntime", "serving.transports.h2.port"} <= loaded
+    assert {"onnxruntime", "serving.transports.grpc_port"} <= loaded
     needless = {"grpc", "grpc_reflection", "multiprocessing", "numpy.random", "uvicorn"}
     assert not loaded & (HEAVY - {"onnxruntime"} | needless)
     assert "serving.client.h2.threads" in asked
@@ -190,9 +190,9 @@ def test_nothing_knows_the_reader_and_it_knows_no_training():
 ORDER = {
     "serving": """
         errors commandline tensors applications config system http1
-        http2 security model.preprocessing pictures telemetry.metrics telemetry model
-        batching handlers catalog embedded router protocols
-        transports client server cli __main__ launch __init__
+        http2 security model.preprocessing pictures telemetry.metrics model
+        batching handlers catalog embedded router protocols telemetry
+        transports http_api client server cli __main__ launch __init__
     """,
     "digit_classifier": """
         predictions normalizer pictures wire methods http remote local classifier answers command

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from serving.commandline import installation
-from serving.commandline.installation import escape
+from serving.commandline.terminal import escape
 from training import cli
 from training.cli import parser
 from training.config import RECIPES
@@ -58,8 +58,8 @@ def _train(arguments: argparse.Namespace) -> None:
     extra = _load_extra(arguments.extra)
     data = _load(arguments)
     from training import report
+    from training.fitting.epochs import device
     from training.fitting.train import train
-    from training.fitting.trainer import device
 
     recipe = RECIPES[arguments.recipe or ("fine-tune" if extra else "default")]
     recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)

@@ -6,9 +6,11 @@ import re
 import sys
 from pathlib import Path
 
-from serving.commandline import options
-from serving.commandline.installation import in_checkout, silenced_stderr
-from serving.commandline.options import Parser, command_help
+from serving.commandline import values
+from serving.commandline.fields import command_help
+from serving.commandline.installation import in_checkout
+from serving.commandline.parser import Parser
+from serving.commandline.terminal import silenced_stderr
 from training.config import RECIPES
 
 PROGRAM = "python -m training"
@@ -125,7 +127,7 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
     add("--seed", type=_seed, default="0", help="of all random numbers")
     add(
         "--epochs",
-        type=options.count,
+        type=values.count,
         metavar="N",
         help="passes over the training images (default: the recipe's)",
     )

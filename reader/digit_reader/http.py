@@ -11,10 +11,8 @@ from digit_classifier.predictions import Predictions
 from digit_reader.facts import MAX_LENGTH, number_facts
 from serving.config import ServerConfig
 from serving.errors import ServingError
-from serving.router import Router
-from serving.tensors import Images
-from serving.transports.http.applications import Document
-from serving.transports.http.openapi import (
+from serving.http_api.http_application import Document
+from serving.http_api.openapi import (
     COUNT,
     INTEGER,
     PROBABILITY,
@@ -28,7 +26,7 @@ from serving.transports.http.openapi import (
     some_of,
     text_of,
 )
-from serving.transports.http.pictures import (
+from serving.http_api.pictures import (
     MAX_BODY_BYTES,
     PICTURES,
     VERSION,
@@ -36,8 +34,10 @@ from serving.transports.http.pictures import (
     read_pictures,
     share_of,
 )
-from serving.transports.http1.port import Exchange
-from serving.transports.http1.routing import Answer, Endpoint
+from serving.router import Router
+from serving.tensors import Images
+from serving.transports.http_port import Exchange
+from serving.transports.http_routing import Answer, Endpoint
 
 MODULES = ("digit_reader.http", "digit_reader.numbers", "digit_reader.digit")
 PAGES: dict[str, tuple[str, str]] = {}  # reader.js makes the page of digits one of numbers

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from serving.batching.queue import ClientQueue, Queue
-from serving.batching.runs import NEVER, Group, Owner, Ran, ResponseEncoder
+from serving.batching.run import NEVER, Group, Owner, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
 
 _numbers = itertools.count()

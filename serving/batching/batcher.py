@@ -16,7 +16,7 @@ from functools import partial
 from serving.batching.offload import OffloadedBatches
 from serving.batching.place import Cost, Place, place
 from serving.batching.queue import Queue
-from serving.batching.runs import (
+from serving.batching.run import (
     FAILED,
     Caller,
     Executor,

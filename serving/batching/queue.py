@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from serving.batching.runs import Caller, Group, divide, open_parts
+from serving.batching.run import Caller, Group, divide, open_parts
 
 TURN_ROWS = 16
 """Rows that one caller adds to a batch before the others' turn."""

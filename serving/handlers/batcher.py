@@ -28,7 +28,7 @@ import numpy as np
 from serving import errors
 from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.queue import Queue
-from serving.batching.runs import (
+from serving.batching.run import (
     Caller,
     Group,
     Owner,

@@ -77,7 +77,7 @@ class NoEngine:
         """See `Engine`."""
         raise ModelError("there is no model, only a handler")
 
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
         """See `Engine`."""
         return self.run, lambda: None
 

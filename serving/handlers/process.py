@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving.batching.runs import Owner
+from serving.batching.run import Owner
 from serving.errors import ConfigurationError, Unavailable
 from serving.handlers import frames, worker
 from serving.handlers.frames import BrokenFrame, Frame, FrameReader

@@ -117,7 +117,7 @@ class LoadedModel:
             device=self.device,
             precision=self.precision,
             max_batch_size=sizes.max_batch_size if tensors.is_batchable else 0,
-            max_request_rows=sizes.max_request_rows,
+            max_request_rows=sizes.max_request_rows if tensors.is_batchable else None,
             labels=self.class_labels,
             pictures=None if self.pictures is None else asdict(self.pictures),
             test_accuracy=self.manifest.test_accuracy,
@@ -129,8 +129,8 @@ class LoadedModel:
     def run(self, feeds: Feeds) -> list[Array]:
         with native_run(): return self.engine.run(feeds)  # noqa: E701  # fmt: skip
 
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        engine_run, end = self.engine.stoppable()
+    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
+        engine_run, end = self.engine.stoppable(is_alone=is_alone)
 
         def run(feeds: Feeds) -> list[Array]:
             with native_run(): return engine_run(feeds)  # noqa: E701  # fmt: skip

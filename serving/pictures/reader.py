@@ -10,7 +10,7 @@ from serving.errors import ConfigurationError, InvalidRequest
 
 if TYPE_CHECKING:
     from serving.model.preprocessing import Preprocessing
-    from serving.system.processes import Processes
+    from serving.system.process_pool import Processes
     from serving.tensors import Array
 
 SUFFIXES = (
@@ -35,7 +35,7 @@ def read_or_reason(read: Callable[[_Source], _Read], source: _Source) -> _Read |
 
 def processes(number: int) -> "Processes":
     """Make processes that read pictures, one at a time each; they start with the first one."""
-    from serving.system.processes import Processes  # who reads one picture needs none
+    from serving.system.process_pool import Processes  # who reads one picture needs none
 
     return Processes(number, modules())
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
-from serving.batching.runs import ResponseEncoder, Result
+from serving.batching.run import ResponseEncoder, Result
 from serving.errors import ServingError
 from serving.protocols.status import error_of
 

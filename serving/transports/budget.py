@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from serving.system.process import FREE_BYTES, trim_memory
+from serving.system.libc import FREE_BYTES, trim_memory
 
 _RESERVED_SHARE = 0.75
 """How much of the budget may be reserved; the rest is for small requests and for who waits."""
@@ -66,8 +66,13 @@ class Budget:
         self._num_held = 0
         self._reserved: dict[Arriving, _Reservation] = {}
         self._num_reserved = 0
-        self._waiting: dict[Arriving, _Reservation] = {}
-        """Those that wait to be let in, the longest waiting first."""
+        self._reserved_by: Counter[str] = Counter()
+        """What each address has reserved."""
+        self._waiting: dict[str, dict[Arriving, _Reservation]] = {}
+        """Those that wait to be let in by their addresses, the longest waiting first.
+
+        Letting one in looks at addresses, not at calls: a connection may close with thousands.
+        """
         self._num_released = 0
         """Bytes of requests that have ended since memory was given back."""
         self._trim_s = math.inf
@@ -93,18 +98,19 @@ class Budget:
         reservation = self._reserved.get(call)
         if reservation is not None and num_bytes <= reservation.num_bytes:
             return True
-        if call in self._waiting:
+        if self.is_waiting(call):
             return False
         if not self._waiting and self._fits(num_bytes):
             self._reserve(call, num_bytes)
             return True
-        self._waiting[call] = _Reservation(num_bytes, self._clock())
+        waiting = self._waiting.setdefault(call.peer.address, {})
+        waiting[call] = _Reservation(num_bytes, self._clock())
         self._hurry()
         return False
 
     def is_waiting(self, call: Arriving) -> bool:
         """Return whether a request waits to be let in."""
-        return call in self._waiting
+        return call in self._waiting.get(call.peer.address, ())
 
     def admitted_s(self, call: Arriving) -> float:
         """Return when a request was let in, in monotonic seconds; 0 if it was not."""
@@ -120,9 +126,9 @@ class Budget:
         """Refuse slow requests that keep others waiting; give back memory that is left free."""
         self._give_back(now_s)
         while self._waiting:
-            oldest = next(iter(self._waiting.values()))
+            oldest_s = min(next(iter(calls.values())).since_s for calls in self._waiting.values())
             slow = self._slowest(now_s)
-            if slow is None or now_s - oldest.since_s < _PATIENCE_S:
+            if slow is None or now_s - oldest_s < _PATIENCE_S:
                 return
             slow.refuse_bytes()
 
@@ -149,30 +155,44 @@ class Budget:
         return not self._reserved or self._num_reserved + num_bytes <= most
 
     def _reserve(self, call: Arriving, num_bytes: int) -> None:
-        earlier = self._reserved.get(call)
-        self._num_reserved += num_bytes - (earlier.num_bytes if earlier else 0)
+        self._unreserve(call)
+        self._num_reserved += num_bytes
+        self._reserved_by[call.peer.address] += num_bytes
         self._reserved[call] = _Reservation(num_bytes, self._clock())
 
-    def _release(self, call: Arriving) -> None:
-        self._waiting.pop(call, None)
+    def _unreserve(self, call: Arriving) -> bool:
+        """End a reservation; return whether there was one."""
         reservation = self._reserved.pop(call, None)
-        if reservation is not None:
-            self._num_reserved -= reservation.num_bytes
+        if reservation is None:
+            return False
+        address = call.peer.address
+        self._num_reserved -= reservation.num_bytes
+        self._reserved_by[address] -= reservation.num_bytes
+        if not self._reserved_by[address]:
+            del self._reserved_by[address]
+        return True
+
+    def _release(self, call: Arriving) -> None:
+        self._stop_waiting(call)
+        if self._unreserve(call):
             self._let_in()
+
+    def _stop_waiting(self, call: Arriving) -> None:
+        address = call.peer.address
+        waiting = self._waiting.get(address, {})
+        if waiting.pop(call, None) is not None and not waiting:
+            del self._waiting[address]
 
     def _let_in(self) -> None:
         """Let waiting requests in, as far as they fit: first of addresses that have the least."""
         while self._waiting:
-            sizes: Counter[str] = Counter()
-            for call, reservation in self._reserved.items():
-                sizes[call.peer.address] += reservation.num_bytes
-            call = min(self._waiting, key=lambda each: sizes[each.peer.address])
-            num_bytes = self._waiting[call].num_bytes
-            if not self._fits(num_bytes):
+            address = min(self._waiting, key=self._reserved_by.__getitem__)
+            call, reservation = next(iter(self._waiting[address].items()))
+            if not self._fits(reservation.num_bytes):
                 return
-            del self._waiting[call]
+            self._stop_waiting(call)
             if not call.is_running:  # else the rest was on its way
-                self._reserve(call, num_bytes)
+                self._reserve(call, reservation.num_bytes)
                 call.resume_reading()
 
     def _make_room(self) -> None:

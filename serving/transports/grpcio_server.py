@@ -16,20 +16,22 @@ from weakref import WeakValueDictionary
 import grpc
 
 from serving.batching.awaited import AsyncCaller, submit, submit_of_stream
-from serving.batching.runs import ResponseEncoder
+from serving.batching.run import ResponseEncoder
 from serving.config import ServerConfig
 from serving.errors import Overloaded, ServingError, Unauthenticated, Unavailable
 from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
-from serving.security import TokenCheck, token_check
-from serving.system.host import bind, with_port
+from serving.security.tokens import TokenCheck, token_check
+from serving.system.addresses import with_port
+from serving.system.listening import bind
+from serving.telemetry.access_log import REQUEST_ID, AccessLog, LoggedCall, access_log
 from serving.telemetry.logs import request_fields
 from serving.telemetry.metrics import NO_MODEL, Metrics
-from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, access_log
-from serving.transports.connections import max_message_bytes, public_headers
+from serving.transports.asyncio_loop import AsyncioLoop
 from serving.transports.grpcio_credentials import server_credentials
-from serving.transports.loop import AsyncioLoop
+from serving.transports.limits import max_message_bytes
+from serving.transports.peer import public_headers
 
 _log = logging.getLogger(__name__)
 

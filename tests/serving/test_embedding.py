@@ -15,7 +15,7 @@ import pytest
 from digit_classifier import PRETRAINED, AsyncClassifier, Classifier
 from digit_classifier.local import AsyncLocalDigits, LocalDigits
 from digit_classifier.predictions import DIGITS
-from serving.batching.runs import Group, Result
+from serving.batching.run import Group, Result
 from serving.config import BatchingConfig
 from serving.embedded import AsyncModel, Model
 from serving.errors import CorruptModel, ModelError, Unavailable

@@ -12,7 +12,7 @@ from serving import Client, applications
 from serving.errors import Overloaded, Unavailable
 from serving.protocols.method import Unary
 from serving.protocols.status import TABLE
-from serving.transports.http1.routing import Endpoint
+from serving.transports.http_routing import Endpoint
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
 

@@ -6,10 +6,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from serving.transports.connections import PortLimits
-from serving.transports.http.inference import Inference
-from serving.transports.http1.port import open_port
-from serving.transports.http1.routing import App
+from serving.http_api.inference import Inference
+from serving.transports.http_port import open_port
+from serving.transports.http_routing import App
+from serving.transports.limits import PortLimits
 from tests.simulation.clients import UNLIMITED, Client
 
 BODY_S, IDLE_S = 5.0, 20.0

@@ -13,7 +13,7 @@ from digit_classifier import PRETRAINED
 from digit_classifier.predictions import DIGITS
 from serving.batching.batcher import Batcher
 from serving.batching.queue import ClientQueue, Queue
-from serving.batching.runs import Group, ResponseEncoder
+from serving.batching.run import Group, ResponseEncoder
 from serving.catalog import ModelVersions
 from serving.config import Device
 from serving.errors import ServingError
@@ -67,13 +67,16 @@ class FakeModel:
         self.poison = poison
         self.ran: list[list[int]] = []
         """The first pixel of every image, run by run."""
+        self.were_alone: list[bool] = []
+        """Of offloaded runs whether they had the cores for themselves."""
 
     def run(self, feeds):
         """As an engine."""
         return [self.classify(feeds["images"])]
 
-    def stoppable(self):
+    def stoppable(self, *, is_alone=False):
         """As an engine."""
+        self.were_alone.append(is_alone)
         return self.run, self.end
 
     def end(self):

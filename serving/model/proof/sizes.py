@@ -11,7 +11,7 @@ The name of an unknown says what is known of it:
 - "?7" is any number, and may even be 0 or negative;
 - "N?7" is any number that depends on the number of rows.
 
-Calls with sizes outside of the first two bounds never share a batch (serving/batching/runs.py).
+Calls with sizes outside of the first two bounds never share a batch (serving/batching/run.py).
 """
 
 from collections.abc import Iterable, Mapping

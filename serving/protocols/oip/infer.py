@@ -13,7 +13,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from serving.batching.runs import ResponseEncoder, Result, Target
+from serving.batching.run import ResponseEncoder, Result, Target
 from serving.errors import InvalidRequest, RequestError, ServingError, Unavailable
 from serving.protocols import parse, varint
 from serving.protocols.method import PrefixCache, frame

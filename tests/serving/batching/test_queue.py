@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serving.batching.queue import Queue
-from serving.batching.runs import Group
+from serving.batching.run import Group
 from tests.support.fakes import FakeCaller
 
 

@@ -4,6 +4,7 @@ import os
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def gate(tmp_path):
 
 def at_once(*calls):
     """Make calls on threads; return their outcomes, in order."""
-    outcomes = [None] * len(calls)
+    outcomes: list[Any] = [None] * len(calls)
 
     def make(place, call):
         try:

@@ -1,12 +1,13 @@
 """The queue of a handler and its processes, with processes that the test plays itself."""
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.batching.batcher import Batcher
-from serving.batching.runs import Group, ResponseEncoder
+from serving.batching.run import Group, ResponseEncoder
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
 from serving.handlers.batcher import HandlerBatcher, Parts, RunMetrics
@@ -118,7 +119,7 @@ class FakeVersion:
         self.runs.append(feeds["x"].tolist())
         return [feeds["x"] * 2]
 
-    def stoppable(self):
+    def stoppable(self, *, is_alone=False):
         return self.run, lambda: None
 
 
@@ -133,7 +134,8 @@ class Call(ResponseEncoder):
         self.caller = FakeCaller()
         self.caller.streams[0] = self
         message = np.array(values).tobytes()
-        self.group = Group(self.caller, [0], [message], self, self, 0.0, deadline_s)
+        streams: Any = [0]
+        self.group = Group(self.caller, streams, [message], self, self, 0.0, deadline_s)
 
     def encode(self, result, at, number):
         return [[each.tolist() for each in result.part(at, self.num_rows)]]

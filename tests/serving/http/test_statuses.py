@@ -10,14 +10,14 @@ from PIL import Image
 
 from digit_classifier import http as application
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
+from serving.http_api.http_server import HttpServer
 from serving.model import repository
 from serving.model.loaded import LoadedModel
 from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.protocols.status import TABLE
 from serving.system.host import Host
-from serving.transports.connections import PortLimits
-from serving.transports.http.http_server import HttpServer
+from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of

@@ -12,7 +12,7 @@ from serving.http2.hpack import INSERT, encode_literally, literal
 from serving.http2.recogniser import recognise
 from serving.http2.server import ServerConnection
 from serving.http2.streams import OpenCall
-from serving.transports.h2.headers import COUNTING, VARYING
+from serving.transports.grpc_headers import COUNTING, VARYING
 
 RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 OK = ((b"grpc-status", b"0"),)

@@ -11,7 +11,7 @@ import pytest
 
 from digit_classifier.predictions import DIGITS
 from serving import Client
-from serving.batching.runs import Result
+from serving.batching.run import Result
 from serving.config import BatchingConfig
 from serving.protocols.method import frame
 from serving.protocols.oip import methods

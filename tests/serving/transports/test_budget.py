@@ -73,6 +73,32 @@ def test_large_requests_wait_and_come_one_after_the_other(budget):
     assert not budget.is_contended
 
 
+class CountingPeer:
+    """A caller that counts how often its address is read."""
+
+    num_reads = 0
+
+    @property
+    def address(self):
+        self.num_reads += 1
+        return "a"
+
+
+def test_the_end_of_a_connection_takes_a_step_for_each_of_its_calls(budget):
+    budget.max_bytes = 10_000
+    peer = CountingPeer()
+    requests = [Request(budget, 5000) for _ in range(1000)]
+    for request in requests:
+        request.peer = peer
+        request.come(5)
+    assert not any(request.is_refused for request in requests)
+    peer.num_reads = 0
+    for request in requests:
+        request.end()
+    assert peer.num_reads < 20 * len(requests)
+    assert not budget.is_contended
+
+
 def test_one_that_is_larger_than_the_budget_comes_alone(budget):
     small, large, next_one = Request(budget, 30), Request(budget, 95), Request(budget, 30)
     for each in (small, large, next_one):

@@ -1,0 +1,401 @@
+"""Processes for work that may crash, hang, or take all memory: untrusted pictures and JSON.
+
+    callers ── jobs ──▶ queue, in turns ──▶ threads ◀── sockets ──▶ a process each ── fork ──▶ child
+
+A thread starts a process with its first job, whose child does one job at a time. If the child
+crashes, that costs its job alone, and the process, which has the imports, forks another in some
+milliseconds. If the child is too slow, the thread replaces both. A job that is given up is done to
+its end, for nobody: ending its process would cost the next job a start, and callers who wait for
+less than that would never be answered. A job that crashes is begun once more: who killed the child
+may be at fault. The processes share no lock: `pebble` 5.2 has one for all of its workers, so its
+pool broke when one was killed at a bad moment, and its jobs had no limit of time while one was
+stopped.
+"""
+
+import gc
+import itertools
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
+
+from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
+from serving.system.libc import end_with_parent
+from serving.system.usage import DATA, RESIDENT, SHARED, memory
+
+CRASH = "cannot be read: it crashes the process that reads it"
+"""Why there is no outcome of a job that ends its process: a decoder's fault, or the kernel's."""
+NO_PROCESS = "no process can be started for it"
+MAX_WAITING, MAX_WAITING_OF_ONE = 1000, 100
+"""Jobs that wait for a process, and how many of them may be one caller's."""
+_KEPT_BYTES = 32 << 20
+"""A process that keeps more than this of its jobs' memory ends."""
+_START_S = 20.0
+"""Of a process, with its imports."""
+_NICENESS = 10
+_CRASHED = -1
+"""In place of a job's number: the child has ended without an outcome."""
+_ENOUGH = 77
+"""The exit code of a child that has ended behind an outcome."""
+
+
+class _Process(NamedTuple):
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+    stream: Any
+    """Of the socket, which has a limit of time: outcomes are read from it."""
+    numbers: "itertools.count[int]"
+    """Of jobs: an outcome has its job's, since a child may also crash while it has none."""
+
+    def ask(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any] | None:
+        """Have a job done; return a good outcome or an error, None if the child crashed.
+
+        Raises:
+            TimeoutError: it takes too long.
+            OSError, EOFError, pickle.UnpicklingError: the process has ended.
+        """
+        number, found, content = next(self.numbers), -1, b""
+        self._forget_crashes()
+        try:
+            with self.socket.makefile("wb") as stream:
+                pickle.dump((number, function, args), stream, 5)
+        except (pickle.PicklingError, AttributeError, TypeError) as err:  # a function of no module
+            self.process.kill()  # a part of it may have been written
+            return False, err
+        while found != number:
+            found, content = pickle.load(self.stream)
+            if found == _CRASHED:
+                return None
+        try:
+            is_good, outcome = pickle.loads(content)
+        except Exception as err:  # an exception that takes other arguments, say
+            return False, RuntimeError(f"{type(err).__name__}: {err}")
+        return is_good, outcome
+
+    def _forget_crashes(self) -> None:
+        """Read what has come while there was no job: of children that were killed meanwhile."""
+        timeout_s = self.socket.gettimeout()
+        self.socket.settimeout(0)
+        try:
+            while self.stream.peek(1):
+                pickle.load(self.stream)
+        finally:
+            self.socket.settimeout(timeout_s)
+
+    def end(self) -> None:
+        """End it, though it be stopped."""
+        self.process.kill()
+        self.process.wait()
+        self.stream.close()
+        self.socket.close()
+
+
+class _Job(NamedTuple):
+    owner: str
+    call: tuple[Callable[..., Any], tuple[Any, ...]]
+    future: "Future[Any]"
+
+    def end(self, outcome: Any, *, is_good: bool = False) -> None:
+        """Set the outcome, unless the job was given up."""
+        if self.future.set_running_or_notify_cancel():
+            (self.future.set_result if is_good else self.future.set_exception)(outcome)
+
+
+class Processes:
+    """Calls functions in processes, which start as they are needed and end when idle."""
+
+    def __init__(
+        self,
+        number: int,
+        modules: Iterable[str] = (),
+        *,
+        memory_bytes: int = 0,
+        job_s: float = 600.0,
+        idle_s: float = 60.0,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            number: of processes; a caller that has a name gets all but one.
+            modules: imports of the jobs; those that are not installed are left out.
+            memory_bytes: the most that a process may allocate for its job; 0 for any.
+            job_s: a process that has a job for longer is ended.
+            idle_s: when one that has nothing to do ends.
+        """
+        self._number, self._share = number, max(1, number - 1)
+        self._job_s, self._idle_s = job_s, idle_s
+        self._arguments = [str(memory_bytes), *modules]
+        self._changed = threading.Condition()
+        """Its lock guards all that follows."""
+        self._waiting: dict[str, deque[_Job]] = {}
+        """By caller; the one whose turn is next is the first."""
+        self._running = Counter[str]()
+        """Jobs by caller."""
+        self._busy: dict[Future[Any], _Process] = {}
+        """The processes that have a job, by its outcome."""
+        self._threads: set[threading.Thread] = set()
+        self._is_closed = False
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        """Call a function of a module in a process, with arguments.
+
+        Args:
+            owner: the caller, such as its address: callers take turns; "" has no limits.
+            function: its exceptions are raised by the future.
+            args: its arguments.
+
+        Returns:
+            Its outcome: cancelled, it is never begun, or its outcome is dropped. InvalidRequest for
+            a job that crashes its process; DeadlineExceeded for one that takes too long.
+
+        Raises:
+            Overloaded: too many wait, or there are no more threads.
+        """
+        job = _Job(owner, (function, args), Future())
+        with self._changed:
+            num_waiting = sum(map(len, self._waiting.values()))
+            is_full = len(self._waiting.get(owner, ())) >= MAX_WAITING_OF_ONE
+            if (owner and (is_full or num_waiting >= MAX_WAITING)) or self._is_closed:
+                raise Overloaded("too many pictures wait")
+            num_free = len(self._threads) - self._running.total()
+            if num_waiting >= num_free and len(self._threads) < self._number:
+                thread = threading.Thread(target=self._run, name="processes", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as err:
+                    raise Overloaded(NO_PROCESS) from err
+                self._threads.add(thread)
+            self._waiting.setdefault(owner, deque()).append(job)
+            self._changed.notify()
+        job.future.add_done_callback(partial(self._forget_cancelled, owner))
+        return job.future
+
+    def close(self) -> None:
+        """End the processes and their jobs."""
+        with self._changed:
+            self._is_closed = True
+            waiting = [job.future for jobs in self._waiting.values() for job in jobs]
+            futures, threads = [*waiting, *self._busy], [*self._threads]
+            for process in self._busy.values():
+                process.process.kill()
+            self._changed.notify_all()
+        for future in futures:
+            future.cancel()
+        for thread in threads:
+            thread.join()
+
+    def _forget_cancelled(self, owner: str, future: "Future[Any]") -> None:
+        """Free the place and the arguments of a job that is given up while it waits."""
+        if not future.cancelled():
+            return
+        with self._changed:
+            jobs = self._waiting.pop(owner, deque())
+            if kept := deque(job for job in jobs if job.future is not future):
+                self._waiting[owner] = kept  # and have their turn last
+
+    def _run(self) -> None:
+        process: _Process | None = None
+        while (job := self._next_job()) is not None:
+            process = self._do(job, process)
+            with self._changed:
+                self._running[job.owner] -= 1
+                self._changed.notify()  # another one of this caller may begin
+        if process is not None:
+            process.end()
+
+    def _next_job(self) -> _Job | None:
+        """Wait for a job; return None once the thread is to end."""
+        with self._changed:
+            is_idle = False
+            while not self._is_closed:
+                for owner in [*self._waiting]:
+                    if owner and self._running[owner] >= self._share:
+                        continue
+                    jobs = self._waiting.pop(owner)
+                    job = jobs.popleft()
+                    if jobs:
+                        self._waiting[owner] = jobs  # and has its next turn last
+                    self._running[owner] += 1
+                    return job
+                if is_idle:
+                    break
+                is_idle = not self._changed.wait(self._idle_s)
+            self._threads.discard(threading.current_thread())
+            return None
+
+    def _do(self, job: _Job, process: _Process | None) -> _Process | None:
+        """Do a job in a process, or a new one; return the process, if it can do others."""
+        for _ in range(2):
+            try:
+                process = process or self._start()
+            except OSError:
+                job.end(Overloaded(NO_PROCESS))
+                return None
+            if job.future.cancelled() and not self._is_closed:  # while the process started
+                return process
+            outcome, is_over = self._ask(process, job)
+            if is_over:
+                process.end()
+                process = None
+            if outcome is not None:
+                job.end(outcome[1], is_good=outcome[0])
+                return process
+            if job.future.cancelled() or self._is_closed:
+                job.future.cancel()
+                return process
+        job.end(InvalidRequest(CRASH))
+        return process
+
+    def _ask(self, process: _Process, job: _Job) -> tuple[tuple[bool, Any] | None, bool]:
+        """Return a job's outcome, None if there is none, and whether the process is over."""
+        with self._changed:
+            if self._is_closed:
+                return None, True
+            self._busy[job.future] = process
+        try:
+            return process.ask(*job.call), False
+        except TimeoutError:
+            return (False, DeadlineExceeded(f"it takes more than {self._job_s:g} s")), True
+        except (OSError, EOFError, pickle.UnpicklingError):
+            return None, True
+        finally:
+            with self._changed:
+                del self._busy[job.future]
+
+    def _start(self) -> _Process:
+        ours, its = socket.socketpair()
+        ours.settimeout(self._job_s)
+        code = f"import sys; sys.path = {sys.path!r}; from {__name__} import main; main()"
+        flags = ["-I", "-B"] if sys.dont_write_bytecode else ["-I"]  # -I forgets the environment's
+        try:
+            process = subprocess.Popen(
+                [sys.executable, *flags, "-c", code, str(its.fileno()), *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+                start_new_session=True,
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            its.close()
+        started = _Process(process, ours, ours.makefile("rb"), itertools.count())
+        try:
+            ours.settimeout(_START_S)
+            if not ours.recv(1):
+                raise BrokenPipeError
+            ours.settimeout(self._job_s)
+        except OSError:
+            started.end()
+            raise
+        return started
+
+
+def mapped(
+    pool: Processes, function: Callable[..., Any], items: Iterable[Any], ahead: int
+) -> Generator[Any, None, None]:
+    """Yield a function's result for each item, in order; for one that crashes, why: a text.
+
+    Args:
+        pool: makes the results.
+        function: of a module.
+        items: its argument; `ahead` of them are read before their results are wanted.
+        ahead: see above.
+    """
+    futures: deque[Future[Any]] = deque()
+
+    def result() -> Any:
+        try:
+            return futures.popleft().result()
+        except (InvalidRequest, DeadlineExceeded) as err:
+            return str(err)
+
+    try:
+        for item in items:
+            futures.append(pool.submit("", function, item))
+            if len(futures) > ahead:
+                yield result()
+        while futures:
+            yield result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def silence_pillow() -> None:
+    """Keep Pillow's remarks on damaged files off stderr: each file gets one line from us."""
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+def main() -> NoReturn:
+    """Fork a child that does jobs, again and again: the program of a process."""
+    end_with_parent()
+    os.nice(_NICENESS)
+    silence_pillow()
+    sock, memory_bytes = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    for name in sys.argv[3:]:
+        with suppress(ImportError):
+            import_module(name)
+    gc.freeze()
+    sock.send(b"\0")
+    pid = os.getpid()
+    while child := os.fork():
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != _ENOUGH:
+            sock.send(pickle.dumps((_CRASHED, b"")))
+    _work(sock, memory_bytes, pid)
+
+
+def _work(sock: socket.socket, memory_bytes: int, parent: int) -> NoReturn:
+    """Do jobs until the socket is closed, or until they have left too much memory behind."""
+    import resource  # Windows, where clients run, has none
+
+    end_with_parent()
+    if os.getppid() != parent:  # it was killed before: nobody would end this child
+        os._exit(1)
+    if memory_bytes:
+        limit = memory(DATA) + memory_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resting_bytes = _own_bytes()
+    stream = sock.makefile("rwb")
+    while _own_bytes() - resting_bytes <= _KEPT_BYTES:
+        try:
+            number, function, args = pickle.load(stream)
+        except BaseException:  # it is no use without its job
+            os._exit(1)
+        pickle.dump((number, _outcome(function, args)), stream, 5)
+        del args
+        stream.flush()
+    os._exit(_ENOUGH)
+
+
+def _own_bytes() -> int:
+    """Return this process's memory without that of files, such as the code of libraries."""
+    return memory(RESIDENT) - memory(SHARED)
+
+
+def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    """Return whether it is good, and the result or the error, pickled."""
+    try:
+        return pickle.dumps((True, function(*args)), 5)
+    except MemoryError:
+        return pickle.dumps((False, TooLarge("it needs too much memory")))
+    except Exception as err:
+        with suppress(Exception):
+            return pickle.dumps((False, err))
+        return pickle.dumps((False, RuntimeError(f"{type(err).__name__}: {err}"[:500])))

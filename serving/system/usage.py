@@ -1,0 +1,104 @@
+"""What processes use: memory, open files, processor time, and how long they wait for cores."""
+
+import math
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+_PROC = Path("/proc/self")
+VIRTUAL, RESIDENT, SHARED, DATA = 0, 1, 2, 5
+"""Sizes in /proc/self/statm."""
+
+
+class Usage(NamedTuple):
+    """Memory and file descriptors of one or more processes; all zero without /proc."""
+
+    resident_bytes: int = 0
+    virtual_bytes: int = 0
+    num_files: int = 0
+    """Open file descriptors, sockets included."""
+    max_files: int = 0
+    """The limit of open file descriptors."""
+
+    @classmethod
+    def now(cls) -> "Usage":
+        """Read the usage of this process."""
+        try:
+            num_files = len(os.listdir(_PROC / "fd")) - 1  # without the one of this listing
+        except OSError:
+            return cls()
+        import resource  # Windows has none
+
+        max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return cls(memory(RESIDENT), memory(VIRTUAL), num_files, max_files)
+
+
+def memory(field: int) -> int:
+    """Return a size of this process in bytes; 0 without /proc.
+
+    Args:
+        field: VIRTUAL, RESIDENT, SHARED or DATA.
+    """
+    try:
+        pages = (_PROC / "statm").read_text("ascii").split()
+    except OSError:
+        return 0
+    return int(pages[field]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_bytes() -> float:
+    """Return how much this process may still allocate; inf where nothing limits it."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return math.inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return math.inf if limit == resource.RLIM_INFINITY else limit - memory(DATA)
+
+
+class Activity(NamedTuple):
+    """A process's activity at one moment."""
+
+    cpu_s: float = 0.0
+    """Its processor time."""
+    is_waiting_for_machine: bool = True
+    """Whether a thread waits for a core or for a disk, or computes; the default without /proc."""
+
+    @classmethod
+    def of(cls, pid: int) -> "Activity":
+        """Look at a process."""
+        try:
+            threads = [_stat(path / "stat") for path in Path(f"/proc/{pid}/task").iterdir()]
+            ticks = sum(map(int, _stat(Path(f"/proc/{pid}/stat"))[11:13]))
+        except OSError:  # it has ended, or a thread of it has
+            return cls()
+        return cls(ticks / os.sysconf("SC_CLK_TCK"), any(stat[0] in "RD" for stat in threads))
+
+
+def _stat(path: Path) -> list[str]:
+    """Return the fields of a stat file from the state on: the command before may hold blanks."""
+    return path.read_text("utf-8", "replace").rpartition(")")[2].split()
+
+
+def waited_for_cores_s() -> float:
+    """Return how long threads of this process were ready to run and had no core, in seconds.
+
+    The sum over its living threads, from /proc/PID/task/TID/schedstat; 0 where there is none.
+    """
+    waited_ns = 0
+    with suppress(OSError):  # no /proc, or a thread has ended
+        for path in (_PROC / "task").glob("*/schedstat"):
+            waited_ns += int(path.read_text("ascii").split()[1])
+    return waited_ns / 1e9
+
+
+def start_time_s() -> float:
+    """Return when this process started, in seconds since 1970; 0 without /proc."""
+    try:
+        start_ticks = int(_stat(_PROC / "stat")[19])
+    except OSError:
+        return 0.0
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - age_s

@@ -1,0 +1,520 @@
+"""An HTTP/1.1 port: from bytes of connections to requests, and answers back, in order.
+
+    bytes ──▶ http1: head ──▶ RoutedRequest ──▶ body ──▶ Exchange ──▶ its handler
+
+A connection has one request in progress; further ones wait.
+"""
+
+import logging
+import math
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from enum import Enum, auto
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from serving.errors import DeadlineExceeded, Overloaded, ServingError
+from serving.http1.requests import BadRequest, Http2Begun, Request, RequestReader
+from serving.http2 import frames
+from serving.http2.hpack import encode_literally
+from serving.protocols.status import StatusCode
+from serving.router import Router
+from serving.system.host import Host
+from serving.telemetry.access_log import REQUEST_ID, AccessLog, LoggedCall
+from serving.transports.calls import LoopCall
+from serving.transports.http_routing import Answer, App, HttpError, RoutedRequest, name_of, problem
+from serving.transports.limits import PortLimits
+from serving.transports.loop import Loop
+from serving.transports.peer import Peer, State, peer_of
+from serving.transports.pools import Pool
+from serving.transports.port import Port
+
+_log = logging.getLogger(__name__)
+
+_MAX_AHEAD_BYTES = 64 << 10
+"""Bytes that a peer may send ahead of an answer; it is not read until they are fewer."""
+_MAX_UNSENT_BYTES = 64 << 10
+"""Answers that a peer has not read, past which its next request waits."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
+_NO_ROOM = Overloaded("other requests' bodies leave no room for this one")
+_GRACE_S = 1.0
+"""How long a drain waits for the requests that callers send before they know of it."""
+_COMPLAINT_S = 60.0
+"""The least time between two log lines about peers that send malformed requests."""
+_PREFACE_END = b"SM\r\n\r\n"
+"""Of HTTP/2, behind its first line."""
+_MAX_GRPC_CALLS = 16
+"""Calls on a connection that are told where gRPC is."""
+
+
+class _GrpcReader(RequestReader):
+    """The bytes of a peer that tries gRPC here: the status of its calls says where gRPC is.
+
+    The connection stays open for as long as a head may take: if it ended behind a call, grpcio
+    would connect again, 600 times a second. GOAWAY of HTTP_1_1_REQUIRED aborts grpcio 1.85.
+    """
+
+    def __init__(self, data: bytes, port: str, write: Callable[[bytes], None]) -> None:
+        """Go on behind the first line of HTTP/2's preface."""
+        super().__init__()
+        text = f"this port speaks HTTP/1.1; gRPC is on {port}"
+        self._block = encode_literally(
+            [
+                (b":status", b"200"),
+                (b"content-type", b"application/grpc"),
+                (b"grpc-status", b"%d" % StatusCode.UNIMPLEMENTED),
+                (b"grpc-message", text.encode()),
+            ]
+        )
+        self._write, self._num_calls = write, 0
+        self._num_left = len(_PREFACE_END)
+        self.receive(data)
+        write(frames.frame(frames.SETTINGS, 0, frames.CONNECTION))
+
+    def read_head(self) -> None:
+        """Answer the calls that have come.
+
+        Raises:
+            BadRequest: they are too many, or something else has come.
+        """
+        if len(self._data) >= self._num_left:
+            del self._data[: self._num_left]
+            self._num_left = 0
+        while not self._num_left and len(self._data) >= frames.FRAME_BYTES:
+            end, kind = frames.FRAME_BYTES + int.from_bytes(self._data[:3], "big"), self._data[3]
+            is_long = end > frames.FRAME_BYTES + frames.DEFAULT_FRAME
+            if is_long or self._num_calls == _MAX_GRPC_CALLS:
+                raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "expected HTTP/1.1")
+            if len(self._data) < end:
+                return
+            if kind == frames.HEADERS:
+                stream = bytes(self._data[5 : frames.FRAME_BYTES])
+                self._num_calls += 1
+                flags = frames.END_HEADERS | frames.END_STREAM
+                self._write(frames.frame(frames.HEADERS, flags, stream, self._block))
+            del self._data[:end]
+
+
+class Exchange(LoopCall):
+    """A request whose head has come; `start` begins once its body has."""
+
+    __slots__ = ("body", "plan")
+
+    def __init__(self, port: Any, peer: Peer, plan: RoutedRequest, stream: int) -> None:
+        """Prepare; the port sets the deadline and the body once it knows them."""
+        super().__init__(port, peer, stream, float("inf"))
+        self.plan = plan
+        """Its routing."""
+        self.body = b""
+
+    def close(self) -> None:
+        super().close()
+        self.body = b""
+
+    def _returned(self, outcome: Answer) -> None:
+        self.port.reply(self, outcome)
+
+    def _raised(self, error: Exception) -> None:
+        self.port.fail_request(self, error)
+
+    def resume_reading(self) -> None:
+        self.port.resume_reading(self)
+
+    def expire(self) -> None:
+        self.port.fail_request(self, DeadlineExceeded())
+
+    def refuse_bytes(self) -> None:
+        self.port.fail_request(self, _NO_ROOM)
+
+
+class Phase(Enum):
+    """How far a connection is with its requests."""
+
+    HEAD = auto()
+    """A head is on its way, for as long as a handshake may take."""
+    IDLE = auto()
+    """Every request was answered, and nothing has come since."""
+    BODY = auto()
+    """A head has come."""
+    RUNNING = auto()
+    """A request has come whole, and is not answered."""
+    QUEUED = auto()
+    """It was answered; bytes that were sent ahead wait for their turn."""
+
+
+class HttpEngine:
+    """One peer's HTTP/1.1: see `PeerEngine`."""
+
+    def __init__(self) -> None:
+        self.reader = RequestReader()
+        self.phase = Phase.HEAD
+        self.stream = 0
+        """How many requests have begun."""
+        self.streams: set[int] = set()
+        """The number of the request in progress, if there is one."""
+        self.call: Exchange | None = None
+        """The request in progress."""
+        self.has_grace = False
+        """Whether its next request is answered although the server drains: it may be on its way."""
+        self.recent: RoutedRequest | None = None
+        """The routing of the last request: the same again if its head is."""
+        self._answers: list[bytes] = []
+        self.num_unsent = 0
+        """Bytes of answers that wait for the end of the round."""
+
+    @property
+    def is_established(self) -> bool:
+        return self.phase is not Phase.HEAD
+
+    def begin(self) -> int:
+        """Begin a request; return its number."""
+        self.stream += 1
+        self.streams.add(self.stream)
+        return self.stream
+
+    def end(self) -> None:
+        """End the request in progress."""
+        self.call = None
+        self.streams.clear()
+        self.phase = Phase.QUEUED if self.reader.num_waiting else Phase.IDLE
+
+    def write(self, answer: bytes) -> None:
+        """Have an answer, or a part of one, sent at the end of the round."""
+        self._answers.append(answer)
+        self.num_unsent += len(answer)
+
+    def data_to_send(self) -> bytes:
+        answers, self._answers, self.num_unsent = self._answers, [], 0
+        return answers[0] if len(answers) == 1 else b"".join(answers)
+
+    def forget(self) -> None:
+        self.recent = None
+
+    def announce_end(self) -> None:
+        """See `PeerEngine`: the next answer says so."""
+
+    def go_away(self) -> None:
+        """See `PeerEngine`."""
+
+
+class HttpPort(Port):
+    """Reads requests and answers them; used by the loop's thread only."""
+
+    keeps_layouts = False
+
+    def __init__(
+        self,
+        app: App,
+        router: Router,
+        loop: Loop,
+        limits: PortLimits,
+        pool: Pool,
+        log: AccessLog | None,
+    ) -> None:
+        """Connect the parts.
+
+        Args:
+            app: routes requests.
+            router: the models.
+            loop: whose thread this is.
+            limits: of peers.
+            pool: decodes large requests.
+            log: records the requests; None if nothing does.
+        """
+        super().__init__(Host(clock=loop.clock), limits, app.tokens)
+        self._app = app
+        self._metrics = router.metrics
+        self._router = router
+        self.clock, self.post, self.calls = loop.clock, loop.post, loop.calls
+        self.defer = loop.defer
+        self.pool = pool
+        self.log = log
+        self._grace_until_s = -math.inf
+        """Until when a drain waits for requests that may be on their way."""
+        self._num_bad, self._complained_s = 0, -math.inf
+
+    def new_engine(self, sock: socket.socket) -> HttpEngine:
+        return HttpEngine()
+
+    # Requests
+
+    def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
+        engine: HttpEngine = peer.engine
+        engine.reader.receive(data)
+        if engine.phase not in (Phase.RUNNING, Phase.QUEUED):
+            self._advance(peer, now_s)
+        self._pause(peer)
+
+    def _begin(self, peer: Peer, now_s: float) -> int:
+        peer.swept_s = peer.active_s = now_s
+        number: int = peer.engine.begin()
+        return number
+
+    def _pause(self, peer: Peer) -> None:
+        """Read no more of a peer that has sent too much ahead, or for whose body there is no room.
+
+        Until that is less, or there is.
+        """
+        engine: HttpEngine = peer.engine
+        is_ahead = engine.phase in (Phase.RUNNING, Phase.QUEUED)
+        is_paused = is_ahead and engine.reader.num_waiting > _MAX_AHEAD_BYTES
+        if engine.call is not None and self.calls.budget.is_waiting(engine.call):
+            is_paused = True
+        if is_paused != peer.is_paused:
+            peer.is_paused = is_paused
+            self.schedule_flush(peer)
+
+    def _advance(self, peer: Peer, now_s: float) -> None:
+        """Read the next request, if it has come whole."""
+        engine: HttpEngine = peer.engine
+        if engine.num_unsent > _MAX_UNSENT_BYTES:
+            engine.phase = Phase.QUEUED
+            peer.unread[engine] = None  # and resumed once they are taken
+            return
+        try:
+            self._read_request(peer, now_s)
+        except Http2Begun as err:
+            if not self._app.grpc_port:
+                self._refuse_peer(peer, err)
+                return
+            write = partial(self._write, peer)
+            engine.reader = _GrpcReader(engine.reader.take(), self._app.grpc_port, write)
+            self._advance(peer, now_s)
+        except BadRequest as err:
+            self._refuse_peer(peer, err)
+
+    def _write(self, peer: Peer, data: bytes) -> None:
+        peer.engine.write(data)
+        self.schedule_flush(peer)
+
+    def headers_of(self, peer: Peer, stream: int) -> Iterable[tuple[str, str]]:
+        fields = peer.engine.call.plan.request.fields
+        return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+
+    def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
+        self._queue(peer)
+
+    def _queue(self, peer: Peer) -> None:
+        """Have the next request of a connection read, once it is its turn."""
+        if peer.engine.phase is Phase.QUEUED and peer.state < State.LAST:
+            self.defer(partial(self._advance_next, peer))
+
+    def _advance_next(self, peer: Peer) -> None:
+        if peer.engine.phase is Phase.QUEUED and peer.state < State.LAST:
+            self._advance(peer, self.clock())
+            self._pause(peer)
+
+    def _read_request(self, peer: Peer, now_s: float) -> None:
+        engine: HttpEngine = peer.engine
+        reader, call = engine.reader, engine.call
+        if call is None:
+            request = reader.read_head()
+            if request is None:
+                if engine.phase is not Phase.HEAD and reader.num_waiting:  # its time begins
+                    engine.phase, peer.opened_s = Phase.HEAD, now_s
+                elif engine.phase is Phase.QUEUED:
+                    engine.phase = Phase.IDLE
+                return
+            call = self._begin_request(peer, request, now_s)
+            if call.is_over:
+                return
+        body = reader.read_body(call.plan.request, call.plan.max_bytes)
+        self.calls.budget.hold(call, reader.num_waiting if body is None else len(body))
+        if call.is_over:  # there was no room
+            return
+        if body is None:
+            self._let_more_come(call)
+            return
+        engine.phase, peer.active_s = Phase.RUNNING, now_s
+        call.body, call.is_running = body, True
+        self.calls.end_at_deadline(call)
+        call.start(call.plan.handler(call))
+
+    def _let_more_come(self, call: Exchange) -> None:
+        """Have the rest of a body sent, once there is room for all of it."""
+        request, engine = call.plan.request, call.peer.engine
+        num_bytes = call.plan.max_bytes if request.num_bytes < 0 else request.num_bytes
+        if not self.calls.budget.admit(call, num_bytes):
+            return
+        if request.expects_continue and not engine.reader.num_waiting:
+            engine.write(_CONTINUE)
+
+    def resume_reading(self, call: Exchange) -> None:
+        """Read a body further, now that there is room for it."""
+        self._let_more_come(call)
+        self._pause(call.peer)
+        self.schedule_flush(call.peer)
+
+    def _begin_request(self, peer: Peer, request: Request, now_s: float) -> Exchange:
+        """Find the handler of a request; one that is refused is over."""
+        engine: HttpEngine = peer.engine
+        plan = engine.recent
+        if plan is None or plan.request is not request:
+            plan = RoutedRequest(request)
+        engine.phase = Phase.BODY
+        call = engine.call = Exchange(self, peer, plan, self._begin(peer, now_s))
+        if self.log is not None:
+            fields = request.fields
+            sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
+            method = f"{request.method} {plan.path}"
+            call.logged = LoggedCall(method, peer_of(peer.socket), sent)
+        if plan is not engine.recent:
+            engine.recent = None
+            try:
+                self._app.prepare(plan)
+            except Exception as err:
+                self.fail_request(call, err)
+                return call
+            engine.recent = plan
+            peer.trusted |= plan.is_trusted
+        if call.logged is not None:
+            call.logged.route = plan.route
+        call.deadline_s = now_s + plan.timeout_s
+        if self.refusal is not None and plan.is_work and not engine.has_grace:
+            self.fail_request(call, self.refusal)
+        return call
+
+    # Answers
+
+    def reply(self, call: Exchange, answer: Answer) -> None:
+        """Answer the request in progress."""
+        peer, plan = call.peer, call.plan
+        engine: HttpEngine = peer.engine
+        peer.active_s = self.clock()
+        is_whole = engine.phase is Phase.RUNNING or not plan.request.num_bytes
+        if plan.request.is_last or not is_whole or self.refusal is not None:
+            self._read_no_more(peer)
+        more = self._end_request(call, name_of(answer.status), answer.status)
+        is_last = peer.state >= State.LAST
+        engine.write(self._app.encode(answer, plan, is_last=is_last, more=more))
+        self.schedule_flush(peer)
+        self._queue(peer)
+
+    def fail_request(self, call: Exchange, error: Exception) -> None:
+        """Answer the request in progress with an error."""
+        if not isinstance(error, ServingError | HttpError):
+            _log.error("a handler failed", exc_info=error)
+            error = HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
+        self.reply(call, problem(error))
+
+    def _refuse_peer(self, peer: Peer, error: BadRequest) -> None:
+        """Answer a malformed request, and close the connection after it."""
+        self._num_bad += 1
+        if (now_s := self.clock()) >= self._complained_s + _COMPLAINT_S:
+            reason = f"{peer.address or 'unix:'}: {error.text}"
+            _log.warning("bad HTTP requests: %d, the last from %s", self._num_bad, reason)
+            self._num_bad, self._complained_s = 0, now_s
+        engine: HttpEngine = peer.engine
+        self._read_no_more(peer)
+        refusal = HttpError(error.status, error.text)
+        if engine.call is not None:
+            self.fail_request(engine.call, refusal)
+            return
+        engine.phase = Phase.IDLE
+        self._metrics.count("other", name_of(error.status))
+        engine.write(self._app.encode(problem(refusal), None, is_last=True))
+        self.schedule_flush(peer)
+
+    def _read_no_more(self, peer: Peer) -> None:
+        """Close the connection after the next answer, and forget its unread bytes."""
+        peer.end_reading()
+        peer.engine.reader = RequestReader()
+
+    def _end_request(self, call: Exchange, name: str, status: int) -> list[tuple[str, str]]:
+        """Count and forget the request in progress; return the header with its id."""
+        self._metrics.count(call.plan.name, name, model=call.model)
+        request_id = call.end_log(name, status)
+        call.close()
+        call.peer.engine.end()
+        if call.peer.is_paused:
+            self._pause(call.peer)
+        return [(REQUEST_ID, request_id)] if request_id else []
+
+    # All requests of a connection
+
+    def is_pending(self, peer: Peer) -> bool:
+        """See `Port`: during the grace of a drain, requests may be on their way."""
+        may_ask = peer.engine.phase is not Phase.QUEUED and peer.state < State.LAST
+        return (may_ask and self.clock() < self._grace_until_s) or super().is_pending(peer)
+
+    def has_accepted(self, peer: Peer) -> bool:
+        return bool(peer.engine.phase is Phase.RUNNING)
+
+    def num_unsent(self, peer: Peer) -> int:
+        unsent: int = peer.engine.num_unsent
+        return len(peer.output) + unsent
+
+    def is_kept(self, peer: Peer) -> bool:
+        """See `Port`: a peer that has not sent all is slow."""
+        return bool(peer.engine.phase is Phase.RUNNING or peer.output)
+
+    def forget(self, peer: Peer) -> None:
+        engine: HttpEngine = peer.engine
+        if engine.call is None:
+            return
+        peer.gave_up_s = self.clock()
+        self._end_request(engine.call, "CANCELLED", 499)
+        for batcher in self._router.batchers:
+            batcher.forget(peer)
+
+    def drain(self, refusal: ServingError) -> None:
+        """See `Port`: the answers say that they are the last.
+
+        HTTP/1.1 can't say so between two answers, and a caller loses the request that it sends
+        while its connection is closed: so each that is open may send one more, or the rest of one.
+        """
+        self.refusal, self._grace_until_s = refusal, self.clock() + _GRACE_S
+        for peer in self:
+            engine: HttpEngine = peer.engine
+            engine.forget()
+            engine.has_grace = True
+
+    def close(self) -> None:
+        """See `Port`: those who have just connected are answered, that the server ends."""
+        if not self._is_closed:
+            self.accept(self.clock(), 0.0)
+        super().close()
+
+    def part(self, peer: Peer) -> None:
+        """See `Port`: a request that has begun to come is answered."""
+        engine: HttpEngine = peer.engine
+        if engine.phase is Phase.BODY and engine.call is not None and self.refusal is not None:
+            self.fail_request(engine.call, self.refusal)
+        elif engine.phase in (Phase.IDLE, Phase.QUEUED):
+            super().part(peer)
+
+    def sweep_calls(self, peer: Peer) -> None:
+        call: Exchange | None = peer.engine.call
+        if call is None or call.is_running:
+            return
+        budget = self.calls.budget
+        if budget.is_waiting(call):
+            call.refuse_bytes()
+        elif self.clock() - budget.admitted_s(call) > self.limits.message_s:
+            self.fail_request(call, _SLOW)
+
+    def tick(self, now_s: float) -> None:
+        """Look at all connections, and set the date that answers have."""
+        super().tick(now_s)
+        self._app.set_date()
+
+
+def open_port(
+    loop: Loop,
+    listener: socket.socket,
+    app: App,
+    router: Router,
+    limits: PortLimits,
+    pool: Pool,
+    *,
+    tls: Callable[[], ssl.SSLContext] | None = None,
+    log: AccessLog | None = None,
+) -> HttpPort:
+    """Return a port on a socket that listens, for `Loop.add`; see `HttpPort` and `Port.open`."""
+    listener.setblocking(False)
+    port = HttpPort(app, router, loop, limits, pool, log)
+    port.open(listener, loop, tls)
+    return port

@@ -1,0 +1,332 @@
+"""The handler of a request, once its host, origin and token are right; answers, and errors."""
+
+import ipaddress
+import json
+import math
+import re
+from collections.abc import Callable, Coroutine, Iterable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from serving.errors import (
+    InvalidRequest,
+    Overloaded,
+    ServingError,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from serving.http1.requests import BadRequest, Headers, Request, encode_answer
+from serving.protocols.status import RETRY_AFTER_S, TABLE
+from serving.security.tokens import TokenCheck
+
+# Answers and errors
+
+JSON = "application/json"
+_REASONS = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TABLE[TooLarge].reason}
+"""Reasons of statuses that have one on gRPC, too."""
+_NAMES: dict[int, str] = {row.http.value: row.code.name for row in TABLE.values()}
+TIMEOUT_HEADER = "request-timeout"
+"""The caller's timeout in seconds, such as 0.25."""
+_MAX_TIMEOUT_S = 1e6
+_MAX_QUERY_BYTES = 64 << 10
+"""The longest body of a request that has no use for one."""
+_GUARDED = ("/v2", "/v1")
+"""Paths that need a token, if tokens are configured; health, the page and its files do not."""
+_OPEN = ("/v2/health/live", "/v2/health/ready")
+_HEADERS = [
+    ("content-security-policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+]
+_ALLOWED = [
+    ("access-control-allow-methods", "GET, POST, PUT"),
+    ("access-control-allow-headers",
+     "authorization, content-type, inference-header-content-length, request-timeout, x-request-id"),
+    ("access-control-expose-headers", "inference-header-content-length, retry-after, x-request-id"),
+    ("access-control-max-age", "600"),
+]  # fmt: skip
+
+
+class Answer(NamedTuple):
+    """An answer to a request."""
+
+    body: bytes
+    kind: str = JSON
+    """The type of the body."""
+    status: int = 200
+    headers: Headers = ()
+    """Beside those of every answer."""
+
+
+class HttpError(Exception):
+    """A request that is refused for a reason that only HTTP has."""
+
+    def __init__(self, status: HTTPStatus, text: str, headers: Headers = ()) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = headers
+
+
+def _headers_of(error: ServingError) -> Headers:
+    """Return the headers of an error's answer, beside those of every answer."""
+    if isinstance(error, Unauthenticated):
+        return [("www-authenticate", "Bearer")]
+    if not isinstance(error, Overloaded | Unavailable):
+        return ()
+    pause_s = RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+    return [("retry-after", str(max(1, math.ceil(pause_s))))]  # whole seconds
+
+
+def as_json(content: Any, status: int = 200) -> Answer:
+    """Write an answer of JSON."""
+    return Answer(json.dumps(content, separators=(",", ":")).encode(), status=status)
+
+
+def problem(error: ServingError | HttpError) -> Answer:
+    """Write the problem document of an error, with its text as the detail.
+
+    The member `reason` is stable: that of gRPC, or the name of a status that only HTTP has.
+    The member `error` repeats the detail, for clients of the Open Inference Protocol.
+    """
+    if isinstance(error, HttpError):
+        status, headers = error.status, error.headers
+        reason = _REASONS.get(status, status.name)
+    else:
+        row = TABLE[type(error)]
+        status, reason, headers = row.http, row.reason, _headers_of(error)
+    content = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "reason": reason,
+        "detail": str(error),
+        "error": str(error),
+    }
+    return Answer(json.dumps(content).encode(), "application/problem+json", status.value, headers)
+
+
+def name_of(status: int) -> str:
+    """Return the gRPC status under which calls with this outcome are counted."""
+    return _NAMES.get(status, "OK" if status < 400 else "INVALID_ARGUMENT")
+
+
+# Paths
+
+
+Handler = Callable[[Any], Coroutine[Any, Any, Answer]]
+"""Answers an `Exchange`."""
+
+
+class Endpoint(NamedTuple):
+    """The handler of a method on a path."""
+
+    method: str
+    path: str
+    """With names of parts in braces, such as "/v2/models/{name}/infer"."""
+    handler: Handler
+    max_bytes: int | Callable[["RoutedRequest"], int] = _MAX_QUERY_BYTES
+    """The longest body."""
+    is_work: bool = False
+    """Whether it is refused during a drain."""
+    name: str = ""
+    """The name under which its calls are counted, if it is none of the protocol's."""
+
+
+class RoutedRequest:
+    """The handling of a request, known from its head; the same for equal heads."""
+
+    def __init__(self, request: Request) -> None:
+        """Begin with the request's fields.
+
+        Raises:
+            BadRequest: its target is malformed.
+        """
+        self.request = request
+        self.handler: Handler = _allow
+        target, self.host = request.target, self.get("host")
+        try:
+            if target[:1] != "/":  # as proxies are asked, whose host counts
+                parts = urlsplit(target)
+                target, self.host = f"{parts.path}?{parts.query}", parts.netloc or self.host
+            path, _, query = target.partition("?")
+            self.query = parse_qs(query, keep_blank_values=True, max_num_fields=100)
+        except ValueError as err:
+            raise BadRequest(HTTPStatus.BAD_REQUEST, f"malformed target: {err}") from err
+        self.path = unquote(path)
+        self.name = _name_of(self.path)
+        """The name under which it is counted."""
+        self.route = ""
+        """The path with names of parts in braces."""
+        self.params: dict[str, str] = {}
+        """The parts of the path that have names."""
+        self.max_bytes = 0
+        self.timeout_s = math.inf
+        self.is_work = self.is_trusted = False
+        self.headers: list[tuple[str, str]] = []
+        """Of the answer."""
+        self.kept: Any = None
+        """What the handler keeps for later requests with this head."""
+
+    def get(self, name: str) -> str:
+        """Return a header; empty if there is none."""
+        return self.request.get(name.encode()).decode("latin-1")
+
+
+class App:
+    """All routes, and who may use them."""
+
+    def __init__(
+        self,
+        routes: Iterable[Endpoint],
+        tokens: TokenCheck | None,
+        names: Iterable[str],
+        origins: Iterable[str],
+    ) -> None:
+        """Take the routes.
+
+        Args:
+            routes: the paths.
+            tokens: compares tokens; None if none are configured.
+            names: of this server, beside localhost and addresses; "*" is any.
+            origins: whose pages may ask, such as "https://example.org".
+        """
+        self._routes = [(_pattern(route.path), route) for route in routes]
+        self.tokens = tokens
+        self._names = {"localhost", *map(str.lower, names)}
+        self._origins = set(origins)
+        self.grpc_port = ""
+        """Where gRPC is, for peers that try it here."""
+        self.set_date()
+
+    def set_date(self) -> None:
+        """Take the time that answers carry; called once a second or more often."""
+        self._date = formatdate(usegmt=True)
+
+    def prepare(self, plan: RoutedRequest) -> None:
+        """Find the handler of a request.
+
+        Raises:
+            ServingError: it is refused.
+            HttpError: likewise.
+        """
+        request = plan.request
+        names = (each.name for pattern, each in self._routes if each.name and pattern(plan.path))
+        plan.name = next(names, plan.name)
+        self._check_host(plan.host)
+        self._check_origin(plan)
+        if request.method == "OPTIONS" and plan.headers[1:]:  # a page asks whether it may ask
+            return
+        if self.tokens is not None:
+            plan.is_trusted = self.tokens.accepts(request.all(b"authorization"))
+            is_open = not plan.path.startswith(_GUARDED) or plan.path in _OPEN
+            if not (plan.is_trusted or is_open):
+                raise Unauthenticated("a valid bearer token is needed")
+        route = self._find(plan)
+        plan.handler, plan.is_work = route.handler, route.is_work
+        plan.timeout_s = _timeout_s(plan.get(TIMEOUT_HEADER))
+        if encoding := plan.get("content-encoding").replace("identity", ""):
+            raise InvalidRequest(f"expected a body that is not compressed, got {encoding[:40]!r}")
+        limit = route.max_bytes
+        plan.max_bytes = limit if isinstance(limit, int) else limit(plan)
+
+    def _find(self, plan: RoutedRequest) -> Endpoint:
+        path = plan.path
+        if len(path) > 1 and path.startswith(_GUARDED):
+            path = path.rstrip("/")
+        method = "GET" if plan.request.method == "HEAD" else plan.request.method
+        there = [(found, route) for pattern, route in self._routes if (found := pattern(path))]
+        if not there:
+            raise HttpError(HTTPStatus.NOT_FOUND, f"no such path: {plan.path[:80]}")
+        for found, route in there:
+            if route.method == method:
+                plan.params, plan.route = found.groupdict(), route.path
+                return route
+        allowed = ", ".join(sorted({route.method for _, route in there}))
+        text = f"not by {plan.request.method[:20]}"
+        raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, text, [("allow", allowed)])
+
+    def _check_host(self, host: str) -> None:
+        """Check that the caller means this server.
+
+        Else a web page could have its own name point here, and read the answers.
+        """
+        name = host.lower()
+        name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
+        if host and not self._names & {name, "*"} and not _is_address(name):
+            text = f"no server {name[:80]!r} here; see --http-host-name"
+            raise HttpError(HTTPStatus.MISDIRECTED_REQUEST, text)
+
+    def _check_origin(self, plan: RoutedRequest) -> None:
+        """Check that the page that asks, if it is one, may do so."""
+        origin = plan.get("origin")
+        if not origin:
+            return
+        is_ours = origin.partition("://")[2].lower() == plan.host.lower()
+        is_allowed = origin in self._origins
+        if not (is_ours or is_allowed):
+            text = f"pages of {origin[:80]!r} may not ask here; see --http-allow-origin"
+            raise HttpError(HTTPStatus.FORBIDDEN, text)
+        plan.headers = [("vary", "origin")]
+        if is_allowed:
+            plan.headers += [("access-control-allow-origin", origin), *_ALLOWED]
+
+    def encode(
+        self,
+        answer: Answer,
+        plan: RoutedRequest | None,
+        *,
+        is_last: bool,
+        more: Iterable[tuple[str, str]] = (),
+    ) -> bytes:
+        """Write an answer with the headers of every answer."""
+        first = [("date", self._date), ("content-type", answer.kind)]
+        headers = [*first, *answer.headers, *_HEADERS, *more]
+        if plan is not None:
+            headers += plan.headers
+        with_body = plan is None or plan.request.method != "HEAD"
+        return encode_answer(
+            answer.status, headers, answer.body, is_last=is_last, with_body=with_body
+        )
+
+
+async def _allow(_: Any) -> Answer:
+    """Answer a page's question whether it may ask."""
+    return Answer(b"")
+
+
+def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
+    parts = re.split(r"\{(\w+)\}", path)
+    parts[::2] = map(re.escape, parts[::2])
+    parts[1::2] = (f"(?P<{name}>[^/]+)" for name in parts[1::2])
+    return re.compile("".join(parts)).fullmatch
+
+
+def _name_of(path: str) -> str:
+    if path.startswith("/v2"):
+        return "HttpInfer" if path.endswith("/infer") else "HttpQuery"
+    return "other"
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _timeout_s(text: str) -> float:
+    if not text:
+        return math.inf
+    try:
+        timeout_s = float(text)
+    except ValueError:
+        timeout_s = math.nan
+    if not 0 < timeout_s <= _MAX_TIMEOUT_S:
+        raise InvalidRequest(
+            f"expected {TIMEOUT_HEADER} in seconds, above 0 and up to 1e6, got {text[:40]!r}"
+        )
+    return timeout_s
