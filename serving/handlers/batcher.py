@@ -122,6 +122,10 @@ class Phase(Enum):
     ENDED = auto()
 
 
+class HandlerFailure(Exception):
+    """An error of a handler: its text is the traceback in the handler's process."""
+
+
 class Trip:
     """Calls that go through the phases together; the `Caller` of the model's run for them."""
 
@@ -581,9 +585,8 @@ class HandlerBatcher:
         """Log why a step failed, with an id that the caller gets, too."""
         identifier = secrets.token_hex(4)
         name, version = self.label
-        _log.error(
-            "model %s version %s: %s failed, id %s\n%s", name, version, trip.step, identifier, text
-        )
+        facts = name, version, trip.step, identifier
+        _log.error("model %s version %s: %s failed, id %s", *facts, exc_info=HandlerFailure(text))
         return ModelError(f"the handler failed on this request: id {identifier}")
 
     # The model's run
