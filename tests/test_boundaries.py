@@ -200,7 +200,8 @@ ORDER = {
     """,
     "digit_scoring": "local ray command __init__",
     "training": """
-        errors config cli files data fitting export report __main__ __init__
+        errors config cli files tables runs data fitting export page report comparison __main__
+        __init__
     """,
     "digit_reader": """
         facts ink text.cuts text.candidates detector text places numbers reader digit command http
