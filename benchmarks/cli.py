@@ -16,8 +16,8 @@ from benchmarks.result_file import UnusableResults
 from benchmarks.runner import NAMES, SUITES, Suite, specs
 from benchmarks.runner import NAMES as SCENARIOS
 from benchmarks.targets import CATALOGUE, LARGEST_BATCH, Setting, Spec, drawn, golden
-from serving.commandline import installation, options
-from serving.commandline.options import Parser, blame
+from serving.commandline import installation, values
+from serving.commandline.parser import Parser, blame
 from serving.errors import ServingError
 from serving.model.repository import find_root
 
@@ -95,7 +95,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="fp32, int8 or both",
     )
-    add("--workers", type=_list(options.count), metavar="N,M", help="processes of our server")
+    add("--workers", type=_list(values.count), metavar="N,M", help="processes of our server")
     add(
         "--callers",
         type=_list(_callers),
@@ -103,11 +103,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="ClosedLoop: calls in flight; CxM: M on each of C connections",
     )
     add("--batches", type=_list(_batch), metavar="N,M", help="images a call, Offline (1 to 4096)")
-    add("--rounds", type=options.count, metavar="N", help="interleaved rounds")
-    add("--seconds", type=options.seconds, metavar="S", help="length of one timed run")
+    add("--rounds", type=values.count, metavar="N", help="interleaved rounds")
+    add("--seconds", type=values.seconds, metavar="S", help="length of one timed run")
     add(
         "--latency-slo",
-        type=options.seconds,
+        type=values.seconds,
         metavar="S",
         dest="latency_slo_s",
         help="p99 objective of Server (0.01)",
@@ -181,7 +181,7 @@ def _target(text: str) -> tuple[str, str | Path]:
 
 
 def _batch(text: str) -> int:
-    if (number := options.count(text)) > LARGEST_BATCH:
+    if (number := values.count(text)) > LARGEST_BATCH:
         raise argparse.ArgumentTypeError(f"expected at most {LARGEST_BATCH}, got {text}")
     return number
 
@@ -189,8 +189,8 @@ def _batch(text: str) -> int:
 def _callers(text: str) -> tuple[int, int]:
     """Return how many callers there are, and over how many connections; 0 if not named."""
     connections, is_product, callers = text.rpartition("x")
-    number = options.count(connections) if is_product else 0
-    return (number or 1) * options.count(callers), number
+    number = values.count(connections) if is_product else 0
+    return (number or 1) * values.count(callers), number
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from benchmarks import loops
 from benchmarks.loops import CallRequest, Seconds, Trace, merge
-from serving.system.process import Activity
+from serving.system.usage import Activity
 
 _REFUSED = re.compile(
     r'^\w+_requests_total\{[^}]*status="(?!OK"|CANCELLED")\w+"[^}]*\} (\S+)$', re.MULTILINE

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.loops import GRPC, CallRequest, Headers
 from benchmarks.network import Generator, NetworkLoad, count_refused, on_cores
 from digit_classifier import wire
-from serving.commandline.options import PREFIX
+from serving.commandline.parser import PREFIX
 from serving.model import repository
 from serving.protocols.oip import inference_pb
 from serving.tensors import DTYPES, Array, Feeds, TensorSignature

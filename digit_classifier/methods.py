@@ -32,7 +32,7 @@ def methods(router: Router, transport: str) -> list[Method]:
             device=info.device,
             precision=info.precision,
             transport=transport,
-            max_request_images=info.max_request_rows,
+            max_request_images=router.batching.max_request_rows,
             max_batch_size=info.max_batch_size,
             test_accuracy=info.test_accuracy,
             signature=route.model.image_signature.document(),

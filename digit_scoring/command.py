@@ -5,8 +5,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from serving.cli.models import add_model, model_config
-from serving.commandline import installation, options
+from serving.cli.model_options import add_model
+from serving.cli.models import model_config
+from serving.commandline import installation, values
 from serving.commandline.progress import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--rows-per-file",
-        type=options.count,
+        type=values.count,
         metavar="ROWS",
         help="most rows of an output file, which is also lost by an interruption; a Parquet "
         "row group is not divided (default: 262144, of pictures 4096; with --ray the "
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--workers",
-        type=options.count,
+        type=values.count,
         metavar="N",
         help="files that are made at once by threads, or processes of --ray (default: one for "
         "each usable core; with --ray for each of the cluster's cores, or GPUs)",

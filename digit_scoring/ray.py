@@ -63,7 +63,7 @@ class Classify:
             column: the images: bytes (pixels, or a picture's file), structs with a picture's file,
                 or lists, as `score` takes them.
             model: the model's directory on the machine that runs it; the bundled one by default.
-            version: the version; None for the newest good one.
+            version: the version; None for the one that a server answers with.
             device: "auto", "cpu" or "cuda".
             precision: "fp32" or "int8".
             prefix: of the new columns' names.

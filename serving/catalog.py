@@ -5,20 +5,16 @@ and one that disappears is dropped. Models that were asked for by name stay, and
 if the repository can't be read or is empty.
 """
 
-import json
 import logging
 import queue
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from google.protobuf.message import DecodeError
 
 from serving.config import BatchingConfig, ModelConfig, require_name
 from serving.errors import (
@@ -29,82 +25,24 @@ from serving.errors import (
     ServingError,
 )
 from serving.model import repository
+from serving.model.labels import CANARY, STABLE, read_labels
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.model.repository import CLASSIFIER, LABELS, MANIFEST
 from serving.model.settings import SETTINGS, read_settings
-from serving.model.signatures import GraphSignature, read_signature, unaccepted
+from serving.model.signatures import GraphSignature, find_signature, unaccepted
 from serving.system.cores import usable_cores
-from serving.system.files import read_regular
 from serving.tensors import TensorSignature
 
 _log = logging.getLogger(__name__)
 
 
-STABLE, CANARY = "stable", "canary"
-"""The label of the default version, and that of the version that gets a share of the calls."""
-# Versions in service, and their labels
+# Versions in service
 
-_MAX_BYTES = 64 << 10
-_LABEL = re.compile(r"[A-Za-z_][\w.-]{0,63}", re.ASCII)
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
-
-
-Labels = tuple[dict[str, str], float]
-"""The version of each label, and the share of the calls that go to the canary."""
 _NOT_THE_FILES = (ConfigurationError, DeviceError)
 """Errors at start for which no other version is tried."""
 _REPOSITORY = ""
 """The repository as a whole, where a model's name is expected."""
-
-
-def read_labels(model_dir: Path) -> Labels:
-    """Read the labels of a model; there are none without a file.
-
-    Raises:
-        ConfigurationError: the file can't be read or used; the text is one line.
-    """
-    try:
-        data = read_regular(model_dir / LABELS, _MAX_BYTES)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}, 0.0
-    except OSError as err:
-        raise ConfigurationError(f"can't read {LABELS}: {err.strerror}") from err
-    try:
-        return _labels_of(json.loads(data, object_pairs_hook=_object))
-    except (ValueError, RecursionError) as err:
-        raise ConfigurationError(f"can't use {LABELS}: {str(err)[:200]}") from err
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"{min(twice)!r} stands there twice")
-    return dict(pairs)
-
-
-def _labels_of(document: object) -> Labels:
-    if not isinstance(document, dict):
-        raise ValueError("an object of labels is expected")
-    share = 0.0
-    versions = {}
-    for label, version in document.items():
-        if not _LABEL.fullmatch(label):
-            raise ValueError(f"{label!r} is no label: letters, digits, _ . - (first no digit)")
-        if label == CANARY and isinstance(version, dict):
-            if version.keys() != {"version", "share"}:
-                raise ValueError(f"{CANARY} has a version and a share, got {sorted(version)}")
-            version, share = version["version"], _share(version["share"])
-        if not isinstance(version, str) or not _VERSION.fullmatch(version):
-            raise ValueError(f'{label} must be a version such as "3", got {version!r}')
-        versions[label] = version
-    return versions, share
-
-
-def _share(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise ValueError(f"the share must be from 0 to 1, got {value!r}")
-    return float(value)
 
 
 class Canary(NamedTuple):
@@ -242,8 +180,7 @@ class ModelFolder:
         fingerprint = _fingerprint(self.path, version)
         signature, known = self._signatures.get(version, (None, None))
         if known != fingerprint:
-            with suppress(ServingError, OSError, ValueError, DecodeError):  # loading says why
-                signature = read_signature(self.path, version, self._config.precision, file_name)
+            signature = find_signature(self.path, version, self._config.precision, file_name)
             self._signatures[version] = signature, fingerprint
         return signature
 

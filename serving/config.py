@@ -26,6 +26,8 @@ _NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
 """ASCII without blanks and =, so that the ready line stays parseable."""
 _VERSIONS = re.compile(r"latest|all|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
 _MAX_THREADS = 1024
+_NUM_NEAR_PORTS = 100
+"""Ports to try from a usual one on."""
 _EVERY = {"", "0.0.0.0", "::"}
 """Hosts that are all addresses of the machine."""
 
@@ -48,7 +50,7 @@ class BatchingConfig:
     max_run_s: float = 60.0
     """Seconds that an offloaded batch may take; it is ended then, with DEADLINE_EXCEEDED."""
     max_request_rows: int = 4_096
-    """The most rows in one request."""
+    """The most rows in one request, of models whose rows are batched."""
     # Of digits 3.2 MB, under every client's default limit of 4 MiB.
 
     def __post_init__(self) -> None:
@@ -84,7 +86,8 @@ class ModelConfig:
     files: tuple[Path, ...] = ()
     """ONNX files to serve besides, each as a model of its name."""
     version: str | None = None
-    """The version to use; without one, the newest good one."""
+    """The version to use; without one, the one labelled stable, else the newest good one with which
+    callers of the one below can go on."""
     versions: str = "latest"
     """The versions of each model to serve: latest, all, or numbers such as 3,4."""
     canary: float = 0.0
@@ -184,12 +187,14 @@ class ServerConfig:
     metrics_host: str = "127.0.0.1"
     """Address of /metrics, /healthz and /readyz, without TLS and tokens."""
     metrics_port: int | None = 9_090
-    """TCP port of these; 0 lets the kernel choose; off, in Python None, disables them."""
+    """TCP port of these; 0 lets the kernel choose; off, in Python None, disables them; auto: 9090,
+    or the next one that is free."""
     http_host: str = "127.0.0.1"
     """Address of HTTP."""
     http_port: int | None = None
     """TCP port of HTTP: pictures, tensors as JSON, and a page to draw on; 0 lets the kernel choose;
-    off, in Python None, disables it; auto: 8080 if it is free and the extra http is installed."""
+    off, in Python None, disables it; auto: 8080, or the next one that is free, if the extra http is
+    installed."""
     http_host_names: tuple[str, ...] = ()
     """Names of this server in URLs, beside localhost and addresses; * is any."""
     http_allow_origins: tuple[str, ...] = ()
@@ -200,8 +205,9 @@ class ServerConfig:
     """Bytes of requests that have not come whole, of all callers together, such as 512M; further
     callers of large requests wait; without it, eight times the models' largest request, but at
     least 64 MiB, and at most an eighth of the memory."""
-    http_is_optional: bool = False
-    """Whether a server whose HTTP port is in use goes on without HTTP, instead of ending."""
+    usual_ports: tuple[str, ...] = ()
+    """Which of http_port and metrics_port nobody has asked for: the next free one is taken in place
+    of one that is in use."""
     transport: TransportName = "auto"
     """gRPC implementation; auto is h2."""
     workers: int = 1
@@ -254,14 +260,27 @@ class ServerConfig:
         for name in ("drain", "max_connection_age", "reload_interval", "self_test_interval"):
             _require_seconds(name, getattr(self, f"{name}_s"))
 
+    def ports_to_try(self, name: str) -> list[int]:
+        """Return the ports of a listener in their order: several if nobody has asked for one.
+
+        Args:
+            name: http_port or metrics_port.
+        """
+        port: int = getattr(self, name)
+        if name not in self.usual_ports:
+            return [port]
+        names = {"port", "http_port", "metrics_port"} - {*self.usual_ports}
+        others = {getattr(self, other) for other in names}
+        return [each for each in range(port, port + _NUM_NEAR_PORTS) if each not in others]
+
     def _require_different_ports(self) -> None:
         """Raise ConfigurationError if two of the three ports can't be open at the same time."""
         places = {
             "port": (self.host, self.port),
             "metrics_port": (self.metrics_host, self.metrics_port),
-            # One that is optional gives way.
-            "http_port": (self.http_host, None if self.http_is_optional else self.http_port),
+            "http_port": (self.http_host, self.http_port),
         }
+        places = {name: place for name, place in places.items() if name not in self.usual_ports}
         for (name, one), (other, another) in combinations(places.items(), 2):
             is_same = one[0] == another[0] or not _EVERY.isdisjoint({one[0], another[0]})
             if one[1] == another[1] and one[1] and is_same and not one[0].startswith("unix:"):

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -70,8 +71,10 @@ class BaseModel:
 
         Args:
             path: an ONNX file, or the directory of a model with `<version>/model.onnx`.
-            version: which version to load, such as "3" or 3; None for the newest good one. A
-                damaged version is skipped with a warning in the log.
+            version: which version to load, such as "3" or 3; None for the one that a server
+                answers with: the one that `labels.json` calls stable, else the newest good one
+                whose callers of the version below can go on. Others are skipped with a warning in
+                the log.
             device: "cpu", "cuda", or "auto", which takes CUDA where it works and the CPU elsewhere.
             precision: "fp32" or "int8": model.onnx or model.int8.onnx in the directory. int8 runs
                 on the CPU only, which "auto" means for it.
@@ -132,7 +135,7 @@ class BaseModel:
         model = self.served
         if version not in (None, "") and str(version) != model.version:
             raise ModelNotFound(f"version {model.version} is loaded, not {str(version)[:40]!r}")
-        return model.describe(self.batching)
+        return replace(model.describe(self.batching), max_request_rows=None)  # a server's limit
 
 
 class Model(BaseModel):

@@ -47,7 +47,8 @@ def serve(*models: str | Path, **options: Any) -> None:
         ConfigurationError: an option is unknown or can't be used, or no model can be served.
         ServingError: the server can't start, or accepted calls took longer than `drain`.
     """
-    from serving.cli.commands import parser, serve_until_stopped
+    from serving.cli.commands import parser
+    from serving.cli.serve import serve_until_stopped
     from serving.model.onnx_runtime import runtime
     from serving.system import signals
 

@@ -374,7 +374,8 @@ class ModelInfo:
     max_batch_size: int
     """The most rows in one run; 0 for a model that is not batched."""
     max_request_rows: int | None = None
-    """The most rows in one request; None if there is no limit, or none is known."""
+    """The most rows in one request; None if there is no limit, as for a model that is not batched,
+    or none is known."""
     max_message_bytes: int | None = None
     """The most bytes of one request; likewise."""
     labels: tuple[str, ...] = ()

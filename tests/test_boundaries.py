@@ -190,8 +190,8 @@ def test_nothing_knows_the_reader_and_it_knows_no_training():
 ORDER = {
     "serving": """
         errors commandline tensors applications config system http1
-        http2 security model.preprocessing pictures telemetry.metrics telemetry model
-        catalog batching embedded router protocols
+        http2 security model.preprocessing pictures telemetry.metrics model
+        catalog batching embedded router protocols telemetry
         transports http_api client server cli __main__ launch __init__
     """,
     "digit_classifier": """

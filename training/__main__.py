@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from serving.commandline import installation
-from serving.commandline.installation import escape
+from serving.commandline.terminal import escape
 from training import cli, runs
 from training.cli import parser
 from training.config import RECIPES, Recipe
@@ -59,8 +59,8 @@ def _train(arguments: argparse.Namespace) -> None:
     recipe = _recipe(arguments, "fine-tune" if extra else "default")
     data = _load(arguments)
     from training import report
+    from training.fitting.epochs import device
     from training.fitting.train import train
-    from training.fitting.trainer import device
 
     artifacts, seed = arguments.artifacts, arguments.seed
     base = runs.base_name(recipe, seed, extra=None if extra is None else extra.digest)

@@ -9,9 +9,11 @@ from math import inf
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from serving.commandline import options
-from serving.commandline.installation import in_checkout, silenced_stderr
-from serving.commandline.options import Parser, command_help
+from serving.commandline import values
+from serving.commandline.fields import command_help
+from serving.commandline.installation import in_checkout
+from serving.commandline.parser import Parser
+from serving.commandline.terminal import silenced_stderr
 from training.config import AUGMENTATIONS, RECIPES, Recipe
 
 PROGRAM = "python -m training"
@@ -180,10 +182,10 @@ SETTINGS = {
 def _add_setting_options(command: argparse.ArgumentParser) -> None:
     optimizers = get_args(get_type_hints(Recipe)["optimizer"])
     kinds: dict[str, dict[str, Any]] = {
-        "epochs": {"type": options.count, "metavar": "N"},
+        "epochs": {"type": values.count, "metavar": "N"},
         "units": {"type": _counts, "metavar": "N,N"},
         "dropout": {"type": _rates, "metavar": "P,P"},
-        "batch_size": {"type": options.count, "metavar": "N"},
+        "batch_size": {"type": values.count, "metavar": "N"},
         "optimizer": {"choices": optimizers},
         "learning_rate": {"type": _rate, "metavar": "RATE"},
         "augment": {"choices": tuple(AUGMENTATIONS)},
@@ -200,11 +202,11 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(options.count(part) for part in text.split(","))
+    return tuple(values.count(part) for part in text.split(","))
 
 
 def _rates(text: str) -> tuple[float, ...]:
-    return tuple(options.share(part) for part in text.split(","))
+    return tuple(values.share(part) for part in text.split(","))
 
 
 def _rate(text: str) -> float:

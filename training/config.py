@@ -75,7 +75,7 @@ class Distillation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """One way to train the network; the layers are always those of training.fitting.trainer."""
+    """One way to train the network; the layers are always those of training.fitting.networks."""
 
     name: str
     """Its name for `--recipe`."""

@@ -20,7 +20,7 @@ from serving.batching.run import (
     open_parts,
 )
 from serving.config import BatchingConfig
-from serving.system.host import Runners, Task
+from serving.system.runners import Runners, Task
 
 _log = logging.getLogger(__name__)
 

@@ -1,39 +1,22 @@
 """The commands of `digit-serving`: their options, their help texts, and what each does."""
 
 import argparse
-import gc
 import logging
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from serving import applications
 from serving.applications import Command
-from serving.cli import models
-from serving.commandline import installation, options
+from serving.cli import model_options, models, serve
+from serving.commandline import values
+from serving.commandline.fields import command_help
 from serving.commandline.installation import DISTRIBUTION
-from serving.commandline.options import Parser, add_fields, command_help
-from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
+from serving.commandline.parser import Parser
+from serving.config import ModelConfig, ServerConfig
 from serving.errors import ConfigurationError, Unavailable
-from serving.system import signals
-from serving.system.files import require_descriptors, reserve_standard_files
-from serving.system.host import with_port
-from serving.telemetry import logs
 
 _log = logging.getLogger(__name__)
-_SERVE = """\
-  digit-serving serve detector.onnx classifier.onnx
-  digit-serving serve flowers.onnx --input image --labels labels.txt
-  digit-serving serve --models models --model digits letters --workers 2
-  digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%
-  digit-serving serve --models https://example.org/flowers.onnx#sha256=DIGEST
-  digit-serving serve --served-name mnist --tls-cert cert.pem --tls-key key.pem
-  SERVING_PORT=8033 SERVING_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
-"""
 _INFER = """\
   digit-serving infer iris.onnx 'x=[5.1, 3.5, 1.4, 0.2]'
   digit-serving infer iris --target 127.0.0.1:50051 'x=[[5.1, 3.5, 1.4, 0.2], [6, 3, 5, 2]]'
@@ -51,28 +34,6 @@ _PROBE = """\
   digit-serving health                                   exit code 0: SERVING, else 1
   digit-serving health --target 10.0.0.7:50051 --tls-ca ca.pem --tls-server-name digits
 """
-_GROUPS: tuple[tuple[str, type, str], ...] = (
-    ("", ModelConfig, "versions canary served_name batch threads max_model_bytes"),
-    ("", ServerConfig, "reload_interval_s allow_repository_control"),
-    (
-        "addresses",
-        ServerConfig,
-        "host port http_host http_port http_host_names "
-        "http_allow_origins metrics_host metrics_port",
-    ),
-    ("TLS and tokens", SecurityConfig, "tls_cert tls_key tls_client_ca token_file"),
-    ("batching and limits", BatchingConfig, " ".join(each.name for each in fields(BatchingConfig))),
-    ("", ServerConfig, "max_json_bytes max_buffered_bytes max_connection_age_s"),
-    (
-        "operation",
-        ServerConfig,
-        "transport workers drain_s self_test_interval_s reflection "
-        "log_level log_format access_log otlp_endpoint",
-    ),
-)
-"""The options of `serve` that set fields of configurations; those without a title go on."""
-_HTTP = ("python_multipart",)
-_USUAL_HTTP_PORT = 8080
 
 
 def parser(others: Mapping[str, Command] | None = None) -> Parser:
@@ -91,7 +52,7 @@ def parser(others: Mapping[str, Command] | None = None) -> Parser:
     program.add_version()
     commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text, examples, add in (
-        ("serve", "serve models over gRPC and HTTP until SIGTERM", _SERVE, _add_serve),
+        ("serve", serve.HELP, serve.EXAMPLES, serve.add_arguments),
         ("infer", "run any model on values, arrays or pictures", _INFER, _add_infer),
         ("info", "print a model, its tensors, device and limits", _INFO, _add_info),
         ("health", "check the health of a server", _PROBE, _add_health),
@@ -114,32 +75,6 @@ def add_command(commands: "argparse._SubParsersAction[Any]", name: str, command:
     parser.set_defaults(run=command.run)
 
 
-def _add_serve(parser: Parser) -> None:
-    parser.add_argument(
-        "files",
-        nargs="*",
-        type=Path,
-        metavar="MODEL.onnx",
-        help="file to serve, as a model of its name; without --models and --model nothing else "
-        "is served",
-    )
-    parser.begin_group("models")
-    models.add_repository(parser)
-    parser.add_argument(
-        "--model",
-        dest="names",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="models of the repository to serve (default: all)",
-    )
-    models.add_pictures(parser)
-    for title, kind, names in _GROUPS:
-        if title:
-            parser.begin_group(title)
-        add_fields(parser, kind, *names.split())
-
-
 def _add_infer(parser: Parser) -> None:
     add = parser.add_argument
     add(
@@ -157,9 +92,9 @@ def _add_infer(parser: Parser) -> None:
         "only input",
     )
     parser.intermixed = "values"
-    models.add_pictures(parser)
-    models.add_server(parser)
-    models.add_repository(parser)
+    model_options.add_pictures(parser)
+    model_options.add_server(parser)
+    model_options.add_repository(parser)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +105,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL.onnx",
         help="file to describe, instead of a model of a repository",
     )
-    models.add_source(parser)
+    model_options.add_source(parser)
     parser.set_defaults(model=None)
 
 
@@ -178,95 +113,18 @@ def _add_health(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--target",
-        type=models.target,
+        type=model_options.target,
         default=f"127.0.0.1:{ServerConfig().port}",
         metavar="HOST:PORT",
         help="the server",
     )
-    add("--timeout", type=options.seconds, default=5.0, metavar="SECONDS", help="time limit")
+    add("--timeout", type=values.seconds, default=5.0, metavar="SECONDS", help="time limit")
     add(
         "--tls-server-name",
         metavar="NAME",
         help="name that the certificate must have (default: the target's)",
     )
-    models.add_access(parser)
-
-
-def _serve(options: argparse.Namespace) -> int:
-    reserve_standard_files()
-    signals.end_process(0 if serve_until_stopped(options) else 1)
-
-
-def serve_until_stopped(options: argparse.Namespace) -> bool:
-    """Serve as the parsed command line says; return whether every accepted call was answered.
-
-    Raises:
-        ServingError: the server can't start.
-    """
-    if signals.HANG_UP is None:
-        raise ConfigurationError("serve needs Linux: on Windows, run it in WSL or in the container")
-    # Here, so that a missing package is one line and not a traceback of each worker.
-    loop = ["uvloop"] if options.transport == "grpcio" else []
-    installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
-    gc.disable()  # 10 ms: nothing that is imported is garbage
-    import_module("serving.server.server")
-    from serving.model.repository import read_labels
-
-    gc.freeze()
-    gc.enable()
-    logs.setup(options.log_format, options.log_level)
-    batching = models.config_of(BatchingConfig, options)
-    security = models.config_of(SecurityConfig, options, tokens=os.environ.get("SERVING_TOKEN"))
-    labels = read_labels(options.labels)
-    config = models.config_of(
-        ServerConfig, options, **_http(options), security=security, labels=labels
-    )
-    require_descriptors(64 + 8 * config.workers)
-    try:
-        return _run(_served_models(options), batching, config)
-    except (ConfigurationError, Unavailable) as err:
-        raise type(err)(f"{err}{_other_port(config, str(err))}") from err
-
-
-def _run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
-    """Serve until a signal; return whether every accepted request was answered."""
-    from serving.server.server import run_loop, serve, warn_if_exposed
-
-    if config.reload_interval_s and model.version is not None:
-        raise ConfigurationError("reload_interval replaces versions, and --version pins one")
-    warn_if_exposed(config)
-    if config.workers == 1:
-        return run_loop(serve(model, batching, config), config.transport)
-    import asyncio  # here: handlers of signals are installed before
-
-    from serving.server.supervisor import supervise  # one process needs no multiprocessing
-
-    return asyncio.run(supervise(model, batching, config))
-
-
-def _other_port(config: ServerConfig, error: str) -> str:
-    """Return which option chooses another port, if one is taken."""
-    ports = {"port": (config.host, config.port), "http-port": (config.http_host, config.http_port),
-             "metrics-port": (config.metrics_host, config.metrics_port)}  # fmt: skip
-    named = [
-        f"--{name}"
-        for name, (host, port) in ports.items()
-        if port and f"on {with_port(host, port)}: the port is taken" in error
-    ]
-    return f"; choose another by {' or '.join(named)}" if named else ""
-
-
-def _http(options: argparse.Namespace) -> dict[str, object]:
-    """Choose the port of HTTP: the usual one if none is named, where that works or is needed."""
-    is_auto, is_needed = options.http_port == "auto", options.input == "image"
-    if is_auto and not is_needed:
-        if all(map(find_spec, _HTTP)):
-            return {"http_port": _USUAL_HTTP_PORT, "http_is_optional": True}
-        _log.info("HTTP is off: %s", installation.install("serve,http"))
-        return {"http_port": None}
-    if options.http_port is not None:
-        installation.require(*_HTTP)
-    return {"http_port": _USUAL_HTTP_PORT if is_auto else options.http_port}
+    model_options.add_access(parser)
 
 
 def _infer(options: argparse.Namespace) -> int:
@@ -310,31 +168,8 @@ def _health(options: argparse.Namespace) -> int:
     return 0
 
 
-def _served_models(options: argparse.Namespace) -> ModelConfig:
-    from serving.model.repository import models_in
-
-    named = [name for text in options.names or () for name in text.split(",")]
-    # Of `--model iris cnn.onnx` the last one is meant as a file.
-    names = tuple(name for name in named if not name.endswith(".onnx"))
-    files = (*options.files, *(Path(name) for name in named if name.endswith(".onnx")))
-    named_root, usual = getattr(options, "models", None), ModelConfig().models
-    source: dict[str, object] = {"models": usual}
-    if named_root is not None and "://" in named_root:
-        installation.require("fsspec")
-        source = {"url": named_root}
-    elif named_root is not None:
-        source = {"models": Path(named_root)}
-    elif files and not names:
-        source = {"names": ()}
-    elif names or not models_in(usual):
-        source = {"models": models.usual_models(*names[:1])}
-    return models.config_of(
-        ModelConfig, options, **({"names": names or None, "files": files} | source)
-    )
-
-
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "serve": _serve,
+    "serve": serve.run,
     "infer": _infer,
     "info": _info,
     "health": _health,

@@ -29,7 +29,7 @@ from serving.errors import (
     Unsupported,
 )
 from serving.protocols.status import Failure, StatusCode
-from serving.system.host import is_target
+from serving.system.addresses import is_target
 from serving.tensors import ModelInfo, Outputs
 
 _HEALTH = "/grpc.health.v1.Health/Check"

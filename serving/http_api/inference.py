@@ -12,10 +12,10 @@ from serving.protocols.oip.methods import UNSUPPORTED, Queries
 from serving.protocols.oip.rest import Form
 from serving.protocols.oip.tensors import TypedContents
 from serving.router import Router
-from serving.transports.calls import Pool
-from serving.transports.connections import max_message_bytes
 from serving.transports.http_port import Exchange
 from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_json
+from serving.transports.limits import max_message_bytes
+from serving.transports.pools import Pool
 
 LENGTH_HEADER = "inference-header-content-length"
 _INLINE_BYTES = 128 << 10

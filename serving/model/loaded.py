@@ -97,7 +97,7 @@ class LoadedModel:
             device=self.device,
             precision=self.precision,
             max_batch_size=sizes.max_batch_size if tensors.is_batchable else 0,
-            max_request_rows=sizes.max_request_rows,
+            max_request_rows=sizes.max_request_rows if tensors.is_batchable else None,
             labels=self.class_labels,
             pictures=None if self.pictures is None else asdict(self.pictures),
             test_accuracy=self.manifest.test_accuracy,

@@ -22,6 +22,7 @@ from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, Serv
 from serving.model import acceptance, repository, verdicts
 from serving.model.acceptance import find_rows, has_bounded_time
 from serving.model.engine import OnnxEngine, open_engine
+from serving.model.labels import STABLE, read_labels
 from serving.model.loaded import LoadedModel
 from serving.model.memory import remaps_memory
 from serving.model.onnx_file import Message, cut_zip_maps, labels_of, parse_model
@@ -29,6 +30,7 @@ from serving.model.onnx_runtime import runtime
 from serving.model.repository import Manifest, described
 from serving.model.samples import NUM_ROWS
 from serving.model.settings import SETTINGS, ModelSettings, read_settings
+from serving.model.signatures import find_signature, unaccepted
 from serving.model.verdicts import Verdict
 from serving.tensors import Feeds
 
@@ -68,8 +70,10 @@ def load_model(
 
     Args:
         model_dir: the model's directory, such as models/iris, or an ONNX file.
-        version: the version; None for the newest good one, of those that the model's settings name
-            if they name some. A corrupt version is skipped with a warning.
+        version: the version; None for the one that a server answers with: the one labelled
+            stable, else the newest good one, of those that the model's settings name if they name
+            some. A corrupt version is skipped with a warning, and so is one whose signature is
+            another than that of the versions below it; see `signatures`.
         device: "auto", "cpu" or "cuda".
         precision: "fp32" or "int8"; int8 runs on the CPU only, which "auto" means for it.
         max_batch_size: the most rows in one run.
@@ -108,16 +112,32 @@ def load_model(
     if version is not None:
         return _load_version(model_dir, version, *how)
     failures = []
-    candidates = repository.versions(model_dir)
-    if settings.versions not in (None, "latest", "all"):
-        candidates = sorted(set(settings.versions.split(",")), key=int, reverse=True)
-    for candidate in candidates:
+    for candidate, reason in _candidates(model_dir, precision, settings).items():
+        if reason:
+            _log.warning("skipped version %s: %s", candidate, reason)
+            continue
         try:
             return _load_version(model_dir, candidate, *how)
         except (CorruptModel, ModelNotFound) as err:
             _log.warning("skipped version %s: %s", candidate, err)
             failures.append(f"{candidate} ({err})")
     raise CorruptModel(f"no version in {model_dir} is good: {'; '.join(failures)}")
+
+
+def _candidates(model_dir: Path, precision: Precision, settings: ModelSettings) -> dict[str, str]:
+    """Return the versions to try if none is named, in order, as a server chooses its default.
+
+    Returns:
+        By version the reason why it is not to be taken; empty for those that may be.
+    """
+    if (stable := read_labels(model_dir)[0].get(STABLE)) is not None:
+        return {stable: ""}
+    if settings.versions not in (None, "latest", "all"):
+        return dict.fromkeys(sorted(set(settings.versions.split(",")), key=int, reverse=True), "")
+    found = repository.versions(model_dir)
+    read = partial(find_signature, model_dir, precision=precision, file_name=settings.file_name)
+    reasons = unaccepted(model_dir, found, read)
+    return {version: reasons.get(version, "") for version in found}
 
 
 class _Limits(NamedTuple):

@@ -1,9 +1,10 @@
 """Which versions of a model may follow one another: inputs and outputs, without a session.
 
-A version is served by itself only if callers of the newest accepted one below it can go on: the
-same names, datatypes and ranks; sizes may become open, and outputs may be added. It is served
-nevertheless if somebody said so: by the mark that `export --new-signature` leaves in its folder, by
-a label, by `--versions` or by `version_policy { specific }`.
+A version is served, or loaded by `Model.load`, by itself only if callers of the newest accepted one
+below it can go on: the same names, datatypes and ranks; sizes may become open, and outputs may be
+added. It is used nevertheless if somebody said so: by the mark that `export --new-signature` leaves
+in its folder, by its number (`--version`, `version=`), by a label, by `--versions` or by
+`version_policy { specific }`.
 """
 
 import json
@@ -13,7 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from google.protobuf.message import DecodeError
+
 from serving.config import Precision
+from serving.errors import ServingError
 from serving.model import repository
 from serving.model.onnx_file import ValueInfoProto, fields_of
 from serving.model.repository import MANIFEST
@@ -22,8 +26,10 @@ from serving.tensors import Signature
 
 MARK = "new-signature"
 """A file in a version's folder: it is to be served, though its signature is another one."""
-HOW = f"to serve it, put a file {MARK} into its folder, or name it by a label or --versions"
-"""What makes a version with another signature be served."""
+HOW = (
+    f"to use it, put a file {MARK} into its folder, or name it by --version, --versions or a label"
+)
+"""How to have a version with another signature used."""
 _GRAPH, _INITIALIZER, _INPUT, _OUTPUT = 7, 5, 11, 12
 """Fields of ModelProto and GraphProto (protos/onnx/onnx.proto)."""
 _MAX_VALUE_BYTES = 1 << 20
@@ -128,6 +134,15 @@ def unaccepted(
             f"{signature}; {HOW}"
         )
     return reasons
+
+
+def find_signature(
+    model_dir: Path, version: str, precision: Precision = "fp32", file_name: str | None = None
+) -> GraphSignature | None:
+    """Return the inputs and outputs of a version; None if they can't be read: loading says why."""
+    with suppress(ServingError, OSError, ValueError, DecodeError):
+        return read_signature(model_dir, version, precision, file_name)
+    return None
 
 
 def read_signature(

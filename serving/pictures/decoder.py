@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import InvalidRequest, TooLarge
 from serving.system.files import open_regular
-from serving.system.process import free_bytes
+from serving.system.usage import free_bytes
 from serving.tensors import Images
 
 MAX_PIXELS = 80_000_000

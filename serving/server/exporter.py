@@ -6,12 +6,15 @@ One thread serves all connections and one makes the metrics page, for any number
 from collections.abc import Callable, Iterable
 
 from serving.router import Router
-from serving.system.host import Host, bind, with_port
+from serving.system.addresses import with_port
+from serving.system.host import Host
+from serving.system.listening import bind
 from serving.telemetry.metrics import Readiness, Report
-from serving.transports.connections import PortLimits
-from serving.transports.http_port import Exchange, OneThread, open_port
+from serving.transports.http_port import Exchange, open_port
 from serving.transports.http_routing import Answer, App, Endpoint
+from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
+from serving.transports.pools import OneThread
 
 _BACKLOG = 256
 """Connections that wait in the kernel to be accepted; past it they come a second late."""

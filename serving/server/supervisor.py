@@ -16,11 +16,14 @@ from typing import Any
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError, Unavailable
 from serving.server.crashes import Crashes
-from serving.server.server import announce, exporting, optional_http
+from serving.server.lifetime import exporting
+from serving.server.ready_line import announce
 from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
+from serving.system.addresses import first_free, with_port
 from serving.system.crash_record import number_of
-from serving.system.host import Shared, is_activated, refuse_callers, reserved_port, with_port
+from serving.system.listening import is_activated
+from serving.system.shared_port import Shared, refuse_callers, reserved_port
 from serving.system.signals import keep_watchdog_fed, notify
 from serving.telemetry.metrics import Counts, ModelLabel, Readiness, Report, total
 
@@ -63,9 +66,9 @@ async def supervise(
 
         port, http_port = reserve(config.host, config.port), None
         if config.http_port is not None:
-            with optional_http(config):
-                http_port = reserve(config.http_host, config.http_port)
-        config = replace(config, port=port, http_port=http_port)
+            ports_to_try = config.ports_to_try("http_port")
+            http_port = first_free(partial(reserve, config.http_host), ports_to_try, "--http-port")
+        config = replace(config, port=port, http_port=http_port, usual_ports=())
         configs = (model_config, batching, replace(config, metrics_port=None))
         return await Supervisor(ports, configs, config, exporter).run()
 

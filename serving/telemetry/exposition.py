@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from prometheus_client import core
 from prometheus_client.exposition import choose_encoder
 
-from serving.system.process import start_time_s
+from serving.system.usage import start_time_s
 from serving.telemetry.metrics import NO_MODEL, Histogram, ModelCounts, Report
 
 _INFER = "ModelInfer", "HttpInfer"

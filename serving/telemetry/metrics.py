@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.config import BatchingConfig
-from serving.system.process import Usage
+from serving.system.usage import Usage
 from serving.tensors import ClassNumbers
 
 _SECONDS = tuple(
@@ -280,10 +280,10 @@ class Served(NamedTuple):
     """"default", "canary", or empty: answers only calls that name it, or one of its labels."""
     num_classes: int
     """Of a classifier; 0 of other models."""
-    max_batch_size: int = 1
-    """The most rows in one run, by its own settings too; 1 if calls run alone."""
-    max_request_rows: int = 1
-    """The most rows in one request."""
+    max_batch_size: int = 0
+    """The most rows in one run, by its own settings too; 0 if calls run alone."""
+    max_request_rows: int | None = None
+    """The most rows in one request; None if calls run alone: they are not counted in rows."""
 
 
 class Readiness(NamedTuple):

@@ -22,14 +22,15 @@ from serving.errors import Overloaded, ServingError, Unauthenticated, Unavailabl
 from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
-from serving.security import TokenCheck, token_check
-from serving.system.host import bind, with_port
+from serving.security.tokens import TokenCheck, token_check
+from serving.system.addresses import with_port
+from serving.system.listening import bind
+from serving.telemetry.access_log import REQUEST_ID, AccessLog, LoggedCall, access_log
 from serving.telemetry.logs import request_fields
 from serving.telemetry.metrics import NO_MODEL, Metrics
-from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, access_log
-from serving.transports.connections import max_message_bytes
+from serving.transports.asyncio_loop import AsyncioLoop
 from serving.transports.grpcio_credentials import server_credentials
-from serving.transports.loop import AsyncioLoop
+from serving.transports.limits import max_message_bytes
 
 _log = logging.getLogger(__name__)
 

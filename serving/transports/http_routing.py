@@ -20,7 +20,7 @@ from serving.errors import (
 )
 from serving.http1.requests import BadRequest, Headers, Request, encode_answer
 from serving.protocols.status import RETRY_AFTER_S, TABLE
-from serving.security import TokenCheck
+from serving.security.tokens import TokenCheck
 
 # Answers and errors
 

@@ -4,16 +4,13 @@ The next batch gathers in the kernel while this one runs, so batches grow with t
 caller is answered by the thread that read its call.
 """
 
-import asyncio
 import logging
 import math
 import selectors
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextvars import copy_context
 from functools import partial
-from typing import Any
 
 from serving.batching.batcher import Batcher
 from serving.errors import ServingError
@@ -22,19 +19,18 @@ from serving.protocols.method import BatchedUnary, Method
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.calls import LoopCalls
-from serving.transports.connections import (
+from serving.transports.peer import (
     LEAST_BYTES,
     MAX_COST_PER_BYTE_S,
     READ,
     TURN_S,
     WRITE,
     Peer,
-    Port,
     State,
 )
+from serving.transports.port import Port
 
 _log = logging.getLogger(__name__)
-
 _POLL_S = 60e-6
 """How long the loop polls, once it has written, before it sleeps: a core takes tens of microseconds
 to wake up, and a lone caller's next call comes within that time."""
@@ -124,7 +120,8 @@ class Reader:
 
     def _serve(self, connection: Peer, mask: int, now_s: float) -> int:
         """Read a connection's bytes, and its calls; return the number of bytes."""
-        num_bytes, port = 0, connection.port
+        num_bytes = 0
+        port: Port = connection.port
         try:
             if mask & READ and not connection.is_paused:
                 data = self._receive(connection, now_s)
@@ -443,66 +440,3 @@ class Loop:
     def _close(self) -> None:
         for each in (self.selector, self._waker, self._woken):
             each.close()
-
-
-class AsyncioLoop(Loop):
-    """Takes its turns as callbacks of the running event loop, and is used on its thread."""
-
-    def __init__(self, router: Router, methods: Iterable[Method] = ()) -> None:
-        super().__init__(router, methods, poll=False, host=Host())
-        self._event_loop = asyncio.get_running_loop()
-        self._context = copy_context()  # else turns log the fields of the call that woke them
-        self._planned_s = 0.0
-        self._planned: asyncio.Handle | None = None
-        """The only turn that is planned, if any, and when."""
-
-    def start(self) -> None:
-        self._take_turn()
-
-    def add(self, port: Port) -> None:
-        super().add(port)
-        selector: Any = self.selector  # epoll and kqueue have a descriptor, and HTTP is on Unix
-        self._event_loop.add_reader(selector.fileno(), self._take_turn)
-
-    def call(self, task: Callable[[], None]) -> None:
-        task()
-
-    def _wake(self) -> None:
-        self._event_loop.call_soon_threadsafe(self._take_turn, context=self._context)
-
-    def _take_turn(self) -> None:
-        if self._parted_s is not None:
-            return
-        try:
-            self.turn(self.selector.select(0.0) if self._ports else [])
-        except Exception:  # a bug of ours: it ends this round, and never the loop
-            _log.exception("a turn of the loop failed")
-        self._plan(self.timeout_s())
-
-    def _plan(self, wait_s: float) -> None:
-        """Take the next turn in time; one that is planned for earlier may stay."""
-        at_s = self._event_loop.time() + wait_s
-        if self._planned is not None:
-            if self._planned_s <= at_s:
-                return
-            self._planned.cancel()
-        self._planned_s = at_s
-        self._planned = self._event_loop.call_later(
-            wait_s, self._take_planned_turn, context=self._context
-        )
-
-    def _take_planned_turn(self) -> None:
-        self._planned = None  # uvloop's timers may be early
-        self._take_turn()
-
-    def stop(self) -> None:
-        if self._parted_s is not None:  # again
-            return
-        if self._planned is not None:
-            self._planned.cancel()
-        if self._ports:
-            self._event_loop.remove_reader(self.selector.fileno())  # type: ignore[attr-defined]
-        self._part()
-        self._run()
-        self._is_awake = True  # a run that ends later wakes nobody
-        self._close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.config import BatchingConfig
-from serving.system.process import Usage
+from serving.system.usage import Usage
 from serving.telemetry.exposition import encode
 from serving.telemetry.metrics import Counts, Report, Served
 from tests.test_boundaries import ORDER

@@ -16,8 +16,9 @@ from training.data.mnist import Examples, Mnist
 from training.errors import Diverged, ResumeError
 from training.fitting import artifacts, distillation, evaluation
 from training.fitting.artifacts import Checkpoint, Progress
+from training.fitting.epochs import Estimate, Log, Trainer, device, run_epochs
 from training.fitting.evaluation import evaluate, probabilities
-from training.fitting.trainer import Estimate, Log, Trainer, device, mix_in_bundled, run_epochs
+from training.fitting.networks import mix_in_bundled
 
 VALIDATION = 5_000
 """The number of training images that validate where none are held out."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from serving.__main__ import main
 from serving.cli.commands import parser
-from serving.commandline import options
+from serving.commandline import values
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from tests.serving.model.graphs import save, two_layers
 from tests.support.servers import running_server, serve_command, started
@@ -226,10 +226,10 @@ def test_help_is_shown(command, capsys):
 
 @pytest.mark.parametrize(
     ("read", "text", "number"),
-    [*((options.seconds, *each) for each in (("5ms", 0.005), ("0.5s", 0.5), ("2", 2.0))),
-     *((options.share, *each) for each in (("5%", 0.05), ("0.05", 0.05), ("1", 1.0))),
-     *((options.seconds, text, None) for text in ("0ms", "ms", "0", "-1", "nan", "inf", "soon")),
-     *((options.share, text, None) for text in ("2", "-0.1", "nan", "101%", "much"))],
+    [*((values.seconds, *each) for each in (("5ms", 0.005), ("0.5s", 0.5), ("2", 2.0))),
+     *((values.share, *each) for each in (("5%", 0.05), ("0.05", 0.05), ("1", 1.0))),
+     *((values.seconds, text, None) for text in ("0ms", "ms", "0", "-1", "nan", "inf", "soon")),
+     *((values.share, text, None) for text in ("2", "-0.1", "nan", "101%", "much"))],
 )  # fmt: skip
 def test_values_are_read_with_their_units(read, text, number):
     with nullcontext() if number else pytest.raises(ArgumentTypeError, match="such as 5"):

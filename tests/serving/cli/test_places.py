@@ -10,7 +10,7 @@ from serving import Model
 from serving.__main__ import main
 from serving.errors import ConfigurationError
 from serving.model.repository import models_in
-from tests.serving.model.graphs import save, two_layers
+from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.support.servers import serve_command, started
 
 ROW = "x=[1, 2, 3, 4]"
@@ -53,6 +53,41 @@ def test_each_command_takes_the_folder_of_a_model(places, place, capsys):
     assert answer["y"].shape == (2, 3)
     with started(serve_command(None, f"../repository/{place}")) as server:
         assert server.facts["model"] == place
+
+
+@pytest.mark.parametrize(
+    ("files", "version", "chosen"),
+    [
+        ({}, None, "2"),  # version 3 has other names, and nobody said that it is to be used
+        ({}, "3", "3"),
+        ({}, "1", "1"),
+        ({"3/new-signature": ""}, None, "3"),
+        ({"labels.json": '{"stable": "1"}'}, None, "1"),
+        ({"labels.json": '{"stable": "3"}'}, None, "3"),
+        ({"labels.json": '{"stable": "3"}'}, "2", "2"),
+    ],
+)
+def test_version_is_chosen_by_one_rule(places, files, version, chosen, capsys):
+    folder = places / "versions"
+    for number in ("2", "3"):
+        (folder / number).mkdir()
+    save(two_layers(), folder / "2")
+    graph = model(
+        [node("Neg", ["z"], ["y"])], [value("z", "FP32", ["N", 4])], [value("y", "FP32", ["N", 4])]
+    )
+    save(graph, folder / "3")
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    options = ["--version", version] if version else []
+    row = ("z" if chosen == "3" else "x") + "=[1, 2, 3, 4]"
+    with Model.load(folder, version) as loaded:
+        assert loaded.describe().version == chosen
+    assert main(["infer", str(folder), row, *options]) == 0
+    capsys.readouterr()
+    assert main(["info", str(folder), *options]) == 0
+    assert f"version             {chosen}\n" in capsys.readouterr().out
+    with started(serve_command(None, str(folder), *options)) as server:
+        assert server.facts["version"] == chosen
 
 
 def test_file_of_another_kind_is_named_by_each_command(places, capsys):

@@ -71,8 +71,13 @@ def test_all_four_answer_and_describe_alike(two_models, folder, client):
     for name in alike:
         assert getattr(described, name) == getattr(local, name), name
     assert (described.max_request_rows, described.is_batchable) == (10, True)
+    assert local.max_request_rows is None  # no server is there to refuse more
     assert described.max_message_bytes > 10 * 16
-    assert client.describe("total").is_batchable is False
+    with Model.load(folder / "total.onnx", device="cpu") as loaded:
+        totals = client.describe("total"), loaded.describe()
+    for total in totals:
+        limits = total.is_batchable, total.max_batch_size, total.max_request_rows
+        assert limits == (False, 0, None)
 
 
 def test_rows_beyond_a_message_are_divided_and_put_together(client, two_models):

@@ -1,4 +1,4 @@
-"""The port of HTTP when another program has it: without it where none was named, else an error."""
+"""The usual ports of HTTP and metrics when another program has them, and what else calls HTTP's."""
 
 import socket
 import ssl
@@ -12,40 +12,49 @@ import trustme
 
 from serving import Client
 from serving.__main__ import main
-from serving.config import SecurityConfig
+from serving.config import SecurityConfig, ServerConfig
 from serving.errors import Unsupported
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
 from tests.support.servers import connected, running_server, serve_command
 
-USUAL = ("127.0.0.1", 8080)
-AUTO = ("--http-port", "auto")
+USUAL = (8080, 9090)
+AUTO = ("--http-port", "auto", "--metrics-port", "auto")
 
 
 @pytest.fixture
 def taken():
-    """Take the usual port, if no other program has it."""
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with suppress(OSError):
-            other.bind(USUAL)
-            other.listen()
+    """Take the usual ports, if no other program has them."""
+    with ExitStack() as stack:
+        for port in USUAL:
+            other = stack.enter_context(socket.socket())
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                other.bind(("127.0.0.1", port))
+                other.listen()
         yield
 
 
+def ports_of(server):
+    """The ports of HTTP and metrics."""
+    return [int(server.facts[name].rpartition(":")[2]) for name in ("http", "metrics")]
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_taken_usual_port_turns_http_off(models, taken, workers):
+def test_next_free_port_replaces_a_usual_one_that_is_taken(models, taken, workers):
     with running_server(models, *AUTO, "--workers", workers) as server:
-        assert "http" not in server.facts
+        found = ports_of(server)
+        assert all(usual < port < usual + 100 for usual, port in zip(USUAL, found, strict=True))
+        assert HttpPeer(server.facts["http"]).get("/v2/health/ready").status == 200
+        assert HttpPeer(f"http://{server.facts['metrics']}").get("/readyz").status == 200
         assert server.stop() == 0
-        warnings = [line for line in server.process.stderr if "HTTP is off" in line]
-    assert len(warnings) == 1
-    assert warnings[0].endswith(
-        "can't listen on 127.0.0.1:8080: the port is taken; choose another port with --http-port\n"
-    )
+        log = server.process.stderr.read()
+    for option, usual, port in zip(("http", "metrics"), USUAL, found, strict=True):
+        expected = f"port {usual} is taken: using {port}; choose with --{option}-port\n"
+        assert log.count(expected) == 1
 
 
-def test_servers_that_start_at_once_all_serve(models):
+def test_servers_that_start_at_once_all_serve_http(models):
     """None ends because another one took the usual port while both loaded the model."""
     with ExitStack() as stack:
         processes = [
@@ -62,8 +71,16 @@ def test_servers_that_start_at_once_all_serve(models):
         for process in processes:
             stack.callback(process.kill)
         lines = [process.stdout.readline() for process in processes if process.stdout]
-    assert all(line.startswith("serving ") for line in lines), lines
-    assert sum(" http=" in line for line in lines) <= 1
+    urls = {word for line in lines for word in line.split() if word.startswith("http=")}
+    assert len(urls) == 3, lines
+
+
+def test_usual_port_gives_way_to_one_that_was_asked_for():
+    config = ServerConfig(
+        port=9091, metrics_port=9090, http_port=9090, usual_ports=("metrics_port",)
+    )
+    assert config.ports_to_try("metrics_port")[:2] == [9092, 9093]
+    assert config.ports_to_try("http_port") == [9090]
 
 
 def test_workers_say_where_the_page_is(models):

@@ -18,7 +18,8 @@ def test_image_starts_without_a_volume(images, tmp_path, monkeypatch):
     _, *arguments = json.loads(re.findall(r"^ENTRYPOINT (.*)", CONTAINERFILE, re.M)[0])
     settings = dict(re.findall(r"^ENV (SERVING_\w+)=(.*)", CONTAINERFILE, re.M))
     hosts = ("SERVING_HOST", "SERVING_METRICS_HOST", "SERVING_HTTP_HOST")
-    assert settings == {**dict.fromkeys(hosts, "0.0.0.0"), "SERVING_HTTP_PORT": "8080"}
+    ports = {"SERVING_HTTP_PORT": "8080", "SERVING_METRICS_PORT": "9090"}
+    assert settings == dict.fromkeys(hosts, "0.0.0.0") | ports
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     for port in ("SERVING_PORT", "SERVING_METRICS_PORT", "SERVING_HTTP_PORT"):

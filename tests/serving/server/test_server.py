@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from digit_classifier.pb.digits.v1 import digits_pb2, digits_pb2_grpc
 from digit_classifier.wire import encode_request
+from serving import Client
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.support.raw import CLASSIFY, TIMEOUT_S, Raw, status_of
 from tests.support.servers import ended, on_both, running_server, serve_command, wait_until
@@ -110,7 +111,7 @@ def test_connection_that_is_old_enough_is_replaced(models, images, transport):
         raw.classify(encode_request(images[:1].tobytes()))
 
 
-@pytest.mark.parametrize("option", ["--port", "--http-port"])
+@pytest.mark.parametrize("option", ["--port", "--http-port", "--metrics-port"])
 @pytest.mark.parametrize(
     "options", [("--transport", "h2"), ("--transport", "grpcio"), ("--workers", "2")]
 )
@@ -118,7 +119,7 @@ def test_taken_port_is_one_clear_line(models, options, option):
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         port = taken.getsockname()[1]
         result = ended([*serve_command(models, *options), option, str(port)])
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr == (
         f"digit-serving: can't listen on 127.0.0.1:{port}: the port is taken; "
         f"choose another by {option}\n"
@@ -133,8 +134,12 @@ def test_ready_line_has_the_limits_in_effect_of_each_model(tmp_path):
     (tmp_path / "small" / "config.pbtxt").write_text("max_batch_size: 8")
     with running_server(tmp_path) as server:
         assert server.facts["model"] == "iris,small,total"
-        assert server.facts["max_batch_size"] == "512,8,1"
-        assert server.facts["max_request_rows"] == "4096"
+        assert server.facts["max_batch_size"] == "512,8,0"
+        assert server.facts["max_request_rows"] == "4096,4096,none"
+        with Client(server.address) as client:
+            described = [client.describe(name) for name in client.models()]
+    assert [each.max_batch_size for each in described] == [512, 8, 0]
+    assert [each.max_request_rows for each in described] == [4096, 4096, None]
 
 
 def sum_of_all():

@@ -12,8 +12,10 @@ from contextlib import ExitStack
 import pytest
 
 from digit_classifier import Classifier
-from serving.errors import ConfigurationError, Unavailable
-from serving.system.host import bind, cannot_listen, reserved_port, with_port
+from serving.errors import ConfigurationError
+from serving.system.addresses import cannot_listen, with_port
+from serving.system.listening import bind
+from serving.system.shared_port import reserved_port
 from tests.support.servers import ended, program, serve_command, started
 
 ACTIVATED = 'exec 3<&{} && LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
@@ -122,7 +124,7 @@ def test_missing_permission_is_named():  # root may, so the error is made up
 def test_reserved_port_is_taken_though_nobody_listens_yet():
     with reserved_port("127.0.0.1", 0) as (ours, _):
         port = ours.getsockname()[1]
-        with pytest.raises(Unavailable, match="the port is taken"), \
+        with pytest.raises(ConfigurationError, match="the port is taken"), \
                 reserved_port("127.0.0.1", port):  # fmt: skip
             pass
 

@@ -13,8 +13,8 @@ from digit_classifier.wire import encode_request
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
 from serving.server.exporter import Exporter
-from serving.server.server import serve
-from serving.system.process import Usage
+from serving.server.lifetime import serve
+from serving.system.usage import Usage
 from serving.telemetry.metrics import Counts, Readiness, Report, Served
 from tests.serving.http.peer import HttpPeer
 from tests.serving.server.test_supervisor import workers_of
@@ -83,7 +83,7 @@ def test_server_that_loads_its_model_is_alive_and_not_ready(monkeypatch):
         seen.extend(get(f"127.0.0.1:{port}", path) for path in paths)
         raise ConfigurationError("seen enough")
 
-    monkeypatch.setattr("serving.server.server.Catalog", load)
+    monkeypatch.setattr("serving.server.lifetime.Catalog", load)
     serving = serve(ModelConfig(), BatchingConfig(), ServerConfig(port=0, metrics_port=port))
     with pytest.raises(ConfigurationError, match="seen enough"):
         serving.send(None)

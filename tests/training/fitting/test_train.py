@@ -12,11 +12,11 @@ from training.config import RECIPES, SEED, TEACHER
 from training.data.extra import Extra
 from training.data.mnist import Examples
 from training.errors import Diverged, ResumeError, UnusableInput
-from training.fitting import trainer as networks
+from training.fitting import networks
 from training.fitting.artifacts import Checkpoint, Progress, load_json, load_model, recipe_of
+from training.fitting.epochs import Trainer
 from training.fitting.evaluation import probabilities
 from training.fitting.train import split, train
-from training.fitting.trainer import Trainer
 
 RECIPE = dataclasses.replace(RECIPES["default"], epochs=3, batch_size=256, ema_decay=0.9)
 """All of the default recipe's machinery, for a sample of 2,000 images."""
