@@ -116,13 +116,19 @@ class ModelFolder:
     """The folder of its versions, or an ONNX file."""
 
     def __init__(
-        self, name: str, config: ModelConfig, max_batch_size: int, on_refusal: Callable[[], None]
+        self,
+        name: str,
+        config: ModelConfig,
+        max_batch_size: int,
+        on_refusal: Callable[[], None],
+        most_threads: int,
     ) -> None:
         """Load nothing yet; set `path`, then `look`."""
         self.name = name
         self.served: ModelVersions | None = None
         """The versions in service; None before the first look that succeeds."""
         self._config, self._max_batch_size, self._on_refusal = config, max_batch_size, on_refusal
+        self._most_threads = most_threads
         self._loaded: dict[str, tuple[LoadedModel, _Fingerprint]] = {}
         self._signatures: dict[str, tuple[GraphSignature | None, _Fingerprint]] = {}
         self._unaccepted: dict[str, str] = {}
@@ -259,7 +265,8 @@ class ModelFolder:
                 self._max_batch_size,
                 batching=config.batching_of(self.name),
                 max_bytes=config.max_model_bytes,
-                num_threads=config.threads,
+                num_threads=config.threads or 1,
+                most_threads=1 if config.threads else self._most_threads,
             )
             if model is not None and _signature(new) != _signature(model):
                 raise CorruptModel(self._misfit(new))
@@ -365,12 +372,20 @@ class Catalog:
     """The table of models; any thread may read it."""
 
     def __init__(
-        self, config: ModelConfig, max_batch_size: int = BatchingConfig().max_batch_size
+        self,
+        config: ModelConfig,
+        max_batch_size: int = BatchingConfig().max_batch_size,
+        most_threads: int = 1,
     ) -> None:
         """Load the models of a server, several at once.
 
         A version that can't be served is skipped with a warning, and so is a model if another one
         can.
+
+        Args:
+            config: the models and where they are.
+            max_batch_size: the most rows of a run.
+            most_threads: those of a run that is alone; see `load_model`.
 
         Raises:
             ServingError: no model can be served; see `load_model`.
@@ -385,6 +400,7 @@ class Catalog:
         self.count_reload: Callable[[str], None] = lambda outcome: None
         """Called with "loaded" or "failed" for each change."""
         self._config, self._max_batch_size = config, max_batch_size
+        self._most_threads = most_threads
         self._remote: Any = None  # a RemoteRepository, which is imported for URLs alone
         self._folders: dict[str, ModelFolder] = {}
         self._unloaded: set[str] = set()
@@ -508,7 +524,11 @@ class Catalog:
     def _folder(self, name: str, path: Path) -> ModelFolder:
         if name not in self._folders:
             self._folders[name] = ModelFolder(
-                name, self._config, self._max_batch_size, lambda: self.count_reload("failed")
+                name,
+                self._config,
+                self._max_batch_size,
+                lambda: self.count_reload("failed"),
+                self._most_threads,
             )
         self._folders[name].path = path  # each copy of a remote repository lies elsewhere
         return self._folders[name]

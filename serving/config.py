@@ -99,9 +99,10 @@ class ModelConfig:
     """Device of inference; auto takes CUDA if it works, else the CPU."""
     precision: Precision = "fp32"
     """Variant of the model."""
-    threads: int = 1
-    """Threads of one run of a model: more make a lone call of a large model faster, and several
-    calls at once slower; a model's config.pbtxt takes precedence."""
+    threads: int = 0
+    """Threads of one run of a model; a model's config.pbtxt takes precedence. 0 is one, but as many
+    as cores where a call is alone, if that was measured to be faster: it takes a second copy of
+    the model's weights, which 1 saves."""
     max_model_bytes: int = 2 << 30
     """The most bytes of a model's files, such as 500M or 2G."""
     batch: tuple[str, ...] = ()
@@ -117,7 +118,7 @@ class ModelConfig:
         _require(0 <= self.canary <= 1, "canary", self.canary, "0 to 1")
         if self.version is not None and (self.versions != "latest" or self.canary):
             raise ConfigurationError("version pins one: versions and canary have no effect then")
-        _require(1 <= self.threads <= _MAX_THREADS, "threads", self.threads, f"1 to {_MAX_THREADS}")
+        _require(0 <= self.threads <= _MAX_THREADS, "threads", self.threads, f"0 to {_MAX_THREADS}")
         _require(self.max_model_bytes >= 1, "max_model_bytes", self.max_model_bytes, "at least 1")
         if self.served_name is not None:
             require_name("served_name", self.served_name)

@@ -301,8 +301,12 @@ class RunnableModel(Protocol):
     def run(self, feeds: Feeds) -> list[Array]:
         """Run inputs by name; returns the outputs in order."""
 
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        """Return `run` for one call of it, and a function that ends it, from any thread."""
+    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
+        """Return `run` for one call of it, and a function that ends it, from any thread.
+
+        Args:
+            is_alone: whether no other run needs the cores.
+        """
 
 
 class Executor:
@@ -329,9 +333,13 @@ class Executor:
             only = tensors.inputs[0]
             self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
 
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        """Return a function that runs the model once, and one that ends that run."""
-        run, end = self.model.stoppable()
+    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
+        """Return a function that runs the model once, and one that ends that run.
+
+        Args:
+            is_alone: whether no other run needs the cores.
+        """
+        run, end = self.model.stoppable(is_alone=is_alone)
         return self._guard(run), end
 
     def run(

@@ -109,8 +109,8 @@ class LoadedModel:
     def run(self, feeds: Feeds) -> list[Array]:
         with native_run(): return self.engine.run(feeds)  # noqa: E701  # fmt: skip
 
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        engine_run, end = self.engine.stoppable()
+    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
+        engine_run, end = self.engine.stoppable(is_alone=is_alone)
 
         def run(feeds: Feeds) -> list[Array]:
             with native_run(): return engine_run(feeds)  # noqa: E701  # fmt: skip

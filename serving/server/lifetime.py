@@ -19,6 +19,7 @@ from serving.server.ready_line import announce
 from serving.server.server import Server
 from serving.system import signals
 from serving.system.addresses import first_free
+from serving.system.cores import usable_cores
 from serving.system.host import Host
 from serving.system.signals import keep_watchdog_fed, notify
 
@@ -77,7 +78,8 @@ async def serve(
     with ExitStack() as stack:
         # First: it answers 503 while the rest starts.
         exporter = stack.enter_context(exporting(config))
-        catalog = Catalog(model_config, batching.max_batch_size)
+        most_threads = max(1, usable_cores() // config.workers)
+        catalog = Catalog(model_config, batching.max_batch_size, most_threads)
         router = Router(batching, config.workers, host)
         router.block(blocked)
         for name, versions in catalog.models.items():

@@ -44,7 +44,7 @@ class _Engine:
         rows = [row.tobytes() for row in feeds["images"]]
         return [rows_of(rows, "1") + self._neighbour.take(rows)]
 
-    def stoppable(self):
+    def stoppable(self, *, is_alone=False):
         return self.run, lambda: None  # it does not end between operators
 
 

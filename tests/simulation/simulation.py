@@ -74,7 +74,7 @@ class Model:
             raise ModelError() if simulation.random.random() < 0.5 else MemoryError()
         return [rows_of(rows, self.version)]
 
-    def stoppable(self):
+    def stoppable(self, *, is_alone=False):
         return self.run, lambda: None
 
 

@@ -48,7 +48,7 @@ class PacedEngine:
         self.gate = threading.Event()
         self.gate.set()
 
-    def stoppable(self):
+    def stoppable(self, *, is_alone=False):
         return self.run, lambda: None
 
     def run(self, feeds):
