@@ -56,6 +56,10 @@ def test_manifest_holds_what_training_measured(manifest, artifacts):
     }  # fmt: skip
 
 
+def test_server_knows_every_field_of_the_manifest(models):
+    assert read_manifest.load(models / "digits", "1")[0].unknown == ()
+
+
 def test_manifest_has_the_digest_of_every_file(version, manifest):
     others = {path.name: path.read_bytes() for path in version.iterdir()}
     del others["manifest.json"]
