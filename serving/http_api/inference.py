@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from serving.errors import InvalidRequest, Unsupported
 from serving.protocols.oip import infer, inference_pb, rest
+from serving.protocols.oip.known_requests import Values, find_values
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
 from serving.protocols.oip.rest import Form
 from serving.protocols.oip.tensors import TypedContents
@@ -191,7 +192,7 @@ class Inference:
 class _Known(NamedTuple):
     """Requests with one head that differ in the values of their inputs only."""
 
-    values: rest.Values
+    values: Values
     encoder: infer.InferEncoder
     form: Form
 
@@ -256,7 +257,7 @@ def _refusing(text: str) -> Any:
 
 def read_packed(
     body: bytes, json_bytes: int | None, name: str, version: str, learn: bool
-) -> tuple[bytes, Form, rest.Values | None]:
+) -> tuple[bytes, Form, Values | None]:
     """Decode a request, as `rest.read_infer` does, in another process perhaps.
 
     Returns:
@@ -268,7 +269,7 @@ def read_packed(
     message, form = rest.read_infer(body, json_bytes, name, version)
     packed = message.SerializeToString()
     TypedContents(packed)
-    values = rest.find_values(body, json_bytes, message) if learn else None
+    values = find_values(body, json_bytes, message) if learn else None
     return packed, form, values
 
 

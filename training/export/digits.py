@@ -8,7 +8,8 @@ import numpy as np
 from serving.commandline import installation
 from training.data.mnist import SIDE, Mnist
 from training.errors import ExportError
-from training.export.samples import DIGIT_LABELS, ImageSignature, Samples
+from training.export.image_signature import DIGIT_LABELS, ImageSignature
+from training.export.samples import Samples
 from training.export.version import Candidate, publish_version
 from training.fitting.artifacts import load_json, load_model, recipe_of
 from training.fitting.evaluation import probabilities

@@ -46,9 +46,10 @@ from training import cli
 from training.data.mnist import Images
 from training.errors import ExportError, first_line
 from training.export import graph, int8, parity, signature, verdict
+from training.export.image_signature import ImageSignature
 from training.export.parity import Parity, onnxruntime
 from training.export.repository import Files, publish
-from training.export.samples import ImageSignature, Samples
+from training.export.samples import Samples
 from training.fitting.evaluation import Probabilities
 
 FORMAT = 1
