@@ -171,7 +171,7 @@ class BaseModel:
                 model.run, feeds, most, model.enough_rows, self._cores, is_cancelled
             )
         except ModelError as err:
-            from serving.model.onnx_runtime import reason_of
+            from serving.model.onnx_errors import reason_of
 
             raise ModelError(f"the model failed: {reason_of(err.__cause__ or err)}") from err
 

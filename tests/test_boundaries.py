@@ -195,12 +195,14 @@ ORDER = {
         transports http_api client server cli __main__ launch __init__
     """,
     "digit_classifier": """
-        predictions normalizer pictures wire methods http remote local classifier answers command
+        predictions normalizer pictures wire methods http remote local async_local classifier
+        async_classifier answers command
         __init__
     """,
-    "digit_scoring": "local ray command __init__",
+    "digit_scoring": "files columns source output answers local ray command __init__",
     "training": """
-        errors config cli files data fitting export report __main__ __init__
+        errors config cli files tables runs data fitting export page report comparison __main__
+        __init__
     """,
     "digit_reader": """
         facts ink text.cuts text.candidates detector text places numbers reader digit command http

@@ -212,7 +212,7 @@ class BaseClient:
         return info
 
     async def _described(self, asked: tuple[str, str], state: RetryState) -> ModelInfo:
-        from serving.client import infer_messages as inference
+        from serving.client import model_messages as inference
 
         request = inference.metadata_request(*asked)
         metadata = await self._call(inference.MODEL_METADATA, request, state)
@@ -223,7 +223,7 @@ class BaseClient:
         return inference.model_info(metadata, config, asked[1], self._target)
 
     async def _models(self, timeout_s: float | None) -> list[str]:
-        from serving.client import infer_messages as inference
+        from serving.client import model_messages as inference
 
         data = await self._call(inference.REPOSITORY_INDEX, b"", self._begun(timeout_s))
         return inference.ready_models(data, self._target)

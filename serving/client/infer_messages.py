@@ -1,9 +1,7 @@
 """The Open Inference Protocol's messages for clients: arrays to a request, an answer to arrays."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -23,122 +21,12 @@ from serving.protocols.oip.tensors import (
 )
 from serving.tensors import Array, ModelInfo, Outputs, Tensor, as_feeds
 
-MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"
-MODEL_CONFIG = f"/{inference_pb.SERVICE}/ModelConfig"
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
-REPOSITORY_INDEX = f"/{inference_pb.SERVICE}/RepositoryIndex"
 NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
-_NUMBER = (int, float)
-_PARAMETERS: dict[str, type | tuple[type, ...]] = {
-    "version": str, "default_version": str, "canary_version": str, "batching": str,
-    "device": str, "precision": str, "versions": list, "labels": list, "axes": dict,
-    "contents": dict, "pictures": dict, "max_request_rows": int, "max_message_bytes": int,
-    "test_accuracy": _NUMBER,
-}  # fmt: skip
-"""Parameters of a model's configuration, and the type of each: texts, and others as JSON."""
 _SPARE_BYTES = 4096
 """For the rest of a message: names, shapes, and its framing."""
 _MAX_ANSWER_BYTES = 8 << 20
 """Outputs of one message: clients read answers of up to 16 MiB."""
-
-
-def metadata_request(name: str, version: str) -> bytes:
-    """Encode a ModelMetadataRequest."""
-    request = inference_pb.ModelMetadataRequest(name=name, version=version)
-    data: bytes = request.SerializeToString()
-    return data
-
-
-def ready_models(data: bytes, address: str) -> list[str]:
-    """Decode a RepositoryIndexResponse: the names of the models that are ready.
-
-    Raises:
-        Unavailable: it is not one.
-    """
-    try:
-        response = inference_pb.RepositoryIndexResponse.FromString(data)
-    except DecodeError as err:
-        raise malformed(address, f"no index of models: {err}") from err
-    return [*dict.fromkeys(each.name for each in response.models if each.state == "READY")]
-
-
-def model_info(metadata: bytes, config: bytes | None, version: str, address: str) -> ModelInfo:
-    """Make a description of a ModelMetadataResponse and a ModelConfigResponse.
-
-    Args:
-        metadata: the former.
-        config: the latter; None from servers without it.
-        version: the version that was asked for, or a label; empty for the default.
-        address: the server's, for errors.
-
-    Raises:
-        Unavailable: they are none, or have a data type that the protocol does not define.
-    """
-    try:
-        response = inference_pb.ModelMetadataResponse.FromString(metadata)
-        inputs, outputs = _tensors(response.inputs), _tensors(response.outputs)
-    except (DecodeError, KeyError) as err:
-        raise malformed(address, f"no metadata of tensors: {err}") from err
-    parameters, max_batch_size = (config and _config_of(config, address)) or ({}, 0)
-    axes, contents = parameters.get("axes", {}), parameters.get("contents", {})
-    versions = tuple(parameters.get("versions") or response.versions)
-    newest = versions[0] if versions else ""
-    return ModelInfo(
-        name=response.name,
-        version=parameters.get("version") or version or newest,
-        versions=versions,
-        default_version=parameters.get("default_version") or newest,
-        canary_version=parameters.get("canary_version"),
-        inputs=_named(inputs, axes, contents),
-        outputs=_named(outputs, axes, contents),
-        is_batchable=max_batch_size > 0,
-        batching=parameters.get("batching", ""),
-        device=parameters.get("device", ""),
-        precision=parameters.get("precision", ""),
-        max_batch_size=max_batch_size,
-        max_request_rows=parameters.get("max_request_rows"),
-        max_message_bytes=parameters.get("max_message_bytes"),
-        labels=tuple(parameters.get("labels", ())),
-        pictures=parameters.get("pictures"),
-        test_accuracy=parameters.get("test_accuracy"),
-    )
-
-
-def _named(
-    side: tuple[Tensor, ...], axes: Mapping[str, Sequence[str]], contents: Mapping[str, str]
-) -> tuple[Tensor, ...]:
-    """Return tensors with the graph's names of their axes, and what BYTES are."""
-    return tuple(
-        replace(
-            each, names=tuple(axes.get(each.name, ())), content=str(contents.get(each.name, ""))
-        )
-        for each in side
-    )
-
-
-def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
-    """Decode a ModelConfigResponse: parameters that are known here, and the most rows of a batch.
-
-    Raises:
-        Unavailable: it is not one, or a parameter has a wrong type.
-    """
-    try:
-        config = inference_pb.ModelConfigResponse.FromString(data).config
-        texts = {name: each.string_value for name, each in config.parameters.items()}
-        known = {
-            name: text if kind is str else json.loads(text)
-            for name, text in texts.items()
-            if (kind := _PARAMETERS.get(name)) is not None
-        }
-    except (DecodeError, ValueError, RecursionError) as err:
-        raise malformed(address, f"no configuration: {err}") from err
-    for name, value in known.items():
-        if not isinstance(value, _PARAMETERS[name]) or isinstance(value, bool):
-            raise malformed(address, f"a configuration with a wrong {name}")
-    lists = [known.get("labels", []), known.get("versions", []), *known.get("axes", {}).values()]
-    if not all(isinstance(each, list) and all(map(_is_text, each)) for each in lists):
-        raise malformed(address, "a configuration with labels or axes that are no texts")
-    return known, config.max_batch_size
 
 
 def infer_requests(
@@ -226,7 +114,7 @@ def outputs_of(data: bytes, address: str, info: ModelInfo | None = None) -> Outp
     try:
         response = inference_pb.ModelInferResponse.FromString(data)
         known = {} if info is None else {each.name: each.content for each in info.outputs}
-        tensors, raw = _tensors(response.outputs, known), response.raw_output_contents
+        tensors, raw = tensors_of(response.outputs, known), response.raw_output_contents
         if raw:
             pairs = zip(tensors, raw, strict=True)
             arrays = {each.name: from_raw(raw, each, each.shape).copy() for each, raw in pairs}
@@ -257,12 +145,14 @@ def joined(parts: Sequence[Outputs], address: str) -> Outputs:
     return Outputs(arrays, parts[-1].model_version)
 
 
-def _tensors(described: Any, contents: Mapping[str, str] = NO_PARAMETERS) -> tuple[Tensor, ...]:
+def tensors_of(described: Any, contents: Mapping[str, str] = NO_PARAMETERS) -> tuple[Tensor, ...]:
+    """Return the tensors that a message describes.
+
+    Args:
+        described: its tensors.
+        contents: what BYTES are, by the tensors' names.
+    """
     return tuple(
         Tensor(each.name, each.datatype, tuple(each.shape), content=contents.get(each.name, ""))
         for each in described
     )
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)

@@ -10,6 +10,7 @@ import numpy as np
 
 from serving.errors import InvalidRequest, Unsupported
 from serving.protocols.oip import infer, inference_pb, rest
+from serving.protocols.oip.known_requests import Values, find_values
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
 from serving.protocols.oip.rest import Form
 from serving.protocols.oip.tensors import InferRows, TypedContents
@@ -257,7 +258,7 @@ def _options(plan: RoutedRequest) -> dict[str, str]:
 class _Known(NamedTuple):
     """Requests with one head that differ in the values of their inputs only."""
 
-    values: rest.Values
+    values: Values
     encoder: infer.InferEncoder
     form: Form
 
@@ -327,7 +328,7 @@ def read_packed(
     version: str,
     learn: bool,
     base64: frozenset[str],
-) -> tuple[bytes, Form, rest.Values | None]:
+) -> tuple[bytes, Form, Values | None]:
     """Decode a request, as `rest.read_infer` does, in another process perhaps.
 
     Returns:
@@ -339,7 +340,7 @@ def read_packed(
     message, form = rest.read_infer(body, json_bytes, name, version, base64)
     packed = message.SerializeToString()
     TypedContents(packed)
-    values = rest.find_values(body, json_bytes, message) if learn else None
+    values = find_values(body, json_bytes, message) if learn else None
     return packed, form, values
 
 

@@ -474,7 +474,7 @@ class HttpPort(Port):
 
     def close(self) -> None:
         """See `Port`: those who have just connected are answered, that the server ends."""
-        if not self._is_closed:
+        if not self._acceptor.is_closed:
             self.accept(self.clock(), 0.0)
         super().close()
 

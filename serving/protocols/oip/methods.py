@@ -163,7 +163,7 @@ def inference_methods(router: Router, queries: "Queries") -> list[Method]:
 def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, str]:
     """Return what the protocol has no field for: texts, and numbers, lists and others as JSON.
 
-    `serving.client.infer_messages` reads them.
+    `serving.client.model_messages` reads them.
     """
     sides = (*info.inputs, *info.outputs)
     texts = {
