@@ -210,7 +210,7 @@ ORDER = {
     """,
     "experiments": "synthetic handwriting __main__ __init__",
     "benchmarks": """
-        loops network targets plain_server result_file runner figures tables pictures report cli
+        loops workload network in_process targets plain_server result_file runner figures tables pictures report cli
         __main__ peers __init__
     """,
 }
