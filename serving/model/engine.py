@@ -25,6 +25,7 @@ from serving.errors import (
     ModelError,
 )
 from serving.model import onnx_runtime
+from serving.model.onnx_errors import complaint_of, reason_of
 from serving.model.onnx_runtime import (
     NO_WEIGHTS,
     ON_CPU,
@@ -32,7 +33,6 @@ from serving.model.onnx_runtime import (
     Session,
     SessionSettings,
     new_session,
-    reason_of,
     runtime,
 )
 from serving.tensors import Array, Feeds, Signature, TensorSignature
@@ -217,7 +217,7 @@ class OnnxEngine:
                 raise
             if options.terminate and options is not self._run_options:
                 raise DeadlineExceeded("the run was ended: it took too long") from err
-            if (complaint := onnx_runtime.complaint_of(err)) is not None:
+            if (complaint := complaint_of(err)) is not None:
                 raise InvalidRequest(f"the model does not take these values: {complaint}") from err
             raise ModelError() from err
 

@@ -25,7 +25,8 @@ from serving.model.engine import OnnxEngine, open_engine
 from serving.model.labels import STABLE, read_labels
 from serving.model.loaded import LoadedModel
 from serving.model.memory import remaps_memory
-from serving.model.onnx_file import Message, cut_zip_maps, labels_of, parse_model
+from serving.model.onnx_fields import labels_of
+from serving.model.onnx_file import Message, cut_zip_maps, parse_model
 from serving.model.onnx_runtime import runtime
 from serving.model.repository import Manifest, described
 from serving.model.samples import NUM_ROWS

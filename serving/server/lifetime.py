@@ -15,13 +15,14 @@ from serving.catalog import Catalog
 from serving.config import BatchingConfig, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError, Unavailable
 from serving.router import Router
+from serving.server.metrics_port import MetricsPort
 from serving.server.ready_line import announce
 from serving.server.server import Server
 from serving.system import signals
 from serving.system.addresses import first_free
 from serving.system.cores import usable_cores
 from serving.system.host import Host
-from serving.system.signals import keep_watchdog_fed, notify
+from serving.system.systemd import keep_watchdog_fed, notify
 
 _log = logging.getLogger(__name__)
 
@@ -32,11 +33,9 @@ def exporting(config: ServerConfig) -> Iterator[Any]:
     if config.metrics_port is None:
         yield None
         return
-    from serving.server.exporter import Exporter  # HTTP/1.1, which gRPC does without
-
     host, names = config.metrics_host, config.http_host_names
     ports = config.ports_to_try("metrics_port")
-    exporter = first_free(lambda port: Exporter(host, port, names), ports, "--metrics-port")
+    exporter = first_free(lambda port: MetricsPort(host, port, names), ports, "--metrics-port")
     try:
         yield exporter
     finally:

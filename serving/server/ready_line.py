@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 
 from serving.config import LogFormat
-from serving.system.signals import notify
+from serving.system.systemd import notify
 from serving.telemetry import logs
 from serving.telemetry.metrics import Report
 

@@ -50,6 +50,7 @@ class Server:
             **{each.SERVICE: partial(each.model_name, router) for each in others},
         }
         self.health = Health(services, lambda: router.routes)
+        router.on_block = lambda: self.health.set_blocked(router.blocked_models)
         allow_control = config.allow_repository_control
         queries = Queries(
             router,
@@ -120,6 +121,7 @@ class Server:
             usage=Usage.now(),
             counts=router.metrics.snapshot(),
             request=next(map(self._request, router.routes.values()), ""),
+            handlers=router.handlers(),
         )
 
     def _served(self, route: Route) -> Iterator[Served]:

@@ -24,7 +24,7 @@ from serving.system.addresses import first_free, with_port
 from serving.system.crash_record import number_of
 from serving.system.listening import is_activated
 from serving.system.shared_port import Shared, refuse_callers, reserved_port
-from serving.system.signals import keep_watchdog_fed, notify
+from serving.system.systemd import keep_watchdog_fed, notify
 from serving.telemetry.metrics import Counts, ModelLabel, Readiness, Report, total
 
 _log = logging.getLogger(__name__)

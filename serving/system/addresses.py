@@ -1,10 +1,11 @@
 """Addresses as texts: targets of clients, hosts with ports, and why one can't be listened on."""
 
 import errno
+import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from serving.errors import ConfigurationError
@@ -33,6 +34,22 @@ def is_target(text: str) -> bool:
 def with_port(host: str, port: int) -> str:
     """Write host and port as one word; an IPv6 address gets its brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_named(host: str, names: Collection[str]) -> bool:
+    """Return whether a request's host is an address or one of these names; "*" is any.
+
+    Else a web page could have its own name point here, and read the answers.
+    """
+    name = host.lower()
+    name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
+    if name in names or "*" in names:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ConfigurationError:

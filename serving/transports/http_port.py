@@ -290,6 +290,10 @@ class HttpPort(Port):
         peer.engine.write(data)
         self.schedule_flush(peer)
 
+    def headers_of(self, peer: Peer, stream: int) -> Iterable[tuple[str, str]]:
+        fields = peer.engine.call.plan.request.fields
+        return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+
     def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
         self._queue(peer)
 
@@ -470,7 +474,7 @@ class HttpPort(Port):
 
     def close(self) -> None:
         """See `Port`: those who have just connected are answered, that the server ends."""
-        if not self._is_closed:
+        if not self._acceptor.is_closed:
             self.accept(self.clock(), 0.0)
         super().close()
 

@@ -1,6 +1,5 @@
 """The handler of a request, once its host, origin and token are right; answers, and errors."""
 
-import ipaddress
 import json
 import math
 import re
@@ -21,6 +20,7 @@ from serving.errors import (
 from serving.http1.requests import BadRequest, Headers, Request, encode_head
 from serving.protocols.status import RETRY_AFTER_S, TABLE
 from serving.security.tokens import TokenCheck
+from serving.system.addresses import is_named
 
 # Answers and errors
 
@@ -44,7 +44,7 @@ _HEADERS = [
     ("referrer-policy", "no-referrer"),
 ]
 _ALLOWED = [
-    ("access-control-allow-methods", "GET, POST"),
+    ("access-control-allow-methods", "GET, POST, PUT"),
     ("access-control-allow-headers",
      "authorization, content-type, inference-header-content-length, request-timeout, x-request-id"),
     ("access-control-expose-headers", "inference-header-content-length, retry-after, x-request-id"),
@@ -257,14 +257,9 @@ class App:
         raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, text, [("allow", allowed)])
 
     def _check_host(self, host: str) -> None:
-        """Check that the caller means this server.
-
-        Else a web page could have its own name point here, and read the answers.
-        """
-        name = host.lower()
-        name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
-        if host and not self._names & {name, "*"} and not _is_address(name):
-            text = f"no server {name[:80]!r} here; see --http-host-name"
+        """Check that the caller means this server; see `is_named`."""
+        if host and not is_named(host, self._names):
+            text = f"no server {host[:80]!r} here; see --http-host-name"
             raise HttpError(HTTPStatus.MISDIRECTED_REQUEST, text)
 
     def _check_origin(self, plan: RoutedRequest) -> None:
@@ -318,14 +313,6 @@ def _name_of(path: str) -> str:
     if path.startswith("/v2"):
         return "HttpInfer" if path.endswith("/infer") else "HttpQuery"
     return "other"
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _timeout_s(text: str) -> float:

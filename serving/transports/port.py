@@ -1,7 +1,5 @@
 """A listening socket and its connections, of any protocol."""
 
-import errno
-import logging
 import selectors
 import socket
 import ssl
@@ -13,17 +11,9 @@ from serving.errors import ServingError
 from serving.security.tls import Tls
 from serving.security.tokens import TokenCheck
 from serving.system.host import Host
-from serving.system.shared_port import shares
+from serving.transports.accepting import Acceptor
 from serving.transports.limits import PortLimits
 from serving.transports.peer import READ, TURN_S, Peer, State
-
-_log = logging.getLogger(__name__)
-_STARVED_LOG_S = 60.0
-"""The least time between two lines that say that new connections wait."""
-_LEFT_S = 1e-3
-"""How long a new connection is left to another worker, which has fewer but may be busy."""
-_MAX_ACCEPTED = 64
-"""New connections accepted in a round."""
 
 
 class Port:
@@ -53,13 +43,12 @@ class Port:
         self.refusal: ServingError | None = None
         """Why new calls are refused, once the server drains."""
         self._peers: dict[Peer, None] = {}
-        self._is_listening = self._is_closed = False
-        self._starved_s = -_STARVED_LOG_S
-        """When the last line was logged about new connections that wait."""
-        self._left_s = 0.0
-        """Since when a connection is left to other workers, which have fewer; 0 if none is."""
         self._start_tag_s = 0.0
-        """When its first turn is due."""
+        """When the first turn is due of a connection that was left to other workers."""
+
+    def headers_of(self, peer: Peer, stream: Any) -> Iterable[tuple[str, str]]:
+        """Return the headers of a call."""
+        raise NotImplementedError
 
     def open(
         self, listener: socket.socket, loop: Any, tls: Callable[[], ssl.SSLContext] | None
@@ -71,11 +60,9 @@ class Port:
             loop: whose thread this is.
             tls: returns the context for new connections; None is plaintext.
         """
-        self._listener = listener
-        self._share = next((each for each in shares.values() if each.socket is listener), None)
         self._selector: selectors.BaseSelector = loop.selector
+        self._acceptor = Acceptor(listener, self, self._selector, loop.hurry)
         self.schedule_flush: Callable[[Peer], None] = loop.schedule_flush
-        self._hurry: Callable[[float], None] = loop.hurry
         self._tls = tls
 
     # Calls: the protocol's part
@@ -127,10 +114,10 @@ class Port:
 
     def tick(self, now_s: float) -> None:
         """Do due work."""
-        if self._left_s and now_s - self._left_s >= _LEFT_S:
+        if self._acceptor.is_left_too_long(now_s):
             self.listen()
-            self.accept(now_s, self._start_tag_s)  # if no other worker has taken it
-            self._left_s = 0.0
+            self.accept(now_s, self._start_tag_s)
+            self._acceptor.take_back()
 
     def check(self) -> None:
         """Have calls read again where other tokens are valid now, or a model is gone."""
@@ -146,65 +133,31 @@ class Port:
         """Iterate over those that are open; from any thread."""
         return iter(tuple(self._peers))
 
+    @property
+    def num_connections(self) -> int:
+        """Connections that are open."""
+        return len(self._peers)
+
     def listen(self) -> None:
         """Accept new connections from now on."""
-        if not self._is_listening and not self._is_closed:
-            self._selector.register(self._listener, READ, self)
-            self._is_listening = True
-            self._note_share()
-
-    def stop_listening(self) -> None:
-        """Leave new connections in the kernel's queue."""
-        if self._is_listening:
-            self._selector.unregister(self._listener)
-            self._is_listening = False
+        self._acceptor.listen(len(self._peers))
 
     def accept(self, now_s: float, start_tag_s: float) -> None:
         """Accept new connections, whose first turn is due at `start_tag_s`."""
         max_connections = self.limits.max_connections
         if len(self._peers) >= max_connections and not self._make_room():
-            self.stop_listening()
+            self._acceptor.pause()
             return
-        if self._leaves_to_others(now_s):
+        if self._acceptor.leaves_to_others(now_s):
             self._start_tag_s = start_tag_s
-            self.stop_listening()
+            self._acceptor.pause()
             return
-        most = _MAX_ACCEPTED if self._share is None else 1
-        for _ in range(most):
-            if len(self._peers) >= max_connections:
-                return  # the next round finds out whether another one waits
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as err:
-                if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    if now_s - self._starved_s >= _STARVED_LOG_S:
-                        self._starved_s = now_s
-                        _log.warning("new connections wait: %s", err.strerror)
-                    self.stop_listening()
-                elif err.errno == errno.EINVAL and self._share is not None:
-                    self._share.listen()
-                return  # else: it was gone before it was accepted
+        room = max_connections - len(self._peers)  # the next round finds out whether more wait
+        for sock in self._acceptor.accept(room, now_s):
             try:
                 self._add(sock, start_tag_s)
             except OSError:
                 sock.close()
-
-    def _leaves_to_others(self, now_s: float) -> bool:
-        """Return whether the next connection is for a worker that has fewer, if it is quick."""
-        if self._share is None or self._share.is_small:
-            self._left_s = 0.0
-        elif not self._left_s:
-            self._left_s = now_s
-            self._hurry(_LEFT_S)
-        elif now_s - self._left_s >= _LEFT_S:
-            self._left_s = 0.0
-        return self._left_s > 0
-
-    def _note_share(self) -> None:
-        if self._share is not None:
-            self._share.note(len(self._peers))
 
     def _add(self, sock: socket.socket, start_tag_s: float) -> None:
         sock.setblocking(False)
@@ -215,7 +168,7 @@ class Port:
         self._selector.register(sock, READ, peer)
         peer.start_tag_s = start_tag_s + TURN_S
         self._peers[peer] = None
-        self._note_share()
+        self._acceptor.note(len(self._peers))
 
     def _make_room(self) -> bool:
         """Close idle connections: first those without a token, of who has most, idle longest.
@@ -268,7 +221,7 @@ class Port:
         """Close a connection as it is, and forget its calls."""
         if self._peers.pop(peer, self) is self:
             return
-        self._note_share()
+        self._acceptor.note(len(self._peers))
         try:
             self.forget(peer)
         finally:  # even after an error: its socket would be ready for ever
@@ -277,41 +230,9 @@ class Port:
             peer.close()
             self.listen()
 
-    def sweep(self, now_s: float) -> None:
-        """Close connections that are idle, stuck or old; accept new ones again."""
-        self.listen()
-        free = 1 - len(self._peers) / self.limits.max_connections
-        idle_s = self.limits.idle_s * (1.0 if free > 0.25 else max(0.01, free))
-        for peer in self:
-            self._sweep_peer(peer, now_s, idle_s)
-
-    def _sweep_peer(self, peer: Peer, now_s: float, idle_s: float) -> None:
-        limits, quiet_s, age_s = self.limits, now_s - peer.active_s, now_s - peer.opened_s
-        if 0 < limits.age_s * peer.jitter < age_s and peer.state == State.OPEN:
-            peer.retire()
-            self.schedule_flush(peer)
-        close = self.end
-        if peer.state >= State.SHUT or not peer.engine.is_established:
-            is_over = age_s > limits.handshake_s
-        elif peer.is_busy:
-            is_over = bool(peer.output) and quiet_s > limits.message_s
-            if now_s - peer.swept_s > limits.message_s:
-                peer.swept_s = now_s
-                self.sweep_calls(peer)
-            if quiet_s > limits.idle_s and self.ping(peer):  # else it may be gone for ever
-                self.schedule_flush(peer)
-                is_over |= quiet_s > limits.idle_s + limits.message_s
-        else:
-            is_over = peer.state == State.RETIRED or quiet_s > idle_s * peer.jitter
-            close = self.leave
-        if is_over:
-            close(peer)
-
     def close(self) -> None:
         """Close the port, and have all peers leave."""
-        self._is_closed = True
-        self.stop_listening()
-        self._listener.close()
+        self._acceptor.close()
         for peer in self:
             if peer.state < State.LAST:
                 self.part(peer)

@@ -23,7 +23,7 @@ from serving.batching.batcher import Batcher
 from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
 from serving.errors import ModelError, Unavailable
-from serving.http2.frames import Limits as Http2Limits
+from serving.http2.limits import Limits as Http2Limits
 from serving.model.loaded import LoadedModel
 from serving.model.repository import Manifest
 from serving.protocols.health import Health
