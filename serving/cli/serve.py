@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 HELP = "serve models over gRPC and HTTP until SIGTERM"
 EXAMPLES = """\
   digit-serving serve detector.onnx classifier.onnx
+  digit-serving serve model.onnx --handler sentiment.py
   digit-serving serve flowers.onnx --input image --labels labels.txt
   digit-serving serve --models models --model digits letters --workers 2
   digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%
@@ -32,7 +33,11 @@ EXAMPLES = """\
   SERVING_PORT=8033 SERVING_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
 """
 _GROUPS: tuple[tuple[str, type, str], ...] = (
-    ("", ModelConfig, "versions canary served_name batch threads max_model_bytes"),
+    (
+        "",
+        ModelConfig,
+        "handler allow_handlers versions canary served_name batch threads max_model_bytes",
+    ),
     ("", ServerConfig, "reload_interval_s allow_repository_control"),
     (
         "addresses",
@@ -175,7 +180,7 @@ def _served_models(options: argparse.Namespace) -> ModelConfig:
         source = {"url": named_root}
     elif named_root is not None:
         source = {"models": Path(named_root)}
-    elif files and not names:
+    elif (files or options.handler) and not names:
         source = {"names": ()}
     elif names or not models_in(usual):
         source = {"models": models.usual_models(*names[:1])}

@@ -52,6 +52,7 @@ class Server:
         }
         self._decoders = LazyPool(self._open_decoders)
         self.health = Health(services, lambda: router.routes)
+        router.on_block = lambda: self.health.set_blocked(router.blocked_models)
         allow_control = config.allow_repository_control
         queries = Queries(
             router,
@@ -125,6 +126,7 @@ class Server:
             usage=Usage.now(),
             counts=router.metrics.snapshot(),
             request=next(map(self._request, router.routes.values()), ""),
+            handlers=router.handlers(),
         )
 
     def _served(self, route: Route) -> Iterator[Served]:

@@ -1,5 +1,6 @@
 """The loop of training: steps, epochs, the average of weights, the time that is left."""
 
+import math
 import re
 import sys
 import time
@@ -11,6 +12,7 @@ import tensorflow as tf
 from training.config import Recipe
 from training.data.augmentation import Batches
 from training.data.mnist import Examples
+from training.errors import Diverged, UnusableInput
 from training.fitting.artifacts import Checkpoint, Progress
 from training.fitting.evaluation import evaluate
 from training.fitting.networks import build
@@ -23,6 +25,8 @@ TEACHER_EPOCH, TEACHER_VIEW, EPOCH = 40.0, 9.0, 0.8
 the network. Only their ratios count: the pace is this training's own."""
 MUON = 2.0
 """How many times as long an epoch of the network takes with Muon."""
+_MOMENTUM = 0.9
+"""Of SGD."""
 _MUON_STEPS = 3
 """Of Newton and Schulz, to make an update orthogonal; 5 gain nothing here and take longer."""
 _LINE = re.compile(r"(?:teacher (\d+)/\d+  )?(epoch|teacher logits  view) +(\d+)/")
@@ -40,7 +44,10 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, num_images: int, seed: int) -> None:
         if num_images < recipe.batch_size:
-            raise ValueError(f"expected at least {recipe.batch_size} images, got {num_images}")
+            raise UnusableInput(
+                f"batch_size: expected at most {num_images:,}, the number of training images, got "
+                f"{recipe.batch_size:,}"
+            )
         keras.utils.set_random_seed(seed)
         self.recipe = recipe
         """How it trains."""
@@ -107,6 +114,8 @@ class Trainer:
 
 
 def _optimizer(recipe: Recipe, steps_per_epoch: int) -> keras.Optimizer:
+    if recipe.optimizer == "sgd":
+        return keras.optimizers.SGD(recipe.learning_rate, momentum=_MOMENTUM)
     if recipe.optimizer == "rmsprop":
         return keras.optimizers.RMSprop(recipe.learning_rate)
     steps = recipe.epochs * steps_per_epoch
@@ -140,12 +149,18 @@ def run_epochs(
     """Train on each epoch, evaluate, and write a checkpoint.
 
     Raises:
+        Diverged: the loss is no longer a number.
         OSError: a checkpoint could not be written.
     """
     wall, cpu = time.monotonic() - progress.seconds, time.process_time() - progress.cpu_seconds
     for batches in epochs:
         loss, accuracy = trainer.fit(batches)
         val_loss, val_accuracy = evaluate(trainer.ema, validation)
+        if not math.isfinite(loss + val_loss):
+            raise Diverged(
+                f"the loss is no longer a number in epoch {len(progress.rows) + 1}: train with a "
+                f"lower --learning-rate than {trainer.recipe.learning_rate:g}"
+            )
         if val_accuracy >= max((row["val_accuracy"] for row in progress.rows), default=0):
             progress.best = trainer.ema.get_weights()
         progress.rows.append(

@@ -183,6 +183,7 @@ def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, str]:
         "test_accuracy": info.test_accuracy,
         "labels": info.labels,
         "axes": {each.name: each.names for each in sides if any(each.names)},
+        "contents": {each.name: each.content for each in sides if each.content},
         "pictures": info.pictures,
     }
     known = {name: text for name, text in texts.items() if text}
