@@ -18,7 +18,8 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from serving.http2 import ClientConnection, ErrorCode, Http2Error, Limits, events, frames
+from serving.http2 import ErrorCode, Http2Error, Limits, events, frames
+from serving.http2.client import ClientConnection
 from serving.http2.frames import MAX_WINDOW, frame, word
 from serving.http2.hpack import Fields, encode_literally
 

@@ -182,7 +182,7 @@ def _manifest(
     model: "LoadedModel", source: "Source", schema: object, rows_per_file: int | None
 ) -> dict[str, object]:
     """Describe the sources of the results: with other sources, no file is reused."""
-    from serving.model.repository import FILES
+    from serving.model.manifest import FILES
 
     manifest = model.manifest
     return {

@@ -1,28 +1,28 @@
 """The models of a server by their names."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.run import Group, Owner, RunnableModel
 from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
-from serving.handlers.batcher import HandlerBatcher, Parts, RunMetrics
-from serving.handlers.signature import METADATA
 from serving.model.loaded import LoadedModel
 from serving.system.cores import usable_cores
-from serving.system.crash_record import number_of
 from serving.system.host import Host
-from serving.system.process_pool import Processes
 from serving.telemetry.metrics import HandlerUsage, Metrics
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
-AnyBatcher = Batcher | HandlerBatcher
+if TYPE_CHECKING:
+    from serving.handlers.batcher import HandlerBatcher, Parts
+    from serving.system.process_pool import Processes
+
+AnyBatcher: TypeAlias = "Batcher | HandlerBatcher"
 """The receiver of a version's calls."""
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
@@ -34,11 +34,11 @@ class _State(NamedTuple):
     """The versions of a route at one moment."""
 
     versions: ModelVersions
-    batchers: Mapping[str, AnyBatcher]
+    batchers: "Mapping[str, AnyBatcher]"
     """By version, the newest first."""
-    default: AnyBatcher | None
+    default: "AnyBatcher | None"
     """None once the model is gone."""
-    canary: AnyBatcher | None
+    canary: "AnyBatcher | None"
     share: float
 
 
@@ -55,7 +55,7 @@ class Route:
         versions: ModelVersions,
         batching: BatchingConfig,
         random: Random,
-        new_batcher: Callable[[LoadedModel], AnyBatcher],
+        new_batcher: "Callable[[LoadedModel], AnyBatcher]",
         gone: Callable[[], ServingError],
     ) -> None:
         """Serve these versions of a model.
@@ -106,7 +106,7 @@ class Route:
         return self._state.versions
 
     @property
-    def batchers(self) -> Mapping[str, AnyBatcher]:
+    def batchers(self) -> "Mapping[str, AnyBatcher]":
         """The batcher of each version, the newest first."""
         return self._state.batchers
 
@@ -270,18 +270,12 @@ class Router:
                     partial(self._gone, name),
                 )
             self.routes = routes
-            models = (
-                each for route in routes.values() for each in route.versions.versions.values()
-            )
-            self.keeps_headers = any(
-                each.handler is not None and METADATA in each.handler.signature.options
-                for each in models
-            )
+            self.keeps_headers = _want_headers(routes.values())
             is_other = routes.get(name) is not before
         if self.owner is not None and is_other:
             self.owner.post(self.owner.forget_layouts)  # some are for models that are gone
 
-    def _new_batcher(self, name: str, model: LoadedModel) -> AnyBatcher:
+    def _new_batcher(self, name: str, model: LoadedModel) -> "AnyBatcher":
         cores = model.engine.max_concurrent_runs or model.settings.instances
         num_threads = self._num_processes * max(1, model.settings.num_threads)
         cores = cores or max(1, usable_cores() // num_threads)
@@ -290,6 +284,8 @@ class Router:
         if model.handler is None:
             batcher = Batcher(model, batching, self.metrics, cores, name, self.host)
         else:
+            from serving.handlers.batcher import HandlerBatcher, RunMetrics  # few models have one
+
             metrics: Any = RunMetrics(self.metrics)
             network = None
             if model.handler.signature.needs_model:
@@ -302,8 +298,10 @@ class Router:
         self.batchers = (*self.batchers, batcher)
         return batcher
 
-    def _parts(self, handler: Any, network: Batcher | None) -> Parts:
+    def _parts(self, handler: Any, network: Batcher | None) -> "Parts":
         """Return what a version with a handler runs on."""
+        from serving.handlers.batcher import Parts
+
         number = self.batching.handler_processes or max(1, usable_cores() - 1)
         return Parts(
             handler.signature,
@@ -321,10 +319,11 @@ class Router:
         route = self.find(name)
         return route, route.tensors
 
-    def _pictures(self) -> Processes:
+    def _pictures(self) -> "Processes":
         """Return the processes that decode pictures for handlers; made with the first one."""
         if self._decoder is None:
             from serving.pictures import reader
+            from serving.system.process_pool import Processes
 
             modules = (*reader.modules(), "serving.handlers.pictures")
             self._decoder = Processes(
@@ -351,7 +350,11 @@ class Router:
         for batcher in self.batchers:
             batcher.block(self._refusal_of(batcher))
 
-    def _refusal_of(self, batcher: AnyBatcher) -> ServingError | None:
+    def _refusal_of(self, batcher: "AnyBatcher") -> ServingError | None:
+        if not self._blocked:
+            return None
+        from serving.system.crash_record import number_of  # of the workers of a supervisor
+
         until_s = self._blocked.get(number_of(batcher.label))
         if until_s is None:
             return None
@@ -383,7 +386,7 @@ class Router:
 
     def handlers(self) -> dict[tuple[str, str], HandlerUsage]:
         """Return the processes of handlers, by name and version; from any thread."""
-        found = (each for each in self.batchers if isinstance(each, HandlerBatcher))
+        found = (each for each in self.batchers if not isinstance(each, Batcher))
         return {each.label: each.usage() for each in found}
 
     @property
@@ -417,3 +420,14 @@ class Router:
 def _facts(model: RunnableModel) -> object:
     """Return the facts that callers rely on."""
     return model.signature, model.tensors
+
+
+def _want_headers(routes: Iterable[Route]) -> bool:
+    """Return whether a handler takes the headers of calls."""
+    models = (each for route in routes for each in route.versions.versions.values())
+    handlers = [each.handler for each in models if each.handler is not None]
+    if not handlers:
+        return False
+    from serving.handlers.signature import METADATA
+
+    return any(METADATA in each.signature.options for each in handlers)

@@ -106,14 +106,16 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
     installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
     import_module("serving.server.lifetime")
-    from serving.model.repository import read_labels
-
     gc.freeze()
     gc.enable()
     logs.setup(options.log_format, options.log_level)
     batching = models.config_of(BatchingConfig, options)
     security = models.config_of(SecurityConfig, options, tokens=os.environ.get("SERVING_TOKEN"))
-    labels = read_labels(options.labels)
+    labels: tuple[str, ...] = ()
+    if options.labels is not None:
+        from serving.model.picture_inputs import read_labels
+
+        labels = read_labels(options.labels)
     config = models.config_of(
         ServerConfig, options, **_ports(options), security=security, labels=labels
     )

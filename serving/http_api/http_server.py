@@ -15,11 +15,10 @@ from serving.http_api.openapi import openapi_document
 from serving.http_api.pages import Pages, answered
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
-from serving.security.certificates import server_context
-from serving.security.tokens import token_check
+from serving.security import server_tls, token_check
 from serving.system.addresses import first_free, with_port
 from serving.system.listening import activated, bind
-from serving.telemetry.access_log import access_log
+from serving.telemetry import access_log
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App, Endpoint, as_json
 from serving.transports.limits import PortLimits, max_buffered_bytes, max_message_bytes
@@ -75,7 +74,7 @@ class HttpServer:
         )
         self._tokens = token_check(config.security)
         self._log = access_log(config)
-        self._tls = server_context(config.security, "http/1.1")
+        self._tls = server_tls(config.security, "http/1.1")
         # From here on callers wait instead of being refused.
         self._socket = activated("http") or first_free(
             partial(bind, config.http_host, backlog=_BACKLOG),

@@ -207,7 +207,7 @@ class Inference:
         return await _reply(call, await call.run(inference.message, encoder, deadline_s), form)
 
     async def _infer_raw(
-        self, call: Exchange, target: Route | AnyBatcher, signature: TensorSignature
+        self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature
     ) -> Answer:
         """Answer a request whose body is the only input's value: a text or a file."""
         (tensor,) = signature.inputs

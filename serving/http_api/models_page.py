@@ -5,7 +5,7 @@ from typing import Any
 
 from serving.config import ServerConfig
 from serving.model.loaded import LoadedModel
-from serving.model.repository import PictureInputs
+from serving.model.picture_inputs import PictureInputs
 from serving.protocols.oip.examples import Access, Example, sample_of, shape_of
 from serving.protocols.oip.methods import Queries
 from serving.router import Route, Router

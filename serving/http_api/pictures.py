@@ -18,8 +18,8 @@ from serving.errors import DeadlineExceeded, InvalidRequest, ServingError
 from serving.http_api import openapi
 from serving.http_api.http_application import Document
 from serving.model.loaded import LoadedModel
+from serving.model.picture_inputs import PictureInputs
 from serving.model.preprocessing import Preprocessing, classes_of
-from serving.model.repository import PictureInputs
 from serving.pictures.reader import modules, picture_row
 from serving.protocols.method import Rows
 from serving.router import Router

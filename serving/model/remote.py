@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from serving.errors import ConfigurationError, ModelNotFound, ServingError, Unavailable
-from serving.model.repository import CLASSIFIER, LABELS, MANIFEST
+from serving.model.manifest import MANIFEST
+from serving.model.repository import CLASSIFIER, LABELS
 from serving.model.settings import SETTINGS
 from serving.model.signatures import MARK
 

@@ -19,9 +19,9 @@ from google.protobuf.message import DecodeError
 from serving.config import Precision
 from serving.errors import ServingError
 from serving.model import repository
+from serving.model.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from serving.model.onnx_fields import fields_of
 from serving.model.onnx_file import ValueInfoProto
-from serving.model.repository import MANIFEST
 from serving.system.files import open_regular, read_regular
 from serving.tensors import Signature
 
@@ -161,7 +161,7 @@ def read_signature(
     images = ""
     # A malformed manifest is refused when the version is loaded.
     with suppress(FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
-        data = read_regular(model_dir / version / MANIFEST, repository.MAX_MANIFEST_BYTES)
+        data = read_regular(model_dir / version / MANIFEST, MAX_MANIFEST_BYTES)
         document = json.loads(data).get("signature")
         images = json.dumps(Signature.of(document).document() if document else None)
     return GraphSignature(inputs, outputs, images)

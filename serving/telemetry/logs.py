@@ -18,6 +18,8 @@ from serving.config import LogFormat, LogLevel
 
 ACCESS = "serving.access"
 """The logger of access lines."""
+REQUEST_ID = "x-request-id"
+"""The header with a call's id, and the trailer that returns it."""
 
 request_fields: ContextVar[Mapping[str, str]] = ContextVar(
     "request_fields", default=MappingProxyType({})

@@ -7,15 +7,17 @@ import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
-from serving.telemetry.access_log import LoggedCall
 from serving.telemetry.metrics import NO_MODEL
 from serving.transports.budget import Budget
 from serving.transports.peer import Peer
 from serving.transports.pools import Pool
+
+if TYPE_CHECKING:
+    from serving.telemetry.access_log import LoggedCall
 
 SMALL_BYTES = 4096
 """The most that the loop itself decodes or writes: some 100 µs."""

@@ -22,11 +22,13 @@ from serving.errors import Overloaded, ServingError, Unauthenticated, Unavailabl
 from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
-from serving.security.tokens import TokenCheck, token_check
+from serving.security import token_check
+from serving.security.tokens import TokenCheck
 from serving.system.addresses import with_port
 from serving.system.listening import bind
-from serving.telemetry.access_log import REQUEST_ID, AccessLog, LoggedCall, access_log
-from serving.telemetry.logs import request_fields
+from serving.telemetry import access_log
+from serving.telemetry.access_log import AccessLog, LoggedCall
+from serving.telemetry.logs import REQUEST_ID, request_fields
 from serving.telemetry.metrics import NO_MODEL, Metrics
 from serving.transports.asyncio_loop import AsyncioLoop
 from serving.transports.grpcio_credentials import server_credentials
@@ -220,7 +222,7 @@ class Handlers(grpc.GenericRpcHandler):
         if self._log is None:
             return None
         metadata: Any = context.invocation_metadata()
-        call = LoggedCall(path, context.peer(), dict(metadata))
+        call = self._log.begin(path, context.peer(), dict(metadata))
         request_fields.set(call.ids)  # in the context of this call's task
         context.set_trailing_metadata(((REQUEST_ID, call.ids["request_id"]),))
         return call

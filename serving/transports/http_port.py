@@ -8,18 +8,17 @@ A connection has one request in progress; further ones wait.
 import logging
 import math
 import socket
-import ssl
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
 from serving.http1.requests import BadRequest, Request, RequestReader
 from serving.router import Router
 from serving.system.host import Host
-from serving.telemetry.access_log import REQUEST_ID, AccessLog, LoggedCall
+from serving.telemetry.logs import REQUEST_ID
 from serving.transports.calls import LoopCall
 from serving.transports.http_routing import Answer, App, HttpError, RoutedRequest, name_of, problem
 from serving.transports.limits import PortLimits
@@ -27,6 +26,10 @@ from serving.transports.loop import Loop
 from serving.transports.peer import Peer, State, peer_of
 from serving.transports.pools import Pool
 from serving.transports.port import Port
+
+if TYPE_CHECKING:
+    from serving.security.tls import Tls
+    from serving.telemetry.access_log import AccessLog
 
 _log = logging.getLogger(__name__)
 
@@ -157,7 +160,7 @@ class HttpPort(Port):
         loop: Loop,
         limits: PortLimits,
         pool: Pool,
-        log: AccessLog | None,
+        log: "AccessLog | None",
     ) -> None:
         """Connect the parts.
 
@@ -294,7 +297,7 @@ class HttpPort(Port):
             fields = request.fields
             sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
             method = f"{request.method} {plan.path}"
-            call.logged = LoggedCall(method, peer_of(peer.socket), sent)
+            call.logged = self.log.begin(method, peer_of(peer.socket), sent)
         if plan is not engine.recent:
             engine.recent = None
             try:
@@ -444,8 +447,8 @@ def open_port(
     limits: PortLimits,
     pool: Pool,
     *,
-    tls: Callable[[], ssl.SSLContext] | None = None,
-    log: AccessLog | None = None,
+    tls: "Callable[[], Tls] | None" = None,
+    log: "AccessLog | None" = None,
 ) -> HttpPort:
     """Return a port on a socket that listens, for `Loop.add`; see `HttpPort` and `Port.open`."""
     listener.setblocking(False)

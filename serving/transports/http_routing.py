@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Coroutine, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from serving.errors import (
@@ -19,8 +19,10 @@ from serving.errors import (
 )
 from serving.http1.requests import BadRequest, Headers, Request, encode_head
 from serving.protocols.status import RETRY_AFTER_S, TABLE
-from serving.security.tokens import TokenCheck
 from serving.system.addresses import is_named
+
+if TYPE_CHECKING:
+    from serving.security.tokens import TokenCheck
 
 # Answers and errors
 
@@ -183,7 +185,7 @@ class App:
     def __init__(
         self,
         routes: Iterable[Endpoint],
-        tokens: TokenCheck | None,
+        tokens: "TokenCheck | None",
         names: Iterable[str],
         origins: Iterable[str],
     ) -> None:

@@ -4,10 +4,12 @@ import math
 import selectors
 import socket
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.batching.queue import ClientQueue, Queue
-from serving.security.tls import Tls
+
+if TYPE_CHECKING:
+    from serving.security.tls import Tls
 
 TURN_S = 2e-3
 """How long reading from one peer is to take, before the others' turn: as many bytes are read as its
@@ -80,7 +82,7 @@ class Peer:
         "swept_s", "swept_stream", "tls", "trusted", "unread",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, engine: Any, tls: Tls | None, port: Any) -> None:
+    def __init__(self, sock: socket.socket, engine: Any, tls: "Tls | None", port: Any) -> None:
         """Take over a socket that does not block; without `tls` it is read in plaintext."""
         self.socket = sock
         self.tls = tls

@@ -14,7 +14,7 @@ from serving.errors import CorruptModel, InvalidRequest
 from serving.http2.client import ClientConnection
 from serving.http2.frames import SETTINGS, Http2Error, frame, word
 from serving.http2.limits import Limits
-from serving.model.repository import parse_manifest
+from serving.model.manifest_file import parse_manifest
 from serving.pictures import decoder
 from serving.protocols import parse
 from serving.protocols.oip import tensors

@@ -170,7 +170,7 @@ def _cut(data: bytes, number: int) -> list[bytes]:
     return [data[i : i + size] for i in range(0, len(data), size)]
 
 
-def find(router: Router, name: str, version: str) -> tuple[Route | AnyBatcher, TensorSignature]:
+def find(router: Router, name: str, version: str) -> "tuple[Route | AnyBatcher, TensorSignature]":
     """Return the receiver of calls for a model and a version or label, and its signature.
 
     Raises:
@@ -182,7 +182,7 @@ def find(router: Router, name: str, version: str) -> tuple[Route | AnyBatcher, T
 
 def decode(
     router: Router,
-    target: Route | AnyBatcher,
+    target: "Route | AnyBatcher",
     request: Any,
     signature: TensorSignature,
 ) -> InferRows:

@@ -23,7 +23,7 @@ from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.server.metrics_port import MetricsPort
 from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker
-from serving.system import shared_port
+from serving.system import listening
 from serving.system.shared_port import refuse_callers, reserved_port
 from serving.system.usage import Usage
 from serving.telemetry.metrics import NO_MODEL, Metrics, Report, Served, total
@@ -277,7 +277,7 @@ def test_connections_are_taken_by_who_has_fewest(num_frozen, monkeypatch):
         address = shared.socket.getsockname()
         numbers = memoryview(mmap.mmap(shared.file, 0)).cast("q")
         for place in range(2 - num_frozen):
-            monkeypatch.setitem(shared_port.shares, address, shared.share(place))
+            monkeypatch.setitem(listening.shares, address, shared.share(place))
             stack.callback(MetricsPort(*address).close)
         if num_frozen:
             shared.share(1).note(0)
@@ -292,7 +292,7 @@ def test_worker_that_listens_as_callers_are_refused_listens_again(monkeypatch):
     with ExitStack() as stack:
         shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
         address = shared.socket.getsockname()
-        monkeypatch.setitem(shared_port.shares, address, shared.share(0))
+        monkeypatch.setitem(listening.shares, address, shared.share(0))
         stack.callback(MetricsPort(*address).close)
         refuse_callers(shared.socket)
         number = memoryview(mmap.mmap(shared.file, 0)).cast("q")
@@ -315,7 +315,7 @@ def test_each_connection_is_left_to_who_has_fewer(monkeypatch):
     with ExitStack() as stack:
         shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
         address, share = shared.socket.getsockname(), shared.share(0)
-        monkeypatch.setitem(shared_port.shares, address, share)
+        monkeypatch.setitem(listening.shares, address, share)
         stack.callback(MetricsPort(*address).close)
         shared.share(1).note(0)
         number = memoryview(mmap.mmap(shared.file, 0)).cast("q")
