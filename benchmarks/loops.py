@@ -120,8 +120,9 @@ class Trace:
     generator: str
     """The sender of the requests: "h2load" or "python"."""
     latencies_s: Seconds
-    """Of every call that ended in time, failed ones included; in an open loop from the intended
-    send time. Without a deadline, a call that was never answered counts with the time waited."""
+    """Latencies of every call that ended in time, failed ones included; in an open loop from the
+    intended send time. Without a deadline, a call that was never answered counts with the time
+    waited."""
     duration_s: float
     """How long calls were counted."""
     num_errors: int

@@ -211,9 +211,9 @@ class Suite(Rules):
     specs: Sequence[Spec] = ()
     scenarios: Sequence[str] = ()
     callers: Sequence[Callers] = ((64, 0),)
-    """Of ClosedLoop."""
+    """Callers of ClosedLoop."""
     batches: Sequence[int] = (1, 32, 256)
-    """Of Offline."""
+    """Rows a call of Offline."""
     loop_batches: Sequence[int] = (1,)
     """Rows a call of ClosedLoop."""
     rounds: int = 3

@@ -74,7 +74,7 @@ class Route:
         self._new_batcher, self._gone = new_batcher, gone
         self._state = _State(versions, {}, None, None, 0.0)
         self.submit: Callable[[Group], int] = self._refuse
-        """See `Batcher.submit`."""
+        """Queue calls for the default version or its canary; return how many were taken."""
         self.serve(versions)
 
     def serve(self, versions: ModelVersions) -> None:
@@ -228,12 +228,12 @@ class Router:
         self.routes: Mapping[str, Route] = {}
         """The models in service by name; replaced as a whole."""
         self.batchers: tuple[AnyBatcher, ...] = ()
-        """Of all versions, including those that only finish accepted calls."""
+        """Batchers of all versions, including those that only finish accepted calls."""
         self._num_processes = num_processes
         self._lock = threading.Lock()
         """Held while `routes` and `batchers` are replaced."""
         self._blocked: Mapping[int, float] = {}
-        """See `block`."""
+        """The versions that `block` has named."""
         self.owner: Owner | None = None
         """The thread that the batchers belong to, once `attach` was called."""
         self.on_block: Callable[[], object] = lambda: None

@@ -272,7 +272,7 @@ DEFORMATION = Deformation(
     elastic_sigma_px=4,
     identity_share=0.15,
 )
-"""Of the training images in `default`, and nearly that in `best`."""
+"""The share of the training images in `default`, and nearly that in `best`."""
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {"deformation": None, "degraded": 0.0, "outliers": 0.0},

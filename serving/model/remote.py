@@ -34,7 +34,7 @@ _ONNX = ".onnx"
 MAX_BYTES = 16 << 30
 """The most bytes of a repository that are copied."""
 MAX_FILE_BYTES = 2 << 30
-"""Of one file: protobuf, and so ONNX, has no larger messages."""
+"""The largest file: protobuf, and so ONNX, has no larger messages."""
 _NAMES = rf"{re.escape(MANIFEST)}|{MARK}|[^/.][^/]*\.(?:onnx|onnx[._]data|data|bin|weights)"
 """Graphs, and the files with weights that exporters write beside them."""
 _BESIDE = "|".join(map(re.escape, (LABELS, CLASSIFIER, SETTINGS)))

@@ -39,7 +39,7 @@ _MAX_NAME = 100
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 _MAX_MLMODEL_BYTES = 1 << 20
 MAX_BYTES = ModelConfig().max_model_bytes
-"""Of a model's files: they are in memory while the session is built."""
+"""The most bytes of a model's files: they are in memory while the session is built."""
 _KERAS = (
     "`python -m training export --keras {file} --name NAME` makes one of a Keras model, and "
     "`digit-serving serve --models models --model NAME` serves it"

@@ -86,8 +86,8 @@ _SCALES: tuple[Callable[[Array], Any], ...] = (
     lambda raw: np.where(raw & 1, np.inf, raw / 256),
     lambda raw: np.where(raw & 1, np.nan, raw / 256),
 )
-"""Of one row each: from -1 to 1, from 0 to 1, from 0 to 255, of every magnitude as tables have, 0,
-and the loud ones."""
+"""Values of one row each: from -1 to 1, from 0 to 1, from 0 to 255, of every magnitude as tables
+have, 0, and the loud ones."""
 
 
 def take(feeds: Feeds, rows: Sequence[int]) -> Feeds:

@@ -34,7 +34,7 @@ HOW = (
 _GRAPH, _INITIALIZER, _INPUT, _OUTPUT = 7, 5, 11, 12
 """Fields of ModelProto and GraphProto (protos/onnx/onnx.proto)."""
 _MAX_VALUE_BYTES = 1 << 20
-"""Of one input's or output's description."""
+"""The most bytes of one input's or output's description."""
 _TYPES = {
     1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES",
     9: "BOOL", 10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64", 16: "BF16",

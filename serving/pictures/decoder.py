@@ -32,7 +32,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 
 _Made = TypeVar("_Made")
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
-"""Of those of Pillow's modes that have other than four."""
+"""Bytes a pixel of those of Pillow's modes that have other than four."""
 MAX_SIDE = 256
 """Pictures of one digit are shrunk to this many pixels a side; a digit needs twenty."""
 MAX_PAGE_SIDE = 1024
@@ -139,7 +139,7 @@ class Page(NamedTuple):
     grey: Grey
     """(H, W) float32, 0 to 255; the ink may be dark or light."""
     width: int
-    """Of the picture as it was, in pixels, the camera's orientation applied."""
+    """Size of the picture as it was, in pixels, the camera's orientation applied."""
     height: int
 
 

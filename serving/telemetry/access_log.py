@@ -51,7 +51,7 @@ class LoggedCall:
         """The headers that name the caller's span."""
         self.begun_s = time.monotonic()
         self.route = ""
-        """Of a call over HTTP, such as "/v2/models/{name}/infer"."""
+        """The path of a call over HTTP, such as "/v2/models/{name}/infer"."""
         self.run = NEVER
         """The last run that answered it."""
 

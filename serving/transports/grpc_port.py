@@ -89,7 +89,7 @@ class H2Port(Port):
     # From events to calls
 
     def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
-        """See `Port`; raises Http2Error where the peer broke the protocol."""
+        """Process bytes of a connection; raises Http2Error where the peer broke the protocol."""
         streams, peer.active_s, has_new = peer.streams, now_s, False
         for event in peer.engine.receive(data, now_s):
             if isinstance(event, events.CallsReceived):

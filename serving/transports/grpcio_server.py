@@ -50,7 +50,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class _AsyncioCall:
-    """See `Call` of `serving.protocols.method`; messages of a stream are answered one by one.
+    """A call, for methods' coroutines; messages of a stream are answered one by one.
 
     So HTTP/2's flow control stops a caller that does not read its answers, and a full queue slows a
     stream down: it is never refused in the middle.
@@ -269,7 +269,7 @@ class GrpcioServer:
         """Return: the running event loop answers the calls."""
 
     async def drain(self, timeout_s: float) -> bool:
-        """See `ServerTransport`.
+        """Close the port; see `ServerTransport`.
 
         Calls that are pending at a stop are answered CANCELLED (grpc #41785), so this ends at a
         moment without new calls: refused calls are held, since their callers retry at once.

@@ -142,10 +142,10 @@ class HttpEngine:
         self.recent = None
 
     def announce_end(self) -> None:
-        """See `PeerEngine`: the next answer says so."""
+        """Leave it to the next answer, which says so."""
 
     def go_away(self) -> None:
-        """See `PeerEngine`."""
+        """Say nothing: HTTP/1.1 has no frame for it."""
 
 
 class HttpPort(Port):
@@ -373,7 +373,7 @@ class HttpPort(Port):
     # All requests of a connection
 
     def is_pending(self, peer: Peer) -> bool:
-        """See `Port`: during the grace of a drain, requests may be on their way."""
+        """Return whether calls are to be answered; in a drain's grace some may be on their way."""
         may_ask = peer.engine.phase is not Phase.QUEUED and peer.state < State.LAST
         return (may_ask and self.clock() < self._grace_until_s) or super().is_pending(peer)
 
@@ -385,7 +385,7 @@ class HttpPort(Port):
         return len(peer.output) + unsent
 
     def is_kept(self, peer: Peer) -> bool:
-        """See `Port`: a peer that has not sent all is slow."""
+        """Return whether a connection keeps its place: a peer that has not sent all is slow."""
         return bool(peer.engine.phase is Phase.RUNNING or peer.output)
 
     def forget(self, peer: Peer) -> None:
@@ -398,7 +398,7 @@ class HttpPort(Port):
             batcher.forget(peer)
 
     def drain(self, refusal: ServingError) -> None:
-        """See `Port`: the answers say that they are the last.
+        """Refuse new calls; the answers say that they are the last.
 
         HTTP/1.1 can't say so between two answers, and a caller loses the request that it sends
         while its connection is closed: so each that is open may send one more, or the rest of one.
@@ -410,13 +410,13 @@ class HttpPort(Port):
             engine.has_grace = True
 
     def close(self) -> None:
-        """See `Port`: those who have just connected are answered, that the server ends."""
+        """Close the port; those who have just connected are told that the server ends."""
         if not self._acceptor.is_closed:
             self.accept(self.clock(), 0.0)
         super().close()
 
     def part(self, peer: Peer) -> None:
-        """See `Port`: a request that has begun to come is answered."""
+        """Have a peer leave; a request that has begun to come is answered."""
         engine: HttpEngine = peer.engine
         if engine.phase is Phase.BODY and engine.call is not None and self.refusal is not None:
             self.fail_request(engine.call, self.refusal)

@@ -170,7 +170,7 @@ class RoutedRequest:
         self.timeout_s = math.inf
         self.is_work = self.is_trusted = False
         self.headers: list[tuple[str, str]] = []
-        """Of the answer."""
+        """Headers of the answer."""
         self.kept: Any = None
         """What the handler keeps for later requests with this head."""
 

@@ -85,7 +85,7 @@ class ThreadEach:
         return future
 
     def close(self) -> None:
-        """See `Pool`."""
+        """Keep nothing open: each thread ends with its function."""
 
 
 def _settle(future: "Future[Any]", outcome: Any, error: Exception | None = None) -> None:

@@ -61,7 +61,7 @@ GOLDEN_BYTES = 256 << 10
 MAX_BYTES = 512 << 10
 """The longest manifest that a server reads."""
 NUMBER_BYTES = 32
-"""Of a probability in the manifest, on a line of its own."""
+"""Digits of a probability in the manifest, on a line of its own."""
 GOLDEN_KEYS = {"fp32": "probabilities", "int8": "int8_probabilities"}
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 """The graphs of a version by precision; int8 is there only if it passed its gate."""

@@ -25,7 +25,7 @@ _MAX_EMPTY_SIZE = 65_536
 """The most elements that a tensor without any would have if its empty axes had one: such sizes cost
 a caller nothing, and may cost a model gigabytes."""
 _MAX_AXES = 8
-"""Of an input that may have any number."""
+"""The most axes of an input that may have any number."""
 _UNSUPPORTED = {
     "classification": "classification is not supported: the outputs are sent as the model has them",
     "shared_memory_region": "shared memory is not supported: tensors travel in the messages",
