@@ -63,6 +63,8 @@ _TICK_S = 0.0005
 """How often an open loop of calls with deadlines sends and receives."""
 _SPIN_S = 0.0002
 """How near the next call must be for an open loop to stay awake: sleepers wake up that late."""
+Ended = dict[int, list[float]]
+"""By status: the latencies in seconds of the calls that ended with it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,10 +171,6 @@ def arrivals(kind: str, rate: float, seconds: float, seed: int) -> Seconds:
     if kind == "constant":
         return np.arange(1, number + 1) / rate
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, number))
-
-
-Ended = dict[int, list[float]]
-"""By status: the latencies in seconds of the calls that ended with it."""
 
 
 class Calls:

@@ -63,6 +63,8 @@ _POWERS = [2**power for power in range(13)]
 _PACKAGES = (
     "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "uvloop",
 )  # fmt: skip
+Callers = tuple[int, int]
+"""How many callers, and over how many connections; 0 leaves that to the generator."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,10 +199,6 @@ def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
     if trace.busy > _FULL and has_time_left:
         return "the generator was the limit, not the target"
     return ""
-
-
-Callers = tuple[int, int]
-"""How many callers, and over how many connections; 0 leaves that to the generator."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -61,7 +61,9 @@ def route_of(router: Router) -> Route | None:
     """
     able = [route for route in router.routes.values() if route.signature is not None]
     named = [route for route in able if route.name == "digits"]
-    return named[0] if named else able[0] if len(able) == 1 else None
+    if named:
+        return named[0]
+    return able[0] if len(able) == 1 else None
 
 
 def find_classifier(router: Router) -> Route:

@@ -172,8 +172,13 @@ def _classify(config: ModelConfig, version: str, column: str, prefix: str) -> di
     from digit_classifier import PRETRAINED
 
     device = "cuda" if config.device == "cuda" else "cpu"
-    arguments = {"column": column, "version": version, "device": device,
-                 "precision": config.precision, "prefix": prefix}  # fmt: skip
+    arguments = {
+        "column": column,
+        "version": version,
+        "device": device,
+        "precision": config.precision,
+        "prefix": prefix,
+    }
     is_bundled = config.models == PRETRAINED and config.model == "digits"
     return arguments if is_bundled else arguments | {"model": config.models / config.model}
 

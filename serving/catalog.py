@@ -48,6 +48,7 @@ _NOT_THE_FILES = (ConfigurationError, DeviceError)
 """Errors at start for which no other version is tried."""
 _REPOSITORY = ""
 """The repository as a whole, where a model's name is expected."""
+_Fingerprint = frozenset[tuple[str, int, int, int]]
 
 
 class Canary(NamedTuple):
@@ -110,8 +111,6 @@ class ModelVersions:
 
 
 # One model
-
-_Fingerprint = frozenset[tuple[str, int, int, int]]
 
 
 class ModelFolder:

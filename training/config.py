@@ -7,6 +7,10 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+BUNDLED_UNITS = (256, 128, 56)
+"""The outputs of each hidden layer of the bundled model."""
+MOST_UNITS = 16_384
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deformation:
@@ -233,11 +237,6 @@ class Recipe:
         if not self.deformation or not self.distillation:
             raise ValueError(f"recipe {self.name} has no teachers")
         return self.deformation, self.distillation
-
-
-BUNDLED_UNITS = (256, 128, 56)
-"""The outputs of each hidden layer of the bundled model."""
-MOST_UNITS = 16_384
 
 
 def _joined(values: tuple[float, ...]) -> str:

@@ -144,8 +144,11 @@ def _run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> 
 
 def _other_port(config: ServerConfig, error: str) -> str:
     """Return which option chooses another port, if one is taken."""
-    ports = {"port": (config.host, config.port), "http-port": (config.http_host, config.http_port),
-             "metrics-port": (config.metrics_host, config.metrics_port)}  # fmt: skip
+    ports = {
+        "port": (config.host, config.port),
+        "http-port": (config.http_host, config.http_port),
+        "metrics-port": (config.metrics_host, config.metrics_port),
+    }
     named = [
         f"--{name}"
         for name, (host, port) in ports.items()

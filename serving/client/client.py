@@ -40,6 +40,7 @@ _WINDOW = 8
 """Messages of one request in flight at once."""
 _RESERVED = ("grpc-", ":")
 """Prefixes of metadata that gRPC itself sends."""
+_Result = TypeVar("_Result")
 
 
 class ClientOptions(TypedDict, total=False):
@@ -300,9 +301,6 @@ def _checked(metadata: Mapping[str, str] | None) -> Metadata:
         if not (isinstance(value, str) and value.isascii() and value.isprintable()):
             raise InvalidRequest(f"metadata {name}: expected printable ASCII")
     return tuple((name.lower(), value) for name, value in metadata.items())
-
-
-_Result = TypeVar("_Result")
 
 
 class Client(BaseClient):

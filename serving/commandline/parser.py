@@ -83,13 +83,14 @@ class Parser(argparse.ArgumentParser):
 
     def _given(self, words: set[str]) -> dict[str, str]:
         """Return the variables that are set and whose options the command line lacks."""
-        return {
-            name: text
-            for name, action in self.variables.items()
-            if (text := os.environ.get(name))
-            and not words & {*action.option_strings, f"--no-{action.option_strings[0][2:]}"}
-            and not (name.endswith("_PORT") and _SERVICE_LINK.match(text))
-        }
+        given = {}
+        for name, action in self.variables.items():
+            text = os.environ.get(name, "")
+            is_link = name.endswith("_PORT") and _SERVICE_LINK.match(text)
+            flags = {*action.option_strings, f"--no-{action.option_strings[0][2:]}"}
+            if text and not is_link and not words & flags:
+                given[name] = text
+        return given
 
     def _option(self, variable: str, text: str) -> str:
         action = self.variables[variable]

@@ -42,8 +42,13 @@ class Models:
 
     def _described(self, access: Access) -> Iterator[dict[str, Any]]:
         for item in self._queries.answers["RepositoryIndex"](b"").models:
-            facts = {"name": item.name, "version": item.version, "state": item.state,
-                     "reason": item.reason, "roles": []}  # fmt: skip
+            facts = {
+                "name": item.name,
+                "version": item.version,
+                "state": item.state,
+                "reason": item.reason,
+                "roles": [],
+            }
             route = self._router.routes.get(item.name)
             model = route and route.versions.versions.get(item.version)
             yield facts | self._facts(route, model, access) if route and model else facts

@@ -51,6 +51,7 @@ _LOOK_S = 0.25
 _MAX_QUIET_LOOKS = 240
 """Looks in a row, a minute in all, in which a step takes no processor time: it hangs in a file or
 in a driver. Looks are counted, since a process that is stopped for an hour makes none."""
+_Result = TypeVar("_Result")
 
 
 def load_model(
@@ -393,9 +394,6 @@ def _timed(
     return replace(
         model, inline_rows=quick, enough_rows=enough, batching=line, sample_shapes=shapes
     )
-
-
-_Result = TypeVar("_Result")
 
 
 def within(limit_s: float, work: Callable[[], _Result], look_s: float = _LOOK_S) -> _Result:

@@ -42,6 +42,7 @@ _RESIZE: dict[str, Callable[..., Image.Image]] = {
 }  # fmt: skip
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, range(5, 9)
 """The tag of EXIF, and its values for a picture that is turned by 90 degrees."""
+Grey = npt.NDArray[np.float32]
 
 
 def read(source: str | Path | BinaryIO, make: Callable[[Image.Image], _Made]) -> _Made:
@@ -128,9 +129,6 @@ def require_memory(picture: Image.Image) -> None:
     needed = picture.width * picture.height * _PIXEL_BYTES.get(picture.mode, 4)
     if needed > free_bytes():
         raise TooLarge(f"its {picture.width} x {picture.height} pixels take too much memory")
-
-
-Grey = npt.NDArray[np.float32]
 
 
 class Page(NamedTuple):

@@ -13,6 +13,12 @@ from serving.protocols.status import error_of
 _PREFIX = struct.Struct(">BI")
 """Before each message of gRPC: the flag for no compression, and the length."""
 PREFIX_BYTES = _PREFIX.size
+ReadRows = tuple[Any, ResponseEncoder]
+"""The rows of a request (bytes, or an array for each input), and the encoder of the answer."""
+Read = Callable[[Any], ReadRows]
+"""Decodes and checks a request; raises ServingError."""
+Refused = Callable[[ServingError], bytes | None]
+"""Encodes the answer to a request that is refused; None ends the stream with the error."""
 
 
 class Rows(ResponseEncoder):
@@ -79,14 +85,6 @@ class PrefixCache(dict[bytes, ResponseEncoder]):
 def frame(message: bytes) -> bytes:
     """Put gRPC's prefix before a message."""
     return _PREFIX.pack(0, len(message)) + message
-
-
-ReadRows = tuple[Any, ResponseEncoder]
-"""The rows of a request (bytes, or an array for each input), and the encoder of the answer."""
-Read = Callable[[Any], ReadRows]
-"""Decodes and checks a request; raises ServingError."""
-Refused = Callable[[ServingError], bytes | None]
-"""Encodes the answer to a request that is refused; None ends the stream with the error."""
 
 
 class Elsewhere(NamedTuple):

@@ -245,7 +245,8 @@ class App:
         if len(path) > 1 and path.startswith(_GUARDED):
             path = path.rstrip("/")
         method = "GET" if plan.request.method == "HEAD" else plan.request.method
-        there = [(found, route) for pattern, route in self._routes if (found := pattern(path))]
+        matches = ((pattern(path), route) for pattern, route in self._routes)
+        there = [(found, route) for found, route in matches if found]
         if not there:
             raise HttpError(HTTPStatus.NOT_FOUND, f"no such path: {plan.path[:80]}")
         for found, route in there:

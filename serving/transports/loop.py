@@ -386,7 +386,9 @@ class Loop:
             if not peer.flush():
                 peer.port.abort(peer)
                 continue
-            mask = WRITE if peer.output else 0 if peer.is_paused else READ
+            mask = 0 if peer.is_paused else READ
+            if peer.output:
+                mask = WRITE
             if mask != peer.mask:
                 if peer.output:
                     peer.active_s = self._now_s  # from here on it must read

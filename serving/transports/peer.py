@@ -19,6 +19,7 @@ LEAST_BYTES = 4096
 MAX_COST_PER_BYTE_S = TURN_S / LEAST_BYTES
 """The most that a byte may cost, in seconds."""
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_SECRET = {"authorization", "proxy-authorization", "cookie"}
 
 
 class PeerEngine(Protocol):
@@ -192,9 +193,6 @@ class Peer:
     def is_busy(self) -> bool:
         """Whether calls are in progress, or answers on their way."""
         return bool(self.streams or self.output)
-
-
-_SECRET = {"authorization", "proxy-authorization", "cookie"}
 
 
 def public_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

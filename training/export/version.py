@@ -74,6 +74,7 @@ input [ {{ name: "images" data_type: TYPE_UINT8 dims: [ {pixels} ] }} ]
 output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] }} ]
 dynamic_batching {{ }}
 """
+print_now = partial(print, flush=True)
 
 
 def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:
@@ -143,9 +144,6 @@ def golden(images: Images, answers: Mapping[str, Probabilities]) -> dict[str, ob
             for precision, probabilities in answers.items()
         },
     }
-
-
-print_now = partial(print, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

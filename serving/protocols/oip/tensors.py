@@ -270,11 +270,12 @@ def _timeout_s(parameters: Any) -> float | None:
 
 def _parameters(parameters: Any) -> dict[str, Any]:
     """Return the parameters for a handler: texts, numbers and booleans by name."""
-    return {
-        name: getattr(each, kind)
-        for name, each in parameters.items()
-        if name not in _OWN_PARAMETERS and (kind := each.WhichOneof("parameter_choice"))
-    }
+    found = {}
+    for name, each in parameters.items():
+        kind = each.WhichOneof("parameter_choice")
+        if kind and name not in _OWN_PARAMETERS:
+            found[name] = getattr(each, kind)
+    return found
 
 
 def set_parameter(parameters: Any, name: str, value: object) -> None:
