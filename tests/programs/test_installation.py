@@ -219,7 +219,8 @@ def test_server_without_the_extra_for_http_says_that_it_is_off():
         line = server.process.stdout.readline()
         server.stop()
         log = server.process.stderr.read()
-    assert line == f"try it: digit-serving infer digits --target {server.address} @picture.png\n"
+    words = f"digit-serving infer digits --target {server.address} 'images=zeros[1,784]'"
+    assert line == f"try it: {words}\n"
     assert "HTTP is off: pip install '.[serve,http]' in the checkout" in log
 
 
