@@ -29,6 +29,7 @@ from serving.errors import (
     Unsupported,
 )
 from serving.protocols.status import Failure, StatusCode
+from serving.security import tls_mismatch
 from serving.system.host import is_target
 from serving.tensors import ModelInfo, Outputs
 
@@ -36,10 +37,15 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
 """The HealthCheckResponse with status SERVING."""
 _NOT_SERVING = Failure(StatusCode.UNAVAILABLE, "the server does not serve yet")
+_PROBE_S = 1.0
+"""How long the first failure of a client may be looked into."""
 _WINDOW = 8
 """Messages of one request in flight at once."""
 _RESERVED = ("grpc-", ":")
 """Prefixes of metadata that gRPC itself sends."""
+
+
+_Result = TypeVar("_Result")
 
 
 class ClientOptions(TypedDict, total=False):
@@ -143,6 +149,10 @@ class BaseClient:
 
     async def _pause(self, seconds: float) -> None:
         """Wait before a call is sent again."""
+        raise NotImplementedError
+
+    async def _blocking(self, work: Callable[[], _Result]) -> _Result:
+        """Do work that blocks a thread."""
         raise NotImplementedError
 
     async def _wait_ready(self, timeout_s: float) -> None:
@@ -262,6 +272,8 @@ class BaseClient:
         self, outcome: Outcome, path: str, message: bytes, state: RetryState, metadata: Metadata
     ) -> bytes:
         """Return the answer of a call that has ended; retry it where that can help."""
+        if not isinstance(outcome, bytes) and not self._has_answered:
+            outcome = await self._explained(outcome, state)
         while not isinstance(outcome, bytes):
             self._check_open()
             await self._pause(state.backoff_s(outcome))
@@ -269,6 +281,18 @@ class BaseClient:
         self._has_answered = True
         self._budget.put()
         return outcome
+
+    async def _explained(self, failure: Failure, state: RetryState) -> Failure:
+        """Return a client's first failure, or that only one side speaks TLS, if that is why."""
+        is_known = failure.is_answer or failure.is_permanent
+        if is_known or failure.code is not StatusCode.UNAVAILABLE:
+            return failure
+        is_tls, timeout_s = self._credentials.files is not None, min(_PROBE_S, state.timeout_s())
+        probe = partial(tls_mismatch, self._target, timeout_s, is_tls=is_tls)
+        reason = await self._blocking(probe) if timeout_s > 0 else None
+        if reason is None:
+            return failure
+        return Failure(StatusCode.UNAVAILABLE, reason, is_permanent=True)
 
     def _begun(self, timeout_s: float | None) -> RetryState:
         return RetryState(
@@ -299,9 +323,6 @@ def _checked(metadata: Mapping[str, str] | None) -> Metadata:
         if not (isinstance(value, str) and value.isascii() and value.isprintable()):
             raise InvalidRequest(f"metadata {name}: expected printable ASCII")
     return tuple((name.lower(), value) for name, value in metadata.items())
-
-
-_Result = TypeVar("_Result")
 
 
 class Client(BaseClient):
@@ -442,6 +463,9 @@ class Client(BaseClient):
         if self._is_closed.wait(seconds):
             self._check_open()
 
+    async def _blocking(self, work: Callable[[], _Result]) -> _Result:
+        return work()
+
     def _opened(self) -> Transport:
         transport = self._transport
         if transport is None or self._pid != getpid() or self._is_closed.is_set():
@@ -551,6 +575,9 @@ class AsyncClient(BaseClient):
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def _blocking(self, work: Callable[[], _Result]) -> _Result:
+        return await asyncio.to_thread(work)
 
     def _opened(self) -> Transport:
         loop, transport = asyncio.get_running_loop(), self._transport
