@@ -19,7 +19,7 @@ from serving.client.h2.event_loop import ReconnectingLoopChannel
 from serving.client.h2.threads import ReconnectingChannel
 from serving.client.retries import RetryBudget, RetryState
 from serving.client.transport import Metadata, Outcome, PendingCall, Transport
-from serving.config import TransportName
+from serving.config import TransportName, as_seconds
 from serving.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -31,7 +31,7 @@ from serving.errors import (
 from serving.protocols.status import Failure, StatusCode
 from serving.security import tls_mismatch
 from serving.system.host import is_target
-from serving.tensors import ModelInfo, Outputs
+from serving.tensors import ModelInfo, Outputs, as_names
 
 _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
@@ -101,11 +101,13 @@ class BaseClient:
             ConfigurationError: the target is no address, a file can't be read, the token can't be
                 sent, or h2 is not for this target.
         """
-        if not is_target(target):
+        if not (isinstance(target, str) and is_target(target)):
             raise ConfigurationError(f"expected HOST:PORT, such as 127.0.0.1:50051, got {target!r}")
         self._target = target
-        self._timeout_s = timeout_s
-        self._attempt_timeout_s = attempt_timeout_s
+        self._timeout_s = as_seconds("timeout_s", timeout_s, ConfigurationError)
+        self._attempt_timeout_s = attempt_timeout_s and as_seconds(
+            "attempt_timeout_s", attempt_timeout_s, ConfigurationError
+        )
         self._credentials = Credentials(token, tls_ca, tls_cert, tls_key)
         self._address = address_for_h2(transport, target)
         """Where h2 connects to; None for grpcio."""
@@ -156,7 +158,7 @@ class BaseClient:
         raise NotImplementedError
 
     async def _wait_ready(self, timeout_s: float) -> None:
-        state = RetryState(self._target, timeout_s)
+        state = RetryState(self._target, as_seconds("timeout_s", timeout_s))
         try:
             while await self._call(_HEALTH, b"", state) != _SERVING:
                 await self._pause(state.backoff_s(_NOT_SERVING))
@@ -196,8 +198,8 @@ class BaseClient:
         # The messages' classes take 15 ms of a start, which callers of other services need not pay.
         from serving.client import infer_messages as inference
 
-        state, asked, more = self._begun(timeout_s), (model, str(version)), _checked(metadata)
-        outputs = (outputs,) if isinstance(outputs, str) else outputs
+        state, more = self._begun(timeout_s), _checked(metadata)
+        asked, outputs = _asked(model, version), as_names("outputs", outputs)
         try:
             info = self._infos.get(asked)
             if info is None:
@@ -216,7 +218,7 @@ class BaseClient:
         )
 
     async def _describe(self, model: str, version: str | int, timeout_s: float | None) -> ModelInfo:
-        asked = model, str(version)
+        asked = _asked(model, version)
         info = self._infos[asked] = await self._described(asked, self._begun(timeout_s))
         return info
 
@@ -297,7 +299,7 @@ class BaseClient:
     def _begun(self, timeout_s: float | None) -> RetryState:
         return RetryState(
             self._target,
-            self._timeout_s if timeout_s is None else timeout_s,
+            self._timeout_s if timeout_s is None else as_seconds("timeout_s", timeout_s),
             attempt_timeout_s=self._attempt_timeout_s,
             first_contact=not self._has_answered,
             budget=self._budget,
@@ -308,6 +310,12 @@ class BaseClient:
             raise Unavailable(f"{self._target}: the client is closed")
 
 
+def _asked(model: str, version: str | int) -> tuple[str, str]:
+    """Return the name and the version, or label, of the model of a call; checked."""
+    (name,), (number,) = as_names("model", model), as_names("version", str(version))
+    return name, number
+
+
 def _checked(metadata: Mapping[str, str] | None) -> Metadata:
     """Check a caller's metadata.
 
@@ -316,7 +324,11 @@ def _checked(metadata: Mapping[str, str] | None) -> Metadata:
     """
     if not metadata:
         return ()
+    if not isinstance(metadata, Mapping):
+        raise InvalidRequest(f"metadata: expected texts by name, got {metadata!r:.80}")
     for name, value in metadata.items():
+        if not isinstance(name, str):
+            raise InvalidRequest(f"expected a name of metadata such as x-tenant, got {name!r:.80}")
         is_name = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
         if not is_name or name.lower().startswith(_RESERVED) or name.lower().endswith("-bin"):
             raise InvalidRequest(f"expected a name of metadata such as x-tenant, got {name[:80]!r}")

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
 from serving.batching.run import NEVER, Group, Ran, ResponseEncoder
-from serving.commandline.installation import install
+from serving.commandline.installation import not_installed
 from serving.config import ServerConfig
 from serving.errors import ConfigurationError, Overloaded, ServingError
 from serving.protocols.status import StatusCode
@@ -79,7 +79,7 @@ class Tracer:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as err:
-            raise ConfigurationError(f"traces need: {install('otel')}") from err
+            raise not_installed(err) from err
         exporter = OTLPSpanExporter(endpoint, insecure=scheme == "http")
         resource = Resource.create()
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
