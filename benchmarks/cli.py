@@ -1,4 +1,4 @@
-"""The commands: run, plot."""
+"""The commands: run, model, plot."""
 
 import argparse
 import os
@@ -13,11 +13,13 @@ from typing import TypeVar
 from benchmarks import report, result_file, runner, tables
 from benchmarks.network import Generator, split_cores
 from benchmarks.result_file import UnusableResults
-from benchmarks.runner import NAMES, SUITES, Suite, specs
+from benchmarks.runner import MODEL, NAMES, SUITES, Suite, specs
 from benchmarks.runner import NAMES as SCENARIOS
-from benchmarks.targets import CATALOGUE, LARGEST_BATCH, Setting, Spec, drawn, golden
-from serving.commandline import installation, options
-from serving.commandline.options import Parser, blame
+from benchmarks.targets import CATALOGUE, Setting, Spec
+from benchmarks.workload import LARGEST_BATCH, Workload, drawn, golden, of_samples
+from serving.commandline import installation, values
+from serving.commandline.parser import Parser, blame
+from serving.commandline.progress import Bar
 from serving.errors import ServingError
 from serving.model.repository import find_root
 
@@ -34,6 +36,7 @@ examples:
   python -m benchmarks run --targets h2,old=checkout:../old --scenarios ClosedLoop
   python -m benchmarks run --targets h2 --scenarios Overload
   python -m benchmarks run --model net.onnx --batches 1,8   any model, by drawn inputs
+  python -m benchmarks model net.onnx                       what serving a model costs
   python -m benchmarks plot benchmarks/results/bench.json   the report again
 """
 _TARGETS = f"""\
@@ -62,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     top.add_version()
-    commands = top.add_subparsers(dest="command", required=True, metavar="{run,plot}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{run,model,plot}")
     _add_run(
         commands.add_parser(
             "run",
@@ -71,6 +74,15 @@ def parser() -> argparse.ArgumentParser:
             help="measure, and write a results file with its report",
             description="Measure a suite, changed by the options, and write NAME.json and its "
             "report NAME.md.",
+        )
+    )
+    _add_model(
+        commands.add_parser(
+            "model",
+            formatter_class=raw,
+            help="measure what serving any model costs",
+            description="Measure an ONNX model through the real server, and by bare ONNX Runtime "
+            "in process on\nthe same cores: rows a second, p50 and p99 by rows a call and callers.",
         )
     )
     _add_plot(
@@ -95,7 +107,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="fp32, int8 or both",
     )
-    add("--workers", type=_list(options.count), metavar="N,M", help="processes of our server")
+    add("--workers", type=_list(values.count), metavar="N,M", help="processes of our server")
     add(
         "--callers",
         type=_list(_callers),
@@ -103,11 +115,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="ClosedLoop: calls in flight; CxM: M on each of C connections",
     )
     add("--batches", type=_list(_batch), metavar="N,M", help="images a call, Offline (1 to 4096)")
-    add("--rounds", type=options.count, metavar="N", help="interleaved rounds")
-    add("--seconds", type=options.seconds, metavar="S", help="length of one timed run")
+    add("--rounds", type=values.count, metavar="N", help="interleaved rounds")
+    add("--seconds", type=values.seconds, metavar="S", help="length of one timed run")
     add(
         "--latency-slo",
-        type=options.seconds,
+        type=values.seconds,
         metavar="S",
         dest="latency_slo_s",
         help="p99 objective of Server (0.01)",
@@ -137,6 +149,29 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="ONNX file to measure instead, by drawn inputs and ModelInfer",
     )
     add("--output", type=Path, metavar="FILE", help=f"({RESULTS}/local/SUITE.json)")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL.onnx", help="the model")
+    add_workload(parser)
+    add("--batches", type=_list(_batch), metavar="N,M", help="rows a call (1,8,32)")
+    add("--callers", type=_list(_callers), metavar="N,M", help="calls in flight (1,8,64)")
+    add("--rounds", type=values.count, metavar="N", help="interleaved rounds (3)")
+    add("--seconds", type=values.seconds, metavar="S", help="length of one timed run (0.5)")
+    add("--output", type=Path, metavar="FILE", help=f"raw results ({RESULTS}/local/MODEL.json)")
+
+
+def add_workload(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the rows of calls."""
+    add = parser.add_argument
+    add(
+        "--samples",
+        type=Path,
+        metavar="FILE.npz",
+        help="rows to ask about: an array for each input by its name (drawn)",
+    )
+    add("--seed", type=values.at_least(0), default=0, help="of what is drawn at random (0)")
 
 
 def _add_plot(parser: argparse.ArgumentParser) -> None:
@@ -181,7 +216,7 @@ def _target(text: str) -> tuple[str, str | Path]:
 
 
 def _batch(text: str) -> int:
-    if (number := options.count(text)) > LARGEST_BATCH:
+    if (number := values.count(text)) > LARGEST_BATCH:
         raise argparse.ArgumentTypeError(f"expected at most {LARGEST_BATCH}, got {text}")
     return number
 
@@ -189,15 +224,15 @@ def _batch(text: str) -> int:
 def _callers(text: str) -> tuple[int, int]:
     """Return how many callers there are, and over how many connections; 0 if not named."""
     connections, is_product, callers = text.rpartition("x")
-    number = options.count(connections) if is_product else 0
-    return (number or 1) * options.count(callers), number
+    number = values.count(connections) if is_product else 0
+    return (number or 1) * values.count(callers), number
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(argv)
     try:
-        return {"run": _run, "plot": _plot}[options.command](options)
+        return {"run": _run, "model": _model, "plot": _plot}[options.command](options)
     except (UnusableResults, ServingError) as err:
         return _fail(blame(str(err), options.variables), UNUSABLE)
     except ModuleNotFoundError as err:
@@ -209,9 +244,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if not hasattr(os, "sched_setaffinity"):
-        raise UnusableResults("needs Linux: it binds to cores and reads /proc; plot does not")
-    installation.require("onnxruntime")  # now, not after minutes of work
+    _require_linux()
     suite, begin_s = suite_of(options), perf_counter()
     output = options.output or RESULTS / "local" / f"{suite.name}.json"
     models = options.models or find_root("digits", Path("models"))
@@ -237,6 +270,51 @@ def _run(options: argparse.Namespace) -> int:
         print(f"\n{table.title}. {table.note}\n{table.text()}")
     print(f"\nreport in {page}")
     return DONE
+
+
+def _require_linux() -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        raise UnusableResults("needs Linux: it binds to cores and reads /proc; plot does not")
+    installation.require("onnxruntime")  # now, not after minutes of work
+
+
+def workload_of(options: argparse.Namespace) -> Workload:
+    """Return the rows that a command line names, or drawn ones."""
+    if options.samples:
+        return of_samples(options.model, options.samples)
+    return drawn(options.model, options.seed)
+
+
+def _model(options: argparse.Namespace) -> int:
+    _require_linux()
+    asked, output = workload_of(options), options.output
+    output = output or RESULTS / "local" / f"{options.model.stem}.json"
+    names = ("rounds", "seconds", "callers")
+    given = {name: value for name in names if (value := getattr(options, name))}
+    batches = options.batches or MODEL.loop_batches
+    suite = replace(MODEL, loop_batches=batches if asked.rows else (1,), **given)
+    cores, generator_cores = split_cores()
+    print(f"{options.model}: {len(cores)} cores for the model, seed {options.seed}", flush=True)
+    bar = Bar(len(suite.cells()) * suite.rounds + len(suite.specs), sys.stderr)
+    with Generator(generator_cores, "auto") as generator:
+        setting = Setting(
+            models=Path("models"),
+            model=options.model,
+            workload=asked,
+            cores=cores,
+            generator=generator,
+            checkouts={},
+            addresses={},
+        )
+        results = runner.run(suite, setting, lambda _: bar.advance())
+    bar.clear()
+    results.settings = {**results.settings, "seed": options.seed}
+    results.save(output)
+    for table in tables.every(result_file.load(output)):
+        print(f"\n{table.title}. {table.note}\n{table.text()}")
+    print(f"\nraw results in {output}")
+    measured = {sample.spec for sample in results.samples}
+    return DONE if measured >= {*suite.specs} else FAILED
 
 
 def suite_of(options: argparse.Namespace) -> Suite:

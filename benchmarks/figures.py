@@ -52,7 +52,11 @@ class Figures:
         for sample in results.samples:
             self.samples.setdefault(sample.cell, []).append(sample)
         every = {cell: _rounds(cell, s, results.latency_slo_s) for cell, s in self.samples.items()}
-        self.rounds = {cell: rounds for cell, rounds in every.items() if rounds}
+        self.rounds = {
+            cell: rounds for cell, rounds in every.items() if rounds and not self.errors(cell)
+        }
+        """The figure of each round; of a cell with errors there is none, since calls that fail may
+        take less time than those that are answered."""
         started = [start.spec for start in results.starts]
         self.specs = list(dict.fromkeys([*started, *(cell.spec for cell in self.samples)]))
         """The targets that were measured; those by address, which were not started, come last."""
@@ -60,6 +64,14 @@ class Figures:
     def valid(self, cell: Cell) -> list[Sample]:
         """Return a cell's samples that measure the target."""
         return [sample for sample in self.samples.get(cell, ()) if not sample.invalid]
+
+    def errors(self, cell: Cell) -> int:
+        """Return how many calls of a closed loop failed, in all rounds.
+
+        Open loops look for the rate at which calls begin to fail: theirs are no errors.
+        """
+        is_open = cell.scenario == "Server" or cell.overload
+        return 0 if is_open else sum(each.num_errors for each in self.samples.get(cell, ()))
 
     def of(self, cell: Cell) -> float | None:
         """Return the median of a cell's rounds."""

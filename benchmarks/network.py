@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks import loops
 from benchmarks.loops import CallRequest, Seconds, Trace, merge
-from serving.system.process import Activity
+from serving.system.usage import Activity
 
 _REFUSED = re.compile(
     r'^\w+_requests_total\{[^}]*status="(?!OK"|CANCELLED")\w+"[^}]*\} (\S+)$', re.MULTILINE
@@ -228,6 +228,24 @@ class Generator:
 def spread(number: int, parts: int) -> list[int]:
     """Cut a number into parts that differ by at most one."""
     return [number // parts + (part < number % parts) for part in range(parts)]
+
+
+class Load(Protocol):
+    """Sends calls to a target, and keeps the time."""
+
+    def closed(
+        self,
+        callers: int,
+        batch: int,
+        seconds: float,
+        connections: int = 0,
+        *,
+        has_new_headers: bool = False,
+    ) -> Trace:
+        """Keep `callers` calls of `batch` rows in flight; see `NetworkLoad`."""
+
+    def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
+        """Send a call of `batch` rows at each offset from the start, answered or not."""
 
 
 class NetworkLoad:

@@ -37,7 +37,7 @@ import numpy as np
 from benchmarks.loops import Outcome, Trace, arrivals
 from benchmarks.network import cpu_s, memory_bytes
 from benchmarks.result_file import Cell, Latencies, Results, Sample, Skip, Start
-from benchmarks.targets import NotMeasured, Running, Setting, Spec, can_be, open_target
+from benchmarks.targets import IN_PROCESS, NotMeasured, Running, Setting, Spec, can_be, open_target
 
 NAMES = ("SingleStream", "ClosedLoop", "NewHeaders", "Server", "Offline", "Overload")
 OVERLOADS = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -191,6 +191,8 @@ def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
         return ""
     if trace.num_errors:
         return f"{trace.num_errors} calls failed"
+    if trace.generator == "threads":
+        return ""
     has_time_left = target_busy is not None and target_busy < 0.9 * rules.num_cores
     if trace.busy > _FULL and has_time_left:
         return "the generator was the limit, not the target"
@@ -212,6 +214,8 @@ class Suite(Rules):
     """Of ClosedLoop."""
     batches: Sequence[int] = (1, 32, 256)
     """Of Offline."""
+    loop_batches: Sequence[int] = (1,)
+    """Rows a call of ClosedLoop."""
     rounds: int = 3
 
     def cells(self) -> list[Cell]:
@@ -221,7 +225,7 @@ class Suite(Rules):
         """
         largest = self.callers[-1:]
         callers = {"ClosedLoop": self.callers, "NewHeaders": largest, "Offline": [(0, 0)]}
-        batches = {"Offline": self.batches}
+        batches = {"Offline": self.batches, "ClosedLoop": self.loop_batches}
         return [
             Cell(spec=spec, scenario=name, callers=number, connections=connections, batch=batch)
             for name in self.scenarios
@@ -269,6 +273,15 @@ FULL = Suite(
     scenarios=("SingleStream", "ClosedLoop", "Server", "Offline"),
     callers=((1, 1), (4, 1), (32, 1), (64, 8), (256, 8), (512, 64)),
     batches=_POWERS,
+)
+
+# `python -m benchmarks model FILE`: what serving costs, for anybody's model; half a minute.
+MODEL = Suite(
+    name="model",
+    specs=specs([IN_PROCESS, "h2-infer"]),  # the first: the other is compared with it
+    scenarios=("ClosedLoop",),
+    callers=((1, 0), (8, 0), (64, 0)),
+    loop_batches=(1, 8, 32),
 )
 
 SUITES = {suite.name: suite for suite in (BENCH, FULL)}

@@ -7,6 +7,7 @@ from statistics import median
 from benchmarks.figures import Figures
 from benchmarks.loops import Outcome
 from benchmarks.result_file import Cell, Results, Sample
+from benchmarks.targets import IN_PROCESS, Spec
 
 NONE = "–"
 NOT_MEASURED = "not measured"
@@ -58,8 +59,14 @@ def short(number: float | None) -> str:
 def every(results: Results) -> list[ReportTable]:
     """Make every table that the results have something for."""
     figures = Figures(results)
-    made = (make(figures) for make in (targets, cells, overload, starts, left_out))
+    shown = (serving_cost, targets, cells, overload, starts, left_out)
+    made = (make(figures) for make in (shown[:1] + shown[-2:] if is_cost(figures) else shown[1:]))
     return [table for table in made if len(table.rows) > 1]
+
+
+def is_cost(figures: Figures) -> bool:
+    """Return whether runs in process were measured beside a server."""
+    return any(cell.spec.target == IN_PROCESS for cell in figures.samples)
 
 
 def targets(figures: Figures) -> ReportTable:
@@ -139,6 +146,7 @@ def cells(figures: Figures) -> ReportTable:
             f"× {_first(figures)}",
             *(f"p{100 * share:g}" for share in _TAIL),
             "CPU µs",
+            "errors",
         ]
     ]
     tasks = list(dict.fromkeys(cell.task for cell in figures.rounds))
@@ -150,13 +158,50 @@ def cells(figures: Figures) -> ReportTable:
             tail = [seconds(median(h.quantile(q) for h in latencies)) for q in _TAIL]
             ratio, cost = figures.speedup(cell), short(figures.cost_us(cell))
             tail = [NONE] * len(_TAIL) if cell.scenario == "Server" else tail
-            rows.append([cell.task, str(cell.spec), figure, str(ratio or NONE), *tail, cost])
+            rows.append([cell.task, str(cell.spec), figure, str(ratio or NONE), *tail, cost, "0"])
+    for cell in figures.samples:
+        if num_errors := figures.errors(cell):
+            blank = [NONE] * (len(rows[0]) - 3)
+            rows.append([cell.task, str(cell.spec), *blank, str(num_errors)])
     note = (
         "Calls of one image where no size is named; C × M: M in flight on each of C connections. "
         "Medians of the rounds; ratios with the least to the greatest of them. CPU: the target's "
-        "processor time for an image."
+        "processor time for an image. A cell with errors has no figure."
     )
     return ReportTable("All that was measured", note, rows)
+
+
+def serving_cost(figures: Figures) -> ReportTable:
+    """Lay out what a server adds to a model, by the rows of a call and the callers."""
+    rows = [
+        ["rows a call", "callers", "served rows/s", "p50", "p99", "errors",
+         "in process rows/s", "p50", "p99", "errors", "served / in process"],
+    ]  # fmt: skip
+    served = [cell for cell in figures.samples if cell.spec.target != IN_PROCESS]
+    for cell in sorted(served, key=lambda cell: (cell.batch, cell.callers)):
+        alone = replace(cell, spec=Spec(target=IN_PROCESS))
+        if cell.scenario != "ClosedLoop" or alone not in figures.samples:
+            continue
+        ratio = figures.speedup(cell)
+        columns = (*_columns(cell, figures), *_columns(alone, figures))
+        rows.append([str(cell.batch), str(cell.callers), *columns, str(ratio or NONE)])
+    note = (
+        "Served: h2-infer, called over gRPC, one batch for several callers where the graph allows "
+        "it. In process: bare ONNX Runtime on the same cores, a thread for each caller, no batches "
+        f"of several. Medians of {figures.results.settings['rounds']} rounds. A cell with errors "
+        "has no rate."
+    )
+    return ReportTable("What serving costs", note, rows)
+
+
+def _columns(cell: Cell, figures: Figures) -> list[str]:
+    """Return a cell's rate, p50, p99 and errors."""
+    value, num_errors = figures.of(cell), figures.errors(cell)
+    if value is None:
+        return [NONE, NONE, NONE, f"{num_errors}" if cell in figures.samples else NONE]
+    latencies = [sample.latency for sample in figures.valid(cell)]
+    quantiles = (seconds(median(h.quantile(q) for h in latencies)) for q in (0.5, 0.99))
+    return [short(value), *quantiles, f"{num_errors}"]
 
 
 def overload(figures: Figures) -> ReportTable:

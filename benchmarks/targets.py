@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -16,22 +16,19 @@ from time import perf_counter
 import grpc
 import numpy as np
 
+from benchmarks.in_process import InProcessLoad
 from benchmarks.loops import GRPC, CallRequest, Headers
-from benchmarks.network import Generator, NetworkLoad, count_refused, on_cores
+from benchmarks.network import Generator, Load, NetworkLoad, count_refused, on_cores
+from benchmarks.workload import Workload
 from digit_classifier import wire
-from serving.commandline.options import PREFIX
-from serving.model import repository
+from serving.commandline.parser import PREFIX
 from serving.protocols.oip import inference_pb
-from serving.tensors import DTYPES, Array, Feeds, TensorSignature
+from serving.tensors import DTYPES, Array, Feeds
 
-LARGEST_BATCH = 4096
-_MAX_BYTES = 256 << 20
-"""Of drawn rows."""
-_OPEN_AXIS = 16
-"""The size of drawn axes that the model leaves open, but for the rows'."""
 _HEADER_BYTES = 256
 """Length to which the JSON before binary tensors is padded."""
 _INFER = "/v2/models/{}/infer"
+IN_PROCESS = "onnxruntime"
 CATALOGUE = {
     "plain": "the grpcio server of a tutorial, for digits",
     "grpcio": "our server, grpcio transport",
@@ -40,6 +37,7 @@ CATALOGUE = {
     "h2-infer": "the same, called by ModelInfer",
     "http-json": "our server over HTTP, numbers as JSON",
     "http-binary": "the same, tensors as bytes",
+    IN_PROCESS: "no server: ONNX Runtime in a process, each caller a thread (needs --model)",
 }
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
@@ -47,74 +45,6 @@ _RIGHT_SHARE = 0.95
 """Of the digits that must be the fp32 model's; int8 may well differ in one."""
 _LISTEN = "0A"
 """The state of a listening socket in /proc/net/tcp."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Workload:
-    """A model, and rows to ask it about."""
-
-    model: str
-    """Its name."""
-    rows: Mapping[str, Array]
-    """By input: as many rows as a call may have."""
-    fixed: Mapping[str, Array] = field(default_factory=dict)
-    """By input: arrays that are no rows, the same in each call."""
-    answers: list[int] | None = None
-    """The digits that the model sees in the first rows; None if it reads none."""
-
-    def feeds(self, batch: int) -> Feeds:
-        """Return the inputs of a call.
-
-        Raises:
-            OSError: a call can't have that number of rows.
-        """
-        if any(len(array) < batch for array in self.rows.values()):
-            raise OSError(f"{batch} rows of {self.model} are too many here")
-        return {**self.fixed, **{name: array[:batch] for name, array in self.rows.items()}}
-
-
-def golden(models: Path) -> Workload:
-    """Take the model's own golden samples, which are real digits: zeros may cost less.
-
-    Raises:
-        ServingError: there is no model in this repository.
-    """
-    newest = repository.versions(models / "digits")[0]
-    manifest = repository.load_manifest(models / "digits" / newest)
-    images = manifest.golden_images
-    answers = manifest.golden_probabilities["fp32"].argmax(axis=1).tolist()
-    rows = {"images": np.resize(images, (LARGEST_BATCH, images.shape[1]))}
-    return Workload(model="digits", rows=rows, answers=answers)
-
-
-def drawn(file: Path) -> Workload:
-    """Draw inputs for any model: numbers from 0 to 1, bytes of all values, whole numbers 0 and 1.
-
-    Raises:
-        OSError: an input is of texts.
-        ServingError: the model can't be used.
-    """
-    from serving import Model
-
-    with Model.load(file, device="cpu") as model:
-        signature: TensorSignature = model.served.tensors
-    generator, rows, fixed = np.random.default_rng(0), dict[str, Array](), dict[str, Array]()
-    most = _MAX_BYTES // max(1, sum(each.row_bytes or 1 << 16 for each in signature.inputs))
-    for each in signature.inputs:
-        if each.dtype.kind == "O":
-            raise OSError(f"{each}: texts are not drawn")
-        is_rows = each.shape[:1] == (-1,)
-        shape = [_OPEN_AXIS if size < 0 else size for size in each.shape]
-        if is_rows:
-            shape[0] = max(1, min(LARGEST_BATCH, most))
-        highest = 256 if each.dtype == np.uint8 else 2
-        array = (
-            generator.random(shape)
-            if each.dtype.kind == "f"
-            else generator.integers(0, highest, shape)
-        )
-        (rows if is_rows else fixed)[each.name] = np.asarray(array, each.dtype)
-    return Workload(model=file.stem, rows=rows, fixed=fixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +188,7 @@ class Setting:
 class Running:
     """A target that has answered a first request rightly."""
 
-    load: NetworkLoad
+    load: Load
     """Sends it requests."""
     startup_s: float | None
     """From nothing to the first answer."""
@@ -268,7 +198,8 @@ class Running:
 
 def can_be(spec: Spec, checkouts: Container[str]) -> bool:
     """Return whether a target has these settings; others' servers are as they are."""
-    is_ours = spec.target in checkouts or (spec.target in CATALOGUE and spec.target != "plain")
+    others = ("plain", IN_PROCESS)
+    is_ours = spec.target in checkouts or (spec.target in CATALOGUE and spec.target not in others)
     if not is_ours:
         return spec == Spec(target=spec.target)
     return (spec.device, spec.precision) != ("cuda", "int8")
@@ -309,6 +240,12 @@ def open_target(spec: Spec, setting: Setting) -> Iterator[Running]:
         NotMeasured: it can't run here.
     """
     begin_s = perf_counter()
+    if spec.target == IN_PROCESS:
+        if setting.model is None:
+            raise NotMeasured("it needs --model")
+        with InProcessLoad(setting.model, setting.workload, setting.cores) as alone:
+            yield Running(load=alone, startup_s=perf_counter() - begin_s, pid=alone.pid)
+        return
     method, address = method_of(spec.target, setting), setting.addresses.get(spec.target, "")
     with ExitStack() as stack:
         pid, words = listening_on(address) if address else None, {"address": address}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
-    from digit_classifier.classifier import AsyncClassifier as AsyncClassifier
+    from digit_classifier.async_classifier import AsyncClassifier as AsyncClassifier
     from digit_classifier.classifier import Classifier as Classifier
     from digit_classifier.pictures import from_picture as from_picture
     from digit_classifier.predictions import Prediction as Prediction
@@ -22,7 +22,8 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 """The bundled repository: a model that is installed with the package."""
 
 _NAMES = {
-    "classifier": "AsyncClassifier Classifier",
+    "async_classifier": "AsyncClassifier",
+    "classifier": "Classifier",
     "pictures": "from_picture",
     "predictions": "Prediction Predictions",
 }

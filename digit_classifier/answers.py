@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from digit_classifier.predictions import Predictions
-from serving.commandline.installation import escape, silenced_stderr
 from serving.commandline.progress import Bar
+from serving.commandline.terminal import escape, silenced_stderr
 from serving.errors import ConfigurationError
 from serving.pictures.reader import SUFFIXES, processes, read_or_reason
 from serving.system.cores import usable_cores

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from serving.cli import models
-from serving.commandline import installation, options
+from serving.cli import model_options, models
+from serving.commandline import installation, values
 from serving.errors import ConfigurationError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reject-below",
-        type=options.share,
+        type=values.share,
         default=0.0,
         metavar="P",
         help="print ? instead of a digit that is less probable than this, 0 to 1",
     )
-    models.add_pictures(parser)
+    model_options.add_pictures(parser)
     parser.add_argument("--csv", action="store_true", help="print a CSV table with a heading")
-    models.add_source(parser)
+    model_options.add_source(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,8 +5,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from serving.cli.models import add_model, model_config
-from serving.commandline import installation, options
+from serving.cli.model_options import add_model
+from serving.cli.models import model_config
+from serving.commandline import installation, values
 from serving.commandline.progress import Bar
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError
@@ -14,7 +15,7 @@ from serving.system.cores import usable_cores
 from serving.telemetry import logs
 
 if TYPE_CHECKING:
-    from digit_scoring.local import Source
+    from digit_scoring.source import Source
     from serving.model.loaded import LoadedModel
 
 _THIS_MACHINE = ""
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--rows-per-file",
-        type=options.count,
+        type=values.count,
         metavar="ROWS",
         help="most rows of an output file, which is also lost by an interruption; a Parquet "
         "row group is not divided (default: 262144, of pictures 4096; with --ray the "
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--workers",
-        type=options.count,
+        type=values.count,
         metavar="N",
         help="files that are made at once by threads, or processes of --ray (default: one for "
         "each usable core; with --ray for each of the cluster's cores, or GPUs)",
@@ -99,13 +100,17 @@ def _score(options: argparse.Namespace, config: ModelConfig) -> int:
             "--resume is not for --ray: Ray itself repeats what a machine loses"
         )
     installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
-    from digit_scoring import local as scoring
+    from digit_scoring.answers import RUN_IMAGES, answered
+    from digit_scoring.files import open_place
+    from digit_scoring.local import score
+    from digit_scoring.output import SUMMARY, Output, prepare, write_json
+    from digit_scoring.source import open_source
     from serving.model.loading import BATCH_LIMIT_FACTOR, load_model
     from serving.model.remote import without_credentials
 
     place, (filesystem, path) = (
-        scoring.open_place(options.input),
-        scoring.open_place(options.output),
+        open_place(options.input),
+        open_place(options.output),
     )
     if place[0].equals(filesystem) and f"{path}/".startswith(f"{place[1]}/"):
         raise ConfigurationError("OUT is in INPUT: the next run would read it")
@@ -115,15 +120,15 @@ def _score(options: argparse.Namespace, config: ModelConfig) -> int:
         config.version,
         device,
         config.precision,
-        max(scoring.RUN_IMAGES.values()),
+        max(RUN_IMAGES.values()),
         BATCH_LIMIT_FACTOR,
         is_described=True,
     )
-    source = scoring.open_source(place, options.column, options.rows_per_file)
+    source = open_source(place, options.column, options.rows_per_file)
     dropped = source.image_column if options.drop_images or source.are_pictures else None
     prefix = options.prefix or ""
-    schema = scoring.answered(source.schema, dropped, prefix, model.image_signature)
-    output = scoring.Output(filesystem, path, schema)
+    schema = answered(source.schema, dropped, prefix, model.image_signature)
+    output = Output(filesystem, path, schema)
     num_rows = sum(part.num_rows for part in source.parts)
     bar = Bar(num_rows, sys.stderr, "scored {} of {} rows")
     if options.ray is not None:
@@ -131,12 +136,12 @@ def _score(options: argparse.Namespace, config: ModelConfig) -> int:
 
         ray.connect(options.ray)
     manifest = _manifest(model, source, schema, options.rows_per_file)
-    scoring.prepare(output, manifest, is_resumed=options.resume)
+    prepare(output, manifest, is_resumed=options.resume)
     begin_s = time.monotonic()
     try:
         if options.ray is None:
             num_threads = options.workers or usable_cores()
-            errors = [*scoring.score(source, output, model, num_threads, bar.advance)]
+            errors = [*score(source, output, model, num_threads, bar.advance)]
         else:
             classify = _classify(config, model.version, source.image_column, prefix)
             classify["drop_images"] = dropped is not None
@@ -149,7 +154,7 @@ def _score(options: argparse.Namespace, config: ModelConfig) -> int:
         bar.clear()
     num_errors = sum(number for number, _ in errors)
     summary = {"rows": num_rows, "errors": num_errors, "files": len(errors)}
-    scoring.write_json(output, scoring.SUMMARY, summary)
+    write_json(output, SUMMARY, summary)
     words = " ".join(f"{name}={number}" for name, number in summary.items())
     shown = without_credentials(options.output)
     print(f"scored {words} seconds={time.monotonic() - begin_s:.1f} output={shown}")

@@ -24,17 +24,10 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from digit_classifier import PRETRAINED
-from digit_scoring.local import (
-    BATCH_ROWS,
-    RUN_IMAGES,
-    TABLES,
-    Output,
-    Source,
-    answer,
-    answered,
-    errors_of,
-    reason,
-)
+from digit_scoring.answers import RUN_IMAGES, answer, answered
+from digit_scoring.files import reason
+from digit_scoring.output import Output, errors_of
+from digit_scoring.source import BATCH_ROWS, TABLES, Source
 from serving.config import Device, Precision
 from serving.errors import ConfigurationError, ModelError, Unavailable
 from serving.model.loading import load_model

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from serving import applications
 from serving.cli.commands import COMMANDS, parser
 from serving.commandline import installation
-from serving.commandline.options import Parser, blame
+from serving.commandline.parser import Parser, blame
+from serving.commandline.terminal import escape
 from serving.errors import (
     ConfigurationError,
     CorruptModel,
@@ -88,9 +89,7 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
 
 
 def _fail(reason: str, code: int) -> int:
-    line = (
-        f"{installation.DISTRIBUTION}: {installation.escape(reason)}"  # it may be a server's text
-    )
+    line = f"{installation.DISTRIBUTION}: {escape(reason)}"  # it may be a server's text
     if not logs.print_line(line, sys.stderr):
         signals.end_process(code)
     return code

@@ -53,6 +53,13 @@ class BatchingConfig:
     max_request_rows: int = 4_096
     """The most rows in one request, of models whose rows are batched."""
     # Of digits 3.2 MB, under every client's default limit of 4 MiB.
+    handler_processes: int = 0
+    """Processes of each handler; 0: as many as there are cores but one, at least one; with workers
+    each has its part."""
+    max_handler_s: float = 60.0
+    """Seconds that a method of a handler may take; its process is ended then."""
+    max_handler_bytes: int = 0
+    """Memory of a handler's process, such as 2G, past which it is ended; 0: any."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "queue_capacity", "max_request_rows"):
@@ -68,6 +75,10 @@ class BatchingConfig:
         _require_seconds("max_queue_delay", self.max_queue_delay_s)
         _require(self.slo_s > 0, "slo", self.slo_s, "more than 0")
         _require(0 < self.max_run_s <= 1e6, "max_run", self.max_run_s, "more than 0, up to 1e6")
+        most_s = self.max_handler_s
+        _require(0 < most_s <= 1e6, "max_handler", most_s, "more than 0, up to 1e6")
+        for name in ("handler_processes", "max_handler_bytes"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,14 +111,21 @@ class ModelConfig:
     """Device of inference; auto takes CUDA if it works, else the CPU."""
     precision: Precision = "fp32"
     """Variant of the model."""
-    threads: int = 1
-    """Threads of one run of a model: more make a lone call of a large model faster, and several
-    calls at once slower; a model's config.pbtxt takes precedence."""
+    threads: int = 0
+    """Threads of one run of a model; a model's config.pbtxt takes precedence. 0 is one, but as many
+    as cores where a call is alone, if that was measured to be faster: it takes a second copy of
+    the model's weights, which 1 saves."""
     max_model_bytes: int = 2 << 30
     """The most bytes of a model's files, such as 500M or 2G."""
     batch: tuple[str, ...] = ()
     """Batching of a model, such as cnn=never: auto batches if its graph proves that rows don't
     depend on one another; always batches unproved, at your risk; never runs each call alone."""
+
+    handler: tuple[str, ...] = ()
+    """Python around a model: FILE.py, FILE.py:CLASS or NAME=FILE.py; a handler with `predict` is a
+    model by itself."""
+    allow_handlers: bool = False
+    """Run the handler.py of a version in the repository, which is code."""
 
     def __post_init__(self) -> None:
         for name, kind in (("device", Device), ("precision", Precision)):
@@ -118,7 +136,7 @@ class ModelConfig:
         _require(0 <= self.canary <= 1, "canary", self.canary, "0 to 1")
         if self.version is not None and (self.versions != "latest" or self.canary):
             raise ConfigurationError("version pins one: versions and canary have no effect then")
-        _require(1 <= self.threads <= _MAX_THREADS, "threads", self.threads, f"1 to {_MAX_THREADS}")
+        _require(0 <= self.threads <= _MAX_THREADS, "threads", self.threads, f"0 to {_MAX_THREADS}")
         _require(self.max_model_bytes >= 1, "max_model_bytes", self.max_model_bytes, "at least 1")
         if self.served_name is not None:
             require_name("served_name", self.served_name)

@@ -58,6 +58,9 @@ class Tensor:
     batch. () is a scalar, or an input of any shape: ONNX Runtime does not say which."""
     names: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """The graph's own names of the axes, such as "batch"; empty where it has none."""
+    content: str = field(default="", repr=False, compare=False)
+    """What BYTES are: "text", "bytes", or "picture", which is a file; empty where a graph says no
+    more, which takes texts."""
     dtype: np.dtype = field(init=False, repr=False, compare=False)
     row_bytes: int = field(init=False, repr=False, compare=False)
     """The bytes of one row (all axes but the first); 0 if rows have no fixed size."""
@@ -67,6 +70,11 @@ class Tensor:
         is_fixed = self.datatype != "BYTES" and self.shape and min(self.shape[1:], default=1) > 0
         size = math.prod(self.shape[1:]) * self.dtype.itemsize if is_fixed else 0
         object.__setattr__(self, "row_bytes", size)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether its elements are bytes, not texts."""
+        return self.content in ("bytes", "picture")
 
     @property
     def axes(self) -> list[str]:

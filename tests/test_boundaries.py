@@ -190,17 +190,19 @@ def test_nothing_knows_the_reader_and_it_knows_no_training():
 ORDER = {
     "serving": """
         errors commandline tensors applications config system http1
-        http2 security model.preprocessing pictures telemetry.metrics telemetry model
-        catalog batching embedded router protocols
+        http2 security model.preprocessing pictures telemetry.metrics model
+        batching handlers catalog embedded router protocols telemetry
         transports http_api client server cli __main__ launch __init__
     """,
     "digit_classifier": """
-        predictions normalizer pictures wire methods http remote local classifier answers command
+        predictions normalizer pictures wire methods http remote local async_local classifier
+        async_classifier answers command
         __init__
     """,
-    "digit_scoring": "local ray command __init__",
+    "digit_scoring": "files columns source output answers local ray command __init__",
     "training": """
-        errors config cli files data fitting export report __main__ __init__
+        errors config cli files tables runs data fitting export page report comparison __main__
+        __init__
     """,
     "digit_reader": """
         facts ink text.cuts text.candidates detector text places numbers reader digit command http
@@ -208,8 +210,8 @@ ORDER = {
     """,
     "experiments": "synthetic handwriting __main__ __init__",
     "benchmarks": """
-        loops network targets plain_server result_file runner figures tables pictures report cli
-        __main__ peers __init__
+        loops workload network in_process targets plain_server result_file runner figures
+        tables pictures report cli __main__ peers __init__
     """,
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one
@@ -281,15 +283,20 @@ def test_client_imports_no_server_code():
 def test_public_names_are_these():
     errors = {name for name, value in vars(serving.errors).items() if isinstance(value, type)}
     assert set(serving.__all__) == errors | {
+        "Array",
         "AsyncClient",
         "AsyncModel",
         "BatchingConfig",
+        "Bytes",
         "Client",
+        "Handler",
         "Model",
         "ModelInfo",
         "Outputs",
+        "Picture",
         "Server",
         "Tensor",
+        "Text",
         "serve",
     }
     assert dir(serving) == sorted([*serving.__all__, "__version__"])

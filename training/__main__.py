@@ -2,19 +2,19 @@
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from serving.commandline import installation
-from serving.commandline.installation import escape
-from training import cli
+from serving.commandline.terminal import escape
+from training import cli, runs
 from training.cli import parser
-from training.config import RECIPES
+from training.config import RECIPES, Recipe
 from training.data import extra
 from training.data.extra import Extra
 from training.data.extra import load as load_extra
 from training.data.mnist import Mnist, cache_dir
 from training.errors import TrainingError, UnusableInput
+from training.tables import as_text
 
 EXTRA = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy")
 """Modules of the extra `train` that the base installation lacks."""
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     try:
-        if arguments.command not in ("data", "label"):
+        if arguments.command not in ("data", "label", "runs"):
             installation.require(*EXTRA)  # now, not after the training
         COMMANDS[arguments.command](arguments)
         return 0
@@ -56,27 +56,35 @@ def _label(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     extra = _load_extra(arguments.extra)
+    recipe = _recipe(arguments, "fine-tune" if extra else "default")
     data = _load(arguments)
     from training import report
+    from training.fitting.epochs import device
     from training.fitting.train import train
-    from training.fitting.trainer import device
 
-    recipe = RECIPES[arguments.recipe or ("fine-tune" if extra else "default")]
-    recipe = replace(recipe, epochs=arguments.epochs or recipe.epochs)
-    print(f"training: recipe {recipe.name}, seed {arguments.seed}, device {device()}", flush=True)
-    if sys.stdout.isatty():
-        print()  # the line that every epoch rewrites
-    folder = arguments.artifacts
-    metrics = train(
-        recipe,
-        data,
-        folder,
-        seed=arguments.seed,
-        resume=arguments.resume,
-        extra=extra,
-        log=cli.show,
-    )
+    artifacts, seed = arguments.artifacts, arguments.seed
+    base = runs.base_name(recipe, seed, extra=None if extra is None else extra.digest)
+    folder = (runs.interrupted if arguments.resume else runs.begin)(artifacts, base)
+    try:
+        how = ", ".join((recipe.name, *recipe.changes_in_words(), f"seed {seed}"))
+        print(f"training: recipe {how}, device {device()}; run {folder.name}", flush=True)
+        if sys.stdout.isatty():
+            print()  # the line that every epoch rewrites
+        metrics = train(
+            recipe,
+            data,
+            folder,
+            seed=seed,
+            resume=arguments.resume,
+            extra=extra,
+            teachers=artifacts / "teachers",
+            log=cli.show,
+        )
+    finally:
+        runs.discard_empty(folder)
+    runs.publish(folder, artifacts)
     report.write(folder, data)
+    runs.publish(folder, artifacts)
     print(
         f"test accuracy {metrics['accuracy']['test']:.2%} ({metrics['errors']['test']} errors), "
         f"{metrics['train_seconds']:.0f} s of training"
@@ -86,10 +94,44 @@ def _train(arguments: argparse.Namespace) -> None:
             f"your own digits, held out: {own['accuracy']:.2%} "
             f"({own['errors']} errors in {own['held_out']})"
         )
-    print(f"look at {folder / 'report.html'}; {installation.run('export')} comes next")
+    print(f"look at {artifacts / 'report.html'}; {installation.run('export')} comes next")
     if metrics["epochs"] < recipe.epochs:
         kept = f"kept the best of {metrics['epochs']} epochs; --resume continues"
         raise KeyboardInterrupt(kept)
+
+
+def _recipe(arguments: argparse.Namespace, usual: str) -> Recipe:
+    """Return the recipe that is named, or the usual one, with the settings that are given."""
+    try:
+        return RECIPES[arguments.recipe or usual].changed(cli.settings_of(arguments))
+    except ValueError as err:
+        raise UnusableInput(f"recipe {arguments.recipe or usual}: {err}") from err
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    """List the runs, or compare some."""
+    artifacts, names = arguments.artifacts, list(dict.fromkeys(arguments.names))
+    if arguments.verb not in ("list", "compare"):
+        raise UnusableInput(f"expected runs list or runs compare, got {arguments.verb!r}")
+    if arguments.verb == "list":
+        if names:
+            raise UnusableInput(f"runs list takes no names, got {' '.join(names)}")
+        found = runs.all_runs(artifacts)
+        if not found:
+            raise UnusableInput(f"no runs in {artifacts}: run {installation.run('train')} first")
+        print(as_text(runs.listing(found)), end="")
+        return
+    installation.require("matplotlib", "numpy")
+    chosen = [runs.load(artifacts, name) for name in names]
+    from training import comparison
+
+    if not 2 <= len(chosen) <= comparison.MOST_RUNS:
+        raise UnusableInput(f"expected 2 to {comparison.MOST_RUNS} runs, got {len(chosen)}")
+    page = comparison.write(chosen, artifacts)
+    print(as_text([("", "run"), *runs.letters(chosen).items()]))
+    for table in (runs.differences(chosen), runs.results(chosen)):
+        print(as_text(table))
+    print(f"look at {page}")
 
 
 def _load_extra(folder: Path | None) -> Extra | None:
@@ -160,6 +202,7 @@ COMMANDS = {
     "train": _train,
     "export": _export,
     "report": _report,
+    "runs": _runs,
 }
 
 

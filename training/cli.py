@@ -4,21 +4,32 @@ import argparse
 import os
 import re
 import sys
+from contextlib import suppress
+from math import inf
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
-from serving.commandline import options
-from serving.commandline.installation import in_checkout, silenced_stderr
-from serving.commandline.options import Parser, command_help
-from training.config import RECIPES
+from serving.commandline import values
+from serving.commandline.fields import command_help
+from serving.commandline.installation import in_checkout
+from serving.commandline.parser import Parser
+from serving.commandline.terminal import silenced_stderr
+from training.config import AUGMENTATIONS, RECIPES, Recipe
 
 PROGRAM = "python -m training"
 _UP = "\033[A\033[K"
 """On a terminal: go to the line above, and clear it."""
 _TRAIN = """\
+  python -m training train --recipe seed --units 128,64 --dropout 0.2 --learning-rate 5e-4
+  python -m training train --recipe seed --augment affine --batch-size 64 --optimizer adamw
   python -m training train --extra own        with your handwriting, as pictures in own/0 to own/9
 """
 _LABEL = """\
   python -m training label own      asks of each picture in own which digit it is
+"""
+_RUNS = """\
+  python -m training runs                                        lists the trainings
+  python -m training runs compare seed seed_units=128-64         draws their curves together
 """
 _EXPORT = """\
   python -m training export --keras MODEL.keras --samples SAMPLES.npz --name letters
@@ -93,16 +104,37 @@ def parser() -> argparse.ArgumentParser:
     export = add("export", "publish the trained model as the next version to serve", _EXPORT)
     report = add("report", "write the report on the trained model again")
     for command in (train, export, report):
-        command.add_argument(
-            "--artifacts",
-            type=Path,
-            default=Path("artifacts"),
-            metavar="PATH",
-            help="folder that training writes",
-        )
+        _add_artifacts(command)
     _add_training_options(train)
     _add_export_options(export)
+    text = "list the trainings, or compare some"
+    _add_runs_options(commands.add_parser("runs", **command_help(text, _RUNS)))
     return program
+
+
+def _add_runs_options(command: Parser) -> None:
+    command.intermixed = "names"
+    add = command.add_argument
+    add(
+        "verb",
+        nargs="?",
+        metavar="{list,compare}",
+        default="list",
+        help="list: a line for each training; compare: the curves of some over each other, and "
+        "tables of the settings and figures in which they differ",
+    )
+    add("names", nargs="*", metavar="RUN", help="with compare: trainings, by their names")
+    _add_artifacts(command)
+
+
+def _add_artifacts(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--artifacts",
+        type=Path,
+        default=Path("artifacts"),
+        metavar="PATH",
+        help="folder that training writes",
+    )
 
 
 def _add_training_options(command: argparse.ArgumentParser) -> None:
@@ -124,16 +156,64 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=_seed, default="0", help="of all random numbers")
     add(
-        "--epochs",
-        type=options.count,
-        metavar="N",
-        help="passes over the training images (default: the recipe's)",
-    )
-    add(
         "--resume",
         action="store_true",
-        help="continue an interrupted training of the same recipe, seed and epochs",
+        help="continue an interrupted training of the same recipe, seed and settings",
     )
+    _add_setting_options(command)
+
+
+SETTINGS = {
+    "epochs": "passes over the training images",
+    "units": "outputs of each hidden layer, such as 256,128,56",
+    "dropout": "share of each hidden layer's outputs dropped while training: one rate for all, or "
+    "one for each, such as 0.4,0.3,0.2",
+    "batch_size": "images per step of the optimizer",
+    "optimizer": "sgd (with momentum) and rmsprop have a constant rate; that of adamw and muon "
+    "rises, then decays",
+    "learning_rate": "the optimizer's rate, or its peak, such as 1e-3",
+    "augment": "what is done to the training images in each epoch. none: nothing; affine: rotate, "
+    "scale, shear, shift; elastic: deform them locally, too; full: also vary the strokes, degrade "
+    "some, and add images of no digit",
+}
+"""Settings of a recipe that options change, and their help."""
+
+
+def _add_setting_options(command: argparse.ArgumentParser) -> None:
+    optimizers = get_args(get_type_hints(Recipe)["optimizer"])
+    kinds: dict[str, dict[str, Any]] = {
+        "epochs": {"type": values.count, "metavar": "N"},
+        "units": {"type": _counts, "metavar": "N,N"},
+        "dropout": {"type": _rates, "metavar": "P,P"},
+        "batch_size": {"type": values.count, "metavar": "N"},
+        "optimizer": {"choices": optimizers},
+        "learning_rate": {"type": _rate, "metavar": "RATE"},
+        "augment": {"choices": tuple(AUGMENTATIONS)},
+    }
+    for name, text in SETTINGS.items():
+        flag, usual = f"--{name.replace('_', '-')}", " (default: the recipe's)"
+        command.add_argument(flag, dest=name, help=text + usual, **kinds[name])
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of a recipe that the command line gives."""
+    given = {name: getattr(arguments, name) for name in SETTINGS}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(values.count(part) for part in text.split(","))
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    return tuple(values.share(part) for part in text.split(","))
+
+
+def _rate(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number above 0, such as 1e-3, got {text!r}")
 
 
 def _add_export_options(command: argparse.ArgumentParser) -> None:

@@ -1,8 +1,9 @@
 """Training recipes: every hyper-parameter, in one place."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class Distillation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """One way to train the network; the layers are always those of training.fitting.trainer."""
+    """One way to train the network; the layers are always those of training.fitting.networks."""
 
     name: str
     """Its name for `--recipe`."""
@@ -112,9 +113,9 @@ class Recipe:
     """Passes over the training images."""
     batch_size: int
     """Images per step of the optimiser."""
-    optimizer: Literal["rmsprop", "adamw", "muon"]
-    """RMSprop at a constant rate, or AdamW or Muon whose rate rises linearly, then decays as a
-    cosine."""
+    optimizer: Literal["sgd", "rmsprop", "adamw", "muon"]
+    """SGD with momentum or RMSprop at a constant rate, or AdamW or Muon whose rate rises linearly,
+    then decays as a cosine."""
     learning_rate: float = 1e-3
     """The rate, or its peak."""
     warmup: float = 0.0
@@ -125,17 +126,92 @@ class Recipe:
     """Decay of the exponential moving average (EMA) of the weights, per step; 0 for no average."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and teachers without views."""
+        """Refuse values out of range, and settings that do not fit together."""
         _check(self, 1, inf, "epochs", "batch_size")
+        _check(self, 1, MOST_UNITS, "units")
         _check(self, 0, 0.999, "validation_split")
         _check(self, 0, 0.9999, "dropout", "warmup", "ema_decay")
         _check(self, 0, 0.5, "degraded", "outliers")
         _check(self, 0, 1, "fine_tune_share", "pretrained_share")
         _check(self, 0, inf, "learning_rate", "weight_decay")
         if self.distillation and not self.deformation:
-            raise ValueError("distillation: expected a deformation beside it")
+            raise ValueError("distillation: expected a deformation, the teachers' images have one")
         if self.fine_tune_share and self.distillation and not self.distillation.fine_tune_views:
             raise ValueError("fine_tune_share: expected fine_tune_views beside it")
+        num = len(self.units) if self.network == "mlp" else 1
+        if not num or len(self.dropout) != num:
+            raise ValueError(
+                f"dropout: expected a rate for each of {num} hidden layers, got {len(self.dropout)}"
+            )
+        if self.pretrained_share and self.units != BUNDLED_UNITS:
+            raise ValueError(
+                f"units: expected those of the bundled model, {_joined(BUNDLED_UNITS)}, which the "
+                f"training continues, got {_joined(self.units)}"
+            )
+
+    def changed(self, settings: Mapping[str, Any]) -> Self:
+        """Return a copy with other settings.
+
+        Args:
+            settings: values by the names of fields. `augment` names one of `AUGMENTATIONS`. A
+                `dropout` of one rate is that of each hidden layer.
+
+        Raises:
+            ValueError: a value is out of range, or does not fit to the others.
+        """
+        new = dict(settings)
+        if "augment" in new:
+            new |= AUGMENTATIONS[new.pop("augment")]
+        num = len(new.get("units", self.units))
+        if len(new.get("dropout", ())) == 1 and self.network == "mlp":
+            new["dropout"] = new["dropout"] * num
+        if "units" in new and "dropout" not in new and num != len(self.dropout):
+            raise ValueError(
+                f"units: {num} hidden layers, and the recipe's dropout {_joined(self.dropout)} is "
+                f"for {len(self.dropout)}: set dropout, too, one rate or {num}"
+            )
+        return replace(self, **new)
+
+    def changes(self) -> dict[str, Any]:
+        """Return the settings that differ from those of the recipe of this name."""
+        original = RECIPES.get(self.name, self)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        changed = {n: value for n, value in values.items() if value != getattr(original, n)}
+        of_images = {"deformation", "degraded", "outliers"}
+        for name, settings in AUGMENTATIONS.items():
+            if of_images & {*changed} and all(values[n] == v for n, v in settings.items()):
+                changed = {n: v for n, v in changed.items() if n not in of_images}
+                changed["augment"] = name
+        return changed
+
+    def changes_in_words(self) -> list[str]:
+        """Return each changed setting and its value, such as "units 128,64"."""
+        return [f"{name} {_word(value)}" for name, value in self.changes().items()]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all settings, as JSON can hold them; `of_json` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def of_json(cls, settings: Mapping[str, Any]) -> Self:
+        """Read the settings that `as_json` returned.
+
+        Raises:
+            ValueError: they are no recipe's.
+        """
+        try:
+            values: dict[str, Any] = {
+                n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()
+            }
+            if values.get("deformation"):
+                values["deformation"] = Deformation(**values["deformation"])
+            if values.get("distillation"):
+                teaching = values["distillation"]
+                teacher = cls.of_json(teaching["teacher"])
+                values["distillation"] = Distillation(**{**teaching, "teacher": teacher})
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError) as err:
+            raise ValueError(f"no settings of a recipe: {err}") from err
 
     def deformation_in(self, epoch: int) -> Deformation | None:
         """Return how an epoch, from 0, deforms the training images."""
@@ -159,6 +235,24 @@ class Recipe:
         return self.deformation, self.distillation
 
 
+BUNDLED_UNITS = (256, 128, 56)
+"""The outputs of each hidden layer of the bundled model."""
+MOST_UNITS = 16_384
+
+
+def _joined(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def _word(value: object) -> str:
+    """Write a setting's value."""
+    if isinstance(value, tuple):
+        return _joined(value)
+    if isinstance(value, (float, int)):
+        return f"{value:g}"
+    return value if isinstance(value, str) else "changed"
+
+
 def _check(
     settings: Deformation | Distillation | Recipe, low: float, high: float, *names: str
 ) -> None:
@@ -179,6 +273,21 @@ DEFORMATION = Deformation(
     identity_share=0.15,
 )
 """Of the training images in `default`, and nearly that in `best`."""
+
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "none": {"deformation": None, "degraded": 0.0, "outliers": 0.0},
+    "affine": {
+        "deformation": replace(DEFORMATION, elastic_px=0), "degraded": 0.0, "outliers": 0.0,
+    },
+    "elastic": {"deformation": DEFORMATION, "degraded": 0.0, "outliers": 0.0},
+    "full": {
+        "deformation": replace(DEFORMATION, thickness=0.25, identity_share=0.2),
+        "degraded": 0.1,
+        "outliers": 0.02,
+    },
+}  # fmt: skip
+"""What `--augment` does to the training images: nothing; rotation, scale, shear and shift; these
+and elastic displacement; these, other stroke widths, degraded images and some of no digit."""
 
 TEACHER = Recipe(
     name="teacher",

@@ -1,6 +1,7 @@
 """Errors that end a command: each text is fit to show to a person.
 
 TrainingError       something failed: exit code 1
+Diverged        the loss is no longer a number
 NotTrained      the output of training is missing or unreadable; names the command to run
 ExportError     nothing was published, and why
 UnusableInput   the command's input cannot be used: exit code 2
@@ -15,6 +16,10 @@ class TrainingError(Exception):
     """Something failed."""
 
     exit_code = 1
+
+
+class Diverged(TrainingError):
+    """The loss is no longer a number: the network is lost."""
 
 
 class NotTrained(TrainingError):

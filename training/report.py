@@ -1,75 +1,36 @@
 """The training report: figures, tables, and one page that holds them all."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import keras
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from training.config import RECIPES
 from training.data import augmentation
 from training.data.mnist import SIDE, Images, Labels, Mnist, as_pixels
 from training.files import write_atomically
-from training.fitting.artifacts import load_json, load_model
+from training.fitting.artifacts import load_json, load_model, recipe_of
 from training.fitting.evaluation import Probabilities, probabilities, reliability_bins
+from training.page import (
+    INK,
+    MUTED,
+    RULE,
+    WIDTH,
+    Picture,
+    draw,
+    page,
+    scale_accuracy,
+    scale_loss,
+    section,
+    tidy,
+)
+from training.tables import Table, as_text
 
-Table = Sequence[Sequence[str]]
-"""A heading and rows, all of the same length."""
-
-# In the dark, the pictures are inverted onto the same near-black and their hues turned back.
-_PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Digit classifier: training report</title>
-<style>
-  :root { --paper: #fff; --ink: #1f2933; --muted: #5f6b7a; --rule: #d9dee5;
-          color-scheme: light dark; }
-  @media (prefers-color-scheme: dark) {
-    :root { --paper: #141414; --ink: #e6e8eb; --muted: #9aa5b1; --rule: #333a41; }
-    img { filter: invert(0.92) hue-rotate(180deg); }
-  }
-  body { max-width: 56rem; margin: 0 auto; padding: 2rem 0.8rem 4rem; overflow-wrap: break-word;
-         font: 16px/1.5 system-ui, sans-serif; background: var(--paper); color: var(--ink); }
-  h1 { margin: 0; font-size: 2.4rem; line-height: 1.1; }
-  h2 { margin: 2.5rem 0 0; font-size: 1.2rem; }
-  p { max-width: 44rem; margin: 0.3rem 0 0.8rem; color: var(--muted); }
-  /* A box that can be scrolled sideways has a shadow at the side where more is. */
-  div { overflow-x: auto; background:
-      linear-gradient(to right, var(--paper) 30%, transparent) 0 / 3rem 100% no-repeat local,
-      linear-gradient(to left, var(--paper) 30%, transparent) 100% / 3rem 100% no-repeat local,
-      linear-gradient(to right, #8888, transparent) 0 / 1rem 100% no-repeat scroll,
-      linear-gradient(to left, #8888, transparent) 100% / 1rem 100% no-repeat scroll; }
-  img { display: block; width: 100%; min-width: 346px; max-width: 42rem; height: auto; }
-  table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums;
-          font-size: 0.9rem; overflow-wrap: normal; }
-  th, td { padding: 0.3rem 0.8rem 0.3rem 0; text-align: left; vertical-align: top;
-           border-bottom: 1px solid var(--rule); font-weight: normal; }
-  th[scope=col] { color: var(--muted); }
-  th:last-child, td:last-child { padding-right: 0; }
-</style>
-<main>
-<h1>Digit classifier: training report</h1>
-$body
-</main>
-</html>
-""")
-INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
-WIDTH = 6.0
-"""Of every figure, in inches: on a phone, 346 pixels wide, labels of 10 points have 8 pixels."""
-_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 TRAINING, VALIDATION = "#e08214", "#2166ac"
 TILES = 18
 """Digits in a gallery."""
@@ -106,71 +67,6 @@ _ROBUSTNESS = (
     "The test images, degraded in each of the ways that augmentation has. Recipes that train with "
     "these ways do better here than on others: compare docs/training.md, which has MNIST-C's."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A drawing, and its alternative text."""
-
-    svg: bytes
-    alt: str
-    """For those who can't see it: the figures, not only the kind of picture."""
-
-
-def page(lead: Sequence[str], sections: Sequence[str]) -> str:
-    """Write a page."""
-    return _PAGE.substitute(
-        body="\n".join([*(f"<p>{escape(text)}</p>" for text in lead), *sections])
-    )
-
-
-def section(title: str, note: str, content: Table | Picture) -> str:
-    """Write a table or a picture under its heading and an explanation, which may be empty."""
-    inner = _picture(content) if isinstance(content, Picture) else _table(content)
-    parts = (
-        f"<h2>{escape(title)}</h2>",
-        f"<p>{escape(note)}</p>" if note else "",
-        # Focusable, so that the keyboard can scroll it.
-        f'<div role="region" aria-label="{escape(title)}" tabindex="0">{inner}</div>',
-    )
-    return "".join(parts)
-
-
-def _picture(picture: Picture) -> str:
-    source = f"data:image/svg+xml;base64,{base64.b64encode(picture.svg).decode()}"
-    return f'<img alt="{escape(picture.alt)}" src="{source}">'
-
-
-def _table(table: Table) -> str:
-    """Write a table; its first row has the columns' headings, each first cell its row's."""
-    heading, *rows = table
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heading)
-    body = (
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def draw(figure: Figure, alt: str) -> Picture:
-    """Render a figure as an SVG file; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    # Text stays text: smaller and searchable. The salt makes ids repeatable.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "digits"}):
-        figure.savefig(buffer, format="svg", metadata=_METADATA)
-    lines = (line.rstrip() for line in buffer.getvalue().splitlines())
-    return Picture(b"\n".join(lines) + b"\n", alt)
-
-
-def tidy(axes: Axes) -> None:
-    """Give axes a light grid, and two thin lines instead of a frame."""
-    axes.grid(color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(RULE)
-    axes.tick_params(colors=MUTED)
 
 
 def gallery(images: Images, titles: Sequence[str]) -> Figure:
@@ -219,13 +115,8 @@ def curves(history: dict[str, list[float]]) -> Figure:
     loss, accuracy = figure.subplots(1, 2)
     _curve(loss, history["loss"], history["val_loss"], "loss (cross-entropy)")
     _curve(accuracy, history["accuracy"], history["val_accuracy"], "accuracy")
-    loss.set_yscale("log")
-    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    loss.yaxis.set_minor_locator(NullLocator())
-    loss.yaxis.set_major_formatter("{x:g}")
-    worst = min(*history["val_accuracy"], history["accuracy"][-1])
-    accuracy.set_ylim(1 - 1.2 * max(0.01, 1 - worst), 1)  # training's first epochs lie far below
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    scale_loss(loss)
+    scale_accuracy(accuracy, [*history["accuracy"], *history["val_accuracy"]])
     return figure
 
 
@@ -300,7 +191,7 @@ def render(
         section("Digit by digit", "", tables["digits"]),
         section("Layers", "", tables["layers"]),
     )
-    return page(lead, sections)
+    return page("Digit classifier: training report", lead, sections)
 
 
 def _results(metrics: Mapping[str, Any]) -> Table:
@@ -319,9 +210,7 @@ def _results(metrics: Mapping[str, Any]) -> Table:
 
 def _measured(metrics: Mapping[str, Any]) -> str:
     """Say how the recipe measures training and validation, so that the curves are not misread."""
-    recipe = RECIPES.get(metrics["recipe"])
-    if recipe is None:
-        return "Training is measured with dropout on, validation without."
+    recipe = recipe_of(metrics)
     augmented = recipe.deformation is not None
     training = "with dropout on" + (", on augmented images" if augmented else "")
     if recipe.validation_split:
@@ -337,14 +226,14 @@ def _measured(metrics: Mapping[str, Any]) -> str:
 
 def _validation_name(metrics: Mapping[str, Any]) -> str:
     """Name the images that were validated with: a recipe may hold none out."""
-    recipe = RECIPES.get(metrics["recipe"])
-    return "validation" if recipe is None or recipe.validation_split else "augmented training"
+    return "validation" if recipe_of(metrics).validation_split else "augmented training"
 
 
 def _training(metrics: Mapping[str, Any]) -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in metrics["libraries"].items())
+    how = (metrics["recipe"], *recipe_of(metrics).changes_in_words(), f"seed {metrics['seed']}")
     return (
-        f"Recipe {metrics['recipe']}, seed {metrics['seed']}: {metrics['epochs']} epochs in "
+        f"Recipe {', '.join(how)}: {metrics['epochs']} epochs in "
         f"{metrics['train_seconds']:.0f} s on {metrics['device']}, {metrics['parameters']:,} "
         f"parameters ({libraries})."
     )
@@ -418,7 +307,7 @@ def write(artifacts: Path, data: Mnist) -> None:
     }
     html = render(metrics, tables, drawn)
     files = {f"{name}.svg": picture.svg for name, picture in drawn.items()}
-    files |= {"layers.txt": _as_text(table).encode(), "report.html": html.encode()}
+    files |= {"layers.txt": as_text(table).encode(), "report.html": html.encode()}
     for name, content in files.items():
         write_atomically(artifacts / name, content)
 
@@ -525,10 +414,3 @@ def mistakes(data: Mnist, answers: Probabilities) -> tuple[Figure, str]:
     listed = [f"{data.test_labels[i]} read as {digits[i]}" for i in shown]
     alt = f"{len(shown)} misread digits: {', '.join(listed) or 'none'}."
     return gallery(data.test_images[shown], titles), alt
-
-
-def _as_text(table: Table) -> str:
-    """Format a table in columns, for a terminal."""
-    *widths, last = [max(map(len, column)) for column in zip(*table, strict=True)]
-    form = "".join(f"{{:{width}}}  " for width in widths) + f"{{:>{last}}}\n"
-    return "".join(form.format(*row) for row in table)

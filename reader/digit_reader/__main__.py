@@ -5,7 +5,7 @@ import sys
 from digit_reader import command
 from serving.__main__ import run
 from serving.cli.commands import add_command
-from serving.commandline.options import Parser
+from serving.commandline.parser import Parser
 
 
 def parser(_: str = "") -> Parser:

@@ -6,8 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from digit_classifier.command import classify_images
-from serving.cli.models import add_source, client_of, model_config
-from serving.commandline import installation, options
+from serving.cli.model_options import add_source
+from serving.cli.models import client_of, model_config
+from serving.commandline import installation, values
 from serving.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reject-below",
-        type=options.share,
+        type=values.share,
         default=0.0,
         metavar="P",
         help="print ? instead of a number that is less probable than this, 0 to 1",

@@ -14,7 +14,7 @@ from experiments.handwriting import evaluation, examples, fitting, record, relia
 from experiments.handwriting.evaluation import Outcome
 from experiments.synthetic import drawing
 from experiments.synthetic.pages import EMPTY, OTHER_FONTS
-from serving.commandline import options
+from serving.commandline import values
 from serving.commandline.progress import Bar
 from serving.errors import ServingError
 from training.cli import import_tensorflow
@@ -67,10 +67,10 @@ def parser() -> argparse.ArgumentParser:
     add = _command(commands, "pictures", _pictures, "print the accuracy on drawn digits")
     add("--models", type=Path, default=PRETRAINED, metavar="DIR",
         help="model repository (that of the package)")  # fmt: skip
-    add("--number", type=options.count, default=500, help="pictures a population (500)")
+    add("--number", type=values.count, default=500, help="pictures a population (500)")
     add("--seed", type=int, default=2, help="of the random pages (2)")
     add = _command(commands, "evaluate", _evaluate, "print how often numbers are read rightly")
-    add("--number", type=options.count, default=1000, help="pages of each kind (1000)")
+    add("--number", type=values.count, default=1000, help="pages of each kind (1000)")
     add("--seed", type=int, default=1, help="decides the pages (1)")
     add("--digits", choices=("test", "validation"), default="test",
         help="of MNIST; validation: the training digits that fit leaves out (test)")  # fmt: skip
@@ -85,20 +85,20 @@ def parser() -> argparse.ArgumentParser:
         commands, "record", _record, "write each answer to synthetic pictures into a file"
     )
     add("output", type=Path, metavar="FILE", help="a line of JSON for each picture")
-    add("--number", type=options.count, default=20, help="pictures of each kind (20)")
+    add("--number", type=values.count, default=20, help="pictures of each kind (20)")
     add("--seed", type=int, default=3, help="decides the pictures (3)")
     add("--against", type=Path, metavar="FILE", help="compare with another version's answers")
     add = _command(commands, "fit", _fit, "fit the detector on composed pages")
-    add("--pages", type=options.at_least(MIN_PAGES), default=40_000,
+    add("--pages", type=values.at_least(MIN_PAGES), default=40_000,
         help="pages to fit on, of 0.3 MB each (40000)")  # fmt: skip
     add("--seed", type=int, default=0, help="decides pages and weights (0)")
     add("--fonts", type=Path, metavar="DIR",
         help="fonts to write digits and letters in, too: *.woff, of fonts.txt")  # fmt: skip
     add("--start", type=Path, metavar="FILE",
         help="go on from these weights, not over candidates; average both in the end")  # fmt: skip
-    add("--epochs", type=options.count, default=fitting.EPOCHS,
+    add("--epochs", type=values.count, default=fitting.EPOCHS,
         help=f"over the candidates ({fitting.EPOCHS})")  # fmt: skip
-    add("--path-epochs", type=options.count, default=fitting.PATH_EPOCHS,
+    add("--path-epochs", type=values.count, default=fitting.PATH_EPOCHS,
         help=f"over the rows ({fitting.PATH_EPOCHS})")  # fmt: skip
     add("--output", type=Path, default=NETWORK, metavar="FILE",
         help="or a folder, for detector.onnx in it (digit_reader/)")  # fmt: skip

@@ -20,7 +20,7 @@ from serving.batching.run import (
     open_parts,
 )
 from serving.config import BatchingConfig
-from serving.system.host import Runners, Task
+from serving.system.runners import Runners, Task
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ class OffloadedBatches:
             self._num_taken += 1
             self.running[self._num_taken] = running = _Running(groups, now_s)
             num_threads = 1 if self.num_waiting else num_free
-            work = partial(self._run, self._num_taken, running, num_threads)
+            is_free = not self.num_waiting and num_free == self._num_runners
+            work = partial(self._run, self._num_taken, running, num_threads, is_free=is_free)
             try:
                 self._runners.put(work, self.owner.post)
             except RuntimeError:
@@ -150,12 +151,22 @@ class OffloadedBatches:
             each.end_if_over(now_s, self.max_run_s)
         return self._small.sweep(now_s) + self._large.sweep(now_s)
 
-    def _run(self, number: int, running: _Running, num_threads: int) -> Task:
-        """Run calls, on a runner's thread; return the function that delivers the results."""
+    def _run(self, number: int, running: _Running, num_threads: int, *, is_free: bool) -> Task:
+        """Run calls, on a runner's thread; return the function that delivers the results.
+
+        Args:
+            number: of the run.
+            running: the calls.
+            num_threads: how many runs may share them.
+            is_free: whether nothing else waits or runs.
+        """
         executor, clock = self._executor, self.owner.clock
 
         def begin(part: list[Group]) -> Run:
-            run, end = executor.stoppable()
+            num_rows = sum(group.num_rows for group in part) if executor.is_batchable else 1
+            # Cores that are free share the rows, or the one run that is worth no more parts.
+            is_alone = is_free and num_rows < 2 * self._enough_rows
+            run, end = executor.stoppable(is_alone=is_alone)
             running.run = part, clock(), end
             if not executor.is_batchable:
                 return run
@@ -164,7 +175,7 @@ class OffloadedBatches:
                 run,
                 max_batch_size=self._small.run_rows,
                 enough_rows=self._enough_rows,
-                num_threads=num_threads,
+                num_threads=1 if is_alone else num_threads,
                 is_cancelled=lambda: not open_parts(part),
             )
 

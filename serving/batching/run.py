@@ -3,7 +3,7 @@
 import logging
 import math
 from array import array
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,6 +98,15 @@ class Owner(Protocol):
     def forget_layouts(self) -> None:
         """Have all messages parsed again."""
 
+    def watch(self, sock: Any, mask: int, watcher: Any) -> None:
+        """Have `watcher.accept` called when a socket is ready.
+
+        Args:
+            sock: the socket.
+            mask: of `selectors`: for which events; 0 for none any more.
+            watcher: its method gets the time of the round, and that of the turns.
+        """
+
 
 class Caller(Protocol):
     """Who sends calls: a connection. Callers take turns."""
@@ -117,6 +126,9 @@ class Caller(Protocol):
     @property
     def queues(self) -> dict[Any, Any]:
         """Its waiting calls in each queue."""
+
+    def metadata(self, stream: Any) -> Mapping[str, str]:
+        """Return the headers of one of its calls."""
 
 
 class Target(Protocol):
@@ -301,8 +313,12 @@ class RunnableModel(Protocol):
     def run(self, feeds: Feeds) -> list[Array]:
         """Run inputs by name; returns the outputs in order."""
 
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        """Return `run` for one call of it, and a function that ends it, from any thread."""
+    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
+        """Return `run` for one call of it, and a function that ends it, from any thread.
+
+        Args:
+            is_alone: whether no other run needs the cores.
+        """
 
 
 class Executor:
@@ -329,9 +345,13 @@ class Executor:
             only = tensors.inputs[0]
             self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
 
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
-        """Return a function that runs the model once, and one that ends that run."""
-        run, end = self.model.stoppable()
+    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
+        """Return a function that runs the model once, and one that ends that run.
+
+        Args:
+            is_alone: whether no other run needs the cores.
+        """
+        run, end = self.model.stoppable(is_alone=is_alone)
         return self._guard(run), end
 
     def run(
@@ -430,6 +450,22 @@ def _parts(groups: list[Group]) -> Iterator[Sequence[Array]]:
             messages += groups[at].messages
             at += 1
         yield layout.arrays(messages)
+
+
+def arrays_of(call: Group, tensors: TensorSignature) -> Sequence[Array]:
+    """Return the inputs of one call, in the order of its model's.
+
+    Raises:
+        InvalidRequest: see `Layout.arrays`.
+    """
+    (message,) = call.messages
+    if call.encoder.layout is not None:
+        return call.encoder.layout.arrays([message])
+    if not tensors.row_bytes:
+        arrays: Sequence[Array] = message
+        return arrays
+    only = tensors.inputs[0]
+    return [np.frombuffer(message, only.dtype).reshape(-1, *only.shape[1:])]
 
 
 def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:

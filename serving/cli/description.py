@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.client import Client
-from serving.commandline.installation import escape
+from serving.commandline.terminal import escape
 from serving.config import BatchingConfig, ModelConfig
 from serving.tensors import ModelInfo
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from serving.cli.models import client_of, config_of, load_with_pictures, model_config
 from serving.commandline import installation
-from serving.commandline.installation import escape
+from serving.commandline.terminal import escape
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.model.preprocessing import Preprocessing, is_known, of_graph

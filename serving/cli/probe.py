@@ -6,7 +6,8 @@ from typing import Any
 import grpc
 
 from serving.errors import ConfigurationError
-from serving.security import read_bytes, tls_mismatch
+from serving.security.tls_probe import tls_mismatch
+from serving.security.watched_files import read_bytes
 
 _CHECK = "/grpc.health.v1.Health/Check"
 _ANY = b""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from os import getpid
 from pathlib import Path
-from typing import Self, TypedDict, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 from serving.client.addresses import address_for_h2
 from serving.client.credentials import Credentials, client_span
@@ -29,8 +29,8 @@ from serving.errors import (
     Unsupported,
 )
 from serving.protocols.status import Failure, StatusCode
-from serving.security import tls_mismatch
-from serving.system.host import is_target
+from serving.security.tls_probe import tls_mismatch
+from serving.system.addresses import is_target
 from serving.tensors import ModelInfo, Outputs, as_names
 
 _HEALTH = "/grpc.health.v1.Health/Check"
@@ -194,6 +194,7 @@ class BaseClient:
         version: str | int,
         timeout_s: float | None,
         metadata: Mapping[str, str] | None,
+        parameters: Mapping[str, Any] | None,
     ) -> Outputs:
         # The messages' classes take 15 ms of a start, which callers of other services need not pay.
         from serving.client import infer_messages as inference
@@ -204,7 +205,7 @@ class BaseClient:
             info = self._infos.get(asked)
             if info is None:
                 info = self._infos[asked] = await self._described(asked, state)
-            requests = inference.infer_requests(*asked, info, inputs, outputs)
+            requests = inference.infer_requests(*asked, info, inputs, outputs, parameters or {})
             with client_span(inference.MODEL_INFER, self._target):
                 if len(requests) == 1:
                     answers = [await self._call(inference.MODEL_INFER, requests[0], state, more)]
@@ -214,7 +215,7 @@ class BaseClient:
             self._infos.pop(asked, None)  # another model may be served now: the next call asks
             raise
         return inference.joined(
-            [inference.outputs_of(each, self._target) for each in answers], self._target
+            [inference.outputs_of(each, self._target, info) for each in answers], self._target
         )
 
     async def _describe(self, model: str, version: str | int, timeout_s: float | None) -> ModelInfo:
@@ -223,7 +224,7 @@ class BaseClient:
         return info
 
     async def _described(self, asked: tuple[str, str], state: RetryState) -> ModelInfo:
-        from serving.client import infer_messages as inference
+        from serving.client import model_messages as inference
 
         request = inference.metadata_request(*asked)
         metadata = await self._call(inference.MODEL_METADATA, request, state)
@@ -234,7 +235,7 @@ class BaseClient:
         return inference.model_info(metadata, config, asked[1], self._target)
 
     async def _models(self, timeout_s: float | None) -> list[str]:
-        from serving.client import infer_messages as inference
+        from serving.client import model_messages as inference
 
         data = await self._call(inference.REPOSITORY_INDEX, b"", self._begun(timeout_s))
         return inference.ready_models(data, self._target)
@@ -359,6 +360,7 @@ class Client(BaseClient):
         outputs: Sequence[str] = (),
         timeout_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Outputs:
         """Run any model of the server, by the Open Inference Protocol.
 
@@ -375,6 +377,7 @@ class Client(BaseClient):
             outputs: the names of the outputs to answer; all by default.
             timeout_s: seconds for this call, instead of the client's.
             metadata: further headers of the call, such as {"x-tenant": "a"}.
+            parameters: of the request, for a model with a handler: texts, numbers, booleans.
 
         Returns:
             An array for each output, by its name, BYTES as texts; and the version that answered.
@@ -390,7 +393,7 @@ class Client(BaseClient):
             DeadlineExceeded: no answer within the timeout.
             ModelError: the run failed.
         """
-        return _run(self._infer(model, inputs, outputs, version, timeout_s, metadata))
+        return _run(self._infer(model, inputs, outputs, version, timeout_s, metadata, parameters))
 
     def describe(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None
@@ -533,9 +536,10 @@ class AsyncClient(BaseClient):
         outputs: Sequence[str] = (),
         timeout_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Outputs:
         """Run any model of the server; see `Client.infer`."""
-        return await self._infer(model, inputs, outputs, version, timeout_s, metadata)
+        return await self._infer(model, inputs, outputs, version, timeout_s, metadata, parameters)
 
     async def describe(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from serving.errors import (
     ConfigurationError,
 )
-from serving.security import read_bytes
+from serving.security.watched_files import read_bytes
 
 _NO_SPAN = nullcontext()
 

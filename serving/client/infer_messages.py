@@ -1,9 +1,8 @@
 """The Open Inference Protocol's messages for clients: arrays to a request, an answer to arrays."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,120 +11,31 @@ from google.protobuf.message import DecodeError
 from serving.client.transport import malformed
 from serving.errors import InvalidRequest, TooLarge
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.tensors import CONTENTS, as_bytes, from_raw, from_typed, to_raw
+from serving.protocols.oip.tensors import (
+    CONTENTS,
+    as_bytes,
+    from_raw,
+    from_typed,
+    set_parameter,
+    to_raw,
+)
 from serving.tensors import Array, ModelInfo, Outputs, Tensor, as_feeds
 
-MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"
-MODEL_CONFIG = f"/{inference_pb.SERVICE}/ModelConfig"
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
-REPOSITORY_INDEX = f"/{inference_pb.SERVICE}/RepositoryIndex"
-_NUMBER = (int, float)
-_PARAMETERS: dict[str, type | tuple[type, ...]] = {
-    "version": str, "default_version": str, "canary_version": str, "batching": str,
-    "device": str, "precision": str, "versions": list, "labels": list, "axes": dict,
-    "pictures": dict, "max_request_rows": int, "max_message_bytes": int, "test_accuracy": _NUMBER,
-}  # fmt: skip
-"""Parameters of a model's configuration, and the type of each: texts, and others as JSON."""
+NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 _SPARE_BYTES = 4096
 """For the rest of a message: names, shapes, and its framing."""
 _MAX_ANSWER_BYTES = 8 << 20
 """Outputs of one message: clients read answers of up to 16 MiB."""
 
 
-def metadata_request(name: str, version: str) -> bytes:
-    """Encode a ModelMetadataRequest."""
-    request = inference_pb.ModelMetadataRequest(name=name, version=version)
-    data: bytes = request.SerializeToString()
-    return data
-
-
-def ready_models(data: bytes, address: str) -> list[str]:
-    """Decode a RepositoryIndexResponse: the names of the models that are ready.
-
-    Raises:
-        Unavailable: it is not one.
-    """
-    try:
-        response = inference_pb.RepositoryIndexResponse.FromString(data)
-    except DecodeError as err:
-        raise malformed(address, f"no index of models: {err}") from err
-    return [*dict.fromkeys(each.name for each in response.models if each.state == "READY")]
-
-
-def model_info(metadata: bytes, config: bytes | None, version: str, address: str) -> ModelInfo:
-    """Make a description of a ModelMetadataResponse and a ModelConfigResponse.
-
-    Args:
-        metadata: the former.
-        config: the latter; None from servers without it.
-        version: the version that was asked for, or a label; empty for the default.
-        address: the server's, for errors.
-
-    Raises:
-        Unavailable: they are none, or have a data type that the protocol does not define.
-    """
-    try:
-        response = inference_pb.ModelMetadataResponse.FromString(metadata)
-        inputs, outputs = _tensors(response.inputs), _tensors(response.outputs)
-    except (DecodeError, KeyError) as err:
-        raise malformed(address, f"no metadata of tensors: {err}") from err
-    parameters, max_batch_size = (config and _config_of(config, address)) or ({}, 0)
-    axes = parameters.get("axes", {})
-    versions = tuple(parameters.get("versions") or response.versions)
-    newest = versions[0] if versions else ""
-    return ModelInfo(
-        name=response.name,
-        version=parameters.get("version") or version or newest,
-        versions=versions,
-        default_version=parameters.get("default_version") or newest,
-        canary_version=parameters.get("canary_version"),
-        inputs=_named(inputs, axes),
-        outputs=_named(outputs, axes),
-        is_batchable=max_batch_size > 0,
-        batching=parameters.get("batching", ""),
-        device=parameters.get("device", ""),
-        precision=parameters.get("precision", ""),
-        max_batch_size=max_batch_size,
-        max_request_rows=parameters.get("max_request_rows"),
-        max_message_bytes=parameters.get("max_message_bytes"),
-        labels=tuple(parameters.get("labels", ())),
-        pictures=parameters.get("pictures"),
-        test_accuracy=parameters.get("test_accuracy"),
-    )
-
-
-def _named(side: tuple[Tensor, ...], axes: Mapping[str, Sequence[str]]) -> tuple[Tensor, ...]:
-    """Return tensors with the graph's names of their axes."""
-    return tuple(replace(each, names=tuple(axes.get(each.name, ()))) for each in side)
-
-
-def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
-    """Decode a ModelConfigResponse: parameters that are known here, and the most rows of a batch.
-
-    Raises:
-        Unavailable: it is not one, or a parameter has a wrong type.
-    """
-    try:
-        config = inference_pb.ModelConfigResponse.FromString(data).config
-        texts = {name: each.string_value for name, each in config.parameters.items()}
-        known = {
-            name: text if kind is str else json.loads(text)
-            for name, text in texts.items()
-            if (kind := _PARAMETERS.get(name)) is not None
-        }
-    except (DecodeError, ValueError, RecursionError) as err:
-        raise malformed(address, f"no configuration: {err}") from err
-    for name, value in known.items():
-        if not isinstance(value, _PARAMETERS[name]) or isinstance(value, bool):
-            raise malformed(address, f"a configuration with a wrong {name}")
-    lists = [known.get("labels", []), known.get("versions", []), *known.get("axes", {}).values()]
-    if not all(isinstance(each, list) and all(map(_is_text, each)) for each in lists):
-        raise malformed(address, "a configuration with labels or axes that are no texts")
-    return known, config.max_batch_size
-
-
 def infer_requests(
-    name: str, version: str, info: ModelInfo, inputs: object, outputs: Sequence[str]
+    name: str,
+    version: str,
+    info: ModelInfo,
+    inputs: object,
+    outputs: Sequence[str],
+    parameters: Mapping[str, Any] = NO_PARAMETERS,
 ) -> list[bytes]:
     """Encode ModelInferRequests: one, or several if the rows are too many for one message.
 
@@ -134,7 +44,10 @@ def infer_requests(
         TooLarge: they don't fit into a message, and can't be divided.
     """
     feeds = as_feeds(info.tensors, inputs)
-    return [_infer_request(name, version, info, part, outputs) for part in _divided(feeds, info)]
+    empty = inference_pb.ModelInferRequest(model_name=name, model_version=version)
+    for each, value in parameters.items():
+        set_parameter(empty.parameters, each, value)
+    return [_infer_request(empty, info, part, outputs) for part in _divided(feeds, info)]
 
 
 def _divided(feeds: dict[str, Array], info: ModelInfo) -> Iterator[dict[str, Array]]:
@@ -174,9 +87,10 @@ def _num_bytes(array: Array) -> int:
 
 
 def _infer_request(
-    name: str, version: str, info: ModelInfo, feeds: Mapping[str, Array], outputs: Sequence[str]
+    empty: Any, info: ModelInfo, feeds: Mapping[str, Array], outputs: Sequence[str]
 ) -> bytes:
-    request = inference_pb.ModelInferRequest(model_name=name, model_version=version)
+    request = inference_pb.ModelInferRequest()
+    request.CopyFrom(empty)
     for tensor, array in zip(info.inputs, feeds.values(), strict=True):
         request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
         request.raw_input_contents.append(to_raw(array))
@@ -186,15 +100,21 @@ def _infer_request(
     return data
 
 
-def outputs_of(data: bytes, address: str) -> Outputs:
+def outputs_of(data: bytes, address: str, info: ModelInfo | None = None) -> Outputs:
     """Decode a ModelInferResponse.
+
+    Args:
+        data: the message.
+        address: the server's, for errors.
+        info: says which outputs are bytes; without it BYTES are texts.
 
     Raises:
         Unavailable: it is not one, or its tensors contradict their description.
     """
     try:
         response = inference_pb.ModelInferResponse.FromString(data)
-        tensors, raw = _tensors(response.outputs), response.raw_output_contents
+        known = {} if info is None else {each.name: each.content for each in info.outputs}
+        tensors, raw = tensors_of(response.outputs, known), response.raw_output_contents
         if raw:
             pairs = zip(tensors, raw, strict=True)
             arrays = {each.name: from_raw(raw, each, each.shape).copy() for each, raw in pairs}
@@ -225,9 +145,14 @@ def joined(parts: Sequence[Outputs], address: str) -> Outputs:
     return Outputs(arrays, parts[-1].model_version)
 
 
-def _tensors(described: Any) -> tuple[Tensor, ...]:
-    return tuple(Tensor(each.name, each.datatype, tuple(each.shape)) for each in described)
+def tensors_of(described: Any, contents: Mapping[str, str] = NO_PARAMETERS) -> tuple[Tensor, ...]:
+    """Return the tensors that a message describes.
 
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+    Args:
+        described: its tensors.
+        contents: what BYTES are, by the tensors' names.
+    """
+    return tuple(
+        Tensor(each.name, each.datatype, tuple(each.shape), content=contents.get(each.name, ""))
+        for each in described
+    )

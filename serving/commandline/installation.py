@@ -1,9 +1,6 @@
-"""How this project is installed: its version, its extras, `make`; and lines of a terminal."""
+"""How this project is installed: its version, its extras, `make`."""
 
-import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -109,25 +106,3 @@ def advice(error: ImportError, extras: Mapping[str, str] = EXTRAS) -> str:
 def not_installed(error: ImportError) -> ConfigurationError:
     """Return the error for a failed import of a package of an extra; see `advice`."""
     return ConfigurationError(advice(error))
-
-
-@contextmanager
-def silenced_stderr() -> Iterator[None]:
-    """Drop native code's output to stderr; exceptions still come through."""
-    if sys.stderr is None:  # it was closed when the process began
-        yield
-        return
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def escape(text: str) -> str:
-    """Escape control characters, such as a newline or a terminal's sequences, and lone bytes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

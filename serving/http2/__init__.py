@@ -7,7 +7,8 @@ faster way for calls that repeat others, which a server may leave out.
 
 from serving.http2 import events
 from serving.http2.client import ClientConnection
-from serving.http2.frames import ErrorCode, Http2Error, Limits
+from serving.http2.frames import ErrorCode, Http2Error
+from serving.http2.limits import Limits
 from serving.http2.server import ServerConnection
 
 __all__ = (

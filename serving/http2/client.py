@@ -8,6 +8,7 @@ from serving.http2.events import Event, HeadersReceived
 from serving.http2.frames import ErrorCode, Http2Error, word
 from serving.http2.headers import HeaderReader
 from serving.http2.hpack import Encoder, Fields
+from serving.http2.limits import Limits
 from serving.http2.streams import WE_END, Stream
 
 _NO_PUSH = frames.ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
@@ -16,7 +17,7 @@ _NO_PUSH = frames.ENABLE_PUSH.to_bytes(2, "big") + bytes(4)
 class ClientConnection(Connection):
     """A client's connection."""
 
-    def __init__(self, limits: frames.Limits, volatile: frozenset[bytes] = frozenset()) -> None:
+    def __init__(self, limits: Limits, volatile: frozenset[bytes] = frozenset()) -> None:
         """Begin; the preface and our settings are ready to be sent.
 
         Args:

@@ -20,6 +20,7 @@ from serving.http2.events import (
 from serving.http2.frames import CONNECTION, DATA, HEADERS, ErrorCode, Http2Error, frame, word
 from serving.http2.headers import Block, BlockRecogniser, HeaderReader, Shared
 from serving.http2.hpack import Encoder
+from serving.http2.limits import Budget, Limits
 from serving.http2.streams import CLOSED, PEER_ENDS, RESET, WE_END, OpenCall, Stream
 
 _HEADER = Struct(">IB4s").unpack_from
@@ -59,7 +60,7 @@ class Connection:
     """A server's may have one; without it all bytes are read frame by frame."""
 
     def __init__(
-        self, limits: frames.Limits, reader: HeaderReader, encoder: Encoder, first: bytes = b""
+        self, limits: Limits, reader: HeaderReader, encoder: Encoder, first: bytes = b""
     ) -> None:
         """Begin; the first bytes are ready to be sent.
 
@@ -95,8 +96,8 @@ class Connection:
         """Bytes to come of a frame that is ignored."""
         self._receive_window = limits.connection_window_bytes
         self._now_s = 0.0
-        self._resets = frames.Budget(limits.burst_resets, limits.resets_per_s)
-        self._small_frames = frames.Budget(limits.burst_small_frames, limits.small_frames_per_s)
+        self._resets = Budget(limits.burst_resets, limits.resets_per_s)
+        self._small_frames = Budget(limits.burst_small_frames, limits.small_frames_per_s)
         # Frames to the peer
         self.encoder = encoder
         self.blocked: dict[bytes, Stream] = {}

@@ -6,8 +6,8 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, Protocol, TypeAlias
 
-from serving.http2.frames import Limits
 from serving.http2.hpack import Decoder, Field, Fields
+from serving.http2.limits import Limits
 
 MAX_KEPT_BYTES = 1024
 """The longest blocks that are kept, encoded."""

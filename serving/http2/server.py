@@ -9,6 +9,7 @@ from serving.http2.events import Event, HeadersReceived, Layout
 from serving.http2.frames import DATA, HEADERS, ErrorCode, Http2Error, frame, word
 from serving.http2.headers import HeaderReader, Shared
 from serving.http2.hpack import Encoder, Fields, encode_literally
+from serving.http2.limits import Limits
 from serving.http2.streams import PEER_ENDS, WE_END, Stream
 
 _MAX_PARTS = 64
@@ -22,7 +23,7 @@ class ServerConnection(Connection):
 
     def __init__(
         self,
-        limits: frames.Limits,
+        limits: Limits,
         response: Fields,
         trailers: Fields,
         not_http2: bytes = b"",

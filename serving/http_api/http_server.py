@@ -15,14 +15,18 @@ from serving.http_api.openapi import openapi_document
 from serving.http_api.pages import Pages, answered
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
-from serving.security import server_context, token_check
-from serving.system.host import activated, bind, first_free, with_port
+from serving.security.certificates import server_context
+from serving.security.tokens import token_check
+from serving.system.addresses import first_free, with_port
+from serving.system.listening import activated, bind
 from serving.system.process_pool import Processes
-from serving.transports.calls import Pool, access_log
-from serving.transports.connections import Port, PortLimits, max_buffered_bytes, max_message_bytes
-from serving.transports.http_port import OneThread, open_port
+from serving.telemetry.access_log import access_log
+from serving.transports.http_port import open_port
 from serving.transports.http_routing import App, Endpoint, as_json
+from serving.transports.limits import PortLimits, max_buffered_bytes, max_message_bytes
 from serving.transports.loop import Loop
+from serving.transports.pools import OneThread, Pool
+from serving.transports.port import Port
 
 _BACKLOG = 256
 _MAX_CONNECTIONS = 1024

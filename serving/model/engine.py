@@ -25,6 +25,7 @@ from serving.errors import (
     ModelError,
 )
 from serving.model import onnx_runtime
+from serving.model.onnx_errors import complaint_of, reason_of
 from serving.model.onnx_runtime import (
     NO_WEIGHTS,
     ON_CPU,
@@ -32,7 +33,6 @@ from serving.model.onnx_runtime import (
     Session,
     SessionSettings,
     new_session,
-    reason_of,
     runtime,
 )
 from serving.tensors import Array, Feeds, Signature, TensorSignature
@@ -70,10 +70,13 @@ class Engine(Protocol):
             DeviceError: the device can't be used in this process.
         """
 
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
         """Return `run` for one call of it, and a function that ends it, from any thread.
 
         A run that was ended raises DeadlineExceeded. It ends between two operators, also of a loop.
+
+        Args:
+            is_alone: whether no other run needs the cores, so that it may take several.
         """
 
 
@@ -86,6 +89,8 @@ class OnnxEngine:
     max_concurrent_runs: int | None = None  # ONNX Runtime runs outside the GIL
     has_bounded_time = False
     """Whether runs of one shape take equally long for all values; set by the loader."""
+    wide: "OnnxEngine | None" = None
+    """The same model with several threads a run, for runs that are alone; set by the loader."""
     _source: tuple[bytes, Mapping[str, bytes]] | None = None
     """The model's bytes and those of its weights, as long as it is being loaded."""
 
@@ -145,14 +150,30 @@ class OnnxEngine:
         """
         if self._source is None or self.settings.keeps_memory:
             return self
-        (model, weights), settings = self._source, replace(self.settings, keeps_memory=True)
+        return self._again(replace(self.settings, keeps_memory=True))
+
+    def widened(self, num_threads: int) -> "OnnxEngine":
+        """Build the engine again, with more threads a run.
+
+        Raises:
+            DeviceError: it was opened too long ago: `drop_source`.
+        """
+        return self._again(replace(self.settings, num_threads=num_threads))
+
+    def _again(self, settings: SessionSettings) -> Self:
+        if self._source is None:
+            raise DeviceError("the model's bytes are gone: build its engines while it is loaded")
+        model, weights = self._source
         engine = type(self)(new_session(model, settings, weights), self._run_options, settings)
         engine.tensors, engine.has_bounded_time = self.tensors, self.has_bounded_time
+        engine._source = self._source
         return engine
 
     def drop_source(self) -> None:
         """Forget the model's bytes, of which the session has what it needs."""
         self._source = None
+        if self.wide is not None:
+            self.wide.drop_source()
 
     def require(self, signature: Signature | None) -> None:
         """Check that the graph is images -> probabilities, with the sizes in its manifest.
@@ -170,13 +191,16 @@ class OnnxEngine:
         """End the runs in progress, which fail; later ones are not affected."""
         ended, self._run_options = self._run_options, runtime().RunOptions()
         ended.terminate = True
+        if self.wide is not None:
+            self.wide.end_runs()
 
     def run(self, feeds: Feeds) -> list[Array]:
         return self._run(self._run_options, feeds)
 
-    def stoppable(self) -> tuple[Run, Callable[[], None]]:
+    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
         options = runtime().RunOptions()
-        return partial(self._run, options), partial(setattr, options, "terminate", True)
+        engine = self.wide if is_alone and self.wide is not None else self
+        return partial(engine._run, options), partial(setattr, options, "terminate", True)
 
     def _run(self, options: RunOptions, feeds: Feeds) -> list[Array]:
         if self._has_threads and self._pid != os.getpid():
@@ -193,7 +217,7 @@ class OnnxEngine:
                 raise
             if options.terminate and options is not self._run_options:
                 raise DeadlineExceeded("the run was ended: it took too long") from err
-            if (complaint := onnx_runtime.complaint_of(err)) is not None:
+            if (complaint := complaint_of(err)) is not None:
                 raise InvalidRequest(f"the model does not take these values: {complaint}") from err
             raise ModelError() from err
 

@@ -26,13 +26,15 @@ from serving.model.engine import OnnxEngine, open_engine
 from serving.model.labels import STABLE, read_labels
 from serving.model.loaded import LoadedModel
 from serving.model.memory import remaps_memory
-from serving.model.onnx_file import Message, cut_zip_maps, labels_of, parse_model
+from serving.model.onnx_fields import labels_of
+from serving.model.onnx_file import Message, cut_zip_maps, parse_model
 from serving.model.onnx_runtime import runtime
 from serving.model.repository import Manifest, described
 from serving.model.samples import NUM_ROWS
 from serving.model.settings import SETTINGS, ModelSettings, read_settings
 from serving.model.signatures import find_signature, unaccepted
 from serving.model.verdicts import Verdict
+from serving.model.wide import gains, usual_feeds
 from serving.tensors import Feeds
 
 _log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ def load_model(
     batching: BatchingMode | None = None,
     max_bytes: int = repository.MAX_BYTES,
     num_threads: int = 1,
+    most_threads: int = 1,
 ) -> LoadedModel:
     """Read, verify, build and check one version; this warms up the batch sizes that it checks.
 
@@ -86,6 +89,8 @@ def load_model(
         batching: auto, always or never; None for the model's own setting.
         max_bytes: the most of its files.
         num_threads: threads of one run, where the model's settings do not say.
+        most_threads: those of a run that is alone, where that is measured to be faster and
+            neither the settings nor `num_threads` say more than one.
 
     Raises:
         ModelNotFound: no such version.
@@ -104,8 +109,10 @@ def load_model(
         )
     settings = replace(settings, batching=batching or settings.batching)
     device = settings.device if device == "auto" and precision == "fp32" else device
+    if settings.num_threads or num_threads > 1:
+        most_threads = 1
     settings = replace(settings, num_threads=settings.num_threads or num_threads)
-    limits = _Limits(max_batch_size, limit_factor, max_bytes)
+    limits = _Limits(max_batch_size, limit_factor, max_bytes, most_threads)
     how = (device, precision, limits, is_described, settings)
     model_dir = repository.only_file(model_dir)
     if repository.is_file(model_dir):
@@ -149,6 +156,8 @@ class _Limits(NamedTuple):
     factor: float
     """How many times the usual time."""
     max_bytes: int
+    most_threads: int
+    """The threads of a run that is alone."""
 
 
 class _Source(NamedTuple):
@@ -205,7 +214,7 @@ def _load_version(
 
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
-            return _check_golden(model, max_batch_size, verdict)
+            return _check_golden(model, max_batch_size, verdict, limits.most_threads)
         found = acceptance.try_rows(
             model.run,
             engine.tensors,
@@ -215,7 +224,7 @@ def _load_version(
         )
         engine.tensors = found.tensors
         line = f"{found.line}, {verdict.remark}" if verdict.remark else found.line
-        return _timed(model, found.feeds, max_batch_size, line)
+        return _timed(model, found.feeds, max_batch_size, line, limits.most_threads)
 
     try:
         source = within(build_s, read, on_slow=partial(_note_slow, name, "reading", build_s))
@@ -233,7 +242,9 @@ def _load_version(
             model = replace(model, batching=line)
         if not engine.has_bounded_time:
             model = replace(model, inline_rows=0)
-        engine.drop_source()
+        for each in (engine, model.engine):
+            if isinstance(each, OnnxEngine):
+                each.drop_source()
     except BaseException as err:
         run_options.terminate = True  # ends a run in progress
         failure = _failure(version, err)
@@ -329,7 +340,9 @@ def _failure(version: str, err: BaseException) -> BaseException:
     return err
 
 
-def _check_golden(model: LoadedModel, max_batch_size: int, verdict: Verdict) -> LoadedModel:
+def _check_golden(
+    model: LoadedModel, max_batch_size: int, verdict: Verdict, most_threads: int
+) -> LoadedModel:
     """Check a classifier, whose images are run one by one if they are not proved independent."""
     images, expected = model.manifest.golden_images, model.manifest.golden_probabilities
     mode, obstacle = model.settings.batching, verdict.obstacle
@@ -338,11 +351,13 @@ def _check_golden(model: LoadedModel, max_batch_size: int, verdict: Verdict) -> 
     line = acceptance.line_of(obstacle, mode)
     feeds = {model.tensors.inputs[0].name: np.zeros_like(images[:1])}
     settings = replace(model.settings, max_batch_size=most)
-    return replace(_timed(model, feeds, most, line), settings=settings)
+    return replace(_timed(model, feeds, most, line, most_threads), settings=settings)
 
 
-def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str) -> LoadedModel:
-    """Return the model with what its runs show: their times, and whether they keep their memory."""
+def _timed(
+    model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str, most_threads: int
+) -> LoadedModel:
+    """Return the model with what its runs show: their times, memory and use of several cores."""
     most = min(max_batch_size, model.settings.max_batch_size)
     engine, is_free = model.engine, model.settings.keeps_memory is None
     if (
@@ -350,7 +365,12 @@ def _timed(model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: s
         and is_free
         and remaps_memory(model.run, model.tensors, feeds, most)
     ):
-        model = replace(model, engine=engine.keeping_memory())
+        engine = engine.keeping_memory()
+        model = replace(model, engine=engine)
+    if isinstance(engine, OnnxEngine) and engine.device == "cpu" and feeds and most_threads > 1:
+        usual = usual_feeds(model.run, model.tensors, feeds)
+        named = f"model {model.manifest.name} version {model.version}"
+        engine.wide = gains(named, model.run, partial(engine.widened, most_threads), usual)
     quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
     shapes = {name: array.shape for name, array in (feeds or {}).items()}
     return replace(

@@ -51,8 +51,8 @@ _MAX_TEXT = 100
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LONG_FIELDS = ("signature", "preprocessing", "batching")
 _MANIFEST_FIELDS = {
-    *_LONG_FIELDS, "format", "name", "version", "recipe", "seed", "parameters", "accuracy",
-    "files", "parity", "int8", "libraries", "golden",
+    *_LONG_FIELDS, "format", "name", "version", "recipe", "seed", "settings", "parameters",
+    "accuracy", "files", "parity", "int8", "libraries", "golden",
 }  # fmt: skip
 """Fields that the exporter writes."""
 _SIGNATURE_FIELDS = {"input_shape", "dtype", "classes", "labels"}

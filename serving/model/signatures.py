@@ -19,7 +19,8 @@ from google.protobuf.message import DecodeError
 from serving.config import Precision
 from serving.errors import ServingError
 from serving.model import repository
-from serving.model.onnx_file import ValueInfoProto, fields_of
+from serving.model.onnx_fields import fields_of
+from serving.model.onnx_file import ValueInfoProto
 from serving.model.repository import MANIFEST
 from serving.system.files import open_regular, read_regular
 from serving.tensors import Signature

@@ -19,8 +19,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.model.onnx_errors import reason_of
 from serving.model.onnx_file import Message, parse_model
-from serving.model.onnx_runtime import NO_WEIGHTS, RunOptions, reason_of, runtime
+from serving.model.onnx_runtime import NO_WEIGHTS, RunOptions, runtime
 from serving.system.files import read_regular
 from serving.tensors import Feeds
 

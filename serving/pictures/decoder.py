@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import InvalidRequest, TooLarge
 from serving.system.files import open_regular
-from serving.system.process import free_bytes
+from serving.system.usage import free_bytes
 from serving.tensors import Images
 
 MAX_PIXELS = 80_000_000
@@ -190,6 +190,26 @@ def read_pixels(
             levels = ImageOps.invert(levels)
         sized = _RESIZE[resize](levels, size[::-1], Image.Resampling.BILINEAR)
         return np.asarray(sized).reshape(*size, channels)
+
+    return read(source, pixels)
+
+
+def read_colours(source: str | Path | BinaryIO) -> Images:
+    """Read a picture, or the first of an animation, in its own size, upright.
+
+    Args:
+        source: a path, or an open binary file.
+
+    Returns:
+        (height, width, 3) uint8: red, green, blue; what is transparent is white.
+
+    Raises:
+        InvalidRequest: not a readable picture, or more than MAX_PIXELS or MAX_BYTES.
+    """
+
+    def pixels(picture: Image.Image) -> Images:
+        require_memory(picture)
+        return np.array(_in_mode(picture, "RGB"))
 
     return read(source, pixels)
 

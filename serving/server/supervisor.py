@@ -16,19 +16,15 @@ from typing import Any
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError, Unavailable
 from serving.server.crashes import Crashes
-from serving.server.server import announce, exporting
+from serving.server.lifetime import exporting
+from serving.server.ready_line import announce
 from serving.server.worker import LOOK_S, Configs, Worker
 from serving.system import signals
+from serving.system.addresses import first_free, with_port
 from serving.system.crash_record import number_of
-from serving.system.host import (
-    Shared,
-    first_free,
-    is_activated,
-    refuse_callers,
-    reserved_port,
-    with_port,
-)
-from serving.system.signals import keep_watchdog_fed, notify
+from serving.system.listening import is_activated
+from serving.system.shared_port import Shared, refuse_callers, reserved_port
+from serving.system.systemd import keep_watchdog_fed, notify
 from serving.telemetry.metrics import Counts, ModelLabel, Readiness, Report, total
 
 _log = logging.getLogger(__name__)

@@ -17,10 +17,13 @@ from types import MappingProxyType
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ServingError
-from serving.server.server import Server, run_loop, serve
-from serving.system import host, signals
+from serving.server.lifetime import run_loop, serve
+from serving.server.server import Server
+from serving.system import shared_port, signals
 from serving.system.crash_record import CRASHES, CrashRecord
-from serving.system.process import Activity, end_with_parent
+from serving.system.host import Host
+from serving.system.libc import end_with_parent
+from serving.system.usage import Activity
 from serving.telemetry import logs
 from serving.telemetry.metrics import Report
 
@@ -64,7 +67,7 @@ class Worker:
 
     def __init__(
         self,
-        ports: Mapping[tuple[str, int], host.Shared],
+        ports: Mapping[tuple[str, int], shared_port.Shared],
         place: int,
         configs: Configs,
         on_ready: Callable[[], None],
@@ -176,14 +179,14 @@ def main() -> None:
     record.trace_crashes()
     logs.setup(config.log_format, config.log_level)
     for name, (sock, file) in files.items():
-        host.shares[name] = host.Shared(socket.socket(fileno=sock), file).share(place)
+        shared_port.shares[name] = shared_port.Shared(socket.socket(fileno=sock), file).share(place)
 
     def start_reporting(server: Server) -> None:
         arguments = (supervisor, server, asyncio.get_running_loop())
         threading.Thread(target=_keep_reporting, args=arguments, daemon=True).start()
 
     try:
-        guarded = host.Host(guard=record.guarded)
+        guarded = Host(guard=record.guarded)
         serving = serve(model_config, batching, config, start_reporting, guarded, blocked)
         is_drained = run_loop(serving, config.transport)
     except ServingError as err:

@@ -31,7 +31,8 @@ from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
-from serving.system.process import DATA, RESIDENT, SHARED, end_with_parent, memory
+from serving.system.libc import end_with_parent
+from serving.system.usage import DATA, RESIDENT, SHARED, memory
 
 CRASH = "cannot be read: it crashes the process that reads it"
 """Why there is no outcome of a job that ends its process: a decoder's fault, or the kernel's."""

@@ -8,20 +8,19 @@ installed when the event loop ends; the kernel's default would kill the process.
 import asyncio
 import os
 import signal
-import socket
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    import asyncio  # not before the handlers are installed: imports take time
+    import asyncio
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 HANG_UP: int | None = getattr(signal, "SIGHUP", None)
 """None on Windows, where the other commands run."""
+_early: list[int] = []
 
 
 def install() -> None:
@@ -100,42 +99,12 @@ def _leave(number: int) -> None:
     end_process(0)
 
 
-_early: list[int] = []
 _callbacks: dict[int, Callable[[int], None]] = dict.fromkeys(_STOPS, _leave)
+
+
 if HANG_UP is not None:
     _callbacks[HANG_UP] = _early.append
+
+
 HANDLED = tuple(_callbacks)
 """The signals that `install` handles."""
-
-
-def notify(state: str) -> None:
-    """Tell systemd; nothing without it.
-
-    Args:
-        state: such as READY=1.
-    """
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if state == "RELOADING=1":  # systemd takes no READY=1 that is older
-        state += f"\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        try:
-            sender.sendto(state.encode(), address.replace("@", "\0", 1))
-        except OSError:  # systemd is gone, or the path is not reached: no reason to end
-            return
-
-
-async def keep_watchdog_fed(beat: Callable[[], Awaitable[None]]) -> None:
-    """Tell systemd that this process lives for as long as `beat` returns; forever, if it watches.
-
-    Args:
-        beat: returns once the loop that answers calls has had a turn.
-    """
-    interval_s = int(os.environ.get("WATCHDOG_USEC", 0)) / 1e6
-    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return
-    while interval_s:
-        await beat()
-        notify("WATCHDOG=1")
-        await asyncio.sleep(interval_s / 3)

@@ -13,7 +13,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TextIO
 
-from serving.commandline.installation import escape
+from serving.commandline.terminal import escape
 from serving.config import LogFormat, LogLevel
 
 ACCESS = "serving.access"

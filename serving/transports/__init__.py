@@ -56,6 +56,6 @@ def open_transport(
         from serving.transports.grpcio_server import GrpcioServer
 
         return GrpcioServer(router, methods, config)
-    from serving.transports.grpc_port import H2Server
+    from serving.transports.h2_server import H2Server
 
     return H2Server(router, methods, config)

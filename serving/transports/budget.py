@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from serving.system.process import FREE_BYTES, trim_memory
+from serving.system.libc import FREE_BYTES, trim_memory
 
 _RESERVED_SHARE = 0.75
 """How much of the budget may be reserved; the rest is for small requests and for who waits."""

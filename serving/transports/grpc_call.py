@@ -15,8 +15,8 @@ from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refus
 from serving.protocols.status import Status, error_of
 from serving.transports import grpc_headers as headers
 from serving.transports.calls import LoopCall, paused
-from serving.transports.connections import Peer
 from serving.transports.grpc_headers import Headers, too_long, trailers_of
+from serving.transports.peer import Peer
 
 _MAX_PENDING = 512
 """The most requests of one stream that are in flight."""

@@ -20,8 +20,8 @@ from serving.http2.hpack import Field, Fields
 from serving.http2.recogniser import Varying
 from serving.protocols.method import BatchedUnary, Method, PrefixCache
 from serving.protocols.status import UNKNOWN_METHOD, Status
-from serving.security import TokenCheck
-from serving.transports import calls
+from serving.security.tokens import TokenCheck
+from serving.telemetry.access_log import REQUEST_ID as _REQUEST_ID
 
 Trailers = tuple[tuple[bytes, bytes], ...]
 
@@ -35,7 +35,7 @@ VARYING = Varying(
 OK: Trailers = ((b"grpc-status", b"0"),)
 RESPONSE: Trailers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 """How every answer begins."""
-REQUEST_ID = calls.REQUEST_ID.encode()
+REQUEST_ID = _REQUEST_ID.encode()
 _SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 MALFORMED = Status.of(InvalidRequest("expected a gRPC message: a flag of 0 or 1, and a length"))
 TRUNCATED = Status.of(InvalidRequest("the request ended before its message was whole"))

@@ -8,39 +8,29 @@ others, and they stay together in a `Group` until they are answered. Each messag
 here or in its `GrpcCall`.
 """
 
-import asyncio
 import socket
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from serving.batching.run import Group, Ran, ResponseEncoder
-from serving.config import ServerConfig
-from serving.errors import Overloaded, ServingError, Unavailable
+from serving.errors import Overloaded, ServingError
 from serving.http2 import ServerConnection, events
 from serving.http2.headers import Shared
 from serving.http2.recogniser import recognise
-from serving.protocols.method import BatchedUnary, Method
+from serving.protocols.method import BatchedUnary
 from serving.protocols.status import Status, StatusCode
 from serving.router import Router
-from serving.security import server_context, token_check
-from serving.system.cores import may_poll
-from serving.system.host import Host, Task, address_of
+from serving.system.host import Host
+from serving.telemetry.access_log import AccessLog, LoggedCall
 from serving.telemetry.metrics import NO_MODEL, ModelLabel
 from serving.transports import grpc_headers as headers
-from serving.transports.calls import AccessLog, LoggedCall, access_log
-from serving.transports.connections import (
-    Peer,
-    Port,
-    PortLimits,
-    max_buffered_bytes,
-    max_message_bytes,
-    peer_of,
-)
 from serving.transports.grpc_call import GrpcCall
 from serving.transports.grpc_headers import HeaderParser, Headers, NotGrpc, trailers_of
+from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
+from serving.transports.peer import Peer, peer_of
+from serving.transports.pools import ThreadEach
+from serving.transports.port import Port
 
 _MAX_EXPECTED_BYTES = 16 << 10
 """The longest messages that are recognised by their bytes: one frame, read in one piece."""
@@ -85,7 +75,7 @@ class H2Port(Port):
         self.metrics = router.metrics
         self.log = log
         self.clock, self.post, self.calls = loop.clock, loop.post, loop.calls
-        self.pool = _Threads(host, loop.post)
+        self.pool = ThreadEach(host, loop.post)
         self._heads = heads
 
     def new_engine(self, sock: socket.socket) -> ServerConnection:
@@ -159,7 +149,8 @@ class H2Port(Port):
         if head is None:
             head = block.call = self._heads.get(block)
             peer.trusted |= head.trusted
-            block.shrink()
+            if not self.router.keeps_headers:
+                block.shrink()
         return head
 
     def _begin_log(self, peer: Peer, block: Shared) -> LoggedCall | None:
@@ -358,6 +349,10 @@ class H2Port(Port):
 
     # All calls of a connection
 
+    def headers_of(self, peer: Peer, stream: bytes) -> Iterable[tuple[str, str]]:
+        fields = peer.streams[stream].block.fields
+        return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+
     def _not_queued(self, peer: Peer) -> list[tuple[bytes, Any]]:
         """Return the streams of a connection, and its calls whose message has not arrived."""
         queued = set().union(*(each.streams_of(peer) for each in self.router.batchers))
@@ -418,115 +413,3 @@ class H2Port(Port):
     def _is_overdue(self, call: GrpcCall) -> bool:
         """Return whether a message had time enough, since the call was let in if it had to wait."""
         return self.clock() - self.calls.budget.admitted_s(call) > self.limits.message_s
-
-
-class _Threads:
-    """A `Pool` with a thread for each function."""
-
-    def __init__(self, host: Host, post: Callable[[Callable[[], None]], None]) -> None:
-        self._host, self._post = host, post
-
-    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
-
-        def work() -> Task:
-            try:
-                return partial(_settle, future, function(*args))
-            except Exception as err:
-                return partial(_settle, future, None, err)
-
-        runner = self._host.runners(1)
-        runner.put(work, self._post)
-        runner.close()
-        return future
-
-    def close(self) -> None:
-        """See `Pool`."""
-
-
-class H2Server:
-    """Serves every method over HTTP/2, on one thread: see `ServerTransport`."""
-
-    def __init__(
-        self,
-        router: Router,
-        methods: Sequence[Method],
-        config: ServerConfig,
-        limits: PortLimits | None = None,
-        host: Host | None = None,
-    ) -> None:
-        """Prepare; `start` binds.
-
-        Raises:
-            ConfigurationError: a certificate or a token can't be used.
-        """
-        self._router = router
-        self._config = config
-        self._host = host or Host()
-        self._tls = server_context(config.security, "h2")
-        self._log = access_log(config)
-        self._limits = limits or PortLimits(
-            max_message_bytes=max_message_bytes(router, config),
-            max_buffered_bytes=max_buffered_bytes(router, config),
-            age_s=config.max_connection_age_s,
-        )
-        paths = {method.path.encode(): method for method in methods}
-        self._heads = HeaderParser(paths, token_check(config.security))
-        self.loop: Loop | None = None
-
-    async def start(self) -> str:
-        listener = self.open()
-        assert self.loop is not None
-        self.loop.start()
-        return address_of(listener, self._config.host)
-
-    def open(self) -> socket.socket:
-        """Bind the port, and make the loop that serves it; returns the port's socket.
-
-        Raises:
-            ConfigurationError: the address can't be bound.
-        """
-        config, host = self._config, self._host
-        listener = host.listen(config.host, config.port)
-        methods = self._heads.methods.values()
-        poll = may_poll(config.workers)
-        loop = self.loop = Loop(self._router, methods, poll=poll, host=host)
-        port = H2Port(self._router, self._heads, loop, self._limits, host, self._log)
-        port.open(listener, loop, self._tls)
-        loop.add(port)
-        return listener
-
-    @property
-    def num_calls(self) -> int:
-        return 0 if self.loop is None else self.loop.num_calls
-
-    async def beat(self) -> None:
-        assert self.loop is not None
-        ours, turn = asyncio.get_running_loop(), asyncio.Event()
-
-        def answer() -> None:
-            ours.call_soon_threadsafe(turn.set)
-
-        self.loop.post(answer)
-        await turn.wait()
-
-    async def drain(self, timeout_s: float) -> bool:
-        assert self.loop is not None
-        self.loop.drain(Unavailable("the server is shutting down"))
-        return await asyncio.to_thread(self.loop.drained.wait, timeout_s)
-
-    async def stop(self, grace_s: float) -> None:
-        if self.loop is not None:
-            await asyncio.to_thread(self.loop.stop)
-        if self._log is not None:
-            await asyncio.to_thread(self._log.close)
-
-
-def _settle(future: "Future[Any]", outcome: Any, error: Exception | None = None) -> None:
-    """Give a function's caller its outcome, on the loop's thread, unless the call is over."""
-    if future.done():
-        return
-    if error is None:
-        future.set_result(outcome)
-    else:
-        future.set_exception(error)

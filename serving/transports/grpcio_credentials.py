@@ -5,7 +5,8 @@ import threading
 import grpc
 
 from serving.config import SecurityConfig
-from serving.security import WatchedFiles, files_of, load, read_bytes
+from serving.security.certificates import files_of, load
+from serving.security.watched_files import WatchedFiles, read_bytes
 
 
 def server_credentials(config: SecurityConfig) -> grpc.ServerCredentials | None:

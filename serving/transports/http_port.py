@@ -10,7 +10,6 @@ import math
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
@@ -23,10 +22,14 @@ from serving.http2.hpack import encode_literally
 from serving.protocols.status import StatusCode
 from serving.router import Router
 from serving.system.host import Host
-from serving.transports.calls import REQUEST_ID, AccessLog, LoggedCall, LoopCall, Pool
-from serving.transports.connections import Peer, Port, PortLimits, State, peer_of
+from serving.telemetry.access_log import REQUEST_ID, AccessLog, LoggedCall
+from serving.transports.calls import LoopCall
 from serving.transports.http_routing import Answer, App, HttpError, RoutedRequest, name_of, problem
+from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
+from serving.transports.peer import Peer, State, peer_of
+from serving.transports.pools import Pool
+from serving.transports.port import Port
 
 _log = logging.getLogger(__name__)
 
@@ -93,19 +96,6 @@ class _GrpcReader(RequestReader):
                 flags = frames.END_HEADERS | frames.END_STREAM
                 self._write(frames.frame(frames.HEADERS, flags, stream, self._block))
             del self._data[:end]
-
-
-class OneThread:
-    """A `Pool` for trusted work."""
-
-    def __init__(self, name: str) -> None:
-        self._thread = ThreadPoolExecutor(1, name)
-
-    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        return self._thread.submit(function, *args)
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class Exchange(LoopCall):
@@ -300,6 +290,10 @@ class HttpPort(Port):
         peer.engine.write(data)
         self.schedule_flush(peer)
 
+    def headers_of(self, peer: Peer, stream: int) -> Iterable[tuple[str, str]]:
+        fields = peer.engine.call.plan.request.fields
+        return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+
     def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
         self._queue(peer)
 
@@ -480,7 +474,7 @@ class HttpPort(Port):
 
     def close(self) -> None:
         """See `Port`: those who have just connected are answered, that the server ends."""
-        if not self._is_closed:
+        if not self._acceptor.is_closed:
             self.accept(self.clock(), 0.0)
         super().close()
 

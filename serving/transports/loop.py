@@ -4,14 +4,12 @@ The next batch gathers in the kernel while this one runs, so batches grow with t
 caller is answered by the thread that read its call.
 """
 
-import asyncio
 import logging
 import math
 import selectors
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -22,19 +20,20 @@ from serving.protocols.method import BatchedUnary, Method
 from serving.router import Router
 from serving.system.host import Host
 from serving.transports.calls import LoopCalls
-from serving.transports.connections import (
+from serving.transports.draining import Drain
+from serving.transports.peer import (
     LEAST_BYTES,
     MAX_COST_PER_BYTE_S,
     READ,
     TURN_S,
     WRITE,
     Peer,
-    Port,
     State,
 )
+from serving.transports.port import Port
+from serving.transports.sweeping import sweep
 
 _log = logging.getLogger(__name__)
-
 _POLL_S = 60e-6
 """How long the loop polls, once it has written, before it sleeps: a core takes tens of microseconds
 to wake up, and a lone caller's next call comes within that time."""
@@ -48,8 +47,6 @@ its time. A quarter of the service's objective where that is less."""
 _PARTING_S = 1.0
 """How long the end of a drain waits for peers to take their last answers and close; not for those
 who had none to wait for, and had sent nothing for that long when it began, and since."""
-_UNREAD_S = 2.0
-"""How long a drain waits for a peer to take answers of which nothing leaves; then it is cut off."""
 _DEFERRED_S = 2e-3
 """How long a round works on deferred tasks, such as requests that HTTP callers have sent ahead."""
 _TELLING_BYTES = 1024
@@ -124,7 +121,8 @@ class Reader:
 
     def _serve(self, connection: Peer, mask: int, now_s: float) -> int:
         """Read a connection's bytes, and its calls; return the number of bytes."""
-        num_bytes, port = 0, connection.port
+        num_bytes = 0
+        port: Port = connection.port
         try:
             if mask & READ and not connection.is_paused:
                 data = self._receive(connection, now_s)
@@ -168,8 +166,28 @@ class Reader:
         return peer.tls.decrypt(buffer[:num_bytes])
 
 
+class Phase:
+    """How far the life of a loop is; see `Loop`."""
+
+    SERVING = 0
+    DRAINING = 1
+    PARTING = 2
+    CLOSED = 3
+
+
 class Loop:
-    """Serves the connections of some listening sockets."""
+    """Serves the connections of some listening sockets.
+
+    Its phase only grows:
+
+        phase      entered by                               new calls      it ends with
+        SERVING    `__init__`                               are accepted   any of those below
+        DRAINING   `drain`; `drained` is set once all       are refused    `stop`
+                   accepted calls are answered
+        PARTING    `stop`: the ports are closed, and the    are not read   the last peer's end, or
+                   peers told to leave                                     the end of a second
+        CLOSED     the end of the thread
+    """
 
     def __init__(
         self,
@@ -214,14 +232,11 @@ class Loop:
         self._poll_until_s = 0.0
         self._handed_out: Batcher | None = None
         """The last one whose calls were given to runners, which may need this core."""
-        self._refusal: ServingError | None = None
-        """Why new calls are refused, once it drains."""
-        self._draining_s = math.inf
-        """Since when it drains."""
-        self._unsent: dict[Peer, tuple[int, float]] = {}
-        """While it drains: how many bytes peers have not taken, and since when not fewer."""
-        self._parted_s: float | None = None
-        """When it told all peers to leave: its last turns come."""
+        self.phase: int = Phase.SERVING
+        self._drain: Drain | None = None
+        """From the phase DRAINING on."""
+        self._parted_s = math.inf
+        """When the phase PARTING began."""
         self._reader = Reader(self.clock, self._round_s, self.schedule_flush)
         self._next_tick_s = self._next_sweep_s = 0.0
         self.drained = threading.Event()
@@ -237,8 +252,8 @@ class Loop:
         budget.max_bytes = min(budget.max_bytes, port.limits.max_buffered_bytes)
         budget.free_bytes = min(budget.free_bytes, port.limits.http2.stream_window_bytes)
         port.listen()
-        if self._refusal is not None:
-            port.drain(self._refusal)
+        if self._drain is not None:
+            port.drain(self._drain.refusal)
 
     def start(self) -> None:
         """Begin to serve, on a thread of its own."""
@@ -256,6 +271,11 @@ class Loop:
         """Calls in progress; from any thread, so not exact while they change."""
         return sum(len(peer.streams) for port in self._ports for peer in port)
 
+    @property
+    def keeps_headers(self) -> bool:
+        """Whether a handler wants the headers of calls."""
+        return self._router.keeps_headers
+
     def post(self, task: Callable[[], None]) -> None:
         """Run a function on the loop's thread, from any thread."""
         self._posted.append(task)
@@ -265,6 +285,16 @@ class Loop:
 
     def _wake(self) -> None:
         self._waker.send(b"\0")
+
+    def watch(self, sock: Any, mask: int, watcher: Any) -> None:
+        there = self.selector.get_map()
+        known = there.get(sock) if there else None  # it is closed
+        if known is None and mask:
+            self.selector.register(sock, mask, watcher)
+        elif known is not None and not mask:
+            self.selector.unregister(sock)
+        elif known is not None and known.events != mask:
+            self.selector.modify(sock, mask, watcher)
 
     def forget_layouts(self) -> None:
         for port in self._ports:
@@ -377,13 +407,13 @@ class Loop:
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + _SWEEP_S
             for port in self._ports:
-                port.sweep(now_s)
+                sweep(port, now_s)
             self._router.prune()
-        if self._refusal is not None:
-            self._cut_off_who_takes_nothing(now_s)
+        if self._drain is not None:
+            self._drain.cut_off_who_takes_nothing(self._ports, now_s)
             if not self._is_pending():
                 self.drained.set()
-        is_hurried = self._refusal is not None or self._router.is_busy
+        is_hurried = self._drain is not None or self._router.is_busy
         is_hurried |= self.calls.is_due(now_s + _SWEEP_S)
         self._next_tick_s = now_s + (_TICK_S if is_hurried else _SWEEP_S)
 
@@ -392,33 +422,14 @@ class Loop:
         self.post(partial(self._begin_drain, refusal))
 
     def _begin_drain(self, refusal: ServingError) -> None:
-        self._refusal = refusal
-        self._next_tick_s, self._draining_s = 0.0, self.clock()
+        self.phase = max(self.phase, Phase.DRAINING)
+        self._drain, self._next_tick_s = Drain(refusal, self.clock()), 0.0
         for port in self._ports:
-            for peer in port:
-                if peer.is_busy:
-                    peer.active_s = self._draining_s
-                peer.engine.announce_end()
-                self.schedule_flush(peer)
-            port.drain(refusal)
+            self._drain.begin(port)
 
     def _is_pending(self) -> bool:
         is_pending = (port.is_pending(peer) for port in self._ports for peer in port)
         return self._router.is_busy or any(is_pending)
-
-    def _cut_off_who_takes_nothing(self, now_s: float) -> None:
-        """Cut off the peers that have taken none of their answers for too long."""
-        before, self._unsent = self._unsent, {}
-        for port in self._ports:
-            for peer in port:
-                num_bytes = 0 if port.has_accepted(peer) else port.num_unsent(peer)
-                if num_bytes:
-                    bytes_before, since_s = before.get(peer, (0, now_s))
-                    if num_bytes != bytes_before:
-                        since_s = now_s
-                    self._unsent[peer] = num_bytes, since_s
-                    if now_s - since_s >= _UNREAD_S:
-                        port.abort(peer)
 
     def stop(self) -> None:
         """Close the ports and every connection; `drain` first to lose nothing."""
@@ -427,82 +438,22 @@ class Loop:
         self._close()  # not before: `post` may be about to wake it
 
     def _part(self) -> None:
+        self.phase = Phase.PARTING
         self._parted_s, self._next_tick_s = self.clock(), 0.0
         for port in self._ports:
             port.close()
 
     def _have_left(self) -> bool:
-        if self._parted_s is None:
+        """Return whether the peers that had something to wait for have left, or had a second."""
+        if self.phase < Phase.PARTING:
             return False
+        if self.clock() >= self._parted_s + _PARTING_S:
+            return True
+        begun_s = math.inf if self._drain is None else self._drain.begun_s
         peers = (peer for port in self._ports for peer in port)
-        since_s = self._draining_s - _PARTING_S
-        return self.clock() >= self._parted_s + _PARTING_S or not any(
-            peer.active_s >= since_s for peer in peers
-        )
+        return not any(peer.active_s >= begun_s - _PARTING_S for peer in peers)
 
     def _close(self) -> None:
+        self.phase = Phase.CLOSED
         for each in (self.selector, self._waker, self._woken):
             each.close()
-
-
-class AsyncioLoop(Loop):
-    """Takes its turns as callbacks of the running event loop, and is used on its thread."""
-
-    def __init__(self, router: Router, methods: Iterable[Method] = ()) -> None:
-        super().__init__(router, methods, poll=False, host=Host())
-        self._event_loop = asyncio.get_running_loop()
-        self._context = copy_context()  # else turns log the fields of the call that woke them
-        self._planned_s = 0.0
-        self._planned: asyncio.Handle | None = None
-        """The only turn that is planned, if any, and when."""
-
-    def start(self) -> None:
-        self._take_turn()
-
-    def add(self, port: Port) -> None:
-        super().add(port)
-        selector: Any = self.selector  # epoll and kqueue have a descriptor, and HTTP is on Unix
-        self._event_loop.add_reader(selector.fileno(), self._take_turn)
-
-    def call(self, task: Callable[[], None]) -> None:
-        task()
-
-    def _wake(self) -> None:
-        self._event_loop.call_soon_threadsafe(self._take_turn, context=self._context)
-
-    def _take_turn(self) -> None:
-        if self._parted_s is not None:
-            return
-        try:
-            self.turn(self.selector.select(0.0) if self._ports else [])
-        except Exception:  # a bug of ours: it ends this round, and never the loop
-            _log.exception("a turn of the loop failed")
-        self._plan(self.timeout_s())
-
-    def _plan(self, wait_s: float) -> None:
-        """Take the next turn in time; one that is planned for earlier may stay."""
-        at_s = self._event_loop.time() + wait_s
-        if self._planned is not None:
-            if self._planned_s <= at_s:
-                return
-            self._planned.cancel()
-        self._planned_s = at_s
-        self._planned = self._event_loop.call_later(
-            wait_s, self._take_planned_turn, context=self._context
-        )
-
-    def _take_planned_turn(self) -> None:
-        self._planned = None  # uvloop's timers may be early
-        self._take_turn()
-
-    def stop(self) -> None:
-        if self._parted_s is not None:  # again
-            return
-        if self._planned is not None:
-            self._planned.cancel()
-        if self._ports:
-            self._event_loop.remove_reader(self.selector.fileno())  # type: ignore[attr-defined]
-        self._part()
-        self._run()
-        self._is_awake = True  # a run that ends later wakes nobody
-        self._close()

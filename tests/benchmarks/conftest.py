@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.network import Generator, split_cores
-from benchmarks.targets import Setting, golden
+from benchmarks.targets import Setting
+from benchmarks.workload import golden
 
 
 @pytest.fixture(scope="package")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import onnx.parser
 import pytest
 
@@ -12,6 +13,7 @@ from benchmarks import pictures, result_file
 from benchmarks.cli import main, parser, suite_of
 from benchmarks.result_file import UnusableResults
 from benchmarks.runner import SUITES, specs
+from benchmarks.workload import drawn, of_samples
 from tests.benchmarks.made_up import three_rounds
 from tests.support.servers import running_server
 
@@ -70,6 +72,75 @@ def test_any_model_is_measured_by_drawn_inputs(tmp_path):
     assert [skip["reason"] for skip in document["skips"]] == ["it does not answer: UNIMPLEMENTED"]
 
 
+def model_command(file, *options):
+    quick = ("--rounds", "1", "--seconds", "0.05", "--callers", "1,4", "--batches", "1,3")
+    return run("model", file, *quick, *options)
+
+
+@pytest.fixture
+def two_inputs(tmp_path):
+    onnx.save(onnx.parser.parse_model(TWO_INPUTS), tmp_path / "two.onnx")
+    return tmp_path / "two.onnx"
+
+
+def test_model_is_measured_through_the_server_and_in_process(two_inputs, tmp_path, capsys):
+    output = tmp_path / "r.json"
+    assert model_command(two_inputs, "--seed", "7", "--output", output) == 0
+    document = json.loads(output.read_text())
+    assert document["settings"]["seed"] == 7
+    assert {(s["spec"]["target"], s["callers"], s["batch"]) for s in document["samples"]} == {
+        (target, callers, batch)
+        for target in ("h2-infer", "onnxruntime") for callers in (1, 4) for batch in (1, 3)
+    }  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "What serving costs" in shown
+    rows = re.findall(r"^(\d)  +(\d)  .* (\d+)  .* (\d+)  +[\d.]+ ×", shown, re.MULTILINE)
+    assert rows == [("1", "1", "0", "0"), ("1", "4", "0", "0"), ("3", "1", "0", "0"),
+                    ("3", "4", "0", "0")]  # fmt: skip
+
+
+def test_model_without_rows_is_measured_one_call_at_a_time(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    one (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }"""
+    file, output = tmp_path / "one.onnx", tmp_path / "r.json"
+    onnx.save(onnx.parser.parse_model(text), file)
+    assert model_command(file, "--output", output) == 0
+    assert {s["batch"] for s in json.loads(output.read_text())["samples"]} == {1}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"x": np.zeros((2, 3, 5), np.float32)}, "has no array 'y'; it has x"),
+        ({"x": np.zeros((2, 4, 5), np.float32), "y": np.zeros(2, np.int64)}, "got float32 [2, 4"),
+        ({"x": np.zeros((2, 3, 5)), "y": np.zeros(2, np.int64)}, "got float64 [2, 3, 5] as x"),
+        ({"x": np.zeros((0, 3, 5), np.float32), "y": np.zeros(0, np.int64)}, "got float32 [0, 3"),
+    ],
+)
+def test_samples_that_do_not_fit_are_one_line(two_inputs, tmp_path, capsys, arrays, reason):
+    np.savez(tmp_path / "s.npz", **arrays)
+    assert model_command(two_inputs, "--samples", tmp_path / "s.npz") == 1
+    line = capsys.readouterr().err
+    assert reason in line
+    assert line.count("\n") == 1
+
+
+def test_samples_are_what_is_asked(two_inputs, tmp_path):
+    x = np.arange(30, dtype=np.float32).reshape(2, 3, 5)
+    np.savez(tmp_path / "s.npz", x=x, y=np.arange(2))
+    feeds = of_samples(two_inputs, tmp_path / "s.npz").feeds(5)
+    assert np.array_equal(feeds["x"], x[[0, 1, 0, 1, 0]])
+    (tmp_path / "bad.npz").write_bytes(b"no archive")
+    with pytest.raises(OSError, match="no NPZ file"):
+        of_samples(two_inputs, tmp_path / "bad.npz")
+
+
+def test_same_seed_draws_the_same(two_inputs):
+    one, same, other = (drawn(two_inputs, seed).feeds(4)["x"] for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
 @pytest.fixture
 def kept(tmp_path):
     path = tmp_path / "kept.json"
@@ -114,7 +185,7 @@ def test_missing_files_are_one_line(tmp_path, capsys):
     assert all(line.startswith("python -m benchmarks: ") for line in lines)
 
 
-@pytest.mark.parametrize("command", ["run", "plot"])
+@pytest.mark.parametrize("command", ["run", "model", "plot"])
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
         parser().parse_args([command, "--help"])

@@ -85,11 +85,54 @@ def test_cells_of_a_task_stand_together_with_tails_and_costs():
         sample(H2, "Offline", batch=32, cpu_us=64),
     )
     assert rows_of(kept, "All that was measured") == [
-        ["scenario", "target", "figure", "× plain", "p50", "p90", "p99", "p99.9", "CPU µs"],
-        ["ClosedLoop 8 × 32", "plain", "1 k/s", "–", *(4 * ["1 ms"]), "100"],
-        ["ClosedLoop 8 × 32", "h2", "3 k/s", "3 ×, one round", *(4 * ["2.01 ms"]), "100"],
-        ["ClosedLoop 4", "h2 x2", "500/s", "–", *(4 * ["1 ms"]), "–"],
-        ["Offline, 32 a call", "h2", "32 k/s", "–", *(4 * ["1 ms"]), "2"],
+        ["scenario", "target", "figure", "× plain", "p50", "p90", "p99", "p99.9", "CPU µs",
+         "errors"],
+        ["ClosedLoop 8 × 32", "plain", "1 k/s", "–", *(4 * ["1 ms"]), "100", "0"],
+        ["ClosedLoop 8 × 32", "h2", "3 k/s", "3 ×, one round", *(4 * ["2.01 ms"]), "100", "0"],
+        ["ClosedLoop 4", "h2 x2", "500/s", "–", *(4 * ["1 ms"]), "–", "0"],
+        ["Offline, 32 a call", "h2", "32 k/s", "–", *(4 * ["1 ms"]), "2", "0"],
+    ]  # fmt: skip
+
+
+def test_cell_with_errors_in_one_round_has_no_rate():
+    failed = {"num_errors": 7, "invalid": "7 calls failed", "number": 1}
+    kept = results(
+        sample(PLAIN, "ClosedLoop", callers=4),
+        sample(H2, "ClosedLoop", callers=4),
+        sample(H2, "ClosedLoop", callers=4, calls_per_s=9000, **failed),
+    )
+    cell = Cell(spec=H2, scenario="ClosedLoop", callers=4)
+    figures = Figures(kept)
+    assert (figures.of(cell), figures.speedup(cell), figures.errors(cell)) == (None, None, 7)
+    assert rows_of(kept, "All that was measured")[-1] == [
+        "ClosedLoop 4", "h2", *(7 * ["–"]), "7",
+    ]  # fmt: skip
+
+
+def test_cost_of_serving_is_shown_by_rows_and_callers():
+    alone, served = Spec(target="onnxruntime"), Spec(target="h2-infer")
+    kept = results(
+        sample(alone, "ClosedLoop", callers=8, batch=2, calls_per_s=2000, latency_s=0.002),
+        sample(served, "ClosedLoop", callers=8, batch=2, calls_per_s=1000),
+        sample(alone, "ClosedLoop", num_errors=3, invalid="3 calls failed"),
+        sample(served, "ClosedLoop"),
+    )
+    table = next(each for each in tables.every(kept) if each.title == "What serving costs")
+    assert table.rows[1:] == [
+        ["1", "1", "1 k", "1 ms", "1 ms", "0", "–", "–", "–", "3", "–"],
+        [
+            "2",
+            "8",
+            "2 k",
+            "1 ms",
+            "1 ms",
+            "0",
+            "4 k",
+            "2.01 ms",
+            "2.01 ms",
+            "0",
+            "0.5 ×, one round",
+        ],
     ]
 
 

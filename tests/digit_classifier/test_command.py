@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from digit_classifier import answers
-from serving.commandline.installation import escape
 from serving.commandline.progress import Bar
+from serving.commandline.terminal import escape
 from serving.tensors import Signature
 from tests.serving.model import templates
 from tests.support.servers import ended, program, running_server

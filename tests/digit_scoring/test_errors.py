@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from digit_classifier import PRETRAINED
-from digit_scoring.local import open_place, open_source
+from digit_scoring.files import open_place
+from digit_scoring.source import open_source
 from tests.digit_scoring.conftest import picture, read, rows_of, write
 from tests.support.servers import program, wait_until
 

@@ -14,9 +14,12 @@ from pyarrow import fs
 
 from digit_classifier import PRETRAINED
 from digit_classifier.predictions import DIGITS
-from digit_scoring import local as scoring
-from digit_scoring.local import decode, open_place, open_source
+from digit_scoring.answers import answered, decode
+from digit_scoring.files import open_place
+from digit_scoring.local import score
+from digit_scoring.output import Output
 from digit_scoring.ray import Classify
+from digit_scoring.source import open_source
 from serving.__main__ import main
 from serving.commandline.installation import install
 from serving.commandline.progress import Bar
@@ -187,9 +190,9 @@ def scored(place, out):
     model = load_model(PRETRAINED / "digits", device="cpu")
     source = open_source(place, None, 100)
     dropped = source.image_column if source.are_pictures else None
-    output = scoring.Output(*out, scoring.answered(source.schema, dropped, "", DIGITS))
+    output = Output(*out, answered(source.schema, dropped, "", DIGITS))
     num_rows: list[int] = []
-    assert not any(number for number, _ in scoring.score(source, output, model, 2, num_rows.append))
+    assert not any(number for number, _ in score(source, output, model, 2, num_rows.append))
     return sum(num_rows)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import serving
 from serving.cli import commands
-from serving.transports.connections import State
+from serving.transports.peer import State
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from serving.config import BatchingConfig
-from serving.system.process import Usage
+from serving.system.usage import Usage
 from serving.telemetry.exposition import encode
-from serving.telemetry.metrics import Counts, Report, Served
+from serving.telemetry.metrics import Counts, HandlerUsage, Report, Served
 from tests.test_boundaries import ORDER
 from tests.test_traffic import trace, traced
 
@@ -100,6 +100,7 @@ _PLACEHOLDER = re.compile(r"%[-+ 0#]*[\d.]*[a-z]")
 def metric_names():
     models = (Served("digits", "1", "", "", "", "default", 10),)
     report = Report(models, BatchingConfig(), 0, 1, 0, True, Usage.now(), Counts())
+    report = report._replace(handlers={("digits", "1"): HandlerUsage()})
     _, body = encode(report, "text/plain")
     samples = re.findall(r"(?m)^([a-z_]+)[{ ]", body.decode())
     return {re.sub(r"_(bucket|sum|count)$", "", name) for name in samples}

@@ -12,7 +12,8 @@ from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.predictions import DIGITS
 from serving.errors import CorruptModel, InvalidRequest
 from serving.http2.client import ClientConnection
-from serving.http2.frames import SETTINGS, Http2Error, Limits, frame, word
+from serving.http2.frames import SETTINGS, Http2Error, frame, word
+from serving.http2.limits import Limits
 from serving.model.repository import parse_manifest
 from serving.pictures import decoder
 from serving.protocols import parse

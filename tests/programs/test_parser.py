@@ -7,7 +7,7 @@ import pytest
 import benchmarks.cli
 import serving.cli.commands
 import training.cli
-from serving.commandline.options import Parser, blame
+from serving.commandline.parser import Parser, blame
 
 PROGRAMS = [serving.cli.commands.parser, training.cli.parser, benchmarks.cli.parser]
 

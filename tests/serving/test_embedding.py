@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from digit_classifier import PRETRAINED, AsyncClassifier, Classifier
-from digit_classifier.local import AsyncLocalDigits, LocalDigits
+from digit_classifier.async_local import AsyncLocalDigits
+from digit_classifier.local import LocalDigits
 from digit_classifier.predictions import DIGITS
 from serving.batching.run import Group, Result
 from serving.config import BatchingConfig

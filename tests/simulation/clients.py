@@ -12,11 +12,11 @@ from serving.http2.frames import (
     SETTINGS,
     ErrorCode,
     Http2Error,
-    Limits,
     frame,
     word,
 )
 from serving.http2.hpack import INDEXED, INSERT, Encoder, _write_integer, encode_literally, literal
+from serving.http2.limits import Limits
 from serving.http2.streams import Phase, Stream
 from serving.protocols.method import frame as framed
 from serving.protocols.oip import inference_pb

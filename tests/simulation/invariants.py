@@ -1,6 +1,7 @@
 """Invariants at all times, and in the end."""
 
 from serving.http2.streams import Stream
+from serving.transports.loop import Phase
 from tests.simulation.clients import SLOW, STREAM, Polite, has_finished
 from tests.simulation.network import READ, WRITE
 
@@ -17,7 +18,7 @@ def check(simulation):
     own_s = simulation.now_s - simulation.turn_s - simulation.busy_s
     simulation.require(own_s < 0.05, f"a turn took {own_s:g} s beside its runs")
     home, web = loop._ports
-    if loop._refusal is not None:
+    if loop.phase > Phase.SERVING:
         simulation.refusing_s = min(simulation.refusing_s, simulation.now_s)
     changed = [each for each in home._peers if each.socket.link.is_changed]
     if not changed and simulation.random.random() > 0.1:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from serving.catalog import ModelVersions
 from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
-from serving.server.server import SelfTest
+from serving.server.self_test import SelfTest
 from serving.tensors import Tensor, TensorSignature
 from tests.simulation.apps import EventLoop
 from tests.simulation.clients import INFER, UNARY, Polite
@@ -44,7 +44,7 @@ class _Engine:
         rows = [row.tobytes() for row in feeds["images"]]
         return [rows_of(rows, "1") + self._neighbour.take(rows)]
 
-    def stoppable(self):
+    def stoppable(self, *, is_alone=False):
         return self.run, lambda: None  # it does not end between operators
 
 
@@ -158,7 +158,7 @@ class Neighbour:
 def clocks(simulation):
     """Give the self-test simulated time."""
     with (
-        patch("serving.server.server.time", SimpleNamespace(monotonic=lambda: simulation.now_s)),
-        patch("serving.server.server.waited_for_cores_s", return_value=0.0),
+        patch("serving.server.self_test.time", SimpleNamespace(monotonic=lambda: simulation.now_s)),
+        patch("serving.server.self_test.waited_for_cores_s", return_value=0.0),
     ):
         yield

@@ -23,7 +23,7 @@ from serving.batching.batcher import Batcher
 from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
 from serving.errors import ModelError, Unavailable
-from serving.http2.frames import Limits as Http2Limits
+from serving.http2.limits import Limits as Http2Limits
 from serving.model.loaded import LoadedModel
 from serving.model.repository import Manifest
 from serving.protocols.health import Health
@@ -33,8 +33,8 @@ from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.host import Host
 from serving.tensors import Signature
-from serving.transports import grpc_port as h2
-from serving.transports.connections import PortLimits
+from serving.transports.h2_server import H2Server
+from serving.transports.limits import PortLimits
 from tests.simulation import invariants, neighbour
 from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile
@@ -74,7 +74,7 @@ class Model:
             raise ModelError() if simulation.random.random() < 0.5 else MemoryError()
         return [rows_of(rows, self.version)]
 
-    def stoppable(self):
+    def stoppable(self, *, is_alone=False):
         return self.run, lambda: None
 
 
@@ -196,7 +196,7 @@ class Simulation:
             Unary(path=SLOW, name="Slow", answer=lambda message: b"", is_slow=True),
         ]  # fmt: skip
         config = ServerConfig(port=0)
-        self.server = h2.H2Server(self.router, self.methods, config, self.limits, host)
+        self.server = H2Server(self.router, self.methods, config, self.limits, host)
         self.plan = plan(random, kept) | more(seed, kept)
         is_alone = Random(f"alone {seed}").random() < 0.75 or (kept is not None and 200 not in kept)
         self.neighbour = None if is_alone else neighbour.Neighbour(self, health)
@@ -382,7 +382,7 @@ class Simulation:
         polls = self.random.random() < 0.2
         with (
             _errors(self), clocks(self), neighbour.clocks(self),
-            patch.object(h2, "may_poll", return_value=polls),
+            patch("serving.transports.h2_server.may_poll", return_value=polls),
         ):  # fmt: skip
             self.server.open()
             self.loop = self.server.loop

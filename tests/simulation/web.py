@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.http_api.inference import Inference
-from serving.transports.connections import PortLimits
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App
+from serving.transports.limits import PortLimits
 from tests.simulation.clients import UNLIMITED, Client
 
 BODY_S, IDLE_S = 5.0, 20.0

@@ -67,13 +67,16 @@ class FakeModel:
         self.poison = poison
         self.ran: list[list[int]] = []
         """The first pixel of every image, run by run."""
+        self.were_alone: list[bool] = []
+        """Of offloaded runs whether they had the cores for themselves."""
 
     def run(self, feeds):
         """As an engine."""
         return [self.classify(feeds["images"])]
 
-    def stoppable(self):
+    def stoppable(self, *, is_alone=False):
         """As an engine."""
+        self.were_alone.append(is_alone)
         return self.run, self.end
 
     def end(self):

@@ -11,7 +11,7 @@ from serving.protocols.health import Health
 from serving.protocols.reflection import reflection_methods
 from serving.router import Router
 from serving.server.server import Server
-from serving.transports.grpc_port import H2Server
+from serving.transports.h2_server import H2Server
 from tests.support.fakes import model_in, router_of
 
 TIMEOUT_S = 20.0

@@ -24,7 +24,8 @@ from digit_classifier.predictions import DIGITS
 from serving.config import BatchingConfig, Device, ServerConfig
 from serving.model.loaded import LoadedModel
 from serving.model.repository import Manifest
-from serving.server.server import Server, drain_when_signalled, exporting
+from serving.server.lifetime import drain_when_signalled, exporting
+from serving.server.server import Server
 from serving.system import signals
 from serving.telemetry import logs
 from tests.support.fakes import images_of, probabilities_of, router_of, tickets_of, versions_of
@@ -47,7 +48,7 @@ class PacedEngine:
         self.gate = threading.Event()
         self.gate.set()
 
-    def stoppable(self):
+    def stoppable(self, *, is_alone=False):
         return self.run, lambda: None
 
     def run(self, feeds):

@@ -14,13 +14,13 @@ def sample_for_mnist(monkeypatch, mnist_sample):
     monkeypatch.setattr(Mnist, "load", lambda data_dir: mnist_sample)
 
 
-@pytest.mark.parametrize("command", ["", "data", "label", "train", "export", "report"])
+@pytest.mark.parametrize("command", ["", "data", "label", "train", "export", "report", "runs"])
 def test_help_explains(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])
     text = capsys.readouterr().out
     assert f"usage: python -m training {command}".strip() in text
-    assert command in ("", "label") or "--data-dir PATH" in text
+    assert command in ("", "label", "runs") or "--data-dir PATH" in text
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,8 @@ def test_train_shows_device_epochs_and_outcome_also_of_own_digits(tmp_path, mnis
     num_training, num_held_out = map(int, re.findall(r"\d+", extra))
     assert num_training + num_held_out == 60
     assert num_held_out > 0
-    assert re.fullmatch("training: recipe seed, seed 0, device (cpu|cuda)", first)
+    settings = "recipe seed, epochs 2, seed 0, device (cpu|cuda)"
+    assert re.fullmatch(rf"training: {settings}; run seed_epochs=2_extra=[0-9a-f]{{8}}", first)
     assert [line[:9] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
     assert re.match(r"test accuracy \d\d\.\d\d% \(\d+ errors\)", outcome)
     assert re.match(rf"your own digits, held out: \d+\.\d\d% \(\d+ errors in {num_held_out}\)", own)
@@ -95,9 +96,15 @@ def test_interrupted_training_says_what_it_kept(tmp_path, monkeypatch, capsys):
         "epochs": 7, "train_seconds": 9, "accuracy": {"test": 0.9, "validation": 0.9},
         "errors": {"test": 50},
     }  # fmt: skip
-    monkeypatch.setattr("training.fitting.train.train", lambda *arguments, **options: metrics)
+
+    def train(recipe, data, folder, **options):
+        (folder / "metrics.json").write_text("{}")
+        return metrics
+
+    monkeypatch.setattr("training.fitting.train.train", train)
     monkeypatch.setattr(report, "write", lambda *arguments: None)
-    assert main(["train"]) == 1
+    assert main(["train", "--artifacts", str(tmp_path)]) == 1
+    assert (tmp_path / "metrics.json").exists()
     error = capsys.readouterr().err
     assert (
         error == "python -m training: interrupted: kept the best of 7 epochs; --resume continues\n"
@@ -136,7 +143,7 @@ def test_export_and_report_get_their_folders(tmp_path, mnist_sample, monkeypatch
     assert flags == [{"is_new_signature": False}, {"is_new_signature": True}]
 
 
-def test_terminal_sees_one_live_line(monkeypatch, capsys):
+def test_terminal_sees_one_live_line(tmp_path, monkeypatch, capsys):
     def train(*arguments, log, **options):
         for number in (1, 2):
             log(f"epoch {number}/9")
@@ -144,7 +151,7 @@ def test_terminal_sees_one_live_line(monkeypatch, capsys):
 
     monkeypatch.setattr("training.fitting.train.train", train)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    main(["train", "--epochs", "9"])
+    main(["train", "--epochs", "9", "--artifacts", str(tmp_path)])
     _, blank, *epochs = capsys.readouterr().out.splitlines()
     assert blank == ""
     assert epochs == ["\033[A\033[Kepoch 1/9", "\033[A\033[Kepoch 2/9"]

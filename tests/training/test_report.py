@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from training import report
+from training import page, report
 from training.config import RECIPES
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
-from training.report import Picture
+from training.page import Picture
 
 PICTURES = [
     "confusion.svg", "curves.svg", "layers.svg", "mistakes.svg", "reliability.svg",
@@ -55,7 +55,7 @@ def test_page_holds_its_pictures_and_links_nowhere(folder):
 
 def test_page_shows_the_metrics(folder):
     html = (folder / "report.html").read_text()
-    assert "seed, seed 0: 12 epochs" in html
+    assert "Recipe seed, epochs 12, seed 0: 12 epochs" in html
     assert '<th scope="col">digit</th>' in html
     assert '<th scope="row">hidden_1</th>' in html
     assert "<td>200,960</td>" in html
@@ -66,6 +66,7 @@ def test_page_escapes_its_contents():
         "recipe": "<script>", "seed": 0, "epochs": 1, "train_seconds": 1.0, "device": "cpu",
         "parameters": 1, "libraries": {}, "errors": {"test": 1},
         "accuracy": {"test": 0.9, "validation": 0.9}, "loss": {"test": 0.1, "validation": 0.1},
+        "settings": RECIPES["seed"].as_json() | {"name": "<script>"},
     }  # fmt: skip
     html = report.render(
         metrics,
@@ -78,7 +79,7 @@ def test_page_escapes_its_contents():
     assert "<i>" not in html
 
 
-def test_page_does_not_call_validation_what_was_trained_on(monkeypatch, folder):
+def test_page_does_not_call_validation_what_was_trained_on(folder):
     metrics = load_json(folder, "metrics.json")
 
     def html():
@@ -87,7 +88,7 @@ def test_page_does_not_call_validation_what_was_trained_on(monkeypatch, folder):
 
     assert '<th scope="row">validation</th>' in html()
     assert "validation on images that were held out, without either" in html()
-    monkeypatch.setitem(RECIPES, "seed", RECIPES["default"])
+    metrics["settings"] = RECIPES["default"].as_json()
     assert '<th scope="row">validation</th>' not in html()
     assert "Calibrated on the augmented training images" in html()
     assert "held out" not in html()
@@ -141,7 +142,7 @@ def test_digit_table_names_the_commonest_mistake():
 def test_same_figure_gives_the_same_svg():
     names = ("loss", "val_loss", "accuracy", "val_accuracy")
     history = {name: [0.5, 0.6] for name in names}
-    one, other = (report.draw(report.curves(history), "") for _ in range(2))
+    one, other = (page.draw(report.curves(history), "") for _ in range(2))
     assert one == other
 
 
@@ -197,10 +198,10 @@ class Outline(HTMLParser):
 @pytest.fixture
 def html():
     sections = [
-        report.section("Rates & more", "Per second.", TABLE),
-        report.section("Grey", "", PICTURE),
+        page.section("Rates & more", "Per second.", TABLE),
+        page.section("Grey", "", PICTURE),
     ]
-    return report.page(["What was <measured>."], sections)
+    return page.page("Report", ["What was <measured>."], sections)
 
 
 def test_page_names_its_headings_pictures_and_boxes_that_scroll(html):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.commandline.installation import escape
+from serving.commandline.terminal import escape
 from training.data.mnist import SIDE, Examples, Images
 from training.errors import DataError, UnusableInput
 

@@ -6,12 +6,12 @@ import keras
 import numpy as np
 
 from serving.commandline import installation
-from training.config import RECIPES
 from training.data.mnist import SIDE, Mnist
 from training.errors import ExportError
-from training.export.samples import DIGIT_LABELS, ImageSignature, Samples
+from training.export.image_signature import DIGIT_LABELS, ImageSignature
+from training.export.samples import Samples
 from training.export.version import Candidate, publish_version
-from training.fitting.artifacts import load_json, load_model
+from training.fitting.artifacts import load_json, load_model, recipe_of
 from training.fitting.evaluation import probabilities
 from training.fitting.train import split
 
@@ -32,14 +32,13 @@ def export(
     """Convert the trained model, compare it with Keras on every test image, and publish it.
 
     Raises:
-        NotTrained: model.keras or metrics.json is missing or unreadable.
+        NotTrained: model.keras or metrics.json is missing, unreadable, or of an older version.
         ExportError: metrics.json is of another model, the graph does not answer as Keras does, or
             the files could not be written. Nothing is published.
     """
     model, metrics = load_model(artifacts), load_json(artifacts, "metrics.json")
     again = f"run {installation.run('train')} again"
-    if metrics["recipe"] not in RECIPES:
-        raise ExportError(f"no recipe is called {metrics['recipe']!r}: {again}")
+    recipe = recipe_of(metrics)
     print(f"exporting {artifacts / 'model.keras'} (recipe {metrics['recipe']})", flush=True)
     expected = probabilities(model, data.test_images)
     accuracy = float((expected.argmax(axis=1) == data.test_labels).mean())
@@ -49,7 +48,7 @@ def export(
             f"metrics.json is of another model (test accuracy {claimed:.2%}, this one has "
             f"{accuracy:.2%}): {again}"
         )
-    training, validation = split(data, RECIPES[metrics["recipe"]])
+    training, validation = split(data, recipe)
     test = Samples(*data.test)
     candidate = Candidate(
         name=name,
@@ -66,6 +65,7 @@ def export(
         facts={
             "recipe": metrics["recipe"],
             "seed": metrics["seed"],
+            "settings": recipe.as_json(),
             "parameters": model.count_params(),
             "accuracy": {"validation": metrics["accuracy"]["validation"], "test": accuracy},
         },

@@ -21,7 +21,7 @@ from onnx import GraphProto, TensorProto, helper, numpy_helper
 from training.errors import ExportError, first_line
 from training.export import conversion
 from training.export.conversion import IR_VERSION, OPSET, Call
-from training.export.samples import ImageSignature
+from training.export.image_signature import ImageSignature
 
 X = "input"
 NAMED = ("Elu", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus", "Softsign", "Tanh")

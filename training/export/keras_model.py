@@ -12,7 +12,8 @@ from training.data.mnist import Images
 from training.errors import UnusableInput, first_line
 from training.export import any_model, samples
 from training.export.any_model import Naming
-from training.export.samples import ImageSignature, Samples, read_labels
+from training.export.image_signature import ImageSignature
+from training.export.samples import Samples, read_labels
 from training.export.version import Candidate, publish_version
 from training.fitting.evaluation import Probabilities
 

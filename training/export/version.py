@@ -9,6 +9,7 @@ dtype "uint8", classes: their number, labels: a text for each class.
 preprocessing   how `digit-serving` makes an image of a picture: size, channels, layout "flat",
 dtype "uint8", resize (stretch, pad, crop or digits), invert. Absent if images are no pictures.
 recipe, seed    how it was trained; null for a model that was trained elsewhere
+settings        every setting of that training; absent for a model that was trained elsewhere
 parameters      their number
 accuracy        validation, test: 0 to 1, each null where it is unknown. For a model that was
 trained elsewhere, test is that of its samples, if they have labels.
@@ -45,9 +46,10 @@ from training import cli
 from training.data.mnist import Images
 from training.errors import ExportError, first_line
 from training.export import graph, int8, parity, signature, verdict
+from training.export.image_signature import ImageSignature
 from training.export.parity import Parity, onnxruntime
 from training.export.repository import Files, publish
-from training.export.samples import ImageSignature, Samples
+from training.export.samples import Samples
 from training.fitting.evaluation import Probabilities
 
 FORMAT = 1
@@ -171,7 +173,7 @@ class Candidate:
     int8_validation: Samples | None
     """Labelled images that int8 must not answer worse than fp32."""
     facts: Mapping[str, Any]
-    """recipe, seed, parameters and accuracy, as in the manifest."""
+    """recipe, seed, settings, parameters and accuracy, as in the manifest."""
     is_new_signature: bool = False
     """Whether its images and classes may differ from those of the newest version."""
 
@@ -222,6 +224,7 @@ def _fp32(candidate: Candidate, golden: Images) -> tuple[onnx.ModelProto, Parity
     """Convert the network, and compare it with Keras and with the other writer."""
     facts, samples, tolerance = candidate.facts, candidate.samples, candidate.tolerance
     properties = {**facts, "accuracy": facts["accuracy"]["test"]}
+    properties.pop("settings", None)  # the manifest has them
     graphs = graph.convert(candidate.model, candidate.name, candidate.signature, properties)
     writer, *others = graphs
     print_now(f"comparing the graph of {writer} with Keras on {len(samples.images):,} images")

@@ -2,7 +2,7 @@
 
 model.keras     the network: (N, 784) float32 in [0, 1] to (N, 10) float32 probabilities
 history.json    loss, accuracy and so on, each with a value per epoch
-metrics.json    how it was trained, and how good it is
+metrics.json    how it was trained, with every setting, and how good it is
 """
 
 import io
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.commandline import installation
+from training.config import Recipe
 from training.errors import NotTrained, ResumeError
 from training.files import write_atomically
 
@@ -130,6 +131,19 @@ def load_json(artifacts: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError) as err:
         raise NotTrained(f"cannot read {path}: run {installation.run('train')} again") from err
     return contents
+
+
+def recipe_of(metrics: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that the content of a metrics.json was trained by, with its changes.
+
+    Raises:
+        NotTrained: it lacks them: it is of an older version.
+    """
+    try:
+        return Recipe.of_json(metrics["settings"])
+    except (KeyError, ValueError) as err:
+        again = f"run {installation.run('train')} again"
+        raise NotTrained(f"metrics.json lacks the settings of its training: {again}") from err
 
 
 def save(

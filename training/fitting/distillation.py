@@ -31,7 +31,7 @@ from training.data.augmentation import Batches
 from training.data.mnist import SIDE, Examples, Images, Labels
 from training.errors import ResumeError
 from training.fitting.artifacts import Checkpoint, Progress
-from training.fitting.trainer import Log, Trainer, add_prefix, run_epochs
+from training.fitting.epochs import Log, Trainer, add_prefix, run_epochs
 
 STREAM = 2**32
 """Keeps a view's random numbers apart from those of all seeds, which are smaller."""

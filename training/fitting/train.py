@@ -13,11 +13,12 @@ from training.config import Recipe
 from training.data.augmentation import deform
 from training.data.extra import Extra, join
 from training.data.mnist import Examples, Mnist
-from training.errors import ResumeError
+from training.errors import Diverged, ResumeError
 from training.fitting import artifacts, distillation, evaluation
 from training.fitting.artifacts import Checkpoint, Progress
+from training.fitting.epochs import Estimate, Log, Trainer, device, run_epochs
 from training.fitting.evaluation import evaluate, probabilities
-from training.fitting.trainer import Estimate, Log, Trainer, device, mix_in_bundled, run_epochs
+from training.fitting.networks import mix_in_bundled
 
 VALIDATION = 5_000
 """The number of training images that validate where none are held out."""
@@ -34,6 +35,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     extra: Extra | None = None,
+    teachers: Path | None = None,
     log: Log = lambda line: None,
 ) -> dict[str, Any]:
     """Train the network and write model.keras, history.json and metrics.json.
@@ -48,6 +50,7 @@ def train(
         seed: decides the first weights, the order of the images, deformation and dropout.
         resume: continue from the checkpoint in the folder.
         extra: a user's own images to train on, too; None for none.
+        teachers: where the teachers of `best` are kept; None for a folder in `folder`.
         log: gets a line for each epoch, the teachers' included, with an estimate of the time left.
 
     Returns:
@@ -55,6 +58,8 @@ def train(
 
     Raises:
         ResumeError: there is nothing to resume, or it is another training.
+        Diverged: the loss is no longer a number: nothing was kept.
+        UnusableInput: there are fewer images than a batch has.
         KeyboardInterrupt: interrupted before the first epoch was complete: nothing was kept.
         OSError: the artifacts could not be written.
     """
@@ -62,13 +67,17 @@ def train(
     training = training if extra is None else join(training, extra)
     identity = {"seed": seed, "extra": extra and extra.digest, **asdict(recipe)}
     log = Estimate(recipe, log)
-    epochs = distillation.epoch_source(recipe, training, validation, folder / "teachers", log)
+    cache = teachers or folder / "teachers"
+    epochs = distillation.epoch_source(recipe, training, validation, cache, log)
     trainer = Trainer(recipe, len(training.labels), seed)
     checkpoint = Checkpoint(folder / "checkpoint.npz", identity)
     progress = _resumed(checkpoint, trainer) if resume else Progress()
     try:
         batches = epochs(seed, len(progress.rows))
         run_epochs(trainer, batches, validation, progress, checkpoint, log)
+    except Diverged:
+        checkpoint.path.unlink(missing_ok=True)  # the next epochs would be as those that failed
+        raise
     except KeyboardInterrupt:
         if not progress.rows:
             raise
@@ -77,6 +86,7 @@ def train(
     metrics = {
         "recipe": recipe.name,
         "seed": seed,
+        "settings": recipe.as_json(),
         "epochs": len(progress.rows),
         "train_seconds": round(progress.seconds, 1),
         "cpu_seconds": round(progress.cpu_seconds, 1),

@@ -10,7 +10,7 @@ from serving.client.h2.session import CONNECT_S, ClientCall, Session, failure_of
 from serving.client.transport import Metadata
 from serving.http2 import Http2Error
 from serving.protocols.status import Failure, StatusCode
-from serving.security import NO_HTTP2
+from serving.security.tls import NO_HTTP2
 
 
 class TaskCall(ClientCall):

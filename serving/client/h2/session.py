@@ -12,7 +12,7 @@ from serving.client.transport import Metadata, Outcome, trailers_failure
 from serving.http2 import ClientConnection, ErrorCode, Limits, events
 from serving.http2.hpack import Fields
 from serving.protocols.status import Failure, StatusCode
-from serving.security import PLAINTEXT_SERVER, is_plaintext
+from serving.security.tls_probe import PLAINTEXT_SERVER, is_plaintext
 
 CONNECT_S = 5.0
 """How long an attempt to connect may take."""

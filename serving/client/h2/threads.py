@@ -22,7 +22,7 @@ from serving.client.h2.session import CONNECT_S, ClientCall, Session, failure_of
 from serving.client.transport import Address, Metadata, Outcome, PendingCall, Transport
 from serving.http2 import Http2Error
 from serving.protocols.status import Failure, StatusCode
-from serving.security import Plain, Tls
+from serving.security.tls import Plain, Tls
 
 _READ_BYTES = 256 << 10
 _BLOCK_S = 1.0

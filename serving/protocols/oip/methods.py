@@ -163,7 +163,7 @@ def inference_methods(router: Router, queries: "Queries") -> list[Method]:
 def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, str]:
     """Return what the protocol has no field for: texts, and numbers, lists and others as JSON.
 
-    `serving.client.infer_messages` reads them.
+    `serving.client.model_messages` reads them.
     """
     sides = (*info.inputs, *info.outputs)
     texts = {
@@ -181,6 +181,7 @@ def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, str]:
         "test_accuracy": info.test_accuracy,
         "labels": info.labels,
         "axes": {each.name: each.names for each in sides if any(each.names)},
+        "contents": {each.name: each.content for each in sides if each.content},
         "pictures": info.pictures,
     }
     known = {name: text for name, text in texts.items() if text}

@@ -8,6 +8,7 @@ NaN and infinities are NaN, Infinity and -Infinity in both directions, as Triton
 import json
 import math
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
@@ -19,25 +20,23 @@ import orjson
 from serving.errors import InvalidRequest
 from serving.protocols.oip import inference_pb, tensors
 from serving.protocols.oip.tensors import quoted
-from serving.tensors import DTYPES, Array, finite
+from serving.tensors import DTYPES, Array, Tensor, finite
 
 _JSON_TYPES: dict[str, tuple[set[type], str]] = {
     "b": ({bool}, "true or false"),
     "i": ({int}, "integers"),
     "u": ({int}, "integers"),
     "f": ({int, float}, "numbers"),
-    "O": ({str}, "texts"),
+    "O": ({str, bytes}, "texts"),
 }
 """The elements of `data` for each kind of numpy's types, and their name."""
-
-_BRACKETS = re.compile(rb"\[+")
-_NUMBERS = re.compile(rb"\[[][0-9eE.+\-, \t\r\n]*")
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
 """In text with a number that may be larger than any double."""
-_MAX_AROUND_BYTES = 8 << 10
-"""The longest text around values that a connection keeps: there may be thousands of these."""
 _MAX_AXES = 64
 """Of an array of numpy's; the product of more sizes may be too long to print, or take seconds."""
+
+
+NONE = frozenset[str]()
 
 
 class Form(NamedTuple):
@@ -47,13 +46,21 @@ class Form(NamedTuple):
     """That of all outputs that are not named."""
     named: dict[str, bool]
     """That of each output by its name."""
+    base64: frozenset[str] = NONE
+    """The outputs whose values in JSON are base64, since they are bytes."""
 
     def wants_bytes(self, output: str) -> bool:
         """Return whether an output follows as bytes."""
         return self.named.get(output, self.is_binary)
 
 
-def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> tuple[Any, Form]:
+def read_infer(
+    body: bytes,
+    json_bytes: int | None,
+    name: str,
+    version: str,
+    base64: frozenset[str] = NONE,
+) -> tuple[Any, Form]:
     """Decode an inference request.
 
     Args:
@@ -61,6 +68,7 @@ def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> 
         json_bytes: how many of them are JSON; None for all.
         name: the model's name in the path.
         version: the version in the path; "" for the one in service.
+        base64: the inputs whose values in JSON are base64, since they are bytes.
 
     Returns:
         A ModelInferRequest with raw contents, not yet checked against the model, and the form of
@@ -76,12 +84,14 @@ def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> 
     request.id = _text(head.get("id", ""), "id")
     _set_parameters(request, head)
     rest = memoryview(body)[len(body) if json_bytes is None else json_bytes :]
-    return _read_inputs(request, head, rest)
+    return _read_inputs(request, head, rest, base64)
 
 
-def _read_inputs(request: Any, head: dict[str, Any], rest: memoryview) -> tuple[Any, Form]:
+def _read_inputs(
+    request: Any, head: dict[str, Any], rest: memoryview, base64: frozenset[str] = NONE
+) -> tuple[Any, Form]:
     for item in _objects(head, "inputs"):
-        rest = _add_input(request, item, rest)
+        rest = _add_input(request, item, rest, base64)
     if len(rest):
         raise InvalidRequest(f"expected the tensors to end the body, got {len(rest)} bytes more")
     is_binary = _flag(head, "binary_data_output", default=False)
@@ -91,84 +101,6 @@ def _read_inputs(request: Any, head: dict[str, Any], rest: memoryview) -> tuple[
         _set_parameters(output, item)
         named[output.name] = _flag(item, "binary_data", default=is_binary)
     return request, Form(is_binary, named)
-
-
-class Values(NamedTuple):
-    """Where a request's inputs stand: behind the JSON, or the values of its only one.
-
-    A client's requests differ in them alone, most often. Then they are all that has to be read.
-    """
-
-    before: bytes
-    after: bytes
-    """The text around them."""
-    datatype: str
-    """Of the values in JSON; "" if they are bytes behind it."""
-    num_bytes: int
-    """Of the values as raw contents."""
-
-    def behind(self, body: bytes) -> bytes | None:
-        """Return the bytes behind the JSON of another request; None if that is different."""
-        is_alike = len(body) == len(self.before) + self.num_bytes and body.startswith(self.before)
-        return body[len(self.before) :] if is_alike else None
-
-    def parts(self, body: bytes, num_bytes: int) -> list[bytes]:
-        """Return the values' text in another request, cut into lists of some length.
-
-        Args:
-            body: the request.
-            num_bytes: the least length of each but the last.
-
-        Returns:
-            None of them if more than the values may be different.
-        """
-        end = len(body) - len(self.after)
-        begin, is_alike = len(self.before), body.startswith(self.before + b"[")
-        if not is_alike or end - begin < 2 or not body.endswith(self.after):
-            return []
-        # "[[[1, 2], [3]], [[4]]]" is cut at "]],".
-        found = _BRACKETS.match(body, begin, end)
-        cut = b"]" * (0 if found is None else found.end() - begin - 1) + b","
-        parts, begin = [], begin + 1
-        while (at := body.find(cut, begin + num_bytes, end)) > 0:
-            parts.append(b"[%b]" % body[begin : at + len(cut) - 1])
-            begin = at + len(cut)
-        return [*parts, b"[" + body[begin:end]]
-
-
-def find_values(body: bytes, json_bytes: int | None, message: Any) -> Values | None:
-    """Return where the values of a good request's inputs stand.
-
-    Args:
-        body: all of it.
-        json_bytes: how many of them are JSON; None for all.
-        message: its content.
-
-    Returns:
-        None if they are not the last bytes of the body, nor those of the only input, a list of
-        numbers or of such lists, or if there is much text around them.
-    """
-    if json_bytes is not None:
-        is_short = json_bytes <= _MAX_AROUND_BYTES
-        return Values(body[:json_bytes], b"", "", len(body) - json_bytes) if is_short else None
-    begin = body.find(b"[", body.find(b'"data"'))
-    found = _NUMBERS.match(body, max(0, begin))
-    if found is None or len(message.inputs) != 1:
-        return None
-    if len(body) - len(found[0]) > _MAX_AROUND_BYTES:
-        return None
-    num_bytes = len(message.raw_input_contents[0])
-    end = begin + len(found[0].rstrip(b", \t\r\n"))
-    values = Values(body[:begin], body[end:], message.inputs[0].datatype, num_bytes)
-    try:  # the list there has to be the input's, wherever the search went wrong
-        empty, other = (
-            orjson.loads(values.before + text + values.after) for text in (b"[]", b"[0]")
-        )
-        tensor = empty["inputs"][0]
-        is_there, tensor["data"] = tensor["data"] == [], [0]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return values if is_there and empty == other else None
 
 
 def read_values(text: bytes, datatype: str) -> tuple[bytes, list[int]] | None:
@@ -211,10 +143,25 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
             parts.append(contents)
         else:
             _check_size(tensor.name, shape)
-            output["data"] = _values(tensors.from_raw(contents, tensor, shape).ravel())
+            output["data"] = _values_of(contents, tensor, form.base64, is_flat=True)
         outputs.append(output)
     data = _written({**head, "outputs": outputs})
     return b"".join((data, *parts)), len(data) if parts else None
+
+
+def _values_of(
+    contents: bytes, tensor: Any, base64: frozenset[str], *, is_flat: bool = False
+) -> Any:
+    """Return an output as orjson takes it; bytes as base64."""
+    shape = list(tensor.shape)
+    if tensor.name not in base64:
+        array = tensors.from_raw(contents, tensor, shape)
+    else:
+        known = Tensor(tensor.name, tensor.datatype, tuple(shape), content="bytes")
+        array = tensors.from_raw(contents, known, shape)
+        for at, each in enumerate(array.flat):
+            array.flat[at] = b64encode(each).decode()
+    return _values(array.ravel() if is_flat else array)
 
 
 def _values(array: Array) -> Any:
@@ -231,13 +178,16 @@ def _written(document: dict[str, Any]) -> bytes:
     return data
 
 
-def read_instances(body: bytes, name: str, inputs: Sequence[tuple[str, str]]) -> bytes:
+def read_instances(
+    body: bytes, name: str, inputs: Sequence[tuple[str, str]], base64: frozenset[str] = NONE
+) -> bytes:
     """Decode a request of KServe's first protocol: `instances`, a row each.
 
     Args:
         body: JSON.
         name: the model's name.
         inputs: the name and the datatype of each input.
+        base64: those whose values are base64, or {"b64": base64}, since they are bytes.
 
     Returns:
         A ModelInferRequest, serialized.
@@ -250,7 +200,7 @@ def read_instances(body: bytes, name: str, inputs: Sequence[tuple[str, str]]) ->
         raise InvalidRequest('expected {"instances": [...]}, a row each')
     if all(isinstance(row, dict) and row.keys() == dict(inputs).keys() for row in rows):
         columns = {each: [row[each] for row in rows] for each, _ in inputs}
-    elif len(inputs) == 1 and not isinstance(rows[0], dict):
+    elif len(inputs) == 1 and (not isinstance(rows[0], dict) or base64):
         columns = {inputs[0][0]: rows}
     else:
         names = ", ".join(f'"{each}"' for each, _ in inputs)
@@ -260,7 +210,7 @@ def read_instances(body: bytes, name: str, inputs: Sequence[tuple[str, str]]) ->
         {"name": each, "datatype": datatype, "shape": _shape(columns[each]), "data": columns[each]}
         for each, datatype in inputs
     ]
-    packed: bytes = _read_inputs(request, head, memoryview(b""))[0].SerializeToString()
+    packed: bytes = _read_inputs(request, head, memoryview(b""), base64)[0].SerializeToString()
     return packed
 
 
@@ -272,7 +222,7 @@ def _shape(data: Any) -> list[int]:
     return shape
 
 
-def write_predictions(response: bytes) -> bytes:
+def write_predictions(response: bytes, base64: frozenset[str] = NONE) -> bytes:
     """Encode a ModelInferResponse, serialized, as `predictions` of KServe's first protocol.
 
     Those of one output are its rows; of several outputs objects, one a row, or one of all outputs
@@ -286,7 +236,7 @@ def write_predictions(response: bytes) -> bytes:
     for tensor, contents in zip(message.outputs, message.raw_output_contents, strict=True):
         shape = list(tensor.shape)
         _check_size(tensor.name, shape)
-        arrays[tensor.name] = _values(tensors.from_raw(contents, tensor, shape))
+        arrays[tensor.name] = _values_of(contents, tensor, base64)
     numbers = {tensor.shape[0] if tensor.shape else -1 for tensor in message.outputs}
     predictions: Any = arrays
     if len(arrays) == 1:
@@ -347,7 +297,9 @@ def as_json(message: Any) -> Any:
     return fields
 
 
-def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryview:
+def _add_input(
+    request: Any, item: dict[str, Any], rest: memoryview, base64: frozenset[str]
+) -> memoryview:
     """Add an input tensor; return the bytes behind its own."""
     shape = item.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
@@ -365,7 +317,8 @@ def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryvi
     if size is None:
         if "data" not in item:
             raise InvalidRequest("expected data, or the parameter binary_data_size")
-        request.raw_input_contents.append(_raw(item["data"], tensor))
+        data = _decoded(item["data"]) if name in base64 else item["data"]
+        request.raw_input_contents.append(_raw(data, tensor))
         return rest
     if type(size) is not int or not 0 <= size <= len(rest):
         raise InvalidRequest(
@@ -374,6 +327,18 @@ def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryvi
         )
     request.raw_input_contents.append(bytes(rest[:size]))
     return rest[size:]
+
+
+def _decoded(data: Any) -> list[bytes]:
+    """Decode base64, of which each text may be in an object, as TensorFlow Serving has it."""
+    found = []
+    for each in _flat(data):
+        text = each["b64"] if isinstance(each, dict) and each.keys() == {"b64"} else each
+        try:
+            found.append(b64decode(text, validate=True))
+        except (ValueError, TypeError) as err:
+            raise InvalidRequest("expected data as base64, since the input is bytes") from err
+    return found
 
 
 def _raw(data: Any, tensor: Any) -> bytes:
@@ -466,19 +431,7 @@ def _flag(item: dict[str, Any], name: str, *, default: bool) -> bool:
 
 def _set_parameters(message: Any, item: dict[str, Any]) -> None:
     for name, value in _parameters(item).items():
-        parameter = message.parameters[_text(name, "parameters")]
-        if isinstance(value, bool):
-            parameter.bool_param = value
-        elif isinstance(value, int) and -(2**63) <= value < 2**63:
-            parameter.int64_param = value
-        elif isinstance(value, float):
-            parameter.double_param = value
-        elif isinstance(value, str):
-            parameter.string_param = _text(value, "parameters")
-        else:
-            raise InvalidRequest(
-                f"expected the parameter {quoted(name)} as text, number or boolean"
-            )
+        tensors.set_parameter(message.parameters, _text(name, "parameters"), value)
 
 
 def _name(item: dict[str, Any]) -> str:

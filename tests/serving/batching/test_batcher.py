@@ -455,6 +455,40 @@ def test_fewer_runners_serve_where_threads_are_scarce(monkeypatch, owner_of):
     assert [request.digits for request in requests] == [[0], [1], [2], [3]]
 
 
+def test_a_call_has_all_cores_only_while_it_is_alone(owner_of):
+    model = GatedModel()
+    owner = owner_of(model, BatchingConfig(), num_runners=2)
+    first = occupy(owner, model)
+    second = owner.submit(1)
+    model.wait_until_running()
+    model.open(2)
+    owner.wait(first, second)
+    third = owner.submit(2)
+    model.open()
+    owner.wait(third)
+    assert model.were_alone == [True, False, True]
+
+
+def test_calls_that_others_wait_behind_have_a_core_each(owner_of):
+    model = GatedModel()
+    owner = owner_of(model, num_runners=1)
+    first = occupy(owner, model)
+    requests = [owner.submit(value) for value in range(6)]
+    model.open(3)
+    owner.wait(first, *requests)
+    assert model.ran == [[0], [0, 1, 2, 3], [4, 5]]
+    assert model.were_alone == [True, False, True]
+
+
+def test_rows_that_the_cores_share_are_no_run_that_is_alone(owner_of):
+    model = GatedModel()
+    owner = owner_of(model, BatchingConfig(), num_runners=2)
+    request = owner.submit(*[0] * 2 * model.enough_rows)
+    model.open(2)
+    owner.wait(request)
+    assert model.were_alone == [False]
+
+
 # Any model
 
 

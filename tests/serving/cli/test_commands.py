@@ -14,7 +14,7 @@ from PIL import Image
 
 from serving.__main__ import main
 from serving.cli.commands import parser
-from serving.commandline import options
+from serving.commandline import values
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from tests.serving.model.graphs import save, two_layers
 from tests.support.servers import running_server, serve_command, started
@@ -215,12 +215,15 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
         --allow-repository-control --input image --log-format json --token-file e
         --tls-cert f --tls-key g --tls-client-ca h --canary 5% --versions all --served-name i
         --batch digits=never --max-json-bytes 1M --max-buffered-bytes 9M --max-model-bytes 3G
+        --handler j.py --handler k=l.py --allow-handlers --handler-processes 2 --max-handler 5
+        --max-handler-bytes 1G
     """
     main(["serve", "--models", str(models), *options.split()])
     model, batching, server = taken
     assert batching == BatchingConfig(
         max_batch_size=7, max_queue_delay_s=0.5, queue_capacity=99, slo_s=0.005,
-        max_run_s=8, max_request_rows=9,
+        max_run_s=8, max_request_rows=9, handler_processes=2, max_handler_s=5,
+        max_handler_bytes=1 << 30,
     )  # fmt: skip
     security = SecurityConfig(
         tls_cert=Path("f"), tls_key=Path("g"), tls_client_ca=Path("h"), token_file=Path("e")
@@ -236,7 +239,8 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
     )  # fmt: skip
     assert model == ModelConfig(
         models=models, canary=0.05, versions="all", served_name="i",
-        batch=["digits=never"], max_model_bytes=3 << 30,
+        batch=["digits=never"], max_model_bytes=3 << 30, handler=["j.py", "k=l.py"],
+        allow_handlers=True,
     )  # fmt: skip
 
 
@@ -260,10 +264,10 @@ def test_help_is_shown(command, capsys):
 
 @pytest.mark.parametrize(
     ("read", "text", "number"),
-    [*((options.seconds, *each) for each in (("5ms", 0.005), ("0.5s", 0.5), ("2", 2.0))),
-     *((options.share, *each) for each in (("5%", 0.05), ("0.05", 0.05), ("1", 1.0))),
-     *((options.seconds, text, None) for text in ("0ms", "ms", "0", "-1", "nan", "inf", "soon")),
-     *((options.share, text, None) for text in ("2", "-0.1", "nan", "101%", "much"))],
+    [*((values.seconds, *each) for each in (("5ms", 0.005), ("0.5s", 0.5), ("2", 2.0))),
+     *((values.share, *each) for each in (("5%", 0.05), ("0.05", 0.05), ("1", 1.0))),
+     *((values.seconds, text, None) for text in ("0ms", "ms", "0", "-1", "nan", "inf", "soon")),
+     *((values.share, text, None) for text in ("2", "-0.1", "nan", "101%", "much"))],
 )  # fmt: skip
 def test_values_are_read_with_their_units(read, text, number):
     with nullcontext() if number else pytest.raises(ArgumentTypeError, match="such as 5"):

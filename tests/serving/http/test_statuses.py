@@ -17,7 +17,7 @@ from serving.protocols.health import Health
 from serving.protocols.oip.methods import Queries
 from serving.protocols.status import TABLE
 from serving.system.host import Host
-from serving.transports.connections import PortLimits
+from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of

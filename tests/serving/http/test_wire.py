@@ -178,7 +178,7 @@ def test_pages_of_other_sites_are_refused_unless_allowed(named):
     reply = named.post("/v2/repository/index", Origin=ALLOWED)
     assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, ALLOWED)
     asked = named.ask("OPTIONS", "/v1/digits", Origin=ALLOWED)
-    assert (asked.status, asked.headers["access-control-allow-methods"]) == (200, "GET, POST")
+    assert (asked.status, asked.headers["access-control-allow-methods"]) == (200, "GET, POST, PUT")
     assert named.ask("OPTIONS", "/v1/digits", Origin="https://evil.example").status == 403
     assert named.ask("OPTIONS", "/v1/digits").status == 405
 

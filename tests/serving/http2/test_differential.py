@@ -36,10 +36,10 @@ from serving.http2.frames import (
     SETTINGS,
     WINDOW_UPDATE,
     Http2Error,
-    Limits,
     frame,
     word,
 )
+from serving.http2.limits import Limits
 from serving.http2.server import ServerConnection
 
 NUM_CONVERSATIONS = int(os.environ.get("HTTP2_CONVERSATIONS", "600"))

@@ -36,10 +36,10 @@ from serving.http2.frames import (
     WINDOW_UPDATE,
     ErrorCode,
     Http2Error,
-    Limits,
     frame,
     word,
 )
+from serving.http2.limits import Limits
 from serving.http2.server import ServerConnection
 
 LIMITS = Limits(burst_resets=100)

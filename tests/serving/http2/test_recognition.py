@@ -6,9 +6,10 @@ import hpack
 import pytest
 
 from serving.http2 import events
-from serving.http2.frames import PREFACE, Http2Error, Limits, frame, word
+from serving.http2.frames import PREFACE, Http2Error, frame, word
 from serving.http2.headers import is_valid
 from serving.http2.hpack import INSERT, encode_literally, literal
+from serving.http2.limits import Limits
 from serving.http2.recogniser import recognise
 from serving.http2.server import ServerConnection
 from serving.http2.streams import OpenCall

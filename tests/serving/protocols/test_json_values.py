@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from serving.errors import InvalidRequest
 from serving.protocols.oip import rest
+from serving.protocols.oip.known_requests import find_values
 
 ODD = st.sampled_from([0.5, 1e300, -1, 300, True, None, "1", [1, 2]])
 GOOD = st.lists(st.integers(0, 255), min_size=4, max_size=4)
@@ -51,7 +52,7 @@ def test_other_values_are_read_as_the_whole_request_would_be(request_, first, te
     before, after = request_
     whole = f"{before}{json.dumps(first)}{after}".encode()
     known = outcome(whole)
-    values = rest.find_values(whole, None, known[1])
+    values = find_values(whole, None, known[1])
     body = f"{before}{text}{after}{end}".encode()
     expected = outcome(body)
     raw = values and read(values, body, num_bytes)
@@ -77,7 +78,7 @@ def read(values, body, num_bytes):
 def test_values_that_are_no_json_are_not_read(text, num_bytes):
     form = '{"inputs": [{"name": "x", "datatype": "UINT8", "shape": [4], "data": %s}]}'
     good, bad = (form % each for each in ("[1,2,3,4]", text))
-    values = rest.find_values(good.encode(), None, outcome(good.encode())[1])
+    values = find_values(good.encode(), None, outcome(good.encode())[1])
     assert "JSON" in outcome(bad.encode())
     assert read(values, bad.encode(), num_bytes) is None
 
@@ -87,8 +88,8 @@ def test_long_text_around_values_is_not_kept():
     for size in (100, 10_000):
         body = (form % ("a" * size, '"shape": [4], "data": [1,2,3,4]')).encode()
         head = (form % ("a" * size, '"shape": [4], "parameters": {"binary_data_size": 4}')).encode()
-        found = rest.find_values(body, None, outcome(body)[1])
-        behind = rest.find_values(head + bytes(4), len(head), None)
+        found = find_values(body, None, outcome(body)[1])
+        behind = find_values(head + bytes(4), len(head), None)
         assert (found is None, behind is None) == (size > 8 << 10,) * 2
 
 
@@ -107,7 +108,7 @@ def test_values_are_found_wherever_they_stand(form, text, num_bytes):
     body = (
         '{"inputs": [{"name": "x", "datatype": "UINT8", %s}], "id": ""}' % (form % text)
     ).encode()
-    assert read(rest.find_values(body, None, outcome(body)[1]), body, num_bytes) == b"\1\2\3\4"
+    assert read(find_values(body, None, outcome(body)[1]), body, num_bytes) == b"\1\2\3\4"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_values_are_found_wherever_they_stand(form, text, num_bytes):
     ],
 )
 def test_a_list_that_is_not_the_inputs_is_no_place_of_values(text):
-    assert rest.find_values(text.encode(), None, outcome(text.encode())[1]) is None
+    assert find_values(text.encode(), None, outcome(text.encode())[1]) is None
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1E+999", "1" + 400 * "0" + ".5"])

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from serving.protocols.health import Health
-from serving.server.server import SelfTest
+from serving.server.self_test import SelfTest
 from serving.server.worker import Heartbeat
-from serving.system.process import Activity
+from serving.system.usage import Activity
 from tests.support.fakes import until
 from tests.support.servers import wait_until
 

@@ -20,12 +20,12 @@ import pytest
 
 from digit_classifier.wire import encode_request
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
-from serving.server.exporter import Exporter
+from serving.server.metrics_port import MetricsPort
 from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker
-from serving.system import host
-from serving.system.host import refuse_callers, reserved_port
-from serving.system.process import Usage
+from serving.system import shared_port
+from serving.system.shared_port import refuse_callers, reserved_port
+from serving.system.usage import Usage
 from serving.telemetry.metrics import NO_MODEL, Metrics, Report, Served, total
 from tests.serving.telemetry.test_metrics import observe, of_digits, scrape, value
 from tests.serving.transports.test_faults import stream_of
@@ -271,14 +271,14 @@ def test_reserved_port_may_be_shared():
 def test_connections_are_taken_by_who_has_fewest(num_frozen, monkeypatch):
     """Of two ports; where one is frozen, the other takes them all the same."""
     if not num_frozen:
-        monkeypatch.setattr("serving.transports.connections._LEFT_S", 60.0)
+        monkeypatch.setattr("serving.transports.accepting._LEFT_S", 60.0)
     with ExitStack() as stack:
         shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
         address = shared.socket.getsockname()
         numbers = memoryview(mmap.mmap(shared.file, 0)).cast("q")
         for place in range(2 - num_frozen):
-            monkeypatch.setitem(host.shares, address, shared.share(place))
-            stack.callback(Exporter(*address).close)
+            monkeypatch.setitem(shared_port.shares, address, shared.share(place))
+            stack.callback(MetricsPort(*address).close)
         if num_frozen:
             shared.share(1).note(0)
         for number in range(1, 9):
@@ -292,8 +292,8 @@ def test_worker_that_listens_as_callers_are_refused_listens_again(monkeypatch):
     with ExitStack() as stack:
         shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
         address = shared.socket.getsockname()
-        monkeypatch.setitem(host.shares, address, shared.share(0))
-        stack.callback(Exporter(*address).close)
+        monkeypatch.setitem(shared_port.shares, address, shared.share(0))
+        stack.callback(MetricsPort(*address).close)
         refuse_callers(shared.socket)
         number = memoryview(mmap.mmap(shared.file, 0)).cast("q")
         wait_until(lambda: not is_refused(address))
@@ -311,12 +311,12 @@ def is_refused(address):
 
 def test_each_connection_is_left_to_who_has_fewer(monkeypatch):
     """The other worker is this test, which takes all but the first."""
-    monkeypatch.setattr("serving.transports.connections._LEFT_S", 0.5)
+    monkeypatch.setattr("serving.transports.accepting._LEFT_S", 0.5)
     with ExitStack() as stack:
         shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
         address, share = shared.socket.getsockname(), shared.share(0)
-        monkeypatch.setitem(host.shares, address, share)
-        stack.callback(Exporter(*address).close)
+        monkeypatch.setitem(shared_port.shares, address, share)
+        stack.callback(MetricsPort(*address).close)
         shared.share(1).note(0)
         number = memoryview(mmap.mmap(shared.file, 0)).cast("q")
         stack.enter_context(socket.create_connection(address))

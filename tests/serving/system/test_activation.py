@@ -13,7 +13,9 @@ import pytest
 
 from digit_classifier import Classifier
 from serving.errors import ConfigurationError
-from serving.system.host import bind, cannot_listen, reserved_port, with_port
+from serving.system.addresses import cannot_listen, with_port
+from serving.system.listening import bind
+from serving.system.shared_port import reserved_port
 from tests.support.servers import ended, program, serve_command, started
 
 ACTIVATED = 'exec 3<&{} && LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'

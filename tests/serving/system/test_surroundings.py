@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from digit_classifier import Classifier
-from serving.system.host import Threads
+from serving.system.runners import Threads
 from tests.support.servers import ended, prepared, running_server, serve_command
 
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from digit_classifier import Classifier
 from digit_classifier.wire import encode_request
 from serving.config import BatchingConfig
-from serving.system.process import Usage
+from serving.system.usage import Usage
 from serving.telemetry.exposition import encode
 from serving.telemetry.metrics import (
     MAX_MODELS,

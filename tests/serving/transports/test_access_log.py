@@ -21,7 +21,7 @@ from serving import Client
 from serving.config import SecurityConfig
 from serving.errors import ConfigurationError, ModelNotFound
 from serving.telemetry.logs import ACCESS
-from serving.transports.calls import Tracer
+from serving.telemetry.traces import Tracer
 from tests.support.fleet.collector import attributes_of, running_collector
 from tests.support.h2_server import server_inside
 from tests.support.raw import CLASSIFY, GET_MODEL, STREAM, TIMEOUT_S, WATCH, ask

@@ -11,7 +11,7 @@ from serving.model.loaded import LoadedModel
 from serving.protocols.method import BatchedUnary, Rows
 from serving.telemetry.logs import request_fields
 from serving.tensors import Signature
-from serving.transports.loop import AsyncioLoop
+from serving.transports.asyncio_loop import AsyncioLoop
 from tests.support.fakes import (
     MANIFEST,
     TIMEOUT_S,

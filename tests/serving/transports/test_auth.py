@@ -14,7 +14,7 @@ from serving.__main__ import main
 from serving.config import SecurityConfig
 from serving.errors import ConfigurationError, Unauthenticated
 from serving.protocols.oip import inference_pb
-from serving.security import token_check
+from serving.security.tokens import token_check
 from tests.support.h2_server import server_inside
 from tests.support.raw import GET_MODEL, HEALTH, TIMEOUT_S, WATCH, status_of
 from tests.support.servers import on_both, running_server

@@ -11,10 +11,10 @@ from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFra
 from digit_classifier import PRETRAINED, Classifier
 from digit_classifier.wire import encode_request
 from serving.config import SecurityConfig, ServerConfig
-from serving.http2.frames import Limits as Http2Limits
+from serving.http2.limits import Limits as Http2Limits
 from serving.transports import loop
-from serving.transports.connections import PortLimits
 from serving.transports.grpc_call import GrpcCall
+from serving.transports.limits import PortLimits
 from tests.support.h2_server import h2_server
 from tests.support.raw import HEALTH, REFLECTION, STREAM, WATCH
 from tests.support.servers import connected

@@ -12,7 +12,7 @@ import serving
 from digit_classifier import Classifier
 from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_request
-from serving.transports.connections import PortLimits
+from serving.transports.limits import PortLimits
 from tests.support.h2_server import h2_server
 from tests.support.servers import wait_until
 from tests.support.wire import Connection, message

@@ -23,8 +23,8 @@ from serving.http2.hpack import encode_literally
 from serving.model.loaded import LoadedModel
 from serving.protocols.method import Rows
 from serving.router import Router
-from serving.transports.connections import PortLimits
-from serving.transports.grpc_port import H2Server
+from serving.transports.h2_server import H2Server
+from serving.transports.limits import PortLimits
 from tests.support.fakes import (
     MANIFEST,
     TIMEOUT_S,

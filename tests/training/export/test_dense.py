@@ -7,7 +7,7 @@ from keras import layers
 
 from training.errors import ExportError
 from training.export import graph, parity
-from training.export.samples import ImageSignature
+from training.export.image_signature import ImageSignature
 
 SAME = 1e-6
 """Float32 rounding in another order of summation."""

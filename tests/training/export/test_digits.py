@@ -49,9 +49,15 @@ def test_manifest_holds_what_training_measured(manifest, artifacts):
     }  # fmt: skip
     assert manifest["accuracy"] == pytest.approx(metrics["accuracy"])
     assert [manifest[key] for key in ("recipe", "seed", "parameters")] == ["seed", 0, 241_650]
+    assert manifest["settings"] == metrics["settings"]
+    assert (manifest["settings"]["epochs"], manifest["settings"]["units"]) == (12, [256, 128, 56])
     assert set(manifest["libraries"]) == {
         "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "python",
     }  # fmt: skip
+
+
+def test_server_knows_every_field_of_the_manifest(models):
+    assert read_manifest.load(models / "digits", "1")[0].unknown == ()
 
 
 def test_manifest_has_the_digest_of_every_file(version, manifest):
@@ -122,10 +128,11 @@ def test_next_export_is_the_next_version(version, artifacts, mnist_sample, tmp_p
     assert f"published {second}; serve it with `{command}`" in capsys.readouterr().out
 
 
-def test_unknown_recipe_names_the_command_to_run(own_artifacts, mnist_sample, tmp_path):
+def test_missing_settings_name_the_command_to_run(own_artifacts, mnist_sample, tmp_path):
     metrics = json.loads((own_artifacts / "metrics.json").read_text())
-    (own_artifacts / "metrics.json").write_text(json.dumps(metrics | {"recipe": "mine"}))
-    with pytest.raises(ExportError, match="no recipe is called 'mine': run `make train` again"):
+    metrics["settings"] = {"name": "mine"}
+    (own_artifacts / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(NotTrained, match=r"lacks the settings .*: run `make train` again"):
         export(own_artifacts, tmp_path / "models", mnist_sample)
 
 

@@ -1,11 +1,11 @@
 import pytest
 
-from training.fitting import trainer
+from training.fitting import epochs
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_compilation():
     """XLA compiles for seconds, and is tested by the training of the suite's model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "IS_FUSED", False)
+        patch.setattr(epochs, "IS_FUSED", False)
         yield

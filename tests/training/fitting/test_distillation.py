@@ -8,8 +8,8 @@ import pytest
 
 from training.config import RECIPES, TEACHER, Distillation
 from training.fitting import distillation
+from training.fitting.epochs import Trainer
 from training.fitting.train import train
-from training.fitting.trainer import Trainer
 
 DISTILLATION = Distillation(
     teacher=dataclasses.replace(

@@ -5,8 +5,8 @@ import pytest
 
 from tests.support.fakes import FakeClock
 from training.config import RECIPES, TEACHER, Distillation
-from training.fitting import trainer
-from training.fitting.trainer import Estimate
+from training.fitting import epochs
+from training.fitting.epochs import Estimate
 
 DISTILLATION = Distillation(
     teacher=replace(TEACHER, epochs=10), teachers=2, views=4, temperature=2.0, share=0.9
@@ -19,10 +19,10 @@ RECIPE = replace(
 @pytest.fixture
 def clock(monkeypatch):
     clock = FakeClock()
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=clock))
-    monkeypatch.setattr(trainer, "TEACHER_EPOCH", 10)
-    monkeypatch.setattr(trainer, "TEACHER_VIEW", 5)
-    monkeypatch.setattr(trainer, "EPOCH", 1)
+    monkeypatch.setattr(epochs, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(epochs, "TEACHER_EPOCH", 10)
+    monkeypatch.setattr(epochs, "TEACHER_VIEW", 5)
+    monkeypatch.setattr(epochs, "EPOCH", 1)
     return clock
 
 

@@ -14,7 +14,7 @@ from training.fitting.evaluation import (
     fit_temperature,
     probabilities,
 )
-from training.fitting.trainer import build
+from training.fitting.networks import build
 
 
 def answers(*certainties):

@@ -11,12 +11,12 @@ from digit_classifier import Classifier
 from training.config import RECIPES, SEED, TEACHER
 from training.data.extra import Extra
 from training.data.mnist import Examples
-from training.errors import ResumeError
-from training.fitting import trainer as networks
-from training.fitting.artifacts import Checkpoint, Progress, load_json, load_model
+from training.errors import Diverged, ResumeError, UnusableInput
+from training.fitting import networks
+from training.fitting.artifacts import Checkpoint, Progress, load_json, load_model, recipe_of
+from training.fitting.epochs import Trainer
 from training.fitting.evaluation import probabilities
 from training.fitting.train import split, train
-from training.fitting.trainer import Trainer
 
 RECIPE = dataclasses.replace(RECIPES["default"], epochs=3, batch_size=256, ema_decay=0.9)
 """All of the default recipe's machinery, for a sample of 2,000 images."""
@@ -149,8 +149,26 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path, mnist_sample):
         train_images=mnist_sample.train_images[:100],
         train_labels=mnist_sample.train_labels[:100],
     )
-    with pytest.raises(ValueError, match="expected at least 256 images, got 100"):
+    with pytest.raises(UnusableInput, match=r"expected at most 100, the .* images, got 256"):
         train(RECIPE, few, tmp_path)
+
+
+def test_diverged_training_leaves_nothing(tmp_path, mnist_sample):
+    recipe = dataclasses.replace(SEED, learning_rate=1e30, epochs=2)
+    with pytest.raises(Diverged, match=r"no longer a number .*lower --learning-rate than 1e"):
+        train(recipe, mnist_sample, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_other_units_and_optimizer_are_trained(tmp_path, mnist_sample, optimizer):
+    settings = {"units": (24,), "dropout": (0.1,), "optimizer": optimizer, "learning_rate": 0.02}
+    metrics = train(
+        SEED.changed({**settings, "epochs": 3, "batch_size": 64}), mnist_sample, tmp_path
+    )
+    assert metrics["accuracy"]["test"] > 0.7
+    assert metrics["parameters"] == 784 * 24 + 24 + 24 * 10 + 10
+    assert recipe_of(metrics).units == (24,)
 
 
 def test_without_a_split_all_images_are_trained_on(mnist_sample):

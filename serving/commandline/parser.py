@@ -1,37 +1,24 @@
-"""Options of all programs: from the environment, too, and of fields of configurations."""
+"""The parser of all programs: options come from the command line, else from the environment."""
 
 import argparse
-import ast
-import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import Field, fields
-from functools import cache
-from itertools import pairwise
-from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from serving.commandline.installation import version
 
 PREFIX = "SERVING_"
-
 _WITH_VARIABLE = ("store", "store_true", "extend")
 """Actions of options that the environment can set."""
-
 _FLAG = {"1": "", "true": "", "yes": "", "0": "no-", "false": "no-", "no": "no-"}
 """Text of a flag's variable to the prefix of the flag's name."""
-
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 """Kubernetes gives each container the addresses of its services as `<SERVICE>_PORT=tcp://...`, so
 a service named `serving` sets SERVING_PORT, `serving-metrics` SERVING_METRICS_PORT."""
-
 _LINK_NAME = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 """Names of further such variables."""
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class Parser(argparse.ArgumentParser):
@@ -177,151 +164,3 @@ def _is_about(message: str, variable: str, text: str) -> bool:
     name = variable.removeprefix(PREFIX).lower()
     words = map(re.escape, (name, name.replace("_", "-"), text))
     return any(re.search(rf"(?<![\w.-]){word}(?![\w.-])", message) for word in words)
-
-
-# Values
-
-
-def port_or_off(text: str) -> int | Literal["auto"] | None:
-    """Read a TCP port, or "auto"; "off" is None."""
-    if text == "off":
-        return None
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a port or off, got {text!r}")
-    return int(text)
-
-
-def duration(text: str) -> float:
-    """Read a time such as 5ms, 0.5s or 0.005, in seconds; who takes it bounds it."""
-    number, unit_s = (text[:-2], 1e-3) if text.endswith("ms") else (text.removesuffix("s"), 1.0)
-    with suppress(ValueError):
-        return float(number) * unit_s
-    raise argparse.ArgumentTypeError(f"expected a time such as 5ms or 0.5s, got {text!r}")
-
-
-def seconds(text: str) -> float:
-    """Read a time of more than 0; see `duration`."""
-    if 0 < duration(text) <= 1e6:
-        return duration(text)
-    raise argparse.ArgumentTypeError(f"expected a time such as 5ms or 0.5s, got {text!r}")
-
-
-def size(text: str) -> int:
-    """Read a number of bytes, such as 500M, 2G or 1048576."""
-    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
-    if number.isdecimal() and unit in _UNITS and 0 < int(number) * _UNITS[unit] < 1 << 50:
-        return int(number) * _UNITS[unit]
-    raise argparse.ArgumentTypeError(f"expected a size such as 500M or 2G, got {text!r}")
-
-
-def share(text: str) -> float:
-    """Read a share or a probability, such as 5% or 0.05."""
-    with suppress(ValueError):
-        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        if 0 <= number <= 1:
-            return number
-    raise argparse.ArgumentTypeError(f"expected a share such as 5% or 0.05, got {text!r}")
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers that are not smaller."""
-
-    def number(text: str) -> int:
-        with suppress(ValueError):
-            if int(text) >= least:
-                return int(text)
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least {least}, got {text!r}")
-
-    return number
-
-
-count = at_least(1)
-"""Reads a whole number that is at least 1."""
-
-
-# Options of the fields of configurations
-
-_SPECIAL: dict[str, dict[str, Any]] = {
-    "model_cache": {"type": Path, "metavar": "DIR"},
-    "input": {"choices": ("tensors", "image")},
-    "canary": {"type": share, "metavar": "SHARE"},
-    "access_log": {"type": share, "metavar": "SHARE"},
-    "max_model_bytes": {"type": size, "metavar": "SIZE"},
-    "max_json_bytes": {"type": size, "metavar": "SIZE"},
-    "max_buffered_bytes": {"type": size, "metavar": "SIZE"},
-    "slo_s": {"type": seconds, "metavar": "TIME"},
-    "metrics_port": {"type": port_or_off, "metavar": "PORT", "default": "auto"},
-    "http_port": {"type": port_or_off, "metavar": "PORT", "default": "auto"},
-}
-"""Options that are more than their fields' types say."""
-
-
-def add_fields(parser: argparse.ArgumentParser, kind: Any, *names: str) -> None:
-    """Add an option for each of these fields of a configuration, parsed under the field's name."""
-    known = {field.name: field for field in fields(kind)}
-    for name in names:
-        flag = name.removesuffix("_s").replace("_", "-")
-        settings = _settings(known[name])
-        if settings.get("action") == "extend":  # a flag for each of several
-            flag = flag.removesuffix("s")
-        action = parser.add_argument(f"--{flag}", dest=name, help=name, **settings)
-        action.of_field = kind, name  # type: ignore[attr-defined]
-
-
-def _settings(field: Field[Any]) -> dict[str, Any]:
-    if field.name in _SPECIAL:
-        return {"default": field.default, **_SPECIAL[field.name]}
-    if field.type is bool:
-        return {"action": "store_true"}
-    if field.type is float and field.name.endswith("_s"):
-        return {"type": duration, "default": field.default, "metavar": "TIME"}
-    if get_origin(field.type) is Literal:
-        return {"choices": get_args(field.type), "default": field.default}
-    last = field.name.rpartition("_")[2].upper()
-    if get_origin(field.type) is tuple:
-        return {"nargs": "+", "action": "extend", "default": [], "metavar": last.removesuffix("S")}
-    (kind,) = {*get_args(field.type)} - {NoneType} or {field.type}
-    usual = {Path: "FILE", float: "SECONDS", int: "N"}.get(kind, last)
-    metavar = "PORT" if last == "PORT" else usual
-    return {"type": kind, "default": field.default, "metavar": metavar}
-
-
-@cache
-def field_docs(kind: Any) -> dict[str, str]:
-    """Read the docstrings of a configuration's fields, which Python keeps in the source alone."""
-    (tree,) = ast.parse(inspect.getsource(kind)).body
-    found = {}
-    for field, text in pairwise(ast.iter_child_nodes(tree)):
-        match field, text:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
-                value=ast.Constant(value=str(doc))
-            ):
-                found[name] = doc
-    return found
-
-
-class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows fields' docstrings, defaults, and examples as they are."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        """Leave out a default that says nothing, such as None, or a flag that is off."""
-        if (of_field := getattr(action, "of_field", None)) is not None:
-            kind, name = of_field
-            text = " ".join(field_docs(kind)[name].split()).removesuffix(".").replace("%", "%%")
-            is_name = text.partition(" ")[0][1:] != text.partition(" ")[0][1:].lower()
-            action.help = text if is_name else text[0].lower() + text[1:]
-        if action.default in (None, [], float("inf")) or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
-
-
-def command_help(text: str, examples: str = "") -> dict[str, Any]:
-    """Return the settings of a command's parser: one text in the list and on the command's page."""
-    return {
-        "help": text,
-        "description": text[0].upper() + text[1:] + ".",
-        "epilog": examples and f"examples:\n{examples}",
-        "formatter_class": Formatter,
-    }

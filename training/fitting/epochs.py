@@ -1,88 +1,37 @@
-"""The network, its trainer, and the loop over epochs, with an estimate of how long it takes."""
+"""The loop of training: steps, epochs, the average of weights, the time that is left."""
 
+import math
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.resources import files
 
 import keras
-import numpy as np
-import onnx
 import tensorflow as tf
-from keras import layers
-from onnx import numpy_helper
 
 from training.config import Recipe
 from training.data.augmentation import Batches
 from training.data.mnist import Examples
+from training.errors import Diverged, UnusableInput
 from training.fitting.artifacts import Checkpoint, Progress
 from training.fitting.evaluation import evaluate
+from training.fitting.networks import build
 
 IS_FUSED = sys.platform == "linux"
 """Whether XLA compiles the optimiser's step on a CPU: it fuses some twenty passes over the
 weights, a quarter less time for an epoch. The whole step would be four times slower there."""
-_MUON_STEPS = 3
-"""Of Newton and Schulz, to make an update orthogonal; 5 gain nothing here and take longer."""
 TEACHER_EPOCH, TEACHER_VIEW, EPOCH = 40.0, 9.0, 0.8
 """Seconds of two cores (EPYC, AVX-512): an epoch of a teacher, its answers to a view, an epoch of
 the network. Only their ratios count: the pace is this training's own."""
 MUON = 2.0
 """How many times as long an epoch of the network takes with Muon."""
+_MOMENTUM = 0.9
+"""Of SGD."""
+_MUON_STEPS = 3
+"""Of Newton and Schulz, to make an update orthogonal; 5 gain nothing here and take longer."""
 _LINE = re.compile(r"(?:teacher (\d+)/\d+  )?(epoch|teacher logits  view) +(\d+)/")
-
-
-def build(recipe: Recipe) -> keras.Model:
-    """Build the network; keras.utils.set_random_seed determines its first weights, if random.
-
-    Returns:
-        (N, 784) float32 in [0, 1] to (N, 10) float32 probabilities.
-    """
-    network = _mlp(recipe) if recipe.network == "mlp" else _cnn(recipe)
-    if recipe.pretrained_share:
-        mix_in_bundled(network, 1.0)
-    return network
-
-
-def mix_in_bundled(network: keras.Model, share: float) -> None:
-    """Give the bundled model's weights a share in a network's; its graph takes 0 to 255."""
-    if not share:
-        return
-    path = files("digit_classifier") / "pretrained" / "digits" / "1" / "model.onnx"
-    tensors = onnx.load_from_string(path.read_bytes()).graph.initializer
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
-    weights["hidden_1/kernel"] = weights["hidden_1/kernel"] * np.float32(255)
-    for layer in network.layers:
-        layer.set_weights(
-            [
-                share * weights[f"{layer.name}/{own.name}"] + (1 - share) * own.numpy()
-                for own in layer.weights
-            ]
-        )
-
-
-def _mlp(recipe: Recipe) -> keras.Model:
-    """Stack dense layers: with (256, 128, 56) 200,960 + 32,896 + 7,224 + 570 parameters."""
-    stack = [keras.Input((784,), name="images")]
-    layers_of = zip(recipe.units, recipe.dropout, strict=True)
-    for number, (units, rate) in enumerate(layers_of, start=1):
-        stack.append(layers.Dense(units, activation="relu", name=f"hidden_{number}"))
-        stack.append(layers.Dropout(rate, name=f"dropout_{number}"))
-    stack.append(layers.Dense(10, activation="softmax", name="probabilities"))
-    return keras.Sequential(stack, name="digits")
-
-
-def _cnn(recipe: Recipe) -> keras.Model:
-    """Stack convolutions, 14.6 million products an image: a stride of 2 at once makes it cheap."""
-    stack = [keras.Input((784,), name="images"), layers.Reshape((28, 28, 1))]
-    for channels, size, stride in ((32, 5, 2), (64, 3, 1), (96, 3, 2), (96, 3, 1), (96, 3, 1)):
-        stack += [
-            layers.Conv2D(channels, size, stride, padding="same", use_bias=False),
-            layers.BatchNormalization(momentum=0.9),
-            layers.ReLU(),
-        ]
-    stack += [layers.Flatten(), layers.Dropout(*recipe.dropout)]
-    return keras.Sequential([*stack, layers.Dense(10, activation="softmax")], name="teacher")
+Log = Callable[[str], None]
+"""Shows one line of progress."""
 
 
 def device() -> str:
@@ -95,7 +44,10 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, num_images: int, seed: int) -> None:
         if num_images < recipe.batch_size:
-            raise ValueError(f"expected at least {recipe.batch_size} images, got {num_images}")
+            raise UnusableInput(
+                f"batch_size: expected at most {num_images:,}, the number of training images, got "
+                f"{recipe.batch_size:,}"
+            )
         keras.utils.set_random_seed(seed)
         self.recipe = recipe
         """How it trains."""
@@ -162,6 +114,8 @@ class Trainer:
 
 
 def _optimizer(recipe: Recipe, steps_per_epoch: int) -> keras.Optimizer:
+    if recipe.optimizer == "sgd":
+        return keras.optimizers.SGD(recipe.learning_rate, momentum=_MOMENTUM)
     if recipe.optimizer == "rmsprop":
         return keras.optimizers.RMSprop(recipe.learning_rate)
     steps = recipe.epochs * steps_per_epoch
@@ -184,10 +138,6 @@ def _optimizer(recipe: Recipe, steps_per_epoch: int) -> keras.Optimizer:
     )
 
 
-Log = Callable[[str], None]
-"""Shows one line of progress."""
-
-
 def run_epochs(
     trainer: Trainer,
     epochs: Iterator[Batches],
@@ -199,12 +149,18 @@ def run_epochs(
     """Train on each epoch, evaluate, and write a checkpoint.
 
     Raises:
+        Diverged: the loss is no longer a number.
         OSError: a checkpoint could not be written.
     """
     wall, cpu = time.monotonic() - progress.seconds, time.process_time() - progress.cpu_seconds
     for batches in epochs:
         loss, accuracy = trainer.fit(batches)
         val_loss, val_accuracy = evaluate(trainer.ema, validation)
+        if not math.isfinite(loss + val_loss):
+            raise Diverged(
+                f"the loss is no longer a number in epoch {len(progress.rows) + 1}: train with a "
+                f"lower --learning-rate than {trainer.recipe.learning_rate:g}"
+            )
         if val_accuracy >= max((row["val_accuracy"] for row in progress.rows), default=0):
             progress.best = trainer.ema.get_weights()
         progress.rows.append(

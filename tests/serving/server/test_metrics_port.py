@@ -12,9 +12,9 @@ import pytest
 from digit_classifier.wire import encode_request
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
-from serving.server.exporter import Exporter
-from serving.server.server import serve
-from serving.system.process import Usage
+from serving.server.lifetime import serve
+from serving.server.metrics_port import MetricsPort
+from serving.system.usage import Usage
 from serving.telemetry.metrics import Counts, Readiness, Report, Served
 from tests.serving.http.peer import HttpPeer
 from tests.serving.server.test_supervisor import workers_of
@@ -44,7 +44,7 @@ def report():
 
 @pytest.fixture
 def exporter():
-    exporter = Exporter("127.0.0.1", 0)
+    exporter = MetricsPort("127.0.0.1", 0)
     exporter.serve(report, lambda: Readiness(is_serving=True))
     yield exporter
     exporter.close()
@@ -83,7 +83,7 @@ def test_server_that_loads_its_model_is_alive_and_not_ready(monkeypatch):
         seen.extend(get(f"127.0.0.1:{port}", path) for path in paths)
         raise ConfigurationError("seen enough")
 
-    monkeypatch.setattr("serving.server.server.Catalog", load)
+    monkeypatch.setattr("serving.server.lifetime.Catalog", load)
     serving = serve(ModelConfig(), BatchingConfig(), ServerConfig(port=0, metrics_port=port))
     with pytest.raises(ConfigurationError, match="seen enough"):
         serving.send(None)
@@ -156,3 +156,78 @@ def test_readiness_of_several_workers_is_that_of_all(models):
         os.kill(worker, signal.SIGCONT)
         wait_until(lambda: get(metrics, "/readyz")[0] == 200)
         assert server.stop() == 0
+
+
+def whole(caller):
+    """Return all that comes until the port closes the connection."""
+    return b"".join(iter(lambda: caller.recv(1 << 16), b""))
+
+
+def answers(address, data):
+    with connected(address, TIMEOUT_S) as caller:
+        caller.sendall(data)
+        return whole(caller)
+
+
+@pytest.mark.parametrize(("request_bytes", "status"), [
+    (b"hello\r\n\r\n", 400),
+    (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+    (b"GET /healthz HTTP/1.1\r\nhost: a\r\nhost: localhost\r\n\r\n", 400),
+    (b"GET /healthz HTTP/1.1\r\nhost: localhost\nx: 1\r\n\r\n", 400),
+    (b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n folded\r\n\r\n", 400),
+    (b"\x16\x03\x01\x02\0\r\n\r\n", 400),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    (b"GET /healthz HTTP/1.1\r\n" + b"x" * 20_000, 431),
+    (b"GET /healthz HTTP/1.0\r\n\r\n", 200),
+    (b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 200),
+    (b"POST /healthz HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\n\r\nabc", 405),
+])  # fmt: skip
+def test_connection_ends_behind_its_last_request(exporter, request_bytes, status):
+    received = answers(exporter.address, request_bytes)
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in received
+    assert get(exporter.address, "/healthz") == (200, "alive\n")
+
+
+def test_requests_that_are_sent_ahead_are_answered_in_order(exporter):
+    paths = ["/healthz", "/metrics", "/readyz", "/nowhere", "/metrics", *["/healthz"] * 2_000]
+    data = "".join(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n" for path in paths)
+    data += "GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    received = answers(exporter.address, data.encode())
+    statuses = [200, 200, 200, 404, *[200] * 2_002]
+    assert [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]] == statuses
+    assert received.endswith(b"SERVING\n")
+
+
+def test_time_of_heads_and_answers_is_limited(exporter, monkeypatch):
+    monkeypatch.setattr("serving.server.metrics_port._HEAD_S", 0.2)
+    monkeypatch.setattr("serving.server.metrics_port._TICK_S", 0.05)
+    with connected(exporter.address, TIMEOUT_S) as slow, connected(exporter.address) as silent:
+        slow.sendall(b"GET /healthz HTT")
+        assert slow.recv(100) == b""
+        assert silent.recv(100) == b""
+
+
+def test_callers_of_pages_that_take_long_keep_their_places(exporter, monkeypatch):
+    monkeypatch.setattr("serving.server.metrics_port._MAX_CONNECTIONS", 2)
+    made = threading.Event()
+
+    def slow_report():
+        made.wait(TIMEOUT_S)
+        return report()
+
+    exporter.serve(slow_report, lambda: Readiness(is_serving=True))
+    ahead = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    with ExitStack() as closing:
+        callers = []
+        for _ in range(2):
+            callers.append(closing.enter_context(connected(exporter.address, TIMEOUT_S)))
+            callers[-1].sendall(ahead + request)
+            assert callers[-1].recv(1 << 16).startswith(b"HTTP/1.1 200")
+        callers.append(closing.enter_context(connected(exporter.address, TIMEOUT_S)))
+        callers[-1].sendall(request)
+        made.set()
+        for caller in callers:
+            assert whole(caller).startswith(b"HTTP/1.1 200")

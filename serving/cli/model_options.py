@@ -1,0 +1,85 @@
+"""Options of commands that load a model or call a server."""
+
+import argparse
+from pathlib import Path
+
+from serving.commandline.fields import add_fields
+from serving.config import ModelConfig, ServerConfig
+from serving.system.addresses import is_target
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that loads a model or calls a server, and may print JSON."""
+    add_server(parser)
+    add_model(parser)
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that may call a server, and print JSON."""
+    parser.add_argument(
+        "--target",
+        type=target,
+        metavar="HOST:PORT",
+        help="call a running server instead of loading the model here",
+    )
+    add_access(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+
+def target(text: str) -> str:
+    """Read a server's address; see `is_target`."""
+    if not is_target(text):
+        raise argparse.ArgumentTypeError(f"expected HOST:PORT, got {text!r}")
+    return text
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a caller of servers: its authorities, certificate and token."""
+    add = parser.add_argument
+    add(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="PEM authorities that sign servers' certificates: enables TLS",
+    )
+    add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of the caller, for mTLS")
+    add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")
+    add(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file whose first line is the bearer token; or set SERVING_TOKEN",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options of one model in files."""
+    add_repository(parser)
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="NAME",
+        help="name of the model: a folder or a file in the repository; without one, its only model "
+        "or the bundled one",
+    )
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe how a model without a manifest takes pictures."""
+    add_fields(parser, ServerConfig, "input")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="the names of the classes, one a line"
+    )
+
+
+def add_repository(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a repository of models."""
+    parser.add_argument(
+        "--models",
+        metavar="DIR|URL",
+        default=argparse.SUPPRESS,
+        help="root of the model repository, or where to copy it from: s3://, gs://, hf:// or other "
+        "URLs of fsspec, or an .onnx at https:// (default: "
+        f"{ModelConfig().models} if it has the model, else the bundled one)",
+    )
+    add_fields(parser, ModelConfig, "model_cache", "version", "device", "precision")

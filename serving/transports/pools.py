@@ -1,0 +1,66 @@
+"""Where calls do work that may take long, away from the loop: on threads of this process."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol
+
+from serving.system.host import Host
+from serving.system.runners import Task
+
+
+class Pool(Protocol):
+    """Calls functions where they may take long, such as `ProcessPool`."""
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        """Call a function of a module; the number of waiting calls of `owner` is limited."""
+
+    def close(self) -> None:
+        """Begin no further call."""
+
+
+class OneThread:
+    """A `Pool` for trusted work."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, name)
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        return self._thread.submit(function, *args)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class ThreadEach:
+    """A `Pool` with a thread for each function."""
+
+    def __init__(self, host: Host, post: Callable[[Callable[[], None]], None]) -> None:
+        self._host, self._post = host, post
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+
+        def work() -> Task:
+            try:
+                return partial(_settle, future, function(*args))
+            except Exception as err:
+                return partial(_settle, future, None, err)
+
+        runner = self._host.runners(1)
+        runner.put(work, self._post)
+        runner.close()
+        return future
+
+    def close(self) -> None:
+        """See `Pool`."""
+
+
+def _settle(future: "Future[Any]", outcome: Any, error: Exception | None = None) -> None:
+    """Give a function's caller its outcome, on the loop's thread, unless the call is over."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(outcome)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,133 @@
+"""A call that is alone has several threads, where that was measured to gain."""
+
+import time
+
+import numpy as np
+import pytest
+
+from serving.errors import DeadlineExceeded, InvalidRequest
+from serving.model.engine import OnnxEngine
+from serving.model.loading import load_model
+from serving.model.wide import gains, usual_feeds
+from serving.system.cores import usable_cores
+from serving.tensors import Tensor, TensorSignature
+from tests.serving.model.graphs import node, rows_model, save, two_layers
+
+ROW = {"x": np.ones((1, 4), np.float32)}
+needs_cores = pytest.mark.skipif(usable_cores() < 2, reason="one core has one thread")
+
+
+def compute(seconds):
+    """Keep this thread's core busy for some of its own time."""
+    until_s = time.thread_time() + seconds
+    while time.thread_time() < until_s:
+        pass
+
+
+class Wide:
+    """An engine whose runs leave this thread some of the work."""
+
+    def __init__(self, seconds):
+        self.seconds = list(seconds)
+
+    def run(self, feeds):
+        compute(self.seconds.pop(0))
+        return []
+
+
+def narrow(seconds):
+    """Runs of one thread."""
+    return lambda feeds: compute(seconds) or []
+
+
+def no_engine():
+    raise AssertionError("no engine is built for short runs")
+
+
+def test_short_runs_stay_on_one_thread():
+    assert gains("m", narrow(0.0005), no_engine, ROW) is None
+
+
+def test_work_that_other_threads_share_is_a_gain():
+    wide = Wide([0.02, 0.02, 0.01])  # to reserve memory; before others had a core; shared
+    assert gains("m", narrow(0.02), lambda: wide, ROW) is wide
+    assert not wide.seconds
+
+
+def test_work_that_one_thread_does_is_none():
+    assert gains("m", narrow(0.01), lambda: Wide([0.01] * 6), ROW) is None
+
+
+def test_sizes_that_callers_choose_are_usual_ones():
+    inputs = Tensor("x", "FP32", (-1, 4)), Tensor("ids", "INT64", (-1, -1, 3))
+    feeds = {"x": np.ones((1, 4), np.float32), "ids": np.ones((1, 2, 3), np.int64)}
+    shapes = []
+
+    def run(given):
+        shapes.append({name: array.shape for name, array in given.items()})
+        return []
+
+    usual = usual_feeds(run, TensorSignature(inputs, (), is_batchable=True), feeds)
+    assert {name: array.shape for name, array in usual.items()} == shapes[0]
+    assert shapes == [{"x": (1, 4), "ids": (1, 64, 3)}]
+
+    def refuse(given):
+        raise InvalidRequest("of these sizes none")
+
+    assert usual_feeds(refuse, TensorSignature(inputs, (), is_batchable=True), feeds) is feeds
+
+
+def multiplications():
+    """Rows that are multiplied by large matrices, some 20 ms a row."""
+    matrix = np.full((2048, 2048), 1 / 2048, np.float32)
+    names = [f"y{number}" for number in range(4)]
+    tiled = node("Tile", ["x", "repeats"], ["tall"])
+    shaped = node("Reshape", ["tall", "shape"], ["y0"])
+    layers = [
+        node("MatMul", [names[at], "matrix"], [names[at + 1]]) for at in range(len(names) - 1)
+    ]
+    mean = node("ReduceMean", [names[-1]], ["y"], axes=[1, 2])
+    constants = {
+        "matrix": matrix,
+        "repeats": np.array([1, 128 * 512], np.int64),
+        "shape": np.array([-1, 128, 2048], np.int64),
+    }
+    return rows_model(tiled, shaped, *layers, mean, constants=constants)
+
+
+@needs_cores
+def test_a_long_run_is_wide_and_answers_the_same(tmp_path):
+    path = save(multiplications(), tmp_path)
+    model = load_model(path, most_threads=2)
+    assert isinstance(model.engine, OnnxEngine)
+    assert model.engine.wide is not None
+    assert model.engine.wide.settings.num_threads == 2
+    row = {"x": np.arange(4, dtype=np.float32)[np.newaxis]}
+    run, _ = model.stoppable(is_alone=True)
+    assert np.allclose(run(row)[0], model.run(row)[0], rtol=1e-5)
+    run, end = model.stoppable(is_alone=True)
+    end()
+    with pytest.raises(DeadlineExceeded):
+        run(row)
+
+
+@pytest.mark.parametrize(
+    ("graph", "settings", "options"),
+    [
+        (two_layers, "", {"most_threads": 2}),
+        (multiplications, "", {}),
+        (multiplications, "", {"most_threads": 2, "num_threads": 2}),
+        (
+            multiplications,
+            "parameters { key: 'intra_op_thread_count' value { string_value: '1' } }",
+            {"most_threads": 2},
+        ),
+    ],
+    ids=["short", "not asked", "all runs", "one thread"],
+)
+def test_others_have_no_second_session(graph, settings, options, tmp_path):
+    path = save(graph(), tmp_path)
+    (tmp_path / "config.pbtxt").write_text(settings)
+    model = load_model(path, **options)
+    assert isinstance(model.engine, OnnxEngine)
+    assert model.engine.wide is None
