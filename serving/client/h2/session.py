@@ -13,6 +13,7 @@ from serving.http2 import ErrorCode, Limits, events
 from serving.http2.client import ClientConnection
 from serving.http2.hpack import Fields
 from serving.protocols.status import Failure, StatusCode
+from serving.security.tls_probe import PLAINTEXT_SERVER, is_plaintext
 
 CONNECT_S = 5.0
 """How long an attempt to connect may take."""
@@ -248,6 +249,7 @@ def failure_of(error: OSError) -> Failure:
         return Failure(StatusCode.UNAVAILABLE, "no answer to the attempt to connect")
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
         text = f"TLS handshake failed: {error.strerror or error.args[0]}"
+        text = PLAINTEXT_SERVER if is_plaintext(error) else text
         return Failure(StatusCode.UNAVAILABLE, text, is_permanent=True)
     number = error.errno or 0  # asyncio has texts of its own; those of names are negative
     reason = os.strerror(number) if number > 0 else error.strerror or error
