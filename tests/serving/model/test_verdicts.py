@@ -140,7 +140,7 @@ def test_verdict_that_took_too_long_is_not_kept(tmp_path, folder, monkeypatch):
 
     path = save(two_layers(), tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(verdicts, "run", run)
+        patch.setattr(judging, "run", run)
         assert line_of(path) == (
             "batching off: the check by a run is not ready after 10 s of processor time"
         )
