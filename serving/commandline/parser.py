@@ -87,8 +87,7 @@ class Parser(argparse.ArgumentParser):
         for name, action in self.variables.items():
             text = os.environ.get(name, "")
             is_link = name.endswith("_PORT") and _SERVICE_LINK.match(text)
-            flags = {*action.option_strings, f"--no-{action.option_strings[0][2:]}"}
-            if text and not is_link and not words & flags:
+            if text and not is_link and not words & _flags_of(action):
                 given[name] = text
         return given
 
@@ -144,6 +143,11 @@ class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(parser.prog, version())
         parser.exit()
+
+
+def _flags_of(action: argparse.Action) -> set[str]:
+    """Return the flags that set an option, and the one that takes it back."""
+    return {*action.option_strings, f"--no-{action.option_strings[0][2:]}"}
 
 
 def blame(message: str, variables: dict[str, str]) -> str:

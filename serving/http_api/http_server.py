@@ -18,7 +18,7 @@ from serving.router import Router
 from serving.security import server_tls, token_check
 from serving.system.addresses import first_free, with_port
 from serving.system.listening import activated, bind
-from serving.telemetry import access_log
+from serving.telemetry import open_access_log
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App, Endpoint, as_json
 from serving.transports.limits import PortLimits, max_buffered_bytes, max_message_bytes
@@ -73,7 +73,7 @@ class HttpServer:
             idle_s=30.0,
         )
         self._tokens = token_check(config.security)
-        self._log = access_log(config)
+        self._log = open_access_log(config)
         self._tls = server_tls(config.security, "http/1.1")
         # From here on callers wait instead of being refused.
         self._socket = activated("http") or first_free(

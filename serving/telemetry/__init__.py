@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from serving.telemetry.access_log import AccessLog
 
 
-def access_log(config: ServerConfig) -> "AccessLog | None":
+def open_access_log(config: ServerConfig) -> "AccessLog | None":
     """Return the recorder of calls; None if there is none.
 
     Raises:

@@ -26,7 +26,7 @@ from serving.security import token_check
 from serving.security.tokens import TokenCheck
 from serving.system.addresses import with_port
 from serving.system.listening import bind
-from serving.telemetry import access_log
+from serving.telemetry import open_access_log
 from serving.telemetry.access_log import AccessLog, LoggedCall
 from serving.telemetry.logs import REQUEST_ID, request_fields
 from serving.telemetry.metrics import NO_MODEL, Metrics
@@ -239,7 +239,7 @@ class GrpcioServer:
         """
         self._config = config
         self._methods = methods
-        self._log = access_log(config)
+        self._log = open_access_log(config)
         self._credentials = server_credentials(config.security)
         self.loop = AsyncioLoop(router, methods)
         tokens = token_check(config.security)
