@@ -8,6 +8,7 @@ bytes are lengths of 4 bytes each, and then all of them. Neither side unpickles 
 """
 
 import json
+import math
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -153,12 +154,12 @@ def _array(data: memoryview, kind: str, shape: list[int], sizes: Any) -> Array:
     if kind not in (TEXT, BYTES, PIXELS):
         numbers = np.frombuffer(data, _NUMBERS[kind])
         return (numbers if numbers.flags.aligned else numbers.copy()).reshape(shape)
-    number = int(np.prod(shape))
+    number = math.prod(shape)
     values: list[Any] = []
     if kind == PIXELS:
         at = 0
         for each in sizes:
-            size = int(np.prod(each))
+            size = math.prod(each)
             values.append(np.frombuffer(data[at : at + size], np.uint8).reshape(each))
             at += size
     else:
