@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import InvalidRequest as InvalidRequest
     from serving.errors import ModelError as ModelError
     from serving.errors import ModelNotFound as ModelNotFound
+    from serving.errors import NotAllowed as NotAllowed
     from serving.errors import Overloaded as Overloaded
     from serving.errors import RequestError as RequestError
     from serving.errors import ServerError as ServerError
@@ -50,8 +51,8 @@ _NAMES = {
     "embedded": "AsyncModel Model",
     "errors": """
         ConfigurationError CorruptModel DeadlineExceeded DeviceError InvalidRequest ModelError
-        ModelNotFound Overloaded RequestError ServerError ServingError TooLarge Unauthenticated
-        Unavailable Unsupported
+        ModelNotFound NotAllowed Overloaded RequestError ServerError ServingError TooLarge
+        Unauthenticated Unavailable Unsupported
     """,
     "handlers.handler": "Handler",
     "handlers.kinds": "Array Bytes Picture Text",

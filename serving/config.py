@@ -5,10 +5,11 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import combinations
+from numbers import Real
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, InvalidRequest
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "int8"]
@@ -303,6 +304,19 @@ class ServerConfig:
             is_same = one[0] == another[0] or not _EVERY.isdisjoint({one[0], another[0]})
             if one[1] == another[1] and one[1] and is_same and not one[0].startswith("unix:"):
                 raise ConfigurationError(f"{name} and {other} must be different, got {one[1]}")
+
+
+def as_seconds(
+    name: str, value: object, error: type[InvalidRequest | ConfigurationError] = InvalidRequest
+) -> float:
+    """Return a time that a program names, in seconds.
+
+    Raises:
+        InvalidRequest: it is no number; or another error, if one is given.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value):
+        return float(value)
+    raise error(f"{name}: expected seconds, such as 0.5, got {value!r}")
 
 
 def require_name(field: str, name: str) -> None:

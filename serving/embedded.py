@@ -1,6 +1,7 @@
 """Any model in your own process: `Model` for threads, `AsyncModel` for an event loop."""
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from serving.handlers.model import with_handler, without_model
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.system.cores import usable_cores
-from serving.tensors import Array, Feeds, ModelInfo, Outputs, as_feeds
+from serving.tensors import Array, Feeds, ModelInfo, Outputs, as_feeds, as_names
 
 FEW_ROWS = 16
 """The largest call of an event loop that is worth waiting for others: a run of 16 rows takes as
@@ -110,11 +111,16 @@ class BaseModel:
                 directory can't be read, or a device or a precision is unknown.
         """
         ModelConfig(device=device, precision=precision)  # refuses others
+        if not isinstance(batching, BatchingConfig | None):
+            expected = "BatchingConfig(max_batch_size=64)"
+            raise ConfigurationError(f"batching: expected {expected}, got {batching!r:.80}")
         batching = batching or BatchingConfig()
         if path is None:
             if handler is None:
                 raise ConfigurationError("expected an ONNX file, a model's directory, or a handler")
             return cls(_alone(handler, models), batching)
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigurationError(f"path: expected a file or a folder, got {path!r:.80}")
         path = Path(path).absolute()
         asked = None if version is None else str(version)
         loaded = load_model(
@@ -325,7 +331,7 @@ def _alone(handler: str | Path | type[Handler], models: Mapping[str, Any]) -> Lo
 
 def _chosen(found: Outputs, names: Sequence[str]) -> Outputs:
     """Return the outputs of these names; all if none is named."""
-    names = (names,) if isinstance(names, str) else names
+    names = as_names("outputs", names)
     if not names:
         return found
     unknown = [str(name)[:80] for name in names if name not in found]

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+from serving.config import as_seconds
 from serving.errors import ConfigurationError, ServingError, Unavailable
 
 _READY = "serving "
@@ -123,6 +124,7 @@ class Server:
                 the server's stderr.
             Unavailable: it is not ready in time, or has ended; likewise.
         """
+        start_timeout_s = as_seconds("start_timeout_s", start_timeout_s, ConfigurationError)
         has_http = all(map(find_spec, _HTTP))
         usual = {"port": 0, "metrics_port": 0, "http_port": 0 if has_http else "off"}
         reader, self._writer = os.pipe()

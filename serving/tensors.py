@@ -2,7 +2,7 @@
 
 import array
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeAlias
 
@@ -153,6 +153,31 @@ class TensorSignature:
     def __str__(self) -> str:
         """Return text such as "x FP32 [N, 4] -> y FP32 [N, 3]"."""
         return " -> ".join(", ".join(map(str, side)) for side in (self.inputs, self.outputs))
+
+
+def as_names(what: str, names: object) -> tuple[str, ...]:
+    """Return names that a caller gives: one, or several in a list or a tuple.
+
+    Raises:
+        InvalidRequest: they are others than texts.
+    """
+    found = (names,) if isinstance(names, str) else names
+    is_list = isinstance(found, Iterable) and not isinstance(found, bytes | Mapping)
+    texts = []
+    for each in found if is_list else (found,):  # type: ignore[attr-defined]
+        if not isinstance(each, str) or not is_encodable(each):
+            raise InvalidRequest(f"{what}: expected a name, got {each!r:.80}")
+        texts.append(each)
+    return tuple(texts)
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be sent: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def as_feeds(signature: TensorSignature, inputs: object) -> dict[str, Array]:

@@ -24,6 +24,7 @@ _INFER = """\
   digit-serving infer towers.onnx left=@left.npy right=@right.npy
   digit-serving infer flowers.onnx --input image --labels labels.txt @rose.jpg
   python numbers.py | digit-serving infer iris.onnx x=-
+  digit-serving infer detector.onnx --random
 """
 _INFO = """\
   digit-serving info model.onnx
@@ -88,9 +89,10 @@ def _add_infer(parser: Parser) -> None:
         nargs="*",
         metavar="NAME=VALUE",
         help="an input: JSON or a text; @FILE with a NumPy array (.npy), JSON, a text or a "
-        "picture; or - for stdin. The batch axis may be left out, and so may the name of the "
-        "only input",
+        "picture; - for stdin; zeros or random, or with sizes of its axes zeros[1,64]. The batch "
+        "axis may be left out, and so may the name of the only input",
     )
+    add("--random", action="store_true", help="fill the inputs that no value is given for")
     parser.intermixed = "values"
     model_options.add_pictures(parser)
     model_options.add_server(parser)
@@ -138,7 +140,7 @@ def _info(options: argparse.Namespace) -> int:
 
     if options.target:
         with models.client_of(options) as client:
-            described = description.of_server(client, options.model)
+            described = description.of_server(client, options.model, options.version)
     else:
         if options.file is not None:
             config = models.config_of(ModelConfig, options, model="")

@@ -32,19 +32,23 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     return facts_of(replace(served.default.describe(batching), name=name))
 
 
-def of_server(client: Client, name: str | None = None) -> list[Facts]:
+def of_server(client: Client, name: str | None = None, version: str | None = None) -> list[Facts]:
     """Describe the models of a server.
 
     Args:
         client: of the server.
         name: of the only model to describe; None for all.
+        version: the only version to describe, or its label; None for all.
 
     Raises:
-        ModelNotFound: there is no model of this name.
+        ModelNotFound: there is no model of this name, or no such version of one.
     """
     described = []
     for each in client.models() if name is None else [name]:
-        info = client.describe(each)
+        info = client.describe(each, version or "")
+        if version:
+            described.append(info)
+            continue
         others = [version for version in info.versions if version != info.version]
         described += [info, *(client.describe(each, version) for version in others)]
     return [facts_of(info) for info in described]

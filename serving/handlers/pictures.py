@@ -3,8 +3,8 @@
 import io
 from collections.abc import Sequence
 
+from serving.commandline.installation import not_installed
 from serving.errors import InvalidRequest
-from serving.pictures.reader import missing
 from serving.tensors import Images
 
 
@@ -22,7 +22,7 @@ def _decoded(file: bytes | str, at: int, number: int) -> Images:
     try:
         from serving.pictures import decoder
     except ImportError as err:
-        raise missing() from err
+        raise not_installed(err) from err
     try:
         content = file.encode() if isinstance(file, str) else file
         return decoder.read_colours(io.BytesIO(content))

@@ -145,7 +145,7 @@ class Server:
         model, security = route.model, self.config.security
         access = Access(self.address, has_tls=security.has_tls, has_tokens=security.has_tokens)
         example = Example(route.name, "", model.tensors, model.sample_shapes, access)
-        return example.shell(("@picture.png",) if model.pictures else ())
+        return example.shell()
 
     def block(self, blocked: Mapping[int, float]) -> None:
         """Refuse the calls of some versions; see `Router.block`. From any thread."""

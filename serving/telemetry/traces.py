@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serving.batching.run import NEVER, Ran
-from serving.commandline.installation import install
+from serving.commandline.installation import not_installed
 from serving.errors import ConfigurationError
 
 _FLUSH_MS = 3_000
@@ -40,7 +40,7 @@ class Tracer:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as err:
-            raise ConfigurationError(f"traces need: {install('otel')}") from err
+            raise not_installed(err) from err
         exporter = OTLPSpanExporter(endpoint, insecure=scheme == "http")
         resource = Resource.create()
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):

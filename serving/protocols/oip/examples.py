@@ -14,7 +14,7 @@ from serving.protocols.oip.tensors import MAX_JSON_VALUES
 from serving.tensors import Tensor, TensorSignature
 
 _MOST = 64
-"""Values of an input that are written out; of larger ones there are zeros, or a file."""
+"""Values of an input that are written out; of larger ones there are zeros."""
 _VALUES: dict[str, Any] = {"b": True, "f": 0.5, "O": "text"}
 """By the kind of numpy's types. Of integers 1: every table has it, and masks take it."""
 
@@ -78,19 +78,17 @@ class Example:
         python, triton = self._python(), self._triton()
         return lines | {"digit-serving": self.shell(), "Python": python, "tritonclient": triton}
 
-    def shell(self, inputs: tuple[str, ...] = ()) -> str:
-        """Return the command of this package, with sample values if no `inputs` are given."""
+    def shell(self) -> str:
+        """Return the command of this package."""
         words = ["digit-serving", "infer", self.name, "--target", self.access.grpc]
         words += ["--version", self.version] if self.version else []
         words += ["--tls-ca", "ca.pem"] * self.access.has_tls
-        for tensor in () if inputs else self.tensors.inputs:
-            values = sample_of(tensor, self.shapes)
-            file = "".join(each if each.isalnum() else "-" for each in tensor.name)
-            words.append(
-                f"{tensor.name}={f'@{file}.npy' if values is None else json.dumps(values)}"
-            )
+        for tensor in self.tensors.inputs:
+            values, shape = sample_of(tensor, self.shapes), shape_of(tensor, self.shapes)
+            text = f"zeros{[*shape]}".replace(" ", "") if values is None else json.dumps(values)
+            words.append(f"{tensor.name}={text}")
         token = "SERVING_TOKEN=$TOKEN " if self.access.has_tokens else ""
-        return token + shlex.join((*words, *inputs))
+        return token + shlex.join(words)
 
     def _curl(self) -> str:
         body, num_zeros = request_body(self.tensors, self.shapes)

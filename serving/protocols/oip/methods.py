@@ -9,7 +9,7 @@ from typing import Any
 from serving.catalog import Catalog
 from serving.commandline import installation
 from serving.config import BatchingConfig
-from serving.errors import InvalidRequest, ModelNotFound, Unavailable, Unsupported
+from serving.errors import InvalidRequest, ModelNotFound, NotAllowed, Unsupported
 from serving.model.loaded import LoadedModel
 from serving.protocols import parse
 from serving.protocols.health import Health
@@ -307,7 +307,7 @@ class Queries:
 
     def _control(self) -> Catalog:
         if self._changing is None:
-            raise Unavailable(  # the status that Triton answers with
+            raise NotAllowed(  # Triton answers UNAVAILABLE, which clients send again in vain
                 "models are not loaded or unloaded on request: the server was started without "
                 "--allow-repository-control"
             )
