@@ -143,6 +143,8 @@ def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any
     try:
         is_stdin, path = source == "-", Path(source[1:])
         content = sys.stdin.buffer.read() if is_stdin else read_regular(path, sys.maxsize - 1)
+        if tensor.is_binary:
+            return content
         if content.startswith(_NPY):
             return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as err:  # a header may name a size or a type of which numpy says anything

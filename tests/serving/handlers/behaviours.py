@@ -148,3 +148,13 @@ class Cascade(serving.Handler):
 
     def predict(self, text):
         return self.models.infer("behaviours", {"text": text})["answer"].tolist()
+
+
+class Shares(serving.Handler):
+    """Probabilities."""
+
+    inputs = {"text": serving.Text()}
+    outputs = {"shares": serving.Array("float32", (3,))}
+
+    def predict(self, text):
+        return [[0.1, 0.7, 0.2]] * len(text)

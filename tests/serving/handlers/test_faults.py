@@ -4,6 +4,8 @@ import os
 import re
 import signal
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +129,65 @@ def test_processes_that_end_again_and_again_rest(served):
             say(client, "exit 1")
     assert client.infer("facts", {"data": [b"ab"]})["data"].tolist() == [b"ba"]
     assert say(client)["answer"][0] == "SAY IT"  # retried until a process is there again
+
+
+def is_alive(pid):
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_their_server_though_they_hang(number):
+    with serving.Server(handler=named(behaviours="Behaviours"), handler_processes=2) as server:
+        with serving.Client(server.address, timeout_s=20) as client:
+            pids = {int(say(client)["pid"][0]) for _ in range(20)}
+            threads, _ = at_once(lambda: say(client, "hang", timeout_s=0.5))
+            threads[0].join()
+        os.kill(server.pid, number)
+        wait_until(lambda: not any(map(is_alive, pids)))
+
+
+def test_old_processes_end_after_a_reload(served, tmp_path):
+    file = tmp_path / "pid.py"
+    text = (
+        "import os\nimport serving\n\nclass Pid(serving.Handler):\n"
+        "    inputs = {'x': serving.Text()}\n    outputs = {'pid': serving.Array('int64')}\n\n"
+        "    def predict(self, x):\n        return [os.getpid()] * len(x)  # VERSION\n"
+    )
+    file.write_text(text)
+    _, client = served(handler=str(file), reload_interval="0.1", handler_processes=1)
+    before = int(client.infer("pid", ["x"])["pid"][0])
+    file.write_text(text.replace("VERSION", "second"))
+    wait_until(lambda: int(client.infer("pid", ["x"])["pid"][0]) != before)
+    wait_until(lambda: not is_alive(before))
+
+
+def test_workers_have_their_own_processes(served):
+    server, client = served(handler=named(behaviours="Behaviours"), workers=2, handler_processes=2)
+    assert say(client)["answer"][0] == "SAY IT"
+    page = HttpPeer(f"http://{server.metrics_address}")
+    text = 'serving_handler_processes{model="behaviours",version="1"} 2.0'
+    wait_until(lambda: text in page.get("/metrics").body.decode())
+
+
+def test_model_that_rests_is_not_ready_and_others_are(served):
+    server, client = served(
+        handler=named(behaviours="Behaviours", facts="Facts"), handler_processes=1
+    )
+    peer = HttpPeer(f"http://{server.http_address}")
+    is_ready = set()
+
+    def look():
+        is_ready.add(peer.get("/v2/models/behaviours/ready").status)
+        assert peer.get("/v2/models/facts/ready").status == 200
+        if 503 not in is_ready:  # its rest was too short to be seen
+            with suppress(serving.ServerError):
+                say(client, "exit 1", timeout_s=0.2)
+        return {200, 503} <= is_ready
+
+    wait_until(look)
 
 
 def test_handler_that_cannot_be_used_is_one_line_and_others_are_served(served, tmp_path):
