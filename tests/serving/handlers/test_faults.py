@@ -15,6 +15,8 @@ from tests.serving.handlers.conftest import at_once, named
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import wait_until
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def served():

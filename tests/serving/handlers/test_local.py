@@ -13,6 +13,8 @@ from tests.serving.handlers.conftest import FILE
 from tests.serving.handlers.test_served import picture_of
 from tests.support.servers import ended
 
+pytestmark = pytest.mark.process
+
 BIAS = np.array([[1, 2], [3, 4]], np.float32)
 
 
