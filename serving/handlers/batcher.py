@@ -66,6 +66,8 @@ _OPEN_TRIPS = 32
 """Trips between their phases, for each process."""
 _LOOK_S = 1.0
 """How often the memory of processes is looked at."""
+_PACE_S = 0.005
+"""The least time over which the pace is measured."""
 _LATE = DeadlineExceeded()
 
 
@@ -118,6 +120,8 @@ class HandlerBatcher:
             parts.launcher, parts.num_processes, self._add, self._note_failed
         )
         self._next_look_s = 0.0
+        self._num_done, self._pace_since_s = 0, 0.0
+        """Rows that were answered since then, while there were others to answer."""
         self._refusal: ServingError | None = None
         self._is_closed = self._is_scheduled = False
         first = next(iter(self._signature.methods))
@@ -351,6 +355,8 @@ class HandlerBatcher:
                 self._fail(call, err)
             return
         trip = Trip(next(self._numbers), calls, arrays, self._options_of(calls[0]))
+        if not self._trips:
+            self._num_done, self._pace_since_s = 0, self.owner.clock()
         trip.step = self._first
         self._trips[trip.number] = trip
         if self._signature.has_pictures:
@@ -517,8 +523,16 @@ class HandlerBatcher:
         is_run = trip.step == PREDICT
         observe = self._metrics.observe_run if is_run else self._metrics.observe_calls
         self.owner.defer(partial(observe, result, [*trip.calls], self.label))
-        self._queue.note_run(trip.num_rows, (now_s - trip.started_s) / max(1, len(self._slots)))
         self._end(trip)
+        self._note_pace(trip.num_rows, now_s)
+
+    def _note_pace(self, num_rows: int, now_s: float) -> None:
+        """Let the queue know how fast calls are answered; trips overlap, so their times do not."""
+        self._num_done += num_rows
+        seconds = now_s - self._pace_since_s
+        if seconds >= _PACE_S or not self._trips:
+            self._queue.note_run(self._num_done, seconds)
+            self._num_done, self._pace_since_s = 0, now_s
 
     def _fail_or_divide(self, trip: Trip, error: ServingError) -> None:
         """Fail a call; of several, begin each once more, alone."""

@@ -273,6 +273,32 @@ def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
     np.testing.assert_array_equal(client.infer("net", {"text": ["a", "b"]})["y"], expected)
 
 
+def test_version_with_other_inputs_waits_for_a_restart(served, network, tmp_path):
+    text = (
+        "import serving\nimport numpy as np\n\nclass Around(serving.Handler):\n"
+        "    inputs = {'NAME': serving.Text()}\n\n    def preprocess(self, NAME):\n"
+        "        return np.full((len(NAME), 4), VALUE, 'float32')\n"
+    )
+
+    def publish(version, name):
+        folder = tmp_path / "net" / f"new-{version}"
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(network.read_bytes())
+        code = text.replace("NAME", name).replace("VALUE", version)
+        (folder / "handler.py").write_text(code)
+        folder.rename(tmp_path / "net" / version)
+
+    publish("1", "text")
+    server, client = served(models=str(tmp_path), allow_handlers=True, reload_interval="0.1")
+    first = client.infer("net", {"text": ["a"]})
+    publish("2", "words")
+    wait_until(lambda: "has another signature (words BYTES" in server.errors)
+    assert client.infer("net", {"text": ["a"]}).model_version == "1"
+    publish("3", "text")  # its own handler, of the same inputs
+    wait_until(lambda: client.infer("net", {"text": ["a"]}).model_version == "3")
+    np.testing.assert_allclose(client.infer("net", {"text": ["a"]})["y"], 3 * first["y"], rtol=1e-5)
+
+
 def test_rows_of_several_calls_go_together_and_are_cut_apart(served, gate):
     _, client = served(handler=named(joined="Joined"), handler_processes=1)
 
