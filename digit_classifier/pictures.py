@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from serving.applications import installed, modules_of
-from serving.pictures.reader import missing, read_or_reason
+from serving.commandline.installation import not_installed
+from serving.pictures.reader import read_or_reason
 
 if TYPE_CHECKING:
     from serving.pictures.decoder import Page
@@ -82,7 +83,7 @@ def read_digit(source: str | Path | BinaryIO) -> "tuple[Images, float]":
         from digit_classifier import normalizer
         from serving.pictures import decoder
     except ImportError as err:
-        raise missing() from err
+        raise not_installed(err) from err
     page = decoder.read_page(source, decoder.MAX_SIDE)
     images = normalizer.to_images(page.grey)
     judge: Judge | None = installed(JUDGES).get("judge")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import InvalidRequest as InvalidRequest
     from serving.errors import ModelError as ModelError
     from serving.errors import ModelNotFound as ModelNotFound
+    from serving.errors import NotAllowed as NotAllowed
     from serving.errors import Overloaded as Overloaded
     from serving.errors import RequestError as RequestError
     from serving.errors import ServerError as ServerError
@@ -31,6 +32,11 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.errors import Unauthenticated as Unauthenticated
     from serving.errors import Unavailable as Unavailable
     from serving.errors import Unsupported as Unsupported
+    from serving.handlers.handler import Handler as Handler
+    from serving.handlers.kinds import Array as Array
+    from serving.handlers.kinds import Bytes as Bytes
+    from serving.handlers.kinds import Picture as Picture
+    from serving.handlers.kinds import Text as Text
     from serving.launch import Server as Server
     from serving.launch import serve as serve
     from serving.tensors import ModelInfo as ModelInfo
@@ -45,9 +51,11 @@ _NAMES = {
     "embedded": "AsyncModel Model",
     "errors": """
         ConfigurationError CorruptModel DeadlineExceeded DeviceError InvalidRequest ModelError
-        ModelNotFound Overloaded RequestError ServerError ServingError TooLarge Unauthenticated
-        Unavailable Unsupported
+        ModelNotFound NotAllowed Overloaded RequestError ServerError ServingError TooLarge
+        Unauthenticated Unavailable Unsupported
     """,
+    "handlers.handler": "Handler",
+    "handlers.kinds": "Array Bytes Picture Text",
     "launch": "Server serve",
     "tensors": "ModelInfo Outputs Tensor",
 }

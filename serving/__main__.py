@@ -27,24 +27,6 @@ from serving.telemetry import logs
 
 _UNUSABLE = (ConfigurationError, CorruptModel, DeviceError, ModelNotFound)
 
-EXTRAS = {
-    "onnxruntime": "serve",
-    "grpc_health": "serve",
-    "grpc_reflection": "serve",
-    "prometheus_client": "serve",
-    "uvloop": "serve",
-    "h11": "serve",
-    "orjson": "serve",
-    "python_multipart": "http",
-    "PIL": "pictures",
-    "scipy": "pictures",
-    "opentelemetry": "otel",
-    "pyarrow": "score",
-    "ray": "ray",
-    "fsspec": "remote",
-}
-"""Modules that the base installation lacks, and the extra that installs each."""
-
 ELSEWHERE = {"read": installation.install("serve", "./reader")}
 """Commands that people look for here, and how to install what has them."""
 
@@ -95,7 +77,7 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ModuleNotFoundError as err:
-        return _fail(installation.advice(err, EXTRAS), 2)
+        return _fail(installation.advice(err), 2)
     except _UNUSABLE as err:
         return _fail(blame(str(err), variables), 2)
     except ServingError as err:

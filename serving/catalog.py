@@ -8,7 +8,7 @@ if the repository can't be read or is empty.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,12 +24,16 @@ from serving.errors import (
     ModelNotFound,
     ServingError,
 )
+from serving.handlers.cascades import trouble_of
+from serving.handlers.loading import FILE as HANDLER
+from serving.handlers.loading import HandlerSource, assigned, named_sources
+from serving.handlers.model import alone, around
 from serving.model import repository
 from serving.model.labels import CANARY, STABLE, read_labels
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.model.repository import CLASSIFIER, LABELS, MANIFEST
-from serving.model.settings import SETTINGS, read_settings
+from serving.model.settings import NO_SETTINGS, SETTINGS, read_settings
 from serving.model.signatures import GraphSignature, find_signature, unaccepted
 from serving.system.cores import usable_cores
 from serving.tensors import TensorSignature
@@ -113,7 +117,11 @@ class ModelFolder:
     """A model's folder, or its ONNX file, and the versions loaded from there."""
 
     path: Path
-    """The folder of its versions, or an ONNX file."""
+    """The folder of its versions, or an ONNX file; that of a handler which is a model by itself."""
+    handler: HandlerSource | None = None
+    """The handler that the command line names for it."""
+    may_have_handlers = False
+    """Whether versions may bring handlers."""
 
     def __init__(
         self,
@@ -129,10 +137,14 @@ class ModelFolder:
         """The versions in service; None before the first look that succeeds."""
         self._config, self._max_batch_size, self._on_refusal = config, max_batch_size, on_refusal
         self._most_threads = most_threads
+        self.check: Callable[[LoadedModel], None] = lambda model: None
+        """Raises ServingError for a version that can't be served beside other models."""
         self._loaded: dict[str, tuple[LoadedModel, _Fingerprint]] = {}
         self._signatures: dict[str, tuple[GraphSignature | None, _Fingerprint]] = {}
         self._unaccepted: dict[str, str] = {}
         """Versions with another signature than those below them, and how to serve them."""
+        self._unused_handlers: set[str] = set()
+        """Versions whose handler may not be used, as the log says."""
         self._refused: dict[str, tuple[str, _Fingerprint]] = {}
         """Versions that failed, why, and their files then: not retried until these change."""
 
@@ -150,7 +162,8 @@ class ModelFolder:
             ServingError: nothing has changed; the text says why.
         """
         require_name("the name", self.name)
-        settings, config = read_settings(self.path), self._config
+        is_handler = self.path.suffix == ".py"
+        settings, config = NO_SETTINGS if is_handler else read_settings(self.path), self._config
         self._num_latest = max(settings.num_latest, 1 + (config.canary > 0))
         # The command line takes precedence over the model's own settings.
         is_default = config.version is None and config.versions == "latest"
@@ -158,6 +171,7 @@ class ModelFolder:
         found = self._versions()
         is_choice = self._wanted in ("latest", "all") and not self.path.is_file()
         read = partial(self._signature_of, settings.file_name)
+        is_choice = is_choice and not any(map(self._handler_of, found))  # these fit their graphs
         self._unaccepted = unaccepted(self.path, found if is_choice else (), read)
         labels, share = ({}, 0.0) if self._config.version else read_labels(self.path)
         models = self._choose(found)
@@ -208,6 +222,13 @@ class ModelFolder:
                 reason,
             )
 
+    def drop(self) -> None:
+        """Forget all versions, which are not served."""
+        for model, _ in self._loaded.values():
+            if model.handler is not None:
+                model.handler.close()
+        self._loaded, self.served = {}, None
+
     def look_first(self) -> str | None:
         """Load the model; return why it can't be served, after a warning."""
         try:
@@ -244,32 +265,25 @@ class ModelFolder:
 
     def _get(self, version: str) -> LoadedModel | None:
         """Return a version, loaded now if it is new; None if it can't be served."""
-        fingerprint = _fingerprint(self.path, version)
+        fingerprint = self._fingerprint(version)
         model, known = self._loaded.get(version, (None, None))
         # A version with a manifest is published once; others may be overwritten.
-        if model is not None and (
-            known == fingerprint or (self.path / version / MANIFEST).exists()
-        ):
+        is_published = (self.path / version / MANIFEST).exists() and not self._handler_of(version)
+        if model is not None and (known == fingerprint or is_published):
             return model
         if self._refused.get(version, ("", None))[1] == fingerprint:
             return model
         config, served = self._config, self.served
-        # The same device: a reload never moves to another one.
-        device = config.device if served is None else served.default.device
         try:
-            new = load_model(
-                self.path,
-                version,
-                device,
-                config.precision,
-                self._max_batch_size,
-                batching=config.batching_of(self.name),
-                max_bytes=config.max_model_bytes,
-                num_threads=config.threads or 1,
-                most_threads=1 if config.threads else self._most_threads,
-            )
-            if model is not None and _signature(new) != _signature(model):
-                raise CorruptModel(self._misfit(new))
+            new = self._load(version)
+            try:
+                self.check(new)
+                if model is not None and _signature(new) != _signature(model):
+                    raise CorruptModel(self._misfit(new))
+            except ServingError:
+                if new.handler is not None:
+                    new.handler.close()
+                raise
         except ServingError as err:
             is_choice = not (config.version or self.path.is_file())
             if served is None and (isinstance(err, _NOT_THE_FILES) or not is_choice):
@@ -279,8 +293,57 @@ class ModelFolder:
         self._loaded[version] = new, fingerprint
         return new
 
+    def _load(self, version: str) -> LoadedModel:
+        """Load a version, with its handler if it has one.
+
+        Raises:
+            ServingError: it can't be served; see `load_model` and `around`.
+        """
+        config, served, handler = self._config, self.served, self._handler_of(version)
+        if self.path.suffix == ".py":
+            return alone(HandlerSource(self.path) if handler is None else handler, self.name)
+        model = load_model(
+            self.path,
+            version,
+            # The same device: a reload never moves to another one.
+            config.device if served is None else served.default.device,
+            config.precision,
+            self._max_batch_size,
+            batching=config.batching_of(self.name),
+            max_bytes=config.max_model_bytes,
+            num_threads=config.threads or 1,
+            most_threads=1 if config.threads else self._most_threads,
+        )
+        folder = self.path.parent if self.path.is_file() else self.path / version
+        return model if handler is None else around(model, handler, self.name, folder)
+
+    def _handler_of(self, version: str) -> HandlerSource | None:
+        """Return the handler of a version; None if it has none, or one that may not be used."""
+        if self.handler is not None or self.path.is_file():
+            return self.handler
+        file = self.path / version / HANDLER
+        if not file.is_file():
+            return None
+        if self.may_have_handlers:
+            return HandlerSource(file.absolute())
+        if version not in self._unused_handlers:
+            self._unused_handlers.add(version)
+            _log.warning(
+                "model %s version %s: its %s is not used: %s",
+                self.name,
+                version,
+                HANDLER,
+                "the server was started without --allow-handlers, or copies it from a URL",
+            )
+        return None
+
+    def _fingerprint(self, version: str) -> _Fingerprint:
+        """Return names, sizes and times of a version's files, and of its handler's."""
+        found = _fingerprint(self.path, version)
+        return found if self.handler is None else found | _states([self.handler.file])
+
     def _refuse(self, version: str, reason: str) -> None:
-        refusal = reason, _fingerprint(self.path, version)
+        refusal = reason, self._fingerprint(version)
         if self._refused.get(version) == refusal:
             return
         self._refused[version] = refusal
@@ -336,6 +399,12 @@ class ModelFolder:
         return ModelVersions(self.name, models, default, named, canary, waiting)
 
 
+def _uses_of(model: LoadedModel) -> tuple[str, ...]:
+    """Return the models that a version's handler calls."""
+    uses: tuple[str, ...] = () if model.handler is None else model.handler.signature.uses
+    return uses
+
+
 def text_of(err: Exception) -> str:
     """Return an error's text; of one that is not ours, its type as well."""
     return str(err) if isinstance(err, ServingError) else f"{type(err).__name__}: {err}"
@@ -359,6 +428,13 @@ def _fingerprint(path: Path, version: str) -> _Fingerprint:
         stems = ("", f"{path.stem}.") if path.is_file() else ("",)
         beside = (folder / f"{stem}{each}" for each in (CLASSIFIER, SETTINGS) for stem in stems)
         files += [file for file in beside if file.exists()]
+    except OSError:
+        return frozenset()
+    return _states(files)
+
+
+def _states(files: Iterable[Path]) -> _Fingerprint:
+    try:
         states = [(file.name, file.stat()) for file in files]
     except OSError:
         return frozenset()
@@ -403,6 +479,9 @@ class Catalog:
         self._most_threads = most_threads
         self._remote: Any = None  # a RemoteRepository, which is imported for URLs alone
         self._folders: dict[str, ModelFolder] = {}
+        self._sources = named_sources(config.handler)
+        self._handlers: Mapping[str, HandlerSource] = {}
+        """Those of the command line, by the models' names."""
         self._unloaded: set[str] = set()
         self._troubles: dict[str, str] = {}
         """Why the last look failed, by model; logged when it changes."""
@@ -426,12 +505,34 @@ class Catalog:
             with ThreadPoolExecutor(min(4, usable_cores()), "catalog") as threads:
                 reasons = zip(folders, threads.map(ModelFolder.look_first, folders), strict=True)
                 self.failures = {folder.name: reason for folder, reason in reasons if reason}
+        self._refuse_circles(folders)
         self._troubles = dict(self.failures)
         self.models = {folder.name: folder.served for folder in folders if folder.served}
         if not self.models:
             listed = [f"{name} ({reason})" for name, reason in self.failures.items()]
             more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
             raise CorruptModel(f"no model can be served: {'; '.join(listed[:3])}{more}")
+
+    def _refuse_circles(self, folders: list[ModelFolder]) -> None:
+        """Serve no model whose handler calls itself, by way of others or not."""
+        served = {each.name: each.served for each in folders if each.served}
+        uses = {name: _uses_of(versions.default) for name, versions in served.items()}
+        for folder in folders:
+            if (trouble := trouble_of(folder.name, uses)) is None:
+                continue
+            folder.drop()
+            self.failures = {**self.failures, folder.name: trouble}
+            _log.warning("model %s is not served: %s", folder.name, trouble)
+
+    def _check_uses(self, name: str, model: LoadedModel) -> None:
+        """Check which models a new version's handler calls.
+
+        Raises:
+            ConfigurationError: itself, or too many in a row.
+        """
+        uses = {each: _uses_of(versions.default) for each, versions in self.models.items()}
+        if trouble := trouble_of(name, {**uses, name: _uses_of(model)}):
+            raise ConfigurationError(trouble)
 
     @contextmanager
     def following(self, interval_s: float = 0.0) -> Iterator[None]:
@@ -519,7 +620,11 @@ class Catalog:
 
     def _paths(self) -> dict[str, Path]:
         root = self._config.models if self._remote is None else self._remote.fetch()
-        return repository.named_models(self._config, root)
+        paths = repository.named_models(self._config, root)
+        self._handlers = assigned(self._sources, paths)
+        for name, source in self._handlers.items():
+            paths.setdefault(name, source.file)  # a model by itself
+        return paths
 
     def _folder(self, name: str, path: Path) -> ModelFolder:
         if name not in self._folders:
@@ -530,8 +635,12 @@ class Catalog:
                 lambda: self.count_reload("failed"),
                 self._most_threads,
             )
-        self._folders[name].path = path  # each copy of a remote repository lies elsewhere
-        return self._folders[name]
+        folder = self._folders[name]
+        folder.path = path  # each copy of a remote repository lies elsewhere
+        folder.handler = self._handlers.get(name)
+        folder.may_have_handlers = self._config.allow_handlers and self._remote is None
+        folder.check = partial(self._check_uses, name)
+        return folder
 
     def _look(self, name: str, path: Path) -> bool:
         """Look at one model; return whether it has changed."""

@@ -5,10 +5,11 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import combinations
+from numbers import Real
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, InvalidRequest
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "int8"]
@@ -52,6 +53,13 @@ class BatchingConfig:
     max_request_rows: int = 4_096
     """The most rows in one request, of models whose rows are batched."""
     # Of digits 3.2 MB, under every client's default limit of 4 MiB.
+    handler_processes: int = 0
+    """Processes of each handler; 0: as many as there are cores but one, at least one; with workers
+    each has its part."""
+    max_handler_s: float = 60.0
+    """Seconds that a method of a handler may take; its process is ended then."""
+    max_handler_bytes: int = 0
+    """Memory of a handler's process, such as 2G, past which it is ended; 0: any."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "queue_capacity", "max_request_rows"):
@@ -67,6 +75,10 @@ class BatchingConfig:
         _require_seconds("max_queue_delay", self.max_queue_delay_s)
         _require(self.slo_s > 0, "slo", self.slo_s, "more than 0")
         _require(0 < self.max_run_s <= 1e6, "max_run", self.max_run_s, "more than 0, up to 1e6")
+        most_s = self.max_handler_s
+        _require(0 < most_s <= 1e6, "max_handler", most_s, "more than 0, up to 1e6")
+        for name in ("handler_processes", "max_handler_bytes"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +120,12 @@ class ModelConfig:
     batch: tuple[str, ...] = ()
     """Batching of a model, such as cnn=never: auto batches if its graph proves that rows don't
     depend on one another; always batches unproved, at your risk; never runs each call alone."""
+
+    handler: tuple[str, ...] = ()
+    """Python around a model: FILE.py, FILE.py:CLASS or NAME=FILE.py; a handler with `predict` is a
+    model by itself."""
+    allow_handlers: bool = False
+    """Run the handler.py of a version in the repository, which is code."""
 
     def __post_init__(self) -> None:
         for name, kind in (("device", Device), ("precision", Precision)):
@@ -286,6 +304,19 @@ class ServerConfig:
             is_same = one[0] == another[0] or not _EVERY.isdisjoint({one[0], another[0]})
             if one[1] == another[1] and one[1] and is_same and not one[0].startswith("unix:"):
                 raise ConfigurationError(f"{name} and {other} must be different, got {one[1]}")
+
+
+def as_seconds(
+    name: str, value: object, error: type[InvalidRequest | ConfigurationError] = InvalidRequest
+) -> float:
+    """Return a time that a program names, in seconds.
+
+    Raises:
+        InvalidRequest: it is no number; or another error, if one is given.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value):
+        return float(value)
+    raise error(f"{name}: expected seconds, such as 0.5, got {value!r}")
 
 
 def require_name(field: str, name: str) -> None:

@@ -1,12 +1,14 @@
 """Any model in your own process: `Model` for threads, `AsyncModel` for an event loop."""
 
 import asyncio
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -14,15 +16,26 @@ import numpy as np
 
 from serving.batching.parallel import run_parallel
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
-from serving.errors import InvalidRequest, ModelError, ModelNotFound, Unavailable
+from serving.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    ModelError,
+    ModelNotFound,
+    Unavailable,
+)
+from serving.handlers.handler import Handler
+from serving.handlers.local import LocalHandler
+from serving.handlers.model import with_handler, without_model
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.system.cores import usable_cores
-from serving.tensors import Array, Feeds, ModelInfo, Outputs, as_feeds
+from serving.tensors import Array, Feeds, ModelInfo, Outputs, as_feeds, as_names
 
 FEW_ROWS = 16
 """The largest call of an event loop that is worth waiting for others: a run of 16 rows takes as
 long as the way to a thread and back, some 100 µs."""
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _Answer = TypeVar("_Answer")
 _Path = str | Path
@@ -48,6 +61,7 @@ class BaseModel:
         """
         self.batching = batching or BatchingConfig()
         self.served = model
+        self._network = model if model.handler is None else model.network
         num_threads = max(1, model.settings.num_threads)
         self._cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_threads)
         self._names = [each.name for each in model.tensors.outputs]
@@ -57,12 +71,14 @@ class BaseModel:
     @classmethod
     def load(
         cls,
-        path: _Path,
+        path: _Path | None = None,
         version: str | int | None = None,
         device: Device = "auto",
         precision: Precision = "fp32",
         *,
         batching: BatchingConfig | None = None,
+        handler: str | Path | type[Handler] | None = None,
+        models: Mapping[str, Any] = _NOTHING,
     ) -> Self:
         """Load a model, verify it, and check it.
 
@@ -70,7 +86,8 @@ class BaseModel:
         rows can be batched.
 
         Args:
-            path: an ONNX file, or the directory of a model with `<version>/model.onnx`.
+            path: an ONNX file, or the directory of a model with `<version>/model.onnx`; None for a
+                handler with `predict`.
             version: which version to load, such as "3" or 3; None for the one that a server
                 answers with: the one that `labels.json` calls stable, else the newest good one
                 whose callers of the version below can go on. Others are skipped with a warning in
@@ -80,6 +97,9 @@ class BaseModel:
                 on the CPU only, which "auto" means for it.
             batching: `max_batch_size` is the most rows in one run, where rows can be batched; the
                 queue's limits bind only a server.
+            handler: a subclass of `serving.Handler`, or its file: inputs and outputs are its own.
+                It runs in this process, on one thread at a time.
+            models: the models that the handler calls by `self.models`, such as other `Model`s.
 
         Raises:
             ModelNotFound: no such model, or no such version of it.
@@ -91,11 +111,25 @@ class BaseModel:
                 directory can't be read, or a device or a precision is unknown.
         """
         ModelConfig(device=device, precision=precision)  # refuses others
-        path, batching = Path(path).absolute(), batching or BatchingConfig()
+        if not isinstance(batching, BatchingConfig | None):
+            expected = "BatchingConfig(max_batch_size=64)"
+            raise ConfigurationError(f"batching: expected {expected}, got {batching!r:.80}")
+        batching = batching or BatchingConfig()
+        if path is None:
+            if handler is None:
+                raise ConfigurationError("expected an ONNX file, a model's directory, or a handler")
+            return cls(_alone(handler, models), batching)
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigurationError(f"path: expected a file or a folder, got {path!r:.80}")
+        path = Path(path).absolute()
         asked = None if version is None else str(version)
         loaded = load_model(
             path, asked, device, precision, batching.max_batch_size, is_described=cls._is_described
         )
+        if handler is not None:
+            folder = path.parent if path.is_file() else path / loaded.version
+            around = LocalHandler(handler, loaded.tensors, folder, models)
+            return cls(with_handler(loaded, around), loaded.settings.of(batching))
         model = cls(loaded, loaded.settings.of(batching))
         model._reopen = partial(
             cls.load, path, loaded.version, device, precision, batching=batching
@@ -116,20 +150,36 @@ class BaseModel:
     def _run(self, feeds: Feeds, is_cancelled: Callable[[], bool] = never) -> Outputs:
         if self._is_closed:
             raise Unavailable("the model is closed")
-        model, most = self.served, self.batching.max_batch_size
+        return self._outputs(self._run_network(feeds, is_cancelled))
+
+    def _run_around(
+        self, call: tuple[Feeds, Mapping[str, Any]], is_cancelled: Any = never
+    ) -> Outputs:
+        """Run a call through the handler."""
+        if self._is_closed:
+            raise Unavailable("the model is closed")
+        handler: Any = self.served.handler
+        feeds, parameters = call
+        run = partial(self._run_network, is_cancelled=is_cancelled)
+        return self._outputs(handler.run(feeds, run, parameters))
+
+    def _outputs(self, arrays: Sequence[Array]) -> Outputs:
+        return Outputs(dict(zip(self._names, arrays, strict=True)), self.served.version)
+
+    def _run_network(self, feeds: Feeds, is_cancelled: Callable[[], bool] = never) -> list[Array]:
+        """Run the model itself; returns its outputs in order."""
+        model, most = self._network, self.batching.max_batch_size
         num_rows = min(map(len, feeds.values())) if model.tensors.is_batchable else 1
         try:
             if num_rows <= most and num_rows <= model.enough_rows:
-                arrays = model.run(feeds)
-            else:
-                arrays = run_parallel(
-                    model.run, feeds, most, model.enough_rows, self._cores, is_cancelled
-                )
+                return model.run(feeds)
+            return run_parallel(
+                model.run, feeds, most, model.enough_rows, self._cores, is_cancelled
+            )
         except ModelError as err:
             from serving.model.onnx_errors import reason_of
 
             raise ModelError(f"the model failed: {reason_of(err.__cause__ or err)}") from err
-        return Outputs(dict(zip(self._names, arrays, strict=True)), model.version)
 
     def _described(self, version: str | int | None) -> ModelInfo:
         model = self.served
@@ -147,7 +197,13 @@ class Model(BaseModel):
     The verbs are those of `serving.Client`. Use it as a context manager, or call `close`.
     """
 
-    def infer(self, inputs: object, *, outputs: Sequence[str] = ()) -> Outputs:
+    def infer(
+        self,
+        inputs: object,
+        *,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Any] = _NOTHING,
+    ) -> Outputs:
         """Run the model on this thread; past 128 rows the other cores help.
 
         Args:
@@ -156,18 +212,22 @@ class Model(BaseModel):
                 nothing, float64 goes into float32 where every finite value stays finite, and
                 integers into another type that holds them.
             outputs: the names of the outputs to return; all by default.
+            parameters: for a handler that names `parameters`.
 
         Returns:
             An array for each output, by its name, and the version.
 
         Raises:
             InvalidRequest: an input is missing or unknown, or has another type or shape; an output
-                is unknown; or an operator of the model refuses its values.
+                is unknown; or an operator of the model, or its handler, refuses its values.
             Unavailable: the model is closed.
             DeviceError: it uses CUDA and was loaded before this process was forked.
             ModelError: the run failed; the text is ONNX Runtime's reason.
         """
-        return _chosen(self._run(as_feeds(self.served.tensors, inputs)), outputs)
+        feeds = as_feeds(self.served.tensors, inputs)
+        if self.served.handler is not None:
+            return _chosen(self._run_around((feeds, parameters)), outputs)
+        return _chosen(self._run(feeds), outputs)
 
     def describe(self, version: str | int | None = None) -> ModelInfo:
         """Return the model's inputs and outputs, how it is run, and its limits.
@@ -213,10 +273,18 @@ class AsyncModel(BaseModel):
         self._joined: WeakKeyDictionary[asyncio.AbstractEventLoop, JoinedCalls]
         self._joined = WeakKeyDictionary()
 
-    async def infer(self, inputs: object, *, outputs: Sequence[str] = ()) -> Outputs:
+    async def infer(
+        self,
+        inputs: object,
+        *,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Any] = _NOTHING,
+    ) -> Outputs:
         """Run the model; see `Model.infer`. A call that is cancelled begins no further run."""
         tensors = self.served.tensors
         feeds = as_feeds(tensors, inputs)
+        if self.served.handler is not None:
+            return _chosen(await on_thread(self._run_around, (feeds, parameters)), outputs)
         # Rows are proved independent for axes of one or more.
         can_join = tensors.is_batchable and all(array.size for array in feeds.values())
         sizes = {len(array) for array in feeds.values()} if can_join else set()
@@ -255,9 +323,15 @@ class AsyncModel(BaseModel):
         return calls
 
 
+def _alone(handler: str | Path | type[Handler], models: Mapping[str, Any]) -> LoadedModel:
+    """Load a handler that predicts without a model."""
+    around = LocalHandler(handler, None, None, models)
+    return without_model(around.signature.name, around)
+
+
 def _chosen(found: Outputs, names: Sequence[str]) -> Outputs:
     """Return the outputs of these names; all if none is named."""
-    names = (names,) if isinstance(names, str) else names
+    names = as_names("outputs", names)
     if not names:
         return found
     unknown = [str(name)[:80] for name in names if name not in found]

@@ -5,6 +5,7 @@
     │   ├── InvalidRequest      wrong shape, type, byte count, number of rows, or values
     │   │   └── TooLarge        more bytes, rows or pixels than are taken: divide it
     │   ├── Unsupported         it asks for a feature that there is not
+    │   ├── NotAllowed          the operator has not allowed it
     │   ├── ModelNotFound       no such model or version
     │   └── Unauthenticated     no token or a wrong one
     └── ServerError             the request was fine: retry, or call the operator
@@ -46,6 +47,10 @@ class TooLarge(InvalidRequest):
 
 class Unsupported(RequestError):
     """The request asks for a feature that the server does not have; the text names it."""
+
+
+class NotAllowed(RequestError):
+    """The server was started without the option that allows this; the text names it."""
 
 
 class ModelNotFound(RequestError):

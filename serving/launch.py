@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+from serving.config import as_seconds
 from serving.errors import ConfigurationError, ServingError, Unavailable
 
 _READY = "serving "
@@ -41,7 +42,8 @@ def serve(*models: str | Path, **options: Any) -> None:
     Args:
         models: ONNX files; without any, the repository of the option `models`.
         options: those of the command, by their names with underscores, such as
-            `max_batch_size=64`, `reflection=True` or `http_port="off"`.
+            `max_batch_size=64`, `reflection=True` or `http_port="off"`; `handler` is a file, a
+            subclass of `serving.Handler`, or a mapping of these by the models' names.
 
     Raises:
         ConfigurationError: an option is unknown or can't be used, or no model can be served.
@@ -76,6 +78,9 @@ def arguments(models: tuple[str | Path, ...], options: Mapping[str, Any]) -> lis
         option = f"--{name.replace('_', '-')}"
         if value is None or value is False:
             continue
+        if name == "handler":
+            words += [word for text in _handlers(value) for word in (option, text)]
+            continue
         if value is True:
             words.append(option)
         elif isinstance(value, list | tuple):
@@ -84,6 +89,16 @@ def arguments(models: tuple[str | Path, ...], options: Mapping[str, Any]) -> lis
             words += [option, str(value)]
     # Before the options, of which some take several values.
     return [*map(str, models), *words]
+
+
+def _handlers(value: Any) -> list[str]:
+    """Write handlers as the command line has them: classes as their file and name."""
+    from serving.handlers.loading import HandlerSource
+
+    if isinstance(value, Mapping):
+        return [f"{name}={HandlerSource.of(each)}" for name, each in value.items()]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [str(HandlerSource.of(each) if isinstance(each, type) else each) for each in values]
 
 
 class Server:
@@ -109,6 +124,7 @@ class Server:
                 the server's stderr.
             Unavailable: it is not ready in time, or has ended; likewise.
         """
+        start_timeout_s = as_seconds("start_timeout_s", start_timeout_s, ConfigurationError)
         has_http = all(map(find_spec, _HTTP))
         usual = {"port": 0, "metrics_port": 0, "http_port": 0 if has_http else "off"}
         reader, self._writer = os.pipe()

@@ -5,33 +5,40 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.run import Group, Owner, RunnableModel
 from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
+from serving.handlers.batcher import HandlerBatcher, Parts, RunMetrics
+from serving.handlers.signature import METADATA
 from serving.model.loaded import LoadedModel
 from serving.system.cores import usable_cores
 from serving.system.crash_record import number_of
 from serving.system.host import Host
-from serving.telemetry.metrics import Metrics
+from serving.system.process_pool import Processes
+from serving.telemetry.metrics import HandlerUsage, Metrics
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
+AnyBatcher = Batcher | HandlerBatcher
+"""The receiver of a version's calls."""
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
+_NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 512 << 20, 10.0
+"""The processes that decode pictures for handlers, and the memory of each beyond its start."""
 
 
 class _State(NamedTuple):
     """The versions of a route at one moment."""
 
     versions: ModelVersions
-    batchers: Mapping[str, Batcher]
+    batchers: Mapping[str, AnyBatcher]
     """By version, the newest first."""
-    default: Batcher | None
+    default: AnyBatcher | None
     """None once the model is gone."""
-    canary: Batcher | None
+    canary: AnyBatcher | None
     share: float
 
 
@@ -48,7 +55,7 @@ class Route:
         versions: ModelVersions,
         batching: BatchingConfig,
         random: Random,
-        new_batcher: Callable[[LoadedModel], Batcher],
+        new_batcher: Callable[[LoadedModel], AnyBatcher],
         gone: Callable[[], ServingError],
     ) -> None:
         """Serve these versions of a model.
@@ -99,7 +106,7 @@ class Route:
         return self._state.versions
 
     @property
-    def batchers(self) -> Mapping[str, Batcher]:
+    def batchers(self) -> Mapping[str, AnyBatcher]:
         """The batcher of each version, the newest first."""
         return self._state.batchers
 
@@ -129,7 +136,7 @@ class Route:
         """The signature of a classifier of images, else None."""
         return self.model.signature
 
-    def find(self, version: str) -> "Route | Batcher":
+    def find(self, version: str) -> "Route | AnyBatcher":
         """Return the receiver of calls for a version or a label; "" for calls that name none.
 
         Raises:
@@ -220,7 +227,7 @@ class Router:
         self.metrics = Metrics()
         self.routes: Mapping[str, Route] = {}
         """The models in service by name; replaced as a whole."""
-        self.batchers: tuple[Batcher, ...] = ()
+        self.batchers: tuple[AnyBatcher, ...] = ()
         """Of all versions, including those that only finish accepted calls."""
         self._num_processes = num_processes
         self._lock = threading.Lock()
@@ -229,6 +236,11 @@ class Router:
         """See `block`."""
         self.owner: Owner | None = None
         """The thread that the batchers belong to, once `attach` was called."""
+        self.on_block: Callable[[], object] = lambda: None
+        """Called when `blocked_models` may have changed, on that thread."""
+        self.keeps_headers = False
+        """Whether a handler wants the headers of calls."""
+        self._decoder: Processes | None = None
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that the batchers belong to."""
@@ -258,21 +270,67 @@ class Router:
                     partial(self._gone, name),
                 )
             self.routes = routes
+            models = (
+                each for route in routes.values() for each in route.versions.versions.values()
+            )
+            self.keeps_headers = any(
+                each.handler is not None and METADATA in each.handler.signature.options
+                for each in models
+            )
             is_other = routes.get(name) is not before
         if self.owner is not None and is_other:
             self.owner.post(self.owner.forget_layouts)  # some are for models that are gone
 
-    def _new_batcher(self, name: str, model: LoadedModel) -> Batcher:
+    def _new_batcher(self, name: str, model: LoadedModel) -> AnyBatcher:
         cores = model.engine.max_concurrent_runs or model.settings.instances
         num_threads = self._num_processes * max(1, model.settings.num_threads)
         cores = cores or max(1, usable_cores() // num_threads)
         batching = model.settings.of(self.batching)
-        batcher = Batcher(model, batching, self.metrics, cores, name, self.host)
+        batcher: AnyBatcher
+        if model.handler is None:
+            batcher = Batcher(model, batching, self.metrics, cores, name, self.host)
+        else:
+            metrics: Any = RunMetrics(self.metrics)
+            network = None
+            if model.handler.signature.needs_model:
+                network = Batcher(model.network, batching, metrics, cores, name, self.host)
+            parts = self._parts(model.handler, network)
+            batcher = HandlerBatcher(model, batching, self.metrics, name, parts)
         batcher.block(self._refusal_of(batcher))
         if self.owner is not None:
             batcher.attach(self.owner)
         self.batchers = (*self.batchers, batcher)
         return batcher
+
+    def _parts(self, handler: Any, network: Batcher | None) -> Parts:
+        """Return what a version with a handler runs on."""
+        number = self.batching.handler_processes or max(1, usable_cores() - 1)
+        return Parts(
+            handler.signature,
+            network,
+            handler,
+            handler.take_first,
+            max(1, number // self._num_processes),
+            self._receiver,
+            self._pictures,
+            lambda: self.on_block(),
+        )
+
+    def _receiver(self, name: str) -> tuple[Route, TensorSignature]:
+        """Return another model, for a handler that calls it."""
+        route = self.find(name)
+        return route, route.tensors
+
+    def _pictures(self) -> Processes:
+        """Return the processes that decode pictures for handlers; made with the first one."""
+        if self._decoder is None:
+            from serving.pictures import reader
+
+            modules = (*reader.modules(), "serving.handlers.pictures")
+            self._decoder = Processes(
+                _NUM_DECODERS, modules, memory_bytes=_DECODER_BYTES, job_s=_DECODE_S
+            )
+        return self._decoder
 
     def prune(self) -> None:
         """Drop the batchers of versions that are gone and have answered all they accepted."""
@@ -293,7 +351,7 @@ class Router:
         for batcher in self.batchers:
             batcher.block(self._refusal_of(batcher))
 
-    def _refusal_of(self, batcher: Batcher) -> ServingError | None:
+    def _refusal_of(self, batcher: AnyBatcher) -> ServingError | None:
         until_s = self._blocked.get(number_of(batcher.label))
         if until_s is None:
             return None
@@ -323,6 +381,11 @@ class Router:
             raise ModelNotFound(f"no model {shown}: this server serves {there}")
         return route
 
+    def handlers(self) -> dict[tuple[str, str], HandlerUsage]:
+        """Return the processes of handlers, by name and version; from any thread."""
+        found = (each for each in self.batchers if isinstance(each, HandlerBatcher))
+        return {each.label: each.usage() for each in found}
+
     @property
     def num_waiting(self) -> int:
         """The rows that wait for a run; a moment old on other threads."""
@@ -347,6 +410,8 @@ class Router:
         """End the threads of the batchers once they are idle."""
         for batcher in self.batchers:
             batcher.close()
+        if self._decoder is not None:
+            self._decoder.close()
 
 
 def _facts(model: RunnableModel) -> object:

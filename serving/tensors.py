@@ -2,7 +2,7 @@
 
 import array
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeAlias
 
@@ -58,6 +58,9 @@ class Tensor:
     batch. () is a scalar, or an input of any shape: ONNX Runtime does not say which."""
     names: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """The graph's own names of the axes, such as "batch"; empty where it has none."""
+    content: str = field(default="", repr=False, compare=False)
+    """What BYTES are: "text", "bytes", or "picture", which is a file; empty where a graph says no
+    more, which takes texts."""
     dtype: np.dtype = field(init=False, repr=False, compare=False)
     row_bytes: int = field(init=False, repr=False, compare=False)
     """The bytes of one row (all axes but the first); 0 if rows have no fixed size."""
@@ -67,6 +70,11 @@ class Tensor:
         is_fixed = self.datatype != "BYTES" and self.shape and min(self.shape[1:], default=1) > 0
         size = math.prod(self.shape[1:]) * self.dtype.itemsize if is_fixed else 0
         object.__setattr__(self, "row_bytes", size)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether its elements are bytes, not texts."""
+        return self.content in ("bytes", "picture")
 
     @property
     def axes(self) -> list[str]:
@@ -145,6 +153,31 @@ class TensorSignature:
     def __str__(self) -> str:
         """Return text such as "x FP32 [N, 4] -> y FP32 [N, 3]"."""
         return " -> ".join(", ".join(map(str, side)) for side in (self.inputs, self.outputs))
+
+
+def as_names(what: str, names: object) -> tuple[str, ...]:
+    """Return names that a caller gives: one, or several in a list or a tuple.
+
+    Raises:
+        InvalidRequest: they are others than texts.
+    """
+    found = (names,) if isinstance(names, str) else names
+    is_list = isinstance(found, Iterable) and not isinstance(found, bytes | Mapping)
+    texts = []
+    for each in found if is_list else (found,):  # type: ignore[attr-defined]
+        if not isinstance(each, str) or not is_encodable(each):
+            raise InvalidRequest(f"{what}: expected a name, got {each!r:.80}")
+        texts.append(each)
+    return tuple(texts)
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be sent: it has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def as_feeds(signature: TensorSignature, inputs: object) -> dict[str, Array]:

@@ -191,7 +191,7 @@ ORDER = {
     "serving": """
         errors commandline tensors applications config system http1
         http2 security model.preprocessing pictures telemetry.metrics model
-        catalog batching embedded router protocols telemetry
+        batching handlers catalog embedded router protocols telemetry
         transports http_api client server cli __main__ launch __init__
     """,
     "digit_classifier": """
@@ -283,15 +283,20 @@ def test_client_imports_no_server_code():
 def test_public_names_are_these():
     errors = {name for name, value in vars(serving.errors).items() if isinstance(value, type)}
     assert set(serving.__all__) == errors | {
+        "Array",
         "AsyncClient",
         "AsyncModel",
         "BatchingConfig",
+        "Bytes",
         "Client",
+        "Handler",
         "Model",
         "ModelInfo",
         "Outputs",
+        "Picture",
         "Server",
         "Tensor",
+        "Text",
         "serve",
     }
     assert dir(serving) == sorted([*serving.__all__, "__version__"])

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serving.commandline.installation import install
-from serving.errors import ConfigurationError
+from serving.commandline.installation import not_installed
 from serving.tensors import Images
 
 if TYPE_CHECKING:
@@ -96,10 +95,5 @@ def find_candidates(source: str | Path | BinaryIO, most: float = math.inf) -> "R
         from digit_reader import numbers
         from serving.pictures import decoder
     except ImportError as err:
-        raise _missing() from err
+        raise not_installed(err) from err
     return numbers.Reading(decoder.read_page(source), most)
-
-
-def _missing() -> ConfigurationError:
-    needs = "numbers need Pillow, SciPy and ONNX Runtime"
-    return ConfigurationError(f"{needs}: {install('serve', './reader')}")

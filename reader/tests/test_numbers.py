@@ -297,5 +297,7 @@ def test_missing_pillow_names_the_extra(
     monkeypatch.delattr("digit_reader.numbers", raising=False)
     monkeypatch.delattr("serving.pictures.decoder", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ConfigurationError, match=r"install '\.\[serve\]' \./reader"):
+    with pytest.raises(
+        ConfigurationError, match=r"Pillow is not installed: pip install '\.\[pictures\]'"
+    ):
         read_numbers(io.BytesIO(), classifier)

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,12 @@ class AsyncCaller:
         self.streams: set[Any] = set()
         self.queues: dict[Queue, ClientQueue] = {}
         self.gave_up_s = -math.inf
+        self.headers: dict[Any, Mapping[str, str]] = {}
+        """Those of its calls, as far as a handler may want them."""
+
+    def metadata(self, stream: Any) -> Mapping[str, str]:
+        """See `Caller`."""
+        return self.headers.get(stream, {})
 
 
 def submit_of_stream(group: Group) -> int:
@@ -41,6 +47,7 @@ async def submit(
     encoder: ResponseEncoder,
     deadline_s: float = math.inf,
     enter: Callable[[Group], int] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> tuple[Any, Ran]:
     """Have a request run; if the task is cancelled, it does not run.
 
@@ -51,6 +58,7 @@ async def submit(
         encoder: makes its answer.
         deadline_s: when it is late, in monotonic seconds.
         enter: lets it wait, on the owner's thread; by default as a unary call.
+        headers: the call's, for a handler.
 
     Returns:
         The response, and the run.
@@ -62,6 +70,8 @@ async def submit(
     """
     call, arrived_s, number = _Submitted(), time.monotonic(), next(_numbers)
     peer.streams.add(number)
+    if headers:
+        peer.headers[number] = headers
     streams: Sequence[Any] = [number]
     group = Group(peer, streams, [message], encoder, call, arrived_s, deadline_s)
     owner.post(partial(call.begin, enter or encoder.target.submit, group))
@@ -72,6 +82,7 @@ async def submit(
         raise DeadlineExceeded from None
     finally:
         peer.streams.discard(number)
+        peer.headers.pop(number, None)
     return response, call.run
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from array import array
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,6 +98,15 @@ class Owner(Protocol):
     def forget_layouts(self) -> None:
         """Have all messages parsed again."""
 
+    def watch(self, sock: Any, mask: int, watcher: Any) -> None:
+        """Have `watcher.accept` called when a socket is ready.
+
+        Args:
+            sock: the socket.
+            mask: of `selectors`: for which events; 0 for none any more.
+            watcher: its method gets the time of the round, and that of the turns.
+        """
+
 
 class Caller(Protocol):
     """Who sends calls: a connection. Callers take turns."""
@@ -117,6 +126,9 @@ class Caller(Protocol):
     @property
     def queues(self) -> dict[Any, Any]:
         """Its waiting calls in each queue."""
+
+    def metadata(self, stream: Any) -> Mapping[str, str]:
+        """Return the headers of one of its calls."""
 
 
 class Target(Protocol):
@@ -438,6 +450,22 @@ def _parts(groups: list[Group]) -> Iterator[Sequence[Array]]:
             messages += groups[at].messages
             at += 1
         yield layout.arrays(messages)
+
+
+def arrays_of(call: Group, tensors: TensorSignature) -> Sequence[Array]:
+    """Return the inputs of one call, in the order of its model's.
+
+    Raises:
+        InvalidRequest: see `Layout.arrays`.
+    """
+    (message,) = call.messages
+    if call.encoder.layout is not None:
+        return call.encoder.layout.arrays([message])
+    if not tensors.row_bytes:
+        arrays: Sequence[Array] = message
+        return arrays
+    only = tensors.inputs[0]
+    return [np.frombuffer(message, only.dtype).reshape(-1, *only.shape[1:])]
 
 
 def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:

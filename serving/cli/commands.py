@@ -24,6 +24,7 @@ _INFER = """\
   digit-serving infer towers.onnx left=@left.npy right=@right.npy
   digit-serving infer flowers.onnx --input image --labels labels.txt @rose.jpg
   python numbers.py | digit-serving infer iris.onnx x=-
+  digit-serving infer detector.onnx --random
 """
 _INFO = """\
   digit-serving info model.onnx
@@ -81,18 +82,20 @@ def _add_infer(parser: Parser) -> None:
         "model",
         metavar="MODEL",
         help="name of a model, of the server or the repository; or an "
-        "ONNX file, or a model's folder",
+        "ONNX file, a model's folder, or a handler that is a model by itself (FILE.py)",
     )
     add(
         "values",
         nargs="*",
         metavar="NAME=VALUE",
         help="an input: JSON or a text; @FILE with a NumPy array (.npy), JSON, a text or a "
-        "picture; or - for stdin. The batch axis may be left out, and so may the name of the "
-        "only input",
+        "picture; - for stdin; zeros or random, or with sizes of its axes zeros[1,64]. The batch "
+        "axis may be left out, and so may the name of the only input",
     )
+    add("--random", action="store_true", help="fill the inputs that no value is given for")
     parser.intermixed = "values"
     model_options.add_pictures(parser)
+    model_options.add_handler(parser)
     model_options.add_server(parser)
     model_options.add_repository(parser)
 
@@ -103,8 +106,9 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         metavar="MODEL.onnx",
-        help="file to describe, instead of a model of a repository",
+        help="file to describe, instead of a model of a repository; or a handler (FILE.py)",
     )
+    model_options.add_handler(parser)
     model_options.add_source(parser)
     parser.set_defaults(model=None)
 
@@ -138,14 +142,16 @@ def _info(options: argparse.Namespace) -> int:
 
     if options.target:
         with models.client_of(options) as client:
-            described = description.of_server(client, options.model)
+            described = description.of_server(client, options.model, options.version)
     else:
         if options.file is not None:
             config = models.config_of(ModelConfig, options, model="")
+            config = description.with_handler(config, options.file, options.around)
             described = [description.of_files(options.file, config)]
         else:
             options.model = options.model or ""
             config = models.model_config(options)
+            config = description.with_handler(config, None, options.around)
             described = [description.of_files(config.models / config.model, config)]
     for number, facts in enumerate(described):
         print(description.as_json(facts) if options.json else description.as_text(facts, number))

@@ -24,7 +24,9 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
 
     batching = BatchingConfig()
     # As a server loads it: its settings and labels choose the version.
-    if path.is_file() or is_file(path):
+    if path.suffix == ".py":
+        config = replace(config, names=())
+    elif path.is_file() or is_file(path):
         config = replace(config, names=(), files=(path,))
     else:
         config = replace(config, models=path.parent, names=(path.name,))
@@ -32,19 +34,30 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     return facts_of(replace(served.default.describe(batching), name=name))
 
 
-def of_server(client: Client, name: str | None = None) -> list[Facts]:
+def with_handler(config: ModelConfig, file: Path | None, handler: str | None) -> ModelConfig:
+    """Add a handler: that of an option, or a file that is a model by itself."""
+    if file is not None and file.suffix == ".py":
+        handler = str(file)
+    return replace(config, handler=(handler,) if handler else ())
+
+
+def of_server(client: Client, name: str | None = None, version: str | None = None) -> list[Facts]:
     """Describe the models of a server.
 
     Args:
         client: of the server.
         name: of the only model to describe; None for all.
+        version: the only version to describe, or its label; None for all.
 
     Raises:
-        ModelNotFound: there is no model of this name.
+        ModelNotFound: there is no model of this name, or no such version of one.
     """
     described = []
     for each in client.models() if name is None else [name]:
-        info = client.describe(each)
+        info = client.describe(each, version or "")
+        if version:
+            described.append(info)
+            continue
         others = [version for version in info.versions if version != info.version]
         described += [info, *(client.describe(each, version) for version in others)]
     return [facts_of(info) for info in described]

@@ -3,9 +3,11 @@
 import argparse
 import io
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +19,17 @@ from serving.config import ModelConfig
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.model.preprocessing import Preprocessing, is_known, of_graph
 from serving.model.repository import read_labels
-from serving.protocols.oip.examples import sample_of
+from serving.protocols.oip.examples import Shapes, sample_of, shape_of
 from serving.system.files import read_regular
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds, finite
 
 if TYPE_CHECKING:
+    from serving.embedded import Model
     from serving.model.loaded import LoadedModel
 
 _NPY = b"\x93NUMPY"
+_FILLED = re.compile(r"(?P<how>zeros|random)(?:\[(?P<sizes>[0-9]{1,9}(?:, ?[0-9]{1,9})*)\])?")
+"""A value such as zeros[1,3,224,224]; without sizes, open axes are 1."""
 _TOP = 5
 """Classes that are shown with their names."""
 
@@ -40,11 +45,16 @@ def run(options: argparse.Namespace) -> int:
             info = client.describe(options.model, version)
             pictures = _pictures_of(options, info.tensors, info.pictures)
             labels: Sequence[str] = info.labels
-            feeds = _feeds(options.values, info.tensors, pictures)
+            feeds = _feeds(options, info.tensors, pictures)
             outputs: Mapping[str, Array] = client.infer(options.model, feeds, version=version)
+    elif options.around or options.model.endswith(".py"):
+        pictures, labels = None, ()
+        with _around(options) as around:
+            outputs = around.infer(_feeds(options, around.describe().tensors, None))
     else:
         model, pictures = _loaded(options)
-        labels, arrays = model.labels, model.run(_feeds(options.values, model.tensors, pictures))
+        feeds = _feeds(options, model.tensors, pictures, model.sample_shapes)
+        labels, arrays = model.labels, model.run(feeds)
         names = [each.name for each in model.tensors.outputs]
         outputs = dict(zip(names, arrays, strict=True))
     if pictures is not None:
@@ -84,13 +94,36 @@ def _loaded(options: argparse.Namespace) -> "tuple[LoadedModel, Preprocessing | 
     return load_with_pictures(options, model_config(options))
 
 
+def _around(options: argparse.Namespace) -> "Model":
+    """Load a handler here, and the model that it is around, if there is one."""
+    installation.require("onnxruntime")
+    from serving.embedded import Model
+    from serving.model.repository import find
+
+    path = Path(options.model)
+    if path.suffix == ".py":
+        return Model.load(handler=path)
+    if not path.exists():
+        config = model_config(options)
+        path = find(config.models, config.model)
+    facts = options.version, options.device, options.precision
+    return Model.load(path, *facts, handler=options.around)
+
+
 def _feeds(
-    words: Sequence[str], tensors: TensorSignature, pictures: Preprocessing | None
+    options: argparse.Namespace,
+    tensors: TensorSignature,
+    pictures: Preprocessing | None,
+    shapes: Shapes = MappingProxyType({}),
 ) -> dict[str, Array]:
     """Return an array for each input; the name of the only one may be left out."""
     inputs = {each.name: each for each in tensors.inputs}
-    given = {}
-    for word in words:
+    given: dict[str, Any] = {}
+    if options.random:
+        given = {
+            name: _filled("random", each, shape_of(each, shapes)) for name, each in inputs.items()
+        }
+    for word in options.values:
         name = next((each for each in inputs if word.startswith(f"{each}=")), "")
         text = word.removeprefix(f"{name}=")
         if len(inputs) == 1 and not name:
@@ -110,7 +143,7 @@ def _feeds(
 
 def _example(tensor: Tensor) -> str:
     values = sample_of(tensor, {})
-    return f"{tensor.name}={'@FILE.npy' if values is None else json.dumps(values)}"
+    return f"{tensor.name}={'zeros' if values is None else json.dumps(values)}"
 
 
 def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> Any:
@@ -131,6 +164,8 @@ def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any
     try:
         is_stdin, path = source == "-", Path(source[1:])
         content = sys.stdin.buffer.read() if is_stdin else read_regular(path, sys.maxsize - 1)
+        if tensor.is_binary:
+            return content
         if content.startswith(_NPY):
             return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as err:  # a header may name a size or a type of which numpy says anything
@@ -148,7 +183,25 @@ def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any
     return picture_row(pictures, io.BytesIO(content))[0]
 
 
+def _filled(how: str, tensor: Tensor, shape: tuple[int, ...]) -> Array:
+    """Return an array of zeros or of random numbers; of texts, if the input takes them."""
+    try:
+        if tensor.datatype == "BYTES":
+            return np.full(shape, "text", object)
+        if how == "zeros":
+            return np.zeros(shape, tensor.dtype)
+        numbers = np.random.default_rng(0).random(shape)
+        # Pixels, or numbers that every table has, and masks take.
+        most = 256 if tensor.datatype == "UINT8" else 1 if tensor.dtype.kind == "f" else 2
+        return (numbers * most).astype(tensor.dtype)
+    except (MemoryError, ValueError) as err:
+        raise InvalidRequest(f"{tensor.name}: no room for an array of {list(shape)}") from err
+
+
 def _of_text(tensor: Tensor, text: str) -> Any:
+    if (word := _FILLED.fullmatch(text)) and (word["sizes"] or tensor.datatype != "BYTES"):
+        sizes = [int(size) for size in word["sizes"].split(",")] if word["sizes"] else None
+        return _filled(word["how"], tensor, shape_of(tensor, {}) if sizes is None else tuple(sizes))
     try:
         value = json.loads(text, parse_float=finite)
     except (ValueError, RecursionError) as err:

@@ -99,16 +99,19 @@ def only_model(root: Path) -> str:
     """Return the name of the model to run where none is named: the only one, or the bundled one.
 
     Raises:
+        ModelNotFound: there is none.
         ConfigurationError: there are several others.
     """
-    from serving.model.repository import models_in
+    from serving.model.repository import models_in, none_in
 
     found, bundled = [*models_in(root)], bundled_model()
     if len(found) == 1:
         return found[0]
-    if bundled is not None and (not found or bundled.name in found):
+    if not found:
+        raise none_in(root)
+    if bundled is not None and bundled.name in found:
         return bundled.name
-    raise ConfigurationError(f"--model names one of {', '.join(found[:8]) or f'none in {root}'}")
+    raise ConfigurationError(f"--model names one of {', '.join(found[:8])}")
 
 
 def usual_models(model: str = "") -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 
 from serving.errors import ConfigurationError
+from serving.security.tls_probe import tls_mismatch
 from serving.security.watched_files import read_bytes
 
 _CHECK = "/grpc.health.v1.Health/Check"
@@ -35,30 +36,12 @@ def trouble(
         try:
             answer = check(_ANY, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as err:
-            is_plain = tls[0] is None and err.code() is grpc.StatusCode.UNAVAILABLE
-            if is_plain and _speaks_tls(target, timeout_s):
-                return "the server speaks TLS: --tls-ca names the authorities of its certificate"
+            is_unavailable = err.code() is grpc.StatusCode.UNAVAILABLE
+            is_tls = tls[0] is not None
+            if is_unavailable and (reason := tls_mismatch(target, timeout_s, is_tls=is_tls)):
+                return reason
             return f"{err.code().name}: {' '.join(str(err.details()).split())}"
     return None if answer == _SERVING else "NOT_SERVING"
-
-
-def _speaks_tls(target: str, timeout_s: float) -> bool:
-    """Return whether a server begins a TLS handshake; nothing is sent over it."""
-    import socket  # here: a probe that is answered needs neither
-    import ssl
-
-    host, _, port = target.rpartition(":")
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout_s) as plain:
-            context.wrap_socket(plain).close()
-    except ssl.SSLError as err:  # a server of TLS may still refuse, as without a certificate
-        return "WRONG_VERSION_NUMBER" not in str(err) and "RECORD_LAYER" not in str(err)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _channel(target: str, tls: Tls, server_name: str | None) -> grpc.Channel:

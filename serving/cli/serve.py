@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 HELP = "serve models over gRPC and HTTP until SIGTERM"
 EXAMPLES = """\
   digit-serving serve detector.onnx classifier.onnx
+  digit-serving serve model.onnx --handler sentiment.py
   digit-serving serve flowers.onnx --input image --labels labels.txt
   digit-serving serve --models models --model digits letters --workers 2
   digit-serving serve --models s3://bucket/models --reload-interval 60 --canary 5%
@@ -32,7 +33,11 @@ EXAMPLES = """\
   SERVING_PORT=8033 SERVING_LOG_FORMAT=json digit-serving serve --host 0.0.0.0
 """
 _GROUPS: tuple[tuple[str, type, str], ...] = (
-    ("", ModelConfig, "versions canary served_name batch threads max_model_bytes"),
+    (
+        "",
+        ModelConfig,
+        "handler allow_handlers versions canary served_name batch threads max_model_bytes",
+    ),
     ("", ServerConfig, "reload_interval_s allow_repository_control"),
     (
         "addresses",
@@ -51,7 +56,7 @@ _GROUPS: tuple[tuple[str, type, str], ...] = (
     ),
 )
 """The options of `serve` that set fields of configurations; those without a title go on."""
-_HTTP = ("python_multipart",)
+_HTTP = "python_multipart"
 _USUAL_HTTP_PORT = 8080
 
 
@@ -101,7 +106,7 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
     installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
     import_module("serving.server.lifetime")
-    from serving.model.repository import read_labels
+    from serving.model.repository import named_models, read_labels
 
     gc.freeze()
     gc.enable()
@@ -113,8 +118,11 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
         ServerConfig, options, **_ports(options), security=security, labels=labels
     )
     require_descriptors(64 + 8 * config.workers)
+    models_to_serve = _served_models(options)
+    if models_to_serve.url is None:
+        named_models(models_to_serve, models_to_serve.models)  # what is wrong with a file or a name
     try:
-        return _run(_served_models(options), batching, config)
+        return _run(models_to_serve, batching, config)
     except ConfigurationError as err:
         raise ConfigurationError(f"{err}{_other_port(config, str(err))}") from err
 
@@ -153,9 +161,9 @@ def _ports(options: argparse.Namespace) -> dict[str, object]:
     usual = {"http_port": _USUAL_HTTP_PORT, "metrics_port": ServerConfig().metrics_port}
     is_auto = options.http_port == "auto" and options.input != "image"
     if not is_auto and options.http_port is not None:
-        installation.require(*_HTTP)
-    elif is_auto and not all(map(find_spec, _HTTP)):
-        _log.info("HTTP is off: %s", installation.install("serve,http"))
+        installation.require(_HTTP)
+    elif is_auto and not find_spec(_HTTP):
+        _log.info("HTTP is off: %s", installation.missing(_HTTP))
         ports["http_port"] = None
     automatic = tuple(name for name, port in ports.items() if port == "auto")
     return ports | {name: usual[name] for name in automatic} | {"usual_ports": automatic}
@@ -175,7 +183,7 @@ def _served_models(options: argparse.Namespace) -> ModelConfig:
         source = {"url": named_root}
     elif named_root is not None:
         source = {"models": Path(named_root)}
-    elif files and not names:
+    elif (files or options.handler) and not names:
         source = {"names": ()}
     elif names or not models_in(usual):
         source = {"models": models.usual_models(*names[:1])}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from os import getpid
 from pathlib import Path
-from typing import Self, TypedDict, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 from serving.client.addresses import address_for_h2
 from serving.client.credentials import Credentials, client_span
@@ -19,7 +19,7 @@ from serving.client.h2.event_loop import ReconnectingLoopChannel
 from serving.client.h2.threads import ReconnectingChannel
 from serving.client.retries import RetryBudget, RetryState
 from serving.client.transport import Metadata, Outcome, PendingCall, Transport
-from serving.config import TransportName
+from serving.config import TransportName, as_seconds
 from serving.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -29,17 +29,23 @@ from serving.errors import (
     Unsupported,
 )
 from serving.protocols.status import Failure, StatusCode
+from serving.security.tls_probe import tls_mismatch
 from serving.system.addresses import is_target
-from serving.tensors import ModelInfo, Outputs
+from serving.tensors import ModelInfo, Outputs, as_names
 
 _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = b"\x08\x01"
 """The HealthCheckResponse with status SERVING."""
 _NOT_SERVING = Failure(StatusCode.UNAVAILABLE, "the server does not serve yet")
+_PROBE_S = 1.0
+"""How long the first failure of a client may be looked into."""
 _WINDOW = 8
 """Messages of one request in flight at once."""
 _RESERVED = ("grpc-", ":")
 """Prefixes of metadata that gRPC itself sends."""
+
+
+_Result = TypeVar("_Result")
 
 
 class ClientOptions(TypedDict, total=False):
@@ -95,11 +101,13 @@ class BaseClient:
             ConfigurationError: the target is no address, a file can't be read, the token can't be
                 sent, or h2 is not for this target.
         """
-        if not is_target(target):
+        if not (isinstance(target, str) and is_target(target)):
             raise ConfigurationError(f"expected HOST:PORT, such as 127.0.0.1:50051, got {target!r}")
         self._target = target
-        self._timeout_s = timeout_s
-        self._attempt_timeout_s = attempt_timeout_s
+        self._timeout_s = as_seconds("timeout_s", timeout_s, ConfigurationError)
+        self._attempt_timeout_s = attempt_timeout_s and as_seconds(
+            "attempt_timeout_s", attempt_timeout_s, ConfigurationError
+        )
         self._credentials = Credentials(token, tls_ca, tls_cert, tls_key)
         self._address = address_for_h2(transport, target)
         """Where h2 connects to; None for grpcio."""
@@ -145,8 +153,12 @@ class BaseClient:
         """Wait before a call is sent again."""
         raise NotImplementedError
 
+    async def _blocking(self, work: Callable[[], _Result]) -> _Result:
+        """Do work that blocks a thread."""
+        raise NotImplementedError
+
     async def _wait_ready(self, timeout_s: float) -> None:
-        state = RetryState(self._target, timeout_s)
+        state = RetryState(self._target, as_seconds("timeout_s", timeout_s))
         try:
             while await self._call(_HEALTH, b"", state) != _SERVING:
                 await self._pause(state.backoff_s(_NOT_SERVING))
@@ -182,17 +194,18 @@ class BaseClient:
         version: str | int,
         timeout_s: float | None,
         metadata: Mapping[str, str] | None,
+        parameters: Mapping[str, Any] | None,
     ) -> Outputs:
         # The messages' classes take 15 ms of a start, which callers of other services need not pay.
         from serving.client import infer_messages as inference
 
-        state, asked, more = self._begun(timeout_s), (model, str(version)), _checked(metadata)
-        outputs = (outputs,) if isinstance(outputs, str) else outputs
+        state, more = self._begun(timeout_s), _checked(metadata)
+        asked, outputs = _asked(model, version), as_names("outputs", outputs)
         try:
             info = self._infos.get(asked)
             if info is None:
                 info = self._infos[asked] = await self._described(asked, state)
-            requests = inference.infer_requests(*asked, info, inputs, outputs)
+            requests = inference.infer_requests(*asked, info, inputs, outputs, parameters or {})
             with client_span(inference.MODEL_INFER, self._target):
                 if len(requests) == 1:
                     answers = [await self._call(inference.MODEL_INFER, requests[0], state, more)]
@@ -202,11 +215,11 @@ class BaseClient:
             self._infos.pop(asked, None)  # another model may be served now: the next call asks
             raise
         return inference.joined(
-            [inference.outputs_of(each, self._target) for each in answers], self._target
+            [inference.outputs_of(each, self._target, info) for each in answers], self._target
         )
 
     async def _describe(self, model: str, version: str | int, timeout_s: float | None) -> ModelInfo:
-        asked = model, str(version)
+        asked = _asked(model, version)
         info = self._infos[asked] = await self._described(asked, self._begun(timeout_s))
         return info
 
@@ -262,6 +275,8 @@ class BaseClient:
         self, outcome: Outcome, path: str, message: bytes, state: RetryState, metadata: Metadata
     ) -> bytes:
         """Return the answer of a call that has ended; retry it where that can help."""
+        if not isinstance(outcome, bytes) and not self._has_answered:
+            outcome = await self._explained(outcome, state)
         while not isinstance(outcome, bytes):
             self._check_open()
             await self._pause(state.backoff_s(outcome))
@@ -270,10 +285,22 @@ class BaseClient:
         self._budget.put()
         return outcome
 
+    async def _explained(self, failure: Failure, state: RetryState) -> Failure:
+        """Return a client's first failure, or that only one side speaks TLS, if that is why."""
+        is_known = failure.is_answer or failure.is_permanent
+        if is_known or failure.code is not StatusCode.UNAVAILABLE:
+            return failure
+        is_tls, timeout_s = self._credentials.files is not None, min(_PROBE_S, state.timeout_s())
+        probe = partial(tls_mismatch, self._target, timeout_s, is_tls=is_tls)
+        reason = await self._blocking(probe) if timeout_s > 0 else None
+        if reason is None:
+            return failure
+        return Failure(StatusCode.UNAVAILABLE, reason, is_permanent=True)
+
     def _begun(self, timeout_s: float | None) -> RetryState:
         return RetryState(
             self._target,
-            self._timeout_s if timeout_s is None else timeout_s,
+            self._timeout_s if timeout_s is None else as_seconds("timeout_s", timeout_s),
             attempt_timeout_s=self._attempt_timeout_s,
             first_contact=not self._has_answered,
             budget=self._budget,
@@ -284,6 +311,12 @@ class BaseClient:
             raise Unavailable(f"{self._target}: the client is closed")
 
 
+def _asked(model: str, version: str | int) -> tuple[str, str]:
+    """Return the name and the version, or label, of the model of a call; checked."""
+    (name,), (number,) = as_names("model", model), as_names("version", str(version))
+    return name, number
+
+
 def _checked(metadata: Mapping[str, str] | None) -> Metadata:
     """Check a caller's metadata.
 
@@ -292,16 +325,17 @@ def _checked(metadata: Mapping[str, str] | None) -> Metadata:
     """
     if not metadata:
         return ()
+    if not isinstance(metadata, Mapping):
+        raise InvalidRequest(f"metadata: expected texts by name, got {metadata!r:.80}")
     for name, value in metadata.items():
+        if not isinstance(name, str):
+            raise InvalidRequest(f"expected a name of metadata such as x-tenant, got {name!r:.80}")
         is_name = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
         if not is_name or name.lower().startswith(_RESERVED) or name.lower().endswith("-bin"):
             raise InvalidRequest(f"expected a name of metadata such as x-tenant, got {name[:80]!r}")
         if not (isinstance(value, str) and value.isascii() and value.isprintable()):
             raise InvalidRequest(f"metadata {name}: expected printable ASCII")
     return tuple((name.lower(), value) for name, value in metadata.items())
-
-
-_Result = TypeVar("_Result")
 
 
 class Client(BaseClient):
@@ -326,6 +360,7 @@ class Client(BaseClient):
         outputs: Sequence[str] = (),
         timeout_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Outputs:
         """Run any model of the server, by the Open Inference Protocol.
 
@@ -342,6 +377,7 @@ class Client(BaseClient):
             outputs: the names of the outputs to answer; all by default.
             timeout_s: seconds for this call, instead of the client's.
             metadata: further headers of the call, such as {"x-tenant": "a"}.
+            parameters: of the request, for a model with a handler: texts, numbers, booleans.
 
         Returns:
             An array for each output, by its name, BYTES as texts; and the version that answered.
@@ -357,7 +393,7 @@ class Client(BaseClient):
             DeadlineExceeded: no answer within the timeout.
             ModelError: the run failed.
         """
-        return _run(self._infer(model, inputs, outputs, version, timeout_s, metadata))
+        return _run(self._infer(model, inputs, outputs, version, timeout_s, metadata, parameters))
 
     def describe(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None
@@ -442,6 +478,9 @@ class Client(BaseClient):
         if self._is_closed.wait(seconds):
             self._check_open()
 
+    async def _blocking(self, work: Callable[[], _Result]) -> _Result:
+        return work()
+
     def _opened(self) -> Transport:
         transport = self._transport
         if transport is None or self._pid != getpid() or self._is_closed.is_set():
@@ -497,9 +536,10 @@ class AsyncClient(BaseClient):
         outputs: Sequence[str] = (),
         timeout_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Outputs:
         """Run any model of the server; see `Client.infer`."""
-        return await self._infer(model, inputs, outputs, version, timeout_s, metadata)
+        return await self._infer(model, inputs, outputs, version, timeout_s, metadata, parameters)
 
     async def describe(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None
@@ -551,6 +591,9 @@ class AsyncClient(BaseClient):
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def _blocking(self, work: Callable[[], _Result]) -> _Result:
+        return await asyncio.to_thread(work)
 
     def _opened(self) -> Transport:
         loop, transport = asyncio.get_running_loop(), self._transport

@@ -24,7 +24,11 @@ class Credentials:
         tls_key: str | Path | None,
     ) -> None:
         """Read the files; see `BaseClient` for the arguments and errors."""
-        if token is not None and not (token.isascii() and token.isprintable()):
+        for each in (tls_ca, tls_cert, tls_key):
+            if not isinstance(each, str | Path | None):
+                raise ConfigurationError(f"expected the path of a PEM file, got {each!r:.80}")
+        is_text = token is None or isinstance(token, str)
+        if not is_text or (token and not (token.isascii() and token.isprintable())):
             raise ConfigurationError("a token must be printable ASCII on one line")
         self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         if (tls_cert is None) != (tls_key is None):

@@ -10,7 +10,15 @@ from google.protobuf.message import DecodeError
 from serving.client.transport import malformed
 from serving.errors import InvalidRequest, TooLarge
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.tensors import CONTENTS, as_bytes, from_raw, from_typed, to_raw
+from serving.protocols.oip.tensors import (
+    CONTENTS,
+    NO_PARAMETERS,
+    as_bytes,
+    from_raw,
+    from_typed,
+    set_parameter,
+    to_raw,
+)
 from serving.tensors import Array, ModelInfo, Outputs, Tensor, as_feeds
 
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
@@ -21,7 +29,12 @@ _MAX_ANSWER_BYTES = 8 << 20
 
 
 def infer_requests(
-    name: str, version: str, info: ModelInfo, inputs: object, outputs: Sequence[str]
+    name: str,
+    version: str,
+    info: ModelInfo,
+    inputs: object,
+    outputs: Sequence[str],
+    parameters: Mapping[str, Any] = NO_PARAMETERS,
 ) -> list[bytes]:
     """Encode ModelInferRequests: one, or several if the rows are too many for one message.
 
@@ -30,7 +43,10 @@ def infer_requests(
         TooLarge: they don't fit into a message, and can't be divided.
     """
     feeds = as_feeds(info.tensors, inputs)
-    return [_infer_request(name, version, info, part, outputs) for part in _divided(feeds, info)]
+    empty = inference_pb.ModelInferRequest(model_name=name, model_version=version)
+    for each, value in parameters.items():
+        set_parameter(empty.parameters, each, value)
+    return [_infer_request(empty, info, part, outputs) for part in _divided(feeds, info)]
 
 
 def _divided(feeds: dict[str, Array], info: ModelInfo) -> Iterator[dict[str, Array]]:
@@ -70,9 +86,10 @@ def _num_bytes(array: Array) -> int:
 
 
 def _infer_request(
-    name: str, version: str, info: ModelInfo, feeds: Mapping[str, Array], outputs: Sequence[str]
+    empty: Any, info: ModelInfo, feeds: Mapping[str, Array], outputs: Sequence[str]
 ) -> bytes:
-    request = inference_pb.ModelInferRequest(model_name=name, model_version=version)
+    request = inference_pb.ModelInferRequest()
+    request.CopyFrom(empty)
     for tensor, array in zip(info.inputs, feeds.values(), strict=True):
         request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
         request.raw_input_contents.append(to_raw(array))
@@ -82,15 +99,21 @@ def _infer_request(
     return data
 
 
-def outputs_of(data: bytes, address: str) -> Outputs:
+def outputs_of(data: bytes, address: str, info: ModelInfo | None = None) -> Outputs:
     """Decode a ModelInferResponse.
+
+    Args:
+        data: the message.
+        address: the server's, for errors.
+        info: says which outputs are bytes; without it BYTES are texts.
 
     Raises:
         Unavailable: it is not one, or its tensors contradict their description.
     """
     try:
         response = inference_pb.ModelInferResponse.FromString(data)
-        tensors, raw = tensors_of(response.outputs), response.raw_output_contents
+        known = {} if info is None else {each.name: each.content for each in info.outputs}
+        tensors, raw = tensors_of(response.outputs, known), response.raw_output_contents
         if raw:
             pairs = zip(tensors, raw, strict=True)
             arrays = {each.name: from_raw(raw, each, each.shape).copy() for each, raw in pairs}
@@ -121,6 +144,14 @@ def joined(parts: Sequence[Outputs], address: str) -> Outputs:
     return Outputs(arrays, parts[-1].model_version)
 
 
-def tensors_of(described: Any) -> tuple[Tensor, ...]:
-    """Return the tensors that a message describes."""
-    return tuple(Tensor(each.name, each.datatype, tuple(each.shape)) for each in described)
+def tensors_of(described: Any, contents: Mapping[str, str] = NO_PARAMETERS) -> tuple[Tensor, ...]:
+    """Return the tensors that a message describes.
+
+    Args:
+        described: its tensors.
+        contents: what BYTES are, by the tensors' names.
+    """
+    return tuple(
+        Tensor(each.name, each.datatype, tuple(each.shape), content=contents.get(each.name, ""))
+        for each in described
+    )

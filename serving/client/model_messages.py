@@ -19,7 +19,8 @@ _NUMBER = (int, float)
 _PARAMETERS: dict[str, type | tuple[type, ...]] = {
     "version": str, "default_version": str, "canary_version": str, "batching": str,
     "device": str, "precision": str, "versions": list, "labels": list, "axes": dict,
-    "pictures": dict, "max_request_rows": int, "max_message_bytes": int, "test_accuracy": _NUMBER,
+    "contents": dict, "pictures": dict, "max_request_rows": int, "max_message_bytes": int,
+    "test_accuracy": _NUMBER,
 }  # fmt: skip
 """Parameters of a model's configuration, and the type of each: texts, and others as JSON."""
 
@@ -62,7 +63,7 @@ def model_info(metadata: bytes, config: bytes | None, version: str, address: str
     except (DecodeError, KeyError) as err:
         raise malformed(address, f"no metadata of tensors: {err}") from err
     parameters, max_batch_size = (config and _config_of(config, address)) or ({}, 0)
-    axes = parameters.get("axes", {})
+    axes, contents = parameters.get("axes", {}), parameters.get("contents", {})
     versions = tuple(parameters.get("versions") or response.versions)
     newest = versions[0] if versions else ""
     return ModelInfo(
@@ -71,8 +72,8 @@ def model_info(metadata: bytes, config: bytes | None, version: str, address: str
         versions=versions,
         default_version=parameters.get("default_version") or newest,
         canary_version=parameters.get("canary_version"),
-        inputs=_named(inputs, axes),
-        outputs=_named(outputs, axes),
+        inputs=_named(inputs, axes, contents),
+        outputs=_named(outputs, axes, contents),
         is_batchable=max_batch_size > 0,
         batching=parameters.get("batching", ""),
         device=parameters.get("device", ""),
@@ -86,9 +87,14 @@ def model_info(metadata: bytes, config: bytes | None, version: str, address: str
     )
 
 
-def _named(side: tuple[Tensor, ...], axes: Mapping[str, Sequence[str]]) -> tuple[Tensor, ...]:
-    """Return tensors with the graph's names of their axes."""
-    return tuple(replace(each, names=tuple(axes.get(each.name, ()))) for each in side)
+def _named(
+    side: tuple[Tensor, ...], axes: Mapping[str, Sequence[str]], contents: Mapping[str, str]
+) -> tuple[Tensor, ...]:
+    """Return tensors with the graph's names of their axes, and what BYTES are."""
+    return tuple(
+        replace(each, names=tuple(axes.get(each.name, ())), content=contents.get(each.name, ""))
+        for each in side
+    )
 
 
 def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
@@ -111,8 +117,9 @@ def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
         if not isinstance(value, _PARAMETERS[name]) or isinstance(value, bool):
             raise malformed(address, f"a configuration with a wrong {name}")
     lists = [known.get("labels", []), known.get("versions", []), *known.get("axes", {}).values()]
+    lists.append([*known.get("contents", {}).values()])
     if not all(isinstance(each, list) and all(map(_is_text, each)) for each in lists):
-        raise malformed(address, "a configuration with labels or axes that are no texts")
+        raise malformed(address, "a configuration with labels, axes or contents that are no texts")
     return known, config.max_batch_size
 
 

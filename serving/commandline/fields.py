@@ -15,11 +15,13 @@ from serving.commandline.values import duration, port_or_off, seconds, share, si
 _SPECIAL: dict[str, dict[str, Any]] = {
     "model_cache": {"type": Path, "metavar": "DIR"},
     "input": {"choices": ("tensors", "image")},
+    "handler": {"action": "extend", "nargs": 1, "default": [], "metavar": "[NAME=]FILE.py"},
     "canary": {"type": share, "metavar": "SHARE"},
     "access_log": {"type": share, "metavar": "SHARE"},
     "max_model_bytes": {"type": size, "metavar": "SIZE"},
     "max_json_bytes": {"type": size, "metavar": "SIZE"},
     "max_buffered_bytes": {"type": size, "metavar": "SIZE"},
+    "max_handler_bytes": {"type": size, "metavar": "SIZE"},
     "slo_s": {"type": seconds, "metavar": "TIME"},
     "metrics_port": {"type": port_or_off, "metavar": "PORT", "default": "auto"},
     "http_port": {"type": port_or_off, "metavar": "PORT", "default": "auto"},

@@ -4,7 +4,34 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from serving.errors import ConfigurationError
+
 DISTRIBUTION = "digit-serving"
+
+EXTRAS = {
+    "onnxruntime": "serve",
+    "grpc_health": "serve",
+    "grpc_reflection": "serve",
+    "prometheus_client": "serve",
+    "uvloop": "serve",
+    "h11": "serve",
+    "orjson": "serve",
+    "python_multipart": "http",
+    "PIL": "pictures",
+    "scipy": "pictures",
+    "opentelemetry": "otel",
+    "pyarrow": "score",
+    "ray": "ray",
+    "fsspec": "remote",
+}
+"""Modules that the base installation lacks, and the extra that installs each."""
+_PACKAGES = {
+    "PIL": "Pillow", "grpc_health": "grpcio-health-checking",
+    "grpc_reflection": "grpcio-reflection", "opentelemetry": "opentelemetry-sdk",
+    "prometheus_client": "prometheus-client", "python_multipart": "python-multipart",
+}  # fmt: skip
+"""The names of packages whose modules have others."""
+
 _ROOT = Path(__file__).parents[2]
 
 
@@ -57,8 +84,13 @@ def require(*modules: str) -> None:
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
-def advice(error: ModuleNotFoundError, extras: Mapping[str, str]) -> str:
-    """Return the command that installs a missing extra, in one line.
+def missing(module: str, extras: Mapping[str, str] = EXTRAS) -> str:
+    """Say in one line that a package is not installed, and how to install its extra."""
+    return f"{_PACKAGES.get(module, module)} is not installed: {install(extras[module])}"
+
+
+def advice(error: ImportError, extras: Mapping[str, str] = EXTRAS) -> str:
+    """Return the line about a failed import; see `missing`.
 
     Args:
         error: an import's exception; raised again if no extra has the module, since then the
@@ -68,4 +100,9 @@ def advice(error: ModuleNotFoundError, extras: Mapping[str, str]) -> str:
     module = (error.name or "").partition(".")[0]
     if module not in extras:
         raise error
-    return f"{module} is not installed: {install(extras[module])}"
+    return missing(module, extras)
+
+
+def not_installed(error: ImportError) -> ConfigurationError:
+    """Return the error for a failed import of a package of an extra; see `advice`."""
+    return ConfigurationError(advice(error))

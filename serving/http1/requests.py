@@ -208,25 +208,19 @@ class RequestReader:
         return isinstance(event, h11.EndOfMessage)
 
 
-def encode_answer(
-    status: int, headers: Headers, body: bytes, *, is_last: bool, with_body: bool = True
-) -> bytes:
-    """Write an answer.
+def encode_head(status: int, headers: Headers, *, is_last: bool) -> bytes:
+    """Write the head of an answer, up to the length of its body: number, CR, LF, CR, LF follow.
 
     Args:
         status: such as 200.
         headers: without the body's length.
-        body: of the response.
         is_last: whether the connection is closed behind it.
-        with_body: whether the caller wants more than the head.
     """
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers]
-    lines.append(f"content-length: {len(body)}")
     if is_last:
         lines.append("connection: close")
-    head = "\r\n".join((*lines, "", "")).encode("latin-1")
-    return head + body if with_body else head
+    return "\r\n".join((*lines, "content-length: ")).encode("latin-1")
 
 
 def _malformed(error: h11.RemoteProtocolError) -> BadRequest:

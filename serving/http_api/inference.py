@@ -6,19 +6,25 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from serving.errors import InvalidRequest, Unsupported
-from serving.protocols.oip import infer, inference_pb, rest
+from serving.protocols.oip import infer, inference_pb, plain_json, rest
 from serving.protocols.oip.known_requests import Values, find_values
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
+from serving.protocols.oip.plain_json import ArraysEncoder, PlainRequest
 from serving.protocols.oip.rest import Form
-from serving.protocols.oip.tensors import TypedContents
-from serving.router import Router
+from serving.protocols.oip.tensors import NO_PARAMETERS, TypedContents
+from serving.router import AnyBatcher, Route, Router
+from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
 from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_json
 from serving.transports.limits import max_message_bytes
 from serving.transports.pools import Pool
 
 LENGTH_HEADER = "inference-header-content-length"
+_MEDIA = ("image", "audio", "video")
+"""Types of files."""
 _INLINE_BYTES = 128 << 10
 """The longest JSON that the loop reads itself, in up to 1.4 ms; a process reads longer ones."""
 _KNOWN_BYTES, _TURN_BYTES = 1 << 20, 32 << 10
@@ -63,6 +69,7 @@ class Inference:
                 Endpoint("GET", f"{model}/config", self._query("ModelConfig", inner="config")),
                 Endpoint("GET", f"{model}/stats", self._query("ModelStatistics")),
                 Endpoint("POST", f"{model}/infer", self._infer, self._max_bytes, is_work=True),
+                Endpoint("PUT", f"{model}/infer", self._infer, self._max_bytes, is_work=True),
             ]
         # KServe's first protocol, for clients that still speak it.
         return [
@@ -91,14 +98,19 @@ class Inference:
         name = _predicted(call.plan)
         target, signature = infer.find(self._router, name, "")
         inputs = [(each.name, each.datatype) for each in signature.inputs]
-        work = rest.read_instances, call.body, name, inputs
+        taken, returned = _of_bytes(signature)
+        work = rest.read_instances, call.body, name, inputs, taken
         packed = await call.work(*work, size=len(call.body), few_bytes=_INLINE_BYTES)
         message = inference_pb.ModelInferRequest.FromString(packed)
         inference = infer.decode(self._router, target, message, signature)
         encoder = infer.InferEncoder(target, None, inference, name, signature, _as_it_is)
         response = (await call.run(inference.message, encoder, call.deadline_s)).SerializeToString()
         body = await call.work(
-            rest.write_predictions, response, size=len(response), few_bytes=_INLINE_OUTPUT_BYTES
+            rest.write_predictions,
+            response,
+            returned,
+            size=len(response),
+            few_bytes=_INLINE_OUTPUT_BYTES,
         )
         return Answer(body)
 
@@ -158,6 +170,8 @@ class Inference:
     async def _infer(self, call: Exchange) -> Answer:
         name, version = call.plan.params["name"], call.plan.params.get("version", "")
         target, signature = infer.find(self._router, name, version)
+        if is_raw(call.plan, signature):
+            return await self._infer_raw(call, target, signature)
         known: _Known | None = call.plan.kept
         if known is not None and known.encoder.target is not target:
             known = None
@@ -166,14 +180,22 @@ class Inference:
             return await _reply(call, response, known.form)
         received_s, body = time.monotonic(), call.body
         json_bytes = self._json_bytes(call.plan)
+        if json_bytes is None and not signature.row_bytes and len(body) <= _INLINE_BYTES:
+            plain = plain_json.read(body, signature, self._router.batching.max_request_rows)
+            if plain is not None:
+                return await self._infer_plain(call, target, signature, plain)
         size = len(body) if json_bytes is None else json_bytes
         may_learn = known is None and (json_bytes is not None or signature.row_bytes > 0)
-        work = body, json_bytes, name, version, may_learn and size <= _KNOWN_BYTES
+        taken, returned = _of_bytes(signature)
+        work = body, json_bytes, name, version, may_learn and size <= _KNOWN_BYTES, taken
         packed, form, values = await call.work(
             read_packed, *work, size=size, few_bytes=_INLINE_BYTES
         )
         message = inference_pb.ModelInferRequest.FromString(packed)
+        form = form._replace(base64=returned)
         inference = infer.decode(self._router, target, message, signature)
+        if options := _options(call.plan):
+            inference = inference._replace(parameters={**options, **inference.parameters})
         facts = inference, name, signature
         found = infer.raw_ending(message, inference, signature, _nothing_before)
         if found and values and values.num_bytes == len(found[0]):
@@ -187,6 +209,69 @@ class Inference:
         deadline_s = min(call.deadline_s, received_s + left_s)
         encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
         return await _reply(call, await call.run(inference.message, encoder, deadline_s), form)
+
+    async def _infer_raw(
+        self, call: Exchange, target: Route | AnyBatcher, signature: TensorSignature
+    ) -> Answer:
+        """Answer a request whose body is the only input's value: a text or a file."""
+        (tensor,) = signature.inputs
+        value = np.empty(1, object)
+        value[0] = call.body
+        if not tensor.is_binary:
+            try:
+                value[0] = call.body.decode()
+            except UnicodeDecodeError as err:
+                raise InvalidRequest(f"expected a text in UTF-8: {err.reason}") from err
+        return await self._infer_plain(
+            call, target, signature, PlainRequest((value,), 1, "", NO_PARAMETERS)
+        )
+
+    async def _infer_plain(
+        self,
+        call: Exchange,
+        target: Route | AnyBatcher,
+        signature: TensorSignature,
+        request: PlainRequest,
+    ) -> Answer:
+        """Answer a request whose arrays are known, as JSON."""
+        arrays, num_rows, identifier, parameters = request
+        encoder = ArraysEncoder(target, num_rows, {**_options(call.plan), **parameters})
+        outputs, version = await call.run(arrays, encoder, call.deadline_s)
+        facts = call.plan.params["name"], version, identifier, signature.outputs, outputs
+        size = sum(each.nbytes for each in outputs)
+        return Answer(
+            await call.work(plain_json.write, *facts, size=size, few_bytes=_INLINE_OUTPUT_BYTES)
+        )
+
+
+def _of_bytes(signature: TensorSignature) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of the inputs and of the outputs that are bytes."""
+    inputs, outputs = (
+        frozenset(each.name for each in side if each.is_binary)
+        for side in (signature.inputs, signature.outputs)
+    )
+    return inputs, outputs
+
+
+def is_raw(plan: RoutedRequest, signature: TensorSignature) -> bool:
+    """Return whether a body is the value of a handler's only input.
+
+    Raises:
+        InvalidRequest: it can be nothing else, and the model takes no such body.
+    """
+    kind = plan.get("content-type").partition(";")[0].strip().lower()
+    is_put = plan.request.method == "PUT"
+    may_be = is_put or kind == "text/plain" or kind.partition("/")[0] in _MEDIA
+    may_be |= kind == "application/octet-stream" and not plan.get(LENGTH_HEADER)
+    is_one = len(signature.inputs) == 1 and bool(signature.inputs[0].content)
+    if is_put and not is_one:
+        raise InvalidRequest("expected JSON by POST: a body as it is needs one input of a handler")
+    return may_be and is_one
+
+
+def _options(plan: RoutedRequest) -> dict[str, str]:
+    """Return the options of the query, which a handler may take."""
+    return {name: values[-1] for name, values in plan.query.items()}
 
 
 class _Known(NamedTuple):
@@ -256,7 +341,12 @@ def _refusing(text: str) -> Any:
 
 
 def read_packed(
-    body: bytes, json_bytes: int | None, name: str, version: str, learn: bool
+    body: bytes,
+    json_bytes: int | None,
+    name: str,
+    version: str,
+    learn: bool,
+    base64: frozenset[str],
 ) -> tuple[bytes, Form, Values | None]:
     """Decode a request, as `rest.read_infer` does, in another process perhaps.
 
@@ -266,7 +356,7 @@ def read_packed(
     Raises:
         InvalidRequest: also for more fields than the loop may read, as with gRPC.
     """
-    message, form = rest.read_infer(body, json_bytes, name, version)
+    message, form = rest.read_infer(body, json_bytes, name, version, base64)
     packed = message.SerializeToString()
     TypedContents(packed)
     values = find_values(body, json_bytes, message) if learn else None

@@ -1,7 +1,8 @@
 """A version of a model that was loaded and checked: all that the server needs to run it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, Self
 
 from serving.config import BatchingConfig, Device, Precision
 from serving.errors import ConfigurationError
@@ -20,6 +21,18 @@ from serving.tensors import (
     Signature,
     TensorSignature,
 )
+
+
+class Around(Protocol):
+    """A user's Python around a model; see `serving.handlers`."""
+
+    tensors: TensorSignature
+    """The inputs and outputs for callers."""
+    signature: Any
+    """A `HandlerSignature`."""
+
+    def close(self) -> None:
+        """End it, if it is not served."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +54,13 @@ class LoadedModel:
     """The classes of an output that its graph makes a dictionary of, else none."""
     sample_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes of inputs, by name, with which a run succeeded; none if no run did."""
+    handler: Around | None = None
+    """The Python around it, if there is some: then callers see its inputs and outputs."""
+
+    @property
+    def network(self) -> Self:
+        """The model itself, without the Python around it."""
+        return replace(self, handler=None)
 
     @property
     def version(self) -> str:
@@ -50,17 +70,17 @@ class LoadedModel:
     @property
     def tensors(self) -> TensorSignature:
         """Its inputs and outputs."""
-        return self.engine.tensors
+        return self.engine.tensors if self.handler is None else self.handler.tensors
 
     @property
     def signature(self) -> Signature | None:
         """The shape of its images, and its classes; None if it isn't known to classify images."""
-        return self.manifest.signature
+        return None if self.handler is not None else self.manifest.signature
 
     @property
     def pictures(self) -> Preprocessing | None:
         """How pictures become its input, and the names of its classes; None if it takes none."""
-        return self.manifest.pictures
+        return None if self.handler is not None else self.manifest.pictures
 
     @property
     def class_labels(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ out whether rows can be batched.
 
 import concurrent.futures
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -46,6 +47,9 @@ _CHECK_LIMIT_S = 10.0
 """Processor time for the check: usually some 0.1 s, and 3 s where a run takes long."""
 BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
+_SLOW_S = 2.0
+"""After this time a step is reported in the log."""
+_PROOF, _BY_RUN = "the proof that rows are independent", "the check by a run"
 _LOOK_S = 0.25
 _MAX_QUIET_LOOKS = 240
 """Looks in a row, a minute in all, in which a step takes no processor time: it hangs in a file or
@@ -181,7 +185,10 @@ def _load_version(
     is_described: bool,
     settings: ModelSettings,
 ) -> LoadedModel:
-    run_options = runtime().RunOptions()
+    name, run_options = (
+        f"{model_dir.name.removesuffix('.onnx')} version {version}",
+        runtime().RunOptions(),
+    )
     max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
     build_s, check_s = limits.factor * _BUILD_LIMIT_S, limits.factor * _CHECK_LIMIT_S
 
@@ -220,12 +227,13 @@ def _load_version(
         return _timed(model, found.feeds, max_batch_size, line, limits.most_threads)
 
     try:
-        source = within(build_s, read)
+        source = within(build_s, read, on_slow=partial(_note_slow, name, "reading", build_s))
         verdict = source.verdict or _judge(source, settings.batching, build_s, check_s)
         source = source._replace(proto=None)  # ONNX Runtime will need memory
-        engine, model = within(build_s, build)
+        slow = partial(_note_slow, name, "building the session", build_s)
+        engine, model = within(build_s, build, on_slow=slow)
         try:
-            model = within(check_s, check)
+            model = within(check_s, check, on_slow=partial(_note_slow, name, "the check", check_s))
         except TimeoutError:
             if model.manifest.golden_probabilities:
                 raise
@@ -287,22 +295,29 @@ def _judge(source: _Source, mode: BatchingMode, build_s: float, check_s: float) 
     prepare = partial(
         verdicts.prepare, source.proto, source.onnx, source.weights, options, _samples(source)
     )
+    name = f"{source.manifest.name} version {source.manifest.version}"
     try:
-        found = within(build_s, prepare)
+        found = within(build_s, prepare, on_slow=partial(_note_slow, name, _PROOF, build_s))
         if not isinstance(found, Verdict):
-            found = within(check_s, partial(verdicts.run, found))
+            slow = partial(_note_slow, name, _BY_RUN, check_s)
+            found = within(check_s, partial(verdicts.run, found), on_slow=slow)
     except TimeoutError as err:
-        _log.info(
-            "model %s version %s: the check by a run %s",
-            source.manifest.name,
-            source.manifest.version,
-            err,
-        )
-        return Verdict(f"the check by a run {err}")
+        _log.info("model %s: %s %s", name, _BY_RUN, err)
+        return Verdict(f"{_BY_RUN} {err}")
     finally:
         options.terminate = True  # ends a run in progress
     verdicts.keep(source.key, found)
     return found
+
+
+def _note_slow(name: str, step: str, limit_s: float) -> None:
+    _log.info(
+        "model %s: %s goes on after %g s; the limit is %g s of processor time",
+        name,
+        step,
+        _SLOW_S,
+        limit_s,
+    )
 
 
 def _samples(source: _Source) -> Feeds | None:
@@ -354,8 +369,8 @@ def _timed(
         model = replace(model, engine=engine)
     if isinstance(engine, OnnxEngine) and engine.device == "cpu" and feeds and most_threads > 1:
         usual = usual_feeds(model.run, model.tensors, feeds)
-        named = f"model {model.manifest.name} version {model.version}"
-        engine.wide = gains(named, model.run, partial(engine.widened, most_threads), usual)
+        label = model.manifest.name, model.version
+        engine.wide = gains(label, model.run, partial(engine.widened, most_threads), usual)
     quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
     shapes = {name: array.shape for name, array in (feeds or {}).items()}
     return replace(
@@ -366,7 +381,12 @@ def _timed(
 _Result = TypeVar("_Result")
 
 
-def within(limit_s: float, work: Callable[[], _Result], look_s: float = _LOOK_S) -> _Result:
+def within(
+    limit_s: float,
+    work: Callable[[], _Result],
+    look_s: float = _LOOK_S,
+    on_slow: Callable[[], None] = lambda: None,
+) -> _Result:
     """Do some work on a thread of its own, since a file or a graph that hangs can't be stopped.
 
     Args:
@@ -374,6 +394,7 @@ def within(limit_s: float, work: Callable[[], _Result], look_s: float = _LOOK_S)
             it to other threads: there it is time on the clock.
         work: the step.
         look_s: seconds between two looks at the thread.
+        on_slow: called once if the work takes more than 2 s on the clock.
 
     Raises:
         TimeoutError: it takes longer, or makes no progress for a minute; the thread is left
@@ -390,8 +411,11 @@ def within(limit_s: float, work: Callable[[], _Result], look_s: float = _LOOK_S)
             future.set_exception(err)
 
     threading.Thread(target=run, name="model-loader", daemon=True).start()
-    used_s, num_quiet = 0.0, 0
+    used_s, num_quiet, slow_s = 0.0, 0, time.monotonic() + _SLOW_S
     while not concurrent.futures.wait([future], look_s).done:
+        if time.monotonic() >= slow_s:
+            slow_s = math.inf
+            on_slow()
         try:
             before_s, used_s = used_s, clock.result()()
         except OSError:  # the thread has ended since

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from serving.commandline import installation
+from serving.commandline.installation import not_installed
 from serving.config import Device, Precision
 from serving.errors import CorruptModel, DeviceError
 from serving.tensors import DTYPES, Tensor, TensorSignature
@@ -51,9 +51,8 @@ def runtime() -> Any:
     """Import ONNX Runtime when it is first used: a supervisor of workers never needs it."""
     try:
         import onnxruntime
-    except ModuleNotFoundError as err:  # for those who embed a Classifier
-        hint = installation.advice(err, {"onnxruntime": "serve"})
-        raise ModuleNotFoundError(hint, name=err.name) from None
+    except ModuleNotFoundError as err:  # for those who load a model in their own process
+        raise not_installed(err) from None
     return onnxruntime
 
 

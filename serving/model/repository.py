@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from serving.applications import MODELS, bundled_model, installed
+from serving.applications import MODELS, installed
 from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
@@ -257,19 +257,41 @@ def is_file(model: Path) -> bool:
 def _instead(model_dir: Path) -> str:
     """Say where a model is, if one is near, else what was looked for and found."""
     root = model_dir.parent
+    advice = _near(root, model_dir)
+    if not advice and model_dir.name in installed(MODELS):
+        advice = _training(root)
+    return advice or _found(model_dir, f"1/{FILES['fp32']}, {FILES['fp32']} or MLmodel")
+
+
+def none_in(root: Path) -> ModelNotFound:
+    """Build the error for a repository without a model, where none was named."""
+    advice = _near(root) or _training(root)
+    expected = f"NAME/1/{FILES['fp32']}, NAME.onnx or NAME/MLmodel"
+    return ModelNotFound(f"no model in {root}{advice or _found(root, expected)}")
+
+
+def _near(*folders: Path) -> str:
+    """Name the options for the first model in a folder or in its own folders."""
     with suppress(OSError):
-        near = (path / name for path in (root, model_dir) for name in sorted(_folders(path)))
-        for folder in (root, *near):
+        inner = (path / name for path in folders for name in sorted(_folders(path)))
+        for folder in (folders[0], *inner):
             numbers = filter(_VERSION.fullmatch, _folders(folder))
             if any((folder / number / FILES["fp32"]).is_file() for number in numbers):
-                return f", but in {folder}: --models {folder.parent} --model {folder.name}"
-    is_bundled = root == ModelConfig().models and model_dir.name in installed(MODELS)
-    if is_bundled and installation.in_checkout():
-        return f": run {installation.run('train', 'export')}"
-    found = "nothing"
+                return f", but {folder} is one: --models {folder.parent} --model {folder.name}"
+    return ""
+
+
+def _training(root: Path) -> str:
+    """Name the commands that fill the usual repository of a checkout."""
+    is_here = root == ModelConfig().models and installation.in_checkout()
+    return f": run {installation.run('train', 'export')}" if is_here else ""
+
+
+def _found(folder: Path, expected: str) -> str:
+    found = "no such folder"
     with suppress(OSError):
-        found = ", ".join(sorted(os.listdir(model_dir))[:5]) or found
-    return f": expected 1/{FILES['fp32']}, {FILES['fp32']} or MLmodel there, found {found}"
+        found = ", ".join(sorted(os.listdir(folder))[:5]) or "nothing"
+    return f": expected {expected} there, found {found}"
 
 
 def _folders(folder: Path) -> list[str]:
@@ -400,9 +422,7 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
     names = config.names
     paths = models_in(root) if names is None else {name: find(root, name) for name in names}
     if names is None and not paths:
-        bundled = bundled_model()
-        name = bundled.name if bundled else "model"
-        versions(root / (config.model or name))  # raises, and says where there is one
+        raise none_in(root)
     for file in config.files:
         if (advice := _OF_OTHERS.get(file.suffix.lower())) is not None:
             raise ConfigurationError(f"{file}: expected an ONNX file: {advice.format(file=file)}")

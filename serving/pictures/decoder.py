@@ -194,6 +194,26 @@ def read_pixels(
     return read(source, pixels)
 
 
+def read_colours(source: str | Path | BinaryIO) -> Images:
+    """Read a picture, or the first of an animation, in its own size, upright.
+
+    Args:
+        source: a path, or an open binary file.
+
+    Returns:
+        (height, width, 3) uint8: red, green, blue; what is transparent is white.
+
+    Raises:
+        InvalidRequest: not a readable picture, or more than MAX_PIXELS or MAX_BYTES.
+    """
+
+    def pixels(picture: Image.Image) -> Images:
+        require_memory(picture)
+        return np.array(_in_mode(picture, "RGB"))
+
+    return read(source, pixels)
+
+
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
     """Convert to grey levels ("L") or colours ("RGB"); what is transparent becomes white."""
     ImageOps.exif_transpose(picture, in_place=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from serving.applications import PICTURES, installed
-from serving.commandline.installation import install
-from serving.errors import ConfigurationError, InvalidRequest
+from serving.commandline.installation import not_installed
+from serving.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from serving.model.preprocessing import Preprocessing
@@ -66,13 +66,8 @@ def picture_row(
     try:
         from serving.pictures import decoder
     except ImportError as err:
-        raise missing() from err
+        raise not_installed(err) from err
     pixels = decoder.read_pixels(
         source, known.size, known.channels, known.resize, invert=known.invert
     )
     return known.row(pixels), 1.0
-
-
-def missing() -> ConfigurationError:
-    """Build the error for an installation that can't read pictures."""
-    return ConfigurationError(f"pictures need Pillow and SciPy: {install('pictures')}")

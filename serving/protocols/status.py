@@ -57,6 +57,8 @@ TABLE: dict[type[errors.ServingError], Row] = {
         Row(StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     errors.Unsupported:
         Row(StatusCode.UNIMPLEMENTED, "UNSUPPORTED", HTTPStatus.NOT_IMPLEMENTED),
+    errors.NotAllowed:
+        Row(StatusCode.FAILED_PRECONDITION, "NOT_ALLOWED", HTTPStatus.FORBIDDEN),
     errors.ModelNotFound:
         Row(StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", HTTPStatus.NOT_FOUND),
     errors.Unauthenticated:

@@ -50,6 +50,7 @@ class Server:
             **{each.SERVICE: partial(each.model_name, router) for each in others},
         }
         self.health = Health(services, lambda: router.routes)
+        router.on_block = lambda: self.health.set_blocked(router.blocked_models)
         allow_control = config.allow_repository_control
         queries = Queries(
             router,
@@ -120,6 +121,7 @@ class Server:
             usage=Usage.now(),
             counts=router.metrics.snapshot(),
             request=next(map(self._request, router.routes.values()), ""),
+            handlers=router.handlers(),
         )
 
     def _served(self, route: Route) -> Iterator[Served]:
@@ -143,7 +145,7 @@ class Server:
         model, security = route.model, self.config.security
         access = Access(self.address, has_tls=security.has_tls, has_tokens=security.has_tokens)
         example = Example(route.name, "", model.tensors, model.sample_shapes, access)
-        return example.shell(("@picture.png",) if model.pictures else ())
+        return example.shell()
 
     def block(self, blocked: Mapping[int, float]) -> None:
         """Refuse the calls of some versions; see `Router.block`. From any thread."""

@@ -1,6 +1,6 @@
 """The metrics page: a report in Prometheus's format."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import product
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from prometheus_client import core
 from prometheus_client.exposition import choose_encoder
 
 from serving.system.usage import start_time_s
-from serving.telemetry.metrics import NO_MODEL, Histogram, ModelCounts, Report
+from serving.telemetry.metrics import NO_MODEL, Histogram, ModelCounts, ModelLabel, Report
 
 _INFER = "ModelInfer", "HttpInfer"
 _CLASSIFY = "Classify", "ClassifyStream", "HttpDigits", "HttpClassify"
@@ -75,6 +75,33 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
             histogram: Histogram = getattr(counts, field)
             family.add_metric(label, histogram.cumulative(), histogram.sum)
         yield family
+    yield from _of_handlers(report, models)
+
+
+def _of_handlers(report: Report, models: Mapping[ModelLabel, ModelCounts]) -> Iterator[core.Metric]:
+    if not report.handlers:
+        return
+    for name, field in (("preprocess", "preprocess_s"), ("postprocess", "postprocess_s")):
+        text = f"One {name} of a handler, with the way to its process and back."
+        family = core.HistogramMetricFamily(f"serving_{name}_seconds", text, labels=_VERSION)
+        for label in report.handlers:
+            histogram: Histogram = getattr(models.get(label) or ModelCounts(), field)
+            family.add_metric(label, histogram.cumulative(), histogram.sum)
+        yield family
+    processes = core.GaugeMetricFamily(
+        "serving_handler_processes", "Processes of a handler that are ready.", labels=_VERSION
+    )
+    starts = core.CounterMetricFamily(
+        "serving_handler_starts", "Processes of a handler that were started.", labels=_VERSION
+    )
+    memory = core.GaugeMetricFamily(
+        "serving_handler_memory_bytes", "Memory of a handler's processes.", labels=_VERSION
+    )
+    for label, usage in report.handlers.items():
+        processes.add_metric(label, usage.num_processes)
+        starts.add_metric(label, usage.num_starts)
+        memory.add_metric(label, usage.memory_bytes)
+    yield from (processes, starts, memory)
 
 
 def _of_server(report: Report) -> Iterator[core.Metric]:

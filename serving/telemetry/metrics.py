@@ -4,9 +4,10 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,6 +95,11 @@ class ModelCounts:
     request_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
     """From a call's arrival to its answer."""
 
+    preprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    """Of a handler: one trip to a process and back."""
+    postprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    """Likewise."""
+
     @property
     def batch_rows(self) -> Histogram:
         """The rows of a run."""
@@ -149,6 +155,21 @@ class Counts:
         return Counts(models, self.reloads + other.reloads, restarts, crashes, cpu_s)
 
 
+def _count_calls(counts: ModelCounts, run: Any, groups: Sequence[Any]) -> None:
+    """Count the calls that a run has answered."""
+    now_s, started_s, finished_s = time.monotonic(), run.started_s, run.finished_s
+    num_calls = 0
+    for group in groups:
+        times, method = len(group.streams), group.encoder.method
+        num_calls += times
+        counts.queue_s.add(started_s - group.arrived_s, times)
+        counts.request_s.add(finished_s - group.arrived_s, times)
+        if method is not None:
+            counts.requests[method, "OK"] += times
+    counts.calls_run_s += (finished_s - started_s) * num_calls
+    counts.calls_output_s += (now_s - finished_s) * num_calls
+
+
 class Metrics:
     """The counts of one server process; safe to call from many threads."""
 
@@ -169,24 +190,14 @@ class Metrics:
             groups: the calls that it has answered, each a `Group` of the batcher's.
             model: the name and the version that ran.
         """
-        now_s, started_s, finished_s = time.monotonic(), run.started_s, run.finished_s
-        num_rows, run_s = run.num_rows, finished_s - started_s
+        num_rows, run_s = run.num_rows, run.finished_s - run.started_s
         self.last_ms[model] = time.time_ns() // 1_000_000
         with self._lock:
             counts = self._counts.models.get(model) or self._begin(model)
             counts.runs[num_rows] += 1
             counts.runs_ns[num_rows] += round(run_s * 1e9)
             counts.run_s.add(run_s)
-            num_calls = 0
-            for group in groups:
-                times, method = len(group.streams), group.encoder.method
-                num_calls += times
-                counts.queue_s.add(started_s - group.arrived_s, times)
-                counts.request_s.add(finished_s - group.arrived_s, times)
-                if method is not None:
-                    counts.requests[method, "OK"] += times
-            counts.calls_run_s += run_s * num_calls
-            counts.calls_output_s += (now_s - finished_s) * num_calls
+            _count_calls(counts, run, groups)
             if run.classes is not None:
                 self._classified.append((counts, run.classes, run.rows))
                 self._num_classified_bytes += len(run.rows)
@@ -195,6 +206,21 @@ class Metrics:
                     or len(self._classified) >= _MAX_CLASSIFIED
                 ):
                     self._count_classes()
+
+    def observe_calls(self, run: Any, groups: Sequence[Any], model: ModelLabel) -> None:
+        """Count calls whose run was counted already; see `observe_run`."""
+        self.last_ms[model] = time.time_ns() // 1_000_000
+        with self._lock:
+            _count_calls(self._counts.models.get(model) or self._begin(model), run, groups)
+
+    def observe_step(self, model: ModelLabel, step: str, seconds: float) -> None:
+        """Count a step of a handler: "preprocess", "postprocess" or "predict"."""
+        with self._lock:
+            counts = self._counts.models.get(model) or self._begin(model)
+            if step == "preprocess":
+                counts.preprocess_s.add(seconds)
+            elif step == "postprocess":
+                counts.postprocess_s.add(seconds)
 
     def _begin(self, model: ModelLabel) -> ModelCounts:
         """Begin to count a version, in place of the one that has rested longest if they are many.
@@ -286,6 +312,16 @@ class Served(NamedTuple):
     """The most rows in one request; None if calls run alone: they are not counted in rows."""
 
 
+class HandlerUsage(NamedTuple):
+    """The processes of a version's handler."""
+
+    num_processes: int = 0
+    num_starts: int = 0
+    """Since the version was loaded."""
+    memory_bytes: int = 0
+    """Resident, of all of them."""
+
+
 class Readiness(NamedTuple):
     """Health, as /readyz shows it."""
 
@@ -317,11 +353,18 @@ class Report(NamedTuple):
     """Models that do not answer, or wrongly."""
     request: str = ""
     """A command that calls the first model."""
+    handlers: Mapping[ModelLabel, HandlerUsage] = MappingProxyType({})
+    """The processes of the versions with a handler."""
 
     def ended(self) -> "Report":
         """Return the report of a process that has ended: its models, and zeros."""
         return self._replace(
-            num_waiting=0, num_calls=0, is_serving=False, usage=Usage(), counts=Counts()
+            num_waiting=0,
+            num_calls=0,
+            is_serving=False,
+            usage=Usage(),
+            counts=Counts(),
+            handlers=dict.fromkeys(self.handlers, HandlerUsage()),
         )
 
 
@@ -340,4 +383,16 @@ def total(reports: list[Report], earlier: Counts) -> Report:
         counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
         stuck_models=frozenset[str]().union(*(report.stuck_models for report in reports)),
         request=reports[0].request,
+        handlers=_handlers(reports),
     )
+
+
+def _handlers(reports: list[Report]) -> dict[ModelLabel, HandlerUsage]:
+    """Add up the processes of handlers."""
+    found: dict[ModelLabel, list[HandlerUsage]] = {}
+    for report in reports:
+        for label, usage in report.handlers.items():
+            found.setdefault(label, []).append(usage)
+    return {
+        label: HandlerUsage(*map(sum, zip(*usages, strict=True))) for label, usages in found.items()
+    }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serving.batching.run import NEVER, Ran
-from serving.commandline.installation import install
+from serving.commandline.installation import not_installed
 from serving.errors import ConfigurationError
 
 _FLUSH_MS = 3_000
@@ -40,7 +40,7 @@ class Tracer:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as err:
-            raise ConfigurationError(f"traces need: {install('otel')}") from err
+            raise not_installed(err) from err
         exporter = OTLPSpanExporter(endpoint, insecure=scheme == "http")
         resource = Resource.create()
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
@@ -78,8 +78,10 @@ class Tracer:
                     "queue.seconds": started_s - begun_s,
                 }
             )
-            span.add_event("run started", timestamp=_ns(started_s, epoch_ns))
-            span.add_event("run finished", timestamp=_ns(finished_s, epoch_ns))
+            # Of a model with a handler also its steps.
+            for step, begin_s, end_s in getattr(run, "steps", (("run", started_s, finished_s),)):
+                span.add_event(f"{step} started", timestamp=_ns(begin_s, epoch_ns))
+                span.add_event(f"{step} finished", timestamp=_ns(end_s, epoch_ns))
         if is_error:
             span.set_status(self._error)
         span.end()

@@ -25,14 +25,25 @@ class AsyncioLoop(Loop):
         self._planned_s = 0.0
         self._planned: asyncio.Handle | None = None
         """The only turn that is planned, if any, and when."""
+        self._is_followed = False
+        """Whether sockets take turns: those of HTTP, and of handlers' processes."""
 
     def start(self) -> None:
         self._take_turn()
 
     def add(self, port: Port) -> None:
         super().add(port)
-        selector: Any = self.selector  # epoll and kqueue have a descriptor, and HTTP is on Unix
-        self._event_loop.add_reader(selector.fileno(), self._take_turn)
+        self._follow_selector()
+
+    def watch(self, sock: Any, mask: int, watcher: Any) -> None:
+        super().watch(sock, mask, watcher)
+        self._follow_selector()
+
+    def _follow_selector(self) -> None:
+        if not self._is_followed:
+            self._is_followed = True
+            selector: Any = self.selector  # epoll and kqueue have a descriptor; HTTP is on Unix
+            self._event_loop.add_reader(selector.fileno(), self._take_turn)
 
     def call(self, task: Callable[[], None]) -> None:
         task()
@@ -44,7 +55,7 @@ class AsyncioLoop(Loop):
         if self.phase >= Phase.PARTING:
             return
         try:
-            self.turn(self.selector.select(0.0) if self._ports else [])
+            self.turn(self.selector.select(0.0) if self._is_followed else [])
         except Exception:  # a bug of ours: it ends this round, and never the loop
             _log.exception("a turn of the loop failed")
         self._plan(self.timeout_s())
@@ -70,7 +81,7 @@ class AsyncioLoop(Loop):
             return
         if self._planned is not None:
             self._planned.cancel()
-        if self._ports:
+        if self._is_followed:
             self._event_loop.remove_reader(self.selector.fileno())  # type: ignore[attr-defined]
         self._part()
         self._run()

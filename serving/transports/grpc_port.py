@@ -9,7 +9,7 @@ here or in its `GrpcCall`.
 """
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from serving.batching.run import Group, Ran, ResponseEncoder
@@ -149,7 +149,8 @@ class H2Port(Port):
         if head is None:
             head = block.call = self._heads.get(block)
             peer.trusted |= head.trusted
-            block.shrink()
+            if not self.router.keeps_headers:
+                block.shrink()
         return head
 
     def _begin_log(self, peer: Peer, block: Shared) -> LoggedCall | None:
@@ -347,6 +348,10 @@ class H2Port(Port):
             call.cancel()
 
     # All calls of a connection
+
+    def headers_of(self, peer: Peer, stream: bytes) -> Iterable[tuple[str, str]]:
+        fields = peer.streams[stream].block.fields
+        return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
 
     def _not_queued(self, peer: Peer) -> list[tuple[bytes, Any]]:
         """Return the streams of a connection, and its calls whose message has not arrived."""

@@ -31,6 +31,7 @@ from serving.telemetry.metrics import NO_MODEL, Metrics
 from serving.transports.asyncio_loop import AsyncioLoop
 from serving.transports.grpcio_credentials import server_credentials
 from serving.transports.limits import max_message_bytes
+from serving.transports.peer import public_headers
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,9 @@ class _AsyncioCall:
         caller = handlers.peers.setdefault(peer, AsyncCaller(peer.rpartition(":")[0]))
         left_s = [s for s in (self._context.time_remaining(), encoder.timeout_s) if s is not None]
         deadline_s = self._received_s + min(left_s, default=math.inf)
-        framed, run = await submit(handlers.loop, caller, rows, encoder, deadline_s, enter)
+        sent: Any = self._context.invocation_metadata() if handlers.loop.keeps_headers else ()
+        headers = public_headers((name, value) for name, value in sent if isinstance(value, str))
+        framed, run = await submit(handlers.loop, caller, rows, encoder, deadline_s, enter, headers)
         if self._logged is not None:
             self._logged.run = run
         response: bytes = framed

@@ -290,6 +290,10 @@ class HttpPort(Port):
         peer.engine.write(data)
         self.schedule_flush(peer)
 
+    def headers_of(self, peer: Peer, stream: int) -> Iterable[tuple[str, str]]:
+        fields = peer.engine.call.plan.request.fields
+        return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+
     def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
         self._queue(peer)
 

@@ -17,7 +17,7 @@ from serving.errors import (
     Unauthenticated,
     Unavailable,
 )
-from serving.http1.requests import BadRequest, Headers, Request, encode_answer
+from serving.http1.requests import BadRequest, Headers, Request, encode_head
 from serving.protocols.status import RETRY_AFTER_S, TABLE
 from serving.security.tokens import TokenCheck
 from serving.system.addresses import is_named
@@ -36,13 +36,15 @@ _MAX_QUERY_BYTES = 64 << 10
 _GUARDED = ("/v2", "/v1")
 """Paths that need a token, if tokens are configured; health, the page and its files do not."""
 _OPEN = ("/v2/health/live", "/v2/health/ready")
+_MAX_HEADS = 64
+"""Heads of answers that are kept: callers choose some of their headers."""
 _HEADERS = [
     ("content-security-policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
 ]
 _ALLOWED = [
-    ("access-control-allow-methods", "GET, POST"),
+    ("access-control-allow-methods", "GET, POST, PUT"),
     ("access-control-allow-headers",
      "authorization, content-type, inference-header-content-length, request-timeout, x-request-id"),
     ("access-control-expose-headers", "inference-header-content-length, retry-after, x-request-id"),
@@ -199,11 +201,17 @@ class App:
         self._origins = set(origins)
         self.grpc_port = ""
         """Where gRPC is, for peers that try it here."""
+        self._date = ""
+        self._heads: dict[object, bytes] = {}
+        """Heads of answers with the present date: most are the same."""
         self.set_date()
 
     def set_date(self) -> None:
         """Take the time that answers carry; called once a second or more often."""
-        self._date = formatdate(usegmt=True)
+        date = formatdate(usegmt=True)
+        if date != self._date:
+            self._date = date
+            self._heads.clear()
 
     def prepare(self, plan: RoutedRequest) -> None:
         """Find the handler of a request.
@@ -277,14 +285,16 @@ class App:
         more: Iterable[tuple[str, str]] = (),
     ) -> bytes:
         """Write an answer with the headers of every answer."""
-        first = [("date", self._date), ("content-type", answer.kind)]
-        headers = [*first, *answer.headers, *_HEADERS, *more]
-        if plan is not None:
-            headers += plan.headers
+        headers = (*answer.headers, *more, *(() if plan is None else plan.headers))
+        key = answer.status, answer.kind, is_last, headers
+        head = self._heads.get(key)
+        if head is None:
+            first = ("date", self._date), ("content-type", answer.kind)
+            head = encode_head(answer.status, (*first, *_HEADERS, *headers), is_last=is_last)
+            if len(self._heads) < _MAX_HEADS:
+                self._heads[key] = head
         with_body = plan is None or plan.request.method != "HEAD"
-        return encode_answer(
-            answer.status, headers, answer.body, is_last=is_last, with_body=with_body
-        )
+        return b"%b%d\r\n\r\n%b" % (head, len(answer.body), answer.body if with_body else b"")
 
 
 async def _allow(_: Any) -> Answer:

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from serving.batching.batcher import Batcher
 from serving.errors import ServingError
@@ -270,6 +271,11 @@ class Loop:
         """Calls in progress; from any thread, so not exact while they change."""
         return sum(len(peer.streams) for port in self._ports for peer in port)
 
+    @property
+    def keeps_headers(self) -> bool:
+        """Whether a handler wants the headers of calls."""
+        return self._router.keeps_headers
+
     def post(self, task: Callable[[], None]) -> None:
         """Run a function on the loop's thread, from any thread."""
         self._posted.append(task)
@@ -279,6 +285,16 @@ class Loop:
 
     def _wake(self) -> None:
         self._waker.send(b"\0")
+
+    def watch(self, sock: Any, mask: int, watcher: Any) -> None:
+        there = self.selector.get_map()
+        known = there.get(sock) if there else None  # it is closed
+        if known is None and mask:
+            self.selector.register(sock, mask, watcher)
+        elif known is not None and not mask:
+            self.selector.unregister(sock)
+        elif known is not None and known.events != mask:
+            self.selector.modify(sock, mask, watcher)
 
     def forget_layouts(self) -> None:
         for port in self._ports:

@@ -3,7 +3,7 @@
 import math
 import selectors
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from serving.batching.queue import ClientQueue, Queue
@@ -182,10 +182,26 @@ class Peer:
             self.end_reading()
         return self.state == State.LAST and not self.port.is_pending(self)
 
+    def metadata(self, stream: Any) -> Mapping[str, str]:
+        """Return the headers of a call, but for those of the transport and secrets."""
+        return public_headers(self.port.headers_of(self, stream))
+
     @property
     def is_busy(self) -> bool:
         """Whether calls are in progress, or answers on their way."""
         return bool(self.streams or self.output)
+
+
+_SECRET = {"authorization", "proxy-authorization", "cookie"}
+
+
+def public_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the headers of a call that its handler may see."""
+    return {
+        name: value
+        for name, value in headers
+        if name not in _SECRET and not name.startswith((":", "grpc-")) and name != "te"
+    }
 
 
 def host_of(sock: socket.socket) -> str:

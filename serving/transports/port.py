@@ -46,6 +46,10 @@ class Port:
         self._start_tag_s = 0.0
         """When the first turn is due of a connection that was left to other workers."""
 
+    def headers_of(self, peer: Peer, stream: Any) -> Iterable[tuple[str, str]]:
+        """Return the headers of a call."""
+        raise NotImplementedError
+
     def open(
         self, listener: socket.socket, loop: Any, tls: Callable[[], ssl.SSLContext] | None
     ) -> None:

@@ -156,7 +156,9 @@ def test_missing_pillow_names_the_extra(monkeypatch, glyph):
     monkeypatch.delattr("digit_classifier.normalizer", raising=False)
     monkeypatch.delattr("serving.pictures.decoder", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ConfigurationError, match=r"install '\.\[pictures\]'"):
+    with pytest.raises(
+        ConfigurationError, match=r"Pillow is not installed: pip install '\.\[pictures\]'"
+    ):
         from_picture(file)
 
 

@@ -10,7 +10,7 @@ import pytest
 from serving.config import BatchingConfig
 from serving.system.usage import Usage
 from serving.telemetry.exposition import encode
-from serving.telemetry.metrics import Counts, Report, Served
+from serving.telemetry.metrics import Counts, HandlerUsage, Report, Served
 from tests.test_boundaries import ORDER
 from tests.test_traffic import trace, traced
 
@@ -19,7 +19,11 @@ PAGES = [
     *(ROOT / "docs").rglob("*.md"),
     *(ROOT / name for name in ("README.md", "SECURITY.md", "reader/README.md")),
 ]
-MADE = {"benchmarks/results/local/", "benchmarks/results/local/SUITE.json"}
+MADE = {
+    "benchmarks/results/local/",
+    "benchmarks/results/local/MODEL.json",
+    "benchmarks/results/local/SUITE.json",
+}
 """The files that a command makes."""
 _FOLDERS = (
     "benchmarks|deploy|digit_classifier|digit_scoring|docs|protos|reader|requirements|serving|"
@@ -100,6 +104,7 @@ _PLACEHOLDER = re.compile(r"%[-+ 0#]*[\d.]*[a-z]")
 def metric_names():
     models = (Served("digits", "1", "", "", "", "default", 10),)
     report = Report(models, BatchingConfig(), 0, 1, 0, True, Usage.now(), Counts())
+    report = report._replace(handlers={("digits", "1"): HandlerUsage()})
     _, body = encode(report, "text/plain")
     samples = re.findall(r"(?m)^([a-z_]+)[{ ]", body.decode())
     return {re.sub(r"_(bucket|sum|count)$", "", name) for name in samples}

@@ -102,7 +102,7 @@ def test_page_has_a_mark_for_all_that_is_not_run():
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
-def test_page_is_the_first_row_of_the_table(page):
-    first = re.search(r"(?m)^\|---\|---\|\n(.*)$", (ROOT / page).read_text("utf-8"))
+def test_page_is_among_the_first_rows_of_the_table(page):
+    first = re.search(r"(?m)^\|---\|---\|\n(.*\n.*)$", (ROOT / page).read_text("utf-8"))
     assert first is not None
     assert "production.md" in first[1]

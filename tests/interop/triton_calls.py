@@ -110,7 +110,7 @@ def refuses(client, images):
         (lambda: client.infer("letters", question(images)), "NOT_FOUND"),
         (lambda: client.get_trace_settings(), "UNIMPLEMENTED"),
         (lambda: client.get_system_shared_memory_status(), "UNIMPLEMENTED"),
-        (lambda: client.load_model("digits"), "UNAVAILABLE"),
+        (lambda: client.load_model("digits"), "FAILED_PRECONDITION"),
     )
     for call, status in refused:
         assert status in str(status_of(call))

@@ -107,10 +107,14 @@ runpy.run_module({program!r}, run_name="__main__", alter_sys=True)
 SERVE = ("onnxruntime", "uvloop", "grpc_health", "grpc_reflection", "prometheus_client")
 TRAIN = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy")
 EXTRAS = {
-    "serving": serving.__main__.EXTRAS,
+    "serving": installation.EXTRAS,
     "training": dict.fromkeys(training.__main__.EXTRA, "train"),
     "benchmarks": benchmarks.cli.EXTRAS,
 }
+PROGRAMS = {
+    "serving": "digit-serving", "training": "python -m training",
+    "benchmarks": "python -m benchmarks",
+}  # fmt: skip
 PICTURE = "seven.png"
 """Stands for a picture that can be read."""
 
@@ -150,6 +154,8 @@ def test_missing_extra_is_one_line_that_names_it(hidden, program, arguments, ext
     code, out, err = without(hidden, program, *arguments)
     assert (code, out) == (2, "")
     *warnings, line = err.splitlines()
+    package = {"PIL": "Pillow"}.get(hidden[0], "")
+    assert line.startswith(f"{PROGRAMS[program]}: {package}")
     assert line.endswith(f" is not installed: {installation.install(extra)}")
     assert all("using the bundled one" in warning for warning in warnings)
 
@@ -158,9 +164,8 @@ def test_classifier_on_the_base_installation_names_the_extra():
     code = HIDE.partition("sys.argv")[0].format(hidden=SERVE)
     code += "from digit_classifier import Classifier; Classifier.pretrained()"
     done = ended([sys.executable, "-c", code], cwd=ROOT)
-    error = ModuleNotFoundError(name="onnxruntime")
-    expected = installation.advice(error, {"onnxruntime": "serve"})
-    assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {expected}"
+    expected = f"onnxruntime is not installed: {installation.install('serve')}"
+    assert done.stderr.splitlines()[-1] == f"serving.errors.ConfigurationError: {expected}"
 
 
 def test_no_page_installs_a_name_that_anybody_may_register():
@@ -219,8 +224,10 @@ def test_server_without_the_extra_for_http_says_that_it_is_off():
         line = server.process.stdout.readline()
         server.stop()
         log = server.process.stderr.read()
-    assert line == f"try it: digit-serving infer digits --target {server.address} @picture.png\n"
-    assert "HTTP is off: pip install '.[serve,http]' in the checkout" in log
+    words = f"digit-serving infer digits --target {server.address} 'images=zeros[1,784]'"
+    assert line == f"try it: {words}\n"
+    words = "HTTP is off: python-multipart is not installed: pip install '.[http]' in the checkout"
+    assert words in log
 
 
 TYPED = """

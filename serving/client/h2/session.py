@@ -12,6 +12,7 @@ from serving.client.transport import Metadata, Outcome, trailers_failure
 from serving.http2 import ClientConnection, ErrorCode, Limits, events
 from serving.http2.hpack import Fields
 from serving.protocols.status import Failure, StatusCode
+from serving.security.tls_probe import PLAINTEXT_SERVER, is_plaintext
 
 CONNECT_S = 5.0
 """How long an attempt to connect may take."""
@@ -247,6 +248,7 @@ def failure_of(error: OSError) -> Failure:
         return Failure(StatusCode.UNAVAILABLE, "no answer to the attempt to connect")
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
         text = f"TLS handshake failed: {error.strerror or error.args[0]}"
+        text = PLAINTEXT_SERVER if is_plaintext(error) else text
         return Failure(StatusCode.UNAVAILABLE, text, is_permanent=True)
     number = error.errno or 0  # asyncio has texts of its own; those of names are negative
     reason = os.strerror(number) if number > 0 else error.strerror or error

@@ -14,9 +14,13 @@ from serving.protocols.oip.tensors import MAX_JSON_VALUES
 from serving.tensors import Tensor, TensorSignature
 
 _MOST = 64
-"""Values of an input that are written out; of larger ones there are zeros, or a file."""
+"""Values of an input that are written out; of larger ones there are zeros."""
 _VALUES: dict[str, Any] = {"b": True, "f": 0.5, "O": "text"}
 """By the kind of numpy's types. Of integers 1: every table has it, and masks take it."""
+_PICTURE = "R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw=="
+"""The smallest GIF, in base64."""
+_FILES = {"picture": "picture.jpg", "bytes": "file.bin"}
+"""Names of files for inputs of handlers, by their content."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Sizes for inputs whose axes are open, by name."""
@@ -43,6 +47,8 @@ def sample_of(tensor: Tensor, shapes: Shapes) -> Any:
     shape = shape_of(tensor, shapes)
     if math.prod(shape) > _MOST:
         return None
+    if tensor.is_binary:  # as JSON has it
+        return np.full(shape, _PICTURE if tensor.content == "picture" else "AAE=", object).tolist()
     return np.full(shape, _VALUES.get(tensor.dtype.kind, 1), tensor.dtype).tolist()
 
 
@@ -78,19 +84,17 @@ class Example:
         python, triton = self._python(), self._triton()
         return lines | {"digit-serving": self.shell(), "Python": python, "tritonclient": triton}
 
-    def shell(self, inputs: tuple[str, ...] = ()) -> str:
-        """Return the command of this package, with sample values if no `inputs` are given."""
+    def shell(self) -> str:
+        """Return the command of this package."""
         words = ["digit-serving", "infer", self.name, "--target", self.access.grpc]
         words += ["--version", self.version] if self.version else []
         words += ["--tls-ca", "ca.pem"] * self.access.has_tls
-        for tensor in () if inputs else self.tensors.inputs:
-            values = sample_of(tensor, self.shapes)
-            file = "".join(each if each.isalnum() else "-" for each in tensor.name)
-            words.append(
-                f"{tensor.name}={f'@{file}.npy' if values is None else json.dumps(values)}"
-            )
+        for tensor in self.tensors.inputs:
+            values, shape = sample_of(tensor, self.shapes), shape_of(tensor, self.shapes)
+            text = f"zeros{[*shape]}".replace(" ", "") if values is None else json.dumps(values)
+            words.append(f"{tensor.name}={_file_of(tensor, '@') or text}")
         token = "SERVING_TOKEN=$TOKEN " if self.access.has_tokens else ""
-        return token + shlex.join((*words, *inputs))
+        return token + shlex.join(words)
 
     def _curl(self) -> str:
         body, num_zeros = request_body(self.tensors, self.shapes)
@@ -102,6 +106,12 @@ class Example:
         command = shlex.join(words + ["--output", "answer.bin"] * is_large)
         command += ' -H "Authorization: Bearer $TOKEN"' * self.access.has_tokens
         path = quote(self.name, safe="") + (f"/versions/{self.version}" if self.version else "")
+        (first, *others) = self.tensors.inputs or (None,)
+        if first is not None and first.content and not others:  # the body is its value
+            url = shlex.quote(f"{self.access.http}/v2/models/{path}/infer")
+            if file := _file_of(first):
+                return f"{command} -T {file} {url}"
+            return f"{command} {url} -H 'content-type: text/plain' -d text"
         url, text = shlex.quote(f"{self.access.http}/v2/models/{path}/infer"), json.dumps(body)
         if not num_zeros:
             return f"{command} {url} \\\n  -d {shlex.quote(text)}"
@@ -156,11 +166,21 @@ class Example:
 
     def _value(self, tensor: Tensor) -> str:
         values = sample_of(tensor, self.shapes)
+        if file := _file_of(tensor):
+            return f"[open({file!r}, 'rb').read()]"
         return self._array(tensor) if values is None else repr(values)
 
     def _array(self, tensor: Tensor) -> str:
         shape, values = shape_of(tensor, self.shapes), sample_of(tensor, self.shapes)
+        if file := _file_of(tensor):
+            return f"np.array([open({file!r}, 'rb').read()], object)"
         if tensor.datatype == "BYTES":
             return f"np.full({shape}, 'text', object)"
         what = f"zeros({shape}" if values is None else f"array({values}"
         return f"np.{what}, {tensor.dtype.name!r})"
+
+
+def _file_of(tensor: Tensor, before: str = "") -> str:
+    """Return the name of a file for an input that is one; empty for others."""
+    file = _FILES.get(tensor.content, "")
+    return before + file if file else ""

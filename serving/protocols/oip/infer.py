@@ -13,7 +13,6 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from serving.batching.batcher import Batcher
 from serving.batching.run import ResponseEncoder, Result, Target
 from serving.errors import InvalidRequest, RequestError, ServingError, Unavailable
 from serving.protocols import parse, varint
@@ -21,7 +20,7 @@ from serving.protocols.method import PrefixCache, frame
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.protocols.oip.tensors import InferRows, TypedContents
-from serving.router import Route, Router
+from serving.router import AnyBatcher, Route, Router
 from serving.tensors import DTYPES, Layout, Piece, TensorSignature
 
 
@@ -82,6 +81,8 @@ class InferEncoder(ResponseEncoder):
         self._name = name
         self._signature = signature
         self._write = write
+        self.parameters = inference.parameters
+        """The request's parameters, for a handler."""
 
     def encode(self, result: Result, at: int, number: int) -> list[Any]:
         step, inference, name = self.num_rows, self._inference, self._name
@@ -149,7 +150,7 @@ def _cut(data: bytes, number: int) -> list[bytes]:
     return [data[i : i + size] for i in range(0, len(data), size)]
 
 
-def find(router: Router, name: str, version: str) -> tuple[Route | Batcher, TensorSignature]:
+def find(router: Router, name: str, version: str) -> tuple[Route | AnyBatcher, TensorSignature]:
     """Return the receiver of calls for a model and a version or label, and its signature.
 
     Raises:
@@ -161,7 +162,7 @@ def find(router: Router, name: str, version: str) -> tuple[Route | Batcher, Tens
 
 def decode(
     router: Router,
-    target: Route | Batcher,
+    target: Route | AnyBatcher,
     request: Any,
     signature: TensorSignature,
     typed: TypedContents | None = None,

@@ -9,7 +9,7 @@ from typing import Any
 from serving.catalog import Catalog
 from serving.commandline import installation
 from serving.config import BatchingConfig
-from serving.errors import InvalidRequest, ModelNotFound, Unavailable, Unsupported
+from serving.errors import InvalidRequest, ModelNotFound, NotAllowed, Unsupported
 from serving.model.loaded import LoadedModel
 from serving.protocols import parse
 from serving.protocols.health import Health
@@ -181,6 +181,7 @@ def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, str]:
         "test_accuracy": info.test_accuracy,
         "labels": info.labels,
         "axes": {each.name: each.names for each in sides if any(each.names)},
+        "contents": {each.name: each.content for each in sides if each.content},
         "pictures": info.pictures,
     }
     known = {name: text for name, text in texts.items() if text}
@@ -306,7 +307,7 @@ class Queries:
 
     def _control(self) -> Catalog:
         if self._changing is None:
-            raise Unavailable(  # the status that Triton answers with
+            raise NotAllowed(  # Triton answers UNAVAILABLE, which clients send again in vain
                 "models are not loaded or unloaded on request: the server was started without "
                 "--allow-repository-control"
             )

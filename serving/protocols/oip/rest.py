@@ -8,6 +8,7 @@ NaN and infinities are NaN, Infinity and -Infinity in both directions, as Triton
 import json
 import math
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
@@ -19,20 +20,23 @@ import orjson
 from serving.errors import InvalidRequest
 from serving.protocols.oip import inference_pb, tensors
 from serving.protocols.oip.tensors import quoted
-from serving.tensors import DTYPES, Array, finite
+from serving.tensors import DTYPES, Array, Tensor, finite
 
 _JSON_TYPES: dict[str, tuple[set[type], str]] = {
     "b": ({bool}, "true or false"),
     "i": ({int}, "integers"),
     "u": ({int}, "integers"),
     "f": ({int, float}, "numbers"),
-    "O": ({str}, "texts"),
+    "O": ({str, bytes}, "texts"),
 }
 """The elements of `data` for each kind of numpy's types, and their name."""
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
 """In text with a number that may be larger than any double."""
 _MAX_AXES = 64
 """Of an array of numpy's; the product of more sizes may be too long to print, or take seconds."""
+
+
+NONE = frozenset[str]()
 
 
 class Form(NamedTuple):
@@ -42,13 +46,21 @@ class Form(NamedTuple):
     """That of all outputs that are not named."""
     named: dict[str, bool]
     """That of each output by its name."""
+    base64: frozenset[str] = NONE
+    """The outputs whose values in JSON are base64, since they are bytes."""
 
     def wants_bytes(self, output: str) -> bool:
         """Return whether an output follows as bytes."""
         return self.named.get(output, self.is_binary)
 
 
-def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> tuple[Any, Form]:
+def read_infer(
+    body: bytes,
+    json_bytes: int | None,
+    name: str,
+    version: str,
+    base64: frozenset[str] = NONE,
+) -> tuple[Any, Form]:
     """Decode an inference request.
 
     Args:
@@ -56,6 +68,7 @@ def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> 
         json_bytes: how many of them are JSON; None for all.
         name: the model's name in the path.
         version: the version in the path; "" for the one in service.
+        base64: the inputs whose values in JSON are base64, since they are bytes.
 
     Returns:
         A ModelInferRequest with raw contents, not yet checked against the model, and the form of
@@ -71,12 +84,14 @@ def read_infer(body: bytes, json_bytes: int | None, name: str, version: str) -> 
     request.id = _text(head.get("id", ""), "id")
     _set_parameters(request, head)
     rest = memoryview(body)[len(body) if json_bytes is None else json_bytes :]
-    return _read_inputs(request, head, rest)
+    return _read_inputs(request, head, rest, base64)
 
 
-def _read_inputs(request: Any, head: dict[str, Any], rest: memoryview) -> tuple[Any, Form]:
+def _read_inputs(
+    request: Any, head: dict[str, Any], rest: memoryview, base64: frozenset[str] = NONE
+) -> tuple[Any, Form]:
     for item in _objects(head, "inputs"):
-        rest = _add_input(request, item, rest)
+        rest = _add_input(request, item, rest, base64)
     if len(rest):
         raise InvalidRequest(f"expected the tensors to end the body, got {len(rest)} bytes more")
     is_binary = _flag(head, "binary_data_output", default=False)
@@ -127,11 +142,26 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
             output["parameters"] = {"binary_data_size": len(contents)}
             parts.append(contents)
         else:
-            _check_size(tensor.name, shape)
-            output["data"] = _values(tensors.from_raw(contents, tensor, shape).ravel())
+            check_size(tensor.name, shape)
+            output["data"] = _values_of(contents, tensor, form.base64, is_flat=True)
         outputs.append(output)
-    data = _written({**head, "outputs": outputs})
+    data = written({**head, "outputs": outputs})
     return b"".join((data, *parts)), len(data) if parts else None
+
+
+def _values_of(
+    contents: bytes, tensor: Any, base64: frozenset[str], *, is_flat: bool = False
+) -> Any:
+    """Return an output as orjson takes it; bytes as base64."""
+    shape = list(tensor.shape)
+    if tensor.name not in base64:
+        array = tensors.from_raw(contents, tensor, shape)
+    else:
+        known = Tensor(tensor.name, tensor.datatype, tuple(shape), content="bytes")
+        array = tensors.from_raw(contents, known, shape)
+        for at, each in enumerate(array.flat):
+            array.flat[at] = b64encode(each).decode()
+    return _values(array.ravel() if is_flat else array)
 
 
 def _values(array: Array) -> Any:
@@ -141,20 +171,24 @@ def _values(array: Array) -> Any:
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
-def _written(document: dict[str, Any]) -> bytes:
+def written(document: dict[str, Any]) -> bytes:
+    """Encode a document, whose arrays are numpy's, with NaN and infinities as Triton has them."""
     data = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in data:  # orjson's NaN and infinities, or part of a name
         data = json.dumps(document, default=lambda each: each.tolist()).encode()
     return data
 
 
-def read_instances(body: bytes, name: str, inputs: Sequence[tuple[str, str]]) -> bytes:
+def read_instances(
+    body: bytes, name: str, inputs: Sequence[tuple[str, str]], base64: frozenset[str] = NONE
+) -> bytes:
     """Decode a request of KServe's first protocol: `instances`, a row each.
 
     Args:
         body: JSON.
         name: the model's name.
         inputs: the name and the datatype of each input.
+        base64: those whose values are base64, or {"b64": base64}, since they are bytes.
 
     Returns:
         A ModelInferRequest, serialized.
@@ -167,7 +201,7 @@ def read_instances(body: bytes, name: str, inputs: Sequence[tuple[str, str]]) ->
         raise InvalidRequest('expected {"instances": [...]}, a row each')
     if all(isinstance(row, dict) and row.keys() == dict(inputs).keys() for row in rows):
         columns = {each: [row[each] for row in rows] for each, _ in inputs}
-    elif len(inputs) == 1 and not isinstance(rows[0], dict):
+    elif len(inputs) == 1 and (not isinstance(rows[0], dict) or base64):
         columns = {inputs[0][0]: rows}
     else:
         names = ", ".join(f'"{each}"' for each, _ in inputs)
@@ -177,7 +211,7 @@ def read_instances(body: bytes, name: str, inputs: Sequence[tuple[str, str]]) ->
         {"name": each, "datatype": datatype, "shape": _shape(columns[each]), "data": columns[each]}
         for each, datatype in inputs
     ]
-    packed: bytes = _read_inputs(request, head, memoryview(b""))[0].SerializeToString()
+    packed: bytes = _read_inputs(request, head, memoryview(b""), base64)[0].SerializeToString()
     return packed
 
 
@@ -189,7 +223,7 @@ def _shape(data: Any) -> list[int]:
     return shape
 
 
-def write_predictions(response: bytes) -> bytes:
+def write_predictions(response: bytes, base64: frozenset[str] = NONE) -> bytes:
     """Encode a ModelInferResponse, serialized, as `predictions` of KServe's first protocol.
 
     Those of one output are its rows; of several outputs objects, one a row, or one of all outputs
@@ -202,8 +236,8 @@ def write_predictions(response: bytes) -> bytes:
     arrays = {}
     for tensor, contents in zip(message.outputs, message.raw_output_contents, strict=True):
         shape = list(tensor.shape)
-        _check_size(tensor.name, shape)
-        arrays[tensor.name] = _values(tensors.from_raw(contents, tensor, shape))
+        check_size(tensor.name, shape)
+        arrays[tensor.name] = _values_of(contents, tensor, base64)
     numbers = {tensor.shape[0] if tensor.shape else -1 for tensor in message.outputs}
     predictions: Any = arrays
     if len(arrays) == 1:
@@ -211,10 +245,11 @@ def write_predictions(response: bytes) -> bytes:
     elif len(numbers) == 1 and -1 not in numbers:
         rows = zip(*arrays.values(), strict=True)
         predictions = [dict(zip(arrays, row, strict=True)) for row in rows]
-    return _written({"predictions": predictions})
+    return written({"predictions": predictions})
 
 
-def _check_size(name: str, shape: list[int]) -> None:
+def check_size(name: str, shape: list[int]) -> None:
+    """Check that an output may be written as JSON; raises InvalidRequest."""
     if (size := math.prod(shape)) > tensors.MAX_JSON_VALUES:
         raise InvalidRequest(
             f"expected an output of at most {tensors.MAX_JSON_VALUES} values as JSON, {name} "
@@ -264,7 +299,9 @@ def as_json(message: Any) -> Any:
     return fields
 
 
-def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryview:
+def _add_input(
+    request: Any, item: dict[str, Any], rest: memoryview, base64: frozenset[str]
+) -> memoryview:
     """Add an input tensor; return the bytes behind its own."""
     shape = item.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
@@ -282,7 +319,8 @@ def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryvi
     if size is None:
         if "data" not in item:
             raise InvalidRequest("expected data, or the parameter binary_data_size")
-        request.raw_input_contents.append(_raw(item["data"], tensor))
+        data = _decoded(item["data"]) if name in base64 else item["data"]
+        request.raw_input_contents.append(_raw(data, tensor))
         return rest
     if type(size) is not int or not 0 <= size <= len(rest):
         raise InvalidRequest(
@@ -291,6 +329,18 @@ def _add_input(request: Any, item: dict[str, Any], rest: memoryview) -> memoryvi
         )
     request.raw_input_contents.append(bytes(rest[:size]))
     return rest[size:]
+
+
+def _decoded(data: Any) -> list[bytes]:
+    """Decode base64, of which each text may be in an object, as TensorFlow Serving has it."""
+    found = []
+    for each in _flat(data):
+        text = each["b64"] if isinstance(each, dict) and each.keys() == {"b64"} else each
+        try:
+            found.append(b64decode(text, validate=True))
+        except (ValueError, TypeError) as err:
+            raise InvalidRequest("expected data as base64, since the input is bytes") from err
+    return found
 
 
 def _raw(data: Any, tensor: Any) -> bytes:
@@ -383,19 +433,7 @@ def _flag(item: dict[str, Any], name: str, *, default: bool) -> bool:
 
 def _set_parameters(message: Any, item: dict[str, Any]) -> None:
     for name, value in _parameters(item).items():
-        parameter = message.parameters[_text(name, "parameters")]
-        if isinstance(value, bool):
-            parameter.bool_param = value
-        elif isinstance(value, int) and -(2**63) <= value < 2**63:
-            parameter.int64_param = value
-        elif isinstance(value, float):
-            parameter.double_param = value
-        elif isinstance(value, str):
-            parameter.string_param = _text(value, "parameters")
-        else:
-            raise InvalidRequest(
-                f"expected the parameter {quoted(name)} as text, number or boolean"
-            )
+        tensors.set_parameter(message.parameters, _text(name, "parameters"), value)
 
 
 def _name(item: dict[str, Any]) -> str:

@@ -5,8 +5,9 @@ is guessed, converted or ignored.
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,10 @@ _UNSUPPORTED = {
 """Tensor parameters that change the meaning of a request, and why they are refused; others are
 hints and are not read."""
 
+OWN_PARAMETERS = ("timeout", "priority", "binary_data_output")
+"""Parameters of a request that the protocol gives a meaning; a handler does not get them."""
+
+NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 _Input = tuple[int, Tensor, list[int]]
 """Its place in the request, the model's description, and its shape."""
 
@@ -196,6 +201,8 @@ class InferRows(NamedTuple):
     """The request's id, which the answer repeats."""
     is_raw: bool
     """Whether tensors are raw bytes in both directions, or typed contents."""
+    parameters: Mapping[str, Any] = NO_PARAMETERS
+    """The request's parameters, but for the timeout and those of the protocol over HTTP."""
 
 
 def decode(
@@ -235,7 +242,10 @@ def decode(
         if signature.row_bytes:
             message = message[0].tobytes()
     timeout_s = _timeout_s(request.parameters)
-    return InferRows(message, num_rows, outputs, timeout_s, request.id, is_raw)
+    facts = message, num_rows, outputs, timeout_s, request.id, is_raw
+    return InferRows(
+        *facts, _parameters(request.parameters) if request.parameters else NO_PARAMETERS
+    )
 
 
 def encode(
@@ -375,6 +385,33 @@ def _timeout_s(parameters: Any) -> float | None:
     return microseconds / 1e6 or None
 
 
+def _parameters(parameters: Any) -> dict[str, Any]:
+    """Return the parameters for a handler: texts, numbers and booleans by name."""
+    return {
+        name: getattr(each, kind)
+        for name, each in parameters.items()
+        if name not in OWN_PARAMETERS and (kind := each.WhichOneof("parameter_choice"))
+    }
+
+
+def set_parameter(parameters: Any, name: str, value: object) -> None:
+    """Set a parameter of a message.
+
+    Raises:
+        InvalidRequest: it is no text, number or boolean.
+    """
+    if isinstance(value, bool):
+        parameters[name].bool_param = value
+    elif isinstance(value, int) and -(2**63) <= value < 2**63:
+        parameters[name].int64_param = value
+    elif isinstance(value, float):
+        parameters[name].double_param = value
+    elif isinstance(value, str) and value.isprintable():  # half of a surrogate pair is not
+        parameters[name].string_param = value
+    else:
+        raise InvalidRequest(f"expected the parameter {quoted(name)} as text, number or boolean")
+
+
 def _shown(names: Iterable[str]) -> str:
     text = ", ".join(map(repr, names)) or "none"
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -474,9 +511,15 @@ def check_strings(count: int) -> None:
 
 
 def _texts(values: Sequence[bytes], tensor: Any, shape: Sequence[int]) -> Array:
-    """Return an array of texts: ONNX Runtime would take the repr of bytes."""
+    """Return an array of texts: ONNX Runtime would take the repr of bytes.
+
+    Those of a handler may be bytes.
+    """
     _check_count(len(values), prod(shape), "BYTES", tensor, shape)
     array = np.empty(len(values), object)
+    if getattr(tensor, "is_binary", False):  # a message's tensor has no such fact
+        array[:] = list(values)
+        return array.reshape(shape)
     try:
         array[:] = [value.decode() for value in values]
     except UnicodeDecodeError as err:

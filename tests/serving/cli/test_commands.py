@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 from argparse import ArgumentTypeError
 from contextlib import nullcontext
@@ -73,7 +74,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
     [
         (
             ("--models", "nowhere"),
-            "no model in nowhere/digits: expected 1/model.onnx, model.onnx or MLmodel there",
+            "no model in nowhere: expected NAME/1/model.onnx, NAME.onnx or NAME/MLmodel there",
         ),
         (("--version", "9"), "model 'digits' has no version '9'"),
         (("--version", "../1"), "model 'digits' has no version '../1'"),
@@ -118,18 +119,51 @@ def test_serve_that_cannot_start_says_why_in_one_line(models, options, message, 
 
 
 @pytest.mark.parametrize(
-    ("named", "options"), [("models/letters", ()), ("models", ("--model", "digits"))]
+    ("named", "asked", "options"),
+    [("models/letters", "", ()), ("models", "/digits", ("--model", "digits"))],
 )
 def test_models_folder_without_the_model_names_the_one_that_has(
-    models, named, options, tmp_path, monkeypatch, run
+    models, named, asked, options, tmp_path, monkeypatch, run
 ):
     """The first is the argument of `Classifier.load`."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models/letters").symlink_to(models / "digits")
     monkeypatch.chdir(tmp_path)
     code, _, err = run("serve", "--models", named, "--port", 0, *options)
-    expected = f"no model in {named}/digits, but in models/letters: --models models --model letters"
-    assert (code, err) == (2, [f"digit-serving: {expected}"])
+    is_one = "models/letters is one: --models models --model letters"
+    assert (code, err) == (2, [f"digit-serving: no model in {named}{asked}, but {is_one}"])
+
+
+@pytest.mark.parametrize("command", ["serve", "info", "classify"])
+def test_repository_without_a_model_is_named_and_no_model_is(command, tmp_path, run):
+    (tmp_path / "notes").mkdir()
+    words = ["seven.png"] if command == "classify" else []
+    code, _, err = run(command, "--models", tmp_path, *words)
+    expected = (
+        f"no model in {tmp_path}: expected NAME/1/model.onnx, NAME.onnx or NAME/MLmodel there"
+    )
+    assert (code, err) == (2, [f"digit-serving: {expected}, found notes"])
+
+
+def test_wrong_file_is_named_before_a_port_is_opened(tmp_path, run):
+    (tmp_path / "README.md").write_text("# Read me")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = run("serve", tmp_path / "README.md", "--metrics-port", port)
+    assert (code, len(err)) == (2, 1)
+    assert err[0].endswith("README.md: expected an ONNX file, whose name ends in .onnx")
+
+
+def test_info_describes_the_version_of_a_server_that_is_named(tmp_path, run):
+    for version in ("1", "2"):
+        (tmp_path / "iris" / version).mkdir(parents=True)
+        save(two_layers(), tmp_path / "iris" / version)
+    with running_server(tmp_path, "--versions", "all") as server:
+        code, out, _ = run("info", "--target", server.address, "--version", "1", "--json")
+        assert (code, [json.loads(line)["version"] for line in out]) == (0, ["1"])
+        code, out, _ = run("info", "--target", server.address, "--json")
+        assert (code, [json.loads(line)["version"] for line in out]) == (0, ["2", "1"])
+        assert run("info", "--target", server.address, "--version", "9").code == 2
 
 
 @pytest.mark.parametrize(
@@ -181,12 +215,15 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
         --allow-repository-control --input image --log-format json --token-file e
         --tls-cert f --tls-key g --tls-client-ca h --canary 5% --versions all --served-name i
         --batch digits=never --max-json-bytes 1M --max-buffered-bytes 9M --max-model-bytes 3G
+        --handler j.py --handler k=l.py --allow-handlers --handler-processes 2 --max-handler 5
+        --max-handler-bytes 1G
     """
     main(["serve", "--models", str(models), *options.split()])
     model, batching, server = taken
     assert batching == BatchingConfig(
         max_batch_size=7, max_queue_delay_s=0.5, queue_capacity=99, slo_s=0.005,
-        max_run_s=8, max_request_rows=9,
+        max_run_s=8, max_request_rows=9, handler_processes=2, max_handler_s=5,
+        max_handler_bytes=1 << 30,
     )  # fmt: skip
     security = SecurityConfig(
         tls_cert=Path("f"), tls_key=Path("g"), tls_client_ca=Path("h"), token_file=Path("e")
@@ -202,7 +239,8 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
     )  # fmt: skip
     assert model == ModelConfig(
         models=models, canary=0.05, versions="all", served_name="i",
-        batch=["digits=never"], max_model_bytes=3 << 30,
+        batch=["digits=never"], max_model_bytes=3 << 30, handler=["j.py", "k=l.py"],
+        allow_handlers=True,
     )  # fmt: skip
 
 

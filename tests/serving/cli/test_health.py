@@ -54,8 +54,14 @@ def test_tls_and_tokens(models, tmp_path, run):
         assert run("health", *target, *named)[0] == 1, "no certificate of its own"
         assert run("health", *target, "--tls-ca", tmp_path / "ca.pem", *own)[0] == 1
         assert run("health", *target).err == [
-            f"digit-serving: {server.address}: the server speaks TLS: --tls-ca names the "
+            f"digit-serving: {server.address}: the server speaks TLS: tls_ca (--tls-ca) names the "
             "authorities of its certificate"
+        ]
+    with running_server(models) as server:
+        target = ("--target", server.address, "--tls-ca", tmp_path / "ca.pem")
+        assert run("health", *target).err == [
+            f"digit-serving: {server.address}: the server does not speak TLS: leave out tls_ca "
+            "(--tls-ca)"
         ]
 
 

@@ -15,8 +15,9 @@ from serving.__main__ import main
 from serving.protocols.oip import inference_pb
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.serving.test_picture_classifiers import COLOURS, IMAGE, colours
-from tests.support.servers import fake_service, serve_command, started
+from tests.support.servers import ended, fake_service, serve_command, started
 
+ROOT = Path(__file__).parents[3]
 ROW = "[1, 2, 3, 4]"
 
 
@@ -49,6 +50,39 @@ def running(folder):
     files = [str(folder / f"{name}.onnx") for name in names]
     with started(serve_command(None, *files)) as server:
         yield server
+
+
+@pytest.mark.parametrize("place", ["here", "a server"])
+def test_inputs_are_filled_without_a_file(place, folder, running, run):
+    target = ["--target", running.address, "--json"] if place == "a server" else ["--json"]
+
+    def asked(name, *values):
+        where = name if place == "a server" else str(folder / f"{name}.onnx")
+        code, out, err = run("infer", where, *target, *values)
+        return json.loads(out[0]) if code == 0 else err[0]
+
+    assert asked("towers", "left=zeros", "right=[1, 2]") == {"sum": [[1.0, 2.0]]}
+    assert asked("towers", "left=zeros[3,2]", "right=zeros[3, 2]") == {"sum": [[0.0, 0.0]] * 3}
+    (row,) = asked("towers", "--random")["sum"]
+    assert all(0 < each < 2 for each in row)
+    assert asked("towers", "--random", "left=zeros", "right=zeros") == {"sum": [[0.0, 0.0]]}
+    assert asked("texts", "--random") == {"same": [["text"]]}
+    assert asked("texts", "zeros") == {"same": [["zeros"]]}  # it is a text
+    assert "expected left FP32 [N, 2], got the shape [1, 3]" in asked(
+        "towers", "--random", "left=zeros[3]"
+    )
+    assert "no room for an array" in asked("towers", "left=zeros[999999999,999999999]", "--random")
+
+
+@pytest.mark.parametrize("name", ["towers", "texts", "colours"])
+def test_line_to_try_runs_as_pasted(name, folder):
+    """In an empty shell: it names no file."""
+    with started(serve_command(None, str(folder / f"{name}.onnx"))) as server:
+        line = server.process.stdout.readline().removeprefix("try it: ")
+        code = f"cd /; {line.replace('digit-serving', f'{sys.executable} -m serving', 1)}"
+        result = ended(["bash", "-c", code], env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
+    assert result.returncode == 0, (line, result.stderr)
+    assert result.stdout
 
 
 @pytest.mark.parametrize("place", ["here", "a server"])

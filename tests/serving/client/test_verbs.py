@@ -1,12 +1,13 @@
 """The verbs of the four classes, and what `infer` takes beside its inputs."""
 
 import asyncio
+import math
 
 import numpy as np
 import pytest
 
-from serving import AsyncClient, AsyncModel, Client, Model
-from serving.errors import InvalidRequest, ModelNotFound, TooLarge
+from serving import AsyncClient, AsyncModel, Client, Model, Server
+from serving.errors import ConfigurationError, InvalidRequest, ModelNotFound, TooLarge
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.support.servers import running_server
 
@@ -153,3 +154,35 @@ def test_floats_of_a_calculation_are_taken(client, given, dtype):
 def test_integers_are_no_floats_and_the_error_has_the_cast(client):
     with pytest.raises(InvalidRequest, match=r"FP32 .* got int64: .* \.astype\(numpy\.float32\)"):
         client.infer("rows", np.ones((2, 4), np.int64))
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "words"),
+    [
+        (lambda path: Model.load(path, batching=3), ConfigurationError, "batching: expected"),
+        (lambda path: Model.load(3), ConfigurationError, "path: expected a file or a folder"),
+        (lambda path: Model.load(path).infer([[1] * 4], outputs=3), InvalidRequest, "outputs"),
+        (lambda path: Client("a:1", timeout_s="a"), ConfigurationError, "timeout_s: expected"),
+        (lambda path: Client(3), ConfigurationError, "expected HOST:PORT"),
+        (lambda path: Client("a:1", tls_ca=3), ConfigurationError, "path of a PEM file, got 3"),
+        (lambda path: Client("a:1", token=3), ConfigurationError, "a token must be"),
+        (lambda path: Server(path, start_timeout_s="a"), ConfigurationError, "start_timeout_s"),
+    ],
+)  # fmt: skip
+def test_option_of_another_type_is_an_error_of_ours(use, error, words, folder):
+    with pytest.raises(error, match=words):
+        use(folder / "rows.onnx")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout_s": "a"}, {"timeout_s": math.nan}, {"timeout_s": True}, {"outputs": 3},
+        {"metadata": 3}, {"metadata": {3: "a"}}, {"version": "\ud800"}, {"outputs": ["\ud800"]},
+    ],
+)  # fmt: skip
+def test_option_of_a_call_that_cannot_be_used_is_named(options, client):
+    with pytest.raises(InvalidRequest, match=next(iter(options))):
+        client.infer("rows", np.ones((1, 4), np.float32), **options)
+    with pytest.raises(InvalidRequest, match="model: expected a name"):
+        client.infer(3, np.ones((1, 4), np.float32))

@@ -137,7 +137,7 @@ def test_lines_of_python_are_answered(client, name, described, tmp_path):
     assert result.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["iris", "sentiment", "texts", "alone", "unprintable", "hostile"])
+@pytest.mark.parametrize("name", NAMES)
 def test_line_of_this_program_is_answered(name, described, tmp_path):
     words = shlex.split(described[name]["requests"]["digit-serving"])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -87,7 +87,7 @@ def test_workers_say_where_the_page_is(models):
     with running_server(models, "--http-port", "0", "--workers", "2") as server:
         url = server.facts["http"]
         assert server.process.stdout.readline() == f"try it: {url}\n"
-        request = f"digit-serving infer digits --target {server.address} @picture.png"
+        request = f"digit-serving infer digits --target {server.address} 'images=zeros[1,784]'"
         assert server.process.stdout.readline() == f"try it: {request}\n"
         assert HttpPeer(url).get("/v2/health/ready").status == 200
 

@@ -14,6 +14,8 @@ from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
 from tests.support.servers import connected, on_both, wait_until
 
+pytestmark = pytest.mark.process
+
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /v2/repository/index HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -178,7 +180,7 @@ def test_pages_of_other_sites_are_refused_unless_allowed(named):
     reply = named.post("/v2/repository/index", Origin=ALLOWED)
     assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, ALLOWED)
     asked = named.ask("OPTIONS", "/v1/digits", Origin=ALLOWED)
-    assert (asked.status, asked.headers["access-control-allow-methods"]) == (200, "GET, POST")
+    assert (asked.status, asked.headers["access-control-allow-methods"]) == (200, "GET, POST, PUT")
     assert named.ask("OPTIONS", "/v1/digits", Origin="https://evil.example").status == 403
     assert named.ask("OPTIONS", "/v1/digits").status == 405
 

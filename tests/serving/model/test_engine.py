@@ -274,6 +274,18 @@ def test_step_that_hangs_is_left_behind(monkeypatch):
     assert step.num_seen == 241
 
 
+def test_step_that_takes_long_says_so_once(monkeypatch):
+    monkeypatch.setattr("serving.model.loading._SLOW_S", 0.0)
+    noted, looked = [], threading.Event()
+
+    def note():
+        noted.append(1)
+        looked.set()
+
+    within(10.0, looked.wait, look_s=1e-3, on_slow=note)
+    assert noted == [1]
+
+
 def test_step_that_computes_without_end_is_left_behind():
     ended = threading.Event()
 

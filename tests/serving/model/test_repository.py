@@ -46,7 +46,7 @@ def test_no_model_names_the_command_that_makes_one(tmp_path, monkeypatch):
     with pytest.raises(ModelNotFound, match="make train export"):
         repository.versions(Path("models/digits"))
     for model_dir in (empty, tmp_path / "missing"):
-        with pytest.raises(ModelNotFound, match=r"expected 1/model\.onnx, .* found nothing"):
+        with pytest.raises(ModelNotFound, match=r"expected 1/model\.onnx, .* found no"):
             repository.versions(model_dir)
 
 

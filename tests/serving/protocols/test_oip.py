@@ -324,7 +324,7 @@ def test_model_that_does_not_batch_has_all_axes_and_no_batch_size():
 def test_models_are_not_loaded_where_that_is_not_allowed(peer):
     for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
         code, text = status_of(partial(peer.call, method, model_name="digits"))
-        assert code is grpc.StatusCode.UNAVAILABLE
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert "without --allow-repository-control" in text
 
 

@@ -1,5 +1,6 @@
 """TLS and mTLS with certificates made here: who is let in, who is not, and how they are renewed."""
 
+import asyncio
 import datetime
 import logging
 import ssl
@@ -13,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from digit_classifier import AsyncClassifier, Classifier
+from serving import AsyncClient, Client
 from serving.__main__ import main
 from serving.config import SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, DeadlineExceeded, Unavailable
@@ -127,8 +129,23 @@ def test_client_that_knows_another_authority_refuses_the_server(tls, stranger):
     assert not is_let_in(tls, tls_ca=stranger.ca)
 
 
-def test_plaintext_client_is_refused(tls):
-    assert not is_let_in(tls)
+@on_both
+@pytest.mark.parametrize("library", ["h2", "grpcio"])
+def test_side_that_speaks_no_tls_is_named(tls, server, good, library):
+    pairs = ((tls, {}, "speaks TLS: tls_ca"), (server, {"tls_ca": good.ca}, "does not speak TLS"))
+
+    async def awaited(address, options):
+        async with AsyncClient(address, transport=library, **options) as client:
+            await client.models()
+
+    for there, options, words in pairs:
+        with (
+            Client(there.address, transport=library, **options) as client,
+            pytest.raises(Unavailable, match=words),
+        ):
+            client.models()
+        with pytest.raises(Unavailable, match=words):
+            asyncio.run(awaited(there.address, options))
 
 
 @pytest.mark.parametrize("kind", ["expired", "wrong host", "wrong CA"])

@@ -214,6 +214,7 @@ def test_time_that_is_spent_ends_the_check_after_a_batch_and_a_row(monkeypatch):
 def test_runs_that_never_end_are_ended(tmp_path, monkeypatch, caplog):
     """A loop that does not look at rows, with 2^62 turns."""
     monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.3)
+    monkeypatch.setattr("serving.model.loading._SLOW_S", 0.0)
     loop = (
         "y = Loop (most, , x) <body = b (int64 i, bool c, float[A,B] s) => (bool d, float[A,B] t)"
         " { d = Identity(c) t = Neg(s) }>"
@@ -222,6 +223,7 @@ def test_runs_that_never_end_are_ended(tmp_path, monkeypatch, caplog):
     path.write_bytes(graph(loop).SerializeToString())
     with caplog.at_level("DEBUG", "serving"), Model.load(path, device="cpu") as loaded:
         assert not loaded.served.tensors.is_batchable
+    assert "model endless version 1: the check by a run goes on after 0 s" in caplog.text
     assert "the check by a run is not ready after 0.3 s of processor time" in caplog.text
     for thread in threading.enumerate():
         if thread.name == "model-loader":

@@ -1,0 +1,669 @@
+"""The calls of a version with a handler: one queue, some processes, and the model in between.
+
+It takes the place of a `Batcher`: the same queue, with its turns, deadlines and room. A call, or
+several of a handler whose rows are independent, makes a trip:
+
+    WAITING ──▶ DECODING ──▶ READY ──▶ PREPROCESS ──▶ RUNNING ──▶ READY ──▶ POSTPROCESS ──▶ ENDED
+    (queue)     (pictures)     │      (a process)    (batcher)            (a process)
+                               └─────▶ PREDICT ────────────────────────────────────────────▶ ENDED
+
+Phases that a handler has no method for are left out. A trip whose callers have all left, or are
+late, is not begun; one that has begun is abandoned: its process goes on, and the outcome is
+dropped. Only the limits of time and memory, and crashes, end a process.
+"""
+
+import itertools
+import logging
+import math
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from serving import errors
+from serving.batching.batcher import CHANGED, Batcher
+from serving.batching.queue import Queue
+from serving.batching.run import (
+    Caller,
+    Group,
+    Owner,
+    Ran,
+    Result,
+    arrays_of,
+    divide,
+    open_parts,
+)
+from serving.config import BatchingConfig
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelError,
+    ServingError,
+    Unavailable,
+)
+from serving.handlers.frames import Frame
+from serving.handlers.nested import Find, PartsEncoder, infer
+from serving.handlers.process_set import Launcher, Process, ProcessSet
+from serving.handlers.signature import (
+    METADATA,
+    PARAMETERS,
+    POSTPROCESS,
+    PREDICT,
+    PREPROCESS,
+    HandlerSignature,
+)
+from serving.handlers.trip import Phase, Slot, Trip
+from serving.telemetry.metrics import HandlerUsage, Metrics
+from serving.tensors import Array
+
+_log = logging.getLogger(__name__)
+
+_OPEN_TRIPS = 32
+"""Trips between their phases, for each process."""
+_LOOK_S = 1.0
+"""How often the memory of processes is looked at."""
+_LATE = DeadlineExceeded()
+
+
+class Decoder(Protocol):
+    """Decodes pictures in processes of their own: `Processes`."""
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]": ...
+
+
+class HandlerFailure(Exception):
+    """An error of a handler: its text is the traceback in the handler's process."""
+
+
+class HandlerBatcher:
+    """Runs the calls of one version, and gives each exactly one outcome; of the owner's thread."""
+
+    def __init__(
+        self,
+        model: Any,
+        config: BatchingConfig,
+        metrics: Metrics,
+        name: str,
+        parts: "Parts",
+    ) -> None:
+        """Prepare; `attach` comes before the first call.
+
+        Args:
+            model: the version.
+            config: sizes and limits.
+            metrics: counts.
+            name: the model's.
+            parts: what else it needs.
+        """
+        self.model = model
+        self.label = name, model.version
+        self.owner: Owner
+        self.max_delay_s = 0.0
+        self.max_run_s = config.max_handler_s
+        self._config, self._metrics, self._parts = config, metrics, parts
+        self._signature: HandlerSignature = parts.signature
+        self._network = parts.network
+        self._queue = Queue(config.queue_capacity)
+        self._queue.run_rows = config.max_batch_size if self._signature.batching else 1
+        self._slots: list[Slot] = []
+        self._trips: dict[int, Trip] = {}
+        self._ready: deque[Trip] = deque()
+        """Trips that wait for any process."""
+        self._numbers = itertools.count(1)
+        self._processes = ProcessSet(
+            parts.launcher, parts.num_processes, self._add, self._note_failed
+        )
+        self._next_look_s = 0.0
+        self._refusal: ServingError | None = None
+        self._is_closed = self._is_scheduled = False
+        first = next(iter(self._signature.methods))
+        self._first = PREPROCESS if first == PREPROCESS else PREDICT if first == PREDICT else ""
+
+    def attach(self, owner: Owner) -> None:
+        """Set the thread that all else is called on; further processes start."""
+        self.owner = owner
+        self._processes.attach(owner)
+        if self._network is not None:
+            self._network.attach(owner)
+        owner.post(self._begin)
+
+    def _begin(self) -> None:
+        for process in self._parts.take_first():
+            self._processes.add(process)
+        self._processes.start_missing()
+
+    # As a batcher
+
+    @property
+    def num_waiting(self) -> int:
+        """The rows that wait for a process; a moment old on other threads."""
+        return self._queue.num_rows
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether calls wait or run."""
+        return bool(self._queue.num_rows or any(trip.calls for trip in [*self._trips.values()]))
+
+    @property
+    def oldest_run_s(self) -> float:
+        """When the oldest step that goes on began, in monotonic seconds; infinite without any."""
+        return min((slot.begun_s for slot in [*self._slots]), default=math.inf)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether no process can serve for now."""
+        return (self._refusal is not None or self._processes.is_resting) and not self._is_closed
+
+    def submit(self, group: Group, *, is_final: bool = True) -> int:
+        """See `Batcher.submit`."""
+        reason, number = self._reason_to_refuse(), len(group.streams)
+        if reason is not None:
+            self._fail(group, reason)
+            return number
+        rows, queue = group.encoder.num_rows, self._queue
+        if queue.num_rows + group.num_rows > queue.run_rows:
+            now_s = self.owner.clock()
+            last_s = max(group.deadlines_s or (group.deadline_s,))
+            left_s = min(last_s, group.arrived_s + self._config.slo_s) - now_s
+            room = queue.room(group.caller, left_s)
+            fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))
+            if fitting < number:
+                if is_final:
+                    self._metrics.count_failure(self.label, 0.0, number - fitting)
+                if not fitting:
+                    return 0
+                number = fitting
+                group = group.cut(0, number)
+        self._schedule()
+        queue.put(group)
+        return number
+
+    def add(self, group: Group) -> None:
+        """See `Batcher.add`."""
+        if (reason := self._reason_to_refuse()) is not None:
+            self._fail(group, reason)
+            return
+        self._queue.put(group)
+        self._schedule()
+
+    def _reason_to_refuse(self) -> ServingError | None:
+        if self._refusal is not None:
+            return self._refusal
+        if self._processes.is_resting:
+            left_s = max(0.1, self._processes.rest_s)
+            text = "the handler's processes end again and again"
+            return Unavailable(f"{text}: the next start is in {left_s:.1f} s", retry_after_s=left_s)
+        return None
+
+    def room_for_stream(self, num_rows: int) -> int:
+        """See `Batcher.room_for_stream`."""
+        return -(-self._queue.room_for_streams // max(num_rows, 1))
+
+    def streams_of(self, caller: Caller) -> set[bytes]:
+        """Return the calls of a caller that wait or run."""
+        calls = (group for trip in self._trips.values() for group in trip.calls)
+        running = {each for group in calls if group.caller is caller for each in group.streams}
+        return self._queue.streams_of(caller) | running
+
+    def forget(self, caller: Caller) -> None:
+        """Drop the calls of a caller that has left."""
+        self._queue.forget(caller)
+
+    def delay_s(self, now_s: float) -> float:
+        """See `Batcher.delay_s`."""
+        return 0.0
+
+    def block(self, refusal: ServingError | None) -> None:
+        """See `Batcher.block`."""
+        if self._is_closed:
+            return
+        self._refusal = refusal
+        if refusal is not None:
+            self._refuse_waiting(refusal)
+
+    def close(self) -> None:
+        """End the processes; calls have had their outcomes. Later calls are asked to retry."""
+        self._is_closed, self._refusal = True, CHANGED
+        self._processes.close()
+        for process in self._parts.take_first():
+            process.close()
+        for slot in self._slots:
+            slot.process.close()
+        self._slots = []
+        if self._network is not None:
+            self._network.close()
+
+    def usage(self) -> HandlerUsage:
+        """Return how many processes there are; from any thread."""
+        slots = [*self._slots]
+        memory = sum(slot.process.memory_bytes for slot in slots)
+        return HandlerUsage(len(slots), self._processes.num_starts, memory)
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self.owner.schedule(self)
+
+    def turn(self, now_s: float) -> bool:
+        """Give the processes work; return whether calls wait for one, or have one."""
+        self._is_scheduled = False
+        for slot in self._slots:
+            while slot.trip is None and (trip := self._next_for(slot, now_s)) is not None:
+                self._work(slot, trip, now_s)
+        if not self._first or self._signature.has_pictures:  # these need no process at first
+            self._take_ahead(now_s)
+        return bool(self._trips or self._queue.num_rows)
+
+    def tick(self, now_s: float) -> None:
+        """End what is late, and processes that take too long or too much."""
+        if self._network is not None:
+            self._network.tick(now_s)
+        self._end_late(self._queue.sweep(now_s))
+        for trip in [*self._trips.values()]:
+            trip.calls, late = divide(open_parts(trip.calls), now_s)
+            self._end_late(late)
+            if not trip.calls and trip.phase is Phase.RUNNING:
+                self._end(trip)
+        for slot in [*self._slots]:
+            if slot.trip is not None and now_s - slot.begun_s > self._config.max_handler_s:
+                text = f"the handler takes more than {self._config.max_handler_s:g} s"
+                self._remove(slot, text, DeadlineExceeded(text))
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + _LOOK_S
+            self._look_at_memory()
+        self._processes.start_missing()
+
+    def _look_at_memory(self) -> None:
+        most = self._config.max_handler_bytes
+        for slot in [*self._slots] if most else ():
+            if slot.process.memory_bytes > most:
+                text = f"the handler's process takes more than {most >> 20} MiB of memory"
+                self._remove(slot, text, ModelError(text))
+
+    # Trips
+
+    def _next_for(self, slot: Slot, now_s: float) -> Trip | None:
+        """Return the next trip for a process: those that have begun come first."""
+        for waiting in (slot.own, self._ready):
+            while waiting:
+                trip = waiting.popleft()
+                if self._is_wanted(trip, now_s):
+                    return trip
+        if not self._first or self._signature.has_pictures or not self._has_room:
+            return None
+        while self._queue.num_rows and not self._ready:
+            self._take(now_s)
+        return self._ready.popleft() if self._ready else None
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._trips) < _OPEN_TRIPS * max(1, len(self._slots))
+
+    def _is_wanted(self, trip: Trip, now_s: float) -> bool:
+        """Return whether somebody waits for a trip; end it if nobody does."""
+        trip.calls, late = divide(open_parts(trip.calls), now_s)
+        self._end_late(late)
+        if not trip.calls:
+            self._end(trip)
+        return bool(trip.calls)
+
+    def _take(self, now_s: float) -> None:
+        """Begin trips of calls that wait: one call, or some whose rows are independent."""
+        rows = self._queue.run_rows
+        if self._signature.batching:  # else some processes would have all, and others none
+            num_idle = max(1, sum(slot.trip is None for slot in self._slots))
+            rows = min(rows, -(-self._queue.num_rows // num_idle))
+        groups, late = self._queue.take(rows, now_s)
+        self._end_late(late)
+        alike: dict[Any, list[Group]] = {}
+        for group in groups:
+            for at in range(len(group.streams)):
+                call = group.cut(at, at + 1)
+                key = self._key(call) if self._signature.batching else object()
+                alike.setdefault(key, []).append(call)
+        for calls in alike.values():
+            self._begin_trip(calls)
+
+    def _key(self, call: Group) -> object:
+        """Return what calls have in common that go together."""
+        shapes = tuple(array.shape[1:] for array in arrays_of(call, self.model.tensors))
+        return shapes, repr(sorted(self._options_of(call).items()))
+
+    def _options_of(self, call: Group) -> dict[str, Any]:
+        """Return the keyword arguments that the handler names."""
+        options: dict[str, Any] = {}
+        if PARAMETERS in self._signature.options:
+            options[PARAMETERS] = dict(getattr(call.encoder, "parameters", {}))
+        if METADATA in self._signature.options:
+            options[METADATA] = dict(call.caller.metadata(call.streams[0]))
+        return options
+
+    def _begin_trip(self, calls: list[Group]) -> None:
+        try:
+            columns = zip(*(arrays_of(call, self.model.tensors) for call in calls), strict=True)
+            arrays = [each[0] if len(each) == 1 else np.concatenate(each) for each in columns]
+        except InvalidRequest as err:  # as between the tensors of a message in a known layout
+            for call in calls:
+                self._fail(call, err)
+            return
+        trip = Trip(next(self._numbers), calls, arrays, self._options_of(calls[0]))
+        trip.step = self._first
+        self._trips[trip.number] = trip
+        if self._signature.has_pictures:
+            self._decode(trip)
+        elif self._first:
+            self._ready.append(trip)
+        else:
+            self._run(trip)
+
+    def _take_ahead(self, now_s: float) -> None:
+        """Begin trips that need no process yet: pictures are decoded, or the model is first."""
+        most = 2 * max(1, len(self._slots)) if self._signature.has_pictures else math.inf
+        while self._queue.num_rows and self._has_room and self._num_ahead < most:
+            self._take(now_s)
+
+    @property
+    def _num_ahead(self) -> int:
+        decoding = sum(trip.phase is Phase.DECODING for trip in self._trips.values())
+        return decoding + len(self._ready)
+
+    def _decode(self, trip: Trip) -> None:
+        """Have pictures decoded in other processes."""
+        from serving.handlers.pictures import decode
+
+        trip.phase = Phase.DECODING
+        places = [
+            at for at, each in enumerate(self.model.tensors.inputs) if each.content == "picture"
+        ]
+        files = [trip.arrays[at].tolist() for at in places]
+        owner = trip.calls[0].caller.address or "unix"
+        try:
+            future = self._parts.decoder().submit(owner, decode, files)
+        except ServingError as err:
+            self._end_with(trip, err)
+            return
+        post = self.owner.post
+        future.add_done_callback(lambda done: post(partial(self._decoded, trip, places, done)))
+
+    def _decoded(self, trip: Trip, places: list[int], future: "Future[Any]") -> None:
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled() or trip.phase is not Phase.DECODING:
+            self._end(trip)
+            return
+        if error is not None:
+            known = error if isinstance(error, ServingError) else ModelError()
+            if known is not error:
+                _log.error("%s: a picture could not be decoded", self.label[0], exc_info=error)
+            self._fail_or_divide(trip, known)
+        else:
+            arrays = list(trip.arrays)
+            for at, pixels in zip(places, future.result(), strict=True):
+                column = np.empty(len(pixels), object)
+                for row, each in enumerate(pixels):
+                    column[row] = each
+                arrays[at] = column
+            trip.arrays, trip.phase = arrays, Phase.READY
+            self._ready.append(trip)
+        self._schedule()
+
+    # A process's work
+
+    def _work(self, slot: Slot, trip: Trip, now_s: float) -> None:
+        """Have a process do the next step of a trip."""
+        trip.phase, trip.process, slot.trip, slot.begun_s = Phase.WORKING, slot, trip, now_s
+        trip.started_s = trip.started_s or now_s
+        head = {
+            "kind": "job",
+            "job": trip.number,
+            "phase": trip.step,
+            "rows": trip.num_rows,
+            "options": trip.options,
+        }
+        slot.process.send(head, trip.arrays)
+        trip.arrays = ()
+
+    def _take_frame(self, slot: Slot, frame: Frame) -> None:
+        """Take a message of a process."""
+        head = frame.head
+        kind, trip = head.get("kind"), slot.trip
+        if trip is None or head.get("job") != trip.number:
+            self._remove(slot, "it answers what nobody has asked", ModelError())
+            return
+        if kind == "infer":
+            infer(slot, self._parts.find, head, frame.arrays, self.owner.clock())
+            return
+        now_s = self.owner.clock()
+        slot.trip, begun_s, slot.begun_s = None, slot.begun_s, math.inf
+        trip.times.append((trip.step, begun_s, now_s))
+        self._metrics.observe_step(self.label, trip.step, now_s - begun_s)
+        self._processes.note_answer(slot.process)
+        if self._is_wanted(trip, now_s):
+            self._go_on(slot, trip, head, frame.arrays)
+        elif head.get("state"):
+            slot.process.send({"kind": "drop", "job": trip.number})
+        self._schedule()
+
+    def _go_on(self, slot: Slot, trip: Trip, head: dict[str, Any], arrays: Sequence[Array]) -> None:
+        if head["kind"] == "failed":
+            self._fail_or_divide(trip, self._logged(trip, head["text"]))
+        elif head["kind"] == "error":
+            error = getattr(errors, head["error"], ModelError)(head["text"])
+            self._fail_or_divide(trip, error)
+        elif trip.step == PREPROCESS:
+            trip.process = slot if head["state"] else None
+            trip.arrays = arrays
+            self._run(trip)
+        else:
+            self._answer(trip, arrays)
+
+    def _logged(self, trip: Trip, text: str) -> ModelError:
+        """Log why a step failed, with an id that the caller gets, too."""
+        identifier = secrets.token_hex(4)
+        name, version = self.label
+        facts = name, version, trip.step, identifier
+        _log.error("model %s version %s: %s failed, id %s", *facts, exc_info=HandlerFailure(text))
+        return ModelError(f"the handler failed on this request: id {identifier}")
+
+    # The model's run
+
+    def _run(self, trip: Trip) -> None:
+        """Have the model run between the handler's methods."""
+        network, arrays = self._network, trip.arrays
+        assert network is not None
+        tensors = network.model.tensors
+        trip.arrays, trip.phase, trip.step = (), Phase.RUNNING, POSTPROCESS
+        num_rows = len(arrays[0]) if tensors.is_batchable and arrays else 1
+        if not num_rows:  # a page without a crop
+            self._have_run(trip, [_empty(each.shape, each.dtype) for each in tensors.outputs])
+            return
+        message = arrays[0].tobytes() if tensors.row_bytes else tuple(arrays)
+        encoder = PartsEncoder(network, None, num_rows)
+        now_s = self.owner.clock()
+        trip.started_s = trip.started_s or now_s
+        network.add(
+            Group(trip, [b""], [message], encoder, _Run(self, trip), now_s, trip.deadline_s)
+        )
+
+    def _have_run(self, trip: Trip, outputs: Sequence[Array]) -> None:
+        """Go on with a model's outputs."""
+        trip.arrays = outputs
+        if POSTPROCESS not in self._signature.methods:
+            self._answer(trip, outputs)
+            return
+        trip.phase = Phase.READY
+        (self._ready if trip.process is None else trip.process.own).append(trip)
+        self._schedule()
+
+    # Outcomes
+
+    def _answer(self, trip: Trip, outputs: Sequence[Array]) -> None:
+        """Give each call its rows of the outputs."""
+        now_s = self.owner.clock()
+        result = Result(outputs, trip.num_rows, self.label[1], None, trip.started_s, now_s)
+        run = HandlerRun((trip.started_s, now_s, *self.label, trip.num_rows))
+        run.steps = trip.times
+        for group in trip.calls:
+            try:
+                responses = group.encoder.encode(result, trip.places[id(group)], 1)
+            except Exception:  # a bug of ours: it ends this call, and never the owner
+                _log.exception("a call could not be answered")
+                self._fail(group, ModelError())
+                continue
+            group.sink.answer(group, responses, run)
+        is_run = trip.step == PREDICT
+        observe = self._metrics.observe_run if is_run else self._metrics.observe_calls
+        self.owner.defer(partial(observe, result, [*trip.calls], self.label))
+        self._queue.note_run(trip.num_rows, (now_s - trip.started_s) / max(1, len(self._slots)))
+        self._end(trip)
+
+    def _fail_or_divide(self, trip: Trip, error: ServingError) -> None:
+        """Fail a call; of several, begin each once more, alone."""
+        if len(trip.calls) > 1:
+            self._divide(trip)
+        else:
+            self._end_with(trip, error)
+
+    def _divide(self, trip: Trip) -> None:
+        calls = trip.calls
+        self._end(trip)
+        for call in calls:
+            self._begin_trip([call])
+        self._schedule()
+
+    def _end_with(self, trip: Trip, error: ServingError) -> None:
+        for group in open_parts(trip.calls):
+            self._fail(group, error)
+        self._end(trip)
+
+    def _end(self, trip: Trip) -> None:
+        """Forget a trip, and its state."""
+        if trip.phase is Phase.ENDED:
+            return
+        slot = trip.process
+        if slot is not None and trip.phase is not Phase.WORKING:
+            slot.process.send({"kind": "drop", "job": trip.number})
+        trip.phase, trip.calls, trip.process = Phase.ENDED, [], None
+        self._trips.pop(trip.number, None)
+
+    def _end_late(self, groups: list[Group]) -> None:
+        for group in groups:
+            self._fail(group, _LATE)
+
+    def _fail(self, group: Group, error: ServingError) -> None:
+        duration_s = self.owner.clock() - group.arrived_s
+        self._metrics.count_failure(self.label, duration_s, len(group.streams))
+        own = type(error)(str(error))  # others may have the same one
+        if isinstance(own, errors.ServerError) and isinstance(error, errors.ServerError):
+            own.retry_after_s = error.retry_after_s
+        own.model = self.label
+        group.sink.fail(group, own)
+
+    def _refuse_waiting(self, refusal: ServingError) -> None:
+        for group in open_parts(self._queue.clear()):
+            self._fail(group, refusal)
+
+    # Processes
+
+    def _add(self, process: Process) -> None:
+        """Take a process that is ready."""
+        slot = Slot(process)
+        self._slots.append(slot)
+        process.attach(self.owner, partial(self._take_frame, slot), partial(self._take_end, slot))
+        self._schedule()
+        self._parts.on_block()
+
+    def _note_failed(self, error: ServingError) -> None:
+        name, version = self.label
+        _log.error("model %s version %s: no process: %s", name, version, error)
+        self._parts.on_block()
+
+    def _take_end(self, slot: Slot, how: str) -> None:
+        """Take the end of a process that nobody has ended here."""
+        text = f"the handler's process has ended: {how}"
+        self._remove(slot, text, ModelError("the handler's process has ended on this request"))
+
+    def _remove(self, slot: Slot, reason: str, error: ServingError) -> None:
+        """End a process; its trip fails, and those whose state it has."""
+        if slot not in self._slots:
+            return
+        self._slots.remove(slot)
+        slot.process.kill()
+        name, version = self.label
+        _log.error("model %s version %s: %s", name, version, reason)
+        trip, slot.trip = slot.trip, None
+        for other in [*self._trips.values()]:
+            if other is not trip and other.process is slot:
+                other.process = None
+                self._end_with(other, Unavailable("the handler's process has ended"))
+        if trip is not None:
+            trip.process = None
+            if trip.calls:
+                self._fail_or_divide(trip, error)
+            else:
+                self._end(trip)
+        self._processes.note_end(slot.process)
+        if self._processes.is_resting:
+            refusal = self._reason_to_refuse()
+            assert refusal is not None
+            self._refuse_waiting(refusal)
+        self._parts.on_block()
+
+
+class RunMetrics:
+    """Counts the runs of the model between a handler's methods, not the calls."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def observe_run(self, run: Any, groups: Sequence[Any], model: tuple[str, str]) -> None:
+        """See `Metrics`."""
+        self._metrics.observe_run(run, (), model)
+
+    def count_failure(self, model: tuple[str, str], seconds: float, times: int = 1) -> None:
+        """Count nothing: the calls are counted where they fail."""
+
+
+class HandlerRun(tuple):  # type: ignore[type-arg]
+    """A `Ran` of a version with a handler, with its steps: name, start and end of each."""
+
+    steps: Sequence[tuple[str, float, float]] = ()
+
+
+class Parts(NamedTuple):
+    """What a version with a handler runs on."""
+
+    signature: HandlerSignature
+    network: Batcher | None
+    """The model between its methods."""
+    launcher: Launcher
+    take_first: Callable[[], Sequence[Process]]
+    """Returns the processes that started with the loading of the version, once."""
+    num_processes: int
+    find: Find
+    decoder: Callable[[], Decoder]
+    on_block: Callable[[], object]
+    """Called when it may have become able to serve, or unable."""
+
+
+def _empty(shape: Sequence[int], dtype: Any) -> Array:
+    return np.zeros((0, *(max(0, size) for size in shape[1:])), dtype)
+
+
+class _Run:
+    """Takes the outcome of the model's run for a trip."""
+
+    def __init__(self, batcher: HandlerBatcher, trip: Trip) -> None:
+        self._batcher, self._trip = batcher, trip
+
+    def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
+        if responses and self._trip.phase is Phase.RUNNING:
+            self._trip.times.append(("run", run[0], run[1]))
+            self._batcher._have_run(self._trip, responses[0])
+
+    def fail(self, group: Group, error: ServingError) -> None:
+        if self._trip.phase is Phase.RUNNING:
+            self._batcher._fail_or_divide(self._trip, error)

@@ -1,0 +1,181 @@
+"""Frames between the server and a handler's process: a head as JSON, and arrays as plain bytes.
+
+    length of the head | length of the body | head | body
+         4 bytes       |      8 bytes       | JSON | arrays, each at a multiple of 64 bytes
+
+The head is an object; its `arrays` say the type and the sizes of each array in the body. Texts and
+bytes are lengths of 4 bytes each, and then all of them. Neither side unpickles anything.
+"""
+
+import json
+import math
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving.tensors import DTYPES, Array
+
+_LENGTHS = struct.Struct("<IQ")
+_ALIGNMENT = 64
+_READ_BYTES = 64 << 10
+"""Read at once of a frame that has not begun; a longer one is read into its place."""
+_MAX_HEAD_BYTES, _MAX_BODY_BYTES = 16 << 20, 8 << 30
+FEW_BYTES = 64 << 10
+"""Frames up to this length are sent in one piece."""
+TEXT, BYTES, PIXELS = "text", "bytes", "pixels"
+"""Types of arrays of objects: texts, bytes, and uint8 arrays, each of a shape of its own."""
+_COUNT = np.dtype("<u4")
+_write = json.JSONEncoder(separators=(",", ":")).encode  # `dumps` would make one for each frame
+
+
+class BrokenFrame(Exception):
+    """The other side does not speak as this one does."""
+
+
+class Frame(NamedTuple):
+    """A message."""
+
+    head: dict[str, Any]
+    arrays: list[Array]
+
+
+def encode(head: Mapping[str, Any], arrays: Sequence[Array] = ()) -> list[bytes | memoryview]:
+    """Encode a frame as buffers to be sent one after the other.
+
+    Args:
+        head: what JSON can hold; `arrays` is added to it.
+        arrays: numbers, or objects: all of them texts, bytes, or arrays of uint8.
+    """
+    described, buffers, at = [], list[bytes | memoryview](), 0
+    for array in arrays:
+        kind, sizes, parts = _parts(array)
+        if gap := -at % _ALIGNMENT:
+            buffers.append(bytes(gap))
+            at += gap
+        size = sum(len(part) for part in parts)
+        described.append([kind, list(array.shape), sizes, size])
+        buffers += parts
+        at += size
+    text = _write({**head, "arrays": described}).encode()
+    text += b" " * (-(_LENGTHS.size + len(text)) % _ALIGNMENT)  # JSON may end with blanks
+    start = _LENGTHS.pack(len(text), at) + text
+    return [start, *buffers]
+
+
+def _parts(array: Array) -> tuple[str, Any, list[bytes | memoryview]]:
+    """Return an array's type, the sizes of its pictures, and its bytes."""
+    if array.dtype.kind != "O":
+        data = np.ascontiguousarray(array)
+        return data.dtype.str, None, [data.reshape(-1).view(np.uint8).data]
+    values = array.ravel().tolist()
+    if values and isinstance(values[0], np.ndarray):
+        pixels = [np.ascontiguousarray(each) for each in values]
+        return PIXELS, [each.shape for each in pixels], [each.reshape(-1).data for each in pixels]
+    is_text = all(isinstance(each, str) for each in values)
+    encoded = [each.encode() if isinstance(each, str) else each for each in values]
+    lengths = np.array([len(each) for each in encoded], _COUNT)
+    return TEXT if is_text else BYTES, None, [lengths.tobytes(), b"".join(encoded)]
+
+
+class FrameReader:
+    """Reads frames of a socket, which may block or not."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = memoryview(bytearray(_READ_BYTES))  # not for each read: it would be mapped
+        self._data = bytearray()
+        """Bytes that have come of frames that have not come whole."""
+        self._filled = 0
+        """How many of `_data` have come, once that has room for a whole frame."""
+
+    def read(self) -> Iterator[Frame]:
+        """Read once, and yield the frames that have come whole.
+
+        Raises:
+            EOFError: the other side has closed its end.
+            BlockingIOError: nothing has come.
+            BrokenFrame: what came is no frame.
+        """
+        if self._filled:
+            number = self._socket.recv_into(memoryview(self._data)[self._filled :])
+            self._filled += number
+        else:
+            number = self._socket.recv_into(self._buffer)
+            self._data += self._buffer[:number]
+        if not number:
+            raise EOFError
+        while (frame := self._next()) is not None:
+            yield frame
+
+    def _next(self) -> Frame | None:
+        data = self._data
+        num_bytes = self._filled or len(data)
+        if num_bytes < _LENGTHS.size:
+            return None
+        head_bytes, body_bytes = _LENGTHS.unpack_from(data)
+        if head_bytes > _MAX_HEAD_BYTES or body_bytes > _MAX_BODY_BYTES:
+            raise BrokenFrame("a frame is too long")
+        body_at = _LENGTHS.size + head_bytes
+        end = body_at + body_bytes
+        if num_bytes < end:
+            if not self._filled and end > _READ_BYTES:
+                self._filled = num_bytes
+                self._data = bytearray(end)
+                self._data[:num_bytes] = data
+            return None
+        if end == len(data):
+            self._data, self._filled = bytearray(), 0
+            body = memoryview(data)[body_at:]
+        else:
+            body = memoryview(bytes(memoryview(data)[body_at:end]))
+        frame = _frame(bytes(memoryview(data)[_LENGTHS.size : body_at]), body)
+        if end < len(data):
+            body = memoryview(b"")
+            self._data = data[end:]
+        return frame
+
+
+def _frame(text: bytes, body: memoryview) -> Frame:
+    try:
+        head = json.loads(text.decode())
+        arrays, at = [], 0
+        for kind, shape, sizes, size in head.pop("arrays"):
+            at += -at % _ALIGNMENT
+            arrays.append(_array(body[at : at + size], kind, shape, sizes))
+            at += size
+        return Frame(head, arrays)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        raise BrokenFrame(f"{type(err).__name__}: {err}") from err
+
+
+def _array(data: memoryview, kind: str, shape: list[int], sizes: Any) -> Array:
+    if kind not in (TEXT, BYTES, PIXELS):
+        numbers = np.frombuffer(data, _NUMBERS[kind])
+        return (numbers if numbers.flags.aligned else numbers.copy()).reshape(shape)
+    number = math.prod(shape)
+    values: list[Any] = []
+    if kind == PIXELS:
+        at = 0
+        for each in sizes:
+            size = math.prod(each)
+            values.append(np.frombuffer(data[at : at + size], np.uint8).reshape(each))
+            at += size
+    else:
+        lengths = np.frombuffer(data[: number * _COUNT.itemsize], _COUNT).tolist()
+        at = number * _COUNT.itemsize
+        for size in lengths:
+            part = bytes(data[at : at + size])
+            values.append(part.decode() if kind == TEXT else part)
+            at += size
+    if len(values) != number:
+        raise ValueError("other values than the shape has")
+    array = np.empty(number, object)
+    for place, value in enumerate(values):
+        array[place] = value
+    return array.reshape(shape)
+
+
+_NUMBERS = {dtype.str: dtype for dtype in DTYPES.values() if dtype.kind != "O"}

@@ -1,0 +1,66 @@
+"""The class that a user writes: Python around a model, or in a model's place."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from serving.handlers.kinds import Kind
+    from serving.tensors import Outputs
+
+
+class Models(Protocol):
+    """The other models of the server, as a handler calls them."""
+
+    def infer(self, name: str, inputs: Any, /) -> "Outputs":
+        """Run another model, through its queue and batches, within this call's deadline.
+
+        Args:
+            name: a model that the handler's `uses` names.
+            inputs: an array for each input, by its name; see `serving.Client.infer`.
+
+        Returns:
+            An array for each output, by its name.
+
+        Raises:
+            ServingError: as from `serving.Client.infer`.
+        """
+
+
+class Handler:
+    """Python around a model: define `preprocess`, `postprocess`, both, or `predict` without one.
+
+        class Sentiment(serving.Handler):
+            inputs = {"text": serving.Text()}
+            outputs = {"label": serving.Text(), "score": serving.Array("float32")}
+
+            def setup(self, folder): ...             # once in each process
+            def preprocess(self, text): ...          # returns the model's inputs
+            def postprocess(self, logits): ...       # returns `outputs`
+
+    `preprocess` gets each of `inputs` by its name and returns the model's inputs: a mapping, or the
+    array itself where the model has one input. It may return a tuple, (inputs, state); then
+    `postprocess` gets the keyword `state`. `postprocess` gets each of the model's outputs by its
+    name and returns `outputs` likewise. `predict` gets `inputs` and returns `outputs`.
+
+    Each of them that names `parameters` gets the request's parameters, a mapping; one that names
+    `metadata` gets the caller's headers. An instance is used by one thread at a time.
+    """
+
+    inputs: "ClassVar[Mapping[str, Kind] | None]" = None
+    """The kind of each input; the model's own inputs if there is no `preprocess`."""
+    outputs: "ClassVar[Mapping[str, Kind] | None]" = None
+    """The kind of each output; the model's own outputs if there is no `postprocess`."""
+    batching: ClassVar[bool] = False
+    """Whether rows of several calls may be handled together: no row's answer depends on others."""
+    uses: ClassVar[tuple[str, ...]] = ()
+    """The names of the other models that it calls by `self.models`."""
+    models: Models
+    """The other models; set before `setup`."""
+
+    def setup(self, folder: Path) -> None:
+        """Prepare, once in each process: read files beside the model.
+
+        Args:
+            folder: of the model's version; of the handler's file if there is no model.
+        """

@@ -1,0 +1,147 @@
+"""A handler's object in this process: its methods, and the check of what they return."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from serving.handlers.handler import Handler, Models
+from serving.handlers.kinds import Kind, WrongValue, as_typed
+from serving.handlers.signature import (
+    METADATA,
+    PARAMETERS,
+    POSTPROCESS,
+    PREDICT,
+    PREPROCESS,
+    STATE,
+    HandlerSignature,
+    require_names,
+    signature_of,
+)
+from serving.tensors import Array, TensorSignature
+
+Options = Mapping[str, Any]
+"""By the names of OPTIONS."""
+
+
+class Instance:
+    """One object of a handler's class; used by one thread at a time."""
+
+    def __init__(
+        self, handler: type[Handler], network: TensorSignature | None, models: Models
+    ) -> None:
+        """Check the class and make an object; `setup` comes next.
+
+        Args:
+            handler: the class.
+            network: the inputs and outputs of the model between its methods; None without one.
+            models: the other models.
+
+        Raises:
+            ConfigurationError: the class can't be used, alone or with this model.
+        """
+        self.signature: HandlerSignature = signature_of(handler)
+        self._network = network
+        methods = self.signature.methods
+        self._by_name = dict.fromkeys(methods, True)
+        for name, kinds in ((PREPROCESS, self.signature.inputs), (PREDICT, self.signature.inputs)):
+            if name in methods:
+                self._by_name[name] = require_names(handler, name, tuple(kinds or ()))
+        if POSTPROCESS in methods and network is not None:
+            names = tuple(each.name for each in network.outputs)
+            self._by_name[POSTPROCESS] = require_names(handler, POSTPROCESS, names)
+        self._handler = handler()
+        self._handler.models = models
+        self._options = {name: _named_by(getattr(handler, name)) for name in methods}
+
+    def setup(self, folder: Path) -> None:
+        """Call the handler's `setup`."""
+        self._handler.setup(folder)
+
+    def preprocess(self, arrays: Sequence[Array], options: Options) -> tuple[list[Array], Any]:
+        """Return the model's inputs, in its order, and the state; None without one.
+
+        Raises:
+            WrongValue: they are none.
+        """
+        assert self._network is not None
+        found = self._call(PREPROCESS, self._received(arrays), options)
+        state = None
+        if isinstance(found, tuple):
+            if len(found) != 2:
+                raise self._wrong(PREPROCESS, f"expected (inputs, state), got {len(found)} values")
+            found, state = found
+            if STATE not in self._options.get(POSTPROCESS, ()):
+                raise self._wrong(PREPROCESS, "a state is returned, and postprocess names none")
+        names = [each.name for each in self._network.inputs]
+        values = self._values(PREPROCESS, found, names)
+        try:
+            inputs = [as_typed(each, values[each.name]) for each in self._network.inputs]
+        except WrongValue as err:
+            raise self._wrong(PREPROCESS, str(err)) from err
+        if self._network.is_batchable and len({len(each) for each in inputs}) > 1:
+            sizes = [len(each) for each in inputs]
+            raise self._wrong(PREPROCESS, f"expected as many rows of each input, got {sizes}")
+        return inputs, state
+
+    def postprocess(
+        self, outputs: Sequence[Array], num_rows: int, options: Options, state: Any = None
+    ) -> list[Array]:
+        """Return the handler's outputs, in its order.
+
+        Raises:
+            WrongValue: they are others than it declares.
+        """
+        assert self._network is not None
+        names = [each.name for each in self._network.outputs]
+        values = dict(zip(names, outputs, strict=True))
+        found = self._call(POSTPROCESS, values, {**options, STATE: state})
+        return self._returned(POSTPROCESS, found, num_rows)
+
+    def predict(self, arrays: Sequence[Array], num_rows: int, options: Options) -> list[Array]:
+        """Return the handler's outputs, in its order; see `postprocess`."""
+        found = self._call(PREDICT, self._received(arrays), options)
+        return self._returned(PREDICT, found, num_rows)
+
+    def _received(self, arrays: Sequence[Array]) -> dict[str, Any]:
+        kinds: Mapping[str, Kind] = self.signature.inputs or {}
+        return {
+            name: kind.received(array)
+            for (name, kind), array in zip(kinds.items(), arrays, strict=True)
+        }
+
+    def _call(self, method: str, values: Mapping[str, Any], options: Options) -> Any:
+        function = getattr(self._handler, method)
+        named = {name: options.get(name, {}) for name in self._options[method]}
+        if self._by_name[method]:
+            return function(**values, **named)
+        return function(*values.values(), **named)
+
+    def _returned(self, method: str, found: Any, num_rows: int) -> list[Array]:
+        kinds: Mapping[str, Kind] = self.signature.outputs or {}
+        values = self._values(method, found, list(kinds))
+        try:
+            return [kind.returned(name, values[name], num_rows) for name, kind in kinds.items()]
+        except WrongValue as err:
+            raise self._wrong(method, str(err)) from err
+
+    def _values(self, method: str, found: Any, names: list[str]) -> Mapping[str, Any]:
+        """Return what a method returned, by name."""
+        if not isinstance(found, Mapping):
+            if len(names) == 1 and found is not None:
+                return {names[0]: found}
+            raise self._wrong(
+                method, f"expected {', '.join(names)} by name, got {type(found).__name__}"
+            )
+        if found.keys() != set(names):
+            got = ", ".join(map(str, found)) or "nothing"
+            raise self._wrong(method, f"expected {', '.join(names)}, got {got[:200]}")
+        return found
+
+    def _wrong(self, method: str, text: str) -> WrongValue:
+        return WrongValue(f"{self.signature.name}.{method}: {text}")
+
+
+def _named_by(method: Any) -> tuple[str, ...]:
+    parameters = inspect.signature(method).parameters
+    return tuple(name for name in (PARAMETERS, METADATA, STATE) if name in parameters)

@@ -1,0 +1,217 @@
+"""The kinds of a handler's inputs and outputs: texts, bytes, pictures, arrays.
+
+A kind says how a value looks to the handler, on the wire, and as JSON:
+
+    kind       to the handler                        wire      JSON
+    Text       a list of `str`                       BYTES     text
+    Bytes      a list of `bytes`                     BYTES     base64
+    Picture    a list of (H, W, 3) uint8 arrays      BYTES     base64 of the file
+    Array      an array of (N, *shape)               its type  numbers
+
+Each has one value for each row of a call.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from serving.errors import ConfigurationError
+from serving.tensors import DTYPES, Tensor
+from serving.tensors import Array as NumpyArray
+
+_NAMES = {dtype.name: name for name, dtype in DTYPES.items() if dtype.kind != "O"}
+"""The protocol's data types by numpy's names."""
+_MAX_SHOWN = 80
+
+
+class WrongValue(Exception):
+    """A handler returned something else than it declares; the text has both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text for each row."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the description of an input or output of this kind."""
+        return Tensor(name, "BYTES", (-1,), content="text")
+
+    def received(self, array: NumpyArray) -> Any:
+        """Return a caller's values as the handler sees them."""
+        return array.tolist()
+
+    def returned(self, name: str, value: Any, num_rows: int) -> NumpyArray:
+        """Return a handler's values as an array.
+
+        Raises:
+            WrongValue: they are others.
+        """
+        return _objects(name, value, num_rows, str, "texts (str)")
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Bytes for each row, such as a sound or a file."""
+
+    def tensor(self, name: str) -> Tensor:
+        """See `Text`."""
+        return Tensor(name, "BYTES", (-1,), content="bytes")
+
+    def received(self, array: NumpyArray) -> Any:
+        """See `Text`."""
+        return [each.encode() if isinstance(each, str) else each for each in array.tolist()]
+
+    def returned(self, name: str, value: Any, num_rows: int) -> NumpyArray:
+        """See `Text`."""
+        return _objects(name, value, num_rows, bytes, "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture for each row: the caller sends a file, the handler gets an array of RGB pixels.
+
+    It is decoded in another process, with limits of size and memory. Only an input can be one.
+    """
+
+    def tensor(self, name: str) -> Tensor:
+        """See `Text`."""
+        return Tensor(name, "BYTES", (-1,), content="picture")
+
+    def received(self, array: NumpyArray) -> Any:
+        """See `Text`; the array's elements are pixels already."""
+        return array.tolist()
+
+    def returned(self, name: str, value: Any, num_rows: int) -> NumpyArray:
+        """See `Text`."""
+        raise WrongValue(f"{name}: a picture can't be an output")
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An array of one type: a number for each row, or an array of a shape."""
+
+    dtype: str
+    """numpy's name of the type, such as "float32"."""
+    shape: tuple[int, ...] = ()
+    """The axes of a row; -1 for one of any size."""
+    datatype: str = field(init=False, repr=False)
+    """The protocol's name of the type, such as "FP32"."""
+
+    def __post_init__(self) -> None:
+        try:
+            name = np.dtype(self.dtype).name
+            object.__setattr__(self, "datatype", _NAMES[name])
+        except (TypeError, KeyError) as err:
+            known = ", ".join(_NAMES)
+            raise ConfigurationError(f"Array: expected one of {known}, got {self.dtype!r}") from err
+        shape = (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
+        if not all(type(size) is int and (size > 0 or size == -1) for size in shape):
+            raise ConfigurationError(
+                f"Array: expected a shape of sizes from 1, or -1 for any, got {self.shape!r}"
+            )
+        object.__setattr__(self, "dtype", name)
+        object.__setattr__(self, "shape", shape)
+
+    def tensor(self, name: str) -> Tensor:
+        """See `Text`."""
+        return Tensor(name, self.datatype, (-1, *self.shape))
+
+    def received(self, array: NumpyArray) -> Any:
+        """See `Text`."""
+        return array
+
+    def returned(self, name: str, value: Any, num_rows: int) -> NumpyArray:
+        """See `Text`."""
+        return as_typed(self.tensor(name), value, num_rows)
+
+
+Kind = Text | Bytes | Picture | Array
+_KINDS: dict[str, type[Text] | type[Bytes] | type[Picture]] = {
+    "Text": Text, "Bytes": Bytes, "Picture": Picture,
+}  # fmt: skip
+
+
+def as_typed(tensor: Tensor, value: Any, num_rows: int | None = None) -> NumpyArray:
+    """Return a value as an array of a tensor's type and shape, where nothing is lost.
+
+    Args:
+        tensor: the type and the shape.
+        value: an array, or lists of numbers or texts.
+        num_rows: how many rows it must have; None for any number.
+
+    Raises:
+        WrongValue: it has another type or shape.
+    """
+    wanted = tensor.dtype
+    try:
+        array = np.asarray(value, None if wanted.kind != "O" else object)
+    except Exception as err:  # ragged lists, and anything that an object's __array__ raises
+        raise WrongValue(f"{tensor.name}: expected {tensor}, got {_named(value)}: {err}") from err
+    if wanted.kind == "O":
+        if not all(isinstance(each, str | bytes) for each in array.flat):
+            raise WrongValue(f"{tensor.name}: expected {tensor}, got {_named(value)}")
+    elif array.dtype != wanted:
+        is_close = array.dtype.kind in "biuf" and np.can_cast(array.dtype, wanted, "same_kind")
+        if array.size and not is_close and not _holds(array, wanted):
+            raise WrongValue(f"{tensor.name}: expected {tensor}, got {array.dtype.name}")
+        array = array.astype(wanted)
+    sizes = tensor.shape if num_rows is None or not tensor.shape else (num_rows, *tensor.shape[1:])
+    if tensor.shape and (
+        array.ndim != len(sizes)
+        or any(0 <= size != got for size, got in zip(sizes, array.shape, strict=True))
+    ):
+        raise WrongValue(
+            f"{tensor.name}: expected the shape {_shape(sizes)}, got {list(array.shape)}"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _holds(array: NumpyArray, wanted: np.dtype[Any]) -> bool:
+    """Return whether integers fit another type of integers or floats."""
+    if array.dtype.kind not in "biu" or wanted.kind not in "iuf":
+        return False
+    return bool((array.astype(wanted) == array).all())
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return f"[{', '.join('any' if size < 0 else str(size) for size in sizes)}]"
+
+
+def _named(value: object) -> str:
+    return type(value).__name__
+
+
+def _objects(name: str, value: Any, num_rows: int, kind: type, words: str) -> NumpyArray:
+    found = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(found, str | bytes) or not isinstance(found, Sequence):
+        raise WrongValue(f"{name}: expected a list of {num_rows} {words}, got {_named(value)}")
+    if len(found) != num_rows:
+        raise WrongValue(f"{name}: expected {num_rows} {words}, one for each row, got {len(found)}")
+    wrong = next((each for each in found if not isinstance(each, kind)), None)
+    if wrong is not None or None in found:
+        raise WrongValue(f"{name}: expected {words}, got {repr(wrong)[:_MAX_SHOWN]}")
+    array = np.empty(num_rows, object)
+    array[:] = found
+    return array
+
+
+def document_of(kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """Return kinds by name as JSON has them."""
+    return {
+        name: [kind.dtype, list(kind.shape)] if isinstance(kind, Array) else type(kind).__name__
+        for name, kind in kinds.items()
+    }
+
+
+def kinds_of(document: Mapping[str, Any]) -> dict[str, Kind]:
+    """Parse `document_of`.
+
+    Raises:
+        KeyError, TypeError, ValueError, ConfigurationError: it is malformed.
+    """
+    return {
+        name: _KINDS[each]() if isinstance(each, str) else Array(each[0], tuple(each[1]))
+        for name, each in document.items()
+    }

@@ -1,0 +1,186 @@
+"""From a file and a class's name to the class: where a handler is, and its import."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, Self
+
+from serving.errors import ConfigurationError
+from serving.handlers.handler import Handler
+
+FILE = "handler.py"
+"""The handler of a version in a repository, beside its files."""
+
+
+class HandlerSource(NamedTuple):
+    """Where a handler is."""
+
+    file: Path
+    name: str = ""
+    """The class; empty for the only one of the file."""
+
+    @classmethod
+    def of(cls, handler: "str | Path | type[Handler]") -> Self:
+        """Return where a handler is.
+
+        Args:
+            handler: a class, or FILE.py or FILE.py:CLASS.
+
+        Raises:
+            ConfigurationError: there is no such file, or the class has none.
+        """
+        if isinstance(handler, type):
+            return cls(*_place_of(handler))
+        text = str(handler)
+        file, _, name = text.rpartition(":") if not text.endswith(".py") else (text, "", "")
+        path = Path(file or text).absolute()
+        if path.suffix != ".py" or (name and not name.isidentifier()):
+            raise ConfigurationError(f"handler: expected FILE.py or FILE.py:CLASS, got {text!r}")
+        if not path.is_file():
+            raise ConfigurationError(f"handler: there is no file {path}")
+        return cls(path, name)
+
+    def __str__(self) -> str:
+        """Return it as the command line has it."""
+        return f"{self.file}:{self.name}" if self.name else str(self.file)
+
+
+def named_sources(options: Iterable[str]) -> dict[str, HandlerSource]:
+    """Return where handlers are, by the models' names; "" for the only one without a name.
+
+    Args:
+        options: NAME=FILE.py, FILE.py, or FILE.py:CLASS.
+
+    Raises:
+        ConfigurationError: there is no such file, or two have one name.
+    """
+    found: dict[str, HandlerSource] = {}
+    for option in options:
+        name, equals, file = option.partition("=")
+        name, file = (name, file) if equals else ("", option)
+        if name in found:
+            raise ConfigurationError(
+                f"handler: two of them {'for ' + name if name else 'without NAME='}: "
+                f"{found[name]} and {file}"
+            )
+        found[name] = HandlerSource.of(file)
+    return found
+
+
+def assigned(
+    sources: dict[str, HandlerSource], models: Collection[str]
+) -> dict[str, HandlerSource]:
+    """Give a handler without a name to the only model, or make it a model of its file's name.
+
+    Raises:
+        ConfigurationError: there are several models.
+    """
+    named = {name: source for name, source in sources.items() if name}
+    if (unnamed := sources.get("")) is not None:
+        if len(models) > 1:
+            there = ", ".join(list(models)[:8])
+            raise ConfigurationError(f"handler: expected NAME={unnamed.file}, of {there}")
+        named[next(iter(models), unnamed.file.stem)] = unnamed
+    return named
+
+
+def _place_of(handler: type) -> tuple[Path, str]:
+    """Return a class's file and name, by which a process of its own imports it."""
+    name = handler.__qualname__
+    if not issubclass(handler, Handler):
+        raise ConfigurationError(f"handler: expected a subclass of serving.Handler, got {name}")
+    try:
+        file = inspect.getsourcefile(handler)
+    except TypeError:  # it was typed in
+        file = None
+    if file is None or not Path(file).is_file():
+        raise ConfigurationError(f"handler: {name} has no file: its processes import it from one")
+    if "." in name:
+        raise ConfigurationError(
+            f"handler: {name} is defined inside of another: its processes import it by its name"
+        )
+    return Path(file).absolute(), name
+
+
+def load(source: HandlerSource) -> type[Handler]:
+    """Import a handler's class; its file's folder is importable from then on.
+
+    Raises:
+        ConfigurationError: it can't be imported, or there is no such class; the text begins with
+            the file and the line.
+    """
+    try:
+        module = _imported(source.file)
+    except BaseException as err:  # of others: it raises anything, such as SystemExit
+        raise ConfigurationError(line_of(err, source.file)) from err
+    if source.name:
+        found = getattr(module, source.name, None)
+        if not (isinstance(found, type) and issubclass(found, Handler)):
+            raise ConfigurationError(
+                f"{source.file.name}:1: there is no subclass of serving.Handler {source.name!r}"
+            )
+        return found
+    own = [
+        each
+        for each in vars(module).values()
+        if isinstance(each, type)
+        and issubclass(each, Handler)
+        and each.__module__ == module.__name__
+    ]
+    if len(own) == 1:
+        return own[0]
+    names = ", ".join(each.__name__ for each in own)
+    hint = f"{names}: name one as {source.file.name}:CLASS" if own else "none"
+    raise ConfigurationError(
+        f"{source.file.name}:1: expected one subclass of serving.Handler, got {hint}"
+    )
+
+
+def _imported(file: Path) -> ModuleType:
+    """Import a file: as part of its package, if it is in one."""
+    root, names = file.parent, [file.stem]
+    while (root / "__init__.py").is_file():
+        names.insert(0, root.name)
+        root = root.parent
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    if len(names) > 1:
+        return importlib.import_module(".".join(names))
+    known = sys.modules.get(file.stem)
+    if known is not None and getattr(known, "__file__", None) == str(file):
+        return known
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if known is None:  # else its name is that of another module, which others import
+        sys.modules[file.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if known is None:
+            del sys.modules[file.stem]
+        raise
+    return module
+
+
+def line_of(error: BaseException, file: Path) -> str:
+    """Return an error in one line: file, line, type and text.
+
+    Args:
+        error: as raised by a user's code.
+        file: the handler's, whose innermost line is shown.
+    """
+    if isinstance(error, ConfigurationError):
+        return str(error)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}:{error.lineno}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [each.lineno for each in frames if Path(each.filename) == file]
+    return f"{file.name}:{(lines or [1])[-1]}: {text}"

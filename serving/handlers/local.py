@@ -1,0 +1,139 @@
+"""A handler in this process, for `serving.Model`: the same steps as in the server, one by one."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.errors import InvalidRequest, ModelError, ModelNotFound
+from serving.handlers.handler import Handler
+from serving.handlers.instance import Instance
+from serving.handlers.kinds import WrongValue
+from serving.handlers.loading import HandlerSource, load
+from serving.handlers.model import require_model
+from serving.handlers.signature import PARAMETERS, POSTPROCESS, PREPROCESS, HandlerSignature
+from serving.tensors import Array, Feeds, Outputs, TensorSignature
+
+RunModel = Callable[[Feeds], Sequence[Array]]
+
+
+class OtherModels:
+    """The models that a handler calls by `self.models`, in this process."""
+
+    def __init__(self, models: Mapping[str, Any]) -> None:
+        self._models = models
+
+    def infer(self, name: str, inputs: Any) -> Outputs:
+        """See `Models`."""
+        if name not in self._models:
+            known = ", ".join(self._models) or "none"
+            raise ModelNotFound(f"expected a model of {known} (the argument models), got {name!r}")
+        found: Outputs = self._models[name].infer(inputs)
+        return found
+
+
+class LocalHandler:
+    """An object of a handler, used by one thread at a time."""
+
+    def __init__(
+        self,
+        handler: str | Path | type[Handler],
+        network: TensorSignature | None,
+        folder: Path | None,
+        models: Mapping[str, Any],
+    ) -> None:
+        """Import the handler and call its `setup`.
+
+        Args:
+            handler: a class, or FILE.py or FILE.py:CLASS.
+            network: the inputs and outputs of the model; None without one.
+            folder: for `setup`; None for that of the handler's file.
+            models: the other models, by name.
+
+        Raises:
+            ConfigurationError: it can't be used.
+        """
+        if isinstance(handler, type):
+            found, home = handler, Path()
+        else:
+            source = HandlerSource.of(handler)
+            found, home = load(source), source.file.parent
+        self._instance = Instance(found, network, OtherModels(models))
+        self.signature: HandlerSignature = self._instance.signature
+        require_model(self.signature, has_model=network is not None)
+        self.tensors = self.signature.tensors(network)
+        self._network = network
+        self._lock = threading.Lock()
+        self._instance.setup(folder or home)
+
+    @property
+    def line(self) -> str:
+        """What it is, in a line."""
+        return f"handler {self.signature.name}, in this process"
+
+    def close(self) -> None:
+        """See `Around`."""
+
+    def run(
+        self, feeds: Feeds, run_model: RunModel, parameters: Mapping[str, Any]
+    ) -> Sequence[Array]:
+        """Return the outputs for one call.
+
+        Args:
+            feeds: the caller's arrays, checked.
+            run_model: runs the model on its own inputs.
+            parameters: of the call.
+
+        Raises:
+            InvalidRequest: the handler refuses the call.
+            ModelError: it failed, with its error as the cause; or it returned something else than
+                it declares.
+        """
+        arrays, options = self._decoded(feeds), {PARAMETERS: dict(parameters)}
+        num_rows = len(arrays[0]) if arrays else 1
+        found: Sequence[Array]
+        if self._network is None:
+            found = self._call(self._instance.predict, arrays, num_rows, options)
+            return found
+        state = None
+        if PREPROCESS in self.signature.methods:
+            arrays, state = self._call(self._instance.preprocess, arrays, options)
+        if self._network.is_batchable and not len(arrays[0]):
+            outputs: Sequence[Array] = [
+                np.zeros((0, *(max(0, size) for size in each.shape[1:])), each.dtype)
+                for each in self._network.outputs
+            ]
+        else:
+            names = [each.name for each in self._network.inputs]
+            outputs = run_model(dict(zip(names, arrays, strict=True)))
+        if POSTPROCESS not in self.signature.methods:
+            return outputs
+        found = self._call(self._instance.postprocess, outputs, num_rows, options, state)
+        return found
+
+    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
+        with self._lock:
+            try:
+                return method(*args)
+            except WrongValue as err:
+                raise ModelError(str(err)) from err
+
+    def _decoded(self, feeds: Feeds) -> list[Array]:
+        """Return the arrays, with pictures as pixels."""
+        arrays = []
+        for tensor in self.tensors.inputs:
+            array = feeds[tensor.name]
+            if tensor.content == "picture":
+                from serving.handlers.pictures import decode  # which needs Pillow
+
+                (pixels,) = decode([array.tolist()])
+                array = np.empty(len(pixels), object)
+                for at, each in enumerate(pixels):
+                    array[at] = each
+            arrays.append(array)
+        sizes = [len(each) for each in arrays]
+        if len(set(sizes)) > 1:
+            raise InvalidRequest(f"expected as many rows of each input, got {sizes}")
+        return arrays

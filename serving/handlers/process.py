@@ -1,0 +1,286 @@
+"""The server's end of a handler's process: its start, its frames, its end.
+
+STARTING ──ready──▶ IDLE ──send──▶ BUSY ──outcome──▶ IDLE
+    │                 │              │
+    └──────── closed socket, or `end` ┴──▶ ENDED
+"""
+
+import logging
+import os
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from serving.batching.run import Owner
+from serving.errors import ConfigurationError, Unavailable
+from serving.handlers import frames, worker
+from serving.handlers.frames import BrokenFrame, Frame, FrameReader
+from serving.handlers.loading import HandlerSource
+from serving.handlers.signature import HandlerSignature
+from serving.tensors import Array, TensorSignature
+
+_log = logging.getLogger(__name__)
+
+_MAX_START_S = 600.0
+"""How long an import and a `setup` may take."""
+_LEVEL = re.compile(r"<(\d{1,2})>")
+_MAX_LINE = 2000
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_SEND_BYTES = 1 << 20
+"""The buffer of the kernel that is asked for."""
+_REAP_S = 2.0
+"""How long a process has to end by itself."""
+
+
+class Program(NamedTuple):
+    """What a process runs."""
+
+    model: str
+    """The model's name, for log lines."""
+    source: HandlerSource
+    folder: Path
+    """See `Handler.setup`."""
+    network: TensorSignature | None
+    """The inputs and outputs of the model between the handler's methods."""
+
+
+class HandlerProcess:
+    """A process that has imported its handler and called `setup`; of the owner's thread."""
+
+    def __init__(
+        self, popen: "subprocess.Popen[bytes]", sock: socket.socket, signature: HandlerSignature
+    ) -> None:
+        """Take over a process that is ready; `attach` comes next."""
+        self.signature = signature
+        self.started_s = time.monotonic()
+        self._popen, self._socket = popen, sock
+        self._reader = FrameReader(sock)
+        self._unsent: deque[memoryview] = deque()
+        self._owner: Any = None
+        self._mask = _READ
+        self._is_over = False
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._popen.pid
+
+    def attach(
+        self, owner: Owner, on_frame: Callable[[Frame], None], on_end: Callable[[str], None]
+    ) -> None:
+        """Have frames and the end of the process reported, on the owner's thread.
+
+        Args:
+            owner: whose thread all else is called on.
+            on_frame: takes a frame.
+            on_end: called once, with how the process has ended.
+        """
+        self._owner, self._on_frame, self._on_end = owner, on_frame, on_end
+        self._socket.setblocking(False)
+        self._owner.watch(self._socket, _READ, self)
+
+    def send(self, head: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
+        """Send a frame, as far as the kernel takes it now, and the rest soon."""
+        if self._is_over:
+            return
+        buffers = frames.encode(head, arrays)
+        if not self._unsent and sum(map(len, buffers)) <= frames.FEW_BYTES:
+            buffers = [b"".join(buffers)]
+        self._unsent += map(memoryview, buffers)
+        if len(self._unsent) == len(buffers):  # else it waits for room
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                first = self._unsent[0]
+                sent = self._socket.send(first)
+                if sent < len(first):
+                    self._unsent[0] = first[sent:]
+                else:
+                    self._unsent.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:  # it has ended: `accept` is about to learn it
+            self._unsent.clear()
+        mask = _READ | (_WRITE if self._unsent else 0)
+        if mask != self._mask and not self._is_over:
+            self._mask = mask
+            self._owner.watch(self._socket, mask, self)
+
+    def accept(self, now_s: float, turns_s: float) -> None:
+        """Read, and write, what the socket is ready for; called by the owner's loop."""
+        if self._is_over:
+            return
+        if self._unsent:
+            self._flush()
+        try:
+            for frame in self._reader.read():
+                self._on_frame(frame)
+                if self._is_over:
+                    return
+        except BlockingIOError:
+            pass
+        except (EOFError, OSError):
+            self._end()
+        except BrokenFrame as err:
+            _log.error("a handler's process is ended: %s", err)
+            self._popen.kill()
+            self._end()
+        except Exception:  # a bug of ours: it ends this process, and never the loop
+            _log.exception("a handler's process is ended")
+            self._popen.kill()
+            self._end()
+
+    def _end(self) -> None:
+        self._close(self._on_end)
+
+    def kill(self) -> None:
+        """End it now, though it hang; `on_end` is not called."""
+        self._popen.kill()
+        self.close()
+
+    def close(self) -> None:
+        """Let it end: it does so by itself once its socket is closed; `on_end` is not called."""
+        self._close(None)
+
+    def _close(self, on_end: Callable[[str], None] | None) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._owner is not None:
+            self._owner.watch(self._socket, 0, self)
+        self._socket.close()
+        self._unsent.clear()
+        threading.Thread(target=self._reap, args=(on_end,), name="handler-end", daemon=True).start()
+
+    def _reap(self, on_end: Callable[[str], None] | None) -> None:
+        """Wait for its end, and end it if it hangs; then report how it ended."""
+        try:
+            code = self._popen.wait(_REAP_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            code = self._popen.wait()
+        if on_end is not None:
+            self._owner.post(partial(on_end, how_ended(code)))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Its resident memory; 0 once it has ended."""
+        try:
+            pages = Path(f"/proc/{self.pid}/statm").read_text("ascii").split()[1]
+        except (OSError, IndexError):
+            return 0
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def how_ended(code: int) -> str:
+    """Put an exit code into words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def start(program: Program) -> HandlerProcess:
+    """Start a process, and wait until its `setup` has returned; from any thread.
+
+    Raises:
+        ConfigurationError: the handler can't be used; the text begins with its file and line.
+        Unavailable: no process can be started, or it ended, or took too long.
+    """
+    ours, its = socket.socketpair()
+    try:
+        popen = _spawn(its)
+    except OSError as err:
+        ours.close()
+        raise Unavailable(f"can't start a handler's process: {err.strerror}") from err
+    finally:
+        its.close()
+    threading.Thread(
+        target=_log_lines, args=(popen, program.model), name="handler-log", daemon=True
+    ).start()
+    try:
+        return _ready(popen, ours, program)
+    except BaseException:
+        popen.kill()
+        popen.wait()
+        ours.close()
+        raise
+
+
+def _spawn(its: socket.socket) -> "subprocess.Popen[bytes]":
+    code = f"import sys; sys.path = {sys.path!r}; from {worker.__name__} import main; main()"
+    flags = ["-u", "-B"] if sys.dont_write_bytecode else ["-u"]
+    return subprocess.Popen(
+        [sys.executable, *flags, "-c", code, str(its.fileno())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=[its.fileno()],
+        start_new_session=True,
+        env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **os.environ},
+    )
+
+
+def _ready(
+    popen: "subprocess.Popen[bytes]", sock: socket.socket, program: Program
+) -> HandlerProcess:
+    """Tell a process what to run, and wait until it is ready."""
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, _SEND_BYTES)
+    sock.settimeout(_MAX_START_S)
+    source = program.source
+    head = {
+        "kind": "setup",
+        "file": str(source.file),
+        "name": source.name,
+        "folder": str(program.folder),
+        "network": worker.document_of(program.network),
+        "log_level": logging.getLogger().getEffectiveLevel(),
+    }
+    try:
+        for buffer in frames.encode(head):
+            sock.sendall(buffer)
+        reader = FrameReader(sock)
+        while not (found := list(reader.read())):
+            pass
+    except TimeoutError as err:
+        raise Unavailable(
+            f"{source.file.name}:1: setup takes more than {_MAX_START_S:g} s"
+        ) from err
+    except (EOFError, OSError, BrokenFrame) as err:
+        how = how_ended(popen.wait())
+        raise Unavailable(
+            f"{source.file.name}:1: its process ended while it started: {how}"
+        ) from err
+    answer = found[0].head
+    if answer["kind"] != "ready":
+        raise ConfigurationError(answer["text"])
+    return HandlerProcess(popen, sock, HandlerSignature.of(answer["signature"]))
+
+
+def _log_lines(popen: "subprocess.Popen[bytes]", model: str) -> None:
+    """Log the lines that a process prints, until it ends."""
+    assert popen.stdout is not None
+    with suppress(OSError, ValueError), popen.stdout as stream:
+        for line in iter(lambda: stream.readline(_MAX_LINE), b""):
+            text = line.decode("utf-8", "replace").rstrip("\n")
+            level = logging.INFO
+            if found := _LEVEL.match(text):
+                level, text = int(found[1]), text[found.end() :]
+            if text:
+                _log.log(level, "%s: %s", model, text)

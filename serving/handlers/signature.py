@@ -1,0 +1,201 @@
+"""What a handler's class declares: checked, and as JSON, which its process sends to the server."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from serving.errors import ConfigurationError
+from serving.handlers.handler import Handler
+from serving.handlers.kinds import Array, Bytes, Kind, Picture, Text, document_of, kinds_of
+from serving.tensors import Tensor, TensorSignature
+
+PREPROCESS, POSTPROCESS, PREDICT = "preprocess", "postprocess", "predict"
+METHODS = PREPROCESS, POSTPROCESS, PREDICT
+PARAMETERS, METADATA, STATE = "parameters", "metadata", "state"
+OPTIONS = PARAMETERS, METADATA, STATE
+"""Keyword arguments that a method gets if it names them."""
+_NO_METHODS = "expected preprocess, postprocess, or predict"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandlerSignature:
+    """A handler's inputs, outputs and methods."""
+
+    name: str
+    """The class's name."""
+    text: str = ""
+    """The first line of its docstring."""
+    inputs: Mapping[str, Kind] | None
+    """None: the model's own."""
+    outputs: Mapping[str, Kind] | None
+    """None: the model's own."""
+    methods: tuple[str, ...]
+    """Those of METHODS that it has."""
+    options: tuple[str, ...] = ()
+    """Those of OPTIONS that a method of it names."""
+    batching: bool = False
+    uses: tuple[str, ...] = ()
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a model runs between its methods."""
+        return PREDICT not in self.methods
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether an input is decoded before the handler gets it."""
+        return any(isinstance(kind, Picture) for kind in (self.inputs or {}).values())
+
+    def tensors(self, network: TensorSignature | None) -> TensorSignature:
+        """Return the inputs and outputs for callers.
+
+        Args:
+            network: those of the model; None without one.
+        """
+        return TensorSignature(
+            _side(self.inputs, network.inputs if network else ()),
+            _side(self.outputs, network.outputs if network else ()),
+            is_batchable=network is None or network.is_batchable or self.inputs is not None,
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            "name": self.name,
+            "text": self.text,
+            "inputs": None if self.inputs is None else document_of(self.inputs),
+            "outputs": None if self.outputs is None else document_of(self.outputs),
+            "methods": self.methods,
+            "options": self.options,
+            "batching": self.batching,
+            "uses": self.uses,
+        }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """Parse `document`."""
+        facts = dict(document)
+        for side in ("inputs", "outputs"):
+            if facts[side] is not None:
+                facts[side] = kinds_of(facts[side])
+        for name in ("methods", "options", "uses"):
+            facts[name] = tuple(facts[name])
+        return cls(**facts)
+
+
+def _side(kinds: Mapping[str, Kind] | None, known: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if kinds is None:
+        return known
+    return tuple(kind.tensor(name) for name, kind in kinds.items())
+
+
+def signature_of(handler: type[Handler]) -> HandlerSignature:
+    """Check what a class declares.
+
+    Raises:
+        ConfigurationError: it can't be used; the text begins with its file and line.
+    """
+    methods = tuple(name for name in METHODS if callable(getattr(handler, name, None)))
+    if not methods:
+        raise _error(handler, f"{_NO_METHODS}, got none of them")
+    if PREDICT in methods and len(methods) > 1:
+        raise _error(handler, f"{_NO_METHODS}, got {' and '.join(methods)}: predict needs no model")
+    found = HandlerSignature(
+        name=handler.__name__,
+        text=(inspect.cleandoc(handler.__doc__ or "").splitlines() or [""])[0],
+        inputs=_kinds(handler, "inputs"),
+        outputs=_kinds(handler, "outputs"),
+        methods=methods,
+    )
+    if found.inputs is None and methods[0] in (PREPROCESS, PREDICT):
+        raise _error(handler, f"{methods[0]} needs inputs, such as {{'text': serving.Text()}}")
+    if found.outputs is None and methods[-1] in (POSTPROCESS, PREDICT):
+        raise _error(handler, f"{methods[-1]} needs outputs, such as {{'label': serving.Text()}}")
+    if found.inputs is not None and methods == (POSTPROCESS,):
+        raise _error(handler, "inputs are declared, and there is no preprocess that takes them")
+    if found.outputs is not None and methods == (PREPROCESS,):
+        raise _error(handler, "outputs are declared, and there is no postprocess that makes them")
+    if methods[0] != POSTPROCESS:
+        require_names(handler, methods[0], tuple(found.inputs or ()))
+    options = {name for each in methods for name in _options(getattr(handler, each))}
+    if not isinstance(handler.batching, bool):
+        raise _error(handler, f"batching: expected True or False, got {handler.batching!r}")
+    if isinstance(handler.uses, str) or not all(isinstance(each, str) for each in handler.uses):
+        raise _error(handler, f"uses: expected a tuple of models' names, got {handler.uses!r}")
+    named = tuple(name for name in OPTIONS if name in options)
+    return replace(found, options=named, batching=handler.batching, uses=tuple(handler.uses))
+
+
+def _kinds(handler: type[Handler], side: str) -> dict[str, Kind] | None:
+    kinds: Any = getattr(handler, side)
+    if kinds is None:
+        return None
+    if not isinstance(kinds, Mapping) or not kinds:
+        raise _error(handler, f"{side}: expected a kind for each name, got {kinds!r:.80}")
+    for name, kind in kinds.items():
+        if not isinstance(name, str) or not name or (side == "inputs" and name in OPTIONS):
+            raise _error(handler, f"{side}: {name!r} can't be a name")
+        if not isinstance(kind, Text | Bytes | Picture | Array):
+            expected = "serving.Text(), Bytes(), Picture() or Array(dtype, shape)"
+            raise _error(handler, f"{side}: {name}: expected {expected}, got {kind!r:.80}")
+        if side == "outputs" and isinstance(kind, Picture):
+            raise _error(handler, f"outputs: {name}: a picture can't be an output")
+    return dict(kinds)
+
+
+def _options(method: Callable[..., Any]) -> list[str]:
+    """Return the names of OPTIONS that a method takes."""
+    return [name for name in OPTIONS if name in inspect.signature(method).parameters]
+
+
+def require_names(handler: type[Handler], method: str, names: tuple[str, ...]) -> bool:
+    """Check that a method takes values of these names; return whether by name, else in order.
+
+    Raises:
+        ConfigurationError: it takes others.
+    """
+    parameters = [
+        each
+        for each in inspect.signature(getattr(handler, method)).parameters.values()
+        if each.name not in OPTIONS
+    ][1:]  # without self
+    if isinstance(inspect.getattr_static(handler, method), staticmethod | classmethod):
+        raise _error(handler, f"{method}: expected a method of instances", method)
+    kinds = {each.kind for each in parameters}
+    own = {each.name for each in parameters}
+    required = {
+        each.name
+        for each in parameters
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    }
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+    if required <= set(names) and (takes_any or set(names) <= own):
+        return True
+    positional = [
+        each
+        for each in parameters
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(positional) == len(parameters) == len(names):
+        return False
+    raise _error(
+        handler,
+        f"{method}: expected to be given {', '.join(sorted(own)) or 'nothing'}, "
+        f"there is {', '.join(names)}",
+        method,
+    )
+
+
+def _error(handler: type[Handler], text: str, method: str = "") -> ConfigurationError:
+    """Build an error about a class, or a method of it, with file and line."""
+    function: Any = getattr(handler, method, None)
+    code = getattr(function, "__code__", None)
+    try:
+        file = code.co_filename if code else inspect.getsourcefile(handler)
+        line = code.co_firstlineno if code else inspect.getsourcelines(handler)[1]
+        place = f"{Path(file or '?').name}:{line}: "
+    except (OSError, TypeError):  # typed in, so without a file
+        place = ""
+    return ConfigurationError(f"{place}{handler.__name__}: {text}")

@@ -1,0 +1,95 @@
+"""The page "Python around a model": its handlers are served as it says, and called."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import serving
+from tests.docs.test_snippets import blocks, run
+from tests.serving.handlers.test_served import picture_of
+from tests.serving.http.peer import HttpPeer
+from tests.serving.model.graphs import node, rows_model, save
+from tests.support.servers import started
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "handlers.md").read_text("utf-8")
+WORDS = {"good": 0, "bad": 1, "film": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The files of the page, a model for its words, and one for colours."""
+    folder = tmp_path_factory.mktemp("page")
+    for code in blocks("docs/handlers.md"):
+        if name := re.match(r"# (\w+\.py)\n", code):
+            (folder / name[1]).write_text(code)
+    (folder / "words.json").write_text(json.dumps(WORDS))
+    weights = np.array([[5], [-5], [0]], np.float32)
+    words = rows_model(
+        node("MatMul", ["x", "w"], ["logits"]), num_columns=3, constants={"w": weights}
+    )
+    words.graph.output[0].name = "logits"
+    save(words, folder)
+    (folder / "joblib.py").write_text(
+        "class Model:\n    def predict(self, x):\n        return ['iris'] * len(x)\n\n"
+        "def load(path):\n    return Model()\n"
+    )
+    return folder
+
+
+def serve(folder, pattern):
+    """Start the server of a command on the page."""
+    (words,) = re.findall(rf"(?m)^ {{4}}digit-serving (serve {pattern})$", PAGE)
+    ports = [f"--{name}port=0" for name in ("", "http-", "metrics-")]
+    return started([sys.executable, "-m", "serving", *shlex.split(words), *ports], cwd=folder)
+
+
+def test_files_have_twenty_lines_of_code_at_most(folder):
+    for file in folder.glob("*.py"):
+        code = file.read_text().replace('"""', "#")
+        lines = [line for line in code.splitlines() if line and not line.strip().startswith("#")]
+        assert len(lines) <= 20, file
+
+
+def test_text_is_served_as_the_page_says(folder, capsys):
+    with serve(folder, r"model\.onnx --handler sentiment\.py") as server:
+        (code,) = (each for each in blocks("docs/handlers.md") if "127.0.0.1:50051" in each)
+        run(code.replace('"127.0.0.1:50051"', repr(server.address)), {})
+        assert capsys.readouterr().out.splitlines()[-1] == "['good']"
+        answer = HttpPeer(server.facts["http"]).post(
+            "/v2/models/model/infer", b"a bad film", content_type="text/plain"
+        )
+        assert answer.json["outputs"][0]["data"] == ["bad"]
+
+
+def test_cascade_is_served_as_the_page_says(folder):
+    with (
+        serve(folder, r"model\.onnx --handler model=.*") as server,
+        serving.Client(server.address) as client,
+    ):
+        text = ["a good film. good words. a bad end", "bad"]
+        assert client.infer("film", {"about": text})["label"].tolist() == ["good", "bad"]
+
+
+def test_any_python_is_served_as_the_page_says(folder):
+    with serve(folder, r"--handler iris\.py") as server, serving.Client(server.address) as client:
+        assert client.infer("iris", np.ones((2, 4)))["species"].tolist() == ["iris"] * 2
+
+
+def test_picture_goes_through_its_handler(folder):
+    handler = str(folder / "mean_colour.py")
+    with serving.Model.load(folder / "model.onnx", handler=handler) as model:
+        found = model.infer([picture_of((255, 0, 51))])["logits"]
+    np.testing.assert_allclose(found, [[5.0]])
+
+
+def test_test_of_the_page_passes(folder, monkeypatch):
+    (code,) = (each for each in blocks("docs/handlers.md") if "from sentiment import" in each)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    run(code, {})

@@ -1,0 +1,160 @@
+"""Handlers that do what a call's text says, good and bad."""
+
+# ruff: noqa: RUF012
+
+import logging
+import os
+import signal
+
+import numpy as np
+
+import serving
+
+_eaten = []
+
+
+class Behaviours(serving.Handler):
+    """Answers a text, in whichever way it asks for."""
+
+    inputs = {"text": serving.Text()}
+    outputs = {
+        "answer": serving.Text(),
+        "pid": serving.Array("int64"),
+        "calls": serving.Array("int64"),
+    }
+
+    def setup(self, folder):
+        self.num_calls = 0
+
+    def predict(self, text):
+        self.num_calls += 1
+        word, _, rest = text[0].partition(" ")
+        answers = getattr(self, f"do_{word}")(rest) or [each.upper() for each in text]
+        numbers = np.full(len(text), os.getpid())
+        return {"answer": answers, "pid": numbers, "calls": np.full(len(text), self.num_calls)}
+
+    def do_say(self, rest):
+        """Answer."""
+
+    def do_refuse(self, rest):
+        raise serving.InvalidRequest(rest)
+
+    def do_raise(self, rest):
+        raise ValueError(rest)
+
+    def do_exit(self, rest):
+        os._exit(int(rest))
+
+    def do_kill(self, rest):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def do_wait(self, rest):
+        with open(rest) as pipe:  # until its other end is closed
+            pipe.read()
+
+    def do_hang(self, rest):
+        while True:
+            pass
+
+    def do_eat(self, rest):
+        _eaten.append(b"\1" * int(rest))
+
+    def do_log(self, rest):
+        logging.getLogger("mine").warning("logged %s", rest)
+        print("printed", rest)
+
+    def do_less(self, rest):
+        return ["one", "two", "three"]
+
+
+class Around(serving.Handler):
+    """Texts to the rows of a model of four numbers, and back."""
+
+    inputs = {"text": serving.Text(), "bias": serving.Array("float32", (2,))}
+    outputs = {"text": serving.Text(), "y": serving.Array("float32", (3,))}
+
+    def preprocess(self, text, bias):
+        lengths = np.array([[len(each), each.count("a")] for each in text])
+        return {"x": np.hstack([lengths, bias])}, text
+
+    def postprocess(self, y, state):
+        return {"text": [f"{each}!" for each in state], "y": y}
+
+
+class Crops(serving.Handler):
+    """As many rows of the model as a text has letters."""
+
+    inputs = {"text": serving.Text()}
+    outputs = {"sum": serving.Array("float64", (-1,))}
+
+    def preprocess(self, text):
+        return np.array([[ord(each)] * 4 for each in text[0]], np.float32).reshape(-1, 4)
+
+    def postprocess(self, y):
+        return y.sum(axis=1)[None]
+
+
+class Joined(serving.Handler):
+    """Says how many rows it has seen at once."""
+
+    inputs = {"text": serving.Text()}
+    outputs = {"answer": serving.Text(), "rows": serving.Array("int64")}
+    batching = True
+
+    def predict(self, text):
+        if text[0].startswith("wait "):
+            Behaviours().do_wait(text[0][5:])
+        if "bad" in text:
+            raise serving.InvalidRequest("a bad text")
+        if "die" in text:
+            os._exit(1)
+        return {"answer": [each.upper() for each in text], "rows": np.full(len(text), len(text))}
+
+
+class Facts(serving.Handler):
+    """Answers the options of its call."""
+
+    inputs = {"data": serving.Bytes()}
+    outputs = {"data": serving.Bytes(), "parameters": serving.Text(), "tenant": serving.Text()}
+
+    def predict(self, data, parameters, metadata):
+        texts = [",".join(f"{name}={each!r}" for name, each in sorted(parameters.items()))]
+        return {
+            "data": [each[::-1] for each in data],
+            "parameters": texts * len(data),
+            "tenant": [f"{metadata.get('x-tenant')} {metadata.get('authorization')}"] * len(data),
+        }
+
+
+class Sizes(serving.Handler):
+    """The size of pictures, and their mean colours."""
+
+    inputs = {"picture": serving.Picture()}
+    outputs = {"size": serving.Array("int64", (2,)), "colour": serving.Array("uint8", (3,))}
+
+    def predict(self, picture):
+        return {
+            "size": [each.shape[:2] for each in picture],
+            "colour": [each.mean(axis=(0, 1)).astype("uint8") for each in picture],
+        }
+
+
+class Cascade(serving.Handler):
+    """Asks another model."""
+
+    inputs = {"text": serving.Text()}
+    outputs = {"answer": serving.Text()}
+    uses = ("behaviours",)
+
+    def predict(self, text):
+        return self.models.infer("behaviours", {"text": text})["answer"].tolist()
+
+
+class Shares(serving.Handler):
+    """Probabilities."""
+
+    inputs = {"text": serving.Text()}
+    outputs = {"shares": serving.Array("float32", (3,))}
+
+    def predict(self, text):
+        return [[0.1, 0.7, 0.2]] * len(text)

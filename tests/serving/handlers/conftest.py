@@ -1,0 +1,60 @@
+"""Servers of the handlers in `behaviours`."""
+
+import os
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import serving
+from tests.serving.model.graphs import save, two_layers
+
+FILE = Path(__file__).parent / "behaviours.py"
+
+
+def named(**classes):
+    """The option `handler` for classes of `behaviours`, by the models' names."""
+    return {name: f"{FILE}:{each}" for name, each in classes.items()}
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory):
+    """An ONNX file: x FP32 [N, 4] -> y FP32 [N, 3]."""
+    return save(two_layers(), tmp_path_factory.mktemp("network"))
+
+
+class Gate:
+    """A pipe that a handler reads until the test opens it."""
+
+    def __init__(self, folder):
+        self.path = folder / "gate"
+        os.mkfifo(self.path)
+
+    @contextmanager
+    def closed(self):
+        """A handler that reads it waits within this block; entered once it does."""
+        with open(self.path, "w"):  # blocks until somebody reads
+            yield
+
+
+@pytest.fixture
+def gate(tmp_path):
+    return Gate(tmp_path)
+
+
+def at_once(*calls):
+    """Make calls on threads; return their outcomes, in order."""
+    outcomes: list[Any] = [None] * len(calls)
+
+    def make(place, call):
+        try:
+            outcomes[place] = call()
+        except serving.ServingError as err:
+            outcomes[place] = err
+
+    threads = [threading.Thread(target=make, args=each) for each in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    return threads, outcomes

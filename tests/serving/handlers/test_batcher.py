@@ -1,0 +1,450 @@
+"""The queue of a handler and its processes, with processes that the test plays itself."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.batching.batcher import Batcher
+from serving.batching.run import Group, ResponseEncoder
+from serving.config import BatchingConfig
+from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
+from serving.handlers.batcher import HandlerBatcher, Parts, RunMetrics
+from serving.handlers.frames import Frame
+from serving.handlers.kinds import Array
+from serving.handlers.signature import HandlerSignature
+from serving.telemetry.metrics import Metrics
+from serving.tensors import Tensor, TensorSignature
+from tests.support.fakes import FakeCaller, FakeClock, FakeOwner
+
+NUMBERS = {"x": Array("int64")}
+TENSORS = TensorSignature(
+    (Tensor("x", "INT64", (-1,)),), (Tensor("x", "INT64", (-1,)),), is_batchable=True
+)
+SMALL = BatchingConfig(max_batch_size=8, queue_capacity=16, max_request_rows=8, max_handler_s=2.0)
+
+
+class Played:
+    """A process that the test plays."""
+
+    def __init__(self, clock):
+        self.started_s, self.memory_bytes = clock(), 0
+        self.sent = deque()
+        self.is_over = False
+
+    def attach(self, owner, on_frame, on_end):
+        self.on_frame, self.on_end = on_frame, on_end
+
+    def send(self, head, arrays=()):
+        self.sent.append((head, [*arrays]))
+
+    def kill(self):
+        self.is_over = True
+
+    close = kill
+
+    def answer(self, *arrays, kind="done", state=False, **more):
+        """Answer the oldest job that was not answered."""
+        head, found = self.sent.popleft()
+        assert head["kind"] == "job", head
+        outputs = [np.asarray(each) for each in arrays] or found
+        self.on_frame(Frame({"kind": kind, "job": head["job"], "state": state, **more}, outputs))
+
+    @property
+    def jobs(self):
+        return [(head.get("phase", head["kind"]), [each.tolist() for each in arrays])
+                for head, arrays in self.sent]  # fmt: skip
+
+
+class World:
+    """A batcher, its owner, and its processes."""
+
+    def __init__(self, methods=("predict",), network=None, num_processes=1, **options):
+        self.clock, self.processes, self.failures = FakeClock(), [], 0
+        self.num_blocks = 0
+        self.version = network or FakeVersion()
+        kinds = dict.fromkeys(("inputs", "outputs"), NUMBERS)
+        signature = HandlerSignature(name="H", methods=methods, **{**kinds, **options})
+        inner = network and Batcher(network, SMALL, RunMetrics(Metrics()))
+        parts = Parts(signature, inner, self, tuple, num_processes, None, None, self.count_block)
+        self.batcher = HandlerBatcher(FakeVersion(), SMALL, Metrics(), "h", parts)
+        self.owner = FakeOwner(self.batcher, self.clock)
+        self.owner.work()
+
+    def count_block(self):
+        self.num_blocks += 1
+
+    def launch(self, post, done):
+        """Start a process at once, as a `Launcher` does."""
+        if self.failures:
+            self.failures -= 1
+            post(lambda: done(Unavailable("no process")))
+            return
+        process = Played(self.clock)
+        self.processes.append(process)
+        post(lambda: done(process))
+
+    def call(self, *values, **options):
+        request = Call(*values, **options)
+        if not self.batcher.submit(request.group):
+            request.fail(request.group, Overloaded())
+        self.owner.work()
+        return request
+
+    def tick(self, seconds=0.0):
+        self.clock.advance(seconds)
+        self.batcher.tick(self.clock())
+        self.owner.work()
+
+    def answer(self, *arrays, process=-1, **options):
+        self.processes[process].answer(*arrays, **options)
+        self.owner.work()
+
+    def crash(self, process=-1):
+        self.processes[process].on_end("SIGKILL")
+        self.owner.work()
+
+
+class FakeVersion:
+    """A version whose model doubles numbers."""
+
+    version, signature, tensors = "1", None, TENSORS
+    inline_rows, enough_rows = 128, 128
+
+    def __init__(self):
+        self.runs = []
+
+    def run(self, feeds):
+        self.runs.append(feeds["x"].tolist())
+        return [feeds["x"] * 2]
+
+    def stoppable(self, *, is_alone=False):
+        return self.run, lambda: None
+
+
+class Call(ResponseEncoder):
+    """A call, its encoder and its sink."""
+
+    method = None
+
+    def __init__(self, *values, deadline_s=1e9, parameters=None):
+        self.num_rows, self.outcome = len(values), None
+        self.parameters = parameters or {}
+        self.caller = FakeCaller()
+        self.caller.streams[0] = self
+        message = np.array(values).tobytes()
+        streams: Any = [0]
+        self.group = Group(self.caller, streams, [message], self, self, 0.0, deadline_s)
+
+    def encode(self, result, at, number):
+        return [[each.tolist() for each in result.part(at, self.num_rows)]]
+
+    def answer(self, group, responses, run):
+        self.steps = [step for step, _, _ in run.steps]
+        self.settle(responses[0])
+
+    def fail(self, group, error):
+        self.settle(error)
+
+    def settle(self, outcome):
+        assert self.outcome is None, "a second outcome"
+        self.outcome = outcome
+        self.caller.streams.clear()
+
+
+def test_call_is_a_job_of_a_process():
+    world = World()
+    call = world.call(1, 2)
+    assert world.processes[0].jobs == [("predict", [[1, 2]])]
+    world.answer([3, 4])
+    assert call.outcome == [[3, 4]]
+    assert not world.batcher.is_busy
+
+
+def test_calls_wait_for_a_free_process_and_each_goes_alone():
+    world = World(num_processes=2)
+    calls = [world.call(number) for number in range(3)]
+    assert [each.jobs for each in world.processes] == [
+        [("predict", [[0]])], [("predict", [[1]])]
+    ]  # fmt: skip
+    assert world.batcher.num_waiting == 1
+    world.answer([10], process=1)
+    assert calls[1].outcome == [[10]]
+    assert world.processes[1].jobs == [("predict", [[2]])]
+
+
+def test_model_runs_calls_of_several_trips_in_one_batch():
+    world = World(("preprocess", "postprocess"), FakeVersion(), num_processes=2)
+    first, second = world.call(1), world.call(2)
+    for process in world.processes:  # both in one round of the loop
+        process.answer()
+    world.owner.work()
+    assert world.version.runs == [[1, 2]]
+    jobs = sorted(each.jobs[0] for each in world.processes)
+    assert jobs == [("postprocess", [[2]]), ("postprocess", [[4]])]
+    for process in world.processes:
+        process.answer([process.jobs[0][1][0][0] + 1])
+    world.owner.work()
+    assert sorted([first.outcome[0], second.outcome[0]]) == [[3], [5]]
+    assert first.steps == ["preprocess", "run", "postprocess"]
+
+
+def test_state_binds_a_call_to_its_process():
+    world = World(("preprocess", "postprocess"), FakeVersion(), num_processes=2)
+    first = world.call(1)
+    world.answer(process=0, state=True)
+    world.call(7)  # the process is busy again, perhaps
+    assert ("postprocess", [[2]]) in world.processes[0].jobs
+    while first.outcome is None:
+        world.answer(process=0)
+    assert first.outcome == [[2]]
+
+
+def test_model_without_rows_is_not_run():
+    world = World(("preprocess", "postprocess"), FakeVersion())
+    world.call(1)
+    world.answer(np.empty(0, int))
+    assert world.version.runs == []
+    assert world.processes[0].jobs == [("postprocess", [[]])]
+
+
+def test_late_call_is_not_begun():
+    world = World()
+    world.call(1)
+    late = world.call(2, deadline_s=1.0)
+    world.tick(1.5)
+    assert isinstance(late.outcome, DeadlineExceeded)
+    world.answer()
+    assert world.processes[0].jobs == []
+
+
+def test_cancelled_call_is_not_begun():
+    world = World()
+    world.call(1)
+    gone = world.call(2)
+    gone.caller.streams.clear()
+    world.answer()
+    assert world.processes[0].jobs == []
+    assert gone.outcome is None
+
+
+def test_running_call_is_abandoned_and_its_outcome_dropped():
+    world = World(("preprocess", "postprocess"), FakeVersion())
+    late = world.call(1, deadline_s=1.0)
+    world.tick(1.5)
+    assert isinstance(late.outcome, DeadlineExceeded)
+    assert not world.batcher.is_busy
+    world.answer(state=True)
+    assert world.version.runs == []
+    assert world.processes[0].jobs == [("drop", [])]  # the state
+    assert not world.processes[0].is_over
+
+
+def test_caller_that_leaves_during_the_run_has_its_state_dropped():
+    world = World(("preprocess", "postprocess"), FakeVersion())
+    call = world.call(1)
+    call.caller.streams.clear()
+    world.answer(state=True)
+    world.tick()
+    assert ("drop", []) in world.processes[0].jobs
+
+
+def test_long_call_ends_its_process_and_nobody_elses():
+    world = World(num_processes=2)
+    hanging = world.call(1)
+    world.tick(1.9)
+    other = world.call(2)
+    world.tick(0.2)
+    assert isinstance(hanging.outcome, DeadlineExceeded)
+    assert [each.is_over for each in world.processes] == [True, False, False]
+    world.answer(process=1)
+    assert other.outcome == [[2]]
+
+
+def test_single_call_is_never_tried_twice():
+    world = World()
+    call = world.call(1)
+    world.crash()
+    assert isinstance(call.outcome, ModelError)
+    assert len(world.processes) == 2
+    assert not world.processes[1].jobs
+
+
+def test_joined_calls_of_a_crash_are_tried_once_more_alone():
+    world = World(batching=True)
+    world.call(0)
+    calls = [world.call(number) for number in (1, 2, 3)]
+    world.answer()
+    assert world.processes[0].jobs == [("predict", [[1, 2, 3]])]
+    world.crash()
+    assert world.processes[1].jobs == [("predict", [[1]])]
+    world.answer([10])
+    world.crash()  # on the second
+    assert isinstance(calls[1].outcome, ModelError)
+    world.tick(2.0)  # after a pause
+    world.answer([30])
+    assert calls[0].outcome == [[10]]
+    assert calls[2].outcome == [[30]]
+
+
+def test_joined_calls_get_their_rows_even_if_some_leave():
+    world = World(batching=True)
+    world.call(0)
+    calls = [world.call(1), world.call(2, 3), world.call(4)]
+    world.answer()
+    calls[0].caller.streams.clear()
+    world.answer([10, 20, 30, 40])
+    assert calls[1].outcome == [[20, 30]]
+    assert calls[2].outcome == [[40]]
+
+
+def test_calls_with_other_parameters_go_apart():
+    world = World(batching=True, options=("parameters",))
+    world.call(0)
+    for number, top in ((1, 1), (2, 2), (3, 1)):
+        world.call(number, parameters={"top": top})
+    world.answer()
+    assert world.processes[0].jobs == [("predict", [[1, 3]])]
+    assert world.processes[0].sent[0][0]["options"] == {"parameters": {"top": 1}}
+    world.answer()
+    assert world.processes[0].jobs == [("predict", [[2]])]
+
+
+def test_refused_call_of_several_fails_alone():
+    world = World(batching=True)
+    world.call(0)
+    calls = [world.call(1), world.call(2)]
+    world.answer()
+    world.answer(kind="error", error="InvalidRequest", text="not 1")
+    world.answer(kind="error", error="InvalidRequest", text="not 1")
+    assert isinstance(calls[0].outcome, InvalidRequest)
+    world.answer()
+    assert calls[1].outcome == [[2]]
+
+
+def test_lost_state_fails_its_calls():
+    slow = FakeVersion()
+    slow.inline_rows = 0  # runs on a thread, so that the outcome waits
+    world = World(("preprocess", "postprocess"), FakeVersion(), num_processes=1)
+    first = world.call(1)
+    second = world.call(2)
+    world.processes[0].answer(state=True)  # the model's run is due, and the next job
+    world.processes[0].on_end("SIGKILL")
+    world.owner.work()
+    assert isinstance(first.outcome, Unavailable)
+    assert isinstance(second.outcome, ModelError) or second.outcome is None
+
+
+def test_crashes_pause_the_next_start_longer_each_time():
+    world = World()
+    pauses = []
+    for _ in range(4):
+        world.call(1)
+        world.crash()
+        waited_s = 0.0
+        while world.batcher.is_blocked:
+            refused = world.call(2)
+            assert isinstance(refused.outcome, Unavailable)
+            world.tick(0.5)
+            waited_s += 0.5
+        pauses.append(waited_s)
+    assert pauses == [0.0, 1.0, 2.0, 4.0]
+    assert world.num_blocks
+
+
+def test_process_that_lived_long_counts_as_well():
+    world = World()
+    for _ in range(3):
+        world.call(1)
+        world.tick(1.0)
+        world.processes[-1].started_s -= 60.0
+        world.crash()
+        assert not world.batcher.is_blocked
+
+
+def test_failed_starts_pause_too():
+    world = World()
+    world.failures = 2
+    world.crash()
+    assert world.batcher.is_blocked
+    world.tick(60.0)
+    world.tick(60.0)
+    assert not world.batcher.is_blocked
+
+
+def test_memory_ends_a_process():
+    world = World()
+    world.batcher._config = BatchingConfig(max_handler_bytes=100)
+    world.processes[0].memory_bytes = 101
+    world.tick(2.0)
+    assert world.processes[0].is_over
+    assert len(world.processes) == 2
+
+
+def test_full_queue_refuses():
+    world = World()
+    outcomes = [world.call(number).outcome for number in range(40)]
+    assert any(isinstance(each, Overloaded) for each in outcomes)
+
+
+def test_answer_that_nobody_asked_for_ends_the_process():
+    world = World()
+    world.processes[0].on_frame(Frame({"kind": "done", "job": 77, "state": False}, []))
+    assert world.processes[0].is_over
+
+
+def test_drain_waits_for_calls():
+    world = World()
+    world.call(1)
+    assert world.batcher.is_busy
+    world.answer()
+    assert not world.batcher.is_busy
+    world.batcher.close()
+    assert world.processes[0].is_over
+    assert isinstance(world.call(1).outcome, Unavailable)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_call_has_one_outcome_whatever_happens(seed):
+    """Random calls, answers, crashes, deadlines and departures."""
+    random = np.random.default_rng(seed)
+    methods = [("predict",), ("preprocess", "postprocess")][seed % 2]
+    network = None if seed % 2 == 0 else FakeVersion()
+    world = World(methods, network, num_processes=2, batching=bool(seed % 3))
+    calls = []
+    for number in range(300):
+        what = random.integers(12)
+        idle = [each for each in world.processes if each.sent and not each.is_over]
+        if what < 5:
+            deadline_s = world.clock() + random.choice([0.2, 1e9])
+            calls.append(world.call(number, deadline_s=deadline_s))
+        elif what < 9 and idle:
+            process = random.choice(np.array(idle, object))
+            while process.sent and process.sent[0][0]["kind"] == "drop":
+                process.sent.popleft()
+            if process.sent:
+                kind = random.choice(["done", "done", "done", "failed"])
+                process.answer(kind=kind, text="it", state=bool(random.integers(2)))
+        elif what == 9 and idle:
+            idle[0].on_end("SIGKILL")
+            idle[0].is_over = True
+        elif what == 10 and calls:
+            calls[random.integers(len(calls))].caller.streams.clear()
+        world.owner.work()
+        world.tick(0.05)
+    for _ in range(2000):
+        world.tick(1.0)
+        for process in world.processes:
+            while process.sent and not process.is_over:
+                if process.sent[0][0]["kind"] == "drop":
+                    process.sent.popleft()
+                    continue
+                process.answer()
+                world.owner.work()
+        if not world.batcher.is_busy:
+            break
+    assert not world.batcher.is_busy
+    gone = [each for each in calls if each.outcome is None]
+    assert all(not each.caller.streams for each in gone)  # these have left
+    assert sum(each.outcome is not None for each in calls) > 20

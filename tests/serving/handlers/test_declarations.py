@@ -1,0 +1,250 @@
+"""What a handler's class may declare, where it is found, and what is said about others."""
+
+# ruff: noqa: RUF012
+
+import re
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import serving
+from serving.handlers.cascades import trouble_of
+from serving.handlers.kinds import Array, Bytes, Picture, Text, WrongValue
+from serving.handlers.loading import HandlerSource, assigned, load, named_sources
+from serving.handlers.signature import HandlerSignature, signature_of
+from tests.serving.handlers import behaviours
+from tests.serving.handlers.conftest import FILE
+
+HERE = re.escape("test_declarations.py:")
+TEXTS = {"text": Text()}
+
+
+def test_kinds_have_the_protocols_types():
+    tensors = [
+        kind.tensor("x")
+        for kind in (Text(), Bytes(), Picture(), Array("float32"), Array("int64", (2, -1)))
+    ]
+    assert [str(each) for each in tensors] == [
+        "x BYTES [N]", "x BYTES [N]", "x BYTES [N]", "x FP32 [N]", "x INT64 [N, 2, ?]",
+    ]  # fmt: skip
+    assert [each.content for each in tensors] == ["text", "bytes", "picture", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nothing",), "expected one of bool, int8"),
+        (("float32", (0,)), "sizes from 1"),
+        (("float32", "ab"), "sizes from 1"),
+        (("object",), "expected one of"),
+    ],
+)
+def test_arrays_have_a_type_and_a_shape(arguments, words):
+    with pytest.raises(serving.ConfigurationError, match=words):
+        Array(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (Text(), ["a", "b"], ["a", "b"]),
+        (Text(), np.array(["a", "b"]), ["a", "b"]),
+        (Bytes(), (b"a", b""), [b"a", b""]),
+        (Array("float32"), [1, 2.5], [1, 2.5]),
+        (Array("float32"), np.array([1.5, 2]), [1.5, 2]),
+        (Array("int64"), np.array([1, 2], np.int8), [1, 2]),
+        (Array("uint8", (1,)), [[1], [2]], [[1], [2]]),
+        (Array("float32", (-1,)), np.zeros((2, 3)), [[0] * 3] * 2),
+    ],
+)
+def test_values_that_fit_become_arrays(kind, value, expected):
+    found = kind.returned("x", value, 2)
+    assert found.tolist() == expected
+    assert found.dtype == kind.tensor("x").dtype
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        (Text(), "ab", "expected a list of 2 texts (str), got str"),
+        (Text(), ["a"], "expected 2 texts (str), one for each row, got 1"),
+        (Text(), ["a", 1], "expected texts (str), got 1"),
+        (Text(), ["a", None], "expected texts (str), got None"),
+        (Bytes(), ["a", "b"], "expected bytes, got 'a'"),
+        (Bytes(), None, "expected a list of 2 bytes, got NoneType"),
+        (Array("float32"), ["a", "b"], "expected x FP32 [N], got str"),
+        (Array("float32"), [1], "expected the shape [2], got [1]"),
+        (Array("float32", (3,)), [[1, 2]] * 2, "expected the shape [2, 3], got [2, 2]"),
+        (Array("float32", (-1,)), [1, 2], "expected the shape [2, any], got [2]"),
+        (Array("float32"), [[1], [1, 2]], "expected x FP32 [N], got list"),
+        (Array("int64"), [0.5, 1], "expected x INT64 [N], got float64"),
+        (Array("uint8"), [1, 256], "expected x UINT8 [N], got int64"),
+        (Array("float32"), None, "expected x FP32 [N], got object"),
+        (Picture(), [], "a picture can't be an output"),
+    ],
+)
+def test_other_values_are_named(kind, value, words):
+    with pytest.raises(WrongValue, match=re.escape(words)):
+        kind.returned("x", value, 2)
+
+
+def test_signature_survives_json():
+    for name in ("Behaviours", "Around", "Crops", "Joined", "Facts", "Sizes", "Cascade"):
+        found = signature_of(getattr(behaviours, name))
+        assert HandlerSignature.of(found.document()) == found
+    assert signature_of(behaviours.Around).options == ("state",)
+    assert signature_of(behaviours.Facts).options == ("parameters", "metadata")
+    assert signature_of(behaviours.Sizes).has_pictures
+    assert not signature_of(behaviours.Sizes).needs_model
+
+
+class Nothing(serving.Handler):
+    inputs = outputs = TEXTS
+
+
+class Both(Nothing):
+    def predict(self, text): ...
+    def preprocess(self, text): ...
+
+
+class NoInputs(serving.Handler):
+    outputs = TEXTS
+
+    def predict(self): ...
+
+
+class NoOutputs(serving.Handler):
+    inputs = TEXTS
+
+    def predict(self, text): ...
+
+
+class OtherNames(Nothing):
+    def predict(self, words, more): ...
+
+
+class WrongKind(serving.Handler):
+    inputs: ClassVar[Any] = {"text": str}
+    outputs = TEXTS
+
+    def predict(self, text): ...
+
+
+class Reserved(serving.Handler):
+    inputs = {"parameters": Text()}
+    outputs = TEXTS
+
+    def predict(self, parameters): ...
+
+
+class PictureOut(serving.Handler):
+    inputs = TEXTS
+    outputs = {"picture": Picture()}
+
+    def predict(self, text): ...
+
+
+class WrongBatching(Nothing):
+    batching = "yes"
+
+    def predict(self, text): ...
+
+
+class WrongUses(Nothing):
+    uses = "digits"
+
+    def predict(self, text): ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "words"),
+    [
+        (Nothing, "Nothing: expected preprocess, postprocess, or predict, got none of them"),
+        (Both, "Both: expected preprocess, postprocess, or predict, got preprocess and predict"),
+        (NoInputs, "NoInputs: predict needs inputs"),
+        (NoOutputs, "NoOutputs: predict needs outputs"),
+        (OtherNames, "OtherNames: predict: expected to be given more, words, there is text"),
+        (WrongKind, "WrongKind: inputs: text: expected serving.Text()"),
+        (Reserved, "Reserved: inputs: 'parameters' can't be a name"),
+        (PictureOut, "PictureOut: outputs: picture: a picture can't be an output"),
+        (WrongBatching, "WrongBatching: batching: expected True or False, got 'yes'"),
+        (WrongUses, "WrongUses: uses: expected a tuple of models' names, got 'digits'"),
+    ],
+)
+def test_class_that_cannot_be_used_is_one_line_with_its_place(handler, words):
+    with pytest.raises(serving.ConfigurationError, match=rf"^{HERE}\d+: {re.escape(words)}"):
+        signature_of(handler)
+
+
+def test_handler_is_found_by_its_class_or_its_file():
+    assert HandlerSource.of(behaviours.Around) == (FILE, "Around")
+    assert HandlerSource.of(FILE) == (FILE, "")
+    assert HandlerSource.of(f"{FILE}:Around") == (FILE, "Around")
+    assert load(HandlerSource(FILE, "Around")) is behaviours.Around  # as part of its package
+
+
+def test_class_without_a_file_is_refused():
+    names = {}
+    text = "import serving\nclass Typed(serving.Handler):\n    def predict(self): ..."
+    exec(compile(text, "<stdin>", "exec"), {"__name__": "typed_in"}, names)
+
+    class Inner(serving.Handler):
+        pass
+
+    for handler, words in (
+        (names["Typed"], "Typed has no file"),
+        (Inner, "is defined inside of another"),
+        (str, "expected a subclass of serving.Handler, got str"),
+        ("nothing.py", "there is no file"),
+        ("model.onnx", "expected FILE.py or FILE.py:CLASS, got 'model.onnx'"),
+    ):
+        with pytest.raises(serving.ConfigurationError, match=words):
+            HandlerSource.of(handler)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import nothing_there", "bad.py:1: ModuleNotFoundError: No module named 'nothing_there'"),
+        ("x = 1\n\ndef f(:", "bad.py:3: SyntaxError"),
+        ("import sys\nsys.exit(3)", "bad.py:2: SystemExit: 3"),
+        ("def f():\n    1 / 0\n\nf()", "bad.py:2: ZeroDivisionError"),
+        ("", "bad.py:1: expected one subclass of serving.Handler, got none"),
+        (
+            "import serving\nclass A(serving.Handler): ...\nclass B(serving.Handler): ...",
+            "expected one subclass of serving.Handler, got A, B: name one as bad.py:CLASS",
+        ),
+    ],
+)
+def test_file_that_cannot_be_imported_is_one_line_with_its_place(tmp_path, text, words):
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    with pytest.raises(serving.ConfigurationError, match=re.escape(words)):
+        load(HandlerSource(file))
+
+
+def test_handlers_are_given_to_models():
+    first, second = f"{FILE}:Around", f"{FILE}:Joined"
+    sources = named_sources([first, f"b={second}"])
+    assert assigned(sources, ["model"]) == {"model": (FILE, "Around"), "b": (FILE, "Joined")}
+    assert assigned(sources, []) == {"behaviours": (FILE, "Around"), "b": (FILE, "Joined")}
+    with pytest.raises(serving.ConfigurationError, match=r"expected NAME=.*behaviours.py, of a, c"):
+        assigned(sources, ["a", "c"])
+    with pytest.raises(serving.ConfigurationError, match="two of them without NAME="):
+        named_sources([first, second])
+
+
+@pytest.mark.parametrize(
+    ("uses", "expected"),
+    [
+        ({"a": ("b",), "b": ()}, None),
+        ({"a": ("a",)}, "in a circle: a -> a"),
+        ({"a": ("b", "c"), "b": (), "c": ("d",), "d": ("a",)}, "a -> c -> d -> a"),
+        ({"a": ("b",), "b": ("c",), "c": ("d",), "d": ("e",)}, None),
+        ({"a": ("b",), "b": ("c",), "c": ("d",), "d": ("e",), "e": ("f",)}, "more than 4"),
+    ],
+)
+def test_circles_and_long_ways_are_found(uses, expected):
+    found = trouble_of("a", uses)
+    assert found is None if expected is None else expected in str(found)

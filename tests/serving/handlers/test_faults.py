@@ -1,0 +1,337 @@
+"""What a bad handler costs: its own calls, and nothing else."""
+
+import os
+import re
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import serving
+from tests.serving.handlers.conftest import at_once, named
+from tests.serving.http.peer import HttpPeer
+from tests.support.servers import wait_until
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def served():
+    """Start servers, and end them."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def start(*models, **options):
+            server = stack.enter_context(serving.Server(*models, **options))
+            client = stack.enter_context(serving.Client(server.address, timeout_s=20))
+            return server, client
+
+        yield start
+
+
+def say(client, text="say it", **options):
+    return client.infer("behaviours", {"text": [text]}, **options)
+
+
+def test_crash_costs_its_call_alone(served):
+    _, client = served(handler=named(behaviours="Behaviours"))
+    before = say(client)["pid"][0]
+    with pytest.raises(serving.ModelError, match="the handler's process has ended"):
+        say(client, "kill")
+    after = say(client)
+    assert after["answer"][0] == "SAY IT"
+    assert after["pid"][0] != before
+    assert after["calls"][0] == 1  # the crashed call was not tried again
+
+
+def test_hanging_call_ends_its_process_in_time(served):
+    server, client = served(
+        handler=named(behaviours="Behaviours"), handler_processes=2, max_handler="0.3"
+    )
+    threads, outcomes = at_once(lambda: say(client, "hang"))
+    assert say(client)["answer"][0] == "SAY IT"  # the other process
+    threads[0].join()
+    assert isinstance(outcomes[0], serving.DeadlineExceeded)
+    assert "more than 0.3 s" in str(outcomes[0])
+    wait_until(lambda: "the handler takes more than 0.3 s" in server.errors)
+    assert say(client)["answer"][0] == "SAY IT"
+
+
+def test_memory_beyond_the_limit_ends_a_process(served):
+    server, client = served(handler=named(behaviours="Behaviours"), max_handler_bytes="200M")
+    before = say(client)["pid"][0]
+    say(client, f"eat {300 << 20}")
+    wait_until(lambda: "takes more than 200 MiB" in server.errors)
+    assert say(client)["pid"][0] != before
+
+
+def test_late_call_is_not_begun_and_ends_no_process(served, gate):
+    _, client = served(handler=named(behaviours="Behaviours"), handler_processes=1)
+    before = say(client)
+    threads, outcomes = at_once(lambda: say(client, f"wait {gate.path}"))
+    with gate.closed():
+        for _ in range(20):
+            with pytest.raises((serving.DeadlineExceeded, serving.Overloaded)):
+                say(client, "say late", timeout_s=0.001)
+    threads[0].join()
+    after = say(client)
+    assert after["pid"][0] == outcomes[0]["pid"][0] == before["pid"][0]
+    assert after["calls"][0] == before["calls"][0] + 2  # none of the late ones
+
+
+def test_running_call_is_abandoned_and_its_process_goes_on(served, gate):
+    _, client = served(handler=named(behaviours="Behaviours"), handler_processes=1)
+    before = say(client)["pid"][0]
+    threads, outcomes = at_once(lambda: say(client, f"wait {gate.path}", timeout_s=0.3))
+    with gate.closed():
+        threads[0].join()
+        assert isinstance(outcomes[0], serving.DeadlineExceeded)
+    assert say(client)["pid"][0] == before
+
+
+def test_process_killed_under_callers_costs_the_running_call(served):
+    _, client = served(handler=named(behaviours="Behaviours"), handler_processes=2)
+    pid, wrong, errors = int(say(client)["pid"][0]), [], []
+    is_over = threading.Event()
+    counts = [0] * 16
+
+    def call(place):
+        while not is_over.is_set():
+            text = f"say {place} {counts[place]}"
+            try:
+                if say(client, text)["answer"][0] != text.upper():
+                    wrong.append(text)
+            except serving.ServingError as err:
+                errors.append(err)
+            counts[place] += 1
+
+    threads, _ = at_once(*(lambda place=place: call(place) for place in range(16)))
+    wait_until(lambda: min(counts) > 5)
+    os.kill(pid, signal.SIGKILL)
+    before = counts[:]
+    wait_until(lambda: all(now > then + 5 for now, then in zip(counts, before, strict=True)))
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(errors) <= 1  # the one that ran in it
+    assert all(isinstance(each, serving.ModelError) for each in errors)
+
+
+def test_processes_that_end_again_and_again_rest(served):
+    _, client = served(handler=named(behaviours="Behaviours", facts="Facts"), handler_processes=1)
+    for _ in range(2):
+        with pytest.raises(serving.ModelError):
+            say(client, "exit 1")
+    assert client.infer("facts", {"data": [b"ab"]})["data"].tolist() == [b"ba"]
+    assert say(client)["answer"][0] == "SAY IT"  # retried until a process is there again
+
+
+def is_alive(pid):
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_their_server_though_they_hang(number):
+    with serving.Server(handler=named(behaviours="Behaviours"), handler_processes=2) as server:
+        with serving.Client(server.address, timeout_s=20) as client:
+            pids = {int(say(client)["pid"][0]) for _ in range(20)}
+            threads, _ = at_once(lambda: say(client, "hang", timeout_s=0.5))
+            threads[0].join()
+        os.kill(server.pid, number)
+        wait_until(lambda: not any(map(is_alive, pids)))
+
+
+def test_old_processes_end_after_a_reload(served, tmp_path):
+    file = tmp_path / "pid.py"
+    text = (
+        "import os\nimport serving\n\nclass Pid(serving.Handler):\n"
+        "    inputs = {'x': serving.Text()}\n    outputs = {'pid': serving.Array('int64')}\n\n"
+        "    def predict(self, x):\n        return [os.getpid()] * len(x)  # VERSION\n"
+    )
+    file.write_text(text)
+    _, client = served(handler=str(file), reload_interval="0.1", handler_processes=1)
+    before = int(client.infer("pid", ["x"])["pid"][0])
+    file.write_text(text.replace("VERSION", "second"))
+    wait_until(lambda: int(client.infer("pid", ["x"])["pid"][0]) != before)
+    wait_until(lambda: not is_alive(before))
+
+
+def test_workers_have_their_own_processes(served):
+    server, client = served(handler=named(behaviours="Behaviours"), workers=2, handler_processes=2)
+    assert say(client)["answer"][0] == "SAY IT"
+    page = HttpPeer(f"http://{server.metrics_address}")
+    text = 'serving_handler_processes{model="behaviours",version="1"} 2.0'
+    wait_until(lambda: text in page.get("/metrics").body.decode())
+
+
+def test_model_that_rests_is_not_ready_and_others_are(served):
+    server, client = served(
+        handler=named(behaviours="Behaviours", facts="Facts"), handler_processes=1
+    )
+    peer = HttpPeer(f"http://{server.http_address}")
+    is_ready = set()
+
+    def look():
+        is_ready.add(peer.get("/v2/models/behaviours/ready").status)
+        assert peer.get("/v2/models/facts/ready").status == 200
+        if 503 not in is_ready:  # its rest was too short to be seen
+            with suppress(serving.ServerError):
+                say(client, "exit 1", timeout_s=0.2)
+        return {200, 503} <= is_ready
+
+    wait_until(look)
+
+
+def test_handler_that_cannot_be_used_is_one_line_and_others_are_served(served, tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "import serving\n\nclass Bad(serving.Handler):\n"
+        "    inputs = outputs = {'x': serving.Text()}\n\n"
+        "    def setup(self, folder):\n        raise ValueError('no vocabulary')\n\n"
+        "    def predict(self, x):\n        return x\n"
+    )
+    handlers = named(behaviours="Behaviours") | {"bad": str(bad)}
+    server, client = served(handler=handlers)
+    assert client.models() == ["behaviours"]
+    assert "model bad is not served: bad.py:7: ValueError: no vocabulary" in server.errors
+    assert say(client)["answer"][0] == "SAY IT"
+    with pytest.raises(serving.ConfigurationError, match=r"bad\.py:7: ValueError: no vocabulary"):
+        serving.Server(handler=str(bad))
+
+
+def test_circle_of_handlers_is_refused(served, tmp_path):
+    text = (
+        "import serving\n\nclass One(serving.Handler):\n"
+        "    inputs = outputs = {{'x': serving.Text()}}\n    uses = ({!r},)\n\n"
+        "    def predict(self, x):\n        return self.models.infer('b', x)['x']\n"
+    )
+    files = {"a": "b", "b": "a"}
+    for name, other in files.items():
+        (tmp_path / f"{name}.py").write_text(text.format(other))
+    handlers = {name: str(tmp_path / f"{name}.py") for name in files}
+    server, client = served(handler={**handlers, **named(behaviours="Behaviours")})
+    assert client.models() == ["behaviours"]
+    assert "handlers call one another in a circle: a -> b -> a" in server.errors
+
+
+def test_changed_file_is_picked_up_without_a_failed_call(served, tmp_path):
+    file = tmp_path / "greeting.py"
+
+    def write(text):
+        new = tmp_path / "new.py"
+        new.write_text(
+            "import serving\n\nclass Greeting(serving.Handler):\n"
+            "    inputs = outputs = {'x': serving.Text()}\n\n"
+            f"    def predict(self, x):\n        return [{text!r} + each for each in x]\n"
+        )
+        new.rename(file)
+
+    write("one ")
+    server, client = served(handler=str(file), reload_interval="0.1")
+    found = set()
+
+    def has_changed():
+        found.add(client.infer("greeting", {"x": ["it"]})["x"][0])
+        return "two it" in found
+
+    assert not has_changed()
+    write("two ")
+    wait_until(has_changed)
+    assert found == {"one it", "two it"}
+    write("no python")  # still good Python: the text
+    file.write_text("this is no python")
+    wait_until(lambda: "greeting.py:1: SyntaxError" in server.errors)
+    assert client.infer("greeting", {"x": ["it"]})["x"][0] in ("two it", "no pythonit")
+
+
+def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
+    folder = tmp_path / "models" / "net" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(network.read_bytes())
+    (folder / "handler.py").write_text(
+        "import serving\nimport numpy as np\n\nclass Around(serving.Handler):\n"
+        "    inputs = {'text': serving.Text()}\n"
+        "    def setup(self, folder):\n        self.name = folder.name\n\n"
+        "    def preprocess(self, text):\n"
+        "        return np.full((len(text), 4), float(self.name), 'float32')\n"
+    )
+    models = str(tmp_path / "models")
+    server, client = served(models=models)
+    assert client.describe("net").inputs[0].name == "x"
+    assert "handler.py is not used" in server.errors
+    _, client = served(models=models, allow_handlers=True)
+    with serving.Model.load(network) as plain:
+        expected = plain.infer(np.ones((2, 4), np.float32))["y"]
+    np.testing.assert_array_equal(client.infer("net", {"text": ["a", "b"]})["y"], expected)
+
+
+def test_rows_of_several_calls_go_together_and_are_cut_apart(served, gate):
+    _, client = served(handler=named(joined="Joined"), handler_processes=1)
+
+    def ask(*texts):
+        return lambda: client.infer("joined", {"text": [*texts]})
+
+    first, _ = at_once(ask(f"wait {gate.path}"))
+    with gate.closed():
+        more, outcomes = at_once(ask("a", "b"), ask("c"), ask("bad"), ask("d"))
+        wait_until(lambda: waiting(client) == 5)
+    for thread in first + more:
+        thread.join()
+    answers = [outcomes[place]["answer"].tolist() for place in (0, 1, 3)]
+    assert answers == [["A", "B"], ["C"], ["D"]]
+    assert isinstance(outcomes[2], serving.InvalidRequest)
+    first, _ = at_once(ask(f"wait {gate.path}"))
+    with gate.closed():
+        more, outcomes = at_once(ask("a", "b"), ask("c"))
+        wait_until(lambda: waiting(client) == 3)
+    for thread in first + more:
+        thread.join()
+    assert [each["rows"].tolist() for each in outcomes] == [[3, 3], [3]]
+
+
+def test_calls_of_a_batch_that_crashed_are_tried_alone(served, gate):
+    _, client = served(handler=named(joined="Joined"), handler_processes=1)
+
+    def ask(*texts):
+        return lambda: client.infer("joined", {"text": [*texts]})
+
+    first, _ = at_once(ask(f"wait {gate.path}"))
+    with gate.closed():
+        more, outcomes = at_once(ask("a"), ask("die"), ask("c"))
+        wait_until(lambda: waiting(client) == 3)
+    for thread in first + more:
+        thread.join()
+    assert isinstance(outcomes[1], serving.ModelError)
+    assert [outcomes[place]["answer"].tolist() for place in (0, 2)] == [["A"], ["C"]]
+
+
+def waiting(client):
+    page = HttpPeer(f"http://{client.metrics}").get("/metrics").body.decode()
+    (found,) = re.findall(r"^serving_queue_rows (\S+)", page, re.M)
+    return float(found)
+
+
+@pytest.fixture(autouse=True)
+def _metrics_of_clients(monkeypatch):
+    """Let a client know its server's metrics."""
+    start = serving.Server.__init__
+
+    def remember(server, *models, **options):
+        start(server, *models, **options)
+        _METRICS[server.address] = server.metrics_address
+
+    monkeypatch.setattr(serving.Server, "__init__", remember)
+    monkeypatch.setattr(
+        serving.Client, "metrics", property(lambda self: _METRICS[self._target]), raising=False
+    )
+
+
+_METRICS = {}
