@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,13 +23,13 @@ from serving.errors import (
     ModelNotFound,
     Unavailable,
 )
-from serving.handlers.handler import Handler
-from serving.handlers.local import LocalHandler
-from serving.handlers.model import with_handler, without_model
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.system.cores import usable_cores
 from serving.tensors import Array, Feeds, ModelInfo, Outputs, as_feeds, as_names
+
+if TYPE_CHECKING:
+    from serving.handlers.handler import Handler
 
 FEW_ROWS = 16
 """The largest call of an event loop that is worth waiting for others: a run of 16 rows takes as
@@ -77,7 +77,7 @@ class BaseModel:
         precision: Precision = "fp32",
         *,
         batching: BatchingConfig | None = None,
-        handler: str | Path | type[Handler] | None = None,
+        handler: "str | Path | type[Handler] | None" = None,
         models: Mapping[str, Any] = _NOTHING,
     ) -> Self:
         """Load a model, verify it, and check it.
@@ -128,6 +128,9 @@ class BaseModel:
         )
         if handler is not None:
             folder = path.parent if path.is_file() else path / loaded.version
+            from serving.handlers.local import LocalHandler
+            from serving.handlers.model import with_handler
+
             around = LocalHandler(handler, loaded.tensors, folder, models)
             return cls(with_handler(loaded, around), loaded.settings.of(batching))
         model = cls(loaded, loaded.settings.of(batching))
@@ -323,8 +326,11 @@ class AsyncModel(BaseModel):
         return calls
 
 
-def _alone(handler: str | Path | type[Handler], models: Mapping[str, Any]) -> LoadedModel:
+def _alone(handler: "str | Path | type[Handler]", models: Mapping[str, Any]) -> LoadedModel:
     """Load a handler that predicts without a model."""
+    from serving.handlers.local import LocalHandler
+    from serving.handlers.model import without_model
+
     around = LocalHandler(handler, None, None, models)
     return without_model(around.signature.name, around)
 
