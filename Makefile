@@ -12,7 +12,7 @@
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help train export serve serve-edge demo bench bench-full bench-readme verify-gpu
-.PHONY: test test-reader test-slow simulate test-reliability soak test-interop test-web test-packaging test-deploy
+.PHONY: check test test-reader test-slow simulate test-reliability soak test-interop test-web test-packaging test-deploy
 .PHONY: lint docs reference verdict protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -24,6 +24,7 @@ SOAK_S ?= 1800
 SEEDS ?= 1000
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $(p))))
+APART := interop reliability packaging web deploy
 RUN := .venv/bin/python
 INSTALLED := .venv/.installed-$(DEVICE)
 PIP := -m pip --disable-pip-version-check --quiet
@@ -68,6 +69,9 @@ verify-gpu: $(INSTALLED)  ## train, export and measure on a GPU (25 min); DEVICE
 	$(RUN) -m benchmarks run --suite full --targets h2 --device cpu,cuda --precision fp32,int8 \
 		--models build/verify/models \
 		$(if $(filter cpu,$(DEVICE)),--seconds 0.05 --rounds 1,--output benchmarks/results/gpu.json)
+
+check: lint  ## lint, types, and the tests that start no process (a minute)
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not process and not slow $(addprefix and not ,$(APART))"
 
 test: $(INSTALLED)  ## run the test suite (no GPU needed)
 	$(RUN) -m pytest -q -n 2 --dist loadfile

@@ -1,4 +1,4 @@
-"""The commands: run, model, plot."""
+"""The commands: run, model, tune, plot."""
 
 import argparse
 import os
@@ -16,6 +16,7 @@ from benchmarks.result_file import UnusableResults
 from benchmarks.runner import MODEL, NAMES, SUITES, Suite, specs
 from benchmarks.runner import NAMES as SCENARIOS
 from benchmarks.targets import CATALOGUE, Setting, Spec
+from benchmarks.tuning import command as tuning
 from benchmarks.workload import LARGEST_BATCH, Workload, drawn, golden, of_samples
 from serving.commandline import installation, values
 from serving.commandline.parser import Parser, blame
@@ -37,6 +38,7 @@ examples:
   python -m benchmarks run --targets h2 --scenarios Overload
   python -m benchmarks run --model net.onnx --batches 1,8   any model, by drawn inputs
   python -m benchmarks model net.onnx                       what serving a model costs
+  python -m benchmarks tune net.onnx --goal latency=10ms    settings for any model
   python -m benchmarks plot benchmarks/results/bench.json   the report again
 """
 _TARGETS = f"""\
@@ -65,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     top.add_version()
-    commands = top.add_subparsers(dest="command", required=True, metavar="{run,model,plot}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="{run,model,tune,plot}")
     _add_run(
         commands.add_parser(
             "run",
@@ -85,6 +87,16 @@ def parser() -> argparse.ArgumentParser:
             "in process on\nthe same cores: rows a second, p50 and p99 by rows a call and callers.",
         )
     )
+    tune = commands.add_parser(
+        "tune",
+        formatter_class=raw,
+        help="find the settings to serve a model with",
+        description="Try threads, runs at once, batches and delays through the real server, the "
+        "better half\nfor longer each time, and write the best as the model's config.pbtxt.",
+    )
+    tune.add_argument("model", type=Path, metavar="MODEL.onnx", help="the model")
+    add_workload(tune)
+    tuning.add_options(tune)
     _add_plot(
         commands.add_parser(
             "plot",
@@ -232,7 +244,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(argv)
     try:
-        return {"run": _run, "model": _model, "plot": _plot}[options.command](options)
+        return {"run": _run, "model": _model, "tune": _tune, "plot": _plot}[options.command](
+            options
+        )
     except (UnusableResults, ServingError) as err:
         return _fail(blame(str(err), options.variables), UNUSABLE)
     except ModuleNotFoundError as err:
@@ -315,6 +329,11 @@ def _model(options: argparse.Namespace) -> int:
     print(f"\nraw results in {output}")
     measured = {sample.spec for sample in results.samples}
     return DONE if measured >= {*suite.specs} else FAILED
+
+
+def _tune(options: argparse.Namespace) -> int:
+    _require_linux()
+    return tuning.run(options, workload_of(options))
 
 
 def suite_of(options: argparse.Namespace) -> Suite:

@@ -1,35 +1,22 @@
 """The picture of a report: rates against latencies, and the latency of a lone caller."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from math import inf, log10
 from statistics import median
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from benchmarks.drawing import COLOURS, WIDTH, label, scale_rate_and_latency, svg, tidy, title
 from benchmarks.figures import Figures
 from benchmarks.result_file import Cell, Results
 from benchmarks.tables import seconds, short
 from benchmarks.targets import Spec
 
-WIDTH = 4.8
-"""Inches: 460 pixels, so that text stays readable on a telephone of 360."""
-_INK = "#123456"
-"""The colour of text and lines; in the file it is the reader's, light or dark."""
-_COLOURS = ("#2f7ed8", "#e08214", "#3a9d5d", "#c0392b", "#8e5bb5", "#7a7a7a")
-"""Colours that can be told apart on white and on near-black."""
-_STYLE = """<style>
-svg { color: #222; background: #fff }
-@media (prefers-color-scheme: dark) { svg { color: #ddd; background: #181818 } }
-</style>"""
 _HEIGHT, _LINE = 140.0, 11.0
 """Points: of what labels are spread over, and of a line of text."""
 _SHARES = (0.5, 0.9, 0.99, 0.999)
-_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _LOADS = ("SingleStream", "ClosedLoop")
 
 _Point = tuple[float, float, int]
@@ -58,7 +45,7 @@ def draw(results: Results) -> str:
         _draw_curves(figure.add_subplot(len(panels), 1, next(rows)), curves, colours)
     if alone:
         _draw_tails(figure.add_subplot(len(panels), 1, next(rows)), alone, colours)
-    return _svg(figure, _said(curves, alone))
+    return svg(figure, _said(curves, alone))
 
 
 def _said(curves: Mapping[Spec, Sequence[_Point]], alone: Mapping[Spec, Sequence[float]]) -> str:
@@ -82,7 +69,7 @@ def _is_alone(cell: Cell) -> bool:
 
 def _colours(specs: Sequence[Spec]) -> Mapping[Spec, str]:
     unique = dict.fromkeys(specs)
-    return {spec: _COLOURS[at % len(_COLOURS)] for at, spec in enumerate(unique)}
+    return {spec: COLOURS[at % len(COLOURS)] for at, spec in enumerate(unique)}
 
 
 def _curves(figures: Figures) -> Iterator[tuple[Spec, list[_Point]]]:
@@ -112,17 +99,16 @@ def _draw_curves(
         rates, latencies = [point[0] for point in points], [point[1] for point in points]
         axes.plot(rates, latencies, "o-", color=colours[spec], linewidth=1.6, markersize=4)
         for rate, latency, in_flight in points:
-            _label(axes, str(in_flight), (rate, latency), (4, -9), colours[spec], 7.5)
+            label(axes, str(in_flight), (rate, latency), (4, -9), colours[spec], 7.5)
     ends = {spec: points[-1] for spec, points in curves.items()}
     raised = _raised({spec: [each[1] for each in points] for spec, points in curves.items()})
     for spec, (rate, latency, _) in ends.items():
-        _label(axes, str(spec), (rate, latency), (-10, 7 + raised[spec]), colours[spec], 9, "bold")
-    axes.set(xscale="log", yscale="log", xlabel="answers/s", ylabel="p99 latency")
+        label(axes, str(spec), (rate, latency), (-10, 7 + raised[spec]), colours[spec], 9, "bold")
+    axes.set(xlabel="answers/s", ylabel="p99 latency")
     axes.margins(x=0.18, y=0.16)
-    _title(axes, "Rate and p99 latency, by calls in flight")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
-    _tidy(axes)
+    title(axes, "Rate and p99 latency, by calls in flight")
+    scale_rate_and_latency(axes)
+    tidy(axes)
 
 
 def _draw_tails(
@@ -134,16 +120,16 @@ def _draw_tails(
     raised = _raised(tails)
     for spec, values in tails.items():
         at = places[-1], values[-1]
-        _label(axes, str(spec), at, (7, -3 + raised[spec]), colours[spec], 9, "bold")
+        label(axes, str(spec), at, (7, -3 + raised[spec]), colours[spec], 9, "bold")
     axes.set(yscale="log", ylabel="latency")
     axes.set_xticks(places, [f"p{100 * share:g}" for share in _SHARES])
     axes.margins(x=0.1, y=0.12)
     axes.set_xlim(right=places[-1] + 1.1)
-    _title(axes, "Latency of a lone caller")
+    title(axes, "Latency of a lone caller")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
-    _tidy(axes)
+    tidy(axes)
 
 
 def _raised(curves: Mapping[Spec, Sequence[float]]) -> Mapping[Spec, float]:
@@ -161,54 +147,3 @@ def _raised(curves: Mapping[Spec, Sequence[float]]) -> Mapping[Spec, float]:
         top = max(heights[spec], top + _LINE)
         raised[spec] = top - heights[spec]
     return raised
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=_INK)
-
-
-def _label(
-    axes: Axes,
-    text: str,
-    at: tuple[float, float],
-    offset: tuple[float, float],
-    colour: str,
-    size: float,
-    weight: str = "normal",
-) -> None:
-    axes.annotate(
-        text,
-        at,
-        offset,
-        textcoords="offset points",
-        color=colour,
-        fontsize=size,
-        fontweight=weight,
-        annotation_clip=False,
-    )
-
-
-def _tidy(axes: Axes) -> None:
-    """Give axes a light grid, and two thin lines instead of a frame."""
-    axes.grid(color=_INK, alpha=0.15, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK)
-    axes.tick_params(which="both", colors=_INK, labelsize=9)
-    axes.xaxis.label.set(color=_INK, fontsize=9)
-    axes.yaxis.label.set(color=_INK, fontsize=9)
-
-
-def _svg(figure: Figure, said: str) -> str:
-    """Write a figure as a file whose ink is the reader's; equal figures give equal bytes."""
-    buffer = io.StringIO()
-    figure.patch.set_visible(False)
-    for axes in figure.axes:
-        axes.patch.set_visible(False)
-    # Text stays text: smaller, and searchable. The salt makes ids repeatable.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "benchmarks"}):
-        figure.savefig(buffer, format="svg", metadata=_METADATA)
-    head, tag, rest = buffer.getvalue().replace(_INK, "currentColor").partition("<defs>")
-    head = head.replace("<svg ", f'<svg role="img" aria-label="{escape(said)}" ', 1)
-    lines = (line.rstrip() for line in (head + _STYLE + tag + rest).splitlines())
-    return "\n".join(lines) + "\n"

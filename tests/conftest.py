@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import shutil
+import subprocess
 import tomllib
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
@@ -35,6 +36,11 @@ os.environ["SERVING_HTTP_PORT"] = "off"  # where a test does not ask: servers wo
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
 APART = ("deploy", "interop", "packaging", "reliability", "web")
 """Folders with a target of their own: marked with their names, not even imported without it."""
+STARTERS = {"running_server", "started", "program", "ended", "prepared", "paced_server",
+            "subprocess", "multiprocessing"}  # fmt: skip
+"""What a module has whose tests start processes."""
+STARTED = {"server", "artifacts"}
+"""Fixtures that start a process, or train: their tests take seconds."""
 
 
 def pytest_sessionstart():
@@ -68,6 +74,9 @@ def pytest_collection_modifyitems(items):
             and (name := item.path.relative_to(here).parts[0]) in APART
         ):
             item.add_marker(name)
+        starts = STARTED.intersection(item.fixturenames) or STARTERS.intersection(vars(item.module))
+        if starts or item.path.is_relative_to(here / "training"):  # TensorFlow: 5 s to import it
+            item.add_marker("process")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -100,6 +109,17 @@ def generator(request):
     """Seeded by the run's seed and the test's name."""
     print(f"TEST_SEED={SEED}")
     return random.Random(f"{SEED}:{request.node.name}")
+
+
+@pytest.fixture(autouse=True)
+def starts_none(request, monkeypatch):
+    """Fail a test of `make check` that starts a process although its module does not look so."""
+    if "not process" in request.config.option.markexpr:
+
+        def refuse(*_, **__):
+            pytest.fail("this test starts a process: its module is to be marked `process`")
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
 @pytest.fixture(autouse=True)

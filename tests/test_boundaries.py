@@ -211,7 +211,7 @@ ORDER = {
     "experiments": "synthetic handwriting __main__ __init__",
     "benchmarks": """
         loops workload network in_process targets plain_server result_file runner figures
-        tables pictures report cli __main__ peers __init__
+        tables drawing pictures report tuning cli __main__ peers __init__
     """,
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one

@@ -82,7 +82,7 @@ def _add_infer(parser: Parser) -> None:
         "model",
         metavar="MODEL",
         help="name of a model, of the server or the repository; or an "
-        "ONNX file, or a model's folder",
+        "ONNX file, a model's folder, or a handler that is a model by itself (FILE.py)",
     )
     add(
         "values",
@@ -95,6 +95,7 @@ def _add_infer(parser: Parser) -> None:
     add("--random", action="store_true", help="fill the inputs that no value is given for")
     parser.intermixed = "values"
     model_options.add_pictures(parser)
+    model_options.add_handler(parser)
     model_options.add_server(parser)
     model_options.add_repository(parser)
 
@@ -105,8 +106,9 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         metavar="MODEL.onnx",
-        help="file to describe, instead of a model of a repository",
+        help="file to describe, instead of a model of a repository; or a handler (FILE.py)",
     )
+    model_options.add_handler(parser)
     model_options.add_source(parser)
     parser.set_defaults(model=None)
 
@@ -144,10 +146,12 @@ def _info(options: argparse.Namespace) -> int:
     else:
         if options.file is not None:
             config = models.config_of(ModelConfig, options, model="")
+            config = description.with_handler(config, options.file, options.around)
             described = [description.of_files(options.file, config)]
         else:
             options.model = options.model or ""
             config = models.model_config(options)
+            config = description.with_handler(config, None, options.around)
             described = [description.of_files(config.models / config.model, config)]
     for number, facts in enumerate(described):
         print(description.as_json(facts) if options.json else description.as_text(facts, number))

@@ -24,12 +24,21 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
 
     batching = BatchingConfig()
     # As a server loads it: its settings and labels choose the version.
-    if path.is_file() or is_file(path):
+    if path.suffix == ".py":
+        config = replace(config, names=())
+    elif path.is_file() or is_file(path):
         config = replace(config, names=(), files=(path,))
     else:
         config = replace(config, models=path.parent, names=(path.name,))
     ((name, served),) = Catalog(config, batching.max_batch_size).models.items()
     return facts_of(replace(served.default.describe(batching), name=name))
+
+
+def with_handler(config: ModelConfig, file: Path | None, handler: str | None) -> ModelConfig:
+    """Add a handler: that of an option, or a file that is a model by itself."""
+    if file is not None and file.suffix == ".py":
+        handler = str(file)
+    return replace(config, handler=(handler,) if handler else ())
 
 
 def of_server(client: Client, name: str | None = None, version: str | None = None) -> list[Facts]:

@@ -24,6 +24,7 @@ from serving.system.files import read_regular
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds, finite
 
 if TYPE_CHECKING:
+    from serving.embedded import Model
     from serving.model.loaded import LoadedModel
 
 _NPY = b"\x93NUMPY"
@@ -46,6 +47,10 @@ def run(options: argparse.Namespace) -> int:
             labels: Sequence[str] = info.labels
             feeds = _feeds(options, info.tensors, pictures)
             outputs: Mapping[str, Array] = client.infer(options.model, feeds, version=version)
+    elif options.around or options.model.endswith(".py"):
+        pictures, labels = None, ()
+        with _around(options) as around:
+            outputs = around.infer(_feeds(options, around.describe().tensors, None))
     else:
         model, pictures = _loaded(options)
         feeds = _feeds(options, model.tensors, pictures, model.sample_shapes)
@@ -87,6 +92,22 @@ def _loaded(options: argparse.Namespace) -> "tuple[LoadedModel, Preprocessing | 
     if path.exists() and "models" not in options:
         return load_with_pictures(options, config_of(ModelConfig, options, model=""), path)
     return load_with_pictures(options, model_config(options))
+
+
+def _around(options: argparse.Namespace) -> "Model":
+    """Load a handler here, and the model that it is around, if there is one."""
+    installation.require("onnxruntime")
+    from serving.embedded import Model
+    from serving.model.repository import find
+
+    path = Path(options.model)
+    if path.suffix == ".py":
+        return Model.load(handler=path)
+    if not path.exists():
+        config = model_config(options)
+        path = find(config.models, config.model)
+    facts = options.version, options.device, options.precision
+    return Model.load(path, *facts, handler=options.around)
 
 
 def _feeds(
@@ -143,6 +164,8 @@ def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any
     try:
         is_stdin, path = source == "-", Path(source[1:])
         content = sys.stdin.buffer.read() if is_stdin else read_regular(path, sys.maxsize - 1)
+        if tensor.is_binary:
+            return content
         if content.startswith(_NPY):
             return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as err:  # a header may name a size or a type of which numpy says anything

@@ -72,6 +72,16 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_handler(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the Python around a model that is loaded here."""
+    parser.add_argument(
+        "--handler",
+        dest="around",
+        metavar="FILE.py",
+        help="Python around the model: FILE.py or FILE.py:CLASS; see docs/handlers.md",
+    )
+
+
 def add_repository(parser: argparse.ArgumentParser) -> None:
     """Add the options of a repository of models."""
     parser.add_argument(

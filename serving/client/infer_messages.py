@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from serving.errors import InvalidRequest, TooLarge
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.tensors import (
     CONTENTS,
+    NO_PARAMETERS,
     as_bytes,
     from_raw,
     from_typed,
@@ -22,7 +22,6 @@ from serving.protocols.oip.tensors import (
 from serving.tensors import Array, ModelInfo, Outputs, Tensor, as_feeds
 
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
-NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 _SPARE_BYTES = 4096
 """For the rest of a message: names, shapes, and its framing."""
 _MAX_ANSWER_BYTES = 8 << 20

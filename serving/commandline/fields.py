@@ -15,7 +15,7 @@ from serving.commandline.values import duration, port_or_off, seconds, share, si
 _SPECIAL: dict[str, dict[str, Any]] = {
     "model_cache": {"type": Path, "metavar": "DIR"},
     "input": {"choices": ("tensors", "image")},
-    "handler": {"action": "append", "default": [], "metavar": "[NAME=]FILE.py"},
+    "handler": {"action": "extend", "nargs": 1, "default": [], "metavar": "[NAME=]FILE.py"},
     "canary": {"type": share, "metavar": "SHARE"},
     "access_log": {"type": share, "metavar": "SHARE"},
     "max_model_bytes": {"type": size, "metavar": "SIZE"},

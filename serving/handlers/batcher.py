@@ -17,9 +17,8 @@ import logging
 import math
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from enum import Enum, auto
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -33,7 +32,6 @@ from serving.batching.run import (
     Group,
     Owner,
     Ran,
-    ResponseEncoder,
     Result,
     arrays_of,
     divide,
@@ -44,12 +42,12 @@ from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
     ModelError,
-    Overloaded,
     ServingError,
     Unavailable,
 )
-from serving.handlers.cascades import MAX_DEPTH
 from serving.handlers.frames import Frame
+from serving.handlers.nested import Find, PartsEncoder, infer
+from serving.handlers.process_set import Launcher, Process, ProcessSet
 from serving.handlers.signature import (
     METADATA,
     PARAMETERS,
@@ -58,8 +56,9 @@ from serving.handlers.signature import (
     PREPROCESS,
     HandlerSignature,
 )
+from serving.handlers.trip import Phase, Slot, Trip
 from serving.telemetry.metrics import HandlerUsage, Metrics
-from serving.tensors import Array, TensorSignature, as_feeds
+from serving.tensors import Array
 
 _log = logging.getLogger(__name__)
 
@@ -67,36 +66,9 @@ _OPEN_TRIPS = 32
 """Trips between their phases, for each process."""
 _LOOK_S = 1.0
 """How often the memory of processes is looked at."""
-_STABLE_S, _FIRST_PAUSE_S, _MAX_PAUSE_S = 30.0, 1.0, 60.0
-"""How long a process lives that is well; the pause before the next start after two that are not,
-doubled with each further one, up to the last."""
+_PACE_S = 0.005
+"""The least time over which the pace is measured."""
 _LATE = DeadlineExceeded()
-
-
-class Process(Protocol):
-    """A handler's process; see `HandlerProcess`."""
-
-    @property
-    def started_s(self) -> float: ...
-    @property
-    def memory_bytes(self) -> int: ...
-    def attach(
-        self, owner: Owner, on_frame: Callable[[Frame], None], on_end: Callable[[str], None]
-    ) -> None: ...
-    def send(self, head: dict[str, Any], arrays: Sequence[Array] = ()) -> None: ...
-    def kill(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class Launcher(Protocol):
-    """Starts processes elsewhere than on the owner's thread."""
-
-    def launch(
-        self,
-        post: Callable[[Callable[[], None]], None],
-        done: Callable[[Process | ServingError], None],
-    ) -> None:
-        """Start one; `done` is called with it, or with the reason, through `post`."""
 
 
 class Decoder(Protocol):
@@ -105,95 +77,8 @@ class Decoder(Protocol):
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]": ...
 
 
-Find = Callable[[str], tuple[Any, TensorSignature]]
-"""Returns the receiver of calls for another model, and its inputs and outputs."""
-
-
-class Phase(Enum):
-    """How far a trip is."""
-
-    DECODING = auto()
-    READY = auto()
-    """It waits for a process."""
-    WORKING = auto()
-    """A process works on `Trip.step`."""
-    RUNNING = auto()
-    """The model runs."""
-    ENDED = auto()
-
-
 class HandlerFailure(Exception):
     """An error of a handler: its text is the traceback in the handler's process."""
-
-
-class Trip:
-    """Calls that go through the phases together; the `Caller` of the model's run for them."""
-
-    __slots__ = (
-        "arrays", "calls", "depth", "num_rows", "number", "options", "phase", "places", "process",
-        "queues", "started_s", "step", "times",
-    )  # fmt: skip
-
-    address = ""
-    gave_up_s = -math.inf
-
-    def __init__(
-        self, number: int, calls: list[Group], arrays: Sequence[Array], options: dict[str, Any]
-    ) -> None:
-        self.number = number
-        self.calls = calls
-        """Those that nobody has given up."""
-        self.arrays: Sequence[Array] = arrays
-        """What the next step gets."""
-        self.options = options
-        rows = [group.num_rows for group in calls]
-        starts = itertools.accumulate(rows, initial=0)
-        self.places = {id(group): start for group, start in zip(calls, starts, strict=False)}
-        """The first row of each call."""
-        self.num_rows = sum(rows)
-        self.depth = max(getattr(group.encoder, "depth", 0) for group in calls)
-        self.phase = Phase.READY
-        self.step = ""
-        """The method that is next, or works."""
-        self.process: _Slot | None = None
-        """The one that has its state, or works."""
-        self.queues: dict[Any, Any] = {}
-        self.started_s = 0.0
-        """When its first step began."""
-        self.times: list[tuple[str, float, float]] = []
-        """Each step's name, start and end."""
-
-    @property
-    def streams(self) -> "Trip":
-        """Its calls, as a `Caller` has them: there is one, as long as somebody waits."""
-        return self
-
-    def metadata(self, stream: object) -> Mapping[str, str]:
-        """See `Caller`."""
-        return {}
-
-    def __contains__(self, stream: object) -> bool:
-        return any(group.open_part() is not None for group in self.calls)
-
-    @property
-    def deadline_s(self) -> float:
-        """When the last of its calls is late."""
-        return max((group.deadline_s for group in self.calls), default=-math.inf)
-
-
-class _Slot:
-    """A process, and what it does."""
-
-    __slots__ = ("begun_s", "own", "process", "trip")
-
-    def __init__(self, process: Process) -> None:
-        self.process = process
-        self.trip: Trip | None = None
-        """What it works on."""
-        self.begun_s = math.inf
-        """Since when."""
-        self.own: deque[Trip] = deque()
-        """Trips that are ready and whose state it has."""
 
 
 class HandlerBatcher:
@@ -226,15 +111,17 @@ class HandlerBatcher:
         self._network = parts.network
         self._queue = Queue(config.queue_capacity)
         self._queue.run_rows = config.max_batch_size if self._signature.batching else 1
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._trips: dict[int, Trip] = {}
         self._ready: deque[Trip] = deque()
         """Trips that wait for any process."""
         self._numbers = itertools.count(1)
-        self._num_starting = self._num_starts = self._num_failures = 0
-        self._pause_until_s = -math.inf
-        """No process is started before, since others have ended soon."""
+        self._processes = ProcessSet(
+            parts.launcher, parts.num_processes, self._add, self._note_failed
+        )
         self._next_look_s = 0.0
+        self._num_done, self._pace_since_s = 0, 0.0
+        """Rows that were answered since then, while there were others to answer."""
         self._refusal: ServingError | None = None
         self._is_closed = self._is_scheduled = False
         first = next(iter(self._signature.methods))
@@ -243,14 +130,15 @@ class HandlerBatcher:
     def attach(self, owner: Owner) -> None:
         """Set the thread that all else is called on; further processes start."""
         self.owner = owner
+        self._processes.attach(owner)
         if self._network is not None:
             self._network.attach(owner)
         owner.post(self._begin)
 
     def _begin(self) -> None:
         for process in self._parts.take_first():
-            self._add(process)
-        self._start_missing()
+            self._processes.add(process)
+        self._processes.start_missing()
 
     # As a batcher
 
@@ -272,11 +160,7 @@ class HandlerBatcher:
     @property
     def is_blocked(self) -> bool:
         """Whether no process can serve for now."""
-        return (self._refusal is not None or self._is_resting) and not self._is_closed
-
-    @property
-    def _is_resting(self) -> bool:
-        return not self._slots and not self._num_starting and math.isfinite(self._pause_until_s)
+        return (self._refusal is not None or self._processes.is_resting) and not self._is_closed
 
     def submit(self, group: Group, *, is_final: bool = True) -> int:
         """See `Batcher.submit`."""
@@ -313,8 +197,8 @@ class HandlerBatcher:
     def _reason_to_refuse(self) -> ServingError | None:
         if self._refusal is not None:
             return self._refusal
-        if self._is_resting:
-            left_s = max(0.1, self._pause_until_s - self.owner.clock())
+        if self._processes.is_resting:
+            left_s = max(0.1, self._processes.rest_s)
             text = "the handler's processes end again and again"
             return Unavailable(f"{text}: the next start is in {left_s:.1f} s", retry_after_s=left_s)
         return None
@@ -348,6 +232,7 @@ class HandlerBatcher:
     def close(self) -> None:
         """End the processes; calls have had their outcomes. Later calls are asked to retry."""
         self._is_closed, self._refusal = True, CHANGED
+        self._processes.close()
         for process in self._parts.take_first():
             process.close()
         for slot in self._slots:
@@ -360,7 +245,7 @@ class HandlerBatcher:
         """Return how many processes there are; from any thread."""
         slots = [*self._slots]
         memory = sum(slot.process.memory_bytes for slot in slots)
-        return HandlerUsage(len(slots), self._num_starts, memory)
+        return HandlerUsage(len(slots), self._processes.num_starts, memory)
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -394,7 +279,7 @@ class HandlerBatcher:
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + _LOOK_S
             self._look_at_memory()
-        self._start_missing()
+        self._processes.start_missing()
 
     def _look_at_memory(self) -> None:
         most = self._config.max_handler_bytes
@@ -405,7 +290,7 @@ class HandlerBatcher:
 
     # Trips
 
-    def _next_for(self, slot: _Slot, now_s: float) -> Trip | None:
+    def _next_for(self, slot: Slot, now_s: float) -> Trip | None:
         """Return the next trip for a process: those that have begun come first."""
         for waiting in (slot.own, self._ready):
             while waiting:
@@ -470,6 +355,8 @@ class HandlerBatcher:
                 self._fail(call, err)
             return
         trip = Trip(next(self._numbers), calls, arrays, self._options_of(calls[0]))
+        if not self._trips:
+            self._num_done, self._pace_since_s = 0, self.owner.clock()
         trip.step = self._first
         self._trips[trip.number] = trip
         if self._signature.has_pictures:
@@ -531,7 +418,7 @@ class HandlerBatcher:
 
     # A process's work
 
-    def _work(self, slot: _Slot, trip: Trip, now_s: float) -> None:
+    def _work(self, slot: Slot, trip: Trip, now_s: float) -> None:
         """Have a process do the next step of a trip."""
         trip.phase, trip.process, slot.trip, slot.begun_s = Phase.WORKING, slot, trip, now_s
         trip.started_s = trip.started_s or now_s
@@ -545,7 +432,7 @@ class HandlerBatcher:
         slot.process.send(head, trip.arrays)
         trip.arrays = ()
 
-    def _take_frame(self, slot: _Slot, frame: Frame) -> None:
+    def _take_frame(self, slot: Slot, frame: Frame) -> None:
         """Take a message of a process."""
         head = frame.head
         kind, trip = head.get("kind"), slot.trip
@@ -553,22 +440,20 @@ class HandlerBatcher:
             self._remove(slot, "it answers what nobody has asked", ModelError())
             return
         if kind == "infer":
-            self._infer(slot, trip, head, frame.arrays)
+            infer(slot, self._parts.find, head, frame.arrays, self.owner.clock())
             return
         now_s = self.owner.clock()
         slot.trip, begun_s, slot.begun_s = None, slot.begun_s, math.inf
         trip.times.append((trip.step, begun_s, now_s))
         self._metrics.observe_step(self.label, trip.step, now_s - begun_s)
-        self._num_failures = 0 if now_s - slot.process.started_s > _STABLE_S else self._num_failures
+        self._processes.note_answer(slot.process)
         if self._is_wanted(trip, now_s):
             self._go_on(slot, trip, head, frame.arrays)
         elif head.get("state"):
             slot.process.send({"kind": "drop", "job": trip.number})
         self._schedule()
 
-    def _go_on(
-        self, slot: _Slot, trip: Trip, head: dict[str, Any], arrays: Sequence[Array]
-    ) -> None:
+    def _go_on(self, slot: Slot, trip: Trip, head: dict[str, Any], arrays: Sequence[Array]) -> None:
         if head["kind"] == "failed":
             self._fail_or_divide(trip, self._logged(trip, head["text"]))
         elif head["kind"] == "error":
@@ -602,7 +487,7 @@ class HandlerBatcher:
             self._have_run(trip, [_empty(each.shape, each.dtype) for each in tensors.outputs])
             return
         message = arrays[0].tobytes() if tensors.row_bytes else tuple(arrays)
-        encoder = _NetworkEncoder(network, None, num_rows)
+        encoder = PartsEncoder(network, None, num_rows)
         now_s = self.owner.clock()
         trip.started_s = trip.started_s or now_s
         network.add(
@@ -618,36 +503,6 @@ class HandlerBatcher:
         trip.phase = Phase.READY
         (self._ready if trip.process is None else trip.process.own).append(trip)
         self._schedule()
-
-    # Other models, called by the handler
-
-    def _infer(
-        self, slot: _Slot, trip: Trip, head: dict[str, Any], arrays: Sequence[Array]
-    ) -> None:
-        """Have another model run for a trip, within its deadline."""
-        nested = _Nested(slot, trip)
-        try:
-            if trip.depth >= MAX_DEPTH:
-                raise InvalidRequest(f"more than {MAX_DEPTH} models call one another")
-            target, tensors = self._parts.find(str(head["name"]))
-            given: Any = dict(zip(head["names"], arrays, strict=True))
-            given = given[""] if [*given] == [""] else given
-            feeds = as_feeds(tensors, given)
-            encoder = _NestedEncoder(
-                target, None, len(next(iter(feeds.values()))) if tensors.is_batchable else 1
-            )
-            encoder.depth, nested.names = trip.depth + 1, [each.name for each in tensors.outputs]
-            only = next(iter(feeds.values()))
-            message = only.tobytes() if tensors.row_bytes else tuple(feeds.values())
-            now_s = self.owner.clock()
-            group = Group(nested, [b""], [message], encoder, nested, now_s, trip.deadline_s)
-            if not target.submit(group):
-                raise Overloaded()
-        except ServingError as err:
-            nested.fail(None, err)
-        except Exception as err:  # of a process that says something else than ours do
-            _log.error("%s: a handler's call of a model", self.label[0], exc_info=err)
-            nested.fail(None, ModelError())
 
     # Outcomes
 
@@ -668,8 +523,16 @@ class HandlerBatcher:
         is_run = trip.step == PREDICT
         observe = self._metrics.observe_run if is_run else self._metrics.observe_calls
         self.owner.defer(partial(observe, result, [*trip.calls], self.label))
-        self._queue.note_run(trip.num_rows, (now_s - trip.started_s) / max(1, len(self._slots)))
         self._end(trip)
+        self._note_pace(trip.num_rows, now_s)
+
+    def _note_pace(self, num_rows: int, now_s: float) -> None:
+        """Let the queue know how fast calls are answered; trips overlap, so their times do not."""
+        self._num_done += num_rows
+        seconds = now_s - self._pace_since_s
+        if seconds >= _PACE_S or not self._trips:
+            self._queue.note_run(self._num_done, seconds)
+            self._num_done, self._pace_since_s = 0, now_s
 
     def _fail_or_divide(self, trip: Trip, error: ServingError) -> None:
         """Fail a call; of several, begin each once more, alone."""
@@ -720,40 +583,24 @@ class HandlerBatcher:
     # Processes
 
     def _add(self, process: Process) -> None:
-        slot = _Slot(process)
-        self._num_starts += 1
+        """Take a process that is ready."""
+        slot = Slot(process)
         self._slots.append(slot)
         process.attach(self.owner, partial(self._take_frame, slot), partial(self._take_end, slot))
         self._schedule()
-
-    def _start_missing(self) -> None:
-        """Start processes as long as there are too few, unless they end again and again."""
-        if self._is_closed or self.owner.clock() < self._pause_until_s:
-            return
-        while len(self._slots) + self._num_starting < self._parts.num_processes:
-            self._num_starting += 1
-            self._parts.launcher.launch(self.owner.post, self._take_started)
-            if self._num_failures:  # one at a time, until one is well
-                break
-
-    def _take_started(self, process: Process | ServingError) -> None:
-        self._num_starting -= 1
-        if isinstance(process, ServingError):
-            name, version = self.label
-            _log.error("model %s version %s: no process: %s", name, version, process)
-            self._note_failure()
-        elif self._is_closed:
-            process.close()
-        else:
-            self._add(process)
         self._parts.on_block()
 
-    def _take_end(self, slot: _Slot, how: str) -> None:
+    def _note_failed(self, error: ServingError) -> None:
+        name, version = self.label
+        _log.error("model %s version %s: no process: %s", name, version, error)
+        self._parts.on_block()
+
+    def _take_end(self, slot: Slot, how: str) -> None:
         """Take the end of a process that nobody has ended here."""
         text = f"the handler's process has ended: {how}"
         self._remove(slot, text, ModelError("the handler's process has ended on this request"))
 
-    def _remove(self, slot: _Slot, reason: str, error: ServingError) -> None:
+    def _remove(self, slot: Slot, reason: str, error: ServingError) -> None:
         """End a process; its trip fails, and those whose state it has."""
         if slot not in self._slots:
             return
@@ -762,9 +609,6 @@ class HandlerBatcher:
         name, version = self.label
         _log.error("model %s version %s: %s", name, version, reason)
         trip, slot.trip = slot.trip, None
-        if self.owner.clock() - slot.process.started_s > _STABLE_S:
-            self._num_failures = 0
-        self._note_failure()
         for other in [*self._trips.values()]:
             if other is not trip and other.process is slot:
                 other.process = None
@@ -775,19 +619,12 @@ class HandlerBatcher:
                 self._fail_or_divide(trip, error)
             else:
                 self._end(trip)
-        self._start_missing()
-        if self._is_resting:
-            reason_now = self._reason_to_refuse()
-            assert reason_now is not None
-            self._refuse_waiting(reason_now)
+        self._processes.note_end(slot.process)
+        if self._processes.is_resting:
+            refusal = self._reason_to_refuse()
+            assert refusal is not None
+            self._refuse_waiting(refusal)
         self._parts.on_block()
-
-    def _note_failure(self) -> None:
-        """Pause before the next start, longer with each failure after the first."""
-        self._num_failures += 1
-        if self._num_failures > 1:
-            pause_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._num_failures - 2))
-            self._pause_until_s = self.owner.clock() + pause_s
 
 
 class RunMetrics:
@@ -830,14 +667,6 @@ def _empty(shape: Sequence[int], dtype: Any) -> Array:
     return np.zeros((0, *(max(0, size) for size in shape[1:])), dtype)
 
 
-class _NetworkEncoder(ResponseEncoder):
-    """Hands on the outputs of the model between the handler's methods."""
-
-    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        step = self.num_rows
-        return [result.part(at + i * step, step) for i in range(number)]
-
-
 class _Run:
     """Takes the outcome of the model's run for a trip."""
 
@@ -852,45 +681,3 @@ class _Run:
     def fail(self, group: Group, error: ServingError) -> None:
         if self._trip.phase is Phase.RUNNING:
             self._batcher._fail_or_divide(self._trip, error)
-
-
-class _NestedEncoder(_NetworkEncoder):
-    """The same for another model, which may have a handler."""
-
-    depth = 0
-    """How many handlers have called one another for it."""
-    parameters: Mapping[str, Any] = {}
-
-    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        return [(part, result.version) for part in super().encode(result, at, number)]
-
-
-class _Nested:
-    """A handler's call of another model: its caller, and the taker of its outcome."""
-
-    address = ""
-    gave_up_s = -math.inf
-
-    def __init__(self, slot: _Slot, trip: Trip) -> None:
-        self._slot, self._trip = slot, trip
-        self.queues: dict[Any, Any] = {}
-        self.names: list[str] = []
-
-    @property
-    def streams(self) -> Trip:
-        return self._trip
-
-    def metadata(self, stream: object) -> Mapping[str, str]:
-        return {}
-
-    def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
-        if responses:
-            (outputs, version), names = responses[0], self.names
-            self._reply({"names": names, "version": version}, outputs)
-
-    def fail(self, group: Group | None, error: ServingError) -> None:
-        self._reply({"error": type(error).__name__, "text": str(error)})
-
-    def _reply(self, head: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
-        if self._slot.trip is self._trip:
-            self._slot.process.send({"kind": "reply", "job": self._trip.number, **head}, arrays)

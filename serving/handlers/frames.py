@@ -8,6 +8,7 @@ bytes are lengths of 4 bytes each, and then all of them. Neither side unpickles 
 """
 
 import json
+import math
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from serving.tensors import DTYPES, Array
 
 _LENGTHS = struct.Struct("<IQ")
 _ALIGNMENT = 64
-_READ_BYTES = 256 << 10
+_READ_BYTES = 64 << 10
 """Read at once of a frame that has not begun; a longer one is read into its place."""
 _MAX_HEAD_BYTES, _MAX_BODY_BYTES = 16 << 20, 8 << 30
 FEW_BYTES = 64 << 10
@@ -27,6 +28,7 @@ FEW_BYTES = 64 << 10
 TEXT, BYTES, PIXELS = "text", "bytes", "pixels"
 """Types of arrays of objects: texts, bytes, and uint8 arrays, each of a shape of its own."""
 _COUNT = np.dtype("<u4")
+_write = json.JSONEncoder(separators=(",", ":")).encode  # `dumps` would make one for each frame
 
 
 class BrokenFrame(Exception):
@@ -57,7 +59,7 @@ def encode(head: Mapping[str, Any], arrays: Sequence[Array] = ()) -> list[bytes 
         described.append([kind, list(array.shape), sizes, size])
         buffers += parts
         at += size
-    text = json.dumps({**head, "arrays": described}, separators=(",", ":")).encode()
+    text = _write({**head, "arrays": described}).encode()
     text += b" " * (-(_LENGTHS.size + len(text)) % _ALIGNMENT)  # JSON may end with blanks
     start = _LENGTHS.pack(len(text), at) + text
     return [start, *buffers]
@@ -83,6 +85,7 @@ class FrameReader:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._buffer = memoryview(bytearray(_READ_BYTES))  # not for each read: it would be mapped
         self._data = bytearray()
         """Bytes that have come of frames that have not come whole."""
         self._filled = 0
@@ -100,9 +103,8 @@ class FrameReader:
             number = self._socket.recv_into(memoryview(self._data)[self._filled :])
             self._filled += number
         else:
-            data = self._socket.recv(_READ_BYTES)
-            number = len(data)
-            self._data += data
+            number = self._socket.recv_into(self._buffer)
+            self._data += self._buffer[:number]
         if not number:
             raise EOFError
         while (frame := self._next()) is not None:
@@ -138,7 +140,7 @@ class FrameReader:
 
 def _frame(text: bytes, body: memoryview) -> Frame:
     try:
-        head = json.loads(text)
+        head = json.loads(text.decode())
         arrays, at = [], 0
         for kind, shape, sizes, size in head.pop("arrays"):
             at += -at % _ALIGNMENT
@@ -153,12 +155,12 @@ def _array(data: memoryview, kind: str, shape: list[int], sizes: Any) -> Array:
     if kind not in (TEXT, BYTES, PIXELS):
         numbers = np.frombuffer(data, _NUMBERS[kind])
         return (numbers if numbers.flags.aligned else numbers.copy()).reshape(shape)
-    number = int(np.prod(shape))
+    number = math.prod(shape)
     values: list[Any] = []
     if kind == PIXELS:
         at = 0
         for each in sizes:
-            size = int(np.prod(each))
+            size = math.prod(each)
             values.append(np.frombuffer(data[at : at + size], np.uint8).reshape(each))
             at += size
     else:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.errors import InvalidRequest, Unsupported
-from serving.protocols.oip import infer, inference_pb, rest
+from serving.protocols.oip import infer, inference_pb, plain_json, rest
 from serving.protocols.oip.known_requests import Values, find_values
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
+from serving.protocols.oip.plain_json import ArraysEncoder, PlainRequest
 from serving.protocols.oip.rest import Form
-from serving.protocols.oip.tensors import InferRows, TypedContents
+from serving.protocols.oip.tensors import NO_PARAMETERS, TypedContents
 from serving.router import AnyBatcher, Route, Router
 from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
@@ -179,6 +180,10 @@ class Inference:
             return await _reply(call, response, known.form)
         received_s, body = time.monotonic(), call.body
         json_bytes = self._json_bytes(call.plan)
+        if json_bytes is None and not signature.row_bytes and len(body) <= _INLINE_BYTES:
+            plain = plain_json.read(body, signature, self._router.batching.max_request_rows)
+            if plain is not None:
+                return await self._infer_plain(call, target, signature, plain)
         size = len(body) if json_bytes is None else json_bytes
         may_learn = known is None and (json_bytes is not None or signature.row_bytes > 0)
         taken, returned = _of_bytes(signature)
@@ -217,12 +222,26 @@ class Inference:
                 value[0] = call.body.decode()
             except UnicodeDecodeError as err:
                 raise InvalidRequest(f"expected a text in UTF-8: {err.reason}") from err
-        outputs = tuple(range(len(signature.outputs)))
-        rows = InferRows((value,), 1, outputs, None, "", True, _options(call.plan))
-        name = call.plan.params["name"]
-        encoder = infer.InferEncoder(target, None, rows, name, signature, _as_it_is)
-        response = await call.run(rows.message, encoder, call.deadline_s)
-        return await _reply(call, response, Form(False, {}, _of_bytes(signature)[1]))
+        return await self._infer_plain(
+            call, target, signature, PlainRequest((value,), 1, "", NO_PARAMETERS)
+        )
+
+    async def _infer_plain(
+        self,
+        call: Exchange,
+        target: Route | AnyBatcher,
+        signature: TensorSignature,
+        request: PlainRequest,
+    ) -> Answer:
+        """Answer a request whose arrays are known, as JSON."""
+        arrays, num_rows, identifier, parameters = request
+        encoder = ArraysEncoder(target, num_rows, {**_options(call.plan), **parameters})
+        outputs, version = await call.run(arrays, encoder, call.deadline_s)
+        facts = call.plan.params["name"], version, identifier, signature.outputs, outputs
+        size = sum(each.nbytes for each in outputs)
+        return Answer(
+            await call.work(plain_json.write, *facts, size=size, few_bytes=_INLINE_OUTPUT_BYTES)
+        )
 
 
 def _of_bytes(signature: TensorSignature) -> tuple[frozenset[str], frozenset[str]]:

@@ -75,7 +75,12 @@ class Models:
 
 
 def _tensor(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "axes": tensor.axes}
+    return {
+        "name": tensor.name,
+        "datatype": tensor.datatype,
+        "axes": tensor.axes,
+        "content": tensor.content,
+    }
 
 
 def _reached(address: str, host: str) -> str:

@@ -21,8 +21,8 @@ described      name:text datatype:text shape:integer*
 configured     name:text data_type:text dims:integer*
 parameter      string_value:text
 statistics     name:text version:text inference_count:count execution_count:count
-fact           name:text datatype:text axes:text*
-sample         name:text datatype:text axes:text* shape:count* sample:any
+fact           name:text datatype:text axes:text* content:text?
+sample         name:text datatype:text axes:text* content:text? shape:count* sample:any
 model          name:text version:text state:text reason:text roles:text* device:text? precision:text? batching:text?
                inputs:sample*? outputs:fact*? classes:text*? takes_pictures:flag? requests:text{}?
 Problem        type:text? title:text status:integer detail:text
@@ -44,6 +44,7 @@ _NOTES = {
     "tensor.data": "Row by row; lists of lists are read, too.",
     "statistics.inference_count": "Rows that were answered.",
     "statistics.execution_count": "Runs.",
+    "sample.content": "Of BYTES: text, bytes or picture, if a handler takes them; else empty.",
     "sample.shape": "A shape that works.",
     "sample.sample": "Values of this shape; null where they are many.",
     "model.state": "READY or UNAVAILABLE.",
@@ -212,6 +213,12 @@ def _ready(summary: str) -> dict[str, Any]:
 def _infer(model: LoadedModel) -> dict[str, Any]:
     example, num_zeros = request_body(model.tensors, model.sample_shapes)
     body = body_of("InferRequest")
+    (first, *others) = model.tensors.inputs or (None,)
+    if first is not None and first.content and not others:  # of a handler: the body is its value
+        kinds = {"text": ("text/plain",), "picture": ("image/*", "application/octet-stream")}
+        schema = TEXT if first.content == "text" else {"type": "string", "format": "binary"}
+        for kind in kinds.get(first.content, ("application/octet-stream",)):
+            body[kind] = {"schema": schema}
     if not num_zeros:
         body["application/json"]["example"] = example
     return operation(

@@ -369,8 +369,8 @@ def _timed(
         model = replace(model, engine=engine)
     if isinstance(engine, OnnxEngine) and engine.device == "cpu" and feeds and most_threads > 1:
         usual = usual_feeds(model.run, model.tensors, feeds)
-        named = f"model {model.manifest.name} version {model.version}"
-        engine.wide = gains(named, model.run, partial(engine.widened, most_threads), usual)
+        label = model.manifest.name, model.version
+        engine.wide = gains(label, model.run, partial(engine.widened, most_threads), usual)
     quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
     shapes = {name: array.shape for name, array in (feeds or {}).items()}
     return replace(

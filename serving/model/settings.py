@@ -210,7 +210,7 @@ def parse_settings(data: bytes) -> ModelSettings:
         raise ConfigurationError(f"{SETTINGS}: it is no text in UTF-8") from None
     known = ModelConfig.DESCRIPTOR.fields_by_name
     kept, ignored = [], []
-    for name, statement in _statements(text):
+    for name, statement in statements(text):
         if name in known:
             kept.append(statement)
         elif name in _REFUSED:
@@ -261,7 +261,7 @@ def _parameters(message: Any) -> Mapping[str, str]:
     return given
 
 
-def _statements(text: str) -> Iterator[tuple[str, str]]:
+def statements(text: str) -> Iterator[tuple[str, str]]:
     """Divide a file into its fields, each with its text."""
     depth, name, begin, previous = 0, "", 0, ""
     at = 0

@@ -41,11 +41,13 @@ class _Engine(Protocol):
 _Wide = TypeVar("_Wide", bound=_Engine)
 
 
-def gains(name: str, run: _Run, widen: Callable[[], _Wide], feeds: Feeds) -> _Wide | None:
+def gains(
+    label: tuple[str, str], run: _Run, widen: Callable[[], _Wide], feeds: Feeds
+) -> _Wide | None:
     """Return a wide engine if a call alone gains by it.
 
     Args:
-        name: the model's and its version's, for the log.
+        label: the model's name and its version, for the log.
         run: runs the model on one thread.
         widen: builds an engine whose runs have several threads; called for long runs alone.
         feeds: the inputs of a call that runs.
@@ -57,7 +59,7 @@ def gains(name: str, run: _Run, widen: Callable[[], _Wide], feeds: Feeds) -> _Wi
     wide.run(feeds)
     for _ in range(_NUM_TRIES):
         if _thread_s(wide.run, feeds) <= _MOST_SHARE * narrow_s:
-            _log.info("%s: a call that is alone runs on several threads", name)
+            _log.info("model %s version %s: a call that is alone runs on several threads", *label)
             return wide
     return None
 

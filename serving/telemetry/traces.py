@@ -78,8 +78,10 @@ class Tracer:
                     "queue.seconds": started_s - begun_s,
                 }
             )
-            span.add_event("run started", timestamp=_ns(started_s, epoch_ns))
-            span.add_event("run finished", timestamp=_ns(finished_s, epoch_ns))
+            # Of a model with a handler also its steps.
+            for step, begin_s, end_s in getattr(run, "steps", (("run", started_s, finished_s),)):
+                span.add_event(f"{step} started", timestamp=_ns(begin_s, epoch_ns))
+                span.add_event(f"{step} finished", timestamp=_ns(end_s, epoch_ns))
         if is_error:
             span.set_status(self._error)
         span.end()

@@ -22,6 +22,8 @@ from tests.benchmarks.retries import SHORT_S, until_answered
 from tests.support.raw import CLASSIFY
 from tests.support.servers import fake_server
 
+pytestmark = pytest.mark.process
+
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = CLASSIFY + "Stream"
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"

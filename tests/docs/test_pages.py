@@ -19,7 +19,11 @@ PAGES = [
     *(ROOT / "docs").rglob("*.md"),
     *(ROOT / name for name in ("README.md", "SECURITY.md", "reader/README.md")),
 ]
-MADE = {"benchmarks/results/local/", "benchmarks/results/local/SUITE.json"}
+MADE = {
+    "benchmarks/results/local/",
+    "benchmarks/results/local/MODEL.json",
+    "benchmarks/results/local/SUITE.json",
+}
 """The files that a command makes."""
 _FOLDERS = (
     "benchmarks|deploy|digit_classifier|digit_scoring|docs|protos|reader|requirements|serving|"

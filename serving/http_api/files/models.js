@@ -71,6 +71,10 @@ function sectionOf(model) {
     const field = copyOf("input"), text = field.querySelector("textarea");
     field.querySelector("legend").textContent = `${input.name} ${input.datatype} [${input.axes.join(", ")}]`;
     text.setAttribute("aria-label", input.name);
+    if (input.content) {
+      fitTo(input.content, field, text);
+      return field;
+    }
     text.value = input.sample === null ? "" : JSON.stringify(input.sample);
     text.placeholder = `nothing: zeros, ${input.shape.join(" × ")}`;
     return field;
@@ -82,17 +86,40 @@ function sectionOf(model) {
   return section;
 }
 
+// The field of a handler's input: a text, or a file that may be dropped or pasted.
+function fitTo(content, field, text) {
+  const file = field.querySelector("input");
+  if (content === "text") {
+    text.placeholder = "a text";
+    field.querySelector("label").hidden = true;
+    return;
+  }
+  text.hidden = true;
+  field.querySelector("span").textContent = content === "picture" ? "A picture: choose, drop or paste it" : "A file: choose or drop it";
+  if (content === "picture") file.accept = "image/*";
+  const take = (event, { files }) => {
+    event.preventDefault();
+    if (files.length) file.files = files;
+  };
+  field.tabIndex = 0; // so that it can be pasted into
+  field.addEventListener("dragover", (event) => event.preventDefault());
+  field.addEventListener("drop", (event) => take(event, event.dataTransfer));
+  field.addEventListener("paste", (event) => take(event, event.clipboardData));
+}
+
 async function send(model, form) {
   const note = form.querySelector(".note"), answer = form.querySelector(".answer");
   const bars = form.querySelector(".bars"), [picture] = form.querySelector(".picture input").files;
   note.textContent = "";
   bars.replaceChildren();
+  form.querySelector(".texts").textContent = "";
   answer.hidden = true;
   try {
     const started = performance.now();
     const content = await (picture ? classified(model, picture) : inferred(model, form));
     note.textContent = `${(performance.now() - started).toFixed(0)} ms`;
     bars.replaceChildren(...barsOf(model, content));
+    form.querySelector(".texts").textContent = textsOf(model, content);
     const text = content.pictures ? JSON.stringify(content.pictures[0], null, 1)
       : content.outputs.map((each) => `${each.name} ${each.datatype} [${each.shape.join(", ")}]\n`
         + (each.data ? JSON.stringify(each.data) : "too many to show")).join("\n");
@@ -119,7 +146,8 @@ async function inferred({ name, version, inputs, outputs }, form) {
   const tensors = await Promise.all(inputs.map(async (input, number) => {
     const text = fields[number].querySelector("textarea").value;
     const [file] = fields[number].querySelector("input").files;
-    const tensor = file ? await fromFile(input, file) : fromText(input, text);
+    const tensor = await (input.content ? fromField(input, text, file)
+      : file ? fromFile(input, file) : fromText(input, text));
     return { name: input.name, datatype: input.datatype, ...tensor };
   }));
   for (const tensor of tensors) {
@@ -134,6 +162,23 @@ async function inferred({ name, version, inputs, outputs }, form) {
   const headers = parts.length ? { "Inference-Header-Content-Length": String(head.length) } : {};
   const url = `v2/models/${encodeURIComponent(name)}/versions/${version}/infer`;
   return ask(url, { method: "POST", headers, body: new Blob([head, ...parts]) });
+}
+
+// One row of a handler's input: a text as it stands, or a file behind its length.
+async function fromField({ name, content }, text, file) {
+  if (content === "text") return { shape: [1], data: [text] };
+  if (!file) throw new Error(`${name}: choose a ${content === "picture" ? "picture" : "file"} first`);
+  const bytes = new Uint8Array(4 + file.size);
+  new DataView(bytes.buffer).setUint32(0, file.size, true);
+  bytes.set(new Uint8Array(await file.arrayBuffer()), 4);
+  return { shape: [1], bytes: bytes.buffer };
+}
+
+// The texts of a handler's answer, by their names.
+function textsOf({ outputs: known }, { outputs }) {
+  const texts = known.filter(({ content }) => content === "text").map(({ name }) => name);
+  return (outputs || []).filter(({ name, data }) => texts.includes(name) && data)
+    .map(({ name, data }) => `${name}: ${data.join(", ")}`).join("\n");
 }
 
 // Numbers in brackets or without, or a text; nothing is zeros, or empty texts: a length of 0 each.
@@ -171,12 +216,18 @@ async function fromFile(input, file) {
   return { shape, bytes: buffer.slice(end) };
 }
 
-function barsOf({ classes }, { outputs, pictures }) {
+const areShares = (data) => data.every((each) => each >= 0 && each <= 1)
+  && Math.abs(data.reduce((all, each) => all + each, 0) - 1) < 0.01;
+
+function barsOf({ classes, inputs }, { outputs, pictures }) {
   let shares = pictures && pictures[0].probabilities;
-  const rows = (outputs || []).find(({ shape, datatype }) => /^FP/.test(datatype) && shape.length === 2
-    && classes.length && shape[1] === classes.length);
+  const isHandled = inputs.some(({ content }) => content);
+  const rows = (outputs || []).find(({ shape, datatype, data }) => /^FP/.test(datatype)
+    && shape.length === 2 && data && (classes.length ? shape[1] === classes.length
+      : isHandled && shape[1] > 1 && areShares(data.slice(0, shape[1]))));
   if (rows) {
-    shares = rows.data.slice(0, classes.length).map((probability, at) => ({ label: classes[at], probability }));
+    shares = rows.data.slice(0, rows.shape[1])
+      .map((probability, at) => ({ label: classes[at] || String(at), probability }));
     shares = shares.sort((one, other) => other.probability - one.probability).slice(0, TOP);
   }
   return (shares || []).map(({ label, probability }, place) => {

@@ -17,6 +17,10 @@ _MOST = 64
 """Values of an input that are written out; of larger ones there are zeros."""
 _VALUES: dict[str, Any] = {"b": True, "f": 0.5, "O": "text"}
 """By the kind of numpy's types. Of integers 1: every table has it, and masks take it."""
+_PICTURE = "R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw=="
+"""The smallest GIF, in base64."""
+_FILES = {"picture": "picture.jpg", "bytes": "file.bin"}
+"""Names of files for inputs of handlers, by their content."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Sizes for inputs whose axes are open, by name."""
@@ -43,6 +47,8 @@ def sample_of(tensor: Tensor, shapes: Shapes) -> Any:
     shape = shape_of(tensor, shapes)
     if math.prod(shape) > _MOST:
         return None
+    if tensor.is_binary:  # as JSON has it
+        return np.full(shape, _PICTURE if tensor.content == "picture" else "AAE=", object).tolist()
     return np.full(shape, _VALUES.get(tensor.dtype.kind, 1), tensor.dtype).tolist()
 
 
@@ -86,7 +92,7 @@ class Example:
         for tensor in self.tensors.inputs:
             values, shape = sample_of(tensor, self.shapes), shape_of(tensor, self.shapes)
             text = f"zeros{[*shape]}".replace(" ", "") if values is None else json.dumps(values)
-            words.append(f"{tensor.name}={text}")
+            words.append(f"{tensor.name}={_file_of(tensor, '@') or text}")
         token = "SERVING_TOKEN=$TOKEN " if self.access.has_tokens else ""
         return token + shlex.join(words)
 
@@ -100,6 +106,12 @@ class Example:
         command = shlex.join(words + ["--output", "answer.bin"] * is_large)
         command += ' -H "Authorization: Bearer $TOKEN"' * self.access.has_tokens
         path = quote(self.name, safe="") + (f"/versions/{self.version}" if self.version else "")
+        (first, *others) = self.tensors.inputs or (None,)
+        if first is not None and first.content and not others:  # the body is its value
+            url = shlex.quote(f"{self.access.http}/v2/models/{path}/infer")
+            if file := _file_of(first):
+                return f"{command} -T {file} {url}"
+            return f"{command} {url} -H 'content-type: text/plain' -d text"
         url, text = shlex.quote(f"{self.access.http}/v2/models/{path}/infer"), json.dumps(body)
         if not num_zeros:
             return f"{command} {url} \\\n  -d {shlex.quote(text)}"
@@ -154,11 +166,21 @@ class Example:
 
     def _value(self, tensor: Tensor) -> str:
         values = sample_of(tensor, self.shapes)
+        if file := _file_of(tensor):
+            return f"[open({file!r}, 'rb').read()]"
         return self._array(tensor) if values is None else repr(values)
 
     def _array(self, tensor: Tensor) -> str:
         shape, values = shape_of(tensor, self.shapes), sample_of(tensor, self.shapes)
+        if file := _file_of(tensor):
+            return f"np.array([open({file!r}, 'rb').read()], object)"
         if tensor.datatype == "BYTES":
             return f"np.full({shape}, 'text', object)"
         what = f"zeros({shape}" if values is None else f"array({values}"
         return f"np.{what}, {tensor.dtype.name!r})"
+
+
+def _file_of(tensor: Tensor, before: str = "") -> str:
+    """Return the name of a file for an input that is one; empty for others."""
+    file = _FILES.get(tensor.content, "")
+    return before + file if file else ""

@@ -142,10 +142,10 @@ def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
             output["parameters"] = {"binary_data_size": len(contents)}
             parts.append(contents)
         else:
-            _check_size(tensor.name, shape)
+            check_size(tensor.name, shape)
             output["data"] = _values_of(contents, tensor, form.base64, is_flat=True)
         outputs.append(output)
-    data = _written({**head, "outputs": outputs})
+    data = written({**head, "outputs": outputs})
     return b"".join((data, *parts)), len(data) if parts else None
 
 
@@ -171,7 +171,8 @@ def _values(array: Array) -> Any:
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
-def _written(document: dict[str, Any]) -> bytes:
+def written(document: dict[str, Any]) -> bytes:
+    """Encode a document, whose arrays are numpy's, with NaN and infinities as Triton has them."""
     data = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in data:  # orjson's NaN and infinities, or part of a name
         data = json.dumps(document, default=lambda each: each.tolist()).encode()
@@ -235,7 +236,7 @@ def write_predictions(response: bytes, base64: frozenset[str] = NONE) -> bytes:
     arrays = {}
     for tensor, contents in zip(message.outputs, message.raw_output_contents, strict=True):
         shape = list(tensor.shape)
-        _check_size(tensor.name, shape)
+        check_size(tensor.name, shape)
         arrays[tensor.name] = _values_of(contents, tensor, base64)
     numbers = {tensor.shape[0] if tensor.shape else -1 for tensor in message.outputs}
     predictions: Any = arrays
@@ -244,10 +245,11 @@ def write_predictions(response: bytes, base64: frozenset[str] = NONE) -> bytes:
     elif len(numbers) == 1 and -1 not in numbers:
         rows = zip(*arrays.values(), strict=True)
         predictions = [dict(zip(arrays, row, strict=True)) for row in rows]
-    return _written({"predictions": predictions})
+    return written({"predictions": predictions})
 
 
-def _check_size(name: str, shape: list[int]) -> None:
+def check_size(name: str, shape: list[int]) -> None:
+    """Check that an output may be written as JSON; raises InvalidRequest."""
     if (size := math.prod(shape)) > tensors.MAX_JSON_VALUES:
         raise InvalidRequest(
             f"expected an output of at most {tensors.MAX_JSON_VALUES} values as JSON, {name} "

@@ -7,6 +7,7 @@ is guessed, converted or ignored.
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,9 +36,10 @@ _UNSUPPORTED = {
 """Tensor parameters that change the meaning of a request, and why they are refused; others are
 hints and are not read."""
 
-_OWN_PARAMETERS = ("timeout", "priority", "binary_data_output")
+OWN_PARAMETERS = ("timeout", "priority", "binary_data_output")
 """Parameters of a request that the protocol gives a meaning; a handler does not get them."""
 
+NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 _Input = tuple[int, Tensor, list[int]]
 """Its place in the request, the model's description, and its shape."""
 
@@ -199,7 +201,7 @@ class InferRows(NamedTuple):
     """The request's id, which the answer repeats."""
     is_raw: bool
     """Whether tensors are raw bytes in both directions, or typed contents."""
-    parameters: Mapping[str, Any] = {}
+    parameters: Mapping[str, Any] = NO_PARAMETERS
     """The request's parameters, but for the timeout and those of the protocol over HTTP."""
 
 
@@ -241,7 +243,9 @@ def decode(
             message = message[0].tobytes()
     timeout_s = _timeout_s(request.parameters)
     facts = message, num_rows, outputs, timeout_s, request.id, is_raw
-    return InferRows(*facts, _parameters(request.parameters) if request.parameters else {})
+    return InferRows(
+        *facts, _parameters(request.parameters) if request.parameters else NO_PARAMETERS
+    )
 
 
 def encode(
@@ -386,7 +390,7 @@ def _parameters(parameters: Any) -> dict[str, Any]:
     return {
         name: getattr(each, kind)
         for name, each in parameters.items()
-        if name not in _OWN_PARAMETERS and (kind := each.WhichOneof("parameter_choice"))
+        if name not in OWN_PARAMETERS and (kind := each.WhichOneof("parameter_choice"))
     }
 
 

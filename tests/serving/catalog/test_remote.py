@@ -17,6 +17,8 @@ from serving.model.remote import RemoteRepository
 from tests.serving.catalog.conftest import SMALL
 from tests.serving.model import templates
 
+pytestmark = pytest.mark.process
+
 fsspec = pytest.importorskip("fsspec")
 
 

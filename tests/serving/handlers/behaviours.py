@@ -148,3 +148,24 @@ class Cascade(serving.Handler):
 
     def predict(self, text):
         return self.models.infer("behaviours", {"text": text})["answer"].tolist()
+
+
+class Shares(serving.Handler):
+    """Probabilities."""
+
+    inputs = {"text": serving.Text()}
+    outputs = {"shares": serving.Array("float32", (3,))}
+
+    def predict(self, text):
+        return [[0.1, 0.7, 0.2]] * len(text)
+
+
+class Doubles(serving.Handler):
+    """Twice the numbers, of which several calls' rows go together."""
+
+    inputs = {"x": serving.Array("float32", (3,))}
+    outputs = {"y": serving.Array("float32", (3,))}
+    batching = True
+
+    def predict(self, x):
+        return 2 * x

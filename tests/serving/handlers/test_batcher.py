@@ -141,6 +141,7 @@ class Call(ResponseEncoder):
         return [[each.tolist() for each in result.part(at, self.num_rows)]]
 
     def answer(self, group, responses, run):
+        self.steps = [step for step, _, _ in run.steps]
         self.settle(responses[0])
 
     def fail(self, group, error):
@@ -186,6 +187,7 @@ def test_model_runs_calls_of_several_trips_in_one_batch():
         process.answer([process.jobs[0][1][0][0] + 1])
     world.owner.work()
     assert sorted([first.outcome[0], second.outcome[0]]) == [[3], [5]]
+    assert first.steps == ["preprocess", "run", "postprocess"]
 
 
 def test_state_binds_a_call_to_its_process():

@@ -4,14 +4,20 @@ import os
 import re
 import signal
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import serving
+from serving.catalog import Catalog
+from serving.config import ModelConfig
 from tests.serving.handlers.conftest import at_once, named
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import wait_until
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture
@@ -127,6 +133,65 @@ def test_processes_that_end_again_and_again_rest(served):
     assert say(client)["answer"][0] == "SAY IT"  # retried until a process is there again
 
 
+def is_alive(pid):
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_their_server_though_they_hang(number):
+    with serving.Server(handler=named(behaviours="Behaviours"), handler_processes=2) as server:
+        with serving.Client(server.address, timeout_s=20) as client:
+            pids = {int(say(client)["pid"][0]) for _ in range(20)}
+            threads, _ = at_once(lambda: say(client, "hang", timeout_s=0.5))
+            threads[0].join()
+        os.kill(server.pid, number)
+        wait_until(lambda: not any(map(is_alive, pids)))
+
+
+def test_old_processes_end_after_a_reload(served, tmp_path):
+    file = tmp_path / "pid.py"
+    text = (
+        "import os\nimport serving\n\nclass Pid(serving.Handler):\n"
+        "    inputs = {'x': serving.Text()}\n    outputs = {'pid': serving.Array('int64')}\n\n"
+        "    def predict(self, x):\n        return [os.getpid()] * len(x)  # VERSION\n"
+    )
+    file.write_text(text)
+    _, client = served(handler=str(file), reload_interval="0.1", handler_processes=1)
+    before = int(client.infer("pid", ["x"])["pid"][0])
+    file.write_text(text.replace("VERSION", "second"))
+    wait_until(lambda: int(client.infer("pid", ["x"])["pid"][0]) != before)
+    wait_until(lambda: not is_alive(before))
+
+
+def test_workers_have_their_own_processes(served):
+    server, client = served(handler=named(behaviours="Behaviours"), workers=2, handler_processes=2)
+    assert say(client)["answer"][0] == "SAY IT"
+    page = HttpPeer(f"http://{server.metrics_address}")
+    text = 'serving_handler_processes{model="behaviours",version="1"} 2.0'
+    wait_until(lambda: text in page.get("/metrics").body.decode())
+
+
+def test_model_that_rests_is_not_ready_and_others_are(served):
+    server, client = served(
+        handler=named(behaviours="Behaviours", facts="Facts"), handler_processes=1
+    )
+    peer = HttpPeer(f"http://{server.http_address}")
+    is_ready = set()
+
+    def look():
+        is_ready.add(peer.get("/v2/models/behaviours/ready").status)
+        assert peer.get("/v2/models/facts/ready").status == 200
+        if 503 not in is_ready:  # its rest was too short to be seen
+            with suppress(serving.ServerError):
+                say(client, "exit 1", timeout_s=0.2)
+        return {200, 503} <= is_ready
+
+    wait_until(look)
+
+
 def test_handler_that_cannot_be_used_is_one_line_and_others_are_served(served, tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text(
@@ -208,6 +273,55 @@ def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
     with serving.Model.load(network) as plain:
         expected = plain.infer(np.ones((2, 4), np.float32))["y"]
     np.testing.assert_array_equal(client.infer("net", {"text": ["a", "b"]})["y"], expected)
+
+
+def test_url_brings_no_code(network, tmp_path, caplog):
+    folder = tmp_path / "models" / "net" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(network.read_bytes())
+    (folder / "handler.py").write_text("raise SystemExit('it was run')\n")
+    url, cache = f"file://{tmp_path / 'models'}", tmp_path / "cache"
+    catalog = Catalog(ModelConfig(url=url, model_cache=cache, allow_handlers=True))
+    assert catalog.models["net"].default.handler is None
+    assert not caplog.records or "it was run" not in caplog.text
+
+
+def test_cascade_ends_with_the_deadline_of_its_call(served):
+    _, client = served(
+        handler=named(behaviours="Behaviours", cascade="Cascade"),
+        handler_processes=1,
+        max_handler="1",
+    )
+    for _ in range(2):  # the cascade's process goes on; the other one is replaced
+        with pytest.raises(serving.DeadlineExceeded):
+            client.infer("cascade", {"text": ["hang"]}, timeout_s=0.3)
+    assert client.infer("cascade", {"text": ["say it"]})["answer"].tolist() == ["SAY IT"]
+
+
+def test_version_with_other_inputs_waits_for_a_restart(served, network, tmp_path):
+    text = (
+        "import serving\nimport numpy as np\n\nclass Around(serving.Handler):\n"
+        "    inputs = {'NAME': serving.Text()}\n\n    def preprocess(self, NAME):\n"
+        "        return np.full((len(NAME), 4), VALUE, 'float32')\n"
+    )
+
+    def publish(version, name):
+        folder = tmp_path / "net" / f"new-{version}"
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(network.read_bytes())
+        code = text.replace("NAME", name).replace("VALUE", version)
+        (folder / "handler.py").write_text(code)
+        folder.rename(tmp_path / "net" / version)
+
+    publish("1", "text")
+    server, client = served(models=str(tmp_path), allow_handlers=True, reload_interval="0.1")
+    first = client.infer("net", {"text": ["a"]})
+    publish("2", "words")
+    wait_until(lambda: "has another signature (words BYTES" in server.errors)
+    assert client.infer("net", {"text": ["a"]}).model_version == "1"
+    publish("3", "text")  # its own handler, of the same inputs
+    wait_until(lambda: client.infer("net", {"text": ["a"]}).model_version == "3")
+    np.testing.assert_allclose(client.infer("net", {"text": ["a"]})["y"], 3 * first["y"], rtol=1e-5)
 
 
 def test_rows_of_several_calls_go_together_and_are_cut_apart(served, gate):

@@ -1,6 +1,8 @@
 """A handler in the process of its caller: the same rows in and out as in a server."""
 
 import asyncio
+import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,9 @@ import serving
 from tests.serving.handlers import behaviours
 from tests.serving.handlers.conftest import FILE
 from tests.serving.handlers.test_served import picture_of
+from tests.support.servers import ended
+
+pytestmark = pytest.mark.process
 
 BIAS = np.array([[1, 2], [3, 4]], np.float32)
 
@@ -78,6 +83,25 @@ def test_handler_and_model_have_to_fit(network):
         serving.Model.load(handler=behaviours.Around)
     with pytest.raises(serving.ConfigurationError, match="expected an ONNX file"):
         serving.Model.load()
+
+
+def test_commands_run_a_handler_here(network, tmp_path):
+    command = [sys.executable, "-m", "serving"]
+    around = ["--handler", f"{FILE}:Around"]
+    values = ["text=ab", "bias=[1, 2]", "--json"]
+    answer = ended([*command, "infer", str(network), *around, *values], cwd=tmp_path)
+    assert json.loads(answer.stdout)["text"] == ["ab!"], answer.stderr
+    answer = ended([*command, "info", str(network), *around, "--json"], cwd=tmp_path)
+    assert json.loads(answer.stdout)["inputs"] == ["text BYTES [N]", "bias FP32 [N, 2]"]
+    (tmp_path / "upper.py").write_text(
+        "import serving\n\nclass Upper(serving.Handler):\n"
+        "    inputs = outputs = {'x': serving.Text()}\n\n"
+        "    def predict(self, x):\n        return [each.upper() for each in x]\n"
+    )
+    answer = ended([*command, "infer", "upper.py", "a b", "--json"], cwd=tmp_path)
+    assert json.loads(answer.stdout) == {"x": ["A B"]}, answer.stderr
+    answer = ended([*command, "info", "upper.py", "--json"], cwd=tmp_path)
+    assert json.loads(answer.stdout)["name"] == "upper"
 
 
 def test_methods_can_be_called_without_anything():

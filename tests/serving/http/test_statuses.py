@@ -25,6 +25,8 @@ from tests.support.h2_server import server_inside
 from tests.support.pictures import encoded
 from tests.support.servers import connected
 
+pytestmark = pytest.mark.process
+
 TOKEN = "token-0123456789abcdef"
 JSON = {"Content_Type": "application/json"}
 

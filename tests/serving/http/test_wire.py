@@ -14,6 +14,8 @@ from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
 from tests.support.servers import connected, on_both, wait_until
 
+pytestmark = pytest.mark.process
+
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /v2/repository/index HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"

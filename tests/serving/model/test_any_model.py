@@ -290,7 +290,7 @@ def test_repositories_of_other_servers_are_served_as_they_are(tmp_path):
         assert found.keys() == names
         for path in found.values():
             Model.load(path, device="cpu").close()
-    with pytest.raises(ModelNotFound, match=r"expected 1/model\.onnx, .* found nothing"):
+    with pytest.raises(ModelNotFound, match=r"expected NAME/1/model\.onnx, .* no such folder"):
         repository.named_models(ModelConfig(models=tmp_path / "none"), tmp_path / "none")
 
 

@@ -45,17 +45,17 @@ def no_engine():
 
 
 def test_short_runs_stay_on_one_thread():
-    assert gains("m", narrow(0.0005), no_engine, ROW) is None
+    assert gains(("m", "1"), narrow(0.0005), no_engine, ROW) is None
 
 
 def test_work_that_other_threads_share_is_a_gain():
     wide = Wide([0.02, 0.02, 0.01])  # to reserve memory; before others had a core; shared
-    assert gains("m", narrow(0.02), lambda: wide, ROW) is wide
+    assert gains(("m", "1"), narrow(0.02), lambda: wide, ROW) is wide
     assert not wide.seconds
 
 
 def test_work_that_one_thread_does_is_none():
-    assert gains("m", narrow(0.01), lambda: Wide([0.01] * 6), ROW) is None
+    assert gains(("m", "1"), narrow(0.01), lambda: Wide([0.01] * 6), ROW) is None
 
 
 def test_sizes_that_callers_choose_are_usual_ones():

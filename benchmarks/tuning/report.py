@@ -1,0 +1,89 @@
+"""What a search found: a table, a picture, the comments of a config.pbtxt, and the raw results."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import NONE, ReportTable, seconds, short
+from benchmarks.tuning.search import Cell, Goal, Trial, cells_of, front
+
+FORMAT = 1
+
+
+def table(trials: Sequence[Trial], chosen: Cell | None) -> ReportTable:
+    """Lay out the candidates of the last stage, with all numbers of callers."""
+    last = max(trial.stage for trial in trials)
+    shown = cells_of([trial for trial in trials if trial.stage == last])
+    best = set(front(shown))
+    rows = [["", "settings", "callers", "rows/s", "p50", "p99", "errors", "memory"]]
+    for cell in sorted(shown, key=lambda each: (str(each.candidate), each.callers)):
+        mark = "*" * (cell in best)
+        if chosen and (cell.candidate, cell.callers) == (chosen.candidate, chosen.callers):
+            mark = "->"
+        figures = [short(cell.rows_per_s), seconds(cell.p50_s), seconds(cell.p99_s)]
+        rows.append(
+            [
+                mark,
+                str(cell.candidate),
+                str(cell.callers),
+                *(figures if not cell.num_errors else [NONE] * 3),
+                str(cell.num_errors),
+                f"{cell.memory_bytes / 2**20:.0f} MiB",
+            ]
+        )
+    note = (
+        "The candidates of the last stage. ->: chosen; *: on the Pareto front of rate and p99. A "
+        "cell with errors has no rate."
+    )
+    return ReportTable("Settings", note, rows)
+
+
+def comments(
+    trials: Sequence[Trial], chosen: Cell, goal: Goal, facts: Mapping[str, Any]
+) -> list[str]:
+    """Return the comments of a config.pbtxt: what was measured, where, and how to repeat it."""
+    cells = [cell for cell in cells_of(trials) if cell.candidate == chosen.candidate]
+    where = ", ".join(f"{name} {value}" for name, value in facts.items())
+    lines = [
+        f"Written by `tune --goal {goal}`: {chosen.candidate}.",
+        f"Measured through the server: {where}.",
+        "callers   rows/s       p50       p99   errors",
+    ]
+    lines += [
+        f"{cell.callers:7}  {short(cell.rows_per_s):>7}  {seconds(cell.p50_s):>8}  "
+        f"{seconds(cell.p99_s):>8}  {cell.num_errors:7}"
+        for cell in sorted(cells, key=lambda each: each.callers)
+    ]
+    return lines
+
+
+def verdict(trials: Sequence[Trial], chosen: Cell, goal: Goal) -> str:
+    """Say in a sentence or two which settings to serve with, and what they gain."""
+    words = (
+        f"For {goal}: {chosen.candidate}: {short(chosen.rows_per_s)} rows/s with {chosen.callers} "
+        f"callers, p99 {seconds(chosen.p99_s)}, {chosen.memory_bytes / 2**20:.0f} MiB."
+    )
+    usual = [cell for cell in cells_of(trials) if cell.candidate.is_default]
+    best = goal.best_cell(usual)
+    if best is None or chosen.candidate.is_default:
+        return words
+    ratio = chosen.rows_per_s / best.rows_per_s
+    return (
+        f"{words} The server's defaults: {short(best.rows_per_s)} rows/s with {best.callers} "
+        f"callers, p99 {seconds(best.p99_s)}, {best.memory_bytes / 2**20:.0f} MiB; that is "
+        f"{ratio:.2f} times their rate."
+    )
+
+
+def save(path: Path, trials: Sequence[Trial], facts: Mapping[str, Any]) -> None:
+    """Write the raw results: a line of JSON for each timed run."""
+    lines = []
+    for trial in trials:
+        values = {**asdict(trial), "latency": trial.latency.encode()}
+        lines.append(json.dumps(values))
+    document = {"format": FORMAT, **facts}
+    head = json.dumps(document)[:-1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(head + ', "trials": [\n' + ",\n".join(lines) + "\n]}\n", "utf-8")

@@ -1,0 +1,215 @@
+"""The search: successive halving, the goals, and the Pareto front; it measures nothing itself."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from benchmarks.result_file import Latencies
+from benchmarks.tuning.candidates import Candidate
+
+ENOUGH = 0.8
+"""Goal memory: the share of the best rate that a candidate must reach."""
+NOISE = 0.03
+"""Differences below this share are taken for noise: the server's defaults are chosen then."""
+FINALISTS = 3
+FINAL_ROUNDS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One timed run of a candidate at a number of callers."""
+
+    candidate: Candidate
+    callers: int
+    rows: int
+    """Rows of a call."""
+    stage: int
+    """The round of the halving, from 0; the last one has the most time."""
+    seconds: float
+    rows_per_s: float
+    p50_s: float
+    p99_s: float
+    num_calls: int
+    num_errors: int
+    memory_bytes: int
+    """Of the server, after the run."""
+    latency: Latencies = field(repr=False, compare=False)
+    """Of all calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A candidate at a number of callers: the medians of its last stage."""
+
+    candidate: Candidate
+    callers: int
+    rows_per_s: float
+    p50_s: float
+    p99_s: float
+    memory_bytes: int
+    num_errors: int
+    """Calls that failed in that stage; a cell with errors has no rate, and is never chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is looked for: "throughput", "latency" or "memory"."""
+
+    kind: str = "throughput"
+    latency_s: float = math.inf
+    """The most that p99 may be."""
+
+    def __str__(self) -> str:
+        return f"latency={self.latency_s * 1e3:g}ms" if self.kind == "latency" else self.kind
+
+    def callers_of(self, callers: Sequence[int], stage: "Stage") -> Sequence[int]:
+        """Return by how many callers a stage's candidates are called.
+
+        Rates are highest with many callers: before the last stage only these tell which half is
+        better. The limit of a latency may be kept by few callers alone.
+        """
+        return callers if stage.is_last or self.kind == "latency" else callers[-2:]
+
+    def best_cell(self, cells: Sequence[Cell]) -> Cell | None:
+        """Return the best of a candidate's cells: that of the highest rate within the limit.
+
+        Returns:
+            None if each of them has errors, or is too slow.
+        """
+        good = [c for c in cells if not c.num_errors and c.p99_s <= self.latency_s]
+        return max(good, key=lambda cell: cell.rows_per_s, default=None)
+
+    def ranked(self, cells: Sequence[Cell]) -> list[Candidate]:
+        """Return the candidates, the best first; those that miss the goal come last."""
+        groups: dict[Candidate, list[Cell]] = {}
+        for cell in cells:
+            groups.setdefault(cell.candidate, []).append(cell)
+        best = {each: self.best_cell(group) for each, group in groups.items()}
+        most = max((cell.rows_per_s for cell in best.values() if cell), default=0.0)
+
+        def key(candidate: Candidate) -> tuple[int, float]:
+            cell = best[candidate]
+            if cell is None:
+                slow = [c.p99_s for c in groups[candidate] if not c.num_errors]
+                return (2, min(slow)) if slow else (3, 0.0)
+            if self.kind == "memory" and cell.rows_per_s >= ENOUGH * most:
+                return 0, float(max(each.memory_bytes for each in groups[candidate]))
+            return 1, -cell.rows_per_s
+
+        return sorted(groups, key=key)
+
+    def choose(self, cells: Sequence[Cell]) -> Cell | None:
+        """Return the cell to serve with: the best candidate's best one.
+
+        The server's defaults are chosen where they are as good: fewer settings to carry on.
+
+        Returns:
+            None if no cell without errors reaches the goal.
+        """
+        first, *others = self.ranked(cells)
+        best = self.best_cell([cell for cell in cells if cell.candidate == first])
+        for candidate in others if best and self.kind != "memory" else ():
+            cell = self.best_cell([cell for cell in cells if cell.candidate == candidate])
+            is_as_good = cell and best and cell.rows_per_s >= (1 - NOISE) * best.rows_per_s
+            if candidate.is_default and is_as_good:
+                return cell
+        return best
+
+
+def cells_of(trials: Sequence[Trial]) -> list[Cell]:
+    """Return the cells: of each candidate and number of callers the medians of its last stage."""
+    groups: dict[tuple[Candidate, int], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.candidate, trial.callers), []).append(trial)
+    cells = []
+    for (candidate, callers), group in groups.items():
+        last = [trial for trial in group if trial.stage == max(t.stage for t in group)]
+        num_errors = sum(trial.num_errors for trial in last)
+        cells.append(
+            Cell(
+                candidate,
+                callers,
+                0.0 if num_errors else median(trial.rows_per_s for trial in last),
+                median(trial.p50_s for trial in last),
+                median(trial.p99_s for trial in last),
+                max(trial.memory_bytes for trial in last),
+                num_errors,
+            )
+        )
+    return cells
+
+
+def front(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the Pareto front, by rate: no other cell has a higher rate and a lower p99."""
+    good = sorted((cell for cell in cells if not cell.num_errors), key=lambda c: -c.rows_per_s)
+    found: list[Cell] = []
+    for cell in good:
+        if not found or cell.p99_s < found[-1].p99_s:
+            found.append(cell)
+    return found[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A round of the search: each of its candidates is measured as often, for as long."""
+
+    number: int
+    num_candidates: int
+    seconds: float
+    """The least length of a timed run."""
+    rounds: int = 1
+
+    @property
+    def is_last(self) -> bool:
+        """Whether its figures are those that are reported."""
+        return self.rounds > 1
+
+
+def stages(num: int, seconds: float) -> list[Stage]:
+    """Plan the halving: each stage has half of the candidates, and twice the time for each.
+
+    The last one has `FINALISTS`, and is repeated at the length of the one before: its figures are
+    medians.
+    """
+    planned: list[Stage] = []
+    while num > FINALISTS:
+        planned.append(Stage(len(planned), num, seconds))
+        num, seconds = max(FINALISTS, math.ceil(num / 2)), 2 * seconds
+    seconds = planned[-1].seconds if planned else seconds
+    return [*planned, Stage(len(planned), num, seconds, FINAL_ROUNDS)]
+
+
+def halve(
+    candidates: Sequence[Candidate],
+    goal: Goal,
+    seconds: float,
+    seed: int,
+    measure: Callable[[Candidate, Stage], Sequence[Trial]],
+) -> list[Trial]:
+    """Measure all candidates for a short time, the better half for twice as long, and so on.
+
+    The server's defaults are measured in every stage, beside the others: what is chosen is
+    compared with them. The order within a stage is random, so that drift of the machine favours
+    none.
+
+    Args:
+        candidates: the settings to try, `Candidate.is_default` among them or not.
+        goal: which half is the better one.
+        seconds: the least length of a run in the first stage.
+        seed: of the order.
+        measure: runs a candidate at every number of callers; it returns nothing of a candidate
+            that can't be served.
+    """
+    generator, trials = random.Random(seed), list[Trial]()
+    alive = list(candidates)
+    for stage in stages(len(alive), seconds):
+        chosen = set(alive[: stage.num_candidates])
+        alive = [each for each in candidates if each in chosen or each.is_default]
+        for _ in range(stage.rounds):
+            for candidate in generator.sample(alive, len(alive)):
+                trials += measure(candidate, stage)
+        measured = [trial for trial in trials if trial.stage == stage.number]
+        alive = goal.ranked(cells_of(measured)) if measured else []
+    return trials

@@ -1,0 +1,102 @@
+"""Calls that a handler makes of another model, while it works on a call of its own."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from serving.batching.run import Group, Ran, ResponseEncoder, Result
+from serving.errors import InvalidRequest, ModelError, Overloaded, ServingError
+from serving.handlers.cascades import MAX_DEPTH
+from serving.handlers.trip import Slot, Trip
+from serving.tensors import Array, TensorSignature, as_feeds
+
+_log = logging.getLogger(__name__)
+
+Find = Callable[[str], tuple[Any, TensorSignature]]
+"""Returns the receiver of calls for another model, and its inputs and outputs."""
+
+
+def infer(
+    slot: Slot, find: Find, head: Mapping[str, Any], arrays: Sequence[Array], now_s: float
+) -> None:
+    """Have another model run for a process, within the deadline of the call that it works on.
+
+    Args:
+        slot: the process; it waits for the reply.
+        find: finds the model.
+        head: the process's message: the model's name, and those of the inputs.
+        arrays: the inputs.
+        now_s: the time.
+    """
+    trip = slot.trip
+    assert trip is not None
+    nested = _Nested(slot, trip)
+    try:
+        if trip.depth >= MAX_DEPTH:
+            raise InvalidRequest(f"more than {MAX_DEPTH} models call one another")
+        target, tensors = find(str(head["name"]))
+        given: Any = dict(zip(head["names"], arrays, strict=True))
+        feeds = as_feeds(tensors, given[""] if [*given] == [""] else given)
+        only = next(iter(feeds.values()))
+        encoder = _NestedEncoder(target, None, len(only) if tensors.is_batchable else 1)
+        encoder.depth, nested.names = trip.depth + 1, [each.name for each in tensors.outputs]
+        message = only.tobytes() if tensors.row_bytes else tuple(feeds.values())
+        group = Group(nested, [b""], [message], encoder, nested, now_s, trip.deadline_s)
+        if not target.submit(group):
+            raise Overloaded()
+    except ServingError as err:
+        nested.fail(None, err)
+    except Exception as err:  # of a process that says something else than ours do
+        _log.error("a handler's call of a model failed", exc_info=err)
+        nested.fail(None, ModelError())
+
+
+class PartsEncoder(ResponseEncoder):
+    """Hands on the outputs of a run for a call's rows."""
+
+    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
+        step = self.num_rows
+        return [result.part(at + i * step, step) for i in range(number)]
+
+
+class _NestedEncoder(PartsEncoder):
+    """The same for another model, which may have a handler."""
+
+    depth = 0
+    """How many handlers have called one another for it."""
+    parameters: Mapping[str, Any] = {}
+
+    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
+        return [(part, result.version) for part in super().encode(result, at, number)]
+
+
+class _Nested:
+    """A handler's call of another model: its caller, and the taker of its outcome."""
+
+    address = ""
+    gave_up_s = -math.inf
+
+    def __init__(self, slot: Slot, trip: Trip) -> None:
+        self._slot, self._trip = slot, trip
+        self.queues: dict[Any, Any] = {}
+        self.names: list[str] = []
+
+    @property
+    def streams(self) -> Trip:
+        return self._trip
+
+    def metadata(self, stream: object) -> Mapping[str, str]:
+        return {}
+
+    def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
+        if responses:
+            (outputs, version), names = responses[0], self.names
+            self._reply({"names": names, "version": version}, outputs)
+
+    def fail(self, group: Group | None, error: ServingError) -> None:
+        self._reply({"error": type(error).__name__, "text": str(error)})
+
+    def _reply(self, head: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
+        if self._slot.trip is self._trip:
+            self._slot.process.send({"kind": "reply", "job": self._trip.number, **head}, arrays)

@@ -1,0 +1,95 @@
+"""Calls that go through a handler's phases together, and the process that works on them."""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+from typing import Any
+
+from serving.batching.run import Group
+from serving.handlers.process_set import Process
+from serving.tensors import Array
+
+
+class Phase(Enum):
+    """How far a trip is."""
+
+    DECODING = auto()
+    READY = auto()
+    """It waits for a process."""
+    WORKING = auto()
+    """A process works on `Trip.step`."""
+    RUNNING = auto()
+    """The model runs."""
+    ENDED = auto()
+
+
+class Trip:
+    """Calls that go through the phases together; the `Caller` of the model's run for them."""
+
+    __slots__ = (
+        "arrays", "calls", "depth", "num_rows", "number", "options", "phase", "places", "process",
+        "queues", "started_s", "step", "times",
+    )  # fmt: skip
+
+    address = ""
+    gave_up_s = -math.inf
+
+    def __init__(
+        self, number: int, calls: list[Group], arrays: Sequence[Array], options: dict[str, Any]
+    ) -> None:
+        self.number = number
+        self.calls = calls
+        """Those that nobody has given up."""
+        self.arrays: Sequence[Array] = arrays
+        """What the next step gets."""
+        self.options = options
+        rows = [group.num_rows for group in calls]
+        starts = itertools.accumulate(rows, initial=0)
+        self.places = {id(group): start for group, start in zip(calls, starts, strict=False)}
+        """The first row of each call."""
+        self.num_rows = sum(rows)
+        self.depth = max(getattr(group.encoder, "depth", 0) for group in calls)
+        self.phase = Phase.READY
+        self.step = ""
+        """The method that is next, or works."""
+        self.process: Slot | None = None
+        """The one that has its state, or works."""
+        self.queues: dict[Any, Any] = {}
+        self.started_s = 0.0
+        """When its first step began."""
+        self.times: list[tuple[str, float, float]] = []
+        """Each step's name, start and end."""
+
+    @property
+    def streams(self) -> "Trip":
+        """Its calls, as a `Caller` has them: there is one, as long as somebody waits."""
+        return self
+
+    def metadata(self, stream: object) -> Mapping[str, str]:
+        """See `Caller`."""
+        return {}
+
+    def __contains__(self, stream: object) -> bool:
+        return any(group.open_part() is not None for group in self.calls)
+
+    @property
+    def deadline_s(self) -> float:
+        """When the last of its calls is late."""
+        return max((group.deadline_s for group in self.calls), default=-math.inf)
+
+
+class Slot:
+    """A process, and what it does."""
+
+    __slots__ = ("begun_s", "own", "process", "trip")
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.trip: Trip | None = None
+        """What it works on."""
+        self.begun_s = math.inf
+        """Since when."""
+        self.own: deque[Trip] = deque()
+        """Trips that are ready and whose state it has."""

@@ -1,0 +1,136 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from benchmarks.result_file import Latencies
+from benchmarks.tuning.candidates import Candidate, grid
+from benchmarks.tuning.search import (
+    FINAL_ROUNDS,
+    FINALISTS,
+    Goal,
+    Trial,
+    cells_of,
+    front,
+    halve,
+    stages,
+)
+
+CALLERS = (1, 4, 16, 64)
+USUAL, ONE, TWO = Candidate(), Candidate(threads=1, instances=1), Candidate(threads=2, instances=1)
+
+
+def trial(candidate, rate, *, callers=4, p99_s=0.01, stage=0, num_errors=0, memory=1 << 20):
+    return Trial(
+        candidate=candidate, callers=callers, rows=1, stage=stage, seconds=1.0, rows_per_s=rate,
+        p50_s=p99_s / 2, p99_s=p99_s, num_calls=100, num_errors=num_errors, memory_bytes=memory,
+        latency=Latencies.of([p99_s]),
+    )  # fmt: skip
+
+
+def server(seed, noise):
+    """A made-up model: what each setting gains, and noise that time makes smaller."""
+    generator = np.random.default_rng(seed)
+    gains = {c: generator.uniform(0.3, 1.0) for c in grid(4, 64)}
+
+    def true_rate(candidate, callers):
+        return 1000 * gains[candidate] * min(callers, 16) ** 0.5
+
+    def measure(candidate, stage):
+        spread = noise / np.sqrt(stage.seconds)
+        return [
+            trial(candidate, true_rate(candidate, n) * generator.normal(1, spread), callers=n,
+                  p99_s=n / true_rate(candidate, n), stage=stage.number)
+            for n in CALLERS
+        ]  # fmt: skip
+
+    return true_rate, measure
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_halving_finds_one_of_the_best_within_ten_percent(seed):
+    true_rate, measure = server(seed, noise=0.02)
+    candidates = grid(4, 64)
+    found = halve(candidates, Goal(), 0.1, seed, measure)
+    chosen = Goal().choose(cells_of(found))
+    best = max(true_rate(c, n) for c in candidates for n in CALLERS)
+    assert true_rate(chosen.candidate, chosen.callers) >= 0.9 * best
+    assert len(found) < 0.6 * len(candidates) * len(CALLERS) * 2 ** len(stages(len(candidates), 1))
+
+
+def test_same_seed_measures_in_the_same_order():
+    orders = []
+    for seed in (3, 3, 4):
+        _, measure = server(0, noise=0.0)
+        order = [each.candidate for each in halve(grid(2, 64), Goal(), 0.1, seed, measure)]
+        orders.append(order)
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_defaults_are_measured_in_every_stage():
+    _, measure = server(1, noise=0.0)
+    worse = Candidate()
+    found = halve(
+        grid(4, 64), Goal(), 0.1, 0,
+        lambda c, stage: [trial(c, 1.0, stage=stage.number)] if c == worse else measure(c, stage),
+    )  # fmt: skip
+    planned = stages(len(grid(4, 64)), 0.1)
+    assert {t.stage for t in found if t.candidate == worse} == {s.number for s in planned}
+
+
+def test_stages_halve_and_take_twice_as_long():
+    planned = stages(31, 0.1)
+    assert [stage.num_candidates for stage in planned] == [31, 16, 8, 4, 3]
+    assert all(b.seconds == 2 * a.seconds for a, b in pairwise(planned[:-1]))
+    assert (planned[-1].num_candidates, planned[-1].rounds) == (FINALISTS, FINAL_ROUNDS)
+    assert [stage.rounds for stage in stages(3, 0.1)] == [FINAL_ROUNDS]
+
+
+def test_cell_with_errors_in_one_round_is_never_chosen():
+    fast = [trial(ONE, 9000), trial(ONE, 9000, num_errors=1)]
+    cells = cells_of([*fast, trial(TWO, 1000)])
+    assert {cell.candidate: (cell.rows_per_s, cell.num_errors) for cell in cells} == {
+        ONE: (0.0, 1), TWO: (1000, 0),
+    }  # fmt: skip
+    for goal in (Goal(), Goal("latency", 1.0), Goal("memory")):
+        assert goal.choose(cells).candidate == TWO
+    assert [cell.candidate for cell in front(cells)] == [TWO]
+    assert Goal().choose(cells_of(fast)) is None
+
+
+def test_latency_is_a_limit_of_p99():
+    cells = cells_of(
+        [
+            trial(ONE, 900, callers=1, p99_s=0.004), trial(ONE, 9000, callers=64, p99_s=0.050),
+            trial(TWO, 1500, callers=1, p99_s=0.009), trial(TWO, 2000, callers=64, p99_s=0.070),
+        ]
+    )  # fmt: skip
+    assert Goal().choose(cells).candidate == ONE
+    chosen = Goal("latency", 0.010).choose(cells)
+    assert (chosen.candidate, chosen.callers) == (TWO, 1)
+    assert Goal("latency", 0.001).choose(cells) is None
+    assert Goal("latency", 0.001).ranked(cells) == [ONE, TWO]  # the nearer one first
+
+
+def test_memory_is_the_least_that_is_fast_enough():
+    cells = cells_of(
+        [
+            trial(USUAL, 1000, memory=300), trial(ONE, 850, memory=200), trial(TWO, 500, memory=100)
+        ]
+    )  # fmt: skip
+    assert Goal("memory").choose(cells).candidate == ONE
+
+
+def test_defaults_are_kept_where_they_are_as_good():
+    assert Goal().choose(cells_of([trial(ONE, 1000), trial(USUAL, 980)])).candidate == USUAL
+    assert Goal().choose(cells_of([trial(ONE, 1000), trial(USUAL, 900)])).candidate == ONE
+
+
+def test_front_has_no_cell_that_another_beats_twice():
+    cells = cells_of(
+        [
+            trial(ONE, 100, callers=1, p99_s=0.001), trial(ONE, 200, callers=4, p99_s=0.002),
+            trial(TWO, 150, callers=1, p99_s=0.003), trial(TWO, 300, callers=4, p99_s=0.004),
+        ]
+    )  # fmt: skip
+    assert [cell.rows_per_s for cell in front(cells)] == [100, 200, 300]
