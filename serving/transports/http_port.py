@@ -301,7 +301,8 @@ class HttpPort(Port):
         self.schedule_flush(peer)
 
     def headers_of(self, peer: Peer, stream: int) -> Iterable[tuple[str, str]]:
-        fields = peer.engine.call.plan.request.fields
+        call = peer.engine.call
+        fields = () if call is None else call.plan.request.fields
         return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
 
     def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
