@@ -5,15 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.run import Group, Owner, RunnableModel
 from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
-from serving.handlers.batcher import HandlerBatcher, Parts, RunMetrics
-from serving.handlers.signature import METADATA
 from serving.model.loaded import LoadedModel
 from serving.system.cores import usable_cores
 from serving.system.crash_record import number_of
@@ -22,8 +20,14 @@ from serving.system.process_pool import Processes
 from serving.telemetry.metrics import HandlerUsage, Metrics
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
-AnyBatcher = Batcher | HandlerBatcher
-"""The receiver of a version's calls."""
+if TYPE_CHECKING:
+    from serving.handlers.batcher import HandlerBatcher, Parts
+
+    AnyBatcher: TypeAlias = Batcher | HandlerBatcher
+    """The receiver of a version's calls."""
+else:
+    AnyBatcher = Batcher
+
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
 _NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 512 << 20, 10.0
@@ -274,7 +278,7 @@ class Router:
                 each for route in routes.values() for each in route.versions.versions.values()
             )
             self.keeps_headers = any(
-                each.handler is not None and METADATA in each.handler.signature.options
+                each.handler is not None and "metadata" in each.handler.signature.options
                 for each in models
             )
             is_other = routes.get(name) is not before
@@ -290,6 +294,9 @@ class Router:
         if model.handler is None:
             batcher = Batcher(model, batching, self.metrics, cores, name, self.host)
         else:
+            # Here: without a handler they would be 7 ms of a start.
+            from serving.handlers.batcher import HandlerBatcher, RunMetrics
+
             metrics: Any = RunMetrics(self.metrics)
             network = None
             if model.handler.signature.needs_model:
@@ -302,8 +309,10 @@ class Router:
         self.batchers = (*self.batchers, batcher)
         return batcher
 
-    def _parts(self, handler: Any, network: Batcher | None) -> Parts:
+    def _parts(self, handler: Any, network: Batcher | None) -> "Parts":
         """Return what a version with a handler runs on."""
+        from serving.handlers.batcher import Parts
+
         number = self.batching.handler_processes or max(1, usable_cores() - 1)
         return Parts(
             handler.signature,
@@ -383,7 +392,7 @@ class Router:
 
     def handlers(self) -> dict[tuple[str, str], HandlerUsage]:
         """Return the processes of handlers, by name and version; from any thread."""
-        found = (each for each in self.batchers if isinstance(each, HandlerBatcher))
+        found: Any = (each for each in self.batchers if each.usage is not None)
         return {each.label: each.usage() for each in found}
 
     @property

@@ -213,6 +213,12 @@ def _ready(summary: str) -> dict[str, Any]:
 def _infer(model: LoadedModel) -> dict[str, Any]:
     example, num_zeros = request_body(model.tensors, model.sample_shapes)
     body = body_of("InferRequest")
+    (first, *others) = model.tensors.inputs or (None,)
+    if first is not None and first.content and not others:  # of a handler: the body is its value
+        kinds = {"text": ("text/plain",), "picture": ("image/*", "application/octet-stream")}
+        schema = TEXT if first.content == "text" else {"type": "string", "format": "binary"}
+        for kind in kinds.get(first.content, ("application/octet-stream",)):
+            body[kind] = {"schema": schema}
     if not num_zeros:
         body["application/json"]["example"] = example
     return operation(

@@ -350,7 +350,8 @@ class H2Port(Port):
     # All calls of a connection
 
     def headers_of(self, peer: Peer, stream: bytes) -> Iterable[tuple[str, str]]:
-        fields = peer.streams[stream].block.fields
+        state = peer.streams.get(stream)
+        fields = () if state is None or state.block is None else state.block.fields
         return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
 
     def _not_queued(self, peer: Peer) -> list[tuple[bytes, Any]]:

@@ -306,7 +306,8 @@ def _options(router: Router, config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 1_000),  # our clients' is 1.5 s
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.so_reuseport", int(config.workers > 1)),  # else any second server could share it
-        ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
+        # Identity and gzip, which core unpacks up to the longest message.
+        ("grpc.compression_enabled_algorithms_bitset", 0b101),
         ("grpc.http2.bdp_probe", 0),  # core's own estimate grows while the event loop is busy
         ("grpc.http2.lookahead_bytes", 1 << 20),
     ]

@@ -120,6 +120,10 @@ class Exchange(LoopCall):
     def _raised(self, error: Exception) -> None:
         self.port.fail_request(self, error)
 
+    def resume(self) -> None:
+        if self._steps is not None:
+            self._step(self._steps.send, None)
+
     def resume_reading(self) -> None:
         self.port.resume_reading(self)
 
@@ -128,6 +132,12 @@ class Exchange(LoopCall):
 
     def refuse_bytes(self) -> None:
         self.port.fail_request(self, _NO_ROOM)
+
+
+async def _unpacked(call: Exchange) -> Answer:
+    """Answer a request whose body is compressed."""
+    call.body = await call.unpacked(call.body, call.plan.max_bytes)
+    return await call.plan.handler(call)
 
 
 class Phase(Enum):
@@ -291,7 +301,8 @@ class HttpPort(Port):
         self.schedule_flush(peer)
 
     def headers_of(self, peer: Peer, stream: int) -> Iterable[tuple[str, str]]:
-        fields = peer.engine.call.plan.request.fields
+        call = peer.engine.call
+        fields = () if call is None else call.plan.request.fields
         return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
 
     def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
@@ -331,7 +342,7 @@ class HttpPort(Port):
         engine.phase, peer.active_s = Phase.RUNNING, now_s
         call.body, call.is_running = body, True
         self.calls.end_at_deadline(call)
-        call.start(call.plan.handler(call))
+        call.start(_unpacked(call) if call.plan.is_packed else call.plan.handler(call))
 
     def _let_more_come(self, call: Exchange) -> None:
         """Have the rest of a body sent, once there is room for all of it."""

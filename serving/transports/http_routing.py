@@ -46,7 +46,8 @@ _HEADERS = [
 _ALLOWED = [
     ("access-control-allow-methods", "GET, POST, PUT"),
     ("access-control-allow-headers",
-     "authorization, content-type, inference-header-content-length, request-timeout, x-request-id"),
+     "authorization, content-encoding, content-type, inference-header-content-length, "
+     "request-timeout, x-request-id"),
     ("access-control-expose-headers", "inference-header-content-length, retry-after, x-request-id"),
     ("access-control-max-age", "600"),
 ]  # fmt: skip
@@ -167,6 +168,8 @@ class RoutedRequest:
         self.max_bytes = 0
         self.timeout_s = math.inf
         self.is_work = self.is_trusted = False
+        self.is_packed = False
+        """Whether the body is compressed with gzip."""
         self.headers: list[tuple[str, str]] = []
         """Of the answer."""
         self.kept: Any = None
@@ -235,8 +238,10 @@ class App:
         route = self._find(plan)
         plan.handler, plan.is_work = route.handler, route.is_work
         plan.timeout_s = _timeout_s(plan.get(TIMEOUT_HEADER))
-        if encoding := plan.get("content-encoding").replace("identity", ""):
-            raise InvalidRequest(f"expected a body that is not compressed, got {encoding[:40]!r}")
+        encoding = plan.get("content-encoding").strip().lower()
+        if encoding not in ("", "identity", "gzip", "x-gzip"):
+            raise InvalidRequest(f"expected content-encoding gzip or none, got {encoding[:40]!r}")
+        plan.is_packed = encoding.endswith("gzip")
         limit = route.max_bytes
         plan.max_bytes = limit if isinstance(limit, int) else limit(plan)
 

@@ -32,28 +32,48 @@ class OneThread:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
+_Post = Callable[[Callable[[], None]], None]
+
+
 class ThreadEach:
     """A `Pool` with a thread for each function."""
 
-    def __init__(self, host: Host, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, host: Host, post: _Post) -> None:
         self._host, self._post = host, post
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        pool = FewThreads(self._host, self._post, 1)
+        future = pool.submit(owner, function, *args)
+        pool.close()
+        return future
+
+    def close(self) -> None:
+        """See `Pool`."""
+
+
+class FewThreads:
+    """A `Pool` of threads that are kept; used by one thread, the loop's."""
+
+    def __init__(self, host: Host, post: _Post, number: int) -> None:
+        self._runners, self._post = host.runners(number), post
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
         future: Future[Any] = Future()
 
         def work() -> Task:
+            if future.cancelled():  # the caller has left
+                return lambda: None
             try:
                 return partial(_settle, future, function(*args))
             except Exception as err:
                 return partial(_settle, future, None, err)
 
-        runner = self._host.runners(1)
-        runner.put(work, self._post)
-        runner.close()
+        self._runners.put(work, self._post)
         return future
 
     def close(self) -> None:
         """See `Pool`."""
+        self._runners.close()
 
 
 def _settle(future: "Future[Any]", outcome: Any, error: Exception | None = None) -> None:

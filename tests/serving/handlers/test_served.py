@@ -64,7 +64,11 @@ def test_signature_is_the_handlers(caller, peer):
     metadata = peer.get("/v2/models/sizes").json
     assert metadata["inputs"] == [{"name": "picture", "datatype": "BYTES", "shape": [-1]}]
     assert caller.describe("sizes").inputs[0].content == "picture"
-    assert "/v2/models/sizes/infer" in peer.get("/openapi.json").json["paths"]
+    paths = peer.get("/openapi.json").json["paths"]
+    bodies = paths["/v2/models/sizes/infer"]["post"]["requestBody"]["content"]
+    assert set(bodies) == {"application/json", "application/octet-stream", "image/*"}
+    bodies = paths["/v2/models/joined/infer"]["post"]["requestBody"]["content"]
+    assert set(bodies) == {"application/json", "text/plain"}
     listed = {each["name"]: each for each in peer.get("/v2/models").json["models"]}
     assert listed["joined"]["outputs"][1]["datatype"] == "INT64"
     assert listed["sizes"]["requests"]["curl"].startswith("curl -T picture.jpg http://")
