@@ -65,7 +65,7 @@ class Inference:
         ]
         for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             routes += [
-                Endpoint("GET", model, self._query("ModelMetadata")),
+                Endpoint("GET", model, self._metadata),
                 Endpoint("GET", f"{model}/ready", self._query("ModelReady", ready="ready")),
                 Endpoint("GET", f"{model}/config", self._query("ModelConfig", inner="config")),
                 Endpoint("GET", f"{model}/stats", self._query("ModelStatistics")),
@@ -114,6 +114,13 @@ class Inference:
             few_bytes=_INLINE_OUTPUT_BYTES,
         )
         return Answer(body)
+
+    async def _metadata(self, call: Exchange) -> Answer:
+        """Describe a model: the protocol's fields, and all other facts as its parameters."""
+        question = inference_pb.ModelMetadataRequest(**call.plan.params)
+        message = self._queries.model_metadata(question.SerializeToString())
+        facts = self._queries.facts(question.name, question.version)
+        return as_json(rest.as_json(message) | {"parameters": facts})
 
     def _query(self, name: str, *, ready: str | None = None, inner: str | None = None) -> Any:
         """Answer a query by the method of this name; readiness by the status alone."""

@@ -66,7 +66,7 @@ def label(folder: Path) -> str:
     except KeyboardInterrupt:
         print()
         raise KeyboardInterrupt(f"{len(moved)} labelled; the same command continues") from None
-    following = f"`python -m training train --extra {folder}` comes next"
+    following = f"`digit-serving train --extra {folder}` comes next"
     return f"{len(moved)} labelled; {following if is_complete else 'the same command continues'}"
 
 
