@@ -14,7 +14,8 @@ from serving.protocols.oip.known_requests import Values, find_values
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
 from serving.protocols.oip.plain_json import ArraysEncoder, PlainRequest
 from serving.protocols.oip.rest import Form
-from serving.protocols.oip.tensors import NO_PARAMETERS, TypedContents
+from serving.protocols.oip.tensors import NO_PARAMETERS
+from serving.protocols.oip.typed import check_others
 from serving.router import AnyBatcher, Route, Router
 from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
@@ -218,7 +219,7 @@ class Inference:
         return await _reply(call, await call.run(inference.message, encoder, deadline_s), form)
 
     async def _infer_raw(
-        self, call: Exchange, target: Route | AnyBatcher, signature: TensorSignature
+        self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature
     ) -> Answer:
         """Answer a request whose body is the only input's value: a text or a file."""
         (tensor,) = signature.inputs
@@ -236,7 +237,7 @@ class Inference:
     async def _infer_plain(
         self,
         call: Exchange,
-        target: Route | AnyBatcher,
+        target: "Route | AnyBatcher",
         signature: TensorSignature,
         request: PlainRequest,
     ) -> Answer:
@@ -361,11 +362,11 @@ def read_packed(
         The message, the form of its answer and, if they are to be learned, where its values stand.
 
     Raises:
-        InvalidRequest: also for more fields than the loop may read, as with gRPC.
+        InvalidRequest: also for more beside the tensors than the loop may read, as with gRPC.
     """
     message, form = rest.read_infer(body, json_bytes, name, version, base64)
     packed = message.SerializeToString()
-    TypedContents(packed)
+    check_others(packed)
     values = find_values(body, json_bytes, message) if learn else None
     return packed, form, values
 

@@ -40,6 +40,7 @@ UNSUPPORTED = {
 """Methods of other servers for the protocol's extensions, by why they are refused."""
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")
 """Folders of this machine before the name of a file, which callers need not know."""
+_version = cache(installation.version)
 
 
 def model_metadata(name: str, versions: Iterable[str], tensors: TensorSignature) -> Any:
@@ -97,8 +98,11 @@ def model_statistics(model: ModelLabel, counts: ModelCounts, last_ms: int) -> An
         last_ms: when it last answered, in milliseconds since 1970; 0 for never.
     """
     number = counts.num_answered
-    times_s = {"queue": counts.queue_s.sum, "compute_infer": counts.calls_run_s,
-               "compute_output": counts.calls_output_s}  # fmt: skip
+    times_s = {
+        "queue": counts.queue_s.sum,
+        "compute_infer": counts.calls_run_s,
+        "compute_output": counts.calls_output_s,
+    }
     parts = {part: {"count": number, "ns": _ns(seconds)} for part, seconds in times_s.items()}
     return inference_pb.ModelStatistics(
         name=model[0],
@@ -123,24 +127,23 @@ def _ns(seconds: float) -> int:
     return max(0, round(seconds * 1e9))
 
 
-_version = cache(installation.version)
-
-
-def inference_methods(router: Router, queries: "Queries") -> list[Method]:
-    """Return the service's methods, and those that are refused by name."""
-    infer, stream = Infer(router), Infer(router, is_stream=True)
+def inference_methods(router: Router, queries: "Queries", pool: Any = None) -> list[Method]:
+    """Return the service's methods, and those that are refused by name; see `Infer`."""
+    infer, stream = Infer(router, pool), Infer(router, pool, is_stream=True)
     return [
         BatchedUnary(
             path=f"/{SERVICE}/ModelInfer",
             name="ModelInfer",
             read=infer.read,
             prefixes=infer.prefixes,
+            elsewhere=infer.elsewhere,
         ),
         BatchedStream(
             path=f"/{SERVICE}/ModelStreamInfer",
             name="ModelStreamInfer",
             read=stream.read,
             prefixes=stream.prefixes,
+            elsewhere=stream.elsewhere,
             error_message=stream.error_message,
         ),
         *(

@@ -68,9 +68,9 @@ def test_long_json_is_read_in_the_memory_that_there_is(http, images):
 @pytest.mark.parametrize(
     "part",
     [
-        {"parameters": {str(number): 1 for number in range(1100)}},
-        {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [0, 784], "data": []}] * 1100},
-        {"outputs": [{"name": "probabilities"}] * 1100},
+        {"parameters": {str(number): 1 for number in range(6000)}},
+        {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [0, 784], "data": []}] * 6000},
+        {"outputs": [{"name": "probabilities"}] * 6000},
         {"id": "a" * 70_000},
         {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [2**62] * 6000, "data": []}]},
     ],
