@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks import report, result_file, runner, tables
 from benchmarks.network import Generator, split_cores
@@ -304,8 +304,7 @@ def _model(options: argparse.Namespace) -> int:
     _require_linux()
     asked, output = workload_of(options), options.output
     output = output or RESULTS / "local" / f"{options.model.stem}.json"
-    names = ("rounds", "seconds", "callers")
-    given = {name: value for name in names if (value := getattr(options, name))}
+    given = _given(options, "rounds", "seconds", "callers")
     batches = options.batches or MODEL.loop_batches
     suite = replace(MODEL, loop_batches=batches if asked.rows else (1,), **given)
     cores, generator_cores = split_cores()
@@ -348,7 +347,13 @@ def suite_of(options: argparse.Namespace) -> Suite:
         wanted = [name for name in NAMES if name in options.scenarios]
         suite = replace(suite, scenarios=wanted)
     names = ("rounds", "seconds", "latency_slo_s", "arrivals", "callers", "batches")
-    return replace(suite, **{name: given for name in names if (given := getattr(options, name))})
+    return replace(suite, **_given(options, *names))
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the options that are given, by their names."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value}
 
 
 def _specs(suite: Suite, options: argparse.Namespace) -> list[Spec]:

@@ -42,7 +42,7 @@ CATALOGUE = {
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
 _RIGHT_SHARE = 0.95
-"""Of the digits that must be the fp32 model's; int8 may well differ in one."""
+"""The share of digits that must be the fp32 model's; int8 may well differ in one."""
 _LISTEN = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 

@@ -35,6 +35,8 @@ long as the way to a thread and back, some 100 µs."""
 
 _Answer = TypeVar("_Answer")
 _Path = str | Path
+_Waiting = tuple[Feeds, "asyncio.Future[Outputs]"]
+_Outcome = Outputs | BaseException
 
 
 def never() -> bool:
@@ -352,9 +354,6 @@ async def on_thread(work: Callable[[Any, Callable[[], bool]], _Answer], inputs: 
 
 
 # Small calls of an event loop, joined: 1.8 to 8 times the rate of as many calls by to_thread.
-
-_Waiting = tuple[Feeds, "asyncio.Future[Outputs]"]
-_Outcome = Outputs | BaseException
 
 
 class JoinedCalls:

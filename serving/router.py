@@ -14,14 +14,13 @@ from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
 from serving.model.loaded import LoadedModel
 from serving.system.cores import usable_cores
-from serving.system.crash_record import number_of
 from serving.system.host import Host
-from serving.system.process_pool import Processes
 from serving.telemetry.metrics import HandlerUsage, Metrics
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
 if TYPE_CHECKING:
     from serving.handlers.batcher import HandlerBatcher, Parts
+    from serving.system.process_pool import Processes
 
     AnyBatcher: TypeAlias = Batcher | HandlerBatcher
     """The receiver of a version's calls."""
@@ -78,7 +77,7 @@ class Route:
         self._new_batcher, self._gone = new_batcher, gone
         self._state = _State(versions, {}, None, None, 0.0)
         self.submit: Callable[[Group], int] = self._refuse
-        """See `Batcher.submit`."""
+        """Queue calls for the default version or its canary; return how many were taken."""
         self.serve(versions)
 
     def serve(self, versions: ModelVersions) -> None:
@@ -232,12 +231,12 @@ class Router:
         self.routes: Mapping[str, Route] = {}
         """The models in service by name; replaced as a whole."""
         self.batchers: tuple[AnyBatcher, ...] = ()
-        """Of all versions, including those that only finish accepted calls."""
+        """Batchers of all versions, including those that only finish accepted calls."""
         self._num_processes = num_processes
         self._lock = threading.Lock()
         """Held while `routes` and `batchers` are replaced."""
         self._blocked: Mapping[int, float] = {}
-        """See `block`."""
+        """The versions that `block` has named."""
         self.owner: Owner | None = None
         """The thread that the batchers belong to, once `attach` was called."""
         self.on_block: Callable[[], object] = lambda: None
@@ -330,10 +329,11 @@ class Router:
         route = self.find(name)
         return route, route.tensors
 
-    def _pictures(self) -> Processes:
+    def _pictures(self) -> "Processes":
         """Return the processes that decode pictures for handlers; made with the first one."""
         if self._decoder is None:
             from serving.pictures import reader
+            from serving.system.process_pool import Processes
 
             modules = (*reader.modules(), "serving.handlers.pictures")
             self._decoder = Processes(
@@ -361,6 +361,10 @@ class Router:
             batcher.block(self._refusal_of(batcher))
 
     def _refusal_of(self, batcher: AnyBatcher) -> ServingError | None:
+        if not self._blocked:
+            return None
+        from serving.system.crash_record import number_of  # of the workers of a supervisor
+
         until_s = self._blocked.get(number_of(batcher.label))
         if until_s is None:
             return None

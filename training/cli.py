@@ -34,6 +34,20 @@ _RUNS = """\
 _EXPORT = """\
   digit-serving export --keras MODEL.keras --samples SAMPLES.npz --name letters
 """
+SETTINGS = {
+    "epochs": "passes over the training images",
+    "units": "outputs of each hidden layer, such as 256,128,56",
+    "dropout": "share of each hidden layer's outputs dropped while training: one rate for all, or "
+    "one for each, such as 0.4,0.3,0.2",
+    "batch_size": "images per step of the optimizer",
+    "optimizer": "sgd (with momentum) and rmsprop have a constant rate; that of adamw and muon "
+    "rises, then decays",
+    "learning_rate": "the optimizer's rate, or its peak, such as 1e-3",
+    "augment": "what is done to the training images in each epoch. none: nothing; affine: rotate, "
+    "scale, shear, shift; elastic: deform them locally, too; full: also vary the strokes, degrade "
+    "some, and add images of no digit",
+}
+"""Settings of a recipe that options change, and their help."""
 
 
 def serve(folder: Path) -> str:
@@ -165,22 +179,6 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
         help="continue an interrupted training of the same recipe, seed and settings",
     )
     _add_setting_options(command)
-
-
-SETTINGS = {
-    "epochs": "passes over the training images",
-    "units": "outputs of each hidden layer, such as 256,128,56",
-    "dropout": "share of each hidden layer's outputs dropped while training: one rate for all, or "
-    "one for each, such as 0.4,0.3,0.2",
-    "batch_size": "images per step of the optimizer",
-    "optimizer": "sgd (with momentum) and rmsprop have a constant rate; that of adamw and muon "
-    "rises, then decays",
-    "learning_rate": "the optimizer's rate, or its peak, such as 1e-3",
-    "augment": "what is done to the training images in each epoch. none: nothing; affine: rotate, "
-    "scale, shear, shift; elastic: deform them locally, too; full: also vary the strokes, degrade "
-    "some, and add images of no digit",
-}
-"""Settings of a recipe that options change, and their help."""
 
 
 def _add_setting_options(command: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from serving.catalog import Catalog
 from serving.config import ServerConfig
 from serving.protocols.grpc_service import GrpcService
 from serving.protocols.health import Health
-from serving.protocols.oip import inference_pb
+from serving.protocols.oip import inference_pb, typed
 from serving.protocols.oip.examples import Access, Example
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
@@ -21,6 +21,7 @@ from serving.system.usage import Usage
 from serving.telemetry.metrics import Readiness, Report, Served
 from serving.transports import open_transport
 from serving.transports.limits import max_message_bytes
+from serving.transports.pools import LazyPool, Pool, decoders
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Server:
             inference_pb.SERVICE: str,
             **{each.SERVICE: partial(each.model_name, router) for each in others},
         }
+        self._decoders = LazyPool(self._open_decoders)
         self.health = Health(services, lambda: router.routes)
         router.on_block = lambda: self.health.set_blocked(router.blocked_models)
         allow_control = config.allow_repository_control
@@ -60,7 +62,7 @@ class Server:
             max_message_bytes=max_message_bytes(router, config),
         )
         methods = [
-            *inference_methods(router, queries),
+            *inference_methods(router, queries, self._decoders),
             *self.health.methods(),
             *(each for service in others for each in service.methods(router, self.transport)),
         ]
@@ -73,6 +75,9 @@ class Server:
         self._self_test: asyncio.Task[None] | None = None
         self.address = ""
         self.metrics_address = "off" if exporter is None else exporter.address
+
+    def _open_decoders(self) -> Pool:
+        return decoders((typed.__name__,)) if self._http is None else self._http.pool
 
     @property
     def http_url(self) -> str | None:
@@ -186,6 +191,7 @@ class Server:
         """Close the port and cut off pending calls; `drain` first to lose none."""
         self._end_self_test()
         await self._transport.stop(grace_s)
+        await asyncio.to_thread(self._decoders.close)
         if self._http is not None:
             await asyncio.to_thread(self._http.stop)
 

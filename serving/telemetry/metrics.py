@@ -96,7 +96,7 @@ class ModelCounts:
     """From a call's arrival to its answer."""
 
     preprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
-    """Of a handler: one trip to a process and back."""
+    """Times of a handler: one trip to a process and back."""
     postprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
     """Likewise."""
 
@@ -305,7 +305,7 @@ class Served(NamedTuple):
     role: str
     """"default", "canary", or empty: answers only calls that name it, or one of its labels."""
     num_classes: int
-    """Of a classifier; 0 of other models."""
+    """Classes of a classifier; 0 for other models."""
     max_batch_size: int = 0
     """The most rows in one run, by its own settings too; 0 if calls run alone."""
     max_request_rows: int | None = None

@@ -7,16 +7,18 @@ import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
-from serving.telemetry.access_log import LoggedCall
 from serving.telemetry.metrics import NO_MODEL
 from serving.transports import unpacking
 from serving.transports.budget import Budget
 from serving.transports.peer import Peer
 from serving.transports.pools import FewThreads, Pool
+
+if TYPE_CHECKING:
+    from serving.telemetry.access_log import LoggedCall
 
 SMALL_BYTES = 4096
 """The most that the loop itself decodes or writes: some 100 µs."""
@@ -121,8 +123,11 @@ class LoopCall:
             post = self.port.post
             self._work.add_done_callback(lambda future: post(partial(self._end_work, future)))
 
-        self.is_running = True
-        result: Result = await paused(begin)
+        was_running, self.is_running = self.is_running, True
+        try:
+            result: Result = await paused(begin)
+        finally:
+            self.is_running = was_running
         return result
 
     async def unpacked(self, packed: bytes, limit: int) -> bytes:

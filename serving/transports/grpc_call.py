@@ -429,7 +429,7 @@ class GrpcCall(LoopCall):
             self._end_if_answered()
 
     def expire(self) -> None:
-        """See `LoopCall`; a run that waits ends at its own deadline."""
+        """End a call whose deadline has passed; a run that waits ends at its own."""
         if not (self.is_running and isinstance(self.head.method, BatchedUnary)):
             self.end(headers.LATE)
 

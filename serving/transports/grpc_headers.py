@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from serving.errors import (
@@ -20,8 +20,10 @@ from serving.http2.hpack import Field, Fields
 from serving.http2.recogniser import Varying
 from serving.protocols.method import BatchedUnary, Method, PrefixCache
 from serving.protocols.status import UNKNOWN_METHOD, Status
-from serving.security.tokens import TokenCheck
-from serving.telemetry.access_log import REQUEST_ID as _REQUEST_ID
+from serving.telemetry.logs import REQUEST_ID as _REQUEST_ID
+
+if TYPE_CHECKING:
+    from serving.security.tokens import TokenCheck
 
 Trailers = tuple[tuple[bytes, bytes], ...]
 
@@ -128,7 +130,7 @@ class Headers:
 class HeaderParser:
     """Reads headers, and caches their meaning."""
 
-    def __init__(self, methods: Mapping[bytes, Method], tokens: TokenCheck | None) -> None:
+    def __init__(self, methods: Mapping[bytes, Method], tokens: "TokenCheck | None") -> None:
         """Take the methods by path; without `tokens` no call needs one."""
         self.methods = methods
         self.tokens = tokens

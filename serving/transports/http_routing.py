@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Coroutine, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from serving.errors import (
@@ -19,8 +19,10 @@ from serving.errors import (
 )
 from serving.http1.requests import BadRequest, Headers, Request, encode_head
 from serving.protocols.status import RETRY_AFTER_S, TABLE
-from serving.security.tokens import TokenCheck
 from serving.system.addresses import is_named
+
+if TYPE_CHECKING:
+    from serving.security.tokens import TokenCheck
 
 # Answers and errors
 
@@ -171,7 +173,7 @@ class RoutedRequest:
         self.is_packed = False
         """Whether the body is compressed with gzip."""
         self.headers: list[tuple[str, str]] = []
-        """Of the answer."""
+        """Headers of the answer."""
         self.kept: Any = None
         """What the handler keeps for later requests with this head."""
 
@@ -186,7 +188,7 @@ class App:
     def __init__(
         self,
         routes: Iterable[Endpoint],
-        tokens: TokenCheck | None,
+        tokens: "TokenCheck | None",
         names: Iterable[str],
         origins: Iterable[str],
     ) -> None:
@@ -202,8 +204,6 @@ class App:
         self.tokens = tokens
         self._names = {"localhost", *map(str.lower, names)}
         self._origins = set(origins)
-        self.grpc_port = ""
-        """Where gRPC is, for peers that try it here."""
         self._date = ""
         self._heads: dict[object, bytes] = {}
         """Heads of answers with the present date: most are the same."""
@@ -250,7 +250,8 @@ class App:
         if len(path) > 1 and path.startswith(_GUARDED):
             path = path.rstrip("/")
         method = "GET" if plan.request.method == "HEAD" else plan.request.method
-        there = [(found, route) for pattern, route in self._routes if (found := pattern(path))]
+        matches = ((pattern(path), route) for pattern, route in self._routes)
+        there = [(found, route) for found, route in matches if found]
         if not there:
             raise HttpError(HTTPStatus.NOT_FOUND, f"no such path: {plan.path[:80]}")
         for found, route in there:

@@ -1,12 +1,16 @@
 """Where calls do work that may take long, away from the loop: on threads of this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
 from serving.system.host import Host
 from serving.system.runners import Task
+
+_NUM_DECODERS, _DECODER_BYTES, _JOB_S = 3, 192 << 20, 10.0
+"""The processes that decode, and the memory of each beyond its start: 24 MB of numbers as JSON, a
+picture of 640 x 640 in colour, take some 150."""
 
 
 class Pool(Protocol):
@@ -17,6 +21,34 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Begin no further call."""
+
+
+def decoders(modules: Iterable[str]) -> Pool:
+    """Return processes that read what strangers send: pictures, JSON, typed contents.
+
+    Args:
+        modules: imports of the jobs.
+    """
+    from serving.system.process_pool import Processes  # here: most servers of gRPC need none
+
+    return Processes(_NUM_DECODERS, modules, memory_bytes=_DECODER_BYTES, job_s=_JOB_S)
+
+
+class LazyPool:
+    """A `Pool` that is made when it is first needed."""
+
+    def __init__(self, make: Callable[[], Pool]) -> None:
+        self._make = make
+        self._pool: Pool | None = None
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        if self._pool is None:
+            self._pool = self._make()
+        return self._pool.submit(owner, function, *args)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
 
 
 class OneThread:
@@ -48,7 +80,7 @@ class ThreadEach:
         return future
 
     def close(self) -> None:
-        """See `Pool`."""
+        """Keep nothing open: each thread ends with its function."""
 
 
 class FewThreads:
@@ -72,7 +104,6 @@ class FewThreads:
         return future
 
     def close(self) -> None:
-        """See `Pool`."""
         self._runners.close()
 
 

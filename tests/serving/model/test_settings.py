@@ -11,7 +11,8 @@ from serving.errors import ConfigurationError
 from serving.model import loading
 from serving.model.loading import load_model
 from serving.model.onnx_runtime import SessionSettings
-from serving.model.settings import NO_SETTINGS, parse_settings, read_settings
+from serving.model.settings import NO_SETTINGS
+from serving.model.settings_file import parse_settings, read_settings
 from serving.model.verdicts import Verdict
 from tests.serving.model.graphs import node, rows_model, save, two_layers
 from tests.support.servers import ended, serve_command, started
