@@ -300,6 +300,8 @@ class Router:
             network = None
             if model.handler.signature.needs_model:
                 network = Batcher(model.network, batching, metrics, cores, name, self.host)
+            if model.handler.signature.has_pictures:
+                self._pictures()
             parts = self._parts(model.handler, network)
             batcher = HandlerBatcher(model, batching, self.metrics, name, parts)
         batcher.block(self._refusal_of(batcher))
@@ -339,6 +341,7 @@ class Router:
             self._decoder = Processes(
                 _NUM_DECODERS, modules, memory_bytes=_DECODER_BYTES, job_s=_DECODE_S
             )
+            self._decoder.submit("", int)  # it starts, so that no call waits for it
         return self._decoder
 
     def prune(self) -> None:

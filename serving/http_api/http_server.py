@@ -89,6 +89,11 @@ class HttpServer:
         self._pools: list[Pool] = [self.pool]
         self._started = self.pool.submit("", int)
 
+    @property
+    def method_names(self) -> list[str]:
+        """The names by which calls of applications' paths are counted."""
+        return [*dict.fromkeys(each.name for each in self._routes if each.name and each.is_work)]
+
     def start(self, loop: Loop, grpc_address: str = "") -> None:
         """Start to answer, on a loop that runs already, and that serves gRPC at an address."""
         self._models.grpc_address = grpc_address

@@ -24,7 +24,7 @@ _NEIGHBOUR_TOLERANCE = 1e-2
 rounding has more effect than on golden samples."""
 _NUM_NOISE = 16
 _ALONE_S, _BATCHES_S = 1.0, 2.0
-"""Processor time for the runs of one image, and for those of batches: where a run takes long, the
+"""Processor time for the runs of one row, and for those of batches: where a run takes long, the
 later samples and the larger batches are left out."""
 _MIN_ALONE = 4
 """Samples that are run alone, however long that takes; so is the smallest batch."""

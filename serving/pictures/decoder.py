@@ -34,9 +34,9 @@ _Made = TypeVar("_Made")
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
 """Bytes a pixel of those of Pillow's modes that have other than four."""
 MAX_SIDE = 256
-"""Pictures of one digit are shrunk to this many pixels a side; a digit needs twenty."""
+"""Pictures that show one object are shrunk to this many pixels a side."""
 MAX_PAGE_SIDE = 1024
-"""The same for pictures of several digits."""
+"""The same for pages of several."""
 _RESIZE: dict[str, Callable[..., Image.Image]] = {
     "stretch": Image.Image.resize, "pad": ImageOps.pad, "crop": ImageOps.fit,
 }  # fmt: skip
@@ -85,7 +85,7 @@ def _line(err: Exception) -> str:
 
 
 def _seekable(file: BinaryIO) -> BinaryIO:
-    """Read a pipe to its end; refuse one that is too long to be a picture of a digit."""
+    """Read a pipe to its end; refuse one that is longer than a picture may be."""
     if file.seekable():
         size = file.seek(0, io.SEEK_END)
         file.seek(0)

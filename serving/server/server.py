@@ -11,6 +11,7 @@ from serving.catalog import Catalog
 from serving.config import ServerConfig
 from serving.protocols.grpc_service import GrpcService
 from serving.protocols.health import Health
+from serving.protocols.method import BatchedStream, BatchedUnary
 from serving.protocols.oip import inference_pb, typed
 from serving.protocols.oip.examples import Access, Example
 from serving.protocols.oip.methods import Queries, inference_methods
@@ -61,10 +62,11 @@ class Server:
             allow_control=allow_control,
             max_message_bytes=max_message_bytes(router, config),
         )
+        of_others = [each for service in others for each in service.methods(router, self.transport)]
         methods = [
             *inference_methods(router, queries, self._decoders),
             *self.health.methods(),
-            *(each for service in others for each in service.methods(router, self.transport)),
+            *of_others,
         ]
         if config.reflection:
             from serving.protocols.reflection import reflection_methods
@@ -72,6 +74,9 @@ class Server:
             methods += reflection_methods({each.SERVICE: each.FILE for each in others})
         self._transport = open_transport(router, methods, config)
         self._http = _http_server(router, queries, config)
+        batched = (each for each in of_others if isinstance(each, BatchedUnary | BatchedStream))
+        over_http = () if self._http is None else self._http.method_names
+        self._methods = (*(each.name for each in batched), *over_http)
         self._self_test: asyncio.Task[None] | None = None
         self.address = ""
         self.metrics_address = "off" if exporter is None else exporter.address
@@ -116,6 +121,7 @@ class Server:
         """Return the served models and all counts; from any thread."""
         router = self._router
         return Report(
+            methods=self._methods,
             models=tuple(each for route in router.routes.values() for each in self._served(route)),
             batching=router.batching,
             num_waiting=router.num_waiting,

@@ -353,6 +353,8 @@ class Report(NamedTuple):
     """Models that do not answer, or wrongly."""
     request: str = ""
     """A command that calls the first model."""
+    methods: tuple[str, ...] = ()
+    """The methods of applications by which classifiers are called."""
     handlers: Mapping[ModelLabel, HandlerUsage] = MappingProxyType({})
     """The processes of the versions with a handler."""
 
@@ -383,6 +385,7 @@ def total(reports: list[Report], earlier: Counts) -> Report:
         counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
         stuck_models=frozenset[str]().union(*(report.stuck_models for report in reports)),
         request=reports[0].request,
+        methods=reports[0].methods,
         handlers=_handlers(reports),
     )
 
