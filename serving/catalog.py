@@ -6,6 +6,7 @@ if the repository can't be read or is empty.
 """
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -340,7 +341,7 @@ class ModelFolder:
         from serving.handlers.loading import HandlerSource
 
         file = self.path / version / HANDLER
-        if not file.is_file():
+        if not os.path.isfile(file):  # a folder that can't be read says so when it is loaded
             return None
         if self.may_have_handlers:
             return HandlerSource(file.absolute())
