@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks import comparison, report, result_file, runner, tables
 from benchmarks.clients import CLIENTS
@@ -34,15 +34,15 @@ _BENCH = RESULTS / "bench.json"
 
 _EXAMPLES = """\
 examples:
-  python -m benchmarks run                                  the `bench` suite, some two minutes
-  python -m benchmarks run --targets h2,plain --scenarios ClosedLoop --callers 1,8,64x8
-  python -m benchmarks run --targets h2,triton=oip://127.0.0.1:8001 --scenarios Server
-  python -m benchmarks run --targets h2,old=checkout:../old --scenarios ClosedLoop
-  python -m benchmarks run --targets h2 --scenarios Overload
-  python -m benchmarks run --model net.onnx --batches 1,8   any model, by drawn inputs
-  python -m benchmarks model net.onnx                       what serving a model costs
-  python -m benchmarks tune net.onnx --goal latency=10ms    settings for any model
-  python -m benchmarks plot benchmarks/results/bench.json   the report again
+  digit-serving bench run                                  the `bench` suite, some two minutes
+  digit-serving bench run --targets h2,plain --scenarios ClosedLoop --callers 1,8,64x8
+  digit-serving bench run --targets h2,triton=oip://127.0.0.1:8001 --scenarios Server
+  digit-serving bench run --targets h2,old=checkout:../old --scenarios ClosedLoop
+  digit-serving bench run --targets h2 --scenarios Overload
+  digit-serving bench run --model net.onnx --batches 1,8   any model, by drawn inputs
+  digit-serving bench net.onnx                       what serving a model costs
+  digit-serving tune net.onnx --goal latency=10ms    settings for any model
+  digit-serving bench plot benchmarks/results/bench.json   the report again
 """
 _TARGETS = f"""\
 targets:
@@ -56,15 +56,16 @@ are reported as not measured.
 """
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""
+PROGRAM = "python -m benchmarks"
 EXTRAS = {"onnxruntime": "serve", "onnx": "train", "uvloop": "serve", "matplotlib": "bench"}
 """Modules that the base installation lacks, and the extra that brings each."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Build the parser; each command's name is in `command`."""
+def parser(name: str = PROGRAM) -> argparse.ArgumentParser:
+    """Build the parser; each command's name is in `command`, that of the program in usages."""
     raw = argparse.RawDescriptionHelpFormatter
     top = Parser(
-        prog="python -m benchmarks",
+        prog=name,
         description="Measure inference: MLPerf's scenarios, raw latencies kept, in JSON.",
         epilog=_EXAMPLES,
         formatter_class=raw,
@@ -291,19 +292,19 @@ def _callers(text: str) -> tuple[int, int]:
     return (number or 1) * values.count(callers), number
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    options = parser().parse_args(argv)
+def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:
+    """Run one command of a program of this name; return its exit code."""
+    options = parser(program).parse_args(argv)
     try:
         return COMMANDS[options.command](options)
     except (UnusableResults, ServingError) as err:
-        return _fail(blame(str(err), options.variables), UNUSABLE)
+        return _fail(program, blame(str(err), options.variables), UNUSABLE)
     except ModuleNotFoundError as err:
-        return _fail(installation.advice(err, EXTRAS), UNUSABLE)
+        return _fail(program, installation.advice(err, EXTRAS), UNUSABLE)
     except OSError as err:
-        return _fail(str(err), FAILED)
+        return _fail(program, str(err), FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted", FAILED)
+        return _fail(program, "interrupted", FAILED)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -352,8 +353,7 @@ def _model(options: argparse.Namespace) -> int:
     _require_linux()
     asked, output = workload_of(options), options.output
     output = output or RESULTS / "local" / f"{options.model.stem}.json"
-    names = ("rounds", "seconds", "callers")
-    given = {name: value for name in names if (value := getattr(options, name))}
+    given = _given(options, "rounds", "seconds", "callers")
     batches = options.batches or MODEL.loop_batches
     suite = replace(MODEL, loop_batches=batches if asked.rows else (1,), **given)
     cores, generator_cores = split_cores()
@@ -419,7 +419,13 @@ def suite_of(options: argparse.Namespace) -> Suite:
         wanted = [name for name in NAMES if name in options.scenarios]
         suite = replace(suite, scenarios=wanted)
     names = ("rounds", "seconds", "latency_slo_s", "arrivals", "callers", "batches")
-    return replace(suite, **{name: given for name in names if (given := getattr(options, name))})
+    return replace(suite, **_given(options, *names))
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the options that are given, by their names."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value}
 
 
 def _specs(suite: Suite, options: argparse.Namespace) -> list[Spec]:
@@ -456,14 +462,15 @@ def _plot(options: argparse.Namespace) -> int:
     if options.check:
         if report.readme_section(results) in options.readme.read_text("utf-8"):
             return DONE
-        return _fail(f"{options.readme} differs from {options.results}: plot --readme", FAILED)
+        reason = f"{options.readme} differs from {options.results}: plot --readme"
+        return _fail(PROGRAM, reason, FAILED)
     changed = report.update_readme(options.readme, results)
     print(f"{options.readme} {'updated' if changed else 'is up to date'}")
     return DONE
 
 
-def _fail(reason: str, code: int) -> int:
-    print(f"python -m benchmarks: {reason}", file=sys.stderr)
+def _fail(program: str, reason: str, code: int) -> int:
+    print(f"{program}: {reason}", file=sys.stderr)
     return code
 
 

@@ -18,7 +18,8 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from serving.http2 import ClientConnection, ErrorCode, Http2Error, Limits, events, frames
+from serving.http2 import ErrorCode, Http2Error, Limits, events, frames
+from serving.http2.client import ClientConnection
 from serving.http2.frames import MAX_WINDOW, frame, word
 from serving.http2.hpack import Fields, encode_literally
 
@@ -62,6 +63,8 @@ _TICK_S = 0.0005
 """How often an open loop of calls with deadlines sends and receives."""
 _SPIN_S = 0.0002
 """How near the next call must be for an open loop to stay awake: sleepers wake up that late."""
+Ended = dict[int, list[float]]
+"""By status: the latencies in seconds of the calls that ended with it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,8 +122,9 @@ class Trace:
     generator: str
     """The sender of the requests: "h2load" or "python"."""
     latencies_s: Seconds
-    """Of every call that ended in time, failed ones included; in an open loop from the intended
-    send time. Without a deadline, a call that was never answered counts with the time waited."""
+    """Latencies of every call that ended in time, failed ones included; in an open loop from the
+    intended send time. Without a deadline, a call that was never answered counts with the time
+    waited."""
     duration_s: float
     """How long calls were counted."""
     num_errors: int
@@ -167,10 +171,6 @@ def arrivals(kind: str, rate: float, seconds: float, seed: int) -> Seconds:
     if kind == "constant":
         return np.arange(1, number + 1) / rate
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, number))
-
-
-Ended = dict[int, list[float]]
-"""By status: the latencies in seconds of the calls that ended with it."""
 
 
 class Calls:

@@ -31,9 +31,9 @@ _METRICS_TIMEOUT_S = 10.0
 _START_S = 0.15
 """How long the processes get to connect before they all begin."""
 _CONNECTIONS = 8
-"""Of a process."""
+"""Connections of a process."""
 _PREFIX_BYTES = 5
-"""Of a message of gRPC."""
+"""Bytes before a message of gRPC."""
 
 
 def split_cores() -> tuple[list[int], list[int]]:
@@ -270,7 +270,7 @@ class NetworkLoad:
         self._generator, self._request, self._probe = generator, request, probe
         self._num_refused = num_refused
         self._answer_bytes: dict[int, int] = {}
-        """Of gRPC's answers, with their prefix, by the rows of a call."""
+        """Sizes of gRPC's answers, with their prefix, by the rows of a call."""
 
     def closed(
         self,

@@ -148,7 +148,7 @@ class Sample(Cell):
     num_calls: int
     num_errors: int
     latency: Latencies
-    """Of all calls; in an open loop from the intended send time."""
+    """Latencies of all calls; in an open loop from the intended send time."""
     lag_p99_s: float | None
     """Open loop: how late calls left."""
     generator_busy: float

@@ -67,6 +67,8 @@ _POWERS = [2**power for power in range(13)]
 _PACKAGES = (
     "numpy", "onnxruntime", "onnxruntime-gpu", "grpcio", "protobuf", "uvloop",
 )  # fmt: skip
+Callers = tuple[int, int]
+"""How many callers, and over how many connections; 0 leaves that to the generator."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,10 +205,6 @@ def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
     return ""
 
 
-Callers = tuple[int, int]
-"""How many callers, and over how many connections; 0 leaves that to the generator."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suite(Rules):
     """Cells to measure; every round measures every cell once."""
@@ -215,9 +213,9 @@ class Suite(Rules):
     specs: Sequence[Spec] = ()
     scenarios: Sequence[str] = ()
     callers: Sequence[Callers] = ((64, 0),)
-    """Of ClosedLoop."""
+    """Callers of ClosedLoop."""
     batches: Sequence[int] = (1, 32, 256)
-    """Of Offline."""
+    """Rows a call of Offline."""
     loop_batches: Sequence[int] = (1,)
     """Rows a call of ClosedLoop."""
     rounds: int = 3

@@ -252,8 +252,19 @@ def _columns(cell: Cell, figures: Figures) -> list[str]:
 
 def overload(figures: Figures) -> ReportTable:
     """Lay out how many of too many calls are answered in time, and how the others end."""
-    rows = [["target", "offered", "offered/s", "sent/s", "in time/s", "share", "refused/s",
-             "late/s", "failed/s"]]  # fmt: skip
+    rows = [
+        [
+            "target",
+            "offered",
+            "offered/s",
+            "sent/s",
+            "in time/s",
+            "share",
+            "refused/s",
+            "late/s",
+            "failed/s",
+        ]
+    ]
     for cell in figures.rounds:
         if cell.overload:
             valid = figures.valid(cell)

@@ -39,7 +39,7 @@ _ANSWER_TIMEOUT_S = 10.0
 _START_TIMEOUT_S, _RETRY_S = 60.0, 0.2
 """How long a peer may take until it answers, and how often it is asked."""
 _RIGHT_SHARE = 0.95
-"""Of the digits that must be the fp32 model's; int8 may well differ in one."""
+"""The share of digits that must be the fp32 model's; int8 may well differ in one."""
 _LISTEN = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 

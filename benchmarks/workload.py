@@ -12,7 +12,7 @@ from serving.tensors import Array, Feeds, Tensor, TensorSignature
 
 LARGEST_BATCH = 4096
 _MAX_BYTES = 256 << 20
-"""Of drawn rows."""
+"""Seeds the rows that are drawn."""
 _OPEN_AXIS = 16
 """The size of drawn axes that the model leaves open, but for the rows'."""
 

@@ -14,8 +14,18 @@ from pathlib import Path
 from digit_classifier import Classifier
 from training.data.mnist import Mnist
 
-_SERVE = (sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "off",
-          "--http-port", "off")  # fmt: skip
+_SERVE = (
+    sys.executable,
+    "-m",
+    "serving",
+    "serve",
+    "--port",
+    "0",
+    "--metrics-port",
+    "off",
+    "--http-port",
+    "off",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

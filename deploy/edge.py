@@ -121,9 +121,19 @@ def write_certificates(folder: Path, authority: trustme.CA) -> None:
 @contextmanager
 def running_envoy(envoy: Path, folder: Path, *options: str) -> Iterator[Edge]:
     """Start Envoy in a folder that `write_configuration` made; end it at once afterwards."""
-    command = [str(envoy.resolve()), "--config-path", "envoy.yaml", "--admin-address-path", "admin",
-               "--disable-hot-restart", "--drain-time-s", "5",
-               "--file-flush-interval-msec", "1000", *options]  # fmt: skip
+    command = [
+        str(envoy.resolve()),
+        "--config-path",
+        "envoy.yaml",
+        "--admin-address-path",
+        "admin",
+        "--disable-hot-restart",
+        "--drain-time-s",
+        "5",
+        "--file-flush-interval-msec",
+        "1000",
+        *options,
+    ]
     with (folder / "access.log").open("wb") as out, (folder / "envoy.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=folder, stdout=out, stderr=log, start_new_session=True

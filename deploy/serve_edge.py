@@ -72,8 +72,18 @@ class _Replica:
         """Its addresses; empty while it does not run."""
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0",
-                   "--http-port", "0"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "serving",
+            "serve",
+            "--port",
+            "0",
+            "--metrics-port",
+            "0",
+            "--http-port",
+            "0",
+        ]
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, start_new_session=True
         )

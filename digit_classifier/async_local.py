@@ -40,19 +40,19 @@ class AsyncLocalDigits:
         return cls(_AsyncDescribedModel.load(where, version, device, precision, batching=batching))
 
     async def classify(self, images: npt.ArrayLike) -> Predictions:
-        """See `Classifier.classify`."""
+        """Classify images."""
         checked = as_images(images, self._signature)
         outputs = await self._model.infer({self._input: checked})
         return Predictions.of(outputs[self._output], outputs.model_version, self._signature.labels)
 
     async def describe(self) -> ModelInfo:
-        """See `Classifier.describe`."""
+        """Return the model's description."""
         return await self._model.describe()
 
     async def wait_ready(self, timeout_s: float = 30.0) -> None:
-        """See `Classifier.wait_ready`."""
+        """Wait until calls can be answered."""
         await self._model.wait_ready(timeout_s)
 
     async def close(self) -> None:
-        """See `Classifier.close`."""
+        """Free the model, or the connection."""
         await self._model.close()

@@ -26,7 +26,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `Command`."""
+    """Add the command's options."""
     parser.add_argument(
         "pictures",
         nargs="+",
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """See `Command`."""
+    """Classify the pictures; return the exit code."""
     installation.require("PIL", "scipy")
     if not options.target:
         return _classify(options, *_local_model(options, models.model_config(options)))

@@ -163,13 +163,13 @@ def write_report(
 
 
 def routes(router: Router, config: ServerConfig) -> Iterator[Endpoint]:
-    """See `HttpApplication`."""
+    """Return /v1/digits; nothing if no model takes digits."""
     if digits_route(router) is not None:
         yield from Digits(router).routes()
 
 
 def describe(router: Router, config: ServerConfig) -> tuple[Document, Document]:
-    """See `HttpApplication`."""
+    """Describe /v1/digits and its schemas."""
     if digits_route(router) is None:
         return {}, {}
     return {"/v1/digits": {"post": _digits(router.batching.max_request_rows)}}, _schemas()

@@ -58,19 +58,19 @@ class LocalDigits:
         return self._reopen, ()
 
     def classify(self, images: npt.ArrayLike) -> Predictions:
-        """See `Classifier.classify`."""
+        """Classify images."""
         checked = as_images(images, self.signature)
         outputs = self._model.infer({self._input: checked})
         return Predictions.of(outputs[self._output], outputs.model_version, self.signature.labels)
 
     def describe(self) -> ModelInfo:
-        """See `Classifier.describe`."""
+        """Return the model's description."""
         return self._model.describe()
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
-        """See `Classifier.wait_ready`."""
+        """Wait until calls can be answered."""
         self._model.wait_ready(timeout_s)
 
     def close(self) -> None:
-        """See `Classifier.close`."""
+        """Free the model, or the connection."""
         self._model.close()

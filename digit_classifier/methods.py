@@ -19,7 +19,7 @@ _MARK = bytes(range(200, 240))
 
 
 def methods(router: Router, transport: str) -> list[Method]:
-    """See `GrpcService`; GetModel names the `transport`."""
+    """Return the methods of digits.v1; GetModel names the `transport`."""
     unary, stream = _Reader("Classify", router), _Reader(None, router)
 
     def get_model(request: bytes) -> bytes:
@@ -49,7 +49,7 @@ def methods(router: Router, transport: str) -> list[Method]:
 
 
 def model_name(router: Router) -> str:
-    """See `GrpcService`."""
+    """Return the model that health knows as this service."""
     route = route_of(router)
     return "" if route is None else route.name
 
@@ -61,7 +61,9 @@ def route_of(router: Router) -> Route | None:
     """
     able = [route for route in router.routes.values() if route.signature is not None]
     named = [route for route in able if route.name == "digits"]
-    return named[0] if named else able[0] if len(able) == 1 else None
+    if named:
+        return named[0]
+    return able[0] if len(able) == 1 else None
 
 
 def find_classifier(router: Router) -> Route:

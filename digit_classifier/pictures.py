@@ -39,12 +39,12 @@ class Judge(Protocol):
 
 
 def modules() -> Sequence[str]:
-    """See `serving.applications.PictureReader`."""
+    """Return the imports of processes that find digits."""
     return ("digit_classifier.normalizer", *modules_of(JUDGES))
 
 
 def read(source: str | Path | BinaryIO) -> "tuple[Images, float]":
-    """See `serving.applications.PictureReader`."""
+    """Find the digit of a picture; return its image, and the share of its answer that counts."""
     image, factor = read_digit(source)
     return image.reshape(*SIZE, CHANNELS), factor
 

@@ -20,6 +20,7 @@ DIGITS = Signature((28, 28), 10)
 """The signature of digits, and of servers that name none."""
 _MAX_PRINTED = 8
 """Predictions that `repr` prints."""
+Digits = npt.NDArray[np.unsignedinteger]
 
 
 def as_images(array: npt.ArrayLike, signature: Signature, max_images: int | None = None) -> Images:
@@ -93,9 +94,6 @@ def check_count(num_images: int, max_images: int | None) -> None:
         raise InvalidRequest("expected at least 1 image, got 0")
     if max_images is not None and num_images > max_images:
         raise TooLarge(f"expected at most {max_images} images in a request, got {num_images}")
-
-
-Digits = npt.NDArray[np.unsignedinteger]
 
 
 class Prediction(NamedTuple):

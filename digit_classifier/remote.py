@@ -55,7 +55,7 @@ class RemoteDigits:
         return RemoteDigits, (self._client,)
 
     def classify(self, images: npt.ArrayLike) -> Predictions:
-        """See `Classifier.classify`."""
+        """Classify images."""
         model, timeout_s = self._model, self._client.timeout_s
         if model is None:
             begin_s = time.monotonic()
@@ -94,15 +94,15 @@ class RemoteDigits:
         return (self._model or self._asked()).signature
 
     def describe(self) -> ModelInfo:
-        """See `Classifier.describe`."""
+        """Return the model's description."""
         return self._client.describe(self._asked().name)
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
-        """See `Classifier.wait_ready`."""
+        """Wait until calls can be answered."""
         self._client.wait_ready(timeout_s)
 
     def close(self) -> None:
-        """See `Classifier.close`."""
+        """Free the model, or the connection."""
         self._client.close()
 
 

@@ -30,7 +30,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `Command`."""
+    """Add the command's options."""
     add = parser.add_argument
     add(
         "input",
@@ -172,8 +172,13 @@ def _classify(config: ModelConfig, version: str, column: str, prefix: str) -> di
     from digit_classifier import PRETRAINED
 
     device = "cuda" if config.device == "cuda" else "cpu"
-    arguments = {"column": column, "version": version, "device": device,
-                 "precision": config.precision, "prefix": prefix}  # fmt: skip
+    arguments = {
+        "column": column,
+        "version": version,
+        "device": device,
+        "precision": config.precision,
+        "prefix": prefix,
+    }
     is_bundled = config.models == PRETRAINED and config.model == "digits"
     return arguments if is_bundled else arguments | {"model": config.models / config.model}
 
@@ -182,7 +187,7 @@ def _manifest(
     model: "LoadedModel", source: "Source", schema: object, rows_per_file: int | None
 ) -> dict[str, object]:
     """Describe the sources of the results: with other sources, no file is reused."""
-    from serving.model.repository import FILES
+    from serving.model.manifest import FILES
 
     manifest = model.manifest
     return {

@@ -30,7 +30,7 @@ from serving.model.loaded import LoadedModel
 from serving.pictures.reader import processes
 
 _GROUP_BATCHES = 8
-"""Of a row group of the output: up to 32,768 rows, 26 MB of pixels."""
+"""Batches in a row group of the output: up to 32,768 rows, 26 MB of pixels."""
 
 
 def _score_part(

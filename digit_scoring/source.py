@@ -21,7 +21,7 @@ from serving.pictures.reader import SUFFIXES
 BATCH_ROWS = 4_096
 """The most rows that are read at once."""
 ROWS_PER_FILE, PICTURES_PER_FILE = 262_144, 4_096
-"""Of a part, usually: 200 MB of pixels, a second's work of a core; pictures take 7 ms each."""
+"""Rows of a part, usually: 200 MB of pixels, a second's work of a core; pictures take 7 ms each."""
 TABLES = (".parquet", ".pq")
 _PICTURES_AT_ONCE = 64
 _PICTURE_BYTES = 256 << 20
@@ -47,7 +47,7 @@ class Source:
 
     filesystem: Any
     path: str
-    """Of the file or folder."""
+    """The file or folder."""
     identity: str
     """A digest of their names, sizes and times."""
     schema: Any

@@ -1,4 +1,4 @@
-"""The command line: `digit-serving {serve,infer,classify,score,info,health}` and other commands."""
+"""The command line: `digit-serving {serve,infer,bench,export,train,info,health}` and others."""
 
 import sys
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from serving import applications
 from serving.cli.commands import COMMANDS, parser
+from serving.cli.doors import DOORS, open_door
 from serving.commandline import installation
 from serving.commandline.parser import Parser, blame
 from serving.commandline.terminal import escape
@@ -37,7 +38,20 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 served or answered, 2 bad usage or configuration, 1 anything else.
     """
-    return run(_parser, sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] and words[0] in DOORS:
+        return _open(words[0], words[1:])
+    return run(_parser, words)
+
+
+def _open(name: str, words: list[str]) -> int:
+    """Run a command of another program, which reports its own errors."""
+    try:
+        return open_door(name, words)
+    except ModuleNotFoundError as err:
+        if (err.name or "") not in DOORS[name].module:  # not for want of the program
+            raise
+        return _fail(f"{name} is not installed here: `pip install .` in the checkout has it", 2)
 
 
 def _parser(command: str) -> Parser:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serving.config import BatchingConfig, ModelConfig, require_name
 from serving.errors import (
@@ -25,18 +25,19 @@ from serving.errors import (
     ServingError,
 )
 from serving.handlers.cascades import trouble_of
-from serving.handlers.loading import FILE as HANDLER
-from serving.handlers.loading import HandlerSource, assigned, named_sources
-from serving.handlers.model import alone, around
 from serving.model import repository
 from serving.model.labels import CANARY, STABLE, read_labels
 from serving.model.loaded import LoadedModel
-from serving.model.loading import load_model
-from serving.model.repository import CLASSIFIER, LABELS, MANIFEST
-from serving.model.settings import NO_SETTINGS, SETTINGS, read_settings
-from serving.model.signatures import GraphSignature, find_signature, unaccepted
+from serving.model.loading import load_model, settings_of
+from serving.model.manifest import MANIFEST
+from serving.model.repository import CLASSIFIER, LABELS
+from serving.model.settings import NO_SETTINGS, SETTINGS
 from serving.system.cores import usable_cores
 from serving.tensors import TensorSignature
+
+if TYPE_CHECKING:
+    from serving.handlers.loading import HandlerSource
+    from serving.model.signatures import GraphSignature
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ _NOT_THE_FILES = (ConfigurationError, DeviceError)
 """Errors at start for which no other version is tried."""
 _REPOSITORY = ""
 """The repository as a whole, where a model's name is expected."""
+_Fingerprint = frozenset[tuple[str, int, int, int]]
 
 
 class Canary(NamedTuple):
@@ -110,15 +112,13 @@ class ModelVersions:
 
 # One model
 
-_Fingerprint = frozenset[tuple[str, int, int, int]]
-
 
 class ModelFolder:
     """A model's folder, or its ONNX file, and the versions loaded from there."""
 
     path: Path
     """The folder of its versions, or an ONNX file; that of a handler which is a model by itself."""
-    handler: HandlerSource | None = None
+    handler: "HandlerSource | None" = None
     """The handler that the command line names for it."""
     may_have_handlers = False
     """Whether versions may bring handlers."""
@@ -163,7 +163,7 @@ class ModelFolder:
         """
         require_name("the name", self.name)
         is_handler = self.path.suffix == ".py"
-        settings, config = NO_SETTINGS if is_handler else read_settings(self.path), self._config
+        settings, config = NO_SETTINGS if is_handler else settings_of(self.path), self._config
         self._num_latest = max(settings.num_latest, 1 + (config.canary > 0))
         # The command line takes precedence over the model's own settings.
         is_default = config.version is None and config.versions == "latest"
@@ -172,7 +172,11 @@ class ModelFolder:
         is_choice = self._wanted in ("latest", "all") and not self.path.is_file()
         read = partial(self._signature_of, settings.file_name)
         is_choice = is_choice and not any(map(self._handler_of, found))  # these fit their graphs
-        self._unaccepted = unaccepted(self.path, found if is_choice else (), read)
+        self._unaccepted = {}
+        if is_choice and len(found) > 1:
+            from serving.model.signatures import unaccepted  # here: most models have one version
+
+            self._unaccepted = unaccepted(self.path, found, read)
         labels, share = ({}, 0.0) if self._config.version else read_labels(self.path)
         models = self._choose(found)
         for label, version in labels.items():
@@ -195,11 +199,13 @@ class ModelFolder:
             self.served = before
         return False
 
-    def _signature_of(self, file_name: str | None, version: str) -> GraphSignature | None:
+    def _signature_of(self, file_name: str | None, version: str) -> "GraphSignature | None":
         """Return the signature of a version's graph, read again if its files have changed."""
         fingerprint = _fingerprint(self.path, version)
         signature, known = self._signatures.get(version, (None, None))
         if known != fingerprint:
+            from serving.model.signatures import find_signature
+
             signature = find_signature(self.path, version, self._config.precision, file_name)
             self._signatures[version] = signature, fingerprint
         return signature
@@ -278,7 +284,9 @@ class ModelFolder:
             new = self._load(version)
             try:
                 self.check(new)
-                if model is not None and _signature(new) != _signature(model):
+                # Of others their graphs were compared, by `unaccepted`.
+                base = served.default if new.handler is not None and served else model
+                if base is not None and _signature(new) != _signature(base):
                     raise CorruptModel(self._misfit(new))
             except ServingError:
                 if new.handler is not None:
@@ -301,6 +309,9 @@ class ModelFolder:
         """
         config, served, handler = self._config, self.served, self._handler_of(version)
         if self.path.suffix == ".py":
+            from serving.handlers.loading import HandlerSource
+            from serving.handlers.model import alone
+
             return alone(HandlerSource(self.path) if handler is None else handler, self.name)
         model = load_model(
             self.path,
@@ -315,12 +326,19 @@ class ModelFolder:
             most_threads=1 if config.threads else self._most_threads,
         )
         folder = self.path.parent if self.path.is_file() else self.path / version
-        return model if handler is None else around(model, handler, self.name, folder)
+        if handler is None:
+            return model
+        from serving.handlers.model import around  # here, as above: few models have one
 
-    def _handler_of(self, version: str) -> HandlerSource | None:
+        return around(model, handler, self.name, folder)
+
+    def _handler_of(self, version: str) -> "HandlerSource | None":
         """Return the handler of a version; None if it has none, or one that may not be used."""
         if self.handler is not None or self.path.is_file():
             return self.handler
+        from serving.handlers.loading import FILE as HANDLER
+        from serving.handlers.loading import HandlerSource
+
         file = self.path / version / HANDLER
         if not file.is_file():
             return None
@@ -444,6 +462,15 @@ def _states(files: Iterable[Path]) -> _Fingerprint:
 # All models
 
 
+def _named_sources(options: Iterable[str]) -> "dict[str, HandlerSource]":
+    """Return where handlers are, by the models' names; see `named_sources`."""
+    if not options:
+        return {}
+    from serving.handlers.loading import named_sources
+
+    return named_sources(options)
+
+
 class Catalog:
     """The table of models; any thread may read it."""
 
@@ -479,7 +506,7 @@ class Catalog:
         self._most_threads = most_threads
         self._remote: Any = None  # a RemoteRepository, which is imported for URLs alone
         self._folders: dict[str, ModelFolder] = {}
-        self._sources = named_sources(config.handler)
+        self._sources = _named_sources(config.handler)
         self._handlers: Mapping[str, HandlerSource] = {}
         """Those of the command line, by the models' names."""
         self._unloaded: set[str] = set()
@@ -621,7 +648,11 @@ class Catalog:
     def _paths(self) -> dict[str, Path]:
         root = self._config.models if self._remote is None else self._remote.fetch()
         paths = repository.named_models(self._config, root)
-        self._handlers = assigned(self._sources, paths)
+        self._handlers = {}
+        if self._sources:
+            from serving.handlers.loading import assigned
+
+            self._handlers = assigned(self._sources, paths)
         for name, source in self._handlers.items():
             paths.setdefault(name, source.file)  # a model by itself
         return paths

@@ -39,8 +39,9 @@ class BatchingConfig:
 
     max_batch_size: int = 512
     """The most rows in one batch."""
-    # Past 128 the model's time an image is constant; only the run's overhead is still spread over
-    # more: from 128 to 512, messages of 256 images gain a quarter. A run of 512 takes some 2 ms.
+    # Of the bundled model: past 128 its time a row is constant; only the overhead of runs is still
+    # spread over more: from 128 to 512, messages of 256 rows gain a quarter. A run of 512 takes
+    # some 2 ms.
     max_queue_delay_s: float = 0.0
     """Seconds to wait for more rows of a batch; with 0, batches grow only while it is busy."""
     queue_capacity: int = 16_384
@@ -52,7 +53,7 @@ class BatchingConfig:
     """Seconds that an offloaded batch may take; it is ended then, with DEADLINE_EXCEEDED."""
     max_request_rows: int = 4_096
     """The most rows in one request, of models whose rows are batched."""
-    # Of digits 3.2 MB, under every client's default limit of 4 MiB.
+    # Of 784 bytes each 3.2 MB, under every client's default limit of 4 MiB.
     handler_processes: int = 0
     """Processes of each handler; 0: as many as there are cores but one, at least one; with workers
     each has its part."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -24,8 +23,6 @@ from serving.errors import (
     Unavailable,
 )
 from serving.handlers.handler import Handler
-from serving.handlers.local import LocalHandler
-from serving.handlers.model import with_handler, without_model
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.system.cores import usable_cores
@@ -35,10 +32,11 @@ FEW_ROWS = 16
 """The largest call of an event loop that is worth waiting for others: a run of 16 rows takes as
 long as the way to a thread and back, some 100 µs."""
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _Answer = TypeVar("_Answer")
 _Path = str | Path
+_Waiting = tuple[Feeds, "asyncio.Future[Outputs]"]
+_Outcome = Outputs | BaseException
 
 
 def never() -> bool:
@@ -78,7 +76,7 @@ class BaseModel:
         *,
         batching: BatchingConfig | None = None,
         handler: str | Path | type[Handler] | None = None,
-        models: Mapping[str, Any] = _NOTHING,
+        models: Mapping[str, Any] | None = None,
     ) -> Self:
         """Load a model, verify it, and check it.
 
@@ -118,7 +116,7 @@ class BaseModel:
         if path is None:
             if handler is None:
                 raise ConfigurationError("expected an ONNX file, a model's directory, or a handler")
-            return cls(_alone(handler, models), batching)
+            return cls(_alone(handler, models or {}), batching)
         if not isinstance(path, str | os.PathLike):
             raise ConfigurationError(f"path: expected a file or a folder, got {path!r:.80}")
         path = Path(path).absolute()
@@ -128,7 +126,10 @@ class BaseModel:
         )
         if handler is not None:
             folder = path.parent if path.is_file() else path / loaded.version
-            around = LocalHandler(handler, loaded.tensors, folder, models)
+            from serving.handlers.local import LocalHandler
+            from serving.handlers.model import with_handler
+
+            around = LocalHandler(handler, loaded.tensors, folder, models or {})
             return cls(with_handler(loaded, around), loaded.settings.of(batching))
         model = cls(loaded, loaded.settings.of(batching))
         model._reopen = partial(
@@ -202,7 +203,7 @@ class Model(BaseModel):
         inputs: object,
         *,
         outputs: Sequence[str] = (),
-        parameters: Mapping[str, Any] = _NOTHING,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Outputs:
         """Run the model on this thread; past 128 rows the other cores help.
 
@@ -226,7 +227,7 @@ class Model(BaseModel):
         """
         feeds = as_feeds(self.served.tensors, inputs)
         if self.served.handler is not None:
-            return _chosen(self._run_around((feeds, parameters)), outputs)
+            return _chosen(self._run_around((feeds, parameters or {})), outputs)
         return _chosen(self._run(feeds), outputs)
 
     def describe(self, version: str | int | None = None) -> ModelInfo:
@@ -278,13 +279,13 @@ class AsyncModel(BaseModel):
         inputs: object,
         *,
         outputs: Sequence[str] = (),
-        parameters: Mapping[str, Any] = _NOTHING,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Outputs:
         """Run the model; see `Model.infer`. A call that is cancelled begins no further run."""
         tensors = self.served.tensors
         feeds = as_feeds(tensors, inputs)
         if self.served.handler is not None:
-            return _chosen(await on_thread(self._run_around, (feeds, parameters)), outputs)
+            return _chosen(await on_thread(self._run_around, (feeds, parameters or {})), outputs)
         # Rows are proved independent for axes of one or more.
         can_join = tensors.is_batchable and all(array.size for array in feeds.values())
         sizes = {len(array) for array in feeds.values()} if can_join else set()
@@ -325,6 +326,9 @@ class AsyncModel(BaseModel):
 
 def _alone(handler: str | Path | type[Handler], models: Mapping[str, Any]) -> LoadedModel:
     """Load a handler that predicts without a model."""
+    from serving.handlers.local import LocalHandler
+    from serving.handlers.model import without_model
+
     around = LocalHandler(handler, None, None, models)
     return without_model(around.signature.name, around)
 
@@ -350,9 +354,6 @@ async def on_thread(work: Callable[[Any, Callable[[], bool]], _Answer], inputs: 
 
 
 # Small calls of an event loop, joined: 1.8 to 8 times the rate of as many calls by to_thread.
-
-_Waiting = tuple[Feeds, "asyncio.Future[Outputs]"]
-_Outcome = Outputs | BaseException
 
 
 class JoinedCalls:

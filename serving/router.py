@@ -5,25 +5,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from serving.batching.batcher import CHANGED, Batcher
 from serving.batching.run import Group, Owner, RunnableModel
 from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
-from serving.handlers.batcher import HandlerBatcher, Parts, RunMetrics
-from serving.handlers.signature import METADATA
 from serving.model.loaded import LoadedModel
 from serving.system.cores import usable_cores
-from serving.system.crash_record import number_of
 from serving.system.host import Host
-from serving.system.process_pool import Processes
 from serving.telemetry.metrics import HandlerUsage, Metrics
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
-AnyBatcher = Batcher | HandlerBatcher
-"""The receiver of a version's calls."""
+if TYPE_CHECKING:
+    from serving.handlers.batcher import HandlerBatcher, Parts
+    from serving.system.process_pool import Processes
+
+    AnyBatcher: TypeAlias = Batcher | HandlerBatcher
+    """The receiver of a version's calls."""
+else:
+    AnyBatcher = Batcher
+
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
 _NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 512 << 20, 10.0
@@ -74,7 +77,7 @@ class Route:
         self._new_batcher, self._gone = new_batcher, gone
         self._state = _State(versions, {}, None, None, 0.0)
         self.submit: Callable[[Group], int] = self._refuse
-        """See `Batcher.submit`."""
+        """Queue calls for the default version or its canary; return how many were taken."""
         self.serve(versions)
 
     def serve(self, versions: ModelVersions) -> None:
@@ -228,12 +231,12 @@ class Router:
         self.routes: Mapping[str, Route] = {}
         """The models in service by name; replaced as a whole."""
         self.batchers: tuple[AnyBatcher, ...] = ()
-        """Of all versions, including those that only finish accepted calls."""
+        """Batchers of all versions, including those that only finish accepted calls."""
         self._num_processes = num_processes
         self._lock = threading.Lock()
         """Held while `routes` and `batchers` are replaced."""
         self._blocked: Mapping[int, float] = {}
-        """See `block`."""
+        """The versions that `block` has named."""
         self.owner: Owner | None = None
         """The thread that the batchers belong to, once `attach` was called."""
         self.on_block: Callable[[], object] = lambda: None
@@ -274,7 +277,7 @@ class Router:
                 each for route in routes.values() for each in route.versions.versions.values()
             )
             self.keeps_headers = any(
-                each.handler is not None and METADATA in each.handler.signature.options
+                each.handler is not None and "metadata" in each.handler.signature.options
                 for each in models
             )
             is_other = routes.get(name) is not before
@@ -290,10 +293,15 @@ class Router:
         if model.handler is None:
             batcher = Batcher(model, batching, self.metrics, cores, name, self.host)
         else:
+            # Here: without a handler they would be 7 ms of a start.
+            from serving.handlers.batcher import HandlerBatcher, RunMetrics
+
             metrics: Any = RunMetrics(self.metrics)
             network = None
             if model.handler.signature.needs_model:
                 network = Batcher(model.network, batching, metrics, cores, name, self.host)
+            if model.handler.signature.has_pictures:
+                self._pictures()
             parts = self._parts(model.handler, network)
             batcher = HandlerBatcher(model, batching, self.metrics, name, parts)
         batcher.block(self._refusal_of(batcher))
@@ -302,8 +310,10 @@ class Router:
         self.batchers = (*self.batchers, batcher)
         return batcher
 
-    def _parts(self, handler: Any, network: Batcher | None) -> Parts:
+    def _parts(self, handler: Any, network: Batcher | None) -> "Parts":
         """Return what a version with a handler runs on."""
+        from serving.handlers.batcher import Parts
+
         number = self.batching.handler_processes or max(1, usable_cores() - 1)
         return Parts(
             handler.signature,
@@ -321,15 +331,17 @@ class Router:
         route = self.find(name)
         return route, route.tensors
 
-    def _pictures(self) -> Processes:
+    def _pictures(self) -> "Processes":
         """Return the processes that decode pictures for handlers; made with the first one."""
         if self._decoder is None:
             from serving.pictures import reader
+            from serving.system.process_pool import Processes
 
             modules = (*reader.modules(), "serving.handlers.pictures")
             self._decoder = Processes(
                 _NUM_DECODERS, modules, memory_bytes=_DECODER_BYTES, job_s=_DECODE_S
             )
+            self._decoder.submit("", int)  # it starts, so that no call waits for it
         return self._decoder
 
     def prune(self) -> None:
@@ -352,6 +364,10 @@ class Router:
             batcher.block(self._refusal_of(batcher))
 
     def _refusal_of(self, batcher: AnyBatcher) -> ServingError | None:
+        if not self._blocked:
+            return None
+        from serving.system.crash_record import number_of  # of the workers of a supervisor
+
         until_s = self._blocked.get(number_of(batcher.label))
         if until_s is None:
             return None
@@ -383,7 +399,7 @@ class Router:
 
     def handlers(self) -> dict[tuple[str, str], HandlerUsage]:
         """Return the processes of handlers, by name and version; from any thread."""
-        found = (each for each in self.batchers if isinstance(each, HandlerBatcher))
+        found: Any = (each for each in self.batchers if each.usage is not None)
         return {each.label: each.usage() for each in found}
 
     @property

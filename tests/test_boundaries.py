@@ -164,7 +164,7 @@ def test_training_and_serving_never_import_each_other():
             assert not strangers, path
 
 
-COMMON = ("serving.commandline", "serving.model.verdicts")
+COMMON = ("serving.commandline", "serving.model.verdicts", "serving.model.judging")
 """Shared: the parser of commands, how the project is installed; the verdict on a graph's rows."""
 PICTURES = ("serving.errors",)
 

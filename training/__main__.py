@@ -20,26 +20,30 @@ EXTRA = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", 
 """Modules of the extra `train` that the base installation lacks."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, program: str = cli.PROGRAM) -> int:
     """Run one command.
+
+    Args:
+        argv: the command line's words; None for those of this process.
+        program: the name in usages and errors.
 
     Returns:
         The exit code: 0 done, 2 the command or its input can't be used, 1 failed or interrupted.
     """
-    arguments = parser().parse_args(argv)
+    arguments = parser(program).parse_args(argv)
     try:
         if arguments.command not in ("data", "label", "runs"):
             installation.require(*EXTRA)  # now, not after the training
         COMMANDS[arguments.command](arguments)
         return 0
     except ModuleNotFoundError as err:
-        return _fail(installation.advice(err, dict.fromkeys(EXTRA, "train")), 2)
+        return _fail(program, installation.advice(err, dict.fromkeys(EXTRA, "train")), 2)
     except TrainingError as err:
-        return _fail(str(err), err.exit_code)
+        return _fail(program, str(err), err.exit_code)
     except OSError as err:
-        return _fail(str(err), TrainingError.exit_code)
+        return _fail(program, str(err), TrainingError.exit_code)
     except KeyboardInterrupt as err:
-        return _fail(": ".join(("interrupted", *err.args)), TrainingError.exit_code)
+        return _fail(program, ": ".join(("interrupted", *err.args)), TrainingError.exit_code)
 
 
 def _data(arguments: argparse.Namespace) -> None:
@@ -191,8 +195,8 @@ def _load(arguments: argparse.Namespace) -> Mnist:
     return data
 
 
-def _fail(reason: str, code: int) -> int:
-    print(f"{cli.PROGRAM}: {escape(reason)}", file=sys.stderr)
+def _fail(program: str, reason: str, code: int) -> int:
+    print(f"{program}: {escape(reason)}", file=sys.stderr)
     return code
 
 

@@ -20,20 +20,34 @@ PROGRAM = "python -m training"
 _UP = "\033[A\033[K"
 """On a terminal: go to the line above, and clear it."""
 _TRAIN = """\
-  python -m training train --recipe seed --units 128,64 --dropout 0.2 --learning-rate 5e-4
-  python -m training train --recipe seed --augment affine --batch-size 64 --optimizer adamw
-  python -m training train --extra own        with your handwriting, as pictures in own/0 to own/9
+  digit-serving train --recipe seed --units 128,64 --dropout 0.2 --learning-rate 5e-4
+  digit-serving train --recipe seed --augment affine --batch-size 64 --optimizer adamw
+  digit-serving train --extra own        with your handwriting, as pictures in own/0 to own/9
 """
 _LABEL = """\
   python -m training label own      asks of each picture in own which digit it is
 """
 _RUNS = """\
-  python -m training runs                                        lists the trainings
-  python -m training runs compare seed seed_units=128-64         draws their curves together
+  digit-serving runs                                        lists the trainings
+  digit-serving runs compare seed seed_units=128-64         draws their curves together
 """
 _EXPORT = """\
-  python -m training export --keras MODEL.keras --samples SAMPLES.npz --name letters
+  digit-serving export --keras MODEL.keras --samples SAMPLES.npz --name letters
 """
+SETTINGS = {
+    "epochs": "passes over the training images",
+    "units": "outputs of each hidden layer, such as 256,128,56",
+    "dropout": "share of each hidden layer's outputs dropped while training: one rate for all, or "
+    "one for each, such as 0.4,0.3,0.2",
+    "batch_size": "images per step of the optimizer",
+    "optimizer": "sgd (with momentum) and rmsprop have a constant rate; that of adamw and muon "
+    "rises, then decays",
+    "learning_rate": "the optimizer's rate, or its peak, such as 1e-3",
+    "augment": "what is done to the training images in each epoch. none: nothing; affine: rotate, "
+    "scale, shear, shift; elastic: deform them locally, too; full: also vary the strokes, degrade "
+    "some, and add images of no digit",
+}
+"""Settings of a recipe that options change, and their help."""
 
 
 def serve(folder: Path) -> str:
@@ -68,10 +82,14 @@ def show(line: str) -> None:
     print(f"{_UP if sys.stdout.isatty() else ''}{line}", flush=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Describe the commands and their options; the command's name is parsed as `command`."""
+def parser(name: str = PROGRAM) -> argparse.ArgumentParser:
+    """Describe the commands and their options; the command's name is parsed as `command`.
+
+    Args:
+        name: of the program, in usages.
+    """
     program = Parser(
-        prog=PROGRAM,
+        prog=name,
         description="Train a digit classifier on MNIST, and export it for serving.",
         epilog="In short: train, then export. Each command has a --help of its own.",
     )
@@ -161,22 +179,6 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
         help="continue an interrupted training of the same recipe, seed and settings",
     )
     _add_setting_options(command)
-
-
-SETTINGS = {
-    "epochs": "passes over the training images",
-    "units": "outputs of each hidden layer, such as 256,128,56",
-    "dropout": "share of each hidden layer's outputs dropped while training: one rate for all, or "
-    "one for each, such as 0.4,0.3,0.2",
-    "batch_size": "images per step of the optimizer",
-    "optimizer": "sgd (with momentum) and rmsprop have a constant rate; that of adamw and muon "
-    "rises, then decays",
-    "learning_rate": "the optimizer's rate, or its peak, such as 1e-3",
-    "augment": "what is done to the training images in each epoch. none: nothing; affine: rotate, "
-    "scale, shear, shift; elastic: deform them locally, too; full: also vary the strokes, degrade "
-    "some, and add images of no digit",
-}
-"""Settings of a recipe that options change, and their help."""
 
 
 def _add_setting_options(command: argparse.ArgumentParser) -> None:

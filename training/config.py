@@ -7,6 +7,10 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+BUNDLED_UNITS = (256, 128, 56)
+"""The outputs of each hidden layer of the bundled model."""
+MOST_UNITS = 16_384
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deformation:
@@ -235,11 +239,6 @@ class Recipe:
         return self.deformation, self.distillation
 
 
-BUNDLED_UNITS = (256, 128, 56)
-"""The outputs of each hidden layer of the bundled model."""
-MOST_UNITS = 16_384
-
-
 def _joined(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
@@ -272,7 +271,7 @@ DEFORMATION = Deformation(
     elastic_sigma_px=4,
     identity_share=0.15,
 )
-"""Of the training images in `default`, and nearly that in `best`."""
+"""The share of the training images in `default`, and nearly that in `best`."""
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {"deformation": None, "degraded": 0.0, "outliers": 0.0},

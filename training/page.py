@@ -57,7 +57,7 @@ $body
 """)
 INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
 WIDTH = 6.0
-"""Of every figure, in inches: on a phone, 346 pixels wide, labels of 10 points have 8 pixels."""
+"""Every figure's width in inches: on a phone of 346 pixels, labels of 10 points have 8."""
 _ACCURACIES = (0.0, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
 """Ticks of an axis of accuracies."""
 _LEAST_ERROR = 5e-4

@@ -67,6 +67,7 @@ _ROBUSTNESS = (
     "The test images, degraded in each of the ways that augmentation has. Recipes that train with "
     "these ways do better here than on others: compare docs/training.md, which has MNIST-C's."
 )
+Counts = npt.NDArray[np.int_]
 
 
 def gallery(images: Images, titles: Sequence[str]) -> Figure:
@@ -265,9 +266,6 @@ def _calibration(metrics: Mapping[str, Any]) -> str:
         f"{coverage['accuracy']:.2%} are classified correctly; the lowest of these probabilities "
         f"is {coverage['least_confidence']:.2f}."
     )
-
-
-Counts = npt.NDArray[np.int_]
 
 
 def write(artifacts: Path, data: Mnist) -> None:

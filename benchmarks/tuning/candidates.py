@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from serving.model.settings import statements
+from serving.model.settings_file import statements
 
 THREADS = "intra_op_thread_count"
 DELAYS_S = (0.0, 0.002)

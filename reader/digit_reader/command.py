@@ -32,7 +32,7 @@ _COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """See `Command`."""
+    """Add the command's options."""
     parser.add_argument(
         "pictures",
         nargs="+",
@@ -69,7 +69,7 @@ def _pattern(text: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """See `Command`."""
+    """Read the pictures; return the exit code."""
     installation.require("PIL", "scipy", "onnxruntime")
     from digit_classifier.answers import print_answers
     from digit_reader.reader import find_candidates, numbers_of

@@ -61,7 +61,7 @@ _DRAWING = option(
 
 
 def routes(router: Router, config: ServerConfig) -> list[Endpoint]:
-    """See `HttpApplication`."""
+    """Return /v1/numbers; nothing if no model reads digits."""
     if digits_route(router) is None:
         return []
     answer = partial(_answer, router)
@@ -69,7 +69,7 @@ def routes(router: Router, config: ServerConfig) -> list[Endpoint]:
 
 
 def describe(router: Router, config: ServerConfig) -> tuple[Document, Document]:
-    """See `HttpApplication`."""
+    """Describe /v1/numbers and its schemas."""
     if digits_route(router) is None:
         return {}, {}
     picture = object_of("", name=DIGIT["name"], numbers=array_of(_number()), error=TEXT)

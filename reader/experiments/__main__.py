@@ -65,22 +65,45 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add = _command(commands, "pictures", _pictures, "print the accuracy on drawn digits")
-    add("--models", type=Path, default=PRETRAINED, metavar="DIR",
-        help="model repository (that of the package)")  # fmt: skip
+    add(
+        "--models",
+        type=Path,
+        default=PRETRAINED,
+        metavar="DIR",
+        help="model repository (that of the package)",
+    )
     add("--number", type=values.count, default=500, help="pictures a population (500)")
     add("--seed", type=int, default=2, help="of the random pages (2)")
     add = _command(commands, "evaluate", _evaluate, "print how often numbers are read rightly")
     add("--number", type=values.count, default=1000, help="pages of each kind (1000)")
     add("--seed", type=int, default=1, help="decides the pages (1)")
-    add("--digits", choices=("test", "validation"), default="test",
-        help="of MNIST; validation: the training digits that fit leaves out (test)")  # fmt: skip
-    add("--rows", nargs="+", default=(), metavar="KIND", choices=evaluation.KINDS,
-        help="the kinds of pages (all)")  # fmt: skip
-    add("--fonts", type=Path, metavar="DIR",
-        help="fonts of handwriting; of them each fifth is never fitted on")  # fmt: skip
+    add(
+        "--digits",
+        choices=("test", "validation"),
+        default="test",
+        help="of MNIST; validation: the training digits that fit leaves out (test)",
+    )
+    add(
+        "--rows",
+        nargs="+",
+        default=(),
+        metavar="KIND",
+        choices=evaluation.KINDS,
+        help="the kinds of pages (all)",
+    )
+    add(
+        "--fonts",
+        type=Path,
+        metavar="DIR",
+        help="fonts of handwriting; of them each fifth is never fitted on",
+    )
     add("--wrong", action="store_true", help="print wrong readings")
-    add("--diagram", type=Path, metavar="FILE",
-        help="an SVG that shows how often answers of each confidence are right")  # fmt: skip
+    add(
+        "--diagram",
+        type=Path,
+        metavar="FILE",
+        help="an SVG that shows how often answers of each confidence are right",
+    )
     add = _command(
         commands, "record", _record, "write each answer to synthetic pictures into a file"
     )
@@ -89,22 +112,53 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=3, help="decides the pictures (3)")
     add("--against", type=Path, metavar="FILE", help="compare with another version's answers")
     add = _command(commands, "fit", _fit, "fit the detector on composed pages")
-    add("--pages", type=values.at_least(MIN_PAGES), default=40_000,
-        help="pages to fit on, of 0.3 MB each (40000)")  # fmt: skip
+    add(
+        "--pages",
+        type=values.at_least(MIN_PAGES),
+        default=40_000,
+        help="pages to fit on, of 0.3 MB each (40000)",
+    )
     add("--seed", type=int, default=0, help="decides pages and weights (0)")
-    add("--fonts", type=Path, metavar="DIR",
-        help="fonts to write digits and letters in, too: *.woff, of fonts.txt")  # fmt: skip
-    add("--start", type=Path, metavar="FILE",
-        help="go on from these weights, not over candidates; average both in the end")  # fmt: skip
-    add("--epochs", type=values.count, default=fitting.EPOCHS,
-        help=f"over the candidates ({fitting.EPOCHS})")  # fmt: skip
-    add("--path-epochs", type=values.count, default=fitting.PATH_EPOCHS,
-        help=f"over the rows ({fitting.PATH_EPOCHS})")  # fmt: skip
-    add("--output", type=Path, default=NETWORK, metavar="FILE",
-        help="or a folder, for detector.onnx in it (digit_reader/)")  # fmt: skip
+    add(
+        "--fonts",
+        type=Path,
+        metavar="DIR",
+        help="fonts to write digits and letters in, too: *.woff, of fonts.txt",
+    )
+    add(
+        "--start",
+        type=Path,
+        metavar="FILE",
+        help="go on from these weights, not over candidates; average both in the end",
+    )
+    add(
+        "--epochs",
+        type=values.count,
+        default=fitting.EPOCHS,
+        help=f"over the candidates ({fitting.EPOCHS})",
+    )
+    add(
+        "--path-epochs",
+        type=values.count,
+        default=fitting.PATH_EPOCHS,
+        help=f"over the rows ({fitting.PATH_EPOCHS})",
+    )
+    add(
+        "--output",
+        type=Path,
+        default=NETWORK,
+        metavar="FILE",
+        help="or a folder, for detector.onnx in it (digit_reader/)",
+    )
     add = _command(commands, "own", _own, "print how much a person's own pictures gain")
-    add("--hands", type=int, nargs="+", default=[2, 3, 4, 5], metavar="N",
-        help="their numbers (2 3 4 5)")  # fmt: skip
+    add(
+        "--hands",
+        type=int,
+        nargs="+",
+        default=[2, 3, 4, 5],
+        metavar="N",
+        help="their numbers (2 3 4 5)",
+    )
     add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="of trainings (0 1)")
     add("--digits", choices=("test", "validation"), default="test", help="as of evaluate (test)")
     return parser
@@ -116,8 +170,9 @@ def _command(
     """Add a command; return the function that adds its options."""
     command = commands.add_parser(name, help=text)
     command.set_defaults(run=run)
-    command.add_argument("--data-dir", type=Path, metavar="DIR",
-                         help="folder with MNIST's files (the cache)")  # fmt: skip
+    command.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="folder with MNIST's files (the cache)"
+    )
     add: Callable[..., Any] = command.add_argument
     return add
 
@@ -173,8 +228,10 @@ def _record(options: argparse.Namespace) -> int:
     if options.against is None:
         return 0
     differing, largest = record.compare(options.against, options.output)
-    print(f"other answers: {', '.join(differing) or 'none'}; largest difference of a probability:"
-          f" {largest:.3g}")  # fmt: skip
+    print(
+        f"other answers: {', '.join(differing) or 'none'}; largest difference of a probability:"
+        f" {largest:.3g}"
+    )
     return 1 if differing else 0
 
 

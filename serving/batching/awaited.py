@@ -27,7 +27,7 @@ class AsyncCaller:
         """Those of its calls, as far as a handler may want them."""
 
     def metadata(self, stream: Any) -> Mapping[str, str]:
-        """See `Caller`."""
+        """A caller whose calls are awaited on an event loop."""
         return self.headers.get(stream, {})
 
 

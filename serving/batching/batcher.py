@@ -44,6 +44,9 @@ _MAX_QUEUE_BYTES = 1 << 30
 class Batcher:
     """Runs the calls of one model, and gives each exactly one outcome."""
 
+    usage = None
+    """See `HandlerBatcher`: it has no processes."""
+
     def __init__(
         self,
         model: RunnableModel,

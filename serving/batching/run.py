@@ -61,9 +61,9 @@ class Result:
         self.started_s = started_s
         self.finished_s = finished_s
         self.rows = b""
-        """Of a classifier the bytes of the probabilities: little-endian float32, row after row."""
+        """The bytes of a classifier's probabilities: little-endian float32, row after row."""
         self.classes: ClassNumbers | None = None
-        """Of a classifier the most probable class of each row."""
+        """A classifier's most probable class of each row."""
         if signature is not None:
             self.rows, self.classes = outputs[0].tobytes(), class_numbers(outputs[0])
 
@@ -139,13 +139,13 @@ class Target(Protocol):
         """The name and the version, as metrics have them."""
 
     def submit(self, group: "Group") -> int:
-        """See `Batcher.submit`."""
+        """Queue calls; return how many were taken."""
 
     def add(self, group: "Group") -> None:
-        """See `Batcher.add`."""
+        """Queue messages of a stream, which had room."""
 
     def room_for_stream(self, num_rows: int) -> int:
-        """See `Batcher.room_for_stream`."""
+        """Return how many messages of a stream there is room for."""
 
 
 class ResponseEncoder:

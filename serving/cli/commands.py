@@ -9,14 +9,27 @@ from typing import Any
 from serving import applications
 from serving.applications import Command
 from serving.cli import model_options, models, serve
+from serving.cli.doors import DOORS
 from serving.commandline import values
-from serving.commandline.fields import command_help
+from serving.commandline.fields import Formatter, command_help
 from serving.commandline.installation import DISTRIBUTION
 from serving.commandline.parser import Parser
 from serving.config import ModelConfig, ServerConfig
 from serving.errors import ConfigurationError, Unavailable
 
 _log = logging.getLogger(__name__)
+_START = """\
+a file, from its server to its answer:
+  digit-serving serve model.onnx
+  digit-serving infer model --target 127.0.0.1:50051 --random
+  digit-serving info --target 127.0.0.1:50051
+
+a Keras model:
+  digit-serving export --keras model.keras --name mine
+  digit-serving serve --models models --model mine
+
+each command has a --help of its own, with examples
+"""
 _INFER = """\
   digit-serving infer iris.onnx 'x=[5.1, 3.5, 1.4, 0.2]'
   digit-serving infer iris --target 127.0.0.1:50051 'x=[[5.1, 3.5, 1.4, 0.2], [6, 3, 5, 2]]'
@@ -49,6 +62,8 @@ def parser(others: Mapping[str, Command] | None = None) -> Parser:
         prog=DISTRIBUTION,
         description="Serve ONNX and Keras models over gRPC and HTTP, with batching, deadlines, "
         "metrics and reloads.",
+        epilog=_START,
+        formatter_class=Formatter,
     )
     program.add_version()
     commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -59,6 +74,8 @@ def parser(others: Mapping[str, Command] | None = None) -> Parser:
         ("health", "check the health of a server", _PROBE, _add_health),
     ):
         add(commands.add_parser(name, **command_help(text, examples)))
+    for name, door in DOORS.items():  # listed only: the program itself reads its words
+        commands.add_parser(name, add_help=False, **command_help(door.help))
     others = applications.installed(applications.COMMANDS) if others is None else others
     for name, other in others.items():
         try:

@@ -17,8 +17,8 @@ from serving.commandline import installation
 from serving.commandline.terminal import escape
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, InvalidRequest
+from serving.model.picture_inputs import read_labels
 from serving.model.preprocessing import Preprocessing, is_known, of_graph
-from serving.model.repository import read_labels
 from serving.protocols.oip.examples import Shapes, sample_of, shape_of
 from serving.system.files import read_regular
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds, finite

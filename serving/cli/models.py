@@ -30,7 +30,8 @@ def load_with_pictures(
         ServingError: see `load_model`; or it can't take pictures, though the options say so.
     """
     from serving.model.loading import load_model
-    from serving.model.repository import PictureInputs, find, read_labels
+    from serving.model.picture_inputs import PictureInputs, read_labels
+    from serving.model.repository import find
 
     inputs = PictureInputs(is_image=options.input == "image", labels=read_labels(options.labels))
     if inputs.labels and not inputs.is_image:

@@ -106,14 +106,18 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
     installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
     gc.disable()  # 10 ms: nothing that is imported is garbage
     import_module("serving.server.lifetime")
-    from serving.model.repository import named_models, read_labels
+    from serving.model.repository import named_models
 
     gc.freeze()
     gc.enable()
     logs.setup(options.log_format, options.log_level)
     batching = models.config_of(BatchingConfig, options)
     security = models.config_of(SecurityConfig, options, tokens=os.environ.get("SERVING_TOKEN"))
-    labels = read_labels(options.labels)
+    labels: tuple[str, ...] = ()
+    if options.labels is not None:
+        from serving.model.picture_inputs import read_labels
+
+        labels = read_labels(options.labels)
     config = models.config_of(
         ServerConfig, options, **_ports(options), security=security, labels=labels
     )
@@ -145,8 +149,11 @@ def _run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> 
 
 def _other_port(config: ServerConfig, error: str) -> str:
     """Return which option chooses another port, if one is taken."""
-    ports = {"port": (config.host, config.port), "http-port": (config.http_host, config.http_port),
-             "metrics-port": (config.metrics_host, config.metrics_port)}  # fmt: skip
+    ports = {
+        "port": (config.host, config.port),
+        "http-port": (config.http_host, config.http_port),
+        "metrics-port": (config.metrics_host, config.metrics_port),
+    }
     named = [
         f"--{name}"
         for name, (host, port) in ports.items()

@@ -43,8 +43,6 @@ _WINDOW = 8
 """Messages of one request in flight at once."""
 _RESERVED = ("grpc-", ":")
 """Prefixes of metadata that gRPC itself sends."""
-
-
 _Result = TypeVar("_Result")
 
 

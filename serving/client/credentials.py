@@ -90,7 +90,11 @@ def client_span(path: str, target: str) -> AbstractContextManager[object]:
 
     name = path.removeprefix("/")
     service, _, method = name.rpartition("/")
-    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method,
-                  "server.address": target}  # fmt: skip
+    attributes = {
+        "rpc.system": "grpc",
+        "rpc.service": service,
+        "rpc.method": method,
+        "server.address": target,
+    }
     tracer = trace.get_tracer("serving.client")
     return tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT, attributes=attributes)

@@ -107,9 +107,9 @@ def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
         config = inference_pb.ModelConfigResponse.FromString(data).config
         texts = {name: each.string_value for name, each in config.parameters.items()}
         known = {
-            name: text if kind is str else json.loads(text)
+            name: text if _PARAMETERS[name] is str else json.loads(text)
             for name, text in texts.items()
-            if (kind := _PARAMETERS.get(name)) is not None
+            if name in _PARAMETERS
         }
     except (DecodeError, ValueError, RecursionError) as err:
         raise malformed(address, f"no configuration: {err}") from err

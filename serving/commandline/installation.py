@@ -56,7 +56,7 @@ def run(*steps: str) -> str:
     """Return the command for "train" and "export": `make` only in a checkout."""
     if in_checkout():
         return f"`make {' '.join(steps)}`"
-    return " and ".join(f"`python -m training {step}`" for step in steps)
+    return " and ".join(f"`digit-serving {step}`" for step in steps)
 
 
 def in_checkout() -> bool:

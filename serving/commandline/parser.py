@@ -83,13 +83,13 @@ class Parser(argparse.ArgumentParser):
 
     def _given(self, words: set[str]) -> dict[str, str]:
         """Return the variables that are set and whose options the command line lacks."""
-        return {
-            name: text
-            for name, action in self.variables.items()
-            if (text := os.environ.get(name))
-            and not words & {*action.option_strings, f"--no-{action.option_strings[0][2:]}"}
-            and not (name.endswith("_PORT") and _SERVICE_LINK.match(text))
-        }
+        given = {}
+        for name, action in self.variables.items():
+            text = os.environ.get(name, "")
+            is_link = name.endswith("_PORT") and _SERVICE_LINK.match(text)
+            if text and not is_link and not words & _flags_of(action):
+                given[name] = text
+        return given
 
     def _option(self, variable: str, text: str) -> str:
         action = self.variables[variable]
@@ -143,6 +143,11 @@ class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(parser.prog, version())
         parser.exit()
+
+
+def _flags_of(action: argparse.Action) -> set[str]:
+    """Return the flags that set an option, and the one that takes it back."""
+    return {*action.option_strings, f"--no-{action.option_strings[0][2:]}"}
 
 
 def blame(message: str, variables: dict[str, str]) -> str:

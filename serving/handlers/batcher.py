@@ -64,8 +64,10 @@ _log = logging.getLogger(__name__)
 
 _OPEN_TRIPS = 32
 """Trips between their phases, for each process."""
-_LOOK_S = 1.0
-"""How often the memory of processes is looked at."""
+_LOOK_S, _SWEEP_S = 1.0, 0.1
+"""How often the memory of processes is looked at, and calls that wait or run."""
+_PACE_S = 0.005
+"""The least time over which the pace is measured."""
 _LATE = DeadlineExceeded()
 
 
@@ -73,6 +75,10 @@ class Decoder(Protocol):
     """Decodes pictures in processes of their own: `Processes`."""
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]": ...
+
+
+_Member = tuple[Group, Sequence[Array]]
+"""A call, and its inputs."""
 
 
 class HandlerFailure(Exception):
@@ -117,7 +123,9 @@ class HandlerBatcher:
         self._processes = ProcessSet(
             parts.launcher, parts.num_processes, self._add, self._note_failed
         )
-        self._next_look_s = 0.0
+        self._next_look_s = self._next_sweep_s = 0.0
+        self._num_done, self._pace_since_s = 0, 0.0
+        """Rows that were answered since then, while there were others to answer."""
         self._refusal: ServingError | None = None
         self._is_closed = self._is_scheduled = False
         first = next(iter(self._signature.methods))
@@ -262,6 +270,15 @@ class HandlerBatcher:
         """End what is late, and processes that take too long or too much."""
         if self._network is not None:
             self._network.tick(now_s)
+        if now_s >= self._next_sweep_s:
+            self._next_sweep_s = now_s + _SWEEP_S
+            self._sweep(now_s)
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + _LOOK_S
+            self._look_at_memory()
+        self._processes.start_missing()
+
+    def _sweep(self, now_s: float) -> None:
         self._end_late(self._queue.sweep(now_s))
         for trip in [*self._trips.values()]:
             trip.calls, late = divide(open_parts(trip.calls), now_s)
@@ -272,10 +289,6 @@ class HandlerBatcher:
             if slot.trip is not None and now_s - slot.begun_s > self._config.max_handler_s:
                 text = f"the handler takes more than {self._config.max_handler_s:g} s"
                 self._remove(slot, text, DeadlineExceeded(text))
-        if now_s >= self._next_look_s:
-            self._next_look_s = now_s + _LOOK_S
-            self._look_at_memory()
-        self._processes.start_missing()
 
     def _look_at_memory(self) -> None:
         most = self._config.max_handler_bytes
@@ -319,18 +332,23 @@ class HandlerBatcher:
             rows = min(rows, -(-self._queue.num_rows // num_idle))
         groups, late = self._queue.take(rows, now_s)
         self._end_late(late)
-        alike: dict[Any, list[Group]] = {}
+        alike: dict[Any, list[_Member]] = {}
         for group in groups:
             for at in range(len(group.streams)):
                 call = group.cut(at, at + 1)
-                key = self._key(call) if self._signature.batching else object()
-                alike.setdefault(key, []).append(call)
-        for calls in alike.values():
-            self._begin_trip(calls)
+                try:
+                    arrays = arrays_of(call, self.model.tensors)
+                except InvalidRequest as err:  # between the tensors of a message in a known layout
+                    self._fail(call, err)
+                    continue
+                key = self._key(call, arrays) if self._signature.batching else object()
+                alike.setdefault(key, []).append((call, arrays))
+        for members in alike.values():
+            self._begin_trip(members)
 
-    def _key(self, call: Group) -> object:
+    def _key(self, call: Group, arrays: Sequence[Array]) -> object:
         """Return what calls have in common that go together."""
-        shapes = tuple(array.shape[1:] for array in arrays_of(call, self.model.tensors))
+        shapes = tuple(array.shape[1:] for array in arrays)
         return shapes, repr(sorted(self._options_of(call).items()))
 
     def _options_of(self, call: Group) -> dict[str, Any]:
@@ -342,15 +360,13 @@ class HandlerBatcher:
             options[METADATA] = dict(call.caller.metadata(call.streams[0]))
         return options
 
-    def _begin_trip(self, calls: list[Group]) -> None:
-        try:
-            columns = zip(*(arrays_of(call, self.model.tensors) for call in calls), strict=True)
-            arrays = [each[0] if len(each) == 1 else np.concatenate(each) for each in columns]
-        except InvalidRequest as err:  # as between the tensors of a message in a known layout
-            for call in calls:
-                self._fail(call, err)
-            return
-        trip = Trip(next(self._numbers), calls, arrays, self._options_of(calls[0]))
+    def _begin_trip(self, members: "list[_Member]") -> None:
+        calls = [call for call, _ in members]
+        columns = zip(*(arrays for _, arrays in members), strict=True)
+        joined = [each[0] if len(each) == 1 else np.concatenate(each) for each in columns]
+        trip = Trip(next(self._numbers), calls, joined, self._options_of(calls[0]))
+        if not self._trips:
+            self._num_done, self._pace_since_s = 0, self.owner.clock()
         trip.step = self._first
         self._trips[trip.number] = trip
         if self._signature.has_pictures:
@@ -517,8 +533,16 @@ class HandlerBatcher:
         is_run = trip.step == PREDICT
         observe = self._metrics.observe_run if is_run else self._metrics.observe_calls
         self.owner.defer(partial(observe, result, [*trip.calls], self.label))
-        self._queue.note_run(trip.num_rows, (now_s - trip.started_s) / max(1, len(self._slots)))
         self._end(trip)
+        self._note_pace(trip.num_rows, now_s)
+
+    def _note_pace(self, num_rows: int, now_s: float) -> None:
+        """Let the queue know how fast calls are answered; trips overlap, so their times do not."""
+        self._num_done += num_rows
+        seconds = now_s - self._pace_since_s
+        if seconds >= _PACE_S or not self._trips:
+            self._queue.note_run(self._num_done, seconds)
+            self._num_done, self._pace_since_s = 0, now_s
 
     def _fail_or_divide(self, trip: Trip, error: ServingError) -> None:
         """Fail a call; of several, begin each once more, alone."""
@@ -528,10 +552,10 @@ class HandlerBatcher:
             self._end_with(trip, error)
 
     def _divide(self, trip: Trip) -> None:
-        calls = trip.calls
+        calls = open_parts(trip.calls)
         self._end(trip)
         for call in calls:
-            self._begin_trip([call])
+            self._begin_trip([(call, arrays_of(call, self.model.tensors))])
         self._schedule()
 
     def _end_with(self, trip: Trip, error: ServingError) -> None:
@@ -548,6 +572,8 @@ class HandlerBatcher:
             slot.process.send({"kind": "drop", "job": trip.number})
         trip.phase, trip.calls, trip.process = Phase.ENDED, [], None
         self._trips.pop(trip.number, None)
+        if self._queue.num_rows:  # there is room now
+            self._schedule()
 
     def _end_late(self, groups: list[Group]) -> None:
         for group in groups:

@@ -15,7 +15,8 @@ from serving.handlers.process import HandlerProcess, Program
 from serving.handlers.signature import HandlerSignature
 from serving.model.engine import Run
 from serving.model.loaded import LoadedModel
-from serving.model.repository import VERSION_OF_FILE, Manifest
+from serving.model.manifest import Manifest
+from serving.model.repository import VERSION_OF_FILE
 from serving.tensors import Array, Feeds, TensorSignature
 
 

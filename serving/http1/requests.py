@@ -35,10 +35,6 @@ class BadRequest(Exception):
         self.text = text
 
 
-class Http2Begun(BadRequest):
-    """The peer speaks HTTP/2, as callers over gRPC do."""
-
-
 class Request:
     """The head of a request."""
 
@@ -93,11 +89,6 @@ class RequestReader:
         """Process bytes from the peer."""
         self._data += data
 
-    def take(self) -> bytes:
-        """Return the bytes that were not read."""
-        data, self._data = bytes(self._data), bytearray()
-        return data
-
     @property
     def num_waiting(self) -> int:
         """The bytes that wait to be read."""
@@ -145,7 +136,8 @@ class RequestReader:
         if head.count(b"\n") != head.count(b"\r\n"):  # others may see other lines
             raise BadRequest(HTTPStatus.BAD_REQUEST, "expected lines that end with CR and LF")
         if head == _HTTP2:
-            raise Http2Begun(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "expected HTTP/1.1, got HTTP/2")
+            text = "expected HTTP/1.1, got HTTP/2; gRPC has a port of its own"
+            raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, text)
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_PART_BYTES)
         try:
             connection.receive_data(head)

@@ -6,13 +6,11 @@ faster way for calls that repeat others, which a server may leave out.
 """
 
 from serving.http2 import events
-from serving.http2.client import ClientConnection
 from serving.http2.frames import ErrorCode, Http2Error
 from serving.http2.limits import Limits
 from serving.http2.server import ServerConnection
 
 __all__ = (
-    "ClientConnection",
     "ErrorCode",
     "Http2Error",
     "Limits",

@@ -74,7 +74,7 @@ class ClientConnection(Connection):
         self._start_waiting()
 
     def receive(self, data: bytes, now_s: float) -> list[Event]:
-        """See `Connection`; begins the requests that have waited."""
+        """Forget a stream; begin the requests that have waited for it."""
         found = super().receive(data, now_s)
         if self._waiting:
             self._start_waiting()

@@ -26,6 +26,8 @@ from serving.http2.streams import CLOSED, PEER_ENDS, RESET, WE_END, OpenCall, St
 _HEADER = Struct(">IB4s").unpack_from
 """A frame's length and kind, flags, stream."""
 _SETTING = Struct(">HI")
+_HTTP1 = int.from_bytes(b"HTT", "big"), b"P"[0]
+"""How an answer of HTTP/1.1 begins, read as the length and the kind of a frame."""
 _MAX_WAIT_BYTES = 4096
 """DATA frames up to this length are handed on whole."""
 _MAX_SENT_FRAME = 1 << 16
@@ -215,6 +217,8 @@ class Connection:
     def _check(self, kind: int, length: int, stream: bytes) -> None:
         """Refuse a frame by its header alone."""
         limits = self.limits
+        if not self.is_established and (length, kind) == _HTTP1:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "the peer speaks HTTP/1.1")
         is_whole = DATA < kind <= frames.CONTINUATION  # others are handed on as they come
         if length > (limits.max_block_bytes if is_whole else limits.max_frame_bytes):
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a frame that is too long")

@@ -122,7 +122,7 @@ class BlockRecogniser(Protocol):
         """Read a block that differs from known ones in some values; None if it does not."""
 
     def learn(self, block: Block, literals: Sequence[Literal]) -> None:
-        """See a block that was decoded and is kept, with its literals."""
+        """Note a block that was decoded and is kept, with its literals."""
 
     def clear(self) -> None:
         """Forget all blocks: they do not mean the same any more."""

@@ -20,8 +20,8 @@ class Limits:
     """The most metadata of a call, as announced; beyond `max_header_list_bytes` the connection
     ends, since a block that is not decoded leaves the table behind."""
     header_table_bytes: int = 4096
-    """Of header fields that later blocks may refer to, up to 4096; with 0 equal blocks are equal
-    bytes (RFC 7541, section 4.2)."""
+    """Bytes of header fields that later blocks may refer to, up to 4096; with 0 equal blocks are
+    equal bytes (RFC 7541, section 4.2)."""
     max_header_list_bytes: int = 64 << 10
     max_header_fields: int = 256
     max_block_bytes: int = 64 << 10

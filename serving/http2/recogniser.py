@@ -306,13 +306,12 @@ class Recogniser:
     def _template(self, block: Block, last: bytes, places: list[_Place]) -> Template | None:
         """Return a block without the values in which it differs from the last one of its kind."""
         raw, names = block.raw, [name for name, _ in block.fields]
-        changed = [
-            (begin, end, name, pattern)
-            for begin, end, name in places
-            if raw[begin:end] != last[begin:end]
-            and names.count(name) == 1
-            and (pattern := self._pattern(name, end - begin))
-        ]
+        changed = []
+        for begin, end, name in places:
+            if raw[begin:end] != last[begin:end] and names.count(name) == 1:
+                pattern = self._pattern(name, end - begin)
+                if pattern:
+                    changed.append((begin, end, name, pattern))
         if not 0 < len(changed) <= _MAX_LEFT_OUT:
             return None
         parts: list[tuple[int, int, bytes]] = []
@@ -455,8 +454,11 @@ class Recogniser:
                     shared = reader.blocks.get(data[begin : begin + block_bytes])
                 else:
                     shared = self._find(data, begin, run.shape)
-                # Streams without their message have no credit yet: `_NOT_ENDED`.
-                credit = 0 if kind == "calls" else match["more"][0] if kind == "updated" else -1
+                credit = -1  # streams without their message have none yet: `_NOT_ENDED`
+                if kind == "calls":
+                    credit = 0
+                elif kind == "updated":
+                    credit = match["more"][0]
                 number = self._take_headers(run, shared, rows, credit)
             at += number * cut.size
             if at < end or end == len(data):

@@ -15,27 +15,22 @@ from serving.http_api.openapi import openapi_document
 from serving.http_api.pages import Pages, answered
 from serving.protocols.oip.methods import Queries
 from serving.router import Router
-from serving.security.certificates import server_context
-from serving.security.tokens import token_check
+from serving.security import server_tls, token_check
 from serving.system.addresses import first_free, with_port
 from serving.system.listening import activated, bind
-from serving.system.process_pool import Processes
-from serving.telemetry.access_log import access_log
+from serving.telemetry import open_access_log
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App, Endpoint, as_json
 from serving.transports.limits import PortLimits, max_buffered_bytes, max_message_bytes
 from serving.transports.loop import Loop
-from serving.transports.pools import OneThread, Pool
+from serving.transports.pools import OneThread, Pool, decoders
 from serving.transports.port import Port
 
 _BACKLOG = 256
 _MAX_CONNECTIONS = 1024
 _SHARE_OF_FILES = 0.25
 """HTTP's share of the file descriptors."""
-_NUM_PROCESSES, _PROCESS_BYTES, _JOB_S = 3, 192 << 20, 10.0
-"""The processes for pictures and JSON, and the memory of each beyond its start: 24 MB of numbers, a
-picture of 640 x 640 in colour, take some 150."""
-_MODULES = ("serving.http_api.inference",)
+_MODULES = ("serving.http_api.inference", "serving.protocols.oip.typed")
 
 
 class HttpServer:
@@ -78,8 +73,8 @@ class HttpServer:
             idle_s=30.0,
         )
         self._tokens = token_check(config.security)
-        self._log = access_log(config)
-        self._tls = server_context(config.security, "http/1.1")
+        self._log = open_access_log(config)
+        self._tls = server_tls(config.security, "http/1.1")
         # From here on callers wait instead of being refused.
         self._socket = activated("http") or first_free(
             partial(bind, config.http_host, backlog=_BACKLOG),
@@ -89,11 +84,15 @@ class HttpServer:
         scheme = "http" if self._tls is None else "https"
         self.address = with_port(config.http_host, self._socket.getsockname()[1])
         self.url = f"{scheme}://{self.address}"
-        self._pool = Processes(
-            _NUM_PROCESSES, self._modules, memory_bytes=_PROCESS_BYTES, job_s=_JOB_S
-        )
-        self._pools: list[Pool] = [self._pool]
-        self._started = self._pool.submit("", int)
+        self.pool = decoders(self._modules)
+        """Decodes pictures and JSON."""
+        self._pools: list[Pool] = [self.pool]
+        self._started = self.pool.submit("", int)
+
+    @property
+    def method_names(self) -> list[str]:
+        """The names by which calls of applications' paths are counted."""
+        return [*dict.fromkeys(each.name for each in self._routes if each.name and each.is_work)]
 
     def start(self, loop: Loop, grpc_address: str = "") -> None:
         """Start to answer, on a loop that runs already, and that serves gRPC at an address."""
@@ -114,9 +113,8 @@ class HttpServer:
         routes = [*inference.routes(), *self._routes]
         names = (*config.http_host_names, config.http_host)
         app = App(routes, self._tokens, names, config.http_allow_origins)
-        app.grpc_port = self._models.grpc_address.rpartition(":")[2]
         return open_port(
-            loop, self._socket, app, router, self._limits, self._pool, tls=self._tls, log=self._log
+            loop, self._socket, app, router, self._limits, self.pool, tls=self._tls, log=self._log
         )
 
     def stop(self) -> None:

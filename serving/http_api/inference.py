@@ -14,7 +14,8 @@ from serving.protocols.oip.known_requests import Values, find_values
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
 from serving.protocols.oip.plain_json import ArraysEncoder, PlainRequest
 from serving.protocols.oip.rest import Form
-from serving.protocols.oip.tensors import NO_PARAMETERS, TypedContents
+from serving.protocols.oip.tensors import NO_PARAMETERS
+from serving.protocols.oip.typed import check_others
 from serving.router import AnyBatcher, Route, Router
 from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
@@ -64,7 +65,7 @@ class Inference:
         ]
         for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             routes += [
-                Endpoint("GET", model, self._query("ModelMetadata")),
+                Endpoint("GET", model, self._metadata),
                 Endpoint("GET", f"{model}/ready", self._query("ModelReady", ready="ready")),
                 Endpoint("GET", f"{model}/config", self._query("ModelConfig", inner="config")),
                 Endpoint("GET", f"{model}/stats", self._query("ModelStatistics")),
@@ -113,6 +114,13 @@ class Inference:
             few_bytes=_INLINE_OUTPUT_BYTES,
         )
         return Answer(body)
+
+    async def _metadata(self, call: Exchange) -> Answer:
+        """Describe a model: the protocol's fields, and all other facts as its parameters."""
+        question = inference_pb.ModelMetadataRequest(**call.plan.params)
+        message = self._queries.model_metadata(question.SerializeToString())
+        facts = self._queries.facts(question.name, question.version)
+        return as_json(rest.as_json(message) | {"parameters": facts})
 
     def _query(self, name: str, *, ready: str | None = None, inner: str | None = None) -> Any:
         """Answer a query by the method of this name; readiness by the status alone."""
@@ -211,7 +219,7 @@ class Inference:
         return await _reply(call, await call.run(inference.message, encoder, deadline_s), form)
 
     async def _infer_raw(
-        self, call: Exchange, target: Route | AnyBatcher, signature: TensorSignature
+        self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature
     ) -> Answer:
         """Answer a request whose body is the only input's value: a text or a file."""
         (tensor,) = signature.inputs
@@ -229,7 +237,7 @@ class Inference:
     async def _infer_plain(
         self,
         call: Exchange,
-        target: Route | AnyBatcher,
+        target: "Route | AnyBatcher",
         signature: TensorSignature,
         request: PlainRequest,
     ) -> Answer:
@@ -354,11 +362,11 @@ def read_packed(
         The message, the form of its answer and, if they are to be learned, where its values stand.
 
     Raises:
-        InvalidRequest: also for more fields than the loop may read, as with gRPC.
+        InvalidRequest: also for more beside the tensors than the loop may read, as with gRPC.
     """
     message, form = rest.read_infer(body, json_bytes, name, version, base64)
     packed = message.SerializeToString()
-    TypedContents(packed)
+    check_others(packed)
     values = find_values(body, json_bytes, message) if learn else None
     return packed, form, values
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from serving.config import ServerConfig
 from serving.model.loaded import LoadedModel
-from serving.model.repository import PictureInputs
+from serving.model.picture_inputs import PictureInputs
 from serving.protocols.oip.examples import Access, Example, sample_of, shape_of
 from serving.protocols.oip.methods import Queries
 from serving.router import Route, Router
@@ -42,8 +42,13 @@ class Models:
 
     def _described(self, access: Access) -> Iterator[dict[str, Any]]:
         for item in self._queries.answers["RepositoryIndex"](b"").models:
-            facts = {"name": item.name, "version": item.version, "state": item.state,
-                     "reason": item.reason, "roles": []}  # fmt: skip
+            facts = {
+                "name": item.name,
+                "version": item.version,
+                "state": item.state,
+                "reason": item.reason,
+                "roles": [],
+            }
             route = self._router.routes.get(item.name)
             model = route and route.versions.versions.get(item.version)
             yield facts | self._facts(route, model, access) if route and model else facts

@@ -31,7 +31,7 @@ InferResponse  model_name:text model_version:text id:text? outputs:output*
 Live           live:flag
 Ready          ready:flag
 ServerMetadata name:text version:text extensions:text*
-ModelMetadata  name:text versions:text* platform:text inputs:described* outputs:described*
+ModelMetadata  name:text versions:text* platform:text inputs:described* outputs:described* parameters:any{}
 ModelConfig    name:text platform:text backend:text max_batch_size:count input:configured* output:configured*
                parameters:parameter{}
 Statistics     model_stats:statistics*
@@ -52,6 +52,8 @@ _NOTES = {
     "model.roles": "Its labels, and its share of the calls.",
     "model.batching": "Whether rows are batched, and why not.",
     "model.requests": "The same request for each client, as lines to paste.",
+    "ModelMetadata.parameters": "Version, device, batching and limits, as `describe()` has them; a "
+    "fact that is not known is left out.",
     "ModelConfig.max_batch_size": "0 where calls run alone.",
     "ModelConfig.parameters": "Also `batching`, which says why rows are batched or not; `labels`, "
     "`axes` and `pictures` are JSON.",
@@ -213,6 +215,12 @@ def _ready(summary: str) -> dict[str, Any]:
 def _infer(model: LoadedModel) -> dict[str, Any]:
     example, num_zeros = request_body(model.tensors, model.sample_shapes)
     body = body_of("InferRequest")
+    (first, *others) = model.tensors.inputs or (None,)
+    if first is not None and first.content and not others:  # of a handler: the body is its value
+        kinds = {"text": ("text/plain",), "picture": ("image/*", "application/octet-stream")}
+        schema = TEXT if first.content == "text" else {"type": "string", "format": "binary"}
+        for kind in kinds.get(first.content, ("application/octet-stream",)):
+            body[kind] = {"schema": schema}
     if not num_zeros:
         body["application/json"]["example"] = example
     return operation(

@@ -18,8 +18,8 @@ from serving.errors import DeadlineExceeded, InvalidRequest, ServingError
 from serving.http_api import openapi
 from serving.http_api.http_application import Document
 from serving.model.loaded import LoadedModel
+from serving.model.picture_inputs import PictureInputs
 from serving.model.preprocessing import Preprocessing, classes_of
-from serving.model.repository import PictureInputs
 from serving.pictures.reader import modules, picture_row
 from serving.protocols.method import Rows
 from serving.router import Router
@@ -263,7 +263,7 @@ def _top_of(plan: RoutedRequest) -> int:
 
 
 def routes(router: Router, config: ServerConfig) -> Iterator[Endpoint]:
-    """See `HttpApplication`."""
+    """Return the paths that classify pictures; none if no model takes any."""
     inputs = PictureInputs(is_image=config.input == "image", labels=config.labels)
     models = {each.name: (each.model.manifest, each.tensors) for each in router.routes.values()}
     inputs.require_one(models)
@@ -271,7 +271,7 @@ def routes(router: Router, config: ServerConfig) -> Iterator[Endpoint]:
 
 
 def describe(router: Router, config: ServerConfig) -> tuple[Document, Document]:
-    """See `HttpApplication`."""
+    """Describe these paths and their schemas."""
     inputs = PictureInputs(is_image=config.input == "image", labels=config.labels)
     paths: Document = {}
     for name, route in router.routes.items():

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from serving.config import BatchingConfig, Device, Precision
 from serving.errors import ConfigurationError
-from serving.model.acceptance import ENOUGH_ROWS
 from serving.model.engine import Engine, Run
 from serving.model.fork import native_run
-from serving.model.preprocessing import Preprocessing
-from serving.model.repository import Manifest
+from serving.model.manifest import Manifest
 from serving.model.settings import NO_SETTINGS, ModelSettings
+from serving.model.timing import ENOUGH_ROWS
 from serving.tensors import (
     Array,
     Feeds,
@@ -21,6 +20,9 @@ from serving.tensors import (
     Signature,
     TensorSignature,
 )
+
+if TYPE_CHECKING:
+    from serving.model.preprocessing import Preprocessing
 
 
 class Around(Protocol):
@@ -78,7 +80,7 @@ class LoadedModel:
         return None if self.handler is not None else self.manifest.signature
 
     @property
-    def pictures(self) -> Preprocessing | None:
+    def pictures(self) -> "Preprocessing | None":
         """How pictures become its input, and the names of its classes; None if it takes none."""
         return None if self.handler is not None else self.manifest.pictures
 

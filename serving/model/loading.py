@@ -7,6 +7,7 @@ out whether rows can be batched.
 import concurrent.futures
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,20 +21,20 @@ import numpy as np
 
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
-from serving.model import acceptance, repository, verdicts
-from serving.model.acceptance import find_rows, has_bounded_time
+from serving.model import repository, verdicts
 from serving.model.engine import OnnxEngine, open_engine
 from serving.model.labels import STABLE, read_labels
 from serving.model.loaded import LoadedModel
+from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
 from serving.model.memory import remaps_memory
 from serving.model.onnx_fields import labels_of
 from serving.model.onnx_file import Message, cut_zip_maps, parse_model
 from serving.model.onnx_runtime import runtime
-from serving.model.repository import Manifest, described
+from serving.model.repository import CLASSIFIER
 from serving.model.samples import NUM_ROWS
-from serving.model.settings import SETTINGS, ModelSettings, read_settings
-from serving.model.signatures import find_signature, unaccepted
-from serving.model.verdicts import Verdict
+from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings
+from serving.model.timing import find_rows, has_bounded_time
+from serving.model.verdicts import Verdict, line_of
 from serving.model.wide import gains, usual_feeds
 from serving.tensors import Feeds
 
@@ -54,6 +55,7 @@ _LOOK_S = 0.25
 _MAX_QUIET_LOOKS = 240
 """Looks in a row, a minute in all, in which a step takes no processor time: it hangs in a file or
 in a driver. Looks are counted, since a process that is stopped for an hour makes none."""
+_Result = TypeVar("_Result")
 
 
 def load_model(
@@ -102,7 +104,7 @@ def load_model(
     """
     if model_dir.is_file() and not repository.is_file(model_dir):
         raise ConfigurationError(repository.NO_ONNX_FILE.format(model_dir))
-    settings = read_settings(model_dir)
+    settings = settings_of(model_dir)
     if settings.ignored:
         _log.info(
             "model %s: %s: not used here: %s", model_dir.name, SETTINGS, ", ".join(settings.ignored)
@@ -146,9 +148,33 @@ def _candidates(model_dir: Path, precision: Precision, settings: ModelSettings) 
     if settings.versions not in (None, "latest", "all"):
         return dict.fromkeys(sorted(set(settings.versions.split(",")), key=int, reverse=True), "")
     found = repository.versions(model_dir)
+    if len(found) == 1:
+        return {found[0]: ""}
+    from serving.model.signatures import find_signature, unaccepted
+
     read = partial(find_signature, model_dir, precision=precision, file_name=settings.file_name)
     reasons = unaccepted(model_dir, found, read)
     return {version: reasons.get(version, "") for version in found}
+
+
+def settings_of(model_dir: Path) -> ModelSettings:
+    """Return a model's own settings; see `read_settings`."""
+    file = repository.companion(model_dir, SETTINGS)
+    if file is None or not os.path.lexists(file):
+        return NO_SETTINGS
+    from serving.model.settings_file import read_settings  # here: most models have none
+
+    return read_settings(model_dir)
+
+
+def _described(model: LoadedModel, model_dir: Path) -> Manifest:
+    """Return the description of a version, with the `classifier.json` for its pictures."""
+    file = repository.companion(model_dir, CLASSIFIER)
+    if file is None or not file.exists():
+        return model.manifest
+    from serving.model.picture_inputs import described
+
+    return described(file, model.manifest, model.tensors)
 
 
 class _Limits(NamedTuple):
@@ -215,7 +241,10 @@ def _load_version(
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size, verdict, limits.most_threads)
-        found = acceptance.try_rows(
+
+        from serving.model.trial import try_rows
+
+        found = try_rows(
             model.run,
             engine.tensors,
             max_batch_size,
@@ -255,7 +284,7 @@ def _load_version(
     if not model.manifest.golden_probabilities or is_alone:
         level = logging.WARNING if is_alone or settings.batching == "always" else logging.INFO
         _log.log(level, "model %s version %s: %s", model.manifest.name, version, model.batching)
-    return replace(model, manifest=described(model.manifest, model.tensors, model_dir))
+    return replace(model, manifest=_described(model, model_dir))
 
 
 def _source_of(
@@ -267,10 +296,10 @@ def _source_of(
             "model %s version %s: %s: not known here: %s",
             manifest.name,
             manifest.version,
-            repository.MANIFEST,
+            MANIFEST,
             unknown,
         )
-    digests, file = manifest.digests, repository.FILES[precision]
+    digests, file = manifest.digests, FILES[precision]
     key = verdicts.key_of(digests[file], {name: digests[name] for name in weights})
     found = manifest.verdicts.get(file) or verdicts.kept(key)
     graph = parse_model(onnx) if found is None or b"ZipMap" in onnx else None
@@ -291,16 +320,18 @@ def _judge(source: _Source, mode: BatchingMode, build_s: float, check_s: float) 
     """
     if mode == "never":
         return Verdict("the operator's setting")
+    from serving.model import judging  # and the proof: few starts find no verdict
+
     options = runtime().RunOptions()
     prepare = partial(
-        verdicts.prepare, source.proto, source.onnx, source.weights, options, _samples(source)
+        judging.prepare, source.proto, source.onnx, source.weights, options, _samples(source)
     )
     name = f"{source.manifest.name} version {source.manifest.version}"
     try:
         found = within(build_s, prepare, on_slow=partial(_note_slow, name, _PROOF, build_s))
         if not isinstance(found, Verdict):
             slow = partial(_note_slow, name, _BY_RUN, check_s)
-            found = within(check_s, partial(verdicts.run, found), on_slow=slow)
+            found = within(check_s, partial(judging.run, found), on_slow=slow)
     except TimeoutError as err:
         _log.info("model %s: %s %s", name, _BY_RUN, err)
         return Verdict(f"{_BY_RUN} {err}")
@@ -331,7 +362,7 @@ def _samples(source: _Source) -> Feeds | None:
 
 def _failure(version: str, err: BaseException) -> BaseException:
     """Return what a version that can't be loaded raises."""
-    if isinstance(err, acceptance.Unfit | TimeoutError):
+    if isinstance(err, Unfit | TimeoutError):
         return CorruptModel(f"version {version} {err}")
     if isinstance(err, Exception) and not isinstance(err, ServingError):
         # A file of others: parsers and ONNX Runtime raise anything; other versions survive it.
@@ -344,11 +375,13 @@ def _check_golden(
     model: LoadedModel, max_batch_size: int, verdict: Verdict, most_threads: int
 ) -> LoadedModel:
     """Check a classifier, whose images are run one by one if they are not proved independent."""
+    from serving.model import acceptance  # here: many models have no golden samples
+
     images, expected = model.manifest.golden_images, model.manifest.golden_probabilities
     mode, obstacle = model.settings.batching, verdict.obstacle
     most = 1 if mode == "never" or (obstacle and mode == "auto") else max_batch_size
     acceptance.check(model.classify, images, expected[model.precision], most)
-    line = acceptance.line_of(obstacle, mode)
+    line = line_of(obstacle, mode)
     feeds = {model.tensors.inputs[0].name: np.zeros_like(images[:1])}
     settings = replace(model.settings, max_batch_size=most)
     return replace(_timed(model, feeds, most, line, most_threads), settings=settings)
@@ -376,9 +409,6 @@ def _timed(
     return replace(
         model, inline_rows=quick, enough_rows=enough, batching=line, sample_shapes=shapes
     )
-
-
-_Result = TypeVar("_Result")
 
 
 def within(

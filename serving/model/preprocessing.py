@@ -164,8 +164,13 @@ def of_signature(
     if len(full) != 3 or full[2] not in (1, 3) or max(full) > _MAX_SIDE:
         _require(document is None, "preprocessing", shape, "that of [height, width, 1 or 3] images")
         return None
-    facts = {"size": full[:2], "channels": full[2], "layout": "flat", "dtype": "uint8",
-             "labels": signature.labels}  # fmt: skip
+    facts = {
+        "size": full[:2],
+        "channels": full[2],
+        "layout": "flat",
+        "dtype": "uint8",
+        "labels": signature.labels,
+    }
     if not is_known(document or {}):
         return None
     found = Preprocessing.of({**facts, **(document or {})})

@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from serving.errors import ConfigurationError, ModelNotFound, ServingError, Unavailable
-from serving.model.repository import CLASSIFIER, LABELS, MANIFEST
+from serving.model.manifest import MANIFEST
+from serving.model.repository import CLASSIFIER, LABELS
 from serving.model.settings import SETTINGS
 from serving.model.signatures import MARK
 
@@ -33,7 +34,7 @@ _ONNX = ".onnx"
 MAX_BYTES = 16 << 30
 """The most bytes of a repository that are copied."""
 MAX_FILE_BYTES = 2 << 30
-"""Of one file: protobuf, and so ONNX, has no larger messages."""
+"""The largest file: protobuf, and so ONNX, has no larger messages."""
 _NAMES = rf"{re.escape(MANIFEST)}|{MARK}|[^/.][^/]*\.(?:onnx|onnx[._]data|data|bin|weights)"
 """Graphs, and the files with weights that exporters write beside them."""
 _BESIDE = "|".join(map(re.escape, (LABELS, CLASSIFIER, SETTINGS)))

@@ -10,54 +10,26 @@ The bytes that were hashed are the bytes that are returned, so a file that chang
 effect.
 """
 
-import base64
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
-
-import numpy as np
 
 from serving.applications import MODELS, installed
 from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
+from serving.model.manifest import FILES, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from serving.model.onnx_file import external_files, parse_model
-from serving.model.preprocessing import Preprocessing, of_graph, of_signature
-from serving.model.verdicts import Verdict, rules_version, verdict_of
 from serving.system.files import read_regular
-from serving.tensors import Images, Probabilities, Signature, TensorSignature
 
 _log = logging.getLogger(__name__)
-
-# Manifests
-
-MANIFEST = "manifest.json"
 LABELS = "labels.json"
-FILES: dict[Precision, str] = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
-_GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
-MAX_MANIFEST_BYTES = 512 << 10
-"""Twice the most that the exporter writes of golden samples."""
-_MAX_TEXT = 100
-"""Characters of a name, which is part of every answer to GetModel and of log lines."""
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_LONG_FIELDS = ("signature", "preprocessing", "batching")
-_MANIFEST_FIELDS = {
-    *_LONG_FIELDS, "format", "name", "version", "recipe", "seed", "settings", "parameters",
-    "accuracy", "files", "parity", "int8", "libraries", "golden",
-}  # fmt: skip
-"""Fields that the exporter writes."""
-_SIGNATURE_FIELDS = {"input_shape", "dtype", "classes", "labels"}
-_NEAR = 0.75
-"""Likeness from which an unknown field is taken for a misspelled one."""
+CLASSIFIER = "classifier.json"
+"""A model's companion: fields of `Preprocessing`, all of them optional."""
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 NO_ONNX_FILE = "{}: expected an ONNX file, whose name ends in .onnx"
 VERSION_OF_FILE = "1"
@@ -67,9 +39,9 @@ _MAX_NAME = 100
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 _MAX_MLMODEL_BYTES = 1 << 20
 MAX_BYTES = ModelConfig().max_model_bytes
-"""Of a model's files: they are in memory while the session is built."""
+"""The most bytes of a model's files: they are in memory while the session is built."""
 _KERAS = (
-    "`python -m training export --keras {file} --name NAME` makes one of a Keras model, and "
+    "`digit-serving export --keras {file} --name NAME` makes one of a Keras model, and "
     "`digit-serving serve --models models --model NAME` serves it"
 )
 _TORCH = "torch.onnx.export(model, inputs, 'model.onnx', dynamo=True) makes one of a PyTorch model"
@@ -81,153 +53,6 @@ _OF_OTHERS = {
     ".joblib": "skl2onnx.to_onnx(model, sample) makes one of a model of scikit-learn",
 }  # fmt: skip
 """Files of other frameworks by their suffixes, and how they become ONNX."""
-CLASSIFIER = "classifier.json"
-"""A model's companion: fields of `Preprocessing`, all of them optional."""
-_MAX_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Manifest:
-    """The exporter's description of a version."""
-
-    name: str
-    version: str
-    test_accuracy: float | None
-    """Share of the test samples answered correctly, 0 to 1; None if unknown."""
-    digests: dict[str, str]
-    """File name to SHA-256, in hexadecimal."""
-    golden_images: Images
-    """(N, pixels) uint8: samples to check a loaded model."""
-    golden_probabilities: dict[Precision, Probabilities]
-    """(N, classes) float32: the answers of each exported variant to them; empty without a file."""
-    signature: Signature | None = None
-    """The shape of its images, and its classes; None if it isn't known to classify images."""
-    pictures: Preprocessing | None = None
-    """How pictures become its input, and the names of its classes; None if it takes none."""
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
-    """Whether the rows of its files are independent, by file name, as today's rules found it."""
-    unknown: tuple[str, ...] = ()
-    """Fields that have no meaning here."""
-
-    @classmethod
-    def of_graph(cls, name: str, version: str, digests: dict[str, str]) -> Self:
-        """Describe a version that has no manifest."""
-        return cls(
-            name=name,
-            version=version,
-            test_accuracy=None,
-            digests=digests,
-            golden_images=np.empty((0, 0), np.uint8),
-            golden_probabilities={},
-            signature=None,
-        )
-
-
-def parse_manifest(data: bytes) -> Manifest:
-    """Parse a manifest's JSON.
-
-    Raises:
-        CorruptModel: too large, not JSON, another format, or a field is missing or of the wrong
-            type.
-    """
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise CorruptModel(f"{MANIFEST}: {len(data)} bytes, at most {MAX_MANIFEST_BYTES} expected")
-    try:
-        return _manifest_of(json.loads(data))
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as err:
-        raise CorruptModel(
-            f"{MANIFEST} is malformed: {type(err).__name__}: {str(err)[:_MAX_TEXT]}"
-        ) from err
-
-
-def _manifest_of(document: dict[str, Any]) -> Manifest:
-    if document["format"] != 1:
-        raise ValueError(f"format 1 expected, got {document['format']!r}")
-    golden = document["golden"]
-    unknown = _unknown_fields(document)
-    signature = Signature.of(document["signature"])
-    pixels = base64.b64decode(golden["images"], validate=True)
-    golden_images = np.frombuffer(pixels, np.uint8).reshape(-1, signature.image_bytes)
-    shape = len(golden_images), signature.num_classes
-    return Manifest(
-        name=_text(document, "name"),
-        version=_text(document, "version"),
-        test_accuracy=_accuracy(document["accuracy"]["test"]),
-        digests={name: _digest(document["files"], name) for name in document["files"]},
-        golden_images=golden_images,
-        golden_probabilities={
-            precision: _probabilities(golden[_GOLDEN[precision]], shape)
-            for precision, file_name in FILES.items()
-            if file_name in document["files"]
-        },
-        signature=signature,
-        pictures=of_signature(signature, document.get("preprocessing")),
-        verdicts=_verdicts(document.get("batching", {})),
-        unknown=unknown,
-    )
-
-
-def _verdicts(document: dict[str, Any]) -> dict[str, Verdict]:
-    """Return the verdicts on files; none, if other rules have found them."""
-    if document.get("rules") != rules_version():
-        return {}
-    return {name: verdict_of(each) for name, each in document["verdicts"].items()}
-
-
-def _unknown_fields(document: dict[str, Any]) -> tuple[str, ...]:
-    """Return the fields of a manifest that are unknown here, as a later exporter may add some.
-
-    Raises:
-        ValueError: one is an optional field, misspelled.
-    """
-    signature = document.get("signature", {})
-    unknown = [name for name in document if name not in _MANIFEST_FIELDS]
-    inside = [name for name in signature if name not in _SIGNATURE_FIELDS]
-    for names, optional in ((unknown, _LONG_FIELDS), (inside, ("labels",))):
-        for name in names:
-            if near := get_close_matches(name.lower(), optional, 1, _NEAR):
-                raise ValueError(f"there is no field {name!r}: did you mean {near[0]}?")
-    return (*unknown, *(f"signature.{name}" for name in inside))
-
-
-def _text(document: dict[str, Any], name: str) -> str:
-    text = document[name]
-    if not isinstance(text, str) or not 0 < len(text) <= _MAX_TEXT or not text.isprintable():
-        raise ValueError(f"{name} must be 1 to {_MAX_TEXT} printable characters")
-    return text  # a lone surrogate, which no message can encode, isn't printable either
-
-
-def _accuracy(share: float | None) -> float | None:
-    if share is not None and not 0 <= share <= 1:
-        raise ValueError("the accuracy must be from 0 to 1")
-    return share
-
-
-def _digest(document: dict[str, Any], name: str) -> str:
-    digest = document[name]
-    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise ValueError(f"the digest of {name} must be 64 hexadecimal digits")
-    return digest
-
-
-def _probabilities(rows: list[list[float]], shape: tuple[int, int]) -> Probabilities:
-    exact = np.array(rows, np.float64)  # first: float32 would only warn of overflow
-    if exact.shape != shape:
-        raise ValueError(f"golden probabilities have shape {exact.shape}, not {shape}")
-    if not ((exact >= 0) & (exact <= 1)).all():
-        raise ValueError("golden probabilities are not all from 0 to 1")
-    probabilities: Probabilities = exact.astype(np.float32)
-    return probabilities
-
-
-# Files of models
 
 
 def versions(model_dir: Path) -> list[str]:
@@ -561,6 +386,8 @@ def load_manifest(version_dir: Path) -> Manifest:
     Raises:
         CorruptModel: it is missing, unreadable, malformed, or belongs to another version or model.
     """
+    from serving.model.manifest_file import parse_manifest  # here: many models have none
+
     manifest = parse_manifest(_read(version_dir / MANIFEST, MAX_MANIFEST_BYTES))
     if manifest.version != version_dir.name:
         raise CorruptModel(f"{version_dir.name}/{MANIFEST} is that of version {manifest.version}")
@@ -578,94 +405,3 @@ def _read(path: Path, max_bytes: int) -> bytes:
         return read_regular(path, max_bytes)
     except OSError as err:
         raise CorruptModel(f"{path.parent.name}/{path.name}: {err.strerror}") from err
-
-
-# Models without a manifest that classify pictures
-
-
-def described(manifest: Manifest, tensors: TensorSignature, model: Path) -> Manifest:
-    """Return the description of a version, with the `classifier.json` for its pictures.
-
-    Raises:
-        ConfigurationError: the file is unreadable, or it doesn't fit the graph.
-    """
-    file = companion(model, CLASSIFIER)
-    if file is None or not file.exists():
-        return manifest
-    if manifest.signature is not None:
-        _log.warning(
-            "model %s version %s: %s is not used: the manifest describes its pictures",
-            manifest.name,
-            manifest.version,
-            CLASSIFIER,
-        )
-        return manifest
-    try:
-        document = json.loads(_read_text(file))
-        if not isinstance(document, dict):
-            raise ValueError(f"a JSON object expected, got {type(document).__name__}")
-        return replace(manifest, pictures=of_graph(tensors, document))
-    except (ValueError, TypeError, OverflowError, RecursionError) as err:
-        raise ConfigurationError(f"{file}: {err}") from err
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PictureInputs:
-    """The command line's description of models without a manifest."""
-
-    is_image: bool = False
-    """Whether those that can take pictures do."""
-    labels: tuple[str, ...] = ()
-    """The names of their classes."""
-
-    def of(self, manifest: Manifest, tensors: TensorSignature) -> Preprocessing | None:
-        """Return how pictures become a model's input; None if it takes none.
-
-        Raises:
-            ValueError: it can't take pictures, though the command line says that it does.
-        """
-        pictures = manifest.pictures
-        if not self.is_image or manifest.signature is not None:
-            return pictures
-        if pictures is None:
-            return of_graph(tensors, {"labels": self.labels})
-        return replace(pictures, labels=pictures.labels or self.labels)
-
-    def find(self, manifest: Manifest, tensors: TensorSignature) -> Preprocessing | None:
-        """Return the same; None, too, if it can't take pictures."""
-        try:
-            return self.of(manifest, tensors)
-        except ValueError:
-            return None
-
-    def require_one(self, models: Mapping[str, tuple[Manifest, TensorSignature]]) -> None:
-        """Check that the command line is right about a model, if it says something.
-
-        Raises:
-            ConfigurationError: it is about none.
-        """
-        reasons = []
-        for name, (manifest, tensors) in models.items():
-            try:
-                if manifest.signature is None and self.of(manifest, tensors):
-                    return
-            except ValueError as err:
-                reasons.append(f"model {name}: {err}")
-        if self.is_image:
-            raise ConfigurationError(f"--input image: {'; '.join(reasons[:3]) or 'no such model'}")
-
-
-def read_labels(file: Path | None) -> tuple[str, ...]:
-    """Read a text for each class, one a line.
-
-    Raises:
-        ConfigurationError: the file can't be read.
-    """
-    return () if file is None else tuple(_read_text(file).splitlines())
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return read_regular(file, _MAX_BYTES).decode("utf-8-sig")
-    except (OSError, ValueError) as err:
-        raise ConfigurationError(f"can't read {file}: {getattr(err, 'strerror', err)}") from err

@@ -18,6 +18,18 @@ _FLOOR = 0.01
 """Share of a row's greatest number that counts as the magnitude of small ones."""
 NUM_QUIET = 5
 """Rows that are compared with themselves; of the loud ones only rounding would show."""
+_SCALES: tuple[Callable[[Array], Any], ...] = (
+    lambda raw: raw / 127.5 - 1,
+    lambda raw: (raw + 1.0) / 256,
+    lambda raw: raw * 1.0,
+    lambda raw: np.where(raw & 1, 1, -1) * 10.0 ** (raw / 64),
+    lambda raw: raw * 0.0,
+    lambda raw: np.where(raw & 1, 1e30, -1e30),
+    lambda raw: np.where(raw & 1, np.inf, raw / 256),
+    lambda raw: np.where(raw & 1, np.nan, raw / 256),
+)
+"""Values of one row each: from -1 to 1, from 0 to 1, from 0 to 255, of every magnitude as tables
+have, 0, and the loud ones."""
 
 
 def draws(inputs: Sequence[Tensor], num_rows: int) -> Iterator[Feeds]:
@@ -48,9 +60,11 @@ def draws_of_size(
 
 def _shape(tensor: Tensor, num_rows: int, sizes: Mapping[str, int], size: int) -> tuple[int, ...]:
     names = tensor.names or ("",) * len(tensor.shape)
+    usual = [sizes.get(name, size) for name in names]
+    usual[:1] = [num_rows] * len(usual[:1])
     return tuple(
-        each if each >= 0 else sizes.get(names[axis], size) if axis else num_rows
-        for axis, each in enumerate(tensor.shape)
+        each if each >= 0 else open_size
+        for each, open_size in zip(tensor.shape, usual, strict=True)
     )
 
 
@@ -71,23 +85,9 @@ def _values(raw: Array, dtype: np.dtype, *, is_like: bool) -> Array:
         return np.array(texts, object).take(raw % len(texts))
     if dtype.kind == "b" or is_like:
         return (raw & 1).astype(dtype)
-    return (
-        raw.view(np.int8) if dtype == np.int8 else raw if dtype.itemsize == 1 else raw >> 1
-    ).astype(dtype)
-
-
-_SCALES: tuple[Callable[[Array], Any], ...] = (
-    lambda raw: raw / 127.5 - 1,
-    lambda raw: (raw + 1.0) / 256,
-    lambda raw: raw * 1.0,
-    lambda raw: np.where(raw & 1, 1, -1) * 10.0 ** (raw / 64),
-    lambda raw: raw * 0.0,
-    lambda raw: np.where(raw & 1, 1e30, -1e30),
-    lambda raw: np.where(raw & 1, np.inf, raw / 256),
-    lambda raw: np.where(raw & 1, np.nan, raw / 256),
-)
-"""Of one row each: from -1 to 1, from 0 to 1, from 0 to 255, of every magnitude as tables have, 0,
-and the loud ones."""
+    if dtype.itemsize > 1:
+        return (raw >> 1).astype(dtype)
+    return (raw.view(np.int8) if dtype == np.int8 else raw).astype(dtype)
 
 
 def take(feeds: Feeds, rows: Sequence[int]) -> Feeds:

@@ -19,9 +19,9 @@ from google.protobuf.message import DecodeError
 from serving.config import Precision
 from serving.errors import ServingError
 from serving.model import repository
+from serving.model.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from serving.model.onnx_fields import fields_of
 from serving.model.onnx_file import ValueInfoProto
-from serving.model.repository import MANIFEST
 from serving.system.files import open_regular, read_regular
 from serving.tensors import Signature
 
@@ -34,7 +34,7 @@ HOW = (
 _GRAPH, _INITIALIZER, _INPUT, _OUTPUT = 7, 5, 11, 12
 """Fields of ModelProto and GraphProto (protos/onnx/onnx.proto)."""
 _MAX_VALUE_BYTES = 1 << 20
-"""Of one input's or output's description."""
+"""The most bytes of one input's or output's description."""
 _TYPES = {
     1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES",
     9: "BOOL", 10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64", 16: "BF16",
@@ -161,7 +161,7 @@ def read_signature(
     images = ""
     # A malformed manifest is refused when the version is loaded.
     with suppress(FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
-        data = read_regular(model_dir / version / MANIFEST, repository.MAX_MANIFEST_BYTES)
+        data = read_regular(model_dir / version / MANIFEST, MAX_MANIFEST_BYTES)
         document = json.loads(data).get("signature")
         images = json.dumps(Signature.of(document).document() if document else None)
     return GraphSignature(inputs, outputs, images)

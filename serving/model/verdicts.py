@@ -17,22 +17,16 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from serving.model.onnx_errors import reason_of
-from serving.model.onnx_file import Message, parse_model
-from serving.model.onnx_runtime import NO_WEIGHTS, RunOptions, runtime
+from serving.config import BatchingMode
+from serving.model.onnx_runtime import runtime
 from serving.system.files import read_regular
-from serving.tensors import Feeds
-
-if TYPE_CHECKING:
-    from serving.model.proof.check import Check
 
 _log = logging.getLogger(__name__)
-
 VARIABLE = "SERVING_VERDICTS"
 """The environment variable that names the folder of verdicts; or `off`."""
-_SOURCES = "proof", "samples.py", "onnx_file.py", "verdicts.py"
+_SOURCES = "proof", "samples.py", "onnx_file.py", "judging.py"
 _MAX_FILES = 512
 """The oldest of more are removed."""
 _MAX_BYTES = 4 << 10
@@ -65,78 +59,6 @@ def rules_version() -> str:
             if each.name.endswith(".py"):
                 digest.update(each.read_bytes())
     return digest.hexdigest()
-
-
-# Finding one
-
-
-def prepare(
-    model: Message,
-    onnx: bytes,
-    weights: Mapping[str, bytes],
-    options: RunOptions,
-    samples: Feeds | None = None,
-) -> "Check | Verdict":
-    """Prove that rows are independent, and build the session of the check by a run.
-
-    Args:
-        model: the ModelProto.
-        onnx: its bytes.
-        weights: the content of files with weights, by their location in the model.
-        options: `terminate` ends the runs of the check.
-        samples: rows that the model takes, if there are some.
-
-    Returns:
-        The check to run; the verdict, if the proof fails.
-    """
-    from serving.model.proof import Mixes, prove
-    from serving.model.proof.check import Check, Graph
-
-    try:
-        proof = prove(model)
-    except Mixes as err:
-        return Verdict(str(err))
-    try:
-        return Check(Graph(model, onnx, weights, samples), proof, options)
-    except Exception as err:  # ONNX Runtime's own exceptions have no common base
-        return Verdict(f"the check by a run can't be built: {reason_of(err)}")
-
-
-def run(check: "Check") -> Verdict:
-    """Run a check; return the verdict.
-
-    Raises:
-        TimeoutError: the runs were ended.
-    """
-    from serving.model.proof import Mixes
-    from serving.model.proof.check import NotRun
-
-    try:
-        found = check.run()
-    except Mixes as err:
-        return Verdict(str(err))
-    except NotRun:
-        return Verdict("row independence is proved, but no drawn input can be run to check it")
-    except TimeoutError:
-        raise
-    except Exception as err:  # a graph of others, and no reason to refuse the whole model
-        _log.warning("the check by a run failed", exc_info=True)
-        return Verdict(f"the check by a run failed: {type(err).__name__}")
-    _log.debug("checked by %s runs: %s tensors", found.num_runs, found.num_tensors)
-    if not found.num_omitted:
-        return Verdict(None)
-    total = found.num_tensors + found.num_omitted
-    return Verdict(None, f"{found.num_omitted} of {total} tensors not checked by a run")
-
-
-def judge(onnx: bytes) -> Verdict:
-    """Return the verdict on a model in one file."""
-    model = parse_model(onnx)
-    found = prepare(model, onnx, NO_WEIGHTS, runtime().RunOptions())
-    return found if isinstance(found, Verdict) else run(found)
-
-
-# Keeping it
 
 
 def key_of(onnx_digest: str, weights_digests: Mapping[str, str]) -> str:
@@ -213,3 +135,19 @@ def _remove_oldest(where: Path) -> None:
     for _, path in sorted(files)[:-_MAX_FILES]:
         with suppress(FileNotFoundError):  # another process has removed it
             os.unlink(path)
+
+
+def line_of(obstacle: str | None, mode: BatchingMode) -> str:
+    """Return one line that says whether rows are batched, and why not.
+
+    Args:
+        obstacle: why they are not proved independent; None if they are.
+        mode: the operator's setting.
+    """
+    if mode == "never":
+        return "batching off: the operator's setting"
+    if obstacle is None:
+        return "batching on: row independence proved"
+    if mode == "always":
+        return f"batching on by the operator's setting, not proved: {obstacle}"
+    return f"batching off: {obstacle}"

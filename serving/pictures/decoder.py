@@ -32,16 +32,17 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 
 _Made = TypeVar("_Made")
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
-"""Of those of Pillow's modes that have other than four."""
+"""Bytes a pixel of those of Pillow's modes that have other than four."""
 MAX_SIDE = 256
-"""Pictures of one digit are shrunk to this many pixels a side; a digit needs twenty."""
+"""Pictures that show one object are shrunk to this many pixels a side."""
 MAX_PAGE_SIDE = 1024
-"""The same for pictures of several digits."""
+"""The same for pages of several."""
 _RESIZE: dict[str, Callable[..., Image.Image]] = {
     "stretch": Image.Image.resize, "pad": ImageOps.pad, "crop": ImageOps.fit,
 }  # fmt: skip
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, range(5, 9)
 """The tag of EXIF, and its values for a picture that is turned by 90 degrees."""
+Grey = npt.NDArray[np.float32]
 
 
 def read(source: str | Path | BinaryIO, make: Callable[[Image.Image], _Made]) -> _Made:
@@ -84,7 +85,7 @@ def _line(err: Exception) -> str:
 
 
 def _seekable(file: BinaryIO) -> BinaryIO:
-    """Read a pipe to its end; refuse one that is too long to be a picture of a digit."""
+    """Read a pipe to its end; refuse one that is longer than a picture may be."""
     if file.seekable():
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -130,16 +131,13 @@ def require_memory(picture: Image.Image) -> None:
         raise TooLarge(f"its {picture.width} x {picture.height} pixels take too much memory")
 
 
-Grey = npt.NDArray[np.float32]
-
-
 class Page(NamedTuple):
     """A decoded picture."""
 
     grey: Grey
     """(H, W) float32, 0 to 255; the ink may be dark or light."""
     width: int
-    """Of the picture as it was, in pixels, the camera's orientation applied."""
+    """Size of the picture as it was, in pixels, the camera's orientation applied."""
     height: int
 
 

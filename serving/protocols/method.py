@@ -4,7 +4,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from serving.batching.run import ResponseEncoder, Result
 from serving.errors import ServingError
@@ -13,6 +13,12 @@ from serving.protocols.status import error_of
 _PREFIX = struct.Struct(">BI")
 """Before each message of gRPC: the flag for no compression, and the length."""
 PREFIX_BYTES = _PREFIX.size
+ReadRows = tuple[Any, ResponseEncoder]
+"""The rows of a request (bytes, or an array for each input), and the encoder of the answer."""
+Read = Callable[[Any], ReadRows]
+"""Decodes and checks a request; raises ServingError."""
+Refused = Callable[[ServingError], bytes | None]
+"""Encodes the answer to a request that is refused; None ends the stream with the error."""
 
 
 class Rows(ResponseEncoder):
@@ -81,12 +87,17 @@ def frame(message: bytes) -> bytes:
     return _PREFIX.pack(0, len(message)) + message
 
 
-ReadRows = tuple[Any, ResponseEncoder]
-"""The rows of a request (bytes, or an array for each input), and the encoder of the answer."""
-Read = Callable[[Any], ReadRows]
-"""Decodes and checks a request; raises ServingError."""
-Refused = Callable[[ServingError], bytes | None]
-"""Encodes the answer to a request that is refused; None ends the stream with the error."""
+class Elsewhere(NamedTuple):
+    """How the messages of a method are read that would keep other calls waiting."""
+
+    is_needed: Callable[[Any], bool]
+    """Returns whether a message is one."""
+    convert: Callable[[Any], Any]
+    """A function of a module, called in the pool with the message; raises ServingError."""
+    read: Read
+    """Reads its outcome."""
+    pool: Any
+    """A `Pool` of processes; None for the transport's threads."""
 
 
 class Call(Protocol):
@@ -104,8 +115,8 @@ class Call(Protocol):
     async def run(self, rows: Any, encoder: ResponseEncoder) -> bytes:
         """Have rows run, and return the response, with gRPC's prefix."""
 
-    async def work(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function that may take seconds, on another thread."""
+    async def work(self, function: Callable[..., Any], *args: Any, pool: Any = None) -> Any:
+        """Call a function that may take seconds, in a `Pool` or on another thread."""
 
     async def answer_in_order(self, rows: ReadRows | ServingError, refused: Refused) -> None:
         """Have a message of a stream answered after those before it; wait while there is no room.
@@ -165,10 +176,19 @@ class BatchedUnary(Method):
 
     read: Read
     prefixes: PrefixCache = field(default_factory=PrefixCache)
+    elsewhere: Elsewhere | None = None
+    """None if each message is read at once."""
     is_counted_by_run: ClassVar[bool] = True
 
     async def handle(self, call: Call) -> None:
-        await call.send_framed(await call.run(*self.read(await call.message())))
+        rows = await self._rows(call, await call.message())
+        await call.send_framed(await call.run(*rows))
+
+    async def _rows(self, call: Call, message: Any) -> ReadRows:
+        other = self.elsewhere
+        if other is None or not other.is_needed(message):
+            return self.read(message)
+        return other.read(await call.work(other.convert, message, pool=other.pool))
 
 
 def _ends_stream(request: bytes, error: ServingError) -> None:
@@ -188,7 +208,7 @@ class BatchedStream(BatchedUnary):
     async def handle(self, call: Call) -> None:
         while (message := await call.message()) is not None:
             try:
-                rows: ReadRows | ServingError = self.read(message)
+                rows: ReadRows | ServingError = await self._rows(call, message)
             except Exception as err:
                 rows = error_of(err)
             await call.answer_in_order(rows, partial(self.error_message, message))

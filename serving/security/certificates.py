@@ -9,18 +9,16 @@ from serving.errors import ConfigurationError
 from serving.security.watched_files import WatchedFiles, read_bytes
 
 
-def server_context(config: SecurityConfig, protocol: str) -> Callable[[], ssl.SSLContext] | None:
-    """Return a function that gives the context for a new connection; None without a certificate.
+def server_context(config: SecurityConfig, protocol: str) -> Callable[[], ssl.SSLContext]:
+    """Return a function that gives the context for a new connection.
 
     Args:
-        config: the files.
+        config: the files, a certificate's among them.
         protocol: its ALPN name, "h2" or "http/1.1".
 
     Raises:
         ConfigurationError: a file can't be used; the text says which and why.
     """
-    if config.tls_cert is None:
-        return None
     return WatchedFiles(files_of(config), lambda: load(config, protocol)).get
 
 

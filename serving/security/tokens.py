@@ -30,8 +30,8 @@ class TokenCheck:
         return any(matches)  # all were compared: the time doesn't reveal which is right
 
 
-def token_check(config: SecurityConfig) -> TokenCheck | None:
-    """Return the check of tokens; None if none are configured.
+def token_check(config: SecurityConfig) -> TokenCheck:
+    """Return the check of the tokens that are configured.
 
     Raises:
         ConfigurationError: the file can't be read, or holds no token or a bad one.
@@ -39,10 +39,9 @@ def token_check(config: SecurityConfig) -> TokenCheck | None:
     path = config.token_file
     if path is not None:
         return TokenCheck(WatchedFiles((path,), lambda: _parse(read_bytes(path), path)).get)
-    if config.tokens is not None:
-        digests = _parse(config.tokens.encode(), "SERVING_TOKEN")
-        return TokenCheck(lambda: digests)
-    return None
+    assert config.tokens is not None
+    digests = _parse(config.tokens.encode(), "SERVING_TOKEN")
+    return TokenCheck(lambda: digests)
 
 
 def _parse(data: bytes, source: Path | str) -> _Digests:

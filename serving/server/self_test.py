@@ -11,7 +11,7 @@ import numpy as np
 
 from serving.batching.awaited import AsyncCaller, submit
 from serving.errors import Overloaded, ServingError, Unavailable
-from serving.model.acceptance import GOLDEN_TOLERANCE
+from serving.model.manifest import GOLDEN_TOLERANCE
 from serving.protocols.health import Health
 from serving.protocols.method import Rows
 from serving.router import Route, Router

@@ -11,7 +11,8 @@ from serving.catalog import Catalog
 from serving.config import ServerConfig
 from serving.protocols.grpc_service import GrpcService
 from serving.protocols.health import Health
-from serving.protocols.oip import inference_pb
+from serving.protocols.method import BatchedStream, BatchedUnary
+from serving.protocols.oip import inference_pb, typed
 from serving.protocols.oip.examples import Access, Example
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
@@ -21,6 +22,7 @@ from serving.system.usage import Usage
 from serving.telemetry.metrics import Readiness, Report, Served
 from serving.transports import open_transport
 from serving.transports.limits import max_message_bytes
+from serving.transports.pools import LazyPool, Pool, decoders
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Server:
             inference_pb.SERVICE: str,
             **{each.SERVICE: partial(each.model_name, router) for each in others},
         }
+        self._decoders = LazyPool(self._open_decoders)
         self.health = Health(services, lambda: router.routes)
         router.on_block = lambda: self.health.set_blocked(router.blocked_models)
         allow_control = config.allow_repository_control
@@ -59,10 +62,11 @@ class Server:
             allow_control=allow_control,
             max_message_bytes=max_message_bytes(router, config),
         )
+        of_others = [each for service in others for each in service.methods(router, self.transport)]
         methods = [
-            *inference_methods(router, queries),
+            *inference_methods(router, queries, self._decoders),
             *self.health.methods(),
-            *(each for service in others for each in service.methods(router, self.transport)),
+            *of_others,
         ]
         if config.reflection:
             from serving.protocols.reflection import reflection_methods
@@ -70,9 +74,15 @@ class Server:
             methods += reflection_methods({each.SERVICE: each.FILE for each in others})
         self._transport = open_transport(router, methods, config)
         self._http = _http_server(router, queries, config)
+        batched = (each for each in of_others if isinstance(each, BatchedUnary | BatchedStream))
+        over_http = () if self._http is None else self._http.method_names
+        self._methods = (*(each.name for each in batched), *over_http)
         self._self_test: asyncio.Task[None] | None = None
         self.address = ""
         self.metrics_address = "off" if exporter is None else exporter.address
+
+    def _open_decoders(self) -> Pool:
+        return decoders((typed.__name__,)) if self._http is None else self._http.pool
 
     @property
     def http_url(self) -> str | None:
@@ -111,6 +121,7 @@ class Server:
         """Return the served models and all counts; from any thread."""
         router = self._router
         return Report(
+            methods=self._methods,
             models=tuple(each for route in router.routes.values() for each in self._served(route)),
             batching=router.batching,
             num_waiting=router.num_waiting,
@@ -186,6 +197,7 @@ class Server:
         """Close the port and cut off pending calls; `drain` first to lose none."""
         self._end_self_test()
         await self._transport.stop(grace_s)
+        await asyncio.to_thread(self._decoders.close)
         if self._http is not None:
             await asyncio.to_thread(self._http.stop)
 

@@ -19,7 +19,7 @@ from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ServingError
 from serving.server.lifetime import run_loop, serve
 from serving.server.server import Server
-from serving.system import shared_port, signals
+from serving.system import listening, shared_port, signals
 from serving.system.crash_record import CRASHES, CrashRecord
 from serving.system.host import Host
 from serving.system.libc import end_with_parent
@@ -179,7 +179,7 @@ def main() -> None:
     record.trace_crashes()
     logs.setup(config.log_format, config.log_level)
     for name, (sock, file) in files.items():
-        shared_port.shares[name] = shared_port.Shared(socket.socket(fileno=sock), file).share(place)
+        listening.shares[name] = shared_port.Shared(socket.socket(fileno=sock), file).share(place)
 
     def start_reporting(server: Server) -> None:
         arguments = (supervisor, server, asyncio.get_running_loop())

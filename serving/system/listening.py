@@ -5,15 +5,38 @@ import os
 import socket
 import stat
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from serving.errors import ConfigurationError
 from serving.system.addresses import cannot_listen, with_port
-from serving.system.shared_port import BACKLOG, shares
 
+BACKLOG = 1024
+"""New connections that wait in the kernel."""
 _UNIX = "unix:"
 _FIRST_INHERITED = 3
 """The file descriptor of the first socket that systemd passes on (sd_listen_fds(3))."""
+
+
+class SharedSocket(Protocol):
+    """A socket on which several workers listen; see `serving.system.shared_port`."""
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether no other worker has clearly fewer connections."""
+
+    def note(self, number: int) -> None:
+        """Tell the others how many this worker has."""
+
+    def listen(self) -> None:
+        """Listen again."""
+
+
+shares: dict[tuple[str, int], SharedSocket] = {}
+"""By host and port: where `bind` returns a socket that outlives this process, and is shared."""
 
 
 def bind(host: str, port: int, *, backlog: int = 0) -> socket.socket:

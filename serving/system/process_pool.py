@@ -42,7 +42,7 @@ MAX_WAITING, MAX_WAITING_OF_ONE = 1000, 100
 _KEPT_BYTES = 32 << 20
 """A process that keeps more than this of its jobs' memory ends."""
 _START_S = 20.0
-"""Of a process, with its imports."""
+"""The longest start of a process, with its imports."""
 _NICENESS = 10
 _CRASHED = -1
 """In place of a job's number: the child has ended without an outcome."""
@@ -54,9 +54,9 @@ class _Process(NamedTuple):
     process: subprocess.Popen[bytes]
     socket: socket.socket
     stream: Any
-    """Of the socket, which has a limit of time: outcomes are read from it."""
+    """A stream of the socket, which has a limit of time: outcomes are read from it."""
     numbers: "itertools.count[int]"
-    """Of jobs: an outcome has its job's, since a child may also crash while it has none."""
+    """Numbers of jobs: an outcome has its job's, since a child may also crash while it has none."""
 
     def ask(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any] | None:
         """Have a job done; return a good outcome or an error, None if the child crashed.

@@ -10,9 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from serving.system.addresses import cannot_listen
+from serving.system.listening import BACKLOG
 
-BACKLOG = 1024
-"""New connections that wait in the kernel."""
 _TAKEN_S = 1.0
 """How long to wait for a taken port: workers of a killed supervisor are about to end."""
 _AWAY = 1 << 62
@@ -57,10 +56,6 @@ class Shared(NamedTuple):
     def share(self, place: int) -> Share:
         """Return the part of the worker at a place."""
         return Share(self.socket, memoryview(mmap.mmap(self.file, 0)).cast("q"), place)
-
-
-shares: dict[tuple[str, int], Share] = {}
-"""By host and port: where `bind` returns a socket that outlives this process, and is shared."""
 
 
 @contextmanager

@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 from serving.batching.run import NEVER
-from serving.config import ServerConfig
 from serving.protocols.status import StatusCode
-from serving.telemetry.logs import ACCESS
+from serving.telemetry.logs import ACCESS, REQUEST_ID
 from serving.telemetry.traces import Tracer
 
 _log = logging.getLogger(ACCESS)
-REQUEST_ID = "x-request-id"
-"""The header with a call's id, and the trailer that returns it."""
 _MAX_LINES_PER_S = 100
 """More lines in a second are dropped; the metrics still count the calls."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -54,7 +51,7 @@ class LoggedCall:
         """The headers that name the caller's span."""
         self.begun_s = time.monotonic()
         self.route = ""
-        """Of a call over HTTP, such as "/v2/models/{name}/infer"."""
+        """The path of a call over HTTP, such as "/v2/models/{name}/infer"."""
         self.run = NEVER
         """The last run that answered it."""
 
@@ -73,6 +70,10 @@ class AccessLog:
         self._tracer = tracer
         self._second = 0
         self._num_lines = 0
+
+    def begin(self, method: str, peer: str, metadata: Mapping[str, str]) -> LoggedCall:
+        """Start the record of a call; see `LoggedCall`."""
+        return LoggedCall(method, peer, metadata)
 
     def end(self, call: LoggedCall, status: str, http_status: int | None = None) -> None:
         """Record a call that has ended.
@@ -137,18 +138,6 @@ class AccessLog:
             self._second, self._num_lines = second, 0
         self._num_lines += 1
         return self._num_lines <= _MAX_LINES_PER_S
-
-
-def access_log(config: ServerConfig) -> AccessLog | None:
-    """Return the recorder of calls; None if there is none.
-
-    Raises:
-        ConfigurationError: see `Tracer`.
-    """
-    tracer = Tracer(config.otlp_endpoint) if config.otlp_endpoint else None
-    if tracer is None and not config.access_log:
-        return None
-    return AccessLog(config.access_log, tracer)
 
 
 def _ids(metadata: Mapping[str, str]) -> dict[str, str]:

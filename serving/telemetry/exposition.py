@@ -12,8 +12,7 @@ from serving.system.usage import start_time_s
 from serving.telemetry.metrics import NO_MODEL, Histogram, ModelCounts, ModelLabel, Report
 
 _INFER = "ModelInfer", "HttpInfer"
-_CLASSIFY = "Classify", "ClassifyStream", "HttpDigits", "HttpClassify"
-"""Methods of all models, and those of classifiers."""
+"""Methods of all models; `Report.methods` are those of classifiers."""
 _STATUSES = (
     "OK", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED",
     "UNAVAILABLE",
@@ -53,7 +52,7 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
         labels=(*_VERSION, "class"),
     )
     for label, counts in models.items():
-        methods = _INFER * (label in classes) + _CLASSIFY * bool(classes.get(label))
+        methods = _INFER * (label in classes) + report.methods * bool(classes.get(label))
         for ended in {**dict.fromkeys(product(methods, _STATUSES)), **counts.requests}:
             requests.add_metric((*label, *ended), counts.requests[ended])
         if label != NO_MODEL:

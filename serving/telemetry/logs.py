@@ -18,6 +18,8 @@ from serving.config import LogFormat, LogLevel
 
 ACCESS = "serving.access"
 """The logger of access lines."""
+REQUEST_ID = "x-request-id"
+"""The header with a call's id, and the trailer that returns it."""
 
 request_fields: ContextVar[Mapping[str, str]] = ContextVar(
     "request_fields", default=MappingProxyType({})
@@ -28,7 +30,7 @@ request_fields: ContextVar[Mapping[str, str]] = ContextVar(
 _MAX_WAITING = 10_000
 """Lines that wait for the reader of stderr; further ones are lost and counted."""
 _MAX_CHARACTERS = 1_000
-"""Of the longest line."""
+"""Characters of the longest line."""
 _FLUSH_TIMEOUT_S = 1.0
 """How long the process waits for that reader when it ends."""
 

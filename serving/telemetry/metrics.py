@@ -96,7 +96,7 @@ class ModelCounts:
     """From a call's arrival to its answer."""
 
     preprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
-    """Of a handler: one trip to a process and back."""
+    """Times of a handler: one trip to a process and back."""
     postprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
     """Likewise."""
 
@@ -305,7 +305,7 @@ class Served(NamedTuple):
     role: str
     """"default", "canary", or empty: answers only calls that name it, or one of its labels."""
     num_classes: int
-    """Of a classifier; 0 of other models."""
+    """Classes of a classifier; 0 for other models."""
     max_batch_size: int = 0
     """The most rows in one run, by its own settings too; 0 if calls run alone."""
     max_request_rows: int | None = None
@@ -353,6 +353,8 @@ class Report(NamedTuple):
     """Models that do not answer, or wrongly."""
     request: str = ""
     """A command that calls the first model."""
+    methods: tuple[str, ...] = ()
+    """The methods of applications by which classifiers are called."""
     handlers: Mapping[ModelLabel, HandlerUsage] = MappingProxyType({})
     """The processes of the versions with a handler."""
 
@@ -383,6 +385,7 @@ def total(reports: list[Report], earlier: Counts) -> Report:
         counts=replace(counts, cpu_s=counts.cpu_s + time.process_time()),
         stuck_models=frozenset[str]().union(*(report.stuck_models for report in reports)),
         request=reports[0].request,
+        methods=reports[0].methods,
         handlers=_handlers(reports),
     )
 

@@ -6,7 +6,7 @@ import selectors
 import socket
 from collections.abc import Callable, Iterator
 
-from serving.system.shared_port import shares
+from serving.system.listening import shares
 
 _log = logging.getLogger(__name__)
 _STARVED_LOG_S = 60.0

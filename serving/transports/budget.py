@@ -108,6 +108,11 @@ class Budget:
         self._hurry()
         return False
 
+    def has_room(self, call: Arriving, num_bytes: int) -> bool:
+        """Return whether a request that has come whole may grow to this size; one always may."""
+        others = self._num_held - self._held.get(call, 0)
+        return not others or others + num_bytes <= self.max_bytes * _RESERVED_SHARE
+
     def is_waiting(self, call: Arriving) -> bool:
         """Return whether a request waits to be let in."""
         return call in self._waiting.get(call.peer.address, ())

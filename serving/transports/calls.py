@@ -7,15 +7,18 @@ import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
-from serving.telemetry.access_log import LoggedCall
 from serving.telemetry.metrics import NO_MODEL
+from serving.transports import unpacking
 from serving.transports.budget import Budget
 from serving.transports.peer import Peer
-from serving.transports.pools import Pool
+from serving.transports.pools import FewThreads, Pool
+
+if TYPE_CHECKING:
+    from serving.telemetry.access_log import LoggedCall
 
 SMALL_BYTES = 4096
 """The most that the loop itself decodes or writes: some 100 µs."""
@@ -120,9 +123,49 @@ class LoopCall:
             post = self.port.post
             self._work.add_done_callback(lambda future: post(partial(self._end_work, future)))
 
-        self.is_running = True
-        result: Result = await paused(begin)
+        was_running, self.is_running = self.is_running, True
+        try:
+            result: Result = await paused(begin)
+        finally:
+            self.is_running = was_running
         return result
+
+    async def unpacked(self, packed: bytes, limit: int) -> bytes:
+        """Unpack a request that was compressed, once there is room for its bytes.
+
+        Args:
+            packed: all of its bytes.
+            limit: the most bytes that it may have.
+
+        Raises:
+            TooLarge: it has more.
+            InvalidRequest: it is malformed.
+        """
+        num_bytes, calls = unpacking.num_bytes_in(packed, limit), self.port.calls
+        self.keep(len(packed))
+        while not calls.budget.has_room(self, num_bytes):
+            await paused(self.wait_for_room)
+        self.keep(num_bytes)
+        was_running = self.is_running
+        try:
+            return await self.work(
+                unpacking.unpack,
+                packed,
+                num_bytes,
+                size=max(len(packed), num_bytes),
+                few_bytes=unpacking.FEW_BYTES,
+                pool=calls.unpacker(self.port),
+            )
+        finally:
+            self.is_running = was_running  # of a stream, more may come
+
+    def keep(self, num_bytes: int) -> None:
+        """Count the bytes of a request that has come, until it is answered."""
+        self.port.calls.budget.hold(self, num_bytes)
+
+    def wait_for_room(self) -> None:
+        """Be resumed once there may be room."""
+        self.port.calls.stall(self)
 
     async def others(self) -> None:
         """Let other calls have their turn."""
@@ -251,9 +294,16 @@ class LoopCalls:
         """Calls that wait for room in a queue, the longest waiting first."""
         self.budget = Budget(clock, hurry)
         """The bytes of requests that have not come whole, or are not read yet."""
+        self._unpacker: FewThreads | None = None
         self._deadlines: list[tuple[float, int, LoopCall]] = []
         self._numbers = itertools.count()
         self._max_deadlines = _MIN_DEADLINES
+
+    def unpacker(self, port: Any) -> "FewThreads":
+        """Return the thread on which large requests are unpacked: one, so that they take turns."""
+        if self._unpacker is None:
+            self._unpacker = FewThreads(port.host, port.post, 1)
+        return self._unpacker
 
     def end_at_deadline(self, call: LoopCall) -> None:
         """Have a call ended at its deadline, if it has not ended before."""

@@ -32,11 +32,13 @@ class _Refusal(Exception):
 class PendingResponse:
     """The place of one request's answer in its stream."""
 
-    __slots__ = ("num_bytes", "refused", "response")
+    __slots__ = ("num_bytes", "num_unpacked", "refused", "response")
 
-    def __init__(self, num_bytes: int, refused: Refused) -> None:
+    def __init__(self, num_bytes: int, refused: Refused, num_unpacked: int = 0) -> None:
         self.num_bytes = num_bytes
         """The part of the stream's window that its request has not given back."""
+        self.num_unpacked = num_unpacked
+        """The bytes of the request, if it was compressed."""
         self.refused = refused
         self.response: bytes | ServingError | None = None
         """The framed answer, or why there is none."""
@@ -46,8 +48,8 @@ class GrpcCall(LoopCall):
     """A call over HTTP/2; see `Call` of `serving.protocols.method`."""
 
     __slots__ = (
-        "_ended", "_error", "_has_begun", "_missing_at", "_owed", "_response", "_taken",
-        "_unconsumed", "_waits", "data", "head", "pending", "takes_one",
+        "_ended", "_error", "_has_begun", "_missing_at", "_num_unpacked", "_owed", "_response",
+        "_taken", "_unconsumed", "_unpacked", "_waits", "data", "head", "pending", "takes_one",
     )  # fmt: skip
 
     def __init__(self, port: Any, peer: Peer, stream: bytes, head: Headers, now_s: float) -> None:
@@ -67,6 +69,10 @@ class GrpcCall(LoopCall):
         """How many of its last bytes the window is still short of."""
         self._taken = 0
         """The window bytes of the message that the method has taken."""
+        self._unpacked = 0
+        """The bytes of the message that the method has taken, if it was compressed."""
+        self._num_unpacked = 0
+        """The same of all messages that are not answered."""
         self._owed = 0
         """The window bytes of answered requests, until the answers are read."""
         self._waits = ""
@@ -99,7 +105,7 @@ class GrpcCall(LoopCall):
             else:
                 self._let_more_come()
         if not self.is_over:
-            self.port.calls.budget.hold(self, len(self.data))
+            self._hold()
 
     def _begin_if_whole(self) -> None:
         """Begin a method that takes one message, once it has come; refuse others early."""
@@ -124,17 +130,25 @@ class GrpcCall(LoopCall):
         num_bytes = len(self.data)
         self._taken = end - max(0, num_bytes - self._unconsumed)
         self._unconsumed -= self._taken
-        method = self.head.method
-        if method is None or end < num_bytes:
+        method, is_packed = self.head.method, self.data[0]
+        if method is None or end < num_bytes or is_packed:
             message = bytes(memoryview(self.data)[PREFIX_BYTES:end])
             del self.data[:end]
-            return message
+            return await self.unpacked(message, self._max_bytes) if is_packed else message
         data, self.data = memoryview(self.data)[PREFIX_BYTES:], bytearray()
         return data if self.head.prefixes.find(data) else bytes(data)  # known: it is not copied
 
     def _wait_for_message(self) -> None:
         self._waits = "message"
-        self.port.calls.budget.hold(self, len(self.data))
+        self._hold()
+
+    def _hold(self) -> None:
+        self.port.calls.budget.hold(self, len(self.data) + self._num_unpacked)
+
+    def keep(self, num_bytes: int) -> None:
+        self._num_unpacked += num_bytes - self._unpacked
+        self._unpacked = num_bytes
+        self._hold()
 
     def _end_of_message(self) -> int:
         """Return where the first message ends, 0 if it has not come.
@@ -143,13 +157,15 @@ class GrpcCall(LoopCall):
             _Refusal: it can't be read.
         """
         data, end = self.data, PREFIX_BYTES
-        size, limit = len(data), self.port.limits.max_message_bytes
+        size, limit = len(data), self._max_bytes
         if self._ended and not size:
             raise _Refusal(headers.NOT_ONE_MESSAGE)
         if size >= end:
             length = int.from_bytes(data[1:end], "big")
-            if data[0]:
-                raise _Refusal(headers.COMPRESSED if data[0] == 1 else headers.MALFORMED)
+            if data[0] > 1:
+                raise _Refusal(headers.MALFORMED)
+            if data[0] and self.head.encoding != headers.GZIP:
+                raise _Refusal(headers.OTHER_ENCODING)
             if length > limit:
                 raise _Refusal(too_long(length, limit))
             end += length
@@ -162,6 +178,11 @@ class GrpcCall(LoopCall):
             return 0
         self._missing_at = 0
         return end
+
+    @property
+    def _max_bytes(self) -> int:
+        most: int = self.port.limits.max_message_bytes
+        return most
 
     def _let_more_come(self) -> None:
         """Open the window for the rest of a message, once there is room for all of it."""
@@ -195,7 +216,8 @@ class GrpcCall(LoopCall):
             self._step(self._steps.send, None)
 
     async def answer_in_order(self, rows: ReadRows | ServingError, refused: Refused) -> None:
-        pending, self._taken = PendingResponse(self._taken, refused), 0
+        pending = PendingResponse(self._taken, refused, self._unpacked)
+        self._taken = self._unpacked = 0
         if isinstance(rows, ServingError):
             self._refuse(pending, rows)
             self.pending.append(pending)
@@ -205,13 +227,13 @@ class GrpcCall(LoopCall):
             return
         message, encoder = rows
         while not encoder.target.room_for_stream(encoder.num_rows):
-            await paused(self._wait_for_room)
+            await paused(self.wait_for_room)
         self.pending.append(pending)
         self._queue([pending], [message], encoder)
 
-    def _wait_for_room(self) -> None:
+    def wait_for_room(self) -> None:
         self._waits = "room"
-        self.port.calls.stall(self)
+        super().wait_for_room()
 
     def run_messages(
         self, encoder: ResponseEncoder, messages: Sequence[bytes], num_bytes: int, *, ended: bool
@@ -307,10 +329,13 @@ class GrpcCall(LoopCall):
                 break
             ready.append(pending.response)
             self._owed += pending.num_bytes
+            self._num_unpacked -= pending.num_unpacked
         del self.pending[: len(ready)]
         if ready:
             self._send(b"".join(ready))
             self._note_read()
+            if self.head.encoding:
+                self._hold()
         if self.pending and isinstance(self.pending[0].response, ServingError):
             error = self.pending[0].response
             self._error, self.model = Status.of(error), error.model or self.model
@@ -404,7 +429,7 @@ class GrpcCall(LoopCall):
             self._end_if_answered()
 
     def expire(self) -> None:
-        """See `LoopCall`; a run that waits ends at its own deadline."""
+        """End a call whose deadline has passed; a run that waits ends at its own."""
         if not (self.is_running and isinstance(self.head.method, BatchedUnary)):
             self.end(headers.LATE)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from serving.errors import (
@@ -20,12 +20,14 @@ from serving.http2.hpack import Field, Fields
 from serving.http2.recogniser import Varying
 from serving.protocols.method import BatchedUnary, Method, PrefixCache
 from serving.protocols.status import UNKNOWN_METHOD, Status
-from serving.security.tokens import TokenCheck
-from serving.telemetry.access_log import REQUEST_ID as _REQUEST_ID
+from serving.telemetry.logs import REQUEST_ID as _REQUEST_ID
+
+if TYPE_CHECKING:
+    from serving.security.tokens import TokenCheck
 
 Trailers = tuple[tuple[bytes, bytes], ...]
 
-COUNTING = frozenset((b"content-type", b"authorization"))
+COUNTING = frozenset((b"content-type", b"authorization", b"grpc-encoding"))
 """Fields whose values `HeaderParser` reads once for all calls that share them."""
 VARYING = Varying(
     patterns={b"grpc-timeout": {size: b"[0-9]{%d}[HMSmun]" % (size - 1) for size in range(2, 10)}}
@@ -39,8 +41,11 @@ REQUEST_ID = _REQUEST_ID.encode()
 _SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 MALFORMED = Status.of(InvalidRequest("expected a gRPC message: a flag of 0 or 1, and a length"))
 TRUNCATED = Status.of(InvalidRequest("the request ended before its message was whole"))
-COMPRESSED = Status.of(
-    Unsupported("compressed messages are not accepted"), ("grpc-accept-encoding", "identity")
+GZIP = b"gzip"
+"""The compression of messages that is read."""
+OTHER_ENCODING = Status.of(
+    Unsupported("expected messages without compression, or with gzip"),
+    ("grpc-accept-encoding", "identity,gzip"),
 )
 NOT_ONE_MESSAGE = Status.of(Unsupported("expected exactly one message in this request"))
 UNAUTHENTICATED = Status.of(Unauthenticated())
@@ -100,6 +105,8 @@ class Headers:
     """Whether the token is valid."""
     is_plain: bool
     """Whether it is an accepted unary call of rows."""
+    encoding: bytes = b""
+    """How its messages are compressed, if their flags say that they are."""
 
     def within(self, timeout: bytes) -> "Headers":
         """Return the same with a grpc-timeout."""
@@ -108,7 +115,14 @@ class Headers:
             timeout_s, refusal, is_plain = 0.0, refusal or BAD_TIMEOUT, False
         return (
             Headers(  # 2 us less than `replace`, which callers with deadlines would pay each time
-                self.method, self.name, self.prefixes, timeout_s, refusal, self.trusted, is_plain
+                self.method,
+                self.name,
+                self.prefixes,
+                timeout_s,
+                refusal,
+                self.trusted,
+                is_plain,
+                self.encoding,
             )
         )
 
@@ -116,7 +130,7 @@ class Headers:
 class HeaderParser:
     """Reads headers, and caches their meaning."""
 
-    def __init__(self, methods: Mapping[bytes, Method], tokens: TokenCheck | None) -> None:
+    def __init__(self, methods: Mapping[bytes, Method], tokens: "TokenCheck | None") -> None:
         """Take the methods by path; without `tokens` no call needs one."""
         self.methods = methods
         self.tokens = tokens
@@ -154,7 +168,8 @@ class HeaderParser:
             is_plain = refusal is None and method.takes_one
         if refusal is UNAUTHENTICATED:
             name = "unauthenticated"
-        head = Headers(method, name, prefixes, math.inf, refusal, trusted, is_plain)
+        encoding = fields.get(b"grpc-encoding", b"")
+        head = Headers(method, name, prefixes, math.inf, refusal, trusted, is_plain, encoding)
         timeout = fields.get(b"grpc-timeout")
         return head if timeout is None else head.within(timeout)
 

@@ -10,7 +10,7 @@ here or in its `GrpcCall`.
 
 import socket
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
@@ -21,7 +21,6 @@ from serving.protocols.method import BatchedUnary
 from serving.protocols.status import Status, StatusCode
 from serving.router import Router
 from serving.system.host import Host
-from serving.telemetry.access_log import AccessLog, LoggedCall
 from serving.telemetry.metrics import NO_MODEL, ModelLabel
 from serving.transports import grpc_headers as headers
 from serving.transports.grpc_call import GrpcCall
@@ -31,6 +30,9 @@ from serving.transports.loop import Loop
 from serving.transports.peer import Peer, peer_of
 from serving.transports.pools import ThreadEach
 from serving.transports.port import Port
+
+if TYPE_CHECKING:
+    from serving.telemetry.access_log import AccessLog, LoggedCall
 
 _MAX_EXPECTED_BYTES = 16 << 10
 """The longest messages that are recognised by their bytes: one frame, read in one piece."""
@@ -58,7 +60,7 @@ class H2Port(Port):
         loop: Loop,
         limits: PortLimits,
         host: Host,
-        log: AccessLog | None,
+        log: "AccessLog | None",
     ) -> None:
         """Connect the parts.
 
@@ -87,7 +89,7 @@ class H2Port(Port):
     # From events to calls
 
     def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
-        """See `Port`; raises Http2Error where the peer broke the protocol."""
+        """Process bytes of a connection; raises Http2Error where the peer broke the protocol."""
         streams, peer.active_s, has_new = peer.streams, now_s, False
         for event in peer.engine.receive(data, now_s):
             if isinstance(event, events.CallsReceived):
@@ -153,11 +155,11 @@ class H2Port(Port):
                 block.shrink()
         return head
 
-    def _begin_log(self, peer: Peer, block: Shared) -> LoggedCall | None:
+    def _begin_log(self, peer: Peer, block: Shared) -> "LoggedCall | None":
         if self.log is None:
             return None
         fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in block.fields}
-        return LoggedCall(fields.get(":path", ""), peer_of(peer.socket), fields)
+        return self.log.begin(fields.get(":path", ""), peer_of(peer.socket), fields)
 
     def _take(
         self, peer: Peer, stream: bytes, state: Any, data: bytes, now_s: float, *, ended: bool
@@ -258,7 +260,7 @@ class H2Port(Port):
         stream: bytes,
         head: Headers,
         now_s: float,
-        logged: LoggedCall | None = None,
+        logged: "LoggedCall | None" = None,
     ) -> GrpcCall:
         """Make a call one with an object, which ends at its deadline."""
         call = GrpcCall(self, peer, stream, head, now_s)
@@ -277,7 +279,7 @@ class H2Port(Port):
         now_s: float,
         *,
         ended: bool,
-        logged: LoggedCall | None = None,
+        logged: "LoggedCall | None" = None,
     ) -> None:
         """Begin any other call, or refuse it."""
         refusal = head.refusal
@@ -350,7 +352,8 @@ class H2Port(Port):
     # All calls of a connection
 
     def headers_of(self, peer: Peer, stream: bytes) -> Iterable[tuple[str, str]]:
-        fields = peer.streams[stream].block.fields
+        state = peer.streams.get(stream)
+        fields = () if state is None or state.block is None else state.block.fields
         return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
 
     def _not_queued(self, peer: Peer) -> list[tuple[bytes, Any]]:

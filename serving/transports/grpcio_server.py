@@ -22,16 +22,19 @@ from serving.errors import Overloaded, ServingError, Unauthenticated, Unavailabl
 from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
-from serving.security.tokens import TokenCheck, token_check
+from serving.security import token_check
+from serving.security.tokens import TokenCheck
 from serving.system.addresses import with_port
 from serving.system.listening import bind
-from serving.telemetry.access_log import REQUEST_ID, AccessLog, LoggedCall, access_log
-from serving.telemetry.logs import request_fields
+from serving.telemetry import open_access_log
+from serving.telemetry.access_log import AccessLog, LoggedCall
+from serving.telemetry.logs import REQUEST_ID, request_fields
 from serving.telemetry.metrics import NO_MODEL, Metrics
 from serving.transports.asyncio_loop import AsyncioLoop
 from serving.transports.grpcio_credentials import server_credentials
 from serving.transports.limits import max_message_bytes
 from serving.transports.peer import public_headers
+from serving.transports.pools import Pool
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class _AsyncioCall:
-    """See `Call` of `serving.protocols.method`; messages of a stream are answered one by one.
+    """A call, for methods' coroutines; messages of a stream are answered one by one.
 
     So HTTP/2's flow control stops a caller that does not read its answers, and a full queue slows a
     stream down: it is never refused in the middle.
@@ -122,8 +125,11 @@ class _AsyncioCall:
             except Overloaded:
                 await asyncio.sleep(_PAUSE_S)
 
-    async def work(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.to_thread(function, *args)
+    async def work(self, function: Callable[..., Any], *args: Any, pool: Pool | None = None) -> Any:
+        if pool is None:
+            return await asyncio.to_thread(function, *args)
+        address = self._context.peer().rpartition(":")[0]
+        return await asyncio.wrap_future(pool.submit(address, function, *args))
 
     async def left(self) -> None:
         while True:
@@ -216,7 +222,7 @@ class Handlers(grpc.GenericRpcHandler):
         if self._log is None:
             return None
         metadata: Any = context.invocation_metadata()
-        call = LoggedCall(path, context.peer(), dict(metadata))
+        call = self._log.begin(path, context.peer(), dict(metadata))
         request_fields.set(call.ids)  # in the context of this call's task
         context.set_trailing_metadata(((REQUEST_ID, call.ids["request_id"]),))
         return call
@@ -233,7 +239,7 @@ class GrpcioServer:
         """
         self._config = config
         self._methods = methods
-        self._log = access_log(config)
+        self._log = open_access_log(config)
         self._credentials = server_credentials(config.security)
         self.loop = AsyncioLoop(router, methods)
         tokens = token_check(config.security)
@@ -263,7 +269,7 @@ class GrpcioServer:
         """Return: the running event loop answers the calls."""
 
     async def drain(self, timeout_s: float) -> bool:
-        """See `ServerTransport`.
+        """Close the port; see `ServerTransport`.
 
         Calls that are pending at a stop are answered CANCELLED (grpc #41785), so this ends at a
         moment without new calls: refused calls are held, since their callers retry at once.
@@ -306,7 +312,8 @@ def _options(router: Router, config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 1_000),  # our clients' is 1.5 s
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.so_reuseport", int(config.workers > 1)),  # else any second server could share it
-        ("grpc.compression_enabled_algorithms_bitset", 1),  # identity only: no gzip bombs
+        # Identity and gzip, which core unpacks up to the longest message.
+        ("grpc.compression_enabled_algorithms_bitset", 0b101),
         ("grpc.http2.bdp_probe", 0),  # core's own estimate grows while the event loop is busy
         ("grpc.http2.lookahead_bytes", 1 << 20),
     ]

@@ -8,12 +8,11 @@ from serving.config import ServerConfig
 from serving.errors import Unavailable
 from serving.protocols.method import Method
 from serving.router import Router
-from serving.security.certificates import server_context
-from serving.security.tokens import token_check
+from serving.security import server_tls, token_check
 from serving.system.cores import may_poll
 from serving.system.host import Host
 from serving.system.listening import address_of
-from serving.telemetry.access_log import access_log
+from serving.telemetry import open_access_log
 from serving.transports.grpc_headers import HeaderParser
 from serving.transports.grpc_port import H2Port
 from serving.transports.limits import PortLimits, max_buffered_bytes, max_message_bytes
@@ -39,8 +38,8 @@ class H2Server:
         self._router = router
         self._config = config
         self._host = host or Host()
-        self._tls = server_context(config.security, "h2")
-        self._log = access_log(config)
+        self._tls = server_tls(config.security, "h2")
+        self._log = open_access_log(config)
         self._limits = limits or PortLimits(
             max_message_bytes=max_message_bytes(router, config),
             max_buffered_bytes=max_buffered_bytes(router, config),

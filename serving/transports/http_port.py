@@ -8,21 +8,17 @@ A connection has one request in progress; further ones wait.
 import logging
 import math
 import socket
-import ssl
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
-from serving.http1.requests import BadRequest, Http2Begun, Request, RequestReader
-from serving.http2 import frames
-from serving.http2.hpack import encode_literally
-from serving.protocols.status import StatusCode
+from serving.http1.requests import BadRequest, Request, RequestReader
 from serving.router import Router
 from serving.system.host import Host
-from serving.telemetry.access_log import REQUEST_ID, AccessLog, LoggedCall
+from serving.telemetry.logs import REQUEST_ID
 from serving.transports.calls import LoopCall
 from serving.transports.http_routing import Answer, App, HttpError, RoutedRequest, name_of, problem
 from serving.transports.limits import PortLimits
@@ -30,6 +26,10 @@ from serving.transports.loop import Loop
 from serving.transports.peer import Peer, State, peer_of
 from serving.transports.pools import Pool
 from serving.transports.port import Port
+
+if TYPE_CHECKING:
+    from serving.security.tls import Tls
+    from serving.telemetry.access_log import AccessLog
 
 _log = logging.getLogger(__name__)
 
@@ -44,58 +44,6 @@ _GRACE_S = 1.0
 """How long a drain waits for the requests that callers send before they know of it."""
 _COMPLAINT_S = 60.0
 """The least time between two log lines about peers that send malformed requests."""
-_PREFACE_END = b"SM\r\n\r\n"
-"""Of HTTP/2, behind its first line."""
-_MAX_GRPC_CALLS = 16
-"""Calls on a connection that are told where gRPC is."""
-
-
-class _GrpcReader(RequestReader):
-    """The bytes of a peer that tries gRPC here: the status of its calls says where gRPC is.
-
-    The connection stays open for as long as a head may take: if it ended behind a call, grpcio
-    would connect again, 600 times a second. GOAWAY of HTTP_1_1_REQUIRED aborts grpcio 1.85.
-    """
-
-    def __init__(self, data: bytes, port: str, write: Callable[[bytes], None]) -> None:
-        """Go on behind the first line of HTTP/2's preface."""
-        super().__init__()
-        text = f"this port speaks HTTP/1.1; gRPC is on {port}"
-        self._block = encode_literally(
-            [
-                (b":status", b"200"),
-                (b"content-type", b"application/grpc"),
-                (b"grpc-status", b"%d" % StatusCode.UNIMPLEMENTED),
-                (b"grpc-message", text.encode()),
-            ]
-        )
-        self._write, self._num_calls = write, 0
-        self._num_left = len(_PREFACE_END)
-        self.receive(data)
-        write(frames.frame(frames.SETTINGS, 0, frames.CONNECTION))
-
-    def read_head(self) -> None:
-        """Answer the calls that have come.
-
-        Raises:
-            BadRequest: they are too many, or something else has come.
-        """
-        if len(self._data) >= self._num_left:
-            del self._data[: self._num_left]
-            self._num_left = 0
-        while not self._num_left and len(self._data) >= frames.FRAME_BYTES:
-            end, kind = frames.FRAME_BYTES + int.from_bytes(self._data[:3], "big"), self._data[3]
-            is_long = end > frames.FRAME_BYTES + frames.DEFAULT_FRAME
-            if is_long or self._num_calls == _MAX_GRPC_CALLS:
-                raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "expected HTTP/1.1")
-            if len(self._data) < end:
-                return
-            if kind == frames.HEADERS:
-                stream = bytes(self._data[5 : frames.FRAME_BYTES])
-                self._num_calls += 1
-                flags = frames.END_HEADERS | frames.END_STREAM
-                self._write(frames.frame(frames.HEADERS, flags, stream, self._block))
-            del self._data[:end]
 
 
 class Exchange(LoopCall):
@@ -120,6 +68,10 @@ class Exchange(LoopCall):
     def _raised(self, error: Exception) -> None:
         self.port.fail_request(self, error)
 
+    def resume(self) -> None:
+        if self._steps is not None:
+            self._step(self._steps.send, None)
+
     def resume_reading(self) -> None:
         self.port.resume_reading(self)
 
@@ -128,6 +80,12 @@ class Exchange(LoopCall):
 
     def refuse_bytes(self) -> None:
         self.port.fail_request(self, _NO_ROOM)
+
+
+async def _unpacked(call: Exchange) -> Answer:
+    """Answer a request whose body is compressed."""
+    call.body = await call.unpacked(call.body, call.plan.max_bytes)
+    return await call.plan.handler(call)
 
 
 class Phase(Enum):
@@ -194,10 +152,10 @@ class HttpEngine:
         self.recent = None
 
     def announce_end(self) -> None:
-        """See `PeerEngine`: the next answer says so."""
+        """Leave it to the next answer, which says so."""
 
     def go_away(self) -> None:
-        """See `PeerEngine`."""
+        """Say nothing: HTTP/1.1 has no frame for it."""
 
 
 class HttpPort(Port):
@@ -212,7 +170,7 @@ class HttpPort(Port):
         loop: Loop,
         limits: PortLimits,
         pool: Pool,
-        log: AccessLog | None,
+        log: "AccessLog | None",
     ) -> None:
         """Connect the parts.
 
@@ -276,22 +234,12 @@ class HttpPort(Port):
             return
         try:
             self._read_request(peer, now_s)
-        except Http2Begun as err:
-            if not self._app.grpc_port:
-                self._refuse_peer(peer, err)
-                return
-            write = partial(self._write, peer)
-            engine.reader = _GrpcReader(engine.reader.take(), self._app.grpc_port, write)
-            self._advance(peer, now_s)
         except BadRequest as err:
             self._refuse_peer(peer, err)
 
-    def _write(self, peer: Peer, data: bytes) -> None:
-        peer.engine.write(data)
-        self.schedule_flush(peer)
-
     def headers_of(self, peer: Peer, stream: int) -> Iterable[tuple[str, str]]:
-        fields = peer.engine.call.plan.request.fields
+        call = peer.engine.call
+        fields = () if call is None else call.plan.request.fields
         return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
 
     def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
@@ -331,7 +279,7 @@ class HttpPort(Port):
         engine.phase, peer.active_s = Phase.RUNNING, now_s
         call.body, call.is_running = body, True
         self.calls.end_at_deadline(call)
-        call.start(call.plan.handler(call))
+        call.start(_unpacked(call) if call.plan.is_packed else call.plan.handler(call))
 
     def _let_more_come(self, call: Exchange) -> None:
         """Have the rest of a body sent, once there is room for all of it."""
@@ -360,7 +308,7 @@ class HttpPort(Port):
             fields = request.fields
             sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
             method = f"{request.method} {plan.path}"
-            call.logged = LoggedCall(method, peer_of(peer.socket), sent)
+            call.logged = self.log.begin(method, peer_of(peer.socket), sent)
         if plan is not engine.recent:
             engine.recent = None
             try:
@@ -436,7 +384,7 @@ class HttpPort(Port):
     # All requests of a connection
 
     def is_pending(self, peer: Peer) -> bool:
-        """See `Port`: during the grace of a drain, requests may be on their way."""
+        """Return whether calls are to be answered; in a drain's grace some may be on their way."""
         may_ask = peer.engine.phase is not Phase.QUEUED and peer.state < State.LAST
         return (may_ask and self.clock() < self._grace_until_s) or super().is_pending(peer)
 
@@ -448,7 +396,7 @@ class HttpPort(Port):
         return len(peer.output) + unsent
 
     def is_kept(self, peer: Peer) -> bool:
-        """See `Port`: a peer that has not sent all is slow."""
+        """Return whether a connection keeps its place: a peer that has not sent all is slow."""
         return bool(peer.engine.phase is Phase.RUNNING or peer.output)
 
     def forget(self, peer: Peer) -> None:
@@ -461,7 +409,7 @@ class HttpPort(Port):
             batcher.forget(peer)
 
     def drain(self, refusal: ServingError) -> None:
-        """See `Port`: the answers say that they are the last.
+        """Refuse new calls; the answers say that they are the last.
 
         HTTP/1.1 can't say so between two answers, and a caller loses the request that it sends
         while its connection is closed: so each that is open may send one more, or the rest of one.
@@ -473,13 +421,13 @@ class HttpPort(Port):
             engine.has_grace = True
 
     def close(self) -> None:
-        """See `Port`: those who have just connected are answered, that the server ends."""
+        """Close the port; those who have just connected are told that the server ends."""
         if not self._acceptor.is_closed:
             self.accept(self.clock(), 0.0)
         super().close()
 
     def part(self, peer: Peer) -> None:
-        """See `Port`: a request that has begun to come is answered."""
+        """Have a peer leave; a request that has begun to come is answered."""
         engine: HttpEngine = peer.engine
         if engine.phase is Phase.BODY and engine.call is not None and self.refusal is not None:
             self.fail_request(engine.call, self.refusal)
@@ -510,8 +458,8 @@ def open_port(
     limits: PortLimits,
     pool: Pool,
     *,
-    tls: Callable[[], ssl.SSLContext] | None = None,
-    log: AccessLog | None = None,
+    tls: "Callable[[], Tls] | None" = None,
+    log: "AccessLog | None" = None,
 ) -> HttpPort:
     """Return a port on a socket that listens, for `Loop.add`; see `HttpPort` and `Port.open`."""
     listener.setblocking(False)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Coroutine, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from serving.errors import (
@@ -19,8 +19,10 @@ from serving.errors import (
 )
 from serving.http1.requests import BadRequest, Headers, Request, encode_head
 from serving.protocols.status import RETRY_AFTER_S, TABLE
-from serving.security.tokens import TokenCheck
 from serving.system.addresses import is_named
+
+if TYPE_CHECKING:
+    from serving.security.tokens import TokenCheck
 
 # Answers and errors
 
@@ -46,7 +48,8 @@ _HEADERS = [
 _ALLOWED = [
     ("access-control-allow-methods", "GET, POST, PUT"),
     ("access-control-allow-headers",
-     "authorization, content-type, inference-header-content-length, request-timeout, x-request-id"),
+     "authorization, content-encoding, content-type, inference-header-content-length, "
+     "request-timeout, x-request-id"),
     ("access-control-expose-headers", "inference-header-content-length, retry-after, x-request-id"),
     ("access-control-max-age", "600"),
 ]  # fmt: skip
@@ -167,8 +170,10 @@ class RoutedRequest:
         self.max_bytes = 0
         self.timeout_s = math.inf
         self.is_work = self.is_trusted = False
+        self.is_packed = False
+        """Whether the body is compressed with gzip."""
         self.headers: list[tuple[str, str]] = []
-        """Of the answer."""
+        """Headers of the answer."""
         self.kept: Any = None
         """What the handler keeps for later requests with this head."""
 
@@ -183,7 +188,7 @@ class App:
     def __init__(
         self,
         routes: Iterable[Endpoint],
-        tokens: TokenCheck | None,
+        tokens: "TokenCheck | None",
         names: Iterable[str],
         origins: Iterable[str],
     ) -> None:
@@ -199,8 +204,6 @@ class App:
         self.tokens = tokens
         self._names = {"localhost", *map(str.lower, names)}
         self._origins = set(origins)
-        self.grpc_port = ""
-        """Where gRPC is, for peers that try it here."""
         self._date = ""
         self._heads: dict[object, bytes] = {}
         """Heads of answers with the present date: most are the same."""
@@ -235,8 +238,10 @@ class App:
         route = self._find(plan)
         plan.handler, plan.is_work = route.handler, route.is_work
         plan.timeout_s = _timeout_s(plan.get(TIMEOUT_HEADER))
-        if encoding := plan.get("content-encoding").replace("identity", ""):
-            raise InvalidRequest(f"expected a body that is not compressed, got {encoding[:40]!r}")
+        encoding = plan.get("content-encoding").strip().lower()
+        if encoding not in ("", "identity", "gzip", "x-gzip"):
+            raise InvalidRequest(f"expected content-encoding gzip or none, got {encoding[:40]!r}")
+        plan.is_packed = encoding.endswith("gzip")
         limit = route.max_bytes
         plan.max_bytes = limit if isinstance(limit, int) else limit(plan)
 
@@ -245,7 +250,8 @@ class App:
         if len(path) > 1 and path.startswith(_GUARDED):
             path = path.rstrip("/")
         method = "GET" if plan.request.method == "HEAD" else plan.request.method
-        there = [(found, route) for pattern, route in self._routes if (found := pattern(path))]
+        matches = ((pattern(path), route) for pattern, route in self._routes)
+        there = [(found, route) for found, route in matches if found]
         if not there:
             raise HttpError(HTTPStatus.NOT_FOUND, f"no such path: {plan.path[:80]}")
         for found, route in there:

@@ -224,7 +224,7 @@ class Loop:
         """Models whose calls wait, the next one's turn first."""
         self._deferred: deque[Callable[[], None]] = deque()
         self.schedule, self.defer = self._due.append, self._deferred.append
-        """See `Owner`."""
+        """Those of an `Owner`: have a batcher's turn taken, and a function called, soon."""
         self._posted: deque[Callable[[], None]] = deque()
         self._waker, self._woken = host.socketpair()
         self._is_awake = True  # `post` need not wake the thread
@@ -386,7 +386,9 @@ class Loop:
             if not peer.flush():
                 peer.port.abort(peer)
                 continue
-            mask = WRITE if peer.output else 0 if peer.is_paused else READ
+            mask = 0 if peer.is_paused else READ
+            if peer.output:
+                mask = WRITE
             if mask != peer.mask:
                 if peer.output:
                     peer.active_s = self._now_s  # from here on it must read

@@ -4,10 +4,12 @@ import math
 import selectors
 import socket
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.batching.queue import ClientQueue, Queue
-from serving.security.tls import Tls
+
+if TYPE_CHECKING:
+    from serving.security.tls import Tls
 
 TURN_S = 2e-3
 """How long reading from one peer is to take, before the others' turn: as many bytes are read as its
@@ -17,6 +19,7 @@ LEAST_BYTES = 4096
 MAX_COST_PER_BYTE_S = TURN_S / LEAST_BYTES
 """The most that a byte may cost, in seconds."""
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_SECRET = {"authorization", "proxy-authorization", "cookie"}
 
 
 class PeerEngine(Protocol):
@@ -80,7 +83,7 @@ class Peer:
         "swept_s", "swept_stream", "tls", "trusted", "unread",
     )  # fmt: skip
 
-    def __init__(self, sock: socket.socket, engine: Any, tls: Tls | None, port: Any) -> None:
+    def __init__(self, sock: socket.socket, engine: Any, tls: "Tls | None", port: Any) -> None:
         """Take over a socket that does not block; without `tls` it is read in plaintext."""
         self.socket = sock
         self.tls = tls
@@ -190,9 +193,6 @@ class Peer:
     def is_busy(self) -> bool:
         """Whether calls are in progress, or answers on their way."""
         return bool(self.streams or self.output)
-
-
-_SECRET = {"authorization", "proxy-authorization", "cookie"}
 
 
 def public_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

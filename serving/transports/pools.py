@@ -1,12 +1,16 @@
 """Where calls do work that may take long, away from the loop: on threads of this process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
 from serving.system.host import Host
 from serving.system.runners import Task
+
+_NUM_DECODERS, _DECODER_BYTES, _JOB_S = 3, 192 << 20, 10.0
+"""The processes that decode, and the memory of each beyond its start: 24 MB of numbers as JSON, a
+picture of 640 x 640 in colour, take some 150."""
 
 
 class Pool(Protocol):
@@ -17,6 +21,34 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Begin no further call."""
+
+
+def decoders(modules: Iterable[str]) -> Pool:
+    """Return processes that read what strangers send: pictures, JSON, typed contents.
+
+    Args:
+        modules: imports of the jobs.
+    """
+    from serving.system.process_pool import Processes  # here: most servers of gRPC need none
+
+    return Processes(_NUM_DECODERS, modules, memory_bytes=_DECODER_BYTES, job_s=_JOB_S)
+
+
+class LazyPool:
+    """A `Pool` that is made when it is first needed."""
+
+    def __init__(self, make: Callable[[], Pool]) -> None:
+        self._make = make
+        self._pool: Pool | None = None
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        if self._pool is None:
+            self._pool = self._make()
+        return self._pool.submit(owner, function, *args)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
 
 
 class OneThread:
@@ -32,28 +64,47 @@ class OneThread:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
+_Post = Callable[[Callable[[], None]], None]
+
+
 class ThreadEach:
     """A `Pool` with a thread for each function."""
 
-    def __init__(self, host: Host, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, host: Host, post: _Post) -> None:
         self._host, self._post = host, post
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        pool = FewThreads(self._host, self._post, 1)
+        future = pool.submit(owner, function, *args)
+        pool.close()
+        return future
+
+    def close(self) -> None:
+        """Keep nothing open: each thread ends with its function."""
+
+
+class FewThreads:
+    """A `Pool` of threads that are kept; used by one thread, the loop's."""
+
+    def __init__(self, host: Host, post: _Post, number: int) -> None:
+        self._runners, self._post = host.runners(number), post
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
         future: Future[Any] = Future()
 
         def work() -> Task:
+            if future.cancelled():  # the caller has left
+                return lambda: None
             try:
                 return partial(_settle, future, function(*args))
             except Exception as err:
                 return partial(_settle, future, None, err)
 
-        runner = self._host.runners(1)
-        runner.put(work, self._post)
-        runner.close()
+        self._runners.put(work, self._post)
         return future
 
     def close(self) -> None:
-        """See `Pool`."""
+        self._runners.close()
 
 
 def _settle(future: "Future[Any]", outcome: Any, error: Exception | None = None) -> None:

@@ -2,18 +2,19 @@
 
 import selectors
 import socket
-import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.errors import ServingError
-from serving.security.tls import Tls
-from serving.security.tokens import TokenCheck
 from serving.system.host import Host
 from serving.transports.accepting import Acceptor
 from serving.transports.limits import PortLimits
 from serving.transports.peer import READ, TURN_S, Peer, State
+
+if TYPE_CHECKING:
+    from serving.security.tls import Tls
+    from serving.security.tokens import TokenCheck
 
 
 class Port:
@@ -25,7 +26,7 @@ class Port:
     keeps_layouts = True
     """Whether it recognises calls whose model may be gone."""
 
-    def __init__(self, host: Host, limits: PortLimits, tokens: TokenCheck | None) -> None:
+    def __init__(self, host: Host, limits: PortLimits, tokens: "TokenCheck | None") -> None:
         """Prepare; `listen` begins.
 
         Args:
@@ -50,15 +51,13 @@ class Port:
         """Return the headers of a call."""
         raise NotImplementedError
 
-    def open(
-        self, listener: socket.socket, loop: Any, tls: Callable[[], ssl.SSLContext] | None
-    ) -> None:
+    def open(self, listener: socket.socket, loop: Any, tls: "Callable[[], Tls] | None") -> None:
         """Take over a socket.
 
         Args:
             listener: listens already, and does not block; other workers may have it, too.
             loop: whose thread this is.
-            tls: returns the context for new connections; None is plaintext.
+            tls: makes the encryption of a new connection; None is plaintext.
         """
         self._selector: selectors.BaseSelector = loop.selector
         self._acceptor = Acceptor(listener, self, self._selector, loop.hurry)
@@ -163,7 +162,7 @@ class Port:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tls = None if self._tls is None else Tls(self._tls())
+        tls = None if self._tls is None else self._tls()
         peer = Peer(sock, self.new_engine(sock), tls, self)
         self._selector.register(sock, READ, peer)
         peer.start_tag_s = start_tag_s + TURN_S

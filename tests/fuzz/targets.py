@@ -14,12 +14,12 @@ from serving.errors import CorruptModel, InvalidRequest
 from serving.http2.client import ClientConnection
 from serving.http2.frames import SETTINGS, Http2Error, frame, word
 from serving.http2.limits import Limits
-from serving.model.repository import parse_manifest
+from serving.model.manifest_file import parse_manifest
 from serving.pictures import decoder
 from serving.protocols import parse
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.tensors import TypedContents
+from serving.protocols.oip.typed import as_raw
 from tests.serving.http2.test_recognition import Peer, calls_of, server
 
 MAX_IMAGES = 4
@@ -46,15 +46,15 @@ def request(data):
 def infer(data):
     """ModelInfer's parser and checks, against protobuf's own."""
     try:
-        typed = TypedContents(data)
-        message = parse(ModelInferRequest, typed.rest)
-        inference = tensors.decode(message, DIGITS.tensors, MAX_IMAGES, typed)
+        raw, is_typed = as_raw(data)
+        message = parse(ModelInferRequest, raw)
+        inference = tensors.decode(message, DIGITS.tensors, MAX_IMAGES)
     except InvalidRequest as err:
         assert str(err).isprintable()
         assert len(str(err)) < 1000
         return
     reference = ModelInferRequest.FromString(data)
-    if inference.is_raw:
+    if not is_typed:
         assert inference.message == reference.raw_input_contents[0]
     else:
         assert inference.message == bytes(reference.inputs[0].contents.uint_contents)

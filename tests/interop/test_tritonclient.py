@@ -8,9 +8,13 @@ import re
 
 import pytest
 
+import serving
 from tests.interop.venv import Venv
+from tests.serving.handlers.conftest import named
+from tests.serving.handlers.test_served import picture_of
 from tests.serving.http.peer import HttpPeer
 from tests.serving.http.test_models_page import command_of
+from tests.serving.model.graphs import save, two_layers
 from tests.support.servers import running_server, started
 
 pytestmark = pytest.mark.timeout(300)
@@ -39,6 +43,20 @@ def test_tritonclient_works_unchanged_over_http(venv, models, samples):
     with running_server(models, "--http-port", "0") as server:
         address = server.facts["http"].removeprefix("http://")
         venv.run("python", "-m", "tests.interop.triton_http_calls", address, samples)
+
+
+def test_tritonclient_calls_handlers(venv, tmp_path):
+    (tmp_path / "red.png").write_bytes(picture_of((255, 0, 0)))
+    handlers = named(model="Around", behaviours="Behaviours", facts="Facts", sizes="Sizes")
+    with serving.Server(save(two_layers(), tmp_path), handler=handlers) as server:
+        addresses = server.address, server.http_address
+        venv.run(
+            "python",
+            "-m",
+            "tests.interop.triton_handler_calls",
+            *addresses,
+            str(tmp_path / "red.png"),
+        )
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])

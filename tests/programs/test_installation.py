@@ -75,7 +75,7 @@ def test_commands_are_make_only_where_that_works(tmp_path, monkeypatch):
     assert cli.serve(Path("m/mine")) == served
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Makefile").touch()  # another project's
-    expected = "`python -m training train` and `python -m training export`"
+    expected = "`digit-serving train` and `digit-serving export`"
     assert installation.run("train", "export") == expected
     assert cli.serve(Path("models/digits")) == "`digit-serving serve`"
 

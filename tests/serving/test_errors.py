@@ -16,8 +16,8 @@ from serving.transports.http_routing import Endpoint
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
 
-TEXT = "replaced: the queue is full, handshake, UNIMPLEMENTED"
-"""Words by which a client could be misled."""
+TEXT = "connections to all backends: the queue is full, handshake, UNIMPLEMENTED"
+"""Words by which a client could be misled; the first ones are gRPC's for servers out of reach."""
 
 
 def refuse(error, _):

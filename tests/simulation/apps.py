@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from random import Random
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import AsyncMock, patch
 
 import numpy as np
 
@@ -282,6 +282,8 @@ def clocks(simulation):
     with (
         patch("serving.client.h2.session.time", time),
         patch("serving.client.retries.time", time),
+        # Whether a server speaks TLS is found out on a thread and a socket of the real world.
+        patch("serving.client.client.AsyncClient._blocking", AsyncMock(return_value=None)),
         patch("serving.client.retries.random", Random(f"backoff {simulation.seed}")),
         patch("digit_classifier.remote.time", time),
         patch("digit_classifier.remote._are_distributions", return_value=True),  # see `rows_of`

@@ -25,7 +25,7 @@ from serving.config import BatchingConfig, ServerConfig
 from serving.errors import ModelError, Unavailable
 from serving.http2.limits import Limits as Http2Limits
 from serving.model.loaded import LoadedModel
-from serving.model.repository import Manifest
+from serving.model.manifest import Manifest
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedUnary, Method, Unary
 from serving.protocols.oip.infer import Infer

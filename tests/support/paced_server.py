@@ -23,7 +23,7 @@ import uvloop
 from digit_classifier.predictions import DIGITS
 from serving.config import BatchingConfig, Device, ServerConfig
 from serving.model.loaded import LoadedModel
-from serving.model.repository import Manifest
+from serving.model.manifest import Manifest
 from serving.server.lifetime import drain_when_signalled, exporting
 from serving.server.server import Server
 from serving.system import signals

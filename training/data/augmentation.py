@@ -31,6 +31,12 @@ _TAPS = np.arange(-1, 3)
 """The pixels that a position between 0 and 1 reads, along each axis."""
 GROUP = 64
 """Images that share one field: twice as many are no faster, half as many 15 % slower."""
+Pixels = npt.NDArray[np.float32]
+"""(N, 28, 28), 0 to 255 and somewhat beyond."""
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+Targets = npt.NDArray[np.float32]
+"""(..., 10): the probabilities to learn."""
 
 
 def warp(images: Images, field: Field, growth: float = 0.0) -> Images:
@@ -99,10 +105,6 @@ def _matrix(shares: Field, pixels: npt.NDArray[np.integer], num_pixels: int) -> 
     starts = np.arange(0, shares.size + 1, taps, dtype=np.int32)
     indices = pixels.ravel().astype(np.int32)
     return sparse.csr_matrix((shares.ravel(), indices, starts), shape=(num, num_pixels))
-
-
-Pixels = npt.NDArray[np.float32]
-"""(N, 28, 28), 0 to 255 and somewhat beyond."""
 
 
 def degrade(images: Images, rng: np.random.Generator) -> Images:
@@ -263,14 +265,6 @@ def _blank(images: Images, rng: np.random.Generator) -> Images:
     specks = (rng.random(images.shape) < rng.uniform(0, 0.03, (len(images), 1, 1))) * 255
     blank: Images = np.maximum(specks, np.broadcast_to(grey, images.shape)).astype(np.uint8)
     return blank
-
-
-_Item = TypeVar("_Item")
-_Made = TypeVar("_Made")
-
-
-Targets = npt.NDArray[np.float32]
-"""(..., 10): the probabilities to learn."""
 
 
 class Batches(NamedTuple):

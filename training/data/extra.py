@@ -28,6 +28,8 @@ HELD_OUT = 5
 _WEIGHT = 0.02
 """Share of an epoch that own images make up, by repetition: each copy is deformed otherwise."""
 _MAX_COPIES = 50
+_Labelled = tuple[Images, int]
+"""An image, (784,) uint8, and its digit."""
 
 
 def label(folder: Path) -> str:
@@ -64,7 +66,7 @@ def label(folder: Path) -> str:
     except KeyboardInterrupt:
         print()
         raise KeyboardInterrupt(f"{len(moved)} labelled; the same command continues") from None
-    following = f"`python -m training train --extra {folder}` comes next"
+    following = f"`digit-serving train --extra {folder}` comes next"
     return f"{len(moved)} labelled; {following if is_complete else 'the same command continues'}"
 
 
@@ -170,10 +172,6 @@ class Extra:
         """The SHA-256 of the images to train on and their labels."""
         content = self.training.images.tobytes() + self.training.labels.tobytes()
         return hashlib.sha256(content).hexdigest()
-
-
-_Labelled = tuple[Images, int]
-"""An image, (784,) uint8, and its digit."""
 
 
 class _Picture(NamedTuple):

@@ -41,6 +41,10 @@ SIDE = 28
 """Height and width of an image, in pixels."""
 CLASSES = 10
 """The digits."""
+Images = npt.NDArray[np.uint8]
+"""(N, 784), row-major 28 x 28, 0 = background, 255 = ink, if nothing else is said."""
+Labels = npt.NDArray[np.uint8]
+"""(N,): the digits, 0 to 9."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +177,6 @@ def _run(command: Sequence[str], folder: str) -> None:
     except subprocess.CalledProcessError as err:
         first_line = err.stderr.decode(errors="replace").strip().partition("\n")[0]
         raise DataError(first_line) from err
-
-
-Images = npt.NDArray[np.uint8]
-"""(N, 784), row-major 28 x 28, 0 = background, 255 = ink, if nothing else is said."""
-Labels = npt.NDArray[np.uint8]
-"""(N,): the digits, 0 to 9."""
 
 
 def as_pixels(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

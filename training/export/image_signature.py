@@ -14,9 +14,9 @@ class ImageSignature:
     """A model's input and output."""
 
     input_shape: tuple[int, ...]
-    """Of one image, such as (28, 28)."""
+    """Shape of one image, such as (28, 28)."""
     dtype: str = "uint8"
-    """Of a pixel."""
+    """Type of a pixel."""
     classes: int
     """The number of classes."""
     labels: tuple[str, ...]

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.model.verdicts import judge, rules_version
+from serving.model.judging import judge
+from serving.model.verdicts import rules_version
 
 
 def entry(files: Mapping[str, bytes]) -> dict[str, Any]:

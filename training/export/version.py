@@ -61,7 +61,7 @@ GOLDEN_BYTES = 256 << 10
 MAX_BYTES = 512 << 10
 """The longest manifest that a server reads."""
 NUMBER_BYTES = 32
-"""Of a probability in the manifest, on a line of its own."""
+"""Digits of a probability in the manifest, on a line of its own."""
 GOLDEN_KEYS = {"fp32": "probabilities", "int8": "int8_probabilities"}
 FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 """The graphs of a version by precision; int8 is there only if it passed its gate."""
@@ -74,6 +74,7 @@ input [ {{ name: "images" data_type: TYPE_UINT8 dims: [ {pixels} ] }} ]
 output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] }} ]
 dynamic_batching {{ }}
 """
+print_now = partial(print, flush=True)
 
 
 def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:
@@ -143,9 +144,6 @@ def golden(images: Images, answers: Mapping[str, Probabilities]) -> dict[str, ob
             for precision, probabilities in answers.items()
         },
     }
-
-
-print_now = partial(print, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

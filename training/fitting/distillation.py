@@ -38,6 +38,10 @@ STREAM = 2**32
 LEAST = 1e-12
 """Added to probabilities, so that their logarithms have a bound."""
 BATCH = 1_000
+Logits = npt.NDArray[np.float16]
+"""(N, 10): the mean of the teachers' log probabilities."""
+EpochSource = Callable[[int, int], Iterator[Batches]]
+"""Makes a recipe's epochs, given the seed and the number of the first epoch, from 0."""
 
 
 def train_teachers(
@@ -71,10 +75,6 @@ def identity(recipe: Recipe, training: Examples) -> dict[str, Any]:
     """Return all that determines the teachers but their seeds: settings and training images."""
     images = hashlib.sha256(training.images.tobytes() + training.labels.tobytes())
     return {"images": images.hexdigest(), "num_images": len(training.labels), **asdict(recipe)}
-
-
-Logits = npt.NDArray[np.float16]
-"""(N, 10): the mean of the teachers' log probabilities."""
 
 
 def load_logits(
@@ -141,10 +141,6 @@ def _compile(models: Sequence[keras.Model]) -> Callable[[Images], Logits]:
         return np.concatenate([mean_logits(tf.constant(batch)).numpy() for batch in batches])
 
     return classify
-
-
-EpochSource = Callable[[int, int], Iterator[Batches]]
-"""Makes a recipe's epochs, given the seed and the number of the first epoch, from 0."""
 
 
 def epoch_source(

@@ -26,9 +26,9 @@ the network. Only their ratios count: the pace is this training's own."""
 MUON = 2.0
 """How many times as long an epoch of the network takes with Muon."""
 _MOMENTUM = 0.9
-"""Of SGD."""
+"""Momentum of SGD."""
 _MUON_STEPS = 3
-"""Of Newton and Schulz, to make an update orthogonal; 5 gain nothing here and take longer."""
+"""Steps of Newton and Schulz, to make an update orthogonal; 5 gain nothing here and take longer."""
 _LINE = re.compile(r"(?:teacher (\d+)/\d+  )?(epoch|teacher logits  view) +(\d+)/")
 Log = Callable[[str], None]
 """Shows one line of progress."""

@@ -206,9 +206,14 @@ class Fit:
         optimizer = self._keras.optimizers.AdamW(1e-3, weight_decay=1e-3, global_clipnorm=2.0)
 
         def step(
-            images: Any, surroundings: Any, measures: Any, labels: Any, probabilities: Any,
-            weights: Any, gradient: Any,
-        ) -> Any:  # fmt: skip
+            images: Any,
+            surroundings: Any,
+            measures: Any,
+            labels: Any,
+            probabilities: Any,
+            weights: Any,
+            gradient: Any,
+        ) -> Any:
             with tf.GradientTape() as tape:
                 logits = self._logits(images, surroundings, measures, with_dropout=with_dropout)
                 losses = self._label_losses(logits, tf.cast(labels, tf.int32))

@@ -66,9 +66,12 @@ def text_loss(
 
 
 def _sums(
-    first: npt.NDArray[np.intp], last: npt.NDArray[np.intp],
-    anything: Floats, wanted: Floats, skips: Floats,
-) -> Floats:  # fmt: skip
+    first: npt.NDArray[np.intp],
+    last: npt.NDArray[np.intp],
+    anything: Floats,
+    wanted: Floats,
+    skips: Floats,
+) -> Floats:
     """Sum over the paths from the start to each piece: (P + 1, 2 + T) logarithms."""
     ends = [np.flatnonzero(last == piece) for piece in range(len(skips) + 1)]
     sums = np.full((len(skips) + 1, 2 + wanted.shape[1]), _NEVER)

@@ -54,9 +54,12 @@ def draw(population: str, number: int, seed: int, *, on_paper: bool) -> list[Pic
 
 
 def font_glyph(
-    digit: int | str, height: int, rng: np.random.Generator, fonts: Sequence[Path] = FONTS,
+    digit: int | str,
+    height: int,
+    rng: np.random.Generator,
+    fonts: Sequence[Path] = FONTS,
     turn_deg: float = 15,
-) -> Image.Image:  # fmt: skip
+) -> Image.Image:
     """Set a digit, or any text, in some font, turned by up to some degrees: ink is 255."""
     font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), height * 1.4)
     left, top, right, bottom = font.getbbox(str(digit))

@@ -45,8 +45,16 @@ class _Sheet:
                 self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), self.weight)
             at = end + (gap + self.pen) * FINE
 
-    def box(self, left: float, top: float, right: float, bottom: float, without: int = 9,
-            dash: float = 0, gap: float = 0) -> None:  # fmt: skip
+    def box(
+        self,
+        left: float,
+        top: float,
+        right: float,
+        bottom: float,
+        without: int = 9,
+        dash: float = 0,
+        gap: float = 0,
+    ) -> None:
         """Draw a box's sides, apart from one."""
         corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
         for side in range(4):
@@ -198,8 +206,13 @@ def _loop(
             uneven += rng.normal(0, 0.035 / order) * np.cos(order * angles + rng.uniform(0, 6))
         uneven += np.linspace(0, rng.normal(0, 0.05), 120)
     shape = 1 + uneven
-    return list(zip(x + wide * shape * np.cos(angles + start),
-                    y + high * shape * np.sin(angles + start), strict=True))  # fmt: skip
+    return list(
+        zip(
+            x + wide * shape * np.cos(angles + start),
+            y + high * shape * np.sin(angles + start),
+            strict=True,
+        )
+    )
 
 
 FORMS: dict[str, Make] = {

@@ -66,9 +66,13 @@ def write(
 
 
 def _by_pen(
-    text: str, hand: str, writers: Writers, height: float, blank: tuple[float, float],
+    text: str,
+    hand: str,
+    writers: Writers,
+    height: float,
+    blank: tuple[float, float],
     rng: np.random.Generator,
-) -> Composed:  # fmt: skip
+) -> Composed:
     glyphs, pen = [], height * rng.uniform(0.06, 0.13)
     for character in text:
         if character.isdigit():

@@ -9,7 +9,8 @@ from urllib.parse import unquote
 
 from serving.client import transport
 from serving.client.transport import Metadata, Outcome, trailers_failure
-from serving.http2 import ClientConnection, ErrorCode, Limits, events
+from serving.http2 import ErrorCode, Limits, events
+from serving.http2.client import ClientConnection
 from serving.http2.hpack import Fields
 from serving.protocols.status import Failure, StatusCode
 from serving.security.tls_probe import PLAINTEXT_SERVER, is_plaintext

@@ -107,7 +107,7 @@ class _Refused(Exception):
 @dataclass(frozen=True, slots=True, eq=False)
 class _Run:
     rows: Sequence[int]
-    """Of a draw."""
+    """Rows of a draw."""
     feeds: Feeds
     sizes: dict[str, int]
     """What the unknowns of the proof stand for."""

@@ -22,6 +22,7 @@ from serving.model.proof.values import MAX_ITEMS, Mixes, Node, Value, computed, 
 
 _ENDLESS = 1_000_000_000
 """More rows than any batch has: a slice up to there takes all."""
+_Bounds = tuple[Shape | None, Shape | None, Sequence[int], Sequence[int] | None]
 
 
 def shape_of(node: Node) -> list[Value]:
@@ -291,9 +292,6 @@ def sliced(node: Node) -> list[Value]:
             raise Mixes("it cuts by the number of rows")
         shape[at] = _cut(node, shape[at], start, end, step)
     return node.outputs(Value(tuple(shape), value.axis))
-
-
-_Bounds = tuple[Shape | None, Shape | None, Sequence[int], Sequence[int] | None]
 
 
 def _bounds(node: Node) -> _Bounds:

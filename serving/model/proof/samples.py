@@ -120,7 +120,9 @@ def _fitting(node: Node, size: Size, more: int, stride: int, *, least: int) -> S
     # For a size of 1 it is at least 1 if this holds, and it grows with the size.
     is_positive = least or (size.is_positive and 1 + more > -stride)
     is_smaller = (size.name or "")[:1] == "+" and more < 0
-    mark = "?" if not is_positive else "+" if is_smaller else "*"
+    mark = "+" if is_smaller else "*"
+    if not is_positive:
+        mark = "?"
     return node.unknowns.of(("windows", more, stride, is_up, least), size, mark=mark)
 
 

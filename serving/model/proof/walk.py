@@ -30,7 +30,7 @@ from serving.model.proof.values import Mixes, Node, Value, constant, sizes_of
 _MAX_STEPS = 100_000
 """Nodes and elements that are looked at, those of bodies and functions each time."""
 _MAX_DEPTH = 40
-"""Of bodies and functions in one another."""
+"""The most bodies and functions in one another."""
 _MAX_TEXT = 100
 """Characters of a graph's own names in a reason."""
 _CONTROL = {

@@ -14,12 +14,13 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from serving.batching.run import ResponseEncoder, Result, Target
-from serving.errors import InvalidRequest, RequestError, ServingError, Unavailable
+from serving.errors import RequestError, ServingError, Unavailable
 from serving.protocols import parse, varint
-from serving.protocols.method import PrefixCache, frame
+from serving.protocols.method import Elsewhere, PrefixCache, ReadRows, frame
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
-from serving.protocols.oip.tensors import InferRows, TypedContents
+from serving.protocols.oip.tensors import InferRows
+from serving.protocols.oip.typed import as_raw, id_of, is_slow
 from serving.router import AnyBatcher, Route, Router
 from serving.tensors import DTYPES, Layout, Piece, TensorSignature
 
@@ -27,20 +28,43 @@ from serving.tensors import DTYPES, Layout, Piece, TensorSignature
 class Infer:
     """Reads ModelInferRequests."""
 
-    def __init__(self, router: Router, *, is_stream: bool = False) -> None:
-        """Serve the models of `router`; on a stream each answer has another message around it."""
+    def __init__(self, router: Router, pool: Any = None, *, is_stream: bool = False) -> None:
+        """Serve the models of a router.
+
+        Args:
+            router: the models.
+            pool: a `Pool` of processes for large messages; None for the transport's threads.
+            is_stream: whether each answer has another message around it.
+        """
         self.prefixes = PrefixCache()
         self._router = router
+        self._pool = pool
         self._method = None if is_stream else "ModelInfer"
         self._write = _write_streamed if is_stream else _write
 
-    def read(self, message: bytes) -> tuple[Any, ResponseEncoder]:
+    @property
+    def elsewhere(self) -> Elsewhere:
+        """How messages are read that would take long here."""
+        return Elsewhere(is_slow, as_raw, self._read_raw, self._pool)
+
+    def _read_raw(self, converted: tuple[bytes, bool]) -> ReadRows:
+        message, is_typed = converted
+        if not is_typed:
+            return self.read(message)
+        request, target, signature, inference = self._decoded(message)
+        inference = inference._replace(is_raw=False)  # and so is the answer
+        facts = request.model_name, signature, self._write
+        return inference.message, InferEncoder(target, self._method, inference, *facts)
+
+    def _decoded(self, message: bytes) -> tuple[Any, Target, TensorSignature, InferRows]:
+        request = parse(ModelInferRequest, message)
+        target, signature = find(self._router, request.model_name, request.model_version)
+        return request, target, signature, decode(self._router, target, request, signature)
+
+    def read(self, message: bytes) -> ReadRows:
         if (known := self.prefixes.find(message)) is not None:
             return known
-        typed = TypedContents(message)
-        request = parse(ModelInferRequest, typed.rest)
-        target, signature = find(self._router, request.model_name, request.model_version)
-        inference = decode(self._router, target, request, signature, typed)
+        request, target, signature, inference = self._decoded(message)
         facts = request.model_name, signature, self._write
         found = raw_ending(request, inference, signature, _before_input)
         if found is not None and _ends_request(message, found[0], request):
@@ -53,11 +77,7 @@ class Infer:
         """Encode the answer to a refused request of a stream; a drain ends the stream."""
         if isinstance(error, Unavailable):
             return None
-        try:
-            rest = TypedContents(request).rest
-            identifier = parse(ModelInferRequest, rest).id[: tensors.MAX_ID_CHARACTERS]
-        except InvalidRequest:
-            identifier = ""
+        identifier = id_of(request)[: tensors.MAX_ID_CHARACTERS]
         data: bytes = ModelStreamInferResponse(
             error_message=str(error), infer_response={"id": identifier}
         ).SerializeToString()
@@ -150,7 +170,7 @@ def _cut(data: bytes, number: int) -> list[bytes]:
     return [data[i : i + size] for i in range(0, len(data), size)]
 
 
-def find(router: Router, name: str, version: str) -> tuple[Route | AnyBatcher, TensorSignature]:
+def find(router: Router, name: str, version: str) -> "tuple[Route | AnyBatcher, TensorSignature]":
     """Return the receiver of calls for a model and a version or label, and its signature.
 
     Raises:
@@ -162,14 +182,13 @@ def find(router: Router, name: str, version: str) -> tuple[Route | AnyBatcher, T
 
 def decode(
     router: Router,
-    target: Route | AnyBatcher,
+    target: "Route | AnyBatcher",
     request: Any,
     signature: TensorSignature,
-    typed: TypedContents | None = None,
 ) -> InferRows:
     """Decode a request for a model; see `tensors.decode`. One that is refused counts as failed."""
     try:
-        return tensors.decode(request, signature, router.batching.max_request_rows, typed)
+        return tensors.decode(request, signature, router.batching.max_request_rows)
     except RequestError as err:
         err.model = target.label
         router.metrics.count_failure(target.label, 0.0, 1)

@@ -21,9 +21,9 @@ class Values(NamedTuple):
     after: bytes
     """The text around them."""
     datatype: str
-    """Of the values in JSON; "" if they are bytes behind it."""
+    """Datatype of the values in JSON; "" if they are bytes behind it."""
     num_bytes: int
-    """Of the values as raw contents."""
+    """Length of the values as raw contents."""
 
     def behind(self, body: bytes) -> bytes | None:
         """Return the bytes behind the JSON of another request; None if that is different."""

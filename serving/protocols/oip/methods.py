@@ -40,6 +40,7 @@ UNSUPPORTED = {
 """Methods of other servers for the protocol's extensions, by why they are refused."""
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")
 """Folders of this machine before the name of a file, which callers need not know."""
+_version = cache(installation.version)
 
 
 def model_metadata(name: str, versions: Iterable[str], tensors: TensorSignature) -> Any:
@@ -97,8 +98,11 @@ def model_statistics(model: ModelLabel, counts: ModelCounts, last_ms: int) -> An
         last_ms: when it last answered, in milliseconds since 1970; 0 for never.
     """
     number = counts.num_answered
-    times_s = {"queue": counts.queue_s.sum, "compute_infer": counts.calls_run_s,
-               "compute_output": counts.calls_output_s}  # fmt: skip
+    times_s = {
+        "queue": counts.queue_s.sum,
+        "compute_infer": counts.calls_run_s,
+        "compute_output": counts.calls_output_s,
+    }
     parts = {part: {"count": number, "ns": _ns(seconds)} for part, seconds in times_s.items()}
     return inference_pb.ModelStatistics(
         name=model[0],
@@ -123,24 +127,23 @@ def _ns(seconds: float) -> int:
     return max(0, round(seconds * 1e9))
 
 
-_version = cache(installation.version)
-
-
-def inference_methods(router: Router, queries: "Queries") -> list[Method]:
-    """Return the service's methods, and those that are refused by name."""
-    infer, stream = Infer(router), Infer(router, is_stream=True)
+def inference_methods(router: Router, queries: "Queries", pool: Any = None) -> list[Method]:
+    """Return the service's methods, and those that are refused by name; see `Infer`."""
+    infer, stream = Infer(router, pool), Infer(router, pool, is_stream=True)
     return [
         BatchedUnary(
             path=f"/{SERVICE}/ModelInfer",
             name="ModelInfer",
             read=infer.read,
             prefixes=infer.prefixes,
+            elsewhere=infer.elsewhere,
         ),
         BatchedStream(
             path=f"/{SERVICE}/ModelStreamInfer",
             name="ModelStreamInfer",
             read=stream.read,
             prefixes=stream.prefixes,
+            elsewhere=stream.elsewhere,
             error_message=stream.error_message,
         ),
         *(
@@ -160,22 +163,17 @@ def inference_methods(router: Router, queries: "Queries") -> list[Method]:
     ]
 
 
-def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, str]:
-    """Return what the protocol has no field for: texts, and numbers, lists and others as JSON.
-
-    `serving.client.model_messages` reads them.
-    """
+def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, Any]:
+    """Return what the protocol has no field for; without what is not known."""
     sides = (*info.inputs, *info.outputs)
-    texts = {
+    facts = {
         "version": info.version,
+        "versions": info.versions,
         "default_version": info.default_version,
         "canary_version": info.canary_version,
         "batching": info.batching,
         "device": info.device,
         "precision": info.precision,
-    }
-    documents: dict[str, Any] = {
-        "versions": info.versions,
         "max_request_rows": info.max_request_rows,
         "max_message_bytes": max_message_bytes,
         "test_accuracy": info.test_accuracy,
@@ -184,8 +182,17 @@ def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, str]:
         "contents": {each.name: each.content for each in sides if each.content},
         "pictures": info.pictures,
     }
-    known = {name: text for name, text in texts.items() if text}
-    return known | {name: json.dumps(each) for name, each in documents.items() if each}
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def _as_texts(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return facts as parameters of a configuration: texts as they are, all else as JSON.
+
+    `serving.client.model_messages` reads them.
+    """
+    return {
+        name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()
+    }
 
 
 def _refuse(text: str, request: bytes) -> bytes:
@@ -258,8 +265,17 @@ class Queries:
         message = parse(inference_pb.ModelConfigRequest, request)
         route, model = self._find(message.name, message.version)
         batching = model.settings.of(self._router.batching)
-        facts = _facts(route.describe(message.version), self._max_message_bytes)
+        facts = _as_texts(self._facts_of(route, message.version))
         return model_config(route.name, model.tensors, batching, facts)
+
+    def facts(self, name: str, version: str = "") -> dict[str, Any]:
+        """Return what `describe()` says beside a model's metadata, as HTTP's JSON has it."""
+        route, _ = self._find(name, version)
+        limit = {"max_batch_size": route.describe(version).max_batch_size}
+        return limit | self._facts_of(route, version)
+
+    def _facts_of(self, route: Route, version: str) -> dict[str, Any]:
+        return _facts(route.describe(version), self._max_message_bytes)
 
     def model_statistics(self, request: bytes) -> Any:
         """Return the statistics of a version, of all of a model's, or of all models'."""

@@ -33,7 +33,8 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
 """In text with a number that may be larger than any double."""
 _MAX_AXES = 64
-"""Of an array of numpy's; the product of more sizes may be too long to print, or take seconds."""
+"""The most axes of an array of numpy's; the product of more sizes may be too long to print, or
+take seconds."""
 
 
 NONE = frozenset[str]()

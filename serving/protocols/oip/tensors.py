@@ -5,7 +5,7 @@ is guessed, converted or ignored.
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.errors import InvalidRequest, TooLarge, Unsupported
-from serving.protocols import varint
 from serving.protocols.oip import inference_pb
-from serving.protocols.oip.inference_pb import InferTensorContents
 from serving.tensors import DTYPES, Array, Tensor, TensorSignature
 
 MAX_ID_CHARACTERS = 512
@@ -28,7 +26,7 @@ _MAX_EMPTY_SIZE = 65_536
 """The most elements that a tensor without any would have if its empty axes had one: such sizes cost
 a caller nothing, and may cost a model gigabytes."""
 _MAX_AXES = 8
-"""Of an input that may have any number."""
+"""The most axes of an input that may have any number."""
 _UNSUPPORTED = {
     "classification": "classification is not supported: the outputs are sent as the model has them",
     "shared_memory_region": "shared memory is not supported: tensors travel in the messages",
@@ -53,9 +51,6 @@ CONTENTS = {
     "BYTES": "bytes_contents",
 }  # fmt: skip
 """The field of typed contents for each data type; FP16 has none and is always raw."""
-FIELDS = {field.number: field.name for field in InferTensorContents.DESCRIPTOR.fields}
-"""The names of these fields by their numbers."""
-
 _RANGES = {name: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
            for name, dtype in DTYPES.items() if dtype.kind in "iu"} | {"BOOL": (0, 1)}  # fmt: skip
 
@@ -63,126 +58,14 @@ MAX_STRINGS = 65_536
 """The most BYTES elements of a request: each costs Python some 500 ns."""
 _LENGTH = struct.Struct("<I")
 """Before each element of raw BYTES."""
-_WIDE = {
-    "bool_contents": DTYPES["UINT64"],
-    "int_contents": DTYPES["INT64"], "int64_contents": DTYPES["INT64"],
-    "uint_contents": DTYPES["UINT64"], "uint64_contents": DTYPES["UINT64"],
+_NUMBERS = {
+    "bool_contents": DTYPES["BOOL"],
+    "int_contents": DTYPES["INT32"], "int64_contents": DTYPES["INT64"],
+    "uint_contents": DTYPES["UINT32"], "uint64_contents": DTYPES["UINT64"],
+    "fp32_contents": DTYPES["FP32"], "fp64_contents": DTYPES["FP64"],
 }  # fmt: skip
-"""The fields that are encoded as varints, and their ranges."""
-_MAX_VARINT_BYTES = 10
-_WINDOW_BYTES = 1 << 18
-_SHIFT = np.uint64(7)
+"""The type of the numbers in each field of typed contents."""
 _BOOLEANS = b"\0\1"
-
-_MAX_FIELDS = 1024
-"""The most fields of a message and its inputs; clients send five for each input."""
-_MAX_OTHER_BYTES = 65_536
-"""The most bytes besides the tensors: names, shapes, parameters, outputs."""
-_MAX_UNPACKED_BYTES = 1 << 20
-"""The most bytes of inputs with numbers that are not packed, which are left to protobuf. The
-libraries of the protocol's third version pack them."""
-
-_INPUTS, _CONTENTS, _RAW_CONTENTS = 5, 5, 7
-"""The fields of the request and of an input."""
-_STRINGS = 8
-"""The last field of contents, bytes_contents; those before it are numbers."""
-_VARINT, _DELIMITED, _MALFORMED = 0, 2, -1
-_FIXED_BYTES = {1: 8, 5: 4}
-_GROUPS = (3, 4)
-"""Where a group begins and ends; the third version has none, but protobuf skips them as unknown."""
-_STRING_TAG = _STRINGS << 3 | _DELIMITED
-_INPUT_TAG, _NO_CONTENTS = b"\x2a", b"\x2a\0"
-
-_Field = tuple[int, int, int, int, int]
-"""Its number and kind; where it begins, where its value does, and where it ends."""
-
-
-class TypedContents:
-    """The typed contents of a ModelInferRequest's inputs, and the rest of it."""
-
-    def __init__(self, message: bytes) -> None:
-        """Divide a message; malformed fields are left in the rest, to its parser.
-
-        Raises:
-            InvalidRequest: too many fields, strings or unpacked numbers, too many bytes besides the
-                tensors, or a group.
-        """
-        self._message = message
-        self._num_fields = self._num_strings = self._num_unpacked_bytes = 0
-        self.inputs: list[dict[int, list[bytes]]] = []
-        """For each input the parts of each field of its contents: packed numbers, or strings."""
-        kept, last, num_raw_bytes = [], 0, 0
-        for number, kind, begin, start, at in self._fields(0, len(message)):
-            if kind != _DELIMITED:
-                continue
-            if number == _RAW_CONTENTS:
-                num_raw_bytes += at - start
-            elif number == _INPUTS and (inner := self._input(start, at)) is not None:
-                kept += [message[last:begin], _INPUT_TAG, varint(len(inner)), inner]
-                last = at
-        kept.append(message[last:])
-        self.rest = b"".join(kept)
-        """The message without them; `contents` that had some are empty in it."""
-        if self._num_unpacked_bytes > _MAX_UNPACKED_BYTES:
-            raise InvalidRequest(
-                f"expected packed contents, or at most {_MAX_UNPACKED_BYTES} bytes of others"
-            )
-        if len(self.rest) - num_raw_bytes - self._num_unpacked_bytes > _MAX_OTHER_BYTES:
-            raise InvalidRequest(
-                f"expected at most {_MAX_OTHER_BYTES} bytes beside the tensors, got more"
-            )
-
-    def _input(self, at: int, end: int) -> bytes | None:
-        """Return an input without its contents, which are kept apart; None if unchanged."""
-        begin, kept, last, parts = at, [], at, dict[int, list[bytes]]()
-        self.inputs.append(parts)
-        for number, kind, tag, start, at in self._fields(begin, end):
-            if (number, kind) != (_CONTENTS, _DELIMITED):
-                continue
-            if not self._take(start, at, parts):
-                parts.clear()
-                self._num_unpacked_bytes += end - begin
-                return None
-            kept += [self._message[last:tag], _NO_CONTENTS]
-            last = at
-        return b"".join((*kept, self._message[last:end])) if kept else None
-
-    def _take(self, at: int, end: int, parts: dict[int, list[bytes]]) -> bool:
-        """Add the fields of contents to `parts`; return whether all are strings or packed."""
-        while at < end:
-            if self._message[at] == _STRING_TAG and at + 1 < end:
-                at = self._take_strings(at, end, parts.setdefault(_STRINGS, []))
-                continue
-            number, kind, _, start, at = next(self._fields(at, end))
-            if kind != _DELIMITED or not 0 < number < _STRINGS:
-                return False
-            parts.setdefault(number, []).append(self._message[start:at])
-        return at == end
-
-    def _take_strings(self, at: int, end: int, strings: list[bytes]) -> int:
-        """Add strings that follow one another; return their end, or more if one is malformed."""
-        message, room = self._message, MAX_STRINGS - self._num_strings + len(strings)
-        while at + 1 < end and message[at] == _STRING_TAG and len(strings) <= room:
-            size, start = message[at + 1], at + 2
-            if size >= 0x80:
-                size, start = _varint(message, at + 1, end)
-            at = start + size
-            strings.append(message[start:at])
-        self._num_strings = MAX_STRINGS - room + len(strings)
-        check_strings(self._num_strings)
-        return at
-
-    def _fields(self, at: int, end: int) -> Iterator[_Field]:
-        """Yield the fields of a message, a malformed one as the last."""
-        while at < end:
-            self._num_fields += 1
-            if self._num_fields > _MAX_FIELDS:
-                raise InvalidRequest(
-                    f"expected at most {_MAX_FIELDS} fields in a message, got more"
-                )
-            field = _field_at(self._message, at, end)
-            yield field
-            at = field[-1]
 
 
 class InferRows(NamedTuple):
@@ -205,16 +88,13 @@ class InferRows(NamedTuple):
     """The request's parameters, but for the timeout and those of the protocol over HTTP."""
 
 
-def decode(
-    request: Any, signature: TensorSignature, max_rows: int, typed: TypedContents | None = None
-) -> InferRows:
+def decode(request: Any, signature: TensorSignature, max_rows: int) -> InferRows:
     """Decode and check a ModelInferRequest.
 
     Args:
         request: the message.
         signature: the inputs and outputs of its model.
         max_rows: the most rows allowed.
-        typed: the typed contents, cut out of the message; None if it is whole.
 
     Raises:
         InvalidRequest: the text has the expected and the received value.
@@ -236,8 +116,7 @@ def decode(
         message = _raw(request, inputs, as_rows=signature.row_bytes > 0)
     else:
         message = tuple(
-            _typed(request.inputs[at], typed.inputs[at] if typed else {}, tensor, shape)
-            for at, tensor, shape in inputs
+            typed_array(request.inputs[at], tensor, shape) for at, tensor, shape in inputs
         )
         if signature.row_bytes:
             message = message[0].tobytes()
@@ -288,7 +167,7 @@ def _order(found: Any, wanted: Sequence[Tensor]) -> Sequence[int]:
     if len(found) == len(wanted) == 1 and found[0].name == wanted[0].name:
         return (0,)
     names, expected = [tensor.name for tensor in found], [tensor.name for tensor in wanted]
-    if sorted(names) != sorted(expected):
+    if len(names) != len(expected) or sorted(names) != sorted(expected):
         raise InvalidRequest(f"expected inputs {_shown(expected)}, got {_shown(names)}")
     places = {name: at for at, name in enumerate(names)}
     return [places[name] for name in expected]
@@ -358,17 +237,25 @@ def _raw(request: Any, inputs: list[_Input], *, as_rows: bool) -> bytes | tuple[
     return tuple(from_raw(raw[at], tensor, shape) for at, tensor, shape in inputs)
 
 
-def _typed(found: Any, parts: dict[int, list[bytes]], tensor: Tensor, shape: list[int]) -> Array:
+def typed_array(found: Any, tensor: Tensor, shape: Sequence[int]) -> Array:
+    """Decode the typed contents of an input.
+
+    Args:
+        found: the input of a request.
+        tensor: its name, its datatype and the shape that its model expects.
+        shape: the one that it has.
+
+    Raises:
+        InvalidRequest: they are of another type, or do not fit the type or the shape.
+    """
     field = CONTENTS.get(tensor.datatype)
     if field is None:
         raise InvalidRequest(f"expected raw_input_contents for {tensor.name}: FP16 has no contents")
     fields = {each.name for each, _ in found.contents.ListFields()}
-    fields.update(FIELDS[number] for number in parts)
     if fields and fields != {field}:
         names = ", ".join(sorted(fields))
         raise InvalidRequest(f"expected {field} for {tensor.datatype}, got {names}")
-    numbers = next(iter(parts.values())) if parts else getattr(found.contents, field)
-    return from_typed(numbers, tensor, shape)
+    return from_typed(getattr(found.contents, field), tensor, shape)
 
 
 def _timeout_s(parameters: Any) -> float | None:
@@ -387,11 +274,12 @@ def _timeout_s(parameters: Any) -> float | None:
 
 def _parameters(parameters: Any) -> dict[str, Any]:
     """Return the parameters for a handler: texts, numbers and booleans by name."""
-    return {
-        name: getattr(each, kind)
-        for name, each in parameters.items()
-        if name not in OWN_PARAMETERS and (kind := each.WhichOneof("parameter_choice"))
-    }
+    found = {}
+    for name, each in parameters.items():
+        kind = each.WhichOneof("parameter_choice")
+        if kind and name not in OWN_PARAMETERS:
+            found[name] = getattr(each, kind)
+    return found
 
 
 def set_parameter(parameters: Any, name: str, value: object) -> None:
@@ -450,27 +338,20 @@ def to_raw(array: Array) -> bytes:
 
 
 def from_typed(values: Any, tensor: Tensor, shape: Sequence[int]) -> Array:
-    """Decode typed contents.
+    """Decode typed contents, as protobuf has read them.
 
     Args:
-        values: strings; or numbers, as a list of packed fields or as protobuf has read them.
+        values: texts or numbers.
         tensor: its name and datatype, a key of CONTENTS.
         shape: its shape.
 
     Raises:
         InvalidRequest: they do not fit the type or the shape.
     """
-    field, dtype = CONTENTS[tensor.datatype], tensor.dtype
+    field = CONTENTS[tensor.datatype]
     if tensor.datatype == "BYTES":
         return _texts(values, tensor, shape)
-    if not isinstance(values, list):
-        arrays = [_fitting(np.array(values, _WIDE.get(field, dtype)), field, tensor)]
-    elif field in _WIDE:
-        windows = (window for part in values for window in _windows(part))
-        arrays = [_fitting(_varints(window, field), field, tensor) for window in windows]
-    else:
-        arrays = [_floats(part, field, dtype) for part in values]
-    array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    array = _fitting(np.array(values, _NUMBERS[field]), field, tensor)
     _check_count(len(array), prod(shape), field, tensor, shape)
     return array.reshape(shape)
 
@@ -534,91 +415,11 @@ def _check_count(found: int, expected: int, unit: str, tensor: Any, shape: Seque
 
 
 def _fitting(numbers: Array, field: str, tensor: Tensor) -> Array:
-    if field not in _WIDE or numbers.dtype == tensor.dtype:
+    if numbers.dtype == tensor.dtype:
         return numbers
-    if numbers.dtype == np.uint64:
-        numbers = numbers.view(_WIDE[field])
     least, most = _RANGES[tensor.datatype]
     is_signed = numbers.dtype.kind == "i"
     if numbers.max(initial=0) > most or (is_signed and numbers.min(initial=0) < least):
         wrong = numbers[(numbers > most) | (numbers < least)][0]
         raise InvalidRequest(f"expected {field} from {least} to {most}, got {wrong}")
     return numbers.astype(tensor.dtype)
-
-
-def _floats(encoded: bytes, field: str, dtype: np.dtype[Any]) -> Array:
-    if len(encoded) % dtype.itemsize:
-        raise InvalidRequest(
-            f"expected {field} of {dtype.itemsize} bytes each, got {len(encoded)} bytes"
-        )
-    return np.frombuffer(encoded, dtype)
-
-
-def _windows(encoded: bytes) -> Iterator[bytes]:
-    """Divide varints into parts that fit a core's cache."""
-    at = 0
-    while at < len(encoded) or not at:
-        end = at + _WINDOW_BYTES
-        last = min(end + _MAX_VARINT_BYTES, len(encoded))
-        while end < last and encoded[end - 1] >= 0x80:
-            end += 1
-        yield encoded[at:end]
-        at = end
-
-
-def _varints(encoded: bytes, field: str) -> Array:
-    """Decode varints of any length as unsigned numbers."""
-    data = np.frombuffer(encoded, np.uint8)
-    ends = (data < 0x80).nonzero()[0]
-    if len(ends) == len(data):
-        return data
-    if not len(ends) or ends[-1] != len(data) - 1:
-        raise InvalidRequest(f"expected {field}, got bytes that are no varints")
-    numbers = data[ends].astype(np.uint64)
-    places: Any = slice(None)
-    left = len(data) - len(ends)
-    for _ in range(_MAX_VARINT_BYTES - 1):  # from the last byte of each to its first
-        ends = ends - 1  # -1 is the last byte of all, which ends a number
-        before = data[ends]
-        longer = (before >= 0x80).nonzero()[0]
-        places = places[longer] if isinstance(places, np.ndarray) else longer
-        numbers[places] = numbers[places] << _SHIFT | before[longer] & 0x7F
-        ends = ends[longer]
-        left -= len(longer)
-        if not left:
-            return numbers
-    raise InvalidRequest(f"expected {field}, got bytes that are no varints")
-
-
-def _field_at(message: bytes, begin: int, end: int) -> _Field:
-    tag, at = _varint(message, begin, end)
-    number, kind = tag >> 3, tag & 7
-    start = at
-    if kind == _VARINT:
-        _, at = _varint(message, at, end)
-    elif kind == _DELIMITED:
-        size, start = _varint(message, at, end)
-        at = start + size
-    elif kind in _GROUPS:  # what follows must not be left to protobuf, which would read it
-        raise InvalidRequest("expected a message without groups, got one")
-    else:
-        at += _FIXED_BYTES.get(kind, end)
-    if at > end:
-        return 0, _MALFORMED, begin, begin, end
-    return number, kind, begin, start, at
-
-
-def _varint(message: bytes, at: int, end: int) -> tuple[int, int]:
-    """Return a number and where it ends; far past the end if it is malformed."""
-    if at < end and message[at] < 0x80:  # most are
-        return message[at], at + 1
-    value = 0
-    for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
-        if at >= end:
-            break
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-    return 0, 2 * end + 1

@@ -2,7 +2,7 @@ import pytest
 
 from benchmarks.tuning.candidates import Candidate, config_text, grid
 from serving.errors import ConfigurationError
-from serving.model.settings import parse_settings
+from serving.model.settings_file import parse_settings
 
 BUSY = Candidate(threads=2, instances=3, batch=32, delay_s=0.002)
 OLD = """\

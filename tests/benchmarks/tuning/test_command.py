@@ -11,7 +11,7 @@ from benchmarks.tuning import command
 from benchmarks.tuning.candidates import Candidate
 from benchmarks.tuning.search import Goal
 from benchmarks.tuning.trials import rate_of
-from serving.model.settings import parse_settings
+from serving.model.settings_file import parse_settings
 
 GRAPH = """
 <ir_version: 8, opset_import: ["" : 17]>

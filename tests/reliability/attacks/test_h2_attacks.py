@@ -1,5 +1,6 @@
 """Attacks that would end, fill or stall h2: others are answered, and memory is freed."""
 
+import gzip
 import os
 import resource
 import signal
@@ -38,6 +39,7 @@ HELD_S = 1.0
 TOKEN = "a-token-of-some-length-for-tests"
 INFER = f"/{inference_pb.SERVICE}/ModelInfer"
 REQUEST = message(encode_request(bytes(DIGITS.image_bytes)))
+BOMB = message(gzip.compress(encode_request(bytes(8000 * DIGITS.image_bytes))), flag=1)
 WHOLE = DataFrame(1, REQUEST, flags=["END_STREAM"])
 MIB = 1 << 20
 
@@ -160,6 +162,10 @@ HELD = {
         80, 1000, [DataFrame(1, b"\0\xff\xff\xff\xff\0")], {}, due_s=2.0),
     "compressed messages": Held(80, 500, [DataFrame(1, message(bytes(1000), flag=1))],
                                 {"grpc_encoding": "gzip"}, 64 * MIB),
+    # 8,000 messages of 6 KB that are 50 GB unpacked
+    **{f"gzip bombs, {name}": Held(80, 100, [DataFrame(1, BOMB, flags=["END_STREAM"])],
+                                   {"grpc_encoding": "gzip", **path}, 220 * MIB, due_s=2.0)
+       for name, path in PATHS.items()},
     # 512 MB are offered; only the bytes within HTTP/2's windows are held before the refusal.
     "messages over the limit": Held(16, 1, OVER, {}, 64 * MIB),
     "streams that send and do not read": Held(

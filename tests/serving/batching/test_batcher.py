@@ -112,6 +112,29 @@ def test_group_is_cut_where_there_is_no_room(clock, owner_of):
     assert [each.digits for each in waiting] == [[value] for value in range(8)]
 
 
+def test_calls_wait_as_long_as_the_last_of_their_group_can(clock, owner_of):
+    class Slow(QuickModel):
+        """Takes a second for a row."""
+
+        def classify(self, images):
+            clock.advance(len(images))
+            return super().classify(images)
+
+    owner = owner_of(Slow(), BatchingConfig(max_batch_size=4))
+    owner.submit_all([FakeRequest(value) for value in range(64)])  # it knows the pace
+    caller = FakeCaller()
+    calls = [FakeRequest(value, caller=caller) for value in range(20)]
+    streams: list[Any] = [call.stream for call in calls]
+    first, messages = calls[0], [call.group.messages[0] for call in calls]
+    now_s = clock()
+    deadlines_s = [now_s + 1, *[now_s + 1e6] * 19]
+    group = Group(caller, streams, messages, first, first, now_s, now_s + 1, calls, deadlines_s)
+    group.sink = Slots()
+    assert owner.batcher.submit(group) == 20
+    owner.work()
+    assert [call.digits for call in calls[1:]] == [[value % 10] for value in range(1, 20)]
+
+
 def test_queue_delay_collects_a_batch(clock, owner_of):
     model = QuickModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=2, max_queue_delay_s=3600.0))

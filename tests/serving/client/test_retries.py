@@ -8,10 +8,12 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import numpy as np
 import pytest
 import trustme
 
 from digit_classifier import AsyncClassifier, Classifier
+from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.client.retries import RetryBudget
 from serving.errors import Overloaded, TooLarge, Unavailable
 from tests.support.fakes import TIMEOUT_S
@@ -75,6 +77,36 @@ def test_answers_bring_the_retries_back():
     assert sum(budget.take() for _ in range(200)) == 50
     now_s = 1000.0
     assert sum(budget.take() for _ in range(200)) == 50
+
+
+def test_answers_of_each_second_of_the_window_count():
+    now_s = 0.0
+    budget = RetryBudget(lambda: now_s)
+    assert sum(budget.take() for _ in range(50)) == 50
+    for now_s in (1.0, 2.0, 3.0):  # noqa: B007 - the clock
+        for _ in range(10):
+            budget.put()
+    now_s = 4.0
+    assert [budget.take() for _ in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.usefixtures("client_transport")
+def test_each_message_of_a_request_has_attempts_of_its_own():
+    """Six messages that are each refused once: together that is more than one call may be."""
+    refused = set()
+
+    def refuse_once(request, context):
+        if request not in refused:
+            refused.add(request)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "any text")
+        return ONE
+
+    one_image = digits_pb2.GetModelResponse(max_request_images=1).SerializeToString()
+    images = np.repeat(np.arange(6, dtype=np.uint8)[:, np.newaxis], 784, axis=1)
+    server = fake_server(refuse_once, one_image)
+    with server as address, Classifier.connect(address, timeout_s=PATIENT_S) as client:
+        assert len(client.classify(images)) == 6
+    assert len(refused) == 6
 
 
 @pytest.mark.usefixtures("client_transport")

@@ -158,3 +158,14 @@ class Shares(serving.Handler):
 
     def predict(self, text):
         return [[0.1, 0.7, 0.2]] * len(text)
+
+
+class Doubles(serving.Handler):
+    """Twice the numbers, of which several calls' rows go together."""
+
+    inputs = {"x": serving.Array("float32", (3,))}
+    outputs = {"y": serving.Array("float32", (3,))}
+    batching = True
+
+    def predict(self, x):
+        return 2 * x

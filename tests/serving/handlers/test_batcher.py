@@ -209,6 +209,26 @@ def test_model_without_rows_is_not_run():
     assert world.processes[0].jobs == [("postprocess", [[]])]
 
 
+def test_calls_that_found_no_room_go_on_once_there_is():
+    slow = FakeVersion()
+    slow.inline_rows = 0
+    world = World(("preprocess",), slow, outputs=None)
+    calls = [world.call(number) for number in range(3)]
+    others: Any = {-number: None for number in range(1, 40)}
+    world.batcher._trips.update(others)  # all that may be open
+    world.answer()
+    assert world.batcher.num_waiting == 2
+    for number in others:
+        del world.batcher._trips[number]
+    world.owner.wait(calls[0])
+    assert calls[0].outcome == [[0]]
+    while not world.processes[0].jobs:
+        world.owner.work()
+    world.answer()
+    world.owner.wait(calls[1])
+    assert calls[1].outcome == [[2]]
+
+
 def test_late_call_is_not_begun():
     world = World()
     world.call(1)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import serving
+from serving.catalog import Catalog
+from serving.config import ModelConfig
 from tests.serving.handlers.conftest import at_once, named
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import wait_until
@@ -271,6 +273,55 @@ def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
     with serving.Model.load(network) as plain:
         expected = plain.infer(np.ones((2, 4), np.float32))["y"]
     np.testing.assert_array_equal(client.infer("net", {"text": ["a", "b"]})["y"], expected)
+
+
+def test_url_brings_no_code(network, tmp_path, caplog):
+    folder = tmp_path / "models" / "net" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(network.read_bytes())
+    (folder / "handler.py").write_text("raise SystemExit('it was run')\n")
+    url, cache = f"file://{tmp_path / 'models'}", tmp_path / "cache"
+    catalog = Catalog(ModelConfig(url=url, model_cache=cache, allow_handlers=True))
+    assert catalog.models["net"].default.handler is None
+    assert not caplog.records or "it was run" not in caplog.text
+
+
+def test_cascade_ends_with_the_deadline_of_its_call(served):
+    _, client = served(
+        handler=named(behaviours="Behaviours", cascade="Cascade"),
+        handler_processes=1,
+        max_handler="1",
+    )
+    for _ in range(2):  # the cascade's process goes on; the other one is replaced
+        with pytest.raises(serving.DeadlineExceeded):
+            client.infer("cascade", {"text": ["hang"]}, timeout_s=0.3)
+    assert client.infer("cascade", {"text": ["say it"]})["answer"].tolist() == ["SAY IT"]
+
+
+def test_version_with_other_inputs_waits_for_a_restart(served, network, tmp_path):
+    text = (
+        "import serving\nimport numpy as np\n\nclass Around(serving.Handler):\n"
+        "    inputs = {'NAME': serving.Text()}\n\n    def preprocess(self, NAME):\n"
+        "        return np.full((len(NAME), 4), VALUE, 'float32')\n"
+    )
+
+    def publish(version, name):
+        folder = tmp_path / "net" / f"new-{version}"
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(network.read_bytes())
+        code = text.replace("NAME", name).replace("VALUE", version)
+        (folder / "handler.py").write_text(code)
+        folder.rename(tmp_path / "net" / version)
+
+    publish("1", "text")
+    server, client = served(models=str(tmp_path), allow_handlers=True, reload_interval="0.1")
+    first = client.infer("net", {"text": ["a"]})
+    publish("2", "words")
+    wait_until(lambda: "has another signature (words BYTES" in server.errors)
+    assert client.infer("net", {"text": ["a"]}).model_version == "1"
+    publish("3", "text")  # its own handler, of the same inputs
+    wait_until(lambda: client.infer("net", {"text": ["a"]}).model_version == "3")
+    np.testing.assert_allclose(client.infer("net", {"text": ["a"]})["y"], 3 * first["y"], rtol=1e-5)
 
 
 def test_rows_of_several_calls_go_together_and_are_cut_apart(served, gate):

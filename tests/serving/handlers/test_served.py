@@ -12,13 +12,13 @@ from PIL import Image
 
 import serving
 from serving.protocols.oip import inference_pb
-from tests.serving.handlers.conftest import named
+from tests.serving.handlers.conftest import at_once, named
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import ended, wait_until
 
 CLASSES = {
     "behaviours": "Behaviours", "facts": "Facts", "sizes": "Sizes", "cascade": "Cascade",
-    "joined": "Joined",
+    "joined": "Joined", "doubles": "Doubles",
 }  # fmt: skip
 
 
@@ -64,7 +64,11 @@ def test_signature_is_the_handlers(caller, peer):
     metadata = peer.get("/v2/models/sizes").json
     assert metadata["inputs"] == [{"name": "picture", "datatype": "BYTES", "shape": [-1]}]
     assert caller.describe("sizes").inputs[0].content == "picture"
-    assert "/v2/models/sizes/infer" in peer.get("/openapi.json").json["paths"]
+    paths = peer.get("/openapi.json").json["paths"]
+    bodies = paths["/v2/models/sizes/infer"]["post"]["requestBody"]["content"]
+    assert set(bodies) == {"application/json", "application/octet-stream", "image/*"}
+    bodies = paths["/v2/models/joined/infer"]["post"]["requestBody"]["content"]
+    assert set(bodies) == {"application/json", "text/plain"}
     listed = {each["name"]: each for each in peer.get("/v2/models").json["models"]}
     assert listed["joined"]["outputs"][1]["datatype"] == "INT64"
     assert listed["sizes"]["requests"]["curl"].startswith("curl -T picture.jpg http://")
@@ -178,6 +182,17 @@ def test_command_sends_texts_and_files(handled, tmp_path):
     assert json.loads(answer.stdout)["size"] == [[3, 5]]
     answer = ended([*command, "behaviours", *target, "text=say it"], cwd=tmp_path)
     assert json.loads(answer.stdout)["answer"] == ["SAY IT"]
+
+
+def test_numbers_of_many_calls_at_once_are_each_ones_own(caller):
+    def ask(number):
+        x = np.full((2, 3), number, np.float32)
+        return lambda: [caller.infer("doubles", x)["y"].tolist() for _ in range(10)]
+
+    threads, outcomes = at_once(*map(ask, range(16)))
+    for thread in threads:
+        thread.join()
+    assert outcomes == [[[[2.0 * number] * 3] * 2] * 10 for number in range(16)]
 
 
 def test_errors_of_a_handler_are_the_callers_or_ours(handled, caller, peer):

@@ -2,16 +2,18 @@
 
 import json
 from contextlib import closing
+from dataclasses import fields
 from http.client import HTTPConnection
 from typing import Any
 
 import numpy as np
 import pytest
 
+from serving import Client, ModelInfo
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value
-from tests.support.servers import serve_command, started
+from tests.support.servers import running_server, serve_command, started
 
 INFER = "/v2/models/digits/infer"
 
@@ -66,9 +68,9 @@ def test_long_json_is_read_in_the_memory_that_there_is(http, images):
 @pytest.mark.parametrize(
     "part",
     [
-        {"parameters": {str(number): 1 for number in range(1100)}},
-        {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [0, 784], "data": []}] * 1100},
-        {"outputs": [{"name": "probabilities"}] * 1100},
+        {"parameters": {str(number): 1 for number in range(6000)}},
+        {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [0, 784], "data": []}] * 6000},
+        {"outputs": [{"name": "probabilities"}] * 6000},
         {"id": "a" * 70_000},
         {"inputs": [{"name": "images", "datatype": "UINT8", "shape": [2**62] * 6000, "data": []}]},
     ],
@@ -334,3 +336,21 @@ def test_mistake_is_named(url, path, body, status, expected):
     code, answer = ask(url, f"/v1/models/{path}", body)
     assert code == status
     assert expected in answer["error"]
+
+
+def test_facts_of_a_model_are_those_that_describe_has(models):
+    """All but the tensors, which the metadata have, and those that are not known."""
+    with running_server(models, "--http-port", "0") as server, Client(server.address) as client:
+        info = client.describe("digits")
+        peer = HttpPeer(server.facts["http"])
+        for path in ("/v2/models/digits", "/v2/models/digits/versions/1"):
+            metadata = peer.get(path).json
+            facts = metadata.pop("parameters")
+            for name, value in facts.items():
+                if name not in ("axes", "pictures"):
+                    known = getattr(info, name)
+                    assert value == ([*known] if isinstance(known, tuple) else known), name
+            known = {field.name for field in fields(ModelInfo) if getattr(info, field.name)}
+            assert known - facts.keys() == {"name", "inputs", "outputs", "is_batchable"}
+            assert metadata.keys() == {"name", "versions", "platform", "inputs", "outputs"}
+            assert info.is_batchable == (facts["max_batch_size"] > 0)

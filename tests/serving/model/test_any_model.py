@@ -15,7 +15,9 @@ from serving import Model
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import repository
-from serving.model.acceptance import Unfit, check, find_rows, has_bounded_time
+from serving.model.acceptance import check
+from serving.model.manifest import Unfit
+from serving.model.timing import find_rows, has_bounded_time
 from serving.system import files
 from serving.tensors import DTYPES, Probabilities, Tensor, TensorSignature
 from tests.serving.model import graphs
@@ -395,7 +397,7 @@ def test_inline_rows_are_those_that_hold_nobody_up(monkeypatch, first_s, row_s, 
         return now_s
 
     monkeypatch.setattr(
-        "serving.model.acceptance.time", SimpleNamespace(monotonic=clock, thread_time=clock)
+        "serving.model.timing.time", SimpleNamespace(monotonic=clock, thread_time=clock)
     )
     both = [Tensor(name, "FP32", (-1, 4)) for name in ("x", "y")]
     signature = TensorSignature((both[0],), (both[1],), is_batchable=True)

@@ -11,7 +11,7 @@ import pytest
 
 from serving import Model
 from serving.errors import ModelError
-from serving.model import acceptance
+from serving.model.trial import try_rows
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.model.graphs import model, node, rows_model, save, two_layers, value
 from tests.support.fakes import TIMEOUT_S
@@ -152,7 +152,7 @@ def test_loud_row_beside_quiet_ones_is_noticed():
     signature = TensorSignature(
         (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1,)),), is_batchable=False
     )
-    found = acceptance.try_rows(run, signature, 512, lambda: model.now_s)
+    found = try_rows(run, signature, 512, lambda: model.now_s)
     assert "rows depend on the batch" in found.line
 
 
@@ -183,7 +183,7 @@ class Counted:
         return [feeds["x"].sum(axis=1).astype(np.float32)]
 
     def find(self):
-        return acceptance.try_rows(self.run, self.tensors, 512, lambda: self.now_s)
+        return try_rows(self.run, self.tensors, 512, lambda: self.now_s)
 
 
 def test_dear_model_is_tried_in_few():
@@ -215,7 +215,7 @@ def test_trials_end_where_each_takes_long():
 def test_inputs_that_run_for_ever_leave_a_model_that_serves(tmp_path, monkeypatch):
     """A loop that ends only for a negative number, which is not drawn."""
     monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.3)
-    monkeypatch.setattr("serving.model.acceptance._DRAWS_S", 0.1)
+    monkeypatch.setattr("serving.model.trial._DRAWS_S", 0.1)
     body = onnx.helper.make_graph(
         [node("Identity", ["again"], ["goes_on"]), node("Abs", ["n"], ["same"])],
         "body",

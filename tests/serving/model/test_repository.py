@@ -10,7 +10,8 @@ from digit_classifier import PRETRAINED, Classifier
 from serving.__main__ import main
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model import repository
-from serving.model.repository import find_root, parse_manifest
+from serving.model.manifest_file import parse_manifest
+from serving.model.repository import find_root
 from tests.support import published
 
 

@@ -8,8 +8,12 @@ import pytest
 from serving import Client, Model
 from serving.config import BatchingConfig, ModelConfig
 from serving.errors import ConfigurationError
+from serving.model import loading
+from serving.model.loading import load_model
 from serving.model.onnx_runtime import SessionSettings
-from serving.model.settings import NO_SETTINGS, parse_settings, read_settings
+from serving.model.settings import NO_SETTINGS
+from serving.model.settings_file import parse_settings, read_settings
+from serving.model.verdicts import Verdict
 from tests.serving.model.graphs import node, rows_model, save, two_layers
 from tests.support.servers import ended, serve_command, started
 
@@ -184,6 +188,20 @@ def test_promise_of_the_operator_batches_and_is_logged(tmp_path):
         server.stop()
         lines = server.process.stderr.read()
     assert "batching on by the operator's setting, not proved: m (ReduceMax): over rows" in lines
+
+
+@pytest.mark.parametrize(("mode", "most"), [("auto", 1), ("never", 1), ("always", 512)])
+def test_mode_decides_over_golden_samples_too(model_dir, mode, most, monkeypatch):
+    """As if the graph of a classifier were not proved: its samples are answered in any batch."""
+    judged = loading._source_of
+
+    def unproved(*facts):
+        return judged(*facts)._replace(verdict=Verdict("the node mixes rows"))
+
+    monkeypatch.setattr(loading, "_source_of", unproved)
+    model = load_model(model_dir, device="cpu", batching=mode)
+    assert model.manifest.golden_probabilities
+    assert min(512, model.settings.max_batch_size) == most
 
 
 def test_mistake_in_settings_of_one_model_leaves_the_others(tmp_path):

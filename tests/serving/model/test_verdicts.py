@@ -8,7 +8,7 @@ import pytest
 
 from digit_classifier import PRETRAINED, Classifier
 from serving import Model
-from serving.model import verdicts
+from serving.model import judging, verdicts
 from serving.model.onnx_runtime import runtime
 from serving.model.proof.check import Check
 from serving.model.repository import load_manifest
@@ -29,13 +29,13 @@ def folder(tmp_path, monkeypatch):
 def judged(monkeypatch):
     """How often a graph was proved."""
     calls = []
-    right = verdicts.prepare
+    right = judging.prepare
 
     def prepare(*arguments):
         calls.append(arguments)
         return right(*arguments)
 
-    monkeypatch.setattr(verdicts, "prepare", prepare)
+    monkeypatch.setattr(judging, "prepare", prepare)
     return calls
 
 
@@ -140,7 +140,7 @@ def test_verdict_that_took_too_long_is_not_kept(tmp_path, folder, monkeypatch):
 
     path = save(two_layers(), tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(verdicts, "run", run)
+        patch.setattr(judging, "run", run)
         assert line_of(path) == (
             "batching off: the check by a run is not ready after 10 s of processor time"
         )

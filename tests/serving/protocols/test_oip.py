@@ -364,6 +364,29 @@ def test_stream_answers_typed_and_raw_each_in_its_form(peer, images):
     np.testing.assert_array_equal(probabilities_in(raw), probabilities_in(typed))
 
 
+def test_large_typed_contents_on_a_stream_are_answered_in_order(peer, images):
+    large = np.resize(images, (60, images.shape[1]))
+    requests = [
+        typed_request(large, id="0"),
+        raw_request(images[:1], id="1"),
+        typed_request(large, id="2", model_name="nobody"),
+        typed_request(large, id="3"),
+    ]
+    assert len(requests[0].SerializeToString()) > 32 << 10
+    responses = list(peer.stream(request.SerializeToString() for request in requests))
+    assert [each.infer_response.id for each in responses] == ["0", "1", "2", "3"]
+    assert [bool(each.error_message) for each in responses] == [False, False, True, False]
+    first, last = responses[0].infer_response, responses[3].infer_response
+    assert not first.raw_output_contents
+    np.testing.assert_array_equal(probabilities_in(first), probabilities_in(last))
+
+
+def test_messages_of_too_many_inputs_are_refused_and_the_server_goes_on(peer, images):
+    bomb = raw_request(images[:1]).SerializeToString() + b"\x2a\0" * 1_500_000
+    responses = list(peer.stream(iter([bomb, raw_request(images[:1]).SerializeToString()])))
+    assert [bool(each.error_message) for each in responses] == [True, False]
+
+
 def test_empty_stream_ends_well(peer):
     assert list(peer.stream(iter([]))) == []
 

@@ -1,24 +1,18 @@
 """Tensors of every type, in every form, there and back; and hostile ones."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
 
 from serving.errors import InvalidRequest
 from serving.protocols import parse, varint
 from serving.protocols.oip import rest, tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.tensors import (
-    CONTENTS,
-    TypedContents,
-    from_raw,
-    from_typed,
-    to_raw,
-    to_typed,
-)
+from serving.protocols.oip.tensors import CONTENTS, from_raw, to_raw, to_typed
+from serving.protocols.oip.typed import as_raw, id_of, is_slow
 from serving.tensors import DTYPES, Tensor, TensorSignature
 
 MAX_ROWS = 8
@@ -62,9 +56,14 @@ def request_of(signature, arrays, *, is_raw):
 
 
 def decoded(message, signature):
-    typed = TypedContents(message)
-    request = parse(ModelInferRequest, typed.rest)
-    return tensors.decode(request, signature, MAX_ROWS, typed)
+    return tensors.decode(parse(ModelInferRequest, message), signature, MAX_ROWS)
+
+
+def decoded_elsewhere(message, signature):
+    """The same of a message that a process has put into raw contents."""
+    raw, is_typed = as_raw(message)
+    found = decoded(raw, signature)
+    return found._replace(is_raw=False) if is_typed else found
 
 
 def arrays_in(response):
@@ -92,7 +91,7 @@ def test_all_types_at_once_there_and_back(is_raw):
     request.id = "7"
     for found in (
         decoded(request.SerializeToString(), signature),
-        tensors.decode(request, signature, MAX_ROWS),
+        decoded_elsewhere(request.SerializeToString(), signature),
     ):
         assert (found.num_rows, found.id, found.is_raw) == (3, "7", is_raw)
         for array, expected in zip(found.message, sent, strict=True):
@@ -311,12 +310,12 @@ def test_changed_messages_are_read_as_protobuf_does_or_refused(generator):
             at = generator.randrange(len(message))
             message[at : at + generator.randrange(3)] = generator.randbytes(generator.randrange(3))
         try:
-            found = decoded(bytes(message), signature)
+            found = decoded_elsewhere(bytes(message), signature)
         except InvalidRequest as refused:
             refusals.add(str(refused))
             continue
         num_read += 1
-        reference = tensors.decode(ModelInferRequest.FromString(message), signature, MAX_ROWS)
+        reference = decoded(bytes(message), signature)
         for one, other in zip(found.message, reference.message, strict=True):
             np.testing.assert_array_equal(one, other)
     assert num_read > 100
@@ -354,40 +353,27 @@ def request(*contents):
     return field(1, b"digits") + field(5, tensor) + field(3, b"an id")
 
 
-IMAGES = Tensor("images", "UINT8", (1, len(NUMBERS)))
-
-
-def pixels_of(message):
-    """The numbers of a message's only input, and the rest of it as protobuf reads it."""
-    typed = TypedContents(message)
-    rest = ModelInferRequest.FromString(typed.rest)
-    parts = typed.inputs[0].get(4, rest.inputs[0].contents.uint_contents)
-    size = len(ModelInferRequest.FromString(message).inputs[0].contents.uint_contents)
-    return from_typed(parts, IMAGES, (size,)).tolist(), rest
+IMAGES = TensorSignature((Tensor("images", "UINT8", (-1, len(NUMBERS))),), (), True)
 
 
 @pytest.mark.parametrize(
-    ("message", "is_packed"),
+    "message",
     [
-        (request(packed(NUMBERS)), True),
-        (request(packed(NUMBERS[:400]) + packed(NUMBERS[400:])), True),
-        (request(packed(NUMBERS[:7]), packed(NUMBERS[7:])), True),
-        (request(field(4, b"".join(padded(number, 3) for number in NUMBERS))), True),
-        (request(field(4, b"".join(padded(number, 10) for number in NUMBERS))), True),
-        (request(unpacked(NUMBERS)), False),
-        (request(packed(NUMBERS[:300]) + unpacked(NUMBERS[300:])), False),
-        (request(packed(NUMBERS) + b"\x78\x01"), False),
-        (request(packed(NUMBERS[:7]), unpacked(NUMBERS[7:])), False),
-        (request(b"".join(b"\x20" + padded(number, 10) for number in NUMBERS)), False),
+        request(packed(NUMBERS)),
+        request(packed(NUMBERS[:400]) + packed(NUMBERS[400:])),
+        request(packed(NUMBERS[:7]), packed(NUMBERS[7:])),
+        request(field(4, b"".join(padded(number, 10) for number in NUMBERS))),
+        request(unpacked(NUMBERS)),
+        request(packed(NUMBERS[:300]) + unpacked(NUMBERS[300:])),
+        request(packed(NUMBERS) + b"\x78\x01"),
+        b"\x0b\x0c" + request(packed(NUMBERS)),
     ],
 )
-def test_numbers_are_those_that_protobuf_reads(message, is_packed):
-    (tensor,) = ModelInferRequest.FromString(message).inputs
-    found, rest = pixels_of(message)
-    assert found == list(tensor.contents.uint_contents) == NUMBERS
-    assert bool(rest.inputs[0].contents.uint_contents) is not is_packed
-    assert (rest.model_name, rest.id, rest.inputs[0].shape) == ("digits", "an id", tensor.shape)
-    assert rest.inputs[0].HasField("contents")
+@pytest.mark.parametrize("decode", [decoded, decoded_elsewhere])
+def test_numbers_are_read_in_every_encoding(message, decode):
+    found = decode(message, IMAGES)
+    assert found.message == bytes(NUMBERS)
+    assert (found.id, found.is_raw) == ("an id", False)
 
 
 @pytest.mark.parametrize(
@@ -395,60 +381,49 @@ def test_numbers_are_those_that_protobuf_reads(message, is_packed):
     [
         (packed([1, 2, 300, 400]), "expected uint_contents from 0 to 255, got 300"),
         (unpacked([7, 256]), "expected uint_contents from 0 to 255, got 256"),
-        (field(4, b"\x81\x80\x01"), "expected uint_contents from 0 to 255, got 16385"),
+        (packed(NUMBERS[1:]), "expected 772 uint_contents for images [1, 772], got 771"),
+        (field(2, b"\1"), "expected uint_contents for UINT8, got int_contents"),
+        (b"\x20", "expected an inference.ModelInferRequest, got "),
     ],
 )
-def test_other_numbers_are_refused(contents, text):
-    with pytest.raises(InvalidRequest) as refused:
-        pixels_of(request(contents))
-    assert str(refused.value) == text
+@pytest.mark.parametrize("decode", [decoded, decoded_elsewhere])
+def test_other_contents_are_refused(contents, text, decode):
+    with pytest.raises(InvalidRequest, match=re.escape(text)):
+        decode(request(contents), IMAGES)
 
 
-@pytest.mark.parametrize("encoded", [b"\x01\x80", b"\x80" * 10 + b"\x00", b"\x80"])
-def test_bytes_that_are_no_varints_are_refused(encoded):
-    with pytest.raises(InvalidRequest, match="expected uint_contents, got bytes that are no varin"):
-        from_typed([encoded], IMAGES, (1,))
+def test_much_beside_raw_contents_is_slow_to_read():
+    small = request_of(PAIR, BOTH, is_raw=True)
+    assert not is_slow(small.SerializeToString())
+    small.raw_input_contents[0] = bytes(1 << 20)
+    assert not is_slow(small.SerializeToString())
+    assert is_slow(request(packed(NUMBERS * 40)))
+    small.parameters["x"].string_param = "x" * 40_000
+    assert is_slow(small.SerializeToString())
+    assert is_slow(b"\x2a\0" * 20_000)
+    for malformed in (b"\xff" * 40_000, b"\x08" + bytes(40_000), b"\x3a\xff\xff\xff\x7f" * 9_000):
+        assert is_slow(malformed)
+
+
+def test_id_is_found_in_what_is_refused():
+    for end in (b"", b"\xff", b"\x3a\xff\xff\x7f"):
+        assert id_of(request(packed(NUMBERS)) + end) == "an id"
+    assert id_of(b"\x1a\x02\xffa") == "a"
+    assert id_of(b"") == id_of(b"\x08\1") == id_of(b"\x1a\x05ab") == ""
+
+
+LONG = request_of(PAIR, BOTH, is_raw=True)
+LONG.parameters["x"].string_param = "x" * 70_000
 
 
 @pytest.mark.parametrize(
-    "contents",
-    [unpacked([1, 2]) + b"\x20", packed([1, 2]) + b"\x20\x80", b"\x42\x02a", b"\x42", b"\x42\xff"],
-)
-def test_cut_off_field_is_left_to_the_parser(contents):
-    with pytest.raises(DecodeError):
-        ModelInferRequest.FromString(TypedContents(request(contents)).rest)
-
-
-@pytest.mark.parametrize(
-    "message",
+    ("message", "text"),
     [
-        b"\x0b\x0c" + request(packed(NUMBERS)),
-        field(5, TENSOR + field(5, packed([1])) + b"\x33\x34" + field(5, packed(NUMBERS[1:]))),
-        request(packed(NUMBERS[:3]) + b"\x43\x44"),
+        (request(b"\x42\x00" * 65_537), "expected at most 65536 BYTES in a request, got more"),
+        (b"\x2a\0" * 40_000, "expected at most 65536 bytes beside the tensors, got more"),
+        (LONG.SerializeToString(), "expected at most 65536 bytes beside the tensors, got more"),
     ],
-    ids=["before the inputs", "in an input", "in contents"],
-)
-def test_group_is_refused_though_protobuf_skips_it(message):
-    assert ModelInferRequest.FromString(message).inputs[0].name == "images"
-    with pytest.raises(InvalidRequest, match="expected a message without groups"):
-        TypedContents(message)
-
-
-def test_fields_are_counted_in_all_inputs_together():
-    tensor = field(5, TENSOR + field(5, packed([1])) * 8)
-    with pytest.raises(InvalidRequest, match="expected at most 1024 fields"):
-        TypedContents(tensor * 80)
-
-
-@pytest.mark.parametrize(
-    ("contents", "text"),
-    [
-        (b"\x42\x00" * 65_537, "expected at most 65536 BYTES in a request, got more"),
-        (b"\x20\x01" * (1 << 19), "expected packed contents, or at most 1048576 bytes of others"),
-    ],
-)
-def test_contents_that_are_slow_to_read_are_bounded(contents, text):
-    TypedContents(request(contents[:1000]))
-    with pytest.raises(InvalidRequest) as refused:
-        TypedContents(request(contents))
-    assert str(refused.value) == text
+)  # fmt: skip
+def test_what_would_take_the_loop_long_is_refused_elsewhere(message, text):
+    with pytest.raises(InvalidRequest, match=text):
+        as_raw(message)

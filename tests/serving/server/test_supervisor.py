@@ -20,13 +20,20 @@ import pytest
 
 from digit_classifier.wire import encode_request
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
-from serving.server.metrics_port import MetricsPort
+from serving.router import Router
 from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker
-from serving.system import shared_port
+from serving.system import listening
+from serving.system.host import Host
+from serving.system.listening import bind
 from serving.system.shared_port import refuse_callers, reserved_port
 from serving.system.usage import Usage
 from serving.telemetry.metrics import NO_MODEL, Metrics, Report, Served, total
+from serving.transports.http_port import open_port
+from serving.transports.http_routing import App
+from serving.transports.limits import PortLimits
+from serving.transports.loop import Loop
+from serving.transports.pools import OneThread
 from tests.serving.telemetry.test_metrics import observe, of_digits, scrape, value
 from tests.serving.transports.test_faults import stream_of
 from tests.support.load import OWN_CONNECTION, ClosedLoop
@@ -267,6 +274,17 @@ def test_reserved_port_may_be_shared():
         assert of_grpc.accept()
 
 
+def serving_loop(address):
+    """A loop that serves HTTP on an address, as one of its workers."""
+    router = Router()
+    loop = Loop(router, poll=False, host=Host())
+    app, limits = App([], None, (), ()), PortLimits(max_message_bytes=0)
+    listener = bind(*address, backlog=64)
+    loop.add(open_port(loop, listener, app, router, limits, OneThread("unused")))
+    loop.start()
+    return loop
+
+
 @pytest.mark.parametrize("num_frozen", [0, 1])
 def test_connections_are_taken_by_who_has_fewest(num_frozen, monkeypatch):
     """Of two ports; where one is frozen, the other takes them all the same."""
@@ -277,8 +295,8 @@ def test_connections_are_taken_by_who_has_fewest(num_frozen, monkeypatch):
         address = shared.socket.getsockname()
         numbers = memoryview(mmap.mmap(shared.file, 0)).cast("q")
         for place in range(2 - num_frozen):
-            monkeypatch.setitem(shared_port.shares, address, shared.share(place))
-            stack.callback(MetricsPort(*address).close)
+            monkeypatch.setitem(listening.shares, address, shared.share(place))
+            stack.callback(serving_loop(address).stop)
         if num_frozen:
             shared.share(1).note(0)
         for number in range(1, 9):
@@ -292,8 +310,8 @@ def test_worker_that_listens_as_callers_are_refused_listens_again(monkeypatch):
     with ExitStack() as stack:
         shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
         address = shared.socket.getsockname()
-        monkeypatch.setitem(shared_port.shares, address, shared.share(0))
-        stack.callback(MetricsPort(*address).close)
+        monkeypatch.setitem(listening.shares, address, shared.share(0))
+        stack.callback(serving_loop(address).stop)
         refuse_callers(shared.socket)
         number = memoryview(mmap.mmap(shared.file, 0)).cast("q")
         wait_until(lambda: not is_refused(address))
@@ -315,8 +333,8 @@ def test_each_connection_is_left_to_who_has_fewer(monkeypatch):
     with ExitStack() as stack:
         shared = stack.enter_context(reserved_port("127.0.0.1", 0, 2))
         address, share = shared.socket.getsockname(), shared.share(0)
-        monkeypatch.setitem(shared_port.shares, address, share)
-        stack.callback(MetricsPort(*address).close)
+        monkeypatch.setitem(listening.shares, address, share)
+        stack.callback(serving_loop(address).stop)
         shared.share(1).note(0)
         number = memoryview(mmap.mmap(shared.file, 0)).cast("q")
         stack.enter_context(socket.create_connection(address))

@@ -226,6 +226,17 @@ def test_sums_over_many_runs_are_exact():
             assert counts.runs_ns.total() == 250_000_000 * number
 
 
+def test_times_of_a_run_count_for_each_of_its_calls(monkeypatch):
+    """Calls that share a run have each waited for all of it, and for its answers."""
+    metrics = Metrics()
+    monkeypatch.setattr(time, "monotonic", lambda: 2.0)
+    observe(metrics, 1.0, 1.5, 5, [(0.5, "ModelInfer", 3), (0.75, "Classify", 2)], None, ("m", "1"))
+    counts = metrics.snapshot().models["m", "1"]
+    assert (counts.calls_run_s, counts.calls_output_s) == (5 * 0.5, 5 * 0.5)
+    assert (counts.queue_s.sum, counts.request_s.sum) == (3 * 0.5 + 2 * 0.25, 3 * 1.0 + 2 * 0.75)
+    assert (sum(counts.queue_s.counts), sum(counts.request_s.counts)) == (5, 5)
+
+
 def test_versions_that_have_rested_longest_make_room():
     """Each reload brings a version: their series must not grow without end."""
     metrics, most = Metrics(), MAX_MODELS

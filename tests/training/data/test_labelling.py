@@ -56,7 +56,7 @@ def test_keys_move_pictures_and_undo_moves_them_back(own):
     assert "Enter for 1" in shown
     assert "4 of 5" in shown
     code, last, shown = run_label(own, b"\n")
-    assert (code, last.partition("--")[0]) == (0, "1 labelled; `python -m training train ")
+    assert (code, last.partition("--")[0]) == (0, "1 labelled; `digit-serving train ")
     assert "notes.txt" in shown
     assert labels(own) == ["3/c.png", "5/a.png", "8/a.png", "none/b.png"]
 

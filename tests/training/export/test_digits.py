@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from serving.model import repository as read_manifest
+from serving.model.manifest import MAX_MANIFEST_BYTES
 from training.errors import ExportError, NotTrained
 from training.export import int8
 from training.export import version as written_manifest
@@ -168,6 +169,6 @@ def test_full_disk_publishes_nothing(artifacts, mnist_sample, tmp_path, monkeypa
 
 
 def test_manifest_that_no_server_reads_is_not_published():
-    assert written_manifest.MAX_BYTES == read_manifest.MAX_MANIFEST_BYTES
+    assert written_manifest.MAX_BYTES == MAX_MANIFEST_BYTES
     with pytest.raises(ExportError, match="at most 524288 expected"):
         written_manifest.render("digits", "1", {"recipe": "d" * written_manifest.MAX_BYTES})

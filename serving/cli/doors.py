@@ -1,0 +1,42 @@
+"""Commands of this project's other programs: `export`, `train`, `runs`, `bench`, `tune`.
+
+Each program is imported when its command is asked for, and reads the words behind it.
+"""
+
+from importlib import import_module
+from typing import NamedTuple
+
+from serving.commandline.installation import DISTRIBUTION
+
+
+class Door(NamedTuple):
+    """A command of another program."""
+
+    module: str
+    """The program's module, with `main(words, program)`."""
+    words: tuple[str, ...]
+    """What the program calls the command; nothing where it has several, which are named behind."""
+    help: str
+
+
+DOORS = {
+    "export": Door("training.__main__", ("export",), "make a version of a Keras or ONNX model"),
+    "train": Door("training.__main__", ("train",), "train the classifier of digits"),
+    "runs": Door("training.__main__", ("runs",), "list the trainings, and compare them"),
+    "bench": Door("benchmarks.cli", (), "measure servers, or what serving a model costs"),
+    "tune": Door("benchmarks.cli", ("tune",), "find the settings of a model"),
+}
+
+
+def open_door(name: str, words: list[str]) -> int:
+    """Run a command of another program; return its exit code.
+
+    Raises:
+        ModuleNotFoundError: the program is not there, as in an image that leaves it out.
+    """
+    door = DOORS[name]
+    if name == "bench" and words[:1] and words[0].endswith(".onnx"):
+        words = ["model", *words]
+    program = DISTRIBUTION if door.words else f"{DISTRIBUTION} {name}"
+    code: int = import_module(door.module).main([*door.words, *words], program)
+    return code
