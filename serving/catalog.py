@@ -275,7 +275,8 @@ class ModelFolder:
         fingerprint = self._fingerprint(version)
         model, known = self._loaded.get(version, (None, None))
         # A version with a manifest is published once; others may be overwritten.
-        is_published = (self.path / version / MANIFEST).exists() and not self._handler_of(version)
+        has_manifest = os.path.exists(self.path / version / MANIFEST)
+        is_published = has_manifest and not self._handler_of(version)
         if model is not None and (known == fingerprint or is_published):
             return model
         if self._refused.get(version, ("", None))[1] == fingerprint:
