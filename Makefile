@@ -5,13 +5,14 @@
 #   RECIPE=...       the training recipe: default, seed, best, or fine-tune, the default with EXTRA
 #   EXTRA=DIR        your own digits to train on, too: pictures in DIR/0 to DIR/9
 #   RESUME=1         resume the training that was interrupted
+#   PEERS=...        servers for `make bench-peers` that run already: triton=oip://HOST:PORT
 #   SEEDS=...        how many seeds `make simulate` runs
 #   SOAK_S=...       how long `make soak` keeps the server under load, in seconds
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help train export serve serve-edge demo bench bench-full bench-readme verify-gpu
+.PHONY: help train export serve serve-edge demo bench bench-full bench-peers verify-gpu
 .PHONY: check test test-reader test-slow simulate test-reliability soak test-interop test-web test-packaging test-deploy
 .PHONY: lint docs reference verdict protos protos-check lock clean
 
@@ -55,12 +56,9 @@ bench: $(INSTALLED)  ## measure four servers (2 min); benchmarks/results/local/b
 bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (20 min)
 	$(RUN) -m benchmarks run --suite full
 
-bench-readme: $(INSTALLED)  ## measure the README's table: PEERS=triton=oip://HOST:PORT, and our servers
-	$(RUN) -m benchmarks run --targets $(PEERS)plain,h2-infer --precision fp32,int8 \
-		--scenarios SingleStream,ClosedLoop,NewHeaders,Offline --callers 8,256 --batches 128 --rounds 3 \
-		--seconds 2 \
-		--output benchmarks/results/bench.json
-	$(RUN) -m benchmarks plot --readme README.md
+bench-peers: $(INSTALLED)  ## compare with LitServe, BentoML, mosec, MLServer, Ray Serve; the README's figures (20 min)
+	$(RUN) -m benchmarks peers $(if $(PEERS),--peer $(PEERS)) --output benchmarks/results/peers.json
+	$(RUN) -m benchmarks plot benchmarks/results/peers.json --readme README.md
 
 verify-gpu: $(INSTALLED)  ## train, export and measure on a GPU (25 min); DEVICE=cpu rehearses it
 	$(RUN) -m training train --artifacts build/verify $(if $(filter cpu,$(DEVICE)),--epochs 1)

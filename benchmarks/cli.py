@@ -1,4 +1,4 @@
-"""The commands: run, model, tune, plot."""
+"""The commands: run, model, tune, peers, plot."""
 
 import argparse
 import os
@@ -10,14 +10,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
-from benchmarks import report, result_file, runner, tables
+from benchmarks import comparison, report, result_file, runner, tables
+from benchmarks.clients import CLIENTS
 from benchmarks.network import Generator, split_cores
+from benchmarks.others import PEERS
 from benchmarks.result_file import UnusableResults
 from benchmarks.runner import MODEL, NAMES, SUITES, Suite, specs
 from benchmarks.runner import NAMES as SCENARIOS
 from benchmarks.targets import CATALOGUE, Setting, Spec
 from benchmarks.tuning import command as tuning
 from benchmarks.workload import LARGEST_BATCH, Workload, drawn, golden, of_samples
+from benchmarks.zoo import MODELS
 from serving.commandline import installation, values
 from serving.commandline.parser import Parser, blame
 from serving.commandline.progress import Bar
@@ -54,7 +57,7 @@ are reported as not measured.
 DONE, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; failed; the command or a file can't be used."""
 PROGRAM = "python -m benchmarks"
-EXTRAS = {"onnxruntime": "serve", "uvloop": "serve", "matplotlib": "bench"}
+EXTRAS = {"onnxruntime": "serve", "onnx": "train", "uvloop": "serve", "matplotlib": "bench"}
 """Modules that the base installation lacks, and the extra that brings each."""
 
 
@@ -68,7 +71,9 @@ def parser(name: str = PROGRAM) -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     top.add_version()
-    commands = top.add_subparsers(dest="command", required=True, metavar="{run,model,tune,plot}")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="{run,model,tune,peers,plot}"
+    )
     _add_run(
         commands.add_parser(
             "run",
@@ -98,6 +103,14 @@ def parser(name: str = PROGRAM) -> argparse.ArgumentParser:
     tune.add_argument("model", type=Path, metavar="MODEL.onnx", help="the model")
     add_workload(tune)
     tuning.add_options(tune)
+    peers = commands.add_parser(
+        "peers",
+        formatter_class=raw,
+        help="compare with other projects' servers",
+        description="Measure this server beside LitServe, BentoML, mosec, MLServer and Ray Serve, "
+        "each installed\nby pip in an environment of its own, and real clients.",
+    )
+    _add_peers(peers)
     _add_plot(
         commands.add_parser(
             "plot",
@@ -175,6 +188,44 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, metavar="FILE", help=f"raw results ({RESULTS}/local/MODEL.json)")
 
 
+def _add_peers(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--peers",
+        type=_list(_one_of(tuple(PEERS))),
+        default=list(PEERS),
+        metavar="A,B",
+        help=f"servers to install and measure ({','.join(PEERS)})",
+    )
+    add(
+        "--peer",
+        type=_list(_target),
+        default=[],
+        metavar="NAME=oip://HOST:PORT",
+        help="a server of the Open Inference Protocol that runs already, such as "
+        "triton=oip://127.0.0.1:8001; several with commas",
+    )
+    add(
+        "--models",
+        type=_list(_one_of(MODELS)),
+        default=list(MODELS),
+        metavar="A,B",
+        help=f"networks ({','.join(MODELS)})",
+    )
+    add(
+        "--clients",
+        type=_list(_one_of(CLIENTS)),
+        default=list(CLIENTS),
+        metavar="A,B",
+        help=f"clients, of the first network ({','.join(CLIENTS)})",
+    )
+    add("--callers", type=_list(_callers), metavar="N,M", help="calls in flight (1,16,64)")
+    add("--rounds", type=values.count, metavar="N", help="interleaved rounds (5)")
+    add("--seconds", type=values.seconds, metavar="S", help="length of one timed run (0.5)")
+    add("--seed", type=values.at_least(0), default=0, help="of what is drawn at random (0)")
+    add("--output", type=Path, metavar="FILE", help=f"(peers.json in {RESULTS}/local)")
+
+
 def add_workload(parser: argparse.ArgumentParser) -> None:
     """Add the options that name the rows of calls."""
     add = parser.add_argument
@@ -245,9 +296,7 @@ def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:
     """Run one command of a program of this name; return its exit code."""
     options = parser(program).parse_args(argv)
     try:
-        return {"run": _run, "model": _model, "tune": _tune, "plot": _plot}[options.command](
-            options
-        )
+        return COMMANDS[options.command](options)
     except (UnusableResults, ServingError) as err:
         return _fail(program, blame(str(err), options.variables), UNUSABLE)
     except ModuleNotFoundError as err:
@@ -331,6 +380,29 @@ def _model(options: argparse.Namespace) -> int:
     return DONE if measured >= {*suite.specs} else FAILED
 
 
+def _peers(options: argparse.Namespace) -> int:
+    _require_linux()
+    begin_s, output = perf_counter(), options.output or RESULTS / "local" / "peers.json"
+    given = {n: value for n in ("rounds", "seconds", "callers") if (value := getattr(options, n))}
+    plan = comparison.Plan(
+        models=options.models,
+        peers=options.peers,
+        addresses={name: str(where) for name, where in options.peer if where},
+        clients=options.clients,
+        suite=replace(comparison.SUITE, **given),
+        seed=options.seed,
+    )
+    cores, generator_cores = split_cores()
+    with Generator(generator_cores, "auto") as generator:
+        results = comparison.run(plan, cores, generator, partial(_progress, begin_s))
+    results.save(output)
+    page = report.write(results, output)
+    for table in tables.every(result_file.load(output)):
+        print(f"\n{table.title}. {table.note}\n{table.text()}")
+    print(f"\n{perf_counter() - begin_s:.0f} s; results in {output}, report in {page}")
+    return DONE
+
+
 def _tune(options: argparse.Namespace) -> int:
     _require_linux()
     return tuning.run(options, workload_of(options))
@@ -400,3 +472,6 @@ def _plot(options: argparse.Namespace) -> int:
 def _fail(program: str, reason: str, code: int) -> int:
     print(f"{program}: {reason}", file=sys.stderr)
     return code
+
+
+COMMANDS = {"peers": _peers, "run": _run, "model": _model, "tune": _tune, "plot": _plot}

@@ -14,7 +14,9 @@ WIDTH = 4.8
 """Inches: 460 pixels, so that text stays readable on a telephone of 360."""
 INK = "#123456"
 """The colour of text and lines; in the file it is the reader's, light or dark."""
-COLOURS = ("#2f7ed8", "#e08214", "#3a9d5d", "#c0392b", "#8e5bb5", "#7a7a7a")
+COLOURS = (
+    "#2f7ed8", "#e08214", "#3a9d5d", "#d0483a", "#9b6bc2", "#808080", "#0f9fa8", "#c65d9a",
+)  # fmt: skip
 """Colours that can be told apart on white and on near-black."""
 _STYLE = """<style>
 svg { color: #222; background: #fff }

@@ -60,6 +60,9 @@ class Figures:
         started = [start.spec for start in results.starts]
         self.specs = list(dict.fromkeys([*started, *(cell.spec for cell in self.samples)]))
         """The targets that were measured; those by address, which were not started, come last."""
+        named = [spec for spec in self.specs if str(spec) == results.settings.get("base")]
+        self.base = next(iter([*named, *self.specs]), None)
+        """The target that all ratios are of."""
 
     def valid(self, cell: Cell) -> list[Sample]:
         """Return a cell's samples that measure the target."""
@@ -83,12 +86,14 @@ class Figures:
         return median(costs) if costs else None
 
     def speedup(self, cell: Cell) -> Interval | None:
-        """Return how many times as fast a cell is as that of the first target, by their rounds.
+        """Return how many times as fast a cell is as that of the base, by their rounds.
 
         Returns:
-            None for the first target itself, and where the two have no round in common.
+            None for the base itself, and where the two have no round in common.
         """
-        first = replace(cell, spec=self.specs[0])
+        if self.base is None:
+            return None
+        first = replace(cell, spec=self.base)
         ours, theirs = self.rounds.get(cell, {}), self.rounds.get(first, {})
         rounds = sorted(set(ours) & set(theirs))
         if not rounds or cell == first:

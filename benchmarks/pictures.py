@@ -8,12 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.drawing import COLOURS, WIDTH, label, scale_rate_and_latency, svg, tidy, title
+from benchmarks.drawing import COLOURS, INK, WIDTH, label, scale_rate_and_latency, svg, tidy, title
 from benchmarks.figures import Figures
 from benchmarks.result_file import Cell, Results
 from benchmarks.tables import seconds, short
 from benchmarks.targets import Spec
 
+_LABEL_ROOM, _BAR_ROOM = 4.0, 1.3
+"""How many times as long an axis is made, so that labels fit."""
 _HEIGHT, _LINE = 140.0, 11.0
 """Points: of what labels are spread over, and of a line of text."""
 _SHARES = (0.5, 0.9, 0.99, 0.999)
@@ -21,6 +23,100 @@ _LOADS = ("SingleStream", "ClosedLoop")
 
 _Point = tuple[float, float, int]
 """A rate in calls/s, a latency in seconds, and the calls in flight."""
+
+
+def pictures_of(results: Results) -> dict[str, str]:
+    """Draw all pictures of a report.
+
+    Returns:
+        SVG files by the end of their name: "" for the first, "-devices" and "-tails" where several
+        models were compared. Pictures with nothing on them are left out.
+    """
+    models = list(dict.fromkeys(sample.model for sample in results.samples if sample.model))
+    if not models:
+        drawn = {"": draw(results)}
+    else:
+        figures = Figures(results)
+        drawn = {
+            "": _draw_models(figures, models),
+            "-devices": _draw_devices(figures, models),
+            "-tails": _draw_percentiles(figures, models[0]),
+        }
+    return {name: picture for name, picture in drawn.items() if picture}
+
+
+def _draw_models(figures: Figures, models: Sequence[str]) -> str:
+    """Draw rate against p99: a panel for each model, a curve for each server."""
+    curves = {model: _curves_of(figures, model) for model in models}
+    curves = {model: found for model, found in curves.items() if found}
+    if not curves:
+        return ""
+    colours = _colours([spec for found in curves.values() for spec in found])
+    figure = Figure(figsize=(WIDTH, 3.2 * len(curves)), layout="constrained")
+    panels = figure.subplots(len(curves), 1, squeeze=False)[:, 0]
+    for axes, (model, found) in zip(panels, curves.items(), strict=True):
+        _draw_curves(axes, found, colours)
+        title(axes, f"{model}: rate and p99 latency, by callers")
+        axes.set_xlim(right=axes.get_xlim()[1] * _LABEL_ROOM)
+        axes.set_ylim(top=axes.get_ylim()[1] * _LABEL_ROOM)
+    said = "; ".join(f"{model}: {_said(found, {})}" for model, found in curves.items())
+    return svg(figure, said)
+
+
+def _curves_of(figures: Figures, model: str) -> dict[Spec, list[_Point]]:
+    """Return the points of each server that the generator calls, on the CPU in fp32."""
+    curves: dict[Spec, list[_Point]] = {}
+    for cell in figures.rounds:
+        plain = Spec(target=cell.spec.target)
+        if cell.model == model and cell.spec == plain and cell.batch == 1:
+            valid = figures.valid(cell)
+            rate = median(sample.images_per_s for sample in valid)
+            p99_s = median(sample.latency.quantile(0.99) for sample in valid)
+            curves.setdefault(cell.spec, []).append((rate, p99_s, cell.callers))
+    return {spec: sorted(points, key=lambda each: each[2]) for spec, points in curves.items()}
+
+
+def _draw_devices(figures: Figures, models: Sequence[str]) -> str:
+    """Draw this server's highest rate by device and precision; what is not measured says so."""
+    kinds = [("cpu", "fp32"), ("cpu", "int8"), ("cuda", "fp32")]
+    figure = Figure(figsize=(WIDTH, 1.3 * len(models) + 0.4), layout="constrained")
+    panels = figure.subplots(len(models), 1, squeeze=False)[:, 0]
+    words = []
+    for axes, model in zip(panels, models, strict=True):
+        for place, (device, precision) in enumerate(kinds):
+            spec = Spec(target="h2-infer", device=device, precision=precision)
+            cells = [c for c in figures.rounds if (c.spec, c.model) == (spec, model)]
+            rates = [value for cell in cells if (value := figures.of(cell)) is not None]
+            rate, colour = max(rates, default=0.0), COLOURS[place]
+            axes.barh(place, rate, color=colour, height=0.7)
+            text = f"{short(rate)}/s" if rate else "not measured"
+            label(axes, text, (rate, place), (4, -3), colour if rate else INK, 9)
+            words.append(f"{model}, {device} {precision}: {text}")
+        axes.set_yticks(range(len(kinds)), [" ".join(kind) for kind in kinds])
+        axes.invert_yaxis()
+        axes.set_xlim(left=0, right=max(1.0, axes.get_xlim()[1]) * _BAR_ROOM)
+        axes.set_xticks([])
+        title(axes, f"{model}: rows/s, at the best number of callers")
+        tidy(axes)
+        axes.grid(visible=False)
+    return svg(figure, "; ".join(words))
+
+
+def _draw_percentiles(figures: Figures, model: str) -> str:
+    """Draw the latencies of a lone caller of one model, by percentile."""
+    alone = {
+        cell.spec: _tail(figures, cell)
+        for cell in figures.rounds
+        if (cell.model, cell.callers, cell.batch) == (model, 1, 1)
+        and cell.spec == Spec(target=cell.spec.target)
+    }
+    if not alone:
+        return ""
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    _draw_tails(axes, alone, _colours(list(alone)))
+    title(axes, f"{model}: latency of a lone caller")
+    return svg(figure, _said({}, alone))
 
 
 def draw(results: Results) -> str:

@@ -101,6 +101,8 @@ class Cell:
     """Images a call."""
     connections: int = 0
     """ClosedLoop: over which the callers are spread; 0 leaves it to the generator."""
+    model: str = ""
+    """The model, where there are several."""
     overload: float = 0.0
     """Overload: the offered rate, as a multiple of the closed loop's rate before it."""
 
@@ -119,9 +121,12 @@ class Cell:
     @property
     def task(self) -> str:
         """The scenario and its sizes."""
+        model = f"{self.model}, " if self.model else ""
         size = f", {self.batch} a call" if self.batch > 1 else ""
         loop = f" {self.in_flight}" if self.scenario in ("ClosedLoop", "NewHeaders") else ""
-        return f"{self.scenario}{loop}{size}" + (f" {self.overload:g} ×" if self.overload else "")
+        return f"{model}{self.scenario}{loop}{size}" + (
+            f" {self.overload:g} ×" if self.overload else ""
+        )
 
     def __str__(self) -> str:
         return f"{self.spec}, {self.task}"
@@ -164,6 +169,11 @@ class Sample(Cell):
         return Cell(**values | ({"callers": 0} if self.scenario == "Offline" else {}))
 
     @property
+    def client_us_per_call(self) -> float:
+        """The processor time of the busiest process of callers for a call, in microseconds."""
+        return 1e6 * self.generator_busy * self.duration_s / max(1, self.num_calls)
+
+    @property
     def images_per_s(self) -> float:
         """The achieved rate."""
         return (self.num_calls - self.num_errors) * self.batch / self.duration_s
@@ -180,6 +190,8 @@ class Start:
     """Time and memory of a started target."""
 
     spec: Spec
+    model: str = ""
+    """The model, where there are several."""
     startup_s: float
     """From nothing to its first answer."""
     memory_bytes: int | None
@@ -192,6 +204,8 @@ class Skip:
 
     spec: Spec
     reason: str
+    model: str = ""
+    """The model, where there are several."""
 
 
 @dataclass(kw_only=True, slots=True)

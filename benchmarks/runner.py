@@ -36,8 +36,9 @@ import numpy as np
 
 from benchmarks.loops import Outcome, Trace, arrivals
 from benchmarks.network import cpu_s, memory_bytes
+from benchmarks.others import NotMeasured
 from benchmarks.result_file import Cell, Latencies, Results, Sample, Skip, Start
-from benchmarks.targets import IN_PROCESS, NotMeasured, Running, Setting, Spec, can_be, open_target
+from benchmarks.targets import IN_PROCESS, Running, Setting, Spec, can_be, open_target
 
 NAMES = ("SingleStream", "ClosedLoop", "NewHeaders", "Server", "Offline", "Overload")
 OVERLOADS = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -58,6 +59,9 @@ _FULL = 0.95
 """Share of a core from which on a process counts as having no time left."""
 _LATE = 0.1
 """How late, at p99, calls may leave the generator, as a share of the objective."""
+_CYCLES, _LONGEST_S, _WARM_UP = 5.0, 6.0, 0.5
+"""Where targets are measured apart: how many answers each caller gets in a run, its limit, and the
+share of its time that calls go on before."""
 _DEVICES, _PRECISIONS = ("cpu", "cuda"), ("fp32", "int8")
 _POWERS = [2**power for power in range(13)]
 _PACKAGES = (
@@ -193,8 +197,8 @@ def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
         return ""
     if trace.num_errors:
         return f"{trace.num_errors} calls failed"
-    if trace.generator == "threads":
-        return ""
+    if trace.generator not in ("h2load", "python"):
+        return ""  # real clients: their own time is a part of the figure
     has_time_left = target_busy is not None and target_busy < 0.9 * rules.num_cores
     if trace.busy > _FULL and has_time_left:
         return "the generator was the limit, not the target"
@@ -215,6 +219,11 @@ class Suite(Rules):
     loop_batches: Sequence[int] = (1,)
     """Rows a call of ClosedLoop."""
     rounds: int = 3
+    model: str = ""
+    """The model's name in results, where there are several."""
+    is_apart: bool = False
+    """Whether each round starts each target alone, and ends it: others' servers are busy while they
+    are idle. Runs are then as long as it takes for each caller to get answers."""
 
     def cells(self) -> list[Cell]:
         """List the cells of a round: all targets at one task, then at the next.
@@ -225,7 +234,14 @@ class Suite(Rules):
         callers = {"ClosedLoop": self.callers, "NewHeaders": largest, "Offline": [(0, 0)]}
         batches = {"Offline": self.batches, "ClosedLoop": self.loop_batches}
         return [
-            Cell(spec=spec, scenario=name, callers=number, connections=connections, batch=batch)
+            Cell(
+                spec=spec,
+                scenario=name,
+                callers=number,
+                connections=connections,
+                batch=batch,
+                model=self.model,
+            )
             for name in self.scenarios
             for number, connections in callers.get(name, [(1, 0)])
             for batch in batches.get(name, [1])
@@ -353,8 +369,9 @@ def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Resu
     """Measure every cell of a suite in every round.
 
     Every target stays up to the end, idle while another one is measured, so that a round is short
-    and drift of the machine affects all alike. Every other round goes backwards. A target that
-    fails on the way loses that measurement, not the others'.
+    and drift of the machine affects all alike; or, if `suite.is_apart`, each is started in each
+    round. Every other round goes backwards. A target that fails on the way loses that measurement,
+    not the others'.
 
     Args:
         suite: the cells, and how often each is measured.
@@ -373,7 +390,15 @@ def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Resu
             "arrivals": suite.arrivals,
         },
     )
-    rules = replace(suite, num_cores=len(setting.cores))
+    suite = replace(suite, num_cores=len(setting.cores))
+    (_run_apart if suite.is_apart else _run_together)(suite, setting, results, progress)
+    return results
+
+
+def _run_together(
+    suite: Suite, setting: Setting, results: Results, progress: Callable[[str], None]
+) -> None:
+    """Measure with all targets up to the end."""
     cells, running = suite.cells(), dict[Spec, Running]()
     with ExitStack() as stack:
         for spec in dict.fromkeys(cell.spec for cell in cells):
@@ -381,23 +406,67 @@ def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Resu
             try:
                 running[spec] = stack.enter_context(open_target(spec, setting))
             except NotMeasured as err:
-                results.skips.append(Skip(spec=spec, reason=str(err)))
+                results.skips.append(Skip(spec=spec, reason=str(err), model=suite.model))
                 progress(f"{spec}: not measured: {err}")
         cells = [cell for cell in cells if cell.spec in running]
         for number in range(suite.rounds):
             for place, cell in enumerate(cells[:: -1 if number % 2 else 1], start=1):
                 progress(f"round {number + 1}/{suite.rounds}  {place}/{len(cells)}  {cell}")
                 try:
-                    results.samples += measure(cell, running[cell.spec], rules, number)
+                    results.samples += measure(cell, running[cell.spec], suite, number)
                 except (OSError, BrokenProcessPool) as err:
-                    reason = f"round {number + 1}, {cell}: {err}"
-                    results.skips.append(Skip(spec=cell.spec, reason=reason))
-        results.starts += _starts(running)
-    return results
+                    results.skips.append(_failed(cell, number, err))
+        results.starts += _starts(running, suite.model)
 
 
-def _starts(running: Mapping[Spec, Running]) -> Iterator[Start]:
+def _run_apart(
+    suite: Suite, setting: Setting, results: Results, progress: Callable[[str], None]
+) -> None:
+    """Start each target in each round, measure all of its cells, and end it."""
+    alive = list(dict.fromkeys(cell.spec for cell in suite.cells()))
+    for number in range(suite.rounds):
+        for place, spec in enumerate(alive[:: -1 if number % 2 else 1], start=1):
+            progress(f"round {number + 1}/{suite.rounds}  {place}/{len(alive)}  {spec}")
+            try:
+                with open_target(spec, setting) as target:
+                    _measure_alone(suite, spec, target, number, results)
+                    if number == suite.rounds - 1:
+                        results.starts += _starts({spec: target}, suite.model)
+            except NotMeasured as err:
+                results.skips.append(Skip(spec=spec, reason=str(err), model=suite.model))
+                progress(f"{spec}: not measured: {err}")
+        failed = {skip.spec for skip in results.skips if skip.model == suite.model}
+        measured = {sample.spec for sample in results.samples if sample.model == suite.model}
+        alive = [spec for spec in alive if spec not in failed - measured]
+
+
+def _measure_alone(
+    suite: Suite, spec: Spec, target: Running, number: int, results: Results
+) -> None:
+    """Measure the cells of a target that runs alone; the first call of each warms it up."""
+    pace_s = 0.0  # how long each caller makes a run, so that all get answers
+    for cell in suite.cells():
+        if cell.spec != spec:
+            continue
+        likely_s = min(_LONGEST_S, pace_s * cell.callers)
+        rules = replace(suite, seconds=max(suite.seconds, likely_s))
+        try:
+            target.load.closed(cell.callers, cell.batch, _WARM_UP * rules.seconds)
+            found = list(measure(cell, target, rules, number))
+        except (OSError, BrokenProcessPool) as err:
+            results.skips.append(_failed(cell, number, err))
+            continue
+        results.samples += found
+        if rate := found[-1].images_per_s:
+            pace_s = _CYCLES * cell.batch / rate
+
+
+def _failed(cell: Cell, number: int, error: Exception) -> Skip:
+    return Skip(spec=cell.spec, reason=f"round {number + 1}, {cell}: {error}", model=cell.model)
+
+
+def _starts(running: Mapping[Spec, Running], model: str) -> Iterator[Start]:
     for spec, target in running.items():
         if target.pid is not None and target.startup_s is not None:
             used = memory_bytes(target.pid)
-            yield Start(spec=spec, startup_s=target.startup_s, memory_bytes=used)
+            yield Start(spec=spec, model=model, startup_s=target.startup_s, memory_bytes=used)

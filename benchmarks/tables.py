@@ -59,9 +59,55 @@ def short(number: float | None) -> str:
 def every(results: Results) -> list[ReportTable]:
     """Make every table that the results have something for."""
     figures = Figures(results)
-    shown = (serving_cost, targets, cells, overload, starts, left_out)
-    made = (make(figures) for make in (shown[:1] + shown[-2:] if is_cost(figures) else shown[1:]))
+    if models := dict.fromkeys(sample.model for sample in results.samples if sample.model):
+        made = [*(comparison(figures, model) for model in models), versions(results)]
+        made += [starts(figures), left_out(figures)]
+    elif is_cost(figures):
+        made = [serving_cost(figures), starts(figures), left_out(figures)]
+    else:
+        made = [make(figures) for make in (targets, cells, overload, starts, left_out)]
     return [table for table in made if len(table.rows) > 1]
+
+
+def comparison(figures: Figures, model: str) -> ReportTable:
+    """Lay out all that was measured of one model, a row for each target and number of callers."""
+    rows = [
+        ["target", "callers", "rows/s", f"× {_first(figures)}", "p50", "p99", "CPU µs, server",
+         "CPU µs, callers", "load by", "errors"],
+    ]  # fmt: skip
+    found = [cell for cell in figures.samples if cell.model == model]
+    order = list(dict.fromkeys(cell.spec for cell in found))
+    for cell in sorted(found, key=lambda each: (order.index(each.spec), each.callers)):
+        rate, p50, p99, num_errors = _columns(cell, figures)
+        samples = figures.samples[cell]
+        by = ", ".join(sorted({sample.generator for sample in samples}))
+        cost = short(figures.cost_us(cell)) if rate != NONE else NONE
+        calls = short(median(s.client_us_per_call for s in samples)) if rate != NONE else NONE
+        ratio = str(figures.speedup(cell) or NONE)
+        rows.append(
+            [str(cell.spec), str(cell.callers), rate, ratio, p50, p99, cost, calls, by, num_errors]
+        )
+    missing = [
+        skip.spec
+        for skip in figures.results.skips
+        if skip.model == model and skip.spec not in order
+    ]
+    rows += [[str(spec), NONE, NOT_MEASURED, *[NONE] * 7] for spec in dict.fromkeys(missing)]
+    note = (
+        f"Medians of {figures.results.settings['rounds']} rounds; × {_first(figures)}: the median "
+        "of the rounds' ratios, and the least to the greatest. CPU: processor time for a call, the "
+        "callers' of their busiest process. A cell with errors has no rate."
+    )
+    return ReportTable(model, note, rows)
+
+
+def versions(results: Results) -> ReportTable:
+    """Lay out the versions of other projects' servers and clients."""
+    rows = [["environment", "versions"]]
+    for name, packages in results.environment.get("peers", {}).items():
+        words = ", ".join(f"{package} {version}" for package, version in packages.items())
+        rows.append([name, words])
+    return ReportTable("Versions", "Each has an environment of its own.", rows)
 
 
 def is_cost(figures: Figures) -> bool:
@@ -109,7 +155,7 @@ def tails(figures: Figures) -> ReportTable:
 
 
 def _first(figures: Figures) -> str:
-    return str(figures.specs[0]) if figures.specs else NONE
+    return str(figures.base) if figures.base else NONE
 
 
 def _is_headline(cell: Cell, figures: Figures) -> bool:
@@ -245,7 +291,11 @@ def starts(figures: Figures) -> ReportTable:
     """Lay out startup time and memory."""
     rows = [["target", "start to first answer", "memory"]]
     rows += [
-        [str(start.spec), seconds(start.startup_s), f"{(start.memory_bytes or 0) / 2**20:.0f} MiB"]
+        [
+            f"{start.model}, {start.spec}" if start.model else str(start.spec),
+            seconds(start.startup_s),
+            f"{(start.memory_bytes or 0) / 2**20:.0f} MiB",
+        ]
         for start in figures.results.starts
     ]
     return ReportTable("Start and memory", "Memory (PSS) after the last round.", rows)
@@ -254,7 +304,10 @@ def starts(figures: Figures) -> ReportTable:
 def left_out(figures: Figures) -> ReportTable:
     """Lay out the targets and runs without a figure, and why."""
     rows = [["target or cell", "runs", "why, the first time"]]
-    rows += [[str(skip.spec), NONE, skip.reason] for skip in figures.results.skips]
+    rows += [
+        [f"{skip.model}, {skip.spec}" if skip.model else str(skip.spec), NONE, skip.reason]
+        for skip in figures.results.skips
+    ]
     for cell, samples in figures.samples.items():
         reasons = [sample.invalid for sample in samples if sample.invalid]
         if reasons:

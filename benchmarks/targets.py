@@ -1,33 +1,28 @@
 """Targets: servers that we start, any Open Inference Protocol server, and their calls."""
 
 import http.client
-import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 import grpc
-import numpy as np
 
+from benchmarks.clients import ClientLoad
 from benchmarks.in_process import InProcessLoad
-from benchmarks.loops import GRPC, CallRequest, Headers
+from benchmarks.loops import CallRequest
+from benchmarks.methods import CLASSIFY, INFER_BINARY, INFER_JSON, MODEL_INFER, RpcMethod
 from benchmarks.network import Generator, Load, NetworkLoad, count_refused, on_cores
+from benchmarks.others import PEERS, NotMeasured, peer_process
 from benchmarks.workload import Workload
-from digit_classifier import wire
 from serving.commandline.parser import PREFIX
-from serving.protocols.oip import inference_pb
-from serving.tensors import DTYPES, Array, Feeds
 
-_HEADER_BYTES = 256
-"""Length to which the JSON before binary tensors is padded."""
-_INFER = "/v2/models/{}/infer"
 IN_PROCESS = "onnxruntime"
 CATALOGUE = {
     "plain": "the grpcio server of a tutorial, for digits",
@@ -41,108 +36,12 @@ CATALOGUE = {
 }
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
+_START_TIMEOUT_S, _RETRY_S = 60.0, 0.2
+"""How long a peer may take until it answers, and how often it is asked."""
 _RIGHT_SHARE = 0.95
 """The share of digits that must be the fp32 model's; int8 may well differ in one."""
 _LISTEN = "0A"
 """The state of a listening socket in /proc/net/tcp."""
-
-
-@dataclass(frozen=True, slots=True)
-class RpcMethod:
-    """A method of gRPC, or one of HTTP."""
-
-    path: str
-    """/package.Service/Method; for HTTP the path of its URL, with {} for the model."""
-    encode: Callable[[str, Feeds], bytes]
-    """Makes a request message of a model's name and inputs."""
-    decode: Callable[[bytes], list[int]]
-    """Reads the digits of an answer message."""
-    headers: Headers = GRPC
-    is_http: bool = False
-    """Whether the path is one of HTTP."""
-
-
-def encode_digits(model: str, feeds: Feeds) -> bytes:
-    """Make a ClassifyRequest of (N, 784) uint8."""
-    return wire.encode_request(np.ascontiguousarray(feeds["images"]).data.cast("B"))
-
-
-def encode_infer(model: str, feeds: Feeds) -> bytes:
-    """Make a ModelInferRequest, with the protocol's raw bytes."""
-    request = inference_pb.ModelInferRequest(model_name=model)
-    for name, array in feeds.items():
-        request.inputs.add(name=name, datatype=_datatype(array), shape=array.shape)
-        request.raw_input_contents.append(array.tobytes())
-    return bytes(request.SerializeToString())
-
-
-def _datatype(array: Array) -> str:
-    return next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
-
-
-def _decode_digits(answer: bytes) -> list[int]:
-    return list(wire.decode_response(answer).digits.tolist())
-
-
-def _decode_infer(answer: bytes) -> list[int]:
-    raw = inference_pb.ModelInferResponse.FromString(answer).raw_output_contents[0]
-    return _digits(np.frombuffer(raw, "<f4"))
-
-
-def _encode_json(model: str, feeds: Feeds) -> bytes:
-    return json.dumps(
-        {
-            "inputs": [
-                _tensor(name, array) | {"data": array.ravel().tolist()}
-                for name, array in feeds.items()
-            ]
-        }
-    ).encode()
-
-
-def _encode_binary(model: str, feeds: Feeds) -> bytes:
-    inputs = [
-        _tensor(name, array) | {"parameters": {"binary_data_size": array.nbytes}}
-        for name, array in feeds.items()
-    ]
-    header = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}})
-    body = b"".join(array.tobytes() for array in feeds.values())
-    return header.ljust(_HEADER_BYTES).encode() + body
-
-
-def _tensor(name: str, array: Array) -> dict[str, object]:
-    return {"name": name, "datatype": _datatype(array), "shape": list(array.shape)}
-
-
-def _decode_json(answer: bytes) -> list[int]:
-    return _digits(np.array(json.loads(answer)["outputs"][0]["data"]))
-
-
-def _decode_binary(answer: bytes) -> list[int]:
-    _, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))  # the JSON is ASCII
-    return _digits(np.frombuffer(answer[end:], "<f4"))
-
-
-def _digits(probabilities: Array) -> list[int]:
-    return list(probabilities.reshape(-1, 10).argmax(1).tolist())
-
-
-CLASSIFY = RpcMethod("/digits.v1.DigitClassifier/Classify", encode_digits, _decode_digits)
-MODEL_INFER = RpcMethod("/inference.GRPCInferenceService/ModelInfer", encode_infer, _decode_infer)
-INFER_JSON = RpcMethod(
-    _INFER, _encode_json, _decode_json, (("content-type", "application/json"),), is_http=True
-)
-INFER_BINARY = RpcMethod(
-    _INFER,
-    _encode_binary,
-    _decode_binary,
-    (("inference-header-content-length", str(_HEADER_BYTES)),),
-    is_http=True,
-)
-
-
-class NotMeasured(Exception):
-    """A target can't be measured here; the text says why, and goes into the results."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -157,10 +56,13 @@ class Spec:
     """"fp32" or "int8"."""
     workers: int = 1
     """Processes of a server."""
+    client: str = ""
+    """The client that calls it, one of `benchmarks.clients`; empty for the load generator."""
 
     def __str__(self) -> str:
         workers = f"x{self.workers}" if self.workers > 1 else ""
-        words = (self.target, self.precision, self.device, workers)
+        by = f"by {self.client}" if self.client else ""
+        words = (self.target, self.precision, self.device, workers, by)
         return " ".join(word for word in words if word not in ("fp32", "cpu", ""))
 
 
@@ -201,7 +103,7 @@ def can_be(spec: Spec, checkouts: Container[str]) -> bool:
     others = ("plain", IN_PROCESS)
     is_ours = spec.target in checkouts or (spec.target in CATALOGUE and spec.target not in others)
     if not is_ours:
-        return spec == Spec(target=spec.target)
+        return replace(spec, client="") == Spec(target=spec.target)
     return (spec.device, spec.precision) != ("cuda", "int8")
 
 
@@ -210,6 +112,8 @@ _HTTP = {"http-json": INFER_JSON, "http-binary": INFER_BINARY}
 
 def method_of(target: str, setting: Setting) -> RpcMethod:
     """Return how a target is called."""
+    if target in PEERS:
+        return PEERS[target].method
     is_infer = setting.model or target in setting.addresses or target.endswith("-infer")
     return _HTTP.get(target) or (MODEL_INFER if is_infer else CLASSIFY)
 
@@ -221,13 +125,29 @@ def command_of(spec: Spec, setting: Setting) -> list[str]:
         return [sys.executable, "-m", "benchmarks.plain_server", *models]
     is_ours = spec.target not in setting.checkouts and spec.target not in _HTTP
     transport = spec.target.removesuffix("-infer") if is_ours else "auto"
-    options = ["--device", spec.device, "--precision", spec.precision, "--transport", transport]
+    precision = "fp32" if setting.model else spec.precision  # an int8 file is a file
+    options = ["--device", spec.device, "--precision", precision, "--transport", transport]
     if spec.target in _HTTP:
         options += ["--http-port", "0"]
+    if setting.model:
+        options += ["--served-name", setting.model.stem]  # also of its int8 file
     if spec.workers > 1:
         options += ["--workers", str(spec.workers)]
     serve = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0"]
-    return [*serve, *([str(setting.model.absolute())] if setting.model else models), *options]
+    return [*serve, *([str(file_of(spec, setting.model))] if setting.model else models), *options]
+
+
+def file_of(spec: Spec, file: Path) -> Path:
+    """Return the file of a target's precision: net.int8.onnx beside net.onnx.
+
+    Raises:
+        NotMeasured: there is none.
+    """
+    if spec.precision == "int8":
+        file = file.with_name(f"{file.stem}.int8.onnx")
+    if not file.exists():
+        raise NotMeasured(f"there is no {file.name}")
+    return file.absolute()
 
 
 @contextmanager
@@ -249,7 +169,12 @@ def open_target(spec: Spec, setting: Setting) -> Iterator[Running]:
     method, address = method_of(spec.target, setting), setting.addresses.get(spec.target, "")
     with ExitStack() as stack:
         pid, words = listening_on(address) if address else None, {"address": address}
-        if not address:
+        if spec.target in PEERS:
+            if setting.model is None:
+                raise NotMeasured("it needs --model")
+            peer, file = PEERS[spec.target], file_of(spec, setting.model)
+            pid, words = stack.enter_context(peer_process(peer, file, setting.cores))
+        elif not address:
             command, checkout = command_of(spec, setting), setting.checkouts.get(spec.target)
             pid, words = stack.enter_context(server_process(command, checkout, setting.cores))
         where = words["http"].removeprefix("http://") if method.is_http else words["address"]
@@ -266,20 +191,42 @@ def open_target(spec: Spec, setting: Setting) -> Iterator[Running]:
             )
 
         probe, expected = (_post if method.is_http else _call), asked.answers
+        request = request_of(len(expected) if expected else 1)
         try:
-            answer = probe(request_of(len(expected) if expected else 1))
+            answer = _first_answer(probe, request, pid if spec.target in PEERS else None)
         except OSError as err:
             raise NotMeasured(f"it does not answer: {err}") from err
+        compared = asked.outputs if spec.precision == "fp32" else None
+        if compared is not None and (wrong := method.difference(answer, compared)):
+            raise NotMeasured(wrong)
         if expected:
             pairs = zip(method.decode(answer), expected, strict=True)
             share = sum(digit == right for digit, right in pairs) / len(expected)
             if share < _RIGHT_SHARE:
                 raise NotMeasured(f"it gives other digits: only {share:.0%} are the model's")
+        load: Load = NetworkLoad(setting.generator, request_of, probe, _counter(words))
+        if spec.client:
+            load = ClientLoad(spec.client, where, asked, setting.generator.cores)
         yield Running(
-            load=NetworkLoad(setting.generator, request_of, probe, _counter(words)),
+            load=load,
             startup_s=None if address else perf_counter() - begin_s,
             pid=pid,
         )
+
+
+def _first_answer(
+    probe: Callable[[CallRequest], bytes], request: CallRequest, pid: int | None
+) -> bytes:
+    """Have a request answered; one to a process of a peer, until it is ready or has ended."""
+    end_s = perf_counter() + _START_TIMEOUT_S
+    while True:
+        try:
+            return probe(request)
+        except OSError:
+            has_ended = pid is None or not Path(f"/proc/{pid}").exists()
+            if has_ended or perf_counter() > end_s:
+                raise
+            sleep(_RETRY_S)
 
 
 def _counter(words: Mapping[str, str]) -> Callable[[], int]:

@@ -27,6 +27,8 @@ class Workload:
     """By input: as many rows as a call may have."""
     fixed: Mapping[str, Array] = field(default_factory=dict)
     """By input: arrays that are no rows, the same in each call."""
+    outputs: Array | None = None
+    """The numbers of the first output for the first row; None if an answer is not compared."""
     answers: list[int] | None = None
     """The digits that the model sees in the first rows; None if it reads none."""
 

@@ -6,6 +6,7 @@ if the repository can't be read or is empty.
 """
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -274,7 +275,8 @@ class ModelFolder:
         fingerprint = self._fingerprint(version)
         model, known = self._loaded.get(version, (None, None))
         # A version with a manifest is published once; others may be overwritten.
-        is_published = (self.path / version / MANIFEST).exists() and not self._handler_of(version)
+        has_manifest = os.path.exists(self.path / version / MANIFEST)
+        is_published = has_manifest and not self._handler_of(version)
         if model is not None and (known == fingerprint or is_published):
             return model
         if self._refused.get(version, ("", None))[1] == fingerprint:
@@ -340,7 +342,7 @@ class ModelFolder:
         from serving.handlers.loading import HandlerSource
 
         file = self.path / version / HANDLER
-        if not file.is_file():
+        if not os.path.isfile(file):  # a folder that can't be read says so when it is loaded
             return None
         if self.may_have_handlers:
             return HandlerSource(file.absolute())

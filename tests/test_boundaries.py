@@ -210,8 +210,9 @@ ORDER = {
     """,
     "experiments": "synthetic handwriting __main__ __init__",
     "benchmarks": """
-        loops workload network in_process targets plain_server result_file runner figures
-        tables drawing pictures report tuning cli __main__ peers __init__
+        loops workload network in_process methods others clients targets plain_server result_file
+        runner figures tables drawing pictures report tuning zoo comparison cli __main__ peers
+        __init__
     """,
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one

@@ -14,7 +14,18 @@ from benchmarks.result_file import UnusableResults
 from benchmarks.targets import Setting
 from benchmarks.tuning import report, trials
 from benchmarks.tuning.candidates import Candidate, config_text, grid
-from benchmarks.tuning.search import FINAL_ROUNDS, Goal, Stage, Trial, cells_of, halve, stages
+from benchmarks.tuning.search import (
+    FINAL_ROUNDS,
+    Goal,
+    Stage,
+    Trial,
+    cells_of,
+    halve,
+    measured,
+    num_turns,
+    stages,
+    steadied,
+)
 from benchmarks.workload import Workload
 from serving.commandline import values
 from serving.commandline.progress import Bar
@@ -116,25 +127,21 @@ def _search(
     options: argparse.Namespace, setting: Setting, candidates: Sequence[Candidate], old: str
 ) -> tuple[list[Trial], dict[Candidate, str]]:
     """Run the search with a progress bar; say which candidates could not be served."""
-    plan = stages(len(candidates), options.seconds)
+    reference, *others = candidates
+    plan = stages(len(others), options.seconds)
     if options.exhaustive:
-        plan = [Stage(0, len(candidates), 2 * plan[-1].seconds, FINAL_ROUNDS - 1)]
-    usual = sum(each.is_default for each in candidates)
+        plan = [Stage(0, len(others), 2 * plan[-1].seconds, FINAL_ROUNDS - 1)]
     runs = sum(
         stage.rounds
-        * min(len(candidates), stage.num_candidates + usual)
+        * num_turns(stage.num_candidates)
         * len(options.goal.callers_of(options.callers, stage))
         for stage in plan
     )
     bar = Bar(runs, sys.stderr, "measured {} of {} runs")
     tried = trials.Trials(setting, options.callers, options.rows, old, options.goal, bar.advance)
     if options.exhaustive:
-        found = [
-            trial
-            for number in range(plan[0].rounds)
-            for each in Random(options.seed + number).sample(candidates, len(candidates))
-            for trial in tried.measure(each, plan[0])
-        ]
+        generator = Random(options.seed)
+        found = measured(others, reference, plan[0], generator, tried.measure)
     else:
         found = halve(candidates, options.goal, options.seconds, options.seed, tried.measure)
     bar.clear()
@@ -151,9 +158,9 @@ def _finish(
     old: str,
 ) -> int:
     last = max(trial.stage for trial in found)
-    finals = [trial for trial in found if trial.stage == last]
+    finals = steadied([trial for trial in found if trial.stage == last])
     chosen = options.goal.choose(cells_of(finals))
-    shown = report.table(found, chosen)
+    shown = report.table(finals, chosen)
     print(f"\n{shown.title}. {shown.note}\n{shown.text()}\n")
     raw = options.output / f"{options.model.stem}.json"
     report.save(raw, found, facts)
@@ -162,7 +169,7 @@ def _finish(
         from benchmarks.tuning import picture
 
         svg = raw.with_suffix(".svg")
-        svg.write_text(picture.draw(found, chosen, options.model.stem), "utf-8")
+        svg.write_text(picture.draw(steadied(found), chosen, options.model.stem), "utf-8")
         written.append(svg)
     except ModuleNotFoundError:
         print("no picture: matplotlib is not installed (extra bench)", file=sys.stderr)

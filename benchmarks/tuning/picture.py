@@ -21,13 +21,19 @@ _CHOSEN, _FRONT, _USUAL = COLOURS[1], COLOURS[0], COLOURS[2]
 
 
 def draw(trials: Sequence[Trial], chosen: Cell | None, name: str) -> str:
-    """Draw every cell without errors, and return the SVG file."""
+    """Draw every cell without errors, and return the SVG file.
+
+    The front is that of the last stage: cells of other stages were measured at other times.
+    """
+    last = max(trial.stage for trial in trials)
     cells = [cell for cell in cells_of(trials) if not cell.num_errors]
-    best = front(cells)
+    finals = cells_of([trial for trial in trials if trial.stage == last])
+    best = front(finals)
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.add_subplot()
     others = [cell for cell in cells if not cell.candidate.is_default]
-    usual = sorted((c for c in cells if c.candidate.is_default), key=lambda c: c.callers)
+    usual = [cell for cell in finals if cell.candidate.is_default and not cell.num_errors]
+    usual.sort(key=lambda cell: cell.callers)
     for group, colour, style, alpha in (
         (others, INK, "o", 0.25),
         (usual, _USUAL, "s-", 1.0),

@@ -14,8 +14,7 @@ FORMAT = 1
 
 def table(trials: Sequence[Trial], chosen: Cell | None) -> ReportTable:
     """Lay out the candidates of the last stage, with all numbers of callers."""
-    last = max(trial.stage for trial in trials)
-    shown = cells_of([trial for trial in trials if trial.stage == last])
+    shown = cells_of(trials)
     best = set(front(shown))
     rows = [["", "settings", "callers", "rows/s", "p50", "p99", "errors", "memory"]]
     for cell in sorted(shown, key=lambda each: (str(each.candidate), each.callers)):
@@ -34,7 +33,8 @@ def table(trials: Sequence[Trial], chosen: Cell | None) -> ReportTable:
             ]
         )
     note = (
-        "The candidates of the last stage. ->: chosen; *: on the Pareto front of rate and p99. A "
+        "The candidates of the last stage, their rates corrected for the machine's drift by the "
+        "defaults measured between them. ->: chosen; *: on the Pareto front of rate and p99. A "
         "cell with errors has no rate."
     )
     return ReportTable("Settings", note, rows)

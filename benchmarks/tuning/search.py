@@ -2,9 +2,12 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
+
+import numpy as np
 
 from benchmarks.result_file import Latencies
 from benchmarks.tuning.candidates import Candidate
@@ -13,6 +16,8 @@ ENOUGH = 0.8
 """Goal memory: the share of the best rate that a candidate must reach."""
 NOISE = 0.03
 """Differences below this share are taken for noise: the server's defaults are chosen then."""
+_BETWEEN = 4
+"""How many candidates are measured between two measurements of the reference."""
 FINALISTS = 3
 FINAL_ROUNDS = 3
 
@@ -37,6 +42,8 @@ class Trial:
     """Of the server, after the run."""
     latency: Latencies = field(repr=False, compare=False)
     """Of all calls."""
+    turn: int = 0
+    """Its place in the order of its stage's measurements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +197,11 @@ def halve(
 ) -> list[Trial]:
     """Measure all candidates for a short time, the better half for twice as long, and so on.
 
-    The server's defaults are measured in every stage, beside the others: what is chosen is
-    compared with them. The order within a stage is random, so that drift of the machine favours
-    none.
+    The first candidate, the server's defaults, is the reference: it is measured in every stage,
+    between the others; see `steadied`. The order within a stage is random.
 
     Args:
-        candidates: the settings to try, `Candidate.is_default` among them or not.
+        candidates: the settings to try, the reference first.
         goal: which half is the better one.
         seconds: the least length of a run in the first stage.
         seed: of the order.
@@ -203,13 +209,60 @@ def halve(
             that can't be served.
     """
     generator, trials = random.Random(seed), list[Trial]()
-    alive = list(candidates)
+    reference, *alive = candidates
     for stage in stages(len(alive), seconds):
-        chosen = set(alive[: stage.num_candidates])
-        alive = [each for each in candidates if each in chosen or each.is_default]
-        for _ in range(stage.rounds):
-            for candidate in generator.sample(alive, len(alive)):
-                trials += measure(candidate, stage)
-        measured = [trial for trial in trials if trial.stage == stage.number]
-        alive = goal.ranked(cells_of(measured)) if measured else []
+        alive = alive[: stage.num_candidates]
+        trials += measured(alive, reference, stage, generator, measure)
+        of_stage = [trial for trial in trials if trial.stage == stage.number]
+        ranked = goal.ranked(cells_of(steadied(of_stage))) if of_stage else []
+        alive = [each for each in ranked if each != reference]
     return trials
+
+
+def measured(
+    candidates: Sequence[Candidate],
+    reference: Candidate,
+    stage: Stage,
+    generator: random.Random,
+    measure: Callable[[Candidate, Stage], Sequence[Trial]],
+) -> list[Trial]:
+    """Measure candidates in a random order as often as a stage says, the reference between them."""
+    trials: list[Trial] = []
+    for number in range(stage.rounds):
+        order = generator.sample(list(candidates), len(candidates))
+        turns = [order[at : at + _BETWEEN] for at in range(0, len(order), _BETWEEN)]
+        sequence = [each for turn in turns for each in (reference, *turn)]
+        for place, candidate in enumerate([*sequence, reference]):
+            turn = number * num_turns(len(candidates)) + place
+            trials += [replace(trial, turn=turn) for trial in measure(candidate, stage)]
+    return trials
+
+
+def num_turns(num: int) -> int:
+    """Return how many measurements a round of so many candidates has, with the reference's."""
+    return num + math.ceil(num / _BETWEEN) + 1
+
+
+def steadied(trials: Sequence[Trial]) -> list[Trial]:
+    """Correct rates for the drift of the machine, by the reference that was measured between them.
+
+    Of each stage and number of callers, a rate is divided by the reference's at that time, drawn
+    straight between its measurements before and after, and multiplied by its median.
+    """
+    groups: dict[tuple[int, int], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.stage, trial.callers), []).append(trial)
+    steady = []
+    for group in groups.values():
+        defaults = Counter(t.candidate for t in group if t.candidate.is_default)
+        reference = defaults.most_common(1)[0][0] if defaults else None
+        usual = [t for t in group if t.candidate == reference and not t.num_errors]
+        if len(usual) < 2:
+            steady += group
+            continue
+        usual.sort(key=lambda trial: trial.turn)
+        rates = [trial.rows_per_s for trial in usual]
+        for trial in group:
+            there = float(np.interp(trial.turn, [each.turn for each in usual], rates))
+            steady.append(replace(trial, rows_per_s=trial.rows_per_s * median(rates) / there))
+    return steady

@@ -11,8 +11,9 @@ import numpy as np
 
 from benchmarks.loops import Trace
 from benchmarks.network import memory_bytes
+from benchmarks.others import NotMeasured
 from benchmarks.result_file import Latencies
-from benchmarks.targets import NotMeasured, Running, Setting, Spec, open_target
+from benchmarks.targets import Running, Setting, Spec, open_target
 from benchmarks.tuning.candidates import Candidate, config_text
 from benchmarks.tuning.search import Goal, Stage, Trial
 from serving.model.onnx_file import external_files, parse_model

@@ -23,6 +23,7 @@ def sample(
     connections=0,
     overload=0.0,
     outcomes=None,
+    model="",
 ):
     num_calls = round(calls_per_s)
     one = Latencies.of([latency_s])
@@ -47,6 +48,7 @@ def sample(
         connections=connections,
         overload=overload,
         outcomes=outcomes or {},
+        model=model,
     )
 
 

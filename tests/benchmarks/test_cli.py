@@ -153,8 +153,8 @@ def test_plot_writes_the_report(kept):
     assert kept.with_suffix(".md").is_file()
 
 
-def test_readme_table_is_the_committed_files():
-    results = ROOT / "benchmarks" / "results" / "bench.json"
+def test_readme_has_the_committed_figures():
+    results = ROOT / "benchmarks" / "results" / "peers.json"
     assert run("plot", results, "--readme", ROOT / "README.md", "--check") == 0
 
 
@@ -185,7 +185,7 @@ def test_missing_files_are_one_line(tmp_path, capsys):
     assert all(line.startswith("python -m benchmarks: ") for line in lines)
 
 
-@pytest.mark.parametrize("command", ["run", "model", "plot"])
+@pytest.mark.parametrize("command", ["run", "model", "tune", "peers", "plot"])
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
         parser().parse_args([command, "--help"])
@@ -225,13 +225,19 @@ def test_settings_a_target_lacks_are_left_out():
     ]  # fmt: skip
 
 
-def test_picture_beside_the_results_is_theirs():
-    drawn = pictures.draw(result_file.load(ROOT / "benchmarks/results/bench.json"))
-    assert drawn == (ROOT / "benchmarks/results/bench.svg").read_text()
-    parsed = ElementTree.fromstring(drawn)
+@pytest.mark.parametrize("name", ["bench", "peers"])
+def test_pictures_beside_the_results_are_theirs(name):
+    folder = ROOT / "benchmarks" / "results"
+    for end, svg in pictures.pictures_of(result_file.load(folder / f"{name}.json")).items():
+        assert svg == (folder / f"{name}{end}.svg").read_text()
+        colours = set(re.findall("#[0-9a-f]{6}", svg))
+        assert "currentColor" in svg
+        assert "#000000" not in colours, "ink that cannot be seen in the dark"
+
+
+def test_picture_says_in_words_what_it_shows():
+    svg = (ROOT / "benchmarks" / "results" / "bench.svg").read_text()
+    parsed = ElementTree.fromstring(svg)
     assert "256 in flight: 135 k answers/s" in parsed.attrib["aria-label"]
     words = {"".join(each.itertext()).strip() for each in parsed.iter() if "text" in each.tag}
     assert {"plain", "triton", "h2-infer", "h2-infer int8", "256", "p99.9", "1 ms"} <= words
-    colours = set(re.findall("#[0-9a-f]{6}", drawn))
-    assert "currentColor" in drawn
-    assert "#000000" not in colours, "ink that cannot be seen in the dark"

@@ -13,9 +13,9 @@ import pytest
 
 from benchmarks import network
 from benchmarks.loops import CallRequest, Outcome, arrivals, closed, open_loop
+from benchmarks.methods import encode_digits, encode_infer
 from benchmarks.network import Generator, NetworkLoad, spread
 from benchmarks.runner import TIMEOUT_S
-from benchmarks.targets import encode_digits, encode_infer
 from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_response
 from tests.benchmarks.retries import SHORT_S, until_answered

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import report, tables
+from benchmarks import pictures, report, tables
 from benchmarks.figures import Figures, paired_ratio
 from benchmarks.result_file import Cell, Skip, UnusableResults, load
 from benchmarks.targets import Spec
@@ -144,23 +144,58 @@ def test_overload_table_accounts_for_every_call_that_was_due():
     ]
 
 
-def test_committed_report_is_that_of_its_results():
-    path = Path("benchmarks/results/bench")
+@pytest.mark.parametrize("name", ["bench", "peers"])
+def test_committed_report_is_that_of_its_results(name):
+    path = Path("benchmarks/results") / name
     text = path.with_suffix(".md").read_text("utf-8")
     for table in tables.every(load(path.with_suffix(".json"))):
         assert table.markdown() in text
 
 
-def test_readme_gets_the_table(tmp_path):
+def compared():
+    """Two models, a peer, clients, and a peer that fails."""
+    found = [
+        sample(Spec(target=target), "ClosedLoop", model=model, callers=callers, number=number,
+               calls_per_s=rate * callers, latency_s=1 / rate)
+        for model in ("digits", "trees") for callers in (1, 64) for number in range(2)
+        for target, rate in (("http-json", 50), ("slow", 10), ("h2-infer", 100))
+    ]  # fmt: skip
+    failed = {"num_errors": 3, "invalid": "3 calls failed", "calls_per_s": 99_999}
+    found.append(sample(Spec(target="broken"), "ClosedLoop", model="digits", callers=64, **failed))
+    kept = results(*found, skips=[Skip(spec=ON_CUDA, reason="no GPU", model="digits")])
+    kept.settings["base"] = "http-json"
+    kept.environment["peers"] = {"slow": {"slow": "1.2"}}
+    return kept
+
+
+def test_readme_gets_a_picture_and_three_sentences(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert report.update_readme(readme, three_rounds())
-    assert not report.update_readme(readme, three_rounds())
+    assert report.update_readme(readme, compared())
+    assert not report.update_readme(readme, compared())
     text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "old" not in text
-    assert "| h2 |" in text
-    readme.write_text("no markers")
-    with pytest.raises(UnusableResults, match="lacks the lines"):
+    assert text.count("](benchmarks/results/peers.svg)") == 1
+    assert "With 64 callers of the model `digits`, this server answers 6.4 k calls/s" in text
+    assert "over gRPC and 3.2 k as JSON over HTTP; the fastest other server, slow, 640" in text
+    assert "broken" not in text  # it has errors, and so no rate
+    with pytest.raises(UnusableResults, match="no comparison"):
         report.update_readme(readme, three_rounds())
+
+
+def test_comparison_has_one_base_and_no_rate_where_calls_failed():
+    kept = compared()
+    rows = {(row[0], row[1]): row for row in rows_of(kept, "digits")}
+    assert rows["target", "callers"][2:4] == ["rows/s", "× http-json"]
+    assert rows["h2-infer", "64"][2:4] == ["6.4 k", "2 ×, 2 to 2"]
+    assert rows["slow", "1"][3] == "0.2 ×, 0.2 to 0.2"
+    assert rows["broken", "64"][2:8] == ["–"] * 6
+    assert rows["broken", "64"][-1] == "3"
+    assert rows["h2 cuda", "–"][2] == "not measured"
+    assert ["slow", "slow 1.2"] in rows_of(kept, "Versions")
+
+
+def test_comparison_is_drawn_with_what_was_not_measured():
+    drawn = pictures.pictures_of(compared())
+    assert set(drawn) == {"", "-devices", "-tails"}
+    assert "broken" not in drawn[""]
+    assert drawn["-devices"].count(">not measured<") == 4  # int8 and CUDA of both models

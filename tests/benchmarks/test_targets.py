@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks import runner
 from benchmarks.network import Generator, cpu_s, family, memory_bytes
+from benchmarks.others import NotMeasured
 from benchmarks.runner import Suite
-from benchmarks.targets import NotMeasured, Spec, open_target
+from benchmarks.targets import Spec, open_target
 from tests.benchmarks.retries import SHORT_S, until_answered
 from tests.support.servers import running_server
 

@@ -160,7 +160,7 @@ def behind_the_door(program, words):
 @pytest.mark.parametrize("way", [1, 2])
 def test_commands_of_the_makefile_are_ones_that_the_programs_take(way):
     text = (ROOT / "Makefile").read_text().replace("\\\n", " ").replace("e $(RECIPE)", "e seed")
-    text = text.replace("$(PEERS)", "")
+    text = text.replace("--peer $(PEERS)", "--peer triton=oip://127.0.0.1:8001")
     text = re.sub(r'"\$\(EXTRA\)"', "own", text.replace("$(filter cpu,$(DEVICE))", "$(CPU)"))
     text = re.sub(r"\$\(if \$\(\w+\),([^,()]*),?([^()]*)\)", rf"\{way}", text)
     found = re.findall(r"\$\(RUN\) -m (training|serving|benchmarks) (.*)", text)

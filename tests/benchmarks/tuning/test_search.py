@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,9 @@ from benchmarks.tuning.search import (
     cells_of,
     front,
     halve,
+    num_turns,
     stages,
+    steadied,
 )
 
 CALLERS = (1, 4, 16, 64)
@@ -67,15 +70,34 @@ def test_same_seed_measures_in_the_same_order():
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_defaults_are_measured_in_every_stage():
+@pytest.mark.parametrize("seed", range(5))
+def test_drift_of_the_machine_decides_nothing(seed):
+    true_rate, measure = server(seed, noise=0.0)
+    turns = iter(range(10_000))
+
+    def drifting(candidate, stage):
+        pace = 1 + 0.8 * np.sin(next(turns) / 15)  # from 0.2 to 1.8 times the rate
+        return [replace(t, rows_per_s=t.rows_per_s * pace) for t in measure(candidate, stage)]
+
+    candidates = grid(4, 64)
+    found = halve(candidates, Goal(), 0.1, seed, drifting)
+    last = max(t.stage for t in found)
+    chosen = Goal().choose(cells_of(steadied([t for t in found if t.stage == last])))
+    best = max(true_rate(c, n) for c in candidates for n in CALLERS)
+    assert true_rate(chosen.candidate, chosen.callers) >= 0.9 * best
+
+
+def test_reference_is_measured_between_the_others_in_every_stage():
     _, measure = server(1, noise=0.0)
-    worse = Candidate()
-    found = halve(
-        grid(4, 64), Goal(), 0.1, 0,
-        lambda c, stage: [trial(c, 1.0, stage=stage.number)] if c == worse else measure(c, stage),
-    )  # fmt: skip
-    planned = stages(len(grid(4, 64)), 0.1)
-    assert {t.stage for t in found if t.candidate == worse} == {s.number for s in planned}
+    found = halve(grid(4, 64), Goal(), 0.1, 0, measure)
+    for stage in stages(len(grid(4, 64)) - 1, 0.1):
+        turns = sorted({t.turn for t in found if t.stage == stage.number})
+        assert len(turns) == stage.rounds * num_turns(stage.num_candidates)
+        usual = sorted(
+            {t.turn for t in found if t.stage == stage.number and t.candidate == Candidate()}
+        )
+        assert (usual[0], usual[-1]) == (turns[0], turns[-1])
+        assert all(b - a <= 5 for a, b in pairwise(usual))
 
 
 def test_stages_halve_and_take_twice_as_long():

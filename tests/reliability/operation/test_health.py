@@ -14,7 +14,7 @@ import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.loops import CallRequest, arrivals, closed, open_loop
-from benchmarks.targets import encode_digits
+from benchmarks.methods import encode_digits
 from digit_classifier import Classifier
 from serving import Client
 from serving.system.cores import usable_cores

@@ -92,7 +92,8 @@ def test_rows_of_drawn_graphs_that_are_proved_are_independent(seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=4_000, deadline=None)
+@pytest.mark.timeout(600)
+@settings(max_examples=1_500, deadline=None)
 @given(seed=st.integers(2**32, 2**40))
 def test_rows_of_many_drawn_graphs_that_are_proved_are_independent(seed):
     check_apart(seed)

@@ -1,0 +1,154 @@
+"""The methods that calls go to: how a request is made of rows, and what an answer says."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.loops import GRPC, Headers
+from digit_classifier import wire
+from serving.protocols.oip import inference_pb
+from serving.tensors import DTYPES, Array, Feeds
+
+_HEADER_BYTES = 256
+"""Length to which the JSON before binary tensors is padded."""
+_TOLERANCE = 1e-3
+"""Of a peer's answers: it may run another version of ONNX Runtime, or sum in another order."""
+_INFER = "/v2/models/{}/infer"
+
+
+@dataclass(frozen=True, slots=True)
+class RpcMethod:
+    """A method of gRPC, or one of HTTP."""
+
+    path: str
+    """/package.Service/Method; for HTTP the path of its URL, with {} for the model."""
+    encode: Callable[[str, Feeds], bytes]
+    """Makes a request message of a model's name and inputs."""
+    decode: Callable[[bytes], list[int]]
+    """Reads the digits of an answer message."""
+    headers: Headers = GRPC
+    is_http: bool = False
+    """Whether the path is one of HTTP."""
+    outputs: Callable[[bytes], Array] = lambda _: np.empty(0)
+    """Reads the numbers of an answer's first output, one after the other."""
+
+    def difference(self, answer: bytes, expected: Array) -> str:
+        """Say how an answer differs from the first row that ONNX Runtime gives; empty if not."""
+        try:
+            found = self.outputs(answer)
+        except (ValueError, KeyError, TypeError, IndexError) as err:
+            return f"its answer can't be read: {err!r}"
+        if not found.size:
+            return ""
+        if found.shape != expected.shape:
+            return f"it gives {found.size} numbers, {expected.size} expected"
+        if not np.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
+            return f"it gives other numbers: they differ by {np.abs(found - expected).max():.3g}"
+        return ""
+
+
+def encode_digits(model: str, feeds: Feeds) -> bytes:
+    """Make a ClassifyRequest of (N, 784) uint8."""
+    return wire.encode_request(np.ascontiguousarray(feeds["images"]).data.cast("B"))
+
+
+def encode_infer(model: str, feeds: Feeds) -> bytes:
+    """Make a ModelInferRequest, with the protocol's raw bytes."""
+    request = inference_pb.ModelInferRequest(model_name=model)
+    for name, array in feeds.items():
+        request.inputs.add(name=name, datatype=_datatype(array), shape=array.shape)
+        request.raw_input_contents.append(array.tobytes())
+    return bytes(request.SerializeToString())
+
+
+def _datatype(array: Array) -> str:
+    return next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
+
+
+def _decode_digits(answer: bytes) -> list[int]:
+    return list(wire.decode_response(answer).digits.tolist())
+
+
+def _decode_infer(answer: bytes) -> list[int]:
+    raw = inference_pb.ModelInferResponse.FromString(answer).raw_output_contents[0]
+    return _digits(np.frombuffer(raw, "<f4"))
+
+
+def _encode_json(model: str, feeds: Feeds) -> bytes:
+    return json.dumps(
+        {
+            "inputs": [
+                _tensor(name, array) | {"data": array.ravel().tolist()}
+                for name, array in feeds.items()
+            ]
+        }
+    ).encode()
+
+
+def _encode_binary(model: str, feeds: Feeds) -> bytes:
+    inputs = [
+        _tensor(name, array) | {"parameters": {"binary_data_size": array.nbytes}}
+        for name, array in feeds.items()
+    ]
+    header = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}})
+    body = b"".join(array.tobytes() for array in feeds.values())
+    return header.ljust(_HEADER_BYTES).encode() + body
+
+
+def _tensor(name: str, array: Array) -> dict[str, object]:
+    return {"name": name, "datatype": _datatype(array), "shape": list(array.shape)}
+
+
+def _decode_json(answer: bytes) -> list[int]:
+    return _digits(np.array(json.loads(answer)["outputs"][0]["data"]))
+
+
+def _decode_binary(answer: bytes) -> list[int]:
+    _, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))  # the JSON is ASCII
+    return _digits(np.frombuffer(answer[end:], "<f4"))
+
+
+def _oip_outputs(answer: bytes) -> Array:
+    return np.asarray(json.loads(answer)["outputs"][0]["data"], float).ravel()
+
+
+def _plain_outputs(answer: bytes) -> Array:
+    found = json.loads(answer)
+    return np.asarray(found["output"] if isinstance(found, dict) else found, float).ravel()
+
+
+def _encode_row(model: str, feeds: Feeds) -> bytes:
+    (array,) = feeds.values()
+    return json.dumps({"input": array[0].tolist()}).encode()
+
+
+def _encode_rows(model: str, feeds: Feeds) -> bytes:
+    (array,) = feeds.values()
+    return json.dumps({"rows": array.tolist()}).encode()
+
+
+def _digits(probabilities: Array) -> list[int]:
+    return list(probabilities.reshape(-1, 10).argmax(1).tolist())
+
+
+CLASSIFY = RpcMethod("/digits.v1.DigitClassifier/Classify", encode_digits, _decode_digits)
+MODEL_INFER = RpcMethod("/inference.GRPCInferenceService/ModelInfer", encode_infer, _decode_infer)
+JSON: Headers = (("content-type", "application/json"),)
+INFER_JSON = RpcMethod(_INFER, _encode_json, _decode_json, JSON, is_http=True, outputs=_oip_outputs)
+
+
+def json_of(path: str, *, has_rows: bool = False) -> RpcMethod:
+    """Return the method of a server whose JSON is {"input": a row}, or {"rows": several}."""
+    encode = _encode_rows if has_rows else _encode_row
+    return RpcMethod(path, encode, _decode_json, JSON, is_http=True, outputs=_plain_outputs)
+
+
+INFER_BINARY = RpcMethod(
+    _INFER,
+    _encode_binary,
+    _decode_binary,
+    (("inference-header-content-length", str(_HEADER_BYTES)),),
+    is_http=True,
+)
