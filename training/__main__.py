@@ -167,7 +167,7 @@ def _export(arguments: argparse.Namespace) -> None:
         )
         return
     if not (arguments.keras and arguments.name):
-        raise UnusableInput("a Keras model of your own needs --keras and --name")
+        raise UnusableInput("a Keras model of your own needs MODEL.keras and --name")
     cli.import_tensorflow(cache_dir().parent)
     from training.export import keras_model
     from training.export.any_model import Naming

@@ -32,7 +32,7 @@ _RUNS = """\
   digit-serving runs compare seed seed_units=128-64         draws their curves together
 """
 _EXPORT = """\
-  digit-serving export --keras MODEL.keras --samples SAMPLES.npz --name letters
+  digit-serving export MODEL.keras --samples SAMPLES.npz --name letters
 """
 SETTINGS = {
     "epochs": "passes over the training images",
@@ -228,9 +228,10 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         help="model repository to publish in",
     )
     add(
-        "--keras",
+        "keras",
+        nargs="?",
         type=Path,
-        metavar="PATH",
+        metavar="MODEL.keras",
         help="export this Keras model in place of the one in --artifacts. A classifier of images "
         "takes pixels of 0 to 255 (if it was trained on 0 to 1, put keras.layers.Rescaling(1 / 255)"
         " first) and gives a logit or a probability for each class, or one probability for "
@@ -240,8 +241,8 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         "--samples",
         type=Path,
         metavar="PATH",
-        help="with --keras: what to check the export on; of a classifier images, some hundreds or "
-        "more: an NPZ file with `images`, (N, ...) uint8, and optionally `labels`, (N,) integers "
+        help="with MODEL.keras: what to check the export on; of a classifier images, some hundreds "
+        "or more: an NPZ file with `images`, (N, ...) uint8, and optionally `labels`, (N,) integers "
         "from 0; of any other model an array for each input by its name (default: drawn "
         "numbers)",
     )
@@ -249,13 +250,13 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         "--labels",
         type=Path,
         metavar="PATH",
-        help="with --keras: text file, a name for each class of a classifier, one a line (default: "
-        "0, 1 and so on)",
+        help="with MODEL.keras: text file, a name for each class of a classifier, one a line "
+        "(default: 0, 1 and so on)",
     )
     add(
         "--name",
         type=_name,
-        help="the model's name in the repository (default: digits; --keras needs one)",
+        help="the model's name in the repository (default: digits; MODEL.keras needs one)",
     )
     add(
         "--resize",
@@ -278,7 +279,7 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="FILE.py",
-        help="with --keras: Python files that define and register layers of the model's own",
+        help="with MODEL.keras: Python files that define and register layers of the model's own",
     )
     for side in ("input", "output"):
         add(
@@ -287,7 +288,7 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
             action="extend",
             default=[],
             metavar="NAME",
-            help=f"with --keras: names of the {side}s, in their order (default: those of the "
+            help=f"with MODEL.keras: names of the {side}s, in their order (default: those of the "
             "layers)",
         )
     add(

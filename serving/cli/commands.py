@@ -25,7 +25,7 @@ a file, from its server to its answer:
   digit-serving info --target 127.0.0.1:50051
 
 a Keras model:
-  digit-serving export --keras model.keras --name mine
+  digit-serving export model.keras --name mine
   digit-serving serve --models models --model mine
 
 each command has a --help of its own, with examples

@@ -41,7 +41,7 @@ _MAX_MLMODEL_BYTES = 1 << 20
 MAX_BYTES = ModelConfig().max_model_bytes
 """The most bytes of a model's files: they are in memory while the session is built."""
 _KERAS = (
-    "`digit-serving export --keras {file} --name NAME` makes one of a Keras model, and "
+    "`digit-serving export {file} --name NAME` makes one of a Keras model, and "
     "`digit-serving serve --models models --model NAME` serves it"
 )
 _TORCH = "torch.onnx.export(model, inputs, 'model.onnx', dynamo=True) makes one of a PyTorch model"

@@ -34,7 +34,7 @@ def test_the_project_is_described_by_one_sentence():
 
 
 def test_readme_fits_on_three_screens():
-    assert len(text("README.md").splitlines()) <= 100
+    assert len(text("README.md").splitlines()) <= 80
 
 
 def test_actions_of_the_workflows_are_pinned_by_commit():

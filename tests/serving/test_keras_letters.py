@@ -24,9 +24,10 @@ def models(tmp_path_factory):
     train_letters().save(folder / "model.keras")
     (folder / "labels.txt").write_text("\n".join(LABELS))
     samples = save_samples(folder / "samples.npz")
-    arguments = {"--keras": folder / "model.keras", "--samples": samples, "--name": "letters",
-                 "--labels": folder / "labels.txt", "--models": folder / "models"}  # fmt: skip
-    assert main(["export", *(str(each) for pair in arguments.items() for each in pair)]) == 0
+    arguments = {"--samples": samples, "--name": "letters", "--labels": folder / "labels.txt",
+                 "--models": folder / "models"}  # fmt: skip
+    options = (str(each) for pair in arguments.items() for each in pair)
+    assert main(["export", str(folder / "model.keras"), *options]) == 0
     return folder / "models"
 
 
@@ -57,9 +58,22 @@ def test_picture_is_classified_as_in_training(resize, channels, tmp_path, capsys
     model.save(tmp_path / "model.keras")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, channels), np.uint8)
     np.savez(tmp_path / "samples.npz", images=pixels)
-    files = {"--keras": "model.keras", "--samples": "samples.npz", "--models": "models"}
+    files = {"--samples": "samples.npz", "--models": "models"}
     arguments = [text for name, file in files.items() for text in (name, str(tmp_path / file))]
-    assert main(["export", *arguments, "--name", "marks", "--resize", resize]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(tmp_path / "model.keras"),
+                *arguments,
+                "--name",
+                "marks",
+                "--resize",
+                resize,
+            ]
+        )
+        == 0
+    )
     picture = tmp_path / "picture.png"
     Image.fromarray(pixels[:6].reshape(48, -1)).resize((90, 60)).save(picture)
     loaded = keras.utils.load_img(

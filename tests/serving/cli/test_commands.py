@@ -102,7 +102,7 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
         (("README.md",), "README.md: expected an ONNX file, whose name ends in .onnx"),
         (
             ("net.keras",),
-            "net.keras: expected an ONNX file: `digit-serving export --keras net.keras --name "
+            "net.keras: expected an ONNX file: `digit-serving export net.keras --name "
             "NAME` makes one of a Keras model, and `digit-serving serve --models models --model "
             "NAME` serves it",
         ),

@@ -265,7 +265,7 @@ def test_malformed_version_leaves_the_one_before_it(fault, tmp_path):
 def test_files_of_other_frameworks_are_refused_with_the_way_to_onnx(tmp_path):
     for name, advice in {
         "m.pt": "torch.onnx.export",
-        "m.keras": "--keras",
+        "m.keras": "digit-serving export",
         "m.pkl": "skl2onnx",
     }.items():
         with pytest.raises(ConfigurationError, match=f"{name}: expected an ONNX file: .*{advice}"):

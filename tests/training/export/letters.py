@@ -45,7 +45,7 @@ def rebuild(model, *stack):
 
 
 def save_samples(path, num=600, **changes):
-    """Write samples as `export --keras` reads them; a change of None leaves an array out."""
+    """Write samples as `export MODEL.keras` reads them; a change of None leaves an array out."""
     images, labels = letters(num, seed=2)
     arrays: dict[str, Any] = {"images": images, "labels": labels} | changes
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})

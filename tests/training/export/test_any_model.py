@@ -44,7 +44,7 @@ def two_inputs():
 
 def export(folder, model, *options):
     model.save(folder / "model.keras")
-    return main(["export", "--keras", str(folder / "model.keras"), "--models",
+    return main(["export", str(folder / "model.keras"), "--models",
                  str(folder / "models"), "--name", "own", *map(str, options)])  # fmt: skip
 
 
@@ -212,7 +212,7 @@ def test_layer_of_ones_own_is_imported_and_the_error_says_so(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = ended([sys.executable, "save.py"], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "training", "export", "--keras", "model.keras", "--name", "m"]
+    command = [sys.executable, "-m", "training", "export", "model.keras", "--name", "m"]
     environment["PYTHONPATH"] = str(ROOT)
     done = ended(command, cwd=tmp_path, env=environment)
     assert done.returncode == 2

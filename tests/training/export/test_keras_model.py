@@ -365,8 +365,8 @@ def test_graph_that_answers_otherwise_is_not_published(writer, who, files, tmp_p
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--keras", "model.keras"],
-        ["--keras", "model.keras", "--samples", "samples.npz"],
+        ["model.keras"],
+        ["model.keras", "--samples", "samples.npz"],
         ["--samples", "samples.npz", "--name", "letters"],
         ["--labels", "labels.txt"],
     ],
@@ -374,7 +374,7 @@ def test_graph_that_answers_otherwise_is_not_published(writer, who, files, tmp_p
 def test_command_names_what_is_missing(arguments, capsys):
     assert main(["export", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error == "python -m training: a Keras model of your own needs --keras and --name\n"
+    assert error == "python -m training: a Keras model of your own needs MODEL.keras and --name\n"
 
 
 @pytest.mark.parametrize("name", ["", "../up", ".hidden", "a/b", "a" * 101])
