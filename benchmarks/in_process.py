@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.loops import Seconds, Trace
 from benchmarks.workload import Workload
+from serving.model.onnx_runtime import runtime
 from serving.tensors import Feeds
 
 _session: Any = None
@@ -26,14 +27,11 @@ def _begin(file: Path, cores: Sequence[int]) -> None:
     global _session
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     os.sched_setaffinity(0, cores)
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
+    options = runtime().SessionOptions()
     options.intra_op_num_threads = len(cores)  # its default counts cores that are not ours
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]
-    _session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+    _session = runtime().InferenceSession(str(file), options, providers=providers)
 
 
 def _pid() -> int:

@@ -12,6 +12,7 @@ digits   the bundled model, and its own int8 variant
 import logging
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from digit_classifier import PRETRAINED
 from serving.commandline.installation import require
+from serving.model.onnx_runtime import runtime
 
 MODELS = ("digits", "cnn", "encoder", "tabular")
 _OPSET, _IR = 17, 8
@@ -195,9 +197,10 @@ def _digits(path: Path) -> None:
 
 def _quantize(path: Path, rows: npt.NDArray[Any]) -> None:
     """Write the int8 variant: constant scales, so that no row depends on its batch."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    runtime()  # first: it turns ONNX Runtime's telemetry off
+    quantization = import_module("onnxruntime.quantization")
 
-    class Rows(CalibrationDataReader):  # type: ignore[misc]
+    class Rows(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             self._rows: Iterator[npt.NDArray[Any]] = iter(rows[:, np.newaxis])
 
@@ -208,8 +211,9 @@ def _quantize(path: Path, rows: npt.NDArray[Any]) -> None:
     target = path.with_name(f"{path.stem}.int8.onnx")
     logging.disable(logging.WARNING)  # of advice to run other tools first
     try:
-        quantize_static(
-            str(path), str(target), Rows(), per_channel=True, weight_type=QuantType.QInt8
+        int8 = quantization.QuantType.QInt8
+        quantization.quantize_static(
+            str(path), str(target), Rows(), per_channel=True, weight_type=int8
         )
     finally:
         logging.disable(logging.NOTSET)

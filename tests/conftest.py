@@ -112,14 +112,17 @@ def generator(request):
 
 
 @pytest.fixture(autouse=True)
-def starts_none(request, monkeypatch):
+def starts_none(request):
     """Fail a test of `make check` that starts a process although its module does not look so."""
-    if "not process" in request.config.option.markexpr:
 
-        def refuse(*_, **__):
-            pytest.fail("this test starts a process: its module is to be marked `process`")
+    def refuse(*_, **__):
+        pytest.fail("this test starts a process: its module is to be marked `process`")
 
-        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    # Not by the fixture `monkeypatch`, whose changes would then outlive the test's own fixtures.
+    with pytest.MonkeyPatch.context() as patch:
+        if "not process" in request.config.option.markexpr:
+            patch.setattr(subprocess.Popen, "__init__", refuse)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -242,8 +242,8 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="with MODEL.keras: what to check the export on; of a classifier images, some hundreds "
-        "or more: an NPZ file with `images`, (N, ...) uint8, and optionally `labels`, (N,) integers "
-        "from 0; of any other model an array for each input by its name (default: drawn "
+        "or more: an NPZ file with `images`, (N, ...) uint8, and optionally `labels`, (N,) "
+        "integers from 0; of any other model an array for each input by its name (default: drawn "
         "numbers)",
     )
     add(

@@ -90,7 +90,10 @@ def test_rooms_of_a_package_are_listed_from_the_ground_up(package):
 # The runbook has every metric and every log line that the server can emit
 
 
-RUNBOOK = (ROOT / "docs" / "operations.md").read_text("utf-8")
+RUNBOOK = "".join(
+    (ROOT / "docs" / name).read_text("utf-8")
+    for name in ("operations.md", "metrics.md", "log-lines.md", "capacity.md")
+)
 SPANS = re.findall(r"`([^`]+)`", RUNBOOK)
 OF_THE_LOGGER = [
     "%d log lines were lost: stderr was not read",
