@@ -125,12 +125,7 @@ class Batcher:
         # As `place` says; without a call, for this is the way of most.
         queue = self._inline if rows <= self._always_rows else self._queue_of(rows)
         if queue.num_rows + group.num_rows > queue.run_rows:
-            now_s = self.owner.clock()
-            last_s = max(group.deadlines_s or (group.deadline_s,))
-            left_s = min(last_s, group.arrived_s + self._config.slo_s) - now_s
-            room = queue.room(group.caller, left_s)
-            # However slow the model is: a call may always be the only one.
-            fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))
+            fitting = queue.num_fitting(group, self.owner.clock(), self._config.slo_s)
             if fitting < number:
                 if is_final:
                     self._metrics.count_failure(self.label, 0.0, number - fitting)

@@ -100,6 +100,19 @@ class Queue:
             reserved = _OWN_ROWS - self._addresses.get(caller.address, 0)
         return max(room, min(reserved, room + most))
 
+    def num_fitting(self, group: Group, now_s: float, slo_s: float) -> int:
+        """Return how many calls of a group may wait, the first ones.
+
+        Args:
+            group: the calls, of which the last deadline counts: each ends at its own.
+            now_s: monotonic seconds.
+            slo_s: seconds in which calls are answered, if the server has such an aim.
+        """
+        last_s = max(group.deadlines_s or (group.deadline_s,))
+        room = self.room(group.caller, min(last_s, group.arrived_s + slo_s) - now_s)
+        # However slow the model is: a call may always be the only one.
+        return max(int(not self.num_rows), int(min(room, group.num_rows) // group.encoder.num_rows))
+
     def _most_rows(self, caller: Caller, left_s: float) -> float:
         """Return how many rows may wait in the first tier, which all callers share."""
         if not self.row_s:

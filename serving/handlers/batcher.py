@@ -172,13 +172,9 @@ class HandlerBatcher:
         if reason is not None:
             self._fail(group, reason)
             return number
-        rows, queue = group.encoder.num_rows, self._queue
+        queue = self._queue
         if queue.num_rows + group.num_rows > queue.run_rows:
-            now_s = self.owner.clock()
-            last_s = max(group.deadlines_s or (group.deadline_s,))
-            left_s = min(last_s, group.arrived_s + self._config.slo_s) - now_s
-            room = queue.room(group.caller, left_s)
-            fitting = max(int(not queue.num_rows), int(min(room, group.num_rows) // rows))
+            fitting = queue.num_fitting(group, self.owner.clock(), self._config.slo_s)
             if fitting < number:
                 if is_final:
                     self._metrics.count_failure(self.label, 0.0, number - fitting)
