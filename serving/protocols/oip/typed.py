@@ -20,6 +20,8 @@ _MAX_OTHER_BYTES = 65_536
 """The most bytes besides the tensors: names, shapes, parameters, outputs."""
 _MAX_FIELDS = 1024
 """The most fields of the message itself that are looked at; clients send a few for each tensor."""
+_LEAST_BYTES = 2
+"""Bytes of an input without anything."""
 _ID, _RAW_CONTENTS = 3, 7
 _DELIMITED = 2
 """The kind of all fields of a ModelInferRequest: texts and messages."""
@@ -38,9 +40,11 @@ def check_others(message: bytes) -> None:
         InvalidRequest: they are too many.
     """
     if len(message) > _MAX_OTHER_BYTES and _num_other_bytes(message) > _MAX_OTHER_BYTES:
-        raise InvalidRequest(
-            f"expected at most {_MAX_OTHER_BYTES} bytes beside the tensors, got more"
-        )
+        raise _too_many_others()
+
+
+def _too_many_others() -> InvalidRequest:
+    return InvalidRequest(f"expected at most {_MAX_OTHER_BYTES} bytes beside the tensors, got more")
 
 
 def id_of(message: bytes) -> str:
@@ -73,6 +77,8 @@ def _as_raw(message: bytes) -> tuple[bytes, bool]:
         if "alloc failed" in str(err.__cause__):
             raise _too_large(message) from err
         raise
+    if _LEAST_BYTES * len(request.inputs) > _MAX_OTHER_BYTES:  # else each would be looked at
+        raise _too_many_others()
     is_typed = not request.raw_input_contents
     if is_typed:
         check_strings(sum(len(each.contents.bytes_contents) for each in request.inputs))

@@ -161,10 +161,10 @@ HELD = {
     "six bytes that claim four gigabytes": Held(
         80, 1000, [DataFrame(1, b"\0\xff\xff\xff\xff\0")], {}, due_s=2.0),
     "compressed messages": Held(80, 500, [DataFrame(1, message(bytes(1000), flag=1))],
-                                {"grpc_encoding": "gzip"}, 64 * MIB),
+                                {"grpc_encoding": "gzip"}, 128 * MIB),
     # 8,000 messages of 6 KB that are 50 GB unpacked
     **{f"gzip bombs, {name}": Held(80, 100, [DataFrame(1, BOMB, flags=["END_STREAM"])],
-                                   {"grpc_encoding": "gzip", **path}, 220 * MIB, due_s=2.0)
+                                   {"grpc_encoding": "gzip", **path}, 340 * MIB, due_s=2.0)
        for name, path in PATHS.items()},
     # 512 MB are offered; only the bytes within HTTP/2's windows are held before the refusal.
     "messages over the limit": Held(16, 1, OVER, {}, 64 * MIB),

@@ -427,3 +427,9 @@ LONG.parameters["x"].string_param = "x" * 70_000
 def test_what_would_take_the_loop_long_is_refused_elsewhere(message, text):
     with pytest.raises(InvalidRequest, match=text):
         as_raw(message)
+
+
+def test_inputs_without_end_are_refused_before_each_is_looked_at():
+    head = b"\x0a\x06digits"
+    with pytest.raises(InvalidRequest, match="65536 bytes beside the tensors, got more"):
+        as_raw(head + b"\x2a\x00" * 1_000_000)
