@@ -70,9 +70,13 @@ def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
     (folder / "shapes.py").write_text(blocks("docs/tutorial.md")[0])
     page = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
-    (export,) = re.findall(r"(?m)^ {4}python (-m training export .*)$", page)
+    (export,) = re.findall(r"(?m)^ {4}digit-serving (export .*)$", page)
     (info,) = re.findall(r"(?m)^ {4}digit-serving (info .*)$", page)
-    commands = (["shapes.py"], shlex.split(export), ["-m", "serving", *shlex.split(info)])
+    commands = (
+        ["shapes.py"],
+        ["-m", "serving", *shlex.split(export)],
+        ["-m", "serving", *shlex.split(info)],
+    )
     for words in commands:
         result = subprocess.run(
             [sys.executable, *words], cwd=folder, capture_output=True, text=True,
