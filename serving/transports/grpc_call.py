@@ -18,6 +18,8 @@ from serving.transports.calls import LoopCall, paused
 from serving.transports.grpc_headers import Headers, too_long, trailers_of
 from serving.transports.peer import Peer
 
+_MAX_QUERY_BYTES = 64 << 10
+"""The most bytes of a compressed message that has no rows, such as of reflection."""
 _MAX_PENDING = 512
 """The most requests of one stream that are in flight."""
 
@@ -134,7 +136,7 @@ class GrpcCall(LoopCall):
         if method is None or end < num_bytes or is_packed:
             message = bytes(memoryview(self.data)[PREFIX_BYTES:end])
             del self.data[:end]
-            return await self.unpacked(message, self._max_bytes) if is_packed else message
+            return await self.unpacked(message, self._max_unpacked) if is_packed else message
         data, self.data = memoryview(self.data)[PREFIX_BYTES:], bytearray()
         return data if self.head.prefixes.find(data) else bytes(data)  # known: it is not copied
 
@@ -183,6 +185,12 @@ class GrpcCall(LoopCall):
     def _max_bytes(self) -> int:
         most: int = self.port.limits.max_message_bytes
         return most
+
+    @property
+    def _max_unpacked(self) -> int:
+        """The most bytes of a compressed message: only rows are long."""
+        has_rows = isinstance(self.head.method, BatchedUnary)
+        return self._max_bytes if has_rows else min(self._max_bytes, _MAX_QUERY_BYTES)
 
     def _let_more_come(self) -> None:
         """Open the window for the rest of a message, once there is room for all of it."""
