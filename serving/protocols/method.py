@@ -210,7 +210,8 @@ class BatchedStream(BatchedUnary):
             try:
                 rows: ReadRows | ServingError = await self._rows(call, message)
             except Exception as err:
-                rows = error_of(err)
+                # Its traceback has this frame, which has it: a circle that would keep the message.
+                rows = error_of(err).with_traceback(None)
             await call.answer_in_order(rows, partial(self.error_message, message))
 
 
