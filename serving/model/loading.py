@@ -211,10 +211,8 @@ def _load_version(
     is_described: bool,
     settings: ModelSettings,
 ) -> LoadedModel:
-    name, run_options = (
-        f"{model_dir.name.removesuffix('.onnx')} version {version}",
-        runtime().RunOptions(),
-    )
+    name = f"{model_dir.name.removesuffix('.onnx')} version {version}"
+    run_options = runtime().RunOptions()
     max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
     build_s, check_s = limits.factor * _BUILD_LIMIT_S, limits.factor * _CHECK_LIMIT_S
 
