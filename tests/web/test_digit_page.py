@@ -12,8 +12,8 @@ from tests.web.strokes import draw_by_mouse
 _ALONE = """
 import sys
 import serving.applications
-every = serving.applications._entry_points
-serving.applications._entry_points = lambda group: [
+every = serving.applications.entry_points
+serving.applications.entry_points = lambda group: [
     each for each in every(group) if each.module.startswith("digit_classifier")
 ]
 from serving.__main__ import main
