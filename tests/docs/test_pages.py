@@ -92,7 +92,14 @@ def test_rooms_of_a_package_are_listed_from_the_ground_up(package):
 
 RUNBOOK = "".join(
     (ROOT / "docs" / name).read_text("utf-8")
-    for name in ("operations.md", "metrics.md", "log-lines.md", "capacity.md")
+    for name in (
+        "operations.md",
+        "metrics.md",
+        "log-lines.md",
+        "log-lines-in-service.md",
+        "capacity.md",
+        "overload.md",
+    )
 )
 SPANS = re.findall(r"`([^`]+)`", RUNBOOK)
 OF_THE_LOGGER = [
