@@ -15,7 +15,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help train export serve serve-edge demo bench bench-full bench-peers verify-gpu
 .PHONY: check test test-reader test-slow mutants simulate test-reliability soak test-interop test-web test-packaging test-deploy
-.PHONY: lint docs reference verdict protos protos-check lock clean
+.PHONY: lint docs screenshots reference verdict protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 override DEVICE := $(DEVICE:gpu=cuda)
@@ -119,6 +119,9 @@ docs: .venv-docs/.installed  ## build build/docs; `python -m http.server -d buil
 
 reference: $(INSTALLED)  ## write docs/reference/ from docstrings and options
 	$(RUN) docs/reference.py
+
+screenshots: $(INSTALLED)  ## take the screenshots of docs/pictures in Chromium (needs chromium)
+	$(RUN) -m tests.web.screenshots
 
 # The generator refuses runtimes older than itself, so it is pinned to our floor and lives apart.
 PROTOC = .venv-protos/bin/python -m grpc_tools.protoc
