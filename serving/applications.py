@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
+from serving import entry_points
 from serving.errors import ConfigurationError
-from serving.system.entry_points import entry_points
 
 if TYPE_CHECKING:
     from serving.tensors import Images
@@ -105,7 +105,7 @@ def installed(group: str) -> Mapping[str, Any]:
     """
     found: dict[str, Any] = {}
     values: dict[str, str] = {}
-    for entry in entry_points(group):
+    for entry in entry_points.find(group):
         before = values.setdefault(entry.name, entry.value)
         if before != entry.value:
             raise ConfigurationError(
@@ -129,10 +129,10 @@ def _unusable(value: str, group: str, err: Exception) -> ConfigurationError:
 
 def modules_of(group: str) -> list[str]:
     """Return the modules that the entry points of a group name, without importing them."""
-    return [entry.module for entry in entry_points(group)]
+    return [entry.module for entry in entry_points.find(group)]
 
 
 def _packages() -> set[str]:
     """Return the packages of all applications."""
-    entries = [*map(entry_points, (COMMANDS, HTTP, GRPC, PICTURES, MODELS))]
+    entries = [*map(entry_points.find, (COMMANDS, HTTP, GRPC, PICTURES, MODELS))]
     return {entry.module.partition(".")[0] for group in entries for entry in group}

@@ -192,7 +192,7 @@ def test_reading_pictures_needs_no_server_and_no_model():
     loaded = modules_after("import digit_classifier.pictures, digit_classifier.normalizer")
     ours = {name.split(".")[1] for name in loaded if name.startswith("serving.")}
     assert ours <= {
-        "applications", "commandline", "errors", "pictures", "tensors",
+        "applications", "commandline", "entry_points", "errors", "pictures", "tensors",
     }  # fmt: skip
     assert not loaded & {"grpc", "onnxruntime"}
 
@@ -208,7 +208,7 @@ def test_nothing_knows_the_reader_and_it_knows_no_training():
 
 ORDER = {
     "serving": """
-        errors commandline tensors applications config system http1
+        errors commandline tensors entry_points applications config system http1
         http2 security model.preprocessing pictures telemetry.metrics model
         batching handlers catalog embedded router protocols telemetry
         transports http_api client server cli __main__ launch __init__

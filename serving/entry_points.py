@@ -37,7 +37,7 @@ class EntryPoint(NamedTuple):
         return reduce(getattr, attributes, import_module(self.module))
 
 
-def entry_points(group: str) -> list[EntryPoint]:
+def find(group: str) -> list[EntryPoint]:
     """List a group's entry points, by name."""
     if _has_other_places():
         from importlib import metadata

@@ -6,7 +6,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from serving.system.entry_points import entry_points
+from serving import entry_points
 
 TEXT = """\
 # a comment
@@ -42,17 +42,17 @@ def test_those_of_this_environment_are_listed():
     groups = metadata.entry_points().groups
     assert "digit_serving.grpc" in groups
     for group in groups:
-        assert pairs(entry_points(group)) == pairs(metadata.entry_points(group=group))
+        assert pairs(entry_points.find(group)) == pairs(metadata.entry_points(group=group))
 
 
 def test_names_and_values_are_read_and_loaded(path):
     install(path, "some-1.dist-info")
-    first, second = entry_points("of.group")
+    first, second = entry_points.find("of.group")
     assert (first.name, first.value, first.module) == ("a", "json", "json")
     assert first.load() is sys.modules["json"]
     assert (second.name, second.module) == ("b", "json.decoder")
     assert second.load() is sys.modules["json"].JSONDecoder.decode
-    assert entry_points("none") == []
+    assert entry_points.find("none") == []
 
 
 def test_first_distribution_of_a_name_counts(path):
@@ -62,8 +62,8 @@ def test_first_distribution_of_a_name_counts(path):
     install(other, "one_name-2.dist-info")
     install(other, "Two-1.egg-info")
     install(other, "two.txt")
-    assert pairs(entry_points("more")) == pairs(metadata.entry_points(group="more"))
-    assert pairs(entry_points("more")) == [("c", "json")]
+    assert pairs(entry_points.find("more")) == pairs(metadata.entry_points(group="more"))
+    assert pairs(entry_points.find("more")) == [("c", "json")]
 
 
 def test_distribution_in_a_zip_file_is_found(path):
@@ -71,7 +71,7 @@ def test_distribution_in_a_zip_file_is_found(path):
         file.writestr("zipped-1.dist-info/METADATA", "Name: zipped\nVersion: 1\n")
         file.writestr("zipped-1.dist-info/entry_points.txt", "[of.group]\nz = json:loads [x]\n")
     sys.path.append(str(path / "apps.zip"))
-    (found,) = entry_points("of.group")
+    (found,) = entry_points.find("of.group")
     assert (found.name, found.value) == ("z", "json:loads")
 
 
@@ -86,6 +86,6 @@ def test_finder_of_others_is_asked(path, monkeypatch):
             return iter([metadata.Distribution.at(path / "hidden" / "far-1.dist-info")])
 
     install(path / "hidden", "far-1.dist-info", "[of.group]\nfar = json\n")
-    assert entry_points("of.group") == []
+    assert entry_points.find("of.group") == []
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
-    assert pairs(entry_points("of.group")) == [("far", "json")]
+    assert pairs(entry_points.find("of.group")) == [("far", "json")]
