@@ -64,3 +64,9 @@ def test_file_that_is_no_graph_is_an_error(data, tmp_path):
     (tmp_path / "1" / "model.onnx").write_bytes(data)
     with pytest.raises(ValueError, match="ONNX"):
         read_signature(tmp_path, "1")
+
+
+@pytest.mark.parametrize("datatype", TYPES)
+def test_datatype_is_the_one_that_onnx_wrote(datatype, tmp_path):
+    found = signature(tmp_path, {"x": (datatype, ["N", 4])}, {"y": (datatype, ["N"])}, "1")
+    assert str(found) == f"x {datatype} [N, 4] -> y {datatype} [N]"
