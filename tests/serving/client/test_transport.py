@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
@@ -340,7 +341,7 @@ def test_cancelled_call_resets_its_stream_and_no_other():
 
 
 def test_core_has_our_times_and_a_connection_for_each_client():
-    options = dict(_OPTIONS)
+    options: dict[str, Any] = dict(_OPTIONS)
     assert options["grpc.keepalive_time_ms"] == 1000 * KEEPALIVE_TIME_S
     for name in ("grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"):
         assert options[name] == 1000 * KEEPALIVE_TIMEOUT_S
