@@ -7,14 +7,15 @@
 #   RESUME=1         resume the training that was interrupted
 #   PEERS=...        servers for `make bench-peers` that run already: triton=oip://HOST:PORT
 #   SEEDS=...        how many seeds `make simulate` runs
+#   SEED=, NUMBER=   which mutants `make mutants` draws, and how many
 #   SOAK_S=...       how long `make soak` keeps the server under load, in seconds
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help train export serve serve-edge demo bench bench-full bench-peers verify-gpu
-.PHONY: check test test-reader test-slow simulate test-reliability soak test-interop test-web test-packaging test-deploy
-.PHONY: lint docs reference verdict protos protos-check lock clean
+.PHONY: check test test-reader test-slow mutants simulate test-reliability soak test-interop test-web test-packaging test-deploy
+.PHONY: lint docs screenshots reference verdict protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 override DEVICE := $(DEVICE:gpu=cuda)
@@ -23,6 +24,8 @@ $(error DEVICE is cpu or cuda, not '$(DEVICE)')
 endif
 SOAK_S ?= 1800
 SEEDS ?= 1000
+SEED ?= $(shell date +%s)
+NUMBER ?= 20
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $(p))))
 APART := interop reliability packaging web deploy
@@ -80,6 +83,9 @@ test-reader: $(INSTALLED)  ## the tests of reader/, the reader of numbers
 test-slow: $(INSTALLED)  ## the tests that take more than four seconds each
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow tests/docs tests/programs tests/serving tests/training tests/test_*.py
 
+mutants: $(INSTALLED) .venv-mutants/.installed  ## change NUMBER=... places in a copy of the code; which changes do tests notice?
+	.venv-mutants/bin/python -m tests.mutation --seed $(SEED) --number $(NUMBER)
+
 simulate: $(INSTALLED)  ## a server, its callers and injected faults, simulated for SEEDS=... seeds
 	$(RUN) -m tests.simulation $(SEEDS)
 
@@ -114,6 +120,9 @@ docs: .venv-docs/.installed  ## build build/docs; `python -m http.server -d buil
 reference: $(INSTALLED)  ## write docs/reference/ from docstrings and options
 	$(RUN) docs/reference.py
 
+screenshots: $(INSTALLED)  ## take the screenshots of docs/pictures in Chromium (needs chromium)
+	$(RUN) -m tests.web.screenshots
+
 # The generator refuses runtimes older than itself, so it is pinned to our floor and lives apart.
 PROTOC = .venv-protos/bin/python -m grpc_tools.protoc
 
@@ -141,9 +150,10 @@ lock:  ## resolve requirements/*.lock to the newest versions
 	$(LOCK) --extra serve --extra pictures --extra ray --output-file requirements/ray.lock
 	$(LOCK) --extra edge --group deploy --output-file requirements/edge.lock
 	$(subst pyproject.toml,,$(LOCK)) --group docs --output-file requirements/docs.lock
+	$(subst pyproject.toml,,$(LOCK)) --group mutants --output-file requirements/mutants.lock
 
 clean:  ## remove everything built, trained or exported (the MNIST cache stays)
-	rm -rf .venv .venv-protos .venv-lock .venv-edge .venv-ray .venv-docs artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-protos .venv-lock .venv-edge .venv-ray .venv-docs .venv-mutants .cache artifacts models build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: python
@@ -164,6 +174,13 @@ python:
 	rm -rf .venv-docs
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python $(PIP) install --require-hashes -r requirements/docs.lock
+	@touch $@
+
+# Cosmic Ray changes files and runs no test: what it needs (90 MB) lives apart.
+.venv-mutants/.installed: requirements/mutants.lock | python
+	rm -rf .venv-mutants
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/python $(PIP) install --require-hashes -r requirements/mutants.lock
 	@touch $@
 
 # Envoy unpacks to 100 MB, so it lives apart.

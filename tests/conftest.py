@@ -158,7 +158,11 @@ def mnist():
 def made_once(factory, name, make):
     """A folder that the first worker of a parallel run fills, while the others wait."""
     base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    if "TEST_MADE_IN" in os.environ:  # mutants share what was made without them
+        base = Path(os.environ["TEST_MADE_IN"])
+    elif "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / name
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():

@@ -124,18 +124,16 @@ class Batcher:
         rows, number = group.encoder.num_rows, len(group.streams)
         # As `place` says; without a call, for this is the way of most.
         queue = self._inline if rows <= self._always_rows else self._queue_of(rows)
-        if queue.num_rows + group.num_rows > queue.run_rows:
-            fitting = queue.num_fitting(group, self.owner.clock(), self._config.slo_s)
-            if fitting < number:
-                if is_final:
-                    self._metrics.count_failure(self.label, 0.0, number - fitting)
-                if not fitting:
-                    return 0
-                number = fitting
-                group = group.cut(0, number)
-        self._schedule()
-        queue.put(group)
-        return number
+        if queue.num_rows + group.num_rows <= queue.run_rows:  # likewise
+            self._schedule()
+            queue.put(group)
+            return number
+        taken = queue.offer(group, self.owner.clock, self._config.slo_s)
+        if taken < number and is_final:
+            self._metrics.count_failure(self.label, 0.0, number - taken)
+        if taken:
+            self._schedule()
+        return taken
 
     def add(self, group: Group) -> None:
         """Let calls wait for a run, even if there is no room."""

@@ -1,6 +1,7 @@
 """Calls that were read and have not run: whose turn it is, and how many more may wait."""
 
 from collections import deque
+from collections.abc import Callable
 
 from serving.batching.run import Caller, Group, divide, open_parts
 
@@ -100,14 +101,26 @@ class Queue:
             reserved = _OWN_ROWS - self._addresses.get(caller.address, 0)
         return max(room, min(reserved, room + most))
 
-    def num_fitting(self, group: Group, now_s: float, slo_s: float) -> int:
-        """Return how many calls of a group may wait, the first ones.
+    def offer(self, group: Group, clock: Callable[[], float], slo_s: float) -> int:
+        """Add the calls of a group that may wait; return how many, the first ones.
 
         Args:
             group: the calls, of which the last deadline counts: each ends at its own.
-            now_s: monotonic seconds.
+            clock: returns monotonic seconds.
             slo_s: seconds in which calls are answered, if the server has such an aim.
         """
+        number = len(group.streams)
+        if self.num_rows + group.num_rows > self.run_rows:
+            fitting = self._num_fitting(group, clock(), slo_s)
+            if not fitting:
+                return 0
+            if fitting < number:
+                number, group = fitting, group.cut(0, fitting)
+        self.put(group)
+        return number
+
+    def _num_fitting(self, group: Group, now_s: float, slo_s: float) -> int:
+        """Return how many calls of a group may wait; see `offer`."""
         last_s = max(group.deadlines_s or (group.deadline_s,))
         room = self.room(group.caller, min(last_s, group.arrived_s + slo_s) - now_s)
         # However slow the model is: a call may always be the only one.

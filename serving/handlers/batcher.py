@@ -172,19 +172,12 @@ class HandlerBatcher:
         if reason is not None:
             self._fail(group, reason)
             return number
-        queue = self._queue
-        if queue.num_rows + group.num_rows > queue.run_rows:
-            fitting = queue.num_fitting(group, self.owner.clock(), self._config.slo_s)
-            if fitting < number:
-                if is_final:
-                    self._metrics.count_failure(self.label, 0.0, number - fitting)
-                if not fitting:
-                    return 0
-                number = fitting
-                group = group.cut(0, number)
-        self._schedule()
-        queue.put(group)
-        return number
+        taken = self._queue.offer(group, self.owner.clock, self._config.slo_s)
+        if taken < number and is_final:
+            self._metrics.count_failure(self.label, 0.0, number - taken)
+        if taken:
+            self._schedule()
+        return taken
 
     def add(self, group: Group) -> None:
         """See `Batcher.add`."""

@@ -1,6 +1,7 @@
 """The pages of applications and of the API: a few files, which load nothing from others."""
 
 import json
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ _TYPES = {
 _MODELS = "models.html"
 _LINKS = b"<!-- links -->"
 """In a page's footer: links to the other pages stand there."""
+_CODE = re.compile(r"`([^`]+)`")
 
 
 class Pages:
@@ -85,7 +87,8 @@ def _api_page(document: dict[str, Any], links: str) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<title>{escape(info['title'])}: API</title><link rel=stylesheet href=style.css>"
-        f"<main class=api><h1>{escape(info['title'])}: API</h1><p>{escape(info['description'])}</p>"
+        f"<main class=api><h1>{escape(info['title'])}: API</h1><p>{_prose(info['description'])}</p>"
+        "<p>The page <a href='/models'>Models</a> sends requests from forms.</p>"
         f"<p>{links}<a href='/openapi.json'>openapi.json</a></p>"
         + "".join(parts)
         + "</main></html>"
@@ -98,7 +101,7 @@ def _operation(document: dict[str, Any], method: str, path: str, operation: dict
         for code, answer in operation["responses"].items()
     )
     parameters = "".join(
-        f"<li><code>{escape(item['name'])}</code> ({item['in']}) {escape(item['description'])}</li>"
+        f"<li><code>{escape(item['name'])}</code> ({item['in']}) {_prose(item['description'])}</li>"
         for item in operation.get("parameters", [])
     )
     contents = operation.get("requestBody", {}).get("content", {})
@@ -108,7 +111,7 @@ def _operation(document: dict[str, Any], method: str, path: str, operation: dict
     examples = "".join(_shown(each["example"]) for each in contents.values() if "example" in each)
     return (
         f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>"
-        f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
+        f"<p>{_prose(operation['summary'])}. {_prose(operation.get('description', ''))}</p>"
         + (f"<p>Body: {bodies}</p>{examples}" if bodies else "")
         + (f"<h3>Parameters</h3><ul>{parameters}</ul>" if parameters else "")
         + f"<h3>Answers</h3><ul>{codes}</ul></section>"
@@ -119,12 +122,17 @@ def _answer(document: dict[str, Any], answer: dict[str, Any]) -> str:
     if reference := answer.get("$ref"):
         answer = document["components"]["responses"][reference.rpartition("/")[2]]
     schemas = " ".join(map(_schema_link, answer["content"].values()))
-    return f"{escape(answer['description'])} {schemas}"
+    return f"{_prose(answer['description'])} {schemas}"
 
 
 def _schema_link(content: dict[str, Any]) -> str:
     name = escape(content["schema"].get("$ref", "").rpartition("/")[2])
     return f"<a href='#{name}'>{name}</a>" if name else ""
+
+
+def _prose(text: str) -> str:
+    """Write a description, which has Markdown's back-ticks around code, as HTML."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def _shown(document: object) -> str:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,6 @@ from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
 from serving.model.memory import remaps_memory
 from serving.model.onnx_fields import labels_of
-from serving.model.onnx_file import Message, cut_zip_maps, parse_model
 from serving.model.onnx_runtime import runtime
 from serving.model.repository import CLASSIFIER
 from serving.model.samples import NUM_ROWS
@@ -37,6 +36,9 @@ from serving.model.timing import find_rows, has_bounded_time
 from serving.model.verdicts import Verdict, line_of
 from serving.model.wide import gains, usual_feeds
 from serving.tensors import Feeds
+
+if TYPE_CHECKING:
+    from serving.model.onnx_file import Message
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +196,7 @@ class _Source(NamedTuple):
     weights: Mapping[str, bytes]
     labels: tuple[str, ...]
     """The classes of an output that the graph makes a dictionary of, or that the file names."""
-    proto: Message | None
+    proto: "Message | None"
     """The ModelProto; None where it is not needed any more, since it takes as much as the file."""
     key: str
     """The name of the verdict on it."""
@@ -300,9 +302,13 @@ def _source_of(
     digests, file = manifest.digests, FILES[precision]
     key = verdicts.key_of(digests[file], {name: digests[name] for name in weights})
     found = manifest.verdicts.get(file) or verdicts.kept(key)
-    graph = parse_model(onnx) if found is None or b"ZipMap" in onnx else None
-    labels = None if graph is None else cut_zip_maps(graph)
-    if graph is not None and labels is not None:
+    if found is not None and b"ZipMap" not in onnx:
+        return _Source(manifest, onnx, weights, labels_of(onnx), None, key, found)
+    from serving.model.onnx_file import cut_zip_maps, parse_model  # here: few starts read a graph
+
+    graph = parse_model(onnx)
+    labels = cut_zip_maps(graph)
+    if labels is not None:
         onnx = graph.SerializeToString()
     return _Source(manifest, onnx, weights, labels or labels_of(onnx), graph, key, found)
 

@@ -23,7 +23,6 @@ from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model.manifest import FILES, MANIFEST, MAX_MANIFEST_BYTES, Manifest
-from serving.model.onnx_file import external_files, parse_model
 from serving.system.files import read_regular
 
 _log = logging.getLogger(__name__)
@@ -357,6 +356,8 @@ def _read_weights(folder: Path, onnx: bytes, max_bytes: int) -> dict[str, bytes]
     weights: dict[str, bytes] = {}
     if b"location" not in onnx:
         return weights
+    from serving.model.onnx_file import external_files, parse_model  # here: few models have some
+
     for name in sorted(external_files(parse_model(onnx))):
         shown = repr(name[:_MAX_NAME])
         if name != Path(name).name or name.startswith(".") or "\0" in name or "\\" in name:

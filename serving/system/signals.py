@@ -5,7 +5,6 @@ calls, so none is lost. A SIGHUP is kept until there is something to reload. The
 installed when the event loop ends; the kernel's default would kill the process.
 """
 
-import asyncio
 import os
 import signal
 from collections.abc import Callable

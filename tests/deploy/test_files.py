@@ -57,13 +57,13 @@ def container(path):
 
 
 def pod(path):
-    return objects(path)["Deployment", "digits"]["spec"]["template"]["spec"]
+    return objects(path)["Deployment", "digit-serving"]["spec"]["template"]["spec"]
 
 
 def test_plain_overlay_needs_no_operator(built):
     found = objects(built("plain"))
     assert {each["apiVersion"] for each in found.values()} <= OF_KUBERNETES
-    assert found["Deployment", "digits"]["spec"]["replicas"] == 2
+    assert found["Deployment", "digit-serving"]["spec"]["replicas"] == 2
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -85,7 +85,7 @@ def test_pod_is_restricted(built, overlay):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_names_and_ports_meet(built, overlay):
     found = objects(built(overlay, "gateway"))
-    labels = found["Deployment", "digits"]["spec"]["template"]["metadata"]["labels"]
+    labels = found["Deployment", "digit-serving"]["spec"]["template"]["metadata"]["labels"]
     ports = {port["name"] for port in container(built(overlay))["ports"]}
     for (kind, _), each in found.items():
         spec = each.get("spec", {})
@@ -104,7 +104,7 @@ def test_names_and_ports_meet(built, overlay):
                 ports_there = found["Service", backend["name"]]["spec"]["ports"]
                 assert backend["port"] in {each["port"] for each in ports_there}
         if kind == "ServiceMonitor":
-            service = found["Service", "digits"]
+            service = found["Service", "digit-serving"]
             assert spec["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
             names = {port["name"] for port in service["spec"]["ports"]}
             assert {point["port"] for point in spec["endpoints"]} <= names
@@ -112,10 +112,19 @@ def test_names_and_ports_meet(built, overlay):
 
 def test_headless_service_is_headless_but_in_a_mesh(built):
     addresses = [
-        objects(built(overlay))["Service", "digits"]["spec"].get("clusterIP")
+        objects(built(overlay))["Service", "digit-serving"]["spec"].get("clusterIP")
         for overlay in OVERLAYS
     ]
     assert addresses == ["None", "None", None]
+
+
+def test_names_are_of_no_model(built):
+    """So that nothing must be renamed for another model; servers go into namespaces."""
+    for overlay in OVERLAYS:
+        names = {name for kind, name in objects(built(overlay, "gateway")) if kind != "Namespace"}
+        assert {name.removesuffix("-grpc").removesuffix("-http") for name in names} == {
+            "digit-serving"
+        }
 
 
 def test_pod_outlives_its_drain(built):
@@ -128,20 +137,20 @@ def test_pod_outlives_its_drain(built):
 
 def test_autoscalers_read_what_a_rule_records(built):
     found = objects(built("cpu"))
-    groups = found["PrometheusRule", "digits"]["spec"]["groups"]
+    groups = found["PrometheusRule", "digit-serving"]["spec"]["groups"]
     recorded, *_ = [rule["record"] for group in groups for rule in group["rules"]
                     if "record" in rule]  # fmt: skip
-    triggers = found["ScaledObject", "digits"]["spec"]["triggers"]
+    triggers = found["ScaledObject", "digit-serving"]["spec"]["triggers"]
     queries = [each["metadata"]["query"] for each in triggers]
     assert [recorded in query for query in queries] == [True, False]
     path = FOLDER / "adapter" / "autoscaler.yaml"
-    metrics = objects(path)["HorizontalPodAutoscaler", "digits"]["spec"]["metrics"]
+    metrics = objects(path)["HorizontalPodAutoscaler", "digit-serving"]["spec"]["metrics"]
     assert metrics[0]["pods"]["metric"]["name"] == recorded
 
 
 def test_rules_are_those_that_are_tested(built):
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text())
-    assert objects(built("cpu"))["PrometheusRule", "digits"]["spec"] == rules
+    assert objects(built("cpu"))["PrometheusRule", "digit-serving"]["spec"] == rules
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -42,7 +42,13 @@ def run(code, names):
 
 CLIENTS = [
     (page, number)
-    for page in ("README.md", "docs/clients.md", "reader/README.md")
+    for page in (
+        "README.md",
+        "docs/clients.md",
+        "docs/classifiers.md",
+        "docs/other-clients.md",
+        "reader/README.md",
+    )
     for number in range(len(blocks(page)))
 ]
 

@@ -13,7 +13,7 @@ from google.protobuf import wrappers_pb2
 from grpc_health.v1 import health_pb2
 
 from digit_classifier import PRETRAINED
-from serving import Client, applications
+from serving import Client, applications, entry_points
 from serving.__main__ import main
 from serving.errors import Unsupported
 from tests.serving.http.peer import HttpPeer
@@ -118,11 +118,11 @@ def test_entry_point_whose_package_is_not_there_is_passed_over(shout):
 @pytest.fixture
 def alone(monkeypatch):
     """No other distribution's application is installed."""
-    found = applications._entry_points
+    found = entry_points.find
     monkeypatch.setattr(
-        applications,
-        "_entry_points",
-        lambda group: [each for each in found(group) if each.dist.name == "digit-serving"],
+        entry_points,
+        "find",
+        lambda group: [each for each in found(group) if "reader" not in each.module],
     )
     applications.installed.cache_clear()
     yield

@@ -11,9 +11,9 @@ from tests.web.strokes import draw_by_mouse
 
 _ALONE = """
 import sys
-import serving.applications
-every = serving.applications._entry_points
-serving.applications._entry_points = lambda group: [
+from serving import entry_points
+every = entry_points.find
+entry_points.find = lambda group: [
     each for each in every(group) if each.module.startswith("digit_classifier")
 ]
 from serving.__main__ import main

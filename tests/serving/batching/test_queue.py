@@ -57,6 +57,34 @@ def filled():
     return FilledQueue()
 
 
+def offered(queue, caller, *stream_ids):
+    """Offer calls of 4 rows each at time 0; returns how many were taken."""
+    ids: Any = stream_ids
+    rows: Any = Rows(4)
+    sink: Any = None
+    for stream_id in stream_ids:
+        caller.streams[stream_id] = object()
+    return queue.offer(
+        Group(caller, ids, [b""] * len(ids), rows, sink, 0.0, math.inf), lambda: 0.0, math.inf
+    )
+
+
+def test_calls_are_added_as_far_as_there_is_room():
+    filled = FilledQueue(capacity=20)
+    caller = FakeCaller()
+    assert offered(filled.queue, caller, 1, 3, 5, 7, 9, 11, 13) == 5
+    assert filled.queue.num_rows == 20
+    assert offered(filled.queue, caller, 15, 17) == 0
+    assert offered(filled.queue, FakeCaller(), 2, 4, 6) == 2  # the rows that others have left it
+    assert filled.take(100) == [1, 3, 5, 7, 9, 2, 4]
+
+
+def test_call_of_any_size_is_added_where_none_waits():
+    filled = FilledQueue(capacity=1)
+    assert offered(filled.queue, FakeCaller(), 1, 3) == 1
+    assert filled.take(100) == [1]
+
+
 def is_empty(filled):
     return not filled.queue.num_rows and not filled.take(8)
 

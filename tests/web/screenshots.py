@@ -1,0 +1,90 @@
+"""Take the screenshots of the documentation: `make screenshots`."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+from serving import Server
+from tests.web.strokes import draw_by_mouse, draw_strokes, strokes_of
+
+FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
+SIZE = {"width": 1000, "height": 665}
+HANDLER = '''
+import serving
+
+
+class Shorter(serving.Handler):
+    """A text in; its first words out."""
+
+    inputs = {"text": serving.Text()}
+    outputs = {"words": serving.Text(), "probabilities": serving.Array("float32", (3,))}
+
+    def predict(self, text):
+        return {
+            "words": [" ".join(each.split()[:3]) for each in text],
+            "probabilities": [[0.07, 0.9, 0.03] for _ in text],
+        }
+'''
+
+
+def drawn_digit(page: Page, url: str) -> None:
+    """Draw a 3 and wait for the answer."""
+    page.goto(f"{url}/draw")
+    draw_by_mouse(page, 3)
+    expect(page.locator("#answer")).to_have_text("3")
+    expect(page.locator("#seen")).to_be_visible()
+
+
+def drawn_number(page: Page, url: str) -> None:
+    """Draw 90210, of which two pairs of digits touch, and wait for the answer."""
+    page.goto(f"{url}/draw")
+    for digit, left in zip("90210", (0.02, 0.2, 0.38, 0.6, 0.74), strict=True):
+        draw_strokes(page, strokes_of(int(digit), left, 0.36, 0.21))
+    expect(page.locator("#answer")).to_have_text("90210")
+
+
+def models_page(page: Page, url: str) -> None:
+    """Send a handler's form."""
+    page.goto(f"{url}/models")
+    page.locator("textarea").first.fill("a good film about trains")
+    page.get_by_role("button", name="Send").first.click()
+    expect(page.get_by_text("a good film", exact=False).last).to_be_visible()
+
+
+@contextmanager
+def browser_page() -> Iterator[Page]:
+    """Open a page of the documentation's size."""
+    program = shutil.which("chromium")
+    if program is None:
+        sys.exit("screenshots need Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport=SIZE)
+        page.set_default_timeout(20_000)
+        yield page
+        browser.close()
+
+
+def main() -> None:
+    """Start the servers and write each picture."""
+    expect.set_options(timeout=20_000)
+    with tempfile.TemporaryDirectory() as folder, browser_page() as page:
+        handler = Path(folder) / "shorter.py"
+        handler.write_text(HANDLER)
+        with Server() as server:
+            for name, show in (("page", drawn_digit), ("number", drawn_number)):
+                show(page, server.http_address)
+                page.screenshot(path=FOLDER / f"{name}.png")
+        with Server(handler=str(handler)) as server:
+            models_page(page, server.http_address)
+            page.screenshot(path=FOLDER / "models.png")
+    print(f"wrote 3 pictures in {FOLDER}")
+
+
+if __name__ == "__main__":
+    main()
