@@ -46,7 +46,7 @@ def test_facts_of_a_model_are_those_of_both_answers():
     ids=["bytes", "cut", "no JSON", "deep", "text", "numbers", "true"],
 )
 def test_broken_configuration_is_a_broken_server(broken):
-    with pytest.raises(Unavailable, match="^host:1: the server is broken: it answered"):
+    with pytest.raises(Unavailable, match=r"^host:1: the server is broken: it answered"):
         model_info(METADATA, broken, "", "host:1")
 
 

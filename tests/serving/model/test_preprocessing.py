@@ -154,7 +154,7 @@ def test_answers_that_are_no_probabilities_are_errors():
         as_probabilities(np.array([[np.nan, 1.0]]))
     known = of_graph(graph("FP32", -1, 4, 5, outputs=(Tensor("y", "FP32", ()),)), {"labels": ["a"]})
     with pytest.raises(ModelError, match="1 labels, but 3 classes"):
-        classes_of(known, RGB, [np.ones((1, 3))])
+        classes_of(known, [np.ones((1, 3))])
 
 
 def test_smallest_and_largest_pictures_are_taken_and_no_others():
