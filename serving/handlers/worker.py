@@ -159,7 +159,7 @@ class _LogLines(logging.Handler):
 
 
 def _end_with_server(sock: socket.socket) -> None:
-    """End this process once the server has gone, whatever the handler does meanwhile."""
+    """End this process once the server has gone, even if the handler hangs."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     poll.poll()
