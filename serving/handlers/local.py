@@ -37,6 +37,8 @@ class OtherModels:
 class LocalHandler:
     """An object of a handler, used by one thread at a time."""
 
+    files: Sequence[Path] = ()
+
     def __init__(
         self,
         handler: str | Path | Handler | type[Handler],

@@ -242,8 +242,9 @@ def as_probabilities(answers: Array) -> Probabilities:
         rows = np.hstack([1 - rows, rows] if is_share else [np.zeros_like(rows), rows])
     is_one = abs(rows.sum(axis=1) - 1) <= _SUM_TOLERANCE
     are_logits = ~is_one | (rows < 0).any(axis=1)
-    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
-    rows = np.where(are_logits[:, None], powers / powers.sum(axis=1, keepdims=True), rows)
+    if are_logits.any():
+        powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+        rows = np.where(are_logits[:, None], powers / powers.sum(axis=1, keepdims=True), rows)
     return rows.astype(np.float32)
 
 
