@@ -1,6 +1,7 @@
 """The tests that a mutant meets, and the list of those that none can notice."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def tree(tmp_path):
     return tmp_path
 
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "seconds": {"slow": 2.0, "quick": 0.1, "far": 0.2, "other": 0.5},
     "uses": {"fixture server": ["slow", "failed"]},
     "lines": {"late.py": {"1": [""], "3": ["fixture server", "quick"], "5": ["other"]}},
