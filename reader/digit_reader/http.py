@@ -44,7 +44,7 @@ PAGES: dict[str, tuple[str, str]] = {}  # reader.js makes the page of digits one
 FILES = Path(__file__).parent / "files"
 
 MAX_CANDIDATES = 4000
-"""Of a picture: some 400 digits, and a second of work."""
+"""The most candidates of a picture: some 400 digits, and a second of work."""
 _PATTERN = option(
     "pattern",
     "Only numbers that fit this regular expression are read, such as "
