@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from serving.cli import model_options, models
+from serving.cli import model_options, models, target
 from serving.commandline import installation, values
 from serving.errors import ConfigurationError, InvalidRequest
 
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     from digit_classifier.remote import RemoteDigits
     from serving.model.preprocessing import Preprocessing
 
-    with Classifier(RemoteDigits(models.client_of(options))) as classifier:
+    with Classifier(RemoteDigits(target.client_of(options))) as classifier:
         as_mnist = Preprocessing(size=pictures.SIZE, resize="digits")
         return _classify(options, as_mnist, partial(classify_images, classifier))
 

@@ -8,7 +8,7 @@ from typing import Any
 from serving import applications
 from serving.applications import Command
 from serving.cli.doors import DOORS
-from serving.commandline.fields import Formatter, command_help
+from serving.commandline.help_texts import Formatter, command_help
 from serving.commandline.installation import DISTRIBUTION
 from serving.commandline.parser import Parser
 from serving.errors import ConfigurationError

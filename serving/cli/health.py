@@ -2,7 +2,7 @@
 
 import argparse
 
-from serving.cli import model_options, models
+from serving.cli import target
 from serving.commandline import values
 from serving.config import ServerConfig
 from serving.errors import Unavailable
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--target",
-        type=model_options.target,
+        type=target.address,
         default=f"127.0.0.1:{ServerConfig().port}",
         metavar="HOST:PORT",
         help="the server",
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="name that the certificate must have (default: the target's)",
     )
-    model_options.add_access(parser)
+    target.add_access(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     reason = trouble(
         options.target,
         options.timeout,
-        token=models.token_of(options),
+        token=target.token_of(options),
         tls=(options.tls_ca, options.tls_key, options.tls_cert),
         server_name=options.tls_server_name,
     )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from serving.cli import model_options
+from serving.cli import model_options, target
 from serving.commandline.parser import Parser
 
 HELP = "run any model on values, arrays or pictures"
@@ -38,7 +38,7 @@ def add_arguments(parser: Parser) -> None:
     parser.intermixed = "values"
     model_options.add_pictures(parser)
     model_options.add_handler(parser)
-    model_options.add_server(parser)
+    target.add_server(parser)
     model_options.add_repository(parser)
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serving.cli.models import client_of, config_of, load_with_pictures, model_config
+from serving.cli.models import config_of, load_with_pictures, model_config
+from serving.cli.target import client_of
 from serving.commandline import installation
 from serving.commandline.terminal import escape
 from serving.config import ModelConfig

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from serving.cli import model_options, models
+from serving.cli import model_options, models, target
 from serving.config import ModelConfig
 
 HELP = "print a model, its tensors, device and limits"
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from serving.cli import description  # here: a list of the commands needs no arrays
 
     if options.target:
-        with models.client_of(options) as client:
+        with target.client_of(options) as client:
             described = description.of_server(client, options.model, options.version)
     elif options.file is not None:
         config = models.config_of(ModelConfig, options, model="")
