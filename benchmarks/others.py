@@ -113,14 +113,14 @@ TRITONCLIENT = "tritonclient"
 
 
 def install(name: str, packages: Sequence[str]) -> None:
-    """Make an environment in build/peers, unless there is one.
+    """Make an environment in build/peers, unless there is one with these packages.
 
     Raises:
         NotMeasured: pip failed; the text has its last line.
     """
     folder = ENVIRONMENTS / name
-    done = folder / ".installed"
-    if done.exists():
+    done, wanted = folder / ".installed", "\n".join(packages)
+    if done.exists() and done.read_text() == wanted:
         return
     steps = (
         [sys.executable, "-m", "venv", str(folder)],
@@ -137,7 +137,7 @@ def install(name: str, packages: Sequence[str]) -> None:
             raise NotMeasured(f"it can't be installed: {lines[-1]}") from err
         except (OSError, subprocess.TimeoutExpired) as err:
             raise NotMeasured(f"it can't be installed: {err}") from err
-    done.touch()
+    done.write_text(wanted)
 
 
 def versions(name: str, packages: Sequence[str]) -> dict[str, str]:

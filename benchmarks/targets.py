@@ -223,10 +223,15 @@ def _first_answer(
         try:
             return probe(request)
         except OSError:
-            has_ended = pid is None or not Path(f"/proc/{pid}").exists()
-            if has_ended or perf_counter() > end_s:
+            if pid is None or _has_ended(pid) or perf_counter() > end_s:
                 raise
             sleep(_RETRY_S)
+
+
+def _has_ended(pid: int) -> bool:
+    """Return whether a child process has ended; its exit code stays for who waits for it."""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return found is not None
 
 
 def _counter(words: Mapping[str, str]) -> Callable[[], int]:

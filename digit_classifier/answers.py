@@ -5,20 +5,22 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from digit_classifier.predictions import Predictions
 from serving.commandline.progress import Bar
 from serving.commandline.terminal import escape, silenced_stderr
 from serving.errors import ConfigurationError
+from serving.handlers.bound import Prepared, prepare
+from serving.handlers.picture_classifier import CLASS, LABEL, PROBABILITIES
 from serving.pictures.reader import SUFFIXES, processes, read_or_reason
 from serving.system.cores import usable_cores
 from serving.system.process_pool import mapped, silence_pillow
 from serving.telemetry import logs
+from serving.tensors import Array
 
 _NUM_DECIMALS = 6
 MIN_PICTURES = 100
@@ -44,13 +46,22 @@ class PictureAnswer(NamedTuple):
     """For CSV."""
 
 
-def digit_answer(predictions: Predictions, *, rejected: bool) -> PictureAnswer:
-    """Make the answer of `classify` from predictions of one row."""
-    digit, label = int(predictions.digits[0]), predictions.labels[0]
-    probabilities = [round(p, _NUM_DECIMALS) for p in predictions.probabilities[0].tolist()]
+def prepared(code: bytes, source: Any) -> Prepared:
+    """Have a picture read by a packed handler; see `serving.handlers.bound`."""
+    from serving.pictures.decoder import read_bytes  # needs Pillow
+
+    return prepare(code, [read_bytes(source)], {})
+
+
+def digit_answer(outputs: Mapping[str, Array], reject_below: float) -> PictureAnswer:
+    """Make the answer of `classify` from a row of a `PictureClassifier`'s outputs."""
+    digit, label = int(outputs[CLASS][0]), outputs[LABEL][0]
+    shares = outputs[PROBABILITIES][0]
+    rejected = bool(shares[digit] < reject_below)
+    probabilities = [round(p, _NUM_DECIMALS) for p in shares.tolist()]
     facts = {"digit": digit, "label": label, "probabilities": probabilities, "rejected": rejected}
     row = {"digit": digit, "probability": probabilities[digit], "rejected": as_word(rejected)}
-    text = answer_text(escape(label), float(predictions.probabilities[0, digit]), rejected)
+    text = answer_text(escape(label), float(shares[digit]), rejected)
     return PictureAnswer(text, facts, [row | {"label": label}])
 
 

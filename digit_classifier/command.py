@@ -1,9 +1,9 @@
 """The command `classify`: pictures in, their digits or other classes out."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serving.cli import model_options, models, target
 from serving.commandline import installation, values
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from digit_classifier import Classifier
     from digit_classifier.predictions import Predictions
     from serving.config import ModelConfig
-    from serving.model.preprocessing import Preprocessing
     from serving.tensors import Array, Images
+
+RunModel = Callable[["Sequence[Array]"], "Sequence[Array]"]
+"""From a model's inputs to its outputs."""
 
 HELP = "classify picture files"
 EXAMPLES = """\
@@ -52,13 +54,17 @@ def run(options: argparse.Namespace) -> int:
     installation.require("PIL", "scipy")
     if not options.target:
         return _classify(options, *_local_model(options, models.model_config(options)))
-    from digit_classifier import Classifier, pictures
+    from digit_classifier import Classifier
+    from digit_classifier.handler import TENSORS, DigitPictures
     from digit_classifier.remote import RemoteDigits
-    from serving.model.preprocessing import Preprocessing
+    from serving.handlers.bound import pack
 
     with Classifier(RemoteDigits(target.client_of(options))) as classifier:
-        as_mnist = Preprocessing(size=pictures.SIZE, resize="digits")
-        return _classify(options, as_mnist, partial(classify_images, classifier))
+
+        def run_model(inputs: "Sequence[Array]") -> "Sequence[Array]":
+            return [classify_images(classifier, inputs[0]).probabilities]
+
+        return _classify(options, pack(DigitPictures(), TENSORS), run_model)
 
 
 def classify_images(classifier: "Classifier", images: "Images") -> "Predictions":
@@ -69,34 +75,32 @@ def classify_images(classifier: "Classifier", images: "Images") -> "Predictions"
         raise ConfigurationError(f"pictures are read as images of 28 x 28: {err}") from err
 
 
-def _classify(
-    options: argparse.Namespace,
-    preprocessing: "Preprocessing",
-    classify: "Callable[[Array], Predictions]",
-) -> int:
-    """Classify the pictures that the command line names, made rows by `preprocessing`."""
-    from digit_classifier.answers import DIGIT_COLUMNS, PictureAnswer, digit_answer, print_answers
-    from serving.pictures.reader import picture_row
+def _classify(options: argparse.Namespace, code: bytes, run_model: RunModel) -> int:
+    """Classify the pictures that the command line names, by a handler; see `pack`."""
+    from digit_classifier.answers import (
+        DIGIT_COLUMNS,
+        PictureAnswer,
+        digit_answer,
+        prepared,
+        print_answers,
+    )
+    from serving.handlers.bound import finish
 
-    def answer(_: str, reading: "tuple[Array, float]") -> PictureAnswer:
-        row, factor = reading
-        found = classify(row).times(factor)
-        rejected = bool(found.probabilities[0, int(found.digits[0])] < options.reject_below)
-        return digit_answer(found, rejected=rejected)
+    def answer(_: str, read: Any) -> PictureAnswer:
+        found = finish(code, run_model(read.inputs), 1, {}, read.state)
+        return digit_answer(found, options.reject_below)
 
-    return print_answers(options, DIGIT_COLUMNS, partial(picture_row, preprocessing), answer)
+    return print_answers(options, DIGIT_COLUMNS, partial(prepared, code), answer)
 
 
-def _local_model(
-    options: argparse.Namespace, config: "ModelConfig"
-) -> "tuple[Preprocessing, Callable[[Array], Predictions]]":
-    """Load a model here.
+def _local_model(options: argparse.Namespace, config: "ModelConfig") -> tuple[bytes, RunModel]:
+    """Load a model here; return the handler of its pictures, packed, and the model's run.
 
     Raises:
         ServingError: see `load_model`; or it isn't known to classify pictures.
     """
-    from digit_classifier.predictions import Predictions
-    from serving.model.preprocessing import classes_of
+    from serving.handlers.bound import pack
+    from serving.handlers.picture_classifier import handler_of
 
     model, pictures = models.load_with_pictures(options, config)
     tensors = model.tensors
@@ -106,9 +110,8 @@ def _local_model(
             "or a classifier.json in its folder, says that it does"
         )
 
-    def run(row: "Array") -> "Predictions":
-        outputs = model.run({tensors.inputs[0].name: row})
-        probabilities = classes_of(pictures, tensors, outputs)
-        return Predictions.of(probabilities, model.version, pictures.labels)
+    def run_model(inputs: "Sequence[Array]") -> "Sequence[Array]":
+        names = [each.name for each in tensors.inputs]
+        return model.run(dict(zip(names, inputs, strict=True)))
 
-    return pictures, run
+    return pack(handler_of(pictures), tensors), run_model

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,25 +11,28 @@ from typing import Any
 import numpy as np
 
 from digit_classifier import pictures
-from digit_classifier.methods import PredictionsEncoder, find_classifier, route_of
-from digit_classifier.pictures import read_digit
-from digit_classifier.predictions import DIGITS, Predictions, as_images
+from digit_classifier.handler import IMAGE, DigitPictures
+from digit_classifier.methods import route_of
+from digit_classifier.predictions import DIGITS, as_images
 from serving.config import ServerConfig
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import InvalidRequest, ModelNotFound, ServingError
+from serving.handlers.bound import Prepared
+from serving.handlers.handler import Handler
+from serving.handlers.picture_classifier import CLASS, LABEL, PROBABILITIES
 from serving.http_api import openapi
-from serving.http_api.http_application import Document
-from serving.http_api.pictures import (
+from serving.http_api.handler_path import (
     MAX_BODY_BYTES,
-    PICTURES,
-    REJECT_BELOW,
-    VERSION,
+    Answered,
+    Chosen,
+    HandlerPath,
+    Outputs,
+    Parameters,
     media_type,
-    option,
-    read_pictures,
-    share_of,
 )
+from serving.http_api.http_application import Document
+from serving.http_api.pictures import PICTURES, REJECT_BELOW, VERSION, option, share_of
 from serving.router import Route, Router
-from serving.tensors import Images, Signature
+from serving.tensors import Images
 from serving.transports.http_port import Exchange
 from serving.transports.http_routing import JSON, Answer, Endpoint, RoutedRequest, as_json
 
@@ -39,8 +43,7 @@ _ITEM_BYTES = 256
 
 _WRONG = {float: "floats (multiply 0..1 by 255)", str: "texts", bool: "booleans"}
 
-Read = Sequence[tuple[str, tuple[Images, float] | ServingError]]
-"""For each picture its name, and its image with a factor for the probabilities."""
+_HANDLER = DigitPictures()
 MODULES = (__name__, *pictures.modules())
 PAGES = {"/v1/digits": ("draw.html", "Draw a digit")}
 FILES = Path(__file__).parent / "files"
@@ -64,55 +67,58 @@ DIGIT = {
 """The schemas of an answer's fields."""
 
 
-class Digits:
+class Digits(HandlerPath):
     """Answers /v1/digits."""
-
-    def __init__(self, router: Router) -> None:
-        self._router = router
 
     def routes(self) -> list[Endpoint]:
         """Return the routes."""
-        return [Endpoint("POST", "/v1/digits", self._answer, _max_bytes, True, "HttpDigits")]
+        return [Endpoint("POST", "/v1/digits", self.answer, _max_bytes, True, "HttpDigits")]
 
-    async def _answer(self, call: Exchange) -> Answer:
+    def find(self, plan: RoutedRequest, share: float) -> Chosen:
+        """Choose the version of the digits' model."""
+        return choose(self.router, _HANDLER, share)
+
+    async def parameters(self, call: Exchange) -> Parameters:
+        """Return the options of the query."""
         reject_below = share_of(call.plan, "reject_below")
-        kind = call.plan.get("content-type")
-        read: Read
-        if media_type(kind) == JSON:
-            signature = find_classifier(self._router).model.image_signature
-            limit = self._router.batching.max_request_rows
-            images = await call.work(read_images, call.body, signature, limit, size=len(call.body))
-            read = [("", (image[None], 1.0)) for image in images]
-        else:
-            read = [each async for each in read_pictures(call, read_digit)]
+        return {"reject_below": reject_below, "with_image": "image" in call.plan.query}
+
+    async def answered(self, call: Exchange, parameters: Parameters) -> Answered:
+        """Have pictures handled, or images of JSON run."""
+        if media_type(call.plan.get("content-type")) != JSON:
+            return await super().answered(call, parameters)
+        limit, body = self.router.batching.max_request_rows, call.body
+        images = await call.work(read_images, body, limit, size=len(body))
         call.body = b""
-        digits = [each for _, each in read if not isinstance(each, ServingError)]
-        rows = None
-        if digits:
-            images_read, factors = zip(*digits, strict=True)
-            rows = (await classify(self._router, np.concatenate(images_read), call)).times(factors)
-        with_image = "image" in call.plan.query
-        size = len(read) * _ITEM_BYTES
-        return await call.work(write_report, read, rows, reject_below, with_image, size=size)
+        chosen = self.find(call.plan, random.random())
+        prepared = Prepared([images], _HANDLER.state_of(images, [1.0] * len(images)))
+        found, version = await self.finished(call, chosen, prepared, len(images), parameters)
+        return Answered(chosen, [("", found)], version)
+
+    async def write(self, call: Exchange, answered: Answered, parameters: Parameters) -> Answer:
+        """Write the digit of each picture or image."""
+        _, files, version = answered
+        found = [each for _, each in files if not isinstance(each, ServingError)]
+        size = _ITEM_BYTES * max(len(files), sum(len(each[CLASS]) for each in found))
+        return await call.work(write_report, files, version, *parameters.values(), size=size)
 
 
-async def classify(router: Router, images: Images, call: Exchange) -> Predictions:
-    """Classify images, in as many calls as a request's limit needs."""
-    route, limit = find_classifier(router), router.batching.max_request_rows
-    images = as_images(images, route.model.image_signature)
-    answers: list[Predictions] = []
-    for start in range(0, len(images), limit):
-        part = images[start : start + limit]
-        encoder = PredictionsEncoder(route, None, len(part))
-        answers.append(await call.run(part.tobytes(), encoder, call.deadline_s))
-    return Predictions.concatenate(answers)
+def choose(router: Router, handler: Handler, share: float) -> Chosen:
+    """Choose a version of the digits' model for a handler beside it.
+
+    Raises:
+        ModelNotFound: it is served no longer.
+    """
+    if (route := digits_route(router)) is None:
+        raise ModelNotFound("no classifier of digits is served")
+    return Chosen(handler, route, route.versions.choose(share))
 
 
 def _max_bytes(plan: RoutedRequest) -> int:
     return _JSON_BYTES if media_type(plan.get("content-type")) == JSON else MAX_BODY_BYTES
 
 
-def read_images(body: bytes, signature: Signature, limit: int) -> Images:
+def read_images(body: bytes, limit: int) -> Images:
     """Read the images of a JSON body.
 
     Raises:
@@ -127,39 +133,43 @@ def read_images(body: bytes, signature: Signature, limit: int) -> Images:
             pixels = chain.from_iterable(pixels)
         wrong = set(map(type, pixels)) - {int}  # which numpy would cut, or read as numbers
         if not wrong:
-            return as_images(array, signature, limit)
+            return as_images(array, DIGITS, limit)
         got = f", got {' and '.join(sorted(_WRONG.get(kind, 'others') for kind in wrong))}"
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         pass
     raise InvalidRequest(
         'expected JSON such as {"images": [[0, ..., 255], ...]}: N lists of '
-        f"{signature.image_bytes} integers from 0 to 255{got}"
+        f"{DIGITS.image_bytes} integers from 0 to 255{got}"
     )
 
 
 def write_report(
-    read: Read, rows: Predictions | None, reject_below: float, with_image: bool
+    files: Sequence[tuple[str, Outputs | ServingError]],
+    version: str | None,
+    reject_below: float,
+    with_image: bool,
 ) -> Answer:
     """Write the result for each picture, in order."""
     items: list[dict[str, Any]] = []
-    answers = iter(
-        [] if rows is None else zip(rows.digits, rows.labels, rows.probabilities, strict=True)
-    )
-    for name, found in read:
+    for name, found in files:
         item: dict[str, Any] = {"name": name} if name else {}
         if isinstance(found, ServingError):
-            item["error"] = str(found)
-        else:
-            digit, label, probabilities = next(answers)
-            item["digit"] = int(digit)
-            item["label"] = label
-            item["probability"] = round(float(probabilities[digit]), _NUM_DECIMALS)
-            item["probabilities"] = [round(float(p), _NUM_DECIMALS) for p in probabilities]
-            item["rejected"] = item["probability"] < reject_below
+            items.append(item | {"error": str(found)})
+            continue
+        columns = [found[each].tolist() for each in (CLASS, LABEL, PROBABILITIES)]
+        for digit, label, shares, image in zip(*columns, found[IMAGE], strict=True):
+            probabilities = [round(share, _NUM_DECIMALS) for share in shares]
+            facts = item | {
+                "digit": digit,
+                "label": label,
+                "probability": probabilities[digit],
+                "probabilities": probabilities,
+                "rejected": probabilities[digit] < reject_below,
+            }
             if with_image:
-                item["image"] = base64.b64encode(found[0].tobytes()).decode()
-        items.append(item)
-    return as_json({"model_version": None if rows is None else rows.model_version, "digits": items})
+                facts["image"] = base64.b64encode(image.tobytes()).decode()
+            items.append(facts)
+    return as_json({"model_version": version, "digits": items})
 
 
 def routes(router: Router, config: ServerConfig) -> Iterator[Endpoint]:

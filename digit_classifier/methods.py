@@ -4,7 +4,6 @@ from array import array
 
 from digit_classifier import wire
 from digit_classifier.pb.digits.v1 import digits_pb2
-from digit_classifier.predictions import Predictions
 from serving.batching.run import ResponseEncoder, Result, Target
 from serving.errors import ModelNotFound, ServingError
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, PrefixCache, Unary, frame
@@ -143,12 +142,3 @@ class _ClassEncoder(ResponseEncoder):
         parts = [each.partition(mark) for each in framed]
         self._starts, self._tail = tuple(start for start, _, _ in parts), parts[0][2]
         self._version = version
-
-
-class PredictionsEncoder(ResponseEncoder):
-    """Answers with predictions."""
-
-    def encode(self, result: Result, at: int, number: int) -> list[Predictions]:
-        step, labels = self.num_rows, result.signature.labels if result.signature else ()
-        rows = (result.part(at + i * step, step)[0] for i in range(number))
-        return [Predictions.of(each, result.version, labels) for each in rows]

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from serving.tensors import Images
 
 SIZE, CHANNELS = (28, 28), 1
-"""The images that `read` makes; see `serving.applications.PictureReader`."""
+"""The images that it makes; see `serving.applications.PictureTreatment`."""
+HANDLER = "digit_classifier.handler:DigitPictures"
 JUDGES = "digit_classifier.judges"
 """The group of the entry point `judge`, a `Judge`."""
 
@@ -40,13 +41,7 @@ class Judge(Protocol):
 
 def modules() -> Sequence[str]:
     """Return the imports of processes that find digits."""
-    return ("digit_classifier.normalizer", *modules_of(JUDGES))
-
-
-def read(source: str | Path | BinaryIO) -> "tuple[Images, float]":
-    """Find the digit of a picture; return its image, and the share of its answer that counts."""
-    image, factor = read_digit(source)
-    return image.reshape(*SIZE, CHANNELS), factor
+    return ("digit_classifier.handler", "digit_classifier.normalizer", *modules_of(JUDGES))
 
 
 def from_picture(source: str | Path | BinaryIO) -> "Images":

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Self, overload
 
 import numpy as np
@@ -142,11 +142,6 @@ class Predictions:
             parts[-1].model_version,
             parts[-1].class_labels,
         )
-
-    def times(self, factors: npt.ArrayLike) -> Self:
-        """Multiply each image's probabilities by a factor, for images that may have no class."""
-        column = np.asarray(factors, np.float32).reshape(-1, 1)
-        return replace(self, probabilities=self.probabilities * column)
 
     def to_dicts(self) -> list[dict[str, int | float]]:
         """Return `[{"digit": 7, "probability": 0.99}, ...]`, which `json.dumps` accepts."""

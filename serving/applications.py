@@ -10,13 +10,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from serving import entry_points
 from serving.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from serving.tensors import Images
 
 COMMANDS = "digit_serving.commands"
 """The group of entry points of modules that are a `Command`, by its name."""
@@ -25,7 +22,7 @@ HTTP = "digit_serving.http"
 GRPC = "digit_serving.grpc"
 """The same of a `GrpcService` (`serving.protocols.grpc_service`), by any name."""
 PICTURES = "digit_serving.pictures"
-"""The same of a `PictureReader`, by the `resize` of a classifier.json or manifest that names it."""
+"""The same of a `PictureTreatment`, by the `resize` of a description that names it."""
 MODELS = "digit_serving.models"
 """The group of entry points of repositories (a `Path` each), by the name of a model in it."""
 
@@ -53,8 +50,8 @@ class Command(Protocol):
         """
 
 
-class PictureReader(Protocol):
-    """A way to make pictures fit to a classifier's input: a module."""
+class PictureTreatment(Protocol):
+    """A way to make pictures fit to a classifier's input: a module with a handler."""
 
     @property
     def SIZE(self) -> tuple[int, ...]:  # noqa: N802
@@ -64,18 +61,12 @@ class PictureReader(Protocol):
     def CHANNELS(self) -> int:  # noqa: N802
         """1 for grey levels, 3 for red, green, blue."""
 
+    @property
+    def HANDLER(self) -> str:  # noqa: N802
+        """A subclass of `PictureClassifier` as "module:name", imported where pictures are read."""
+
     def modules(self) -> Sequence[str]:
         """Return the imports of processes that read pictures, before they are forked."""
-
-    def read(self, source: str | Path | BinaryIO, /) -> "tuple[Images, float]":
-        """Make an image of a picture: (height, width, channels) uint8.
-
-        Returns:
-            The image, and a factor for the probabilities: 1 if it surely shows what it should.
-
-        Raises:
-            InvalidRequest: it is no such picture.
-        """
 
 
 class BundledModel(NamedTuple):

@@ -272,7 +272,7 @@ class ModelFolder:
 
     def _get(self, version: str) -> LoadedModel | None:
         """Return a version, loaded now if it is new; None if it can't be served."""
-        fingerprint = self._fingerprint(version)
+        own, fingerprint = self._own_fingerprint(version), self._fingerprint(version)
         model, known = self._loaded.get(version, (None, None))
         # A version with a manifest is published once; others may be overwritten.
         has_manifest = os.path.exists(self.path / version / MANIFEST)
@@ -300,7 +300,7 @@ class ModelFolder:
                 raise
             self._refuse(version, str(err))
             return model
-        self._loaded[version] = new, fingerprint
+        self._loaded[version] = new, own | _imported_states(new)
         return new
 
     def _load(self, version: str) -> LoadedModel:
@@ -357,10 +357,16 @@ class ModelFolder:
             )
         return None
 
-    def _fingerprint(self, version: str) -> _Fingerprint:
+    def _own_fingerprint(self, version: str) -> _Fingerprint:
         """Return names, sizes and times of a version's files, and of its handler's."""
         found = _fingerprint(self.path, version)
         return found if self.handler is None else found | _states([self.handler.file])
+
+    def _fingerprint(self, version: str) -> _Fingerprint:
+        """Return the same with the files that its handler imports, as far as that is loaded."""
+        model, _ = self._loaded.get(version, (None, None))
+        own = self._own_fingerprint(version)
+        return own if model is None else own | _imported_states(model)
 
     def _refuse(self, version: str, reason: str) -> None:
         refusal = reason, self._fingerprint(version)
@@ -423,6 +429,12 @@ def _uses_of(model: LoadedModel) -> tuple[str, ...]:
     """Return the models that a version's handler calls."""
     uses: tuple[str, ...] = () if model.handler is None else model.handler.signature.uses
     return uses
+
+
+def _imported_states(model: LoadedModel) -> _Fingerprint:
+    """Return the states of the files that a version's handler imports from its folder."""
+    files = () if model.handler is None else model.handler.files
+    return _states(files) if files else frozenset()
 
 
 def text_of(err: Exception) -> str:

@@ -75,7 +75,7 @@ class BaseModel:
         precision: Precision = "fp32",
         *,
         batching: BatchingConfig | None = None,
-        handler: str | Path | type[Handler] | None = None,
+        handler: str | Path | Handler | type[Handler] | None = None,
         models: Mapping[str, Any] | None = None,
     ) -> Self:
         """Load a model, verify it, and check it.
@@ -95,8 +95,8 @@ class BaseModel:
                 on the CPU only, which "auto" means for it.
             batching: `max_batch_size` is the most rows in one run, where rows can be batched; the
                 queue's limits bind only a server.
-            handler: a subclass of `serving.Handler`, or its file: inputs and outputs are its own.
-                It runs in this process, on one thread at a time.
+            handler: a subclass of `serving.Handler`, an object of it, or its file: inputs and
+                outputs are its own. It runs in this process, on one thread at a time.
             models: the models that the handler calls by `self.models`, such as other `Model`s.
 
         Raises:
@@ -324,7 +324,7 @@ class AsyncModel(BaseModel):
         return calls
 
 
-def _alone(handler: str | Path | type[Handler], models: Mapping[str, Any]) -> LoadedModel:
+def _alone(handler: str | Path | Handler | type[Handler], models: Mapping[str, Any]) -> LoadedModel:
     """Load a handler that predicts without a model."""
     from serving.handlers.local import LocalHandler
     from serving.handlers.model import without_model

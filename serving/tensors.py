@@ -76,6 +76,10 @@ class Tensor:
         """Whether its elements are bytes, not texts."""
         return self.content in ("bytes", "picture")
 
+    def no_rows(self) -> Array:
+        """Return an array without a row."""
+        return np.zeros((0, *(max(0, size) for size in self.shape[1:])), self.dtype)
+
     @property
     def axes(self) -> list[str]:
         """The size of each axis, or its name; N and ? where the graph names none."""

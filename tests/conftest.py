@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from digit_classifier import Classifier
 from serving.client.client import BaseClient
@@ -26,6 +27,9 @@ from training.errors import DataError
 
 pytest_plugins = ["tests.unattended"]
 ROOT = Path(__file__).parents[1]
+# On a busy machine, drawing is slow, too: that is no fault.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 for name in [name for name in os.environ if name.startswith("SERVING_")]:

@@ -215,8 +215,8 @@ ORDER = {
         transports http_api client server cli __main__ launch __init__
     """,
     "digit_classifier": """
-        predictions normalizer pictures wire methods http remote local async_local classifier
-        async_classifier answers command
+        predictions normalizer pictures handler wire methods http remote local async_local
+        classifier async_classifier answers command
         __init__
     """,
     "digit_scoring": "files columns source output answers local ray command __init__",
@@ -225,8 +225,8 @@ ORDER = {
         __init__
     """,
     "digit_reader": """
-        facts ink text.cuts text.candidates detector text places numbers reader digit command http
-        __main__ __init__
+        facts ink text.cuts text.candidates detector text places numbers reader digit handler
+        command http __main__ __init__
     """,
     "experiments": "synthetic handwriting __main__ __init__",
     "benchmarks": """

@@ -239,7 +239,7 @@ def measured(
 
 
 def num_turns(num: int) -> int:
-    """Return how many measurements a round of so many candidates has, with the reference's."""
+    """Return the measurements in a round of `num` candidates, those of the reference included."""
     return num + math.ceil(num / _BETWEEN) + 1
 
 

@@ -1,16 +1,21 @@
 """/v1/numbers: pictures in, the numbers on them out; and the page that draws numbers."""
 
 import json
-import pickle
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from digit_classifier.http import DIGIT, OPTIONS, classify, digits_route
-from digit_classifier.predictions import Predictions
-from digit_reader.facts import MAX_LENGTH, number_facts
+from digit_classifier.http import DIGIT, OPTIONS, choose, digits_route
+from digit_reader.facts import MAX_LENGTH
+from digit_reader.handler import NumberPictures
 from serving.config import ServerConfig
 from serving.errors import ServingError
+from serving.http_api.handler_path import (
+    MAX_BODY_BYTES,
+    Answered,
+    Chosen,
+    HandlerPath,
+    Parameters,
+)
 from serving.http_api.http_application import Document
 from serving.http_api.openapi import (
     COUNT,
@@ -26,25 +31,16 @@ from serving.http_api.openapi import (
     some_of,
     text_of,
 )
-from serving.http_api.pictures import (
-    MAX_BODY_BYTES,
-    PICTURES,
-    VERSION,
-    option,
-    read_pictures,
-    share_of,
-)
+from serving.http_api.pictures import PICTURES, VERSION, option, share_of
 from serving.router import Router
-from serving.tensors import Images
 from serving.transports.http_port import Exchange
-from serving.transports.http_routing import Answer, Endpoint
+from serving.transports.http_routing import Answer, Endpoint, RoutedRequest
 
 MODULES = ("digit_reader.http", "digit_reader.numbers", "digit_reader.digit")
 PAGES: dict[str, tuple[str, str]] = {}  # reader.js makes the page of digits one of numbers
 FILES = Path(__file__).parent / "files"
 
-MAX_CANDIDATES = 4000
-"""The most candidates of a picture: some 400 digits, and a second of work."""
+_HANDLER = NumberPictures()
 _PATTERN = option(
     "pattern",
     "Only numbers that fit this regular expression are read, such as "
@@ -64,7 +60,7 @@ def routes(router: Router, config: ServerConfig) -> list[Endpoint]:
     """Return /v1/numbers; nothing if no model reads digits."""
     if digits_route(router) is None:
         return []
-    answer = partial(_answer, router)
+    answer = Numbers(router).answer
     return [Endpoint("POST", "/v1/numbers", answer, MAX_BODY_BYTES, True, "HttpNumbers")]
 
 
@@ -77,66 +73,44 @@ def describe(router: Router, config: ServerConfig) -> tuple[Document, Document]:
     return {"/v1/numbers": {"post": _numbers()}}, {"NumbersOfPictures": numbers}
 
 
-async def _answer(router: Router, call: Exchange) -> Answer:
-    query = call.plan.query
-    pattern = query["pattern"][-1] if "pattern" in query else None
-    if pattern is not None:
-        await call.work(check_pattern, pattern)
-    options = share_of(call.plan, "reject_below"), "image" in query, "drawing" in query, pattern
-    items, version = [], None
-    async for name, found in read_pictures(call, find):
-        images, reading = (None, found) if isinstance(found, ServingError) else found
-        answer = None
-        if images is not None and len(images):
-            answer = await classify(router, images, call)
-            version = answer.model_version
-        items.append(await call.work(write_item, name, reading, answer, *options))
-    head = json.dumps({"model_version": version}, separators=(",", ":"))
-    return Answer(f'{head[:-1]},"pictures":[{",".join(items)}]}}'.encode())
+class Numbers(HandlerPath):
+    """Answers /v1/numbers."""
 
+    def find(self, plan: RoutedRequest, share: float) -> Chosen:
+        """Choose the version of the digits' model."""
+        return choose(self.router, _HANDLER, share)
 
-# The rest of a request is work in other processes. This one, the loop's, imports no Pillow and no
-# SciPy for it, so functions import what they need, and a `Reading` comes and goes as bytes.
+    async def parameters(self, call: Exchange) -> Parameters:
+        """Return the options of the query."""
+        query = call.plan.query
+        pattern = query["pattern"][-1] if "pattern" in query else None
+        if pattern is not None:
+            await call.work(check_pattern, pattern)
+        return {
+            "reject_below": share_of(call.plan, "reject_below"),
+            "image": "image" in query,
+            "drawing": "drawing" in query,
+            "pattern": pattern,
+        }
+
+    async def write(self, call: Exchange, answered: Answered, parameters: Parameters) -> Answer:
+        """Write the numbers of each picture, which are JSON already."""
+        items = []
+        for name, found in answered.files:
+            head = f'"name":{json.dumps(name)},' if name else ""
+            if isinstance(found, ServingError):
+                items.append(f'{{{head}"error":{json.dumps(str(found))}}}')
+            else:
+                items.append(f'{{{head}"numbers":{found["numbers"][0]}}}')
+        version = json.dumps(answered.version)
+        return Answer(f'{{"model_version":{version},"pictures":[{",".join(items)}]}}'.encode())
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse what is no pattern: see `of_rows`."""
-    from digit_reader.text.pattern import of_rows
+    """Refuse what is no pattern, in a process: see `of_rows`."""
+    from digit_reader.text.pattern import of_rows  # which the loop's process does without
 
     of_rows(pattern)
-
-
-def find(source: BinaryIO) -> tuple[Images, bytes]:
-    """Find what may be digits in a picture: the images to classify, and a pickled `Reading`."""
-    from digit_reader.reader import find_candidates
-
-    reading = find_candidates(source, MAX_CANDIDATES)
-    return reading.images, pickle.dumps(reading)
-
-
-def write_item(
-    name: str,
-    pickled: bytes | ServingError,
-    answer: Predictions | None,
-    reject_below: float,
-    with_images: bool,
-    is_drawing: bool,
-    pattern: str | None,
-) -> str:
-    """Write the numbers of a picture as JSON."""
-    item: dict[str, Any] = {"name": name} if name else {}
-    if isinstance(pickled, ServingError):
-        item["error"] = str(pickled)
-    else:
-        numbers = []
-        if answer is not None:
-            reading = pickle.loads(pickled)
-            read = reading.drawn_numbers if is_drawing else reading.numbers
-            if pattern is not None:
-                read = partial(reading.fitting_numbers, pattern=pattern)
-            numbers = read(answer.probabilities)
-        item["numbers"] = [number_facts(n, reject_below, with_images=with_images) for n in numbers]
-    return json.dumps(item, separators=(",", ":"))
 
 
 def _numbers() -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from PIL import Image
 
 from digit_classifier import Classifier
 from digit_reader import read_numbers
+from digit_reader.handler import NumberPictures
 from experiments.synthetic.strings import compose
+from serving import Model
 from tests.digit_classifier.http.test_digits import form
 from tests.serving.http.peer import HttpPeer
 from training.data.mnist import Mnist
@@ -106,3 +110,15 @@ def test_several_digits_are_no_digit(page: bytes, http: HttpPeer) -> None:
     reply = http.post("/v1/digits", page)
     assert reply.status == 400
     assert reply.json["detail"].startswith("expected one digit, found 5")
+
+
+def test_handler_answers_the_same_in_process(page: bytes, http: HttpPeer, models: Path) -> None:
+    served = http.post("/v1/numbers?reject_below=0.9&image", page).json["pictures"][0]["numbers"]
+    with Model.load(models / "digits", device="cpu", handler=NumberPictures) as model:
+        options = {"reject_below": 0.9, "image": True}
+        found = model.infer({"picture": [page, page]}, parameters=options)
+    texts = found["numbers"].tolist()
+    assert [[number["text"] for number in json.loads(text)] for text in texts] == [
+        [number["text"] for number in served]
+    ] * 2
+    assert json.loads(texts[0])[0]["digits"][0]["image"] == served[0]["digits"][0]["image"]

@@ -179,9 +179,9 @@ def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any
                 f"{source}: expected an array (.npy) or JSON for {tensor}; pictures are for models "
                 "with a classifier.json, or with --input image"
             ) from err
-    from serving.pictures.reader import picture_row
+    from serving.handlers.picture_classifier import handler_of
 
-    return picture_row(pictures, io.BytesIO(content))[0]
+    return handler_of(pictures).preprocess([content])[0]
 
 
 def _filled(how: str, tensor: Tensor, shape: tuple[int, ...]) -> Array:

@@ -37,7 +37,7 @@ def load_with_pictures(
     path = path or find(config.models, config.model)
     model = load_model(path, config.version, config.device, config.precision)
     try:
-        return model, inputs.of(model.manifest, model.tensors)
+        return model, inputs.of(model)
     except ValueError as err:
         raise ConfigurationError(f"{path}: {err}") from err
 

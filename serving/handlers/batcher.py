@@ -483,7 +483,7 @@ class HandlerBatcher:
         trip.arrays, trip.phase, trip.step = (), Phase.RUNNING, POSTPROCESS
         num_rows = len(arrays[0]) if tensors.is_batchable and arrays else 1
         if not num_rows:  # a page without a crop
-            self._have_run(trip, [_empty(each.shape, each.dtype) for each in tensors.outputs])
+            self._have_run(trip, [each.no_rows() for each in tensors.outputs])
             return
         message = arrays[0].tobytes() if tensors.row_bytes else tuple(arrays)
         encoder = PartsEncoder(network, None, num_rows)
@@ -662,10 +662,6 @@ class Parts(NamedTuple):
     decoder: Callable[[], Decoder]
     on_block: Callable[[], object]
     """Called when it may have become able to serve, or unable."""
-
-
-def _empty(shape: Sequence[int], dtype: Any) -> Array:
-    return np.zeros((0, *(max(0, size) for size in shape[1:])), dtype)
 
 
 class _Run:

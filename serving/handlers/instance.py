@@ -28,31 +28,32 @@ class Instance:
     """One object of a handler's class; used by one thread at a time."""
 
     def __init__(
-        self, handler: type[Handler], network: TensorSignature | None, models: Models
+        self, handler: type[Handler] | Handler, network: TensorSignature | None, models: Models
     ) -> None:
         """Check the class and make an object; `setup` comes next.
 
         Args:
-            handler: the class.
+            handler: the class, or an object that nobody else uses.
             network: the inputs and outputs of the model between its methods; None without one.
             models: the other models.
 
         Raises:
             ConfigurationError: the class can't be used, alone or with this model.
         """
-        self.signature: HandlerSignature = signature_of(handler)
+        own = handler if isinstance(handler, type) else type(handler)
+        self.signature: HandlerSignature = signature_of(own)
         self._network = network
         methods = self.signature.methods
         self._by_name = dict.fromkeys(methods, True)
         for name, kinds in ((PREPROCESS, self.signature.inputs), (PREDICT, self.signature.inputs)):
             if name in methods:
-                self._by_name[name] = require_names(handler, name, tuple(kinds or ()))
+                self._by_name[name] = require_names(own, name, tuple(kinds or ()))
         if POSTPROCESS in methods and network is not None:
             names = tuple(each.name for each in network.outputs)
-            self._by_name[POSTPROCESS] = require_names(handler, POSTPROCESS, names)
-        self._handler = handler()
+            self._by_name[POSTPROCESS] = require_names(own, POSTPROCESS, names)
+        self._handler = handler() if isinstance(handler, type) else handler
         self._handler.models = models
-        self._options = {name: _named_by(getattr(handler, name)) for name in methods}
+        self._options = {name: _named_by(getattr(own, name)) for name in methods}
 
     def setup(self, folder: Path) -> None:
         """Call the handler's `setup`."""

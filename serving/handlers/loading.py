@@ -141,12 +141,30 @@ def load(source: HandlerSource) -> type[Handler]:
     )
 
 
-def _imported(file: Path) -> ModuleType:
-    """Import a file: as part of its package, if it is in one."""
+def imported_beside(file: Path) -> list[Path]:
+    """Return the files that a handler's file has imported from its folder, or its package's."""
+    root, _ = _root_of(file)
+    found = []
+    for name, module in [*sys.modules.items()]:
+        path = Path(getattr(module, "__file__", None) or "")
+        is_own = path.is_relative_to(root) and "site-packages" not in path.parts
+        if is_own and path != file and name.partition(".")[0] != "serving":
+            found.append(path)
+    return sorted(found)
+
+
+def _root_of(file: Path) -> tuple[Path, list[str]]:
+    """Return the folder to import a file from, and the parts of its module's name."""
     root, names = file.parent, [file.stem]
     while (root / "__init__.py").is_file():
         names.insert(0, root.name)
         root = root.parent
+    return root, names
+
+
+def _imported(file: Path) -> ModuleType:
+    """Import a file: as part of its package, if it is in one."""
+    root, names = _root_of(file)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     if len(names) > 1:

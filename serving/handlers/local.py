@@ -37,9 +37,11 @@ class OtherModels:
 class LocalHandler:
     """An object of a handler, used by one thread at a time."""
 
+    files: Sequence[Path] = ()
+
     def __init__(
         self,
-        handler: str | Path | type[Handler],
+        handler: str | Path | Handler | type[Handler],
         network: TensorSignature | None,
         folder: Path | None,
         models: Mapping[str, Any],
@@ -47,7 +49,7 @@ class LocalHandler:
         """Import the handler and call its `setup`.
 
         Args:
-            handler: a class, or FILE.py or FILE.py:CLASS.
+            handler: a class, an object of one, or FILE.py or FILE.py:CLASS.
             network: the inputs and outputs of the model; None without one.
             folder: for `setup`; None for that of the handler's file.
             models: the other models, by name.
@@ -55,11 +57,12 @@ class LocalHandler:
         Raises:
             ConfigurationError: it can't be used.
         """
-        if isinstance(handler, type):
-            found, home = handler, Path()
-        else:
+        found: Handler | type[Handler]
+        if isinstance(handler, str | Path):
             source = HandlerSource.of(handler)
             found, home = load(source), source.file.parent
+        else:
+            found, home = handler, Path()
         self._instance = Instance(found, network, OtherModels(models))
         self.signature: HandlerSignature = self._instance.signature
         require_model(self.signature, has_model=network is not None)
@@ -101,10 +104,7 @@ class LocalHandler:
         if PREPROCESS in self.signature.methods:
             arrays, state = self._call(self._instance.preprocess, arrays, options)
         if self._network.is_batchable and not len(arrays[0]):
-            outputs: Sequence[Array] = [
-                np.zeros((0, *(max(0, size) for size in each.shape[1:])), each.dtype)
-                for each in self._network.outputs
-            ]
+            outputs: Sequence[Array] = [each.no_rows() for each in self._network.outputs]
         else:
             names = [each.name for each in self._network.inputs]
             outputs = run_model(dict(zip(names, arrays, strict=True)))

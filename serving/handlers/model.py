@@ -29,6 +29,8 @@ class LoadedHandler:
     """The inputs and outputs for callers."""
     program: Program
     """What its processes run."""
+    files: Sequence[Path] = ()
+    """Those beside the handler's that it has imported."""
     first: list[HandlerProcess] = field(default_factory=list)
     """The process that has started with the loading, until it is taken."""
 
@@ -118,7 +120,7 @@ def loaded(program: Program) -> LoadedHandler:
         first.kill()
         raise
     tensors = first.signature.tensors(program.network)
-    return LoadedHandler(first.signature, tensors, program, [first])
+    return LoadedHandler(first.signature, tensors, program, first.files, [first])
 
 
 def require_model(signature: HandlerSignature, *, has_model: bool) -> None:

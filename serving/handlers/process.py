@@ -59,10 +59,16 @@ class HandlerProcess:
     """A process that has imported its handler and called `setup`; of the owner's thread."""
 
     def __init__(
-        self, popen: "subprocess.Popen[bytes]", sock: socket.socket, signature: HandlerSignature
+        self,
+        popen: "subprocess.Popen[bytes]",
+        sock: socket.socket,
+        signature: HandlerSignature,
+        files: Sequence[Path],
     ) -> None:
         """Take over a process that is ready; `attach` comes next."""
         self.signature = signature
+        self.files = files
+        """Those beside the handler's that it has imported."""
         self.started_s = time.monotonic()
         self._popen, self._socket = popen, sock
         self._reader = FrameReader(sock)
@@ -270,7 +276,8 @@ def _ready(
     answer = found[0].head
     if answer["kind"] != "ready":
         raise ConfigurationError(answer["text"])
-    return HandlerProcess(popen, sock, HandlerSignature.of(answer["signature"]))
+    signature, files = HandlerSignature.of(answer["signature"]), [*map(Path, answer["files"])]
+    return HandlerProcess(popen, sock, signature, files)
 
 
 def _log_lines(popen: "subprocess.Popen[bytes]", model: str) -> None:

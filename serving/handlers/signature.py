@@ -173,6 +173,8 @@ def require_names(handler: type[Handler], method: str, names: tuple[str, ...]) -
     takes_any = inspect.Parameter.VAR_KEYWORD in kinds
     if required <= set(names) and (takes_any or set(names) <= own):
         return True
+    if kinds == {inspect.Parameter.VAR_POSITIONAL}:
+        return False
     positional = [
         each
         for each in parameters

@@ -23,7 +23,7 @@ from serving.handlers import frames
 from serving.handlers.frames import Frame, FrameReader
 from serving.handlers.instance import Instance
 from serving.handlers.kinds import WrongValue
-from serving.handlers.loading import HandlerSource, line_of, load
+from serving.handlers.loading import HandlerSource, imported_beside, line_of, load
 from serving.handlers.signature import PREDICT, PREPROCESS
 from serving.tensors import Array, Outputs, Tensor, TensorSignature, to_array
 
@@ -159,7 +159,7 @@ class _LogLines(logging.Handler):
 
 
 def _end_with_server(sock: socket.socket) -> None:
-    """End this process once the server has gone, whatever the handler does meanwhile."""
+    """End this process once the server has gone, even if the handler hangs."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     poll.poll()
@@ -188,7 +188,8 @@ def main() -> NoReturn:
             sys.stderr.flush()
         server.send({"kind": "failed", "text": line_of(err, source.file)})
         os._exit(1)
-    server.send({"kind": "ready", "signature": instance.signature.document()})
+    files = [str(each) for each in imported_beside(source.file)]
+    server.send({"kind": "ready", "signature": instance.signature.document(), "files": files})
     try:
         _Worker(server, instance).run()
     except (EOFError, OSError):

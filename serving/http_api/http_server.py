@@ -30,7 +30,11 @@ _BACKLOG = 256
 _MAX_CONNECTIONS = 1024
 _SHARE_OF_FILES = 0.25
 """HTTP's share of the file descriptors."""
-_MODULES = ("serving.http_api.inference", "serving.protocols.oip.typed")
+_MODULES = (
+    "serving.http_api.inference",
+    "serving.http_api.handler_path",
+    "serving.protocols.oip.typed",
+)
 
 
 class HttpServer:

@@ -55,7 +55,7 @@ class Models:
 
     def _facts(self, route: Route, model: LoadedModel, access: Access) -> dict[str, Any]:
         versions, tensors = route.versions, model.tensors
-        pictures = self._inputs.find(model.manifest, tensors)
+        pictures = self._inputs.find(model)
         is_default = model.version == versions.default_version
         roles = [label for label, version in versions.labels.items() if version == model.version]
         if versions.canary is not None and versions.canary.version == model.version:

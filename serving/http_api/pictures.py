@@ -1,45 +1,33 @@
-"""Pictures of any classifier over HTTP: how a body is read, and /v1/models/NAME/classify."""
+"""Pictures of any classifier over HTTP: /v1/models/NAME/classify, and what such paths share."""
 
-import io
-import logging
-import random
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-
 from serving.config import ServerConfig
-from serving.errors import DeadlineExceeded, InvalidRequest, ServingError
+from serving.errors import InvalidRequest, ServingError
+from serving.handlers.picture_classifier import PROBABILITIES, handler_of
 from serving.http_api import openapi
+from serving.http_api.handler_path import (
+    MAX_BODY_BYTES,
+    Answered,
+    Chosen,
+    HandlerPath,
+    Parameters,
+)
 from serving.http_api.http_application import Document
-from serving.model.loaded import LoadedModel
 from serving.model.picture_inputs import PictureInputs
-from serving.model.preprocessing import Preprocessing, classes_of
-from serving.pictures.reader import modules, picture_row
-from serving.protocols.method import Rows
+from serving.pictures.reader import modules
 from serving.router import Router
-from serving.tensors import Array, Probabilities
+from serving.tensors import Probabilities
 from serving.transports.http_port import Exchange
 from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_json
 
-MAX_BODY_BYTES = 32 << 20
-"""Pictures of one request, such as a phone's of 48 megapixels."""
-MAX_PICTURES = 100
-MAX_FORM_S = 20.0
-"""The time for the pictures of a form."""
-_FORM = "multipart/form-data"
-logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a warning for each bad form
-
-_Made = TypeVar("_Made")
 TOP = 5
 """The most probable classes that an answer has, unless `top` says another number."""
 _NUM_DECIMALS = 6
-MODULES = (__name__, *modules())
+MODULES = ("serving.handlers.picture_classifier", *modules())
 PAGES: dict[str, tuple[str, str]] = {}
 FILES = Path(__file__).parent / "files"
 VERSION = {"type": ["string", "null"]}
@@ -55,114 +43,6 @@ PICTURES = {
     "application/octet-stream": {"schema": _PICTURE},
     **{f"image/{kind}": {"schema": _PICTURE} for kind in ("png", "jpeg", "webp", "gif", "tiff")},
 }
-
-
-async def read_pictures(
-    call: Exchange, read: Callable[[BinaryIO], _Made]
-) -> AsyncIterator[tuple[str, _Made | ServingError]]:
-    """Read the pictures of a body: the files of a form, or the body itself.
-
-    Each is read once the one before is answered, so that other callers have their turn.
-
-    Args:
-        call: the request.
-        read: such as `from_picture`; called in a process.
-
-    Yields:
-        The name of each, and its image, or in a form the reason if there is none.
-
-    Raises:
-        InvalidRequest: the form is malformed, has no file or too many, or the body is empty, or the
-            only picture can't be read.
-    """
-    body, kind = call.body, call.plan.get("content-type")
-    if media_type(kind) != _FORM:
-        if not body:
-            raise InvalidRequest("expected a picture, got an empty body")
-        yield "", await call.work(_read, read, body)
-        return
-    end_s = time.monotonic() + MAX_FORM_S
-    for name, start, end in await call.work(find_files, body, kind):
-        if time.monotonic() > end_s:
-            raise DeadlineExceeded(f"the pictures of a form take more than {MAX_FORM_S:g} s")
-        try:
-            yield name, await call.work(_read, read, body[start:end])
-        except InvalidRequest as err:
-            yield name, err
-
-
-def _read(read: Callable[[BinaryIO], _Made], content: bytes) -> _Made:
-    return read(io.BytesIO(content))
-
-
-def find_files(body: bytes, kind: str) -> list[tuple[str, int, int]]:
-    """Find a form's files: the name of each, and where in the body it begins and ends."""
-    form = _Form(body)
-    try:
-        boundary = parse_options_header(kind)[1][b"boundary"]
-        parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
-        parser.write(body)
-        parser.finalize()
-    except (FormParserError, KeyError, ValueError) as err:
-        reason = " ".join(str(err).split())[:80]
-        raise InvalidRequest(f"expected a form with pictures: {reason}") from err
-    if not form.files:
-        raise InvalidRequest("expected a form with at least 1 file, got none")
-    return form.files
-
-
-class _Form:
-    """Finds the parts of a form."""
-
-    def __init__(self, body: bytes) -> None:
-        self.files: list[tuple[str, int, int]] = []
-        self._body = body
-        self._num_parts = 0
-
-    def callbacks(self) -> dict[str, Callable[..., None]]:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._add_to_field,
-            "on_header_value": self._add_to_value,
-            "on_header_end": self._end_header,
-            "on_part_data": self._add,
-            "on_part_end": self._end,
-        }
-
-    def _begin(self) -> None:
-        self._num_parts += 1
-        if self._num_parts > MAX_PICTURES:
-            raise ValueError(f"more than {MAX_PICTURES} parts")
-        self._field = self._value = b""
-        self._name: str | None = None
-        self._start, self._size = 0, 0
-
-    def _add_to_field(self, data: bytes, start: int, end: int) -> None:
-        self._field += data[start:end]
-
-    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _end_header(self) -> None:
-        if self._field.lower() == b"content-disposition":
-            options = parse_options_header(self._value)[1]
-            if b"filename" in options:
-                self._name = options[b"filename"].decode("utf-8", "replace")
-        self._field = self._value = b""
-
-    def _add(self, data: bytes, start: int, end: int) -> None:
-        if data is self._body and not self._start:  # else it only begins like a boundary
-            self._start = start - self._size
-        self._size += end - start
-
-    def _end(self) -> None:
-        if self._name is not None:
-            self.files.append((self._name, self._start, self._start + self._size))
-
-
-def media_type(kind: str) -> str:
-    """Return the type of a body, such as image/png."""
-    return kind.partition(";")[0].strip().lower()
 
 
 def share_of(plan: RoutedRequest, name: str) -> float:
@@ -181,63 +61,50 @@ def share_of(plan: RoutedRequest, name: str) -> float:
     return share
 
 
-class Classes:
+class Classes(HandlerPath):
     """Answers /v1/models/NAME/classify."""
 
     def __init__(self, router: Router, inputs: PictureInputs) -> None:
-        self._router = router
+        super().__init__(router)
         self._inputs = inputs
 
     def routes(self) -> list[Endpoint]:
         """Return the routes, with and without a version."""
         paths = ("/v1/models/{name}/classify", "/v1/models/{name}/versions/{version}/classify")
         return [
-            Endpoint("POST", path, self._answer, MAX_BODY_BYTES, True, "HttpClassify")
+            Endpoint("POST", path, self.answer, MAX_BODY_BYTES, True, "HttpClassify")
             for path in paths
         ]
 
-    async def _answer(self, call: Exchange) -> Answer:
-        reject_below, top = share_of(call.plan, "reject_below"), _top_of(call.plan)
-        share = random.random()  # a canary has all of a form's pictures, or none
-        model, pictures, read = await self._read(call, share)
+    def find(self, plan: RoutedRequest, share: float) -> Chosen:
+        """Choose the handler of a version: others take pictures of other sizes."""
+        name, asked = plan.params["name"], plan.params.get("version")
+        route = self.router.find(name)
+        model = route.versions.find(asked) if asked else route.versions.choose(share)
+        pictures = self._inputs.find(model)
+        if pictures is None:
+            raise InvalidRequest(f"model {name!r} is not known to classify pictures")
+        return Chosen(handler_of(pictures), route, model)
+
+    async def parameters(self, call: Exchange) -> Parameters:
+        """Return the options of the query."""
+        return {"reject_below": share_of(call.plan, "reject_below"), "top": _top_of(call.plan)}
+
+    async def write(self, call: Exchange, answered: Answered, parameters: Parameters) -> Answer:
+        """Write the most probable classes of each picture."""
+        chosen = answered.chosen
+        assert chosen.model is not None
         items: list[dict[str, Any]] = []
-        for name, picture in read:
+        for name, found in answered.files:
             item: dict[str, Any] = {"name": name} if name else {}
-            if isinstance(picture, ServingError):
-                items.append(item | {"error": str(picture)})
+            if isinstance(found, ServingError):
+                items.append(item | {"error": str(found)})
                 continue
-            row, factor = picture
-            found = await self._classified(model, pictures, row, call)
-            items.append(item | _facts(found[0] * factor, pictures.labels, top, reject_below))
+            labels = chosen.handler.description.labels
+            items.append(item | _facts(found[PROBABILITIES][0], labels, **parameters))
         name = call.plan.params["name"]
-        return as_json({"model_name": name, "model_version": model.version, "pictures": items})
-
-    async def _read(
-        self, call: Exchange, share: float
-    ) -> tuple[
-        LoadedModel, Preprocessing, Sequence[tuple[str, tuple[Array, float] | ServingError]]
-    ]:
-        """Read the pictures for the version that will classify them: others take other sizes."""
-        name, asked = call.plan.params["name"], call.plan.params.get("version")
-        while True:
-            versions = self._router.find(name).versions
-            model = versions.find(asked) if asked else versions.choose(share)
-            pictures = self._inputs.find(model.manifest, model.tensors)
-            if pictures is None:
-                raise InvalidRequest(f"model {name!r} is not known to classify pictures")
-            read = partial(picture_row, pictures)
-            rows = [each async for each in read_pictures(call, read)]
-            if self._router.find(name).versions.versions.get(model.version) is model:
-                call.body = b""
-                return model, pictures, rows  # else another one took over meanwhile
-
-    async def _classified(
-        self, model: LoadedModel, pictures: Preprocessing, row: Array, call: Exchange
-    ) -> Probabilities:
-        target = self._router.find(call.plan.params["name"]).find(model.version)
-        message = row.tobytes() if model.tensors.row_bytes else (row,)
-        outputs, _ = await call.run(message, Rows(target, None, 1), call.deadline_s)
-        return classes_of(pictures, model.tensors, outputs)
+        version = chosen.model.version
+        return as_json({"model_name": name, "model_version": version, "pictures": items})
 
 
 def _facts(
@@ -265,8 +132,7 @@ def _top_of(plan: RoutedRequest) -> int:
 def routes(router: Router, config: ServerConfig) -> Iterator[Endpoint]:
     """Return the paths that classify pictures; none if no model takes any."""
     inputs = PictureInputs(is_image=config.input == "image", labels=config.labels)
-    models = {each.name: (each.model.manifest, each.tensors) for each in router.routes.values()}
-    inputs.require_one(models)
+    inputs.require_one({each.name: each.model for each in router.routes.values()})
     yield from Classes(router, inputs).routes()
 
 
@@ -275,7 +141,7 @@ def describe(router: Router, config: ServerConfig) -> tuple[Document, Document]:
     inputs = PictureInputs(is_image=config.input == "image", labels=config.labels)
     paths: Document = {}
     for name, route in router.routes.items():
-        if inputs.find(route.model.manifest, route.tensors) is not None:
+        if inputs.find(route.model) is not None:
             paths[f"/v1/models/{quote(name)}/classify"] = {"post": _classes()}
     answer = openapi.object_of(
         "model_name model_version pictures",

@@ -1,7 +1,8 @@
 """A version of a model that was loaded and checked: all that the server needs to run it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from serving.config import BatchingConfig, Device, Precision
@@ -32,6 +33,10 @@ class Around(Protocol):
     """The inputs and outputs for callers."""
     signature: Any
     """A `HandlerSignature`."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Those beside the handler's file that it has imported, as far as they are known."""
 
     def close(self) -> None:
         """End it, if it is not served."""
@@ -83,6 +88,12 @@ class LoadedModel:
     def pictures(self) -> "Preprocessing | None":
         """How pictures become its input, and the names of its classes; None if it takes none."""
         return None if self.handler is not None else self.manifest.pictures
+
+    @property
+    def backend(self) -> str:
+        """What answers: "python" for a handler that predicts alone, else "onnxruntime"."""
+        is_alone = self.handler is not None and not self.handler.signature.needs_model
+        return "python" if is_alone else "onnxruntime"
 
     @property
     def class_labels(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.errors import ConfigurationError
+from serving.model.loaded import LoadedModel
 from serving.model.manifest import Manifest
 from serving.model.preprocessing import Preprocessing, of_graph
 from serving.model.repository import CLASSIFIER
@@ -49,36 +50,36 @@ class PictureInputs:
     labels: tuple[str, ...] = ()
     """The names of their classes."""
 
-    def of(self, manifest: Manifest, tensors: TensorSignature) -> Preprocessing | None:
+    def of(self, model: LoadedModel) -> Preprocessing | None:
         """Return how pictures become a model's input; None if it takes none.
 
         Raises:
             ValueError: it can't take pictures, though the command line says that it does.
         """
-        pictures = manifest.pictures
-        if not self.is_image or manifest.signature is not None:
+        pictures = model.pictures
+        if not self.is_image or model.manifest.signature is not None:
             return pictures
         if pictures is None:
-            return of_graph(tensors, {"labels": self.labels})
+            return of_graph(model.tensors, {"labels": self.labels})
         return replace(pictures, labels=pictures.labels or self.labels)
 
-    def find(self, manifest: Manifest, tensors: TensorSignature) -> Preprocessing | None:
+    def find(self, model: LoadedModel) -> Preprocessing | None:
         """Return the same; None, too, if it can't take pictures."""
         try:
-            return self.of(manifest, tensors)
+            return self.of(model)
         except ValueError:
             return None
 
-    def require_one(self, models: Mapping[str, tuple[Manifest, TensorSignature]]) -> None:
+    def require_one(self, models: Mapping[str, LoadedModel]) -> None:
         """Check that the command line is right about a model, if it says something.
 
         Raises:
             ConfigurationError: it is about none.
         """
         reasons = []
-        for name, (manifest, tensors) in models.items():
+        for name, model in models.items():
             try:
-                if manifest.signature is None and self.of(manifest, tensors):
+                if model.manifest.signature is None and self.of(model):
                     return
             except ValueError as err:
                 reasons.append(f"model {name}: {err}")

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from serving.applications import PICTURES, PictureReader, installed
+from serving.applications import PICTURES, PictureTreatment, installed
 from serving.errors import ModelError
 from serving.tensors import (
     MAX_LABEL,
@@ -23,7 +23,7 @@ LAYOUTS = {"flat": "P", "NHW": "HW", "NHWC": "HWC", "NCHW": "CHW"}
 """Orders of the axes: N the batch, H height, W width, C channels. "flat" is NHWC in one row."""
 RESIZES = ("stretch", "pad", "crop")
 """The treatment of pictures of other proportions: stretched; made to fit, between black bars; cut
-to their middle. Applications add others: see `PictureReader`."""
+to their middle. Applications add others: see `PictureTreatment`."""
 _DTYPES = {"UINT8": "uint8", "FP32": "float32"}
 _MAX_SIDE = 4096
 _SUM_TOLERANCE = 1e-3
@@ -53,7 +53,7 @@ class Preprocessing:
     std: tuple[float, ...] = ()
     """Then divided by, of each channel."""
     resize: str = "stretch"
-    """One of RESIZES, or the name of an application's `PictureReader`."""
+    """One of RESIZES, or the name of an application's `PictureTreatment`."""
     invert: bool = False
     """Whether pictures that are mostly light are inverted: the model knows light ink on dark."""
     labels: tuple[str, ...] = ()
@@ -77,13 +77,13 @@ class Preprocessing:
         check("std", 0 not in self.std, "numbers other than 0")
         is_raw = self.scale == 1 and not self.mean and not self.std
         check("dtype", is_raw or self.dtype == "float32", "float32 where levels are scaled")
-        reader = self.reader
-        known = self.resize in RESIZES or reader is not None
+        own = treatment_of(self.resize)
+        known = self.resize in RESIZES or own is not None
         if not known:
             check("resize", known, _any_of((*RESIZES, *installed(PICTURES))))
-        if reader is not None:
-            check("size", self.size == tuple(reader.SIZE), f"that of {self.resize}, {reader.SIZE},")
-            check("channels", self.channels == reader.CHANNELS, f"{reader.CHANNELS}")
+        if own is not None:
+            check("size", self.size == tuple(own.SIZE), f"that of {self.resize}, {own.SIZE},")
+            check("channels", self.channels == own.CHANNELS, f"{own.CHANNELS}")
         check("invert", type(self.invert) is bool, "true or false")
         are_labels = isinstance(self.labels, tuple) and all(map(is_label, self.labels))
         check("labels", are_labels, f"texts of 1 to {MAX_LABEL} printable characters")
@@ -103,14 +103,6 @@ class Preprocessing:
             name: tuple(each) if isinstance(each, list) else each for name, each in document.items()
         }
         return cls(**facts)
-
-    @property
-    def reader(self) -> PictureReader | None:
-        """The application's reader of pictures; None for a usual treatment, or without one."""
-        reader: PictureReader | None = None
-        if self.resize not in RESIZES:
-            reader = installed(PICTURES).get(str(self.resize))
-        return reader
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -141,6 +133,14 @@ class Preprocessing:
         return np.ascontiguousarray(values.reshape(1, *self.row_shape))
 
 
+def treatment_of(resize: str) -> PictureTreatment | None:
+    """Return an application's way to make pictures fit; None for one of RESIZES, or an unknown."""
+    own: PictureTreatment | None = None
+    if resize not in RESIZES:
+        own = installed(PICTURES).get(str(resize))
+    return own
+
+
 def is_known(document: Mapping[str, Any]) -> bool:
     """Return whether a description's way to make pictures fit is known here, or malformed."""
     resize = document.get("resize", RESIZES[0])
@@ -153,8 +153,8 @@ def of_signature(
     """Return how pictures become a signature's images, as a manifest says it.
 
     Returns:
-        None if images of this shape are no pictures, or a manifest names a reader of pictures that
-        no application has here.
+        None if images of this shape are no pictures, or a manifest names a treatment that no
+        application has here.
 
     Raises:
         ValueError: a field is wrong, or doesn't fit the signature.
@@ -213,15 +213,13 @@ def of_graph(tensors: TensorSignature, document: Mapping[str, Any]) -> Preproces
     return known
 
 
-def classes_of(
-    known: Preprocessing, tensors: TensorSignature, outputs: Sequence[Array]
-) -> Probabilities:
+def classes_of(known: Preprocessing, outputs: Sequence[Array]) -> Probabilities:
     """Return the probabilities of the classes, (N, classes), in a model's outputs.
 
     Raises:
         ModelError: they are no numbers, or others than the labels.
     """
-    probabilities = as_probabilities(outputs[_class_output(tensors)])
+    probabilities = as_probabilities(next(each for each in outputs if each.dtype.kind == "f"))
     if known.labels and len(known.labels) != probabilities.shape[1]:
         raise ModelError(f"{len(known.labels)} labels, but {probabilities.shape[1]} classes")
     return probabilities
@@ -244,8 +242,9 @@ def as_probabilities(answers: Array) -> Probabilities:
         rows = np.hstack([1 - rows, rows] if is_share else [np.zeros_like(rows), rows])
     is_one = abs(rows.sum(axis=1) - 1) <= _SUM_TOLERANCE
     are_logits = ~is_one | (rows < 0).any(axis=1)
-    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
-    rows = np.where(are_logits[:, None], powers / powers.sum(axis=1, keepdims=True), rows)
+    if are_logits.any():
+        powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+        rows = np.where(are_logits[:, None], powers / powers.sum(axis=1, keepdims=True), rows)
     return rows.astype(np.float32)
 
 

@@ -51,11 +51,24 @@ def read(source: str | Path | BinaryIO, make: Callable[[Image.Image], _Made]) ->
     Raises:
         InvalidRequest: not a readable picture, or more than MAX_PIXELS or MAX_BYTES.
     """
+    return _made(source, partial(_opened, make=make))
+
+
+def read_bytes(source: str | Path | BinaryIO) -> bytes:
+    """Read a file whole.
+
+    Raises:
+        InvalidRequest: it can't be read, or has more than MAX_BYTES.
+    """
+    return _made(source, lambda file: file.read())
+
+
+def _made(source: str | Path | BinaryIO, make: Callable[[BinaryIO], _Made]) -> _Made:
     try:
         if isinstance(source, str | Path):
             with open_regular(Path(source), sys.maxsize) as file:  # a FIFO would never end
-                return _opened(_seekable(file), make)
-        return _opened(_seekable(source), make)
+                return make(_seekable(file))
+        return make(_seekable(source))
     except InvalidRequest:
         raise
     except UnidentifiedImageError as err:

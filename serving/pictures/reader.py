@@ -1,17 +1,13 @@
-"""Reads picture files as the input of any classifier."""
+"""Picture files: their suffixes, and the processes that read them."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from serving.applications import PICTURES, installed
-from serving.commandline.installation import not_installed
 from serving.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from serving.model.preprocessing import Preprocessing
     from serving.system.process_pool import Processes
-    from serving.tensors import Array
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
@@ -44,30 +40,3 @@ def modules() -> tuple[str, ...]:
     """Return the modules that read pictures, those of applications too."""
     others = (name for each in installed(PICTURES).values() for name in each.modules())
     return ("serving.pictures.decoder", *others)
-
-
-def picture_row(
-    preprocessing: "Preprocessing", source: str | Path | BinaryIO
-) -> "tuple[Array, float]":
-    """Make the input of a classifier of a picture, as its manifest or its folder says it.
-
-    Returns:
-        (1, ...), as `Preprocessing.row` does, and a factor for the probabilities, which an
-        application's reader of pictures finds; else 1.
-
-    Raises:
-        InvalidRequest: not a readable picture, too large, or refused by the application's reader.
-        ConfigurationError: Pillow or SciPy is not installed.
-    """
-    known = preprocessing
-    if (reader := known.reader) is not None:
-        pixels, factor = reader.read(source)
-        return known.row(pixels), factor
-    try:
-        from serving.pictures import decoder
-    except ImportError as err:
-        raise not_installed(err) from err
-    pixels = decoder.read_pixels(
-        source, known.size, known.channels, known.resize, invert=known.invert
-    )
-    return known.row(pixels), 1.0

@@ -1,7 +1,7 @@
 """Traces: a span for each call, sent to a collector by OpenTelemetry."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serving.batching.run import NEVER, Ran
@@ -49,6 +49,7 @@ class Tracer:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("serving")
         self._extract = propagate.extract
+        self._below = trace.set_span_in_context
         self._server = trace.SpanKind.SERVER
         self._error = trace.StatusCode.ERROR
 
@@ -78,13 +79,24 @@ class Tracer:
                     "queue.seconds": started_s - begun_s,
                 }
             )
-            # Of a model with a handler also its steps.
-            for step, begin_s, end_s in getattr(run, "steps", (("run", started_s, finished_s),)):
-                span.add_event(f"{step} started", timestamp=_ns(begin_s, epoch_ns))
-                span.add_event(f"{step} finished", timestamp=_ns(end_s, epoch_ns))
+            steps = getattr(run, "steps", None)
+            if steps is None:
+                span.add_event("run started", timestamp=_ns(started_s, epoch_ns))
+                span.add_event("run finished", timestamp=_ns(finished_s, epoch_ns))
+            else:  # of a model with a handler
+                self._record_steps(span, steps, epoch_ns)
         if is_error:
             span.set_status(self._error)
         span.end()
+
+    def _record_steps(
+        self, span: Any, steps: Sequence[tuple[str, float, float]], epoch_ns: int
+    ) -> None:
+        """Record the steps of a call, each as a span below the call's."""
+        context = self._below(span)
+        for name, begun_s, ended_s in steps:
+            step = self._tracer.start_span(name, context, start_time=_ns(begun_s, epoch_ns))
+            step.end(_ns(ended_s, epoch_ns))
 
     def close(self) -> None:
         """Send the remaining spans, for a few seconds at most."""

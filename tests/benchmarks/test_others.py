@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -105,6 +106,20 @@ def test_package_that_pip_does_not_find_is_not_measured(tmp_path, monkeypatch):
     with pytest.raises(NotMeasured, match=r"can't be installed: .*no-such-folder"):
         others.install("x", ("/no-such-folder/at-all",))
     assert not (tmp_path / "x" / ".installed").exists()
+
+
+def test_environment_is_made_again_for_other_packages(tmp_path, monkeypatch):
+    steps = []
+
+    def run(command, **_):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        steps.append(command[-1])
+
+    monkeypatch.setattr(others, "ENVIRONMENTS", tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+    for packages in (("a",), ("a",), ("a", "b")):
+        others.install("x", packages)
+    assert steps == [str(tmp_path / "x"), "a", str(tmp_path / "x"), "b"]
 
 
 @pytest.mark.parametrize("client", ["Client", "AsyncClient", "grpcio stub"])

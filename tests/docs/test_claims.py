@@ -164,3 +164,20 @@ def test_message_on_the_page_is_printed(quote):
 def test_message_that_nobody_prints_is_seen():
     assert len(quotes()) > 40
     assert not is_printed("the server has left the building")
+
+
+def test_nearest_tests_of_each_package_are_there():
+    """The tour's table has a row for each package of the server, and names tests and targets."""
+    table = text("docs/tour.md").split("## After a change")[1].split("\n\n")[2]
+    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+    code = {each for row in rows for each in re.findall(r"`([^`]+)`", row[0])}
+    tests = {each for row in rows for part in row[1:] for each in re.findall(r"`([^`]+)`", part)}
+    for command in tests:
+        if command.startswith("make "):
+            assert f"\n{command.split()[1]}:" in text("Makefile"), command
+            continue
+        for path in command.split():
+            assert (ROOT / path).exists(), command
+    assert all((ROOT / each).exists() for each in code)
+    packages = {f"serving/{each.parent.name}" for each in (ROOT / "serving").glob("*/__init__.py")}
+    assert packages - {each for each in code if not each.endswith(".py")} == set()

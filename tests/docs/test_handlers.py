@@ -93,3 +93,9 @@ def test_test_of_the_page_passes(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     run(code, {})
+
+
+def test_handler_of_a_path_is_called_in_process_as_the_page_says(monkeypatch):
+    (code,) = (each for each in blocks("docs/handlers.md") if "DigitPictures" in each)
+    monkeypatch.chdir(ROOT)
+    run(code, {})

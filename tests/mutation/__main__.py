@@ -32,11 +32,11 @@ EQUIVALENT = Path(__file__).parent / "equivalent.tsv"
 TESTS = {
     "serving/batching": ["tests/serving/batching"],
     "serving/http2": ["tests/serving/http2"],
-    "serving/model": ["tests/serving/model"],
+    "serving/model": ["tests/serving/model", "tests/serving/catalog"],
     "serving/router.py": ["tests/serving/test_router.py", "tests/serving/test_many_models.py"],
     "serving/client": ["tests/serving/client"],
 }
-"""Each package's own tests."""
+"""Each package's own tests; the catalog's are about labels and copies of repositories, too."""
 SHARED = ("tests/conftest.py", "tests/serving/conftest.py", "tests/support")
 MUTANT_S, TEST_S = 60.0, 20.0
 """How long a mutant's tests may take, and one of them."""

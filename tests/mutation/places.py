@@ -1,7 +1,8 @@
 """Where code can be mutated, and how: by Cosmic Ray, without what changes nothing.
 
 Not mutated are annotations, the code under `if TYPE_CHECKING`, decorators and keywords that only
-declare (`overload`, `frozen=True`), and `==` to `is`, which differ by what the interpreter shares.
+declare (`overload`, `frozen=True`, `strict=True`), and `==` to `is`, which differ by what the
+interpreter shares.
 """
 
 import ast
@@ -14,7 +15,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 DECLARING_DECORATORS = {"abstractmethod", "final", "overload", "override", "runtime_checkable"}
-DECLARING_KEYWORDS = {"frozen", "kw_only", "slots"}
+DECLARING_KEYWORDS = {"frozen", "kw_only", "slots", "strict"}
 SKIPPED = (
     "Eq_Is", "Is_Eq", "NotEq_IsNot", "IsNot_NotEq",
     "VariableReplacer", "VariableInserter", "NoOp",

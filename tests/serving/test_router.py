@@ -172,3 +172,22 @@ def test_version_that_was_closed_tells_late_calls_to_come_again():
     router.prune()
     owner.batcher = old
     assert isinstance(owner.submit(1).outcome, Unavailable)
+
+
+def test_calls_that_a_full_canary_leaves_to_the_default_are_no_failures():
+    engine = GatedModel("4")
+    versions = served("4", "3", default="3", canary=("4", 1.0))
+    versions = replace(versions, versions=versions.versions | {"4": loaded("4", engine, 0)})
+    router = Router(BatchingConfig(max_batch_size=1, queue_capacity=2, max_request_rows=2))
+    router.change("digits", versions)
+    owner = FakeOwner(router, FakeClock())
+    requests = [owner.submit(1)]
+    engine.wait_until_running()
+    requests += [owner.submit(1) for _ in range(20)]
+    engine.open(20)
+    owner.wait(*requests)
+    answered = Counter(version_of(each.outcome) for each in requests)
+    assert answered["3"] > 0
+    counted = router.metrics.snapshot().models
+    assert counted["digits", "4"].num_failed == 0, "the default took them"
+    assert {name: counted["digits", name].num_answered for name in answered} == answered

@@ -35,10 +35,11 @@ from serving.system.host import Host
 from serving.tensors import Signature
 from serving.transports.h2_server import H2Server
 from serving.transports.limits import PortLimits
-from tests.simulation import invariants, neighbour
+from tests.simulation import handled, invariants, neighbour
 from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile
 from tests.simulation.clients import INFER, SLOW, STREAM, UNARY, Call, Polite
+from tests.simulation.handled import MAX_HANDLER_S, NAME
 from tests.simulation.network import Listener, Selector, bells
 from tests.simulation.web import Browser, open_web
 
@@ -170,7 +171,8 @@ class Simulation:
         self.batching = BatchingConfig(
             max_batch_size=random.choice((4, 16, 64)), queue_capacity=capacity,
             max_request_rows=random.choice((4, 16)),
-            max_queue_delay_s=random.choice((0, 0, 0.004, 0.3)),
+            max_queue_delay_s=random.choice((0, 0, 0.004, 0.3)), max_handler_s=MAX_HANDLER_S,
+            handler_processes=2,
         )  # fmt: skip
         self.limits = PortLimits(
             max_message_bytes=5_000, max_connections=random.choice((6, 12)), message_s=5.0,
@@ -202,6 +204,10 @@ class Simulation:
         self.neighbour = None if is_alone else neighbour.Neighbour(self, health)
         if self.neighbour is not None:
             self.plan[200] = (PROBE_S, "neighbour")
+        bare = Random(f"bare {seed}").random() < 0.75 or (kept is not None and 300 not in kept)
+        self.handled = None if bare else handled.Handled(self)
+        if self.handled is not None:
+            self.plan[300] = (self.handled.random.random(), NAME)
 
     # Time
 
@@ -312,6 +318,8 @@ class Simulation:
             self.let_act(app, ("calls",) * 5 + ("cancel", "reset", "vanish"), random)
         elif kind == "neighbour":
             self.neighbour.begin()
+        elif kind == NAME:
+            self.handled.begin()
         elif kind == "reload":
             versions = sorted(random.sample("123456789", random.choice((1, 2, 3))), reverse=True)
             share = random.choice((0.0, 0.3, 1.0))
@@ -527,7 +535,12 @@ def _errors(simulation):
     class Handler(logging.Handler):
         def emit(self, record):
             text = record.getMessage()
-            is_expected = text.startswith(("a batch of", f"model {neighbour.NAME} is NOT_SERVING"))
+            starts = (
+                "a batch of",
+                f"model {neighbour.NAME} is NOT_SERVING",
+                f"model {NAME} version 1",
+            )
+            is_expected = text.startswith(starts)
             if record.levelno >= logging.ERROR and not is_expected:
                 error = record.exc_info[1] if record.exc_info else ""
                 simulation.fail(f"logged: {text}: {error!r}")

@@ -20,7 +20,8 @@ from serving.router import Route, Router
 from serving.telemetry.metrics import ModelCounts, ModelLabel
 from serving.tensors import ModelInfo, Tensor, TensorSignature
 
-_PLATFORM, _BACKEND = "onnxruntime_onnx", "onnxruntime"
+_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "python": "python"}
+"""As Triton names them, by the backend."""
 _EXTENSIONS = ("model_configuration", "statistics")
 """Only complete extensions: of "schedule_policy" there is the timeout, but no priority."""
 SERVICE = inference_pb.SERVICE
@@ -43,19 +44,25 @@ _FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s]+/)*")
 _version = cache(installation.version)
 
 
-def model_metadata(name: str, versions: Iterable[str], tensors: TensorSignature) -> Any:
+def model_metadata(
+    name: str, versions: Iterable[str], tensors: TensorSignature, backend: str = "onnxruntime"
+) -> Any:
     """Build the ModelMetadataResponse; its shapes include the batch axis."""
     return inference_pb.ModelMetadataResponse(
         name=name,
         versions=versions,
-        platform=_PLATFORM,
+        platform=_PLATFORMS[backend],
         inputs=map(_metadata_of, tensors.inputs),
         outputs=map(_metadata_of, tensors.outputs),
     )
 
 
 def model_config(
-    name: str, tensors: TensorSignature, batching: BatchingConfig, facts: Mapping[str, str]
+    name: str,
+    tensors: TensorSignature,
+    batching: BatchingConfig,
+    facts: Mapping[str, str],
+    backend: str = "onnxruntime",
 ) -> Any:
     """Build the ModelConfigResponse; its shapes leave the batch axis out, if there is one.
 
@@ -64,11 +71,12 @@ def model_config(
         tensors: its inputs and outputs.
         batching: the sizes of its runs, if it can batch.
         facts: those without a field in the protocol, such as the device.
+        backend: what runs it; see `LoadedModel.backend`.
     """
     config = inference_pb.ModelConfig(
         name=name,
-        platform=_PLATFORM,
-        backend=_BACKEND,
+        platform=_PLATFORMS[backend],
+        backend=backend,
         parameters={name: {"string_value": text} for name, text in facts.items()},
     )
     first = 1 if tensors.is_batchable else 0
@@ -258,7 +266,7 @@ class Queries:
         message = parse(inference_pb.ModelMetadataRequest, request)
         route, model = self._find(message.name, message.version)
         versions = (model.version,) if message.version else tuple(route.batchers)
-        return model_metadata(route.name, versions, model.tensors)
+        return model_metadata(route.name, versions, model.tensors, model.backend)
 
     def model_config(self, request: bytes) -> Any:
         """Return the model's configuration."""
@@ -266,7 +274,7 @@ class Queries:
         route, model = self._find(message.name, message.version)
         batching = model.settings.of(self._router.batching)
         facts = _as_texts(self._facts_of(route, message.version))
-        return model_config(route.name, model.tensors, batching, facts)
+        return model_config(route.name, model.tensors, batching, facts, model.backend)
 
     def facts(self, name: str, version: str = "") -> dict[str, Any]:
         """Return what `describe()` says beside a model's metadata, as HTTP's JSON has it."""

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from digit_classifier import PRETRAINED
+from digit_classifier.handler import DigitPictures
 from digit_classifier.pictures import from_picture
 from digit_classifier.predictions import DIGITS
+from serving import InvalidRequest, Model
 from serving.model.preprocessing import of_signature
 from serving.tensors import Signature
 from tests.serving.http.peer import HttpPeer
@@ -137,3 +140,18 @@ def test_bad_queries_are_400(query, http, images):
 def test_blank_picture_says_so(http):
     reply = http.post("/v1/digits", encoded(Image.new("L", (100, 100), 255)))
     assert (reply.status, reply.json["detail"]) == (400, "no ink found: the picture is blank")
+
+
+def test_handler_answers_the_same_in_process(http, images):
+    content = picture(images[0])
+    (served,) = http.post("/v1/digits?image", content).json["digits"]
+    with Model.load(PRETRAINED / "digits", device="cpu", handler=DigitPictures) as model:
+        found = model.infer({"picture": [content]})
+        with pytest.raises(InvalidRequest, match=r"picture 1: expected a picture"):
+            model.infer({"picture": [content, b"no picture"]})
+    assert (found["class"].tolist(), found["label"].tolist()) == (
+        [served["digit"]],
+        [served["label"]],
+    )
+    np.testing.assert_allclose(found["probabilities"][0], served["probabilities"], atol=1e-6)
+    assert found["image"].tobytes() == base64.b64decode(served["image"])

@@ -2,8 +2,9 @@
 
     python -m tests.reliability.attacks.polite ADDRESS PID [TOKEN]
 
-Prints "ready" after its first answers, and once stdin ends, each call's latency, the processor
-time of the server's process meanwhile, and its status.
+For each line on stdin it opens a connection and prints "ready" after its first answers; at the next
+line, it prints each call's latency, the processor time of the server's process meanwhile, and its
+status. It ends with stdin.
 """
 
 import json
@@ -11,6 +12,7 @@ import select
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -46,10 +48,9 @@ class Polite:
         return float(self.computed_s.max(initial=0.0))
 
     def finish(self):
-        """End the caller, and read its measurements; fail if a call did."""
-        out, _ = self._process.communicate()
-        assert self._process.returncode == 0
-        calls = json.loads(out.splitlines()[-1])
+        """Read its measurements; fail if a call did."""
+        tell(self._process)
+        calls = json.loads(self._process.stdout.readline())
         if calls:
             self.latencies_s, self.computed_s, statuses = map(np.array, zip(*calls, strict=True))
             self.share_answered = float((statuses == "OK").mean())
@@ -63,24 +64,58 @@ class Polite:
         )
 
 
+CALLERS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""The process that calls a server politely: a start takes a second, and a server has a hundred
+tests."""
+
+
+def tell(process):
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def caller_of(server, token):
+    process = CALLERS.get(server.process)
+    if process is None or process.poll() is not None:
+        command = [sys.executable, "-m", "tests.reliability.attacks.polite", server.address,
+                   str(server.process.pid), token]  # fmt: skip
+        process = CALLERS[server.process] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        weakref.finalize(server.process, ended, process)
+    return process
+
+
+def ended(process):
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
 @contextmanager
 def polite_caller(server, token=""):
     """Call politely for as long as the context lasts."""
-    command = [sys.executable, "-m", "tests.reliability.attacks.polite", server.address,
-               str(server.process.pid), token]  # fmt: skip
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = caller_of(server, token)
     try:
+        tell(process)
         assert process.stdout.readline() == "ready\n"
         polite = Polite(process)
         yield polite
         polite.finish()
-    finally:
-        process.kill()
-        process.wait()
+    except BaseException:
+        ended(process)  # the next test has another one
+        raise
 
 
 def main():
-    address, pid, token = sys.argv[1:4]
+    while sys.stdin.readline():
+        print(json.dumps(measured(*sys.argv[1:4])), flush=True)
+    return 0
+
+
+def measured(address, pid, token):
+    """Call until stdin has a line; return the measurements."""
     cpu_clock = ~int(pid) << 3 | 2  # of all threads of a process; see clock_getcpuclockid(3)
     headers: Headers = request_headers(authorization=f"Bearer {token}" if token else None)
     calls: list[tuple[float, float, str]] = []
@@ -106,8 +141,8 @@ def main():
             stream += 2
             if len(calls) == 20:
                 print("ready", flush=True)
-    print(json.dumps(calls[20:]))
-    return 0
+    sys.stdin.readline()
+    return calls[20:]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import pytest
 from digit_classifier import Classifier
 from digit_classifier.wire import decode_response, encode_request
 from tests.reliability.operation.test_signals import end_of, starting_server
-from tests.serving.catalog.test_reload import wait_for_version
 from tests.serving.server.test_supervisor import workers_of
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published
@@ -46,18 +45,6 @@ def test_worker_that_cannot_restart_leaves_the_other_serving(model_dir, images):
         assert {call.code for call in load.calls} == {grpc.StatusCode.OK}
         away.rename(model_dir)
         read_until(server, "worker restarted, 2 serving")
-        assert server.stop() == 0
-
-
-def test_endless_model_is_refused_and_the_next_version_adopted(model_dir):
-    with running_server(model_dir.parent) as server:
-        published.endless(model_dir, "2")
-        server.process.send_signal(signal.SIGHUP)
-        assert "version 2 is not ready after 10 s" in read_until(server, "refused version")
-        published.good(model_dir, "3")
-        server.process.send_signal(signal.SIGHUP)
-        with Classifier.connect(server.address) as client:
-            wait_for_version(client, "3")
         assert server.stop() == 0
 
 

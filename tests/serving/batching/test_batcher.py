@@ -13,7 +13,7 @@ from serving.batching.batcher import Batcher
 from serving.batching.layout import Layout, Piece
 from serving.batching.run import Group
 from serving.config import MOST_SIZE, BatchingConfig
-from serving.errors import DeadlineExceeded, InvalidRequest, ModelError
+from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Unavailable
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Tensor, TensorSignature
 from tests.support.fakes import (
@@ -640,3 +640,31 @@ def test_settled_requests_do_not_wait_for_the_garbage_collector(num_images, fate
         assert trace() is None
     finally:
         gc.enable()
+
+
+# Calls that are refused for a while
+
+
+def test_blocked_model_refuses_what_waits_and_what_comes(owner, model):
+    running = occupy(owner, model)
+    waiting = owner.submit(1)
+    refusal = Unavailable("it rests")
+    owner.batcher.block(refusal)
+    assert owner.batcher.is_blocked
+    for refused in (waiting, owner.submit(2)):
+        assert str(refused.outcome) == "it rests"
+    assert running.outcome is None, "a run that has begun goes on"
+    owner.batcher.block(None)
+    assert not owner.batcher.is_blocked
+    later = owner.submit(3)
+    model.open(2)
+    owner.wait(running, later)
+    assert not any(isinstance(each.outcome, Exception) for each in (running, later))
+
+
+def test_closed_model_is_not_blocked_and_stays_closed(owner):
+    owner.batcher.close()
+    owner.batcher.block(Unavailable("it rests"))
+    assert not owner.batcher.is_blocked
+    owner.batcher.block(None)
+    assert "changed" in str(owner.submit(1).outcome)

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
@@ -15,6 +16,7 @@ from digit_classifier import AsyncClassifier, Classifier
 from digit_classifier.remote import RemoteDigits
 from serving import Client
 from serving.client.addresses import address_for_h2, grpc_target
+from serving.client.grpcio import _OPTIONS
 from serving.client.h2 import session
 from serving.client.h2.session import Keepalive
 from serving.client.transport import KEEPALIVE_TIME_S, KEEPALIVE_TIMEOUT_S
@@ -323,3 +325,26 @@ def test_what_is_no_address_is_refused_at_once(target):
         ConfigurationError, match=r"expected HOST:PORT, such as 127\.0\.0\.1:50051, got"
     ):
         Classifier.connect(target)
+
+
+def test_cancelled_call_resets_its_stream_and_no_other():
+    calls = session.Session("x:1", "http")
+    first, second = (session.ClientCall(time.monotonic() + TIMEOUT_S) for _ in range(2))
+    for call in (first, second):
+        calls.start(call, "/a.B/C", b"", ())
+    calls.data_to_send()
+    calls.cancel(first)
+    assert calls.data_to_send() == frame(frames.RST_STREAM, 0, first.stream, b"\0\0\0\x08")
+    assert list(calls.calls.values()) == [second]
+    calls.cancel(first)  # twice is once
+    assert calls.data_to_send() == b""
+
+
+def test_core_has_our_times_and_a_connection_for_each_client():
+    options: dict[str, Any] = dict(_OPTIONS)
+    assert options["grpc.keepalive_time_ms"] == 1000 * KEEPALIVE_TIME_S
+    for name in ("grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"):
+        assert options[name] == 1000 * KEEPALIVE_TIMEOUT_S
+    assert options["grpc.http2.max_pings_without_data"] == 0, "waiting calls send no data"
+    assert options["grpc.use_local_subchannel_pool"] == 1
+    assert options["grpc.initial_reconnect_backoff_ms"] <= options["grpc.max_reconnect_backoff_ms"]

@@ -254,6 +254,28 @@ def test_changed_file_is_picked_up_without_a_failed_call(served, tmp_path):
     assert client.infer("greeting", {"x": ["it"]})["x"][0] in ("two it", "no pythonit")
 
 
+def test_changed_file_that_a_handler_imports_is_picked_up(served, tmp_path):
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "__init__.py").write_text("")
+    (tmp_path / "words" / "greeting.py").write_text("TEXT = 'one'\n")
+    file = tmp_path / "hello.py"
+    file.write_text(
+        "import serving\nfrom words.greeting import TEXT\n\nclass Hello(serving.Handler):\n"
+        "    inputs = outputs = {'x': serving.Text()}\n\n"
+        "    def predict(self, x):\n        return [TEXT for each in x]\n"
+    )
+    server, client = served(handler=str(file), reload_interval="0.1", handler_processes=1)
+    assert client.infer("hello", ["it"])["x"].tolist() == ["one"]
+    (tmp_path / "words" / "greeting.py").write_text("TEXT = 'the second'\n")
+    wait_until(lambda: client.infer("hello", ["it"])["x"][0] == "the second")
+    (tmp_path / "words" / "greeting.py").write_text("TEXT = no\n")
+    wait_until(lambda: "NameError: name 'no'" in server.errors)
+    assert client.infer("hello", ["it"])["x"][0] == "the second"
+    (tmp_path / "words" / "greeting.py").write_text("TEXT = 'the third'\n")
+    wait_until(lambda: client.infer("hello", ["it"])["x"][0] == "the third")
+    assert server.errors.count("NameError") == 1
+
+
 def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
     folder = tmp_path / "models" / "net" / "1"
     folder.mkdir(parents=True)
@@ -386,3 +408,33 @@ def _metrics_of_clients(monkeypatch):
 
 
 _METRICS = {}
+
+
+def test_versions_with_handlers_have_a_canary_and_labels(served, network, tmp_path):
+    for version in ("1", "2"):
+        folder = tmp_path / "net" / version
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(network.read_bytes())
+        (folder / "handler.py").write_text(
+            "import serving\nimport numpy as np\n\nclass Around(serving.Handler):\n"
+            "    inputs = {'text': serving.Text()}\n    outputs = {'said': serving.Text()}\n\n"
+            "    def preprocess(self, text):\n"
+            "        return np.zeros((len(text), 4), 'float32')\n\n"
+            f"    def postprocess(self, y):\n        return ['by {version}'] * len(y)\n"
+        )
+    server, client = served(
+        models=str(tmp_path), allow_handlers=True, canary="50%", handler_processes=1,
+        reload_interval="0.1",
+    )  # fmt: skip
+
+    def said(version=""):
+        found = client.infer("net", {"text": ["a"]}, version=version)
+        assert found["said"].tolist() == [f"by {found.model_version}"]
+        return found.model_version
+
+    wait_until(lambda: {said() for _ in range(20)} == {"1", "2"})
+    assert (said("stable"), said("canary"), said("2")) == ("1", "2", "2")
+    (tmp_path / "net" / "labels.json").write_text('{"stable": "2", "older": "1"}')
+    wait_until(lambda: {said() for _ in range(20)} == {"2"})
+    assert (said("stable"), said("older")) == ("2", "1")
+    assert "ERROR" not in server.errors

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import serving
+from serving.config import BatchingConfig
+from serving.protocols.oip import methods
 from tests.serving.handlers import behaviours
 from tests.serving.handlers.conftest import FILE
 from tests.serving.handlers.test_served import picture_of
@@ -51,6 +53,16 @@ def test_handler_alone_needs_no_model(tmp_path):
         assert model.infer([picture_of((1, 2, 3))])["size"].tolist() == [[3, 5]]
         with pytest.raises(serving.InvalidRequest, match="expected a picture"):
             model.infer([b"nothing"])
+
+
+def test_metadata_names_what_answers(network):
+    with serving.Model.load(handler=behaviours.Facts) as alone:
+        served = alone.served
+    with serving.Model.load(network, handler=behaviours.Around) as around:
+        assert (served.backend, around.served.backend) == ("python", "onnxruntime")
+    described = methods.model_metadata("facts", ("1",), served.tensors, served.backend)
+    config = methods.model_config("facts", served.tensors, BatchingConfig(), {}, served.backend)
+    assert (described.platform, config.config.platform, config.config.backend) == ("python",) * 3
 
 
 def test_other_models_are_handed_in():

@@ -369,6 +369,9 @@ CASES: list[tuple[str, str, bytes, str]] = [
     ("attacks/11", "padding", OPEN + of(DATA, b"\x20" + bytes(32), PADDED) * 2000, GOAWAY_CALM),
     ("attacks/12", "windows", update(0, 1) * 2000, GOAWAY_CALM),
     ("attacks/13", "unknown frames", UNKNOWN * 2000, GOAWAY_CALM),
+    ("attacks/15", "unknown frames in pieces", of(20, bytes(1_100), 0, 0) * 2000, GOAWAY_CALM),
+    ("attacks/16", "trailers of a stream that was reset",
+     OPEN + update(1, 0) + headers() * 2000, GOAWAY_CALM),
     ("attacks/14", "data on a stream that is over", CALL + of(DATA, b"x", END_STREAM) * 2000,
      GOAWAY_CALM),
 ]  # fmt: skip
@@ -554,3 +557,64 @@ def test_padding_is_given_back_to_the_streams_window():
         server.receive(of(DATA, b"\xff" + bytes(100 + 255), PADDED), 0.0)
         server.acknowledge(ONE, 100)
     assert ONE in server.streams
+
+
+SIZES = {
+    PRIORITY: {5}, RST_STREAM: {4}, PING: {8}, WINDOW_UPDATE: {4}, SETTINGS: {0, 6, 12, 18},
+    GOAWAY: set(range(8, 19)),
+}  # fmt: skip
+"""The lengths that a frame of a kind may have, up to 18 (RFC 9113, section 6)."""
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_frame_of_a_wrong_length_is_refused_and_no_other(kind):
+    for length in range(19):
+        connection = started()
+        at = 0 if kind in (PING, SETTINGS, GOAWAY, WINDOW_UPDATE) else 1
+        connection.receive(OPEN, 0.0)
+        payload, refused = (bytes(18) + b"\1")[-length:] if length else b"", None
+        try:
+            connection.receive(of(kind, payload, 0, at), 0.0)
+        except Http2Error as err:
+            refused = err.code
+        is_allowed = length in SIZES[kind]
+        assert (refused == ErrorCode.FRAME_SIZE_ERROR) == (not is_allowed), (length, refused)
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, DEFAULT_FRAME, DEFAULT_FRAME + 1])
+def test_long_header_block_leaves_in_frames_of_the_peers_size(more):
+    connection = started()
+    connection.receive(OPEN, 0.0)
+    connection.data_to_send()
+    whole = bytes(range(256)) * (2 * DEFAULT_FRAME // 256 + 1)
+    whole = whole[: DEFAULT_FRAME + more]
+    connection._send_block(ONE, whole, end=True)
+    sent, found = connection.data_to_send(), []
+    while sent:
+        length = int.from_bytes(sent[:3], "big")
+        found.append((sent[3], sent[4], sent[FRAME_BYTES : FRAME_BYTES + length]))
+        sent = sent[FRAME_BYTES + length :]
+    assert b"".join(payload for _, _, payload in found) == whole
+    assert [kind for kind, _, _ in found] == [HEADERS] + [CONTINUATION] * (len(found) - 1)
+    assert [flags & END_HEADERS for _, flags, _ in found] == [0] * (len(found) - 1) + [END_HEADERS]
+    assert [flags & END_STREAM for _, flags, _ in found] == [END_STREAM] + [0] * (len(found) - 1)
+    assert all(len(payload) == DEFAULT_FRAME for _, _, payload in found[:-1])
+    assert 0 < len(found[-1][2]) <= DEFAULT_FRAME
+
+
+@pytest.mark.parametrize("is_recognised", [False, True])
+def test_half_of_the_connections_window_is_open_after_each_read(is_recognised):
+    connection, given = started(connection_window_bytes=70_000), 70_000
+    connection.receive(OPEN, 0.0)
+    connection.data_to_send()
+    for used in range(3_000, 300_000, 3_000):
+        if is_recognised:
+            connection.account(3, 1_000)
+        else:
+            connection.receive(of(DATA, bytes(3_000)), 0.0)
+            connection.acknowledge(ONE, 3_000)
+        sent = connection.data_to_send()
+        for at in range(len(sent)):
+            if sent[at : at + 9] == update(0, 0)[:9]:
+                given += int.from_bytes(sent[at + 9 : at + 13], "big")
+        assert 35_000 <= given - used <= 70_000

@@ -154,4 +154,27 @@ def test_answers_that_are_no_probabilities_are_errors():
         as_probabilities(np.array([[np.nan, 1.0]]))
     known = of_graph(graph("FP32", -1, 4, 5, outputs=(Tensor("y", "FP32", ()),)), {"labels": ["a"]})
     with pytest.raises(ModelError, match="1 labels, but 3 classes"):
-        classes_of(known, RGB, [np.ones((1, 3))])
+        classes_of(known, [np.ones((1, 3))])
+
+
+def test_smallest_and_largest_pictures_are_taken_and_no_others():
+    sides = [side for side in (0, 1, 2, 4095, 4096, 4097) if is_taken(size=(side, 1))]
+    assert (sides[0], sides[-1]) == (1, 4096)
+    assert [number for number in range(5) if is_taken(channels=number)] == [1, 3]
+
+
+def is_taken(**fields):
+    try:
+        Preprocessing(**{"size": (4, 4), "channels": 1, **fields})
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("number", "names"), [(1, 2), (2, 2), (3, 3)])
+def test_labels_are_one_for_each_class(number, names):
+    """One number is the second of two classes."""
+    tensors = graph("FP32", -1, 4, 5, outputs=(Tensor("y", "FP32", (-1, number)),))
+    of_graph(tensors, {"labels": ["a", "b", "c"][:names]})
+    with pytest.raises(ValueError, match=rf"labels: {names} \(one for each class\) expected"):
+        of_graph(tensors, {"labels": ["a", "b", "c", "d"]})

@@ -12,6 +12,7 @@ from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model import repository
 from serving.model.manifest_file import parse_manifest
 from serving.model.repository import find_root
+from tests.serving.model.graphs import save, two_layers
 from tests.support import published
 
 
@@ -198,3 +199,22 @@ def test_reject_below_turns_unsure_answers_away(shift, is_rejected, tmp_path, ca
     assert (": ? (perhaps" in capsys.readouterr().out) == is_rejected
     assert main(["classify", str(path), "--reject-below", threshold, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rejected"] == is_rejected
+
+
+@pytest.mark.parametrize("length", [0, 1, 99, 100, 101])
+def test_texts_of_a_manifest_are_as_long_as_their_error_says(model_dir, length):
+    published.edit_manifest(model_dir, "1", changed("name", to="x" * length))
+    fits = 1 <= length <= 100
+    reason = "is that of model" if fits else "name must be 1 to 100 printable characters"
+    with pytest.raises(CorruptModel, match=reason):
+        repository.load(model_dir, "1")
+
+
+def test_folder_with_one_file_is_that_file(tmp_path):
+    for name in ("none", "one", "none of onnx"):
+        (tmp_path / name).mkdir()
+    save(two_layers(), tmp_path / "one")
+    (tmp_path / "none of onnx" / "notes.txt").touch()
+    assert repository.only_file(tmp_path / "one") == tmp_path / "one" / "model.onnx"
+    for name in ("none", "none of onnx", "missing"):
+        assert repository.only_file(tmp_path / name) == tmp_path / name

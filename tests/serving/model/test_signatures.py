@@ -3,7 +3,7 @@
 import pytest
 from onnx import helper
 
-from serving.model.signatures import difference, read_signature
+from serving.model.signatures import MARK, difference, read_signature, unaccepted
 from tests.serving.model.graphs import TYPES, model, node, save, value
 
 
@@ -64,3 +64,25 @@ def test_file_that_is_no_graph_is_an_error(data, tmp_path):
     (tmp_path / "1" / "model.onnx").write_bytes(data)
     with pytest.raises(ValueError, match="ONNX"):
         read_signature(tmp_path, "1")
+
+
+@pytest.mark.parametrize("datatype", TYPES)
+def test_datatype_is_the_one_that_onnx_wrote(datatype, tmp_path):
+    found = signature(tmp_path, {"x": (datatype, ["N", 4])}, {"y": (datatype, ["N"])}, "1")
+    assert str(found) == f"x {datatype} [N, 4] -> y {datatype} [N]"
+
+
+OTHER, SAME = ({"x": ("FP64", ["N", 4])}, {"y": ROWS}), ({"x": ROWS}, {"y": ROWS})
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_versions_of_another_signature_are_named_however_few_there_are(number, tmp_path):
+    kinds = {"1": SAME, "2": OTHER, "3": SAME}
+    found = {name: signature(tmp_path, *kinds[name], name) for name in list(kinds)[:number]}
+    reasons = unaccepted(tmp_path, list(found), found.get)
+    assert list(reasons) == (["2"] if number > 1 else [])
+    if number == 1:
+        return
+    assert "version 1 has x FP32 [N, 4]" in reasons["2"]
+    (tmp_path / "2" / MARK).touch()
+    assert list(unaccepted(tmp_path, list(found), found.get)) == (["3"] if number > 2 else [])

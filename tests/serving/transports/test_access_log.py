@@ -20,6 +20,7 @@ from digit_classifier.wire import encode_request
 from serving import Client
 from serving.config import SecurityConfig
 from serving.errors import ConfigurationError, ModelNotFound
+from serving.handlers.batcher import HandlerRun
 from serving.telemetry.logs import ACCESS
 from serving.telemetry.traces import Tracer
 from tests.support.fleet.collector import attributes_of, running_collector
@@ -190,6 +191,24 @@ def test_many_images_have_their_run(classifier, collector, images):
     with traced_server(classifier, endpoint) as server:
         call(server, encode_request(images[:300].tobytes()))
     assert len(spans.span(CLASSIFY[1:]).events) == 2
+
+
+def test_phases_of_a_handler_are_spans_below_the_calls(collector):
+    spans, endpoint = collector
+    run = HandlerRun((2.0, 5.0, "model", "1", 1))
+    run.steps = [("preprocess", 2.0, 3.0), ("run", 3.5, 4.0), ("postprocess", 4.5, 5.0)]
+    tracer = Tracer(endpoint)
+    tracer.record("Infer", 1.0, {"traceparent": TRACEPARENT}, {}, run, is_error=False)
+    tracer.close()
+    call, steps = spans.span("Infer"), [spans.span(name) for name, _, _ in run.steps]
+    assert not call.events
+    assert {each.parent_span_id for each in steps} == {call.span_id}
+    assert {each.trace_id.hex() for each in steps} == {TRACE}
+    assert attributes_of(call)["queue.seconds"] == 1.0
+    moments = [(each.start_time_unix_nano - call.start_time_unix_nano,
+                each.end_time_unix_nano - each.start_time_unix_nano) for each in steps]  # fmt: skip
+    seconds = [(start / 1e9, length / 1e9) for start, length in moments]
+    assert seconds == [(1.0, 1.0), (2.5, 0.5), (3.5, 0.5)]
 
 
 def test_failed_calls_say_how(classifier, collector, images):

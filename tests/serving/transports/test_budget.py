@@ -148,6 +148,17 @@ def test_slow_request_is_refused_once_others_have_waited(budget, clock):
     assert waiting.is_read
 
 
+def test_slow_request_is_refused_for_the_one_that_waited_longest(budget, clock):
+    slow = Request(budget, 70, "attacker")
+    slow.come(5)
+    for second, address in ((0, "a"), (2, "b"), (4, "c")):
+        clock.advance(second and 2.0)
+        Request(budget, 70, address).come(5)
+    clock.advance(1.0)
+    budget.tick(clock())
+    assert slow.is_refused, "the first has waited for 5 s, whoever came later"
+
+
 def test_request_that_comes_at_a_good_rate_is_not_refused_for_others(budget, clock):
     steady = Request(budget, 70)
     steady.come(5)

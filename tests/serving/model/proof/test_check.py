@@ -17,8 +17,9 @@ from serving.model.proof.check import Check, Graph, NotRun
 from serving.model.proof.sizes import ONE, Size
 from serving.model.proof.table import TABLE, outputs_of
 from serving.model.proof.values import Value, computed, sizes_of
+from tests.serving.model.proof.cases import with_rows
 from tests.serving.model.proof.models import CONSTANTS, graph
-from tests.serving.model.proof.test_graphs import PROVED, with_rows
+from tests.serving.model.proof.test_graphs import PROVED
 from tests.support.fakes import TIMEOUT_S
 
 

@@ -12,13 +12,14 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper, parser
+from onnx import parser
 from onnx.backend.test.case.node import collect_testcases
 
 from serving.model.onnx_file import parse_model
 from serving.model.onnx_runtime import runtime
 from serving.model.proof import Mixes, prove
 from serving.model.proof.sizes import ONE, ROWS, Size, product
+from tests.serving.model.proof.cases import with_rows
 from tests.serving.model.proof.models import compare_with_itself, graph, verdict
 
 IF = (
@@ -880,32 +881,6 @@ def test_cases_of_onnx_that_are_proved_answer_each_row_alone():
             if verdict(model) is None:
                 num_compared += compare_rows(model, rows)
     assert num_compared > 700
-
-
-def with_rows(case):
-    """A case's model with some inputs as rows, and these inputs' arrays."""
-    if case.model is None or not case.data_sets:
-        return
-    inputs = list(case.model.graph.input)
-    values = dict(zip([each.name for each in inputs], case.data_sets[0][0], strict=False))
-    if not all(isinstance(each, np.ndarray) and each.dtype.kind != "V" for each in values.values()):
-        return
-    able = [each for each in inputs if len(each.type.tensor_type.shape.dim)][:4]
-    for number in range(1, len(able) + 1):
-        for chosen in itertools.combinations(able, number):
-            names = {each.name for each in chosen}
-            if len({len(values[name]) for name in names}) == 1:
-                model = onnx.ModelProto.FromString(case.model.SerializeToString())
-                del model.graph.input[:]
-                for each in chosen:
-                    model.graph.input.add().CopyFrom(each)
-                    size = model.graph.input[-1].type.tensor_type.shape.dim[0]
-                    size.dim_param = "N"
-                for name in values.keys() - names:
-                    model.graph.initializer.append(numpy_helper.from_array(values[name], name))
-                for each in model.graph.output:
-                    each.type.tensor_type.ClearField("shape")
-                yield model, {name: values[name] for name in names}
 
 
 def compare_rows(model, rows):

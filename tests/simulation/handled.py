@@ -1,0 +1,210 @@
+"""A model with a handler beside the digits, whose processes crash, hang, fail and answer nonsense.
+
+Its processes are played: their frames come in simulated time. Whatever they do, each call gets one
+outcome, of its own rows, and a call that went to a process alone is never begun again.
+"""
+
+from collections import Counter, deque
+from dataclasses import replace
+from functools import partial
+from random import Random
+
+from serving.catalog import ModelVersions
+from serving.errors import Unavailable
+from serving.handlers.frames import Frame
+from serving.handlers.kinds import Array
+from serving.handlers.signature import HandlerSignature
+from serving.model.loaded import LoadedModel
+from serving.tensors import Tensor, TensorSignature
+from tests.simulation import invariants
+from tests.simulation.clients import INFER, Polite
+
+NAME = "handled"
+MAX_HANDLER_S = 2.0
+_CALLERS, _CALLERS_S = 3, 8.0
+"""How many there are, and how long each is there: connections may not grow old."""
+_REST_S = 70.0
+"""How long a fault is felt: processes that end again and again are started a minute later."""
+_FAULTS = "crash", "hang", "nonsense", "failed", "error"
+_TENSORS = TensorSignature(
+    (Tensor("images", "UINT8", (-1, 100)),),
+    (Tensor("probabilities", "FP32", (-1, 10)),),
+    is_batchable=True,
+)
+
+
+class _Process:
+    """A process that does one job after the other."""
+
+    def __init__(self, handled):
+        self.started_s, self.memory_bytes = handled.simulation.now_s, 0
+        self._handled, self._jobs, self._is_over, self._works = handled, deque(), False, False
+
+    def attach(self, owner, on_frame, on_end):
+        self._owner, self._on_frame, self._on_end = owner, on_frame, on_end
+
+    def send(self, head, arrays=()):
+        if head["kind"] == "job" and not self._is_over:
+            self._handled.note_begun(head, arrays)
+            self._jobs.append((head, [*arrays]))
+            self._work()
+
+    def kill(self):
+        self._is_over = True
+
+    close = kill
+
+    def _work(self):
+        if self._jobs and not self._works:
+            self._works = True
+            handled = self._handled
+            seconds = handled.random.choice((1e-4, 1e-3, 0.05)) * handled.random.random()
+            handled.simulation.after(seconds, self._finish)
+
+    def _finish(self):
+        self._works = False
+        if self._is_over:
+            return
+        head, arrays = self._jobs.popleft()
+        is_poison = any(image[8] == 0xFF for image in arrays[0])
+        fault = "failed" if is_poison else self._handled.draw_fault()
+        if fault == "hang":
+            return
+        if fault == "crash":
+            self._is_over = True
+            self._owner.post(partial(self._on_end, "SIGKILL"))
+            return
+        is_bad = fault in ("failed", "error")
+        answer = {"kind": fault if is_bad else "done", "job": head["job"], "text": "no"}
+        answer |= {"error": "InvalidRequest", "state": head["phase"] == "preprocess"}
+        if fault == "nonsense":
+            answer["job"] += 1000
+        outputs = [] if is_bad else self._handled.outputs(head["phase"], arrays)
+        self._owner.post(partial(self._take, Frame(answer, outputs)))
+        self._work()
+
+    def _take(self, frame):
+        if not self._is_over:
+            self._on_frame(frame)
+
+
+class _Engine:
+    """The model between the handler's methods."""
+
+    device, max_concurrent_runs, tensors = "cpu", None, _TENSORS
+
+    def run(self, feeds):
+        return [_rows(feeds["images"])]
+
+    def stoppable(self, *, is_alone=False):
+        return self.run, lambda: None
+
+
+class Handled:
+    """The model, its processes and its callers."""
+
+    tensors = _TENSORS
+    line, files = "played", ()
+
+    def __init__(self, simulation):
+        """Serve it."""
+        self.simulation = simulation
+        self.random = random = Random(f"handled {simulation.seed}")
+        methods = random.choice((("predict",), ("preprocess", "postprocess")))
+        batching = random.random() < 0.6
+        images, rows = Array("uint8", (100,)), Array("float32", (10,))
+        self.signature = HandlerSignature(
+            name="Played",
+            inputs={"images": images},
+            outputs={"probabilities": rows},
+            methods=methods,
+            batching=batching,
+        )
+        self.fault_share = random.choice((0.0, 0.02, 0.1))
+        self._faults = Counter()
+        self._fault_s = -_REST_S
+        self._alone: set[bytes] = set()
+        """The images that went to a process in a call that was alone."""
+        manifest = replace(simulation.manifest, name=NAME, version="1", signature=None)
+        model = LoadedModel(_Engine(), manifest, "fp32", 64, handler=self)
+        simulation.router.change(NAME, ModelVersions(NAME, {"1": model}, "1", {}, None))
+        simulation.tell(f"{NAME} has {' and '.join(methods)}, batching {batching}")
+
+    # As a handler that was loaded
+
+    def take_first(self):
+        return ()
+
+    def close(self): ...
+
+    def launch(self, post, done):
+        """Start a process after a while, unless that fails."""
+        seconds = self.random.choice((0.01, 1.0)) * self.random.random()
+        outcome = Unavailable("no process") if self._draw("start") else None
+        self.simulation.after(seconds, self._started, post, done, outcome)
+
+    def _started(self, post, done, outcome):
+        post(partial(done, outcome or _Process(self)))
+
+    # Its processes
+
+    def _draw(self, fault):
+        is_bad = self.random.random() < self.fault_share and not self.simulation.is_calm
+        if is_bad:
+            self._faults[fault] += 1
+            self._fault_s = self.simulation.now_s
+            self.simulation.tell(f"{NAME}: {fault}")
+        return is_bad
+
+    def draw_fault(self):
+        fault = self.random.choice(_FAULTS)
+        return fault if self._draw(fault) else ""
+
+    def outputs(self, phase, arrays):
+        return arrays if phase != "predict" else [_rows(arrays[0])]
+
+    def note_begun(self, head, arrays):
+        """Check that each call in a job is wanted still, and was not begun alone before."""
+        if head["phase"] == "postprocess":
+            return
+        simulation = self.simulation
+        images = [row.tobytes() for row in arrays[0]]
+        known = [(image, *simulation.calls[image[:8]]) for image in images]
+        numbers = {call.number for _, _, call in known}
+        simulation.require(len(numbers) == 1 or self.signature.batching, "calls share a job")
+        for image, client, call in known:
+            invariants.check_run(simulation, client, call, simulation.turn_s)
+            is_new = image not in self._alone
+            simulation.require(is_new, f"call {call.number} was begun alone, and is begun again")
+        if len(numbers) == 1:
+            self._alone |= {*images}
+
+    # Its callers
+
+    def begin(self):
+        """Have some callers come."""
+        simulation = self.simulation
+        for _ in range(_CALLERS):
+            caller = Polite(simulation, len(simulation.clients), self.random, is_quick=True)
+            caller.model = NAME
+            simulation.clients.append(caller)
+            at_s = 1.0
+            while at_s < _CALLERS_S - 1.0:
+                simulation.after(at_s, self._call, caller)
+                at_s += self.random.choice((0.0001, 0.01, 1.0))
+            simulation.after(_CALLERS_S, caller.leave, self.random.choice(("close", "reset")))
+
+    def _call(self, caller):
+        if not caller.is_over and caller.engine.is_established:
+            caller.begin(INFER, 2, self.random.choice((b"1m", b"20m", b"1S", b"50S", None)))
+            caller.flush()
+
+    def excuses(self, call):
+        """Return whether a fault may have ended a call."""
+        return call.model == NAME and self._fault_s > call.sent_s - _REST_S
+
+
+def _rows(images):
+    from tests.simulation.simulation import rows_of
+
+    return rows_of([row.tobytes() for row in images], "1")
