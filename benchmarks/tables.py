@@ -41,6 +41,7 @@ class ReportTable:
 
 def seconds(value: float) -> str:
     """Write a time in the unit that suits it."""
+    value = float(f"{value:.3g}")  # 999.6 µs are 1 ms, not 1e+03 µs
     if value < 1e-3:
         return f"{value * 1e6:.3g} µs"
     return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
@@ -50,6 +51,7 @@ def short(number: float | None) -> str:
     """Write a number with three digits; a dash for None."""
     if number is None:
         return NONE
+    number = float(f"{number:.3g}")  # 999.6 is 1 k, not 1e+03
     for unit, name in ((1e6, " M"), (1e3, " k")):
         if number >= unit:
             return f"{number / unit:.3g}{name}"

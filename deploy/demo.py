@@ -1,31 +1,16 @@
-"""The last step of `make demo`: start a server, send it the 10,000 test images, tell how it went.
+"""The last step of `make demo`: start a server, send it the 10,000 test images, print the result.
 
 Also an example of the whole path: this is all it takes to ask a server.
 """
 
 import argparse
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from digit_classifier import Classifier
+from serving import Server
 from training.data.mnist import Mnist
-
-_SERVE = (
-    sys.executable,
-    "-m",
-    "serving",
-    "serve",
-    "--port",
-    "0",
-    "--metrics-port",
-    "off",
-    "--http-port",
-    "off",
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,7 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     mnist = Mnist.load(options.data_dir)
 
-    with _server(options.models) as address, Classifier.connect(address) as client:
+    server = Server(models=options.models, http_port="off", metrics_port="off")
+    with server, Classifier.connect(server.address) as client:
+        print(f"serving {options.models} at {server.address}", flush=True)
         info = client.describe()
         client.classify(mnist.test_images[:1])  # connect first: the rate is that of the work
         start_s = time.perf_counter()
@@ -65,22 +52,6 @@ How to go on
         print("demo: the served accuracy is not the manifest's", file=sys.stderr)
         return 1
     return 0
-
-
-@contextmanager
-def _server(models: Path) -> Iterator[str]:
-    """Start a server on a free port, yield its address, drain it."""
-    command = [*_SERVE, "--models", str(models)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        start_line = process.stdout.readline()
-        if not start_line:
-            raise SystemExit(process.wait())
-        print(start_line, end="", flush=True)
-        try:
-            yield start_line.partition("address=")[2].split()[0]
-        finally:
-            process.terminate()
 
 
 if __name__ == "__main__":

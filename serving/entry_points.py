@@ -32,7 +32,7 @@ class EntryPoint(NamedTuple):
         return self.value.partition(":")[0].strip()
 
     def load(self) -> Any:
-        """Import the module, and return the object; whatever its import raises passes through."""
+        """Import the module, and return the object; errors of the import are not caught."""
         attributes = filter(None, self.value.partition(":")[2].strip().split("."))
         return reduce(getattr, attributes, import_module(self.module))
 

@@ -39,9 +39,9 @@ class Trial:
     num_calls: int
     num_errors: int
     memory_bytes: int
-    """Of the server, after the run."""
+    """Memory of the server after the run."""
     latency: Latencies = field(repr=False, compare=False)
-    """Of all calls."""
+    """Latencies of all calls."""
     turn: int = 0
     """Its place in the order of its stage's measurements."""
 
@@ -239,7 +239,7 @@ def measured(
 
 
 def num_turns(num: int) -> int:
-    """Return how many measurements a round of so many candidates has, with the reference's."""
+    """Return the measurements in a round of `num` candidates, those of the reference included."""
     return num + math.ceil(num / _BETWEEN) + 1
 
 

@@ -168,7 +168,7 @@ class HandlerBatcher:
         return (self._refusal is not None or self._processes.is_resting) and not self._is_closed
 
     def submit(self, group: Group, *, is_final: bool = True) -> int:
-        """See `Batcher.submit`."""
+        """Let calls wait for a process, as `Batcher.submit` lets them wait for a run."""
         reason, number = self._reason_to_refuse(), len(group.streams)
         if reason is not None:
             self._fail(group, reason)
@@ -181,7 +181,7 @@ class HandlerBatcher:
         return taken
 
     def add(self, group: Group) -> None:
-        """See `Batcher.add`."""
+        """Let calls wait, even if there is no room."""
         if (reason := self._reason_to_refuse()) is not None:
             self._fail(group, reason)
             return
@@ -198,7 +198,7 @@ class HandlerBatcher:
         return None
 
     def room_for_stream(self, num_rows: int) -> int:
-        """See `Batcher.room_for_stream`."""
+        """Return how many messages a stream may add, as `Batcher` does."""
         return -(-self._queue.room_for_streams // max(num_rows, 1))
 
     def streams_of(self, caller: Caller) -> set[bytes]:
@@ -212,11 +212,11 @@ class HandlerBatcher:
         self._queue.forget(caller)
 
     def delay_s(self, now_s: float) -> float:
-        """See `Batcher.delay_s`."""
+        """Return 0: no process waits for more rows."""
         return 0.0
 
     def block(self, refusal: ServingError | None) -> None:
-        """See `Batcher.block`."""
+        """Refuse all calls that have not begun, and later ones; None runs them again."""
         if self._is_closed:
             return
         self._refusal = refusal
@@ -637,7 +637,7 @@ class RunMetrics:
         self._metrics = metrics
 
     def observe_run(self, run: Any, groups: Sequence[Any], model: tuple[str, str]) -> None:
-        """See `Metrics`."""
+        """Count a run, without the calls."""
         self._metrics.observe_run(run, (), model)
 
     def count_failure(self, model: tuple[str, str], seconds: float, times: int = 1) -> None:

@@ -64,7 +64,7 @@ class _Server:
             self._socket.sendall(buffer)
 
     def infer(self, name: str, inputs: Any) -> Outputs:
-        """See `Models`."""
+        """Have the server run another model, as `Models.infer` describes it."""
         if name not in self.uses:
             known = ", ".join(self.uses) or "none"
             raise errors.ModelNotFound(f"the handler's `uses` has no model {name!r}, only {known}")
@@ -159,7 +159,7 @@ class _LogLines(logging.Handler):
 
 
 def _end_with_server(sock: socket.socket) -> None:
-    """End this process once the server has gone, whatever the handler does meanwhile."""
+    """End this process once the server has gone, even if the handler hangs."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     poll.poll()

@@ -48,7 +48,7 @@ class Acceptor:
         """Since when a connection is left to other workers, which have fewer; 0 if none is."""
 
     def listen(self, num_connections: int) -> None:
-        """Accept new connections from now on; the port has so many now."""
+        """Accept new connections from now on, beside the `num_connections` that the port has."""
         if not self._is_listening and not self.is_closed:
             self._selector.register(self._listener, selectors.EVENT_READ, self._port)
             self._is_listening = True

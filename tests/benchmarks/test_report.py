@@ -20,6 +20,20 @@ def rows_of(kept, title):
     return [list(row) for row in table.rows]
 
 
+@pytest.mark.parametrize(
+    ("number", "text"), [(999.6, "1 k"), (999.4, "999"), (999_600, "1 M"), (0, "0"), (None, "–")]
+)
+def test_numbers_have_three_digits_and_no_exponent(number, text):
+    assert tables.short(number) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(999.6e-6, "1 ms"), (0.9996, "1 s"), (127.4e-6, "127 µs"), (2.5, "2.5 s")]
+)
+def test_times_have_the_unit_that_suits_them(value, text):
+    assert tables.seconds(value) == text
+
+
 def test_ratio_is_that_of_each_round_so_that_drift_cancels():
     drift = np.array([1.0, 0.6, 1.4, 0.9, 1.1])
     assert paired_ratio(30 * drift, 10 * drift) == pytest.approx((3, 3, 3))

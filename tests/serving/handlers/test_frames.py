@@ -1,4 +1,4 @@
-"""Frames between the server and a handler's process: whatever is sent comes, in any pieces."""
+"""Frames between the server and a handler's process arrive as sent, in pieces of any size."""
 
 import socket
 
