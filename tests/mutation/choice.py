@@ -20,7 +20,10 @@ def statement(source, line):
 
 
 def chosen(record, tree, path, line):
-    """List the tests that run a line, the fastest first; if none does, those of its file.
+    """List the tests that run a line, the fastest first.
+
+    A line that only an import runs, such as a constant, may matter to any test of the package. Of a
+    line that no test runs here, those of its file are chosen: they may run it in other processes.
 
     Args:
         record: of `recording.py`.
@@ -28,14 +31,23 @@ def chosen(record, tree, path, line):
         path: a file in it.
         line: from 1.
     """
-    lines = record["lines"].get(path, {})
+    seconds, lines = record["seconds"], record["lines"].get(path, {})
     first, last = statement((tree / path).read_text("utf-8"), line)
-    for numbers in (map(str, range(first, last + 1)), lines):
-        contexts = {context for number in numbers for context in lines.get(number, ())}
-        tests = {test for context in contexts for test in record["uses"].get(context, [context])}
-        if known := tests & record["seconds"].keys():
-            return within_budget(sorted(known, key=record["seconds"].get), record["seconds"])
-    return []
+    own = contexts_of(lines, map(str, range(first, last + 1)))
+    tests = tests_in(record, own)
+    if not tests:
+        tests = {*seconds} if "" in own else tests_in(record, contexts_of(lines, lines))
+    return within_budget(sorted(tests, key=seconds.get), seconds)
+
+
+def contexts_of(lines, numbers):
+    return {context for number in numbers for context in lines.get(number, ())}
+
+
+def tests_in(record, contexts):
+    """Return the tests that passed among contexts, and those that use a fixture among them."""
+    tests = {test for context in contexts for test in record["uses"].get(context, [context])}
+    return tests & record["seconds"].keys()
 
 
 def within_budget(tests, seconds):

@@ -1,6 +1,7 @@
 """The tests that a mutant meets, and the list of those that none can notice."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,8 +32,8 @@ def tree(tmp_path):
     return tmp_path
 
 
-RECORD = {
-    "seconds": {"slow": 2.0, "quick": 0.1, "other": 0.5},
+RECORD: dict[str, Any] = {
+    "seconds": {"slow": 2.0, "quick": 0.1, "far": 0.2, "other": 0.5},
     "uses": {"fixture server": ["slow", "failed"]},
     "lines": {"late.py": {"1": [""], "3": ["fixture server", "quick"], "5": ["other"]}},
 }
@@ -42,11 +43,14 @@ def test_tests_that_run_the_line_are_chosen_fastest_first(tree):
     assert chosen(RECORD, tree, "late.py", 4) == ["quick", "slow"]
 
 
-def test_a_line_that_only_an_import_runs_has_the_tests_of_its_file(tree):
-    assert chosen(RECORD, tree, "late.py", 2) == ["quick", "other", "slow"]
+def test_a_line_that_only_an_import_runs_has_all_tests(tree):
+    assert chosen(RECORD, tree, "late.py", 2) == ["quick", "far", "other", "slow"]
 
 
-def test_a_file_that_no_test_runs_has_none(tree):
+def test_a_line_that_no_test_runs_has_those_of_its_file(tree):
+    lines = RECORD["lines"]["late.py"] | {"5": []}
+    record = RECORD | {"lines": {"late.py": lines}}
+    assert chosen(record, tree, "late.py", 6) == ["quick", "slow"]
     (tree / "new.py").write_text(SOURCE)
     assert chosen(RECORD, tree, "new.py", 4) == []
 

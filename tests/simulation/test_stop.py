@@ -72,6 +72,14 @@ class Asking(Browser):
 
     answered = 0
 
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.statuses: set[int] = set()
+
+    def _judge(self, request, status, answer):
+        super()._judge(request, status, answer)
+        self.statuses.add(status)
+
     def arrived(self):
         before = len(self.requests)
         super().arrived()
@@ -101,3 +109,4 @@ def test_keep_alive_callers_lose_no_request_at_a_stop(seed):
     assert sum(caller.answered for caller in callers) > 30
     assert [len(caller.requests) for caller in callers] == [0] * 5
     assert all(caller.is_last for caller in callers), "they were told that it ends"
+    assert not any(503 in caller.statuses for caller in callers), "what was on its way is answered"

@@ -7,8 +7,6 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-import pytest
-
 from serving.http2.frames import CONNECTION, END_HEADERS, END_STREAM, PREFACE, frame, word
 from serving.http2.hpack import encode_literally
 from serving.protocols.method import frame as framed
@@ -16,7 +14,7 @@ from tests.support.fakes import images_of
 from tests.support.raw import WATCH
 from tests.support.servers import connected, on_both, running_server
 
-NUM_STOPS, NUM_CALLERS = 8, 10
+NUM_STOPS, NUM_CALLERS = 2, 10
 
 
 class KeepAlive(threading.Thread):
@@ -49,9 +47,9 @@ class KeepAlive(threading.Thread):
             connection.close()
 
 
-@pytest.mark.slow
 @on_both
-def test_keep_alive_callers_lose_no_request_over_8_stops(models, transport):
+def test_keep_alive_callers_lose_no_request_at_a_stop(models, transport):
+    """With the kernel's sockets; tests/simulation/test_stop.py has more callers and moments."""
     callers: list[KeepAlive] = []
     for _ in range(NUM_STOPS):
         with running_server(models, "--transport", transport, "--http-port", "0") as server:

@@ -236,9 +236,10 @@ NETWORKS = ("MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_network_of_keras_applications_is_exported_and_served(network, tmp_path):
-    model = getattr(keras.applications, network)(weights=None)
+    size = (96, 96, 3)  # the nodes are those of 224 x 224
+    model = getattr(keras.applications, network)(weights=None, input_shape=size)
     assert export(tmp_path, model) == 0
-    images = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.float32)
+    images = np.random.default_rng(0).integers(0, 256, (2, *size)).astype(np.float32)
     (tmp_path / "model.keras").unlink()
     with started(serve_command(tmp_path / "models")) as server, Client(server.address) as client:
         (answer,) = client.infer("own", images).values()

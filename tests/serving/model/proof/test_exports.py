@@ -49,6 +49,7 @@ def are_independent(onnx: bytes) -> bool | None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_networks_of_keras_are_proved_where_rows_are_independent():
     wrong, num_proved = {}, 0
     for name in keras_exports.NETWORKS.keys() - NOT_EXPORTED:
