@@ -14,7 +14,8 @@ from serving.tensors import DTYPES, Array, Feeds
 _HEADER_BYTES = 256
 """Length to which the JSON before binary tensors is padded."""
 _TOLERANCE = 1e-3
-"""Of a peer's answers: it may run another version of ONNX Runtime, or sum in another order."""
+"""The largest difference of a peer's answers: it may run another version of ONNX Runtime, or sum in
+another order."""
 _INFER = "/v2/models/{}/infer"
 
 

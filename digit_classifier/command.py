@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from serving.cli import model_options, models
+from serving.cli import model_options, models, target
 from serving.commandline import installation, values
 from serving.errors import ConfigurationError, InvalidRequest
 
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from digit_classifier.remote import RemoteDigits
     from serving.handlers.bound import pack
 
-    with Classifier(RemoteDigits(models.client_of(options))) as classifier:
+    with Classifier(RemoteDigits(target.client_of(options))) as classifier:
 
         def run_model(inputs: "Sequence[Array]") -> "Sequence[Array]":
             return [classify_images(classifier, inputs[0]).probabilities]

@@ -12,7 +12,7 @@ from digit_classifier import wire
 from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.predictions import DIGITS, Predictions, as_images, as_pixels
 from serving.client.client import AsyncClient, Client
-from serving.client.transport import malformed
+from serving.client.failures import malformed
 from serving.errors import Unavailable
 from serving.tensors import Images, ModelInfo, Probabilities, Signature
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from digit_classifier import command as classify
 from digit_scoring import command as score
-from serving.commandline.fields import field_docs
+from serving.commandline.help_texts import field_docs
 
 FOLDER = Path(__file__).parent / "reference"
 

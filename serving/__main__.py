@@ -10,11 +10,10 @@ if sys.argv[1:2] == ["serve"]:  # first: the other imports take time
     gc.disable()  # 15 ms: nothing that is imported is garbage; `serve` enables it
 
 import os
-from argparse import Namespace
 from collections.abc import Callable
 
 from serving import applications
-from serving.cli.commands import COMMANDS, parser
+from serving.cli.commands import COMMANDS, parser, parser_of
 from serving.cli.doors import DOORS, open_door
 from serving.commandline import installation
 from serving.commandline.parser import Parser, blame
@@ -30,6 +29,8 @@ from serving.telemetry import logs
 
 _UNUSABLE = (ConfigurationError, CorruptModel, DeviceError, ModelNotFound)
 
+_READ_ELSEWHERE = "SERVING_TOKEN", "SERVING_VERDICTS"
+"""Variables that are no options."""
 ELSEWHERE = {"read": installation.install("serve", "./reader")}
 """Commands that people look for here, and how to install what has them."""
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] and words[0] in DOORS:
         return _open(words[0], words[1:])
-    return run(_parser, words)
+    return run(_parser, words, lambda: parser({}))
 
 
 def _open(name: str, words: list[str]) -> int:
@@ -59,18 +60,23 @@ def _open(name: str, words: list[str]) -> int:
 def _parser(command: str) -> Parser:
     """Return the parser for a command; entry points cost time, which a probe does not have."""
     if command in COMMANDS:
-        return parser({})
+        return parser_of(command)
     if command in ELSEWHERE and command not in applications.installed(applications.COMMANDS):
         raise ConfigurationError(f"{command} is not installed: {ELSEWHERE[command]}")
     return parser()
 
 
-def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
+def run(
+    make_parser: Callable[[str], Parser],
+    words: list[str],
+    make_whole: Callable[[], Parser] | None = None,
+) -> int:
     """Run a command, with one line on stderr for each error.
 
     Args:
         make_parser: makes the parser for a command line's first word.
         words: of the command line.
+        make_whole: makes a parser that knows the variables of all commands, if the other does not.
 
     Returns:
         The exit code, as `main` does.
@@ -81,10 +87,8 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
         arguments = make_parser(words[0] if words else "")
         options = arguments.parse_args(words or ["--help"])
         variables = options.variables
-        for line in arguments.unknown_variables("SERVING_TOKEN", "SERVING_VERDICTS"):
-            logs.print_line(f"{arguments.prog}: {line}", sys.stderr)
-        command: Callable[[Namespace], int] = COMMANDS.get(options.command) or options.run
-        code = command(options)
+        _warn_of_variables(arguments, make_whole)
+        code: int = options.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -102,6 +106,15 @@ def run(make_parser: Callable[[str], Parser], words: list[str]) -> int:
         return _fail(str(err), 1)
     except KeyboardInterrupt:
         return 1
+
+
+def _warn_of_variables(arguments: Parser, make_whole: Callable[[], Parser] | None) -> None:
+    """Print a line for each variable of ours that no command reads."""
+    if not any(arguments.unknown_variables(*_READ_ELSEWHERE)):
+        return
+    whole = arguments if make_whole is None else make_whole()
+    for line in whole.unknown_variables(*_READ_ELSEWHERE):
+        logs.print_line(f"{arguments.prog}: {line}", sys.stderr)
 
 
 def _fail(reason: str, code: int) -> int:

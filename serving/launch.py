@@ -49,7 +49,7 @@ def serve(*models: str | Path, **options: Any) -> None:
         ConfigurationError: an option is unknown or can't be used, or no model can be served.
         ServingError: the server can't start, or accepted calls took longer than `drain`.
     """
-    from serving.cli.commands import parser
+    from serving.cli.commands import parser_of
     from serving.cli.serve import serve_until_stopped
     from serving.model.onnx_runtime import runtime
     from serving.system import signals
@@ -57,7 +57,7 @@ def serve(*models: str | Path, **options: Any) -> None:
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
-            parsed = parser({}).parse_args(["serve", *arguments(models, options)])
+            parsed = parser_of("serve").parse_args(["serve", *arguments(models, options)])
     except SystemExit as end:
         raise ConfigurationError(" ".join(complaint.getvalue().split())) from end
     handlers = {number: signal.getsignal(number) for number in signals.HANDLED}

@@ -105,7 +105,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 
 SEED = int(os.environ.get("TEST_SEED", "20261124"))
-"""Of all that tests draw at random."""
+"""The seed of all that tests draw at random."""
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from serving.commandline import values
-from serving.commandline.fields import command_help
+from serving.commandline.help_texts import command_help
 from serving.commandline.installation import in_checkout
 from serving.commandline.parser import Parser
 from serving.commandline.terminal import silenced_stderr

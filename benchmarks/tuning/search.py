@@ -39,9 +39,9 @@ class Trial:
     num_calls: int
     num_errors: int
     memory_bytes: int
-    """Of the server, after the run."""
+    """Memory of the server after the run."""
     latency: Latencies = field(repr=False, compare=False)
-    """Of all calls."""
+    """Latencies of all calls."""
     turn: int = 0
     """Its place in the order of its stage's measurements."""
 

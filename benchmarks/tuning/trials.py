@@ -21,7 +21,7 @@ from serving.model.onnx_file import external_files, parse_model
 _CYCLES = 3.0
 """How many answers each caller gets in a run, at least; a slow model takes longer for them."""
 _LONGEST_S = 10.0
-"""Of a run."""
+"""The longest run."""
 _MANY = 20
 """Answers of each caller from which on they are counted; see `rate_of`."""
 _WARM_UP_S = 0.05

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from digit_classifier.command import classify_images
 from serving.cli.model_options import add_source
-from serving.cli.models import client_of, model_config
+from serving.cli.models import model_config
+from serving.cli.target import client_of
 from serving.commandline import installation, values
 from serving.errors import InvalidRequest
 

@@ -22,7 +22,7 @@ NETWORK = Path(__file__).parent / "detector.onnx"
 NUM_CLASSES = 11
 """The digits, and none."""
 SHARE = 0.5
-"""Of the detector in the log probabilities of a candidate's classes."""
+"""Share of the detector in the log probabilities of a candidate's classes."""
 _BATCH = 64
 """Candidates at once: more need more memory."""
 

@@ -28,9 +28,9 @@ class FoundDigit:
 
     digit: int
     probability: float
-    """Of that digit, 0 to 1."""
+    """Probability of that digit, 0 to 1."""
     probabilities: tuple[float, ...]
-    """Of each class: of the network and the detector together."""
+    """Probability of each class: of the network and the detector together."""
     box: Box
     image: bytes
     """What the network saw: 784 bytes."""

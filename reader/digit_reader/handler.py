@@ -14,7 +14,7 @@ from digit_reader.reader import find_candidates
 from serving.tensors import Images, Probabilities
 
 MAX_CANDIDATES = 4000
-"""Of a picture: some 400 digits, and a second of work."""
+"""The most candidates of a picture: some 400 digits, and a second of work."""
 
 
 class NumberPictures(serving.Handler):

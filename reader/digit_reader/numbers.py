@@ -28,13 +28,13 @@ in a row, and of any beside such a number."""
 MIN_DRAWN = 0.1
 """The probability from which a drawing shows digits."""
 SHARE_ALONE, MIN_ALONE_SHARE = 0.88, 0.28
-"""Of a page whose ink may be one number: the share of that number's probability, and the least
-that is answered."""
+"""Factor of the probability of a number that may be all the ink of a page, and the least that is
+answered."""
 LONE_POWER = 1 / 3
-"""Of the probability of a digit that is all of the ink, which is right more often than it says: of
-100 enlarged optdigits 91 are read, not 74, and none wrongly."""
+"""Power of the probability of a digit that is all of the ink, which is right more often than it
+says: of 100 enlarged optdigits 91 are read, not 74, and none wrongly."""
 MIN_STROKE, MAX_STROKE_WIDTH = 8.5, 0.62
-"""Of a page whose ink is strokes: their mean score, and the width of each, by its height."""
+"""Mean score of a page's ink that is strokes, and the width of each, by its height."""
 DOUBTS = 1.8, 0.6, 1.4, 1.5
 """How much the probabilities of digits, marks, blanks and the page's turn count in a number's
 doubt, the negative logarithm of its probability."""

@@ -25,7 +25,7 @@ class Places:
 
     @property
     def height(self) -> int:
-        """Of the picture."""
+        """The height of the picture."""
         return self._size[1]
 
     def number(self, line: Line, run: Run, choice: Choice, probability: float) -> Number:

@@ -25,10 +25,10 @@ from training.errors import TrainingError
 _T = TypeVar("_T")
 
 VALIDATION_SPLIT = 1 / 12
-"""Of the training digits: 5,000 that nothing is fitted on, to tune on."""
+"""Share of the training digits, 5,000, that nothing is fitted on, to tune on."""
 
 FONTS_STEP = 5
-"""Of that many fonts of handwriting one is never fitted on."""
+"""One of so many fonts of handwriting is never fitted on."""
 
 MIN_PAGES = 100
 """To fit on: one in twenty of the rows is held out, and must have digits."""

@@ -31,7 +31,8 @@ def written(
 FLOORS = {"dates": 6, "decimals": 6, "groups": 6, "turned 90": 5, "turned 180": 5,
           "turned 270": 5, "one or two digits": 6, "wide gaps": 5, "small print": 6,
           "touching marks": 4}  # fmt: skip
-"""Of those pages, below the figures of `python -m experiments evaluate` on more."""
+"""How many of those pages are read, below the figures of `python -m experiments evaluate` on
+more."""
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ class Batcher:
     """Runs the calls of one model, and gives each exactly one outcome."""
 
     usage = None
-    """See `HandlerBatcher`: it has no processes."""
+    """The processes' use of the machine: none, unlike that of a `HandlerBatcher`."""
 
     def __init__(
         self,

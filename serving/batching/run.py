@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from serving.batching.layout import Layout
 from serving.config import MOST_SIZE
 from serving.errors import (
     DeadlineExceeded,
@@ -21,7 +22,6 @@ from serving.tensors import (
     Array,
     ClassNumbers,
     Feeds,
-    Layout,
     Probabilities,
     Signature,
     TensorSignature,

@@ -1,237 +1,49 @@
-"""The command `infer`: run any model on values, arrays or pictures that the command line names."""
+"""The command `infer`: run any model once."""
 
 import argparse
-import io
-import json
-import re
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from serving.cli import model_options, target
+from serving.commandline.parser import Parser
 
-from serving.cli.models import client_of, config_of, load_with_pictures, model_config
-from serving.commandline import installation
-from serving.commandline.terminal import escape
-from serving.config import ModelConfig
-from serving.errors import ConfigurationError, InvalidRequest
-from serving.model.picture_inputs import read_labels
-from serving.model.preprocessing import Preprocessing, is_known, of_graph
-from serving.protocols.oip.examples import Shapes, sample_of, shape_of
-from serving.system.files import read_regular
-from serving.tensors import Array, Tensor, TensorSignature, as_feeds, finite
+HELP = "run any model on values, arrays or pictures"
+EXAMPLES = """\
+  digit-serving infer iris.onnx 'x=[5.1, 3.5, 1.4, 0.2]'
+  digit-serving infer iris --target 127.0.0.1:50051 'x=[[5.1, 3.5, 1.4, 0.2], [6, 3, 5, 2]]'
+  digit-serving infer sentiment --target 127.0.0.1:50051 text='a good film' --json
+  digit-serving infer towers.onnx left=@left.npy right=@right.npy
+  digit-serving infer flowers.onnx --input image --labels labels.txt @rose.jpg
+  python numbers.py | digit-serving infer iris.onnx x=-
+  digit-serving infer detector.onnx --random
+"""
 
-if TYPE_CHECKING:
-    from serving.embedded import Model
-    from serving.model.loaded import LoadedModel
 
-_NPY = b"\x93NUMPY"
-_FILLED = re.compile(r"(?P<how>zeros|random)(?:\[(?P<sizes>[0-9]{1,9}(?:, ?[0-9]{1,9})*)\])?")
-"""A value such as zeros[1,3,224,224]; without sizes, open axes are 1."""
-_TOP = 5
-"""Classes that are shown with their names."""
+def add_arguments(parser: Parser) -> None:
+    """Add the command's options."""
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        help="name of a model, of the server or the repository; or an "
+        "ONNX file, a model's folder, or a handler that is a model by itself (FILE.py)",
+    )
+    add(
+        "values",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="an input: JSON or a text; @FILE with a NumPy array (.npy), JSON, a text or a "
+        "picture; - for stdin; zeros or random, or with sizes of its axes zeros[1,64]. The batch "
+        "axis may be left out, and so may the name of the only input",
+    )
+    add("--random", action="store_true", help="fill the inputs that no value is given for")
+    parser.intermixed = "values"
+    model_options.add_pictures(parser)
+    model_options.add_handler(parser)
+    target.add_server(parser)
+    model_options.add_repository(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the model once; return the exit code."""
-    own: tuple[str, ...] = ()
-    if options.input != "image":  # else they are a part of the pictures' description
-        own, options.labels = read_labels(options.labels), None
-    if options.target:
-        version = options.version or ""
-        with client_of(options) as client:
-            info = client.describe(options.model, version)
-            pictures = _pictures_of(options, info.tensors, info.pictures)
-            labels: Sequence[str] = info.labels
-            feeds = _feeds(options, info.tensors, pictures)
-            outputs: Mapping[str, Array] = client.infer(options.model, feeds, version=version)
-    elif options.around or options.model.endswith(".py"):
-        pictures, labels = None, ()
-        with _around(options) as around:
-            outputs = around.infer(_feeds(options, around.describe().tensors, None))
-    else:
-        model, pictures = _loaded(options)
-        feeds = _feeds(options, model.tensors, pictures, model.sample_shapes)
-        labels, arrays = model.labels, model.run(feeds)
-        names = [each.name for each in model.tensors.outputs]
-        outputs = dict(zip(names, arrays, strict=True))
-    if pictures is not None:
-        first = next(iter(outputs.values()))
-        labels = pictures.labels or labels or [str(each) for each in range(first.shape[-1])]
-    if own and not any(array.shape[1:] == (len(own),) for array in outputs.values()):
-        shapes = "; ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
-        raise ConfigurationError(f"--labels: {len(own)} labels fit no output of {shapes}")
-    labels = own or labels
-    if options.json:
-        print(json.dumps({name: _plain(array) for name, array in outputs.items()}))
-    else:
-        print("\n".join(_lines(outputs, labels)))
-    return 0
+    """Run the model once, and print its outputs."""
+    from serving.cli import inference  # here: a list of the commands needs no arrays
 
-
-def _pictures_of(
-    options: argparse.Namespace, tensors: TensorSignature, document: Mapping[str, Any] | None
-) -> Preprocessing | None:
-    """Return how pictures become the input of a server's model: as it says, else as the options."""
-    try:
-        if document is not None:
-            return Preprocessing.of(document) if is_known(document) else None
-        if options.input == "image":
-            return of_graph(tensors, {"labels": read_labels(options.labels)})
-    except (ValueError, TypeError) as err:
-        raise ConfigurationError(f"{options.target}: pictures of {options.model}: {err}") from err
-    return None
-
-
-def _loaded(options: argparse.Namespace) -> "tuple[LoadedModel, Preprocessing | None]":
-    """Load a model here, and how pictures become its input."""
-    installation.require("onnxruntime")
-    path = Path(options.model)
-    if path.exists() and "models" not in options:
-        return load_with_pictures(options, config_of(ModelConfig, options, model=""), path)
-    return load_with_pictures(options, model_config(options))
-
-
-def _around(options: argparse.Namespace) -> "Model":
-    """Load a handler here, and the model that it is around, if there is one."""
-    installation.require("onnxruntime")
-    from serving.embedded import Model
-    from serving.model.repository import find
-
-    path = Path(options.model)
-    if path.suffix == ".py":
-        return Model.load(handler=path)
-    if not path.exists():
-        config = model_config(options)
-        path = find(config.models, config.model)
-    facts = options.version, options.device, options.precision
-    return Model.load(path, *facts, handler=options.around)
-
-
-def _feeds(
-    options: argparse.Namespace,
-    tensors: TensorSignature,
-    pictures: Preprocessing | None,
-    shapes: Shapes = MappingProxyType({}),
-) -> dict[str, Array]:
-    """Return an array for each input; the name of the only one may be left out."""
-    inputs = {each.name: each for each in tensors.inputs}
-    given: dict[str, Any] = {}
-    if options.random:
-        given = {
-            name: _filled("random", each, shape_of(each, shapes)) for name, each in inputs.items()
-        }
-    for word in options.values:
-        name = next((each for each in inputs if word.startswith(f"{each}=")), "")
-        text = word.removeprefix(f"{name}=")
-        if len(inputs) == 1 and not name:
-            (only,) = inputs.values()
-            is_bare = "=" not in word or word.startswith("@") or only.datatype == "BYTES"
-            name = only.name if is_bare else ""
-        if name not in inputs:
-            there = "; ".join(map(_example, tensors.inputs))
-            raise InvalidRequest(f"expected inputs such as {there}, got {word[:80]!r}")
-        given[name] = _value(inputs[name], text, pictures)
-    missing = [each for name, each in inputs.items() if name not in given]
-    if missing:
-        listed = "; ".join(f"{each}, such as {_example(each)}" for each in missing)
-        raise InvalidRequest(f"expected a value of {listed}")
-    return as_feeds(tensors, given)
-
-
-def _example(tensor: Tensor) -> str:
-    values = sample_of(tensor, {})
-    return f"{tensor.name}={'zeros' if values is None else json.dumps(values)}"
-
-
-def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> Any:
-    """Read one value of the command line; axes that it lacks in front are added."""
-    is_file = text == "-" or text.startswith("@")
-    value = _of_file(tensor, text, pictures) if is_file else _of_text(tensor, text)
-    try:
-        num_axes = np.ndim(value)
-    except ValueError as err:  # lists of different lengths or depths
-        raise InvalidRequest(f"expected {tensor}, got {text[:80]!r}: {err}") from err
-    for _ in range(len(tensor.shape) - num_axes):
-        value = value[None] if isinstance(value, np.ndarray) else [value]
-    return value
-
-
-def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any:
-    """Read a file, or stdin: an array, JSON, a text or a picture."""
-    try:
-        is_stdin, path = source == "-", Path(source[1:])
-        content = sys.stdin.buffer.read() if is_stdin else read_regular(path, sys.maxsize - 1)
-        if tensor.is_binary:
-            return content
-        if content.startswith(_NPY):
-            return np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as err:  # a header may name a size or a type of which numpy says anything
-        raise InvalidRequest(f"{source}: {getattr(err, 'strerror', None) or err}") from err
-    try:
-        return _of_text(tensor, content.decode())
-    except (UnicodeDecodeError, InvalidRequest) as err:
-        if pictures is None:
-            raise InvalidRequest(
-                f"{source}: expected an array (.npy) or JSON for {tensor}; pictures are for models "
-                "with a classifier.json, or with --input image"
-            ) from err
-    from serving.handlers.picture_classifier import handler_of
-
-    return handler_of(pictures).preprocess([content])[0]
-
-
-def _filled(how: str, tensor: Tensor, shape: tuple[int, ...]) -> Array:
-    """Return an array of zeros or of random numbers; of texts, if the input takes them."""
-    try:
-        if tensor.datatype == "BYTES":
-            return np.full(shape, "text", object)
-        if how == "zeros":
-            return np.zeros(shape, tensor.dtype)
-        numbers = np.random.default_rng(0).random(shape)
-        # Pixels, or numbers that every table has, and masks take.
-        most = 256 if tensor.datatype == "UINT8" else 1 if tensor.dtype.kind == "f" else 2
-        return (numbers * most).astype(tensor.dtype)
-    except (MemoryError, ValueError) as err:
-        raise InvalidRequest(f"{tensor.name}: no room for an array of {list(shape)}") from err
-
-
-def _of_text(tensor: Tensor, text: str) -> Any:
-    if (word := _FILLED.fullmatch(text)) and (word["sizes"] or tensor.datatype != "BYTES"):
-        sizes = [int(size) for size in word["sizes"].split(",")] if word["sizes"] else None
-        return _filled(word["how"], tensor, shape_of(tensor, {}) if sizes is None else tuple(sizes))
-    try:
-        value = json.loads(text, parse_float=finite)
-    except (ValueError, RecursionError) as err:
-        if tensor.datatype == "BYTES":
-            return text
-        expected = f"expected {tensor} as JSON, such as {_example(tensor)}"
-        raise InvalidRequest(f"{expected}, got {text[:80]!r}") from err
-    return text if tensor.datatype == "BYTES" and not isinstance(value, list | str) else value
-
-
-def _plain(array: Array) -> Any:
-    if array.dtype.kind == "O":
-        texts = (
-            each.decode("utf-8", "replace") if isinstance(each, bytes) else each
-            for each in array.flat
-        )
-        array = np.array([*texts], object).reshape(array.shape)
-    return array.tolist()
-
-
-def _lines(outputs: Mapping[str, Array], labels: Sequence[str]) -> list[str]:
-    """Write outputs as lines; of rows of classes the likeliest, with their names."""
-    lines = []
-    for name, array in outputs.items():
-        lines.append(f"{escape(name)} {array.dtype} {list(array.shape)}")
-        if labels and array.dtype.kind == "f" and array.shape[1:] == (len(labels),):
-            for row in array:
-                best = np.argsort(-row, kind="stable")[:_TOP]
-                lines.append("  " + ", ".join(f"{escape(labels[at])} {row[at]:.4g}" for at in best))
-        else:
-            shown = np.array2string(np.array(_plain(array)), threshold=64, edgeitems=4, precision=6)
-            lines += [f"  {escape(line)}" for line in shown.splitlines()]
-    return lines
+    return inference.run(options)

@@ -1,55 +1,17 @@
-"""Options of commands that load a model or call a server."""
+"""Options of commands that load a model."""
 
 import argparse
 from pathlib import Path
 
+from serving.cli import target
 from serving.commandline.fields import add_fields
 from serving.config import ModelConfig, ServerConfig
-from serving.system.addresses import is_target
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that loads a model or calls a server, and may print JSON."""
-    add_server(parser)
+    target.add_server(parser)
     add_model(parser)
-
-
-def add_server(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a command that may call a server, and print JSON."""
-    parser.add_argument(
-        "--target",
-        type=target,
-        metavar="HOST:PORT",
-        help="call a running server instead of loading the model here",
-    )
-    add_access(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-
-
-def target(text: str) -> str:
-    """Read a server's address; see `is_target`."""
-    if not is_target(text):
-        raise argparse.ArgumentTypeError(f"expected HOST:PORT, got {text!r}")
-    return text
-
-
-def add_access(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a caller of servers: its authorities, certificate and token."""
-    add = parser.add_argument
-    add(
-        "--tls-ca",
-        type=Path,
-        metavar="FILE",
-        help="PEM authorities that sign servers' certificates: enables TLS",
-    )
-    add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of the caller, for mTLS")
-    add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")
-    add(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="file whose first line is the bearer token; or set SERVING_TOKEN",
-    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

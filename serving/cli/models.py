@@ -1,8 +1,7 @@
-"""The model that a command's options name: loaded here, or called on its server."""
+"""The model that a command's options name, to be loaded here; and options as configurations."""
 
 import argparse
 import logging
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,7 +12,6 @@ from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerCo
 from serving.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from serving.client import Client
     from serving.model.loaded import LoadedModel
     from serving.model.preprocessing import Preprocessing
 
@@ -42,30 +40,6 @@ def load_with_pictures(
         return model, inputs.of(model)
     except ValueError as err:
         raise ConfigurationError(f"{path}: {err}") from err
-
-
-def client_of(options: argparse.Namespace) -> "Client":
-    """Connect to the server of `--target`."""
-    from serving.client import Client
-
-    return Client(
-        options.target,
-        token=token_of(options),
-        tls_ca=options.tls_ca,
-        tls_cert=options.tls_cert,
-        tls_key=options.tls_key,
-    )
-
-
-def token_of(options: argparse.Namespace) -> str | None:
-    """Return the first token of the file or of SERVING_TOKEN."""
-    from serving.security.tokens import parse_tokens
-    from serving.security.watched_files import read_bytes
-
-    if options.token_file is not None:
-        return parse_tokens(read_bytes(options.token_file), options.token_file)[0].decode()
-    text = os.environ.get("SERVING_TOKEN")
-    return None if text is None else parse_tokens(text.encode(), "SERVING_TOKEN")[0].decode()
 
 
 def config_of(kind: type[Config], options: argparse.Namespace, **others: object) -> Config:

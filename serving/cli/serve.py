@@ -136,7 +136,8 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
 
 def _run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
     """Serve until a signal; return whether every accepted request was answered."""
-    from serving.server.lifetime import run_loop, serve, warn_if_exposed
+    from serving.security.exposure import warn_if_exposed
+    from serving.server.lifetime import run_loop, serve
 
     if config.reload_interval_s and model.version is not None:
         raise ConfigurationError("reload_interval replaces versions, and --version pins one")

@@ -4,8 +4,8 @@ import ipaddress
 import os
 import select
 import socket
+from dataclasses import dataclass
 
-from serving.client.transport import Address
 from serving.config import TransportName
 from serving.errors import (
     ConfigurationError,
@@ -14,6 +14,16 @@ from serving.errors import (
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 """Variables of the environment by which grpcio connects through a proxy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One server's address."""
+
+    host: str
+    port: int
+    authority: str
+    """As it was written: "host:port"."""
 
 
 def address_for_h2(transport: TransportName, target: str) -> Address | None:

@@ -11,6 +11,7 @@ import grpc
 from serving.client import transport
 from serving.client.addresses import grpc_target
 from serving.client.credentials import Credentials
+from serving.client.failures import trailers_failure
 from serving.protocols.status import Failure, StatusCode
 
 _SERVICE_CONFIG = json.dumps(
@@ -66,7 +67,7 @@ def _open_channel(target: str, credentials: Credentials, library: Any) -> Any:
 
 def _failure(error: Any) -> Failure:
     text, trailers = error.details() or "", tuple(error.trailing_metadata() or ())
-    found = transport.trailers_failure(StatusCode[error.code().name], text, trailers)
+    found = trailers_failure(StatusCode[error.code().name], text, trailers)
     # A reason is a server's.
     is_answer = found.is_answer and (bool(found.reason) or not _UNANSWERED.match(text))
     return found._replace(is_answer=is_answer)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from serving.client.transport import malformed
+from serving.client.failures import malformed
 from serving.errors import InvalidRequest, TooLarge
 from serving.protocols.oip import inference_pb
 from serving.protocols.oip.tensors import (

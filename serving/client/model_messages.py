@@ -7,8 +7,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from serving.client.failures import malformed
 from serving.client.infer_messages import tensors_of
-from serving.client.transport import malformed
 from serving.protocols.oip import inference_pb
 from serving.tensors import ModelInfo, Tensor
 

@@ -1,11 +1,7 @@
-"""Options of the fields of configurations, and help texts from their docstrings."""
+"""Options of the fields of configurations."""
 
 import argparse
-import ast
-import inspect
 from dataclasses import Field, fields
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -57,42 +53,3 @@ def _settings(field: Field[Any]) -> dict[str, Any]:
     usual = {Path: "FILE", float: "SECONDS", int: "N"}.get(kind, last)
     metavar = "PORT" if last == "PORT" else usual
     return {"type": kind, "default": field.default, "metavar": metavar}
-
-
-@cache
-def field_docs(kind: Any) -> dict[str, str]:
-    """Read the docstrings of a configuration's fields, which Python keeps in the source alone."""
-    (tree,) = ast.parse(inspect.getsource(kind)).body
-    found = {}
-    for field, text in pairwise(ast.iter_child_nodes(tree)):
-        match field, text:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
-                value=ast.Constant(value=str(doc))
-            ):
-                found[name] = doc
-    return found
-
-
-class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows fields' docstrings, defaults, and examples as they are."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        """Leave out a default that says nothing, such as None, or a flag that is off."""
-        if (of_field := getattr(action, "of_field", None)) is not None:
-            kind, name = of_field
-            text = " ".join(field_docs(kind)[name].split()).removesuffix(".").replace("%", "%%")
-            is_name = text.partition(" ")[0][1:] != text.partition(" ")[0][1:].lower()
-            action.help = text if is_name else text[0].lower() + text[1:]
-        if action.default in (None, [], float("inf")) or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
-
-
-def command_help(text: str, examples: str = "") -> dict[str, Any]:
-    """Return the settings of a command's parser: one text in the list and on the command's page."""
-    return {
-        "help": text,
-        "description": text[0].upper() + text[1:] + ".",
-        "epilog": examples and f"examples:\n{examples}",
-        "formatter_class": Formatter,
-    }

@@ -56,15 +56,15 @@ class Bytes:
     """Bytes for each row, such as a sound or a file."""
 
     def tensor(self, name: str) -> Tensor:
-        """See `Text`."""
+        """Return the description of an input or output of this kind."""
         return Tensor(name, "BYTES", (-1,), content="bytes")
 
     def received(self, array: NumpyArray) -> Any:
-        """See `Text`."""
+        """Return a caller's values as bytes, texts in UTF-8."""
         return [each.encode() if isinstance(each, str) else each for each in array.tolist()]
 
     def returned(self, name: str, value: Any, num_rows: int) -> NumpyArray:
-        """See `Text`."""
+        """Return a handler's bytes as an array, as `Text` does texts."""
         return _objects(name, value, num_rows, bytes, "bytes")
 
 
@@ -76,15 +76,15 @@ class Picture:
     """
 
     def tensor(self, name: str) -> Tensor:
-        """See `Text`."""
+        """Return the description of an input of this kind."""
         return Tensor(name, "BYTES", (-1,), content="picture")
 
     def received(self, array: NumpyArray) -> Any:
-        """See `Text`; the array's elements are pixels already."""
+        """Return a caller's pictures: the array's elements are pixels already."""
         return array.tolist()
 
     def returned(self, name: str, value: Any, num_rows: int) -> NumpyArray:
-        """See `Text`."""
+        """Refuse any value: a picture is no output."""
         raise WrongValue(f"{name}: a picture can't be an output")
 
 
@@ -115,15 +115,15 @@ class Array:
         object.__setattr__(self, "shape", shape)
 
     def tensor(self, name: str) -> Tensor:
-        """See `Text`."""
+        """Return the description of an input or output of this kind."""
         return Tensor(name, self.datatype, (-1, *self.shape))
 
     def received(self, array: NumpyArray) -> Any:
-        """See `Text`."""
+        """Return a caller's array as it is."""
         return array
 
     def returned(self, name: str, value: Any, num_rows: int) -> NumpyArray:
-        """See `Text`."""
+        """Return a handler's value as an array of this type, as `Text` does texts."""
         return as_typed(self.tensor(name), value, num_rows)
 
 

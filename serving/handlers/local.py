@@ -26,7 +26,7 @@ class OtherModels:
         self._models = models
 
     def infer(self, name: str, inputs: Any) -> Outputs:
-        """See `Models`."""
+        """Run another model in this process, as `Models.infer` describes it."""
         if name not in self._models:
             known = ", ".join(self._models) or "none"
             raise ModelNotFound(f"expected a model of {known} (the argument models), got {name!r}")
@@ -77,7 +77,7 @@ class LocalHandler:
         return f"handler {self.signature.name}, in this process"
 
     def close(self) -> None:
-        """See `Around`."""
+        """Do nothing: no process has to be ended."""
 
     def run(
         self, feeds: Feeds, run_model: RunModel, parameters: Mapping[str, Any]

@@ -77,11 +77,11 @@ class NoEngine:
         self.tensors = tensors
 
     def run(self, feeds: Feeds) -> list[Array]:
-        """See `Engine`."""
+        """Refuse to run: only a handler can."""
         raise ModelError("there is no model, only a handler")
 
     def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
-        """See `Engine`."""
+        """Return the refusing run, which needs no stop."""
         return self.run, lambda: None
 
 

@@ -50,7 +50,7 @@ class Program(NamedTuple):
     """The model's name, for log lines."""
     source: HandlerSource
     folder: Path
-    """See `Handler.setup`."""
+    """The folder that `Handler.setup` gets."""
     network: TensorSignature | None
     """The inputs and outputs of the model between the handler's methods."""
 

@@ -68,7 +68,7 @@ class Trip:
         return self
 
     def metadata(self, stream: object) -> Mapping[str, str]:
-        """See `Caller`."""
+        """Return no metadata: the model between the steps gets none."""
         return {}
 
     def __contains__(self, stream: object) -> bool:

@@ -64,7 +64,7 @@ class _Server:
             self._socket.sendall(buffer)
 
     def infer(self, name: str, inputs: Any) -> Outputs:
-        """See `Models`."""
+        """Have the server run another model, as `Models.infer` describes it."""
         if name not in self.uses:
             known = ", ".join(self.uses) or "none"
             raise errors.ModelNotFound(f"the handler's `uses` has no model {name!r}, only {known}")
@@ -118,7 +118,7 @@ class _Worker:
         return answer, ()
 
     def _do(self, head: dict[str, Any], arrays: list[Array]) -> tuple[bool, list[Array]]:
-        job, phase, options = head["job"], head["phase"], head["options"]
+        job, phase, options = head["job"], head["phase"], head.get("options", {})
         if phase == PREPROCESS:
             inputs, state = self._instance.preprocess(arrays, options)
             if state is not None:

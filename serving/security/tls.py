@@ -4,6 +4,12 @@ import ssl
 
 NO_HTTP2 = "handshake: the server does not speak HTTP/2"
 _READ_BYTES = 256 << 10
+_WORDS = b"this port speaks TLS: call it by https://\n"
+_PLAIN_RESPONSE = (
+    b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n"
+    b"content-type: text/plain\r\ncontent-length: %d\r\n\r\n%s" % (len(_WORDS), _WORDS)
+)
+"""The answer to a request in plaintext, which could not read an alert of TLS."""
 
 
 class Tls:
@@ -38,6 +44,11 @@ class Tls:
             self._ssl.do_handshake()
         except ssl.SSLWantReadError:
             return False
+        except ssl.SSLError as err:
+            if self._is_server and err.reason == "HTTP_REQUEST":  # GET, HEAD, POST or PUT
+                self._outgoing.read()  # the alert
+                self._outgoing.write(_PLAIN_RESPONSE)
+            raise
         protocol = self._ssl.selected_alpn_protocol()
         if protocol != "h2" and not self._is_server:  # a server offers those it speaks
             raise ssl.SSLError(NO_HTTP2)

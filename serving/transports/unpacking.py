@@ -16,7 +16,7 @@ _GZIP = 31
 _MAGIC = b"\x1f\x8b\x08"
 """How a member begins: two numbers, and the method."""
 _LEAST_BYTES, _LENGTH_BYTES = 18, 4
-"""Of a member: its header and its end; and of the length in that end."""
+"""Bytes of a member's header and its end, and of the length in that end."""
 _MAX_RATIO = 1032
 """How much deflate compresses at most (zlib's technical notes)."""
 _MALFORMED = "expected a request of gzip, in one piece: {}"

@@ -13,7 +13,7 @@ from tests.digit_scoring.conftest import picture
 
 NUM_FILES = 100
 NUM_ROWS = 50
-"""Of each file."""
+"""Rows of each file."""
 
 
 @pytest.fixture(scope="session")

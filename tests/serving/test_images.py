@@ -9,8 +9,9 @@ import pytest
 
 from digit_classifier import Predictions
 from digit_classifier.predictions import DIGITS, as_images
+from serving.batching.layout import Layout, Piece
 from serving.errors import InvalidRequest
-from serving.tensors import Layout, Piece, Signature
+from serving.tensors import Signature
 from tests.serving.model.templates import LETTERS
 from tests.support.fakes import images_of, probabilities_of
 

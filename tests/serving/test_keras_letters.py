@@ -15,7 +15,7 @@ from training.__main__ import main
 
 LABELS = tuple("abcdefghijklmnopqrstuvwxyz")
 ENOUGH = 0.9
-"""Of noisy patterns, after seconds of training, most are read right."""
+"""The least share of noisy patterns that are read right after seconds of training."""
 
 
 @pytest.fixture(scope="module")

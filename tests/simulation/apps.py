@@ -211,7 +211,7 @@ class App:
         self._judge(f"app {self.number}'s call {name}", images, sent_s, knew, outcome)
 
     def _judge(self, name, images, sent_s, knew, outcome):
-        """See that a call ended in its time, and as it may."""
+        """Check that a call ended in its time, and as it may."""
         simulation = self.simulation
         took_s = simulation.now_s - sent_s
         late_s = simulation.now_s - max(sent_s + self.timeout_s, simulation.thawed_s)

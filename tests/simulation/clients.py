@@ -36,7 +36,7 @@ class Call:
     number: int
     path: str
     label: str
-    """Of the version that it names; empty for none."""
+    """The label of the version that it names; empty for none."""
     messages: list[list[bytes]]
     """The images of each message."""
     timeout_s: float

@@ -164,7 +164,7 @@ class Handled:
         return arrays if phase != "predict" else [_rows(arrays[0])]
 
     def note_begun(self, head, arrays):
-        """See that each call in a job is wanted still, and was not begun alone before."""
+        """Check that each call in a job is wanted still, and was not begun alone before."""
         if head["phase"] == "postprocess":
             return
         simulation = self.simulation

@@ -115,7 +115,7 @@ def check_windows(simulation, connection, client):
 
 
 def check_batcher(simulation, batcher, end_s):
-    """See that a version leaves nobody waiting who could go on, or whose time is over."""
+    """Check that a version leaves nobody waiting who could go on, or whose time is over."""
     if isinstance(batcher, HandlerBatcher):
         is_free = batcher._has_room and any(each.trip is None for each in batcher._slots)
         has_work = batcher._queue.num_rows or batcher._ready
@@ -139,7 +139,7 @@ def check_batcher(simulation, batcher, end_s):
 
 
 def check_sleep(simulation, end_s):
-    """See that the loop does not sleep while there is something to do."""
+    """Check that the loop does not sleep while there is something to do."""
     loop = simulation.loop
     simulation.require(not loop._posted, "the loop sleeps while something is posted")
     simulation.require(not loop._dirty, "the loop sleeps while something is to be written")
@@ -164,7 +164,7 @@ def check_sleep(simulation, end_s):
 
 
 def check_run(simulation, client, call, since_s):
-    """See that somebody wants the answer; `since_s` is when the run was decided."""
+    """Check that somebody wants the answer; `since_s` is when the run was decided."""
     up = client.link.up
     arrived_s = None if call.end is None else up.read_s(call.end)
     if arrived_s is not None and call.path != STREAM:
@@ -186,7 +186,7 @@ def check_run(simulation, client, call, since_s):
 
 
 def judge_answer(simulation, call):
-    """See that an answer is right, and of a version that was served meanwhile."""
+    """Check that an answer is right, and of a version that was served meanwhile."""
     from tests.simulation.simulation import rows_of
 
     number = len(call.answers)
@@ -214,7 +214,7 @@ def find(state, label):
 
 
 def judge(simulation, client, call):
-    """See that a call has ended as it may."""
+    """Check that a call has ended as it may."""
     now_s, name = simulation.now_s, f"call {call.number}"
     served = simulation.states_since(call.sent_s)
     is_excused = simulation.handled is not None and simulation.handled.excuses(call)
@@ -254,7 +254,7 @@ def judge(simulation, client, call):
 
 
 def check_answered(simulation, client):
-    """See that each call of a client that is still there was answered."""
+    """Check that each call of a client that is still there was answered."""
     if not (client.is_over or client.link.is_reset or client.link.is_gone):
         for call in client.calls.values():
             if call.is_ended:
@@ -262,7 +262,7 @@ def check_answered(simulation, client):
 
 
 def check_start(simulation):
-    """See that the server is as at the start, now that all have left."""
+    """Check that the server is as at the start, now that all have left."""
     home, web = simulation.loop._ports
     left = [connection.address for connection in [*home._peers, *web._peers]]
     simulation.require(not left, f"connections are left: {left}")
@@ -284,7 +284,7 @@ def check_start(simulation):
 
 
 def check_counts(simulation):
-    """See that no call was counted twice; attackers' calls are not known exactly."""
+    """Check that no call was counted twice; attackers' calls are not known exactly."""
     counts = simulation.router.metrics.snapshot().requests
     total, most = sum(counts.values()), sum(each.engine._next // 2 for each in simulation.clients)
     simulation.require(total <= most, f"{total} outcomes of {most} calls")
@@ -299,14 +299,14 @@ def check_probe(simulation, calls):
 
 
 def check_drained(simulation):
-    """See that a drain ends in its time, with an answer for each call that had come before."""
+    """Check that a drain ends in its time, with an answer for each call that had come before."""
     took_s = simulation.drained_s - simulation.draining_s
     most_s = 15 + simulation.patience_s + 4 * simulation.run_s * (10 + simulation.num_to_answer)
     simulation.require(took_s < most_s, f"the drain took {took_s:g} s")
 
 
 def check_parted(simulation):
-    """See that nobody who keeps to the protocol may have lost an answer at the end."""
+    """Check that nobody who keeps to the protocol may have lost an answer at the end."""
     for client in simulation.clients:
         link = client.link
         if isinstance(client, Polite) and (link.closed_s or 0.0) > simulation.drained_s:

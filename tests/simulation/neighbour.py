@@ -138,7 +138,7 @@ class Neighbour:
         )
 
     def _look(self):
-        """See that health says which model is stuck, and that it is this one alone."""
+        """Check that health says which model is stuck, and that it is this one alone."""
         stuck, since_s = self.health.stuck_models, self.simulation.now_s - self.begin_s
         may = {NAME} if self.kind == "stuck" else set()
         self.simulation.require(stuck <= may, f"{sorted(stuck)} are NOT_SERVING beside {self.kind}")

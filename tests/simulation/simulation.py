@@ -441,7 +441,7 @@ class Simulation:
                 self.after(19.9, invariants.check_answered, self, client)
 
     def probe(self):
-        """See that nothing is left, and that a new caller is served as the first one was."""
+        """Check that nothing is left, and that a new caller is served as the first one was."""
         invariants.check_start(self)
         if not self.apps and all(isinstance(each, Polite) for each in self.clients):
             invariants.check_counts(self)

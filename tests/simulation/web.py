@@ -163,7 +163,7 @@ class Browser(Client):
             self.link.up.shut()
 
     def _judge(self, request, status, answer):
-        """See that an answer is right, or an error that may be."""
+        """Check that an answer is right, or an error that may be."""
         from tests.simulation.simulation import rows_of
 
         simulation, name = self.simulation, f"request {request.number}"
@@ -199,7 +199,7 @@ class Browser(Client):
             simulation.require(status == 429, f"{name} ends with {status}: {answer}")
 
     def _judge_lost(self, request):
-        """See that a request without an answer was not taken."""
+        """Check that a request without an answer was not taken."""
         simulation, link = self.simulation, self.link
         read_s = link.up.read_s(request.end)
         is_read = read_s is not None and read_s < (link.closed_s or simulation.now_s)

@@ -68,7 +68,7 @@ class FakeModel:
         self.ran: list[list[int]] = []
         """The first pixel of every image, run by run."""
         self.were_alone: list[bool] = []
-        """Of offloaded runs whether they had the cores for themselves."""
+        """Whether each offloaded run had the cores for itself."""
 
     def run(self, feeds):
         """As an engine."""

@@ -20,7 +20,7 @@ from digit_classifier.pb.digits.v1 import digits_pb2
 
 STOP_TIMEOUT_S = 20.0
 on_both = pytest.mark.parametrize("transport", ["h2", "grpcio"], indirect=True, scope="session")
-"""Of the tests that show once that grpcio has each duty, too; all others run on h2 alone."""
+"""Marks the tests that show once that grpcio has each duty, too; all others run on h2 alone."""
 
 
 def connected(address, timeout_s=20.0):
@@ -224,7 +224,8 @@ class Footprint:
     num_files: int
     num_threads: int
     num_grpc_threads: int
-    """Of gRPC's own pool, which grows and shrinks with its load; not among the others."""
+    """Threads of gRPC's own pool, which grows and shrinks with its load; they are not among the
+    others."""
 
     @classmethod
     def of(cls, pid):

@@ -54,7 +54,7 @@ class Reply:
     """The data received on a stream."""
 
     headers: dict[str, str] = field(default_factory=dict)
-    """Of all its header blocks, trailers included."""
+    """The headers of all its blocks, trailers included."""
     body: bytes = b""
     ended: bool = False
     """Whether the server has ended its side."""

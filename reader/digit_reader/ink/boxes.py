@@ -16,14 +16,14 @@ from digit_reader.ink.strokes import (
 )
 
 MIN_STRAIGHT = 0.75
-"""Of a box's side: how much of it is straight; of a zero's it is half."""
+"""Share of a box's side that is straight; a zero's is half."""
 MAX_ROUND = 0.2
-"""Of a box's height: its corners' radius."""
+"""Share of a box's height that its corners' radius is."""
 MAX_COLUMN, MIN_ASPECT, MAX_ASPECT = 0.25, 0.65, 40
-"""Of a box: width by height. Between the first two may be a narrow 8 or 0. A narrower box is a
+"""Width by height of a box. Between the first two may be a narrow 8 or 0. A narrower box is a
 column of a table, or of squared paper, whose lines are as long as the page is high."""
 MIN_NEAR = 0.25
-"""Of a straight line: how much of it lies along boxes that were found, if it is their side."""
+"""Share of a straight line that lies along boxes that were found, if it is their side."""
 MIN_BREADTH, MAX_SHARE = 2.5, 0.13
 """Pixels of a side's mean breadth, and its share of the length: a thicker line is a stroke."""
 MAX_BREADTH = 2

@@ -12,7 +12,7 @@ from digit_reader.ink.strokes import MAX_LINES, MIN_SIDE, Runs, chosen_parts, pa
 MIN_TOOTH = 10
 """Pixels of a tooth of a comb."""
 MAX_TOOTH = 0.65
-"""Of a box's height: a tooth that stands on its lower side."""
+"""Share of a box's height that a tooth on its lower side takes."""
 
 
 def find_combs(across: Runs, down: Runs) -> tuple[Mask, Mask]:

@@ -7,11 +7,11 @@ from digit_classifier.normalizer import Labels, Mask, Numbers
 MAX_DASH, MAX_PEN, MAX_GAP = 26, 7, 20
 """Pixels of a dash's length and its thickness, and of the blank between two."""
 MIN_SHARE = 0.7
-"""Of a line's dashes by those of the line that crosses it there."""
+"""Length of a line's dashes by those of the line that crosses it there."""
 MAX_GAPS = 1.5
-"""Of a gap by the smallest one beside the same dash, and as many pixels."""
+"""Length of a gap by the smallest one beside the same dash, and as many pixels."""
 MAX_DASHES = 2000
-"""Of a page."""
+"""The most dashes of a page."""
 
 
 class Dashes:

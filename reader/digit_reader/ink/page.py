@@ -13,15 +13,15 @@ from digit_reader.ink.ruling import without_ruling
 THUMB = 48
 """Pixels of the longer side of what the paper is estimated on."""
 MIN_SHARE = 0.4
-"""Of the ink's usual strength: what is weaker is paper."""
+"""Share of the ink's usual strength: weaker pixels are paper."""
 NUM_SIGMAS = 4
-"""Of the paper's grain: what is weaker is paper."""
+"""Multiple of the paper's grain: weaker pixels are paper."""
 MAX_GRAIN = 0.04
-"""Of the ink's strength: coarser grain is smoothed."""
+"""Share of the ink's strength: coarser grain is smoothed."""
 CUT = 7, 5
 """Pixels down and across of what a removed line cuts out of a ring."""
 MAX_PARTS = 6000
-"""Of a page: more are grain or a texture, where no lines are looked for."""
+"""The most parts of a page: more are grain or a texture, where no lines are looked for."""
 
 
 class Ink(NamedTuple):

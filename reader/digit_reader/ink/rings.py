@@ -14,24 +14,24 @@ MIN_SIDE, MAX_RINGS, MAX_AREA = 20, 40, 3
 """Pixels of a ring's shorter side; the parts of a page that are looked at, the largest; and the
 area of their boxes, by that of the page."""
 MIN_ASPECT, MAX_ASPECT = 0.7, 9
-"""Of a ring: width by height; a slashed 0 has less."""
+"""Width by height of a ring; a slashed 0 has less."""
 MIN_COVER = 0.72
-"""Of a ring's directions: in how many there is its line and nothing else."""
+"""Share of a ring's directions in which there is its line and nothing else."""
 MAX_PEN = 0.3
-"""Of a ring's shorter radius: the width of its line."""
+"""Share of a ring's shorter radius that its line is wide."""
 MIN_RADIUS, MAX_RADIUS = 0.72, 1.3
-"""Of a ring by that of the ellipse in its box; the waist of an 8 has less, a corner more."""
+"""Radius of a ring by that of the ellipse in its box; the waist of an 8 has less, a corner more."""
 TOLERANCE = 0.09
-"""Of a ring's radius: how far it may be from a smooth curve."""
+"""Share of a ring's radius by which it may differ from a smooth curve."""
 MIN_INSIDE, MIN_BLANK = 0.32, 0.35
-"""Of the ink inside: its height by the ring's; the bar of an e has less. And the blank around it,
-by the ring's length."""
+"""Height of the ink inside by the ring's; the bar of an e has less. And the blank around it, by the
+ring's length."""
 ANGLES, RADII = np.arange(96) * np.pi / 48, np.linspace(0, 1.5, 72)
 TERMS = np.stack(
     [np.ones(96), *(each(order * ANGLES) for order in (1, 2, 3) for each in (np.cos, np.sin))],
     axis=1,
 )
-"""Of a ring as a smooth closed curve: its radius by direction."""
+"""A ring as a smooth closed curve: its radius by direction."""
 
 Floats = npt.NDArray[np.float64]
 

@@ -13,20 +13,21 @@ ROW_HEIGHT = 48
 MIN_HEIGHT = 8
 """Pixels of the smallest row."""
 MIN_PIXELS = 3
-"""Of a connected part, such as a point."""
+"""The fewest pixels of a connected part, such as a point."""
 MAX_PARTS = 600
 """Connected parts of a page, the largest."""
 MAX_ROWS = 60
 MAX_GAP = 3.0
 """Blank between neighbours of a row, in heights."""
 MIN_OVERLAP = 0.4
-"""Of the smaller one's height, between neighbours of a row."""
+"""Share of the smaller one's height by which neighbours of a row overlap."""
 MAX_RATIO = 2.5
-"""Of neighbours' heights."""
+"""The largest ratio of neighbours' heights."""
 MIN_SIDE, MAX_SMALL = 0.055, 0.75
-"""Of a row's height, small marks such as points and commas."""
+"""Shares of a row's height that small marks such as points and commas have."""
 MAX_BESIDE = 0.3, 1.0
-"""Of a row's height: how far above or below, and to the left or right of the others they are."""
+"""Shares of a row's height: how far above or below, and to the left or right of the others they
+are."""
 
 
 class Row(NamedTuple):
@@ -41,7 +42,7 @@ class Row(NamedTuple):
     middle: float
     """The digits' usual middle, pixels from the top."""
     top: float
-    """Of the row in the page, in the page's pixels."""
+    """Top of the row in the page, in the page's pixels."""
     left: float
     scale: float
     """The page's pixels for one of the row's."""

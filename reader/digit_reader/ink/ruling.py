@@ -17,13 +17,14 @@ from digit_reader.ink.strokes import (
 )
 
 MIN_SPAN = 0.6
-"""Of the picture's width: how much of it a ruled line covers."""
+"""Share of the picture's width that a ruled line covers."""
 MAX_THICKNESS = 0.015
-"""Of the picture's longer side: a thicker line is a stroke, such as the bar of a large 4."""
+"""Share of the picture's longer side: a thicker line is a stroke, such as the bar of a large 4."""
 MAX_SKEW = 0.04
 """Rise of a line from its one end to the other, for each pixel."""
 MIN_DASHES, MIN_DASHES_OF_BOX = 4, 3
-"""Of a dashed line, and of a box's side; a hyphen between digits looks like the latter."""
+"""The fewest dashes of a dashed line, and of a box's side; a hyphen between digits looks like the
+latter."""
 MIN_FLAT = 8
 """Width by height of a line under a digit; the bar of a 5 is less flat."""
 

@@ -27,21 +27,21 @@ NUM_AREAS = 3
 MIN_CONTRAST, MAX_TABLE = 20, 0.8
 """Levels of 255 by which a sheet is brighter than what is beside it; its table's share of that."""
 MIN_AREA, MAX_BORDER = 0.08, 0.4
-"""Of the picture, and of its border: an area's share."""
+"""Shares of the area of the picture, and of that of its border."""
 MIN_FILLED = 0.93
-"""Of the inside of four edges, an area's share."""
+"""Share of the area inside of four edges."""
 MIN_CLEAR, MIN_UP = 0.8, 0.4
-"""Of a side in the picture: how much is a step, and how much is brighter inside."""
+"""Shares of a side in the picture that are a step, and that are brighter inside."""
 MIN_SEEN, MIN_SIDES = 0.3, 3
-"""Of a side: how much is in the picture; and how many such sides there are."""
+"""Share of a side that is in the picture, and how many such sides there are."""
 REACH = 3
 """Pixels of the thumbnail: how far from its edge a side may be."""
 NUM_PROFILES = 48
 """Across a side."""
 INSET = 0.006
-"""Of a sheet: the margin that is left out."""
+"""Share of a sheet that is left out as its margin."""
 BORDER_SHARE = 0.15
-"""Of the area that an edge on the picture's border costs: it is left out first."""
+"""Share of the area that an edge on the picture's border costs: it is left out first."""
 
 Points = npt.NDArray[np.float64]
 """(N, 2): x, y; a polygon's are clockwise."""

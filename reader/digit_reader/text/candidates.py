@@ -23,9 +23,9 @@ from serving.tensors import Images
 MAX_JOINED = 8
 """Pieces of a candidate."""
 MAX_WIDTH = 1.5
-"""Of the row's height."""
+"""Share of the row's height."""
 MAX_BLANK = 0.3
-"""Of the row's height: blank columns within a candidate."""
+"""Share of the row's height: blank columns within a candidate."""
 NUM_MEASURES = 8
 """Numbers that describe a candidate's place in its row."""
 MAX_PARTS, MIN_PART = 12, 0.6

@@ -41,7 +41,7 @@ class _Lattice(NamedTuple):
     scores: Floats
     """(E, K): of an edge as each of the SYMBOLS."""
     boxes: list[Numbers]
-    """Of the edges that are a candidate or a mark; they are the first."""
+    """Boxes of the edges that are a candidate or a mark; they are the first."""
     end: int
     """The last node."""
 

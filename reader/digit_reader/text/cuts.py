@@ -17,27 +17,27 @@ from digit_reader.ink.rows import Row
 from serving.errors import InvalidRequest
 
 MIN_SIZE = 0.004
-"""Of the height squared: smaller parts are specks."""
+"""Share of the height squared: smaller parts are specks."""
 MIN_PIECE = 0.012
-"""Of the height squared: what a cut leaves smaller stays with its neighbour."""
+"""Share of the height squared: a smaller piece stays with its neighbour."""
 MIN_CUT_WIDTH = 0.36
-"""Of the height: a narrower part is one digit, or a piece of one."""
+"""Share of the height: a narrower part is one digit, or a piece of one."""
 BAND = 0.16
-"""Of the height: how far a cut may bend to each side."""
+"""Share of the height by which a cut may bend to each side."""
 MAX_CUT = 0.7
-"""Of the height: the most ink that a cut crosses."""
+"""Share of the height: the most ink that a cut crosses."""
 MIN_CUT_DISTANCE = 0.15
-"""Of the height: how far a cut is from every better one, on average."""
+"""Share of the height that is between a cut and every better one, on average."""
 SLANTS = (-0.3, 0.0, 0.3)
-"""Of the lines that cuts bend around, columns for a row."""
+"""Slants of the lines that cuts bend around, in columns for a row."""
 MAX_PIECES = 200
-"""Of a row."""
+"""The most pieces of a row."""
 SHARED = 0.65
-"""Of the pen's width: how far from where a cut crosses ink both sides may own it."""
+"""Share of the pen's width: how far from where a cut crosses ink both sides may own it."""
 CUT_WORK = 15
 """What looking for cuts costs, in candidates."""
 _NO_CUT = 0.02
-"""Of the height: what crosses less ink went around the part."""
+"""Share of the height: a cut that crosses less ink went around the part."""
 _SLOPE = 0.02
 """The cost of a step to the side, in ink: of two cuts, the straighter one."""
 _STEPS = np.array([0, -1, 1])
@@ -125,7 +125,7 @@ class _Cut(NamedTuple):
     shared: npt.NDArray[np.int32]
     """(H, W): see `Pieces`."""
     costs: list[float]
-    """Of each piece's left cut."""
+    """Costs of each piece's left cut."""
 
 
 def _pieces_of(levels: npt.NDArray[np.float32], mask: Mask, height: float, reach: float) -> _Cut:

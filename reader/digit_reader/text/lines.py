@@ -21,12 +21,12 @@ BIAS = 0.5
 SKIP = -6.0
 """The score of leaving out a piece as high as the row."""
 STROKE_ODDS, DRAWN_ODDS = 8.0, -4.0
-"""Of a drawing that is one number: addends to the log odds of an uncut 1, and of another digit.
-On a page, an upright stroke is more often a letter or a line than a 1."""
+"""Addends, in a drawing that is one number, to the log odds of an uncut 1 and of another digit. On
+a page, an upright stroke is more often a letter or a line than a 1."""
 MIN_LETTER = 0.35
-"""Of the row's height: ink that is left out and higher is a letter."""
+"""Share of the row's height: ink that is left out and higher is a letter."""
 MARK_SHARE = 2.5
-"""Of a mark's log odds: the score of leaving it out of digits."""
+"""Factor of a mark's log odds: the score of leaving it out of digits."""
 
 
 class Choice(NamedTuple):

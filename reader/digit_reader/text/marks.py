@@ -18,9 +18,9 @@ from digit_reader.ink.rows import Row
 from digit_reader.text.cuts import MIN_SIZE, Pieces, pen_width
 
 MAX_DOTS = 16
-"""Of a row, looked at in pairs."""
+"""The most dots of a row that are looked at in pairs."""
 MAX_HEIGHT, MIN_TALL = 0.75, 0.55
-"""Of the row's height: a higher part is no small mark, and a lower one no digit."""
+"""Shares of the row's height: a higher part is no small mark, and a lower one no digit."""
 DATE = re.compile(
     r"(0?[1-9]|[12]\d|3[01])/(0?[1-9]|1[0-2])/((19|20)?\d\d)"
     r"|(0?[1-9]|1[0-2])/(0?[1-9]|[12]\d|3[01])/((19|20)?\d\d)"
@@ -31,10 +31,10 @@ DATE_ODDS, SLASH_ODDS = 5.0, -5.0
 MIN_ODDS, WEAK_ODDS = 0.7, -4.0
 """Log odds of a small mark, and of one that is read only if a pattern needs it."""
 MIN_GAP = 0.04
-"""Of the row's height: between a hyphen and a digit."""
+"""Share of the row's height between a hyphen and a digit."""
 MIN_TOUCHING_ODDS, TOUCHING_HYPHEN, TOUCHING_POINT, MAX_CUT_PIECES = 2.0, 0.9, 0.0, 3
-"""Of a mark that touches a digit or is above or below one: its least log odds; what they count as,
-of a hyphen and of another mark, which is more often a digit's; and its most pieces."""
+"""A mark that touches a digit, or is above or below one: its least log odds; what they count as for
+a hyphen and for another mark, which is more often a digit's; and its most pieces."""
 MIN_SLASH = -3.0
 """Log odds of a stroke that may be a slash of a date."""
 
@@ -44,7 +44,7 @@ class Mark(NamedTuple):
 
     text: str
     probability: float
-    """Of this mark among marks."""
+    """Probability of this mark among marks."""
     odds: float
     """The log odds that it is a mark."""
     box: Numbers

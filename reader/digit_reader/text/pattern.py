@@ -19,12 +19,12 @@ from serving.errors import InvalidRequest
 
 DIGITS, MARKS, BLANK, LETTERS = "0123456789", ".,-/:", " ", "A"
 END, OTHER, STAY = "\n", "\t", "\0"
-"""Of rows: a number ends; the next one need not fit; and no symbol at all."""
+"""Symbols beside those of a row: a number ends; the next one need not fit; and no symbol at all."""
 SYMBOLS = DIGITS + MARKS + BLANK + LETTERS + END + OTHER + STAY
 MAX_STATES = 100
-"""Of a pattern: they bound the time to read by it."""
+"""The most states of a pattern: they bound the time to read by it."""
 MAX_DEPTH, MAX_STEPS = 10, 100_000
-"""Of a pattern: its nested groups, and the derivatives of its parts, which bound the time to
+"""The most nested groups of a pattern, and derivatives of its parts, which bound the time to
 compile it."""
 _MANY = 1000
 """Stands for any number of repetitions."""

@@ -12,18 +12,18 @@ from digit_classifier.normalizer import Numbers
 MIN_BLANK, BLANK_SHARE = 0.4, 1.0
 """Between two numbers: this much of the row's height, and of a usual gap, more than that gap."""
 MIN_USUAL = 0.1
-"""Of the row's height: the least usual gap; digits that touch have less."""
+"""Share of the row's height: the least usual gap; digits that touch have less."""
 MIN_REGULAR, MIN_REGULAR_BLANK, REGULAR_SHARE = 10, 0.12, 2.0
-"""Of that many gaps or more: a blank is this much of the row's height, and of the gaps' spread,
-more than the usual gap, if that is less."""
+"""The fewest gaps that are regular; a blank among them is larger than the usual gap by this much of
+the row's height, and of the gaps' spread, if that is less."""
 BLANK_SCALE = 0.04
-"""Of the row's height: by how much a gap must differ from that to be surely one or the other."""
+"""Share of the row's height by which a gap must differ from that to be surely one or the other."""
 MAX_MARK_GAP = 0.8
-"""Of the row's height, beyond a usual gap: a mark that is farther belongs to no digit."""
+"""Share of the row's height beyond a usual gap: a mark that is farther belongs to no digit."""
 MIN_ROUND, NO_CIRCLE = 0.8, 0.9
-"""Of a 0 alone that may be a circle: its width by its height, and the confidence that it is a 0."""
+"""Width by height of a 0 alone that may be a circle, and the confidence that it is a 0."""
 MIN_LETTER_GAP = 0.25
-"""Of the row's height, between a number and a letter."""
+"""Share of the row's height between a number and a letter."""
 
 
 class Item(NamedTuple):
@@ -33,9 +33,9 @@ class Item(NamedTuple):
     box: Numbers
     """(4,) top, left, bottom, right in the row."""
     probability: float = 1.0
-    """Of a mark."""
+    """Probability of a mark."""
     candidate: int = -1
-    """Of a digit."""
+    """Index of a digit's candidate."""
 
     @property
     def middle(self) -> float:
@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
     @property
     def candidates(self) -> list[int]:
-        """Of its digits."""
+        """Candidates of its digits."""
         return [item.candidate for item in self.items if item.candidate >= 0]
 
 

@@ -32,7 +32,7 @@ UPRIGHT_BONUS, MIN_SCORE = 12.0, 2.0
 UPRIGHT_ODDS = 2.0
 """Log odds that a page is not the other way up, before its parts are looked at."""
 SCALE = 2.0
-"""Of the scores' difference, as log odds."""
+"""Factor that turns the scores' difference into log odds."""
 MAX_TURNED_WORK = 2000
 """Candidates of the turned page."""
 
@@ -44,7 +44,7 @@ class Turned(NamedTuple):
     quarters: int
     """How often the page is turned by 90 degrees counter-clockwise, so that it is upright."""
     probability: float
-    """Of this turn, among those that were tried."""
+    """Probability of this turn among those that were tried."""
     not_reversed: float
     """The probability that it is not the other way up, by its parts."""
 

@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
     is_right: bool
     """Exactly the number that is there was read; or none, where none is."""
     probability: float
-    """Of the reading; 0 if there is none."""
+    """Probability of the reading; 0 if there is none."""
     text: str
     read: str
 

@@ -26,12 +26,14 @@ from training.data.mnist import Examples
 NO_DIGIT = 10
 """The label of candidates that are not one whole digit."""
 MIN_WHOLE = 0.9
-"""Of a digit's ink, and of a candidate's: a candidate that shares more of both is that digit."""
+"""Shares of a digit's ink, and of a candidate's: a candidate that shares more of both is that
+digit."""
 MAX_PART = 0.75
 """One that shares less is no digit. Between the two a digit's best candidate is that digit, since
 where digits overlap none has all of its ink; others are left out."""
 MIN_MARK, MAX_MARK = 0.25, 0.6
-"""Of a mark's ink: a candidate with more is no digit alone; between the two its label is open."""
+"""Shares of a mark's ink: a candidate with more is no digit alone; between the two its label is
+open."""
 MIN_MARK_SIZE = 8
 """Pixels: what is smaller may be a mark's edge."""
 KINDS = {
@@ -41,7 +43,7 @@ KINDS = {
 }  # fmt: skip
 """The shares of the kinds of pages."""
 WORN_SHARE = 0.25
-"""Of the pages, which are photographed or copied badly."""
+"""Share of the pages that are photographed or copied badly."""
 UPRIGHT = [name for name in TEXTS if not name.startswith("turned")]
 LIKE_DIGITS = ("", "0", "0125689", "0")
 """For each number of quarter turns: what still looks like a digit then. Its labels are open."""

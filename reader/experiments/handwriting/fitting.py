@@ -20,12 +20,12 @@ EPOCHS, PATH_EPOCHS = 1, 18
 BATCH_ROWS, PATH_BATCH_ROWS = 4, 16
 LEARNING_RATE, PATH_LEARNING_RATE = 2e-3, 1e-3
 LABEL_WEIGHT = 0.04
-"""Of each candidate's label beside its row's paths."""
+"""Weight of each candidate's label beside its row's paths."""
 DIGIT_WEIGHT = 3.0
-"""Of a digit's label beside those of no digit: the classifier learned from the same digits, so that
-with its probabilities the paths teach little of which digit it is."""
+"""Weight of a digit's label beside those of no digit: the classifier learned from the same digits,
+so that with its probabilities the paths teach little of which digit it is."""
 TEXTLESS_WEIGHT = 4.0
-"""Of the labels in a row without digits, which has no right path."""
+"""Weight of the labels in a row without digits, which has no right path."""
 MIN_LOSS = 0.01
 """The weight of a candidate's label beside the paths."""
 MIN_GRADIENT = 1e-4
@@ -33,21 +33,21 @@ MIN_GRADIENT = 1e-4
 EASY_LOSS = 0.02
 """A row that lost less in its last epoch is easy."""
 EASY_SHARE = 0.35
-"""Of the easy rows that are in an epoch; each counts as many times more."""
+"""Share of the easy rows that are in an epoch; each counts as many times more."""
 MIN_ODDS = -6.0
-"""Of a whole digit: candidates below it that are none are left out of the row's paths."""
+"""Log odds of a whole digit: candidates below it that are none are left out of the row's paths."""
 LOOKS = (0, 1, 3, 6, 10, 14)
 """The epochs before which the odds of all candidates are found."""
 LOOK_ROWS = 64
 NONE_SHARE = 0.15
-"""Of the candidates that are no digit, which are trained on before the paths."""
+"""Share of the candidates that are no digit, which are trained on before the paths."""
 RAISED = 0.8
 """By how much log odds are raised where weights were averaged, which makes them more doubtful."""
 DEFORMATION = Deformation(
     rotation_deg=6, scale=0.1, shear=0.15, shift_px=0.7, elastic_px=0, elastic_sigma_px=4,
     thickness=0.3, identity_share=0.15,
 )  # fmt: skip
-"""Of a row: all of its candidates alike."""
+"""How a row is distorted: all of its candidates alike."""
 FILTERS = (48, 96)
 UNITS = 192
 

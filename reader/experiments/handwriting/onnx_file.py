@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 WEIGHTS = ("kernel1", "bias1", "kernel2", "bias2", "kernel3", "bias3", "kernel4", "bias4")
 """In the order of Keras's layers and in its layouts; kernels of convolutions are (K, K, C, F)."""
 _OPSET, _IR = 17, 8
-"""Of which ONNX Runtime 1.20 knows both."""
+"""Versions that ONNX Runtime 1.20 knows, of the operators and of the format."""
 
 
 def save(weights: Sequence[npt.NDArray[np.floating]], path: Path) -> None:

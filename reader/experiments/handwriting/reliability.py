@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from experiments.handwriting.evaluation import Outcome
 
 LIMITS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
-"""Of the confidences that are drawn as one point."""
+"""Limits between confidences that are drawn as one point."""
 SIDE, MARGIN = 320, 44
 """Pixels of the diagram, and around it."""
 

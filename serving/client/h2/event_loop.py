@@ -5,6 +5,7 @@ import math
 import ssl
 
 from serving.client import transport
+from serving.client.addresses import Address
 from serving.client.credentials import Credentials
 from serving.client.h2.session import CONNECT_S, ClientCall, Session, failure_of
 from serving.client.transport import Metadata
@@ -133,7 +134,7 @@ class _LoopConnection(asyncio.Protocol):
 class ReconnectingLoopChannel(transport.Transport):
     """Calls of one event loop over the newest connection; older ones end with their calls."""
 
-    def __init__(self, address: transport.Address, credentials: Credentials) -> None:
+    def __init__(self, address: Address, credentials: Credentials) -> None:
         self._address = address
         self._credentials = credentials
         self._loop = asyncio.get_running_loop()

@@ -8,7 +8,8 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 from serving.client import transport
-from serving.client.transport import Metadata, Outcome, trailers_failure
+from serving.client.failures import trailers_failure
+from serving.client.transport import Metadata, Outcome
 from serving.http2 import ErrorCode, Limits, events
 from serving.http2.client import ClientConnection
 from serving.http2.hpack import Fields

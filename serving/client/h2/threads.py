@@ -17,9 +17,10 @@ from collections import deque
 from contextlib import suppress
 
 from serving.client import transport
+from serving.client.addresses import Address
 from serving.client.credentials import Credentials
 from serving.client.h2.session import CONNECT_S, ClientCall, Session, failure_of
-from serving.client.transport import Address, Metadata, Outcome, PendingCall, Transport
+from serving.client.transport import Metadata, Outcome, PendingCall, Transport
 from serving.http2 import Http2Error
 from serving.protocols.status import Failure, StatusCode
 from serving.security.tls import Plain, Tls

@@ -13,6 +13,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from serving.batching.layout import Layout, Piece
 from serving.batching.run import ResponseEncoder, Result, Target
 from serving.errors import RequestError, ServingError, Unavailable
 from serving.protocols import parse, varint
@@ -22,7 +23,7 @@ from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInf
 from serving.protocols.oip.tensors import InferRows
 from serving.protocols.oip.typed import as_raw, id_of, is_slow
 from serving.router import AnyBatcher, Route, Router
-from serving.tensors import DTYPES, Layout, Piece, TensorSignature
+from serving.tensors import DTYPES, TensorSignature
 
 
 class Infer:

@@ -35,7 +35,7 @@ class Polite:
         self.computed_s: np.ndarray = np.array([0.0])
         """The server's processor time while a call waited; other processes do not count."""
         self.share_answered = 1.0
-        """Of its calls, those that were answered; the others found the queue full."""
+        """The share of its calls that were answered; the others found the queue full."""
 
     @property
     def max_s(self):

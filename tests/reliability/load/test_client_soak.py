@@ -20,7 +20,8 @@ from tests.support.servers import running_server
 
 NUM_THREADS = 8
 KINDS, WEIGHTS = ("good", "large", "hasty", "malformed", "new"), (80, 5, 8, 5, 2)
-"""Of 100 calls: one image, 600 in three messages, 2 ms for all, three pixels, by a new client."""
+"""Kinds of calls, and how many of 100 each is: one image, 600 in three messages, 2 ms for all,
+three pixels, one by a new client."""
 HASTY_S = 0.002
 CONNECTION_AGE_S = "2"
 

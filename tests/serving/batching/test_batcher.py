@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from serving.batching.batcher import Batcher
+from serving.batching.layout import Layout, Piece
 from serving.batching.run import Group
 from serving.config import MOST_SIZE, BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Unavailable
 from serving.telemetry.metrics import Metrics
-from serving.tensors import Layout, Piece, Tensor, TensorSignature
+from serving.tensors import Tensor, TensorSignature
 from tests.support.fakes import (
     FakeCaller,
     FakeClock,

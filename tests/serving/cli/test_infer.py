@@ -146,7 +146,7 @@ def test_wrong_words_are_one_line_with_an_example(words, reason, folder, run, mo
 
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\n"
-"""Of a terminal: the title of its window, and an empty screen."""
+"""Sequences of a terminal: the title of its window, and an empty screen."""
 
 
 class Hostile:

@@ -141,8 +141,23 @@ def test_only_a_caller_with_a_certificate_is_answered(url, authority):
 
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    for there, stranger in ((url, context), (url.replace("https", "http"), None)):
-        with pytest.raises((URLError, ssl.SSLError, ConnectionError)):
-            ask(there, stranger)
+    with pytest.raises((URLError, ssl.SSLError, ConnectionError)):
+        ask(url, context)
     authority.issue_cert("a-client").configure_cert(context)
     assert ask(url, context) == 200
+
+
+@pytest.mark.parametrize("request_line", ["GET /v2 HTTP/1.1", "POST /v1/digits HTTP/1.0"])
+def test_caller_in_plaintext_reads_that_the_port_speaks_tls(request_line, url):
+    with connected(url.replace("https", "http")) as sock:
+        sock.sendall(f"{request_line}\r\nhost: a\r\n\r\n".encode())
+        received = b"".join(iter(lambda: sock.recv(65_536), b""))
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.endswith(b"\r\n\r\nthis port speaks TLS: call it by https://\n")
+
+
+def test_bytes_that_are_neither_get_an_alert_alone(url):
+    with connected(url.replace("https", "http")) as sock:
+        sock.sendall(b"\0\1\2\3\4\5\6\7" * 4)
+        received = b"".join(iter(lambda: sock.recv(65_536), b""))
+    assert b"HTTP" not in received

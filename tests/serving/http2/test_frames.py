@@ -526,7 +526,7 @@ def test_stream_takes_no_more_than_its_window():
 
 
 def test_requests_that_wait_are_taken_back_one_by_one():
-    """Of a server that takes none; their order, and those that were not taken back, stay."""
+    """The server takes none; their order, and those that were not taken back, stay."""
     client = ClientConnection(Limits())
     client.receive(setting((3, 0)), 0.0)
     waiting = [client.request(REQUEST, b"") for _ in range(200)]

@@ -227,7 +227,7 @@ def test_calls_whose_headers_change_are_recognised(generator):
 
 @pytest.mark.parametrize("number", [8, 9, 100])
 def test_pattern_of_calls_has_few_values(generator, number):
-    """Of hundreds, it would take a tenth of a second and a megabyte."""
+    """A pattern with hundreds would take a tenth of a second and a megabyte."""
     peer, connection = Peer(generator, FIELDS[1]), server()
     for _ in range(6):
         more = {f"x{each}": str(generator.randrange(10**8, 10**9)) for each in range(number)}

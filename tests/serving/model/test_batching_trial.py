@@ -22,7 +22,7 @@ LSTM = {
     "weights": GENERATOR.normal(size=(1, 12, 4)).astype(np.float32),
     "recurrent": GENERATOR.normal(size=(1, 12, 3)).astype(np.float32),
 }
-"""Of 4 inputs and 3 units."""
+"""Weights of layers with 4 inputs and 3 units."""
 
 
 def embedding(num_rows):

@@ -287,7 +287,7 @@ def serving_loop(address):
 
 @pytest.mark.parametrize("num_frozen", [0, 1])
 def test_connections_are_taken_by_who_has_fewest(num_frozen, monkeypatch):
-    """Of two ports; where one is frozen, the other takes them all the same."""
+    """There are two ports; where one is frozen, the other takes all connections."""
     if not num_frozen:
         monkeypatch.setattr("serving.transports.accepting._LEFT_S", 60.0)
     with ExitStack() as stack:

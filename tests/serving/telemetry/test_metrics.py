@@ -197,7 +197,7 @@ def observe(metrics, started_s, finished_s, num_rows, requests, classified, mode
 
 
 def test_sums_over_many_runs_are_exact():
-    """Of runs of all sizes, counted in between and at the end, beside plain sums."""
+    """Runs of all sizes are counted in between and at the end, beside plain sums."""
     generator, metrics = np.random.default_rng(0), Metrics()
     rows, answers, calls, certainties = 0, [0] * 10, 0, []
     for number in range(1, 701):

@@ -32,7 +32,7 @@ class Recorder:
         self._is_on = False
 
     def __call__(self, frame, event, argument):
-        """See `sys.setprofile`."""
+        """Note a function, as `sys.setprofile` calls this."""
         code = frame.f_code
         if self._is_on and event == "call" and code.co_filename.startswith(str(ROOT)):
             file = Path(code.co_filename).relative_to(ROOT)

@@ -19,8 +19,8 @@ from serving.__main__ import main
 from serving.config import SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from serving.security.certificates import server_context
+from serving.security.exposure import warn_if_exposed
 from serving.security.tls import Tls
-from serving.server.lifetime import warn_if_exposed
 from serving.transports.grpcio_credentials import server_credentials
 from tests.support.h2_server import server_inside
 from tests.support.servers import connected, on_both

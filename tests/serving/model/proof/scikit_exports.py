@@ -26,9 +26,9 @@ NUMBERS = np.abs(X @ np.arange(1, 6)) + 0.1
 WORDS = np.array([["a b", "red", "x"], ["c d e", "green", "y"], ["a e", "blue", "x"]] * 50, object)
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 COUNTS = ("NB", "NMF", "LatentDirichlet")
-"""Of these names the data must not be negative."""
+"""Parts of names of models whose data must not be negative."""
 PAIRS = ("MultiTask", "MultiOutputR", "RegressorChain", "PLS", "CCA")
-"""Of these names there are two targets."""
+"""Parts of names of models that have two targets."""
 
 
 def arguments_of(name: str) -> dict[str, Any]:

@@ -751,7 +751,7 @@ def test_function_may_not_replace_an_operator():
 
 
 def test_fields_are_read_as_onnx_runtime_reads_them():
-    """Of fields that exclude each other the last one holds."""
+    """The last one holds where fields exclude each other."""
     model = parse_model(graph("y = Neg(x)").SerializeToString())
     kind = model.graph.input[0].type
     size = kind.tensor_type.shape.dim[1]

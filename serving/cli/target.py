@@ -1,0 +1,73 @@
+"""The server that a command's options name: `--target`, its certificates and its token."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.system.addresses import is_target
+
+if TYPE_CHECKING:
+    from serving.client import Client
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that may call a server, and print JSON."""
+    parser.add_argument(
+        "--target",
+        type=address,
+        metavar="HOST:PORT",
+        help="call a running server instead of loading the model here",
+    )
+    add_access(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+
+def address(text: str) -> str:
+    """Read a server's address; see `is_target`."""
+    if not is_target(text):
+        raise argparse.ArgumentTypeError(f"expected HOST:PORT, got {text!r}")
+    return text
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a caller of servers: its authorities, certificate and token."""
+    add = parser.add_argument
+    add(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="PEM authorities that sign servers' certificates: enables TLS",
+    )
+    add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of the caller, for mTLS")
+    add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")
+    add(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file whose first line is the bearer token; or set SERVING_TOKEN",
+    )
+
+
+def client_of(options: argparse.Namespace) -> "Client":
+    """Connect to the server of `--target`."""
+    from serving.client import Client
+
+    return Client(
+        options.target,
+        token=token_of(options),
+        tls_ca=options.tls_ca,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+    )
+
+
+def token_of(options: argparse.Namespace) -> str | None:
+    """Return the first token of the file or of SERVING_TOKEN."""
+    from serving.security.tokens import parse_tokens
+    from serving.security.watched_files import read_bytes
+
+    if options.token_file is not None:
+        return parse_tokens(read_bytes(options.token_file), options.token_file)[0].decode()
+    text = os.environ.get("SERVING_TOKEN")
+    return None if text is None else parse_tokens(text.encode(), "SERVING_TOKEN")[0].decode()
