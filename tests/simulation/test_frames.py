@@ -28,6 +28,8 @@ class Peer(Client):
     def __init__(self, simulation, data):
         super().__init__(simulation, len(simulation.clients), Random(len(simulation.clients)))
         self.received = b""
+        self.link.calm()  # all has come before it leaves
+        self.link.cut_share = 0.5
         self.queue(data if data.startswith((PREFACE, b"INVALID")) else HELLO + data)
         simulation.after(20.0, self.leave, "close")
 
