@@ -128,6 +128,7 @@ class HandlerBatcher:
         """Rows that were answered since then, while there were others to answer."""
         self._refusal: ServingError | None = None
         self._is_closed = self._is_scheduled = False
+        self._has_pictures = self._signature.has_pictures
         first = next(iter(self._signature.methods))
         self._first = PREPROCESS if first == PREPROCESS else PREDICT if first == PREDICT else ""
 
@@ -251,7 +252,7 @@ class HandlerBatcher:
         for slot in self._slots:
             while slot.trip is None and (trip := self._next_for(slot, now_s)) is not None:
                 self._work(slot, trip, now_s)
-        if not self._first or self._signature.has_pictures:  # these need no process at first
+        if not self._first or self._has_pictures:  # these need no process at first
             self._take_ahead(now_s)
         return bool(self._trips or self._queue.num_rows)
 
@@ -295,7 +296,7 @@ class HandlerBatcher:
                 trip = waiting.popleft()
                 if self._is_wanted(trip, now_s):
                     return trip
-        if not self._first or self._signature.has_pictures or not self._has_room:
+        if not self._first or self._has_pictures or not self._has_room:
             return None
         while self._queue.num_rows and not self._ready:
             self._take(now_s)
@@ -358,7 +359,7 @@ class HandlerBatcher:
             self._num_done, self._pace_since_s = 0, self.owner.clock()
         trip.step = self._first
         self._trips[trip.number] = trip
-        if self._signature.has_pictures:
+        if self._has_pictures:
             self._decode(trip)
         elif self._first:
             self._ready.append(trip)
@@ -367,7 +368,7 @@ class HandlerBatcher:
 
     def _take_ahead(self, now_s: float) -> None:
         """Begin trips that need no process yet: pictures are decoded, or the model is first."""
-        most = 2 * max(1, len(self._slots)) if self._signature.has_pictures else math.inf
+        most = 2 * max(1, len(self._slots)) if self._has_pictures else math.inf
         while self._queue.num_rows and self._has_room and self._num_ahead < most:
             self._take(now_s)
 
@@ -421,13 +422,14 @@ class HandlerBatcher:
         """Have a process do the next step of a trip."""
         trip.phase, trip.process, slot.trip, slot.begun_s = Phase.WORKING, slot, trip, now_s
         trip.started_s = trip.started_s or now_s
-        head = {
+        head: dict[str, Any] = {
             "kind": "job",
             "job": trip.number,
             "phase": trip.step,
             "rows": trip.num_rows,
-            "options": trip.options,
         }
+        if trip.options:
+            head["options"] = trip.options
         slot.process.send(head, trip.arrays)
         trip.arrays = ()
 

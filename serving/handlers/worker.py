@@ -118,7 +118,7 @@ class _Worker:
         return answer, ()
 
     def _do(self, head: dict[str, Any], arrays: list[Array]) -> tuple[bool, list[Array]]:
-        job, phase, options = head["job"], head["phase"], head["options"]
+        job, phase, options = head["job"], head["phase"], head.get("options", {})
         if phase == PREPROCESS:
             inputs, state = self._instance.preprocess(arrays, options)
             if state is not None:

@@ -84,9 +84,9 @@ def test_end_is_an_error():
     "data",
     [
         b"\xff" * 64,
-        b"\2\0\0\0" + bytes(8) + b"{}",
-        b"\2\0\0\0" + bytes(8) + b"[]",
-        b"\4\0\0\0" + bytes(8) + b"nope",
+        b"\2\0\0\0" + bytes(16) + b"{}",
+        b"\2\0\0\0" + bytes(16) + b"[]",
+        b"\4\0\0\0" + bytes(16) + b"nope",
         b"".join(frames.encode({"kind": "x"}, [np.arange(4)])).replace(b"[4]", b"[5]"),
         b"".join(frames.encode({"kind": "x"}, [objects(["a"])])).replace(b"[1]", b"[2]"),
     ],
@@ -94,3 +94,19 @@ def test_end_is_an_error():
 def test_anything_else_is_broken(data):
     with pytest.raises(BrokenFrame):
         received(data, 1 << 16)
+
+
+def test_heads_of_like_calls_are_the_same_bytes_and_nobody_changes_those_of_others():
+    def sent(job, **more):
+        head = {"kind": "job", "job": job, "rows": 1, **more}
+        return b"".join(frames.encode(head, [objects(["ab"])]))
+
+    assert sent(1)[:12] + sent(1)[20:] == sent(2)[:12] + sent(2)[20:]
+    one, two = received(sent(1) + sent(1 << 40), 1 << 16)
+    assert (one.head["job"], two.head["job"]) == (1, 1 << 40)
+    one.head["rows"] = 7
+    (three,) = received(sent(3, options={"parameters": {"top": 1}}), 1 << 16)
+    three.head["options"]["parameters"]["top"] = 2
+    four, five = received(sent(4) + sent(5, options={"parameters": {"top": 1}}), 1 << 16)
+    assert four.head == {"kind": "job", "rows": 1, "job": 4}
+    assert five.head["options"] == {"parameters": {"top": 1}}
