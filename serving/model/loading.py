@@ -22,19 +22,20 @@ import numpy as np
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import repository, verdicts
+from serving.model.drawn_inputs import NUM_ROWS
 from serving.model.engine import OnnxEngine, open_engine
-from serving.model.labels import STABLE, read_labels
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
 from serving.model.memory import remaps_memory
 from serving.model.onnx_fields import labels_of
 from serving.model.onnx_runtime import runtime
 from serving.model.repository import CLASSIFIER
-from serving.model.samples import NUM_ROWS
 from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings
 from serving.model.timing import find_rows, has_bounded_time
 from serving.model.verdicts import Verdict, line_of
+from serving.model.version_labels import STABLE, read_labels
 from serving.model.wide import gains, usual_feeds
+from serving.system.libc import trim_memory
 from serving.tensors import Feeds
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ _CHECK_LIMIT_S = 10.0
 """Processor time for the check: usually some 0.1 s, and 3 s where a run takes long."""
 BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
+_LARGE_BYTES = 4 << 20
+"""A model of more leaves so much free memory behind that the kernel should have it back."""
 _SLOW_S = 2.0
 """After this time a step is reported in the log."""
 _PROOF, _BY_RUN = "the proof that rows are independent", "the check by a run"
@@ -274,6 +277,10 @@ def _load_version(
         for each in (engine, model.engine):
             if isinstance(each, OnnxEngine):
                 each.drop_source()
+        num_bytes = len(source.onnx) + sum(map(len, source.weights.values()))
+        source = source._replace(onnx=b"", weights={})
+        if num_bytes > _LARGE_BYTES:
+            trim_memory()  # the file, other sessions, tensors of the check: several times as much
     except BaseException as err:
         run_options.terminate = True  # ends a run in progress
         failure = _failure(version, err)

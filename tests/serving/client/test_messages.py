@@ -1,9 +1,13 @@
 """What a client makes of a server's answers about models, however broken they are."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from serving.client.infer_messages import infer_requests
 from serving.client.model_messages import model_info, ready_models
-from serving.errors import Unavailable
+from serving.errors import TooLarge, Unavailable
 from serving.protocols.oip import inference_pb
 
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
@@ -62,3 +66,16 @@ def test_mutated_answers_raise_nothing_else(generator):
             ready_models(bytes(parts[0]), "host:1")
         except Unavailable:
             continue
+
+
+@pytest.mark.parametrize(
+    ("max_batch_size", "words"), [(8, "a row of it takes"), (0, "it, which is not batched, so not")]
+)
+def test_row_that_no_message_takes_is_refused_by_its_size(max_batch_size, words):
+    limited = config(max_batch_size, max_message_bytes="5000")
+    info = model_info(METADATA, limited, "", "host:1")
+    fits, large = (np.zeros((1, number), np.float32) for number in (4, 2_000))
+    info = replace(info, inputs=(replace(info.inputs[0], shape=(-1, -1)),))
+    assert len(infer_requests("net", "", info, {"x": fits}, ())) == 1
+    with pytest.raises(TooLarge, match=words):
+        infer_requests("net", "", info, {"x": large}, ())

@@ -618,3 +618,10 @@ def test_half_of_the_connections_window_is_open_after_each_read(is_recognised):
             if sent[at : at + 9] == update(0, 0)[:9]:
                 given += int.from_bytes(sent[at + 9 : at + 13], "big")
         assert 35_000 <= given - used <= 70_000
+
+
+def test_connection_takes_a_thousand_small_frames_at_once_and_no_more():
+    server = ServerConnection(Limits(), *ANSWERS)
+    server.receive(HELLO + of(PING, PING_DATA, ACK, 0) * 999, 0.0)  # its SETTINGS are one, too
+    with pytest.raises(Http2Error, match="too many small frames"):
+        server.receive(of(PING, PING_DATA, ACK, 0), 0.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serving.errors import DeviceError, ModelError
-from serving.model import memory
+from serving.model import loading, memory
 from serving.model.engine import OnnxEngine
 from serving.model.loading import load_model
 from serving.tensors import Tensor, TensorSignature
@@ -46,6 +46,18 @@ def test_model_keeps_its_memory_where_that_pays(graph, settings, keeps, tmp_path
     (answer,) = model.run({"x": rows})
     assert len(answer) == 3
     assert model.tensors.is_batchable
+
+
+@pytest.mark.parametrize(("width", "times"), [(1_000, 0), (300_000, 1)])
+def test_memory_of_loading_a_large_model_goes_back(width, times, tmp_path, monkeypatch):
+    """Its file, the session of its check and their tensors are several times its weights."""
+    trims = []
+    monkeypatch.setattr(loading, "trim_memory", lambda: trims.append(1))
+    weights = np.ones((4, width), np.float32)
+    load_model(
+        save(rows_model(node("MatMul", ["x", "w"], ["y"]), constants={"w": weights}), tmp_path)
+    )
+    assert len(trims) == times
 
 
 @needs_counts
