@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.loops import Seconds, Trace
-from benchmarks.network import on_cores
+from benchmarks.network import Demand, on_cores
 from benchmarks.others import CODE, ENVIRONMENTS, TRITONCLIENT
 from benchmarks.workload import Workload
 
@@ -36,16 +36,8 @@ class ClientLoad:
         self._client, self._address, self._workload = client, address, workload
         self._cores = cores
 
-    def closed(
-        self,
-        callers: int,
-        batch: int,
-        seconds: float,
-        connections: int = 0,
-        *,
-        has_new_headers: bool = False,
-    ) -> Trace:
-        """Keep `callers` calls in flight: a thread each, or with AsyncClient a task.
+    def closed(self, demand: Demand) -> Trace:
+        """Keep calls in flight: a thread each, or with AsyncClient a task.
 
         Raises:
             OSError: the client failed, or is not installed.
@@ -55,11 +47,12 @@ class ClientLoad:
         program = str(environment.absolute()) if is_triton else sys.executable
         with tempfile.TemporaryDirectory(prefix="digits-bench-") as folder:
             feeds, ended = Path(folder, "feeds.npz"), Path(folder, "ended.npy")
-            arrays: dict[str, Any] = dict(self._workload.feeds(batch))
+            arrays: dict[str, Any] = dict(self._workload.feeds(demand.batch))
             np.savez(feeds, **arrays)
             task = {
                 "client": self._client, "address": self._address, "model": self._workload.model,
-                "feeds": str(feeds), "ended": str(ended), "callers": callers, "seconds": seconds,
+                "feeds": str(feeds), "ended": str(ended), "callers": demand.callers,
+                "seconds": demand.seconds,
             }  # fmt: skip
             try:
                 with on_cores(self._cores):
@@ -68,7 +61,7 @@ class ClientLoad:
                         capture_output=True,
                         text=True,
                         check=True,
-                        timeout=seconds + _MORE_S,
+                        timeout=demand.seconds + _MORE_S,
                     )
             except subprocess.CalledProcessError as err:
                 lines = err.stderr.strip().splitlines() or ["no reason"]

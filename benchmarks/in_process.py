@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from benchmarks.loops import Seconds, Trace
+from benchmarks.network import Demand
 from benchmarks.workload import Workload
 from serving.model.onnx_runtime import runtime
 from serving.tensors import Feeds
@@ -91,18 +92,10 @@ class InProcessLoad:
         self.pid: int = self._pool.submit(_pid).result()
         self._pool.submit(_run, workload.feeds(1), 1, 0.0).result()
 
-    def closed(
-        self,
-        callers: int,
-        batch: int,
-        seconds: float,
-        connections: int = 0,
-        *,
-        has_new_headers: bool = False,
-    ) -> Trace:
-        """Run batches of `batch` rows on `callers` threads; there are no connections or headers."""
-        feeds = dict(self._workload.feeds(batch))
-        return self._pool.submit(_run, feeds, callers, seconds).result()
+    def closed(self, demand: Demand) -> Trace:
+        """Run batches on a thread for each caller; there are no connections or headers."""
+        feeds = dict(self._workload.feeds(demand.batch))
+        return self._pool.submit(_run, feeds, demand.callers, demand.seconds).result()
 
     def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
         """Refuse: there is nothing that arrives at a time of its own."""

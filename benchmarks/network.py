@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -230,19 +230,29 @@ def spread(number: int, parts: int) -> list[int]:
     return [number // parts + (part < number % parts) for part in range(parts)]
 
 
+class Demand(NamedTuple):
+    """Calls that are kept in flight, each followed by the next."""
+
+    callers: int
+    """Calls at a time."""
+    batch: int
+    """Rows of a call."""
+    seconds: float
+    connections: int = 0
+    """Connections that they share; 0 for at most eight a process."""
+    has_new_headers: bool = False
+    """Whether each has a deadline and a trace of its own."""
+
+
 class Load(Protocol):
     """Sends calls to a target, and keeps the time."""
 
-    def closed(
-        self,
-        callers: int,
-        batch: int,
-        seconds: float,
-        connections: int = 0,
-        *,
-        has_new_headers: bool = False,
-    ) -> Trace:
-        """Keep `callers` calls of `batch` rows in flight; see `NetworkLoad`."""
+    def closed(self, demand: Demand) -> Trace:
+        """Keep calls in flight.
+
+        Raises:
+            OSError: the target can't be reached, or does not answer rightly.
+        """
 
     def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
         """Send a call of `batch` rows at each offset from the start, answered or not."""
@@ -272,20 +282,9 @@ class NetworkLoad:
         self._answer_bytes: dict[int, int] = {}
         """Sizes of gRPC's answers, with their prefix, by the rows of a call."""
 
-    def closed(
-        self,
-        callers: int,
-        batch: int,
-        seconds: float,
-        connections: int = 0,
-        *,
-        has_new_headers: bool = False,
-    ) -> Trace:
-        """Keep `callers` calls of `batch` images in flight.
-
-        They share `connections`; 0 for at most eight a process. With new headers each has
-        a deadline and a trace of its own.
-        """
+    def closed(self, demand: Demand) -> Trace:
+        """Keep calls in flight, by h2load where it can send them."""
+        callers, batch, seconds, connections, has_new_headers = demand
         request = replace(self._request(batch), has_new_headers=has_new_headers)
         if batch not in self._answer_bytes:
             size = len(self._probe(request))

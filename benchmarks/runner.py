@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.loops import Outcome, Trace, arrivals
-from benchmarks.network import cpu_s, memory_bytes
+from benchmarks.network import Demand, cpu_s, memory_bytes
 from benchmarks.others import NotMeasured
 from benchmarks.result_file import Cell, Latencies, Results, Sample, Skip, Start
 from benchmarks.targets import IN_PROCESS, Running, Setting, Spec, can_be, open_target
@@ -101,7 +101,7 @@ def measure(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
     if cell.scenario == "Server":
         yield from _search(replace(cell, callers=0), target, rules, number)
     elif cell.scenario == "Overload":
-        full = load.closed(_FULL_CALLERS, 1, seconds, _FULL_CONNECTIONS)
+        full = load.closed(Demand(_FULL_CALLERS, 1, seconds, _FULL_CONNECTIONS))
         reached = full.calls_per_s
         if not reached or full.num_errors:
             raise OSError(f"{full.num_errors} calls of the closed loop before it failed")
@@ -112,9 +112,9 @@ def measure(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
             yield _sample(offered, target, rules, number, send, factor * reached)
     else:
         cell = replace(cell, callers=cell.callers or _PARALLEL_CALLS)
-        own = {"has_new_headers": True} if cell.scenario == "NewHeaders" else {}
-        send = partial(load.closed, cell.callers, cell.batch, seconds, cell.connections, **own)
-        yield _sample(cell, target, rules, number, send)
+        kind = cell.callers, cell.batch, seconds, cell.connections
+        demand = Demand(*kind, has_new_headers=cell.scenario == "NewHeaders")
+        yield _sample(cell, target, rules, number, partial(load.closed, demand))
 
 
 def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
@@ -123,7 +123,7 @@ def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
     A rate has failed when it failed twice, or never passed: one hiccup of the machine must not end
     the search low, and a run in which the generator was late says nothing.
     """
-    first = target.load.closed(_SEARCH_CALLERS, cell.batch, rules.seconds / 2)
+    first = target.load.closed(Demand(_SEARCH_CALLERS, cell.batch, rules.seconds / 2))
     low, high = 0.0, _HIGHEST_RATE
     rate = min(0.7 * first.calls_per_s, high / 2)
     for probe in range(_PROBES):
@@ -451,7 +451,7 @@ def _measure_alone(
         likely_s = min(_LONGEST_S, pace_s * cell.callers)
         rules = replace(suite, seconds=max(suite.seconds, likely_s))
         try:
-            target.load.closed(cell.callers, cell.batch, _WARM_UP * rules.seconds)
+            target.load.closed(Demand(cell.callers, cell.batch, _WARM_UP * rules.seconds))
             found = list(measure(cell, target, rules, number))
         except (OSError, BrokenProcessPool) as err:
             results.skips.append(_failed(cell, number, err))

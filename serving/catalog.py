@@ -27,12 +27,12 @@ from serving.errors import (
 )
 from serving.handlers.cascades import trouble_of
 from serving.model import repository
-from serving.model.labels import CANARY, STABLE, read_labels
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model, settings_of
 from serving.model.manifest import MANIFEST
 from serving.model.repository import CLASSIFIER, LABELS
 from serving.model.settings import NO_SETTINGS, SETTINGS
+from serving.model.version_labels import CANARY, STABLE, read_labels
 from serving.system.cores import usable_cores
 from serving.tensors import TensorSignature
 

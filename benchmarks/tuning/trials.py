@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.loops import Trace
-from benchmarks.network import memory_bytes
+from benchmarks.network import Demand, memory_bytes
 from benchmarks.others import NotMeasured
 from benchmarks.result_file import Latencies
 from benchmarks.targets import Running, Setting, Spec, open_target
@@ -94,13 +94,13 @@ class Trials:
 
     def _runs(self, candidate: Candidate, stage: Stage, running: Running) -> Iterator[Trial]:
         assert running.pid is not None
-        warm_up = running.load.closed(1, self._rows, _WARM_UP_S)
+        warm_up = running.load.closed(Demand(1, self._rows, _WARM_UP_S))
         # Between two answers to one caller, as the run before had it.
         before, cycle_s = 1, float(np.mean(warm_up.latencies_s))
         for callers in self._goal.callers_of(self._callers, stage):
             likely_s = cycle_s * callers / before
             seconds = min(_LONGEST_S, max(stage.seconds, _CYCLES * likely_s))
-            trace = running.load.closed(callers, self._rows, seconds)
+            trace = running.load.closed(Demand(callers, self._rows, seconds))
             before, cycle_s = callers, float(np.mean(trace.latencies_s))
             yield trial_of(
                 candidate, stage, trace, callers=callers, rows=self._rows, pid=running.pid

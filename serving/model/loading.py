@@ -22,18 +22,18 @@ import numpy as np
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import repository, verdicts
+from serving.model.drawn_inputs import NUM_ROWS
 from serving.model.engine import OnnxEngine, open_engine
-from serving.model.labels import STABLE, read_labels
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
 from serving.model.memory import remaps_memory
 from serving.model.onnx_fields import labels_of
 from serving.model.onnx_runtime import runtime
 from serving.model.repository import CLASSIFIER
-from serving.model.samples import NUM_ROWS
 from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings
 from serving.model.timing import find_rows, has_bounded_time
 from serving.model.verdicts import Verdict, line_of
+from serving.model.version_labels import STABLE, read_labels
 from serving.model.wide import gains, usual_feeds
 from serving.system.libc import trim_memory
 from serving.tensors import Feeds

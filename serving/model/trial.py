@@ -9,7 +9,7 @@ import numpy as np
 
 from serving.config import BatchingMode
 from serving.errors import InvalidRequest, ModelError
-from serving.model.samples import MAX_BYTES, NUM_QUIET, NUM_ROWS, draws, relative_error, take
+from serving.model.drawn_inputs import MAX_BYTES, NUM_QUIET, NUM_ROWS, draws, relative_error, take
 from serving.model.timing import Run, batch_sizes
 from serving.model.verdicts import line_of
 from serving.tensors import Array, Feeds, Tensor, TensorSignature

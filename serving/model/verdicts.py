@@ -26,7 +26,7 @@ from serving.system.files import read_regular
 _log = logging.getLogger(__name__)
 VARIABLE = "SERVING_VERDICTS"
 """The environment variable that names the folder of verdicts; or `off`."""
-_SOURCES = "proof", "samples.py", "onnx_file.py", "judging.py"
+_SOURCES = "proof", "drawn_inputs.py", "onnx_file.py", "judging.py"
 _MAX_FILES = 512
 """The oldest of more are removed."""
 _MAX_BYTES = 4 << 10

@@ -13,7 +13,7 @@ from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
 from serving.telemetry.metrics import NO_MODEL
 from serving.transports import unpacking
-from serving.transports.budget import Budget
+from serving.transports.byte_budget import Budget
 from serving.transports.peer import Peer
 from serving.transports.pools import FewThreads, Pool
 

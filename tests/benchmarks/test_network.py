@@ -14,7 +14,7 @@ import pytest
 from benchmarks import network
 from benchmarks.loops import CallRequest, Outcome, arrivals, closed, open_loop
 from benchmarks.methods import encode_digits, encode_infer
-from benchmarks.network import Generator, NetworkLoad, spread
+from benchmarks.network import Demand, Generator, NetworkLoad, spread
 from benchmarks.runner import TIMEOUT_S
 from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_response
@@ -100,7 +100,7 @@ def test_h2load_is_not_believed_where_the_server_refuses():
         load = NetworkLoad(generator, lambda _: CallRequest(address="x:1", path="/", message=b""),
                            refused)  # fmt: skip
         with pytest.raises(ConnectionError, match="no"):
-            load.closed(1, 1, SHORT_S)
+            load.closed(Demand(1, 1, SHORT_S))
 
 
 def test_answers_that_turn_bad_are_errors(images):
@@ -167,7 +167,7 @@ def test_refusals_behind_http_status_200_are_errors(answer_bytes, counted, num_e
             generator, lambda _: CallRequest(address="x:1", path="/", message=b""),
             lambda _: bytes(answer_bytes), lambda: next(counts),
         )  # fmt: skip
-        trace = load.closed(2, 1, 1.0)
+        trace = load.closed(Demand(2, 1, 1.0))
     assert (len(trace.latencies_s), trace.num_errors) == (20, num_errors)
     assert trace.calls_per_s == 20 - num_errors
 

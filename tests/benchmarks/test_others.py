@@ -15,7 +15,7 @@ from benchmarks.clients import ClientLoad
 from benchmarks.comparison import Plan, specs_of, workload_of
 from benchmarks.figures import Figures
 from benchmarks.methods import json_of
-from benchmarks.network import Generator
+from benchmarks.network import Demand, Generator
 from benchmarks.others import PEERS, NotMeasured, Peer, peer_process
 from benchmarks.runner import Suite
 from benchmarks.targets import Spec
@@ -126,7 +126,7 @@ def test_environment_is_made_again_for_other_packages(tmp_path, monkeypatch):
 def test_clients_are_answered_and_their_time_is_counted(models, client):
     with running_server(models, "--device", "cpu") as server:
         load = ClientLoad(client, server.address, golden(models), sorted(os.sched_getaffinity(0)))
-        trace = load.closed(3, 2, 0.2)
+        trace = load.closed(Demand(3, 2, 0.2))
     assert (trace.generator, trace.num_errors) == (client, 0)
     assert len(trace.latencies_s) >= 3
     assert trace.busy > 0
@@ -135,7 +135,7 @@ def test_clients_are_answered_and_their_time_is_counted(models, client):
 def test_client_without_a_server_is_an_error_of_one_line(models):
     load = ClientLoad("Client", f"127.0.0.1:{others.free_port()}", golden(models), [0])
     with pytest.raises(OSError, match="Client failed: "):
-        load.closed(1, 1, 0.1)
+        load.closed(Demand(1, 1, 0.1))
 
 
 def test_every_target_of_a_comparison_has_the_same_base():

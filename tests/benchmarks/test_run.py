@@ -74,8 +74,8 @@ class Exact:
         self._limit, self._is_late = limit_per_s, is_late
         self.asked: list[tuple[int, int, float, int]] = []
 
-    def closed(self, callers, batch, seconds, connections=0):
-        self.asked.append((callers, batch, seconds, connections))
+    def closed(self, demand):
+        self.asked.append(demand[:4])
         return trace(latencies_s=np.full(round(self._limit), 0.001))
 
     def open(self, offsets_s, batch, timeout_s=math.inf):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import runner
-from benchmarks.network import Generator, cpu_s, family, memory_bytes
+from benchmarks.network import Demand, Generator, cpu_s, family, memory_bytes
 from benchmarks.others import NotMeasured
 from benchmarks.runner import Suite
 from benchmarks.targets import Spec, open_target
@@ -29,7 +29,7 @@ def test_options_from_the_environment_are_not_those_of_a_target(setting, monkeyp
 @pytest.mark.parametrize("target", ["plain", "h2", "h2-infer", "grpcio"])
 def test_served_target_is_started_and_answers(setting, target):
     with open_target(Spec(target=target), setting) as running:
-        trace = until_answered(lambda seconds: running.load.closed(2, 1, seconds))
+        trace = until_answered(lambda seconds: running.load.closed(Demand(2, 1, seconds)))
         assert trace.num_errors == 0
         assert running.pid
         assert cpu_s(running.pid) > 0
@@ -41,12 +41,12 @@ def test_served_target_is_started_and_answers(setting, target):
 def test_http_is_asked_for_its_digits_and_loaded_by_h2load_only(setting, target):
     with open_target(Spec(target=target), setting) as running:
         with pytest.raises(OSError, match="h2load only"):
-            running.load.closed(2, 1, SHORT_S)
+            running.load.closed(Demand(2, 1, SHORT_S))
         if shutil.which("h2load"):
             with Generator(setting.cores, "h2load") as generator:
                 found = replace(setting, generator=generator)
                 with open_target(Spec(target=target), found) as other:
-                    trace = until_answered(lambda seconds: other.load.closed(2, 3, seconds))
+                    trace = until_answered(lambda seconds: other.load.closed(Demand(2, 3, seconds)))
             assert trace.generator == "h2load"
             assert trace.num_errors == 0
 
@@ -58,7 +58,7 @@ def test_server_of_another_checkout_is_started_from_there(setting, tmp_path):
         file.write("\nimport pathlib\npathlib.Path('imported').touch()\n")
     there = replace(setting, checkouts={"old-infer": tmp_path})
     with open_target(Spec(target="old-infer"), there) as running:
-        until_answered(lambda seconds: running.load.closed(1, 1, seconds))
+        until_answered(lambda seconds: running.load.closed(Demand(1, 1, seconds)))
     assert (tmp_path / "imported").is_file()
 
 

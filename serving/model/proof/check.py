@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from serving.model import samples
+from serving.model import drawn_inputs
 from serving.model.fork import native_run
 from serving.model.onnx_file import Message, ModelProto
 from serving.model.onnx_runtime import (
@@ -186,12 +186,12 @@ class Check:
         inputs = self._inputs
         names = {name for each in inputs for name in each.names[1:] if name}
         if all(-1 not in each.shape[1:] for each in inputs):
-            yield from samples.draws_of_size(inputs, samples.NUM_ROWS, {}, 1)
+            yield from drawn_inputs.draws_of_size(inputs, drawn_inputs.NUM_ROWS, {}, 1)
             return
         for size in _AXES:
-            yield from samples.draws_of_size(inputs, samples.NUM_ROWS, {}, size)
+            yield from drawn_inputs.draws_of_size(inputs, drawn_inputs.NUM_ROWS, {}, size)
         unlike = {name: 32 * (number + 2) for number, name in enumerate(sorted(names))}
-        yield from samples.draws_of_size(inputs, samples.NUM_ROWS, unlike, 32)
+        yield from drawn_inputs.draws_of_size(inputs, drawn_inputs.NUM_ROWS, unlike, 32)
 
     def _compare_draw(self, feeds: Feeds, end_s: float) -> set[str]:
         """Compare runs on one draw until the time ends; return the tensors that were compared."""
@@ -225,7 +225,7 @@ class Check:
 
     def _pieces(self, feeds: Feeds) -> Iterator[list[str]]:
         """Yield the tensors in pieces that there is room for in a batch and a row."""
-        sizes = self._sizes(samples.take(feeds, _ALONE))
+        sizes = self._sizes(drawn_inputs.take(feeds, _ALONE))
         piece: list[str] = []
         left = most = _MAX_BYTES // (len(REFERENCE) + len(_ALONE))
         for name in self._names:
@@ -260,7 +260,7 @@ class Check:
             raise Mixes(text, is_located=True) from None
 
     def _run(self, names: Sequence[str], feeds: Feeds, rows: Sequence[int]) -> _Run:
-        taken = {name: _aligned(each) for name, each in samples.take(feeds, rows).items()}
+        taken = {name: _aligned(each) for name, each in drawn_inputs.take(feeds, rows).items()}
         fetched = list(names) or self._names[-1:]
         self._num_runs += 1
         try:
@@ -307,7 +307,7 @@ class Check:
             return
         if num_rows == len(reference.rows):
             raise self._contradiction(name, "has a row that changes with the rows beside it")
-        error = samples.relative_error(wanted, found)
+        error = drawn_inputs.relative_error(wanted, found)
         if error > _tolerance(wanted) and not self._is_rounding(name, reference, run):
             raise self._contradiction(
                 name,
@@ -360,7 +360,7 @@ class Check:
         except Exception:  # ONNX Runtime's own have no common base; then nothing excuses the node
             return False
         pair = self._pair(name, reference, replace(run, tensors={name: array}))
-        return pair is not None and samples.relative_error(*pair) <= _tolerance(array)
+        return pair is not None and drawn_inputs.relative_error(*pair) <= _tolerance(array)
 
     def _run_node(
         self, node: Message, output: str, weights: Sequence[Message], feeds: Feeds

@@ -16,7 +16,7 @@ from grpc import StatusCode
 from digit_classifier.wire import encode_request
 from serving.errors import InvalidRequest, TooLarge
 from serving.transports import unpacking
-from serving.transports.budget import Budget
+from serving.transports.byte_budget import Budget
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import FakeClock
 from tests.support.raw import CLASSIFY, HEALTH, STREAM, TIMEOUT_S, status_of

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.model.drawn_inputs import draws, relative_error, take
 from serving.model.judging import judge
 from serving.model.onnx_file import cut_zip_maps, parse_model
 from serving.model.onnx_runtime import ON_CPU, inputs_of, new_session
-from serving.model.samples import draws, relative_error, take
 from tests.serving.model.proof import keras_exports
 
 TOLERANCE = 1e-3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serving.protocols.oip import inference_pb
-from serving.transports.budget import Budget
+from serving.transports.byte_budget import Budget
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model import graphs
 from tests.support.fakes import FakeClock
