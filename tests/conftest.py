@@ -40,7 +40,7 @@ os.environ["SERVING_HTTP_PORT"] = "off"  # where a test does not ask: servers wo
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
 APART = ("deploy", "interop", "packaging", "reliability", "web")
 """Folders with a target of their own: marked with their names, not even imported without it."""
-STARTERS = {"running_server", "started", "program", "ended", "prepared", "paced_server",
+STARTERS = {"running_server", "started", "program", "ended", "prepared", "paced_server", "without",
             "subprocess", "multiprocessing"}  # fmt: skip
 """What a module has whose tests start processes."""
 STARTED = {"server", "artifacts"}

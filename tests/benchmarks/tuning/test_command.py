@@ -19,6 +19,8 @@ net (float[N, 3] x) => (float[N, 3] y) { y = Relu(x) }
 """
 FEW = [Candidate(), Candidate(threads=1, instances=1, batch=8, delay_s=0.0)]
 
+pytestmark = pytest.mark.process  # the report asks git and nvidia-smi
+
 
 @pytest.fixture
 def model(tmp_path):
