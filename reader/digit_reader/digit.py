@@ -18,7 +18,7 @@ TINY, TINY_FACTOR = 12, 0.9
 
 
 def judge(page: Page, images: Images) -> tuple[int, float]:
-    """Judge images of one digit, as `serving.pictures.reader.Judge` describes it."""
+    """Judge images of one digit, as `digit_classifier.pictures.Judge` describes it."""
     odds = detector.odds(detector.logits_alone(images))
     is_sure = odds[-1] >= SURE_ODDS
     best = -1 if is_sure else int(odds.argmax())

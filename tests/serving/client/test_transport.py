@@ -348,3 +348,16 @@ def test_core_has_our_times_and_a_connection_for_each_client():
     assert options["grpc.http2.max_pings_without_data"] == 0, "waiting calls send no data"
     assert options["grpc.use_local_subchannel_pool"] == 1
     assert options["grpc.initial_reconnect_backoff_ms"] <= options["grpc.max_reconnect_backoff_ms"]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError("no errno"), "can't connect: no errno"),
+        (ConnectionRefusedError(111, "asyncio's own text"), "can't connect: Connection refused"),
+        (OSError(-2, "Name or service not known"), "can't connect: Name or service not known"),
+        (TimeoutError(), "no answer to the attempt to connect"),
+    ],
+)
+def test_connection_that_failed_has_the_systems_reason(error, text):
+    assert session.failure_of(error).text == text
