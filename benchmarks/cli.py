@@ -383,7 +383,8 @@ def _model(options: argparse.Namespace) -> int:
 def _peers(options: argparse.Namespace) -> int:
     _require_linux()
     begin_s, output = perf_counter(), options.output or RESULTS / "local" / "peers.json"
-    given = {n: value for n in ("rounds", "seconds", "callers") if (value := getattr(options, n))}
+    values = {name: getattr(options, name) for name in ("rounds", "seconds", "callers")}
+    given = {name: value for name, value in values.items() if value}
     plan = comparison.Plan(
         models=options.models,
         peers=options.peers,

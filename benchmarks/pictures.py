@@ -86,7 +86,8 @@ def _draw_devices(figures: Figures, models: Sequence[str]) -> str:
         for place, (device, precision) in enumerate(kinds):
             spec = Spec(target="h2-infer", device=device, precision=precision)
             cells = [c for c in figures.rounds if (c.spec, c.model) == (spec, model)]
-            rates = [value for cell in cells if (value := figures.of(cell)) is not None]
+            values = map(figures.of, cells)
+            rates = [value for value in values if value is not None]
             rate, colour = max(rates, default=0.0), COLOURS[place]
             axes.barh(place, rate, color=colour, height=0.7)
             text = f"{short(rate)}/s" if rate else "not measured"

@@ -93,12 +93,11 @@ def summary(figures: Figures) -> str:
     other = (
         "" if peer is None else f"; the fastest other server, {peer.spec}, {_rate(figures, peer)}"
     )
-    alone = [
-        f"{cell.spec} {tables.seconds(quantile)}"
-        for cell in (fast, json_, peer)
-        if cell is not None
-        and (quantile := _quantile(figures, replace(cell, callers=1))) is not None
-    ]
+    alone = []
+    for cell in (fast, json_, peer):
+        quantile = None if cell is None else _quantile(figures, replace(cell, callers=1))
+        if cell is not None and quantile is not None:
+            alone.append(f"{cell.spec} {tables.seconds(quantile)}")
     there = figures.results.environment
     cores = there["cores_for"]
     return (

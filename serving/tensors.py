@@ -84,8 +84,9 @@ class Tensor:
     def axes(self) -> list[str]:
         """The size of each axis, or its name; N and ? where the graph names none."""
         names = (*self.names, *[""] * len(self.shape))
+        unnamed = "N", *["?"] * len(self.shape)
         return [
-            str(size) if size >= 0 else names[at][:_MAX_NAME] or ("?" if at else "N")
+            str(size) if size >= 0 else names[at][:_MAX_NAME] or unnamed[at]
             for at, size in enumerate(self.shape)
         ]
 

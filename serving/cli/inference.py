@@ -192,8 +192,9 @@ def _filled(how: str, tensor: Tensor, shape: tuple[int, ...]) -> Array:
         if how == "zeros":
             return np.zeros(shape, tensor.dtype)
         numbers = np.random.default_rng(0).random(shape)
-        # Pixels, or numbers that every table has, and masks take.
-        most = 256 if tensor.datatype == "UINT8" else 1 if tensor.dtype.kind == "f" else 2
+        most = 1 if tensor.dtype.kind == "f" else 2  # numbers that every table has, and masks take
+        if tensor.datatype == "UINT8":
+            most = 256  # pixels
         return (numbers * most).astype(tensor.dtype)
     except (MemoryError, ValueError) as err:
         raise InvalidRequest(f"{tensor.name}: no room for an array of {list(shape)}") from err

@@ -130,7 +130,7 @@ class HandlerBatcher:
         self._is_closed = self._is_scheduled = False
         self._has_pictures = self._signature.has_pictures
         first = next(iter(self._signature.methods))
-        self._first = PREPROCESS if first == PREPROCESS else PREDICT if first == PREDICT else ""
+        self._first = first if first in (PREPROCESS, PREDICT) else ""
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that all else is called on; further processes start."""

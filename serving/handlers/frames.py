@@ -38,6 +38,10 @@ _MAX_KEPT, _MAX_KEPT_BYTES = 512, 512
 _heads: dict[bytes, tuple[dict[str, Any], Any]] = {}
 """Heads that were parsed, with their arrays' descriptions; without those that have objects inside,
 which a handler gets and may change."""
+_BROKEN = ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error
+"""Errors of reading bytes that are no frame."""
+_NUMBERS = {dtype.str: dtype for dtype in DTYPES.values() if dtype.kind != "O"}
+"""Types of numbers by their names in a head."""
 _write = json.JSONEncoder(separators=(",", ":")).encode  # `dumps` would make one for each frame
 
 
@@ -171,9 +175,6 @@ def _frame(text: bytes, body: memoryview, job: int) -> Frame:
         raise BrokenFrame(f"{type(err).__name__}: {err}") from err
 
 
-_BROKEN = ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error
-
-
 def _parsed(text: bytes) -> tuple[dict[str, Any], Any]:
     """Parse a head, and keep it for the next ones."""
     head = json.loads(text.decode())
@@ -216,6 +217,3 @@ def _array(data: memoryview, kind: str, shape: list[int], sizes: Any) -> Array:
     for place, value in enumerate(values):
         array[place] = value
     return array if len(shape) == 1 else array.reshape(shape)
-
-
-_NUMBERS = {dtype.str: dtype for dtype in DTYPES.values() if dtype.kind != "O"}

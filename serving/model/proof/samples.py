@@ -276,7 +276,8 @@ def classes_of_lines(node: Node) -> int | None:
     number = _num_labels(node, "classlabels_ints")
     intercepts = node.attributes.get("intercepts")
     num_lines = 0 if intercepts is None else len(intercepts.floats)
-    return number if number > 1 and num_lines == (1 if number == 2 else number) else None
+    expected = 1 if number == 2 else number
+    return number if number > 1 and num_lines == expected else None
 
 
 def _num_labels(node: Node, name: str) -> int:

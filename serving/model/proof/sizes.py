@@ -175,7 +175,9 @@ class Unknowns:
         is_short = all(
             len(monomial) <= _MAX_NAMES and abs(factor) < _INT64 for monomial, factor in size.terms
         )
-        return size if is_short else self.new("N?" if size.varies else "?")
+        if is_short:
+            return size
+        return self.new("N?" if size.varies else "?")
 
     def narrow(self, size: Size) -> Size:
         """Return what an int32 holds of a size: another one where it may overflow."""

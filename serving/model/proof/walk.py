@@ -175,9 +175,7 @@ class _Walk:
         """Return the nodes that outputs depend on, in order."""
         self._spend(len(nodes))
         names, needed = set(outputs), []
-        for node in reversed(
-            nodes
-        ):  # graphs are sorted, so one pass from the outputs finds them all
+        for node in reversed(nodes):  # they are sorted: one pass from the outputs finds all
             if names & set(node.output):
                 needed.append(node)
                 names |= set(node.input).union(*map(self._captured, _bodies(node)))
@@ -287,12 +285,13 @@ class _Walk:
         outputs = outputs_of(node)
         if any(each.is_rows for each in outputs):
             self.joined.add(sources)
-        return [
-            replace(each, sources=sources, outer=outer if each.outer is None else each.outer)
-            if each.is_rows
-            else each
-            for each in outputs
-        ]
+        found = []
+        for each in outputs:
+            if each.is_rows:
+                own = outer if each.outer is None else each.outer
+                each = replace(each, sources=sources, outer=own)
+            found.append(each)
+        return found
 
     def _inside(self, names: Iterable[str], values: Iterable[Value]) -> "_Walk":
         """Return a walk through a body, which sees the names around it."""
