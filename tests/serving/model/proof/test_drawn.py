@@ -27,6 +27,34 @@ def proofs(seed):
             yield drawing, model, None
 
 
+def answers(session, name, feeds):
+    """The answer to a batch, and those to its rows alone."""
+    num_rows = len(next(iter(feeds.values())))
+    rows = [{key: array[i : i + 1] for key, array in feeds.items()} for i in range(num_rows)]
+    (batch,) = session.run([name], feeds)
+    return batch, np.concatenate([session.run([name], row)[0] for row in rows])
+
+
+def require_equal(batch, wanted):
+    assert batch.shape == wanted.shape
+    if batch.dtype.kind == "f":
+        finite = np.isfinite(batch) & np.isfinite(wanted)
+        np.testing.assert_allclose(batch[finite], wanted[finite], TOLERANCE, TOLERANCE)
+    else:
+        np.testing.assert_array_equal(batch, wanted)
+
+
+def off_steps(feeds):
+    """The same rows, each float a little larger: drawn numbers are few, and their sums round."""
+    random = np.random.default_rng(0)
+    return {
+        key: array * random.uniform(1.001, 1.01, array.shape).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
+        for key, array in feeds.items()
+    }
+
+
 def compare(drawing, model, proof):
     """Require that rows and sizes are as proved; return whether ONNX Runtime ran any."""
     (name,) = (each.name for each in model.graph.output)
@@ -39,20 +67,17 @@ def compare(drawing, model, proof):
         feeds = drawing.feeds(num_rows)
         for array in feeds.values():
             array[1] *= drawing.one(1, 0, 1e3)
-        rows = [{key: array[i : i + 1] for key, array in feeds.items()} for i in range(num_rows)]
         try:
-            (batch,) = session.run([name], feeds)
-            alone = [session.run([name], row)[0] for row in rows]
+            batch, wanted = answers(session, name, feeds)
         except Exception:  # ONNX Runtime's have no common base; a run that fails is no answer
             continue
         has_run = True
-        wanted = np.concatenate(alone)
-        assert batch.shape == wanted.shape
-        if batch.dtype.kind == "f":
-            finite = np.isfinite(batch) & np.isfinite(wanted)
-            np.testing.assert_allclose(batch[finite], wanted[finite], TOLERANCE, TOLERANCE)
-        else:
-            np.testing.assert_array_equal(batch, wanted)
+        try:
+            require_equal(batch, wanted)
+        except AssertionError:
+            # A sum at a step of Shrink, Sign or Floor is rounded to either side of it: numbers
+            # that lie at no step decide.
+            require_equal(*answers(session, name, off_steps(feeds)))
         sizes = {each: feeds[key].shape[at] for each, (key, at) in proof.axes.items()}
         known = [each.at({**sizes, "N": num_rows}) for each in proof.values[name].shape]
         assert len(known) == batch.ndim
