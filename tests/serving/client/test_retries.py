@@ -14,8 +14,9 @@ import trustme
 
 from digit_classifier import AsyncClassifier, Classifier
 from digit_classifier.pb.digits.v1 import digits_pb2
-from serving.client.retries import RetryBudget
+from serving.client.retries import RetryBudget, RetryState
 from serving.errors import Overloaded, TooLarge, Unavailable
+from serving.protocols.status import Failure, StatusCode
 from tests.support.fakes import TIMEOUT_S
 from tests.support.fleet.replicas import Router
 from tests.support.servers import ONE, fake_server
@@ -88,6 +89,17 @@ def test_answers_of_each_second_of_the_window_count():
             budget.put()
     now_s = 4.0
     assert [budget.take() for _ in range(4)] == [True, True, True, False]
+
+
+def test_retries_after_a_full_queue_are_those_of_the_budget():
+    budget = RetryBudget(lambda: 0.0)
+    state = RetryState("127.0.0.1:1", timeout_s=1e6, budget=budget)
+    full = Failure(StatusCode.RESOURCE_EXHAUSTED, "full", reason="OVERLOADED", pushback_s=0.001)
+    for _ in range(50):
+        state.backoff_s(full)
+    with pytest.raises(Overloaded):
+        state.backoff_s(full)
+    assert budget.is_spent
 
 
 @pytest.mark.usefixtures("client_transport")
