@@ -215,7 +215,8 @@ def test_cuda_multiplies_in_float32(onnx_bytes, monkeypatch):
 
 @pytest.mark.usefixtures("no_gpu")
 def test_cuda_without_a_gpu_ends_with_one_line(models, capfd):
-    assert main(["serve", "--models", str(models), "--port", "0", "--device", "cuda"]) == 2
+    ports = ["--port", "0", "--metrics-port", "0"]
+    assert main(["serve", "--models", str(models), *ports, "--device", "cuda"]) == 2
     out, err = capfd.readouterr()
     (line,) = err.splitlines()
     assert re.match(f"digit-serving: .*({NO_GPU})", line)
