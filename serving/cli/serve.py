@@ -108,7 +108,12 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
     loop = ["uvloop"] if options.transport == "grpcio" else []
     installation.require("onnxruntime", "grpc_health", "prometheus_client", "h11", *loop)
     gc.disable()  # as in `__main__`
-    import_module("serving.server.lifetime")
+    try:
+        import_module("serving.server.lifetime")
+    except Exception as err:
+        if type(err).__name__ != "VersionError":  # protobuf's own, which is no ImportError
+            raise
+        raise ConfigurationError(f"{str(err).partition('. ')[0]}: pip install -U protobuf") from err
     from serving.model.repository import named_models
 
     gc.freeze()

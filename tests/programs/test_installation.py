@@ -126,6 +126,24 @@ def without(hidden, program, *arguments):
     return done.returncode, done.stdout, done.stderr
 
 
+OLD_PROTOBUF = """
+import sys
+from google.protobuf import runtime_version
+runtime_version.MAJOR = 5  # as after the installation of a package that wants an old one
+from serving.__main__ import main
+sys.exit(main(["serve"]))
+"""
+
+
+def test_protobuf_older_than_the_generated_code_is_one_line():
+    done = ended([sys.executable, "-c", OLD_PROTOBUF], cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("digit-serving: Detected incompatible Protobuf")
+    assert line.endswith(": pip install -U protobuf")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("hidden", "program", "arguments", "extra"),
     [

@@ -110,6 +110,18 @@ def test_flat_data_is_read_too(http, images):
     assert nested == flat
 
 
+def test_json_of_three_million_numbers_is_read(http):
+    """In the memory that a decoding process has."""
+    data = [0] * (4096 * 784)
+    many = {"name": "images", "datatype": "UINT8", "shape": [4096, 784], "data": data}
+    reply = infer(http, {"inputs": [many]})
+    assert (reply.status, reply.json["reason"]) == (413, "TOO_LARGE"), "this server takes 64 rows"
+    data[-1] = True
+    reply = infer(http, {"inputs": [many]})
+    assert reply.status == 400
+    assert "expected data as integers for UINT8" in reply.json["error"]
+
+
 def test_binary_tensors_go_in_and_come_out(http, images, classifier):
     outputs = [{"name": "probabilities", "parameters": {"binary_data": True}}]
     reply = binary(http, images[:64], outputs=outputs)
