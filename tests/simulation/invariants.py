@@ -3,6 +3,7 @@
 from serving.handlers.batcher import HandlerBatcher
 from serving.http2.streams import Stream
 from serving.transports.loop import Phase
+from serving.transports.peer import State
 from tests.simulation.clients import SLOW, STREAM, Polite, has_finished
 from tests.simulation.network import READ, WRITE
 
@@ -94,6 +95,8 @@ def check_windows(simulation, connection, client):
     """Compare the windows of both sides, while nothing is on its way."""
     link, ours, theirs = client.link, client.engine, connection.engine
     if client.out or not (link.up.is_quiet and link.down.is_quiet) or link.up.is_shut:
+        return
+    if connection.state >= State.LAST:  # it drops what still comes, uncounted
         return
     if connection.output or theirs._ready or ours._ready:
         return
