@@ -100,7 +100,8 @@ class Digits(HandlerPath):
         _, files, version = answered
         found = [each for _, each in files if not isinstance(each, ServingError)]
         size = _ITEM_BYTES * max(len(files), sum(len(each[CLASS]) for each in found))
-        return await call.work(write_report, files, version, *parameters.values(), size=size)
+        options = parameters["reject_below"], parameters["with_image"]
+        return await call.work(write_report, files, version, *options, size=size)
 
 
 def choose(router: Router, handler: Handler, share: float) -> Chosen:

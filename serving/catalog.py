@@ -272,8 +272,9 @@ class ModelFolder:
 
     def _get(self, version: str) -> LoadedModel | None:
         """Return a version, loaded now if it is new; None if it can't be served."""
-        own, fingerprint = self._own_fingerprint(version), self._fingerprint(version)
+        own = self._own_fingerprint(version)
         model, known = self._loaded.get(version, (None, None))
+        fingerprint = own | _imported_states(model)
         # A version with a manifest is published once; others may be overwritten.
         has_manifest = os.path.exists(self.path / version / MANIFEST)
         is_published = has_manifest and not self._handler_of(version)
@@ -365,8 +366,7 @@ class ModelFolder:
     def _fingerprint(self, version: str) -> _Fingerprint:
         """Return the same with the files that its handler imports, as far as that is loaded."""
         model, _ = self._loaded.get(version, (None, None))
-        own = self._own_fingerprint(version)
-        return own if model is None else own | _imported_states(model)
+        return self._own_fingerprint(version) | _imported_states(model)
 
     def _refuse(self, version: str, reason: str) -> None:
         refusal = reason, self._fingerprint(version)
@@ -431,9 +431,9 @@ def _uses_of(model: LoadedModel) -> tuple[str, ...]:
     return uses
 
 
-def _imported_states(model: LoadedModel) -> _Fingerprint:
+def _imported_states(model: LoadedModel | None) -> _Fingerprint:
     """Return the states of the files that a version's handler imports from its folder."""
-    files = () if model.handler is None else model.handler.files
+    files = () if model is None or model.handler is None else model.handler.files
     return _states(files) if files else frozenset()
 
 

@@ -28,7 +28,7 @@ VALIDATION_SPLIT = 1 / 12
 """Share of the training digits, 5,000, that nothing is fitted on, to tune on."""
 
 FONTS_STEP = 5
-"""One of so many fonts of handwriting is never fitted on."""
+"""One font of handwriting in this many is never fitted on."""
 
 MIN_PAGES = 100
 """To fit on: one in twenty of the rows is held out, and must have digits."""

@@ -1,6 +1,6 @@
 """A model with a handler beside the digits, whose processes crash, hang, fail and answer nonsense.
 
-Its processes are played: their frames come in simulated time. Whatever they do, each call gets one
+Its processes are played: their frames come in simulated time. For all of that each call gets one
 outcome, of its own rows, and a call that went to a process alone is never begun again.
 """
 

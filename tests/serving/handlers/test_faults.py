@@ -277,16 +277,23 @@ def test_changed_file_that_a_handler_imports_is_picked_up(served, tmp_path):
     assert server.errors.count("NameError") == 1
 
 
-def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
-    folder = tmp_path / "models" / "net" / "1"
+def save_version(folder, network, body):
+    """Write a version of a model, and the rest of the class of its handler of texts."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(network.read_bytes())
     (folder / "handler.py").write_text(
         "import serving\nimport numpy as np\n\nclass Around(serving.Handler):\n"
-        "    inputs = {'text': serving.Text()}\n"
+        f"    inputs = {{'text': serving.Text()}}\n{body}"
+    )
+
+
+def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
+    save_version(
+        tmp_path / "models" / "net" / "1",
+        network,
         "    def setup(self, folder):\n        self.name = folder.name\n\n"
         "    def preprocess(self, text):\n"
-        "        return np.full((len(text), 4), float(self.name), 'float32')\n"
+        "        return np.full((len(text), 4), float(self.name), 'float32')\n",
     )
     models = str(tmp_path / "models")
     server, client = served(models=models)
@@ -413,15 +420,13 @@ _METRICS = {}
 
 def test_versions_with_handlers_have_a_canary_and_labels(served, network, tmp_path):
     for version in ("1", "2"):
-        folder = tmp_path / "net" / version
-        folder.mkdir(parents=True)
-        (folder / "model.onnx").write_bytes(network.read_bytes())
-        (folder / "handler.py").write_text(
-            "import serving\nimport numpy as np\n\nclass Around(serving.Handler):\n"
-            "    inputs = {'text': serving.Text()}\n    outputs = {'said': serving.Text()}\n\n"
+        save_version(
+            tmp_path / "net" / version,
+            network,
+            "    outputs = {'said': serving.Text()}\n\n"
             "    def preprocess(self, text):\n"
             "        return np.zeros((len(text), 4), 'float32')\n\n"
-            f"    def postprocess(self, y):\n        return ['by {version}'] * len(y)\n"
+            f"    def postprocess(self, y):\n        return ['by {version}'] * len(y)\n",
         )
     server, client = served(
         models=str(tmp_path), allow_handlers=True, canary="50%", handler_processes=1,

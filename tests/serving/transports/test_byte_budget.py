@@ -156,7 +156,7 @@ def test_slow_request_is_refused_for_the_one_that_waited_longest(budget, clock):
         Request(budget, 70, address).come(5)
     clock.advance(1.0)
     budget.tick(clock())
-    assert slow.is_refused, "the first has waited for 5 s, whoever came later"
+    assert slow.is_refused, "the first has waited for 5 s, others came later"
 
 
 def test_request_that_comes_at_a_good_rate_is_not_refused_for_others(budget, clock):
