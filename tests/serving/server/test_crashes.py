@@ -19,7 +19,7 @@ from serving.server.crashes import Crashes
 from serving.system.crash_record import CRASHES, CrashRecord, number_of
 from serving.telemetry.metrics import Metrics
 from tests.serving.model import graphs
-from tests.serving.server.test_supervisor import workers_of
+from tests.serving.server.test_supervisor import wait_for_line
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support.fakes import FakeOwner, GatedModel
 from tests.support.load import OWN_CONNECTION
@@ -236,7 +236,7 @@ def test_model_that_ends_workers_rests_and_the_other_is_answered(crashing):
             wait_until(lambda: infer(channel, "bad", x=LEAST, d=-MINUS_ONE) == "OK")
             assert poison(channel) == "UNAVAILABLE"
         wait_for_crashes(crashing, number)
-    wait_until(lambda: len(workers_of(crashing)) == 2)
+        wait_for_line(crashing, "worker restarted, 2 serving")  # till then the other one is alone
     with connected(crashing.address) as channel:
         for _ in range(50):
             assert poison(channel) == "UNAVAILABLE"
