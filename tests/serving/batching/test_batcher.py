@@ -11,7 +11,6 @@ import pytest
 
 from serving.batching.batcher import Batcher
 from serving.batching.layout import Layout, Piece
-from serving.batching.run import Group
 from serving.config import MOST_SIZE, BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Unavailable
 from serving.telemetry.metrics import Metrics
@@ -24,6 +23,7 @@ from tests.support.fakes import (
     FakeRequest,
     GatedModel,
     images_of,
+    joined,
 )
 
 SMALL = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_rows=8)
@@ -102,11 +102,7 @@ def test_group_is_cut_where_there_is_no_room(clock, owner_of):
     waiting = [owner.submit(value) for value in range(8)]
     caller = FakeCaller()
     calls = [FakeRequest(value, caller=caller) for value in range(20)]
-    streams: list[Any] = [call.stream for call in calls]
-    first, messages = calls[0], [call.group.messages[0] for call in calls]
-    whole = Group(caller, streams, messages, first, first, 0.0, 1e9, slots=calls)
-    whole.sink = Slots()
-    assert owner.batcher.submit(whole) == 8, "kept for callers with few calls"
+    assert owner.batcher.submit(joined(calls)) == 8, "kept for callers with few calls"
     assert owner.batcher.submit(FakeRequest(1, caller=caller).group) == 0
     clock.advance(1.0)
     owner.work()
@@ -125,13 +121,9 @@ def test_calls_wait_as_long_as_the_last_of_their_group_can(clock, owner_of):
     owner.submit_all([FakeRequest(value) for value in range(64)])  # it knows the pace
     caller = FakeCaller()
     calls = [FakeRequest(value, caller=caller) for value in range(20)]
-    streams: list[Any] = [call.stream for call in calls]
-    first, messages = calls[0], [call.group.messages[0] for call in calls]
     now_s = clock()
     deadlines_s = [now_s + 1, *[now_s + 1e6] * 19]
-    group = Group(caller, streams, messages, first, first, now_s, now_s + 1, calls, deadlines_s)
-    group.sink = Slots()
-    assert owner.batcher.submit(group) == 20
+    assert owner.batcher.submit(joined(calls, now_s, deadlines_s)) == 20
     owner.work()
     assert [call.digits for call in calls[1:]] == [[value % 10] for value in range(1, 20)]
 
@@ -247,11 +239,7 @@ def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails(
     calls = [FakeRequest(value, caller=callers[value % 3]) for value in range(9, 18)]
     for caller in callers:
         own = [call for call in calls if call.caller is caller]
-        streams: list[Any] = [call.stream for call in own]
-        messages = [call.group.messages[0] for call in own]
-        group = Group(caller, streams, messages, own[0], own[0], 0.0, 1e9, slots=own)
-        group.sink = Slots()
-        assert owner.batcher.submit(group) == 3
+        assert owner.batcher.submit(joined(own)) == 3
     owner.work()
     model.open()
     owner.wait(first)
@@ -265,18 +253,6 @@ def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails(
     assert [type(call.outcome) for call in left] == [type(None)] * 3
     failed = [call for call in stayed if isinstance(call.outcome, ModelError)]
     assert failed == [calls[4]]
-
-
-class Slots:
-    """Gives each call of a group its own outcome."""
-
-    def answer(self, group, responses, run):
-        for slot, response in zip(group.slots or (), responses, strict=True):
-            slot.answer(group, [response], run)
-
-    def fail(self, group, error):
-        for slot in group.slots or ():
-            slot.fail(group, error)
 
 
 def test_run_that_nobody_waits_for_is_given_up(owner_of):
