@@ -46,6 +46,7 @@ def test_hypers_decoder_reads_our_blocks(generator):
     theirs.max_allowed_table_size = DEFAULT_TABLE
     usual = [random_fields(generator) for _ in range(20)]
     usual += [((b"x-%02d" % number, bytes(28)),) for number in range(6)] * 5  # of 64 bytes each
+    usual += [tuple((b"%02d" % number, b"") for number in range(110))] * 5  # indices over 127
     for _ in range(3000):
         if generator.random() < 0.05:
             size = generator.choice((0, 100, 255, 511, 1000, DEFAULT_TABLE, 1 << 20))
