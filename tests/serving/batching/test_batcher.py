@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from serving.batching.batcher import Batcher
 from serving.batching.layout import Layout, Piece
+from serving.batching.run import Result, class_numbers
 from serving.config import MOST_SIZE, BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Unavailable
 from serving.telemetry.metrics import Metrics
@@ -644,3 +646,132 @@ def test_closed_model_is_not_blocked_and_stays_closed(owner):
     assert not owner.batcher.is_blocked
     owner.batcher.block(None)
     assert "changed" in str(owner.submit(1).outcome)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("capacity", "waiting", "num_rows", "room"),
+    [(8, 0, 1, 4), (8, 0, 3, 2), (8, 1, 3, 1), (8, 0, 4, 1), (8, 0, 5, 1), (8, 4, 1, 0),
+     (8, 3, 1, 1), (8, 3, 9, 1), (1, 0, 1, 1), (1, 1, 1, 0), (8, 0, 0, 4)],
+)  # fmt: skip
+def test_stream_may_add_messages_until_half_of_the_queue_is_full(
+    capacity, waiting, num_rows, room, owner_of
+):
+    sizes = BatchingConfig(queue_capacity=capacity, max_request_rows=capacity)
+    batcher = owner_of(QuickModel(), sizes).batcher
+    if waiting:
+        batcher.add(FakeRequest(*range(waiting)).group)
+    assert batcher.room_for_stream(num_rows) == room
+
+
+@pytest.mark.parametrize(("num_rows", "is_learned"), [(4, False), (5, True), (8, True)])
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_time_of_a_row_is_learned_from_runs_that_are_half_full(
+    num_rows, is_learned, is_quick, owner_of, clock
+):
+    """Of 8 rows: 2 s a row. Rows of smaller runs take longer, and refuse calls for nothing."""
+
+    class Slow(FakeModel):
+        inline_rows = 128 * is_quick
+
+        def classify(self, images):
+            clock.advance(2.0 * len(images))
+            return super().classify(images)
+
+    owner = owner_of(Slow(), BatchingConfig(max_batch_size=8))
+    owner.wait(owner.submit(*range(num_rows)))
+    queue = owner.batcher._inline if is_quick else owner.batcher._small
+    assert queue.row_s == (0.25 if is_learned else 0.0)
+
+
+def test_rows_of_a_fixed_size_that_wait_are_at_most_a_gibibyte(owner_of):
+    model = QuickModel()
+    pixels = Tensor("images", "UINT8", (-1, 1 << 28))
+    model.tensors = TensorSignature((pixels,), model.tensors.outputs, is_batchable=True)
+    batcher = owner_of(model, BatchingConfig()).batcher
+    assert batcher.room_for_stream(1) == 2
+    model.tensors = TensorSignature((replace(pixels, shape=(-1, 1 << 31)),), (), True)
+    assert owner_of(model, BatchingConfig()).batcher.room_for_stream(1) == 1, "at least one"
+
+
+@pytest.mark.parametrize("num_classes", [2, 255, 256, 257, 70_000])
+def test_classes_are_numbers_of_a_byte_where_that_holds_them(num_classes):
+    """And of four otherwise: those of a response as protobuf has it."""
+    rows = np.zeros((3, num_classes), np.float32)
+    for row, best in zip(rows, (0, num_classes - 1, num_classes // 2), strict=True):
+        row[best] = 1.0
+    found = class_numbers(rows)
+    assert [*found] == [0, num_classes - 1, num_classes // 2]
+    assert isinstance(found, bytes) == (num_classes <= 256)
+
+
+def test_result_gives_each_call_its_rows():
+    outputs = [np.arange(6).reshape(3, 2), np.arange(3), np.zeros((1, 7))]
+    result = Result(outputs, 3, "1", None, 0.0, 0.0)
+    assert result.part(0, 3) is outputs, "those of a call that ran alone may have any shape"
+    parts = result.part(1, 2)
+    assert [each.tolist() for each in parts] == [[[2, 3], [4, 5]], [1, 2], []]
+    assert (result.rows, result.classes) == (b"", None)
+
+
+def test_calls_of_several_layouts_run_together_if_their_rows_are_alike(owner_of):
+    """Layouts are of one number of rows each."""
+    model = Sum(is_batchable=True)
+    owner, requests = owner_of(model, BatchingConfig()), []
+    for num_rows, size in ((1, 3), (2, 3), (1, 3), (1, 2)):
+        number = 4 * num_rows * size
+        shape, dtype = (num_rows, size), np.dtype(np.float32)
+        pieces = Piece(0, number, dtype, shape), Piece(number, 2 * number, dtype, shape)
+        request = SumRequest(np.full(shape, len(requests)))
+        request.layout = Layout(pieces, ())
+        request.group.messages = [2 * request.a.tobytes()]
+        requests.append(request)
+    owner.submit_all(requests)
+    assert [each.outcome for each in requests] == [(2 * each.a).tolist() for each in requests]
+    assert model.shapes == [(4, 3), (1, 2)]
+
+
+def test_caller_is_asked_about_its_own_calls_alone(owner, model):
+    """Those that run, and those that wait for a place of any kind."""
+    first = occupy(owner, model)
+    mine, others = FakeCaller(), FakeCaller()
+    calls = [FakeRequest(*range(rows), caller=mine) for rows in (1, 2)]
+    owner.submit_all([*calls, FakeRequest(3, caller=others)])
+    assert owner.batcher.streams_of(mine) == {call.stream for call in calls}
+    assert owner.batcher.num_waiting == 4
+    owner.batcher.forget(mine)
+    assert owner.batcher.streams_of(mine) == set()
+    assert owner.batcher.num_waiting == 1
+    assert owner.batcher.streams_of(first.caller) == {first.stream}
+
+
+def test_failures_of_a_second_are_one_line(caplog, owner_of, clock):
+    model = QuickModel(poison=frozenset({13}))
+    owner = owner_of(model)
+    lines = []
+    for seconds in (0.0, 0.5, 0.49, 0.01, 2.0):
+        clock.advance(seconds)
+        owner.submit(13)
+        lines.append(len(caplog.messages))
+    assert lines == [1, 1, 1, 2, 3]
+    assert caplog.messages == [
+        "a batch of 1 rows failed", "a batch of 1 rows failed, and 2 more before",
+        "a batch of 1 rows failed",
+    ]  # fmt: skip
+
+
+def test_refused_and_failed_calls_are_counted(owner_of):
+    metrics = Metrics()
+    owner = owner_of(QuickModel(poison=frozenset({13})), metrics=metrics)
+    owner.submit(13)
+    owner.submit(1)
+    assert metrics.snapshot().models["", "1"].num_failed == 1
+    calls = [FakeRequest(value, caller=FakeCaller()) for value in range(17)]
+    taken = sum(owner.batcher.submit(call.group) for call in calls)
+    assert metrics.snapshot().models["", "1"].num_failed == 1 + 17 - taken
+    owner.batcher.submit(calls[0].group, is_final=False)
+    assert metrics.snapshot().models["", "1"].num_failed == 1 + 17 - taken, "others take it"
+    owner.batcher.block(Unavailable("it rests"))
+    assert metrics.snapshot().models["", "1"].num_failed == 1 + 17
