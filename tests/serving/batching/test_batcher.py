@@ -12,7 +12,7 @@ import pytest
 
 from serving.batching.batcher import Batcher
 from serving.batching.layout import Layout, Piece
-from serving.batching.run import Result, class_numbers
+from serving.batching.run import Result, arrays_of, class_numbers
 from serving.config import MOST_SIZE, BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Unavailable
 from serving.telemetry.metrics import Metrics
@@ -305,6 +305,32 @@ def test_slow_rows_run_in_parts_that_end_soon(owner_of, clock):
     owner.submit_all(requests)
     owner.wait(*requests)
     assert [len(values) for values in model.ran] == [1, 8, 8, 8, 4, 8, 4]
+
+
+def test_runs_grow_as_rows_become_quick(owner_of, clock):
+    """The time of a row moves a fourth of the way with each run, and a run is to take 5 ms."""
+
+    class Changing(FakeModel):
+        row_s = 0.001
+
+        def classify(self, images):
+            clock.advance(self.row_s * len(images))
+            return super().classify(images)
+
+    model = Changing()
+    owner = owner_of(model, BatchingConfig(max_batch_size=32))
+    owner.wait(owner.submit(1))
+    model.row_s = 0.0
+    requests = [FakeRequest(*[1] * 5) for _ in range(32)]
+    owner.submit_all(requests)
+    owner.wait(*requests)
+    sizes = [len(values) for values in model.ran]
+    row_s, most = 0.001, [1]
+    while len(most) < len(sizes):
+        most.append(min(32, max(8, int(0.005 / row_s))))
+        row_s *= 0.75
+    assert sizes[:-1] == [size - size % 5 if size > 1 else 1 for size in most[:-1]]
+    assert sum(sizes) == 161
 
 
 class Elsewhere(GatedModel):
@@ -775,3 +801,94 @@ def test_refused_and_failed_calls_are_counted(owner_of):
     assert metrics.snapshot().models["", "1"].num_failed == 1 + 17 - taken, "others take it"
     owner.batcher.block(Unavailable("it rests"))
     assert metrics.snapshot().models["", "1"].num_failed == 1 + 17
+
+
+def test_sweep_ends_runs_and_calls_ten_times_a_second(owner, model, clock):
+    """It may be called more often, and does nothing then."""
+    occupy(owner, model)
+    late = [owner.submit(1, deadline_s=deadline_s) for deadline_s in (0.5, 1.05, 1.1)]
+    for now_s, num_ended in ((0.49, 0), (0.5, 0), (0.6, 1), (1.06, 2), (1.1, 2), (1.17, 3)):
+        clock.now_s = now_s
+        owner.batcher.tick(now_s)
+        assert sum(each.outcome is not None for each in late) == num_ended, now_s
+    model.open()
+
+
+def test_limit_of_a_run_counts_from_its_start(clock, owner_of):
+    model = Stuck()
+    owner = owner_of(model, BatchingConfig(max_run_s=60.0))
+    clock.advance(1000.0)
+    request = owner.submit(0)
+    model.wait_until_running()
+    assert owner.batcher.oldest_run_s == 1000.0
+    for seconds in (59.9, 0.1):
+        clock.advance(seconds)
+        owner.batcher.tick(clock.now_s)
+        assert not model.poison, "it may take as long"
+    clock.advance(0.2)
+    owner.batcher.tick(clock.now_s)
+    assert model.poison
+    owner.wait(request)
+    assert isinstance(request.outcome, DeadlineExceeded)
+
+
+@pytest.mark.parametrize(("num_calls", "num_runs"), [(1, 1), (2, 3)])
+def test_outputs_of_a_call_that_runs_alone_may_have_any_shape(num_calls, num_runs, owner_of):
+    """Those of several are divided by their rows, so there must be as many."""
+
+    class Total(Sum):
+        def run(self, feeds):
+            self.shapes.append(feeds["a"].shape)
+            return [feeds["a"].sum().reshape(1, 1)]
+
+    model = Total(is_batchable=True)
+    owner = owner_of(model, BatchingConfig())
+    requests = [SumRequest([[1, 2], [3, 4]]) for _ in range(num_calls)]
+    owner.submit_all(requests)
+    assert [each.outcome for each in requests] == [[[10.0]]] * num_calls
+    assert len(model.shapes) == num_runs
+
+
+def test_message_of_a_call_that_runs_alone_is_not_copied(owner_of):
+    """It may be some megabytes."""
+    seen = []
+
+    class Noting(QuickModel):
+        def run(self, feeds):
+            seen.append(feeds["images"])
+            return super().run(feeds)
+
+    owner, request = owner_of(Noting()), FakeRequest(1, 2)
+    (message,) = request.group.messages
+    owner.submit_all([request])
+    assert np.shares_memory(seen[0], np.frombuffer(message, np.uint8))
+    assert request.digits == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("message", "shape", "layout"),
+    [
+        (bytes(range(12)), (-1, 2, 3), None),
+        ([np.arange(6, dtype=np.uint8).reshape(1, 2, 3)], (-1, -1, 3), None),
+        (bytes(range(6)), (-1, -1, 3), Layout((Piece(0, 6, np.dtype("u1"), (1, 2, 3)),), ())),
+    ],
+)
+def test_inputs_of_one_call_are_arrays_whatever_it_brought(message, shape, layout):
+    tensors = TensorSignature((Tensor("x", "UINT8", shape),), (), is_batchable=True)
+    request = FakeRequest(1)
+    request.group.messages, request.layout = [message], layout
+    (array,) = arrays_of(request.group, tensors)
+    assert array.dtype == np.uint8
+    assert array.shape == (array.size // 6, 2, 3)
+    assert [*array.ravel()] == [*range(array.size)]
+
+
+def test_failed_calls_are_counted_with_their_time(owner_of, clock):
+    """And a refused one with none."""
+    metrics = Metrics()
+    owner = owner_of(QuickModel(), metrics=metrics)
+    taken = sum(owner.batcher.submit(FakeRequest(1, deadline_s=1.0).group) for _ in range(17))
+    clock.advance(1.5)
+    owner.work()
+    counts = metrics.snapshot().models["", "1"]
+    assert (counts.num_failed, counts.failed_s) == (17, 1.5 * taken)

@@ -1,7 +1,7 @@
 """Rows that are divided among cores, on threads that the test holds where it likes."""
 
 import threading
-from _thread import get_ident
+from _thread import get_ident, start_new_thread
 
 import numpy as np
 import pytest
@@ -47,10 +47,19 @@ def divided(run, num_rows, most=100, enough=10, threads=1, *, is_cancelled=lambd
         (80, 10, 40, 2, [10] * 8),
     ],
 )  # fmt: skip
-def test_parts_are_as_large_as_cores_and_limits_allow(num_rows, most, enough, threads, parts):
-    run = Doubling()
+def test_parts_are_as_large_as_cores_and_limits_allow(
+    num_rows, most, enough, threads, parts, monkeypatch
+):
+    run, started = Doubling(), []
+
+    def start(*work):
+        started.append(work)
+        start_new_thread(*work)
+
+    monkeypatch.setattr(parallel, "start_new_thread", start)
     divided(run, num_rows, most, enough, threads)
     assert [rows for _, rows in sorted(run.parts)] == parts
+    assert len(started) == min(threads, -(-num_rows // enough), len(parts)) - 1
     assert not parallel._busy
 
 

@@ -645,6 +645,31 @@ def test_connection_takes_a_thousand_small_frames_at_once_and_no_more():
         server.receive(of(PING, PING_DATA, ACK, 0), 0.0)
 
 
+@pytest.mark.parametrize(("size", "is_whole"), [(4096, True), (4097, False), (20_000, False)])
+@pytest.mark.parametrize("padding", [None, 0, 1, 255])
+@pytest.mark.parametrize("ends", [False, True])
+def test_long_data_are_handed_on_as_they_come(size, is_whole, padding, ends):
+    """Wherever reads end; the last part, or the padding behind it, ends the stream."""
+    data, content = (END_STREAM * ends, bytes(range(251)) * 100)
+    flags, begin = data, FRAME_BYTES
+    if padding is not None:
+        flags, begin, size = flags | PADDED, begin + 1, size - padding - 1
+    content = content[:size]
+    payload = content if padding is None else bytes((padding,)) + content + bytes(padding)
+    whole = of(DATA, payload, flags)
+    for cut in (1, 8, 9, 10, 11, 2000, begin + size - 1, begin + size, len(whole) - 1):
+        server = started()
+        server.receive(OPEN, 0.0)
+        found = server.receive(whole[:cut], 0.0)
+        arrived = b"" if is_whole and cut < len(whole) else content[: max(0, cut - begin)]
+        assert b"".join(each.data for each in found) == arrived, cut
+        found += server.receive(whole[cut:] + ASK, 0.0)
+        assert b"".join(each.data for each in found) == content, cut
+        assert [each.is_end for each in found] == [False] * (len(found) - 1) + [ends], cut
+        assert server.streams[ONE].ended == ends
+        assert server.data_to_send().endswith(of(PING, PING_DATA, ACK, 0))
+
+
 @pytest.mark.parametrize("size", [100_000, 100_001])
 @pytest.mark.parametrize("read_bytes", [1 << 20, 10_000])
 def test_connection_takes_no_more_than_its_window(size, read_bytes):

@@ -95,7 +95,7 @@ class Peer:
         return values
 
     def stream_of_messages(self):
-        promised = {"content_length": str(3 * (len(PREFIX) + SIZE))}
+        promised = {"content_length": str(len(PREFIX) + SIZE)}
         head = self.headers(x="stream", **self.random.choice(({}, {}, promised)))
         body = [self.data(self.stream, 0) for _ in range(3)]
         return head + b"".join(body) + self.data(self.stream, self.random.choice((0, 1)))
@@ -116,6 +116,8 @@ def note(event, calls, connection):
     match event:
         case events.CallsReceived():
             assert event.token == "token"
+            shared = {name for name, _ in event.shared.fields}
+            assert shared.isdisjoint(event.values), "each call has a value of its own"
             for at, (stream, message) in enumerate(event.messages.items()):
                 own = {name: column[at] for name, column in event.values.items()}
                 fields = dict(event.shared.fields) | own
@@ -239,6 +241,38 @@ def test_messages_of_a_stream_are_found_as_runs(generator, monkeypatch):
     for number, flags in ((5, 0), (1, 1)):
         (found,) = connection.receive(peer.data(peer.stream, flags) * number, 0.0)
         assert (len(found.messages), found.is_end) == (number, flags == 1)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("is_longer", [False, True])
+def test_layouts_of_one_length_are_not_mixed_up(generator, is_longer, is_stream):
+    """The one that was learned last counts, though there is a pattern of the other one."""
+    peer, connection = Peer(generator), server()
+    longer, shorter = (PREFIX + b"\1", SIZE - 1), (PREFIX, SIZE)
+    both = (shorter, longer) if is_longer else (longer, shorter)
+    layouts = dict(zip(("first", "last"), both, strict=True))
+    for _ in range(3):  # the first inserts fields, the third repeats the second
+        connection.receive(peer.headers(), 0.0)
+    block = connection.streams[word(peer.stream)].block
+    for token in ("first", "last"):
+        connection.expect(block, layouts[token], token)
+        for start in [PREFIX + b"\1"] * 3 + [PREFIX + b"\4"] * 3:
+            texts = [start + generator.randbytes(SIZE - 1) for _ in range(2)]
+            if is_stream:
+                data = peer.headers()
+                data += b"".join(frame(0, 0, word(peer.stream), text) for text in texts)
+            else:
+                data = b"".join(peer.headers() + frame(0, 1, word(peer.stream), t) for t in texts)
+            seen = []
+            for each in connection.receive(data, 0.0):
+                if isinstance(each, events.DataReceived):
+                    seen.append(each.data)
+                elif not isinstance(each, events.HeadersReceived):
+                    assert each.token == token
+                    own = each.messages
+                    own = own.values() if isinstance(own, dict) else own
+                    seen += [layouts[token][0] + message for message in own]
+            assert seen == texts
 
 
 def test_calls_have_a_pattern_once_they_come_again(generator):
