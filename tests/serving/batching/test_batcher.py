@@ -257,6 +257,18 @@ def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails(
     assert failed == [calls[4]]
 
 
+@pytest.mark.parametrize("sizes", [(1, 17), (17, 1)])
+def test_calls_that_have_left_hold_up_none_of_the_other_kind(sizes, model, owner_of):
+    owner = owner_of(model, BatchingConfig())
+    first = occupy(owner, model)
+    gone, stays = (owner.submit(*[3] * size) for size in sizes)
+    gone.leave()
+    model.open(1000)
+    owner.wait(first, stays)
+    assert gone.outcome is None
+    assert not owner.batcher.is_busy
+
+
 def test_run_that_nobody_waits_for_is_given_up(owner_of):
     model = GatedModel()
     owner = owner_of(model, BatchingConfig(max_batch_size=2))
