@@ -45,7 +45,7 @@ class BatchingConfig:
     max_queue_delay_s: float = 0.0
     """Seconds to wait for more rows of a batch; with 0, batches grow only while it is busy."""
     queue_capacity: int = 16_384
-    """The most rows that wait; further requests are rejected."""
+    """The most rows that wait; further requests are rejected. At least `max_request_rows`."""
     slo_s: float = math.inf
     """Time such as 5ms within which accepted requests are to be answered, in seconds; requests that
     would wait longer are rejected at once."""
