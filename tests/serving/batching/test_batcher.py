@@ -857,7 +857,8 @@ def test_outputs_of_a_call_that_runs_alone_may_have_any_shape(num_calls, num_run
     owner = owner_of(model, BatchingConfig())
     requests = [SumRequest([[1, 2], [3, 4]]) for _ in range(num_calls)]
     owner.submit_all(requests)
-    assert [each.outcome for each in requests] == [[[10.0]]] * num_calls
+    outcomes: list[Any] = [each.outcome for each in requests]
+    assert outcomes == [[[10.0]]] * num_calls
     assert len(model.shapes) == num_runs
 
 

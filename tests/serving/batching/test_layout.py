@@ -22,7 +22,8 @@ def test_inputs_of_all_messages_are_joined_in_their_order(number, kind):
         message[7:11] = np.float32(at).tobytes()
         messages.append(kind(bytes(message)))
     numbers, flags = LAYOUT.arrays(messages)
-    assert (numbers.dtype, flags.dtype) == (np.float32, bool)
+    assert numbers.dtype == np.float32
+    assert flags.dtype == bool
     assert numbers.tolist() == [each for at in range(number) for each in ([at], [-2.0])]
     assert flags.tolist() == [[False, True], [True, False]] * number
 

@@ -6,6 +6,7 @@ names ours.
 """
 
 from itertools import count, product
+from typing import Any
 
 import hpack
 import pytest
@@ -718,12 +719,13 @@ def test_what_the_application_says_leaves_in_its_order_once_windows_allow(
     sent = server.data_to_send()
     server.receive(window(1000), 0.0)
     sent += server.data_to_send()
-    found, body, ends, kinds = [], b"", 0, []
+    found: list[Any] = []
+    body, ends, kinds = b"", 0, []
     while sent:
         length, kind, flags = int.from_bytes(sent[:3], "big"), sent[3], sent[4]
         payload, sent = sent[FRAME_BYTES : FRAME_BYTES + length], sent[FRAME_BYTES + length :]
         if kind == HEADERS:
-            found += [body] * bool(body) + decoder.decode(payload, raw=True)
+            found += [*[body] * bool(body), *decoder.decode(payload, raw=True)]
             body = b""
         elif kind == DATA:
             body += payload
