@@ -527,6 +527,7 @@ def test_rows_that_the_cores_share_are_no_run_that_is_alone(owner_of):
     model.open(2)
     owner.wait(request)
     assert model.were_alone == [False]
+    assert [len(values) for values in model.ran] == [model.enough_rows] * 2
 
 
 # Any model
@@ -757,18 +758,18 @@ def test_result_gives_each_call_its_rows():
 def test_calls_of_several_layouts_run_together_if_their_rows_are_alike(owner_of):
     """Layouts are of one number of rows each."""
     model = Sum(is_batchable=True)
-    owner, requests = owner_of(model, BatchingConfig()), []
-    for num_rows, size in ((1, 3), (2, 3), (1, 3), (1, 2)):
+    owner, requests, layouts = owner_of(model, BatchingConfig()), [], {}
+    for num_rows, size in ((1, 3), (1, 3), (1, 3), (1, 3), (2, 3), (1, 3), (1, 2)):
         number = 4 * num_rows * size
         shape, dtype = (num_rows, size), np.dtype(np.float32)
         pieces = Piece(0, number, dtype, shape), Piece(number, 2 * number, dtype, shape)
         request = SumRequest(np.full(shape, len(requests)))
-        request.layout = Layout(pieces, ())
+        request.layout = layouts.setdefault(shape, Layout(pieces, ()))
         request.group.messages = [2 * request.a.tobytes()]
         requests.append(request)
     owner.submit_all(requests)
     assert [each.outcome for each in requests] == [(2 * each.a).tolist() for each in requests]
-    assert model.shapes == [(4, 3), (1, 2)]
+    assert model.shapes == [(7, 3), (1, 2)]
 
 
 def test_caller_is_asked_about_its_own_calls_alone(owner, model):
