@@ -185,6 +185,15 @@ def test_stream_takes_no_more_than_its_window():
     assert server.data_to_send().endswith(of(RST_STREAM, word(3)))
 
 
+@pytest.mark.parametrize(
+    ("before", "text"), [(b"", "speaks HTTP/1.1"), (setting(), "a frame that is too long")]
+)
+def test_peer_that_begins_with_http1_is_named(before, text):
+    client = ClientConnection(Limits())
+    with pytest.raises(Http2Error, match=text):
+        client.receive(before + b"HTTP/1.1 400 Bad Request\r\n\r\n", 0.0)
+
+
 def test_requests_that_wait_are_taken_back_one_by_one():
     """The server takes none; their order, and those that were not taken back, stay."""
     client = ClientConnection(Limits())
