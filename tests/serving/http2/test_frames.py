@@ -5,7 +5,8 @@ a row says where RFC 9113 differs. None is left out. Where h2spec accepts severa
 names ours.
 """
 
-from itertools import product
+from itertools import count, product
+from typing import Any
 
 import hpack
 import pytest
@@ -132,11 +133,11 @@ def calls(number, end):
     return b"".join(start[0] + s + start[1] + s + end[9:] for s in streams)
 
 
-def promised(*parts):
-    """A request of 5 bytes by its content-length, in DATA of these lengths."""
+def promised(*parts, size=5):
+    """A request of so many bytes by its content-length, in DATA of these lengths."""
     *first, last = (of(DATA, bytes(number)) for number in parts)
     body = b"".join(first) + last[:4] + b"\1" + last[5:]
-    return headers(END_HEADERS, block(("content-length", "5"))) + body
+    return headers(END_HEADERS, block(("content-length", str(size)))) + body
 
 
 ONE = word(1)
@@ -346,6 +347,22 @@ CASES: list[tuple[str, str, bytes, str]] = [
     ("frames/8", "in two frames", promised(2, 3), ANSWERED),
     ("frames/9", "a shorter one", promised(4), RESET_PROTOCOL),
     ("frames/10", "a longer one", promised(6), RESET_PROTOCOL),
+    *((f"frames/{number}", f"{size} promised, {' and '.join(map(str, parts))} sent",
+       promised(*parts, size=size), ANSWERED if size == sum(parts) else RESET_PROTOCOL)
+      for number, (size, parts) in enumerate(product(
+          (499, 500, 501), ((500,), (250, 250), (499, 1), (20, 480))), 17)),
+    ("frames/29", "content-length twice",
+     request(("content-length", "0"), ("content-length", "0")), RESET_PROTOCOL),
+    ("frames/30", "DATA without their padding, before others",
+     OPEN + of(DATA, b"", PADDED) + ASK, GOAWAY_SIZE),
+    ("frames/31", "DATA that are all padding", OPEN + of(DATA, b"\4" + bytes(4), PADDED) + BODY,
+     ANSWERED),
+    ("frames/32", "HEADERS that are all padding", headers(WHOLE | PADDED, b"\4" + bytes(4)),
+     RESET_PROTOCOL),
+    ("frames/33", "HEADERS whose padding is all but a priority",
+     headers(WHOLE | PADDED | PRIORITIZED, b"\4" + word(3) + b"\0" + bytes(4)), RESET_PROTOCOL),
+    ("frames/34", "and a byte of it",
+     headers(WHOLE | PADDED | PRIORITIZED, b"\5" + word(3) + b"\0" + bytes(4)), GOAWAY_PROTOCOL),
     *((f"frames/{number}", f"{name}: {value!r}", headers(END_HEADERS, block((name, value))),
        RESET_PROTOCOL)
       for number, (name, value) in enumerate((
@@ -616,7 +633,9 @@ def test_half_of_the_connections_window_is_open_after_each_read(is_recognised):
         sent = connection.data_to_send()
         for at in range(len(sent)):
             if sent[at : at + 9] == update(0, 0)[:9]:
-                given += int.from_bytes(sent[at + 9 : at + 13], "big")
+                increment = int.from_bytes(sent[at + 9 : at + 13], "big")
+                given += increment
+                assert increment > 35_000, "updates are few"
         assert 35_000 <= given - used <= 70_000
 
 
@@ -625,3 +644,131 @@ def test_connection_takes_a_thousand_small_frames_at_once_and_no_more():
     server.receive(HELLO + of(PING, PING_DATA, ACK, 0) * 999, 0.0)  # its SETTINGS are one, too
     with pytest.raises(Http2Error, match="too many small frames"):
         server.receive(of(PING, PING_DATA, ACK, 0), 0.0)
+
+
+@pytest.mark.parametrize(("size", "is_whole"), [(4096, True), (4097, False), (20_000, False)])
+@pytest.mark.parametrize("padding", [None, 0, 1, 255])
+@pytest.mark.parametrize("ends", [False, True])
+def test_long_data_are_handed_on_as_they_come(size, is_whole, padding, ends):
+    """Wherever reads end; the last part, or the padding behind it, ends the stream."""
+    data, content = (END_STREAM * ends, bytes(range(251)) * 100)
+    flags, begin = data, FRAME_BYTES
+    if padding is not None:
+        flags, begin, size = flags | PADDED, begin + 1, size - padding - 1
+    content = content[:size]
+    payload = content if padding is None else bytes((padding,)) + content + bytes(padding)
+    whole = of(DATA, payload, flags)
+    for cut in (1, 8, 9, 10, 11, 2000, begin + size - 1, begin + size, len(whole) - 1):
+        server = started()
+        server.receive(OPEN, 0.0)
+        found = server.receive(whole[:cut], 0.0)
+        arrived = b"" if is_whole and cut < len(whole) else content[: max(0, cut - begin)]
+        assert b"".join(each.data for each in found) == arrived, cut
+        found += server.receive(whole[cut:] + ASK, 0.0)
+        assert b"".join(each.data for each in found) == content, cut
+        assert [each.is_end for each in found] == [False] * (len(found) - 1) + [ends], cut
+        assert server.streams[ONE].ended == ends
+        assert server.data_to_send().endswith(of(PING, PING_DATA, ACK, 0))
+
+
+@pytest.mark.parametrize("size", [100_000, 100_001])
+@pytest.mark.parametrize("read_bytes", [1 << 20, 10_000])
+def test_connection_takes_no_more_than_its_window(size, read_bytes):
+    """A frame that is longer than half of it, which is always open."""
+    server = started(connection_window_bytes=100_000, max_frame_bytes=1 << 18)
+    data, refused = OPEN + of(DATA, bytes(size)), None
+    try:
+        for at in range(0, len(data), read_bytes):
+            server.receive(data[at : at + read_bytes], 0.0)
+    except Http2Error as err:
+        refused = err.code
+    assert refused == (ErrorCode.FLOW_CONTROL_ERROR if size > 100_000 else None)
+
+
+FIELDS: list[tuple[tuple[bytes, bytes], ...]] = [
+    ((b":status", b"404"), (b"content-type", b"text/plain")),
+    ((b"grpc-status", b"5"), (b"grpc-message", b"nothing")),
+]
+
+
+@pytest.mark.parametrize("first_window", [0, 3, 1000])
+@pytest.mark.parametrize(
+    ("say", "expected"),
+    [
+        (lambda server: server.respond(ONE), [*ANSWERS[0]]),
+        (lambda server: server.respond(ONE, FIELDS[0]), [*FIELDS[0]]),
+        (lambda server: server.end(ONE), [*ANSWERS[1]]),
+        (lambda server: server.end(ONE, FIELDS[1]), [*FIELDS[1]]),
+        (lambda server: server.refuse([word(3), ONE], FIELDS[1]), [*FIELDS[1]]),
+        (lambda server: server.refuse([ONE], FIELDS[0], b"no"), [*FIELDS[0], b"no"]),
+        (lambda server: [server.respond(ONE), server.send(ONE, b"a"), server.send(ONE, b"b"),
+                         server.end(ONE, FIELDS[1])], [*ANSWERS[0], b"ab", *FIELDS[1]]),
+        (lambda server: [server.respond(ONE), server.send(ONE, b"abcd"), server.end(ONE)],
+         [*ANSWERS[0], b"abcd", *ANSWERS[1]]),
+        (lambda server: server.answer([ONE], [b"abcde"]), [*ANSWERS[0], b"abcde", *ANSWERS[1]]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("call", [CALL, OPEN])
+def test_what_the_application_says_leaves_in_its_order_once_windows_allow(
+    call, say, expected, first_window
+):
+    """On a stream that has ended or not; a caller that still sends is stopped at the end."""
+    server, decoder = started(), hpack.Decoder()
+    server.receive(window(first_window) + call, 0.0)
+    say(server)
+    sent = server.data_to_send()
+    server.receive(window(1000), 0.0)
+    sent += server.data_to_send()
+    found: list[Any] = []
+    body, ends, kinds = b"", 0, []
+    while sent:
+        length, kind, flags = int.from_bytes(sent[:3], "big"), sent[3], sent[4]
+        payload, sent = sent[FRAME_BYTES : FRAME_BYTES + length], sent[FRAME_BYTES + length :]
+        if kind == HEADERS:
+            found += [*[body] * bool(body), *decoder.decode(payload, raw=True)]
+            body = b""
+        elif kind == DATA:
+            body += payload
+        kinds.append(kind)
+        ends += flags & END_STREAM if kind in (HEADERS, DATA) else 0
+    assert found + [body] * bool(body) == expected
+    is_over = ONE not in server.streams
+    assert ends == is_over
+    assert kinds.count(RST_STREAM) == (is_over and call is OPEN)
+
+
+def test_responses_of_known_lengths_are_prepared(monkeypatch):
+    """Those of 64 lengths; nothing is encoded for them again."""
+    server, streams = started(), count(1, 2)
+    server.receive(window(1 << 20) + update(0, 1 << 30), 0.0)
+
+    def answered(sizes):
+        for size, stream in zip(sizes, streams, strict=False):
+            server.receive(headers(stream=stream), 0.0)
+            server.answer([word(stream)], [bytes(size)])
+
+    sizes = [*range(63), DEFAULT_FRAME]
+    answered(sizes)
+    with monkeypatch.context() as patched:
+        patched.setattr(server, "respond", None)
+        answered(sizes)
+        with pytest.raises(TypeError):
+            answered([DEFAULT_FRAME - 1])
+    answered([DEFAULT_FRAME + 1])  # of two frames: it is not prepared
+    monkeypatch.setattr(server, "respond", None)
+    answered(sizes)
+    with pytest.raises(TypeError):
+        answered([DEFAULT_FRAME + 1])
+
+
+def test_fields_of_a_block_are_kept_for_later_ones_alone():
+    """An application that has read them drops those of a block that no other one shares."""
+    server, first = started(), headers(END_HEADERS, b"\x83\x86\x04\x02/a")
+    server.receive(first, 0.0)
+    server.receive(headers(END_HEADERS, BLOCK, stream=3), 0.0)  # it changes the table
+    for stream, is_kept in ((ONE, True), (word(3), False)):
+        block = server.streams[stream].block
+        raw, fields = block.raw, block.fields
+        assert raw
+        block.shrink()
+        assert (block.raw, block.fields) == ((raw, fields) if is_kept else (b"", ()))
