@@ -6,7 +6,8 @@ The scenarios have MLPerf Inference's names and definitions:
     Server        calls arrive by themselves (open loop)    highest rate with p99 <= objective
     Offline       plenty to do, `batch` rows a call         rows/s
 
-and three are not MLPerf's (a row is an image, of digits), for the rate at which a server is full, and beyond it:
+and three are not MLPerf's, for the rate at which a server is full, and beyond it (a row of digits
+is an image):
 
     ClosedLoop    `callers` calls in flight, one row each   rows/s
     NewHeaders    the same by calls that each have a deadline and a trace of their own
