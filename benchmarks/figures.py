@@ -81,7 +81,7 @@ class Figures:
         return median(self.rounds[cell].values()) if cell in self.rounds else None
 
     def cost_us(self, cell: Cell) -> float | None:
-        """Return the target's processor time for an image, in microseconds, at the median."""
+        """Return the target's processor time for a row, in microseconds, at the median."""
         costs = [s.cpu_us_per_call / s.batch for s in self.valid(cell) if s.cpu_us_per_call]
         return median(costs) if costs else None
 
@@ -118,7 +118,7 @@ def _rounds(cell: Cell, samples: Sequence[Sample], latency_slo_s: float) -> Mapp
 
 
 def server_rate(samples: Sequence[Sample], latency_slo_s: float) -> float | None:
-    """Return the highest rate, in images/s, that kept to the objective in one search.
+    """Return the highest rate, in rows/s, that kept to the objective in one search.
 
     None if nothing did, or if the rates above it failed by the generator's fault alone: then the
     target may do better, and the search has not found its limit.

@@ -2,15 +2,16 @@
 
 The scenarios have MLPerf Inference's names and definitions:
 
-    SingleStream  one image a call, one call at a time      its figure: 90th percentile latency
+    SingleStream  one row a call, one call at a time        its figure: 90th percentile latency
     Server        calls arrive by themselves (open loop)    highest rate with p99 <= objective
-    Offline       plenty to do, `batch` images a call       images/s
+    Offline       plenty to do, `batch` rows a call         rows/s
 
-and three are not MLPerf's, for the rate at which a server is full, and beyond it:
+and three are not MLPerf's, for the rate at which a server is full, and beyond it (a row of digits
+is an image):
 
-    ClosedLoop    `callers` calls in flight, one image each images/s
+    ClosedLoop    `callers` calls in flight, one row each   rows/s
     NewHeaders    the same by calls that each have a deadline and a trace of their own
-    Overload      1 to 3 times the rate of a closed loop    images/s answered within 50 ms
+    Overload      1 to 3 times the rate of a closed loop    rows/s answered within 50 ms
 
 https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
 """

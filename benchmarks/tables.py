@@ -212,9 +212,9 @@ def cells(figures: Figures) -> ReportTable:
             blank = [NONE] * (len(rows[0]) - 3)
             rows.append([cell.task, str(cell.spec), *blank, str(num_errors)])
     note = (
-        "Calls of one image where no size is named; C × M: M in flight on each of C connections. "
+        "Calls of one row where no size is named; C × M: M in flight on each of C connections. "
         "Medians of the rounds; ratios with the least to the greatest of them. CPU: the target's "
-        "processor time for an image. A cell with errors has no figure."
+        "processor time for a row. A cell with errors has no figure."
     )
     return ReportTable("All that was measured", note, rows)
 

@@ -100,8 +100,9 @@ def _commands() -> Iterator[str]:
     yield (
         "# Command lines\n\n"
         "Written by `make reference` from the programs; `COMMAND --help` prints the same. Times\n"
-        "are seconds, sizes count rows. Options can also be set by the environment: `SERVING_`\n"
-        "and the name in capitals, such as `SERVING_HTTP_PORT`; the command line wins.\n"
+        "are seconds, or `5ms`; SIZE is bytes, or `500M`. Options can also be set by the\n"
+        "environment: `SERVING_` and the name in capitals, such as `SERVING_HTTP_PORT`; the\n"
+        "command line wins.\n"
         "Exit codes: 0 served or answered, 2 bad usage or configuration (one line on stderr), 1\n"
         "anything else."
     )

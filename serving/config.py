@@ -45,7 +45,7 @@ class BatchingConfig:
     max_queue_delay_s: float = 0.0
     """Seconds to wait for more rows of a batch; with 0, batches grow only while it is busy."""
     queue_capacity: int = 16_384
-    """The most rows that wait; further requests are rejected."""
+    """The most rows that wait; further requests are rejected; at least those of one request."""
     slo_s: float = math.inf
     """Time such as 5ms within which accepted requests are to be answered, in seconds; requests that
     would wait longer are rejected at once."""
@@ -99,8 +99,8 @@ class ModelConfig:
     files: tuple[Path, ...] = ()
     """ONNX files to serve besides, each as a model of its name."""
     version: str | None = None
-    """The version to use; without one, the one labelled stable, else the newest good one with which
-    callers of the one below can go on."""
+    """The version to use; without one, the one labelled stable, else the newest good one that takes
+    and answers what callers of the one below expect."""
     versions: str = "latest"
     """The versions of each model to serve: latest, all, or numbers such as 3,4."""
     canary: float = 0.0
@@ -123,8 +123,8 @@ class ModelConfig:
     depend on one another; always batches unproved, at your risk; never runs each call alone."""
 
     handler: tuple[str, ...] = ()
-    """Python around a model: FILE.py, FILE.py:CLASS or NAME=FILE.py; a handler with `predict` is a
-    model by itself."""
+    """Code around a model, in Python: FILE.py, FILE.py:CLASS or NAME=FILE.py; a handler with
+    `predict` is a model by itself."""
     allow_handlers: bool = False
     """Run the handler.py of a version in the repository, which is code."""
 
@@ -252,8 +252,8 @@ class ServerConfig:
     allow_repository_control: bool = False
     """Let callers load and unload models."""
     input: str = "tensors"
-    """image: models without a manifest classify pictures, of the size that their graphs say; a
-    classifier.json beside a model says more."""
+    """image: treat models without a manifest as classifiers of pictures; the graph gives the size,
+    a classifier.json beside the model the rest."""
     labels: tuple[str, ...] = ()
     """The names of their classes."""
     log_level: LogLevel = "info"

@@ -88,8 +88,8 @@ class BaseModel:
                 handler with `predict`.
             version: which version to load, such as "3" or 3; None for the one that a server
                 answers with: the one that `labels.json` calls stable, else the newest good one
-                whose callers of the version below can go on. Others are skipped with a warning in
-                the log.
+                that callers of the version below can go on with. Others are skipped with a
+                warning in the log.
             device: "cpu", "cuda", or "auto", which takes CUDA where it works and the CPU elsewhere.
             precision: "fp32" or "int8": model.onnx or model.int8.onnx in the directory. int8 runs
                 on the CPU only, which "auto" means for it.

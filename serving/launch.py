@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+from serving.commandline.parser import unknown_option
 from serving.config import as_seconds
 from serving.errors import ConfigurationError, ServingError, Unavailable
 
@@ -72,9 +73,16 @@ def serve(*models: str | Path, **options: Any) -> None:
 
 
 def arguments(models: tuple[str | Path, ...], options: Mapping[str, Any]) -> list[str]:
-    """Write models and options as the command line has them."""
+    """Write models and options as the command line has them.
+
+    Raises:
+        ConfigurationError: the command has no option of such a name.
+    """
     words: list[str] = []
+    known = _option_names() if options else ()
     for name, value in options.items():
+        if name not in known:
+            raise ConfigurationError(unknown_option(name, known))
         option = f"--{name.replace('_', '-')}"
         if value is None or value is False:
             continue
@@ -89,6 +97,13 @@ def arguments(models: tuple[str | Path, ...], options: Mapping[str, Any]) -> lis
             words += [option, str(value)]
     # Before the options, of which some take several values.
     return [*map(str, models), *words]
+
+
+def _option_names() -> list[str]:
+    """Return the names of the command's options as keywords."""
+    from serving.cli.commands import options_of
+
+    return [each.removeprefix("--").replace("-", "_") for each in options_of("serve")]
 
 
 def _handlers(value: Any) -> list[str]:

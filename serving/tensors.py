@@ -192,7 +192,11 @@ def as_array(tensor: Tensor, value: object) -> Array:
     # ONNX Runtime says () also of inputs that take any shape.
     wrong = [0 <= size != got for size, got in zip(tensor.shape, array.shape, strict=False)]
     if tensor.shape and (len(tensor.shape) != array.ndim or any(wrong)):
-        raise InvalidRequest(f"expected {tensor}, got the shape {list(array.shape)}")
+        got = f"the shape {list(array.shape)}"
+        if not array.shape:
+            one = f"{array.item()!r:.40}"
+            got = f"{one}: a list of 1 item is [{one}]"
+        raise InvalidRequest(f"expected {tensor}, got {got}")
     return array
 
 

@@ -160,9 +160,9 @@ def _add_training_options(command: argparse.ArgumentParser) -> None:
     add(
         "--recipe",
         choices=RECIPES,
-        help="seed is the plain tutorial's way; default takes two minutes on two cores; best has "
-        "teachers and takes forty-five; fine-tune continues the bundled model, in one (default: "
-        "default, with --extra fine-tune)",
+        help="seed: as tutorials do; default: two minutes on two cores; best: with teachers, 45 "
+        "minutes; fine-tune: continues the bundled model, a minute (default: default; with "
+        "--extra: fine-tune)",
     )
     add(
         "--extra",
@@ -261,14 +261,15 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
     add(
         "--resize",
         choices=("stretch", "pad", "crop", "digits"),
-        help="how its training made pictures of other proportions fit: stretched, between black "
-        "bars, cut to their middle, or as digits are found (default: of the ten digits so, else "
-        "stretch)",
+        help="how to fit pictures to the input size; choose what training used: stretch, pad "
+        "(black bars), crop (centre), digits (find and centre the ink) (default: digits for the "
+        "ten digits, else stretch)",
     )
     add(
         "--invert",
         action="store_true",
-        help="it was trained on light ink on dark paper: light pictures are inverted",
+        help="invert pictures that are mostly light, for a model that was trained on light ink on "
+        "dark paper",
     )
 
     add(
@@ -294,8 +295,8 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
     add(
         "--new-signature",
         action="store_true",
-        help="publish, and have served, a version whose inputs and outputs are not those of the "
-        "newest one: callers of that one need a change",
+        help="publish a version whose inputs, outputs or classes differ from those of the newest "
+        "one, and mark it so that servers serve it; callers of that one need a change",
     )
 
 

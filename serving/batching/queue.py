@@ -93,8 +93,6 @@ class Queue:
         """
         most = self._most_rows(caller, left_s)
         room = most - self.num_rows
-        if room >= _OWN_ROWS:
-            return room
         if room >= -most / 2:
             reserved = _OWN_ROWS - self._num_waiting(caller)
         else:

@@ -345,7 +345,7 @@ class Executor:
             only = tensors.inputs[0]
             self._name, self._dtype, self._shape = only.name, only.dtype, (-1, *only.shape[1:])
 
-    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
+    def stoppable(self, *, is_alone: bool) -> tuple[Run, Callable[[], None]]:
         """Return a function that runs the model once, and one that ends that run.
 
         Args:

@@ -53,6 +53,11 @@ def parser_of(name: str) -> Parser:
     return _program(name)[0]
 
 
+def options_of(name: str) -> list[str]:
+    """Return the options of one command of this package, such as "--port"."""
+    return list(_program(name)[1].choices[name]._option_string_actions)
+
+
 def _program(*names: str) -> "tuple[Parser, argparse._SubParsersAction[Any]]":
     """Return the program's parser with some commands, and what others are added to.
 

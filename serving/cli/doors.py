@@ -20,7 +20,9 @@ class Door(NamedTuple):
 
 
 DOORS = {
-    "export": Door("training.__main__", ("export",), "make a version of a Keras or ONNX model"),
+    "export": Door(
+        "training.__main__", ("export",), "publish a version of a Keras model, or of the digits"
+    ),
     "train": Door("training.__main__", ("train",), "train the classifier of digits"),
     "runs": Door("training.__main__", ("runs",), "list the trainings, and compare them"),
     "bench": Door("benchmarks.cli", (), "measure servers, or what serving a model costs"),

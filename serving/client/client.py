@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 from os import getpid
 from pathlib import Path
 from typing import Any, Self, TypedDict, TypeVar
@@ -156,7 +157,9 @@ class BaseClient:
         raise NotImplementedError
 
     async def _wait_ready(self, timeout_s: float) -> None:
-        state = RetryState(self._target, as_seconds("timeout_s", timeout_s))
+        # A proxy in front of a server that starts answers UNAVAILABLE, as often as one asks it.
+        timeout_s = as_seconds("timeout_s", timeout_s)
+        state = RetryState(self._target, timeout_s, max_refused=inf)
         try:
             while await self._call(_HEALTH, b"", state) != _SERVING:
                 await self._pause(state.backoff_s(_NOT_SERVING))

@@ -17,7 +17,7 @@ _FIRST_CONTACT_S = 5.0
 """How long a client that never had an answer retries: long enough for a server that is starting,
 but shorter than a long timeout, in case the address is wrong."""
 _SHORTEST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 0.5
-_MAX_ATTEMPTS = 5
+_MAX_REFUSED = 5
 """The most attempts of one call that servers answer by a failure; gRPC's own limit (gRFC A6)."""
 _LONGEST_TIMEOUT_S = 1e9
 """Thirty years: locks, poll and grpcio take no infinity."""
@@ -85,6 +85,7 @@ class RetryState:
         attempt_timeout_s: float | None = None,
         first_contact: bool = False,
         budget: RetryBudget | None = None,
+        max_refused: float = _MAX_REFUSED,
     ) -> None:
         """Start the clock; see `BaseClient` for the timeouts.
 
@@ -94,6 +95,7 @@ class RetryState:
             attempt_timeout_s: for one.
             first_contact: whether the client has never had an answer.
             budget: of the client's calls; None is no limit.
+            max_refused: the most attempts that servers answer by a failure.
         """
         self._address = address
         now_s = time.monotonic()
@@ -102,6 +104,7 @@ class RetryState:
         self._attempt_timeout_s = math.inf if attempt_timeout_s is None else attempt_timeout_s
         self._until_s = now_s + (min(timeout_s, _FIRST_CONTACT_S) if first_contact else timeout_s)
         self._budget = budget
+        self._max_refused = max_refused
         self._backoff_s = _SHORTEST_BACKOFF_S
         self._was_late = False
         self._num_refused = 0
@@ -137,7 +140,7 @@ class RetryState:
             raise self._reason if is_late and self._reason else error
         assert isinstance(error, Unavailable)
         self._num_refused += is_answer
-        if self._num_refused == _MAX_ATTEMPTS:
+        if self._num_refused >= self._max_refused:
             raise error
         self._spend(is_answer, error)
         self._reason = error

@@ -32,7 +32,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
             text = " ".join(field_docs(kind)[name].split()).removesuffix(".").replace("%", "%%")
             is_name = text.partition(" ")[0][1:] != text.partition(" ")[0][1:].lower()
             action.help = text if is_name else text[0].lower() + text[1:]
-        if action.default in (None, [], float("inf")) or action.default is False:
+        if action.default in (None, "", [], float("inf")) or action.default is False:
             return action.help
         return super()._get_help_string(action)
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from serving.commandline.installation import version
@@ -35,6 +35,8 @@ class Parser(argparse.ArgumentParser):
         self.intermixed = ""
         """The name of positional arguments that may also stand behind options."""
         super().__init__(*arguments, **options)
+        # A short form that is unique today names two options once another one is added.
+        self.allow_abbrev = False
 
     def begin_group(self, title: str) -> None:
         """Show the arguments that are added from here on below a title."""
@@ -78,6 +80,8 @@ class Parser(argparse.ArgumentParser):
             late = [word for word in rest if word == "-" or not word.startswith("-")]
             setattr(parsed, self.intermixed, [*getattr(parsed, self.intermixed), *late])
             rest = [word for word in rest if word not in late]
+        if unknown := [word.partition("=")[0] for word in rest if word.startswith("--")]:
+            self.error(unknown_option(unknown[0], self._option_string_actions))
         parsed.variables = getattr(parsed, "variables", {}) | self._in_effect
         return parsed, rest
 
@@ -143,6 +147,15 @@ class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(parser.prog, version())
         parser.exit()
+
+
+def unknown_option(name: str, options: Iterable[str]) -> str:
+    """Say that there is no such option, and which one has a similar name."""
+    from difflib import get_close_matches  # here: a probe has no use for it
+
+    whole = [option for option in options if option.startswith(name)]
+    near = sorted(whole, key=len) or get_close_matches(name, options, 1)
+    return f"unknown option {name}" + (f": did you mean {near[0]}?" if near else "")
 
 
 def _flags_of(action: argparse.Action) -> set[str]:

@@ -26,6 +26,8 @@ from serving.transports.pools import Pool
 LENGTH_HEADER = "inference-header-content-length"
 _MEDIA = ("image", "audio", "video")
 """Types of files."""
+_NUM_PEEKED = 64
+"""Bytes of a body that are looked at, to see whether it is JSON."""
 _INLINE_BYTES = 128 << 10
 """The longest JSON that the loop reads itself, in up to 1.4 ms; a process reads longer ones."""
 _KNOWN_BYTES, _TURN_BYTES = 1 << 20, 32 << 10
@@ -187,6 +189,7 @@ class Inference:
             response = await call.run(rows, known.encoder, call.deadline_s)
             return await _reply(call, response, known.form)
         received_s, body = time.monotonic(), call.body
+        _check_json(body, signature)
         json_bytes = self._json_bytes(call.plan)
         if json_bytes is None and not signature.row_bytes and len(body) <= _INLINE_BYTES:
             plain = plain_json.read(body, signature, self._router.batching.max_request_rows)
@@ -271,10 +274,30 @@ def is_raw(plan: RoutedRequest, signature: TensorSignature) -> bool:
     is_put = plan.request.method == "PUT"
     may_be = is_put or kind == "text/plain" or kind.partition("/")[0] in _MEDIA
     may_be |= kind == "application/octet-stream" and not plan.get(LENGTH_HEADER)
-    is_one = len(signature.inputs) == 1 and bool(signature.inputs[0].content)
+    is_one = _takes_a_value(signature)
     if is_put and not is_one:
         raise InvalidRequest("expected JSON by POST: a body as it is needs one input of a handler")
     return may_be and is_one
+
+
+def _takes_a_value(signature: TensorSignature) -> bool:
+    """Return whether a body may be the value of a handler's only input, as it is."""
+    return len(signature.inputs) == 1 and bool(signature.inputs[0].content)
+
+
+def _check_json(body: bytes, signature: TensorSignature) -> None:
+    """Raise InvalidRequest if a body seems to be the value of a handler's only input.
+
+    As `curl -d 'a good film'` sends it, which calls it a form.
+    """
+    if body[:_NUM_PEEKED].lstrip()[:1] in (b"{", b"") or not _takes_a_value(signature):
+        return
+    (tensor,) = signature.inputs
+    kind = "application/octet-stream" if tensor.is_binary else "text/plain"
+    raise InvalidRequest(
+        f"expected a JSON object; to send {tensor.name} as it is, add the header "
+        f"content-type: {kind}"
+    )
 
 
 def _options(plan: RoutedRequest) -> dict[str, str]:

@@ -20,7 +20,7 @@ def reason_of(err: BaseException) -> str:
     """Return ONNX Runtime's message on one line, without its codes and C++ signatures."""
     line = str(err).strip().partition("\n")[0]
     if re.search("protobuf parsing failed|No graph was found", line, re.IGNORECASE):
-        return "it is not an ONNX file, or not all of one"
+        return "it is not an ONNX file, or it is incomplete"
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
     line = re.sub(r"/onnxruntime_src/\S+ .*\)>? (?=[A-Z])", "", line)[:_MAX_REASON]
     return f"{line} (Debian: apt-get install locales-all)" if "locale" in line else line

@@ -57,9 +57,9 @@ def parse_model(data: bytes) -> Message:
     try:
         model = ModelProto.FromString(data)
     except DecodeError as err:
-        raise CorruptModel("it is not an ONNX file, or not all of one") from err
+        raise CorruptModel("it is not an ONNX file, or it is incomplete") from err
     if not model.HasField("graph"):
-        raise CorruptModel("it is not an ONNX file, or not all of one")
+        raise CorruptModel("it is not an ONNX file, or it is incomplete")
     return model
 
 

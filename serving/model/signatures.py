@@ -9,10 +9,10 @@ in its folder, by its number (`--version`, `version=`), by a label, by `--versio
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -93,8 +93,23 @@ def difference(old: GraphSignature, new: GraphSignature) -> str | None:
     if old.images and not new.images:
         return "it has no manifest that describes images and classes"
     if old.images and old.images != new.images:
-        return "its images or classes are others"
+        return _difference_of_images(json.loads(old.images), json.loads(new.images))
     return None
+
+
+def _difference_of_images(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return the first difference between two descriptions of images and classes.
+
+    training/export/signature.py has the same words.
+    """
+    if old.get("classes") == new.get("classes"):
+        numbers = [*map(str, range(old.get("classes", 0)))]  # the names of classes without any
+        names = zip(old.get("labels") or numbers, new.get("labels") or numbers, strict=False)
+        for number, (before, after) in enumerate(names):
+            if before != after:
+                return f"class {number} was {before!r} and is {after!r}"
+    key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+    return f"{key} was {old.get(key)} and is {new.get(key)}"
 
 
 def _fits(old: Value, new: Value, *, is_input: bool) -> bool:
@@ -130,10 +145,9 @@ def unaccepted(
         if accepted is None or reason is None or (model_dir / version / MARK).exists():
             accepted = version, signature
             continue
-        reasons[version] = (
-            f"{reason}: version {accepted[0]} has {accepted[1]}, version {version} has "
-            f"{signature}; {HOW}"
-        )
+        both = f": version {accepted[0]} has {accepted[1]}, version {version} has {signature}"
+        is_shown = str(accepted[1]) != str(signature)  # equal ones show no difference
+        reasons[version] = f"{reason}{both if is_shown else ''}; {HOW}"
     return reasons
 
 

@@ -177,7 +177,7 @@ def main() -> None:
     model_config, batching, config = configs
     record = CrashRecord(record_file)
     record.trace_crashes()
-    logs.setup(config.log_format, config.log_level)
+    logs.setup(config.log_format, config.log_level, worker=place)
     for name, (sock, file) in files.items():
         listening.shares[name] = shared_port.Shared(socket.socket(fileno=sock), file).share(place)
 

@@ -35,9 +35,15 @@ _FLUSH_TIMEOUT_S = 1.0
 """How long the process waits for that reader when it ends."""
 
 
-def setup(log_format: LogFormat, log_level: LogLevel = "info") -> None:
-    """Send the logs of this process to stderr; called by `__main__` only."""
-    handler = _Handler(sys.stderr)
+def setup(log_format: LogFormat, log_level: LogLevel = "info", worker: int | None = None) -> None:
+    """Send the logs of this process to stderr; called by `__main__` only.
+
+    Args:
+        log_format: text or JSON.
+        log_level: the least level of the lines.
+        worker: the number of this process among several workers, added to every line.
+    """
+    handler = _Handler(sys.stderr, {} if worker is None else {"worker": worker})
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     text = _TerminalFormatter() if is_terminal else _TextFormatter()
     handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
@@ -72,17 +78,27 @@ def print_line(line: str, stream: TextIO | None) -> bool:
 class _Handler(logging.Handler):
     """Formats and writes on a thread of its own, so that no caller waits for a slow reader."""
 
-    def __init__(self, stream: TextIO | None) -> None:
-        """Start the writer; a stream of None, which is a closed stderr, drops all lines."""
+    def __init__(self, stream: TextIO | None, fields: Mapping[str, object]) -> None:
+        """Start the writer.
+
+        Args:
+            stream: None, which is a closed stderr, drops all lines.
+            fields: added to every line.
+        """
         super().__init__()
         self._stream = stream
+        self._fields = fields
         self._lines: queue.SimpleQueue[logging.LogRecord | threading.Event] = queue.SimpleQueue()
         self._num_lost = 0
         threading.Thread(target=self._write_all, name="log-writer", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line, with the fields of the current request."""
-        record.__dict__["fields"] = {**request_fields.get(), **_fields_of(record)}
+        record.__dict__["fields"] = {
+            **self._fields,
+            **request_fields.get(),
+            **_fields_of(record),
+        }
         if self._lines.qsize() < _MAX_WAITING:
             self._lines.put(record)
         else:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -36,6 +37,62 @@ _NAMED = re.compile(rf"[`(]((?:{_FOLDERS})/[\w./-]*\w/?)[`)]")
 def test_files_that_a_page_names_exist(page):
     named = set(_NAMED.findall(page.read_text("utf-8"))) - MADE
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+# Links work in a clone, too; the site's are checked by its build, which is strict
+
+
+IN_A_CLONE = [
+    *PAGES,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "serving" / "http2" / "README.md",
+]
+_CODE = re.compile(r"(?ms)^ *```.*?^ *```")
+_LINK = re.compile(r"\]\((?![a-z]+:)([^)\s#]*)#?([^)\s]*)\)")
+_STUB = re.compile(r"`make docs` shows \[.*\]\(.*\) here\.\n")
+
+
+def anchors(page):
+    """Give the names of places in a page, as GitHub makes them of headings."""
+    yield from re.findall(r'<a id="([\w-]+)">', page)
+    names = Counter[str]()
+    for heading in re.findall(r"(?m)^#+ (.*?)\s*$", _CODE.sub("", page)):
+        words = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w -]", "", words).strip().replace(" ", "-")
+        yield f"{name}-{names[name]}" if names[name] else name
+        names[name] += 1
+
+
+def broken_links(page):
+    for path, anchor in _LINK.findall(_CODE.sub("", page.read_text("utf-8"))):
+        target = page.parent / path if path else page
+        if not target.exists():
+            yield f"{path} is not there"
+        elif target.suffix == ".md":
+            text = target.read_text("utf-8")
+            if _STUB.fullmatch(text):
+                yield f"{path} is empty in a clone: name the file that it shows"
+            if anchor and anchor not in anchors(text):
+                yield f"{path} has no heading {anchor}"
+
+
+@pytest.mark.parametrize("page", IN_A_CLONE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_work_in_a_clone(page):
+    assert not [*broken_links(page)]
+
+
+def test_broken_links_are_seen(tmp_path):
+    (tmp_path / "a.md").write_text("# A `b`: c\n\n# A b c\n")
+    (tmp_path / "stub.md").write_text("`make docs` shows [X.md](../X.md) here.\n")
+    page = tmp_path / "page.md"
+    page.write_text("[1](a.md#a-b-c) [2](a.md#a-b-c-1) [3](a.md#d) [4](e.md) [5](stub.md#f)")
+    assert [*broken_links(page)] == [
+        "a.md has no heading d",
+        "e.md is not there",
+        "stub.md is empty in a clone: name the file that it shows",
+        "stub.md has no heading f",
+    ]
 
 
 def test_files_that_are_gone_are_seen():

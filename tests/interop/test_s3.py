@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 
+from deploy import entry_points
 from digit_classifier import Classifier
 from tests.interop.venv import ROOT, Venv
 from tests.support import published
@@ -64,7 +65,10 @@ def test_models_are_served_and_reloaded_from_s3(venv, store, models, images, tmp
     command = [venv.program("python"), "-m", "serving", "serve", "--models", "s3://models",
                "--port", "0", "--http-port", "off", "--metrics-port", "off", "--model-cache",
                str(tmp_path / "cache"), "--reload-interval", "0.5"]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    project = tmp_path / "project"  # the entry points, as the image has them
+    project.mkdir()
+    entry_points.main(shutil.copy(ROOT / "pyproject.toml", project))
+    environment = {**os.environ, "PYTHONPATH": f"{project}:{ROOT}"}
     with (
         started(command, env=environment, cwd=tmp_path) as server,
         Classifier.connect(server.address) as client,

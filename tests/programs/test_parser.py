@@ -41,6 +41,27 @@ def test_variable_sets_an_option_even_a_required_one(parser, given):
     assert (options.rate, options.files) == (2.5, ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--por", "1"], "unknown option --por: did you mean --port?"),
+        (["--prot=1"], "unknown option --prot: did you mean --port?"),
+        (["--nothing"], "unknown option --nothing;"),
+    ],
+)
+def test_option_is_spelled_in_full(parser, words, reason, capsys):
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--rate", "1", *words])
+    assert reason in capsys.readouterr().err
+
+
+def test_command_names_the_option_that_was_meant(capsys):
+    with pytest.raises(SystemExit):
+        serving.cli.commands.parser({}).parse_args(["serve", "--max-batch", "3"])
+    wanted = "digit-serving serve: unknown option --max-batch: did you mean --max-batch-size?"
+    assert wanted in capsys.readouterr().err
+
+
 def test_command_line_wins(parser, given):
     given(PORT="8033", REFLECTION="1", RATE="2.5")
     options = parser.parse_args(["--port", "7", "--no-reflection"])

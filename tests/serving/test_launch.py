@@ -51,7 +51,9 @@ def test_server_answers_on_all_its_addresses_and_ends_with_the_block(path, log_f
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"nothing": 1}, ConfigurationError, "unrecognized arguments: --nothing"),
+        ({"nothing": 1}, ConfigurationError, "unknown option nothing"),
+        ({"max_batch": 3}, ConfigurationError, "max_batch: did you mean max_batch_size?"),
+        ({"hots": "::1"}, ConfigurationError, "unknown option hots: did you mean host?"),
         ({"max_batch_size": 0}, ConfigurationError, "max_batch_size must be at least 1"),
         ({"start_timeout_s": 0.001}, Unavailable, "was not ready within 0.001 s"),
     ],
@@ -98,7 +100,7 @@ def test_serve_blocks_until_a_signal_and_returns(path):
 
 
 def test_serve_says_what_is_wrong_with_an_option(path):
-    with pytest.raises(ConfigurationError, match="unrecognized arguments: --nothing=1"):
+    with pytest.raises(ConfigurationError, match="unknown option nothing=1"):
         serving.serve(path, **{"nothing=1": True})
 
 

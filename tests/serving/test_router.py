@@ -1,18 +1,37 @@
-"""Models by name, versions, the canary's share, and models that go."""
+"""Models by name, versions, the canary's share, models that go, and what versions run on."""
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+import serving
 from digit_classifier.methods import route_of
+from serving.batching.batcher import Batcher
 from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, Unavailable
+from serving.handlers.signature import HandlerSignature
 from serving.model.loaded import LoadedModel
+from serving.model.settings import ModelSettings
 from serving.router import Router
-from serving.tensors import Signature
-from tests.support.fakes import MANIFEST, FakeClock, FakeModel, FakeOwner, FakeRequest, GatedModel
+from serving.system import process_pool
+from serving.system.crash_record import number_of
+from serving.system.host import Host
+from serving.telemetry.metrics import HandlerUsage
+from serving.tensors import Signature, Tensor, TensorSignature
+from tests.support.fakes import (
+    MANIFEST,
+    FakeCaller,
+    FakeClock,
+    FakeModel,
+    FakeOwner,
+    FakeRequest,
+    GatedModel,
+    joined,
+    versions_of,
+)
 
 
 def loaded(version, engine=None, inline_rows=64):
@@ -191,3 +210,361 @@ def test_calls_that_a_full_canary_leaves_to_the_default_are_no_failures():
     counted = router.metrics.snapshot().models
     assert counted["digits", "4"].num_failed == 0, "the default took them"
     assert {name: counted["digits", name].num_answered for name in answered} == answered
+
+
+# How calls are divided
+
+
+class Scripted:
+    """Random numbers that the test chose."""
+
+    def __init__(self, *numbers):
+        self.numbers = [*numbers]
+
+    def random(self):
+        return self.numbers.pop(0)
+
+
+def calls_of(*values):
+    """Calls of one caller, and as one group."""
+    caller = FakeCaller()
+    calls = [FakeRequest(value, caller=caller) for value in values]
+    return calls, joined(calls)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([0.2, 0.5, 0.9], {1: "3", 2: "3", 3: "3"}),  # a share of 0.2 is from 0 to it, without it
+        ([0.5, 0.19, 0.9], {1: "4", 2: "3", 3: "3"}),
+        ([0.0, 0.1, 0.9], {1: "4", 2: "4", 3: "3"}),
+        ([0.0, 0.1, 0.19], {1: "4", 2: "4", 3: "4"}),
+    ],
+)
+def test_each_call_of_a_group_is_drawn_and_the_first_are_the_canarys(numbers, expected, is_stream):
+    host: Any = Host(clock=FakeClock(), random=Scripted(*numbers))
+    router = Router(BatchingConfig(), host=host)
+    router.change("digits", served("4", "3", default="3", canary=("4", 0.2)))
+    owner, route = FakeOwner(router, FakeClock()), router.find("digits")
+    calls, group = calls_of(1, 2, 3)
+    assert (route.add if is_stream else route.submit)(group) == (None if is_stream else 3)
+    owner.work()
+    assert {call.digits[0]: version_of(call.outcome) for call in calls} == expected
+
+
+@pytest.mark.parametrize(("share", "taken"), [(0.0, 4), (1.0, 8)])
+def test_calls_that_find_no_room_are_neither_taken_nor_answered(share, taken):
+    """Each takes twice its capacity from a caller that has no others waiting; the default, then,
+    what the canary does not."""
+    router = Router(BatchingConfig(max_batch_size=1, queue_capacity=2, max_request_rows=2))
+    router.change("digits", served("4", "3", default="3", canary=("4", share)))
+    owner, (calls, group) = FakeOwner(router, FakeClock()), calls_of(*range(9))
+    assert router.find("digits").submit(group) == taken
+    assert router.num_waiting == taken
+    assert router.is_busy
+    owner.work()
+    assert [call.outcome is None for call in calls] == [False] * taken + [True] * (9 - taken)
+    assert not router.num_waiting
+    assert not router.is_busy
+    models = router.metrics.snapshot().models
+    failed = {label[1]: each.num_failed for label, each in models.items() if each.num_failed}
+    assert failed == {"3": 9 - taken}, "the last of them has refused them"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_route_kept_by_a_caller_has_no_canary_once_it_has_none(is_stream):
+    router, owner = owner_of(served("4", "3", default="3", canary=("4", 1.0)))
+    route = router.find("digits")
+    kept = route.submit, route.add
+    router.change("digits", served("4", "3", default="3"))
+    (call,), group = calls_of(1)
+    kept[is_stream](group)
+    owner.work()
+    assert version_of(call.outcome) == "3"
+    router.change("digits", None)
+    (call,), group = calls_of(1)
+    kept[is_stream](group)
+    assert isinstance(call.outcome, ModelNotFound)
+    assert route.room_for_stream(1) == 1, "its messages are to be told so"
+
+
+def test_route_has_the_facts_of_its_default():
+    router, _ = owner_of(served("4", "3", default="3", canary=("4", 0.5), old="3"))
+    route = router.find("digits")
+    model = route.versions.versions["3"]
+    assert (route.name, route.label, route.model) == ("digits", ("digits", "3"), model)
+    assert (route.tensors, route.signature) == (model.tensors, model.signature)
+    assert [*route.batchers] == ["4", "3"]
+    facts = route.describe()
+    assert (facts.name, facts.version, facts.versions) == ("digits", "3", ("4", "3"))
+    assert (facts.default_version, facts.canary_version) == ("3", "4")
+    assert [route.describe(each).version for each in ("4", "old")] == ["4", "3"]
+    router.change("digits", replace(route.versions, canary=None))
+    assert route.describe().canary_version is None
+    with pytest.raises(ModelNotFound):
+        route.describe("9")
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "text"),
+    [
+        ("", "x", "no model 'x': this server serves none"),
+        ("ab", "x", "no model 'x': this server serves 'a', 'b'"),
+        ("abcdefghij", "a" * 80, f"no model '{'a' * 80}': this server serves 'a', 'b', 'c', 'd', "
+                                 "'e', 'f', 'g', 'h'"),
+        ("a", "b" * 81, f"no model '{'b' * 80}'...: this server serves 'a'"),
+    ],
+)  # fmt: skip
+def test_unknown_name_is_shown_with_those_that_there_are(there, name, text):
+    router = Router()
+    for each in there:
+        router.change(each, versions_of(loaded("1"), each))
+    with pytest.raises(ModelNotFound) as refused:
+        router.find(name)
+    assert str(refused.value) == text
+
+
+# Versions whose runs have ended processes
+
+
+def test_blocked_version_is_refused_until_it_is_not():
+    clock = FakeClock()
+    router = Router(BatchingConfig(), host=Host(clock=clock))
+    router.change("digits", served("4", "3"))
+    router.change("letters", served("4"))
+    owner = FakeOwner(router, clock)
+    numbers = {each: number_of(("digits", each)) for each in "43"}
+    clock.advance(100.0)
+
+    def outcomes():
+        found = []
+        for name, version in (("digits", ""), ("digits", "3"), ("letters", "")):
+            owner.batcher = router.find(name).find(version)
+            outcome = owner.submit(1).outcome
+            found.append(str(outcome) if isinstance(outcome, Unavailable) else version_of(outcome))
+        return found
+
+    text = "model digits version {} has ended a server process: it is not run for {} s"
+    router.block({numbers["3"]: 107.4, number_of(("nobody", "4")): 107.4})
+    assert outcomes() == ["4", text.format(3, 7), "4"]
+    assert router.blocked_models == frozenset(), "only of the default"
+    router.block({numbers["4"]: 100.2})
+    assert outcomes() == [text.format(4, 1), "3", "4"]
+    assert router.blocked_models == {"digits"}
+    assert [router.find(name).is_blocked for name in ("digits", "letters")] == [True, False]
+    router.change("digits", served("4"))  # loaded again, as another object
+    assert router.blocked_models == {"digits"}
+    router.block({})
+    router.change("digits", served("4", "3"))
+    assert outcomes() == ["4", "3", "4"]
+    assert router.blocked_models == frozenset()
+    route = router.find("digits")
+    router.change("digits", None)
+    assert not route.is_blocked
+
+
+# What versions run on
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_servers", "most_runs", "settings", "num_runners"),
+    [
+        (8, 1, None, {}, 8), (8, 2, None, {}, 4), (8, 1, None, {"num_threads": 3}, 2),
+        (8, 2, None, {"num_threads": 2}, 2), (2, 4, None, {}, 1), (1, 1, None, {}, 1),
+        (8, 1, 1, {}, 1), (8, 1, 3, {"instances": 5}, 3), (8, 1, None, {"instances": 5}, 5),
+    ],
+)  # fmt: skip
+def test_version_has_as_many_runners_as_cores_are_its_own(
+    cores, num_servers, most_runs, settings, num_runners, monkeypatch
+):
+    made = []
+
+    class Noted(Batcher):
+        def __init__(self, *arguments):
+            made.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("serving.router.usable_cores", lambda: cores)
+    monkeypatch.setattr("serving.router.Batcher", Noted)
+    engine = FakeModel()
+    engine.max_concurrent_runs = most_runs
+    router = Router(num_processes=num_servers)
+    model = replace(loaded("1", engine), settings=ModelSettings(max_batch_size=7, **settings))
+    router.change("digits", versions_of(model))
+    sizes = replace(BatchingConfig(), max_batch_size=7)
+    assert made == [(model, sizes, router.metrics, num_runners, "digits", router.host)]
+
+
+class Handled:
+    """A handler whose processes never come; it counts how many were wanted."""
+
+    files = ()
+
+    def __init__(self, *methods, **facts):
+        kinds = {
+            "inputs": {"x": facts.pop("kind", serving.Text())},
+            "outputs": {"x": serving.Text()},
+        }
+        self.signature = HandlerSignature(name="H", methods=methods, **{**kinds, **facts})
+        text = (Tensor("x", "BYTES", (-1,)),)
+        self.tensors = TensorSignature(text, text, is_batchable=True)
+        self.num_launched = self.num_closed = 0
+
+    def take_first(self):
+        return ()
+
+    def launch(self, post, done):
+        self.num_launched += 1
+
+    def model(self, version="1"):
+        return replace(loaded(version), handler=self)
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "num_servers", "number"),
+    [(8, 0, 1, 7), (1, 0, 1, 1), (8, 3, 1, 3), (8, 0, 2, 3), (8, 1, 4, 1), (2, 0, 16, 1)],
+)
+def test_handler_has_a_process_for_each_core_but_one(
+    cores, asked, num_servers, number, monkeypatch
+):
+    monkeypatch.setattr("serving.router.usable_cores", lambda: cores)
+    router = Router(BatchingConfig(handler_processes=asked), num_servers)
+    handler = Handled("predict")
+    router.change("digits", versions_of(handler.model()))
+    FakeOwner(router, FakeClock()).work()
+    assert handler.num_launched == number
+
+
+@pytest.mark.parametrize(
+    ("methods", "has_network"), [(("predict",), False), (("preprocess", "postprocess"), True)]
+)
+def test_handler_has_the_model_between_its_methods_and_no_other(methods, has_network, monkeypatch):
+    made = []
+    monkeypatch.setattr("serving.router.Batcher", lambda *arguments: made.append(arguments))
+    router, handler = Router(), Handled(*methods)
+    router.change("digits", versions_of(handler.model()))
+    assert [model.handler for model, *_ in made] == [None] * has_network
+    assert [label for label, _ in router.handlers().items()] == [("digits", "1")]
+
+
+def test_usage_is_that_of_handlers_alone():
+    router = Router()
+    router.change("plain", versions_of(loaded("1"), "plain"))
+    router.change("handled", versions_of(Handled("predict").model("2"), "handled"))
+    router.attach(FakeOwner(router.find("plain").find("1"), FakeClock()))
+    assert router.handlers() == {("handled", "2"): HandlerUsage()}
+
+
+@pytest.mark.parametrize(
+    ("options", "keeps"), [((), False), (("parameters",), False), (("metadata", "state"), True)]
+)
+def test_headers_are_kept_while_a_handler_wants_them(options, keeps):
+    router = Router()
+    assert not router.keeps_headers
+    router.change("plain", versions_of(loaded("1"), "plain"))
+    assert not router.keeps_headers
+    router.change("handled", versions_of(Handled("predict", options=options).model(), "handled"))
+    assert router.keeps_headers == keeps
+    router.change("handled", None)
+    assert not router.keeps_headers
+
+
+class Decoders:
+    """Notes how the processes are made, and what they are asked to do."""
+
+    def __init__(self, number, modules, **limits):
+        self.facts, self.modules = (number, limits), modules
+        self.jobs = []
+        self.is_closed = False
+
+    def submit(self, *job):
+        self.jobs.append(job)
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_handlers_share_the_processes_that_decode_pictures(monkeypatch):
+    made = []
+
+    def new(*arguments, **limits):
+        made.append(Decoders(*arguments, **limits))
+        return made[-1]
+
+    monkeypatch.setattr(process_pool, "Processes", new)
+    router = Router()
+    router.change("texts", versions_of(Handled("predict").model(), "texts"))
+    router.close()
+    assert not made, "nobody needs them"
+    for name in ("a", "b"):
+        handler = Handled("predict", kind=serving.Picture())
+        router.change(name, versions_of(handler.model(), name))
+    (decoders,) = made
+    assert decoders.facts == (2, {"memory_bytes": 512 << 20, "job_s": 10.0})
+    assert {"serving.handlers.pictures", "serving.pictures.decoder"} <= {*decoders.modules}
+    assert decoders.jobs == [("", int)], "it starts before the first call"
+    assert not decoders.is_closed
+    router.close()
+    assert decoders.is_closed
+
+
+def test_handler_finds_the_models_of_its_server_by_name():
+    router = Router()
+    router.change("digits", versions_of(loaded("1")))
+    route, tensors = router._receiver("digits")
+    assert route is router.find("digits")
+    assert tensors == route.tensors
+    with pytest.raises(ModelNotFound):
+        router._receiver("nobody")
+
+
+# Those that end
+
+
+class Closing:
+    """A batcher of a version that is gone."""
+
+    num_closed = 0
+
+    def __init__(self, *, is_busy):
+        self.is_busy = is_busy
+
+    def close(self):
+        self.num_closed += 1
+
+
+def test_batchers_are_closed_once_their_calls_are_answered_and_no_others():
+    router, _ = owner_of(served("1"))
+    (serves,) = router.batchers
+    busy, idle, stays = (
+        Closing(is_busy=True),
+        Closing(is_busy=False),
+        router.find("digits").batchers["1"],
+    )
+    router.batchers = (*router.batchers, busy, idle)
+    router.prune()
+    assert router.batchers == (serves, busy)
+    assert (busy.num_closed, idle.num_closed) == (0, 1)
+    assert not stays.is_blocked
+    busy.is_busy = False
+    router.prune()
+    assert (router.batchers, busy.num_closed) == ((serves,), 1)
+    router.close()
+    (call,), group = calls_of(1)
+    router.find("digits").submit(group)
+    assert isinstance(call.outcome, Unavailable)
+
+
+def test_layouts_are_forgotten_where_the_model_is_another_one_and_not_for_a_version():
+    router, owner = owner_of(served("1"))
+    for versions, number in ((served("2"), 0), (other_signature(), 1), (None, 2), (None, 2)):
+        router.change("digits", versions)
+        owner.work()
+        assert owner.num_forgotten == number
+
+
+def test_batchers_belong_to_the_thread_that_is_attached_and_later_ones_too():
+    router, owner = owner_of(served("1"))
+    router.change("letters", served("2"))
+    assert [batcher.owner for batcher in router.batchers] == [owner, owner]

@@ -168,6 +168,27 @@ class FakeRequest(ResponseEncoder):
         return self.outcome[1]
 
 
+class Slots:
+    """Gives each call of a group its own outcome."""
+
+    def answer(self, group, responses, run):
+        for slot, response in zip(group.slots, responses, strict=True):
+            slot.answer(group, [response], run)
+
+    def fail(self, group, error):
+        for slot in group.slots:
+            slot.fail(group, error)
+
+
+def joined(calls, arrived_s=0.0, deadlines_s=None):
+    """Return FakeRequests of one caller and as many rows as one group."""
+    first, sink, deadline_s = calls[0], Slots(), min(deadlines_s or [1e9])
+    streams: Any = [call.stream for call in calls]
+    messages = [call.group.messages[0] for call in calls]
+    times = arrived_s, deadline_s
+    return Group(first.caller, streams, messages, first, sink, *times, calls, deadlines_s)
+
+
 class FakeOwner:
     """Owns batchers on the test's thread: scheduled and posted callbacks run in `work`."""
 

@@ -193,22 +193,35 @@ def _answered(
     model: keras.Model, names: list[str], samples_file: Path | None
 ) -> tuple[Arrays, list[npt.NDArray[Any]]]:
     """Return rows for each input, and Keras's answers."""
-    failure = None
+    failure, given = None, ", ".join(names)
     tried = [samples_file] if samples_file else _fills(model)
     for fill in tried:
         feeds = _draw(model, names, fill) if isinstance(fill, int) else _read(fill, model, names)
         try:
-            return feeds, _keras_answers(model, [feeds[each] for each in names])
+            answers = _keras_answers(model, [feeds[each] for each in names])
         except Exception as err:  # layers raise any exception
             failure = err
+            continue
+        if num_bad := max(map(_num_not_finite, answers)):
+            advice = "" if samples_file else f"; if not, pass --samples FILE.npz with {given}"
+            raise UnusableInput(
+                f"the model answers {num_bad} of {_num_rows(feeds)} rows with NaN or infinity: "
+                f"did its training diverge?{advice}"
+            )
+        return feeds, answers
     assert failure is not None
     reason = first_line(failure)
     if samples_file:
         raise UnusableInput(f"the model fails on these inputs: {reason}") from failure
     raise UnusableInput(
-        f"the model fails on drawn inputs, pass --samples FILE.npz with "
-        f"{', '.join(names)}: {reason}"
+        f"the model fails on drawn inputs, pass --samples FILE.npz with {given}: {reason}"
     ) from failure
+
+
+def _num_not_finite(answers: npt.NDArray[Any]) -> int:
+    """Return the number of rows with a NaN or an infinity."""
+    is_finite = np.isfinite(answers.astype(float)).reshape(len(answers), -1).all(axis=1)
+    return int((~is_finite).sum())
 
 
 def _fills(model: keras.Model) -> tuple[int, ...]:

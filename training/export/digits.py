@@ -9,7 +9,7 @@ from serving.commandline import installation
 from training.data.mnist import SIDE, Mnist
 from training.errors import ExportError
 from training.export.image_signature import DIGIT_LABELS, ImageSignature
-from training.export.samples import Samples
+from training.export.samples import Samples, share_of_commonest
 from training.export.version import Candidate, publish_version
 from training.fitting.artifacts import load_json, load_model, recipe_of
 from training.fitting.evaluation import probabilities
@@ -33,8 +33,8 @@ def export(
 
     Raises:
         NotTrained: model.keras or metrics.json is missing, unreadable, or of an older version.
-        ExportError: metrics.json is of another model, the graph does not answer as Keras does, or
-            the files could not be written. Nothing is published.
+        ExportError: metrics.json is of another model, the network has learned nothing, the graph
+            does not answer as Keras does, or the files could not be written. Nothing is published.
     """
     model, metrics = load_model(artifacts), load_json(artifacts, "metrics.json")
     again = f"run {installation.run('train')} again"
@@ -47,6 +47,13 @@ def export(
         raise ExportError(
             f"metrics.json is of another model (test accuracy {claimed:.2%}, this one has "
             f"{accuracy:.2%}): {again}"
+        )
+    guessed = share_of_commonest(data.test_labels)
+    if accuracy <= guessed:
+        raise ExportError(
+            f"not published, the network has learned nothing: test accuracy {accuracy:.2%}, and "
+            f"{guessed:.2%} for the same digit each time; train with a lower --learning-rate than "
+            f"{recipe.learning_rate:g}"
         )
     training, validation = split(data, recipe)
     test = Samples(*data.test)

@@ -13,7 +13,7 @@ from training.errors import UnusableInput, first_line
 from training.export import any_model, samples
 from training.export.any_model import Naming
 from training.export.image_signature import ImageSignature
-from training.export.samples import Samples, read_labels
+from training.export.samples import Samples, read_labels, share_of_commonest
 from training.export.version import Candidate, publish_version
 from training.fitting.evaluation import Probabilities
 
@@ -159,6 +159,13 @@ def _accuracy(answers: Probabilities, data: Samples) -> float | None:
         raise UnusableInput(
             f"the model answers none of {len(data.labels):,} samples as labelled: does it take "
             "pixels of 0 to 255?"
+        )
+    guessed = share_of_commonest(data.labels)
+    if accuracy <= guessed:
+        print(
+            f"  warning   accuracy {accuracy:.2%} on {len(data.labels):,} samples, and "
+            f"{guessed:.2%} for the same class each time: the model may have learned nothing",
+            flush=True,
         )
     return accuracy
 

@@ -27,6 +27,11 @@ class Samples(NamedTuple):
         return Samples(self.images[1::2], None if self.labels is None else self.labels[1::2])
 
 
+def share_of_commonest(labels: npt.NDArray[np.integer[Any]]) -> float:
+    """Return the accuracy of a model that always answers the most frequent class."""
+    return float(np.unique(labels, return_counts=True)[1].max()) / len(labels)
+
+
 def load(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of an NPZ file, by name.
 

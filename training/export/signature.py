@@ -20,6 +20,9 @@ MARK = "new-signature"
 """A file in a version's folder: it is meant to be served, though its signature is another one."""
 MARKED = b"Published by --new-signature: callers of the version below need a change.\n"
 
+_NAMES = "--input-names and --output-names set names"
+_AS_IT_IS = "and --new-signature publishes it as it is"
+
 Side = dict[str, tuple[int, tuple[int | None, ...]]]
 """Datatype and sizes of each tensor by its name; None for an open size."""
 
@@ -79,9 +82,26 @@ def difference(old: GraphSignature, new: GraphSignature) -> str | None:
                 return f"{kind} {_text({name: tensor})} is {_text({name: after[name]})}"
     if added := [name for name in new.inputs if name not in old.inputs]:
         return f"input {added[0]} is new"
+    if old.images is not None and new.images is None:
+        return "it has no manifest that describes images and classes"
     if old.images is not None and old.images != new.images:
-        return "its images or classes are others, or it describes none"
+        return _difference_of_images(old.images, new.images)
     return None
+
+
+def _difference_of_images(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return the first difference between two descriptions of images and classes.
+
+    serving/model/signatures.py has the same words.
+    """
+    if old.get("classes") == new.get("classes"):
+        numbers = [*map(str, range(old.get("classes", 0)))]  # the names of classes without any
+        names = zip(old.get("labels") or numbers, new.get("labels") or numbers, strict=False)
+        for number, (before, after) in enumerate(names):
+            if before != after:
+                return f"class {number} was {before!r} and is {after!r}"
+    key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+    return f"{key} was {old.get(key)} and is {new.get(key)}"
 
 
 def _fits(before: Any, after: Any, *, is_input: bool) -> bool:
@@ -138,10 +158,10 @@ def require_same(
     if is_new_allowed:
         print(f"  signature another than that of version {last[0]}: {reason}", flush=True)
         return {MARK: MARKED}
-    raise UnusableInput(
-        f"not published, {reason}: version {last[0]} has {last[1]}, this one {signature}; "
-        "--input-names and --output-names set names, and --new-signature publishes it as it is"
-    )
+    both = f": version {last[0]} has {last[1]}, this one {signature}; {_NAMES}"
+    if str(last[1]) == str(signature):
+        both = f", compared with version {last[0]}; --labels sets the names of classes"
+    raise UnusableInput(f"not published, {reason}{both}, {_AS_IT_IS}")
 
 
 def names_kept(folder: Path, signature: GraphSignature) -> dict[str, str]:
@@ -168,8 +188,7 @@ def names_kept(folder: Path, signature: GraphSignature) -> dict[str, str]:
         if left := lost.keys() - set(renamed.values()):
             raise UnusableInput(
                 f"not published, the names of version {version} can't be matched ({min(left)}): it "
-                f"has {old}, this one {signature}; --input-names and --output-names set names, and "
-                "--new-signature publishes it as it is"
+                f"has {old}, this one {signature}; {_NAMES}, {_AS_IT_IS}"
             )
     if renamed:
         pairs = ", ".join(f"{name} is {kept}" for name, kept in renamed.items())

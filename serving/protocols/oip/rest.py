@@ -30,6 +30,8 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
     "O": ({str, bytes}, "texts"),
 }
 """The elements of `data` for each kind of numpy's types, and their name."""
+_MAX_SHOWN = 40
+"""Bytes of a value that an error shows."""
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
 """In text with a number that may be larger than any double."""
 _FEW_VALUES = 1 << 16
@@ -363,7 +365,8 @@ def _raw(data: Any, tensor: Any) -> bytes:
 
 def _flat(data: Any) -> list[Any]:
     if not isinstance(data, list):
-        raise InvalidRequest("expected data as a list")
+        one = orjson.dumps(data)[:_MAX_SHOWN].decode("utf-8", "ignore")
+        raise InvalidRequest(f"expected data as a list, got {one}: a list of 1 item is [{one}]")
     flat: list[Any] = data
     while flat and isinstance(flat[0], list):
         if set(map(type, flat)) != {list} or len(set(map(len, flat))) > 1:

@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from serving.batching.batcher import Batcher
 from serving.batching.layout import Layout, Piece
-from serving.batching.run import Group
+from serving.batching.run import Result, arrays_of, class_numbers
 from serving.config import MOST_SIZE, BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Unavailable
 from serving.telemetry.metrics import Metrics
@@ -24,6 +25,7 @@ from tests.support.fakes import (
     FakeRequest,
     GatedModel,
     images_of,
+    joined,
 )
 
 SMALL = BatchingConfig(max_batch_size=4, queue_capacity=8, max_request_rows=8)
@@ -102,11 +104,7 @@ def test_group_is_cut_where_there_is_no_room(clock, owner_of):
     waiting = [owner.submit(value) for value in range(8)]
     caller = FakeCaller()
     calls = [FakeRequest(value, caller=caller) for value in range(20)]
-    streams: list[Any] = [call.stream for call in calls]
-    first, messages = calls[0], [call.group.messages[0] for call in calls]
-    whole = Group(caller, streams, messages, first, first, 0.0, 1e9, slots=calls)
-    whole.sink = Slots()
-    assert owner.batcher.submit(whole) == 8, "kept for callers with few calls"
+    assert owner.batcher.submit(joined(calls)) == 8, "kept for callers with few calls"
     assert owner.batcher.submit(FakeRequest(1, caller=caller).group) == 0
     clock.advance(1.0)
     owner.work()
@@ -125,13 +123,9 @@ def test_calls_wait_as_long_as_the_last_of_their_group_can(clock, owner_of):
     owner.submit_all([FakeRequest(value) for value in range(64)])  # it knows the pace
     caller = FakeCaller()
     calls = [FakeRequest(value, caller=caller) for value in range(20)]
-    streams: list[Any] = [call.stream for call in calls]
-    first, messages = calls[0], [call.group.messages[0] for call in calls]
     now_s = clock()
     deadlines_s = [now_s + 1, *[now_s + 1e6] * 19]
-    group = Group(caller, streams, messages, first, first, now_s, now_s + 1, calls, deadlines_s)
-    group.sink = Slots()
-    assert owner.batcher.submit(group) == 20
+    assert owner.batcher.submit(joined(calls, now_s, deadlines_s)) == 20
     owner.work()
     assert [call.digits for call in calls[1:]] == [[value % 10] for value in range(1, 20)]
 
@@ -247,11 +241,7 @@ def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails(
     calls = [FakeRequest(value, caller=callers[value % 3]) for value in range(9, 18)]
     for caller in callers:
         own = [call for call in calls if call.caller is caller]
-        streams: list[Any] = [call.stream for call in own]
-        messages = [call.group.messages[0] for call in own]
-        group = Group(caller, streams, messages, own[0], own[0], 0.0, 1e9, slots=own)
-        group.sink = Slots()
-        assert owner.batcher.submit(group) == 3
+        assert owner.batcher.submit(joined(own)) == 3
     owner.work()
     model.open()
     owner.wait(first)
@@ -267,16 +257,16 @@ def test_calls_that_stay_have_their_outcome_though_others_left_a_run_that_fails(
     assert failed == [calls[4]]
 
 
-class Slots:
-    """Gives each call of a group its own outcome."""
-
-    def answer(self, group, responses, run):
-        for slot, response in zip(group.slots or (), responses, strict=True):
-            slot.answer(group, [response], run)
-
-    def fail(self, group, error):
-        for slot in group.slots or ():
-            slot.fail(group, error)
+@pytest.mark.parametrize("sizes", [(1, 17), (17, 1)])
+def test_calls_that_have_left_hold_up_none_of_the_other_kind(sizes, model, owner_of):
+    owner = owner_of(model, BatchingConfig())
+    first = occupy(owner, model)
+    gone, stays = (owner.submit(*[3] * size) for size in sizes)
+    gone.leave()
+    model.open(1000)
+    owner.wait(first, stays)
+    assert gone.outcome is None
+    assert not owner.batcher.is_busy
 
 
 def test_run_that_nobody_waits_for_is_given_up(owner_of):
@@ -327,6 +317,32 @@ def test_slow_rows_run_in_parts_that_end_soon(owner_of, clock):
     owner.submit_all(requests)
     owner.wait(*requests)
     assert [len(values) for values in model.ran] == [1, 8, 8, 8, 4, 8, 4]
+
+
+def test_runs_grow_as_rows_become_quick(owner_of, clock):
+    """The time of a row moves a fourth of the way with each run, and a run is to take 5 ms."""
+
+    class Changing(FakeModel):
+        row_s = 0.001
+
+        def classify(self, images):
+            clock.advance(self.row_s * len(images))
+            return super().classify(images)
+
+    model = Changing()
+    owner = owner_of(model, BatchingConfig(max_batch_size=32))
+    owner.wait(owner.submit(1))
+    model.row_s = 0.0
+    requests = [FakeRequest(*[1] * 5) for _ in range(32)]
+    owner.submit_all(requests)
+    owner.wait(*requests)
+    sizes = [len(values) for values in model.ran]
+    row_s, most = 0.001, [1]
+    while len(most) < len(sizes):
+        most.append(min(32, max(8, int(0.005 / row_s))))
+        row_s *= 0.75
+    assert sizes[:-1] == [size - size % 5 if size > 1 else 1 for size in most[:-1]]
+    assert sum(sizes) == 161
 
 
 class Elsewhere(GatedModel):
@@ -511,6 +527,7 @@ def test_rows_that_the_cores_share_are_no_run_that_is_alone(owner_of):
     model.open(2)
     owner.wait(request)
     assert model.were_alone == [False]
+    assert [len(values) for values in model.ran] == [model.enough_rows] * 2
 
 
 # Any model
@@ -534,8 +551,8 @@ class Sum(FakeModel):
 
 
 class SumRequest(FakeRequest):
-    def __init__(self, a):
-        super().__init__(0)
+    def __init__(self, a, caller=None):
+        super().__init__(0, caller=caller)
         self.a = np.array(a, np.float32)
         self.num_rows = self.group.num_rows = len(self.a)
         self.group.messages = [(self.a, self.a)]
@@ -556,16 +573,22 @@ def test_rows_longer_than_the_proof_is_about_run_alone(owner_of):
     assert model.shapes == [(2, MOST_SIZE), (1, MOST_SIZE + 1), (1, MOST_SIZE + 1)]
 
 
-@pytest.mark.parametrize(("size", "num_runs"), [(1, 1), (0, 2)])
+@pytest.mark.parametrize(("size", "num_runs"), [(1, 1), (0, 4)])
 def test_messages_of_one_layout_without_elements_run_alone(size, num_runs, owner_of):
     model = Sum(is_batchable=True)
-    owner = owner_of(model, BatchingConfig())
+    owner, caller = owner_of(model, BatchingConfig()), FakeCaller()
     piece = Piece(0, 4 * size, np.dtype(np.float32), (1, size))
-    requests = [SumRequest(np.zeros((1, size))) for _ in range(2)]
-    for request in requests:
-        request.layout = Layout((piece, piece), ())
-        request.group.messages = [bytes(4 * size)]
-    owner.submit_all(requests)
+    layout, requests = Layout((piece, piece), ()), []
+    for number in range(4):
+        request = SumRequest(np.full((1, size), number), caller)
+        request.layout = layout
+        request.group.messages = [request.a.tobytes()]
+        requests.append(request)
+    requests[0].encode = lambda result, at, number: result.outputs[0][at : at + number].tolist()
+    owner.batcher.submit(joined(requests[:3]))
+    owner.submit_all(requests[3:])
+    outcomes: list[Any] = [[request.outcome] for request in requests[:3]]
+    assert [*outcomes, requests[3].outcome] == [(2 * each.a).tolist() for each in requests]
     assert len(model.shapes) == num_runs
 
 
@@ -668,3 +691,225 @@ def test_closed_model_is_not_blocked_and_stays_closed(owner):
     assert not owner.batcher.is_blocked
     owner.batcher.block(None)
     assert "changed" in str(owner.submit(1).outcome)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("capacity", "waiting", "num_rows", "room"),
+    [(8, 0, 1, 4), (8, 0, 3, 2), (8, 1, 3, 1), (8, 0, 4, 1), (8, 0, 5, 1), (8, 4, 1, 0),
+     (8, 3, 1, 1), (8, 3, 9, 1), (1, 0, 1, 1), (1, 1, 1, 0), (8, 0, 0, 4)],
+)  # fmt: skip
+def test_stream_may_add_messages_until_half_of_the_queue_is_full(
+    capacity, waiting, num_rows, room, owner_of
+):
+    sizes = BatchingConfig(queue_capacity=capacity, max_request_rows=capacity)
+    batcher = owner_of(QuickModel(), sizes).batcher
+    if waiting:
+        batcher.add(FakeRequest(*range(waiting)).group)
+    assert batcher.room_for_stream(num_rows) == room
+
+
+@pytest.mark.parametrize(("num_rows", "is_learned"), [(4, False), (5, True), (8, True)])
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_time_of_a_row_is_learned_from_runs_that_are_half_full(
+    num_rows, is_learned, is_quick, owner_of, clock
+):
+    """Of 8 rows: 2 s a row. Rows of smaller runs take longer, and refuse calls for nothing."""
+
+    class Slow(FakeModel):
+        inline_rows = 128 * is_quick
+
+        def classify(self, images):
+            clock.advance(2.0 * len(images))
+            return super().classify(images)
+
+    owner = owner_of(Slow(), BatchingConfig(max_batch_size=8))
+    owner.wait(owner.submit(*range(num_rows)))
+    queue = owner.batcher._inline if is_quick else owner.batcher._small
+    assert queue.row_s == (0.25 if is_learned else 0.0)
+
+
+def test_rows_of_a_fixed_size_that_wait_are_at_most_a_gibibyte(owner_of):
+    model = QuickModel()
+    pixels = Tensor("images", "UINT8", (-1, 1 << 28))
+    model.tensors = TensorSignature((pixels,), model.tensors.outputs, is_batchable=True)
+    batcher = owner_of(model, BatchingConfig()).batcher
+    assert batcher.room_for_stream(1) == 2
+    model.tensors = TensorSignature((replace(pixels, shape=(-1, 1 << 31)),), (), True)
+    assert owner_of(model, BatchingConfig()).batcher.room_for_stream(1) == 1, "at least one"
+
+
+@pytest.mark.parametrize("num_classes", [2, 255, 256, 257, 70_000])
+def test_classes_are_numbers_of_a_byte_where_that_holds_them(num_classes):
+    """And of four otherwise: those of a response as protobuf has it."""
+    rows = np.zeros((3, num_classes), np.float32)
+    for row, best in zip(rows, (0, num_classes - 1, num_classes // 2), strict=True):
+        row[best] = 1.0
+    found = class_numbers(rows)
+    assert [*found] == [0, num_classes - 1, num_classes // 2]
+    assert isinstance(found, bytes) == (num_classes <= 256)
+
+
+def test_result_gives_each_call_its_rows():
+    outputs = [np.arange(6).reshape(3, 2), np.arange(3), np.zeros((1, 7))]
+    result = Result(outputs, 3, "1", None, 0.0, 0.0)
+    assert result.part(0, 3) is outputs, "those of a call that ran alone may have any shape"
+    parts = result.part(1, 2)
+    assert [each.tolist() for each in parts] == [[[2, 3], [4, 5]], [1, 2], []]
+    assert (result.rows, result.classes) == (b"", None)
+
+
+def test_calls_of_several_layouts_run_together_if_their_rows_are_alike(owner_of):
+    """Layouts are of one number of rows each."""
+    model = Sum(is_batchable=True)
+    owner, requests, layouts = owner_of(model, BatchingConfig()), [], {}
+    for num_rows, size in ((1, 3), (1, 3), (1, 3), (1, 3), (2, 3), (1, 3), (1, 2)):
+        number = 4 * num_rows * size
+        shape, dtype = (num_rows, size), np.dtype(np.float32)
+        pieces = Piece(0, number, dtype, shape), Piece(number, 2 * number, dtype, shape)
+        request = SumRequest(np.full(shape, len(requests)))
+        request.layout = layouts.setdefault(shape, Layout(pieces, ()))
+        request.group.messages = [2 * request.a.tobytes()]
+        requests.append(request)
+    owner.submit_all(requests)
+    assert [each.outcome for each in requests] == [(2 * each.a).tolist() for each in requests]
+    assert model.shapes == [(7, 3), (1, 2)]
+
+
+def test_caller_is_asked_about_its_own_calls_alone(owner, model):
+    """Those that run, and those that wait for a place of any kind."""
+    first = occupy(owner, model)
+    mine, others = FakeCaller(), FakeCaller()
+    calls = [FakeRequest(*range(rows), caller=mine) for rows in (1, 2)]
+    owner.submit_all([*calls, FakeRequest(3, caller=others)])
+    assert owner.batcher.streams_of(mine) == {call.stream for call in calls}
+    assert owner.batcher.num_waiting == 4
+    owner.batcher.forget(mine)
+    assert owner.batcher.streams_of(mine) == set()
+    assert owner.batcher.num_waiting == 1
+    assert owner.batcher.streams_of(first.caller) == {first.stream}
+
+
+def test_failures_of_a_second_are_one_line(caplog, owner_of, clock):
+    model = QuickModel(poison=frozenset({13}))
+    owner = owner_of(model)
+    lines = []
+    for seconds in (0.0, 0.5, 0.49, 0.01, 2.0):
+        clock.advance(seconds)
+        owner.submit(13)
+        lines.append(len(caplog.messages))
+    assert lines == [1, 1, 1, 2, 3]
+    assert caplog.messages == [
+        "a batch of 1 rows failed", "a batch of 1 rows failed, and 2 more before",
+        "a batch of 1 rows failed",
+    ]  # fmt: skip
+
+
+def test_refused_and_failed_calls_are_counted(owner_of):
+    metrics = Metrics()
+    owner = owner_of(QuickModel(poison=frozenset({13})), metrics=metrics)
+    owner.submit(13)
+    owner.submit(1)
+    assert metrics.snapshot().models["", "1"].num_failed == 1
+    calls = [FakeRequest(value, caller=FakeCaller()) for value in range(17)]
+    taken = sum(owner.batcher.submit(call.group) for call in calls)
+    assert metrics.snapshot().models["", "1"].num_failed == 1 + 17 - taken
+    owner.batcher.submit(calls[0].group, is_final=False)
+    assert metrics.snapshot().models["", "1"].num_failed == 1 + 17 - taken, "others take it"
+    owner.batcher.block(Unavailable("it rests"))
+    assert metrics.snapshot().models["", "1"].num_failed == 1 + 17
+
+
+def test_sweep_ends_runs_and_calls_ten_times_a_second(owner, model, clock):
+    """It may be called more often, and does nothing then."""
+    occupy(owner, model)
+    late = [owner.submit(1, deadline_s=deadline_s) for deadline_s in (0.5, 1.05, 1.1)]
+    for now_s, num_ended in ((0.49, 0), (0.5, 0), (0.6, 1), (1.06, 2), (1.1, 2), (1.17, 3)):
+        clock.now_s = now_s
+        owner.batcher.tick(now_s)
+        assert sum(each.outcome is not None for each in late) == num_ended, now_s
+    model.open()
+
+
+def test_limit_of_a_run_counts_from_its_start(clock, owner_of):
+    model = Stuck()
+    owner = owner_of(model, BatchingConfig(max_run_s=60.0))
+    clock.advance(1000.0)
+    request = owner.submit(0)
+    model.wait_until_running()
+    assert owner.batcher.oldest_run_s == 1000.0
+    for seconds in (59.9, 0.1):
+        clock.advance(seconds)
+        owner.batcher.tick(clock.now_s)
+        assert not model.poison, "it may take as long"
+    clock.advance(0.2)
+    owner.batcher.tick(clock.now_s)
+    assert model.poison
+    owner.wait(request)
+    assert isinstance(request.outcome, DeadlineExceeded)
+
+
+@pytest.mark.parametrize(("num_calls", "num_runs"), [(1, 1), (2, 3)])
+def test_outputs_of_a_call_that_runs_alone_may_have_any_shape(num_calls, num_runs, owner_of):
+    """Those of several are divided by their rows, so there must be as many."""
+
+    class Total(Sum):
+        def run(self, feeds):
+            self.shapes.append(feeds["a"].shape)
+            return [feeds["a"].sum().reshape(1, 1)]
+
+    model = Total(is_batchable=True)
+    owner = owner_of(model, BatchingConfig())
+    requests = [SumRequest([[1, 2], [3, 4]]) for _ in range(num_calls)]
+    owner.submit_all(requests)
+    outcomes: list[Any] = [each.outcome for each in requests]
+    assert outcomes == [[[10.0]]] * num_calls
+    assert len(model.shapes) == num_runs
+
+
+def test_message_of_a_call_that_runs_alone_is_not_copied(owner_of):
+    """It may be some megabytes."""
+    seen = []
+
+    class Noting(QuickModel):
+        def run(self, feeds):
+            seen.append(feeds["images"])
+            return super().run(feeds)
+
+    owner, request = owner_of(Noting()), FakeRequest(1, 2)
+    message = memoryview(request.group.messages[0])
+    request.group.messages = [message]
+    owner.submit_all([request])
+    assert np.shares_memory(seen[0], np.frombuffer(message, np.uint8))
+    assert request.digits == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("message", "shape", "layout"),
+    [
+        (bytes(range(12)), (-1, 2, 3), None),
+        ([np.arange(6, dtype=np.uint8).reshape(1, 2, 3)], (-1, -1, 3), None),
+        (bytes(range(6)), (-1, -1, 3), Layout((Piece(0, 6, np.dtype("u1"), (1, 2, 3)),), ())),
+    ],
+)
+def test_inputs_of_one_call_are_arrays_whatever_it_brought(message, shape, layout):
+    tensors = TensorSignature((Tensor("x", "UINT8", shape),), (), is_batchable=True)
+    request = FakeRequest(1)
+    request.group.messages, request.layout = [message], layout
+    (array,) = arrays_of(request.group, tensors)
+    assert array.dtype == np.uint8
+    assert array.shape == (array.size // 6, 2, 3)
+    assert [*array.ravel()] == [*range(array.size)]
+
+
+def test_failed_calls_are_counted_with_their_time(owner_of, clock):
+    """And a refused one with none."""
+    metrics = Metrics()
+    owner = owner_of(QuickModel(), metrics=metrics)
+    taken = sum(owner.batcher.submit(FakeRequest(1, deadline_s=1.0).group) for _ in range(17))
+    clock.advance(1.5)
+    owner.work()
+    counts = metrics.snapshot().models["", "1"]
+    assert (counts.num_failed, counts.failed_s) == (17, 1.5 * taken)

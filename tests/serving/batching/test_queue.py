@@ -248,6 +248,33 @@ def test_caller_with_few_calls_is_not_refused_for_those_of_others():
     assert filled.queue.room(FakeCaller("a third place"), math.inf) == 0  # it is twice as full
 
 
+@pytest.mark.parametrize(
+    ("others", "own", "near", "room"),
+    [
+        (0, 0, 0, 100), (50, 7, 0, 43), (85, 7, 0, 8), (86, 7, 0, 7), (92, 0, 0, 8), (93, 0, 0, 8),
+        (93, 1, 0, 7), (93, 7, 0, 1), (100, 8, 0, 0), (142, 0, 8, 8), (140, 4, 6, 4),
+        (143, 0, 8, 0), (144, 0, 7, 1), (144, 1, 3, 7), (190, 0, 0, 8), (193, 0, 0, 7),
+        (200, 0, 0, 0), (201, 0, 0, -1),
+    ],
+)  # fmt: skip
+def test_room_of_each_tier(others, own, near, room):
+    """Of 100 rows: rows of others elsewhere, the caller's own, and of others at its address."""
+    filled, caller = FilledQueue(capacity=100), FakeCaller("here")
+    for number, (each, rows) in enumerate(
+        ((FakeCaller("there"), others), (caller, own), (FakeCaller("here"), near))
+    ):
+        if rows:
+            filled.put(each, number, num_images=rows)
+    assert filled.queue.room(caller, math.inf) == room
+
+
+def test_time_of_a_row_moves_an_eighth_of_the_way():
+    queue = Queue(1)
+    for num_rows, seconds, row_s in ((4, 8.0, 0.25), (1, 4.25, 0.75), (2, 1.5, 0.75)):
+        queue.note_run(num_rows, seconds)
+        assert queue.row_s == row_s
+
+
 @pytest.mark.parametrize(("waiting", "room"), [(0, 5), (1, 4), (4, 1), (5, 0), (6, 0)])
 def test_streams_may_fill_half_of_it(waiting, room):
     filled = FilledQueue(capacity=10)

@@ -19,10 +19,18 @@ import pytest
 from digit_classifier import AsyncClassifier, Classifier, wire
 from digit_classifier.predictions import DIGITS
 from digit_classifier.remote import predictions_of, served_model_of
-from serving.client import retries
+from serving.client import Client, retries
 from serving.errors import ServingError, Unavailable
 from tests.support.fakes import TIMEOUT_S
-from tests.support.servers import FORKS, ONE, ended, fake_server, free_address, running_server
+from tests.support.servers import (
+    FORKS,
+    ONE,
+    ended,
+    fake_server,
+    fake_service,
+    free_address,
+    running_server,
+)
 
 
 def restarted(models, transport, address):
@@ -79,6 +87,26 @@ def test_client_made_before_its_server_waits_for_it(models, image):
             ready.result()
             assert len(client.classify(image)) == 1
             break
+
+
+@pytest.mark.usefixtures("client_transport")
+def test_ready_is_waited_for_behind_a_proxy_that_answers_unavailable(monkeypatch):
+    """As Envoy does while its server starts: more often than a call is sent again."""
+    monkeypatch.setattr(retries, "_SHORTEST_BACKOFF_S", 0.001)
+    monkeypatch.setattr(retries, "_LONGEST_BACKOFF_S", 0.001)
+    num_left = 20
+
+    def check(_, context):
+        nonlocal num_left
+        if num_left:
+            num_left -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "no healthy upstream")
+        return b"\x08\x01"
+
+    service = fake_service("grpc.health.v1.Health", {"Check": check})
+    with service as address, Client(address) as client:
+        client.wait_ready(TIMEOUT_S)
+    assert num_left == 0
 
 
 def test_wrong_address_is_given_up_before_a_long_timeout(image, monkeypatch):

@@ -239,6 +239,72 @@ def test_late_call_is_not_begun():
     assert world.processes[0].jobs == []
 
 
+@pytest.mark.parametrize("has_state", [False, True])
+def test_trip_that_became_late_while_it_waited_for_a_process_is_not_worked_on(has_state):
+    """Nothing sweeps in between: the process that is free now looks at the deadline itself."""
+    world = World(("preprocess", "postprocess"), FakeVersion())
+    late, other = world.call(1, deadline_s=1.0), world.call(2)
+    world.processes[0].answer(state=has_state)
+    world.batcher.turn(world.clock())  # before the model runs: the process takes the other call
+    world.owner.work()
+    assert world.processes[0].jobs == [("preprocess", [[2]])]
+    assert world.version.runs == [[1]]
+    world.clock.advance(1.5)
+    world.answer()
+    assert isinstance(late.outcome, DeadlineExceeded)
+    assert world.processes[0].jobs == [("drop", [])] * has_state + [("postprocess", [[4]])]
+    world.processes[0].sent.rotate(-has_state)
+    world.answer()
+    assert other.outcome == [[4]]
+
+
+def test_call_that_became_late_while_it_waited_in_the_queue_is_not_worked_on():
+    world = World()
+    world.call(1)
+    late = world.call(2, deadline_s=1.0)
+    world.clock.advance(1.5)
+    world.answer()
+    assert isinstance(late.outcome, DeadlineExceeded)
+    assert world.processes[0].jobs == []
+    assert not world.batcher.is_busy
+
+
+@pytest.mark.parametrize("is_late_first", [True, False])
+def test_trip_that_is_late_at_the_models_run_is_not_run(is_late_first):
+    """It became late while its process worked, or while it waited for the run; nothing sweeps."""
+    world = World(("preprocess", "postprocess"), FakeVersion())
+    late = world.call(1, deadline_s=1.0)
+    world.clock.advance(1.5 * is_late_first)
+    world.processes[0].answer(state=True)
+    world.clock.advance(1.5)
+    world.owner.work()
+    assert isinstance(late.outcome, DeadlineExceeded)
+    assert world.version.runs == []
+    assert world.processes[0].jobs == [("drop", [])]
+
+
+def test_joined_calls_are_run_until_the_last_of_them_is_late():
+    world = World(("preprocess", "postprocess"), FakeVersion(), batching=True)
+    world.call(0)
+    calls = [world.call(1, deadline_s=1.0), world.call(2)]
+    world.answer()
+    world.answer()
+    world.processes[0].answer()  # both calls' preprocess
+    world.clock.advance(1.5)
+    world.owner.work()
+    world.answer()
+    assert isinstance(calls[0].outcome, DeadlineExceeded)
+    assert calls[1].outcome == [[4]]
+
+
+def test_outcome_that_comes_late_is_dropped():
+    world = World()
+    late = world.call(1, deadline_s=1.0)
+    world.clock.advance(1.5)
+    world.answer()
+    assert isinstance(late.outcome, DeadlineExceeded)
+
+
 def test_cancelled_call_is_not_begun():
     world = World()
     world.call(1)

@@ -150,6 +150,11 @@ def test_body_is_the_only_input(peer):
     assert peer.ask("PUT", path, b"say put").json["outputs"][0]["data"] == ["SAY PUT"]
     wrong = peer.post(path, b"\xff", content_type="text/plain")
     assert (wrong.status, wrong.json["reason"]) == (400, "INVALID_REQUEST")
+    unnamed = peer.post(path, b"say it", content_type="application/x-www-form-urlencoded")
+    assert unnamed.status == 400
+    assert (
+        "to send text as it is, add the header content-type: text/plain" in (unnamed.json["detail"])
+    )
     several = peer.ask("PUT", "/v2/models/model/infer", b"x")
     assert several.status == 400
     assert "one input" in several.json["detail"]
@@ -233,6 +238,8 @@ def test_cascade_asks_another_model(caller):
 def test_requests_that_do_not_fit_are_refused(caller):
     with pytest.raises(serving.InvalidRequest, match="expected the inputs text"):
         caller.infer("behaviours", {"nothing": ["x"]})
+    with pytest.raises(serving.InvalidRequest, match=r"a list of 1 item is \['why'\]"):
+        caller.infer("behaviours", {"text": "why"})
     with pytest.raises(serving.InvalidRequest, match="at least 1 row"):
         caller.infer("behaviours", {"text": []})
     with pytest.raises(serving.InvalidRequest, match="as many rows"):

@@ -197,7 +197,7 @@ BAD_REQUESTS: list[tuple[Any, str]] = [
         {"inputs": [{**GOOD, "data": [0] * 783}]},
         "expected 784 values of 'images' for the shape [1, 784], got 783",
     ),
-    ({"inputs": [{**GOOD, "data": "0"}]}, "data as a list"),
+    ({"inputs": [{**GOOD, "data": "0"}]}, 'data as a list, got "0": a list of 1 item is ["0"]'),
     ({"inputs": [{key: GOOD[key] for key in ("name", "datatype", "shape")}]}, "expected data"),
     ({"inputs": [{**GOOD, "parameters": {"binary_data_size": 784}}]}, "binary_data_size from 0"),
     ({"inputs": [{**GOOD, "parameters": {"x": [1]}}]}, "parameter 'x'"),

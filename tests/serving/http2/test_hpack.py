@@ -13,10 +13,16 @@ from serving.http2.hpack import (
     Encoder,
     Field,
     HpackError,
+    _integer,
+    _write_integer,
     literal,
 )
 from serving.http2.hpack import encode_literally as encode
 from serving.http2.huffman import decode_huffman
+
+HUFFMAN = hpack.huffman.HuffmanEncoder(
+    hpack.huffman_constants.REQUEST_CODES, hpack.huffman_constants.REQUEST_CODES_LENGTH
+)
 
 
 def decoder(max_list_bytes=1 << 20, max_fields=1000):
@@ -46,6 +52,7 @@ def test_hypers_decoder_reads_our_blocks(generator):
     theirs.max_allowed_table_size = DEFAULT_TABLE
     usual = [random_fields(generator) for _ in range(20)]
     usual += [((b"x-%02d" % number, bytes(28)),) for number in range(6)] * 5  # of 64 bytes each
+    usual += [tuple((b"%02d" % number, b"") for number in range(110))] * 5  # indices over 127
     for _ in range(3000):
         if generator.random() < 0.05:
             size = generator.choice((0, 100, 255, 511, 1000, DEFAULT_TABLE, 1 << 20))
@@ -86,18 +93,24 @@ def test_repeated_fields_take_a_byte_each():
     assert ours.repeated(fields) is None
 
 
+def test_blocks_of_256_sets_of_fields_are_kept():
+    ours = Encoder(frozenset([b"x"]))
+    for number in range(600):
+        block = ours.encode(((b"x", b"%d" % number),))
+        assert len(ours._blocks) == number % 256 + 1
+        assert ours.encode(((b"x", b"%d" % number),)) is block
+
+
 def test_every_string_survives_huffmans_code(generator):
-    theirs = hpack.huffman.HuffmanEncoder(
-        hpack.huffman_constants.REQUEST_CODES, hpack.huffman_constants.REQUEST_CODES_LENGTH
-    )
     for number in range(2000):
         text = bytes((number % 256,)) + generator.randbytes(generator.randrange(40))
-        assert decode_huffman(theirs.encode(text)) == text
+        assert decode_huffman(HUFFMAN.encode(text)) == text
 
 
 @pytest.mark.parametrize(
-    "encoded", ["ff", "1e", "ffffffff", "1c64ff", "f8ffff"],
-    ids=["8-bits", "no-padding", "end-of-string", "long-padding", "longer-padding"],
+    "encoded", ["ff", "1e", "ffffffff", "1c64ff", "f8ffff", "ffffffffff", "ffffffff00"],
+    ids=["8-bits", "no-padding", "end-of-string", "long-padding", "longer-padding",
+         "ones behind the end", "zeros behind the end"],
 )  # fmt: skip
 def test_wrong_ends_of_huffmans_code_are_refused(encoded):
     data = bytes.fromhex(encoded)
@@ -124,8 +137,54 @@ def test_blocks_that_unpack_to_too_much_are_refused():
     assert len(bomb[0][1]) == 4000
     with pytest.raises(HpackError, match="more header fields"):
         ours.decode(b"\xbe" * 17)
+
+
+def string(text, *, is_coded):
+    text = HUFFMAN.encode(text) if is_coded else text
+    length = hpack.hpack.encode_integer(len(text), 7)
+    length[0] |= is_coded << 7
+    return bytes(length) + text
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+@pytest.mark.parametrize("is_coded", [False, True])
+@pytest.mark.parametrize("num_fields", [1, 2, 255])
+def test_names_and_values_have_a_limit_together(num_fields, is_coded, more):
+    """Each field counts 32 bytes more; Huffman's code is shorter than its text."""
+    limit, name = 64 << 10, b"aa"
+    sizes = [(limit + more) // num_fields - 34] * num_fields
+    sizes[0] += (limit + more) % num_fields
+    fields = [b"\0" + string(name, is_coded=is_coded) + string(b"a" * size, is_coded=is_coded)
+              for size in sizes]  # fmt: skip
+    ours = decoder(max_list_bytes=limit, max_fields=256)
+    if more > 0:
+        with pytest.raises(HpackError, match="more header fields"):
+            ours.decode(b"".join(fields))
+        return
+    assert [len(value) for _, value in ours.decode(b"".join(fields))] == sizes
+
+
+def test_fields_have_a_number():
+    ours = decoder(max_list_bytes=64 << 10, max_fields=256)
+    assert len(ours.decode(b"\x82" * 256)) == 256
     with pytest.raises(HpackError, match="more header fields"):
         ours.decode(b"\x82" * 257)
+
+
+@pytest.mark.parametrize("most", [0x0F, 0x1F, 0x3F, 0x7F])
+def test_integers_are_read_as_hypers_are_written(most):
+    bits = most.bit_length()
+    values = {0, 1, most - 1, most, most + 1, most + 127, most + 128, 65_535, 1 << 28}
+    for value in values:
+        written = b"?" + bytes(hpack.hpack.encode_integer(value, bits))
+        assert _integer(written + b"!", 1, most) == (value, len(written))
+        assert _write_integer(value, bits, 0) == written[1:]
+        with pytest.raises(IndexError):
+            _integer(written[:-1], 1, most)
+    longest = bytes((most,)) + b"\xff" * 4 + b"\x7f"
+    assert _integer(longest, 0, most) == (most + (1 << 35) - 1, 6)
+    with pytest.raises(HpackError, match="an integer that is too long"):
+        _integer(bytes((most,)) + b"\xff" * 5 + b"\0", 0, most)
 
 
 def test_invalid_fields_do_not_have_the_table_searched():

@@ -6,7 +6,7 @@ import hpack
 import pytest
 
 from serving.http2 import events
-from serving.http2.frames import PREFACE, Http2Error, frame, word
+from serving.http2.frames import PREFACE, ErrorCode, Http2Error, frame, word
 from serving.http2.headers import is_valid
 from serving.http2.hpack import INSERT, encode_literally, literal
 from serving.http2.limits import Limits
@@ -55,6 +55,9 @@ class Peer:
         timeout = self.random.choice(({}, {}, {"grpc_timeout": value}))
         if self.random.random() < 0.1:
             timeout = {"traceparent": str(self.random.random())}
+        if self.random.random() < 0.1:
+            promised = self.random.choice((1, 1, 2)) * (len(PREFIX) + SIZE)
+            timeout = {**timeout, "content_length": str(promised)}
         heads, bodies = [], []
         for _ in range(self.random.randint(1, 4)):
             if self.field is not tuple:
@@ -92,7 +95,8 @@ class Peer:
         return values
 
     def stream_of_messages(self):
-        head = self.headers(x="stream")
+        promised = {"content_length": str(len(PREFIX) + SIZE)}
+        head = self.headers(x="stream", **self.random.choice(({}, {}, promised)))
         body = [self.data(self.stream, 0) for _ in range(3)]
         return head + b"".join(body) + self.data(self.stream, self.random.choice((0, 1)))
 
@@ -112,6 +116,8 @@ def note(event, calls, connection):
     match event:
         case events.CallsReceived():
             assert event.token == "token"
+            shared = {name for name, _ in event.shared.fields}
+            assert shared.isdisjoint(event.values), "each call has a value of its own"
             for at, (stream, message) in enumerate(event.messages.items()):
                 own = {name: column[at] for name, column in event.values.items()}
                 fields = dict(event.shared.fields) | own
@@ -180,6 +186,159 @@ def test_recognised_calls_are_those_of_the_long_way(generator, field):
         assert recognised == by_frames
         total += number
     assert total > (2_800 if field is tuple else 4_000)
+
+
+RUNS = {
+    "calls": lambda peer, more: peer.headers(**more()) + peer.data(peer.stream),
+    "updated": lambda peer, more: (
+        peer.headers(**more()) + frame(8, 0, word(peer.stream), word(5)) + peer.data(peer.stream)
+    ),
+    "headers first": lambda peer, more: (
+        b"".join(peer.headers() for _ in range(260))
+        + b"".join(peer.data(peer.stream - each) for each in range(518, -2, -2))
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_values"),
+    [
+        (kind, has)
+        for kind in RUNS
+        for has in (False, True)
+        if (kind, has) != ("headers first", True)
+    ],
+)
+def test_calls_that_come_again_and_again_are_found_as_runs(
+    generator, kind, has_values, monkeypatch
+):
+    """No header block of theirs is looked at, and all that are of one kind are one event."""
+    peer, connection = Peer(generator, FIELDS[1]), server(Limits(max_streams=1 << 14))
+
+    def more():
+        size, number = 12, generator.randrange(10**12)
+        return {"huffman": False, "x_id": f"{number:0{size}}"} if has_values else {}
+
+    for _ in range(8):
+        calls_of(connection, [RUNS[kind](peer, more)])
+    data = b"".join(RUNS[kind](peer, more) for _ in range(10))
+    for name in ("read", "read_trailers"):
+        monkeypatch.setattr(connection.reader, name, None)
+    monkeypatch.setattr(connection, "_take_frames", None)
+    found = connection.receive(data, 0.0)
+    number = 2600 if kind == "headers first" else 10
+    assert {type(each) for each in found} == {events.CallsReceived}
+    assert sum(len(each.messages) for each in found) == number
+    assert len(found) == (10 if kind == "headers first" else 1)
+
+
+def test_calls_with_messages_of_another_length_are_found_as_runs_too(generator, monkeypatch):
+    peer, connection = Peer(generator), server()
+    for _ in range(3):
+        connection.receive(peer.headers(), 0.0)
+    block = connection.streams[word(peer.stream)].block
+    for size in (10, 20, 300):
+        connection.expect(block, (PREFIX, size), "token")
+        data = b"".join(
+            peer.headers() + frame(0, 1, word(peer.stream), PREFIX + bytes(size)) for _ in range(3)
+        )
+        with monkeypatch.context() as patched:
+            patched.setattr(connection, "_take_frames", None)
+            (found,) = connection.receive(data, 0.0)
+        assert [*found.messages.values()] == [bytes(size)] * 3
+
+
+def test_messages_of_a_stream_are_found_as_runs(generator, monkeypatch):
+    peer, connection = Peer(generator), server()
+    calls_of(connection, [peer.stream_of_messages() for _ in range(3)])
+    head = peer.headers(x="stream")
+    connection.receive(head + peer.data(peer.stream, 0), 0.0)
+    monkeypatch.setattr(connection, "_take_frames", None)
+    for number, flags in ((5, 0), (1, 1)):
+        (found,) = connection.receive(peer.data(peer.stream, flags) * number, 0.0)
+        assert (len(found.messages), found.is_end) == (number, flags == 1)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("is_longer", [False, True])
+def test_layouts_of_one_length_are_not_mixed_up(generator, is_longer, is_stream):
+    """The one that was learned last counts, though there is a pattern of the other one."""
+    peer, connection = Peer(generator), server()
+    longer, shorter = (PREFIX + b"\1", SIZE - 1), (PREFIX, SIZE)
+    both = (shorter, longer) if is_longer else (longer, shorter)
+    layouts = dict(zip(("first", "last"), both, strict=True))
+    for _ in range(3):  # the first inserts fields, the third repeats the second
+        connection.receive(peer.headers(), 0.0)
+    block = connection.streams[word(peer.stream)].block
+    for token in ("first", "last"):
+        connection.expect(block, layouts[token], token)
+        for start in [PREFIX + b"\1"] * 3 + [PREFIX + b"\4"] * 3:
+            texts = [start + generator.randbytes(SIZE - 1) for _ in range(2)]
+            if is_stream:
+                data = peer.headers()
+                data += b"".join(frame(0, 0, word(peer.stream), text) for text in texts)
+            else:
+                data = b"".join(peer.headers() + frame(0, 1, word(peer.stream), t) for t in texts)
+            seen = []
+            for each in connection.receive(data, 0.0):
+                if isinstance(each, events.DataReceived):
+                    seen.append(each.data)
+                elif not isinstance(each, events.HeadersReceived):
+                    assert each.token == token
+                    own = each.messages
+                    own = own.values() if isinstance(own, dict) else own
+                    seen += [layouts[token][0] + message for message in own]
+            assert seen == texts
+
+
+def test_calls_have_a_pattern_once_they_come_again(generator):
+    """Compiling one takes milliseconds."""
+    peer, connection = Peer(generator), server()
+    for has_pattern in (False, False, True):  # the second comes before the first has an answer
+        calls_of(connection, [peer.headers() + peer.data(peer.stream)])
+        assert bool(connection.recogniser.runs) == has_pattern
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=["inserted", "not inserted"])
+def test_windows_are_opened_as_if_no_call_was_recognised(generator, field):
+    """Each read brings one message; the same bytes are sent after it."""
+    limits = Limits(connection_window_bytes=65_535)
+    peer, one, other = Peer(generator, field), server(limits, None), server(limits)
+    num_updates = num_recognised = 0
+    while num_updates < 2:
+        value = {"x_id": f"{generator.randrange(10**10):010}"} if peer.stream % 3 else {}
+        head, is_stream = peer.headers(**value), generator.random() < 0.2
+        reads = [head] + [peer.data(peer.stream, 0)] * 2 if is_stream else []
+        reads += [b"" if is_stream else head]
+        reads[-1] += peer.data(peer.stream)
+        calls_of(one, reads)
+        num_recognised += calls_of(other, reads)[1]
+        sent = one.data_to_send()
+        assert other.data_to_send().replace(NO_TABLE, b"") == sent
+        num_updates += sent.count(frame(8, 0, bytes(4), bytes(4))[:9])
+        for each in (one, other):
+            each.answer([word(peer.stream)], [b""])
+        assert one.data_to_send() == other.data_to_send()
+    assert num_recognised > 2000
+
+
+NO_TABLE = frame(4, 0, bytes(4), b"\0\1" + bytes(4))
+
+
+@pytest.mark.parametrize(("number", "is_asked"), [(31, False), (32, True)])
+@pytest.mark.parametrize(("before", "is_often"), [(96, True), (97, False)])
+def test_every_fourth_call_that_fills_the_table_is_enough(
+    generator, number, is_asked, before, is_often
+):
+    """And 32 of them."""
+    peer, connection = Peer(generator), server()
+    calls_of(connection, [peer.calls(before - 1)])
+    calls_of(connection, [peer.headers(x_id="0" * 10) + peer.data(peer.stream)])  # a new kind
+    for _ in range(number):
+        value = f"{generator.randrange(10**10):010}"
+        data = peer.headers(huffman=False, x_id=value) + peer.data(peer.stream)
+        calls_of(connection, [data])
+    assert (NO_TABLE in connection.data_to_send()) == (is_asked and is_often)
 
 
 def test_values_of_recognised_calls_are_those_of_the_reference(generator):
@@ -287,7 +446,7 @@ def test_peer_whose_values_fill_the_table_is_asked_to_use_none(
     """As grpcio's clients do it, unless its blocks would not repeat then, or most do already."""
     peer, connection = Peer(generator), server()
     is_asked = not (huffman or more or num_repeated)
-    no_table, num_asked = frame(4, 0, bytes(4), b"\0\1" + bytes(4)), 0
+    num_asked = 0
     for number in range(1, 201):
         for _ in range(num_repeated):
             calls_of(connection, [peer.calls(1)])
@@ -299,7 +458,7 @@ def test_peer_whose_values_fill_the_table_is_asked_to_use_none(
         fields = calls[word(peer.stream)][0]
         assert (fields[b"grpc-timeout"], fields[b"x-id"]) == (timeout.encode(), name.encode())
         connection.answer([word(peer.stream)], [b""])
-        if no_table in connection.data_to_send():
+        if NO_TABLE in connection.data_to_send():
             num_asked += 1
             peer.encoder.header_table_size = 0
             connection.receive(frame(4, 1, bytes(4)), 0.0)
@@ -357,6 +516,22 @@ def test_stream_that_is_opened_twice_is_an_error(generator):
     call = peer.calls(1)
     assert calls_of(connection, [call])[1] == 1
     assert "over" in calls_of(connection, [call])[2]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_frames_of_a_stream_that_was_reset_are_no_call_within_a_run(generator, place):
+    """Its headers are trailers that nobody waits for; the calls around it are calls."""
+    peer, connection = warmed(generator)
+    connection.receive(peer.headers(), 0.0)
+    reset = word(peer.stream)
+    connection.reset(reset, ErrorCode.CANCEL)
+    late = frame(1, 4, reset, peer.blocks[reset]) + peer.data(peer.stream)
+    before = peer.calls(1)
+    parts = [peer.calls(1) for _ in range(3)]
+    parts.insert(place, late)
+    calls, _, end = calls_of(connection, [before, b"".join(parts)])
+    assert reset not in calls
+    assert (len(calls), end) == (4, "")
 
 
 def test_message_is_not_taken_twice(generator):

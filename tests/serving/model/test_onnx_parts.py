@@ -16,8 +16,8 @@ CODE = "[ONNXRuntimeError] : 1 : FAIL : "
     ("text", "reason"),
     [
         (f"{CODE}no such axis\nand more", "no such axis"),
-        (f"{CODE}Protobuf parsing failed.", "it is not an ONNX file, or not all of one"),
-        ("no graph was found in the protobuf.", "it is not an ONNX file, or not all of one"),
+        (f"{CODE}Protobuf parsing failed.", "it is not an ONNX file, or it is incomplete"),
+        ("no graph was found in the protobuf.", "it is not an ONNX file, or it is incomplete"),
         (f"{CODE}/onnxruntime_src/a.cc:1 f(int) Shapes differ", "Shapes differ"),
         ("Failed to construct locale with name:C.UTF-8",
          "Failed to construct locale with name:C.UTF-8 (Debian: apt-get install locales-all)"),

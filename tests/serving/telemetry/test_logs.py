@@ -59,6 +59,15 @@ def test_times_are_rfc_3339(log_format, capsys):
     assert before <= datetime.fromisoformat(text) <= datetime.now(UTC)
 
 
+def test_line_of_a_worker_has_its_number(capsys):
+    logs.setup("text", worker=0)
+    logging.getLogger("serving.test").warning("now", extra={"fields": {"id": "a"}})
+    assert written(capsys).endswith("WARNING serving.test: now worker=0 id=a\n")
+    logs.setup("json", worker=1)
+    logging.getLogger("serving.test").warning("now")
+    assert json.loads(written(capsys))["worker"] == 1
+
+
 def test_exception_is_part_of_the_line(capsys):
     logs.setup("json")
     try:

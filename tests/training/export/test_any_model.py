@@ -98,6 +98,16 @@ def test_model_that_cannot_be_converted_is_not_published(tmp_path, capsys):
     assert "takes texts" in capsys.readouterr().err
 
 
+def test_training_that_diverged_is_not_published(tmp_path, capsys):
+    model = dense("x")
+    model.layers[-1].bias.assign([np.nan, 0])
+    assert export(tmp_path, model) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the model answers 32 of 32 rows with NaN or infinity: did its training diverge?" in line
+    assert "--samples FILE.npz with x" in line
+    assert not (tmp_path / "models").exists()
+
+
 # Names
 
 

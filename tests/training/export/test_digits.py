@@ -18,6 +18,7 @@ from training.export.digits import export
 from training.export.parity import onnxruntime
 from training.export.samples import Samples
 from training.export.version import choose_golden
+from training.fitting.artifacts import load_model
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,19 @@ def test_metrics_of_another_model_are_refused(own_artifacts, mnist_sample, tmp_p
     (own_artifacts / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(ExportError, match=r"another model \(test accuracy 50.00%"):
         export(own_artifacts, tmp_path / "models", mnist_sample)
+
+
+def test_network_that_learned_nothing_is_not_published(own_artifacts, mnist_sample, tmp_path):
+    model = load_model(own_artifacts)
+    *others, bias = model.get_weights()
+    model.set_weights([*others, bias + np.eye(10)[3] * 1e3])  # it answers 3 to each image
+    model.save(own_artifacts / "model.keras")
+    metrics = json.loads((own_artifacts / "metrics.json").read_text())
+    metrics["accuracy"]["test"] = float((mnist_sample.test_labels == 3).mean())
+    (own_artifacts / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(ExportError, match=r"learned nothing: .* lower --learning-rate than"):
+        export(own_artifacts, tmp_path / "models", mnist_sample)
+    assert not (tmp_path / "models").exists()
 
 
 def test_full_disk_publishes_nothing(artifacts, mnist_sample, tmp_path, monkeypatch):

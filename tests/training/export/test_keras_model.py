@@ -2,7 +2,10 @@
 
 import base64
 import json
+import re
+import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,10 +15,11 @@ import pytest
 from keras import layers
 from onnx import numpy_helper
 
+from serving.model.signatures import read_signature, unaccepted
 from tests.training.export.letters import letters, rebuild, save_samples, train_letters
 from training.__main__ import main
 from training.errors import ExportError, UnusableInput
-from training.export import graph, keras_model
+from training.export import graph, keras_model, signature
 from training.export.parity import onnxruntime
 from training.export.version import Candidate
 
@@ -323,6 +327,48 @@ def test_nan_is_refused(model, files, tmp_path):
     broken.layers[-1].bias.assign([np.nan] + [0] * 25)
     with pytest.raises(UnusableInput, match="answers 600 of 600 samples with NaN"):
         keras_model.export(save(tmp_path, broken), files[1], tmp_path, "letters")
+
+
+def test_model_that_always_answers_one_class_gets_a_warning(
+    model, files, tmp_path, candidates, capsys
+):
+    lazy = rebuild(model, keras.Input((1024,)), *map(copy_of, model.layers))
+    lazy.layers[-1].set_weights([np.zeros((48, 26)), np.eye(26)[5]])
+    keras_model.export(save(tmp_path, lazy), files[1], tmp_path, "letters")
+    assert "for the same class each time: the model may have learned nothing" in (
+        capsys.readouterr().out
+    )
+    keras_model.export(*files, tmp_path, "letters")
+    assert "learned nothing" not in capsys.readouterr().out
+    assert len(candidates) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": ["0", "one", *map(str, range(2, 26))]}, "class 1 was '1' and is 'one'"),
+        ({"classes": 27, "labels": [*map(str, range(27))]}, "classes was 26 and is 27"),
+        ({"input_shape": [1024]}, "input_shape was [32, 32] and is [1024]"),
+    ],
+)
+def test_other_images_or_classes_are_refused_with_the_difference(
+    changes, words, version, manifest, tmp_path
+):
+    """Their graphs are the same here: the two signatures would show no difference."""
+    shutil.copytree(version, tmp_path / "2")
+    changed = manifest | {"signature": manifest["signature"] | changes}
+    (tmp_path / "2" / "manifest.json").write_text(json.dumps(changed))
+    shutil.copytree(version, tmp_path / "1")
+    proto = onnx.load(version / "model.onnx")
+    new = signature.of_graph(proto, changed["signature"])
+    (tmp_path / "2").rename(tmp_path / "other")
+    with pytest.raises(UnusableInput, match=re.escape(f"not published, {words}")) as refusal:
+        signature.require_same(tmp_path, new, is_new_allowed=False)
+    assert "UINT8" not in str(refusal.value)
+    assert "--new-signature" in str(refusal.value)
+    (tmp_path / "other").rename(tmp_path / "2")
+    (reason,) = unaccepted(tmp_path, ["1", "2"], partial(read_signature, tmp_path)).values()
+    assert reason.startswith(f"{words}; to use it")
 
 
 def copy_of(layer):

@@ -118,7 +118,7 @@ def test_rows_of_drawn_graphs_that_are_proved_are_independent(seed):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@settings(max_examples=1_500, deadline=None)
+@settings(max_examples=750, deadline=None)
 @given(seed=st.integers(2**32, 2**40))
 def test_rows_of_many_drawn_graphs_that_are_proved_are_independent(seed):
     check_apart(seed)

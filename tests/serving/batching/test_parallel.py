@@ -1,0 +1,136 @@
+"""Rows that are divided among cores, on threads that the test holds where it likes."""
+
+import threading
+from _thread import get_ident, start_new_thread
+
+import numpy as np
+import pytest
+
+from serving.batching import parallel
+from serving.batching.parallel import run_parallel
+from serving.errors import ModelError, Unavailable
+from tests.support.fakes import TIMEOUT_S
+
+
+class Doubling:
+    """Answers each row twice as large, and its number; notes the parts that it ran."""
+
+    def __init__(self, num_at_once=1):
+        self.parts: list[tuple[int, int]] = []
+        self.threads: set[int] = set()
+        self._meet = threading.Barrier(num_at_once, timeout=TIMEOUT_S)
+
+    def __call__(self, feeds):
+        self._meet.wait()
+        first, rows = int(feeds["a"][0]), len(feeds["a"])
+        self.parts.append((first, rows))
+        self.threads.add(get_ident())
+        assert (feeds["b"][:, 1] == feeds["a"]).all()
+        return [feeds["a"] * 2, feeds["b"]]
+
+
+def divided(run, num_rows, most=100, enough=10, threads=1, *, is_cancelled=lambda: False):
+    rows = np.arange(num_rows)
+    feeds = {"a": rows, "b": np.stack([rows, rows], 1)}
+    doubled, same = run_parallel(run, feeds, most, enough, threads, is_cancelled)
+    assert doubled.tolist() == [2 * each for each in range(num_rows)]
+    assert same[:, 0].tolist() == [*range(num_rows)]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "most", "enough", "threads", "parts"),
+    [
+        (1, 100, 10, 4, [1]), (10, 100, 10, 4, [10]),
+        (11, 100, 10, 4, [6, 5]), (20, 100, 10, 4, [10, 10]), (21, 100, 10, 4, [7, 7, 7]),
+        (40, 100, 10, 4, [10] * 4), (41, 100, 10, 4, [11, 11, 11, 8]), (41, 100, 10, 2, [21, 20]),
+        (100, 100, 10, 1, [100]), (101, 100, 10, 1, [100, 1]), (5, 2, 10, 4, [2, 2, 1]),
+        (80, 10, 40, 2, [10] * 8),
+    ],
+)  # fmt: skip
+def test_parts_are_as_large_as_cores_and_limits_allow(
+    num_rows, most, enough, threads, parts, monkeypatch
+):
+    run, started = Doubling(), []
+
+    def start(*work):
+        started.append(work)
+        start_new_thread(*work)
+
+    monkeypatch.setattr(parallel, "start_new_thread", start)
+    divided(run, num_rows, most, enough, threads)
+    assert [rows for _, rows in sorted(run.parts)] == parts
+    assert len(started) == min(threads, -(-num_rows // enough), len(parts)) - 1
+    assert not parallel._busy
+
+
+def test_rows_of_one_run_are_not_copied():
+    feeds, outputs = {"a": np.arange(3)}, [np.arange(3)]
+
+    def run(found):
+        assert found is feeds
+        return outputs
+
+    assert run_parallel(run, feeds, 3, 3, 4, lambda: True) is outputs
+
+
+def test_each_core_has_a_part_at_once():
+    run = Doubling(num_at_once=3)
+    divided(run, 30, threads=3)
+    assert len(run.threads) == 3
+    assert get_ident() in run.threads
+
+
+@pytest.mark.parametrize(("threads", "num_parts"), [(1, 1), (2, 1), (3, 2), (5, 4)])
+def test_cores_that_other_calls_use_are_not_free(threads, num_parts, monkeypatch):
+    monkeypatch.setattr(parallel, "_busy", {-1})
+    run = Doubling()
+    divided(run, 40, threads=threads)
+    assert len(run.parts) == num_parts
+    assert parallel._busy == {-1}
+
+
+def test_cancelled_call_begins_no_further_run():
+    run = Doubling()
+    with pytest.raises(Unavailable, match="the call was cancelled"):
+        divided(run, 50, most=10, is_cancelled=lambda: len(run.parts) == 2)
+    assert len(run.parts) == 2
+    assert not parallel._busy
+
+
+def test_failure_ends_the_call_and_not_its_thread():
+    def fail(feeds):
+        raise ModelError("it failed")
+
+    for num_rows in (5, 500):
+        with pytest.raises(ModelError, match="it failed"):
+            divided(fail, num_rows, threads=4)
+        assert not parallel._busy
+    divided(Doubling(), 50, threads=4)
+
+
+def test_part_on_which_a_helper_failed_is_run_by_the_caller():
+    """A helper's failure may be the lack of memory for its thread."""
+    caller, failed = get_ident(), threading.Event()
+    doubling = Doubling()
+
+    def run(feeds):
+        if get_ident() != caller:
+            failed.set()
+            raise MemoryError
+        assert failed.wait(TIMEOUT_S)
+        return doubling(feeds)
+
+    divided(run, 40, threads=2)
+    assert doubling.threads == {caller}
+    assert not parallel._busy
+
+
+def test_caller_runs_all_parts_where_there_are_no_threads(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(parallel, "start_new_thread", refuse)
+    run = Doubling()
+    divided(run, 40, threads=4)
+    assert run.threads == {get_ident()}
+    assert len(run.parts) == 4
