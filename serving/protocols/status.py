@@ -116,13 +116,13 @@ UNKNOWN_METHOD = Status.of(errors.Unsupported("unknown method"))
 
 
 def error_of(exception: Exception) -> errors.ServingError:
-    """Return the error that a caller sees for an exception of a handler.
+    """Return the error that a caller sees for an exception of a method.
 
     Our own errors are passed on; any other exception is logged, and is INTERNAL without its text.
     """
     if isinstance(exception, errors.ServingError):
         return exception
-    _log.error("a handler failed", exc_info=exception)
+    _log.error("a method failed", exc_info=exception)
     return errors.ModelError(_INTERNAL)
 
 

@@ -344,7 +344,7 @@ class HttpPort(Port):
     def fail_request(self, call: Exchange, error: Exception) -> None:
         """Answer the request in progress with an error."""
         if not isinstance(error, ServingError | HttpError):
-            _log.error("a handler failed", exc_info=error)
+            _log.error("a method failed", exc_info=error)
             error = HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
         self.reply(call, problem(error))
 
