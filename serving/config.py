@@ -222,9 +222,9 @@ class ServerConfig:
     max_json_bytes: int = 32 << 20
     """The longest JSON over HTTP, such as 4M: by default a picture of 640 x 640 x 3 floats."""
     max_buffered_bytes: int | None = None
-    """Bytes of requests that have not come whole, of all callers together, such as 512M; further
-    callers of large requests wait; without it, eight times the models' largest request, but at
-    least 64 MiB, and at most an eighth of the memory."""
+    """Bytes of half-received messages, of all callers together, such as 512M; callers of large ones
+    wait for room; without it, eight times the models' largest request, but at least 64 MiB, and at
+    most an eighth of the memory."""
     usual_ports: tuple[str, ...] = ()
     """Which of http_port and metrics_port nobody has asked for: the next free one is taken in place
     of one that is in use."""
