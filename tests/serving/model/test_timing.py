@@ -2,13 +2,17 @@
 
 import threading
 
+import numpy as np
 import pytest
 from onnx import StringStringEntryProto
 
-from serving.model import fork, loading
+from serving.errors import ConfigurationError
+from serving.model import fork, loading, trial
 from serving.model.loading import load_model
 from serving.model.onnx_fields import labels_of
+from serving.model.picture_inputs import read_labels
 from serving.model.timing import batch_sizes, has_bounded_time
+from serving.tensors import Tensor, TensorSignature
 from tests.serving.model.graphs import save, two_layers
 from tests.serving.model.proof.models import graph
 from tests.support.fakes import TIMEOUT_S
@@ -48,7 +52,59 @@ def test_labels_are_those_of_the_metadata_alone():
     model.doc_string = entry.SerializeToString().decode()
     assert labels_of(model.SerializeToString()) == ()
     model.metadata_props.append(entry)
-    assert labels_of(model.SerializeToString()) == ("a",)
+    data = model.SerializeToString()
+    fixed = b"\x9d\x06" + bytes(4) + b"\x99\x06" + bytes(8) + b"\x98\x06\x80\x01"  # field 99
+    assert labels_of(data) == labels_of(fixed + data) == ("a",)
+
+
+def run_of(seen, columns=4):
+    """A model of rows that notes how many rows it runs."""
+
+    def run(feeds):
+        (rows,) = feeds.values()
+        seen.append(len(rows))
+        return [np.repeat(rows[:, :1], columns, axis=1)]
+
+    return run
+
+
+@pytest.mark.parametrize(("columns", "most"), [(1, 64), (4, 64), (8, 128)])
+def test_trial_runs_no_batch_of_more_bytes_than_it_may(columns, most, monkeypatch):
+    """A row has 16 bytes of inputs, or more of outputs; batches of two are tried anyway."""
+    monkeypatch.setattr(trial, "MAX_BYTES", most)
+    tensors = TensorSignature(
+        (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, columns)),), False
+    )
+    seen: list[int] = []
+    found = trial.try_rows(run_of(seen, columns), tensors, 64, clock=lambda: 0.0)
+    assert found.tensors.is_batchable
+    assert max(seen) == 4
+    monkeypatch.setattr(trial, "MAX_BYTES", 1)
+    seen.clear()
+    trial.try_rows(run_of(seen, columns), tensors, 64, clock=lambda: 0.0)
+    assert max(seen) == 2
+
+
+def test_rank_that_a_graph_does_not_say_is_that_of_its_answers():
+    tensors = TensorSignature((Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", ()),), False)
+    found = trial.try_rows(run_of([]), tensors, 8, obstacle="any")
+    assert found.tensors.outputs[0].shape == (-1, -1)
+
+
+def test_pair_is_tried_even_where_batches_are_of_one_row():
+    tensors = TensorSignature(
+        (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 4)),), False
+    )
+    found = trial.try_rows(lambda feeds: [feeds["x"] + len(feeds["x"])], tensors, 1)
+    assert found.line.startswith("batching off: rows depend on the batch: in one of 2, output y")
+
+
+def test_description_of_pictures_may_take_a_mebibyte(tmp_path):
+    (tmp_path / "labels.txt").write_text("a" * (1 << 20))
+    assert read_labels(tmp_path / "labels.txt") == ("a" * (1 << 20),)
+    (tmp_path / "labels.txt").write_text("a" * ((1 << 20) + 1))
+    with pytest.raises(ConfigurationError, match="can't read"):
+        read_labels(tmp_path / "labels.txt")
 
 
 def test_fork_waits_for_native_code_and_keeps_threads_out(monkeypatch):
