@@ -267,9 +267,9 @@ def test_repository_has_the_models_of_its_files(name, tmp_path):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     found = repository.models_in(root)
-    assert {each: str(path.relative_to(root)) for each, path in found.items()} == expected
-    for each, path in found.items():
-        assert repository.find(root, each) == path
+    assert {each: str(place.relative_to(root)) for each, place in found.items()} == expected
+    for each, place in found.items():
+        assert repository.find(root, each) == place
     assert repository.find(root, "nobody") == root / "nobody"
 
 
