@@ -365,12 +365,15 @@ def test_call_that_has_ended_is_not_reset(pair):
         server.recv(1)
 
 
-def test_answer_of_one_thread_wakes_the_others(pair):
+def test_answer_of_one_thread_wakes_the_others(pair, monkeypatch):
     """The one that reads has its answer, then another one has to read."""
     connection, server = pair
-    late_s = time.monotonic() + TIMEOUT_S
+    monkeypatch.setattr(threads, "_LOOK_S", 3600.0)
+    late_s = time.monotonic() + 3600
     calls = [connection.start("/a.B/C", b"hi", (), late_s) for _ in range(3)]
-    waiting = [threading.Thread(target=connection.wait, args=(call,)) for call in calls]
+    waiting = [
+        threading.Thread(target=connection.wait, args=(call,), daemon=True) for call in calls
+    ]
     for each in waiting:
         each.start()
     fields = b"".join(

@@ -102,6 +102,13 @@ def test_message_of_one_row_takes_its_bytes_and_some_more(num_bytes, fits):
         infer_requests("net", "", model, {"x": rows}, ())
 
 
+@pytest.mark.parametrize("most", [0, 1, 4095, 4096, 4097])
+def test_message_that_takes_no_row_refuses_each_of_several(most):
+    model, rows = info(max_message_bytes=most or 1), np.ones((3, 2), np.float32)
+    with pytest.raises(TooLarge, match="a row of it takes 8 bytes"):
+        infer_requests("net", "", model, {"x": rows}, ())
+
+
 def test_texts_take_their_bytes_and_a_length_each():
     inputs = (Tensor("x", "BYTES", (-1,)),)
     model, rows = info(inputs=inputs, max_message_bytes=4096 + 2 * 7), ["abc", "äb"]

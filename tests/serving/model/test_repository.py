@@ -273,6 +273,11 @@ def test_repository_has_the_models_of_its_files(name, tmp_path):
     assert repository.find(root, "nobody") == root / "nobody"
 
 
+def test_folder_that_cannot_be_read_is_a_model_that_a_line_names(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert repository.models_in(tmp_path) == {"loop": tmp_path / "loop"}
+
+
 def test_two_models_of_one_name_are_refused(tmp_path):
     (tmp_path / "a.onnx").touch()
     (tmp_path / "a" / "1").mkdir(parents=True)

@@ -1,13 +1,15 @@
 """Which batches are tried, which models take a known time, and who waits for native code."""
 
 import threading
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from onnx import StringStringEntryProto
 
 from serving.errors import ConfigurationError
-from serving.model import fork, loading, trial
+from serving.model import fork, loading, timing, trial
 from serving.model.loading import load_model
 from serving.model.onnx_fields import labels_of
 from serving.model.picture_inputs import read_labels
@@ -32,6 +34,16 @@ def test_powers_of_two_and_one_less_are_tried_within_a_budget(
     max_batch_size, row_s, budget_s, expected
 ):
     assert [*batch_sizes(max_batch_size, row_s, budget_s)] == expected
+
+
+def test_usual_batch_is_timed_three_times_and_the_others_once(monkeypatch):
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=float, thread_time=float))
+    sides = (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 4)),)
+    seen: list[int] = []
+    feeds = {"x": np.ones((1, 4), np.float32)}
+    found = timing.find_rows(run_of(seen), TensorSignature(*sides, True), feeds, 300)
+    assert Counter(seen) == Counter([1, 2, 4, 8, 16, 32, 64, 128, 128, 128, 256, 300])
+    assert found == (300, 51_200_000)
 
 
 @pytest.mark.parametrize(
