@@ -365,6 +365,24 @@ def test_call_that_has_ended_is_not_reset(pair):
         server.recv(1)
 
 
+@pytest.mark.parametrize(("left_s", "least", "most"), [(-5.0, 0, 0), (0.5, 0, 0.5), (60.0, 1, 1)])
+def test_thread_beside_a_reader_sleeps_until_its_deadline(pair, left_s, least, most):
+    """Or for a second, to look whether somebody still reads."""
+
+    class Lock:
+        def acquire(self, timeout):
+            slept.append(timeout)
+            call.outcome = call.outcome or transport.CUT_OFF
+
+    connection, _ = pair
+    slept: list[float] = []
+    call = connection.start("/a.B/C", b"hi", (), time.monotonic() + left_s)
+    call.woken, connection._reader = Lock(), object()
+    connection.wait(call)
+    (found,) = slept
+    assert least <= found <= most
+
+
 def test_answer_of_one_thread_wakes_the_others(pair, monkeypatch):
     """The one that reads has its answer, then another one has to read."""
     connection, server = pair

@@ -164,5 +164,6 @@ def test_steps_of_loading_have_their_limits(options, limits_s, tmp_path, monkeyp
 
     monkeypatch.setattr(loading, "within", within)
     monkeypatch.setattr(loading, "gains", widen)
-    load_model(save(two_layers(), tmp_path, "net.onnx"), device="cpu", **options)
+    loaded = load_model(save(two_layers(), tmp_path, "net.onnx"), device="cpu", **options)
     assert found == limits_s
+    assert loaded.backend == "onnxruntime"
