@@ -175,6 +175,128 @@ def test_closed_channel_has_no_calls(ask):
     assert asyncio.run(in_a_loop()) == transport.CUT_OFF
 
 
+async def closed(channel):
+    """Close a channel, and let the loop close its sockets."""
+    await channel.close()
+    await asyncio.sleep(0)
+
+
+async def test_calls_of_a_loop_end_at_their_own_deadlines():
+    """The connection and its later calls go on."""
+
+    def answer_the_last(peer):
+        calls = peer.calls()
+        streams = [next(calls)[0] for _ in range(3)]
+        over.wait(TIMEOUT_S)
+        peer.answer(streams[1], b"re")
+        peer.socket.recv(65_536)
+
+    over, ended = threading.Event(), []
+    with peers(answer_the_last) as address:
+        host, _, port = address.rpartition(":")
+        channel = ReconnectingLoopChannel(Address(host, int(port), address), NO_CREDENTIALS)
+
+        async def exchange(name, timeout_s):
+            outcome = await channel.exchange("/a.B/C", b"hi", timeout_s)
+            ended.append(name)
+            if name == "late":
+                over.set()
+            return outcome
+
+        timeouts = {"late": 3 * BRIEF_S, "answered": TIMEOUT_S, "early": BRIEF_S}
+        outcomes = await asyncio.gather(*map(exchange, timeouts, timeouts.values()))
+        await closed(channel)
+    assert outcomes == [transport.LATE, b"re", transport.LATE]
+    assert ended == ["early", "late", "answered"]
+
+
+async def test_loop_that_closes_its_channel_cuts_calls_off():
+    with peers(silent) as address:
+        host, _, port = address.rpartition(":")
+        channel = ReconnectingLoopChannel(Address(host, int(port), address), NO_CREDENTIALS)
+        call = await channel.send("/a.B/C", b"hi", TIMEOUT_S)
+        await closed(channel)
+        assert await call.result() == transport.CUT_OFF
+        call.cancel()  # it has ended
+        assert await call.result() == transport.CUT_OFF
+
+
+async def test_task_that_is_cancelled_resets_its_call_alone():
+    def answer_the_second(peer):
+        calls = peer.calls()
+        next(calls)
+        has_come.set()
+        peer.answer(next(calls)[0], b"re")
+        peer.socket.recv(65_536)
+
+    has_come = threading.Event()
+    with peers(answer_the_second) as address:
+        host, _, port = address.rpartition(":")
+        channel = ReconnectingLoopChannel(Address(host, int(port), address), NO_CREDENTIALS)
+        task = asyncio.create_task(channel.exchange("/a.B/C", b"hi", TIMEOUT_S))
+        await asyncio.to_thread(has_come.wait, TIMEOUT_S)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await channel.exchange("/a.B/C", b"hi", TIMEOUT_S) == b"re"
+        await closed(channel)
+
+
+def test_threads_share_an_attempt_to_connect_and_its_failure(monkeypatch):
+    begun, goes_on, attempts = threading.Event(), threading.Event(), []
+
+    def refused(*_):
+        attempts.append(1)
+        begun.set()
+        goes_on.wait(TIMEOUT_S)
+        raise ConnectionRefusedError(111, "refused")
+
+    def exchange():
+        try:
+            channel.exchange("/a.B/C", b"", TIMEOUT_S).send(None)
+        except StopIteration as end:
+            outcomes.append(end.value)
+
+    monkeypatch.setattr(threads, "connect", refused)
+    channel = ReconnectingChannel(Address("127.0.0.1", 1, "127.0.0.1:1"), NO_CREDENTIALS)
+    outcomes: list[object] = []
+    asking = [threading.Thread(target=exchange) for _ in range(3)]
+    asking[0].start()
+    begun.wait(TIMEOUT_S)
+    for each in asking[1:]:
+        each.start()
+    while sum(each.is_alive() for each in asking) < 3:
+        pass
+    late = ReconnectingChannel.exchange(channel, "/a.B/C", b"", 0.0)
+    with pytest.raises(StopIteration) as end:
+        late.send(None)
+    assert end.value.value == transport.LATE
+    goes_on.set()
+    for each in asking:
+        each.join(TIMEOUT_S)
+    refusal = Failure(StatusCode.UNAVAILABLE, "can't connect: Connection refused")
+    assert outcomes == [refusal] * 3
+    assert 1 <= len(attempts) <= 3
+
+
+def test_server_that_leaves_a_handshake_is_named(tmp_path):
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    credentials = Credentials(None, tmp_path / "ca.pem", None, None)
+
+    def leave(peer):
+        peer.socket.recv(1)
+        peer.socket.shutdown(socket.SHUT_WR)
+        peer.socket.recv(65_536)
+
+    with peers(leave, speaks_first=False) as address:
+        host, _, port = address.rpartition(":")
+        channel = ReconnectingChannel(Address(host, int(port), address), credentials)
+        with pytest.raises(StopIteration) as end:
+            channel.exchange("/a.B/C", b"", TIMEOUT_S).send(None)
+    text = "can't connect: the server closed the connection during TLS's start"
+    assert end.value.value == Failure(StatusCode.UNAVAILABLE, text)
+
+
 # A connection of threads on a pair of sockets
 
 
@@ -243,12 +365,33 @@ def test_call_that_has_ended_is_not_reset(pair):
         server.recv(1)
 
 
-def test_answer_of_one_thread_wakes_the_others(pair):
+@pytest.mark.parametrize(("left_s", "least", "most"), [(-5.0, 0, 0), (0.5, 0, 0.5), (60.0, 1, 1)])
+def test_thread_beside_a_reader_sleeps_until_its_deadline(pair, left_s, least, most):
+    """Or for a second, to look whether somebody still reads."""
+
+    class Lock:
+        def acquire(self, timeout):
+            slept.append(timeout)
+            call.outcome = call.outcome or transport.CUT_OFF
+
+    connection, _ = pair
+    slept: list[float] = []
+    call = connection.start("/a.B/C", b"hi", (), time.monotonic() + left_s)
+    call.woken, connection._reader = Lock(), object()
+    connection.wait(call)
+    (found,) = slept
+    assert least <= found <= most
+
+
+def test_answer_of_one_thread_wakes_the_others(pair, monkeypatch):
     """The one that reads has its answer, then another one has to read."""
     connection, server = pair
-    late_s = time.monotonic() + TIMEOUT_S
+    monkeypatch.setattr(threads, "_LOOK_S", 3600.0)
+    late_s = time.monotonic() + 3600
     calls = [connection.start("/a.B/C", b"hi", (), late_s) for _ in range(3)]
-    waiting = [threading.Thread(target=connection.wait, args=(call,)) for call in calls]
+    waiting = [
+        threading.Thread(target=connection.wait, args=(call,), daemon=True) for call in calls
+    ]
     for each in waiting:
         each.start()
     fields = b"".join(

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving import AsyncClient, Client
-from serving.client import transport
+from serving.client import retries, transport
 from serving.client.addresses import address_for_h2
 from serving.client.client import _checked
 from serving.client.credentials import Credentials, client_span
 from serving.client.failures import trailers_failure
-from serving.client.grpcio import _OPTIONS, _failure
+from serving.client.grpcio import _OPTIONS, GrpcioLoopTransport, GrpcioTransport, _failure
+from serving.client.h2 import session, threads
 from serving.client.infer_messages import infer_requests, joined, outputs_of
 from serving.client.model_messages import metadata_request, model_info, ready_models
 from serving.errors import ConfigurationError, InvalidRequest, TooLarge, Unavailable
@@ -98,6 +99,13 @@ def test_message_of_one_row_takes_its_bytes_and_some_more(num_bytes, fits):
         return
     text = f"model net: a row of it takes 8 bytes, and a message has at most {num_bytes}"
     with pytest.raises(TooLarge, match=text):
+        infer_requests("net", "", model, {"x": rows}, ())
+
+
+@pytest.mark.parametrize("most", [0, 1, 4095, 4096, 4097])
+def test_message_that_takes_no_row_refuses_each_of_several(most):
+    model, rows = info(max_message_bytes=most or 1), np.ones((3, 2), np.float32)
+    with pytest.raises(TooLarge, match="a row of it takes 8 bytes"):
         infer_requests("net", "", model, {"x": rows}, ())
 
 
@@ -372,6 +380,24 @@ def test_core_has_the_options_of_our_own_transport():
     assert options["grpc.min_reconnect_backoff_ms"] == 5_000
 
 
+async def test_closed_channel_of_core_cuts_calls_off():
+    without = Credentials(None, None, None, None)
+    awaited, blocking = GrpcioLoopTransport("x:1", without), GrpcioTransport("x:1", without)
+    await awaited.close()
+    assert await awaited.exchange("/a.B/C", b"", 1.0) == transport.CUT_OFF
+    await blocking.close()
+    assert await blocking.exchange("/a.B/C", b"", 1.0) == transport.CUT_OFF
+    assert await (await blocking.send("/a.B/C", b"", 1.0)).result() == transport.CUT_OFF
+
+
+def test_limits_are_those_of_the_documentation():
+    assert (transport.KEEPALIVE_TIME_S, transport.KEEPALIVE_TIMEOUT_S) == (1.5, 1.25)
+    assert (session.CONNECT_S, threads._STALLED_S, threads._IDLE_S) == (5.0, 2.75, 0.05)
+    assert (threads._BLOCK_S, threads._LOOK_S, threads._READ_BYTES) == (1.0, 1.0, 256 << 10)
+    assert session._LIMITS.stream_window_bytes == 1 << 30
+    assert session._LIMITS.max_frame_bytes == 1 << 20
+
+
 # Addresses
 
 
@@ -489,3 +515,43 @@ def test_first_failure_is_looked_into_once_and_only_of_a_connection(call, monkey
     assert len(looked) == 1
     assert call(Scripted(b"an answer"), "call", "/a.B/C", b"") == b"an answer"
     assert len(looked) == 1
+
+
+def test_client_that_never_had_an_answer_gives_up_after_five_seconds(call, monkeypatch):
+    """One that had some tries until its timeout; the clock goes on by the pauses alone."""
+    now = SimpleNamespace(s=0.0)
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: now.s))
+    monkeypatch.setattr("serving.client.client.tls_mismatch", lambda *_, **__: None)
+
+    async def pause(_, seconds):
+        now.s += seconds
+
+    for kind in (Client, AsyncClient):
+        monkeypatch.setattr(kind, "_pause", pause)
+    gone = Failure(StatusCode.UNAVAILABLE, "gone")
+    with pytest.raises(Unavailable, match="gone"):
+        call(Scripted(*[gone] * 99), "call", "/a.B/C", b"")
+    assert 4 < now.s < 5
+    monkeypatch.setattr(Client, "_new_transport", lambda self: Scripted(b"yes", *[gone] * 99))
+    client, now.s = Client("127.0.0.1:1", timeout_s=7.0), 0.0
+    assert client.call("/a.B/C", b"") == b"yes"
+    with pytest.raises(Unavailable, match="gone"):
+        client.call("/a.B/C", b"")
+    assert 6 < now.s < 7
+
+
+def test_client_waits_until_the_server_serves(call):
+    assert call(Scripted(b"\x08\x02", b"\x08\x01"), "wait_ready") is None
+    with pytest.raises(Unavailable, match="the server does not serve yet"):
+        call(Scripted(*[b"\x08\x02"] * 99), "wait_ready", 0.2)
+    late = Failure(StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")
+    with pytest.raises(Unavailable, match="no answer within the timeout"):
+        call(Scripted(late), "wait_ready", 0.2)
+
+
+def test_closed_client_says_so():
+    client = Client("127.0.0.1:1")
+    client.close()
+    with pytest.raises(Unavailable, match=r"^127\.0\.0\.1:1: the client is closed$"):
+        client.call("/a.B/C", b"")
+    assert (client.target, client.timeout_s) == ("127.0.0.1:1", 10.0)

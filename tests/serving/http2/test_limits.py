@@ -8,7 +8,7 @@ import hpack
 import hyperframe.frame
 import pytest
 
-from serving.http2 import frames
+from serving.http2 import events, frames
 from serving.http2.client import ClientConnection
 from serving.http2.frames import (
     ACK,
@@ -256,3 +256,11 @@ def test_goaway_names_the_last_stream_once():
     server.receive(headers(stream=9), 0.0)
     assert [*server.streams] == [ONE, word(7)]
     assert not server.data_to_send()
+
+
+@pytest.mark.parametrize(("last", "code"), [(0, 0), (7, 5), ((1 << 31) - 1, (1 << 32) - 1)])
+@pytest.mark.parametrize("reserved", [0, 1 << 31])
+def test_goaway_is_read_with_its_stream_and_code(last, code, reserved):
+    payload = word(last | reserved) + word(code) + b"why"
+    (found,) = started().receive(of(GOAWAY, payload, 0, 0), 0.0)
+    assert found == events.GoAway(word(last), code)

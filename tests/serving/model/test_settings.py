@@ -133,6 +133,21 @@ def test_value_beyond_a_limit_is_refused_with_its_field(text):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "LONG: 1", "backend: 'LONG'", "max_run_seconds=LONG", "batching=LONG",
+        "default_model_filename: '/LONG'", "intra_op_thread_count=LONG",
+        "parameters [ { key: 'LONG' }, { key: 'LONG' } ]",
+    ],
+)  # fmt: skip
+def test_value_in_a_message_has_a_hundred_characters(text):
+    with pytest.raises(ConfigurationError) as caught:
+        parse_settings(file_of(text.replace("LONG", "x" * 300)))
+    found = max(re.findall("/?x+", str(caught.value)), key=len)
+    assert len(found) == 100
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("a: 1 b { c: 2 # d: 3\n } e: [ 4, 5 ]", ["a: 1", "b { c: 2 # d: 3\n }", "e: [ 4, 5 ]"]),
