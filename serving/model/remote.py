@@ -75,9 +75,7 @@ class RemoteRepository:
             raise ConfigurationError(f"{self._shown}: one .onnx is expected")
         if _PLAIN_HTTP.search(self._url) and not fragment:
             raise ConfigurationError(f"{self._shown}: without TLS it needs #sha256=DIGEST")
-        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache = cache or Path(user, "digit-serving", "models")
-        self._cache = cache / hashlib.sha256(self._url.encode()).hexdigest()
+        self._cache = (cache or _usual_cache()) / hashlib.sha256(self._url.encode()).hexdigest()
         self._root: Path | None = None
         self._left_bytes = 0
         """What may still be copied of one state of the repository."""
@@ -240,6 +238,19 @@ class RemoteRepository:
             if isinstance(cause, _LASTING) or getattr(cause, "status", 0) in (401, 403, 404):
                 raise ConfigurationError(text) from err
             raise Unavailable(text) from err
+
+
+def _usual_cache() -> Path:
+    """Return the folder of copies in the user's cache.
+
+    Raises:
+        ConfigurationError: this user has no home.
+    """
+    try:
+        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise ConfigurationError("this user has no home: name a folder by --model-cache") from None
+    return Path(user, "digit-serving", "models")
 
 
 def without_credentials(url: str) -> str:

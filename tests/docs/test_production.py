@@ -39,7 +39,7 @@ def iris(folder):
 
 
 class Reader:
-    """Does what the page says; a server that it starts takes the place of the one before."""
+    """Does what the page says: a server runs until the page has its reader stop it."""
 
     def __init__(self, folder):
         self.folder, self.stack, self.places = folder, ExitStack(), {}
@@ -54,8 +54,14 @@ class Reader:
             text = text.replace(usual, place)
         return text
 
+    def read(self, prose):
+        """Do what stands between two commands."""
+        if "(Ctrl-C)" in prose:
+            self.stack.close()
+            self.places = {}
+
     def serve(self, line):
-        self.stack.close()
+        assert not self.places, f"the ports are taken by the server before: {line}"
         ports = [f"--{name}port=0" for name in ("", "http-", "metrics-")]
         command = [sys.executable, "-m", "serving", *shlex.split(line)[1:], *ports]
         server = self.stack.enter_context(started(command, cwd=self.folder, env=self.environment))
@@ -72,10 +78,12 @@ class Reader:
 
 
 def test_commands_of_the_page_run_in_their_order(tmp_path):
-    reader, outputs = Reader(tmp_path), []
+    reader, outputs, end = Reader(tmp_path), [], 0
     iris(tmp_path)
     with reader.stack:
         for block in _BLOCK.finditer(PAGE):
+            reader.read(PAGE[end : block.start()])
+            end = block.end()
             mark = block["mark"] or ""
             module = mark.removeprefix("run with: ") if mark.startswith("run with") else None
             if mark.startswith("not run: ") or (module and find_spec(module) is None):

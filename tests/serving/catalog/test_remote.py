@@ -43,6 +43,17 @@ def files_in(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
+def test_user_without_a_home_names_the_cache(cache, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(remote.Path, "home", home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    RemoteRepository("memory://bucket/models", cache)
+    with pytest.raises(ConfigurationError, match="--model-cache"):
+        RemoteRepository("memory://bucket/models")
+
+
 @pytest.mark.parametrize("scheme", ["memory", "file"])
 def test_folder_is_copied_and_followed(memory, root, cache, scheme, monkeypatch):
     url = {"memory": "memory://bucket/models", "file": f"file://{root}"}[scheme]

@@ -35,6 +35,12 @@ def test_image_starts_without_a_volume(images, tmp_path, monkeypatch):
             assert len(client.classify(images[:3])) == 3
 
 
+def test_copies_of_remote_models_go_where_the_user_may_write():
+    settings = dict(re.findall(r"^ENV (\w+)=(.*)", CONTAINERFILE, re.M))
+    assert "--read-only --tmpfs /tmp " in CONTAINERFILE
+    assert Path(settings["XDG_CACHE_HOME"]).is_relative_to("/tmp")
+
+
 def test_context_is_what_is_copied():
     first, *lines = [
         line
