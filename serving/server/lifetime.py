@@ -44,8 +44,6 @@ def exporting(config: ServerConfig) -> Iterator[Any]:
 
 def _announce(server: Server) -> None:
     more = {} if server.http_url is None else {"http": server.http_url}
-    if waiting := server.waiting_versions:
-        more["waiting"] = ",".join(waiting)
     log_format = server.config.log_format
     announce(server.report(), server.address, server.metrics_address, log_format, **more)
 

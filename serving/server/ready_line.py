@@ -31,6 +31,8 @@ def announce(
         "max_batch_size": _each(served.max_batch_size for served in models),
         **more,
     }
+    if report.waiting:
+        facts["waiting"] = ",".join(report.waiting)
     if log_format == "json":
         line = json.dumps({"message": "serving", **facts})
     else:

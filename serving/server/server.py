@@ -89,12 +89,6 @@ class Server:
         """Where HTTP answers, such as "http://127.0.0.1:8080"; None if it is off."""
         return None if self._http is None else self._http.url
 
-    @property
-    def waiting_versions(self) -> list[str]:
-        """Newer versions that are not served by themselves, such as "iris/4"."""
-        routes = self._router.routes.items()
-        return [f"{name}/{version}" for name, each in routes for version in each.versions.waiting]
-
     async def start(self) -> None:
         """Bind the port and start to answer.
 
@@ -133,6 +127,11 @@ class Server:
             counts=router.metrics.snapshot(),
             request=next(map(self._request, router.routes.values()), ""),
             handlers=router.handlers(),
+            waiting=tuple(
+                f"{route.name}/{version}"
+                for route in router.routes.values()
+                for version in route.versions.waiting
+            ),
         )
 
     def _served(self, route: Route) -> Iterator[Served]:

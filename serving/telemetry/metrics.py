@@ -357,6 +357,8 @@ class Report(NamedTuple):
     """The methods of applications by which classifiers are called."""
     handlers: Mapping[ModelLabel, HandlerUsage] = MappingProxyType({})
     """The processes of the versions with a handler."""
+    waiting: tuple[str, ...] = ()
+    """Newer versions that are not served by themselves, such as "iris/4"."""
 
     def ended(self) -> "Report":
         """Return the report of a process that has ended: its models, and zeros."""
@@ -387,6 +389,7 @@ def total(reports: list[Report], earlier: Counts) -> Report:
         request=reports[0].request,
         methods=reports[0].methods,
         handlers=_handlers(reports),
+        waiting=reports[0].waiting,
     )
 
 

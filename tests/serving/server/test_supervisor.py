@@ -21,6 +21,7 @@ import pytest
 from digit_classifier.wire import encode_request
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.router import Router
+from serving.server.ready_line import announce
 from serving.server.supervisor import restart_delay_s
 from serving.server.worker import Worker
 from serving.system import listening
@@ -28,7 +29,7 @@ from serving.system.host import Host
 from serving.system.listening import bind
 from serving.system.shared_port import refuse_callers, reserved_port
 from serving.system.usage import Usage
-from serving.telemetry.metrics import NO_MODEL, Metrics, Report, Served, total
+from serving.telemetry.metrics import NO_MODEL, Counts, Metrics, Report, Served, total
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App
 from serving.transports.limits import PortLimits
@@ -373,3 +374,13 @@ def test_reports_add_up():
     rows = {label: counts.num_rows for label, counts in summed.counts.models.items()}
     assert rows == {NO_MODEL: 0, **{("digits", version): 7 for version in "231"}}
     assert dead.models.keys() == {NO_MODEL, ("digits", "1")}, "an addend does not change"
+
+
+def test_ready_line_of_workers_has_the_versions_that_wait(capsys):
+    models = (Served("iris", "3", "cpu", "fp32", "h2", "default", 10),)
+    report = Report(
+        models, BatchingConfig(), 0, 1, 0, True, Usage(), Metrics().snapshot(), waiting=("iris/4",)
+    )
+    announce(total([report, report], Counts()), "127.0.0.1:1", "off", "text", workers=2)
+    line = capsys.readouterr().out.partition("\n")[0].split()
+    assert {"version=3", "workers=2", "waiting=iris/4"} <= set(line)
