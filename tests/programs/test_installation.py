@@ -53,10 +53,11 @@ def test_version_is_that_of_the_project():
 
 def test_reader_and_manifests_name_the_same_version():
     reader = tomllib.loads((ROOT / "reader" / "pyproject.toml").read_text())["project"]
-    files = [path.read_text() for path in (ROOT / "deploy").rglob("*.yaml")]
+    paths = [*(ROOT / "deploy").rglob("*.yaml"), ROOT / "docs" / "deployment.md"]
+    files = [path.read_text("utf-8") for path in paths]
     named = re.compile(r"digit-serving:(\d+\.[\w.]*)|newTag: (\d[\w.]*)")
     found = ["".join(each) for text in files for each in named.findall(text)]
-    assert len(found) >= 4
+    assert len(found) >= 6
     assert {*found, reader["version"]} == {installation.version()}
 
 
