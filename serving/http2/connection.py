@@ -332,9 +332,7 @@ class Connection:
         ):
             return False
         self._small_frames.left += 1
-        self._receive_window -= length
-        if self._receive_window < limits.connection_window_bytes // 2:
-            self._use_window(0)
+        self._use_window(length)
         state.receive_window -= length
         if ended:
             self._end_peer(stream, state)
@@ -666,9 +664,7 @@ class Connection:
             num_bytes: the data bytes of each.
         """
         self._small_frames.left += self.limits.small_frames_per_request * number
-        self._receive_window -= num_bytes * number
-        if self._receive_window < self.limits.connection_window_bytes // 2:
-            self._use_window(0)
+        self._use_window(num_bytes * number)
 
     def _note_reset(self, stream: bytes) -> None:
         """Remember that frames of a stream may be under way that nobody waits for."""

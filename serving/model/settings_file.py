@@ -126,7 +126,7 @@ def _parameters(message: Any) -> Mapping[str, str]:
         plain = key.strip().lower().replace("-", "_")
         if near := get_close_matches(plain, sorted(_PARAMETERS), 1, _NEAR):
             raise ConfigurationError(
-                f"{SETTINGS}: parameters: there is no {key[:100]!r}: did you mean {near[0]}?"
+                f"{SETTINGS}: parameters: there is no {key!r}: did you mean {near[0]}?"
             )
     return given
 

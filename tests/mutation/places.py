@@ -1,8 +1,8 @@
 """Where code can be mutated, and how: by Cosmic Ray, without what changes nothing.
 
-Not mutated are annotations, the code under `if TYPE_CHECKING`, decorators and keywords that only
-declare (`overload`, `frozen=True`, `strict=True`), and `==` to `is`, which differ by what the
-interpreter shares.
+Not mutated are annotations, protocols, the code under `if TYPE_CHECKING`, decorators and keywords
+that only declare (`overload`, `frozen=True`, `strict=True`), and `==` to `is`, which differ by what
+the interpreter shares.
 """
 
 import ast
@@ -85,6 +85,8 @@ def declarations(tree):
             case ast.arg(annotation=ast.expr() as piece) | ast.AnnAssign(annotation=piece):
                 pieces.append(piece)
             case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                pieces.append(node)
+            case ast.ClassDef(bases=[*_, ast.Name(id="Protocol")]):
                 pieces.append(node)
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 pieces += [each for each in node.decorator_list if declares(each)]

@@ -252,7 +252,8 @@ def failure_of(error: OSError) -> Failure:
         text = f"TLS handshake failed: {error.strerror or error.args[0]}"
         text = PLAINTEXT_SERVER if is_plaintext(error) else text
         return Failure(StatusCode.UNAVAILABLE, text, is_permanent=True)
-    number = error.errno or 0  # asyncio has texts of its own; those of names are negative
+    # asyncio has texts of its own; numbers of names are negative, and those of TLS are OpenSSL's.
+    number = 0 if isinstance(error, ssl.SSLError) else error.errno or 0
     reason = os.strerror(number) if number > 0 else error.strerror or error
     return Failure(StatusCode.UNAVAILABLE, f"can't connect: {reason}")
 

@@ -476,6 +476,6 @@ def gathered_many(node: Node) -> list[Value]:
             raise Mixes("it takes rows by number")
         if data.rows != indices.rows:
             raise Mixes("rows meet parts of rows")
-    elif indices.axis is not None and (shared or indices.axis == indices.rank - 1):
+    elif indices.is_rows and shared:
         raise Mixes("its rows have no rule")
     return node.outputs(Value((*indices.shape[:-1], *data.shape[shared + depth :]), indices.axis))

@@ -186,6 +186,9 @@ def skip_normalized(node: Node) -> list[Value]:
         raise Mixes("it normalizes over rows")
     if both.axis != node.value(0).axis or both.shape != node.value(0).shape:
         raise Mixes("only the second tensor may be repeated")
+    # ONNX Runtime repeats it for tensors of three axes alone.
+    if both.rank != 3 and node.value(1).shape != both.shape:
+        raise Mixes("its second tensor may not be repeated")
     if any(node.is_used[1:3]):
         raise Mixes("its mean has no rule")
     broadcast(node, [both, *node.given[2:]])

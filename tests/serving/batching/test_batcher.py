@@ -527,6 +527,7 @@ def test_rows_that_the_cores_share_are_no_run_that_is_alone(owner_of):
     model.open(2)
     owner.wait(request)
     assert model.were_alone == [False]
+    assert [len(values) for values in model.ran] == [model.enough_rows] * 2
 
 
 # Any model
@@ -550,8 +551,8 @@ class Sum(FakeModel):
 
 
 class SumRequest(FakeRequest):
-    def __init__(self, a):
-        super().__init__(0)
+    def __init__(self, a, caller=None):
+        super().__init__(0, caller=caller)
         self.a = np.array(a, np.float32)
         self.num_rows = self.group.num_rows = len(self.a)
         self.group.messages = [(self.a, self.a)]
@@ -572,16 +573,22 @@ def test_rows_longer_than_the_proof_is_about_run_alone(owner_of):
     assert model.shapes == [(2, MOST_SIZE), (1, MOST_SIZE + 1), (1, MOST_SIZE + 1)]
 
 
-@pytest.mark.parametrize(("size", "num_runs"), [(1, 1), (0, 2)])
+@pytest.mark.parametrize(("size", "num_runs"), [(1, 1), (0, 4)])
 def test_messages_of_one_layout_without_elements_run_alone(size, num_runs, owner_of):
     model = Sum(is_batchable=True)
-    owner = owner_of(model, BatchingConfig())
+    owner, caller = owner_of(model, BatchingConfig()), FakeCaller()
     piece = Piece(0, 4 * size, np.dtype(np.float32), (1, size))
-    requests = [SumRequest(np.zeros((1, size))) for _ in range(2)]
-    for request in requests:
-        request.layout = Layout((piece, piece), ())
-        request.group.messages = [bytes(4 * size)]
-    owner.submit_all(requests)
+    layout, requests = Layout((piece, piece), ()), []
+    for number in range(4):
+        request = SumRequest(np.full((1, size), number), caller)
+        request.layout = layout
+        request.group.messages = [request.a.tobytes()]
+        requests.append(request)
+    requests[0].encode = lambda result, at, number: result.outputs[0][at : at + number].tolist()
+    owner.batcher.submit(joined(requests[:3]))
+    owner.submit_all(requests[3:])
+    outcomes: list[Any] = [[request.outcome] for request in requests[:3]]
+    assert [*outcomes, requests[3].outcome] == [(2 * each.a).tolist() for each in requests]
     assert len(model.shapes) == num_runs
 
 
@@ -757,18 +764,18 @@ def test_result_gives_each_call_its_rows():
 def test_calls_of_several_layouts_run_together_if_their_rows_are_alike(owner_of):
     """Layouts are of one number of rows each."""
     model = Sum(is_batchable=True)
-    owner, requests = owner_of(model, BatchingConfig()), []
-    for num_rows, size in ((1, 3), (2, 3), (1, 3), (1, 2)):
+    owner, requests, layouts = owner_of(model, BatchingConfig()), [], {}
+    for num_rows, size in ((1, 3), (1, 3), (1, 3), (1, 3), (2, 3), (1, 3), (1, 2)):
         number = 4 * num_rows * size
         shape, dtype = (num_rows, size), np.dtype(np.float32)
         pieces = Piece(0, number, dtype, shape), Piece(number, 2 * number, dtype, shape)
         request = SumRequest(np.full(shape, len(requests)))
-        request.layout = Layout(pieces, ())
+        request.layout = layouts.setdefault(shape, Layout(pieces, ()))
         request.group.messages = [2 * request.a.tobytes()]
         requests.append(request)
     owner.submit_all(requests)
     assert [each.outcome for each in requests] == [(2 * each.a).tolist() for each in requests]
-    assert model.shapes == [(4, 3), (1, 2)]
+    assert model.shapes == [(7, 3), (1, 2)]
 
 
 def test_caller_is_asked_about_its_own_calls_alone(owner, model):
@@ -872,7 +879,8 @@ def test_message_of_a_call_that_runs_alone_is_not_copied(owner_of):
             return super().run(feeds)
 
     owner, request = owner_of(Noting()), FakeRequest(1, 2)
-    (message,) = request.group.messages
+    message = memoryview(request.group.messages[0])
+    request.group.messages = [message]
     owner.submit_all([request])
     assert np.shares_memory(seen[0], np.frombuffer(message, np.uint8))
     assert request.digits == [1, 2]

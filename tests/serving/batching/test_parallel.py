@@ -63,6 +63,16 @@ def test_parts_are_as_large_as_cores_and_limits_allow(
     assert not parallel._busy
 
 
+def test_rows_of_one_run_are_not_copied():
+    feeds, outputs = {"a": np.arange(3)}, [np.arange(3)]
+
+    def run(found):
+        assert found is feeds
+        return outputs
+
+    assert run_parallel(run, feeds, 3, 3, 4, lambda: True) is outputs
+
+
 def test_each_core_has_a_part_at_once():
     run = Doubling(num_at_once=3)
     divided(run, 30, threads=3)

@@ -6,6 +6,8 @@ import socket
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,8 +16,9 @@ import trustme
 
 from digit_classifier import AsyncClassifier, Classifier
 from digit_classifier.pb.digits.v1 import digits_pb2
+from serving.client import retries
 from serving.client.retries import RetryBudget, RetryState
-from serving.errors import Overloaded, TooLarge, Unavailable
+from serving.errors import DeadlineExceeded, ModelError, Overloaded, TooLarge, Unavailable
 from serving.protocols.status import Failure, StatusCode
 from tests.support.fakes import TIMEOUT_S
 from tests.support.fleet.replicas import Router
@@ -89,6 +92,100 @@ def test_answers_of_each_second_of_the_window_count():
             budget.put()
     now_s = 4.0
     assert [budget.take() for _ in range(4)] == [True, True, True, False]
+
+
+REFUSED = Failure(StatusCode.UNAVAILABLE, "no", is_answer=True)
+GONE = Failure(StatusCode.UNAVAILABLE, "gone")
+LATE = Failure(StatusCode.DEADLINE_EXCEEDED, "late")
+FULL = Failure(StatusCode.RESOURCE_EXHAUSTED, "full", reason="OVERLOADED", pushback_s=0.3)
+COURSES: dict[str, tuple[dict[str, Any], list[Failure], list[Any]]] = {
+    # name: (options of the state, failures, what follows each of them, at 0, 1, 2 ... s)
+    "pauses double to half a second": (
+        {}, [GONE] * 7, [0.05, 0.1, 0.2, 0.4, 0.5, 0.5, 0.5]
+    ),
+    "five attempts that a server answers": ({}, [REFUSED] * 5, [0.05, 0.1, 0.2, 0.4, Unavailable]),
+    "those that none answers don't count": (
+        {}, [GONE, *[REFUSED] * 5], [0.05, 0.1, 0.2, 0.4, 0.5, Unavailable]
+    ),
+    "cut off": ({}, [Failure(StatusCode.CANCELLED, "cut")], [0.05]),
+    "permanent": ({}, [GONE._replace(is_permanent=True)], [Unavailable]),
+    "asked to stay away": ({}, [GONE._replace(pushback_s=-0.001)], [Unavailable]),
+    "asked to come at once": ({}, [GONE._replace(pushback_s=0.0)], [0.05]),
+    "not retryable": (
+        {}, [Failure(StatusCode.INTERNAL, "bug", reason="MODEL_ERROR")], [ModelError]
+    ),
+    "until the timeout": ({"timeout_s": 2.15}, [GONE] * 3, [0.05, 0.1, Unavailable]),
+    "the pause ends with the timeout": ({"timeout_s": 2.2}, [GONE] * 3, [0.05, 0.1, Unavailable]),
+    "the pause ends before the timeout": ({"timeout_s": 2.21}, [GONE] * 3, [0.05, 0.1, 0.2]),
+    "first contact": ({"first_contact": True}, [GONE] * 6, [0.05, 0.1, 0.2, 0.4, 0.5, Unavailable]),
+    "first contact of less": (
+        {"first_contact": True, "timeout_s": 1.0}, [GONE] * 2, [0.05, Unavailable]
+    ),
+    "late after a failure": ({}, [GONE, LATE], [0.05, "gone"]),
+    "late": ({}, [LATE], [DeadlineExceeded]),
+    "attempts that are late": (
+        {"attempt_timeout_s": 1.0, "timeout_s": 3.5}, [LATE] * 4, [0.0, 0.0, 0.0, 0.0]
+    ),
+    "attempts that are late at the end": (
+        {"attempt_timeout_s": 1.0, "timeout_s": 2.0}, [LATE] * 3, [0.0, 0.0, DeadlineExceeded]
+    ),
+    "a full queue": ({}, [FULL] * 3, [0.375, 0.375, 0.375]),
+    "a full queue that asks for little": (
+        {}, [FULL._replace(pushback_s=0.01)] * 3, [0.0625, 0.125, 0.25]
+    ),
+    "a full queue that asks for no pause": ({}, [FULL._replace(pushback_s=0.0)], [0.0625]),
+    "a full queue that asks for none": ({}, [FULL._replace(pushback_s=-1.0)], [Overloaded]),
+    "a full queue that says nothing": ({}, [FULL._replace(pushback_s=None)], [Overloaded]),
+    "a full queue at the end": ({"timeout_s": 1.375}, [FULL] * 2, [0.375, Overloaded]),
+    "a full queue at first contact": (
+        {"first_contact": True}, [FULL] * 7, [0.375, 0.375, 0.375, 0.5, 0.625, 0.625, 0.625]
+    ),
+    "late after a full queue": ({}, [FULL, LATE], [0.375, "full"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_course_of_a_call_that_fails(name, monkeypatch):
+    """With the middle of each spread, the first attempt fails at once, and the next in seconds."""
+    options, failures, expected = COURSES[name]
+    now = SimpleNamespace(s=0.0)
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: now.s))
+    middle = SimpleNamespace(uniform=lambda low, high: (low + high) / 2)
+    monkeypatch.setattr(retries, "random", middle)
+    state = RetryState("x:1", **{"timeout_s": 100.0, **options})
+    for failure, after in zip(failures, expected, strict=True):
+        if isinstance(after, float):
+            assert state.backoff_s(failure) == pytest.approx(after)
+        elif isinstance(after, str):
+            with pytest.raises((Unavailable, Overloaded), match=f"^x:1: {after}$"):
+                state.backoff_s(failure)
+        else:
+            with pytest.raises(after, match=f"^x:1: {failure.text}$"):
+                state.backoff_s(failure)
+        now.s += 1.0
+
+
+@pytest.mark.parametrize(
+    ("failures", "num_charged"),
+    [([GONE] * 3, 0), ([REFUSED] * 3, 3), ([FULL] * 3, 3), ([LATE] * 3, 2)],
+    ids=["gone", "refused", "full", "late"],
+)
+def test_budget_is_charged_for_what_servers_answer(failures, num_charged):
+    budget = RetryBudget(lambda: 0.0)
+    state = RetryState("x:1", 1e12, attempt_timeout_s=1.0, budget=budget)
+    for failure in failures:
+        state.backoff_s(failure)
+    assert sum(budget.take() for _ in range(100)) == 50 - num_charged
+
+
+def test_attempt_has_its_own_time_and_never_more_than_the_calls(monkeypatch):
+    now = SimpleNamespace(s=0.0)
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: now.s))
+    both, endless = RetryState("x:1", 5.0, attempt_timeout_s=2.0), RetryState("x:1", float("inf"))
+    found = []
+    for now.s in (0.0, 4.0, 6.0):
+        found.append((both.timeout_s(), endless.timeout_s()))
+    assert found == [(2.0, 1e9), (1.0, 1e9 - 4), (0.0, 1e9 - 6)]
 
 
 def test_retries_after_a_full_queue_are_those_of_the_budget():

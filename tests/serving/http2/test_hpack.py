@@ -93,6 +93,14 @@ def test_repeated_fields_take_a_byte_each():
     assert ours.repeated(fields) is None
 
 
+def test_blocks_of_256_sets_of_fields_are_kept():
+    ours = Encoder(frozenset([b"x"]))
+    for number in range(600):
+        block = ours.encode(((b"x", b"%d" % number),))
+        assert len(ours._blocks) == number % 256 + 1
+        assert ours.encode(((b"x", b"%d" % number),)) is block
+
+
 def test_every_string_survives_huffmans_code(generator):
     for number in range(2000):
         text = bytes((number % 256,)) + generator.randbytes(generator.randrange(40))

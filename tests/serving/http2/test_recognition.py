@@ -6,7 +6,7 @@ import hpack
 import pytest
 
 from serving.http2 import events
-from serving.http2.frames import PREFACE, Http2Error, frame, word
+from serving.http2.frames import PREFACE, ErrorCode, Http2Error, frame, word
 from serving.http2.headers import is_valid
 from serving.http2.hpack import INSERT, encode_literally, literal
 from serving.http2.limits import Limits
@@ -194,8 +194,8 @@ RUNS = {
         peer.headers(**more()) + frame(8, 0, word(peer.stream), word(5)) + peer.data(peer.stream)
     ),
     "headers first": lambda peer, more: (
-        b"".join(peer.headers() for _ in range(3))
-        + b"".join(peer.data(peer.stream - each) for each in (4, 2, 0))
+        b"".join(peer.headers() for _ in range(260))
+        + b"".join(peer.data(peer.stream - each) for each in range(518, -2, -2))
     ),
 }
 
@@ -213,7 +213,7 @@ def test_calls_that_come_again_and_again_are_found_as_runs(
     generator, kind, has_values, monkeypatch
 ):
     """No header block of theirs is looked at, and all that are of one kind are one event."""
-    peer, connection = Peer(generator, FIELDS[1]), server()
+    peer, connection = Peer(generator, FIELDS[1]), server(Limits(max_streams=1 << 14))
 
     def more():
         size, number = 12, generator.randrange(10**12)
@@ -226,10 +226,26 @@ def test_calls_that_come_again_and_again_are_found_as_runs(
         monkeypatch.setattr(connection.reader, name, None)
     monkeypatch.setattr(connection, "_take_frames", None)
     found = connection.receive(data, 0.0)
-    number = 30 if kind == "headers first" else 10
+    number = 2600 if kind == "headers first" else 10
     assert {type(each) for each in found} == {events.CallsReceived}
     assert sum(len(each.messages) for each in found) == number
     assert len(found) == (10 if kind == "headers first" else 1)
+
+
+def test_calls_with_messages_of_another_length_are_found_as_runs_too(generator, monkeypatch):
+    peer, connection = Peer(generator), server()
+    for _ in range(3):
+        connection.receive(peer.headers(), 0.0)
+    block = connection.streams[word(peer.stream)].block
+    for size in (10, 20, 300):
+        connection.expect(block, (PREFIX, size), "token")
+        data = b"".join(
+            peer.headers() + frame(0, 1, word(peer.stream), PREFIX + bytes(size)) for _ in range(3)
+        )
+        with monkeypatch.context() as patched:
+            patched.setattr(connection, "_take_frames", None)
+            (found,) = connection.receive(data, 0.0)
+        assert [*found.messages.values()] == [bytes(size)] * 3
 
 
 def test_messages_of_a_stream_are_found_as_runs(generator, monkeypatch):
@@ -500,6 +516,22 @@ def test_stream_that_is_opened_twice_is_an_error(generator):
     call = peer.calls(1)
     assert calls_of(connection, [call])[1] == 1
     assert "over" in calls_of(connection, [call])[2]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_frames_of_a_stream_that_was_reset_are_no_call_within_a_run(generator, place):
+    """Its headers are trailers that nobody waits for; the calls around it are calls."""
+    peer, connection = warmed(generator)
+    connection.receive(peer.headers(), 0.0)
+    reset = word(peer.stream)
+    connection.reset(reset, ErrorCode.CANCEL)
+    late = frame(1, 4, reset, peer.blocks[reset]) + peer.data(peer.stream)
+    before = peer.calls(1)
+    parts = [peer.calls(1) for _ in range(3)]
+    parts.insert(place, late)
+    calls, _, end = calls_of(connection, [before, b"".join(parts)])
+    assert reset not in calls
+    assert (len(calls), end) == (4, "")
 
 
 def test_message_is_not_taken_twice(generator):

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from digit_classifier import PRETRAINED, Classifier
 from serving.__main__ import main
+from serving.config import ModelConfig
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model import repository
 from serving.model.manifest_file import parse_manifest
@@ -218,3 +220,112 @@ def test_folder_with_one_file_is_that_file(tmp_path):
     assert repository.only_file(tmp_path / "one") == tmp_path / "one" / "model.onnx"
     for name in ("none", "none of onnx", "missing"):
         assert repository.only_file(tmp_path / name) == tmp_path / name
+
+
+MLMODEL = "flavors:\n  onnx:\n    data: {}\n    version: 1\n"
+TREES = {
+    # name: (files with their texts, the models by name)
+    "files": (
+        {"a.onnx": "", "B.ONNX": "", "c d.onnx": "", ".e.onnx": "", "f.txt": ""},
+        {"a": "a.onnx", "B": "B.ONNX", "c-d": "c d.onnx"},
+    ),
+    "folders of versions": ({"m/1/model.onnx": "", "m/x": "", "n/0/model.onnx": ""}, {"m": "m"}),
+    "folder with a file": (
+        {"m/model.onnx": "", "n/other.onnx": ""}, {"m": "m/model.onnx"}
+    ),
+    "versions go before a file": ({"m/1/model.onnx": "", "m/model.onnx": ""}, {"m": "m"}),
+    "the root is a model": ({"1/model.onnx": "", "2/model.onnx": ""}, {}),
+    "MLflow's": (
+        {"m/MLmodel": MLMODEL.format("net.onnx"), "m/net.onnx": "", "m/model.onnx": ""},
+        {"m": "m/net.onnx"},
+    ),
+    "MLflow's in a folder": (
+        {"m/MLmodel": MLMODEL.format("data/net.onnx"), "m/data/net.onnx": ""},
+        {"m": "m/data/net.onnx"},
+    ),
+    "MLflow's of its usual name": (
+        {"m/MLmodel": "flavors: {}", "m/model.onnx": ""}, {"m": "m/model.onnx"}
+    ),
+    "MLflow's that is gone": ({"m/MLmodel": MLMODEL.format("net.onnx")}, {}),
+    "MLflow's elsewhere": (
+        {"m/MLmodel": MLMODEL.format("../net.onnx"), "net.onnx": ""}, {"net": "net.onnx"}
+    ),
+    "MLflow's alone": (
+        {"MLmodel": MLMODEL.format("net.onnx"), "net.onnx": "", "other.onnx": ""},
+        {"my-models": "net.onnx"},
+    ),
+    "nothing": ({}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_repository_has_the_models_of_its_files(name, tmp_path):
+    files, expected = TREES[name]
+    root = tmp_path / "my models"
+    root.mkdir()
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    found = repository.models_in(root)
+    assert {each: str(place.relative_to(root)) for each, place in found.items()} == expected
+    for each, place in found.items():
+        assert repository.find(root, each) == place
+    assert repository.find(root, "nobody") == root / "nobody"
+
+
+def test_folder_that_cannot_be_read_is_a_model_that_a_line_names(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert repository.models_in(tmp_path) == {"loop": tmp_path / "loop"}
+
+
+def test_two_models_of_one_name_are_refused(tmp_path):
+    (tmp_path / "a.onnx").touch()
+    (tmp_path / "a" / "1").mkdir(parents=True)
+    with pytest.raises(
+        ConfigurationError, match=r"two models are named a: .*a and .*a\.onnx; rename"
+    ):
+        repository.models_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "model", "expected"),
+    [
+        ((), "m", "m/c.txt"), (("c.txt",), "a.onnx", "c.txt"), (("a.c.txt",), "a.onnx", "a.c.txt"),
+        (("a.c.txt", "c.txt"), "a.onnx", "a.c.txt"), (("c.txt", "b.onnx"), "a.onnx", None),
+        (("c.txt", "b.txt"), "a.onnx", "c.txt"), ((), "a.onnx", None),
+    ],
+)  # fmt: skip
+def test_companion_is_beside_the_model_that_it_belongs_to(files, model, expected, tmp_path, caplog):
+    (tmp_path / "m").mkdir()
+    for each in ("a.onnx", *files):
+        (tmp_path / each).touch()
+    found = repository.companion(tmp_path / model, "c.txt")
+    assert found == (expected and tmp_path / expected)
+    text = "model a: c.txt is not used: 2 models are beside it; name it a.c.txt for this one"
+    assert (text in caplog.text) == ("b.onnx" in files)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "words"),
+    [
+        (".keras", "digit-serving export"), (".h5", "digit-serving export"),
+        (".pt", "torch.onnx.export"), (".safetensors", "torch.onnx.export"),
+        (".pb", "tf2onnx.convert --saved-model"), (".tflite", "tf2onnx.convert --tflite"),
+        (".pkl", "skl2onnx.to_onnx"), (".txt", "expected an ONNX file, whose name ends in .onnx"),
+    ],
+)  # fmt: skip
+def test_file_of_another_framework_has_the_way_to_onnx(suffix, words, tmp_path):
+    file = tmp_path / f"net{suffix}"
+    file.touch()
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        repository.named_models(ModelConfig(models=tmp_path, files=(file,), names=()), tmp_path)
+
+
+def test_one_model_may_have_another_name(tmp_path):
+    for each in ("a.onnx", "b.onnx"):
+        (tmp_path / each).touch()
+    config = ModelConfig(models=tmp_path, names=("a",), served_name="z")
+    assert repository.named_models(config, tmp_path) == {"z": tmp_path / "a.onnx"}
+    both = ModelConfig(models=tmp_path, served_name="z")
+    with pytest.raises(ConfigurationError, match="served_name is for one model, not for a, b"):
+        repository.named_models(both, tmp_path)

@@ -1,5 +1,6 @@
 """A model's own settings: Triton's config.pbtxt, and the command line's `--batch`."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -12,7 +13,7 @@ from serving.model import loading
 from serving.model.loading import load_model
 from serving.model.onnx_runtime import SessionSettings
 from serving.model.settings import NO_SETTINGS
-from serving.model.settings_file import parse_settings, read_settings
+from serving.model.settings_file import parse_settings, read_settings, statements
 from serving.model.verdicts import Verdict
 from tests.serving.model.graphs import node, rows_model, save, two_layers
 from tests.support.servers import ended, serve_command, started
@@ -47,6 +48,116 @@ def test_tritons_file_is_read():
     assert settings.of(BatchingConfig()).max_queue_delay_s == 0.0005
     assert settings.of(BatchingConfig()).max_run_s == 2.5
     assert NO_SETTINGS.of(BatchingConfig(max_run_s=7)).max_run_s == 7
+
+
+FIELDS = {
+    # file: the settings that it changes
+    "max_batch_size: 0": {"batching": "never"},
+    "max_batch_size: 1": {"max_batch_size": 1, "has_batch_axis": True},
+    "max_batch_size: 9": {"max_batch_size": 9, "has_batch_axis": True},
+    "name: 'net'": {"name": "net"},
+    "backend: 'onnxruntime'": {}, "platform: 'onnxruntime_onnx'": {},
+    "dynamic_batching {}": {},
+    "dynamic_batching { max_queue_delay_microseconds: 0 }": {},
+    "dynamic_batching { max_queue_delay_microseconds: 1 }": {"max_queue_delay_s": 1e-6},
+    "dynamic_batching { max_queue_delay_microseconds: 1000000000000 }": {"max_queue_delay_s": 1e6},
+    "instance_group { kind: KIND_GPU }": {"device": "cuda"},
+    "instance_group { kind: KIND_CPU count: 3 }": {"device": "cpu", "instances": 3},
+    "instance_group { kind: KIND_AUTO count: 1 }": {"instances": 1},
+    "instance_group [ { count: 2 }, { count: 3 } ]": {"instances": 5},
+    "instance_group [ { count: 2 }, { } ]": {"instances": 3},
+    "instance_group [ { }, { } ]": {},
+    "instance_group { count: 1024 }": {"instances": 1024},
+    "version_policy { all {} }": {"versions": "all"},
+    "version_policy { latest {} }": {"versions": "latest"},
+    "version_policy { latest { num_versions: 3 } }": {"versions": "latest", "num_latest": 3},
+    "version_policy { specific { versions: [ 2, 1 ] } }": {"versions": "2,1"},
+    "default_model_filename: 'a.onnx'": {"file_name": "a.onnx"},
+    "input { name: 'x' data_type: TYPE_STRING dims: [ 3, -1 ] }": {
+        "tensors": (("x", "BYTES", (3, -1)),)
+    },
+    "output { name: 'y' dims: [ 4 ] reshape { shape: [ 2, 2 ] } }": {
+        "tensors": (("y", None, (2, 2)),)
+    },
+    "output { name: 'y' dims: [ 1 ] reshape { } }": {"tensors": (("y", None, ()),)},
+    "batching=auto": {}, "batching=never": {"batching": "never"},
+    "batching=always": {"batching": "always"},
+    "max_run_seconds=0.000001": {"max_run_s": 1e-6},
+    "max_run_seconds=999999": {"max_run_s": 999_999.0},
+    "intra_op_thread_count=1": {"num_threads": 1},
+    "intra_op_thread_count=1024": {"num_threads": 1024},
+    "enable_mem_arena=1": {"keeps_memory": True}, "enable_mem_arena=0": {"keeps_memory": False},
+    "session.dynamic_block_base=4": {"config": {"session.dynamic_block_base": "4"}},
+    "use_tf32=0": {"provider_options": {"use_tf32": "0"}},
+    **{f"cudnn_conv_algo_search={number}": {"provider_options": {"cudnn_conv_algo_search": name}}
+       for number, name in (("0", "EXHAUSTIVE"), ("1", "HEURISTIC"), ("2", "DEFAULT"),
+                            ("x", "x"))},
+}  # fmt: skip
+
+
+def file_of(text):
+    """A line `key=value` is that of a parameter."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return text.encode()
+    return f"parameters {{ key: '{key}' value {{ string_value: '{value}' }} }}".encode()
+
+
+@pytest.mark.parametrize("text", FIELDS)
+def test_field_sets_this_and_nothing_else(text):
+    found, plain = parse_settings(file_of(text)), parse_settings(b"")
+    changed = {
+        each.name: getattr(found, each.name)
+        for each in dataclasses.fields(plain)
+        if getattr(found, each.name) != getattr(plain, each.name)
+    }
+    assert changed == FIELDS[text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "intra_op_thread_count=1025", "intra_op_thread_count=", "intra_op_thread_count=1000000",
+        "enable_mem_arena=2", "max_run_seconds=1000000", "max_run_seconds=1.0000001",
+        "max_run_seconds=0.0", "batching=Always", "instance_group { count: 1025 }",
+        "dynamic_batching { max_queue_delay_microseconds: 1000000000001 }",
+        "default_model_filename: 'a/b.onnx'", "default_model_filename: '.onnx'",
+        "version_policy { specific { } }", "version_policy { specific { versions: [ 1, 0 ] } }",
+        "backend: 'onnx'", "platform: 'tensorrt_plan'",
+    ],
+)  # fmt: skip
+def test_value_beyond_a_limit_is_refused_with_its_field(text):
+    field = re.split("[=:{ ]", text)[0]
+    with pytest.raises(ConfigurationError, match=field):
+        parse_settings(file_of(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "LONG: 1", "backend: 'LONG'", "max_run_seconds=LONG", "batching=LONG",
+        "default_model_filename: '/LONG'", "intra_op_thread_count=LONG",
+        "parameters [ { key: 'LONG' }, { key: 'LONG' } ]",
+    ],
+)  # fmt: skip
+def test_value_in_a_message_has_a_hundred_characters(text):
+    with pytest.raises(ConfigurationError) as caught:
+        parse_settings(file_of(text.replace("LONG", "x" * 300)))
+    found = max(re.findall("/?x+", str(caught.value)), key=len)
+    assert len(found) == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1 b { c: 2 # d: 3\n } e: [ 4, 5 ]", ["a: 1", "b { c: 2 # d: 3\n }", "e: [ 4, 5 ]"]),
+        ("a: b c: 'd: {' e < f: 1 >", ["a: b", "c: 'd: {'", "e < f: 1 >"]),
+        ('a: "\\"" b: 1; c: 2', ['a: "\\""', "b: 1;", "c: 2"]), ("", []), ("# a", []),
+        ("_a { " + "{ " * 15 + "} " * 16, ["_a { " + "{ " * 15 + "} " * 15 + "}"]),
+    ],
+)  # fmt: skip
+def test_file_is_divided_into_its_fields(text, expected):
+    assert [part.strip() for _, part in statements(text)] == expected
 
 
 def test_empty_file_sets_nothing():

@@ -3,7 +3,14 @@
 import pytest
 from onnx import helper
 
-from serving.model.signatures import MARK, difference, read_signature, unaccepted
+from serving.model.signatures import (
+    MARK,
+    GraphSignature,
+    Value,
+    difference,
+    read_signature,
+    unaccepted,
+)
 from tests.serving.model.graphs import TYPES, model, node, save, value
 
 
@@ -86,3 +93,36 @@ def test_versions_of_another_signature_are_named_however_few_there_are(number, t
     assert "version 1 has x FP32 [N, 4]" in reasons["2"]
     (tmp_path / "2" / MARK).touch()
     assert list(unaccepted(tmp_path, list(found), found.get)) == (["3"] if number > 2 else [])
+
+
+def test_version_that_cannot_be_read_stands_for_nothing(tmp_path):
+    kinds = {"1": SAME, "2": SAME, "3": OTHER}
+    found = {name: signature(tmp_path, *kind, name) for name, kind in kinds.items()}
+    for unread in ("1", "2"):
+        read = {name: each for name, each in found.items() if name != unread}.get
+        assert list(unaccepted(tmp_path, list(kinds), read)) == ["3"]
+
+
+def test_values_of_all_versions_have_types_and_ranks_that_fit():
+    """Each pair of an older and a newer description: may callers go on?"""
+    open_, fixed, other = (Value("FP32", (-1, size)) for size in (-1, 4, 5))
+    flat, unknown = Value("FP32", (-1,)), Value("FP32", None)
+    every = {"open": open_, "fixed": fixed, "other": other, "flat": flat, "unknown": unknown}
+    fitting = {"input": set(), "output": set()}
+    for old, before in every.items():
+        for new, after in every.items():
+            for kind, sides in (("input", (0, 1)), ("output", (1, 0))):
+                pair = [[{"x": each}, {}] for each in (before, after)]
+                signatures = [GraphSignature(*(side[at] for at in sides)) for side in pair]
+                if difference(*signatures) is None:
+                    fitting[kind].add(f"{old} {new}")
+    same = {f"{each} {each}" for each in every}
+    assert fitting["input"] == same | {
+        "fixed open", "other open", "open unknown", "fixed unknown", "other unknown",
+        "flat unknown",
+    }  # fmt: skip
+    assert fitting["output"] == same | {
+        "fixed open", "other open", "open fixed", "open other", "open unknown", "fixed unknown",
+        "other unknown", "flat unknown", "unknown open", "unknown fixed", "unknown other",
+        "unknown flat",
+    }  # fmt: skip

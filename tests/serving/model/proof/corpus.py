@@ -16,6 +16,7 @@ from onnx.backend.test.case.node import collect_testcases
 
 from serving.model.onnx_file import parse_model
 from serving.model.proof import Mixes, prove
+from serving.model.proof.sizes import ONE
 from tests.serving.model.proof.cases import with_rows
 
 FILE = Path(__file__).parents[3] / "corpus" / "verdicts.tsv"
@@ -57,7 +58,7 @@ def shown(value):
     parts = [f"of {','.join(map(polynomial, value.shape))}"]
     if value.axis is not None:
         parts.insert(0, f"rows {value.axis}")
-    if value.outer not in (None, type(value.outer).of(1)):
+    if value.outer not in (None, ONE):
         parts.append(f"times {polynomial(value.outer)}")
     if value.vector is not None:
         parts.append(f"= {','.join(map(polynomial, value.vector))}")

@@ -206,6 +206,13 @@ def test_pieces_that_there_is_no_time_for_are_counted(monkeypatch):
     assert 0 < found.num_omitted < 4
 
 
+@pytest.mark.parametrize(("x", "num_draws"), [("float[N,4] x", 2), ("float[N,L] x", 4)])
+def test_draws_of_several_sizes_are_compared_where_axes_are_open(x, num_draws):
+    """Each with three rows, the last of them alone, and six other batches."""
+    found = checked(graph("a = Neg(x); y = Abs(a)", x=x), clock=lambda: 0.0)
+    assert (found.num_tensors, found.num_omitted, found.num_runs) == (2, 0, 8 * num_draws)
+
+
 def test_time_that_is_spent_ends_the_check_after_a_batch_and_a_row(monkeypatch):
     now_s = iter(range(1_000_000))
     found = checked(graph("y = Neg(x)"), clock=lambda: float(next(now_s)))

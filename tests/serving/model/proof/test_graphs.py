@@ -726,11 +726,18 @@ def test_function_is_read_as_onnx_runtime_runs_it():
     for functions, version, reason in [
         (nested, 18, "u (Softmax): a body refers to attributes of a function around it"),
         (once, 11, "y (own.f): a function is for another version of the operators than the model"),
+        (once, 19, "y (own.f): a function is for another version of the operators than the model"),
         (once + once, 18, "two functions are named f"),
         (once, 18, None),
     ]:
         text = main + functions.replace("VERSION", str(version))
         assert verdict(parser.parse_model(text)) == reason
+
+
+def test_size_of_minus_one_is_open():
+    model = graph("y = Neg(x)")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert verdict(model) is None
 
 
 def test_model_that_does_not_say_its_operators_version_is_refused():
