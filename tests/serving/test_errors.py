@@ -95,7 +95,7 @@ def test_calls_are_counted_by_the_code_of_their_error_over_http_too(classifier, 
             peer.post(f"/v1/errors/{error.__name__}", b"")
         peer.get("/v2/logging")
         models = server.report().counts.models
-        counted = Counter(sum((list(each.requests.elements()) for each in models.values()), []))
+        counted = sum((each.requests for each in models.values()), Counter())
         for error, row in TABLE.items():
             assert counted[error.__name__, row.code.name] == 1
         assert {code for method, code in counted if method.startswith("Http")} == {"UNIMPLEMENTED"}
