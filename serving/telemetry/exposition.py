@@ -74,14 +74,14 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
             histogram: Histogram = getattr(counts, field)
             family.add_metric(label, histogram.cumulative(), histogram.sum)
         yield family
-    rows = core.GaugeMetricFamily("serving_queue_rows", "Rows that wait.", labels=_VERSION)
+    waiting = core.GaugeMetricFamily("serving_queue_rows", "Rows that wait.", labels=_VERSION)
     capacities = core.GaugeMetricFamily(
         "serving_queue_capacity_rows", "The most rows that may wait.", labels=_VERSION
     )
     for label, queue in report.queues.items():
-        rows.add_metric(label, queue.num_rows)
+        waiting.add_metric(label, queue.num_rows)
         capacities.add_metric(label, queue.capacity)
-    yield from (rows, capacities)
+    yield from (waiting, capacities)
     yield from _of_handlers(report, models)
 
 
