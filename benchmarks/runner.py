@@ -11,7 +11,7 @@ is an image):
 
     ClosedLoop    `callers` calls in flight, one row each   rows/s
     NewHeaders    the same by calls that each have a deadline and a trace of their own
-    Overload      1 to 3 times the rate of a closed loop    rows/s answered within 50 ms
+    Overload      1 to 5 times the rate of a closed loop    rows/s answered within 50 ms
 
 https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
 """
