@@ -15,7 +15,7 @@ from serving.errors import ModelNotFound, ServingError, Unavailable
 from serving.model.loaded import LoadedModel
 from serving.system.cores import usable_cores
 from serving.system.host import Host
-from serving.telemetry.metrics import HandlerUsage, Metrics
+from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
 if TYPE_CHECKING:
@@ -396,6 +396,14 @@ class Router:
             shown = repr(name) if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]!r}..."
             raise ModelNotFound(f"no model {shown}: this server serves {there}")
         return route
+
+    def queues(self) -> dict[tuple[str, str], QueueUsage]:
+        """Return what waits, by name and version; from any thread."""
+        found: dict[tuple[str, str], QueueUsage] = {}
+        for batcher in self.batchers:  # one that was replaced by another of its version may wait
+            num_rows = batcher.num_waiting + found.get(batcher.label, QueueUsage()).num_rows
+            found[batcher.label] = QueueUsage(num_rows, batcher.capacity)
+        return found
 
     def handlers(self) -> dict[tuple[str, str], HandlerUsage]:
         """Return the processes of handlers, by name and version; from any thread."""

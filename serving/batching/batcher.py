@@ -92,6 +92,11 @@ class Batcher:
         self.owner = self._offloaded.owner = owner
 
     @property
+    def capacity(self) -> int:
+        """The most rows that wait in a queue, but for those of callers with few."""
+        return self._inline.capacity
+
+    @property
     def num_waiting(self) -> int:
         """The rows that wait for a run; a moment old on other threads."""
         return self._inline.num_rows + self._offloaded.num_waiting

@@ -45,7 +45,7 @@ def add_access(parser: argparse.ArgumentParser) -> None:
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="file whose first line is the bearer token; or set SERVING_TOKEN",
+        help="file of the bearer token: its first line that is no comment; or set SERVING_TOKEN",
     )
 
 

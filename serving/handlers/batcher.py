@@ -148,6 +148,11 @@ class HandlerBatcher:
     # As a batcher
 
     @property
+    def capacity(self) -> int:
+        """The most rows that wait for a process, but for those of callers with few."""
+        return self._queue.capacity
+
+    @property
     def num_waiting(self) -> int:
         """The rows that wait for a process; a moment old on other threads."""
         return self._queue.num_rows

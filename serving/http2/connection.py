@@ -664,7 +664,9 @@ class Connection:
             num_bytes: the data bytes of each.
         """
         self._small_frames.left += self.limits.small_frames_per_request * number
-        self._use_window(num_bytes * number)
+        self._receive_window -= num_bytes * number
+        if self._receive_window < self.limits.connection_window_bytes // 2:
+            self._use_window(0)
 
     def _note_reset(self, stream: bytes) -> None:
         """Remember that frames of a stream may be under way that nobody waits for."""

@@ -45,7 +45,8 @@ _CONV_SEARCH = {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"}
 _THREADS, _ARENA = "intra_op_thread_count", "enable_mem_arena"
 _MAX_THREADS = 1024
 _OF_SESSIONS = {
-    "session.intra_op.allow_spinning", "session.force_spinning_stop", "session.dynamic_block_base",
+    "session.intra_op.allow_spinning", "session.intra_op.spin_duration_us",
+    "session.force_spinning_stop", "session.dynamic_block_base",
     "session.set_denormal_as_zero", "session.disable_prepacking", "session.disable_quant_qdq",
     "session.enable_quant_qdq_cleanup", "session.qdqisint8allowed",
     "session.use_device_allocator_for_initializers", "session.intra_op_thread_affinities",

@@ -74,6 +74,14 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
             histogram: Histogram = getattr(counts, field)
             family.add_metric(label, histogram.cumulative(), histogram.sum)
         yield family
+    waiting = core.GaugeMetricFamily("serving_queue_rows", "Rows that wait.", labels=_VERSION)
+    capacities = core.GaugeMetricFamily(
+        "serving_queue_capacity_rows", "The most rows that may wait.", labels=_VERSION
+    )
+    for label, queue in report.queues.items():
+        waiting.add_metric(label, queue.num_rows)
+        capacities.add_metric(label, queue.capacity)
+    yield from (waiting, capacities)
     yield from _of_handlers(report, models)
 
 
@@ -125,8 +133,6 @@ def _of_server(report: Report) -> Iterator[core.Metric]:
     ):
         yield core.CounterMetricFamily(name, text, value)
     for name, text, value in (
-        ("serving_queue_rows", "Rows that wait for a run.", report.num_waiting),
-        ("serving_queue_capacity_rows", "The most rows that may wait.", report.queue_capacity),
         ("serving_calls_in_flight", "Calls in progress.", report.num_calls),
         ("serving_ready", "1 if health says SERVING, else 0.", int(report.is_serving)),
         ("process_start_time_seconds", "Since 1970.", start_time_s()),

@@ -4,11 +4,11 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -312,6 +312,14 @@ class Served(NamedTuple):
     """The most rows in one request; None if calls run alone: they are not counted in rows."""
 
 
+class QueueUsage(NamedTuple):
+    """What waits for runs of a version, or for its handler's processes."""
+
+    num_rows: int = 0
+    capacity: int = 0
+    """The most rows of any callers; some more may wait, of callers that have few."""
+
+
 class HandlerUsage(NamedTuple):
     """The processes of a version's handler."""
 
@@ -320,6 +328,9 @@ class HandlerUsage(NamedTuple):
     """Since the version was loaded."""
     memory_bytes: int = 0
     """Resident, of all of them."""
+
+
+_Usage = TypeVar("_Usage", QueueUsage, HandlerUsage)
 
 
 class Readiness(NamedTuple):
@@ -337,10 +348,8 @@ class Report(NamedTuple):
     """All versions in service."""
     batching: BatchingConfig
     """Sizes and limits, of each model."""
-    num_waiting: int
-    """Rows that wait for a run."""
-    queue_capacity: int
-    """The most rows that may wait."""
+    queues: Mapping[ModelLabel, QueueUsage]
+    """What waits, by version."""
     num_calls: int
     """Calls in progress."""
     is_serving: bool
@@ -360,10 +369,15 @@ class Report(NamedTuple):
     waiting: tuple[str, ...] = ()
     """Newer versions that are not served by themselves, such as "iris/4"."""
 
+    @property
+    def num_waiting(self) -> int:
+        """Rows that wait for a run, of all versions."""
+        return sum(queue.num_rows for queue in self.queues.values())
+
     def ended(self) -> "Report":
         """Return the report of a process that has ended: its models, and zeros."""
         return self._replace(
-            num_waiting=0,
+            queues=dict.fromkeys(self.queues, QueueUsage()),
             num_calls=0,
             is_serving=False,
             usage=Usage(),
@@ -379,8 +393,7 @@ def total(reports: list[Report], earlier: Counts) -> Report:
     return Report(
         models=reports[0].models,
         batching=reports[0].batching,
-        num_waiting=sum(report.num_waiting for report in reports),
-        queue_capacity=sum(report.queue_capacity for report in reports),
+        queues=_summed(QueueUsage, [report.queues for report in reports]),
         num_calls=sum(report.num_calls for report in reports),
         is_serving=all(report.is_serving for report in reports),
         usage=Usage(*map(sum, zip(*usages, strict=True))),
@@ -388,17 +401,17 @@ def total(reports: list[Report], earlier: Counts) -> Report:
         stuck_models=frozenset[str]().union(*(report.stuck_models for report in reports)),
         request=reports[0].request,
         methods=reports[0].methods,
-        handlers=_handlers(reports),
+        handlers=_summed(HandlerUsage, [report.handlers for report in reports]),
         waiting=reports[0].waiting,
     )
 
 
-def _handlers(reports: list[Report]) -> dict[ModelLabel, HandlerUsage]:
-    """Add up the processes of handlers."""
-    found: dict[ModelLabel, list[HandlerUsage]] = {}
-    for report in reports:
-        for label, usage in report.handlers.items():
+def _summed(
+    kind: Callable[..., _Usage], usages: Iterable[Mapping[ModelLabel, _Usage]]
+) -> dict[ModelLabel, _Usage]:
+    """Add up the usages of each version."""
+    found: dict[ModelLabel, list[_Usage]] = {}
+    for each in usages:
+        for label, usage in each.items():
             found.setdefault(label, []).append(usage)
-    return {
-        label: HandlerUsage(*map(sum, zip(*usages, strict=True))) for label, usages in found.items()
-    }
+    return {label: kind(*map(sum, zip(*each, strict=True))) for label, each in found.items()}

@@ -335,7 +335,7 @@ class HttpPort(Port):
         is_whole = engine.phase is Phase.RUNNING or not plan.request.num_bytes
         if plan.request.is_last or not is_whole or self.refusal is not None:
             self._read_no_more(peer)
-        more = self._end_request(call, name_of(answer.status), answer.status)
+        more = self._end_request(call, answer.code or name_of(answer.status), answer.status)
         is_last = peer.state >= State.LAST
         engine.write(self._app.encode(answer, plan, is_last=is_last, more=more))
         self.schedule_flush(peer)
@@ -362,8 +362,9 @@ class HttpPort(Port):
             self.fail_request(engine.call, refusal)
             return
         engine.phase = Phase.IDLE
-        self._metrics.count("other", name_of(error.status))
-        engine.write(self._app.encode(problem(refusal), None, is_last=True))
+        answer = problem(refusal)
+        self._metrics.count("other", answer.code)
+        engine.write(self._app.encode(answer, None, is_last=True))
         self.schedule_flush(peer)
 
     def _read_no_more(self, peer: Peer) -> None:

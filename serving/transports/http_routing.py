@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 JSON = "application/json"
 _REASONS = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TABLE[TooLarge].reason}
 """Reasons of statuses that have one on gRPC, too."""
-_NAMES: dict[int, str] = {row.http.value: row.code.name for row in TABLE.values()}
+_NAMES: dict[int, str] = {row.http.value: row.code.name for row in reversed(TABLE.values())}
+"""Of several errors with one status, the first of the table counts."""
 TIMEOUT_HEADER = "request-timeout"
 """The caller's timeout in seconds, such as 0.25."""
 _MAX_TIMEOUT_S = 1e6
@@ -64,6 +65,8 @@ class Answer(NamedTuple):
     status: int = 200
     headers: Headers = ()
     """Beside those of every answer."""
+    code: str = ""
+    """The gRPC status that the call is counted under; if empty, by the status: see `name_of`."""
 
 
 class HttpError(Exception):
@@ -97,11 +100,12 @@ def problem(error: ServingError | HttpError) -> Answer:
     The member `error` repeats the detail, for clients of the Open Inference Protocol.
     """
     if isinstance(error, HttpError):
-        status, headers = error.status, error.headers
+        status, headers, code = error.status, error.headers, name_of(error.status)
         reason = _REASONS.get(status, status.name)
     else:
         row = TABLE[type(error)]
         status, reason, headers = row.http, row.reason, _headers_of(error)
+        code = row.code.name
     content = {
         "type": "about:blank",
         "title": status.phrase,
@@ -110,11 +114,12 @@ def problem(error: ServingError | HttpError) -> Answer:
         "detail": str(error),
         "error": str(error),
     }
-    return Answer(json.dumps(content).encode(), "application/problem+json", status.value, headers)
+    body = json.dumps(content).encode()
+    return Answer(body, "application/problem+json", status.value, headers, code)
 
 
 def name_of(status: int) -> str:
-    """Return the gRPC status under which calls with this outcome are counted."""
+    """Return the gRPC status under which calls with this status of HTTP are counted."""
     return _NAMES.get(status, "OK" if status < 400 else "INVALID_ARGUMENT")
 
 

@@ -11,7 +11,7 @@ import pytest
 from serving.config import BatchingConfig
 from serving.system.usage import Usage
 from serving.telemetry.exposition import encode
-from serving.telemetry.metrics import Counts, HandlerUsage, Report, Served
+from serving.telemetry.metrics import Counts, HandlerUsage, QueueUsage, Report, Served
 from tests.test_boundaries import ORDER
 from tests.test_traffic import trace, traced
 
@@ -170,7 +170,8 @@ _PLACEHOLDER = re.compile(r"%[-+ 0#]*[\d.]*[a-z]")
 
 def metric_names():
     models = (Served("digits", "1", "", "", "", "default", 10),)
-    report = Report(models, BatchingConfig(), 0, 1, 0, True, Usage.now(), Counts())
+    queues = {("digits", "1"): QueueUsage(0, 1)}
+    report = Report(models, BatchingConfig(), queues, 0, True, Usage.now(), Counts())
     report = report._replace(handlers={("digits", "1"): HandlerUsage()})
     _, body = encode(report, "text/plain")
     samples = re.findall(r"(?m)^([a-z_]+)[{ ]", body.decode())

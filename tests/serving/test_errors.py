@@ -1,5 +1,6 @@
 """Each error arrives as itself, whatever its text, over both transports of each side and HTTP."""
 
+from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,8 +43,9 @@ PATHS = SimpleNamespace(
     PAGES={},
     FILES=Path(__file__).parent / "http",
     routes=lambda router, config: [
-        Endpoint("POST", f"/v1/errors/{error.__name__}", partial(refuse_http, error), name="other")
+        Endpoint("POST", f"/v1/errors/{name}", partial(refuse_http, error), name=name)
         for error in TABLE
+        if (name := error.__name__)
     ],
     describe=lambda router, config: ({}, {}),
 )
@@ -83,3 +85,17 @@ def test_each_error_has_its_reason_and_status_over_http(classifier, monkeypatch)
             assert (reply.status, reply.json["reason"]) == (row.http, row.reason)
             assert ("retry-after" in reply.headers) == (error in (Overloaded, Unavailable))
         assert peer.get("/v1/nothing").json["reason"] == "NOT_FOUND"
+
+
+def test_calls_are_counted_by_the_code_of_their_error_over_http_too(classifier, monkeypatch):
+    """Errors of one HTTP status are not one: 501 is a caller's mistake, or the operator's."""
+    with refusing(classifier, monkeypatch, http_port=0) as server:
+        peer = HttpPeer(server.http_url)
+        for error in TABLE:
+            peer.post(f"/v1/errors/{error.__name__}", b"")
+        peer.get("/v2/logging")
+        models = server.report().counts.models
+        counted = sum((each.requests for each in models.values()), Counter())
+        for error, row in TABLE.items():
+            assert counted[error.__name__, row.code.name] == 1
+        assert {code for method, code in counted if method.startswith("Http")} == {"UNIMPLEMENTED"}

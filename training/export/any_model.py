@@ -220,7 +220,9 @@ def _answered(
 
 def _num_not_finite(answers: npt.NDArray[Any]) -> int:
     """Return the number of rows with a NaN or an infinity."""
-    is_finite = np.isfinite(answers.astype(float)).reshape(len(answers), -1).all(axis=1)
+    if answers.dtype.kind in "SUO":  # text is neither
+        return 0
+    is_finite = np.isfinite(answers).reshape(len(answers), -1).all(axis=1)
     return int((~is_finite).sum())
 
 

@@ -221,7 +221,7 @@ def test_each_message_of_a_request_has_attempts_of_its_own():
 @pytest.mark.usefixtures("client_transport")
 def test_server_that_asks_for_another_attempt_gets_it(image):
     """Ours do as they end: a restart fails no call of however many."""
-    refuse = Refusing(("grpc-retry-pushback-ms", "100"))
+    refuse = Refusing(("grpc-retry-pushback-ms", "10"))
 
     def refuse_then_answer(request, context):
         return ONE if refuse.num_attempts >= NUM_CALLS else refuse(request, context)
@@ -246,7 +246,8 @@ class Full:
 
 
 @pytest.mark.usefixtures("client_transport")
-def test_full_queue_is_waited_for_and_then_answers(image):
+def test_full_queue_is_waited_for_and_then_answers(image, monkeypatch):
+    monkeypatch.setattr(retries, "_LONGEST_BACKOFF_S", retries._SHORTEST_BACKOFF_S)
     full = Full(8)  # more often than a failing server is asked
     with fake_server(full) as address, Classifier.connect(address, timeout_s=PATIENT_S) as client:
         assert len(client.classify(image)) == 1

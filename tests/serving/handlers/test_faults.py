@@ -396,7 +396,7 @@ def test_calls_of_a_batch_that_crashed_are_tried_alone(served, gate):
 
 def waiting(client):
     page = HttpPeer(f"http://{client.metrics}").get("/metrics").body.decode()
-    (found,) = re.findall(r"^serving_queue_rows (\S+)", page, re.M)
+    (found,) = re.findall(r"^serving_queue_rows{.*} (\S+)", page, re.M)
     return float(found)
 
 

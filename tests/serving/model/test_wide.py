@@ -45,7 +45,7 @@ def no_engine():
 
 
 def test_short_runs_stay_on_one_thread():
-    assert gains(("m", "1"), narrow(0.0005), no_engine, ROW) is None
+    assert gains(("m", "1"), narrow(0.0001), no_engine, ROW) is None
 
 
 def test_work_that_other_threads_share_is_a_gain():

@@ -15,7 +15,7 @@ from serving.errors import ConfigurationError
 from serving.server.lifetime import serve
 from serving.server.metrics_port import MetricsPort
 from serving.system.usage import Usage
-from serving.telemetry.metrics import Counts, Readiness, Report, Served
+from serving.telemetry.metrics import Counts, QueueUsage, Readiness, Report, Served
 from tests.serving.http.peer import HttpPeer
 from tests.serving.server.test_supervisor import workers_of
 from tests.support.fakes import image_with
@@ -38,8 +38,11 @@ def get(address, path, method="GET"):
     return reply.status, reply.body.decode()
 
 
+QUEUES = {("digits", "1"): QueueUsage(0, 100)}
+
+
 def report():
-    return Report(MODELS, BatchingConfig(), 0, 100, 0, True, Usage.now(), Counts())
+    return Report(MODELS, BatchingConfig(), QUEUES, 0, True, Usage.now(), Counts())
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def test_only_three_paths_are_answered(exporter):
     assert get(exporter.address, "/readyz?verbose=1") == (200, "SERVING\n")
     status, page = get(exporter.address, "/metrics")
     assert status == 200
-    assert "serving_queue_capacity_rows 100.0" in page
+    assert 'serving_queue_capacity_rows{model="digits",version="1"} 100.0' in page
     for path in ("/", "/metricsx", "/healthz/", "/debug", "*"):
         assert get(exporter.address, path)[0] == 404, path
 

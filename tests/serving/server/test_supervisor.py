@@ -29,7 +29,15 @@ from serving.system.host import Host
 from serving.system.listening import bind
 from serving.system.shared_port import refuse_callers, reserved_port
 from serving.system.usage import Usage
-from serving.telemetry.metrics import NO_MODEL, Counts, Metrics, Report, Served, total
+from serving.telemetry.metrics import (
+    NO_MODEL,
+    Counts,
+    Metrics,
+    QueueUsage,
+    Report,
+    Served,
+    total,
+)
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App
 from serving.transports.limits import PortLimits
@@ -113,11 +121,11 @@ def test_killed_worker_fails_its_own_calls_and_comes_back(models, images, classi
         wait_until(lambda: of_digits(scrape(server), "serving_rows_total") == num_answered)
         samples = scrape(server)
         assert value(samples, "serving_worker_restarts_total") == 1
-        assert value(samples, "serving_queue_capacity_rows") == 2 * 16_384
+        assert of_digits(samples, "serving_queue_capacity_rows") == 2 * 16_384
         one = max(Footprint.of(pid).resident_bytes for pid in after)
         assert value(samples, "process_resident_memory_bytes") > 1.5 * one, "not of all workers"
         assert of_digits(samples, "serving_batch_rows_sum") == num_answered
-        assert value(samples, "serving_queue_rows") == 0
+        assert of_digits(samples, "serving_queue_rows") == 0
 
 
 def wait_for_line(server, text):
@@ -362,13 +370,22 @@ def test_reports_add_up():
     first, second, dead = (each.snapshot() for each in metrics)
     usage = Usage(resident_bytes=1_000, num_files=10)
     reports = [
-        Report(models, BatchingConfig(), num_waiting, 100, 3, is_serving, usage, counts)
-        for num_waiting, is_serving, counts in ((4, True, first), (5, False, second))
+        Report(models, BatchingConfig(), queues, 3, is_serving, usage, counts)
+        for queues, is_serving, counts in (
+            ({("digits", "1"): QueueUsage(4, 100)}, True, first),
+            (
+                {("digits", "1"): QueueUsage(5, 100), ("other", "1"): QueueUsage(1, 9)},
+                False,
+                second,
+            ),
+        )
     ]
     summed = total(reports, dead)
-    assert (summed.queue_capacity, summed.num_calls, summed.is_serving) == (200, 6, False)
+    assert (summed.num_calls, summed.is_serving) == (6, False)
     assert summed.usage.resident_bytes > 2_000, "the supervisor's own, too"
-    assert summed.num_waiting == 9
+    assert summed.queues == {("digits", "1"): (9, 200), ("other", "1"): (1, 9)}
+    assert summed.num_waiting == 10
+    assert set(summed.ended().queues.values()) == {(0, 0)}
     assert summed.counts.requests == {("Classify", "OK"): 5, ("Classify", "INTERNAL"): 1}
     assert summed.counts.reloads == Counter()
     rows = {label: counts.num_rows for label, counts in summed.counts.models.items()}
@@ -379,7 +396,7 @@ def test_reports_add_up():
 def test_ready_line_of_workers_has_the_versions_that_wait(capsys):
     models = (Served("iris", "3", "cpu", "fp32", "h2", "default", 10),)
     report = Report(
-        models, BatchingConfig(), 0, 1, 0, True, Usage(), Metrics().snapshot(), waiting=("iris/4",)
+        models, BatchingConfig(), {}, 0, True, Usage(), Metrics().snapshot(), waiting=("iris/4",)
     )
     announce(total([report, report], Counts()), "127.0.0.1:1", "off", "text", workers=2)
     line = capsys.readouterr().out.partition("\n")[0].split()

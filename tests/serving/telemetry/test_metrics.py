@@ -76,7 +76,7 @@ def test_calls_rows_runs_and_answers_are_counted(fresh, images, classifier):
     assert of_digits(samples, "serving_requests_total", **refused) == 1
     of_none = {"model": "", "version": "", "method": "GetModel", "status": "OK"}
     assert value(samples, "serving_requests_total", **of_none) == 1
-    assert value(samples, "serving_queue_rows") == 0
+    assert of_digits(samples, "serving_queue_rows") == 0
     for name in ("rows_total", "batch_rows_sum", "confidence_count"):
         assert of_digits(samples, f"serving_{name}") == len(images)
     assert of_digits(samples, "serving_batch_rows_bucket", le="1") == 100
@@ -141,9 +141,9 @@ def test_calls_in_flight_and_the_queue_are_shown():
             first = call.future(encode_request(image_with(1).tobytes()))
             wait_until(lambda: server.num_begun() == 1)
             rest = [call.future(encode_request(image_with(n).tobytes())) for n in range(4)]
-            wait_until(lambda: value(scrape(server), "serving_queue_rows") == 4)
+            wait_until(lambda: of_digits(scrape(server), "serving_queue_rows") == 4)
             samples = scrape(server)
-            assert value(samples, "serving_queue_capacity_rows") == 100
+            assert of_digits(samples, "serving_queue_capacity_rows") == 100
             assert value(samples, "serving_calls_in_flight") == 5
             assert value(samples, "serving_ready") == 1
             server.tell("release")
@@ -254,7 +254,7 @@ def test_version_that_is_gone_keeps_its_counts_on_the_page():
     counts = ModelCounts(classes=Counter({9: 3}))
     for name, seconds in (("queue", 1), ("run", 2), ("request", 4)):
         getattr(counts, f"{name}_s").add(seconds)
-    report = Report((), BatchingConfig(), 0, 1, 0, True, Usage(), Counts({("m", "1"): counts}))
+    report = Report((), BatchingConfig(), {}, 0, True, Usage(), Counts({("m", "1"): counts}))
     page = encode(report, "")[1].decode()
     assert 'serving_answers_total{class="9",model="m",version="1"} 3.0' in page
     for name, seconds in (("queue", 1), ("run", 2), ("request", 4)):
