@@ -6,6 +6,7 @@ import resource
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_user_without_a_home_names_the_cache(cache, monkeypatch):
     def home():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(remote.Path, "home", home)
+    monkeypatch.setattr(Path, "home", home)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     RemoteRepository("memory://bucket/models", cache)
     with pytest.raises(ConfigurationError, match="--model-cache"):
