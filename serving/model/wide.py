@@ -31,6 +31,9 @@ _NUM_TRIES = 5
 _OPEN_SIZE = 64
 """The size of axes that callers choose: drawn rows have a few, which shows nothing."""
 
+_MAX_BYTES = 1 << 20
+"""The most bytes of such inputs: an axis of pictures that can't be batched is no text's length."""
+
 _Run = Callable[[Feeds], list[Array]]
 
 
@@ -92,7 +95,9 @@ def usual_feeds(run: _Run, tensors: TensorSignature, feeds: Feeds) -> Feeds:
             for size, free in zip(array.shape, is_open, strict=False)
         ]
         larger[tensor.name] = np.resize(array, sizes)
-    if all(larger[name].shape == array.shape for name, array in feeds.items()):
+    num_bytes = sum(array.nbytes for array in larger.values())
+    is_same = all(larger[name].shape == array.shape for name, array in feeds.items())
+    if is_same or num_bytes > _MAX_BYTES:
         return feeds
     try:
         run(larger)

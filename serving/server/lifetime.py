@@ -20,6 +20,7 @@ from serving.system import signals
 from serving.system.addresses import first_free
 from serving.system.cores import usable_cores
 from serving.system.host import Host
+from serving.system.libc import limit_free_memory
 from serving.system.systemd import keep_watchdog_fed, notify
 
 _log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ async def serve(
     Raises:
         ServingError: the server can't start; see `load_model` and `Server.start`.
     """
+    limit_free_memory()  # first: loading counts the pages that runs unmap and map again
     with ExitStack() as stack:
         # First: it answers 503 while the rest starts.
         exporter = stack.enter_context(exporting(config))

@@ -17,7 +17,6 @@ from serving.protocols.oip.examples import Access, Example
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.server.self_test import SelfTest
-from serving.system.libc import limit_free_memory
 from serving.system.usage import Usage
 from serving.telemetry.metrics import Readiness, Report, Served
 from serving.transports import open_transport
@@ -95,7 +94,6 @@ class Server:
         Raises:
             ConfigurationError: the address can't be bound.
         """
-        limit_free_memory()
         self.address = await self._transport.start()
         if self._http is not None:
             self._http.start(self._transport.loop, self.address)

@@ -77,6 +77,13 @@ def test_sizes_that_callers_choose_are_usual_ones():
     assert usual_feeds(refuse, TensorSignature(inputs, (), is_batchable=True), feeds) is feeds
 
 
+def test_pictures_that_are_not_batched_are_not_many():
+    """64 of them took 1.3 GB in an arena, which kept it."""
+    inputs = (Tensor("x", "FP32", (-1, 224, 224, 3)),)
+    feeds = {"x": np.ones((1, 224, 224, 3), np.float32)}
+    assert usual_feeds(no_engine, TensorSignature(inputs, (), is_batchable=False), feeds) is feeds
+
+
 def multiplications():
     """Rows that are multiplied by large matrices, some 20 ms a row."""
     matrix = np.full((2048, 2048), 1 / 2048, np.float32)
