@@ -177,7 +177,7 @@ def read_signature(
     with suppress(FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
         data = read_regular(model_dir / version / MANIFEST, MAX_MANIFEST_BYTES)
         document = json.loads(data).get("signature")
-        images = json.dumps(Signature.of(document).document() if document else None)
+        images = json.dumps(Signature.of(document).document()) if document else ""
     return GraphSignature(inputs, outputs, images)
 
 
