@@ -13,6 +13,11 @@ from serving.security.watched_files import read_bytes
 _NO_SPAN = nullcontext()
 
 
+def _is_token(value: object) -> bool:
+    """Return whether a header can carry a value as a token: an empty one resets the call."""
+    return isinstance(value, str) and value != "" and all("!" <= each <= "~" for each in value)
+
+
 class Credentials:
     """A client's credentials, and the authorities that it trusts."""
 
@@ -27,9 +32,8 @@ class Credentials:
         for each in (tls_ca, tls_cert, tls_key):
             if not isinstance(each, str | Path | None):
                 raise ConfigurationError(f"expected the path of a PEM file, got {each!r:.80}")
-        is_text = token is None or isinstance(token, str)
-        if not is_text or (token and not (token.isascii() and token.isprintable())):
-            raise ConfigurationError("a token must be printable ASCII on one line")
+        if token is not None and not _is_token(token):
+            raise ConfigurationError("a token must be printable ASCII on one line, no blank in it")
         self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         if (tls_cert is None) != (tls_key is None):
             raise ConfigurationError("tls_cert and tls_key go together")
