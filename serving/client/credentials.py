@@ -33,7 +33,7 @@ class Credentials:
             if not isinstance(each, str | Path | None):
                 raise ConfigurationError(f"expected the path of a PEM file, got {each!r:.80}")
         if token is not None and not _is_token(token):
-            raise ConfigurationError("a token must be printable ASCII on one line, no blank in it")
+            raise ConfigurationError("a token must be printable ASCII without blanks")
         self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         if (tls_cert is None) != (tls_key is None):
             raise ConfigurationError("tls_cert and tls_key go together")

@@ -310,10 +310,10 @@ def test_span_of_a_call_says_what_was_called_and_where(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("tö", None, None, None), "a token must be printable ASCII on one line"),
-        (("a\tb", None, None, None), "a token must be printable ASCII on one line"),
-        (("", None, None, None), "a token must be printable ASCII on one line"),
-        ((" a", None, None, None), "a token must be printable ASCII on one line"),
+        (("tö", None, None, None), "a token must be printable ASCII without blanks"),
+        (("a\tb", None, None, None), "a token must be printable ASCII without blanks"),
+        (("", None, None, None), "a token must be printable ASCII without blanks"),
+        ((" a", None, None, None), "a token must be printable ASCII without blanks"),
         ((None, None, "cert", None), "tls_cert and tls_key go together"),
         ((None, "ca", None, "key"), "tls_cert and tls_key go together"),
         ((None, None, "cert", "key"), "tls_cert needs tls_ca, which makes the connection TLS"),
