@@ -17,6 +17,7 @@ from typing import Any
 
 from digit_classifier import command as classify
 from digit_scoring import command as score
+from serving.cli.doors import DOORS
 from serving.commandline.help_texts import field_docs
 
 FOLDER = Path(__file__).parent / "reference"
@@ -115,9 +116,12 @@ def _commands() -> Iterator[str]:
 
 
 def _command(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
-    yield f"\n## {name}\n\n{command.description}\n"
-    formatter = command._get_formatter()
     prefix = name.replace("python -m ", "").replace("digit-serving ", "").replace(" ", "-")
+    anchor = f'<a id="{prefix}"></a>' * name.startswith("python -m ")
+    yield f"\n## {name}\n\n{anchor}{command.description}\n"
+    if prefix in DOORS:
+        yield f"{_door(prefix)}\n"
+    formatter = command._get_formatter()
     for group in command._action_groups:
         shown = [a for a in group._group_actions if a.help not in (None, argparse.SUPPRESS)]
         shown = [a for a in shown if not isinstance(a, argparse._HelpAction)]
@@ -135,6 +139,16 @@ def _command(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
         yield "```text\n" + command.epilog.strip() + "\n```"
 
 
+def _door(name: str) -> str:
+    """Name the commands of another program whose options a command of `digit-serving` takes."""
+    door = DOORS[name]
+    package = door.module.partition(".")[0]
+    verbs = door.words or ("run", "model", "tune", "peers", "plot")
+    links = [f"[`python -m {package} {verb}`](#{package}-{verb})" for verb in verbs]
+    start = "It takes the options of" if door.words else "Its commands take the options of"
+    return f"{start} {', '.join(links)}."
+
+
 def _escape(text: str) -> str:
     """Keep what looks like HTML or emphasis as it is."""
     return re.sub(r"(?<!`)([<*])", r"\\\1", text)
@@ -144,7 +158,9 @@ def _python() -> Iterator[str]:
     yield (
         "# Python\n\n"
         "Written by `make reference` from the docstrings. Names of `serving` are loaded when they\n"
-        "are first used: `Client` needs numpy, grpcio and protobuf, `Classifier` ONNX Runtime."
+        "are first used: `Client` needs numpy, grpcio and protobuf, `Model` also ONNX Runtime. Of\n"
+        "`digit_classifier`, `Classifier.connect` needs what `Client` does; `Classifier.load` and\n"
+        "`Classifier.pretrained` need ONNX Runtime."
     )
     for section, names in NAMES.items():
         yield f"\n## {section}\n"

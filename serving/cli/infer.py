@@ -7,12 +7,12 @@ from serving.commandline.parser import Parser
 
 HELP = "run any model on values, arrays or pictures"
 EXAMPLES = """\
-  digit-serving infer iris.onnx 'x=[5.1, 3.5, 1.4, 0.2]'
-  digit-serving infer iris --target 127.0.0.1:50051 'x=[[5.1, 3.5, 1.4, 0.2], [6, 3, 5, 2]]'
+  digit-serving infer iris.onnx 'X=[5.1, 3.5, 1.4, 0.2]'
+  digit-serving infer iris --target 127.0.0.1:50051 'X=[[5.1, 3.5, 1.4, 0.2], [6, 3, 5, 2]]'
   digit-serving infer sentiment --target 127.0.0.1:50051 text='a good film' --json
   digit-serving infer towers.onnx left=@left.npy right=@right.npy
   digit-serving infer flowers.onnx --input image --labels labels.txt @rose.jpg
-  python numbers.py | digit-serving infer iris.onnx x=-
+  python numbers.py | digit-serving infer iris.onnx X=-
   digit-serving infer detector.onnx --random
 """
 

@@ -30,8 +30,8 @@ def address_for_h2(transport: TransportName, target: str) -> Address | None:
     """Return where h2 connects to, or None for grpcio.
 
     Args:
-        transport: "h2", "grpcio", or "auto": h2 for one address that is not a name, without a
-            proxy, except on Windows. A name may stand for several servers, among which grpcio
+        transport: "h2", "grpcio", or "auto": h2 for one IP address or localhost, without a
+            proxy, except on Windows. Another name may stand for several servers, among which grpcio
             takes turns.
         target: see `BaseClient`.
 
