@@ -410,7 +410,7 @@ def _texts(values: Sequence[bytes], tensor: Any, shape: Sequence[int]) -> Array:
 
 def _check_count(found: int, expected: int, unit: str, tensor: Any, shape: Sequence[int]) -> None:
     if found != expected:
-        sizes = list(shape)
+        sizes = f"{list(shape)!s:.{_MAX_SHOWN_CHARACTERS}}"
         raise InvalidRequest(f"expected {expected} {unit} for {tensor.name} {sizes}, got {found}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from serving.errors import InvalidRequest, TooLarge
 from serving.protocols import parse
 from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.tensors import check_strings, to_raw, typed_array
+from serving.protocols.oip.tensors import check_strings, quoted, to_raw, typed_array
 from serving.tensors import DTYPES, Tensor
 
 _INLINE_BYTES = 32 << 10
@@ -25,6 +25,8 @@ _LEAST_BYTES = 2
 _ID, _RAW_CONTENTS = 3, 7
 _DELIMITED = 2
 """The kind of all fields of a ModelInferRequest: texts and messages."""
+_MAX_NAME = 80
+"""Characters of a caller's name for an input that errors have as it is."""
 _MAX_VARINT_BYTES = 10
 
 
@@ -101,7 +103,10 @@ def _raw(found: Any) -> bytes:
     """Return the typed contents of an input as raw ones; none of a type that is unknown here."""
     if found.datatype not in DTYPES:
         return b""
-    tensor = Tensor(found.name, found.datatype, tuple(found.shape))
+    # Errors have the name, which nobody has compared with the model's yet.
+    is_shown = found.name.isprintable() and len(found.name) <= _MAX_NAME
+    name = found.name if is_shown else quoted(found.name)
+    tensor = Tensor(name, found.datatype, tuple(found.shape))
     return to_raw(typed_array(found, tensor, found.shape))
 
 
