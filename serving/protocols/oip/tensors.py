@@ -25,7 +25,7 @@ _MAX_SHOWN_CHARACTERS = 80
 _MAX_EMPTY_SIZE = 65_536
 """The most elements that a tensor without any would have if its empty axes had one: such sizes cost
 a caller nothing, and may cost a model gigabytes."""
-_MAX_AXES = 8
+MAX_AXES = 8
 """The most axes of an input that may have any number."""
 _UNSUPPORTED = {
     "classification": "classification is not supported: the outputs are sent as the model has them",
@@ -197,7 +197,7 @@ def _shape(found: Any, wanted: Tensor) -> list[int]:
 
 def _fits(shape: list[int], known: tuple[int, ...]) -> bool:
     if not known:  # a scalar, or a tensor of any number of axes
-        return len(shape) <= _MAX_AXES and min(shape, default=0) >= 0
+        return len(shape) <= MAX_AXES and min(shape, default=0) >= 0
     if len(shape) != len(known):
         return False
     for size, wanted in zip(shape, known, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 from serving.errors import InvalidRequest, TooLarge
 from serving.protocols import parse
 from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.tensors import check_strings, quoted, to_raw, typed_array
+from serving.protocols.oip.tensors import MAX_AXES, check_strings, quoted, to_raw, typed_array
 from serving.tensors import DTYPES, Tensor
 
 _INLINE_BYTES = 32 << 10
@@ -100,14 +100,19 @@ def _too_large(message: bytes) -> TooLarge:
 
 
 def _raw(found: Any) -> bytes:
-    """Return the typed contents of an input as raw ones; none of a type that is unknown here."""
-    if found.datatype not in DTYPES:
+    """Return the typed contents of an input as raw ones.
+
+    There are none of a type that is unknown here, or of a shape that no tensor has: the request is
+    refused when it is compared with the model's inputs.
+    """
+    shape = found.shape
+    if found.datatype not in DTYPES or len(shape) > MAX_AXES or min(shape, default=0) < 0:
         return b""
     # Errors have the name, which nobody has compared with the model's yet.
     is_shown = found.name.isprintable() and len(found.name) <= _MAX_NAME
     name = found.name if is_shown else quoted(found.name)
-    tensor = Tensor(name, found.datatype, tuple(found.shape))
-    return to_raw(typed_array(found, tensor, found.shape))
+    tensor = Tensor(name, found.datatype, tuple(shape))
+    return to_raw(typed_array(found, tensor, shape))
 
 
 def _num_other_bytes(message: bytes) -> int:
