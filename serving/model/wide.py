@@ -12,6 +12,7 @@ their parts of it, it has less. Seconds on the clock would say the same on an id
 import logging
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -26,8 +27,9 @@ _LONG_S = 0.0004
 0.45 ms takes 0.28 on two threads."""
 _MOST_SHARE = 0.75
 """The most of a run that its own thread does, or the wide session is not worth its memory."""
-_NUM_TRIES = 5
-"""Wide runs at most; the smallest share counts, for other threads may not get a core at once."""
+_NUM_TRIES, _TRIES_S = 5, 0.2
+"""Wide runs at least, and this thread's time for more; the smallest share counts, for other threads
+may not get a core at once, and this one spins meanwhile."""
 _OPEN_SIZE = 64
 """The size of axes that callers choose: drawn rows have a few, which shows nothing."""
 
@@ -61,7 +63,10 @@ def gains(
         return None
     wide = widen()
     wide.run(feeds)
-    for _ in range(_NUM_TRIES):
+    until_s = time.thread_time() + _TRIES_S
+    for number in count(1):
+        if number > _NUM_TRIES and time.thread_time() > until_s:
+            break
         if _thread_s(wide.run, feeds) <= _MOST_SHARE * narrow_s:
             _log.info("model %s version %s: a call that is alone runs on several threads", *label)
             return wide
