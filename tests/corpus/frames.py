@@ -129,7 +129,7 @@ def calls(number, end):
 
 
 def promised(*parts, size=5):
-    """A request of so many bytes by its content-length, in DATA of these lengths."""
+    """A request with a content-length, and DATA frames of the given lengths."""
     *first, last = (of(DATA, bytes(number)) for number in parts)
     body = b"".join(first) + last[:4] + b"\1" + last[5:]
     return headers(END_HEADERS, block(("content-length", str(size)))) + body

@@ -1,4 +1,4 @@
-"""Typed contents are answered as raw ones: whatever a request has, over the engine in process."""
+"""A request with typed contents is answered as the same one with raw contents, in process."""
 
 from typing import Any
 
