@@ -303,7 +303,7 @@ def test_server_that_leaves_a_handshake_is_named(tmp_path):
 @pytest.fixture
 def pair():
     ours, theirs = socket.socketpair()
-    with theirs:
+    with ours, theirs:
         yield Http2Connection(ours, Session("x:1", "http"), Plain()), theirs
 
 
@@ -381,6 +381,58 @@ def test_thread_beside_a_reader_sleeps_until_its_deadline(pair, left_s, least, m
     connection.wait(call)
     (found,) = slept
     assert least <= found <= most
+
+
+def sleeping(connection, num_calls):
+    """Begin calls whose threads sleep while somebody else reads; `woken` notes which wake."""
+    woken: list[int] = []
+
+    class Lock:
+        def __init__(self, number):
+            self.number = number
+
+        def release(self):
+            woken.append(self.number)
+
+    late_s = time.monotonic() + TIMEOUT_S
+    calls = [connection.start("/a.B/C", b"hi", (), late_s) for _ in range(num_calls)]
+    for number, call in enumerate(calls):
+        call.woken = Lock(number)
+        connection._waiting[call] = None
+    return calls, woken
+
+
+def test_reader_that_leaves_wakes_the_thread_that_has_slept_longest(pair):
+    connection, _ = pair
+    calls, woken = sleeping(connection, 2)
+    connection._reader = reader = object()
+    connection._stop_reading(reader)
+    assert connection._reader is None
+    assert woken == [0]
+    assert list(connection._waiting) == calls[1:]
+
+
+def test_thread_that_did_not_read_leaves_the_reader_and_the_sleepers(pair):
+    """Such as one that gives its call up, or looks at an idle connection."""
+    connection, _ = pair
+    calls, woken = sleeping(connection, 2)
+    connection._reader = reader = object()
+    connection._stop_reading(calls[0])
+    assert connection._reader is reader
+    assert woken == []
+    assert list(connection._waiting) == calls
+
+
+def test_reader_that_leaves_where_nobody_sleeps_leaves_reading_free(pair):
+    connection, server = pair
+    connection._reader = reader = object()
+    connection._stop_reading(reader)
+    assert connection._reader is None
+    call = connection.start("/a.B/C", b"hi", (), time.monotonic() + TIMEOUT_S)
+    server.shutdown(socket.SHUT_WR)
+    assert connection.wait(call) == Failure(
+        StatusCode.UNAVAILABLE, "the server closed the connection"
+    )
 
 
 def test_answer_of_one_thread_wakes_the_others(pair, monkeypatch):
