@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.errors import ConfigurationError
 from serving.system.addresses import is_target
 
 if TYPE_CHECKING:
@@ -47,6 +48,18 @@ def add_access(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="file of the bearer token: its first line that is no comment; or set SERVING_TOKEN",
     )
+
+
+def require_here(options: argparse.Namespace) -> None:
+    """Check that no server is called where an option is about a model that is loaded here.
+
+    Raises:
+        ConfigurationError: one is.
+    """
+    if options.target and options.around:
+        raise ConfigurationError(
+            "--handler is for a model that is loaded here: leave out --target, or give it to serve"
+        )
 
 
 def client_of(options: argparse.Namespace) -> "Client":

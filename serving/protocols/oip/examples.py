@@ -52,6 +52,13 @@ def sample_of(tensor: Tensor, shapes: Shapes) -> Any:
     return np.full(shape, _VALUES.get(tensor.dtype.kind, 1), tensor.dtype).tolist()
 
 
+def word_of(tensor: Tensor, shapes: Shapes) -> str:
+    """Return an input's value as `digit-serving infer` reads it, such as "x=[[0.5]]"."""
+    values, shape = sample_of(tensor, shapes), shape_of(tensor, shapes)
+    text = f"zeros{[*shape]}".replace(" ", "") if values is None else json.dumps(values)
+    return f"{tensor.name}={_file_of(tensor, '@') or text}"
+
+
 def request_body(tensors: TensorSignature, shapes: Shapes) -> tuple[dict[str, Any], int]:
     """Return a request as JSON, and how many bytes of zeros follow it."""
     inputs, num_bytes = [], 0
@@ -89,10 +96,7 @@ class Example:
         words = ["digit-serving", "infer", self.name, "--target", self.access.grpc]
         words += ["--version", self.version] if self.version else []
         words += ["--tls-ca", "ca.pem"] * self.access.has_tls
-        for tensor in self.tensors.inputs:
-            values, shape = sample_of(tensor, self.shapes), shape_of(tensor, self.shapes)
-            text = f"zeros{[*shape]}".replace(" ", "") if values is None else json.dumps(values)
-            words.append(f"{tensor.name}={_file_of(tensor, '@') or text}")
+        words += [word_of(each, self.shapes) for each in self.tensors.inputs]
         token = "SERVING_TOKEN=$TOKEN " if self.access.has_tokens else ""
         return token + shlex.join(words)
 
