@@ -15,6 +15,7 @@ from serving.__main__ import main
 from serving.protocols.oip import inference_pb
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.serving.test_picture_classifiers import COLOURS, IMAGE, colours
+from tests.support.certificates import self_signed
 from tests.support.servers import ended, fake_service, serve_command, started
 
 ROOT = Path(__file__).parents[3]
@@ -74,10 +75,17 @@ def test_inputs_are_filled_without_a_file(place, folder, running, run):
     assert "no room for an array" in asked("towers", "left=zeros[999999999,999999999]", "--random")
 
 
-@pytest.mark.parametrize("name", ["towers", "texts", "colours"])
-def test_line_to_try_runs_as_pasted(name, folder):
-    """In an empty shell: it names no file."""
-    with started(serve_command(None, str(folder / f"{name}.onnx"))) as server:
+@pytest.mark.parametrize("name", ["towers", "texts", "colours", "iris"])
+def test_line_to_try_runs_as_pasted(name, folder, tmp_path):
+    """In an empty shell: it names no file but those of the server's own options."""
+    options = []
+    if name == "iris":
+        pytest.importorskip("cryptography")
+        own, token = str(self_signed(tmp_path, "localhost")), tmp_path / "token"
+        token.write_text("a-token-that-is-long-enough-to-be-one\n")
+        options = ["--host", "0.0.0.0", "--tls-cert", own, "--tls-key", own]
+        options += ["--token-file", str(token)]
+    with started(serve_command(None, str(folder / f"{name}.onnx"), *options)) as server:
         line = server.process.stdout.readline().removeprefix("try it: ")
         code = f"cd /; {line.replace('digit-serving', f'{sys.executable} -m serving', 1)}"
         result = ended(["bash", "-c", code], env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
