@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.commandline import values
 from serving.errors import ConfigurationError
 from serving.system.addresses import is_target
 
@@ -19,6 +20,14 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         type=address,
         metavar="HOST:PORT",
         help="call a running server instead of loading the model here",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=values.seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="time limit of each call to the server (default: 10.0); one that nobody answers is "
+        "given up after 5",
     )
     add_access(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
@@ -68,6 +77,7 @@ def client_of(options: argparse.Namespace) -> "Client":
 
     return Client(
         options.target,
+        timeout_s=options.timeout,
         token=token_of(options),
         tls_ca=options.tls_ca,
         tls_cert=options.tls_cert,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -183,6 +184,17 @@ class Around(serving.Handler):
     def preprocess(self, text):
         return [[len(each)] * 4 for each in text]
 """
+
+
+@pytest.mark.parametrize("command", [("infer", "m", "x=1"), ("info",), ("classify", "a.png")])
+def test_calls_of_commands_have_a_time_limit(command, run):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        seven = str(ROOT / "docs" / "pictures" / "seven.png")
+        words = [seven if word == "a.png" else word for word in command]
+        code, _, err = run(*words, "--target", target, "--timeout", "50ms")
+    assert code == 1
+    assert len(err) == 1
 
 
 def test_handler_is_named_as_for_serve(folder, run, tmp_path):
