@@ -538,7 +538,7 @@ class Catalog:
         """Called with a model's name and its new state, None if it is no longer served; on the
         thread of the change, before `models` shows it."""
         self.count_reload: Callable[[str], None] = lambda outcome: None
-        """Called with "loaded" or "failed" for each change."""
+        """Called with an outcome, "loaded", "failed" or "unread"; see `Metrics.count_reload`."""
         self._config, self._max_batch_size = config, max_batch_size
         self._most_threads = most_threads
         self._remote: Any = None  # a RemoteRepository, which is imported for URLs alone
@@ -778,7 +778,7 @@ class Catalog:
         if reason == self._troubles.get(name):
             return
         self._troubles[name] = reason
-        self.count_reload("failed")
+        self.count_reload("failed" if name and served is None else "unread")
         if name and served is None:
             _log.warning("model %s is not served: %s", name, reason)
             return
