@@ -181,7 +181,9 @@ def main() -> NoReturn:
     try:
         instance = Instance(load(source), network_of(head["network"]), server)
         server.uses = instance.signature.uses
-        instance.setup(Path(head["folder"]))
+        # Else the server refuses it, whatever its `setup` finds where there is no model.
+        if instance.signature.needs_model == (head["network"] is not None):
+            instance.setup(Path(head["folder"]))
     except BaseException as err:  # of the user's code: it raises anything
         if not isinstance(err, errors.ConfigurationError):
             sys.stderr.write(_traceback())

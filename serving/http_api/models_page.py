@@ -35,8 +35,9 @@ class Models:
         access = Access(
             _reached(self.grpc_address, host),
             host and f"{scheme}://{host}",
-            security.has_tls,
-            security.has_tokens,
+            "ca.pem" if security.has_tls else "",
+            needs_certificate=security.tls_client_ca is not None,
+            has_tokens=security.has_tokens,
         )
         return as_json({"models": list(self._described(access))})
 

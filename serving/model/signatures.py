@@ -28,7 +28,8 @@ from serving.tensors import Signature
 MARK = "new-signature"
 """A file in a version's folder: it is to be served, though its signature is another one."""
 HOW = (
-    f"to use it, put a file {MARK} into its folder, or name it by --version, --versions or a label"
+    f"to use it, put a file {MARK} into its folder, or name it by --version, --versions or a label "
+    "such as stable (none gets a canary's share of the calls)"
 )
 """How to have a version with another signature used."""
 _GRAPH, _INITIALIZER, _INPUT, _OUTPUT = 7, 5, 11, 12

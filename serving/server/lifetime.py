@@ -45,8 +45,7 @@ def exporting(config: ServerConfig) -> Iterator[Any]:
 
 def _announce(server: Server) -> None:
     more = {} if server.http_url is None else {"http": server.http_url}
-    log_format = server.config.log_format
-    announce(server.report(), server.address, server.metrics_address, log_format, **more)
+    announce(server.report(), server.address, server.metrics_address, server.config, **more)
 
 
 async def serve(

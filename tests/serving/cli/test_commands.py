@@ -84,6 +84,12 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
         (("--queue-capacity", "5"), "queue_capacity must be at least max_request_rows"),
         (("--port", "70000"), "port must be 0 to 65535, got 70000"),
         (("--served-name", "two words"), "served_name must be 1 to 128 visible characters"),
+        (
+            ("--host", "unix:/a", "--workers", "2"),
+            "host unix:/a: a Unix socket serves one process: leave out --workers",
+        ),
+        (("--http-host", "unix:/a"), "http_host must be an address: only host may be a Unix"),
+        (("--metrics-host", "unix:/a"), "metrics_host must be an address: only host may be"),
         (("--workers", "0"), "workers must be at least 1, got 0"),
         (("--drain", "-1"), "drain must be 0 to 1e6, got -1.0"),
         (("--drain", "inf"), "drain must be 0 to 1e6, got inf"),

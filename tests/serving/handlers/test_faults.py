@@ -231,6 +231,58 @@ def test_handler_that_cannot_be_used_is_one_line_and_others_are_served(served, t
         serving.Server(handler=str(bad))
 
 
+AROUND = """\
+import serving
+
+class Around(serving.Handler):
+    inputs = {"text": serving.Text()}
+
+    def setup(self, folder):
+        (folder / "model.onnx").read_bytes()
+
+    def preprocess(self, text):
+        return [[len(each)] * 4 for each in text]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "ending"),
+    [
+        ("modle", {}, ", and none is named modle: did you mean model?"),
+        ("x", {}, ", and none is named x, only model, other"),
+        ("modle", {"y": "Behaviours"}, ", and none is named modle: did you mean model?"),
+    ],
+)
+def test_handler_of_a_model_that_is_not_there_is_an_error(network, tmp_path, name, more, ending):
+    """Else the model itself would answer, by its name, with its own inputs."""
+    for each in ("model", "other"):
+        (tmp_path / f"{each}.onnx").write_bytes(network.read_bytes())
+    (tmp_path / "around.py").write_text(AROUND)
+    handlers = [f"{name}={tmp_path / 'around.py'}"]
+    handlers += [f"{each}={source}" for each, source in named(**more).items()]
+    with pytest.raises(serving.ConfigurationError) as caught:
+        Catalog(ModelConfig(models=tmp_path, handler=tuple(handlers)))
+    expected = f"handler {name}: Around has preprocess: it needs a model{ending}"
+    assert str(caught.value) == expected
+
+
+def test_model_that_goes_takes_its_handler_with_it(network, tmp_path, caplog):
+    for each in ("net", "other"):
+        (tmp_path / f"{each}.onnx").write_bytes(network.read_bytes())
+    (tmp_path / "around.py").write_text(AROUND.replace("model.onnx", "other.onnx"))
+    catalog = Catalog(ModelConfig(models=tmp_path, handler=(f"net={tmp_path / 'around.py'}",)))
+    catalog.models["net"].default.handler.close()
+    (tmp_path / "net.onnx").rename(tmp_path / "net")
+    assert catalog.reload()
+    assert [*catalog.models] == ["other"]
+    assert not catalog.reload()
+    assert caplog.messages == ["model net is gone from the repository: it is dropped"]
+    (tmp_path / "net").rename(tmp_path / "net.onnx")
+    assert catalog.reload()
+    assert catalog.models["net"].default.tensors.inputs[0].name == "text"
+    catalog.models["net"].default.handler.close()
+
+
 def test_circle_of_handlers_is_refused(served, tmp_path):
     text = (
         "import serving\n\nclass One(serving.Handler):\n"

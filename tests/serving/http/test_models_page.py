@@ -161,7 +161,7 @@ def test_requests_carry_token_and_version(tmp_path):
             assert "y" in result.stdout, client
     x = (Tensor("x", "FP32", (-1, 2)),)
     tensors = TensorSignature(x, x, is_batchable=True)
-    access = Access("host:1", "https://host:2", has_tls=True)
+    access = Access("host:1", "https://host:2", "ca.pem")
     lines = Example("m", "3", tensors, {}, access).lines()
     assert "/v2/models/m/versions/3/infer" in lines["curl"]
     assert "--version 3" in lines["digit-serving"]
