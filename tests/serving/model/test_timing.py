@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import StringStringEntryProto
 
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, InvalidRequest, ModelError
 from serving.model import fork, loading, timing, trial
 from serving.model.loading import load_model
 from serving.model.onnx_fields import labels_of
@@ -44,6 +44,22 @@ def test_usual_batch_is_timed_three_times_and_the_others_once(monkeypatch):
     found = timing.find_rows(run_of(seen), TensorSignature(*sides, True), feeds, 300)
     assert Counter(seen) == Counter([1, 2, 4, 8, 16, 32, 64, 128, 128, 128, 256, 300])
     assert found == (300, 51_200_000)
+
+
+@pytest.mark.parametrize("error", [InvalidRequest, ModelError])
+def test_batches_that_fail_are_not_among_the_quick_ones(error, monkeypatch):
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=float, thread_time=float))
+    sides = (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 4)),)
+    run = run_of([])
+
+    def takes_few(feeds):
+        if len(feeds["x"]) > 6:
+            raise error("more than six rows")
+        return run(feeds)
+
+    feeds = {"x": np.ones((1, 4), np.float32)}
+    quick, _ = timing.find_rows(takes_few, TensorSignature(*sides, True), feeds, 300)
+    assert quick == 4
 
 
 @pytest.mark.parametrize(
