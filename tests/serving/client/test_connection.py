@@ -153,7 +153,8 @@ async def test_target_of_several_addresses_is_answered(server, image):
 
 @pytest.mark.usefixtures("client_transport")
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
-async def test_call_that_was_cut_off_is_sent_again(image, code):
+async def test_call_that_was_cut_off_is_sent_again(image, code, monkeypatch):
+    monkeypatch.setattr(retries, "_SHORTEST_BACKOFF_S", 0.001)
     calls: list[int] = []
 
     def refuse_for_a_while(_, context):
