@@ -350,7 +350,9 @@ def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
     models = str(tmp_path / "models")
     server, client = served(models=models)
     assert client.describe("net").inputs[0].name == "x"
-    assert "handler.py is not used" in server.errors
+    says = "model net version 1 is served without its handler.py, which does not run: --allow-han"
+    assert server.errors.count(says) == 1
+    assert client.describe("net").batching.startswith("without its handler.py; batching on: ")
     _, client = served(models=models, allow_handlers=True)
     with serving.Model.load(network) as plain:
         expected = plain.infer(np.ones((2, 4), np.float32))["y"]
