@@ -205,6 +205,7 @@ def test_handler_that_cannot_be_used_is_one_line_and_others_are_served(served, t
     server, client = served(handler=handlers)
     assert client.models() == ["behaviours"]
     assert "model bad is not served: bad.py:7: ValueError: no vocabulary" in server.errors
+    assert server.errors.count("no vocabulary") == 1, "the traceback is for --log-level debug"
     assert say(client)["answer"][0] == "SAY IT"
     with pytest.raises(serving.ConfigurationError, match=r"bad\.py:7: ValueError: no vocabulary"):
         serving.Server(handler=str(bad))
