@@ -125,6 +125,7 @@ def test_fixture_of_the_page_works(path, tmp_path):
     (fixture,) = re.findall(r"(?s)```python\n(import pytest\n.*?)```", PAGE)
     test = "\n\ndef test_it(client):\n    assert client.models() == ['model']\n"
     (tmp_path / "test_page.py").write_text(fixture + test)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py"]
+    plugins = ("-p", "no:cacheprovider", "-p", "no:schemathesis")  # it takes a second to import
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "test_page.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stdout

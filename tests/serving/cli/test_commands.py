@@ -135,7 +135,7 @@ def test_models_folder_without_the_model_names_the_one_that_has(
     (tmp_path / "models").mkdir()
     (tmp_path / "models/letters").symlink_to(models / "digits")
     monkeypatch.chdir(tmp_path)
-    code, _, err = run("serve", "--models", named, "--port", 0, *options)
+    code, _, err = run("serve", "--models", named, "--port", 0, "--metrics-port", 0, *options)
     is_one = "models/letters is one: --models models --model letters"
     assert (code, err) == (2, [f"digit-serving: no model in {named}{asked}, but {is_one}"])
 
