@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -237,10 +237,19 @@ class ModelFolder:
         self._loaded, self.served = {}, None
 
     def look_first(self) -> str | None:
-        """Load the model; return why it can't be served, after a warning."""
+        """Load the model; return why it can't be served, after a warning.
+
+        Raises:
+            NeedsModel: the command line names a handler for a model that is not there.
+        """
         try:
             self.look()
         except Exception as err:  # of one model: the others are served
+            if self.path.suffix == ".py" and self.handler is not None:
+                from serving.handlers.loading import NeedsModel
+
+                if isinstance(err, NeedsModel):  # else its model would be served without it
+                    raise
             _log.warning("model %s is not served: %s", self.name, text_of(err))
             return text_of(err)
         return None
@@ -329,6 +338,8 @@ class ModelFolder:
             most_threads=1 if config.threads else self._most_threads,
         )
         folder = self.path.parent if self.path.is_file() else self.path / version
+        if version in self._unused_handlers:
+            model = replace(model, batching=f"without its handler.py; {model.batching}")
         if handler is None:
             return model
         from serving.handlers.model import around  # here, as above: few models have one
@@ -350,11 +361,11 @@ class ModelFolder:
         if version not in self._unused_handlers:
             self._unused_handlers.add(version)
             _log.warning(
-                "model %s version %s: its %s is not used: %s",
+                "model %s version %s is served without its %s, which does not run: "
+                "--allow-handlers lets it, as it is code",
                 self.name,
                 version,
                 HANDLER,
-                "the server was started without --allow-handlers, or copies it from a URL",
             )
         return None
 
@@ -431,10 +442,24 @@ def _uses_of(model: LoadedModel) -> tuple[str, ...]:
     return uses
 
 
+def _needs_model(model: LoadedModel) -> bool:
+    """Return whether a version has a handler that is no model by itself."""
+    return model.handler is not None and bool(model.handler.signature.needs_model)
+
+
 def _imported_states(model: LoadedModel | None) -> _Fingerprint:
     """Return the states of the files that a version's handler imports from its folder."""
     files = () if model is None or model.handler is None else model.handler.files
     return _states(files) if files else frozenset()
+
+
+def _others(name: str, models: list[str]) -> str:
+    """Say that no model has a name, and which one was meant, or which there are."""
+    from difflib import get_close_matches  # here: few starts fail
+
+    if near := get_close_matches(name, models, 1):
+        return f", and none is named {name}: did you mean {near[0]}?"
+    return f", and none is named {name}, only {', '.join(models[:8])}" if models else ""
 
 
 def text_of(err: Exception) -> str:
@@ -515,7 +540,7 @@ class Catalog:
         """Called with a model's name and its new state, None if it is no longer served; on the
         thread of the change, before `models` shows it."""
         self.count_reload: Callable[[str], None] = lambda outcome: None
-        """Called with "loaded" or "failed" for each change."""
+        """Called with an outcome, "loaded", "failed" or "unread"; see `Metrics.count_reload`."""
         self._config, self._max_batch_size = config, max_batch_size
         self._most_threads = most_threads
         self._remote: Any = None  # a RemoteRepository, which is imported for URLs alone
@@ -523,6 +548,8 @@ class Catalog:
         self._sources = _named_sources(config.handler)
         self._handlers: Mapping[str, HandlerSource] = {}
         """Those of the command line, by the models' names."""
+        self._around: set[str] = set()
+        """Models that were served with a handler which is none without them."""
         self._unloaded: set[str] = set()
         self._troubles: dict[str, str] = {}
         """Why the last look failed, by model; logged when it changes."""
@@ -543,9 +570,7 @@ class Catalog:
         if len(folders) == 1:
             folders[0].look()
         else:
-            with ThreadPoolExecutor(min(4, usable_cores()), "catalog") as threads:
-                reasons = zip(folders, threads.map(ModelFolder.look_first, folders), strict=True)
-                self.failures = {folder.name: reason for folder, reason in reasons if reason}
+            self.failures = self._look_at_all(folders)
         self._refuse_circles(folders)
         self._troubles = dict(self.failures)
         self.models = {folder.name: folder.served for folder in folders if folder.served}
@@ -553,6 +578,22 @@ class Catalog:
             listed = [f"{name} ({reason})" for name, reason in self.failures.items()]
             more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
             raise CorruptModel(f"no model can be served: {'; '.join(listed[:3])}{more}")
+
+    def _look_at_all(self, folders: list[ModelFolder]) -> dict[str, str]:
+        """Load all models, several at once; return why some can't be served.
+
+        Raises:
+            ConfigurationError: a handler is for a model that is not there.
+        """
+        with ThreadPoolExecutor(min(4, usable_cores()), "catalog") as threads:
+            looks = {each.name: threads.submit(each.look_first) for each in folders}
+        for name, look in looks.items():
+            if (err := look.exception()) is not None:
+                for each in folders:
+                    each.drop()  # their handlers have processes
+                models = [each.name for each in folders if each.path.suffix != ".py"]
+                raise ConfigurationError(f"handler {name}: {err}{_others(name, models)}") from err
+        return {name: reason for name, look in looks.items() if (reason := look.result())}
 
     def _refuse_circles(self, folders: list[ModelFolder]) -> None:
         """Serve no model whose handler calls itself, by way of others or not."""
@@ -667,8 +708,10 @@ class Catalog:
             from serving.handlers.loading import assigned
 
             self._handlers = assigned(self._sources, paths)
+        self._around |= {name for name, each in self.models.items() if _needs_model(each.default)}
         for name, source in self._handlers.items():
-            paths.setdefault(name, source.file)  # a model by itself
+            if name not in self._around:
+                paths.setdefault(name, source.file)  # a model by itself
         return paths
 
     def _folder(self, name: str, path: Path) -> ModelFolder:
@@ -737,7 +780,7 @@ class Catalog:
         if reason == self._troubles.get(name):
             return
         self._troubles[name] = reason
-        self.count_reload("failed")
+        self.count_reload("failed" if name and served is None else "unread")
         if name and served is None:
             _log.warning("model %s is not served: %s", name, reason)
             return

@@ -29,6 +29,8 @@ _VERSIONS = re.compile(r"latest|all|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
 _MAX_THREADS = 1024
 _NUM_NEAR_PORTS = 100
 """Ports to try from a usual one on."""
+_UNIX = "unix:"
+"""A host that begins so is the path of a socket."""
 _EVERY = {"", "0.0.0.0", "::"}
 """Hosts that are all addresses of the machine."""
 
@@ -269,6 +271,7 @@ class ServerConfig:
             port = getattr(self, name) or 0
             _require(0 <= port <= 65_535, name, port, "0 to 65535")
         self._require_different_ports()
+        self._require_addresses()
         _require(self.max_json_bytes >= 1, "max_json_bytes", self.max_json_bytes, "at least 1")
         most = self.max_buffered_bytes
         _require(most is None or most >= 1, "max_buffered_bytes", most, "at least 1")
@@ -293,6 +296,17 @@ class ServerConfig:
         others = {getattr(self, other) for other in names}
         return [each for each in range(port, port + _NUM_NEAR_PORTS) if each not in others]
 
+    def _require_addresses(self) -> None:
+        """Raise ConfigurationError for a Unix socket where only a port can be."""
+        for name in ("metrics_host", "http_host"):
+            host = getattr(self, name)
+            is_port = not host.startswith(_UNIX)
+            _require(is_port, name, host, "an address: only host may be a Unix socket")
+        if self.workers > 1 and self.host.startswith(_UNIX):
+            raise ConfigurationError(
+                f"host {self.host}: a Unix socket serves one process: leave out --workers"
+            )
+
     def _require_different_ports(self) -> None:
         """Raise ConfigurationError if two of the three ports can't be open at the same time."""
         places = {
@@ -303,7 +317,7 @@ class ServerConfig:
         places = {name: place for name, place in places.items() if name not in self.usual_ports}
         for (name, one), (other, another) in combinations(places.items(), 2):
             is_same = one[0] == another[0] or not _EVERY.isdisjoint({one[0], another[0]})
-            if one[1] == another[1] and one[1] and is_same and not one[0].startswith("unix:"):
+            if one[1] == another[1] and one[1] and is_same and not one[0].startswith(_UNIX):
                 raise ConfigurationError(f"{name} and {other} must be different, got {one[1]}")
 
 

@@ -10,6 +10,7 @@ from serving.errors import Unavailable
 HELP = "check the health of a server"
 EXAMPLES = """\
   digit-serving health                                   exit code 0: SERVING, else 1
+  digit-serving health --model iris                      of one model
   digit-serving health --target 10.0.0.7:50051 --tls-ca ca.pem --tls-server-name digits
 """
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="the server",
     )
+    add("--model", default="", metavar="NAME", help="the model (default: the server as a whole)")
     add("--timeout", type=values.seconds, default=5.0, metavar="SECONDS", help="time limit")
     add(
         "--tls-server-name",
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print that the server is SERVING.
+    """Print that the server, or its model, is SERVING.
 
     Raises:
         Unavailable: it is not; the text has the reason.
@@ -44,11 +46,13 @@ def run(options: argparse.Namespace) -> int:
     reason = trouble(
         options.target,
         options.timeout,
+        service=options.model,
         token=target.token_of(options),
         tls=(options.tls_ca, options.tls_key, options.tls_cert),
         server_name=options.tls_server_name,
     )
+    subject = f"{options.target}: model {options.model}" if options.model else options.target
     if reason is not None:
-        raise Unavailable(f"{options.target}: {reason}")
-    print(f"{options.target}: SERVING")
+        raise Unavailable(f"{subject}: {reason}")
+    print(f"{subject}: SERVING")
     return 0

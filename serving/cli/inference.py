@@ -3,9 +3,11 @@
 import argparse
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -13,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serving.cli.models import config_of, load_with_pictures, model_config
-from serving.cli.target import client_of
+from serving.cli.target import client_of, require_here
 from serving.commandline import installation
+from serving.commandline.installation import DISTRIBUTION
 from serving.commandline.terminal import escape
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.model.picture_inputs import read_labels
 from serving.model.preprocessing import Preprocessing, is_known, of_graph
-from serving.protocols.oip.examples import Shapes, sample_of, shape_of
+from serving.protocols.oip.examples import Shapes, shape_of, word_of
 from serving.system.files import read_regular
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds, finite
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 _NPY = b"\x93NUMPY"
 _FILLED = re.compile(r"(?P<how>zeros|random)(?:\[(?P<sizes>[0-9]{1,9}(?:, ?[0-9]{1,9})*)\])?")
 """A value such as zeros[1,3,224,224]; without sizes, open axes are 1."""
+_NEAR = 0.75
+"""How like an input's name a word before = is that was meant as one: not each of a text is."""
 _TOP = 5
 """Classes that are shown with their names."""
 
@@ -38,6 +43,7 @@ _TOP = 5
 def run(options: argparse.Namespace) -> int:
     """Run the model once; return the exit code."""
     own: tuple[str, ...] = ()
+    require_here(options)
     if options.input != "image":  # else they are a part of the pictures' description
         own, options.labels = read_labels(options.labels), None
     if options.target:
@@ -99,16 +105,21 @@ def _around(options: argparse.Namespace) -> "Model":
     """Load a handler here, and the model that it is around, if there is one."""
     installation.require("onnxruntime")
     from serving.embedded import Model
-    from serving.model.repository import find
+    from serving.handlers.loading import source_for
+    from serving.model.repository import find, is_file
 
     path = Path(options.model)
     if path.suffix == ".py":
+        if options.around:
+            raise ConfigurationError(f"handler: {path} is one itself, and runs without another")
         return Model.load(handler=path)
     if not path.exists():
         config = model_config(options)
         path = find(config.models, config.model)
+    name = path.stem if is_file(path) else path.absolute().name
+    source = source_for(name, options.around)
     facts = options.version, options.device, options.precision
-    return Model.load(path, *facts, handler=options.around)
+    return Model.load(path, *facts, handler=str(source))
 
 
 def _feeds(
@@ -124,16 +135,13 @@ def _feeds(
         given = {
             name: _filled("random", each, shape_of(each, shapes)) for name, each in inputs.items()
         }
+    words: dict[str, str] = {}
     for word in options.values:
-        name = next((each for each in inputs if word.startswith(f"{each}=")), "")
-        text = word.removeprefix(f"{name}=")
-        if len(inputs) == 1 and not name:
-            (only,) = inputs.values()
-            is_bare = "=" not in word or word.startswith("@") or only.datatype == "BYTES"
-            name = only.name if is_bare else ""
-        if name not in inputs:
-            there = "; ".join(map(_example, tensors.inputs))
-            raise InvalidRequest(f"expected inputs such as {there}, got {word[:80]!r}")
+        name, text = _input_of(word, inputs)
+        if name in words:
+            raise InvalidRequest(f"input {name}: two values, {words[name]:.80} and {text:.80}")
+        words[name] = text
+    for name, text in words.items():
         given[name] = _value(inputs[name], text, pictures)
     missing = [each for name, each in inputs.items() if name not in given]
     if missing:
@@ -142,14 +150,39 @@ def _feeds(
     return as_feeds(tensors, given)
 
 
+def _input_of(word: str, inputs: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Return the name of the input that a word is for, and the word's value."""
+    for name in inputs:
+        if word.startswith(f"{name}="):
+            return name, word.removeprefix(f"{name}=")
+    name, equals, _ = word.partition("=")
+    is_named = bool(equals) and not word.startswith("@")
+    near = get_close_matches(name, inputs, 1, _NEAR) if is_named else []
+    if len(inputs) == 1:
+        (only,) = inputs.values()
+        if not is_named or (only.datatype == "BYTES" and not near):
+            return only.name, word
+    if not inputs:
+        raise InvalidRequest(f"the model has no inputs, got {word[:80]!r}")
+    there = ", ".join(map(str, inputs.values()))
+    example = " ".join(map(_example, inputs.values()))
+    if not is_named:
+        raise InvalidRequest(
+            f"expected NAME=VALUE of {there}, such as {example}; got {word[:80]!r}"
+        )
+    hint = f": did you mean {near[0]}? There are" if near else ", only"
+    raise InvalidRequest(f"no input {name[:80]!r}{hint} {there}, such as {example}")
+
+
 def _example(tensor: Tensor) -> str:
-    values = sample_of(tensor, {})
-    return f"{tensor.name}={'zeros' if values is None else json.dumps(values)}"
+    return word_of(tensor, {})
 
 
 def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> Any:
     """Read one value of the command line; axes that it lacks in front are added."""
     is_file = text == "-" or text.startswith("@")
+    if not is_file and os.path.isfile(text):
+        _require_no_file(tensor, text)
     value = _of_file(tensor, text, pictures) if is_file else _of_text(tensor, text)
     try:
         num_axes = np.ndim(value)
@@ -158,6 +191,28 @@ def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> Any:
     for _ in range(len(tensor.shape) - num_axes):
         value = value[None] if isinstance(value, np.ndarray) else [value]
     return value
+
+
+def _require_no_file(tensor: Tensor, text: str) -> None:
+    """Refuse the name of a file where its content is meant; warn where it may be a text.
+
+    Raises:
+        InvalidRequest: the name is no value for the input.
+    """
+    is_text = tensor.datatype == "BYTES" and not tensor.is_binary
+    reason = f"{text} is a file: {tensor.name}=@{text} sends its content"
+    if is_text:
+        print(f"{DISTRIBUTION}: {escape(reason)}, this its name", file=sys.stderr)
+    elif tensor.is_binary or not _is_json(text):
+        raise InvalidRequest(reason)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any:

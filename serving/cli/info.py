@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the description, as text or JSON."""
     from serving.cli import description  # here: a list of the commands needs no arrays
 
+    target.require_here(options)
     if options.target:
         with target.client_of(options) as client:
             described = description.of_server(client, options.model, options.version)

@@ -39,8 +39,9 @@ def add_handler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--handler",
         dest="around",
-        metavar="FILE.py",
-        help="Python around the model: FILE.py or FILE.py:CLASS; see docs/handlers.md",
+        metavar="[NAME=]FILE.py",
+        help="Python around the model, as `serve` takes it: FILE.py or FILE.py:CLASS, with the "
+        "model's name before it or not; see docs/handlers.md",
     )
 
 

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.commandline import values
+from serving.errors import ConfigurationError
 from serving.system.addresses import is_target
 
 if TYPE_CHECKING:
@@ -18,6 +20,13 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         type=address,
         metavar="HOST:PORT",
         help="call a running server instead of loading the model here",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=values.seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="time limit of each call to the server; one that nobody answers is given up after 5",
     )
     add_access(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
@@ -49,12 +58,25 @@ def add_access(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def require_here(options: argparse.Namespace) -> None:
+    """Check that no server is called where an option is about a model that is loaded here.
+
+    Raises:
+        ConfigurationError: one is.
+    """
+    if options.target and options.around:
+        raise ConfigurationError(
+            "--handler is for a model that is loaded here: leave out --target, or give it to serve"
+        )
+
+
 def client_of(options: argparse.Namespace) -> "Client":
     """Connect to the server of `--target`."""
     from serving.client import Client
 
     return Client(
         options.target,
+        timeout_s=options.timeout,
         token=token_of(options),
         tls_ca=options.tls_ca,
         tls_cert=options.tls_cert,

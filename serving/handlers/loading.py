@@ -17,6 +17,10 @@ FILE = "handler.py"
 """The handler of a version in a repository, beside its files."""
 
 
+class NeedsModel(ConfigurationError):
+    """A handler needs a model, and there is none of the name that it was given for."""
+
+
 class HandlerSource(NamedTuple):
     """Where a handler is."""
 
@@ -70,6 +74,22 @@ def named_sources(options: Iterable[str]) -> dict[str, HandlerSource]:
             )
         found[name] = HandlerSource.of(file)
     return found
+
+
+def source_for(model: str, option: str) -> HandlerSource:
+    """Return the handler for the only model of a command.
+
+    Args:
+        model: its name.
+        option: as for `named_sources`.
+
+    Raises:
+        ConfigurationError: there is no such file, or it is for a model of another name.
+    """
+    ((name, source),) = named_sources([option]).items()
+    if name not in ("", model):
+        raise ConfigurationError(f"handler {name}: the model is named {model}")
+    return source
 
 
 def assigned(

@@ -10,7 +10,7 @@ from typing import Any
 from serving.config import Device
 from serving.errors import ConfigurationError, ModelError, ServingError
 from serving.handlers import process
-from serving.handlers.loading import HandlerSource
+from serving.handlers.loading import HandlerSource, NeedsModel
 from serving.handlers.process import HandlerProcess, Program
 from serving.handlers.signature import HandlerSignature
 from serving.model.engine import Run
@@ -127,11 +127,12 @@ def require_model(signature: HandlerSignature, *, has_model: bool) -> None:
     """Check that there is a model where the handler needs one.
 
     Raises:
-        ConfigurationError: there is none, or one too many.
+        NeedsModel: there is none.
+        ConfigurationError: there is one too many.
     """
     if signature.needs_model and not has_model:
         methods = " and ".join(signature.methods)
-        raise ConfigurationError(f"{signature.name} has {methods}: it needs a model")
+        raise NeedsModel(f"{signature.name} has {methods}: it needs a model")
     if has_model and not signature.needs_model:
         raise ConfigurationError(
             f"{signature.name} has predict: it is a model without an ONNX file"

@@ -35,8 +35,9 @@ class Models:
         access = Access(
             _reached(self.grpc_address, host),
             host and f"{scheme}://{host}",
-            security.has_tls,
-            security.has_tokens,
+            "ca.pem" if security.has_tls else "",
+            needs_certificate=security.tls_client_ca is not None,
+            has_tokens=security.has_tokens,
         )
         return as_json({"models": list(self._described(access))})
 
@@ -62,7 +63,7 @@ class Models:
             roles.append(f"{versions.canary.share:.3g} of the calls")
         shapes = model.sample_shapes
         return {
-            "roles": ["default"] * (is_default and len(versions.versions) > 1) + roles,
+            "roles": ["default"] * is_default + roles,
             "device": model.device,
             "precision": model.precision,
             "batching": model.batching,

@@ -16,6 +16,7 @@ from serving.protocols.oip import inference_pb, typed
 from serving.protocols.oip.examples import Access, Example
 from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
+from serving.server.ready_line import access_of
 from serving.server.self_test import SelfTest
 from serving.system.usage import Usage
 from serving.telemetry.metrics import Readiness, Report, Served
@@ -78,6 +79,7 @@ class Server:
         self._methods = (*(each.name for each in batched), *over_http)
         self._self_test: asyncio.Task[None] | None = None
         self.address = ""
+        self._access = Access(self.address)
         self.metrics_address = "off" if exporter is None else exporter.address
 
     def _open_decoders(self) -> Pool:
@@ -88,6 +90,11 @@ class Server:
         """Where HTTP answers, such as "http://127.0.0.1:8080"; None if it is off."""
         return None if self._http is None else self._http.url
 
+    @property
+    def num_calls(self) -> int:
+        """Calls in progress; see the transports."""
+        return self._transport.num_calls
+
     async def start(self) -> None:
         """Bind the port and start to answer.
 
@@ -95,6 +102,7 @@ class Server:
             ConfigurationError: the address can't be bound.
         """
         self.address = await self._transport.start()
+        self._access = access_of(self.config.security, self.address)
         if self._http is not None:
             self._http.start(self._transport.loop, self.address)
             await self._http.warm_up()
@@ -149,9 +157,8 @@ class Server:
             )
 
     def _request(self, route: Route) -> str:
-        model, security = route.model, self.config.security
-        access = Access(self.address, has_tls=security.has_tls, has_tokens=security.has_tokens)
-        example = Example(route.name, "", model.tensors, model.sample_shapes, access)
+        model = route.model
+        example = Example(route.name, "", model.tensors, model.sample_shapes, self._access)
         return example.shell()
 
     def block(self, blocked: Mapping[int, float]) -> None:

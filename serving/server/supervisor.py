@@ -153,7 +153,7 @@ class Supervisor:
             scheme = "https" if config.security.has_tls else "http"
             more["http"] = f"{scheme}://{with_port(config.http_host, config.http_port)}"
         address = with_port(config.host, config.port)
-        announce(self.report(), address, metrics_address, config.log_format, **more)
+        announce(self.report(), address, metrics_address, config, **more)
 
     def report(self) -> Report:
         """Add up the last reports of all workers, a second old at most; from any thread."""

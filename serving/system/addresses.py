@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Collection, Sequence
+from itertools import filterfalse
 from typing import TypeVar
 
 from serving.errors import ConfigurationError
@@ -19,6 +20,9 @@ _REASONS = {
 }
 _FIRST_FREE_PORT = 1024
 """Ports below need a privilege."""
+_EVERY = {"0.0.0.0": "127.0.0.1", "[::]": "localhost"}
+"""Addresses to listen on that are none to call, and one that is."""
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 _SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 
 
@@ -36,6 +40,36 @@ def with_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def reached(address: str, names: Sequence[str] = ()) -> str:
+    """Return how a caller on this machine reaches an address that is listened on.
+
+    Args:
+        address: HOST:PORT, or unix:PATH.
+        names: those of the server's certificate; callers accept no other.
+
+    Returns:
+        The same; or with another host, where it is no address to call or is none of the names.
+    """
+    if address.startswith("unix:"):
+        return address
+    bound, _, port = address.rpartition(":")
+    host = _EVERY.get(bound, bound)
+    if not names or host.strip("[]") in names:
+        return f"{host}:{port}"
+    is_local = bound in _EVERY or host.strip("[]") in _LOCAL
+    local = [name for name in _LOCAL if is_local and name in names]
+    first, *_ = (*local, *filterfalse(_is_address, names), *names)
+    return with_port(first.replace("*", "<name>"), int(port))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def is_named(host: str, names: Collection[str]) -> bool:
     """Return whether a request's host is an address or one of these names; "*" is any.
 
@@ -43,13 +77,7 @@ def is_named(host: str, names: Collection[str]) -> bool:
     """
     name = host.lower()
     name = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
-    if name in names or "*" in names:
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+    return name in names or "*" in names or _is_address(name)
 
 
 def cannot_listen(host: str, port: int, error: OSError | ValueError) -> ConfigurationError:

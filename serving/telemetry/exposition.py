@@ -115,9 +115,11 @@ def _of_server(report: Report) -> Iterator[core.Metric]:
     """Yield what all models share; the values of processes are sums over all of them."""
     usage, counts = report.usage, report.counts
     reloads = core.CounterMetricFamily(
-        "serving_reloads", "Versions loaded or refused while serving.", labels=["outcome"]
+        "serving_reloads",
+        "Versions loaded or refused while serving; files unread.",
+        labels=["outcome"],
     )
-    for outcome in ("loaded", "failed"):
+    for outcome in ("loaded", "failed", "unread"):
         reloads.add_metric([outcome], counts.reloads[outcome])
     yield reloads
     crashes = core.CounterMetricFamily(

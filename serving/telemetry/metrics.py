@@ -276,7 +276,12 @@ class Metrics:
             counts.failed_s += max(0.0, duration_s * times)
 
     def count_reload(self, outcome: str) -> None:
-        """Count a reload: "loaded", or "failed" for a version that was refused."""
+        """Count a reload.
+
+        Args:
+            outcome: "loaded", "failed" for a version that was refused, or "unread" where labels,
+                settings or the repository can't be read or used, and all stays as it is.
+        """
         with self._lock:
             self._counts.reloads[outcome] += 1
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from serving.commandline.progress import Bar
 from tests.mutation.choice import chosen
+from tests.mutation.locks import REFUSES, WAITS, Busy, locked
 from tests.mutation.places import mutant, places, sources
 
 ROOT = Path(__file__).parents[2]
@@ -72,17 +73,17 @@ def recorded(tree, package):
     """Return which lines the package's own tests run, recorded once for its code and them."""
     name = digest(tree, [package, *TESTS[package], *SHARED])
     kept = CACHE / f"{package.replace('/', '-')}-{name}.json"
-    if not kept.exists():
-        print(f"recording which lines of {package} its tests run", flush=True)
-        CACHE.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(".unfinished")
-        subprocess.run(
-            [PYTHON, "-m", "pytest", "-q", "-p", "tests.mutation.recording", *TESTS[package]],
-            cwd=tree, env=environment(tree, MUTATION_RECORD=str(unfinished)), check=False,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        unfinished.rename(kept)
-    return json.loads(kept.read_text())
+    with locked(kept, WAITS):
+        if not kept.exists():
+            print(f"recording which lines of {package} its tests run", flush=True)
+            unfinished = kept.with_suffix(".unfinished")
+            subprocess.run(
+                [PYTHON, "-m", "pytest", "-q", "-p", "tests.mutation.recording", *TESTS[package]],
+                cwd=tree, env=environment(tree, MUTATION_RECORD=str(unfinished)), check=False,
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            unfinished.rename(kept)
+        return json.loads(kept.read_text())
 
 
 def outcome(tree, tests):
@@ -214,9 +215,13 @@ def main():
         tests = [test for each in packages for test in TESTS[each]]
         name = digest(tree, [*packages, *tests, *SHARED])
         results = CACHE / f"{options.seed}-{options.number}-{name}.jsonl"
-        results.touch()
-        mutants = list(drawn(tree, packages, options.seed, options.number))
-        outcomes = judged(tree, mutants, results, stop_s)
+        try:
+            with locked(results, REFUSES):
+                results.touch()
+                mutants = list(drawn(tree, packages, options.seed, options.number))
+                outcomes = judged(tree, mutants, results, stop_s)
+        except Busy as err:
+            raise SystemExit(f"tests.mutation: {err}") from None
     show_survivors(mutants, outcomes)
     print(f"\nseed {options.seed}, {len(outcomes)} of {len(mutants)} mutants\n")
     print(table(packages, outcomes))

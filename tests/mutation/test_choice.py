@@ -1,11 +1,13 @@
 """The tests that a mutant meets, and the list of those that none can notice."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.mutation.choice import chosen, statement, within_budget
+from tests.mutation.locks import REFUSES, Busy, locked
 
 ROOT = Path(__file__).parents[2]
 SOURCE = """\
@@ -68,3 +70,13 @@ def test_equivalent_changes_are_of_lines_that_are_there():
         assert before in code, f"{file} has changed: {before}"
         assert after != before
         assert reason
+
+
+def test_second_run_of_a_draw_is_refused_while_the_first_goes_on(tmp_path):
+    results, others = tmp_path / "5-200-abc.jsonl", tmp_path / "6-200-abc.jsonl"
+    text = r"another run of the same draw has .*5-200-abc\.jsonl: wait, or draw another seed"
+    for each, expected in (results, pytest.raises(Busy, match=text)), (others, nullcontext()):
+        with locked(results, REFUSES), expected, locked(each, REFUSES):
+            assert each is others
+    with locked(results, REFUSES):
+        pass

@@ -22,6 +22,11 @@ ROW = np.ones((1, 4), np.float32)
 PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text("utf-8")
 
 
+def test_port_that_is_none_is_off():
+    words = arguments(("m.onnx",), {"http_port": None, "metrics_port": None, "slo": None})
+    assert words == ["m.onnx", "--http-port", "off", "--metrics-port", "off"]
+
+
 @pytest.fixture
 def path(tmp_path):
     return save(two_layers(), tmp_path)
@@ -125,6 +130,7 @@ def test_fixture_of_the_page_works(path, tmp_path):
     (fixture,) = re.findall(r"(?s)```python\n(import pytest\n.*?)```", PAGE)
     test = "\n\ndef test_it(client):\n    assert client.models() == ['model']\n"
     (tmp_path / "test_page.py").write_text(fixture + test)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py"]
+    plugins = ("-p", "no:cacheprovider", "-p", "no:schemathesis")  # it takes a second to import
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "test_page.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stdout

@@ -59,7 +59,8 @@ _MAX_BYTES = 512 << 20
 _MAX_DRAWS = 4
 """Draws that are compared: of a size two, and two of others."""
 _AXES = 16, 32, 8, 1, 64, 512
-"""Open axes: the first size with which a graph runs, and the next one besides."""
+"""Sizes for all open axes. Of the first one with which a graph runs are two draws, two others are
+of an own size for each name, if the graph takes that, or of the next one."""
 _UNCHANGED = SessionSettings(device="cpu", optimization="none")
 _UNCHANGED_ONCE = replace(_UNCHANGED, config={"session.disable_prepacking": "1"})
 """Weights in the order of the processor pay after more runs than these."""
@@ -180,7 +181,7 @@ class Check:
         return Comparison(len(compared), self._num_omitted + num_left, self._num_runs)
 
     def _draws(self) -> Iterator[Feeds]:
-        """Yield inputs: samples, some of one size, and of unlike ones for unlike axes."""
+        """Yield inputs: samples, and some whose open axes are alike, unlike, and alike again."""
         if self._graph.samples is not None:
             yield self._graph.samples
         inputs = self._inputs
@@ -188,10 +189,11 @@ class Check:
         if all(-1 not in each.shape[1:] for each in inputs):
             yield from drawn_inputs.draws_of_size(inputs, drawn_inputs.NUM_ROWS, {}, 1)
             return
-        for size in _AXES:
-            yield from drawn_inputs.draws_of_size(inputs, drawn_inputs.NUM_ROWS, {}, size)
-        unlike = {name: 32 * (number + 2) for number, name in enumerate(sorted(names))}
-        yield from drawn_inputs.draws_of_size(inputs, drawn_inputs.NUM_ROWS, unlike, 32)
+        first, *others = _AXES
+        # A rule that takes one open axis for another is right where both are as long.
+        unlike = {name: 32 * number for number, name in enumerate(sorted(names), 1)}
+        for sizes, size in ({}, first), (unlike, 32), *(({}, each) for each in others):
+            yield from drawn_inputs.draws_of_size(inputs, drawn_inputs.NUM_ROWS, sizes, size)
 
     def _compare_draw(self, feeds: Feeds, end_s: float) -> set[str]:
         """Compare runs on one draw until the time ends; return the tensors that were compared."""

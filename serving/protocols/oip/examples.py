@@ -22,6 +22,8 @@ _PICTURE = "R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw=="
 _FILES = {"picture": "picture.jpg", "bytes": "file.bin"}
 """Names of files for inputs of handlers, by their content."""
 
+_CERT, _KEY = "<your certificate>.pem", "<its key>.pem"
+
 Shapes = Mapping[str, tuple[int, ...]]
 """Sizes for inputs whose axes are open, by name."""
 
@@ -33,8 +35,13 @@ class Access(NamedTuple):
     """HOST:PORT."""
     http: str = ""
     """Such as "http://127.0.0.1:8080"; empty if it is off."""
-    has_tls: bool = False
+    tls_ca: str = ""
+    """The file of the authorities of its certificate; empty without TLS."""
+    needs_certificate: bool = False
+    """Whether callers need a certificate of their own."""
     has_tokens: bool = False
+    token_file: str = ""
+    """The file of a token, if the caller is on the server's machine."""
 
 
 def shape_of(tensor: Tensor, shapes: Shapes) -> tuple[int, ...]:
@@ -50,6 +57,13 @@ def sample_of(tensor: Tensor, shapes: Shapes) -> Any:
     if tensor.is_binary:  # as JSON has it
         return np.full(shape, _PICTURE if tensor.content == "picture" else "AAE=", object).tolist()
     return np.full(shape, _VALUES.get(tensor.dtype.kind, 1), tensor.dtype).tolist()
+
+
+def word_of(tensor: Tensor, shapes: Shapes) -> str:
+    """Return an input's value as `digit-serving infer` reads it, such as "x=[[0.5]]"."""
+    values, shape = sample_of(tensor, shapes), shape_of(tensor, shapes)
+    text = f"zeros{[*shape]}".replace(" ", "") if values is None else json.dumps(values)
+    return f"{tensor.name}={_file_of(tensor, '@') or text}"
 
 
 def request_body(tensors: TensorSignature, shapes: Shapes) -> tuple[dict[str, Any], int]:
@@ -88,13 +102,13 @@ class Example:
         """Return the command of this package."""
         words = ["digit-serving", "infer", self.name, "--target", self.access.grpc]
         words += ["--version", self.version] if self.version else []
-        words += ["--tls-ca", "ca.pem"] * self.access.has_tls
-        for tensor in self.tensors.inputs:
-            values, shape = sample_of(tensor, self.shapes), shape_of(tensor, self.shapes)
-            text = f"zeros{[*shape]}".replace(" ", "") if values is None else json.dumps(values)
-            words.append(f"{tensor.name}={_file_of(tensor, '@') or text}")
-        token = "SERVING_TOKEN=$TOKEN " if self.access.has_tokens else ""
-        return token + shlex.join(words)
+        access = self.access
+        words += ["--tls-ca", access.tls_ca] if access.tls_ca else []
+        words += ["--tls-cert", _CERT, "--tls-key", _KEY] * access.needs_certificate
+        words += ["--token-file", access.token_file] if access.token_file else []
+        words += [word_of(each, self.shapes) for each in self.tensors.inputs]
+        needs_token = access.has_tokens and not access.token_file
+        return "SERVING_TOKEN='<token>' " * needs_token + shlex.join(words)
 
     def _curl(self) -> str:
         body, num_zeros = request_body(self.tensors, self.shapes)
@@ -102,7 +116,8 @@ class Example:
         is_large = most > MAX_JSON_VALUES
         if is_large:
             body["parameters"] = {"binary_data_output": True}
-        words = ["curl", *["--cacert", "ca.pem"] * self.access.has_tls]
+        words = ["curl", *(["--cacert", self.access.tls_ca] if self.access.tls_ca else [])]
+        words += ["--cert", _CERT, "--key", _KEY] * self.access.needs_certificate
         command = shlex.join(words + ["--output", "answer.bin"] * is_large)
         command += ' -H "Authorization: Bearer $TOKEN"' * self.access.has_tokens
         path = quote(self.name, safe="") + (f"/versions/{self.version}" if self.version else "")
@@ -124,7 +139,8 @@ class Example:
         parts = ", ".join(f"{each.name!r}: {self._value(each)}" for each in self.tensors.inputs)
         more = f", version={self.version!r}" if self.version else ""
         options = ', token=os.environ["TOKEN"]' * self.access.has_tokens
-        options += ', tls_ca="ca.pem"' * self.access.has_tls
+        options += f", tls_ca={self.access.tls_ca!r}" if self.access.tls_ca else ""
+        options += f", tls_cert={_CERT!r}, tls_key={_KEY!r}" * self.access.needs_certificate
         return "\n".join(
             [
                 *["import os"] * self.access.has_tokens,
@@ -137,7 +153,10 @@ class Example:
         )
 
     def _triton(self) -> str:
-        options = ', ssl=True, root_certificates="ca.pem"' * self.access.has_tls
+        ca = self.access.tls_ca
+        options = f", ssl=True, root_certificates={ca!r}" if ca else ""
+        own = f", certificate_chain={_CERT!r}, private_key={_KEY!r}"
+        options += own * self.access.needs_certificate
         more = f", model_version={self.version!r}" if self.version else ""
         more += ', headers={"authorization": "Bearer " + os.environ["TOKEN"]}' * (
             self.access.has_tokens

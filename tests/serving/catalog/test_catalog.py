@@ -150,6 +150,7 @@ def test_start_and_reload_go_by_one_rule_where_a_signature_is_another(root, capl
     assert line.startswith("model a: refused version 2, version 1 stays in service: input images")
     assert "images UINT8 [N, 16] has become images UINT8 [N, 25]" in line
     assert "put a file new-signature into its folder" in line
+    assert "or a label such as stable (none gets a canary's share" in line
     restarted = opened(root, names=("a",))
     for each in (latest, restarted):
         assert state(each) == (["1"], "1", None)
@@ -240,11 +241,13 @@ def test_bad_labels_are_refused_in_one_line_and_the_old_ones_stay(root, text, ca
     catalog = opened(root)
     damage(root, "a", "2")
     catalog.reload()
-    before = catalog.models["a"]
+    before, counts = catalog.models["a"], Counter()
+    catalog.count_reload = lambda outcome: counts.update([outcome])
     caplog.clear()
     (root / "a" / "labels.json").write_bytes(text.encode("latin-1"))
     for _ in range(2):
         assert not catalog.reload()
+    assert counts == {"unread": 1}, "no version was refused"
     assert catalog.models["a"] is before
     (line,) = caplog.messages
     assert line.startswith("reload failed, version 1 of a stays in service: ")
@@ -284,7 +287,7 @@ def test_version_that_a_caller_loads_is_counted_and_logged_as_at_a_look(root, ca
     for _ in range(2):
         with pytest.raises(ConfigurationError):
             catalog.load("a")
-    assert counts == {"loaded": 1, "failed": 1}
+    assert counts == {"loaded": 1, "unread": 1}
     assert "reload failed, version 2 of a stays in service" in caplog.text
 
 

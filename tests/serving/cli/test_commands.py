@@ -84,6 +84,12 @@ def test_info_tells_the_same_of_a_server_and_of_files(models, server, run):
         (("--queue-capacity", "5"), "queue_capacity must be at least max_request_rows"),
         (("--port", "70000"), "port must be 0 to 65535, got 70000"),
         (("--served-name", "two words"), "served_name must be 1 to 128 visible characters"),
+        (
+            ("--host", "unix:/a", "--workers", "2"),
+            "host unix:/a: a Unix socket serves one process: leave out --workers",
+        ),
+        (("--http-host", "unix:/a"), "http_host must be an address: only host may be a Unix"),
+        (("--metrics-host", "unix:/a"), "metrics_host must be an address: only host may be"),
         (("--workers", "0"), "workers must be at least 1, got 0"),
         (("--drain", "-1"), "drain must be 0 to 1e6, got -1.0"),
         (("--drain", "inf"), "drain must be 0 to 1e6, got inf"),
@@ -129,7 +135,7 @@ def test_models_folder_without_the_model_names_the_one_that_has(
     (tmp_path / "models").mkdir()
     (tmp_path / "models/letters").symlink_to(models / "digits")
     monkeypatch.chdir(tmp_path)
-    code, _, err = run("serve", "--models", named, "--port", 0, *options)
+    code, _, err = run("serve", "--models", named, "--port", 0, "--metrics-port", 0, *options)
     is_one = "models/letters is one: --models models --model letters"
     assert (code, err) == (2, [f"digit-serving: no model in {named}{asked}, but {is_one}"])
 

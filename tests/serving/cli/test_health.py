@@ -1,5 +1,6 @@
 """`digit-serving health`, as an exec probe runs it."""
 
+import socket
 import subprocess
 import sys
 
@@ -15,10 +16,32 @@ def test_serving_is_0_and_one_line(server, run):
     assert run("health", "--target", server.address) == (0, [f"{server.address}: SERVING"], [])
 
 
-def test_nobody_there_is_1_and_one_line(run):
-    code, out, err = run("health", "--target", "127.0.0.1:1")
-    assert (code, out, len(err)) == (1, [], 1)
-    assert err[0].startswith("digit-serving: 127.0.0.1:1: UNAVAILABLE: ")
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("127.0.0.1:1", "can't connect: Connection refused"),
+        ("unix:/no/such/socket", "can't connect: No such file or directory"),
+        ("no-such-host.invalid:1", "the name no-such-host.invalid can't be resolved"),
+    ],
+)
+def test_nobody_there_is_1_and_one_line(target, reason, run):
+    expected = (1, [], [f"digit-serving: {target}: {reason}"])
+    assert run("health", "--target", target) == expected
+
+
+def test_server_that_says_nothing_is_given_up_in_time(run):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        code, _, err = run("health", "--target", target, "--timeout", "50ms")
+    assert (code, err) == (1, [f"digit-serving: {target}: no answer within 0.05 s"])
+
+
+def test_health_of_a_model(server, run):
+    target = ("health", "--target", server.address, "--model")
+    assert run(*target, "digits").out == [f"{server.address}: model digits: SERVING"]
+    code, _, err = run(*target, "x" * 200)
+    expected = f"digit-serving: {server.address}: model {'x' * 200}: there is no such model"
+    assert (code, err) == (1, [expected])
 
 
 def test_server_that_hangs_is_1(run):

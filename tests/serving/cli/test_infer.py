@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from serving.__main__ import main
 from serving.protocols.oip import inference_pb
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.serving.test_picture_classifiers import COLOURS, IMAGE, colours
+from tests.support.certificates import self_signed
 from tests.support.servers import ended, fake_service, serve_command, started
 
 ROOT = Path(__file__).parents[3]
@@ -74,10 +76,17 @@ def test_inputs_are_filled_without_a_file(place, folder, running, run):
     assert "no room for an array" in asked("towers", "left=zeros[999999999,999999999]", "--random")
 
 
-@pytest.mark.parametrize("name", ["towers", "texts", "colours"])
-def test_line_to_try_runs_as_pasted(name, folder):
-    """In an empty shell: it names no file."""
-    with started(serve_command(None, str(folder / f"{name}.onnx"))) as server:
+@pytest.mark.parametrize("name", ["towers", "texts", "colours", "iris"])
+def test_line_to_try_runs_as_pasted(name, folder, tmp_path):
+    """In an empty shell: it names no file but those of the server's own options."""
+    options = []
+    if name == "iris":
+        pytest.importorskip("cryptography")
+        own, token = str(self_signed(tmp_path, "localhost")), tmp_path / "token"
+        token.write_text("a-token-that-is-long-enough-to-be-one\n")
+        options = ["--host", "0.0.0.0", "--tls-cert", own, "--tls-key", own]
+        options += ["--token-file", str(token)]
+    with started(serve_command(None, str(folder / f"{name}.onnx"), *options)) as server:
         line = server.process.stdout.readline().removeprefix("try it: ")
         code = f"cd /; {line.replace('digit-serving', f'{sys.executable} -m serving', 1)}"
         result = ended(["bash", "-c", code], env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
@@ -122,7 +131,18 @@ def test_picture_goes_to_a_server_as_its_classifier_wants_it(server, run):
     ("words", "reason"),
     [
         (["iris.onnx"], "expected a value of x FP32 [N, 4], such as x=[[0.5, 0.5, 0.5, 0.5]]"),
-        (["iris.onnx", "y=3"], "expected inputs such as x=[[0.5, 0.5, 0.5, 0.5]], got 'y=3'"),
+        (["iris.onnx", "y=3"], "no input 'y', only x FP32 [N, 4], such as x=[[0.5, 0.5, 0.5, 0."),
+        (
+            ["towers.onnx", "lefft=[1, 2]", "right=[1, 2]"],
+            "no input 'lefft': did you mean left? There are left FP32 [N, 2], right FP32 [N, 2], "
+            "such as left=[[0.5, 0.5]] right=[[0.5, 0.5]]",
+        ),
+        (["towers.onnx", "[1, 2]"], "expected NAME=VALUE of left FP32 [N, 2], right FP32 [N, 2],"),
+        (["texts.onnx", "txet=a film"], "no input 'txet': did you mean text? There are text BYTES"),
+        (["towers.onnx", "left=[1, 2]", "left=[3, 4]"], "input left: two values, [1, 2] and [3,"),
+        (["iris.onnx", ROW, f"x={ROW}"], "input x: two values"),
+        (["iris.onnx", "x=row.npy"], "row.npy is a file: x=@row.npy sends its content"),
+        (["iris.onnx", "row.npy"], "row.npy is a file: x=@row.npy sends its content"),
         (["iris.onnx", "x=abc"], "expected x FP32 [N, 4] as JSON, such as x=[[0.5,"),
         (["iris.onnx", "x=[1]"], "expected x FP32 [N, 4], got the shape [1, 1]"),
         (["iris.onnx", "x=@nothing.npy"], "@nothing.npy: No such file or directory"),
@@ -132,7 +152,7 @@ def test_picture_goes_to_a_server_as_its_classifier_wants_it(server, run):
         (["iris.onnx", "x=@huge.npy"], "@huge.npy: Unable to allocate"),
         (["iris.onnx", "x=@odd.npy"], "@odd.npy: unhashable type"),
         (["iris.onnx", "x=@pickle.npy"], "@pickle.npy: Object arrays cannot be loaded"),
-        (["constant.onnx", "x=1"], "expected inputs such as"),
+        (["constant.onnx", "x=1"], "the model has no inputs, got 'x=1'"),
         (["towers.onnx", "left=[1, 2]"], "expected a value of right FP32 [N, 2]"),
         (["nothing.onnx", "1"], "there is no file nothing.onnx"),
     ],
@@ -143,6 +163,59 @@ def test_wrong_words_are_one_line_with_an_example(words, reason, folder, run, mo
     assert code != 0
     assert len(err) == 1
     assert reason in err[0]
+
+
+def test_numbers_and_texts_may_have_names_of_files(folder, run, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / ROW).write_text("[5, 6, 7, 8]")
+    assert run("infer", "iris.onnx", ROW).err == []
+    code, out, err = run("infer", "texts.onnx", "labels.txt", "--json")
+    assert (code, json.loads(out[0])) == (0, {"same": [["labels.txt"]]})
+    sends = "labels.txt is a file: text=@labels.txt sends its content, this its name"
+    assert err == [f"digit-serving: {sends}"]
+
+
+HANDLERS = """\
+import serving
+
+class Around(serving.Handler):
+    inputs = {"text": serving.Text()}
+
+    def preprocess(self, text):
+        return [[len(each)] * 4 for each in text]
+"""
+
+
+@pytest.mark.parametrize("command", [("infer", "m", "x=1"), ("info",), ("classify", "a.png")])
+def test_calls_of_commands_have_a_time_limit(command, run):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        seven = str(ROOT / "docs" / "pictures" / "seven.png")
+        words = [seven if word == "a.png" else word for word in command]
+        code, _, err = run(*words, "--target", target, "--timeout", "50ms")
+    assert code == 1
+    assert len(err) == 1
+
+
+def test_handler_is_named_as_for_serve(folder, run, tmp_path):
+    (tmp_path / "around.py").write_text(HANDLERS)
+    file, network = tmp_path / "around.py", folder / "iris.onnx"
+    words = ["text=ab", "--json"]
+    answers = [
+        run("infer", network, "--handler", each, *words)
+        for each in (file, f"{file}:Around", f"iris={file}", f"iris={file}:Around")
+    ]
+    assert answers[0].code == 0
+    assert all(each == answers[0] for each in answers)
+    named = run("info", network, "--handler", f"iris={file}", "--json")
+    assert json.loads(named.out[0])["inputs"] == ["text BYTES [N]"]
+    wrong = run("infer", network, "--handler", f"irs={file}", *words)
+    assert (wrong.code, wrong.err) == (2, ["digit-serving: handler irs: the model is named iris"])
+    for command in ("infer", "info"):
+        model = ["m"] if command == "infer" else []
+        code, _, err = run(command, *model, "--target", "127.0.0.1:1", "--handler", file)
+        assert (code, len(err)) == (2, 1)
+        assert "--handler is for a model that is loaded here" in err[0]
 
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\n"

@@ -11,9 +11,8 @@ import trustme
 from serving.client import transport
 from serving.client.addresses import Address
 from serving.client.credentials import Credentials
-from serving.client.h2 import event_loop, threads
+from serving.client.h2 import event_loop, session, threads
 from serving.client.h2.event_loop import ReconnectingLoopChannel
-from serving.client.h2.session import Session
 from serving.client.h2.threads import Http2Connection, ReconnectingChannel
 from serving.http2 import frames
 from serving.http2.frames import frame, word
@@ -23,6 +22,42 @@ from tests.support.fakes import TIMEOUT_S
 from tests.support.wire import OK, peers
 
 BRIEF_S = 0.05
+"""A time that is over soon; no outcome here depends on what fits into it."""
+HOUR_S = 3600.0
+
+
+class Clock:
+    """The channels' time: the real one, and the hours that a test has jumped."""
+
+    def __init__(self):
+        self.jumped_s = 0.0
+        self.loops: list[asyncio.AbstractEventLoop] = []
+
+    def monotonic(self):
+        return time.monotonic() + self.jumped_s
+
+    def jump(self, seconds):
+        self.jumped_s += seconds
+        for loop in self.loops:
+            loop.call_soon_threadsafe(lambda: None)  # it looks at its timers
+
+    def new_loop(self):
+        loop = asyncio.new_event_loop()
+        loop.time = self.monotonic
+        self.loops.append(loop)
+        return loop
+
+    def run(self, main):
+        with asyncio.Runner(loop_factory=self.new_loop) as runner:
+            return runner.run(main)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    for module in (threads, session):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 def of_threads(*arguments):
@@ -34,7 +69,7 @@ async def of_a_loop(*arguments):
 
 
 @pytest.fixture(params=["threads", "loop"])
-def ask(request):
+def ask(request, clock):
     """Ask a server with one of the channels: a function of its address, a time and metadata."""
 
     async def exchange(make, address, timeout_s, metadata, credentials):
@@ -50,7 +85,7 @@ def ask(request):
 
     def once(address, timeout_s=TIMEOUT_S, metadata=(), credentials=NO_CREDENTIALS):
         if request.param == "loop":
-            return asyncio.run(exchange(of_a_loop, address, timeout_s, metadata, credentials))
+            return clock.run(exchange(of_a_loop, address, timeout_s, metadata, credentials))
         try:
             exchange(of_threads, address, timeout_s, metadata, credentials).send(None)
         except StopIteration as end:
@@ -61,6 +96,7 @@ def ask(request):
 
 
 NO_CREDENTIALS = Credentials(None, None, None, None)
+PING = frame(frames.PING, 0, bytes(4), bytes(8))
 
 
 def closing(peer):
@@ -113,10 +149,22 @@ def test_silent_server_is_given_up(ask, monkeypatch):
             over.set()
 
 
-def test_server_that_answers_pings_alone_is_late(ask, monkeypatch):
+def test_server_that_answers_pings_alone_is_late(ask, clock, monkeypatch):
     monkeypatch.setattr(transport, "KEEPALIVE_TIME_S", BRIEF_S)
-    with peers(silent) as address:
-        assert ask(address, 4 * BRIEF_S) == transport.LATE
+    monkeypatch.setattr(transport, "KEEPALIVE_TIMEOUT_S", HOUR_S / 2)
+
+    def answer_pings(peer):
+        """From the first one on, the call is late."""
+        next(peer.calls())
+        while data := peer.socket.recv(65_536):
+            peer.http2.receive_data(data)
+            if PING in data:
+                clock.jump(HOUR_S)
+            peer.flush()
+
+    with peers(answer_pings) as address:
+        assert ask(address, HOUR_S) == transport.LATE
+    assert clock.jumped_s
 
 
 def test_port_that_nobody_listens_on_has_the_systems_reason(ask):
@@ -181,31 +229,39 @@ async def closed(channel):
     await asyncio.sleep(0)
 
 
-async def test_calls_of_a_loop_end_at_their_own_deadlines():
+def test_calls_of_a_loop_end_at_their_own_deadlines(clock, monkeypatch):
     """The connection and its later calls go on."""
+    monkeypatch.setattr(transport, "KEEPALIVE_TIME_S", 99 * HOUR_S)
 
     def answer_the_last(peer):
         calls = peer.calls()
         streams = [next(calls)[0] for _ in range(3)]
+        clock.jump(HOUR_S)
         over.wait(TIMEOUT_S)
         peer.answer(streams[1], b"re")
         peer.socket.recv(65_536)
 
     over, ended = threading.Event(), []
-    with peers(answer_the_last) as address:
+    timeouts = {"late": 1.5 * HOUR_S, "answered": 9 * HOUR_S, "early": 0.5 * HOUR_S}
+
+    async def exchange(channel, name):
+        outcome = await channel.exchange("/a.B/C", b"hi", timeouts[name])
+        ended.append(name)
+        if name == "early":
+            clock.jump(HOUR_S)
+        elif name == "late":
+            over.set()
+        return outcome
+
+    async def all_of_them(address):
         host, _, port = address.rpartition(":")
         channel = ReconnectingLoopChannel(Address(host, int(port), address), NO_CREDENTIALS)
-
-        async def exchange(name, timeout_s):
-            outcome = await channel.exchange("/a.B/C", b"hi", timeout_s)
-            ended.append(name)
-            if name == "late":
-                over.set()
-            return outcome
-
-        timeouts = {"late": 3 * BRIEF_S, "answered": TIMEOUT_S, "early": BRIEF_S}
-        outcomes = await asyncio.gather(*map(exchange, timeouts, timeouts.values()))
+        outcomes = await asyncio.gather(*(exchange(channel, name) for name in timeouts))
         await closed(channel)
+        return outcomes
+
+    with peers(answer_the_last) as address:
+        outcomes = clock.run(all_of_them(address))
     assert outcomes == [transport.LATE, b"re", transport.LATE]
     assert ended == ["early", "late", "answered"]
 
@@ -303,8 +359,8 @@ def test_server_that_leaves_a_handshake_is_named(tmp_path):
 @pytest.fixture
 def pair():
     ours, theirs = socket.socketpair()
-    with theirs:
-        yield Http2Connection(ours, Session("x:1", "http"), Plain()), theirs
+    with ours, theirs:
+        yield Http2Connection(ours, session.Session("x:1", "http"), Plain()), theirs
 
 
 def test_idle_connection_that_the_server_closed_is_not_usable(pair, monkeypatch):
@@ -381,6 +437,58 @@ def test_thread_beside_a_reader_sleeps_until_its_deadline(pair, left_s, least, m
     connection.wait(call)
     (found,) = slept
     assert least <= found <= most
+
+
+def sleeping(connection, num_calls):
+    """Begin calls whose threads sleep while somebody else reads; `woken` notes which wake."""
+    woken: list[int] = []
+
+    class Lock:
+        def __init__(self, number):
+            self.number = number
+
+        def release(self):
+            woken.append(self.number)
+
+    late_s = time.monotonic() + TIMEOUT_S
+    calls = [connection.start("/a.B/C", b"hi", (), late_s) for _ in range(num_calls)]
+    for number, call in enumerate(calls):
+        call.woken = Lock(number)
+        connection._waiting[call] = None
+    return calls, woken
+
+
+def test_reader_that_leaves_wakes_the_thread_that_has_slept_longest(pair):
+    connection, _ = pair
+    calls, woken = sleeping(connection, 2)
+    connection._reader = reader = object()
+    connection._stop_reading(reader)
+    assert connection._reader is None
+    assert woken == [0]
+    assert list(connection._waiting) == calls[1:]
+
+
+def test_thread_that_did_not_read_leaves_the_reader_and_the_sleepers(pair):
+    """Such as one that gives its call up, or looks at an idle connection."""
+    connection, _ = pair
+    calls, woken = sleeping(connection, 2)
+    connection._reader = reader = object()
+    connection._stop_reading(calls[0])
+    assert connection._reader is reader
+    assert woken == []
+    assert list(connection._waiting) == calls
+
+
+def test_reader_that_leaves_where_nobody_sleeps_leaves_reading_free(pair):
+    connection, server = pair
+    connection._reader = reader = object()
+    connection._stop_reading(reader)
+    assert connection._reader is None
+    call = connection.start("/a.B/C", b"hi", (), time.monotonic() + TIMEOUT_S)
+    server.shutdown(socket.SHUT_WR)
+    assert connection.wait(call) == Failure(
+        StatusCode.UNAVAILABLE, "the server closed the connection"
+    )
 
 
 def test_answer_of_one_thread_wakes_the_others(pair, monkeypatch):

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,35 @@ from tests.support.servers import wait_until
 pytestmark = pytest.mark.process
 
 
+@pytest.fixture(scope="module")
+def shared():
+    """A server whose two handlers have a process each; no test changes or ends it."""
+    handlers = named(behaviours="Behaviours", joined="Joined")
+    with serving.Server(handler=handlers, handler_processes=1) as server:
+        yield server
+
+
+@pytest.fixture
+def alone(shared):
+    """A client of the shared server."""
+    with serving.Client(shared.address, timeout_s=20) as client:
+        yield client
+
+
+@pytest.fixture
+def num_waiting(shared):
+    """A function that returns how many rows wait in the shared server."""
+
+    def count():
+        page = HttpPeer(f"http://{shared.metrics_address}").get("/metrics").body.decode()
+        return sum(map(float, re.findall(r"^serving_queue_rows{.*} (\S+)", page, re.M)))
+
+    return count
+
+
 @pytest.fixture
 def served():
     """Start servers, and end them."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
 
         def start(*models, **options):
@@ -39,12 +63,11 @@ def say(client, text="say it", **options):
     return client.infer("behaviours", {"text": [text]}, **options)
 
 
-def test_crash_costs_its_call_alone(served):
-    _, client = served(handler=named(behaviours="Behaviours"))
-    before = say(client)["pid"][0]
+def test_crash_costs_its_call_alone(alone):
+    before = say(alone)["pid"][0]
     with pytest.raises(serving.ModelError, match="the handler's process has ended"):
-        say(client, "kill")
-    after = say(client)
+        say(alone, "kill")
+    after = say(alone)
     assert after["answer"][0] == "SAY IT"
     assert after["pid"][0] != before
     assert after["calls"][0] == 1  # the crashed call was not tried again
@@ -72,28 +95,26 @@ def test_memory_beyond_the_limit_ends_a_process(served):
     assert say(client)["pid"][0] != before
 
 
-def test_late_call_is_not_begun_and_ends_no_process(served, gate):
-    _, client = served(handler=named(behaviours="Behaviours"), handler_processes=1)
-    before = say(client)
-    threads, outcomes = at_once(lambda: say(client, f"wait {gate.path}"))
+def test_late_call_is_not_begun_and_ends_no_process(alone, gate):
+    before = say(alone)
+    threads, outcomes = at_once(lambda: say(alone, f"wait {gate.path}"))
     with gate.closed():
         for _ in range(20):
             with pytest.raises((serving.DeadlineExceeded, serving.Overloaded)):
-                say(client, "say late", timeout_s=0.001)
+                say(alone, "say late", timeout_s=0.001)
     threads[0].join()
-    after = say(client)
+    after = say(alone)
     assert after["pid"][0] == outcomes[0]["pid"][0] == before["pid"][0]
     assert after["calls"][0] == before["calls"][0] + 2  # none of the late ones
 
 
-def test_running_call_is_abandoned_and_its_process_goes_on(served, gate):
-    _, client = served(handler=named(behaviours="Behaviours"), handler_processes=1)
-    before = say(client)["pid"][0]
-    threads, outcomes = at_once(lambda: say(client, f"wait {gate.path}", timeout_s=0.3))
+def test_running_call_is_abandoned_and_its_process_goes_on(alone, gate):
+    before = say(alone)["pid"][0]
+    threads, outcomes = at_once(lambda: say(alone, f"wait {gate.path}", timeout_s=0.3))
     with gate.closed():
         threads[0].join()
         assert isinstance(outcomes[0], serving.DeadlineExceeded)
-    assert say(client)["pid"][0] == before
+    assert say(alone)["pid"][0] == before
 
 
 def test_process_killed_under_callers_costs_the_running_call(served):
@@ -205,9 +226,62 @@ def test_handler_that_cannot_be_used_is_one_line_and_others_are_served(served, t
     server, client = served(handler=handlers)
     assert client.models() == ["behaviours"]
     assert "model bad is not served: bad.py:7: ValueError: no vocabulary" in server.errors
+    assert server.errors.count("no vocabulary") == 1, "the traceback is for --log-level debug"
     assert say(client)["answer"][0] == "SAY IT"
     with pytest.raises(serving.ConfigurationError, match=r"bad\.py:7: ValueError: no vocabulary"):
         serving.Server(handler=str(bad))
+
+
+AROUND = """\
+import serving
+
+class Around(serving.Handler):
+    inputs = {"text": serving.Text()}
+
+    def setup(self, folder):
+        (folder / "model.onnx").read_bytes()
+
+    def preprocess(self, text):
+        return [[len(each)] * 4 for each in text]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "ending"),
+    [
+        ("modle", {}, ", and none is named modle: did you mean model?"),
+        ("x", {}, ", and none is named x, only model, other"),
+        ("modle", {"y": "Behaviours"}, ", and none is named modle: did you mean model?"),
+    ],
+)
+def test_handler_of_a_model_that_is_not_there_is_an_error(network, tmp_path, name, more, ending):
+    """Else the model itself would answer, by its name, with its own inputs."""
+    for each in ("model", "other"):
+        (tmp_path / f"{each}.onnx").write_bytes(network.read_bytes())
+    (tmp_path / "around.py").write_text(AROUND)
+    handlers = [f"{name}={tmp_path / 'around.py'}"]
+    handlers += [f"{each}={source}" for each, source in named(**more).items()]
+    with pytest.raises(serving.ConfigurationError) as caught:
+        Catalog(ModelConfig(models=tmp_path, handler=tuple(handlers)))
+    expected = f"handler {name}: Around has preprocess: it needs a model{ending}"
+    assert str(caught.value) == expected
+
+
+def test_model_that_goes_takes_its_handler_with_it(network, tmp_path, caplog):
+    for each in ("net", "other"):
+        (tmp_path / f"{each}.onnx").write_bytes(network.read_bytes())
+    (tmp_path / "around.py").write_text(AROUND.replace("model.onnx", "other.onnx"))
+    catalog = Catalog(ModelConfig(models=tmp_path, handler=(f"net={tmp_path / 'around.py'}",)))
+    catalog.models["net"].default.handler.close()
+    (tmp_path / "net.onnx").rename(tmp_path / "net")
+    assert catalog.reload()
+    assert [*catalog.models] == ["other"]
+    assert not catalog.reload()
+    assert caplog.messages == ["model net is gone from the repository: it is dropped"]
+    (tmp_path / "net").rename(tmp_path / "net.onnx")
+    assert catalog.reload()
+    assert catalog.models["net"].default.tensors.inputs[0].name == "text"
+    catalog.models["net"].default.handler.close()
 
 
 def test_circle_of_handlers_is_refused(served, tmp_path):
@@ -298,7 +372,9 @@ def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
     models = str(tmp_path / "models")
     server, client = served(models=models)
     assert client.describe("net").inputs[0].name == "x"
-    assert "handler.py is not used" in server.errors
+    says = "model net version 1 is served without its handler.py, which does not run: --allow-han"
+    assert server.errors.count(says) == 1
+    assert client.describe("net").batching.startswith("without its handler.py; batching on: ")
     _, client = served(models=models, allow_handlers=True)
     with serving.Model.load(network) as plain:
         expected = plain.infer(np.ones((2, 4), np.float32))["y"]
@@ -354,16 +430,15 @@ def test_version_with_other_inputs_waits_for_a_restart(served, network, tmp_path
     np.testing.assert_allclose(client.infer("net", {"text": ["a"]})["y"], 3 * first["y"], rtol=1e-5)
 
 
-def test_rows_of_several_calls_go_together_and_are_cut_apart(served, gate):
-    _, client = served(handler=named(joined="Joined"), handler_processes=1)
+def test_rows_of_several_calls_go_together_and_are_cut_apart(alone, gate, num_waiting):
 
     def ask(*texts):
-        return lambda: client.infer("joined", {"text": [*texts]})
+        return lambda: alone.infer("joined", {"text": [*texts]})
 
     first, _ = at_once(ask(f"wait {gate.path}"))
     with gate.closed():
         more, outcomes = at_once(ask("a", "b"), ask("c"), ask("bad"), ask("d"))
-        wait_until(lambda: waiting(client) == 5)
+        wait_until(lambda: num_waiting() == 5)
     for thread in first + more:
         thread.join()
     answers = [outcomes[place]["answer"].tolist() for place in (0, 1, 3)]
@@ -372,50 +447,25 @@ def test_rows_of_several_calls_go_together_and_are_cut_apart(served, gate):
     first, _ = at_once(ask(f"wait {gate.path}"))
     with gate.closed():
         more, outcomes = at_once(ask("a", "b"), ask("c"))
-        wait_until(lambda: waiting(client) == 3)
+        wait_until(lambda: num_waiting() == 3)
     for thread in first + more:
         thread.join()
     assert [each["rows"].tolist() for each in outcomes] == [[3, 3], [3]]
 
 
-def test_calls_of_a_batch_that_crashed_are_tried_alone(served, gate):
-    _, client = served(handler=named(joined="Joined"), handler_processes=1)
+def test_calls_of_a_batch_that_crashed_are_tried_alone(alone, gate, num_waiting):
 
     def ask(*texts):
-        return lambda: client.infer("joined", {"text": [*texts]})
+        return lambda: alone.infer("joined", {"text": [*texts]})
 
     first, _ = at_once(ask(f"wait {gate.path}"))
     with gate.closed():
         more, outcomes = at_once(ask("a"), ask("die"), ask("c"))
-        wait_until(lambda: waiting(client) == 3)
+        wait_until(lambda: num_waiting() == 3)
     for thread in first + more:
         thread.join()
     assert isinstance(outcomes[1], serving.ModelError)
     assert [outcomes[place]["answer"].tolist() for place in (0, 2)] == [["A"], ["C"]]
-
-
-def waiting(client):
-    page = HttpPeer(f"http://{client.metrics}").get("/metrics").body.decode()
-    (found,) = re.findall(r"^serving_queue_rows{.*} (\S+)", page, re.M)
-    return float(found)
-
-
-@pytest.fixture(autouse=True)
-def _metrics_of_clients(monkeypatch):
-    """Let a client know its server's metrics."""
-    start = serving.Server.__init__
-
-    def remember(server, *models, **options):
-        start(server, *models, **options)
-        _METRICS[server.address] = server.metrics_address
-
-    monkeypatch.setattr(serving.Server, "__init__", remember)
-    monkeypatch.setattr(
-        serving.Client, "metrics", property(lambda self: _METRICS[self._target]), raising=False
-    )
-
-
-_METRICS = {}
 
 
 def test_versions_with_handlers_have_a_canary_and_labels(served, network, tmp_path):

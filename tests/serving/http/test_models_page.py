@@ -102,6 +102,7 @@ def test_models_have_their_graphs_own_axes_and_say_why_they_are_batched(describe
     assert described["flowers"]["takes_pictures"]
     assert described["flowers"]["classes"] == ["rose", "tulip", "daisy"]
     assert {each["state"] for each in described.values()} == {"READY"}
+    assert {*map(tuple, (each["roles"] for each in described.values()))} == {("default",)}
 
 
 def test_request_for_an_input_of_any_size_is_short():
@@ -161,7 +162,7 @@ def test_requests_carry_token_and_version(tmp_path):
             assert "y" in result.stdout, client
     x = (Tensor("x", "FP32", (-1, 2)),)
     tensors = TensorSignature(x, x, is_batchable=True)
-    access = Access("host:1", "https://host:2", has_tls=True)
+    access = Access("host:1", "https://host:2", "ca.pem")
     lines = Example("m", "3", tensors, {}, access).lines()
     assert "/v2/models/m/versions/3/infer" in lines["curl"]
     assert "--version 3" in lines["digit-serving"]

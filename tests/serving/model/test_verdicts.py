@@ -75,6 +75,7 @@ def test_other_graph_rules_or_runtime_are_judged_anew(
     b"", b"{", b"[]", b'{"key": "other"}', b"\xff" * 100, b"[" * 5000,
     b'{"key": "KEY", "obstacle": 1, "remark": ""}',
     b'{"key": "KEY", "obstacle": "a\\u001bb", "remark": ""}',
+    b'{"key": "KEY", "obstacle": "too long", "remark": ""}' + b" " * 4096,
 ])  # fmt: skip
 def test_damaged_file_is_ignored_and_replaced(damage, tmp_path, folder, judged):
     path = save(two_layers(), tmp_path)

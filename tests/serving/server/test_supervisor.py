@@ -398,6 +398,6 @@ def test_ready_line_of_workers_has_the_versions_that_wait(capsys):
     report = Report(
         models, BatchingConfig(), {}, 0, True, Usage(), Metrics().snapshot(), waiting=("iris/4",)
     )
-    announce(total([report, report], Counts()), "127.0.0.1:1", "off", "text", workers=2)
+    announce(total([report, report], Counts()), "127.0.0.1:1", "off", ServerConfig(), workers=2)
     line = capsys.readouterr().out.partition("\n")[0].split()
     assert {"version=3", "workers=2", "waiting=iris/4"} <= set(line)

@@ -153,9 +153,8 @@ async def test_full_queue_is_refused_within_a_run_and_asks_for_a_pause(running):
 
 @on_both
 async def test_drain_answers_what_was_accepted_and_refuses_the_rest(running, monkeypatch):
-    monkeypatch.setattr(
-        "serving.client.retries._RETRYABLE", ()
-    )  # the client would ask again and again
+    # Past any deadline: the client asks once, and not again and again.
+    monkeypatch.setattr("serving.client.retries._SHORTEST_BACKOFF_S", 3600.0)
     first = await running.occupy()
     waiting = running.send(5)
     await running.until_waiting(1)
@@ -192,7 +191,8 @@ async def test_drain_over_http_answers_what_was_accepted_and_closes_the_port_las
 
 
 @on_both
-async def test_drain_beside_stopped_bodies_logs_nothing(running, caplog):
+async def test_drain_beside_stopped_bodies_logs_nothing(running, caplog, monkeypatch):
+    monkeypatch.setattr("serving.transports.http_port._GRACE_S", 0.1)
     head = b"POST /v1/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx"
     url = running.server.http_url
     with caplog.at_level(logging.INFO), ExitStack() as stack:

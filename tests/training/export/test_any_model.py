@@ -1,6 +1,6 @@
 """Keras models of any kind: converted, compared with Keras, published, and served."""
 
-import os
+import importlib
 import sys
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from keras import layers
 
 from serving.__main__ import main as serving_main
 from serving.client import Client
-from tests.support.servers import ended, serve_command, started, wait_until
+from tests.support.servers import serve_command, started, wait_until
 from training.__main__ import main
 from training.export.any_model import own_names
 
@@ -213,22 +213,31 @@ class Twice(keras.layers.Layer):
 """
 
 
-def test_layer_of_ones_own_is_imported_and_the_error_says_so(tmp_path):
+def forget(folder):
+    """Unload the modules of a folder, and the layers that they have registered."""
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "").parent == folder:
+            del sys.modules[name]
+    for name in [name for name in keras.saving.get_custom_objects() if name.startswith("mine>")]:
+        del keras.saving.get_custom_objects()[name]
+
+
+def test_layer_of_ones_own_is_imported_and_the_error_says_so(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(LAYER)
-    (tmp_path / "save.py").write_text(
-        "import keras, mine\nx = keras.Input((3,), name='x')\n"
-        "keras.Model(x, keras.layers.Dense(1)(mine.Twice()(x))).save('model.keras')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    done = ended([sys.executable, "save.py"], cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "training", "export", "model.keras", "--name", "m"]
-    environment["PYTHONPATH"] = str(ROOT)
-    done = ended(command, cwd=tmp_path, env=environment)
-    assert done.returncode == 2
-    assert "--import layers.py names the file that defines" in done.stderr.splitlines()[-1]
-    done = ended([*command, "--import", "mine.py"], cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        layer = importlib.import_module("mine").Twice()
+    x = keras.Input((3,), name="x")
+    keras.Model(x, layers.Dense(1)(layer(x))).save(tmp_path / "model.keras")
+    forget(tmp_path)
+    command = ["export", str(tmp_path / "model.keras"), "--name", "m",
+               "--models", str(tmp_path / "models")]  # fmt: skip
+    assert main(command) == 2
+    assert "--import layers.py names the file that defines" in capsys.readouterr().err
+    try:
+        assert main([*command, "--import", str(tmp_path / "mine.py")]) == 0
+    finally:
+        forget(tmp_path)
     assert (tmp_path / "models" / "m" / "1" / "model.onnx").exists()
 
 

@@ -127,6 +127,10 @@ FAULTS = {
     "random numbers": (
         "r = RandomUniformLike(x); y = Add(x, r)", "RandomUniformLike", same,
         "r (RandomUniformLike): in a run, tensor r has a row that differs by"),
+    "rows that stand more often one after another": (
+        "a = Neg(x); y = Neg(a)", "Neg",
+        lambda node: [replace(node.value(0), outer=Size.of(6) - node.value(0).outer)],
+        "a (Neg): in a run, tensor a has size 3 along axis 0, expected 5 times all rows"),
     "an axis of rows that is another": (
         "t = Transpose(x); y = Transpose(t)", "Transpose", same,
         "t (Transpose): in a run, tensor t has size 4 along axis 0, expected 3"),
@@ -148,6 +152,25 @@ def test_planted_fault_of_a_rule_is_named(name, monkeypatch):
     with pytest.raises(Mixes) as caught:
         checked(graph(body))
     assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(("x", "body", "axis"), [
+    ("float[N,L] x, float[N,M] z", "y = Concat<axis=1>(x, z)", 1),
+    ("float[N,L,M,K] x", "y = Transpose<perm=[0,2,1,3]>(x)", 1),
+    ("float[N,L,M,K] x", "y = Transpose<perm=[0,1,3,2]>(x)", 2),
+])  # fmt: skip
+def test_open_axes_of_two_names_are_not_taken_for_one(x, body, axis, monkeypatch):
+    """Where all axes are as long, a rule that confuses them is right."""
+
+    def confused(node):
+        value = node.value(0)
+        shape = list(value.shape)
+        shape[axis] *= Size.of(len(node.inputs))
+        return [replace(value, shape=tuple(shape))]
+
+    plant(monkeypatch, body.split("<")[0].split()[-1], confused)
+    with pytest.raises(Mixes, match=rf"tensor y has size \d+ along axis {axis}, expected \d+"):
+        checked(graph(body, x=x), clock=lambda: 0.0)
 
 
 def test_rounding_that_later_nodes_enlarge_is_no_contradiction(monkeypatch):

@@ -1,0 +1,151 @@
+"""Sessions of ONNX Runtime: their options, their silence, and releases that lack something."""
+
+import numpy as np
+import onnx
+import pytest
+
+from serving.errors import CorruptModel
+from serving.model.onnx_runtime import (
+    SessionSettings,
+    bare_run,
+    inputs_of,
+    new_session,
+    output_dtypes,
+    runtime,
+    tensors_of,
+)
+from tests.serving.model.graphs import model, node, rows_model, two_layers, value
+
+ROWS = np.ones((2, 4), np.float32)
+SPINNING = {
+    # release: how long threads of a run spin
+    "1.26.1": {"session.intra_op.allow_spinning": "0"},
+    "1.27.0": {"session.intra_op.spin_duration_us": "10", "session.force_spinning_stop": "1"},
+    "2.0.0": {"session.intra_op.spin_duration_us": "10", "session.force_spinning_stop": "1"},
+}
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The options of each session that is built."""
+    plain, seen = runtime().InferenceSession, []
+
+    def open_session(data, options, **more):
+        seen.append(options)
+        return plain(data, options, **more)
+
+    monkeypatch.setattr(runtime(), "InferenceSession", open_session)
+    return seen
+
+
+def entries(options):
+    """Return the entries about spinning that a session has."""
+    found = {}
+    for name in {name for each in SPINNING.values() for name in each}:
+        try:
+            found[name] = options.get_session_config_entry(name)
+        except RuntimeError:  # there is none
+            continue
+    return found
+
+
+@pytest.mark.parametrize("release", SPINNING)
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_threads_of_a_run_spin_briefly_or_not_at_all(release, num_threads, built, monkeypatch):
+    monkeypatch.setattr(runtime(), "__version__", release)
+    settings = SessionSettings(device="cpu", num_threads=num_threads)
+    new_session(two_layers().SerializeToString(), settings)
+    (options,) = built
+    assert options.intra_op_num_threads == num_threads
+    assert options.inter_op_num_threads == 1
+    assert entries(options) == (SPINNING[release] if num_threads > 1 else {})
+
+
+def test_entries_of_a_model_go_before_ours(built):
+    config = {"session.intra_op.spin_duration_us": "250", "session.disable_prepacking": "1"}
+    settings = SessionSettings(device="cpu", num_threads=2, config=config)
+    new_session(two_layers().SerializeToString(), settings)
+    (options,) = built
+    for name, text in config.items():
+        assert options.get_session_config_entry(name) == text
+
+
+@pytest.mark.parametrize("keeps_memory", [False, True])
+@pytest.mark.parametrize("optimization", ["all", "none"])
+def test_memory_and_optimizations_are_as_the_settings_say(keeps_memory, optimization, built):
+    settings = SessionSettings(device="cpu", keeps_memory=keeps_memory, optimization=optimization)
+    new_session(two_layers().SerializeToString(), settings)
+    (options,) = built
+    levels = runtime().GraphOptimizationLevel
+    assert options.enable_cpu_mem_arena == keeps_memory
+    assert not options.enable_mem_pattern
+    expected = {"all": levels.ORT_ENABLE_ALL, "none": levels.ORT_DISABLE_ALL}
+    assert options.graph_optimization_level == expected[optimization]
+
+
+def test_failed_run_prints_nothing(capfd):
+    """It is logged by the server, with the model's name."""
+    run = bare_run(new_session(two_layers().SerializeToString()))
+    with pytest.raises(Exception, match="invalid dimensions"):
+        run(["y"], {"x": ROWS[:, :3]}, None)
+    cast = rows_model(
+        node("Reshape", ["x", "shape"], ["y"]), constants={"shape": np.array([3, -1])}
+    )
+    with pytest.raises(Exception, match="reshape"):
+        bare_run(new_session(cast.SerializeToString()))(["y"], {"x": ROWS}, None)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_in_the_current_directory_are_not_read(tmp_path, monkeypatch):
+    """A model in memory has no folder; those beside its file are given as bytes."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(two_layers(), "m.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    data = (tmp_path / "m.onnx").read_bytes()
+    with pytest.raises(Exception, match="External data"):
+        new_session(data)
+    session = new_session(data, weights={"w": (tmp_path / "w").read_bytes()})
+    (expected,) = bare_run(new_session(two_layers().SerializeToString()))(["y"], {"x": ROWS}, None)
+    np.testing.assert_array_equal(bare_run(session)(["y"], {"x": ROWS}, None)[0], expected)
+
+
+def test_release_that_takes_no_weights_in_memory_is_named(monkeypatch):
+    plain = runtime().SessionOptions
+
+    class Options:
+        """The options of ONNX Runtime 1.17."""
+
+        def __getattr__(self, name):
+            if name == "add_external_initializers_from_files_in_memory":
+                raise AttributeError(name)
+            return getattr(plain(), name)
+
+    monkeypatch.setattr(runtime(), "SessionOptions", Options)
+    with pytest.raises(CorruptModel, match="for which this ONNX Runtime is too old"):
+        new_session(two_layers().SerializeToString(), weights={"w": b""})
+
+
+def test_session_keeps_no_copy_of_its_file_and_falls_back_to_no_other_provider():
+    session = new_session(two_layers().SerializeToString())
+    assert session._model_bytes is None
+    assert not session._enable_fallback
+
+
+def test_axes_without_a_size_are_open_and_keep_their_names():
+    inputs = [value("x", "FP32", ["N", 4, None, 0]), value("s", "INT64", []),
+              value("t", "BYTES", ["N"])]  # fmt: skip
+    outputs = [value("y", "FP32", ["N", 4, None, 0]), value("u", "BYTES", ["N"]),
+               value("v", "INT64", [])]  # fmt: skip
+    nodes = [node("Neg", ["x"], ["y"]), node("Identity", ["t"], ["u"]), node("Neg", ["s"], ["v"])]
+    session = new_session(model(nodes, inputs, outputs).SerializeToString())
+    found = tensors_of(session)
+    assert [(each.name, each.datatype, each.shape) for each in found.inputs] == [
+        ("x", "FP32", (-1, 4, -1, 0)), ("s", "INT64", ()), ("t", "BYTES", (-1,)),
+    ]  # fmt: skip
+    assert found.inputs == inputs_of(session)
+    assert found.inputs[0].names == ("N", "", "", "")
+    assert [each.name for each in found.outputs] == ["y", "u", "v"]
+    assert not found.is_batchable
+    dtypes = output_dtypes(session)
+    assert {name: dtype.name for name, dtype in dtypes.items()} == {
+        "y": "float32", "u": "object", "v": "int64",
+    }  # fmt: skip
