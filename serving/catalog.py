@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -338,6 +338,8 @@ class ModelFolder:
             most_threads=1 if config.threads else self._most_threads,
         )
         folder = self.path.parent if self.path.is_file() else self.path / version
+        if version in self._unused_handlers:
+            model = replace(model, batching=f"without its handler.py; {model.batching}")
         if handler is None:
             return model
         from serving.handlers.model import around  # here, as above: few models have one
@@ -359,11 +361,11 @@ class ModelFolder:
         if version not in self._unused_handlers:
             self._unused_handlers.add(version)
             _log.warning(
-                "model %s version %s: its %s is not used: %s",
+                "model %s version %s is served without its %s, which does not run: "
+                "--allow-handlers lets it, as it is code",
                 self.name,
                 version,
                 HANDLER,
-                "the server was started without --allow-handlers, or copies it from a URL",
             )
         return None
 

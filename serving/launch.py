@@ -30,6 +30,8 @@ _STOP_S = 10.0
 _POLL_S = 0.05
 _HTTP = ("python_multipart", "h11")
 """Packages that HTTP needs."""
+_PORTS = ("http_port", "metrics_port")
+"""Options of which None is no absence: it closes the port."""
 _USAGE = 2
 """The exit code of a wrong option or file."""
 
@@ -43,7 +45,7 @@ def serve(*models: str | Path, **options: Any) -> None:
     Args:
         models: ONNX files; without any, the repository of the option `models`.
         options: those of the command, by their names with underscores, such as
-            `max_batch_size=64`, `reflection=True` or `http_port="off"`; `handler` is a file, a
+            `max_batch_size=64`, `reflection=True` or `http_port=None`; `handler` is a file, a
             subclass of `serving.Handler`, or a mapping of these by the models' names.
 
     Raises:
@@ -84,6 +86,8 @@ def arguments(models: tuple[str | Path, ...], options: Mapping[str, Any]) -> lis
         if name not in known:
             raise ConfigurationError(unknown_option(name, known))
         option = f"--{name.replace('_', '-')}"
+        if value is None and name in _PORTS:
+            value = "off"  # as `ServerConfig` has it
         if value is None or value is False:
             continue
         if name == "handler":

@@ -84,6 +84,9 @@ def _train(arguments: argparse.Namespace) -> None:
             teachers=artifacts / "teachers",
             log=cli.show,
         )
+    except Exception as err:
+        runs.note_failure(artifacts, folder.name, str(err))
+        raise
     finally:
         runs.discard_empty(folder)
     runs.publish(folder, artifacts)
@@ -155,6 +158,7 @@ def _export(arguments: argparse.Namespace) -> None:
     how = {"resize": arguments.resize, "invert": arguments.invert, "imports": arguments.imports}
     names = (arguments.input_names, arguments.output_names)
     if not any((*own, *how.values(), *names)):
+        runs.require_latest(arguments.artifacts)
         data = _load(arguments)
         from training.export import digits
 

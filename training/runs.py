@@ -2,6 +2,7 @@
 
 artifacts/runs/NAME/    what a training writes: the network, history.json, metrics.json, the report
 artifacts/              the same files of the latest run, where export and report look for them
+artifacts/failed.json   the latest training, if it failed: the files above are of the one before
 artifacts/teachers/     the teachers of `best`, which all runs share
 
 A name has the recipe and the settings that differ from it, such as seed_units=128-64_seed=1; a
@@ -25,6 +26,7 @@ from training.files import write_atomically
 
 CHECKPOINT = "checkpoint.npz"
 METRICS, HISTORY = "metrics.json", "history.json"
+FAILED = "failed.json"
 _LONGEST_NAME = 100
 
 
@@ -120,6 +122,42 @@ def publish(folder: Path, artifacts: Path) -> None:
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != CHECKPOINT:
             write_atomically(artifacts / path.name, path.read_bytes())
+    (artifacts / FAILED).unlink(missing_ok=True)
+
+
+def note_failure(artifacts: Path, name: str, reason: str) -> None:
+    """Leave a note that the latest training failed, so that none before it is taken for it."""
+    with suppress(OSError):  # the failure itself is reported
+        text = json.dumps({"run": name, "reason": reason})
+        write_atomically(artifacts / FAILED, text.encode())
+
+
+def require_latest(artifacts: Path) -> None:
+    """Check that the files of the latest training are those in the artifacts folder.
+
+    Raises:
+        UnusableInput: it failed, and they are another one's; the text names that one.
+    """
+    try:
+        failed = json.loads((artifacts / FAILED).read_text("utf-8"))
+        text = f"the latest training, {failed['run']}, failed: {failed['reason']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if before := published(artifacts):
+        text += f"; `--artifacts {artifacts / 'runs' / before}` takes the one before it"
+    raise UnusableInput(text)
+
+
+def published(artifacts: Path) -> str | None:
+    """Return the name of the run whose files an artifacts folder has; None if it is not known."""
+    with suppress(OSError):
+        content = (artifacts / METRICS).read_bytes()
+        if artifacts.absolute().parent.name == "runs":
+            return artifacts.absolute().name
+        for path in (artifacts / "runs").glob(f"*/{METRICS}"):
+            if path.read_bytes() == content:
+                return path.parent.name
+    return None
 
 
 def all_runs(artifacts: Path) -> list[Run]:

@@ -44,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=goal,
         default=Goal(),
         metavar="GOAL",
-        help="throughput: the most rows a second; latency=10ms: the most with p99 within that; "
+        help="throughput: the most rows a second; latency=10ms: the most with p99 within that, and "
+        "with fewer callers the median; "
         "memory: the least with 80 %% of the best rate (throughput)",
     )
     add(

@@ -10,6 +10,8 @@ from benchmarks.tables import NONE, ReportTable, seconds, short
 from benchmarks.tuning.search import Cell, Goal, Trial, cells_of, front
 
 FORMAT = 1
+_SLOWER = 1.25
+"""How many times as long a call alone must take, to be told: less is noise."""
 
 
 def table(trials: Sequence[Trial], chosen: Cell | None) -> ReportTable:
@@ -56,7 +58,24 @@ def comments(
         f"{seconds(cell.p99_s):>8}  {cell.num_errors:7}"
         for cell in sorted(cells, key=lambda each: each.callers)
     ]
-    return lines
+    note = lone_caller(trials, chosen)
+    return [*lines, note] if note else lines
+
+
+def lone_caller(trials: Sequence[Trial], chosen: Cell) -> str:
+    """Say that a call alone is slower by the chosen settings; nothing if it is not, or not known.
+
+    Callers that fill each batch hide it.
+    """
+    alone = {c.candidate: c for c in cells_of(trials) if c.callers == 1 and not c.num_errors}
+    own = alone.get(chosen.candidate)
+    usual = next((cell for each, cell in alone.items() if each.is_default), None)
+    if own is None or usual is None or own.p50_s <= _SLOWER * usual.p50_s:
+        return ""
+    words = f"A call alone is slower: p50 {seconds(own.p50_s)}, {seconds(usual.p50_s)} by defaults"
+    if delay_s := chosen.candidate.delay_s:
+        words += f", as a run waits {seconds(delay_s)} for more rows"
+    return f"{words}. With few callers: --callers 1,4."
 
 
 def verdict(trials: Sequence[Trial], chosen: Cell, goal: Goal) -> str:
@@ -65,6 +84,8 @@ def verdict(trials: Sequence[Trial], chosen: Cell, goal: Goal) -> str:
         f"For {goal}: {chosen.candidate}: {short(chosen.rows_per_s)} rows/s with {chosen.callers} "
         f"callers, p99 {seconds(chosen.p99_s)}, {chosen.memory_bytes / 2**20:.0f} MiB."
     )
+    if note := lone_caller(trials, chosen):
+        words = f"{words} {note}"
     usual = [cell for cell in cells_of(trials) if cell.candidate.is_default]
     best = goal.best_cell(usual)
     if best is None or chosen.candidate.is_default:

@@ -82,11 +82,19 @@ class Goal:
     def best_cell(self, cells: Sequence[Cell]) -> Cell | None:
         """Return the best of a candidate's cells: that of the highest rate within the limit.
 
+        With fewer callers the usual call must be within it, too: a run that waits for more rows
+        makes a lone caller the slowest.
+
         Returns:
             None if each of them has errors, or is too slow.
         """
-        good = [c for c in cells if not c.num_errors and c.p99_s <= self.latency_s]
+        good = [c for c in cells if not c.num_errors and self._is_kept(c, cells)]
         return max(good, key=lambda cell: cell.rows_per_s, default=None)
+
+    def _is_kept(self, cell: Cell, cells: Sequence[Cell]) -> bool:
+        """Return whether a limit of latency is kept up to a cell's number of callers."""
+        fewer = [c for c in cells if c.candidate == cell.candidate and c.callers < cell.callers]
+        return cell.p99_s <= self.latency_s and all(c.p50_s <= self.latency_s for c in fewer)
 
     def ranked(self, cells: Sequence[Cell]) -> list[Candidate]:
         """Return the candidates, the best first; those that miss the goal come last."""
@@ -110,19 +118,23 @@ class Goal:
     def choose(self, cells: Sequence[Cell]) -> Cell | None:
         """Return the cell to serve with: the best candidate's best one.
 
-        The server's defaults are chosen where they are as good: fewer settings to carry on.
+        Of those that are as good, the server's defaults are chosen: fewer settings to carry on.
+        After them one whose runs don't wait for more rows: a lone caller's would, for nothing.
 
         Returns:
             None if no cell without errors reaches the goal.
         """
-        first, *others = self.ranked(cells)
-        best = self.best_cell([cell for cell in cells if cell.candidate == first])
-        for candidate in others if best and self.kind != "memory" else ():
-            cell = self.best_cell([cell for cell in cells if cell.candidate == candidate])
-            is_as_good = cell and best and cell.rows_per_s >= (1 - NOISE) * best.rows_per_s
-            if candidate.is_default and is_as_good:
-                return cell
-        return best
+        found = [
+            self.best_cell([cell for cell in cells if cell.candidate == candidate])
+            for candidate in self.ranked(cells)
+        ]
+        best = found[0]
+        if best is None or self.kind == "memory":
+            return best
+        as_good = [c for c in found if c and c.rows_per_s >= (1 - NOISE) * best.rows_per_s]
+        usual = [cell for cell in as_good if cell.candidate.is_default]
+        prompt = [cell for cell in as_good if not cell.candidate.delay_s]
+        return (*usual, *prompt, best)[0]
 
 
 def cells_of(trials: Sequence[Trial]) -> list[Cell]:

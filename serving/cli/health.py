@@ -26,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the server",
     )
     add("--model", default="", metavar="NAME", help="the model (default: the server as a whole)")
-    add(
-        "--timeout",
-        type=values.seconds,
-        default=5.0,
-        metavar="SECONDS",
-        help="time limit (default: 5.0)",
-    )
+    add("--timeout", type=values.seconds, default=5.0, metavar="SECONDS", help="time limit")
     add(
         "--tls-server-name",
         metavar="NAME",

@@ -26,8 +26,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         type=values.seconds,
         default=10.0,
         metavar="SECONDS",
-        help="time limit of each call to the server (default: 10.0); one that nobody answers is "
-        "given up after 5",
+        help="time limit of each call to the server; one that nobody answers is given up after 5",
     )
     add_access(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")

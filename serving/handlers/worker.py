@@ -31,6 +31,7 @@ _PASSED = (errors.InvalidRequest, errors.TooLarge, errors.Unsupported, errors.Ov
            errors.Unavailable, errors.DeadlineExceeded, errors.ModelNotFound)  # fmt: skip
 """Errors of another model's that a handler may pass on to its caller."""
 _MAX_TRACEBACK = 8_000
+_log = logging.getLogger(__name__)
 
 
 class _Server:
@@ -185,9 +186,8 @@ def main() -> NoReturn:
         if instance.signature.needs_model == (head["network"] is not None):
             instance.setup(Path(head["folder"]))
     except BaseException as err:  # of the user's code: it raises anything
-        if not isinstance(err, errors.ConfigurationError):
-            sys.stderr.write(_traceback())
-            sys.stderr.flush()
+        if not isinstance(err, errors.ConfigurationError):  # its line has all but the way there
+            _log.debug("%s", _traceback())
         server.send({"kind": "failed", "text": line_of(err, source.file)})
         os._exit(1)
     files = [str(each) for each in imported_beside(source.file)]

@@ -208,11 +208,18 @@ def encode_head(status: int, headers: Headers, *, is_last: bool) -> bytes:
         headers: without the body's length.
         is_last: whether the connection is closed behind it.
     """
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    if is_last:
-        lines.append("connection: close")
-    return "\r\n".join((*lines, "content-length: ")).encode("latin-1")
+    last = [("connection", "close")] if is_last else []
+    return b"%b%bcontent-length: " % (encode_status(status), encode_lines((*headers, *last)))
+
+
+def encode_status(status: int) -> bytes:
+    """Write the first line of an answer."""
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode("ascii")
+
+
+def encode_lines(headers: Headers) -> bytes:
+    """Write headers."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode("latin-1")
 
 
 def _malformed(error: h11.RemoteProtocolError) -> BadRequest:

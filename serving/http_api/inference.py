@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.errors import InvalidRequest, Unsupported
+from serving.http1.requests import Headers
 from serving.protocols.oip import infer, inference_pb, plain_json, rest
 from serving.protocols.oip.known_requests import Values, find_values
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
@@ -19,7 +20,7 @@ from serving.protocols.oip.typed import check_others
 from serving.router import AnyBatcher, Route, Router
 from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
-from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_json
+from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_json, encode_rest
 from serving.transports.limits import max_message_bytes
 from serving.transports.pools import Pool
 
@@ -33,8 +34,6 @@ _INLINE_BYTES = 128 << 10
 _KNOWN_BYTES, _TURN_BYTES = 1 << 20, 32 << 10
 """The longest JSON of which the loop reads the values if it knows the rest, and how much of it in
 one turn, in up to 0.2 ms."""
-_SIZE_BYTES = 4
-"""Before an answer that ends with bytes: the length of its JSON."""
 _INLINE_OUTPUT_BYTES = 64 << 10
 """The most bytes of outputs that the loop writes as JSON, in up to 0.5 ms."""
 
@@ -180,11 +179,11 @@ class Inference:
     async def _infer(self, call: Exchange) -> Answer:
         name, version = call.plan.params["name"], call.plan.params.get("version", "")
         target, signature = infer.find(self._router, name, version)
-        if is_raw(call.plan, signature):
-            return await self._infer_raw(call, target, signature)
         known: _Known | None = call.plan.kept
         if known is not None and known.encoder.target is not target:
             known = None
+        if known is None and is_raw(call.plan, signature):  # what is known is not
+            return await self._infer_raw(call, target, signature)
         if known is not None and (rows := await known.rows(call)) is not None:
             response = await call.run(rows, known.encoder, call.deadline_s)
             return await _reply(call, response, known.form)
@@ -212,10 +211,13 @@ class Inference:
         if found and values and values.num_bytes == len(found[0]):
             encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
             if all(form.wants_bytes(signature.outputs[each].name) for each in inference.outputs):
-                encoder = infer.RawEncoder(target, None, *facts, partial(_write_sized, form))
+                write = partial(_write_rest, form, call.plan.headers)
+                encoder = infer.RawEncoder(target, None, *facts, write)
                 encoder.before = _nothing_before
             encoder.layout = found[1]
             call.plan.kept = _Known(values, encoder, form)
+            if isinstance(encoder, infer.RawEncoder) and not values.datatype:
+                call.expect_repeats(values.before, encoder)
         left_s = math.inf if inference.timeout_s is None else inference.timeout_s
         deadline_s = min(call.deadline_s, received_s + left_s)
         encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
@@ -334,8 +336,7 @@ class _Known(NamedTuple):
 async def _reply(call: Exchange, response: Any, form: Form) -> Answer:
     """Write the answer, in a process if it is long."""
     if isinstance(response, bytes):
-        json_bytes = int.from_bytes(response[:_SIZE_BYTES])
-        return _answer(response[_SIZE_BYTES:], json_bytes)
+        return Answer(response, kind="")
     named = zip(response.outputs, response.raw_output_contents, strict=True)
     size = sum(len(raw) for tensor, raw in named if not form.wants_bytes(tensor.name))
     if size <= _INLINE_OUTPUT_BYTES:
@@ -409,9 +410,8 @@ def _answer(content: bytes, json_bytes: int | None) -> Answer:
     return Answer(content, "application/octet-stream", headers=[(LENGTH_HEADER, str(json_bytes))])
 
 
-def _write_sized(form: Form, response: Any) -> bytes:
-    content, json_bytes = rest.write_infer(response, form)
-    return (json_bytes or 0).to_bytes(_SIZE_BYTES) + content
+def _write_rest(form: Form, more: Headers, response: Any) -> bytes:
+    return encode_rest(_answer(*rest.write_infer(response, form)), more)
 
 
 def _nothing_before(num_bytes: int) -> bytes:

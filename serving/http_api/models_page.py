@@ -63,7 +63,7 @@ class Models:
             roles.append(f"{versions.canary.share:.3g} of the calls")
         shapes = model.sample_shapes
         return {
-            "roles": ["default"] * (is_default and len(versions.versions) > 1) + roles,
+            "roles": ["default"] * is_default + roles,
             "device": model.device,
             "precision": model.precision,
             "batching": model.batching,

@@ -49,7 +49,8 @@ _NOTES = {
     "sample.sample": "Values of this shape; null where they are many.",
     "model.state": "READY or UNAVAILABLE.",
     "model.reason": "Why it is not ready.",
-    "model.roles": "Its labels, and its share of the calls.",
+    "model.roles": "default, if it answers calls that name no version; its labels; its share of "
+    "these calls.",
     "model.batching": "Whether rows are batched, and why not.",
     "model.requests": "The same request for each client, as lines to paste.",
     "ModelMetadata.parameters": "Version, device, batching and limits, as `describe()` has them; a "

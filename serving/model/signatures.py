@@ -48,7 +48,7 @@ class Value(NamedTuple):
     """An input or output of a graph."""
 
     datatype: str
-    """Empty if it is no tensor."""
+    """Empty if it is no tensor, such as the list of maps that scikit-learn's converter ends in."""
     sizes: tuple[int, ...] | None
     """-1 for an open one; None if the graph doesn't say its rank."""
 
@@ -71,11 +71,15 @@ class GraphSignature(NamedTuple):
 
 def _text(side: Side) -> str:
     return ", ".join(
-        f"{name[:80]} {value.datatype or 'no tensor'} ["
-        + ", ".join("N" if size < 0 else str(size) for size in value.sizes or ())
-        + "]"
+        f"{name[:80]} {value.datatype} [{_axes(value)}]"
+        if value.datatype
+        else f"{name[:80]} (a list or a map, not a tensor)"
         for name, value in side.items()
     )
+
+
+def _axes(value: Value) -> str:
+    return ", ".join("N" if size < 0 else str(size) for size in value.sizes or ())
 
 
 def difference(old: GraphSignature, new: GraphSignature) -> str | None:

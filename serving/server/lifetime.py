@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import signal
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -133,6 +134,7 @@ async def drain_when_signalled(
     on_ready(server)
     watched = asyncio.create_task(keep_watchdog_fed(server.beat))
     _log.info("draining: %s", signal.Signals(await stops.get()).name)
+    num_calls, begun_s = server.num_calls, time.monotonic()
     watched.cancel()
     notify("STOPPING=1")
     drain = asyncio.create_task(server.drain())
@@ -141,7 +143,9 @@ async def drain_when_signalled(
     await asyncio.wait((drain, forced), return_when=asyncio.FIRST_COMPLETED)
     if drain.done() and drain.result():
         forced.cancel()
+        took_s = time.monotonic() - begun_s
+        _log.info("drained in %.1f s: %d calls were in progress", took_s, num_calls)
         return True
     reason = "accepted calls took longer than --drain" if drain.done() else "second signal"
-    _log.warning("stopped by force: %s", reason)
+    _log.warning("stopped by force: %s; calls cut off: %d", reason, server.num_calls)
     return signals.end_process(1)

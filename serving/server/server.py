@@ -90,6 +90,11 @@ class Server:
         """Where HTTP answers, such as "http://127.0.0.1:8080"; None if it is off."""
         return None if self._http is None else self._http.url
 
+    @property
+    def num_calls(self) -> int:
+        """Calls in progress; see the transports."""
+        return self._transport.num_calls
+
     async def start(self) -> None:
         """Bind the port and start to answer.
 

@@ -8,19 +8,28 @@ A connection has one request in progress; further ones wait.
 import logging
 import math
 import socket
-from collections.abc import Callable, Iterable
-from enum import Enum, auto
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
 from serving.http1.requests import BadRequest, Request, RequestReader
 from serving.router import Router
 from serving.system.host import Host
 from serving.telemetry.logs import REQUEST_ID
-from serving.transports.calls import LoopCall
-from serving.transports.http_routing import Answer, App, HttpError, RoutedRequest, name_of, problem
+from serving.transports.calls import LoopCall, submit
+from serving.transports.http_routing import (
+    Answer,
+    App,
+    HttpError,
+    Repeat,
+    RoutedRequest,
+    name_of,
+    problem,
+)
 from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
 from serving.transports.peer import Peer, State, peer_of
@@ -37,6 +46,9 @@ _MAX_AHEAD_BYTES = 64 << 10
 """Bytes that a peer may send ahead of an answer; it is not read until they are fewer."""
 _MAX_UNSENT_BYTES = 64 << 10
 """Answers that a peer has not read, past which its next request waits."""
+_MAX_REPEATED_BYTES = 16 << 10
+"""The longest requests that are recognised as repeated ones: they come in one read, and the budget
+of bytes does not count them."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SLOW = HttpError(HTTPStatus.BAD_REQUEST, "the body did not arrive in time")
 _NO_ROOM = Overloaded("other requests' bodies leave no room for this one")
@@ -57,6 +69,22 @@ class Exchange(LoopCall):
         self.plan = plan
         """Its routing."""
         self.body = b""
+
+    def expect_repeats(self, before: bytes, encoder: ResponseEncoder) -> None:
+        """Have later requests run at once that repeat this one's bytes up to its rows.
+
+        Args:
+            before: the body up to its rows.
+            encoder: writes their answers, each as `encode_rest` does.
+        """
+        plan, head = self.plan, self.peer.engine.reader.head
+        size = len(head) + len(self.body)
+        is_plain = plan.request.num_bytes == len(self.body) and not plan.is_packed
+        has_end = plan.timeout_s < math.inf or plan.request.is_last
+        if head and is_plain and not has_end and size <= _MAX_REPEATED_BYTES and not self.port.log:
+            encoder = copy(encoder)
+            encoder.method = plan.name  # counted by its runs
+            plan.repeat = Repeat(head + before, size, encoder, encoder.target.label[0])
 
     def close(self) -> None:
         super().close()
@@ -88,18 +116,18 @@ async def _unpacked(call: Exchange) -> Answer:
     return await call.plan.handler(call)
 
 
-class Phase(Enum):
-    """How far a connection is with its requests."""
+class Phase:
+    """How far a connection is with its requests. No enum, as `State` says."""
 
-    HEAD = auto()
+    HEAD = 0
     """A head is on its way, for as long as a handshake may take."""
-    IDLE = auto()
+    IDLE = 1
     """Every request was answered, and nothing has come since."""
-    BODY = auto()
+    BODY = 2
     """A head has come."""
-    RUNNING = auto()
+    RUNNING = 3
     """A request has come whole, and is not answered."""
-    QUEUED = auto()
+    QUEUED = 4
     """It was answered; bytes that were sent ahead wait for their turn."""
 
 
@@ -108,13 +136,15 @@ class HttpEngine:
 
     def __init__(self) -> None:
         self.reader = RequestReader()
-        self.phase = Phase.HEAD
+        self.phase: int = Phase.HEAD
         self.stream = 0
         """How many requests have begun."""
         self.streams: set[int] = set()
         """The number of the request in progress, if there is one."""
         self.call: Exchange | None = None
-        """The request in progress."""
+        """The request in progress, unless it is a repeated one."""
+        self.repeated: RoutedRequest | None = None
+        """The routing of a repeated request in progress, which has no `call`."""
         self.has_grace = False
         """Whether its next request is answered although the server drains: it may be on its way."""
         self.recent: RoutedRequest | None = None
@@ -125,7 +155,7 @@ class HttpEngine:
 
     @property
     def is_established(self) -> bool:
-        return self.phase is not Phase.HEAD
+        return self.phase != Phase.HEAD
 
     def begin(self) -> int:
         """Begin a request; return its number."""
@@ -135,7 +165,7 @@ class HttpEngine:
 
     def end(self) -> None:
         """End the request in progress."""
-        self.call = None
+        self.call = self.repeated = None
         self.streams.clear()
         self.phase = Phase.QUEUED if self.reader.num_waiting else Phase.IDLE
 
@@ -201,10 +231,68 @@ class HttpPort(Port):
 
     def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
         engine: HttpEngine = peer.engine
+        plan = engine.recent
+        repeat = None if plan is None else plan.repeat
+        if repeat is not None and self._repeats(engine, repeat, data):
+            self._run_repeated(peer, repeat, data, now_s)
+            return
         engine.reader.receive(data)
         if engine.phase not in (Phase.RUNNING, Phase.QUEUED):
             self._advance(peer, now_s)
         self._pause(peer)
+
+    # Repeated requests: one comparison tells that all but the rows is known
+
+    def _repeats(self, engine: HttpEngine, repeat: Repeat, data: bytes) -> bool:
+        """Return whether bytes are a request that repeats an earlier one, and may run now."""
+        return (
+            len(data) == repeat.num_bytes
+            and data.startswith(repeat.start)
+            and engine.phase == Phase.IDLE
+            and not engine.num_unsent
+            and self.refusal is None
+            and self._router.routes.get(repeat.model) is repeat.encoder.target
+        )
+
+    def _run_repeated(self, peer: Peer, repeat: Repeat, data: bytes, now_s: float) -> None:
+        """Have a repeated request run; it needs no object but the `Group`."""
+        engine: HttpEngine = peer.engine
+        number: Any = self._begin(peer, now_s)
+        engine.phase, engine.repeated = Phase.RUNNING, engine.recent
+        rows = data[len(repeat.start) :]
+        submit(Group(peer, [number], [rows], repeat.encoder, self, now_s, math.inf))
+
+    def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
+        """Answer a repeated request, unless its caller has left."""
+        if not responses:
+            return
+        peer: Peer = group.caller  # type: ignore[assignment]
+        engine: HttpEngine = peer.engine
+        peer.active_s = run[1]
+        if self.refusal is not None:
+            self._read_no_more(peer)
+        engine.end()
+        engine.write(self._app.finish(responses[0], is_last=peer.state >= State.LAST))
+        self.schedule_flush(peer)
+        self._queue(peer)
+
+    def fail(self, group: Group, error: ServingError) -> None:
+        """Answer a repeated request with an error, unless its caller has left."""
+        peer: Peer = group.caller  # type: ignore[assignment]
+        call = self._call_of(peer)
+        if call is not None:
+            call.model = error.model or group.encoder.target.label
+            self.fail_request(call, error)
+
+    def _call_of(self, peer: Peer) -> Exchange | None:
+        """Return the request in progress, as an object also if it is a repeated one."""
+        engine: HttpEngine = peer.engine
+        if engine.call is None and engine.repeated is not None:
+            engine.call = Exchange(self, peer, engine.repeated, engine.stream)
+            engine.call.is_running = True
+        return engine.call
+
+    # Other requests
 
     def _begin(self, peer: Peer, now_s: float) -> int:
         peer.swept_s = peer.active_s = now_s
@@ -238,7 +326,7 @@ class HttpPort(Port):
             self._refuse_peer(peer, err)
 
     def headers_of(self, peer: Peer, stream: int) -> Iterable[tuple[str, str]]:
-        call = peer.engine.call
+        call = self._call_of(peer)
         fields = () if call is None else call.plan.request.fields
         return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
 
@@ -247,11 +335,11 @@ class HttpPort(Port):
 
     def _queue(self, peer: Peer) -> None:
         """Have the next request of a connection read, once it is its turn."""
-        if peer.engine.phase is Phase.QUEUED and peer.state < State.LAST:
+        if peer.engine.phase == Phase.QUEUED and peer.state < State.LAST:
             self.defer(partial(self._advance_next, peer))
 
     def _advance_next(self, peer: Peer) -> None:
-        if peer.engine.phase is Phase.QUEUED and peer.state < State.LAST:
+        if peer.engine.phase == Phase.QUEUED and peer.state < State.LAST:
             self._advance(peer, self.clock())
             self._pause(peer)
 
@@ -261,9 +349,9 @@ class HttpPort(Port):
         if call is None:
             request = reader.read_head()
             if request is None:
-                if engine.phase is not Phase.HEAD and reader.num_waiting:  # its time begins
+                if engine.phase != Phase.HEAD and reader.num_waiting:  # its time begins
                     engine.phase, peer.opened_s = Phase.HEAD, now_s
-                elif engine.phase is Phase.QUEUED:
+                elif engine.phase == Phase.QUEUED:
                     engine.phase = Phase.IDLE
                 return
             call = self._begin_request(peer, request, now_s)
@@ -332,7 +420,7 @@ class HttpPort(Port):
         peer, plan = call.peer, call.plan
         engine: HttpEngine = peer.engine
         peer.active_s = self.clock()
-        is_whole = engine.phase is Phase.RUNNING or not plan.request.num_bytes
+        is_whole = engine.phase == Phase.RUNNING or not plan.request.num_bytes
         if plan.request.is_last or not is_whole or self.refusal is not None:
             self._read_no_more(peer)
         more = self._end_request(call, answer.code or name_of(answer.status), answer.status)
@@ -386,11 +474,11 @@ class HttpPort(Port):
 
     def is_pending(self, peer: Peer) -> bool:
         """Return whether calls are to be answered; in a drain's grace some may be on their way."""
-        may_ask = peer.engine.phase is not Phase.QUEUED and peer.state < State.LAST
+        may_ask = peer.engine.phase != Phase.QUEUED and peer.state < State.LAST
         return (may_ask and self.clock() < self._grace_until_s) or super().is_pending(peer)
 
     def has_accepted(self, peer: Peer) -> bool:
-        return bool(peer.engine.phase is Phase.RUNNING)
+        return bool(peer.engine.phase == Phase.RUNNING)
 
     def num_unsent(self, peer: Peer) -> int:
         unsent: int = peer.engine.num_unsent
@@ -398,14 +486,14 @@ class HttpPort(Port):
 
     def is_kept(self, peer: Peer) -> bool:
         """Return whether a connection keeps its place: a peer that has not sent all is slow."""
-        return bool(peer.engine.phase is Phase.RUNNING or peer.output)
+        return bool(peer.engine.phase == Phase.RUNNING or peer.output)
 
     def forget(self, peer: Peer) -> None:
-        engine: HttpEngine = peer.engine
-        if engine.call is None:
+        call = self._call_of(peer)
+        if call is None:
             return
         peer.gave_up_s = self.clock()
-        self._end_request(engine.call, "CANCELLED", 499)
+        self._end_request(call, "CANCELLED", 499)
         for batcher in self._router.batchers:
             batcher.forget(peer)
 
@@ -430,7 +518,7 @@ class HttpPort(Port):
     def part(self, peer: Peer) -> None:
         """Have a peer leave; a request that has begun to come is answered."""
         engine: HttpEngine = peer.engine
-        if engine.phase is Phase.BODY and engine.call is not None and self.refusal is not None:
+        if engine.phase == Phase.BODY and engine.call is not None and self.refusal is not None:
             self.fail_request(engine.call, self.refusal)
         elif engine.phase in (Phase.IDLE, Phase.QUEUED):
             super().part(peer)

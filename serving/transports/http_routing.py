@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from serving.batching.run import ResponseEncoder
 from serving.errors import (
     InvalidRequest,
     Overloaded,
@@ -17,7 +18,14 @@ from serving.errors import (
     Unauthenticated,
     Unavailable,
 )
-from serving.http1.requests import BadRequest, Headers, Request, encode_head
+from serving.http1.requests import (
+    BadRequest,
+    Headers,
+    Request,
+    encode_head,
+    encode_lines,
+    encode_status,
+)
 from serving.protocols.status import RETRY_AFTER_S, TABLE
 from serving.system.addresses import is_named
 
@@ -61,7 +69,7 @@ class Answer(NamedTuple):
 
     body: bytes
     kind: str = JSON
-    """The type of the body."""
+    """The type of the body; if empty, the body is what `encode_rest` has written."""
     status: int = 200
     headers: Headers = ()
     """Beside those of every answer."""
@@ -145,6 +153,19 @@ class Endpoint(NamedTuple):
     """The name under which its calls are counted, if it is none of the protocol's."""
 
 
+class Repeat(NamedTuple):
+    """Requests that repeat the bytes of an earlier one up to their rows, which are their end."""
+
+    start: bytes
+    """The head, and the body up to the rows."""
+    num_bytes: int
+    """The length of such a request."""
+    encoder: ResponseEncoder
+    """Writes their answers as `encode_rest` does."""
+    model: str
+    """The name of the model, which may be gone."""
+
+
 class RoutedRequest:
     """The handling of a request, known from its head; the same for equal heads."""
 
@@ -181,6 +202,8 @@ class RoutedRequest:
         """Headers of the answer."""
         self.kept: Any = None
         """What the handler keeps for later requests with this head."""
+        self.repeat: Repeat | None = None
+        """The requests that run without the handler."""
 
     def get(self, name: str) -> str:
         """Return a header; empty if there is none."""
@@ -210,6 +233,8 @@ class App:
         self._names = {"localhost", *map(str.lower, names)}
         self._origins = set(origins)
         self._date = ""
+        self._ok = b""
+        """The first lines of an answer of status 200."""
         self._heads: dict[object, bytes] = {}
         """Heads of answers with the present date: most are the same."""
         self.set_date()
@@ -220,6 +245,7 @@ class App:
         if date != self._date:
             self._date = date
             self._heads.clear()
+            self._ok = encode_status(200) + encode_lines([("date", date)])
 
     def prepare(self, plan: RoutedRequest) -> None:
         """Find the handler of a request.
@@ -296,6 +322,8 @@ class App:
         more: Iterable[tuple[str, str]] = (),
     ) -> bytes:
         """Write an answer with the headers of every answer."""
+        if not answer.kind:
+            return self.finish(answer.body, is_last=is_last, more=more)
         headers = (*answer.headers, *more, *(() if plan is None else plan.headers))
         key = answer.status, answer.kind, is_last, headers
         head = self._heads.get(key)
@@ -306,6 +334,20 @@ class App:
                 self._heads[key] = head
         with_body = plan is None or plan.request.method != "HEAD"
         return b"%b%d\r\n\r\n%b" % (head, len(answer.body), answer.body if with_body else b"")
+
+    def finish(self, rest: bytes, *, is_last: bool, more: Iterable[tuple[str, str]] = ()) -> bytes:
+        """Write an answer's first lines, which change, before what `encode_rest` has written."""
+        if not is_last and not more:
+            return self._ok + rest
+        last = [("connection", "close")] if is_last else []
+        return self._ok + encode_lines((*more, *last)) + rest
+
+
+def encode_rest(answer: Answer, more: Headers) -> bytes:
+    """Write an answer of status 200 but for its first lines: see `App.finish`."""
+    length = "content-length", str(len(answer.body))
+    headers = ("content-type", answer.kind), *_HEADERS, *answer.headers, *more, length
+    return b"%b\r\n%b" % (encode_lines(headers), answer.body)
 
 
 async def _allow(_: Any) -> Answer:

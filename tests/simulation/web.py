@@ -6,6 +6,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from serving.http_api.inference import Inference
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App
@@ -15,6 +17,7 @@ from tests.simulation.clients import UNLIMITED, Client
 BODY_S, IDLE_S = 5.0, 20.0
 _PAD = b" " * 5_000
 """Makes JSON so long that it is decoded elsewhere."""
+_NUM_REPEATS = 6
 
 
 class Workers:
@@ -50,6 +53,17 @@ def open_web(simulation, queries):
     return open_port(simulation.loop, simulation.web, app, simulation.router, limits, pool)
 
 
+def _body_of(images, *, as_bytes):
+    """Return the JSON of a request, and the bytes behind it."""
+    rows = b"".join(images)
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [len(images), len(images[0])]}
+    if not as_bytes:
+        return json.dumps({"inputs": [tensor | {"data": [*rows]}]}).encode(), b""
+    tensor["parameters"] = {"binary_data_size": len(rows)}
+    content = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    return json.dumps(content).encode(), rows
+
+
 @dataclass(eq=False)
 class Request:
     """A request and its fate."""
@@ -74,6 +88,10 @@ class Browser(Client):
         self.requests: deque[Request] = deque()
         self.came = b""
         self.is_last = self.is_writing = False
+        self.sends_bytes = number % 2 == 1
+        """Whether its requests are bytes, and repeat one another up to their rows."""
+        self.num_more = _NUM_REPEATS if self.sends_bytes else 0
+        """How many more requests it sends, each after the answer to the last."""
         self.tell("comes")
 
     def act(self, kind):
@@ -95,25 +113,26 @@ class Browser(Client):
         request = Request(
             simulation.count(), images, random.choice(("", "", "2")), timeout_s, simulation.now_s
         )
-        if is_quick:
+        if is_quick or self.sends_bytes:
             request.version = ""
-        shape = [len(images), len(images[0])]
-        tensor = {
-            "name": "images",
-            "datatype": "UINT8",
-            "shape": shape,
-            "data": [*b"".join(images)],
-        }
-        body = json.dumps({"inputs": [tensor]}).encode() + _PAD * (random.random() < 0.2)
+        if self.sends_bytes:
+            request.timeout_s = float("inf")
+        text, rows = _body_of(images, as_bytes=self.sends_bytes)
+        if random.random() < 0.2 and not self.sends_bytes:
+            text += _PAD
         path = f"/v2/models/digits{'/versions/2' if request.version else ''}/infer"
-        head = f"POST {path} HTTP/1.1\r\nhost: sim\r\ncontent-length: {len(body)}\r\n"
-        if timeout_s < float("inf"):
-            head += f"request-timeout: {timeout_s}\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: sim\r\ncontent-length: {len(text) + len(rows)}\r\n"
+        if self.sends_bytes:
+            head += f"inference-header-content-length: {len(text)}\r\n"
+        if request.timeout_s < float("inf"):
+            head += f"request-timeout: {request.timeout_s}\r\n"
         if random.random() < 0.1 and not is_quick:
             head, self.is_last = head + "connection: close\r\n", True
-        data = head.encode() + b"\r\n" + body
+        data = head.encode() + b"\r\n" + text + rows
         request.end = self.num_queued + len(data)
-        self.tell(f"begins request {request.number}: {len(images)} images within {timeout_s:g} s")
+        self.tell(
+            f"begins request {request.number}: {len(images)} images within {request.timeout_s:g} s"
+        )
         self.requests.append(request)
         if random.random() < 0.2 and not is_quick:
             at, pause_s = random.randrange(len(data)), random.choice((0.01, 1.0, 8.0))
@@ -155,7 +174,11 @@ class Browser(Client):
                 self.simulation.fail(f"browser {self.number} gets an answer too many")
                 return
             self.is_last = self.is_last or fields.get(b"connection") == b"close"
-            self._judge(self.requests.popleft(), int(lines[0].split()[1]), json.loads(body))
+            size = int(fields.get(b"inference-header-content-length", len(body)))
+            answer = json.loads(body[:size])
+            if body[size:]:
+                answer["outputs"][0]["data"] = np.frombuffer(body[size:], "<f4").tolist()
+            self._judge(self.requests.popleft(), int(lines[0].split()[1]), answer)
         if self.link.down.is_ended and not self.link.down.buffer and not self.is_over:
             self.is_over = True
             for request in self.requests:
@@ -177,6 +200,9 @@ class Browser(Client):
             simulation.require(version in served, f"{name} is answered by version {version!r}")
             rows = rows_of(request.images, version).ravel().tolist()
             simulation.require(answer["outputs"][0]["data"] == rows, f"{name} has a wrong answer")
+            if self.num_more and not self.requests:
+                self.num_more -= 1
+                self.begin(is_quick=True)
         elif status == 404:
             gone = [s for s in states if s is None or request.version not in ("", *s.versions)]
             simulation.require(gone, f"{name} finds no model, but there is one")

@@ -1,12 +1,13 @@
+import json
 import re
 
 import pytest
 from PIL import Image
 
-from training import report
+from training import report, runs
 from training.__main__ import main
 from training.data.mnist import Mnist
-from training.errors import DataError
+from training.errors import DataError, Diverged
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,33 @@ def test_interrupted_training_says_what_it_kept(tmp_path, monkeypatch, capsys):
     assert (
         error == "python -m training: interrupted: kept the best of 7 epochs; --resume continues\n"
     )
+
+
+def test_export_after_a_failed_training_names_the_one_before(tmp_path, monkeypatch, capsys):
+    outcomes = [None, Diverged("the loss is no longer a number in epoch 1"), None]
+    metrics = {"epochs": 9, "train_seconds": 9, "accuracy": {"test": 0.9}, "errors": {"test": 50}}
+
+    def train(recipe, data, folder, **options):
+        if (error := outcomes.pop(0)) is not None:
+            raise error
+        (folder / "metrics.json").write_text(json.dumps({"of": folder.name}))
+        return metrics
+
+    monkeypatch.setattr("training.fitting.train.train", train)
+    monkeypatch.setattr(report, "write", lambda *arguments: None)
+    command = ["train", "--recipe", "seed", "--epochs", "9", "--artifacts", str(tmp_path)]
+    assert [main(command), main(command)] == [0, 1]
+    capsys.readouterr()
+    assert main(["export", "--artifacts", str(tmp_path), "--models", str(tmp_path / "models")]) == 2
+    before = tmp_path / "runs" / "seed_epochs=9"
+    assert capsys.readouterr().err == (
+        "python -m training: the latest training, seed_epochs=9_2, failed: the loss is no longer a "
+        f"number in epoch 1; `--artifacts {before}` takes the one before it\n"
+    )
+    assert main(command) == 0
+    runs.require_latest(tmp_path)
+    assert runs.published(tmp_path) == "seed_epochs=9_2"
+    assert runs.published(before) == "seed_epochs=9"
 
 
 def test_resume_of_nothing_exits_with_2(tmp_path, capsys):

@@ -14,6 +14,7 @@ from training.export.version import Candidate, publish_version
 from training.fitting.artifacts import load_json, load_model, recipe_of
 from training.fitting.evaluation import probabilities
 from training.fitting.train import split
+from training.runs import published
 
 PARITY_TOLERANCE = 1e-5  # float32 rounding in another order of summation; measured: 1e-6
 METRICS_TOLERANCE = 0.001  # another processor may round a digit in thousands the other way
@@ -39,7 +40,8 @@ def export(
     model, metrics = load_model(artifacts), load_json(artifacts, "metrics.json")
     again = f"run {installation.run('train')} again"
     recipe = recipe_of(metrics)
-    print(f"exporting {artifacts / 'model.keras'} (recipe {metrics['recipe']})", flush=True)
+    run = f", run {found}" if (found := published(artifacts)) else ""
+    print(f"exporting {artifacts / 'model.keras'} (recipe {metrics['recipe']}{run})", flush=True)
     expected = probabilities(model, data.test_images)
     accuracy = float((expected.argmax(axis=1) == data.test_labels).mean())
     claimed = metrics["accuracy"]["test"]

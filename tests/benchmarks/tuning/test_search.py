@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.result_file import Latencies
+from benchmarks.tuning import report
 from benchmarks.tuning.candidates import Candidate, grid
 from benchmarks.tuning.search import (
     FINAL_ROUNDS,
@@ -132,6 +133,51 @@ def test_latency_is_a_limit_of_p99():
     assert (chosen.candidate, chosen.callers) == (TWO, 1)
     assert Goal("latency", 0.001).choose(cells) is None
     assert Goal("latency", 0.001).ranked(cells) == [ONE, TWO]  # the nearer one first
+
+
+WAITING = Candidate(threads=1, instances=1, batch=32, delay_s=0.002)
+PROMPT = Candidate(threads=1, instances=1, batch=32, delay_s=0.0)
+
+
+def test_latency_is_kept_with_fewer_callers_too():
+    cells = cells_of(
+        [
+            trial(WAITING, 300, callers=1, p99_s=0.008),
+            trial(WAITING, 9000, callers=64, p99_s=0.003),
+            trial(PROMPT, 900, callers=1, p99_s=0.001),
+            trial(PROMPT, 5000, callers=64, p99_s=0.003),
+        ]
+    )
+    assert Goal().choose(cells).candidate == WAITING
+    assert Goal("latency", 0.0035).choose(cells).candidate == PROMPT
+    assert Goal("latency", 0.005).choose(cells).candidate == WAITING
+
+
+def test_delay_that_gains_nothing_is_not_chosen():
+    cells = cells_of([trial(WAITING, 1000), trial(PROMPT, 980), trial(TWO, 985), trial(USUAL, 900)])
+    assert Goal().choose(cells).candidate == TWO
+    cells = cells_of([trial(WAITING, 1000), trial(PROMPT, 960), trial(USUAL, 900)])
+    assert Goal().choose(cells).candidate == WAITING
+
+
+def test_call_that_is_slower_alone_is_told():
+    trials = [
+        trial(USUAL, 900, callers=1, p99_s=0.0006), trial(USUAL, 5000, callers=64),
+        trial(WAITING, 300, callers=1, p99_s=0.0072), trial(WAITING, 9000, callers=64),
+        trial(PROMPT, 900, callers=1, p99_s=0.0006), trial(PROMPT, 8000, callers=64),
+    ]  # fmt: skip
+    chosen = Goal().choose(cells_of(trials))
+    expected = (
+        "A call alone is slower: p50 3.6 ms, 300 µs by defaults, as a run waits 2 ms for more "
+        "rows. With few callers: --callers 1,4."
+    )
+    assert report.lone_caller(trials, chosen) == expected
+    assert report.comments(trials, chosen, Goal(), {})[-1] == expected
+    assert expected in report.verdict(trials, chosen, Goal())
+    others = [each for each in trials if each.candidate != WAITING]
+    assert not report.lone_caller(others, Goal().choose(cells_of(others)))
+    many = [each for each in trials if each.callers > 1]
+    assert not report.lone_caller(many, chosen), "it was not measured"
 
 
 def test_memory_is_the_least_that_is_fast_enough():

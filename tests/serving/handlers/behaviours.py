@@ -126,6 +126,16 @@ class Facts(serving.Handler):
         }
 
 
+class Tenants(serving.Handler):
+    """Answers a header of its call."""
+
+    inputs = {"x": serving.Array("float32", (2,))}
+    outputs = {"tenant": serving.Text()}
+
+    def predict(self, x, metadata):
+        return {"tenant": [f"{metadata['x-tenant']} {row.sum():g}" for row in x]}
+
+
 class Sizes(serving.Handler):
     """The size of pictures, and their mean colours."""
 

@@ -226,6 +226,7 @@ def test_handler_that_cannot_be_used_is_one_line_and_others_are_served(served, t
     server, client = served(handler=handlers)
     assert client.models() == ["behaviours"]
     assert "model bad is not served: bad.py:7: ValueError: no vocabulary" in server.errors
+    assert server.errors.count("no vocabulary") == 1, "the traceback is for --log-level debug"
     assert say(client)["answer"][0] == "SAY IT"
     with pytest.raises(serving.ConfigurationError, match=r"bad\.py:7: ValueError: no vocabulary"):
         serving.Server(handler=str(bad))
@@ -371,7 +372,9 @@ def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
     models = str(tmp_path / "models")
     server, client = served(models=models)
     assert client.describe("net").inputs[0].name == "x"
-    assert "handler.py is not used" in server.errors
+    says = "model net version 1 is served without its handler.py, which does not run: --allow-han"
+    assert server.errors.count(says) == 1
+    assert client.describe("net").batching.startswith("without its handler.py; batching on: ")
     _, client = served(models=models, allow_handlers=True)
     with serving.Model.load(network) as plain:
         expected = plain.infer(np.ones((2, 4), np.float32))["y"]

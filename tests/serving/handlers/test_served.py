@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import sys
+from contextlib import closing
 
 import grpc
 import numpy as np
@@ -14,11 +15,12 @@ import serving
 from serving.protocols.oip import inference_pb
 from tests.serving.handlers.conftest import at_once, named
 from tests.serving.http.peer import HttpPeer
+from tests.serving.http.test_wire import Wire, binary
 from tests.support.servers import ended, wait_until
 
 CLASSES = {
     "behaviours": "Behaviours", "facts": "Facts", "sizes": "Sizes", "cascade": "Cascade",
-    "joined": "Joined", "doubles": "Doubles",
+    "joined": "Joined", "doubles": "Doubles", "tenants": "Tenants",
 }  # fmt: skip
 
 
@@ -125,6 +127,19 @@ def test_parameters_and_metadata_reach_a_handler_that_names_them(caller, peer):
     assert base64.b64decode(outputs["data"]) == b"\2\1"
     assert outputs["parameters"] == "top='5'"
     assert outputs["tenant"] == "b None"
+
+
+def test_headers_of_requests_that_repeat_others_reach_a_handler(peer):
+    with closing(Wire(peer.url)) as wire:
+        for value in (1, 2, 3):
+            rows = np.full((1, 2), value, np.float32)
+            request = binary(rows, model="tenants", name="x", output="tenant")
+            head, rest = request.split(b"\r\n\r\n", 1)
+            status, headers, body = wire.ask(head + b"\r\nX-Tenant: b\r\n\r\n" + rest)
+            assert status == 200, body
+            assert body[int(headers["inference-header-content-length"]) + 4 :] == b"b %d" % (
+                2 * value
+            )
 
 
 def test_bytes_are_base64_in_json(peer):

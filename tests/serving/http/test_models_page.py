@@ -102,6 +102,7 @@ def test_models_have_their_graphs_own_axes_and_say_why_they_are_batched(describe
     assert described["flowers"]["takes_pictures"]
     assert described["flowers"]["classes"] == ["rose", "tulip", "daisy"]
     assert {each["state"] for each in described.values()} == {"READY"}
+    assert {*map(tuple, (each["roles"] for each in described.values()))} == {("default",)}
 
 
 def test_request_for_an_input_of_any_size_is_short():

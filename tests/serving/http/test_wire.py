@@ -112,14 +112,16 @@ def test_pages_of_other_sites_are_refused_unless_allowed(named):
     assert named.ask("OPTIONS", "/v1/digits").status == 405
 
 
-def binary(images, **more):
-    tensor = {"name": "images", "datatype": "UINT8", "shape": list(images.shape)}
-    outputs = [{"name": "probabilities", "parameters": {"binary_data": True}}]
+def binary(images, model="digits", name="images", output="probabilities", **more):
+    """A request with bytes for bytes."""
+    datatype = {"uint8": "UINT8", "float32": "FP32"}[images.dtype.name]
+    tensor = {"name": name, "datatype": datatype, "shape": list(images.shape)}
+    outputs = [{"name": output, "parameters": {"binary_data": True}}]
     inputs = [tensor | {"parameters": {"binary_data_size": images.nbytes}}]
     head = json.dumps({"inputs": inputs, "outputs": outputs, **more}).encode()
     size, body = len(head), head + images.tobytes()
     lines = (
-        "POST /v2/models/digits/infer HTTP/1.1", "Host: localhost",
+        f"POST /v2/models/{model}/infer HTTP/1.1", "Host: localhost",
         f"Inference-Header-Content-Length: {size}", f"Content-Length: {len(body)}", "", "",
     )  # fmt: skip
     return "\r\n".join(lines).encode() + body

@@ -1,7 +1,7 @@
 """Which graph may follow another one, by its file alone."""
 
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from serving.model.signatures import (
     MARK,
@@ -53,6 +53,19 @@ def test_callers_can_go_on_or_the_reason_is_named(old, new, reason, tmp_path):
     )
     found = difference(before, after)
     assert found is None if reason is None else reason in str(found)
+
+
+def test_output_that_is_no_tensor_is_called_a_list(tmp_path):
+    maps = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    graph = model([node("SequenceConstruct", ["x"], ["y"])], [value("x", *ROWS)], [maps])
+    (tmp_path / "2").mkdir()
+    save(graph, tmp_path / "2")
+    before, after = (
+        signature(tmp_path, {"x": ROWS}, {"y": ROWS}, "1"),
+        read_signature(tmp_path, "2"),
+    )
+    expected = "output y FP32 [N, 4] has become y (a list or a map, not a tensor)"
+    assert difference(before, after) == expected
 
 
 def test_weights_are_no_inputs_and_are_skipped(tmp_path):

@@ -1,5 +1,6 @@
 """The server as its callers see it: a real process, a real socket, real clients."""
 
+import re
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +87,7 @@ def test_signal_drains_under_load_and_loses_nothing(models, images, transport, n
         futures = [call.future(data, timeout=TIMEOUT_S) for _ in range(200)]
         futures[0].result()
         assert server.stop(number) == 0
+        assert re.search(r"drained in \d+\.\d s: \d+ calls were", server.process.stderr.read())
         assert state.result().status == health_pb2.HealthCheckResponse.NOT_SERVING
     for future in futures:
         if future.code() is grpc.StatusCode.OK:

@@ -1,11 +1,12 @@
-"""The way of a one-image call through the h2 transport is short enough to read in one sitting."""
+"""The way of a one-image call through the loop is short enough to read in one sitting."""
 
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import serving
@@ -13,19 +14,24 @@ from digit_classifier import Classifier
 from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_request
 from serving.transports.limits import PortLimits
-from tests.support.h2_server import h2_server
+from tests.serving.http.test_wire import Wire, binary
+from tests.support.h2_server import h2_server, server_inside
 from tests.support.servers import wait_until
 from tests.support.wire import Connection, message
 
 ROOT = Path(serving.__file__).parent
 REQUEST = message(encode_request(bytes(DIGITS.image_bytes)))
 MAX_FUNCTIONS, MAX_FILES, MAX_CHANGES = 40, 13, 24
+MAX_HTTP_FUNCTIONS = 44
 Function = tuple[str, str]
 """Its file below serving/, and its name."""
 
 
 class Recorder:
     """Notes the functions of serving/ that the loop's thread enters, in order."""
+
+    entry = "H2Port.receive"
+    """The function that takes a call."""
 
     def __init__(self):
         self.entered: list[Function] = []
@@ -34,14 +40,16 @@ class Recorder:
     def __call__(self, frame, event, argument):
         """Note a function, as `sys.setprofile` calls this."""
         code = frame.f_code
-        if self._is_on and event == "call" and code.co_filename.startswith(str(ROOT)):
+        if not self._is_on or threading.current_thread().name != "h2":
+            return
+        if event == "call" and code.co_filename.startswith(str(ROOT)):
             file = Path(code.co_filename).relative_to(ROOT)
             self.entered.append((str(file), getattr(code, "co_qualname", code.co_name)))
 
     def turn(self):
         """Return the functions of the loop's turn that has read a call; None before its end."""
         entered = [*self.entered]
-        at = next((i for i, (_, name) in enumerate(entered) if name == "H2Port.receive"), None)
+        at = next((i for i, (_, name) in enumerate(entered) if name == self.entry), None)
         names = [name for _, name in entered]
         if at is None or "Loop.timeout_s" not in names[at:]:
             return None
@@ -86,3 +94,21 @@ def test_warm_one_image_call_enters_few_functions(recorder):
     assert len(functions) <= MAX_FUNCTIONS
     assert len(different) <= MAX_FILES
     assert changes <= MAX_CHANGES
+
+
+def test_warm_request_over_http_enters_few_functions(recorder):
+    recorder.entry = "HttpPort.receive"
+    with (
+        Classifier.pretrained() as classifier,
+        server_inside(classifier, http_port=0) as server,
+        closing(Wire(str(server.http_url))) as wire,
+    ):
+        request = binary(np.zeros((1, 784), np.uint8))
+        for _ in range(100):
+            assert wire.ask(request)[0] == 200
+        with recorder.recording():
+            assert wire.ask(request)[0] == 200
+            wait_until(lambda: recorder.turn() is not None)
+    functions = set(recorder.turn())
+    print(*(f"{file}: {name}" for file, name in recorder.turn()), sep="\n", file=sys.stderr)
+    assert len(functions) <= MAX_HTTP_FUNCTIONS
