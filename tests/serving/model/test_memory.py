@@ -1,6 +1,7 @@
 """Runs with large intermediate tensors keep their memory, others give it back."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,6 +75,21 @@ def test_faults_of_the_second_run_are_counted(monkeypatch):
     assert not memory.remaps_memory(run, ONE, feeds, 512)
     assert memory.remaps_memory(run, ONE, feeds, 512)
     assert runs == [2, 2, 8, 8, 2, 2]
+
+
+@needs_counts
+@pytest.mark.parametrize(("took_s", "sizes"), [(0.01, [2, 2, 8, 8]), (10.0, [2, 2])])
+def test_larger_batches_are_looked_at_where_small_ones_are_quick(took_s, sizes, monkeypatch):
+    now_s, runs = iter([0.0, took_s, took_s]), []
+    monkeypatch.setattr(memory, "time", SimpleNamespace(thread_time=lambda: next(now_s)))
+    monkeypatch.setattr(memory, "_num_faults", lambda: 0)
+
+    def run(given):
+        runs.append(len(given["x"]))
+        return []
+
+    assert not memory.remaps_memory(run, ONE, {"x": np.zeros((1, 4), np.float32)}, 512)
+    assert runs == sizes
 
 
 def test_nothing_is_found_out_without_inputs_or_where_runs_fail():
