@@ -215,6 +215,15 @@ def test_answer_that_is_headers_alone_ends_its_stream(flags, is_end):
     assert (stream in client.streams) != is_end
 
 
+def test_request_without_data_is_one_frame():
+    client = ClientConnection(Limits())
+    client.data_to_send()
+    client.request(REQUEST, b"")
+    sent = client.data_to_send()
+    assert (sent[3], sent[4]) == (HEADERS, WHOLE)
+    assert len(sent) == FRAME_BYTES + int.from_bytes(sent[:3], "big")
+
+
 @pytest.mark.parametrize("stream", [2, 3, 2**31 - 1])
 def test_answer_to_a_call_that_was_not_made_ends_the_connection(stream):
     client = ClientConnection(Limits())
