@@ -215,6 +215,15 @@ def test_answer_that_is_headers_alone_ends_its_stream(flags, is_end):
     assert (stream in client.streams) != is_end
 
 
+@pytest.mark.parametrize("stream", [1, 0x1_0001, 0x7FFF_FFFF])
+def test_reserved_bit_of_a_stream_means_nothing(stream):
+    server = started()
+    data = of(DATA, b"x", END_STREAM, stream | 1 << 31)
+    headers_, body = server.receive(headers(END_HEADERS, stream=stream) + data, 0.0)
+    assert headers_.stream == body.stream == word(stream)
+    assert (body.data, body.is_end) == (b"x", True)
+
+
 def test_request_without_data_is_one_frame():
     client = ClientConnection(Limits())
     client.data_to_send()

@@ -61,6 +61,13 @@ def test_memory_of_loading_a_large_model_goes_back(width, times, tmp_path, monke
     assert len(trims) == times
 
 
+def test_loaded_model_keeps_no_copy_of_its_file(tmp_path):
+    model = load_model(save(two_layers(), tmp_path))
+    assert isinstance(model.engine, OnnxEngine)
+    with pytest.raises(DeviceError, match="the model's bytes are gone"):
+        model.engine.widened(2)
+
+
 @needs_counts
 def test_faults_of_the_second_run_are_counted(monkeypatch):
     """The first one fills the heap."""

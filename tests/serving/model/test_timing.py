@@ -81,8 +81,9 @@ def test_labels_are_those_of_the_metadata_alone():
     assert labels_of(model.SerializeToString()) == ()
     model.metadata_props.append(entry)
     data = model.SerializeToString()
-    fixed = b"\x9d\x06" + bytes(4) + b"\x99\x06" + bytes(8) + b"\x98\x06\x7f\x98\x06\x80\x01"  # field 99
-    assert labels_of(data) == labels_of(fixed + data) == ("a",)
+    fixed = b"\x9d\x06" + bytes(4) + b"\x99\x06" + bytes(8)  # of field 99
+    numbers = b"\x98\x06\x7f" + b"\x98\x06\x80\x01"
+    assert labels_of(data) == labels_of(fixed + numbers + data) == ("a",)
 
 
 def run_of(seen, columns=4):
