@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from digit_classifier.predictions import DIGITS
-from serving.errors import ModelError
+from serving.errors import ConfigurationError, ModelError
+from serving.model.manifest import Manifest
+from serving.model.picture_inputs import described
 from serving.model.preprocessing import (
     Preprocessing,
     as_probabilities,
@@ -84,6 +86,7 @@ RGB = graph("FP32", -1, 3, 96, 96)
         ({"mean": [0.5]}, "mean: a number for each channel (3)"),
         ({"mean": None}, "mean: a number for each channel (3)"),
         ({"std": [1, 0, 1]}, "std: numbers other than 0"),
+        ({"std": [2, 0, 2]}, "std: numbers other than 0"),
         ({"resize": "fit"}, "resize: one of stretch, pad, crop, digits"),
         ({"resize": "digits"}, "size: that of digits, (28, 28)"),
         ({"invert": 1}, "invert: true or false"),
@@ -178,3 +181,24 @@ def test_labels_are_one_for_each_class(number, names):
     of_graph(tensors, {"labels": ["a", "b", "c"][:names]})
     with pytest.raises(ValueError, match=rf"labels: {names} \(one for each class\) expected"):
         of_graph(tensors, {"labels": ["a", "b", "c", "d"]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "3", "null", "[]", '{"more": 1}', "[" * 100_000, f'{{"scale": 1{"0" * 400}}}',
+     f'{{"mean": [1{"0" * 400}, 0, 0]}}', '{"size": null}', '{"labels": {}}'],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_description_that_cannot_be_used_is_an_error_of_its_file(text, tmp_path):
+    file = tmp_path / "classifier.json"
+    file.write_text(text)
+    manifest = Manifest(
+        name="m", version="1", test_accuracy=None, digests={}, golden_probabilities={},
+        golden_images=np.empty((0, 0), np.uint8),
+    )  # fmt: skip
+    sides = (Tensor("x", "FP32", (-1, 3, 8, 8)),), (Tensor("y", "FP32", (-1, 2)),)
+    tensors = TensorSignature(*sides, is_batchable=True)
+    with pytest.raises(ConfigurationError, match=re.escape(str(file))):
+        described(file, manifest, tensors)
+    file.write_text("{}")
+    assert described(file, manifest, tensors).pictures
