@@ -142,3 +142,7 @@ def test_settings_of_a_model_say_how_many_threads_its_runs_have(tmp_path):
     model = load_model(path, num_threads=2)
     assert isinstance(model.engine, OnnxEngine)
     assert model.engine.settings.num_threads == model.settings.num_threads == 3
+    (tmp_path / "config.pbtxt").unlink()
+    model = load_model(path)
+    assert isinstance(model.engine, OnnxEngine)
+    assert model.engine.settings.num_threads == 1

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,22 @@ def test_other_graph_rules_or_runtime_are_judged_anew(
     line_of(path)
     assert len(judged) == 2
     assert len(list(folder.iterdir())) == 2
+
+
+def test_version_of_the_rules_is_that_of_their_sources_alone(tmp_path, monkeypatch):
+    shutil.copytree(Path(judging.__file__).parent, tmp_path / "model")
+    monkeypatch.setattr(verdicts.resources, "files", lambda _: tmp_path / "model")
+    version = verdicts.rules_version.__wrapped__
+    first = version()
+    assert first == verdicts.rules_version()
+    for name, counts in (
+        ("timing.py", False), ("proof/notes.txt", False), ("proof/rules.py", True),
+        ("drawn_inputs.py", True), ("onnx_file.py", True), ("judging.py", True),
+    ):  # fmt: skip
+        before = version()
+        with (tmp_path / "model" / name).open("a") as file:
+            file.write("# more\n")
+        assert (version() != before) == counts, name
 
 
 @pytest.mark.parametrize("damage", [

@@ -191,6 +191,38 @@ def test_rounding_that_later_nodes_enlarge_is_no_contradiction(monkeypatch):
         checked(graph("a = Identity(x); b = Mul(a, huge); c = Sin(b); y = CumSum(c, zero)"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "allowed", "refused"),
+    [("float16", 5e-3, 2e-2), ("float", 5e-5, 2e-4), ("double", 5e-7, 2e-6)],
+)
+def test_rows_differ_by_rounding_in_batches_of_other_sizes_and_no_more(
+    kind, allowed, refused, monkeypatch
+):
+    """The node by itself differs, too: only what is allowed is taken for rounding."""
+    right = bare_run
+
+    def run_with(error):
+        def rounding_run(session):
+            def run(names, feeds, options):
+                num_rows = len(next(iter(feeds.values())))
+                found = right(session)(names, feeds, options)
+                if num_rows == 3:
+                    return found
+                with np.errstate(all="ignore"):
+                    return [(each * (1 + error)).astype(each.dtype) for each in found]
+
+            return run
+
+        return rounding_run
+
+    model = graph("y = Neg(x)", x=f"{kind}[N,4] x", y=f"{kind}[N,4] y")
+    monkeypatch.setattr(checks, "bare_run", run_with(allowed))
+    assert checked(model).num_tensors == 1
+    monkeypatch.setattr(checks, "bare_run", run_with(refused))
+    with pytest.raises(Mixes, match=r"y \(Neg\): in a run, tensor y has a row that differs by"):
+        checked(model)
+
+
 def test_graph_that_takes_no_drawn_input_is_not_checked():
     with pytest.raises(NotRun):
         checked(graph("y = Reshape(x, odd)", x="float[N,L] x"))
