@@ -284,7 +284,7 @@ class HttpPort(Port):
         """Answer a repeated request with an error, unless its caller has left."""
         peer: Peer = group.caller  # type: ignore[assignment]
         call = self._call_of(peer)
-        if call is not None:
+        if call is not None and call.stream in group.streams:
             call.model = error.model or group.encoder.target.label
             self.fail_request(call, error)
 
