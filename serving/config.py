@@ -209,8 +209,8 @@ class ServerConfig:
     metrics_host: str = "127.0.0.1"
     """Address of /metrics, /healthz and /readyz, without TLS and tokens."""
     metrics_port: int | None = 9_090
-    """TCP port of these; 0 lets the kernel choose; off, in Python None, disables them; auto: 9090,
-    or the next one that is free."""
+    """TCP port of /metrics, /healthz and /readyz; 0 lets the kernel choose; off, in Python None,
+    disables them; auto: 9090, or the next one that is free."""
     http_host: str = "127.0.0.1"
     """Address of HTTP."""
     http_port: int | None = None

@@ -170,8 +170,8 @@ def _input_of(word: str, inputs: Mapping[str, Tensor]) -> tuple[str, str]:
         raise InvalidRequest(
             f"expected NAME=VALUE of {there}, such as {example}; got {word[:80]!r}"
         )
-    hint = f": did you mean {near[0]}? There are" if near else ", only"
-    raise InvalidRequest(f"no input {name[:80]!r}{hint} {there}, such as {example}")
+    hint = f" did you mean {near[0]}? The" if near else " the"
+    raise InvalidRequest(f"no input {name[:80]!r}:{hint} model takes {there}, such as {example}")
 
 
 def _example(tensor: Tensor) -> str:
@@ -183,6 +183,8 @@ def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> Any:
     is_file = text == "-" or text.startswith("@")
     if not is_file and os.path.isfile(text):
         _require_no_file(tensor, text)
+    if not is_file and tensor.content == "picture":
+        raise InvalidRequest(f"expected a picture, such as {_example(tensor)}, got {text[:80]!r}")
     value = _of_file(tensor, text, pictures) if is_file else _of_text(tensor, text)
     try:
         num_axes = np.ndim(value)

@@ -34,7 +34,20 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
             action.help = text if is_name else text[0].lower() + text[1:]
         if action.default in (None, "", [], float("inf")) or action.default is False:
             return action.help
-        return super()._get_help_string(action)
+        shown = super()._get_help_string(action)
+        return shown and shown.replace("%(default)s", _shown(action).replace("%", "%%"))
+
+
+def _shown(action: argparse.Action) -> str:
+    """Write a default as the command line takes it: 2G, not its bytes; 10, not 10.0."""
+    default = action.default
+    if isinstance(default, float):
+        return f"{default:g}"
+    if action.metavar == "SIZE" and isinstance(default, int):
+        for unit, size in (("G", 1 << 30), ("M", 1 << 20)):
+            if default and default % size == 0:
+                return f"{default // size}{unit}"
+    return str(default)
 
 
 def command_help(text: str, examples: str = "") -> dict[str, Any]:

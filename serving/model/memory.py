@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from serving.errors import InvalidRequest, ModelError
+from serving.system.libc import without_free_blocks
 from serving.tensors import Array, Feeds, TensorSignature
 
 _SIZES = 2, 8
@@ -42,8 +43,13 @@ def remaps_memory(
     """
     if feeds is None or _num_faults() is None:
         return False
+    with without_free_blocks():  # else tensors may get what the load has freed, without a fault
+        return _has_many_faults(run, _batches(tensors, feeds, max_batch_size))
+
+
+def _has_many_faults(run: Callable[[Feeds], list[Array]], batches: Iterator[Feeds]) -> bool:
     begin_s = time.thread_time()
-    for given in _batches(tensors, feeds, max_batch_size):
+    for given in batches:
         try:
             run(given)  # the heap grows to what it keeps
             before = _num_faults() or 0

@@ -81,6 +81,18 @@ TABLE: dict[type[errors.ServingError], Row] = {
         Row(StatusCode.INTERNAL, "CONFIGURATION_ERROR", HTTPStatus.NOT_IMPLEMENTED),
 }  # fmt: skip
 """The errors that callers can get; docs/clients.md says what to do about each."""
+
+
+_OTHER = errors.ModelError
+"""The class of errors that refine none of the table's."""
+
+
+def row_of(error: errors.ServingError) -> Row:
+    """Return the row of an error: that of its class, or of the one that its class refines."""
+    kind = type(error)
+    return TABLE.get(kind) or next(TABLE[each] for each in (*kind.__mro__, _OTHER) if each in TABLE)
+
+
 _BY_REASON = {row.reason: error for error, row in TABLE.items()}
 _BY_CODE: dict[StatusCode, type[errors.ServingError]] = {
     row.code: error for error, row in reversed(TABLE.items()) if row.code != StatusCode.INTERNAL
@@ -104,7 +116,7 @@ class Status(NamedTuple):
 
         That of an overload, or of an end of the server, also says when to retry.
         """
-        row, text = TABLE[type(error)], str(error).strip()
+        row, text = row_of(error), str(error).strip()
         trailers = [(error_info.TRAILER, error_info.encode(row.code, text, row.reason)), *more]
         if isinstance(error, errors.Overloaded | errors.Unavailable):
             pause_s = RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s

@@ -1,15 +1,20 @@
-"""Calls of the C library: how much free memory stays, and an end with the parent process."""
+"""Calls of the C library: free memory that stays or is used, and an end with the parent process."""
 
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 FREE_BYTES = 16 << 20
 """Free memory that the process keeps; after so much more was freed, it goes back to the kernel."""
-_MALLOC_OPTIONS = {-1: FREE_BYTES, -3: 4 << 20}
+_MAPPED_BYTES = 4 << 20
+"""The least bytes of a block that gets a mapping of its own, if no free memory has room for it."""
+_MALLOC_OPTIONS = {-1: FREE_BYTES, -3: _MAPPED_BYTES}
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (mallopt(3))."""
+_NUM_HELD = 32
+"""Large blocks that hold what is free: more than `FREE_BYTES`, which stay at the heap's end."""
 
 
 def end_with_parent() -> None:
@@ -39,8 +44,29 @@ def trim_memory() -> None:
         _libc().malloc_trim(0)
 
 
+@contextmanager
+def without_free_blocks() -> Iterator[None]:
+    """Keep large blocks from this thread's free memory, as in a thread that has none.
+
+    So the memory that others have left, such as a load, says nothing about the runs that follow.
+    The blocks that hold it are never written to, so that they take none.
+    """
+    blocks = []
+    with suppress(OSError, AttributeError):
+        libc = _libc()
+        blocks = [libc.malloc(_MAPPED_BYTES) for _ in range(_NUM_HELD)]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            libc.free(block)
+
+
 @cache
 def _libc() -> Any:
     import ctypes  # some milliseconds, which most programs need not spend
 
-    return ctypes.CDLL(None)
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    return libc

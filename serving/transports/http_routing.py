@@ -26,7 +26,7 @@ from serving.http1.requests import (
     encode_lines,
     encode_status,
 )
-from serving.protocols.status import RETRY_AFTER_S, TABLE
+from serving.protocols.status import RETRY_AFTER_S, TABLE, row_of
 from serving.system.addresses import is_named
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def problem(error: ServingError | HttpError) -> Answer:
         status, headers, code = error.status, error.headers, name_of(error.status)
         reason = _REASONS.get(status, status.name)
     else:
-        row = TABLE[type(error)]
+        row = row_of(error)
         status, reason, headers = row.http, row.reason, _headers_of(error)
         code = row.code.name
     content = {

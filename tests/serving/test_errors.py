@@ -10,15 +10,27 @@ import pytest
 
 from digit_classifier.methods import FILE
 from serving import Client, applications
-from serving.errors import Overloaded, Unavailable
+from serving.errors import ConfigurationError, Overloaded, ServingError, Unavailable
 from serving.protocols.method import Unary
-from serving.protocols.status import TABLE
-from serving.transports.http_routing import Endpoint
+from serving.protocols.status import TABLE, Status, StatusCode
+from serving.transports.http_routing import Endpoint, problem
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
 
 TEXT = "connections to all backends: the queue is full, handshake, UNIMPLEMENTED"
 """Words by which a client could be misled; the first ones are gRPC's for servers out of reach."""
+
+
+def test_error_that_refines_another_has_its_status():
+    class Refined(ConfigurationError):
+        """As a module may define one for itself."""
+
+    class Stray(ServingError):
+        """Of no branch."""
+
+    assert Status.of(Refined("x")) == Status.of(ConfigurationError("x"))
+    assert problem(Refined("x")) == problem(ConfigurationError("x"))
+    assert Status.of(Stray("x")).code is StatusCode.INTERNAL
 
 
 def refuse(error, _):

@@ -272,6 +272,17 @@ def test_calls_that_find_no_room_are_neither_taken_nor_answered(share, taken):
     assert failed == {"3": 9 - taken}, "the last of them has refused them"
 
 
+def test_rows_that_wait_for_a_model_that_was_replaced_count_for_its_version():
+    router, owner = owner_of(served("4", "3"))
+    for values in ((1, 2, 3), (4, 5)):
+        router.find("digits").submit(calls_of(*values)[1])
+        router.change("digits", served("4", "3"))
+    assert router.queues()["digits", "4"].num_rows == 5
+    assert router.queues()["digits", "3"].num_rows == 0
+    owner.work()
+    assert router.queues()["digits", "4"].num_rows == 0
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_route_kept_by_a_caller_has_no_canary_once_it_has_none(is_stream):
     router, owner = owner_of(served("4", "3", default="3", canary=("4", 1.0)))

@@ -108,7 +108,8 @@ class Example:
         words += ["--token-file", access.token_file] if access.token_file else []
         words += [word_of(each, self.shapes) for each in self.tensors.inputs]
         needs_token = access.has_tokens and not access.token_file
-        return "SERVING_TOKEN='<token>' " * needs_token + shlex.join(words)
+        token = "$TOKEN" if access.http else "'<token>'"  # as curl's line beside it has it
+        return f"SERVING_TOKEN={token} " * needs_token + shlex.join(words)
 
     def _curl(self) -> str:
         body, num_zeros = request_body(self.tensors, self.shapes)

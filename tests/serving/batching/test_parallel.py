@@ -1,5 +1,6 @@
 """Rows that are divided among cores, on threads that the test holds where it likes."""
 
+import os
 import threading
 from _thread import get_ident, start_new_thread
 
@@ -134,3 +135,17 @@ def test_caller_runs_all_parts_where_there_are_no_threads(monkeypatch):
     divided(run, 40, threads=4)
     assert run.threads == {get_ident()}
     assert len(run.parts) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks of several threads
+def test_threads_that_were_busy_before_a_fork_take_no_core_in_the_child():
+    threads = [1 << 60, 1 << 61]
+    parallel._busy.update(threads)
+    try:
+        child = os.fork()
+        if child == 0:
+            os._exit(len(parallel._busy))
+    finally:
+        parallel._busy.difference_update(threads)
+    assert os.waitpid(child, 0)[1] == 0

@@ -226,6 +226,8 @@ BAD_LABELS = {
     '{"canary": {"version": "1", "share": NaN}}': "from 0 to 1, got nan",
     '{"canary": {"version": "1", "share": true}}': "from 0 to 1, got True",
     '{"canary": {"version": "1"}}': "canary has a version and a share, got ['version']",
+    '{"canary": {"version": "1", "share": 1, "a": 1}}': "got ['a', 'share', 'version']",
+    '{"canary": {"a": "1", "b": 1}}': "canary has a version and a share, got ['a', 'b']",
     '{"stable": {"version": "1", "share": 1}}': "stable must be a version",
     "[]": "an object of labels is expected",
     "{": "can't use labels.json: Expecting property name",

@@ -287,7 +287,9 @@ def test_help_of_serve_has_groups_and_defaults_of_zero(capsys):
     titles = ["models:", "addresses:", "TLS and tokens:", "batching and limits:", "operation:"]
     places = [text.index(f" {title} --") for title in titles]
     assert places == sorted(places)
-    assert "batches grow only while it is busy (default: 0.0)" in text
+    assert "batches grow only while it is busy (default: 0)" in text
+    assert "such as 500M or 2G (default: 2G)" in text
+    assert "640 x 640 x 3 floats (default: 32M)" in text
     assert "--log-level {debug,info,warning,error}" in text
 
 

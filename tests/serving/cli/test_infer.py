@@ -131,14 +131,17 @@ def test_picture_goes_to_a_server_as_its_classifier_wants_it(server, run):
     ("words", "reason"),
     [
         (["iris.onnx"], "expected a value of x FP32 [N, 4], such as x=[[0.5, 0.5, 0.5, 0.5]]"),
-        (["iris.onnx", "y=3"], "no input 'y', only x FP32 [N, 4], such as x=[[0.5, 0.5, 0.5, 0."),
+        (
+            ["iris.onnx", "y=3"],
+            "no input 'y': the model takes x FP32 [N, 4], such as x=[[0.5, 0.5,",
+        ),
         (
             ["towers.onnx", "lefft=[1, 2]", "right=[1, 2]"],
-            "no input 'lefft': did you mean left? There are left FP32 [N, 2], right FP32 [N, 2], "
-            "such as left=[[0.5, 0.5]] right=[[0.5, 0.5]]",
+            "no input 'lefft': did you mean left? The model takes left FP32 [N, 2], right FP32 [N, "
+            "2], such as left=[[0.5, 0.5]] right=[[0.5, 0.5]]",
         ),
         (["towers.onnx", "[1, 2]"], "expected NAME=VALUE of left FP32 [N, 2], right FP32 [N, 2],"),
-        (["texts.onnx", "txet=a film"], "no input 'txet': did you mean text? There are text BYTES"),
+        (["texts.onnx", "txet=a film"], "no input 'txet': did you mean text? The model takes text"),
         (["towers.onnx", "left=[1, 2]", "left=[3, 4]"], "input left: two values, [1, 2] and [3,"),
         (["iris.onnx", ROW, f"x={ROW}"], "input x: two values"),
         (["iris.onnx", "x=row.npy"], "row.npy is a file: x=@row.npy sends its content"),
@@ -216,6 +219,23 @@ def test_handler_is_named_as_for_serve(folder, run, tmp_path):
         code, _, err = run(command, *model, "--target", "127.0.0.1:1", "--handler", file)
         assert (code, len(err)) == (2, 1)
         assert "--handler is for a model that is loaded here" in err[0]
+
+
+def test_picture_is_a_file(run, tmp_path):
+    (tmp_path / "size.py").write_text(
+        "import serving\n\nclass Size(serving.Handler):\n"
+        "    inputs = {'picture': serving.Picture()}\n"
+        "    outputs = {'height': serving.Array('int64')}\n\n"
+        "    def predict(self, picture):\n        return [len(each) for each in picture]\n"
+    )
+    seven = ROOT / "docs" / "pictures" / "seven.png"
+    asked = ("infer", tmp_path / "size.py")
+    assert json.loads(run(*asked, f"@{seven}", "--json").out[0]) == {"height": [370]}
+    reasons = [run(*asked, each).err[0] for each in (seven, "nothing.png")]
+    assert reasons == [
+        f"digit-serving: {seven} is a file: picture=@{seven} sends its content",
+        "digit-serving: expected a picture, such as picture=@picture.jpg, got 'nothing.png'",
+    ]
 
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\n"

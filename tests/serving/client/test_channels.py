@@ -101,6 +101,9 @@ PING = frame(frames.PING, 0, bytes(4), bytes(8))
 
 def closing(peer):
     next(peer.calls())
+    peer.socket.shutdown(socket.SHUT_WR)
+    while peer.socket.recv(65_536):  # closed with bytes unread, it would be a reset
+        pass
 
 
 def going(peer):

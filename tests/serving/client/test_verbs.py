@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -42,6 +43,17 @@ def client(two_models):
 def test_all_four_have_the_same_verbs():
     for kind in (Model, AsyncModel, Client, AsyncClient):
         assert set(dir(kind)) >= VERBS
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_verbs_of_both_clients_have_the_same_defaults(verb):
+    ours, theirs = (
+        {each.name: each.default for each in signature(getattr(kind, verb)).parameters.values()}
+        for kind in (Client, AsyncClient)
+    )
+    assert ours == theirs
+    if verb == "wait_ready":
+        assert ours["timeout_s"] == 30.0
 
 
 def test_all_four_answer_and_describe_alike(two_models, folder, client):

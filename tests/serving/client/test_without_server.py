@@ -543,7 +543,10 @@ def test_client_that_never_had_an_answer_gives_up_after_five_seconds(call, monke
 
 
 def test_client_waits_until_the_server_serves(call):
-    assert call(Scripted(b"\x08\x02", b"\x08\x01"), "wait_ready") is None
+    unknown, not_serving, serving = b"", b"\x08\x02", b"\x08\x01"
+    scripted = Scripted(unknown, not_serving, serving)
+    assert call(scripted, "wait_ready") is None
+    assert len(scripted.sent) == 3
     with pytest.raises(Unavailable, match="the server does not serve yet"):
         call(Scripted(*[b"\x08\x02"] * 99), "wait_ready", 0.2)
     late = Failure(StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")

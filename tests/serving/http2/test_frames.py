@@ -44,6 +44,7 @@ from tests.corpus.frames import (
     OVER,
     PING_DATA,
     REQUEST,
+    WHOLE,
     headers,
     names_of,
     of,
@@ -165,6 +166,16 @@ def test_windows_of_all_streams_are_looked_at_once_a_read(monkeypatch, wider):
     assert len(pumped) == 3, "none is wider since then"
 
 
+def test_bytes_that_windows_keep_back_are_counted_of_one_stream_and_of_all():
+    server = started()
+    server.receive(window(3), 0.0)
+    for stream, size in ((1, 100), (3, 20), (5, 3)):
+        server.receive(headers(stream=stream), 0.0)
+        server.answer([word(stream)], [bytes(size)])
+    assert [server.num_unsent(word(stream)) for stream in (1, 3, 5)] == [97, 17, 0]
+    assert server.num_unsent() == 114
+
+
 @pytest.mark.parametrize("more", [b"\0\1a\0" * 40, b"\0\x7f\xff\x1e" + b"a" * 4094 + b"\0"])
 def test_large_blocks_are_not_kept(more):
     server = started()
@@ -192,6 +203,42 @@ def test_peer_that_begins_with_http1_is_named(before, text):
     client = ClientConnection(Limits())
     with pytest.raises(Http2Error, match=text):
         client.receive(before + b"HTTP/1.1 400 Bad Request\r\n\r\n", 0.0)
+
+
+@pytest.mark.parametrize(("flags", "is_end"), [(END_HEADERS, False), (WHOLE, True)])
+def test_answer_that_is_headers_alone_ends_its_stream(flags, is_end):
+    client = ClientConnection(Limits())
+    stream = client.request(REQUEST, b"")
+    headers = of(HEADERS, b"\x88", flags, int.from_bytes(stream, "big"))
+    (event,) = client.receive(setting() + headers, 0.0)
+    assert (type(event), event.stream, event.is_end) == (events.HeadersReceived, stream, is_end)
+    assert (stream in client.streams) != is_end
+
+
+@pytest.mark.parametrize("stream", [1, 0x1_0001, 0x7FFF_FFFF])
+def test_reserved_bit_of_a_stream_means_nothing(stream):
+    server = started()
+    data = of(DATA, b"x", END_STREAM, stream | 1 << 31)
+    headers_, body = server.receive(headers(END_HEADERS, stream=stream) + data, 0.0)
+    assert headers_.stream == body.stream == word(stream)
+    assert (body.data, body.is_end) == (b"x", True)
+
+
+def test_request_without_data_is_one_frame():
+    client = ClientConnection(Limits())
+    client.data_to_send()
+    client.request(REQUEST, b"")
+    sent = client.data_to_send()
+    assert (sent[3], sent[4]) == (HEADERS, WHOLE)
+    assert len(sent) == FRAME_BYTES + int.from_bytes(sent[:3], "big")
+
+
+@pytest.mark.parametrize("stream", [2, 3, 2**31 - 1])
+def test_answer_to_a_call_that_was_not_made_ends_the_connection(stream):
+    client = ClientConnection(Limits())
+    client.request(REQUEST, b"")
+    with pytest.raises(Http2Error, match="HEADERS on an idle stream"):
+        client.receive(setting() + of(HEADERS, b"\x88", WHOLE, stream), 0.0)
 
 
 def test_requests_that_wait_are_taken_back_one_by_one():

@@ -583,6 +583,34 @@ def test_updates_of_recognised_calls_count(generator, window, increment, later, 
     assert total >= 14
 
 
+def test_calls_whose_messages_come_later_have_their_whole_window(generator):
+    """Each answer just fits it."""
+    peer, connection = Peer(generator), server()
+    calls_of(connection, [frame(4, 0, bytes(4), b"\0\4" + word(100))])
+    for _ in range(6):
+        heads = [(peer.headers(), word(peer.stream)) for _ in range(5)]
+        streams = [stream for _, stream in heads]
+        bodies = [peer.data(int.from_bytes(stream, "big")) for stream in streams]
+        calls_of(connection, [b"".join(head for head, _ in heads), b"".join(bodies)])
+        connection.answer(streams, [bytes(100)] * 5)
+        assert not connection.num_unsent()
+        connection.answer(streams, [b""] * 5)
+
+
+def test_messages_beyond_the_window_of_a_stream_are_not_taken(generator):
+    size = len(PREFIX) + SIZE
+    peer, connection = Peer(generator), server(Limits(stream_window_bytes=5 * size))
+    for _ in range(4):
+        connection.receive(peer.headers() + peer.data(peer.stream, 0) * 2, 0.0)
+        block = connection.streams[word(peer.stream)].block
+        connection.expect(block, (PREFIX, SIZE), "token", calls=False)
+    connection.data_to_send()
+    _, taken, *rest = connection.receive(peer.headers() + peer.data(peer.stream, 0) * 7, 0.0)
+    assert len(taken.messages) == 5
+    assert [(type(each), each.code) for each in rest] == [(events.StreamReset, 3)]
+    assert frame(3, 0, word(peer.stream), word(3)) in connection.data_to_send()
+
+
 def test_promised_length_counts_for_recognised_calls_too(generator):
     """Blocks whose message has come in two frames are those of calls with two."""
     peer, connection = Peer(generator), server()

@@ -156,6 +156,26 @@ def test_loud_row_beside_quiet_ones_is_noticed():
     assert "rows depend on the batch" in found.line
 
 
+@pytest.mark.parametrize(
+    ("datatype", "allowed", "refused"),
+    [("FP16", 5e-3, 2e-2), ("FP32", 5e-4, 2e-3), ("FP64", 5e-4, 2e-3)],
+)
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_sums_in_another_order_are_allowed_and_no_more(datatype, allowed, refused, is_allowed):
+    signature = TensorSignature(
+        (Tensor("x", datatype, (-1, 4)),), (Tensor("y", datatype, (-1, 4)),), is_batchable=False
+    )
+    factor = 1 + (allowed if is_allowed else refused)
+
+    def run(feeds):
+        rows = feeds["x"]
+        with np.errstate(over="ignore"):
+            return [(rows * (factor if len(rows) > 1 else 1)).astype(rows.dtype)]
+
+    found = try_rows(run, signature, 8, lambda: 0.0)
+    assert found.tensors.is_batchable == is_allowed, found.line
+
+
 def test_line_is_logged_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "serving"):
         Model.load(save(DEPENDENT["fixed"][0], tmp_path, "two rows.onnx")).close()

@@ -32,7 +32,7 @@ def test_floats_are_of_every_magnitude_the_loud_rows_last(datatype):
     assert 0.99 < sizes.min() < 2 < 5_000 < sizes.max() < 10_000
     assert (magnitudes < 0).any() & (magnitudes > 0).any()
     assert not zeros.any()
-    assert {*np.sign(huge)} == {-1.0, 1.0}
+    assert 40 < (huge < 0).sum() < 160
     assert (np.abs(huge) > 1e29).all()
     for row, odd in ((infinite, np.isposinf), (nan, np.isnan)):
         rest = row[~odd(row)]

@@ -5,6 +5,8 @@ import logging
 import os
 import re
 import threading
+import time
+from functools import partial
 from types import SimpleNamespace
 from typing import get_args
 
@@ -273,6 +275,18 @@ def test_step_that_hangs_is_left_behind(monkeypatch):
     with pytest.raises(TimeoutError, match="makes no progress"):
         step.run(monkeypatch)
     assert step.num_seen == 241
+
+
+def test_step_that_waits_takes_no_processor_time():
+    assert within(0.02, partial(time.sleep, 0.1), look_s=0.005) is None
+
+
+def test_step_is_measured_by_the_clock_where_threads_have_none(monkeypatch):
+    monkeypatch.delattr(time, "pthread_getcpuclockid")
+    ended = threading.Event()
+    with pytest.raises(TimeoutError, match=r"is not ready after 0\.02 s"):
+        within(0.02, ended.wait, look_s=0.005)
+    ended.set()
 
 
 def test_step_that_takes_long_says_so_once(monkeypatch):

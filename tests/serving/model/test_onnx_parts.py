@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from serving.model.onnx_errors import complaint_of, reason_of
 from serving.model.onnx_fields import labels_of
+from serving.model.onnx_file import small_array
 from tests.serving.model.graphs import two_layers
 
 CODE = "[ONNXRuntimeError] : 1 : FAIL : "
@@ -30,6 +32,21 @@ def test_reason_of_a_failure_is_one_line(text, reason):
 def test_reason_of_a_failure_is_short():
     assert len(reason_of(RuntimeError("x" * 10_000))) < 1_000
     assert complaint_of(RuntimeError("x" * 10_000)) is None
+
+
+@pytest.mark.parametrize(("size", "is_read"), [(1, True), (1024, True), (1025, False)])
+def test_elements_of_small_constants_alone_are_read(size, is_read):
+    numbers = np.arange(size)
+    found = small_array(numpy_helper.from_array(numbers))
+    assert (found is not None) == is_read
+    if is_read:
+        np.testing.assert_array_equal(found, numbers)
+
+
+def test_elements_in_another_file_are_not_read():
+    tensor = numpy_helper.from_array(np.arange(2))
+    tensor.data_location = TensorProto.EXTERNAL
+    assert small_array(tensor) is None
 
 
 def with_metadata(*pairs):

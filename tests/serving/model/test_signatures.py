@@ -78,6 +78,12 @@ def test_weights_are_no_inputs_and_are_skipped(tmp_path):
     assert (list(found.inputs), str(found)) == (["x"], "x FP32 [N, 4] -> y FP32 []")
 
 
+def test_axes_of_no_size_are_open(tmp_path):
+    """Some programs write 0 for one that they don't know."""
+    found = signature(tmp_path, {"x": ("FP32", ["N", 0, 1])}, {"y": ROWS}, "1")
+    assert str(found) == "x FP32 [N, N, 1] -> y FP32 [N, 4]"
+
+
 @pytest.mark.parametrize("data", [b"no model", b"\x3a\xff\xff\xff\x7f", b"\x0f"])
 def test_file_that_is_no_graph_is_an_error(data, tmp_path):
     (tmp_path / "1").mkdir()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import StringStringEntryProto
 
-from serving.errors import ConfigurationError
+from serving.errors import ConfigurationError, InvalidRequest, ModelError
 from serving.model import fork, loading, timing, trial
 from serving.model.loading import load_model
 from serving.model.onnx_fields import labels_of
@@ -46,6 +46,22 @@ def test_usual_batch_is_timed_three_times_and_the_others_once(monkeypatch):
     assert found == (300, 51_200_000)
 
 
+@pytest.mark.parametrize("error", [InvalidRequest, ModelError])
+def test_batches_that_fail_are_not_among_the_quick_ones(error, monkeypatch):
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=float, thread_time=float))
+    sides = (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 4)),)
+    run = run_of([])
+
+    def takes_few(feeds):
+        if len(feeds["x"]) > 6:
+            raise error("more than six rows")
+        return run(feeds)
+
+    feeds = {"x": np.ones((1, 4), np.float32)}
+    quick, _ = timing.find_rows(takes_few, TensorSignature(*sides, True), feeds, 300)
+    assert quick == 4
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -65,8 +81,9 @@ def test_labels_are_those_of_the_metadata_alone():
     assert labels_of(model.SerializeToString()) == ()
     model.metadata_props.append(entry)
     data = model.SerializeToString()
-    fixed = b"\x9d\x06" + bytes(4) + b"\x99\x06" + bytes(8) + b"\x98\x06\x80\x01"  # field 99
-    assert labels_of(data) == labels_of(fixed + data) == ("a",)
+    fixed = b"\x9d\x06" + bytes(4) + b"\x99\x06" + bytes(8)  # of field 99
+    numbers = b"\x98\x06\x7f" + b"\x98\x06\x80\x01"
+    assert labels_of(data) == labels_of(fixed + numbers + data) == ("a",)
 
 
 def run_of(seen, columns=4):

@@ -112,6 +112,14 @@ def test_folder_that_cannot_be_written_keeps_nothing(tmp_path, monkeypatch, judg
     assert len(judged) == 2
 
 
+def test_long_verdict_is_kept(folder):
+    """Names of a graph's nodes and tensors are in it."""
+    verdict = Verdict("Add_1 (Add): " + "its sizes don't fit " * 150 + "x" * 900)
+    verdicts.keep("0" * 64, verdict)
+    assert 3_900 < next(folder.iterdir()).stat().st_size < 4_096
+    assert verdicts.kept("0" * 64) == verdict
+
+
 def test_number_of_files_is_bounded(folder, monkeypatch):
     monkeypatch.setattr(verdicts, "_MAX_FILES", 3)
     for number in range(5):
@@ -178,6 +186,8 @@ def test_manifest_spares_the_proof_while_its_rules_are_these(tmp_path, folder, j
         with Classifier.load(tmp_path / "digits") as classifier:
             assert classifier.describe().batching == "batching on: row independence proved"
         assert len(judged) == count
+    (samples,) = judged[0][-1].values()  # the check runs on images that the model knows
+    assert samples.shape == (8, 784)
 
 
 def test_manifest_does_not_vouch_for_other_bytes(tmp_path):
