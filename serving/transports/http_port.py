@@ -79,9 +79,11 @@ class Exchange(LoopCall):
         """
         plan, head = self.plan, self.peer.engine.reader.head
         size = len(head) + len(self.body)
-        is_plain = plan.request.num_bytes == len(self.body) and not plan.is_packed
-        has_end = plan.timeout_s < math.inf or plan.request.is_last
-        if head and is_plain and not has_end and size <= _MAX_REPEATED_BYTES and not self.port.log:
+        if plan.request.num_bytes != len(self.body) or plan.is_packed:  # in chunks, compressed
+            return
+        if plan.timeout_s < math.inf or plan.request.is_last or self.port.log is not None:
+            return
+        if head and size <= _MAX_REPEATED_BYTES:
             encoder = copy(encoder)
             encoder.method = plan.name  # counted by its runs
             plan.repeat = Repeat(head + before, size, encoder, encoder.target.label[0])
@@ -268,10 +270,12 @@ class HttpPort(Port):
             return
         peer: Peer = group.caller  # type: ignore[assignment]
         engine: HttpEngine = peer.engine
-        peer.active_s = run[1]
+        peer.active_s = self.clock()
         if self.refusal is not None:
             self._read_no_more(peer)
         engine.end()
+        if peer.is_paused:
+            self._pause(peer)
         engine.write(self._app.finish(responses[0], is_last=peer.state >= State.LAST))
         self.schedule_flush(peer)
         self._queue(peer)
@@ -280,7 +284,7 @@ class HttpPort(Port):
         """Answer a repeated request with an error, unless its caller has left."""
         peer: Peer = group.caller  # type: ignore[assignment]
         call = self._call_of(peer)
-        if call is not None:
+        if call is not None and call.stream in group.streams:
             call.model = error.model or group.encoder.target.label
             self.fail_request(call, error)
 

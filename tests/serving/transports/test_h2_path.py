@@ -96,6 +96,7 @@ def test_warm_one_image_call_enters_few_functions(recorder):
     assert changes <= MAX_CHANGES
 
 
+@pytest.mark.process
 def test_warm_request_over_http_enters_few_functions(recorder):
     recorder.entry = "HttpPort.receive"
     with (
