@@ -74,7 +74,7 @@ def test_other_graph_rules_or_runtime_are_judged_anew(
 
 def test_version_of_the_rules_is_that_of_their_sources_alone(tmp_path, monkeypatch):
     shutil.copytree(Path(judging.__file__).parent, tmp_path / "model")
-    monkeypatch.setattr(verdicts.resources, "files", lambda _: tmp_path / "model")
+    monkeypatch.setattr("serving.model.verdicts.resources.files", lambda _: tmp_path / "model")
     version = verdicts.rules_version.__wrapped__
     first = version()
     assert first == verdicts.rules_version()
