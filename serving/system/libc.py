@@ -13,8 +13,9 @@ _MAPPED_BYTES = 4 << 20
 """The least bytes of a block that gets a mapping of its own, if no free memory has room for it."""
 _MALLOC_OPTIONS = {-1: FREE_BYTES, -3: _MAPPED_BYTES}
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (mallopt(3))."""
-_NUM_HELD = 32
-"""Large blocks that hold what is free: more than `FREE_BYTES`, which stay at the heap's end."""
+_MOST_HELD, _IS_MAPPED = 1024, 2
+"""Large blocks that hold what is free, and the bit of a block's size that says that it is mapped
+(glibc's malloc/malloc.c, unchanged since 2.0): the first such one shows that nothing is free."""
 
 
 def end_with_parent() -> None:
@@ -51,15 +52,24 @@ def without_free_blocks() -> Iterator[None]:
     So the memory that others have left, such as a load, says nothing about the runs that follow.
     The blocks that hold it are never written to, so that they take none.
     """
-    blocks = []
+    blocks: list[int] = []
     with suppress(OSError, AttributeError):
-        libc = _libc()
-        blocks = [libc.malloc(_MAPPED_BYTES) for _ in range(_NUM_HELD)]
+        while len(blocks) < _MOST_HELD and (block := _libc().malloc(_MAPPED_BYTES)):
+            blocks.append(block)
+            if _size_of(block) & _IS_MAPPED:
+                break
     try:
         yield
     finally:
         for block in blocks:
-            libc.free(block)
+            _libc().free(block)
+
+
+def _size_of(block: int) -> int:
+    """Return the size of a block as glibc has it before the block, with bits in its low end."""
+    import ctypes
+
+    return ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value
 
 
 @cache
