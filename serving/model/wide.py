@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 _LONG_S = 0.0004
 """Processor time of a run that may gain: waking a thread takes some 0.05 ms. A run of an LSTM of
 0.45 ms takes 0.28 on two threads."""
-_MOST_SHARE = 0.75
+_MOST_SHARE = 0.85
 """The most of a run that its own thread does, or the wide session is not worth its memory."""
 _NUM_TRIES, _TRIES_S = 5, 0.2
 """Wide runs at least, and this thread's time for more; the smallest share counts, for other threads
