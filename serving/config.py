@@ -225,8 +225,8 @@ class ServerConfig:
     """The longest JSON over HTTP, such as 4M: by default a picture of 640 x 640 x 3 floats."""
     max_buffered_bytes: int | None = None
     """Bytes of half-received messages, of all callers together, such as 512M; callers of large ones
-    wait for room; without it, eight times the longest message or JSON, but at least 64 MiB, and at
-    most an eighth of the memory, of which each worker has its part."""
+    wait for room; without it, eight times the longest message or JSON, at most an eighth of the
+    memory, of which each worker has its part; 64 MiB in any case."""
     usual_ports: tuple[str, ...] = ()
     """Which of http_port and metrics_port nobody has asked for: the next free one is taken in place
     of one that is in use."""

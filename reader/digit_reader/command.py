@@ -22,7 +22,7 @@ EXAMPLES = """\
   digit-serving read form.png                             form.png: 90210 (92.7 %)
   digit-serving read bill.jpg scans/ --csv > numbers.csv  12/05/2026 and -3,14, a row for each
   digit-serving read scans/ --json > numbers.jsonl        with a box for each digit
-  digit-serving read note.jpg --reject-below 0.9          ? for less probable digits
+  digit-serving read note.jpg --reject-below 0.9          ? if a number is less probable
   digit-serving read bill.jpg --pattern '\\d+[.,]\\d{2}'    only amounts, such as 3,14
   digit-serving read scans/ --pattern '[A-Z]{2}\\d{20}'    letters are ink that is skipped
 """

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         metavar="MODEL.onnx",
-        help="file to describe, instead of a model of a repository; or a handler (FILE.py)",
+        help="file or model's folder to describe, not one of a repository; or a handler (FILE.py)",
     )
     model_options.add_handler(parser)
     model_options.add_source(parser)

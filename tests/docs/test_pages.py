@@ -30,6 +30,7 @@ _FOLDERS = (
     "benchmarks|deploy|digit_classifier|digit_scoring|docs|protos|reader|requirements|serving|"
     "tests|training"
 )
+_CODE = re.compile(r"(?ms)^ *```.*?^ *```")
 _NAMED = re.compile(rf"[`(]((?:{_FOLDERS})/[\w./-]*\w/?)[`)]")
 
 
@@ -37,6 +38,13 @@ _NAMED = re.compile(rf"[`(]((?:{_FOLDERS})/[\w./-]*\w/?)[`)]")
 def test_files_that_a_page_names_exist(page):
     named = set(_NAMED.findall(page.read_text("utf-8"))) - MADE
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_headings_of_a_page_differ(page):
+    """Links to the second of two equal ones work, too, so that nothing else tells of them."""
+    headings = re.findall(r"(?m)^#+ .*$", _CODE.sub("", page.read_text("utf-8")))
+    assert not [heading for heading, times in Counter(headings).items() if times > 1]
 
 
 # Links work in a clone, too; the site's are checked by its build, which is strict
@@ -48,7 +56,6 @@ IN_A_CLONE = [
     ROOT / "CHANGELOG.md",
     ROOT / "serving" / "http2" / "README.md",
 ]
-_CODE = re.compile(r"(?ms)^ *```.*?^ *```")
 _LINK = re.compile(r"\]\((?![a-z]+:)([^)\s#]*)#?([^)\s]*)\)")
 _STUB = re.compile(r"`make docs` shows \[.*\]\(.*\) here\.\n")
 
