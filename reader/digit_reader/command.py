@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=values.share,
         default=0.0,
         metavar="P",
-        help="print ? instead of a number that is less probable than this, 0 to 1",
+        help="print ? before a line with a number that is less probable than this, 0 to 1",
     )
     parser.add_argument(
         "--pattern",

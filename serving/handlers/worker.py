@@ -182,7 +182,7 @@ def main() -> NoReturn:
     try:
         instance = Instance(load(source), network_of(head["network"]), server)
         server.uses = instance.signature.uses
-        # Else the server refuses it, whatever its `setup` finds where there is no model.
+        # Else the server refuses it; its `setup` could fail before, for want of the model.
         if instance.signature.needs_model == (head["network"] is not None):
             instance.setup(Path(head["folder"]))
     except BaseException as err:  # of the user's code: it raises anything

@@ -41,7 +41,7 @@ TESTS = {
 OF_TEXT = (
     "tests/serving/model/test_verdicts.py::test_bundled_manifest_has_the_verdict_of_these_rules",
 )
-"""Tests that notice any change of a file's text, whatever it does: not asked."""
+"""Tests that notice any change of a file's text, also one without effect: they are not asked."""
 SHARED = ("tests/conftest.py", "tests/serving/conftest.py", "tests/support")
 MUTANT_S, TEST_S = 60.0, 20.0
 """How long a mutant's tests may take, and one of them."""

@@ -25,7 +25,7 @@ def played(address, case):
         sock.sendall(LIVE + case.data + (LAST if case.end == OPEN else b""))
         while part := sock.recv(1 << 16):
             received += part
-            # Whoever leaves before is taken for one who wants no more answers.
+            # A caller that leaves before is taken for one that wants no more answers.
             if case.end == WAITS and received.count(b"HTTP/1.1 ") > len(case.answers):
                 sock.shutdown(socket.SHUT_WR)
     (first, *answers), is_last = answers_of(received)
