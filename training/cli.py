@@ -29,7 +29,7 @@ _LABEL = """\
 """
 _RUNS = """\
   digit-serving runs                                        lists the trainings
-  digit-serving runs compare seed seed_units=128-64         draws their curves together
+  digit-serving runs compare seed seed_epochs=60            draws their curves together
 """
 _EXPORT = """\
   digit-serving export MODEL.keras --samples SAMPLES.npz --name letters

@@ -5,7 +5,7 @@ artifacts/              the same files of the latest run, where export and repor
 artifacts/failed.json   the latest training, if it failed: the files above are of the one before
 artifacts/teachers/     the teachers of `best`, which all runs share
 
-A name has the recipe and the settings that differ from it, such as seed_units=128-64_seed=1; a
+A name has the recipe and the settings that differ from it, such as seed_epochs=60_seed=1; a
 second run of the same settings gets a number: seed_2.
 """
 

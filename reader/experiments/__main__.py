@@ -35,8 +35,8 @@ MIN_PAGES = 100
 
 _EXAMPLES = """\
 examples:
-  python -m experiments pictures --models models       the first table of docs/reading-pictures.md
-  python -m experiments evaluate                       its second table: numbers
+  python -m experiments pictures --models ../models    the first table of docs/reading-pictures.md
+  python -m experiments evaluate                       the table of docs/reading-accuracy.md
   python -m experiments evaluate --rows "boxes of a form" --wrong
   python -m experiments evaluate --digits validation   to tune on; the test digits are for reports
   python -m experiments record after.jsonl --against before.jsonl
