@@ -63,7 +63,7 @@ def _request(service: str) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    """Encode a length as protobuf does."""
+    """Encode a length as protobuf does; that of `serving.protocols` would import protobuf."""
     low, high = number & 0x7F, number >> 7
     return bytes([low]) if not high else bytes([low | 0x80]) + _varint(high)
 
