@@ -46,7 +46,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.handlers.frames import Frame
-from serving.handlers.nested import Find, PartsEncoder, infer
+from serving.handlers.nested import UNWANTED, Find, PartsEncoder, infer
 from serving.handlers.process_set import Launcher, Process, ProcessSet
 from serving.handlers.signature import (
     METADATA,
@@ -281,6 +281,8 @@ class HandlerBatcher:
             if not trip.calls and trip.phase is Phase.RUNNING:
                 self._end(trip)
         for slot in [*self._slots]:
+            if slot.trip is not None and not slot.trip.calls:
+                slot.refuse_asked(UNWANTED)
             if slot.trip is not None and now_s - slot.begun_s > self._config.max_handler_s:
                 text = f"the handler takes more than {self._config.max_handler_s:g} s"
                 self._remove(slot, text, DeadlineExceeded(text))
@@ -450,6 +452,7 @@ class HandlerBatcher:
             return
         now_s = self.owner.clock()
         slot.trip, begun_s, slot.begun_s = None, slot.begun_s, math.inf
+        slot.refuse_asked(UNWANTED)  # by threads that the step has left behind
         trip.times.append((trip.step, begun_s, now_s))
         self._metrics.observe_step(self.label, trip.step, now_s - begun_s)
         self._processes.note_answer(slot.process)
@@ -614,6 +617,7 @@ class HandlerBatcher:
             return
         self._slots.remove(slot)
         slot.process.kill()
+        slot.asked.clear()
         name, version = self.label
         _log.error("model %s version %s: %s", name, version, reason)
         trip, slot.trip = slot.trip, None

@@ -15,6 +15,8 @@ class Models(Protocol):
     def infer(self, name: str, inputs: Any, /) -> "Outputs":
         """Run another model, through its queue and batches, within this call's deadline.
 
+        Several threads may call it at once, until the handler's method has returned.
+
         Args:
             name: a model that the handler's `uses` names.
             inputs: an array for each input, by its name; see `serving.Client.infer`.
@@ -23,7 +25,8 @@ class Models(Protocol):
             An array for each output, by its name.
 
         Raises:
-            ServingError: as from `serving.Client.infer`.
+            ServingError: as from `serving.Client.infer`; DeadlineExceeded once nobody waits for
+                the handler's own call any more.
         """
 
 

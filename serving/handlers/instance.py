@@ -28,14 +28,17 @@ class Instance:
     """One object of a handler's class; used by one thread at a time."""
 
     def __init__(
-        self, handler: type[Handler] | Handler, network: TensorSignature | None, models: Models
+        self,
+        handler: type[Handler] | Handler,
+        network: TensorSignature | None,
+        models: Models | None,
     ) -> None:
         """Check the class and make an object; `setup` comes next.
 
         Args:
             handler: the class, or an object that nobody else uses.
             network: the inputs and outputs of the model between its methods; None without one.
-            models: the other models.
+            models: the other models; None if `use` comes before `setup`.
 
         Raises:
             ConfigurationError: the class can't be used, alone or with this model.
@@ -52,8 +55,13 @@ class Instance:
             names = tuple(each.name for each in network.outputs)
             self._by_name[POSTPROCESS] = require_names(own, POSTPROCESS, names)
         self._handler = handler() if isinstance(handler, type) else handler
-        self._handler.models = models
+        if models is not None:
+            self.use(models)
         self._options = {name: _named_by(getattr(own, name)) for name in methods}
+
+    def use(self, models: Models) -> None:
+        """Set the other models."""
+        self._handler.models = models
 
     def setup(self, folder: Path) -> None:
         """Call the handler's `setup`."""

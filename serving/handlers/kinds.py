@@ -150,8 +150,11 @@ def as_typed(tensor: Tensor, value: Any, num_rows: int | None = None) -> NumpyAr
     except Exception as err:  # ragged lists, and anything that an object's __array__ raises
         raise WrongValue(f"{tensor.name}: expected {tensor}, got {_named(value)}: {err}") from err
     if wanted.kind == "O":
-        if not all(isinstance(each, str | bytes) for each in array.flat):
-            raise WrongValue(f"{tensor.name}: expected {tensor}, got {_named(value)}")
+        for each in array.flat:
+            if not isinstance(each, str | bytes):
+                raise WrongValue(f"{tensor.name}: expected {tensor}, got {_named(value)}")
+            if not is_writable(each):
+                raise WrongValue(_surrogate(tensor.name, each))
     elif array.dtype != wanted:
         is_close = array.dtype.kind in "biuf" and np.can_cast(array.dtype, wanted, "same_kind")
         if array.size and not is_close and not _holds(array, wanted):
@@ -179,8 +182,23 @@ def _shape(sizes: Sequence[int]) -> str:
     return f"[{', '.join('any' if size < 0 else str(size) for size in sizes)}]"
 
 
+def is_writable(value: object) -> bool:
+    """Return whether a value is bytes or a text, which a lone surrogate makes none in UTF-8."""
+    if not isinstance(value, str):
+        return isinstance(value, bytes)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _named(value: object) -> str:
     return type(value).__name__
+
+
+def _surrogate(name: str, text: object) -> str:
+    return f"{name}: expected a text that UTF-8 can hold, got {repr(text)[:_MAX_SHOWN]}"
 
 
 def _objects(name: str, value: Any, num_rows: int, kind: type, words: str) -> NumpyArray:
@@ -192,6 +210,9 @@ def _objects(name: str, value: Any, num_rows: int, kind: type, words: str) -> Nu
     wrong = next((each for each in found if not isinstance(each, kind)), None)
     if wrong is not None or None in found:
         raise WrongValue(f"{name}: expected {words}, got {repr(wrong)[:_MAX_SHOWN]}")
+    unwritable = next((each for each in found if not is_writable(each)), None)
+    if unwritable is not None:
+        raise WrongValue(_surrogate(name, unwritable))
     array = np.empty(num_rows, object)
     array[:] = found
     return array

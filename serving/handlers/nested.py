@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serving.batching.run import Group, Ran, ResponseEncoder, Result
-from serving.errors import InvalidRequest, ModelError, Overloaded, ServingError
+from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, ServingError
 from serving.handlers.cascades import MAX_DEPTH
 from serving.handlers.trip import Slot, Trip
 from serving.tensors import Array, TensorSignature, as_feeds
 
 _log = logging.getLogger(__name__)
+
+UNWANTED = DeadlineExceeded("nobody waits for the answer to this call any more")
+"""The reply to a handler whose callers have left or are late."""
 
 Find = Callable[[str], tuple[Any, TensorSignature]]
 """Returns the receiver of calls for another model, and its inputs and outputs."""
@@ -23,15 +26,20 @@ def infer(
     """Have another model run for a process, within the deadline of the call that it works on.
 
     Args:
-        slot: the process; it waits for the reply.
+        slot: the process, of which a thread waits for the reply.
         find: finds the model.
-        head: the process's message: the model's name, and those of the inputs.
+        head: the process's message: the request's number, the model's name, and those of the
+            inputs.
         arrays: the inputs.
         now_s: the time.
     """
     trip = slot.trip
     assert trip is not None
-    nested = _Nested(slot, trip)
+    nested = _Nested(slot, trip, head["request"])
+    slot.asked[nested.number] = nested
+    if not trip.calls:
+        nested.fail(None, UNWANTED)
+        return
     try:
         if trip.depth >= MAX_DEPTH:
             raise InvalidRequest(f"more than {MAX_DEPTH} models call one another")
@@ -77,14 +85,17 @@ class _Nested:
     address = ""
     gave_up_s = -math.inf
 
-    def __init__(self, slot: Slot, trip: Trip) -> None:
-        self._slot, self._trip = slot, trip
+    def __init__(self, slot: Slot, trip: Trip, number: int) -> None:
+        self._slot, self._trip, self.number = slot, trip, number
         self.queues: dict[Any, Any] = {}
         self.names: list[str] = []
 
     @property
-    def streams(self) -> Trip:
-        return self._trip
+    def streams(self) -> "_Nested":
+        return self
+
+    def __contains__(self, stream: object) -> bool:
+        return self._slot.asked.get(self.number) is self and stream in self._trip
 
     def metadata(self, stream: object) -> Mapping[str, str]:
         return {}
@@ -98,5 +109,6 @@ class _Nested:
         self._reply({"error": type(error).__name__, "text": str(error)})
 
     def _reply(self, head: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
-        if self._slot.trip is self._trip:
-            self._slot.process.send({"kind": "reply", "job": self._trip.number, **head}, arrays)
+        if self._slot.asked.pop(self.number, None) is self:
+            head = {"kind": "reply", "job": self._trip.number, "request": self.number, **head}
+            self._slot.process.send(head, arrays)

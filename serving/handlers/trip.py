@@ -8,6 +8,7 @@ from enum import Enum, auto
 from typing import Any
 
 from serving.batching.run import Group
+from serving.errors import ServingError
 from serving.handlers.process_set import Process
 from serving.tensors import Array
 
@@ -83,7 +84,7 @@ class Trip:
 class Slot:
     """A process, and what it does."""
 
-    __slots__ = ("begun_s", "own", "process", "trip")
+    __slots__ = ("asked", "begun_s", "own", "process", "trip")
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -93,3 +94,10 @@ class Slot:
         """Since when."""
         self.own: deque[Trip] = deque()
         """Trips that are ready and whose state it has."""
+        self.asked: dict[int, Any] = {}
+        """Its calls of other models, by their numbers, until they are answered."""
+
+    def refuse_asked(self, error: ServingError) -> None:
+        """Answer what the process has asked of other models with an error."""
+        for each in [*self.asked.values()]:
+            each.fail(None, error)

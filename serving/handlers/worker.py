@@ -1,12 +1,16 @@
 """The program of a handler's process: import, `setup`, then one job after the other.
 
     server ── setup ──▶ ready, or failed
-           ── job ────▶ done, or invalid, failed, error      (in between: infer ──▶ reply)
+           ── job ────▶ done, or failed, error      (in between, from any thread: infer ──▶ reply)
 
 A job is one phase of a call: `preprocess`, `postprocess` or `predict`. The state between the first
 two stays here, by the number of the call, until the second, or until the server drops it.
+
+Whichever thread waits for a frame reads the socket, one at a time, and leaves to the others what is
+theirs: the next job to the main thread, the reply to a request to the thread that made it.
 """
 
+import itertools
 import logging
 import os
 import select
@@ -14,18 +18,19 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from serving import errors
 from serving.handlers import frames
-from serving.handlers.frames import Frame, FrameReader
+from serving.handlers.frames import BrokenFrame, Frame, FrameReader
 from serving.handlers.instance import Instance
-from serving.handlers.kinds import WrongValue
+from serving.handlers.kinds import WrongValue, is_writable
 from serving.handlers.loading import HandlerSource, imported_beside, line_of, load
 from serving.handlers.signature import PREDICT, PREPROCESS
-from serving.tensors import Array, Outputs, Tensor, TensorSignature, to_array
+from serving.tensors import DTYPES, Array, Outputs, Tensor, TensorSignature, to_array
 
 _PASSED = (errors.InvalidRequest, errors.TooLarge, errors.Unsupported, errors.Overloaded,
            errors.Unavailable, errors.DeadlineExceeded, errors.ModelNotFound)  # fmt: skip
@@ -35,14 +40,21 @@ _log = logging.getLogger(__name__)
 
 
 class _Server:
-    """The socket to the server, and the other models behind it."""
+    """The socket to the server; used by several threads."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._frames = self._read(FrameReader(sock))
-        self.uses: tuple[str, ...] = ()
-        self.job = 0
-        """The number of the call that is in hand; 0 for none."""
+        self._sending = threading.Lock()
+        self._news = threading.Condition()
+        self._is_read = False
+        """Whether a thread waits for the socket."""
+        self._jobs: deque[Frame] = deque()
+        self._replies: dict[int, Frame] = {}
+        """By the number of the request."""
+        self._numbers = itertools.count(1)
+        self._job = 0
+        """The call in hand; 0 for none. Changed while nothing is sent."""
         self.states: dict[int, Any] = {}
         """By the number of the call."""
 
@@ -51,37 +63,115 @@ class _Server:
         while True:
             yield from reader.read()
 
-    def next(self) -> Frame:
-        """Wait for the next frame."""
-        return next(self._frames)
+    def next_job(self) -> Frame:
+        """Wait for the next job."""
+        frame = self._wait(lambda: self._jobs.popleft() if self._jobs else None)
+        self._job = frame.head.get("job", 0)
+        return frame
+
+    def _wait(self, take: Callable[[], Frame | None]) -> Frame:
+        """Read frames, or let another thread read, until `take` finds one."""
+        with self._news:
+            while (found := take()) is None:
+                if self._is_read:
+                    self._news.wait()
+                    continue
+                self._is_read = True
+                self._news.release()
+                try:
+                    frame = next(self._frames)
+                except (EOFError, OSError, BrokenFrame):
+                    os._exit(0)  # the server has gone, and this thread may be any
+                finally:
+                    self._news.acquire()
+                    self._is_read = False
+                self._sort(frame)
+                self._news.notify_all()
+            return found
+
+    def _sort(self, frame: Frame) -> None:
+        kind = frame.head["kind"]
+        if kind == "drop":
+            self.states.pop(frame.head["job"], None)
+        elif kind == "reply":
+            self._replies[frame.head["request"]] = frame
+        else:
+            self._jobs.append(frame)
 
     def send(self, head: dict[str, Any], arrays: Any = ()) -> None:
         """Send a frame."""
         buffers = frames.encode(head, arrays)
+        with self._sending:
+            self._send(buffers)
+
+    def end_job(self, buffers: Sequence[bytes | memoryview]) -> None:
+        """Send the outcome of the job; later requests for it are refused."""
+        with self._sending:
+            self._job = 0
+            self._send(buffers)
+
+    def _send(self, buffers: Sequence[bytes | memoryview]) -> None:
         if sum(map(len, buffers)) <= frames.FEW_BYTES:
             self._socket.sendall(b"".join(buffers))
             return
         for buffer in buffers:
             self._socket.sendall(buffer)
 
+    def ask(self, job: int | None, head: dict[str, Any], arrays: Sequence[Array]) -> Frame:
+        """Send a request for a job, None for the one in hand, and wait for the reply.
+
+        Raises:
+            Unavailable: that job is not in hand.
+        """
+        number = next(self._numbers)
+        buffers = None if job is None else self._request(head, job, number, arrays)
+        with self._sending:
+            if not self._job or job not in (None, self._job):
+                raise errors.Unavailable("models can be called while their call is answered")
+            self._send(buffers or self._request(head, self._job, number, arrays))
+        return self._wait(lambda: self._replies.pop(number, None))
+
+    @staticmethod
+    def _request(
+        head: dict[str, Any], job: int, number: int, arrays: Sequence[Array]
+    ) -> Sequence[bytes | memoryview]:
+        return frames.encode({**head, "job": job, "request": number}, arrays)
+
+
+class _Models:
+    """The other models behind the server, for the time of a job or, without one, of any."""
+
+    def __init__(self, server: _Server, uses: Sequence[str], job: int | None = None) -> None:
+        self._server, self._uses, self._job = server, uses, job
+
     def infer(self, name: str, inputs: Any) -> Outputs:
         """Have the server run another model, as `Models.infer` describes it."""
-        if name not in self.uses:
-            known = ", ".join(self.uses) or "none"
+        if name not in self._uses:
+            known = ", ".join(self._uses) or "none"
             raise errors.ModelNotFound(f"the handler's `uses` has no model {name!r}, only {known}")
-        if not self.job:
-            raise errors.Unavailable("models can be called while a call is answered")
         given = inputs if isinstance(inputs, dict) else {"": inputs}
-        arrays = [to_array(value, f"an array for {key}") for key, value in given.items()]
-        arrays = [each.astype(object) if each.dtype.kind in "US" else each for each in arrays]
-        head = {"kind": "infer", "job": self.job, "name": name, "names": [*map(str, given)]}
-        self.send(head, arrays)
-        while (reply := self.next()).head["kind"] == "drop":
-            self.states.pop(reply.head["job"], None)
+        arrays = [_sendable(f"an array for {key}", value) for key, value in given.items()]
+        head = {"kind": "infer", "name": name, "names": [*map(str, given)]}
+        reply = self._server.ask(self._job, head, arrays)
         if (reason := reply.head.get("error")) is not None:
             raise getattr(errors, reason)(reply.head["text"])
         outputs = dict(zip(reply.head["names"], reply.arrays, strict=True))
         return Outputs(outputs, reply.head["version"])
+
+
+def _sendable(what: str, value: Any) -> Array:
+    """Return a handler's input of another model as an array that a frame holds."""
+    array = to_array(value, what)
+    if array.dtype.kind in "US":
+        array = array.astype(object)
+    if array.dtype.kind != "O":
+        if array.dtype not in DTYPES.values():
+            raise errors.InvalidRequest(f"expected {what}, got one of {array.dtype.name}")
+        return array
+    for each in array.flat:
+        if not is_writable(each):
+            raise errors.InvalidRequest(f"expected {what} of texts or bytes, got {each!r:.80}")
+    return array
 
 
 class _Worker:
@@ -89,25 +179,22 @@ class _Worker:
 
     def __init__(self, server: _Server, instance: Instance) -> None:
         self._server, self._instance = server, instance
-        self._states = server.states
+        self._states, self._uses = server.states, instance.signature.uses
 
     def run(self) -> NoReturn:
         """Do jobs until the server is gone."""
         while True:
-            head, arrays = self._server.next()
-            if head["kind"] == "drop":
-                self._states.pop(head["job"], None)
-            elif head["kind"] == "job":
-                self._server.job = head["job"]
-                self._server.send(*self._outcome(head, arrays))
-                self._server.job = 0
+            head, arrays = self._server.next_job()
+            if self._uses:
+                self._instance.use(_Models(self._server, self._uses, head["job"]))
+            self._server.end_job(self._outcome(head, arrays))
             del arrays
 
-    def _outcome(self, head: dict[str, Any], arrays: list[Array]) -> tuple[dict[str, Any], Any]:
+    def _outcome(self, head: dict[str, Any], arrays: list[Array]) -> list[bytes | memoryview]:
         answer: dict[str, Any] = {"kind": "done", "job": head["job"]}
         try:
             has_state, outputs = self._do(head, arrays)
-            return answer | {"state": has_state}, outputs
+            return frames.encode(answer | {"state": has_state}, outputs)
         except errors.InvalidRequest as err:
             answer |= {"kind": "error", "error": type(err).__name__, "text": _line(err)}
         except WrongValue as err:
@@ -116,7 +203,7 @@ class _Worker:
             answer |= {"kind": "error", "error": type(err).__name__, "text": _line(err)}
         except Exception:
             answer |= {"kind": "failed", "text": _traceback()}
-        return answer, ()
+        return frames.encode(answer)
 
     def _do(self, head: dict[str, Any], arrays: list[Array]) -> tuple[bool, list[Array]]:
         job, phase, options = head["job"], head["phase"], head.get("options", {})
@@ -132,7 +219,8 @@ class _Worker:
 
 
 def _line(err: Exception) -> str:
-    return " ".join(str(err).split())[:1000]
+    text = " ".join(str(err).split())[:1000]
+    return text.encode("utf-8", "replace").decode()  # a lone surrogate ends no process
 
 
 def _traceback() -> str:
@@ -174,14 +262,14 @@ def main() -> NoReturn:
         target=_end_with_server, args=(sock,), name="server-watch", daemon=True
     ).start()
     server = _Server(sock)
-    head, _ = server.next()
+    head, _ = server.next_job()
     logging.basicConfig(
         level=head["log_level"], handlers=[_LogLines()], format="%(name)s: %(message)s"
     )
     source = HandlerSource(Path(head["file"]), head["name"])
     try:
-        instance = Instance(load(source), network_of(head["network"]), server)
-        server.uses = instance.signature.uses
+        instance = Instance(load(source), network_of(head["network"]), None)
+        instance.use(_Models(server, instance.signature.uses))
         # Else the server refuses it; its `setup` could fail before, for want of the model.
         if instance.signature.needs_model == (head["network"] is not None):
             instance.setup(Path(head["folder"]))

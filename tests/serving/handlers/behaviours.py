@@ -5,6 +5,8 @@
 import logging
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -158,6 +160,57 @@ class Cascade(serving.Handler):
 
     def predict(self, text):
         return self.models.infer("behaviours", {"text": text})["answer"].tolist()
+
+
+class Asks(serving.Handler):
+    """Asks another model as a call's text says: from threads, from one left over, or not at all."""
+
+    inputs = {"text": serving.Text()}
+    outputs = {"answer": serving.Text()}
+    uses = ("behaviours",)
+
+    def setup(self, folder):
+        self.left, self.early = [], self.models.infer
+
+    def predict(self, text):
+        word, _, rest = text[0].partition(" ")
+        return [getattr(self, f"do_{word}")(rest)]
+
+    def ask(self, text, infer=None):
+        try:
+            return (infer or self.models.infer)("behaviours", {"text": [text]})["answer"][0]
+        except serving.ServingError as err:
+            return type(err).__name__
+
+    def do_here(self, rest):
+        return rest
+
+    def do_ask(self, rest):
+        return self.ask(rest)
+
+    def do_early(self, rest):
+        return self.ask(rest, self.early)
+
+    def do_strange(self, rest):
+        try:
+            self.models.infer("behaviours", {"text": np.array([1j])})
+        except serving.InvalidRequest as err:
+            return str(err)
+
+    def do_threads(self, rest):
+        with ThreadPoolExecutor(8) as pool:
+            return " ".join(pool.map(self.ask, [f"say {rest}{each}" for each in range(32)]))
+
+    def do_leave(self, rest):
+        infer = self.models.infer
+        thread = threading.Thread(target=lambda: self.left.append(self.ask(rest, infer)))
+        thread.start()
+        self.thread, self.infer = thread, infer
+        return "left"
+
+    def do_left(self, rest):
+        self.thread.join()
+        return " ".join([*self.left, self.ask(rest, self.infer), self.ask(rest)])
 
 
 class Shares(serving.Handler):

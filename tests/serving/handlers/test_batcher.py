@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.batching.batcher import Batcher
-from serving.batching.run import Group, ResponseEncoder
+from serving.batching.run import Group, ResponseEncoder, Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
 from serving.handlers.batcher import HandlerBatcher, Parts, RunMetrics
@@ -51,6 +51,19 @@ class Played:
         outputs = [np.asarray(each) for each in arrays] or found
         self.on_frame(Frame({"kind": kind, "job": head["job"], "state": state, **more}, outputs))
 
+    def ask(self, number, *values):
+        """Ask another model, for the oldest job that was not answered."""
+        head = {"kind": "infer", "job": self.sent[0][0]["job"], "request": number, "name": "other"}
+        self.on_frame(Frame({**head, "names": ["x"]}, [np.array(values)]))
+
+    @property
+    def replies(self):
+        """The replies to what it has asked; they are forgotten."""
+        found = [each for each in self.sent if each[0]["kind"] == "reply"]
+        self.sent = deque(each for each in self.sent if each not in found)
+        return [(head["request"], head.get("error") or [each.tolist() for each in arrays])
+                for head, arrays in found]  # fmt: skip
+
     @property
     def jobs(self):
         return [(head.get("phase", head["kind"]), [each.tolist() for each in arrays])
@@ -60,14 +73,14 @@ class Played:
 class World:
     """A batcher, its owner, and its processes."""
 
-    def __init__(self, methods=("predict",), network=None, num_processes=1, **options):
+    def __init__(self, methods=("predict",), network=None, num_processes=1, find=None, **options):
         self.clock, self.processes, self.failures = FakeClock(), [], 0
         self.num_blocks = 0
         self.version = network or FakeVersion()
         kinds = dict.fromkeys(("inputs", "outputs"), NUMBERS)
         signature = HandlerSignature(name="H", methods=methods, **{**kinds, **options})
         inner = network and Batcher(network, SMALL, RunMetrics(Metrics()))
-        parts = Parts(signature, inner, self, tuple, num_processes, None, None, self.count_block)
+        parts = Parts(signature, inner, self, tuple, num_processes, find, None, self.count_block)
         self.batcher = HandlerBatcher(FakeVersion(), SMALL, Metrics(), "h", parts)
         self.owner = FakeOwner(self.batcher, self.clock)
         self.owner.work()
@@ -334,6 +347,77 @@ def test_caller_that_leaves_during_the_run_has_its_state_dropped():
     world.answer(state=True)
     world.tick()
     assert ("drop", []) in world.processes[0].jobs
+
+
+class Other:
+    """Another model, which answers when the test says so."""
+
+    version = "3"
+
+    def __init__(self):
+        self.groups = []
+
+    def find(self, name):
+        return self, TENSORS
+
+    def submit(self, group):
+        self.groups.append(group)
+        return 1
+
+    def answer(self, at, *values):
+        group = self.groups[at]
+        result = Result([np.array(values)], len(values), "3", None, 0.0, 0.0)
+        group.sink.answer(group, group.encoder.encode(result, 0, 1), (0.0, 0.0, "o", "3", 1))
+
+
+def test_requests_of_other_models_are_answered_by_their_numbers():
+    other = Other()
+    world = World(find=other.find)
+    call, process = world.call(1), world.processes[0]
+    process.ask(7, 10)
+    process.ask(8, 20)
+    other.answer(1, 40)
+    assert process.replies == [(8, [[40]])]
+    other.answer(0, 20)
+    assert process.replies == [(7, [[20]])]
+    world.answer()
+    assert call.outcome == [[1]]
+
+
+@pytest.mark.parametrize("how", ["late", "left"])
+def test_process_that_waits_for_a_model_goes_on_when_nobody_waits_for_it(how):
+    other = Other()
+    world = World(find=other.find)
+    call, process = world.call(1, deadline_s=1.0 if how == "late" else 1e9), world.processes[0]
+    process.ask(7, 10)
+    assert other.groups[0].open_part() is not None
+    if how == "left":
+        call.caller.streams.clear()
+    world.tick(1.5)
+    assert process.replies == [(7, "DeadlineExceeded")]
+    assert other.groups[0].open_part() is None, "the other model runs it for nobody"
+    other.answer(0, 20)
+    assert process.replies == []
+    process.ask(8, 10)  # it goes on all the same
+    assert process.replies == [(8, "DeadlineExceeded")]
+    assert len(other.groups) == 1
+    following = world.call(2)
+    world.answer()
+    world.answer()
+    assert following.outcome == [[2]]
+
+
+def test_request_of_a_thread_that_its_step_has_left_behind_is_refused():
+    other = Other()
+    world = World(find=other.find)
+    call, process = world.call(1), world.processes[0]
+    process.ask(7, 10)
+    world.answer()
+    assert call.outcome == [[1]]
+    assert process.replies == [(7, "DeadlineExceeded")]
+    world.call(2)
+    other.answer(0, 20)
+    assert process.replies == [], "the answer of a call before"
 
 
 def test_long_call_ends_its_process_and_nobody_elses():

@@ -404,6 +404,53 @@ def test_cascade_ends_with_the_deadline_of_its_call(served):
     assert client.infer("cascade", {"text": ["say it"]})["answer"].tolist() == ["SAY IT"]
 
 
+@pytest.fixture(scope="module")
+def asking():
+    """A client of a handler that asks another one; each has one process."""
+    handlers = named(behaviours="Behaviours", asks="Asks")
+    with (
+        serving.Server(handler=handlers, handler_processes=1) as server,
+        serving.Client(server.address, timeout_s=20) as client,
+    ):
+
+        def ask(text, **options):
+            return client.infer("asks", {"text": [text]}, **options)["answer"][0]
+
+        yield ask
+
+
+def test_late_call_does_not_hold_a_process_that_waits_for_another_model(asking, gate):
+    threads, outcomes = at_once(lambda: asking(f"ask wait {gate.path}", timeout_s=0.3))
+    with gate.closed():
+        assert asking("here it") == "it"  # the other model is still busy
+    threads[0].join()
+    assert isinstance(outcomes[0], serving.DeadlineExceeded)
+    assert asking("ask say it") == "SAY IT"
+
+
+def test_threads_of_a_handler_get_each_its_own_answer(asking):
+    calls = [lambda name=name: asking(f"threads {name}") for name in "abc"]
+    threads, outcomes = at_once(*calls)
+    for thread in threads:
+        thread.join()
+    expected = [" ".join(f"SAY {name}{each}" for each in range(32)) for name in "ABC"]
+    assert outcomes == expected
+
+
+def test_thread_that_outlives_its_call_is_refused(asking, gate):
+    threads, outcomes = at_once(lambda: asking(f"leave wait {gate.path}"))
+    threads[0].join()
+    assert outcomes == ["left"]
+    with gate.closed():
+        assert asking("here it") == "it"
+    assert asking("left say two") == "DeadlineExceeded Unavailable SAY TWO"
+    assert asking("early say three") == "SAY THREE"
+
+
+def test_input_that_no_model_takes_costs_no_process(asking):
+    assert asking("strange") == "expected an array for text, got one of complex128"
+
+
 def test_version_with_other_inputs_waits_for_a_restart(served, network, tmp_path):
     text = (
         "import serving\nimport numpy as np\n\nclass Around(serving.Handler):\n"

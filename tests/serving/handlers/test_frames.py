@@ -84,9 +84,9 @@ def test_end_is_an_error():
     "data",
     [
         b"\xff" * 64,
-        b"\2\0\0\0" + bytes(16) + b"{}",
-        b"\2\0\0\0" + bytes(16) + b"[]",
-        b"\4\0\0\0" + bytes(16) + b"nope",
+        b"\2\0\0\0" + bytes(24) + b"{}",
+        b"\2\0\0\0" + bytes(24) + b"[]",
+        b"\4\0\0\0" + bytes(24) + b"nope",
         b"".join(frames.encode({"kind": "x"}, [np.arange(4)])).replace(b"[4]", b"[5]"),
         b"".join(frames.encode({"kind": "x"}, [objects(["a"])])).replace(b"[1]", b"[2]"),
     ],
