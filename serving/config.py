@@ -23,6 +23,9 @@ MOST_ROWS = 16_384
 MOST_SIZE = 2_000_000
 """The largest axis of an input whose rows share a batch, for the same reason."""
 
+MOST_RESPONSE_BYTES = (2 << 30) - (1 << 20)
+"""The longest answer that can be allowed: a message of gRPC has less than 2 GiB, names included."""
+
 _NAME = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,128}")
 """ASCII without blanks and =, so that the ready line stays parseable."""
 _VERSIONS = re.compile(r"latest|all|[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*")
@@ -56,6 +59,9 @@ class BatchingConfig:
     max_request_rows: int = 4_096
     """The most rows in one request, of models whose rows are batched."""
     # Of 784 bytes each 3.2 MB, under every client's default limit of 4 MiB.
+    max_response_bytes: int = 256 << 20
+    """The most bytes of a call's outputs, such as 64M; a larger answer is an error that names the
+    output. It is checked after the run: what a run itself allocates is not bounded."""
     handler_processes: int = 0
     """Processes of each handler; 0: as many as there are cores but one, at least one; with workers
     each has its part."""
@@ -76,6 +82,9 @@ class BatchingConfig:
             f"at least max_request_rows ({self.max_request_rows})",
         )
         _require_seconds("max_queue_delay", self.max_queue_delay_s)
+        most = self.max_response_bytes
+        is_message = 1 <= most <= MOST_RESPONSE_BYTES
+        _require(is_message, "max_response_bytes", most, f"1 to {MOST_RESPONSE_BYTES}")
         _require(self.slo_s > 0, "slo", self.slo_s, "more than 0")
         _require(0 < self.max_run_s <= 1e6, "max_run", self.max_run_s, "more than 0, up to 1e6")
         most_s = self.max_handler_s

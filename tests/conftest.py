@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import random
+import re
 import shutil
 import subprocess
 import tomllib
@@ -37,6 +38,7 @@ for name in [name for name in os.environ if name.startswith("SERVING_")]:
 os.environ["SERVING_VERDICTS"] = "off"  # the user's cache is no test's business
 os.environ["SERVING_HTTP_PORT"] = "off"  # where a test does not ask: servers would share one port
 
+ASYNC_CLIENTS = re.compile(r"\bAsync(Client\(|Classifier\.connect)")
 SAMPLE = Path(__file__).parent / "data" / "mnist-sample.npz"
 APART = ("deploy", "interop", "packaging", "reliability", "web")
 """Folders with a target of their own: marked with their names, not even imported without it."""
@@ -49,21 +51,20 @@ STARTED = {"server", "artifacts"}
 
 def pytest_sessionstart():
     """End at once if the installation is older than pyproject.toml: commands would be missing."""
-    for folder in (ROOT, ROOT / "reader"):
-        project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
-        declared = {
-            (group, name, value)
-            for group, points in project["entry-points"].items()
-            for name, value in points.items()
-        }
-        installed = distribution(project["name"]).entry_points
-        if not declared <= {(each.group, each.name, each.value) for each in installed}:
-            pytest.exit(
-                "pyproject.toml has other entry points than the installation: run "
-                "`.venv/bin/python -m pip install --no-deps --no-build-isolation "
-                "--config-settings editable_mode=compat -e . -e reader`",
-                2,
-            )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = {
+        (group, name, value)
+        for group, points in project["entry-points"].items()
+        for name, value in points.items()
+    }
+    installed = distribution(project["name"]).entry_points
+    if not declared <= {(each.group, each.name, each.value) for each in installed}:
+        pytest.exit(
+            "pyproject.toml has other entry points than the installation: run "
+            "`.venv/bin/python -m pip install --no-deps --no-build-isolation "
+            "--config-settings editable_mode=compat -e .`",
+            2,
+        )
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -102,6 +103,29 @@ def pytest_pyfunc_call(pyfuncitem):
 
     asyncio.run(asyncio.wait_for(whole(), 60.0))
     return True
+
+
+def pytest_generate_tests(metafunc):
+    """Run the coroutines that use an asyncio client on each loop that programs run them on."""
+    test = metafunc.function
+    if (
+        inspect.iscoroutinefunction(test)
+        and "each_loop" not in metafunc.fixturenames
+        and ASYNC_CLIENTS.search(inspect.getsource(test))
+    ):
+        metafunc.fixturenames.append("each_loop")
+    if "each_loop" in metafunc.fixturenames:
+        metafunc.parametrize("each_loop", ["asyncio", "uvloop"], indirect=True)
+
+
+@pytest.fixture
+def each_loop(request, monkeypatch):
+    """The library of the event loops that `asyncio.run` makes: each in turn."""
+    if request.param == "uvloop":
+        import uvloop
+
+        monkeypatch.setattr(asyncio.events, "new_event_loop", uvloop.new_event_loop)
+    return str(request.param)
 
 
 SEED = int(os.environ.get("TEST_SEED", "20261124"))

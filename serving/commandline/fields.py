@@ -16,6 +16,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "access_log": {"type": share, "metavar": "SHARE"},
     "max_model_bytes": {"type": size, "metavar": "SIZE"},
     "max_json_bytes": {"type": size, "metavar": "SIZE"},
+    "max_response_bytes": {"type": size, "metavar": "SIZE"},
     "max_buffered_bytes": {"type": size, "metavar": "SIZE"},
     "max_handler_bytes": {"type": size, "metavar": "SIZE"},
     "slo_s": {"type": seconds, "metavar": "TIME"},

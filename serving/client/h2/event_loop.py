@@ -3,6 +3,9 @@
 import asyncio
 import math
 import ssl
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar, cast
 
 from serving.client import transport
 from serving.client.addresses import Address
@@ -43,6 +46,29 @@ class TaskCall(ClientCall):
             raise
 
 
+_Callback = TypeVar("_Callback", bound=Callable[..., None])
+
+
+def _fails_calls(callback: _Callback) -> _Callback:
+    """Have an exception of a connection's callback end its calls at once.
+
+    A loop only logs it: the calls would wait for a server that has nothing to do with it.
+    """
+
+    @wraps(callback)
+    def run(connection: "_LoopConnection", *args: object) -> None:
+        try:
+            callback(connection, *args)
+        except Exception as err:
+            # Permanent: the next connection would end in the same way.
+            text = f"the client failed: {type(err).__name__}: {err}".removesuffix(": ")
+            connection.fail(Failure(StatusCode.UNAVAILABLE, text, is_permanent=True))
+            context = {"message": text, "exception": err, "protocol": connection}
+            connection.loop.call_exception_handler(context)
+
+    return cast(_Callback, run)
+
+
 class _LoopConnection(asyncio.Protocol):
     """A connection of an event loop."""
 
@@ -53,11 +79,13 @@ class _LoopConnection(asyncio.Protocol):
         self._is_flush_due = False
         self._timer: asyncio.TimerHandle | None = None
 
+    @_fails_calls
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not checked by its class: uvloop's transports have another one.
+        self._transport = cast(asyncio.Transport, transport)
         self._flush()
 
+    @_fails_calls
     def data_received(self, data: bytes) -> None:
         try:
             self.session.receive(data)
@@ -68,6 +96,7 @@ class _LoopConnection(asyncio.Protocol):
         if self.session.failure is not None and not self.session.calls:
             self.abort()
 
+    @_fails_calls
     def connection_lost(self, exc: Exception | None) -> None:
         reason = str(exc) if exc else "the server closed the connection"
         self.fail(Failure(StatusCode.UNAVAILABLE, reason))
@@ -102,6 +131,7 @@ class _LoopConnection(asyncio.Protocol):
             self._is_flush_due = True
             self.loop.call_soon(self._flush)
 
+    @_fails_calls
     def _flush(self) -> None:
         self._is_flush_due = False
         if self._transport is not None and (data := self.session.data_to_send()):
@@ -117,6 +147,7 @@ class _LoopConnection(asyncio.Protocol):
         if self.session.calls:
             self._timer = self.loop.call_at(due_s, self._check)
 
+    @_fails_calls
     def _check(self) -> None:
         """End calls whose time is over, and the connection of a server that is gone."""
         self._timer, now_s = None, self.loop.time()

@@ -237,8 +237,9 @@ class Session:
             call.end(_GONE)
 
     def fail_all(self, failure: Failure) -> None:
-        """End all calls; the connection is lost."""
-        self.failure = failure
+        """End all calls; the connection is lost. The first reason of several stays."""
+        if self.failure in (None, _GONE):
+            self.failure = failure
         calls, self.calls = self.calls, {}
         for call in calls.values():
             call.end(failure)

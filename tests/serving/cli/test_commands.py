@@ -222,14 +222,14 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
         --tls-cert f --tls-key g --tls-client-ca h --canary 5% --versions all --served-name i
         --batch digits=never --max-json-bytes 1M --max-buffered-bytes 9M --max-model-bytes 3G
         --handler j.py --handler k=l.py --allow-handlers --handler-processes 2 --max-handler 5
-        --max-handler-bytes 1G
+        --max-handler-bytes 1G --max-response-bytes 64M
     """
     main(["serve", "--models", str(models), *options.split()])
     model, batching, server = taken
     assert batching == BatchingConfig(
         max_batch_size=7, max_queue_delay_s=0.5, queue_capacity=99, slo_s=0.005,
         max_run_s=8, max_request_rows=9, handler_processes=2, max_handler_s=5,
-        max_handler_bytes=1 << 30,
+        max_handler_bytes=1 << 30, max_response_bytes=64 << 20,
     )  # fmt: skip
     security = SecurityConfig(
         tls_cert=Path("f"), tls_key=Path("g"), tls_client_ca=Path("h"), token_file=Path("e")
@@ -261,7 +261,7 @@ def test_ready_line_is_json_where_log_lines_are(models, server, options):
         assert str(facts[name]) == server.facts[name]
 
 
-@pytest.mark.parametrize("command", ["serve", "classify", "read", "score", "info", "health"])
+@pytest.mark.parametrize("command", ["serve", "classify", "score", "info", "health"])
 def test_help_is_shown(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

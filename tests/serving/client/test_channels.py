@@ -7,6 +7,7 @@ import time
 
 import pytest
 import trustme
+import uvloop
 
 from serving.client import transport
 from serving.client.addresses import Address
@@ -68,7 +69,13 @@ async def of_a_loop(*arguments):
     return ReconnectingLoopChannel(*arguments)
 
 
-@pytest.fixture(params=["threads", "loop"])
+def run_on_uvloop(main):
+    """Run a coroutine on a loop whose clock nobody can jump."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+@pytest.fixture(params=["threads", "loop", "uvloop"])
 def ask(request, clock):
     """Ask a server with one of the channels: a function of its address, a time and metadata."""
 
@@ -86,6 +93,8 @@ def ask(request, clock):
     def once(address, timeout_s=TIMEOUT_S, metadata=(), credentials=NO_CREDENTIALS):
         if request.param == "loop":
             return clock.run(exchange(of_a_loop, address, timeout_s, metadata, credentials))
+        if request.param == "uvloop":
+            return run_on_uvloop(exchange(of_a_loop, address, timeout_s, metadata, credentials))
         try:
             exchange(of_threads, address, timeout_s, metadata, credentials).send(None)
         except StopIteration as end:
@@ -152,6 +161,7 @@ def test_silent_server_is_given_up(ask, monkeypatch):
             over.set()
 
 
+@pytest.mark.parametrize("ask", ["threads", "loop"], indirect=True)  # uvloop has its own clock
 def test_server_that_answers_pings_alone_is_late(ask, clock, monkeypatch):
     monkeypatch.setattr(transport, "KEEPALIVE_TIME_S", BRIEF_S)
     monkeypatch.setattr(transport, "KEEPALIVE_TIMEOUT_S", HOUR_S / 2)

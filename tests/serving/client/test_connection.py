@@ -295,6 +295,7 @@ async def test_cancelled_calls_give_their_slots_back(image):
             await asyncio.gather(*(client.classify(image) for _ in range(600)))
 
 
+@pytest.mark.usefixtures("each_loop")
 def test_async_client_belongs_to_the_loop_that_uses_it(server, image):
     client = AsyncClassifier.connect(server.address)  # outside of any loop
 

@@ -94,6 +94,7 @@ def classify(address, image, **options):
     return outcomes
 
 
+@pytest.mark.usefixtures("each_loop")
 def test_call_behind_a_goaway_goes_to_the_next_connection(image):
     def answer_one_then_go(peer):
         calls = peer.calls()
@@ -147,6 +148,7 @@ def babble(peer):
         pass
 
 
+@pytest.mark.usefixtures("each_loop")
 @pytest.mark.parametrize(
     "script",
     [
@@ -163,6 +165,7 @@ def test_what_is_no_answer_of_grpc_is_unavailable(image, script, monkeypatch):
             assert isinstance(outcome, Unavailable)
 
 
+@pytest.mark.usefixtures("each_loop")
 def test_server_of_tls_without_http2_is_named_as_such(image, tmp_path):
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")

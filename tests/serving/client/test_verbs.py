@@ -56,6 +56,7 @@ def test_verbs_of_both_clients_have_the_same_defaults(verb):
         assert ours["timeout_s"] == 30.0
 
 
+@pytest.mark.usefixtures("each_loop")
 def test_all_four_answer_and_describe_alike(two_models, folder, client):
     rows = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 
@@ -93,6 +94,7 @@ def test_all_four_answer_and_describe_alike(two_models, folder, client):
         assert limits == (False, 0, None)
 
 
+@pytest.mark.usefixtures("each_loop")
 def test_rows_beyond_a_message_are_divided_and_put_together(client, two_models):
     rows = np.arange(4 * 995, dtype=np.float32).reshape(-1, 4)
     together = client.infer("rows", rows)["y"]
