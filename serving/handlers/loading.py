@@ -17,6 +17,10 @@ FILE = "handler.py"
 """The handler of a version in a repository, beside its files."""
 
 
+_file_in_import: Path | None = None
+"""The handler's file that is imported now."""
+
+
 class NeedsModel(ConfigurationError):
     """A handler needs a model, and there is none of the name that it was given for."""
 
@@ -134,10 +138,14 @@ def load(source: HandlerSource) -> type[Handler]:
         ConfigurationError: it can't be imported, or there is no such class; the text begins with
             the file and the line.
     """
+    global _file_in_import
+    before, _file_in_import = _file_in_import, source.file
     try:
         module = _imported(source.file)
     except BaseException as err:  # of others: it raises anything, such as SystemExit
         raise ConfigurationError(line_of(err, source.file)) from err
+    finally:
+        _file_in_import = before
     if source.name:
         found = getattr(module, source.name, None)
         if not (isinstance(found, type) and issubclass(found, Handler)):
@@ -158,6 +166,25 @@ def load(source: HandlerSource) -> type[Handler]:
     hint = f"{names}: name one as {source.file.name}:CLASS" if own else "none"
     raise ConfigurationError(
         f"{source.file.name}:1: expected one subclass of serving.Handler, got {hint}"
+    )
+
+
+def require_no_import(what: str) -> None:
+    """Check that no handler's file is imported: a server that it starts would import it again.
+
+    Args:
+        what: the call that starts a server.
+
+    Raises:
+        ConfigurationError: one is; the text begins with its file and line.
+    """
+    file = _file_in_import
+    if file is None:
+        return
+    lines = [each.lineno for each in traceback.extract_stack() if Path(each.filename) == file]
+    raise ConfigurationError(
+        f"{file.name}:{(lines or [1])[-1]}: {what} starts a server whenever the file is imported, "
+        "as each process of its handler does: put it below if __name__ == '__main__':"
     )
 
 
