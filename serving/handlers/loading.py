@@ -49,9 +49,23 @@ class HandlerSource(NamedTuple):
         path = Path(file or text).absolute()
         if path.suffix != ".py" or (name and not name.isidentifier()):
             raise ConfigurationError(f"handler: expected FILE.py or FILE.py:CLASS, got {text!r}")
-        if not path.is_file():
-            raise ConfigurationError(f"handler: there is no file {path}")
-        return cls(path, name)
+        found = cls(path, name)
+        found.require_file()
+        return found
+
+    def require_file(self) -> None:
+        """Check that there is a file, not a FIFO or the like, which could not be read.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        if self.file.is_file():
+            return
+        if self.file.is_symlink() and not self.file.exists():
+            raise ConfigurationError(f"handler: {self.file} is a link to nothing")
+        if self.file.exists():
+            raise ConfigurationError(f"handler: {self.file} is no file")
+        raise ConfigurationError(f"handler: there is no file {self.file}")
 
     def __str__(self) -> str:
         """Return it as the command line has it."""
@@ -234,6 +248,14 @@ def _imported(file: Path) -> ModuleType:
     return module
 
 
+def text_of(error: BaseException) -> str:
+    """Return the text of a user's error in one line; empty if it has none."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # of its own `__str__`
+        return ""
+
+
 def line_of(error: BaseException, file: Path) -> str:
     """Return an error in one line: file, line, type and text.
 
@@ -243,7 +265,7 @@ def line_of(error: BaseException, file: Path) -> str:
     """
     if isinstance(error, ConfigurationError):
         return str(error)
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = f"{type(error).__name__}: {text_of(error)}".removesuffix(": ")
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}: {text}"
     frames = traceback.extract_tb(error.__traceback__)
