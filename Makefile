@@ -14,7 +14,7 @@
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help train export serve serve-edge demo bench bench-full bench-peers verify-gpu
-.PHONY: check test test-reader test-slow mutants simulate test-reliability soak test-interop test-web test-packaging test-deploy
+.PHONY: check test test-slow mutants simulate test-reliability soak test-interop test-web test-packaging test-deploy
 .PHONY: lint docs screenshots reference verdict protos protos-check lock clean
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -78,9 +78,6 @@ check: lint  ## lint, types, and the tests that start no process (a minute)
 test: $(INSTALLED)  ## run the test suite (no GPU needed; 4 minutes on two idle cores)
 	$(RUN) -m pytest -q -n 3 --dist loadfile
 
-test-reader: $(INSTALLED)  ## the tests of reader/, the reader of numbers
-	$(RUN) -m pytest -q -n 2 --dist loadfile reader/tests
-
 test-slow: $(INSTALLED)  ## the tests that take more than four seconds each
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow tests/docs tests/programs tests/serving tests/training tests/test_*.py
 
@@ -101,7 +98,6 @@ test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, KServe,
 
 test-web: $(INSTALLED)  ## the page in Chromium, and the HTTP API by its document (a minute; needs chromium)
 	$(RUN) -m pytest -q -m web tests/web
-	$(RUN) -m pytest -q -m web reader/tests
 
 test-deploy: $(INSTALLED) .venv-edge/.installed .venv-ray/.installed  ## the files of deploy/ with Envoy, Prometheus, kubectl, Ray and others (4 min)
 	deploy/check
@@ -162,12 +158,12 @@ python:
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 to 3.14: apt-get install python3 (or name one: make PYTHON=...)" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module: apt-get install python3-venv" >&2; exit 2; }
 
-.venv/.installed-%: requirements/%.lock pyproject.toml reader/pyproject.toml | python
+.venv/.installed-%: requirements/%.lock pyproject.toml | python
 	@echo "installing into .venv ($*, a minute or two) ..."
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(RUN) $(PIP) install --no-compile --no-cache-dir --require-hashes -r requirements/$*.lock
-	$(RUN) $(PIP) install --no-deps --no-build-isolation --config-settings editable_mode=compat --editable . --editable reader
+	$(RUN) $(PIP) install --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 # The site is built from Markdown alone, without TensorFlow and the rest.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from digit_classifier.pictures import CHANNELS, SIZE, read_digit
+from digit_classifier.pictures import CHANNELS, SIZE, from_picture
 from digit_classifier.predictions import DIGITS
 from serving.handlers.kinds import Array, Kind
 from serving.handlers.picture_classifier import PictureClassifier
@@ -38,17 +38,14 @@ class DigitPictures(PictureClassifier):
         IMAGE: Array("uint8", (DIGITS.image_bytes,)),
     }
 
-    def read(self, content: bytes) -> tuple[Images, float]:
-        """Find the digit of a file; see `read_digit`."""
-        image, factor = read_digit(io.BytesIO(content))
-        return image.reshape(*SIZE, CHANNELS), factor
+    def read(self, content: bytes) -> Images:
+        """Find the digit of a file: (28, 28, 1) uint8; see `from_picture`."""
+        return from_picture(io.BytesIO(content)).reshape(*SIZE, CHANNELS)
 
-    def state_of(
-        self, images: Sequence[Images] | Images, factors: Sequence[float]
-    ) -> dict[str, Any]:
-        """Return what `postprocess` gets: the images, and a factor for the answer to each."""
-        return {"factors": factors, "images": np.reshape(images, (len(images), -1))}
+    def state_of(self, images: Sequence[Images] | Images) -> Images:
+        """Return what `postprocess` gets: the images, (N, 784)."""
+        return np.reshape(images, (len(images), -1))
 
-    def postprocess(self, *outputs: NumpyArray, state: Mapping[str, Any]) -> dict[str, Any]:
+    def postprocess(self, *outputs: NumpyArray, state: Images) -> dict[str, Any]:
         """Return the digits; see `PictureClassifier`."""
-        return {**super().postprocess(*outputs, state=state), IMAGE: state["images"]}
+        return {**super().postprocess(*outputs, state=state), IMAGE: state}

@@ -91,17 +91,19 @@ class Digits(HandlerPath):
         images = await call.work(read_images, body, limit, size=len(body))
         call.body = b""
         chosen = self.find(call.plan, random.random())
-        prepared = Prepared([images], _HANDLER.state_of(images, [1.0] * len(images)))
+        prepared = Prepared([images], _HANDLER.state_of(images))
         found, version = await self.finished(call, chosen, prepared, len(images), parameters)
         return Answered(chosen, [("", found)], version)
 
     async def write(self, call: Exchange, answered: Answered, parameters: Parameters) -> Answer:
         """Write the digit of each picture or image."""
-        _, files, version = answered
+        chosen, files, version = answered
         found = [each for _, each in files if not isinstance(each, ServingError)]
         size = _ITEM_BYTES * max(len(files), sum(len(each[CLASS]) for each in found))
+        assert chosen.route is not None
+        model = chosen.route.name, version
         options = parameters["reject_below"], parameters["with_image"]
-        return await call.work(write_report, files, version, *options, size=size)
+        return await call.work(write_report, files, *model, *options, size=size)
 
 
 def choose(router: Router, handler: Handler, share: float) -> Chosen:
@@ -146,6 +148,7 @@ def read_images(body: bytes, limit: int) -> Images:
 
 def write_report(
     files: Sequence[tuple[str, Outputs | ServingError]],
+    model_name: str,
     version: str | None,
     reject_below: float,
     with_image: bool,
@@ -170,7 +173,7 @@ def write_report(
             if with_image:
                 facts["image"] = base64.b64encode(image.tobytes()).decode()
             items.append(facts)
-    return as_json({"model_version": version, "digits": items})
+    return as_json({"model_name": model_name, "model_version": version, "digits": items})
 
 
 def routes(router: Router, config: ServerConfig) -> Iterator[Endpoint]:
@@ -201,8 +204,9 @@ def _digits(max_images: int) -> dict[str, Any]:
         "Digits",
         *openapi.WORK,
         description="One picture as the body, or several as files of a form. JSON holds images as "
-        f"MNIST has them, at most {max_images}. Of a form's pictures, one that can't be read, or "
-        "of several digits, has an `error` instead of a digit.",
+        f"MNIST has them, at most {max_images}. A picture of several separate digits is refused; "
+        "digits that touch are answered as one. Of a form's pictures, one that can't be read or is "
+        "refused has an `error` instead of a digit.",
         parameters=OPTIONS,
         body=openapi.body_of("Images") | PICTURES,
     )
@@ -215,6 +219,9 @@ def _schemas() -> dict[str, openapi.Schema]:
     return {
         "Images": openapi.object_of("images", images=openapi.some_of(row)),
         "Digits": openapi.object_of(
-            "model_version digits", model_version=VERSION, digits=openapi.some_of(digit)
+            "model_name model_version digits",
+            model_name=openapi.text_of("The model's name."),
+            model_version=VERSION,
+            digits=openapi.some_of(digit),
         ),
     }

@@ -5,7 +5,7 @@
 The last two steps are MNIST's: the longer side exactly 20 pixels, antialiased, aspect kept, then
 moved by whole pixels until the centre of mass is at pixel 14 (± 0.5) both ways. The others turn a
 photo into the clean black and white that NIST started from. Each constant was chosen by the
-accuracy on drawn pictures (experiments.synthetic.drawing), on a plateau.
+accuracy on drawn pictures (tests/support/pictures/drawing.py), on a plateau.
 """
 
 from collections.abc import Iterator

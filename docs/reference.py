@@ -24,7 +24,6 @@ FOLDER = Path(__file__).parent / "reference"
 
 PROGRAMS = {
     "digit-serving": "serving.cli.commands",
-    "digit-reader": "digit_reader.__main__",
     "python -m training": "training.cli",
     "python -m benchmarks": "benchmarks.cli",
 }
@@ -67,13 +66,6 @@ NAMES = {
         "serving.config.SecurityConfig": "",
     },
     "Errors": {"serving.errors": ""},
-    "Numbers on pages": {
-        "digit_reader.read_numbers": "",
-        "digit_reader.Number": "",
-        "digit_reader.FoundDigit": "",
-        "digit_reader.facts.Field": "",
-        "digit_reader.facts.Box": "",
-    },
 }
 """Names by section, each with its documented members."""
 

@@ -12,7 +12,6 @@ if sys.argv[1:2] == ["serve"]:  # first: the other imports take time
 import os
 from collections.abc import Callable
 
-from serving import applications
 from serving.cli.commands import COMMANDS, parser, parser_of
 from serving.cli.doors import DOORS, open_door
 from serving.commandline import installation
@@ -31,8 +30,6 @@ _UNUSABLE = (ConfigurationError, CorruptModel, DeviceError, ModelNotFound)
 
 _READ_ELSEWHERE = "SERVING_TOKEN", "SERVING_VERDICTS"
 """Variables that are no options."""
-ELSEWHERE = {"read": installation.install("serve", "./reader")}
-"""Commands that people look for here, and how to install what has them."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,8 +58,6 @@ def _parser(command: str) -> Parser:
     """Return the parser for a command; entry points cost time, which a probe does not have."""
     if command in COMMANDS:
         return parser_of(command)
-    if command in ELSEWHERE and command not in applications.installed(applications.COMMANDS):
-        raise ConfigurationError(f"{command} is not installed: {ELSEWHERE[command]}")
     return parser()
 
 

@@ -3,17 +3,19 @@
 Each is a module that an entry point names, so this package knows none of them:
 
     [project.entry-points."digit_serving.commands"]
-    read = "digit_reader.command"
+    score = "digit_scoring.command"
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from serving import entry_points
 from serving.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 COMMANDS = "digit_serving.commands"
 """The group of entry points of modules that are a `Command`, by its name."""
@@ -96,7 +98,7 @@ def installed(group: str) -> Mapping[str, Any]:
     """
     found: dict[str, Any] = {}
     values: dict[str, str] = {}
-    for entry in entry_points.find(group):
+    for entry in _entry_points(group):
         before = values.setdefault(entry.name, entry.value)
         if before != entry.value:
             raise ConfigurationError(
@@ -120,10 +122,17 @@ def _unusable(value: str, group: str, err: Exception) -> ConfigurationError:
 
 def modules_of(group: str) -> list[str]:
     """Return the modules that the entry points of a group name, without importing them."""
-    return [entry.module for entry in entry_points.find(group)]
+    return [entry.module for entry in _entry_points(group)]
 
 
 def _packages() -> set[str]:
     """Return the packages of all applications."""
-    entries = [*map(entry_points.find, (COMMANDS, HTTP, GRPC, PICTURES, MODELS))]
+    entries = [*map(_entry_points, (COMMANDS, HTTP, GRPC, PICTURES, MODELS))]
     return {entry.module.partition(".")[0] for group in entries for entry in group}
+
+
+def _entry_points(group: str) -> "list[EntryPoint]":
+    """List a group's entry points, by name."""
+    from importlib import metadata  # here: 11 ms, which a probe (`health`) does not need
+
+    return sorted(metadata.entry_points(group=group), key=lambda entry: entry.name)

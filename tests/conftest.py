@@ -51,21 +51,20 @@ STARTED = {"server", "artifacts"}
 
 def pytest_sessionstart():
     """End at once if the installation is older than pyproject.toml: commands would be missing."""
-    for folder in (ROOT, ROOT / "reader"):
-        project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
-        declared = {
-            (group, name, value)
-            for group, points in project["entry-points"].items()
-            for name, value in points.items()
-        }
-        installed = distribution(project["name"]).entry_points
-        if not declared <= {(each.group, each.name, each.value) for each in installed}:
-            pytest.exit(
-                "pyproject.toml has other entry points than the installation: run "
-                "`.venv/bin/python -m pip install --no-deps --no-build-isolation "
-                "--config-settings editable_mode=compat -e . -e reader`",
-                2,
-            )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = {
+        (group, name, value)
+        for group, points in project["entry-points"].items()
+        for name, value in points.items()
+    }
+    installed = distribution(project["name"]).entry_points
+    if not declared <= {(each.group, each.name, each.value) for each in installed}:
+        pytest.exit(
+            "pyproject.toml has other entry points than the installation: run "
+            "`.venv/bin/python -m pip install --no-deps --no-build-isolation "
+            "--config-settings editable_mode=compat -e .`",
+            2,
+        )
 
 
 def pytest_ignore_collect(collection_path, config):

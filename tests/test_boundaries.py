@@ -27,7 +27,7 @@ HEAVY = {
 
 NEEDLESS = {
     "grpc", "grpc_reflection", "multiprocessing", "numpy.random", "uvicorn",
-    "importlib.metadata", "email", "google.protobuf.descriptor_pb2", "logging.config",
+    "google.protobuf.descriptor_pb2", "logging.config",
     "h11", "orjson", "python_multipart", "serving.http1", "serving.http_api",
     "serving.transports.http_port", "serving.client", "serving.cli.infer", "serving.cli.info",
     "serving.cli.health", "serving.model.judging",
@@ -74,23 +74,19 @@ def test_server_and_client_on_h2_load_only_what_they_use(tmp_path, monkeypatch):
 
 
 def test_loop_of_a_server_with_http_imports_nothing_that_reads_pictures():
-    picture, form = (ROOT / "docs" / "pictures" / name for name in ("seven.png", "form.png"))
+    picture = ROOT / "docs" / "pictures" / "seven.png"
     command = serve_command(PRETRAINED, "--http-port", "0")
     with started([command[0], "-X", "importtime", *command[1:]]) as server:
         peer = HttpPeer(server.facts["http"])
         digit = peer.post("/v1/digits", picture.read_bytes()).json["digits"][0]
-        number = peer.post("/v1/numbers", form.read_bytes()).json["pictures"][0]["numbers"][0]
-        refused = peer.post("/v1/numbers?pattern=(", form.read_bytes())
         path = "/v1/models/digits/classify"
         picked = peer.post(path, picture.read_bytes()).json["pictures"][0]
         maps = (Path("/proc") / str(server.process.pid) / "maps").read_text()
         server.stop()
         loaded = set(re.findall(r"\| +(\S+)$", server.process.stderr.read(), re.MULTILINE))
-    assert (digit["digit"], number["text"], refused.status) == (7, "90210", 400)
-    assert picked["label"] == "7"
-    assert {"onnxruntime", "digit_reader.facts", "python_multipart.multipart"} <= loaded
-    heavy = {name for name in loaded if name.startswith(("PIL", "scipy", "digit_reader.numbers"))}
-    assert not heavy
+    assert (digit["digit"], picked["label"]) == (7, "7")
+    assert {"onnxruntime", "python_multipart.multipart"} <= loaded
+    assert not {name for name in loaded if name.startswith(("PIL", "scipy"))}
     assert not re.search("/(PIL|scipy)/", maps)
 
 
@@ -128,9 +124,7 @@ def imports_of(path):
     return names
 
 
-APPLICATIONS = {
-    "digit_classifier", "digit_scoring", "digit_reader", "experiments", "training", "benchmarks",
-}  # fmt: skip
+APPLICATIONS = {"digit_classifier", "digit_scoring", "training", "benchmarks"}
 
 
 def test_serving_imports_no_application():
@@ -141,7 +135,7 @@ def test_serving_imports_no_application():
 ALONE = """
 import sys
 sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in str(each).lower()]
-hidden = "", sys.argv[2], sys.argv[2] + "/reader"
+hidden = "", sys.argv[2]
 sys.path[:] = [sys.argv[1], *(each for each in sys.path if each not in hidden)]
 del sys.argv[1:3]
 from serving.__main__ import main
@@ -192,24 +186,13 @@ PICTURES = ("serving.errors",)
 def test_reading_pictures_needs_no_server_and_no_model():
     loaded = modules_after("import digit_classifier.pictures, digit_classifier.normalizer")
     ours = {name.split(".")[1] for name in loaded if name.startswith("serving.")}
-    assert ours <= {
-        "applications", "commandline", "entry_points", "errors", "pictures", "tensors",
-    }  # fmt: skip
+    assert ours <= {"applications", "commandline", "errors", "pictures", "tensors"}
     assert not loaded & {"grpc", "onnxruntime"}
-
-
-def test_nothing_knows_the_reader_and_it_knows_no_training():
-    for package in ("serving", "training", "benchmarks", "deploy", "reader/digit_reader"):
-        strangers = (
-            {"experiments", "training"} if "reader" in package else {"experiments", "digit_reader"}
-        )
-        for path in (ROOT / package).rglob("*.py"):
-            assert not strangers & {name.split(".")[0] for name in imports_of(path)}, path
 
 
 ORDER = {
     "serving": """
-        errors commandline tensors entry_points applications config system http1
+        errors commandline tensors applications config system http1
         http2 security model.preprocessing pictures telemetry.metrics model
         batching handlers catalog embedded router protocols telemetry
         transports http_api client server cli __main__ launch __init__
@@ -224,11 +207,6 @@ ORDER = {
         errors config cli files tables runs data fitting export page report comparison __main__
         __init__
     """,
-    "digit_reader": """
-        facts ink text.cuts text.candidates detector text places numbers reader digit handler
-        command http __main__ __init__
-    """,
-    "experiments": "synthetic handwriting __main__ __init__",
     "benchmarks": """
         loops workload network in_process methods others clients targets plain_server result_file
         runner figures tables drawing pictures report tuning zoo comparison cli __main__ peers
@@ -242,9 +220,7 @@ of its files. Imports point to parts before theirs, or within one."""
 def modules_of(package):
     """Return every module of our own, by its name below the package."""
     found = {}
-    folder = (
-        ROOT / "reader" / package if package in ("digit_reader", "experiments") else ROOT / package
-    )
+    folder = ROOT / package
     for path in folder.rglob("*.py"):
         if not path.name.endswith(("_pb2.py", "_pb2_grpc.py")):
             parts = path.relative_to(folder).with_suffix("").parts

@@ -1,9 +1,10 @@
-// Draw, have it read while drawing; pictures by file, drop, paste or camera, too. How a picture is
-// read and its answer shown is `reader`, of reader.js.
+// Draw a digit and have it classified while drawing; or send a picture by file, drop, paste or camera.
 "use strict";
 
 const PEN = 28; // pixels of the canvas, 640 x 640
 const SENT = 0.5; // scale of the drawing that is sent
+const PATH = "v1/digits";
+const EXAMPLE = "5,0 4,6 4,6 10,6|8,3 8,10"; // a 4, by points on the paper, 14 x 10
 const SURE = 0.5; // the least probability of an answer that is not in doubt
 const STEP = 20; // of the pen that the arrow keys move
 const byId = (id) => document.getElementById(id);
@@ -54,7 +55,6 @@ function repaint() {
     context.textAlign = "start";
   }
   drawStrokes(context, style("--ink"));
-  reader.paint();
   context.strokeStyle = context.fillStyle = style("--accent");
   context.lineWidth = 2;
   if (pen) {
@@ -100,7 +100,7 @@ async function askOnce() {
     const started = performance.now();
     const answer = await answerTo(body);
     if (!answer) return;
-    reader.show(answer, `${(performance.now() - started).toFixed(0)} ms`);
+    showAnswer(answer, `${(performance.now() - started).toFixed(0)} ms`);
     showCode(body);
   } catch {
     show("", "The server does not answer. Is it still running?", true);
@@ -115,8 +115,7 @@ async function answerTo(body) {
   const token = sessionStorage.getItem("token");
   if (token) headers.Authorization = "Bearer " + token;
   const options = "image&reject_below=" + SURE;
-  const url = reader.path + (reader.path.includes("?") ? "&" : "?") + options;
-  const response = await fetch(url, { method: "POST", body: form, headers });
+  const response = await fetch(`${PATH}?${options}`, { method: "POST", body: form, headers });
   const content = await response.json();
   byId("access").hidden = response.status !== 401;
   if (response.ok) return content;
@@ -129,7 +128,7 @@ const confidence = (share, rejected, took) =>
 const percent = (share) => (share > 0.999 ? "> 99.9 %" : (100 * share).toFixed(1) + " %");
 
 function showCode(body) {
-  const link = byId("save"), url = new URL(reader.path, location);
+  const link = byId("save"), url = new URL(PATH, location);
   const name = (body.name || "drawing.png").replace(/[^\w.-]+/g, "_");
   const token = sessionStorage.getItem("token");
   URL.revokeObjectURL(link.href);
@@ -143,7 +142,7 @@ from urllib.request import Request, urlopen
 
 with open("${name}", "rb") as file:
     request = Request("${url}", file.read()${headers})
-${reader.code}`;
+print(json.load(urlopen(request))["digits"][0])`;
 }
 
 function show(text, remark, isWarning = false) {
@@ -151,18 +150,19 @@ function show(text, remark, isWarning = false) {
   note.textContent = remark;
   note.classList.toggle("warn", isWarning);
   byId("details").hidden = true;
-  reader.clear();
 }
 
-// The probabilities of one picture's classes; what they lack of 1 is that it is no digit at all.
-function showClasses(probabilities, digit) {
-  const none = 1 - probabilities.reduce((sum, share) => sum + share, 0);
-  const shares = probabilities.map((share, each) => [each, share]);
-  showBars(none < 0.0005 ? shares : [...shares, ["no digit", none]], digit);
+function showAnswer({ model_name, model_version, digits: [found] }, took) {
+  if (found.error) return show("", found.error);
+  show(found.digit, confidence(found.probability, found.rejected, took), found.rejected);
+  byId("details").hidden = false;
+  byId("served").textContent = `Answered by ${model_name}, version ${model_version}.`;
+  showBars(found.probabilities, found.digit);
+  showSeen(found.image);
 }
 
-function showBars(shares, best) {
-  const rows = shares.map(([digit, probability]) => {
+function showBars(probabilities, best) {
+  const rows = probabilities.map((probability, digit) => {
     const row = document.createElement("li"), name = document.createElement("span");
     const bar = document.createElement("meter"), share = document.createElement("span");
     row.className = digit === best ? "first" : "";
@@ -248,7 +248,7 @@ addEventListener("keydown", (event) => {
 });
 byId("example").addEventListener("click", () => {
   picture = pen = null;
-  strokes = reader.example.split("|").map((line) => line.split(" ").map((point) => {
+  strokes = EXAMPLE.split("|").map((line) => line.split(" ").map((point) => {
     const [x, y] = point.split(",");
     return [40 + 40 * x, 120 + 40 * y];
   }));

@@ -45,7 +45,7 @@ class PictureClassifier(Handler):
     }
 
     def preprocess(self, picture: Sequence[bytes]) -> tuple[NumpyArray, Any]:
-        """Return the model's input, and for each picture a factor for its probabilities.
+        """Return the model's input, and what `postprocess` gets of the pictures.
 
         Raises:
             InvalidRequest: a picture can't be read; the text says which, if there are several.
@@ -57,29 +57,25 @@ class PictureClassifier(Handler):
                 read.append(self.read(content))
             except InvalidRequest as err:
                 raise type(err)(f"picture {at}: {err}" if picture[1:] else str(err)) from err
-        images, factors = zip(*read, strict=True)
-        rows = np.concatenate([self.description.row(image) for image in images])
-        return rows, self.state_of(images, factors)
+        rows = np.concatenate([self.description.row(image) for image in read])
+        return rows, self.state_of(read)
 
-    def state_of(
-        self, images: Sequence[Images] | Images, factors: Sequence[float]
-    ) -> dict[str, Any]:
-        """Return what `postprocess` gets: a factor for the answer to each image."""
-        return {"factors": factors}
+    def state_of(self, images: Sequence[Images] | Images) -> Any:
+        """Return what `postprocess` gets of the images: nothing here."""
+        return None
 
-    def read(self, content: bytes) -> tuple[Images, float]:
-        """Make an image of a file: (height, width, channels) uint8; and a factor for its answer."""
+    def read(self, content: bytes) -> Images:
+        """Make an image of a file: (height, width, channels) uint8."""
         try:
             from serving.pictures import decoder
         except ImportError as err:
             raise not_installed(err) from err
         known, source = self.description, io.BytesIO(content)
-        pixels = decoder.read_pixels(
+        return decoder.read_pixels(
             source, known.size, known.channels, known.resize, invert=known.invert
         )
-        return pixels, 1.0
 
-    def postprocess(self, *outputs: NumpyArray, state: Mapping[str, Any]) -> dict[str, Any]:
+    def postprocess(self, *outputs: NumpyArray, state: Any) -> dict[str, Any]:
         """Return the classes of each picture.
 
         Raises:
@@ -87,9 +83,8 @@ class PictureClassifier(Handler):
         """
         probabilities = classes_of(self.description, outputs)
         numbers, names = probabilities.argmax(1), self.description.labels
-        factors = np.asarray(state["factors"], np.float32).reshape(-1, 1)
         return {
             CLASS: numbers,
             LABEL: [names[at] if names else str(at) for at in numbers.tolist()],
-            PROBABILITIES: probabilities * factors,
+            PROBABILITIES: probabilities,
         }

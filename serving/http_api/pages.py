@@ -1,8 +1,5 @@
-"""The pages of applications and of the API: a few files, which load nothing from others."""
+"""The pages of applications and of the models: a few files, which load nothing from others."""
 
-import json
-import re
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ _TYPES = {
 _MODELS = "models.html"
 _LINKS = b"<!-- links -->"
 """In a page's footer: links to the other pages stand there."""
-_CODE = re.compile(r"`([^`]+)`")
 
 
 class Pages:
@@ -50,8 +46,8 @@ class Pages:
         is_one = sum(path.endswith("/infer") for path in document["paths"]) == 1
         home = [*able][-1] if is_one else _MODELS
         links = "".join(f"<a href='{file[:-5]}'>{text}</a> · " for file, text in able.items())
-        api_page = Answer(_api_page(document, links).encode(), _TYPES[".html"])
-        routes = [answered("/docs", api_page)]
+        # FastAPI has this path for what the page of models shows here.
+        routes = [answered("/docs", Answer(b"", _TYPES[".html"], 308, [("location", "/models")]))]
         cached = [("cache-control", "no-cache")]
         for name, path in sorted(self._files.items()):
             if path.suffix in _TYPES and (path.suffix != ".html" or name in able):
@@ -69,71 +65,3 @@ def answered(path: str, answer: Answer) -> Endpoint:
         return answer
 
     return Endpoint("GET", path, handler)
-
-
-def _api_page(document: dict[str, Any], links: str) -> str:
-    """Write the OpenAPI document as one readable page, with links to the others."""
-    parts = [
-        _operation(document, method, path, operation)
-        for path, operations in document["paths"].items()
-        for method, operation in operations.items()
-    ]
-    parts += [
-        f"<section id='{escape(name)}'><h2><code>{escape(name)}</code></h2>{_shown(each)}</section>"
-        for name, each in document["components"]["schemas"].items()
-    ]
-    info = document["info"]
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(info['title'])}: API</title><link rel=stylesheet href=style.css>"
-        f"<main class=api><h1>{escape(info['title'])}: API</h1><p>{_prose(info['description'])}</p>"
-        "<p>The page <a href='/models'>Models</a> sends requests from forms.</p>"
-        f"<p>{links}<a href='/openapi.json'>openapi.json</a></p>"
-        + "".join(parts)
-        + "</main></html>"
-    )
-
-
-def _operation(document: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> str:
-    codes = "".join(
-        f"<li><code>{code}</code> {_answer(document, answer)}</li>"
-        for code, answer in operation["responses"].items()
-    )
-    parameters = "".join(
-        f"<li><code>{escape(item['name'])}</code> ({item['in']}) {_prose(item['description'])}</li>"
-        for item in operation.get("parameters", [])
-    )
-    contents = operation.get("requestBody", {}).get("content", {})
-    bodies = ", ".join(
-        f"<code>{escape(kind)}</code> {_schema_link(each)}" for kind, each in contents.items()
-    )
-    examples = "".join(_shown(each["example"]) for each in contents.values() if "example" in each)
-    return (
-        f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>"
-        f"<p>{_prose(operation['summary'])}. {_prose(operation.get('description', ''))}</p>"
-        + (f"<p>Body: {bodies}</p>{examples}" if bodies else "")
-        + (f"<h3>Parameters</h3><ul>{parameters}</ul>" if parameters else "")
-        + f"<h3>Answers</h3><ul>{codes}</ul></section>"
-    )
-
-
-def _answer(document: dict[str, Any], answer: dict[str, Any]) -> str:
-    if reference := answer.get("$ref"):
-        answer = document["components"]["responses"][reference.rpartition("/")[2]]
-    schemas = " ".join(map(_schema_link, answer["content"].values()))
-    return f"{_prose(answer['description'])} {schemas}"
-
-
-def _schema_link(content: dict[str, Any]) -> str:
-    name = escape(content["schema"].get("$ref", "").rpartition("/")[2])
-    return f"<a href='#{name}'>{name}</a>" if name else ""
-
-
-def _prose(text: str) -> str:
-    """Write a description, which has Markdown's back-ticks around code, as HTML."""
-    return _CODE.sub(r"<code>\1</code>", escape(text))
-
-
-def _shown(document: object) -> str:
-    return f"<pre>{escape(json.dumps(document, indent=2))}</pre>"

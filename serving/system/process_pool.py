@@ -46,6 +46,8 @@ _START_S = 20.0
 _NICENESS = 10
 _CRASHED = -1
 """In place of a job's number: the child has ended without an outcome."""
+_READ = b""
+"""In place of an outcome: the child has read the job."""
 _ENOUGH = 77
 """The exit code of a child that has ended behind an outcome."""
 
@@ -63,9 +65,10 @@ class _Process(NamedTuple):
 
         Raises:
             TimeoutError: it takes too long.
-            OSError, EOFError, pickle.UnpicklingError: the process has ended.
+            OSError, EOFError, pickle.UnpicklingError: the process has ended, or its child has ended
+                before it had read the job: what is left of that would be read as the next job.
         """
-        number, found, content = next(self.numbers), -1, b""
+        number, is_read = next(self.numbers), False
         self._forget_crashes()
         try:
             with self.socket.makefile("wb") as stream:
@@ -73,10 +76,15 @@ class _Process(NamedTuple):
         except (pickle.PicklingError, AttributeError, TypeError) as err:  # a function of no module
             self.process.kill()  # a part of it may have been written
             return False, err
-        while found != number:
+        while True:
             found, content = pickle.load(self.stream)
+            if found == _CRASHED and not is_read:
+                raise BrokenPipeError
             if found == _CRASHED:
                 return None
+            if found == number and is_read:
+                break
+            is_read = is_read or found == number
         try:
             is_good, outcome = pickle.loads(content)
         except Exception as err:  # an exception that takes other arguments, say
@@ -167,7 +175,7 @@ class Processes:
             num_waiting = sum(map(len, self._waiting.values()))
             is_full = len(self._waiting.get(owner, ())) >= MAX_WAITING_OF_ONE
             if (owner and (is_full or num_waiting >= MAX_WAITING)) or self._is_closed:
-                raise Overloaded("too many pictures wait")
+                raise Overloaded("too many requests wait for a process")
             num_free = len(self._threads) - self._running.total()
             if num_waiting >= num_free and len(self._threads) < self._number:
                 thread = threading.Thread(target=self._run, name="processes", daemon=True)
@@ -378,6 +386,8 @@ def _work(sock: socket.socket, memory_bytes: int, parent: int) -> NoReturn:
             number, function, args = pickle.load(stream)
         except BaseException:  # it is no use without its job
             os._exit(1)
+        pickle.dump((number, _READ), stream, 5)
+        stream.flush()
         pickle.dump((number, _outcome(function, args)), stream, 5)
         del args
         stream.flush()

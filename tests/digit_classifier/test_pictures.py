@@ -13,7 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from digit_classifier.normalizer import bounding_box
 from digit_classifier.pictures import from_picture
-from experiments.synthetic.drawing import (
+from serving.errors import ConfigurationError, InvalidRequest
+from serving.pictures import decoder
+from tests.support.pictures import encoded
+from tests.support.pictures.drawing import (
     FONTS,
     POPULATIONS,
     accuracy,
@@ -23,9 +26,6 @@ from experiments.synthetic.drawing import (
     row,
     stroke_glyph,
 )
-from serving.errors import ConfigurationError, InvalidRequest
-from serving.pictures import decoder
-from tests.support.pictures import encoded
 from tests.support.pictures.random_pictures import read_all
 
 Levels = npt.NDArray[np.uint8]

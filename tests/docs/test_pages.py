@@ -18,7 +18,7 @@ from tests.test_traffic import trace, traced
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / "docs").rglob("*.md"),
-    *(ROOT / name for name in ("README.md", "SECURITY.md", "reader/README.md")),
+    *(ROOT / name for name in ("README.md", "SECURITY.md")),
 ]
 MADE = {
     "benchmarks/results/local/",
@@ -27,7 +27,7 @@ MADE = {
 }
 """The files that a command makes."""
 _FOLDERS = (
-    "benchmarks|deploy|digit_classifier|digit_scoring|docs|protos|reader|requirements|serving|"
+    "benchmarks|deploy|digit_classifier|digit_scoring|docs|protos|requirements|serving|"
     "tests|training"
 )
 _CODE = re.compile(r"(?ms)^ *```.*?^ *```")

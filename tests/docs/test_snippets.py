@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 
 import benchmarks.cli
-import digit_reader.__main__
-import experiments.__main__
 import serving.cli.commands
 import training.cli
 from serving.cli.doors import DOORS, open_door
@@ -47,7 +45,6 @@ CLIENTS = [
         "docs/clients.md",
         "docs/classifiers.md",
         "docs/other-clients.md",
-        "reader/README.md",
     )
     for number in range(len(blocks(page)))
 ]
@@ -115,15 +112,13 @@ def test_tutorial_serves_the_readers_model(tutorial, capsys):
 # Commands on the pages: their options and targets exist
 
 
-PAGES = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "reader" / "README.md"]
+PAGES = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
 PARSERS: dict[str, Callable[[], object]] = {
     "digit-serving": serving.cli.commands.parser,
-    "digit-reader": digit_reader.__main__.parser,
     "python -m training": training.cli.parser,
-    "python -m experiments": experiments.__main__.parser,
     "python -m benchmarks": benchmarks.cli.parser,
 }
-_START = r"(?:\w+=\S+ )*(?:\.venv/bin/)?(digit-serving|digit-reader|python -m [\w.]+) "
+_START = r"(?:\w+=\S+ )*(?:\.venv/bin/)?(digit-serving|python -m [\w.]+) "
 _COMMANDS = (re.compile(rf"(?m)^ {{4}}{_START}(.*)$"), re.compile(rf"`{_START}([^`]*)`"))
 """In a block, and in a span of code, which may go on in the next line."""
 _TARGET = re.compile(r"(?m)(?:^ {4}|`)make ((?:[a-z-]+ ?)+)")

@@ -128,15 +128,6 @@ def wheel(built):
     return wheel
 
 
-@pytest.fixture(scope="session")
-def reader(built, tools):
-    """The wheel of the reader of numbers."""
-    dist = built.parent / "reader" / "dist"
-    tools.run("python", "-m", "build", "--outdir", dist, built.parent / "reader")
-    (wheel,) = dist.glob("*.whl")
-    return wheel
-
-
 @pytest.fixture(scope="session", params=("3.11", "3.12", "3.13", "3.14"))
 def python(request):
     """Each interpreter that the README names and this machine has."""
@@ -154,11 +145,6 @@ def interpreter(version):
 @pytest.fixture(scope="session")
 def serving_venv(install, wheel, python):
     return install(f"{wheel}[serve,pictures,http]", python=python)
-
-
-@pytest.fixture(scope="session")
-def reader_venv(install, wheel, reader):
-    return install(f"{wheel}[serve]", str(reader))
 
 
 @pytest.fixture
@@ -190,12 +176,9 @@ def test_older_python_is_refused_before_anything_is_resolved(built, tmp_path):
     assert "onnxruntime" not in output
 
 
-def test_all_pass_the_index_checks(tools, built, wheel, reader):
-    tools.run(
-        "twine", "check", "--strict", *sorted(built.iterdir()), *sorted(reader.parent.iterdir())
-    )
+def test_all_pass_the_index_checks(tools, built, wheel):
+    tools.run("twine", "check", "--strict", *sorted(built.iterdir()))
     tools.run("check-wheel-contents", "--config", ROOT / "pyproject.toml", wheel)
-    tools.run("check-wheel-contents", reader)
 
 
 def test_workflows_are_valid_and_take_few_permissions(tools):
@@ -268,23 +251,6 @@ def test_server_runs_without_the_applications(install, wheel):
 def test_wheel_classifies_pictures_with_the_model_in_it(serving_venv, picture):
     output = serving_venv.run("digit-serving", "classify", picture)
     assert output.splitlines()[-1].startswith(f"{picture}: ")
-
-
-def test_reader_adds_its_command_and_has_no_lab(reader_venv, reader):
-    names = zipfile.ZipFile(reader).namelist()
-    assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
-        "digit_reader"
-    }
-    form = ROOT / "docs" / "pictures" / "form.png"
-    for words in (("digit-serving", "read", form), ("digit-reader", "read", form)):
-        assert reader_venv.run(*words).splitlines()[-1].startswith(f"{form}: 90210 (")
-
-
-def test_wheel_alone_says_how_to_read_numbers(serving_venv):
-    output = serving_venv.run("digit-serving", "read", "form.png", code=2)
-    assert output.startswith(
-        "digit-serving: read is not installed: pip install '.[serve]' ./reader"
-    )
 
 
 def test_wheel_trains_and_exports(install, wheel):

@@ -13,7 +13,7 @@ from google.protobuf import wrappers_pb2
 from grpc_health.v1 import health_pb2
 
 from digit_classifier import PRETRAINED
-from serving import Client, applications, entry_points
+from serving import Client
 from serving.__main__ import main
 from serving.errors import Unsupported
 from tests.serving.http.peer import HttpPeer
@@ -115,29 +115,7 @@ def test_entry_point_whose_package_is_not_there_is_passed_over(shout):
         assert HttpPeer(server.facts["http"]).post("/v1/shout", b"hello").status == 404
 
 
-@pytest.fixture
-def alone(monkeypatch):
-    """No other distribution's application is installed."""
-    found = entry_points.find
-    monkeypatch.setattr(
-        entry_points,
-        "find",
-        lambda group: [each for each in found(group) if "reader" not in each.module],
-    )
-    applications.installed.cache_clear()
-    yield
-    applications.installed.cache_clear()
-
-
-@pytest.mark.usefixtures("alone")
-def test_read_says_how_to_install_it(capsys):
-    assert main(["read", "form.png"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("digit-serving: read is not installed: pip install '.[serve]' ./reader")
-
-
-@pytest.mark.usefixtures("alone")
-def test_digit_is_classified_without_a_judge(capsys):
+def test_digit_is_classified_in_process(capsys):
     picture = str(ROOT / "docs" / "pictures" / "seven.png")
     assert main(["classify", picture, "--models", str(PRETRAINED), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["digit"] == 7

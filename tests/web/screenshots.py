@@ -10,7 +10,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect, sync_playwright
 
 from serving import Server
-from tests.web.strokes import draw_by_mouse, draw_strokes, strokes_of
+from tests.web.strokes import draw_by_mouse
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 SIZE = {"width": 1000, "height": 665}
@@ -38,14 +38,6 @@ def drawn_digit(page: Page, url: str) -> None:
     draw_by_mouse(page, 3)
     expect(page.locator("#answer")).to_have_text("3")
     expect(page.locator("#seen")).to_be_visible()
-
-
-def drawn_number(page: Page, url: str) -> None:
-    """Draw 90210, of which two pairs of digits touch, and wait for the answer."""
-    page.goto(f"{url}/draw")
-    for digit, left in zip("90210", (0.02, 0.2, 0.38, 0.6, 0.74), strict=True):
-        draw_strokes(page, strokes_of(int(digit), left, 0.36, 0.21))
-    expect(page.locator("#answer")).to_have_text("90210")
 
 
 def models_page(page: Page, url: str) -> None:
@@ -77,13 +69,12 @@ def main() -> None:
         handler = Path(folder) / "shorter.py"
         handler.write_text(HANDLER)
         with Server() as server:
-            for name, show in (("page", drawn_digit), ("number", drawn_number)):
-                show(page, server.http_address)
-                page.screenshot(path=FOLDER / f"{name}.png")
+            drawn_digit(page, server.http_address)
+            page.screenshot(path=FOLDER / "page.png")
         with Server(handler=str(handler)) as server:
             models_page(page, server.http_address)
             page.screenshot(path=FOLDER / "models.png")
-    print(f"wrote 3 pictures in {FOLDER}")
+    print(f"wrote 2 pictures in {FOLDER}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.synthetic.drawing import STROKES, curve
+from tests.support.pictures.drawing import STROKES, curve
 
 
 def strokes_of(digit, left=0.2, top=0.12, height=10 / 13):

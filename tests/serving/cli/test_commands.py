@@ -261,7 +261,7 @@ def test_ready_line_is_json_where_log_lines_are(models, server, options):
         assert str(facts[name]) == server.facts[name]
 
 
-@pytest.mark.parametrize("command", ["serve", "classify", "read", "score", "info", "health"])
+@pytest.mark.parametrize("command", ["serve", "classify", "score", "info", "health"])
 def test_help_is_shown(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

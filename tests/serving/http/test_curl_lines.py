@@ -24,8 +24,7 @@ def folder(tmp_path):
     """The files that the lines name."""
     seven = ROOT / "docs" / "pictures" / "seven.png"
     (tmp_path / "docs" / "pictures").mkdir(parents=True)
-    for name in ("docs/pictures/seven.png", "docs/pictures/form.png"):
-        shutil.copy(seven, tmp_path / name)
+    shutil.copy(seven, tmp_path / "docs" / "pictures" / "seven.png")
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -177,21 +176,9 @@ def test_page_has_no_name_in_its_html(peer):
     assert b"onerror" not in page.body
 
 
-def test_page_of_the_api_has_the_schemas_and_an_example(peer):
-    page = peer.get("/docs").body.decode()
-    for name in peer.get("/openapi.json").json["components"]["schemas"]:
-        assert f"<section id='{name}'>" in page
-    assert "<a href='#InferRequest'>InferRequest</a>" in page
-    assert "&quot;datatype&quot;: &quot;INT64&quot;" in page
-    assert "<img" not in page
-
-
-def test_page_of_the_api_writes_code_as_code_and_links_to_the_forms(peer):
-    document = peer.get("/openapi.json").body.decode()
-    assert "`" in document  # Markdown, for programs
-    page = re.sub(r"(?s)<pre>.*?</pre>", "", peer.get("/docs").body.decode())
-    assert "`" not in page
-    assert "<a href='/models'>" in page
+def test_docs_lead_to_the_models(peer):
+    reply = peer.get("/docs")
+    assert (reply.status, reply.headers["location"]) == (308, "/models")
 
 
 def test_broken_model_and_versions_say_how_they_are(tmp_path):

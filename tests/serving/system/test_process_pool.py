@@ -224,6 +224,20 @@ def test_child_that_is_killed_while_it_has_no_job_costs_none(make):
         assert [outcome(job) for job in jobs] == [number, number + 1]
 
 
+class KillsItsReader:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_child_that_is_killed_while_it_reads_a_job_leaves_nothing_of_it(make):
+    pool = make(1)
+    with pytest.raises(InvalidRequest, match=CRASH):
+        outcome(pool.submit("one", len, [KillsItsReader(), bytes(1 << 20)]))
+    assert [outcome(pool.submit("one", abs, -number)) for number in range(3)] == [0, 1, 2]
+
+
 def test_closing_ends_a_stopped_process(make):
     pool = make(1)
     process = outcome(pool.submit("", os.getpid))

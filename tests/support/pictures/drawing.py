@@ -161,7 +161,7 @@ def framed(glyph: Image.Image, shape: str, rng: np.random.Generator) -> Image.Im
         half[:] = np.hypot(*glyph.size) / 2 + gap
     margin = pen + int(side * rng.uniform(0.1, 0.6))
     centre = half + margin
-    image = Image.new("L", tuple(int(2 * c) for c in centre))  # type: ignore[arg-type]
+    image = Image.new("L", tuple(int(2 * c) for c in centre))
     at = centre - np.array(glyph.size) / 2 + gap * rng.uniform(-0.4, 0.4, 2)
     image.paste(glyph, (int(at[0]), int(at[1])))
     draw = ImageDraw.Draw(image)
@@ -220,3 +220,8 @@ def print_table(classifier: Classifier, number: int, seed: int) -> None:
             for on_paper in (False, True)
         )
         print(f"| {population} | {clean:.1%} | {photo:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    with Classifier.pretrained() as bundled:
+        print_table(bundled, number=300, seed=0)
