@@ -64,12 +64,14 @@ class HandlerProcess:
         sock: socket.socket,
         signature: HandlerSignature,
         files: Sequence[Path],
+        start_s: float,
     ) -> None:
         """Take over a process that is ready; `attach` comes next."""
         self.signature = signature
         self.files = files
         """Those beside the handler's that it has imported."""
-        self.started_s = time.monotonic()
+        self.start_s = start_s
+        """Seconds that its start took, with `setup`."""
         self._popen, self._socket = popen, sock
         self._reader = FrameReader(sock)
         self._unsent: deque[memoryview] = deque()
@@ -208,6 +210,7 @@ def start(program: Program) -> HandlerProcess:
         ConfigurationError: the handler can't be used; the text begins with its file and line.
         Unavailable: no process can be started, or it ended, or took too long.
     """
+    begun_s = time.monotonic()
     ours, its = socket.socketpair()
     try:
         popen = _spawn(its)
@@ -220,7 +223,7 @@ def start(program: Program) -> HandlerProcess:
         target=_log_lines, args=(popen, program.model), name="handler-log", daemon=True
     ).start()
     try:
-        return _ready(popen, ours, program)
+        return _ready(popen, ours, program, begun_s)
     except BaseException:
         popen.kill()
         popen.wait()
@@ -243,7 +246,7 @@ def _spawn(its: socket.socket) -> "subprocess.Popen[bytes]":
 
 
 def _ready(
-    popen: "subprocess.Popen[bytes]", sock: socket.socket, program: Program
+    popen: "subprocess.Popen[bytes]", sock: socket.socket, program: Program, begun_s: float
 ) -> HandlerProcess:
     """Tell a process what to run, and wait until it is ready."""
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -277,7 +280,7 @@ def _ready(
     if answer["kind"] != "ready":
         raise ConfigurationError(answer["text"])
     signature, files = HandlerSignature.of(answer["signature"]), [*map(Path, answer["files"])]
-    return HandlerProcess(popen, sock, signature, files)
+    return HandlerProcess(popen, sock, signature, files, time.monotonic() - begun_s)
 
 
 def _log_lines(popen: "subprocess.Popen[bytes]", model: str) -> None:

@@ -48,6 +48,15 @@ ModelProto, ValueInfoProto, ModelConfig = _classes(
 )
 
 
+def operator_of(node: Message) -> str:
+    """Return a node's operator: by name alone in ONNX's first domain, else with the domain before.
+
+    A function of the model may be named Identity, too; all that reads `op_type` asks here.
+    """
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    return f"{domain}.{node.op_type}" if domain else str(node.op_type)
+
+
 def parse_model(data: bytes) -> Message:
     """Return the ModelProto in an ONNX file's bytes.
 
@@ -140,7 +149,7 @@ def cut_zip_maps(model: Message) -> tuple[str, ...] | None:
     labels = None
     outputs = {each.name: each for each in model.graph.output}
     for node in model.graph.node:
-        is_map = node.op_type == "ZipMap" and node.domain == "ai.onnx.ml"
+        is_map = operator_of(node) == "ai.onnx.ml.ZipMap"
         if is_map and len(node.output) == 1 and node.output[0] in outputs:
             labels = tuple(
                 each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each)

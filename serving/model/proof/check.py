@@ -24,7 +24,7 @@ import numpy as np
 
 from serving.model import drawn_inputs
 from serving.model.fork import native_run
-from serving.model.onnx_file import Message, ModelProto
+from serving.model.onnx_file import Message, ModelProto, operator_of
 from serving.model.onnx_runtime import (
     NO_WEIGHTS,
     RunOptions,
@@ -135,16 +135,19 @@ class Check:
         """
         self._graph, self._proof, self._options, self._clock = graph, proof, options, clock
         begin_s = clock()
-        self._nodes = {name: each for each in graph.model.graph.node for name in each.output}
+        self._model = proof.model
+        self._nodes = {name: each for each in self._model.graph.node for name in each.output}
         names = [name for name in proof.values if name in self._nodes]
-        outputs = {each.name for each in graph.model.graph.output}
+        outputs = {each.name for each in self._model.graph.output}
         more = ModelProto()
         for name in names:
             if name not in outputs:
                 more.graph.output.add().name = name
         # Of two messages one after the other protobuf makes one: no copy of the weights is parsed.
+        is_same = self._model is graph.model
+        data = graph.data if is_same else self._model.SerializeToString()
         session = new_session(
-            graph.data + more.SerializeToString(), _UNCHANGED_ONCE, weights=graph.weights
+            data + more.SerializeToString(), _UNCHANGED_ONCE, weights=graph.weights
         )
         self._run_session = bare_run(session)
         self._inputs = inputs_of(session)
@@ -337,7 +340,7 @@ class Check:
 
         It runs on the inputs that it had in the reference, cut to the rows of the other run.
         """
-        node, weights = self._nodes[name], self._graph.model.graph.initializer
+        node, weights = self._nodes[name], self._model.graph.initializer
         names = [each for each in _names_read(node) if each in self._proof.values]
         used = [each for each in weights if each.name in names]
         names = [each for each in names if each not in {weight.name for weight in used}]
@@ -368,8 +371,7 @@ class Check:
         self, node: Message, output: str, weights: Sequence[Message], feeds: Feeds
     ) -> Array:
         model = ModelProto()
-        model.opset_import.extend(self._graph.model.opset_import)
-        model.functions.extend(self._graph.model.functions)
+        model.opset_import.extend(self._model.opset_import)
         model.graph.name = "node"
         model.graph.node.add().CopyFrom(node)
         model.graph.initializer.extend(weights)
@@ -387,7 +389,7 @@ class Check:
 
     def _contradiction(self, name: str, text: str) -> Mixes:
         node = self._nodes[name]
-        line = f"{node.name or name} ({node.op_type}): in a run, tensor {name} {text}"
+        line = f"{node.name or name} ({operator_of(node)}): in a run, tensor {name} {text}"
         return Mixes("".join(each if each.isprintable() else "?" for each in line), is_located=True)
 
 

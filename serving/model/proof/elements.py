@@ -16,6 +16,10 @@ from serving.tensors import Array
 
 _INT32, _INT64 = 6, 7
 """TensorProto's numbers of types."""
+ENDLESS = 1_000_000_000
+"""More rows than any batch has: a slice up to there takes all."""
+_EXACT = 1 << 53
+"""Where products of int64 round: ONNX Runtime computes them in double precision."""
 _FOLDED: dict[str, Callable[[int, int], int]] = {
     "Div": operator.floordiv,
     "Mod": operator.mod,
@@ -143,12 +147,24 @@ def _sliced(node: Node) -> Array:
     starts, ends = node.numbers("starts", 1) or (), node.numbers("ends", 2) or ()
     axes = node.numbers("axes", 3)
     steps = node.numbers("steps", 4) or (1,) * len(starts)
-    cut = [slice(None)] * items.ndim
-    for axis, *bounds in zip(
+    cut: list[slice] = [slice(None)] * items.ndim
+    for axis, start, end, step in zip(
         range(len(starts)) if axes is None else axes, starts, ends, steps, strict=True
     ):
-        cut[axis] = slice(*bounds)
+        cut[axis] = slice(start, end, step)
+        if step < 1:
+            require_backwards(start, end, step)
+            cut[axis] = slice(None, None, -1)
     return items[tuple(cut)]
+
+
+def require_backwards(start: int | None, end: int | None, step: int) -> None:
+    """Raise Mixes unless a slice with a step below 0 is a whole axis backwards.
+
+    Before the front numpy takes nothing, and ONNX the first.
+    """
+    if (start, step) != (-1, -1) or end is None or end > -ENDLESS:
+        raise Mixes("backwards, only a whole axis has a rule")
 
 
 def _multiplied(node: Node) -> Array:
@@ -157,7 +173,10 @@ def _multiplied(node: Node) -> Array:
     is_all = not axes and not node.number("noop_with_empty_axes", 0)
     if items.ndim != 1 or not (is_all or axes in ((0,), (-1,))):
         raise Mixes("its axes are not followed")
-    return sizes_of([product(items)]).reshape((1,) if is_kept else ())
+    total = product(items)
+    if not total.fits(_EXACT):
+        raise Mixes("its product may be rounded")
+    return sizes_of([total]).reshape((1,) if is_kept else ())
 
 
 def _squeezed(node: Node) -> Array:
@@ -166,8 +185,10 @@ def _squeezed(node: Node) -> Array:
 
 
 def _expanded(node: Node) -> Array:
-    items = items_of(node)
-    return np.broadcast_to(items, np.broadcast_shapes(items.shape, _known(node, 1)))
+    items, target = items_of(node), _known(node, 1)
+    if min(target, default=1) < 1:
+        raise Mixes("its shape is not followed")  # ONNX Runtime may leave an Expand to 0 out
+    return np.broadcast_to(items, np.broadcast_shapes(items.shape, target))
 
 
 def _joined(node: Node) -> Array:

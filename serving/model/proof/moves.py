@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.model.onnx_file import small_array
+from serving.model.proof.elements import ENDLESS, require_backwards
 from serving.model.proof.shapes import (
     Shape,
     axis_at,
@@ -20,8 +21,6 @@ from serving.model.proof.shapes import (
 from serving.model.proof.sizes import ONE, Size, product
 from serving.model.proof.values import MAX_ITEMS, Mixes, Node, Value, computed, constant, sizes_of
 
-_ENDLESS = 1_000_000_000
-"""More rows than any batch has: a slice up to there takes all."""
 _Bounds = tuple[Shape | None, Shape | None, Sequence[int], Sequence[int] | None]
 
 
@@ -284,7 +283,7 @@ def sliced(node: Node) -> list[Value]:
         step = steps[number] if steps else 1
         if at == value.axis:
             first, last = start.number if start else None, end.number if end else None
-            is_all = end == shape[at] or (last is not None and last >= _ENDLESS)
+            is_all = end == shape[at] or (last is not None and last >= ENDLESS)
             if first != 0 or step != 1 or not is_all:
                 raise Mixes("it takes some of the rows")
             continue
@@ -319,9 +318,12 @@ def _bounds(node: Node) -> _Bounds:
 def _cut(node: Node, size: Size, start: Size | None, end: Size | None, step: int) -> Size:
     """Return the size of a part from start to end."""
     length, first, last = (each.number if each else None for each in (size, start, end))
-    if length is not None and first is not None and last is not None and step:
+    if step < 1:
+        require_backwards(first, last, step)
+        return size
+    if length is not None and first is not None and last is not None:
         return Size.of(len(range(length)[slice(first, last, step)]))
-    if first == 0 and step == 1 and last is not None and last >= _ENDLESS:
+    if first == 0 and step == 1 and last is not None and last >= ENDLESS:
         return size
     if first == 0 and step == 1 and end is not None and end == size:
         return size

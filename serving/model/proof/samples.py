@@ -93,6 +93,9 @@ def _windows(node: Node, kernel: Sequence[int | None], *, least: int) -> list[Si
         raise Mixes("its windows have another number of axes")
     if min((*strides, *dilations), default=1) < 1:
         raise Mixes("its windows are malformed")
+    if node.number("ceil_mode", 0) and pads[:rank] != pads[rank:]:
+        # A last window that begins in the border behind is left out, in front it is not.
+        raise Mixes("`ceil_mode=1` with unequal pads: no rule")
     result = []
     for at, (size, window) in enumerate(zip(sizes, kernel, strict=True)):
         is_same = padding.startswith("SAME")

@@ -8,6 +8,7 @@ changes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from serving.model.onnx_file import Message
 from serving.model.proof import moves, rules, samples
@@ -115,6 +116,10 @@ def _row(names: str, rule: Rule, attributes: str = "", **options: Sequence[int] 
         TABLE[name] = row
 
 
+def _classical(names: str, rule: Rule, attributes: str = "", **options: Any) -> None:
+    _row(" ".join(f"ai.onnx.ml.{each}" for each in names.split()), rule, attributes, **options)
+
+
 TABLE: dict[str, Row] = {}
 """The row of each operator."""
 
@@ -133,9 +138,11 @@ _row("Clip", rules.like_first, "min max")
 _row("Gelu", rules.like_first, "approximate")
 _row("IsInf", rules.like_first, "detect_negative detect_positive")
 _row("RegexFullMatch", rules.like_first, "pattern")
-_row("Binarizer", rules.like_first, "threshold")
-_row("CategoryMapper", rules.like_first, "cats_int64s cats_strings default_int64 default_string")
-_row(
+_classical("Binarizer", rules.like_first, "threshold")
+_classical(
+    "CategoryMapper", rules.like_first, "cats_int64s cats_strings default_int64 default_string"
+)
+_classical(
     "LabelEncoder",
     rules.like_first,
     "classes_strings default_float default_int64 default_string default_tensor keys_floats"
@@ -238,48 +245,48 @@ _row("DFT", samples.fourier, "axis inverse onesided")
 _row("STFT", samples.by_sample(samples.short_fourier), "onesided")
 
 # Classical models.
-_row(
+_classical(
     "Imputer",
     samples.columns,
     "imputed_value_floats imputed_value_int64s replaced_value_float replaced_value_int64",
 )
-_row("Normalizer", samples.columns, "norm")
-_row("Scaler", samples.columns, "offset scale")
-_row(
+_classical("Normalizer", samples.columns, "norm")
+_classical("Scaler", samples.columns, "offset scale")
+_classical(
     "LinearClassifier",
     samples.classified(samples.classes_of_lines),
     "classlabels_ints classlabels_strings coefficients intercepts multi_class post_transform",
 )
-_row(
+_classical(
     "SVMClassifier",
     samples.classified(samples.unknown_classes),
     "classlabels_ints classlabels_strings coefficients kernel_params kernel_type post_transform"
     " prob_a prob_b rho support_vectors vectors_per_class",
 )
-_row(
+_classical(
     "TreeEnsembleClassifier",
     samples.classified(samples.classes_of_trees),
     f"class_ids class_nodeids class_treeids class_weights class_weights_as_tensor"
     f" classlabels_int64s classlabels_strings {_TREES}",
 )
-_row(
+_classical(
     "LinearRegressor",
     samples.scored("targets", 1),
     "coefficients intercepts post_transform targets",
 )
-_row(
+_classical(
     "SVMRegressor",
     samples.scored("", 1),
     "coefficients kernel_params kernel_type n_supports one_class post_transform rho"
     " support_vectors",
 )
-_row(
+_classical(
     "TreeEnsembleRegressor",
     samples.scored("n_targets", 0),
     f"aggregate_function n_targets target_ids target_nodeids target_treeids target_weights"
     f" target_weights_as_tensor {_TREES}",
 )
-_row(
+_classical(
     "TreeEnsemble",
     samples.scored("n_targets", 0),
     "aggregate_function leaf_targetids leaf_weights membership_values n_targets nodes_falseleafs"
@@ -292,9 +299,9 @@ _row(
     "max_gram_length max_skip_count min_gram_length mode ngram_counts ngram_indexes pool_int64s"
     " pool_strings weights",
 )
-_row("FeatureVectorizer", samples.features, "inputdimensions", rows=ALL)
-_row("OneHotEncoder", samples.one_hot_encoded, "cats_int64s cats_strings zeros")
-_row("ArrayFeatureExtractor", samples.extracted, rows=(0, 1))
+_classical("FeatureVectorizer", samples.features, "inputdimensions", rows=ALL)
+_classical("OneHotEncoder", samples.one_hot_encoded, "cats_int64s cats_strings zeros")
+_classical("ArrayFeatureExtractor", samples.extracted, rows=(0, 1))
 _row("StringNormalizer", samples.texts, "case_change_action is_case_sensitive locale")
 
 # Shapes.

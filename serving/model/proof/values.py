@@ -14,6 +14,12 @@ MAX_ITEMS = 64
 """The longest shape whose elements are followed."""
 
 
+MAX_RANK = 12
+"""The most axes of a tensor."""
+_MAX_TEXT = 100
+"""Characters of a graph's own names in a reason."""
+
+
 class Mixes(Exception):
     """Rows are not proved independent; the text says where and why."""
 
@@ -85,7 +91,7 @@ class Node:
     """One node with its inputs, as a rule sees it."""
 
     op: str
-    """The operator; with its domain before it, if it is not one of ONNX's own two."""
+    """The operator, as `operator_of` names it."""
     version: int
     """The version of the operator's set."""
     inputs: Sequence[Value | None]
@@ -126,6 +132,8 @@ class Node:
     def numbers(self, name: str, index: int | None = None) -> tuple[int, ...] | None:
         """Return integers of an attribute or, in newer sets, of an input; None if left out."""
         if name in self.attributes:
+            if len(self.attributes[name].ints) > MAX_ITEMS:
+                raise Mixes(f"its {name} are too many")
             return tuple(self.attributes[name].ints)
         if index is None or not self.has(index):
             return None
@@ -143,6 +151,11 @@ class Node:
         if any(self.is_used[len(values) :]):
             raise Mixes(f"its output {len(values)} has no rule")
         return list(values)
+
+
+def shown(text: Any) -> str:
+    """Return a graph's own text, safe in a line of a log."""
+    return "".join(each if each.isprintable() else "?" for each in str(text)[:_MAX_TEXT])
 
 
 def sizes_of(sizes: Iterable[Size]) -> Array:

@@ -203,13 +203,16 @@ class Asks(serving.Handler):
 
     def do_leave(self, rest):
         infer = self.models.infer
-        thread = threading.Thread(target=lambda: self.left.append(self.ask(rest, infer)))
+        text = f"wait {rest}"
+        thread = threading.Thread(target=lambda: self.left.append(self.ask(text, infer)))
         thread.start()
+        self.gate = open(rest, "w")  # noqa: SIM115 - until `do_left`; once the other model reads it
         self.thread, self.infer = thread, infer
         return "left"
 
     def do_left(self, rest):
         self.thread.join()
+        self.gate.close()
         return " ".join([*self.left, self.ask(rest, self.infer), self.ask(rest)])
 
 

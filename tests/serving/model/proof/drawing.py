@@ -453,49 +453,6 @@ def body_of(g, name, op, output):
 BODIES = "Neg", "Softmax", "ReduceMax", "Add", "Identity"
 
 
-def branched(g):
-    name = g.tensor()
-    kind = g.one("values", "sizes", "constant")
-    if kind == "values":
-        (low,) = g.add("ReduceMax", [name], keepdims=0)
-        (condition,) = g.add("Greater", [low, g.constant(0.5, np.float32)])
-    elif kind == "sizes":
-        (size,) = g.add("Size", [name])
-        (condition,) = g.add(g.one("Greater", "Equal"), [size, g.constant(g.one(0, 6), np.int64)])
-    else:
-        condition = g.constant(g.one(True, False), np.bool_)
-    branches = {
-        key: helper.make_graph(
-            [body_of(g, name, g.one(*BODIES), key)], key, [], [onnx.ValueInfoProto(name=key)]
-        )
-        for key in ("then_branch", "else_branch")
-    }
-    g.add("If", [condition], **branches)
-
-
-def looped(g):
-    name = g.tensor()
-    tag = len(g.nodes)
-    kept, inner, scanned = f"k{tag}", f"s{tag}", f"o{tag}"
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", [f"d{tag}"], [kept]),
-            body_of(g, g.one(f"v{tag}", name), g.one(*BODIES), inner),
-            body_of(g, g.one(name, f"v{tag}"), g.one(*BODIES), scanned),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info(f"i{tag}", TensorProto.INT64, []),
-            helper.make_tensor_value_info(f"d{tag}", TensorProto.BOOL, []),
-            helper.make_tensor_value_info(f"v{tag}", TensorProto.FLOAT, None),
-        ],
-        [onnx.ValueInfoProto(name=each) for each in (kept, inner, scanned)],
-    )
-    (size,) = g.add("Size", [name])
-    turns = g.one(g.constant(2, np.int64), g.constant(0, np.int64), size)
-    g.add("Loop", [turns, "", name], 2, body=body)
-
-
 def scanned(g):
     name = g.tensor(least=2)
     tag = len(g.nodes)
@@ -630,7 +587,7 @@ STEPS = [
     quantized, integers, sequences, attention, classical, classical, others,
     pointwise, cast, two, where, along, reduced, largest, normalized, product, window, picture,
     recurrent, reshaped, axes_moved, repeated, joined, cut, border, resized, by_number, one_hot,
-    filled, counted, fourier, branched, looped, scanned, as_function, two, reshaped, axes_moved,
+    filled, counted, fourier, scanned, as_function, two, reshaped, axes_moved,
     reshaped, window, cut,
 ]  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The check of a proof by a run: right proofs pass, and planted faults of rules end the proof."""
 
+import itertools
 import threading
 import time
 from dataclasses import replace
@@ -274,16 +275,16 @@ def test_time_that_is_spent_ends_the_check_after_a_batch_and_a_row(monkeypatch):
     assert (found.num_tensors, found.num_runs) == (1, 2)
 
 
-def test_runs_that_never_end_are_ended(tmp_path, monkeypatch, caplog):
-    """A loop that does not look at rows, with 2^62 turns."""
+def test_runs_that_take_too_long_are_ended(tmp_path, monkeypatch, caplog):
+    """No loop is proved, so a long way of large products."""
     monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.3)
     monkeypatch.setattr("serving.model.loading._SLOW_S", 0.0)
-    loop = (
-        "y = Loop (most, , x) <body = b (int64 i, bool c, float[A,B] s) => (bool d, float[A,B] t)"
-        " { d = Identity(c) t = Neg(s) }>"
-    )
+    monkeypatch.setitem(CONSTANTS, "square", np.full((256, 256), 0.01, np.float32))
+    names = ["x", *(f"a{number}" for number in range(400)), "y"]
+    products = "; ".join(f"{b} = MatMul({a}, square)" for a, b in itertools.pairwise(names))
+    onnx = graph(products, "float[N,256,256] x", "float[N,256,256] y").SerializeToString()
     path = tmp_path / "endless.onnx"
-    path.write_bytes(graph(loop).SerializeToString())
+    path.write_bytes(onnx)
     with caplog.at_level("DEBUG", "serving"), Model.load(path, device="cpu") as loaded:
         assert not loaded.served.tensors.is_batchable
     assert "model endless version 1: the check by a run goes on after 0 s" in caplog.text
