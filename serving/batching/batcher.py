@@ -69,7 +69,8 @@ class Batcher:
         capacity = config.queue_capacity
         if row_bytes := model.tensors.row_bytes:
             capacity = min(capacity, max(1, _MAX_QUEUE_BYTES // row_bytes))
-        self._executor = Executor(model, partial(host.guard, self.label))
+        guard = partial(host.guard, self.label)
+        self._executor = Executor(model, guard, config.max_response_bytes)
         finish = self._finish_offloaded
         self._offloaded = OffloadedBatches(
             self._executor, config, capacity, num_runners, host.runners, finish
