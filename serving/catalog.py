@@ -341,6 +341,8 @@ class ModelFolder:
             ServingError: it can't be served; see `load_model` and `around`.
         """
         config, served, handler = self._config, self.served, self._handler_of(version)
+        if handler is not None:
+            handler.require_file()
         if self.path.suffix == ".py":
             from serving.handlers.loading import HandlerSource
             from serving.handlers.model import alone
@@ -375,7 +377,7 @@ class ModelFolder:
         from serving.handlers.loading import HandlerSource
 
         file = self.path / version / HANDLER
-        if not os.path.isfile(file):  # a folder that can't be read says so when it is loaded
+        if not os.path.lexists(file):  # a folder that can't be read says so when it is loaded
             return None
         if self.may_have_handlers:
             return HandlerSource(file.absolute())

@@ -24,7 +24,10 @@ _VERSION = "model", "version"
 
 def encode(report: Report, accept: str) -> tuple[str, bytes]:
     """Write the metrics page."""
-    encoder, content_type = choose_encoder(accept)
+    try:
+        encoder, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # it compares a version that is no number
+        encoder, content_type = choose_encoder("")
     # The part of a registry that encoders use.
     return content_type, encoder(SimpleNamespace(collect=partial(_metrics, report)))
 
