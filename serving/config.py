@@ -138,6 +138,9 @@ class ModelConfig:
     `predict` is a model by itself."""
     max_handler_setup_s: float = 120.0
     """Seconds that the start of a handler's process may take: its imports and `setup`."""
+    allow_missing: bool = False
+    """Start although a model that is named here can't be served: the others are, and this one from
+    the first look on at which it can be. Without it the server ends, with the reason."""
     allow_handlers: bool = False
     """Run the handler.py of a version in the repository, which is code."""
 
