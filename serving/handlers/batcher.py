@@ -692,6 +692,10 @@ class RunMetrics:
         """Count a run, without the calls."""
         self._metrics.observe_run(run, (), model)
 
+    def observe_answers(self, answers: Any, outputs: Any, model: tuple[str, str]) -> None:
+        """Count the classes that the model has answered, before the handler changes them."""
+        self._metrics.observe_answers(answers, outputs, model)
+
     def count_failure(self, model: tuple[str, str], seconds: float, times: int = 1) -> None:
         """Count nothing: the calls are counted where they fail."""
 
