@@ -31,8 +31,9 @@ else:
 _log = logging.getLogger(__name__)
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
-_NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 512 << 20, 10.0
-"""The processes that decode pictures for handlers, and the memory of each beyond its start."""
+_NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 1280 << 20, 10.0
+"""The processes that decode pictures for handlers, and the memory of each beyond its start: the
+largest picture, 80 million transparent pixels, takes some 1,200 MiB with the copy to be sent."""
 _TWO, _SMALL_BYTES = 2, 256 << 20
 """Processes of a handler on as many cores, if one has at most this memory after `setup`."""
 
