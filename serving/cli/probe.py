@@ -109,6 +109,7 @@ def _channel(target: str, tls: Tls, server_name: str | None) -> grpc.Channel:
         return grpc.insecure_channel(target)
     if (key is None) != (cert is None):
         raise ConfigurationError("tls_cert and tls_key go together")
-    files = [read_authorities(ca), *(path and read_bytes(path) for path in (key, cert))]
+    pair = [None if path is None else read_bytes(path) for path in (key, cert)]
+    files = [read_authorities(ca), *pair]
     options = [("grpc.ssl_target_name_override", server_name)] if server_name else []
     return grpc.secure_channel(target, grpc.ssl_channel_credentials(*files), options)
