@@ -42,7 +42,13 @@ class InvalidRequest(RequestError):
 
 
 class TooLarge(InvalidRequest):
-    """The request has more bytes or rows than are taken, or a picture more pixels: divide it."""
+    """The request has more bytes or rows than are taken, or a picture more pixels: divide it.
+
+    Also of an answer that has more bytes than are sent.
+    """
+
+    is_answer = False
+    """Whether it is the answer that is too large: over HTTP, a fault of the server's."""
 
 
 class Unsupported(RequestError):

@@ -1,5 +1,6 @@
 """The models of a server by their names."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
 else:
     AnyBatcher = Batcher
 
+_log = logging.getLogger(__name__)
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
-_NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 512 << 20, 10.0
-"""The processes that decode pictures for handlers, and the memory of each beyond its start."""
+_NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 1280 << 20, 10.0
+"""The processes that decode pictures for handlers, and the memory of each beyond its start: the
+largest picture, 80 million transparent pixels, takes some 1,200 MiB with the copy to be sent."""
+_TWO, _SMALL_BYTES = 2, 256 << 20
+"""Processes of a handler on as many cores, if one has at most this memory after `setup`."""
 
 
 class _State(NamedTuple):
@@ -302,7 +307,7 @@ class Router:
                 network = Batcher(model.network, batching, metrics, cores, name, self.host)
             if model.handler.signature.has_pictures:
                 self._pictures()
-            parts = self._parts(model.handler, network)
+            parts = self._parts(name, model.handler, network)
             batcher = HandlerBatcher(model, batching, self.metrics, name, parts)
         batcher.block(self._refusal_of(batcher))
         if self.owner is not None:
@@ -310,11 +315,11 @@ class Router:
         self.batchers = (*self.batchers, batcher)
         return batcher
 
-    def _parts(self, handler: Any, network: Batcher | None) -> "Parts":
+    def _parts(self, name: str, handler: Any, network: Batcher | None) -> "Parts":
         """Return what a version with a handler runs on."""
         from serving.handlers.batcher import Parts
 
-        number = self.batching.handler_processes or max(1, usable_cores() - 1)
+        number = self.batching.handler_processes or self._usual_processes(name, handler)
         return Parts(
             handler.signature,
             network,
@@ -325,6 +330,21 @@ class Router:
             self._pictures,
             lambda: self.on_block(),
         )
+
+    def _usual_processes(self, name: str, handler: Any) -> int:
+        """Return how many processes a handler has by default: on two cores two small ones."""
+        cores = usable_cores()
+        if cores != _TWO or self._num_processes > 1:
+            return max(1, cores - 1)
+        if handler.first_bytes <= _SMALL_BYTES:
+            return _TWO
+        _log.info(
+            "model %s: its handler has one process, which takes %d MiB after setup; "
+            "--handler-processes 2 starts a second one",
+            name,
+            handler.first_bytes >> 20,
+        )
+        return 1
 
     def _receiver(self, name: str) -> tuple[Route, TensorSignature]:
         """Return another model, for a handler that calls it."""

@@ -12,6 +12,7 @@ callers of another.
 
 import logging
 from functools import partial
+from typing import Any
 
 from serving.batching.offload import OffloadedBatches
 from serving.batching.place import Cost, Place, place
@@ -63,13 +64,16 @@ class Batcher:
         """The name and the version, as metrics have them."""
         self._config = config
         self._metrics = metrics
+        self._answers: Any = getattr(model, "answers", None)
+        """Which outputs are classes and probabilities, if the model knows: an `Answers`."""
         self.max_delay_s = config.max_queue_delay_s
         """How long to wait for more rows before a run; see `delay_s`."""
         self.owner: Owner
         capacity = config.queue_capacity
         if row_bytes := model.tensors.row_bytes:
             capacity = min(capacity, max(1, _MAX_QUEUE_BYTES // row_bytes))
-        self._executor = Executor(model, partial(host.guard, self.label))
+        guard = partial(host.guard, self.label)
+        self._executor = Executor(model, guard, config.max_response_bytes)
         finish = self._finish_offloaded
         self._offloaded = OffloadedBatches(
             self._executor, config, capacity, num_runners, host.runners, finish
@@ -261,6 +265,9 @@ class Batcher:
                     answered.append(group)
                 group.sink.answer(group, responses, run)
             self.owner.defer(partial(self._metrics.observe_run, result, answered, self.label))
+            if self._answers is not None:
+                facts = self._answers, result.outputs, self.label
+                self.owner.defer(partial(self._metrics.observe_answers, *facts))
             return at
         except Exception:  # a bug of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")

@@ -72,6 +72,9 @@ class Queue:
         """The most rows of a run."""
         self.row_s = 0.0
         """Seconds for a row in full runs, with the reading before: a moving average."""
+        self.away_s = 0.0
+        """Seconds for which nothing runs for a reason that passes, such as the start of a process;
+        calls wait that much longer before their callers are too many."""
         self._ring: deque[ClientQueue] = deque()
         """Those with calls that wait, the next one's turn first."""
         self._addresses: dict[str, int] = {}
@@ -131,7 +134,7 @@ class Queue:
         wait_s = left_s * _SHARE_OF_BUDGET
         if self._num_waiting(caller):
             runs_s = _LONG_WAIT_RUNS * self.run_rows * self.row_s
-            wait_s = min(wait_s, max(_LONG_WAIT_S, runs_s))
+            wait_s = min(wait_s, self.away_s + max(_LONG_WAIT_S, runs_s))
         return min(self.capacity, max(self.run_rows, wait_s / self.row_s))
 
     def _num_waiting(self, caller: Caller) -> int:

@@ -4,18 +4,20 @@ import logging
 import math
 from array import array
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.batching.layout import Layout
-from serving.config import MOST_SIZE
+from serving.config import MOST_RESPONSE_BYTES, MOST_SIZE
 from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
     ModelError,
     ServingError,
+    TooLarge,
 )
 from serving.tensors import (
     BYTE_CLASSES,
@@ -34,9 +36,19 @@ _LOG_S = 1.0
 Run = Callable[[Feeds], list[Array]]
 Ran = tuple[float, float, str, str, int]
 """A run: start and end in monotonic seconds, the model's name, its version, and rows."""
+NUM_BYTES = attrgetter("nbytes")
+"""Returns the bytes of an array of numbers, without a call of Python."""
+TEXT_BYTES = 4
+"""Before each element of a BYTES tensor: its length."""
 NEVER: Ran = (0.0, 0.0, "", "", 0)
 
 FAILED = ModelError()
+
+
+class AnswerTooLarge(TooLarge):
+    """The outputs of a call have more bytes than `--max-response-bytes`."""
+
+    is_answer = True
 
 
 class Result:
@@ -324,13 +336,21 @@ class RunnableModel(Protocol):
 class Executor:
     """Runs calls of one version of a model."""
 
-    def __init__(self, model: RunnableModel, guard: Callable[[Run], Run]) -> None:
+    def __init__(
+        self,
+        model: RunnableModel,
+        guard: Callable[[Run], Run],
+        max_response_bytes: int = MOST_RESPONSE_BYTES,
+    ) -> None:
         """Prepare.
 
         Args:
             model: the version.
             guard: wraps each function that runs it; see `Host.guard`.
+            max_response_bytes: the most bytes of a call's outputs.
         """
+        self._max_response_bytes = max_response_bytes
+        self._has_texts = any(each.dtype == object for each in model.tensors.outputs)
         self.model = model
         self._guard = guard
         self._run = guard(model.run)
@@ -387,6 +407,13 @@ class Executor:
                     for output in outputs:
                         if len(output) != num_rows:
                             raise ValueError(f"{num_rows} rows were answered with {len(output)}")
+                # Before the first copy of them.
+                if self._has_texts or sum(map(NUM_BYTES, outputs)) > self._max_response_bytes:
+                    within, refused = self._divide_by_size(part, outputs, num_rows)
+                    outcomes += refused
+                    if refused:
+                        todo += [within] if within else []
+                        continue
                 facts = self._version, self._signature, started_s, clock()
                 result = Result(outputs, num_rows, *facts)
             except DeadlineExceeded as err:
@@ -405,6 +432,35 @@ class Executor:
             else:
                 outcomes.append((part, result))
         return outcomes
+
+    def _divide_by_size(
+        self, groups: list[Group], outputs: Sequence[Array], num_rows: int
+    ) -> tuple[list[Group], list[Outcome]]:
+        """Return the calls whose outputs may be sent, and the outcomes of the others."""
+        within: list[Group] = []
+        refused: list[Outcome] = []
+        at, tensors = 0, self._tensors.outputs
+        for group in groups:
+            step, fitting = group.encoder.num_rows, []
+            for number in range(len(group.streams)):
+                parts = outputs
+                if step != num_rows:
+                    parts = [each[at : at + step] for each in outputs]
+                at += step
+                sizes = [*map(answer_bytes, parts)]
+                if sum(sizes) <= self._max_response_bytes:
+                    fitting.append(number)
+                    continue
+                largest = max(range(len(sizes)), key=sizes.__getitem__)
+                error = too_large_answer(
+                    tensors[largest].name, sizes[largest], self._max_response_bytes
+                )
+                refused.append(([group.cut(number, number + 1)], error))
+            if len(fitting) == len(group.streams):
+                within.append(group)
+            else:
+                within += [group.cut(number, number + 1) for number in fitting]
+        return within, refused
 
     def _log_failure(self, num_rows: int, error: BaseException, now_s: float) -> None:
         """Log a call that can't be run; of many in a second only the first."""
@@ -435,6 +491,32 @@ class Executor:
             for tensor, arrays in zip(self._tensors.inputs, columns, strict=True)
         }
         return feeds, sum(group.num_rows for group in groups)
+
+
+def answer_bytes(output: Array) -> int:
+    """Return how many bytes an output has in an answer, without a copy of it."""
+    if output.dtype != object:
+        return output.nbytes
+    texts: list[str | bytes] = output.ravel().tolist()
+    return TEXT_BYTES * len(texts) + sum(
+        # A text in ASCII, as most are, has a byte for each character.
+        len(each.encode()) if isinstance(each, str) and not each.isascii() else len(each)
+        for each in texts
+    )
+
+
+def too_large_answer(output: str, num_bytes: int, limit: int) -> AnswerTooLarge:
+    """Build the error of an answer that is over the limit.
+
+    Args:
+        output: the name of its largest output.
+        num_bytes: that output's.
+        limit: the most of all outputs of a call.
+    """
+    return AnswerTooLarge(
+        f"the answer is too large: {output} has {num_bytes} bytes, and the outputs of a call may "
+        f"have {limit} (--max-response-bytes)"
+    )
 
 
 def _parts(groups: list[Group]) -> Iterator[Sequence[Array]]:

@@ -9,7 +9,9 @@ several of a handler whose rows are independent, makes a trip:
 
 Phases that a handler has no method for are left out. A trip whose callers have all left, or are
 late, is not begun; one that has begun is abandoned: its process goes on, and the outcome is
-dropped. Only the limits of time and memory, and crashes, end a process.
+dropped. Only the limits of time and memory, and crashes, end a process. Calls that were together in
+one that has ended are run once more, each alone and one of them at a time, so that the next process
+ends on the call that is at fault. Trips whose state is lost begin once more.
 """
 
 import itertools
@@ -36,6 +38,7 @@ from serving.batching.run import (
     arrays_of,
     divide,
     open_parts,
+    too_large_answer,
 )
 from serving.config import BatchingConfig
 from serving.errors import (
@@ -56,7 +59,7 @@ from serving.handlers.signature import (
     PREPROCESS,
     HandlerSignature,
 )
-from serving.handlers.trip import Phase, Slot, Trip
+from serving.handlers.trip import Attempt, Phase, Slot, Trip
 from serving.telemetry.metrics import HandlerUsage, Metrics
 from serving.tensors import Array
 
@@ -119,13 +122,15 @@ class HandlerBatcher:
         self._trips: dict[int, Trip] = {}
         self._ready: deque[Trip] = deque()
         """Trips that wait for any process."""
+        self._suspects: deque[Trip] = deque()
+        """Those of `Attempt.ALONE`, of which one is worked on at a time."""
         self._numbers = itertools.count(1)
         self._processes = ProcessSet(
             parts.launcher, parts.num_processes, self._add, self._note_failed
         )
         self._next_look_s = self._next_sweep_s = 0.0
         self._num_done, self._pace_since_s = 0, 0.0
-        """Rows that were answered since then, while there were others to answer."""
+        """Rows that processes were through with since then, while there were others."""
         self._refusal: ServingError | None = None
         self._is_closed = self._is_scheduled = False
         self._has_pictures = self._signature.has_pictures
@@ -275,6 +280,8 @@ class HandlerBatcher:
 
     def _sweep(self, now_s: float) -> None:
         self._end_late(self._queue.sweep(now_s))
+        if not self._queue.num_rows and self._slots:
+            self._queue.away_s = 0.0
         for trip in [*self._trips.values()]:
             trip.calls, late = divide(open_parts(trip.calls), now_s)
             self._end_late(late)
@@ -298,8 +305,9 @@ class HandlerBatcher:
 
     def _next_for(self, slot: Slot, now_s: float) -> Trip | None:
         """Return the next trip for a process: those that have begun come first."""
-        for waiting in (slot.own, self._ready):
-            while waiting:
+        is_suspect_out = any(each.has_suspect for each in self._slots)
+        for waiting in (slot.own, self._suspects, self._ready):
+            while waiting and not (is_suspect_out and waiting[0].attempt is Attempt.ALONE):
                 trip = waiting.popleft()
                 if self._is_wanted(trip, now_s):
                     return trip
@@ -357,11 +365,11 @@ class HandlerBatcher:
             options[METADATA] = dict(call.caller.metadata(call.streams[0]))
         return options
 
-    def _begin_trip(self, members: "list[_Member]") -> None:
+    def _begin_trip(self, members: "list[_Member]", attempt: Attempt = Attempt.FIRST) -> None:
         calls = [call for call, _ in members]
         columns = zip(*(arrays for _, arrays in members), strict=True)
         joined = [each[0] if len(each) == 1 else np.concatenate(each) for each in columns]
-        trip = Trip(next(self._numbers), calls, joined, self._options_of(calls[0]))
+        trip = Trip(next(self._numbers), calls, joined, self._options_of(calls[0]), attempt)
         if not self._trips:
             self._num_done, self._pace_since_s = 0, self.owner.clock()
         trip.step = self._first
@@ -369,9 +377,18 @@ class HandlerBatcher:
         if self._has_pictures:
             self._decode(trip)
         elif self._first:
-            self._ready.append(trip)
+            self._let_wait(trip)
         else:
             self._run(trip)
+
+    def _let_wait(self, trip: Trip) -> None:
+        """Let a trip wait for a process."""
+        if trip.process is not None:
+            trip.process.own.append(trip)
+        elif trip.attempt is Attempt.ALONE:
+            self._suspects.append(trip)
+        else:
+            self._ready.append(trip)
 
     def _take_ahead(self, now_s: float) -> None:
         """Begin trips that need no process yet: pictures are decoded, or the model is first."""
@@ -420,7 +437,7 @@ class HandlerBatcher:
                     column[row] = each
                 arrays[at] = column
             trip.arrays, trip.phase = arrays, Phase.READY
-            self._ready.append(trip)
+            self._let_wait(trip)
         self._schedule()
 
     # A process's work
@@ -434,6 +451,7 @@ class HandlerBatcher:
             "job": trip.number,
             "phase": trip.step,
             "rows": trip.num_rows,
+            "max_bytes": self._config.max_response_bytes,
         }
         if trip.options:
             head["options"] = trip.options
@@ -455,7 +473,8 @@ class HandlerBatcher:
         slot.refuse_asked(UNWANTED)  # by threads that the step has left behind
         trip.times.append((trip.step, begun_s, now_s))
         self._metrics.observe_step(self.label, trip.step, now_s - begun_s)
-        self._processes.note_answer(slot.process)
+        is_through = trip.step == self._signature.methods[-1] or head["kind"] != "done"
+        self._processes.note_answer(slot.process, trip.num_calls * is_through)
         if self._is_wanted(trip, now_s):
             self._go_on(slot, trip, head, frame.arrays)
         elif head.get("state"):
@@ -465,6 +484,9 @@ class HandlerBatcher:
     def _go_on(self, slot: Slot, trip: Trip, head: dict[str, Any], arrays: Sequence[Array]) -> None:
         if head["kind"] == "failed":
             self._fail_or_divide(trip, self._logged(trip, head["text"]))
+        elif head["kind"] == "too_large":
+            most = self._config.max_response_bytes
+            self._fail_or_divide(trip, too_large_answer(head["output"], head["bytes"], most))
         elif head["kind"] == "error":
             error = getattr(errors, head["error"], ModelError)(head["text"])
             self._fail_or_divide(trip, error)
@@ -510,7 +532,7 @@ class HandlerBatcher:
             self._answer(trip, outputs)
             return
         trip.phase = Phase.READY
-        (self._ready if trip.process is None else trip.process.own).append(trip)
+        self._let_wait(trip)
         self._schedule()
 
     # Outcomes
@@ -533,28 +555,41 @@ class HandlerBatcher:
         observe = self._metrics.observe_run if is_run else self._metrics.observe_calls
         self.owner.defer(partial(observe, result, [*trip.calls], self.label))
         self._end(trip)
-        self._note_pace(trip.num_rows, now_s)
 
-    def _note_pace(self, num_rows: int, now_s: float) -> None:
-        """Let the queue know how fast calls are answered; trips overlap, so their times do not."""
+    def _note_pace(self, num_rows: int) -> None:
+        """Let the queue know how fast calls are done; trips overlap, so their times do not."""
         self._num_done += num_rows
+        now_s = self.owner.clock()
         seconds = now_s - self._pace_since_s
         if seconds >= _PACE_S or not self._trips:
             self._queue.note_run(self._num_done, seconds)
             self._num_done, self._pace_since_s = 0, now_s
 
-    def _fail_or_divide(self, trip: Trip, error: ServingError) -> None:
+    def _fail_or_divide(
+        self, trip: Trip, error: ServingError, attempt: Attempt = Attempt.FIRST
+    ) -> None:
         """Fail a call; of several, begin each once more, alone."""
-        if len(trip.calls) > 1:
-            self._divide(trip)
+        if trip.num_calls > 1:  # even if the others have left by now
+            members = self._members_of(trip)
+            self._forget(trip)
+            for each in members:
+                self._begin_trip([each], attempt)
+            self._schedule()
         else:
             self._end_with(trip, error)
 
-    def _divide(self, trip: Trip) -> None:
-        calls = open_parts(trip.calls)
-        self._end(trip)
-        for call in calls:
-            self._begin_trip([(call, arrays_of(call, self.model.tensors))])
+    def _members_of(self, trip: Trip) -> "list[_Member]":
+        """Return the calls of a trip that somebody waits for, as they came."""
+        return [(call, arrays_of(call, self.model.tensors)) for call in open_parts(trip.calls)]
+
+    def _begin_again(self, trip: Trip) -> None:
+        """Begin a trip once more whose state is lost."""
+        members = self._members_of(trip)
+        if trip.attempt is not Attempt.FIRST or not members:
+            self._end_with(trip, Unavailable("the handler's process has ended"))
+            return
+        self._forget(trip)
+        self._begin_trip(members, Attempt.AGAIN)
         self._schedule()
 
     def _end_with(self, trip: Trip, error: ServingError) -> None:
@@ -563,9 +598,14 @@ class HandlerBatcher:
         self._end(trip)
 
     def _end(self, trip: Trip) -> None:
-        """Forget a trip, and its state."""
+        """Forget a trip, and its state; answered or not, its work counts in the pace."""
         if trip.phase is Phase.ENDED:
             return
+        self._forget(trip)
+        if trip.started_s:
+            self._note_pace(trip.num_rows)
+
+    def _forget(self, trip: Trip) -> None:
         slot = trip.process
         if slot is not None and trip.phase is not Phase.WORKING:
             slot.process.send({"kind": "drop", "job": trip.number})
@@ -624,15 +664,18 @@ class HandlerBatcher:
         for other in [*self._trips.values()]:
             if other is not trip and other.process is slot:
                 other.process = None
-                self._end_with(other, Unavailable("the handler's process has ended"))
+                self._begin_again(other)
         if trip is not None:
             trip.process = None
             if trip.calls:
-                self._fail_or_divide(trip, error)
+                self._fail_or_divide(trip, error, Attempt.ALONE)
             else:
                 self._end(trip)
-        self._processes.note_end(slot.process)
+        self._queue.away_s = slot.process.start_s
+        self._processes.note_end(slot.process, trip.num_calls if trip else 0)
         if self._processes.is_resting:
+            rest_s = self._processes.rest_s
+            _log.error("model %s version %s: no process for %.1f s", name, version, rest_s)
             refusal = self._reason_to_refuse()
             assert refusal is not None
             self._refuse_waiting(refusal)
@@ -648,6 +691,10 @@ class RunMetrics:
     def observe_run(self, run: Any, groups: Sequence[Any], model: tuple[str, str]) -> None:
         """Count a run, without the calls."""
         self._metrics.observe_run(run, (), model)
+
+    def observe_answers(self, answers: Any, outputs: Any, model: tuple[str, str]) -> None:
+        """Count the classes that the model has answered, before the handler changes them."""
+        self._metrics.observe_answers(answers, outputs, model)
 
     def count_failure(self, model: tuple[str, str], seconds: float, times: int = 1) -> None:
         """Count nothing: the calls are counted where they fail."""

@@ -15,7 +15,7 @@ from serving.handlers.signature import (
     PREPROCESS,
     STATE,
     HandlerSignature,
-    require_names,
+    arguments_of,
     signature_of,
 )
 from serving.tensors import Array, TensorSignature
@@ -47,13 +47,14 @@ class Instance:
         self.signature: HandlerSignature = signature_of(own)
         self._network = network
         methods = self.signature.methods
-        self._by_name = dict.fromkeys(methods, True)
+        self._arguments: dict[str, tuple[str, ...] | None] = {}
+        """How each method gets its values; see `arguments_of`."""
         for name, kinds in ((PREPROCESS, self.signature.inputs), (PREDICT, self.signature.inputs)):
             if name in methods:
-                self._by_name[name] = require_names(own, name, tuple(kinds or ()))
+                self._arguments[name] = arguments_of(own, name, tuple(kinds or ()))
         if POSTPROCESS in methods and network is not None:
             names = tuple(each.name for each in network.outputs)
-            self._by_name[POSTPROCESS] = require_names(own, POSTPROCESS, names)
+            self._arguments[POSTPROCESS] = arguments_of(own, POSTPROCESS, names)
         self._handler = handler() if isinstance(handler, type) else handler
         if models is not None:
             self.use(models)
@@ -122,9 +123,9 @@ class Instance:
     def _call(self, method: str, values: Mapping[str, Any], options: Options) -> Any:
         function = getattr(self._handler, method)
         named = {name: options.get(name, {}) for name in self._options[method]}
-        if self._by_name[method]:
-            return function(**values, **named)
-        return function(*values.values(), **named)
+        if (arguments := self._arguments[method]) is None:
+            return function(*values.values(), **named)
+        return function(**dict(zip(arguments, values.values(), strict=True)), **named)
 
     def _returned(self, method: str, found: Any, num_rows: int) -> list[Array]:
         kinds: Mapping[str, Kind] = self.signature.outputs or {}

@@ -17,6 +17,10 @@ FILE = "handler.py"
 """The handler of a version in a repository, beside its files."""
 
 
+_file_in_import: Path | None = None
+"""The handler's file that is imported now."""
+
+
 class NeedsModel(ConfigurationError):
     """A handler needs a model, and there is none of the name that it was given for."""
 
@@ -45,9 +49,23 @@ class HandlerSource(NamedTuple):
         path = Path(file or text).absolute()
         if path.suffix != ".py" or (name and not name.isidentifier()):
             raise ConfigurationError(f"handler: expected FILE.py or FILE.py:CLASS, got {text!r}")
-        if not path.is_file():
-            raise ConfigurationError(f"handler: there is no file {path}")
-        return cls(path, name)
+        found = cls(path, name)
+        found.require_file()
+        return found
+
+    def require_file(self) -> None:
+        """Check that there is a file, not a FIFO or the like, which could not be read.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        if self.file.is_file():
+            return
+        if self.file.is_symlink() and not self.file.exists():
+            raise ConfigurationError(f"handler: {self.file} is a link to nothing")
+        if self.file.exists():
+            raise ConfigurationError(f"handler: {self.file} is no file")
+        raise ConfigurationError(f"handler: there is no file {self.file}")
 
     def __str__(self) -> str:
         """Return it as the command line has it."""
@@ -57,22 +75,25 @@ class HandlerSource(NamedTuple):
 def named_sources(options: Iterable[str]) -> dict[str, HandlerSource]:
     """Return where handlers are, by the models' names; "" for the only one without a name.
 
+    Of several without a name each has that of its file.
+
     Args:
         options: NAME=FILE.py, FILE.py, or FILE.py:CLASS.
 
     Raises:
         ConfigurationError: there is no such file, or two have one name.
     """
+    pairs = [option.partition("=") for option in options]
+    is_one = sum(not equals for _, equals, _ in pairs) == 1
     found: dict[str, HandlerSource] = {}
-    for option in options:
-        name, equals, file = option.partition("=")
-        name, file = (name, file) if equals else ("", option)
-        if name in found:
+    for name, equals, file in pairs:
+        source = HandlerSource.of(file if equals else name)
+        key = name if equals else "" if is_one else source.file.stem
+        if key in found:
             raise ConfigurationError(
-                f"handler: two of them {'for ' + name if name else 'without NAME='}: "
-                f"{found[name]} and {file}"
+                f"handler: two of them for {key}, write NAME=FILE.py: {found[key]} and {source}"
             )
-        found[name] = HandlerSource.of(file)
+        found[key] = source
     return found
 
 
@@ -134,10 +155,14 @@ def load(source: HandlerSource) -> type[Handler]:
         ConfigurationError: it can't be imported, or there is no such class; the text begins with
             the file and the line.
     """
+    global _file_in_import
+    before, _file_in_import = _file_in_import, source.file
     try:
         module = _imported(source.file)
     except BaseException as err:  # of others: it raises anything, such as SystemExit
         raise ConfigurationError(line_of(err, source.file)) from err
+    finally:
+        _file_in_import = before
     if source.name:
         found = getattr(module, source.name, None)
         if not (isinstance(found, type) and issubclass(found, Handler)):
@@ -161,16 +186,39 @@ def load(source: HandlerSource) -> type[Handler]:
     )
 
 
+def require_no_import(what: str) -> None:
+    """Check that no handler's file is imported: a server that it starts would import it again.
+
+    Args:
+        what: the call that starts a server.
+
+    Raises:
+        ConfigurationError: one is; the text begins with its file and line.
+    """
+    file = _file_in_import
+    if file is None:
+        return
+    lines = [each.lineno for each in traceback.extract_stack() if Path(each.filename) == file]
+    raise ConfigurationError(
+        f"{file.name}:{(lines or [1])[-1]}: {what} starts a server whenever the file is imported, "
+        "as each process of its handler does: put it below if __name__ == '__main__':"
+    )
+
+
 def imported_beside(file: Path) -> list[Path]:
     """Return the files that a handler's file has imported from its folder, or its package's."""
     root, _ = _root_of(file)
     found = []
     for name, module in [*sys.modules.items()]:
         path = Path(getattr(module, "__file__", None) or "")
-        is_own = path.is_relative_to(root) and "site-packages" not in path.parts
-        if is_own and path != file and name.partition(".")[0] != "serving":
+        if _is_own(path, root) and path != file and name.partition(".")[0] != "serving":
             found.append(path)
     return sorted(found)
+
+
+def _is_own(path: Path, root: Path) -> bool:
+    """Return whether a file is the user's: below a folder, and not installed there."""
+    return path.is_relative_to(root) and "site-packages" not in path.parts
 
 
 def _root_of(file: Path) -> tuple[Path, list[str]]:
@@ -207,18 +255,35 @@ def _imported(file: Path) -> ModuleType:
     return module
 
 
+def text_of(error: BaseException) -> str:
+    """Return the text of a user's error in one line; empty if it has none."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # of its own `__str__`
+        return ""
+
+
 def line_of(error: BaseException, file: Path) -> str:
     """Return an error in one line: file, line, type and text.
 
     Args:
         error: as raised by a user's code.
-        file: the handler's, whose innermost line is shown.
+        file: the handler's. The innermost line of the user's own files is shown.
     """
     if isinstance(error, ConfigurationError):
         return str(error)
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = f"{type(error).__name__}: {text_of(error)}".removesuffix(": ")
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}: {text}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [each.lineno for each in frames if Path(each.filename) == file]
-    return f"{file.name}:{(lines or [1])[-1]}: {text}"
+    root, _ = _root_of(file)
+    own = [
+        (Path(each.filename), each.lineno)
+        for each in traceback.extract_tb(error.__traceback__)
+        if _is_own(Path(each.filename), root)
+    ]
+    lines = [line for path, line in own if path == file]
+    place = f"{file.name}:{(lines or [1])[-1]}"
+    if own and own[-1][0] != file:
+        path, line = own[-1]
+        return f"{path.relative_to(root)}:{line}: {text} (by {place})"
+    return f"{place}: {text}"

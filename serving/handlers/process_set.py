@@ -1,10 +1,13 @@
-"""The processes of a version: those that end are replaced, after a pause if that happens again.
+"""The processes of a version: one that ends is replaced at once, unless calls end many.
 
-number of failures   1   2    3    4   ...
-pause before a start 0   1 s  2 s  4 s ... up to a minute; all is well again after 30 s of life
+three first calls in a row ended theirs,            pauses before the next starts of 1, 2, 4, 8,
+or more than 10 of the last 200 calls did           10 times as long as the last start took
+
+starts that fail                                    pauses of 1, 2, 4, ... 60 seconds
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -13,16 +16,21 @@ from serving.errors import ServingError
 from serving.handlers.frames import Frame
 from serving.tensors import Array
 
-_STABLE_S, _FIRST_PAUSE_S, _MAX_PAUSE_S = 30.0, 1.0, 60.0
-"""How long a process lives that is well; the pause before the next start after two that are not,
-doubled with each further one, up to the last."""
+_MAX_FIRST_ENDS = 2
+"""Processes in a row that may end before they have answered a call, without a pause."""
+_NUM_REMEMBERED, _MAX_ENDS = 200, 10
+"""Calls that are remembered, and how many of them may have ended their process, without a pause."""
+_MAX_PAUSE_STARTS = 10
+"""The longest pause after an end, in starts."""
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 60.0
+"""Pauses after starts that failed."""
 
 
 class Process(Protocol):
     """A handler's process; see `HandlerProcess`."""
 
     @property
-    def started_s(self) -> float: ...
+    def start_s(self) -> float: ...
     @property
     def memory_bytes(self) -> int: ...
     def attach(
@@ -66,9 +74,15 @@ class ProcessSet:
         self._take, self._note_failed = take, note_failed
         self._owner: Any = None
         self.num_alive = self.num_starts = 0
-        self._num_starting = self._num_failures = 0
+        self._num_starting = self._num_failed_starts = 0
+        self._fresh: set[Process] = set()
+        """Those that have answered no call."""
+        self._num_first_ends = self._num_pauses = 0
+        """In a row: processes that have answered no call, and pauses."""
+        self._recent: deque[bool] = deque(maxlen=_NUM_REMEMBERED)
+        """The last calls: whether each has ended its process."""
         self._pause_until_s = -math.inf
-        """No process is started before, since others have ended soon."""
+        """No process is started before."""
         self._is_closed = False
 
     def attach(self, owner: Owner) -> None:
@@ -79,6 +93,8 @@ class ProcessSet:
         """Take a process that is ready."""
         self.num_alive += 1
         self.num_starts += 1
+        self._num_failed_starts = 0
+        self._fresh.add(process)
         self._take(process)
 
     @property
@@ -93,47 +109,58 @@ class ProcessSet:
         return rest_s
 
     def start_missing(self) -> None:
-        """Start processes as long as there are too few, unless they end again and again."""
+        """Start processes as long as there are too few, but after a pause and one by one."""
         if self._is_closed or self.rest_s > 0:
             return
+        is_careful = self._num_pauses or self._num_failed_starts
         while self.num_alive + self._num_starting < self._number:
+            if is_careful and self._num_starting:
+                break
             self._num_starting += 1
             self._launcher.launch(self._owner.post, self._take_started)
-            if self._num_failures:  # one at a time, until one is well
-                break
 
     def _take_started(self, process: Process | ServingError) -> None:
         self._num_starting -= 1
         if isinstance(process, ServingError):
-            self._note_failure()
+            pause_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**self._num_failed_starts)
+            self._num_failed_starts += 1
+            self._pause(pause_s)
             self._note_failed(process)
         elif self._is_closed:
             process.close()
         else:
             self.add(process)
 
-    def note_answer(self, process: Process) -> None:
-        """Note that a process has done some work."""
-        if self._num_failures and self._is_stable(process):
-            self._num_failures = 0
+    def note_answer(self, process: Process, num_calls: int) -> None:
+        """Note that a process has done the work of some calls, whether it failed on them or not."""
+        self._recent.extend([False] * num_calls)
+        if process in self._fresh:
+            self._fresh.remove(process)
+            self._num_first_ends = 0
 
-    def note_end(self, process: Process) -> None:
-        """Note that a process has ended, or was ended; start another one, perhaps."""
+    def note_end(self, process: Process, num_calls: int) -> None:
+        """Note that a process has ended, or was ended; start another one, at once or after a pause.
+
+        Args:
+            process: the process.
+            num_calls: those that it was at work on. Of several it is not known which has ended it;
+                each is run again, alone.
+        """
         self.num_alive -= 1
-        self.note_answer(process)
-        self._note_failure()
+        if num_calls == 1:
+            self._recent.append(True)
+        if process in self._fresh:
+            self._fresh.remove(process)
+            self._num_first_ends += 1
+        if self._num_first_ends > _MAX_FIRST_ENDS or sum(self._recent) > _MAX_ENDS:
+            self._pause(min(_MAX_PAUSE_STARTS, 2**self._num_pauses) * process.start_s)
+            self._num_pauses += 1
+        else:
+            self._num_pauses = 0
         self.start_missing()
 
-    def _is_stable(self, process: Process) -> bool:
-        age_s: float = self._owner.clock() - process.started_s
-        return age_s > _STABLE_S
-
-    def _note_failure(self) -> None:
-        """Pause before the next start, longer with each failure after the first."""
-        self._num_failures += 1
-        if self._num_failures > 1:
-            pause_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._num_failures - 2))
-            self._pause_until_s = self._owner.clock() + pause_s
+    def _pause(self, seconds: float) -> None:
+        self._pause_until_s = self._owner.clock() + seconds
 
     def close(self) -> None:
         """Start no further process."""

@@ -1,8 +1,10 @@
 """What a handler's class declares: checked, and as JSON, which its process sends to the server."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +13,7 @@ from serving.handlers.handler import Handler
 from serving.handlers.kinds import Array, Bytes, Kind, Picture, Text, document_of, kinds_of
 from serving.tensors import Tensor, TensorSignature
 
+SETUP = "setup"
 PREPROCESS, POSTPROCESS, PREDICT = "preprocess", "postprocess", "predict"
 METHODS = PREPROCESS, POSTPROCESS, PREDICT
 PARAMETERS, METADATA, STATE = "parameters", "metadata", "state"
@@ -98,6 +101,8 @@ def signature_of(handler: type[Handler]) -> HandlerSignature:
         ConfigurationError: it can't be used; the text begins with its file and line.
     """
     methods = tuple(name for name in METHODS if callable(getattr(handler, name, None)))
+    for each in (SETUP, *methods):
+        _require_plain(handler, each)
     if not methods:
         raise _error(handler, f"{_NO_METHODS}, got none of them")
     if PREDICT in methods and len(methods) > 1:
@@ -118,7 +123,7 @@ def signature_of(handler: type[Handler]) -> HandlerSignature:
     if found.outputs is not None and methods == (PREPROCESS,):
         raise _error(handler, "outputs are declared, and there is no postprocess that makes them")
     if methods[0] != POSTPROCESS:
-        require_names(handler, methods[0], tuple(found.inputs or ()))
+        arguments_of(handler, methods[0], tuple(found.inputs or ()))
     options = {name for each in methods for name in _options(getattr(handler, each))}
     if not isinstance(handler.batching, bool):
         raise _error(handler, f"batching: expected True or False, got {handler.batching!r}")
@@ -150,44 +155,98 @@ def _options(method: Callable[..., Any]) -> list[str]:
     return [name for name in OPTIONS if name in inspect.signature(method).parameters]
 
 
-def require_names(handler: type[Handler], method: str, names: tuple[str, ...]) -> bool:
-    """Check that a method takes values of these names; return whether by name, else in order.
+def arguments_of(
+    handler: type[Handler], method: str, names: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    """Return how a method gets values of these names: as which arguments, or None for in order.
+
+    A name that is no identifier is that of an argument with `_` for each character which none may
+    have: `Identity:0` is `Identity_0`. In order is a single value, and several of which no name is
+    an identifier: else a typo in one argument would exchange them without a word.
 
     Raises:
-        ConfigurationError: it takes others.
+        ConfigurationError: it takes others; the text has the line to write.
     """
+    if isinstance(inspect.getattr_static(handler, method), staticmethod | classmethod):
+        raise _error(handler, f"{method}: expected a method of instances", method)
     parameters = [
         each
         for each in inspect.signature(getattr(handler, method)).parameters.values()
         if each.name not in OPTIONS
     ][1:]  # without self
-    if isinstance(inspect.getattr_static(handler, method), staticmethod | classmethod):
-        raise _error(handler, f"{method}: expected a method of instances", method)
-    kinds = {each.kind for each in parameters}
-    own = {each.name for each in parameters}
-    required = {
-        each.name
-        for each in parameters
-        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    }
-    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
-    if required <= set(names) and (takes_any or set(names) <= own):
-        return True
-    if kinds == {inspect.Parameter.VAR_POSITIONAL}:
-        return False
-    positional = [
-        each
-        for each in parameters
-        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(positional) == len(parameters) == len(names):
-        return False
+    if [each.kind for each in parameters] == [inspect.Parameter.VAR_POSITIONAL]:
+        return None
+    own = [each.name for each in parameters]
+    arguments = tuple(map(_argument, names))
+    by_name = _by_name(parameters, names, arguments)
+    if by_name is not None:
+        return by_name
+    are_positional = all(each.kind in _POSITIONAL for each in parameters)
+    if are_positional and len(own) == len(names):
+        others = {each for each in own if each in arguments}
+        is_free = not others and not any(map(_is_argument, names))
+        if len(names) == 1 or own == [*arguments] or is_free:
+            return None
+    wanted = arguments if len({*arguments}) == len(names) else ("*values",)
+    line = ", ".join(["self", *wanted, *_options(getattr(handler, method))])
     raise _error(
         handler,
         f"{method}: expected to be given {', '.join(sorted(own)) or 'nothing'}, "
-        f"there is {', '.join(names)}",
+        f"there is {', '.join(names)}: write def {method}({line})",
         method,
     )
+
+
+_POSITIONAL = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _by_name(
+    parameters: list[inspect.Parameter], names: tuple[str, ...], arguments: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    """Return the argument for each name: one of a method's own, or any where it takes all."""
+    if any(each.kind not in _NAMED for each in parameters) or len({*arguments}) < len(names):
+        return None
+    own = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
+    required = {each.name for each in parameters if each.name in own and each.default is each.empty}
+    if not required <= {*arguments} or not (len(own) < len(parameters) or {*arguments} <= own):
+        return None
+    return tuple(
+        argument if argument in own else name
+        for name, argument in zip(names, arguments, strict=True)
+    )
+
+
+_NAMED = (
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+    inspect.Parameter.VAR_KEYWORD,
+)
+
+
+def _is_argument(name: str) -> bool:
+    return name.isidentifier() and not iskeyword(name)
+
+
+def _argument(name: str) -> str:
+    """Return the name of the argument for a value of a name, which may be no identifier."""
+    if _is_argument(name):
+        return name
+    found = re.sub(r"\W|^(?=\d)", "_", name)
+    return f"{found}_" if iskeyword(found) else found
+
+
+def _require_plain(handler: type[Handler], method: str) -> None:
+    """Refuse methods that return something else than their values.
+
+    Raises:
+        ConfigurationError: it is a generator or a coroutine.
+    """
+    function = getattr(handler, method)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        text = "a generator (it has `yield`) can't be served: return all values at once"
+        raise _error(handler, f"{method}: {text}", method)
+    if inspect.iscoroutinefunction(function):
+        raise _error(handler, f"{method}: `async def` can't be served: write def", method)
 
 
 def _error(handler: type[Handler], text: str, method: str = "") -> ConfigurationError:

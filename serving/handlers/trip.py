@@ -26,21 +26,37 @@ class Phase(Enum):
     ENDED = auto()
 
 
+class Attempt(Enum):
+    """Why calls go through the phases."""
+
+    FIRST = auto()
+    AGAIN = auto()
+    """The process that had their state has ended on others."""
+    ALONE = auto()
+    """A process has ended on this call and others."""
+
+
 class Trip:
     """Calls that go through the phases together; the `Caller` of the model's run for them."""
 
     __slots__ = (
-        "arrays", "calls", "depth", "num_rows", "number", "options", "phase", "places", "process",
-        "queues", "started_s", "step", "times",
+        "arrays", "attempt", "calls", "depth", "num_rows", "number", "options", "phase", "places",
+        "process", "queues", "started_s", "step", "times",
     )  # fmt: skip
 
     address = ""
     gave_up_s = -math.inf
 
     def __init__(
-        self, number: int, calls: list[Group], arrays: Sequence[Array], options: dict[str, Any]
+        self,
+        number: int,
+        calls: list[Group],
+        arrays: Sequence[Array],
+        options: dict[str, Any],
+        attempt: Attempt,
     ) -> None:
         self.number = number
+        self.attempt = attempt
         self.calls = calls
         """Those that nobody has given up."""
         self.arrays: Sequence[Array] = arrays
@@ -76,6 +92,11 @@ class Trip:
         return any(group.open_part() is not None for group in self.calls)
 
     @property
+    def num_calls(self) -> int:
+        """How many calls have begun together."""
+        return len(self.places)
+
+    @property
     def deadline_s(self) -> float:
         """When the last of its calls is late."""
         return max((group.deadline_s for group in self.calls), default=-math.inf)
@@ -96,6 +117,11 @@ class Slot:
         """Trips that are ready and whose state it has."""
         self.asked: dict[int, Any] = {}
         """Its calls of other models, by their numbers, until they are answered."""
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether it works on a call that may have ended another process."""
+        return self.trip is not None and self.trip.attempt is Attempt.ALONE
 
     def refuse_asked(self, error: ServingError) -> None:
         """Answer what the process has asked of other models with an error."""

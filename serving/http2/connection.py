@@ -21,9 +21,11 @@ from serving.http2.frames import CONNECTION, DATA, HEADERS, ErrorCode, Http2Erro
 from serving.http2.headers import Block, BlockRecogniser, HeaderReader, Shared
 from serving.http2.hpack import Encoder
 from serving.http2.limits import Budget, Limits
+from serving.http2.pieces import Pieces
 from serving.http2.streams import CLOSED, PEER_ENDS, RESET, WE_END, OpenCall, Stream
 
 _HEADER = Struct(">IB4s").unpack_from
+_DATA_HEAD = Struct(">IB4s").pack
 """A frame's length and kind, flags, stream."""
 _SETTING = Struct(">HI")
 _HTTP1 = int.from_bytes(b"HTT", "big"), b"P"[0]
@@ -32,6 +34,8 @@ _MAX_WAIT_BYTES = 4096
 """DATA frames up to this length are handed on whole."""
 _MAX_SENT_FRAME = 1 << 16
 """The longest frame that is sent, even if the peer takes longer ones: other answers wait for it."""
+_TURN_BYTES = 1 << 20
+"""Bytes of `Pieces` that are made frames of at a time."""
 _MAX_RESET = 4096
 """Streams of which is kept that we reset them; frames on older ones count as errors."""
 
@@ -103,7 +107,9 @@ class Connection:
         # Frames to the peer
         self.encoder = encoder
         self.blocked: dict[bytes, Stream] = {}
-        """Those with data that windows keep back."""
+        """Those with data that windows keep back, or that waits for its turn."""
+        self.due: dict[bytes, Stream] = {}
+        """Those with `Pieces`, which take turns; there is more to send now as long as any are."""
         self.send_window = frames.DEFAULT_WINDOW
         """Bytes that the peer takes on all streams together."""
         self._first_window = frames.DEFAULT_WINDOW
@@ -532,19 +538,22 @@ class Connection:
     # Frames to the peer
 
     def data_to_send(self) -> bytes:
-        """Return the bytes for the peer, once."""
+        """Return the bytes for the peer, once; of long data a part, if any is `due`."""
+        if self.due:
+            stream = next(iter(self.due))
+            state = self.due.pop(stream)
+            if self._pump_pieces(state.unsent, stream, state):
+                self.due[stream] = state  # behind the others
         data = b"".join(self._ready)
         self._ready.clear()
         return data
 
     def num_unsent(self, stream: bytes | None = None) -> int:
         """Return the bytes that windows keep back, on a stream or in all."""
-        if stream is None:
-            return sum(len(state.unsent) for state in self.blocked.values())
-        state = self.blocked.get(stream)
-        return 0 if state is None else len(state.unsent)
+        kept = self.blocked if stream is None else {stream} & self.blocked.keys()
+        return sum(len(self.blocked[each].unsent) for each in kept if each not in self.due)
 
-    def _send(self, stream: bytes, data: bytes, trailers: bytes | None = None) -> None:
+    def _send(self, stream: bytes, data: bytes | Pieces, trailers: bytes | None = None) -> None:
         """Send data, as the windows allow, and after it trailers.
 
         Args:
@@ -557,10 +566,19 @@ class Connection:
         if trailers is not None:
             state.trailers = trailers
             state.call = None
-        if not state.unsent:
+        unsent = state.unsent
+        if isinstance(unsent, Pieces):
+            unsent.append(data)
+        elif isinstance(data, Pieces):
+            if unsent:
+                pieces = Pieces([unsent])
+                pieces.append(data)
+                data = pieces
+            state.unsent = data
+        elif not unsent:
             state.unsent = bytearray(data)
         else:
-            state.unsent += data
+            state.unsent = unsent + data
         self._pump(stream, state)
 
     def reset(self, stream: bytes, code: ErrorCode) -> None:
@@ -576,6 +594,7 @@ class Connection:
     def _close(self, stream: bytes) -> Stream | OpenCall | None:
         """Drop a stream; return its state, or None if it is not open."""
         self.blocked.pop(stream, None)
+        self.due.pop(stream, None)
         return self.streams.pop(stream, None)
 
     def acknowledge(self, stream: bytes, num_bytes: int) -> None:
@@ -629,6 +648,11 @@ class Connection:
     def _pump(self, stream: bytes, state: Stream) -> None:
         """Send as much of a stream as the windows allow."""
         unsent, at = state.unsent, 0
+        if isinstance(unsent, Pieces):
+            if unsent:
+                self.blocked[stream] = self.due[stream] = state
+                return
+            unsent = b""
         room = min(len(unsent), self.send_window, self._first_window + state.send_credit)
         while at < room:
             end = min(room, at + self._max_frame)
@@ -643,6 +667,29 @@ class Connection:
         if unsent:
             self.blocked[stream] = state
             return
+        self._end_if_sent(stream, state, at)
+
+    def _pump_pieces(self, unsent: Any, stream: bytes, state: Stream) -> bool:
+        """Send a turn's part of long data, as the windows allow; return whether more may follow."""
+        window = min(self.send_window, self._first_window + state.send_credit)
+        room = max(0, min(len(unsent), window, _TURN_BYTES))
+        self.send_window -= room
+        state.send_credit -= room
+        left = room
+        while left:
+            data = unsent.take(min(left, self._max_frame))
+            left -= len(data)
+            flags = frames.END_STREAM if not unsent and state.trailers == b"" else 0
+            self._ready += (_DATA_HEAD(len(data) << 8 | DATA, flags, stream), data)
+            self._small_frames.left += 2  # as in `_pump`
+        if unsent:
+            return room == _TURN_BYTES
+        state.unsent = b""
+        self._end_if_sent(stream, state, room)
+        return False
+
+    def _end_if_sent(self, stream: bytes, state: Stream, at: int) -> None:
+        """End a stream all of whose data was sent, the last `at` bytes just now."""
         self.blocked.pop(stream, None)
         if state.trailers is not None:
             if state.trailers:

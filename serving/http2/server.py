@@ -10,6 +10,7 @@ from serving.http2.frames import DATA, HEADERS, ErrorCode, Http2Error, frame, wo
 from serving.http2.headers import HeaderReader, Shared
 from serving.http2.hpack import Encoder, Fields, encode_literally
 from serving.http2.limits import Limits
+from serving.http2.pieces import Pieces
 from serving.http2.streams import PEER_ENDS, WE_END, Stream
 
 _MAX_PARTS = 64
@@ -97,14 +98,15 @@ class ServerConnection(Connection):
         """Ask the peer to open no more streams; those already on the way are still accepted."""
         self._go_away(word(frames.MAX_WINDOW), ErrorCode.NO_ERROR)
 
-    def answer(self, streams: Sequence[bytes], messages: Sequence[bytes]) -> None:
+    def answer(self, streams: Sequence[bytes], messages: Sequence[bytes | Pieces]) -> None:
         """Send whole responses; nothing happens on streams whose callers have left.
 
         Args:
             streams: whose responses have not begun.
             messages: the data of each.
         """
-        open_streams, ready, window = self.streams, self._ready, self._first_window
+        open_streams, window = self.streams, self._first_window
+        ready: list[Any] = self._ready  # bytes: no length of `Pieces` is prepared
         for stream, message in zip(streams, messages, strict=True):
             state, size = open_streams.get(stream), len(message)
             parts = self._parts.get(size)
@@ -129,7 +131,7 @@ class ServerConnection(Connection):
             block = encode_literally(fields) if fields else self.encoder.encode(self._response)
             self._send_block(stream, block, end=False)
 
-    def send(self, stream: bytes, data: bytes) -> None:
+    def send(self, stream: bytes, data: bytes | Pieces) -> None:
         """Send a part of a response, as the windows allow."""
         if stream in self.streams:
             self._send(stream, data)

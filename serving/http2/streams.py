@@ -4,6 +4,7 @@ from enum import IntEnum
 from typing import Any
 
 from serving.http2.headers import Shared
+from serving.http2.pieces import Pieces
 
 
 class Phase(IntEnum):
@@ -57,7 +58,7 @@ class Stream:
     """Bytes acknowledged and not yet returned to the window."""
     content_left: int | None = None
     """Bytes of data that are still to come by `content-length`."""
-    unsent: bytes | bytearray = b""
+    unsent: bytes | bytearray | Pieces = b""
     trailers: bytes | None = None
     """The end of the stream after `unsent`: a header block, or only the flag."""
 

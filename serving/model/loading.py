@@ -22,6 +22,7 @@ import numpy as np
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import repository, verdicts
+from serving.model.answers import find_answers
 from serving.model.drawn_inputs import NUM_ROWS
 from serving.model.engine import OnnxEngine, open_engine
 from serving.model.loaded import LoadedModel
@@ -238,7 +239,15 @@ def _load_version(
         engine = open_engine(source.onnx, session, manifest.signature, run_options, source.weights)
         engine.has_bounded_time = has_bounded_time(source.onnx)
         settings.require(engine.tensors)
-        model = LoadedModel(engine, manifest, precision, settings=settings, labels=source.labels)
+        facts = source.onnx, engine.tensors, source.labels
+        model = LoadedModel(
+            engine,
+            manifest,
+            precision,
+            settings=settings,
+            labels=source.labels,
+            answers=None if manifest.signature else find_answers(*facts),
+        )
         return engine, model
 
     def check() -> LoadedModel:

@@ -84,7 +84,12 @@ class PrefixCache(dict[bytes, ResponseEncoder]):
 
 def frame(message: bytes) -> bytes:
     """Put gRPC's prefix before a message."""
-    return _PREFIX.pack(0, len(message)) + message
+    return frame_prefix(len(message)) + message
+
+
+def frame_prefix(num_bytes: int) -> bytes:
+    """Return gRPC's prefix of a message of a length."""
+    return _PREFIX.pack(0, num_bytes)
 
 
 class Elsewhere(NamedTuple):

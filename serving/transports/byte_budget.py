@@ -9,10 +9,12 @@ Without the budget a thousand callers, each within its own limits, would take al
 """
 
 import math
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from serving.errors import Overloaded
 from serving.system.libc import FREE_BYTES, trim_memory
 
 _RESERVED_SHARE = 0.75
@@ -41,6 +43,22 @@ class Arriving(Protocol):
         """End it: there is no room for its bytes."""
 
 
+class _Unsent:
+    """A long answer that is on its way, which nobody can refuse any more."""
+
+    __slots__ = ("peer",)
+    is_running = True
+
+    def __init__(self, peer: Any) -> None:
+        self.peer = peer
+
+    def resume_reading(self) -> None:
+        """Do nothing: its request has come."""
+
+    def refuse_bytes(self) -> None:
+        """Do nothing: it has begun."""
+
+
 class _Reservation:
     """The room of a request that was let in."""
 
@@ -52,7 +70,7 @@ class _Reservation:
 
 
 class Budget:
-    """The bytes of requests that have not come whole, or are not answered yet."""
+    """The bytes of requests that have not come whole, or are not answered, and of long answers."""
 
     def __init__(self, clock: Callable[[], float], hurry: Callable[[], None]) -> None:
         """Start with none, and without a limit; `hurry` has `tick` called soon."""
@@ -90,6 +108,22 @@ class Budget:
             self._release(call)
         if self._num_held > self.max_bytes:
             self._make_room()
+
+    def hold_answer(self, peer: Any, answer: Any) -> None:
+        """Note a long answer until it was sent, or its caller has left, and nothing refers to it.
+
+        Args:
+            peer: its caller.
+            answer: its bytes, in any object of a length.
+
+        Raises:
+            Overloaded: too many bytes of others are held.
+        """
+        unsent = _Unsent(peer)
+        if not self.has_room(unsent, len(answer)):
+            raise Overloaded("too many bytes of answers are not sent yet")
+        self.hold(unsent, len(answer))
+        weakref.finalize(answer, self.hold, unsent, 0).atexit = False
 
     def admit(self, call: Arriving, num_bytes: int) -> bool:
         """Return whether a request of a length may come; if not, it is resumed once it may."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import ServingError
+from serving.http2 import Pieces
 from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, Watch, frame
 from serving.protocols.status import Status, error_of
 from serving.transports import grpc_headers as headers
@@ -79,7 +80,7 @@ class GrpcCall(LoopCall):
         """The window bytes of answered requests, until the answers are read."""
         self._waits = ""
         """For "message" or "room" the method waits."""
-        self._response: bytes | None = None
+        self._response: bytes | Pieces | None = None
         """The only answer, which is sent with the end."""
         self._has_begun = False
         """Whether the headers of the answer were sent."""
@@ -285,7 +286,9 @@ class GrpcCall(LoopCall):
     async def send(self, message: bytes) -> None:
         await self.send_framed(frame(message))
 
-    async def send_framed(self, response: bytes) -> None:
+    async def send_framed(self, response: bytes | Pieces) -> None:
+        if isinstance(response, Pieces):
+            self.port.calls.budget.hold_answer(self.peer, response)
         if self.head.method.sends_one and self.logged is None:  # type: ignore[union-attr]
             self._response = response
         else:
@@ -340,7 +343,7 @@ class GrpcCall(LoopCall):
             self._num_unpacked -= pending.num_unpacked
         del self.pending[: len(ready)]
         if ready:
-            self._send(b"".join(ready))
+            self._send(b"".join(map(bytes, ready)))
             self._note_read()
             if self.head.encoding:
                 self._hold()
@@ -349,7 +352,7 @@ class GrpcCall(LoopCall):
             self._error, self.model = Status.of(error), error.model or self.model
             self.pending.clear()
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes | Pieces) -> None:
         self._begin_answer()
         self.peer.engine.send(self.stream, data)
         self.port.schedule_flush(self.peer)

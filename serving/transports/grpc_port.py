@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
-from serving.http2 import ServerConnection, events
+from serving.http2 import Pieces, ServerConnection, events
 from serving.http2.headers import Shared
 from serving.http2.recogniser import recognise
 from serving.protocols.method import BatchedUnary
@@ -300,8 +300,15 @@ class H2Port(Port):
 
     # How calls without an object end
 
-    def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
+    def answer(self, group: Group, responses: Sequence[bytes | Pieces], run: Ran) -> None:
         peer: Peer = group.caller  # type: ignore[assignment]
+        if responses and isinstance(responses[0], Pieces):
+            try:
+                for each in responses:
+                    self.calls.budget.hold_answer(peer, each)
+            except Overloaded as err:
+                self.fail(group, err)
+                return
         peer.engine.answer(group.streams, responses)
         self.schedule_flush(peer)
 

@@ -88,7 +88,7 @@ class _AsyncioCall:
             await self._context.write(message)
 
     async def send_framed(self, response: bytes) -> None:
-        await self.send(bytes(response[PREFIX_BYTES:]))
+        await self.send(bytes(memoryview(bytes(response))[PREFIX_BYTES:]))
 
     async def run(self, rows: Any, encoder: ResponseEncoder, enter: Any = None) -> bytes:
         handlers, peer = self._handlers, self._context.peer()

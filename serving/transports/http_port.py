@@ -176,6 +176,9 @@ class HttpEngine:
         self._answers.append(answer)
         self.num_unsent += len(answer)
 
+    due: tuple[()] = ()
+    """An answer is sent in one go, as the socket takes it."""
+
     def data_to_send(self) -> bytes:
         answers, self._answers, self.num_unsent = self._answers, [], 0
         return answers[0] if len(answers) == 1 else b"".join(answers)

@@ -112,7 +112,9 @@ def problem(error: ServingError | HttpError) -> Answer:
         reason = _REASONS.get(status, status.name)
     else:
         row = row_of(error)
-        status, reason, headers = row.http, row.reason, _headers_of(error)
+        is_answer = isinstance(error, TooLarge) and error.is_answer
+        status = HTTPStatus.INTERNAL_SERVER_ERROR if is_answer else row.http
+        reason, headers = row.reason, _headers_of(error)
         code = row.code.name
     content = {
         "type": "about:blank",

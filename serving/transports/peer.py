@@ -36,6 +36,10 @@ class PeerEngine(Protocol):
     def data_to_send(self) -> bytes:
         """Return the bytes for the peer, once."""
 
+    @property
+    def due(self) -> Collection[Any]:
+        """The calls of which there is more to send now, once these bytes were sent."""
+
     def forget(self) -> None:
         """Read calls again that repeat earlier ones."""
 
@@ -171,6 +175,8 @@ class Peer:
                 self.output = memoryview(self.output)[sent:] if sent < len(self.output) else b""
             if is_rest:  # answers may have come since
                 return self.flush()
+            if self.engine.due:  # of a long answer: others have their turn
+                self.port.schedule_flush(self)
             if self.state and self._has_ended():
                 self.socket.shutdown(socket.SHUT_WR)
                 self.state, self.opened_s = State.SHUT, self._clock()

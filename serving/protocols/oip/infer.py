@@ -11,19 +11,24 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from serving.batching.layout import Layout, Piece
-from serving.batching.run import ResponseEncoder, Result, Target
+from serving.batching.run import NUM_BYTES, ResponseEncoder, Result, Target
 from serving.errors import RequestError, ServingError, Unavailable
+from serving.http2 import Pieces
 from serving.protocols import parse, varint
-from serving.protocols.method import Elsewhere, PrefixCache, ReadRows, frame
+from serving.protocols.method import Elsewhere, PrefixCache, ReadRows, frame, frame_prefix
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.protocols.oip.tensors import InferRows
 from serving.protocols.oip.typed import as_raw, id_of, is_slow
 from serving.router import AnyBatcher, Route, Router
-from serving.tensors import DTYPES, TensorSignature
+from serving.tensors import DTYPES, Array, TensorSignature
+
+_PIECES_BYTES = 1 << 20
+"""Raw outputs that are sent from their arrays: copies of them hold the interpreter's lock."""
 
 
 class Infer:
@@ -109,9 +114,32 @@ class InferEncoder(ResponseEncoder):
         step, inference, name = self.num_rows, self._inference, self._name
         parts = (result.part(at + i * step, step) for i in range(number))
         return [
-            self._write(tensors.encode(inference, part, self._signature, name, result.version))
+            self._pieces(part, result.version)
+            if self._is_long(part)
+            else self._write(tensors.encode(inference, part, self._signature, name, result.version))
             for part in parts
         ]
+
+    def _is_long(self, outputs: Sequence[Array]) -> bool:
+        """Return whether an answer is sent from the arrays: raw, of gRPC, and long."""
+        if self._write not in _WRAPPERS or not self._inference.is_raw:
+            return False
+        sent = [outputs[at] for at in self._inference.outputs]
+        return sum(map(NUM_BYTES, sent)) >= _PIECES_BYTES and not any(
+            each.dtype == object for each in sent
+        )
+
+    def _pieces(self, outputs: Sequence[Array], version: str) -> Pieces:
+        """Write an answer around the arrays: `raw_output_contents` are its last field."""
+        inference, signature = self._inference, self._signature
+        head = tensors.encode_head(inference, outputs, signature, self._name, version)
+        parts: list[bytes | memoryview] = [head]
+        for at in inference.outputs:
+            data = np.ascontiguousarray(outputs[at]).data
+            parts += (RawEncoder.before(data.nbytes), data)
+        size = sum(memoryview(part).nbytes for part in parts)
+        around = _WRAPPERS[self._write](size)
+        return Pieces([frame_prefix(len(around) + size), around, *parts])
 
 
 class RawEncoder(InferEncoder):
@@ -126,7 +154,7 @@ class RawEncoder(InferEncoder):
     _head, _version = b"", ""
     """Those of a classifier, and their version."""
 
-    def encode(self, result: Result, at: int, number: int) -> list[bytes]:
+    def encode(self, result: Result, at: int, number: int) -> list[Any]:
         step, end = self.num_rows, at + number * self.num_rows
         rows = result.rows  # of a classifier, the bytes of its only output
         if rows and result.version == self._version:
@@ -135,6 +163,8 @@ class RawEncoder(InferEncoder):
             step *= size
             return [head + rows[i : i + step] for i in parts]
         outputs = [result.outputs[each] for each in self._inference.outputs]
+        if sum(map(NUM_BYTES, outputs)) * step >= _PIECES_BYTES * result.num_rows:
+            return super().encode(result, at, number)
         is_all = step == result.num_rows  # then the outputs may have any shape
         shapes = [each.shape if is_all else (step, *each.shape[1:]) for each in outputs]
         if (result.version, shapes) != self._known and not self._prepare(result, at, shapes):
@@ -240,6 +270,13 @@ def _write(response: Any) -> bytes:
 
 def _write_streamed(response: Any) -> bytes:
     return _write(ModelStreamInferResponse(infer_response=response))
+
+
+_WRAPPERS: dict[Callable[[Any], Any], Callable[[int], bytes]] = {
+    _write: lambda size: b"",
+    _write_streamed: lambda size: b"\x12" + varint(size),
+}
+"""The bytes before an answer of a length, by the function that writes it whole."""
 
 
 def _before_input(num_bytes: int) -> bytes:

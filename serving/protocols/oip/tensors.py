@@ -155,6 +155,24 @@ def encode(
     return response
 
 
+def encode_head(
+    inference: InferRows,
+    arrays: Sequence[Array],
+    signature: TensorSignature,
+    model_name: str,
+    version: str,
+) -> bytes:
+    """Write the ModelInferResponse of raw outputs up to their contents, its last field."""
+    response = inference_pb.ModelInferResponse(
+        model_name=model_name, model_version=version, id=inference.id
+    )
+    for at in inference.outputs:
+        tensor = signature.outputs[at]
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=arrays[at].shape)
+    data: bytes = response.SerializeToString()
+    return data
+
+
 def quoted(text: str) -> str:
     """Quote a text from a caller for an error, shortened."""
     if len(text) <= _MAX_SHOWN_CHARACTERS:

@@ -65,6 +65,36 @@ class Behaviours(serving.Handler):
         logging.getLogger("mine").warning("logged %s", rest)
         print("printed", rest)
 
+    def do_write(self, rest):
+        return ["ä" * int(rest)]
+
+    def do_surrogate(self, rest):
+        return ["\ud800"]
+
+    def do_refuse_surrogate(self, rest):
+        raise serving.InvalidRequest("\ud800")
+
+    def do_token(self, rest):
+        return [",".join(name for name in os.environ if name.startswith("SERVING_"))]
+
+    def do_fork(self, rest):
+        """Start a child that has all that this process has, and leave it behind."""
+        if (child := os.fork()) == 0:
+            signal.alarm(30)  # the end of one that has left
+            if rest == "leave":
+                os.setsid()
+            elif rest:
+                _eaten.append(b"\1" * int(rest))
+            signal.pause()
+        return [str(child)]
+
+    def do_fork_and_exit(self, rest):
+        self.do_fork(rest)
+        os._exit(0)
+
+    def do_close(self, rest):
+        os.closerange(3, 256)
+
     def do_less(self, rest):
         return ["one", "two", "three"]
 
@@ -203,13 +233,16 @@ class Asks(serving.Handler):
 
     def do_leave(self, rest):
         infer = self.models.infer
-        thread = threading.Thread(target=lambda: self.left.append(self.ask(rest, infer)))
+        text = f"wait {rest}"
+        thread = threading.Thread(target=lambda: self.left.append(self.ask(text, infer)))
         thread.start()
+        self.gate = open(rest, "w")  # noqa: SIM115 - until `do_left`; once the other model reads it
         self.thread, self.infer = thread, infer
         return "left"
 
     def do_left(self, rest):
         self.thread.join()
+        self.gate.close()
         return " ".join([*self.left, self.ask(rest, self.infer), self.ask(rest)])
 
 

@@ -22,14 +22,16 @@ NUMBERS = {"x": Array("int64")}
 TENSORS = TensorSignature(
     (Tensor("x", "INT64", (-1,)),), (Tensor("x", "INT64", (-1,)),), is_batchable=True
 )
+START_S = 0.5
+"""How long the start of a process takes, as it says."""
 SMALL = BatchingConfig(max_batch_size=8, queue_capacity=16, max_request_rows=8, max_handler_s=2.0)
 
 
 class Played:
     """A process that the test plays."""
 
-    def __init__(self, clock):
-        self.started_s, self.memory_bytes = clock(), 0
+    def __init__(self):
+        self.start_s, self.memory_bytes = START_S, 0
         self.sent = deque()
         self.is_over = False
 
@@ -76,6 +78,8 @@ class World:
     def __init__(self, methods=("predict",), network=None, num_processes=1, find=None, **options):
         self.clock, self.processes, self.failures = FakeClock(), [], 0
         self.num_blocks = 0
+        self.held: list[Any] | None = None
+        """Processes whose start goes on; None if they start at once."""
         self.version = network or FakeVersion()
         kinds = dict.fromkeys(("inputs", "outputs"), NUMBERS)
         signature = HandlerSignature(name="H", methods=methods, **{**kinds, **options})
@@ -94,9 +98,13 @@ class World:
             self.failures -= 1
             post(lambda: done(Unavailable("no process")))
             return
-        process = Played(self.clock)
-        self.processes.append(process)
-        post(lambda: done(process))
+
+        def start():
+            process = Played()
+            self.processes.append(process)
+            post(lambda: done(process))
+
+        start() if self.held is None else self.held.append(start)
 
     def call(self, *values, **options):
         request = Call(*values, **options)
@@ -141,13 +149,14 @@ class Call(ResponseEncoder):
 
     method = None
 
-    def __init__(self, *values, deadline_s=1e9, parameters=None):
+    def __init__(self, *values, deadline_s=1e9, parameters=None, caller=None):
         self.num_rows, self.outcome = len(values), None
         self.parameters = parameters or {}
-        self.caller = FakeCaller()
-        self.caller.streams[0] = self
+        self.caller = caller or FakeCaller()
+        self.stream = object()
+        self.caller.streams[self.stream] = self
         message = np.array(values).tobytes()
-        streams: Any = [0]
+        streams: Any = [self.stream]
         self.group = Group(self.caller, streams, [message], self, self, 0.0, deadline_s)
 
     def encode(self, result, at, number):
@@ -163,7 +172,7 @@ class Call(ResponseEncoder):
     def settle(self, outcome):
         assert self.outcome is None, "a second outcome"
         self.outcome = outcome
-        self.caller.streams.clear()
+        self.caller.streams.pop(self.stream, None)
 
 
 def test_call_is_a_job_of_a_process():
@@ -452,7 +461,6 @@ def test_joined_calls_of_a_crash_are_tried_once_more_alone():
     world.answer([10])
     world.crash()  # on the second
     assert isinstance(calls[1].outcome, ModelError)
-    world.tick(2.0)  # after a pause
     world.answer([30])
     assert calls[0].outcome == [[10]]
     assert calls[2].outcome == [[30]]
@@ -493,44 +501,105 @@ def test_refused_call_of_several_fails_alone():
     assert calls[1].outcome == [[2]]
 
 
-def test_lost_state_fails_its_calls():
-    slow = FakeVersion()
-    slow.inline_rows = 0  # runs on a thread, so that the outcome waits
+def test_calls_beside_a_crash_go_alone_and_one_at_a_time_beside_others():
+    world = World(batching=True, num_processes=2)
+    world.call(0)
+    world.answer(process=0)
+    calls = [world.call(number, caller=FakeCaller()) for number in (1, 2)]
+    assert [len(each.jobs) for each in world.processes] == [1, 1]
+    joined = [world.call(number) for number in (3, 4)]
+    world.answer(process=0)
+    assert world.processes[0].jobs == [("predict", [[3, 4]])]
+    world.crash(process=0)
+    assert world.processes[2].jobs == [("predict", [[3]])]
+    world.answer(process=1)
+    assert world.processes[1].jobs == [], "the other call beside the crash waits"
+    world.call(5)
+    assert world.processes[1].jobs == [("predict", [[5]])]
+    world.answer(process=2)
+    assert world.processes[2].jobs == [("predict", [[4]])]
+    world.answer(process=2)
+    assert [each.outcome for each in calls + joined] == [[[1]], [[2]], [[3]], [[4]]]
+
+
+def test_call_whose_batch_has_crashed_is_run_again_though_the_others_left():
+    world = World(batching=True)
+    world.call(0)
+    gone, stays = world.call(1), world.call(2)
+    world.answer()
+    gone.caller.streams.clear()
+    world.crash()
+    assert world.processes[1].jobs == [("predict", [[2]])]
+    world.answer()
+    assert stays.outcome == [[2]]
+
+
+def test_call_whose_state_is_lost_begins_again_once():
     world = World(("preprocess", "postprocess"), FakeVersion(), num_processes=1)
     first = world.call(1)
-    second = world.call(2)
-    world.processes[0].answer(state=True)  # the model's run is due, and the next job
-    world.processes[0].on_end("SIGKILL")
-    world.owner.work()
+    world.call(2)
+    for number in range(2):
+        world.processes[number].answer(state=True)  # the model's run is due, and the next job
+        world.batcher.turn(world.clock())
+        world.processes[number].on_end("SIGKILL")  # on the other call
+        world.owner.work()
+        if not number:
+            assert first.outcome is None
+            assert world.processes[1].jobs == [("preprocess", [[1]])]
+            world.call(3)
     assert isinstance(first.outcome, Unavailable)
-    assert isinstance(second.outcome, ModelError) or second.outcome is None
 
 
-def test_crashes_pause_the_next_start_longer_each_time():
+def pause_after(world):
+    """Have a process end on a call; return how long there is none then."""
+    world.call(1)
+    world.crash()
+    waited_s = 0.0
+    while world.batcher.is_blocked:
+        refused = world.call(2)
+        assert isinstance(refused.outcome, Unavailable)
+        world.tick(START_S)
+        waited_s += START_S
+    return waited_s / START_S
+
+
+def test_first_calls_in_a_row_that_end_processes_make_pauses_of_at_most_ten_starts():
     world = World()
-    pauses = []
-    for _ in range(4):
-        world.call(1)
-        world.crash()
-        waited_s = 0.0
-        while world.batcher.is_blocked:
-            refused = world.call(2)
-            assert isinstance(refused.outcome, Unavailable)
-            world.tick(0.5)
-            waited_s += 0.5
-        pauses.append(waited_s)
-    assert pauses == [0.0, 1.0, 2.0, 4.0]
+    assert [pause_after(world) for _ in range(8)] == [0, 0, 1, 2, 4, 8, 10, 10]
     assert world.num_blocks
+    world.call(1)
+    world.answer()  # one that is no first call ends the row
+    assert [pause_after(world) for _ in range(2)] == [0, 0]
 
 
-def test_process_that_lived_long_counts_as_well():
-    world = World()
+@pytest.mark.parametrize(("between", "expected"), [(19, 0.0), (18, 1.0)])
+def test_pause_if_more_than_one_in_twenty_of_the_last_calls_ended_their_process(between, expected):
+    world, pauses = World(), []
+    for _ in range(11):
+        for number in range(between):
+            world.call(number)
+            world.answer()
+        pauses.append(pause_after(world))
+    assert pauses == [0.0] * 10 + [expected]
+
+
+def test_processes_start_one_by_one_after_a_pause():
+    world = World(num_processes=3)
     for _ in range(3):
-        world.call(1)
-        world.tick(1.0)
-        world.processes[-1].started_s -= 60.0
-        world.crash()
-        assert not world.batcher.is_blocked
+        for process in world.processes[-3:]:
+            process.on_end("SIGKILL")
+        world.owner.work()
+    number = len(world.processes)
+    world.held = []
+    world.tick(10 * START_S)
+    assert len(world.held) == 1
+    world.tick()
+    assert len(world.held) == 1
+    world.held.pop()()
+    world.owner.work()
+    world.tick()
+    assert len(world.processes) == number + 1
+    assert len(world.held) == 1
 
 
 def test_failed_starts_pause_too():

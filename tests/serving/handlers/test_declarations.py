@@ -3,6 +3,7 @@
 # ruff: noqa: RUF012
 
 import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 
 import serving
 from serving.handlers.cascades import trouble_of
+from serving.handlers.instance import Instance
 from serving.handlers.kinds import Array, Bytes, Picture, Text, WrongValue
 from serving.handlers.loading import HandlerSource, assigned, load, named_sources
-from serving.handlers.signature import HandlerSignature, signature_of
+from serving.handlers.signature import HandlerSignature, arguments_of, signature_of
+from serving.tensors import Tensor, TensorSignature
 from tests.serving.handlers import behaviours
 from tests.serving.handlers.conftest import FILE
 
@@ -124,6 +127,87 @@ class OtherNames(Nothing):
     def predict(self, words, more): ...
 
 
+class Spans(serving.Handler):
+    """For a model with the outputs start and end."""
+
+    outputs = {"length": Array("int64")}
+
+
+def spans(method):
+    """Return a subclass of `Spans` with this function."""
+    return type("Spans", (Spans,), {"postprocess": method})
+
+
+@pytest.mark.parametrize(
+    ("method", "names", "expected"),
+    [
+        (lambda self, start, end: 0, ("start", "end"), ("start", "end")),
+        (lambda self, end, start: 0, ("start", "end"), ("start", "end")),
+        (lambda self, end, *, start, state: 0, ("start", "end"), ("start", "end")),
+        (lambda self, scores: 0, ("logits",), None),
+        (lambda self, Identity_1_0, Identity_0: 0, ("Identity:0", "Identity_1:0"),  # noqa: N803
+         ("Identity_0", "Identity_1_0")),
+        (lambda self, first, second: 0, ("Identity:0", "Identity_1:0"), None),
+        (lambda self, _0, class_: 0, ("0", "class"), ("_0", "class_")),
+        (lambda self, **outputs: 0, ("a:0", "b"), ("a:0", "b")),
+        (lambda self, a_0, **outputs: 0, ("a:0", "b"), ("a_0", "b")),
+        (lambda self, *outputs: 0, ("a:0", "a_0"), None),
+        (lambda self, first, second: 0, ("a:0", "a.0"), None),
+        (lambda self, start, end, /: 0, ("start", "end"), None),
+        (lambda self, start, more=1: 0, ("start",), ("start",)),
+    ],
+)  # fmt: skip
+def test_values_come_by_name(method, names, expected):
+    assert arguments_of(spans(method), "postprocess", names) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "names", "line"),
+    [
+        (lambda self, end, strat: 0, ("start", "end"), "postprocess(self, start, end)"),
+        (lambda self, end, start, /: 0, ("start", "end"), "postprocess(self, start, end)"),
+        (lambda self, start, state: 0, ("start", "end"), "postprocess(self, start, end, state)"),
+        (lambda self, a, b: 0, ("Identity:0", "end"), "postprocess(self, Identity_0, end)"),
+        (lambda self, b, a_0: 0, ("a:0", "b:0"), "postprocess(self, a_0, b_0)"),
+        (lambda self, a, a_0: 0, ("a:0", "a_0"), "postprocess(self, *values)"),
+    ],
+)
+def test_argument_of_another_name_is_refused_with_the_line_to_write(method, names, line):
+    with pytest.raises(serving.ConfigurationError, match=re.escape(f": write def {line}")):
+        arguments_of(spans(method), "postprocess", names)
+
+
+def test_values_arrive_under_the_names_of_the_arguments():
+    class Named(Spans):
+        def postprocess(self, b_0, **more):
+            return {"length": [b_0[0] - more["a"][0]]}
+
+    shape = tuple(Tensor(name, "INT64", (-1,)) for name in ("a", "b:0"))
+    instance = Instance(Named, TensorSignature(shape, shape, is_batchable=True), None)
+    (found,) = instance.postprocess([np.array([1]), np.array([7])], 1, {})
+    assert found.tolist() == [6]
+
+
+class Parts(Nothing):
+    def predict(self, text):
+        yield text
+
+
+class Async(Nothing):
+    async def predict(self, text): ...
+
+
+class AsyncParts(Nothing):
+    async def predict(self, text):
+        yield text
+
+
+class AsyncSetup(Nothing):
+    async def setup(self, folder): ...  # type: ignore[override]
+
+    def predict(self, text): ...
+
+
 class WrongKind(serving.Handler):
     inputs: ClassVar[Any] = {"text": str}
     outputs = TEXTS
@@ -169,6 +253,10 @@ class WrongUses(Nothing):
         (Reserved, "Reserved: inputs: 'parameters' can't be a name"),
         (PictureOut, "PictureOut: outputs: picture: a picture can't be an output"),
         (WrongBatching, "WrongBatching: batching: expected True or False, got 'yes'"),
+        (Parts, "Parts: predict: a generator (it has `yield`) can't be served"),
+        (AsyncParts, "AsyncParts: predict: a generator"),
+        (Async, "Async: predict: `async def` can't be served: write def"),
+        (AsyncSetup, "AsyncSetup: setup: `async def` can't be served: write def"),
         (WrongUses, "WrongUses: uses: expected a tuple of models' names, got 'digits'"),
     ],
 )
@@ -224,6 +312,16 @@ def test_file_that_cannot_be_imported_is_one_line_with_its_place(tmp_path, text,
         load(HandlerSource(file))
 
 
+def test_error_of_a_file_that_a_handler_imports_names_that_file(tmp_path):
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "stems.py").write_text("def stem(word):\n    return word[9]\n")
+    file = tmp_path / "deep.py"
+    file.write_text("from words.stems import stem\n\nstem('a')\n")
+    expected = "words/stems.py:2: IndexError: string index out of range (by deep.py:3)"
+    with pytest.raises(serving.ConfigurationError, match=f"^{re.escape(expected)}$"):
+        load(HandlerSource(file))
+
+
 def test_handlers_are_given_to_models():
     first, second = f"{FILE}:Around", f"{FILE}:Joined"
     sources = named_sources([first, f"b={second}"])
@@ -231,8 +329,15 @@ def test_handlers_are_given_to_models():
     assert assigned(sources, []) == {"behaviours": (FILE, "Around"), "b": (FILE, "Joined")}
     with pytest.raises(serving.ConfigurationError, match=r"expected NAME=.*behaviours.py, of a, c"):
         assigned(sources, ["a", "c"])
-    with pytest.raises(serving.ConfigurationError, match="two of them without NAME="):
+    with pytest.raises(serving.ConfigurationError, match="two of them for behaviours, write NAME="):
         named_sources([first, second])
+    here = f"{Path(__file__)}:Parts"
+    sources = named_sources([first, here])
+    assert sources == {
+        "behaviours": (FILE, "Around"),
+        "test_declarations": (Path(__file__), "Parts"),
+    }
+    assert assigned(sources, ["model"]) == sources
 
 
 @pytest.mark.parametrize(

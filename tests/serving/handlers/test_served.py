@@ -27,7 +27,8 @@ CLASSES = {
 @pytest.fixture(scope="module", params=["h2", "grpcio"])
 def handled(request, network):
     handlers = named(model="Around", **CLASSES)
-    with serving.Server(network, handler=handlers, transport=request.param) as handled:
+    options = {"transport": request.param, "handler_processes": 1}
+    with serving.Server(network, handler=handlers, **options) as handled:
         yield handled
 
 
@@ -77,6 +78,15 @@ def test_signature_is_the_handlers(caller, peer):
     assert "-H 'content-type: text/plain' -d text" in listed["joined"]["requests"]["curl"]
     assert "picture=@picture.jpg" in listed["sizes"]["requests"]["digit-serving"]
     assert "[open('file.bin', 'rb').read()]" in listed["facts"]["requests"]["Python"]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGB", "JPEG")])
+def test_largest_picture_that_is_promised_is_read(caller, mode, kind):
+    """80 million pixels: the memory of the process that decodes it must be enough."""
+    file = io.BytesIO()
+    Image.new(mode, (10_000, 8_000)).save(file, kind)
+    found = caller.infer("sizes", {"picture": [file.getvalue()]}, timeout_s=60)
+    assert found["size"].tolist() == [[8_000, 10_000]]
 
 
 def test_stub_of_grpcio_calls_it_unary_and_on_a_stream(handled):
