@@ -1,4 +1,4 @@
-"""Networks in half precision: python half_exports.py FOLDER MODEL... (with onnxconverter-common)."""
+"""Networks in half precision, by onnxconverter-common: python half_exports.py FOLDER MODEL..."""
 
 import sys
 from pathlib import Path
