@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serving.config import MOST_SIZE
 from serving.model.onnx_file import small_array
 from serving.model.proof.elements import ENDLESS, require_backwards
 from serving.model.proof.shapes import (
@@ -247,9 +248,17 @@ def joined(node: Node) -> list[Value]:
             # the memory in their place as it was.
             raise Mixes("a size may be 0")
         else:
-            shape.append(met(node, sizes))
+            shape.append(_equal_size(sizes))
     outer = None if first.axis != axis else (first.outer or ONE) * Size.of(len(node.given))
     return node.outputs(Value(tuple(shape), first.axis, outer))
+
+
+def _equal_size(sizes: Sequence[Size]) -> Size:
+    """Return the best known of sizes that must be equal, or ONNX Runtime answers nothing."""
+    numbers = {each.number for each in sizes if each.number is not None}
+    if len(numbers) > 1:
+        raise Mixes("its sizes don't fit")
+    return min(sizes, key=lambda each: (each.number is None, not each.fits(MOST_SIZE + 1)))
 
 
 def split(node: Node) -> list[Value]:
