@@ -178,6 +178,8 @@ def expanded(node: Node) -> list[Value]:
         if at == axis:
             if other not in (ONE, size):
                 raise Mixes("rows are repeated along the batch axis")
+        elif other.varies and other == size and value.axis is None:
+            pass  # as long as there are rows already
         elif other.varies:
             if axis is not None or size != ONE:
                 raise Mixes("a row is repeated as often as there are rows")
@@ -336,6 +338,8 @@ def _cut(node: Node, size: Size, start: Size | None, end: Size | None, step: int
         return size
     if first == 0 and step == 1 and end is not None and end == size:
         return size
+    if length is not None and length > 1 and (first, step) == (0, 1) and end and end.is_positive:
+        return node.unknowns.at_most(length, end)
     return node.new_size()
 
 
