@@ -29,6 +29,7 @@ from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
 from serving.model.memory import remaps_memory
 from serving.model.onnx_fields import labels_of
 from serving.model.onnx_runtime import runtime
+from serving.model.quantised import output_step
 from serving.model.repository import CLASSIFIER
 from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings
 from serving.model.timing import find_rows, has_bounded_time
@@ -238,7 +239,16 @@ def _load_version(
         engine = open_engine(source.onnx, session, manifest.signature, run_options, source.weights)
         engine.has_bounded_time = has_bounded_time(source.onnx)
         settings.require(engine.tensors)
-        model = LoadedModel(engine, manifest, precision, settings=settings, labels=source.labels)
+        model = LoadedModel(
+            engine,
+            manifest,
+            precision,
+            is_proved=verdict.obstacle is None,
+            output_step=output_step(source.onnx),
+            verdict_key=source.key,
+            settings=settings,
+            labels=source.labels,
+        )
         return engine, model
 
     def check() -> LoadedModel:
@@ -308,7 +318,7 @@ def _source_of(
         )
     digests, file = manifest.digests, FILES[precision]
     key = verdicts.key_of(digests[file], {name: digests[name] for name in weights})
-    found = manifest.verdicts.get(file) or verdicts.kept(key)
+    found = verdicts.kept(key) or manifest.verdicts.get(file)
     if found is not None and b"ZipMap" not in onnx:
         return _Source(manifest, onnx, weights, labels_of(onnx), None, key, found)
     from serving.model.onnx_file import cut_zip_maps, parse_model  # here: few starts read a graph
