@@ -5,12 +5,13 @@ and one that disappears is dropped. Models that were asked for by name stay, and
 if the repository can't be read or is empty.
 """
 
+import errno
 import logging
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +25,7 @@ from serving.errors import (
     DeviceError,
     ModelNotFound,
     ServingError,
+    Unavailable,
 )
 from serving.handlers.cascades import trouble_of
 from serving.model import repository
@@ -47,6 +49,15 @@ _log = logging.getLogger(__name__)
 
 _NOT_THE_FILES = (ConfigurationError, DeviceError)
 """Errors at start for which no other version is tried."""
+_PATIENCE_S = 5.0
+"""How long a look at one model may take before others are looked at beside it: it may hang."""
+_MAX_BESIDE = 4
+"""Models that are looked at beside one another."""
+_LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM,
+            errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EFBIG)  # fmt: skip
+"""What the system says of a file that stays as it is, or of who may read it."""
+_IN_USE = ("out of memory", "in use", "busy", "failed to allocate", "bad_alloc", "bad allocation")
+"""What libraries say when others have the device, or the memory."""
 _REPOSITORY = ""
 """The repository as a whole, where a model's name is expected."""
 _Fingerprint = frozenset[tuple[str, int, int, int]]
@@ -136,6 +147,10 @@ class ModelFolder:
         self.name = name
         self.served: ModelVersions | None = None
         """The versions in service; None before the first look that succeeds."""
+        self.error: Exception | None = None
+        """Why the first look failed."""
+        self.lock = threading.Lock()
+        """Held during a look."""
         self._config, self._max_batch_size, self._on_refusal = config, max_batch_size, on_refusal
         self._most_threads = most_threads
         self.check: Callable[[LoadedModel], None] = lambda model: None
@@ -147,7 +162,9 @@ class ModelFolder:
         self._unused_handlers: set[str] = set()
         """Versions whose handler may not be used, as the log says."""
         self._refused: dict[str, tuple[str, _Fingerprint]] = {}
-        """Versions that failed, why, and their files then: not retried until these change."""
+        """Versions that failed, why, and their files before: not retried until these change."""
+        self._passing: ServingError | None = None
+        """An error of a version in the last look whose reason may pass."""
 
     def forget_failures(self) -> None:
         """Retry failed versions at the next look."""
@@ -173,7 +190,7 @@ class ModelFolder:
         is_choice = self._wanted in ("latest", "all") and not self.path.is_file()
         read = partial(self._signature_of, settings.file_name)
         is_choice = is_choice and not any(map(self._handler_of, found))  # these fit their graphs
-        self._unaccepted = {}
+        self._unaccepted, self._passing = {}, None
         if is_choice and len(found) > 1:
             from serving.model.signatures import unaccepted  # here: most models have one version
 
@@ -188,7 +205,8 @@ class ModelFolder:
             models[version] = model
         if not models:
             reasons = [f"{each} ({self._refused[each][0]})" for each in found]
-            raise CorruptModel(f"no version of {self.name} is good: {'; '.join(reasons)}")
+            text = f"no version of {self.name} is good: {'; '.join(reasons)}"
+            raise CorruptModel(text) from self._passing
         models = {version: models[version] for version in found if version in models}
         served = self._arrange(models, labels, share)
         self._loaded = {version: self._loaded[version] for version in models}
@@ -251,6 +269,7 @@ class ModelFolder:
                 if isinstance(err, NeedsModel):  # else its model would be served without it
                     raise
             _log.warning("model %s is not served: %s", self.name, text_of(err))
+            self.error = err
             return text_of(err)
         return None
 
@@ -308,7 +327,9 @@ class ModelFolder:
             is_choice = not (config.version or self.path.is_file())
             if served is None and (isinstance(err, _NOT_THE_FILES) or not is_choice):
                 raise
-            self._refuse(version, str(err))
+            if may_pass(err):
+                self._passing = err
+            self._refuse(version, str(err), fingerprint)
             return model
         self._loaded[version] = new, own | _imported_states(new)
         return new
@@ -320,6 +341,8 @@ class ModelFolder:
             ServingError: it can't be served; see `load_model` and `around`.
         """
         config, served, handler = self._config, self.served, self._handler_of(version)
+        if handler is not None:
+            handler.require_file()
         if self.path.suffix == ".py":
             from serving.handlers.loading import HandlerSource
             from serving.handlers.model import alone
@@ -354,7 +377,7 @@ class ModelFolder:
         from serving.handlers.loading import HandlerSource
 
         file = self.path / version / HANDLER
-        if not os.path.isfile(file):  # a folder that can't be read says so when it is loaded
+        if not os.path.lexists(file):  # a folder that can't be read says so when it is loaded
             return None
         if self.may_have_handlers:
             return HandlerSource(file.absolute())
@@ -374,13 +397,15 @@ class ModelFolder:
         found = _fingerprint(self.path, version)
         return found if self.handler is None else found | _states([self.handler.file])
 
-    def _fingerprint(self, version: str) -> _Fingerprint:
-        """Return the same with the files that its handler imports, as far as that is loaded."""
-        model, _ = self._loaded.get(version, (None, None))
-        return self._own_fingerprint(version) | _imported_states(model)
+    def _refuse(self, version: str, reason: str, fingerprint: _Fingerprint) -> None:
+        """Note a version that failed; of its files as they were before: more may have come since.
 
-    def _refuse(self, version: str, reason: str) -> None:
-        refusal = reason, self._fingerprint(version)
+        Args:
+            version: its number.
+            reason: why it failed.
+            fingerprint: of its files before they were read.
+        """
+        refusal = reason, fingerprint
         if self._refused.get(version) == refusal:
             return
         self._refused[version] = refusal
@@ -498,6 +523,38 @@ def _states(files: Iterable[Path]) -> _Fingerprint:
     return frozenset((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in states)
 
 
+def may_pass(error: BaseException | None) -> bool:
+    """Return whether the reason of an error may go away by itself: network, I/O, memory, a device.
+
+    What a file or a setting says stays until somebody changes it.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError | Unavailable):
+            return True
+        is_of_file = isinstance(error, FileNotFoundError | PermissionError)
+        if isinstance(error, OSError) and not is_of_file and error.errno not in _LASTING:
+            return True
+        is_of_library = isinstance(error, DeviceError) or not isinstance(error, ServingError)
+        if is_of_library and any(each in str(error).lower() for each in _IN_USE):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _at_start(text: str, *errors: Exception | None) -> ServingError:
+    """Build the error that ends a start, by the reasons of its models.
+
+    What may pass is `Unavailable`, exit code 1: a supervisor may try again.
+    """
+    known = [each for each in errors if each is not None]
+    if known and all(map(may_pass, known)):
+        return Unavailable(text)
+    first = known[0] if len(known) == 1 else None
+    if isinstance(first, ConfigurationError | DeviceError | ModelNotFound):
+        return type(first)(text)
+    return CorruptModel(text)
+
+
 # All models
 
 
@@ -521,8 +578,8 @@ class Catalog:
     ) -> None:
         """Load the models of a server, several at once.
 
-        A version that can't be served is skipped with a warning, and so is a model if another one
-        can.
+        A version that can't be served is skipped with a warning if another one of its model can,
+        and so is a model that was found in the repository, or any with `allow_missing`.
 
         Args:
             config: the models and where they are.
@@ -530,8 +587,11 @@ class Catalog:
             most_threads: those of a run that is alone; see `load_model`.
 
         Raises:
-            ServingError: no model can be served; see `load_model`.
+            ServingError: no model can be served, or not one that is named; see `load_model`.
+            Unavailable: the same, for a reason that may pass.
         """
+        self._named: frozenset[str] = frozenset()
+        """The models that the configuration names."""
         self.models: Mapping[str, ModelVersions] = {}
         """The models in service, by name; replaced as a whole."""
         self.failures: Mapping[str, str] = {}
@@ -539,6 +599,8 @@ class Catalog:
         self.on_change: Callable[[str, ModelVersions | None], None] = lambda name, versions: None
         """Called with a model's name and its new state, None if it is no longer served; on the
         thread of the change, before `models` shows it."""
+        self.patience_s = _PATIENCE_S
+        """How long a look at one model may take before others are looked at beside it."""
         self.count_reload: Callable[[str], None] = lambda outcome: None
         """Called with an outcome, "loaded", "failed" or "unread"; see `Metrics.count_reload`."""
         self._config, self._max_batch_size = config, max_batch_size
@@ -553,8 +615,10 @@ class Catalog:
         self._unloaded: set[str] = set()
         self._troubles: dict[str, str] = {}
         """Why the last look failed, by model; logged when it changes."""
-        self._lock = threading.Lock()
-        """Held during a look, by the catalog's thread or by a caller of `load` or `unload`."""
+        self._lock = threading.RLock()
+        """Held while the tables change; not during a look, which holds its folder's."""
+        self._looking: dict[str, Future[bool]] = {}
+        """Looks that go on."""
         self._ended = False
         self._requests: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._load_all()
@@ -568,16 +632,45 @@ class Catalog:
         self._config.require_batched(paths)
         folders = [self._folder(name, path) for name, path in paths.items()]
         if len(folders) == 1:
-            folders[0].look()
+            try:
+                folders[0].look()
+            except ServingError as err:
+                if may_pass(err):
+                    raise Unavailable(str(err)) from err
+                raise
         else:
             self.failures = self._look_at_all(folders)
         self._refuse_circles(folders)
+        self._require_named(folders)
         self._troubles = dict(self.failures)
         self.models = {folder.name: folder.served for folder in folders if folder.served}
         if not self.models:
             listed = [f"{name} ({reason})" for name, reason in self.failures.items()]
             more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-            raise CorruptModel(f"no model can be served: {'; '.join(listed[:3])}{more}")
+            text = f"no model can be served: {'; '.join(listed[:3])}{more}"
+            raise _at_start(text, *(each.error for each in folders))
+
+    def _require_named(self, folders: list[ModelFolder]) -> None:
+        """Check that each model that is named is served, or may be missing.
+
+        Raises:
+            ServingError: one is not; see `__init__`.
+        """
+        missing = [each for each in folders if each.name in self._named and each.served is None]
+        if not missing or self._config.allow_missing or len(missing) == len(folders):
+            return  # without any model the reasons are said below
+        for each in folders:
+            each.drop()  # their handlers have processes
+        listed = "; ".join(f"{each.name} ({self.failures[each.name]})" for each in missing)
+        raise _at_start(
+            f"can't be served, although named: {listed}; --allow-missing serves the others",
+            *(each.error for each in missing),
+        )
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """The models that are named and not in service, but for those that were unloaded."""
+        return self._named - self.models.keys() - self._unloaded
 
     def _look_at_all(self, folders: list[ModelFolder]) -> dict[str, str]:
         """Load all models, several at once; return why some can't be served.
@@ -651,7 +744,31 @@ class Catalog:
                 self._remove(name)
                 _log.warning("model %s is gone from the repository: it is dropped", name)
             found = [name for name in paths if name not in self._unloaded]
-            return any([bool(gone), *(self._look(name, paths[name]) for name in found)])
+        return any([bool(gone), *(self._look_beside(name, paths[name]) for name in found)])
+
+    def _look_beside(self, name: str, path: Path) -> bool:
+        """Look at one model on a thread of its own, and go on without it if that takes long.
+
+        Returns:
+            Whether it has changed, as far as that is known.
+        """
+        if name in self._looking or len(self._looking) >= _MAX_BESIDE:
+            return False  # it hangs, or so many others do: at a later look
+        outcome = self._looking[name] = Future()
+
+        def look() -> None:
+            try:
+                is_changed = self._look(name, path)
+            finally:
+                del self._looking[name]
+            outcome.set_result(is_changed)
+
+        threading.Thread(target=look, name="catalog-look", daemon=True).start()
+        try:
+            return outcome.result(self.patience_s)
+        except TimeoutError:
+            _log.info("model %s: the look takes long; others are looked at meanwhile", name)
+            return False
 
     def load(self, name: str) -> None:
         """Serve a model of the repository, or look for its new versions now.
@@ -665,11 +782,11 @@ class Catalog:
                 raise ModelNotFound(f"no model {name[:40]!r} in the repository")
             self._unloaded.discard(name)
             self._folder(name, paths[name]).forget_failures()
-            try:
-                self._adopt(name, paths[name])
-            except Exception as err:
-                self._note_trouble(name, text_of(err))
-                raise
+        try:
+            self._adopt(name, paths[name])
+        except Exception as err:
+            self._note_trouble(name, text_of(err))
+            raise
 
     def unload(self, name: str) -> None:
         """Serve a model no longer, until `load`.
@@ -703,6 +820,7 @@ class Catalog:
     def _paths(self) -> dict[str, Path]:
         root = self._config.models if self._remote is None else self._remote.fetch()
         paths = repository.named_models(self._config, root)
+        self._named |= self._names_in(paths)
         self._handlers = {}
         if self._sources:
             from serving.handlers.loading import assigned
@@ -712,7 +830,16 @@ class Catalog:
         for name, source in self._handlers.items():
             if name not in self._around:
                 paths.setdefault(name, source.file)  # a model by itself
+        self._named |= self._handlers.keys()
         return paths
+
+    def _names_in(self, paths: Mapping[str, Path]) -> set[str]:
+        """Return which of the models the configuration names, by their names or their files."""
+        config = self._config
+        if config.names is not None:
+            return {*paths}
+        files = {repository.only_file(file) for file in config.files}
+        return {name for name, path in paths.items() if path in files}
 
     def _folder(self, name: str, path: Path) -> ModelFolder:
         if name not in self._folders:
@@ -744,8 +871,19 @@ class Catalog:
         Raises:
             ServingError: nothing has changed; see `ModelFolder.look`.
         """
-        folder, before = self._folder(name, path), self.models.get(name)
-        is_changed = folder.look()
+        with self._lock:
+            folder = self._folder(name, path)
+        with folder.lock:
+            is_changed = folder.look()
+            with self._lock:
+                return self._take(folder, is_changed=is_changed)
+
+    def _take(self, folder: ModelFolder, *, is_changed: bool) -> bool:
+        """Serve what a look has found; see `_adopt`."""
+        name, before = folder.name, self.models.get(folder.name)
+        if self._folders.get(name) is not folder:  # unloaded, or gone, during the look
+            folder.drop()
+            return False
         self._end_trouble(name)
         if self._ended:
             return False
@@ -774,6 +912,10 @@ class Catalog:
         self._publish(name, None)
 
     def _note_trouble(self, name: str, reason: str) -> None:
+        with self._lock:
+            self._note(name, reason)
+
+    def _note(self, name: str, reason: str) -> None:
         served = self.models.get(name)
         if name and served is None:
             self.failures = {**self.failures, name: reason}

@@ -141,6 +141,9 @@ class ModelConfig:
     handler: tuple[str, ...] = ()
     """Code around a model, in Python: FILE.py, FILE.py:CLASS or NAME=FILE.py; a handler with
     `predict` is a model by itself."""
+    allow_missing: bool = False
+    """Start although a model that is named here can't be served: the others are, and this one from
+    the first look on at which it can be. Without it the server ends, with the reason."""
     allow_handlers: bool = False
     """Run the handler.py of a version in the repository, which is code."""
 

@@ -54,9 +54,11 @@ def serve(*models: str | Path, **options: Any) -> None:
     """
     from serving.cli.commands import parser_of
     from serving.cli.serve import serve_until_stopped
+    from serving.handlers.loading import require_no_import
     from serving.model.onnx_runtime import runtime
     from serving.system import signals
 
+    require_no_import("serving.serve(...)")
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
@@ -143,6 +145,9 @@ class Server:
                 the server's stderr.
             Unavailable: it is not ready in time, or has ended; likewise.
         """
+        from serving.handlers.loading import require_no_import
+
+        require_no_import("serving.Server(...)")
         start_timeout_s = as_seconds("start_timeout_s", start_timeout_s, ConfigurationError)
         has_http = all(map(find_spec, _HTTP))
         usual = {"port": 0, "metrics_port": 0, "http_port": 0 if has_http else "off"}

@@ -36,7 +36,8 @@ _GROUPS: tuple[tuple[str, type, str], ...] = (
     (
         "",
         ModelConfig,
-        "handler allow_handlers versions canary served_name batch threads max_model_bytes",
+        "allow_missing handler allow_handlers versions canary served_name batch threads "
+        "max_model_bytes",
     ),
     ("", ServerConfig, "reload_interval_s allow_repository_control"),
     (

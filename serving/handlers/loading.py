@@ -17,6 +17,10 @@ FILE = "handler.py"
 """The handler of a version in a repository, beside its files."""
 
 
+_file_in_import: Path | None = None
+"""The handler's file that is imported now."""
+
+
 class NeedsModel(ConfigurationError):
     """A handler needs a model, and there is none of the name that it was given for."""
 
@@ -45,9 +49,23 @@ class HandlerSource(NamedTuple):
         path = Path(file or text).absolute()
         if path.suffix != ".py" or (name and not name.isidentifier()):
             raise ConfigurationError(f"handler: expected FILE.py or FILE.py:CLASS, got {text!r}")
-        if not path.is_file():
-            raise ConfigurationError(f"handler: there is no file {path}")
-        return cls(path, name)
+        found = cls(path, name)
+        found.require_file()
+        return found
+
+    def require_file(self) -> None:
+        """Check that there is a file, not a FIFO or the like, which could not be read.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        if self.file.is_file():
+            return
+        if self.file.is_symlink() and not self.file.exists():
+            raise ConfigurationError(f"handler: {self.file} is a link to nothing")
+        if self.file.exists():
+            raise ConfigurationError(f"handler: {self.file} is no file")
+        raise ConfigurationError(f"handler: there is no file {self.file}")
 
     def __str__(self) -> str:
         """Return it as the command line has it."""
@@ -134,10 +152,14 @@ def load(source: HandlerSource) -> type[Handler]:
         ConfigurationError: it can't be imported, or there is no such class; the text begins with
             the file and the line.
     """
+    global _file_in_import
+    before, _file_in_import = _file_in_import, source.file
     try:
         module = _imported(source.file)
     except BaseException as err:  # of others: it raises anything, such as SystemExit
         raise ConfigurationError(line_of(err, source.file)) from err
+    finally:
+        _file_in_import = before
     if source.name:
         found = getattr(module, source.name, None)
         if not (isinstance(found, type) and issubclass(found, Handler)):
@@ -158,6 +180,25 @@ def load(source: HandlerSource) -> type[Handler]:
     hint = f"{names}: name one as {source.file.name}:CLASS" if own else "none"
     raise ConfigurationError(
         f"{source.file.name}:1: expected one subclass of serving.Handler, got {hint}"
+    )
+
+
+def require_no_import(what: str) -> None:
+    """Check that no handler's file is imported: a server that it starts would import it again.
+
+    Args:
+        what: the call that starts a server.
+
+    Raises:
+        ConfigurationError: one is; the text begins with its file and line.
+    """
+    file = _file_in_import
+    if file is None:
+        return
+    lines = [each.lineno for each in traceback.extract_stack() if Path(each.filename) == file]
+    raise ConfigurationError(
+        f"{file.name}:{(lines or [1])[-1]}: {what} starts a server whenever the file is imported, "
+        "as each process of its handler does: put it below if __name__ == '__main__':"
     )
 
 
@@ -207,6 +248,14 @@ def _imported(file: Path) -> ModuleType:
     return module
 
 
+def text_of(error: BaseException) -> str:
+    """Return the text of a user's error in one line; empty if it has none."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # of its own `__str__`
+        return ""
+
+
 def line_of(error: BaseException, file: Path) -> str:
     """Return an error in one line: file, line, type and text.
 
@@ -216,7 +265,7 @@ def line_of(error: BaseException, file: Path) -> str:
     """
     if isinstance(error, ConfigurationError):
         return str(error)
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = f"{type(error).__name__}: {text_of(error)}".removesuffix(": ")
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}: {text}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -3,11 +3,15 @@
 STARTING ──ready──▶ IDLE ──send──▶ BUSY ──outcome──▶ IDLE
     │                 │              │
     └──────── closed socket, or `end` ┴──▶ ENDED
+
+A process leads a group of its own, with all that it forks. A thread of the server waits for its
+end, and ends the rest of the group then: a child may hold the socket, and the caller with it.
 """
 
 import logging
 import os
 import re
+import select
 import selectors
 import signal
 import socket
@@ -28,6 +32,7 @@ from serving.handlers import frames, worker
 from serving.handlers.frames import BrokenFrame, Frame, FrameReader
 from serving.handlers.loading import HandlerSource
 from serving.handlers.signature import HandlerSignature
+from serving.system.children import ProcessGroup, environment
 from serving.tensors import Array, TensorSignature
 
 _log = logging.getLogger(__name__)
@@ -41,6 +46,9 @@ _SEND_BYTES = 1 << 20
 """The buffer of the kernel that is asked for."""
 _REAP_S = 2.0
 """How long a process has to end by itself."""
+_LOOK_S = 1.0
+"""How often the memory of a process is looked at."""
+_LOST = "it closed its connection to the server: expected that it closes only what it opened"
 
 
 class Program(NamedTuple):
@@ -60,7 +68,7 @@ class HandlerProcess:
 
     def __init__(
         self,
-        popen: "subprocess.Popen[bytes]",
+        running: "_Running",
         sock: socket.socket,
         signature: HandlerSignature,
         files: Sequence[Path],
@@ -72,7 +80,7 @@ class HandlerProcess:
         """Those beside the handler's that it has imported."""
         self.start_s = start_s
         """Seconds that its start took, with `setup`."""
-        self._popen, self._socket = popen, sock
+        self._running, self._socket = running, sock
         self._reader = FrameReader(sock)
         self._unsent: deque[memoryview] = deque()
         self._owner: Any = None
@@ -82,7 +90,7 @@ class HandlerProcess:
     @property
     def pid(self) -> int:
         """Its id."""
-        return self._popen.pid
+        return self._running.pid
 
     def attach(
         self, owner: Owner, on_frame: Callable[[Frame], None], on_end: Callable[[str], None]
@@ -97,6 +105,13 @@ class HandlerProcess:
         self._owner, self._on_frame, self._on_end = owner, on_frame, on_end
         self._socket.setblocking(False)
         self._owner.watch(self._socket, _READ, self)
+        self._running.notify(lambda: owner.post(self._shut))
+
+    def _shut(self) -> None:
+        """Read what has come, and then the end, though a child of the process has the socket."""
+        if not self._is_over:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def send(self, head: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
         """Send a frame, as far as the kernel takes it now, and the rest soon."""
@@ -144,11 +159,11 @@ class HandlerProcess:
             self._end()
         except BrokenFrame as err:
             _log.error("a handler's process is ended: %s", err)
-            self._popen.kill()
+            self._running.kill()
             self._end()
         except Exception:  # a bug of ours: it ends this process, and never the loop
             _log.exception("a handler's process is ended")
-            self._popen.kill()
+            self._running.kill()
             self._end()
 
     def _end(self) -> None:
@@ -156,7 +171,7 @@ class HandlerProcess:
 
     def kill(self) -> None:
         """End it now, though it hang; `on_end` is not called."""
-        self._popen.kill()
+        self._running.kill()
         self.close()
 
     def close(self) -> None:
@@ -175,26 +190,72 @@ class HandlerProcess:
 
     def _reap(self, on_end: Callable[[str], None] | None) -> None:
         """Wait for its end, and end it if it hangs; then report how it ended."""
-        try:
-            code = self._popen.wait(_REAP_S)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            code = self._popen.wait()
+        code = self._running.end(_REAP_S)
         if on_end is not None:
             self._owner.post(partial(on_end, how_ended(code)))
 
     @property
     def memory_bytes(self) -> int:
-        """Its resident memory; 0 once it has ended."""
-        try:
-            pages = Path(f"/proc/{self.pid}/statm").read_text("ascii").split()[1]
-        except (OSError, IndexError):
-            return 0
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        """Its resident memory with that of its children, a moment old; 0 once it has ended."""
+        return self._running.memory_bytes
+
+
+class _Running:
+    """A process, its group, and a thread that waits for its end."""
+
+    def __init__(self, popen: "subprocess.Popen[bytes]", ours: socket.socket) -> None:
+        self.pid = popen.pid
+        self.memory_bytes = 0
+        self._popen, self._lock = popen, threading.Lock()
+        self._notify: Callable[[], None] = partial(ours.shutdown, socket.SHUT_RDWR)
+        self._group = ProcessGroup(popen.pid)
+        self._has_ended = threading.Event()
+        self._code = 0
+        threading.Thread(target=self._watch, name="handler-watch", daemon=True).start()
+
+    def _watch(self) -> None:
+        """Look at its memory until it has ended; then end those that it leaves behind."""
+        descriptor = os.pidfd_open(self.pid)
+        with open(descriptor, closefd=True):
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            while not poll.poll(_LOOK_S * 1000):
+                self.memory_bytes = self._group.memory_bytes()
+        self.memory_bytes = 0
+        self._group.kill()  # while nobody else can have its id
+        self._code = self._popen.wait()
+        with self._lock, suppress(OSError):
+            self._has_ended.set()
+            self._notify()
+
+    def notify(self, function: Callable[[], None]) -> None:
+        """Have a function called at the end; without one, its socket is shut."""
+        with self._lock:
+            self._notify = function
+            if self._has_ended.is_set():
+                function()
+
+    def kill(self) -> None:
+        """End the group now."""
+        if not self._has_ended.is_set():
+            self._group.kill()
+
+    def end(self, timeout_s: float) -> int:
+        """Wait for the end, for some seconds; then end the group. Return the exit code."""
+        if not self.ends_within(timeout_s):
+            self.kill()
+            self._has_ended.wait()
+        return self._code
+
+    def ends_within(self, timeout_s: float) -> bool:
+        """Wait for the end; return whether it has come."""
+        return self._has_ended.wait(timeout_s)
 
 
 def how_ended(code: int) -> str:
     """Put an exit code into words."""
+    if code == worker.LOST:
+        return _LOST
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -222,11 +283,12 @@ def start(program: Program) -> HandlerProcess:
     threading.Thread(
         target=_log_lines, args=(popen, program.model), name="handler-log", daemon=True
     ).start()
+    running = _Running(popen, ours)
     try:
-        return _ready(popen, ours, program, begun_s)
+        return _ready(running, ours, program, begun_s)
     except BaseException:
-        popen.kill()
-        popen.wait()
+        running.kill()
+        running.end(_REAP_S)
         ours.close()
         raise
 
@@ -241,12 +303,12 @@ def _spawn(its: socket.socket) -> "subprocess.Popen[bytes]":
         stderr=subprocess.STDOUT,
         pass_fds=[its.fileno()],
         start_new_session=True,
-        env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **os.environ},
+        env=environment(),
     )
 
 
 def _ready(
-    popen: "subprocess.Popen[bytes]", sock: socket.socket, program: Program, begun_s: float
+    running: _Running, sock: socket.socket, program: Program, begun_s: float
 ) -> HandlerProcess:
     """Tell a process what to run, and wait until it is ready."""
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -272,7 +334,7 @@ def _ready(
             f"{source.file.name}:1: setup takes more than {_MAX_START_S:g} s"
         ) from err
     except (EOFError, OSError, BrokenFrame) as err:
-        how = how_ended(popen.wait())
+        how = how_ended(running.end(_REAP_S)) if running.ends_within(_REAP_S) else _LOST
         raise Unavailable(
             f"{source.file.name}:1: its process ended while it started: {how}"
         ) from err
@@ -280,7 +342,7 @@ def _ready(
     if answer["kind"] != "ready":
         raise ConfigurationError(answer["text"])
     signature, files = HandlerSignature.of(answer["signature"]), [*map(Path, answer["files"])]
-    return HandlerProcess(popen, sock, signature, files, time.monotonic() - begun_s)
+    return HandlerProcess(running, sock, signature, files, time.monotonic() - begun_s)
 
 
 def _log_lines(popen: "subprocess.Popen[bytes]", model: str) -> None:

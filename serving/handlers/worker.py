@@ -28,7 +28,7 @@ from serving.handlers import frames
 from serving.handlers.frames import BrokenFrame, Frame, FrameReader
 from serving.handlers.instance import Instance
 from serving.handlers.kinds import WrongValue, is_writable
-from serving.handlers.loading import HandlerSource, imported_beside, line_of, load
+from serving.handlers.loading import HandlerSource, imported_beside, line_of, load, text_of
 from serving.handlers.signature import PREDICT, PREPROCESS
 from serving.tensors import DTYPES, Array, Outputs, Tensor, TensorSignature, to_array
 
@@ -36,6 +36,8 @@ _PASSED = (errors.InvalidRequest, errors.TooLarge, errors.Unsupported, errors.Ov
            errors.Unavailable, errors.DeadlineExceeded, errors.ModelNotFound)  # fmt: skip
 """Errors of another model's that a handler may pass on to its caller."""
 _MAX_TRACEBACK = 8_000
+LOST = 74
+"""The exit code of a process without a connection to the server."""
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +83,7 @@ class _Server:
                 try:
                     frame = next(self._frames)
                 except (EOFError, OSError, BrokenFrame):
-                    os._exit(0)  # the server has gone, and this thread may be any
+                    os._exit(LOST)  # this thread may be any
                 finally:
                     self._news.acquire()
                     self._is_read = False
@@ -112,10 +114,12 @@ class _Server:
 
     def _send(self, buffers: Sequence[bytes | memoryview]) -> None:
         if sum(map(len, buffers)) <= frames.FEW_BYTES:
-            self._socket.sendall(b"".join(buffers))
-            return
-        for buffer in buffers:
-            self._socket.sendall(buffer)
+            buffers = [b"".join(buffers)]
+        try:
+            for buffer in buffers:
+                self._socket.sendall(buffer)
+        except OSError:
+            os._exit(LOST)
 
     def ask(self, job: int | None, head: dict[str, Any], arrays: Sequence[Array]) -> Frame:
         """Send a request for a job, None for the one in hand, and wait for the reply.
@@ -219,8 +223,7 @@ class _Worker:
 
 
 def _line(err: Exception) -> str:
-    text = " ".join(str(err).split())[:1000]
-    return text.encode("utf-8", "replace").decode()  # a lone surrogate ends no process
+    return text_of(err)[:1000].encode("utf-8", "replace").decode()  # of a lone surrogate
 
 
 def _traceback() -> str:
@@ -252,7 +255,7 @@ def _end_with_server(sock: socket.socket) -> None:
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     poll.poll()
-    os._exit(0)
+    os._exit(LOST)
 
 
 def main() -> NoReturn:
@@ -280,10 +283,7 @@ def main() -> NoReturn:
         os._exit(1)
     files = [str(each) for each in imported_beside(source.file)]
     server.send({"kind": "ready", "signature": instance.signature.document(), "files": files})
-    try:
-        _Worker(server, instance).run()
-    except (EOFError, OSError):
-        os._exit(0)
+    _Worker(server, instance).run()
 
 
 def document_of(network: TensorSignature | None) -> Any:

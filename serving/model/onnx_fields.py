@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import BinaryIO
@@ -13,31 +14,59 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _METADATA, _LABELS = 14, b"labels"
 """ModelProto.metadata_props, and the key of a classifier's labels, a list as JSON."""
 _MAX_METADATA_BYTES = 1 << 20
+_MAX_FIELDS = 1 << 18
+"""Fields of one file that are looked at: a graph of 20,000 weights has these; half a second."""
+_FIELDS_AT_ONCE = 256
+"""Looked at before other threads, such as the one that answers calls, have the interpreter."""
 
 
-def fields_of(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the number, begin and end of each field of a message that is bytes, without reading it.
+class Fields:
+    """The fields of one file, as many of them as are looked at in all."""
 
-    Raises:
-        ValueError: it is not a message, or not all of one.
-    """
-    while at < end:
-        file.seek(at)
-        head = file.read(20)
-        tag, length = _varint(head, 0)
-        kind = tag & 7
-        if kind == _BYTES:
-            size, used = _varint(head, length)
-            yield tag >> 3, at + used, at + used + size
-            at += used + size
-        elif kind == _VARINT:
-            at += _varint(head, length)[1]
-        elif kind in (_FIXED32, _FIXED64):
-            at += length + (4 if kind == _FIXED32 else 8)
-        else:
-            raise ValueError("it is not an ONNX file")
-    if at != end:
-        raise ValueError("it is not all of an ONNX file")
+    def __init__(self, file: BinaryIO, most: int = _MAX_FIELDS) -> None:
+        """Take a file that is open."""
+        self.file = file
+        self._left = self._most = most
+
+    def of(self, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield number, begin and end of each field of a message that is bytes, without its bytes.
+
+        Raises:
+            ValueError: it is not a message, not all of one, or has too many fields.
+        """
+        file = self.file
+        while at < end:
+            self._take()
+            file.seek(at)
+            head = file.read(20)
+            tag, length = _varint(head, 0)
+            kind = tag & 7
+            if tag < 8:  # field 0: no message has it, but zeros, two bytes a step, look like it
+                raise ValueError("it is not an ONNX file")
+            if kind == _BYTES:
+                size, used = _varint(head, length)
+                yield tag >> 3, at + used, at + used + size
+                at += used + size
+            elif kind == _VARINT:
+                at += _varint(head, length)[1]
+            elif kind in (_FIXED32, _FIXED64):
+                at += length + (4 if kind == _FIXED32 else 8)
+            else:
+                raise ValueError("it is not an ONNX file")
+        if at != end:
+            raise ValueError("it is not all of an ONNX file")
+
+    def _take(self) -> None:
+        """Count a field.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"it has more than {self._most} fields")
+        if not self._left % _FIELDS_AT_ONCE:
+            time.sleep(0)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -57,11 +86,11 @@ def labels_of(onnx: bytes) -> tuple[str, ...]:
     """Return the names of a classifier's classes, which an export has put into the file."""
     if _LABELS not in onnx[-_MAX_METADATA_BYTES:]:
         return ()
-    file = io.BytesIO(onnx)
+    fields = Fields(io.BytesIO(onnx))
     with suppress(ValueError, TypeError):
-        for field, begin, end in fields_of(file, 0, len(onnx)):
+        for field, begin, end in fields.of(0, len(onnx)):
             if field == _METADATA and end - begin <= _MAX_METADATA_BYTES:
-                parts = fields_of(file, begin, end)
+                parts = fields.of(begin, end)
                 entry = {number: onnx[first:last] for number, first, last in parts}
                 if entry.get(1) == _LABELS:
                     found = json.loads(entry.get(2, b""))

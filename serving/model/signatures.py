@@ -20,7 +20,7 @@ from serving.config import Precision
 from serving.errors import ServingError
 from serving.model import repository
 from serving.model.manifest import MANIFEST, MAX_MANIFEST_BYTES
-from serving.model.onnx_fields import fields_of
+from serving.model.onnx_fields import Fields
 from serving.model.onnx_file import ValueInfoProto
 from serving.system.files import open_regular, read_regular
 from serving.tensors import Signature
@@ -35,7 +35,9 @@ HOW = (
 _GRAPH, _INITIALIZER, _INPUT, _OUTPUT = 7, 5, 11, 12
 """Fields of ModelProto and GraphProto (protos/onnx/onnx.proto)."""
 _MAX_VALUE_BYTES = 1 << 20
-"""The most bytes of one input's or output's description."""
+"""The most bytes of one input's or output's description, and of a weight's name."""
+_MAX_READ_BYTES = 64 << 20
+"""The most bytes of all of them."""
 _TYPES = {
     1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES",
     9: "BOOL", 10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64", 16: "BF16",
@@ -188,25 +190,31 @@ def read_signature(
 
 def _read_graph(file: BinaryIO, size: int) -> tuple[Side, Side]:
     constants, sides = set[str](), {_INPUT: Side(), _OUTPUT: Side()}
-    for field, begin, end in fields_of(file, 0, size):
-        for inner, first, last in fields_of(file, begin, end) if field == _GRAPH else ():
+    fields, left = Fields(file), _MAX_READ_BYTES
+    for field, begin, end in fields.of(0, size):
+        for inner, first, last in fields.of(begin, end) if field == _GRAPH else ():
             if inner == _INITIALIZER:
-                constants.add(_name_of_tensor(file, first, last))
+                name = _name_of_tensor(fields, first, last)
+                constants.add(name)
+                left -= len(name)
             elif inner in sides:
                 if last - first > _MAX_VALUE_BYTES:
                     raise ValueError("an input or output is described at length")
                 file.seek(first)
                 name, value = _value(file.read(last - first))
                 sides[inner][name] = value
+                left -= last - first
+            if left < 0:
+                raise ValueError("inputs, outputs and names of weights are too long")
     inputs = {name: value for name, value in sides[_INPUT].items() if name not in constants}
     return inputs, sides[_OUTPUT]
 
 
-def _name_of_tensor(file: BinaryIO, begin: int, end: int) -> str:
-    for field, first, last in fields_of(file, begin, end):
+def _name_of_tensor(fields: Fields, begin: int, end: int) -> str:
+    for field, first, last in fields.of(begin, end):
         if field == _TENSOR_NAME and last - first <= _MAX_VALUE_BYTES:
-            file.seek(first)
-            return file.read(last - first).decode("utf-8", "replace")
+            fields.file.seek(first)
+            return fields.file.read(last - first).decode("utf-8", "replace")
     return ""
 
 

@@ -25,6 +25,7 @@ class Health:
         self,
         services: Mapping[str, Callable[[], str]] = MappingProxyType({}),
         models: Callable[[], Container[str]] = tuple,
+        missing: Callable[[], Container[str]] = tuple,
     ) -> None:
         """Start as NOT_SERVING.
 
@@ -32,9 +33,10 @@ class Health:
             services: known names beside "", the server as a whole; each with a function that
                 returns the model that it depends on, or "".
             models: returns the names of the models, which are known, too.
+            missing: returns the names of those that should be served and are not: NOT_SERVING.
         """
         self._services: dict[str, Callable[[], str]] = {"": str, **services}
-        self._models = models
+        self._models, self._missing = models, missing
         self._lock = threading.Lock()
         self._watchers: dict[object, tuple[str, Callable[[bytes], None]]] = {}
         self._sent: dict[object, bytes] = {}
@@ -68,7 +70,8 @@ class Health:
 
     def is_model_serving(self, name: str) -> bool:
         """Return whether a model is well, and the server."""
-        return self.is_serving and name not in self.stuck_models | self.blocked_models
+        is_well = name not in self.stuck_models | self.blocked_models
+        return self.is_serving and is_well and name not in self._missing()
 
     def _send_all(self) -> None:
         for key, (service, send) in self._watchers.items():
@@ -114,7 +117,7 @@ class Health:
         return data
 
     def _is_known(self, service: str) -> bool:
-        return service in self._services or service in self._models()
+        return service in self._services or service in self._models() or service in self._missing()
 
 
 def _service_in(request: bytes) -> str:

@@ -37,6 +37,8 @@ def announce(
     }
     if report.waiting:
         facts["waiting"] = ",".join(report.waiting)
+    if report.missing:
+        facts["missing"] = ",".join(report.missing)
     if config.log_format == "json":
         line = json.dumps({"message": "serving", **facts})
     else:

@@ -52,7 +52,10 @@ class Server:
             **{each.SERVICE: partial(each.model_name, router) for each in others},
         }
         self._decoders = LazyPool(self._open_decoders)
-        self.health = Health(services, lambda: router.routes)
+        self._missing: Callable[[], frozenset[str]] = (
+            frozenset if catalog is None else lambda: catalog.missing
+        )
+        self.health = Health(services, lambda: router.routes, self._missing)
         router.on_block = lambda: self.health.set_blocked(router.blocked_models)
         allow_control = config.allow_repository_control
         queries = Queries(
@@ -114,7 +117,7 @@ class Server:
             self._self_test = asyncio.create_task(test.run())
 
     def _state(self) -> Readiness:
-        stuck = self.health.stuck_models | self.health.blocked_models
+        stuck = self.health.stuck_models | self.health.blocked_models | self._missing()
         return Readiness(self.health.is_serving, stuck)
 
     def report(self) -> Report:
@@ -137,6 +140,7 @@ class Server:
                 for route in router.routes.values()
                 for version in route.versions.waiting
             ),
+            missing=tuple(sorted(self._missing())),
         )
 
     def _served(self, route: Route) -> Iterator[Served]:

@@ -187,7 +187,9 @@ class Supervisor:
         """
         num_deaths = 0
         while True:
-            worker = Worker(self._ports, place, self._configs, self._count_ready, self._orders)
+            worker = Worker(
+                self._ports, place, self._configs_now(), self._count_ready, self._orders
+            )
             with self._lock:
                 self._workers[place] = worker
             exit_code = await self._end_of(worker, place)
@@ -209,6 +211,13 @@ class Supervisor:
             delay_s = restart_delay_s(num_deaths)
             _log.warning("worker %d died (%s), restart in %.1f s", place, reason, delay_s)
             await asyncio.sleep(delay_s)
+
+    def _configs_now(self) -> Configs:
+        """Return the settings of a worker: one that starts again serves what it can."""
+        if not self._all_ready.is_set():
+            return self._configs
+        model, batching, config = self._configs
+        return replace(model, allow_missing=True), batching, config
 
     async def _end_of(self, worker: Worker, place: int) -> int:
         """Wait for the end of a worker, or end it if it is frozen; return its exit code."""

@@ -31,6 +31,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
+from serving.system.children import environment
 from serving.system.libc import end_with_parent
 from serving.system.usage import DATA, RESIDENT, SHARED, memory
 
@@ -294,7 +295,7 @@ class Processes:
                 stderr=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
                 start_new_session=True,
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                env=environment() | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         except OSError:
             ours.close()

@@ -381,6 +381,8 @@ class Report(NamedTuple):
     """The processes of the versions with a handler."""
     waiting: tuple[str, ...] = ()
     """Newer versions that are not served by themselves, such as "iris/4"."""
+    missing: tuple[str, ...] = ()
+    """Models that are named on the command line and can't be served."""
 
     @property
     def num_waiting(self) -> int:
@@ -416,6 +418,7 @@ def total(reports: list[Report], earlier: Counts) -> Report:
         methods=reports[0].methods,
         handlers=_summed(HandlerUsage, [report.handlers for report in reports]),
         waiting=reports[0].waiting,
+        missing=tuple(sorted({name for report in reports for name in report.missing})),
     )
 
 

@@ -104,6 +104,24 @@ def test_serve_blocks_until_a_signal_and_returns(path):
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("call", ["serving.Server(handler=Same)", "serving.serve(handler=Same)"])
+def test_script_without_a_guard_is_one_line(tmp_path, call):
+    """Each process of a handler imports its file: that must start no further server."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import serving\n\nclass Same(serving.Handler):\n"
+        "    inputs = outputs = {'x': serving.Text()}\n\n"
+        f"    def predict(self, x):\n        return x\n\n{call}\n"
+    )
+    command = [sys.executable, str(script)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 1
+    call = call.replace("handler=Same", "...")
+    expected = f"script.py:9: {call} starts a server whenever the file is imported"
+    assert expected in found.stderr
+    assert "put it below if __name__ == '__main__':" in found.stderr
+
+
 def test_serve_says_what_is_wrong_with_an_option(path):
     with pytest.raises(ConfigurationError, match="unknown option nothing=1"):
         serving.serve(path, **{"nothing=1": True})

@@ -1,19 +1,31 @@
 """Several models, their versions and labels; changes to one never affect another."""
 
+import errno
 import json
 import logging
+import os
 import shutil
+import threading
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from serving.catalog import Canary, Catalog, ModelVersions
+from serving.catalog import Canary, Catalog, ModelFolder, ModelVersions
 from serving.config import ModelConfig
-from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
+from serving.errors import (
+    ConfigurationError,
+    CorruptModel,
+    ModelNotFound,
+    ServingError,
+    Unavailable,
+)
+from serving.model import repository
+from serving.system.files import read_regular
 from serving.tensors import Signature
 from tests.serving.catalog.conftest import SMALL
 from tests.serving.model import templates
+from tests.support.servers import wait_until
 
 
 def opened(root, **options):
@@ -58,6 +70,124 @@ def test_bad_model_of_several_is_named_and_served_once_it_is_mended(root, caplog
     assert catalog.reload()
     assert list(catalog.models) == ["a", "b", "bad"]
     assert not catalog.failures
+
+
+def test_named_model_that_cannot_be_served_ends_the_start(root, caplog):
+    damage(root, "bad", "1")
+    reason = r"can't be served, although named: bad \(no version of bad is good: .*SHA-256"
+    for named in ({"names": ("a", "bad")}, {"files": (root / "none.onnx",)}):
+        with pytest.raises((CorruptModel, ModelNotFound), match="although named") as caught:
+            opened(root, **named)
+        assert "--allow-missing serves the others" in str(caught.value)
+    with pytest.raises(CorruptModel, match=reason):
+        opened(root, names=("a", "bad"))
+    assert list(opened(root).models) == ["a", "b"]  # it was found, not named
+
+
+def test_missing_model_is_served_once_it_can_be(root):
+    damage(root, "bad", "1")
+    catalog = opened(root, names=("a", "bad"), allow_missing=True)
+    assert list(catalog.models) == ["a"]
+    assert catalog.missing == {"bad"}
+    templates.publish(root, "bad", SMALL, "2")
+    assert catalog.reload()
+    assert list(catalog.models) == ["a", "bad"]
+    assert not catalog.missing
+    catalog.unload("bad")
+    assert not catalog.missing
+
+
+def test_named_model_falls_back_to_an_older_version(root):
+    damage(root, "a", "2")
+    catalog = opened(root, names=("a", "b"))
+    assert state(catalog)[1] == "1"
+    assert not catalog.missing
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.EIO, Unavailable), (errno.ENOMEM, Unavailable), (errno.EACCES, CorruptModel)],
+)
+def test_start_that_fails_for_what_may_pass_is_no_fault_of_settings(
+    root, number, error, monkeypatch
+):
+    """Unavailable is exit code 1: what starts the server may try again."""
+    read = read_regular
+
+    def fail(path, *rest):
+        if path.parts[-3] == "b" and path.name == "model.onnx":
+            raise OSError(number, os.strerror(number))
+        return read(path, *rest)
+
+    monkeypatch.setattr(repository, "read_regular", fail)
+    for names in (("a", "b"), ("b",)):
+        with pytest.raises(error, match=os.strerror(number)):
+            opened(root, names=names)
+    assert list(opened(root).models) == ["a"]
+
+
+def test_version_whose_bytes_arrive_during_a_look_is_looked_at_again(root, monkeypatch):
+    """Its last bytes come after the first were read, and before it is refused."""
+    catalog = opened(root)
+    whole = (root / "a" / "1" / "model.onnx").read_bytes()
+    templates.publish(root, "a", SMALL, "2")
+    file = root / "a" / "2" / "model.onnx"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    read = read_regular
+
+    def read_then_arrive(path, *rest):
+        data = read(path, *rest)
+        if path == file and len(data) == 100:
+            file.write_bytes(whole)
+        return data
+
+    monkeypatch.setattr(repository, "read_regular", read_then_arrive)
+    assert not catalog.reload()
+    assert catalog.reload()
+    assert state(catalog)[1] == "2"
+
+
+def test_model_that_hangs_does_not_stop_the_reloads_of_others(root, monkeypatch, caplog):
+    catalog, release, hangs = opened(root), threading.Event(), threading.Event()
+    catalog.patience_s = 0.05
+    load = ModelFolder._load
+
+    def hang(folder, version):
+        if folder.name == "a":
+            hangs.set()
+            release.wait(20.0)
+        return load(folder, version)
+
+    monkeypatch.setattr(ModelFolder, "_load", hang)
+    for name in ("a", "b"):
+        templates.publish(root, name, SMALL, "2")
+    catalog.patience_s = 0.05
+    with caplog.at_level(logging.INFO, "serving"):
+        while state(catalog, "b")[1] != "2":  # a slow machine may take several looks
+            catalog.reload()
+    assert hangs.is_set()
+    assert state(catalog)[1] == "1"
+    assert "model a: the look takes long" in caplog.text
+    release.set()
+    wait_until(lambda: state(catalog)[1] == "2")
+
+
+def test_model_that_is_unloaded_during_its_look_stays_unloaded(root, monkeypatch):
+    catalog, release = opened(root), threading.Event()
+    catalog.patience_s, load = 0.05, ModelFolder._load
+
+    def hang(folder, version):
+        release.wait(20.0)
+        return load(folder, version)
+
+    monkeypatch.setattr(ModelFolder, "_load", hang)
+    templates.publish(root, "a", SMALL, "2")
+    catalog.reload()
+    catalog.unload("a")
+    release.set()
+    wait_until(lambda: not catalog._looking)
+    assert list(catalog.models) == ["b"]
 
 
 def test_no_good_model_is_an_error_that_lists_all(root):

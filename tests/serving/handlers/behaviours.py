@@ -65,6 +65,33 @@ class Behaviours(serving.Handler):
         logging.getLogger("mine").warning("logged %s", rest)
         print("printed", rest)
 
+    def do_surrogate(self, rest):
+        return ["\ud800"]
+
+    def do_refuse_surrogate(self, rest):
+        raise serving.InvalidRequest("\ud800")
+
+    def do_token(self, rest):
+        return [",".join(name for name in os.environ if name.startswith("SERVING_"))]
+
+    def do_fork(self, rest):
+        """Start a child that has all that this process has, and leave it behind."""
+        if (child := os.fork()) == 0:
+            signal.alarm(30)  # the end of one that has left
+            if rest == "leave":
+                os.setsid()
+            elif rest:
+                _eaten.append(b"\1" * int(rest))
+            signal.pause()
+        return [str(child)]
+
+    def do_fork_and_exit(self, rest):
+        self.do_fork(rest)
+        os._exit(0)
+
+    def do_close(self, rest):
+        os.closerange(3, 256)
+
     def do_less(self, rest):
         return ["one", "two", "three"]
 

@@ -95,6 +95,56 @@ def test_memory_beyond_the_limit_ends_a_process(served):
     assert say(client)["pid"][0] != before
 
 
+def test_memory_of_children_counts(served):
+    _, client = served(handler=named(behaviours="Behaviours"), max_handler_bytes="200M")
+    before = say(client)["pid"][0]
+    child = int(say(client, f"fork {300 << 20}")["answer"][0])
+    wait_until(lambda: say(client)["pid"][0] != before)
+    wait_until(lambda: not is_alive(child))
+
+
+def test_children_end_with_their_process(alone):
+    child = int(say(alone, "fork")["answer"][0])
+    assert is_alive(child)
+    with pytest.raises(serving.ModelError):
+        say(alone, "kill")
+    wait_until(lambda: not is_alive(child))
+
+
+@pytest.mark.parametrize("how", ["", "leave"])
+def test_child_that_has_the_socket_holds_no_caller(alone, how):
+    """Even one that has left the group of its process."""
+    with pytest.raises(serving.ModelError, match="the handler's process has ended"):
+        say(alone, f"fork_and_exit {how}")
+    assert say(alone)["answer"][0] == "SAY IT"
+
+
+def test_process_that_closes_its_socket_costs_its_call_alone(alone):
+    with pytest.raises(serving.ModelError, match="the handler's process has ended"):
+        say(alone, "close")
+    assert say(alone)["answer"][0] == "SAY IT"
+
+
+def test_text_that_is_none_costs_its_call_alone(alone):
+    before = say(alone)["pid"][0]
+    with pytest.raises(serving.ModelError, match="the handler failed"):
+        say(alone, "surrogate")
+    with pytest.raises(serving.InvalidRequest, match=r"\?"):
+        say(alone, "refuse_surrogate")
+    assert say(alone)["pid"][0] == before
+
+
+def test_handler_does_not_get_the_tokens_of_the_server(served, monkeypatch):
+    monkeypatch.setenv("SERVING_TOKEN", "a-secret-of-many-letters")
+    monkeypatch.setenv("SERVING_MAX_HANDLER", "50")
+    server = serving.Server(handler=named(behaviours="Behaviours"))
+    token = "a-secret-of-many-letters"
+    with server, serving.Client(server.address, timeout_s=20, token=token) as client:
+        names = say(client, "token")["answer"][0].split(",")
+    assert "SERVING_MAX_HANDLER" in names
+    assert "SERVING_TOKEN" not in names
+
+
 def test_late_call_is_not_begun_and_ends_no_process(alone, gate):
     before = say(alone)
     threads, outcomes = at_once(lambda: say(alone, f"wait {gate.path}"))
@@ -223,13 +273,14 @@ def test_handler_that_cannot_be_used_is_one_line_and_others_are_served(served, t
         "    def predict(self, x):\n        return x\n"
     )
     handlers = named(behaviours="Behaviours") | {"bad": str(bad)}
-    server, client = served(handler=handlers)
+    server, client = served(handler=handlers, allow_missing=True)
     assert client.models() == ["behaviours"]
     assert "model bad is not served: bad.py:7: ValueError: no vocabulary" in server.errors
     assert server.errors.count("no vocabulary") == 1, "the traceback is for --log-level debug"
     assert say(client)["answer"][0] == "SAY IT"
-    with pytest.raises(serving.ConfigurationError, match=r"bad\.py:7: ValueError: no vocabulary"):
-        serving.Server(handler=str(bad))
+    for options in ({"handler": str(bad)}, {"handler": handlers}):
+        with pytest.raises(serving.ConfigurationError, match=r"bad\.py:7: ValueError: no vocab"):
+            serving.Server(**options)
 
 
 AROUND = """\
@@ -294,7 +345,8 @@ def test_circle_of_handlers_is_refused(served, tmp_path):
     for name, other in files.items():
         (tmp_path / f"{name}.py").write_text(text.format(other))
     handlers = {name: str(tmp_path / f"{name}.py") for name in files}
-    server, client = served(handler={**handlers, **named(behaviours="Behaviours")})
+    handlers |= named(behaviours="Behaviours")
+    server, client = served(handler=handlers, allow_missing=True)
     assert client.models() == ["behaviours"]
     assert "handlers call one another in a circle: a -> b -> a" in server.errors
 
@@ -379,6 +431,64 @@ def test_handler_of_a_repository_needs_a_flag(served, network, tmp_path):
     with serving.Model.load(network) as plain:
         expected = plain.infer(np.ones((2, 4), np.float32))["y"]
     np.testing.assert_array_equal(client.infer("net", {"text": ["a", "b"]})["y"], expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda file: file.symlink_to("nothing.py"), "is a link to nothing"),
+        (os.mkfifo, "is no file"),
+        (Path.mkdir, "is no file"),
+    ],
+    ids=["link", "fifo", "folder"],
+)
+def test_handler_of_a_repository_that_is_no_file_is_refused(network, tmp_path, make, words):
+    """Else the model itself would answer, by its own inputs."""
+    folder = tmp_path / "net" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(network.read_bytes())
+    make(folder / "handler.py")
+    expected = rf"handler: {folder / 'handler.py'} {words}"
+    with pytest.raises(serving.ServingError, match=expected):
+        Catalog(ModelConfig(models=tmp_path, allow_handlers=True))
+    assert Catalog(ModelConfig(models=tmp_path)).models["net"].default.handler is None
+
+
+START = """\
+import os
+import serving
+
+class Silent(Exception):
+    def __str__(self):
+        return None
+
+class Start(serving.Handler):
+    inputs = outputs = {"x": serving.Text()}
+
+    def setup(self, folder):
+        BODY
+
+    def predict(self, x):
+        return x
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("os.closerange(3, 256)", "its process ended while it started: it closed its connection"),
+        ("os.closerange(0, 256)", "its process ended while it started: it closed its connection"),
+        ("raise Silent", "start.py:12: Silent"),
+        ("assert False", "start.py:12: AssertionError"),
+        ("raise ValueError('\\ud800')", "start.py:12: ValueError: \\ud800"),
+    ],
+)
+def test_setup_that_fails_in_any_way_is_one_line(tmp_path, body, line):
+    file = tmp_path / "start.py"
+    file.write_text(START.replace("BODY", body))
+    with pytest.raises(serving.ServingError, match=re.escape(line)) as caught:
+        serving.Server(handler=str(file))
+    assert "Traceback" not in str(caught.value)
 
 
 def test_url_brings_no_code(network, tmp_path, caplog):

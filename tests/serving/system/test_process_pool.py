@@ -59,6 +59,14 @@ def test_crash_costs_its_job_alone(make, function, args):
     assert outcome(pool.submit("one", math.factorial, 5)) == 120
 
 
+def test_processes_for_files_of_strangers_do_not_get_the_tokens(make, monkeypatch):
+    monkeypatch.setenv("SERVING_TOKEN", "a-secret")
+    monkeypatch.setenv("SERVING_WORD", "none")
+    pool = make()
+    assert outcome(pool.submit("one", os.getenv, "SERVING_WORD")) == "none"
+    assert outcome(pool.submit("one", os.getenv, "SERVING_TOKEN")) is None
+
+
 def test_errors_of_jobs_are_raised_here(make):
     pool = make()
     with pytest.raises(ValueError, match="invalid literal"):

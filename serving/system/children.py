@@ -1,0 +1,73 @@
+"""Processes that this one starts: their environment, and the group that one leads with its own.
+
+A group is counted and ended as one. A process that leaves it (`setsid`) is its own master.
+"""
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_GROUP = 2
+"""The place of the group among a process's facts, behind its name."""
+_SECRETS = frozenset({"SERVING_TOKEN"})
+"""Variables of the environment that are the server's alone."""
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a child: this process's without tokens, and a thread for BLAS."""
+    own = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    return {**_ONE_THREAD, **own}
+
+
+class ProcessGroup:
+    """A group by its leader's id; used by one thread at a time but for `kill`."""
+
+    def __init__(self, leader: int) -> None:
+        self._leader = leader
+        self._groups: dict[int, int] = {}
+        """The group of each process of this machine, read once: they hardly ever change."""
+
+    def kill(self) -> None:
+        """End all of its processes; the leader's id must not have been given back."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._leader, signal.SIGKILL)
+
+    def memory_bytes(self) -> int:
+        """Return the resident memory; pages that its processes share count once."""
+        members = self._members()
+        if members == [self._leader]:
+            return _resident_bytes(self._leader)
+        return sum(map(_proportional_bytes, members))
+
+    def _members(self) -> list[int]:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        known = self._groups
+        self._groups = {pid: known.get(pid) or _group_of(pid) for pid in pids}
+        return [pid for pid, group in self._groups.items() if group == self._leader]
+
+
+def _group_of(pid: int) -> int:
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return int(facts[_GROUP])
+    except (OSError, IndexError):  # it has ended
+        return 0
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+def _proportional_bytes(pid: int) -> int:
+    """Return a process's memory, with its part of what it shares since a fork."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return _resident_bytes(pid)
