@@ -347,7 +347,8 @@ class ModelFolder:
             from serving.handlers.loading import HandlerSource
             from serving.handlers.model import alone
 
-            return alone(HandlerSource(self.path) if handler is None else handler, self.name)
+            source = HandlerSource(self.path) if handler is None else handler
+            return alone(source, self.name, config)
         model = load_model(
             self.path,
             version,
@@ -367,7 +368,7 @@ class ModelFolder:
             return model
         from serving.handlers.model import around  # here, as above: few models have one
 
-        return around(model, handler, self.name, folder)
+        return around(model, handler, self.name, folder, config)
 
     def _handler_of(self, version: str) -> "HandlerSource | None":
         """Return the handler of a version; None if it has none, or one that may not be used."""

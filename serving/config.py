@@ -68,8 +68,8 @@ class BatchingConfig:
     rows that are found to depend on others end batching. A model's config.pbtxt takes
     precedence."""
     handler_processes: int = 0
-    """Processes of each handler; 0: as many as there are cores but one, at least one; with workers
-    each has its part."""
+    """Processes of each handler; 0: as many as there are cores but one, at least one, and two on
+    two cores if one takes at most 256 MiB after `setup`; with workers each has its part."""
     max_handler_s: float = 60.0
     """Seconds that a method of a handler may take; its process is ended then."""
     max_handler_bytes: int = 0
@@ -141,6 +141,8 @@ class ModelConfig:
     handler: tuple[str, ...] = ()
     """Code around a model, in Python: FILE.py, FILE.py:CLASS or NAME=FILE.py; a handler with
     `predict` is a model by itself."""
+    max_handler_setup_s: float = 120.0
+    """Seconds that the start of a handler's process may take: its imports and `setup`."""
     allow_missing: bool = False
     """Start although a model that is named here can't be served: the others are, and this one from
     the first look on at which it can be. Without it the server ends, with the reason."""
@@ -160,6 +162,8 @@ class ModelConfig:
         _require(self.max_model_bytes >= 1, "max_model_bytes", self.max_model_bytes, "at least 1")
         if self.served_name is not None:
             require_name("served_name", self.served_name)
+        most_s = self.max_handler_setup_s
+        _require(0 < most_s <= 1e6, "max_handler_setup", most_s, "more than 0, up to 1e6")
         for each in self.batch:
             is_known = each.rpartition("=")[0] and each.rpartition("=")[2] in get_args(BatchingMode)
             _require(bool(is_known), "batch", each, "NAME=auto, NAME=always or NAME=never")

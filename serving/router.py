@@ -1,5 +1,6 @@
 """The models of a server by their names."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 else:
     AnyBatcher = Batcher
 
+_log = logging.getLogger(__name__)
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
 _TOLERANCES_OF_DEVICES = {2: 1e-2, 4: 1e-2, 8: 1e-3}
@@ -37,6 +39,8 @@ _TOLERANCES_OF_DEVICES = {2: 1e-2, 4: 1e-2, 8: 1e-3}
 rows take other algorithms."""
 _NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 512 << 20, 10.0
 """The processes that decode pictures for handlers, and the memory of each beyond its start."""
+_TWO, _SMALL_BYTES = 2, 256 << 20
+"""Processes of a handler on as many cores, if one has at most this memory after `setup`."""
 
 
 def _record(key: str, reason: str) -> None:
@@ -319,7 +323,7 @@ class Router:
                 network = Batcher(model.network, batching, metrics, cores, name, self.host, net)
             if model.handler.signature.has_pictures:
                 self._pictures()
-            parts = self._parts(model.handler, network)
+            parts = self._parts(name, model.handler, network)
             batcher = HandlerBatcher(model, batching, self.metrics, name, parts)
         batcher.block(self._refusal_of(batcher))
         self._stop_batching(batcher)
@@ -342,11 +346,11 @@ class Router:
             partial(_record, model.verdict_key),
         )
 
-    def _parts(self, handler: Any, network: Batcher | None) -> "Parts":
+    def _parts(self, name: str, handler: Any, network: Batcher | None) -> "Parts":
         """Return what a version with a handler runs on."""
         from serving.handlers.batcher import Parts
 
-        number = self.batching.handler_processes or max(1, usable_cores() - 1)
+        number = self.batching.handler_processes or self._usual_processes(name, handler)
         return Parts(
             handler.signature,
             network,
@@ -357,6 +361,21 @@ class Router:
             self._pictures,
             lambda: self.on_block(),
         )
+
+    def _usual_processes(self, name: str, handler: Any) -> int:
+        """Return how many processes a handler has by default: on two cores two small ones."""
+        cores = usable_cores()
+        if cores != _TWO or self._num_processes > 1:
+            return max(1, cores - 1)
+        if handler.first_bytes <= _SMALL_BYTES:
+            return _TWO
+        _log.info(
+            "model %s: its handler has one process, which takes %d MiB after setup; "
+            "--handler-processes 2 starts a second one",
+            name,
+            handler.first_bytes >> 20,
+        )
+        return 1
 
     def _receiver(self, name: str) -> tuple[Route, TensorSignature]:
         """Return another model, for a handler that calls it."""

@@ -36,8 +36,8 @@ _GROUPS: tuple[tuple[str, type, str], ...] = (
     (
         "",
         ModelConfig,
-        "allow_missing handler allow_handlers versions canary served_name batch threads "
-        "max_model_bytes",
+        "allow_missing handler allow_handlers max_handler_setup_s versions canary served_name "
+        "batch threads max_model_bytes",
     ),
     ("", ServerConfig, "reload_interval_s allow_repository_control"),
     (

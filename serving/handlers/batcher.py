@@ -38,6 +38,7 @@ from serving.batching.run import (
     arrays_of,
     divide,
     open_parts,
+    too_large_answer,
 )
 from serving.config import BatchingConfig
 from serving.errors import (
@@ -455,6 +456,7 @@ class HandlerBatcher:
             "job": trip.number,
             "phase": trip.step,
             "rows": trip.num_rows,
+            "max_bytes": self._config.max_response_bytes,
         }
         if trip.options:
             head["options"] = trip.options
@@ -487,6 +489,9 @@ class HandlerBatcher:
     def _go_on(self, slot: Slot, trip: Trip, head: dict[str, Any], arrays: Sequence[Array]) -> None:
         if head["kind"] == "failed":
             self._fail_or_divide(trip, self._logged(trip, head["text"]))
+        elif head["kind"] == "too_large":
+            most = self._config.max_response_bytes
+            self._fail_or_divide(trip, too_large_answer(head["output"], head["bytes"], most))
         elif head["kind"] == "error":
             error = getattr(errors, head["error"], ModelError)(head["text"])
             self._fail_or_divide(trip, error)

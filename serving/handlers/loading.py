@@ -75,22 +75,25 @@ class HandlerSource(NamedTuple):
 def named_sources(options: Iterable[str]) -> dict[str, HandlerSource]:
     """Return where handlers are, by the models' names; "" for the only one without a name.
 
+    Of several without a name each has that of its file.
+
     Args:
         options: NAME=FILE.py, FILE.py, or FILE.py:CLASS.
 
     Raises:
         ConfigurationError: there is no such file, or two have one name.
     """
+    pairs = [option.partition("=") for option in options]
+    is_one = sum(not equals for _, equals, _ in pairs) == 1
     found: dict[str, HandlerSource] = {}
-    for option in options:
-        name, equals, file = option.partition("=")
-        name, file = (name, file) if equals else ("", option)
-        if name in found:
+    for name, equals, file in pairs:
+        source = HandlerSource.of(file if equals else name)
+        key = name if equals else "" if is_one else source.file.stem
+        if key in found:
             raise ConfigurationError(
-                f"handler: two of them {'for ' + name if name else 'without NAME='}: "
-                f"{found[name]} and {file}"
+                f"handler: two of them for {key}, write NAME=FILE.py: {found[key]} and {source}"
             )
-        found[name] = HandlerSource.of(file)
+        found[key] = source
     return found
 
 
@@ -208,10 +211,14 @@ def imported_beside(file: Path) -> list[Path]:
     found = []
     for name, module in [*sys.modules.items()]:
         path = Path(getattr(module, "__file__", None) or "")
-        is_own = path.is_relative_to(root) and "site-packages" not in path.parts
-        if is_own and path != file and name.partition(".")[0] != "serving":
+        if _is_own(path, root) and path != file and name.partition(".")[0] != "serving":
             found.append(path)
     return sorted(found)
+
+
+def _is_own(path: Path, root: Path) -> bool:
+    """Return whether a file is the user's: below a folder, and not installed there."""
+    return path.is_relative_to(root) and "site-packages" not in path.parts
 
 
 def _root_of(file: Path) -> tuple[Path, list[str]]:
@@ -261,13 +268,22 @@ def line_of(error: BaseException, file: Path) -> str:
 
     Args:
         error: as raised by a user's code.
-        file: the handler's, whose innermost line is shown.
+        file: the handler's. The innermost line of the user's own files is shown.
     """
     if isinstance(error, ConfigurationError):
         return str(error)
     text = f"{type(error).__name__}: {text_of(error)}".removesuffix(": ")
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}: {text}"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [each.lineno for each in frames if Path(each.filename) == file]
-    return f"{file.name}:{(lines or [1])[-1]}: {text}"
+    root, _ = _root_of(file)
+    own = [
+        (Path(each.filename), each.lineno)
+        for each in traceback.extract_tb(error.__traceback__)
+        if _is_own(Path(each.filename), root)
+    ]
+    lines = [line for path, line in own if path == file]
+    place = f"{file.name}:{(lines or [1])[-1]}"
+    if own and own[-1][0] != file:
+        path, line = own[-1]
+        return f"{path.relative_to(root)}:{line}: {text} (by {place})"
+    return f"{place}: {text}"

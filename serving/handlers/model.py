@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving.config import Device
+from serving.config import Device, ModelConfig
 from serving.errors import ConfigurationError, ModelError, ServingError
 from serving.handlers import process
 from serving.handlers.loading import HandlerSource, NeedsModel
@@ -33,6 +33,9 @@ class LoadedHandler:
     """Those beside the handler's that it has imported."""
     first: list[HandlerProcess] = field(default_factory=list)
     """The process that has started with the loading, until it is taken."""
+
+    first_bytes: int = 0
+    """The memory of that process after `setup`."""
 
     @property
     def line(self) -> str:
@@ -85,7 +88,9 @@ class NoEngine:
         return self.run, lambda: None
 
 
-def around(model: LoadedModel, source: HandlerSource, name: str, folder: Path) -> LoadedModel:
+def around(
+    model: LoadedModel, source: HandlerSource, name: str, folder: Path, config: ModelConfig
+) -> LoadedModel:
     """Return a loaded version with a handler around it; its first process is ready.
 
     Args:
@@ -93,17 +98,19 @@ def around(model: LoadedModel, source: HandlerSource, name: str, folder: Path) -
         source: the handler.
         name: the model's, for log lines.
         folder: of the version.
+        config: has the limits of its processes' start.
 
     Raises:
         ServingError: the handler can't be used with it; see `process.start`.
     """
-    program = Program(name, source, folder, model.tensors)
+    program = Program(name, source, folder, model.tensors, config.max_handler_setup_s)
     return with_handler(model, loaded(program))
 
 
-def alone(source: HandlerSource, name: str) -> LoadedModel:
+def alone(source: HandlerSource, name: str, config: ModelConfig) -> LoadedModel:
     """Return a handler that predicts without a model, as a version; see `around`."""
-    handler = loaded(Program(name, source, source.file.parent, None))
+    program = Program(name, source, source.file.parent, None, config.max_handler_setup_s)
+    handler = loaded(program)
     return without_model(name, handler)
 
 
@@ -120,7 +127,9 @@ def loaded(program: Program) -> LoadedHandler:
         first.kill()
         raise
     tensors = first.signature.tensors(program.network)
-    return LoadedHandler(first.signature, tensors, program, first.files, [first])
+    return LoadedHandler(
+        first.signature, tensors, program, first.files, [first], first.memory_bytes
+    )
 
 
 def require_model(signature: HandlerSignature, *, has_model: bool) -> None:

@@ -37,8 +37,6 @@ from serving.tensors import Array, TensorSignature
 
 _log = logging.getLogger(__name__)
 
-_MAX_START_S = 600.0
-"""How long an import and a `setup` may take."""
 _LEVEL = re.compile(r"<(\d{1,2})>")
 _MAX_LINE = 2000
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -61,6 +59,8 @@ class Program(NamedTuple):
     """The folder that `Handler.setup` gets."""
     network: TensorSignature | None
     """The inputs and outputs of the model between the handler's methods."""
+    max_setup_s: float
+    """Seconds that its imports and `setup` may take."""
 
 
 class HandlerProcess:
@@ -220,13 +220,17 @@ class _Running:
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
             while not poll.poll(_LOOK_S * 1000):
-                self.memory_bytes = self._group.memory_bytes()
+                self.look()
         self.memory_bytes = 0
         self._group.kill()  # while nobody else can have its id
         self._code = self._popen.wait()
         with self._lock, suppress(OSError):
             self._has_ended.set()
             self._notify()
+
+    def look(self) -> None:
+        """Look at its memory now."""
+        self.memory_bytes = self._group.memory_bytes()
 
     def notify(self, function: Callable[[], None]) -> None:
         """Have a function called at the end; without one, its socket is shut."""
@@ -313,7 +317,7 @@ def _ready(
     """Tell a process what to run, and wait until it is ready."""
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, _SEND_BYTES)
-    sock.settimeout(_MAX_START_S)
+    until_s = begun_s + program.max_setup_s
     source = program.source
     head = {
         "kind": "setup",
@@ -324,14 +328,16 @@ def _ready(
         "log_level": logging.getLogger().getEffectiveLevel(),
     }
     try:
+        sock.settimeout(program.max_setup_s)
         for buffer in frames.encode(head):
             sock.sendall(buffer)
         reader = FrameReader(sock)
         while not (found := list(reader.read())):
-            pass
+            sock.settimeout(max(0.01, until_s - time.monotonic()))
     except TimeoutError as err:
         raise Unavailable(
-            f"{source.file.name}:1: setup takes more than {_MAX_START_S:g} s"
+            f"{source.file.name}:1: imports and setup take more than {program.max_setup_s:g} s "
+            "(--max-handler-setup)"
         ) from err
     except (EOFError, OSError, BrokenFrame) as err:
         how = how_ended(running.end(_REAP_S)) if running.ends_within(_REAP_S) else _LOST
@@ -341,6 +347,7 @@ def _ready(
     answer = found[0].head
     if answer["kind"] != "ready":
         raise ConfigurationError(answer["text"])
+    running.look()
     signature, files = HandlerSignature.of(answer["signature"]), [*map(Path, answer["files"])]
     return HandlerProcess(running, sock, signature, files, time.monotonic() - begun_s)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from serving import errors
+from serving.batching.run import answer_bytes
 from serving.handlers import frames
 from serving.handlers.frames import BrokenFrame, Frame, FrameReader
 from serving.handlers.instance import Instance
@@ -198,6 +199,8 @@ class _Worker:
         answer: dict[str, Any] = {"kind": "done", "job": head["job"]}
         try:
             has_state, outputs = self._do(head, arrays)
+            if head["phase"] != PREPROCESS and (too_large := self._too_large(head, outputs)):
+                return frames.encode(answer | too_large)
             return frames.encode(answer | {"state": has_state}, outputs)
         except errors.InvalidRequest as err:
             answer |= {"kind": "error", "error": type(err).__name__, "text": _line(err)}
@@ -208,6 +211,15 @@ class _Worker:
         except Exception:
             answer |= {"kind": "failed", "text": _traceback()}
         return frames.encode(answer)
+
+    def _too_large(self, head: dict[str, Any], outputs: list[Array]) -> dict[str, Any] | None:
+        """Return the outcome of outputs that have more bytes than an answer may."""
+        sizes = [*map(answer_bytes, outputs)]
+        if sum(sizes) <= head["max_bytes"]:
+            return None
+        largest = max(range(len(sizes)), key=sizes.__getitem__)
+        name = [*(self._instance.signature.outputs or {})][largest]
+        return {"kind": "too_large", "output": name, "bytes": sizes[largest]}
 
     def _do(self, head: dict[str, Any], arrays: list[Array]) -> tuple[bool, list[Array]]:
         job, phase, options = head["job"], head["phase"], head.get("options", {})

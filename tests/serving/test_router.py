@@ -412,6 +412,7 @@ class Handled:
     """A handler whose processes never come; it counts how many were wanted."""
 
     files = ()
+    first_bytes = 1 << 30
 
     def __init__(self, *methods, **facts):
         kinds = {
@@ -435,8 +436,9 @@ class Handled:
 
 @pytest.mark.parametrize(
     ("cores", "asked", "num_servers", "number"),
-    [(8, 0, 1, 7), (1, 0, 1, 1), (8, 3, 1, 3), (8, 0, 2, 3), (8, 1, 4, 1), (2, 0, 16, 1)],
-)
+    [(8, 0, 1, 7), (1, 0, 1, 1), (8, 3, 1, 3), (8, 0, 2, 3), (8, 1, 4, 1), (2, 0, 16, 1),
+     (2, 0, 1, 1), (2, 0, 2, 1), (2, 4, 1, 4)],
+)  # fmt: skip
 def test_handler_has_a_process_for_each_core_but_one(
     cores, asked, num_servers, number, monkeypatch
 ):
@@ -446,6 +448,21 @@ def test_handler_has_a_process_for_each_core_but_one(
     router.change("digits", versions_of(handler.model()))
     FakeOwner(router, FakeClock()).work()
     assert handler.num_launched == number
+
+
+@pytest.mark.parametrize(("mebibytes", "number"), [(256, 2), (257, 1)])
+def test_handler_has_a_second_process_on_two_cores_if_it_is_small(
+    mebibytes, number, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("serving.router.usable_cores", lambda: 2)
+    router, handler = Router(), Handled("predict")
+    handler.first_bytes = mebibytes << 20
+    router.change("digits", versions_of(handler.model()))
+    FakeOwner(router, FakeClock()).work()
+    assert handler.num_launched == number
+    expected = "model digits: its handler has one process, which takes 257 MiB after setup; "
+    assert (expected in caplog.text) == (number == 1)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """A model with a handler beside the digits, whose processes crash, hang, fail and answer nonsense.
 
 Its processes are played: their frames come in simulated time. For all of that each call gets one
-outcome, of its own rows, and a call that went to a process alone is never begun again.
+outcome, of its own rows, and a call that went to a process alone is not begun again, unless the
+process that had its state has ended on another one.
 """
 
 from collections import Counter, deque
@@ -37,7 +38,9 @@ class _Process:
     """A process that does one job after the other."""
 
     def __init__(self, handled):
-        self.started_s, self.memory_bytes = handled.simulation.now_s, 0
+        self.start_s, self.memory_bytes = 0.1, 0
+        self._states = {}
+        """Images of calls that wait for their next step, by the jobs' numbers."""
         self._handled, self._jobs, self._is_over, self._works = handled, deque(), False, False
 
     def attach(self, owner, on_frame, on_end):
@@ -45,12 +48,14 @@ class _Process:
 
     def send(self, head, arrays=()):
         if head["kind"] == "job" and not self._is_over:
+            self._states.pop(head["job"], None)
             self._handled.note_begun(head, arrays)
             self._jobs.append((head, [*arrays]))
             self._work()
 
     def kill(self):
         self._is_over = True
+        self._handled.note_lost(self._states)
 
     close = kill
 
@@ -79,6 +84,8 @@ class _Process:
         answer |= {"error": "InvalidRequest", "state": head["phase"] == "preprocess"}
         if fault == "nonsense":
             answer["job"] += 1000
+        elif head["phase"] == "preprocess" and not is_bad:
+            self._states[head["job"]] = [image.tobytes() for image in arrays[0]]
         outputs = [] if is_bad else self._handled.outputs(head["phase"], arrays)
         self._owner.post(partial(self._take, Frame(answer, outputs)))
         self._work()
@@ -178,6 +185,11 @@ class Handled:
             simulation.require(is_new, f"call {call.number} was begun alone, and is begun again")
         if len(numbers) == 1:
             self._alone |= {*images}
+
+    def note_lost(self, states):
+        """Note whose state is lost: these calls are begun again."""
+        for images in states.values():
+            self._alone -= {*images}
 
     # Its callers
 

@@ -121,7 +121,8 @@ def check_batcher(simulation, batcher, end_s):
     """Check that a version leaves nobody waiting who could go on, or whose time is over."""
     if isinstance(batcher, HandlerBatcher):
         is_free = batcher._has_room and any(each.trip is None for each in batcher._slots)
-        has_work = batcher._queue.num_rows or batcher._ready
+        has_suspects = batcher._suspects and not any(each.has_suspect for each in batcher._slots)
+        has_work = batcher._queue.num_rows or batcher._ready or has_suspects
         is_due = batcher._is_scheduled or not (is_free and has_work)
         simulation.require(is_due, "calls wait while a handler's process is free")
         if batcher._network is not None:

@@ -222,7 +222,8 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
         --tls-cert f --tls-key g --tls-client-ca h --canary 5% --versions all --served-name i
         --batch digits=never --max-json-bytes 1M --max-buffered-bytes 9M --max-model-bytes 3G
         --handler j.py --handler k=l.py --allow-handlers --handler-processes 2 --max-handler 5
-        --max-handler-bytes 1G --max-response-bytes 64M --allow-missing
+        --max-handler-bytes 1G --max-response-bytes 64M --max-handler-setup 7
+        --allow-missing
     """
     main(["serve", "--models", str(models), *options.split()])
     model, batching, server = taken
@@ -246,7 +247,7 @@ def test_options_of_serve_set_their_fields(models, monkeypatch):
     assert model == ModelConfig(
         models=models, canary=0.05, versions="all", served_name="i",
         batch=["digits=never"], max_model_bytes=3 << 30, handler=["j.py", "k=l.py"],
-        allow_handlers=True, allow_missing=True,
+        allow_handlers=True, allow_missing=True, max_handler_setup_s=7,
     )  # fmt: skip
 
 

@@ -65,6 +65,9 @@ class Behaviours(serving.Handler):
         logging.getLogger("mine").warning("logged %s", rest)
         print("printed", rest)
 
+    def do_write(self, rest):
+        return ["ä" * int(rest)]
+
     def do_surrogate(self, rest):
         return ["\ud800"]
 

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF012
 
 import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -311,6 +312,16 @@ def test_file_that_cannot_be_imported_is_one_line_with_its_place(tmp_path, text,
         load(HandlerSource(file))
 
 
+def test_error_of_a_file_that_a_handler_imports_names_that_file(tmp_path):
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "stems.py").write_text("def stem(word):\n    return word[9]\n")
+    file = tmp_path / "deep.py"
+    file.write_text("from words.stems import stem\n\nstem('a')\n")
+    expected = "words/stems.py:2: IndexError: string index out of range (by deep.py:3)"
+    with pytest.raises(serving.ConfigurationError, match=f"^{re.escape(expected)}$"):
+        load(HandlerSource(file))
+
+
 def test_handlers_are_given_to_models():
     first, second = f"{FILE}:Around", f"{FILE}:Joined"
     sources = named_sources([first, f"b={second}"])
@@ -318,8 +329,15 @@ def test_handlers_are_given_to_models():
     assert assigned(sources, []) == {"behaviours": (FILE, "Around"), "b": (FILE, "Joined")}
     with pytest.raises(serving.ConfigurationError, match=r"expected NAME=.*behaviours.py, of a, c"):
         assigned(sources, ["a", "c"])
-    with pytest.raises(serving.ConfigurationError, match="two of them without NAME="):
+    with pytest.raises(serving.ConfigurationError, match="two of them for behaviours, write NAME="):
         named_sources([first, second])
+    here = f"{Path(__file__)}:Parts"
+    sources = named_sources([first, here])
+    assert sources == {
+        "behaviours": (FILE, "Around"),
+        "test_declarations": (Path(__file__), "Parts"),
+    }
+    assert assigned(sources, ["model"]) == sources
 
 
 @pytest.mark.parametrize(

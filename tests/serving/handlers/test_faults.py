@@ -491,6 +491,33 @@ def test_setup_that_fails_in_any_way_is_one_line(tmp_path, body, line):
     assert "Traceback" not in str(caught.value)
 
 
+def test_setup_that_hangs_is_ended_in_time(tmp_path, gate):
+    file = tmp_path / "start.py"
+    file.write_text(START.replace("BODY", f"open({str(gate.path)!r}).read()"))
+    expected = "start.py:1: imports and setup take more than 0.7 s (--max-handler-setup)"
+    with pytest.raises(serving.ServingError, match=re.escape(expected)):
+        serving.Server(handler=str(file), max_handler_setup="0.7")
+
+
+def test_answer_that_is_too_large_is_not_read(served):
+    handlers = named(behaviours="Behaviours", doubles="Doubles")
+    server, client = served(handler=handlers, max_response_bytes=4000)
+    before = say(client, "write 1900")["pid"][0]
+    expected = r"the answer is too large: answer has 4204 bytes, .* 4000 \(--max-response-bytes\)"
+    with pytest.raises(serving.TooLarge, match=expected):
+        say(client, "write 2100")
+    answer = HttpPeer(f"http://{server.http_address}").ask(
+        "POST", "/v2/models/behaviours/infer", b"write 2100", content_type="text/plain"
+    )
+    assert (answer.status, answer.json["reason"]) == (500, "TOO_LARGE")
+    assert say(client)["pid"][0] == before
+    rows = np.ones((100, 3), np.float32)  # 1200 bytes of answers each
+    threads, outcomes = at_once(*[lambda: client.infer("doubles", {"x": rows})] * 16)
+    for thread in threads:
+        thread.join()
+    assert all(each["y"].sum() == 600 for each in outcomes), "several of a run, over the limit"
+
+
 def test_url_brings_no_code(network, tmp_path, caplog):
     folder = tmp_path / "models" / "net" / "1"
     folder.mkdir(parents=True)

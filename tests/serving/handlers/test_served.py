@@ -27,7 +27,8 @@ CLASSES = {
 @pytest.fixture(scope="module", params=["h2", "grpcio"])
 def handled(request, network):
     handlers = named(model="Around", **CLASSES)
-    with serving.Server(network, handler=handlers, transport=request.param) as handled:
+    options = {"transport": request.param, "handler_processes": 1}
+    with serving.Server(network, handler=handlers, **options) as handled:
         yield handled
 
 
