@@ -286,7 +286,7 @@ class Batcher:
             self._checking.append(drawn)
             self.owner.defer(partial(self._check, drawn))
         else:
-            self._offloaded.run_alone(drawn.call, partial(self._conclude, drawn))
+            self._offloaded.run_alone(drawn.call, partial(self._finish_alone, drawn))
         return num_rows
 
     def _check(self, drawn: Drawn) -> None:
@@ -296,6 +296,11 @@ class Batcher:
         self._end_late(late)
         if waiting:
             self._conclude(drawn, self._executor.run(waiting, self.owner.clock))
+
+    def _finish_alone(self, drawn: Drawn, outcomes: list[Outcome]) -> None:
+        self._conclude(drawn, outcomes)
+        if self._offloaded.num_waiting:
+            self._schedule()
 
     def _conclude(self, drawn: Drawn, outcomes: list[Outcome]) -> None:
         """Answer a call that has run once more."""

@@ -5,10 +5,10 @@ proof be wrong, answers would depend on other callers, and nobody would notice. 
 call of a shared run is drawn: the others are answered, it runs again by itself, and the two answers
 are compared.
 
-    calls that have shared a run       one is drawn of
-    the first 10,000                   50
-    later ones                         1,000: at most 1 % of the model's processor time
-    10,000 behind a difference         10
+    calls that have shared a run    one is drawn of    and the time of its runs is at most
+    the first 10,000                50                 2 % of all runs
+    later ones                      1,000              1 %
+    10,000 behind a difference      10                 10 %
 
 The caller of a call that differs gets the answer of the run alone. After differences in three
 batches the version runs each call alone from then on. Only calls are drawn that fit one run and
@@ -31,6 +31,11 @@ from serving.tensors import Array, Tensor
 FIRST_CALLS = 10_000
 """Calls that are drawn from more often: those of a new version, and those behind a difference."""
 FIRST_EVERY, LATER_EVERY, SUSPECT_EVERY = 50, 1_000, 10
+FIRST_SHARE, LATER_SHARE, SUSPECT_SHARE = 0.02, 0.01, 0.1
+"""The most time for runs of drawn calls, as a share of that of all runs: where a row takes as long
+as a batch of 64, one call in 1,000 would be a run in 16."""
+FREE_S = 0.05
+"""Seconds that they may take besides."""
 MOST_BATCHES = 3
 """Batches with a difference after which each call runs alone."""
 TOLERANCES: Mapping[int, float] = MappingProxyType({2: 1e-2, 4: 1e-4, 8: 1e-6})
@@ -96,6 +101,8 @@ class SpotChecks:
         self._every, self._num_often = FIRST_EVERY, FIRST_CALLS
         """One call in so many is drawn, of the next calls: so many."""
         self._num_found = 0
+        self._shared_s = self._alone_s = 0.0
+        """Seconds of shared runs, and of those of drawn calls."""
         self._until_next = self._gap()
         """Calls up to the next one that is drawn, and that one."""
 
@@ -103,6 +110,14 @@ class SpotChecks:
         """Draw the number of calls up to the next one: each call is as likely as all others."""
         share = 1.0 / (self._every if self._num_often > 0 else LATER_EVERY)
         return 1 + int(math.log(1.0 - self._random.random()) / math.log(1.0 - share))
+
+    @property
+    def _has_time(self) -> bool:
+        """Whether another run of a drawn call is within their share of the time."""
+        share = LATER_SHARE
+        if self._num_often > 0:
+            share = FIRST_SHARE if self._every == FIRST_EVERY else SUSPECT_SHARE
+        return self._alone_s <= FREE_S + share * self._shared_s
 
     def draw(self, groups: list[Group], result: Result, now_s: float) -> Drawn | None:
         """Count the calls of a run; return the one that is to run once more, if it is time.
@@ -117,6 +132,7 @@ class SpotChecks:
             number += len(group.streams)
         if number < 2:
             return None
+        self._shared_s += result.finished_s - result.started_s
         self._until_next -= number
         if self._until_next > 0:
             self._num_often -= number
@@ -138,7 +154,8 @@ class SpotChecks:
         group = groups[index]
         call = group.cut(place, place + 1)
         run_s = result.finished_s - result.started_s
-        if call.num_rows > self._most_rows or call.deadline_s - now_s < 2 * run_s:
+        is_large = call.num_rows > self._most_rows
+        if is_large or call.deadline_s - now_s < 2 * run_s or not self._has_time:
             return None
         around = [group.cut(0, place), call, group.cut(place + 1, len(group.streams))]
         pieces = [each for each in around if each.streams]
@@ -147,6 +164,8 @@ class SpotChecks:
 
     def is_close(self, drawn: Drawn, alone: Result | ServingError) -> bool:
         """Return whether a call has the same answer alone; a difference is noted."""
+        if isinstance(alone, Result):
+            self._alone_s += alone.finished_s - alone.started_s
         text = self._difference(drawn, alone)
         if text is None:
             return True

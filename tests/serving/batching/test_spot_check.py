@@ -11,6 +11,8 @@ from serving.batching.run import Result
 from serving.batching.spot_check import (
     FIRST_CALLS,
     FIRST_EVERY,
+    FIRST_SHARE,
+    FREE_S,
     LATER_EVERY,
     MOST_BATCHES,
     Closeness,
@@ -246,10 +248,13 @@ def test_offloaded_call_runs_once_more_on_a_runner_after_the_others_are_answered
     assert requests[0].outcome is None
     assert owner.batcher.is_busy
     model.wait_until_running()
+    waiting = owner.submit(2)  # until the runner has run the drawn one
     model.open()
     owner.wait(requests[0])
+    model.open()
+    owner.wait(waiting)
     assert (requests[0].digits, requests[1].digits) == ([7], [1])
-    assert model.ran == [[0], [7, 1], [7]]
+    assert model.ran == [[0], [7, 1], [7], [2]]
     assert not owner.batcher.is_busy
 
 
@@ -288,6 +293,26 @@ def test_graph_that_answers_one_call_in_25_wrongly_is_found_within_10_000():
             owner.submit_all(map(FakeRequest, values))
         num_found += bool(records)
     assert num_found >= 99
+
+
+def test_runs_of_drawn_calls_take_a_share_of_the_time(make):
+    clock = FakeClock()
+
+    class EvenModel(MixingModel):
+        def classify(self, images):
+            clock.advance(0.01)  # a row takes as long as a batch
+            return super().classify(images)
+
+    model = EvenModel(set())
+    owner = make(model, clock=clock)
+    for _ in range(2_000):
+        owner.submit_all([FakeRequest(1), FakeRequest(2)])
+    num_alone = sum(len(each) == 1 for each in model.ran)
+    assert num_alone == pytest.approx(FREE_S / 0.01 + FIRST_SHARE * 2_000, abs=2)
+    model.wrong = {1}
+    for _ in range(200):
+        owner.submit_all([FakeRequest(1), FakeRequest(2)])
+    assert owner.records  # once suspected, it has more time
 
 
 def drawn_of(shared):
