@@ -37,8 +37,9 @@ _MAX_SHOWN = 80
 _TOLERANCES_OF_DEVICES = {2: 1e-2, 4: 1e-2, 8: 1e-3}
 """`TOLERANCES` on other devices than the CPU, as `acceptance.py` has them: their runs of several
 rows take other algorithms."""
-_NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 512 << 20, 10.0
-"""The processes that decode pictures for handlers, and the memory of each beyond its start."""
+_NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 1280 << 20, 10.0
+"""The processes that decode pictures for handlers, and the memory of each beyond its start: the
+largest picture, 80 million transparent pixels, takes some 1,200 MiB with the copy to be sent."""
 _TWO, _SMALL_BYTES = 2, 256 << 20
 """Processes of a handler on as many cores, if one has at most this memory after `setup`."""
 

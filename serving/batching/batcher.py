@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serving.batching.offload import OffloadedBatches
 from serving.batching.place import Cost, Place, place
@@ -89,6 +89,8 @@ class Batcher:
         """The name and the version, as metrics have them."""
         self._config = config
         self._metrics = metrics
+        self._answers: Any = getattr(model, "answers", None)
+        """Which outputs are classes and probabilities, if the model knows: an `Answers`."""
         self.max_delay_s = config.max_queue_delay_s
         """How long to wait for more rows before a run; see `delay_s`."""
         self.owner: Owner
@@ -399,6 +401,9 @@ class Batcher:
                     answered.append(group)
                 group.sink.answer(group, responses, run)
             self.owner.defer(partial(self._metrics.observe_run, result, answered, self.label))
+            if self._answers is not None:
+                facts = self._answers, result.outputs, self.label
+                self.owner.defer(partial(self._metrics.observe_answers, *facts))
             return at
         except Exception:  # a bug of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")

@@ -704,6 +704,10 @@ class RunMetrics:
         """Count a batch with a row that has another answer alone."""
         self._metrics.count_mismatch(model)
 
+    def observe_answers(self, answers: Any, outputs: Any, model: tuple[str, str]) -> None:
+        """Count the classes that the model has answered, before the handler changes them."""
+        self._metrics.observe_answers(answers, outputs, model)
+
     def count_failure(self, model: tuple[str, str], seconds: float, times: int = 1) -> None:
         """Count nothing: the calls are counted where they fail."""
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import ConfigurationError
-from serving.tensors import DTYPES, Tensor
+from serving.tensors import DTYPES, Tensor, is_encodable
 from serving.tensors import Array as NumpyArray
 
 _NAMES = {dtype.name: name for name, dtype in DTYPES.items() if dtype.kind != "O"}
@@ -183,14 +183,8 @@ def _shape(sizes: Sequence[int]) -> str:
 
 
 def is_writable(value: object) -> bool:
-    """Return whether a value is bytes or a text, which a lone surrogate makes none in UTF-8."""
-    if not isinstance(value, str):
-        return isinstance(value, bytes)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Return whether a value is bytes, or a text that UTF-8 can hold."""
+    return is_encodable(value) if isinstance(value, str) else isinstance(value, bytes)
 
 
 def _named(value: object) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from serving.config import BatchingConfig, Device, Precision
 from serving.errors import ConfigurationError
+from serving.model.answers import Answers
 from serving.model.engine import Engine, Run
 from serving.model.fork import native_run
 from serving.model.manifest import Manifest
@@ -65,6 +66,8 @@ class LoadedModel:
     """How it is served, where that differs from the server's options."""
     labels: tuple[str, ...] = ()
     """The classes of an output that its graph makes a dictionary of, else none."""
+    answers: Answers | None = None
+    """Which outputs are classes and probabilities, as far as its graph shows it; not of images."""
     sample_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes of inputs, by name, with which a run succeeded; none if no run did."""
     handler: Around | None = None

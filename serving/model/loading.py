@@ -22,6 +22,7 @@ import numpy as np
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import repository, verdicts
+from serving.model.answers import find_answers
 from serving.model.drawn_inputs import NUM_ROWS
 from serving.model.engine import OnnxEngine, open_engine
 from serving.model.loaded import LoadedModel
@@ -239,6 +240,7 @@ def _load_version(
         engine = open_engine(source.onnx, session, manifest.signature, run_options, source.weights)
         engine.has_bounded_time = has_bounded_time(source.onnx)
         settings.require(engine.tensors)
+        facts = source.onnx, engine.tensors, source.labels
         model = LoadedModel(
             engine,
             manifest,
@@ -248,6 +250,7 @@ def _load_version(
             verdict_key=source.key,
             settings=settings,
             labels=source.labels,
+            answers=None if manifest.signature else find_answers(*facts),
         )
         return engine, model
 

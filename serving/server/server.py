@@ -19,7 +19,7 @@ from serving.router import Route, Router
 from serving.server.ready_line import access_of
 from serving.server.self_test import SelfTest
 from serving.system.usage import Usage
-from serving.telemetry.metrics import Readiness, Report, Served
+from serving.telemetry.metrics import MAX_LABELS, Readiness, Report, Served
 from serving.transports import open_transport
 from serving.transports.limits import max_message_bytes
 from serving.transports.pools import LazyPool, Pool, decoders
@@ -156,6 +156,7 @@ class Server:
                 *facts,
                 roles.get(version, ""),
                 num_classes,
+                None if model.answers is None else model.answers.names[:MAX_LABELS],
                 info.max_batch_size,
                 info.max_request_rows,
             )

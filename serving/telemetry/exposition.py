@@ -44,6 +44,7 @@ def _metrics(report: Report) -> Iterator[core.Metric]:
 
 def _of_models(report: Report) -> Iterator[core.Metric]:
     classes = {(served.name, served.version): served.num_classes for served in report.models}
+    labels = {(served.name, served.version): served.labels for served in report.models}
     models = {label: ModelCounts() for label in classes} | report.counts.models
     requests = core.CounterMetricFamily(
         "serving_requests", "Calls that have ended.", labels=(*_VERSION, "method", "status")
@@ -60,6 +61,8 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
             requests.add_metric((*label, *ended), counts.requests[ended])
         if label != NO_MODEL:
             rows.add_metric(label, counts.num_rows)
+        for name in {**dict.fromkeys(labels.get(label) or ()), **counts.labels}:
+            answers.add_metric((*label, name), counts.labels[name])
         for number in range(max([classes.get(label, 0), *(each + 1 for each in counts.classes)])):
             answers.add_metric((*label, str(number)), counts.classes[number])
     yield from (requests, rows, answers)
@@ -81,9 +84,10 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
     ):
         family = core.HistogramMetricFamily(name, text, labels=_VERSION)
         for label, counts in models.items():
-            if label == NO_MODEL or (field == "confidence" and not classes.get(label)):
-                continue
             histogram: Histogram = getattr(counts, field)
+            has_classes = classes.get(label) or labels.get(label) is not None
+            if label == NO_MODEL or (field == "confidence" and not has_classes):
+                continue
             family.add_metric(label, histogram.cumulative(), histogram.sum)
         yield family
     waiting = core.GaugeMetricFamily("serving_queue_rows", "Rows that wait.", labels=_VERSION)

@@ -29,6 +29,11 @@ ModelLabel = tuple[str, str]
 """A model's name, and a version of it."""
 NO_MODEL = "", ""
 """That of calls for none: of other methods, or for a model that is not served."""
+MAX_LABELS = 100
+"""The most classes of a version that are counted by their names, in one process."""
+OTHER = "other"
+"""The name under which the others are counted."""
+_MAX_LABEL_CHARACTERS = 128
 MAX_MODELS = 500
 """The most versions that are counted at a time: each has some 100 series."""
 
@@ -87,6 +92,8 @@ class ModelCounts:
     """Seconds from the end of their runs until they were answered, likewise."""
     classes: Counter[int] = field(default_factory=Counter)
     """Rows run, by the number of the class that was answered."""
+    labels: Counter[str] = field(default_factory=Counter)
+    """Rows run, by the name of the class: of models that are no classifiers of images."""
     confidence: Histogram = field(default_factory=partial(Histogram, _CONFIDENCES))
     """The probability of that class: it falls when pictures differ from those of the training."""
     queue_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
@@ -181,6 +188,9 @@ class Metrics:
         self._lock = threading.Lock()
         self._classified: list[tuple[ModelCounts, ClassNumbers, bytes]] = []
         self._num_classified_bytes = 0
+        self._answered: dict[tuple[ModelLabel, Any], list[Any]] = {}
+        """The answers of runs that are not counted yet, by version and `Answers`."""
+        self._num_answered = self._num_answered_bytes = 0
         self.last_ms: dict[ModelLabel, int] = {}
         """When a version last answered, in milliseconds since 1970."""
 
@@ -208,6 +218,39 @@ class Metrics:
                     or len(self._classified) >= _MAX_CLASSIFIED
                 ):
                     self._count_classes()
+
+    def observe_answers(self, answers: Any, outputs: Sequence[Any], model: ModelLabel) -> None:
+        """Count the classes that a run has answered, and how probable they were.
+
+        Args:
+            answers: the model's `Answers`.
+            outputs: of the run, in the model's order.
+            model: the name and the version that ran.
+        """
+        kept = answers.kept(outputs)
+        with self._lock:
+            self._answered.setdefault((model, answers), []).append(kept)
+            self._num_answered += 1
+            self._num_answered_bytes += sum([each.nbytes for each in kept.values()])
+            if (
+                self._num_answered >= _MAX_CLASSIFIED
+                or self._num_answered_bytes > _MAX_CLASSIFIED_BYTES
+            ):
+                self._count_answers()
+
+    def _count_answers(self) -> None:
+        """Count the classes of many runs; the lock is held."""
+        answered, self._answered = self._answered, {}
+        self._num_answered = self._num_answered_bytes = 0
+        for (model, answers), runs in answered.items():
+            counts = self._counts.models.get(model) or self._begin(model)
+            classes, confidences = answers.counted(runs)
+            for name, times in classes.items():
+                name = name[:_MAX_LABEL_CHARACTERS]
+                is_known = name in counts.labels or len(counts.labels) < MAX_LABELS
+                counts.labels[name if is_known else OTHER] += times
+            for each in confidences:
+                counts.confidence.add_all(each)
 
     def observe_calls(self, run: Any, groups: Sequence[Any], model: ModelLabel) -> None:
         """Count calls whose run was counted already; see `observe_run`."""
@@ -297,6 +340,7 @@ class Metrics:
         """Return a copy of the counts so far."""
         with self._lock:
             self._count_classes()
+            self._count_answers()
             self._counts.cpu_s = time.process_time()
             return self._counts + Counts()
 
@@ -319,6 +363,9 @@ class Served(NamedTuple):
     """"default", "canary", or empty: answers only calls that name it, or one of its labels."""
     num_classes: int
     """Classes of a classifier; 0 for other models."""
+    labels: tuple[str, ...] | None = None
+    """The names of the classes that are counted by names, as far as they are known; None if none
+    are."""
     max_batch_size: int = 0
     """The most rows in one run, by its own settings too; 0 if calls run alone."""
     max_request_rows: int | None = None

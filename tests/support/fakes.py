@@ -61,6 +61,7 @@ class FakeModel:
     max_concurrent_runs: int | None = None
     inline_rows = 0
     enough_rows = 128
+    answers = None
 
     def __init__(self, version="1", poison=frozenset()):
         self.version = version

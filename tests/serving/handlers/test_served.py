@@ -80,6 +80,15 @@ def test_signature_is_the_handlers(caller, peer):
     assert "[open('file.bin', 'rb').read()]" in listed["facts"]["requests"]["Python"]
 
 
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGB", "JPEG")])
+def test_largest_picture_that_is_promised_is_read(caller, mode, kind):
+    """80 million pixels: the memory of the process that decodes it must be enough."""
+    file = io.BytesIO()
+    Image.new(mode, (10_000, 8_000)).save(file, kind)
+    found = caller.infer("sizes", {"picture": [file.getvalue()]}, timeout_s=60)
+    assert found["size"].tolist() == [[8_000, 10_000]]
+
+
 def test_stub_of_grpcio_calls_it_unary_and_on_a_stream(handled):
     request = inference_pb.ModelInferRequest(model_name="behaviours")
     request.inputs.add(name="text", datatype="BYTES", shape=[1]).contents.bytes_contents.append(
