@@ -23,6 +23,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.handlers.handler import Handler
+from serving.json_values import parsed_output, written_inputs
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.system.cores import usable_cores
@@ -176,7 +177,8 @@ class BaseModel:
         handler: Any = self.served.handler
         feeds, parameters = call
         run = partial(self._run_network, is_cancelled=is_cancelled)
-        return self._outputs(handler.run(feeds, run, parameters))
+        found = zip(self.served.tensors.outputs, handler.run(feeds, run, parameters), strict=True)
+        return self._outputs([parsed_output(tensor, array) for tensor, array in found])
 
     def _outputs(self, arrays: Sequence[Array]) -> Outputs:
         return Outputs(dict(zip(self._names, arrays, strict=True)), self.served.version)
@@ -250,7 +252,8 @@ class Model(BaseModel):
             DeviceError: it uses CUDA and was loaded before this process was forked.
             ModelError: the run failed; the text is ONNX Runtime's reason.
         """
-        feeds = as_feeds(self.served.tensors, inputs)
+        tensors = self.served.tensors
+        feeds = as_feeds(tensors, written_inputs(tensors.inputs, inputs))
         if self.served.handler is not None:
             return _chosen(self._run_around((feeds, parameters or {})), outputs)
         return _chosen(self._run(feeds), outputs)
@@ -308,7 +311,7 @@ class AsyncModel(BaseModel):
     ) -> Outputs:
         """Run the model; see `Model.infer`. A call that is cancelled begins no further run."""
         tensors = self.served.tensors
-        feeds = as_feeds(tensors, inputs)
+        feeds = as_feeds(tensors, written_inputs(tensors.inputs, inputs))
         if self.served.handler is not None:
             return _chosen(await on_thread(self._run_around, (feeds, parameters or {})), outputs)
         # Rows are proved independent for axes of one or more.

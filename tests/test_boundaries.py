@@ -192,7 +192,7 @@ def test_reading_pictures_needs_no_server_and_no_model():
 
 ORDER = {
     "serving": """
-        errors commandline tensors applications config system http1
+        errors commandline tensors json_values applications config system http1
         http2 security model.preprocessing pictures telemetry.metrics model
         batching handlers catalog embedded router protocols telemetry
         transports http_api client server cli __main__ launch __init__
@@ -287,6 +287,7 @@ def test_public_names_are_these():
         "Bytes",
         "Client",
         "Handler",
+        "Json",
         "Model",
         "ModelInfo",
         "Outputs",

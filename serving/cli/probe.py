@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from serving.errors import ConfigurationError
+from serving.security.authorities import read_authorities
 from serving.security.tls_probe import tls_mismatch
 from serving.security.watched_files import read_bytes
 
@@ -108,6 +109,7 @@ def _channel(target: str, tls: Tls, server_name: str | None) -> grpc.Channel:
         return grpc.insecure_channel(target)
     if (key is None) != (cert is None):
         raise ConfigurationError("tls_cert and tls_key go together")
-    files = [None if path is None else read_bytes(path) for path in tls]
+    pair = [None if path is None else read_bytes(path) for path in (key, cert)]
+    files = [read_authorities(ca), *pair]
     options = [("grpc.ssl_target_name_override", server_name)] if server_name else []
     return grpc.secure_channel(target, grpc.ssl_channel_credentials(*files), options)

@@ -46,7 +46,8 @@ def add_access(parser: argparse.ArgumentParser) -> None:
         "--tls-ca",
         type=Path,
         metavar="FILE",
-        help="PEM authorities that sign servers' certificates: enables TLS",
+        help="PEM authorities that sign servers' certificates, or `system` for those that this "
+        "machine trusts: enables TLS",
     )
     add("--tls-cert", type=Path, metavar="FILE", help="PEM certificate of the caller, for mTLS")
     add("--tls-key", type=Path, metavar="FILE", help="PEM key of that certificate")

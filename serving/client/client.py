@@ -89,8 +89,8 @@ class BaseClient:
                 fails none. None: an attempt may take the whole time, since a server that is only
                 slow would get each call several times.
             token: bearer token to send with every call; in plaintext, unless there is TLS.
-            tls_ca: PEM file of the authorities that sign the server's certificate; None is
-                plaintext.
+            tls_ca: PEM file of the authorities that sign the server's certificate, or "system" for
+                those that this machine trusts; None is plaintext.
             tls_cert: PEM file of the client's own certificate, if the server requires one (mTLS).
             tls_key: PEM file of its key.
             transport: "h2", this project's own HTTP/2, 1.5 to 2.7 times as fast, for one

@@ -8,6 +8,7 @@ from pathlib import Path
 from serving.errors import (
     ConfigurationError,
 )
+from serving.security.authorities import read_authorities
 from serving.security.watched_files import read_bytes
 
 _NO_SPAN = nullcontext()
@@ -40,9 +41,8 @@ class Credentials:
         if tls_ca is None and tls_cert is not None:
             raise ConfigurationError("tls_cert needs tls_ca, which makes the connection TLS")
         # Only the bytes: gRPC starts threads for credentials, which do not survive a fork.
-        paths = (tls_ca, tls_key, tls_cert)
-        files = (None if path is None else read_bytes(Path(path)) for path in paths)
-        self.files = None if tls_ca is None else tuple(files)
+        pair = (None if path is None else read_bytes(Path(path)) for path in (tls_key, tls_cert))
+        self.files = None if tls_ca is None else (read_authorities(tls_ca), *pair)
         """Authorities, key and certificate, as PEM; None is plaintext."""
         self.scheme = "http" if tls_ca is None else "https"
         self._pair = None if tls_cert is None else (Path(tls_cert), tls_key and Path(tls_key))

@@ -116,7 +116,7 @@ class Instance:
     def _received(self, arrays: Sequence[Array]) -> dict[str, Any]:
         kinds: Mapping[str, Kind] = self.signature.inputs or {}
         return {
-            name: kind.received(array)
+            name: kind.received(name, array)
             for (name, kind), array in zip(kinds.items(), arrays, strict=True)
         }
 

@@ -219,7 +219,10 @@ def _infer(model: LoadedModel) -> dict[str, Any]:
     (first, *others) = model.tensors.inputs or (None,)
     if first is not None and first.content and not others:  # of a handler: the body is its value
         kinds = {"text": ("text/plain",), "picture": ("image/*", "application/octet-stream")}
-        schema = TEXT if first.content == "text" else {"type": "string", "format": "binary"}
+        kinds["json"] = kinds["text"]
+        schema = (
+            TEXT if first.content in ("text", "json") else {"type": "string", "format": "binary"}
+        )
         for kind in kinds.get(first.content, ("application/octet-stream",)):
             body[kind] = {"schema": schema}
     if not num_zeros:

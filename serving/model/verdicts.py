@@ -56,7 +56,7 @@ def rules_version() -> str:
         part = here / name
         files = part.iterdir() if part.is_dir() else [part]
         for each in sorted(files, key=lambda file: file.name):
-            if each.name.endswith(".py"):
+            if each.name.endswith((".py", ".tsv")):
                 digest.update(each.read_bytes())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Log lines for people or for machines: one event is one line."""
+"""Log lines for people or for machines: one event is one line, in a text before its traceback."""
 
 import json
 import logging
@@ -31,6 +31,8 @@ _MAX_WAITING = 10_000
 """Lines that wait for the reader of stderr; further ones are lost and counted."""
 _MAX_CHARACTERS = 1_000
 """Characters of the longest line."""
+_MAX_LINES = 60
+"""Lines of the longest traceback."""
 _FLUSH_TIMEOUT_S = 1.0
 """How long the process waits for that reader when it ends."""
 
@@ -44,9 +46,7 @@ def setup(log_format: LogFormat, log_level: LogLevel = "info", worker: int | Non
         worker: the number of this process among several workers, added to every line.
     """
     handler = _Handler(sys.stderr, {} if worker is None else {"worker": worker})
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    text = _TerminalFormatter() if is_terminal else _TextFormatter()
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else text)
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
     logging.getLogger(ACCESS).setLevel(logging.INFO)  # which has an option of its own
     # It logs calls whose callers left before their status was sent, which is not worth a line.
@@ -154,24 +154,22 @@ def _shortened(text: str, most: int = _MAX_CHARACTERS) -> str:
 
 
 class _TextFormatter(_Formatter):
+    """A line for an event; a traceback follows, indented, so that none looks like another event."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
         """Escape newlines and control characters."""
-        line = super().format(record)
-        line += "".join(f" {name}={value}" for name, value in _fields_of(record).items())
-        return _shortened(escape(line))
-
-
-class _TerminalFormatter(_TextFormatter):
-    """For a person: the lines of a traceback are lines."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        lines = self.formatException(record.exc_info).splitlines() if record.exc_info else []
         event = copy(record)
         event.exc_info = event.exc_text = None
-        return "\n".join([super().format(event), *map(escape, lines)])
+        line = super().format(event)
+        line += "".join(f" {name}={value}" for name, value in _fields_of(record).items())
+        lines = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        if len(lines) > _MAX_LINES:
+            half = _MAX_LINES // 2
+            lines = [*lines[:half], "...", *lines[-half:]]
+        return "\n".join(map(_shortened, [escape(line), *(f"  {escape(each)}" for each in lines)]))
 
 
 class _JsonFormatter(_Formatter):

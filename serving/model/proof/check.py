@@ -401,6 +401,8 @@ def _wrong_size(value: Value, array: Array, sizes: dict[str, int]) -> str | None
         array: the tensor in a run.
         sizes: of unknowns; those that this tensor shows are added.
     """
+    if value.dtype not in ("", array.dtype.name) and array.dtype.kind != "O":
+        return f"is of {array.dtype.name}, expected {value.dtype}"
     if value.rank != array.ndim:
         return f"has {array.ndim} axes, expected {value.rank}"
     for axis, (size, found) in enumerate(zip(value.shape, array.shape, strict=True)):

@@ -10,7 +10,7 @@ from functools import reduce
 
 import numpy as np
 
-from serving.model.proof.sizes import ONE, Size, product
+from serving.model.proof.sizes import Size, product
 from serving.model.proof.values import MAX_ITEMS, Mixes, Node, Value, computed, sizes_of
 from serving.tensors import Array
 
@@ -25,13 +25,6 @@ _FOLDED: dict[str, Callable[[int, int], int]] = {
     "Mod": operator.mod,
     "Min": min,
     "Max": max,
-}
-_COMPARED: dict[str, Callable[[int, int], bool]] = {
-    "Equal": operator.eq,
-    "Greater": operator.gt,
-    "Less": operator.lt,
-    "GreaterOrEqual": operator.ge,
-    "LessOrEqual": operator.le,
 }
 
 
@@ -80,8 +73,8 @@ def _binary(node: Node) -> Array:
 
 
 def _pair(node: Node, a: Size, b: Size) -> Size:
-    if node.op in _COMPARED:
-        return _compared(node, a, b)
+    if node.op == "Equal":
+        return _equal(node, a, b)
     if node.op in ("Min", "Max") and a == b:
         return a
     if node.op == "Div" and b.number and a.fits():
@@ -95,21 +88,16 @@ def _pair(node: Node, a: Size, b: Size) -> Size:
     return node.unknowns.of(f"{node.op} {node.number('fmod', 0)}", a, b)
 
 
-def _compared(node: Node, a: Size, b: Size) -> Size:
+def _equal(node: Node, a: Size, b: Size) -> Size:
     """Return 1 or 0 where that is certain, as for a size of at least 1 beside -1."""
     difference = (a - b).number
     if difference is None and a.is_positive and b.number is not None and b.number <= 0:
         difference = 1
     if difference is None and b.is_positive and a.number is not None and a.number <= 0:
         difference = -1
-    # Only equality holds even where both have overflowed.
-    if difference is None or not (node.op == "Equal" or _are_exact(a, b)):
+    if difference is None:
         return node.unknowns.of(node.op, a, b)
-    return Size.of(int(_COMPARED[node.op](difference, 0)))
-
-
-def _are_exact(*sizes: Size) -> bool:
-    return all(each.number is not None or each.fits() for each in sizes)
+    return Size.of(int(difference == 0))
 
 
 def _chosen(node: Node) -> Array:
@@ -209,20 +197,14 @@ def _split(node: Node) -> list[Array]:
     return np.split(items, np.cumsum(parts)[:-1], axis)
 
 
-def _not(node: Node) -> Array:
-    flip = np.frompyfunc(lambda each: ONE - each, 1, 1)
-    return np.asarray(flip(items_of(node)), object)
-
-
 _ELEMENTS: dict[str, Callable[[Node], Array | list[Array]]] = {
     "Add": lambda node: items_of(node, 0) + items_of(node, 1),
     "Sub": lambda node: items_of(node, 0) - items_of(node, 1),
     "Mul": lambda node: items_of(node, 0) * items_of(node, 1),
-    **dict.fromkeys([*_FOLDED, *_COMPARED], _binary),
+    **dict.fromkeys([*_FOLDED, "Equal"], _binary),
     "Where": _chosen,
     "Cast": _cast,
     "Identity": items_of,
-    "Not": _not,
     "Neg": lambda node: np.frompyfunc(lambda each: Size.of(0) - each, 1, 1)(items_of(node)),
     "Split": _split,
     "Reshape": _reshaped,

@@ -394,8 +394,10 @@ def _resized_size(
         return sizes[number] if sizes and is_exact else node.new_size()
     new = size * Size.of(int(scales[number]))
     # ONNX Runtime multiplies in float32, which rounds larger numbers.
-    is_exact = scales[number].is_integer() and new.fits(1 << 24)
-    return new if is_exact else node.new_size()
+    if scales[number].is_integer() and new.fits(1 << 24):
+        return new
+    is_positive = scales[number] >= 1 and size.is_positive
+    return node.unknowns.of(("resized", scales[number]), size, mark="*" if is_positive else "?")
 
 
 def _scales(node: Node) -> list[float] | None:
@@ -403,7 +405,7 @@ def _scales(node: Node) -> list[float] | None:
     attribute = node.attributes.get("scales")
     if attribute is not None:
         return [float(each) for each in attribute.floats]
-    index = 1 if node.op == "Upsample" or node.version < 11 else 2
+    index = 1 if node.version < 11 else 2
     data = node.value(index).data if node.has(index) else None
     return [float(each) for each in data.reshape(-1)] if data is not None and data.size else None
 
@@ -451,17 +453,6 @@ def by_element(node: Node) -> list[Value]:
     return node.outputs(
         Value(indices.shape if node.op == "GatherElements" else data.shape, data.axis)
     )
-
-
-def compressed(node: Node) -> list[Value]:
-    """It takes the same places of all rows, along another axis."""
-    value = node.value(0)
-    if "axis" not in node.attributes:
-        raise Mixes("it takes some of all elements")
-    axis = axis_at(node.number("axis", 0), value.rank)
-    if axis == value.axis:
-        raise Mixes("it takes some of the rows")
-    return node.outputs(Value(replaced(value.shape, axis, node.new_size()), value.axis))
 
 
 def gathered_many(node: Node) -> list[Value]:

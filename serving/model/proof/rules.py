@@ -57,13 +57,6 @@ def like_first(node: Node) -> list[Value]:
     return node.outputs(same(node))
 
 
-def dropout(node: Node) -> list[Value]:
-    """Outside of training it passes elements on; the mask is all true."""
-    if node.has(2) and node.value(2).numbers != (0,):
-        raise Mixes("it may be in training")
-    return node.outputs(same(node), same(node))
-
-
 def batch_normalization(node: Node) -> list[Value]:
     """Outside of training it scales each channel by constants."""
     if node.value(0).axis == 1:
@@ -74,6 +67,10 @@ def batch_normalization(node: Node) -> list[Value]:
 def quantized(node: Node) -> list[Value]:
     """Scale and zero point are constants, of all elements or of each channel."""
     value, scale = node.value(0), node.value(1).shape
+    if node.number("block_size", 0):  # of weights, which are constants
+        if any(each.is_rows for each in node.given):
+            raise Mixes("blocks of rows have no rule")
+        return node.outputs(same(node))
     if product(scale) != ONE and axis_at(node.number("axis", 1), value.rank) == value.axis:
         raise Mixes("each row has a scale of its own")
     return node.outputs(same(node))
@@ -136,12 +133,6 @@ def axis_of(default: int) -> Callable[[Node, int], Iterable[int]]:
     return lambda node, rank: [node.number("axis", default)]
 
 
-def normalized_axes(node: Node, rank: int) -> Iterable[int]:
-    """Return the axes of MeanVarianceNormalization."""
-    axes = node.numbers("axes")
-    return (0, 2, 3) if axes is None else axes
-
-
 def sorted_by_size(node: Node) -> list[Value]:
     """It sorts along one axis, which must not be that of rows."""
     value = node.value(0)
@@ -197,14 +188,6 @@ def skip_normalized(node: Node) -> list[Value]:
         raise Mixes("its mean has no rule")
     broadcast(node, [both, *node.given[2:]])
     return node.outputs(both, both, both, both)
-
-
-def determinants(node: Node) -> list[Value]:
-    """It looks at the last two axes."""
-    value = node.value(0)
-    if value.axis is not None and value.axis >= value.rank - 2:
-        raise Mixes("it looks over rows")
-    return node.outputs(Value(value.shape[:-2], value.axis))
 
 
 # Sums of products.
@@ -299,6 +282,14 @@ def _multiplied(node: Node, first: Value, second: Value) -> Value:
     terms.append("".join(alone))
     values.append(Value((ONE,) * len(alone)))
     return _contracted(node, terms, outer + left[:-1] + right[1:], values)
+
+
+def product_of_few_bits(node: Node) -> list[Value]:
+    """As MatMul, with constant weights of some bits; each row is rounded by itself."""
+    value = node.value(0)
+    if value.rank < 2 or value.axis == value.rank - 1:
+        raise Mixes("it adds up over rows")
+    return node.outputs(Value((*value.shape[:-1], Size.of(node.number("N", 0))), value.axis))
 
 
 def _turned(value: Value, is_turned: int) -> Value:

@@ -5,10 +5,7 @@ from collections.abc import Callable, Sequence
 from serving.model.proof.shapes import (
     Rule,
     Shape,
-    axis_at,
     broadcast,
-    replaced,
-    require_alike,
     require_rows,
     same,
 )
@@ -106,16 +103,21 @@ def _windows(node: Node, kernel: Sequence[int | None], *, least: int) -> list[Si
             is_positive = least or (dilations[at] == 1 and size.is_positive)
             result.append(node.new_size("*" if is_positive else "?"))
             continue
-        extra = 0 if padding == "VALID" else pads[at] + pads[at + rank]
+        front, extra = pads[at], pads[at] + pads[at + rank]
+        if padding == "VALID":
+            front = extra = 0
         more = extra - dilations[at] * (window - 1) - 1
-        result.append(_fitting(node, size, more, strides[at], least=least))
+        if node.number("ceil_mode", 0):
+            result.append(_fitting_up(node, size, more, front, strides[at]))
+        else:
+            result.append(_fitting(node, size, more, strides[at], least=least))
     return result
 
 
 def _fitting(node: Node, size: Size, more: int, stride: int, *, least: int) -> Size:
     """Return (size + more) / stride + 1, which C rounds to 0 where it is negative."""
-    number, is_up = size.number, bool(node.number("ceil_mode", 0))
-    if number is not None and number + more >= 0 and not (is_up and (number + more) % stride):
+    number = size.number
+    if number is not None and number + more >= 0:
         return Size.of((number + more) // stride + 1)
     exact = size + Size.of(more + 1)
     if stride == 1 and exact.is_positive:
@@ -126,7 +128,19 @@ def _fitting(node: Node, size: Size, more: int, stride: int, *, least: int) -> S
     mark = "+" if is_smaller else "*"
     if not is_positive:
         mark = "?"
-    return node.unknowns.of(("windows", more, stride, is_up, least), size, mark=mark)
+    return node.unknowns.of(("windows", more, stride, least), size, mark=mark)
+
+
+def _fitting_up(node: Node, size: Size, more: int, front: int, stride: int) -> Size:
+    """Return the same rounded up, without a last window that begins in the border behind."""
+    number = size.number
+    if number is not None and number + more >= 0:
+        windows = -(-(number + more) // stride) + 1
+        return Size.of(windows - ((windows - 1) * stride >= number + front))
+    is_smaller = (size.name or "")[:1] == "+" and more < 0
+    is_positive = size.is_positive and 1 + more > -stride
+    mark = ("+" if is_smaller else "*") if is_positive else "?"
+    return node.unknowns.of(("windows up", more, front, stride), size, mark=mark)
 
 
 def one_each(node: Node) -> Shape:
@@ -146,13 +160,6 @@ def depth_to_space(node: Node) -> Shape:
     block = Size.of(node.number("blocksize", 1))
     fewer = channels.divided(block * block) or node.new_size()
     return fewer, *(each * block for each in sizes)
-
-
-def space_to_depth(node: Node) -> Shape:
-    """Return the shape of pictures whose pixels become channels."""
-    channels, *sizes = node.value(0).shape[1:]
-    block = Size.of(node.number("blocksize", 1))
-    return channels * block * block, *(each.divided(block) or node.new_size() for each in sizes)
 
 
 def recurrent(node: Node) -> list[Value]:
@@ -210,23 +217,6 @@ def reversed_sequences(node: Node) -> list[Value]:
         raise Mixes("its axes are one")
     require_rows(node, {0: batch, 1: 0})
     return node.outputs(same(node))
-
-
-def fourier(node: Node) -> list[Value]:
-    """It transforms along another axis than that of rows."""
-    value = node.value(0)
-    axis = node.number("axis", 1) if node.version < 20 else -2
-    if node.has(2):
-        numbers = node.value(2).numbers
-        if numbers is None:
-            raise Mixes("its axis is unknown")
-        axis = numbers[0]
-    at = axis_at(axis, value.rank)
-    if value.axis in (at, value.rank - 1):
-        raise Mixes("it transforms over rows")
-    # How many numbers there are depends on `inverse` and `onesided`, in another way in each set.
-    shape = replaced(replaced(value.shape, at, node.new_size()), value.rank - 1, node.new_size())
-    return node.outputs(Value(shape, value.axis))
 
 
 def short_fourier(node: Node) -> Shape:
@@ -297,13 +287,6 @@ def scored(attribute: str, default: int) -> Rule:
         return node.outputs(Value((value.shape[0], size), value.axis))
 
     return rule
-
-
-def features(node: Node) -> list[Value]:
-    """Tables are joined column by column."""
-    values = [_table(node, index) for index in range(len(node.inputs))]
-    require_alike(*values)
-    return node.outputs(Value((values[0].shape[0], node.new_size()), values[0].axis))
 
 
 def one_hot_encoded(node: Node) -> list[Value]:

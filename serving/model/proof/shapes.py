@@ -79,7 +79,10 @@ def met(node: Node, sizes: Iterable[Size]) -> Size:
         return others.pop() if others else ONE
     if len(known) > 1:
         raise Mixes("its sizes don't fit")
-    return known[0] if known else node.new_size()
+    if known:
+        return known[0]
+    mark = "*" if all(each.is_positive for each in others) else "?"
+    return node.unknowns.of("met", *sorted(others, key=str), mark=mark)
 
 
 def broadcast(node: Node, values: Sequence[Value]) -> Value:

@@ -48,6 +48,8 @@ class Value:
     """Whether it depends on the number of rows, in a way that is not followed."""
     data: Array | None = field(default=None, compare=False)
     """The elements of a small constant, such as scales."""
+    dtype: str = field(default="", compare=False)
+    """The name of its elements' type (dtypes.py); "" if that is not known."""
     sources: frozenset[str] = frozenset()
     """The batch axes of inputs that its rows are those of."""
 

@@ -23,8 +23,11 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Protocol
 
 from serving.model.onnx_file import Message, has_texts, operator_of, small_array
+from serving.model.proof.census import census
+from serving.model.proof.dtypes import NAMES, dtypes_of
 from serving.model.proof.inline import inlined
 from serving.model.proof.sizes import ONE, ROWS, Size, Unknowns
 from serving.model.proof.table import SETS, outputs_of
@@ -63,11 +66,19 @@ class Proof:
     """The input and the axis whose size an unknown of the values stands for, by its name."""
 
 
-def prove(model: Message) -> Proof:
+class Kinds(Protocol):
+    """What nodes may be like."""
+
+    def require_known(self, node: Node) -> None:
+        """Raise Mixes if a node is of a kind that no ordinary export has."""
+
+
+def prove(model: Message, kinds: Kinds | None = None) -> Proof:
     """Prove that the first axis of all inputs and outputs is a batch of independent rows.
 
     Args:
         model: a ModelProto.
+        kinds: the kinds of nodes that may be proved; those of census.tsv if it is None.
 
     Returns:
         The proof's steps.
@@ -76,7 +87,7 @@ def prove(model: Message) -> Proof:
         Mixes: it is not proved; the text names the node and the reason.
     """
     model = inlined(model)
-    walk = _Walk(model)
+    walk = _Walk(model, kinds or census())
     graph = model.graph
     defaults = {each.name for each in graph.initializer}
     sources = []
@@ -111,7 +122,8 @@ def _input(info: Message, unknowns: Unknowns) -> Value:
         Size.of(each.dim_value) if each.dim_value > 0 else unknowns.new("+") for each in shape[1:]
     ]
     source = shape[0].dim_param or info.name
-    return Value((ROWS, *rest), 0, ONE, sources=frozenset([source]))
+    dtype = NAMES.get(info.type.tensor_type.elem_type, "")
+    return Value((ROWS, *rest), 0, ONE, dtype=dtype, sources=frozenset([source]))
 
 
 def _joined(sets: Iterable[frozenset[str]]) -> list[frozenset[str]]:
@@ -128,7 +140,8 @@ def _joined(sets: Iterable[frozenset[str]]) -> list[frozenset[str]]:
 class _Walk:
     """A graph on the way through its nodes: the values of tensors by name."""
 
-    def __init__(self, model: Message) -> None:
+    def __init__(self, model: Message, kinds: Kinds) -> None:
+        self._kinds = kinds
         self.unknowns = Unknowns()
         self.scope: ChainMap[str, Value] = ChainMap()
         self.joined: set[frozenset[str]] = set()
@@ -164,7 +177,8 @@ class _Walk:
             if each.name in self.scope.maps[0]:
                 self._require_declared(each.name, self.scope[each.name])
         for each in graph.initializer:
-            self._define(each.name, constant(small_array(each), tuple(each.dims)))
+            value = constant(small_array(each), tuple(each.dims))
+            self._define(each.name, replace(value, dtype=NAMES.get(each.data_type, "")))
         if any(each.values.name in self.scope.maps[0] for each in graph.sparse_initializer):
             raise Mixes("a sparse constant has the name of another tensor")
         for node in _needed(graph.node, outputs):
@@ -203,7 +217,11 @@ class _Walk:
         try:
             _require_known(domain, node)
             found = self._scan(node) if node.op == "Scan" else self._operator(node)
-            outputs = [self._checked(each) for each in found]
+            self._kinds.require_known(node)
+            outputs = [
+                replace(self._checked(each), dtype=dtype)
+                for each, dtype in zip(found, dtypes_of(node), strict=False)
+            ]
             for name, value in zip(message.output, outputs, strict=False):
                 self._require_declared(name, value)
         # A graph may be anything that protobuf takes: attributes that are missing, of another type
@@ -294,7 +312,7 @@ class _Walk:
             raise Mixes("it may have no turn, or its turns are no rows")
         _require_distances(body)
         # Inside a turn all is about one row, so it counts as constant there.
-        one = Value(scanned.shape[1:])
+        one = Value(scanned.shape[1:], dtype=scanned.dtype)
         inner = copy(self)
         names = [each.name for each in body.input]
         state = replace(table, items=None, data=None)

@@ -246,6 +246,30 @@ class Asks(serving.Handler):
         return " ".join([*self.left, self.ask(rest, self.infer), self.ask(rest)])
 
 
+class Documents(serving.Handler):
+    """JSON in and out, and pairs of texts."""
+
+    inputs = {"document": serving.Json()}
+    outputs = {"document": serving.Json(), "pair": serving.Text((2,))}
+    batching = True
+
+    def predict(self, document):
+        return {
+            "document": [{"got": each} if each != "nan" else float("nan") for each in document],
+            "pair": [["\ud800" if each == "strange" else "a", str(each)] for each in document],
+        }
+
+
+class Pairs(serving.Handler):
+    """Texts of a shape."""
+
+    inputs = {"pair": serving.Text((2,))}
+    outputs = {"text": serving.Text()}
+
+    def predict(self, pair):
+        return ["-".join(each) for each in pair]
+
+
 class Shares(serving.Handler):
     """Probabilities."""
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import serving
+from serving.__main__ import main
 from serving.config import BatchingConfig
 from serving.protocols.oip import methods
 from tests.serving.handlers import behaviours
@@ -121,3 +122,19 @@ def test_methods_can_be_called_without_anything():
     inputs, state = handler.preprocess(["ab"], BIAS[:1])
     assert inputs["x"].tolist() == [[2, 1, 1, 2]]
     assert handler.postprocess(BIAS, state)["text"] == ["ab!"]
+
+
+def test_values_of_json_are_values_in_process(capsys, tmp_path):
+    with serving.Model.load(handler=behaviours.Documents) as model:
+        found = model.infer([{"a": 1}, [None]])
+        assert found["document"].tolist() == [{"got": {"a": 1}}, {"got": [None]}]
+        with pytest.raises(serving.InvalidRequest, match="row 0 can't be JSON"):
+            model.infer([{1, 2}])
+    file = tmp_path / "echo.py"
+    file.write_text(
+        "import serving\n\nclass Echo(serving.Handler):\n"
+        "    inputs = outputs = {'document': serving.Json()}\n\n"
+        "    def predict(self, document):\n        return [{'got': each} for each in document]\n"
+    )
+    assert main(["infer", str(file), 'document={"a": 1}', "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["document"] == [{"got": {"a": 1}}]

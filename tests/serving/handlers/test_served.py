@@ -20,7 +20,8 @@ from tests.support.servers import ended, wait_until
 
 CLASSES = {
     "behaviours": "Behaviours", "facts": "Facts", "sizes": "Sizes", "cascade": "Cascade",
-    "joined": "Joined", "doubles": "Doubles", "tenants": "Tenants",
+    "joined": "Joined", "doubles": "Doubles", "tenants": "Tenants", "documents": "Documents",
+    "pairs": "Pairs",
 }  # fmt: skip
 
 
@@ -78,6 +79,90 @@ def test_signature_is_the_handlers(caller, peer):
     assert "-H 'content-type: text/plain' -d text" in listed["joined"]["requests"]["curl"]
     assert "picture=@picture.jpg" in listed["sizes"]["requests"]["digit-serving"]
     assert "[open('file.bin', 'rb').read()]" in listed["facts"]["requests"]["Python"]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGB", "JPEG")])
+def test_largest_picture_that_is_promised_is_read(caller, mode, kind):
+    """80 million pixels: the memory of the process that decodes it must be enough."""
+    file = io.BytesIO()
+    Image.new(mode, (10_000, 8_000)).save(file, kind)
+    found = caller.infer("sizes", {"picture": [file.getvalue()]}, timeout_s=60)
+    assert found["size"].tolist() == [[8_000, 10_000]]
+
+
+VALUES = [{"a": [1, None, "ü"]}, "text", 2.5, [], True, np.float32(0.5), np.arange(2)]
+
+
+def test_values_of_json_are_values_to_handlers_and_python_clients(caller, peer):
+    found = caller.infer("documents", {"document": VALUES})
+    plain = [*VALUES[:-2], 0.5, [0, 1]]
+    assert found["document"].tolist() == [{"got": each} for each in plain]
+    assert found["pair"].shape == (7, 2)
+    assert found["pair"][1].tolist() == ["a", "text"]
+    info = caller.describe("documents")
+    assert str(info.tensors) == "document BYTES [N] -> document BYTES [N], pair BYTES [N, 2]"
+    body = {"inputs": [{"name": "document", "datatype": "BYTES", "shape": [2, 1],
+                        "data": [['{"a": "ü"}'], ["7"]]}]}  # fmt: skip
+    answer = peer.ask("POST", "/v2/models/documents/infer", json.dumps(body).encode())
+    outputs = {each["name"]: each for each in answer.json["outputs"]}
+    assert outputs["document"]["data"] == ['{"got": {"a": "ü"}}', '{"got": 7}']
+    assert outputs["document"]["shape"] == [2]
+    answer = peer.ask("POST", "/v2/models/documents/infer", b"[1]", content_type="text/plain")
+    assert answer.json["outputs"][0]["data"] == ['{"got": [1]}']
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["1", "{"], "document: row 1 is no JSON: Expecting property name"),
+        (["NaN"], "document: row 0 is no JSON: NaN is no JSON"),
+        (["[" * 65 + "]" * 65], "row 0 is no JSON: more than 64 lists and objects inside"),
+        (["[" * 100_000], "row 0 is no JSON: "),
+        (["1" * 5000], "row 0 is no JSON: "),
+    ],
+)
+def test_text_that_is_no_json_is_refused_with_its_row(peer, texts, words):
+    shape = [len(texts)]
+    tensor = {"name": "document", "datatype": "BYTES", "shape": shape, "data": texts}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    answer = peer.ask("POST", "/v2/models/documents/infer", body)
+    assert answer.status == 400
+    assert words in answer.json["detail"]
+
+
+def test_value_that_json_cannot_hold_is_refused_on_either_side(caller):
+    with pytest.raises(serving.InvalidRequest, match="row 0 can't be JSON: set is no JSON"):
+        caller.infer("documents", {"document": [{1, 2}]})
+    with pytest.raises(serving.InvalidRequest, match="row 1 can't be JSON"):
+        caller.infer("documents", [1, float("nan")])
+    with pytest.raises(serving.InvalidRequest, match="a list with a value for each row, got dict"):
+        caller.infer("documents", {"document": {"a": 1}})
+    for text in ("nan", "strange"):
+        with pytest.raises(serving.ModelError):
+            caller.infer("documents", {"document": [text]})
+
+
+def test_texts_have_a_shape_or_a_column(caller):
+    found = caller.infer("pairs", {"pair": [["a", "b"], ["c", "d"]]})
+    assert found["text"].tolist() == ["a-b", "c-d"]
+    with pytest.raises(serving.InvalidRequest, match=r"expected pair BYTES \[N, 2\]"):
+        caller.infer("pairs", {"pair": ["a", "b"]})
+    found = caller.infer("behaviours", {"text": [["say it"], ["and"]]})
+    assert found["answer"].tolist() == ["SAY IT", "AND"]
+
+
+def test_column_of_texts_of_another_client_is_taken(handled):
+    request = inference_pb.ModelInferRequest(model_name="behaviours")
+    contents = request.inputs.add(name="text", datatype="BYTES", shape=[2, 1]).contents
+    contents.bytes_contents.extend([b"say hi", b"x"])
+    with grpc.insecure_channel(handled.address) as channel:
+        call = channel.unary_unary(
+            f"/{inference_pb.SERVICE}/ModelInfer",
+            inference_pb.ModelInferRequest.SerializeToString,
+            inference_pb.ModelInferResponse.FromString,
+        )
+        answer = call(request, timeout=20)
+    assert answer.outputs[0].shape == [2]
 
 
 def test_stub_of_grpcio_calls_it_unary_and_on_a_stream(handled):

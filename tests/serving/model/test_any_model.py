@@ -31,6 +31,10 @@ def values_of(datatype, shape):
     return (numbers % 2 if datatype == "BOOL" else numbers).astype(DTYPES[datatype])
 
 
+RARE = {"INT16", "UINT16", "UINT32", "UINT64"}
+"""Types that no export of the census has but to cast them: their calls run alone."""
+
+
 @pytest.mark.parametrize("datatype", TYPES)
 @pytest.mark.parametrize("axes", [(), (3,), (2, 3), ("N", 3), ("N", "M", 2)], ids=str)
 def test_each_type_and_shape_is_answered(datatype, axes, tmp_path):
@@ -43,7 +47,7 @@ def test_each_type_and_shape_is_answered(datatype, axes, tmp_path):
         open_axes = tuple(each if isinstance(each, int) else -1 for each in axes)
         assert (tensor.datatype, tensor.shape) == (datatype, open_axes)
         answer = loaded.infer({"x": array})["y"]
-        assert loaded.served.tensors.is_batchable == ("N" in axes)
+        assert loaded.served.tensors.is_batchable == ("N" in axes and datatype not in RARE)
     assert answer.dtype == array.dtype
     np.testing.assert_array_equal(answer, array)
 

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import re
-import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -78,17 +77,29 @@ def test_exception_is_part_of_the_line(capsys):
     assert "ValueError: planted" in event["exception"]
 
 
-@pytest.mark.parametrize("is_terminal", [False, True])
-def test_traceback_has_lines_on_a_terminal_only(is_terminal, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+def test_traceback_has_lines_of_its_own_in_a_text(capsys):
     logs.setup("text")
     try:
-        raise ValueError("bad\x1b")
+        raise ValueError("bad\x1b\n2026-12-01 ERROR forged")
     except ValueError:
         logging.getLogger("serving.test").exception("it\nfailed")
     first, *rest = written(capsys).splitlines()
     assert "it\\nfailed" in first
-    assert rest[-1:] == (["ValueError: bad\\x1b"] if is_terminal else [])
+    assert rest[0] == "  Traceback (most recent call last):"
+    assert rest[-2:] == ["  ValueError: bad\\x1b", "  2026-12-01 ERROR forged"]
+
+
+def test_long_traceback_keeps_its_ends(capsys):
+    logs.setup("text")
+    try:
+        raise ValueError("begin " + "\n".join(map(str, range(500))) + " end" * 1000)
+    except ValueError:
+        logging.getLogger("serving.test").exception("it failed")
+    lines = written(capsys).splitlines()
+    assert len(lines) <= 62
+    assert max(map(len, lines)) <= 1_000
+    assert lines[1] == "  Traceback (most recent call last):"
+    assert lines[-1].endswith("end")
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

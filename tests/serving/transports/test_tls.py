@@ -123,6 +123,16 @@ def test_client_that_knows_the_authority_is_answered(tls, good, images):
 
 
 @pytest.mark.usefixtures("client_transport")
+def test_client_trusts_the_authorities_of_the_system(tls, good, stranger, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(good.ca))
+    assert is_let_in(tls, tls_ca="system")
+    assert main(["info", "--json", "--target", tls.address, "--tls-ca", "system"]) == 0
+    assert main(["health", "--target", tls.address, "--tls-ca", "system"]) == 0
+    monkeypatch.setenv("SSL_CERT_FILE", str(stranger.ca))
+    assert not is_let_in(tls, tls_ca="system")
+
+
+@pytest.mark.usefixtures("client_transport")
 async def test_async_client_speaks_tls(tls, good, images):
     async with AsyncClassifier.connect(tls.address, tls_ca=good.ca) as client:
         assert len(await client.classify(images[:2])) == 2

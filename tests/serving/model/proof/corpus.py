@@ -18,6 +18,7 @@ from serving.model.onnx_file import parse_model
 from serving.model.proof import Mixes, prove
 from serving.model.proof.sizes import ONE
 from tests.serving.model.proof.cases import with_rows
+from tests.serving.model.proof.models import RULES
 
 FILE = Path(__file__).parents[3] / "corpus" / "verdicts.tsv"
 
@@ -47,7 +48,7 @@ def verdicts(operator):
 def verdict(model):
     """Return as text why rows are not proved independent, or what is proved of the outputs."""
     try:
-        proof = prove(parse_model(model.SerializeToString()))
+        proof = prove(parse_model(model.SerializeToString()), RULES)
     except Mixes as err:
         return str(err).rpartition(" (")[2].replace("):", ":", 1)  # without names of tensors
     return "; ".join(shown(proof.values[each.name]) for each in model.graph.output)

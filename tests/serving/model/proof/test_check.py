@@ -19,7 +19,7 @@ from serving.model.proof.sizes import ONE, Size
 from serving.model.proof.table import TABLE, outputs_of
 from serving.model.proof.values import Value, computed, sizes_of
 from tests.serving.model.proof.cases import with_rows
-from tests.serving.model.proof.models import CONSTANTS, graph
+from tests.serving.model.proof.models import CONSTANTS, RULES, graph
 from tests.serving.model.proof.test_graphs import PROVED
 from tests.support.fakes import TIMEOUT_S
 
@@ -29,7 +29,7 @@ def checked(onnx_model, samples=None, clock=time.thread_time):
     data = onnx_model.SerializeToString()
     message = parse_model(data)
     graph = Graph(message, data, samples=samples)
-    return Check(graph, prove(message), runtime().RunOptions(), clock).run()
+    return Check(graph, prove(message, RULES), runtime().RunOptions(), clock).run()
 
 
 @pytest.fixture(autouse=True)
@@ -277,10 +277,10 @@ def test_time_that_is_spent_ends_the_check_after_a_batch_and_a_row(monkeypatch):
 
 def test_runs_that_take_too_long_are_ended(tmp_path, monkeypatch, caplog):
     """No loop is proved, so a long way of large products."""
-    monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.3)
+    monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.1)
     monkeypatch.setattr("serving.model.loading._SLOW_S", 0.0)
     monkeypatch.setitem(CONSTANTS, "square", np.full((256, 256), 0.01, np.float32))
-    names = ["x", *(f"a{number}" for number in range(400)), "y"]
+    names = ["x", *(f"a{number}" for number in range(800)), "y"]
     products = "; ".join(f"{b} = MatMul({a}, square)" for a, b in itertools.pairwise(names))
     onnx = graph(products, "float[N,256,256] x", "float[N,256,256] y").SerializeToString()
     path = tmp_path / "endless.onnx"
@@ -288,7 +288,7 @@ def test_runs_that_take_too_long_are_ended(tmp_path, monkeypatch, caplog):
     with caplog.at_level("DEBUG", "serving"), Model.load(path, device="cpu") as loaded:
         assert not loaded.served.tensors.is_batchable
     assert "model endless version 1: the check by a run goes on after 0 s" in caplog.text
-    assert "the check by a run is not ready after 0.3 s of processor time" in caplog.text
+    assert "the check by a run is not ready after 0.1 s of processor time" in caplog.text
     for thread in threading.enumerate():
         if thread.name == "model-loader":
             thread.join(TIMEOUT_S)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from serving.model.onnx_file import parse_model
 from serving.model.proof import Mixes, prove
 from tests.serving.model.proof.drawing import draw, session_of
+from tests.serving.model.proof.models import RULES
 
 TOLERANCE = 2e-2
 """Sums of loud and quiet numbers are added in another order."""
@@ -22,7 +23,7 @@ def proofs(seed):
     for name in names:
         model = drawing.model([name])
         try:
-            yield drawing, model, prove(parse_model(model.SerializeToString()))
+            yield drawing, model, prove(parse_model(model.SerializeToString()), RULES)
         except Mixes:
             yield drawing, model, None
 

@@ -142,7 +142,7 @@ MIXING = {
     "mean and variance": (
         "u = Unsqueeze(x, both); v = Transpose<perm=[2,3,0,1]>(u)"
         "; y = MeanVarianceNormalization(v)",
-        "y (MeanVarianceNormalization): it looks over rows",
+        "y (MeanVarianceNormalization): this operator has no rule",
     ),
     "running sum": ("y = CumSum(x, zero)", "y (CumSum): it looks over rows"),
     "ranks": ("v, i = TopK<axis=0>(x, second); y = Sub(x, v)", "v, i (TopK): it sorts rows"),
@@ -150,7 +150,7 @@ MIXING = {
         "i = ArgMax<axis=0>(x); f = Cast<to=1>(i); y = Add(x, f)",
         "i (ArgMax): over rows",
     ),
-    "one hot of the best row": ("y = Hardmax<axis=0>(x)", "y (Hardmax): it looks over rows"),
+    "one hot of the best row": ("y = Hardmax<axis=0>(x)", "y (Hardmax): this operator has no rule"),
     # Rows beside rows.
     "all pairs": ("t = Transpose(x); y = MatMul(x, t)", "y (MatMul): rows meet other rows"),
     "all pairs by Gemm": ("y = Gemm<transB=1>(x, x)", "y (Gemm): rows meet other rows"),
@@ -443,12 +443,12 @@ MIXING = {
         "r = RandomUniformLike(x); y = Add(x, r)",
         "r (RandomUniformLike): it draws random numbers",
     ),
-    "found places": ("y = NonZero(x)", "y (NonZero): its input 0 depends on rows"),
-    "dropout": ("y = Dropout(x, small, truth)", "y (Dropout): it may be in training"),
+    "found places": ("y = NonZero(x)", "y (NonZero): this operator has no rule"),
+    "dropout": ("y = Dropout(x, small, truth)", "y (Dropout): this operator has no rule"),
     "distinct": ("y = Unique<axis=0>(x)", "y (Unique): this operator has no rule"),
     "chosen rows": (
         "c = Cast<to=9>(vector); y = Compress<axis=0>(x, c)",
-        "y (Compress): it takes some of the rows",
+        "y (Compress): this operator has no rule",
     ),
     "no rows": ("y = Identity(row)", "output y has no axis of rows"),
     "scalar": ("y = ReduceMax<keepdims=0>(x)", "y (ReduceMax): over rows"),
@@ -568,7 +568,6 @@ PROVED = {
     "repeated columns": "y = Tile(x, once)",
     "resized columns": "y = Resize(x, , scales)",
     "sums by Einsum": 'y = Einsum<equation="ij,jk->ik">(x, w)',
-    "dropout": "y = Dropout(x)",
     "quantized by constants": "q = QuantizeLinear(x, small); y = DequantizeLinear(q, small)",
     "scan over rows beside a constant": (
         "k = Identity(table); z, y = Scan(k, x) <num_scan_inputs=1, body = b (float[10,4] t,"
@@ -577,10 +576,6 @@ PROVED = {
     ),
     # As exporters write it.
     "old addition, multiplied": ("a = Add(x, vector); y = Mul(a, row)", {"opset": 7}),
-    "old upsampling": (
-        'y = Upsample<mode="nearest", scales=[1.0, 1.0, 2.0, 2.0]>(x)',
-        {"opset": 7, "x": "float[N,2,3,4] x", "y": "float[N,2,6,8] y"},
-    ),
     "a hundred inputs": (
         f"y = Concat<axis=1>({', '.join(f'x{at}' for at in range(100))})",
         {"x": ", ".join(f"float[N,2] x{at}" for at in range(100))},
@@ -633,7 +628,6 @@ PROVED = {
         "a = ReduceSum(x, second); b = ReduceMax(x, second); d = Concat<axis=0>(a, b, a)"
         "; r = Reshape(d, three_rows_of); y = Transpose(r)"
     ),
-    "columns that are not missing": "y = Compress<axis=1>(x, some_columns)",
     "both directions": (
         "a = Reshape(x, lines); t = Transpose<perm=[1,0,2]>(a); s = Shape(x)"
         "; n = Slice(s, first, second, first); l = Expand(two, n)"

@@ -9,7 +9,7 @@ from serving.model.onnx_file import parse_model
 from serving.model.onnx_runtime import new_session
 from serving.model.proof import Mixes, prove
 from serving.model.proof.inline import inlined
-from tests.serving.model.proof.models import graph, verdict
+from tests.serving.model.proof.models import RULES, graph, verdict
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18, "own" : 1]>\n'
 ONE = '<domain: "own", opset_import: ["" : 18]> '
@@ -52,13 +52,13 @@ def test_graph_without_its_functions_answers_the_same(name):
     (wanted,) = new_session(data).run(["y"], rows)
     (answer,) = new_session(found.SerializeToString()).run(["y"], rows)
     np.testing.assert_array_equal(answer, wanted)
-    assert prove(model).model.SerializeToString() == found.SerializeToString()
+    assert prove(model, RULES).model.SerializeToString() == found.SerializeToString()
 
 
 def test_graph_that_calls_no_function_stays_itself():
     model = parse_model(model_of("y = Neg(x)", TWICE).SerializeToString())
     assert inlined(model) is model
-    assert prove(model).model is model
+    assert prove(model, RULES).model is model
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def with_more(model, constants):
 @pytest.mark.parametrize("name", LARGE)
 def test_model_of_many_parts_is_too_large_to_prove(name):
     with pytest.raises(Mixes, match="the model is too large to prove"):
-        prove(parse_model(LARGE[name]().SerializeToString()))
+        prove(parse_model(LARGE[name]().SerializeToString()), RULES)
 
 
 @pytest.mark.parametrize(
