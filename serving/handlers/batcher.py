@@ -225,6 +225,11 @@ class HandlerBatcher:
         """Return 0: no process waits for more rows."""
         return 0.0
 
+    def stop_batching(self) -> None:
+        """Run each call of the model alone from now on."""
+        if self._network is not None:
+            self._network.stop_batching()
+
     def block(self, refusal: ServingError | None) -> None:
         """Refuse all calls that have not begun, and later ones; None runs them again."""
         if self._is_closed:
@@ -694,6 +699,13 @@ class RunMetrics:
     def observe_run(self, run: Any, groups: Sequence[Any], model: tuple[str, str]) -> None:
         """Count a run, without the calls."""
         self._metrics.observe_run(run, (), model)
+
+    def observe_calls(self, run: Any, groups: Sequence[Any], model: tuple[str, str]) -> None:
+        """Count nothing: as above."""
+
+    def count_mismatch(self, model: tuple[str, str]) -> None:
+        """Count a batch with a row that has another answer alone."""
+        self._metrics.count_mismatch(model)
 
     def observe_answers(self, answers: Any, outputs: Any, model: tuple[str, str]) -> None:
         """Count the classes that the model has answered, before the handler changes them."""

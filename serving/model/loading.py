@@ -30,6 +30,7 @@ from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
 from serving.model.memory import remaps_memory
 from serving.model.onnx_fields import labels_of
 from serving.model.onnx_runtime import runtime
+from serving.model.quantised import output_step
 from serving.model.repository import CLASSIFIER
 from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings
 from serving.model.timing import find_rows, has_bounded_time
@@ -244,6 +245,9 @@ def _load_version(
             engine,
             manifest,
             precision,
+            is_proved=verdict.obstacle is None,
+            output_step=output_step(source.onnx),
+            verdict_key=source.key,
             settings=settings,
             labels=source.labels,
             answers=None if manifest.signature else find_answers(*facts),
@@ -317,7 +321,7 @@ def _source_of(
         )
     digests, file = manifest.digests, FILES[precision]
     key = verdicts.key_of(digests[file], {name: digests[name] for name in weights})
-    found = manifest.verdicts.get(file) or verdicts.kept(key)
+    found = verdicts.kept(key) or manifest.verdicts.get(file)
     if found is not None and b"ZipMap" not in onnx:
         return _Source(manifest, onnx, weights, labels_of(onnx), None, key, found)
     from serving.model.onnx_file import cut_zip_maps, parse_model  # here: few starts read a graph

@@ -66,6 +66,15 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
         for number in range(max([classes.get(label, 0), *(each + 1 for each in counts.classes)])):
             answers.add_metric((*label, str(number)), counts.classes[number])
     yield from (requests, rows, answers)
+    mismatches = core.CounterMetricFamily(
+        "serving_batch_mismatches",
+        "Batches with a row that had another answer alone.",
+        labels=_VERSION,
+    )
+    for label in models:
+        if label != NO_MODEL:
+            mismatches.add_metric(label, models[label].num_mismatches)
+    yield mismatches
     for name, text, field in (
         ("serving_batch_rows", "Rows in a run.", "batch_rows"),
         ("serving_queue_seconds", "From arrival to the last run of a request.", "queue_s"),

@@ -208,6 +208,8 @@ class ModelCounts:
     """Likewise."""
     own: OwnCounts = field(default_factory=OwnCounts)
     """What its handler counts itself."""
+    num_mismatches: int = 0
+    """Batches with a row that had another answer alone."""
 
     @property
     def batch_rows(self) -> Histogram:
@@ -424,6 +426,12 @@ class Metrics:
             counts = self._counts.models.get(model) or self._begin(model)
             counts.num_failed += times
             counts.failed_s += max(0.0, duration_s * times)
+
+    def count_mismatch(self, model: ModelLabel) -> None:
+        """Count a batch with a row that has another answer alone; see `spot_check`."""
+        with self._lock:
+            counts = self._counts.models.get(model) or self._begin(model)
+            counts.num_mismatches += 1
 
     def count_reload(self, outcome: str) -> None:
         """Count a reload.
