@@ -60,7 +60,7 @@ from serving.handlers.signature import (
     HandlerSignature,
 )
 from serving.handlers.trip import Attempt, Phase, Slot, Trip
-from serving.telemetry.metrics import HandlerUsage, Metrics
+from serving.telemetry.metrics import HandlerUsage, Metrics, OwnCounts
 from serving.tensors import Array
 
 _log = logging.getLogger(__name__)
@@ -467,6 +467,9 @@ class HandlerBatcher:
         """Take a message of a process."""
         head = frame.head
         kind, trip = head.get("kind"), slot.trip
+        if kind == "metrics":
+            self._metrics.count_own(self.label, OwnCounts.of(head["own"]))
+            return
         if trip is None or head.get("job") != trip.number:
             self._remove(slot, "it answers what nobody has asked", ModelError())
             return

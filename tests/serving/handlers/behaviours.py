@@ -30,6 +30,8 @@ class Behaviours(serving.Handler):
 
     def predict(self, text):
         self.num_calls += 1
+        self.metrics.count("calls", word=text[0].partition(" ")[0])
+        self.metrics.observe("letters", len(text[0]))
         word, _, rest = text[0].partition(" ")
         answers = getattr(self, f"do_{word}")(rest) or [each.upper() for each in text]
         numbers = np.full(len(text), os.getpid())

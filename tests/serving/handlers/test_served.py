@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import sys
 from contextlib import closing
 
@@ -345,6 +346,24 @@ def test_requests_that_do_not_fit_are_refused(caller):
         caller.infer("behaviours", {"text": []})
     with pytest.raises(serving.InvalidRequest, match="as many rows"):
         caller.infer("model", {"text": ["a"] * 2, "bias": np.zeros((3, 2), np.float32)})
+
+
+def test_metrics_of_a_handlers_own_are_on_the_page(handled, caller):
+    url = f"http://{handled.metrics_address}"
+
+    def value(series):
+        page = HttpPeer(url).get("/metrics").body.decode()
+        found = re.search(rf"^{re.escape(series)} (\S+)$", page, re.M)
+        return float(found[1]) if found else 0.0
+
+    counted = 'handler_calls_total{model="behaviours",version="1",word="say"}'
+    noted = 'handler_letters_bucket{le="5.0",model="behaviours",version="1"}'
+    before = value(counted), value(noted)
+    caller.infer("behaviours", {"text": ["say"]})
+    caller.infer("behaviours", {"text": ["say something"]})
+    with pytest.raises(serving.InvalidRequest):
+        caller.infer("behaviours", {"text": ["refuse"]})
+    assert (value(counted), value(noted)) == (before[0] + 2, before[1] + 1)
 
 
 def test_phases_and_processes_are_measured(handled, caller):
