@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.handlers.handler import Handler as Handler
     from serving.handlers.kinds import Array as Array
     from serving.handlers.kinds import Bytes as Bytes
+    from serving.handlers.kinds import Json as Json
     from serving.handlers.kinds import Picture as Picture
     from serving.handlers.kinds import Text as Text
     from serving.launch import Server as Server
@@ -55,7 +56,7 @@ _NAMES = {
         Unauthenticated Unavailable Unsupported
     """,
     "handlers.handler": "Handler",
-    "handlers.kinds": "Array Bytes Picture Text",
+    "handlers.kinds": "Array Bytes Json Picture Text",
     "launch": "Server serve",
     "tensors": "ModelInfo Outputs Tensor",
 }

@@ -17,6 +17,7 @@ TransportName = Literal["auto", "h2", "grpcio"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 BatchingMode = Literal["auto", "always", "never"]
+SpotChecking = Literal["on", "off"]
 
 MOST_ROWS = 16_384
 """The largest batch. What a graph computes of the number of rows can overflow with more."""
@@ -62,6 +63,10 @@ class BatchingConfig:
     max_response_bytes: int = 256 << 20
     """The most bytes of a call's outputs, such as 64M; a larger answer is an error that names the
     output. It is checked after the run: what a run itself allocates is not bounded."""
+    spot_checks: SpotChecking = "on"
+    """Whether a call of a shared batch is run alone once more now and then, before it is answered:
+    rows that are found to depend on others end batching. A model's config.pbtxt takes
+    precedence."""
     handler_processes: int = 0
     """Processes of each handler; 0: as many as there are cores but one, at least one, and two on
     two cores if one takes at most 256 MiB after `setup`; with workers each has its part."""

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from serving.batching.parallel import run_parallel
+from serving.batching.parallel import run_parallel, run_whole
 from serving.config import BatchingConfig, Device, ModelConfig, Precision
 from serving.errors import (
     ConfigurationError,
@@ -23,6 +23,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.handlers.handler import Handler
+from serving.json_values import parsed_output, written_inputs
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.system.cores import usable_cores
@@ -63,6 +64,9 @@ class BaseModel:
         num_threads = max(1, model.settings.num_threads)
         self._cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_threads)
         self._names = [each.name for each in model.tensors.outputs]
+        is_wide = getattr(self._network.engine, "wide", None) is not None
+        self._alone = self._run_alone if is_wide else None
+        """Runs a call that is alone on all cores, if the model gains by that."""
         self._is_closed = False
         self._reopen: Callable[[], Self] | None = None
 
@@ -77,6 +81,7 @@ class BaseModel:
         batching: BatchingConfig | None = None,
         handler: str | Path | Handler | type[Handler] | None = None,
         models: Mapping[str, Any] | None = None,
+        threads: int = 0,
     ) -> Self:
         """Load a model, verify it, and check it.
 
@@ -98,6 +103,9 @@ class BaseModel:
             handler: a subclass of `serving.Handler`, an object of it, or its file: inputs and
                 outputs are its own. It runs in this process, on one thread at a time.
             models: the models that the handler calls by `self.models`, such as other `Model`s.
+            threads: of one run, as `--threads` of a server. 0 is one, but as many as cores where a
+                call is alone, if that was measured to be faster: it takes a second copy of the
+                model's weights, which 1 saves. A model's config.pbtxt takes precedence.
 
         Raises:
             ModelNotFound: no such model, or no such version of it.
@@ -108,7 +116,7 @@ class BaseModel:
             ConfigurationError: the version has no int8 variant, int8 was requested on CUDA, the
                 directory can't be read, or a device or a precision is unknown.
         """
-        ModelConfig(device=device, precision=precision)  # refuses others
+        ModelConfig(device=device, precision=precision, threads=threads)  # refuses others
         if not isinstance(batching, BatchingConfig | None):
             expected = "BatchingConfig(max_batch_size=64)"
             raise ConfigurationError(f"batching: expected {expected}, got {batching!r:.80}")
@@ -122,7 +130,14 @@ class BaseModel:
         path = Path(path).absolute()
         asked = None if version is None else str(version)
         loaded = load_model(
-            path, asked, device, precision, batching.max_batch_size, is_described=cls._is_described
+            path,
+            asked,
+            device,
+            precision,
+            batching.max_batch_size,
+            is_described=cls._is_described,
+            num_threads=threads or 1,
+            most_threads=1 if threads else usable_cores(),
         )
         if handler is not None:
             folder = path.parent if path.is_file() else path / loaded.version
@@ -133,7 +148,7 @@ class BaseModel:
             return cls(with_handler(loaded, around), loaded.settings.of(batching))
         model = cls(loaded, loaded.settings.of(batching))
         model._reopen = partial(
-            cls.load, path, loaded.version, device, precision, batching=batching
+            cls.load, path, loaded.version, device, precision, batching=batching, threads=threads
         )
         return model
 
@@ -162,7 +177,8 @@ class BaseModel:
         handler: Any = self.served.handler
         feeds, parameters = call
         run = partial(self._run_network, is_cancelled=is_cancelled)
-        return self._outputs(handler.run(feeds, run, parameters))
+        found = zip(self.served.tensors.outputs, handler.run(feeds, run, parameters), strict=True)
+        return self._outputs([parsed_output(tensor, array) for tensor, array in found])
 
     def _outputs(self, arrays: Sequence[Array]) -> Outputs:
         return Outputs(dict(zip(self._names, arrays, strict=True)), self.served.version)
@@ -170,17 +186,28 @@ class BaseModel:
     def _run_network(self, feeds: Feeds, is_cancelled: Callable[[], bool] = never) -> list[Array]:
         """Run the model itself; returns its outputs in order."""
         model, most = self._network, self.batching.max_batch_size
-        num_rows = min(map(len, feeds.values())) if model.tensors.is_batchable else 1
+        is_batchable = model.tensors.is_batchable
+        num_rows = min(map(len, feeds.values())) if is_batchable else 1
         try:
-            if num_rows <= most and num_rows <= model.enough_rows:
+            # As in a server: cores that are free share the rows, or the one run that is worth no
+            # more parts.
+            is_few = num_rows <= most and num_rows < 2 * model.enough_rows
+            alone = self._alone if is_few else None
+            if alone is None and num_rows <= most and num_rows <= model.enough_rows:
                 return model.run(feeds)
-            return run_parallel(
-                model.run, feeds, most, model.enough_rows, self._cores, is_cancelled
-            )
+            if not is_batchable:
+                return run_whole(model.run, feeds, alone)
+            enough, cores = model.enough_rows, self._cores
+            return run_parallel(model.run, feeds, most, enough, cores, is_cancelled, alone)
         except ModelError as err:
             from serving.model.onnx_errors import reason_of
 
             raise ModelError(f"the model failed: {reason_of(err.__cause__ or err)}") from err
+
+    def _run_alone(self, feeds: Feeds) -> list[Array]:
+        """Run the model on all cores."""
+        run, _ = self._network.stoppable(is_alone=True)
+        return run(feeds)
 
     def _described(self, version: str | int | None) -> ModelInfo:
         model = self.served
@@ -225,7 +252,8 @@ class Model(BaseModel):
             DeviceError: it uses CUDA and was loaded before this process was forked.
             ModelError: the run failed; the text is ONNX Runtime's reason.
         """
-        feeds = as_feeds(self.served.tensors, inputs)
+        tensors = self.served.tensors
+        feeds = as_feeds(tensors, written_inputs(tensors.inputs, inputs))
         if self.served.handler is not None:
             return _chosen(self._run_around((feeds, parameters or {})), outputs)
         return _chosen(self._run(feeds), outputs)
@@ -283,7 +311,7 @@ class AsyncModel(BaseModel):
     ) -> Outputs:
         """Run the model; see `Model.infer`. A call that is cancelled begins no further run."""
         tensors = self.served.tensors
-        feeds = as_feeds(tensors, inputs)
+        feeds = as_feeds(tensors, written_inputs(tensors.inputs, inputs))
         if self.served.handler is not None:
             return _chosen(await on_thread(self._run_around, (feeds, parameters or {})), outputs)
         # Rows are proved independent for axes of one or more.

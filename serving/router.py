@@ -8,12 +8,15 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from serving.batching.batcher import CHANGED, Batcher
+from serving.batching.batcher import CHANGED, Batcher, Net
 from serving.batching.run import Group, Owner, RunnableModel
+from serving.batching.spot_check import TOLERANCES, Closeness
 from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
+from serving.model import verdicts
 from serving.model.loaded import LoadedModel
+from serving.model.manifest import FILES
 from serving.system.cores import usable_cores
 from serving.system.host import Host
 from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
@@ -31,11 +34,21 @@ else:
 _log = logging.getLogger(__name__)
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
+_TOLERANCES_OF_DEVICES = {2: 1e-2, 4: 1e-2, 8: 1e-3}
+"""`TOLERANCES` on other devices than the CPU, as `acceptance.py` has them: their runs of several
+rows take other algorithms."""
 _NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 1280 << 20, 10.0
 """The processes that decode pictures for handlers, and the memory of each beyond its start: the
 largest picture, 80 million transparent pixels, takes some 1,200 MiB with the copy to be sent."""
 _TWO, _SMALL_BYTES = 2, 256 << 20
 """Processes of a handler on as many cores, if one has at most this memory after `setup`."""
+
+
+def _record(key: str, reason: str) -> None:
+    """Keep a verdict for the next start, on a thread of its own: it writes a file."""
+    if key:
+        verdict = verdicts.Verdict(reason)
+        threading.Thread(target=verdicts.keep, args=(key, verdict), daemon=True).start()
 
 
 class _State(NamedTuple):
@@ -242,6 +255,8 @@ class Router:
         """Held while `routes` and `batchers` are replaced."""
         self._blocked: Mapping[int, float] = {}
         """The versions that `block` has named."""
+        self._alone: frozenset[int] = frozenset()
+        """Those that `stop_batching` has named."""
         self.owner: Owner | None = None
         """The thread that the batchers belong to, once `attach` was called."""
         self.on_block: Callable[[], object] = lambda: None
@@ -296,7 +311,8 @@ class Router:
         batching = model.settings.of(self.batching)
         batcher: AnyBatcher
         if model.handler is None:
-            batcher = Batcher(model, batching, self.metrics, cores, name, self.host)
+            net = self._net(model, batching)
+            batcher = Batcher(model, batching, self.metrics, cores, name, self.host, net)
         else:
             # Here: without a handler they would be 7 ms of a start.
             from serving.handlers.batcher import HandlerBatcher, RunMetrics
@@ -304,16 +320,32 @@ class Router:
             metrics: Any = RunMetrics(self.metrics)
             network = None
             if model.handler.signature.needs_model:
-                network = Batcher(model.network, batching, metrics, cores, name, self.host)
+                net = self._net(model.network, batching)
+                network = Batcher(model.network, batching, metrics, cores, name, self.host, net)
             if model.handler.signature.has_pictures:
                 self._pictures()
             parts = self._parts(name, model.handler, network)
             batcher = HandlerBatcher(model, batching, self.metrics, name, parts)
         batcher.block(self._refusal_of(batcher))
+        self._stop_batching(batcher)
         if self.owner is not None:
             batcher.attach(self.owner)
         self.batchers = (*self.batchers, batcher)
         return batcher
+
+    def _net(self, model: LoadedModel, batching: BatchingConfig) -> Net | None:
+        """Return how the answers of a version's batches are checked; None if they are not."""
+        if batching.spot_checks == "off" or not model.tensors.is_batchable:
+            return None
+        relative = TOLERANCES if model.device == "cpu" else _TOLERANCES_OF_DEVICES
+        digest = model.manifest.digests.get(FILES[model.precision], "unknown")
+        return Net(
+            self.host.checks_random,
+            Closeness(relative, model.output_step),
+            digest,
+            model.is_proved,
+            partial(_record, model.verdict_key),
+        )
 
     def _parts(self, name: str, handler: Any, network: Batcher | None) -> "Parts":
         """Return what a version with a handler runs on."""
@@ -382,6 +414,24 @@ class Router:
         self._blocked = blocked
         for batcher in self.batchers:
             batcher.block(self._refusal_of(batcher))
+
+    def stop_batching(self, versions: frozenset[int]) -> None:
+        """Run each call of these versions alone: other workers found that rows depend on others.
+
+        Args:
+            versions: their numbers; see `number_of`.
+        """
+        self._alone = versions
+        for batcher in self.batchers:
+            self._stop_batching(batcher)
+
+    def _stop_batching(self, batcher: AnyBatcher) -> None:
+        if not self._alone:
+            return
+        from serving.system.crash_record import number_of  # of the workers of a supervisor
+
+        if number_of(batcher.label) in self._alone:
+            batcher.stop_batching()
 
     def _refusal_of(self, batcher: AnyBatcher) -> ServingError | None:
         if not self._blocked:

@@ -59,8 +59,8 @@ class Tensor:
     names: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """The graph's own names of the axes, such as "batch"; empty where it has none."""
     content: str = field(default="", repr=False, compare=False)
-    """What BYTES are: "text", "bytes", or "picture", which is a file; empty where a graph says no
-    more, which takes texts."""
+    """What BYTES of a handler are: "text", "json", "bytes", or "picture", which is a file; empty
+    where a graph says no more, which takes texts."""
     dtype: np.dtype = field(init=False, repr=False, compare=False)
     row_bytes: int = field(init=False, repr=False, compare=False)
     """The bytes of one row (all axes but the first); 0 if rows have no fixed size."""
@@ -75,6 +75,11 @@ class Tensor:
     def is_binary(self) -> bool:
         """Whether its elements are bytes, not texts."""
         return self.content in ("bytes", "picture")
+
+    @property
+    def takes_column(self) -> bool:
+        """Whether [N, 1] is taken for [N], since other servers know texts so only."""
+        return self.content in ("text", "json")
 
     def no_rows(self) -> Array:
         """Return an array without a row."""
@@ -189,6 +194,8 @@ def as_array(tensor: Tensor, value: object) -> Array:
         array = _converted(tensor, array, is_typed=hasattr(value, "dtype"))
     elif array.dtype.kind == "O" and not all(isinstance(each, str | bytes) for each in array.flat):
         raise InvalidRequest(f"expected {tensor}, got objects that are no texts")
+    if tensor.takes_column and array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
     # ONNX Runtime says () also of inputs that take any shape.
     wrong = [0 <= size != got for size, got in zip(tensor.shape, array.shape, strict=False)]
     if tensor.shape and (len(tensor.shape) != array.ndim or any(wrong)):

@@ -192,7 +192,7 @@ def test_reading_pictures_needs_no_server_and_no_model():
 
 ORDER = {
     "serving": """
-        errors commandline tensors applications config system http1
+        errors commandline tensors json_values applications config system http1
         http2 security model.preprocessing pictures telemetry.metrics model
         batching handlers catalog embedded router protocols telemetry
         transports http_api client server cli __main__ launch __init__
@@ -209,7 +209,7 @@ ORDER = {
     """,
     "benchmarks": """
         loops workload network in_process methods others clients targets plain_server result_file
-        runner figures tables drawing pictures report tuning zoo comparison cli __main__ peers
+        runner sizes figures tables drawing pictures report tuning zoo comparison cli __main__ peers
         __init__
     """,
 }
@@ -287,6 +287,7 @@ def test_public_names_are_these():
         "Bytes",
         "Client",
         "Handler",
+        "Json",
         "Model",
         "ModelInfo",
         "Outputs",

@@ -11,8 +11,10 @@ callers of another.
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from random import Random
+from typing import Any, NamedTuple
 
 from serving.batching.offload import OffloadedBatches
 from serving.batching.place import Cost, Place, place
@@ -26,8 +28,10 @@ from serving.batching.run import (
     Owner,
     Result,
     RunnableModel,
+    divide,
     open_parts,
 )
+from serving.batching.spot_check import MOST_BATCHES, Closeness, Drawn, SpotChecks
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, ServingError, Unavailable
 from serving.system.host import Host
@@ -38,8 +42,25 @@ _log = logging.getLogger(__name__)
 CHANGED = Unavailable("the model has changed")
 """Why a call is not run whose version has gone since it was read."""
 _LATE = DeadlineExceeded()
+CHECKED = "in each of %d batches a row had another answer than alone"
+"""Why a version runs calls alone whose graph was proved to keep rows apart."""
 _MAX_QUEUE_BYTES = 1 << 30
 """The most bytes of rows of a fixed size that wait, of each kind of call."""
+
+
+class Net(NamedTuple):
+    """How the answers of a version's batches are checked; see `spot_check`."""
+
+    random: Random
+    """Draws the calls."""
+    closeness: Closeness
+    """How far apart answers may be."""
+    digest: str
+    """The SHA-256 of the model's file, for the log."""
+    is_proved: bool
+    """Whether a proof let rows be batched: else an operator did, and all stays as it is."""
+    record: Callable[[str], object]
+    """Has a later start know that rows depend on one another; takes the reason."""
 
 
 class Batcher:
@@ -56,9 +77,13 @@ class Batcher:
         num_runners: int = 1,
         name: str = "",
         host: Host | None = None,
+        net: Net | None = None,
     ) -> None:
         """Prepare; `attach` comes before the first call."""
         host = host or Host()
+        self._net = net
+        self._checking: list[Drawn] = []
+        """Calls that are about to run once more on this thread."""
         self.model = model
         self.label = name, model.version
         """The name and the version, as metrics have them."""
@@ -90,6 +115,12 @@ class Batcher:
         self._is_closed = self._is_scheduled = False
         self._cost = Cost.of(model.inline_rows, most, num_runners)
         self._always_rows = self._cost.always_rows
+        self._checks: SpotChecks | None = None
+        if net is not None and model.tensors.is_batchable:
+            outputs = model.tensors.outputs
+            self._checks = SpotChecks(
+                net.random, outputs, net.closeness, most, self._note_difference
+            )
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that all else is called on."""
@@ -108,7 +139,7 @@ class Batcher:
     @property
     def is_busy(self) -> bool:
         """Whether calls wait or run."""
-        return bool(self.num_waiting or self._offloaded.running)
+        return bool(self.num_waiting or self._offloaded.running or self._checking)
 
     @property
     def oldest_run_s(self) -> float:
@@ -168,7 +199,9 @@ class Batcher:
     def streams_of(self, caller: Caller) -> set[bytes]:
         """Return the calls of a caller that wait or run."""
         waiting = (each.streams_of(caller) for each in self._queues)
-        return self._offloaded.streams_of(caller).union(*waiting)
+        checking = (each.call for each in self._checking)
+        drawn = {each.streams[0] for each in checking if each.caller is caller}
+        return self._offloaded.streams_of(caller).union(drawn, *waiting)
 
     def forget(self, caller: Caller) -> None:
         """Drop the calls of a caller that has left."""
@@ -216,7 +249,7 @@ class Batcher:
         num_rows = 0
         if groups:
             for part, result in self._executor.run(groups, self.owner.clock):
-                num_rows += self._deliver(part, result)
+                num_rows += self._settle(part, result)
         return num_rows
 
     def tick(self, now_s: float) -> None:
@@ -225,7 +258,7 @@ class Batcher:
 
     def _finish_offloaded(self, parts: list[Outcome]) -> None:
         for groups, result in parts:
-            self._deliver(groups, result, have_left=True)
+            self._settle(groups, result, have_left=True)
         if self._offloaded.num_waiting:
             self._schedule()
 
@@ -240,13 +273,112 @@ class Batcher:
         own.model = self.label
         group.sink.fail(group, own)
 
-    def _deliver(
+    def _settle(
         self, groups: list[Group], result: Result | ServingError, *, have_left: bool = False
+    ) -> int:
+        """Give calls their outcome, but for one that runs once more at first, now and then."""
+        drawn = None
+        if self._checks is not None and isinstance(result, Result) and self._executor.is_batchable:
+            drawn = self._checks.draw(groups, result, self.owner.clock())
+        if drawn is None:
+            return self._deliver(groups, result, have_left=have_left)
+        num_rows = self._deliver(drawn.groups, result, have_left=have_left, drawn=drawn.call)
+        is_busy = bool(self._offloaded.running)
+        if place(drawn.call.num_rows, self._cost, is_busy=is_busy) is Place.INLINE:
+            self._checking.append(drawn)
+            self.owner.defer(partial(self._check, drawn))
+        else:
+            self._offloaded.run_alone(drawn.call, partial(self._finish_alone, drawn))
+        return num_rows
+
+    def _check(self, drawn: Drawn) -> None:
+        """Run a call once more, on this thread."""
+        self._checking.remove(drawn)
+        waiting, late = divide(open_parts([drawn.call]), self.owner.clock())
+        self._end_late(late)
+        if waiting:
+            self._conclude(drawn, self._executor.run(waiting, self.owner.clock))
+
+    def _finish_alone(self, drawn: Drawn, outcomes: list[Outcome]) -> None:
+        self._conclude(drawn, outcomes)
+        if self._offloaded.num_waiting:
+            self._schedule()
+
+    def _conclude(self, drawn: Drawn, outcomes: list[Outcome]) -> None:
+        """Answer a call that has run once more."""
+        alone = next((found for groups, found in outcomes if groups), None)
+        if not open_parts([drawn.call]):
+            return
+        answer, at = drawn.result, drawn.at
+        # Without an outcome, or if it was ended, it is as good as not drawn.
+        if alone is not None and not isinstance(alone, DeadlineExceeded):
+            assert self._checks is not None
+            assert self._net is not None
+            if not self._checks.is_close(drawn, alone) and self._net.is_proved:
+                if not isinstance(alone, Result):
+                    self._fail(drawn.call, alone)
+                    return
+                answer, at = alone, 0
+        try:
+            responses = drawn.call.encoder.encode(answer, at, 1)
+            run = answer.started_s, answer.finished_s, *self.label, answer.num_rows
+            drawn.call.sink.answer(drawn.call, responses, run)
+            self.owner.defer(partial(self._metrics.observe_calls, answer, [drawn.call], self.label))
+        except Exception:  # a bug of ours: it ends this call, and never the owner
+            _log.exception("a call could not be answered")
+            self._fail(drawn.call, FAILED)
+
+    def _note_difference(self, text: str, number: int) -> None:
+        """Note that a row of a batch had another answer than alone."""
+        assert self._net is not None
+        self._metrics.count_mismatch(self.label)
+        name, version = self.label
+        known = name, version, self._net.digest, text
+        if not self._net.is_proved:
+            _log.warning(
+                "model %s version %s (SHA-256 %s): in a batch a row has another answer than alone: "
+                "%s; it is batched by the operator's setting",
+                *known,
+            )
+        elif number < MOST_BATCHES:
+            _log.error(
+                "model %s version %s (SHA-256 %s): in a batch a row has another answer than alone: "
+                "%s; its caller has the answer alone",
+                *known,
+            )
+        else:
+            self.stop_batching()
+            _log.error(
+                "model %s version %s (SHA-256 %s): in a batch a row has another answer than alone: "
+                "%s; calls run alone from now on",
+                *known,
+            )
+
+    def stop_batching(self) -> None:
+        """Run each call alone from now on: rows were found to depend on one another."""
+        if self._net is None or not self._net.is_proved or not self._executor.is_batchable:
+            return
+        self._executor.is_batchable = False
+        self._net.record(CHECKED % MOST_BATCHES)
+
+    def _deliver(
+        self,
+        groups: list[Group],
+        result: Result | ServingError,
+        *,
+        have_left: bool = False,
+        drawn: Group | None = None,
     ) -> int:
         """Give calls their outcome; during a runner's run some callers may have left.
 
+        Args:
+            groups: the calls, in the order of their rows.
+            result: their outcome.
+            have_left: whether callers may have left since the run began.
+            drawn: a call among them that is answered later.
+
         Returns:
-            The rows that were answered.
+            The rows of these calls; 0 if there was no answer to them.
         """
         try:
             if not isinstance(result, Result):
@@ -255,13 +387,17 @@ class Batcher:
                 return 0
             run = result.started_s, result.finished_s, *self.label, result.num_rows
             at, answered = 0, groups
-            if have_left:
+            if have_left or drawn is not None:
                 answered = []
             for group in groups:
+                if group is drawn:
+                    at += group.num_rows
+                    continue
                 responses = group.encoder.encode(result, at, len(group.streams))
                 at += group.num_rows
                 if have_left:
                     group, responses = group.open_answers(responses)
+                if answered is not groups:
                     answered.append(group)
                 group.sink.answer(group, responses, run)
             self.owner.defer(partial(self._metrics.observe_run, result, answered, self.label))
@@ -271,7 +407,7 @@ class Batcher:
             return at
         except Exception:  # a bug of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")
-            for group in open_parts(groups):
+            for group in open_parts([each for each in groups if each is not drawn]):
                 self._fail(group, FAILED)
             return 0
 

@@ -128,6 +128,38 @@ class OffloadedBatches:
                 self._finish([(groups, FAILED)])
         return ended
 
+    def run_alone(self, call: Group, finish: _Finish) -> None:
+        """Have a runner run one call by itself; `finish` takes the outcome.
+
+        It is in time although all runners may be busy: they begin what waits in turn.
+        """
+        self._num_taken += 1
+        self.running[self._num_taken] = running = _Running([call], self.owner.clock())
+        try:
+            self._runners.put(
+                partial(self._run_one, self._num_taken, running, finish), self.owner.post
+            )
+        except RuntimeError:
+            _log.error("the server can't start a thread")
+            del self.running[self._num_taken]
+            finish([])
+
+    def _run_one(self, number: int, running: _Running, finish: _Finish) -> Task:
+        """Run a call by itself, on a runner's thread; return the function that delivers it."""
+
+        def begin(part: list[Group]) -> Run:
+            run, end = self._executor.stoppable(is_alone=False)
+            running.run = part, self.owner.clock(), end
+            return run
+
+        outcomes = self._executor.run(running.groups, self.owner.clock, begin)
+
+        def deliver() -> None:
+            del self.running[number]
+            finish(outcomes)
+
+        return deliver
+
     @property
     def _enough_rows(self) -> int:
         """Rows that are worth a run of their own on another core."""

@@ -29,6 +29,7 @@ def run_parallel(
     enough_rows: int,
     num_threads: int,
     is_cancelled: Callable[[], bool],
+    alone: Callable[[Feeds], list[Array]] | None = None,
 ) -> list[Array]:
     """Run rows in parts, on this thread and on helper threads that end with the call.
 
@@ -44,6 +45,8 @@ def run_parallel(
         enough_rows: how many are worth their own run on another core.
         num_threads: the most concurrent runs of all calls together.
         is_cancelled: once it returns True, no further run begins.
+        alone: runs the model on all cores, for a call beside which no other one runs; None if that
+            gains nothing.
 
     Returns:
         N rows of each output.
@@ -55,12 +58,28 @@ def run_parallel(
     thread, num_rows = get_ident(), len(next(iter(feeds.values())))
     try:
         _busy.add(thread)
+        if alone is not None and len(_busy) == 1 and num_rows <= max_batch_size:
+            return alone(feeds)
         num_free = max(1, 1 + num_threads - len(_busy))
         num_parts = min(num_free, -(-num_rows // enough_rows))
         if num_parts == 1 and num_rows <= max_batch_size:
             return run(feeds)
         step = min(-(-num_rows // num_parts), max_batch_size)
         return _run_parts(run, feeds, range(0, num_rows, step), num_parts, is_cancelled)
+    finally:
+        _busy.discard(thread)
+
+
+def run_whole(
+    run: Callable[[Feeds], list[Array]],
+    feeds: Feeds,
+    alone: Callable[[Feeds], list[Array]] | None,
+) -> list[Array]:
+    """Run a call that can't be divided: on all cores if no other one runs, as `run_parallel`."""
+    thread = get_ident()
+    try:
+        _busy.add(thread)
+        return run(feeds) if alone is None or len(_busy) > 1 else alone(feeds)
     finally:
         _busy.discard(thread)
 

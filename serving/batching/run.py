@@ -357,7 +357,7 @@ class Executor:
         self._version, self._signature = model.version, model.signature
         self._tensors = tensors = model.tensors
         self.is_batchable = tensors.is_batchable
-        """Whether rows of several calls can run together."""
+        """Whether rows of several calls can run together; False once that was found to be wrong."""
         self._are_rows = bool(tensors.row_bytes)
         self._logged_s = -math.inf
         self._num_unlogged = 0
@@ -394,7 +394,8 @@ class Executor:
             Calls that ran together, and their result; or calls that can't be run, and why.
         """
         outcomes: list[Outcome] = []
-        todo = [groups] if self._are_rows else _alike(groups, is_batchable=self.is_batchable)
+        is_one = self._are_rows and self.is_batchable
+        todo = [groups] if is_one else _alike(groups, is_batchable=self.is_batchable)
         while todo:
             part = todo.pop()
             started_s = clock()

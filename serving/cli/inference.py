@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from serving import json_values
 from serving.cli.models import config_of, load_with_pictures, model_config
 from serving.cli.target import client_of, require_here
 from serving.commandline import installation
@@ -147,7 +148,12 @@ def _feeds(
     if missing:
         listed = "; ".join(f"{each}, such as {_example(each)}" for each in missing)
         raise InvalidRequest(f"expected a value of {listed}")
-    return as_feeds(tensors, given)
+    feeds = as_feeds(tensors, given)
+    for each in tensors.inputs:
+        if each.content == json_values.CONTENT:  # the words are JSON already
+            texts = [json_values.JsonText(text) for text in feeds[each.name].tolist()]
+            feeds[each.name] = json_values.column_of(texts)
+    return feeds
 
 
 def _input_of(word: str, inputs: Mapping[str, Tensor]) -> tuple[str, str]:

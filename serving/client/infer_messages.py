@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from serving import json_values
 from serving.client.failures import malformed
 from serving.errors import InvalidRequest, TooLarge
 from serving.protocols.oip import inference_pb
@@ -42,7 +43,7 @@ def infer_requests(
         InvalidRequest: an input is missing or unknown, or has another type or shape.
         TooLarge: they don't fit into a message, and can't be divided.
     """
-    feeds = as_feeds(info.tensors, inputs)
+    feeds = as_feeds(info.tensors, json_values.written_inputs(info.inputs, inputs))
     empty = inference_pb.ModelInferRequest(model_name=name, model_version=version)
     for each, value in parameters.items():
         set_parameter(empty.parameters, each, value)
@@ -124,6 +125,8 @@ def outputs_of(data: bytes, address: str, info: ModelInfo | None = None) -> Outp
                 )
                 for each, output in zip(tensors, response.outputs, strict=True)
             }
+        for each in tensors:
+            arrays[each.name] = json_values.parsed_output(each, arrays[each.name])
     except (DecodeError, KeyError, ValueError, InvalidRequest) as err:
         raise malformed(address, f"no tensors: {err}") from err
     return Outputs(arrays, response.model_version)

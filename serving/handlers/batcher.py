@@ -60,7 +60,7 @@ from serving.handlers.signature import (
     HandlerSignature,
 )
 from serving.handlers.trip import Attempt, Phase, Slot, Trip
-from serving.telemetry.metrics import HandlerUsage, Metrics
+from serving.telemetry.metrics import HandlerUsage, Metrics, OwnCounts
 from serving.tensors import Array
 
 _log = logging.getLogger(__name__)
@@ -224,6 +224,11 @@ class HandlerBatcher:
     def delay_s(self, now_s: float) -> float:
         """Return 0: no process waits for more rows."""
         return 0.0
+
+    def stop_batching(self) -> None:
+        """Run each call of the model alone from now on."""
+        if self._network is not None:
+            self._network.stop_batching()
 
     def block(self, refusal: ServingError | None) -> None:
         """Refuse all calls that have not begun, and later ones; None runs them again."""
@@ -462,6 +467,9 @@ class HandlerBatcher:
         """Take a message of a process."""
         head = frame.head
         kind, trip = head.get("kind"), slot.trip
+        if kind == "metrics":
+            self._metrics.count_own(self.label, OwnCounts.of(head["own"]))
+            return
         if trip is None or head.get("job") != trip.number:
             self._remove(slot, "it answers what nobody has asked", ModelError())
             return
@@ -602,7 +610,9 @@ class HandlerBatcher:
         if trip.phase is Phase.ENDED:
             return
         self._forget(trip)
-        if trip.started_s:
+        if trip.attempt is Attempt.ALONE:  # calls that share a run are faster
+            self._num_done, self._pace_since_s = 0, self.owner.clock()
+        elif trip.started_s:
             self._note_pace(trip.num_rows)
 
     def _forget(self, trip: Trip) -> None:
@@ -691,6 +701,13 @@ class RunMetrics:
     def observe_run(self, run: Any, groups: Sequence[Any], model: tuple[str, str]) -> None:
         """Count a run, without the calls."""
         self._metrics.observe_run(run, (), model)
+
+    def observe_calls(self, run: Any, groups: Sequence[Any], model: tuple[str, str]) -> None:
+        """Count nothing: as above."""
+
+    def count_mismatch(self, model: tuple[str, str]) -> None:
+        """Count a batch with a row that has another answer alone."""
+        self._metrics.count_mismatch(model)
 
     def observe_answers(self, answers: Any, outputs: Any, model: tuple[str, str]) -> None:
         """Count the classes that the model has answered, before the handler changes them."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from serving.handlers.kinds import Kind
+    from serving.handlers.own_metrics import HandlerMetrics
     from serving.tensors import Outputs
 
 
@@ -60,6 +61,8 @@ class Handler:
     """The names of the other models that it calls by `self.models`."""
     models: Models
     """The other models; set before `setup`."""
+    metrics: "HandlerMetrics"
+    """Counters and histograms of its own, on the server's page of metrics; set before `setup`."""
 
     def setup(self, folder: Path) -> None:
         """Prepare, once in each process: read files beside the model.

@@ -7,6 +7,7 @@ from typing import Any
 
 from serving.handlers.handler import Handler, Models
 from serving.handlers.kinds import Kind, WrongValue, as_typed
+from serving.handlers.own_metrics import HandlerMetrics
 from serving.handlers.signature import (
     METADATA,
     PARAMETERS,
@@ -56,6 +57,9 @@ class Instance:
             names = tuple(each.name for each in network.outputs)
             self._arguments[POSTPROCESS] = arguments_of(own, POSTPROCESS, names)
         self._handler = handler() if isinstance(handler, type) else handler
+        self.metrics = HandlerMetrics()
+        if not hasattr(own, "metrics"):  # a name of its own
+            self._handler.metrics = self.metrics
         if models is not None:
             self.use(models)
         self._options = {name: _named_by(getattr(own, name)) for name in methods}
@@ -116,7 +120,7 @@ class Instance:
     def _received(self, arrays: Sequence[Array]) -> dict[str, Any]:
         kinds: Mapping[str, Kind] = self.signature.inputs or {}
         return {
-            name: kind.received(array)
+            name: kind.received(name, array)
             for (name, kind), array in zip(kinds.items(), arrays, strict=True)
         }
 

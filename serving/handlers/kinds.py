@@ -4,6 +4,7 @@ A kind says how a value looks to the handler, on the wire, and as JSON:
 
     kind       to the handler                        wire      JSON
     Text       a list of `str`                       BYTES     text
+    Json       a list of values                      BYTES     text: JSON in a string
     Bytes      a list of `bytes`                     BYTES     base64
     Picture    a list of (H, W, 3) uint8 arrays      BYTES     base64 of the file
     Array      an array of (N, *shape)               its type  numbers
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from serving import json_values
 from serving.errors import ConfigurationError
 from serving.tensors import DTYPES, Tensor, is_encodable
 from serving.tensors import Array as NumpyArray
@@ -24,6 +26,8 @@ from serving.tensors import Array as NumpyArray
 _NAMES = {dtype.name: name for name, dtype in DTYPES.items() if dtype.kind != "O"}
 """The protocol's data types by numpy's names."""
 _MAX_SHOWN = 80
+_TEXT = "text"
+"""In place of numpy's name of a type."""
 
 
 class WrongValue(Exception):
@@ -32,13 +36,23 @@ class WrongValue(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text for each row."""
+    """A text for each row, or texts of a shape.
+
+    Without a shape callers may send [N, 1], too, as other servers want it.
+    """
+
+    shape: tuple[int, ...] = ()
+    """The axes of a row; -1 for one of any size."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _axes("Text", self.shape))
 
     def tensor(self, name: str) -> Tensor:
         """Return the description of an input or output of this kind."""
-        return Tensor(name, "BYTES", (-1,), content="text")
+        # Of several texts a row is no body or field of its own: they are a tensor as any.
+        return Tensor(name, "BYTES", (-1, *self.shape), content="" if self.shape else "text")
 
-    def received(self, array: NumpyArray) -> Any:
+    def received(self, name: str, array: NumpyArray) -> Any:
         """Return a caller's values as the handler sees them."""
         return array.tolist()
 
@@ -48,7 +62,51 @@ class Text:
         Raises:
             WrongValue: they are others.
         """
-        return _objects(name, value, num_rows, str, "texts (str)")
+        if not self.shape:
+            return _objects(name, value, num_rows, str, "texts (str)")
+        array = as_typed(self.tensor(name), value, num_rows)
+        wrong = next((each for each in array.flat if not isinstance(each, str)), None)
+        if wrong is not None:
+            raise WrongValue(f"{name}: expected texts (str), got {repr(wrong)[:_MAX_SHOWN]}")
+        return array
+
+
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A value of JSON for each row: an object, a list, a text, a number, True, False or None.
+
+    On the wire it is JSON text in UTF-8. Python clients send and return the values.
+    """
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the description of an input or output of this kind."""
+        return Tensor(name, "BYTES", (-1,), content=json_values.CONTENT)
+
+    def received(self, name: str, array: NumpyArray) -> Any:
+        """Return the values of a caller's texts.
+
+        Raises:
+            InvalidRequest: one is no JSON; the text has its row.
+        """
+        return json_values.parsed(name, array)
+
+    def returned(self, name: str, value: Any, num_rows: int) -> NumpyArray:
+        """Return a handler's values as an array of JSON texts.
+
+        Raises:
+            WrongValue: JSON can't hold one, or there are not as many as rows.
+        """
+        found = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(found, list | tuple) or len(found) != num_rows:
+            got = f"{len(found)}" if isinstance(found, list | tuple) else _named(value)
+            raise WrongValue(f"{name}: expected a list of {num_rows} values of JSON, got {got}")
+        texts = []
+        for row, each in enumerate(found):
+            try:
+                texts.append(json_values.write(each))
+            except ValueError as err:
+                raise WrongValue(f"{name}: row {row} can't be JSON: {err}") from err
+        return json_values.column_of(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +117,7 @@ class Bytes:
         """Return the description of an input or output of this kind."""
         return Tensor(name, "BYTES", (-1,), content="bytes")
 
-    def received(self, array: NumpyArray) -> Any:
+    def received(self, name: str, array: NumpyArray) -> Any:
         """Return a caller's values as bytes, texts in UTF-8."""
         return [each.encode() if isinstance(each, str) else each for each in array.tolist()]
 
@@ -79,7 +137,7 @@ class Picture:
         """Return the description of an input of this kind."""
         return Tensor(name, "BYTES", (-1,), content="picture")
 
-    def received(self, array: NumpyArray) -> Any:
+    def received(self, name: str, array: NumpyArray) -> Any:
         """Return a caller's pictures: the array's elements are pixels already."""
         return array.tolist()
 
@@ -106,19 +164,14 @@ class Array:
         except (TypeError, KeyError) as err:
             known = ", ".join(_NAMES)
             raise ConfigurationError(f"Array: expected one of {known}, got {self.dtype!r}") from err
-        shape = (self.shape,) if isinstance(self.shape, int) else tuple(self.shape)
-        if not all(type(size) is int and (size > 0 or size == -1) for size in shape):
-            raise ConfigurationError(
-                f"Array: expected a shape of sizes from 1, or -1 for any, got {self.shape!r}"
-            )
         object.__setattr__(self, "dtype", name)
-        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "shape", _axes("Array", self.shape))
 
     def tensor(self, name: str) -> Tensor:
         """Return the description of an input or output of this kind."""
         return Tensor(name, self.datatype, (-1, *self.shape))
 
-    def received(self, array: NumpyArray) -> Any:
+    def received(self, name: str, array: NumpyArray) -> Any:
         """Return a caller's array as it is."""
         return array
 
@@ -127,10 +180,24 @@ class Array:
         return as_typed(self.tensor(name), value, num_rows)
 
 
-Kind = Text | Bytes | Picture | Array
-_KINDS: dict[str, type[Text] | type[Bytes] | type[Picture]] = {
-    "Text": Text, "Bytes": Bytes, "Picture": Picture,
+Kind = Text | Json | Bytes | Picture | Array
+_KINDS: dict[str, type[Text] | type[Json] | type[Bytes] | type[Picture]] = {
+    "Text": Text, "Json": Json, "Bytes": Bytes, "Picture": Picture,
 }  # fmt: skip
+
+
+def _axes(kind: str, found: object) -> tuple[int, ...]:
+    """Return the axes of a row.
+
+    Raises:
+        ConfigurationError: they are none.
+    """
+    shape = tuple(found) if isinstance(found, tuple | list | str) else (found,)
+    if not all(type(size) is int and (size > 0 or size == -1) for size in shape):
+        raise ConfigurationError(
+            f"{kind}: expected a shape of sizes from 1, or -1 for any, got {found!r}"
+        )
+    return shape
 
 
 def as_typed(tensor: Tensor, value: Any, num_rows: int | None = None) -> NumpyArray:
@@ -214,10 +281,15 @@ def _objects(name: str, value: Any, num_rows: int, kind: type, words: str) -> Nu
 
 def document_of(kinds: Mapping[str, Kind]) -> dict[str, Any]:
     """Return kinds by name as JSON has them."""
-    return {
-        name: [kind.dtype, list(kind.shape)] if isinstance(kind, Array) else type(kind).__name__
-        for name, kind in kinds.items()
-    }
+    return {name: _fact_of(kind) for name, kind in kinds.items()}
+
+
+def _fact_of(kind: Kind) -> Any:
+    if isinstance(kind, Array):
+        return [kind.dtype, list(kind.shape)]
+    if isinstance(kind, Text) and kind.shape:
+        return [_TEXT, list(kind.shape)]
+    return type(kind).__name__
 
 
 def kinds_of(document: Mapping[str, Any]) -> dict[str, Kind]:
@@ -226,7 +298,11 @@ def kinds_of(document: Mapping[str, Any]) -> dict[str, Kind]:
     Raises:
         KeyError, TypeError, ValueError, ConfigurationError: it is malformed.
     """
-    return {
-        name: _KINDS[each]() if isinstance(each, str) else Array(each[0], tuple(each[1]))
-        for name, each in document.items()
-    }
+    return {name: _kind_of(each) for name, each in document.items()}
+
+
+def _kind_of(fact: Any) -> Kind:
+    if isinstance(fact, str):
+        return _KINDS[fact]()
+    name, shape = fact
+    return Text(tuple(shape)) if name == _TEXT else Array(name, tuple(shape))

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from serving.errors import ConfigurationError
 from serving.handlers.handler import Handler
-from serving.handlers.kinds import Array, Bytes, Kind, Picture, Text, document_of, kinds_of
+from serving.handlers.kinds import Array, Bytes, Json, Kind, Picture, Text, document_of, kinds_of
 from serving.tensors import Tensor, TensorSignature
 
 SETUP = "setup"
@@ -142,8 +142,8 @@ def _kinds(handler: type[Handler], side: str) -> dict[str, Kind] | None:
     for name, kind in kinds.items():
         if not isinstance(name, str) or not name or (side == "inputs" and name in OPTIONS):
             raise _error(handler, f"{side}: {name!r} can't be a name")
-        if not isinstance(kind, Text | Bytes | Picture | Array):
-            expected = "serving.Text(), Bytes(), Picture() or Array(dtype, shape)"
+        if not isinstance(kind, Text | Json | Bytes | Picture | Array):
+            expected = "serving.Text(), Json(), Bytes(), Picture() or Array(dtype, shape)"
             raise _error(handler, f"{side}: {name}: expected {expected}, got {kind!r:.80}")
         if side == "outputs" and isinstance(kind, Picture):
             raise _error(handler, f"outputs: {name}: a picture can't be an output")

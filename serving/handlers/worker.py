@@ -2,6 +2,7 @@
 
     server ── setup ──▶ ready, or failed
            ── job ────▶ done, or failed, error      (in between, from any thread: infer ──▶ reply)
+                        metrics, before an outcome
 
 A job is one phase of a call: `preprocess`, `postprocess` or `predict`. The state between the first
 two stays here, by the number of the call, until the second, or until the server drops it.
@@ -192,7 +193,10 @@ class _Worker:
             head, arrays = self._server.next_job()
             if self._uses:
                 self._instance.use(_Models(self._server, self._uses, head["job"]))
-            self._server.end_job(self._outcome(head, arrays))
+            outcome = self._outcome(head, arrays)
+            if (own := self._instance.metrics.take()) is not None:
+                self._server.send({"kind": "metrics", "own": own})
+            self._server.end_job(outcome)
             del arrays
 
     def _outcome(self, head: dict[str, Any], arrays: list[Array]) -> list[bytes | memoryview]:

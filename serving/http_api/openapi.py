@@ -12,6 +12,11 @@ from serving.transports.http_routing import TIMEOUT_HEADER
 Schema = dict[str, Any]
 
 TEXT, INTEGER, YES_NO = ({"type": name} for name in ("string", "integer", "boolean"))
+FILES = {
+    "type": "object",
+    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+}
+"""A form of files, by any names."""
 COUNT = {"type": "integer", "minimum": 0}
 PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 _TABLE = """
@@ -219,9 +224,14 @@ def _infer(model: LoadedModel) -> dict[str, Any]:
     (first, *others) = model.tensors.inputs or (None,)
     if first is not None and first.content and not others:  # of a handler: the body is its value
         kinds = {"text": ("text/plain",), "picture": ("image/*", "application/octet-stream")}
-        schema = TEXT if first.content == "text" else {"type": "string", "format": "binary"}
+        kinds["json"] = kinds["text"]
+        schema = (
+            TEXT if first.content in ("text", "json") else {"type": "string", "format": "binary"}
+        )
         for kind in kinds.get(first.content, ("application/octet-stream",)):
             body[kind] = {"schema": schema}
+        if first.is_binary:
+            body["multipart/form-data"] = {"schema": FILES}
     if not num_zeros:
         body["application/json"]["example"] = example
     return operation(
@@ -230,7 +240,8 @@ def _infer(model: LoadedModel) -> dict[str, Any]:
         "404",
         *WORK,
         description="The binary tensor data extension is supported: the header "
-        "`Inference-Header-Content-Length` counts the JSON, and the tensors follow as bytes.",
+        "`Inference-Header-Content-Length` counts the JSON, and the tensors follow as bytes. Of a "
+        "form of files each is answered alone, in `files`, by an `error` if it is refused.",
         parameters=[TIMEOUT],
         body=body,
     )

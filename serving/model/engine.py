@@ -7,6 +7,7 @@ config.py names devices.
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -35,6 +36,7 @@ from serving.model.onnx_runtime import (
     new_session,
     runtime,
 )
+from serving.model.wide import Alone
 from serving.tensors import Array, Feeds, Signature, TensorSignature
 
 _log = logging.getLogger(__name__)
@@ -118,6 +120,7 @@ class OnnxEngine:
         # Without any, each run makes its own: 1 us.
         self._run_options = run_options or runtime().RunOptions()
         self._pid = os.getpid()
+        self._alone = Alone()
         self._has_threads = settings.num_threads > 1
 
     @classmethod
@@ -199,8 +202,21 @@ class OnnxEngine:
 
     def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
         options = runtime().RunOptions()
-        engine = self.wide if is_alone and self.wide is not None else self
-        return partial(engine._run, options), partial(setattr, options, "terminate", True)
+        run = self._run
+        # Its threads do not survive a fork, the narrow one does.
+        if is_alone and self.wide is not None and self.wide._pid == os.getpid():
+            run = self._run_alone
+        return partial(run, options), partial(setattr, options, "terminate", True)
+
+    def _run_alone(self, options: RunOptions, feeds: Feeds) -> list[Array]:
+        """Run a call beside which no other one needs the cores."""
+        size = sum([array.size for array in feeds.values()])
+        assert self.wide is not None
+        is_wide = self._alone.is_wide(size)
+        begin_s = time.monotonic()
+        outputs = (self.wide if is_wide else self)._run(options, feeds)
+        self._alone.note(size, time.monotonic() - begin_s, is_wide=is_wide)
+        return outputs
 
     def _run(self, options: RunOptions, feeds: Feeds) -> list[Array]:
         if self._has_threads and self._pid != os.getpid():

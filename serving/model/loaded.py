@@ -56,6 +56,12 @@ class LoadedModel:
     """Rows that are worth their own run on another core."""
     batching: str = ""
     """One line that says whether rows are batched, and why not."""
+    is_proved: bool = False
+    """Whether its graph was proved to keep rows apart."""
+    output_step: float = 0.0
+    """One step of its outputs, if activations are quantised; else 0."""
+    verdict_key: str = ""
+    """The name of the verdict on its rows, as far as it is kept."""
     settings: ModelSettings = NO_SETTINGS
     """How it is served, where that differs from the server's options."""
     labels: tuple[str, ...] = ()

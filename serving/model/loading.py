@@ -30,6 +30,7 @@ from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
 from serving.model.memory import remaps_memory
 from serving.model.onnx_fields import labels_of
 from serving.model.onnx_runtime import runtime
+from serving.model.quantised import output_step
 from serving.model.repository import CLASSIFIER
 from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings
 from serving.model.timing import find_rows, has_bounded_time
@@ -77,6 +78,7 @@ def load_model(
     max_bytes: int = repository.MAX_BYTES,
     num_threads: int = 1,
     most_threads: int = 1,
+    name: str = "",
 ) -> LoadedModel:
     """Read, verify, build and check one version; this warms up the batch sizes that it checks.
 
@@ -99,6 +101,7 @@ def load_model(
         num_threads: threads of one run, where the model's settings do not say.
         most_threads: those of a run that is alone, where that is measured to be faster and
             neither the settings nor `num_threads` say more than one.
+        name: the model's name for callers, in log lines too; empty for that of its files.
 
     Raises:
         ModelNotFound: no such version.
@@ -113,7 +116,10 @@ def load_model(
     settings = settings_of(model_dir)
     if settings.ignored:
         _log.info(
-            "model %s: %s: not used here: %s", model_dir.name, SETTINGS, ", ".join(settings.ignored)
+            "model %s: %s: not used here: %s",
+            name or model_dir.name,
+            SETTINGS,
+            ", ".join(settings.ignored),
         )
     settings = replace(settings, batching=batching or settings.batching)
     device = settings.device if device == "auto" and precision == "fp32" else device
@@ -121,7 +127,7 @@ def load_model(
         most_threads = 1
     settings = replace(settings, num_threads=settings.num_threads or num_threads)
     limits = _Limits(max_batch_size, limit_factor, max_bytes, most_threads)
-    how = (device, precision, limits, is_described, settings)
+    how = (device, precision, limits, is_described, settings, name)
     model_dir = repository.only_file(model_dir)
     if repository.is_file(model_dir):
         try:
@@ -216,14 +222,15 @@ def _load_version(
     limits: _Limits,
     is_described: bool,
     settings: ModelSettings,
+    own_name: str,
 ) -> LoadedModel:
-    name = f"{model_dir.name.removesuffix('.onnx')} version {version}"
+    name = f"{own_name or model_dir.name.removesuffix('.onnx')} version {version}"
     run_options = runtime().RunOptions()
     max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
     build_s, check_s = limits.factor * _BUILD_LIMIT_S, limits.factor * _CHECK_LIMIT_S
 
     def read() -> _Source:
-        files = repository.load(
+        manifest, onnx, weights = repository.load(
             model_dir,
             version,
             precision,
@@ -231,7 +238,9 @@ def _load_version(
             limits.max_bytes,
             is_described=is_described,
         )
-        return _source_of(*files, precision)
+        if own_name:
+            manifest = replace(manifest, name=own_name)
+        return _source_of(manifest, onnx, weights, precision)
 
     def build() -> tuple[OnnxEngine, LoadedModel]:
         manifest = source.manifest
@@ -244,6 +253,9 @@ def _load_version(
             engine,
             manifest,
             precision,
+            is_proved=verdict.obstacle is None,
+            output_step=output_step(source.onnx),
+            verdict_key=source.key,
             settings=settings,
             labels=source.labels,
             answers=None if manifest.signature else find_answers(*facts),
@@ -317,7 +329,7 @@ def _source_of(
         )
     digests, file = manifest.digests, FILES[precision]
     key = verdicts.key_of(digests[file], {name: digests[name] for name in weights})
-    found = manifest.verdicts.get(file) or verdicts.kept(key)
+    found = verdicts.kept(key) or manifest.verdicts.get(file)
     if found is not None and b"ZipMap" not in onnx:
         return _Source(manifest, onnx, weights, labels_of(onnx), None, key, found)
     from serving.model.onnx_file import cut_zip_maps, parse_model  # here: few starts read a graph

@@ -3,16 +3,16 @@
 Fields that have a meaning here: name (a check), backend, platform, max_batch_size (0: calls run
 alone), dynamic_batching (max_queue_delay_microseconds), instance_group (count, kind),
 version_policy, default_model_filename, input and output (a check), and the parameters `batching`,
-which is auto, always or never, and `max_run_seconds`. Parameters of Triton's backend for ONNX
-Runtime are `intra_op_thread_count`, `enable_mem_arena`, options of CUDA, and some of `session.*`.
-All others that are set are named in one line of the log. A mistake is an error with the field, and
-the model is not loaded.
+which is auto, always or never, `spot_checks`, which is on or off, and `max_run_seconds`. Parameters
+of Triton's backend for ONNX Runtime are `intra_op_thread_count`, `enable_mem_arena`, options of
+CUDA, and some of `session.*`. All others that are set are named in one line of the log. A mistake
+is an error with the field, and the model is not loaded.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from serving.config import BatchingConfig, BatchingMode, Device, Precision
+from serving.config import BatchingConfig, BatchingMode, Device, Precision, SpotChecking
 from serving.errors import CorruptModel
 from serving.model.onnx_runtime import SessionSettings
 from serving.tensors import Tensor, TensorSignature
@@ -32,6 +32,8 @@ class ModelSettings:
     """Seconds to wait for more rows before a run; None for the server's."""
     max_run_s: float | None = None
     """Seconds that a run may take; None for the server's."""
+    spot_checks: SpotChecking | None = None
+    """Whether calls of batches are run alone once more now and then; None for the server's."""
     instances: int | None = None
     """Runs at once; None for as many as the cores allow."""
     num_threads: int = 0
@@ -67,6 +69,7 @@ class ModelSettings:
             max_batch_size=min(batching.max_batch_size, self.max_batch_size),
             max_queue_delay_s=delay_s if self.max_queue_delay_s is None else self.max_queue_delay_s,
             max_run_s=self.max_run_s or batching.max_run_s,
+            spot_checks=self.spot_checks or batching.spot_checks,
         )
 
     def session(self, device: Device, precision: Precision) -> SessionSettings:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from google.protobuf import text_format
 
-from serving.config import BatchingMode, Device
+from serving.config import BatchingMode, Device, SpotChecking
 from serving.errors import ConfigurationError
 from serving.model.onnx_file import ModelConfig
 from serving.model.repository import companion, is_file
@@ -35,7 +35,7 @@ _USED: dict[str, set[str]] = {
     "dynamic_batching": {"max_queue_delay_microseconds"},
 }  # fmt: skip
 """Fields of the schema that have a meaning here, and which of their own fields; none: all."""
-_OWN_PARAMETERS = ("batching", "max_run_seconds")
+_OWN_PARAMETERS = ("batching", "spot_checks", "max_run_seconds")
 """Keys of `parameters` that only this server reads."""
 _OF_CUDA = {"cudnn_conv_algo_search", "gpu_mem_limit", "arena_extend_strategy", "use_tf32",
             "do_copy_in_default_stream"}  # fmt: skip
@@ -182,6 +182,11 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
         raise ConfigurationError(
             f"{SETTINGS}: parameters: batching: expected auto, always or never, got {mode[:100]!r}"
         )
+    checks: Any = given.get("spot_checks", "")
+    if checks not in ("", *get_args(SpotChecking)):
+        raise ConfigurationError(
+            f"{SETTINGS}: parameters: spot_checks: expected on or off, got {checks[:100]!r}"
+        )
     delay = message.dynamic_batching.max_queue_delay_microseconds
     has_delay = message.HasField("dynamic_batching") and delay > 0
     if delay > _MAX_DELAY_US:
@@ -203,6 +208,7 @@ def _settings_of(message: Any, ignored: tuple[str, ...]) -> ModelSettings:
         max_batch_size=most or 1 << 31,
         max_queue_delay_s=delay / 1e6 if has_delay else None,
         max_run_s=float(max_run) if max_run else None,
+        spot_checks=checks or None,
         instances=instances,
         device=device,
         versions=versions,

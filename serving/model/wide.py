@@ -11,8 +11,10 @@ their parts of it, it has less. Seconds on the clock would say the same on an id
 
 import logging
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from itertools import count
+from statistics import median
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -45,6 +47,49 @@ class _Engine(Protocol):
 
 
 _Wide = TypeVar("_Wide", bound=_Engine)
+
+
+class Alone:
+    """Which engine runs the next call that is alone: the one that was faster for such sizes.
+
+    The trial at the load shows that several threads can gain. Whether they do depends on the rows,
+    and on the other programs of the machine: each waits for the slowest of its threads, so a run of
+    20 ms on two threads takes 30 beside a busy process, and 17 on one. Safe to use from any thread.
+    """
+
+    _NUM_FIRST = 3
+    """Runs of each before one is chosen."""
+    _AGAIN = 32
+    """Each so many calls the other one is tried: 3 % of them may take longer."""
+    _KEPT = 7
+    """Times whose median counts."""
+
+    def __init__(self) -> None:
+        self._times_s: dict[int, tuple[deque[float], deque[float]]] = {}
+        """By the size of a call, as a power of two: the last times of the narrow and the wide."""
+        self._calls: Counter[int] = Counter()
+
+    def is_wide(self, size: int) -> bool:
+        """Return whether a call is to run on several threads.
+
+        Args:
+            size: the elements of its inputs.
+        """
+        size = size.bit_length()
+        number = self._calls[size] = self._calls[size] + 1
+        narrow_s, wide_s = self._times_s.get(size, ((), ()))
+        if min(len(narrow_s), len(wide_s)) < self._NUM_FIRST:
+            return len(wide_s) <= len(narrow_s)
+        is_wide = median([*wide_s]) < median([*narrow_s])
+        return is_wide if number % self._AGAIN else not is_wide
+
+    def note(self, size: int, seconds: float, *, is_wide: bool) -> None:
+        """Note how long a call took."""
+        both = self._times_s.get(size.bit_length())
+        if both is None:
+            new = deque[float](maxlen=self._KEPT), deque[float](maxlen=self._KEPT)
+            both = self._times_s.setdefault(size.bit_length(), new)
+        both[is_wide].append(seconds)
 
 
 def gains(

@@ -56,6 +56,7 @@ async def serve(
     on_ready: Callable[[Server], None] = _announce,
     host: Host | None = None,
     blocked: Mapping[int, float] = MappingProxyType({}),
+    alone: frozenset[int] = frozenset(),
 ) -> bool:
     """Load the model, serve it until SIGTERM or SIGINT, drain; SIGHUP looks for a new version.
 
@@ -66,6 +67,7 @@ async def serve(
         on_ready: called once the server answers; by default it prints the ready line.
         host: guards the models' runs.
         blocked: versions that are not run at first; see `Router.block`.
+        alone: versions of which each call runs alone; see `Router.stop_batching`.
 
     Returns:
         True if every accepted request was answered.
@@ -81,6 +83,7 @@ async def serve(
         catalog = Catalog(model_config, batching.max_batch_size, most_threads)
         router = Router(batching, config.workers, host)
         router.block(blocked)
+        router.stop_batching(alone)
         for name, versions in catalog.models.items():
             router.change(name, versions)
         catalog.count_reload = router.metrics.count_reload

@@ -277,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         ):
             text = "malformed HTTP: expected a request of HTTP/1.1"
             return self._refuse(HTTPStatus.BAD_REQUEST, text)
-        self.rfile = BytesIO(b"".join([*fields, end]))  # type: ignore[assignment]
+        self.rfile = BytesIO(b"".join([*fields, end]))
         if not super().parse_request():
             return False
         hosts = self.headers.get_all("host", [])

@@ -172,6 +172,12 @@ class Server:
         assert owner is not None
         owner.post(partial(self._block, blocked))
 
+    def stop_batching(self, versions: frozenset[int]) -> None:
+        """Run each call of some versions alone; see `Router.stop_batching`. From any thread."""
+        owner = self._router.owner
+        assert owner is not None
+        owner.post(partial(self._router.stop_batching, versions))
+
     def _block(self, blocked: Mapping[int, float]) -> None:
         self._router.block(blocked)
         self.health.set_blocked(self._router.blocked_models)

@@ -13,12 +13,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from serving.batching.spot_check import MOST_BATCHES
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError, Unavailable
 from serving.server.crashes import Crashes
 from serving.server.lifetime import exporting
 from serving.server.ready_line import announce
-from serving.server.worker import LOOK_S, Configs, Worker
+from serving.server.worker import LOOK_S, Configs, Orders, Worker
 from serving.system import signals
 from serving.system.addresses import first_free, with_port
 from serving.system.crash_record import number_of
@@ -93,6 +94,8 @@ class Supervisor:
         self._dead = Counts()
         """The counts of the workers that died."""
         self._crashes = Crashes()
+        self._alone: frozenset[int] = frozenset()
+        """The versions of which each call runs alone, by their numbers."""
         self._labels: dict[int, ModelLabel] = {}
         """The versions that workers have served, by the numbers of crash records."""
         self._last: Report | None = None
@@ -184,8 +187,9 @@ class Supervisor:
         """
         num_deaths = 0
         while True:
-            blocked = self._crashes.blocked(time.monotonic())
-            worker = Worker(self._ports, place, self._configs_now(), self._count_ready, blocked)
+            worker = Worker(
+                self._ports, place, self._configs_now(), self._count_ready, self._orders
+            )
             with self._lock:
                 self._workers[place] = worker
             exit_code = await self._end_of(worker, place)
@@ -222,6 +226,7 @@ class Supervisor:
                 _log.warning("worker %d is frozen, it is ended and restarted", place)
                 worker.signal(signal.SIGKILL)
                 await asyncio.wait([worker.ended])
+            self._follow_mismatches()
         return worker.ended.result()
 
     def _blame(self, worker: Worker, place: int) -> None:
@@ -242,15 +247,31 @@ class Supervisor:
                 number,
                 f"{rest_s:.0f} s" if number > 1 else "the time of a restart",
             )
-            asyncio.get_running_loop().call_later(rest_s + 0.01, self._tell_blocked)
+            asyncio.get_running_loop().call_later(rest_s + 0.01, self._send_orders)
         if worker.culprits:
-            self._tell_blocked()
+            self._send_orders()
 
-    def _tell_blocked(self) -> None:
-        """Tell all workers which models they must not run now."""
-        blocked = self._crashes.blocked(time.monotonic())
+    def _follow_mismatches(self) -> None:
+        """Have all workers run the calls of a version alone whose rows depend on one another."""
+        if not self._num_ready:
+            return
+        found = {
+            number_of(label)
+            for label, counts in self.report().counts.models.items()
+            if counts.num_mismatches >= MOST_BATCHES
+        }
+        if not found <= self._alone:
+            self._alone |= found
+            self._send_orders()
+
+    @property
+    def _orders(self) -> Orders:
+        return Orders(self._crashes.blocked(time.monotonic()), self._alone)
+
+    def _send_orders(self) -> None:
+        """Say to all workers which models they must not run now, or only alone."""
         for worker in self._workers.values():
-            worker.block(blocked)
+            worker.order(self._orders)
 
     def _remove(self, place: int) -> None:
         with self._lock:
@@ -267,7 +288,7 @@ class Supervisor:
     def _count_ready(self) -> None:
         if self._num_ready == self._config.workers:
             self._crashes.end_pauses(time.monotonic())
-            self._tell_blocked()
+            self._send_orders()
         if self._all_ready.is_set():
             _log.info("worker restarted, %d serving", self._num_ready)
         elif self._num_ready == self._config.workers:

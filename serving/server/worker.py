@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from types import MappingProxyType
+from typing import NamedTuple
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ServingError
@@ -62,6 +62,15 @@ class Heartbeat:
         return self._num_missed >= _MAX_MISSED
 
 
+class Orders(NamedTuple):
+    """What workers do otherwise with some versions, by their numbers; see `number_of`."""
+
+    blocked: Mapping[int, float] = {}
+    """Those whose calls are refused, and until when; see `Router.block`."""
+    alone: frozenset[int] = frozenset()
+    """Those of which each call runs alone; see `Router.stop_batching`."""
+
+
 class Worker:
     """A worker process, from the supervisor's event loop."""
 
@@ -71,7 +80,7 @@ class Worker:
         place: int,
         configs: Configs,
         on_ready: Callable[[], None],
-        blocked: Mapping[int, float] = MappingProxyType({}),
+        orders: Orders,
     ) -> None:
         """Start the process.
 
@@ -80,7 +89,7 @@ class Worker:
             place: its place among those that serve them.
             configs: its settings.
             on_ready: called once, when it answers calls.
-            blocked: versions that it does not run at first; see `Router.block`.
+            orders: what it does otherwise, from its start on.
         """
         self.report: Report | None = None
         """Its last report; there is one as soon as it answers calls."""
@@ -112,7 +121,7 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             its.close()
         with suppress(ConnectionError):  # it died at once: its end is received below
-            self._connection.send((files, self._crash_record.file, place, configs, dict(blocked)))
+            self._connection.send((files, self._crash_record.file, place, configs, orders))
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
 
     @property
@@ -126,10 +135,10 @@ class Worker:
         """Seconds since it was ready; 0 if it never was."""
         return time.monotonic() - self._ready_s if self.report else 0.0
 
-    def block(self, blocked: Mapping[int, float]) -> None:
-        """Have it refuse the calls of some models; see `Router.block`."""
+    def order(self, orders: Orders) -> None:
+        """Have it refuse the calls of some versions, or run them alone."""
         with suppress(OSError):  # it has ended
-            self._connection.send(blocked)
+            self._connection.send(orders)
 
     def signal(self, number: int) -> None:
         """Send a signal, if the process is still alive."""
@@ -173,7 +182,7 @@ def main() -> None:
     signals.install()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     supervisor = Connection(int(sys.argv[1]))
-    files, record_file, place, configs, blocked = supervisor.recv()
+    files, record_file, place, configs, orders = supervisor.recv()
     model_config, batching, config = configs
     record = CrashRecord(record_file)
     record.trace_crashes()
@@ -187,7 +196,9 @@ def main() -> None:
 
     try:
         guarded = Host(guard=record.guarded)
-        serving = serve(model_config, batching, config, start_reporting, guarded, blocked)
+        serving = serve(
+            model_config, batching, config, start_reporting, guarded, orders.blocked, orders.alone
+        )
         is_drained = run_loop(serving, config.transport)
     except ServingError as err:
         supervisor.send(err)
@@ -209,6 +220,8 @@ def _keep_reporting(
                 asyncio.run_coroutine_threadsafe(server.beat(), loop).result()
                 supervisor.send(server.report())
                 if supervisor.poll(LOOK_S):
-                    server.block(supervisor.recv())
+                    orders = supervisor.recv()
+                    server.block(orders.blocked)
+                    server.stop_batching(orders.alone)
         except (EOFError, OSError):
             os.kill(os.getpid(), signal.SIGTERM)

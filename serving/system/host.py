@@ -32,6 +32,8 @@ class Host:
     socketpair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair
     """Makes the sockets by which other threads wake the server's."""
     random: Random = field(default_factory=Random)
+    checks_random: Random = field(default_factory=Random)
+    """Draws the calls of batches that run alone once more."""
     runners: Callable[[int], Runners] = Threads
     """Makes the runners of long work: at most this many at once."""
     guard: Callable[[tuple[str, str], Run], Run] = _unguarded

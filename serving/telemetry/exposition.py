@@ -1,6 +1,6 @@
 """The metrics page: a report in Prometheus's format."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from types import SimpleNamespace
@@ -66,6 +66,15 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
         for number in range(max([classes.get(label, 0), *(each + 1 for each in counts.classes)])):
             answers.add_metric((*label, str(number)), counts.classes[number])
     yield from (requests, rows, answers)
+    mismatches = core.CounterMetricFamily(
+        "serving_batch_mismatches",
+        "Batches with a row that had another answer alone.",
+        labels=_VERSION,
+    )
+    for label in models:
+        if label != NO_MODEL:
+            mismatches.add_metric(label, models[label].num_mismatches)
+    yield mismatches
     for name, text, field in (
         ("serving_batch_rows", "Rows in a run.", "batch_rows"),
         ("serving_queue_seconds", "From arrival to the last run of a request.", "queue_s"),
@@ -116,6 +125,37 @@ def _of_handlers(report: Report, models: Mapping[ModelLabel, ModelCounts]) -> It
         starts.add_metric(label, usage.num_starts)
         memory.add_metric(label, usage.memory_bytes)
     yield from (processes, starts, memory)
+    yield from _of_their_own(models)
+
+
+def _of_their_own(models: Mapping[ModelLabel, ModelCounts]) -> Iterator[core.Metric]:
+    """Yield what handlers count themselves: a family for each name, with the labels of all."""
+    counts: dict[str, list[tuple[dict[str, str], float]]] = {}
+    values: dict[str, list[tuple[dict[str, str], Histogram]]] = {}
+    for (model, version), each in models.items():
+        own = {"model": model, "version": version}
+        for (name, more), amount in each.own.counts.items():
+            counts.setdefault(name, []).append((own | dict(more), amount))
+        for (name, more), histogram in each.own.values.items():
+            values.setdefault(name, []).append((own | dict(more), histogram))
+    for name, found in counts.items():
+        keys = _keys(labels for labels, _ in found)
+        counter = core.CounterMetricFamily(f"handler_{name}", "Counted by a handler.", labels=keys)
+        for labels, amount in found:
+            counter.add_metric([labels.get(key, "") for key in keys], amount)
+        yield counter
+    for name in sorted(values.keys() - counts.keys()):
+        keys = _keys(labels for labels, _ in values[name])
+        family = core.HistogramMetricFamily(f"handler_{name}", "Noted by a handler.", labels=keys)
+        for labels, histogram in values[name]:
+            where = [labels.get(key, "") for key in keys]
+            family.add_metric(where, histogram.cumulative(), histogram.sum)
+        yield family
+
+
+def _keys(labels: Iterable[Mapping[str, str]]) -> list[str]:
+    """Return the names of all labels, in the order in which they come."""
+    return [*{key: None for each in labels for key in each}]
 
 
 def _of_server(report: Report) -> Iterator[core.Metric]:

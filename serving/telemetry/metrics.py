@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,13 @@ MAX_LABELS = 100
 OTHER = "other"
 """The name under which the others are counted."""
 _MAX_LABEL_CHARACTERS = 128
+MAX_OWN_NAMES = 32
+"""The most metrics of a handler's own, each of at most MAX_LABELS series and `other`."""
+_OWN_VALUES = (
+    *(float(f"{mantissa}e{exponent}") for exponent in range(-4, 4) for mantissa in (1, 2.5, 5)),
+    10_000.0,
+)
+"""Bounds of their histograms."""
 MAX_MODELS = 500
 """The most versions that are counted at a time: each has some 100 series."""
 
@@ -72,6 +79,99 @@ class Histogram:
         return total
 
 
+_Series = tuple[str, tuple[tuple[str, str], ...]]
+"""A metric's name and its labels, by their names."""
+
+
+class OwnCounts:
+    """What a handler counts itself: a bounded number of series."""
+
+    def __init__(self) -> None:
+        self.counts: dict[_Series, float] = {}
+        self.values: dict[_Series, Histogram] = {}
+        self._num_counts: Counter[str] = Counter()
+        """The series of each name."""
+        self._num_values: Counter[str] = Counter()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was counted."""
+        return not self.counts and not self.values
+
+    def count(self, name: str, labels: tuple[tuple[str, str], ...], amount: float) -> None:
+        """Count something."""
+        if (series := _bounded(self.counts, self._num_counts, (name, labels))) is not None:
+            self.counts[series] = self.counts.get(series, 0.0) + amount
+
+    def observe(self, name: str, labels: tuple[tuple[str, str], ...], value: float) -> None:
+        """Note a value."""
+        if (series := _bounded(self.values, self._num_values, (name, labels))) is not None:
+            self.values.setdefault(series, Histogram(_OWN_VALUES)).add(value)
+
+    def add(self, other: "OwnCounts") -> None:
+        """Add those of another process."""
+        for (name, labels), amount in other.counts.items():
+            self.count(name, labels, amount)
+        for series, histogram in other.values.items():
+            if (known := _bounded(self.values, self._num_values, series)) is not None:
+                self.values[known] = self.values.get(known, Histogram(_OWN_VALUES)) + histogram
+
+    def __add__(self, other: "OwnCounts") -> "OwnCounts":
+        """Return the sum; both stay unchanged."""
+        total = OwnCounts()
+        total.add(self)
+        total.add(other)
+        return total
+
+    def document(self) -> Any:
+        """Return them as JSON has them."""
+        values = [(series, each.counts, each.sum) for series, each in self.values.items()]
+        return [[*self.counts.items()], values]
+
+    @classmethod
+    def of(cls, document: Any) -> Self:
+        """Parse `document`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is malformed.
+        """
+        found = cls()
+        counts, values = document
+        for series, amount in counts:
+            found.counts[_series_of(series)] = float(amount)
+        for series, numbers, total in values:
+            histogram = found.values[_series_of(series)] = Histogram(_OWN_VALUES)
+            histogram.counts = [int(each) for each in numbers]
+            histogram.sum = float(total)
+        return found
+
+
+def _series_of(document: Any) -> _Series:
+    name, labels = document
+    return str(name), tuple((str(label), str(value)) for label, value in labels)
+
+
+def _bounded(
+    table: Mapping[_Series, Any], numbers: Counter[str], series: _Series
+) -> _Series | None:
+    """Return the series that counts for one: itself, or `other` of many; None of too many names.
+
+    Args:
+        table: the series that there are.
+        numbers: how many there are of each name; a new one is counted.
+        series: the one to be counted.
+    """
+    if series in table:
+        return series
+    name, labels = series
+    if name not in numbers and len(numbers) >= MAX_OWN_NAMES:
+        return None
+    if numbers[name] < MAX_LABELS:
+        numbers[name] += 1
+        return series
+    return name, tuple((label, OTHER) for label, _ in labels)
+
+
 @dataclass(slots=True)
 class ModelCounts:
     """What is counted of one version of a model."""
@@ -106,6 +206,10 @@ class ModelCounts:
     """Times of a handler: one trip to a process and back."""
     postprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
     """Likewise."""
+    own: OwnCounts = field(default_factory=OwnCounts)
+    """What its handler counts itself."""
+    num_mismatches: int = 0
+    """Batches with a row that had another answer alone."""
 
     @property
     def batch_rows(self) -> Histogram:
@@ -265,6 +369,11 @@ class Metrics:
             elif step == "postprocess":
                 counts.postprocess_s.add(seconds)
 
+    def count_own(self, model: ModelLabel, own: OwnCounts) -> None:
+        """Count what a handler has counted itself."""
+        with self._lock:
+            (self._counts.models.get(model) or self._begin(model)).own.add(own)
+
     def _begin(self, model: ModelLabel) -> ModelCounts:
         """Begin to count a version, in place of the one that has rested longest if they are many.
 
@@ -317,6 +426,12 @@ class Metrics:
             counts = self._counts.models.get(model) or self._begin(model)
             counts.num_failed += times
             counts.failed_s += max(0.0, duration_s * times)
+
+    def count_mismatch(self, model: ModelLabel) -> None:
+        """Count a batch with a row that has another answer alone; see `spot_check`."""
+        with self._lock:
+            counts = self._counts.models.get(model) or self._begin(model)
+            counts.num_mismatches += 1
 
     def count_reload(self, outcome: str) -> None:
         """Count a reload.

@@ -404,7 +404,8 @@ def test_version_has_as_many_runners_as_cores_are_its_own(
     model = replace(loaded("1", engine), settings=ModelSettings(max_batch_size=7, **settings))
     router.change("digits", versions_of(model))
     sizes = replace(BatchingConfig(), max_batch_size=7)
-    assert made == [(model, sizes, router.metrics, num_runners, "digits", router.host)]
+    (arguments,) = made
+    assert arguments[:-1] == (model, sizes, router.metrics, num_runners, "digits", router.host)
 
 
 class Handled:
@@ -529,7 +530,7 @@ def test_handlers_share_the_processes_that_decode_pictures(monkeypatch):
         handler = Handled("predict", kind=serving.Picture())
         router.change(name, versions_of(handler.model(), name))
     (decoders,) = made
-    assert decoders.facts == (2, {"memory_bytes": 512 << 20, "job_s": 10.0})
+    assert decoders.facts == (2, {"memory_bytes": 1280 << 20, "job_s": 10.0})
     assert {"serving.handlers.pictures", "serving.pictures.decoder"} <= {*decoders.modules}
     assert decoders.jobs == [("", int)], "it starts before the first call"
     assert not decoders.is_closed

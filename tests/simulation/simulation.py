@@ -165,7 +165,7 @@ class Simulation:
         host = Host(
             clock=self.clock, selector=lambda: Selector(self, random),  # type: ignore[return-value]
             listen=lambda host, port: self.listener, socketpair=lambda: bells(self), random=random,  # type: ignore[return-value]
-            runners=lambda number: Runners(self, number),
+            runners=lambda number: Runners(self, number), checks_random=Random(seed),
         )  # fmt: skip
         capacity = random.choice((16, 64, 1000))
         self.batching = BatchingConfig(

@@ -4,6 +4,7 @@
 
 const byId = (id) => document.getElementById(id);
 const made = (name, text = "") => Object.assign(document.createElement(name), { textContent: text });
+const isText = (content) => content === "text" || content === "json";
 const copyOf = (id) => byId(id).content.firstElementChild.cloneNode(true);
 const MOST = 4000, TOP = 5; // characters of an answer and classes that are shown
 const MOST_AS_JSON = 1 << 18; // values of an output
@@ -89,7 +90,7 @@ function sectionOf(model) {
 // The field of a handler's input: a text, or a file that may be dropped or pasted.
 function fitTo(content, field, text) {
   const file = field.querySelector("input");
-  if (content === "text") {
+  if (isText(content)) {
     text.placeholder = "a text";
     field.querySelector("label").hidden = true;
     return;
@@ -166,7 +167,7 @@ async function inferred({ name, version, inputs, outputs }, form) {
 
 // One row of a handler's input: a text as it stands, or a file behind its length.
 async function fromField({ name, content }, text, file) {
-  if (content === "text") return { shape: [1], data: [text] };
+  if (isText(content)) return { shape: [1], data: [text] };
   if (!file) throw new Error(`${name}: choose a ${content === "picture" ? "picture" : "file"} first`);
   const bytes = new Uint8Array(4 + file.size);
   new DataView(bytes.buffer).setUint32(0, file.size, true);
@@ -176,7 +177,7 @@ async function fromField({ name, content }, text, file) {
 
 // The texts of a handler's answer, by their names.
 function textsOf({ outputs: known }, { outputs }) {
-  const texts = known.filter(({ content }) => content === "text").map(({ name }) => name);
+  const texts = known.filter(({ content }) => isText(content)).map(({ name }) => name);
   return (outputs || []).filter(({ name, data }) => texts.includes(name) && data)
     .map(({ name, data }) => `${name}: ${data.join(", ")}`).join("\n");
 }

@@ -17,6 +17,7 @@ _MOST = 64
 """Values of an input that are written out; of larger ones there are zeros."""
 _VALUES: dict[str, Any] = {"b": True, "f": 0.5, "O": "text"}
 """By the kind of numpy's types. Of integers 1: every table has it, and masks take it."""
+_JSON = '{"key": 1}'
 _PICTURE = "R0lGODlhAQABAIAAAAAAAP///ywAAAAAAQABAAACAUwAOw=="
 """The smallest GIF, in base64."""
 _FILES = {"picture": "picture.jpg", "bytes": "file.bin"}
@@ -56,6 +57,8 @@ def sample_of(tensor: Tensor, shapes: Shapes) -> Any:
         return None
     if tensor.is_binary:  # as JSON has it
         return np.full(shape, _PICTURE if tensor.content == "picture" else "AAE=", object).tolist()
+    if tensor.content == "json":
+        return np.full(shape, _JSON, object).tolist()
     return np.full(shape, _VALUES.get(tensor.dtype.kind, 1), tensor.dtype).tolist()
 
 
@@ -127,7 +130,8 @@ class Example:
             url = shlex.quote(f"{self.access.http}/v2/models/{path}/infer")
             if file := _file_of(first):
                 return f"{command} -T {file} {url}"
-            return f"{command} {url} -H 'content-type: text/plain' -d text"
+            value = shlex.quote(_JSON) if first.content == "json" else "text"
+            return f"{command} {url} -H 'content-type: text/plain' -d {value}"
         url, text = shlex.quote(f"{self.access.http}/v2/models/{path}/infer"), json.dumps(body)
         if not num_zeros:
             return f"{command} {url} \\\n  -d {shlex.quote(text)}"
@@ -194,6 +198,8 @@ class Example:
         shape, values = shape_of(tensor, self.shapes), sample_of(tensor, self.shapes)
         if file := _file_of(tensor):
             return f"np.array([open({file!r}, 'rb').read()], object)"
+        if tensor.content == "json":
+            return f"[{_JSON}]"
         if tensor.datatype == "BYTES":
             return f"np.full({shape}, 'text', object)"
         what = f"zeros({shape}" if values is None else f"array({values}"

@@ -205,6 +205,8 @@ def _outputs(found: Any, wanted: Sequence[Tensor]) -> tuple[int, ...]:
 
 def _shape(found: Any, wanted: Tensor) -> list[int]:
     shape: list[int] = found.shape[:]
+    if wanted.takes_column and len(shape) == 2 and shape[1] == 1:
+        shape.pop()
     is_alike = found.datatype == wanted.datatype and _fits(shape, wanted.shape)
     if not is_alike or (0 in shape and prod(size or 1 for size in shape) > _MAX_EMPTY_SIZE):
         sizes = str(shape[:8])[:_MAX_SHOWN_CHARACTERS]

@@ -30,6 +30,8 @@ class Behaviours(serving.Handler):
 
     def predict(self, text):
         self.num_calls += 1
+        self.metrics.count("calls", word=text[0].partition(" ")[0])
+        self.metrics.observe("letters", len(text[0]))
         word, _, rest = text[0].partition(" ")
         answers = getattr(self, f"do_{word}")(rest) or [each.upper() for each in text]
         numbers = np.full(len(text), os.getpid())
@@ -244,6 +246,30 @@ class Asks(serving.Handler):
         self.thread.join()
         self.gate.close()
         return " ".join([*self.left, self.ask(rest, self.infer), self.ask(rest)])
+
+
+class Documents(serving.Handler):
+    """JSON in and out, and pairs of texts."""
+
+    inputs = {"document": serving.Json()}
+    outputs = {"document": serving.Json(), "pair": serving.Text((2,))}
+    batching = True
+
+    def predict(self, document):
+        return {
+            "document": [{"got": each} if each != "nan" else float("nan") for each in document],
+            "pair": [["\ud800" if each == "strange" else "a", str(each)] for each in document],
+        }
+
+
+class Pairs(serving.Handler):
+    """Texts of a shape."""
+
+    inputs = {"pair": serving.Text((2,))}
+    outputs = {"text": serving.Text()}
+
+    def predict(self, pair):
+        return ["-".join(each) for each in pair]
 
 
 class Shares(serving.Handler):

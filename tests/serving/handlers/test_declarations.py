@@ -12,7 +12,7 @@ import pytest
 import serving
 from serving.handlers.cascades import trouble_of
 from serving.handlers.instance import Instance
-from serving.handlers.kinds import Array, Bytes, Picture, Text, WrongValue
+from serving.handlers.kinds import Array, Bytes, Json, Picture, Text, WrongValue
 from serving.handlers.loading import HandlerSource, assigned, load, named_sources
 from serving.handlers.signature import HandlerSignature, arguments_of, signature_of
 from serving.tensors import Tensor, TensorSignature
@@ -41,6 +41,7 @@ def test_kinds_have_the_protocols_types():
         (("float32", (0,)), "sizes from 1"),
         (("float32", "ab"), "sizes from 1"),
         (("object",), "expected one of"),
+        (("float32", 0), "sizes from 1"),
     ],
 )
 def test_arrays_have_a_type_and_a_shape(arguments, words):
@@ -54,6 +55,8 @@ def test_arrays_have_a_type_and_a_shape(arguments, words):
         (Text(), ["a", "b"], ["a", "b"]),
         (Text(), np.array(["a", "b"]), ["a", "b"]),
         (Bytes(), (b"a", b""), [b"a", b""]),
+        (Text((-1,)), [["a"], ["b"]], [["a"], ["b"]]),
+        (Json(), [{"a": np.float32(0.5)}, "\ud800"], ['{"a": 0.5}', '"\\ud800"']),
         (Array("float32"), [1, 2.5], [1, 2.5]),
         (Array("float32"), np.array([1.5, 2]), [1.5, 2]),
         (Array("int64"), np.array([1, 2], np.int8), [1, 2]),
@@ -70,6 +73,12 @@ def test_values_that_fit_become_arrays(kind, value, expected):
 @pytest.mark.parametrize(
     ("kind", "value", "words"),
     [
+        (Text((2,)), ["a", "b"], "expected the shape [2, 2], got [2]"),
+        (Text((2,)), [["a", 1]] * 2, "expected x BYTES [N, 2], got list"),
+        (Text((1,)), [["a"], [b"b"]], "expected texts (str), got b'b'"),
+        (Json(), {"a": 1}, "expected a list of 2 values of JSON, got dict"),
+        (Json(), [1], "expected a list of 2 values of JSON, got 1"),
+        (Json(), [1, {2}], "row 1 can't be JSON: set is no JSON"),
         (Text(), "ab", "expected a list of 2 texts (str), got str"),
         (Text(), ["a"], "expected 2 texts (str), one for each row, got 1"),
         (Text(), ["a", 1], "expected texts (str), got 1"),
@@ -93,7 +102,17 @@ def test_other_values_are_named(kind, value, words):
 
 
 def test_signature_survives_json():
-    for name in ("Behaviours", "Around", "Crops", "Joined", "Facts", "Sizes", "Cascade"):
+    for name in (
+        "Behaviours",
+        "Around",
+        "Crops",
+        "Joined",
+        "Facts",
+        "Sizes",
+        "Cascade",
+        "Documents",
+        "Pairs",
+    ):
         found = signature_of(getattr(behaviours, name))
         assert HandlerSignature.of(found.document()) == found
     assert signature_of(behaviours.Around).options == ("state",)

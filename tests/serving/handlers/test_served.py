@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import sys
 from contextlib import closing
 
@@ -20,7 +21,8 @@ from tests.support.servers import ended, wait_until
 
 CLASSES = {
     "behaviours": "Behaviours", "facts": "Facts", "sizes": "Sizes", "cascade": "Cascade",
-    "joined": "Joined", "doubles": "Doubles", "tenants": "Tenants",
+    "joined": "Joined", "doubles": "Doubles", "tenants": "Tenants", "documents": "Documents",
+    "pairs": "Pairs",
 }  # fmt: skip
 
 
@@ -69,7 +71,9 @@ def test_signature_is_the_handlers(caller, peer):
     assert caller.describe("sizes").inputs[0].content == "picture"
     paths = peer.get("/openapi.json").json["paths"]
     bodies = paths["/v2/models/sizes/infer"]["post"]["requestBody"]["content"]
-    assert set(bodies) == {"application/json", "application/octet-stream", "image/*"}
+    assert set(bodies) == {
+        "application/json", "application/octet-stream", "image/*", "multipart/form-data",
+    }  # fmt: skip
     bodies = paths["/v2/models/joined/infer"]["post"]["requestBody"]["content"]
     assert set(bodies) == {"application/json", "text/plain"}
     listed = {each["name"]: each for each in peer.get("/v2/models").json["models"]}
@@ -87,6 +91,81 @@ def test_largest_picture_that_is_promised_is_read(caller, mode, kind):
     Image.new(mode, (10_000, 8_000)).save(file, kind)
     found = caller.infer("sizes", {"picture": [file.getvalue()]}, timeout_s=60)
     assert found["size"].tolist() == [[8_000, 10_000]]
+
+
+VALUES = [{"a": [1, None, "ü"]}, "text", 2.5, [], True, np.float32(0.5), np.arange(2)]
+
+
+def test_values_of_json_are_values_to_handlers_and_python_clients(caller, peer):
+    found = caller.infer("documents", {"document": VALUES})
+    plain = [*VALUES[:-2], 0.5, [0, 1]]
+    assert found["document"].tolist() == [{"got": each} for each in plain]
+    assert found["pair"].shape == (7, 2)
+    assert found["pair"][1].tolist() == ["a", "text"]
+    info = caller.describe("documents")
+    assert str(info.tensors) == "document BYTES [N] -> document BYTES [N], pair BYTES [N, 2]"
+    body = {"inputs": [{"name": "document", "datatype": "BYTES", "shape": [2, 1],
+                        "data": [['{"a": "ü"}'], ["7"]]}]}  # fmt: skip
+    answer = peer.ask("POST", "/v2/models/documents/infer", json.dumps(body).encode())
+    outputs = {each["name"]: each for each in answer.json["outputs"]}
+    assert outputs["document"]["data"] == ['{"got": {"a": "ü"}}', '{"got": 7}']
+    assert outputs["document"]["shape"] == [2]
+    answer = peer.ask("POST", "/v2/models/documents/infer", b"[1]", content_type="text/plain")
+    assert answer.json["outputs"][0]["data"] == ['{"got": [1]}']
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["1", "{"], "document: row 1 is no JSON: Expecting property name"),
+        (["NaN"], "document: row 0 is no JSON: NaN is no JSON"),
+        (["[" * 65 + "]" * 65], "row 0 is no JSON: more than 64 lists and objects inside"),
+        (["[" * 100_000], "row 0 is no JSON: "),
+        (["1" * 5000], "row 0 is no JSON: "),
+    ],
+)
+def test_text_that_is_no_json_is_refused_with_its_row(peer, texts, words):
+    shape = [len(texts)]
+    tensor = {"name": "document", "datatype": "BYTES", "shape": shape, "data": texts}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    answer = peer.ask("POST", "/v2/models/documents/infer", body)
+    assert answer.status == 400
+    assert words in answer.json["detail"]
+
+
+def test_value_that_json_cannot_hold_is_refused_on_either_side(caller):
+    with pytest.raises(serving.InvalidRequest, match="row 0 can't be JSON: set is no JSON"):
+        caller.infer("documents", {"document": [{1, 2}]})
+    with pytest.raises(serving.InvalidRequest, match="row 1 can't be JSON"):
+        caller.infer("documents", [1, float("nan")])
+    with pytest.raises(serving.InvalidRequest, match="a list with a value for each row, got dict"):
+        caller.infer("documents", {"document": {"a": 1}})
+    for text in ("nan", "strange"):
+        with pytest.raises(serving.ModelError):
+            caller.infer("documents", {"document": [text]})
+
+
+def test_texts_have_a_shape_or_a_column(caller):
+    found = caller.infer("pairs", {"pair": [["a", "b"], ["c", "d"]]})
+    assert found["text"].tolist() == ["a-b", "c-d"]
+    with pytest.raises(serving.InvalidRequest, match=r"expected pair BYTES \[N, 2\]"):
+        caller.infer("pairs", {"pair": ["a", "b"]})
+    found = caller.infer("behaviours", {"text": [["say it"], ["and"]]})
+    assert found["answer"].tolist() == ["SAY IT", "AND"]
+
+
+def test_column_of_texts_of_another_client_is_taken(handled):
+    request = inference_pb.ModelInferRequest(model_name="behaviours")
+    contents = request.inputs.add(name="text", datatype="BYTES", shape=[2, 1]).contents
+    contents.bytes_contents.extend([b"say hi", b"x"])
+    with grpc.insecure_channel(handled.address) as channel:
+        call = channel.unary_unary(
+            f"/{inference_pb.SERVICE}/ModelInfer",
+            inference_pb.ModelInferRequest.SerializeToString,
+            inference_pb.ModelInferResponse.FromString,
+        )
+        answer = call(request, timeout=20)
+    assert answer.outputs[0].shape == [2]
 
 
 def test_stub_of_grpcio_calls_it_unary_and_on_a_stream(handled):
@@ -269,6 +348,56 @@ def test_requests_that_do_not_fit_are_refused(caller):
         caller.infer("behaviours", {"text": []})
     with pytest.raises(serving.InvalidRequest, match="as many rows"):
         caller.infer("model", {"text": ["a"] * 2, "bias": np.zeros((3, 2), np.float32)})
+
+
+def form_of(**files):
+    """A form's body and its type."""
+    parts = [
+        b'--edge\r\nContent-Disposition: form-data; name="file"; filename="%b"\r\n\r\n%b\r\n'
+        % (name.encode(), content)
+        for name, content in files.items()
+    ]
+    return b"".join([*parts, b"--edge--\r\n"]), "multipart/form-data; boundary=edge"
+
+
+def test_files_of_a_form_are_answered_one_by_one(peer):
+    body, kind = form_of(a=picture_of("red"), b=b"no picture", c=picture_of("blue", (7, 2)))
+    answer = peer.ask("POST", "/v2/models/sizes/infer", body, content_type=kind)
+    assert answer.status == 200
+    first, second, third = answer.json["files"]
+    assert [first["name"], second["name"], third["name"]] == ["a", "b", "c"]
+    assert first["outputs"][0]["data"] == [3, 5]
+    assert (first["model_name"], first["model_version"]) == ("sizes", "1")
+    assert third["outputs"][0]["data"] == [2, 7]
+    assert "outputs" not in second
+    assert second["error"].startswith("expected a picture (PNG")
+    body, kind = form_of(a=b"ab", b=b"cd")
+    answer = peer.ask("POST", "/v2/models/facts/infer?top=1", body, content_type=kind)
+    found = [each["outputs"] for each in answer.json["files"]]
+    assert [base64.b64decode(outputs[0]["data"][0]) for outputs in found] == [b"ba", b"dc"]
+    assert {outputs[1]["data"][0] for outputs in found} == {"top='1'"}
+    for bad, words in ((b"nothing", "form"), (b"--edge--\r\n", "at least 1 file")):
+        answer = peer.ask("POST", "/v2/models/sizes/infer", bad, content_type=kind)
+        assert answer.status == 400
+        assert words in answer.json["detail"]
+
+
+def test_metrics_of_a_handlers_own_are_on_the_page(handled, caller):
+    url = f"http://{handled.metrics_address}"
+
+    def value(series):
+        page = HttpPeer(url).get("/metrics").body.decode()
+        found = re.search(rf"^{re.escape(series)} (\S+)$", page, re.M)
+        return float(found[1]) if found else 0.0
+
+    counted = 'handler_calls_total{model="behaviours",version="1",word="say"}'
+    noted = 'handler_letters_bucket{le="5.0",model="behaviours",version="1"}'
+    before = value(counted), value(noted)
+    caller.infer("behaviours", {"text": ["say"]})
+    caller.infer("behaviours", {"text": ["say something"]})
+    with pytest.raises(serving.InvalidRequest):
+        caller.infer("behaviours", {"text": ["refuse"]})
+    assert (value(counted), value(noted)) == (before[0] + 2, before[1] + 1)
 
 
 def test_phases_and_processes_are_measured(handled, caller):

@@ -87,7 +87,7 @@ def test_loaded_model_keeps_no_copy_of_its_file(tmp_path):
 @needs_counts
 def test_faults_of_the_second_run_are_counted(monkeypatch):
     """The first one fills the heap."""
-    counts, runs = iter([0, 5_000, 5_511, 6_000, 6_511, 0, 5_000, 5_512]), []
+    counts, runs = iter([0, 5_000, 5_511, 6_000, 6_511, 7_000, 7_511, 0, 5_000, 5_512]), []
     monkeypatch.setattr(memory, "_num_faults", lambda: next(counts))
     feeds = {"x": np.zeros((1, 4), np.float32)}
 
@@ -97,13 +97,13 @@ def test_faults_of_the_second_run_are_counted(monkeypatch):
 
     assert not memory.remaps_memory(run, ONE, feeds, 512)
     assert memory.remaps_memory(run, ONE, feeds, 512)
-    assert runs == [2, 2, 8, 8, 2, 2]
+    assert runs == [2, 2, 8, 8, 32, 32, 2, 2]
 
 
 @needs_counts
-@pytest.mark.parametrize(("took_s", "sizes"), [(0.01, [2, 2, 8, 8]), (10.0, [2, 2])])
+@pytest.mark.parametrize(("took_s", "sizes"), [(0.01, [2, 2, 8, 8, 32, 32]), (10.0, [2, 2])])
 def test_larger_batches_are_looked_at_where_small_ones_are_quick(took_s, sizes, monkeypatch):
-    now_s, runs = iter([0.0, took_s, took_s]), []
+    now_s, runs = iter([0.0, took_s, took_s, took_s]), []
     monkeypatch.setattr(memory, "time", SimpleNamespace(thread_time=lambda: next(now_s)))
     monkeypatch.setattr(memory, "_num_faults", lambda: 0)
 

@@ -112,7 +112,8 @@ def test_idle_connections_take_few_threads_and_keep_nobody_out(exporter):
             closing.enter_context(connected(exporter.address, TIMEOUT_S))
         assert get(exporter.address, "/healthz")[0] == 200
         assert get(exporter.address, "/metrics")[0] == 200
-        assert threading.active_count() <= num_threads + 64
+        # Those that gave way end a moment later.
+        wait_until(lambda: threading.active_count() <= num_threads + 64)
         wait_until(lambda: open_files() < num_files + 400 + 80)
 
 

@@ -23,7 +23,7 @@ from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.router import Router
 from serving.server.ready_line import announce
 from serving.server.supervisor import restart_delay_s
-from serving.server.worker import Worker
+from serving.server.worker import Orders, Worker
 from serving.system import listening
 from serving.system.host import Host
 from serving.system.listening import bind
@@ -259,7 +259,8 @@ async def test_worker_that_dies_before_it_is_told_anything_has_ended(monkeypatch
         return process
 
     monkeypatch.setattr("serving.server.worker.subprocess", SimpleNamespace(Popen=dead))
-    worker = Worker({}, 0, (ModelConfig(), BatchingConfig(), ServerConfig()), lambda: None)
+    configs = ModelConfig(), BatchingConfig(), ServerConfig()
+    worker = Worker({}, 0, configs, lambda: None, Orders())
     assert await asyncio.wait_for(worker.ended, TIMEOUT_S) == 1
 
 

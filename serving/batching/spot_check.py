@@ -1,0 +1,191 @@
+"""A net below the proof: some calls of a batch run once more, alone, before they are answered.
+
+A version's rows share a batch because its graph was proved to keep them apart. Should a rule of the
+proof be wrong, answers would depend on other callers, and nobody would notice. So now and then one
+call of a shared run is drawn: the others are answered, it runs again by itself, and the two answers
+are compared.
+
+    calls that have shared a run    one is drawn of    and the time of its runs is at most
+    the first 10,000                50                 2 % of all runs
+    later ones                      1,000              1 %
+    10,000 behind a difference      10                 10 %
+
+The caller of a call that differs gets the answer of the run alone. After differences in three
+batches the version runs each call alone from then on. Only calls are drawn that fit one run and
+whose deadline leaves time for another one.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from serving.batching.run import Group, Result
+from serving.errors import ServingError
+from serving.model.drawn_inputs import relative_error
+from serving.tensors import Array, Tensor
+
+FIRST_CALLS = 10_000
+"""Calls that are drawn from more often: those of a new version, and those behind a difference."""
+FIRST_EVERY, LATER_EVERY, SUSPECT_EVERY = 50, 1_000, 10
+FIRST_SHARE, LATER_SHARE, SUSPECT_SHARE = 0.02, 0.01, 0.1
+"""The most time for runs of drawn calls, as a share of that of all runs: where a row takes as long
+as a batch of 64, one call in 1,000 would be a run in 16."""
+FREE_S = 0.05
+"""Seconds that they may take besides."""
+MOST_BATCHES = 3
+"""Batches with a difference after which each call runs alone."""
+TOLERANCES: Mapping[int, float] = MappingProxyType({2: 1e-2, 4: 1e-4, 8: 1e-6})
+"""The largest difference of a float from itself alone, relative to the magnitude of its row, by its
+bytes: sums are added in another order. Other types have none. So has the proof's check by a run."""
+
+
+class Closeness(NamedTuple):
+    """How far apart two answers to one call may be."""
+
+    relative: Mapping[int, float] = TOLERANCES
+    """By the bytes of a float: relative to the magnitude of its row."""
+    step: float = 0.0
+    """Or, of graphs whose activations are quantised, one step of an output; 0 for others."""
+
+    def difference(self, tensor: Tensor, alone: Array, shared: Array) -> str | None:
+        """Return how an output of a shared run differs from that of a run alone, if it does."""
+        if alone.shape != shared.shape:
+            return f"{tensor.name} has shape {list(shared.shape)}, alone {list(alone.shape)}"
+        found, is_float = relative_error(alone, shared), alone.dtype.kind == "f"
+        if found <= (self.relative.get(alone.dtype.itemsize, 0.0) if is_float else 0.0):
+            return None
+        step = self.step * (1 + TOLERANCES[4])
+        if is_float and step and np.abs(alone - shared).max(initial=0.0) <= step:
+            return None
+        return f"{tensor.name} differs by {found:.2g}" if is_float else f"{tensor.name} differs"
+
+
+class Drawn(NamedTuple):
+    """A call that is to run once more, by itself."""
+
+    call: Group
+    result: Result
+    """That of the run that it has shared."""
+    at: int
+    """Its first row in that run."""
+    groups: list[Group]
+    """All calls of the run, in the order of their rows; one is `call`."""
+
+
+class SpotChecks:
+    """Draws calls of one version and compares their answers; of the owner's thread."""
+
+    def __init__(
+        self,
+        random: Random,
+        outputs: Sequence[Tensor],
+        closeness: Closeness,
+        most_rows: int,
+        note: Callable[[str, int], None],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            random: draws the calls.
+            outputs: the model's.
+            closeness: how far apart answers may be.
+            most_rows: of one run.
+            note: called for each difference, with a text on it and how many there are now.
+        """
+        self._random, self._outputs, self._closeness = random, outputs, closeness
+        self._most_rows, self._note = most_rows, note
+        self._every, self._num_often = FIRST_EVERY, FIRST_CALLS
+        """One call in so many is drawn, of the next calls: so many."""
+        self._num_found = 0
+        self._shared_s = self._alone_s = 0.0
+        """Seconds of shared runs, and of those of drawn calls."""
+        self._until_next = self._gap()
+        """Calls up to the next one that is drawn, and that one."""
+
+    def _gap(self) -> int:
+        """Draw the number of calls up to the next one: each call is as likely as all others."""
+        share = 1.0 / (self._every if self._num_often > 0 else LATER_EVERY)
+        return 1 + int(math.log(1.0 - self._random.random()) / math.log(1.0 - share))
+
+    @property
+    def _has_time(self) -> bool:
+        """Whether another run of a drawn call is within their share of the time."""
+        share = LATER_SHARE
+        if self._num_often > 0:
+            share = FIRST_SHARE if self._every == FIRST_EVERY else SUSPECT_SHARE
+        return self._alone_s <= FREE_S + share * self._shared_s
+
+    def draw(self, groups: list[Group], result: Result, now_s: float) -> Drawn | None:
+        """Count the calls of a run; return the one that is to run once more, if it is time.
+
+        Args:
+            groups: the calls, in the order of their rows.
+            result: of their run.
+            now_s: monotonic seconds.
+        """
+        number = 0
+        for group in groups:
+            number += len(group.streams)
+        if number < 2:
+            return None
+        self._shared_s += result.finished_s - result.started_s
+        self._until_next -= number
+        if self._until_next > 0:
+            self._num_often -= number
+            return None
+        place = number - 1 + self._until_next
+        self._num_often -= number
+        self._until_next = self._gap()
+        return self._cut_out(groups, result, max(0, place), now_s)
+
+    def _cut_out(
+        self, groups: list[Group], result: Result, place: int, now_s: float
+    ) -> Drawn | None:
+        """Return the call at a place among those of a run, unless it can't run once more."""
+        index = at = 0
+        while place >= len(groups[index].streams):
+            place -= len(groups[index].streams)
+            at += groups[index].num_rows
+            index += 1
+        group = groups[index]
+        call = group.cut(place, place + 1)
+        run_s = result.finished_s - result.started_s
+        is_large = call.num_rows > self._most_rows
+        if is_large or call.deadline_s - now_s < 2 * run_s or not self._has_time:
+            return None
+        around = [group.cut(0, place), call, group.cut(place + 1, len(group.streams))]
+        pieces = [each for each in around if each.streams]
+        pieces = [*groups[:index], *pieces, *groups[index + 1 :]]
+        return Drawn(call, result, at + place * call.num_rows, pieces)
+
+    def is_close(self, drawn: Drawn, alone: Result | ServingError) -> bool:
+        """Return whether a call has the same answer alone; a difference is noted."""
+        if isinstance(alone, Result):
+            self._alone_s += alone.finished_s - alone.started_s
+        text = self._difference(drawn, alone)
+        if text is None:
+            return True
+        self._num_found += 1
+        self._every, self._num_often = SUSPECT_EVERY, FIRST_CALLS
+        self._until_next = min(self._until_next, self._gap())
+        self._note(text, self._num_found)
+        return False
+
+    def _difference(self, drawn: Drawn, alone: Result | ServingError) -> str | None:
+        if isinstance(alone, ServingError):
+            return f"alone it ends with {type(alone).__name__}"
+        shared = drawn.result.part(drawn.at, drawn.call.num_rows)
+        texts, are_scores_close, is_certain = [], False, False
+        for tensor, expected, found in zip(self._outputs, alone.outputs, shared, strict=True):
+            text = self._closeness.difference(tensor, expected, found)
+            if text is not None:
+                texts.append(text)
+                is_certain |= expected.dtype.kind == "f" or expected.shape != found.shape
+            elif expected.dtype.kind == "f":
+                are_scores_close = True
+        # A class may change where two scores are as good as equal: a near tie is no difference.
+        return "; ".join(texts) if texts and (is_certain or not are_scores_close) else None

@@ -1,0 +1,357 @@
+"""The net below the proof: rows that depend on others are found, their callers answered right."""
+
+from contextlib import ExitStack
+from random import Random
+
+import numpy as np
+import pytest
+
+from serving.batching.batcher import CHECKED, Batcher, Net
+from serving.batching.run import Result
+from serving.batching.spot_check import (
+    FIRST_CALLS,
+    FIRST_EVERY,
+    FIRST_SHARE,
+    FREE_S,
+    LATER_EVERY,
+    MOST_BATCHES,
+    Closeness,
+    Drawn,
+    SpotChecks,
+)
+from serving.config import BatchingConfig
+from serving.errors import DeadlineExceeded, ModelError
+from serving.telemetry.metrics import Metrics
+from serving.tensors import Tensor
+from tests.support.fakes import (
+    FakeClock,
+    FakeModel,
+    FakeOwner,
+    FakeRequest,
+    GatedModel,
+    joined,
+    probabilities_of,
+)
+
+CONFIG = BatchingConfig(max_batch_size=64)
+ALWAYS = 1.0
+
+
+class MixingModel(FakeModel):
+    """Of rows that share a run, those of a value in `wrong` are answered as another digit."""
+
+    inline_rows = 64
+
+    def __init__(self, wrong, fails_alone=False):
+        super().__init__()
+        self.wrong, self.fails_alone = wrong, fails_alone
+
+    def classify(self, images):
+        values = images[:, 0].tolist()
+        self.ran.append(values)
+        if len(values) == 1 and values[0] in self.wrong and self.fails_alone:
+            raise RuntimeError("alone")
+        if len(values) > 1:
+            images = images + np.isin(images, [*self.wrong]).astype(np.uint8)
+        return probabilities_of(images)
+
+
+class Owner(FakeOwner):
+    """Of a batcher that is checked."""
+
+    records: list[str]
+    """What a later start would know."""
+    metrics: Metrics
+
+
+class Drawing(Random):
+    """Draws each call as soon as it can: the gaps are 1."""
+
+    def random(self):
+        return 0.0
+
+
+@pytest.fixture
+def make():
+    """Make owners of batchers."""
+    with ExitStack() as stack:
+
+        def make(model, random=None, is_proved=True, clock=None):
+            records: list[str] = []
+            net = Net(random or Drawing(), Closeness(), "0123", is_proved, records.append)
+            metrics = Metrics()
+            batcher = Batcher(model, CONFIG, metrics, 1, "m", net=net)
+            stack.callback(batcher.close)
+            if isinstance(model, GatedModel):
+                stack.callback(model.open, 1000)
+            owner = Owner(batcher, clock or FakeClock())
+            owner.records, owner.metrics = records, metrics
+            return owner
+
+        yield make
+
+
+def mismatches(owner):
+    counts = owner.metrics.snapshot().models.get(("m", "1"))
+    return counts.num_mismatches if counts else 0
+
+
+def test_call_that_differs_gets_the_answer_alone_and_the_others_theirs(make, caplog):
+    model = MixingModel({7})
+    owner = make(model)
+    requests = [FakeRequest(7), *map(FakeRequest, range(6))]
+    owner.submit_all(requests)
+    assert [each.digits for each in requests] == [[7], [0], [1], [2], [3], [4], [5]]
+    assert model.ran == [[7, 0, 1, 2, 3, 4, 5], [7]]
+    assert (mismatches(owner), owner.records) == (1, [])
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "model m version 1 (SHA-256 0123)" in record.message
+    assert "probabilities differs by" in record.message
+    assert [7] * 3 not in model.ran
+
+
+def test_counts_of_runs_and_calls_are_those_without_a_check(make):
+    owner = make(MixingModel(set()))
+    owner.submit_all(map(FakeRequest, range(6)))
+    counts = owner.metrics.snapshot().models["m", "1"]
+    assert (counts.runs, counts.num_answered, counts.num_failed) == ({6: 1}, 6, 0)
+    assert sum(counts.classes.values()) == 6
+
+
+def test_after_three_batches_calls_run_alone_and_a_later_start_knows_it(make, caplog):
+    model = MixingModel({7})
+    owner = make(model)
+    for number in range(MOST_BATCHES + 2):
+        requests = [FakeRequest(7), FakeRequest(1)]
+        owner.submit_all(requests)
+        assert [each.digits for each in requests] == [[7], [1]], number
+    assert model.ran[-4:] == [[7], [1], [7], [1]]
+    assert (mismatches(owner), owner.records) == (MOST_BATCHES, [CHECKED % MOST_BATCHES])
+    assert caplog.records[-1].message.endswith("calls run alone from now on")
+    assert len(caplog.records) == MOST_BATCHES
+
+
+def test_unproved_version_is_counted_and_stays_as_its_operator_wants_it(make, caplog):
+    model = MixingModel({7})
+    owner = make(model, is_proved=False)
+    for _ in range(MOST_BATCHES + 2):
+        requests = [FakeRequest(7), FakeRequest(1)]
+        owner.submit_all(requests)
+        assert [each.digits for each in requests] == [[8], [1]]
+    owner.batcher.stop_batching()  # as other workers would have it
+    owner.submit_all([FakeRequest(7), FakeRequest(1)])
+    assert [7, 1] in model.ran[-2:]
+    assert (mismatches(owner), owner.records) == (MOST_BATCHES + 3, [])
+    assert {each.levelname for each in caplog.records} == {"WARNING"}
+
+
+def test_call_that_fails_alone_fails(make):
+    owner = make(MixingModel({7}, fails_alone=True))
+    requests = [FakeRequest(7), FakeRequest(1)]
+    owner.submit_all(requests)
+    assert isinstance(requests[0].outcome, ModelError)
+    assert requests[1].digits == [1]
+    assert mismatches(owner) == 1
+
+
+def test_other_workers_are_followed(make):
+    model = MixingModel(set())
+    owner = make(model)
+    owner.batcher.stop_batching()
+    owner.submit_all([FakeRequest(7), FakeRequest(1)])
+    assert model.ran == [[7], [1]]
+    assert owner.records == [CHECKED % MOST_BATCHES]
+
+
+def test_lone_calls_are_not_drawn(make):
+    model = MixingModel({7})
+    owner = make(model)
+    for _ in range(5):
+        assert owner.submit(7).digits == [7]
+    assert model.ran == [[7]] * 5
+
+
+def test_call_of_many_rows_is_compared_as_a_whole(make):
+    model = MixingModel({7})
+    owner = make(model)
+    requests = [FakeRequest(1, 7, 2), FakeRequest(3)]
+    owner.submit_all(requests)
+    assert model.ran == [[1, 7, 2, 3], [1, 7, 2]]
+    assert mismatches(owner) == 0  # alone its rows share a run, too
+    assert requests[0].digits == [1, 8, 2]
+
+
+def test_call_whose_deadline_leaves_no_time_is_not_drawn(make):
+    clock = FakeClock()
+
+    class SlowModel(MixingModel):
+        def classify(self, images):
+            clock.advance(1.0)
+            return super().classify(images)
+
+    model = SlowModel({7})
+    owner = make(model, clock=clock)
+    owner.submit_all([FakeRequest(7, deadline_s=2.9), FakeRequest(1, deadline_s=2.9)])
+    assert model.ran == [[7, 1]]
+    owner.submit_all([FakeRequest(7, deadline_s=4.1), FakeRequest(1, deadline_s=4.1)])
+    assert model.ran == [[7, 1]] * 2 + [[7]]
+
+
+def test_call_of_a_caller_that_has_left_meanwhile_runs_no_more(make):
+    model = MixingModel({7})
+    owner = make(model)
+    requests = [FakeRequest(7), FakeRequest(1)]
+    for each in requests:
+        owner.batcher.submit(each.group)
+    owner.batcher.turn(0.0)
+    assert owner.batcher.is_busy
+    assert owner.batcher.streams_of(requests[0].caller) == {requests[0].stream}
+    requests[0].leave()
+    owner.work()
+    assert model.ran == [[7, 1]]
+    assert not owner.batcher.is_busy
+    assert requests[1].digits == [1]
+
+
+def test_call_that_is_late_meanwhile_ends(make):
+    clock = FakeClock()
+    owner = make(MixingModel({7}), clock=clock)
+    requests = [FakeRequest(7, deadline_s=1.0), FakeRequest(1, deadline_s=1.0)]
+    for each in requests:
+        owner.batcher.submit(each.group)
+    owner.batcher.turn(0.0)
+    clock.advance(1.0)
+    owner.work()
+    assert isinstance(requests[0].outcome, DeadlineExceeded)
+
+
+class LongModel(GatedModel):
+    """Runs on a runner, and answers 7 as 8 beside others."""
+
+    def classify(self, images):
+        found = super().classify(images)
+        return probabilities_of(images + (images == 7)) if len(images) > 1 else found
+
+
+def test_offloaded_call_runs_once_more_on_a_runner_after_the_others_are_answered(make):
+    model = LongModel()
+    owner = make(model)
+    first = owner.submit(0)  # the runner has it
+    model.wait_until_running()
+    requests = [owner.submit(7), owner.submit(1)]
+    model.open()
+    owner.wait(first)
+    model.wait_until_running()
+    model.open()
+    owner.wait(requests[1])
+    assert requests[0].outcome is None
+    assert owner.batcher.is_busy
+    model.wait_until_running()
+    waiting = owner.submit(2)  # until the runner has run the drawn one
+    model.open()
+    owner.wait(requests[0])
+    model.open()
+    owner.wait(waiting)
+    assert (requests[0].digits, requests[1].digits) == ([7], [1])
+    assert model.ran == [[0], [7, 1], [7], [2]]
+    assert not owner.batcher.is_busy
+
+
+def test_each_call_of_a_run_is_drawn_as_often():
+    outputs, found = (Tensor("y", "FP32", (-1, 1)),), [0] * 8
+    calls = [FakeRequest(value) for value in range(8)]
+    result = Result([np.zeros((8, 1), np.float32)], 8, "1", None, 0.0, 0.0)
+    checks = SpotChecks(Random(3), outputs, Closeness(), 8, lambda *_: None)
+    num_runs = FIRST_CALLS // 8
+    for _ in range(num_runs):
+        if drawn := checks.draw([joined(calls[:5]), joined(calls[5:])], result, 0.0):
+            found[drawn.at] += 1
+            assert drawn.call.num_rows == 1
+            assert [each.num_rows for each in drawn.groups].count(1) >= 1
+            assert sum(each.num_rows for each in drawn.groups) == 8
+    often = sum(found)
+    assert often == pytest.approx(FIRST_CALLS / FIRST_EVERY, rel=0.2)
+    assert min(found) > often / 16
+    later = sum(checks.draw([joined(calls)], result, 0.0) is not None for _ in range(20 * num_runs))
+    assert later == pytest.approx(20 * FIRST_CALLS / LATER_EVERY, rel=0.25)
+
+
+@pytest.mark.slow
+def test_graph_that_answers_one_call_in_25_wrongly_is_found_within_10_000():
+    num_found = 0
+    for seed in range(100):
+        random, wrong = Random(seed), Random(1000 + seed)
+        records: list[str] = []
+        model = MixingModel({7})
+        net = Net(random, Closeness(), "0123", True, records.append)
+        owner = FakeOwner(Batcher(model, CONFIG, Metrics(), 1, "m", net=net), FakeClock())
+        num_calls = 0
+        while num_calls < FIRST_CALLS and not records:
+            values = [7 if wrong.random() < 0.04 else 1 for _ in range(wrong.randint(2, 40))]
+            num_calls += len(values)
+            owner.submit_all(map(FakeRequest, values))
+        num_found += bool(records)
+    assert num_found >= 99
+
+
+def test_runs_of_drawn_calls_take_a_share_of_the_time(make):
+    clock = FakeClock()
+
+    class EvenModel(MixingModel):
+        def classify(self, images):
+            clock.advance(0.01)  # a row takes as long as a batch
+            return super().classify(images)
+
+    model = EvenModel(set())
+    owner = make(model, clock=clock)
+    for _ in range(2_000):
+        owner.submit_all([FakeRequest(1), FakeRequest(2)])
+    num_alone = sum(len(each) == 1 for each in model.ran)
+    assert num_alone == pytest.approx(FREE_S / 0.01 + FIRST_SHARE * 2_000, abs=2)
+    model.wrong = {1}
+    for _ in range(200):
+        owner.submit_all([FakeRequest(1), FakeRequest(2)])
+    assert owner.records  # once suspected, it has more time
+
+
+def drawn_of(shared):
+    result = Result(shared, 2, "1", None, 0.0, 0.0)
+    return Drawn(FakeRequest(1).group, result, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("shared", "alone", "is_close"),
+    [
+        ([[0.5], [1.0]], [[1.00001]], True),
+        ([[0.5], [1.0]], [[1.001]], False),
+        ([[0.5], [np.nan]], [[np.nan]], True),
+        ([[0.5], [np.nan]], [[1.0]], False),
+        ([[0.5], [1.0]], [[1.0, 1.0]], False),
+    ],
+)
+def test_floats_are_close_up_to_rounding(shared, alone, is_close):
+    outputs = (Tensor("y", "FP32", (-1, -1)),)
+    checks = SpotChecks(Random(0), outputs, Closeness(), 8, lambda *_: None)
+    one = Result([np.array(alone, np.float32)], 1, "1", None, 0.0, 0.0)
+    assert checks.is_close(drawn_of([np.array(shared, np.float32)]), one) == is_close
+
+
+def test_one_step_of_a_quantised_output_is_close():
+    outputs = (Tensor("y", "FP32", (-1, 1)),)
+    checks = SpotChecks(Random(0), outputs, Closeness(step=0.1), 8, lambda *_: None)
+    for alone, is_close in ((1.1, True), (1.15, False)):
+        one = Result([np.array([[alone]], np.float32)], 1, "1", None, 0.0, 0.0)
+        drawn = drawn_of([np.array([[0], [1.0]], np.float32)])
+        assert checks.is_close(drawn, one) == is_close
+
+
+@pytest.mark.parametrize(("score", "is_close"), [(0.500001, True), (0.6, False), (None, False)])
+def test_class_that_changes_by_a_near_tie_is_no_difference(score, is_close):
+    outputs: tuple[Tensor, ...] = (Tensor("label", "INT64", (-1,)), Tensor("p", "FP32", (-1, 1)))
+    shared = [np.array([3, 4]), np.array([[0.1], [0.5]], np.float32)]
+    alone = [np.array([5]), np.array([[score]], np.float32)]
+    if score is None:  # a model without scores
+        outputs, shared, alone = outputs[:1], shared[:1], alone[:1]
+    checks = SpotChecks(Random(0), outputs, Closeness(), 8, lambda *_: None)
+    assert checks.is_close(drawn_of(shared), Result(alone, 1, "1", None, 0.0, 0.0)) == is_close
