@@ -1,8 +1,11 @@
 """Graphs whose activations are quantised: how far a rounding moves an output."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from serving.model.onnx_file import Message, parse_model, small_array
+if TYPE_CHECKING:
+    from serving.model.onnx_file import Message
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
@@ -22,6 +25,8 @@ def output_step(onnx: bytes) -> float:
     """
     if _QUANTIZE.encode() not in onnx:
         return 0.0
+    from serving.model.onnx_file import parse_model  # here: few starts read a graph
+
     graph = parse_model(onnx).graph
     constants = {each.name: each for each in graph.initializer}
     outputs = {each.name for each in graph.output}
@@ -37,6 +42,8 @@ def output_step(onnx: bytes) -> float:
     return max(last) or max(every)
 
 
-def _largest(scale: Message | None) -> float | None:
+def _largest(scale: "Message | None") -> float | None:
+    from serving.model.onnx_file import small_array
+
     array = None if scale is None else small_array(scale)
     return None if array is None or not array.size else float(np.abs(array).max())
