@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
-from benchmarks import comparison, report, result_file, runner, tables
+from benchmarks import comparison, report, result_file, runner, sizes, tables
 from benchmarks.clients import CLIENTS
 from benchmarks.network import Generator, split_cores
 from benchmarks.others import PEERS
@@ -140,7 +140,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="N,CxM",
         help="ClosedLoop: calls in flight; CxM: M on each of C connections",
     )
-    add("--batches", type=_list(_batch), metavar="N,M", help="images a call, Offline (1 to 4096)")
+    add("--batches", type=_list(_batch), metavar="N,M", help="images a call (1 to 4096)")
     add("--rounds", type=values.count, metavar="N", help="interleaved rounds")
     add("--seconds", type=values.seconds, metavar="S", help="length of one timed run")
     add(
@@ -358,6 +358,10 @@ def _model(options: argparse.Namespace) -> int:
     suite = replace(MODEL, loop_batches=batches if asked.rows else (1,), **given)
     cores, generator_cores = split_cores()
     print(f"{options.model}: {len(cores)} cores for the model, seed {options.seed}", flush=True)
+    suite = replace(suite, **sizes.fitting(suite, options.model, asked, cores))
+    for callers, rows in sorted(suite.too_much):
+        reason = "it would take too much memory, or more than 30 s a run"
+        print(f"left out: {callers} callers of {rows} rows: {reason}", flush=True)
     bar = Bar(len(suite.cells()) * suite.rounds + len(suite.specs), sys.stderr)
     with Generator(generator_cores, "auto") as generator:
         setting = Setting(
@@ -420,7 +424,10 @@ def suite_of(options: argparse.Namespace) -> Suite:
         wanted = [name for name in NAMES if name in options.scenarios]
         suite = replace(suite, scenarios=wanted)
     names = ("rounds", "seconds", "latency_slo_s", "arrivals", "callers", "batches")
-    return replace(suite, **_given(options, *names))
+    suite = replace(suite, **_given(options, *names))
+    if options.batches:  # of all scenarios
+        suite = replace(suite, loop_batches=options.batches, other_batches=options.batches)
+    return suite
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -43,13 +43,15 @@ def _run(feeds: Feeds, callers: int, seconds: float) -> Trace:
     """Run the model on as many threads as there are callers, each run after the one before."""
     ended: list[list[float]] = [[] for _ in range(callers)]
     failed = [0] * callers
-    session, start = _session, threading.Barrier(callers + 1)
+    session, began = _session, list[float]()
+    # All begin at one time: a thread that gets a core late has waited since then.
+    start = threading.Barrier(callers + 1, lambda: began.append(perf_counter()))
 
     def call(number: int) -> None:
         mine = ended[number]
         start.wait()
-        end_s = begin_s = perf_counter()
-        while end_s - begin_s < seconds:
+        end_s = begin_s = began[0]
+        while not mine or end_s - begin_s < seconds:
             before_s = end_s
             try:
                 session.run(None, feeds)

@@ -21,10 +21,10 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -70,6 +70,10 @@ _PACKAGES = (
 )  # fmt: skip
 Callers = tuple[int, int]
 """How many callers, and over how many connections; 0 leaves that to the generator."""
+
+
+_CYCLES = 3
+"""Answers that each caller gets in a run, at least, where the model's time is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,6 +223,12 @@ class Suite(Rules):
     """Rows a call of Offline."""
     loop_batches: Sequence[int] = (1,)
     """Rows a call of ClosedLoop."""
+    other_batches: Sequence[int] = (1,)
+    """Rows a call of the other scenarios."""
+    too_much: Collection[tuple[int, int]] = ()
+    """Callers and rows a call that are left out: they take too much memory, or time."""
+    run_s: Mapping[int, float] = field(default_factory=dict)
+    """Seconds of a run of the model alone, by its rows: each caller gets some answers."""
     rounds: int = 3
     model: str = ""
     """The model's name in results, where there are several."""
@@ -234,6 +244,7 @@ class Suite(Rules):
         largest = self.callers[-1:]
         callers = {"ClosedLoop": self.callers, "NewHeaders": largest, "Offline": [(0, 0)]}
         batches = {"Offline": self.batches, "ClosedLoop": self.loop_batches}
+        others = self.other_batches
         return [
             Cell(
                 spec=spec,
@@ -245,9 +256,15 @@ class Suite(Rules):
             )
             for name in self.scenarios
             for number, connections in callers.get(name, [(1, 0)])
-            for batch in batches.get(name, [1])
+            for batch in batches.get(name, others)
+            if (number, batch) not in self.too_much
             for spec in self.specs
         ]
+
+    def seconds_of(self, cell: Cell) -> float:
+        """Return how long a cell is measured: until each caller has some answers."""
+        cycle_s = self.run_s.get(cell.batch, 0.0) * (cell.callers or 1)
+        return max(self.seconds, _CYCLES * cycle_s)
 
 
 def specs(
@@ -414,7 +431,8 @@ def _run_together(
             for place, cell in enumerate(cells[:: -1 if number % 2 else 1], start=1):
                 progress(f"round {number + 1}/{suite.rounds}  {place}/{len(cells)}  {cell}")
                 try:
-                    results.samples += measure(cell, running[cell.spec], suite, number)
+                    rules = replace(suite, seconds=suite.seconds_of(cell))
+                    results.samples += measure(cell, running[cell.spec], rules, number)
                 except (OSError, BrokenProcessPool) as err:
                     results.skips.append(_failed(cell, number, err))
         results.starts += _starts(running, suite.model)

@@ -208,7 +208,7 @@ ORDER = {
     """,
     "benchmarks": """
         loops workload network in_process methods others clients targets plain_server result_file
-        runner figures tables drawing pictures report tuning zoo comparison cli __main__ peers
+        runner sizes figures tables drawing pictures report tuning zoo comparison cli __main__ peers
         __init__
     """,
 }

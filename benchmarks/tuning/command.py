@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 from benchmarks import runner
@@ -16,6 +18,7 @@ from benchmarks.tuning import report, trials
 from benchmarks.tuning.candidates import Candidate, config_text, grid
 from benchmarks.tuning.search import (
     FINAL_ROUNDS,
+    Cell,
     Goal,
     Stage,
     Trial,
@@ -25,6 +28,7 @@ from benchmarks.tuning.search import (
     num_turns,
     stages,
     steadied,
+    worst_is_better,
 )
 from benchmarks.workload import Workload
 from serving.commandline import values
@@ -99,9 +103,8 @@ def run(options: argparse.Namespace, workload: Workload) -> int:
     old = target.read_text("utf-8") if target.exists() else ""
     cores, generator_cores = share_cores(sorted(usable()))
     devices = ("cpu", "cuda") if options.device == "all" else (options.device,)
-    candidates = grid(
-        len(cores), rows * max(options.callers), devices, is_batched=_is_batched(file, workload)
-    )
+    is_batched, run_s = _tried(file, workload, rows)
+    candidates = grid(len(cores), rows * max(options.callers), devices, is_batched=is_batched)
     facts = _facts(options, cores, generator_cores)
     words = ", ".join(f"{name} {value}" for name, value in facts.items())
     print(f"{file}: {len(candidates)} settings; {words}", flush=True)
@@ -118,10 +121,15 @@ def run(options: argparse.Namespace, workload: Workload) -> int:
             checkouts={},
             generator=generator,
         )
+        print(_minutes(options, candidates, run_s, len(cores)), flush=True)
         found, failed = _search(options, setting, candidates, old)
-    if not found:
-        raise UnusableResults(f"nothing could be served: {next(iter(failed.values()))}")
-    return _finish(options, found, facts, target, old)
+        if not found:
+            raise UnusableResults(f"nothing could be served: {next(iter(failed.values()))}")
+        finals = steadied([trial for trial in found if trial.stage == _last_stage(found)])
+        chosen = options.goal.choose(cells_of(finals))
+        checked = chosen and _checked(options, setting, finals, chosen, old)
+    words = checked[1] if checked else ""
+    return _finish(options, found, facts, target, old, (checked and checked[0], words))
 
 
 def _search(
@@ -129,9 +137,7 @@ def _search(
 ) -> tuple[list[Trial], dict[Candidate, str]]:
     """Run the search with a progress bar; say which candidates could not be served."""
     reference, *others = candidates
-    plan = stages(len(others), options.seconds)
-    if options.exhaustive:
-        plan = [Stage(0, len(others), 2 * plan[-1].seconds, FINAL_ROUNDS - 1)]
+    plan = _plan(options, len(others))
     runs = sum(
         stage.rounds
         * num_turns(stage.num_candidates)
@@ -151,16 +157,82 @@ def _search(
     return found, tried.failed
 
 
+def _last_stage(found: Sequence[Trial]) -> int:
+    return max(trial.stage for trial in found)
+
+
+def _plan(options: argparse.Namespace, num: int) -> list[Stage]:
+    """Return the stages for so many candidates beside the defaults."""
+    plan = stages(num, options.seconds)
+    if options.exhaustive:
+        plan = [Stage(0, num, 2 * plan[-1].seconds, FINAL_ROUNDS - 1)]
+    return plan
+
+
+def _minutes(
+    options: argparse.Namespace, candidates: Sequence[Candidate], run_s: float, num_cores: int
+) -> str:
+    """Say how long the search will take, by the time of a run of the model."""
+    seconds = 0.0
+    for stage in _plan(options, len(candidates) - 1):
+        runs = sum(
+            trials.run_seconds(stage.seconds, run_s * max(1.0, callers / num_cores), callers)
+            for callers in options.goal.callers_of(options.callers, stage)
+        )
+        seconds += stage.rounds * num_turns(stage.num_candidates) * (runs + trials.START_S)
+    return f"It takes some {max(1, round(seconds / 60))} min; Ctrl-C changes nothing."
+
+
+def _checked(
+    options: argparse.Namespace,
+    setting: Setting,
+    finals: Sequence[Trial],
+    chosen: Cell,
+    old: str,
+) -> tuple[Cell, str]:
+    """Return the cell to serve with: the chosen one if that is sure, else the defaults'.
+
+    It is, if its worst round beats the defaults' best, and one more measurement through the
+    server confirms it: both in turns, as often as in the last stage.
+
+    Returns:
+        The cell, and a sentence with the range of the confirmation, or why the defaults stay.
+    """
+    goal = options.goal
+    defaults = [cell for cell in cells_of(finals) if cell.candidate.is_default]
+    usual = goal.best_cell(defaults)
+    if usual is None or chosen.candidate.is_default or goal.kind == "memory":
+        return chosen, ""
+    if not worst_is_better(finals, chosen, usual):
+        words = f"The defaults stay: the worst round of {chosen.candidate} is not above their best."
+        return usual, words
+    stage = Stage(0, 1, max(trial.seconds for trial in finals), FINAL_ROUNDS)
+    callers = sorted({chosen.callers, usual.callers})
+    again = trials.Trials(setting, callers, options.rows, old, goal, lambda: None)
+    ratios = []
+    for _ in range(FINAL_ROUNDS):
+        rates = []
+        for cell in (chosen, usual):
+            of_cell = [t for t in again.measure(cell.candidate, stage) if t.callers == cell.callers]
+            rates += [0.0 if t.num_errors else t.rows_per_s for t in of_cell] or [0.0]
+        ratios.append(rates[0] / rates[1] if rates[1] else 0.0)
+    least, most = min(ratios), max(ratios)
+    times = f"{median(ratios):.2f} times the defaults' rate ({least:.2f} to {most:.2f})"
+    if least <= 1:
+        return usual, f"The defaults stay: measured again, {chosen.candidate} had {times}."
+    return chosen, f"Measured again: {times}."
+
+
 def _finish(
     options: argparse.Namespace,
     found: Sequence[Trial],
     facts: dict[str, Any],
     target: Path,
     old: str,
+    checked: tuple[Cell | None, str],
 ) -> int:
-    last = max(trial.stage for trial in found)
-    finals = steadied([trial for trial in found if trial.stage == last])
-    chosen = options.goal.choose(cells_of(finals))
+    finals = steadied([trial for trial in found if trial.stage == _last_stage(found)])
+    chosen, words = checked
     shown = report.table(finals, chosen)
     print(f"\n{shown.title}. {shown.note}\n{shown.text()}\n")
     raw = options.output / f"{options.model.stem}.json"
@@ -177,8 +249,9 @@ def _finish(
     if chosen is None:
         print(f"No setting reaches the goal {options.goal} without errors; nothing is changed.")
     else:
-        print(report.verdict(finals, chosen, options.goal))
+        print(f"{report.verdict(finals, chosen, options.goal)} {words}".rstrip())
         lines = report.comments(finals, chosen, options.goal, facts)
+        lines += [words] if words else []
         if old:
             before = target.with_name(f"{target.name}.before")
             before.write_text(old, "utf-8")
@@ -194,12 +267,17 @@ def _settings_file(file: Path) -> Path:
     return companion(file, SETTINGS) or file.with_name(f"{file.stem}.{SETTINGS}")
 
 
-def _is_batched(file: Path, workload: Workload) -> bool:
+def _tried(file: Path, workload: Workload, rows: int) -> tuple[bool, float]:
+    """Return whether rows of several calls may share a run, and the seconds of a call's run."""
     from serving import Model
 
-    with Model.load(file, device="cpu") as model:
-        info = model.describe()
-    return info.is_batchable and bool(workload.rows)
+    with Model.load(file, device="cpu", threads=1) as model:
+        info, feeds = model.describe(), dict(workload.feeds(rows))
+        model.infer(feeds)
+        begin_s = perf_counter()
+        model.infer(feeds)
+        run_s = perf_counter() - begin_s
+    return info.is_batchable and bool(workload.rows), run_s
 
 
 def usable() -> set[int]:

@@ -20,8 +20,12 @@ from serving.model.onnx_file import external_files, parse_model
 
 _CYCLES = 3.0
 """How many answers each caller gets in a run, at least; a slow model takes longer for them."""
-_LONGEST_S = 10.0
+_LONGEST_S = 30.0
 """The longest run."""
+_CALLS = 200
+"""Answers of all callers together in a run, at least, unless they take longer."""
+START_S = 1.0
+"""How long a server takes to start, more or less."""
 _MANY = 20
 """Answers of each caller from which on they are counted; see `rate_of`."""
 _WARM_UP_S = 0.05
@@ -99,12 +103,23 @@ class Trials:
         before, cycle_s = 1, float(np.mean(warm_up.latencies_s))
         for callers in self._goal.callers_of(self._callers, stage):
             likely_s = cycle_s * callers / before
-            seconds = min(_LONGEST_S, max(stage.seconds, _CYCLES * likely_s))
+            seconds = run_seconds(stage.seconds, likely_s, callers)
             trace = running.load.closed(Demand(callers, self._rows, seconds))
             before, cycle_s = callers, float(np.mean(trace.latencies_s))
             yield trial_of(
                 candidate, stage, trace, callers=callers, rows=self._rows, pid=running.pid
             )
+
+
+def run_seconds(least_s: float, cycle_s: float, callers: int) -> float:
+    """Return how long a run is: as long as the model needs for some hundred calls.
+
+    Args:
+        least_s: the least length.
+        cycle_s: between two answers to one caller.
+        callers: how many there are.
+    """
+    return min(_LONGEST_S, max(least_s, max(_CYCLES, _CALLS / callers) * cycle_s))
 
 
 def trial_of(

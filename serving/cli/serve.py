@@ -58,6 +58,8 @@ _GROUPS: tuple[tuple[str, type, str], ...] = (
 )
 """The options of `serve` that set fields of configurations; those without a title go on."""
 _HTTP = "python_multipart"
+_EITHER_PROTOBUF = "grpcio-health-checking==1.81.1", "grpcio-reflection==1.81.1"
+"""The newest of gRPC's packages whose generated code takes protobuf 6, too."""
 _USUAL_HTTP_PORT = 8080
 
 
@@ -114,7 +116,11 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
     except Exception as err:
         if type(err).__name__ != "VersionError":  # protobuf's own, which is no ImportError
             raise
-        raise ConfigurationError(f"{str(err).partition('. ')[0]}: pip install -U protobuf") from err
+        command = installation.install("serve", *_EITHER_PROTOBUF)
+        raise ConfigurationError(
+            f"{str(err).partition('. ')[0]}: a package that was installed later wants an older "
+            f"one; {command} takes either protobuf"
+        ) from err
     from serving.model.repository import named_models
 
     gc.freeze()

@@ -215,12 +215,16 @@ class _Running:
 
     def _watch(self) -> None:
         """Look at its memory until it has ended; then end those that it leaves behind."""
-        descriptor = os.pidfd_open(self.pid)
-        with open(descriptor, closefd=True):
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            while not poll.poll(_LOOK_S * 1000):
-                self.look()
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except OSError:  # Linux before 5.3, or a sandbox: its memory is that after the start
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        else:
+            with open(descriptor, closefd=True):
+                poll = select.poll()
+                poll.register(descriptor, select.POLLIN)
+                while not poll.poll(_LOOK_S * 1000):
+                    self.look()
         self.memory_bytes = 0
         self._group.kill()  # while nobody else can have its id
         self._code = self._popen.wait()

@@ -1,5 +1,6 @@
 """The Open Inference Protocol v2 over HTTP, for tritonclient.http and KServe's clients."""
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.errors import InvalidRequest, Unsupported
+from serving.errors import InvalidRequest, ModelError, Unsupported
 from serving.http1.requests import Headers
 from serving.protocols.oip import infer, inference_pb, plain_json, rest
 from serving.protocols.oip.known_requests import Values, find_values
@@ -184,6 +185,8 @@ class Inference:
             known = None
         if known is None and is_raw(call.plan, signature):  # what is known is not
             return await self._infer_raw(call, target, signature)
+        if known is None and is_form(call.plan, signature):
+            return await self._infer_form(call, target, signature)
         if known is not None and (rows := await known.rows(call)) is not None:
             response = await call.run(rows, known.encoder, call.deadline_s)
             return await _reply(call, response, known.form)
@@ -223,6 +226,27 @@ class Inference:
         encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
         return await _reply(call, await call.run(inference.message, encoder, deadline_s), form)
 
+    async def _infer_form(
+        self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature
+    ) -> Answer:
+        """Answer a form of files, each as if it had come alone, in their order."""
+        # Here: a server that gets no forms needs none of it.
+        from serving.http_api.handler_path import MAX_FORM_S, find_files
+
+        items, end_s = [], min(call.deadline_s, time.monotonic() + MAX_FORM_S)
+        files = await call.work(find_files, call.body, call.plan.get("content-type"))
+        for name, start, end in files:
+            value = np.empty(1, object)
+            value[0] = call.body[start:end]
+            request = PlainRequest((value,), 1, "", NO_PARAMETERS)
+            try:
+                answer = await self._infer_plain(call, target, signature, request, end_s)
+                item = answer.body
+            except (InvalidRequest, ModelError) as err:  # of this file
+                item = json.dumps({"error": str(err)}).encode()
+            items.append(b'{"name":%b,%b' % (json.dumps(name).encode(), item[1:]))
+        return Answer(b'{"files":[%b]}' % b",".join(items))
+
     async def _infer_raw(
         self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature
     ) -> Answer:
@@ -245,11 +269,12 @@ class Inference:
         target: "Route | AnyBatcher",
         signature: TensorSignature,
         request: PlainRequest,
+        end_s: float = math.inf,
     ) -> Answer:
         """Answer a request whose arrays are known, as JSON."""
         arrays, num_rows, identifier, parameters = request
         encoder = ArraysEncoder(target, num_rows, {**_options(call.plan), **parameters})
-        outputs, version = await call.run(arrays, encoder, call.deadline_s)
+        outputs, version = await call.run(arrays, encoder, min(call.deadline_s, end_s))
         facts = call.plan.params["name"], version, identifier, signature.outputs, outputs
         size = sum(each.nbytes for each in outputs)
         return Answer(
@@ -280,6 +305,13 @@ def is_raw(plan: RoutedRequest, signature: TensorSignature) -> bool:
     if is_put and not is_one:
         raise InvalidRequest("expected JSON by POST: a body as it is needs one input of a handler")
     return may_be and is_one
+
+
+def is_form(plan: RoutedRequest, signature: TensorSignature) -> bool:
+    """Return whether a body is a form of values of a handler's only input, which are files."""
+    is_file = _takes_a_value(signature) and signature.inputs[0].is_binary
+    kind = plan.get("content-type").partition(";")[0].strip().lower()
+    return is_file and kind == "multipart/form-data"
 
 
 def _takes_a_value(signature: TensorSignature) -> bool:

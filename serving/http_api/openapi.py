@@ -12,6 +12,11 @@ from serving.transports.http_routing import TIMEOUT_HEADER
 Schema = dict[str, Any]
 
 TEXT, INTEGER, YES_NO = ({"type": name} for name in ("string", "integer", "boolean"))
+FILES = {
+    "type": "object",
+    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+}
+"""A form of files, by any names."""
 COUNT = {"type": "integer", "minimum": 0}
 PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 _TABLE = """
@@ -225,6 +230,8 @@ def _infer(model: LoadedModel) -> dict[str, Any]:
         )
         for kind in kinds.get(first.content, ("application/octet-stream",)):
             body[kind] = {"schema": schema}
+        if first.is_binary:
+            body["multipart/form-data"] = {"schema": FILES}
     if not num_zeros:
         body["application/json"]["example"] = example
     return operation(
@@ -233,7 +240,8 @@ def _infer(model: LoadedModel) -> dict[str, Any]:
         "404",
         *WORK,
         description="The binary tensor data extension is supported: the header "
-        "`Inference-Header-Content-Length` counts the JSON, and the tensors follow as bytes.",
+        "`Inference-Header-Content-Length` counts the JSON, and the tensors follow as bytes. Of a "
+        "form of files each is answered alone, in `files`, by an `error` if it is refused.",
         parameters=[TIMEOUT],
         body=body,
     )

@@ -67,6 +67,7 @@ def load_model(
     num_threads: int = 1,
     most_threads: int = 1,
     tries_file: bool = False,
+    name: str = "",
 ) -> LoadedModel:
     """Read, verify, build and check one version; this warms up the batch sizes that it checks.
 
@@ -91,6 +92,7 @@ def load_model(
             neither the settings nor `num_threads` say more than one.
         tries_file: whether a file that has not passed before is tried first by a process of its
             own, which it may end in place of this one; see `file_trial`.
+        name: the model's name for callers, in log lines too; empty for that of its files.
 
     Raises:
         ModelNotFound: no such version.
@@ -105,7 +107,10 @@ def load_model(
     settings = settings_of(model_dir)
     if settings.ignored:
         _log.info(
-            "model %s: %s: not used here: %s", model_dir.name, SETTINGS, ", ".join(settings.ignored)
+            "model %s: %s: not used here: %s",
+            name or model_dir.name,
+            SETTINGS,
+            ", ".join(settings.ignored),
         )
     settings = replace(settings, batching=batching or settings.batching)
     device = settings.device if device == "auto" and precision == "fp32" else device
@@ -113,7 +118,7 @@ def load_model(
         most_threads = 1
     settings = replace(settings, num_threads=settings.num_threads or num_threads)
     limits = _Limits(max_batch_size, limit_factor, max_bytes, most_threads, tries_file)
-    how = (device, precision, limits, is_described, settings)
+    how = (device, precision, limits, is_described, settings, name)
     model_dir = repository.only_file(model_dir)
     if repository.is_file(model_dir):
         try:
@@ -226,14 +231,15 @@ def _load_version(
     limits: _Limits,
     is_described: bool,
     settings: ModelSettings,
+    own_name: str,
 ) -> LoadedModel:
-    name = f"{model_dir.name.removesuffix('.onnx')} version {version}"
+    name = f"{own_name or model_dir.name.removesuffix('.onnx')} version {version}"
     run_options = runtime().RunOptions()
     max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
     build_s, check_s = limits.factor * _BUILD_LIMIT_S, limits.factor * _CHECK_LIMIT_S
 
     def read() -> _Files:
-        files = repository.load(
+        manifest, onnx, weights = repository.load(
             model_dir,
             version,
             precision,
@@ -241,7 +247,9 @@ def _load_version(
             limits.max_bytes,
             is_described=is_described,
         )
-        return _files_of(*files, precision)
+        if own_name:
+            manifest = replace(manifest, name=own_name)
+        return _files_of(manifest, onnx, weights, precision)
 
     def tried() -> Verdict | None:
         """Return the verdict of a process that has tried the file first, if that is due."""

@@ -1,11 +1,10 @@
 """Graphs whose activations are quantised: how far a rounding moves an output."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from serving.model.onnx_file import Message
+from serving.tensors import Array
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
@@ -25,9 +24,13 @@ def output_step(onnx: bytes) -> float:
     """
     if _QUANTIZE.encode() not in onnx:
         return 0.0
-    from serving.model.onnx_file import parse_model  # here: few starts read a graph
+    from serving.model.onnx_file import parse_model, small_array  # here: few starts read a graph
 
-    graph = parse_model(onnx).graph
+    def largest(scale: Any) -> float | None:
+        array: Array | None = None if scale is None else small_array(scale)
+        return None if array is None or not array.size else float(np.abs(array).max())
+
+    graph: Any = parse_model(onnx).graph
     constants = {each.name: each for each in graph.initializer}
     outputs = {each.name for each in graph.output}
     last, every = [0.0], [0.0]
@@ -35,15 +38,8 @@ def output_step(onnx: bytes) -> float:
         is_activation = len(node.input) > 1 and node.input[0] not in constants
         if node.op_type not in (_QUANTIZE, _DEQUANTIZE) or not is_activation:
             continue
-        if (scale := _largest(constants.get(node.input[1]))) is not None:
+        if (scale := largest(constants.get(node.input[1]))) is not None:
             every.append(scale)
             if outputs & {*node.output}:
                 last.append(scale)
     return max(last) or max(every)
-
-
-def _largest(scale: "Message | None") -> float | None:
-    from serving.model.onnx_file import small_array
-
-    array = None if scale is None else small_array(scale)
-    return None if array is None or not array.size else float(np.abs(array).max())

@@ -40,7 +40,8 @@ def test_run_measures_and_reports(models, tmp_path, capsys):
     assert measured == {
         (target, scenario, batch)
         for target in ("h2", "peer")
-        for scenario, batch in (("SingleStream", 1), ("Offline", 1), ("Offline", 8))
+        for scenario in ("SingleStream", "Offline")
+        for batch in (1, 8)
     }
     assert server.address not in output.read_text()
     assert str(tmp_path) not in output.read_text()

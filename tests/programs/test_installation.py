@@ -140,7 +140,8 @@ def test_protobuf_older_than_the_generated_code_is_one_line():
     assert (done.returncode, done.stdout) == (2, "")
     line = done.stderr.splitlines()[-1]
     assert line.startswith("digit-serving: Detected incompatible Protobuf")
-    assert line.endswith(": pip install -U protobuf")
+    assert "'.[serve]' grpcio-health-checking==1.81.1 grpcio-reflection==1.81.1" in line
+    assert line.endswith(" takes either protobuf")
     assert "Traceback" not in done.stderr
 
 

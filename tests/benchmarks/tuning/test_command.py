@@ -1,4 +1,6 @@
 import json
+import re
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -7,10 +9,11 @@ import pytest
 
 from benchmarks import cli
 from benchmarks.loops import Trace
-from benchmarks.tuning import command
+from benchmarks.result_file import Latencies
+from benchmarks.tuning import command, trials
 from benchmarks.tuning.candidates import Candidate
-from benchmarks.tuning.search import Goal
-from benchmarks.tuning.trials import rate_of
+from benchmarks.tuning.search import Goal, Trial, cells_of
+from benchmarks.tuning.trials import rate_of, run_seconds
 from serving.model.settings_file import parse_settings
 
 GRAPH = """
@@ -101,3 +104,59 @@ def test_rate_of_a_short_run_does_not_lose_its_last_batch():
     assert rate_of(trace(128, 0.4, 1.0), 64) == pytest.approx(160)
     assert rate_of(trace(128, 0.4, 1.0, num_errors=32), 64) == pytest.approx(120)
     assert rate_of(trace(5000, 0.001, 1.0), 4) == pytest.approx(5000)
+
+
+def test_run_is_as_long_as_the_model_needs():
+    assert run_seconds(0.1, 0.0001, 1) == 0.1
+    assert run_seconds(0.1, 0.01, 1) == pytest.approx(2.0)  # 200 calls
+    assert run_seconds(0.1, 0.64, 64) == pytest.approx(200 * 0.01)
+    assert run_seconds(0.1, 1.28, 128) == pytest.approx(3 * 1.28)  # three of each caller
+    assert run_seconds(0.1, 5.0, 100) == 15.0
+    assert run_seconds(0.1, 5.0, 1) == 30.0
+
+
+class Again:
+    """Measures the chosen settings and the defaults again, in turns."""
+
+    def __init__(self, rates):
+        self.rates = iter(rates)
+
+    def __call__(self, setting, callers, rows, old, goal, progress):
+        assert callers == [4]
+        return self
+
+    def measure(self, candidate, stage):
+        assert stage.is_last
+        return [made_up(candidate, next(self.rates))]
+
+
+def made_up(candidate, rate):
+    return Trial(
+        candidate=candidate, callers=4, rows=1, stage=0, seconds=1.0, rows_per_s=rate, p50_s=0.01,
+        p99_s=0.01, num_calls=100, num_errors=0, memory_bytes=1, latency=Latencies.of([0.01]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "again", "is_chosen", "words"),
+    [
+        ((120, 130), [120, 100] * 5, True, r"Measured again: 1.20 times .* \(1.20 to 1.20\)"),
+        ((104, 130), [120, 100] * 5, False, "the worst round of .* is not above their best"),
+        ((120, 130), [120, 100] * 4 + [90, 100], False, r"measured again, .* \(0.90 to 1.20\)"),
+    ],
+)
+def test_settings_are_chosen_only_if_they_are_sure(found, again, is_chosen, words, monkeypatch):
+    usual, other = Candidate(), Candidate(threads=2, instances=1)
+    finals = [*(made_up(usual, r) for r in (100, 105)), *(made_up(other, r) for r in found)]
+    monkeypatch.setattr(trials, "Trials", Again(again))
+    chosen = next(cell for cell in cells_of(finals) if cell.candidate == other)
+    options = SimpleNamespace(goal=Goal(), rows=1)
+    cell, said = command._checked(options, None, finals, chosen, "")
+    assert (cell.candidate == other) is is_chosen
+    assert re.search(words, said)
+
+
+def test_minutes_are_said_before_a_search_begins(model, monkeypatch, capsys):
+    monkeypatch.setattr(command, "grid", lambda *sizes, **options: FEW)
+    assert tune(model) == 0
+    assert "It takes some 1 min" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from benchmarks.tuning.search import (
     num_turns,
     stages,
     steadied,
+    worst_is_better,
 )
 
 CALLERS = (1, 4, 16, 64)
@@ -202,3 +203,11 @@ def test_front_has_no_cell_that_another_beats_twice():
         ]
     )  # fmt: skip
     assert [cell.rows_per_s for cell in front(cells)] == [100, 200, 300]
+
+
+def test_worst_round_of_the_chosen_must_beat_the_best_of_the_defaults():
+    usual = [trial(USUAL, rate) for rate in (100, 110, 105)]
+    for rates, is_better in (((120, 111, 140), True), ((120, 109, 140), False)):
+        trials = [*usual, *(trial(ONE, rate) for rate in rates)]
+        cells = {cell.candidate: cell for cell in cells_of(trials)}
+        assert worst_is_better(trials, cells[ONE], cells[USUAL]) is is_better

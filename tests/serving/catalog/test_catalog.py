@@ -25,6 +25,7 @@ from serving.system.files import read_regular
 from serving.tensors import Signature
 from tests.serving.catalog.conftest import SMALL
 from tests.serving.model import templates
+from tests.serving.model.graphs import save, two_layers
 from tests.support.servers import wait_until
 
 
@@ -44,6 +45,13 @@ def label(root, name, **labels):
 def state(catalog, name="a"):
     model = catalog.models[name]
     return list(model.versions), model.default_version, model.canary
+
+
+def test_lines_have_the_name_that_callers_use(tmp_path, caplog):
+    caplog.set_level("INFO", "serving.model.loading")
+    file = save(two_layers(), tmp_path)
+    Catalog(ModelConfig(names=(), files=(file,), served_name="other"))
+    assert [*caplog.messages] == ["model other version 1: batching on: row independence proved"]
 
 
 def test_every_model_of_the_repository_is_served_and_names_choose(root):

@@ -84,7 +84,7 @@ class Simulated:
             self.owner.work()
         self.clock.now_s = end_s
 
-    def outcomes(self, seed, rate, seconds, num_callers):
+    def outcomes(self, seed, rate, seconds, num_callers, share):
         """Make calls at some rate; return the bad ones', and the others' outcomes."""
         random = np.random.default_rng(seed)
         callers = [FakeCaller(f"{number}") for number in range(num_callers)]
@@ -98,7 +98,7 @@ class Simulated:
         self.until(1.0)  # processes are there
         for number, wait_s in enumerate(random.exponential(1 / rate, int(rate * seconds))):
             self.until(self.clock() + wait_s)
-            is_bad = random.random() < SHARE
+            is_bad = random.random() < share
             caller = callers[number % num_callers]
             call = Call(
                 BAD if is_bad else number, deadline_s=self.clock() + TIMEOUT_S, caller=caller
@@ -113,9 +113,9 @@ class Simulated:
         return [call.outcome for call in calls[1]], [call.outcome for call in calls[0]]
 
 
-def share_failed(rate, *, seed=0, seconds=300, num_callers=1, **options):
+def share_failed(rate, *, seed=0, seconds=300, num_callers=1, share=SHARE, **options):
     """Return the share of the good calls that fail."""
-    bad, good = Simulated(**options).outcomes(seed, rate, seconds, num_callers)
+    bad, good = Simulated(**options).outcomes(seed, rate, seconds, num_callers, share)
     assert bad
     assert all(isinstance(each, ServingError) for each in bad)
     return sum(isinstance(each, ServingError) for each in good) / len(good)
@@ -138,6 +138,13 @@ def test_at_half_of_the_load_that_fits_few_others_fail(batching, fitting_rate, n
         fitting_rate / 2, seconds=120, batching=batching, num_processes=1, num_callers=num_callers
     )
     assert failed <= 0.02
+
+
+@pytest.mark.parametrize("num_callers", [1, 16])
+def test_bad_call_of_a_batched_storm_costs_few_others(num_callers):
+    """One of 8,300, at half of the 700 calls/s that fit."""
+    options = {"batching": True, "num_processes": 1, "num_callers": num_callers}
+    assert share_failed(350, seed=3, seconds=60, share=1 / 8300, **options) <= 0.02
 
 
 def num_accepted(*, are_late_beside):

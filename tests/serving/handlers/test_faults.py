@@ -13,6 +13,8 @@ import pytest
 import serving
 from serving.catalog import Catalog
 from serving.config import ModelConfig
+from serving.handlers.loading import HandlerSource
+from serving.handlers.process import Program, start
 from tests.serving.handlers.conftest import at_once, named
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import wait_until
@@ -489,6 +491,24 @@ def test_setup_that_fails_in_any_way_is_one_line(tmp_path, body, line):
     with pytest.raises(serving.ServingError, match=re.escape(line)) as caught:
         serving.Server(handler=str(file))
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("has_descriptors", [True, False])
+def test_end_of_a_process_is_noticed_with_a_pidfd_and_without(
+    has_descriptors, tmp_path, monkeypatch
+):
+    if not has_descriptors:  # Linux before 5.3
+
+        def refuse(pid):
+            raise OSError
+
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+    (tmp_path / "start.py").write_text(START.replace("BODY", "pass"))
+    started = start(Program("m", HandlerSource(tmp_path / "start.py"), tmp_path, None, 60.0))
+    assert started.memory_bytes > 1 << 20
+    os.kill(started.pid, signal.SIGKILL)
+    wait_until(lambda: not started.memory_bytes)
+    started.close()
 
 
 def test_setup_that_hangs_is_ended_in_time(tmp_path, gate):

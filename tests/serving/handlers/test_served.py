@@ -71,7 +71,9 @@ def test_signature_is_the_handlers(caller, peer):
     assert caller.describe("sizes").inputs[0].content == "picture"
     paths = peer.get("/openapi.json").json["paths"]
     bodies = paths["/v2/models/sizes/infer"]["post"]["requestBody"]["content"]
-    assert set(bodies) == {"application/json", "application/octet-stream", "image/*"}
+    assert set(bodies) == {
+        "application/json", "application/octet-stream", "image/*", "multipart/form-data",
+    }  # fmt: skip
     bodies = paths["/v2/models/joined/infer"]["post"]["requestBody"]["content"]
     assert set(bodies) == {"application/json", "text/plain"}
     listed = {each["name"]: each for each in peer.get("/v2/models").json["models"]}
@@ -346,6 +348,38 @@ def test_requests_that_do_not_fit_are_refused(caller):
         caller.infer("behaviours", {"text": []})
     with pytest.raises(serving.InvalidRequest, match="as many rows"):
         caller.infer("model", {"text": ["a"] * 2, "bias": np.zeros((3, 2), np.float32)})
+
+
+def form_of(**files):
+    """A form's body and its type."""
+    parts = [
+        b'--edge\r\nContent-Disposition: form-data; name="file"; filename="%b"\r\n\r\n%b\r\n'
+        % (name.encode(), content)
+        for name, content in files.items()
+    ]
+    return b"".join([*parts, b"--edge--\r\n"]), "multipart/form-data; boundary=edge"
+
+
+def test_files_of_a_form_are_answered_one_by_one(peer):
+    body, kind = form_of(a=picture_of("red"), b=b"no picture", c=picture_of("blue", (7, 2)))
+    answer = peer.ask("POST", "/v2/models/sizes/infer", body, content_type=kind)
+    assert answer.status == 200
+    first, second, third = answer.json["files"]
+    assert [first["name"], second["name"], third["name"]] == ["a", "b", "c"]
+    assert first["outputs"][0]["data"] == [3, 5]
+    assert (first["model_name"], first["model_version"]) == ("sizes", "1")
+    assert third["outputs"][0]["data"] == [2, 7]
+    assert "outputs" not in second
+    assert second["error"].startswith("expected a picture (PNG")
+    body, kind = form_of(a=b"ab", b=b"cd")
+    answer = peer.ask("POST", "/v2/models/facts/infer?top=1", body, content_type=kind)
+    found = [each["outputs"] for each in answer.json["files"]]
+    assert [base64.b64decode(outputs[0]["data"][0]) for outputs in found] == [b"ba", b"dc"]
+    assert {outputs[1]["data"][0] for outputs in found} == {"top='1'"}
+    for bad, words in ((b"nothing", "form"), (b"--edge--\r\n", "at least 1 file")):
+        answer = peer.ask("POST", "/v2/models/sizes/infer", bad, content_type=kind)
+        assert answer.status == 400
+        assert words in answer.json["detail"]
 
 
 def test_metrics_of_a_handlers_own_are_on_the_page(handled, caller):
