@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 
 from digit_classifier import PRETRAINED, Classifier
@@ -216,19 +217,22 @@ def test_model_of_the_package_is_known_by_its_bytes(tmp_path, folder, judged):
 
 def test_manifest_that_calls_a_mixing_graph_proved_is_not_believed(tmp_path, folder):
     """Its digests and its rules are right, and a stranger wrote it."""
-    (tmp_path / "mine" / "1").mkdir(parents=True)
-    data = REFUSED.SerializeToString()
-    (tmp_path / "mine" / "1" / "model.onnx").write_bytes(data)
-    document = {
-        "format": 1, "name": "mine", "version": "1",
-        "files": {"model.onnx": hashlib.sha256(data).hexdigest()},
-        "batching": {
-            "rules": verdicts.rules_version(),
-            "verdicts": {"model.onnx": {"obstacle": None, "remark": ""}},
-        },
-    }  # fmt: skip
-    (tmp_path / "mine" / "1" / "manifest.json").write_text(json.dumps(document))
-    assert line_of(tmp_path / "mine").startswith("batching off: ")
+    shutil.copytree(PRETRAINED / "digits", tmp_path / "digits")
+    version = tmp_path / "digits" / "1"
+    data = onnx.load(version / "model.onnx")
+    (output,) = [each for each in data.graph.node if "probabilities" in each.output]
+    output.output[0] = "own"
+    data.graph.node.extend(
+        [node("ReduceMax", ["own"], ["m"], axes=[0]), node("Sub", ["own", "m"], ["s"]),
+         node("Add", ["s", "m"], ["probabilities"])]
+    )  # fmt: skip
+    (version / "model.onnx").write_bytes(data.SerializeToString())
+    document = json.loads((version / "manifest.json").read_bytes())
+    digest = hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest()
+    document["files"]["model.onnx"] = digest
+    document["batching"]["rules"] = verdicts.rules_version()
+    (version / "manifest.json").write_text(json.dumps(document))
+    assert line_of(tmp_path / "digits").startswith("batching off: ")
 
 
 def test_manifest_does_not_vouch_for_other_bytes(tmp_path):
