@@ -123,13 +123,28 @@ def written_inputs(inputs: tuple[Tensor, ...], given: object) -> object:
     if not names:
         return given
     if not isinstance(given, Mapping):
-        return _written(names[0], given) if len(inputs) == 1 else given
-    return {
-        name: _written(name, value) if name in names else value for name, value in given.items()
-    }
+        return written(names[0], given) if len(inputs) == 1 else given
+    return {name: written(name, value) if name in names else value for name, value in given.items()}
 
 
-def _written(name: str, given: object) -> Array:
+def as_texts(given: object) -> object:
+    """Return a handler's inputs of another model with its texts as JSON already.
+
+    A handler sends and gets the texts of JSON, since its process does not know the other model.
+    """
+    if isinstance(given, Mapping):
+        return {name: as_texts(value) for name, value in given.items()}
+    if isinstance(given, str):
+        return JsonText(given)
+    if isinstance(given, list | tuple):
+        return [as_texts(each) for each in given]
+    if isinstance(given, np.ndarray) and given.dtype.kind in "OU":
+        return as_texts(given.tolist())
+    return given
+
+
+def written(name: str, given: object) -> Array:
+    """Return values as an array of their texts; see `written_inputs`."""
     values = list(given) if isinstance(given, list | tuple | np.ndarray) else None
     if values is None:
         kind = type(given).__name__

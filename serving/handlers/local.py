@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from serving import json_values
 from serving.errors import InvalidRequest, ModelError, ModelNotFound
 from serving.handlers.handler import Handler
 from serving.handlers.instance import Instance
@@ -30,8 +31,14 @@ class OtherModels:
         if name not in self._models:
             known = ", ".join(self._models) or "none"
             raise ModelNotFound(f"expected a model of {known} (the argument models), got {name!r}")
-        found: Outputs = self._models[name].infer(inputs)
-        return found
+        model = self._models[name]
+        found: Outputs = model.infer(json_values.as_texts(inputs))
+        columns = {each.name for each in model.describe().outputs if each.content == "json"}
+        texts = {
+            output: json_values.written(output, array) if output in columns else array
+            for output, array in found.items()
+        }
+        return Outputs(texts, found.model_version)
 
 
 class LocalHandler:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serving.config import MOST_SIZE
 from serving.model.onnx_file import small_array
 from serving.model.proof.elements import ENDLESS, require_backwards
 from serving.model.proof.shapes import (
@@ -177,6 +178,8 @@ def expanded(node: Node) -> list[Value]:
         if at == axis:
             if other not in (ONE, size):
                 raise Mixes("rows are repeated along the batch axis")
+        elif other.varies and other == size and value.axis is None:
+            pass  # as long as there are rows already
         elif other.varies:
             if axis is not None or size != ONE:
                 raise Mixes("a row is repeated as often as there are rows")
@@ -247,9 +250,17 @@ def joined(node: Node) -> list[Value]:
             # the memory in their place as it was.
             raise Mixes("a size may be 0")
         else:
-            shape.append(met(node, sizes))
+            shape.append(_equal_size(sizes))
     outer = None if first.axis != axis else (first.outer or ONE) * Size.of(len(node.given))
     return node.outputs(Value(tuple(shape), first.axis, outer))
+
+
+def _equal_size(sizes: Sequence[Size]) -> Size:
+    """Return the best known of sizes that must be equal, or ONNX Runtime answers nothing."""
+    numbers = {each.number for each in sizes if each.number is not None}
+    if len(numbers) > 1:
+        raise Mixes("its sizes don't fit")
+    return min(sizes, key=lambda each: (each.number is None, not each.fits(MOST_SIZE + 1)))
 
 
 def split(node: Node) -> list[Value]:
@@ -327,6 +338,8 @@ def _cut(node: Node, size: Size, start: Size | None, end: Size | None, step: int
         return size
     if first == 0 and step == 1 and end is not None and end == size:
         return size
+    if length is not None and length > 1 and (first, step) == (0, 1) and end and end.is_positive:
+        return node.unknowns.at_most(length, end)
     return node.new_size()
 
 

@@ -74,6 +74,8 @@ def require_rows(node: Node, axes: dict[int, int]) -> Size | None:
 def met(node: Node, sizes: Iterable[Size]) -> Size:
     """Return the size of an axis where others meet, of which some may be 1."""
     others = {each for each in sizes if each != ONE}
+    # The smaller of 512 and L meets L only where both are equal.
+    others = {each for each in others if node.unknowns.end_of(each) not in others}
     known = [each for each in others if each.number is not None]
     if len(others) <= 1:
         return others.pop() if others else ONE

@@ -150,6 +150,8 @@ class Unknowns:
 
     def __init__(self) -> None:
         self._names: dict[object, str] = {}
+        self._ends: dict[Size, Size] = {}
+        """Sizes that are the smaller of a number from 2 on and another size, which is here."""
 
     def of(self, operation: object, *operands: Size, mark: str = "?") -> Size:
         """Return an operation's result, which depends on the operands only.
@@ -163,6 +165,16 @@ class Unknowns:
             mark = "N?"
         key = operation, operands, mark
         return Size.unknown(self._names.setdefault(key, f"{mark}{len(self._names)}"))
+
+    def at_most(self, number: int, end: Size) -> Size:
+        """Return the smaller of a number from 2 on and a size of at least 1."""
+        size = self.of(("at most", number), end, mark="*")
+        self._ends[size] = end
+        return size
+
+    def end_of(self, size: Size) -> Size | None:
+        """Return the other size that one is equal to, if it is not the smaller number."""
+        return self._ends.get(size)
 
     def new(self, mark: str = "?") -> Size:
         """Return an unknown that is no other's, of a kind: "?", "*", "+" or "N?"."""

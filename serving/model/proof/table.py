@@ -13,6 +13,7 @@ from typing import Any
 from serving.model.onnx_file import Message
 from serving.model.proof import moves, rules, samples
 from serving.model.proof.elements import follow
+from serving.model.proof.numbering import counted, numbered
 from serving.model.proof.shapes import Rule
 from serving.model.proof.values import Mixes, Node, Value
 
@@ -76,6 +77,8 @@ def outputs_of(node: Node) -> list[Value]:
     if node.version < row.since:
         raise Mixes(f"version {node.version} of this operator has no rule")
     _require_covered(row, node)
+    if (found := counted(node)) is not None:
+        return node.outputs(found)
     has_rows = any(each.is_rows for each in node.given)
     is_size = False
     for index, value in enumerate(node.inputs):
@@ -91,7 +94,7 @@ def outputs_of(node: Node) -> list[Value]:
     outputs = followed or row.rule(node)
     if is_size and not followed:
         outputs = [replace(each, varies=True) for each in outputs]
-    return outputs
+    return [numbered(node, outputs[0]), *outputs[1:]]
 
 
 def _require_covered(row: Row, node: Node) -> None:
@@ -150,7 +153,7 @@ _row(
     rules.pointwise,
     rows=ALL,
 )
-_row("PRelu com.microsoft.BiasGelu", rules.onto_first, rows=(0, 1))
+_row("PRelu com.microsoft.BiasGelu com.microsoft.FastGelu", rules.onto_first, rows=(0, 1))
 _row("Mod", rules.pointwise, "fmod", rows=ALL)
 _row("BatchNormalization", rules.batch_normalization, "epsilon momentum spatial=1 training_mode=0")
 _row(

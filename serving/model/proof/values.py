@@ -29,6 +29,20 @@ class Mixes(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Numbers:
+    """Elements that count: the number of a row times a size, and a whole number less than it."""
+
+    times: Size
+    """The size; of a constant, all elements are at least 0 and less than it."""
+    along: int | None = None
+    """The axis along which rows are counted; None for a constant."""
+    is_exact: bool = False
+    """Whether nothing is added."""
+    is_tuple: bool = False
+    """Whether these are the first of the elements along the last axis, and the others constants."""
+
+
+@dataclass(frozen=True, slots=True)
 class Value:
     """What is known of a tensor."""
 
@@ -48,6 +62,8 @@ class Value:
     """Whether it depends on the number of rows, in a way that is not followed."""
     data: Array | None = field(default=None, compare=False)
     """The elements of a small constant, such as scales."""
+    numbers_of: Numbers | None = field(default=None, compare=False)
+    """How its elements count rows, if they do."""
     dtype: str = field(default="", compare=False)
     """The name of its elements' type (dtypes.py); "" if that is not known."""
     sources: frozenset[str] = frozenset()

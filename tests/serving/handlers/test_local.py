@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from serving.__main__ import main
 from serving.config import BatchingConfig
 from serving.protocols.oip import methods
 from tests.serving.handlers import behaviours
-from tests.serving.handlers.conftest import FILE
+from tests.serving.handlers.conftest import FILE, named
 from tests.serving.handlers.test_served import picture_of
 from tests.support.servers import ended
 
@@ -138,3 +139,30 @@ def test_values_of_json_are_values_in_process(capsys, tmp_path):
     )
     assert main(["infer", str(file), 'document={"a": 1}', "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["document"] == [{"got": {"a": 1}}]
+
+
+class Asks(serving.Handler):
+    """Asks a model of JSON, by its texts, as in a server."""
+
+    inputs: ClassVar = {"text": serving.Text()}
+    outputs: ClassVar = {"text": serving.Text()}
+    uses = ("documents",)
+
+    def predict(self, text):
+        return self.models.infer("documents", {"document": text})["document"].tolist()
+
+
+def test_handler_sends_and_gets_the_texts_of_json():
+    with (
+        serving.Model.load(handler=behaviours.Documents) as documents,
+        serving.Model.load(handler=Asks, models={"documents": documents}) as model,
+    ):
+        assert model.infer(['{"a": 1}', '"b"'])["text"].tolist() == [
+            '{"got": {"a": 1}}', '{"got": "b"}',
+        ]  # fmt: skip
+    handlers = named(documents="Documents") | {"asks": f"{__file__}:Asks"}
+    with (
+        serving.Server(handler=handlers, handler_processes=1) as server,
+        serving.Client(server.address, timeout_s=20) as client,
+    ):
+        assert client.infer("asks", ['{"a": 1}'])["text"].tolist() == ['{"got": {"a": 1}}']
