@@ -6,8 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from digit_classifier import PRETRAINED, Classifier
 from serving import Model
@@ -223,9 +225,10 @@ def test_manifest_that_calls_a_mixing_graph_proved_is_not_believed(tmp_path, fol
     (output,) = [each for each in data.graph.node if "probabilities" in each.output]
     output.output[0] = "own"
     data.graph.node.extend(
-        [node("ReduceMax", ["own"], ["m"], axes=[0]), node("Sub", ["own", "m"], ["s"]),
+        [node("ReduceMax", ["own", "first"], ["m"]), node("Sub", ["own", "m"], ["s"]),
          node("Add", ["s", "m"], ["probabilities"])]
     )  # fmt: skip
+    data.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
     (version / "model.onnx").write_bytes(data.SerializeToString())
     document = json.loads((version / "manifest.json").read_bytes())
     digest = hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest()
