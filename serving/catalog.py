@@ -360,6 +360,7 @@ class ModelFolder:
             max_bytes=config.max_model_bytes,
             num_threads=config.threads or 1,
             most_threads=1 if config.threads else self._most_threads,
+            tries_file=True,
             name=self.name,
         )
         folder = self.path.parent if self.path.is_file() else self.path / version

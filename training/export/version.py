@@ -18,9 +18,9 @@ model.int8.onnx
 parity          see parity.Parity
 int8            see int8.Int8; or {"refused": why there is none}
 libraries       {name: version} of everything that shaped the files
-batching        rules: the version of the rules by which rows were proved independent; verdicts:
-{file name: {obstacle: why rows are not batched, null if they are; remark}}. Servers with other
-rules prove it again.
+batching        only of the model in the package, by `make verdict`: rules: the version of the rules
+by which rows were proved independent; verdicts: {file name: {obstacle: why rows are not batched,
+null if they are; remark}}. Servers believe no other manifest's.
 golden          images: base64 of N x pixels bytes; probabilities: N lists of floats, one for
 each class, that model.onnx gives; int8_probabilities: those of model.int8.onnx
 """
@@ -45,7 +45,7 @@ import tf2onnx
 from training import cli
 from training.data.mnist import Images
 from training.errors import ExportError, first_line
-from training.export import graph, int8, parity, signature, verdict
+from training.export import graph, int8, parity, signature
 from training.export.image_signature import ImageSignature
 from training.export.parity import Parity, onnxruntime
 from training.export.repository import Files, publish
@@ -206,7 +206,6 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
         "parity": asdict(measured),
         "int8": report,
         "libraries": libraries(),
-        "batching": verdict.entry(files),
         "golden": golden(images, answers),
     }
     version = _publish(candidate, models, {**files, **mark}, contents)
