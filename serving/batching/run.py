@@ -38,6 +38,8 @@ Ran = tuple[float, float, str, str, int]
 """A run: start and end in monotonic seconds, the model's name, its version, and rows."""
 NUM_BYTES = attrgetter("nbytes")
 """Returns the bytes of an array of numbers, without a call of Python."""
+_TEXT_PART = 1 << 18
+"""Characters of a text that are encoded at a time."""
 TEXT_BYTES = 4
 """Before each element of a BYTES tensor: its length."""
 NEVER: Ran = (0.0, 0.0, "", "", 0)
@@ -501,9 +503,17 @@ def answer_bytes(output: Array) -> int:
     texts: list[str | bytes] = output.ravel().tolist()
     return TEXT_BYTES * len(texts) + sum(
         # A text in ASCII, as most are, has a byte for each character.
-        len(each.encode()) if isinstance(each, str) and not each.isascii() else len(each)
+        text_bytes(each) if isinstance(each, str) and not each.isascii() else len(each)
         for each in texts
     )
+
+
+def text_bytes(text: str | bytes) -> int:
+    """Return the bytes of a text; a long one is not encoded at once, which takes long."""
+    if not isinstance(text, str) or text.isascii():
+        return len(text)
+    starts = range(0, len(text), _TEXT_PART)
+    return sum(len(text[at : at + _TEXT_PART].encode()) for at in starts)
 
 
 def too_large_answer(output: str, num_bytes: int, limit: int) -> AnswerTooLarge:

@@ -8,7 +8,7 @@ faster way for calls that repeat others, which a server may leave out.
 from serving.http2 import events
 from serving.http2.frames import ErrorCode, Http2Error
 from serving.http2.limits import Limits
-from serving.http2.pieces import Pieces
+from serving.http2.pieces import Pieces, Written
 from serving.http2.server import ServerConnection
 
 __all__ = (
@@ -17,5 +17,6 @@ __all__ = (
     "Limits",
     "Pieces",
     "ServerConnection",
+    "Written",
     "events",
 )

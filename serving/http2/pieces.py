@@ -1,9 +1,24 @@
-"""Data that is sent from where it lies."""
+"""Data that is sent from where it lies, or written as it is sent."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 Buffer = bytes | bytearray | memoryview
+
+
+class Written:
+    """Data of a known length whose parts are made one by one, each once."""
+
+    __slots__ = ("_parts", "num_bytes")
+
+    def __init__(self, num_bytes: int, parts: Iterator[Buffer]) -> None:
+        """Take the parts, which have so many bytes together."""
+        self.num_bytes = num_bytes
+        self._parts = parts
+
+    def next(self) -> Buffer | None:
+        """Make the next part; None after the last."""
+        return next(self._parts, None)
 
 
 class Pieces:
@@ -14,16 +29,24 @@ class Pieces:
 
     __slots__ = ("__weakref__", "_num_bytes", "_parts")
 
-    def __init__(self, parts: Iterable[Buffer]) -> None:
-        """Take buffers that nobody changes until they are sent."""
-        self._parts = deque(memoryview(part).cast("B") for part in parts)
-        self._num_bytes = sum(map(len, self._parts))
+    def __init__(self, parts: Iterable[Buffer | Written]) -> None:
+        """Take buffers that nobody changes until they are sent, and data to write."""
+        self._parts: deque[memoryview | Written] = deque(map(_part, parts))
+        self._num_bytes = sum(map(_length, self._parts))
 
     def __len__(self) -> int:
         return self._num_bytes
 
     def __bytes__(self) -> bytes:
-        return b"".join(self._parts)
+        """Return all of them, and keep them."""
+        data = self.take(self._num_bytes)
+        self.prepend(data)
+        return data
+
+    def prepend(self, data: Buffer) -> None:
+        """Add data before the rest."""
+        self._parts.appendleft(memoryview(data).cast("B"))
+        self._num_bytes += len(data)
 
     def append(self, data: "Buffer | Pieces") -> None:
         """Add data at the end."""
@@ -37,6 +60,10 @@ class Pieces:
         left = num_bytes = min(num_bytes, self._num_bytes)
         while left:
             part = self._parts.popleft()
+            if isinstance(part, Written):
+                if (made := part.next()) is not None:
+                    self._parts.extendleft((part, memoryview(made).cast("B")))
+                continue
             if len(part) > left:
                 self._parts.appendleft(part[left:])
                 part = part[:left]
@@ -44,3 +71,11 @@ class Pieces:
             left -= len(part)
         self._num_bytes -= num_bytes
         return b"".join(taken)
+
+
+def _part(data: Buffer | Written) -> memoryview | Written:
+    return data if isinstance(data, Written) else memoryview(data).cast("B")
+
+
+def _length(part: memoryview | Written) -> int:
+    return part.num_bytes if isinstance(part, Written) else len(part)

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,15 +11,19 @@ import numpy as np
 
 from serving.errors import InvalidRequest, ModelError, Unsupported
 from serving.http1.requests import Headers
-from serving.protocols.oip import infer, inference_pb, plain_json, rest
+from serving.http2 import Pieces, Written
+from serving.http2.pieces import Buffer
+from serving.protocols.oip import infer, inference_pb, long_json, plain_json, rest
 from serving.protocols.oip.known_requests import Values, find_values
+from serving.protocols.oip.long_answers import is_long
+from serving.protocols.oip.long_json import LongAnswer
 from serving.protocols.oip.methods import UNSUPPORTED, Queries
 from serving.protocols.oip.plain_json import ArraysEncoder, PlainRequest
 from serving.protocols.oip.rest import Form
-from serving.protocols.oip.tensors import NO_PARAMETERS
+from serving.protocols.oip.tensors import NO_PARAMETERS, InferRows
 from serving.protocols.oip.typed import check_others
 from serving.router import AnyBatcher, Route, Router
-from serving.tensors import TensorSignature
+from serving.tensors import Array, TensorSignature
 from serving.transports.http_port import Exchange
 from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_json, encode_rest
 from serving.transports.limits import max_message_bytes
@@ -213,10 +217,13 @@ class Inference:
         found = infer.raw_ending(message, inference, signature, _nothing_before)
         if found and values and values.num_bytes == len(found[0]):
             encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
+            encoder.write_long = partial(_long_answer, *facts)
             if all(form.wants_bytes(signature.outputs[each].name) for each in inference.outputs):
                 write = partial(_write_rest, form, call.plan.headers)
                 encoder = infer.RawEncoder(target, None, *facts, write)
                 encoder.before = _nothing_before
+                long = partial(_long_answer, *facts)
+                encoder.write_long = partial(_write_long_rest, form, call.plan.headers, long)
             encoder.layout = found[1]
             call.plan.kept = _Known(values, encoder, form)
             if isinstance(encoder, infer.RawEncoder) and not values.datatype:
@@ -224,6 +231,7 @@ class Inference:
         left_s = math.inf if inference.timeout_s is None else inference.timeout_s
         deadline_s = min(call.deadline_s, received_s + left_s)
         encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
+        encoder.write_long = partial(_long_answer, *facts)
         return await _reply(call, await call.run(inference.message, encoder, deadline_s), form)
 
     async def _infer_form(
@@ -241,7 +249,7 @@ class Inference:
             request = PlainRequest((value,), 1, "", NO_PARAMETERS)
             try:
                 answer = await self._infer_plain(call, target, signature, request, end_s)
-                item = answer.body
+                item = bytes(answer.body)
             except (InvalidRequest, ModelError) as err:  # of this file
                 item = json.dumps({"error": str(err)}).encode()
             items.append(b'{"name":%b,%b' % (json.dumps(name).encode(), item[1:]))
@@ -276,6 +284,10 @@ class Inference:
         encoder = ArraysEncoder(target, num_rows, {**_options(call.plan), **parameters})
         outputs, version = await call.run(arrays, encoder, min(call.deadline_s, end_s))
         facts = call.plan.params["name"], version, identifier, signature.outputs, outputs
+        if any(each.dtype == object for each in outputs) and is_long(outputs):
+            name, _, identifier, tensors, _ = facts
+            long = LongAnswer(name, version, identifier, tensors, outputs)
+            return await _reply_long(call, long, Form(False, {}, _of_bytes(signature)[1]))
         size = sum(each.nbytes for each in outputs)
         return Answer(
             await call.work(plain_json.write, *facts, size=size, few_bytes=_INLINE_OUTPUT_BYTES)
@@ -367,13 +379,59 @@ class _Known(NamedTuple):
 
 async def _reply(call: Exchange, response: Any, form: Form) -> Answer:
     """Write the answer, in a process if it is long."""
-    if isinstance(response, bytes):
+    if isinstance(response, LongAnswer):
+        return await _reply_long(call, response, form)
+    if isinstance(response, bytes | Pieces):
         return Answer(response, kind="")
     named = zip(response.outputs, response.raw_output_contents, strict=True)
     size = sum(len(raw) for tensor, raw in named if not form.wants_bytes(tensor.name))
     if size <= _INLINE_OUTPUT_BYTES:
         return _answer(*rest.write_infer(response, form))
     return _answer(*await call.work(write_packed, response.SerializeToString(), form))
+
+
+async def _reply_long(call: Exchange, answer: LongAnswer, form: Form) -> Answer:
+    """Write a long answer: its JSON part by part, with other calls between."""
+    outline, behind = long_json.outline(answer, form)
+    names = iter(each.name for each in answer.tensors if not form.wants_bytes(each.name))
+    text: list[Buffer] = []
+    for each in outline:
+        if isinstance(each, bytes):
+            text.append(each)
+            continue
+        name = next(names)
+        if each.dtype != object:
+            write, size = long_json.json_numbers, each.nbytes
+            text.append(await call.work(write, each, size=size, few_bytes=_INLINE_OUTPUT_BYTES))
+            continue
+        for part in long_json.json_texts(each, is_base64=name in form.base64):
+            text.append(part)
+            await call.others()
+    return _answer_long(text, behind)
+
+
+def _answer_long(text: Sequence[Buffer], behind: Sequence[Buffer | Written]) -> Answer:
+    return _answer(Pieces([*text, *behind]), sum(map(len, text)) if behind else None)
+
+
+def _long_answer(
+    inference: InferRows,
+    name: str,
+    signature: TensorSignature,
+    outputs: Sequence[Array],
+    version: str,
+) -> LongAnswer:
+    tensors = [signature.outputs[at] for at in inference.outputs]
+    arrays = [outputs[at] for at in inference.outputs]
+    return LongAnswer(name, version, inference.id, tensors, arrays)
+
+
+def _write_long_rest(
+    form: Form, more: Headers, long: Any, outputs: Sequence[Array], version: str
+) -> bytes | Pieces:
+    """Write a long answer, all of whose outputs are bytes, as `encode_rest` does."""
+    text, behind = long_json.outline(long(outputs, version), form)
+    return encode_rest(_answer_long(text, behind), more)  # type: ignore[arg-type]
 
 
 def _predicted(plan: RoutedRequest) -> str:
@@ -436,13 +494,13 @@ def _as_it_is(response: Any) -> Any:
     return response
 
 
-def _answer(content: bytes, json_bytes: int | None) -> Answer:
+def _answer(content: bytes | Pieces, json_bytes: int | None) -> Answer:
     if json_bytes is None:
         return Answer(content)
     return Answer(content, "application/octet-stream", headers=[(LENGTH_HEADER, str(json_bytes))])
 
 
-def _write_rest(form: Form, more: Headers, response: Any) -> bytes:
+def _write_rest(form: Form, more: Headers, response: Any) -> bytes | Pieces:
     return encode_rest(_answer(*rest.write_infer(response, form)), more)
 
 

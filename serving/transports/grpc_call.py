@@ -7,6 +7,7 @@ and flow control of HTTP/2 stops it.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from serving.batching.run import Group, Ran, ResponseEncoder
@@ -334,7 +335,7 @@ class GrpcCall(LoopCall):
 
     def _send_answers(self) -> None:
         """Send the answers that are ready, in order."""
-        ready: list[bytes] = []
+        ready: list[bytes | Pieces] = []
         for pending in self.pending:
             if pending.response is None or isinstance(pending.response, ServingError):
                 break
@@ -343,7 +344,9 @@ class GrpcCall(LoopCall):
             self._num_unpacked -= pending.num_unpacked
         del self.pending[: len(ready)]
         if ready:
-            self._send(b"".join(map(bytes, ready)))
+            for is_long, some in groupby(ready, key=lambda each: isinstance(each, Pieces)):
+                for each in some if is_long else (b"".join(some),):  # type: ignore[arg-type]
+                    self._send(each)
             self._note_read()
             if self.head.encoding:
                 self._hold()

@@ -396,6 +396,9 @@ class H2Port(Port):
         for state in states:
             self._cancel(peer, state, 0.0)
 
+    def drop(self, peer: Peer) -> None:
+        peer.engine.due.clear()
+
     def drain(self, refusal: ServingError) -> None:
         self.refusal = refusal
         reason = Status.of(refusal)

@@ -8,7 +8,8 @@ A connection has one request in progress; further ones wait.
 import logging
 import math
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import copy
 from functools import partial
 from http import HTTPStatus
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
 from serving.http1.requests import BadRequest, Request, RequestReader
+from serving.http2 import Pieces
 from serving.router import Router
 from serving.system.host import Host
 from serving.telemetry.logs import REQUEST_ID
@@ -46,6 +48,8 @@ _MAX_AHEAD_BYTES = 64 << 10
 """Bytes that a peer may send ahead of an answer; it is not read until they are fewer."""
 _MAX_UNSENT_BYTES = 64 << 10
 """Answers that a peer has not read, past which its next request waits."""
+_TURN_BYTES = 1 << 20
+"""Bytes of a long answer that are sent before others have their turn."""
 _MAX_REPEATED_BYTES = 16 << 10
 """The longest requests that are recognised as repeated ones: they come in one read, and the budget
 of bytes does not count them."""
@@ -151,9 +155,11 @@ class HttpEngine:
         """Whether its next request is answered although the server drains: it may be on its way."""
         self.recent: RoutedRequest | None = None
         """The routing of the last request: the same again if its head is."""
-        self._answers: list[bytes] = []
+        self._answers: deque[bytes | Pieces] = deque()
+        self.due: Collection[bytes | Pieces] = self._answers
+        """The answers of which there is more to send."""
         self.num_unsent = 0
-        """Bytes of answers that wait for the end of the round."""
+        """Bytes of answers that wait for the end of the round, or of several."""
 
     @property
     def is_established(self) -> bool:
@@ -171,17 +177,33 @@ class HttpEngine:
         self.streams.clear()
         self.phase = Phase.QUEUED if self.reader.num_waiting else Phase.IDLE
 
-    def write(self, answer: bytes) -> None:
-        """Have an answer, or a part of one, sent at the end of the round."""
+    def write(self, answer: bytes | Pieces) -> None:
+        """Have an answer, or a part of one, sent at the end of the round; a long one in parts."""
         self._answers.append(answer)
         self.num_unsent += len(answer)
 
-    due: tuple[()] = ()
-    """An answer is sent in one go, as the socket takes it."""
-
     def data_to_send(self) -> bytes:
-        answers, self._answers, self.num_unsent = self._answers, [], 0
-        return answers[0] if len(answers) == 1 else b"".join(answers)
+        answers = self._answers
+        if len(answers) == 1 and isinstance(answers[0], bytes):
+            self.num_unsent = 0
+            return answers.popleft()  # type: ignore[return-value]
+        data: list[bytes] = []
+        while answers:
+            answer = answers[0]
+            if isinstance(answer, Pieces):
+                data.append(answer.take(_TURN_BYTES))
+                if not answer:
+                    answers.popleft()
+                break  # of the turn
+            data.append(answer)
+            answers.popleft()
+        self.num_unsent = sum(map(len, answers))
+        return b"".join(data)
+
+    def drop_unsent(self) -> None:
+        """Forget the answers: the connection is over."""
+        self._answers.clear()
+        self.num_unsent = 0
 
     def forget(self) -> None:
         self.recent = None
@@ -267,12 +289,18 @@ class HttpPort(Port):
         rows = data[len(repeat.start) :]
         submit(Group(peer, [number], [rows], repeat.encoder, self, now_s, math.inf))
 
-    def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
+    def answer(self, group: Group, responses: Sequence[bytes | Pieces], run: Ran) -> None:
         """Answer a repeated request, unless its caller has left."""
         if not responses:
             return
         peer: Peer = group.caller  # type: ignore[assignment]
         engine: HttpEngine = peer.engine
+        try:
+            if isinstance(responses[0], Pieces):
+                self.calls.budget.hold_answer(peer, responses[0])
+        except Overloaded as err:
+            self.fail(group, err)
+            return
         peer.active_s = self.clock()
         if self.refusal is not None:
             self._read_no_more(peer)
@@ -426,6 +454,12 @@ class HttpPort(Port):
         """Answer the request in progress."""
         peer, plan = call.peer, call.plan
         engine: HttpEngine = peer.engine
+        try:
+            if isinstance(answer.body, Pieces):
+                self.calls.budget.hold(call, 0)  # its request makes room for its answer
+                self.calls.budget.hold_answer(peer, answer.body)
+        except Overloaded as err:
+            answer = problem(err)
         peer.active_s = self.clock()
         is_whole = engine.phase == Phase.RUNNING or not plan.request.num_bytes
         if plan.request.is_last or not is_whole or self.refusal is not None:
@@ -493,7 +527,10 @@ class HttpPort(Port):
 
     def is_kept(self, peer: Peer) -> bool:
         """Return whether a connection keeps its place: a peer that has not sent all is slow."""
-        return bool(peer.engine.phase == Phase.RUNNING or peer.output)
+        return bool(peer.engine.phase == Phase.RUNNING or peer.output or peer.engine.due)
+
+    def drop(self, peer: Peer) -> None:
+        peer.engine.drop_unsent()
 
     def forget(self, peer: Peer) -> None:
         call = self._call_of(peer)

@@ -26,6 +26,7 @@ from serving.http1.requests import (
     encode_lines,
     encode_status,
 )
+from serving.http2 import Pieces
 from serving.protocols.status import RETRY_AFTER_S, TABLE, row_of
 from serving.system.addresses import is_named
 
@@ -67,7 +68,7 @@ _ALLOWED = [
 class Answer(NamedTuple):
     """An answer to a request."""
 
-    body: bytes
+    body: bytes | Pieces
     kind: str = JSON
     """The type of the body; if empty, the body is what `encode_rest` has written."""
     status: int = 200
@@ -322,7 +323,7 @@ class App:
         *,
         is_last: bool,
         more: Iterable[tuple[str, str]] = (),
-    ) -> bytes:
+    ) -> bytes | Pieces:
         """Write an answer with the headers of every answer."""
         if not answer.kind:
             return self.finish(answer.body, is_last=is_last, more=more)
@@ -335,21 +336,35 @@ class App:
             if len(self._heads) < _MAX_HEADS:
                 self._heads[key] = head
         with_body = plan is None or plan.request.method != "HEAD"
-        return b"%b%d\r\n\r\n%b" % (head, len(answer.body), answer.body if with_body else b"")
+        head = b"%b%d\r\n\r\n" % (head, len(answer.body))
+        if not with_body:
+            return head
+        return head + answer.body if isinstance(answer.body, bytes) else _joined(head, answer.body)
 
-    def finish(self, rest: bytes, *, is_last: bool, more: Iterable[tuple[str, str]] = ()) -> bytes:
+    def finish(
+        self, rest: bytes | Pieces, *, is_last: bool, more: Iterable[tuple[str, str]] = ()
+    ) -> bytes | Pieces:
         """Write an answer's first lines, which change, before what `encode_rest` has written."""
         if not is_last and not more:
-            return self._ok + rest
+            return self._ok + rest if isinstance(rest, bytes) else _joined(self._ok, rest)
         last = [("connection", "close")] if is_last else []
-        return self._ok + encode_lines((*more, *last)) + rest
+        return _joined(self._ok + encode_lines((*more, *last)), rest)
 
 
-def encode_rest(answer: Answer, more: Headers) -> bytes:
+def _joined(head: bytes, body: bytes | Pieces) -> bytes | Pieces:
+    """Return a head and what follows it, of which nothing long is copied."""
+    if isinstance(body, bytes):
+        return head + body
+    body.prepend(head)
+    return body
+
+
+def encode_rest(answer: Answer, more: Headers) -> bytes | Pieces:
     """Write an answer of status 200 but for its first lines: see `App.finish`."""
     length = "content-length", str(len(answer.body))
     headers = ("content-type", answer.kind), *_HEADERS, *answer.headers, *more, length
-    return b"%b\r\n%b" % (encode_lines(headers), answer.body)
+    head = b"%b\r\n" % encode_lines(headers)
+    return head + answer.body if isinstance(answer.body, bytes) else _joined(head, answer.body)
 
 
 async def _allow(_: Any) -> Answer:

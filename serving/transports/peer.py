@@ -198,7 +198,7 @@ class Peer:
     @property
     def is_busy(self) -> bool:
         """Whether calls are in progress, or answers on their way."""
-        return bool(self.streams or self.output)
+        return bool(self.streams or self.output or self.engine.due)
 
 
 def public_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

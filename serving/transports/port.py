@@ -103,6 +103,10 @@ class Port:
         """Cancel all calls of a connection that is over."""
         raise NotImplementedError
 
+    def drop(self, peer: Peer) -> None:
+        """Forget what a connection that is closed was not sent."""
+        raise NotImplementedError
+
     def drain(self, refusal: ServingError) -> None:
         """Refuse new calls, and those whose message has not arrived."""
         raise NotImplementedError
@@ -223,6 +227,7 @@ class Port:
         self._acceptor.note(len(self._peers))
         try:
             self.forget(peer)
+            self.drop(peer)  # a call's object, which knows it, may live until its deadline
         finally:  # even after an error: its socket would be ready for ever
             if peer.mask:
                 self._selector.unregister(peer.socket)

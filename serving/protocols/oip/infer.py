@@ -11,24 +11,22 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from serving.batching.layout import Layout, Piece
 from serving.batching.run import NUM_BYTES, ResponseEncoder, Result, Target
 from serving.errors import RequestError, ServingError, Unavailable
-from serving.http2 import Pieces
+from serving.http2 import Pieces, Written
+from serving.http2.pieces import Buffer
 from serving.protocols import parse, varint
 from serving.protocols.method import Elsewhere, PrefixCache, ReadRows, frame, frame_prefix
 from serving.protocols.oip import tensors
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
+from serving.protocols.oip.long_answers import LONG_BYTES, is_long, raw_part
 from serving.protocols.oip.tensors import InferRows
 from serving.protocols.oip.typed import as_raw, id_of, is_slow
 from serving.router import AnyBatcher, Route, Router
 from serving.tensors import DTYPES, Array, TensorSignature
-
-_PIECES_BYTES = 1 << 20
-"""Raw outputs that are sent from their arrays: copies of them hold the interpreter's lock."""
 
 
 class Infer:
@@ -107,37 +105,34 @@ class InferEncoder(ResponseEncoder):
         self._name = name
         self._signature = signature
         self._write = write
+        self.write_long: Callable[[Sequence[Array], str], Any] | None = None
+        """Writes an answer of long outputs from their arrays, with the version; None over gRPC."""
+        self._is_grpc = inference.is_raw and write in _WRAPPERS
         self.parameters = inference.parameters
         """The request's parameters, for a handler."""
 
     def encode(self, result: Result, at: int, number: int) -> list[Any]:
         step, inference, name = self.num_rows, self._inference, self._name
         parts = (result.part(at + i * step, step) for i in range(number))
+        long = self.write_long or (self._pieces if self._is_grpc else None)
         return [
-            self._pieces(part, result.version)
-            if self._is_long(part)
+            long(part, result.version)
+            if long is not None and is_long([part[each] for each in inference.outputs])
             else self._write(tensors.encode(inference, part, self._signature, name, result.version))
             for part in parts
         ]
-
-    def _is_long(self, outputs: Sequence[Array]) -> bool:
-        """Return whether an answer is sent from the arrays: raw, of gRPC, and long."""
-        if self._write not in _WRAPPERS or not self._inference.is_raw:
-            return False
-        sent = [outputs[at] for at in self._inference.outputs]
-        return sum(map(NUM_BYTES, sent)) >= _PIECES_BYTES and not any(
-            each.dtype == object for each in sent
-        )
 
     def _pieces(self, outputs: Sequence[Array], version: str) -> Pieces:
         """Write an answer around the arrays: `raw_output_contents` are its last field."""
         inference, signature = self._inference, self._signature
         head = tensors.encode_head(inference, outputs, signature, self._name, version)
-        parts: list[bytes | memoryview] = [head]
+        parts: list[Buffer | Written] = [head]
+        size = len(head)
         for at in inference.outputs:
-            data = np.ascontiguousarray(outputs[at]).data
-            parts += (RawEncoder.before(data.nbytes), data)
-        size = sum(memoryview(part).nbytes for part in parts)
+            num_bytes, data = raw_part(outputs[at])
+            before = RawEncoder.before(num_bytes)
+            parts += (before, data)
+            size += len(before) + num_bytes
         around = _WRAPPERS[self._write](size)
         return Pieces([frame_prefix(len(around) + size), around, *parts])
 
@@ -163,7 +158,7 @@ class RawEncoder(InferEncoder):
             step *= size
             return [head + rows[i : i + step] for i in parts]
         outputs = [result.outputs[each] for each in self._inference.outputs]
-        if sum(map(NUM_BYTES, outputs)) * step >= _PIECES_BYTES * result.num_rows:
+        if sum(map(NUM_BYTES, outputs)) * step >= LONG_BYTES * result.num_rows:
             return super().encode(result, at, number)
         is_all = step == result.num_rows  # then the outputs may have any shape
         shapes = [each.shape if is_all else (step, *each.shape[1:]) for each in outputs]

@@ -165,10 +165,10 @@ def _values_of(
         array = tensors.from_raw(contents, known, shape)
         for at, each in enumerate(array.flat):
             array.flat[at] = b64encode(each).decode()
-    return _values(array.ravel() if is_flat else array)
+    return plain_values(array.ravel() if is_flat else array)
 
 
-def _values(array: Array) -> Any:
+def plain_values(array: Array) -> Any:
     """Return an output as orjson takes it: an array, but scalars, texts and float16."""
     if not array.ndim or array.dtype.kind == "O":
         return array.tolist()

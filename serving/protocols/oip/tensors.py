@@ -56,7 +56,7 @@ _RANGES = {name: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
 
 MAX_STRINGS = 65_536
 """The most BYTES elements of a request: each costs Python some 500 ns."""
-_LENGTH = struct.Struct("<I")
+LENGTH = struct.Struct("<I")
 """Before each element of raw BYTES."""
 _NUMBERS = {
     "bool_contents": DTYPES["BOOL"],
@@ -354,7 +354,7 @@ def to_raw(array: Array) -> bytes:
     if array.dtype != object:
         return array.tobytes()
     values = map(as_bytes, array.ravel().tolist())
-    return b"".join(part for value in values for part in (_LENGTH.pack(len(value)), value))
+    return b"".join(part for value in values for part in (LENGTH.pack(len(value)), value))
 
 
 def from_typed(values: Any, tensor: Tensor, shape: Sequence[int]) -> Array:
@@ -392,8 +392,8 @@ def _split(data: bytes, expected: int) -> list[bytes]:
     found: list[bytes] = []
     at, end = 0, len(data)
     while at < end and len(found) <= expected:
-        start = at + _LENGTH.size
-        size = _LENGTH.unpack_from(data, at)[0] if start <= end else 0
+        start = at + LENGTH.size
+        size = LENGTH.unpack_from(data, at)[0] if start <= end else 0
         at = start + size
         found.append(data[start:at])
     if at > end:
