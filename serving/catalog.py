@@ -612,7 +612,7 @@ class Catalog:
         self._folders: dict[str, ModelFolder] = {}
         self._sources = _named_sources(config.handler)
         self._handlers: Mapping[str, HandlerSource] = {}
-        """Those of the command line, by the models' names."""
+        """Handlers of the command line, by the models' names."""
         self._around: set[str] = set()
         """Models that were served with a handler which is none without them."""
         self._unloaded: set[str] = set()
