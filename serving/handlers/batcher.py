@@ -689,6 +689,7 @@ class HandlerBatcher:
             refusal = self._reason_to_refuse()
             assert refusal is not None
             self._refuse_waiting(refusal)
+        self._schedule()  # it may have had a suspect: the next one may go to another process
         self._parts.on_block()
 
 
