@@ -360,6 +360,7 @@ class ModelFolder:
             max_bytes=config.max_model_bytes,
             num_threads=config.threads or 1,
             most_threads=1 if config.threads else self._most_threads,
+            tries_file=True,
             name=self.name,
         )
         folder = self.path.parent if self.path.is_file() else self.path / version
@@ -611,7 +612,7 @@ class Catalog:
         self._folders: dict[str, ModelFolder] = {}
         self._sources = _named_sources(config.handler)
         self._handlers: Mapping[str, HandlerSource] = {}
-        """Those of the command line, by the models' names."""
+        """Handlers of the command line, by the models' names."""
         self._around: set[str] = set()
         """Models that were served with a handler which is none without them."""
         self._unloaded: set[str] = set()

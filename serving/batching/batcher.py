@@ -249,7 +249,7 @@ class Batcher:
         num_rows = 0
         if groups:
             for part, result in self._executor.run(groups, self.owner.clock):
-                num_rows += self._settle(part, result)
+                num_rows += self._deliver(part, result)
         return num_rows
 
     def tick(self, now_s: float) -> None:
@@ -258,7 +258,7 @@ class Batcher:
 
     def _finish_offloaded(self, parts: list[Outcome]) -> None:
         for groups, result in parts:
-            self._settle(groups, result, have_left=True)
+            self._deliver(groups, result, have_left=True)
         if self._offloaded.num_waiting:
             self._schedule()
 
@@ -273,23 +273,14 @@ class Batcher:
         own.model = self.label
         group.sink.fail(group, own)
 
-    def _settle(
-        self, groups: list[Group], result: Result | ServingError, *, have_left: bool = False
-    ) -> int:
-        """Give calls their outcome, but for one that runs once more at first, now and then."""
-        drawn = None
-        if self._checks is not None and isinstance(result, Result) and self._executor.is_batchable:
-            drawn = self._checks.draw(groups, result, self.owner.clock())
-        if drawn is None:
-            return self._deliver(groups, result, have_left=have_left)
-        num_rows = self._deliver(drawn.groups, result, have_left=have_left, drawn=drawn.call)
+    def _run_again(self, drawn: Drawn) -> None:
+        """Have a call run once more, alone, before it is answered."""
         is_busy = bool(self._offloaded.running)
         if place(drawn.call.num_rows, self._cost, is_busy=is_busy) is Place.INLINE:
             self._checking.append(drawn)
             self.owner.defer(partial(self._check, drawn))
         else:
             self._offloaded.run_alone(drawn.call, partial(self._finish_alone, drawn))
-        return num_rows
 
     def _check(self, drawn: Drawn) -> None:
         """Run a call once more, on this thread."""
@@ -362,20 +353,14 @@ class Batcher:
         self._net.record(CHECKED % MOST_BATCHES)
 
     def _deliver(
-        self,
-        groups: list[Group],
-        result: Result | ServingError,
-        *,
-        have_left: bool = False,
-        drawn: Group | None = None,
+        self, groups: list[Group], result: Result | ServingError, *, have_left: bool = False
     ) -> int:
-        """Give calls their outcome; during a runner's run some callers may have left.
+        """Give calls their outcome, but for one that runs once more at first, now and then.
 
         Args:
             groups: the calls, in the order of their rows.
             result: their outcome.
-            have_left: whether callers may have left since the run began.
-            drawn: a call among them that is answered later.
+            have_left: whether callers may have left since the run began, as during a runner's.
 
         Returns:
             The rows of these calls; 0 if there was no answer to them.
@@ -385,12 +370,17 @@ class Batcher:
                 for group in groups:
                     self._fail(group, result)
                 return 0
+            drawn = None
+            if self._checks is not None and result.num_rows > 1 and self._executor.is_batchable:
+                drawn = self._checks.draw(groups, result, self.owner.clock())
             run = result.started_s, result.finished_s, *self.label, result.num_rows
             at, answered = 0, groups
-            if have_left or drawn is not None:
+            if drawn is not None:
+                groups, answered = drawn.groups, []
+            elif have_left:
                 answered = []
             for group in groups:
-                if group is drawn:
+                if drawn is not None and group is drawn.call:
                     at += group.num_rows
                     continue
                 responses = group.encoder.encode(result, at, len(group.streams))
@@ -404,12 +394,14 @@ class Batcher:
             if self._answers is not None:
                 facts = self._answers, result.outputs, self.label
                 self.owner.defer(partial(self._metrics.observe_answers, *facts))
-            return at
         except Exception:  # a bug of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")
-            for group in open_parts([each for each in groups if each is not drawn]):
+            for group in open_parts(groups):
                 self._fail(group, FAILED)
             return 0
+        if drawn is not None:
+            self._run_again(drawn)
+        return at
 
     @property
     def is_blocked(self) -> bool:

@@ -35,7 +35,7 @@ def load_with_pictures(
     if inputs.labels and not inputs.is_image:
         raise ConfigurationError("--labels is for --input image")
     path = path or find(config.models, config.model)
-    model = load_model(path, config.version, config.device, config.precision)
+    model = load_model(path, config.version, config.device, config.precision, tries_file=True)
     try:
         return model, inputs.of(model)
     except ValueError as err:

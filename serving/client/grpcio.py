@@ -23,7 +23,6 @@ all calls while more than half of them fail."""
 
 _OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", _SERVICE_CONFIG),
-    ("grpc.max_receive_message_length", 16 << 20),
     # Servers of others may refuse pings that are so frequent: core then doubles the time.
     ("grpc.keepalive_time_ms", int(transport.KEEPALIVE_TIME_S * 1e3)),
     ("grpc.keepalive_timeout_ms", int(transport.KEEPALIVE_TIMEOUT_S * 1e3)),
@@ -44,6 +43,9 @@ _UNANSWERED = re.compile(
 )
 """Words of core's for a call that no server has answered; nothing else says so."""
 
+_TOO_LONG = "CLIENT: Received message larger than max"
+"""In core's text for an answer that is longer than the channel accepts; nothing else says so."""
+
 _MAX_IN_FLIGHT = 512
 """Messages that an AsyncClient has in flight; further ones wait. Servers refuse streams past a
 limit (ours past 1,024), and a client learns that limit only after its first burst."""
@@ -55,7 +57,7 @@ def _open_channel(target: str, credentials: Credentials, library: Any) -> Any:
     Raises:
         ConfigurationError, Unavailable: see `grpc_target`.
     """
-    options = [*_OPTIONS]
+    options = [*_OPTIONS, ("grpc.max_receive_message_length", transport.MAX_ANSWER_BYTES)]
     target, authority = grpc_target(target)
     if authority is not None:  # with TLS every certificate must have this name
         options.append(("grpc.default_authority", authority))
@@ -68,6 +70,8 @@ def _open_channel(target: str, credentials: Credentials, library: Any) -> Any:
 def _failure(error: Any) -> Failure:
     text, trailers = error.details() or "", tuple(error.trailing_metadata() or ())
     found = trailers_failure(StatusCode[error.code().name], text, trailers)
+    if not found.reason and _TOO_LONG in text:
+        return transport.too_long()
     # A reason is a server's.
     is_answer = found.is_answer and (bool(found.reason) or not _UNANSWERED.match(text))
     return found._replace(is_answer=is_answer)

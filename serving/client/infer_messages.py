@@ -26,7 +26,7 @@ MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
 _SPARE_BYTES = 4096
 """For the rest of a message: names, shapes, and its framing."""
 _MAX_ANSWER_BYTES = 8 << 20
-"""Outputs of one message: clients read answers of up to 16 MiB."""
+"""Outputs of one message of a batched model: more rows come in several answers."""
 
 
 def infer_requests(

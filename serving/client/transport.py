@@ -6,6 +6,9 @@ from serving.protocols.status import Failure, StatusCode
 
 Outcome = bytes | Failure
 Metadata = tuple[tuple[str, str], ...]
+MAX_ANSWER_BYTES = (256 << 20) + (1 << 20)
+"""The longest message that is accepted: outputs of as many bytes as servers send by default
+(`max_response_bytes`), and their names and shapes."""
 KEEPALIVE_TIME_S = 1.5
 """How long nothing may come while a call waits; then a ping asks whether the server lives."""
 KEEPALIVE_TIMEOUT_S = 1.25
@@ -13,6 +16,12 @@ KEEPALIVE_TIMEOUT_S = 1.25
 
 CUT_OFF = Failure(StatusCode.CANCELLED, "the call was cut off")
 LATE = Failure(StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")
+
+
+def too_long() -> Failure:
+    """Return the failure of a call whose answer is longer than is accepted."""
+    text = f"the answer has more than {MAX_ANSWER_BYTES} bytes, the most that this client takes"
+    return Failure(StatusCode.RESOURCE_EXHAUSTED, text, is_answer=True, reason="TOO_LARGE")
 
 
 class PendingCall(Protocol):

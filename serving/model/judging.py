@@ -2,18 +2,24 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from serving.model.drawn_inputs import NUM_ROWS
 from serving.model.onnx_errors import reason_of
 from serving.model.onnx_file import Message, parse_model
 from serving.model.onnx_runtime import NO_WEIGHTS, RunOptions, runtime
+from serving.model.time_limit import note_slow, within
 from serving.model.verdicts import Verdict
-from serving.tensors import Feeds
+from serving.tensors import Array, Feeds
 
 if TYPE_CHECKING:
     from serving.model.proof.check import Check
 
 _log = logging.getLogger(__name__)
+_PROOF, _BY_RUN = "the proof that rows are independent", "the check by a run"
 
 
 def prepare(
@@ -73,6 +79,72 @@ def run(check: "Check") -> Verdict:
         return Verdict(None)
     total = found.num_tensors + found.num_omitted
     return Verdict(None, f"{found.num_omitted} of {total} tensors not checked by a run")
+
+
+def within_limits(
+    name: str,
+    model: Message,
+    onnx: bytes,
+    weights: Mapping[str, bytes],
+    samples: Feeds | None,
+    build_s: float,
+    check_s: float,
+) -> Verdict:
+    """Return the verdict on a model, within limits of time.
+
+    Args:
+        name: the model's and the version's, for the log.
+        model: the ModelProto.
+        onnx: its bytes.
+        weights: the content of files with weights, by their location in the model.
+        samples: rows that the model takes, if there are some.
+        build_s: processor time for the proof and the session of its check, in seconds.
+        check_s: processor time for the runs of the check, in seconds.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    options = runtime().RunOptions()
+    work = partial(prepare, model, onnx, weights, options, samples)
+    try:
+        found = within(build_s, work, on_slow=partial(note_slow, name, _PROOF, build_s))
+        if not isinstance(found, Verdict):
+            slow = partial(note_slow, name, _BY_RUN, check_s)
+            found = within(check_s, partial(run, found), on_slow=slow)
+    except TimeoutError as err:
+        _log.info("model %s: %s %s", name, _BY_RUN, err)
+        raise TimeoutError(f"{_BY_RUN} {err}") from err
+    finally:
+        options.terminate = True  # ends a run in progress
+    return found
+
+
+def samples_of(model: Message, rows: Array | None) -> Feeds | None:
+    """Return rows that a model takes as the inputs of a run, as many as a check needs.
+
+    Args:
+        model: the ModelProto.
+        rows: of its only input; None if there are none.
+    """
+    if rows is None or len(model.graph.input) != 1:
+        return None
+    return {model.graph.input[0].name: rows[np.resize(np.arange(len(rows)), NUM_ROWS)]}
+
+
+def served(model: Message, onnx: bytes, *, is_proved: bool) -> bytes:
+    """Return the bytes of the model that is to be served: the graph that was proved, if one was.
+
+    Args:
+        model: the ModelProto.
+        onnx: its bytes.
+        is_proved: whether its rows were proved independent: of the graph without functions.
+    """
+    if not is_proved or not model.functions:
+        return onnx
+    from serving.model.proof.inline import inlined
+
+    new = inlined(model)
+    return onnx if new is model else new.SerializeToString()
 
 
 def judge(onnx: bytes) -> Verdict:

@@ -4,35 +4,31 @@ With golden samples, the check is that they are answered correctly in any batch.
 out whether rows can be batched.
 """
 
-import concurrent.futures
 import logging
-import math
 import os
-import threading
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from serving.applications import MODELS, installed
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import repository, verdicts
 from serving.model.answers import find_answers
-from serving.model.drawn_inputs import NUM_ROWS
 from serving.model.engine import OnnxEngine, open_engine
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
 from serving.model.memory import remaps_memory
-from serving.model.onnx_fields import labels_of
+from serving.model.onnx_fields import has_functions, labels_of
 from serving.model.onnx_runtime import runtime
 from serving.model.quantised import output_step
 from serving.model.repository import CLASSIFIER
 from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings
+from serving.model.time_limit import note_slow, within
 from serving.model.timing import find_rows, has_bounded_time
 from serving.model.verdicts import Verdict, line_of
 from serving.model.version_labels import STABLE, read_labels
@@ -55,14 +51,6 @@ BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
 _LARGE_BYTES = 4 << 20
 """A model of more leaves so much free memory behind that the kernel should have it back."""
-_SLOW_S = 2.0
-"""After this time a step is reported in the log."""
-_PROOF, _BY_RUN = "the proof that rows are independent", "the check by a run"
-_LOOK_S = 0.25
-_MAX_QUIET_LOOKS = 240
-"""Looks in a row, a minute in all, in which a step takes no processor time: it hangs in a file or
-in a driver. Looks are counted, since a process that is stopped for an hour makes none."""
-_Result = TypeVar("_Result")
 
 
 def load_model(
@@ -78,6 +66,7 @@ def load_model(
     max_bytes: int = repository.MAX_BYTES,
     num_threads: int = 1,
     most_threads: int = 1,
+    tries_file: bool = False,
     name: str = "",
 ) -> LoadedModel:
     """Read, verify, build and check one version; this warms up the batch sizes that it checks.
@@ -101,6 +90,8 @@ def load_model(
         num_threads: threads of one run, where the model's settings do not say.
         most_threads: those of a run that is alone, where that is measured to be faster and
             neither the settings nor `num_threads` say more than one.
+        tries_file: whether a file that has not passed before is tried first by a process of its
+            own, which it may end in place of this one; see `file_trial`.
         name: the model's name for callers, in log lines too; empty for that of its files.
 
     Raises:
@@ -126,7 +117,7 @@ def load_model(
     if settings.num_threads or num_threads > 1:
         most_threads = 1
     settings = replace(settings, num_threads=settings.num_threads or num_threads)
-    limits = _Limits(max_batch_size, limit_factor, max_bytes, most_threads)
+    limits = _Limits(max_batch_size, limit_factor, max_bytes, most_threads, tries_file)
     how = (device, precision, limits, is_described, settings, name)
     model_dir = repository.only_file(model_dir)
     if repository.is_file(model_dir):
@@ -196,10 +187,28 @@ class _Limits(NamedTuple):
     max_bytes: int
     most_threads: int
     """The threads of a run that is alone."""
+    tries_file: bool
+    """Whether a process of its own tries an unknown file first."""
+
+
+class _Files(NamedTuple):
+    """A version as it is in its files."""
+
+    manifest: Manifest
+    onnx: bytes
+    weights: Mapping[str, bytes]
+    digests: tuple[str, ...]
+    """SHA-256 of the model's file, and of those with weights."""
+    key: str
+    """The name of the verdict on it."""
+    verdict: Verdict | None
+    """Whether its rows are independent, if that is known from an earlier start."""
+    is_bundled: bool
+    """Whether it came with an installed application, and was proved with these rules."""
 
 
 class _Source(NamedTuple):
-    """A version as it is in its files."""
+    """A version that was read."""
 
     manifest: Manifest
     onnx: bytes
@@ -211,7 +220,7 @@ class _Source(NamedTuple):
     key: str
     """The name of the verdict on it."""
     verdict: Verdict | None
-    """Whether its rows are independent, if the manifest or an earlier start says it."""
+    """Whether its rows are independent, if that is known."""
 
 
 def _load_version(
@@ -229,7 +238,7 @@ def _load_version(
     max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
     build_s, check_s = limits.factor * _BUILD_LIMIT_S, limits.factor * _CHECK_LIMIT_S
 
-    def read() -> _Source:
+    def read() -> _Files:
         manifest, onnx, weights = repository.load(
             model_dir,
             version,
@@ -240,7 +249,30 @@ def _load_version(
         )
         if own_name:
             manifest = replace(manifest, name=own_name)
-        return _source_of(manifest, onnx, weights, precision)
+        return _files_of(manifest, onnx, weights, precision)
+
+    def tried() -> Verdict | None:
+        """Return the verdict of a process that has tried the file first, if that is due."""
+        from serving.model import file_trial  # here: few starts see a new file
+
+        images = files.manifest.golden_images
+        file = file_trial.File(
+            f"{files.manifest.name} version {version}",
+            files.onnx,
+            files.weights,
+            files.digests,
+            settings.session(device, precision),
+            images if len(images) else None,
+            build_s,
+            check_s,
+        )
+        if file_trial.has_passed(file):
+            return None
+        needs_verdict = files.verdict is None and settings.batching != "never"
+        found = file_trial.try_file(file, needs_verdict=needs_verdict)
+        if found.verdict is not None and found.is_lasting:
+            verdicts.keep(files.key, found.verdict)
+        return found.verdict
 
     def build() -> tuple[OnnxEngine, LoadedModel]:
         manifest = source.manifest
@@ -280,13 +312,18 @@ def _load_version(
         return _timed(model, found.feeds, max_batch_size, line, limits.most_threads)
 
     try:
-        source = within(build_s, read, on_slow=partial(_note_slow, name, "reading", build_s))
+        slow = partial(note_slow, name, "reading", build_s)
+        files = within(build_s, read, on_slow=slow)
+        if limits.tries_file and not files.is_bundled:
+            files = files._replace(verdict=tried() or files.verdict)
+        source = within(build_s, partial(_source_of, files), on_slow=slow)
+        files = files._replace(onnx=b"", weights={})
         verdict = source.verdict or _judge(source, settings.batching, build_s, check_s)
-        source = source._replace(proto=None)  # ONNX Runtime will need memory
-        slow = partial(_note_slow, name, "building the session", build_s)
+        source = _served(source, is_proved=verdict.obstacle is None)
+        slow = partial(note_slow, name, "building the session", build_s)
         engine, model = within(build_s, build, on_slow=slow)
         try:
-            model = within(check_s, check, on_slow=partial(_note_slow, name, "the check", check_s))
+            model = within(check_s, check, on_slow=partial(note_slow, name, "the check", check_s))
         except TimeoutError:
             if model.manifest.golden_probabilities:
                 raise
@@ -315,9 +352,9 @@ def _load_version(
     return replace(model, manifest=_described(model, model_dir))
 
 
-def _source_of(
+def _files_of(
     manifest: Manifest, onnx: bytes, weights: Mapping[str, bytes], precision: Precision
-) -> _Source:
+) -> _Files:
     if manifest.unknown:
         unknown = ", ".join(manifest.unknown)[:_MAX_REASON]
         _log.warning(
@@ -327,18 +364,50 @@ def _source_of(
             MANIFEST,
             unknown,
         )
-    digests, file = manifest.digests, FILES[precision]
-    key = verdicts.key_of(digests[file], {name: digests[name] for name in weights})
-    found = verdicts.kept(key) or manifest.verdicts.get(file)
-    if found is not None and b"ZipMap" not in onnx:
-        return _Source(manifest, onnx, weights, labels_of(onnx), None, key, found)
+    digest = manifest.digests[FILES[precision]]
+    others = {name: manifest.digests[name] for name in weights}
+    key = verdicts.key_of(digest, others)
+    # A manifest is as much a stranger's as its model: only that of the installed package counts.
+    bundled = _bundled_verdicts().get(digest) if manifest.verdicts else None
+    digests = digest, *others.values()
+    found = verdicts.kept(key) or bundled
+    return _Files(manifest, onnx, weights, digests, key, found, bundled is not None)
+
+
+@cache
+def _bundled_verdicts() -> Mapping[str, Verdict]:
+    """Return the verdicts on the models of installed applications, by the files' digests."""
+    found: dict[str, Verdict] = {}
+    for name, root in installed(MODELS).items():
+        for version in repository.versions(root / name):
+            manifest = repository.load_manifest(root / name / version)
+            found |= {manifest.digests[file]: each for file, each in manifest.verdicts.items()}
+    return found
+
+
+def _source_of(files: _Files) -> _Source:
+    manifest, onnx, weights, found = files.manifest, files.onnx, files.weights, files.verdict
+    if found is not None and b"ZipMap" not in onnx and not has_functions(onnx):
+        return _Source(manifest, onnx, weights, labels_of(onnx), None, files.key, found)
     from serving.model.onnx_file import cut_zip_maps, parse_model  # here: few starts read a graph
 
     graph = parse_model(onnx)
     labels = cut_zip_maps(graph)
     if labels is not None:
         onnx = graph.SerializeToString()
-    return _Source(manifest, onnx, weights, labels or labels_of(onnx), graph, key, found)
+    return _Source(manifest, onnx, weights, labels or labels_of(onnx), graph, files.key, found)
+
+
+def _served(source: _Source, *, is_proved: bool) -> _Source:
+    """Return a version as it is built: without functions, if it was proved so; no ModelProto.
+
+    ONNX Runtime will need the memory.
+    """
+    if source.proto is not None and is_proved and source.proto.functions:
+        from serving.model.judging import served  # here: few models have functions
+
+        source = source._replace(onnx=served(source.proto, source.onnx, is_proved=True))
+    return source._replace(proto=None)
 
 
 def _judge(source: _Source, mode: BatchingMode, build_s: float, check_s: float) -> Verdict:
@@ -354,42 +423,17 @@ def _judge(source: _Source, mode: BatchingMode, build_s: float, check_s: float) 
         return Verdict("the operator's setting")
     from serving.model import judging  # and the proof: few starts find no verdict
 
-    options = runtime().RunOptions()
-    prepare = partial(
-        judging.prepare, source.proto, source.onnx, source.weights, options, _samples(source)
-    )
     name = f"{source.manifest.name} version {source.manifest.version}"
+    assert source.proto is not None
+    images = source.manifest.golden_images
+    samples = judging.samples_of(source.proto, images if len(images) else None)
+    facts = source.proto, source.onnx, source.weights, samples, build_s, check_s
     try:
-        found = within(build_s, prepare, on_slow=partial(_note_slow, name, _PROOF, build_s))
-        if not isinstance(found, Verdict):
-            slow = partial(_note_slow, name, _BY_RUN, check_s)
-            found = within(check_s, partial(judging.run, found), on_slow=slow)
+        found = judging.within_limits(name, *facts)
     except TimeoutError as err:
-        _log.info("model %s: %s %s", name, _BY_RUN, err)
-        return Verdict(f"{_BY_RUN} {err}")
-    finally:
-        options.terminate = True  # ends a run in progress
+        return Verdict(str(err))
     verdicts.keep(source.key, found)
     return found
-
-
-def _note_slow(name: str, step: str, limit_s: float) -> None:
-    _log.info(
-        "model %s: %s goes on after %g s; the limit is %g s of processor time",
-        name,
-        step,
-        _SLOW_S,
-        limit_s,
-    )
-
-
-def _samples(source: _Source) -> Feeds | None:
-    """Return rows that the model takes, if its manifest has some."""
-    images = source.manifest.golden_images
-    if source.proto is None or len(source.proto.graph.input) != 1 or not len(images):
-        return None
-    rows = np.resize(np.arange(len(images)), NUM_ROWS)
-    return {source.proto.graph.input[0].name: images[rows]}
 
 
 def _failure(version: str, err: BaseException) -> BaseException:
@@ -441,59 +485,3 @@ def _timed(
     return replace(
         model, inline_rows=quick, enough_rows=enough, batching=line, sample_shapes=shapes
     )
-
-
-def within(
-    limit_s: float,
-    work: Callable[[], _Result],
-    look_s: float = _LOOK_S,
-    on_slow: Callable[[], None] = lambda: None,
-) -> _Result:
-    """Do some work on a thread of its own, since a file or a graph that hangs can't be stopped.
-
-    Args:
-        limit_s: the most processor time of the thread, in seconds. macOS and Windows don't show
-            it to other threads: there it is time on the clock.
-        work: the step.
-        look_s: seconds between two looks at the thread.
-        on_slow: called once if the work takes more than 2 s on the clock.
-
-    Raises:
-        TimeoutError: it takes longer, or makes no progress for a minute; the thread is left
-            behind.
-    """
-    future: Future[_Result] = Future()
-    clock: Future[Callable[[], float]] = Future()
-
-    def run() -> None:
-        try:
-            clock.set_result(_thread_clock())
-            future.set_result(work())
-        except BaseException as err:
-            future.set_exception(err)
-
-    threading.Thread(target=run, name="model-loader", daemon=True).start()
-    used_s, num_quiet, slow_s = 0.0, 0, time.monotonic() + _SLOW_S
-    while not concurrent.futures.wait([future], look_s).done:
-        if time.monotonic() >= slow_s:
-            slow_s = math.inf
-            on_slow()
-        try:
-            before_s, used_s = used_s, clock.result()()
-        except OSError:  # the thread has ended since
-            continue
-        if used_s > limit_s:
-            raise TimeoutError(f"is not ready after {limit_s:g} s of processor time")
-        num_quiet = num_quiet + 1 if used_s == before_s else 0
-        if num_quiet >= _MAX_QUIET_LOOKS:
-            raise TimeoutError(f"makes no progress for {_MAX_QUIET_LOOKS * look_s:g} s")
-    return future.result()
-
-
-def _thread_clock() -> Callable[[], float]:
-    """Return a clock of this thread's processor time that other threads can read."""
-    if not hasattr(time, "pthread_getcpuclockid"):
-        begin_s = time.monotonic()
-        return lambda: time.monotonic() - begin_s
-    clock_id = time.pthread_getcpuclockid(threading.get_ident())
-    return partial(time.clock_gettime, clock_id)

@@ -13,6 +13,8 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 """Kinds of protobuf's fields."""
 _METADATA, _LABELS = 14, b"labels"
 """ModelProto.metadata_props, and the key of a classifier's labels, a list as JSON."""
+_FUNCTIONS = 25
+"""ModelProto.functions."""
 _MAX_METADATA_BYTES = 1 << 20
 _MAX_FIELDS = 1 << 18
 """Fields of one file that are looked at: a graph of 20,000 weights has these; half a second."""
@@ -80,6 +82,13 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return number, at
     raise ValueError("it is not an ONNX file")
+
+
+def has_functions(onnx: bytes) -> bool:
+    """Return whether a model has functions of its own, as far as its fields can be looked at."""
+    with suppress(ValueError):
+        return any(field == _FUNCTIONS for field, _, _ in Fields(io.BytesIO(onnx)).of(0, len(onnx)))
+    return True
 
 
 def labels_of(onnx: bytes) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from serving.system.cores import memory_limit
+
 _PROC = Path("/proc/self")
 VIRTUAL, RESIDENT, SHARED, DATA = 0, 1, 2, 5
 """Sizes in /proc/self/statm."""
@@ -56,6 +58,16 @@ def free_bytes() -> float:
         return math.inf
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return math.inf if limit == resource.RLIM_INFINITY else limit - memory(DATA)
+
+
+def available_bytes() -> int:
+    """Return how much memory another process could take; 0 if it is not known."""
+    available = 0
+    with suppress(OSError, ValueError, IndexError):  # no Linux
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) << 10
+    return min(available, memory_limit())
 
 
 class Activity(NamedTuple):

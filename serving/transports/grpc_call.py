@@ -75,7 +75,7 @@ class GrpcCall(LoopCall):
         self._unpacked = 0
         """The bytes of the message that the method has taken, if it was compressed."""
         self._num_unpacked = 0
-        """The same of all messages that are not answered."""
+        """Bytes of all messages that are not answered."""
         self._owed = 0
         """The window bytes of answered requests, until the answers are read."""
         self._waits = ""
@@ -401,13 +401,14 @@ class GrpcCall(LoopCall):
 
     def end(self, reason: Status | None) -> None:
         """End the call with a status; None is OK."""
+        response = self._response
         self.close()
         engine, code = self.peer.engine, "OK" if reason is None else reason.code.name
         trailers = headers.OK if reason is None else trailers_of(reason)
         if request_id := self.end_log(code):
             trailers = (*trailers, (headers.REQUEST_ID, request_id.encode()))
-        if self._response is not None and reason is None:
-            engine.answer([self.stream], [self._response])
+        if response is not None and reason is None:
+            engine.answer([self.stream], [response])
         elif reason is not None and not self._has_begun:
             engine.refuse([self.stream], (*headers.RESPONSE, *trailers))
         else:
@@ -422,6 +423,7 @@ class GrpcCall(LoopCall):
         super().close()
         self._owed = self._unconsumed = 0
         self.pending.clear()
+        self._response = None  # the call itself is known until its deadline
         self.data = bytearray()
 
     def cancel(self) -> None:

@@ -118,7 +118,7 @@ async def _unpacked(call: Exchange) -> Answer:
     return await call.plan.handler(call)
 
 
-class Phase:
+class ConnectionPhase:
     """How far a connection is with its requests. No enum, as `State` says."""
 
     HEAD = 0
@@ -138,7 +138,7 @@ class HttpEngine:
 
     def __init__(self) -> None:
         self.reader = RequestReader()
-        self.phase: int = Phase.HEAD
+        self.phase: int = ConnectionPhase.HEAD
         self.stream = 0
         """How many requests have begun."""
         self.streams: set[int] = set()
@@ -157,7 +157,7 @@ class HttpEngine:
 
     @property
     def is_established(self) -> bool:
-        return self.phase != Phase.HEAD
+        return self.phase != ConnectionPhase.HEAD
 
     def begin(self) -> int:
         """Begin a request; return its number."""
@@ -169,7 +169,7 @@ class HttpEngine:
         """End the request in progress."""
         self.call = self.repeated = None
         self.streams.clear()
-        self.phase = Phase.QUEUED if self.reader.num_waiting else Phase.IDLE
+        self.phase = ConnectionPhase.QUEUED if self.reader.num_waiting else ConnectionPhase.IDLE
 
     def write(self, answer: bytes) -> None:
         """Have an answer, or a part of one, sent at the end of the round."""
@@ -242,7 +242,7 @@ class HttpPort(Port):
             self._run_repeated(peer, repeat, data, now_s)
             return
         engine.reader.receive(data)
-        if engine.phase not in (Phase.RUNNING, Phase.QUEUED):
+        if engine.phase not in (ConnectionPhase.RUNNING, ConnectionPhase.QUEUED):
             self._advance(peer, now_s)
         self._pause(peer)
 
@@ -253,7 +253,7 @@ class HttpPort(Port):
         return (
             len(data) == repeat.num_bytes
             and data.startswith(repeat.start)
-            and engine.phase == Phase.IDLE
+            and engine.phase == ConnectionPhase.IDLE
             and not engine.num_unsent
             and self.refusal is None
             and self._router.routes.get(repeat.model) is repeat.encoder.target
@@ -263,7 +263,7 @@ class HttpPort(Port):
         """Have a repeated request run; it needs no object but the `Group`."""
         engine: HttpEngine = peer.engine
         number: Any = self._begin(peer, now_s)
-        engine.phase, engine.repeated = Phase.RUNNING, engine.recent
+        engine.phase, engine.repeated = ConnectionPhase.RUNNING, engine.recent
         rows = data[len(repeat.start) :]
         submit(Group(peer, [number], [rows], repeat.encoder, self, now_s, math.inf))
 
@@ -312,7 +312,7 @@ class HttpPort(Port):
         Until that is less, or there is.
         """
         engine: HttpEngine = peer.engine
-        is_ahead = engine.phase in (Phase.RUNNING, Phase.QUEUED)
+        is_ahead = engine.phase in (ConnectionPhase.RUNNING, ConnectionPhase.QUEUED)
         is_paused = is_ahead and engine.reader.num_waiting > _MAX_AHEAD_BYTES
         if engine.call is not None and self.calls.budget.is_waiting(engine.call):
             is_paused = True
@@ -324,7 +324,7 @@ class HttpPort(Port):
         """Read the next request, if it has come whole."""
         engine: HttpEngine = peer.engine
         if engine.num_unsent > _MAX_UNSENT_BYTES:
-            engine.phase = Phase.QUEUED
+            engine.phase = ConnectionPhase.QUEUED
             peer.unread[engine] = None  # and resumed once they are taken
             return
         try:
@@ -342,11 +342,11 @@ class HttpPort(Port):
 
     def _queue(self, peer: Peer) -> None:
         """Have the next request of a connection read, once it is its turn."""
-        if peer.engine.phase == Phase.QUEUED and peer.state < State.LAST:
+        if peer.engine.phase == ConnectionPhase.QUEUED and peer.state < State.LAST:
             self.defer(partial(self._advance_next, peer))
 
     def _advance_next(self, peer: Peer) -> None:
-        if peer.engine.phase == Phase.QUEUED and peer.state < State.LAST:
+        if peer.engine.phase == ConnectionPhase.QUEUED and peer.state < State.LAST:
             self._advance(peer, self.clock())
             self._pause(peer)
 
@@ -356,10 +356,10 @@ class HttpPort(Port):
         if call is None:
             request = reader.read_head()
             if request is None:
-                if engine.phase != Phase.HEAD and reader.num_waiting:  # its time begins
-                    engine.phase, peer.opened_s = Phase.HEAD, now_s
-                elif engine.phase == Phase.QUEUED:
-                    engine.phase = Phase.IDLE
+                if engine.phase != ConnectionPhase.HEAD and reader.num_waiting:  # its time begins
+                    engine.phase, peer.opened_s = ConnectionPhase.HEAD, now_s
+                elif engine.phase == ConnectionPhase.QUEUED:
+                    engine.phase = ConnectionPhase.IDLE
                 return
             call = self._begin_request(peer, request, now_s)
             if call.is_over:
@@ -371,7 +371,7 @@ class HttpPort(Port):
         if body is None:
             self._let_more_come(call)
             return
-        engine.phase, peer.active_s = Phase.RUNNING, now_s
+        engine.phase, peer.active_s = ConnectionPhase.RUNNING, now_s
         call.body, call.is_running = body, True
         self.calls.end_at_deadline(call)
         call.start(_unpacked(call) if call.plan.is_packed else call.plan.handler(call))
@@ -397,7 +397,7 @@ class HttpPort(Port):
         plan = engine.recent
         if plan is None or plan.request is not request:
             plan = RoutedRequest(request)
-        engine.phase = Phase.BODY
+        engine.phase = ConnectionPhase.BODY
         call = engine.call = Exchange(self, peer, plan, self._begin(peer, now_s))
         if self.log is not None:
             fields = request.fields
@@ -427,7 +427,7 @@ class HttpPort(Port):
         peer, plan = call.peer, call.plan
         engine: HttpEngine = peer.engine
         peer.active_s = self.clock()
-        is_whole = engine.phase == Phase.RUNNING or not plan.request.num_bytes
+        is_whole = engine.phase == ConnectionPhase.RUNNING or not plan.request.num_bytes
         if plan.request.is_last or not is_whole or self.refusal is not None:
             self._read_no_more(peer)
         more = self._end_request(call, answer.code or name_of(answer.status), answer.status)
@@ -456,7 +456,7 @@ class HttpPort(Port):
         if engine.call is not None:
             self.fail_request(engine.call, refusal)
             return
-        engine.phase = Phase.IDLE
+        engine.phase = ConnectionPhase.IDLE
         answer = problem(refusal)
         self._metrics.count("other", answer.code)
         engine.write(self._app.encode(answer, None, is_last=True))
@@ -481,11 +481,11 @@ class HttpPort(Port):
 
     def is_pending(self, peer: Peer) -> bool:
         """Return whether calls are to be answered; in a drain's grace some may be on their way."""
-        may_ask = peer.engine.phase != Phase.QUEUED and peer.state < State.LAST
+        may_ask = peer.engine.phase != ConnectionPhase.QUEUED and peer.state < State.LAST
         return (may_ask and self.clock() < self._grace_until_s) or super().is_pending(peer)
 
     def has_accepted(self, peer: Peer) -> bool:
-        return bool(peer.engine.phase == Phase.RUNNING)
+        return bool(peer.engine.phase == ConnectionPhase.RUNNING)
 
     def num_unsent(self, peer: Peer) -> int:
         unsent: int = peer.engine.num_unsent
@@ -493,7 +493,7 @@ class HttpPort(Port):
 
     def is_kept(self, peer: Peer) -> bool:
         """Return whether a connection keeps its place: a peer that has not sent all is slow."""
-        return bool(peer.engine.phase == Phase.RUNNING or peer.output)
+        return bool(peer.engine.phase == ConnectionPhase.RUNNING or peer.output)
 
     def forget(self, peer: Peer) -> None:
         call = self._call_of(peer)
@@ -525,9 +525,13 @@ class HttpPort(Port):
     def part(self, peer: Peer) -> None:
         """Have a peer leave; a request that has begun to come is answered."""
         engine: HttpEngine = peer.engine
-        if engine.phase == Phase.BODY and engine.call is not None and self.refusal is not None:
+        if (
+            engine.phase == ConnectionPhase.BODY
+            and engine.call is not None
+            and self.refusal is not None
+        ):
             self.fail_request(engine.call, self.refusal)
-        elif engine.phase in (Phase.IDLE, Phase.QUEUED):
+        elif engine.phase in (ConnectionPhase.IDLE, ConnectionPhase.QUEUED):
             super().part(peer)
 
     def sweep_calls(self, peer: Peer) -> None:

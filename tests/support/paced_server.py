@@ -76,6 +76,7 @@ def main():
         max_batch_size=options.max_batch_size,
         queue_capacity=options.queue_capacity,
         max_request_rows=min(options.queue_capacity, 4096),
+        spot_checks="off",  # a ledger has each run
     )
     router = router_of(LoadedModel(engine, _manifest(), "fp32"), batching)
     if options.with_other:  # whose engine obeys nothing

@@ -18,9 +18,9 @@ model.int8.onnx
 parity          see parity.Parity
 int8            see int8.Int8; or {"refused": why there is none}
 libraries       {name: version} of everything that shaped the files
-batching        rules: the version of the rules by which rows were proved independent; verdicts:
-{file name: {obstacle: why rows are not batched, null if they are; remark}}. Servers with other
-rules prove it again.
+batching        only of the model in the package, by `make verdict`: rules: the version of the rules
+by which rows were proved independent; verdicts: {file name: {obstacle: why rows are not batched,
+null if they are; remark}}. Servers believe no other manifest's.
 golden          images: base64 of N x pixels bytes; probabilities: N lists of floats, one for
 each class, that model.onnx gives; int8_probabilities: those of model.int8.onnx
 """
@@ -45,7 +45,7 @@ import tf2onnx
 from training import cli
 from training.data.mnist import Images
 from training.errors import ExportError, first_line
-from training.export import graph, int8, parity, signature, verdict
+from training.export import graph, int8, parity, signature
 from training.export.image_signature import ImageSignature
 from training.export.parity import Parity, onnxruntime
 from training.export.repository import Files, publish
@@ -147,7 +147,7 @@ def golden(images: Images, answers: Mapping[str, Probabilities]) -> dict[str, ob
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Candidate:
+class ExportCandidate:
     """A trained network, and all that it takes to check and publish it."""
 
     name: str
@@ -176,7 +176,7 @@ class Candidate:
     """Whether its images and classes may differ from those of the newest version."""
 
 
-def publish_version(candidate: Candidate, models: Path) -> Path:
+def publish_version(candidate: ExportCandidate, models: Path) -> Path:
     """Convert a network, compare it with Keras on its samples, and publish it.
 
     Raises:
@@ -206,7 +206,6 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
         "parity": asdict(measured),
         "int8": report,
         "libraries": libraries(),
-        "batching": verdict.entry(files),
         "golden": golden(images, answers),
     }
     version = _publish(candidate, models, {**files, **mark}, contents)
@@ -218,7 +217,7 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
     return version
 
 
-def _fp32(candidate: Candidate, golden: Images) -> tuple[onnx.ModelProto, Parity]:
+def _fp32(candidate: ExportCandidate, golden: Images) -> tuple[onnx.ModelProto, Parity]:
     """Convert the network, and compare it with Keras and with the other writer."""
     facts, samples, tolerance = candidate.facts, candidate.samples, candidate.tolerance
     properties = {**facts, "accuracy": facts["accuracy"]["test"]}
@@ -245,7 +244,7 @@ def _fp32(candidate: Candidate, golden: Images) -> tuple[onnx.ModelProto, Parity
 
 
 def _int8(
-    fp32: onnx.ModelProto, candidate: Candidate
+    fp32: onnx.ModelProto, candidate: ExportCandidate
 ) -> tuple[dict[str, onnx.ModelProto], dict[str, Any]]:
     """Quantise the graph and test it.
 
@@ -268,7 +267,9 @@ def _int8(
     return {"int8": quantised}, asdict(measured)
 
 
-def _publish(candidate: Candidate, models: Path, files: Files, contents: dict[str, Any]) -> Path:
+def _publish(
+    candidate: ExportCandidate, models: Path, files: Files, contents: dict[str, Any]
+) -> Path:
     name, images = candidate.name, candidate.signature
     config = TRITON_CONFIG.format(name=name, pixels=images.pixels, classes=images.classes)
 

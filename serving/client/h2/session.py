@@ -18,10 +18,8 @@ from serving.security.tls_probe import PLAINTEXT_SERVER, is_plaintext
 
 CONNECT_S = 5.0
 """How long an attempt to connect may take."""
-_MAX_ANSWER_BYTES = 16 << 20
-"""The longest message that is accepted, as on grpcio."""
 _LIMITS = Limits(stream_window_bytes=1 << 30, max_frame_bytes=1 << 20)
-"""Bytes that a server may send ahead; an answer is bounded by `_MAX_ANSWER_BYTES`."""
+"""Bytes that a server may send ahead; an answer is bounded by `MAX_ANSWER_BYTES`."""
 _LAST_STREAM = (2**31 - 1 - 2 * 65_536).to_bytes(4, "big")
 """Past it no calls are begun: the protocol has no more numbers soon."""
 _MAX_HEADERS = 256
@@ -136,7 +134,7 @@ class Session:
         )
         self._headers: dict[tuple[str, bytes, Metadata], Fields] = {}
         self.calls: dict[bytes, ClientCall] = {}
-        """Those that wait for their outcome, by stream."""
+        """Calls that wait for their outcome, by stream."""
         self.keepalive = Keepalive()
         self.failure: Failure | None = None
         """Why no further calls may begin; those in flight may still be answered."""
@@ -220,13 +218,16 @@ class Session:
 
     def _take_data(self, call: ClientCall, data: bytes) -> bool:
         """Take a part of an answer; return whether it is too long, which ends the call."""
+        is_first = not call.parts
         call.parts.append(data)
         call.num_bytes += len(data)
         self._http2.acknowledge(call.stream, len(data))
-        if call.num_bytes <= _MAX_ANSWER_BYTES + _PREFIX_BYTES:
+        num_bytes = call.num_bytes - _PREFIX_BYTES
+        if is_first and num_bytes >= 0:  # the prefix says it before it comes
+            num_bytes = max(num_bytes, int.from_bytes(data[1:_PREFIX_BYTES], "big"))
+        if num_bytes <= transport.MAX_ANSWER_BYTES:
             return False
-        text = f"the answer has more than {_MAX_ANSWER_BYTES} bytes"
-        call.failure = Failure(StatusCode.RESOURCE_EXHAUSTED, text)
+        call.failure = transport.too_long()
         self._http2.reset(call.stream, ErrorCode.CANCEL)
         return True
 

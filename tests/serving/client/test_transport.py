@@ -15,6 +15,7 @@ import trustme
 from digit_classifier import AsyncClassifier, Classifier
 from digit_classifier.remote import RemoteDigits
 from serving import Client
+from serving.client import transport
 from serving.client.addresses import address_for_h2, grpc_target
 from serving.client.grpcio import _OPTIONS
 from serving.client.h2 import session
@@ -195,7 +196,7 @@ def test_timeout_is_sent_with_two_digits(timeout_s, text, monkeypatch):
 
 def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch):
     """A server may never end it."""
-    monkeypatch.setattr(session, "_MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 1000)
     calls, call = session.Session("x:1", "http"), session.ClientCall(TIMEOUT_S)
     calls.start(call, "/a.B/C", b"", ())
     head = frame(frames.SETTINGS, 0, bytes(4)) + frame(
@@ -208,6 +209,18 @@ def test_answer_that_is_too_long_ends_the_call_at_once(monkeypatch):
     assert isinstance(call.outcome, tuple)
     assert call.outcome[0] is StatusCode.RESOURCE_EXHAUSTED
     assert not calls.calls
+
+
+def test_answer_whose_prefix_says_that_it_is_too_long_is_not_awaited():
+    calls, call = session.Session("x:1", "http"), session.ClientCall(TIMEOUT_S)
+    calls.start(call, "/a.B/C", b"", ())
+    prefix = b"\0" + (transport.MAX_ANSWER_BYTES + 1).to_bytes(4, "big")
+    calls.receive(
+        frame(frames.SETTINGS, 0, bytes(4))
+        + frame(frames.HEADERS, frames.END_HEADERS, call.stream, b"\x88")
+        + frame(frames.DATA, 0, call.stream, prefix)
+    )
+    assert call.outcome == transport.too_long()
 
 
 def test_answers_without_a_status_are_none_however_often_they_come():

@@ -376,7 +376,6 @@ def test_failure_of_core_is_an_answer_unless_core_made_it(text, is_answer):
 
 def test_core_has_the_options_of_our_own_transport():
     options = dict(_OPTIONS)
-    assert options["grpc.max_receive_message_length"] == 16 << 20
     assert options["grpc.initial_reconnect_backoff_ms"] == 100
     assert options["grpc.max_reconnect_backoff_ms"] == 1_000
     assert options["grpc.min_reconnect_backoff_ms"] == 5_000

@@ -10,7 +10,7 @@ from serving.batching.batcher import Batcher
 from serving.batching.run import Group, ResponseEncoder, Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
-from serving.handlers.batcher import HandlerBatcher, Parts, RunMetrics
+from serving.handlers.batcher import HandlerBatcher, HandlerParts, RunMetrics
 from serving.handlers.frames import Frame
 from serving.handlers.kinds import Array
 from serving.handlers.signature import HandlerSignature
@@ -84,7 +84,9 @@ class World:
         kinds = dict.fromkeys(("inputs", "outputs"), NUMBERS)
         signature = HandlerSignature(name="H", methods=methods, **{**kinds, **options})
         inner = network and Batcher(network, SMALL, RunMetrics(Metrics()))
-        parts = Parts(signature, inner, self, tuple, num_processes, find, None, self.count_block)
+        parts = HandlerParts(
+            signature, inner, self, tuple, num_processes, find, None, self.count_block
+        )
         self.batcher = HandlerBatcher(FakeVersion(), SMALL, Metrics(), "h", parts)
         self.owner = FakeOwner(self.batcher, self.clock)
         self.owner.work()
@@ -520,6 +522,27 @@ def test_calls_beside_a_crash_go_alone_and_one_at_a_time_beside_others():
     assert world.processes[2].jobs == [("predict", [[4]])]
     world.answer(process=2)
     assert [each.outcome for each in calls + joined] == [[[1]], [[2]], [[3]], [[4]]]
+
+
+@pytest.mark.parametrize("how", ["crash", "hang", "left"])
+def test_next_call_beside_a_crash_begins_when_the_one_before_it_has_ended_its_process(how):
+    world = World(batching=True, num_processes=2)
+    world.call(0)
+    beside = world.call(1, caller=FakeCaller())
+    joined = [world.call(number) for number in (2, 3)]
+    world.answer(process=0)
+    world.crash(process=0)
+    assert world.processes[2].jobs == [("predict", [[2]])]
+    world.answer(process=1)
+    assert beside.outcome == [[1]]
+    world.held = []  # no further process, for now
+    if how == "crash":
+        world.crash(process=2)
+    else:
+        if how == "left":
+            joined[0].caller.streams.pop(joined[0].stream)
+        world.tick(SMALL.max_handler_s + 0.1)
+    assert world.processes[1].jobs == [("predict", [[3]])], "it waits, and a process is free"
 
 
 def test_call_whose_batch_has_crashed_is_run_again_though_the_others_left():

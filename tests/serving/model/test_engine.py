@@ -19,10 +19,10 @@ from digit_classifier.predictions import DIGITS
 from serving.__main__ import main
 from serving.config import Device
 from serving.errors import DeviceError, InvalidRequest, ModelError
-from serving.model import loading
+from serving.model import time_limit
 from serving.model.engine import ENGINES, CudaEngine, open_engine
-from serving.model.loading import within
 from serving.model.onnx_runtime import ON_CPU, SessionSettings, new_session, runtime
+from serving.model.time_limit import within
 from tests.serving.model.graphs import model, node, rows_model, value
 from tests.support.fakes import classified
 from tests.support.gpu import NO_GPU
@@ -250,7 +250,7 @@ class Step:
         return self._used_s(self.num_seen)
 
     def run(self, monkeypatch):
-        monkeypatch.setattr(loading, "_thread_clock", lambda: self.clock)
+        monkeypatch.setattr(time_limit, "_thread_clock", lambda: self.clock)
         try:
             return within(10.0, self.ended.wait, look_s=1e-4)
         finally:
@@ -290,7 +290,7 @@ def test_step_is_measured_by_the_clock_where_threads_have_none(monkeypatch):
 
 
 def test_step_that_takes_long_says_so_once(monkeypatch):
-    monkeypatch.setattr("serving.model.loading._SLOW_S", 0.0)
+    monkeypatch.setattr("serving.model.time_limit.SLOW_S", 0.0)
     noted, looked = [], threading.Event()
 
     def note():

@@ -9,7 +9,7 @@ import pytest
 from onnx import StringStringEntryProto
 
 from serving.errors import ConfigurationError, InvalidRequest, ModelError
-from serving.model import fork, loading, timing, trial
+from serving.model import fork, judging, loading, time_limit, timing, trial
 from serving.model.loading import load_model
 from serving.model.onnx_fields import labels_of
 from serving.model.picture_inputs import read_labels
@@ -170,7 +170,7 @@ def test_fork_waits_for_native_code_and_keeps_threads_out(monkeypatch):
     ("options", "limits_s"), [({}, {60.0, 10.0}), ({"limit_factor": 6.0}, {360.0, 60.0})]
 )
 def test_steps_of_loading_have_their_limits(options, limits_s, tmp_path, monkeypatch):
-    found, right = set(), loading.within
+    found, right = set(), time_limit.within
 
     def within(limit_s, *arguments, **more):
         found.add(limit_s)
@@ -179,7 +179,8 @@ def test_steps_of_loading_have_their_limits(options, limits_s, tmp_path, monkeyp
     def widen(*_):
         raise AssertionError("one thread is the default")
 
-    monkeypatch.setattr(loading, "within", within)
+    for module in (loading, judging):
+        monkeypatch.setattr(module, "within", within)
     monkeypatch.setattr(loading, "gains", widen)
     loaded = load_model(save(two_layers(), tmp_path, "net.onnx"), device="cpu", **options)
     assert found == limits_s

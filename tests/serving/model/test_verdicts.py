@@ -1,15 +1,19 @@
 """Verdicts on rows: kept for the next start, carried by manifests, and never believed blindly."""
 
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from digit_classifier import PRETRAINED, Classifier
 from serving import Model
-from serving.model import judging, verdicts
+from serving.model import judging, loading, verdicts
 from serving.model.onnx_runtime import runtime
 from serving.model.proof.check import Check
 from serving.model.repository import load_manifest
@@ -192,19 +196,46 @@ def test_bundled_manifest_has_the_verdict_of_these_rules():
     )
 
 
-def test_manifest_spares_the_proof_while_its_rules_are_these(tmp_path, folder, judged):
+def test_only_the_packages_own_manifest_spares_the_proof(tmp_path, folder, judged, monkeypatch):
+    """A manifest is as much a stranger's as its model: what it says of rows is not believed."""
+    monkeypatch.setattr(loading, "_bundled_verdicts", dict)
+    shutil.copytree(PRETRAINED / "digits", tmp_path / "digits")
+    with Classifier.load(tmp_path / "digits") as classifier:
+        assert classifier.describe().batching == "batching on: row independence proved"
+    assert len(judged) == 1
+    (samples,) = judged[0][-1].values()  # the check runs on images that the model knows
+    assert samples.shape == (8, 784)
+
+
+def test_model_of_the_package_is_known_by_its_bytes(tmp_path, folder, judged):
     shutil.copytree(PRETRAINED / "digits", tmp_path / "digits")
     manifest = tmp_path / "digits" / "1" / "manifest.json"
     document = json.loads(manifest.read_bytes())
+    assert document["batching"]["rules"] == verdicts.rules_version()
+    with Classifier.load(tmp_path / "digits") as classifier:
+        assert classifier.describe().batching == "batching on: row independence proved"
+    assert not judged
+
+
+def test_manifest_that_calls_a_mixing_graph_proved_is_not_believed(tmp_path, folder):
+    """Its digests and its rules are right, and a stranger wrote it."""
+    shutil.copytree(PRETRAINED / "digits", tmp_path / "digits")
+    version = tmp_path / "digits" / "1"
+    data = onnx.load(version / "model.onnx")
+    (output,) = [each for each in data.graph.node if "probabilities" in each.output]
+    output.output[0] = "own"
+    data.graph.node.extend(
+        [node("ReduceMax", ["own", "first"], ["m"]), node("Sub", ["own", "m"], ["s"]),
+         node("Add", ["s", "m"], ["probabilities"])]
+    )  # fmt: skip
+    data.graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
+    (version / "model.onnx").write_bytes(data.SerializeToString())
+    document = json.loads((version / "manifest.json").read_bytes())
+    digest = hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest()
+    document["files"]["model.onnx"] = digest
     document["batching"]["rules"] = verdicts.rules_version()
-    for rules, count in ((verdicts.rules_version(), 0), ("others", 1)):
-        document["batching"]["rules"] = rules
-        manifest.write_text(json.dumps(document))
-        with Classifier.load(tmp_path / "digits") as classifier:
-            assert classifier.describe().batching == "batching on: row independence proved"
-        assert len(judged) == count
-    (samples,) = judged[0][-1].values()  # the check runs on images that the model knows
-    assert samples.shape == (8, 784)
+    (version / "manifest.json").write_text(json.dumps(document))
+    assert line_of(tmp_path / "digits").startswith("batching off: ")
 
 
 def test_manifest_does_not_vouch_for_other_bytes(tmp_path):

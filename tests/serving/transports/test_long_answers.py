@@ -1,5 +1,6 @@
 """Answers of megabytes: how many there may be, and how they are sent."""
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,9 +10,10 @@ import onnx
 import pytest
 from onnx import parser
 
-from serving import Client
+from serving import AsyncClient, Client
 from serving.batching.awaited import AsyncCaller
 from serving.batching.run import answer_bytes
+from serving.client import transport as transport_module
 from serving.errors import Overloaded, TooLarge
 from serving.http2 import Pieces
 from serving.protocols.oip.inference_pb import ModelInferRequest, ModelInferResponse
@@ -50,6 +52,26 @@ def grower(file, transport):
         yield server
 
 
+@pytest.fixture(scope="module")
+def wide(file):
+    """A server with the limit that servers have by default."""
+    with running_server(None, str(file), "--http-port", "0") as server:
+        yield server
+
+
+def grown_by(kind, carrier, address, number):
+    """Ask by a client for threads, or by one for event loops."""
+    if kind is Client:
+        with Client(address, transport=carrier) as client:
+            return grown(client, number)
+
+    async def ask():
+        async with AsyncClient(address, transport=carrier) as client:
+            return await grown(client, number)
+
+    return asyncio.run(ask())
+
+
 @pytest.fixture
 def asker(grower):
     with Client(grower.address) as asker:
@@ -58,6 +80,13 @@ def asker(grower):
 
 def grown(asker, number, **options):
     return asker.infer("grow", {"size": np.array([number])}, **options)
+
+
+def infer_of(number):
+    ask = ModelInferRequest(model_name="grow")
+    ask.inputs.add(name="size", datatype="INT64", shape=[1])
+    ask.raw_input_contents.append(np.array([number]).tobytes())
+    return ask.SerializeToString()
 
 
 @on_both
@@ -84,6 +113,42 @@ def test_answer_over_the_limit_is_refused_by_its_largest_output(asker):
     assert len(grown(asker, 3)["up"]) == 3
 
 
+@pytest.mark.parametrize("carrier", ["h2", "grpcio"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_clients_take_long_answers(wide, kind, carrier):
+    number = 2_000_000
+    answer = grown_by(kind, carrier, wide.address, number)
+    assert len(answer["up"]) == len(answer["ones"]) == number
+    assert answer["up"][-1] == number - 1
+
+
+def test_client_takes_as_much_as_a_server_sends(wide):
+    number = (256 << 20) // 12
+    with Client(wide.address, timeout_s=60.0) as client:
+        assert len(grown(client, number)["up"]) == number
+        with pytest.raises(TooLarge, match="max-response-bytes"):
+            grown(client, number + 1)
+
+
+def test_answer_that_was_sent_leaves_its_room_before_the_deadline_of_its_call(file):
+    """Each is the first call of a connection, which is an object that lives until then."""
+    ask = infer_of(300_000)
+    with running_server(None, str(file), "--max-buffered-bytes", "4M") as server:
+        for _ in range(3):
+            with grpc.insecure_channel(server.address) as channel:
+                call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+                assert len(call(ask, timeout=300.0)) > 300_000 * 12
+
+
+@pytest.mark.parametrize("carrier", ["h2", "grpcio"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_answer_that_is_longer_than_a_client_takes_is_too_large(wide, kind, carrier, monkeypatch):
+    monkeypatch.setattr(transport_module, "MAX_ANSWER_BYTES", MIB)
+    with pytest.raises(TooLarge, match=f"more than {MIB} bytes, the most that this client takes"):
+        grown_by(kind, carrier, wide.address, 100_000)
+    assert len(grown_by(kind, carrier, wide.address, 3)["up"]) == 3
+
+
 def test_answer_over_the_limit_is_the_servers_error_over_http(grower):
     peer = HttpPeer(grower.facts["http"])
     ask = {"inputs": [{"name": "size", "datatype": "INT64", "shape": [1], "data": [700_000]}]}
@@ -102,14 +167,12 @@ def test_beside_a_long_answer_others_of_the_connection_are_answered(asker):
 
 def test_long_answer_comes_through_the_windows_of_a_library(grower):
     """The first window has 64 KiB: the answer waits for more of them."""
-    ask = ModelInferRequest(model_name="grow")
-    ask.inputs.add(name="size", datatype="INT64", shape=[1])
-    ask.raw_input_contents.append(np.array([500_000]).tobytes())
+    ask = infer_of(500_000)
     options = [("grpc.max_receive_message_length", -1), ("grpc.http2.bdp_probe", 0)]
     with grpc.insecure_channel(grower.address, options) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         for _ in range(3):
-            answer = ModelInferResponse.FromString(call(ask.SerializeToString()))
+            answer = ModelInferResponse.FromString(call(ask))
             up, ones = answer.raw_output_contents
             np.testing.assert_array_equal(np.frombuffer(up, np.int64), np.arange(500_000))
             np.testing.assert_array_equal(np.frombuffer(ones, np.float32), np.ones(500_000))

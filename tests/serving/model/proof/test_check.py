@@ -278,7 +278,7 @@ def test_time_that_is_spent_ends_the_check_after_a_batch_and_a_row(monkeypatch):
 def test_runs_that_take_too_long_are_ended(tmp_path, monkeypatch, caplog):
     """No loop is proved, so a long way of large products."""
     monkeypatch.setattr("serving.model.loading._CHECK_LIMIT_S", 0.1)
-    monkeypatch.setattr("serving.model.loading._SLOW_S", 0.0)
+    monkeypatch.setattr("serving.model.time_limit.SLOW_S", 0.0)
     monkeypatch.setitem(CONSTANTS, "square", np.full((256, 256), 0.01, np.float32))
     names = ["x", *(f"a{number}" for number in range(800)), "y"]
     products = "; ".join(f"{b} = MatMul({a}, square)" for a, b in itertools.pairwise(names))
