@@ -756,7 +756,7 @@ class Catalog:
             Whether it has changed, as far as that is known.
         """
         if name in self._looking or len(self._looking) >= _MAX_BESIDE:
-            return False  # it hangs, or so many others do: at a later look
+            return False  # it hangs, or too many others do: a later look takes it
         outcome = self._looking[name] = Future()
 
         def look() -> None:

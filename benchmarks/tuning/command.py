@@ -162,7 +162,7 @@ def _last_stage(found: Sequence[Trial]) -> int:
 
 
 def _plan(options: argparse.Namespace, num: int) -> list[Stage]:
-    """Return the stages for so many candidates beside the defaults."""
+    """Return the stages for a number of candidates beside the defaults."""
     plan = stages(num, options.seconds)
     if options.exhaustive:
         plan = [Stage(0, num, 2 * plan[-1].seconds, FINAL_ROUNDS - 1)]
