@@ -19,6 +19,7 @@ CONSTANTS |= {
     "rounded": np.array([2**53 + 1, 1], np.int64), "exact": np.array([2**53], np.int64),
     "thin_line": np.full((1, 1, 1), 1e-5, np.float32), "square": np.float32(2),
     "seed": np.zeros(1, np.float32), "columns": np.arange(4),
+    "tiny": np.float32(1e-3), "half": np.float32(0.5), "inner": np.array([1, 2], np.int64),
 }  # fmt: skip
 CHOSEN = "; e = Where(c, other_axis, nowhere); m = ReduceMax(x, e); y = Sub(x, m)"
 """Over columns if a condition is settled, else over rows."""
@@ -87,6 +88,14 @@ ROOTS: dict[str, Any] = {
         COUNTED + "m = ReduceMean<keepdims=1>(h, back); d = Sub(h, m); p = Pow(d, square)"
         "; v = ReduceMean<keepdims=1>(p, back); a = Add(v, thin_line); q = Sqrt(a)"
         "; n = Div(d, q); g = Mul(n, vector); k = Add(g, vector)" + OF_CONSTANT,
+        {"x": "float[N,L] x", "y": "float[N,4] y"},
+        "a (Add): one element of more axes than the others: no rule",
+    ),
+    "a computed epsilon of more axes than a constant": (
+        COUNTED + "p = Pow(h, square); v = ReduceMean<keepdims=1>(p, back)"
+        "; c = Range(tiny, half, one); b = Unsqueeze(c, inner); a = Add(v, b); q = Sqrt(a)"
+        "; n = Div(h, q); k = Mul(n, vector); z = MatMul(x, k); t = ReduceMax(z, nowhere)"
+        "; o = MatMul(x, h); s = Sub(o, t); y = Reshape(s, open)",
         {"x": "float[N,L] x", "y": "float[N,4] y"},
         "a (Add): one element of more axes than the others: no rule",
     ),
