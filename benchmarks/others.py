@@ -31,7 +31,7 @@ class NotMeasured(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class OtherServer:
     """A server of another project."""
 
     name: str
@@ -79,15 +79,15 @@ _BENTO = ("serve", "bentoml_server:OnnxService", "--host", "127.0.0.1", "--port"
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("litserve", ("litserve",), json_of("/predict"), _script("litserve_server.py")),
-        Peer(
+        OtherServer("litserve", ("litserve",), json_of("/predict"), _script("litserve_server.py")),
+        OtherServer(
             "bentoml",
             ("bentoml",),
             json_of("/predict", has_rows=True),
             lambda programs, model, port: [f"{programs}/bentoml", *_BENTO, str(port)],
             _of_model,
         ),
-        Peer(
+        OtherServer(
             "mosec",
             ("mosec",),
             json_of("/inference"),
@@ -97,14 +97,14 @@ PEERS = {
             ],
             _of_model,
         ),
-        Peer(
+        OtherServer(
             "mlserver",
             ("mlserver",),
             INFER_JSON,
             lambda programs, model, port: [f"{programs}/mlserver", "start", "."],
             _of_mlserver,
         ),
-        Peer("ray", ("ray[serve]",), json_of("/"), _script("ray_server.py")),
+        OtherServer("ray", ("ray[serve]",), json_of("/"), _script("ray_server.py")),
     )
 }  # fmt: skip
 """Servers by name."""
@@ -159,7 +159,7 @@ def free_port() -> int:
 
 @contextmanager
 def peer_process(
-    peer: Peer, model: Path, cores: Sequence[int]
+    peer: OtherServer, model: Path, cores: Sequence[int]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Start a peer on the target's cores; end it, and all that it has started, at the end.
 

@@ -67,7 +67,7 @@ DIGIT = {
 """The schemas of an answer's fields."""
 
 
-class Digits(HandlerPath):
+class DigitsPath(HandlerPath):
     """Answers /v1/digits."""
 
     def routes(self) -> list[Endpoint]:
@@ -179,7 +179,7 @@ def write_report(
 def routes(router: Router, config: ServerConfig) -> Iterator[Endpoint]:
     """Return /v1/digits; nothing if no model takes digits."""
     if digits_route(router) is not None:
-        yield from Digits(router).routes()
+        yield from DigitsPath(router).routes()
 
 
 def describe(router: Router, config: ServerConfig) -> tuple[Document, Document]:

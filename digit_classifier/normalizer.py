@@ -47,7 +47,7 @@ FINE = 8
 
 
 @dataclass(frozen=True)
-class Parts:
+class InkParts:
     """The connected parts of a picture's ink, apart from specks."""
 
     labels: Labels
@@ -72,10 +72,10 @@ class Parts:
         """(N, 4): whether a part touches the picture's top, left, bottom, right."""
         return np.asarray(self.boxes == [0, 0, *self.labels.shape])
 
-    def only(self, kept: Mask) -> "Parts":
+    def only(self, kept: Mask) -> "InkParts":
         """Keep only some parts: (N,) of bool."""
         number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
-        return Parts(number[self.labels], self.sizes[kept], self.boxes[kept])
+        return InkParts(number[self.labels], self.sizes[kept], self.boxes[kept])
 
 
 def labelled(mask: Mask) -> tuple[Labels, Numbers]:
@@ -90,7 +90,7 @@ def boxes_of(labels: Labels) -> Numbers:
     return np.array(boxes, np.intp).reshape(-1, 4)
 
 
-def find_parts(mask: Mask, least: int = 0, most: int = MAX_PARTS) -> Parts:
+def find_parts(mask: Mask, least: int = 0, most: int = MAX_PARTS) -> InkParts:
     """Find the largest parts of a mask, without specks: of fewer pixels than `least`.
 
     If `least` is 0, a speck has less than a 200th of the largest part.
@@ -99,10 +99,10 @@ def find_parts(mask: Mask, least: int = 0, most: int = MAX_PARTS) -> Parts:
     sizes = np.bincount(labels.ravel())[1:]
     kept = sizes >= (least or sizes.max(initial=0) / 200)
     kept[np.argsort(-sizes, kind="stable")[most:]] = False
-    return Parts(labels, sizes, boxes).only(kept)
+    return InkParts(labels, sizes, boxes).only(kept)
 
 
-def without_frames(parts: Parts) -> Parts:
+def without_frames(parts: InkParts) -> InkParts:
     """Leave out frames around a part of some size: the box of a form's field, a circle.
 
     A frame may be partly outside the picture.
@@ -152,7 +152,7 @@ def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
     return only_digit(ink, lowest_parts, int(lowest_parts.sizes.argmax()))
 
 
-def fills_picture(parts: Parts) -> bool:
+def fills_picture(parts: InkParts) -> bool:
     """Return whether this is a row of digits that was cut out without a margin."""
     is_large = parts.sizes > parts.sizes.sum() / 10
     heights, ends = parts.heights[is_large], parts.at_edges[is_large]
@@ -160,7 +160,7 @@ def fills_picture(parts: Parts) -> bool:
     return len(heights) > 1 and bool((heights > 0.6 * len(parts.labels)).all() & ~is_across.any())
 
 
-def only_digit(ink: Levels, parts: Parts, main: int) -> Mask:
+def only_digit(ink: Levels, parts: InkParts, main: int) -> Mask:
     """Return the main part and the parts that belong to it; no other may look like a digit.
 
     Raises:
@@ -181,7 +181,7 @@ def only_digit(ink: Levels, parts: Parts, main: int) -> Mask:
     return with_neighbours(mask, parts)
 
 
-def digit_like(ink: Levels, parts: Parts, main: int) -> Numbers:
+def digit_like(ink: Levels, parts: InkParts, main: int) -> Numbers:
     """Select the parts about as high and as strong as the main one, except lines at the edges."""
     heights = parts.heights
     strengths = ndimage.mean(ink, parts.labels, np.arange(1, len(heights) + 1))
@@ -205,7 +205,7 @@ def digit_like(ink: Levels, parts: Parts, main: int) -> Numbers:
     return np.flatnonzero(is_like)
 
 
-def grouped(parts: Parts, large: Numbers) -> Numbers:
+def grouped(parts: InkParts, large: Numbers) -> Numbers:
     """Return the number of each large part's digit: 0, 1, ...; parts with a small gap share one."""
     groups = np.arange(len(large))
     for i, part in enumerate(large[:-1]):
@@ -217,7 +217,7 @@ def grouped(parts: Parts, large: Numbers) -> Numbers:
     return np.unique(groups, return_inverse=True)[1]
 
 
-def smallest_gap(parts: Parts, one: int, other: int) -> float:
+def smallest_gap(parts: InkParts, one: int, other: int) -> float:
     """Return the blank, in pixels, from which two parts are two digits."""
     left, right = parts.boxes[[one, other], 1].max(), parts.boxes[[one, other], 3].min()
     is_stacked = right - left > parts.widths[[one, other]].min() / 2
@@ -225,7 +225,7 @@ def smallest_gap(parts: Parts, one: int, other: int) -> float:
     return float(share * parts.heights[[one, other]].max())
 
 
-def with_neighbours(digit: Mask, parts: Parts) -> Mask:
+def with_neighbours(digit: Mask, parts: InkParts) -> Mask:
     """Add parts that are close, such as the bar of a 5, but none from outside the picture."""
     own = np.unique(parts.labels[digit]) - 1
     ends = np.asarray(parts.at_edges.any(1))
@@ -239,7 +239,7 @@ def with_neighbours(digit: Mask, parts: Parts) -> Mask:
     return digit | np.isin(parts.labels, near)
 
 
-def _places(parts: Parts, large: Numbers, groups: Numbers) -> str:
+def _places(parts: InkParts, large: Numbers, groups: Numbers) -> str:
     """Describe how many digits there are and where."""
     height, width = parts.labels.shape
     centres = []

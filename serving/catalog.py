@@ -612,7 +612,7 @@ class Catalog:
         self._folders: dict[str, ModelFolder] = {}
         self._sources = _named_sources(config.handler)
         self._handlers: Mapping[str, HandlerSource] = {}
-        """Those of the command line, by the models' names."""
+        """Handlers of the command line, by the models' names."""
         self._around: set[str] = set()
         """Models that were served with a handler which is none without them."""
         self._unloaded: set[str] = set()
@@ -756,7 +756,7 @@ class Catalog:
             Whether it has changed, as far as that is known.
         """
         if name in self._looking or len(self._looking) >= _MAX_BESIDE:
-            return False  # it hangs, or so many others do: at a later look
+            return False  # it hangs, or too many others do: a later look takes it
         outcome = self._looking[name] = Future()
 
         def look() -> None:

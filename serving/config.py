@@ -51,7 +51,7 @@ class BatchingConfig:
     max_queue_delay_s: float = 0.0
     """Seconds to wait for more rows of a batch; with 0, batches grow only while it is busy."""
     queue_capacity: int = 16_384
-    """The most rows that wait; further requests are rejected; at least those of one request."""
+    """The most rows that wait, at least those of one request. Further requests are rejected."""
     slo_s: float = math.inf
     """Time such as 5ms within which accepted requests are to be answered, in seconds; requests that
     would wait longer are rejected at once."""
@@ -68,8 +68,8 @@ class BatchingConfig:
     rows that are found to depend on others end batching. A model's config.pbtxt takes
     precedence."""
     handler_processes: int = 0
-    """Processes of each handler; 0: as many as there are cores but one, at least one, and two on
-    two cores if one takes at most 256 MiB after `setup`; with workers each has its part."""
+    """Processes of each handler. With 0 there are as many as cores but one, at least one, and two
+    on two cores if one takes at most 256 MiB after `setup`. With workers each has its part."""
     max_handler_s: float = 60.0
     """Seconds that a method of a handler may take; its process is ended then."""
     max_handler_bytes: int = 0
@@ -120,7 +120,7 @@ class ModelConfig:
     versions: str = "latest"
     """The versions of each model to serve: latest, all, or numbers such as 3,4."""
     canary: float = 0.0
-    """Share of the calls for the newest version, such as 5%; the one before answers the others; a
+    """Share of the calls for the newest version, such as 5%. The one before answers the others. A
     model's labels.json takes precedence."""
     served_name: str | None = None
     """The only model's name for callers; without one, the name that it was exported with."""
@@ -135,8 +135,8 @@ class ModelConfig:
     max_model_bytes: int = 2 << 30
     """The most bytes of a model's files, such as 500M or 2G."""
     batch: tuple[str, ...] = ()
-    """Batching of a model, such as cnn=never: auto batches if its graph proves that rows don't
-    depend on one another; always batches unproved, at your risk; never runs each call alone."""
+    """Batching of a model, such as cnn=never. auto: batch if its graph proves that rows don't
+    depend on one another. always: batch unproved, at your risk. never: run each call alone."""
 
     handler: tuple[str, ...] = ()
     """Code around a model, in Python: FILE.py, FILE.py:CLASS or NAME=FILE.py; a handler with
@@ -198,7 +198,8 @@ class SecurityConfig:
     tls_client_ca: Path | None = None
     """PEM authorities: clients need a certificate from one of them (mTLS)."""
     token_file: Path | None = None
-    """Bearer tokens, one a line, all valid; reloaded when it changes; or set SERVING_TOKEN."""
+    """File of bearer tokens, one a line, all valid. It is reloaded when it changes. SERVING_TOKEN
+    can be set instead."""
     tokens: str | None = field(default=None, repr=False)
     """The tokens themselves, one a line, if there is no file."""
 
@@ -230,14 +231,14 @@ class ServerConfig:
     metrics_host: str = "127.0.0.1"
     """Address of /metrics, /healthz and /readyz, without TLS and tokens."""
     metrics_port: int | None = 9_090
-    """TCP port of /metrics, /healthz and /readyz; 0 lets the kernel choose; off, in Python None,
-    disables them; auto: 9090, or the next one that is free."""
+    """TCP port of /metrics, /healthz and /readyz. 0 lets the kernel choose. off, in Python None,
+    disables them. auto takes 9090, or the next one that is free."""
     http_host: str = "127.0.0.1"
     """Address of HTTP."""
     http_port: int | None = None
-    """TCP port of HTTP: pictures, tensors as JSON, and a page to draw on; 0 lets the kernel choose;
-    off, in Python None, disables it; auto: 8080, or the next one that is free, if the extra http is
-    installed."""
+    """TCP port of HTTP: pictures, tensors as JSON, and a page to draw on. 0 lets the kernel choose.
+    off, in Python None, disables it. auto takes 8080, or the next one that is free, if the extra
+    http is installed."""
     http_host_names: tuple[str, ...] = ()
     """Names of this server in URLs, beside localhost and addresses; * is any."""
     http_allow_origins: tuple[str, ...] = ()
@@ -245,16 +246,16 @@ class ServerConfig:
     max_json_bytes: int = 32 << 20
     """The longest JSON over HTTP, such as 4M: by default a picture of 640 x 640 x 3 floats."""
     max_buffered_bytes: int | None = None
-    """Bytes of half-received messages, of all callers together, such as 512M; callers of large ones
-    wait for room; without it, eight times the longest message or JSON, at most an eighth of the
-    memory, of which each worker has its part; 64 MiB in any case."""
+    """Bytes of half-received messages, of all callers together, such as 512M. Callers of large ones
+    wait for room. Without it, eight times the longest message or JSON, at most an eighth of the
+    memory, of which each worker has its part, and at least 64 MiB."""
     usual_ports: tuple[str, ...] = ()
     """Which of http_port and metrics_port nobody has asked for: the next free one is taken in place
     of one that is in use."""
     transport: TransportName = "auto"
     """gRPC implementation; auto is h2."""
     workers: int = 1
-    """Processes that share the port and divide the cores; one that dies is restarted; limits such
+    """Processes that share the port and divide the cores. One that dies is restarted. Limits such
     as the queue's are per worker."""
     drain_s: float = 30.0
     """Seconds for accepted requests to finish after SIGTERM or Ctrl-C."""

@@ -25,7 +25,7 @@ class JsonText(str):
 
 
 def parse(text: str | bytes, max_depth: int = MAX_DEPTH) -> Any:
-    """Parse a text of so many levels at most.
+    """Parse a text of at most a number of levels.
 
     Raises:
         ValueError: it is no JSON, or too deep; the text has the reason.
@@ -91,7 +91,7 @@ def _inner(value: Any) -> Iterator[Any]:
 
 
 def parsed(name: str, array: Array, max_depth: int = MAX_DEPTH) -> list[Any]:
-    """Return the values of texts of so many levels at most.
+    """Return the values of texts of at most a number of levels.
 
     Raises:
         InvalidRequest: one is no JSON; the text has its row.

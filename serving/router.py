@@ -23,7 +23,7 @@ from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
 if TYPE_CHECKING:
-    from serving.handlers.batcher import HandlerBatcher, Parts
+    from serving.handlers.batcher import HandlerBatcher, HandlerParts
     from serving.system.process_pool import Processes
 
     AnyBatcher: TypeAlias = Batcher | HandlerBatcher
@@ -256,7 +256,7 @@ class Router:
         self._blocked: Mapping[int, float] = {}
         """The versions that `block` has named."""
         self._alone: frozenset[int] = frozenset()
-        """Those that `stop_batching` has named."""
+        """The versions that `stop_batching` has named."""
         self.owner: Owner | None = None
         """The thread that the batchers belong to, once `attach` was called."""
         self.on_block: Callable[[], object] = lambda: None
@@ -347,12 +347,12 @@ class Router:
             partial(_record, model.verdict_key),
         )
 
-    def _parts(self, name: str, handler: Any, network: Batcher | None) -> "Parts":
+    def _parts(self, name: str, handler: Any, network: Batcher | None) -> "HandlerParts":
         """Return what a version with a handler runs on."""
-        from serving.handlers.batcher import Parts
+        from serving.handlers.batcher import HandlerParts
 
         number = self.batching.handler_processes or self._usual_processes(name, handler)
-        return Parts(
+        return HandlerParts(
             handler.signature,
             network,
             handler,

@@ -66,7 +66,7 @@ _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PageFigure:
     """A drawing, and its alternative text."""
 
     svg: bytes
@@ -80,9 +80,9 @@ def page(title: str, lead: Sequence[str], sections: Sequence[str]) -> str:
     return _PAGE.substitute(title=escape(title), body=body)
 
 
-def section(title: str, note: str, content: Table | Picture) -> str:
+def section(title: str, note: str, content: Table | PageFigure) -> str:
     """Write a table or a picture under its heading and an explanation, which may be empty."""
-    inner = _picture(content) if isinstance(content, Picture) else _table(content)
+    inner = _picture(content) if isinstance(content, PageFigure) else _table(content)
     parts = (
         f"<h2>{escape(title)}</h2>",
         f"<p>{escape(note)}</p>" if note else "",
@@ -92,7 +92,7 @@ def section(title: str, note: str, content: Table | Picture) -> str:
     return "".join(parts)
 
 
-def _picture(picture: Picture) -> str:
+def _picture(picture: PageFigure) -> str:
     source = f"data:image/svg+xml;base64,{base64.b64encode(picture.svg).decode()}"
     return f'<img alt="{escape(picture.alt)}" src="{source}">'
 
@@ -110,14 +110,14 @@ def _table(table: Table) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
-def draw(figure: Figure, alt: str) -> Picture:
+def draw(figure: Figure, alt: str) -> PageFigure:
     """Render a figure as an SVG file; equal figures give equal bytes."""
     buffer = io.BytesIO()
     # Text stays text: smaller and searchable. The salt makes ids repeatable.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "digits"}):
         figure.savefig(buffer, format="svg", metadata=_METADATA)
     lines = (line.rstrip() for line in buffer.getvalue().splitlines())
-    return Picture(b"\n".join(lines) + b"\n", alt)
+    return PageFigure(b"\n".join(lines) + b"\n", alt)
 
 
 def tidy(axes: Axes) -> None:

@@ -21,7 +21,7 @@ from training.page import (
     MUTED,
     RULE,
     WIDTH,
-    Picture,
+    PageFigure,
     draw,
     page,
     scale_accuracy,
@@ -62,7 +62,7 @@ CAPTIONS = {
         "The first training images and their labels.",
     ),
 }
-"""Heading and caption of each picture, in the order of the """
+"""Heading and caption of each picture, in the order of the page."""
 _ROBUSTNESS = (
     "The test images, degraded in each of the ways that augmentation has. Recipes that train with "
     "these ways do better here than on others: compare docs/training.md, which has MNIST-C's."
@@ -174,7 +174,7 @@ def confusion(counts: npt.NDArray[np.int_]) -> Figure:
 
 
 def render(
-    metrics: Mapping[str, Any], tables: Mapping[str, Table], pictures: Mapping[str, Picture]
+    metrics: Mapping[str, Any], tables: Mapping[str, Table], pictures: Mapping[str, PageFigure]
 ) -> str:
     """Write the page; `tables` has "robustness", "digits" and "layers"."""
     curves, *others = CAPTIONS

@@ -10,7 +10,7 @@ import onnxruntime
 from mosec import Server, Worker
 
 
-class Inference(Worker):
+class MosecWorker(Worker):
     """A row a request; mosec joins requests that wait."""
 
     def __init__(self) -> None:
@@ -31,5 +31,5 @@ class Inference(Worker):
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Inference, num=1, max_batch_size=64, max_wait_time=2)
+    server.append_worker(MosecWorker, num=1, max_batch_size=64, max_wait_time=2)
     server.run()

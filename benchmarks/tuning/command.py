@@ -18,10 +18,10 @@ from benchmarks.tuning import report, trials
 from benchmarks.tuning.candidates import Candidate, config_text, grid
 from benchmarks.tuning.search import (
     FINAL_ROUNDS,
-    Cell,
     Goal,
     Stage,
     Trial,
+    TuningCell,
     cells_of,
     halve,
     measured,
@@ -162,7 +162,7 @@ def _last_stage(found: Sequence[Trial]) -> int:
 
 
 def _plan(options: argparse.Namespace, num: int) -> list[Stage]:
-    """Return the stages for so many candidates beside the defaults."""
+    """Return the stages for a number of candidates beside the defaults."""
     plan = stages(num, options.seconds)
     if options.exhaustive:
         plan = [Stage(0, num, 2 * plan[-1].seconds, FINAL_ROUNDS - 1)]
@@ -187,9 +187,9 @@ def _checked(
     options: argparse.Namespace,
     setting: Setting,
     finals: Sequence[Trial],
-    chosen: Cell,
+    chosen: TuningCell,
     old: str,
-) -> tuple[Cell, str]:
+) -> tuple[TuningCell, str]:
     """Return the cell to serve with: the chosen one if that is sure, else the defaults'.
 
     It is, if its worst round beats the defaults' best, and one more measurement through the
@@ -229,7 +229,7 @@ def _finish(
     facts: dict[str, Any],
     target: Path,
     old: str,
-    checked: tuple[Cell | None, str],
+    checked: tuple[TuningCell | None, str],
 ) -> int:
     finals = steadied([trial for trial in found if trial.stage == _last_stage(found)])
     chosen, words = checked

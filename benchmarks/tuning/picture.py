@@ -15,12 +15,12 @@ from benchmarks.drawing import (
     title,
 )
 from benchmarks.tables import seconds, short
-from benchmarks.tuning.search import Cell, Trial, cells_of, front
+from benchmarks.tuning.search import Trial, TuningCell, cells_of, front
 
 _CHOSEN, _FRONT, _USUAL = COLOURS[1], COLOURS[0], COLOURS[2]
 
 
-def draw(trials: Sequence[Trial], chosen: Cell | None, name: str) -> str:
+def draw(trials: Sequence[Trial], chosen: TuningCell | None, name: str) -> str:
     """Draw every cell without errors, and return the SVG file.
 
     The front is that of the last stage: cells of other stages were measured at other times.

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import NONE, ReportTable, seconds, short
-from benchmarks.tuning.search import Cell, Goal, Trial, cells_of, front
+from benchmarks.tuning.search import Goal, Trial, TuningCell, cells_of, front
 
 FORMAT = 1
 _SLOWER = 1.25
 """How many times as long a call alone must take, to be told: less is noise."""
 
 
-def table(trials: Sequence[Trial], chosen: Cell | None) -> ReportTable:
+def table(trials: Sequence[Trial], chosen: TuningCell | None) -> ReportTable:
     """Lay out the candidates of the last stage, with all numbers of callers."""
     shown = cells_of(trials)
     best = set(front(shown))
@@ -43,7 +43,7 @@ def table(trials: Sequence[Trial], chosen: Cell | None) -> ReportTable:
 
 
 def comments(
-    trials: Sequence[Trial], chosen: Cell, goal: Goal, facts: Mapping[str, Any]
+    trials: Sequence[Trial], chosen: TuningCell, goal: Goal, facts: Mapping[str, Any]
 ) -> list[str]:
     """Return the comments of a config.pbtxt: what was measured, where, and how to repeat it."""
     cells = [cell for cell in cells_of(trials) if cell.candidate == chosen.candidate]
@@ -62,7 +62,7 @@ def comments(
     return [*lines, note] if note else lines
 
 
-def lone_caller(trials: Sequence[Trial], chosen: Cell) -> str:
+def lone_caller(trials: Sequence[Trial], chosen: TuningCell) -> str:
     """Say that a call alone is slower by the chosen settings; nothing if it is not, or not known.
 
     Callers that fill each batch hide it.
@@ -78,7 +78,7 @@ def lone_caller(trials: Sequence[Trial], chosen: Cell) -> str:
     return f"{words}. With few callers: --callers 1,4."
 
 
-def verdict(trials: Sequence[Trial], chosen: Cell, goal: Goal) -> str:
+def verdict(trials: Sequence[Trial], chosen: TuningCell, goal: Goal) -> str:
     """Say in a sentence or two which settings to serve with, and what they gain."""
     words = (
         f"For {goal}: {chosen.candidate}: {short(chosen.rows_per_s)} rows/s with {chosen.callers} "

@@ -47,7 +47,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TuningCell:
     """A candidate at a number of callers: the medians of its last stage."""
 
     candidate: Candidate
@@ -79,7 +79,7 @@ class Goal:
         """
         return callers if stage.is_last or self.kind == "latency" else callers[-2:]
 
-    def best_cell(self, cells: Sequence[Cell]) -> Cell | None:
+    def best_cell(self, cells: Sequence[TuningCell]) -> TuningCell | None:
         """Return the best of a candidate's cells: that of the highest rate within the limit.
 
         With fewer callers the usual call must be within it, too: a run that waits for more rows
@@ -91,14 +91,14 @@ class Goal:
         good = [c for c in cells if not c.num_errors and self._is_kept(c, cells)]
         return max(good, key=lambda cell: cell.rows_per_s, default=None)
 
-    def _is_kept(self, cell: Cell, cells: Sequence[Cell]) -> bool:
+    def _is_kept(self, cell: TuningCell, cells: Sequence[TuningCell]) -> bool:
         """Return whether a limit of latency is kept up to a cell's number of callers."""
         fewer = [c for c in cells if c.candidate == cell.candidate and c.callers < cell.callers]
         return cell.p99_s <= self.latency_s and all(c.p50_s <= self.latency_s for c in fewer)
 
-    def ranked(self, cells: Sequence[Cell]) -> list[Candidate]:
+    def ranked(self, cells: Sequence[TuningCell]) -> list[Candidate]:
         """Return the candidates, the best first; those that miss the goal come last."""
-        groups: dict[Candidate, list[Cell]] = {}
+        groups: dict[Candidate, list[TuningCell]] = {}
         for cell in cells:
             groups.setdefault(cell.candidate, []).append(cell)
         best = {each: self.best_cell(group) for each, group in groups.items()}
@@ -115,7 +115,7 @@ class Goal:
 
         return sorted(groups, key=key)
 
-    def choose(self, cells: Sequence[Cell]) -> Cell | None:
+    def choose(self, cells: Sequence[TuningCell]) -> TuningCell | None:
         """Return the cell to serve with: the best candidate's best one.
 
         Of those that are as good, the server's defaults are chosen: fewer settings to carry on.
@@ -137,7 +137,7 @@ class Goal:
         return (*usual, *prompt, best)[0]
 
 
-def worst_is_better(trials: Sequence[Trial], chosen: Cell, usual: Cell) -> bool:
+def worst_is_better(trials: Sequence[Trial], chosen: TuningCell, usual: TuningCell) -> bool:
     """Return whether the worst round of a cell beats the best of the defaults.
 
     Of as many rounds of equal settings this is chance: once in 252 for five of each.
@@ -154,7 +154,7 @@ def worst_is_better(trials: Sequence[Trial], chosen: Cell, usual: Cell) -> bool:
     return min(own, default=0.0) > max(others, default=0.0)
 
 
-def cells_of(trials: Sequence[Trial]) -> list[Cell]:
+def cells_of(trials: Sequence[Trial]) -> list[TuningCell]:
     """Return the cells: of each candidate and number of callers the medians of its last stage."""
     groups: dict[tuple[Candidate, int], list[Trial]] = {}
     for trial in trials:
@@ -164,7 +164,7 @@ def cells_of(trials: Sequence[Trial]) -> list[Cell]:
         last = [trial for trial in group if trial.stage == max(t.stage for t in group)]
         num_errors = sum(trial.num_errors for trial in last)
         cells.append(
-            Cell(
+            TuningCell(
                 candidate,
                 callers,
                 0.0 if num_errors else median(trial.rows_per_s for trial in last),
@@ -177,10 +177,10 @@ def cells_of(trials: Sequence[Trial]) -> list[Cell]:
     return cells
 
 
-def front(cells: Sequence[Cell]) -> list[Cell]:
+def front(cells: Sequence[TuningCell]) -> list[TuningCell]:
     """Return the Pareto front, by rate: no other cell has a higher rate and a lower p99."""
     good = sorted((cell for cell in cells if not cell.num_errors), key=lambda c: -c.rows_per_s)
-    found: list[Cell] = []
+    found: list[TuningCell] = []
     for cell in good:
         if not found or cell.p99_s < found[-1].p99_s:
             found.append(cell)

@@ -39,7 +39,7 @@ def _nothing() -> None:
     """Do nothing: the run has not begun."""
 
 
-class _Running:
+class _RunnerBatch:
     """The calls that a runner has."""
 
     __slots__ = ("groups", "run")
@@ -76,7 +76,7 @@ class OffloadedBatches:
         self._most_rows = min(config.max_batch_size, config.queue_capacity)
         for queue in self.queues:
             queue.run_rows = self._most_rows
-        self.running: dict[int, _Running] = {}
+        self.running: dict[int, _RunnerBatch] = {}
         """The groups that the runners have, by number."""
         self.max_run_s = config.max_run_s
         self._executor, self._num_runners = executor, num_runners
@@ -116,7 +116,7 @@ class OffloadedBatches:
             if not groups:
                 continue
             self._num_taken += 1
-            self.running[self._num_taken] = running = _Running(groups, now_s)
+            self.running[self._num_taken] = running = _RunnerBatch(groups, now_s)
             num_threads = 1 if self.num_waiting else num_free
             is_free = not self.num_waiting and num_free == self._num_runners
             work = partial(self._run, self._num_taken, running, num_threads, is_free=is_free)
@@ -134,7 +134,7 @@ class OffloadedBatches:
         It is in time although all runners may be busy: they begin what waits in turn.
         """
         self._num_taken += 1
-        self.running[self._num_taken] = running = _Running([call], self.owner.clock())
+        self.running[self._num_taken] = running = _RunnerBatch([call], self.owner.clock())
         try:
             self._runners.put(
                 partial(self._run_one, self._num_taken, running, finish), self.owner.post
@@ -144,7 +144,7 @@ class OffloadedBatches:
             del self.running[self._num_taken]
             finish([])
 
-    def _run_one(self, number: int, running: _Running, finish: _Finish) -> Task:
+    def _run_one(self, number: int, running: _RunnerBatch, finish: _Finish) -> Task:
         """Run a call by itself, on a runner's thread; return the function that delivers it."""
 
         def begin(part: list[Group]) -> Run:
@@ -183,7 +183,7 @@ class OffloadedBatches:
             each.end_if_over(now_s, self.max_run_s)
         return self._small.sweep(now_s) + self._large.sweep(now_s)
 
-    def _run(self, number: int, running: _Running, num_threads: int, *, is_free: bool) -> Task:
+    def _run(self, number: int, running: _RunnerBatch, num_threads: int, *, is_free: bool) -> Task:
         """Run calls, on a runner's thread; return the function that delivers the results.
 
         Args:

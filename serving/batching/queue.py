@@ -76,7 +76,7 @@ class Queue:
         """Seconds for which nothing runs for a reason that passes, such as the start of a process;
         calls wait that much longer before their callers are too many."""
         self._ring: deque[ClientQueue] = deque()
-        """Those with calls that wait, the next one's turn first."""
+        """Callers with calls that wait, the next one's turn first."""
         self._addresses: dict[str, int] = {}
         """Rows that wait, by where their callers are."""
 

@@ -99,7 +99,7 @@ class SpotChecks:
         self._random, self._outputs, self._closeness = random, outputs, closeness
         self._most_rows, self._note = most_rows, note
         self._every, self._num_often = FIRST_EVERY, FIRST_CALLS
-        """One call in so many is drawn, of the next calls: so many."""
+        """One call of this number is drawn, and for how many calls that holds; then LATER_EVERY."""
         self._num_found = 0
         self._shared_s = self._alone_s = 0.0
         """Seconds of shared runs, and of those of drawn calls."""

@@ -1,0 +1,1 @@
+"""The commands of `digit-serving`, a module each. What a command does lies elsewhere."""

@@ -23,7 +23,7 @@ class Address:
     host: str
     port: int
     authority: str
-    """As it was written: "host:port"."""
+    """The text as it was written: "host:port"."""
 
 
 def address_for_h2(transport: TransportName, target: str) -> Address | None:

@@ -1,0 +1,1 @@
+"""How commands are parsed and help is written, for all programs. Nothing of serving itself."""

@@ -59,7 +59,7 @@ from serving.handlers.signature import (
     PREPROCESS,
     HandlerSignature,
 )
-from serving.handlers.trip import Attempt, Phase, Slot, Trip
+from serving.handlers.trip import Attempt, Slot, Trip, TripPhase
 from serving.telemetry.metrics import HandlerUsage, Metrics, OwnCounts
 from serving.tensors import Array
 
@@ -74,7 +74,7 @@ _PACE_S = 0.005
 _LATE = DeadlineExceeded()
 
 
-class Decoder(Protocol):
+class PictureDecoder(Protocol):
     """Decodes pictures in processes of their own: `Processes`."""
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]": ...
@@ -97,7 +97,7 @@ class HandlerBatcher:
         config: BatchingConfig,
         metrics: Metrics,
         name: str,
-        parts: "Parts",
+        parts: "HandlerParts",
     ) -> None:
         """Prepare; `attach` comes before the first call.
 
@@ -123,7 +123,7 @@ class HandlerBatcher:
         self._ready: deque[Trip] = deque()
         """Trips that wait for any process."""
         self._suspects: deque[Trip] = deque()
-        """Those of `Attempt.ALONE`, of which one is worked on at a time."""
+        """Trips of `Attempt.ALONE`, of which one is worked on at a time."""
         self._numbers = itertools.count(1)
         self._processes = ProcessSet(
             parts.launcher, parts.num_processes, self._add, self._note_failed
@@ -290,7 +290,7 @@ class HandlerBatcher:
         for trip in [*self._trips.values()]:
             trip.calls, late = divide(open_parts(trip.calls), now_s)
             self._end_late(late)
-            if not trip.calls and trip.phase is Phase.RUNNING:
+            if not trip.calls and trip.phase is TripPhase.RUNNING:
                 self._end(trip)
         for slot in [*self._slots]:
             if slot.trip is not None and not slot.trip.calls:
@@ -403,14 +403,14 @@ class HandlerBatcher:
 
     @property
     def _num_ahead(self) -> int:
-        decoding = sum(trip.phase is Phase.DECODING for trip in self._trips.values())
+        decoding = sum(trip.phase is TripPhase.DECODING for trip in self._trips.values())
         return decoding + len(self._ready)
 
     def _decode(self, trip: Trip) -> None:
         """Have pictures decoded in other processes."""
         from serving.handlers.pictures import decode
 
-        trip.phase = Phase.DECODING
+        trip.phase = TripPhase.DECODING
         places = [
             at for at, each in enumerate(self.model.tensors.inputs) if each.content == "picture"
         ]
@@ -426,7 +426,7 @@ class HandlerBatcher:
 
     def _decoded(self, trip: Trip, places: list[int], future: "Future[Any]") -> None:
         error = None if future.cancelled() else future.exception()
-        if future.cancelled() or trip.phase is not Phase.DECODING:
+        if future.cancelled() or trip.phase is not TripPhase.DECODING:
             self._end(trip)
             return
         if error is not None:
@@ -441,7 +441,7 @@ class HandlerBatcher:
                 for row, each in enumerate(pixels):
                     column[row] = each
                 arrays[at] = column
-            trip.arrays, trip.phase = arrays, Phase.READY
+            trip.arrays, trip.phase = arrays, TripPhase.READY
             self._let_wait(trip)
         self._schedule()
 
@@ -449,7 +449,7 @@ class HandlerBatcher:
 
     def _work(self, slot: Slot, trip: Trip, now_s: float) -> None:
         """Have a process do the next step of a trip."""
-        trip.phase, trip.process, slot.trip, slot.begun_s = Phase.WORKING, slot, trip, now_s
+        trip.phase, trip.process, slot.trip, slot.begun_s = TripPhase.WORKING, slot, trip, now_s
         trip.started_s = trip.started_s or now_s
         head: dict[str, Any] = {
             "kind": "job",
@@ -520,7 +520,7 @@ class HandlerBatcher:
         network, arrays = self._network, trip.arrays
         assert network is not None
         tensors = network.model.tensors
-        trip.arrays, trip.phase, trip.step = (), Phase.RUNNING, POSTPROCESS
+        trip.arrays, trip.phase, trip.step = (), TripPhase.RUNNING, POSTPROCESS
         num_rows = len(arrays[0]) if tensors.is_batchable and arrays else 1
         if not num_rows:  # a page without a crop
             self._have_run(trip, [each.no_rows() for each in tensors.outputs])
@@ -530,7 +530,7 @@ class HandlerBatcher:
         now_s = self.owner.clock()
         trip.started_s = trip.started_s or now_s
         network.add(
-            Group(trip, [b""], [message], encoder, _Run(self, trip), now_s, trip.deadline_s)
+            Group(trip, [b""], [message], encoder, _NetworkSink(self, trip), now_s, trip.deadline_s)
         )
 
     def _have_run(self, trip: Trip, outputs: Sequence[Array]) -> None:
@@ -539,7 +539,7 @@ class HandlerBatcher:
         if POSTPROCESS not in self._signature.methods:
             self._answer(trip, outputs)
             return
-        trip.phase = Phase.READY
+        trip.phase = TripPhase.READY
         self._let_wait(trip)
         self._schedule()
 
@@ -607,7 +607,7 @@ class HandlerBatcher:
 
     def _end(self, trip: Trip) -> None:
         """Forget a trip, and its state; answered or not, its work counts in the pace."""
-        if trip.phase is Phase.ENDED:
+        if trip.phase is TripPhase.ENDED:
             return
         self._forget(trip)
         if trip.attempt is Attempt.ALONE:  # calls that share a run are faster
@@ -617,9 +617,9 @@ class HandlerBatcher:
 
     def _forget(self, trip: Trip) -> None:
         slot = trip.process
-        if slot is not None and trip.phase is not Phase.WORKING:
+        if slot is not None and trip.phase is not TripPhase.WORKING:
             slot.process.send({"kind": "drop", "job": trip.number})
-        trip.phase, trip.calls, trip.process = Phase.ENDED, [], None
+        trip.phase, trip.calls, trip.process = TripPhase.ENDED, [], None
         self._trips.pop(trip.number, None)
         if self._queue.num_rows:  # there is room now
             self._schedule()
@@ -724,7 +724,7 @@ class HandlerRun(tuple):  # type: ignore[type-arg]
     steps: Sequence[tuple[str, float, float]] = ()
 
 
-class Parts(NamedTuple):
+class HandlerParts(NamedTuple):
     """What a version with a handler runs on."""
 
     signature: HandlerSignature
@@ -735,22 +735,22 @@ class Parts(NamedTuple):
     """Returns the processes that started with the loading of the version, once."""
     num_processes: int
     find: Find
-    decoder: Callable[[], Decoder]
+    decoder: Callable[[], PictureDecoder]
     on_block: Callable[[], object]
     """Called when it may have become able to serve, or unable."""
 
 
-class _Run:
+class _NetworkSink:
     """Takes the outcome of the model's run for a trip."""
 
     def __init__(self, batcher: HandlerBatcher, trip: Trip) -> None:
         self._batcher, self._trip = batcher, trip
 
     def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
-        if responses and self._trip.phase is Phase.RUNNING:
+        if responses and self._trip.phase is TripPhase.RUNNING:
             self._trip.times.append(("run", run[0], run[1]))
             self._batcher._have_run(self._trip, responses[0])
 
     def fail(self, group: Group, error: ServingError) -> None:
-        if self._trip.phase is Phase.RUNNING:
+        if self._trip.phase is TripPhase.RUNNING:
             self._batcher._fail_or_divide(self._trip, error)

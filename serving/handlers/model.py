@@ -30,7 +30,7 @@ class LoadedHandler:
     program: Program
     """What its processes run."""
     files: Sequence[Path] = ()
-    """Those beside the handler's that it has imported."""
+    """Files beside the handler's that it has imported."""
     first: list[HandlerProcess] = field(default_factory=list)
     """The process that has started with the loading, until it is taken."""
 

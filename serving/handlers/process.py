@@ -77,7 +77,7 @@ class HandlerProcess:
         """Take over a process that is ready; `attach` comes next."""
         self.signature = signature
         self.files = files
-        """Those beside the handler's that it has imported."""
+        """Files beside the handler's that it has imported."""
         self.start_s = start_s
         """Seconds that its start took, with `setup`."""
         self._running, self._socket = running, sock

@@ -76,7 +76,7 @@ class ProcessSet:
         self.num_alive = self.num_starts = 0
         self._num_starting = self._num_failed_starts = 0
         self._fresh: set[Process] = set()
-        """Those that have answered no call."""
+        """Processes that have answered no call."""
         self._num_first_ends = self._num_pauses = 0
         """In a row: processes that have answered no call, and pauses."""
         self._recent: deque[bool] = deque(maxlen=_NUM_REMEMBERED)

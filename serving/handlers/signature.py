@@ -35,9 +35,9 @@ class HandlerSignature:
     outputs: Mapping[str, Kind] | None
     """None: the model's own."""
     methods: tuple[str, ...]
-    """Those of METHODS that it has."""
+    """The methods that it has, of METHODS."""
     options: tuple[str, ...] = ()
-    """Those of OPTIONS that a method of it names."""
+    """The options that a method of it names, of OPTIONS."""
     batching: bool = False
     uses: tuple[str, ...] = ()
 

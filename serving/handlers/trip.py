@@ -13,7 +13,7 @@ from serving.handlers.process_set import Process
 from serving.tensors import Array
 
 
-class Phase(Enum):
+class TripPhase(Enum):
     """How far a trip is."""
 
     DECODING = auto()
@@ -58,7 +58,7 @@ class Trip:
         self.number = number
         self.attempt = attempt
         self.calls = calls
-        """Those that nobody has given up."""
+        """Calls that nobody has given up."""
         self.arrays: Sequence[Array] = arrays
         """What the next step gets."""
         self.options = options
@@ -68,7 +68,7 @@ class Trip:
         """The first row of each call."""
         self.num_rows = sum(rows)
         self.depth = max(getattr(group.encoder, "depth", 0) for group in calls)
-        self.phase = Phase.READY
+        self.phase = TripPhase.READY
         self.step = ""
         """The method that is next, or works."""
         self.process: Slot | None = None

@@ -43,7 +43,7 @@ LOST = 74
 _log = logging.getLogger(__name__)
 
 
-class _Server:
+class _ServerLink:
     """The socket to the server; used by several threads."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -147,7 +147,7 @@ class _Server:
 class _Models:
     """The other models behind the server, for the time of a job or, without one, of any."""
 
-    def __init__(self, server: _Server, uses: Sequence[str], job: int | None = None) -> None:
+    def __init__(self, server: _ServerLink, uses: Sequence[str], job: int | None = None) -> None:
         self._server, self._uses, self._job = server, uses, job
 
     def infer(self, name: str, inputs: Any) -> Outputs:
@@ -183,7 +183,7 @@ def _sendable(what: str, value: Any) -> Array:
 class _Worker:
     """Does jobs."""
 
-    def __init__(self, server: _Server, instance: Instance) -> None:
+    def __init__(self, server: _ServerLink, instance: Instance) -> None:
         self._server, self._instance = server, instance
         self._states, self._uses = server.states, instance.signature.uses
 
@@ -280,7 +280,7 @@ def main() -> NoReturn:
     threading.Thread(
         target=_end_with_server, args=(sock,), name="server-watch", daemon=True
     ).start()
-    server = _Server(sock)
+    server = _ServerLink(sock)
     head, _ = server.next_job()
     logging.basicConfig(
         level=head["log_level"], handlers=[_LogLines()], format="%(name)s: %(message)s"

@@ -78,7 +78,7 @@ class RequestReader:
         self.head = b""
         """The bytes of the last head."""
         self._rest = b""
-        """The same without the length of its body."""
+        """The request without the length of its body."""
         self._request: Request | None = None
         self._chunks: h11.Connection | None = None
         self._body = bytearray()

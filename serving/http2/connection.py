@@ -18,9 +18,9 @@ from serving.http2.events import (
     TrailersReceived,
 )
 from serving.http2.frames import CONNECTION, DATA, HEADERS, ErrorCode, Http2Error, frame, word
-from serving.http2.headers import Block, BlockRecogniser, HeaderReader, Shared
+from serving.http2.headers import Block, BlockRecogniser, HeaderReader, SharedHeaders
 from serving.http2.hpack import Encoder
-from serving.http2.limits import Budget, Limits
+from serving.http2.limits import Limits, RateBudget
 from serving.http2.pieces import Pieces
 from serving.http2.streams import CLOSED, PEER_ENDS, RESET, WE_END, OpenCall, Stream
 
@@ -46,7 +46,7 @@ class CallRecogniser(BlockRecogniser, Protocol):
     runs: dict[bytes, Any]
     """How they are found, by the first four bytes of a frame; empty if none is expected."""
 
-    def expect(self, block: Shared, layout: Layout, token: Any, *, calls: bool) -> None:
+    def expect(self, block: SharedHeaders, layout: Layout, token: Any, *, calls: bool) -> None:
         """Recognise messages of a layout on streams that begin with a block."""
 
     def scan(self, data: bytes, at: int) -> tuple[int, int]:
@@ -102,14 +102,14 @@ class Connection:
         """Bytes to come of a frame that is ignored."""
         self._receive_window = limits.connection_window_bytes
         self._now_s = 0.0
-        self._resets = Budget(limits.burst_resets, limits.resets_per_s)
-        self._small_frames = Budget(limits.burst_small_frames, limits.small_frames_per_s)
+        self._resets = RateBudget(limits.burst_resets, limits.resets_per_s)
+        self._small_frames = RateBudget(limits.burst_small_frames, limits.small_frames_per_s)
         # Frames to the peer
         self.encoder = encoder
         self.blocked: dict[bytes, Stream] = {}
-        """Those with data that windows keep back, or that waits for its turn."""
+        """Streams with data that windows keep back, or that waits for its turn."""
         self.due: dict[bytes, Stream] = {}
-        """Those with `Pieces`, which take turns; there is more to send now as long as any are."""
+        """Streams with `Pieces`, which take turns; there is more to send now as long as any are."""
         self.send_window = frames.DEFAULT_WINDOW
         """Bytes that the peer takes on all streams together."""
         self._first_window = frames.DEFAULT_WINDOW

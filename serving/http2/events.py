@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from serving.http2.headers import Shared
+from serving.http2.headers import SharedHeaders
 from serving.http2.hpack import Fields
 from serving.http2.streams import OpenCall, Stream
 
@@ -15,7 +15,7 @@ class HeadersReceived(NamedTuple):
     """A request or a response begins."""
 
     stream: bytes
-    block: Shared
+    block: SharedHeaders
     is_end: bool
     """Whether the peer has ended the stream."""
 
@@ -47,7 +47,7 @@ class StreamReset(NamedTuple):
 class CallsReceived(NamedTuple):
     """Whole calls were recognised, whose header blocks and first bytes repeat earlier ones."""
 
-    shared: Shared
+    shared: SharedHeaders
     """The header fields that all have."""
     token: Any
     """The application's, from `expect`."""

@@ -39,7 +39,7 @@ Literal: TypeAlias = tuple[int, int, int]
 """A field that a block has as a literal: its number, and where the block has the value."""
 
 
-class Shared:
+class SharedHeaders:
     """Header fields that streams have in common: a block, a kind of blocks, or a part of one."""
 
     call: Any = None
@@ -71,7 +71,7 @@ class Shared:
             self.fields, self.changing = (), ()
 
 
-class Kind(Shared):
+class Kind(SharedHeaders):
     """The part that blocks share whose other values change from call to call."""
 
     content_length: int | None = None
@@ -90,14 +90,14 @@ class Kind(Shared):
         bytes of their frame."""
 
 
-class Block(Shared):
+class Block(SharedHeaders):
     """A decoded header block."""
 
-    template: Shared | None = None
+    template: SharedHeaders | None = None
     """The part that it shares with blocks of the same bytes but for some values."""
 
     def __init__(self, raw: bytes, fields: Fields, kind: Kind, changing: Sequence[Field]) -> None:
-        """Take a block; see `Shared`.
+        """Take a block; see `SharedHeaders`.
 
         Args:
             raw: its bytes; empty once nobody shares them.
@@ -109,7 +109,7 @@ class Block(Shared):
         self.raw = raw
 
     def shrink(self) -> None:
-        """Drop bytes and fields, as `Shared.shrink` does."""
+        """Drop bytes and fields, as `SharedHeaders.shrink` does."""
         super().shrink()
         if not self.is_kept:
             self.raw = b""

@@ -43,7 +43,7 @@ class Limits:
     """Less data in a frame that does not end its stream is small."""
 
 
-class Budget:
+class RateBudget:
     """A budget: the peer's allowance at once, and its growth with time."""
 
     def __init__(self, burst: int, per_s: float) -> None:

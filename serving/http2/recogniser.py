@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 from serving.http2 import frames
 from serving.http2.connection import Connection
 from serving.http2.events import CallsReceived, Layout, MessagesReceived
-from serving.http2.headers import MAX_KEPT_BYTES, Block, Kind, Literal, Shared, is_valid
+from serving.http2.headers import MAX_KEPT_BYTES, Block, Kind, Literal, SharedHeaders, is_valid
 from serving.http2.hpack import Field, Fields
 from serving.http2.streams import PEER_ENDS, OpenCall, Stream
 
@@ -61,7 +61,7 @@ class Varying:
     are read one by one. Values of all other fields may be any visible bytes."""
 
 
-class Template(Shared):
+class Template(SharedHeaders):
     """A header block without the values in which the blocks of its kind differ."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Template(Shared):
         self.is_kept = True
 
 
-class _Run(NamedTuple):
+class _FramePattern(NamedTuple):
     """How frames of one kind are found, and cut into their parts."""
 
     pattern: re.Pattern[bytes]
@@ -105,7 +105,7 @@ def _length(shape: Shape) -> int:
 
 
 @lru_cache(maxsize=256)  # compiling one takes some milliseconds
-def _run(shape: Shape, layout: Layout) -> _Run:
+def _run(shape: Shape, layout: Layout) -> _FramePattern:
     """Describe the frames of calls with header blocks of a shape and messages of a layout.
 
     Only the first frames of a run are matched in full: the next ones have the same block, but for
@@ -179,7 +179,7 @@ def _run(shape: Shape, layout: Layout) -> _Run:
     }
     # An empty group behind each alternative: `lastgroup` is then the name of the one that matched.
     pattern = b"|".join(run + b"(?P<%b>)" % kind.encode() for kind, run in runs.items())
-    return _Run(
+    return _FramePattern(
         pattern=re.compile(pattern, re.DOTALL),
         cuts=cuts,
         shape=shape,
@@ -208,7 +208,7 @@ class Recogniser:
         self._connection = connection
         self._varying = varying
         self._keeps_table = connection.limits.header_table_bytes > 0
-        self.runs: dict[bytes, _Run] = {}
+        self.runs: dict[bytes, _FramePattern] = {}
         """How calls are found, by the first four bytes of a frame."""
         self.templates: dict[tuple[bytes, ...], Template] = {}
         """Templates that mean the same as long as no block changes the table, by the bytes between
@@ -228,7 +228,7 @@ class Recogniser:
 
     # What is recognised
 
-    def expect(self, block: Shared, layout: Layout, token: Any, *, calls: bool) -> None:
+    def expect(self, block: SharedHeaders, layout: Layout, token: Any, *, calls: bool) -> None:
         """Recognise messages of a layout on streams that begin with a block.
 
         Args:
@@ -466,7 +466,7 @@ class Recogniser:
         return at, at
 
     def _take_headers(
-        self, run: _Run, shared: Block | Template | None, rows: _Rows, credit: int
+        self, run: _FramePattern, shared: Block | Template | None, rows: _Rows, credit: int
     ) -> int:
         """Take headers of new streams, perhaps with their messages; return how many."""
         if shared is None or not (kind := shared.kind).is_call:
@@ -505,7 +505,7 @@ class Recogniser:
             connection.account(number, run.num_bytes)
         return number
 
-    def _take_data(self, run: _Run, flags: int, rows: _Rows) -> int:
+    def _take_data(self, run: _FramePattern, flags: int, rows: _Rows) -> int:
         """Take messages of streams that are open; return how many."""
         at = 0
         while at < len(rows):
@@ -517,7 +517,9 @@ class Recogniser:
             at += taken
         return at
 
-    def _end_calls(self, run: _Run, flags: int, rows: _Rows, at: int, state: OpenCall) -> int:
+    def _end_calls(
+        self, run: _FramePattern, flags: int, rows: _Rows, at: int, state: OpenCall
+    ) -> int:
         """Take, from `at` on, messages of calls whose headers were recognised; return how many."""
         streams, shared = self._connection.streams, state.block
         found = shared.kind.messages.get(run.first)
@@ -534,7 +536,7 @@ class Recogniser:
         return end - at
 
     def _take_messages(
-        self, run: _Run, flags: int, rows: _Rows, at: int, state: Stream | None
+        self, run: _FramePattern, flags: int, rows: _Rows, at: int, state: Stream | None
     ) -> int:
         """Take, from `at` on, messages of one stream; return how many."""
         if state is None or state.ended or state.content_left is not None or state.block is None:
@@ -565,7 +567,7 @@ def recognise(varying: Varying) -> Callable[[Connection], Recogniser]:
     return lambda connection: Recogniser(connection, varying)
 
 
-def _state_of(shared: Shared, key: int) -> OpenCall:
+def _state_of(shared: SharedHeaders, key: int) -> OpenCall:
     """Return the state of streams of which only the block has come, and perhaps a message.
 
     Args:

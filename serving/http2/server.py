@@ -7,7 +7,7 @@ from serving.http2 import frames
 from serving.http2.connection import CallRecogniser, Connection
 from serving.http2.events import Event, HeadersReceived, Layout
 from serving.http2.frames import DATA, HEADERS, ErrorCode, Http2Error, frame, word
-from serving.http2.headers import HeaderReader, Shared
+from serving.http2.headers import HeaderReader, SharedHeaders
 from serving.http2.hpack import Encoder, Fields, encode_literally
 from serving.http2.limits import Limits
 from serving.http2.pieces import Pieces
@@ -59,7 +59,9 @@ class ServerConnection(Connection):
         self.recogniser = self.reader.recogniser = make(self)
         return self
 
-    def expect(self, block: Shared, layout: Layout, token: Any, *, calls: bool = True) -> None:
+    def expect(
+        self, block: SharedHeaders, layout: Layout, token: Any, *, calls: bool = True
+    ) -> None:
         """Recognise messages of a layout on streams that begin with a block; see the recogniser."""
         if self.recogniser is not None and not self._has_gone:
             self.recogniser.expect(block, layout, token, calls=calls)

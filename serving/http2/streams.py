@@ -3,11 +3,11 @@
 from enum import IntEnum
 from typing import Any
 
-from serving.http2.headers import Shared
+from serving.http2.headers import SharedHeaders
 from serving.http2.pieces import Pieces
 
 
-class Phase(IntEnum):
+class StreamPhase(IntEnum):
     """The state of a stream that has begun."""
 
     OPEN = 0
@@ -31,9 +31,9 @@ class Input(IntEnum):
     """Either side sends RST_STREAM."""
 
 
-OPEN, HALF_CLOSED_REMOTE, HALF_CLOSED_LOCAL, CLOSED = Phase
+OPEN, HALF_CLOSED_REMOTE, HALF_CLOSED_LOCAL, CLOSED = StreamPhase
 PEER_ENDS, WE_END, RESET = Input
-NEXT: dict[Phase, dict[Input, Phase]] = {
+NEXT: dict[StreamPhase, dict[Input, StreamPhase]] = {
     OPEN: {PEER_ENDS: HALF_CLOSED_REMOTE, WE_END: HALF_CLOSED_LOCAL, RESET: CLOSED},
     HALF_CLOSED_REMOTE: {WE_END: CLOSED, RESET: CLOSED},
     HALF_CLOSED_LOCAL: {PEER_ENDS: CLOSED, RESET: CLOSED},
@@ -62,7 +62,7 @@ class Stream:
     trailers: bytes | None = None
     """The end of the stream after `unsent`: a header block, or only the flag."""
 
-    def __init__(self, block: Shared | None, receive_window: int) -> None:
+    def __init__(self, block: SharedHeaders | None, receive_window: int) -> None:
         """Begin an open stream.
 
         Args:
@@ -72,7 +72,7 @@ class Stream:
         self.block = block
         self.receive_window = receive_window
 
-    def move(self, by: Input) -> Phase:
+    def move(self, by: Input) -> StreamPhase:
         """Go to the next state, and return it."""
         self.phase = phase = NEXT[self.phase][by]
         self.ended = phase is HALF_CLOSED_REMOTE or phase is CLOSED
@@ -90,7 +90,7 @@ class OpenCall:
     trailers = None
     """As in `Stream`: its answer has not begun."""
 
-    def __init__(self, block: Shared, *, ended: bool, send_credit: int = 0) -> None:
+    def __init__(self, block: SharedHeaders, *, ended: bool, send_credit: int = 0) -> None:
         """Describe streams of one block.
 
         Args:

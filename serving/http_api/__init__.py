@@ -1,0 +1,1 @@
+"""What the HTTP port answers: tensors, pictures, pages, their description. No sockets."""

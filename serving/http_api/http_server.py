@@ -10,7 +10,7 @@ from serving.config import ServerConfig
 from serving.errors import ServingError
 from serving.http_api.http_application import Document, HttpApplication
 from serving.http_api.inference import Inference
-from serving.http_api.models_page import Models
+from serving.http_api.models_page import ModelsPage
 from serving.http_api.openapi import openapi_document
 from serving.http_api.pages import Pages, answered
 from serving.protocols.oip.methods import Queries
@@ -67,7 +67,7 @@ class HttpServer:
         self._config = config
         self._modules = _MODULES + tuple(name for each in applications for name in each.MODULES)
         self._is_open = False
-        self._models = Models(router, queries, config)
+        self._models = ModelsPage(router, queries, config)
         self._routes = [*self._models.routes(), *_routes(router, config, applications)]
         self._limits = limits or PortLimits(
             max_message_bytes=max_message_bytes(router),

@@ -14,7 +14,7 @@ from serving.transports.http_port import Exchange
 from serving.transports.http_routing import Answer, Endpoint, as_json
 
 
-class Models:
+class ModelsPage:
     """Answers /v2/models."""
 
     def __init__(self, router: Router, queries: Queries, config: ServerConfig) -> None:

@@ -20,7 +20,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from enum import IntEnum
 from functools import partial
@@ -111,13 +111,17 @@ def try_file(file: File, *, needs_verdict: bool) -> Tried:
     Raises:
         CorruptModel: it ends the process that does so, or takes too long.
     """
-    with tempfile.NamedTemporaryFile(prefix="trial-") as progress:
-        found = _try(file, progress.name, needs_verdict=needs_verdict)
+    with ExitStack() as stack:
+        try:
+            progress = stack.enter_context(tempfile.NamedTemporaryFile(prefix="trial-")).name
+        except OSError:  # there is no folder for it, or no room
+            _log.info("model %s: not tried first: there is no temporary folder", file.name)
+            return Tried()
+        found = _try(file, progress, needs_verdict=needs_verdict)
         if found is None:  # the proof could not be ended: the rest by another child
             lacking = Verdict(f"{_PROOF} takes too much time or memory")
-            found = (_try(file, progress.name, needs_verdict=False) or Tried())._replace(
-                verdict=lacking
-            )
+            rest = _try(file, progress, needs_verdict=False) or Tried()
+            found = rest._replace(verdict=lacking)
     return found
 
 

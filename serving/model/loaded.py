@@ -37,7 +37,7 @@ class Around(Protocol):
 
     @property
     def files(self) -> Sequence[Path]:
-        """Those beside the handler's file that it has imported, as far as they are known."""
+        """Files beside the handler's own that it has imported, as far as they are known."""
 
     def close(self) -> None:
         """End it, if it is not served."""

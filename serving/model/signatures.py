@@ -46,7 +46,7 @@ _TYPES = {
 _TENSOR_NAME = 8
 
 
-class Value(NamedTuple):
+class ValueFacts(NamedTuple):
     """An input or output of a graph."""
 
     datatype: str
@@ -55,7 +55,7 @@ class Value(NamedTuple):
     """-1 for an open one; None if the graph doesn't say its rank."""
 
 
-Side = dict[str, Value]
+Side = dict[str, ValueFacts]
 
 
 class GraphSignature(NamedTuple):
@@ -80,7 +80,7 @@ def _text(side: Side) -> str:
     )
 
 
-def _axes(value: Value) -> str:
+def _axes(value: ValueFacts) -> str:
     return ", ".join("N" if size < 0 else str(size) for size in value.sizes or ())
 
 
@@ -119,7 +119,7 @@ def _difference_of_images(old: Mapping[str, Any], new: Mapping[str, Any]) -> str
     return f"{key} was {old.get(key)} and is {new.get(key)}"
 
 
-def _fits(old: Value, new: Value, *, is_input: bool) -> bool:
+def _fits(old: ValueFacts, new: ValueFacts, *, is_input: bool) -> bool:
     if old.datatype != new.datatype:
         return False
     if None in (old.sizes, new.sizes):  # an input of any rank takes more, an output says less
@@ -218,15 +218,15 @@ def _name_of_tensor(fields: Fields, begin: int, end: int) -> str:
     return ""
 
 
-def _value(data: bytes) -> tuple[str, Value]:
+def _value(data: bytes) -> tuple[str, ValueFacts]:
     info = ValueInfoProto.FromString(data)
     tensor = info.type.tensor_type
     if not info.type.HasField("tensor_type"):
-        return info.name, Value("", None)
+        return info.name, ValueFacts("", None)
     sizes = None
     if tensor.HasField("shape"):
         sizes = tuple(
             each.dim_value if each.HasField("dim_value") and each.dim_value > 0 else -1
             for each in tensor.shape.dim
         )
-    return info.name, Value(_TYPES.get(tensor.elem_type, str(tensor.elem_type)), sizes)
+    return info.name, ValueFacts(_TYPES.get(tensor.elem_type, str(tensor.elem_type)), sizes)

@@ -60,7 +60,7 @@ class Alone:
     _NUM_FIRST = 3
     """Runs of each before one is chosen."""
     _AGAIN = 32
-    """Each so many calls the other one is tried: 3 % of them may take longer."""
+    """Calls after which the other one is tried: 3 % of them may take longer."""
     _KEPT = 7
     """Times whose median counts."""
 

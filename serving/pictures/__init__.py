@@ -1,0 +1,1 @@
+"""Strangers' pictures to pixels, within limits. It knows no model and no server."""

@@ -39,7 +39,7 @@ class StatusCode(IntEnum):
     UNAUTHENTICATED = 16
 
 
-class Row(NamedTuple):
+class StatusRow(NamedTuple):
     """How one class of errors is told to callers."""
 
     code: StatusCode
@@ -50,35 +50,35 @@ class Row(NamedTuple):
     """Whether our clients send the call again, while its deadline and their budget allow."""
 
 
-TABLE: dict[type[errors.ServingError], Row] = {
+TABLE: dict[type[errors.ServingError], StatusRow] = {
     errors.InvalidRequest:
-        Row(StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", HTTPStatus.BAD_REQUEST),
+        StatusRow(StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", HTTPStatus.BAD_REQUEST),
     errors.TooLarge:  # never with a pushback: sent again it is as large
-        Row(StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+        StatusRow(StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     errors.Unsupported:
-        Row(StatusCode.UNIMPLEMENTED, "UNSUPPORTED", HTTPStatus.NOT_IMPLEMENTED),
+        StatusRow(StatusCode.UNIMPLEMENTED, "UNSUPPORTED", HTTPStatus.NOT_IMPLEMENTED),
     errors.NotAllowed:
-        Row(StatusCode.FAILED_PRECONDITION, "NOT_ALLOWED", HTTPStatus.FORBIDDEN),
+        StatusRow(StatusCode.FAILED_PRECONDITION, "NOT_ALLOWED", HTTPStatus.FORBIDDEN),
     errors.ModelNotFound:
-        Row(StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", HTTPStatus.NOT_FOUND),
+        StatusRow(StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", HTTPStatus.NOT_FOUND),
     errors.Unauthenticated:
-        Row(StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", HTTPStatus.UNAUTHORIZED),
+        StatusRow(StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", HTTPStatus.UNAUTHORIZED),
     errors.Overloaded:
-        Row(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", HTTPStatus.TOO_MANY_REQUESTS, True),
+        StatusRow(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", HTTPStatus.TOO_MANY_REQUESTS, True),
     errors.Unavailable:
-        Row(StatusCode.UNAVAILABLE, "UNAVAILABLE", HTTPStatus.SERVICE_UNAVAILABLE, True),
+        StatusRow(StatusCode.UNAVAILABLE, "UNAVAILABLE", HTTPStatus.SERVICE_UNAVAILABLE, True),
     errors.DeadlineExceeded:
-        Row(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", HTTPStatus.GATEWAY_TIMEOUT),
+        StatusRow(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", HTTPStatus.GATEWAY_TIMEOUT),
     errors.ModelError:
-        Row(StatusCode.INTERNAL, "MODEL_ERROR", _SERVER_ERROR),
+        StatusRow(StatusCode.INTERNAL, "MODEL_ERROR", _SERVER_ERROR),
     # These end the start of a server; a caller sees them where he has a model loaded.
     errors.CorruptModel:
-        Row(StatusCode.INTERNAL, "CORRUPT_MODEL", _SERVER_ERROR),
+        StatusRow(StatusCode.INTERNAL, "CORRUPT_MODEL", _SERVER_ERROR),
     errors.DeviceError:
-        Row(StatusCode.INTERNAL, "DEVICE_ERROR", _SERVER_ERROR),
+        StatusRow(StatusCode.INTERNAL, "DEVICE_ERROR", _SERVER_ERROR),
     # A file that an option names, or an extra that is not installed: the operator must act.
     errors.ConfigurationError:
-        Row(StatusCode.INTERNAL, "CONFIGURATION_ERROR", HTTPStatus.NOT_IMPLEMENTED),
+        StatusRow(StatusCode.INTERNAL, "CONFIGURATION_ERROR", HTTPStatus.NOT_IMPLEMENTED),
 }  # fmt: skip
 """The errors that callers can get; docs/clients.md says what to do about each."""
 
@@ -87,7 +87,7 @@ _OTHER = errors.ModelError
 """The class of errors that refine none of the table's."""
 
 
-def row_of(error: errors.ServingError) -> Row:
+def row_of(error: errors.ServingError) -> StatusRow:
     """Return the row of an error: that of its class, or of the one that its class refines."""
     kind = type(error)
     return TABLE.get(kind) or next(TABLE[each] for each in (*kind.__mro__, _OTHER) if each in TABLE)

@@ -35,7 +35,7 @@ _FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*[\t\x20-\x7e\x80-\xff]*
 """Request lines and headers of RFC 9110; `http.server` takes more, such as bare newlines."""
 
 
-class Answer(NamedTuple):
+class PlainAnswer(NamedTuple):
     """An answer to a request."""
 
     body: bytes
@@ -99,32 +99,32 @@ class MetricsPort:
         self._thread.join()
         self._server.server_close()
 
-    def _answer(self, request: BaseHTTPRequestHandler) -> Answer:
+    def _answer(self, request: BaseHTTPRequestHandler) -> PlainAnswer:
         host = request.headers.get("host", "")
         if host and not is_named(host, self._names):
             text = f"no server {host[:80]!r} here; see --http-host-name\n"
-            return Answer(text.encode(), status=HTTPStatus.MISDIRECTED_REQUEST)
+            return PlainAnswer(text.encode(), status=HTTPStatus.MISDIRECTED_REQUEST)
         path = request.path.partition("?")[0]
         if path not in ("/healthz", "/readyz", "/metrics"):
-            return Answer(b"no such path\n", status=HTTPStatus.NOT_FOUND)
+            return PlainAnswer(b"no such path\n", status=HTTPStatus.NOT_FOUND)
         if request.command not in ("GET", "HEAD"):
-            return Answer(b"only by GET\n", status=HTTPStatus.METHOD_NOT_ALLOWED)
+            return PlainAnswer(b"only by GET\n", status=HTTPStatus.METHOD_NOT_ALLOWED)
         if path == "/healthz":
-            return Answer(b"alive\n")
+            return PlainAnswer(b"alive\n")
         if path == "/readyz":
             return self._ready()
         if self._report is None:
-            return Answer(b"starting\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
+            return PlainAnswer(b"starting\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
         return self._page(self._report, request.headers.get("accept", ""))
 
-    def _ready(self) -> Answer:
+    def _ready(self) -> PlainAnswer:
         state = self._state()
         lines = ["SERVING" if state.is_serving else "NOT_SERVING"]
         lines += [f"NOT_SERVING model {name}" for name in sorted(state.stuck_models)]
         status = HTTPStatus.OK if state.is_serving else HTTPStatus.SERVICE_UNAVAILABLE
-        return Answer("".join(f"{line}\n" for line in lines).encode(), status=status)
+        return PlainAnswer("".join(f"{line}\n" for line in lines).encode(), status=status)
 
-    def _page(self, report: Callable[[], Report], accept: str) -> Answer:
+    def _page(self, report: Callable[[], Report], accept: str) -> PlainAnswer:
         # Late: a server that is never scraped does without the library.
         from serving.telemetry.exposition import encode
 
@@ -133,8 +133,8 @@ class MetricsPort:
                 kind, body = encode(report(), accept)
         except Exception:
             _log.exception("the metrics page failed")
-            return Answer(b"internal error\n", status=HTTPStatus.INTERNAL_SERVER_ERROR)
-        return Answer(body, kind)
+            return PlainAnswer(b"internal error\n", status=HTTPStatus.INTERNAL_SERVER_ERROR)
+        return PlainAnswer(body, kind)
 
 
 class _Exchange:
@@ -162,11 +162,11 @@ class _Server(ThreadingMixIn, HTTPServer):
     def __init__(
         self,
         listener: socket.socket,
-        answer: Callable[[BaseHTTPRequestHandler], Answer],
+        answer: Callable[[BaseHTTPRequestHandler], PlainAnswer],
         exchange_s: float,
         max_exchanges: int,
     ) -> None:
-        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        super().__init__(listener.getsockname()[:2], _ExchangeHandler, bind_and_activate=False)
         self.socket.close()  # in place of the one that it has made
         self.socket = listener
         self.answer = answer
@@ -237,7 +237,7 @@ class _Server(ThreadingMixIn, HTTPServer):
         _log.error("a connection of the metrics port failed", exc_info=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _ExchangeHandler(BaseHTTPRequestHandler):
     """One exchange."""
 
     server: _Server
@@ -292,13 +292,13 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse a request, as text in place of a page."""
         status = HTTPStatus(code)
-        self._reply(Answer(f"{message or status.phrase}\n".encode(), status=status))
+        self._reply(PlainAnswer(f"{message or status.phrase}\n".encode(), status=status))
 
     def _refuse(self, status: HTTPStatus, text: str) -> bool:
         self.send_error(status, text)
         return False
 
-    def _reply(self, answer: Answer) -> None:
+    def _reply(self, answer: PlainAnswer) -> None:
         self.send_response_only(answer.status)
         self.send_header("date", self.date_time_string())
         self.send_header("content-type", answer.kind)

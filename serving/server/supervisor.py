@@ -24,7 +24,7 @@ from serving.system import signals
 from serving.system.addresses import first_free, with_port
 from serving.system.crash_record import number_of
 from serving.system.listening import is_activated
-from serving.system.shared_port import Shared, refuse_callers, reserved_port
+from serving.system.shared_port import SharedPort, refuse_callers, reserved_port
 from serving.system.systemd import keep_watchdog_fed, notify
 from serving.telemetry.metrics import Counts, ModelLabel, Readiness, Report, total
 
@@ -57,7 +57,7 @@ async def supervise(
         raise ConfigurationError("a socket of systemd's serves one process: leave out --workers")
     with ExitStack() as stack:
         exporter = stack.enter_context(exporting(config))
-        ports: dict[tuple[str, int], Shared] = {}
+        ports: dict[tuple[str, int], SharedPort] = {}
 
         def reserve(host: str, port: int) -> int:
             found = stack.enter_context(reserved_port(host, port, config.workers))
@@ -79,7 +79,7 @@ class Supervisor:
 
     def __init__(
         self,
-        ports: dict[tuple[str, int], Shared],
+        ports: dict[tuple[str, int], SharedPort],
         configs: Configs,
         config: ServerConfig,
         exporter: Any,
@@ -90,7 +90,7 @@ class Supervisor:
         self._config = config
         self._exporter = exporter
         self._workers: dict[int, Worker] = {}
-        """Those that run, ready or not, by place."""
+        """Workers that run, ready or not, by place."""
         self._dead = Counts()
         """The counts of the workers that died."""
         self._crashes = Crashes()

@@ -66,9 +66,9 @@ class Orders(NamedTuple):
     """What workers do otherwise with some versions, by their numbers; see `number_of`."""
 
     blocked: Mapping[int, float] = {}
-    """Those whose calls are refused, and until when; see `Router.block`."""
+    """Versions whose calls are refused, and until when; see `Router.block`."""
     alone: frozenset[int] = frozenset()
-    """Those of which each call runs alone; see `Router.stop_batching`."""
+    """Versions of which each call runs alone; see `Router.stop_batching`."""
 
 
 class Worker:
@@ -76,7 +76,7 @@ class Worker:
 
     def __init__(
         self,
-        ports: Mapping[tuple[str, int], shared_port.Shared],
+        ports: Mapping[tuple[str, int], shared_port.SharedPort],
         place: int,
         configs: Configs,
         on_ready: Callable[[], None],
@@ -188,7 +188,9 @@ def main() -> None:
     record.trace_crashes()
     logs.setup(config.log_format, config.log_level, worker=place)
     for name, (sock, file) in files.items():
-        listening.shares[name] = shared_port.Shared(socket.socket(fileno=sock), file).share(place)
+        listening.shares[name] = shared_port.SharedPort(socket.socket(fileno=sock), file).share(
+            place
+        )
 
     def start_reporting(server: Server) -> None:
         arguments = (supervisor, server, asyncio.get_running_loop())

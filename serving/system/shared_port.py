@@ -47,7 +47,7 @@ class Share:
         return self._numbers[self._place] <= least + least // 8
 
 
-class Shared(NamedTuple):
+class SharedPort(NamedTuple):
     """A port of several workers: its socket, and a file in memory with their connections."""
 
     socket: socket.socket
@@ -59,7 +59,7 @@ class Shared(NamedTuple):
 
 
 @contextmanager
-def reserved_port(host: str, port: int, number: int = 1) -> Iterator[Shared]:
+def reserved_port(host: str, port: int, number: int = 1) -> Iterator[SharedPort]:
     """Reserve a port for the processes that inherit its socket; this one does not listen.
 
     So the port is known before a worker listens, and stays ours while no worker is alive. gRPC's
@@ -99,7 +99,7 @@ def reserved_port(host: str, port: int, number: int = 1) -> Iterator[Shared]:
             # SO_REUSEADDR: connections inherit it, and one in TIME_WAIT without it would block
             # the next start's probe for a minute.
             options = socket.SO_REUSEPORT, socket.SO_REUSEADDR
-            shared = Shared(bound(*options), os.memfd_create("connections"))
+            shared = SharedPort(bound(*options), os.memfd_create("connections"))
             stack.callback(os.close, shared.file)
             os.truncate(shared.file, number * 8)
             for place in range(number):

@@ -205,7 +205,7 @@ class ModelCounts:
     preprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
     """Times of a handler: one trip to a process and back."""
     postprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
-    """Likewise."""
+    """Times of a handler's second method, likewise: to a process and back."""
     own: OwnCounts = field(default_factory=OwnCounts)
     """What its handler counts itself."""
     num_mismatches: int = 0

@@ -9,7 +9,7 @@ from typing import Any
 from serving.protocols.method import Method
 from serving.router import Router
 from serving.system.host import Host
-from serving.transports.loop import Loop, Phase
+from serving.transports.loop import Loop, LoopPhase
 from serving.transports.port import Port
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class AsyncioLoop(Loop):
         self._event_loop.call_soon_threadsafe(self._take_turn, context=self._context)
 
     def _take_turn(self) -> None:
-        if self.phase >= Phase.PARTING:
+        if self.phase >= LoopPhase.PARTING:
             return
         try:
             self.turn(self.selector.select(0.0) if self._is_followed else [])
@@ -77,7 +77,7 @@ class AsyncioLoop(Loop):
         self._take_turn()
 
     def stop(self) -> None:
-        if self.phase >= Phase.PARTING:  # again
+        if self.phase >= LoopPhase.PARTING:  # again
             return
         if self._planned is not None:
             self._planned.cancel()

@@ -76,7 +76,7 @@ class GrpcCall(LoopCall):
         self._unpacked = 0
         """The bytes of the message that the method has taken, if it was compressed."""
         self._num_unpacked = 0
-        """The same of all messages that are not answered."""
+        """Bytes of all messages that are not answered."""
         self._owed = 0
         """The window bytes of answered requests, until the answers are read."""
         self._waits = ""

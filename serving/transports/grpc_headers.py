@@ -15,7 +15,7 @@ from serving.errors import (
     Unauthenticated,
     Unsupported,
 )
-from serving.http2.headers import Shared
+from serving.http2.headers import SharedHeaders
 from serving.http2.hpack import Field, Fields
 from serving.http2.recogniser import Varying
 from serving.protocols.method import BatchedUnary, Method, PrefixCache
@@ -135,7 +135,7 @@ class HeaderParser:
         self.methods = methods
         self.tokens = tokens
 
-    def get(self, block: Shared) -> Headers:
+    def get(self, block: SharedHeaders) -> Headers:
         """Return the meaning of headers."""
         head: Headers | None = block.kind.call
         if head is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
 from serving.http2 import Pieces, ServerConnection, events
-from serving.http2.headers import Shared
+from serving.http2.headers import SharedHeaders
 from serving.http2.recogniser import recognise
 from serving.protocols.method import BatchedUnary
 from serving.protocols.status import Status, StatusCode
@@ -146,7 +146,7 @@ class H2Port(Port):
         if not is_simple or logged is not None:
             self._open(peer, event.stream, head, now_s, ended=event.is_end, logged=logged)
 
-    def _read(self, peer: Peer, block: Shared) -> Headers:
+    def _read(self, peer: Peer, block: SharedHeaders) -> Headers:
         head: Headers | None = block.call
         if head is None:
             head = block.call = self._heads.get(block)
@@ -155,7 +155,7 @@ class H2Port(Port):
                 block.shrink()
         return head
 
-    def _begin_log(self, peer: Peer, block: Shared) -> "LoggedCall | None":
+    def _begin_log(self, peer: Peer, block: SharedHeaders) -> "LoggedCall | None":
         if self.log is None:
             return None
         fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in block.fields}

@@ -152,7 +152,7 @@ class Handlers(grpc.GenericRpcHandler):
         self._methods = {method.path: method for method in methods}
         self._metrics = metrics
         self.peers: WeakValueDictionary[str, AsyncCaller] = WeakValueDictionary()
-        """Those that have calls in progress."""
+        """Callers that have calls in progress."""
         self._tokens = tokens
         self._log = log
         self.num_begun = self.num_active = 0

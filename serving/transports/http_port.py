@@ -122,7 +122,7 @@ async def _unpacked(call: Exchange) -> Answer:
     return await call.plan.handler(call)
 
 
-class Phase:
+class ConnectionPhase:
     """How far a connection is with its requests. No enum, as `State` says."""
 
     HEAD = 0
@@ -142,7 +142,7 @@ class HttpEngine:
 
     def __init__(self) -> None:
         self.reader = RequestReader()
-        self.phase: int = Phase.HEAD
+        self.phase: int = ConnectionPhase.HEAD
         self.stream = 0
         """How many requests have begun."""
         self.streams: set[int] = set()
@@ -163,7 +163,7 @@ class HttpEngine:
 
     @property
     def is_established(self) -> bool:
-        return self.phase != Phase.HEAD
+        return self.phase != ConnectionPhase.HEAD
 
     def begin(self) -> int:
         """Begin a request; return its number."""
@@ -175,7 +175,7 @@ class HttpEngine:
         """End the request in progress."""
         self.call = self.repeated = None
         self.streams.clear()
-        self.phase = Phase.QUEUED if self.reader.num_waiting else Phase.IDLE
+        self.phase = ConnectionPhase.QUEUED if self.reader.num_waiting else ConnectionPhase.IDLE
 
     def write(self, answer: bytes | Pieces) -> None:
         """Have an answer, or a part of one, sent at the end of the round; a long one in parts."""
@@ -264,7 +264,7 @@ class HttpPort(Port):
             self._run_repeated(peer, repeat, data, now_s)
             return
         engine.reader.receive(data)
-        if engine.phase not in (Phase.RUNNING, Phase.QUEUED):
+        if engine.phase not in (ConnectionPhase.RUNNING, ConnectionPhase.QUEUED):
             self._advance(peer, now_s)
         self._pause(peer)
 
@@ -275,7 +275,7 @@ class HttpPort(Port):
         return (
             len(data) == repeat.num_bytes
             and data.startswith(repeat.start)
-            and engine.phase == Phase.IDLE
+            and engine.phase == ConnectionPhase.IDLE
             and not engine.num_unsent
             and self.refusal is None
             and self._router.routes.get(repeat.model) is repeat.encoder.target
@@ -285,7 +285,7 @@ class HttpPort(Port):
         """Have a repeated request run; it needs no object but the `Group`."""
         engine: HttpEngine = peer.engine
         number: Any = self._begin(peer, now_s)
-        engine.phase, engine.repeated = Phase.RUNNING, engine.recent
+        engine.phase, engine.repeated = ConnectionPhase.RUNNING, engine.recent
         rows = data[len(repeat.start) :]
         submit(Group(peer, [number], [rows], repeat.encoder, self, now_s, math.inf))
 
@@ -340,7 +340,7 @@ class HttpPort(Port):
         Until that is less, or there is.
         """
         engine: HttpEngine = peer.engine
-        is_ahead = engine.phase in (Phase.RUNNING, Phase.QUEUED)
+        is_ahead = engine.phase in (ConnectionPhase.RUNNING, ConnectionPhase.QUEUED)
         is_paused = is_ahead and engine.reader.num_waiting > _MAX_AHEAD_BYTES
         if engine.call is not None and self.calls.budget.is_waiting(engine.call):
             is_paused = True
@@ -352,7 +352,7 @@ class HttpPort(Port):
         """Read the next request, if it has come whole."""
         engine: HttpEngine = peer.engine
         if engine.num_unsent > _MAX_UNSENT_BYTES:
-            engine.phase = Phase.QUEUED
+            engine.phase = ConnectionPhase.QUEUED
             peer.unread[engine] = None  # and resumed once they are taken
             return
         try:
@@ -370,11 +370,11 @@ class HttpPort(Port):
 
     def _queue(self, peer: Peer) -> None:
         """Have the next request of a connection read, once it is its turn."""
-        if peer.engine.phase == Phase.QUEUED and peer.state < State.LAST:
+        if peer.engine.phase == ConnectionPhase.QUEUED and peer.state < State.LAST:
             self.defer(partial(self._advance_next, peer))
 
     def _advance_next(self, peer: Peer) -> None:
-        if peer.engine.phase == Phase.QUEUED and peer.state < State.LAST:
+        if peer.engine.phase == ConnectionPhase.QUEUED and peer.state < State.LAST:
             self._advance(peer, self.clock())
             self._pause(peer)
 
@@ -384,10 +384,10 @@ class HttpPort(Port):
         if call is None:
             request = reader.read_head()
             if request is None:
-                if engine.phase != Phase.HEAD and reader.num_waiting:  # its time begins
-                    engine.phase, peer.opened_s = Phase.HEAD, now_s
-                elif engine.phase == Phase.QUEUED:
-                    engine.phase = Phase.IDLE
+                if engine.phase != ConnectionPhase.HEAD and reader.num_waiting:  # its time begins
+                    engine.phase, peer.opened_s = ConnectionPhase.HEAD, now_s
+                elif engine.phase == ConnectionPhase.QUEUED:
+                    engine.phase = ConnectionPhase.IDLE
                 return
             call = self._begin_request(peer, request, now_s)
             if call.is_over:
@@ -399,7 +399,7 @@ class HttpPort(Port):
         if body is None:
             self._let_more_come(call)
             return
-        engine.phase, peer.active_s = Phase.RUNNING, now_s
+        engine.phase, peer.active_s = ConnectionPhase.RUNNING, now_s
         call.body, call.is_running = body, True
         self.calls.end_at_deadline(call)
         call.start(_unpacked(call) if call.plan.is_packed else call.plan.handler(call))
@@ -425,7 +425,7 @@ class HttpPort(Port):
         plan = engine.recent
         if plan is None or plan.request is not request:
             plan = RoutedRequest(request)
-        engine.phase = Phase.BODY
+        engine.phase = ConnectionPhase.BODY
         call = engine.call = Exchange(self, peer, plan, self._begin(peer, now_s))
         if self.log is not None:
             fields = request.fields
@@ -461,7 +461,7 @@ class HttpPort(Port):
         except Overloaded as err:
             answer = problem(err)
         peer.active_s = self.clock()
-        is_whole = engine.phase == Phase.RUNNING or not plan.request.num_bytes
+        is_whole = engine.phase == ConnectionPhase.RUNNING or not plan.request.num_bytes
         if plan.request.is_last or not is_whole or self.refusal is not None:
             self._read_no_more(peer)
         more = self._end_request(call, answer.code or name_of(answer.status), answer.status)
@@ -490,7 +490,7 @@ class HttpPort(Port):
         if engine.call is not None:
             self.fail_request(engine.call, refusal)
             return
-        engine.phase = Phase.IDLE
+        engine.phase = ConnectionPhase.IDLE
         answer = problem(refusal)
         self._metrics.count("other", answer.code)
         engine.write(self._app.encode(answer, None, is_last=True))
@@ -515,11 +515,11 @@ class HttpPort(Port):
 
     def is_pending(self, peer: Peer) -> bool:
         """Return whether calls are to be answered; in a drain's grace some may be on their way."""
-        may_ask = peer.engine.phase != Phase.QUEUED and peer.state < State.LAST
+        may_ask = peer.engine.phase != ConnectionPhase.QUEUED and peer.state < State.LAST
         return (may_ask and self.clock() < self._grace_until_s) or super().is_pending(peer)
 
     def has_accepted(self, peer: Peer) -> bool:
-        return bool(peer.engine.phase == Phase.RUNNING)
+        return bool(peer.engine.phase == ConnectionPhase.RUNNING)
 
     def num_unsent(self, peer: Peer) -> int:
         unsent: int = peer.engine.num_unsent
@@ -527,7 +527,7 @@ class HttpPort(Port):
 
     def is_kept(self, peer: Peer) -> bool:
         """Return whether a connection keeps its place: a peer that has not sent all is slow."""
-        return bool(peer.engine.phase == Phase.RUNNING or peer.output or peer.engine.due)
+        return bool(peer.engine.phase == ConnectionPhase.RUNNING or peer.output or peer.engine.due)
 
     def drop(self, peer: Peer) -> None:
         peer.engine.drop_unsent()
@@ -562,9 +562,13 @@ class HttpPort(Port):
     def part(self, peer: Peer) -> None:
         """Have a peer leave; a request that has begun to come is answered."""
         engine: HttpEngine = peer.engine
-        if engine.phase == Phase.BODY and engine.call is not None and self.refusal is not None:
+        if (
+            engine.phase == ConnectionPhase.BODY
+            and engine.call is not None
+            and self.refusal is not None
+        ):
             self.fail_request(engine.call, self.refusal)
-        elif engine.phase in (Phase.IDLE, Phase.QUEUED):
+        elif engine.phase in (ConnectionPhase.IDLE, ConnectionPhase.QUEUED):
             super().part(peer)
 
     def sweep_calls(self, peer: Peer) -> None:

@@ -166,7 +166,7 @@ class Reader:
         return peer.tls.decrypt(buffer[:num_bytes])
 
 
-class Phase:
+class LoopPhase:
     """How far the life of a loop is; see `Loop`."""
 
     SERVING = 0
@@ -219,7 +219,7 @@ class Loop:
         """Connections to be flushed at the end of the round."""
         self.schedule_flush: Callable[[Peer], None] = self._dirty.setdefault
         self.calls = LoopCalls(self.clock, self.hurry)
-        """Those of all ports."""
+        """The calls of all ports."""
         self._due: deque[Batcher] = deque()
         """Models whose calls wait, the next one's turn first."""
         self._deferred: deque[Callable[[], None]] = deque()
@@ -232,7 +232,7 @@ class Loop:
         self._poll_until_s = 0.0
         self._handed_out: Batcher | None = None
         """The last one whose calls were given to runners, which may need this core."""
-        self.phase: int = Phase.SERVING
+        self.phase: int = LoopPhase.SERVING
         self._drain: Drain | None = None
         """From the phase DRAINING on."""
         self._parted_s = math.inf
@@ -424,7 +424,7 @@ class Loop:
         self.post(partial(self._begin_drain, refusal))
 
     def _begin_drain(self, refusal: ServingError) -> None:
-        self.phase = max(self.phase, Phase.DRAINING)
+        self.phase = max(self.phase, LoopPhase.DRAINING)
         self._drain, self._next_tick_s = Drain(refusal, self.clock()), 0.0
         for port in self._ports:
             self._drain.begin(port)
@@ -440,14 +440,14 @@ class Loop:
         self._close()  # not before: `post` may be about to wake it
 
     def _part(self) -> None:
-        self.phase = Phase.PARTING
+        self.phase = LoopPhase.PARTING
         self._parted_s, self._next_tick_s = self.clock(), 0.0
         for port in self._ports:
             port.close()
 
     def _have_left(self) -> bool:
         """Return whether the peers that had something to wait for have left, or had a second."""
-        if self.phase < Phase.PARTING:
+        if self.phase < LoopPhase.PARTING:
             return False
         if self.clock() >= self._parted_s + _PARTING_S:
             return True
@@ -456,6 +456,6 @@ class Loop:
         return not any(peer.active_s >= begun_s - _PARTING_S for peer in peers)
 
     def _close(self) -> None:
-        self.phase = Phase.CLOSED
+        self.phase = LoopPhase.CLOSED
         for each in (self.selector, self._waker, self._woken):
             each.close()

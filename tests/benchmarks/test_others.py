@@ -16,7 +16,7 @@ from benchmarks.comparison import Plan, specs_of, workload_of
 from benchmarks.figures import Figures
 from benchmarks.methods import json_of
 from benchmarks.network import Demand, Generator
-from benchmarks.others import PEERS, NotMeasured, Peer, peer_process
+from benchmarks.others import PEERS, NotMeasured, OtherServer, peer_process
 from benchmarks.runner import Suite
 from benchmarks.targets import Spec
 from benchmarks.workload import golden
@@ -67,7 +67,7 @@ def peers(tmp_path, file, monkeypatch):
     outputs.write_text(str(workload.outputs.tolist()))
     for mode in ("right", "wrong", "failing", "dead"):
         command = partial(command_of, script, outputs, mode)
-        peer = Peer(mode, (), json_of("/"), command)
+        peer = OtherServer(mode, (), json_of("/"), command)
         monkeypatch.setitem(PEERS, mode, peer)
     return workload
 

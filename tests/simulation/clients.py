@@ -17,7 +17,7 @@ from serving.http2.frames import (
 )
 from serving.http2.hpack import INDEXED, INSERT, Encoder, _write_integer, encode_literally, literal
 from serving.http2.limits import Limits
-from serving.http2.streams import Phase, Stream
+from serving.http2.streams import Stream, StreamPhase
 from serving.protocols.method import frame as framed
 from serving.protocols.oip import inference_pb
 from tests.simulation.network import Link
@@ -75,7 +75,7 @@ class TerseEncoder(Encoder):
 
 def has_finished(state):
     """Whether the client has sent everything on a stream."""
-    return state.phase in (Phase.HALF_CLOSED_LOCAL, Phase.CLOSED)
+    return state.phase in (StreamPhase.HALF_CLOSED_LOCAL, StreamPhase.CLOSED)
 
 
 class Engine(ClientConnection):

@@ -2,7 +2,7 @@
 
 from serving.handlers.batcher import HandlerBatcher
 from serving.http2.streams import Stream
-from serving.transports.loop import Phase
+from serving.transports.loop import LoopPhase
 from serving.transports.peer import State
 from tests.simulation.clients import SLOW, STREAM, Polite, has_finished
 from tests.simulation.network import READ, WRITE
@@ -20,7 +20,7 @@ def check(simulation):
     own_s = simulation.now_s - simulation.turn_s - simulation.busy_s
     simulation.require(own_s < 0.05, f"a turn took {own_s:g} s beside its runs")
     home, web = loop._ports
-    if loop.phase > Phase.SERVING:
+    if loop.phase > LoopPhase.SERVING:
         simulation.refusing_s = min(simulation.refusing_s, simulation.now_s)
     changed = [each for each in home._peers if each.socket.link.is_changed]
     if not changed and simulation.random.random() > 0.1:

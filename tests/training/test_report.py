@@ -14,7 +14,7 @@ from training import page, report
 from training.config import RECIPES
 from training.fitting.artifacts import load_json, load_model
 from training.fitting.evaluation import probabilities
-from training.page import Picture
+from training.page import PageFigure
 
 PICTURES = [
     "confusion.svg", "curves.svg", "layers.svg", "mistakes.svg", "reliability.svg",
@@ -71,7 +71,7 @@ def test_page_escapes_its_contents():
     html = report.render(
         metrics,
         dict.fromkeys(TABLES, (("<b>",),)),
-        dict.fromkeys(report.CAPTIONS, Picture(b"", '"<i>')),
+        dict.fromkeys(report.CAPTIONS, PageFigure(b"", '"<i>')),
     )
     assert "&lt;script&gt;" in html
     assert "<script>" not in html
@@ -83,7 +83,7 @@ def test_page_does_not_call_validation_what_was_trained_on(folder):
     metrics = load_json(folder, "metrics.json")
 
     def html():
-        pictures = dict.fromkeys(report.CAPTIONS, Picture(b"", ""))
+        pictures = dict.fromkeys(report.CAPTIONS, PageFigure(b"", ""))
         return report.render(metrics, dict.fromkeys(TABLES, (("a",),)), pictures)
 
     assert '<th scope="row">validation</th>' in html()
@@ -166,7 +166,7 @@ def test_alternative_texts_describe_the_figures():
 
 
 TABLE = [["target", *(f"column {n} with words" for n in range(12))], ["a", *("1,000",) * 12]]
-PICTURE = Picture(
+PICTURE = PageFigure(
     b'<svg xmlns="http://www.w3.org/2000/svg" width="432pt" height="300pt" viewBox="0 0 432 300">'
     b'<rect width="432" height="300" fill="#ddd"/></svg>',
     'a "grey" rectangle',

@@ -43,7 +43,7 @@ class Naming:
     inputs: tuple[str, ...] = ()
     """Names in the order of the model's inputs; none: those of its layers."""
     outputs: tuple[str, ...] = ()
-    """The same of its outputs."""
+    """Names in the order of the model's outputs; none: those of its layers."""
     is_new_signature: bool = False
     """Whether they may differ from those of the newest version."""
 

@@ -10,7 +10,7 @@ from training.data.mnist import SIDE, Mnist
 from training.errors import ExportError
 from training.export.image_signature import DIGIT_LABELS, ImageSignature
 from training.export.samples import Samples, share_of_commonest
-from training.export.version import Candidate, publish_version
+from training.export.version import ExportCandidate, publish_version
 from training.fitting.artifacts import load_json, load_model, recipe_of
 from training.fitting.evaluation import probabilities
 from training.fitting.train import split
@@ -59,7 +59,7 @@ def export(
         )
     training, validation = split(data, recipe)
     test = Samples(*data.test)
-    candidate = Candidate(
+    candidate = ExportCandidate(
         name=name,
         model=on_raw_pixels(model),
         signature=SIGNATURE,

@@ -14,7 +14,7 @@ from training.export import any_model, samples
 from training.export.any_model import Naming
 from training.export.image_signature import ImageSignature
 from training.export.samples import Samples, read_labels, share_of_commonest
-from training.export.version import Candidate, publish_version
+from training.export.version import ExportCandidate, publish_version
 from training.fitting.evaluation import Probabilities
 
 PARITY_TOLERANCE = 1e-4
@@ -101,7 +101,7 @@ def export(
     )
     preprocessing = signature.preprocessing(resize, invert=invert)
     model, expected = _classifier(model, data.images)
-    candidate = Candidate(
+    candidate = ExportCandidate(
         name=name,
         model=model,
         signature=signature,

@@ -28,7 +28,7 @@ Side = dict[str, tuple[int, tuple[int | None, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
-class GraphSignature:
+class ExportSignature:
     """What callers rely on."""
 
     inputs: Side
@@ -49,11 +49,11 @@ def _text(side: Side) -> str:
     )
 
 
-def of_graph(proto: onnx.ModelProto, images: Any = None) -> GraphSignature:
+def of_graph(proto: onnx.ModelProto, images: Any = None) -> ExportSignature:
     """Return the signature of a graph."""
     constants = {each.name for each in proto.graph.initializer}
     inputs = [each for each in proto.graph.input if each.name not in constants]
-    return GraphSignature(_side(inputs), _side(proto.graph.output), images)
+    return ExportSignature(_side(inputs), _side(proto.graph.output), images)
 
 
 def _side(values: Any) -> Side:
@@ -69,7 +69,7 @@ def _side(values: Any) -> Side:
     }
 
 
-def difference(old: GraphSignature, new: GraphSignature) -> str | None:
+def difference(old: ExportSignature, new: ExportSignature) -> str | None:
     """Return why callers of one can't go on with the other; None if they can."""
     for kind, before, after in (
         ("input", old.inputs, new.inputs),
@@ -118,7 +118,7 @@ def _may_become(old: int | None, new: int | None) -> bool:
     return old is None or new in (None, old)
 
 
-def newest(folder: Path) -> tuple[str, GraphSignature] | None:
+def newest(folder: Path) -> tuple[str, ExportSignature] | None:
     """Return the newest version of a model that is served, with its signature; None without one."""
     found = None
     versions = [path for path in folder.glob("*") if path.name.isdecimal()]
@@ -141,7 +141,7 @@ def _images(version: Path) -> Any:
 
 
 def require_same(
-    folder: Path, signature: GraphSignature, *, is_new_allowed: bool
+    folder: Path, signature: ExportSignature, *, is_new_allowed: bool
 ) -> Mapping[str, bytes]:
     """Check a graph against the newest version.
 
@@ -164,7 +164,7 @@ def require_same(
     raise UnusableInput(f"not published, {reason}{both}, {_AS_IT_IS}")
 
 
-def names_kept(folder: Path, signature: GraphSignature) -> dict[str, str]:
+def names_kept(folder: Path, signature: ExportSignature) -> dict[str, str]:
     """Find the names of the newest version for tensors that have others now.
 
     Tensors are matched by the names of their layers without Keras's running numbers, else by

@@ -147,7 +147,7 @@ def golden(images: Images, answers: Mapping[str, Probabilities]) -> dict[str, ob
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Candidate:
+class ExportCandidate:
     """A trained network, and all that it takes to check and publish it."""
 
     name: str
@@ -176,7 +176,7 @@ class Candidate:
     """Whether its images and classes may differ from those of the newest version."""
 
 
-def publish_version(candidate: Candidate, models: Path) -> Path:
+def publish_version(candidate: ExportCandidate, models: Path) -> Path:
     """Convert a network, compare it with Keras on its samples, and publish it.
 
     Raises:
@@ -217,7 +217,7 @@ def publish_version(candidate: Candidate, models: Path) -> Path:
     return version
 
 
-def _fp32(candidate: Candidate, golden: Images) -> tuple[onnx.ModelProto, Parity]:
+def _fp32(candidate: ExportCandidate, golden: Images) -> tuple[onnx.ModelProto, Parity]:
     """Convert the network, and compare it with Keras and with the other writer."""
     facts, samples, tolerance = candidate.facts, candidate.samples, candidate.tolerance
     properties = {**facts, "accuracy": facts["accuracy"]["test"]}
@@ -244,7 +244,7 @@ def _fp32(candidate: Candidate, golden: Images) -> tuple[onnx.ModelProto, Parity
 
 
 def _int8(
-    fp32: onnx.ModelProto, candidate: Candidate
+    fp32: onnx.ModelProto, candidate: ExportCandidate
 ) -> tuple[dict[str, onnx.ModelProto], dict[str, Any]]:
     """Quantise the graph and test it.
 
@@ -267,7 +267,9 @@ def _int8(
     return {"int8": quantised}, asdict(measured)
 
 
-def _publish(candidate: Candidate, models: Path, files: Files, contents: dict[str, Any]) -> Path:
+def _publish(
+    candidate: ExportCandidate, models: Path, files: Files, contents: dict[str, Any]
+) -> Path:
     name, images = candidate.name, candidate.signature
     config = TRITON_CONFIG.format(name=name, pixels=images.pixels, classes=images.classes)
 

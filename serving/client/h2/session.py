@@ -134,7 +134,7 @@ class Session:
         )
         self._headers: dict[tuple[str, bytes, Metadata], Fields] = {}
         self.calls: dict[bytes, ClientCall] = {}
-        """Those that wait for their outcome, by stream."""
+        """Calls that wait for their outcome, by stream."""
         self.keepalive = Keepalive()
         self.failure: Failure | None = None
         """Why no further calls may begin; those in flight may still be answered."""

@@ -96,6 +96,12 @@ class Size:
         return any(name[0] == _N for monomial, _ in self.terms for name in monomial)
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it is unknown, and open axes and rows may have no part in it."""
+        names = {name[0] for monomial, _ in self.terms for name in monomial}
+        return bool(names) and names.isdisjoint((_N, "+"))
+
+    @property
     def per_row(self) -> "Size | None":
         """Its share of one row, where it is the number of rows times that; else None."""
         if not self.terms or any(monomial.count(_N) != 1 for monomial, _ in self.terms):

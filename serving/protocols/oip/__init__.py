@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: its messages to rows and back. No transport."""

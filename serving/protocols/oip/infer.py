@@ -147,7 +147,7 @@ class RawEncoder(InferEncoder):
     _constants: Sequence[bytes] = ()
     """The bytes before each tensor."""
     _head, _version = b"", ""
-    """Those of a classifier, and their version."""
+    """The bytes before the tensor of a classifier, and the version that they name."""
 
     def encode(self, result: Result, at: int, number: int) -> list[Any]:
         step, end = self.num_rows, at + number * self.num_rows

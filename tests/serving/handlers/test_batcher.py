@@ -10,7 +10,7 @@ from serving.batching.batcher import Batcher
 from serving.batching.run import Group, ResponseEncoder, Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
-from serving.handlers.batcher import HandlerBatcher, Parts, RunMetrics
+from serving.handlers.batcher import HandlerBatcher, HandlerParts, RunMetrics
 from serving.handlers.frames import Frame
 from serving.handlers.kinds import Array
 from serving.handlers.signature import HandlerSignature
@@ -84,7 +84,9 @@ class World:
         kinds = dict.fromkeys(("inputs", "outputs"), NUMBERS)
         signature = HandlerSignature(name="H", methods=methods, **{**kinds, **options})
         inner = network and Batcher(network, SMALL, RunMetrics(Metrics()))
-        parts = Parts(signature, inner, self, tuple, num_processes, find, None, self.count_block)
+        parts = HandlerParts(
+            signature, inner, self, tuple, num_processes, find, None, self.count_block
+        )
         self.batcher = HandlerBatcher(FakeVersion(), SMALL, Metrics(), "h", parts)
         self.owner = FakeOwner(self.batcher, self.clock)
         self.owner.work()

@@ -12,7 +12,7 @@ import pytest
 
 from serving.config import BatchingConfig
 from serving.errors import ServingError
-from serving.handlers.batcher import HandlerBatcher, Parts
+from serving.handlers.batcher import HandlerBatcher, HandlerParts
 from serving.handlers.frames import Frame
 from serving.handlers.signature import HandlerSignature
 from serving.telemetry.metrics import Metrics
@@ -63,7 +63,7 @@ class Simulated:
         signature = HandlerSignature(
             name="H", methods=("predict",), inputs=NUMBERS, outputs=NUMBERS, batching=batching
         )
-        parts = Parts(signature, None, self, tuple, num_processes, None, None, lambda: None)
+        parts = HandlerParts(signature, None, self, tuple, num_processes, None, None, lambda: None)
         self.batcher = HandlerBatcher(FakeVersion(), BatchingConfig(), Metrics(), "h", parts)
         self.owner = FakeOwner(self.batcher, self.clock)
         self.owner.work()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.http2.streams import CLOSED, NEXT, PEER_ENDS, WE_END, Phase, Stream
+from serving.http2.streams import CLOSED, NEXT, PEER_ENDS, WE_END, Stream, StreamPhase
 
 
 def test_stream_moves_as_the_protocol_says():
@@ -22,7 +22,7 @@ def test_stream_moves_as_the_protocol_says():
         for each, after in moved.items()
     }
     assert moves == expected
-    assert {*NEXT} == {*Phase}
+    assert {*NEXT} == {*StreamPhase}
 
 
 @pytest.mark.parametrize("first", [PEER_ENDS, WE_END])

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -185,6 +186,13 @@ def test_without_memory_or_a_process_the_server_goes_on(outcome, pools, caplog):
     assert try_file(file, needs_verdict=True) == (None, False)
     assert not file_trial.has_passed(file)
     assert "model net version 1: not tried first" in caplog.text
+
+
+def test_without_a_temporary_folder_the_server_goes_on(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert try_file(file_of(b"net"), needs_verdict=True) == (None, False)
+    assert "not tried first: there is no temporary folder" in caplog.text
 
 
 def test_functions_of_a_proved_model_are_not_in_the_graph_that_serves(folder, monkeypatch):

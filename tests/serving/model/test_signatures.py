@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 from serving.model.signatures import (
     MARK,
     GraphSignature,
-    Value,
+    ValueFacts,
     difference,
     read_signature,
     unaccepted,
@@ -124,8 +124,8 @@ def test_version_that_cannot_be_read_stands_for_nothing(tmp_path):
 
 def test_values_of_all_versions_have_types_and_ranks_that_fit():
     """Each pair of an older and a newer description: may callers go on?"""
-    open_, fixed, other = (Value("FP32", (-1, size)) for size in (-1, 4, 5))
-    flat, unknown = Value("FP32", (-1,)), Value("FP32", None)
+    open_, fixed, other = (ValueFacts("FP32", (-1, size)) for size in (-1, 4, 5))
+    flat, unknown = ValueFacts("FP32", (-1,)), ValueFacts("FP32", None)
     every = {"open": open_, "fixed": fixed, "other": other, "flat": flat, "unknown": unknown}
     fitting = {"input": set(), "output": set()}
     for old, before in every.items():

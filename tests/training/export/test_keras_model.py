@@ -21,7 +21,7 @@ from training.__main__ import main
 from training.errors import ExportError, UnusableInput
 from training.export import graph, keras_model, signature
 from training.export.parity import onnxruntime
-from training.export.version import Candidate
+from training.export.version import ExportCandidate
 
 SAME = 1e-5
 """Float32 rounding in another order of summation."""
@@ -94,7 +94,7 @@ def test_golden_samples_cover_the_classes_and_reproduce(file, key, version, mani
 @pytest.fixture
 def candidates(monkeypatch):
     """Export without publishing and without the gates."""
-    found: list[Candidate] = []
+    found: list[ExportCandidate] = []
 
     def publish_version(candidate, models):
         found.append(candidate)

@@ -19,6 +19,8 @@ CONSTANTS |= {
     "rounded": np.array([2**53 + 1, 1], np.int64), "exact": np.array([2**53], np.int64),
     "thin_line": np.full((1, 1, 1), 1e-5, np.float32), "square": np.float32(2),
     "seed": np.zeros(1, np.float32), "columns": np.arange(4),
+    "tiny": np.float32(1e-3), "half": np.float32(0.5), "two_and_half": np.float32(2.5),
+    "inner": np.array([1, 2], np.int64),
 }  # fmt: skip
 CHOSEN = "; e = Where(c, other_axis, nowhere); m = ReduceMax(x, e); y = Sub(x, m)"
 """Over columns if a condition is settled, else over rows."""
@@ -29,6 +31,12 @@ NORMAL = (
     "; v = ReduceMean<keepdims=1>(p, back); a = Add(v, EPSILON); q = Sqrt(a); n = Div(d, q)"
     "; k = Mul(n, vector); l = Add(k, vector); o = Softmax<axis=0>(l); y = Reshape(o, open)"
 )
+COUNTED = (
+    "l = Shape<start=1, end=2>(x); e0 = Squeeze(l); r = Range(zero, e0, unit); f = Cast<to=1>(r)"
+    "; u = Unsqueeze(f, other_axis); h = Mul(u, row); "
+)
+OF_CONSTANT = "; z = MatMul(x, k); t = ReduceMax(z, nowhere); s = Sub(z, t); y = Reshape(s, open)"
+"""Over an axis of size 1 if a normalized constant has three axes, else over rows."""
 ROOTS: dict[str, Any] = {
     # name: (graph, options, the reason)
     "rows and a size at once": (
@@ -76,6 +84,35 @@ ROOTS: dict[str, Any] = {
     "an epsilon of more axes": (
         NORMAL.replace("EPSILON", "thin_line"), {},
         "a (Add): a constant of more axes than rows: no rule",
+    ),
+    "an epsilon of more axes than a constant": (
+        COUNTED + "m = ReduceMean<keepdims=1>(h, back); d = Sub(h, m); p = Pow(d, square)"
+        "; v = ReduceMean<keepdims=1>(p, back); a = Add(v, thin_line); q = Sqrt(a)"
+        "; n = Div(d, q); g = Mul(n, vector); k = Add(g, vector)" + OF_CONSTANT,
+        {"x": "float[N,L] x", "y": "float[N,4] y"},
+        "a (Add): one element of more axes than the others: no rule",
+    ),
+    "a computed epsilon of more axes than a constant": (
+        COUNTED + "p = Pow(h, square); v = ReduceMean<keepdims=1>(p, back)"
+        "; c = Range(tiny, half, one); b = Unsqueeze(c, inner); a = Add(v, b); q = Sqrt(a)"
+        "; n = Div(h, q); k = Mul(n, vector); z = MatMul(x, k); t = ReduceMax(z, nowhere)"
+        "; o = MatMul(x, h); s = Sub(o, t); y = Reshape(s, open)",
+        {"x": "float[N,L] x", "y": "float[N,4] y"},
+        "a (Add): one element of more axes than the others: no rule",
+    ),
+    "a computed exponent of more axes than a constant": (
+        COUNTED + "c = Range(square, two_and_half, one); b = Unsqueeze(c, inner); p = Pow(h, b)"
+        "; v = ReduceMean<keepdims=1>(p, back); a = Add(v, tiny); q = Sqrt(a); n = Div(h, q)"
+        "; k = Mul(n, vector); z = MatMul(x, k); t = ReduceMax(z, nowhere); o = MatMul(x, h)"
+        "; s = Sub(o, t); y = Reshape(s, open)",
+        {"x": "float[N,L] x", "y": "float[N,4] y"},
+        "p (Pow): one element of more axes than the others: no rule",
+    ),
+    "an epsilon of more axes than a constant, without a mean": (
+        COUNTED + "p = Pow(h, square); v = ReduceMean<keepdims=1>(p, back)"
+        "; a = Add(v, thin_line); q = Sqrt(a); n = Div(h, q); k = Mul(n, vector)" + OF_CONSTANT,
+        {"x": "float[N,L] x", "y": "float[N,4] y"},
+        "a (Add): one element of more axes than the others: no rule",
     ),
 }  # fmt: skip
 FUNCTIONS = {
