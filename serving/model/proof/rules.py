@@ -45,14 +45,14 @@ def pointwise(node: Node) -> list[Value]:
 def _require_axes(node: Node) -> None:
     """Raise Mixes if one element adds axes to the others, be they rows or not.
 
-    ONNX Runtime's fusion of a normalization leaves such axes of an epsilon out. The epsilon is
-    added, and may be computed from constants whose sizes are not followed.
+    ONNX Runtime's fusion of a normalization leaves such axes of an epsilon or an exponent out.
+    These may be computed from constants, and their sizes are then not followed.
     """
     for at, value in enumerate(node.given):
         rank = max((each.rank for other, each in enumerate(node.given) if other != at), default=0)
         is_float = "float" in value.dtype or not value.dtype
         is_one = product(value.shape) == ONE
-        if node.op == "Add":
+        if node.op in ("Add", "Pow"):
             is_one = all(each == ONE or each.is_closed for each in value.shape)
         if is_float and value.rank > max(rank, 1) and is_one:
             raise Mixes("one element of more axes than the others: no rule")

@@ -19,7 +19,8 @@ CONSTANTS |= {
     "rounded": np.array([2**53 + 1, 1], np.int64), "exact": np.array([2**53], np.int64),
     "thin_line": np.full((1, 1, 1), 1e-5, np.float32), "square": np.float32(2),
     "seed": np.zeros(1, np.float32), "columns": np.arange(4),
-    "tiny": np.float32(1e-3), "half": np.float32(0.5), "inner": np.array([1, 2], np.int64),
+    "tiny": np.float32(1e-3), "half": np.float32(0.5), "two_and_half": np.float32(2.5),
+    "inner": np.array([1, 2], np.int64),
 }  # fmt: skip
 CHOSEN = "; e = Where(c, other_axis, nowhere); m = ReduceMax(x, e); y = Sub(x, m)"
 """Over columns if a condition is settled, else over rows."""
@@ -98,6 +99,14 @@ ROOTS: dict[str, Any] = {
         "; o = MatMul(x, h); s = Sub(o, t); y = Reshape(s, open)",
         {"x": "float[N,L] x", "y": "float[N,4] y"},
         "a (Add): one element of more axes than the others: no rule",
+    ),
+    "a computed exponent of more axes than a constant": (
+        COUNTED + "c = Range(square, two_and_half, one); b = Unsqueeze(c, inner); p = Pow(h, b)"
+        "; v = ReduceMean<keepdims=1>(p, back); a = Add(v, tiny); q = Sqrt(a); n = Div(h, q)"
+        "; k = Mul(n, vector); z = MatMul(x, k); t = ReduceMax(z, nowhere); o = MatMul(x, h)"
+        "; s = Sub(o, t); y = Reshape(s, open)",
+        {"x": "float[N,L] x", "y": "float[N,4] y"},
+        "p (Pow): one element of more axes than the others: no rule",
     ),
     "an epsilon of more axes than a constant, without a mean": (
         COUNTED + "p = Pow(h, square); v = ReduceMean<keepdims=1>(p, back)"
