@@ -152,7 +152,8 @@ class OffloadedBatches:
             running.run = part, self.owner.clock(), end
             return run
 
-        outcomes = self._executor.run(running.groups, self.owner.clock, begin)
+        waiting = open_parts(running.groups)  # while it waited for this runner it may have left
+        outcomes = self._executor.run(waiting, self.owner.clock, begin) if waiting else []
 
         def deliver() -> None:
             del self.running[number]

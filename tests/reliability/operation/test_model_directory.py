@@ -71,17 +71,21 @@ def test_stop_while_the_first_model_hangs_is_clean(model_dir, workers):
 
 
 def wait_until_busy(pid):
-    """Wait until a process and its children have computed for a while: an endless model does."""
+    """Wait until a process and those below it have computed for a while: an endless model does."""
     before_s = cpu_s(pid)
     wait_until(lambda: cpu_s(pid) > before_s + 1.0)
 
 
 def cpu_s(pid):
-    """How long a process and its children have computed."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    fields = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-              for each in (pid, *children)]  # fmt: skip
-    return sum(int(ticks) for each in fields for ticks in each[11:13]) / os.sysconf("SC_CLK_TCK")
+    """How long a process and those below it have computed."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        tasks = [*Path(f"/proc/{pid}/task").iterdir()]
+        below = [each for task in tasks for each in (task / "children").read_text().split()]
+    except OSError:  # it has ended
+        return 0.0
+    own_s = sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    return own_s + sum(map(cpu_s, below))
 
 
 # A hundred reloads under load, every other one bad: no failed request, no wrong answer
