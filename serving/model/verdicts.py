@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 VARIABLE = "SERVING_VERDICTS"
 """The environment variable that names the folder of verdicts; or `off`."""
 _SOURCES = "proof", "drawn_inputs.py", "onnx_file.py", "judging.py"
-_MAX_FILES = 512
+_MAX_FILES = 2048
 """The oldest of more are removed."""
 _MAX_BYTES = 4 << 10
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none

@@ -84,6 +84,7 @@ def test_signature_is_the_handlers(caller, peer):
     assert "[open('file.bin', 'rb').read()]" in listed["facts"]["requests"]["Python"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGB", "JPEG")])
 def test_largest_picture_that_is_promised_is_read(caller, mode, kind):
     """80 million pixels: the memory of the process that decodes it must be enough."""

@@ -357,5 +357,5 @@ def test_example_is_answered():
 
 
 def test_names_of_the_package_are_few_and_there():
-    assert len(http2.__all__) == 6
+    assert len(http2.__all__) == 7
     assert all(hasattr(http2, name) for name in http2.__all__)
