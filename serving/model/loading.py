@@ -19,6 +19,7 @@ from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import repository, verdicts
 from serving.model.answers import find_answers
+from serving.model.drawn_inputs import take
 from serving.model.engine import OnnxEngine, open_engine
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
@@ -32,7 +33,7 @@ from serving.model.time_limit import note_slow, within
 from serving.model.timing import find_rows, has_bounded_time
 from serving.model.verdicts import Verdict, line_of
 from serving.model.version_labels import STABLE, read_labels
-from serving.model.wide import gains, usual_feeds
+from serving.model.wide import MANY_ROWS, gains, usual_feeds
 from serving.system.libc import trim_memory
 from serving.tensors import Feeds
 
@@ -479,7 +480,9 @@ def _timed(
     if isinstance(engine, OnnxEngine) and engine.device == "cpu" and feeds and most_threads > 1:
         usual = usual_feeds(model.run, model.tensors, feeds)
         label = model.manifest.name, model.version
-        engine.wide = gains(label, model.run, partial(engine.widened, most_threads), usual)
+        has_many = model.tensors.is_batchable and most >= MANY_ROWS
+        many = take(usual, [0] * MANY_ROWS) if has_many else None
+        engine.wide = gains(label, model.run, partial(engine.widened, most_threads), usual, many)
     quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
     shapes = {name: array.shape for name, array in (feeds or {}).items()}
     return replace(

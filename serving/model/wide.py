@@ -32,6 +32,9 @@ _MOST_SHARE = 0.85
 _NUM_TRIES, _TRIES_S = 5, 0.2
 """Wide runs at least, and this thread's time for more; the smallest share counts, for other threads
 may not get a core at once, and this one spins meanwhile."""
+MANY_ROWS = 32
+"""Rows of a call that may gain where one is too short: of a network of convolutions of 0.35 ms a
+row 12.4 ms on one thread, 6.5 on two."""
 _OPEN_SIZE = 64
 """The size of axes that callers choose: drawn rows have a few, which shows nothing."""
 
@@ -55,12 +58,15 @@ class Alone:
     The trial at the load shows that several threads can gain. Whether they do depends on the rows,
     and on the other programs of the machine: each waits for the slowest of its threads, so a run of
     20 ms on two threads takes 30 beside a busy process, and 17 on one. Safe to use from any thread.
+
+    Only runs behind one of their own kind count: the first one wakes threads, and finds its memory
+    out of the caches (8 rows of a small network of convolutions: 2.9 ms, then 1.9).
     """
 
     _NUM_FIRST = 3
     """Runs of each before one is chosen."""
-    _AGAIN = 32
-    """Calls after which the other one is tried: 3 % of them may take longer."""
+    _AGAIN, _TRIES = 64, 2
+    """Calls after which the other one is tried, and how often: 3 % of them may take longer."""
     _KEPT = 7
     """Times whose median counts."""
 
@@ -68,6 +74,8 @@ class Alone:
         self._times_s: dict[int, tuple[deque[float], deque[float]]] = {}
         """By the size of a call, as a power of two: the last times of the narrow and the wide."""
         self._calls: Counter[int] = Counter()
+        self._last: dict[int, bool] = {}
+        """Whether the last run of such a call was wide."""
 
     def is_wide(self, size: int) -> bool:
         """Return whether a call is to run on several threads.
@@ -79,21 +87,29 @@ class Alone:
         number = self._calls[size] = self._calls[size] + 1
         narrow_s, wide_s = self._times_s.get(size, ((), ()))
         if min(len(narrow_s), len(wide_s)) < self._NUM_FIRST:
-            return len(wide_s) <= len(narrow_s)
+            return len(wide_s) < self._NUM_FIRST
         is_wide = median([*wide_s]) < median([*narrow_s])
-        return is_wide if number % self._AGAIN else not is_wide
+        return is_wide != (number % self._AGAIN < self._TRIES)
 
     def note(self, size: int, seconds: float, *, is_wide: bool) -> None:
         """Note how long a call took."""
-        both = self._times_s.get(size.bit_length())
+        size = size.bit_length()
+        before, self._last[size] = self._last.get(size), is_wide
+        if before != is_wide:
+            return
+        both = self._times_s.get(size)
         if both is None:
             new = deque[float](maxlen=self._KEPT), deque[float](maxlen=self._KEPT)
-            both = self._times_s.setdefault(size.bit_length(), new)
+            both = self._times_s.setdefault(size, new)
         both[is_wide].append(seconds)
 
 
 def gains(
-    label: tuple[str, str], run: _Run, widen: Callable[[], _Wide], feeds: Feeds
+    label: tuple[str, str],
+    run: _Run,
+    widen: Callable[[], _Wide],
+    feeds: Feeds,
+    many: Feeds | None = None,
 ) -> _Wide | None:
     """Return a wide engine if a call alone gains by it.
 
@@ -102,8 +118,12 @@ def gains(
         run: runs the model on one thread.
         widen: builds an engine whose runs have several threads; called for long runs alone.
         feeds: the inputs of a call that runs.
+        many: those of a call of several rows, which may gain where a row is too short.
     """
     narrow_s = min(_thread_s(run, feeds) for _ in range(2))  # the first one reserves memory
+    if narrow_s < _LONG_S and many is not None:
+        feeds = many
+        narrow_s = min(_thread_s(run, feeds) for _ in range(2))
     if narrow_s < _LONG_S:
         return None
     wide = widen()

@@ -43,12 +43,24 @@ def test_choice_follows_what_changes():
 
 def test_each_size_has_a_choice_of_its_own():
     alone = Alone()
-    chosen(alone, 1.0, 0.5, 64)
+    chosen(alone, 1.0, 0.5, 66)
     for _ in range(16):
         is_wide = alone.is_wide(8 * SIZE)
         alone.note(8 * SIZE, 2.0 if is_wide else 1.0, is_wide=is_wide)
     assert alone.is_wide(SIZE)
     assert not alone.is_wide(8 * SIZE)
+
+
+def test_first_run_of_a_kind_does_not_count():
+    """Its threads sleep: it takes longer than the later ones."""
+    alone, found = Alone(), []
+    before: bool | None = None
+    for _ in range(320):
+        is_wide = alone.is_wide(SIZE)
+        alone.note(SIZE, 2.0 if is_wide != before else 0.5 if is_wide else 1.0, is_wide=is_wide)
+        before = is_wide
+        found.append(is_wide)
+    assert sum(found[-64:]) == 62
 
 
 class Wide:

@@ -49,6 +49,16 @@ def test_short_runs_stay_on_one_thread():
     assert gains(("m", "1"), narrow(0.0001), no_engine, ROW) is None
 
 
+def test_many_short_rows_may_gain_together():
+    wide = Wide([0.01] * 100)
+
+    def run(feeds):
+        return narrow(0.0001 if feeds is ROW else 0.02)(feeds)
+
+    assert gains(("m", "1"), run, lambda: wide, ROW, {"x": np.zeros((32, 4))}) is wide
+    assert gains(("m", "1"), narrow(0.0001), no_engine, ROW, {"x": np.zeros((32, 4))}) is None
+
+
 def test_work_that_other_threads_share_is_a_gain():
     wide = Wide([0.02, 0.02, 0.01])  # to reserve memory; before others had a core; shared
     assert gains(("m", "1"), narrow(0.02), lambda: wide, ROW) is wide
