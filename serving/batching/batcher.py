@@ -28,7 +28,6 @@ from serving.batching.run import (
     Owner,
     Result,
     RunnableModel,
-    divide,
     open_parts,
 )
 from serving.batching.spot_check import MOST_BATCHES, Closeness, Drawn, SpotChecks
@@ -82,8 +81,6 @@ class Batcher:
         """Prepare; `attach` comes before the first call."""
         host = host or Host()
         self._net = net
-        self._checking: list[Drawn] = []
-        """Calls that are about to run once more on this thread."""
         self.model = model
         self.label = name, model.version
         """The name and the version, as metrics have them."""
@@ -139,7 +136,7 @@ class Batcher:
     @property
     def is_busy(self) -> bool:
         """Whether calls wait or run."""
-        return bool(self.num_waiting or self._offloaded.running or self._checking)
+        return bool(self.num_waiting or self._offloaded.running)
 
     @property
     def oldest_run_s(self) -> float:
@@ -199,9 +196,7 @@ class Batcher:
     def streams_of(self, caller: Caller) -> set[bytes]:
         """Return the calls of a caller that wait or run."""
         waiting = (each.streams_of(caller) for each in self._queues)
-        checking = (each.call for each in self._checking)
-        drawn = {each.streams[0] for each in checking if each.caller is caller}
-        return self._offloaded.streams_of(caller).union(drawn, *waiting)
+        return self._offloaded.streams_of(caller).union(*waiting)
 
     def forget(self, caller: Caller) -> None:
         """Drop the calls of a caller that has left."""
@@ -275,20 +270,14 @@ class Batcher:
 
     def _run_again(self, drawn: Drawn) -> None:
         """Have a call run once more, alone, before it is answered."""
+        if not open_parts([drawn.call]):  # it has left, during a runner's run
+            return
         is_busy = bool(self._offloaded.running)
         if place(drawn.call.num_rows, self._cost, is_busy=is_busy) is Place.INLINE:
-            self._checking.append(drawn)
-            self.owner.defer(partial(self._check, drawn))
+            # In this turn: its answer leaves with those of the others, by one write.
+            self._conclude(drawn, self._executor.run([drawn.call], self.owner.clock))
         else:
             self._offloaded.run_alone(drawn.call, partial(self._finish_alone, drawn))
-
-    def _check(self, drawn: Drawn) -> None:
-        """Run a call once more, on this thread."""
-        self._checking.remove(drawn)
-        waiting, late = divide(open_parts([drawn.call]), self.owner.clock())
-        self._end_late(late)
-        if waiting:
-            self._conclude(drawn, self._executor.run(waiting, self.owner.clock))
 
     def _finish_alone(self, drawn: Drawn, outcomes: list[Outcome]) -> None:
         self._conclude(drawn, outcomes)

@@ -88,7 +88,7 @@ class Alone:
         narrow_s, wide_s = self._times_s.get(size, ((), ()))
         if min(len(narrow_s), len(wide_s)) < self._NUM_FIRST:
             return len(wide_s) < self._NUM_FIRST
-        is_wide = median([*wide_s]) < median([*narrow_s])
+        is_wide = bool(median([*wide_s]) < median([*narrow_s]))
         return is_wide != (number % self._AGAIN < self._TRIES)
 
     def note(self, size: int, seconds: float, *, is_wide: bool) -> None:

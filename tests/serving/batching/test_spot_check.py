@@ -20,7 +20,7 @@ from serving.batching.spot_check import (
     SpotChecks,
 )
 from serving.config import BatchingConfig
-from serving.errors import DeadlineExceeded, ModelError
+from serving.errors import ModelError
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Tensor
 from tests.support.fakes import (
@@ -198,34 +198,6 @@ def test_call_whose_deadline_leaves_no_time_is_not_drawn(make):
     assert model.ran == [[7, 1]] * 2 + [[7]]
 
 
-def test_call_of_a_caller_that_has_left_meanwhile_runs_no_more(make):
-    model = MixingModel({7})
-    owner = make(model)
-    requests = [FakeRequest(7), FakeRequest(1)]
-    for each in requests:
-        owner.batcher.submit(each.group)
-    owner.batcher.turn(0.0)
-    assert owner.batcher.is_busy
-    assert owner.batcher.streams_of(requests[0].caller) == {requests[0].stream}
-    requests[0].leave()
-    owner.work()
-    assert model.ran == [[7, 1]]
-    assert not owner.batcher.is_busy
-    assert requests[1].digits == [1]
-
-
-def test_call_that_is_late_meanwhile_ends(make):
-    clock = FakeClock()
-    owner = make(MixingModel({7}), clock=clock)
-    requests = [FakeRequest(7, deadline_s=1.0), FakeRequest(1, deadline_s=1.0)]
-    for each in requests:
-        owner.batcher.submit(each.group)
-    owner.batcher.turn(0.0)
-    clock.advance(1.0)
-    owner.work()
-    assert isinstance(requests[0].outcome, DeadlineExceeded)
-
-
 class LongModel(GatedModel):
     """Runs on a runner, and answers 7 as 8 beside others."""
 
@@ -255,6 +227,26 @@ def test_offloaded_call_runs_once_more_on_a_runner_after_the_others_are_answered
     owner.wait(waiting)
     assert (requests[0].digits, requests[1].digits) == ([7], [1])
     assert model.ran == [[0], [7, 1], [7], [2]]
+    assert not owner.batcher.is_busy
+
+
+def test_call_of_a_caller_that_has_left_before_its_second_run_is_not_run(make):
+    model = LongModel()
+    owner = make(model)
+    first = owner.submit(0)  # the runner has it
+    model.wait_until_running()
+    requests = [owner.submit(7), owner.submit(1)]
+    model.open()
+    owner.wait(first)
+    model.wait_until_running()
+    requests[0].leave()
+    model.open()
+    owner.wait(requests[1])
+    last = owner.submit(2)
+    model.open()
+    owner.wait(last)
+    assert model.ran == [[0], [7, 1], [2]]
+    assert requests[0].outcome is None
     assert not owner.batcher.is_busy
 
 
