@@ -268,37 +268,51 @@ class Batcher:
         own.model = self.label
         group.sink.fail(group, own)
 
-    def _run_again(self, drawn: Drawn) -> None:
-        """Have a call run once more, alone, before it is answered."""
-        if not open_parts([drawn.call]):  # it has left, during a runner's run
-            return
+    def _look_again(self, drawn: Drawn) -> Drawn | None:
+        """Run a call once more in this turn, if that is quick; None if it needs nothing further.
+
+        All answers of a turn leave by one write, so that the others wait for no more than this run.
+        Calls that stay together are answered together, which costs less.
+        """
         is_busy = bool(self._offloaded.running)
-        if place(drawn.call.num_rows, self._cost, is_busy=is_busy) is Place.INLINE:
-            # In this turn: its answer leaves with those of the others, by one write.
-            self._conclude(drawn, self._executor.run([drawn.call], self.owner.clock))
-        else:
+        if place(drawn.call.num_rows, self._cost, is_busy=is_busy) is not Place.INLINE:
+            return drawn
+        if not open_parts([drawn.call]):  # it has left, during a runner's run
+            return None
+        outcomes = self._executor.run([drawn.call], self.owner.clock)
+        drawn = drawn._replace(alone=self._judged(drawn, outcomes))
+        return None if drawn.alone is None else drawn
+
+    def _end_drawn(self, drawn: Drawn) -> None:
+        """Answer a call that was drawn, or have it run once more by a runner before."""
+        if drawn.alone is not None:
+            self._answer_drawn(drawn, drawn.alone)
+        elif open_parts([drawn.call]):
             self._offloaded.run_alone(drawn.call, partial(self._finish_alone, drawn))
 
     def _finish_alone(self, drawn: Drawn, outcomes: list[Outcome]) -> None:
-        self._conclude(drawn, outcomes)
+        if open_parts([drawn.call]):
+            self._answer_drawn(drawn, self._judged(drawn, outcomes))
         if self._offloaded.num_waiting:
             self._schedule()
 
-    def _conclude(self, drawn: Drawn, outcomes: list[Outcome]) -> None:
-        """Answer a call that has run once more."""
+    def _judged(self, drawn: Drawn, outcomes: list[Outcome]) -> Result | ServingError | None:
+        """Return the outcome of a call alone that its caller gets; None for that of the batch."""
         alone = next((found for groups, found in outcomes if groups), None)
-        if not open_parts([drawn.call]):
-            return
-        answer, at = drawn.result, drawn.at
         # Without an outcome, or if it was ended, it is as good as not drawn.
-        if alone is not None and not isinstance(alone, DeadlineExceeded):
-            assert self._checks is not None
-            assert self._net is not None
-            if not self._checks.is_close(drawn, alone) and self._net.is_proved:
-                if not isinstance(alone, Result):
-                    self._fail(drawn.call, alone)
-                    return
-                answer, at = alone, 0
+        if alone is None or isinstance(alone, DeadlineExceeded):
+            return None
+        assert self._checks is not None
+        assert self._net is not None
+        is_close = self._checks.is_close(drawn, alone)
+        return None if is_close or not self._net.is_proved else alone
+
+    def _answer_drawn(self, drawn: Drawn, alone: Result | ServingError | None) -> None:
+        """Answer a call by its run alone, or by the batch's if there is none."""
+        if isinstance(alone, ServingError):
+            self._fail(drawn.call, alone)
+            return
+        answer, at = (drawn.result, drawn.at) if alone is None else (alone, 0)
         try:
             responses = drawn.call.encoder.encode(answer, at, 1)
             run = answer.started_s, answer.finished_s, *self.label, answer.num_rows
@@ -362,6 +376,8 @@ class Batcher:
             drawn = None
             if self._checks is not None and result.num_rows > 1 and self._executor.is_batchable:
                 drawn = self._checks.draw(groups, result, self.owner.clock())
+                if drawn is not None:
+                    drawn = self._look_again(drawn)
             run = result.started_s, result.finished_s, *self.label, result.num_rows
             at, answered = 0, groups
             if drawn is not None:
@@ -389,7 +405,7 @@ class Batcher:
                 self._fail(group, FAILED)
             return 0
         if drawn is not None:
-            self._run_again(drawn)
+            self._end_drawn(drawn)
         return at
 
     @property

@@ -3,7 +3,7 @@
 A version's rows share a batch because its graph was proved to keep them apart. Should a rule of the
 proof be wrong, answers would depend on other callers, and nobody would notice. So now and then one
 call of a shared run is drawn: the others are answered, it runs again by itself, and the two answers
-are compared.
+are compared. Where that is quick, it is done first, since all of a turn's answers leave together.
 
     calls that have shared a run    one is drawn of    and the time of its runs is at most
     the first 10,000                50                 2 % of all runs
@@ -74,6 +74,8 @@ class Drawn(NamedTuple):
     """Its first row in that run."""
     groups: list[Group]
     """All calls of the run, in the order of their rows; one is `call`."""
+    alone: Result | ServingError | None = None
+    """The outcome of its run alone, if its caller gets that."""
 
 
 class SpotChecks:
