@@ -131,7 +131,7 @@ class OffloadedBatches:
     def run_alone(self, call: Group, finish: _Finish) -> None:
         """Have a runner run one call by itself; `finish` takes the outcome.
 
-        It is in time although all runners may be busy: they begin what waits in turn.
+        If all runners are busy, it runs once one is free, before what waits in the queues.
         """
         self._num_taken += 1
         self.running[self._num_taken] = running = _RunnerBatch([call], self.owner.clock())

@@ -12,7 +12,7 @@ class Written:
     __slots__ = ("_parts", "num_bytes")
 
     def __init__(self, num_bytes: int, parts: Iterator[Buffer]) -> None:
-        """Take the parts, which have so many bytes together."""
+        """Take the parts and the number of their bytes together."""
         self.num_bytes = num_bytes
         self._parts = parts
 
