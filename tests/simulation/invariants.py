@@ -129,7 +129,8 @@ def check_batcher(simulation, batcher, end_s):
             check_batcher(simulation, batcher._network, end_s)
     else:
         offloaded = batcher._offloaded
-        is_full = len(offloaded.running) == offloaded._num_runners
+        # More if calls that were drawn to run once more wait for a runner, too.
+        is_full = len(offloaded.running) >= offloaded._num_runners
         is_due = batcher._is_scheduled or is_full or not offloaded.num_waiting
         simulation.require(is_due, "calls wait while a runner is free")
     for queue in queues_of(batcher):
