@@ -26,6 +26,7 @@ from serving.batching.run import (
     Group,
     Outcome,
     Owner,
+    Ran,
     Result,
     RunnableModel,
     open_parts,
@@ -304,7 +305,7 @@ class Batcher:
             return None
         assert self._checks is not None
         assert self._net is not None
-        is_close = self._checks.is_close(drawn, alone)
+        is_close = self._checks.is_close(drawn, alone, self.owner.clock)
         return None if is_close or not self._net.is_proved else alone
 
     def _answer_drawn(self, drawn: Drawn, alone: Result | ServingError | None) -> None:
@@ -373,28 +374,21 @@ class Batcher:
                 for group in groups:
                     self._fail(group, result)
                 return 0
-            drawn = None
-            if self._checks is not None and result.num_rows > 1 and self._executor.is_batchable:
+            run = result.started_s, result.finished_s, *self.label, result.num_rows
+            at, drawn, answered = 0, None, groups
+            if result.num_rows > 1 and self._checks is not None and self._executor.is_batchable:
                 drawn = self._checks.draw(groups, result, self.owner.clock())
                 if drawn is not None:
                     drawn = self._look_again(drawn)
-            run = result.started_s, result.finished_s, *self.label, result.num_rows
-            at, answered = 0, groups
-            if drawn is not None:
-                groups, answered = drawn.groups, []
-            elif have_left:
-                answered = []
-            for group in groups:
-                if drawn is not None and group is drawn.call:
+            if drawn is None and not have_left:  # the way of most
+                for group in groups:
+                    responses = group.encoder.encode(result, at, len(group.streams))
                     at += group.num_rows
-                    continue
-                responses = group.encoder.encode(result, at, len(group.streams))
-                at += group.num_rows
-                if have_left:
-                    group, responses = group.open_answers(responses)
-                if answered is not groups:
-                    answered.append(group)
-                group.sink.answer(group, responses, run)
+                    group.sink.answer(group, responses, run)
+            else:
+                groups = groups if drawn is None else drawn.groups
+                at, answered = sum(group.num_rows for group in groups), []
+                self._answer_others(groups, drawn, result, run, answered, have_left=have_left)
             self.owner.defer(partial(self._metrics.observe_run, result, answered, self.label))
             if self._answers is not None:
                 facts = self._answers, result.outputs, self.label
@@ -407,6 +401,29 @@ class Batcher:
         if drawn is not None:
             self._end_drawn(drawn)
         return at
+
+    def _answer_others(
+        self,
+        groups: list[Group],
+        drawn: Drawn | None,
+        result: Result,
+        run: Ran,
+        answered: list[Group],
+        *,
+        have_left: bool,
+    ) -> None:
+        """Answer the calls of a run but for the drawn one; add them to `answered`."""
+        at = 0
+        for group in groups:
+            if drawn is None or group is not drawn.call:
+                responses = group.encoder.encode(result, at, len(group.streams))
+                at += group.num_rows
+                if have_left:
+                    group, responses = group.open_answers(responses)
+                answered.append(group)
+                group.sink.answer(group, responses, run)
+            else:
+                at += group.num_rows
 
     @property
     def is_blocked(self) -> bool:

@@ -5,7 +5,7 @@ proof be wrong, answers would depend on other callers, and nobody would notice. 
 call of a shared run is drawn: the others are answered, it runs again by itself, and the two answers
 are compared. Where that is quick, it is done first, since all of a turn's answers leave together.
 
-    calls that have shared a run    one is drawn of    and the time of its runs is at most
+    calls that have shared a run    one is drawn of    and their time is at most
     the first 10,000                50                 2 % of all runs
     later ones                      1,000              1 %
     10,000 behind a difference      10                 10 %
@@ -25,14 +25,14 @@ import numpy as np
 
 from serving.batching.run import Group, Result
 from serving.errors import ServingError
-from serving.model.drawn_inputs import relative_error
+from serving.model.drawn_inputs import is_near, relative_error
 from serving.tensors import Array, Tensor
 
 FIRST_CALLS = 10_000
 """Calls that are drawn from more often: those of a new version, and those behind a difference."""
 FIRST_EVERY, LATER_EVERY, SUSPECT_EVERY = 50, 1_000, 10
 FIRST_SHARE, LATER_SHARE, SUSPECT_SHARE = 0.02, 0.01, 0.1
-"""The most time for runs of drawn calls, as a share of that of all runs: where a row takes as long
+"""The most time for drawn calls, as a share of that of all runs: where a row takes as long
 as a batch of 64, one call in 1,000 would be a run in 16."""
 FREE_S = 0.05
 """Seconds that they may take besides."""
@@ -55,13 +55,16 @@ class Closeness(NamedTuple):
         """Return how an output of a shared run differs from that of a run alone, if it does."""
         if alone.shape != shared.shape:
             return f"{tensor.name} has shape {list(shared.shape)}, alone {list(alone.shape)}"
-        found, is_float = relative_error(alone, shared), alone.dtype.kind == "f"
-        if found <= (self.relative.get(alone.dtype.itemsize, 0.0) if is_float else 0.0):
+        is_float = alone.dtype.kind == "f"
+        most = self.relative.get(alone.dtype.itemsize, 0.0) if is_float else 0.0
+        if (most and is_near(alone, shared, most)) or relative_error(alone, shared) <= most:
             return None
         step = self.step * (1 + TOLERANCES[4])
         if is_float and step and np.abs(alone - shared).max(initial=0.0) <= step:
             return None
-        return f"{tensor.name} differs by {found:.2g}" if is_float else f"{tensor.name} differs"
+        if not is_float:
+            return f"{tensor.name} differs"
+        return f"{tensor.name} differs by {relative_error(alone, shared):.2g}"
 
 
 class Drawn(NamedTuple):
@@ -104,7 +107,7 @@ class SpotChecks:
         """One call of this number is drawn, and for how many calls that holds; then LATER_EVERY."""
         self._num_found = 0
         self._shared_s = self._alone_s = 0.0
-        """Seconds of shared runs, and of those of drawn calls."""
+        """Seconds of shared runs, and for drawn calls: their runs and comparisons."""
         self._until_next = self._gap()
         """Calls up to the next one that is drawn, and that one."""
 
@@ -115,7 +118,7 @@ class SpotChecks:
 
     @property
     def _has_time(self) -> bool:
-        """Whether another run of a drawn call is within their share of the time."""
+        """Whether another drawn call is within their share of the time."""
         share = LATER_SHARE
         if self._num_often > 0:
             share = FIRST_SHARE if self._every == FIRST_EVERY else SUSPECT_SHARE
@@ -164,11 +167,15 @@ class SpotChecks:
         pieces = [*groups[:index], *pieces, *groups[index + 1 :]]
         return Drawn(call, result, at + place * call.num_rows, pieces)
 
-    def is_close(self, drawn: Drawn, alone: Result | ServingError) -> bool:
+    def is_close(
+        self, drawn: Drawn, alone: Result | ServingError, clock: Callable[[], float]
+    ) -> bool:
         """Return whether a call has the same answer alone; a difference is noted."""
+        begin_s = clock()
+        text = self._difference(drawn, alone)
+        self._alone_s += clock() - begin_s  # of a small model longer than the run
         if isinstance(alone, Result):
             self._alone_s += alone.finished_s - alone.started_s
-        text = self._difference(drawn, alone)
         if text is None:
             return True
         self._num_found += 1

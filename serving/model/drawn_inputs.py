@@ -95,6 +95,24 @@ def take(feeds: Feeds, rows: Sequence[int]) -> Feeds:
     return {name: array[list(rows)] for name, array in feeds.items()}
 
 
+def is_near(wanted: Array, answer: Array, most: float) -> bool:
+    """Return whether floats are so near one another that `relative_error` is at most `most`.
+
+    Far cheaper than that: 6 us where it takes 23. False says nothing.
+
+    Args:
+        wanted: of any shape but ().
+        answer: of the same shape.
+        most: above 0.
+    """
+    others = tuple(range(1, wanted.ndim))
+    with np.errstate(all="ignore"):  # infinity less infinity is NaN
+        greatest = np.abs(answer - wanted).max(axis=others, initial=0.0)
+    # Half, since these numbers are rounded as the type has it.
+    least = most * _FLOOR / 2 * np.abs(wanted).max(axis=others, initial=0.0)
+    return bool(((greatest <= least) & (least < np.inf)).all())
+
+
 def relative_error(wanted: Array, answer: Array) -> float:
     """Return the greatest difference, relative to the magnitude of the numbers of its row."""
     if answer.shape != wanted.shape:

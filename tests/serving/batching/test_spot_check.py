@@ -64,6 +64,9 @@ class Owner(FakeOwner):
     metrics: Metrics
 
 
+AS_SERVED = Closeness()
+
+
 class Drawing(Random):
     """Draws each call as soon as it can: the gaps are 1."""
 
@@ -76,9 +79,9 @@ def make():
     """Make owners of batchers."""
     with ExitStack() as stack:
 
-        def make(model, random=None, is_proved=True, clock=None):
+        def make(model, random=None, is_proved=True, clock=None, closeness=AS_SERVED):
             records: list[str] = []
-            net = Net(random or Drawing(), Closeness(), "0123", is_proved, records.append)
+            net = Net(random or Drawing(), closeness, "0123", is_proved, records.append)
             metrics = Metrics()
             batcher = Batcher(model, CONFIG, metrics, 1, "m", net=net)
             stack.callback(batcher.close)
@@ -307,6 +310,27 @@ def test_runs_of_drawn_calls_take_a_share_of_the_time(make):
     assert owner.records  # once suspected, it has more time
 
 
+def test_comparisons_count_in_that_share(make):
+    clock = FakeClock()
+
+    class SlowToCompare(Closeness):
+        def difference(self, tensor, alone, shared):
+            clock.advance(0.01)
+            return
+
+    class EvenModel(MixingModel):
+        def classify(self, images):
+            clock.advance(0.01)
+            return super().classify(images)
+
+    model = EvenModel(set())
+    owner = make(model, clock=clock, closeness=SlowToCompare())
+    for _ in range(2_000):
+        owner.submit_all([FakeRequest(1), FakeRequest(2)])
+    num_alone = sum(len(each) == 1 for each in model.ran)
+    assert num_alone == pytest.approx((FREE_S / 0.01 + FIRST_SHARE * 2_000) / 2, abs=2)
+
+
 def drawn_of(shared):
     result = Result(shared, 2, "1", None, 0.0, 0.0)
     return Drawn(FakeRequest(1).group, result, 1, [])
@@ -326,7 +350,8 @@ def test_floats_are_close_up_to_rounding(shared, alone, is_close):
     outputs = (Tensor("y", "FP32", (-1, -1)),)
     checks = SpotChecks(Random(0), outputs, Closeness(), 8, lambda *_: None)
     one = Result([np.array(alone, np.float32)], 1, "1", None, 0.0, 0.0)
-    assert checks.is_close(drawn_of([np.array(shared, np.float32)]), one) == is_close
+    drawn = drawn_of([np.array(shared, np.float32)])
+    assert checks.is_close(drawn, one, FakeClock()) == is_close
 
 
 def test_one_step_of_a_quantised_output_is_close():
@@ -335,7 +360,7 @@ def test_one_step_of_a_quantised_output_is_close():
     for alone, is_close in ((1.1, True), (1.15, False)):
         one = Result([np.array([[alone]], np.float32)], 1, "1", None, 0.0, 0.0)
         drawn = drawn_of([np.array([[0], [1.0]], np.float32)])
-        assert checks.is_close(drawn, one) == is_close
+        assert checks.is_close(drawn, one, FakeClock()) == is_close
 
 
 @pytest.mark.parametrize(("score", "is_close"), [(0.500001, True), (0.6, False), (None, False)])
@@ -346,4 +371,5 @@ def test_class_that_changes_by_a_near_tie_is_no_difference(score, is_close):
     if score is None:  # a model without scores
         outputs, shared, alone = outputs[:1], shared[:1], alone[:1]
     checks = SpotChecks(Random(0), outputs, Closeness(), 8, lambda *_: None)
-    assert checks.is_close(drawn_of(shared), Result(alone, 1, "1", None, 0.0, 0.0)) == is_close
+    one = Result(alone, 1, "1", None, 0.0, 0.0)
+    assert checks.is_close(drawn_of(shared), one, FakeClock()) == is_close

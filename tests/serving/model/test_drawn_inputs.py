@@ -4,9 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from serving.model import drawn_inputs
-from serving.model.drawn_inputs import draws, draws_of_size, relative_error, take
+from serving.model.drawn_inputs import draws, draws_of_size, is_near, relative_error, take
 from serving.tensors import DTYPES, Tensor
 
 
@@ -122,3 +125,32 @@ def test_difference_is_relative_to_the_numbers_of_a_row(wanted, answer, error):
     kind = np.int64 if wanted and isinstance(wanted[0][0], int) else np.float32
     found = relative_error(np.array(wanted, kind), np.array(answer, kind))
     assert min(found, 1e300) == pytest.approx(min(error, 1e300), rel=1e-6)
+
+
+def _pairs(kind):
+    shapes = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
+    return shapes.flatmap(
+        lambda shape: st.tuples(
+            hnp.arrays(kind, shape, elements=st.floats(width=8 * np.dtype(kind).itemsize)),
+            hnp.arrays(kind, shape, elements=st.sampled_from((0, 1e-7, -1e-6, 1e-4, NAN, INF))),
+        )
+    )
+
+
+@given(
+    st.sampled_from((np.float16, np.float32, np.float64)).flatmap(_pairs),
+    st.sampled_from((1e-6, 1e-4, 1e-2)),
+)
+def test_what_is_near_is_within_the_difference_that_is_asked(pair, most):
+    wanted, relative = pair
+    with np.errstate(all="ignore"):
+        answer = (wanted * (1 + relative)).astype(wanted.dtype)
+    assert not is_near(wanted, answer, most) or relative_error(wanted, answer) <= most
+
+
+def test_rounding_is_near_and_other_infinities_are_not():
+    wanted = np.array([[0.5, 0.25], [8.0, 1.0]], np.float32)
+    assert is_near(wanted, wanted * np.float32(1 + 1e-7), 1e-4)
+    assert not is_near(wanted, wanted + np.array([[1e-4], [0]], np.float32), 1e-4)
+    infinite = np.array([[INF, 1.0]], np.float32)
+    assert not is_near(infinite, np.array([[1.0, 2.0]], np.float32), 1e-4)
