@@ -173,7 +173,7 @@ class H2Port(Port):
         head = call.head if is_call else call
         if head is None:
             return
-        found = head.prefixes.find_framed(data)
+        found = head.known.find_framed(data)
         if found is not None:
             start, encoder = found
             block = state.block
