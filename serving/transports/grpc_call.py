@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from serving.batching.run import Group, Ran, ResponseEncoder
-from serving.errors import ServingError
+from serving.errors import Overloaded, ServingError
 from serving.http2 import Pieces
 from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, Watch, frame
 from serving.protocols.status import Status, error_of
@@ -44,7 +44,7 @@ class PendingResponse:
         self.num_unpacked = num_unpacked
         """The bytes of the request, if it was compressed."""
         self.refused = refused
-        self.response: bytes | ServingError | None = None
+        self.response: bytes | Pieces | ServingError | None = None
         """The framed answer, or why there is none."""
 
 
@@ -289,7 +289,7 @@ class GrpcCall(LoopCall):
 
     async def send_framed(self, response: bytes | Pieces) -> None:
         if isinstance(response, Pieces):
-            self.port.calls.budget.hold_answer(self.peer, response)
+            self.port.calls.budget.hold_answer(response)
         if self.head.method.sends_one and self.logged is None:  # type: ignore[union-attr]
             self._response = response
         else:
@@ -302,12 +302,17 @@ class GrpcCall(LoopCall):
     async def left(self) -> None:
         await paused(lambda: None)
 
-    def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
+    def answer(self, group: Group, responses: Sequence[bytes | Pieces], run: Ran) -> None:
         if group.slots is None:
             super().answer(group, responses, run)
             return
         for pending, response in zip(group.slots, responses, strict=True):
             pending.response = response
+            if isinstance(response, Pieces):
+                try:
+                    self.port.calls.budget.hold_answer(response)
+                except Overloaded as err:
+                    self._refuse(pending, err)
         self._go_on()
 
     def fail(self, group: Group, error: ServingError) -> None:

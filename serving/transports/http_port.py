@@ -297,7 +297,7 @@ class HttpPort(Port):
         engine: HttpEngine = peer.engine
         try:
             if isinstance(responses[0], Pieces):
-                self.calls.budget.hold_answer(peer, responses[0])
+                self.calls.budget.hold_answer(responses[0])
         except Overloaded as err:
             self.fail(group, err)
             return
@@ -456,8 +456,7 @@ class HttpPort(Port):
         engine: HttpEngine = peer.engine
         try:
             if isinstance(answer.body, Pieces):
-                self.calls.budget.hold(call, 0)  # its request makes room for its answer
-                self.calls.budget.hold_answer(peer, answer.body)
+                self.calls.budget.hold_answer(answer.body)
         except Overloaded as err:
             answer = problem(err)
         peer.active_s = self.clock()
