@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from serving.model.answers import labels_of
 from serving.model.onnx_errors import complaint_of, reason_of
-from serving.model.onnx_fields import Fields, labels_of
-from serving.model.onnx_file import small_array
+from serving.proof.onnx_fields import Fields
+from serving.proof.onnx_file import small_array
 from tests.serving.model.graphs import two_layers
 
 CODE = "[ONNXRuntimeError] : 1 : FAIL : "
