@@ -218,7 +218,7 @@ ORDER = {
     "serving": """
         errors proof commandline tensors json_values applications config system http1
         http2 security model.preprocessing pictures telemetry.metrics model
-        batching handlers catalog embedded router protocols telemetry
+        batching handlers catalog embedded router oip.inference_pb protocols oip telemetry
         transports http_api client server cli __main__ launch __init__
     """,
     "digit_classifier": """

@@ -15,11 +15,11 @@ from serving.http2.client import ClientConnection
 from serving.http2.frames import SETTINGS, Http2Error, frame, word
 from serving.http2.limits import Limits
 from serving.model.manifest_file import parse_manifest
+from serving.oip import tensors
+from serving.oip.inference_pb import ModelInferRequest
+from serving.oip.typed import as_raw
 from serving.pictures import decoder
 from serving.protocols import parse
-from serving.protocols.oip import tensors
-from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.typed import as_raw
 from tests.serving.http2.test_recognition import Peer, calls_of, server
 
 MAX_IMAGES = 4

@@ -24,8 +24,8 @@ from hyperframe.frame import (
 from digit_classifier import PRETRAINED
 from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_request
+from serving.oip import inference_pb
 from serving.protocols import varint
-from serving.protocols.oip import inference_pb
 from tests.reliability.attacks.beside import MAX_WAIT_S, beside, num_files, resident
 from tests.reliability.attacks.polite import polite_caller
 from tests.support.raw import CLASSIFY, REFLECTION, STREAM

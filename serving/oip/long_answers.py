@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.batching.run import answer_bytes, text_bytes
 from serving.http2.pieces import Buffer, Written
-from serving.protocols.oip.tensors import LENGTH
+from serving.oip.tensors import LENGTH
 from serving.tensors import Array
 
 LONG_BYTES = 1 << 20

@@ -11,11 +11,11 @@ from serving.commandline import installation
 from serving.config import BatchingConfig
 from serving.errors import InvalidRequest, ModelNotFound, NotAllowed, Unsupported
 from serving.model.loaded import LoadedModel
+from serving.oip import inference_pb
+from serving.oip.infer import Infer
 from serving.protocols import parse
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
-from serving.protocols.oip import inference_pb
-from serving.protocols.oip.infer import Infer
 from serving.router import Route, Router
 from serving.telemetry.metrics import ModelCounts, ModelLabel
 from serving.tensors import ModelInfo, Tensor, TensorSignature

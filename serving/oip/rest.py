@@ -18,8 +18,8 @@ import numpy as np
 import orjson
 
 from serving.errors import InvalidRequest
-from serving.protocols.oip import inference_pb, tensors
-from serving.protocols.oip.tensors import quoted
+from serving.oip import inference_pb, tensors
+from serving.oip.tensors import quoted
 from serving.tensors import DTYPES, Array, Tensor, finite
 
 _JSON_TYPES: dict[str, tuple[set[type], str]] = {

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from serving.errors import InvalidRequest, TooLarge
+from serving.oip.inference_pb import ModelInferRequest
+from serving.oip.tensors import MAX_AXES, check_strings, quoted, to_raw, typed_array
 from serving.protocols import parse
-from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.tensors import MAX_AXES, check_strings, quoted, to_raw, typed_array
 from serving.tensors import DTYPES, Tensor
 
 _INLINE_BYTES = 32 << 10

@@ -14,8 +14,8 @@ import numpy as np
 import orjson
 
 from serving.batching.run import ResponseEncoder, Result, Target
-from serving.protocols.oip import rest
-from serving.protocols.oip.tensors import MAX_STRINGS, OWN_PARAMETERS
+from serving.oip import rest
+from serving.oip.tensors import MAX_STRINGS, OWN_PARAMETERS
 from serving.tensors import Array, Tensor, TensorSignature
 
 _KEYS = {"inputs", "id", "parameters"}

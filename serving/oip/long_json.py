@@ -7,9 +7,9 @@ from typing import NamedTuple
 import orjson
 
 from serving.http2.pieces import Buffer, Written
-from serving.protocols.oip import rest
-from serving.protocols.oip.long_answers import PART_BYTES, joined, raw_part
-from serving.protocols.oip.rest import Form
+from serving.oip import rest
+from serving.oip.long_answers import PART_BYTES, joined, raw_part
+from serving.oip.rest import Form
 from serving.tensors import Array, Tensor
 
 

@@ -11,14 +11,14 @@ from hypothesis.extra.numpy import arrays
 import serving
 from serving.batching.run import Group
 from serving.errors import RequestError
-from serving.protocols.oip.infer import Infer
-from serving.protocols.oip.inference_pb import ModelInferResponse
-from serving.protocols.oip.tensors import CONTENTS
-from serving.protocols.oip.typed import as_raw
+from serving.oip.infer import Infer
+from serving.oip.inference_pb import ModelInferResponse
+from serving.oip.tensors import CONTENTS
+from serving.oip.typed import as_raw
 from serving.router import Router
 from serving.tensors import DTYPES
 from tests.serving.model import graphs
-from tests.serving.protocols.test_oip_tensors import arrays_in, request_of
+from tests.serving.oip.test_oip_tensors import arrays_in, request_of
 from tests.support.fakes import FakeCaller, FakeOwner, versions_of
 
 WIDTH = 3

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import InvalidRequest
-from serving.protocols.oip import rest
-from serving.protocols.oip.known_requests import find_values
+from serving.oip import rest
+from serving.oip.known_requests import find_values
 
 ODD = st.sampled_from([0.5, 1e300, -1, 300, True, None, "1", [1, 2]])
 GOOD = st.lists(st.integers(0, 255), min_size=4, max_size=4)

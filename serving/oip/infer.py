@@ -18,13 +18,13 @@ from serving.batching.run import NUM_BYTES, ResponseEncoder, Result, Target
 from serving.errors import RequestError, ServingError, Unavailable
 from serving.http2 import Pieces, Written
 from serving.http2.pieces import Buffer
+from serving.oip import tensors
+from serving.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
+from serving.oip.long_answers import LONG_BYTES, is_long, raw_part
+from serving.oip.tensors import InferRows
+from serving.oip.typed import as_raw, id_of, is_slow
 from serving.protocols import parse, varint
 from serving.protocols.method import Elsewhere, PrefixCache, ReadRows, frame, frame_prefix
-from serving.protocols.oip import tensors
-from serving.protocols.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
-from serving.protocols.oip.long_answers import LONG_BYTES, is_long, raw_part
-from serving.protocols.oip.tensors import InferRows
-from serving.protocols.oip.typed import as_raw, id_of, is_slow
 from serving.router import AnyBatcher, Route, Router
 from serving.tensors import DTYPES, Array, TensorSignature
 

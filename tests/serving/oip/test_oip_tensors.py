@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from serving.errors import InvalidRequest
+from serving.oip import rest, tensors
+from serving.oip.inference_pb import ModelInferRequest
+from serving.oip.tensors import CONTENTS, from_raw, to_raw, to_typed
+from serving.oip.typed import as_raw, id_of, is_slow
 from serving.protocols import parse, varint
-from serving.protocols.oip import rest, tensors
-from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.tensors import CONTENTS, from_raw, to_raw, to_typed
-from serving.protocols.oip.typed import as_raw, id_of, is_slow
 from serving.tensors import DTYPES, Tensor, TensorSignature
 
 MAX_ROWS = 8

@@ -13,11 +13,11 @@ from digit_classifier.predictions import DIGITS
 from serving import Client
 from serving.batching.run import Result
 from serving.config import BatchingConfig
+from serving.oip import methods
+from serving.oip.infer import Infer, raw_ending
+from serving.oip.inference_pb import SERVICE, ModelInferRequest, ModelStreamInferResponse
+from serving.oip.tensors import decode
 from serving.protocols.method import frame
-from serving.protocols.oip import methods
-from serving.protocols.oip.infer import Infer, raw_ending
-from serving.protocols.oip.inference_pb import SERVICE, ModelInferRequest, ModelStreamInferResponse
-from serving.protocols.oip.tensors import decode
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.transports import test_faults
 from tests.support.fakes import images_of, model_in, router_of

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.errors import InvalidRequest, TooLarge, Unsupported
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from serving.tensors import DTYPES, Array, Tensor, TensorSignature
 
 MAX_ID_CHARACTERS = 512
