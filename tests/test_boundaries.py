@@ -162,7 +162,7 @@ def test_server_and_client_run_without_the_applications(tmp_path):
     assert "no model in models" in lacking.stderr
 
 
-LIBRARIES = {"proof": {"numpy", "google", "serving.errors"}}
+LIBRARIES = {"http2": set[str](), "proof": {"numpy", "google", "serving.errors"}}
 """Parts that know nothing of the rest, and all that each may import but the standard library."""
 
 
@@ -185,6 +185,16 @@ def test_library_loads_nothing_of_the_rest(library):
     others = {name for name in ours if not name.startswith(f"serving.{library}")}
     assert others <= LIBRARIES[library]
     assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_readme_of_a_library_lists_its_modules(library):
+    folder = ROOT / "serving" / library
+    text = (folder / "README.md").read_text("utf-8")
+    assert "\n## Contract\n" in text
+    rows = "".join(re.findall(r"(?m)^\| `.*$", text))
+    modules = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    assert modules <= set(re.findall(r"`(\w+\.py)`", rows))
 
 
 def test_training_and_serving_never_import_each_other():

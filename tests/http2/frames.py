@@ -2,7 +2,7 @@
 
 h2spec (github.com/summerwind/h2spec) counts 146, and one more if it is strict. It follows RFC 7540;
 a row says where RFC 9113 differs. None is left out. Where h2spec accepts several endings, a row
-names ours. Three runners read the rows: the engine alone (tests/serving/http2/test_frames.py), a
+names ours. Three runners read the rows: the engine alone (tests/http2/test_frames.py), a
 simulated server (tests/simulation/test_frames.py) and a server's process
 (tests/serving/transports/test_frames.py).
 """

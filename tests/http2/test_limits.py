@@ -28,7 +28,7 @@ from serving.http2.frames import (
 from serving.http2.hpack import encode_literally
 from serving.http2.limits import Limits
 from serving.http2.server import ServerConnection
-from tests.corpus.frames import BLOCK, HELLO, OPEN, calls, headers, of, setting, update, window
+from tests.http2.frames import BLOCK, HELLO, OPEN, calls, headers, of, setting, update, window
 
 ANSWERS = ((b":status", b"200"),), ((b"grpc-status", b"0"),)
 ONE = word(1)

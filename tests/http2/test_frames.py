@@ -31,7 +31,7 @@ from serving.http2.frames import (
 )
 from serving.http2.limits import Limits
 from serving.http2.server import ServerConnection
-from tests.corpus.frames import (
+from tests.http2.frames import (
     ASK,
     BLOCK,
     CALL,
