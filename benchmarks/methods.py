@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.loops import GRPC, Headers
 from digit_classifier import wire
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from serving.tensors import DTYPES, Array, Feeds
 
 _HEADER_BYTES = 256

@@ -25,7 +25,7 @@ def sync_call(client, address, model, feeds):
     if client == "grpcio stub":
         import grpc
 
-        from serving.protocols.oip import inference_pb as pb
+        from serving.oip import inference_pb as pb
         from serving.tensors import DTYPES
 
         names = {dtype: name for name, dtype in DTYPES.items()}

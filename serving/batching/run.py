@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.batching.layout import Layout
-from serving.config import MOST_RESPONSE_BYTES, MOST_SIZE
+from serving.config import MOST_RESPONSE_BYTES
 from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -19,6 +19,7 @@ from serving.errors import (
     ServingError,
     TooLarge,
 )
+from serving.proof.sizes import MOST_SIZE
 from serving.tensors import (
     BYTE_CLASSES,
     Array,

@@ -25,7 +25,7 @@ import numpy as np
 
 from serving.batching.run import Group, Result
 from serving.errors import ServingError
-from serving.model.drawn_inputs import is_near, relative_error
+from serving.proof.drawn_inputs import is_near, relative_error
 from serving.tensors import Array, Tensor
 
 FIRST_CALLS = 10_000

@@ -24,7 +24,7 @@ from serving.config import ModelConfig
 from serving.errors import ConfigurationError, InvalidRequest
 from serving.model.picture_inputs import read_labels
 from serving.model.preprocessing import Preprocessing, is_known, of_graph
-from serving.protocols.oip.examples import Shapes, shape_of, word_of
+from serving.oip.examples import Shapes, shape_of, word_of
 from serving.system.files import read_regular
 from serving.tensors import Array, Tensor, TensorSignature, as_feeds, finite
 

@@ -10,8 +10,8 @@ from google.protobuf.message import DecodeError
 from serving import json_values
 from serving.client.failures import malformed
 from serving.errors import InvalidRequest, TooLarge
-from serving.protocols.oip import inference_pb
-from serving.protocols.oip.tensors import (
+from serving.oip import inference_pb
+from serving.oip.tensors import (
     CONTENTS,
     NO_PARAMETERS,
     as_bytes,

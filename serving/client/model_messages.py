@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from serving.client.failures import malformed
 from serving.client.infer_messages import tensors_of
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from serving.tensors import ModelInfo, Tensor
 
 MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"

@@ -13,7 +13,7 @@ from serving.http_api.inference import Inference
 from serving.http_api.models_page import ModelsPage
 from serving.http_api.openapi import openapi_document
 from serving.http_api.pages import Pages, answered
-from serving.protocols.oip.methods import Queries
+from serving.oip.methods import Queries
 from serving.router import Router
 from serving.security import server_tls, token_check
 from serving.system.addresses import first_free, with_port
@@ -33,7 +33,7 @@ _SHARE_OF_FILES = 0.25
 _MODULES = (
     "serving.http_api.inference",
     "serving.http_api.handler_path",
-    "serving.protocols.oip.typed",
+    "serving.oip.typed",
 )
 
 

@@ -13,15 +13,15 @@ from serving.errors import InvalidRequest, ModelError, Unsupported
 from serving.http1.requests import Headers
 from serving.http2 import Pieces, Written
 from serving.http2.pieces import Buffer
-from serving.protocols.oip import infer, inference_pb, long_json, plain_json, rest
-from serving.protocols.oip.known_requests import Values, find_values
-from serving.protocols.oip.long_answers import is_long
-from serving.protocols.oip.long_json import LongAnswer
-from serving.protocols.oip.methods import UNSUPPORTED, Queries
-from serving.protocols.oip.plain_json import ArraysEncoder, PlainRequest
-from serving.protocols.oip.rest import Form
-from serving.protocols.oip.tensors import NO_PARAMETERS, InferRows
-from serving.protocols.oip.typed import check_others
+from serving.oip import infer, inference_pb, long_json, plain_json, rest
+from serving.oip.known_requests import Values, find_values
+from serving.oip.long_answers import is_long
+from serving.oip.long_json import LongAnswer
+from serving.oip.methods import UNSUPPORTED, Queries
+from serving.oip.plain_json import ArraysEncoder, PlainRequest
+from serving.oip.rest import Form
+from serving.oip.tensors import NO_PARAMETERS, InferRows
+from serving.oip.typed import check_others
 from serving.router import AnyBatcher, Route, Router
 from serving.tensors import Array, TensorSignature
 from serving.transports.http_port import Exchange

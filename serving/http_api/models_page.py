@@ -6,8 +6,8 @@ from typing import Any
 from serving.config import ServerConfig
 from serving.model.loaded import LoadedModel
 from serving.model.picture_inputs import PictureInputs
-from serving.protocols.oip.examples import Access, Example, sample_of, shape_of
-from serving.protocols.oip.methods import Queries
+from serving.oip.examples import Access, Example, sample_of, shape_of
+from serving.oip.methods import Queries
 from serving.router import Route, Router
 from serving.tensors import Tensor
 from serving.transports.http_port import Exchange

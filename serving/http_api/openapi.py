@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from serving.commandline import installation
 from serving.model.loaded import LoadedModel
-from serving.protocols.oip.examples import request_body
+from serving.oip.examples import request_body
 from serving.router import Router
 from serving.transports.http_routing import TIMEOUT_HEADER
 

@@ -10,9 +10,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from serving.oip import inference_pb
 from serving.protocols import health, parse
 from serving.protocols.method import Method, Replies
-from serving.protocols.oip import inference_pb
 
 SERVICES = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
 """Version 1 has the same messages under another name; newer clients try it first."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from serving.config import SecurityConfig, ServerConfig
-from serving.protocols.oip.examples import Access
+from serving.oip.examples import Access
 from serving.system.addresses import reached
 from serving.system.systemd import notify
 from serving.telemetry import logs

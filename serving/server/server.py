@@ -9,12 +9,12 @@ from typing import Any
 from serving import applications
 from serving.catalog import Catalog
 from serving.config import ServerConfig
+from serving.oip import inference_pb, typed
+from serving.oip.examples import Access, Example
+from serving.oip.methods import Queries, inference_methods
 from serving.protocols.grpc_service import GrpcService
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedStream, BatchedUnary
-from serving.protocols.oip import inference_pb, typed
-from serving.protocols.oip.examples import Access, Example
-from serving.protocols.oip.methods import Queries, inference_methods
 from serving.router import Route, Router
 from serving.server.ready_line import access_of
 from serving.server.self_test import SelfTest

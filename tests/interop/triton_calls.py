@@ -141,7 +141,7 @@ def compare_descriptors():
     """Compare the names, numbers and types of our fields with those of the client."""
     from tritonclient.grpc import service_pb2
 
-    from serving.protocols.oip import inference_pb
+    from serving.oip import inference_pb
 
     theirs = service_pb2.DESCRIPTOR.pool
     ours = inference_pb.pool.FindFileByName("inference/inference.proto")

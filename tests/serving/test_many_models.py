@@ -12,7 +12,7 @@ from digit_classifier import Classifier
 from serving.client import Client
 from serving.errors import ModelNotFound
 from serving.model.onnx_runtime import runtime
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value

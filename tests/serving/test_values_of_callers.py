@@ -11,7 +11,7 @@ from onnx import helper
 
 from serving.client import Client
 from serving.errors import DeadlineExceeded, InvalidRequest
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value

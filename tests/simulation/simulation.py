@@ -26,10 +26,10 @@ from serving.errors import ModelError, Unavailable
 from serving.http2.limits import Limits as Http2Limits
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import Manifest
+from serving.oip.infer import Infer
+from serving.oip.methods import Queries
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedUnary, Method, Unary
-from serving.protocols.oip.infer import Infer
-from serving.protocols.oip.methods import Queries
 from serving.router import Router
 from serving.system.host import Host
 from serving.tensors import Signature

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from digit_classifier.pb.digits.v1 import digits_pb2
-from serving.protocols.oip import inference_pb
-from serving.protocols.oip.inference_pb import SERVICE
+from serving.oip import inference_pb
+from serving.oip.inference_pb import SERVICE
 
 CLASSIFY = "/digits.v1.DigitClassifier/Classify"
 STREAM = "/digits.v1.DigitClassifier/ClassifyStream"

@@ -24,8 +24,8 @@ from hyperframe.frame import (
 from digit_classifier import PRETRAINED
 from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_request
+from serving.oip import inference_pb
 from serving.protocols import varint
-from serving.protocols.oip import inference_pb
 from tests.reliability.attacks.beside import MAX_WAIT_S, beside, num_files, resident
 from tests.reliability.attacks.polite import polite_caller
 from tests.support.raw import CLASSIFY, REFLECTION, STREAM
@@ -229,7 +229,7 @@ FLOODS: dict[str, Callable[[Connection], bytes]] = {
     "continuations": continuations(0),
 }
 """One that is answered, one that is not, data, calls, and headers. That the engine ends a
-connection for frames of each kind is in tests/corpus/frames.py, the rows `attacks`."""
+connection for frames of each kind is in tests/http2/frames.py, the rows `attacks`."""
 
 
 @pytest.mark.parametrize("name", FLOODS)

@@ -13,8 +13,9 @@ import pytest
 from serving.batching.batcher import Batcher
 from serving.batching.layout import Layout, Piece
 from serving.batching.run import Result, arrays_of, class_numbers
-from serving.config import MOST_SIZE, BatchingConfig
+from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Unavailable
+from serving.proof.sizes import MOST_SIZE
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Tensor, TensorSignature
 from tests.support.fakes import (

@@ -13,7 +13,7 @@ from onnx import helper
 from PIL import Image
 
 from serving.__main__ import main
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from tests.serving.model.graphs import model, node, save, two_layers, value
 from tests.serving.test_picture_classifiers import COLOURS, IMAGE, colours
 from tests.support.certificates import self_signed

@@ -7,15 +7,15 @@ import pytest
 
 from serving import AsyncClient, Client
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable
-from serving.protocols.oip import methods, tensors
-from serving.protocols.oip.inference_pb import (
+from serving.oip import methods, tensors
+from serving.oip.inference_pb import (
     SERVICE,
     ModelInferRequest,
     ModelInferResponse,
     ModelMetadataResponse,
 )
 from serving.tensors import DTYPES, Array, Tensor, TensorSignature
-from tests.serving.protocols.test_oip_tensors import SHAPE, echo_of, samples
+from tests.serving.oip.test_oip_tensors import SHAPE, echo_of, samples
 from tests.support.servers import fake_service
 
 

@@ -8,7 +8,7 @@ import pytest
 from serving.client.infer_messages import infer_requests
 from serving.client.model_messages import model_info, ready_models
 from serving.errors import TooLarge, Unavailable
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
 METADATA = inference_pb.ModelMetadataResponse(

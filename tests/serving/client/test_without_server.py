@@ -23,8 +23,8 @@ from serving.client.h2 import session, threads
 from serving.client.infer_messages import infer_requests, joined, outputs_of
 from serving.client.model_messages import metadata_request, model_info, ready_models
 from serving.errors import ConfigurationError, InvalidRequest, TooLarge, Unavailable
+from serving.oip import inference_pb
 from serving.protocols import error_info
-from serving.protocols.oip import inference_pb
 from serving.protocols.status import Failure, StatusCode
 from serving.tensors import ModelInfo, Outputs, Tensor
 

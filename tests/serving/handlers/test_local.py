@@ -11,7 +11,7 @@ import pytest
 import serving
 from serving.__main__ import main
 from serving.config import BatchingConfig
-from serving.protocols.oip import methods
+from serving.oip import methods
 from tests.serving.handlers import behaviours
 from tests.serving.handlers.conftest import FILE, named
 from tests.serving.handlers.test_served import picture_of

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import serving
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from tests.serving.handlers.conftest import at_once, named
 from tests.serving.http.peer import HttpPeer
 from tests.serving.http.test_wire import Wire, binary

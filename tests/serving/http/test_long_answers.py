@@ -12,8 +12,8 @@ from onnx import parser
 
 from serving import Client
 from serving.http2 import Pieces, Written
-from serving.protocols.oip.long_answers import raw_part
-from serving.protocols.oip.long_json import json_texts
+from serving.oip.long_answers import raw_part
+from serving.oip.long_json import json_texts
 from serving.transports.http_port import HttpEngine
 from tests.serving.http.peer import Reply
 from tests.support.servers import running_server

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.protocols.oip.examples import Access, Example, request_body
+from serving.oip.examples import Access, Example, request_body
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model.graphs import model, node, save, two_layers, value

@@ -14,7 +14,7 @@ import pytest
 from serving.batching.batcher import Batcher
 from serving.config import BatchingConfig
 from serving.errors import Unavailable
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from serving.server.crashes import Crashes
 from serving.system.crash_record import CRASHES, CrashRecord, number_of
 from serving.telemetry.metrics import Metrics

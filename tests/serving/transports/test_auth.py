@@ -13,7 +13,7 @@ from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.__main__ import main
 from serving.config import SecurityConfig
 from serving.errors import ConfigurationError, Unauthenticated
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from serving.security.tokens import token_check
 from tests.support.h2_server import server_inside
 from tests.support.raw import GET_MODEL, HEALTH, TIMEOUT_S, WATCH, status_of

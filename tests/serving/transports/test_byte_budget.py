@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from serving.transports.byte_budget import Budget
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model import graphs

@@ -13,7 +13,7 @@ from grpc import StatusCode
 from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_request
-from serving.protocols.oip import inference_pb
+from serving.oip import inference_pb
 from tests.support.raw import CLASSIFY, GET_MODEL, HEALTH, TIMEOUT_S, raw_request, typed_request
 from tests.support.servers import running_server
 

@@ -15,7 +15,7 @@ from serving.batching.run import answer_bytes
 from serving.client import transport as transport_module
 from serving.errors import Overloaded, TooLarge
 from serving.http2 import Pieces
-from serving.protocols.oip.inference_pb import ModelInferRequest, ModelInferResponse
+from serving.oip.inference_pb import ModelInferRequest, ModelInferResponse
 from serving.transports.byte_budget import Budget
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import on_both, running_server

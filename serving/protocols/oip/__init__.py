@@ -1,1 +1,0 @@
-"""The Open Inference Protocol: its messages to rows and back. No transport."""
