@@ -24,11 +24,11 @@ from serving.errors import Unavailable
 from serving.http2.frames import ErrorCode
 from serving.http_api.inference import Inference
 from serving.model.loaded import LoadedModel
+from serving.oip.infer import Infer
+from serving.oip.inference_pb import ModelInferRequest
+from serving.oip.methods import Queries
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedStream, BatchedUnary
-from serving.protocols.oip.infer import Infer
-from serving.protocols.oip.inference_pb import ModelInferRequest
-from serving.protocols.oip.methods import Queries
 from serving.protocols.status import StatusCode
 from serving.router import Router
 from serving.system.host import Host
