@@ -25,7 +25,7 @@ from serving.http2.pieces import Pieces
 from serving.http2.streams import CLOSED, PEER_ENDS, RESET, WE_END, OpenCall, Stream
 
 _HEADER = Struct(">IB4s").unpack_from
-_DATA_HEAD = Struct(">IB4s").pack
+_FRAME_HEADER = Struct(">IB4s").pack
 """A frame's length and kind, flags, stream."""
 _SETTING = Struct(">HI")
 _HTTP1 = int.from_bytes(b"HTT", "big"), b"P"[0]
@@ -679,7 +679,7 @@ class Connection:
             data = unsent.take(min(left, self._max_frame))
             left -= len(data)
             flags = frames.END_STREAM if not unsent and state.trailers == b"" else 0
-            self._ready += (_DATA_HEAD(len(data) << 8 | DATA, flags, stream), data)
+            self._ready += (_FRAME_HEADER(len(data) << 8 | DATA, flags, stream), data)
             self._small_frames.left += 2  # as in `_pump`
         if unsent:
             return room == _TURN_BYTES

@@ -113,7 +113,7 @@ class InferEncoder(ResponseEncoder):
 
     def encode(self, result: Result, at: int, number: int) -> list[Any]:
         step, inference, name = self.num_rows, self._inference, self._name
-        parts = (result.part(at + i * step, step) for i in range(number))
+        parts = (result.cut(at + i * step, step) for i in range(number))
         long = self.write_long or (self._pieces if self._is_grpc else None)
         return [
             long(part, result.version)
@@ -172,7 +172,7 @@ class RawEncoder(InferEncoder):
 
     def _prepare(self, result: Result, at: int, shapes: list[tuple[int, ...]]) -> bool:
         """Keep the constant parts of an answer; return whether there are any."""
-        parts = result.part(at, self.num_rows)
+        parts = result.cut(at, self.num_rows)
         answer = super().encode(result, at, 1)[0]
         constants: list[bytes] = []
         for number in reversed(self._inference.outputs):

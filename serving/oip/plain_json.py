@@ -115,7 +115,7 @@ class ArraysEncoder(ResponseEncoder):
 
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
         step = self.num_rows
-        return [(result.part(at + i * step, step), result.version) for i in range(number)]
+        return [(result.cut(at + i * step, step), result.version) for i in range(number)]
 
 
 def write(

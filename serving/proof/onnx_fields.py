@@ -34,17 +34,17 @@ class Fields:
         while at < end:
             self._take()
             file.seek(at)
-            head = file.read(20)
-            tag, length = _varint(head, 0)
+            first = file.read(20)
+            tag, length = _varint(first, 0)
             kind = tag & 7
             if tag < 8:  # field 0: no message has it, but zeros, two bytes a step, look like it
                 raise ValueError("it is not an ONNX file")
             if kind == _BYTES:
-                size, used = _varint(head, length)
+                size, used = _varint(first, length)
                 yield tag >> 3, at + used, at + used + size
                 at += used + size
             elif kind == _VARINT:
-                at += _varint(head, length)[1]
+                at += _varint(first, length)[1]
             elif kind in (_FIXED32, _FIXED64):
                 at += length + (4 if kind == _FIXED32 else 8)
             else:

@@ -558,7 +558,7 @@ class HttpPort(Port):
             self.accept(self.clock(), 0.0)
         super().close()
 
-    def part(self, peer: Peer) -> None:
+    def dismiss(self, peer: Peer) -> None:
         """Have a peer leave; a request that has begun to come is answered."""
         engine: HttpEngine = peer.engine
         if (
@@ -568,7 +568,7 @@ class HttpPort(Port):
         ):
             self.fail_request(engine.call, self.refusal)
         elif engine.phase in (ConnectionPhase.IDLE, ConnectionPhase.QUEUED):
-            super().part(peer)
+            super().dismiss(peer)
 
     def sweep_calls(self, peer: Peer) -> None:
         call: Exchange | None = peer.engine.call

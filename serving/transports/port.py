@@ -238,9 +238,9 @@ class Port:
         self._acceptor.close()
         for peer in self:
             if peer.state < State.LAST:
-                self.part(peer)
+                self.dismiss(peer)
 
-    def part(self, peer: Peer) -> None:
+    def dismiss(self, peer: Peer) -> None:
         """Have a peer leave, now that the port is closed."""
         self.leave(peer)
 
