@@ -123,16 +123,17 @@ screenshots: $(INSTALLED)  ## take the screenshots of docs/pictures in Chromium 
 # The generator refuses runtimes older than itself, so it is pinned to our floor and lives apart.
 PROTOC = .venv-protos/bin/python -m grpc_tools.protoc
 
-protos: .venv-protos/.installed  ## generate digit_classifier/pb, serving/protocols/pb and serving/model/schemas.binpb from protos/
+protos: .venv-protos/.installed  ## generate digit_classifier/pb, serving/protocols/pb, serving/proof/onnx.binpb and serving/model/model_config.binpb from protos/
 	$(PROTOC) -Idigit_classifier/pb=protos --python_out=. --pyi_out=. --grpc_python_out=. protos/digits/v1/digits.proto
 	$(PROTOC) -Iprotos --descriptor_set_out=serving/protocols/pb/inference.binpb protos/inference/inference.proto
-	$(PROTOC) -Iprotos --descriptor_set_out=serving/model/schemas.binpb protos/onnx/onnx.proto protos/triton/model_config.proto
+	$(PROTOC) -Iprotos --descriptor_set_out=serving/proof/onnx.binpb protos/onnx/onnx.proto
+	$(PROTOC) -Iprotos --descriptor_set_out=serving/model/model_config.binpb protos/triton/model_config.proto
 
 verdict: $(INSTALLED)  ## prove the bundled model's rows independent again, after a change of the rules
 	$(RUN) -m training.export.verdict digit_classifier/pretrained/digits/1
 
 protos-check: protos  ## fail if the committed generated code is stale
-	git diff --exit-code --stat -- digit_classifier/pb serving/protocols/pb serving/model/schemas.binpb
+	git diff --exit-code --stat -- digit_classifier/pb serving/protocols/pb serving/proof/onnx.binpb serving/model/model_config.binpb
 
 LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"

@@ -221,7 +221,7 @@ class Calls:
         except BaseException:
             self.close()
             raise
-        self._parts = self._frames_of(request)
+        self._frames = self._frames_of(request)
         self._socket.setblocking(False)
 
     def _frames_of(self, request: CallRequest) -> list[bytes]:
@@ -277,17 +277,17 @@ class Calls:
             self._request(self._fields)
             return
         self._ready += [
-            word(2 * call + 1).join(self._own_parts(call) if self._own else self._parts)
+            word(2 * call + 1).join(self._own_frames(call) if self._own else self._frames)
             for call in range(first, len(self._start_s))
         ]
         self._engine.send_window -= len(start_s) * len(self._body)
         self.flush()
 
-    def _own_parts(self, call: int) -> list[bytes]:
+    def _own_frames(self, call: int) -> list[bytes]:
         """Return a call's frames with a deadline and a trace of its own: from 50 to 99 s."""
         trace = b"%032x-%016x" % (call * _SPREAD % (1 << 128), call * _SPREAD % (1 << 64))
-        block = self._parts[1].replace(_TIMEOUT, b"%08du" % (99_999_999 - call % 50_000_000), 1)
-        return [self._parts[0], block.replace(_TRACE, trace, 1), *self._parts[2:]]
+        block = self._frames[1].replace(_TIMEOUT, b"%08du" % (99_999_999 - call % 50_000_000), 1)
+        return [self._frames[0], block.replace(_TRACE, trace, 1), *self._frames[2:]]
 
     def _request(self, fields: Fields) -> None:
         """Send a request as the windows allow, sooner or later; its stream is the next."""

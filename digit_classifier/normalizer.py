@@ -20,7 +20,7 @@ from scipy import ndimage
 from digit_classifier.predictions import DIGITS
 from serving.errors import InvalidRequest
 
-MAX_PARTS = 100
+MAX_COMPONENTS = 100
 """If there are more, most are grain; the time grows with the square of their number."""
 
 Levels = npt.NDArray[np.float32]
@@ -30,7 +30,7 @@ Labels = npt.NDArray[np.int32]
 MIN_GAP = 0.06
 """Blank between two digits, in heights; pieces of a broken digit are closer."""
 MIN_GAP_STACKED = 0.3
-"""The same for parts above each other, such as the halves of a broken 3."""
+"""The same for components above each other, such as the halves of a broken 3."""
 MAX_ASPECT = 2.0
 """The largest width / height of a digit: 6 of MNIST's 60,000 are wider, as are three that touch."""
 MAX_DIGITS = 8
@@ -47,11 +47,11 @@ FINE = 8
 
 
 @dataclass(frozen=True)
-class InkParts:
-    """The connected parts of a picture's ink, apart from specks."""
+class Components:
+    """The connected components of a picture's ink, apart from specks."""
 
     labels: Labels
-    """(H, W): the part of each pixel, 1 to N, or 0."""
+    """(H, W): the component of each pixel, 1 to N, or 0."""
     sizes: Numbers
     """(N,) pixels."""
     boxes: Numbers
@@ -69,56 +69,56 @@ class InkParts:
 
     @property
     def at_edges(self) -> Mask:
-        """(N, 4): whether a part touches the picture's top, left, bottom, right."""
+        """(N, 4): whether a component touches the picture's top, left, bottom, right."""
         return np.asarray(self.boxes == [0, 0, *self.labels.shape])
 
-    def only(self, kept: Mask) -> "InkParts":
-        """Keep only some parts: (N,) of bool."""
+    def only(self, kept: Mask) -> "Components":
+        """Keep only some components: (N,) of bool."""
         number = np.append(0, np.cumsum(kept) * kept).astype(np.int32)
-        return InkParts(number[self.labels], self.sizes[kept], self.boxes[kept])
+        return Components(number[self.labels], self.sizes[kept], self.boxes[kept])
 
 
 def labelled(mask: Mask) -> tuple[Labels, Numbers]:
-    """Return (H, W) numbers of a mask's 8-connected parts, from 1, and their boxes: see Parts."""
+    """Return (H, W) numbers of a mask's 8-connected components, from 1, and their boxes."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     return labels, boxes_of(labels)
 
 
 def boxes_of(labels: Labels) -> Numbers:
-    """Return the (N, 4) top, left, bottom, right of numbered parts."""
+    """Return the (N, 4) top, left, bottom, right of numbered components."""
     boxes = [(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(labels)]
     return np.array(boxes, np.intp).reshape(-1, 4)
 
 
-def find_parts(mask: Mask, least: int = 0, most: int = MAX_PARTS) -> InkParts:
-    """Find the largest parts of a mask, without specks: of fewer pixels than `least`.
+def find_components(mask: Mask, least: int = 0, most: int = MAX_COMPONENTS) -> Components:
+    """Find the largest components of a mask, without specks: of fewer pixels than `least`.
 
-    If `least` is 0, a speck has less than a 200th of the largest part.
+    If `least` is 0, a speck has less than a 200th of the largest component.
     """
     labels, boxes = labelled(mask)
     sizes = np.bincount(labels.ravel())[1:]
     kept = sizes >= (least or sizes.max(initial=0) / 200)
     kept[np.argsort(-sizes, kind="stable")[most:]] = False
-    return InkParts(labels, sizes, boxes).only(kept)
+    return Components(labels, sizes, boxes).only(kept)
 
 
-def without_frames(parts: InkParts) -> InkParts:
-    """Leave out frames around a part of some size: the box of a form's field, a circle.
+def without_frames(components: Components) -> Components:
+    """Leave out frames around a component of some size: the box of a form's field, a circle.
 
     A frame may be partly outside the picture.
     """
-    boxes, ends = parts.boxes, parts.at_edges
-    sides = np.maximum(parts.heights, parts.widths)
+    boxes, ends = components.boxes, components.at_edges
+    sides = np.maximum(components.heights, components.widths)
     is_frame: Mask = np.zeros(len(boxes), np.bool_)
     for i in np.flatnonzero(sides >= sides.max(initial=0) / 4):
         starts = (boxes[:, :2] > boxes[i, :2]) | ends[i, :2]
         stops = (boxes[:, 2:] < boxes[i, 2:]) | ends[i, 2:]
         is_inside = np.asarray((starts & stops).all(1) & ~ends.any(1))
         is_inside[i] = False
-        height, width = parts.heights[i], parts.widths[i]
+        height, width = components.heights[i], components.widths[i]
         share = 0.3 if width > 0.8 * height else 0.5  # the dot in a zero is not a digit in a frame
         is_frame[i] = (sides[is_inside] >= share * min(height, width)).any()
-    return parts.only(~is_frame)
+    return components.only(~is_frame)
 
 
 def bounding_box(mask: Mask) -> tuple[slice, slice]:
@@ -141,63 +141,68 @@ def find_digit(ink: Levels, lowest: float, top: float) -> Mask:
     Raises:
         InvalidRequest: several digits.
     """
-    lowest_parts = without_frames(find_parts(ink > lowest))
-    for level in np.linspace(lowest, top, 0 if fills_picture(lowest_parts) else 5, endpoint=False):
-        parts = lowest_parts if level == lowest else without_frames(find_parts(ink > level))
+    lowest_components = without_frames(find_components(ink > lowest))
+    num_levels = 0 if fills_picture(lowest_components) else 5
+    for level in np.linspace(lowest, top, num_levels, endpoint=False):
+        components = lowest_components
+        if level != lowest:
+            components = without_frames(find_components(ink > level))
         # A low level connects the digit with ruled lines and shadows, which come from the edges.
-        is_out = parts.at_edges.any(1) | (parts.widths > MAX_ASPECT * parts.heights)
-        inner = np.where(is_out, 0, parts.sizes)
-        if np.sort(inner)[-MAX_DIGITS:].sum() > parts.sizes.sum() / 5:
-            return only_digit(ink, parts, int(inner.argmax()))
-    return only_digit(ink, lowest_parts, int(lowest_parts.sizes.argmax()))
+        is_out = components.at_edges.any(1) | (components.widths > MAX_ASPECT * components.heights)
+        inner = np.where(is_out, 0, components.sizes)
+        if np.sort(inner)[-MAX_DIGITS:].sum() > components.sizes.sum() / 5:
+            return only_digit(ink, components, int(inner.argmax()))
+    return only_digit(ink, lowest_components, int(lowest_components.sizes.argmax()))
 
 
-def fills_picture(parts: InkParts) -> bool:
+def fills_picture(components: Components) -> bool:
     """Return whether this is a row of digits that was cut out without a margin."""
-    is_large = parts.sizes > parts.sizes.sum() / 10
-    heights, ends = parts.heights[is_large], parts.at_edges[is_large]
+    is_large = components.sizes > components.sizes.sum() / 10
+    heights, ends = components.heights[is_large], components.at_edges[is_large]
     is_across = ends[:, 1] & ends[:, 3]
-    return len(heights) > 1 and bool((heights > 0.6 * len(parts.labels)).all() & ~is_across.any())
+    return len(heights) > 1 and bool(
+        (heights > 0.6 * len(components.labels)).all() & ~is_across.any()
+    )
 
 
-def only_digit(ink: Levels, parts: InkParts, main: int) -> Mask:
-    """Return the main part and the parts that belong to it; no other may look like a digit.
+def only_digit(ink: Levels, components: Components, main: int) -> Mask:
+    """Return the main component and those that belong to it; no other may look like a digit.
 
     Raises:
         InvalidRequest: several digits.
     """
-    large = digit_like(ink, parts, main)
-    groups = grouped(parts, large)
+    large = digit_like(ink, components, main)
+    groups = grouped(components, large)
     digit = groups[large == main][0]
     if groups.max() > 0:
-        raise InvalidRequest(f"expected one digit, found {_places(parts, large, groups)}")
-    mask = np.isin(parts.labels, large[groups == digit] + 1)
+        raise InvalidRequest(f"expected one digit, found {_places(components, large, groups)}")
+    mask = np.isin(components.labels, large[groups == digit] + 1)
     height, width = mask[bounding_box(mask)].shape
     if width > MAX_ASPECT * height:
         raise InvalidRequest(
             f"expected one digit, found something {width / height:.1f} times as wide as high: "
             "several digits that touch, or no digit"
         )
-    return with_neighbours(mask, parts)
+    return with_neighbours(mask, components)
 
 
-def digit_like(ink: Levels, parts: InkParts, main: int) -> Numbers:
-    """Select the parts about as high and as strong as the main one, except lines at the edges."""
-    heights = parts.heights
-    strengths = ndimage.mean(ink, parts.labels, np.arange(1, len(heights) + 1))
-    ends = parts.at_edges
-    is_narrow = parts.widths < 0.3 * heights
+def digit_like(ink: Levels, components: Components, main: int) -> Numbers:
+    """Select components about as high and as strong as the main one, except lines at the edges."""
+    heights = components.heights
+    strengths = ndimage.mean(ink, components.labels, np.arange(1, len(heights) + 1))
+    ends = components.at_edges
+    is_narrow = components.widths < 0.3 * heights
     is_line = (ends[:, :2] & ends[:, 2:]).any(1) & is_narrow & (heights > 1.3 * heights[main])
-    if not ends[main].any():  # then parts of a frame in the picture are not digits
+    if not ends[main].any():  # then components of a frame in the picture are not digits
         margin = heights[main] / 10
-        is_above = parts.boxes[:, 0] < parts.boxes[main, 0] - margin
-        is_below = parts.boxes[:, 2] > parts.boxes[main, 2] + margin
+        is_above = components.boxes[:, 0] < components.boxes[main, 0] - margin
+        is_below = components.boxes[:, 2] > components.boxes[main, 2] + margin
         is_line |= ends.any(1) & (is_narrow | (ends.sum(1) > 1) | (is_above & is_below))
     is_like = (
         (heights >= heights[main] / 2)
         & (heights <= heights[main] * 2)
-        & (parts.widths <= heights * MAX_ASPECT)
-        & (parts.sizes >= parts.sizes[main] / 8)
+        & (components.widths <= heights * MAX_ASPECT)
+        & (components.sizes >= components.sizes[main] / 8)
         & (strengths >= strengths[main] / 2)
         & ~is_line
     )
@@ -205,46 +210,46 @@ def digit_like(ink: Levels, parts: InkParts, main: int) -> Numbers:
     return np.flatnonzero(is_like)
 
 
-def grouped(parts: InkParts, large: Numbers) -> Numbers:
-    """Return the number of each large part's digit: 0, 1, ...; parts with a small gap share one."""
+def grouped(components: Components, large: Numbers) -> Numbers:
+    """Return the number of each large component's digit, from 0; a small gap makes one of two."""
     groups = np.arange(len(large))
-    for i, part in enumerate(large[:-1]):
-        distances = ndimage.distance_transform_edt(parts.labels != part + 1)
-        nearest = ndimage.minimum(distances, parts.labels, large[i + 1 :] + 1)
+    for i, component in enumerate(large[:-1]):
+        distances = ndimage.distance_transform_edt(components.labels != component + 1)
+        nearest = ndimage.minimum(distances, components.labels, large[i + 1 :] + 1)
         for j, distance in enumerate(nearest, i + 1):
-            if distance - 1 < smallest_gap(parts, part, large[j]):
+            if distance - 1 < smallest_gap(components, component, large[j]):
                 groups[groups == groups[j]] = groups[i]
     return np.unique(groups, return_inverse=True)[1]
 
 
-def smallest_gap(parts: InkParts, one: int, other: int) -> float:
-    """Return the blank, in pixels, from which two parts are two digits."""
-    left, right = parts.boxes[[one, other], 1].max(), parts.boxes[[one, other], 3].min()
-    is_stacked = right - left > parts.widths[[one, other]].min() / 2
+def smallest_gap(components: Components, one: int, other: int) -> float:
+    """Return the blank, in pixels, from which two components are two digits."""
+    left, right = components.boxes[[one, other], 1].max(), components.boxes[[one, other], 3].min()
+    is_stacked = right - left > components.widths[[one, other]].min() / 2
     share = MIN_GAP_STACKED if is_stacked else MIN_GAP
-    return float(share * parts.heights[[one, other]].max())
+    return float(share * components.heights[[one, other]].max())
 
 
-def with_neighbours(digit: Mask, parts: InkParts) -> Mask:
-    """Add parts that are close, such as the bar of a 5, but none from outside the picture."""
-    own = np.unique(parts.labels[digit]) - 1
-    ends = np.asarray(parts.at_edges.any(1))
-    others = np.asarray((parts.sizes >= digit.sum() / 50) & (~ends | ends[own].any()))
+def with_neighbours(digit: Mask, components: Components) -> Mask:
+    """Add components that are close, such as the bar of a 5, but none from outside the picture."""
+    own = np.unique(components.labels[digit]) - 1
+    ends = np.asarray(components.at_edges.any(1))
+    others = np.asarray((components.sizes >= digit.sum() / 50) & (~ends | ends[own].any()))
     others[own] = False
     if not others.any():
         return digit
     reach = max(digit[bounding_box(digit)].shape) // 8 + 1
     reached = ndimage.maximum_filter(digit, 2 * reach + 1)
-    near = np.unique(parts.labels[reached & np.append(False, others)[parts.labels]])
-    return digit | np.isin(parts.labels, near)
+    near = np.unique(components.labels[reached & np.append(False, others)[components.labels]])
+    return digit | np.isin(components.labels, near)
 
 
-def _places(parts: InkParts, large: Numbers, groups: Numbers) -> str:
+def _places(components: Components, large: Numbers, groups: Numbers) -> str:
     """Describe how many digits there are and where."""
-    height, width = parts.labels.shape
+    height, width = components.labels.shape
     centres = []
     for group in range(groups.max() + 1):
-        boxes = parts.boxes[large[groups == group]]
+        boxes = components.boxes[large[groups == group]]
         top, left = boxes[:, :2].min(0)
         bottom, right = boxes[:, 2:].max(0)
         centres.append(((left + right) / 2 / width, (top + bottom) / 2 / height))

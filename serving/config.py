@@ -20,9 +20,7 @@ BatchingMode = Literal["auto", "always", "never"]
 SpotChecking = Literal["on", "off"]
 
 MOST_ROWS = 16_384
-"""The largest batch. What a graph computes of the number of rows can overflow with more."""
-MOST_SIZE = 2_000_000
-"""The largest axis of an input whose rows share a batch, for the same reason."""
+"""The largest batch: the largest that a proof is about (serving/proof/sizes.py)."""
 
 MOST_RESPONSE_BYTES = (2 << 30) - (1 << 20)
 """The longest answer that can be allowed: a message of gRPC has less than 2 GiB, names included."""

@@ -23,7 +23,7 @@ from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
 if TYPE_CHECKING:
-    from serving.handlers.batcher import HandlerBatcher, HandlerParts
+    from serving.handlers.batcher import HandlerBatcher, HandlerRuntime
     from serving.system.process_pool import Processes
 
     AnyBatcher: TypeAlias = Batcher | HandlerBatcher
@@ -324,8 +324,8 @@ class Router:
                 network = Batcher(model.network, batching, metrics, cores, name, self.host, net)
             if model.handler.signature.has_pictures:
                 self._pictures()
-            parts = self._parts(name, model.handler, network)
-            batcher = HandlerBatcher(model, batching, self.metrics, name, parts)
+            runtime = self._runtime_of(name, model.handler, network)
+            batcher = HandlerBatcher(model, batching, self.metrics, name, runtime)
         batcher.block(self._refusal_of(batcher))
         self._stop_batching(batcher)
         if self.owner is not None:
@@ -347,12 +347,12 @@ class Router:
             partial(_record, model.verdict_key),
         )
 
-    def _parts(self, name: str, handler: Any, network: Batcher | None) -> "HandlerParts":
+    def _runtime_of(self, name: str, handler: Any, network: Batcher | None) -> "HandlerRuntime":
         """Return what a version with a handler runs on."""
-        from serving.handlers.batcher import HandlerParts
+        from serving.handlers.batcher import HandlerRuntime
 
         number = self.batching.handler_processes or self._usual_processes(name, handler)
-        return HandlerParts(
+        return HandlerRuntime(
             handler.signature,
             network,
             handler,

@@ -30,7 +30,7 @@ NEEDLESS = {
     "h11", "orjson", "python_multipart", "serving.http1", "serving.http_api",
     "serving.transports.http_port", "serving.client", "serving.cli.infer", "serving.cli.info",
     "serving.cli.health", "serving.model.judging",
-    "serving.model.onnx_file", "serving.model.proof", "serving.model.remote",
+    "serving.proof.onnx_file", "serving.proof.walk", "serving.proof.check", "serving.model.remote",
     "serving.model.settings_file", "serving.model.signatures", "serving.handlers.batcher",
     "serving.handlers.loading", "serving.pictures", "serving.security.certificates",
     "serving.security.tls", "serving.security.tokens", "serving.server.crashes",
@@ -162,6 +162,41 @@ def test_server_and_client_run_without_the_applications(tmp_path):
     assert "no model in models" in lacking.stderr
 
 
+LIBRARIES = {"http2": set[str](), "proof": {"numpy", "google", "serving.errors"}}
+"""Parts that know nothing of the rest, and all that each may import but the standard library."""
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_library_imports_nothing_of_the_rest(library):
+    for path in (ROOT / "serving" / library).rglob("*.py"):
+        names = {name for name in imports_of(path) if not name.startswith(f"serving.{library}")}
+        others = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
+        allowed = LIBRARIES[library]
+        others -= {each for each in others if any(each.startswith(name) for name in allowed)}
+        assert not others, path
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_library_loads_nothing_of_the_rest(library):
+    files = (ROOT / "serving" / library).glob("*.py")
+    modules = sorted(f"serving.{library}.{path.stem}" for path in files)
+    loaded = modules_after(f"import {', '.join(modules)}")
+    ours = {name for name in loaded if name.startswith("serving.")}
+    others = {name for name in ours if not name.startswith(f"serving.{library}")}
+    assert others <= LIBRARIES[library]
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_readme_of_a_library_lists_its_modules(library):
+    folder = ROOT / "serving" / library
+    text = (folder / "README.md").read_text("utf-8")
+    assert "\n## Contract\n" in text
+    rows = "".join(re.findall(r"(?m)^\| `.*$", text))
+    modules = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    assert modules <= set(re.findall(r"`(\w+\.py)`", rows))
+
+
 def test_training_and_serving_never_import_each_other():
     for package, other in (("training", "serving"), ("serving", "training")):
         for path in (ROOT / package).rglob("*.py"):
@@ -191,7 +226,7 @@ def test_reading_pictures_needs_no_server_and_no_model():
 
 ORDER = {
     "serving": """
-        errors commandline tensors json_values applications config system http1
+        errors proof commandline tensors json_values applications config system http1
         http2 security model.preprocessing pictures telemetry.metrics model
         batching handlers catalog embedded router oip.inference_pb protocols oip telemetry
         transports http_api client server cli __main__ launch __init__

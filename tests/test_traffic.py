@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 IMPORTERS = {"serving/model/onnx_runtime.py", "training/export/parity.py"}
-"""The only files that import onnxruntime itself; the programs in benchmarks/peers and tests/census
-run without this project."""
+"""The only files that import onnxruntime itself; the programs in benchmarks/peers and in
+tests/proof/census run without this project."""
 
 SERVING = """
 import sys
@@ -175,7 +175,7 @@ def test_only_one_file_a_package_imports_onnxruntime_itself():
         for path in (ROOT / folder).rglob("*.py")
         if importing.search(path.read_text())
     }
-    apart = "benchmarks/peers/", "tests/census/"
+    apart = "benchmarks/peers/", "tests/proof/census/"
     assert {path for path in found if not path.startswith(apart)} == IMPORTERS
 
 

@@ -16,7 +16,7 @@ from benchmarks.result_file import Latencies
 from benchmarks.targets import Running, Setting, Spec, open_target
 from benchmarks.tuning.candidates import Candidate, config_text
 from benchmarks.tuning.search import Goal, Stage, Trial
-from serving.model.onnx_file import external_files, parse_model
+from serving.proof.onnx_file import external_files, parse_model
 
 _CYCLES = 3.0
 """How many answers each caller gets in a run, at least; a slow model takes longer for them."""

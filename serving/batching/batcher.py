@@ -29,7 +29,7 @@ from serving.batching.run import (
     Ran,
     Result,
     RunnableModel,
-    open_parts,
+    open_calls,
 )
 from serving.batching.spot_check import MOST_BATCHES, Closeness, Drawn, SpotChecks
 from serving.config import BatchingConfig
@@ -244,16 +244,16 @@ class Batcher:
             self._end_late(late)
         num_rows = 0
         if groups:
-            for part, result in self._executor.run(groups, self.owner.clock):
-                num_rows += self._deliver(part, result)
+            for calls, result in self._executor.run(groups, self.owner.clock):
+                num_rows += self._deliver(calls, result)
         return num_rows
 
     def tick(self, now_s: float) -> None:
         """End the runs and calls that are late, and forget cancelled calls."""
         self._end_late(self._offloaded.sweep(now_s))
 
-    def _finish_offloaded(self, parts: list[Outcome]) -> None:
-        for groups, result in parts:
+    def _finish_offloaded(self, outcomes: list[Outcome]) -> None:
+        for groups, result in outcomes:
             self._deliver(groups, result, have_left=True)
         if self._offloaded.num_waiting:
             self._schedule()
@@ -278,7 +278,7 @@ class Batcher:
         is_busy = bool(self._offloaded.running)
         if place(drawn.call.num_rows, self._cost, is_busy=is_busy) is not Place.INLINE:
             return drawn
-        if not open_parts([drawn.call]):  # it has left, during a runner's run
+        if not open_calls([drawn.call]):  # it has left, during a runner's run
             return None
         outcomes = self._executor.run([drawn.call], self.owner.clock)
         drawn = drawn._replace(alone=self._judged(drawn, outcomes))
@@ -288,11 +288,11 @@ class Batcher:
         """Answer a call that was drawn, or have it run once more by a runner before."""
         if drawn.alone is not None:
             self._answer_drawn(drawn, drawn.alone)
-        elif open_parts([drawn.call]):
+        elif open_calls([drawn.call]):
             self._offloaded.run_alone(drawn.call, partial(self._finish_alone, drawn))
 
     def _finish_alone(self, drawn: Drawn, outcomes: list[Outcome]) -> None:
-        if open_parts([drawn.call]):
+        if open_calls([drawn.call]):
             self._answer_drawn(drawn, self._judged(drawn, outcomes))
         if self._offloaded.num_waiting:
             self._schedule()
@@ -395,7 +395,7 @@ class Batcher:
                 self.owner.defer(partial(self._metrics.observe_answers, *facts))
         except Exception:  # a bug of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")
-            for group in open_parts(groups):
+            for group in open_calls(groups):
                 self._fail(group, FAILED)
             return 0
         if drawn is not None:
@@ -437,7 +437,7 @@ class Batcher:
         self._refusal = refusal
         if refusal is not None:
             for queue in self._queues:
-                for group in open_parts(queue.clear()):
+                for group in open_calls(queue.clear()):
                     self._fail(group, refusal)
 
     def close(self) -> None:

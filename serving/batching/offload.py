@@ -17,7 +17,7 @@ from serving.batching.run import (
     Result,
     Run,
     divide,
-    open_parts,
+    open_calls,
 )
 from serving.config import BatchingConfig
 from serving.system.runners import Runners, Task
@@ -52,9 +52,9 @@ class _RunnerBatch:
 
     def end_if_over(self, now_s: float, max_run_s: float) -> None:
         """End the run if nobody waits for it any longer, or it takes too long."""
-        part, started_s, end = self.run
+        calls, started_s, end = self.run
         is_late = now_s - started_s > max_run_s
-        if is_late or not open_parts(divide(part, now_s)[0]):
+        if is_late or not open_calls(divide(calls, now_s)[0]):
             end()
 
 
@@ -147,12 +147,12 @@ class OffloadedBatches:
     def _run_one(self, number: int, running: _RunnerBatch, finish: _Finish) -> Task:
         """Run a call by itself, on a runner's thread; return the function that delivers it."""
 
-        def begin(part: list[Group]) -> Run:
+        def begin(calls: list[Group]) -> Run:
             run, end = self._executor.stoppable(is_alone=False)
-            running.run = part, self.owner.clock(), end
+            running.run = calls, self.owner.clock(), end
             return run
 
-        waiting = open_parts(running.groups)  # while it waited for this runner it may have left
+        waiting = open_calls(running.groups)  # while it waited for this runner it may have left
         outcomes = self._executor.run(waiting, self.owner.clock, begin) if waiting else []
 
         def deliver() -> None:
@@ -195,12 +195,12 @@ class OffloadedBatches:
         """
         executor, clock = self._executor, self.owner.clock
 
-        def begin(part: list[Group]) -> Run:
-            num_rows = sum(group.num_rows for group in part) if executor.is_batchable else 1
-            # Cores that are free share the rows, or the one run that is worth no more parts.
+        def begin(calls: list[Group]) -> Run:
+            num_rows = sum(group.num_rows for group in calls) if executor.is_batchable else 1
+            # Cores that are free share the rows, or the one run that is worth no more slices.
             is_alone = is_free and num_rows < 2 * self._enough_rows
             run, end = executor.stoppable(is_alone=is_alone)
-            running.run = part, clock(), end
+            running.run = calls, clock(), end
             if not executor.is_batchable:
                 return run
             return partial(
@@ -209,16 +209,16 @@ class OffloadedBatches:
                 max_batch_size=self._small.run_rows,
                 enough_rows=self._enough_rows,
                 num_threads=1 if is_alone else num_threads,
-                is_cancelled=lambda: not open_parts(part),
+                is_cancelled=lambda: not open_calls(calls),
             )
 
         begin_s = clock()
-        parts = executor.run(running.groups, clock, begin)
-        return partial(self._take_results, number, parts, clock() - begin_s)
+        outcomes = executor.run(running.groups, clock, begin)
+        return partial(self._take_results, number, outcomes, clock() - begin_s)
 
-    def _take_results(self, number: int, parts: list[Outcome], seconds: float) -> None:
+    def _take_results(self, number: int, outcomes: list[Outcome], seconds: float) -> None:
         del self.running[number]
-        num_rows = sum(result.num_rows for _, result in parts if isinstance(result, Result))
+        num_rows = sum(result.num_rows for _, result in outcomes if isinstance(result, Result))
         if num_rows:
             self._least_s = min(self._least_s, seconds)
             self._row_s += (seconds / num_rows - self._row_s) / (4 if self._row_s else 1)
@@ -230,7 +230,7 @@ class OffloadedBatches:
         for each in self.queues:
             if num_rows > each.run_rows // 2:
                 each.note_run(num_rows, seconds / self._num_runners)
-        self._finish(parts)
+        self._finish(outcomes)
 
     def close(self) -> None:
         """End the threads once they are idle."""

@@ -31,7 +31,7 @@ def run_parallel(
     is_cancelled: Callable[[], bool],
     alone: Callable[[Feeds], list[Array]] | None = None,
 ) -> list[Array]:
-    """Run rows in parts, on this thread and on helper threads that end with the call.
+    """Run rows in slices, on this thread and on helper threads that end with the call.
 
     Helpers start for cores that no other call uses: callers that keep all cores busy by themselves
     run whole batches. Starting a helper takes some 20 µs, a run of 128 rows 600. Nothing is kept
@@ -61,11 +61,11 @@ def run_parallel(
         if alone is not None and len(_busy) == 1 and num_rows <= max_batch_size:
             return alone(feeds)
         num_free = max(1, 1 + num_threads - len(_busy))
-        num_parts = min(num_free, -(-num_rows // enough_rows))
-        if num_parts == 1 and num_rows <= max_batch_size:
+        num_slices = min(num_free, -(-num_rows // enough_rows))
+        if num_slices == 1 and num_rows <= max_batch_size:
             return run(feeds)
-        step = min(-(-num_rows // num_parts), max_batch_size)
-        return _run_parts(run, feeds, range(0, num_rows, step), num_parts, is_cancelled)
+        step = min(-(-num_rows // num_slices), max_batch_size)
+        return _run_slices(run, feeds, range(0, num_rows, step), num_slices, is_cancelled)
     finally:
         _busy.discard(thread)
 
@@ -84,7 +84,7 @@ def run_whole(
         _busy.discard(thread)
 
 
-def _run_parts(
+def _run_slices(
     run: Callable[[Feeds], list[Array]],
     feeds: Feeds,
     starts: range,
@@ -93,14 +93,14 @@ def _run_parts(
 ) -> list[Array]:
     todo, done = deque(starts), dict[int, list[Array]]()
 
-    def run_part(first: int) -> None:
-        part = slice(first, first + starts.step)
-        done[first] = run({name: rows[part] for name, rows in feeds.items()})
+    def run_slice(first: int) -> None:
+        chosen = slice(first, first + starts.step)
+        done[first] = run({name: rows[chosen] for name, rows in feeds.items()})
 
     def work() -> None:
-        with suppress(IndexError):  # another thread took the last part
+        with suppress(IndexError):  # another thread took the last slice
             while todo and not is_cancelled():
-                run_part(todo.popleft())
+                run_slice(todo.popleft())
 
     def help_out(busy: LockType) -> None:
         with busy, suppress(Exception):
@@ -118,14 +118,14 @@ def _run_parts(
                 start_new_thread(help_out, (busy,))
         work()
         for busy in helpers:
-            with busy:  # it has finished, or will find no part left
+            with busy:  # it has finished, or will find no slice left
                 pass
         for first in starts:
             if first not in done and not is_cancelled():  # a helper failed on it
-                run_part(first)
+                run_slice(first)
     finally:
         todo.clear()  # so that helpers stop soon if the call ends early
     if len(done) < len(starts):
         raise Unavailable("the call was cancelled")
     outputs = zip(*(done[first] for first in starts), strict=True)
-    return [np.concatenate(parts) for parts in outputs]
+    return [np.concatenate(slices) for slices in outputs]

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 
-from serving.batching.run import Caller, Group, divide, open_parts
+from serving.batching.run import Caller, Group, divide, open_calls
 
 TURN_ROWS = 16
 """Rows that one caller adds to a batch before the others' turn."""
@@ -186,8 +186,8 @@ class Queue:
         taken: list[Group] = []
         if self.num_rows <= max_rows:
             for waiting in self._ring:
-                for group in waiting.groups:  # not open_parts: this is the way of most calls
-                    if (found := group.open_part()) is not None:
+                for group in waiting.groups:  # not open_calls: this is the way of most calls
+                    if (found := group.open_calls()) is not None:
                         taken.append(found)  # noqa: PERF401
                 waiting.groups.clear()
                 waiting.num_rows = 0
@@ -227,7 +227,7 @@ class Queue:
                 is_closed = True
                 break
             take = waiting.take_newest if newest_first else waiting.take_oldest
-            if (found := take(max(1, number)).open_part()) is not None:
+            if (found := take(max(1, number)).open_calls()) is not None:
                 taken.append(found)
                 num_rows += found.num_rows
         self._note_taken(waiting, before - waiting.num_rows)
@@ -267,7 +267,7 @@ class Queue:
         late: list[Group] = []
         for waiting in list(self._ring):
             before = waiting.num_rows
-            kept, gone = divide(open_parts(waiting.groups), now_s)
+            kept, gone = divide(open_calls(waiting.groups), now_s)
             late += gone
             waiting.groups = deque(kept)
             waiting.num_rows = sum(group.num_rows for group in kept)

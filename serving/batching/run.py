@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.batching.layout import Layout
-from serving.config import MOST_RESPONSE_BYTES, MOST_SIZE
+from serving.config import MOST_RESPONSE_BYTES
 from serving.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -19,6 +19,7 @@ from serving.errors import (
     ServingError,
     TooLarge,
 )
+from serving.proof.sizes import MOST_SIZE
 from serving.tensors import (
     BYTE_CLASSES,
     Array,
@@ -38,7 +39,7 @@ Ran = tuple[float, float, str, str, int]
 """A run: start and end in monotonic seconds, the model's name, its version, and rows."""
 NUM_BYTES = attrgetter("nbytes")
 """Returns the bytes of an array of numbers, without a call of Python."""
-_TEXT_PART = 1 << 18
+_TEXT_SLICE = 1 << 18
 """Characters of a text that are encoded at a time."""
 TEXT_BYTES = 4
 """Before each element of a BYTES tensor: its length."""
@@ -81,7 +82,7 @@ class Result:
         if signature is not None:
             self.rows, self.classes = outputs[0].tobytes(), class_numbers(outputs[0])
 
-    def part(self, at: int, num_rows: int) -> Sequence[npt.NDArray[Any]]:
+    def cut(self, at: int, num_rows: int) -> Sequence[npt.NDArray[Any]]:
         """Return the outputs for some rows; all of them for a call that ran alone."""
         if num_rows == self.num_rows:
             return self.outputs
@@ -246,7 +247,7 @@ class Group:
         """Return some of the calls."""
         return self._pick(range(begin, end))
 
-    def open_part(self) -> "Group | None":
+    def open_calls(self) -> "Group | None":
         """Return the calls whose callers have not left; None if all have."""
         streams = self.caller.streams
         if all(map(streams.__contains__, self.streams)):
@@ -286,16 +287,16 @@ class Group:
         return self._pick(in_time) if in_time else None, self._pick(late) if late else None
 
 
-def open_parts(groups: Sequence[Group]) -> list[Group]:
+def open_calls(groups: Sequence[Group]) -> list[Group]:
     """Return the calls whose callers have not left."""
-    parts = (group.open_part() for group in groups)
-    return [part for part in parts if part is not None]
+    found = (group.open_calls() for group in groups)
+    return [group for group in found if group is not None]
 
 
 def divide(groups: Iterable[Group], now_s: float) -> tuple[list[Group], list[Group]]:
     """Return the calls that are in time, and those that are late."""
-    parts = [group.divide(now_s) for group in groups]
-    return [part for part, _ in parts if part], [part for _, part in parts if part]
+    pairs = [group.divide(now_s) for group in groups]
+    return [found for found, _ in pairs if found], [late for _, late in pairs if late]
 
 
 Outcome = tuple[list[Group], Result | ServingError]
@@ -399,20 +400,20 @@ class Executor:
         is_one = self._are_rows and self.is_batchable
         todo = [groups] if is_one else _alike(groups, is_batchable=self.is_batchable)
         while todo:
-            part = todo.pop()
+            calls = todo.pop()
             started_s = clock()
             try:
-                run = begin(part) if begin else self._run
-                feeds, num_rows = self._feeds(part)
+                run = begin(calls) if begin else self._run
+                feeds, num_rows = self._feeds(calls)
                 outputs = run(feeds)
                 # Else its outputs may have any shape.
-                if self._signature or len(part) > 1 or len(part[0].streams) > 1:
+                if self._signature or len(calls) > 1 or len(calls[0].streams) > 1:
                     for output in outputs:
                         if len(output) != num_rows:
                             raise ValueError(f"{num_rows} rows were answered with {len(output)}")
                 # Before the first copy of them.
                 if self._has_texts or sum(map(NUM_BYTES, outputs)) > self._max_response_bytes:
-                    within, refused = self._divide_by_size(part, outputs, num_rows)
+                    within, refused = self._divide_by_size(calls, outputs, num_rows)
                     outcomes += refused
                     if refused:
                         todo += [within] if within else []
@@ -420,20 +421,20 @@ class Executor:
                 facts = self._version, self._signature, started_s, clock()
                 result = Result(outputs, num_rows, *facts)
             except DeadlineExceeded as err:
-                outcomes.append((open_parts(part), err))
+                outcomes.append((open_calls(calls), err))
             except BaseException as err:  # any error ends these calls and never the thread
-                alive = open_parts(part)
-                if _num_calls(alive) < _num_calls(part):  # it was given up, or failed by the others
+                alive = open_calls(calls)
+                if _num_calls(alive) < _num_calls(calls):  # it was given up, or failed by those
                     todo += [alive] if alive else []
-                elif halves := _halves(part):
+                elif halves := _halves(calls):
                     todo += halves
                 elif isinstance(err, InvalidRequest):
-                    outcomes.append((part, err))
+                    outcomes.append((calls, err))
                 else:
-                    self._log_failure(part[0].encoder.num_rows, err, clock())
-                    outcomes.append((part, FAILED))
+                    self._log_failure(calls[0].encoder.num_rows, err, clock())
+                    outcomes.append((calls, FAILED))
             else:
-                outcomes.append((part, result))
+                outcomes.append((calls, result))
         return outcomes
 
     def _divide_by_size(
@@ -446,11 +447,11 @@ class Executor:
         for group in groups:
             step, fitting = group.encoder.num_rows, []
             for number in range(len(group.streams)):
-                parts = outputs
+                own = outputs
                 if step != num_rows:
-                    parts = [each[at : at + step] for each in outputs]
+                    own = [each[at : at + step] for each in outputs]
                 at += step
-                sizes = [*map(answer_bytes, parts)]
+                sizes = [*map(answer_bytes, own)]
                 if sum(sizes) <= self._max_response_bytes:
                     fitting.append(number)
                     continue
@@ -488,7 +489,7 @@ class Executor:
                 array = array.copy()
             array = array.reshape(self._shape)
             return {self._name: array}, len(array)
-        columns: list[Sequence[Array]] = list(zip(*_parts(groups), strict=True))
+        columns: list[Sequence[Array]] = list(zip(*_inputs_of(groups), strict=True))
         feeds = {
             tensor.name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
             for tensor, arrays in zip(self._tensors.inputs, columns, strict=True)
@@ -512,8 +513,8 @@ def text_bytes(text: str | bytes) -> int:
     """Return the bytes of a text; a long one is not encoded at once, which takes long."""
     if not isinstance(text, str) or text.isascii():
         return len(text)
-    starts = range(0, len(text), _TEXT_PART)
-    return sum(len(text[at : at + _TEXT_PART].encode()) for at in starts)
+    starts = range(0, len(text), _TEXT_SLICE)
+    return sum(len(text[at : at + _TEXT_SLICE].encode()) for at in starts)
 
 
 def too_large_answer(output: str, num_bytes: int, limit: int) -> AnswerTooLarge:
@@ -530,7 +531,7 @@ def too_large_answer(output: str, num_bytes: int, limit: int) -> AnswerTooLarge:
     )
 
 
-def _parts(groups: list[Group]) -> Iterator[Sequence[Array]]:
+def _inputs_of(groups: list[Group]) -> Iterator[Sequence[Array]]:
     """Yield the inputs of one call after the other, or of many with one layout."""
     at = 0
     while at < len(groups):

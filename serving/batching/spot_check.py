@@ -25,7 +25,7 @@ import numpy as np
 
 from serving.batching.run import Group, Result
 from serving.errors import ServingError
-from serving.model.drawn_inputs import is_near, relative_error
+from serving.proof.drawn_inputs import is_near, relative_error
 from serving.tensors import Array, Tensor
 
 FIRST_CALLS = 10_000
@@ -187,7 +187,7 @@ class SpotChecks:
     def _difference(self, drawn: Drawn, alone: Result | ServingError) -> str | None:
         if isinstance(alone, ServingError):
             return f"alone it ends with {type(alone).__name__}"
-        shared = drawn.result.part(drawn.at, drawn.call.num_rows)
+        shared = drawn.result.cut(drawn.at, drawn.call.num_rows)
         texts, are_scores_close, is_certain = [], False, False
         for tensor, expected, found in zip(self._outputs, alone.outputs, shared, strict=True):
             text = self._closeness.difference(tensor, expected, found)

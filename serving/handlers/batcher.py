@@ -37,7 +37,7 @@ from serving.batching.run import (
     Result,
     arrays_of,
     divide,
-    open_parts,
+    open_calls,
     too_large_answer,
 )
 from serving.config import BatchingConfig
@@ -49,7 +49,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.handlers.frames import Frame
-from serving.handlers.nested import UNWANTED, Find, PartsEncoder, infer
+from serving.handlers.nested import UNWANTED, Find, OutputsEncoder, infer
 from serving.handlers.process_set import Launcher, Process, ProcessSet
 from serving.handlers.signature import (
     METADATA,
@@ -97,7 +97,7 @@ class HandlerBatcher:
         config: BatchingConfig,
         metrics: Metrics,
         name: str,
-        parts: "HandlerParts",
+        runtime: "HandlerRuntime",
     ) -> None:
         """Prepare; `attach` comes before the first call.
 
@@ -106,16 +106,16 @@ class HandlerBatcher:
             config: sizes and limits.
             metrics: counts.
             name: the model's.
-            parts: what else it needs.
+            runtime: what else it needs.
         """
         self.model = model
         self.label = name, model.version
         self.owner: Owner
         self.max_delay_s = 0.0
         self.max_run_s = config.max_handler_s
-        self._config, self._metrics, self._parts = config, metrics, parts
-        self._signature: HandlerSignature = parts.signature
-        self._network = parts.network
+        self._config, self._metrics, self._runtime = config, metrics, runtime
+        self._signature: HandlerSignature = runtime.signature
+        self._network = runtime.network
         self._queue = Queue(config.queue_capacity)
         self._queue.run_rows = config.max_batch_size if self._signature.batching else 1
         self._slots: list[Slot] = []
@@ -126,7 +126,7 @@ class HandlerBatcher:
         """Trips of `Attempt.ALONE`, of which one is worked on at a time."""
         self._numbers = itertools.count(1)
         self._processes = ProcessSet(
-            parts.launcher, parts.num_processes, self._add, self._note_failed
+            runtime.launcher, runtime.num_processes, self._add, self._note_failed
         )
         self._next_look_s = self._next_sweep_s = 0.0
         self._num_done, self._pace_since_s = 0, 0.0
@@ -146,7 +146,7 @@ class HandlerBatcher:
         owner.post(self._begin)
 
     def _begin(self) -> None:
-        for process in self._parts.take_first():
+        for process in self._runtime.take_first():
             self._processes.add(process)
         self._processes.start_missing()
 
@@ -242,7 +242,7 @@ class HandlerBatcher:
         """End the processes; calls have had their outcomes. Later calls are asked to retry."""
         self._is_closed, self._refusal = True, CHANGED
         self._processes.close()
-        for process in self._parts.take_first():
+        for process in self._runtime.take_first():
             process.close()
         for slot in self._slots:
             slot.process.close()
@@ -288,7 +288,7 @@ class HandlerBatcher:
         if not self._queue.num_rows and self._slots:
             self._queue.away_s = 0.0
         for trip in [*self._trips.values()]:
-            trip.calls, late = divide(open_parts(trip.calls), now_s)
+            trip.calls, late = divide(open_calls(trip.calls), now_s)
             self._end_late(late)
             if not trip.calls and trip.phase is TripPhase.RUNNING:
                 self._end(trip)
@@ -328,7 +328,7 @@ class HandlerBatcher:
 
     def _is_wanted(self, trip: Trip, now_s: float) -> bool:
         """Return whether somebody waits for a trip; end it if nobody does."""
-        trip.calls, late = divide(open_parts(trip.calls), now_s)
+        trip.calls, late = divide(open_calls(trip.calls), now_s)
         self._end_late(late)
         if not trip.calls:
             self._end(trip)
@@ -417,7 +417,7 @@ class HandlerBatcher:
         files = [trip.arrays[at].tolist() for at in places]
         owner = trip.calls[0].caller.address or "unix"
         try:
-            future = self._parts.decoder().submit(owner, decode, files)
+            future = self._runtime.decoder().submit(owner, decode, files)
         except ServingError as err:
             self._end_with(trip, err)
             return
@@ -451,7 +451,7 @@ class HandlerBatcher:
         """Have a process do the next step of a trip."""
         trip.phase, trip.process, slot.trip, slot.begun_s = TripPhase.WORKING, slot, trip, now_s
         trip.started_s = trip.started_s or now_s
-        head: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "kind": "job",
             "job": trip.number,
             "phase": trip.step,
@@ -459,47 +459,49 @@ class HandlerBatcher:
             "max_bytes": self._config.max_response_bytes,
         }
         if trip.options:
-            head["options"] = trip.options
-        slot.process.send(head, trip.arrays)
+            fields["options"] = trip.options
+        slot.process.send(fields, trip.arrays)
         trip.arrays = ()
 
     def _take_frame(self, slot: Slot, frame: Frame) -> None:
         """Take a message of a process."""
-        head = frame.head
-        kind, trip = head.get("kind"), slot.trip
+        fields = frame.fields
+        kind, trip = fields.get("kind"), slot.trip
         if kind == "metrics":
-            self._metrics.count_own(self.label, OwnCounts.of(head["own"]))
+            self._metrics.count_own(self.label, OwnCounts.of(fields["own"]))
             return
-        if trip is None or head.get("job") != trip.number:
+        if trip is None or fields.get("job") != trip.number:
             self._remove(slot, "it answers what nobody has asked", ModelError())
             return
         if kind == "infer":
-            infer(slot, self._parts.find, head, frame.arrays, self.owner.clock())
+            infer(slot, self._runtime.find, fields, frame.arrays, self.owner.clock())
             return
         now_s = self.owner.clock()
         slot.trip, begun_s, slot.begun_s = None, slot.begun_s, math.inf
         slot.refuse_asked(UNWANTED)  # by threads that the step has left behind
         trip.times.append((trip.step, begun_s, now_s))
         self._metrics.observe_step(self.label, trip.step, now_s - begun_s)
-        is_through = trip.step == self._signature.methods[-1] or head["kind"] != "done"
+        is_through = trip.step == self._signature.methods[-1] or fields["kind"] != "done"
         self._processes.note_answer(slot.process, trip.num_calls * is_through)
         if self._is_wanted(trip, now_s):
-            self._go_on(slot, trip, head, frame.arrays)
-        elif head.get("state"):
+            self._go_on(slot, trip, fields, frame.arrays)
+        elif fields.get("state"):
             slot.process.send({"kind": "drop", "job": trip.number})
         self._schedule()
 
-    def _go_on(self, slot: Slot, trip: Trip, head: dict[str, Any], arrays: Sequence[Array]) -> None:
-        if head["kind"] == "failed":
-            self._fail_or_divide(trip, self._logged(trip, head["text"]))
-        elif head["kind"] == "too_large":
+    def _go_on(
+        self, slot: Slot, trip: Trip, fields: dict[str, Any], arrays: Sequence[Array]
+    ) -> None:
+        if fields["kind"] == "failed":
+            self._fail_or_divide(trip, self._logged(trip, fields["text"]))
+        elif fields["kind"] == "too_large":
             most = self._config.max_response_bytes
-            self._fail_or_divide(trip, too_large_answer(head["output"], head["bytes"], most))
-        elif head["kind"] == "error":
-            error = getattr(errors, head["error"], ModelError)(head["text"])
+            self._fail_or_divide(trip, too_large_answer(fields["output"], fields["bytes"], most))
+        elif fields["kind"] == "error":
+            error = getattr(errors, fields["error"], ModelError)(fields["text"])
             self._fail_or_divide(trip, error)
         elif trip.step == PREPROCESS:
-            trip.process = slot if head["state"] else None
+            trip.process = slot if fields["state"] else None
             trip.arrays = arrays
             self._run(trip)
         else:
@@ -526,7 +528,7 @@ class HandlerBatcher:
             self._have_run(trip, [each.no_rows() for each in tensors.outputs])
             return
         message = arrays[0].tobytes() if tensors.row_bytes else tuple(arrays)
-        encoder = PartsEncoder(network, None, num_rows)
+        encoder = OutputsEncoder(network, None, num_rows)
         now_s = self.owner.clock()
         trip.started_s = trip.started_s or now_s
         network.add(
@@ -588,7 +590,7 @@ class HandlerBatcher:
 
     def _members_of(self, trip: Trip) -> "list[_Member]":
         """Return the calls of a trip that somebody waits for, as they came."""
-        return [(call, arrays_of(call, self.model.tensors)) for call in open_parts(trip.calls)]
+        return [(call, arrays_of(call, self.model.tensors)) for call in open_calls(trip.calls)]
 
     def _begin_again(self, trip: Trip) -> None:
         """Begin a trip once more whose state is lost."""
@@ -601,7 +603,7 @@ class HandlerBatcher:
         self._schedule()
 
     def _end_with(self, trip: Trip, error: ServingError) -> None:
-        for group in open_parts(trip.calls):
+        for group in open_calls(trip.calls):
             self._fail(group, error)
         self._end(trip)
 
@@ -638,7 +640,7 @@ class HandlerBatcher:
         group.sink.fail(group, own)
 
     def _refuse_waiting(self, refusal: ServingError) -> None:
-        for group in open_parts(self._queue.clear()):
+        for group in open_calls(self._queue.clear()):
             self._fail(group, refusal)
 
     # Processes
@@ -649,12 +651,12 @@ class HandlerBatcher:
         self._slots.append(slot)
         process.attach(self.owner, partial(self._take_frame, slot), partial(self._take_end, slot))
         self._schedule()
-        self._parts.on_block()
+        self._runtime.on_block()
 
     def _note_failed(self, error: ServingError) -> None:
         name, version = self.label
         _log.error("model %s version %s: no process: %s", name, version, error)
-        self._parts.on_block()
+        self._runtime.on_block()
 
     def _take_end(self, slot: Slot, how: str) -> None:
         """Take the end of a process that nobody has ended here."""
@@ -690,7 +692,7 @@ class HandlerBatcher:
             assert refusal is not None
             self._refuse_waiting(refusal)
         self._schedule()  # it may have had a suspect: the next one may go to another process
-        self._parts.on_block()
+        self._runtime.on_block()
 
 
 class RunMetrics:
@@ -724,7 +726,7 @@ class HandlerRun(tuple):  # type: ignore[type-arg]
     steps: Sequence[tuple[str, float, float]] = ()
 
 
-class HandlerParts(NamedTuple):
+class HandlerRuntime(NamedTuple):
     """What a version with a handler runs on."""
 
     signature: HandlerSignature

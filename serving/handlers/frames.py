@@ -1,13 +1,13 @@
-"""Frames between the server and a handler's process: a head as JSON, and arrays as plain bytes.
+"""Frames between the server and a handler's process: fields as JSON, and arrays as plain bytes.
 
-    length of the head | length of the body | job     | request | head | body
-         4 bytes       |      8 bytes       | 8 bytes | 8 bytes | JSON | arrays, at multiples of 64
+    length of fields | length of body | job     | request | fields | body
+        4 bytes      |    8 bytes     | 8 bytes | 8 bytes |  JSON  | arrays, at multiples of 64
 
-The head is an object; its `arrays` say the type and the sizes of each array in the body. Texts and
-bytes are lengths of 4 bytes each, and then all of them. Neither side unpickles anything. `job` is
-the number of a call, `request` that of a handler's call of another model; 0 stands for none. Heads
-of like calls are the same bytes, since the numbers are not in them: each is written and parsed
-once, which takes a tenth of a call's time.
+The fields are an object; its `arrays` say the type and the sizes of each array in the body. Texts
+and bytes are lengths of 4 bytes each, and then all of them. Neither side unpickles anything. `job`
+is the number of a call, `request` that of a handler's call of another model; 0 stands for none.
+Fields of like calls are the same bytes, since the numbers are not in them: each is written and
+parsed once, which takes a tenth of a call's time.
 """
 
 import json
@@ -27,7 +27,7 @@ _NUMBERED = "job", "request"
 _ALIGNMENT = 64
 _READ_BYTES = 64 << 10
 """Read at once of a frame that has not begun; a longer one is read into its place."""
-_MAX_HEAD_BYTES, _MAX_BODY_BYTES = 16 << 20, 8 << 30
+_MAX_FIELDS_BYTES, _MAX_BODY_BYTES = 16 << 20, 8 << 30
 FEW_BYTES = 64 << 10
 """Frames up to this length are sent in one piece."""
 TEXT, BYTES, PIXELS = "text", "bytes", "pixels"
@@ -37,13 +37,13 @@ _FEW_TEXTS = 16
 """Up to this number their lengths are read without an array."""
 _MAX_KEPT, _MAX_KEPT_BYTES = 512, 512
 """Heads that are kept, and the length of each."""
-_heads: dict[bytes, tuple[dict[str, Any], Any]] = {}
+_known_fields: dict[bytes, tuple[dict[str, Any], Any]] = {}
 """Heads that were parsed, with their arrays' descriptions; without those that have objects inside,
 which a handler gets and may change."""
 _BROKEN = ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error
 """Errors of reading bytes that are no frame."""
 _NUMBERS = {dtype.str: dtype for dtype in DTYPES.values() if dtype.kind != "O"}
-"""Types of numbers by their names in a head."""
+"""Types of numbers by their names in the fields."""
 _write = json.JSONEncoder(separators=(",", ":")).encode  # `dumps` would make one for each frame
 
 
@@ -54,44 +54,44 @@ class BrokenFrame(Exception):
 class Frame(NamedTuple):
     """A message."""
 
-    head: dict[str, Any]
+    fields: dict[str, Any]
     arrays: list[Array]
 
 
-def encode(head: Mapping[str, Any], arrays: Sequence[Array] = ()) -> list[bytes | memoryview]:
+def encode(fields: Mapping[str, Any], arrays: Sequence[Array] = ()) -> list[bytes | memoryview]:
     """Encode a frame as buffers to be sent one after the other.
 
     Args:
-        head: what JSON can hold; `arrays` is added to it.
+        fields: what JSON can hold; `arrays` is added to it.
         arrays: numbers, or objects: all of them texts, bytes, or arrays of uint8.
     """
     described, buffers, at = [], list[bytes | memoryview](), 0
     for array in arrays:
-        kind, sizes, parts = _parts(array)
+        kind, sizes, own = _buffers_of(array)
         if gap := -at % _ALIGNMENT:
             buffers.append(bytes(gap))
             at += gap
-        size = sum(len(part) for part in parts)
+        size = sum(map(len, own))
         described.append((kind, array.shape, sizes, size))
-        buffers += parts
+        buffers += own
         at += size
-    facts = tuple((name, fact) for name, fact in head.items() if name not in _NUMBERED)
+    facts = tuple((name, fact) for name, fact in fields.items() if name not in _NUMBERED)
     try:
         text = _text(facts, tuple(described))
     except TypeError:  # a fact is an object or a list
         text = _text.__wrapped__(facts, tuple(described))
-    numbers = (head.get(name, 0) for name in _NUMBERED)
+    numbers = (fields.get(name, 0) for name in _NUMBERED)
     return [_LENGTHS.pack(len(text), at, *numbers) + text, *buffers]
 
 
 @lru_cache(_MAX_KEPT)
 def _text(facts: tuple[tuple[str, Any], ...], described: tuple[Any, ...]) -> bytes:
-    """Write a head; facts of one name have one type, or 1 would be written as True was."""
+    """Write fields; facts of one name have one type, or 1 would be written as True was."""
     text = _write({**dict(facts), "arrays": described}).encode()
     return text + b" " * (-(_LENGTHS.size + len(text)) % _ALIGNMENT)  # JSON may end with blanks
 
 
-def _parts(array: Array) -> tuple[str, Any, list[bytes | memoryview]]:
+def _buffers_of(array: Array) -> tuple[str, Any, list[bytes | memoryview]]:
     """Return an array's type, the sizes of its pictures, and its bytes."""
     if array.dtype.kind != "O":
         data = np.ascontiguousarray(array)
@@ -141,10 +141,10 @@ class FrameReader:
         num_bytes = self._filled or len(data)
         if num_bytes < _LENGTHS.size:
             return None
-        head_bytes, body_bytes, *numbers = _LENGTHS.unpack_from(data)
-        if head_bytes > _MAX_HEAD_BYTES or body_bytes > _MAX_BODY_BYTES:
+        fields_bytes, body_bytes, *numbers = _LENGTHS.unpack_from(data)
+        if fields_bytes > _MAX_FIELDS_BYTES or body_bytes > _MAX_BODY_BYTES:
             raise BrokenFrame("a frame is too long")
-        body_at = _LENGTHS.size + head_bytes
+        body_at = _LENGTHS.size + fields_bytes
         end = body_at + body_bytes
         if num_bytes < end:
             if not self._filled and end > _READ_BYTES:
@@ -166,30 +166,30 @@ class FrameReader:
 
 def _frame(text: bytes, body: memoryview, numbers: Sequence[int]) -> Frame:
     try:
-        known, described = _heads.get(text) or _parsed(text)
+        known, described = _known_fields.get(text) or _parsed(text)
         found = {name: each for name, each in zip(_NUMBERED, numbers, strict=True) if each}
-        head = {**known, **found}
+        fields = {**known, **found}
         arrays, at = [], 0
         for kind, shape, sizes, size in described:
             at += -at % _ALIGNMENT
             arrays.append(_array(body[at : at + size], kind, shape, sizes))
             at += size
-        return Frame(head, arrays)
+        return Frame(fields, arrays)
     except _BROKEN as err:
         raise BrokenFrame(f"{type(err).__name__}: {err}") from err
 
 
 def _parsed(text: bytes) -> tuple[dict[str, Any], Any]:
-    """Parse a head, and keep it for the next ones."""
-    head = json.loads(text.decode())
-    described = head.pop("arrays")
+    """Parse fields, and keep them for the next ones."""
+    fields = json.loads(text.decode())
+    described = fields.pop("arrays")
     if len(text) <= _MAX_KEPT_BYTES and not any(
-        isinstance(each, dict | list) for each in head.values()
+        isinstance(each, dict | list) for each in fields.values()
     ):
-        if len(_heads) >= _MAX_KEPT:
-            _heads.clear()
-        _heads[text] = head, described
-    return head, described
+        if len(_known_fields) >= _MAX_KEPT:
+            _known_fields.clear()
+        _known_fields[text] = fields, described
+    return fields, described
 
 
 def _array(data: memoryview, kind: str, shape: list[int], sizes: Any) -> Array:

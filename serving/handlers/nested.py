@@ -21,21 +21,21 @@ Find = Callable[[str], tuple[Any, TensorSignature]]
 
 
 def infer(
-    slot: Slot, find: Find, head: Mapping[str, Any], arrays: Sequence[Array], now_s: float
+    slot: Slot, find: Find, fields: Mapping[str, Any], arrays: Sequence[Array], now_s: float
 ) -> None:
     """Have another model run for a process, within the deadline of the call that it works on.
 
     Args:
         slot: the process, of which a thread waits for the reply.
         find: finds the model.
-        head: the process's message: the request's number, the model's name, and those of the
+        fields: the process's message: the request's number, the model's name, and those of the
             inputs.
         arrays: the inputs.
         now_s: the time.
     """
     trip = slot.trip
     assert trip is not None
-    nested = _Nested(slot, trip, head["request"])
+    nested = _Nested(slot, trip, fields["request"])
     slot.asked[nested.number] = nested
     if not trip.calls:
         nested.fail(None, UNWANTED)
@@ -43,8 +43,8 @@ def infer(
     try:
         if trip.depth >= MAX_DEPTH:
             raise InvalidRequest(f"more than {MAX_DEPTH} models call one another")
-        target, tensors = find(str(head["name"]))
-        given: Any = dict(zip(head["names"], arrays, strict=True))
+        target, tensors = find(str(fields["name"]))
+        given: Any = dict(zip(fields["names"], arrays, strict=True))
         feeds = as_feeds(tensors, given[""] if [*given] == [""] else given)
         only = next(iter(feeds.values()))
         encoder = _NestedEncoder(target, None, len(only) if tensors.is_batchable else 1)
@@ -60,15 +60,15 @@ def infer(
         nested.fail(None, ModelError())
 
 
-class PartsEncoder(ResponseEncoder):
+class OutputsEncoder(ResponseEncoder):
     """Hands on the outputs of a run for a call's rows."""
 
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
         step = self.num_rows
-        return [result.part(at + i * step, step) for i in range(number)]
+        return [result.cut(at + i * step, step) for i in range(number)]
 
 
-class _NestedEncoder(PartsEncoder):
+class _NestedEncoder(OutputsEncoder):
     """The same for another model, which may have a handler."""
 
     depth = 0
@@ -76,7 +76,7 @@ class _NestedEncoder(PartsEncoder):
     parameters: Mapping[str, Any] = {}
 
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        return [(part, result.version) for part in super().encode(result, at, number)]
+        return [(outputs, result.version) for outputs in super().encode(result, at, number)]
 
 
 class _Nested:
@@ -108,7 +108,7 @@ class _Nested:
     def fail(self, group: Group | None, error: ServingError) -> None:
         self._reply({"error": type(error).__name__, "text": str(error)})
 
-    def _reply(self, head: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
+    def _reply(self, fields: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
         if self._slot.asked.pop(self.number, None) is self:
-            head = {"kind": "reply", "job": self._trip.number, "request": self.number, **head}
-            self._slot.process.send(head, arrays)
+            fields = {"kind": "reply", "job": self._trip.number, "request": self.number, **fields}
+            self._slot.process.send(fields, arrays)

@@ -113,11 +113,11 @@ class HandlerProcess:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def send(self, head: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
+    def send(self, fields: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
         """Send a frame, as far as the kernel takes it now, and the rest soon."""
         if self._is_over:
             return
-        buffers = frames.encode(head, arrays)
+        buffers = frames.encode(fields, arrays)
         if not self._unsent and sum(map(len, buffers)) <= frames.FEW_BYTES:
             buffers = [b"".join(buffers)]
         self._unsent += map(memoryview, buffers)
@@ -323,7 +323,7 @@ def _ready(
         sock.setsockopt(socket.SOL_SOCKET, option, _SEND_BYTES)
     until_s = begun_s + program.max_setup_s
     source = program.source
-    head = {
+    fields = {
         "kind": "setup",
         "file": str(source.file),
         "name": source.name,
@@ -333,7 +333,7 @@ def _ready(
     }
     try:
         sock.settimeout(program.max_setup_s)
-        for buffer in frames.encode(head):
+        for buffer in frames.encode(fields):
             sock.sendall(buffer)
         reader = FrameReader(sock)
         while not (found := list(reader.read())):
@@ -348,7 +348,7 @@ def _ready(
         raise Unavailable(
             f"{source.file.name}:1: its process ended while it started: {how}"
         ) from err
-    answer = found[0].head
+    answer = found[0].fields
     if answer["kind"] != "ready":
         raise ConfigurationError(answer["text"])
     running.look()

@@ -89,7 +89,7 @@ class Trip:
         return {}
 
     def __contains__(self, stream: object) -> bool:
-        return any(group.open_part() is not None for group in self.calls)
+        return any(group.open_calls() is not None for group in self.calls)
 
     @property
     def num_calls(self) -> int:

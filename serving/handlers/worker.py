@@ -70,7 +70,7 @@ class _ServerLink:
     def next_job(self) -> Frame:
         """Wait for the next job."""
         frame = self._wait(lambda: self._jobs.popleft() if self._jobs else None)
-        self._job = frame.head.get("job", 0)
+        self._job = frame.fields.get("job", 0)
         return frame
 
     def _wait(self, take: Callable[[], Frame | None]) -> Frame:
@@ -94,17 +94,17 @@ class _ServerLink:
             return found
 
     def _sort(self, frame: Frame) -> None:
-        kind = frame.head["kind"]
+        kind = frame.fields["kind"]
         if kind == "drop":
-            self.states.pop(frame.head["job"], None)
+            self.states.pop(frame.fields["job"], None)
         elif kind == "reply":
-            self._replies[frame.head["request"]] = frame
+            self._replies[frame.fields["request"]] = frame
         else:
             self._jobs.append(frame)
 
-    def send(self, head: dict[str, Any], arrays: Any = ()) -> None:
+    def send(self, fields: dict[str, Any], arrays: Any = ()) -> None:
         """Send a frame."""
-        buffers = frames.encode(head, arrays)
+        buffers = frames.encode(fields, arrays)
         with self._sending:
             self._send(buffers)
 
@@ -123,25 +123,25 @@ class _ServerLink:
         except OSError:
             os._exit(LOST)
 
-    def ask(self, job: int | None, head: dict[str, Any], arrays: Sequence[Array]) -> Frame:
+    def ask(self, job: int | None, fields: dict[str, Any], arrays: Sequence[Array]) -> Frame:
         """Send a request for a job, None for the one in hand, and wait for the reply.
 
         Raises:
             Unavailable: that job is not in hand.
         """
         number = next(self._numbers)
-        buffers = None if job is None else self._request(head, job, number, arrays)
+        buffers = None if job is None else self._request(fields, job, number, arrays)
         with self._sending:
             if not self._job or job not in (None, self._job):
                 raise errors.Unavailable("models can be called while their call is answered")
-            self._send(buffers or self._request(head, self._job, number, arrays))
+            self._send(buffers or self._request(fields, self._job, number, arrays))
         return self._wait(lambda: self._replies.pop(number, None))
 
     @staticmethod
     def _request(
-        head: dict[str, Any], job: int, number: int, arrays: Sequence[Array]
+        fields: dict[str, Any], job: int, number: int, arrays: Sequence[Array]
     ) -> Sequence[bytes | memoryview]:
-        return frames.encode({**head, "job": job, "request": number}, arrays)
+        return frames.encode({**fields, "job": job, "request": number}, arrays)
 
 
 class _Models:
@@ -157,12 +157,12 @@ class _Models:
             raise errors.ModelNotFound(f"the handler's `uses` has no model {name!r}, only {known}")
         given = inputs if isinstance(inputs, dict) else {"": inputs}
         arrays = [_sendable(f"an array for {key}", value) for key, value in given.items()]
-        head = {"kind": "infer", "name": name, "names": [*map(str, given)]}
-        reply = self._server.ask(self._job, head, arrays)
-        if (reason := reply.head.get("error")) is not None:
-            raise getattr(errors, reason)(reply.head["text"])
-        outputs = dict(zip(reply.head["names"], reply.arrays, strict=True))
-        return Outputs(outputs, reply.head["version"])
+        fields = {"kind": "infer", "name": name, "names": [*map(str, given)]}
+        reply = self._server.ask(self._job, fields, arrays)
+        if (reason := reply.fields.get("error")) is not None:
+            raise getattr(errors, reason)(reply.fields["text"])
+        outputs = dict(zip(reply.fields["names"], reply.arrays, strict=True))
+        return Outputs(outputs, reply.fields["version"])
 
 
 def _sendable(what: str, value: Any) -> Array:
@@ -190,20 +190,20 @@ class _Worker:
     def run(self) -> NoReturn:
         """Do jobs until the server is gone."""
         while True:
-            head, arrays = self._server.next_job()
+            fields, arrays = self._server.next_job()
             if self._uses:
-                self._instance.use(_Models(self._server, self._uses, head["job"]))
-            outcome = self._outcome(head, arrays)
+                self._instance.use(_Models(self._server, self._uses, fields["job"]))
+            outcome = self._outcome(fields, arrays)
             if (own := self._instance.metrics.take()) is not None:
                 self._server.send({"kind": "metrics", "own": own})
             self._server.end_job(outcome)
             del arrays
 
-    def _outcome(self, head: dict[str, Any], arrays: list[Array]) -> list[bytes | memoryview]:
-        answer: dict[str, Any] = {"kind": "done", "job": head["job"]}
+    def _outcome(self, fields: dict[str, Any], arrays: list[Array]) -> list[bytes | memoryview]:
+        answer: dict[str, Any] = {"kind": "done", "job": fields["job"]}
         try:
-            has_state, outputs = self._do(head, arrays)
-            if head["phase"] != PREPROCESS and (too_large := self._too_large(head, outputs)):
+            has_state, outputs = self._do(fields, arrays)
+            if fields["phase"] != PREPROCESS and (too_large := self._too_large(fields, outputs)):
                 return frames.encode(answer | too_large)
             return frames.encode(answer | {"state": has_state}, outputs)
         except errors.InvalidRequest as err:
@@ -216,26 +216,26 @@ class _Worker:
             answer |= {"kind": "failed", "text": _traceback()}
         return frames.encode(answer)
 
-    def _too_large(self, head: dict[str, Any], outputs: list[Array]) -> dict[str, Any] | None:
+    def _too_large(self, fields: dict[str, Any], outputs: list[Array]) -> dict[str, Any] | None:
         """Return the outcome of outputs that have more bytes than an answer may."""
         sizes = [*map(answer_bytes, outputs)]
-        if sum(sizes) <= head["max_bytes"]:
+        if sum(sizes) <= fields["max_bytes"]:
             return None
         largest = max(range(len(sizes)), key=sizes.__getitem__)
         name = [*(self._instance.signature.outputs or {})][largest]
         return {"kind": "too_large", "output": name, "bytes": sizes[largest]}
 
-    def _do(self, head: dict[str, Any], arrays: list[Array]) -> tuple[bool, list[Array]]:
-        job, phase, options = head["job"], head["phase"], head.get("options", {})
+    def _do(self, fields: dict[str, Any], arrays: list[Array]) -> tuple[bool, list[Array]]:
+        job, phase, options = fields["job"], fields["phase"], fields.get("options", {})
         if phase == PREPROCESS:
             inputs, state = self._instance.preprocess(arrays, options)
             if state is not None:
                 self._states[job] = state
             return state is not None, inputs
         if phase == PREDICT:
-            return False, self._instance.predict(arrays, head["rows"], options)
+            return False, self._instance.predict(arrays, fields["rows"], options)
         state = self._states.pop(job, None)
-        return False, self._instance.postprocess(arrays, head["rows"], options, state)
+        return False, self._instance.postprocess(arrays, fields["rows"], options, state)
 
 
 def _line(err: Exception) -> str:
@@ -281,17 +281,17 @@ def main() -> NoReturn:
         target=_end_with_server, args=(sock,), name="server-watch", daemon=True
     ).start()
     server = _ServerLink(sock)
-    head, _ = server.next_job()
+    fields, _ = server.next_job()
     logging.basicConfig(
-        level=head["log_level"], handlers=[_LogLines()], format="%(name)s: %(message)s"
+        level=fields["log_level"], handlers=[_LogLines()], format="%(name)s: %(message)s"
     )
-    source = HandlerSource(Path(head["file"]), head["name"])
+    source = HandlerSource(Path(fields["file"]), fields["name"])
     try:
-        instance = Instance(load(source), network_of(head["network"]), None)
+        instance = Instance(load(source), network_of(fields["network"]), None)
         instance.use(_Models(server, instance.signature.uses))
         # Else the server refuses it; its `setup` could fail before, for want of the model.
-        if instance.signature.needs_model == (head["network"] is not None):
-            instance.setup(Path(head["folder"]))
+        if instance.signature.needs_model == (fields["network"] is not None):
+            instance.setup(Path(fields["folder"]))
     except BaseException as err:  # of the user's code: it raises anything
         if not isinstance(err, errors.ConfigurationError):  # its line has all but the way there
             _log.debug("%s", _traceback())

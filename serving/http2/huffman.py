@@ -1,8 +1,8 @@
 """Huffman's code of HPACK (RFC 7541, appendix B), decoded a byte at a time.
 
 The code is canonical: codes of one length are consecutive numbers, in the order of their symbols.
-A table of states is made on demand: for each part of a code that has come, and each next byte, the
-symbols that end in it, and the part that is left.
+A table of states is made on demand: for each prefix of a code that has come, and each next byte,
+the symbols that end in it, and the prefix that is left.
 """
 
 _EOS = 256
@@ -34,7 +34,7 @@ _SYMBOLS_BY_LENGTH: dict[int, bytes | tuple[int, ...]] = {
          30, 31, 127, 220, 249),
     _LONGEST: (10, 13, 22, _EOS),
 }  # fmt: skip
-_PARTS: dict[bytes, bytes] = {}
+_PREFIXES: dict[bytes, bytes] = {}
 """The symbols of all entries; some 65,000 entries share them."""
 
 
@@ -53,25 +53,25 @@ def _codes() -> dict[tuple[int, int], int]:
 _SYMBOLS = _codes()
 
 
-class _CodePart:
-    """The part of a code that has come."""
+class _CodePrefix:
+    """The bits of a code that have come."""
 
     __slots__ = ("_code", "_length", "may_end", "next")
 
     def __init__(self, length: int, code: int) -> None:
         self._length, self._code = length, code
         self.may_end = length < 8 and code == (1 << length) - 1
-        """Whether the part is padding: fewer than 8 bits, all ones."""
-        self.next: list[tuple[_CodePart, bytes]] = []
+        """Whether it is padding: fewer than 8 bits, all ones."""
+        self.next: list[tuple[_CodePrefix, bytes]] = []
         """For each next byte the state after it, and the symbols that end in it; empty at first."""
 
-    def fill(self) -> list[tuple["_CodePart", bytes]]:
+    def fill(self) -> list[tuple["_CodePrefix", bytes]]:
         """Fill `next`, bit by bit."""
         rows = [(self._length, self._code, b"")]
         for _ in range(8):
             rows = [_after(*row, bit) for row in rows for bit in (0, 1)]
         self.next = [
-            (_state(length, code), _PARTS.setdefault(symbols, symbols))
+            (_state(length, code), _PREFIXES.setdefault(symbols, symbols))
             for length, code, symbols in rows
         ]
         return self.next
@@ -83,18 +83,18 @@ def _after(length: int, code: int, symbols: bytes, bit: int) -> tuple[int, int, 
     return (length, code, symbols) if symbol == _EOS else (0, 0, symbols + bytes((symbol,)))
 
 
-def _state(length: int, code: int) -> _CodePart:
+def _state(length: int, code: int) -> _CodePrefix:
     if length >= _LONGEST:
         return _FAILED
     state = _STATES.get((length, code))
     if state is None:
-        state = _STATES[length, code] = _CodePart(length, code)
+        state = _STATES[length, code] = _CodePrefix(length, code)
     return state
 
 
-_STATES: dict[tuple[int, int], _CodePart] = {}
-_START = _STATES[0, 0] = _CodePart(0, 0)
-_FAILED = _CodePart(8, 0)
+_STATES: dict[tuple[int, int], _CodePrefix] = {}
+_START = _STATES[0, 0] = _CodePrefix(0, 0)
+_FAILED = _CodePrefix(8, 0)
 _FAILED.next = [(_FAILED, b"")] * 256
 
 

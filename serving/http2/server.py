@@ -13,7 +13,7 @@ from serving.http2.limits import Limits
 from serving.http2.pieces import Pieces
 from serving.http2.streams import PEER_ENDS, WE_END, Stream
 
-_MAX_PARTS = 64
+_MAX_TEMPLATES = 64
 """Lengths of messages whose responses are prepared."""
 _NO_TABLE = frames.HEADER_TABLE_SIZE.to_bytes(2, "big") + bytes(4)
 """The setting that leaves the peer no table for its header blocks."""
@@ -44,7 +44,7 @@ class ServerConnection(Connection):
         super().__init__(limits, reader, Encoder())
         self._response, self._trailers, self._not_http2 = response, trailers, not_http2
         self._preface = frames.PREFACE
-        self._parts: dict[int, tuple[bytes, bytes, bytes, bytes]] = {}
+        self._templates: dict[int, tuple[bytes, bytes, bytes, bytes]] = {}
         """By length of a message: the bytes between stream numbers in a whole response."""
 
     def recognise(self, make: Callable[[Connection], CallRecogniser]) -> Self:
@@ -77,7 +77,7 @@ class ServerConnection(Connection):
         is_halfway = self._rest or self._partial or self._skip or self._block
         if is_halfway or recogniser is None or not recogniser.runs:
             return super().receive(data, now_s)
-        self._now_s, self.events = now_s, []
+        self._now_s = now_s
         try:
             at, looked_at = recogniser.scan(data, 0)
             if at < len(data):
@@ -85,7 +85,9 @@ class ServerConnection(Connection):
         except Http2Error as err:
             self.go_away(err.code)
             raise
-        return self.events
+        finally:
+            events, self.events = self.events, []
+        return events
 
     def _take_preface(self, data: bytes) -> int:
         part = data[: len(self._preface)]
@@ -111,20 +113,20 @@ class ServerConnection(Connection):
         ready: list[Any] = self._ready  # bytes: no length of `Pieces` is prepared
         for stream, message in zip(streams, messages, strict=True):
             state, size = open_streams.get(stream), len(message)
-            parts = self._parts.get(size)
+            template = self._templates.get(size)
             if state is None:
                 continue
             # Whole and at once: the windows have room, and nothing of the stream is left to read.
-            if parts is not None and state.ended and self.send_window >= size <= window:
+            if template is not None and state.ended and self.send_window >= size <= window:
                 del open_streams[stream]
                 self.send_window -= size
-                headers, data, trailers, end = parts
+                headers, data, trailers, end = template
                 ready += (headers, stream, data, stream, message, trailers, stream, end)
                 continue
             self.respond(stream)
             self.send(stream, message)
             self.end(stream)
-            if parts is None:
+            if template is None:
                 self._learn(size)
 
     def respond(self, stream: bytes, fields: Fields = ()) -> None:
@@ -152,7 +154,9 @@ class ServerConnection(Connection):
     def refuse(self, streams: Iterable[bytes], fields: Fields, data: bytes = b"") -> None:
         """Send calls whose response has not begun the same one, and end them."""
         block = encode_literally(fields)
-        head = _head(HEADERS, frames.END_HEADERS | (0 if data else frames.END_STREAM), len(block))
+        header = _frame_header(
+            HEADERS, frames.END_HEADERS | (0 if data else frames.END_STREAM), len(block)
+        )
         for stream in streams:
             state = self.streams.get(stream)
             if state is None:
@@ -160,7 +164,7 @@ class ServerConnection(Connection):
             if self.encoder.resized:  # the next block has to begin with the table's new size
                 self._send_block(stream, block, end=not data)
             else:
-                self._ready += (head, stream, block)
+                self._ready += (header, stream, block)
             if data:
                 self._send(stream, data, b"")
                 continue
@@ -176,19 +180,19 @@ class ServerConnection(Connection):
         trailers = self.encoder.repeated(self._trailers)
         if response is None or trailers is None:  # one that comes later would move the other
             response, trailers = map(encode_literally, (self._response, self._trailers))
-        if len(self._parts) >= _MAX_PARTS:
-            self._parts.clear()  # all at once: to know the oldest costs more than it saves
-        self._parts[size] = (
-            _head(HEADERS, frames.END_HEADERS, len(response)),
-            response + _head(DATA, 0, size),
-            _head(HEADERS, frames.END_HEADERS | frames.END_STREAM, len(trailers)),
+        if len(self._templates) >= _MAX_TEMPLATES:
+            self._templates.clear()  # all at once: to know the oldest costs more than it saves
+        self._templates[size] = (
+            _frame_header(HEADERS, frames.END_HEADERS, len(response)),
+            response + _frame_header(DATA, 0, size),
+            _frame_header(HEADERS, frames.END_HEADERS | frames.END_STREAM, len(trailers)),
             trailers,
         )
 
     def _take_setting(self, name: int, value: int) -> None:
         super()._take_setting(name, value)
         if name == frames.HEADER_TABLE_SIZE:
-            self._parts.clear()
+            self._templates.clear()
 
     def _finish(self, stream: bytes, state: Stream) -> None:
         state.move(WE_END)
@@ -244,6 +248,6 @@ class ServerConnection(Connection):
         return None
 
 
-def _head(kind: int, flags: int, length: int) -> bytes:
+def _frame_header(kind: int, flags: int, length: int) -> bytes:
     """Write a frame's header up to its stream."""
     return word(length << 8 | kind) + bytes((flags,))

@@ -5,7 +5,7 @@ batch, or whose rows depend on their neighbours, gives wrong answers once reques
 
 Without golden samples drawn rows are run, alone and in batches: a second look at a proof, and
 inputs to measure runs with. Samples can't show that rows are independent, only that they are not:
-serving/model/proof proves it. Beside quiet rows the batches have loud ones: 1e30, infinities, NaN.
+serving/proof proves it. Beside quiet rows the batches have loud ones: 1e30, infinities, NaN.
 """
 
 import random

@@ -6,6 +6,7 @@ Else the only table with a column for each class that the file names, as ZipMap 
 """
 
 import io
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,11 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.model.onnx_fields import Fields
-from serving.tensors import Array, Tensor, TensorSignature
+from serving.proof.onnx_fields import Fields
+from serving.tensors import Array, Tensor, TensorSignature, is_label
 
 _GRAPH, _NODE, _INPUTS, _OUTPUTS, _OPERATOR = 7, 1, 1, 2, 4
 """Fields of ModelProto, GraphProto and NodeProto (protos/onnx/onnx.proto)."""
+_METADATA, _LABELS = 14, b"labels"
+"""ModelProto.metadata_props, and the key of a classifier's labels, a list as JSON."""
+_MAX_METADATA_BYTES = 1 << 20
 _MAX_NAME_BYTES = 4096
 _CLASSIFIERS = {"TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier"}
 """Operators whose first output is the label and whose second one has the probabilities."""
@@ -171,3 +175,19 @@ def _is_table(tensor: Tensor, num_columns: int | None = None) -> bool:
 
 def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def labels_of(onnx: bytes) -> tuple[str, ...]:
+    """Return the names of a classifier's classes, which an export has put into the file."""
+    if _LABELS not in onnx[-_MAX_METADATA_BYTES:]:
+        return ()
+    fields = Fields(io.BytesIO(onnx))
+    with suppress(ValueError, TypeError):
+        for field, begin, end in fields.of(0, len(onnx)):
+            if field == _METADATA and end - begin <= _MAX_METADATA_BYTES:
+                parts = fields.of(begin, end)
+                entry = {number: onnx[first:last] for number, first, last in parts}
+                if entry.get(1) == _LABELS:
+                    found = json.loads(entry.get(2, b""))
+                    return tuple(found) if all(map(is_label, found)) else ()
+    return ()

@@ -175,7 +175,7 @@ def _steps(file: File, progress: str, needs_verdict: bool) -> Tried:
     """Do all steps; in the child. A file that is no model passes: the server says why."""
     from serving.model import judging  # these in the child alone
     from serving.model.engine import OnnxEngine
-    from serving.model.onnx_file import cut_zip_maps, parse_model
+    from serving.proof.onnx_file import cut_zip_maps, parse_model
 
     def begin(step: Step) -> None:
         Path(progress).write_bytes(bytes([step]))
@@ -216,7 +216,7 @@ def _steps(file: File, progress: str, needs_verdict: bool) -> Tried:
 
 def _run_once(engine: "OnnxEngine") -> None:
     """Run drawn inputs until a run succeeds."""
-    from serving.model.drawn_inputs import draws
+    from serving.proof.drawn_inputs import draws
 
     for feeds in draws(engine.tensors.inputs, 1):
         try:

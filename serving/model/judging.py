@@ -1,25 +1,64 @@
 """A verdict that is found: the proof that rows are independent, and its check by a run."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serving.model.drawn_inputs import NUM_ROWS
+from serving.model.fork import native_run
 from serving.model.onnx_errors import reason_of
-from serving.model.onnx_file import Message, parse_model
-from serving.model.onnx_runtime import NO_WEIGHTS, RunOptions, runtime
+from serving.model.onnx_runtime import (
+    NO_WEIGHTS,
+    RunOptions,
+    SessionSettings,
+    bare_run,
+    inputs_of,
+    new_session,
+    output_dtypes,
+    runtime,
+)
 from serving.model.time_limit import note_slow, within
 from serving.model.verdicts import Verdict
+from serving.proof.drawn_inputs import NUM_ROWS
+from serving.proof.onnx_file import Message, parse_model
 from serving.tensors import Array, Feeds
 
 if TYPE_CHECKING:
-    from serving.model.proof.check import Check
+    from serving.proof.check import Check
 
 _log = logging.getLogger(__name__)
 _PROOF, _BY_RUN = "the proof that rows are independent", "the check by a run"
+_UNCHANGED = SessionSettings(
+    device="cpu", optimization="none", config={"session.disable_prepacking": "1"}
+)
+"""Weights in the order of the processor pay after more runs than those of a check."""
+
+
+class UnchangedSession:
+    """A graph as its file has it, for the check by a run; `terminate` of its options ends a run."""
+
+    def __init__(self, weights: Mapping[str, bytes], options: RunOptions, model: bytes) -> None:
+        """Build it; ONNX Runtime's own errors pass through."""
+        session = new_session(model, _UNCHANGED, weights=weights)
+        self.inputs = inputs_of(session)
+        self.dtypes = output_dtypes(session)
+        self._run, self._options = bare_run(session), options
+
+    def run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
+        """Run it.
+
+        Raises:
+            TimeoutError: it was ended.
+        """
+        try:
+            with native_run():
+                return self._run(list(names), feeds, self._options)
+        except Exception:  # ONNX Runtime's own exceptions have no common base
+            if self._options.terminate:
+                raise TimeoutError("the check by a run was ended") from None
+            raise
 
 
 def prepare(
@@ -41,15 +80,17 @@ def prepare(
     Returns:
         The check to run; the verdict, if the proof fails.
     """
-    from serving.model.proof import Mixes, prove
-    from serving.model.proof.check import Check, Graph
+    from serving.proof import Mixes, prove
+    from serving.proof.check import Check, Graph
 
     try:
         proof = prove(model)
     except Mixes as err:
         return Verdict(str(err))
     try:
-        return Check(Graph(model, onnx, weights, samples), proof, options)
+        return Check(
+            Graph(model, onnx, samples), proof, partial(UnchangedSession, weights, options)
+        )
     except Exception as err:  # ONNX Runtime's own exceptions have no common base
         return Verdict(f"the check by a run can't be built: {reason_of(err)}")
 
@@ -60,8 +101,8 @@ def run(check: "Check") -> Verdict:
     Raises:
         TimeoutError: the runs were ended.
     """
-    from serving.model.proof import Mixes
-    from serving.model.proof.check import NotRun
+    from serving.proof import Mixes
+    from serving.proof.check import NotRun
 
     try:
         found = check.run()
@@ -141,7 +182,7 @@ def served(model: Message, onnx: bytes, *, is_proved: bool) -> bytes:
     """
     if not is_proved or not model.functions:
         return onnx
-    from serving.model.proof.inline import inlined
+    from serving.proof.inline import inlined
 
     new = inlined(model)
     return onnx if new is model else new.SerializeToString()

@@ -18,13 +18,11 @@ from serving.applications import MODELS, installed
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
 from serving.model import repository, verdicts
-from serving.model.answers import find_answers
-from serving.model.drawn_inputs import take
+from serving.model.answers import find_answers, labels_of
 from serving.model.engine import OnnxEngine, open_engine
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
 from serving.model.memory import remaps_memory
-from serving.model.onnx_fields import has_functions, labels_of
 from serving.model.onnx_runtime import runtime
 from serving.model.quantised import output_step
 from serving.model.repository import CLASSIFIER
@@ -34,11 +32,13 @@ from serving.model.timing import find_rows, has_bounded_time
 from serving.model.verdicts import Verdict, line_of
 from serving.model.version_labels import STABLE, read_labels
 from serving.model.wide import MANY_ROWS, gains, usual_feeds
+from serving.proof.drawn_inputs import take
+from serving.proof.onnx_fields import has_functions
 from serving.system.libc import trim_memory
 from serving.tensors import Feeds
 
 if TYPE_CHECKING:
-    from serving.model.onnx_file import Message
+    from serving.proof.onnx_file import Message
 
 _log = logging.getLogger(__name__)
 
@@ -390,7 +390,7 @@ def _source_of(files: _Files) -> _Source:
     manifest, onnx, weights, found = files.manifest, files.onnx, files.weights, files.verdict
     if found is not None and b"ZipMap" not in onnx and not has_functions(onnx):
         return _Source(manifest, onnx, weights, labels_of(onnx), None, files.key, found)
-    from serving.model.onnx_file import cut_zip_maps, parse_model  # here: few starts read a graph
+    from serving.proof.onnx_file import cut_zip_maps, parse_model  # here: few starts read a graph
 
     graph = parse_model(onnx)
     labels = cut_zip_maps(graph)

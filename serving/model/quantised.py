@@ -24,7 +24,7 @@ def output_step(onnx: bytes) -> float:
     """
     if _QUANTIZE.encode() not in onnx:
         return 0.0
-    from serving.model.onnx_file import parse_model, small_array  # here: few starts read a graph
+    from serving.proof.onnx_file import parse_model, small_array  # here: few starts read a graph
 
     def largest(scale: Any) -> float | None:
         array: Array | None = None if scale is None else small_array(scale)

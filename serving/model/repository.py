@@ -356,7 +356,7 @@ def _read_weights(folder: Path, onnx: bytes, max_bytes: int) -> dict[str, bytes]
     weights: dict[str, bytes] = {}
     if b"location" not in onnx:
         return weights
-    from serving.model.onnx_file import external_files, parse_model  # here: few models have some
+    from serving.proof.onnx_file import external_files, parse_model  # here: few models have some
 
     for name in sorted(external_files(parse_model(onnx))):
         shown = repr(name[:_MAX_NAME])

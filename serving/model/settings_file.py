@@ -10,12 +10,13 @@ from google.protobuf import text_format
 
 from serving.config import BatchingMode, Device, SpotChecking
 from serving.errors import ConfigurationError
-from serving.model.onnx_file import ModelConfig
 from serving.model.repository import companion, is_file
 from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings
+from serving.proof.onnx_file import message_classes
 from serving.system.files import read_regular
 from serving.tensors import DTYPES
 
+(ModelConfig,) = message_classes("serving.model", "model_config.binpb", "digits.triton.ModelConfig")
 _MAX_BYTES = 64 << 10
 _MAX_DEPTH = 16
 _MAX_DELAY_US = 10**12

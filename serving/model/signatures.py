@@ -20,8 +20,8 @@ from serving.config import Precision
 from serving.errors import ServingError
 from serving.model import repository
 from serving.model.manifest import MANIFEST, MAX_MANIFEST_BYTES
-from serving.model.onnx_fields import Fields
-from serving.model.onnx_file import ValueInfoProto
+from serving.proof.onnx_fields import Fields
+from serving.proof.onnx_file import ValueInfoProto
 from serving.system.files import open_regular, read_regular
 from serving.tensors import Signature
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from serving.config import BatchingMode
 from serving.errors import InvalidRequest, ModelError
-from serving.model.drawn_inputs import MAX_BYTES, NUM_QUIET, NUM_ROWS, draws, relative_error, take
 from serving.model.timing import Run, batch_sizes
 from serving.model.verdicts import line_of
+from serving.proof.drawn_inputs import MAX_BYTES, NUM_QUIET, NUM_ROWS, draws, relative_error, take
 from serving.tensors import Array, Feeds, Tensor, TensorSignature
 
 _TOLERANCES = {"FP16": 1e-2, "FP32": 1e-3, "FP64": 1e-3}

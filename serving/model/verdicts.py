@@ -26,7 +26,7 @@ from serving.system.files import read_regular
 _log = logging.getLogger(__name__)
 VARIABLE = "SERVING_VERDICTS"
 """The environment variable that names the folder of verdicts; or `off`."""
-_SOURCES = "proof", "drawn_inputs.py", "onnx_file.py", "judging.py"
+_SOURCES = "proof", "model/judging.py"
 _MAX_FILES = 2048
 """The oldest of more are removed."""
 _MAX_BYTES = 4 << 10
@@ -51,12 +51,12 @@ class Verdict:
 def rules_version() -> str:
     """Return a digest of the source of rules and check: a verdict holds as long as it is this."""
     digest = hashlib.sha256()
-    here = resources.files("serving.model")
+    here = resources.files("serving")
     for name in _SOURCES:
         part = here / name
         files = part.iterdir() if part.is_dir() else [part]
         for each in sorted(files, key=lambda file: file.name):
-            if each.name.endswith((".py", ".tsv")):
+            if each.name.endswith((".py", ".tsv", ".binpb")):
                 digest.update(each.read_bytes())
     return digest.hexdigest()
 

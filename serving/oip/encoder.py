@@ -101,13 +101,13 @@ class InferEncoder(ResponseEncoder):
 
     def _written(self, result: Result, at: int) -> Any:
         """Write the answer whose first row is this one."""
-        outputs = result.part(at, self.num_rows)
+        outputs = result.cut(at, self.num_rows)
         arrays = [outputs[each] for each in self.request.outputs]
         return self._writer.write(InferAnswer(self.request, arrays, result.version, self._id))
 
     def _prepare(self, result: Result, at: int, shapes: list[tuple[int, ...]]) -> bool:
         """Keep the constant parts of an answer; return whether there are any."""
-        parts = result.part(at, self.num_rows)
+        parts = result.cut(at, self.num_rows)
         answer = self._written(result, at)
         constants: list[bytes] = []
         for number in reversed(self.request.outputs):

@@ -23,7 +23,7 @@ class Rows(ResponseEncoder):
 
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
         step = self.num_rows
-        return [(result.part(at + i * step, step), result) for i in range(number)]
+        return [(result.cut(at + i * step, step), result) for i in range(number)]
 
 
 class Elsewhere(NamedTuple):

@@ -52,7 +52,7 @@ class AsyncioLoop(Loop):
         self._event_loop.call_soon_threadsafe(self._take_turn, context=self._context)
 
     def _take_turn(self) -> None:
-        if self.phase >= LoopPhase.PARTING:
+        if self.phase >= LoopPhase.CLOSING:
             return
         try:
             self.turn(self.selector.select(0.0) if self._is_followed else [])
@@ -77,13 +77,13 @@ class AsyncioLoop(Loop):
         self._take_turn()
 
     def stop(self) -> None:
-        if self.phase >= LoopPhase.PARTING:  # again
+        if self.phase >= LoopPhase.CLOSING:  # again
             return
         if self._planned is not None:
             self._planned.cancel()
         if self._is_followed:
             self._event_loop.remove_reader(self.selector.fileno())  # type: ignore[attr-defined]
-        self._part()
+        self._begin_closing()
         self._run()
         self._is_awake = True  # a run that ends later wakes nobody
         self._close()

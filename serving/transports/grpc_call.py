@@ -18,7 +18,7 @@ from serving.protocols.method import BatchedUnary, ReadRows, Refused, Watch
 from serving.protocols.status import Status, error_of
 from serving.transports import grpc_headers as headers
 from serving.transports.calls import LoopCall, paused
-from serving.transports.grpc_headers import Headers, too_long, trailers_of
+from serving.transports.grpc_headers import CallHeaders, too_long, trailers_of
 from serving.transports.peer import Peer
 
 _MAX_QUERY_BYTES = 64 << 10
@@ -45,7 +45,7 @@ class PendingResponse:
         self.num_unpacked = num_unpacked
         """The bytes of the request, if it was compressed."""
         self.refused = refused
-        self.response: bytes | ServingError | None = None
+        self.response: bytes | Pieces | ServingError | None = None
         """The framed answer, or why there is none."""
 
 
@@ -54,13 +54,16 @@ class GrpcCall(LoopCall):
 
     __slots__ = (
         "_ended", "_error", "_has_begun", "_missing_at", "_num_unpacked", "_owed", "_response",
-        "_taken", "_unconsumed", "_unpacked", "_waits", "data", "head", "pending", "takes_one",
+        "_taken", "_unconsumed", "_unpacked", "_waits", "call_headers", "data", "pending",
+        "takes_one",
     )  # fmt: skip
 
-    def __init__(self, port: Any, peer: Peer, stream: bytes, head: Headers, now_s: float) -> None:
-        super().__init__(port, peer, stream, now_s + head.timeout_s)
-        self.head = head
-        self.takes_one = head.method is None or head.method.takes_one
+    def __init__(
+        self, port: Any, peer: Peer, stream: bytes, call_headers: CallHeaders, now_s: float
+    ) -> None:
+        super().__init__(port, peer, stream, now_s + call_headers.timeout_s)
+        self.call_headers = call_headers
+        self.takes_one = call_headers.method is None or call_headers.method.takes_one
         """Whether the caller sends exactly one message."""
         self.pending: list[PendingResponse] = []
         """Requests in progress, in order. An empty deque would take ten times an empty list."""
@@ -116,7 +119,7 @@ class GrpcCall(LoopCall):
         """Begin a method that takes one message, once it has come; refuse others early."""
         try:
             if self._end_of_message():
-                self.start(self.head.method.handle(self))  # type: ignore[union-attr]
+                self.start(self.call_headers.method.handle(self))  # type: ignore[union-attr]
         except _Refusal as err:
             self.end(err.status)
 
@@ -135,13 +138,15 @@ class GrpcCall(LoopCall):
         num_bytes = len(self.data)
         self._taken = end - max(0, num_bytes - self._unconsumed)
         self._unconsumed -= self._taken
-        method, is_packed = self.head.method, self.data[0]
+        method, is_packed = self.call_headers.method, self.data[0]
         if method is None or end < num_bytes or is_packed:
             message = bytes(memoryview(self.data)[PREFIX_BYTES:end])
             del self.data[:end]
             return await self.unpacked(message, self._max_unpacked) if is_packed else message
         data, self.data = memoryview(self.data)[PREFIX_BYTES:], bytearray()
-        return data if self.head.known.find(data) else bytes(data)  # known: it is not copied
+        return (
+            data if self.call_headers.known.find(data) else bytes(data)
+        )  # known: it is not copied
 
     def _wait_for_message(self) -> None:
         self._waits = "message"
@@ -169,7 +174,7 @@ class GrpcCall(LoopCall):
             length = int.from_bytes(data[1:end], "big")
             if data[0] > 1:
                 raise _Refusal(headers.MALFORMED)
-            if data[0] and self.head.encoding != headers.GZIP:
+            if data[0] and self.call_headers.encoding != headers.GZIP:
                 raise _Refusal(headers.OTHER_ENCODING)
             if length > limit:
                 raise _Refusal(too_long(length, limit))
@@ -192,7 +197,7 @@ class GrpcCall(LoopCall):
     @property
     def _max_unpacked(self) -> int:
         """The most bytes of a compressed message: only rows are long."""
-        has_rows = isinstance(self.head.method, BatchedUnary)
+        has_rows = isinstance(self.call_headers.method, BatchedUnary)
         return self._max_bytes if has_rows else min(self._max_bytes, _MAX_QUERY_BYTES)
 
     def _let_more_come(self) -> None:
@@ -259,7 +264,7 @@ class GrpcCall(LoopCall):
         """
         room = encoder.target.room_for_stream(encoder.num_rows)
         number = min(len(messages), _MAX_PENDING - len(self.pending), room)
-        method: Any = self.head.method
+        method: Any = self.call_headers.method
         if number <= 0 or self.data or self._waits != "message" or self.takes_one:
             return 0
         refused = partial(method.error_message, b"")
@@ -290,8 +295,8 @@ class GrpcCall(LoopCall):
 
     async def send_framed(self, response: bytes | Pieces) -> None:
         if isinstance(response, Pieces):
-            self.port.calls.budget.hold_answer(self.peer, response)
-        if self.head.method.sends_one and self.logged is None:  # type: ignore[union-attr]
+            self.port.calls.budget.hold_answer(response)
+        if self.call_headers.method.sends_one and self.logged is None:  # type: ignore[union-attr]
             self._response = response
         else:
             self._send(response)
@@ -308,12 +313,12 @@ class GrpcCall(LoopCall):
             super().answer(group, responses, run)
             return
         for pending, response in zip(group.slots, responses, strict=True):
-            try:
-                if isinstance(response, Pieces):
-                    self.port.calls.budget.hold_answer(self.peer, response)
-                pending.response = response
-            except Overloaded as err:
-                self._refuse(pending, err)
+            pending.response = response
+            if isinstance(response, Pieces):
+                try:
+                    self.port.calls.budget.hold_answer(response)
+                except Overloaded as err:
+                    self._refuse(pending, err)
         self._go_on()
 
     def fail(self, group: Group, error: ServingError) -> None:
@@ -354,7 +359,7 @@ class GrpcCall(LoopCall):
                 for each in some if is_long else (b"".join(some),):  # type: ignore[arg-type]
                     self._send(each)
             self._note_read()
-            if self.head.encoding:
+            if self.call_headers.encoding:
                 self._hold()
         if self.pending and isinstance(self.pending[0].response, ServingError):
             error = self.pending[0].response
@@ -401,7 +406,7 @@ class GrpcCall(LoopCall):
     @property
     def is_watch(self) -> bool:
         """Whether its answers are news for as long as the caller stays, which nobody waits for."""
-        return isinstance(self.head.method, Watch)
+        return isinstance(self.call_headers.method, Watch)
 
     @property
     def is_incomplete(self) -> bool:
@@ -423,9 +428,9 @@ class GrpcCall(LoopCall):
         else:
             self._begin_answer()
             engine.end(self.stream, () if trailers is headers.OK else trailers)
-        method = self.head.method
+        method = self.call_headers.method
         if reason is not None or method is None or not method.is_counted_by_run:
-            self.port.metrics.count(self.head.name, code, model=self.model)
+            self.port.metrics.count(self.call_headers.name, code, model=self.model)
         self.port.schedule_flush(self.peer)
 
     def close(self) -> None:
@@ -439,11 +444,11 @@ class GrpcCall(LoopCall):
         """Forget the call: the caller has left."""
         self.close()
         self.end_log("CANCELLED")
-        self.port.metrics.count(self.head.name, "CANCELLED", model=self.model)
+        self.port.metrics.count(self.call_headers.name, "CANCELLED", model=self.model)
 
     def drain(self, reason: Status) -> None:
         """End a call of rows once it has been answered as far as it was accepted."""
-        if isinstance(self.head.method, BatchedUnary) and not self.is_running:
+        if isinstance(self.call_headers.method, BatchedUnary) and not self.is_running:
             self._error = self._error or reason
             steps, self._steps = self._steps, None
             if steps is not None:
@@ -452,7 +457,7 @@ class GrpcCall(LoopCall):
 
     def expire(self) -> None:
         """End a call whose deadline has passed; a run that waits ends at its own."""
-        if not (self.is_running and isinstance(self.head.method, BatchedUnary)):
+        if not (self.is_running and isinstance(self.call_headers.method, BatchedUnary)):
             self.end(headers.LATE)
 
     def refuse_bytes(self) -> None:

@@ -90,7 +90,7 @@ NOT_GRPC = NotGrpc(((b":status", b"415"), _TEXT), b"expected content-type applic
 
 
 @dataclass(slots=True, eq=False)
-class Headers:
+class CallHeaders:
     """The meaning of a call's headers; calls with equal headers share one."""
 
     method: Method | None
@@ -109,22 +109,20 @@ class Headers:
     encoding: bytes = b""
     """How its messages are compressed, if their flags say that they are."""
 
-    def within(self, timeout: bytes) -> "Headers":
+    def within(self, timeout: bytes) -> "CallHeaders":
         """Return the same with a grpc-timeout."""
         timeout_s, refusal, is_plain = read_timeout_s(timeout), self.refusal, self.is_plain
         if timeout_s < 0:
             timeout_s, refusal, is_plain = 0.0, refusal or BAD_TIMEOUT, False
-        return (
-            Headers(  # 2 us less than `replace`, which callers with deadlines would pay each time
-                self.method,
-                self.name,
-                self.known,
-                timeout_s,
-                refusal,
-                self.trusted,
-                is_plain,
-                self.encoding,
-            )
+        return CallHeaders(  # 2 us less than `replace`, which each call with a deadline would pay
+            self.method,
+            self.name,
+            self.known,
+            timeout_s,
+            refusal,
+            self.trusted,
+            is_plain,
+            self.encoding,
         )
 
 
@@ -136,17 +134,17 @@ class HeaderParser:
         self.methods = methods
         self.tokens = tokens
 
-    def get(self, block: SharedHeaders) -> Headers:
+    def get(self, block: SharedHeaders) -> CallHeaders:
         """Return the meaning of headers."""
-        head: Headers | None = block.kind.call
-        if head is None:
-            head = block.kind.call = self._read(block.kind.fields)
+        call_headers: CallHeaders | None = block.kind.call
+        if call_headers is None:
+            call_headers = block.kind.call = self._read(block.kind.fields)
         for name, value in block.changing:
             if name == b"grpc-timeout":
-                head = head.within(value)
-        return head
+                call_headers = call_headers.within(value)
+        return call_headers
 
-    def _read(self, headers: Sequence[Field]) -> Headers:
+    def _read(self, headers: Sequence[Field]) -> CallHeaders:
         fields = dict(headers)
         method = self.methods.get(fields.get(b":path", b""))
         tokens = [value for name, value in headers if name == b"authorization"]
@@ -170,9 +168,11 @@ class HeaderParser:
         if refusal is UNAUTHENTICATED:
             name = "unauthenticated"
         encoding = fields.get(b"grpc-encoding", b"")
-        head = Headers(method, name, known, math.inf, refusal, trusted, is_plain, encoding)
+        call_headers = CallHeaders(
+            method, name, known, math.inf, refusal, trusted, is_plain, encoding
+        )
         timeout = fields.get(b"grpc-timeout")
-        return head if timeout is None else head.within(timeout)
+        return call_headers if timeout is None else call_headers.within(timeout)
 
 
 def _is_grpc(content_type: bytes) -> bool:

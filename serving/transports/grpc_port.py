@@ -1,10 +1,10 @@
 """The gRPC port on HTTP/2: from events to calls, and how calls end.
 
-    headers ──▶ Headers ──▶ one message of rows, in one piece ──▶ a Batcher
+    headers ──▶ CallHeaders ──▶ one message of rows, in one piece ──▶ a Batcher
                   └────▶ GrpcCall, anything else ──▶ its method's coroutine
 
-Calls of the first kind have no object: their stream's `call` is the `Headers` that they share with
-others, and they stay together in a `Group` until they are answered. Each message is read once,
+Calls of the first kind have no object: their stream's `call` is the `CallHeaders` that they share
+with others, and they stay together in a `Group` until they are answered. Each message is read once,
 here or in its `GrpcCall`.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
 from serving.http2 import Pieces, ServerConnection, events
+from serving.http2.frames import ErrorCode
 from serving.http2.headers import SharedHeaders
 from serving.http2.recogniser import recognise
 from serving.protocols.method import BatchedUnary
@@ -24,7 +25,7 @@ from serving.system.host import Host
 from serving.telemetry.metrics import NO_MODEL, ModelLabel
 from serving.transports import grpc_headers as headers
 from serving.transports.grpc_call import GrpcCall
-from serving.transports.grpc_headers import HeaderParser, Headers, NotGrpc, trailers_of
+from serving.transports.grpc_headers import CallHeaders, HeaderParser, NotGrpc, trailers_of
 from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
 from serving.transports.peer import Peer, peer_of
@@ -56,7 +57,7 @@ class H2Port(Port):
     def __init__(
         self,
         router: Router,
-        heads: HeaderParser,
+        header_parser: HeaderParser,
         loop: Loop,
         limits: PortLimits,
         host: Host,
@@ -66,19 +67,19 @@ class H2Port(Port):
 
         Args:
             router: the models.
-            heads: reads headers.
+            header_parser: reads headers.
             loop: whose thread this is.
             limits: of peers.
             host: clock, network and random numbers.
             log: records calls; None if nothing does.
         """
-        super().__init__(host, limits, heads.tokens)
+        super().__init__(host, limits, header_parser.tokens)
         self.router = router
         self.metrics = router.metrics
         self.log = log
         self.clock, self.post, self.calls = loop.clock, loop.post, loop.calls
         self.pool = ThreadEach(host, loop.post)
-        self._heads = heads
+        self._header_parser = header_parser
 
     def new_engine(self, sock: socket.socket) -> ServerConnection:
         engine = ServerConnection(
@@ -120,40 +121,40 @@ class H2Port(Port):
     ) -> None:
         """Take calls that have come whole; `has_new` if headers of this read are new."""
         encoder, calls = event.token, event.messages
-        head = self._read(peer, event.shared)
+        call_headers = self._read(peer, event.shared)
         if has_new:
             # A later frame of the same read, such as a window update, may have made a stream's
             # state an object of its own before its block was read.
             for each in calls:
                 state = peer.streams.get(each)
                 if state is not None and state.call is None:
-                    state.call = head
-        if head.refusal is None:
+                    state.call = call_headers
+        if call_headers.refusal is None:
             timeouts = event.values.get(b"grpc-timeout") if event.values else None
-            self._queue_calls(peer, head, encoder, calls, now_s, timeouts)
+            self._queue_calls(peer, call_headers, encoder, calls, now_s, timeouts)
             return
         for each in calls:
-            self._open(peer, each, head, now_s, ended=True)
+            self._open(peer, each, call_headers, now_s, ended=True)
 
     def _take_headers(
         self, peer: Peer, event: events.HeadersReceived, state: Any, now_s: float
     ) -> None:
         """Begin a call."""
         logged = self._begin_log(peer, event.block)
-        head = state.call = self._read(peer, event.block)
+        call_headers = state.call = self._read(peer, event.block)
         # A plain call has no object before its message comes, most often in this very read.
-        is_simple = head.is_plain and not event.is_end and self.refusal is None
+        is_simple = call_headers.is_plain and not event.is_end and self.refusal is None
         if not is_simple or logged is not None:
-            self._open(peer, event.stream, head, now_s, ended=event.is_end, logged=logged)
+            self._open(peer, event.stream, call_headers, now_s, ended=event.is_end, logged=logged)
 
-    def _read(self, peer: Peer, block: SharedHeaders) -> Headers:
-        head: Headers | None = block.call
-        if head is None:
-            head = block.call = self._heads.get(block)
-            peer.trusted |= head.trusted
+    def _read(self, peer: Peer, block: SharedHeaders) -> CallHeaders:
+        call_headers: CallHeaders | None = block.call
+        if call_headers is None:
+            call_headers = block.call = self._header_parser.get(block)
+            peer.trusted |= call_headers.trusted
             if not self.router.keeps_headers:
                 block.shrink()
-        return head
+        return call_headers
 
     def _begin_log(self, peer: Peer, block: SharedHeaders) -> "LoggedCall | None":
         if self.log is None:
@@ -170,10 +171,10 @@ class H2Port(Port):
         if is_call and (call.data or self.log is not None):
             call.receive(data, ended=ended)
             return
-        head = call.head if is_call else call
-        if head is None:
+        call_headers = call.call_headers if is_call else call
+        if call_headers is None:
             return
-        found = head.known.find_framed(data)
+        found = call_headers.known.find_framed(data)
         if found is not None:
             start, encoder = found
             block = state.block
@@ -191,7 +192,7 @@ class H2Port(Port):
         self,
         peer: Peer,
         event: events.MessagesReceived,
-        call: Headers | GrpcCall | None,
+        call: CallHeaders | GrpcCall | None,
         now_s: float,
     ) -> None:
         """Take frames of a stream that were recognised as messages."""
@@ -199,7 +200,7 @@ class H2Port(Port):
         number = 0
         if isinstance(call, GrpcCall):
             number = call.run_messages(encoder, messages, len(prefix) + size, ended=ended)
-        elif ended and isinstance(call, Headers):
+        elif ended and isinstance(call, CallHeaders):
             self._queue_calls(peer, call, encoder, {stream: messages[0]}, now_s)
             return
         # Of a call that has been answered meanwhile, they are dropped.
@@ -210,7 +211,7 @@ class H2Port(Port):
     def _queue_calls(
         self,
         peer: Peer,
-        head: Headers,
+        call_headers: CallHeaders,
         encoder: ResponseEncoder,
         calls: dict[bytes, bytes],
         now_s: float,
@@ -220,12 +221,12 @@ class H2Port(Port):
         reason = self._reason_to_refuse(peer)
         if reason is not None:
             for stream in calls:
-                self.refuse(peer, stream, head, reason)
+                self.refuse(peer, stream, call_headers, reason)
             return
         streams, messages = [*calls], [*calls.values()]
-        deadline_s = now_s + head.timeout_s
-        if now_s - peer.behind_s > head.timeout_s * _SHARE_UNREAD:
-            self._reject(peer, head, streams, encoder.target.label)
+        deadline_s = now_s + call_headers.timeout_s
+        if now_s - peer.behind_s > call_headers.timeout_s * _SHARE_UNREAD:
+            self._reject(peer, call_headers, streams, encoder.target.label)
             return
         group = Group(peer, streams, messages, encoder, self, now_s, deadline_s)
         if timeouts is not None:
@@ -233,7 +234,7 @@ class H2Port(Port):
             group.deadline_s = min(group.deadlines_s)
         number = encoder.target.submit(group)
         if number < len(streams):
-            self._reject(peer, head, streams[number:], encoder.target.label)
+            self._reject(peer, call_headers, streams[number:], encoder.target.label)
 
     def _reason_to_refuse(self, peer: Peer) -> Status | None:
         """Return why calls of rows are refused on a connection; None if they are not."""
@@ -249,7 +250,7 @@ class H2Port(Port):
         """Take data, or the end, of a call that is no message of rows in a known layout."""
         state = peer.streams.get(stream)
         call = None if state is None else state.call
-        if isinstance(call, Headers):
+        if isinstance(call, CallHeaders):
             call = self._begin(peer, stream, call, now_s)
         if call is not None:
             call.receive(data, ended=ended)
@@ -258,41 +259,41 @@ class H2Port(Port):
         self,
         peer: Peer,
         stream: bytes,
-        head: Headers,
+        call_headers: CallHeaders,
         now_s: float,
         logged: "LoggedCall | None" = None,
     ) -> GrpcCall:
         """Make a call one with an object, which ends at its deadline."""
-        call = GrpcCall(self, peer, stream, head, now_s)
+        call = GrpcCall(self, peer, stream, call_headers, now_s)
         call.logged = logged
         peer.streams[stream].call = call
         self.calls.end_at_deadline(call)
         if not call.takes_one:  # of the others the message comes first
-            call.start(head.method.handle(call))  # type: ignore[union-attr]
+            call.start(call_headers.method.handle(call))  # type: ignore[union-attr]
         return call
 
     def _open(
         self,
         peer: Peer,
         stream: bytes,
-        head: Headers,
+        call_headers: CallHeaders,
         now_s: float,
         *,
         ended: bool,
         logged: "LoggedCall | None" = None,
     ) -> None:
         """Begin any other call, or refuse it."""
-        refusal = head.refusal
+        refusal = call_headers.refusal
         if isinstance(refusal, NotGrpc):
             peer.engine.refuse([stream], refusal.headers, refusal.text)
             self.schedule_flush(peer)
             return
-        if refusal is None and isinstance(head.method, BatchedUnary):
+        if refusal is None and isinstance(call_headers.method, BatchedUnary):
             refusal = self._reason_to_refuse(peer)
         if refusal is not None and logged is None:
-            self.refuse(peer, stream, head, refusal)
+            self.refuse(peer, stream, call_headers, refusal)
             return
-        call = self._begin(peer, stream, head, now_s, logged)
+        call = self._begin(peer, stream, call_headers, now_s, logged)
         if refusal is not None:
             call.end(refusal)
         elif ended:
@@ -305,7 +306,7 @@ class H2Port(Port):
         if responses and isinstance(responses[0], Pieces):
             try:
                 for each in responses:
-                    self.calls.budget.hold_answer(peer, each)
+                    self.calls.budget.hold_answer(each)
             except Overloaded as err:
                 self.fail(group, err)
                 return
@@ -316,30 +317,30 @@ class H2Port(Port):
         peer: Peer = group.caller  # type: ignore[assignment]
         for stream in group.streams:
             state = peer.streams.get(stream)
-            if state is not None and isinstance(state.call, Headers):
+            if state is not None and isinstance(state.call, CallHeaders):
                 self.refuse(peer, stream, state.call, Status.of(error), error.model or NO_MODEL)
 
     def refuse(
         self,
         peer: Peer,
         stream: bytes,
-        head: Headers,
+        call_headers: CallHeaders,
         reason: Status,
         model: ModelLabel = NO_MODEL,
     ) -> None:
         """End a call that has had no answer with a status, unless its caller has left."""
         if stream in peer.streams:
             peer.engine.refuse([stream], (*headers.RESPONSE, *trailers_of(reason)))
-            self.metrics.count(head.name, reason.code.name, model=model)
+            self.metrics.count(call_headers.name, reason.code.name, model=model)
             self.schedule_flush(peer)
 
     def _reject(
-        self, peer: Peer, head: Headers, streams: Sequence[bytes], model: ModelLabel
+        self, peer: Peer, call_headers: CallHeaders, streams: Sequence[bytes], model: ModelLabel
     ) -> None:
         """Refuse calls that would wait in vain: cheaply, for there may be many."""
         num_open = sum(map(peer.streams.__contains__, streams))
         peer.engine.refuse(streams, _NO_ROOM)
-        self.metrics.count(head.name, _REFUSED, num_open, model)
+        self.metrics.count(call_headers.name, _REFUSED, num_open, model)
 
     def _cancel(self, peer: Peer, state: Any, now_s: float) -> None:
         """Forget a call whose caller has left, unless its answer was on its way."""
@@ -348,7 +349,7 @@ class H2Port(Port):
             if state.trailers is not None:
                 return
             call = self._read(peer, state.block)  # it came and went in one read
-        if isinstance(call, Headers):
+        if isinstance(call, CallHeaders):
             peer.gave_up_s = now_s
             self.metrics.count(call.name, "CANCELLED")
         else:
@@ -378,7 +379,7 @@ class H2Port(Port):
 
     def has_accepted(self, peer: Peer) -> bool:
         return any(
-            isinstance(state.call, Headers) or state.call.is_accepted
+            isinstance(state.call, CallHeaders) or state.call.is_accepted
             for state in peer.streams.values()
             if state.call is not None
         )
@@ -393,11 +394,9 @@ class H2Port(Port):
         states = list(peer.streams.values())
         peer.streams.clear()
         peer.engine.blocked.clear()
+        peer.engine.due.clear()
         for state in states:
             self._cancel(peer, state, 0.0)
-
-    def drop(self, peer: Peer) -> None:
-        peer.engine.due.clear()
 
     def drain(self, refusal: ServingError) -> None:
         self.refusal = refusal
@@ -411,7 +410,8 @@ class H2Port(Port):
                     self.refuse(peer, stream, call, reason)
 
     def sweep_calls(self, peer: Peer) -> None:
-        """End the calls whose message has not arrived since the last sweep but one."""
+        """End calls whose message has not arrived, or whose answer is not read, since the last."""
+        self._reset_unread(peer)
         for stream, call in self._not_queued(peer):
             if stream > peer.swept_stream:
                 continue
@@ -422,6 +422,19 @@ class H2Port(Port):
             elif call.is_incomplete and self._is_overdue(call):
                 call.end(headers.TOO_SLOW)
         peer.swept_stream = max(peer.streams, default=peer.swept_stream)
+
+    def _reset_unread(self, peer: Peer) -> None:
+        """Reset the streams whose windows stay shut, if an answer of others has found no room."""
+        before, peer.swept_unsent = peer.swept_unsent, {}
+        is_needed = self.clock() - self.calls.budget.refused_s < 2 * self.limits.message_s
+        for stream, state in [*peer.engine.blocked.items()]:
+            if not isinstance(state.unsent, Pieces):
+                continue
+            num_bytes = peer.swept_unsent[stream] = len(state.unsent)
+            if is_needed and num_bytes == before.get(stream):
+                peer.engine.reset(stream, ErrorCode.CANCEL)
+                self._cancel(peer, state, self.clock())
+                self.schedule_flush(peer)
 
     def _is_overdue(self, call: GrpcCall) -> bool:
         """Return whether a message had time enough, since the call was let in if it had to wait."""

@@ -46,7 +46,7 @@ class H2Server:
             age_s=config.max_connection_age_s,
         )
         paths = {method.path.encode(): method for method in methods}
-        self._heads = HeaderParser(paths, token_check(config.security))
+        self._header_parser = HeaderParser(paths, token_check(config.security))
         self.loop: Loop | None = None
 
     async def start(self) -> str:
@@ -63,10 +63,10 @@ class H2Server:
         """
         config, host = self._config, self._host
         listener = host.listen(config.host, config.port)
-        methods = self._heads.methods.values()
+        methods = self._header_parser.methods.values()
         poll = may_poll(config.workers)
         loop = self.loop = Loop(self._router, methods, poll=poll, host=host)
-        port = H2Port(self._router, self._heads, loop, self._limits, host, self._log)
+        port = H2Port(self._router, self._header_parser, loop, self._limits, host, self._log)
         port.open(listener, loop, self._tls)
         loop.add(port)
         return listener

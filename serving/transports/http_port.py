@@ -298,7 +298,7 @@ class HttpPort(Port):
         engine: HttpEngine = peer.engine
         try:
             if isinstance(responses[0], Pieces):
-                self.calls.budget.hold_answer(peer, responses[0])
+                self.calls.budget.hold_answer(responses[0])
         except Overloaded as err:
             self.fail(group, err)
             return
@@ -457,8 +457,7 @@ class HttpPort(Port):
         engine: HttpEngine = peer.engine
         try:
             if isinstance(answer.body, Pieces):
-                self.calls.budget.hold(call, 0)  # its request makes room for its answer
-                self.calls.budget.hold_answer(peer, answer.body)
+                self.calls.budget.hold_answer(answer.body)
         except Overloaded as err:
             answer = problem(err)
         peer.active_s = self.clock()
@@ -560,7 +559,7 @@ class HttpPort(Port):
             self.accept(self.clock(), 0.0)
         super().close()
 
-    def part(self, peer: Peer) -> None:
+    def dismiss(self, peer: Peer) -> None:
         """Have a peer leave; a request that has begun to come is answered."""
         engine: HttpEngine = peer.engine
         if (
@@ -570,7 +569,7 @@ class HttpPort(Port):
         ):
             self.fail_request(engine.call, self.refusal)
         elif engine.phase in (ConnectionPhase.IDLE, ConnectionPhase.QUEUED):
-            super().part(peer)
+            super().dismiss(peer)
 
     def sweep_calls(self, peer: Peer) -> None:
         call: Exchange | None = peer.engine.call

@@ -44,7 +44,7 @@ _SWEEP_S = 1.0
 _ROUND_S = 0.01
 """How long a round reads at most, and then runs batches: under overload either alone would take all
 its time. A quarter of the service's objective where that is less."""
-_PARTING_S = 1.0
+_CLOSING_S = 1.0
 """How long the end of a drain waits for peers to take their last answers and close; not for those
 who had none to wait for, and had sent nothing for that long when it began, and since."""
 _DEFERRED_S = 2e-3
@@ -171,7 +171,7 @@ class LoopPhase:
 
     SERVING = 0
     DRAINING = 1
-    PARTING = 2
+    CLOSING = 2
     CLOSED = 3
 
 
@@ -184,7 +184,7 @@ class Loop:
         SERVING    `__init__`                               are accepted   any of those below
         DRAINING   `drain`; `drained` is set once all       are refused    `stop`
                    accepted calls are answered
-        PARTING    `stop`: the ports are closed, and the    are not read   the last peer's end, or
+        CLOSING    `stop`: the ports are closed, and the    are not read   the last peer's end, or
                    peers told to leave                                     the end of a second
         CLOSED     the end of the thread
     """
@@ -235,8 +235,8 @@ class Loop:
         self.phase: int = LoopPhase.SERVING
         self._drain: Drain | None = None
         """From the phase DRAINING on."""
-        self._parted_s = math.inf
-        """When the phase PARTING began."""
+        self._closing_since_s = math.inf
+        """When the phase CLOSING began."""
         self._reader = Reader(self.clock, self._round_s, self.schedule_flush)
         self._next_tick_s = self._next_sweep_s = 0.0
         self.drained = threading.Event()
@@ -435,25 +435,25 @@ class Loop:
 
     def stop(self) -> None:
         """Close the ports and every connection; `drain` first to lose nothing."""
-        self.post(self._part)
+        self.post(self._begin_closing)
         self._thread.join()
         self._close()  # not before: `post` may be about to wake it
 
-    def _part(self) -> None:
-        self.phase = LoopPhase.PARTING
-        self._parted_s, self._next_tick_s = self.clock(), 0.0
+    def _begin_closing(self) -> None:
+        self.phase = LoopPhase.CLOSING
+        self._closing_since_s, self._next_tick_s = self.clock(), 0.0
         for port in self._ports:
             port.close()
 
     def _have_left(self) -> bool:
         """Return whether the peers that had something to wait for have left, or had a second."""
-        if self.phase < LoopPhase.PARTING:
+        if self.phase < LoopPhase.CLOSING:
             return False
-        if self.clock() >= self._parted_s + _PARTING_S:
+        if self.clock() >= self._closing_since_s + _CLOSING_S:
             return True
         begun_s = math.inf if self._drain is None else self._drain.begun_s
         peers = (peer for port in self._ports for peer in port)
-        return not any(peer.active_s >= begun_s - _PARTING_S for peer in peers)
+        return not any(peer.active_s >= begun_s - _CLOSING_S for peer in peers)
 
     def _close(self) -> None:
         self.phase = LoopPhase.CLOSED

@@ -104,8 +104,7 @@ class Port:
         raise NotImplementedError
 
     def drop(self, peer: Peer) -> None:
-        """Forget what a connection that is closed was not sent."""
-        raise NotImplementedError
+        """Forget what a connection that is closed was not sent, if `forget` has not."""
 
     def drain(self, refusal: ServingError) -> None:
         """Refuse new calls, and those whose message has not arrived."""
@@ -239,9 +238,9 @@ class Port:
         self._acceptor.close()
         for peer in self:
             if peer.state < State.LAST:
-                self.part(peer)
+                self.dismiss(peer)
 
-    def part(self, peer: Peer) -> None:
+    def dismiss(self, peer: Peer) -> None:
         """Have a peer leave, now that the port is closed."""
         self.leave(peer)
 

@@ -55,6 +55,7 @@ IN_A_CLONE = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     ROOT / "serving" / "http2" / "README.md",
+    ROOT / "serving" / "proof" / "README.md",
 ]
 _LINK = re.compile(r"\]\((?![a-z]+:)([^)\s#]*)#?([^)\s]*)\)")
 _STUB = re.compile(r"`make docs` shows \[.*\]\(.*\) here\.\n")

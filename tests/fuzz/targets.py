@@ -2,8 +2,8 @@
 
 import io
 import math
-import random
 from collections.abc import Callable
+from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
@@ -11,18 +11,18 @@ from digit_classifier import normalizer, wire
 from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.predictions import DIGITS
 from serving.errors import CorruptModel, InvalidRequest
-from serving.http2.client import ClientConnection
-from serving.http2.frames import SETTINGS, Http2Error, frame, word
-from serving.http2.limits import Limits
 from serving.model.manifest_file import parse_manifest
 from serving.oip import protobuf
 from serving.oip.inference_pb import ModelInferRequest
 from serving.oip.large_messages import as_raw
 from serving.oip.request import understand
 from serving.pictures import decoder
-from tests.serving.http2.test_recognition import Peer, calls_of, server
+from tests.http2.fuzz_targets import http2, http2_client
 
 MAX_IMAGES = 4
+TESTS = Path(__file__).parents[1]
+CORPORA = TESTS / "fuzz" / "corpus", TESTS / "http2" / "corpus"
+"""Folders with a folder of inputs for each target; those of a library lie with its tests."""
 
 
 def request(data):
@@ -90,37 +90,6 @@ def picture(data):
     assert images.any((1, 2)).all()
 
 
-def http2(data):
-    """HTTP/2 as a server: recognised or frame by frame, the same bytes are the same calls."""
-    peer = Peer(random.Random(0))
-    warm = b"".join(peer.headers() + peer.data(peer.stream) for _ in range(3))
-    half = len(data) // 2
-    reads = [warm, data[:half], data[half:]]
-    one, other = server(varying=None), server()
-    by_frames, _, end = calls_of(one, reads)
-    recognised, _, same_end = calls_of(other, reads)
-    assert end == same_end
-    assert end or by_frames == recognised
-    for connection in (one, other):
-        for stream in list(connection.streams):
-            connection.answer([stream], [bytes(50)])
-        connection.data_to_send()
-
-
-def http2_client(data):
-    """HTTP/2 as a client: a server may send anything."""
-    client = ClientConnection(Limits())
-    for number in range(4):
-        client.request(((b":method", b"POST"), (b":path", b"/")), bytes(100 * number))
-    try:
-        client.receive(frame(SETTINGS, 0, bytes(4)) + data, 0.0)
-        client.receive(data, 0.0)
-    except Http2Error:
-        client.request(((b":method", b"POST"),), b"")
-    client.cancel(word(3))
-    client.data_to_send()
-
-
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "request": request,
     "infer": infer,
@@ -129,3 +98,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "http2": http2,
     "http2_client": http2_client,
 }
+
+
+def inputs():
+    """Return the files of all corpora; each lies in a folder that has its target's name."""
+    return sorted(path for corpus in CORPORA for path in corpus.glob("*/*"))

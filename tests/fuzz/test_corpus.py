@@ -1,12 +1,10 @@
 """Every input that fuzzing kept, or that once found a bug, is replayed."""
 
-from pathlib import Path
-
 import pytest
 
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS, inputs
 
-INPUTS = sorted((Path(__file__).parent / "corpus").glob("*/*"))
+INPUTS = inputs()
 
 
 def test_every_target_has_a_corpus():

@@ -32,8 +32,9 @@ CACHE = ROOT / ".cache" / "mutants"
 EQUIVALENT = Path(__file__).parent / "equivalent.tsv"
 TESTS = {
     "serving/batching": ["tests/serving/batching"],
-    "serving/http2": ["tests/serving/http2"],
+    "serving/http2": ["tests/http2"],
     "serving/model": ["tests/serving/model", "tests/serving/catalog"],
+    "serving/proof": ["tests/proof", "tests/serving/model/test_verdicts.py"],
     "serving/router.py": ["tests/serving/test_router.py", "tests/serving/test_many_models.py"],
     "serving/client": ["tests/serving/client"],
 }

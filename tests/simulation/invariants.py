@@ -138,7 +138,7 @@ def check_batcher(simulation, batcher, end_s):
             for group in line.groups:
                 late_s = end_s - max(group.deadline_s, group.arrived_s)
                 simulation.require(
-                    late_s < _LATE_S + simulation.patience_s or group.open_part() is None,
+                    late_s < _LATE_S + simulation.patience_s or group.open_calls() is None,
                     f"calls wait {late_s:g} s past their deadline",
                 )
 

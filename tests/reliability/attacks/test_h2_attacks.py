@@ -229,7 +229,7 @@ FLOODS: dict[str, Callable[[Connection], bytes]] = {
     "continuations": continuations(0),
 }
 """One that is answered, one that is not, data, calls, and headers. That the engine ends a
-connection for frames of each kind is in tests/corpus/frames.py, the rows `attacks`."""
+connection for frames of each kind is in tests/http2/frames.py, the rows `attacks`."""
 
 
 @pytest.mark.parametrize("name", FLOODS)

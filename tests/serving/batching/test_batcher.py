@@ -13,8 +13,9 @@ import pytest
 from serving.batching.batcher import Batcher
 from serving.batching.layout import Layout, Piece
 from serving.batching.run import Result, arrays_of, class_numbers
-from serving.config import MOST_SIZE, BatchingConfig
+from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Unavailable
+from serving.proof.sizes import MOST_SIZE
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Tensor, TensorSignature
 from tests.support.fakes import (
@@ -558,7 +559,7 @@ class SumRequest(FakeRequest):
         self.group.messages = [(self.a, self.a)]
 
     def encode(self, result, at, number):
-        return [result.part(at, self.num_rows)[0].tolist()]
+        return [result.cut(at, self.num_rows)[0].tolist()]
 
 
 ROWS: list[list[list[int]]] = [[[1, 2]], [[3, 4], [5, 6]], [[7, 8, 9]], [[1, 1, 1]], [[]], [[]]]
@@ -755,8 +756,8 @@ def test_classes_are_numbers_of_a_byte_where_that_holds_them(num_classes):
 def test_result_gives_each_call_its_rows():
     outputs = [np.arange(6).reshape(3, 2), np.arange(3), np.zeros((1, 7))]
     result = Result(outputs, 3, "1", None, 0.0, 0.0)
-    assert result.part(0, 3) is outputs, "those of a call that ran alone may have any shape"
-    parts = result.part(1, 2)
+    assert result.cut(0, 3) is outputs, "those of a call that ran alone may have any shape"
+    parts = result.cut(1, 2)
     assert [each.tolist() for each in parts] == [[[2, 3], [4, 5]], [1, 2], []]
     assert (result.rows, result.classes) == (b"", None)
 

@@ -10,7 +10,7 @@ from serving.batching.batcher import Batcher
 from serving.batching.run import Group, ResponseEncoder, Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
-from serving.handlers.batcher import HandlerBatcher, HandlerParts, RunMetrics
+from serving.handlers.batcher import HandlerBatcher, HandlerRuntime, RunMetrics
 from serving.handlers.frames import Frame
 from serving.handlers.kinds import Array
 from serving.handlers.signature import HandlerSignature
@@ -38,8 +38,8 @@ class Played:
     def attach(self, owner, on_frame, on_end):
         self.on_frame, self.on_end = on_frame, on_end
 
-    def send(self, head, arrays=()):
-        self.sent.append((head, [*arrays]))
+    def send(self, fields, arrays=()):
+        self.sent.append((fields, [*arrays]))
 
     def kill(self):
         self.is_over = True
@@ -48,28 +48,33 @@ class Played:
 
     def answer(self, *arrays, kind="done", state=False, **more):
         """Answer the oldest job that was not answered."""
-        head, found = self.sent.popleft()
-        assert head["kind"] == "job", head
+        fields, found = self.sent.popleft()
+        assert fields["kind"] == "job", fields
         outputs = [np.asarray(each) for each in arrays] or found
-        self.on_frame(Frame({"kind": kind, "job": head["job"], "state": state, **more}, outputs))
+        self.on_frame(Frame({"kind": kind, "job": fields["job"], "state": state, **more}, outputs))
 
     def ask(self, number, *values):
         """Ask another model, for the oldest job that was not answered."""
-        head = {"kind": "infer", "job": self.sent[0][0]["job"], "request": number, "name": "other"}
-        self.on_frame(Frame({**head, "names": ["x"]}, [np.array(values)]))
+        fields = {
+            "kind": "infer",
+            "job": self.sent[0][0]["job"],
+            "request": number,
+            "name": "other",
+        }
+        self.on_frame(Frame({**fields, "names": ["x"]}, [np.array(values)]))
 
     @property
     def replies(self):
         """The replies to what it has asked; they are forgotten."""
         found = [each for each in self.sent if each[0]["kind"] == "reply"]
         self.sent = deque(each for each in self.sent if each not in found)
-        return [(head["request"], head.get("error") or [each.tolist() for each in arrays])
-                for head, arrays in found]  # fmt: skip
+        return [(fields["request"], fields.get("error") or [each.tolist() for each in arrays])
+                for fields, arrays in found]  # fmt: skip
 
     @property
     def jobs(self):
-        return [(head.get("phase", head["kind"]), [each.tolist() for each in arrays])
-                for head, arrays in self.sent]  # fmt: skip
+        return [(fields.get("phase", fields["kind"]), [each.tolist() for each in arrays])
+                for fields, arrays in self.sent]  # fmt: skip
 
 
 class World:
@@ -84,7 +89,7 @@ class World:
         kinds = dict.fromkeys(("inputs", "outputs"), NUMBERS)
         signature = HandlerSignature(name="H", methods=methods, **{**kinds, **options})
         inner = network and Batcher(network, SMALL, RunMetrics(Metrics()))
-        parts = HandlerParts(
+        parts = HandlerRuntime(
             signature, inner, self, tuple, num_processes, find, None, self.count_block
         )
         self.batcher = HandlerBatcher(FakeVersion(), SMALL, Metrics(), "h", parts)
@@ -162,7 +167,7 @@ class Call(ResponseEncoder):
         self.group = Group(self.caller, streams, [message], self, self, 0.0, deadline_s)
 
     def encode(self, result, at, number):
-        return [[each.tolist() for each in result.part(at, self.num_rows)]]
+        return [[each.tolist() for each in result.cut(at, self.num_rows)]]
 
     def answer(self, group, responses, run):
         self.steps = [step for step, _, _ in run.steps]
@@ -401,12 +406,12 @@ def test_process_that_waits_for_a_model_goes_on_when_nobody_waits_for_it(how):
     world = World(find=other.find)
     call, process = world.call(1, deadline_s=1.0 if how == "late" else 1e9), world.processes[0]
     process.ask(7, 10)
-    assert other.groups[0].open_part() is not None
+    assert other.groups[0].open_calls() is not None
     if how == "left":
         call.caller.streams.clear()
     world.tick(1.5)
     assert process.replies == [(7, "DeadlineExceeded")]
-    assert other.groups[0].open_part() is None, "the other model runs it for nobody"
+    assert other.groups[0].open_calls() is None, "the other model runs it for nobody"
     other.answer(0, 20)
     assert process.replies == []
     process.ask(8, 10)  # it goes on all the same

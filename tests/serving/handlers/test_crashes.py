@@ -12,7 +12,7 @@ import pytest
 
 from serving.config import BatchingConfig
 from serving.errors import ServingError
-from serving.handlers.batcher import HandlerBatcher, HandlerParts
+from serving.handlers.batcher import HandlerBatcher, HandlerRuntime
 from serving.handlers.frames import Frame
 from serving.handlers.signature import HandlerSignature
 from serving.telemetry.metrics import Metrics
@@ -36,9 +36,9 @@ class Played:
     def attach(self, owner, on_frame, on_end):
         self.on_frame, self.on_end = on_frame, on_end
 
-    def send(self, head, arrays=()):
+    def send(self, fields, arrays=()):
         rows = arrays[0]
-        self.world.at(JOB_S + ROW_S * len(rows), lambda: self.end_job(head["job"], rows))
+        self.world.at(JOB_S + ROW_S * len(rows), lambda: self.end_job(fields["job"], rows))
 
     def end_job(self, job, rows):
         if self.is_over:
@@ -63,7 +63,9 @@ class Simulated:
         signature = HandlerSignature(
             name="H", methods=("predict",), inputs=NUMBERS, outputs=NUMBERS, batching=batching
         )
-        parts = HandlerParts(signature, None, self, tuple, num_processes, None, None, lambda: None)
+        parts = HandlerRuntime(
+            signature, None, self, tuple, num_processes, None, None, lambda: None
+        )
         self.batcher = HandlerBatcher(FakeVersion(), BatchingConfig(), Metrics(), "h", parts)
         self.owner = FakeOwner(self.batcher, self.clock)
         self.owner.work()

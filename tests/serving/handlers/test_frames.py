@@ -58,7 +58,7 @@ def test_frames_arrive_whole_in_any_pieces(step):
     first = b"".join(frames.encode({"kind": "a", "text": "grüße"}, ARRAYS))
     second = b"".join(frames.encode({"kind": "b"}))
     one, two, three = received(first + second + first, step)
-    assert one.head == three.head == {"kind": "a", "text": "grüße"}
+    assert one.fields == three.fields == {"kind": "a", "text": "grüße"}
     assert two == ({"kind": "b"}, [])
     for found in (one, three):
         assert all(map(same, found.arrays, ARRAYS))
@@ -98,15 +98,15 @@ def test_anything_else_is_broken(data):
 
 def test_heads_of_like_calls_are_the_same_bytes_and_nobody_changes_those_of_others():
     def sent(job, **more):
-        head = {"kind": "job", "job": job, "rows": 1, **more}
-        return b"".join(frames.encode(head, [objects(["ab"])]))
+        fields = {"kind": "job", "job": job, "rows": 1, **more}
+        return b"".join(frames.encode(fields, [objects(["ab"])]))
 
     assert sent(1)[:12] + sent(1)[20:] == sent(2)[:12] + sent(2)[20:]
     one, two = received(sent(1) + sent(1 << 40), 1 << 16)
-    assert (one.head["job"], two.head["job"]) == (1, 1 << 40)
-    one.head["rows"] = 7
+    assert (one.fields["job"], two.fields["job"]) == (1, 1 << 40)
+    one.fields["rows"] = 7
     (three,) = received(sent(3, options={"parameters": {"top": 1}}), 1 << 16)
-    three.head["options"]["parameters"]["top"] = 2
+    three.fields["options"]["parameters"]["top"] = 2
     four, five = received(sent(4) + sent(5, options={"parameters": {"top": 1}}), 1 << 16)
-    assert four.head == {"kind": "job", "rows": 1, "job": 4}
-    assert five.head["options"] == {"parameters": {"top": 1}}
+    assert four.fields == {"kind": "job", "rows": 1, "job": 4}
+    assert five.fields["options"] == {"parameters": {"top": 1}}

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, parser
 from serving import Client
 from serving.model.answers import Answers, find_answers
 from serving.model.loading import load_model
-from serving.model.onnx_file import cut_zip_maps, parse_model
+from serving.proof.onnx_file import cut_zip_maps, parse_model
 from serving.telemetry.metrics import MAX_LABELS, OTHER, Metrics
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support.servers import running_server, wait_until

@@ -10,13 +10,13 @@ from onnx import StringStringEntryProto
 
 from serving.errors import ConfigurationError, InvalidRequest, ModelError
 from serving.model import fork, judging, loading, time_limit, timing, trial
+from serving.model.answers import labels_of
 from serving.model.loading import load_model
-from serving.model.onnx_fields import labels_of
 from serving.model.picture_inputs import read_labels
 from serving.model.timing import batch_sizes, has_bounded_time
 from serving.tensors import Tensor, TensorSignature
+from tests.proof.models import graph
 from tests.serving.model.graphs import save, two_layers
-from tests.serving.model.proof.models import graph
 from tests.support.fakes import TIMEOUT_S
 
 BRIEF_S = 0.05

@@ -11,13 +11,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import serving
 from digit_classifier import PRETRAINED, Classifier
 from serving import Model
 from serving.model import judging, loading, verdicts
 from serving.model.onnx_runtime import runtime
-from serving.model.proof.check import Check
 from serving.model.repository import load_manifest
 from serving.model.verdicts import Verdict
+from serving.proof.check import Check
 from tests.serving.model.graphs import node, rows_model, save, two_layers
 
 REFUSED = rows_model(node("ReduceMax", ["x"], ["m"], axes=[0]), node("Add", ["x", "m"], ["y"]))
@@ -77,17 +78,17 @@ def test_other_graph_rules_or_runtime_are_judged_anew(
 
 
 def test_version_of_the_rules_is_that_of_their_sources_alone(tmp_path, monkeypatch):
-    shutil.copytree(Path(judging.__file__).parent, tmp_path / "model")
-    monkeypatch.setattr("serving.model.verdicts.resources.files", lambda _: tmp_path / "model")
+    shutil.copytree(Path(serving.__file__).parent, tmp_path / "serving")
+    monkeypatch.setattr("serving.model.verdicts.resources.files", lambda _: tmp_path / "serving")
     version = verdicts.rules_version.__wrapped__
     first = version()
     assert first == verdicts.rules_version()
     for name, counts in (
-        ("timing.py", False), ("proof/notes.txt", False), ("proof/rules.py", True),
-        ("drawn_inputs.py", True), ("onnx_file.py", True), ("judging.py", True),
+        ("model/timing.py", False), ("proof/README.md", False), ("proof/rules.py", True),
+        ("proof/census.tsv", True), ("proof/onnx.binpb", True), ("model/judging.py", True),
     ):  # fmt: skip
         before = version()
-        with (tmp_path / "model" / name).open("a") as file:
+        with (tmp_path / "serving" / name).open("a") as file:
             file.write("# more\n")
         assert (version() != before) == counts, name
 

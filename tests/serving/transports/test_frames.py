@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from serving.http2.frames import ACK, PING
-from tests.corpus.frames import CASES, names_of, of
+from tests.http2.frames import CASES, names_of, of
 from tests.support.servers import connected
 
 LAST = b"the last"

@@ -1,0 +1,141 @@
+"""The census of real exports: it is whole, rules made from half of them prove the other half."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+from serving.proof import Mixes, prove
+from serving.proof.census import Census, census, table_rows
+from serving.proof.onnx_file import parse_model
+from serving.proof.table import TABLE
+from tests.proof.models import graph, verdict
+
+EXPORTS = Path(__file__).parent / "exports.tsv"
+LEAST_SHARE = 0.95
+WALKED = {"Scan"}
+"""Operators of the walk itself."""
+
+
+def exports():
+    """Each export's exporter and name, whether it is proved, and the kinds of its nodes."""
+    kinds = [row[:3] for row in table_rows()]
+    for line in EXPORTS.read_text("utf-8").splitlines():
+        exporter, name, reason, numbers = line.split("\t")
+        yield exporter, name, reason, [kinds[int(each)] for each in numbers.split()]
+
+
+def reason_of(body, **options):
+    """Why a graph is not proved where the census decides, without the names of its node."""
+    reason = verdict(graph(body, **options), census())
+    return reason and reason.rpartition(" (")[2].replace("):", ":", 1)
+
+
+def test_census_is_of_at_least_300_exports():
+    found = Counter(exporter for exporter, *_ in exports())
+    assert found.total() >= 300
+    assert len(found) >= 10
+
+
+def test_operators_of_the_census_and_of_the_table_are_the_same():
+    """A rule that no export needs goes, and one that an export needs is there."""
+    operators = {operator for operator, *_ in table_rows()}
+    assert operators - WALKED == TABLE.keys() - REFUSING
+
+
+REFUSING = {
+    "Bernoulli", "DynamicQuantizeLinear", "Multinomial", "RandomNormal", "RandomNormalLike",
+    "RandomUniform", "RandomUniformLike", "com.microsoft.DynamicQuantizeMatMul",
+}  # fmt: skip
+"""Operators whose rule says why they are refused."""
+
+
+def share_of(others, exports_):
+    """Which share of exports is proved by the kinds of others alone."""
+    known = Census(kind for *_, kinds in others for kind in kinds)
+    proved = [kinds for _, _, reason, kinds in exports_ if reason == "proved"]
+    return sum(all(known.unknown(*kind) is None for kind in kinds) for kinds in proved) / len(
+        proved
+    )
+
+
+def test_kinds_of_half_of_the_exports_prove_the_other_half():
+    """On average of drawn halves."""
+    found, shares = list(exports()), []
+    choose = random.Random(0)
+    for _ in range(30):
+        choose.shuffle(found)
+        shares.append(share_of(found[: len(found) // 2], found[len(found) // 2 :]))
+    assert sum(shares) / len(shares) >= LEAST_SHARE
+
+
+UNKNOWN: dict[str, tuple[str, dict[str, str]]] = {
+    # Attributes, alone and two of them.
+    "MaxPool: `ceil_mode=1` with unequal pads: no rule": (
+        "y = MaxPool<kernel_shape=[3], ceil_mode=1, pads=[0,1]>(x)", {"x": "float[N,1,L] x"}),
+    "MaxPool: `storage_order=1`: no rule": (
+        "y = MaxPool<kernel_shape=[3], storage_order=1>(x)", {"x": "float[N,1,L] x"}),
+    "Conv: `auto_pad=SAME_LOWER`: no rule": (
+        'y = Conv<auto_pad="SAME_LOWER">(x, kernel_3)', {"x": "float[N,1,H,W] x"}),
+    # Parameters.
+    "Expand: 0 in shape: no rule": ("k = Expand(row, two_zeros); y = Add(x, k)", {}),
+    "Squeeze: empty axes: no rule": ("k = Squeeze(row, nought); y = Add(x, k)", {}),
+    "ReduceMax: empty axes: no rule": ("k = ReduceMax(row, nought); y = Add(x, k)", {}),
+    # Types.
+    "Mul: input uint16: no rule": (
+        "y = Mul(x, x)", {"x": "uint16[N,4] x", "y": "uint16[N,4] y"}),
+    "Cast: `to=uint16`: no rule": ("y = Cast<to=4>(x)", {"y": "uint16[N,4] y"}),
+    "Add: a constant of more axes than rows: no rule": (
+        "y = Add(x, one_of_3_axes)", {"y": "float[A,N,4] y"}),
+    # Operators.
+    "Det: this operator has no rule": ("y = Det(x)", {"x": "float[N,2,2] x", "y": "float[N] y"}),
+}  # fmt: skip
+CONSTANTS = {
+    "two_zeros": np.zeros(2, np.int64), "nought": np.zeros(0, np.int64),
+    "one_of_3_axes": np.ones((1, 1, 4), np.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", UNKNOWN)
+def test_kind_that_no_export_has_is_refused_by_name(reason):
+    body, options = UNKNOWN[reason]
+    model = graph(body, **options)
+    for name, array in CONSTANTS.items():
+        if any(name in node.input for node in model.graph.node):
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+    found = verdict(model, census()) or ""
+    assert found.rpartition(" (")[2].replace("):", ":", 1) == reason
+
+
+def test_row_of_the_census_is_the_way_to_widen_a_rule():
+    """Each two traits must stand in one row together."""
+    rows = [
+        ("MaxPool", frozenset({"a", "b"}), frozenset({"input 0 float32"})),
+        ("MaxPool", frozenset({"b", "c"}), frozenset({"input 0 float32"})),
+    ]
+    known = Census(rows)
+    types = frozenset({"input 0 float32"})
+    assert known.unknown("MaxPool", {"a", "b"}, types) is None
+    assert known.unknown("MaxPool", {"c"}, types) is None
+    assert known.unknown("MaxPool", {"a", "c"}, types) == "a with c: no rule"
+    assert known.unknown("MaxPool", {"d"}, types) == "d: no rule"
+    assert known.unknown("MaxPool", set(), frozenset({"input 0 int8"})) == "input 0 int8: no rule"
+    assert known.unknown("Relu", set(), types) == "this operator has no rule"
+    third = ("MaxPool", frozenset({"a", "c"}), types)
+    assert Census([*rows, third]).unknown("MaxPool", {"a", "b", "c"}, types) is None
+
+
+def test_elements_by_themselves_know_the_types_of_each_other():
+    types = frozenset({"input float16", "input rows"})
+    assert Census([("Exp", frozenset(), types)]).unknown("Relu", (), types) is not None
+    both = [("Exp", frozenset(), types), ("Relu", frozenset(), frozenset({"input rows"}))]
+    assert Census(both).unknown("Relu", (), types) is None
+
+
+def test_proof_asks_the_census():
+    model = parse_model(graph("y = Neg(x)", "int8[N,4] x", "int8[N,4] y").SerializeToString())
+    with pytest.raises(Mixes, match="input int8: no rule"):
+        prove(model)

@@ -1,0 +1,149 @@
+"""Functions are written into the graph before the proof: it answers the same, within bounds."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper, parser
+
+from serving.model.onnx_runtime import new_session
+from serving.proof import Mixes, prove
+from serving.proof.inline import inlined
+from serving.proof.onnx_file import parse_model
+from tests.proof.models import RULES, graph, verdict
+
+HEAD = '<ir_version: 10, opset_import: ["" : 18, "own" : 1]>\n'
+ONE = '<domain: "own", opset_import: ["" : 18]> '
+TWICE = ONE + "twice (a, b) => (c, d) { e = Add(a, a) c = Neg(e) d = Identity(b) }\n"
+NESTED = (
+    TWICE + '<domain: "own", opset_import: ["" : 18, "own" : 1]> outer <by: float = 3.0> (a) => (c)'
+    " { f = Constant<value_float: float = @by>() g = Mul(a, f) c, h = own.twice(g, f) }\n"
+)
+CALLS = {
+    "two outputs, of which one is used": ("y, z = own.twice(x, x)", TWICE),
+    "two calls of one function": ("u, v = own.twice(x, x); w, y = own.twice(u, v)", TWICE),
+    "a function in a function, by its default": ("y = own.outer(x)", NESTED),
+    "an attribute of the call": ("y = own.outer<by = 2.0>(x)", NESTED),
+    "an input that is left out": (
+        "y = own.clipped(x)",
+        ONE + "clipped (a, low) => (b) { b = Clip(a, low) }\n",
+    ),
+    "a name that the graph has": (
+        "e = Neg(x); u, v = own.twice(e, x); y = Add(u, e)", TWICE,
+    ),
+    "a name that begins as ours do": ("inlined1 = Neg(x); y, v = own.twice(inlined1, x)", TWICE),
+}  # fmt: skip
+
+
+def model_of(body, functions):
+    lines = body.replace("; ", "\n")
+    return parser.parse_model(
+        f"{HEAD}g (float[N,4] x) => (float[A,B] y) {{\n{lines}\n}}\n{functions}"
+    )
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_graph_without_its_functions_answers_the_same(name):
+    data = model_of(*CALLS[name]).SerializeToString()
+    model = parse_model(data)
+    found = inlined(model)
+    assert not found.functions
+    assert model.SerializeToString() == parse_model(data).SerializeToString()
+    rows = {"x": np.arange(12, dtype=np.float32).reshape(3, 4) - 5}
+    (wanted,) = new_session(data).run(["y"], rows)
+    (answer,) = new_session(found.SerializeToString()).run(["y"], rows)
+    np.testing.assert_array_equal(answer, wanted)
+    assert prove(model, RULES).model.SerializeToString() == found.SerializeToString()
+
+
+def test_graph_that_calls_no_function_stays_itself():
+    model = parse_model(model_of("y = Neg(x)", TWICE).SerializeToString())
+    assert inlined(model) is model
+    assert prove(model, RULES).model is model
+
+
+@pytest.mark.parametrize(
+    ("body", "functions", "reason"),
+    [
+        ("y = own.f(x)", ONE + "f (a) => (b) { b = own.f(a) }", "nested too deeply"),
+        ("y = own.f(x)", ONE + "f (a) => (b) { b = Neg(x) }", "function f reads x, unknown"),
+        ("y = own.f(x)", ONE + "f (a) => (a) { b = Neg(a) }", "passes an input on"),
+        ("y = own.f(x)", ONE + "f (a) => (b) { a = Neg(b) }", "passes an input on"),
+        ("y, z = own.f(x)", ONE + "f (a) => (b) { b = Neg(a) }", "there is no tensor z"),
+    ],
+)
+def test_function_that_is_no_list_of_nodes_ends_the_proof(body, functions, reason):
+    body = body if "z" not in body else body.replace("y, z", "w, z") + "; y = Neg(z)"
+    assert reason in (verdict(model_of(body, functions)) or "")
+
+
+def test_functions_that_call_each_other_often_are_too_large():
+    """Ten functions of ten calls each are 10^10 nodes."""
+    calls = " ".join(f"b{n} = own.fLESS({'a' if not n else f'b{n - 1}'})" for n in range(10))
+    functions = [
+        f'<domain: "own", opset_import: ["" : 18, "own" : 1]> f{depth} (a) => (b9)'
+        f" {{ {calls.replace('LESS', str(depth - 1))} }}\n"
+        for depth in range(1, 10)
+    ]
+    leaf = ONE + "f0 (a) => (b) { b = Neg(a) }\n"
+    model = model_of("y = own.f9(x)", leaf + "".join(functions))
+    assert verdict(model) == "its functions are too large to prove"
+
+
+def test_function_of_many_bytes_is_written_a_few_times():
+    weights = numpy_helper.from_array(np.zeros(1 << 20, np.float32))
+    node = helper.make_node("Constant", [], ["k"], value=weights)
+    nodes = [node, helper.make_node("ReduceMax", ["k"], ["m"], keepdims=0),
+             helper.make_node("Add", ["a", "m"], ["b"])]  # fmt: skip
+    sets = [helper.make_opsetid("", 18)]
+    calls = "; ".join(f"a{number} = own.f(a{number - 1})" for number in range(1, 9))
+    model = model_of(f"a0 = Neg(x); {calls}; y = Neg(a8)", "")
+    model.functions.append(helper.make_function("own", "f", ["a"], ["b"], nodes, sets))
+    assert verdict(model) == "its functions are too large to prove"
+
+
+LARGE = {
+    "a sum of many": lambda: graph("y = Sum(" + ", ".join(["x"] * 500_000) + ")"),
+    "many constants": lambda: with_more(
+        graph("y = Neg(x)"),
+        [onnx.TensorProto(name=f"k{number}", data_type=1) for number in range(500_000)],
+    ),
+    "a long chain": lambda: graph(
+        "a0 = Neg(x); " + "; ".join(f"a{n + 1} = Neg(a{n})" for n in range(150_000))
+        + "; y = Neg(a150000)"),
+}  # fmt: skip
+
+
+def with_more(model, constants):
+    model.graph.initializer.extend(constants)
+    return model
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_model_of_many_parts_is_too_large_to_prove(name):
+    with pytest.raises(Mixes, match="the model is too large to prove"):
+        prove(parse_model(LARGE[name]().SerializeToString()), RULES)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "s = Shape<start=1>(x); a = Mul(s, big_number); b = Squeeze(a, first)"
+        "; r = Range(zero, b, unit); c = Cast<to=1>(r); m = ReduceMax<keepdims=0>(c)"
+        "; y = Add(x, m)",
+        "c = ConstantOfShape(large_shape); m = ReduceMax<keepdims=0>(c); y = Add(x, m)",
+    ],
+)
+def test_tensor_of_many_elements_is_too_large_to_prove(body):
+    model = graph(body)
+    for name, array in {
+        "big_number": np.array([2**27]), "large_shape": np.array([2**15, 2**15])
+    }.items():  # fmt: skip
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    assert "its output is too large to prove" in (verdict(model) or "")
+
+
+def test_tensor_of_many_axes_ends_the_proof():
+    model = graph("y = Reshape(x, axes)")
+    axes = np.array([0, 4, *[1] * 12], np.int64)
+    model.graph.initializer.append(numpy_helper.from_array(axes, "axes"))
+    assert verdict(model) == "y (Reshape): it has more than 12 axes"
