@@ -13,7 +13,8 @@ from typing import Any
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
 from serving.http2 import Pieces
-from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, Watch, frame
+from serving.protocols.framing import PREFIX_BYTES, frame
+from serving.protocols.method import BatchedUnary, ReadRows, Refused, Watch
 from serving.protocols.status import Status, error_of
 from serving.transports import grpc_headers as headers
 from serving.transports.calls import LoopCall, paused
@@ -144,7 +145,7 @@ class GrpcCall(LoopCall):
             return await self.unpacked(message, self._max_unpacked) if is_packed else message
         data, self.data = memoryview(self.data)[PREFIX_BYTES:], bytearray()
         return (
-            data if self.call_headers.prefixes.find(data) else bytes(data)
+            data if self.call_headers.known.find(data) else bytes(data)
         )  # known: it is not copied
 
     def _wait_for_message(self) -> None:

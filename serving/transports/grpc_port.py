@@ -174,7 +174,7 @@ class H2Port(Port):
         call_headers = call.call_headers if is_call else call
         if call_headers is None:
             return
-        found = call_headers.prefixes.find_framed(data)
+        found = call_headers.known.find_framed(data)
         if found is not None:
             start, encoder = found
             block = state.block

@@ -103,10 +103,10 @@ class World:
         router.change("grow", versions_of(served, "grow"))
         infer, streamed = Infer(router), Infer(router, is_stream=True)
         methods = [
-            BatchedUnary(path=INFER, name="ModelInfer", read=infer.read, prefixes=infer.prefixes),
+            BatchedUnary(path=INFER, name="ModelInfer", read=infer.read, known=infer.known),
             BatchedStream(
                 path=STREAM, name="ModelStreamInfer", read=streamed.read,
-                prefixes=streamed.prefixes, error_message=streamed.error_message,
+                known=streamed.known, error_message=streamed.error_message,
             ),
         ]  # fmt: skip
         limits = PortLimits(max_message_bytes=1 << 24, max_buffered_bytes=MOST_BYTES)
