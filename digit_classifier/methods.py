@@ -6,7 +6,9 @@ from digit_classifier import wire
 from digit_classifier.pb.digits.v1 import digits_pb2
 from serving.batching.run import ResponseEncoder, Result, Target
 from serving.errors import ModelNotFound, ServingError
-from serving.protocols.method import BatchedStream, BatchedUnary, Method, PrefixCache, Unary, frame
+from serving.protocols.framing import frame
+from serving.protocols.known import Known
+from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.router import Route, Router
 
 SERVICE = "digits.v1.DigitClassifier"
@@ -40,9 +42,9 @@ def methods(router: Router, transport: str) -> list[Method]:
 
     return [
         BatchedUnary(path=f"/{SERVICE}/Classify", name="Classify",
-                     read=unary.read, prefixes=unary.prefixes),
+                     read=unary.read, known=unary.known),
         BatchedStream(path=f"/{SERVICE}/ClassifyStream", name="ClassifyStream",
-                      read=stream.read, prefixes=stream.prefixes),
+                      read=stream.read, known=stream.known),
         Unary(path=f"/{SERVICE}/GetModel", name="GetModel", answer=get_model),
     ]  # fmt: skip
 
@@ -80,7 +82,7 @@ class _Reader:
     """Reads ClassifyRequests."""
 
     def __init__(self, name: str | None, router: Router) -> None:
-        self.prefixes = PrefixCache()
+        self.known = Known()
         self._name = name
         self._router = router
         if (route := route_of(router)) is not None:
@@ -88,8 +90,8 @@ class _Reader:
             self.read(wire.encode_request(bytes(image_bytes)))  # the most frequent one
 
     def read(self, message: bytes) -> tuple[bytes | memoryview, ResponseEncoder]:
-        if (known := self.prefixes.find(message)) is not None:
-            return known
+        if (found := self.known.find(message)) is not None:
+            return found
         route = find_classifier(self._router)
         image_bytes = route.model.image_signature.image_bytes
         most = self._router.batching.max_request_rows
@@ -100,7 +102,7 @@ class _Reader:
             raise
         encoder = _ClassEncoder(route, self._name, len(pixels) // image_bytes)
         if message == wire.encode_request(pixels):
-            self.prefixes.learn(message, len(pixels), encoder)
+            self.known.learn(message, len(pixels), encoder)
         return pixels, encoder
 
 

@@ -11,13 +11,12 @@ from serving import json_values
 from serving.client.failures import malformed
 from serving.errors import InvalidRequest, TooLarge
 from serving.oip import inference_pb
-from serving.oip.tensors import (
+from serving.oip.parameters import NO_PARAMETERS, set_parameter
+from serving.oip.values import (
     CONTENTS,
-    NO_PARAMETERS,
     as_bytes,
     from_raw,
     from_typed,
-    set_parameter,
     to_raw,
 )
 from serving.tensors import Array, ModelInfo, Outputs, Tensor, as_feeds

@@ -88,7 +88,7 @@ class Connection:
         self._reset: dict[bytes, None] = {}
         # Bytes to events
         self.events: list[Event] = []
-        """The events of the last bytes."""
+        """The events of the bytes that are processed."""
         self.reader = reader
         self._preface = b""
         """The part of the peer's preface that has not arrived."""
@@ -145,7 +145,7 @@ class Connection:
         Raises:
             Http2Error: the peer broke the protocol; the reason is ready to be sent to it.
         """
-        self._now_s, self.events, at = now_s, [], 0
+        self._now_s, at = now_s, 0
         if self._rest:
             data = self._rest + data
         try:
@@ -157,7 +157,9 @@ class Connection:
         except Http2Error as err:
             self.go_away(err.code)
             raise
-        return self.events
+        finally:
+            events, self.events = self.events, []  # they have messages, and streams that are over
+        return events
 
     def _take_frames(self, data: bytes, at: int, looked_at: int) -> None:
         """Take the frames from `at` on; up to `looked_at` none of them is recognised."""
@@ -570,11 +572,8 @@ class Connection:
         if isinstance(unsent, Pieces):
             unsent.append(data)
         elif isinstance(data, Pieces):
-            if unsent:
-                pieces = Pieces([unsent])
-                pieces.append(data)
-                data = pieces
-            state.unsent = data
+            state.unsent = Pieces([unsent] if unsent else [])
+            state.unsent.append(data)
         elif not unsent:
             state.unsent = bytearray(data)
         else:

@@ -31,8 +31,12 @@ class Pieces:
 
     def __init__(self, parts: Iterable[Buffer | Written]) -> None:
         """Take buffers that nobody changes until they are sent, and data to write."""
-        self._parts: deque[memoryview | Written] = deque(map(_part, parts))
-        self._num_bytes = sum(map(_length, self._parts))
+        self._parts: deque[memoryview | Written | Pieces] = deque()
+        self._num_bytes = 0
+        for each in parts:
+            part = each if isinstance(each, Written) else memoryview(each).cast("B")
+            self._parts.append(part)
+            self._num_bytes += part.num_bytes if isinstance(part, Written) else len(part)
 
     def __len__(self) -> int:
         return self._num_bytes
@@ -49,17 +53,22 @@ class Pieces:
         self._num_bytes += len(data)
 
     def append(self, data: "Buffer | Pieces") -> None:
-        """Add data at the end."""
-        parts = data._parts if isinstance(data, Pieces) else [memoryview(data).cast("B")]
-        self._parts += parts
+        """Add data at the end; others are kept as they are until their bytes are taken."""
+        self._parts.append(data if isinstance(data, Pieces) else memoryview(data).cast("B"))
         self._num_bytes += len(data)
 
     def take(self, num_bytes: int) -> bytes:
         """Return the next bytes, as many as are asked for or are left, and forget them."""
-        taken: list[memoryview] = []
+        taken: list[Buffer] = []
         left = num_bytes = min(num_bytes, self._num_bytes)
         while left:
             part = self._parts.popleft()
+            if isinstance(part, Pieces):
+                taken.append(part.take(left))
+                left -= len(taken[-1])
+                if part:
+                    self._parts.appendleft(part)
+                continue
             if isinstance(part, Written):
                 if (made := part.next()) is not None:
                     self._parts.extendleft((part, memoryview(made).cast("B")))
@@ -71,11 +80,3 @@ class Pieces:
             left -= len(part)
         self._num_bytes -= num_bytes
         return b"".join(taken)
-
-
-def _part(data: Buffer | Written) -> memoryview | Written:
-    return data if isinstance(data, Written) else memoryview(data).cast("B")
-
-
-def _length(part: memoryview | Written) -> int:
-    return part.num_bytes if isinstance(part, Written) else len(part)

@@ -77,7 +77,7 @@ class ServerConnection(Connection):
         is_halfway = self._rest or self._partial or self._skip or self._block
         if is_halfway or recogniser is None or not recogniser.runs:
             return super().receive(data, now_s)
-        self._now_s, self.events = now_s, []
+        self._now_s = now_s
         try:
             at, looked_at = recogniser.scan(data, 0)
             if at < len(data):
@@ -85,7 +85,9 @@ class ServerConnection(Connection):
         except Http2Error as err:
             self.go_away(err.code)
             raise
-        return self.events
+        finally:
+            events, self.events = self.events, []
+        return events
 
     def _take_preface(self, data: bytes) -> int:
         part = data[: len(self._preface)]

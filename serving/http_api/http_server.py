@@ -34,7 +34,7 @@ _SHARE_OF_FILES = 0.25
 _MODULES = (
     "serving.http_api.inference",
     "serving.http_api.handler_path",
-    "serving.oip.typed",
+    "serving.oip.large_messages",
 )
 
 

@@ -3,9 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +12,15 @@ from serving.errors import InvalidRequest, ModelError, Unsupported
 from serving.http1.requests import Headers
 from serving.http2 import Pieces, Written
 from serving.http2.pieces import Buffer
-from serving.oip import infer, inference_pb, long_json, plain_json, rest
-from serving.oip.known_requests import Values, find_values
-from serving.oip.long_answers import is_long
-from serving.oip.long_json import LongAnswer
+from serving.oip import infer, inference_pb, predict, rest
+from serving.oip.encoder import VALUES, InferEncoder
+from serving.oip.long_values import is_long
 from serving.oip.methods import UNSUPPORTED, Queries
-from serving.oip.plain_json import ArraysEncoder, PlainRequest
-from serving.oip.rest import Form
-from serving.oip.tensors import NO_PARAMETERS, InferRows
-from serving.oip.typed import check_others
+from serving.oip.request import InferAnswer, Sent, SentInput
+from serving.oip.rest import Unwritten
+from serving.protocols.known import KnownRequest, Place
 from serving.router import AnyBatcher, Route, Router
-from serving.tensors import Array, TensorSignature
+from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
 from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_json, encode_rest
 from serving.transports.limits import max_message_bytes
@@ -105,28 +102,20 @@ class Inference:
         name = _predicted(call.plan)
         target, signature = infer.find(self._router, name, "")
         inputs = [(each.name, each.datatype) for each in signature.inputs]
-        taken, returned = _of_bytes(signature)
-        work = rest.read_instances, call.body, name, inputs, taken
-        packed = await call.work(*work, size=len(call.body), few_bytes=_INLINE_BYTES)
-        message = inference_pb.ModelInferRequest.FromString(packed)
-        inference = infer.decode(self._router, target, message, signature)
-        encoder = infer.InferEncoder(target, None, inference, name, signature, _as_it_is)
-        response = (await call.run(inference.message, encoder, call.deadline_s)).SerializeToString()
-        body = await call.work(
-            rest.write_predictions,
-            response,
-            returned,
-            size=len(response),
-            few_bytes=_INLINE_OUTPUT_BYTES,
-        )
-        return Answer(body)
+        work = predict.read, call.body, inputs, _of_bytes(signature)
+        sent = await call.work(*work, size=len(call.body), few_bytes=_INLINE_BYTES)
+        asked = infer.ask(self._router, target, signature, sent, name)
+        answer = await _run(call, asked, call.deadline_s)
+        if _has_long_texts(answer):
+            return Answer(Pieces(await _written(call, predict.outline(answer))))
+        return Answer(await _write(call, predict.write, answer))
 
     async def _metadata(self, call: Exchange) -> Answer:
         """Describe a model: the protocol's fields, and all other facts as its parameters."""
         question = inference_pb.ModelMetadataRequest(**call.plan.params)
         message = self._queries.model_metadata(question.SerializeToString())
         facts = self._queries.facts(question.name, question.version)
-        return as_json(rest.as_json(message) | {"parameters": facts})
+        return as_json(_as_json(message) | {"parameters": facts})
 
     def _query(self, name: str, *, ready: str | None = None, inner: str | None = None) -> Any:
         """Answer a query by the method of this name; readiness by the status alone."""
@@ -138,7 +127,7 @@ class Inference:
             if ready is not None:
                 is_ready = getattr(message, ready)
                 return as_json({"ready": is_ready}, 200 if is_ready else 503)
-            return as_json(rest.as_json(getattr(message, inner) if inner else message))
+            return as_json(_as_json(getattr(message, inner) if inner else message))
 
         return handler
 
@@ -161,7 +150,7 @@ class Inference:
         if call.body:
             question.ready = rest.read_index(call.body)
         message = self._queries.answers["RepositoryIndex"](question.SerializeToString())
-        return as_json(rest.as_json(message)["models"])
+        return as_json(_as_json(message)["models"])
 
     def _max_bytes(self, plan: RoutedRequest) -> int:
         name, version = plan.params["name"], plan.params.get("version", "")
@@ -184,57 +173,52 @@ class Inference:
     async def _infer(self, call: Exchange) -> Answer:
         name, version = call.plan.params["name"], call.plan.params.get("version", "")
         target, signature = infer.find(self._router, name, version)
-        known: _Known | None = call.plan.kept
+        known = call.plan.known
         if known is not None and known.encoder.target is not target:
-            known = None
+            known = call.plan.known = None
+        if known is not None and (rows := await _rows_of(call, known.place)) is not None:
+            return await _reply(call, await call.run(rows, known.encoder, call.deadline_s))
+        received_s, place = time.monotonic(), None
         if known is None and is_raw(call.plan, signature):  # what is known is not
-            return await self._infer_raw(call, target, signature)
-        if known is None and is_form(call.plan, signature):
-            return await self._infer_form(call, target, signature)
-        if known is not None and (rows := await known.rows(call)) is not None:
-            response = await call.run(rows, known.encoder, call.deadline_s)
-            return await _reply(call, response, known.form)
-        received_s, body = time.monotonic(), call.body
+            sent = _sent_raw(call.body, signature)
+        elif known is None and is_form(call.plan, signature):
+            return await self._infer_files(call, target, signature)
+        else:
+            sent, place = await self._sent(call, signature)
+        asked = self._ask(call, target, signature, sent)
+        if place is not None and not version:
+            _learn(call, sent, place, asked)
+        timeout_s = asked.request.timeout_s
+        left_s = math.inf if timeout_s is None else timeout_s
+        deadline_s = min(call.deadline_s, received_s + left_s)
+        return await _reply(call, await _run(call, asked, deadline_s, sent.id))
+
+    def _ask(
+        self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature, sent: Sent
+    ) -> infer.Asked:
+        """Compare a request with its model; the options of its query are parameters, too."""
+        asked = infer.ask(self._router, target, signature, sent, call.plan.params["name"])
+        if not call.plan.query:
+            return asked
+        options = {name: values[-1] for name, values in call.plan.query.items()}
+        parameters = {**options, **asked.request.parameters}
+        return asked._replace(request=asked.request._replace(parameters=parameters))
+
+    async def _sent(self, call: Exchange, signature: TensorSignature) -> tuple[Sent, Place | None]:
+        """Read a request of JSON, and where its values stand, if later ones may differ in these."""
+        body = call.body
         _check_json(body, signature)
         json_bytes = self._json_bytes(call.plan)
-        if json_bytes is None and not signature.row_bytes and len(body) <= _INLINE_BYTES:
-            plain = plain_json.read(body, signature, self._router.batching.max_request_rows)
-            if plain is not None:
-                return await self._infer_plain(call, target, signature, plain)
         size = len(body) if json_bytes is None else json_bytes
-        may_learn = known is None and (json_bytes is not None or signature.row_bytes > 0)
-        taken, returned = _of_bytes(signature)
-        work = body, json_bytes, name, version, may_learn and size <= _KNOWN_BYTES, taken
-        packed, form, values = await call.work(
-            read_packed, *work, size=size, few_bytes=_INLINE_BYTES
+        may_learn = call.plan.known is None and size <= _KNOWN_BYTES
+        may_learn &= json_bytes is not None or signature.row_bytes > 0
+        work = read_sent, body, json_bytes, _of_bytes(signature), may_learn
+        found: tuple[Sent, Place | None] = await call.work(
+            *work, size=size, few_bytes=_INLINE_BYTES
         )
-        message = inference_pb.ModelInferRequest.FromString(packed)
-        form = form._replace(base64=returned)
-        inference = infer.decode(self._router, target, message, signature)
-        if options := _options(call.plan):
-            inference = inference._replace(parameters={**options, **inference.parameters})
-        facts = inference, name, signature
-        found = infer.raw_ending(message, inference, signature, _nothing_before)
-        if found and values and values.num_bytes == len(found[0]):
-            encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
-            encoder.write_long = partial(_long_answer, *facts)
-            if all(form.wants_bytes(signature.outputs[each].name) for each in inference.outputs):
-                write = partial(_write_rest, form, call.plan.headers)
-                encoder = infer.RawEncoder(target, None, *facts, write)
-                encoder.before = _nothing_before
-                long = partial(_long_answer, *facts)
-                encoder.write_long = partial(_write_long_rest, form, call.plan.headers, long)
-            encoder.layout = found[1]
-            call.plan.kept = _Known(values, encoder, form)
-            if isinstance(encoder, infer.RawEncoder) and not values.datatype:
-                call.expect_repeats(values.before, encoder)
-        left_s = math.inf if inference.timeout_s is None else inference.timeout_s
-        deadline_s = min(call.deadline_s, received_s + left_s)
-        encoder = infer.InferEncoder(target, None, *facts, _as_it_is)
-        encoder.write_long = partial(_long_answer, *facts)
-        return await _reply(call, await call.run(inference.message, encoder, deadline_s), form)
+        return found
 
-    async def _infer_form(
+    async def _infer_files(
         self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature
     ) -> Answer:
         """Answer a form of files, each as if it had come alone, in their order."""
@@ -243,64 +227,39 @@ class Inference:
 
         items, end_s = [], min(call.deadline_s, time.monotonic() + MAX_FORM_S)
         files = await call.work(find_files, call.body, call.plan.get("content-type"))
-        for name, start, end in files:
-            value = np.empty(1, object)
-            value[0] = call.body[start:end]
-            request = PlainRequest((value,), 1, "", NO_PARAMETERS)
+        for file, start, end in files:
             try:
-                answer = await self._infer_plain(call, target, signature, request, end_s)
+                sent = _sent_raw(call.body[start:end], signature)
+                asked = self._ask(call, target, signature, sent)
+                answer = await _reply(call, await _run(call, asked, end_s))
                 item = bytes(answer.body)
             except (InvalidRequest, ModelError) as err:  # of this file
                 item = json.dumps({"error": str(err)}).encode()
-            items.append(b'{"name":%b,%b' % (json.dumps(name).encode(), item[1:]))
+            items.append(b'{"name":%b,%b' % (json.dumps(file).encode(), item[1:]))
         return Answer(b'{"files":[%b]}' % b",".join(items))
 
-    async def _infer_raw(
-        self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature
-    ) -> Answer:
-        """Answer a request whose body is the only input's value: a text or a file."""
-        (tensor,) = signature.inputs
-        value = np.empty(1, object)
-        value[0] = call.body
-        if not tensor.is_binary:
-            try:
-                value[0] = call.body.decode()
-            except UnicodeDecodeError as err:
-                raise InvalidRequest(f"expected a text in UTF-8: {err.reason}") from err
-        return await self._infer_plain(
-            call, target, signature, PlainRequest((value,), 1, "", NO_PARAMETERS)
-        )
 
-    async def _infer_plain(
-        self,
-        call: Exchange,
-        target: "Route | AnyBatcher",
-        signature: TensorSignature,
-        request: PlainRequest,
-        end_s: float = math.inf,
-    ) -> Answer:
-        """Answer a request whose arrays are known, as JSON."""
-        arrays, num_rows, identifier, parameters = request
-        encoder = ArraysEncoder(target, num_rows, {**_options(call.plan), **parameters})
-        outputs, version = await call.run(arrays, encoder, min(call.deadline_s, end_s))
-        facts = call.plan.params["name"], version, identifier, signature.outputs, outputs
-        if any(each.dtype == object for each in outputs) and is_long(outputs):
-            name, _, identifier, tensors, _ = facts
-            long = LongAnswer(name, version, identifier, tensors, outputs)
-            return await _reply_long(call, long, Form(False, {}, _of_bytes(signature)[1]))
-        size = sum(each.nbytes for each in outputs)
-        return Answer(
-            await call.work(plain_json.write, *facts, size=size, few_bytes=_INLINE_OUTPUT_BYTES)
-        )
+def _of_bytes(signature: TensorSignature) -> frozenset[str]:
+    """Return the names of the inputs that are bytes, which JSON has as base64."""
+    return frozenset(each.name for each in signature.inputs if each.is_binary)
 
 
-def _of_bytes(signature: TensorSignature) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names of the inputs and of the outputs that are bytes."""
-    inputs, outputs = (
-        frozenset(each.name for each in side if each.is_binary)
-        for side in (signature.inputs, signature.outputs)
-    )
-    return inputs, outputs
+def _sent_raw(body: bytes, signature: TensorSignature) -> Sent:
+    """Return a request whose body is the only input's value, a text or a file.
+
+    Raises:
+        InvalidRequest: it is no text.
+    """
+    (tensor,) = signature.inputs
+    value = np.empty(1, object)
+    value[0] = body
+    if not tensor.is_binary:
+        try:
+            value[0] = body.decode()
+        except UnicodeDecodeError as err:
+            raise InvalidRequest(f"expected a text in UTF-8: {err.reason}") from err
+    shape = [1] * max(1, len(tensor.shape))
+    return Sent([SentInput(tensor.name, tensor.datatype, shape)], [value])
 
 
 def is_raw(plan: RoutedRequest, signature: TensorSignature) -> bool:
@@ -346,92 +305,108 @@ def _check_json(body: bytes, signature: TensorSignature) -> None:
     )
 
 
-def _options(plan: RoutedRequest) -> dict[str, str]:
-    """Return the options of the query, which a handler may take."""
-    return {name: values[-1] for name, values in plan.query.items()}
-
-
-class _Known(NamedTuple):
-    """Requests with one head that differ in the values of their inputs only."""
-
-    values: Values
-    encoder: infer.InferEncoder
-    form: Form
-
-    async def rows(self, call: Exchange) -> bytes | None:
-        """Read the rows of another one; None if it may differ in more."""
-        values, body = self.values, call.body
-        if not values.datatype:
-            return values.behind(body)
-        if len(body) > _KNOWN_BYTES:
-            return None
-        read: list[tuple[bytes, list[int]]] = []
-        for text in values.parts(body, _TURN_BYTES):
-            if read:
-                await call.others()
-            found = rest.read_values(text, values.datatype)
-            if found is None or (read and found[1] != read[0][1]):
-                return None
-            read.append(found)
-        rows = b"".join(raw for raw, _ in read)
-        return rows if len(rows) == values.num_bytes else None
-
-
-async def _reply(call: Exchange, response: Any, form: Form) -> Answer:
-    """Write the answer, in a process if it is long."""
-    if isinstance(response, LongAnswer):
-        return await _reply_long(call, response, form)
-    if isinstance(response, bytes | Pieces):
-        return Answer(response, kind="")
-    named = zip(response.outputs, response.raw_output_contents, strict=True)
-    size = sum(len(raw) for tensor, raw in named if not form.wants_bytes(tensor.name))
-    if size <= _INLINE_OUTPUT_BYTES:
-        return _answer(*rest.write_infer(response, form))
-    return _answer(*await call.work(write_packed, response.SerializeToString(), form))
-
-
-async def _reply_long(call: Exchange, answer: LongAnswer, form: Form) -> Answer:
-    """Write a long answer: its JSON part by part, with other calls between."""
-    outline, behind = long_json.outline(answer, form)
-    names = iter(each.name for each in answer.tensors if not form.wants_bytes(each.name))
-    text: list[Buffer] = []
-    for each in outline:
-        if isinstance(each, bytes):
-            text.append(each)
-            continue
-        name = next(names)
-        if each.dtype != object:
-            write, size = long_json.json_numbers, each.nbytes
-            text.append(await call.work(write, each, size=size, few_bytes=_INLINE_OUTPUT_BYTES))
-            continue
-        for part in long_json.json_texts(each, is_base64=name in form.base64):
-            text.append(part)
+async def _rows_of(call: Exchange, place: Place) -> bytes | None:
+    """Read the rows of a request of which all else is known; None if it may differ in more."""
+    body = call.body
+    if not place.datatype:
+        return place.rows(body)
+    if len(body) > _KNOWN_BYTES:
+        return None
+    read: list[tuple[bytes, list[int]]] = []
+    for text in place.parts(body, _TURN_BYTES):
+        if read:
             await call.others()
-    return _answer_long(text, behind)
+        found = rest.read_values(text, place.datatype)
+        if found is None or (read and found[1] != read[0][1]):
+            return None
+        read.append(found)
+    rows = b"".join(raw for raw, _ in read)
+    return rows if len(rows) == place.num_bytes else None
+
+
+def _learn(call: Exchange, sent: Sent, place: Place, asked: infer.Asked) -> None:
+    """Have nothing but the values read of later requests that differ in these only."""
+    found = infer.values_alone(sent, asked, VALUES.before)
+    if found is None or len(found[0]) != place.num_bytes:
+        return
+    are_bytes = all(asked.request.as_bytes)
+    writer = _Bytes(call.plan.headers) if are_bytes else VALUES
+    encoder = InferEncoder(asked.target, None, asked.request, writer, is_repeated=are_bytes)
+    encoder.layout = found[1]
+    call.plan.known = KnownRequest(place, encoder)
+    if are_bytes and not place.datatype:
+        call.expect_repeats(place.before, encoder)
+
+
+class _Bytes:
+    """Writes answers all of whose outputs are bytes, as `encode_rest` does."""
+
+    def __init__(self, headers: Headers) -> None:
+        """Take the answers' own headers."""
+        self._headers = headers
+
+    def write(self, answer: InferAnswer) -> bytes | Pieces:
+        """Write an answer but for its first lines; a long one from its arrays."""
+        if is_long(answer.arrays):
+            text, behind = rest.outline(answer)
+            return encode_rest(_answer_long(text, behind), self._headers)  # type: ignore[arg-type]
+        return encode_rest(_answer(*rest.write(answer)), self._headers)
+
+    def before(self, num_bytes: int) -> bytes:
+        """Return nothing: the lengths of outputs are in the JSON."""
+        return b""
+
+
+async def _run(
+    call: Exchange, asked: infer.Asked, deadline_s: float, identifier: str = ""
+) -> InferAnswer:
+    """Have a request run, and return the answer as values."""
+    encoder = InferEncoder(asked.target, None, asked.request, VALUES, identifier)
+    answer: InferAnswer = await call.run(asked.rows, encoder, deadline_s)
+    return answer
+
+
+async def _reply(call: Exchange, answer: "InferAnswer | bytes | Pieces") -> Answer:
+    """Write an answer, unless it is written, in a process if it is long."""
+    if isinstance(answer, bytes | Pieces):
+        return Answer(answer, kind="")
+    if _has_long_texts(answer) or (any(answer.request.as_bytes) and is_long(answer.arrays)):
+        text, behind = rest.outline(answer)
+        return _answer_long(await _written(call, text), behind)
+    return _answer(*await _write(call, rest.write, answer))
+
+
+def _has_long_texts(answer: InferAnswer) -> bool:
+    """Return whether an answer has texts, and is long."""
+    return any(each.dtype == object for each in answer.arrays) and is_long(answer.arrays)
+
+
+async def _write(call: Exchange, write: Callable[[InferAnswer], Any], answer: InferAnswer) -> Any:
+    """Write an answer, in a process if much of it is JSON."""
+    forms = zip(answer.arrays, answer.request.as_bytes, strict=True)
+    size = sum([each.nbytes for each, as_bytes in forms if not as_bytes])
+    return await call.work(write, answer, size=size, few_bytes=_INLINE_OUTPUT_BYTES)
+
+
+async def _written(call: Exchange, text: Sequence[bytes | Unwritten]) -> list[Buffer]:
+    """Write the values in a long answer's JSON, texts part by part, with other calls between."""
+    found: list[Buffer] = []
+    for each in text:
+        if isinstance(each, bytes):
+            found.append(each)
+        elif each.are_texts:
+            for part in rest.write_texts(each):
+                found.append(part)
+                await call.others()
+        else:
+            size = np.asarray(each.values).nbytes
+            work = rest.write_numbers, each
+            found.append(await call.work(*work, size=size, few_bytes=_INLINE_OUTPUT_BYTES))
+    return found
 
 
 def _answer_long(text: Sequence[Buffer], behind: Sequence[Buffer | Written]) -> Answer:
     return _answer(Pieces([*text, *behind]), sum(map(len, text)) if behind else None)
-
-
-def _long_answer(
-    inference: InferRows,
-    name: str,
-    signature: TensorSignature,
-    outputs: Sequence[Array],
-    version: str,
-) -> LongAnswer:
-    tensors = [signature.outputs[at] for at in inference.outputs]
-    arrays = [outputs[at] for at in inference.outputs]
-    return LongAnswer(name, version, inference.id, tensors, arrays)
-
-
-def _write_long_rest(
-    form: Form, more: Headers, long: Any, outputs: Sequence[Array], version: str
-) -> bytes | Pieces:
-    """Write a long answer, all of whose outputs are bytes, as `encode_rest` does."""
-    text, behind = long_json.outline(long(outputs, version), form)
-    return encode_rest(_answer_long(text, behind), more)  # type: ignore[arg-type]
 
 
 def _predicted(plan: RoutedRequest) -> str:
@@ -462,36 +437,16 @@ def _refusing(text: str) -> Any:
     return handler
 
 
-def read_packed(
-    body: bytes,
-    json_bytes: int | None,
-    name: str,
-    version: str,
-    learn: bool,
-    base64: frozenset[str],
-) -> tuple[bytes, Form, Values | None]:
-    """Decode a request, as `rest.read_infer` does, in another process perhaps.
+def read_sent(
+    body: bytes, json_bytes: int | None, base64: frozenset[str], learn: bool
+) -> tuple[Sent, Place | None]:
+    """Read a request, as `rest.read` does, in another process perhaps.
 
     Returns:
-        The message, the form of its answer and, if they are to be learned, where its values stand.
-
-    Raises:
-        InvalidRequest: also for more beside the tensors than the loop may read, as with gRPC.
+        What it says and, if that is to be learned, where its values stand.
     """
-    message, form = rest.read_infer(body, json_bytes, name, version, base64)
-    packed = message.SerializeToString()
-    check_others(packed)
-    values = find_values(body, json_bytes, message) if learn else None
-    return packed, form, values
-
-
-def write_packed(response: bytes, form: Form) -> tuple[bytes, int | None]:
-    """Encode a response likewise."""
-    return rest.write_infer(inference_pb.ModelInferResponse.FromString(response), form)
-
-
-def _as_it_is(response: Any) -> Any:
-    return response
+    sent = rest.read(body, json_bytes, base64)
+    return sent, rest.find_values(body, json_bytes, sent) if learn else None
 
 
 def _answer(content: bytes | Pieces, json_bytes: int | None) -> Answer:
@@ -500,10 +455,21 @@ def _answer(content: bytes | Pieces, json_bytes: int | None) -> Answer:
     return Answer(content, "application/octet-stream", headers=[(LENGTH_HEADER, str(json_bytes))])
 
 
-def _write_rest(form: Form, more: Headers, response: Any) -> bytes | Pieces:
-    return encode_rest(_answer(*rest.write_infer(response, form)), more)
-
-
-def _nothing_before(num_bytes: int) -> bytes:
-    """Return the bytes before a tensor: over HTTP their lengths are in the JSON."""
-    return b""
+def _as_json(message: Any) -> Any:
+    """Convert a message to JSON's types, including zeros, which HTTP clients expect."""
+    fields: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            fields[field.name] = {key: _as_json(entry) for key, entry in value.items()}
+        elif field.is_repeated:
+            is_message = field.message_type is not None
+            fields[field.name] = [_as_json(item) if is_message else item for item in value]
+        elif field.message_type is not None:
+            if message.HasField(field.name):
+                fields[field.name] = _as_json(value)
+        elif field.enum_type is not None:
+            fields[field.name] = field.enum_type.values_by_number[value].name
+        elif field.containing_oneof is None or message.HasField(field.name):
+            fields[field.name] = value
+    return fields

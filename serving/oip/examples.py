@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from serving.oip.tensors import MAX_JSON_VALUES
+from serving.oip.request import MAX_JSON_VALUES
 from serving.tensors import Tensor, TensorSignature
 
 _MOST = 64

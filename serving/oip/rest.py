@@ -9,8 +9,9 @@ import json
 import math
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -18,8 +19,20 @@ import numpy as np
 import orjson
 
 from serving.errors import InvalidRequest
-from serving.oip import inference_pb, tensors
-from serving.oip.tensors import quoted
+from serving.http2 import Written
+from serving.http2.pieces import Buffer
+from serving.oip.long_values import PART_BYTES, joined, raw_part
+from serving.oip.parameters import check_parameter
+from serving.oip.request import (
+    MAX_JSON_VALUES,
+    InferAnswer,
+    Sent,
+    SentInput,
+    SentOutput,
+    check_others,
+)
+from serving.oip.values import quoted, to_raw
+from serving.protocols.known import Place
 from serving.tensors import DTYPES, Array, Tensor, finite
 
 _JSON_TYPES: dict[str, tuple[set[type], str]] = {
@@ -32,9 +45,14 @@ _JSON_TYPES: dict[str, tuple[set[type], str]] = {
 """The elements of `data` for each kind of numpy's types, and their name."""
 _MAX_SHOWN = 40
 """Bytes of a value that an error shows."""
+_NUMBERS = re.compile(rb"\[[][0-9eE.+\-, \t\r\n]*")
+_MAX_AROUND_BYTES = 8 << 10
+"""The longest text around values that a connection keeps: there may be thousands of these."""
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
 """In text with a number that may be larger than any double."""
 _FEW_VALUES = 1 << 16
+_FEW_BYTES = 32 << 10
+"""The longest JSON of which nobody counts the bytes beside values."""
 _MAX_AXES = 64
 """The most axes of an array of numpy's; the product of more sizes may be too long to print, or
 take seconds."""
@@ -43,76 +61,99 @@ take seconds."""
 NONE = frozenset[str]()
 
 
-class Form(NamedTuple):
-    """The form of an answer: whether tensors follow the JSON as bytes, or are values in it."""
-
-    is_binary: bool
-    """That of all outputs that are not named."""
-    named: dict[str, bool]
-    """That of each output by its name."""
-    base64: frozenset[str] = NONE
-    """The outputs whose values in JSON are base64, since they are bytes."""
-
-    def wants_bytes(self, output: str) -> bool:
-        """Return whether an output follows as bytes."""
-        return self.named.get(output, self.is_binary)
-
-
-def read_infer(
-    body: bytes,
-    json_bytes: int | None,
-    name: str,
-    version: str,
-    base64: frozenset[str] = NONE,
-) -> tuple[Any, Form]:
-    """Decode an inference request.
+def read(body: bytes, json_bytes: int | None = None, base64: frozenset[str] = NONE) -> Sent:
+    """Read an inference request, in another process perhaps.
 
     Args:
         body: the whole body.
         json_bytes: how many of them are JSON; None for all.
-        name: the model's name in the path.
-        version: the version in the path; "" for the one in service.
         base64: the inputs whose values in JSON are base64, since they are bytes.
-
-    Returns:
-        A ModelInferRequest with raw contents, not yet checked against the model, and the form of
-        its answer.
 
     Raises:
         InvalidRequest: the text has the expected and the received value.
     """
     if json_bytes is not None and not 0 <= json_bytes <= len(body):
         raise InvalidRequest(f"expected {json_bytes} bytes of JSON, got a body of {len(body)}")
-    head = _object(_json(body if json_bytes is None else body[:json_bytes]), "the body")
-    request = inference_pb.ModelInferRequest(model_name=name, model_version=version)
-    request.id = _text(head.get("id", ""), "id")
-    _set_parameters(request, head)
-    rest = memoryview(body)[len(body) if json_bytes is None else json_bytes :]
-    return _read_inputs(request, head, rest, base64)
-
-
-def _read_inputs(
-    request: Any, head: dict[str, Any], rest: memoryview, base64: frozenset[str] = NONE
-) -> tuple[Any, Form]:
+    text = body if json_bytes is None else body[:json_bytes]
+    head = object_of(text)
+    identifier = _text(head.get("id", ""), "id")
+    parameters = _checked_parameters(head)
+    inputs: list[SentInput] = []
+    values: list[Any] = []
+    at = len(text)
     for item in _objects(head, "inputs"):
-        rest = _add_input(request, item, rest, base64)
-    if len(rest):
-        raise InvalidRequest(f"expected the tensors to end the body, got {len(rest)} bytes more")
-    is_binary = _flag(head, "binary_data_output", default=False)
-    named = {}
+        at = read_input(item, body, at, base64, inputs, values)
+    if at < len(body):
+        raise InvalidRequest(
+            f"expected the tensors to end the body, got {len(body) - at} bytes more"
+        )
+    outputs, named = [], {}
+    as_bytes = _flag(parameters, "binary_data_output", default=False)
     for item in _objects(head, "outputs"):
-        output = request.outputs.add(name=_name(item))
-        _set_parameters(output, item)
-        named[output.name] = _flag(item, "binary_data", default=is_binary)
-    return request, Form(is_binary, named)
+        name, own = _name(item), _checked_parameters(item)
+        outputs.append(SentOutput(name, own))
+        named[name] = _flag(own, "binary_data", default=as_bytes)
+    sent = Sent(inputs, values, outputs, identifier, parameters, as_bytes, named)
+    if len(text) > _FEW_BYTES:
+        check_others(_num_other_bytes(sent))
+    return sent
+
+
+def _num_other_bytes(sent: Sent) -> int:
+    """Return about how many bytes a message would have beside the values of its inputs."""
+    num_bytes = len(sent.id.encode())
+    for each in sent.inputs:
+        num_bytes += 8 + len(each.name.encode()) + len(each.datatype) + len(each.shape)
+    for output in sent.outputs:
+        num_bytes += 4 + len(output.name.encode())
+    described = (sent, *sent.inputs, *sent.outputs)
+    parameters: list[Mapping[str, Any]] = [each.parameters for each in described]
+    return num_bytes + sum(
+        8 + len(name) + len(str(value).encode())
+        for each in parameters
+        for name, value in each.items()
+    )
+
+
+def find_values(body: bytes, json_bytes: int | None, sent: Sent) -> Place | None:
+    """Return where the values of a good request's inputs stand.
+
+    Args:
+        body: all of it.
+        json_bytes: how many of them are JSON; None for all.
+        sent: what it says.
+
+    Returns:
+        None if they are not the last bytes of the body, nor those of the only input, a list of
+        numbers or of such lists, or if there is much text around them.
+    """
+    if json_bytes is not None:
+        is_short = json_bytes <= _MAX_AROUND_BYTES
+        return Place(body[:json_bytes], b"", "", len(body) - json_bytes) if is_short else None
+    begin = body.find(b"[", body.find(b'"data"'))
+    found = _NUMBERS.match(body, max(0, begin))
+    if found is None or len(sent.inputs) != 1 or not isinstance(sent.values[0], np.ndarray):
+        return None
+    if len(body) - len(found[0]) > _MAX_AROUND_BYTES:
+        return None
+    num_bytes = sent.values[0].nbytes
+    end = begin + len(found[0].rstrip(b", \t\r\n"))
+    place = Place(body[:begin], body[end:], sent.inputs[0].datatype, num_bytes)
+    try:  # the list there has to be the input's, wherever the search went wrong
+        empty, other = (orjson.loads(place.before + text + place.after) for text in (b"[]", b"[0]"))
+        tensor = empty["inputs"][0]
+        is_there, tensor["data"] = tensor["data"] == [], [0]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return place if is_there and empty == other else None
 
 
 def read_values(text: bytes, datatype: str) -> tuple[bytes, list[int]] | None:
     """Decode a list of an input's values.
 
     Args:
-        text: see `Values.parts`.
-        datatype: see `Values`.
+        text: see `Place.parts`.
+        datatype: see `Place`.
 
     Returns:
         Raw contents, and the sizes of the lists in the list; None if there are none, as between
@@ -120,106 +161,151 @@ def read_values(text: bytes, datatype: str) -> tuple[bytes, list[int]] | None:
     """
     try:
         data = orjson.loads(text)
-        raw = _packed(_flat(data), datatype, text)
-        return (raw, _shape(data)[1:]) if raw else None
+        raw = _array(_flat(data), datatype, text).tobytes()
+        return (raw, shape_of(data)[1:]) if raw else None
     except (ValueError, InvalidRequest):
         return None
 
 
-def write_infer(response: Any, form: Form) -> tuple[bytes, int | None]:
-    """Encode an inference response with raw contents.
+def write(answer: InferAnswer) -> tuple[bytes, int | None]:
+    """Write an inference response.
 
     Returns:
         The body, and how many of its bytes are JSON; None for all.
 
     Raises:
+        InvalidRequest: an output is too large for JSON, or a text is none.
+    """
+    request, arrays, version, identifier = answer
+    head = {"model_name": request.name, "model_version": version}
+    if identifier:
+        head["id"] = identifier
+    outputs, behind = [], []
+    for tensor, array, as_bytes in zip(request.tensors, arrays, request.as_bytes, strict=True):
+        output: dict[str, Any] = {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": array.shape,
+        }
+        if as_bytes:
+            data = to_raw(array)
+            output["parameters"] = {"binary_data_size": len(data)}
+            behind.append(data)
+        else:
+            check_size(tensor.name, array.shape)
+            output["data"] = plain_values(tensor, array.ravel())
+        outputs.append(output)
+    text = written({**head, "outputs": outputs})
+    return (b"".join((text, *behind)), len(text)) if behind else (text, None)
+
+
+class Unwritten(NamedTuple):
+    """Values that are still to be written in the JSON of an answer."""
+
+    tensor: Tensor
+    """The output that they are of."""
+    values: Any
+    """An array, which is written as lists of its shape, or a single value."""
+
+    @property
+    def are_texts(self) -> bool:
+        """Whether they are texts or bytes, whose length nobody limits."""
+        return self.tensor.datatype == "BYTES"
+
+
+def outline(answer: InferAnswer) -> tuple[list[bytes | Unwritten], list[Buffer | Written]]:
+    """Return the JSON of a long answer, in which outputs are to be written, and what follows it.
+
+    Raises:
         InvalidRequest: an output is too large for JSON.
     """
-    head = {"model_name": response.model_name, "model_version": response.model_version}
-    if response.id:
-        head["id"] = response.id
-    outputs, parts = [], []
-    for tensor, contents in zip(response.outputs, response.raw_output_contents, strict=True):
-        shape = list(tensor.shape)
-        output = {"name": tensor.name, "datatype": tensor.datatype, "shape": shape}
-        if form.wants_bytes(tensor.name):
-            output["parameters"] = {"binary_data_size": len(contents)}
-            parts.append(contents)
+    request, arrays, version, identifier = answer
+    head = {"model_name": request.name, "model_version": version}
+    if identifier:
+        head["id"] = identifier
+    text: list[bytes | Unwritten] = [orjson.dumps(head)[:-1] + b',"outputs":[']
+    behind: list[Buffer | Written] = []
+    between = b""
+    for tensor, array, as_bytes in zip(request.tensors, arrays, request.as_bytes, strict=True):
+        item = {"name": tensor.name, "datatype": tensor.datatype, "shape": array.shape}
+        if as_bytes:
+            size, part = raw_part(array)
+            text.append(between + orjson.dumps({**item, "parameters": {"binary_data_size": size}}))
+            behind.append(part)
         else:
-            check_size(tensor.name, shape)
-            output["data"] = _values_of(contents, tensor, form.base64, is_flat=True)
-        outputs.append(output)
-    data = written({**head, "outputs": outputs})
-    return b"".join((data, *parts)), len(data) if parts else None
+            check_size(tensor.name, array.shape)
+            values = Unwritten(tensor, array.ravel())
+            text += (between + orjson.dumps(item)[:-1] + b',"data":', values, b"}")
+        between = b","
+    return [*text, b"]}"], behind
 
 
-def _values_of(
-    contents: bytes, tensor: Any, base64: frozenset[str], *, is_flat: bool = False
-) -> Any:
-    """Return an output as orjson takes it; bytes as base64."""
-    shape = list(tensor.shape)
-    if tensor.name not in base64:
-        array = tensors.from_raw(contents, tensor, shape)
-    else:
-        known = Tensor(tensor.name, tensor.datatype, tuple(shape), content="bytes")
-        array = tensors.from_raw(contents, known, shape)
-        for at, each in enumerate(array.flat):
-            array.flat[at] = b64encode(each).decode()
-    return plain_values(array.ravel() if is_flat else array)
+def write_texts(unwritten: Unwritten) -> Iterator[Buffer]:
+    """Write texts, or bytes as base64, as JSON, part by part."""
+    return joined(_write_lists(*unwritten))
 
 
-def plain_values(array: Array) -> Any:
-    """Return an output as orjson takes it: an array, but scalars, texts and float16."""
-    if not array.ndim or array.dtype.kind == "O":
-        return array.tolist()
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+def _write_lists(tensor: Tensor, value: Any) -> Iterator[Buffer]:
+    if isinstance(value, np.ndarray) and value.ndim:
+        before = b"["
+        for each in value:
+            yield before
+            yield from _write_lists(tensor, each)
+            before = b","
+        yield b"]" if len(value) else b"[]"
+        return
+    text = value.item() if isinstance(value, np.ndarray) else value
+    text = text if tensor.is_binary else _text_of(tensor.name, text)
+    yield b'"'
+    for at in range(0, len(text), PART_BYTES):
+        part = text[at : at + PART_BYTES]
+        yield b64encode(part) if isinstance(part, bytes) else orjson.dumps(part)[1:-1]
+    yield b'"'
+
+
+def write_numbers(unwritten: Unwritten) -> bytes:
+    """Write numbers as JSON."""
+    data = written({"data": plain_values(unwritten.tensor, np.asarray(unwritten.values))})
+    return data[len(b'{"data":') : -1].lstrip()
+
+
+def plain_values(tensor: Tensor, array: Array) -> Any:
+    """Return an output as orjson takes it: an array, but scalars, texts and float16.
+
+    Raises:
+        InvalidRequest: it has bytes in place of texts, which are no text.
+    """
+    if array.dtype.kind != "O":
+        if not array.ndim:
+            return array.tolist()
+        return array.astype(np.float32) if array.dtype == np.float16 else array
+    found = np.empty(array.shape, object)
+    texts = map(_base64_of if tensor.is_binary else partial(_text_of, tensor.name), array.flat)
+    found.ravel()[:] = [*texts]
+    return found.tolist()
+
+
+def _base64_of(value: bytes) -> str:
+    return b64encode(value).decode()
+
+
+def _text_of(name: str, value: str | bytes) -> str:
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as err:
+        raise InvalidRequest(f"expected BYTES of {name} as UTF-8: {err.reason}") from err
 
 
 def written(document: dict[str, Any]) -> bytes:
-    """Encode a document, whose arrays are numpy's, with NaN and infinities as Triton has them."""
+    """Write a document, whose arrays are numpy's, with NaN and infinities as Triton has them."""
     data = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in data:  # orjson's NaN and infinities, or part of a name
         data = json.dumps(document, default=lambda each: each.tolist()).encode()
     return data
 
 
-def read_instances(
-    body: bytes, name: str, inputs: Sequence[tuple[str, str]], base64: frozenset[str] = NONE
-) -> bytes:
-    """Decode a request of KServe's first protocol: `instances`, a row each.
-
-    Args:
-        body: JSON.
-        name: the model's name.
-        inputs: the name and the datatype of each input.
-        base64: those whose values are base64, or {"b64": base64}, since they are bytes.
-
-    Returns:
-        A ModelInferRequest, serialized.
-
-    Raises:
-        InvalidRequest: see `read_infer`.
-    """
-    rows = _object(_json(body), "the body").get("instances")
-    if not isinstance(rows, list) or not rows:
-        raise InvalidRequest('expected {"instances": [...]}, a row each')
-    if all(isinstance(row, dict) and row.keys() == dict(inputs).keys() for row in rows):
-        columns = {each: [row[each] for row in rows] for each, _ in inputs}
-    elif len(inputs) == 1 and (not isinstance(rows[0], dict) or base64):
-        columns = {inputs[0][0]: rows}
-    else:
-        names = ", ".join(f'"{each}"' for each, _ in inputs)
-        raise InvalidRequest(f"expected each instance as an object with {names or 'nothing'}")
-    request, head = inference_pb.ModelInferRequest(model_name=name), {}
-    head["inputs"] = [
-        {"name": each, "datatype": datatype, "shape": _shape(columns[each]), "data": columns[each]}
-        for each, datatype in inputs
-    ]
-    packed: bytes = _read_inputs(request, head, memoryview(b""), base64)[0].SerializeToString()
-    return packed
-
-
-def _shape(data: Any) -> list[int]:
+def shape_of(data: Any) -> list[int]:
+    """Return the sizes of a list, of its first list, and so on."""
     shape: list[int] = []
     while isinstance(data, list) and len(shape) <= _MAX_AXES:  # more are refused
         shape.append(len(data))
@@ -227,38 +313,22 @@ def _shape(data: Any) -> list[int]:
     return shape
 
 
-def write_predictions(response: bytes, base64: frozenset[str] = NONE) -> bytes:
-    """Encode a ModelInferResponse, serialized, as `predictions` of KServe's first protocol.
-
-    Those of one output are its rows; of several outputs objects, one a row, or one of all outputs
-    if these have different numbers of rows.
-
-    Raises:
-        InvalidRequest: see `write_infer`.
-    """
-    message = inference_pb.ModelInferResponse.FromString(response)
-    arrays = {}
-    for tensor, contents in zip(message.outputs, message.raw_output_contents, strict=True):
-        shape = list(tensor.shape)
-        check_size(tensor.name, shape)
-        arrays[tensor.name] = _values_of(contents, tensor, base64)
-    numbers = {tensor.shape[0] if tensor.shape else -1 for tensor in message.outputs}
-    predictions: Any = arrays
-    if len(arrays) == 1:
-        predictions = next(iter(arrays.values()))
-    elif len(numbers) == 1 and -1 not in numbers:
-        rows = zip(*arrays.values(), strict=True)
-        predictions = [dict(zip(arrays, row, strict=True)) for row in rows]
-    return written({"predictions": predictions})
-
-
-def check_size(name: str, shape: list[int]) -> None:
+def check_size(name: str, shape: Sequence[int]) -> None:
     """Check that an output may be written as JSON; raises InvalidRequest."""
-    if (size := math.prod(shape)) > tensors.MAX_JSON_VALUES:
+    if (size := math.prod(shape)) > MAX_JSON_VALUES:
         raise InvalidRequest(
-            f"expected an output of at most {tensors.MAX_JSON_VALUES} values as JSON, {name} "
+            f"expected an output of at most {MAX_JSON_VALUES} values as JSON, {name} "
             f"has {size}: ask for it as bytes, by binary_data"
         )
+
+
+def object_of(body: bytes) -> dict[str, Any]:
+    """Parse a body, which is an object of JSON.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    return _object(_json(body), "the body")
 
 
 def read_index(body: bytes) -> bool:
@@ -267,7 +337,7 @@ def read_index(body: bytes) -> bool:
     Raises:
         InvalidRequest: not JSON, or other JSON.
     """
-    ready = _object(_json(body), "the body").get("ready", False)
+    ready = object_of(body).get("ready", False)
     if not isinstance(ready, bool):
         raise InvalidRequest("expected ready as a boolean")
     return ready
@@ -279,34 +349,19 @@ def read_parameters(body: bytes) -> list[str]:
     Raises:
         InvalidRequest: not JSON, or other JSON.
     """
-    names = _parameters(_object(_json(body), "the body")) if body else []
+    names = _parameters(object_of(body)) if body else []
     return [_text(name, "parameters") for name in names]
 
 
-def as_json(message: Any) -> Any:
-    """Convert a message to JSON's types, including zeros, which HTTP clients expect."""
-    fields: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            fields[field.name] = {key: as_json(entry) for key, entry in value.items()}
-        elif field.is_repeated:
-            is_message = field.message_type is not None
-            fields[field.name] = [as_json(item) if is_message else item for item in value]
-        elif field.message_type is not None:
-            if message.HasField(field.name):
-                fields[field.name] = as_json(value)
-        elif field.enum_type is not None:
-            fields[field.name] = field.enum_type.values_by_number[value].name
-        elif field.containing_oneof is None or message.HasField(field.name):
-            fields[field.name] = value
-    return fields
-
-
-def _add_input(
-    request: Any, item: dict[str, Any], rest: memoryview, base64: frozenset[str]
-) -> memoryview:
-    """Add an input tensor; return the bytes behind its own."""
+def read_input(
+    item: dict[str, Any],
+    body: bytes,
+    at: int,
+    base64: frozenset[str],
+    inputs: list[SentInput],
+    values: list[Any],
+) -> int:
+    """Add an input and its values, whose bytes may begin at `at`; return what is behind these."""
     shape = item.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise InvalidRequest("expected shape as a list of integers")
@@ -316,23 +371,23 @@ def _add_input(
         raise InvalidRequest("expected sizes in shape that fit 64 bits")
     name = _name(item)
     datatype = _text(item.get("datatype", ""), "datatype")
-    tensor = request.inputs.add(name=name, datatype=datatype, shape=shape)
-    parameters = dict(_parameters(item))
-    size = parameters.pop("binary_data_size", None)
-    _set_parameters(tensor, {"parameters": parameters})
+    parameters = _parameters(item)
+    size = parameters.get("binary_data_size")
+    inputs.append(SentInput(name, datatype, shape, _checked_parameters(item, "binary_data_size")))
     if size is None:
         if "data" not in item:
             raise InvalidRequest("expected data, or the parameter binary_data_size")
         data = _decoded(item["data"]) if name in base64 else item["data"]
-        request.raw_input_contents.append(_raw(data, tensor))
-        return rest
-    if type(size) is not int or not 0 <= size <= len(rest):
+        values.append(array_of_list(data, name, datatype, shape))
+        return at
+    left = len(body) - at
+    if type(size) is not int or not 0 <= size <= left:
         raise InvalidRequest(
-            f"expected binary_data_size from 0 to {len(rest)}, the bytes that are left, "
+            f"expected binary_data_size from 0 to {left}, the bytes that are left, "
             f"got {quoted(str(size))}"
         )
-    request.raw_input_contents.append(bytes(rest[:size]))
-    return rest[size:]
+    values.append(body[at : at + size])
+    return at + size
 
 
 def _decoded(data: Any) -> list[bytes]:
@@ -347,20 +402,23 @@ def _decoded(data: Any) -> list[bytes]:
     return found
 
 
-def _raw(data: Any, tensor: Any) -> bytes:
-    """Encode the values of an input, a list or lists of such lists, as raw contents."""
-    datatype, shape = tensor.datatype, list(tensor.shape)
+def array_of_list(data: Any, name: str, datatype: str, shape: Sequence[int]) -> Array:
+    """Return the values of an input, a list or lists of such lists, as an array of one axis.
+
+    Raises:
+        InvalidRequest: they do not fit the type or the shape.
+    """
     if datatype not in DTYPES:
         raise InvalidRequest(
             f"expected datatype as one of {', '.join(DTYPES)}, got {quoted(datatype)}"
         )
     data = _flat(data)
-    if min(shape, default=0) >= 0 and len(data) != math.prod(shape):
+    if len(data) != math.prod(shape) and min(shape, default=0) >= 0:
         raise InvalidRequest(
-            f"expected {math.prod(shape)} values of {quoted(tensor.name)} for the shape {shape}, "
+            f"expected {math.prod(shape)} values of {quoted(name)} for the shape {[*shape]}, "
             f"got {len(data)}"
         )
-    return _packed(data, datatype)
+    return _array(data, datatype)
 
 
 def _flat(data: Any) -> list[Any]:
@@ -375,24 +433,35 @@ def _flat(data: Any) -> list[Any]:
     return flat
 
 
-def _packed(data: list[Any], datatype: str, text: bytes = b"") -> bytes:
-    """Encode values as raw contents; `text` is the same as JSON, if it is known."""
-    dtype = DTYPES[datatype]
+def _array(data: list[Any], datatype: str, text: bytes = b"") -> Array:
+    """Return values as an array; `text` is the same as JSON, if it is known."""
     if datatype == "UINT8":
         # Two thirds faster than the general way: only booleans pass for integers, and one shows by
         # the e of true or false.
         with suppress(TypeError, ValueError):
             raw = bytes(data)
             if not (b"e" in text if text else _has_booleans(data)):
-                return raw
+                return np.frombuffer(raw, np.uint8)
+    dtype = DTYPES[datatype]
     types, words = _JSON_TYPES[dtype.kind]
     if not types.issuperset(map(type, data)):
         raise InvalidRequest(f"expected data as {words} for {datatype}")
     try:
+        if dtype.kind == "O":
+            return _texts(data)
         with np.errstate(over="raise"):
-            return tensors.to_raw(np.array(data, dtype))
+            return np.array(data, dtype)
     except (ValueError, OverflowError, FloatingPointError):
         raise InvalidRequest(f"expected data as {words} that {datatype} can hold") from None
+
+
+def _texts(data: list[str | bytes]) -> Array:
+    for each in data:
+        if isinstance(each, str):
+            each.encode()  # half of a surrogate pair is no text
+    array = np.empty(len(data), object)
+    array[:] = data
+    return array
 
 
 def _has_booleans(data: list[Any]) -> bool:
@@ -437,16 +506,22 @@ def _parameters(item: dict[str, Any]) -> dict[str, Any]:
     return _object(item.get("parameters", {}), "parameters")
 
 
-def _flag(item: dict[str, Any], name: str, *, default: bool) -> bool:
-    flag = _parameters(item).get(name, default)
+def _checked_parameters(item: dict[str, Any], but: str = "") -> dict[str, Any]:
+    """Return the parameters of a request or a tensor, but for one."""
+    parameters = _parameters(item)
+    if not parameters:
+        return parameters
+    found = {name: value for name, value in parameters.items() if name != but}
+    for name, value in found.items():
+        check_parameter(_text(name, "parameters"), value)
+    return found
+
+
+def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
+    flag = parameters.get(name, default)
     if not isinstance(flag, bool):
         raise InvalidRequest(f"expected {name} as a boolean")
     return flag
-
-
-def _set_parameters(message: Any, item: dict[str, Any]) -> None:
-    for name, value in _parameters(item).items():
-        tensors.set_parameter(message.parameters, _text(name, "parameters"), value)
 
 
 def _name(item: dict[str, Any]) -> str:

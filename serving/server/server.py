@@ -9,7 +9,7 @@ from typing import Any
 from serving import applications
 from serving.catalog import Catalog
 from serving.config import ServerConfig
-from serving.oip import inference_pb, typed
+from serving.oip import inference_pb, large_messages
 from serving.oip.examples import Access, Example
 from serving.oip.methods import Queries, inference_methods
 from serving.protocols.grpc_service import GrpcService
@@ -87,7 +87,7 @@ class Server:
         self.metrics_address = "off" if exporter is None else exporter.address
 
     def _open_decoders(self) -> Pool:
-        return decoders((typed.__name__,)) if self._http is None else self._http.pool
+        return decoders((large_messages.__name__,)) if self._http is None else self._http.pool
 
     @property
     def http_url(self) -> str | None:

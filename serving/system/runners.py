@@ -66,6 +66,7 @@ class Threads:
         while (task := self._todo.get()) is not None:
             work, post = task
             post(partial(self._end, work()))
+            del task, work, post  # else it has their calls' messages until there is more to do
 
     def _end(self, take: Task) -> None:
         self._num_running -= 1

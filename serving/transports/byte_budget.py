@@ -1,4 +1,6 @@
-"""One budget for the requests of a loop that have not come whole: who may send on, and who waits.
+"""The bytes that callers of a loop may have here: of requests on their way, and of long answers.
+
+Requests that have not come whole share one budget: it says who may send on, and who waits.
 
 A small request just comes. A large one, whose length its first bytes say, reserves that length
 before more of it is read; where that does not fit, its caller is not read (HTTP/2's flow control,
@@ -6,11 +8,14 @@ TCP's) until it does. So each that is let in can come whole, one at least, and n
 only because others send, too.
 
 Without the budget a thousand callers, each within its own limits, would take all memory.
+
+Long answers that are not sent yet are counted beside the requests, by the same limit: an answer
+that finds no room is refused, and a request never is because others read slowly.
 """
 
 import math
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -43,22 +48,6 @@ class Arriving(Protocol):
         """End it: there is no room for its bytes."""
 
 
-class _Unsent:
-    """A long answer that is on its way, which nobody can refuse any more."""
-
-    __slots__ = ("peer",)
-    is_running = True
-
-    def __init__(self, peer: Any) -> None:
-        self.peer = peer
-
-    def resume_reading(self) -> None:
-        """Do nothing: its request has come."""
-
-    def refuse_bytes(self) -> None:
-        """Do nothing: it has begun."""
-
-
 class _Reservation:
     """The room of a request that was let in."""
 
@@ -70,14 +59,14 @@ class _Reservation:
 
 
 class Budget:
-    """The bytes of requests that have not come whole, or are not answered, and of long answers."""
+    """The bytes of requests that have not come whole, or are not answered; and of long answers."""
 
     def __init__(self, clock: Callable[[], float], hurry: Callable[[], None]) -> None:
         """Start with none, and without a limit; `hurry` has `tick` called soon."""
         self._clock = clock
         self._hurry = hurry
         self.max_bytes = 1 << 62
-        """The most of all together."""
+        """The most of all requests together; of long answers three quarters."""
         self.free_bytes = 1 << 62
         """Requests up to this size reserve nothing: a stream's window lets them come as a whole."""
         self._held: dict[Arriving, int] = {}
@@ -91,8 +80,13 @@ class Budget:
 
         Letting one in looks at addresses, not at calls: a connection may close with thousands.
         """
+        self._num_unsent = 0
+        self._sent: deque[int] = deque()
+        """Bytes of long answers that are gone, and that `_num_unsent` has yet."""
+        self.refused_s = -math.inf
+        """When the last answer found no room."""
         self._num_released = 0
-        """Bytes of requests that have ended since memory was given back."""
+        """Bytes that were held and are gone since memory was given back."""
         self._trim_s = math.inf
 
     def hold(self, call: Arriving, num_bytes: int) -> None:
@@ -109,21 +103,34 @@ class Budget:
         if self._num_held > self.max_bytes:
             self._make_room()
 
-    def hold_answer(self, peer: Any, answer: Any) -> None:
-        """Note a long answer until it was sent, or its caller has left, and nothing refers to it.
+    def hold_answer(self, answer: Any) -> None:
+        """Count a long answer until nothing refers to it: it was sent, or its caller has left.
 
         Args:
-            peer: its caller.
             answer: its bytes, in any object of a length.
 
         Raises:
-            Overloaded: too many bytes of others are held.
+            Overloaded: too many bytes of others are held; a lone one always fits.
         """
-        unsent = _Unsent(peer)
-        if not self.has_room(unsent, len(answer)):
+        num_bytes, others = len(answer), self.num_unsent
+        if others and others + num_bytes > self.max_bytes * _RESERVED_SHARE:
+            self.refused_s = self._clock()
             raise Overloaded("too many bytes of answers are not sent yet")
-        self.hold(unsent, len(answer))
-        weakref.finalize(answer, self.hold, unsent, 0).atexit = False
+        self._num_unsent += num_bytes
+        # The last reference may go on any thread, and a deque takes from all.
+        weakref.finalize(answer, self._sent.append, num_bytes).atexit = False
+
+    @property
+    def num_unsent(self) -> int:
+        """The bytes of long answers that are not gone."""
+        self._count_sent()
+        return self._num_unsent
+
+    def _count_sent(self) -> None:
+        while self._sent:
+            num_bytes = self._sent.popleft()
+            self._num_unsent -= num_bytes
+            self._num_released += num_bytes
 
     def admit(self, call: Arriving, num_bytes: int) -> bool:
         """Return whether a request of a length may come; if not, it is resumed once it may."""
@@ -173,6 +180,7 @@ class Budget:
 
     def _give_back(self, now_s: float) -> None:
         """Give memory back to the kernel, a second later: others may have the bytes yet."""
+        self._count_sent()
         if self._num_released > FREE_BYTES:
             self._num_released, self._trim_s = 0, min(self._trim_s, now_s + 1.0)
         if now_s >= self._trim_s:

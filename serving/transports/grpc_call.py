@@ -11,9 +11,10 @@ from itertools import groupby
 from typing import Any
 
 from serving.batching.run import Group, Ran, ResponseEncoder
-from serving.errors import ServingError
+from serving.errors import Overloaded, ServingError
 from serving.http2 import Pieces
-from serving.protocols.method import PREFIX_BYTES, BatchedUnary, ReadRows, Refused, Watch, frame
+from serving.protocols.framing import PREFIX_BYTES, frame
+from serving.protocols.method import BatchedUnary, ReadRows, Refused, Watch
 from serving.protocols.status import Status, error_of
 from serving.transports import grpc_headers as headers
 from serving.transports.calls import LoopCall, paused
@@ -44,7 +45,7 @@ class PendingResponse:
         self.num_unpacked = num_unpacked
         """The bytes of the request, if it was compressed."""
         self.refused = refused
-        self.response: bytes | ServingError | None = None
+        self.response: bytes | Pieces | ServingError | None = None
         """The framed answer, or why there is none."""
 
 
@@ -144,7 +145,7 @@ class GrpcCall(LoopCall):
             return await self.unpacked(message, self._max_unpacked) if is_packed else message
         data, self.data = memoryview(self.data)[PREFIX_BYTES:], bytearray()
         return (
-            data if self.call_headers.prefixes.find(data) else bytes(data)
+            data if self.call_headers.known.find(data) else bytes(data)
         )  # known: it is not copied
 
     def _wait_for_message(self) -> None:
@@ -294,7 +295,7 @@ class GrpcCall(LoopCall):
 
     async def send_framed(self, response: bytes | Pieces) -> None:
         if isinstance(response, Pieces):
-            self.port.calls.budget.hold_answer(self.peer, response)
+            self.port.calls.budget.hold_answer(response)
         if self.call_headers.method.sends_one and self.logged is None:  # type: ignore[union-attr]
             self._response = response
         else:
@@ -307,12 +308,17 @@ class GrpcCall(LoopCall):
     async def left(self) -> None:
         await paused(lambda: None)
 
-    def answer(self, group: Group, responses: Sequence[bytes], run: Ran) -> None:
+    def answer(self, group: Group, responses: Sequence[bytes | Pieces], run: Ran) -> None:
         if group.slots is None:
             super().answer(group, responses, run)
             return
         for pending, response in zip(group.slots, responses, strict=True):
             pending.response = response
+            if isinstance(response, Pieces):
+                try:
+                    self.port.calls.budget.hold_answer(response)
+                except Overloaded as err:
+                    self._refuse(pending, err)
         self._go_on()
 
     def fail(self, group: Group, error: ServingError) -> None:

@@ -18,7 +18,8 @@ from serving.errors import (
 from serving.http2.headers import SharedHeaders
 from serving.http2.hpack import Field, Fields
 from serving.http2.recogniser import Varying
-from serving.protocols.method import BatchedUnary, Method, PrefixCache
+from serving.protocols.known import Known
+from serving.protocols.method import BatchedUnary, Method
 from serving.protocols.status import UNKNOWN_METHOD, Status
 from serving.telemetry.logs import REQUEST_ID as _REQUEST_ID
 
@@ -58,7 +59,7 @@ UNREAD = Status.of(Overloaded("too many answers on this connection are unread"))
 TOO_SLOW = Status.of(DeadlineExceeded("the request's message did not arrive in time"))
 LATE = Status.of(DeadlineExceeded())
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_NO_PREFIXES = PrefixCache()
+_NONE_KNOWN = Known()
 _TEXT = (b"content-type", b"text/plain")
 
 
@@ -95,7 +96,7 @@ class CallHeaders:
     method: Method | None
     name: str
     """The method's name in the metrics."""
-    prefixes: PrefixCache
+    known: Known
     """Prefixes of messages that need not be parsed."""
     timeout_s: float
     """How long the call may take; infinite without grpc-timeout."""
@@ -116,7 +117,7 @@ class CallHeaders:
         return CallHeaders(  # 2 us less than `replace`, which each call with a deadline would pay
             self.method,
             self.name,
-            self.prefixes,
+            self.known,
             timeout_s,
             refusal,
             self.trusted,
@@ -160,15 +161,15 @@ class HeaderParser:
         elif fields.get(b"te") != b"trailers":
             refusal = NO_TRAILERS
         name = "other" if method is None else method.name
-        prefixes, is_plain = _NO_PREFIXES, False
+        known, is_plain = _NONE_KNOWN, False
         if isinstance(method, BatchedUnary):
-            prefixes = method.prefixes
+            known = method.known
             is_plain = refusal is None and method.takes_one
         if refusal is UNAUTHENTICATED:
             name = "unauthenticated"
         encoding = fields.get(b"grpc-encoding", b"")
         call_headers = CallHeaders(
-            method, name, prefixes, math.inf, refusal, trusted, is_plain, encoding
+            method, name, known, math.inf, refusal, trusted, is_plain, encoding
         )
         timeout = fields.get(b"grpc-timeout")
         return call_headers if timeout is None else call_headers.within(timeout)

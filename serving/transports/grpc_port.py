@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import Overloaded, ServingError
 from serving.http2 import Pieces, ServerConnection, events
+from serving.http2.frames import ErrorCode
 from serving.http2.headers import SharedHeaders
 from serving.http2.recogniser import recognise
 from serving.protocols.method import BatchedUnary
@@ -173,7 +174,7 @@ class H2Port(Port):
         call_headers = call.call_headers if is_call else call
         if call_headers is None:
             return
-        found = call_headers.prefixes.find_framed(data)
+        found = call_headers.known.find_framed(data)
         if found is not None:
             start, encoder = found
             block = state.block
@@ -305,7 +306,7 @@ class H2Port(Port):
         if responses and isinstance(responses[0], Pieces):
             try:
                 for each in responses:
-                    self.calls.budget.hold_answer(peer, each)
+                    self.calls.budget.hold_answer(each)
             except Overloaded as err:
                 self.fail(group, err)
                 return
@@ -393,11 +394,9 @@ class H2Port(Port):
         states = list(peer.streams.values())
         peer.streams.clear()
         peer.engine.blocked.clear()
+        peer.engine.due.clear()
         for state in states:
             self._cancel(peer, state, 0.0)
-
-    def drop(self, peer: Peer) -> None:
-        peer.engine.due.clear()
 
     def drain(self, refusal: ServingError) -> None:
         self.refusal = refusal
@@ -411,7 +410,8 @@ class H2Port(Port):
                     self.refuse(peer, stream, call, reason)
 
     def sweep_calls(self, peer: Peer) -> None:
-        """End the calls whose message has not arrived since the last sweep but one."""
+        """End calls whose message has not arrived, or whose answer is not read, since the last."""
+        self._reset_unread(peer)
         for stream, call in self._not_queued(peer):
             if stream > peer.swept_stream:
                 continue
@@ -422,6 +422,19 @@ class H2Port(Port):
             elif call.is_incomplete and self._is_overdue(call):
                 call.end(headers.TOO_SLOW)
         peer.swept_stream = max(peer.streams, default=peer.swept_stream)
+
+    def _reset_unread(self, peer: Peer) -> None:
+        """Reset the streams whose windows stay shut, if an answer of others has found no room."""
+        before, peer.swept_unsent = peer.swept_unsent, {}
+        is_needed = self.clock() - self.calls.budget.refused_s < 2 * self.limits.message_s
+        for stream, state in [*peer.engine.blocked.items()]:
+            if not isinstance(state.unsent, Pieces):
+                continue
+            num_bytes = peer.swept_unsent[stream] = len(state.unsent)
+            if is_needed and num_bytes == before.get(stream):
+                peer.engine.reset(stream, ErrorCode.CANCEL)
+                self._cancel(peer, state, self.clock())
+                self.schedule_flush(peer)
 
     def _is_overdue(self, call: GrpcCall) -> bool:
         """Return whether a message had time enough, since the call was let in if it had to wait."""

@@ -19,7 +19,8 @@ from serving.batching.awaited import AsyncCaller, submit, submit_of_stream
 from serving.batching.run import ResponseEncoder
 from serving.config import ServerConfig
 from serving.errors import Overloaded, ServingError, Unauthenticated, Unavailable
-from serving.protocols.method import PREFIX_BYTES, Method, ReadRows, Refused
+from serving.protocols.framing import PREFIX_BYTES
+from serving.protocols.method import Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
 from serving.security.tokens import TokenCheck, token_check

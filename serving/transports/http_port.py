@@ -19,6 +19,7 @@ from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
 from serving.http1.requests import BadRequest, Request, RequestReader
 from serving.http2 import Pieces
+from serving.protocols.known import KnownRequest, Place
 from serving.router import Router
 from serving.system.host import Host
 from serving.telemetry.logs import REQUEST_ID
@@ -27,7 +28,6 @@ from serving.transports.http_routing import (
     Answer,
     App,
     HttpError,
-    Repeat,
     RoutedRequest,
     name_of,
     problem,
@@ -90,7 +90,8 @@ class Exchange(LoopCall):
         if head and size <= _MAX_REPEATED_BYTES:
             encoder = copy(encoder)
             encoder.method = plan.name  # counted by its runs
-            plan.repeat = Repeat(head + before, size, encoder, encoder.target.label[0])
+            place = Place(head + before, b"", "", len(self.body) - len(before))
+            plan.repeat = KnownRequest(place, encoder)
 
     def close(self) -> None:
         super().close()
@@ -259,10 +260,11 @@ class HttpPort(Port):
     def receive(self, peer: Peer, data: bytes, now_s: float) -> None:
         engine: HttpEngine = peer.engine
         plan = engine.recent
-        repeat = None if plan is None else plan.repeat
-        if repeat is not None and self._repeats(engine, repeat, data):
-            self._run_repeated(peer, repeat, data, now_s)
-            return
+        if plan is not None and plan.repeat is not None:
+            place, encoder = plan.repeat
+            rows = place.rows(data)
+            if rows is not None and self._run_repeated(peer, encoder, rows, now_s):
+                return
         engine.reader.receive(data)
         if engine.phase not in (ConnectionPhase.RUNNING, ConnectionPhase.QUEUED):
             self._advance(peer, now_s)
@@ -270,24 +272,23 @@ class HttpPort(Port):
 
     # Repeated requests: one comparison tells that all but the rows is known
 
-    def _repeats(self, engine: HttpEngine, repeat: Repeat, data: bytes) -> bool:
-        """Return whether bytes are a request that repeats an earlier one, and may run now."""
-        return (
-            len(data) == repeat.num_bytes
-            and data.startswith(repeat.start)
-            and engine.phase == ConnectionPhase.IDLE
-            and not engine.num_unsent
-            and self.refusal is None
-            and self._router.routes.get(repeat.model) is repeat.encoder.target
-        )
-
-    def _run_repeated(self, peer: Peer, repeat: Repeat, data: bytes, now_s: float) -> None:
-        """Have a repeated request run; it needs no object but the `Group`."""
+    def _run_repeated(
+        self, peer: Peer, encoder: ResponseEncoder, rows: bytes, now_s: float
+    ) -> bool:
+        """Have a repeated request run, if it may now; it needs no object but the `Group`."""
         engine: HttpEngine = peer.engine
+        target: Any = encoder.target
+        if (
+            engine.phase != ConnectionPhase.IDLE
+            or engine.num_unsent
+            or self.refusal is not None
+            or self._router.routes.get(target.label[0]) is not target
+        ):
+            return False
         number: Any = self._begin(peer, now_s)
         engine.phase, engine.repeated = ConnectionPhase.RUNNING, engine.recent
-        rows = data[len(repeat.start) :]
-        submit(Group(peer, [number], [rows], repeat.encoder, self, now_s, math.inf))
+        submit(Group(peer, [number], [rows], encoder, self, now_s, math.inf))
+        return True
 
     def answer(self, group: Group, responses: Sequence[bytes | Pieces], run: Ran) -> None:
         """Answer a repeated request, unless its caller has left."""
@@ -297,7 +298,7 @@ class HttpPort(Port):
         engine: HttpEngine = peer.engine
         try:
             if isinstance(responses[0], Pieces):
-                self.calls.budget.hold_answer(peer, responses[0])
+                self.calls.budget.hold_answer(responses[0])
         except Overloaded as err:
             self.fail(group, err)
             return
@@ -456,8 +457,7 @@ class HttpPort(Port):
         engine: HttpEngine = peer.engine
         try:
             if isinstance(answer.body, Pieces):
-                self.calls.budget.hold(call, 0)  # its request makes room for its answer
-                self.calls.budget.hold_answer(peer, answer.body)
+                self.calls.budget.hold_answer(answer.body)
         except Overloaded as err:
             answer = problem(err)
         peer.active_s = self.clock()

@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from serving.batching.run import ResponseEncoder
 from serving.errors import (
     InvalidRequest,
     Overloaded,
@@ -27,6 +26,7 @@ from serving.http1.requests import (
     encode_status,
 )
 from serving.http2 import Pieces
+from serving.protocols.known import KnownRequest
 from serving.protocols.status import RETRY_AFTER_S, TABLE, row_of
 from serving.system.addresses import is_named
 
@@ -156,19 +156,6 @@ class Endpoint(NamedTuple):
     """The name under which its calls are counted, if it is none of the protocol's."""
 
 
-class Repeat(NamedTuple):
-    """Requests that repeat the bytes of an earlier one up to their rows, which are their end."""
-
-    start: bytes
-    """The head, and the body up to the rows."""
-    num_bytes: int
-    """The length of such a request."""
-    encoder: ResponseEncoder
-    """Writes their answers as `encode_rest` does."""
-    model: str
-    """The name of the model, which may be gone."""
-
-
 class RoutedRequest:
     """The handling of a request, known from its head; the same for equal heads."""
 
@@ -203,10 +190,10 @@ class RoutedRequest:
         """Whether the body is compressed with gzip."""
         self.headers: list[tuple[str, str]] = []
         """Headers of the answer."""
-        self.kept: Any = None
-        """What the handler keeps for later requests with this head."""
-        self.repeat: Repeat | None = None
-        """The requests that run without the handler."""
+        self.known: KnownRequest | None = None
+        """What is known of later requests with this head."""
+        self.repeat: KnownRequest | None = None
+        """The same of those that run without the handler: their head stands before their values."""
 
     def get(self, name: str) -> str:
         """Return a header; empty if there is none."""

@@ -301,7 +301,7 @@ class Loop:
             port.is_stale = port.keeps_layouts
         for method in self._methods:
             if isinstance(method, BatchedUnary):
-                method.prefixes.clear()
+                method.known.clear()
 
     def hurry(self, delay_s: float = _TICK_S) -> None:
         """Do due work so soon: it became due after the last look."""

@@ -84,7 +84,7 @@ class Peer:
         "_clock", "active_s", "address", "behind_s", "cost_per_byte_s", "engine", "gave_up_s",
         "is_paused", "jitter",
         "mask", "opened_s", "output", "port", "queues", "socket", "start_tag_s", "state", "streams",
-        "swept_s", "swept_stream", "tls", "trusted", "unread",
+        "swept_s", "swept_stream", "swept_unsent", "tls", "trusted", "unread",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, engine: Any, tls: "Tls | None", port: Any) -> None:
@@ -108,9 +108,12 @@ class Peer:
         """Bytes that the socket has not accepted yet."""
         self._clock = port.host.clock
         self.opened_s = self.active_s = self.swept_s = self._clock()
-        """When it came, or shut down; when it last sent a call; when its calls were swept."""
+        """When it came, or shut down; when it last sent a call, or took bytes that had waited for
+        it; when its calls were swept."""
         self.swept_stream: Any = b""
         """The last stream that was open at the last sweep."""
+        self.swept_unsent: dict[Any, int] = {}
+        """How many bytes of each long answer were left at the last sweep."""
         self.jitter = port.host.random.uniform(0.9, 1.1)
         """Spreads the work of connections of the same age over time."""
         self.unread: dict[Any, None] = {}
@@ -173,9 +176,11 @@ class Peer:
             while self.output:
                 sent = self.socket.send(self.output)
                 self.output = memoryview(self.output)[sent:] if sent < len(self.output) else b""
-            if is_rest:  # answers may have come since
+                if is_rest:  # it reads, however slowly
+                    self.active_s = self._clock()
+            if is_rest and not self.engine.due:  # answers may have come since
                 return self.flush()
-            if self.engine.due:  # of a long answer: others have their turn
+            if self.engine.due:  # of a long answer: others have their turn, and it is read again
                 self.port.schedule_flush(self)
             if self.state and self._has_ended():
                 self.socket.shutdown(socket.SHUT_WR)

@@ -104,8 +104,7 @@ class Port:
         raise NotImplementedError
 
     def drop(self, peer: Peer) -> None:
-        """Forget what a connection that is closed was not sent."""
-        raise NotImplementedError
+        """Forget what a connection that is closed was not sent, if `forget` has not."""
 
     def drain(self, refusal: ServingError) -> None:
         """Refuse new calls, and those whose message has not arrived."""

@@ -9,7 +9,7 @@ from playwright.sync_api import sync_playwright
 
 from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.wire import encode_request
-from serving.protocols.method import frame
+from serving.protocols.framing import frame
 from tests.deploy.conftest import needed
 from tests.support.raw import CLASSIFY
 

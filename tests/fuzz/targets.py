@@ -12,11 +12,11 @@ from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.predictions import DIGITS
 from serving.errors import CorruptModel, InvalidRequest
 from serving.model.manifest_file import parse_manifest
-from serving.oip import tensors
+from serving.oip import protobuf
 from serving.oip.inference_pb import ModelInferRequest
-from serving.oip.typed import as_raw
+from serving.oip.large_messages import as_raw
+from serving.oip.request import understand
 from serving.pictures import decoder
-from serving.protocols import parse
 from tests.http2.fuzz_targets import http2, http2_client
 
 MAX_IMAGES = 4
@@ -47,20 +47,20 @@ def infer(data):
     """ModelInfer's parser and checks, against protobuf's own."""
     try:
         raw, is_typed = as_raw(data)
-        message = parse(ModelInferRequest, raw)
-        inference = tensors.decode(message, DIGITS.tensors, MAX_IMAGES)
+        sent = protobuf.read(raw)[1]
+        request, rows = understand(sent, "digits", DIGITS.tensors, MAX_IMAGES)
     except InvalidRequest as err:
         assert str(err).isprintable()
         assert len(str(err)) < 1000
         return
     reference = ModelInferRequest.FromString(data)
     if not is_typed:
-        assert inference.message == reference.raw_input_contents[0]
+        assert rows == reference.raw_input_contents[0]
     else:
-        assert inference.message == bytes(reference.inputs[0].contents.uint_contents)
-    assert len(inference.message) == inference.num_rows * DIGITS.image_bytes
-    assert 1 <= inference.num_rows <= MAX_IMAGES
-    assert inference.timeout_s is None or 0 < inference.timeout_s < math.inf
+        assert rows == bytes(reference.inputs[0].contents.uint_contents)
+    assert len(rows) == request.num_rows * DIGITS.image_bytes
+    assert 1 <= request.num_rows <= MAX_IMAGES
+    assert request.timeout_s is None or 0 < request.timeout_s < math.inf
 
 
 def manifest(data):

@@ -14,7 +14,7 @@ import pytest
 
 from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.wire import encode_request
-from serving.protocols.method import frame
+from serving.protocols.framing import frame
 from tests.support.raw import CLASSIFY
 
 GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")

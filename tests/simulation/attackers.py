@@ -14,7 +14,7 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.hpack import encode_literally
-from serving.protocols.method import frame as framed
+from serving.protocols.framing import frame as framed
 from tests.simulation.clients import SLOW, STREAM, UNARY, Client
 
 

@@ -19,7 +19,7 @@ from serving.http2.hpack import INDEXED, INSERT, Encoder, _write_integer, encode
 from serving.http2.limits import Limits
 from serving.http2.streams import Stream, StreamPhase
 from serving.oip import inference_pb
-from serving.protocols.method import frame as framed
+from serving.protocols.framing import frame as framed
 from tests.simulation.network import Link
 
 UNARY, STREAM = "/digits.v1.DigitClassifier/Classify", "/digits.v1.DigitClassifier/ClassifyStream"

@@ -194,7 +194,7 @@ class Simulation:
         infer = Infer(self.router)
         self.methods: list[Method] = [
             *digits_methods(self.router, "h2"), *health.methods(),
-            BatchedUnary(path=INFER, name="ModelInfer", read=infer.read, prefixes=infer.prefixes),
+            BatchedUnary(path=INFER, name="ModelInfer", read=infer.read, known=infer.known),
             Unary(path=SLOW, name="Slow", answer=lambda message: b"", is_slow=True),
         ]  # fmt: skip
         config = ServerConfig(port=0)

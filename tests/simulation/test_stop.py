@@ -7,7 +7,7 @@ import pytest
 from serving.http2 import frames
 from serving.http2.frames import CONNECTION, END_HEADERS, END_STREAM, PREFACE, frame, word
 from serving.http2.hpack import encode_literally
-from serving.protocols.method import frame as framed
+from serving.protocols.framing import frame as framed
 from tests.simulation.clients import UNARY, Client
 from tests.simulation.simulation import DRAIN_S, Simulation
 from tests.simulation.web import Browser

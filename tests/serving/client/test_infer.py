@@ -7,13 +7,14 @@ import pytest
 
 from serving import AsyncClient, Client
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable
-from serving.oip import methods, tensors
+from serving.oip import methods, protobuf
 from serving.oip.inference_pb import (
     SERVICE,
     ModelInferRequest,
     ModelInferResponse,
     ModelMetadataResponse,
 )
+from serving.oip.request import InferAnswer, understand
 from serving.tensors import DTYPES, Array, Tensor, TensorSignature
 from tests.serving.oip.test_oip_tensors import SHAPE, echo_of, samples
 from tests.support.servers import fake_service
@@ -39,8 +40,10 @@ class Echo:
 
     def infer(self, request, context):
         self.last = ModelInferRequest.FromString(request)
-        found = tensors.decode(self.last, self.signature, 8)._replace(is_raw=self.is_raw)
-        answer = tensors.encode(found, found.message, self.signature, "echo", "1")
+        sent = protobuf.sent_in(self.last)._replace(as_bytes=self.is_raw)
+        asked, arrays = understand(sent, "echo", self.signature, 8)
+        chosen = [arrays[at] for at in asked.outputs]
+        answer = protobuf.message_of(InferAnswer(asked, chosen, "1", sent.id))
         data: bytes = answer.SerializeToString()
         return data
 

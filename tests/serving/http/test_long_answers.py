@@ -12,8 +12,9 @@ from onnx import parser
 
 from serving import Client
 from serving.http2 import Pieces, Written
-from serving.oip.long_answers import raw_part
-from serving.oip.long_json import json_texts
+from serving.oip.long_values import raw_part
+from serving.oip.rest import Unwritten, write_texts
+from serving.tensors import Tensor
 from serving.transports.http_port import HttpEngine
 from tests.serving.http.peer import Reply
 from tests.support.servers import running_server
@@ -183,13 +184,14 @@ def test_long_answer_is_sent_in_turns():
 
 def test_texts_are_written_part_by_part():
     array = np.array(TEXTS, object)
-    parts = [*json_texts(array, is_base64=False)]
+    texts, binary = Tensor("y", "BYTES", (-1,)), Tensor("y", "BYTES", (-1,), content="bytes")
+    parts = [*write_texts(Unwritten(texts, array))]
     assert json.loads(b"".join(parts)) == TEXTS
     assert max(map(len, parts)) < MIB
     files = np.array([bytes(range(256)) * 3000, b""], object)
-    written = b"".join(json_texts(files, is_base64=True))
+    written = b"".join(write_texts(Unwritten(binary, files)))
     assert json.loads(written) == [b64encode(each).decode() for each in files]
-    assert b"".join(json_texts(files[:0], is_base64=True)) == b"[]"
+    assert b"".join(write_texts(Unwritten(binary, files[:0]))) == b"[]"
     size, part = raw_part(array)
     assert isinstance(part, Written)
     pieces = Pieces([b"<", part, b">"])

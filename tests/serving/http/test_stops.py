@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from serving.http2.frames import CONNECTION, END_HEADERS, END_STREAM, PREFACE, frame, word
 from serving.http2.hpack import encode_literally
-from serving.protocols.method import frame as framed
+from serving.protocols.framing import frame as framed
 from tests.support.fakes import images_of
 from tests.support.raw import WATCH
 from tests.support.servers import connected, on_both, running_server

@@ -14,10 +14,11 @@ from serving import Client
 from serving.batching.run import Result
 from serving.config import BatchingConfig
 from serving.oip import methods
-from serving.oip.infer import Infer, raw_ending
+from serving.oip.infer import Asked, Infer, values_alone
 from serving.oip.inference_pb import SERVICE, ModelInferRequest, ModelStreamInferResponse
-from serving.oip.tensors import decode
-from serving.protocols.method import frame
+from serving.oip.protobuf import sent_in
+from serving.oip.request import understand
+from serving.protocols.framing import frame
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.transports import test_faults
 from tests.support.fakes import images_of, model_in, router_of
@@ -164,7 +165,7 @@ def test_head_of_a_plain_request_is_learned(learned, images):
     for num_images in (1, 2, 64):
         data = raw_request(images[:num_images]).SerializeToString()
         _, plan = learned.read(data)
-        known = learned.prefixes[frame(data)[: -num_images * DIGITS.image_bytes]]
+        known = learned.known[frame(data)[: -num_images * DIGITS.image_bytes]]
         assert known.num_rows == plan.num_rows == num_images
         rows = np.arange(10 * num_images, dtype=np.float32).reshape(-1, 10)
         result = Result([rows], num_images, "7", DIGITS, 0.0, 0.0)
@@ -181,12 +182,12 @@ def test_head_of_a_plain_request_is_learned(learned, images):
 )
 def test_head_that_asks_for_more_is_not_learned(learned, images, fields):
     learned.read(raw_request(images[:1], **fields).SerializeToString())
-    assert not learned.prefixes
+    assert not learned.known
 
 
 def test_head_of_typed_contents_is_not_learned(learned, images):
     learned.read(typed_request(images[:1]).SerializeToString())
-    assert not learned.prefixes
+    assert not learned.known
 
 
 def test_image_that_only_looks_like_the_end_is_not_taken_for_it(learned, images):
@@ -194,14 +195,14 @@ def test_image_that_only_looks_like_the_end_is_not_taken_for_it(learned, images)
     data = raw_request(images[:1]).SerializeToString()
     inside = TAG + image  # repeated within a field that nobody reads
     learned.read(data + UNKNOWN_FIELD + bytes((0x93, 0x06)) + inside)
-    assert not learned.prefixes
+    assert not learned.known
 
 
 def test_heads_are_bounded(learned, images):
     for number in range(300):
         hint = {"priority": {"int64_param": number}}
         learned.read(raw_request(images[:1], parameters=hint).SerializeToString())
-    assert len(learned.prefixes) <= 256
+    assert len(learned.known) <= 256
 
 
 @pytest.mark.parametrize("width", [2, 0])
@@ -212,7 +213,9 @@ def test_rows_without_elements_have_no_layout(width):
     request = ModelInferRequest(raw_input_contents=[bytes(4 * width)] * 2)
     for each in both:
         request.inputs.add(name=each.name, datatype="FP32", shape=[1, width])
-    found = raw_ending(request, decode(request, signature, 8), signature, lambda _: b"")
+    sent = sent_in(request)
+    asked = Asked(Any, signature, *understand(sent, "m", signature, 8))
+    found = values_alone(sent, asked, lambda _: b"")
     assert (found is not None) == (width > 0)
 
 

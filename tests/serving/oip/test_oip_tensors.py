@@ -2,16 +2,17 @@
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from serving.errors import InvalidRequest
-from serving.oip import rest, tensors
+from serving.oip import protobuf, rest
 from serving.oip.inference_pb import ModelInferRequest
-from serving.oip.tensors import CONTENTS, from_raw, to_raw, to_typed
-from serving.oip.typed import as_raw, id_of, is_slow
+from serving.oip.large_messages import as_raw, id_of, is_slow
+from serving.oip.request import InferAnswer, InferRequest, Sent, understand
+from serving.oip.values import CONTENTS, from_raw, to_raw, to_typed
 from serving.protocols import parse, varint
 from serving.tensors import DTYPES, Tensor, TensorSignature
 
@@ -55,15 +56,35 @@ def request_of(signature, arrays, *, is_raw):
     return request
 
 
+class Read(NamedTuple):
+    """A request as the server has it."""
+
+    sent: Sent
+    request: InferRequest
+    rows: Any
+
+    def answered(self, arrays, version="1"):
+        """The message that answers it; `arrays` are all outputs."""
+        chosen = [arrays[at] for at in self.request.outputs]
+        return protobuf.message_of(InferAnswer(self.request, chosen, version, self.sent.id))
+
+
+def understood(request, signature):
+    """Read a message that was parsed."""
+    sent = protobuf.sent_in(request)
+    return Read(sent, *understand(sent, "echo", signature, MAX_ROWS))
+
+
 def decoded(message, signature):
-    return tensors.decode(parse(ModelInferRequest, message), signature, MAX_ROWS)
+    return understood(parse(ModelInferRequest, message), signature)
 
 
 def decoded_elsewhere(message, signature):
     """The same of a message that a process has put into raw contents."""
     raw, is_typed = as_raw(message)
-    found = decoded(raw, signature)
-    return found._replace(is_raw=False) if is_typed else found
+    sent = protobuf.read(raw)[1]
+    sent = sent._replace(as_bytes=False) if is_typed else sent
+    return Read(sent, *understand(sent, "echo", signature, MAX_ROWS))
 
 
 def arrays_in(response):
@@ -93,11 +114,12 @@ def test_all_types_at_once_there_and_back(is_raw):
         decoded(request.SerializeToString(), signature),
         decoded_elsewhere(request.SerializeToString(), signature),
     ):
-        assert (found.num_rows, found.id, found.is_raw) == (3, "7", is_raw)
-        for array, expected in zip(found.message, sent, strict=True):
+        assert (found.request.num_rows, found.sent.id) == (3, "7")
+        assert set(found.request.as_bytes) == {is_raw}
+        for array, expected in zip(found.rows, sent, strict=True):
             assert array.dtype == expected.dtype
             np.testing.assert_array_equal(array, expected)
-        response = tensors.encode(found, sent, signature, "echo", "2")
+        response = found.answered(sent, "2")
         assert (response.model_name, response.model_version, response.id) == ("echo", "2", "7")
         assert bool(response.raw_output_contents) is is_raw
         assert [output.name for output in response.outputs] == [t.name for t in signature.outputs]
@@ -111,13 +133,13 @@ def test_rows_of_one_input_are_bytes(kind):
     for is_raw in (True, False) if kind in CONTENTS else (True,):
         request = request_of(signature, [array], is_raw=is_raw)
         found = decoded(request.SerializeToString(), signature)
-        assert (found.message, found.num_rows) == (array.tobytes(), 3)
+        assert (found.rows, found.request.num_rows) == (array.tobytes(), 3)
 
 
 def test_half_has_no_typed_contents():
     request = ModelInferRequest(inputs=[{"name": "in0", "datatype": "FP16", "shape": [1]}])
     with pytest.raises(InvalidRequest, match="raw_input_contents for in0: FP16 has no contents"):
-        tensors.decode(request, echo_of("FP16", shape=(-1,)), MAX_ROWS)
+        understood(request, echo_of("FP16", shape=(-1,)))
 
 
 def test_typed_question_for_a_half_is_answered_raw():
@@ -129,8 +151,8 @@ def test_typed_question_for_a_half_is_answered_raw():
         del request.outputs[:]
         for name in outputs:
             request.outputs.add(name=name)
-        found = tensors.decode(request, signature, MAX_ROWS)
-        response = tensors.encode(found, [array, array.astype("f2")], signature, "m", "1")
+        found = understood(request, signature)
+        response = found.answered([array, array.astype("f2")])
         assert bool(response.raw_output_contents) is is_raw
 
 
@@ -142,9 +164,9 @@ def test_outputs_come_as_asked():
         del request.outputs[:]
         for name in names:
             request.outputs.add(name=name)
-        found = tensors.decode(request, signature, MAX_ROWS)
-        assert found.outputs == numbers
-        response = tensors.encode(found, sent, signature, "m", "1")
+        found = understood(request, signature)
+        assert found.request.outputs == numbers
+        response = found.answered(sent)
         assert [output.name for output in response.outputs] == [f"out{i}" for i in numbers]
 
 
@@ -154,17 +176,17 @@ def test_scalars_empty_tensors_and_models_without_inputs():
         for is_raw in (True, False):
             request = request_of(scalar, [array], is_raw=is_raw)
             found = decoded(request.SerializeToString(), scalar)
-            np.testing.assert_array_equal(found.message[0], array)
-            assert found.message[0].shape == array.shape
-            assert found.num_rows == 1
+            np.testing.assert_array_equal(found.rows[0], array)
+            assert found.rows[0].shape == array.shape
+            assert found.request.num_rows == 1
     empty = echo_of("FP32", "BYTES", shape=(-1, 4), is_batchable=False)
     arrays = [np.zeros((0, 4), np.float32), np.zeros((0, 4), object)]
     found = decoded(request_of(empty, arrays, is_raw=True).SerializeToString(), empty)
-    assert [array.shape for array in found.message] == [(0, 4), (0, 4)]
+    assert [array.shape for array in found.rows] == [(0, 4), (0, 4)]
     constant = TensorSignature((), (Tensor("out", "FP32", ()),), False)
     found = decoded(b"", constant)
-    response = tensors.encode(found, [np.array(2, np.float32)], constant, "m", "1")
-    assert found.message == ()
+    response = found.answered([np.array(2, np.float32)])
+    assert found.rows == ()
     assert arrays_in(response) == [2]
 
 
@@ -179,12 +201,11 @@ def test_json_and_binary_tensors_there_and_back(kind):
                   {"name": "in1", "parameters": size, **described}]  # fmt: skip
         outputs = [{"name": "out1"}, {"name": "out0", "parameters": {"binary_data": True}}]
         head = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
-        request, form = rest.read_infer(head + raw, len(head), "echo", "")
-        found = tensors.decode(request, signature, MAX_ROWS)
-        for each in found.message:
+        sent = rest.read(head + raw, len(head))
+        request, rows = understand(sent, "echo", signature, MAX_ROWS)
+        for each in rows:
             np.testing.assert_array_equal(each, array)
-        response = tensors.encode(found, [array, array], signature, "echo", "1")
-        body, json_bytes = rest.write_infer(response, form)
+        body, json_bytes = rest.write(InferAnswer(request, [array, array], "1", ""))
         first, second = json.loads(body[:json_bytes])["outputs"]
         assert (first["name"], second["name"]) == ("out1", "out0")
         np.testing.assert_array_equal(np.array(first["data"], DTYPES[kind]), array.ravel())
@@ -217,7 +238,7 @@ BAD_DATA: list[tuple[str, list[Any], str]] = [
 def test_json_of_other_types_is_refused(kind, data, text):
     tensor = {"name": "in0", "datatype": kind, "shape": [len(data)], "data": data}
     with pytest.raises(InvalidRequest, match=text):
-        rest.read_infer(json.dumps({"inputs": [tensor]}).encode(), None, "echo", "")
+        rest.read(json.dumps({"inputs": [tensor]}).encode())
 
 
 PAIR = echo_of("FP32", "BYTES", shape=(-1, 2), is_batchable=False)
@@ -286,7 +307,7 @@ def test_shapes_that_cost_nothing_to_send_are_refused(signature, shape, text):
     tensor = {"name": "in0", "datatype": signature.inputs[0].datatype, "shape": shape}
     request = ModelInferRequest(inputs=[tensor], raw_input_contents=[b"\2\1"])
     with pytest.raises(InvalidRequest) as refused:
-        tensors.decode(request, signature, MAX_ROWS)
+        understood(request, signature)
     assert text in str(refused.value)
 
 
@@ -294,7 +315,7 @@ def test_inputs_of_other_numbers_of_rows_are_refused():
     signature = echo_of("INT8", "INT8", shape=(-1,))
     arrays = [np.zeros(2, np.int8), np.zeros(3, np.int8)]
     with pytest.raises(InvalidRequest, match=r"as many rows of each input, got \[2, 3\]"):
-        tensors.decode(request_of(signature, arrays, is_raw=True), signature, MAX_ROWS)
+        understood(request_of(signature, arrays, is_raw=True), signature)
 
 
 def test_changed_messages_are_read_as_protobuf_does_or_refused(generator):
@@ -316,7 +337,7 @@ def test_changed_messages_are_read_as_protobuf_does_or_refused(generator):
             continue
         num_read += 1
         reference = decoded(bytes(message), signature)
-        for one, other in zip(found.message, reference.message, strict=True):
+        for one, other in zip(found.rows, reference.rows, strict=True):
             np.testing.assert_array_equal(one, other)
     assert num_read > 100
     assert all(text.isprintable() and len(text) < 1000 for text in refusals)
@@ -372,8 +393,8 @@ IMAGES = TensorSignature((Tensor("images", "UINT8", (-1, len(NUMBERS))),), (), T
 @pytest.mark.parametrize("decode", [decoded, decoded_elsewhere])
 def test_numbers_are_read_in_every_encoding(message, decode):
     found = decode(message, IMAGES)
-    assert found.message == bytes(NUMBERS)
-    assert (found.id, found.is_raw) == ("an id", False)
+    assert found.rows == bytes(NUMBERS)
+    assert (found.sent.id, found.sent.as_bytes) == ("an id", False)
 
 
 @pytest.mark.parametrize(

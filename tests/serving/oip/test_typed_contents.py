@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -13,8 +13,8 @@ from serving.batching.run import Group
 from serving.errors import RequestError
 from serving.oip.infer import Infer
 from serving.oip.inference_pb import ModelInferResponse
-from serving.oip.tensors import CONTENTS
-from serving.oip.typed import as_raw
+from serving.oip.large_messages import as_raw
+from serving.oip.values import CONTENTS
 from serving.router import Router
 from serving.tensors import DTYPES
 from tests.serving.model import graphs
@@ -100,6 +100,7 @@ def questions(draw):
     outputs = draw(st.lists(st.sampled_from(range(len(kinds))), unique=True))
     mistakes = ["input", "output", "datatype", "rows", "width"]
     mistake = draw(st.sampled_from([*[""] * 15, *mistakes]))
+    assume(mistake != "rows" or shape[1] > 0)  # without elements there may be any number of rows
     return name, [draw(each) for each in inputs], draw(TEXTS), outputs, mistake
 
 
@@ -132,7 +133,7 @@ def test_typed_contents_are_answered_as_raw_ones(served, question):
     found = [
         served.outcome(infer.read, raw),
         served.outcome(infer.read, typed),
-        served.outcome(lambda message: infer._read_raw(as_raw(message)), typed),
+        served.outcome(lambda message: infer.read_raw(as_raw(message)), typed),
     ]
     if isinstance(expected[0], type):
         assert others[-1]

@@ -5,7 +5,10 @@ import queue
 import signal
 import sys
 import threading
+import weakref
+from functools import partial
 
+import numpy as np
 import pytest
 
 from digit_classifier import Classifier
@@ -107,4 +110,13 @@ def test_runners_stand_back_behind_the_thread_that_answers():
 
     threads.put(work, lambda task: None)
     assert found.get(timeout=10) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
+    threads.close()
+
+
+def test_idle_runner_keeps_nothing_of_its_last_work():
+    threads, is_gone, message = Threads(1), threading.Event(), np.zeros(10)
+    weakref.finalize(message, is_gone.set)
+    threads.put(partial(getattr, message, "tolist"), lambda task: None)
+    del message
+    assert is_gone.wait(timeout=10)
     threads.close()

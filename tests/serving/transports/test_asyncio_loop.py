@@ -77,7 +77,7 @@ def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotte
         router = router_of(first)
         read = None
         method = BatchedUnary(path="", name="", read=read)
-        method.prefixes[b"x"] = Rows(router.find("digits"), None, 1)
+        method.known[b"x"] = Rows(router.find("digits"), None, 1)
         loop = AsyncioLoop(router, [method])
         loop.start()
         image, target = images_of(3).tobytes(), router.find("digits")
@@ -89,12 +89,12 @@ def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotte
         await submit(loop, AsyncCaller(""), image, Rows(target, None, 1))
         gc.collect()
         assert trace() is None
-        assert method.prefixes
+        assert method.known
         other = replace(loaded("3").manifest, signature=Signature((28, 28), 11))
         await asyncio.to_thread(
             router.change, "digits", versions_of(LoadedModel(FakeModel("3"), other, "fp32", 64))
         )
-        await until(lambda: not method.prefixes)
+        await until(lambda: not method.known)
         loop.stop()
 
     run(scenario())

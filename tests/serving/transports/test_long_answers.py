@@ -11,7 +11,6 @@ import pytest
 from onnx import parser
 
 from serving import AsyncClient, Client
-from serving.batching.awaited import AsyncCaller
 from serving.batching.run import answer_bytes
 from serving.client import transport as transport_module
 from serving.errors import Overloaded, TooLarge
@@ -199,11 +198,11 @@ def test_texts_of_an_output_are_measured_as_they_are_sent():
 
 def test_long_answers_count_in_the_budget_until_they_are_gone():
     budget = Budget(lambda: 0.0, lambda: None)
-    budget.max_bytes, peer = 100, AsyncCaller("")
+    budget.max_bytes = 100
     first = Pieces([bytes(1000)])  # one always fits
-    budget.hold_answer(peer, first)
+    budget.hold_answer(first)
     second = Pieces([bytes(10)])
     with pytest.raises(Overloaded, match="answers are not sent yet"):
-        budget.hold_answer(peer, second)
+        budget.hold_answer(second)
     del first
-    budget.hold_answer(peer, second)
+    budget.hold_answer(second)

@@ -10,14 +10,13 @@ from typing import Any
 
 from serving.errors import InvalidRequest, TooLarge
 from serving.oip.inference_pb import ModelInferRequest
-from serving.oip.tensors import MAX_AXES, check_strings, quoted, to_raw, typed_array
+from serving.oip.request import MAX_AXES, check_others
+from serving.oip.values import check_strings, quoted, to_raw, typed_array
 from serving.protocols import parse
 from serving.tensors import DTYPES, Tensor
 
 _INLINE_BYTES = 32 << 10
 """The most bytes beside raw contents that are read on the loop: some 0.1 ms."""
-_MAX_OTHER_BYTES = 65_536
-"""The most bytes besides the tensors: names, shapes, parameters, outputs."""
 _MAX_FIELDS = 1024
 """The most fields of the message itself that are looked at; clients send a few for each tensor."""
 _LEAST_BYTES = 2
@@ -33,20 +32,6 @@ _MAX_VARINT_BYTES = 10
 def is_slow(message: bytes) -> bool:
     """Return whether a ModelInferRequest takes long to read: it has much beside raw contents."""
     return len(message) > _INLINE_BYTES and _num_other_bytes(message) > _INLINE_BYTES
-
-
-def check_others(message: bytes) -> None:
-    """Check the bytes beside the raw contents of a request.
-
-    Raises:
-        InvalidRequest: they are too many.
-    """
-    if len(message) > _MAX_OTHER_BYTES and _num_other_bytes(message) > _MAX_OTHER_BYTES:
-        raise _too_many_others()
-
-
-def _too_many_others() -> InvalidRequest:
-    return InvalidRequest(f"expected at most {_MAX_OTHER_BYTES} bytes beside the tensors, got more")
 
 
 def id_of(message: bytes) -> str:
@@ -79,8 +64,7 @@ def _as_raw(message: bytes) -> tuple[bytes, bool]:
         if "alloc failed" in str(err.__cause__):
             raise _too_large(message) from err
         raise
-    if _LEAST_BYTES * len(request.inputs) > _MAX_OTHER_BYTES:  # else each would be looked at
-        raise _too_many_others()
+    check_others(_LEAST_BYTES * len(request.inputs))  # else each would be looked at
     is_typed = not request.raw_input_contents
     if is_typed:
         check_strings(sum(len(each.contents.bytes_contents) for each in request.inputs))
@@ -88,7 +72,7 @@ def _as_raw(message: bytes) -> tuple[bytes, bool]:
             request.raw_input_contents.append(_raw(found))
             found.ClearField("contents")
     data: bytes = request.SerializeToString()
-    check_others(data)
+    check_others(_num_other_bytes(data))
     return data, is_typed
 
 

@@ -1,4 +1,4 @@
-"""Answers of a MiB and more: sent from their arrays, and texts written part by part.
+"""Values of answers of a MiB and more: sent from their arrays, and texts written part by part.
 
 One copy of all, or one call that writes all of it, holds the interpreter's lock, on any thread: 300
 MB take 182 ms, in which no other caller is answered.
@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.batching.run import answer_bytes, text_bytes
 from serving.http2.pieces import Buffer, Written
-from serving.oip.tensors import LENGTH
+from serving.oip.values import LENGTH
 from serving.tensors import Array
 
 LONG_BYTES = 1 << 20

@@ -1,0 +1,120 @@
+"""Requests that repeat an earlier one but for their rows: nothing else of them is read.
+
+gRPC                          prefix | rows               of any connection
+HTTP with bytes               head, JSON | rows           of the same connection
+HTTP with JSON of one input   head, text | values | text  of the same head
+"""
+
+import re
+from typing import NamedTuple
+
+from serving.batching.run import ResponseEncoder
+from serving.protocols.framing import PREFIX_BYTES, frame, frame_prefix
+
+_BRACKETS = re.compile(rb"\[+")
+
+
+class Known(dict[bytes, ResponseEncoder]):
+    """Requests that are known by the prefix of their framed message: only rows follow it.
+
+    A message with such a prefix need not be parsed: the rest of it is whole rows. A prefix has the
+    lengths of the message and of its rows.
+    """
+
+    _MAX_HEAD_BYTES = 512
+    """Longer prefixes are not kept."""
+    _MAX_KEPT = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._starts: dict[int, tuple[int, ...]] = {}
+        """The length of a framed message, and where the rows of such ones may start."""
+
+    def learn(self, message: bytes, num_row_bytes: int, encoder: ResponseEncoder) -> None:
+        """Remember the prefix of a message: later ones with it get the same encoder."""
+        framed = frame(message)
+        start = len(framed) - num_row_bytes
+        if start > self._MAX_HEAD_BYTES:
+            return
+        if len(self) >= self._MAX_KEPT:
+            self.clear()
+        self[framed[:start]] = encoder
+        starts = self._starts.get(len(framed), ())
+        if start not in starts:
+            self._starts[len(framed)] = (*starts, start)
+
+    def clear(self) -> None:
+        """Forget all prefixes."""
+        super().clear()
+        self._starts.clear()
+
+    def find_framed(self, data: bytes) -> tuple[int, ResponseEncoder] | None:
+        """Return where the rows start in a framed message, and its encoder; None if unknown."""
+        for start in self._starts.get(len(data), ()):
+            encoder = self.get(data[:start])
+            if encoder is not None:
+                return start, encoder
+        return None
+
+    def find(self, message: bytes | memoryview) -> tuple[memoryview, ResponseEncoder] | None:
+        """Return the rows and the encoder of a message whose prefix is known; else None."""
+        size = len(message)
+        for start in self._starts.get(size + PREFIX_BYTES, ()):
+            prefix = b"".join((frame_prefix(size), message[: start - PREFIX_BYTES]))
+            encoder = self.get(prefix)
+            if encoder is not None:
+                return memoryview(message)[start - PREFIX_BYTES :], encoder
+        return None
+
+
+class Place(NamedTuple):
+    """Where the values of a request's inputs stand: its last bytes, or a list in its text.
+
+    A client's requests differ in them alone, most often. Then they are all that has to be read.
+    """
+
+    before: bytes
+    after: bytes
+    """The bytes around them."""
+    datatype: str
+    """Datatype of the values in JSON; "" if they are raw bytes."""
+    num_bytes: int
+    """Length of the values as raw bytes."""
+
+    def rows(self, request: bytes) -> bytes | None:
+        """Return the last bytes of another request; None if all else is different."""
+        if len(request) == len(self.before) + self.num_bytes and request.startswith(self.before):
+            return request[len(self.before) :]
+        return None
+
+    def parts(self, body: bytes, num_bytes: int) -> list[bytes]:
+        """Return the values' text in another request, cut into lists of some length.
+
+        Args:
+            body: the request.
+            num_bytes: the least length of each but the last.
+
+        Returns:
+            None of them if more than the values may be different.
+        """
+        end = len(body) - len(self.after)
+        begin, is_alike = len(self.before), body.startswith(self.before + b"[")
+        if not is_alike or end - begin < 2 or not body.endswith(self.after):
+            return []
+        # "[[[1, 2], [3]], [[4]]]" is cut at "]],".
+        found = _BRACKETS.match(body, begin, end)
+        cut = b"]" * (0 if found is None else found.end() - begin - 1) + b","
+        parts, begin = [], begin + 1
+        while (at := body.find(cut, begin + num_bytes, end)) > 0:
+            parts.append(b"[%b]" % body[begin : at + len(cut) - 1])
+            begin = at + len(cut)
+        return [*parts, b"[" + body[begin:end]]
+
+
+class KnownRequest(NamedTuple):
+    """Requests over HTTP that differ in their values only."""
+
+    place: Place
+    """Where the values stand."""
+    encoder: ResponseEncoder
+    """Of their answers."""
