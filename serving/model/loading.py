@@ -299,15 +299,19 @@ def _load_version(
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size, verdict, limits.most_threads)
 
-        from serving.model.trial import try_rows
+        from serving.model import trial
 
-        found = try_rows(
+        key = trial.key_of(source.key, engine.settings, engine.device, max_batch_size)
+        found = trial.try_rows(
             model.run,
             engine.tensors,
             max_batch_size,
             obstacle=verdict.obstacle,
             mode=settings.batching,
+            known=verdicts.kept(key),
         )
+        if found.verdict is not None:
+            verdicts.keep(key, found.verdict)
         engine.tensors = found.tensors
         line = f"{found.line}, {verdict.remark}" if verdict.remark else found.line
         return _timed(model, found.feeds, max_batch_size, line, limits.most_threads)
