@@ -50,6 +50,7 @@ from serving.errors import (
 )
 from serving.handlers.frames import Frame
 from serving.handlers.nested import UNWANTED, Find, OutputsEncoder, infer
+from serving.handlers.pictures import decode
 from serving.handlers.process_set import Launcher, Process, ProcessSet
 from serving.handlers.signature import (
     METADATA,
@@ -408,8 +409,6 @@ class HandlerBatcher:
 
     def _decode(self, trip: Trip) -> None:
         """Have pictures decoded in other processes."""
-        from serving.handlers.pictures import decode
-
         trip.phase = TripPhase.DECODING
         places = [
             at for at, each in enumerate(self.model.tensors.inputs) if each.content == "picture"
