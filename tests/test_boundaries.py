@@ -302,6 +302,13 @@ def test_every_part_exists_and_every_module_has_one(package):
 
 
 @pytest.mark.parametrize("package", ORDER)
+def test_every_folder_says_what_it_is_for(package):
+    for path in (ROOT / package).rglob("__init__.py"):
+        if "pb" not in path.parts:  # generated
+            assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+@pytest.mark.parametrize("package", ORDER)
 def test_imports_point_to_the_ground(package):
     parts, modules = ORDER[package].split(), modules_of(package)
     wrong = []
