@@ -15,6 +15,7 @@ from benchmarks.result_file import Results, Skip
 from benchmarks.runner import Suite
 from benchmarks.targets import Setting, Spec
 from benchmarks.workload import Workload, drawn
+from serving import Model
 
 ZOO = Path("build/zoo")
 BASE = "http-json"
@@ -78,8 +79,6 @@ def prepare(plan: Plan, say: Callable[[str], None]) -> tuple[dict[str, str], dic
 
 def workload_of(file: Path, seed: int) -> Workload:
     """Draw rows for a model, and compute what it answers to the first one."""
-    from serving import Model
-
     asked = drawn(file, seed, _ROWS)
     with Model.load(file, device="cpu") as model:
         answers = model.infer(asked.feeds(1))

@@ -45,7 +45,7 @@ _ACKNOWLEDGED_BYTES = 1 << 28
 """Received before the connection's window is opened again."""
 _HEADER = Struct(">IBI")
 _OF_CALLS = (frames.DATA, frames.HEADERS, frames.RST_STREAM)
-OK, DEADLINE_EXCEEDED, UNKNOWN = 0, 4, -1
+OK, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNKNOWN = 0, 4, 8, -1
 """Statuses of gRPC, and of calls that ended without one."""
 _CHUNK = 32
 """Calls that are sent at once."""
@@ -129,6 +129,8 @@ class Trace:
     """How long calls were counted."""
     num_errors: int
     """How many of them failed, or were never answered."""
+    num_refused: int = 0
+    """How many of these the server had no room for (RESOURCE_EXHAUSTED)."""
     lag_s: Seconds = field(default_factory=lambda: np.empty(0))
     """Open loop only: how much later than intended each call left the generator."""
     busy: float
@@ -149,6 +151,7 @@ def merge(traces: Sequence[Trace]) -> Trace:
         latencies_s=np.concatenate([trace.latencies_s for trace in traces]),
         duration_s=max(trace.duration_s for trace in traces),
         num_errors=sum(trace.num_errors for trace in traces),
+        num_refused=sum(trace.num_refused for trace in traces),
         lag_s=np.concatenate([trace.lag_s for trace in traces]),
         busy=max(trace.busy for trace in traces),
         outcomes=sum((Counter(trace.outcomes) for trace in traces), Counter()),
@@ -530,6 +533,7 @@ def _trace(
         duration_s=seconds,
         lag_s=np.array(lag_s),
         num_errors=len(latencies_s) - len(ended.get(OK, [])),
+        num_refused=len(ended.get(RESOURCE_EXHAUSTED, [])),
         busy=busy,
         outcomes=outcomes or {},
     )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ from benchmarks import loops
 from benchmarks.loops import CallRequest, Seconds, Trace, merge
 from serving.system.usage import Activity
 
-_REFUSED = re.compile(
-    r'^\w+_requests_total\{[^}]*status="(?!OK"|CANCELLED")\w+"[^}]*\} (\S+)$', re.MULTILINE
+_FAILED = re.compile(
+    r'^\w+_requests_total\{[^}]*status="(?!OK"|CANCELLED")(\w+)"[^}]*\} (\S+)$', re.MULTILINE
 )
+_NO_ROOM = "RESOURCE_EXHAUSTED"
 _METRICS_TIMEOUT_S = 10.0
 _START_S = 0.15
 """How long the processes get to connect before they all begin."""
@@ -168,8 +170,8 @@ def refused_of(num_calls: int, answer_bytes: int, output: str) -> int:
     return max(0, num_calls - int(received[1]) // answer_bytes)
 
 
-def count_refused(metrics_address: str) -> int:
-    """Return how many calls a server of ours has refused or failed so far, by its metrics.
+def count_failed(metrics_address: str) -> Counter[str]:
+    """Return how many calls a server of ours has refused or failed so far, by their status.
 
     Calls that a generator leaves at its end are cancelled, and don't count.
 
@@ -179,7 +181,10 @@ def count_refused(metrics_address: str) -> int:
     url = f"http://{metrics_address}/metrics"
     with urllib.request.urlopen(url, timeout=_METRICS_TIMEOUT_S) as answer:
         page = answer.read().decode()
-    return round(sum(float(count) for count in _REFUSED.findall(page)))
+    counts: Counter[str] = Counter()
+    for status, count in _FAILED.findall(page):
+        counts[status] += round(float(count))
+    return counts
 
 
 def _begin(core: int) -> None:
@@ -266,7 +271,7 @@ class NetworkLoad:
         generator: Generator,
         request: Callable[[int], CallRequest],
         probe: Callable[[CallRequest], bytes],
-        num_refused: Callable[[], int] = lambda: 0,
+        failed: Callable[[], Counter[str]] = Counter,
     ) -> None:
         """Address a method of a server.
 
@@ -275,10 +280,11 @@ class NetworkLoad:
             request: makes a request with this number of rows.
             probe: has a request answered, returns the answer, and raises OSError if it is refused:
                 h2load does not look.
-            num_refused: returns how many calls the server has refused so far, if it counts them.
+            failed: returns how many calls the server has failed so far, by status,
+                if it counts them.
         """
         self._generator, self._request, self._probe = generator, request, probe
-        self._num_refused = num_refused
+        self._failed = failed
         self._answer_bytes: dict[int, int] = {}
         """Sizes of gRPC's answers, with their prefix, by the rows of a call."""
 
@@ -296,10 +302,12 @@ class NetworkLoad:
         if request.is_http:
             connections = callers  # each has one call in flight
         connections = connections or max(n for n in range(1, _CONNECTIONS + 1) if callers % n == 0)
-        in_flight, before = callers // connections, self._num_refused()
+        in_flight, before = callers // connections, self._failed()
         size = self._answer_bytes[batch]
         trace = run_h2load(request, connections, in_flight, seconds, generator.cores, size)
-        return replace(trace, num_errors=max(trace.num_errors, self._num_refused() - before))
+        failed = self._failed() - before
+        num_errors = max(trace.num_errors, failed.total())
+        return replace(trace, num_errors=num_errors, num_refused=failed[_NO_ROOM])
 
     def open(self, offsets_s: Seconds, batch: int, timeout_s: float = math.inf) -> Trace:
         """Send a call of `batch` images at each offset from the start, answered or not.

@@ -41,7 +41,7 @@ def _pictures(results: Results) -> dict[str, str]:
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     os.environ.setdefault("MPLCONFIGDIR", str(Path(user) / "digit-serving" / "matplotlib"))
     try:
-        from benchmarks import pictures  # matplotlib takes half a second to import
+        from benchmarks import pictures  # late: matplotlib takes half a second to import
     except ModuleNotFoundError:
         return {}
     return pictures.pictures_of(results)

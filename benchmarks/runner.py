@@ -201,13 +201,22 @@ def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
             return f"the generator sent late (p99 {late_s * 1e3:.1f} ms)"
         return ""
     if trace.num_errors:
-        return f"{trace.num_errors} calls failed"
+        return _why_failed(trace)
     if trace.generator not in ("h2load", "python"):
         return ""  # real clients: their own time is a part of the figure
     has_time_left = target_busy is not None and target_busy < 0.9 * rules.num_cores
     if trace.busy > _FULL and has_time_left:
         return "the generator was the limit, not the target"
     return ""
+
+
+def _why_failed(trace: Trace) -> str:
+    if not trace.num_refused:
+        return f"{trace.num_errors} calls failed"
+    refused = f"{trace.num_refused} of {len(trace.latencies_s)} calls were refused"
+    others = trace.num_errors - trace.num_refused
+    also = f", and {others} failed" if others > 0 else ""
+    return f"{refused} (RESOURCE_EXHAUSTED): more than run in time, see docs/overload.md{also}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

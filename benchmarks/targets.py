@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from benchmarks.clients import ClientLoad
 from benchmarks.in_process import InProcessLoad
 from benchmarks.loops import CallRequest
 from benchmarks.methods import CLASSIFY, INFER_BINARY, INFER_JSON, MODEL_INFER, RpcMethod
-from benchmarks.network import Generator, Load, NetworkLoad, count_refused, on_cores
+from benchmarks.network import Generator, Load, NetworkLoad, count_failed, on_cores
 from benchmarks.others import PEERS, NotMeasured, peer_process
 from benchmarks.workload import Workload
 from serving.commandline.parser import PREFIX
@@ -234,10 +235,10 @@ def _has_ended(pid: int) -> bool:
     return found is not None
 
 
-def _counter(words: Mapping[str, str]) -> Callable[[], int]:
-    """Return how to count a server's refusals: by its metrics, if its first line names them."""
+def _counter(words: Mapping[str, str]) -> Callable[[], Counter[str]]:
+    """Return how to count the calls that a server fails: by its metrics, if they are named."""
     address = words.get("metrics", "off")
-    return (lambda: 0) if address == "off" else partial(count_refused, address)
+    return Counter if address == "off" else partial(count_failed, address)
 
 
 def _post(request: CallRequest) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from serving import Model
 from serving.model import repository
 from serving.tensors import Array, Feeds, Tensor, TensorSignature
 
@@ -137,7 +138,5 @@ def signature_of(file: Path) -> TensorSignature:
     Raises:
         ServingError: the model can't be used.
     """
-    from serving import Model
-
     with Model.load(file, device="cpu") as model:
         return model.served.tensors

@@ -1,0 +1,1 @@
+"""Programs for deployments: a demonstration, an edge of replicas, what an image holds."""

@@ -48,7 +48,7 @@ class PictureAnswer(NamedTuple):
 
 def prepared(code: bytes, source: Any) -> Prepared:
     """Have a picture read by a packed handler; see `serving.handlers.bound`."""
-    from serving.pictures.decoder import read_bytes  # needs Pillow
+    from serving.pictures.decoder import read_bytes  # late: Pillow is an extra
 
     return prepare(code, [read_bytes(source)], {})
 

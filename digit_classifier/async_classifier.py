@@ -33,6 +33,7 @@ class AsyncClassifier:
     @classmethod
     def pretrained(cls, device: Device = "auto", precision: Precision = "fp32") -> Self:
         """Load the model that is installed with the package; see `Classifier.pretrained`."""
+        # Late, here and below: a caller of a server needs no model, and a model no client.
         from digit_classifier.async_local import AsyncLocalDigits
 
         return cls(AsyncLocalDigits.open(None, None, device, precision))

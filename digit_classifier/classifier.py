@@ -48,6 +48,7 @@ class Classifier:
             ConfigurationError: int8 was requested on CUDA.
             CorruptModel: the installed files are damaged.
         """
+        # Late, here and below: a caller of a server needs no model, and a model no client.
         from digit_classifier.local import LocalDigits
 
         return cls(LocalDigits.open(None, None, device, precision))

@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     installation.require("PIL", "scipy")
     if not options.target:
         return _classify(options, *_local_model(options, models.model_config(options)))
+    # Late, here and below: a list of the commands needs no pictures, which are an extra.
     from digit_classifier import Classifier
     from digit_classifier.handler import TENSORS, DigitPictures
     from digit_classifier.remote import RemoteDigits

@@ -37,6 +37,7 @@ def from_picture(source: str | Path | BinaryIO) -> "Images":
         ConfigurationError: Pillow or SciPy is not installed.
     """
     try:
+        # Late: Pillow and SciPy are an extra, and an error says which is missing.
         from digit_classifier import normalizer
         from serving.pictures import decoder
     except ImportError as err:

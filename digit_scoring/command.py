@@ -100,6 +100,7 @@ def _score(options: argparse.Namespace, config: ModelConfig) -> int:
             "--resume is not for --ray: Ray itself repeats what a machine loses"
         )
     installation.require("onnxruntime", "pyarrow", *(["ray"] if options.ray is not None else []))
+    # Late, here and below: a list of the commands needs no data sets, which are an extra.
     from digit_scoring.answers import RUN_IMAGES, answered
     from digit_scoring.files import open_place
     from digit_scoring.local import score
@@ -132,7 +133,7 @@ def _score(options: argparse.Namespace, config: ModelConfig) -> int:
     num_rows = sum(part.num_rows for part in source.parts)
     bar = Bar(num_rows, sys.stderr, "scored {} of {} rows")
     if options.ray is not None:
-        from digit_scoring import ray
+        from digit_scoring import ray  # late: Ray is an extra of its own
 
         ray.connect(options.ray)
     manifest = _manifest(model, source, schema, options.rows_per_file)

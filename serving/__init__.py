@@ -66,7 +66,7 @@ __all__ = [*_HOMES]
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from serving.commandline.installation import version
+        from serving.commandline.installation import version  # late: as all names here
 
         return version()
     if name not in _HOMES:

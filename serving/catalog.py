@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from serving.config import BatchingConfig, ModelConfig, require_name
 from serving.errors import (
@@ -28,19 +28,19 @@ from serving.errors import (
     Unavailable,
 )
 from serving.handlers.cascades import trouble_of
+from serving.handlers.loading import FILE as HANDLER
+from serving.handlers.loading import HandlerSource, NeedsModel, assigned, named_sources
 from serving.model import repository
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model, settings_of
 from serving.model.manifest import MANIFEST
+from serving.model.remote import RemoteRepository
 from serving.model.repository import CLASSIFIER, LABELS
 from serving.model.settings import NO_SETTINGS, SETTINGS
+from serving.model.signatures import GraphSignature, find_signature, unaccepted
 from serving.model.version_labels import CANARY, STABLE, read_labels
 from serving.system.cores import usable_cores
 from serving.tensors import TensorSignature
-
-if TYPE_CHECKING:
-    from serving.handlers.loading import HandlerSource
-    from serving.model.signatures import GraphSignature
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class ModelFolder:
 
     path: Path
     """The folder of its versions, or an ONNX file; that of a handler which is a model by itself."""
-    handler: "HandlerSource | None" = None
+    handler: HandlerSource | None = None
     """The handler that the command line names for it."""
     may_have_handlers = False
     """Whether versions may bring handlers."""
@@ -192,8 +192,6 @@ class ModelFolder:
         is_choice = is_choice and not any(map(self._handler_of, found))  # these fit their graphs
         self._unaccepted, self._passing = {}, None
         if is_choice and len(found) > 1:
-            from serving.model.signatures import unaccepted  # here: most models have one version
-
             self._unaccepted = unaccepted(self.path, found, read)
         labels, share = ({}, 0.0) if self._config.version else read_labels(self.path)
         models = self._choose(found)
@@ -218,13 +216,11 @@ class ModelFolder:
             self.served = before
         return False
 
-    def _signature_of(self, file_name: str | None, version: str) -> "GraphSignature | None":
+    def _signature_of(self, file_name: str | None, version: str) -> GraphSignature | None:
         """Return the signature of a version's graph, read again if its files have changed."""
         fingerprint = _fingerprint(self.path, version)
         signature, known = self._signatures.get(version, (None, None))
         if known != fingerprint:
-            from serving.model.signatures import find_signature
-
             signature = find_signature(self.path, version, self._config.precision, file_name)
             self._signatures[version] = signature, fingerprint
         return signature
@@ -263,11 +259,9 @@ class ModelFolder:
         try:
             self.look()
         except Exception as err:  # of one model: the others are served
-            if self.path.suffix == ".py" and self.handler is not None:
-                from serving.handlers.loading import NeedsModel
-
-                if isinstance(err, NeedsModel):  # else its model would be served without it
-                    raise
+            is_alone = self.path.suffix == ".py" and self.handler is not None
+            if is_alone and isinstance(err, NeedsModel):  # else served without its model
+                raise
             _log.warning("model %s is not served: %s", self.name, text_of(err))
             self.error = err
             return text_of(err)
@@ -344,8 +338,7 @@ class ModelFolder:
         if handler is not None:
             handler.require_file()
         if self.path.suffix == ".py":
-            from serving.handlers.loading import HandlerSource
-            from serving.handlers.model import alone
+            from serving.handlers.model import alone  # late: few models have a handler
 
             source = HandlerSource(self.path) if handler is None else handler
             return alone(source, self.name, config)
@@ -368,16 +361,14 @@ class ModelFolder:
             model = replace(model, batching=f"without its handler.py; {model.batching}")
         if handler is None:
             return model
-        from serving.handlers.model import around  # here, as above: few models have one
+        from serving.handlers.model import around  # late: few models have a handler
 
         return around(model, handler, self.name, folder, config)
 
-    def _handler_of(self, version: str) -> "HandlerSource | None":
+    def _handler_of(self, version: str) -> HandlerSource | None:
         """Return the handler of a version; None if it has none, or one that may not be used."""
         if self.handler is not None or self.path.is_file():
             return self.handler
-        from serving.handlers.loading import FILE as HANDLER
-        from serving.handlers.loading import HandlerSource
 
         file = self.path / version / HANDLER
         if not os.path.lexists(file):  # a folder that can't be read says so when it is loaded
@@ -561,11 +552,10 @@ def _at_start(text: str, *errors: Exception | None) -> ServingError:
 # All models
 
 
-def _named_sources(options: Iterable[str]) -> "dict[str, HandlerSource]":
+def _named_sources(options: Iterable[str]) -> dict[str, HandlerSource]:
     """Return where handlers are, by the models' names; see `named_sources`."""
     if not options:
         return {}
-    from serving.handlers.loading import named_sources
 
     return named_sources(options)
 
@@ -628,8 +618,6 @@ class Catalog:
 
     def _load_all(self) -> None:
         if self._config.url is not None:
-            from serving.model.remote import RemoteRepository
-
             self._remote = RemoteRepository(self._config.url, self._config.model_cache)
         paths = self._paths()
         self._config.require_batched(paths)
@@ -826,8 +814,6 @@ class Catalog:
         self._named |= self._names_in(paths)
         self._handlers = {}
         if self._sources:
-            from serving.handlers.loading import assigned
-
             self._handlers = assigned(self._sources, paths)
         self._around |= {name for name, each in self.models.items() if _needs_model(each.default)}
         for name, source in self._handlers.items():

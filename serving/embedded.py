@@ -26,6 +26,7 @@ from serving.handlers.handler import Handler
 from serving.json_values import parsed_output, written_inputs
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
+from serving.model.onnx_errors import reason_of
 from serving.system.cores import usable_cores
 from serving.tensors import Array, Feeds, ModelInfo, Outputs, as_feeds, as_names
 
@@ -141,6 +142,7 @@ class BaseModel:
         )
         if handler is not None:
             folder = path.parent if path.is_file() else path / loaded.version
+            # Late, here and below: few models have a handler.
             from serving.handlers.local import LocalHandler
             from serving.handlers.model import with_handler
 
@@ -200,8 +202,6 @@ class BaseModel:
             enough, cores = model.enough_rows, self._cores
             return run_parallel(model.run, feeds, most, enough, cores, is_cancelled, alone)
         except ModelError as err:
-            from serving.model.onnx_errors import reason_of
-
             raise ModelError(f"the model failed: {reason_of(err.__cause__ or err)}") from err
 
     def _run_alone(self, feeds: Feeds) -> list[Array]:

@@ -18,9 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+from serving.cli.commands import options_of, parser_of
+from serving.cli.serve import serve_until_stopped
 from serving.commandline.parser import unknown_option
 from serving.config import as_seconds
 from serving.errors import ConfigurationError, ServingError, Unavailable
+from serving.handlers.loading import HandlerSource, require_no_import
+from serving.system import signals
 
 _READY = "serving "
 _KEPT_LINES = 20
@@ -52,11 +56,7 @@ def serve(*models: str | Path, **options: Any) -> None:
         ConfigurationError: an option is unknown or can't be used, or no model can be served.
         ServingError: the server can't start, or accepted calls took longer than `drain`.
     """
-    from serving.cli.commands import parser_of
-    from serving.cli.serve import serve_until_stopped
-    from serving.handlers.loading import require_no_import
-    from serving.model.onnx_runtime import runtime
-    from serving.system import signals
+    from serving.model.onnx_runtime import runtime  # late: a `Server` sets how NumPy starts
 
     require_no_import("serving.serve(...)")
     complaint = io.StringIO()
@@ -107,15 +107,11 @@ def arguments(models: tuple[str | Path, ...], options: Mapping[str, Any]) -> lis
 
 def _option_names() -> list[str]:
     """Return the names of the command's options as keywords."""
-    from serving.cli.commands import options_of
-
     return [each.removeprefix("--").replace("-", "_") for each in options_of("serve")]
 
 
 def _handlers(value: Any) -> list[str]:
     """Write handlers as the command line has them: classes as their file and name."""
-    from serving.handlers.loading import HandlerSource
-
     if isinstance(value, Mapping):
         return [f"{name}={HandlerSource.of(each)}" for name, each in value.items()]
     values = value if isinstance(value, list | tuple) else [value]
@@ -145,8 +141,6 @@ class Server:
                 the server's stderr.
             Unavailable: it is not ready in time, or has ended; likewise.
         """
-        from serving.handlers.loading import require_no_import
-
         require_no_import("serving.Server(...)")
         start_timeout_s = as_seconds("start_timeout_s", start_timeout_s, ConfigurationError)
         has_http = all(map(find_spec, _HTTP))
@@ -304,13 +298,11 @@ def _end_with(reader: int) -> None:
 
 def main() -> int:
     """Run the child process of a `Server`."""
-    from serving.system import signals
-
     signals.install()
     reader = int(sys.argv[1])
     os.set_inheritable(reader, False)  # a worker that is left over must not hold it
     threading.Thread(target=_end_with, args=(reader,), name="parent-watch", daemon=True).start()
-    from serving.__main__ import main as run
+    from serving.__main__ import main as run  # late: it looks at the words of the command line
 
     return run(sys.argv[2:])
 

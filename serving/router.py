@@ -17,14 +17,16 @@ from serving.errors import ModelNotFound, ServingError, Unavailable
 from serving.model import verdicts
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES
+from serving.pictures import reader
 from serving.system.cores import usable_cores
+from serving.system.crash_record import number_of
 from serving.system.host import Host
+from serving.system.process_pool import Processes
 from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
 if TYPE_CHECKING:
     from serving.handlers.batcher import HandlerBatcher, HandlerRuntime
-    from serving.system.process_pool import Processes
 
     AnyBatcher: TypeAlias = Batcher | HandlerBatcher
     """The receiver of a version's calls."""
@@ -314,7 +316,7 @@ class Router:
             net = self._net(model, batching)
             batcher = Batcher(model, batching, self.metrics, cores, name, self.host, net)
         else:
-            # Here: without a handler they would be 7 ms of a start.
+            # Late, here and below: few models have a handler.
             from serving.handlers.batcher import HandlerBatcher, RunMetrics
 
             metrics: Any = RunMetrics(self.metrics)
@@ -383,12 +385,9 @@ class Router:
         route = self.find(name)
         return route, route.tensors
 
-    def _pictures(self) -> "Processes":
+    def _pictures(self) -> Processes:
         """Return the processes that decode pictures for handlers; made with the first one."""
         if self._decoder is None:
-            from serving.pictures import reader
-            from serving.system.process_pool import Processes
-
             modules = (*reader.modules(), "serving.handlers.pictures")
             self._decoder = Processes(
                 _NUM_DECODERS, modules, memory_bytes=_DECODER_BYTES, job_s=_DECODE_S
@@ -428,7 +427,6 @@ class Router:
     def _stop_batching(self, batcher: AnyBatcher) -> None:
         if not self._alone:
             return
-        from serving.system.crash_record import number_of  # of the workers of a supervisor
 
         if number_of(batcher.label) in self._alone:
             batcher.stop_batching()
@@ -436,7 +434,6 @@ class Router:
     def _refusal_of(self, batcher: AnyBatcher) -> ServingError | None:
         if not self._blocked:
             return None
-        from serving.system.crash_record import number_of  # of the workers of a supervisor
 
         until_s = self._blocked.get(number_of(batcher.label))
         if until_s is None:

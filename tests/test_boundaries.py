@@ -25,19 +25,14 @@ HEAVY = {
 }  # fmt: skip
 
 NEEDLESS = {
-    "grpc", "grpc_reflection", "multiprocessing", "numpy.random", "uvicorn",
-    "google.protobuf.descriptor_pb2", "logging.config",
+    "grpc", "grpc_reflection", "multiprocessing", "numpy.random", "uvicorn", "logging.config",
     "h11", "orjson", "python_multipart", "serving.http1", "serving.http_api",
     "serving.transports.http_port", "serving.client", "serving.cli.infer", "serving.cli.info",
-    "serving.cli.health", "serving.model.judging",
-    "serving.proof.onnx_file", "serving.proof.walk", "serving.proof.check", "serving.model.remote",
-    "serving.model.settings_file", "serving.model.signatures", "serving.handlers.batcher",
-    "serving.handlers.loading", "serving.pictures", "serving.security.certificates",
-    "serving.security.tls", "serving.security.tokens", "serving.server.crashes",
-    "serving.server.metrics_port", "serving.server.supervisor", "serving.system.crash_record",
-    "serving.telemetry.access_log", "serving.telemetry.traces",
+    "serving.cli.health", "serving.model.judging", "serving.proof.walk", "serving.proof.check",
+    "serving.handlers.batcher", "serving.handlers.model", "serving.pictures.decoder",
+    "serving.server.supervisor", "serving.transports.grpcio_server",
 }  # fmt: skip
-"""Modules that a server of gRPC alone does without: its start and its memory are theirs."""
+"""Modules that a server of gRPC alone may not need: proof, HTTP, clients, handlers, pictures."""
 
 
 def modules_after(code):
@@ -89,6 +84,11 @@ def test_loop_of_a_server_with_http_imports_nothing_that_reads_pictures():
     assert not re.search("/(PIL|scipy)/", maps)
 
 
+def test_serve_sets_how_numpy_starts_before_it_is_imported():
+    """Else its BLAS starts a thread for each core."""
+    assert "numpy" not in modules_after("import serving.cli.serve, serving.launch")
+
+
 def test_training_help_loads_no_tensorflow():
     assert "tensorflow" not in modules_after("import training.__main__")
 
@@ -121,6 +121,32 @@ def imports_of(path):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def late_imports_without_a_reason(path):
+    """Our own modules that are imported inside functions, and no comment says why.
+
+    It stands on the line, above a group of imports, or for the rest of a file: "here and below".
+    """
+    lines = path.read_text().splitlines()
+    below = next((n for n, line in enumerate(lines, 1) if "here and below" in line), len(lines) + 1)
+    for function in ast.walk(ast.parse("\n".join(lines))):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for node in ast.walk(function):
+            if not isinstance(node, ast.ImportFrom) or node.module.split(".")[0] not in ORDER:
+                continue
+            above = node.lineno - 1
+            while lines[above - 1].strip().startswith(("from ", "import ")):
+                above -= 1
+            group = lines[above - 1 : node.end_lineno]
+            if node.lineno < below and not any("#" in line for line in group):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_import_inside_a_function_has_its_reason():
+    paths = [path for package in ORDER for path in (ROOT / package).rglob("*.py")]
+    assert not [place for path in paths for place in late_imports_without_a_reason(path)]
 
 
 APPLICATIONS = {"digit_classifier", "digit_scoring", "training", "benchmarks"}
@@ -273,6 +299,13 @@ def part_of(module, parts):
 def test_every_part_exists_and_every_module_has_one(package):
     parts, modules = ORDER[package].split(), modules_of(package)
     assert {part_of(module, parts) for module in modules} == set(parts)
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_every_folder_says_what_it_is_for(package):
+    for path in (ROOT / package).rglob("__init__.py"):
+        if "pb" not in path.parts:  # generated
+            assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
 @pytest.mark.parametrize("package", ORDER)

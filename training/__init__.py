@@ -1,0 +1,1 @@
+"""Trains the classifier of digits, and exports Keras models. Servers read its folders."""

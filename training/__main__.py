@@ -62,6 +62,7 @@ def _train(arguments: argparse.Namespace) -> None:
     extra = _load_extra(arguments.extra)
     recipe = _recipe(arguments, "fine-tune" if extra else "default")
     data = _load(arguments)
+    # Late, here and below: TensorFlow and matplotlib take seconds to import.
     from training import report
     from training.fitting.epochs import device
     from training.fitting.train import train

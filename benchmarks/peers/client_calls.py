@@ -18,6 +18,7 @@ import numpy as np
 def sync_call(client, address, model, feeds):
     """Return a function that has one call answered, for threads to share."""
     if client == "Client":
+        # Late, here and below: each client is measured in an environment that may have it alone.
         from serving import Client
 
         ours = Client(address)

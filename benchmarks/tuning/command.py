@@ -31,6 +31,7 @@ from benchmarks.tuning.search import (
     worst_is_better,
 )
 from benchmarks.workload import Workload
+from serving import Model
 from serving.commandline import values
 from serving.commandline.progress import Bar
 from serving.model.repository import companion
@@ -239,7 +240,7 @@ def _finish(
     report.save(raw, found, facts)
     written = [raw]
     try:
-        from benchmarks.tuning import picture
+        from benchmarks.tuning import picture  # late: matplotlib
 
         svg = raw.with_suffix(".svg")
         svg.write_text(picture.draw(steadied(found), chosen, options.model.stem), "utf-8")
@@ -269,8 +270,6 @@ def _settings_file(file: Path) -> Path:
 
 def _tried(file: Path, workload: Workload, rows: int) -> tuple[bool, float]:
     """Return whether rows of several calls may share a run, and the seconds of a call's run."""
-    from serving import Model
-
     with Model.load(file, device="cpu", threads=1) as model:
         info, feeds = model.describe(), dict(workload.feeds(rows))
         model.infer(feeds)

@@ -10,9 +10,11 @@ TURN_ROWS = 16
 _SHARE_OF_BUDGET = 0.25
 """How much of its time a call may wait for the runs before its own: under overload reading and
 refusing take as long again, and so do the network and the kernel."""
-_LONG_WAIT_S, _LONG_WAIT_RUNS = 0.1, 10
-"""How long a call may wait, or how many runs if they take longer, for whom others wait already:
-callers that send more than can run would only be answered later, and not more of them."""
+_LONG_WAIT_S, _LONG_WAIT_RUNS = 2.5, 10
+"""How long a call may wait, or how many runs if they take longer, for whom others wait already: a
+quarter of ten seconds, as long as most clients give a call. Callers that send more than can run
+would only be answered later, and not more of them; a program that has 64 calls in flight, and sends
+the next after an answer, is none of these."""
 _OWN_ROWS = 8
 """Rows that a caller, or else an address, may have waiting however many others have."""
 _GIVE_UP_MEMORY_S = 1.0
@@ -71,7 +73,7 @@ class Queue:
         self.run_rows = 1
         """The most rows of a run."""
         self.row_s = 0.0
-        """Seconds for a row in full runs, with the reading before: a moving average."""
+        """Seconds for a row in full runs, with the reading before: a moving average; 0 before."""
         self.away_s = 0.0
         """Seconds for which nothing runs for a reason that passes, such as the start of a process;
         calls wait that much longer before their callers are too many."""
@@ -144,7 +146,7 @@ class Queue:
 
     def note_run(self, num_rows: int, seconds: float) -> None:
         """Learn the time of a row from a run of more than half of `run_rows`; fewer take longer."""
-        self.row_s += (seconds / num_rows - self.row_s) / 8
+        self.row_s += (seconds / num_rows - self.row_s) / (8 if self.row_s else 1)
 
     @property
     def room_for_streams(self) -> int:

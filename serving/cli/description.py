@@ -8,6 +8,7 @@ from typing import Any
 from serving.client import Client
 from serving.commandline.terminal import escape
 from serving.config import BatchingConfig, ModelConfig
+from serving.model.repository import is_file
 from serving.tensors import ModelInfo
 
 Facts = dict[str, Any]
@@ -19,8 +20,7 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     Raises:
         ServingError: see `load_model`.
     """
-    from serving.catalog import Catalog
-    from serving.model.repository import is_file
+    from serving.catalog import Catalog  # late: one of a server needs no model here
 
     batching = BatchingConfig()
     # As a server loads it: its settings and labels choose the version.

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         Unavailable: it is not; the text has the reason.
     """
-    from serving.cli.probe import trouble  # here: a list of the commands needs no gRPC
+    from serving.cli.probe import trouble  # late: a list of the commands needs no gRPC
 
     reason = trouble(
         options.target,

@@ -44,6 +44,6 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the model once, and print its outputs."""
-    from serving.cli import inference  # here: a list of the commands needs no arrays
+    from serving.cli import inference  # late: a list of the commands needs no arrays
 
     return inference.run(options)

@@ -105,6 +105,7 @@ def _loaded(options: argparse.Namespace) -> "tuple[LoadedModel, Preprocessing | 
 def _around(options: argparse.Namespace) -> "Model":
     """Load a handler here, and the model that it is around, if there is one."""
     installation.require("onnxruntime")
+    # Late: a call of a server loads no model.
     from serving.embedded import Model
     from serving.handlers.loading import source_for
     from serving.model.repository import find, is_file
@@ -242,7 +243,7 @@ def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any
                 f"{source}: expected an array (.npy) or JSON for {tensor}; pictures are for models "
                 "with a classifier.json, or with --input image"
             ) from err
-    from serving.handlers.picture_classifier import handler_of
+    from serving.handlers.picture_classifier import handler_of  # late: few inputs are pictures
 
     return handler_of(pictures).preprocess([content])[0]
 

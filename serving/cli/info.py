@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the description, as text or JSON."""
-    from serving.cli import description  # here: a list of the commands needs no arrays
+    from serving.cli import description  # late: a list of the commands needs no arrays
 
     target.require_here(options)
     if options.target:

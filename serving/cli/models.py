@@ -27,6 +27,7 @@ def load_with_pictures(
     Raises:
         ServingError: see `load_model`; or it can't take pictures, though the options say so.
     """
+    # Late, here and below: `infer` of a server loads no model, and `serve` sets how NumPy starts.
     from serving.model.loading import load_model
     from serving.model.picture_inputs import PictureInputs, read_labels
     from serving.model.repository import find
@@ -61,7 +62,7 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
         root = usual_models(options.model)
     elif "://" in models:
         installation.require("fsspec")
-        from serving.model.remote import RemoteRepository
+        from serving.model.remote import RemoteRepository  # late: see above
 
         root = RemoteRepository(models, options.model_cache).fetch()
     else:
@@ -77,7 +78,7 @@ def only_model(root: Path) -> str:
         ModelNotFound: there is none.
         ConfigurationError: there are several others.
     """
-    from serving.model.repository import models_in, none_in
+    from serving.model.repository import models_in, none_in  # late: see above
 
     found, bundled = [*models_in(root)], bundled_model()
     if len(found) == 1:
@@ -91,7 +92,7 @@ def only_model(root: Path) -> str:
 
 def usual_models(model: str = "") -> Path:
     """Choose the repository if none is named; log if it is the bundled one."""
-    from serving.model import repository
+    from serving.model import repository  # late: see above
 
     usual, bundled = ModelConfig().models, bundled_model()
     if not model and (bundled is None or repository.models_in(usual)):

@@ -15,6 +15,7 @@ from serving.commandline.fields import add_fields
 from serving.commandline.parser import Parser
 from serving.config import BatchingConfig, ModelConfig, SecurityConfig, ServerConfig
 from serving.errors import ConfigurationError
+from serving.security.exposure import warn_if_exposed
 from serving.system import signals
 from serving.system.addresses import with_port
 from serving.system.files import require_descriptors, reserve_standard_files
@@ -94,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
     """Serve until a signal ends this process."""
     # NumPy's BLAS starts a thread for each core, and each spins: 60 ms of processor time on two
     # cores. No call is answered by it: networks run in ONNX Runtime, handlers in other processes.
+    # So all that imports NumPy is imported behind this line.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     reserve_standard_files()
     signals.end_process(0 if serve_until_stopped(options) else 1)
@@ -121,7 +123,8 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
             f"{str(err).partition('. ')[0]}: a package that was installed later wants an older "
             f"one; {command} takes either protobuf"
         ) from err
-    from serving.model.repository import named_models
+
+    from serving.model.repository import named_models  # late: NumPy
 
     gc.freeze()
     gc.enable()
@@ -130,7 +133,7 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
     security = models.config_of(SecurityConfig, options, tokens=os.environ.get("SERVING_TOKEN"))
     labels: tuple[str, ...] = ()
     if options.labels is not None:
-        from serving.model.picture_inputs import read_labels
+        from serving.model.picture_inputs import read_labels  # late: NumPy
 
         labels = read_labels(options.labels)
     config = models.config_of(
@@ -148,7 +151,7 @@ def serve_until_stopped(options: argparse.Namespace) -> bool:
 
 def _run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> bool:
     """Serve until a signal; return whether every accepted request was answered."""
-    from serving.security.exposure import warn_if_exposed
+    # Late: `serve_until_stopped` says which package is missing before anything needs it.
     from serving.server.lifetime import run_loop, serve
 
     if config.reload_interval_s and model.version is not None:
@@ -158,7 +161,7 @@ def _run(model: ModelConfig, batching: BatchingConfig, config: ServerConfig) -> 
         return run_loop(serve(model, batching, config), config.transport)
     import asyncio  # here: handlers of signals are installed before
 
-    from serving.server.supervisor import supervise  # one process needs no multiprocessing
+    from serving.server.supervisor import supervise  # late: as above
 
     return asyncio.run(supervise(model, batching, config))
 
@@ -193,7 +196,7 @@ def _ports(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _served_models(options: argparse.Namespace) -> ModelConfig:
-    from serving.model.repository import models_in
+    from serving.model.repository import models_in  # late: NumPy
 
     named = [name for text in options.names or () for name in text.split(",")]
     # Of `--model iris cnn.onnx` the last one is meant as a file.

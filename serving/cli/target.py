@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from serving.commandline import values
 from serving.errors import ConfigurationError
+from serving.security.tokens import parse_tokens
+from serving.security.watched_files import read_bytes
 from serving.system.addresses import is_target
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def require_here(options: argparse.Namespace) -> None:
 
 def client_of(options: argparse.Namespace) -> "Client":
     """Connect to the server of `--target`."""
-    from serving.client import Client
+    from serving.client import Client  # late: `serve` has no client
 
     return Client(
         options.target,
@@ -87,9 +89,6 @@ def client_of(options: argparse.Namespace) -> "Client":
 
 def token_of(options: argparse.Namespace) -> str | None:
     """Return the first token of the file or of SERVING_TOKEN."""
-    from serving.security.tokens import parse_tokens
-    from serving.security.watched_files import read_bytes
-
     if options.token_file is not None:
         return parse_tokens(read_bytes(options.token_file), options.token_file)[0].decode()
     text = os.environ.get("SERVING_TOKEN")

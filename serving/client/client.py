@@ -198,7 +198,8 @@ class BaseClient:
         metadata: Mapping[str, str] | None,
         parameters: Mapping[str, Any] | None,
     ) -> Outputs:
-        # The messages' classes take 15 ms of a start, which callers of other services need not pay.
+        # Late, here and below: the messages' classes take 15 ms of a start, which callers of other
+        # services need not pay.
         from serving.client import infer_messages as inference
 
         state, more = self._begun(timeout_s), _checked(metadata)
@@ -505,7 +506,7 @@ class Client(BaseClient):
     def _new_transport(self) -> Transport:
         if self._address is not None:
             return ReconnectingChannel(self._address, self._credentials)
-        from serving.client.grpcio import GrpcioTransport  # grpcio takes 30 ms to import
+        from serving.client.grpcio import GrpcioTransport  # late: grpcio takes 30 ms to import
 
         return GrpcioTransport(self._target, self._credentials)
 
@@ -612,6 +613,6 @@ class AsyncClient(BaseClient):
     def _new_transport(self) -> Transport:
         if self._address is not None:
             return ReconnectingLoopChannel(self._address, self._credentials)
-        from serving.client.grpcio import GrpcioLoopTransport
+        from serving.client.grpcio import GrpcioLoopTransport  # late: grpcio takes 30 ms to import
 
         return GrpcioLoopTransport(self._target, self._credentials)

@@ -14,6 +14,7 @@ from serving.handlers.instance import Instance
 from serving.handlers.kinds import WrongValue
 from serving.handlers.loading import HandlerSource, load
 from serving.handlers.model import require_model
+from serving.handlers.pictures import decode
 from serving.handlers.signature import PARAMETERS, POSTPROCESS, PREPROCESS, HandlerSignature
 from serving.tensors import Array, Feeds, Outputs, TensorSignature
 
@@ -133,8 +134,6 @@ class LocalHandler:
         for tensor in self.tensors.inputs:
             array = feeds[tensor.name]
             if tensor.content == "picture":
-                from serving.handlers.pictures import decode  # which needs Pillow
-
                 (pixels,) = decode([array.tolist()])
                 array = np.empty(len(pixels), object)
                 for at, each in enumerate(pixels):

@@ -67,7 +67,7 @@ class PictureClassifier(Handler):
     def read(self, content: bytes) -> Images:
         """Make an image of a file: (height, width, channels) uint8."""
         try:
-            from serving.pictures import decoder
+            from serving.pictures import decoder  # late: the process that decodes has Pillow
         except ImportError as err:
             raise not_installed(err) from err
         known, source = self.description, io.BytesIO(content)

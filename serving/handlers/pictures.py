@@ -20,6 +20,7 @@ def decode(inputs: Sequence[Sequence[bytes | str]]) -> list[list[Images]]:
 
 def _decoded(file: bytes | str, at: int, number: int) -> Images:
     try:
+        # Late: Pillow is an extra, and what is missing is said in an answer.
         from serving.pictures import decoder
     except ImportError as err:
         raise not_installed(err) from err

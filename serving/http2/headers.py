@@ -150,7 +150,7 @@ class HeaderReader:
         """Blocks that mean the same as long as no other one changes the table."""
         self.num_vain = 0
         """How many blocks inserted values into the table that others of their kind do not have."""
-        self._kinds: dict[tuple[Field | bytes, ...], Kind] = {}
+        self.kinds: dict[tuple[Field | bytes, ...], Kind] = {}
         """Kinds by fields, of which those that change are left with their name alone."""
 
     @property
@@ -161,7 +161,7 @@ class HeaderReader:
     def clear(self) -> None:
         """Read all blocks again."""
         self._clear_blocks()
-        self._kinds.clear()
+        self.kinds.clear()
 
     def _clear_blocks(self) -> None:
         self.blocks.clear()
@@ -207,7 +207,7 @@ class HeaderReader:
             kind = Kind(())
             kind.is_malformed = True
             return kind
-        known = self._kinds.get(key)
+        known = self.kinds.get(key)
         if known is None:
             return self._new_kind(key, fields)
         known.is_repeated = True
@@ -224,9 +224,9 @@ class HeaderReader:
         kind.is_malformed = not has_shape or length == b""
         kind.is_kept = num_bytes <= _MAX_KIND_BYTES
         if kind.is_kept:
-            if len(self._kinds) >= _MAX_KEPT:
-                self._kinds.clear()
-            self._kinds[key] = kind
+            if len(self.kinds) >= _MAX_KEPT:
+                self.kinds.clear()
+            self.kinds[key] = kind
         return kind
 
     def read_trailers(self, raw: bytes) -> Fields | None:

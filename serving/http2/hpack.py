@@ -246,7 +246,8 @@ class Encoder:
         self._volatile = volatile
         self.resized = b""
         """The change of the table's size that the next block must begin with, in any encoding."""
-        self._blocks: dict[Fields, bytes] = {}
+        self.blocks: dict[Fields, bytes] = {}
+        """Blocks by their fields, as long as the table stays as it is."""
 
     def resize(self, max_bytes: int) -> None:
         """Take the peer's setting for the size of the table."""
@@ -254,11 +255,11 @@ class Encoder:
         self._table.resize(0)
         self._table.resize(max_bytes)
         self.resized = _write_integer(0, 5, RESIZE) + _write_integer(max_bytes, 5, RESIZE)
-        self._blocks.clear()
+        self.blocks.clear()
 
     def encode(self, fields: Fields) -> bytes:
         """Encode fields so that the same ones take a byte each the next time."""
-        block = self._blocks.get(fields)
+        block = self.blocks.get(fields)
         if block is not None:
             return block
         changes = False
@@ -277,16 +278,16 @@ class Encoder:
             changes = True
         block = b"".join(parts)
         if changes:
-            self._blocks.clear()
+            self.blocks.clear()
         else:
-            if len(self._blocks) >= _MAX_CACHED:
-                self._blocks.clear()
-            self._blocks[fields] = block
+            if len(self.blocks) >= _MAX_CACHED:
+                self.blocks.clear()
+            self.blocks[fields] = block
         return block
 
     def repeated(self, fields: Fields) -> bytes | None:
         """Return the block of fields that are all in the table; None if one is not."""
-        block = self._blocks.get(fields)
+        block = self.blocks.get(fields)
         if block is None and all(map(self._index, fields)):
             block = self.encode(fields)
         return block

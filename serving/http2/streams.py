@@ -20,7 +20,7 @@ class StreamPhase(IntEnum):
     """The stream is over; frames of the peer may still be under way."""
 
 
-class Input(IntEnum):
+class StreamInput(IntEnum):
     """What moves a stream from one state to the next."""
 
     PEER_ENDS = 0
@@ -32,8 +32,8 @@ class Input(IntEnum):
 
 
 OPEN, HALF_CLOSED_REMOTE, HALF_CLOSED_LOCAL, CLOSED = StreamPhase
-PEER_ENDS, WE_END, RESET = Input
-NEXT: dict[StreamPhase, dict[Input, StreamPhase]] = {
+PEER_ENDS, WE_END, RESET = StreamInput
+NEXT: dict[StreamPhase, dict[StreamInput, StreamPhase]] = {
     OPEN: {PEER_ENDS: HALF_CLOSED_REMOTE, WE_END: HALF_CLOSED_LOCAL, RESET: CLOSED},
     HALF_CLOSED_REMOTE: {WE_END: CLOSED, RESET: CLOSED},
     HALF_CLOSED_LOCAL: {PEER_ENDS: CLOSED, RESET: CLOSED},
@@ -72,7 +72,7 @@ class Stream:
         self.block = block
         self.receive_window = receive_window
 
-    def move(self, by: Input) -> StreamPhase:
+    def move(self, by: StreamInput) -> StreamPhase:
         """Go to the next state, and return it."""
         self.phase = phase = NEXT[self.phase][by]
         self.ended = phase is HALF_CLOSED_REMOTE or phase is CLOSED

@@ -15,10 +15,11 @@ from serving.http_api.openapi import openapi_document
 from serving.http_api.pages import Pages, answered
 from serving.oip.methods import Queries
 from serving.router import Router
-from serving.security import server_tls, token_check
+from serving.security.certificates import server_tls
+from serving.security.tokens import token_check
 from serving.system.addresses import first_free, with_port
 from serving.system.listening import activated, bind
-from serving.telemetry import open_access_log
+from serving.telemetry.access_log import open_access_log
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App, Endpoint, as_json
 from serving.transports.limits import PortLimits, max_buffered_bytes, max_message_bytes

@@ -229,7 +229,7 @@ class Inference:
         self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature
     ) -> Answer:
         """Answer a form of files, each as if it had come alone, in their order."""
-        # Here: a server that gets no forms needs none of it.
+        # Late: a server that gets no forms needs none of it.
         from serving.http_api.handler_path import MAX_FORM_S, find_files
 
         items, end_s = [], min(call.deadline_s, time.monotonic() + MAX_FORM_S)

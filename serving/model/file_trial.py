@@ -25,7 +25,7 @@ from dataclasses import replace
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from serving.errors import (
     CorruptModel,
@@ -36,15 +36,15 @@ from serving.errors import (
     TooLarge,
 )
 from serving.model import verdicts
+from serving.model.engine import OnnxEngine
 from serving.model.onnx_runtime import SessionSettings, runtime
 from serving.model.time_limit import SLOW_S, within
 from serving.model.verdicts import Verdict
+from serving.proof.drawn_inputs import draws
+from serving.proof.onnx_file import cut_zip_maps, parse_model
 from serving.system.process_pool import Processes
 from serving.system.usage import available_bytes
 from serving.tensors import Array
-
-if TYPE_CHECKING:
-    from serving.model.engine import OnnxEngine
 
 _log = logging.getLogger(__name__)
 _PASSED = Verdict("it has passed")
@@ -173,9 +173,7 @@ def _step_of(progress: str) -> Step:
 
 def _steps(file: File, progress: str, needs_verdict: bool) -> Tried:
     """Do all steps; in the child. A file that is no model passes: the server says why."""
-    from serving.model import judging  # these in the child alone
-    from serving.model.engine import OnnxEngine
-    from serving.proof.onnx_file import cut_zip_maps, parse_model
+    from serving.model import judging  # late: the proof, in the child alone
 
     def begin(step: Step) -> None:
         Path(progress).write_bytes(bytes([step]))
@@ -214,10 +212,8 @@ def _steps(file: File, progress: str, needs_verdict: bool) -> Tried:
     return found
 
 
-def _run_once(engine: "OnnxEngine") -> None:
+def _run_once(engine: OnnxEngine) -> None:
     """Run drawn inputs until a run succeeds."""
-    from serving.proof.drawn_inputs import draws
-
     for feeds in draws(engine.tensors.inputs, 1):
         try:
             engine.run(feeds)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,12 +20,12 @@ from serving.model.onnx_runtime import (
 )
 from serving.model.time_limit import note_slow, within
 from serving.model.verdicts import Verdict
+from serving.proof import Mixes, prove
+from serving.proof.check import Check, Graph, NotRun
 from serving.proof.drawn_inputs import NUM_ROWS
+from serving.proof.inline import inlined
 from serving.proof.onnx_file import Message, parse_model
 from serving.tensors import Array, Feeds
-
-if TYPE_CHECKING:
-    from serving.proof.check import Check
 
 _log = logging.getLogger(__name__)
 _PROOF, _BY_RUN = "the proof that rows are independent", "the check by a run"
@@ -67,7 +66,7 @@ def prepare(
     weights: Mapping[str, bytes],
     options: RunOptions,
     samples: Feeds | None = None,
-) -> "Check | Verdict":
+) -> Check | Verdict:
     """Prove that rows are independent, and build the session of the check by a run.
 
     Args:
@@ -80,9 +79,6 @@ def prepare(
     Returns:
         The check to run; the verdict, if the proof fails.
     """
-    from serving.proof import Mixes, prove
-    from serving.proof.check import Check, Graph
-
     try:
         proof = prove(model)
     except Mixes as err:
@@ -95,15 +91,12 @@ def prepare(
         return Verdict(f"the check by a run can't be built: {reason_of(err)}")
 
 
-def run(check: "Check") -> Verdict:
+def run(check: Check) -> Verdict:
     """Run a check; return the verdict.
 
     Raises:
         TimeoutError: the runs were ended.
     """
-    from serving.proof import Mixes
-    from serving.proof.check import NotRun
-
     try:
         found = check.run()
     except Mixes as err:
@@ -182,7 +175,6 @@ def served(model: Message, onnx: bytes, *, is_proved: bool) -> bytes:
     """
     if not is_proved or not model.functions:
         return onnx
-    from serving.proof.inline import inlined
 
     new = inlined(model)
     return onnx if new is model else new.SerializeToString()

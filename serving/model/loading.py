@@ -10,23 +10,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from serving.applications import MODELS, installed
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
-from serving.model import repository, verdicts
+from serving.model import acceptance, file_trial, repository, trial, verdicts
 from serving.model.answers import find_answers, labels_of
 from serving.model.engine import OnnxEngine, open_engine
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES, MANIFEST, Manifest, Unfit
 from serving.model.memory import remaps_memory
 from serving.model.onnx_runtime import runtime
+from serving.model.picture_inputs import described
 from serving.model.quantised import output_step
 from serving.model.repository import CLASSIFIER
 from serving.model.settings import NO_SETTINGS, SETTINGS, ModelSettings
+from serving.model.settings_file import read_settings
+from serving.model.signatures import find_signature, unaccepted
 from serving.model.time_limit import note_slow, within
 from serving.model.timing import find_rows, has_bounded_time
 from serving.model.verdicts import Verdict, line_of
@@ -34,11 +37,9 @@ from serving.model.version_labels import STABLE, read_labels
 from serving.model.wide import MANY_ROWS, gains, usual_feeds
 from serving.proof.drawn_inputs import take
 from serving.proof.onnx_fields import has_functions
+from serving.proof.onnx_file import Message, cut_zip_maps, parse_model
 from serving.system.libc import trim_memory
 from serving.tensors import Feeds
-
-if TYPE_CHECKING:
-    from serving.proof.onnx_file import Message
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +155,6 @@ def _candidates(model_dir: Path, precision: Precision, settings: ModelSettings) 
     found = repository.versions(model_dir)
     if len(found) == 1:
         return {found[0]: ""}
-    from serving.model.signatures import find_signature, unaccepted
 
     read = partial(find_signature, model_dir, precision=precision, file_name=settings.file_name)
     reasons = unaccepted(model_dir, found, read)
@@ -166,7 +166,6 @@ def settings_of(model_dir: Path) -> ModelSettings:
     file = repository.companion(model_dir, SETTINGS)
     if file is None or not os.path.lexists(file):
         return NO_SETTINGS
-    from serving.model.settings_file import read_settings  # here: most models have none
 
     return read_settings(model_dir)
 
@@ -176,7 +175,6 @@ def _described(model: LoadedModel, model_dir: Path) -> Manifest:
     file = repository.companion(model_dir, CLASSIFIER)
     if file is None or not file.exists():
         return model.manifest
-    from serving.model.picture_inputs import described
 
     return described(file, model.manifest, model.tensors)
 
@@ -216,7 +214,7 @@ class _Source(NamedTuple):
     weights: Mapping[str, bytes]
     labels: tuple[str, ...]
     """The classes of an output that the graph makes a dictionary of, or that the file names."""
-    proto: "Message | None"
+    proto: Message | None
     """The ModelProto; None where it is not needed any more, since it takes as much as the file."""
     key: str
     """The name of the verdict on it."""
@@ -254,8 +252,6 @@ def _load_version(
 
     def tried() -> Verdict | None:
         """Return the verdict of a process that has tried the file first, if that is due."""
-        from serving.model import file_trial  # here: few starts see a new file
-
         images = files.manifest.golden_images
         file = file_trial.File(
             f"{files.manifest.name} version {version}",
@@ -299,15 +295,17 @@ def _load_version(
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size, verdict, limits.most_threads)
 
-        from serving.model.trial import try_rows
-
-        found = try_rows(
+        key = trial.key_of(source.key, engine.settings, engine.device, max_batch_size)
+        found = trial.try_rows(
             model.run,
             engine.tensors,
             max_batch_size,
             obstacle=verdict.obstacle,
             mode=settings.batching,
+            known=verdicts.kept(key),
         )
+        if found.verdict is not None:
+            verdicts.keep(key, found.verdict)
         engine.tensors = found.tensors
         line = f"{found.line}, {verdict.remark}" if verdict.remark else found.line
         return _timed(model, found.feeds, max_batch_size, line, limits.most_threads)
@@ -390,7 +388,6 @@ def _source_of(files: _Files) -> _Source:
     manifest, onnx, weights, found = files.manifest, files.onnx, files.weights, files.verdict
     if found is not None and b"ZipMap" not in onnx and not has_functions(onnx):
         return _Source(manifest, onnx, weights, labels_of(onnx), None, files.key, found)
-    from serving.proof.onnx_file import cut_zip_maps, parse_model  # here: few starts read a graph
 
     graph = parse_model(onnx)
     labels = cut_zip_maps(graph)
@@ -405,7 +402,7 @@ def _served(source: _Source, *, is_proved: bool) -> _Source:
     ONNX Runtime will need the memory.
     """
     if source.proto is not None and is_proved and source.proto.functions:
-        from serving.model.judging import served  # here: few models have functions
+        from serving.model.judging import served  # late: the proof; few models have functions
 
         source = source._replace(onnx=served(source.proto, source.onnx, is_proved=True))
     return source._replace(proto=None)
@@ -422,7 +419,7 @@ def _judge(source: _Source, mode: BatchingMode, build_s: float, check_s: float) 
     """
     if mode == "never":
         return Verdict("the operator's setting")
-    from serving.model import judging  # and the proof: few starts find no verdict
+    from serving.model import judging  # late: the proof; few starts find no verdict
 
     name = f"{source.manifest.name} version {source.manifest.version}"
     assert source.proto is not None
@@ -452,8 +449,6 @@ def _check_golden(
     model: LoadedModel, max_batch_size: int, verdict: Verdict, most_threads: int
 ) -> LoadedModel:
     """Check a classifier, whose images are run one by one if they are not proved independent."""
-    from serving.model import acceptance  # here: many models have no golden samples
-
     images, expected = model.manifest.golden_images, model.manifest.golden_probabilities
     mode, obstacle = model.settings.batching, verdict.obstacle
     most = 1 if mode == "never" or (obstacle and mode == "auto") else max_batch_size

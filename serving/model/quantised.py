@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.proof.onnx_file import parse_model, small_array
 from serving.tensors import Array
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -24,7 +25,6 @@ def output_step(onnx: bytes) -> float:
     """
     if _QUANTIZE.encode() not in onnx:
         return 0.0
-    from serving.proof.onnx_file import parse_model, small_array  # here: few starts read a graph
 
     def largest(scale: Any) -> float | None:
         array: Array | None = None if scale is None else small_array(scale)

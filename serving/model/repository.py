@@ -23,6 +23,8 @@ from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model.manifest import FILES, MANIFEST, MAX_MANIFEST_BYTES, Manifest
+from serving.model.manifest_file import parse_manifest
+from serving.proof.onnx_file import external_files, parse_model
 from serving.system.files import read_regular
 
 _log = logging.getLogger(__name__)
@@ -356,7 +358,6 @@ def _read_weights(folder: Path, onnx: bytes, max_bytes: int) -> dict[str, bytes]
     weights: dict[str, bytes] = {}
     if b"location" not in onnx:
         return weights
-    from serving.proof.onnx_file import external_files, parse_model  # here: few models have some
 
     for name in sorted(external_files(parse_model(onnx))):
         shown = repr(name[:_MAX_NAME])
@@ -387,8 +388,6 @@ def load_manifest(version_dir: Path) -> Manifest:
     Raises:
         CorruptModel: it is missing, unreadable, malformed, or belongs to another version or model.
     """
-    from serving.model.manifest_file import parse_manifest  # here: many models have none
-
     manifest = parse_manifest(_read(version_dir / MANIFEST, MAX_MANIFEST_BYTES))
     if manifest.version != version_dir.name:
         raise CorruptModel(f"{version_dir.name}/{MANIFEST} is that of version {manifest.version}")

@@ -73,17 +73,17 @@ class InferEncoder(ResponseEncoder):
         """The version and the shapes that the constant parts are of."""
         self._constants: Sequence[bytes] = ()
         """The bytes before each tensor."""
-        self._head, self._version = b"", ""
+        self._start, self._version = b"", ""
         """The bytes before the tensor of a classifier, and the version that they name."""
 
     def encode(self, result: Result, at: int, number: int) -> list[Any]:
         step, end = self.num_rows, at + number * self.num_rows
         rows = result.rows  # of a classifier, the bytes of its only output
         if rows and result.version == self._version:
-            head, size = self._head, len(rows) // result.num_rows
+            start, size = self._start, len(rows) // result.num_rows
             parts = range(at * size, end * size, step * size)
             step *= size
-            return [head + rows[i : i + step] for i in parts]
+            return [start + rows[i : i + step] for i in parts]
         if not self._is_repeated:
             return [self._written(result, at + i * step) for i in range(number)]
         outputs = [result.outputs[each] for each in self.request.outputs]
@@ -94,7 +94,7 @@ class InferEncoder(ResponseEncoder):
         if (result.version, shapes) != self._known and not self._prepare(result, at, shapes):
             return [self._written(result, at + i * step) for i in range(number)]
         if rows:
-            self._head, self._version = self._constants[0], result.version
+            self._start, self._version = self._constants[0], result.version
         data = ((each if is_all else each[at:end]).tobytes() for each in outputs)
         columns = zip(*(_cut(each, number) for each in data), strict=True)
         return [b"".join(chain(*zip(self._constants, parts, strict=True))) for parts in columns]

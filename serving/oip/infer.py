@@ -180,7 +180,7 @@ def _ends_request(message: bytes, data: bytes, request: Any) -> bool:
         return False
     # The bytes before the tag must be whole fields, or the tag would be part of another one.
     try:
-        head = ModelInferRequest.FromString(message[: -len(end)])
-        return not head.raw_input_contents
+        before = ModelInferRequest.FromString(message[: -len(end)])
+        return not before.raw_input_contents
     except DecodeError:
         return False

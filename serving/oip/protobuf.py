@@ -54,7 +54,7 @@ def message_of(answer: InferAnswer) -> Any:
 
     FP16 has no typed contents: where one is wanted, all tensors are raw.
     """
-    response = _head_of(answer)
+    response = _described(answer)
     if _is_raw(answer):
         response.raw_output_contents.extend(map(to_raw, answer.arrays))
         return response
@@ -63,7 +63,7 @@ def message_of(answer: InferAnswer) -> Any:
     return response
 
 
-def _head_of(answer: InferAnswer) -> Any:
+def _described(answer: InferAnswer) -> Any:
     """Build a ModelInferResponse without contents."""
     request, arrays, version, identifier = answer
     response = inference_pb.ModelInferResponse(
@@ -111,8 +111,8 @@ _Part = tuple[int, Buffer | Written]
 
 def _raw_parts(answer: InferAnswer) -> list[_Part]:
     """Return an answer in parts: raw_output_contents are its last fields."""
-    head = _head_of(answer).SerializeToString()
-    parts: list[_Part] = [(len(head), head)]
+    first = _described(answer).SerializeToString()
+    parts: list[_Part] = [(len(first), first)]
     for array in answer.arrays:
         num_bytes, data = raw_part(array)
         before = _RAW_CONTENTS + varint(num_bytes)
@@ -122,11 +122,11 @@ def _raw_parts(answer: InferAnswer) -> list[_Part]:
 
 def _typed_parts(answer: InferAnswer) -> list[_Part]:
     """Return an answer in parts: the contents of each output are its last field."""
-    response = _head_of(answer)
+    response = _described(answer)
     described = [each.SerializeToString() for each in response.outputs]
     response.ClearField("outputs")
-    head = response.SerializeToString()
-    parts: list[_Part] = [(len(head), head)]
+    first = response.SerializeToString()
+    parts: list[_Part] = [(len(first), first)]
     for tensor, array, text in zip(answer.request.tensors, answer.arrays, described, strict=True):
         num_bytes, contents = _typed_part(tensor, array)
         before = _CONTENTS + varint(num_bytes)

@@ -75,13 +75,13 @@ def read(body: bytes, json_bytes: int | None = None, base64: frozenset[str] = NO
     if json_bytes is not None and not 0 <= json_bytes <= len(body):
         raise InvalidRequest(f"expected {json_bytes} bytes of JSON, got a body of {len(body)}")
     text = body if json_bytes is None else body[:json_bytes]
-    head = object_of(text)
-    identifier = _text(head.get("id", ""), "id")
-    parameters = _checked_parameters(head)
+    document = object_of(text)
+    identifier = _text(document.get("id", ""), "id")
+    parameters = _checked_parameters(document)
     inputs: list[SentInput] = []
     values: list[Any] = []
     at = len(text)
-    for item in _objects(head, "inputs"):
+    for item in _objects(document, "inputs"):
         at = read_input(item, body, at, base64, inputs, values)
     if at < len(body):
         raise InvalidRequest(
@@ -89,7 +89,7 @@ def read(body: bytes, json_bytes: int | None = None, base64: frozenset[str] = NO
         )
     outputs, named = [], {}
     as_bytes = _flag(parameters, "binary_data_output", default=False)
-    for item in _objects(head, "outputs"):
+    for item in _objects(document, "outputs"):
         name, own = _name(item), _checked_parameters(item)
         outputs.append(SentOutput(name, own))
         named[name] = _flag(own, "binary_data", default=as_bytes)
@@ -185,9 +185,9 @@ def write(answer: InferAnswer) -> tuple[bytes, int | None]:
         InvalidRequest: an output is too large for JSON, or a text is none.
     """
     request, arrays, version, identifier = answer
-    head = {"model_name": request.name, "model_version": version}
+    document = {"model_name": request.name, "model_version": version}
     if identifier:
-        head["id"] = identifier
+        document["id"] = identifier
     outputs, behind = [], []
     for tensor, array, as_bytes in zip(request.tensors, arrays, request.as_bytes, strict=True):
         output: dict[str, Any] = {
@@ -203,7 +203,7 @@ def write(answer: InferAnswer) -> tuple[bytes, int | None]:
             check_size(tensor.name, array.shape)
             output["data"] = plain_values(tensor, array.ravel())
         outputs.append(output)
-    text = written({**head, "outputs": outputs})
+    text = written({**document, "outputs": outputs})
     return (b"".join((text, *behind)), len(text)) if behind else (text, None)
 
 
@@ -228,10 +228,10 @@ def outline(answer: InferAnswer) -> tuple[list[bytes | Unwritten], list[Buffer |
         InvalidRequest: an output is too large for JSON.
     """
     request, arrays, version, identifier = answer
-    head = {"model_name": request.name, "model_version": version}
+    document = {"model_name": request.name, "model_version": version}
     if identifier:
-        head["id"] = identifier
-    text: list[bytes | Unwritten] = [orjson.dumps(head)[:-1] + b',"outputs":[']
+        document["id"] = identifier
+    text: list[bytes | Unwritten] = [orjson.dumps(document)[:-1] + b',"outputs":[']
     behind: list[Buffer | Written] = []
     between = b""
     for tensor, array, as_bytes in zip(request.tensors, arrays, request.as_bytes, strict=True):
@@ -503,8 +503,8 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     return value
 
 
-def _objects(head: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    items = head.get(name, [])
+def _objects(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    items = document.get(name, [])
     if not isinstance(items, list):
         raise InvalidRequest(f"expected {name} as a list of objects")
     return [_object(item, f"each of {name}") for item in items]

@@ -31,7 +31,7 @@ def read_or_reason(read: Callable[[_Source], _Read], source: _Source) -> _Read |
 
 def processes(number: int) -> "Processes":
     """Make processes that read pictures, one at a time each; they start with the first one."""
-    from serving.system.process_pool import Processes  # who reads one picture needs none
+    from serving.system.process_pool import Processes  # late: one picture needs no process
 
     return Processes(number, modules())
 

@@ -45,7 +45,7 @@ _SHARE, _LEAST_S = 0.5, 0.1
 """Processor time for further runs: a share of what the session takes to build, or a little."""
 _PIECES_S = 4.0
 """Processor time for a batch and a row of each piece, if there is not room for all tensors."""
-_MAX_BYTES = 512 << 20
+MAX_BYTES = 512 << 20
 """The most that the tensors take which are compared at a time: of ResNet50 all at once."""
 _MAX_DRAWS = 4
 """Draws that are compared: of a size two, and two of others."""
@@ -142,6 +142,7 @@ class Check:
         proof: Proof,
         new_session: NewSession,
         clock: Callable[[], float] = time.thread_time,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         """Build the session; an error of `new_session` passes through.
 
@@ -151,9 +152,11 @@ class Check:
             new_session: builds sessions: the graph's with all its tensors as outputs, and in a run
                 those of single nodes.
             clock: processor time, in seconds.
+            max_bytes: the most that the tensors take which are compared at a time; larger graphs
+                are compared in pieces.
         """
         self._graph, self._proof, self._clock = graph, proof, clock
-        self._new_session = new_session
+        self._new_session, self._max_bytes = new_session, max_bytes
         begin_s = clock()
         self._model = proof.model
         self._nodes = {name: each for each in self._model.graph.node for name in each.output}
@@ -238,7 +241,7 @@ class Check:
             compared.update(names)
             del alone
             held = sum(each.nbytes for each in reference.tensors.values())
-            most = (_MAX_BYTES - held) * len(REFERENCE) // max(1, held)
+            most = (self._max_bytes - held) * len(REFERENCE) // max(1, held)
             for rows in _OTHERS:
                 if len(rows) > most or self._clock() > end_s:
                     continue
@@ -252,7 +255,7 @@ class Check:
         """Yield the tensors in pieces that there is room for in a batch and a row."""
         sizes = self._sizes(drawn_inputs.take(feeds, _ALONE))
         piece: list[str] = []
-        left = most = _MAX_BYTES // (len(REFERENCE) + len(_ALONE))
+        left = most = self._max_bytes // (len(REFERENCE) + len(_ALONE))
         for name in self._names:
             # What one row takes, as the proof says it; unknown sizes count as 1.
             axes = [each.at(sizes) or 1 for each in self._proof.values[name].shape]

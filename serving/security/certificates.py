@@ -6,6 +6,7 @@ from pathlib import Path
 
 from serving.config import SecurityConfig
 from serving.errors import ConfigurationError
+from serving.security.tls import Tls
 from serving.security.watched_files import WatchedFiles, read_bytes
 
 
@@ -54,3 +55,19 @@ def files_of(config: SecurityConfig) -> tuple[Path, ...]:
     """Return the certificate's file, its key's, and the client authorities' if there is one."""
     files = (config.tls_cert, config.tls_key, config.tls_client_ca)
     return tuple(path for path in files if path is not None)
+
+
+def server_tls(config: SecurityConfig, protocol: str) -> Callable[[], Tls] | None:
+    """Return a function that makes the encryption of a new connection; None without a certificate.
+
+    Args:
+        config: the files.
+        protocol: its ALPN name, "h2" or "http/1.1".
+
+    Raises:
+        ConfigurationError: a file can't be used; the text says which and why.
+    """
+    if not config.has_tls:
+        return None
+    context = server_context(config, protocol)
+    return lambda: Tls(context())

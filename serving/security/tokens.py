@@ -30,12 +30,14 @@ class TokenCheck:
         return any(matches)  # all were compared: the time doesn't reveal which is right
 
 
-def token_check(config: SecurityConfig) -> TokenCheck:
-    """Return the check of the tokens that are configured.
+def token_check(config: SecurityConfig) -> TokenCheck | None:
+    """Return the check of tokens; None if none are configured.
 
     Raises:
         ConfigurationError: the file can't be read, or holds no token or a bad one.
     """
+    if not config.has_tokens:
+        return None
     path = config.token_file
     if path is not None:
         return TokenCheck(WatchedFiles((path,), lambda: _parse(read_bytes(path), path)).get)

@@ -15,6 +15,7 @@ from serving.catalog import Catalog
 from serving.config import BatchingConfig, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError, Unavailable
 from serving.router import Router
+from serving.server.metrics_port import MetricsPort
 from serving.server.ready_line import announce
 from serving.server.server import Server
 from serving.system import signals
@@ -33,7 +34,6 @@ def exporting(config: ServerConfig) -> Iterator[Any]:
     if config.metrics_port is None:
         yield None
         return
-    from serving.server.metrics_port import MetricsPort  # here: it is off in many servers
 
     host, names = config.metrics_host, config.http_host_names
     ports = config.ports_to_try("metrics_port")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from serving.config import SecurityConfig, ServerConfig
 from serving.oip.examples import Access
+from serving.security.own_certificate import own_certificate
 from serving.system.addresses import reached
 from serving.system.systemd import notify
 from serving.telemetry import logs
@@ -75,7 +76,6 @@ def _certificate(security: SecurityConfig) -> tuple[tuple[str, ...], str]:
     """
     if not security.has_tls:
         return (), ""
-    from serving.security.own_certificate import own_certificate  # here: few servers have one
 
     names, is_self_signed = own_certificate(security)
     own = _file(security.tls_cert)

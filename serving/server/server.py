@@ -72,6 +72,7 @@ class Server:
             *of_others,
         ]
         if config.reflection:
+            # Late: reflection is off by default.
             from serving.protocols.reflection import reflection_methods
 
             methods += reflection_methods({each.SERVICE: each.FILE for each in others})
@@ -219,6 +220,7 @@ class Server:
 def _http_server(router: Router, queries: Queries, config: ServerConfig) -> Any:
     if config.http_port is None:
         return None
+    # Late: HTTP may be off.
     from serving.http_api import pictures
     from serving.http_api.http_server import HttpServer
 

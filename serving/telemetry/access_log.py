@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 from serving.batching.run import NEVER
+from serving.config import ServerConfig
 from serving.protocols.status import StatusCode
 from serving.telemetry.logs import ACCESS, REQUEST_ID
 from serving.telemetry.traces import Tracer
@@ -148,3 +149,15 @@ def _ids(metadata: Mapping[str, str]) -> dict[str, str]:
     if trace := _TRACEPARENT.fullmatch(metadata.get("traceparent", "")):
         ids |= {"trace_id": trace[1], "parent_id": trace[2]}
     return ids
+
+
+def open_access_log(config: ServerConfig) -> AccessLog | None:
+    """Return the recorder of calls; None if there is none.
+
+    Raises:
+        ConfigurationError: see `Tracer`.
+    """
+    if not config.otlp_endpoint and not config.access_log:
+        return None
+    tracer = Tracer(config.otlp_endpoint) if config.otlp_endpoint else None
+    return AccessLog(config.access_log, tracer)

@@ -1,7 +1,7 @@
 """The gRPC transports: `h2`, our own, and `grpcio`, the reference.
 
 `auto` is h2: it answers many times as many calls, and withstands abuse and overload that grpcio
-does not (docs/port-limits.md). A transport is imported when it is opened.
+does not (docs/port-limits.md). The latter is imported when it is opened.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from serving.config import ServerConfig
 from serving.protocols.method import Method
 from serving.router import Router
+from serving.transports.h2_server import H2Server
 
 
 class ServerTransport(Protocol):
@@ -53,9 +54,9 @@ def open_transport(
         ConfigurationError: a certificate or a token can't be used.
     """
     if config.transport == "grpcio":
+        # Late: grpcio takes 30 ms to import.
         from serving.transports.grpcio_server import GrpcioServer
 
         return GrpcioServer(router, methods, config)
-    from serving.transports.h2_server import H2Server
 
     return H2Server(router, methods, config)

@@ -23,12 +23,10 @@ from serving.protocols.framing import PREFIX_BYTES
 from serving.protocols.method import Method, ReadRows, Refused
 from serving.protocols.status import UNKNOWN_METHOD, Status, StatusCode, error_of
 from serving.router import Router
-from serving.security import token_check
-from serving.security.tokens import TokenCheck
+from serving.security.tokens import TokenCheck, token_check
 from serving.system.addresses import with_port
 from serving.system.listening import bind
-from serving.telemetry import open_access_log
-from serving.telemetry.access_log import AccessLog, LoggedCall
+from serving.telemetry.access_log import AccessLog, LoggedCall, open_access_log
 from serving.telemetry.logs import REQUEST_ID, request_fields
 from serving.telemetry.metrics import NO_MODEL, Metrics
 from serving.transports.asyncio_loop import AsyncioLoop

@@ -8,11 +8,12 @@ from serving.config import ServerConfig
 from serving.errors import Unavailable
 from serving.protocols.method import Method
 from serving.router import Router
-from serving.security import server_tls, token_check
+from serving.security.certificates import server_tls
+from serving.security.tokens import token_check
 from serving.system.cores import may_poll
 from serving.system.host import Host
 from serving.system.listening import address_of
-from serving.telemetry import open_access_log
+from serving.telemetry.access_log import open_access_log
 from serving.transports.grpc_headers import HeaderParser
 from serving.transports.grpc_port import H2Port
 from serving.transports.limits import PortLimits, max_buffered_bytes, max_message_bytes

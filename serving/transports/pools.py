@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from serving.system.host import Host
+from serving.system.process_pool import Processes
 from serving.system.runners import Task
 
 _NUM_DECODERS, _DECODER_BYTES, _JOB_S = 3, 192 << 20, 10.0
@@ -29,8 +30,6 @@ def decoders(modules: Iterable[str]) -> Pool:
     Args:
         modules: imports of the jobs.
     """
-    from serving.system.process_pool import Processes  # here: most servers of gRPC need none
-
     return Processes(_NUM_DECODERS, modules, memory_bytes=_DECODER_BYTES, job_s=_JOB_S)
 
 

@@ -40,6 +40,11 @@ def running(load):
 
 def test_failed_calls_make_a_closed_loop_invalid():
     assert runner.why_invalid(trace(num_errors=3), 0.5, RULES) == "3 calls failed"
+    refused = runner.why_invalid(trace(num_errors=3, num_refused=3), 0.5, RULES)
+    assert refused.startswith("3 of 100 calls were refused (RESOURCE_EXHAUSTED): more than run")
+    assert refused.endswith("docs/overload.md")
+    both = runner.why_invalid(trace(num_errors=5, num_refused=3), 0.5, RULES)
+    assert both == f"{refused}, and 2 failed"
 
 
 def trace(**fields):

@@ -182,7 +182,7 @@ def test_large_blocks_are_not_kept(more):
     server.receive(headers(END_HEADERS, b"\x83\x86\x04\x02/a" + more), 0.0)
     assert len(server.streams[ONE].block.fields) in (4, 43)
     assert not server.reader.blocks
-    assert not server.reader._kinds
+    assert not server.reader.kinds
 
 
 def test_stream_takes_no_more_than_its_window():

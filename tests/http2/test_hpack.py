@@ -97,7 +97,7 @@ def test_blocks_of_256_sets_of_fields_are_kept():
     ours = Encoder(frozenset([b"x"]))
     for number in range(600):
         block = ours.encode(((b"x", b"%d" % number),))
-        assert len(ours._blocks) == number % 256 + 1
+        assert len(ours.blocks) == number % 256 + 1
         assert ours.encode(((b"x", b"%d" % number),)) is block
 
 

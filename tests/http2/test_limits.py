@@ -231,7 +231,7 @@ def test_32_blocks_and_kinds_are_kept():
         path = encode_literally(((b":path", b"/%d" % number),))
         server.receive(headers(END_HEADERS, b"\x83\x86" + path, 2 * number + 1), 0.0)
         assert len(server.reader.blocks) == number % 32 + 1
-        assert len(server.reader._kinds) == number % 32 + 1
+        assert len(server.reader.kinds) == number % 32 + 1
 
 
 @pytest.mark.parametrize(("size", "is_kept"), [(4096, True), (4097, False)])
@@ -243,7 +243,7 @@ def test_kinds_of_four_kibibytes_are_kept(size, is_kept):
     server = started()
     server.receive(headers(END_HEADERS, encode_literally(fields)), 0.0)
     assert server.streams[ONE].block.kind.is_kept == is_kept
-    assert len(server.reader._kinds) == is_kept
+    assert len(server.reader.kinds) == is_kept
 
 
 def test_goaway_names_the_last_stream_once():

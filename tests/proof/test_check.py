@@ -14,8 +14,7 @@ from serving import Model
 from serving.model.judging import UnchangedSession
 from serving.model.onnx_runtime import NO_WEIGHTS, runtime
 from serving.proof import Mixes, prove, walk
-from serving.proof import check as checks
-from serving.proof.check import Check, Graph, NotRun
+from serving.proof.check import MAX_BYTES, Check, Graph, NotRun
 from serving.proof.onnx_file import parse_model
 from serving.proof.sizes import ONE, Size
 from serving.proof.table import TABLE, outputs_of
@@ -26,12 +25,15 @@ from tests.proof.test_graphs import PROVED
 from tests.support.fakes import TIMEOUT_S
 
 
-def checked(onnx_model, samples=None, clock=time.thread_time, session=UnchangedSession):
+def checked(
+    onnx_model, samples=None, clock=time.thread_time, session=UnchangedSession, max_bytes=MAX_BYTES
+):
     """Prove a model, and check the proof by a run."""
     data = onnx_model.SerializeToString()
     message = parse_model(data)
     new_session = partial(session, NO_WEIGHTS, runtime().RunOptions())
-    return Check(Graph(message, data, samples), prove(message, RULES), new_session, clock).run()
+    proved = Graph(message, data, samples), prove(message, RULES)
+    return Check(*proved, new_session, clock, max_bytes).run()
 
 
 @pytest.fixture(autouse=True)
@@ -254,22 +256,20 @@ def test_batch_that_fails_is_a_contradiction(monkeypatch):
 
 def test_large_tensors_are_compared_in_pieces(monkeypatch):
     body = "a = Neg(x); b = Neg(a); c = Neg(b); y = Neg(c)"
-    monkeypatch.setattr(checks, "_MAX_BYTES", 4 * 20)  # one tensor of a batch and of a row
-    found = checked(graph(body))
+    room = 4 * 20  # one tensor of a batch and of a row
+    found = checked(graph(body), max_bytes=room)
     assert (found.num_tensors, found.num_omitted) == (4, 0)
     plant(monkeypatch, "Neg", larger(same, 1))
     with pytest.raises(Mixes, match="tensor a has size 4 along axis 1, expected 5"):
-        checked(graph(body))
-    monkeypatch.setattr(checks, "_MAX_BYTES", 16)
+        checked(graph(body), max_bytes=room)
     with pytest.raises(NotRun):
-        checked(graph("y = Abs(x)"))
+        checked(graph("y = Abs(x)"), max_bytes=16)
 
 
-def test_pieces_that_there_is_no_time_for_are_counted(monkeypatch):
-    monkeypatch.setattr(checks, "_MAX_BYTES", 4 * 16)
+def test_pieces_that_there_is_no_time_for_are_counted():
     now_s = iter(range(1_000_000))
     body = "a = Neg(x); b = Neg(a); c = Neg(b); y = Neg(c)"
-    found = checked(graph(body), clock=lambda: float(next(now_s)))
+    found = checked(graph(body), clock=lambda: float(next(now_s)), max_bytes=4 * 16)
     assert found.num_tensors + found.num_omitted == 4
     assert 0 < found.num_omitted < 4
 

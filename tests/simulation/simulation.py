@@ -412,7 +412,7 @@ class Simulation:
             for app in self.apps:
                 app.close()
             if not self.failure:
-                self.loop._part()
+                self.loop._begin_closing()
                 self.loop._run()
                 self._run_until(self.now_s + 5.0)
                 self.require(not self.num_sockets, f"{self.num_sockets} sockets are open")

@@ -1,0 +1,1 @@
+"""A training itself: networks, epochs, teachers, calibration, and the artifacts. No export."""

@@ -729,7 +729,7 @@ def test_time_of_a_row_is_learned_from_runs_that_are_half_full(
     owner = owner_of(Slow(), BatchingConfig(max_batch_size=8))
     owner.wait(owner.submit(*range(num_rows)))
     queue = owner.batcher._inline if is_quick else owner.batcher._small
-    assert queue.row_s == (0.25 if is_learned else 0.0)
+    assert queue.row_s == (2.0 if is_learned else 0.0)
 
 
 def test_rows_of_a_fixed_size_that_wait_are_at_most_a_gibibyte(owner_of):

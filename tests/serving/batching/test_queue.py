@@ -209,9 +209,9 @@ def test_call_is_refused_whose_time_would_go_by_in_the_queue(filled):
     assert filled.queue.room(FakeCaller(), math.inf) == 996
 
 
-@pytest.mark.parametrize(("row_s", "room"), [(0.0, 996), (0.01, 36), (0.0001, 996), (0.001, 96)])
+@pytest.mark.parametrize(("row_s", "room"), [(0.0, 996), (1.0, 36), (0.025, 96), (0.001, 996)])
 def test_caller_with_calls_that_wait_adds_no_more_than_soon_run(row_s, room):
-    """What ten runs take, or 0.1 s; a caller that has none waiting may add one."""
+    """What ten runs take, or 2.5 s; a caller that has none waiting may add any."""
     filled, connection = FilledQueue(), FakeCaller()
     filled.queue.run_rows, filled.queue.row_s = 4, row_s
     filled.put(connection, *range(4))
@@ -268,9 +268,9 @@ def test_room_of_each_tier(others, own, near, room):
     assert filled.queue.room(caller, math.inf) == room
 
 
-def test_time_of_a_row_moves_an_eighth_of_the_way():
+def test_time_of_a_row_is_that_of_the_first_run_and_moves_an_eighth_of_the_way():
     queue = Queue(1)
-    for num_rows, seconds, row_s in ((4, 8.0, 0.25), (1, 4.25, 0.75), (2, 1.5, 0.75)):
+    for num_rows, seconds, row_s in ((4, 8.0, 2.0), (1, 6.0, 2.5), (2, 5.0, 2.5)):
         queue.note_run(num_rows, seconds)
         assert queue.row_s == row_s
 
