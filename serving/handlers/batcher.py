@@ -266,7 +266,11 @@ class HandlerBatcher:
         """Give the processes work; return whether calls wait for one, or have one."""
         self._is_scheduled = False
         for slot in self._slots:
-            while slot.trip is None and (trip := self._next_for(slot, now_s)) is not None:
+            while (
+                slot.trip is None
+                and (slot.own or self._ready or self._suspects or self._queue.num_rows)
+                and (trip := self._next_for(slot, now_s)) is not None
+            ):
                 self._work(slot, trip, now_s)
         if not self._first or self._has_pictures:  # these need no process at first
             self._take_ahead(now_s)
@@ -311,9 +315,8 @@ class HandlerBatcher:
 
     def _next_for(self, slot: Slot, now_s: float) -> Trip | None:
         """Return the next trip for a process: those that have begun come first."""
-        is_suspect_out = any(each.has_suspect for each in self._slots)
         for waiting in (slot.own, self._suspects, self._ready):
-            while waiting and not (is_suspect_out and waiting[0].attempt is Attempt.ALONE):
+            while waiting and not (waiting[0].attempt is Attempt.ALONE and self._is_suspect_out):
                 trip = waiting.popleft()
                 if self._is_wanted(trip, now_s):
                     return trip
@@ -322,6 +325,10 @@ class HandlerBatcher:
         while self._queue.num_rows and not self._ready:
             self._take(now_s)
         return self._ready.popleft() if self._ready else None
+
+    @property
+    def _is_suspect_out(self) -> bool:
+        return any(slot.has_suspect for slot in self._slots)
 
     @property
     def _has_room(self) -> bool:
@@ -477,7 +484,8 @@ class HandlerBatcher:
             return
         now_s = self.owner.clock()
         slot.trip, begun_s, slot.begun_s = None, slot.begun_s, math.inf
-        slot.refuse_asked(UNWANTED)  # by threads that the step has left behind
+        if slot.asked:  # by threads that the step has left behind
+            slot.refuse_asked(UNWANTED)
         trip.times.append((trip.step, begun_s, now_s))
         self._metrics.observe_step(self.label, trip.step, now_s - begun_s)
         is_through = trip.step == self._signature.methods[-1] or fields["kind"] != "done"

@@ -23,7 +23,6 @@ import numpy as np
 from serving.tensors import DTYPES, Array
 
 _LENGTHS = struct.Struct("<IQQQ")
-_NUMBERED = "job", "request"
 _ALIGNMENT = 64
 _READ_BYTES = 64 << 10
 """Read at once of a frame that has not begun; a longer one is read into its place."""
@@ -75,13 +74,14 @@ def encode(fields: Mapping[str, Any], arrays: Sequence[Array] = ()) -> list[byte
         described.append((kind, array.shape, sizes, size))
         buffers += own
         at += size
-    facts = tuple((name, fact) for name, fact in fields.items() if name not in _NUMBERED)
+    alike = dict(fields)
+    job, request = alike.pop("job", 0), alike.pop("request", 0)
+    facts = tuple(alike.items())
     try:
         text = _text(facts, tuple(described))
     except TypeError:  # a fact is an object or a list
         text = _text.__wrapped__(facts, tuple(described))
-    numbers = (fields.get(name, 0) for name in _NUMBERED)
-    return [_LENGTHS.pack(len(text), at, *numbers) + text, *buffers]
+    return [_LENGTHS.pack(len(text), at, job, request) + text, *buffers]
 
 
 @lru_cache(_MAX_KEPT)
@@ -133,7 +133,7 @@ class FrameReader:
             self._data += self._buffer[:number]
         if not number:
             raise EOFError
-        while (frame := self._next()) is not None:
+        while self._data and (frame := self._next()) is not None:
             yield frame
 
     def _next(self) -> Frame | None:
@@ -141,7 +141,7 @@ class FrameReader:
         num_bytes = self._filled or len(data)
         if num_bytes < _LENGTHS.size:
             return None
-        fields_bytes, body_bytes, *numbers = _LENGTHS.unpack_from(data)
+        fields_bytes, body_bytes, job, request = _LENGTHS.unpack_from(data)
         if fields_bytes > _MAX_FIELDS_BYTES or body_bytes > _MAX_BODY_BYTES:
             raise BrokenFrame("a frame is too long")
         body_at = _LENGTHS.size + fields_bytes
@@ -157,18 +157,21 @@ class FrameReader:
             body = memoryview(data)[body_at:]
         else:
             body = memoryview(bytes(memoryview(data)[body_at:end]))
-        frame = _frame(bytes(memoryview(data)[_LENGTHS.size : body_at]), body, numbers)
+        frame = _frame(bytes(memoryview(data)[_LENGTHS.size : body_at]), body, job, request)
         if end < len(data):
             body = memoryview(b"")
             self._data = data[end:]
         return frame
 
 
-def _frame(text: bytes, body: memoryview, numbers: Sequence[int]) -> Frame:
+def _frame(text: bytes, body: memoryview, job: int, request: int) -> Frame:
     try:
         known, described = _known_fields.get(text) or _parsed(text)
-        found = {name: each for name, each in zip(_NUMBERED, numbers, strict=True) if each}
-        fields = {**known, **found}
+        fields = known.copy()
+        if job:
+            fields["job"] = job
+        if request:
+            fields["request"] = request
         arrays, at = [], 0
         for kind, shape, sizes, size in described:
             at += -at % _ALIGNMENT

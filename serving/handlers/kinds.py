@@ -14,6 +14,7 @@ Each has one value for each row of a call.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -177,7 +178,12 @@ class Array:
 
     def returned(self, name: str, value: Any, num_rows: int) -> NumpyArray:
         """Return a handler's value as an array of this type, as `Text` does texts."""
-        return as_typed(self.tensor(name), value, num_rows)
+        return as_typed(_tensor(name, self), value, num_rows)
+
+
+@lru_cache(1024)
+def _tensor(name: str, kind: Array) -> Tensor:
+    return kind.tensor(name)
 
 
 Kind = Text | Json | Bytes | Picture | Array

@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,9 +50,12 @@ class _ServerLink:
         self._socket = sock
         self._frames = self._read(FrameReader(sock))
         self._sending = threading.Lock()
-        self._news = threading.Condition()
+        self._receiving = threading.Lock()
+        self._news = threading.Condition(self._receiving)
         self._is_read = False
         """Whether a thread waits for the socket."""
+        self._num_waiting = 0
+        """Threads that wait for news of the one that does."""
         self._jobs: deque[Frame] = deque()
         self._replies: dict[int, Frame] = {}
         """By the number of the request."""
@@ -69,29 +72,37 @@ class _ServerLink:
 
     def next_job(self) -> Frame:
         """Wait for the next job."""
-        frame = self._wait(lambda: self._jobs.popleft() if self._jobs else None)
+        frame = self._wait(0)
         self._job = frame.fields.get("job", 0)
         return frame
 
-    def _wait(self, take: Callable[[], Frame | None]) -> Frame:
-        """Read frames, or let another thread read, until `take` finds one."""
-        with self._news:
-            while (found := take()) is None:
+    def _wait(self, request: int) -> Frame:
+        """Read frames, or let another thread read, until the one that is waited for has come.
+
+        Args:
+            request: the number of the request whose reply it is; 0 for the next job.
+        """
+        jobs, replies = self._jobs, self._replies
+        with self._receiving:
+            while not (jobs if request == 0 else request in replies):
                 if self._is_read:
+                    self._num_waiting += 1
                     self._news.wait()
+                    self._num_waiting -= 1
                     continue
                 self._is_read = True
-                self._news.release()
+                self._receiving.release()
                 try:
                     frame = next(self._frames)
                 except (EOFError, OSError, BrokenFrame):
                     os._exit(LOST)  # this thread may be any
                 finally:
-                    self._news.acquire()
+                    self._receiving.acquire()
                     self._is_read = False
                 self._sort(frame)
-                self._news.notify_all()
-            return found
+                if self._num_waiting:
+                    self._news.notify_all()
+            return replies.pop(request) if request else jobs.popleft()
 
     def _sort(self, frame: Frame) -> None:
         kind = frame.fields["kind"]
@@ -135,7 +146,7 @@ class _ServerLink:
             if not self._job or job not in (None, self._job):
                 raise errors.Unavailable("models can be called while their call is answered")
             self._send(buffers or self._request(fields, self._job, number, arrays))
-        return self._wait(lambda: self._replies.pop(number, None))
+        return self._wait(number)
 
     @staticmethod
     def _request(

@@ -17,7 +17,7 @@ import numpy as np
 from serving.applications import MODELS, installed
 from serving.config import BatchingConfig, BatchingMode, Device, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound, ServingError
-from serving.model import acceptance, file_trial, repository, verdicts
+from serving.model import acceptance, file_trial, repository, trial, verdicts
 from serving.model.answers import find_answers, labels_of
 from serving.model.engine import OnnxEngine, open_engine
 from serving.model.loaded import LoadedModel
@@ -32,7 +32,6 @@ from serving.model.settings_file import read_settings
 from serving.model.signatures import find_signature, unaccepted
 from serving.model.time_limit import note_slow, within
 from serving.model.timing import find_rows, has_bounded_time
-from serving.model.trial import try_rows
 from serving.model.verdicts import Verdict, line_of
 from serving.model.version_labels import STABLE, read_labels
 from serving.model.wide import MANY_ROWS, gains, usual_feeds
@@ -296,13 +295,17 @@ def _load_version(
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size, verdict, limits.most_threads)
 
-        found = try_rows(
+        key = trial.key_of(source.key, engine.settings, engine.device, max_batch_size)
+        found = trial.try_rows(
             model.run,
             engine.tensors,
             max_batch_size,
             obstacle=verdict.obstacle,
             mode=settings.batching,
+            known=verdicts.kept(key),
         )
+        if found.verdict is not None:
+            verdicts.keep(key, found.verdict)
         engine.tensors = found.tensors
         line = f"{found.line}, {verdict.remark}" if verdict.remark else found.line
         return _timed(model, found.feeds, max_batch_size, line, limits.most_threads)

@@ -47,12 +47,17 @@ class Verdict:
         return asdict(self)
 
 
-@cache
 def rules_version() -> str:
     """Return a digest of the source of rules and check: a verdict holds as long as it is this."""
+    return sources_version(*_SOURCES)
+
+
+@cache
+def sources_version(*names: str) -> str:
+    """Return a digest of the source of files and folders of this package."""
     digest = hashlib.sha256()
     here = resources.files("serving")
-    for name in _SOURCES:
+    for name in names:
         part = here / name
         files = part.iterdir() if part.is_dir() else [part]
         for each in sorted(files, key=lambda file: file.name):

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,18 +19,27 @@ _FLOOR = 0.01
 """Share of a row's greatest number that counts as the magnitude of small ones."""
 NUM_QUIET = 5
 """Rows that are compared with themselves; of the loud ones only rounding would show."""
-_SCALES: tuple[Callable[[Array], Any], ...] = (
+_QUIET: tuple[Callable[[Array], Any], ...] = (
     lambda raw: raw / 127.5 - 1,
     lambda raw: (raw + 1.0) / 256,
     lambda raw: raw * 1.0,
     lambda raw: np.where(raw & 1, 1, -1) * 10.0 ** (raw / 64),
     lambda raw: raw * 0.0,
+)
+"""Values of one row each: from -1 to 1, from 0 to 1, from 0 to 255, of every magnitude as tables
+have, and 0."""
+_LOUD: tuple[Callable[[Array], Any], ...] = (
     lambda raw: np.where(raw & 1, 1e30, -1e30),
     lambda raw: np.where(raw & 1, np.inf, raw / 256),
     lambda raw: np.where(raw & 1, np.nan, raw / 256),
+    lambda raw: np.where(raw == raw.max(initial=0), 1e9, raw / 256),
+    lambda raw: np.where(raw & 1, 3e38, -3e38),
+    lambda raw: raw * 0.0 - np.inf,
+    lambda raw: raw * 1e4,
+    lambda raw: raw * 0.0 + np.nan,
+    lambda raw: np.where(raw & 1, 1e-38, -1e-38),
 )
-"""Values of one row each: from -1 to 1, from 0 to 1, from 0 to 255, of every magnitude as tables
-have, 0, and the loud ones."""
+"""Values of one loud row each: the first three for the first seed, the next for the next."""
 
 
 class Input(Protocol):
@@ -59,21 +69,55 @@ def draws(inputs: Sequence[Input], num_rows: int) -> Iterator[Feeds]:
         yield from draws_of_size(inputs, num_rows, {}, size)
 
 
+def further_draws(inputs: Sequence[Input], taken: Feeds, number: int) -> Iterator[Feeds]:
+    """Yield inputs like those that a model took, with other values and unlike sizes of open axes.
+
+    No axis is shorter than there: a pool whose window is longer than the axis ends the process.
+
+    Args:
+        inputs: the model's.
+        taken: inputs that it took, of `NUM_ROWS` rows.
+        number: how many to yield at most.
+    """
+    names = sorted({name for each in inputs for name in each.names[1:] if name})
+    least = max(
+        (
+            size
+            for each in inputs
+            for open_size, size in zip(each.shape[1:], taken[each.name].shape[1:], strict=True)
+            if open_size < 0
+        ),
+        default=1,
+    )
+    generator = random.Random(1)
+    for seed in range(1, number + 1):
+        longer = [least, least + 1, 2 * least, 3 * least] if seed % 2 else [least]
+        sizes = {name: generator.choice(longer) for name in names}
+        both = draws_of_size(inputs, NUM_ROWS, sizes, generator.choice(longer), seed)
+        yield from islice(both, seed % 4 == 0, 1 + (seed % 4 == 0))
+
+
 def draws_of_size(
-    inputs: Sequence[Input], num_rows: int, sizes: Mapping[str, int], size: int
+    inputs: Sequence[Input], num_rows: int, sizes: Mapping[str, int], size: int, seed: int = 0
 ) -> Iterator[Feeds]:
-    """Yield inputs whose open axes have these sizes by name, and one size where it has none."""
+    """Yield inputs whose open axes have these sizes by name, and one size where it has none.
+
+    Of a seed there are two: with rows of unlike values, of which those from `NUM_QUIET` on are
+    loud, and with rows that are all from 0 to 1.
+    """
     shapes = [_shape(each, num_rows, sizes, size) for each in inputs]
     if sum(map(math.prod, shapes)) > MAX_BYTES:
         return
-    generator = random.Random(0)  # numpy.random takes 5 ms to import
+    generator = random.Random(seed)  # numpy.random takes 5 ms to import
     for is_like in (False, True):
         raw = [
             np.frombuffer(generator.randbytes(math.prod(each)), np.uint8).reshape(each)
             for each in shapes
         ]
         yield {
-            tensor.name: np.asarray(_values(each, tensor.dtype, is_like=is_like), tensor.dtype)
+            tensor.name: np.asarray(
+                _values(each, tensor.dtype, None if is_like else seed), tensor.dtype
+            )
             for tensor, each in zip(inputs, raw, strict=True)
         }
 
@@ -88,15 +132,23 @@ def _shape(tensor: Input, num_rows: int, sizes: Mapping[str, int], size: int) ->
     )
 
 
-def _values(raw: Array, dtype: np.dtype, *, is_like: bool) -> Array:
+def _values(raw: Array, dtype: np.dtype, seed: int | None) -> Array:
     """Turn random bytes into rows of unlike sizes, the loud ones last, or all from 0 to 1.
 
     Integers are numbers that every vocabulary has, or 0 and 1, which masks take.
+
+    Args:
+        raw: the bytes.
+        dtype: the type of the values.
+        seed: which loud values; None for rows that are alike.
     """
+    is_like = seed is None
     if dtype.kind == "f":
         unit = (raw + 1.0) / 256
-        if not is_like and raw.ndim:
-            for number, scale in enumerate(_SCALES[: len(raw)]):
+        if seed is not None and raw.ndim:
+            first = seed * (NUM_ROWS - NUM_QUIET) % len(_LOUD)
+            loud = (*_LOUD[first:], *_LOUD[:first])
+            for number, scale in enumerate((*_QUIET, *loud)[: min(len(raw), NUM_ROWS)]):
                 unit[number] = scale(raw[number])
         with np.errstate(over="ignore"):
             return unit.astype(dtype)

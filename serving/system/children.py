@@ -45,7 +45,8 @@ class ProcessGroup:
     def _members(self) -> list[int]:
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
         known = self._groups
-        self._groups = {pid: known.get(pid) or _group_of(pid) for pid in pids}
+        # Those of the kernel's own are 0.
+        self._groups = {pid: known[pid] if pid in known else _group_of(pid) for pid in pids}
         return [pid for pid, group in self._groups.items() if group == self._leader]
 
 

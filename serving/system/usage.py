@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from serving.system.cores import memory_limit
 
-_PROC = Path("/proc/self")
+_PROC, _CPUINFO = Path("/proc/self"), Path("/proc/cpuinfo")
+_CPU_TEXT = 6 << 10
+"""Characters of /proc/cpuinfo that are about the first processor at least."""
 VIRTUAL, RESIDENT, SHARED, DATA = 0, 1, 2, 5
 """Sizes in /proc/self/statm."""
 
@@ -35,6 +37,18 @@ class Usage(NamedTuple):
 
         max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return cls(memory(RESIDENT), memory(VIRTUAL), num_files, max_files)
+
+
+def processor() -> str:
+    """Return the first processor's name and what it is able to do; "" without /proc."""
+    try:
+        with open(_CPUINFO, encoding="utf-8", errors="replace") as file:
+            lines = file.read(_CPU_TEXT).splitlines()
+    except OSError:
+        return ""
+    # "Features" on ARM.
+    wanted = ("model name", "flags", "Features")
+    return "\n".join(dict.fromkeys(each for each in lines[:-1] if each.startswith(wanted)))
 
 
 def memory(field: int) -> int:

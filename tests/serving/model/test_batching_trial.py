@@ -10,8 +10,12 @@ import onnx
 import pytest
 
 from serving import Model
+from serving.config import BatchingConfig
 from serving.errors import ModelError
+from serving.model import trial, verdicts
 from serving.model.trial import try_rows
+from serving.model.verdicts import Verdict
+from serving.system import usage
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.model.graphs import model, node, rows_model, save, two_layers, value
 from tests.support.fakes import TIMEOUT_S
@@ -209,7 +213,13 @@ class Counted:
 def test_dear_model_is_tried_in_few():
     model = Counted(row_s=0.5)
     assert model.find().tensors.is_batchable
-    assert [size for size, _ in model.shapes] == [1, 1, 2]
+    assert [size for size, _ in model.shapes] == [1, 1, 2, *[1, 2] * 3]
+
+
+def test_dearest_model_is_tried_in_no_more_than_six_seconds():
+    model = Counted(row_s=0.9)
+    assert model.find().tensors.is_batchable
+    assert [size for size, _ in model.shapes] == [1, 1, 2, *[1, 2]]
 
 
 def test_slow_model_is_run_once_and_never_corrupt():
@@ -222,7 +232,132 @@ def test_slow_model_is_run_once_and_never_corrupt():
 def test_other_sizes_are_tried_if_the_first_fails():
     model = Counted(row_s=1e-6, failing=(32, 8))
     assert model.find().tensors.is_batchable
-    assert {length for _, length in model.shapes} == {32, 8, 1}
+    assert {length for _, length in model.shapes[:5]} == {32, 8, 1}
+
+
+def test_cheap_model_is_tried_in_64_draws_of_several_sizes_and_none_shorter():
+    model = Counted(row_s=1e-6)
+    found = model.find()
+    assert found.verdict == Verdict(None)
+    first = max(at for at, (size, _) in enumerate(model.shapes) if size == 512)
+    assert sum(size > 1 for size, _ in model.shapes[first + 1 :]) == 63
+    assert {length for _, length in model.shapes} == {32, 33, 64, 96}
+
+
+def test_model_of_two_seconds_is_tried_in_fewer_draws():
+    model = Counted(row_s=0.01)
+    model.find()
+    batches = [size for size, _ in model.shapes if size > 1]
+    assert 4 <= len(batches) < 64
+
+
+@pytest.mark.parametrize("loud", [1e9, 1e4, -np.inf, 1e-38])
+def test_difference_beside_one_kind_of_loud_row_is_found(loud):
+    """The first draw has no such row."""
+
+    def run(feeds):
+        rows = feeds["x"]
+        with np.errstate(all="ignore"):
+            is_loud = (rows == np.float32(loud)).any() if loud != 1e4 else (rows > 1e6).any()
+            return [np.nan_to_num(rows).sum(axis=1, dtype=np.float32) * (2 if is_loud else 1)]
+
+    signature = TensorSignature(
+        (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1,)),), is_batchable=False
+    )
+    found = try_rows(run, signature, 8, lambda: 0.0)
+    assert "rows depend on the batch" in found.line
+    assert found.verdict == Verdict(found.line.removeprefix("batching off: "))
+
+
+def test_rows_that_the_model_refuses_are_no_evidence():
+    """A row of an infinite sum fails, alone and in a batch; the others agree."""
+
+    def run(feeds):
+        with np.errstate(all="ignore"):
+            if (feeds["x"] == -np.inf).all(axis=1).any():
+                raise ModelError
+            return [feeds["x"] * 2]
+
+    signature = TensorSignature(
+        (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 4)),), is_batchable=False
+    )
+    found = try_rows(run, signature, 8, lambda: 0.0)
+    assert found.tensors.is_batchable, found.line
+
+
+def test_batch_that_fails_in_a_later_draw_is_found():
+    def run(feeds):
+        with np.errstate(all="ignore"):
+            if len(feeds["x"]) > 1 and (feeds["x"] == -np.inf).all(axis=1).any():
+                raise ModelError
+            return [feeds["x"] * 2]
+
+    signature = TensorSignature(
+        (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 4)),), is_batchable=False
+    )
+    found = try_rows(run, signature, 8, lambda: 0.0)
+    assert re.fullmatch(r"batching off: a batch of \d rows fails", found.line)
+
+
+def test_known_trial_is_not_made_again():
+    model = Counted(row_s=1e-6)
+    known = Verdict(None)
+    found = try_rows(model.run, model.tensors, 512, lambda: 0.0, known=known)
+    assert model.shapes == [(1, 32)]
+    assert (found.tensors.is_batchable, found.verdict) == (True, None)
+    known = Verdict("rows depend on the batch: as it showed")
+    found = try_rows(model.run, model.tensors, 512, lambda: 0.0, known=known)
+    assert found.line == "batching off: rows depend on the batch: as it showed"
+    assert not found.tensors.is_batchable
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor\t: 0\nmodel name\t: A\nflags\t\t: avx2\n\nprocessor\t: 1\nmodel name\t: A\n",
+         "model name\t: A\nflags\t\t: avx2"),
+        ("processor\t: 0\nFeatures\t: fp asimd\nprocessor\t: 1\n", "Features\t: fp asimd"),
+    ],
+)  # fmt: skip
+def test_processor_is_the_first_ones_name_and_features(text, expected, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(usage, "_CPUINFO", tmp_path / "cpuinfo")
+    assert usage.processor() == expected
+    monkeypatch.setattr(usage, "_CPUINFO", tmp_path / "none")
+    assert usage.processor() == ""
+
+
+def test_slow_row_is_not_remembered():
+    """Another start may find an idle machine."""
+    assert Counted(row_s=30.0).find().verdict is None
+
+
+@pytest.mark.parametrize("change", [None, "threads", "batch", "optimizations", "processor"])
+def test_second_load_compares_nothing_unless_the_session_may_differ(change, tmp_path, monkeypatch):
+    monkeypatch.setenv(verdicts.VARIABLE, str(tmp_path / "verdicts"))
+    compared = []
+    right = trial._compare
+
+    def compare(*arguments):
+        compared.append(arguments)
+        return right(*arguments)
+
+    monkeypatch.setattr(trial, "_compare", compare)
+    path = save(two_layers(), tmp_path)
+    more: dict[str, Any] = {}
+    Model.load(path, device="cpu").close()
+    assert len(compared) == 1
+    if change == "threads":
+        more = {"threads": 2}
+    if change == "batch":
+        more = {"batching": BatchingConfig(max_batch_size=1000)}
+    if change == "optimizations":
+        monkeypatch.setattr(trial, "sources_version", lambda *_: "others are disabled")
+    if change == "processor":
+        monkeypatch.setattr(trial, "processor", lambda: "another")
+    with Model.load(path, device="cpu", **more) as loaded:
+        assert loaded.served.batching == "batching on: row independence proved"
+    assert len(compared) == 1 + (change is not None)
 
 
 def test_trials_end_where_each_takes_long():

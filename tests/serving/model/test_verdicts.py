@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +51,16 @@ def line_of(path):
         return loaded.served.batching
 
 
-@pytest.mark.parametrize("graph", [two_layers(), REFUSED], ids=["proved", "refused"])
-def test_verdict_is_kept_for_the_next_start(graph, tmp_path, folder, judged):
+@pytest.mark.parametrize(
+    ("graph", "num_files"), [(two_layers(), 2), (REFUSED, 1)], ids=["proved", "refused"]
+)
+def test_verdict_is_kept_for_the_next_start(graph, num_files, tmp_path, folder, judged):
+    """Of a graph that is proved, the trial's verdict is kept, too."""
     path = save(graph, tmp_path)
     lines = {line_of(path) for _ in range(3)}
     assert len(lines) == 1
     assert len(judged) == 1
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(folder.iterdir())) == num_files
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -74,13 +78,13 @@ def test_other_graph_rules_or_runtime_are_judged_anew(
         monkeypatch.setattr(runtime(), "__version__", "0.0")
     line_of(path)
     assert len(judged) == 2
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 4
 
 
 def test_version_of_the_rules_is_that_of_their_sources_alone(tmp_path, monkeypatch):
     shutil.copytree(Path(serving.__file__).parent, tmp_path / "serving")
     monkeypatch.setattr("serving.model.verdicts.resources.files", lambda _: tmp_path / "serving")
-    version = verdicts.rules_version.__wrapped__
+    version = partial(verdicts.sources_version.__wrapped__, *verdicts._SOURCES)
     first = version()
     assert first == verdicts.rules_version()
     for name, counts in (
@@ -102,12 +106,12 @@ def test_version_of_the_rules_is_that_of_their_sources_alone(tmp_path, monkeypat
 def test_damaged_file_is_ignored_and_replaced(damage, tmp_path, folder, judged):
     path = save(two_layers(), tmp_path)
     line_of(path)
-    (file,) = folder.iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(damage.replace(b"KEY", file.stem.encode()))
+    whole = {file: file.read_bytes() for file in folder.iterdir()}
+    for file in whole:
+        file.write_bytes(damage.replace(b"KEY", file.stem.encode()))
     assert line_of(path) == "batching on: row independence proved"
     assert len(judged) == 2
-    assert file.read_bytes() == whole
+    assert {file: file.read_bytes() for file in folder.iterdir()} == whole
 
 
 def test_file_of_another_user_and_a_link_are_ignored(tmp_path, folder, judged, monkeypatch):
