@@ -8,6 +8,7 @@ import json
 import random
 import re
 import struct
+from typing import Any
 
 import hpack
 import numpy as np
@@ -204,15 +205,16 @@ class GrpcCaller(Caller):
         self.stream += 2
         self.received = b""
         block = self.encoder.encode(fields)
-        frames = [HeadersFrame(self.stream, block, flags=["END_HEADERS"])]
-        frames += [DataFrame(self.stream, part) for part in parts]
-        frames[-1].flags.add("END_STREAM")
+        data = [DataFrame(self.stream, part) for part in parts]
+        data[-1].flags.add("END_STREAM")
+        frames = [HeadersFrame(self.stream, block, flags=["END_HEADERS"]), *data]
         self.send(b"".join(each.serialize() for each in frames))
         is_over = self.read()
         return self._events(), is_over
 
     def _events(self):
-        found, data = [], self.received
+        found: list[Any] = []
+        data = self.received
         while data:
             size, kind = int.from_bytes(data[:3], "big"), data[3]
             payload, data = data[9 : 9 + size], data[9 + size :]
