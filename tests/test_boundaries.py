@@ -26,6 +26,7 @@ HEAVY = {
 
 NEEDLESS = {
     "grpc", "grpc_reflection", "multiprocessing", "numpy.random", "uvicorn", "logging.config",
+    "google.protobuf.descriptor_pb2",
     "h11", "orjson", "python_multipart", "serving.http1", "serving.http_api",
     "serving.transports.http_port", "serving.client", "serving.cli.infer", "serving.cli.info",
     "serving.cli.health", "serving.model.judging", "serving.proof.walk", "serving.proof.check",

@@ -17,7 +17,7 @@ Bodies and functions run inside their nodes, of which the outputs are compared.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -27,6 +27,7 @@ from serving.proof import drawn_inputs
 from serving.proof.arrays import Array, Feeds
 from serving.proof.onnx_file import Message, ModelProto, operator_of
 from serving.proof.sizes import ROWS, Size
+from serving.proof.table import is_pointwise
 from serving.proof.values import Mixes, Value
 from serving.proof.walk import Proof
 
@@ -34,6 +35,8 @@ _N = ROWS.name or ""
 REFERENCE = (0, 2, 3)
 """Rows of a draw: the batch that all other runs are compared with, and the last of them alone; the
 middle one would stay where it is if rows were reversed."""
+_PAIR = (0, 3)
+"""The reference where there is not room for all tensors: a batch of two, of the same kind."""
 _ALONE = (3,)
 _OTHERS = (0, 5, 3), (0, 7, 3), (0, 6, 3), (3, 0), (1, 0, 4, 2, 3), (0,), (2,)
 """Further runs, of the likeliest contradictions first: others beside the same rows (5 is of 1e30, 7
@@ -43,9 +46,9 @@ _TOLERANCES = {2: 1e-2, 4: 1e-4, 8: 1e-6}
 another order; a float64 may be made of a float32, and then its node decides."""
 _SHARE, _LEAST_S = 0.5, 0.1
 """Processor time for further runs: a share of what the session takes to build, or a little."""
-_PIECES_S = 4.0
-"""Processor time for a batch and a row of each piece, if there is not room for all tensors."""
-MAX_BYTES = 512 << 20
+_PIECES_S = 1.0
+"""Processor time after which no further piece begins, if there is not room for all tensors."""
+MAX_BYTES = 768 << 20
 """The most that the tensors take which are compared at a time: of ResNet50 all at once."""
 _MAX_DRAWS = 4
 """Draws that are compared: of a size two, and two of others."""
@@ -226,10 +229,15 @@ class Check:
         compared: set[str] = set()
         pieces_end_s = self._clock() + _PIECES_S
         known: dict[str, int] = {}  # unknown sizes that rows don't decide: the same in each run
-        for names in self._pieces(feeds):
+        rows_of_reference: Sequence[int] = REFERENCE
+        pieces = list(self._pieces(self._names, feeds, REFERENCE))
+        if len(pieces) > 1:
+            rows_of_reference = _PAIR
+            pieces = list(self._pieces(self._in_order(), feeds, _PAIR))
+        for names in pieces:
             if compared and self._clock() > pieces_end_s:
                 break
-            reference = self._try(names, feeds, REFERENCE)
+            reference = self._try(names, feeds, rows_of_reference)
             if reference is None:
                 continue
             self._require_sizes(reference, known)
@@ -241,7 +249,7 @@ class Check:
             compared.update(names)
             del alone
             held = sum(each.nbytes for each in reference.tensors.values())
-            most = (self._max_bytes - held) * len(REFERENCE) // max(1, held)
+            most = (self._max_bytes - held) * len(reference.rows) // max(1, held)
             for rows in _OTHERS:
                 if len(rows) > most or self._clock() > end_s:
                     continue
@@ -251,12 +259,27 @@ class Check:
                     self._require_equal(reference, other)
         return compared
 
-    def _pieces(self, feeds: Feeds) -> Iterator[list[str]]:
-        """Yield the tensors in pieces that there is room for in a batch and a row."""
+    def _in_order(self) -> list[str]:
+        """Return the tensors, those inside that are computed element by element last.
+
+        Their rank and sizes are those of their inputs, and a row that they mix shows in what
+        reads them.
+        """
+        outputs = {each.name for each in self._model.graph.output}
+
+        def is_last(name: str) -> bool:
+            return name not in outputs and is_pointwise(operator_of(self._nodes[name]))
+
+        return sorted(self._names, key=is_last)
+
+    def _pieces(
+        self, names: Iterable[str], feeds: Feeds, rows: Sequence[int]
+    ) -> Iterator[list[str]]:
+        """Yield tensors in pieces that there is room for in a batch of these rows and a row."""
         sizes = self._sizes(drawn_inputs.take(feeds, _ALONE))
         piece: list[str] = []
-        left = most = self._max_bytes // (len(REFERENCE) + len(_ALONE))
-        for name in self._names:
+        left = most = self._max_bytes // (len(rows) + len(_ALONE))
+        for name in names:
             # What one row takes, as the proof says it; unknown sizes count as 1.
             axes = [each.at(sizes) or 1 for each in self._proof.values[name].shape]
             num_bytes = self._item_bytes[name] * math.prod(axes)
@@ -353,7 +376,8 @@ class Check:
         if wanted is None or found is None:
             return None
         is_beside = len(run.rows) == len(reference.rows)
-        places = [(REFERENCE.index(row), at) for at, row in enumerate(run.rows) if row in REFERENCE]
+        known = list(reference.rows)
+        places = [(known.index(row), at) for at, row in enumerate(run.rows) if row in known]
         places = [(first, at) for first, at in places if first == at or not is_beside]
         return wanted[[first for first, _ in places]], found[[at for _, at in places]]
 
@@ -367,7 +391,10 @@ class Check:
         used = [each for each in weights if each.name in names]
         names = [each for each in names if each not in {weight.name for weight in used}]
         inner = [each for each in names if each in self._nodes]
-        first = {**reference.feeds, **self._run(inner, reference.feeds, range(3)).tensors}
+        first = {
+            **reference.feeds,
+            **self._run(inner, reference.feeds, range(len(reference.rows))).tensors,
+        }
         other = {**run.feeds, **self._run(inner, run.feeds, range(len(run.rows))).tensors}
         feeds: dict[str, Array] = {}
         for each in names:
@@ -379,8 +406,8 @@ class Check:
                     return False
                 found = found.copy()
                 for at, row in enumerate(run.rows):
-                    if row in REFERENCE:
-                        found[at] = wanted[REFERENCE.index(row)]
+                    if row in reference.rows:
+                        found[at] = wanted[reference.rows.index(row)]
                 feeds[each] = _joined(found, value.axis or 0, other[each].shape)
         try:
             array = self._run_node(node, name, used, feeds)

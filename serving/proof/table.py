@@ -97,6 +97,12 @@ def outputs_of(node: Node) -> list[Value]:
     return [numbered(node, outputs[0]), *outputs[1:]]
 
 
+def is_pointwise(operator: str) -> bool:
+    """Return whether each element of an operator's output depends on those at its own place."""
+    row = TABLE.get(operator)
+    return row is not None and row.rule in (rules.like_first, rules.pointwise)
+
+
 def _require_covered(row: Row, node: Node) -> None:
     for name, attribute in node.attributes.items():
         if name not in row.covered:

@@ -274,6 +274,23 @@ def test_pieces_that_there_is_no_time_for_are_counted():
     assert 0 < found.num_omitted < 4
 
 
+def test_tensors_that_are_not_element_by_element_come_first_where_room_and_time_are_short():
+    seen = []
+
+    class Seen(UnchangedSession):
+        def run(self, names, feeds):
+            seen.append((names, len(feeds["x"])))
+            return super().run(names, feeds)
+
+    now_s = iter(range(1_000_000))
+    body = "a = Neg(x); b = Transpose(a); c = Neg(b); d = Transpose(c); y = Neg(d)"
+    found = checked(
+        graph(body), session=Seen, clock=lambda: float(next(now_s)), max_bytes=3 * 3 * 16
+    )
+    assert seen == [(["b", "d", "y"], 2), (["b", "d", "y"], 1)]
+    assert (found.num_tensors, found.num_omitted) == (3, 2)
+
+
 @pytest.mark.parametrize(("x", "num_draws"), [("float[N,4] x", 2), ("float[N,L] x", 4)])
 def test_draws_of_several_sizes_are_compared_where_axes_are_open(x, num_draws):
     """Each with three rows, the last of them alone, and seven other batches."""
