@@ -137,6 +137,6 @@ class KnownRequest(NamedTuple):
         if not data.startswith(before) or not data.startswith(after, at):
             return None
         length, body = data[len(before) : at], data[at + len(after) :]
-        if not length.isdigit() or int(length) != len(body):
+        if length != b"%d" % len(body):  # one with zeros before it may be too long: h11 decides
             return None
         return read(place, body)

@@ -313,6 +313,20 @@ def compare_grpc(world, draw, number):
     return answered
 
 
+@pytest.mark.parametrize("zeros", [0, 1, 16, 17, 30, 5_000])
+def test_length_with_zeros_before_it_is_read_as_on_a_new_connection(world, zeros, generator):
+    kind = KINDS[0]
+    (first, length, *lines), body = kind.request(generator)
+    length = length.replace(b": ", b": " + b"0" * zeros)
+    data = b"\r\n".join([first, length, *lines, b"", body])
+    callers = HttpCaller(world), known_caller(world, kind, generator)
+    new, known = [caller.outcome(data) for caller in callers]
+    for caller in callers:
+        caller.leave()
+    assert new == known
+    assert new[0].startswith(b"HTTP/1.1 200 " if zeros <= 17 else b"HTTP/1.1 400 ")
+
+
 COMPARED = [compare_http, compare_grpc]
 
 
