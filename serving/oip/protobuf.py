@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from serving.batching.run import text_bytes
-from serving.errors import InvalidRequest
 from serving.http2 import Pieces, Written
 from serving.http2.pieces import Buffer
 from serving.oip import inference_pb
@@ -29,24 +28,25 @@ def read(message: bytes) -> tuple[Any, Sent]:
     """Read a ModelInferRequest; return also the message.
 
     Raises:
-        InvalidRequest: it is none, or has raw and typed contents.
+        InvalidRequest: it is none.
     """
     request = parse(ModelInferRequest, message)
     return request, sent_in(request)
 
 
 def sent_in(request: Any) -> Sent:
-    """Return what a ModelInferRequest says; see `read`."""
+    """Return what a ModelInferRequest says."""
     inputs, raw = request.inputs, request.raw_input_contents
     is_raw = len(raw) > 0 or not inputs
-    if is_raw:
-        if len(raw) != len(inputs):
-            raise InvalidRequest(f"expected {len(inputs)} raw_input_contents, got {len(raw)}")
-        for tensor in inputs:
-            if tensor.HasField("contents"):
-                raise InvalidRequest("expected contents or raw_input_contents, got both")
     parameters = parameters_of(request.parameters) if request.parameters else NO_PARAMETERS
-    return Sent(inputs, raw if is_raw else inputs, request.outputs, request.id, parameters, is_raw)
+    values = raw if is_raw else inputs
+    sent = Sent(inputs, values, request.outputs, request.id, parameters, is_raw)
+    if is_raw and len(raw) != len(inputs):
+        text = f"expected {len(inputs)} raw_input_contents, got {len(raw)}"
+        return sent._replace(values=(), fault=text)
+    if is_raw and any(each.HasField("contents") for each in inputs):
+        return sent._replace(fault="expected contents or raw_input_contents, got both")
+    return sent
 
 
 def message_of(answer: InferAnswer) -> Any:

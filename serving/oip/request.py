@@ -90,6 +90,8 @@ class Sent(NamedTuple):
     """Whether outputs are wanted as bytes, not as values in a text or a list."""
     named: Mapping[str, bool] = NO_PARAMETERS
     """The same of single outputs, by their names."""
+    fault: str = ""
+    """Why there are no values; a refusal that names it comes after those of names and shapes."""
 
 
 class InferRequest(NamedTuple):
@@ -151,6 +153,8 @@ def understand(
     ]
     num_rows = _num_rows(shapes, max_rows) if signature.is_batchable else 1
     outputs = _outputs(sent.outputs, signature.outputs)
+    if sent.fault:
+        raise InvalidRequest(sent.fault)
     values = [sent.values[at] for at in order]
     rows: bytes | tuple[Array, ...]
     if signature.row_bytes:

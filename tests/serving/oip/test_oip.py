@@ -105,6 +105,23 @@ def test_unknown_model_or_version_is_not_found(peer, fields, text):
     assert not peer.call("ModelReady", **question).ready
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"raw_input_contents": [b"", b""]},
+     {"inputs": [TENSOR | {"contents": {"uint_contents": [0] * 784}}]}],
+)  # fmt: skip
+def test_request_of_wrong_contents_is_counted_as_its_model_s(peer, wrong):
+    def num_failed():
+        (found,) = peer.call("ModelStatistics", name="digits").model_stats
+        return found.inference_stats.fail.count
+
+    before = num_failed()
+    code, _ = status_of(lambda: peer.infer(raw_request(IMAGE, **wrong)))
+    assert (code, num_failed() - before) == (grpc.StatusCode.INVALID_ARGUMENT, 1)
+    code, text = status_of(lambda: peer.infer(raw_request(IMAGE, model_name="x", **wrong)))
+    assert (code, text) == (grpc.StatusCode.NOT_FOUND, "no model 'x': this server serves 'digits'")
+
+
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelReady", "ModelMetadata", "RepositoryIndex"])
 def test_malformed_message_is_refused(peer, method):
     expected = f"expected an inference.{method}Request, got 3 bytes that are none"
