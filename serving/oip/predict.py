@@ -39,7 +39,7 @@ def read(body: bytes, inputs: list[tuple[str, str]], base64: frozenset[str] = NO
         item = {"name": name, "datatype": datatype, "data": columns[name]}
         item["shape"] = rest.shape_of(columns[name])
         rest.read_input(item, b"", 0, base64, sent, values)
-    return Sent(sent, values)
+    return Sent(sent, rest.without_many_texts(values))
 
 
 def write(answer: InferAnswer) -> bytes:

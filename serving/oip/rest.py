@@ -31,7 +31,7 @@ from serving.oip.request import (
     SentOutput,
     check_others,
 )
-from serving.oip.values import quoted, to_raw
+from serving.oip.values import MAX_STRINGS, quoted, to_raw
 from serving.protocols.known import Place
 from serving.tensors import DTYPES, Array, Tensor, finite
 
@@ -93,10 +93,23 @@ def read(body: bytes, json_bytes: int | None = None, base64: frozenset[str] = NO
         name, own = _name(item), _checked_parameters(item)
         outputs.append(SentOutput(name, own))
         named[name] = _flag(own, "binary_data", default=as_bytes)
+    values = without_many_texts(values)
     sent = Sent(inputs, values, outputs, identifier, parameters, as_bytes, named)
     if len(text) > _FEW_BYTES:
         check_others(_num_other_bytes(sent))
     return sent
+
+
+def without_many_texts(values: list[Any]) -> list[Any]:
+    """Return the values of a request's inputs; as bytes, where they are more texts than any may be.
+
+    `understand` refuses these. Until then each object would cost its process time and memory: a
+    million, from another process, 0.1 s in which no other call is answered.
+    """
+    texts = [each for each in values if isinstance(each, np.ndarray) and each.dtype == object]
+    if sum(map(len, texts)) <= MAX_STRINGS:
+        return values
+    return [to_raw(each) if isinstance(each, np.ndarray) else each for each in values]
 
 
 def _num_other_bytes(sent: Sent) -> int:

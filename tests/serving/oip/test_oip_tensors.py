@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from serving.errors import InvalidRequest
-from serving.oip import protobuf, rest
+from serving.errors import InvalidRequest, TooLarge
+from serving.oip import predict, protobuf, rest
 from serving.oip.inference_pb import ModelInferRequest
 from serving.oip.large_messages import as_raw, id_of, is_slow
 from serving.oip.request import InferAnswer, InferRequest, Sent, understand
-from serving.oip.values import CONTENTS, from_raw, to_raw, to_typed
+from serving.oip.values import CONTENTS, MAX_STRINGS, from_raw, to_raw, to_typed
 from serving.protocols import parse, varint
 from serving.tensors import DTYPES, Tensor, TensorSignature
 
@@ -287,6 +287,49 @@ def test_bad_tensors_are_refused(path, value, text):
     with pytest.raises(InvalidRequest) as refused:
         decoded(changed(path, value).SerializeToString(), PAIR)
     assert str(refused.value) == text
+
+
+@pytest.mark.parametrize("raw", [[b""], [b"", b"", b""]])
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("name", "x", "expected inputs 'in0', 'in1', got 'in1', 'x'"),
+        ("shape", [1, 3], "expected in0 FP32 [N, 2], got FP32 [1, 3]"),
+    ],
+)
+def test_names_and_shapes_are_compared_before_raw_contents_are_counted(raw, path, value, text):
+    request = changed(path, value)
+    del request.raw_input_contents[:]
+    request.raw_input_contents.extend(raw)
+    with pytest.raises(InvalidRequest) as refused:
+        understood(request, PAIR)
+    assert str(refused.value) == text
+
+
+def json_of(numbers):
+    inputs = [{"name": f"in{at}", "datatype": "BYTES", "shape": [number], "data": ["ab"] * number}
+              for at, number in enumerate(numbers)]  # fmt: skip
+    return rest.read(json.dumps({"inputs": inputs}).encode())
+
+
+def instances_of(numbers):
+    names = [f"in{at}" for at in range(len(numbers))]
+    body = {"instances": [dict.fromkeys(names, "ab")] * min(numbers)}
+    return predict.read(json.dumps(body).encode(), [(name, "BYTES") for name in names])
+
+
+@pytest.mark.parametrize("read", [json_of, instances_of])
+def test_more_texts_than_a_request_may_have_come_as_bytes_and_are_refused(read):
+    two = echo_of("BYTES", "BYTES", shape=(-1,))
+    few = read([MAX_STRINGS // 2] * 2)
+    assert [each.dtype for each in few.values] == [object, object]
+    understand(few, "echo", two, MAX_STRINGS)
+    many = read([MAX_STRINGS // 2 + 1] * 2)
+    assert [type(each) for each in many.values] == [bytes, bytes]
+    with pytest.raises(InvalidRequest, match="expected at most 65536 BYTES in a request, got more"):
+        understand(many, "echo", two, MAX_STRINGS)
+    with pytest.raises(TooLarge, match="expected at most 8 rows in a request, got 32769"):
+        understand(many, "echo", two, MAX_ROWS)
 
 
 @pytest.mark.parametrize(
