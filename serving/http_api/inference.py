@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.batching.run import answer_bytes
 from serving.errors import InvalidRequest, ModelError, Unsupported
 from serving.http1.requests import Headers
 from serving.http2 import Pieces, Written
@@ -404,7 +405,7 @@ def _has_long_texts(answer: InferAnswer) -> bool:
 async def _write(call: Exchange, write: Callable[[InferAnswer], Any], answer: InferAnswer) -> Any:
     """Write an answer, in a process if much of it is JSON."""
     forms = zip(answer.arrays, answer.request.as_bytes, strict=True)
-    size = sum([each.nbytes for each, as_bytes in forms if not as_bytes])
+    size = sum([answer_bytes(each) for each, as_bytes in forms if not as_bytes])
     return await call.work(write, answer, size=size, few_bytes=_INLINE_OUTPUT_BYTES)
 
 

@@ -10,13 +10,15 @@ import onnx
 import pytest
 from onnx import parser
 
-from serving import Client
+from serving import Client, Model
 from serving.http2 import Pieces, Written
 from serving.oip.long_values import raw_part
 from serving.oip.rest import Unwritten, write_texts
 from serving.tensors import Tensor
+from serving.transports.calls import LoopCall
 from serving.transports.http_port import HttpEngine
 from tests.serving.http.peer import Reply
+from tests.support import world
 from tests.support.servers import running_server
 
 MIB = 1 << 20
@@ -235,3 +237,30 @@ def test_texts_are_written_part_by_part():
     assert len(pieces) == size + 2
     assert bytes(pieces) == b"<" + raw_texts(TEXTS) + b">"
     assert pieces.take(5) == b"<" + raw_texts(TEXTS)[:4]
+
+
+@pytest.mark.parametrize("path", ["v2/models/echo/infer", "v1/models/echo:predict"])
+def test_texts_of_an_answer_that_is_written_elsewhere_count_by_their_length(
+    path, tmp_path, monkeypatch
+):
+    sizes: dict[str, int] = {}
+
+    async def work(call, function, *args, size, few_bytes):
+        sizes[function.__name__] = size
+        return function(*args)
+
+    monkeypatch.setattr(LoopCall, "work", work)
+    onnx.save(parser.parse_model(ECHO), tmp_path / "echo.onnx")
+    made = world.World(tmp_path, {"echo": Model.load(tmp_path / "echo.onnx").served})
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [2], "data": ["x" * 50_000, "ä" * 10_000]}
+    body = json.dumps({"inputs": [tensor], "instances": tensor["data"]}).encode()
+    caller = world.Caller(made, made.web)
+    head = f"POST /{path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n"
+    data = head.encode() + body
+    for at in range(0, len(data), 1 << 14):  # as much as the socket holds before it is read
+        caller.send(data[at : at + (1 << 14)])
+    caller.read()
+    caller.leave()
+    made.close()
+    assert caller.received.startswith(b"HTTP/1.1 200 ")
+    assert sizes["write"] >= 70_000
