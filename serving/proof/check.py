@@ -229,7 +229,7 @@ class Check:
         compared: set[str] = set()
         pieces_end_s = self._clock() + _PIECES_S
         known: dict[str, int] = {}  # unknown sizes that rows don't decide: the same in each run
-        rows_of_reference = REFERENCE
+        rows_of_reference: Sequence[int] = REFERENCE
         pieces = list(self._pieces(self._names, feeds, REFERENCE))
         if len(pieces) > 1:
             rows_of_reference = _PAIR
