@@ -79,7 +79,7 @@ test: $(INSTALLED)  ## run the test suite (no GPU needed; 6 minutes on two idle 
 	$(RUN) -m pytest -q -n 3 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take more than four seconds each
-	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow tests/docs tests/programs tests/serving tests/training tests/test_*.py
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow tests/docs tests/http2 tests/programs tests/proof tests/serving tests/training tests/test_*.py
 
 mutants: $(INSTALLED) .venv-mutants/.installed  ## change NUMBER=... places in a copy of the code; which changes do tests notice?
 	.venv-mutants/bin/python -m tests.mutation --seed $(SEED) --number $(NUMBER)

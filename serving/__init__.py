@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.handlers.kinds import Text as Text
     from serving.launch import Server as Server
     from serving.launch import serve as serve
+    from serving.publishing.models import publish as publish
     from serving.tensors import ModelInfo as ModelInfo
     from serving.tensors import Outputs as Outputs
     from serving.tensors import Tensor as Tensor
@@ -58,6 +59,7 @@ _NAMES = {
     "handlers.handler": "Handler",
     "handlers.kinds": "Array Bytes Json Picture Text",
     "launch": "Server serve",
+    "publishing.models": "publish",
     "tensors": "ModelInfo Outputs Tensor",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

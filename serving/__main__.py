@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 
 from serving.cli.commands import COMMANDS, parser, parser_of
-from serving.cli.doors import DOORS, open_door
+from serving.cli.doors import DOORS, NOT_HERE, open_door
 from serving.commandline import installation
 from serving.commandline.parser import Parser, blame
 from serving.commandline.terminal import escape
@@ -51,7 +51,7 @@ def _open(name: str, words: list[str]) -> int:
     except ModuleNotFoundError as err:
         if (err.name or "") not in DOORS[name].module:  # not for want of the program
             raise
-        return _fail(f"{name} is not installed here: `pip install .` in the checkout has it", 2)
+        return _fail(NOT_HERE.format(name), 2)
 
 
 def _parser(command: str) -> Parser:

@@ -26,6 +26,7 @@ HEAVY = {
 
 NEEDLESS = {
     "grpc", "grpc_reflection", "multiprocessing", "numpy.random", "uvicorn", "logging.config",
+    "google.protobuf.descriptor_pb2",
     "h11", "orjson", "python_multipart", "serving.http1", "serving.http_api",
     "serving.transports.http_port", "serving.client", "serving.cli.infer", "serving.cli.info",
     "serving.cli.health", "serving.model.judging", "serving.proof.walk", "serving.proof.check",
@@ -238,8 +239,11 @@ def test_training_and_serving_never_import_each_other():
             assert not strangers, path
 
 
-COMMON = ("serving.commandline", "serving.model.verdicts", "serving.model.judging")
-"""Shared: the parser of commands, how the project is installed; the verdict on a graph's rows."""
+COMMON = (
+    "serving.commandline", "serving.model.verdicts", "serving.model.judging", "serving.publishing",
+)  # fmt: skip
+"""Shared: the parser of commands, how the project is installed; the verdict on a graph's rows; the
+writer of versions."""
 PICTURES = ("serving.errors",)
 
 
@@ -254,8 +258,8 @@ ORDER = {
     "serving": """
         errors proof commandline tensors json_values applications config system http1
         http2 security model.preprocessing pictures telemetry.metrics model
-        batching handlers catalog embedded router oip.inference_pb protocols oip telemetry
-        transports http_api client server cli __main__ launch __init__
+        publishing batching handlers catalog embedded router oip.inference_pb protocols oip
+        telemetry transports http_api client server cli __main__ launch publishing.models __init__
     """,
     "digit_classifier": """
         predictions normalizer pictures handler wire methods http remote local async_local
@@ -264,7 +268,7 @@ ORDER = {
     """,
     "digit_scoring": "files columns source output answers local ray command __init__",
     "training": """
-        errors config cli files tables runs data fitting export page report comparison __main__
+        errors config cli tables runs data fitting export page report comparison __main__
         __init__
     """,
     "benchmarks": """
@@ -362,6 +366,7 @@ def test_public_names_are_these():
         "Server",
         "Tensor",
         "Text",
+        "publish",
         "serve",
     }
     assert dir(serving) == sorted([*serving.__all__, "__version__"])

@@ -1,8 +1,11 @@
 """The command line: get the data, label pictures, train, export, report."""
 
 import argparse
+import io
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from serving.commandline import installation
 from serving.commandline.terminal import escape
@@ -37,13 +40,46 @@ def main(argv: list[str] | None = None, program: str = cli.PROGRAM) -> int:
         COMMANDS[arguments.command](arguments)
         return 0
     except ModuleNotFoundError as err:
-        return _fail(program, installation.advice(err, dict.fromkeys(EXTRA, "train")), 2)
+        return _fail(program, advice(err), 2)
     except TrainingError as err:
         return _fail(program, str(err), err.exit_code)
     except OSError as err:
         return _fail(program, str(err), TrainingError.exit_code)
     except KeyboardInterrupt as err:
         return _fail(program, ": ".join(("interrupted", *err.args)), TrainingError.exit_code)
+
+
+def publish(model: Any, name: str, models: Path, *, is_new_signature: bool) -> Path:
+    """Convert a Keras model, compare it with Keras, and publish it as the next version.
+
+    Args:
+        model: a Keras model, or the path of its file.
+        name: the model's, in the repository.
+        models: the repository.
+        is_new_signature: whether its inputs and outputs may differ from the newest version's.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        ModuleNotFoundError: a package of the extra is not installed.
+        TrainingError: it is not published; see `training.export.keras_model.export`.
+    """
+    installation.require(*EXTRA)
+    cli.import_tensorflow(cache_dir().parent)
+    from training.export import any_model, keras_model  # late, as all that imports TensorFlow
+    from training.export.any_model import Naming
+
+    naming = Naming(is_new_signature=is_new_signature)
+    with redirect_stdout(io.StringIO()):  # a function prints nothing
+        if isinstance(model, Path):
+            return keras_model.export(model, None, models, name, naming=naming)
+        return any_model.export(model, None, models / name, None, naming)
+
+
+def advice(error: ImportError) -> str:
+    """Return the line about a package of the extra that is not installed."""
+    return installation.advice(error, dict.fromkeys(EXTRA, "train"))
 
 
 def _data(arguments: argparse.Namespace) -> None:

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from serving.publishing.files import write_atomically
 from training import runs
-from training.files import write_atomically
 from training.page import (
     INK,
     MUTED,

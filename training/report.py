@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from serving.publishing.files import write_atomically
 from training.data import augmentation
 from training.data.mnist import SIDE, Images, Labels, Mnist, as_pixels
-from training.files import write_atomically
 from training.fitting.artifacts import load_json, load_model, recipe_of
 from training.fitting.evaluation import Probabilities, probabilities, reliability_bins
 from training.page import (

@@ -20,9 +20,9 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
+from serving.publishing.files import write_atomically
 from training.config import Recipe
 from training.errors import ResumeError, UnusableInput
-from training.files import write_atomically
 
 CHECKPOINT = "checkpoint.npz"
 METRICS, HISTORY = "metrics.json", "history.json"

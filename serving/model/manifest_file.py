@@ -15,7 +15,9 @@ from serving.model.preprocessing import of_signature
 from serving.model.verdicts import Verdict, rules_version, verdict_of
 from serving.tensors import Probabilities, Signature
 
-_GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
+FORMAT = 1
+GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabilities"}
+"""The golden answers of each variant."""
 _MAX_TEXT = 100
 """Characters of a name, which is part of every answer to GetModel and of log lines."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -55,8 +57,8 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def _manifest_of(document: dict[str, Any]) -> Manifest:
-    if document["format"] != 1:
-        raise ValueError(f"format 1 expected, got {document['format']!r}")
+    if document["format"] != FORMAT:
+        raise ValueError(f"format {FORMAT} expected, got {document['format']!r}")
     golden = document["golden"]
     unknown = _unknown_fields(document)
     signature = Signature.of(document["signature"])
@@ -70,7 +72,7 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         digests={name: _digest(document["files"], name) for name in document["files"]},
         golden_images=golden_images,
         golden_probabilities={
-            precision: _probabilities(golden[_GOLDEN[precision]], shape)
+            precision: _probabilities(golden[GOLDEN[precision]], shape)
             for precision, file_name in FILES.items()
             if file_name in document["files"]
         },

@@ -250,16 +250,25 @@ def named_models(config: ModelConfig, root: Path) -> dict[str, Path]:
     if names is None and not paths:
         raise none_in(root)
     for file in config.files:
-        if (advice := _OF_OTHERS.get(file.suffix.lower())) is not None:
-            raise ConfigurationError(f"{file}: expected an ONNX file: {advice.format(file=file)}")
-        if file.is_file() and not is_file(file):
-            raise ConfigurationError(NO_ONNX_FILE.format(file))
+        require_onnx(file)
         _add(paths, _safe(file.stem if is_file(file) else file.absolute().name), only_file(file))
     if config.served_name is None:
         return paths
     if len(paths) > 1:
         raise ConfigurationError(f"served_name is for one model, not for {', '.join(paths)}")
     return dict.fromkeys([config.served_name], *paths.values())
+
+
+def require_onnx(file: Path) -> None:
+    """Refuse a file of another kind by its name.
+
+    Raises:
+        ConfigurationError: it is one; the text says how it becomes ONNX, where that is known.
+    """
+    if (advice := _OF_OTHERS.get(file.suffix.lower())) is not None:
+        raise ConfigurationError(f"{file}: expected an ONNX file: {advice.format(file=file)}")
+    if file.is_file() and not is_file(file):
+        raise ConfigurationError(NO_ONNX_FILE.format(file))
 
 
 def _safe(name: str) -> str:

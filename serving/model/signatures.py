@@ -158,6 +158,23 @@ def unaccepted(
     return reasons
 
 
+def newest_accepted(
+    model_dir: Path, versions: Sequence[str], read: Callable[[str], GraphSignature | None]
+) -> tuple[str, GraphSignature] | None:
+    """Return the newest version that is served by itself, and its signature; None without one.
+
+    Args:
+        model_dir: the model's folder.
+        versions: all that are there.
+        read: as for `unaccepted`.
+    """
+    reasons = unaccepted(model_dir, versions, read)
+    for version in sorted(versions, key=int, reverse=True):
+        if version not in reasons and (signature := read(version)) is not None:
+            return version, signature
+    return None
+
+
 def find_signature(
     model_dir: Path, version: str, precision: Precision = "fp32", file_name: str | None = None
 ) -> GraphSignature | None:
@@ -178,7 +195,7 @@ def read_signature(
     path = repository.file_of(model_dir / version, precision, file_name)
     with open_regular(path, repository.MAX_BYTES) as file:
         size = os.fstat(file.fileno()).st_size
-        inputs, outputs = _read_graph(file, size)
+        inputs, outputs = read_graph(file, size)
     images = ""
     # A malformed manifest is refused when the version is loaded.
     with suppress(FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
@@ -188,7 +205,12 @@ def read_signature(
     return GraphSignature(inputs, outputs, images)
 
 
-def _read_graph(file: BinaryIO, size: int) -> tuple[Side, Side]:
+def read_graph(file: BinaryIO, size: int) -> tuple[Side, Side]:
+    """Read the inputs and outputs of an ONNX file of so many bytes.
+
+    Raises:
+        ValueError: it is none, or they are too long.
+    """
     constants, sides = set[str](), {_INPUT: Side(), _OUTPUT: Side()}
     fields, left = Fields(file), _MAX_READ_BYTES
     for field, begin, end in fields.of(0, size):

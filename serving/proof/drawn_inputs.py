@@ -178,10 +178,10 @@ def is_near(wanted: Array, answer: Array, most: float) -> bool:
         most: above 0.
     """
     others = tuple(range(1, wanted.ndim))
-    with np.errstate(all="ignore"):  # infinity less infinity is NaN
+    with np.errstate(all="ignore"):  # infinity less infinity is NaN, and so is 0 times infinity
         greatest = np.abs(answer - wanted).max(axis=others, initial=0.0)
-    # Half, since these numbers are rounded as the type has it.
-    least = most * _FLOOR / 2 * np.abs(wanted).max(axis=others, initial=0.0)
+        # Half, since these numbers are rounded as the type has it.
+        least = most * _FLOOR / 2 * np.abs(wanted).max(axis=others, initial=0.0)
     return bool(((greatest <= least) & (least < np.inf)).all())
 
 

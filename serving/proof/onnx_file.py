@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from serving.errors import CorruptModel
@@ -39,16 +39,17 @@ def message_classes(package: str, schema: str, *names: str) -> list[Any]:
 
     Args:
         package: the package, by its name in an import.
-        schema: its file, a FileDescriptorSet, which `make protos` has written.
+        schema: its file, a FileDescriptorSet of one file, which `make protos` has written.
         names: the messages, with their package in the schema.
     """
     data = pkgutil.get_data(package, schema)
     assert data is not None
     pool = descriptor_pool.DescriptorPool()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
-        pool.Add(file)
-    found = map(pool.FindMessageTypeByName, names)
-    return [message_factory.GetMessageClass(each) for each in found]
+    # The file stands behind a tag and its length; `descriptor_pb2`, which reads any set, takes 2 ms
+    # and half a megabyte.
+    length_bytes = next(at for at, byte in enumerate(data[1:], 1) if byte < 0x80)
+    pool.AddSerializedFile(data[length_bytes + 1 :])
+    return [message_factory.GetMessageClass(pool.FindMessageTypeByName(each)) for each in names]
 
 
 ModelProto, ValueInfoProto = message_classes(

@@ -111,6 +111,31 @@ def server(limits=None, varying=VARYING):
     return connection
 
 
+class Watched:
+    """A recogniser that takes every byte: none is read frame by frame before or between."""
+
+    def __init__(self, recogniser):
+        self.recogniser, self.at = recogniser, 0
+
+    def __getattr__(self, name):
+        return getattr(self.recogniser, name)
+
+    def scan(self, data, at):
+        assert at == self.at
+        self.at, looked_at = self.recogniser.scan(data, at)
+        return self.at, looked_at
+
+
+def recognised(connection, data):
+    """Receive data that the recogniser takes as a whole; return the events."""
+    own, watched = connection.recogniser, Watched(connection.recogniser)
+    connection.recogniser = watched
+    found = connection.receive(data, 0.0)
+    connection.recogniser = own
+    assert watched.at == len(data)
+    return found
+
+
 def note(event, calls, connection):
     """Add an event to the calls; return how many messages of it were recognised."""
     match event:
@@ -224,15 +249,14 @@ def test_calls_that_come_again_and_again_are_found_as_runs(
     data = b"".join(RUNS[kind](peer, more) for _ in range(10))
     for name in ("read", "read_trailers"):
         monkeypatch.setattr(connection.reader, name, None)
-    monkeypatch.setattr(connection, "_take_frames", None)
-    found = connection.receive(data, 0.0)
+    found = recognised(connection, data)
     number = 2600 if kind == "headers first" else 10
     assert {type(each) for each in found} == {events.CallsReceived}
     assert sum(len(each.messages) for each in found) == number
     assert len(found) == (10 if kind == "headers first" else 1)
 
 
-def test_calls_with_messages_of_another_length_are_found_as_runs_too(generator, monkeypatch):
+def test_calls_with_messages_of_another_length_are_found_as_runs_too(generator):
     peer, connection = Peer(generator), server()
     for _ in range(3):
         connection.receive(peer.headers(), 0.0)
@@ -242,20 +266,17 @@ def test_calls_with_messages_of_another_length_are_found_as_runs_too(generator, 
         data = b"".join(
             peer.headers() + frame(0, 1, word(peer.stream), PREFIX + bytes(size)) for _ in range(3)
         )
-        with monkeypatch.context() as patched:
-            patched.setattr(connection, "_take_frames", None)
-            (found,) = connection.receive(data, 0.0)
+        (found,) = recognised(connection, data)
         assert [*found.messages.values()] == [bytes(size)] * 3
 
 
-def test_messages_of_a_stream_are_found_as_runs(generator, monkeypatch):
+def test_messages_of_a_stream_are_found_as_runs(generator):
     peer, connection = Peer(generator), server()
     calls_of(connection, [peer.stream_of_messages() for _ in range(3)])
     head = peer.headers(x="stream")
     connection.receive(head + peer.data(peer.stream, 0), 0.0)
-    monkeypatch.setattr(connection, "_take_frames", None)
     for number, flags in ((5, 0), (1, 1)):
-        (found,) = connection.receive(peer.data(peer.stream, flags) * number, 0.0)
+        (found,) = recognised(connection, peer.data(peer.stream, flags) * number)
         assert (len(found.messages), found.is_end) == (number, flags == 1)
 
 

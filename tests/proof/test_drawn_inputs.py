@@ -148,6 +148,13 @@ def test_what_is_near_is_within_the_difference_that_is_asked(pair, most):
     assert not is_near(wanted, answer, most) or relative_error(wanted, answer) <= most
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_infinities_are_near_to_nothing_and_warn_of_nothing(kind):
+    """1e-8 is 0 as a float16, and 0 times infinity is NaN."""
+    infinite = np.array([[INF]], kind)
+    assert not is_near(infinite, infinite, 1e-6)
+
+
 def test_rounding_is_near_and_other_infinities_are_not():
     wanted = np.array([[0.5, 0.25], [8.0, 1.0]], np.float32)
     assert is_near(wanted, wanted * np.float32(1 + 1e-7), 1e-4)

@@ -16,7 +16,6 @@ from serving.handlers.signature import HandlerSignature
 from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
 from serving.router import Router
-from serving.system import process_pool
 from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.telemetry.metrics import HandlerUsage
@@ -521,7 +520,7 @@ def test_handlers_share_the_processes_that_decode_pictures(monkeypatch):
         made.append(Decoders(*arguments, **limits))
         return made[-1]
 
-    monkeypatch.setattr(process_pool, "Processes", new)
+    monkeypatch.setattr("serving.router.Processes", new)
     router = Router()
     router.change("texts", versions_of(Handled("predict").model(), "texts"))
     router.close()

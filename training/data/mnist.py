@@ -23,8 +23,8 @@ from urllib.request import urlopen
 import numpy as np
 import numpy.typing as npt
 
+from serving.publishing.files import write_atomically
 from training.errors import DataError
-from training.files import write_atomically
 
 MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import onnx
 import tensorflow as tf
 
+from serving.publishing.writer import write_version
 from training import cli
 from training.errors import ExportError, UnusableInput, first_line
 from training.export import conversion, parity, samples, signature
 from training.export.conversion import IR_VERSION, Call
-from training.export.repository import publish
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -103,7 +103,7 @@ def export(
     print("  onnx      converted; comparing it with Keras", flush=True)
     _compare(data, feeds, answers, is_drawn=samples_file is None)
     try:
-        version = publish(folder, lambda _: {"model.onnx": data, **mark}, {})
+        version = write_version(folder, lambda _: {"model.onnx": data, **mark})
     except OSError as err:
         raise ExportError(f"not published, cannot write {folder}: {err.strerror}") from err
     print(f"  size      {len(data) / 1e6:.2f} MB, {model.count_params():,} parameters")

@@ -12,6 +12,8 @@ from typing import Any
 
 from serving.model.judging import judge
 from serving.model.verdicts import rules_version
+from serving.publishing.files import write_atomically
+from serving.publishing.manifest import as_json
 
 
 def entry(files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def update(version_dir: Path) -> None:
     files = {name: (version_dir / name).read_bytes() for name in document["files"]}
     golden = document.pop("golden")  # the last field, since it is the longest
     document |= {"batching": entry(files), "golden": golden}
-    manifest.write_bytes(json.dumps(document, indent=2).encode())
+    write_atomically(manifest, as_json(document))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,5 @@
-"""A version: over the gates to the model repository, with a manifest.
+"""A version: over the gates to the model repository, with a manifest."""
 
-A manifest.json describes a version, and has the means to check its files:
-
-format          1; raised when a reader of older manifests would misread a newer one
-name, version   the model's name and the version's number, as text
-signature       input_shape, such as [28, 28]: of one image, row-major; the graph takes them flat
-dtype "uint8", classes: their number, labels: a text for each class.
-preprocessing   how `digit-serving` makes an image of a picture: size, channels, layout "flat",
-dtype "uint8", resize (stretch, pad, crop or digits), invert. Absent if images are no pictures.
-recipe, seed    how it was trained; null for a model that was trained elsewhere
-settings        every setting of that training; absent for a model that was trained elsewhere
-parameters      their number
-accuracy        validation, test: 0 to 1, each null where it is unknown. For a model that was
-trained elsewhere, test is that of its samples, if they have labels.
-files           {file name: SHA-256 in hexadecimal} of model.onnx and, if it passed its gate,
-model.int8.onnx
-parity          see parity.Parity
-int8            see int8.Int8; or {"refused": why there is none}
-libraries       {name: version} of everything that shaped the files
-batching        only of the model in the package, by `make verdict`: rules: the version of the rules
-by which rows were proved independent; verdicts: {file name: {obstacle: why rows are not batched,
-null if they are; remark}}. Servers believe no other manifest's.
-golden          images: base64 of N x pixels bytes; probabilities: N lists of floats, one for
-each class, that model.onnx gives; int8_probabilities: those of model.int8.onnx
-"""
-
-import base64
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -42,29 +15,30 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 
+from serving.publishing.manifest import (
+    FILES,
+    ManifestTooLong,
+    Precision,
+    digests,
+    golden,
+    render,
+)
+from serving.publishing.writer import Files, write_version
 from training import cli
 from training.data.mnist import Images
 from training.errors import ExportError, first_line
 from training.export import graph, int8, parity, signature
 from training.export.image_signature import ImageSignature
 from training.export.parity import Parity, onnxruntime
-from training.export.repository import Files, publish
 from training.export.samples import Samples
 from training.fitting.evaluation import Probabilities
-
-FORMAT = 1
 
 GOLDEN_IMAGES = 32
 GOLDEN_PER_CLASS = 2
 GOLDEN_BYTES = 256 << 10
 """The most that golden samples take in the manifest, unless a single one takes more."""
-MAX_BYTES = 512 << 10
-"""The longest manifest that a server reads."""
 NUMBER_BYTES = 32
 """Digits of a probability in the manifest, on a line of its own."""
-GOLDEN_KEYS = {"fp32": "probabilities", "int8": "int8_probabilities"}
-FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
-"""The graphs of a version by precision; int8 is there only if it passed its gate."""
 TRITON_CONFIG = """\
 # For NVIDIA Triton. Tune it as you like: an export never overwrites it.
 name: "{name}"
@@ -75,27 +49,6 @@ output [ {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] }} ]
 dynamic_batching {{ }}
 """
 print_now = partial(print, flush=True)
-
-
-def render(name: str, version: str, contents: Mapping[str, Any]) -> bytes:
-    """Write the manifest of one version as JSON that a person can read too.
-
-    Raises:
-        ExportError: it is longer than a server reads: one golden sample alone is too large.
-    """
-    document = {"format": FORMAT, "name": name, "version": version, **contents}
-    data = json.dumps(document, indent=2).encode()
-    if len(data) > MAX_BYTES:
-        raise ExportError(
-            f"not published, its manifest has {len(data)} bytes, at most {MAX_BYTES} expected: "
-            "train on smaller images"
-        )
-    return data
-
-
-def digests(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Compute the SHA-256 of each file, in hexadecimal, by file name."""
-    return {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()}
 
 
 def libraries() -> dict[str, str]:
@@ -128,22 +81,6 @@ def choose_golden(probabilities: Probabilities, samples: Samples) -> npt.NDArray
     others = np.setdiff1d(right, chosen)
     by_certainty = others[probabilities[others].max(axis=1).argsort(kind="stable")]
     return np.sort(np.append(chosen, by_certainty[: num - len(chosen)]))
-
-
-def golden(images: Images, answers: Mapping[str, Probabilities]) -> dict[str, object]:
-    """Put golden samples in a form for JSON.
-
-    Returns:
-        images: base64 of N x pixels bytes. probabilities, and int8_probabilities if that graph is
-        published: N lists of numbers, in the fewest digits that give back the same float32.
-    """
-    return {
-        "images": base64.b64encode(images.tobytes()).decode(),
-        **{
-            GOLDEN_KEYS[precision]: [[float(str(p)) for p in row] for row in probabilities]
-            for precision, probabilities in answers.items()
-        },
-    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -193,7 +130,7 @@ def publish_version(candidate: ExportCandidate, models: Path) -> Path:
         is_new_allowed=candidate.is_new_signature,
     )
     quantised, report = _int8(fp32, candidate)
-    graphs = {"fp32": fp32, **quantised}
+    graphs: dict[Precision, onnx.ModelProto] = {"fp32": fp32, **quantised}
     files = {FILES[name]: proto.SerializeToString() for name, proto in graphs.items()}
     answers = {
         name: parity.run(parity.open_session(proto), images) for name, proto in graphs.items()
@@ -245,7 +182,7 @@ def _fp32(candidate: ExportCandidate, golden: Images) -> tuple[onnx.ModelProto, 
 
 def _int8(
     fp32: onnx.ModelProto, candidate: ExportCandidate
-) -> tuple[dict[str, onnx.ModelProto], dict[str, Any]]:
+) -> tuple[dict[Precision, onnx.ModelProto], dict[str, Any]]:
     """Quantise the graph and test it.
 
     Returns:
@@ -277,6 +214,8 @@ def _publish(
         return {**files, "manifest.json": render(name, version, contents)}
 
     try:
-        return publish(models / name, version_files, {"config.pbtxt": config.encode()})
+        return write_version(models / name, version_files, {"config.pbtxt": config.encode()})
+    except ManifestTooLong as err:  # a golden sample alone is too large
+        raise ExportError(f"not published, {err}: train on smaller images") from err
     except OSError as err:
         raise ExportError(f"not published, cannot write {models / name}: {err.strerror}") from err

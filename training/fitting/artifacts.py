@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.commandline import installation
+from serving.publishing.files import write_atomically
 from training.config import Recipe
 from training.errors import NotTrained, ResumeError
-from training.files import write_atomically
 
 Weights = list[npt.NDArray[np.float32]]
 

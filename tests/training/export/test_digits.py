@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from serving.model import repository as read_manifest
-from serving.model.manifest import MAX_MANIFEST_BYTES
 from training.errors import ExportError, NotTrained
 from training.export import int8
-from training.export import version as written_manifest
 from training.export.digits import export
 from training.export.parity import onnxruntime
 from training.export.samples import Samples
@@ -182,7 +180,11 @@ def test_full_disk_publishes_nothing(artifacts, mnist_sample, tmp_path, monkeypa
     assert list((tmp_path / "digits").iterdir()) == []
 
 
-def test_manifest_that_no_server_reads_is_not_published():
-    assert written_manifest.MAX_BYTES == MAX_MANIFEST_BYTES
-    with pytest.raises(ExportError, match="at most 524288 expected"):
-        written_manifest.render("digits", "1", {"recipe": "d" * written_manifest.MAX_BYTES})
+def test_manifest_that_no_server_reads_is_not_published(
+    artifacts, mnist_sample, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("serving.publishing.manifest.MAX_MANIFEST_BYTES", 100)
+    text = r"has \d+ bytes, at most 100 expected: train on smaller images"
+    with pytest.raises(ExportError, match=text):
+        export(artifacts, tmp_path, mnist_sample)
+    assert list((tmp_path / "digits").iterdir()) == []

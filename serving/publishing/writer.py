@@ -1,4 +1,9 @@
-"""The model repository: each version is published whole, or not at all."""
+"""The next version of a model: its folder is written beside the others, hidden, and then renamed.
+
+    lock ──▶ .staging/N/ written, synced ──▶ files beside the versions renamed ──▶ N renamed, synced
+
+A reader sees all of a version or nothing of it, whenever the writer ends.
+"""
 
 import fcntl
 import os
@@ -7,13 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.files import write_atomically
+from serving.publishing.files import write_atomically
 
 Files = Mapping[str, bytes]
 """Contents by file name."""
+NO_FILES: Files = {}
 
 
-def publish(folder: Path, version_files: Callable[[str], Files], model_files: Files) -> Path:
+def write_version(
+    folder: Path, version_files: Callable[[str], Files], model_files: Files = NO_FILES
+) -> Path:
     """Publish the next version of a model by renaming a hidden folder that is already complete.
 
     Everything is written and synced before the first rename, so neither a full disk nor a kill
@@ -30,7 +38,9 @@ def publish(folder: Path, version_files: Callable[[str], Files], model_files: Fi
     Raises:
         OSError: something could not be written; nothing is published.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        _sync(folder.parent)
     staging = folder / ".staging"
     with _lock(folder):
         shutil.rmtree(staging, ignore_errors=True)  # its owner was killed: the lock is ours

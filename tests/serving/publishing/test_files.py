@@ -1,3 +1,5 @@
+"""Files that are written whole, or not at all."""
+
 import os
 import stat
 import subprocess
@@ -5,7 +7,7 @@ import sys
 
 import pytest
 
-from training.files import write_atomically
+from serving.publishing.files import write_atomically
 
 
 def test_file_is_readable_by_others(tmp_path):
@@ -30,7 +32,7 @@ def test_kill_while_writing_leaves_the_old_content(tmp_path, moment):
     write_atomically(tmp_path / "file", b"old")
     program = f"""
 import os, pathlib, signal
-from training.files import write_atomically
+from serving.publishing.files import write_atomically
 os.{moment} = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 write_atomically(pathlib.Path({str(tmp_path / "file")!r}), b"new")
 """
