@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import serving
+import serving.config
 import serving.errors
+import serving.proof.sizes
 from digit_classifier import PRETRAINED
 from serving.model import verdicts
 from tests.serving.http.peer import HttpPeer
@@ -374,3 +376,7 @@ def test_public_names_are_these():
         assert getattr(serving, name).__name__ == name
     with pytest.raises(AttributeError, match="nope"):
         serving.__getattr__("nope")
+
+
+def test_proof_holds_for_the_largest_batch():
+    assert serving.config.MOST_ROWS == serving.proof.sizes.MOST_ROWS

@@ -85,6 +85,12 @@ class RequestReader:
         self._num_framed = 0
         """The bytes of chunks that were read of the body in progress."""
 
+    @property
+    def around_length(self) -> tuple[bytes, bytes] | None:
+        """The bytes of the last head before and behind the length of its body, if it has one."""
+        length = _LENGTH.search(self.head) if self._rest else None
+        return length and (self.head[: length.start(1)], self.head[length.end(1) :])
+
     def receive(self, data: bytes) -> None:
         """Process bytes from the peer."""
         self._data += data
@@ -124,7 +130,7 @@ class RequestReader:
             self._request.num_bytes = int(length[1])
         else:
             self._request = self._parse(head)
-            is_clear = length is not None and rest.lower().count(b"content-length") == 1
+            is_clear = length is not None and rest.lower().count(b"\r\ncontent-length") == 1
             self._rest = rest if is_clear else b""
         self.head = head
         return self._request

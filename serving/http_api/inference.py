@@ -13,7 +13,7 @@ from serving.http1.requests import Headers
 from serving.http2 import Pieces, Written
 from serving.http2.pieces import Buffer
 from serving.oip import infer, inference_pb, predict, rest
-from serving.oip.encoder import VALUES, InferEncoder
+from serving.oip.encoder import VALUES, InferEncoder, Writer
 from serving.oip.long_values import is_long
 from serving.oip.methods import UNSUPPORTED, Queries
 from serving.oip.request import InferAnswer, Sent, SentInput
@@ -22,7 +22,14 @@ from serving.protocols.known import KnownRequest, Place
 from serving.router import AnyBatcher, Route, Router
 from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
-from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_json, encode_rest
+from serving.transports.http_routing import (
+    Answer,
+    Endpoint,
+    RoutedRequest,
+    as_json,
+    encode_rest,
+    encode_start,
+)
 from serving.transports.limits import max_message_bytes
 from serving.transports.pools import Pool
 
@@ -325,32 +332,45 @@ async def _rows_of(call: Exchange, place: Place) -> bytes | None:
 
 
 def _learn(call: Exchange, sent: Sent, place: Place, asked: infer.Asked) -> None:
-    """Have nothing but the values read of later requests that differ in these only."""
+    """Have only the values read of later requests that differ from this one in these alone."""
     found = infer.values_alone(sent, asked, VALUES.before)
     if found is None or len(found[0]) != place.num_bytes:
         return
-    are_bytes = all(asked.request.as_bytes)
-    writer = _Bytes(call.plan.headers) if are_bytes else VALUES
-    encoder = InferEncoder(asked.target, None, asked.request, writer, is_repeated=are_bytes)
-    encoder.layout = found[1]
-    call.plan.known = KnownRequest(place, encoder)
+    request, layout = asked.request, found[1]
+    are_bytes = all(request.as_bytes)
+    row_bytes = [each.row_bytes for each in request.tensors]
+    is_short = all(row_bytes) and sum(row_bytes) * request.num_rows <= _INLINE_OUTPUT_BYTES
+    writer = _Written(call.plan.headers)
+
+    def encoder_of(writer: Writer) -> InferEncoder:
+        encoder = InferEncoder(asked.target, None, request, writer, is_repeated=are_bytes)
+        encoder.layout = layout
+        return encoder
+
+    call.plan.known = KnownRequest(place, encoder_of(writer if are_bytes else VALUES))
     if are_bytes and not place.datatype:
-        call.expect_repeats(place.before, encoder)
+        call.expect_repeats(place, encoder_of(writer))
+    elif is_short and place.datatype:
+        call.expect_repeats(place, encoder_of(writer), rest.read_rows)
 
 
-class _Bytes:
-    """Writes answers all of whose outputs are bytes, as `encode_rest` does."""
+class _Written:
+    """Writes answers as `encode_rest` does."""
 
     def __init__(self, headers: Headers) -> None:
         """Take the answers' own headers."""
         self._headers = headers
+        self._start = encode_start(headers)
 
     def write(self, answer: InferAnswer) -> bytes | Pieces:
-        """Write an answer but for its first lines; a long one from its arrays."""
+        """Write an answer but for its first lines; a long one of bytes from its arrays."""
         if is_long(answer.arrays):
             text, behind = rest.outline(answer)
             return encode_rest(_answer_long(text, behind), self._headers)  # type: ignore[arg-type]
-        return encode_rest(_answer(*rest.write(answer)), self._headers)
+        body, json_bytes = rest.write(answer)
+        if json_bytes is None:
+            return b"%bcontent-length: %d\r\n\r\n%b" % (self._start, len(body), body)
+        return encode_rest(_answer(body, json_bytes), self._headers)
 
     def before(self, num_bytes: int) -> bytes:
         """Return nothing: the lengths of outputs are in the JSON."""

@@ -148,6 +148,14 @@ def find_values(body: bytes, json_bytes: int | None, sent: Sent) -> Place | None
     return place if is_there and empty == other else None
 
 
+def read_rows(place: Place, body: bytes) -> bytes | None:
+    """Read the values of a body of which all else is known; None if it may differ in more."""
+    parts = [read_values(text, place.datatype) for text in place.parts(body, len(body))]
+    if len(parts) != 1 or parts[0] is None or len(parts[0][0]) != place.num_bytes:
+        return None
+    return parts[0][0]
+
+
 def read_values(text: bytes, datatype: str) -> tuple[bytes, list[int]] | None:
     """Decode a list of an input's values.
 

@@ -6,6 +6,7 @@ HTTP with JSON of one input   head, text | values | text  of the same head
 """
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from serving.batching.run import ResponseEncoder
@@ -115,6 +116,27 @@ class KnownRequest(NamedTuple):
     """Requests over HTTP that differ in their values only."""
 
     place: Place
-    """Where the values stand."""
+    """Where the values stand: in the body, or in all bytes of a request that needs no handler."""
     encoder: ResponseEncoder
     """Of their answers."""
+    head: tuple[bytes, bytes] | None = None
+    """The bytes around the length of the body in the head, where values of any length may stand in
+    the text behind it."""
+    read: Callable[[Place, bytes], bytes | None] | None = None
+    """Reads the rows of such a body; None if it may differ in more."""
+
+    def rows(self, data: bytes) -> bytes | None:
+        """Return the rows of a request that has come whole; None if it may differ in more."""
+        place, _, head, read = self
+        if head is None or read is None:  # as `Place.rows`, without a call
+            before, _, _, num_bytes = place
+            is_alike = len(data) == len(before) + num_bytes and data.startswith(before)
+            return data[len(before) :] if is_alike else None
+        before, after = head
+        at = data.find(b"\r", len(before))
+        if not data.startswith(before) or not data.startswith(after, at):
+            return None
+        length, body = data[len(before) : at], data[at + len(after) :]
+        if not length.isdigit() or int(length) != len(body):
+            return None
+        return read(place, body)

@@ -74,24 +74,32 @@ class Exchange(LoopCall):
         """Its routing."""
         self.body = b""
 
-    def expect_repeats(self, before: bytes, encoder: ResponseEncoder) -> None:
-        """Have later requests run at once that repeat this one's bytes up to its rows.
+    def expect_repeats(
+        self,
+        place: Place,
+        encoder: ResponseEncoder,
+        read: Callable[[Place, bytes], bytes | None] | None = None,
+    ) -> None:
+        """Have later requests run at once that repeat this one but for its values.
 
         Args:
-            before: the body up to its rows.
+            place: where these stand in the body.
             encoder: writes their answers, each as `encode_rest` does.
+            read: reads the rows of a body in which values are a text.
         """
-        plan, head = self.plan, self.peer.engine.reader.head
-        size = len(head) + len(self.body)
+        plan, reader = self.plan, self.peer.engine.reader
+        size, head = len(reader.head) + len(self.body), reader.around_length
         if plan.request.num_bytes != len(self.body) or plan.is_packed:  # in chunks, compressed
             return
         if plan.timeout_s < math.inf or plan.request.is_last or self.port.log is not None:
             return
-        if head and size <= _MAX_REPEATED_BYTES:
-            encoder = copy(encoder)
-            encoder.method = plan.name  # counted by its runs
-            place = Place(head + before, b"", "", len(self.body) - len(before))
-            plan.repeat = KnownRequest(place, encoder)
+        if not reader.head or size > _MAX_REPEATED_BYTES or (read is not None and head is None):
+            return
+        encoder = copy(encoder)
+        encoder.method = plan.name  # counted by its runs
+        if read is None:
+            place, head = place._replace(before=reader.head + place.before), None
+        plan.repeat = KnownRequest(place, encoder, head, read)
 
     def close(self) -> None:
         super().close()
@@ -261,9 +269,8 @@ class HttpPort(Port):
         engine: HttpEngine = peer.engine
         plan = engine.recent
         if plan is not None and plan.repeat is not None:
-            place, encoder = plan.repeat
-            rows = place.rows(data)
-            if rows is not None and self._run_repeated(peer, encoder, rows, now_s):
+            rows = plan.repeat.rows(data) if len(data) <= _MAX_REPEATED_BYTES else None
+            if rows is not None and self._run_repeated(peer, plan.repeat.encoder, rows, now_s):
                 return
         engine.reader.receive(data)
         if engine.phase not in (ConnectionPhase.RUNNING, ConnectionPhase.QUEUED):

@@ -346,6 +346,11 @@ def _joined(head: bytes, body: bytes | Pieces) -> bytes | Pieces:
     return body
 
 
+def encode_start(headers: Headers) -> bytes:
+    """Write the headers of answers of JSON up to their length, which is `content-length` alone."""
+    return encode_lines((("content-type", JSON), *_HEADERS, *headers))
+
+
 def encode_rest(answer: Answer, more: Headers) -> bytes | Pieces:
     """Write an answer of status 200 but for its first lines: see `App.finish`."""
     length = "content-length", str(len(answer.body))

@@ -36,6 +36,21 @@ ECHO = """
 <ir_version: 8, opset_import: ["" : 17]>
 echo (string[N] x) => (string[N] y) { y = Identity(x) }
 """
+PAIR = """
+<ir_version: 8, opset_import: ["" : 17]>
+pair (string[N, 2] x, int64[N] n) => (string[N, 2] y, int64[N] m, float16[N, 2] h) {
+  y = Identity(x)
+  m = Identity(n)
+  half = Cast<to: int = 10>(n)
+  last = Constant<value_ints: ints = [1]>()
+  column = Unsqueeze(half, last)
+  h = Concat<axis: int = 1>(column, column)
+}
+"""
+UNEVEN = """
+<ir_version: 8, opset_import: ["" : 17]>
+uneven (string[N] x) => (string[N] y, int64 n) { y = Identity(x) n = Size(x) }
+"""
 TEXTS = ['ä"\\\n' * 400_000, "", "\U0001f600" * 5, "x" * MIB, "null"]
 """Characters that JSON escapes, of one to four bytes; the first is longer than a part."""
 NUMBER = 600_000
@@ -44,8 +59,9 @@ NUMBER = 600_000
 @pytest.fixture(scope="module")
 def long_server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    files = [folder / "mixed.onnx", folder / "echo.onnx"]
-    for file, text in zip(files, (MIXED, ECHO), strict=True):
+    graphs = {"mixed": MIXED, "echo": ECHO, "pair": PAIR, "uneven": UNEVEN}
+    files = [folder / f"{name}.onnx" for name in graphs]
+    for file, text in zip(files, graphs.values(), strict=True):
         onnx.save(parser.parse_model(text), file)
     options = "--http-port", "0", "--max-buffered-bytes", "12M"
     with running_server(None, *map(str, files), *options) as running:
@@ -150,6 +166,27 @@ def test_long_texts_are_whole(peer, is_binary):
 def test_long_texts_are_whole_in_the_general_form(peer):
     head, _ = asked(peer, "echo", TEXT, {"y": False}, id="b", parameters={"timeout": 10_000_000})
     assert head["outputs"][0]["data"] == TEXTS
+
+
+def predicted(peer, model, instances):
+    answer = peer.post(f"/v1/models/{model}:predict", json.dumps({"instances": instances}).encode())
+    assert answer.status == 200, answer.body[:300]
+    return json.loads(answer.body)["predictions"]
+
+
+def test_long_texts_are_whole_as_predictions(peer):
+    assert predicted(peer, "echo", TEXTS) == TEXTS
+
+
+def test_long_rows_of_several_outputs_are_objects(peer):
+    rows = [[text, "b"] for text in TEXTS]
+    found = predicted(peer, "pair", [{"x": row, "n": at} for at, row in enumerate(rows)])
+    assert found == [{"y": row, "m": at, "h": [at] * 2} for at, row in enumerate(rows)]
+
+
+def test_long_outputs_of_other_numbers_of_rows_are_one_object(peer):
+    found = predicted(peer, "uneven", TEXTS)
+    assert found == {"y": TEXTS, "n": len(TEXTS)}
 
 
 def test_long_texts_are_whole_over_grpc(long_server):

@@ -19,34 +19,20 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from serving.config import ServerConfig
 from serving.errors import Unavailable
 from serving.http2.frames import ErrorCode
-from serving.http_api.inference import Inference
 from serving.model.loaded import LoadedModel
-from serving.oip.infer import Infer
 from serving.oip.inference_pb import ModelInferRequest
-from serving.oip.methods import Queries
-from serving.protocols.health import Health
-from serving.protocols.method import BatchedStream, BatchedUnary
 from serving.protocols.status import StatusCode
-from serving.router import Router
-from serving.system.host import Host
 from serving.tensors import Tensor, TensorSignature
-from serving.transports.h2_server import H2Server
-from serving.transports.http_port import open_port
-from serving.transports.http_routing import App
-from serving.transports.limits import PortLimits
-from tests.support.fakes import MANIFEST, FakeClock, versions_of
+from tests.support.fakes import MANIFEST
 from tests.support.wire import PREFACE, message, request_headers
+from tests.support.world import INFER, MIB, STREAM, Caller, World
 
-MIB = 1 << 20
 ANSWER_BYTES = 8 * MIB
 """More than the sockets' buffers hold."""
 MOST_BYTES = 16 * MIB
 """Of answers that wait, one fits into three quarters of it."""
-INFER = "/inference.GRPCInferenceService/ModelInfer"
-STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 SIGNATURE = TensorSignature(
     (Tensor("size", "INT64", (1,)),), (Tensor("ones", "UINT8", (-1,)),), is_batchable=False
 )
@@ -67,131 +53,12 @@ class Grower:
         return self.run, lambda: None
 
 
-class Here:
-    """Runners that work at once."""
-
-    def put(self, work, post):
-        post(work())
-
-    def close(self): ...
-
-
-def listen(path):
-    """Listen on a Unix socket: bytes that are sent have arrived, without a moment between."""
-    sock = socket.socket(socket.AF_UNIX)
-    sock.bind(str(path))
-    sock.listen()
-    sock.setblocking(False)
-    return sock
-
-
-class World:
-    """A server of both protocols, whose clock and turns are the test's."""
-
-    def __init__(self, folder):
-        self.clock = FakeClock()
-        self.clock.advance(1000.0)
-        self.web = listen(folder / "web")
-        host = Host(
-            clock=self.clock,
-            listen=lambda *_: listen(folder / "grpc"),
-            runners=lambda number: Here(),
-        )
-        router = self.router = Router(host=host)
-        manifest = replace(MANIFEST, name="grow", version="1", signature=None)
-        served = LoadedModel(Grower(), manifest, "fp32", 1, MIB)
-        router.change("grow", versions_of(served, "grow"))
-        infer, streamed = Infer(router), Infer(router, is_stream=True)
-        methods = [
-            BatchedUnary(path=INFER, name="ModelInfer", read=infer.read, known=infer.known),
-            BatchedStream(
-                path=STREAM, name="ModelStreamInfer", read=streamed.read,
-                known=streamed.known, error_message=streamed.error_message,
-            ),
-        ]  # fmt: skip
-        limits = PortLimits(max_message_bytes=1 << 24, max_buffered_bytes=MOST_BYTES)
-        server = H2Server(router, methods, ServerConfig(port=0), limits, host)
-        self.grpc = server.open()
-        assert server.loop is not None
-        self.loop = server.loop
-        queries = Queries(router, Health(models=lambda: router.routes))
-        routes = Inference(router, queries, None, 1 << 20).routes()
-        app = App(routes, None, ("127.0.0.1",), [])
-        self.loop.add(open_port(self.loop, self.web, app, router, limits, None))
-
-    def turn(self):
-        """Let the loop do all that it can."""
-        for _ in range(10_000):
-            self.clock.advance(1e-4)  # past the moment for which it polls
-            self.loop.turn(ready := self.loop.selector.select(0))
-            if not ready and self.loop.timeout_s():
-                return
-        raise AssertionError("the loop has no end")
-
-    def pass_time(self, seconds):
-        """Let time pass, in which the loop looks at its connections."""
-        self.clock.advance(seconds)
-        self.loop.hurry(0.0)
-        self.turn()
-
-    @property
-    def num_bytes(self):
-        """The room that answers hold."""
-        return self.loop.calls.budget.num_unsent
-
-    def close(self):
-        for port in self.loop._ports:
-            port.close()
-            port.end_all()
-        self.loop._close()
-        self.router.close()
-
-
 @pytest.fixture
 def world(tmp_path):
-    made = World(tmp_path)
+    manifest = replace(MANIFEST, name="grow", version="1", signature=None)
+    made = World(tmp_path, {"grow": LoadedModel(Grower(), manifest, "fp32", 1, MIB)}, MOST_BYTES)
     yield made
     made.close()
-
-
-class Caller:
-    """A caller that reads when it is asked to."""
-
-    def __init__(self, world, listener):
-        self.world = world
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(listener.getsockname())
-        self.socket.setblocking(False)
-        self.received = b""
-
-    def send(self, data):
-        self.socket.setblocking(True)
-        self.socket.sendall(data)
-        self.socket.setblocking(False)
-        self.world.turn()
-
-    def read(self, most=1 << 62):
-        """Read what comes, up to a number of bytes; return whether the server has hung up."""
-        while most > 0:
-            try:
-                part = self.socket.recv(min(most, MIB))
-            except BlockingIOError:
-                self.world.turn()
-                try:
-                    part = self.socket.recv(min(most, MIB))
-                except BlockingIOError:
-                    return False
-            except ConnectionError:
-                return True
-            if not part:
-                return True
-            most -= len(part)
-            self.received += part
-        return False
-
-    def leave(self):
-        self.socket.close()
-        self.world.turn()
 
 
 class HttpCaller(Caller):
