@@ -22,11 +22,12 @@ _STRING = 8
 """TensorProto's number of the type."""
 _IDENTITY = 13
 """A version of ONNX's operators in which Identity passes any tensor on."""
+_HALF = "<f2"
 _TYPES: dict[int, tuple[str, str]] = {
     1: ("<f4", "float_data"), 2: ("u1", "int32_data"), 3: ("i1", "int32_data"),
     4: ("<u2", "int32_data"), 5: ("<i2", "int32_data"), 6: ("<i4", "int32_data"),
-    7: ("<i8", "int64_data"), 9: ("?", "int32_data"), 11: ("<f8", "double_data"),
-    12: ("<u4", "uint64_data"), 13: ("<u8", "uint64_data"),
+    7: ("<i8", "int64_data"), 9: ("?", "int32_data"), 10: (_HALF, "int32_data"),
+    11: ("<f8", "double_data"), 12: ("<u4", "uint64_data"), 13: ("<u8", "uint64_data"),
 }  # fmt: skip
 """TensorProto.DataType: numpy's type, and the field for values that are not raw."""
 Message = Any
@@ -92,7 +93,10 @@ def small_array(tensor: Message) -> Array | None:
     try:
         if tensor.HasField("raw_data"):
             return np.frombuffer(tensor.raw_data, dtype).reshape(dims)
-        return np.array(getattr(tensor, field)).astype(dtype).reshape(dims)
+        values = np.array(getattr(tensor, field))
+        if dtype == _HALF:  # its bits
+            values = values.astype("<u2").view(dtype)
+        return values.astype(dtype).reshape(dims)
     except (ValueError, OverflowError):  # fewer bytes than its shape says: ONNX Runtime refuses it
         return None
 

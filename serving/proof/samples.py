@@ -194,6 +194,18 @@ def self_attention(node: Node) -> list[Value]:
     return node.outputs(Value((*value.shape[:2], node.new_size()), 0))
 
 
+def embedded(node: Node) -> list[Value]:
+    """Tokens of a row are looked up in tables, and normalized; its mask says how many it has."""
+    tokens = node.value(0)
+    # Places that are the same for each row are of one.
+    is_of_one = node.has(8) and node.value(8).shape[:1] == (ONE,) and not node.value(8).is_rows
+    require_rows(node, {0: 0, 1: 0, 7: 0} | ({} if is_of_one else {8: 0}))
+    if tokens.rank != 2 or not tokens.is_rows:
+        raise Mixes("it has no rule for these inputs")
+    result = Value((*tokens.shape, node.value(2).shape[1]), tokens.axis)
+    return node.outputs(result, Value(tokens.shape[:1], tokens.axis), result)
+
+
 def attention(node: Node) -> list[Value]:
     """Queries of the first axis attend to keys and values of their own row."""
     query, key, value = (node.value(index) for index in range(3))

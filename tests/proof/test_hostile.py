@@ -51,7 +51,7 @@ MIXING: dict[str, Any] = {
     "batch normalization in training, of a constant": (
         "a, b, e = BatchNormalization<training_mode=1>(x, vector, vector, vector, vector)"
         "; y = Add(a, b)",
-        "a, b, e (BatchNormalization): attribute training_mode has a rule for 0 only",
+        "a, b, e (BatchNormalization): in training it normalizes over rows",
     ),
     "optional": (
         "m = ReduceMax<keepdims=1>(x); o = Optional(m); g = OptionalGetElement(o); y = Add(x, g)",
