@@ -476,19 +476,11 @@ def by_element(node: Node) -> list[Value]:
 
 
 def gathered_many(node: Node) -> list[Value]:
-    """Rows take from a constant, or each row from its own elements."""
+    """Rows take from a constant."""
     data, indices = node.value(0), node.value(1)
-    shared = node.number("batch_dims", 0)
-    if not indices.rank or shared < 0:
-        raise Mixes("its indices have no axis")
-    depth = indices.shape[-1].number
-    if depth is None or shared + depth > data.rank or depth < 1:
-        raise Mixes("its depth is unknown")
+    depth = indices.shape[-1].number if indices.rank else None
     if data.is_rows:
-        if data.axis is None or data.axis >= shared or indices.axis != data.axis:
-            raise Mixes("it takes rows by number")
-        if data.rows != indices.rows:
-            raise Mixes("rows meet parts of rows")
-    elif indices.is_rows and shared:
-        raise Mixes("its rows have no rule")
-    return node.outputs(Value((*indices.shape[:-1], *data.shape[shared + depth :]), indices.axis))
+        raise Mixes("it takes rows by number")
+    if depth is None or not 0 < depth <= data.rank:
+        raise Mixes("its depth is unknown")
+    return node.outputs(Value((*indices.shape[:-1], *data.shape[depth:]), indices.axis))

@@ -38,7 +38,7 @@ _TREES = (
     " nodes_treeids nodes_truenodeids nodes_values nodes_values_as_tensor post_transform"
 )
 _RECURRENT = (
-    "activation_alpha activation_beta activations clip direction hidden_size input_forget layout"
+    "activation_alpha activation_beta activations clip direction hidden_size input_forget layout=0"
     " linear_before_reset"
 )
 
@@ -332,7 +332,7 @@ _row("OneHot", moves.one_hot, "axis", sizes=(1,))
 _row("Gather", moves.gathered, "axis", rows=(0, 1))
 _row("GatherElements", moves.by_element, "axis", rows=(0, 1))
 _row("ScatterElements", moves.by_element, "axis reduction", rows=(0, 1, 2))
-_row("GatherND", moves.gathered_many, "batch_dims", rows=(0, 1))
+_row("GatherND", moves.gathered_many, "batch_dims=0", rows=(0, 1))
 
 # Functions of constants.
 _FIRST: Callable[[Node], int] = lambda node: node.value(0).rank  # noqa: E731
