@@ -130,7 +130,7 @@ def has_texts(model: Message) -> bool:
     return (
         any(each.type.tensor_type.elem_type == _STRING for each in model.graph.input)
         or any(each.data_type == _STRING for each in tensors)
-        or any(map(_makes_texts, _nodes(model.graph, model.functions)))
+        or any(map(_makes_texts, nodes_of(model.graph, model.functions)))
     )
 
 
@@ -141,13 +141,13 @@ def _makes_texts(node: Message) -> bool:
     )
 
 
-def _nodes(graph: Message, functions: Iterable[Message] = ()) -> Iterator[Message]:
+def nodes_of(graph: Message, functions: Iterable[Message] = ()) -> Iterator[Message]:
     """Yield the nodes of a graph, and of all bodies and functions in it."""
     for node in (*graph.node, *(node for each in functions for node in each.node)):
         yield node
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
-                yield from _nodes(body)
+                yield from nodes_of(body)
 
 
 def cut_zip_maps(model: Message) -> tuple[str, ...] | None:
