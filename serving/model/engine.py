@@ -26,6 +26,7 @@ from serving.errors import (
     ModelError,
 )
 from serving.model import onnx_runtime
+from serving.model.empty_pools import may_end_empty
 from serving.model.onnx_errors import complaint_of, reason_of
 from serving.model.onnx_runtime import (
     NO_WEIGHTS,
@@ -35,6 +36,7 @@ from serving.model.onnx_runtime import (
     SessionSettings,
     new_session,
     runtime,
+    without_optimization,
 )
 from serving.model.wide import Alone
 from serving.tensors import Array, Feeds, Signature, TensorSignature
@@ -134,6 +136,8 @@ class OnnxEngine:
     ) -> Self:
         """Build a session and its engine; see `open_engine`."""
         settings = replace(settings, device=cls.device, provider_options={})
+        if may_end_empty(model):
+            settings = without_optimization(settings, "NchwcTransformer")
         try:
             session = new_session(model, settings, weights)
         except CorruptModel:

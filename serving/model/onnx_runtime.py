@@ -6,7 +6,7 @@ Since 1.29 its wheels look up a host of the vendor, connect to it and write a de
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -83,6 +83,18 @@ class SessionSettings:
 ON_CPU = SessionSettings(device="cpu")
 
 
+def without_optimization(settings: SessionSettings, name: str) -> SessionSettings:
+    """Return settings in which one more graph optimization is not made.
+
+    Args:
+        settings: how a model is built and run.
+        name: ONNX Runtime's.
+    """
+    key, usual = _DISABLED
+    names = f"{settings.config.get(key, usual)};{name}"
+    return replace(settings, config={**settings.config, key: names})
+
+
 def _spinning() -> dict[str, str]:
     """Return how long threads of a run wait for its next operator before they sleep: 10 us.
 
@@ -115,7 +127,6 @@ def new_session(
     options = runtime().SessionOptions()
     # Of a model in memory ONNX Runtime would read weights from files in the current directory.
     options.add_session_config_entry(_EXTERNAL_DATA, os.devnull)
-    options.add_session_config_entry(*_DISABLED)
     if weights and not hasattr(options, "add_external_initializers_from_files_in_memory"):
         raise CorruptModel("its weights are in other files, for which this ONNX Runtime is too old")
     if weights:
@@ -123,7 +134,7 @@ def new_session(
         options.add_external_initializers_from_files_in_memory(
             list(weights), list(weights.values()), sizes
         )
-    config = dict(settings.config)
+    config = {_DISABLED[0]: _DISABLED[1], **settings.config}
     if settings.num_threads > 1:
         config = _spinning() | config
     for key, value in config.items():

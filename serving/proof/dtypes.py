@@ -104,6 +104,9 @@ _DTYPES: dict[str, Callable[[Node], list[str]]] = {
     **dict.fromkeys(_SCORES, lambda node: ["float32"]),
     **dict.fromkeys(_CLASSIFIERS, lambda node: [_labels(node), "float32"]),
     "MatMulInteger": lambda node: ["int32"],
+    "com.microsoft.EmbedLayerNormalization": lambda node: [
+        node.value(2).dtype, "int32", node.value(2).dtype
+    ],
     **dict.fromkeys(("TopK", "MaxPool"), _with("int64")),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul"), _input(7)),
     **dict.fromkeys(("DequantizeLinear", "Where"), _input(1)),

@@ -18,7 +18,7 @@ from serving.proof.shapes import (
     with_axes_in,
     without_axes,
 )
-from serving.proof.sizes import MOST_SIZE, ONE, Size, product
+from serving.proof.sizes import MOST_SIZE, ONE, ROWS, Size, product
 from serving.proof.values import MAX_ITEMS, Mixes, Node, Value, computed, constant, sizes_of
 
 _Bounds = tuple[Shape | None, Shape | None, Sequence[int], Sequence[int] | None]
@@ -81,14 +81,16 @@ def _asked_for(node: Node, size: Size, at: int) -> Size:
     shape = node.value(0).shape
     if size.varies or (at < len(shape) and shape[at].varies):
         raise Mixes("a size may be 0")
-    return node.new_size()
+    # Of rows: if it is left open, the rest has them, and their number cancels out.
+    return node.unknowns.new() if node.value(0).is_rows else node.new_size()
 
 
 def _inferred(node: Node, total: Size, sizes: Sequence[Size], at: int) -> Size:
     """Return the size that is left open: that of a part of rows, or of all of them."""
     rest = product(size for other, size in enumerate(sizes) if other != at)
     if rest.varies or not total.varies:
-        return total.divided(rest) or node.new_size()
+        is_of_rows = total.per_row is not None and rest.per_row is not None
+        return total.divided(rest) or (node.unknowns.new() if is_of_rows else node.new_size())
     # The batch axis itself. It must be a whole number of times the rows for every size.
     if not all(size.is_positive for other, size in enumerate(sizes) if other != at):
         raise Mixes("a size may be 0")
@@ -222,14 +224,20 @@ def counted(node: Node) -> list[Value]:
 
 
 def tiled(node: Node) -> list[Value]:
-    """It repeats along other axes."""
+    """It repeats along other axes; a constant repeated for each row counts as rows."""
     value, repeats = node.value(0), targets(node, 1)
-    if len(repeats) != value.rank or any(each.varies for each in repeats):
-        raise Mixes("its repeats are unknown, or depend on the number of rows")
-    if value.axis is not None and repeats[value.axis] != ONE:
-        raise Mixes("it repeats the batch")
+    if len(repeats) != value.rank:
+        raise Mixes("its repeats are unknown")
+    axis = value.axis
+    for at, times in enumerate(repeats):
+        if at == value.axis and times != ONE:
+            raise Mixes("it repeats the batch")
+        if times.varies:
+            if axis is not None or times != ROWS or value.shape[at] != ONE:
+                raise Mixes("its repeats depend on the number of rows")
+            axis = at
     sizes = (size * times for size, times in zip(value.shape, repeats, strict=True))
-    return node.outputs(Value(tuple(sizes), value.axis))
+    return node.outputs(Value(tuple(sizes), axis))
 
 
 def joined(node: Node) -> list[Value]:
@@ -468,19 +476,11 @@ def by_element(node: Node) -> list[Value]:
 
 
 def gathered_many(node: Node) -> list[Value]:
-    """Rows take from a constant, or each row from its own elements."""
+    """Rows take from a constant."""
     data, indices = node.value(0), node.value(1)
-    shared = node.number("batch_dims", 0)
-    if not indices.rank or shared < 0:
-        raise Mixes("its indices have no axis")
-    depth = indices.shape[-1].number
-    if depth is None or shared + depth > data.rank or depth < 1:
-        raise Mixes("its depth is unknown")
+    depth = indices.shape[-1].number if indices.rank else None
     if data.is_rows:
-        if data.axis is None or data.axis >= shared or indices.axis != data.axis:
-            raise Mixes("it takes rows by number")
-        if data.rows != indices.rows:
-            raise Mixes("rows meet parts of rows")
-    elif indices.is_rows and shared:
-        raise Mixes("its rows have no rule")
-    return node.outputs(Value((*indices.shape[:-1], *data.shape[shared + depth :]), indices.axis))
+        raise Mixes("it takes rows by number")
+    if depth is None or not 0 < depth <= data.rank:
+        raise Mixes("its depth is unknown")
+    return node.outputs(Value((*indices.shape[:-1], *data.shape[depth:]), indices.axis))

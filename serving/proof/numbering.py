@@ -40,7 +40,7 @@ def _taken(node: Node) -> Value | None:
             return None
         return Value((*shape, *data.shape[1:]), along)
     depth = shape[-1].number
-    if not places.is_tuple or data.shape[0] != ROWS or node.number("batch_dims", 0):
+    if not places.is_tuple or data.shape[0] != ROWS:
         return None
     if depth is None or not 0 < depth <= data.rank or along == len(shape) - 1:
         return None

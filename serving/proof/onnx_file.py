@@ -22,11 +22,12 @@ _STRING = 8
 """TensorProto's number of the type."""
 _IDENTITY = 13
 """A version of ONNX's operators in which Identity passes any tensor on."""
+_HALF = "<f2"
 _TYPES: dict[int, tuple[str, str]] = {
     1: ("<f4", "float_data"), 2: ("u1", "int32_data"), 3: ("i1", "int32_data"),
     4: ("<u2", "int32_data"), 5: ("<i2", "int32_data"), 6: ("<i4", "int32_data"),
-    7: ("<i8", "int64_data"), 9: ("?", "int32_data"), 11: ("<f8", "double_data"),
-    12: ("<u4", "uint64_data"), 13: ("<u8", "uint64_data"),
+    7: ("<i8", "int64_data"), 9: ("?", "int32_data"), 10: (_HALF, "int32_data"),
+    11: ("<f8", "double_data"), 12: ("<u4", "uint64_data"), 13: ("<u8", "uint64_data"),
 }  # fmt: skip
 """TensorProto.DataType: numpy's type, and the field for values that are not raw."""
 Message = Any
@@ -92,7 +93,10 @@ def small_array(tensor: Message) -> Array | None:
     try:
         if tensor.HasField("raw_data"):
             return np.frombuffer(tensor.raw_data, dtype).reshape(dims)
-        return np.array(getattr(tensor, field)).astype(dtype).reshape(dims)
+        values = np.array(getattr(tensor, field))
+        if dtype == _HALF:  # its bits
+            values = values.astype("<u2").view(dtype)
+        return values.astype(dtype).reshape(dims)
     except (ValueError, OverflowError):  # fewer bytes than its shape says: ONNX Runtime refuses it
         return None
 
@@ -126,7 +130,7 @@ def has_texts(model: Message) -> bool:
     return (
         any(each.type.tensor_type.elem_type == _STRING for each in model.graph.input)
         or any(each.data_type == _STRING for each in tensors)
-        or any(map(_makes_texts, _nodes(model.graph, model.functions)))
+        or any(map(_makes_texts, nodes_of(model.graph, model.functions)))
     )
 
 
@@ -137,13 +141,13 @@ def _makes_texts(node: Message) -> bool:
     )
 
 
-def _nodes(graph: Message, functions: Iterable[Message] = ()) -> Iterator[Message]:
+def nodes_of(graph: Message, functions: Iterable[Message] = ()) -> Iterator[Message]:
     """Yield the nodes of a graph, and of all bodies and functions in it."""
     for node in (*graph.node, *(node for each in functions for node in each.node)):
         yield node
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
-                yield from _nodes(body)
+                yield from nodes_of(body)
 
 
 def cut_zip_maps(model: Message) -> tuple[str, ...] | None:

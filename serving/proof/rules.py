@@ -13,6 +13,8 @@ axes is always known. Shapes are as ONNX's operator reference defines them
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from serving.proof.shapes import (
     Rule,
     axis_at,
@@ -29,6 +31,8 @@ from serving.proof.values import Mixes, Node, Value
 
 # Element by element.
 
+_FLOAT32 = 1
+"""TensorProto's number of the type."""
 _OUTER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -38,7 +42,8 @@ def pointwise(node: Node) -> list[Value]:
     if rank > 1 and max(each.rank for each in node.given) > rank:
         # ONNX Runtime's fusion of a normalization drops the axes that an epsilon adds.
         raise Mixes("a constant of more axes than rows: no rule")
-    _require_axes(node)
+    if rank != 1:  # a normalization of these would be over rows
+        _require_axes(node)
     return node.outputs(broadcast(node, node.given))
 
 
@@ -74,9 +79,22 @@ def like_first(node: Node) -> list[Value]:
     return node.outputs(same(node))
 
 
+def cast(node: Node) -> list[Value]:
+    """Each element depends on that of the input; floats of small constants are followed."""
+    result, data = same(node), node.value(0).data
+    if data is not None and data.dtype.kind == "f" and node.number("to", 0) == _FLOAT32:
+        result = replace(result, data=data.astype(np.float32))
+    return node.outputs(result)
+
+
 def batch_normalization(node: Node) -> list[Value]:
-    """Outside of training it scales each channel by constants."""
-    if node.value(0).axis == 1:
+    """Outside of training it scales each channel by constants; in training, constants alone."""
+    value, channels = node.value(0), node.value(1)
+    if node.number("training_mode", 0):
+        if value.is_rows:
+            raise Mixes("in training it normalizes over rows")
+        return node.outputs(same(node), Value(channels.shape), Value(channels.shape))
+    if value.axis == 1:
         raise Mixes("its channels are rows")
     return node.outputs(same(node))
 

@@ -167,19 +167,13 @@ def recurrent(node: Node) -> list[Value]:
     value = node.value(0)
     if value.rank != 3:
         raise Mixes("it has no batch")
-    is_first = bool(node.number("layout", 0))
-    batch = 0 if is_first else 1
-    require_rows(node, {0: batch, 4: 0, 5: batch, 6: batch})
+    require_rows(node, {0: 1, 4: 0, 5: 1, 6: 1})
     directions = Size.of(2 if node.text("direction") == "bidirectional" else 1)
     hidden = node.number("hidden_size", 0)
     units = Size.of(hidden) if hidden else node.value(2).shape[2]
-    rows, is_rows = value.shape[batch], value.is_rows
-    if is_first:
-        all_turns = Value((rows, value.shape[1], directions, units), 0 if is_rows else None)
-        last = Value((rows, directions, units), 0 if is_rows else None)
-    else:
-        all_turns = Value((value.shape[0], directions, rows, units), 2 if is_rows else None)
-        last = Value((directions, rows, units), 1 if is_rows else None)
+    turns, rows, _ = value.shape
+    all_turns = Value((turns, directions, rows, units), 2 if value.is_rows else None)
+    last = Value((directions, rows, units), 1 if value.is_rows else None)
     return node.outputs(all_turns, last, *[last] * (node.op == "LSTM"))
 
 
@@ -192,6 +186,18 @@ def self_attention(node: Node) -> list[Value]:
         raise Mixes("its mask has no rule")
     require_rows(node, {0: 0, 3: 0})
     return node.outputs(Value((*value.shape[:2], node.new_size()), 0))
+
+
+def embedded(node: Node) -> list[Value]:
+    """Tokens of a row are looked up in tables, and normalized; its mask says how many it has."""
+    tokens = node.value(0)
+    # Places that are the same for each row are of one.
+    is_of_one = node.has(8) and node.value(8).shape[:1] == (ONE,) and not node.value(8).is_rows
+    require_rows(node, {0: 0, 1: 0, 7: 0} | ({} if is_of_one else {8: 0}))
+    if tokens.rank != 2 or not tokens.is_rows:
+        raise Mixes("it has no rule for these inputs")
+    result = Value((*tokens.shape, node.value(2).shape[1]), tokens.axis)
+    return node.outputs(result, Value(tokens.shape[:1], tokens.axis), result)
 
 
 def attention(node: Node) -> list[Value]:

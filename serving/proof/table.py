@@ -38,7 +38,7 @@ _TREES = (
     " nodes_treeids nodes_truenodeids nodes_values nodes_values_as_tensor post_transform"
 )
 _RECURRENT = (
-    "activation_alpha activation_beta activations clip direction hidden_size input_forget layout"
+    "activation_alpha activation_beta activations clip direction hidden_size input_forget layout=0"
     " linear_before_reset"
 )
 
@@ -100,7 +100,7 @@ def outputs_of(node: Node) -> list[Value]:
 def is_pointwise(operator: str) -> bool:
     """Return whether each element of an operator's output depends on those at its own place."""
     row = TABLE.get(operator)
-    return row is not None and row.rule in (rules.like_first, rules.pointwise)
+    return row is not None and row.rule in (rules.like_first, rules.pointwise, rules.cast)
 
 
 def _require_covered(row: Row, node: Node) -> None:
@@ -141,7 +141,7 @@ _row(
 )
 _row("Celu Elu LeakyRelu", rules.like_first, "alpha")
 _row("HardSigmoid Selu", rules.like_first, "alpha beta gamma bias lambd")
-_row("Cast", rules.like_first, "to saturate round_mode")
+_row("Cast", rules.cast, "to saturate round_mode")
 _row("Clip", rules.like_first, "min max")
 _row("Gelu", rules.like_first, "approximate")
 _row("IsInf", rules.like_first, "detect_negative detect_positive")
@@ -161,7 +161,7 @@ _row(
 )
 _row("PRelu com.microsoft.BiasGelu com.microsoft.FastGelu", rules.onto_first, rows=(0, 1))
 _row("Mod", rules.pointwise, "fmod", rows=ALL)
-_row("BatchNormalization", rules.batch_normalization, "epsilon momentum spatial=1 training_mode=0")
+_row("BatchNormalization", rules.batch_normalization, "epsilon momentum spatial=1 training_mode")
 _row(
     "QuantizeLinear DequantizeLinear",
     rules.quantized,
@@ -230,6 +230,12 @@ _row(
     rows=(0, 1),
 )
 _row("GRU LSTM RNN", samples.recurrent, _RECURRENT, rows=(0, 4, 5, 6))
+_row(
+    "com.microsoft.EmbedLayerNormalization",
+    samples.embedded,
+    "epsilon mask_index_type",
+    rows=(0, 1, 7, 8),
+)
 _row(
     "com.microsoft.Attention",
     samples.self_attention,
@@ -326,7 +332,7 @@ _row("OneHot", moves.one_hot, "axis", sizes=(1,))
 _row("Gather", moves.gathered, "axis", rows=(0, 1))
 _row("GatherElements", moves.by_element, "axis", rows=(0, 1))
 _row("ScatterElements", moves.by_element, "axis reduction", rows=(0, 1, 2))
-_row("GatherND", moves.gathered_many, "batch_dims", rows=(0, 1))
+_row("GatherND", moves.gathered_many, "batch_dims=0", rows=(0, 1))
 
 # Functions of constants.
 _FIRST: Callable[[Node], int] = lambda node: node.value(0).rank  # noqa: E731

@@ -48,6 +48,10 @@ CONSTANTS |= {
     "unit": np.int64(1),
     "three_times": np.int64(3),
     "truth": np.array(True),
+    "half_scales": np.array([1, 2], np.float16),
+    "one_of_two": np.ones((1, 1), np.float32),
+    "both_places": np.array([[0, 1]], np.int32),
+    "three_places": np.zeros((3, 2), np.int32),
 }
 
 

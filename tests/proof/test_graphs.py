@@ -119,7 +119,7 @@ MIXING = {
     # Normalized.
     "batch normalization": (
         "y, a, b = BatchNormalization<training_mode=1>(x, vector, vector, vector, vector)",
-        "y, a, b (BatchNormalization): attribute training_mode has a rule for 0 only",
+        "y, a, b (BatchNormalization): in training it normalizes over rows",
     ),
     "softmax over rows": ("y = Softmax<axis=0>(x)", "y (Softmax): it looks over rows"),
     "softmax over rows, turned": (
@@ -221,6 +221,12 @@ MIXING = {
         "a, b (Split): it divides the batch",
     ),
     "doubled": ("y = Concat<axis=0>(x, x)", "output y has several rows for each of the batch"),
+    "embedded at a place for each row": (
+        "i = Cast<to=6>(x); h, n = com.microsoft.EmbedLayerNormalization(i, , table, table, ,"
+        " vector, vector, , three_places); y = ReduceMax<keepdims=0>(h, second)",
+        "h, n (com.microsoft.EmbedLayerNormalization): its input 8 has no rows, not along axis 0",
+        {"x": "int64[N,2] x", "y": "float[N,4] y"},
+    ),
     "repeated": ("y = Tile(x, twice)", "y (Tile): it repeats the batch"),
     "over the batch as time": (
         "a = Reshape(x, halves); u = Unsqueeze(a, second); y, h = LSTM<hidden_size=3>"
@@ -481,6 +487,35 @@ PROVED = {
         "; y = Div(d, r)"
     ),
     "batch normalization": "y = BatchNormalization(x, vector, vector, vector, vector)",
+    "batch normalization in training, of constants": (
+        "n, a, b = BatchNormalization<training_mode=1>(table, vector, vector, vector, vector)"
+        "; c = Slice(n, first, second, first); d = Add(c, a); y = Add(x, d)"
+    ),
+    "resized by scales of half precision": (
+        "s = Cast<to=1>(half_scales); y = Resize<mode=\"nearest\">(x, , s)"
+    ),
+    "a constant that is tiled for each row": (
+        "n = Shape<start=0, end=1>(x); t = Concat<axis=0>(n, second); c = Tile(row, t)"
+        "; y = Add(x, c)"
+    ),
+    "a size that is left open beside rows and another": (
+        "n = Shape<start=0, end=1>(x); m = Shape<start=1, end=2>(x); l = Sub(m, second)"
+        "; t = Concat<axis=0>(n, l, last); r = Reshape(x, t); y = ReduceMax(r, once)",
+        {"x": "float[N,L,4] x", "y": "float[N,A,B] y"},
+    ),
+    "one element of two axes beside rows of one": (
+        "r = ReduceMax<keepdims=0>(x, second); a = Add(r, one_of_two); y = Reshape(a, row_of_1)"
+    ),
+    "embedded tokens": (
+        "i = Cast<to=6>(x); m = Cast<to=6>(z); h, n = com.microsoft.EmbedLayerNormalization(i, ,"
+        " table, table, , vector, vector, m); y = ReduceMax<keepdims=0>(h, second)",
+        {"x": "int64[N,L] x, int64[N,L] z", "y": "float[N,4] y"},
+    ),
+    "embedded tokens at given places": (
+        "i = Cast<to=6>(x); h, n = com.microsoft.EmbedLayerNormalization(i, , table, table, ,"
+        " vector, vector, , both_places); y = ReduceMax<keepdims=0>(h, second)",
+        {"x": "int64[N,2] x", "y": "float[N,4] y"},
+    ),
     "row's own scale": "m = ReduceMax(x, last); y = Div(x, m)",
     "row's own decision": (
         "m = ReduceMax(x, last); c = Greater(m, one); d = Div(x, big); y = Where(c, d, x)"

@@ -51,7 +51,7 @@ MIXING: dict[str, Any] = {
     "batch normalization in training, of a constant": (
         "a, b, e = BatchNormalization<training_mode=1>(x, vector, vector, vector, vector)"
         "; y = Add(a, b)",
-        "a, b, e (BatchNormalization): attribute training_mode has a rule for 0 only",
+        "a, b, e (BatchNormalization): in training it normalizes over rows",
     ),
     "optional": (
         "m = ReduceMax<keepdims=1>(x); o = Optional(m); g = OptionalGetElement(o); y = Add(x, g)",
@@ -255,7 +255,7 @@ MIXING: dict[str, Any] = {
     "rows as time": (
         "u = Unsqueeze(x, first); y0, h = GRU<hidden_size=2, layout=1>(u, gru_w, gru_r)"
         "; y1 = Squeeze(y0, pair_axes); y = Identity(y1)",
-        "y0, h (GRU): its input 0 has its rows along axis 1, not along axis 0", {"opset": 14},
+        "y0, h (GRU): attribute layout has a rule for 0 only", {"opset": 14},
     ),
     "rows as sequences of one": (
         "u = Unsqueeze(x, second); a = Attention<q_num_heads=1, kv_num_heads=1>(u, k, k)"

@@ -278,3 +278,12 @@ def test_long_answers_are_the_messages_that_protobuf_writes(kind, is_raw, is_str
     assert found.SerializeToString(deterministic=True) == written.SerializeToString(
         deterministic=True
     )
+
+
+@pytest.mark.parametrize(("microseconds", "seconds"), [(2_500_000, 2.5), (1, 1e-6), (0, None)])
+def test_timeout_is_in_microseconds(microseconds, seconds):
+    signature = TensorSignature((), (), False)
+    asked = Asked(signature, [], "", {"timeout": microseconds, "a": 1}, [])
+    for form in FORMS:
+        request, _, _ = understood(asked, form)
+        assert (request.timeout_s, request.parameters) == (seconds, {"a": 1})

@@ -13,7 +13,7 @@ from typing import Any
 import hpack
 import numpy as np
 import pytest
-from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame, WindowUpdateFrame
 
 from digit_classifier import Classifier
 from digit_classifier.wire import encode_request
@@ -207,7 +207,10 @@ class GrpcCaller(Caller):
         block = self.encoder.encode(fields)
         data = [DataFrame(self.stream, part) for part in parts]
         data[-1].flags.add("END_STREAM")
-        frames = [HeadersFrame(self.stream, block, flags=["END_HEADERS"]), *data]
+        frames: list[Frame] = [
+            HeadersFrame(self.stream, block, flags=["END_HEADERS"]),
+            *data,
+        ]
         self.send(b"".join(each.serialize() for each in frames))
         is_over = self.read()
         return self._events(), is_over

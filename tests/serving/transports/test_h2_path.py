@@ -1,5 +1,6 @@
 """The way of a one-image call through the loop is short enough to read in one sitting."""
 
+import json
 import sys
 import threading
 from contextlib import closing, contextmanager
@@ -22,7 +23,7 @@ from tests.support.wire import Connection, message
 ROOT = Path(serving.__file__).parent
 REQUEST = message(encode_request(bytes(DIGITS.image_bytes)))
 MAX_FUNCTIONS, MAX_FILES, MAX_CHANGES = 40, 13, 24
-MAX_HTTP_FUNCTIONS = 44
+MAX_HTTP_FUNCTIONS, MAX_JSON_FUNCTIONS = 44, 66
 Function = tuple[str, str]
 """Its file below serving/, and its name."""
 
@@ -96,15 +97,27 @@ def test_warm_one_image_call_enters_few_functions(recorder):
     assert changes <= MAX_CHANGES
 
 
+def as_json(images):
+    """A request with the images as values in JSON, in one piece."""
+    given = {"name": "images", "datatype": "UINT8", "shape": list(images.shape)}
+    body = json.dumps({"inputs": [given | {"data": images.tolist()}]}).encode()
+    line = "POST /v2/models/digits/infer HTTP/1.1"
+    head = f"{line}\r\nhost: localhost\r\ncontent-length: {len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
 @pytest.mark.process
-def test_warm_request_over_http_enters_few_functions(recorder):
+@pytest.mark.parametrize(
+    ("make", "most"), [(binary, MAX_HTTP_FUNCTIONS), (as_json, MAX_JSON_FUNCTIONS)]
+)
+def test_warm_request_over_http_enters_few_functions(recorder, make, most):
     recorder.entry = "HttpPort.receive"
     with (
         Classifier.pretrained() as classifier,
         server_inside(classifier, http_port=0) as server,
         closing(Wire(str(server.http_url))) as wire,
     ):
-        request = binary(np.zeros((1, 784), np.uint8))
+        request = make(np.zeros((1, 784), np.uint8))
         for _ in range(100):
             assert wire.ask(request)[0] == 200
         with recorder.recording():
@@ -112,4 +125,4 @@ def test_warm_request_over_http_enters_few_functions(recorder):
             wait_until(lambda: recorder.turn() is not None)
     functions = set(recorder.turn())
     print(*(f"{file}: {name}" for file, name in recorder.turn()), sep="\n", file=sys.stderr)
-    assert len(functions) <= MAX_HTTP_FUNCTIONS
+    assert len(functions) <= most
