@@ -251,6 +251,9 @@ class Processes:
             except OSError:
                 job.end(Overloaded(NO_PROCESS))
                 return None
+            except BaseException as err:  # else this thread ends, and its caller waits for ever
+                job.end(err)
+                return None
             if job.future.cancelled() and not self._is_closed:  # while the process started
                 return process
             outcome, is_over = self._ask(process, job)
@@ -278,6 +281,8 @@ class Processes:
             return (False, DeadlineExceeded(f"it takes more than {self._job_s:g} s")), True
         except (OSError, EOFError, pickle.UnpicklingError):
             return None, True
+        except BaseException as err:  # such as MemoryError: as in `_do`
+            return (False, err), True
         finally:
             with self._changed:
                 del self._busy[job.future]
@@ -297,7 +302,7 @@ class Processes:
                 start_new_session=True,
                 env=environment() | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
-        except OSError:
+        except BaseException:
             ours.close()
             raise
         finally:

@@ -276,6 +276,19 @@ def test_no_more_processes_is_no_fault_of_the_jobs(make, monkeypatch):
     assert outcome(running) is None
 
 
+@pytest.mark.parametrize("place", ["subprocess.Popen", "pickle.dump"])
+def test_any_error_around_a_process_ends_its_job_alone(make, monkeypatch, place):
+    def fail(*_, **__):
+        raise MemoryError(place)
+
+    pool = make(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        with pytest.raises(MemoryError, match=place):
+            outcome(pool.submit("", math.factorial, 5))
+    assert outcome(pool.submit("", math.factorial, 5)) == 120
+
+
 def fail(*_, **__):
     raise BlockingIOError
 
