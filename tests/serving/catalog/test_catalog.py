@@ -28,6 +28,8 @@ from tests.serving.model import templates
 from tests.serving.model.graphs import save, two_layers
 from tests.support.servers import wait_until
 
+pytestmark = pytest.mark.process  # a model that this machine has not seen is tried in one
+
 
 def opened(root, **options):
     return Catalog(replace(ModelConfig(models=root, device="cpu"), **options))

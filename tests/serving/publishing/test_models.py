@@ -15,6 +15,8 @@ from tests.serving.model import graphs
 from tests.serving.model.graphs import save, two_layers
 from tests.test_boundaries import HEAVY, modules_after
 
+pytestmark = pytest.mark.process
+
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
