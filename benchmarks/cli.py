@@ -357,7 +357,7 @@ def _model(options: argparse.Namespace) -> int:
     batches = options.batches or MODEL.loop_batches
     suite = replace(MODEL, loop_batches=batches if asked.rows else (1,), **given)
     cores, generator_cores = split_cores()
-    print(f"{options.model}: {len(cores)} cores for the model, seed {options.seed}", flush=True)
+    print(f"{options.model}: cores for the model: {len(cores)}, seed {options.seed}", flush=True)
     suite = replace(suite, **sizes.fitting(suite, options.model, asked, cores))
     for callers, rows in sorted(suite.too_much):
         reason = "it would take too much memory, or more than 30 s a run"
