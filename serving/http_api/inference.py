@@ -320,8 +320,11 @@ async def _rows_of(call: Exchange, place: Place) -> bytes | None:
         return place.rows(body)
     if len(body) > _KNOWN_BYTES:
         return None
+    texts = place.parts(body, _TURN_BYTES)
+    if max(map(len, texts), default=0) > _INLINE_BYTES:  # a list in the list, which is not cut
+        return None
     read: list[tuple[bytes, list[int]]] = []
-    for text in place.parts(body, _TURN_BYTES):
+    for text in texts:
         if read:
             await call.others()
         found = rest.read_values(text, place.datatype)
