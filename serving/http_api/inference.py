@@ -115,7 +115,7 @@ class Inference:
         asked = infer.ask(self._router, target, signature, sent, name)
         answer = await _run(call, asked, call.deadline_s)
         if _has_long_texts(answer):
-            return Answer(Pieces(await _written(call, predict.outline(answer))))
+            return Answer(Pieces(await _write_values(call, predict.outline(answer))))
         return Answer(await _write(call, predict.write, answer))
 
     async def _metadata(self, call: Exchange) -> Answer:
@@ -320,8 +320,11 @@ async def _rows_of(call: Exchange, place: Place) -> bytes | None:
         return place.rows(body)
     if len(body) > _KNOWN_BYTES:
         return None
+    texts = place.parts(body, _TURN_BYTES)
+    if max(map(len, texts), default=0) > _INLINE_BYTES:  # a list in the list, which is not cut
+        return None
     read: list[tuple[bytes, list[int]]] = []
-    for text in place.parts(body, _TURN_BYTES):
+    for text in texts:
         if read:
             await call.others()
         found = rest.read_values(text, place.datatype)
@@ -341,7 +344,7 @@ def _learn(call: Exchange, sent: Sent, place: Place, asked: infer.Asked) -> None
     are_bytes = all(request.as_bytes)
     row_bytes = [each.row_bytes for each in request.tensors]
     is_short = all(row_bytes) and sum(row_bytes) * request.num_rows <= _INLINE_OUTPUT_BYTES
-    writer = _Written(call.plan.headers)
+    writer = _RestWriter(call.plan.headers)
 
     def encoder_of(writer: Writer) -> InferEncoder:
         encoder = InferEncoder(asked.target, None, request, writer, is_repeated=are_bytes)
@@ -355,7 +358,7 @@ def _learn(call: Exchange, sent: Sent, place: Place, asked: infer.Asked) -> None
         call.expect_repeats(place, encoder_of(writer), rest.read_rows)
 
 
-class _Written:
+class _RestWriter:
     """Writes answers as `encode_rest` does."""
 
     def __init__(self, headers: Headers) -> None:
@@ -393,7 +396,7 @@ async def _reply(call: Exchange, answer: "InferAnswer | bytes | Pieces") -> Answ
         return Answer(answer, kind="")
     if _has_long_texts(answer) or (any(answer.request.as_bytes) and is_long(answer.arrays)):
         text, behind = rest.outline(answer)
-        return _answer_long(await _written(call, text), behind)
+        return _answer_long(await _write_values(call, text), behind)
     return _answer(*await _write(call, rest.write, answer))
 
 
@@ -409,7 +412,7 @@ async def _write(call: Exchange, write: Callable[[InferAnswer], Any], answer: In
     return await call.work(write, answer, size=size, few_bytes=_INLINE_OUTPUT_BYTES)
 
 
-async def _written(call: Exchange, text: Sequence[bytes | Unwritten]) -> list[Buffer]:
+async def _write_values(call: Exchange, text: Sequence[bytes | Unwritten]) -> list[Buffer]:
     """Write the values in a long answer's JSON, texts part by part, with other calls between."""
     found: list[Buffer] = []
     for each in text:

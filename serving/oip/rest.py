@@ -444,7 +444,10 @@ def array_of_list(data: Any, name: str, datatype: str, shape: Sequence[int]) -> 
 
 def _flat(data: Any) -> list[Any]:
     if not isinstance(data, list):
-        one = orjson.dumps(data)[:_MAX_SHOWN].decode("utf-8", "ignore")
+        try:
+            one = orjson.dumps(data)[:_MAX_SHOWN].decode("utf-8", "ignore")
+        except TypeError:  # json reads integers and texts that orjson does not write; or it is deep
+            raise InvalidRequest("expected data as a list") from None
         raise InvalidRequest(f"expected data as a list, got {one}: a list of 1 item is [{one}]")
     flat: list[Any] = data
     while flat and isinstance(flat[0], list):

@@ -70,7 +70,10 @@ def array_of(values: Any, tensor: Tensor, shape: Sequence[int]) -> Array:
 
 
 def bytes_of(values: Any, tensor: Tensor, shape: Sequence[int]) -> bytes:
-    """Return the same as raw bytes; of elements of a fixed size."""
+    """Return the values of an input whose elements have a fixed size as raw bytes.
+
+    See `array_of` for arguments and errors.
+    """
     if isinstance(values, bytes):
         return check_raw(values, tensor, shape)
     return array_of(values, tensor, shape).tobytes()

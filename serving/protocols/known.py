@@ -83,7 +83,7 @@ class Place(NamedTuple):
     """Length of the values as raw bytes."""
 
     def rows(self, request: bytes) -> bytes | None:
-        """Return the last bytes of another request; None if all else is different."""
+        """Return the values of another request, its last bytes; None if more may be different."""
         if len(request) == len(self.before) + self.num_bytes and request.startswith(self.before):
             return request[len(self.before) :]
         return None

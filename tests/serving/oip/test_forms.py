@@ -120,10 +120,16 @@ def understood(asked, form):
     except InvalidRequest as err:
         return str(err)
     if isinstance(rows, bytes):
-        rows = (rows,)
-    plain = tuple((each.dtype, each.shape, to_raw(each)) if isinstance(each, np.ndarray) else each
-                  for each in rows)  # fmt: skip
+        rows = (np.frombuffer(rows, asked.signature.inputs[0].dtype),)
+    plain = tuple((each.dtype, each.shape, to_raw(_one_nan(each))) for each in rows)
     return request._replace(as_bytes=()), plain, sent.id
+
+
+def _one_nan(array):
+    """An array in which all NaN have the same bits: JSON has one word for them."""
+    if array.dtype.kind != "f":
+        return array
+    return np.where(np.isnan(array), np.full_like(array, np.nan), array)
 
 
 def has_kind(kind):

@@ -18,6 +18,7 @@ from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame, Wind
 from digit_classifier import Classifier
 from digit_classifier.wire import encode_request
 from serving import Model
+from serving.oip import rest
 from serving.oip.inference_pb import ModelInferRequest
 from tests.serving.model import graphs
 from tests.serving.model.graphs import node, value
@@ -328,6 +329,29 @@ def test_length_with_zeros_before_it_is_read_as_on_a_new_connection(world, zeros
         caller.leave()
     assert new == known
     assert new[0].startswith(b"HTTP/1.1 200 " if zeros <= 17 else b"HTTP/1.1 400 ")
+
+
+def test_values_that_can_not_be_cut_are_not_read_on_the_loop(world, generator, monkeypatch):
+    read, lengths = rest.read_values, []
+
+    def noted(text, datatype):
+        lengths.append(len(text))
+        return read(text, datatype)
+
+    monkeypatch.setattr(rest, "read_values", noted)
+    caller = known_caller(world, KINDS[1], generator)
+    lines, body = KINDS[1].request(generator)
+    at, end = body.index(b"[["), body.index(b"]]")
+    for values, is_read in ((b"1," * 50_000, True), (b"1," * 70_000, False)):
+        lengths.clear()
+        other = b"%b[[%b1%b" % (body[:at], values, body[end:])
+        lines[1] = b"content-length: %d" % len(other)
+        data = b"\r\n".join([*lines, b"", other])
+        for begin in range(0, len(data), 1 << 14):  # as much as the socket holds
+            caller.send(data[begin : begin + (1 << 14)])
+        assert bool(lengths) == is_read
+        caller.read()
+    caller.leave()
 
 
 COMPARED = [compare_http, compare_grpc]

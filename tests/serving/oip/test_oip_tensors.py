@@ -241,6 +241,15 @@ def test_json_of_other_types_is_refused(kind, data, text):
         rest.read(json.dumps({"inputs": [tensor]}).encode())
 
 
+@pytest.mark.parametrize("data", ['{"a":' * 300 + "1" + "}" * 300, "9" * 30, '"\\ud800"'])
+@pytest.mark.parametrize("base64", [set(), {"x"}])
+def test_data_that_can_not_be_shown_is_refused(data, base64):
+    tensor = f'{{"name": "x", "datatype": "BYTES", "shape": [1], "data": {data}}}'
+    body = f'{{"inputs": [{tensor}], "other": NaN}}'  # NaN: json reads it, which takes more
+    with pytest.raises(InvalidRequest, match="expected data as a list"):
+        rest.read(body.encode(), base64=frozenset(base64))
+
+
 PAIR = echo_of("FP32", "BYTES", shape=(-1, 2), is_batchable=False)
 BOTH = [np.ones((1, 2), np.float32), np.array([["a", "b"]], object)]
 
