@@ -71,7 +71,7 @@ verify-gpu: $(INSTALLED)  ## train, export and measure on a GPU (25 min); DEVICE
 		--models build/verify/models \
 		$(if $(filter cpu,$(DEVICE)),--seconds 0.05 --rounds 1,--output benchmarks/results/gpu.json)
 
-check: lint  ## lint, types, and the tests that start no process (a minute)
+check: lint  ## lint, types, and the tests that start no process (80 s)
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not process and not slow $(addprefix and not ,$(APART))"
 
 # Of two cores two workers use 70 %: tests wait for starts, ends and deadlines of servers.
@@ -93,7 +93,7 @@ test-reliability: $(INSTALLED)  ## real servers under faults, load and hostile b
 soak: $(INSTALLED)  ## the long soak, SOAK_S=... seconds
 	SOAK_S=$(SOAK_S) $(RUN) -m pytest -s -m reliability --timeout 0 tests/reliability/load/test_soak.py
 
-test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, KServe, grpc-js, curl, nghttp (3 min; installs its own)
+test-interop: $(INSTALLED)  ## test against tritonclient, perf_analyzer, KServe, grpc-js, curl, nghttp (2 min; installs its own)
 	$(RUN) -m pytest -q -m interop tests/interop
 
 test-web: $(INSTALLED)  ## the page in Chromium, and the HTTP API by its document (a minute; needs chromium)
@@ -103,7 +103,7 @@ test-deploy: $(INSTALLED) .venv-edge/.installed .venv-ray/.installed  ## the fil
 	deploy/check
 	$(RUN) -m pytest -q -m deploy tests/deploy
 
-test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (5 min)
+test-packaging: $(INSTALLED)  ## build wheel and sdist, install each extra apart and use it (2 min)
 	$(RUN) -m pytest -q -m packaging tests/packaging
 
 lint: $(INSTALLED)  ## ruff and mypy
