@@ -190,6 +190,14 @@ class ResponseEncoder:
         raise NotImplementedError
 
 
+class Rows(ResponseEncoder):
+    """Answers with the outputs for a call's rows: the arrays, and their result."""
+
+    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
+        step = self.num_rows
+        return [(result.cut(at + i * step, step), result) for i in range(number)]
+
+
 class Sink(Protocol):
     """The receiver of the outcome of calls, on the owner's thread."""
 

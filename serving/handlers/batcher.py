@@ -35,6 +35,7 @@ from serving.batching.run import (
     Owner,
     Ran,
     Result,
+    Rows,
     arrays_of,
     divide,
     open_calls,
@@ -49,7 +50,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.handlers.frames import Frame
-from serving.handlers.nested import UNWANTED, Find, OutputsEncoder, infer
+from serving.handlers.nested import UNWANTED, Find, infer
 from serving.handlers.pictures import decode
 from serving.handlers.process_set import Launcher, Process, ProcessSet
 from serving.handlers.signature import (
@@ -535,7 +536,7 @@ class HandlerBatcher:
             self._have_run(trip, [each.no_rows() for each in tensors.outputs])
             return
         message = arrays[0].tobytes() if tensors.row_bytes else tuple(arrays)
-        encoder = OutputsEncoder(network, None, num_rows)
+        encoder = Rows(network, None, num_rows)
         now_s = self.owner.clock()
         trip.started_s = trip.started_s or now_s
         network.add(
@@ -758,7 +759,8 @@ class _NetworkSink:
     def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
         if responses and self._trip.phase is TripPhase.RUNNING:
             self._trip.times.append(("run", run[0], run[1]))
-            self._batcher._have_run(self._trip, responses[0])
+            outputs, _ = responses[0]
+            self._batcher._have_run(self._trip, outputs)
 
     def fail(self, group: Group, error: ServingError) -> None:
         if self._trip.phase is TripPhase.RUNNING:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from serving.batching.run import Group, Ran, ResponseEncoder, Result
+from serving.batching.run import Group, Ran, Rows
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, ServingError
 from serving.handlers.cascades import MAX_DEPTH
 from serving.handlers.trip import Slot, Trip
@@ -47,7 +47,7 @@ def infer(
         given: Any = dict(zip(fields["names"], arrays, strict=True))
         feeds = as_feeds(tensors, given[""] if [*given] == [""] else given)
         only = next(iter(feeds.values()))
-        encoder = _NestedEncoder(target, None, len(only) if tensors.is_batchable else 1)
+        encoder = _NestedRows(target, None, len(only) if tensors.is_batchable else 1)
         encoder.depth, nested.names = trip.depth + 1, [each.name for each in tensors.outputs]
         message = only.tobytes() if tensors.row_bytes else tuple(feeds.values())
         group = Group(nested, [b""], [message], encoder, nested, now_s, trip.deadline_s)
@@ -60,23 +60,12 @@ def infer(
         nested.fail(None, ModelError())
 
 
-class OutputsEncoder(ResponseEncoder):
-    """Hands on the outputs of a run for a call's rows."""
-
-    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        step = self.num_rows
-        return [result.cut(at + i * step, step) for i in range(number)]
-
-
-class _NestedEncoder(OutputsEncoder):
-    """The same for another model, which may have a handler."""
+class _NestedRows(Rows):
+    """Those of another model, which may have a handler."""
 
     depth = 0
     """How many handlers have called one another for it."""
     parameters: Mapping[str, Any] = {}
-
-    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        return [(outputs, result.version) for outputs in super().encode(result, at, number)]
 
 
 class _Nested:
@@ -102,8 +91,8 @@ class _Nested:
 
     def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
         if responses:
-            (outputs, version), names = responses[0], self.names
-            self._reply({"names": names, "version": version}, outputs)
+            outputs, result = responses[0]
+            self._reply({"names": self.names, "version": result.version}, outputs)
 
     def fail(self, group: Group | None, error: ServingError) -> None:
         self._reply({"error": type(error).__name__, "text": str(error)})

@@ -14,10 +14,10 @@ import numpy as np
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from serving.batching.run import Rows
 from serving.errors import DeadlineExceeded, InvalidRequest, ServingError
 from serving.handlers.bound import Packed, Prepared, finish, pack, predict, prepare
 from serving.model.loaded import LoadedModel
-from serving.protocols.method import Rows
 from serving.router import Route, Router
 from serving.tensors import Array
 from serving.transports.http_port import Exchange

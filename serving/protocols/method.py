@@ -1,11 +1,11 @@
 """The methods of a server, from bytes to bytes: coroutines, the same for every transport."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from serving.batching.run import ResponseEncoder, Result
+from serving.batching.run import ResponseEncoder
 from serving.errors import ServingError
 from serving.protocols.known import Known
 from serving.protocols.status import error_of
@@ -16,14 +16,6 @@ Read = Callable[[Any], ReadRows]
 """Decodes and checks a request; raises ServingError."""
 Refused = Callable[[ServingError], bytes | None]
 """Encodes the answer to a request that is refused; None ends the stream with the error."""
-
-
-class Rows(ResponseEncoder):
-    """Answers with the outputs for a call's rows: the arrays, and their result."""
-
-    def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
-        step = self.num_rows
-        return [(result.cut(at + i * step, step), result) for i in range(number)]
 
 
 class Elsewhere(NamedTuple):

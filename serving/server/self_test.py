@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from serving.batching.awaited import AsyncCaller, submit
+from serving.batching.run import Rows
 from serving.errors import Overloaded, ServingError, Unavailable
 from serving.model.manifest import GOLDEN_TOLERANCE
 from serving.protocols.health import Health
-from serving.protocols.method import Rows
 from serving.router import Route, Router
 from serving.system.usage import waited_for_cores_s
 

@@ -6,9 +6,10 @@ import weakref
 from dataclasses import replace
 
 from serving.batching.awaited import AsyncCaller, submit
+from serving.batching.run import Rows
 from serving.config import BatchingConfig
 from serving.model.loaded import LoadedModel
-from serving.protocols.method import BatchedUnary, Rows
+from serving.protocols.method import BatchedUnary
 from serving.telemetry.logs import request_fields
 from serving.tensors import Signature
 from serving.transports.asyncio_loop import AsyncioLoop

@@ -18,10 +18,10 @@ from digit_classifier.methods import methods as digits_methods
 from digit_classifier.pb.digits.v1 import digits_pb2
 from digit_classifier.wire import encode_request
 from serving.batching.awaited import AsyncCaller, submit
+from serving.batching.run import Rows
 from serving.config import BatchingConfig, ServerConfig
 from serving.http2.hpack import encode_literally
 from serving.model.loaded import LoadedModel
-from serving.protocols.method import Rows
 from serving.router import Router
 from serving.transports.h2_server import H2Server
 from serving.transports.limits import PortLimits
