@@ -387,8 +387,8 @@ class Batcher:
                     group.sink.answer(group, responses, run)
             else:
                 groups = groups if drawn is None else drawn.groups
-                at, answered = sum(group.num_rows for group in groups), []
-                self._answer_others(groups, drawn, result, run, answered, have_left=have_left)
+                at = sum(group.num_rows for group in groups)
+                answered = self._answer_others(groups, drawn, result, run, have_left=have_left)
             self.owner.defer(partial(self._metrics.observe_run, result, answered, self.label))
             if self._answers is not None:
                 facts = self._answers, result.outputs, self.label
@@ -408,22 +408,21 @@ class Batcher:
         drawn: Drawn | None,
         result: Result,
         run: Ran,
-        answered: list[Group],
         *,
         have_left: bool,
-    ) -> None:
-        """Answer the calls of a run but for the drawn one; add them to `answered`."""
-        at = 0
+    ) -> list[Group]:
+        """Answer the calls of a run but for the drawn one; return them."""
+        answered, at = [], 0
         for group in groups:
-            if drawn is None or group is not drawn.call:
-                responses = group.encoder.encode(result, at, len(group.streams))
-                at += group.num_rows
-                if have_left:
-                    group, responses = group.open_answers(responses)
-                answered.append(group)
-                group.sink.answer(group, responses, run)
-            else:
-                at += group.num_rows
+            first, at = at, at + group.num_rows
+            if drawn is not None and group is drawn.call:
+                continue
+            responses = group.encoder.encode(result, first, len(group.streams))
+            if have_left:
+                group, responses = group.open_answers(responses)
+            answered.append(group)
+            group.sink.answer(group, responses, run)
+        return answered
 
     @property
     def is_blocked(self) -> bool:

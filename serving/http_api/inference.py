@@ -19,7 +19,7 @@ from serving.oip.long_values import is_long
 from serving.oip.methods import UNSUPPORTED, Queries
 from serving.oip.request import InferAnswer, Sent, SentInput
 from serving.oip.rest import Unwritten
-from serving.protocols.known import KnownRequest, Place
+from serving.protocols.known import KnownRequest, ValuesPlace
 from serving.router import AnyBatcher, Route, Router
 from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
@@ -212,7 +212,9 @@ class Inference:
         parameters = {**options, **asked.request.parameters}
         return asked._replace(request=asked.request._replace(parameters=parameters))
 
-    async def _sent(self, call: Exchange, signature: TensorSignature) -> tuple[Sent, Place | None]:
+    async def _sent(
+        self, call: Exchange, signature: TensorSignature
+    ) -> tuple[Sent, ValuesPlace | None]:
         """Read a request of JSON, and where its values stand, if later ones may differ in these."""
         body = call.body
         _check_json(body, signature)
@@ -221,7 +223,7 @@ class Inference:
         may_learn = call.plan.known is None and size <= _KNOWN_BYTES
         may_learn &= json_bytes is not None or signature.row_bytes > 0
         work = read_sent, body, json_bytes, _of_bytes(signature), may_learn
-        found: tuple[Sent, Place | None] = await call.work(
+        found: tuple[Sent, ValuesPlace | None] = await call.work(
             *work, size=size, few_bytes=_INLINE_BYTES
         )
         return found
@@ -313,7 +315,7 @@ def _check_json(body: bytes, signature: TensorSignature) -> None:
     )
 
 
-async def _rows_of(call: Exchange, place: Place) -> bytes | None:
+async def _rows_of(call: Exchange, place: ValuesPlace) -> bytes | None:
     """Read the rows of a request of which all else is known; None if it may differ in more."""
     body = call.body
     if not place.datatype:
@@ -335,7 +337,7 @@ async def _rows_of(call: Exchange, place: Place) -> bytes | None:
     return rows if len(rows) == place.num_bytes else None
 
 
-def _learn(call: Exchange, sent: Sent, place: Place, asked: infer.Asked) -> None:
+def _learn(call: Exchange, sent: Sent, place: ValuesPlace, asked: infer.Asked) -> None:
     """Have only the values read of later requests that differ from this one in these alone."""
     found = infer.values_alone(sent, asked, VALUES.before)
     if found is None or len(found[0]) != place.num_bytes:
@@ -463,7 +465,7 @@ def _refusing(text: str) -> Any:
 
 def read_sent(
     body: bytes, json_bytes: int | None, base64: frozenset[str], learn: bool
-) -> tuple[Sent, Place | None]:
+) -> tuple[Sent, ValuesPlace | None]:
     """Read a request, as `rest.read` does, in another process perhaps.
 
     Returns:

@@ -206,7 +206,7 @@ def read_signature(
 
 
 def read_graph(file: BinaryIO, size: int) -> tuple[Side, Side]:
-    """Read the inputs and outputs of an ONNX file of so many bytes.
+    """Read the inputs and outputs of an ONNX file, which has `size` bytes.
 
     Raises:
         ValueError: it is none, or they are too long.

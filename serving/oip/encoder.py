@@ -68,7 +68,9 @@ class InferEncoder(ResponseEncoder):
         self.request = request
         self.parameters = request.parameters
         self._writer, self._id = writer, identifier
-        self._is_repeated = is_repeated and all(each != "BYTES" for each in _types_of(request))
+        self._is_repeated = is_repeated and all(
+            each.datatype != "BYTES" for each in request.tensors
+        )
         self._known: tuple[str, list[tuple[int, ...]]] | None = None
         """The version and the shapes that the constant parts are of."""
         self._constants: Sequence[bytes] = ()
@@ -84,16 +86,22 @@ class InferEncoder(ResponseEncoder):
             parts = range(at * size, end * size, step * size)
             step *= size
             return [start + rows[i : i + step] for i in parts]
-        if not self._is_repeated:
+        found = self._repeated(result, at, number) if self._is_repeated else None
+        if found is None:
             return [self._written(result, at + i * step) for i in range(number)]
+        return found
+
+    def _repeated(self, result: Result, at: int, number: int) -> list[bytes] | None:
+        """Make answers of the constant parts and the outputs' bytes; None if they are no such."""
+        step, end = self.num_rows, at + number * self.num_rows
         outputs = [result.outputs[each] for each in self.request.outputs]
         if sum(map(NUM_BYTES, outputs)) * step >= LONG_BYTES * result.num_rows:
-            return [self._written(result, at + i * step) for i in range(number)]
+            return None
         is_all = step == result.num_rows  # then the outputs may have any shape
         shapes = [each.shape if is_all else (step, *each.shape[1:]) for each in outputs]
         if (result.version, shapes) != self._known and not self._prepare(result, at, shapes):
-            return [self._written(result, at + i * step) for i in range(number)]
-        if rows:
+            return None
+        if result.rows:
             self._start, self._version = self._constants[0], result.version
         data = ((each if is_all else each[at:end]).tobytes() for each in outputs)
         columns = zip(*(_cut(each, number) for each in data), strict=True)
@@ -122,10 +130,6 @@ class InferEncoder(ResponseEncoder):
         constants[-1] = answer + constants[-1]
         self._constants, self._known = constants[::-1], (result.version, shapes)
         return True
-
-
-def _types_of(request: InferRequest) -> list[str]:
-    return [each.datatype for each in request.tensors]
 
 
 def _cut(data: bytes, number: int) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""What a caller asks of a model, and what the model answers, as values, whatever form brought them.
+"""What a caller asks of a model and what it answers, as values: the same for every form.
 
     bytes ──▶ a codec's `read` ──▶ `Sent` ──▶ `understand` ──▶ `InferRequest`, and the call's rows
     bytes ◀── a codec's `write` ◀── `InferAnswer` ◀── `InferEncoder` ◀── a run's `Result`

@@ -32,7 +32,7 @@ from serving.oip.request import (
     check_others,
 )
 from serving.oip.values import MAX_STRINGS, quoted, to_raw
-from serving.protocols.known import Place
+from serving.protocols.known import ValuesPlace
 from serving.tensors import DTYPES, Array, Tensor, finite
 
 _JSON_TYPES: dict[str, tuple[set[type], str]] = {
@@ -128,7 +128,7 @@ def _num_other_bytes(sent: Sent) -> int:
     )
 
 
-def find_values(body: bytes, json_bytes: int | None, sent: Sent) -> Place | None:
+def find_values(body: bytes, json_bytes: int | None, sent: Sent) -> ValuesPlace | None:
     """Return where the values of a good request's inputs stand.
 
     Args:
@@ -142,7 +142,7 @@ def find_values(body: bytes, json_bytes: int | None, sent: Sent) -> Place | None
     """
     if json_bytes is not None:
         is_short = json_bytes <= _MAX_AROUND_BYTES
-        return Place(body[:json_bytes], b"", "", len(body) - json_bytes) if is_short else None
+        return ValuesPlace(body[:json_bytes], b"", "", len(body) - json_bytes) if is_short else None
     begin = body.find(b"[", body.find(b'"data"'))
     found = _NUMBERS.match(body, max(0, begin))
     if found is None or len(sent.inputs) != 1 or not isinstance(sent.values[0], np.ndarray):
@@ -151,7 +151,7 @@ def find_values(body: bytes, json_bytes: int | None, sent: Sent) -> Place | None
         return None
     num_bytes = sent.values[0].nbytes
     end = begin + len(found[0].rstrip(b", \t\r\n"))
-    place = Place(body[:begin], body[end:], sent.inputs[0].datatype, num_bytes)
+    place = ValuesPlace(body[:begin], body[end:], sent.inputs[0].datatype, num_bytes)
     try:  # the list there has to be the input's, wherever the search went wrong
         empty, other = (orjson.loads(place.before + text + place.after) for text in (b"[]", b"[0]"))
         tensor = empty["inputs"][0]
@@ -161,7 +161,7 @@ def find_values(body: bytes, json_bytes: int | None, sent: Sent) -> Place | None
     return place if is_there and empty == other else None
 
 
-def read_rows(place: Place, body: bytes) -> bytes | None:
+def read_rows(place: ValuesPlace, body: bytes) -> bytes | None:
     """Read the values of a body of which all else is known; None if it may differ in more."""
     parts = [read_values(text, place.datatype) for text in place.parts(body, len(body))]
     if len(parts) != 1 or parts[0] is None or len(parts[0][0]) != place.num_bytes:
@@ -173,8 +173,8 @@ def read_values(text: bytes, datatype: str) -> tuple[bytes, list[int]] | None:
     """Decode a list of an input's values.
 
     Args:
-        text: see `Place.parts`.
-        datatype: see `Place`.
+        text: see `ValuesPlace.parts`.
+        datatype: see `ValuesPlace`.
 
     Returns:
         Raw contents, and the sizes of the lists in the list; None if there are none, as between
@@ -197,17 +197,11 @@ def write(answer: InferAnswer) -> tuple[bytes, int | None]:
     Raises:
         InvalidRequest: an output is too large for JSON, or a text is none.
     """
-    request, arrays, version, identifier = answer
-    document = {"model_name": request.name, "model_version": version}
-    if identifier:
-        document["id"] = identifier
-    outputs, behind = [], []
-    for tensor, array, as_bytes in zip(request.tensors, arrays, request.as_bytes, strict=True):
-        output: dict[str, Any] = {
-            "name": tensor.name,
-            "datatype": tensor.datatype,
-            "shape": array.shape,
-        }
+    request, outputs, behind = answer.request, [], []
+    for tensor, array, as_bytes in zip(
+        request.tensors, answer.arrays, request.as_bytes, strict=True
+    ):
+        output = _described(tensor, array)
         if as_bytes:
             data = to_raw(array)
             output["parameters"] = {"binary_data_size": len(data)}
@@ -216,8 +210,19 @@ def write(answer: InferAnswer) -> tuple[bytes, int | None]:
             check_size(tensor.name, array.shape)
             output["data"] = plain_values(tensor, array.ravel())
         outputs.append(output)
-    text = written({**document, "outputs": outputs})
+    text = written({**_facts(answer), "outputs": outputs})
     return (b"".join((text, *behind)), len(text)) if behind else (text, None)
+
+
+def _facts(answer: InferAnswer) -> dict[str, Any]:
+    """Return the fields of an answer's document but its outputs."""
+    facts = {"model_name": answer.request.name, "model_version": answer.version}
+    return {**facts, "id": answer.id} if answer.id else facts
+
+
+def _described(tensor: Tensor, array: Array) -> dict[str, Any]:
+    """Return the fields of an output but its values."""
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": array.shape}
 
 
 class Unwritten(NamedTuple):
@@ -240,15 +245,14 @@ def outline(answer: InferAnswer) -> tuple[list[bytes | Unwritten], list[Buffer |
     Raises:
         InvalidRequest: an output is too large for JSON.
     """
-    request, arrays, version, identifier = answer
-    document = {"model_name": request.name, "model_version": version}
-    if identifier:
-        document["id"] = identifier
-    text: list[bytes | Unwritten] = [orjson.dumps(document)[:-1] + b',"outputs":[']
+    request = answer.request
+    text: list[bytes | Unwritten] = [orjson.dumps(_facts(answer))[:-1] + b',"outputs":[']
     behind: list[Buffer | Written] = []
     between = b""
-    for tensor, array, as_bytes in zip(request.tensors, arrays, request.as_bytes, strict=True):
-        item = {"name": tensor.name, "datatype": tensor.datatype, "shape": array.shape}
+    for tensor, array, as_bytes in zip(
+        request.tensors, answer.arrays, request.as_bytes, strict=True
+    ):
+        item = _described(tensor, array)
         if as_bytes:
             size, part = raw_part(array)
             text.append(between + orjson.dumps({**item, "parameters": {"binary_data_size": size}}))

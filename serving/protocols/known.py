@@ -22,7 +22,7 @@ class Known(dict[bytes, ResponseEncoder]):
     lengths of the message and of its rows.
     """
 
-    _MAX_HEAD_BYTES = 512
+    _MAX_PREFIX_BYTES = 512
     """Longer prefixes are not kept."""
     _MAX_KEPT = 256
 
@@ -35,7 +35,7 @@ class Known(dict[bytes, ResponseEncoder]):
         """Remember the prefix of a message: later ones with it get the same encoder."""
         framed = frame(message)
         start = len(framed) - num_row_bytes
-        if start > self._MAX_HEAD_BYTES:
+        if start > self._MAX_PREFIX_BYTES:
             return
         if len(self) >= self._MAX_KEPT:
             self.clear()
@@ -68,7 +68,7 @@ class Known(dict[bytes, ResponseEncoder]):
         return None
 
 
-class Place(NamedTuple):
+class ValuesPlace(NamedTuple):
     """Where the values of a request's inputs stand: its last bytes, or a list in its text.
 
     A client's requests differ in them alone, most often. Then they are all that has to be read.
@@ -115,20 +115,20 @@ class Place(NamedTuple):
 class KnownRequest(NamedTuple):
     """Requests over HTTP that differ in their values only."""
 
-    place: Place
+    place: ValuesPlace
     """Where the values stand: in the body, or in all bytes of a request that needs no handler."""
     encoder: ResponseEncoder
     """Of their answers."""
     head: tuple[bytes, bytes] | None = None
     """The bytes around the length of the body in the head, where values of any length may stand in
     the text behind it."""
-    read: Callable[[Place, bytes], bytes | None] | None = None
+    read: Callable[[ValuesPlace, bytes], bytes | None] | None = None
     """Reads the rows of such a body; None if it may differ in more."""
 
     def rows(self, data: bytes) -> bytes | None:
         """Return the rows of a request that has come whole; None if it may differ in more."""
         place, _, head, read = self
-        if head is None or read is None:  # as `Place.rows`, without a call
+        if head is None or read is None:  # as `ValuesPlace.rows`, without a call
             before, _, _, num_bytes = place
             is_alike = len(data) == len(before) + num_bytes and data.startswith(before)
             return data[len(before) :] if is_alike else None

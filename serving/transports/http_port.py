@@ -19,7 +19,7 @@ from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
 from serving.http1.requests import BadRequest, Request, RequestReader
 from serving.http2 import Pieces
-from serving.protocols.known import KnownRequest, Place
+from serving.protocols.known import KnownRequest, ValuesPlace
 from serving.router import Router
 from serving.system.host import Host
 from serving.telemetry.logs import REQUEST_ID
@@ -76,9 +76,9 @@ class Exchange(LoopCall):
 
     def expect_repeats(
         self,
-        place: Place,
+        place: ValuesPlace,
         encoder: ResponseEncoder,
-        read: Callable[[Place, bytes], bytes | None] | None = None,
+        read: Callable[[ValuesPlace, bytes], bytes | None] | None = None,
     ) -> None:
         """Have later requests run at once that repeat this one but for its values.
 

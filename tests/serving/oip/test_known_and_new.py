@@ -1,4 +1,4 @@
-"""A request is answered alike on a connection that knows its kind and on a new one, whatever it is.
+"""A request is answered alike on a connection that knows its kind and on a new one.
 
 What is known of a connection or of all of them lets bytes go unread. Requests that were changed at
 random, a little, must not be taken for what they resemble.
