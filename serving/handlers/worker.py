@@ -298,6 +298,9 @@ def main() -> NoReturn:
     )
     source = HandlerSource(Path(fields["file"]), fields["name"])
     try:
+        # A cache of bytecode knows seconds alone: of a file that changes twice within one, and keeps
+        # its length, the next process would run what it was.
+        sys.dont_write_bytecode = True
         instance = Instance(load(source), network_of(fields["network"]), None)
         instance.use(_Models(server, instance.signature.uses))
         # Else the server refuses it; its `setup` could fail before, for want of the model.
