@@ -298,8 +298,8 @@ def main() -> NoReturn:
     )
     source = HandlerSource(Path(fields["file"]), fields["name"])
     try:
-        # A cache of bytecode knows seconds alone: of a file that changes twice within one, and keeps
-        # its length, the next process would run what it was.
+        # A cache of bytecode knows seconds alone: of a file that changes twice within one, to the
+        # same length, the next process would run what it was.
         sys.dont_write_bytecode = True
         instance = Instance(load(source), network_of(fields["network"]), None)
         instance.use(_Models(server, instance.signature.uses))
