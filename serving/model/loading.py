@@ -291,6 +291,12 @@ def _load_version(
         )
         return engine, model
 
+    def check_golden() -> LoadedModel:
+        """Compare the golden calls' answers, and forget them."""
+        assert model.manifest.golden is not None
+        acceptance.check_golden(model.run, engine.tensors, model.manifest.golden)
+        return replace(model, manifest=replace(model.manifest, golden=None))
+
     def check() -> LoadedModel:
         if model.manifest.golden_probabilities:
             return _check_golden(model, max_batch_size, verdict, limits.most_threads)
@@ -321,6 +327,9 @@ def _load_version(
         source = _served(source, is_proved=verdict.obstacle is None)
         slow = partial(note_slow, name, "building the session", build_s)
         engine, model = within(build_s, build, on_slow=slow)
+        if model.manifest.golden is not None:
+            slow = partial(note_slow, name, "the check of its golden calls", check_s)
+            model = within(check_s, check_golden, on_slow=slow)
         try:
             model = within(check_s, check, on_slow=partial(note_slow, name, "the check", check_s))
         except TimeoutError:
