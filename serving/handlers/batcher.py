@@ -62,6 +62,7 @@ from serving.handlers.signature import (
     HandlerSignature,
 )
 from serving.handlers.trip import Attempt, Slot, Trip, TripPhase
+from serving.processes.end import out_of_memory, out_of_time
 from serving.telemetry.metrics import HandlerUsage, Metrics, OwnCounts
 from serving.tensors import Array
 
@@ -77,7 +78,7 @@ _LATE = DeadlineExceeded()
 
 
 class PictureDecoder(Protocol):
-    """Decodes pictures in processes of their own: `Processes`."""
+    """Decodes pictures in processes of their own: `BoundedPool`."""
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]": ...
 
@@ -302,14 +303,14 @@ class HandlerBatcher:
             if slot.trip is not None and not slot.trip.calls:
                 slot.refuse_asked(UNWANTED)
             if slot.trip is not None and now_s - slot.begun_s > self._config.max_handler_s:
-                text = f"the handler takes more than {self._config.max_handler_s:g} s"
+                text = f"the handler {out_of_time(self._config.max_handler_s)}"
                 self._remove(slot, text, DeadlineExceeded(text))
 
     def _look_at_memory(self) -> None:
         most = self._config.max_handler_bytes
         for slot in [*self._slots] if most else ():
             if slot.process.memory_bytes > most:
-                text = f"the handler's process takes more than {most >> 20} MiB of memory"
+                text = f"the handler's process {out_of_memory(most)}"
                 self._remove(slot, text, ModelError(text))
 
     # Trips
