@@ -265,7 +265,7 @@ class Queries:
         """Return the tensors' names, types and shapes."""
         message = parse(inference_pb.ModelMetadataRequest, request)
         route, model = self._find(message.name, message.version)
-        versions = (model.version,) if message.version else tuple(route.batchers)
+        versions = (model.version,) if message.version else tuple(route.served)
         return model_metadata(route.name, versions, model.tensors, model.backend)
 
     def model_config(self, request: bytes) -> Any:
@@ -293,7 +293,7 @@ class Queries:
         if message.version:
             versions = [(routes[0].name, routes[0].versions.find(message.version).version)]
         else:
-            versions = [(route.name, version) for route in routes for version in route.batchers]
+            versions = [(route.name, version) for route in routes for version in route.served]
         metrics = router.metrics
         counts, last = metrics.snapshot().models, metrics.last_ms
         statistics = [
@@ -341,7 +341,7 @@ class Queries:
         """Yield name, version, and why it is not ready; the reason is empty if it is."""
         for route in self._router.routes.values():
             reason = "" if self._health.is_model_serving(route.name) else "not ready"
-            for version in route.batchers:
+            for version in route.served:
                 yield route.name, version, reason
         if self._catalog is None:
             return
