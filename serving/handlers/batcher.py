@@ -1,7 +1,7 @@
 """The calls of a version with a handler: one queue, some processes, and the model in between.
 
-It takes the place of a `Batcher`: the same queue, with its turns, deadlines and room. A call, or
-several of a handler whose rows are independent, makes a trip:
+An `Entry`, as a `Batcher` is: the same turns, deadlines and room. A call, or several of a handler
+whose rows are independent, makes a trip:
 
     WAITING ──▶ DECODING ──▶ READY ──▶ PREPROCESS ──▶ RUNNING ──▶ READY ──▶ POSTPROCESS ──▶ ENDED
     (queue)     (pictures)     │      (a process)    (batcher)            (a process)
@@ -19,7 +19,7 @@ import logging
 import math
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -27,10 +27,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from serving import errors
-from serving.batching.batcher import CHANGED, Batcher
+from serving.batching.batcher import Batcher
+from serving.batching.entry import Entry
 from serving.batching.queue import Queue
 from serving.batching.run import (
-    Caller,
     Group,
     Owner,
     Ran,
@@ -74,7 +74,6 @@ _LOOK_S, _SWEEP_S = 1.0, 0.1
 """How often the memory of processes is looked at, and calls that wait or run."""
 _PACE_S = 0.005
 """The least time over which the pace is measured."""
-_LATE = DeadlineExceeded()
 
 
 class PictureDecoder(Protocol):
@@ -91,7 +90,7 @@ class HandlerFailure(Exception):
     """An error of a handler: its text is the traceback in the handler's process."""
 
 
-class HandlerBatcher:
+class HandlerBatcher(Entry):
     """Runs the calls of one version, and gives each exactly one outcome; of the owner's thread."""
 
     def __init__(
@@ -111,15 +110,11 @@ class HandlerBatcher:
             name: the model's.
             runtime: what else it needs.
         """
-        self.model = model
-        self.label = name, model.version
-        self.owner: Owner
-        self.max_delay_s = 0.0
-        self.max_run_s = config.max_handler_s
-        self._config, self._metrics, self._runtime = config, metrics, runtime
+        queues = (Queue(config.queue_capacity),)
+        super().__init__((name, model.version), model.tensors, config, metrics, queues)
+        self._runtime = runtime
         self._signature: HandlerSignature = runtime.signature
         self._network = runtime.network
-        self._queue = Queue(config.queue_capacity)
         self._queue.run_rows = config.max_batch_size if self._signature.batching else 1
         self._slots: list[Slot] = []
         self._trips: dict[int, Trip] = {}
@@ -134,15 +129,13 @@ class HandlerBatcher:
         self._next_look_s = self._next_sweep_s = 0.0
         self._num_done, self._pace_since_s = 0, 0.0
         """Rows that processes were through with since then, while there were others."""
-        self._refusal: ServingError | None = None
-        self._is_closed = self._is_scheduled = False
         self._has_pictures = self._signature.has_pictures
         first = next(iter(self._signature.methods))
         self._first = first if first in (PREPROCESS, PREDICT) else ""
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that all else is called on; further processes start."""
-        self.owner = owner
+        super().attach(owner)
         self._processes.attach(owner)
         if self._network is not None:
             self._network.attach(owner)
@@ -153,97 +146,50 @@ class HandlerBatcher:
             self._processes.add(process)
         self._processes.start_missing()
 
-    # As a batcher
+    # As an entry
 
     @property
-    def capacity(self) -> int:
-        """The most rows that wait for a process, but for those of callers with few."""
-        return self._queue.capacity
-
-    @property
-    def num_waiting(self) -> int:
-        """The rows that wait for a process; a moment old on other threads."""
-        return self._queue.num_rows
+    def max_run_s(self) -> float:
+        return self._config.max_handler_s
 
     @property
     def is_busy(self) -> bool:
-        """Whether calls wait or run."""
         return bool(self._queue.num_rows or any(trip.calls for trip in [*self._trips.values()]))
 
     @property
     def oldest_run_s(self) -> float:
-        """When the oldest step that goes on began, in monotonic seconds; infinite without any."""
         return min((slot.begun_s for slot in [*self._slots]), default=math.inf)
 
     @property
-    def is_blocked(self) -> bool:
-        """Whether no process can serve for now."""
-        return (self._refusal is not None or self._processes.is_resting) and not self._is_closed
+    def is_refusing(self) -> bool:
+        return self._refusal is not None or self._processes.is_resting
 
     def submit(self, group: Group, *, is_final: bool = True) -> int:
-        """Let calls wait for a process, as `Batcher.submit` lets them wait for a run."""
-        reason, number = self._reason_to_refuse(), len(group.streams)
-        if reason is not None:
-            self._fail(group, reason)
-            return number
-        taken = self._queue.offer(group, self.owner.clock, self._config.slo_s)
-        if taken < number and is_final:
-            self._metrics.count_failure(self.label, 0.0, number - taken)
-        if taken:
-            self._schedule()
-        return taken
+        if self._processes.is_resting and self._refusal is None:
+            self.fail(group, self._rest())
+            return len(group.streams)
+        return super().submit(group, is_final=is_final)
 
     def add(self, group: Group) -> None:
-        """Let calls wait, even if there is no room."""
-        if (reason := self._reason_to_refuse()) is not None:
-            self._fail(group, reason)
+        if self._processes.is_resting and self._refusal is None:
+            self.fail(group, self._rest())
             return
-        self._queue.put(group)
-        self._schedule()
+        super().add(group)
 
-    def _reason_to_refuse(self) -> ServingError | None:
-        if self._refusal is not None:
-            return self._refusal
-        if self._processes.is_resting:
-            left_s = max(0.1, self._processes.rest_s)
-            text = "the handler's processes end again and again"
-            return Unavailable(f"{text}: the next start is in {left_s:.1f} s", retry_after_s=left_s)
-        return None
+    def _rest(self) -> ServingError:
+        left_s = max(0.1, self._processes.rest_s)
+        text = "the handler's processes end again and again"
+        return Unavailable(f"{text}: the next start is in {left_s:.1f} s", retry_after_s=left_s)
 
-    def room_for_stream(self, num_rows: int) -> int:
-        """Return how many messages a stream may add, as `Batcher` does."""
-        return -(-self._queue.room_for_streams // max(num_rows, 1))
-
-    def streams_of(self, caller: Caller) -> set[bytes]:
-        """Return the calls of a caller that wait or run."""
-        calls = (group for trip in self._trips.values() for group in trip.calls)
-        running = {each for group in calls if group.caller is caller for each in group.streams}
-        return self._queue.streams_of(caller) | running
-
-    def forget(self, caller: Caller) -> None:
-        """Drop the calls of a caller that has left."""
-        self._queue.forget(caller)
-
-    def delay_s(self, now_s: float) -> float:
-        """Return 0: no process waits for more rows."""
-        return 0.0
+    def _running(self) -> Iterable[Group]:
+        return (group for trip in self._trips.values() for group in trip.calls)
 
     def stop_batching(self) -> None:
-        """Run each call of the model alone from now on."""
         if self._network is not None:
             self._network.stop_batching()
 
-    def block(self, refusal: ServingError | None) -> None:
-        """Refuse all calls that have not begun, and later ones; None runs them again."""
-        if self._is_closed:
-            return
-        self._refusal = refusal
-        if refusal is not None:
-            self._refuse_waiting(refusal)
-
     def close(self) -> None:
-        """End the processes; calls have had their outcomes. Later calls are asked to retry."""
-        self._is_closed, self._refusal = True, CHANGED
+        """End the processes; calls have had their outcomes."""
         self._processes.close()
         for process in self._runtime.take_first():
             process.close()
@@ -258,11 +204,6 @@ class HandlerBatcher:
         slots = [*self._slots]
         memory = sum(slot.process.memory_bytes for slot in slots)
         return HandlerUsage(len(slots), self._processes.num_starts, memory)
-
-    def _schedule(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self.owner.schedule(self)
 
     def turn(self, now_s: float) -> bool:
         """Give the processes work; return whether calls wait for one, or have one."""
@@ -357,9 +298,9 @@ class HandlerBatcher:
             for at in range(len(group.streams)):
                 call = group.cut(at, at + 1)
                 try:
-                    arrays = arrays_of(call, self.model.tensors)
+                    arrays = arrays_of(call, self.tensors)
                 except InvalidRequest as err:  # between the tensors of a message in a known layout
-                    self._fail(call, err)
+                    self.fail(call, err)
                     continue
                 key = self._key(call, arrays) if self._signature.batching else object()
                 alike.setdefault(key, []).append((call, arrays))
@@ -419,9 +360,7 @@ class HandlerBatcher:
     def _decode(self, trip: Trip) -> None:
         """Have pictures decoded in other processes."""
         trip.phase = TripPhase.DECODING
-        places = [
-            at for at, each in enumerate(self.model.tensors.inputs) if each.content == "picture"
-        ]
+        places = [at for at, each in enumerate(self.tensors.inputs) if each.content == "picture"]
         files = [trip.arrays[at].tolist() for at in places]
         owner = trip.calls[0].caller.address or "unix"
         try:
@@ -530,7 +469,7 @@ class HandlerBatcher:
         """Have the model run between the handler's methods."""
         network, arrays = self._network, trip.arrays
         assert network is not None
-        tensors = network.model.tensors
+        tensors = network.tensors
         trip.arrays, trip.phase, trip.step = (), TripPhase.RUNNING, POSTPROCESS
         num_rows = len(arrays[0]) if tensors.is_batchable and arrays else 1
         if not num_rows:  # a page without a crop
@@ -567,7 +506,7 @@ class HandlerBatcher:
                 responses = group.encoder.encode(result, trip.places[id(group)], 1)
             except Exception:  # a bug of ours: it ends this call, and never the owner
                 _log.exception("a call could not be answered")
-                self._fail(group, ModelError())
+                self.fail(group, ModelError())
                 continue
             group.sink.answer(group, responses, run)
         is_run = trip.step == PREDICT
@@ -599,7 +538,7 @@ class HandlerBatcher:
 
     def _members_of(self, trip: Trip) -> "list[_Member]":
         """Return the calls of a trip that somebody waits for, as they came."""
-        return [(call, arrays_of(call, self.model.tensors)) for call in open_calls(trip.calls)]
+        return [(call, arrays_of(call, self.tensors)) for call in open_calls(trip.calls)]
 
     def _begin_again(self, trip: Trip) -> None:
         """Begin a trip once more whose state is lost."""
@@ -613,7 +552,7 @@ class HandlerBatcher:
 
     def _end_with(self, trip: Trip, error: ServingError) -> None:
         for group in open_calls(trip.calls):
-            self._fail(group, error)
+            self.fail(group, error)
         self._end(trip)
 
     def _end(self, trip: Trip) -> None:
@@ -634,23 +573,6 @@ class HandlerBatcher:
         self._trips.pop(trip.number, None)
         if self._queue.num_rows:  # there is room now
             self._schedule()
-
-    def _end_late(self, groups: list[Group]) -> None:
-        for group in groups:
-            self._fail(group, _LATE)
-
-    def _fail(self, group: Group, error: ServingError) -> None:
-        duration_s = self.owner.clock() - group.arrived_s
-        self._metrics.count_failure(self.label, duration_s, len(group.streams))
-        own = type(error)(str(error))  # others may have the same one
-        if isinstance(own, errors.ServerError) and isinstance(error, errors.ServerError):
-            own.retry_after_s = error.retry_after_s
-        own.model = self.label
-        group.sink.fail(group, own)
-
-    def _refuse_waiting(self, refusal: ServingError) -> None:
-        for group in open_calls(self._queue.clear()):
-            self._fail(group, refusal)
 
     # Processes
 
@@ -697,36 +619,9 @@ class HandlerBatcher:
         if self._processes.is_resting:
             rest_s = self._processes.rest_s
             _log.error("model %s version %s: no process for %.1f s", name, version, rest_s)
-            refusal = self._reason_to_refuse()
-            assert refusal is not None
-            self._refuse_waiting(refusal)
+            self._fail_waiting(self._rest())
         self._schedule()  # it may have had a suspect: the next one may go to another process
         self._runtime.on_block()
-
-
-class RunMetrics:
-    """Counts the runs of the model between a handler's methods, not the calls."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def observe_run(self, run: Any, groups: Sequence[Any], model: tuple[str, str]) -> None:
-        """Count a run, without the calls."""
-        self._metrics.observe_run(run, (), model)
-
-    def observe_calls(self, run: Any, groups: Sequence[Any], model: tuple[str, str]) -> None:
-        """Count nothing: as above."""
-
-    def count_mismatch(self, model: tuple[str, str]) -> None:
-        """Count a batch with a row that has another answer alone."""
-        self._metrics.count_mismatch(model)
-
-    def observe_answers(self, answers: Any, outputs: Any, model: tuple[str, str]) -> None:
-        """Count the classes that the model has answered, before the handler changes them."""
-        self._metrics.observe_answers(answers, outputs, model)
-
-    def count_failure(self, model: tuple[str, str], seconds: float, times: int = 1) -> None:
-        """Count nothing: the calls are counted where they fail."""
 
 
 class HandlerRun(tuple):  # type: ignore[type-arg]

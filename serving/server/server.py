@@ -11,7 +11,8 @@ from serving.catalog import Catalog
 from serving.config import ServerConfig
 from serving.oip import inference_pb, large_messages
 from serving.oip.examples import Access, Example
-from serving.oip.methods import Queries, inference_methods
+from serving.oip.methods import inference_methods
+from serving.oip.queries import Queries
 from serving.protocols.grpc_service import GrpcService
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedStream, BatchedUnary

@@ -10,7 +10,7 @@ from serving.batching.batcher import Batcher
 from serving.batching.run import Group, ResponseEncoder, Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
-from serving.handlers.batcher import HandlerBatcher, HandlerRuntime, RunMetrics
+from serving.handlers.batcher import HandlerBatcher, HandlerRuntime
 from serving.handlers.frames import Frame
 from serving.handlers.kinds import Array
 from serving.handlers.signature import HandlerSignature
@@ -88,7 +88,7 @@ class World:
         self.version = network or FakeVersion()
         kinds = dict.fromkeys(("inputs", "outputs"), NUMBERS)
         signature = HandlerSignature(name="H", methods=methods, **{**kinds, **options})
-        inner = network and Batcher(network, SMALL, RunMetrics(Metrics()))
+        inner = network and Batcher(network, SMALL, Metrics(), counts_calls=False)
         parts = HandlerRuntime(
             signature, inner, self, tuple, num_processes, find, None, self.count_block
         )
@@ -583,7 +583,7 @@ def pause_after(world):
     world.call(1)
     world.crash()
     waited_s = 0.0
-    while world.batcher.is_blocked:
+    while world.batcher.is_refusing:
         refused = world.call(2)
         assert isinstance(refused.outcome, Unavailable)
         world.tick(START_S)
@@ -634,10 +634,10 @@ def test_failed_starts_pause_too():
     world = World()
     world.failures = 2
     world.crash()
-    assert world.batcher.is_blocked
+    assert world.batcher.is_refusing
     world.tick(60.0)
     world.tick(60.0)
-    assert not world.batcher.is_blocked
+    assert not world.batcher.is_refusing
 
 
 def test_memory_ends_a_process():
@@ -667,6 +667,7 @@ def test_drain_waits_for_calls():
     assert world.batcher.is_busy
     world.answer()
     assert not world.batcher.is_busy
+    world.batcher.refuse(Unavailable("it has changed"))
     world.batcher.close()
     assert world.processes[0].is_over
     assert isinstance(world.call(1).outcome, Unavailable)
