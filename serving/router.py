@@ -26,7 +26,7 @@ from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
 if TYPE_CHECKING:
-    from serving.handlers.batcher import HandlerRuntime
+    from serving.handlers.pipeline import HandlerRuntime
     from serving.processes.pool import BoundedPool
 
 _log = logging.getLogger(__name__)
@@ -350,7 +350,7 @@ class Router:
             net = self._net(model, batching)
             return Batcher(model, batching, self.metrics, cores, name, self.host, net)
         # Late, here and below: few models have a handler.
-        from serving.handlers.batcher import HandlerBatcher
+        from serving.handlers.pipeline import Pipeline
 
         network = None
         if model.handler.signature.needs_model:
@@ -360,7 +360,7 @@ class Router:
         if model.handler.signature.has_pictures:
             self._pictures()
         runtime = self._runtime_of(name, model.handler, network)
-        return HandlerBatcher(model, batching, self.metrics, name, runtime)
+        return Pipeline((name, model.version), model.tensors, batching, self.metrics, runtime)
 
     def _net(self, model: LoadedModel, batching: BatchingConfig) -> Net | None:
         """Return how the answers of a version's batches are checked; None if they are not."""
@@ -378,7 +378,7 @@ class Router:
 
     def _runtime_of(self, name: str, handler: Any, network: Batcher | None) -> "HandlerRuntime":
         """Return what a version with a handler runs on."""
-        from serving.handlers.batcher import HandlerRuntime
+        from serving.handlers.pipeline import HandlerRuntime
 
         number = self.batching.handler_processes or self._usual_processes(name, handler)
         return HandlerRuntime(

@@ -32,7 +32,7 @@ NEEDLESS = {
     "h11", "orjson", "python_multipart", "serving.http1", "serving.http_api",
     "serving.transports.http_port", "serving.client", "serving.cli.infer", "serving.cli.info",
     "serving.cli.health", "serving.model.judging", "serving.proof.walk", "serving.proof.check",
-    "serving.handlers.batcher", "serving.handlers.model", "serving.pictures.decoder",
+    "serving.handlers.pipeline", "serving.handlers.model", "serving.pictures.decoder",
     "serving.server.supervisor", "serving.transports.grpcio_server",
 }  # fmt: skip
 """Modules that a server of gRPC alone may not need: proof, HTTP, clients, handlers, pictures."""

@@ -141,20 +141,20 @@ class Batcher(Entry):
                 for each in (self._small, self._large):
                     self._run(each, now_s)
             else:
-                self._end_late(offloaded.hand_out(now_s))
+                self.end_late(offloaded.hand_out(now_s))
         if inline.num_rows:
             num_rows = self._run(inline, now_s)
             if num_rows > inline.run_rows // 2:
                 inline.note_run(num_rows, self.owner.clock() - now_s)
             if inline.num_rows:
-                self._schedule()
+                self.schedule()
         return bool(offloaded.running)
 
     def _run(self, queue: Queue, now_s: float) -> int:
         """Make a run on this thread, and answer its calls; return its rows."""
         groups, late = queue.take(queue.run_rows, now_s)
         if late:
-            self._end_late(late)
+            self.end_late(late)
         num_rows = 0
         if groups:
             for calls, result in self._executor.run(groups, self.owner.clock):
@@ -163,13 +163,13 @@ class Batcher(Entry):
 
     def tick(self, now_s: float) -> None:
         """End the runs and calls that are late, and forget cancelled calls."""
-        self._end_late(self._offloaded.sweep(now_s))
+        self.end_late(self._offloaded.sweep(now_s))
 
     def _finish_offloaded(self, outcomes: list[Outcome]) -> None:
         for groups, result in outcomes:
             self._deliver(groups, result, have_left=True)
         if self._offloaded.num_waiting:
-            self._schedule()
+            self.schedule()
 
     def _look_again(self, drawn: Drawn) -> Drawn | None:
         """Run a call once more in this turn, if that is quick; None if it needs nothing further.
@@ -197,7 +197,7 @@ class Batcher(Entry):
         if open_calls([drawn.call]):
             self._answer_drawn(drawn, self._judged(drawn, outcomes))
         if self._offloaded.num_waiting:
-            self._schedule()
+            self.schedule()
 
     def _judged(self, drawn: Drawn, outcomes: list[Outcome]) -> Result | ServingError | None:
         """Return the outcome of a call alone that its caller gets; None for that of the batch."""

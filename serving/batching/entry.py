@@ -82,14 +82,14 @@ class Entry:
         # As `place` says; without a call, for this is the way of most.
         queue = self._queue if rows <= self._always_rows else self._queue_of(rows)
         if queue.num_rows + group.num_rows <= queue.run_rows:  # likewise
-            self._schedule()
+            self.schedule()
             queue.put(group)
             return number
         taken = queue.offer(group, self.owner.clock, self._config.slo_s)
         if taken < number and is_final:
             self._metrics.count_failure(self.label, 0.0, number - taken)
         if taken:
-            self._schedule()
+            self.schedule()
         return taken
 
     def add(self, group: Group) -> None:
@@ -98,13 +98,14 @@ class Entry:
             self.fail(group, self._refusal)
             return
         self._queue_of(group.encoder.num_rows).put(group)
-        self._schedule()
+        self.schedule()
 
     def _queue_of(self, num_rows: int) -> Queue:
         """Return where a request waits: others may come before its turn."""
         return self._queue
 
-    def _schedule(self) -> None:
+    def schedule(self) -> None:
+        """Have a turn taken soon."""
         if not self._is_scheduled:
             self._is_scheduled = True
             self.owner.schedule(self)
@@ -176,7 +177,8 @@ class Entry:
         own.model = self.label
         group.sink.fail(group, own)
 
-    def _end_late(self, groups: Iterable[Group]) -> None:
+    def end_late(self, groups: Iterable[Group]) -> None:
+        """Fail calls whose deadline has passed."""
         for group in groups:
             self.fail(group, _LATE)
 

@@ -1,6 +1,6 @@
 """Invariants at all times, and in the end."""
 
-from serving.handlers.batcher import HandlerBatcher
+from serving.handlers.pipeline import Pipeline
 from serving.http2.streams import Stream
 from serving.transports.loop import LoopPhase
 from serving.transports.peer import State
@@ -115,10 +115,11 @@ def check_windows(simulation, connection, client):
 
 def check_batcher(simulation, batcher, end_s):
     """Check that a version leaves nobody waiting who could go on, or whose time is over."""
-    if isinstance(batcher, HandlerBatcher):
-        is_free = batcher._has_room and any(each.trip is None for each in batcher._slots)
-        has_suspects = batcher._suspects and not any(each.has_suspect for each in batcher._slots)
-        has_work = batcher._queue.num_rows or batcher._ready or has_suspects
+    if isinstance(batcher, Pipeline):
+        runners = batcher._runners
+        is_free = batcher._has_room and any(not each.jobs for each in runners.slots)
+        has_suspects = runners.suspects and not any(each.has_suspect for each in runners.slots)
+        has_work = batcher._queue.num_rows or runners.ready or has_suspects
         is_due = batcher._is_scheduled or not (is_free and has_work)
         simulation.require(is_due, "calls wait while a handler's process is free")
         if batcher._network is not None:

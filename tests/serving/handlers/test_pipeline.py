@@ -10,9 +10,9 @@ from serving.batching.batcher import Batcher
 from serving.batching.run import Group, ResponseEncoder, Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
-from serving.handlers.batcher import HandlerBatcher, HandlerRuntime
 from serving.handlers.frames import Frame
 from serving.handlers.kinds import Array
+from serving.handlers.pipeline import HandlerRuntime, Pipeline
 from serving.handlers.signature import HandlerSignature
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Tensor, TensorSignature
@@ -92,7 +92,7 @@ class World:
         parts = HandlerRuntime(
             signature, inner, self, tuple, num_processes, find, None, self.count_block
         )
-        self.batcher = HandlerBatcher(FakeVersion(), SMALL, Metrics(), "h", parts)
+        self.batcher = Pipeline(("h", "1"), TENSORS, SMALL, Metrics(), parts)
         self.owner = FakeOwner(self.batcher, self.clock)
         self.owner.work()
 
@@ -244,11 +244,11 @@ def test_calls_that_found_no_room_go_on_once_there_is():
     world = World(("preprocess",), slow, outputs=None)
     calls = [world.call(number) for number in range(3)]
     others: Any = {-number: None for number in range(1, 40)}
-    world.batcher._trips.update(others)  # all that may be open
+    world.batcher._open.update(others)  # all that may be open
     world.answer()
     assert world.batcher.num_waiting == 2
     for number in others:
-        del world.batcher._trips[number]
+        del world.batcher._open[number]
     world.owner.wait(calls[0])
     assert calls[0].outcome == [[0]]
     while not world.processes[0].jobs:
@@ -642,7 +642,7 @@ def test_failed_starts_pause_too():
 
 def test_memory_ends_a_process():
     world = World()
-    world.batcher._config = BatchingConfig(max_handler_bytes=100)
+    world.batcher._runners._config = BatchingConfig(max_handler_bytes=100)
     world.processes[0].memory_bytes = 101
     world.tick(2.0)
     assert world.processes[0].is_over
