@@ -14,6 +14,8 @@ stopped.
 
 import itertools
 import pickle
+import select
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
@@ -48,6 +50,28 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits()
 
 
+class _Interrupted(Exception):
+    """There is news of a job that is not yet written."""
+
+
+class _Writer:
+    """Writes a job, until there is news: its reader has ended, or has no room for it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket, self._poll = sock, select.poll()
+        self._poll.register(sock, select.POLLIN | select.POLLOUT)
+
+    def write(self, data: Any) -> None:
+        left, timeout_s = memoryview(data).cast("B"), self._socket.gettimeout() or 0.0
+        while left:
+            events = self._poll.poll(timeout_s * 1000)
+            if not events:
+                raise TimeoutError
+            if events[0][1] & select.POLLIN:
+                raise _Interrupted
+            left = left[self._socket.send(left, socket.MSG_DONTWAIT) :]
+
+
 class _Process:
     """A process of a pool; for one thread at a time."""
 
@@ -72,10 +96,12 @@ class _Process:
         number, is_read = next(self._numbers), False
         self._forget_crashes()
         self.child.channel.settimeout(limits.seconds)
+        writer = _Writer(self.child.channel)
         try:
-            with self.child.channel.makefile("wb") as stream:
-                pickle.dump((number, limits.memory_bytes), stream, 5)
-                pickle.dump((function, args), stream, 5)
+            pickle.dump((number, limits.memory_bytes), writer, 5)
+            pickle.dump((function, args), writer, 5)
+        except _Interrupted:
+            pass
         except (pickle.PicklingError, AttributeError, TypeError) as err:  # a function of no module
             self.child.kill()  # a part of it may have been written
             return False, err
@@ -85,9 +111,11 @@ class _Process:
                 raise BrokenPipeError
             if found == jobs.CRASHED:
                 return None
-            if found == number and is_read:
+            if found == number and content != jobs.READ:
                 break
             is_read = is_read or found == number
+        if not is_read:  # it has no room for the job, of which a part is left
+            self.child.kill()
         try:
             is_good, outcome = pickle.loads(content)
         except Exception as err:  # an exception that takes other arguments, say

@@ -38,11 +38,12 @@ def crash(answer, number):
 
 
 def forked(answer):
-    """Leave a child behind that has all that this process has."""
-    if (child := os.fork()) == 0:
-        signal.alarm(60)  # the end of one that nobody ends
-        while True:
-            signal.pause()
+    """Leave another program behind, which has no descriptor of this process."""
+    child = os.fork()
+    if not child:
+        os.execvp("sleep", ["sleep", "60"])
+    while Path(f"/proc/{child}/comm").read_text() != "sleep\n":
+        time.sleep(0.001)
     answer(pid=child)
 
 
@@ -76,5 +77,6 @@ def parent(answer, hows, end_signal=signal.SIGKILL):
     for child in made:
         with child.channel.makefile() as lines:
             pids.append((child.pid, json.loads(lines.readline())["pid"]))
-    forked(lambda **facts: answer(pids=pids, fork=facts["pid"]))
-    time.sleep(600)
+    if fork := os.fork():
+        answer(pids=pids, fork=fork)
+    time.sleep(60)
