@@ -15,9 +15,9 @@ from serving.commandline.progress import Bar
 from serving.commandline.terminal import escape, silenced_stderr
 from serving.errors import ConfigurationError
 from serving.pictures.classifier import CLASS, LABEL, PROBABILITIES, Decoded, Steps
-from serving.pictures.reader import SUFFIXES, processes, read_or_reason
+from serving.pictures.reader import SUFFIXES, processes, read_or_reason, silence_pillow
+from serving.processes.pool import mapped
 from serving.system.cores import usable_cores
-from serving.system.process_pool import mapped, silence_pillow
 from serving.telemetry import logs
 from serving.tensors import Array
 

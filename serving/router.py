@@ -22,12 +22,12 @@ from serving.pictures import reader
 from serving.system.cores import usable_cores
 from serving.system.crash_record import number_of
 from serving.system.host import Host
-from serving.system.process_pool import Processes
 from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
 from serving.tensors import ModelInfo, Signature, TensorSignature
 
 if TYPE_CHECKING:
     from serving.handlers.pipeline import HandlerRuntime
+    from serving.processes.pool import BoundedPool
 
 _log = logging.getLogger(__name__)
 _CHANGED = Unavailable("the model has changed")
@@ -37,9 +37,10 @@ _MAX_SHOWN = 80
 _TOLERANCES_OF_DEVICES = {2: 1e-2, 4: 1e-2, 8: 1e-3}
 """`TOLERANCES` on other devices than the CPU, as `acceptance.py` has them: their runs of several
 rows take other algorithms."""
-_NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 1280 << 20, 10.0
-"""The processes that decode pictures for handlers, and the memory of each beyond its start: the
-largest picture, 80 million transparent pixels, takes some 1,200 MiB with the copy to be sent."""
+_NUM_DECODERS = 2
+_PICTURE_BYTES, _PICTURE_S = 1280 << 20, 10.0
+"""Limits of a handler's pictures: the largest one, 80 million transparent pixels, takes some 1,200
+MiB with the copy to be sent."""
 _TWO, _SMALL_BYTES = 2, 256 << 20
 """Processes of a handler on as many cores, if one has at most this memory after `setup`."""
 
@@ -288,7 +289,7 @@ class Router:
         """Called when `blocked_models` may have changed, on that thread."""
         self.keeps_headers = False
         """Whether a handler wants the headers of calls."""
-        self._decoder: Processes | None = None
+        self._decoder: BoundedPool | None = None
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that the entries belong to."""
@@ -411,13 +412,15 @@ class Router:
         route = self.find(name)
         return route, route.tensors
 
-    def _pictures(self) -> Processes:
+    def _pictures(self) -> "BoundedPool":
         """Return the processes that decode pictures for handlers; made with the first one."""
         if self._decoder is None:
+            # Late: a server without such handlers needs none.
+            from serving.processes.pool import BoundedPool, Limits, ProcessPool
+
+            limits = Limits(_PICTURE_BYTES, _PICTURE_S)
             modules = (*reader.modules(), "serving.handlers.pictures")
-            self._decoder = Processes(
-                _NUM_DECODERS, modules, memory_bytes=_DECODER_BYTES, job_s=_DECODE_S
-            )
+            self._decoder = BoundedPool(ProcessPool(_NUM_DECODERS, modules), limits)
             self._decoder.submit("", int)  # it starts, so that no call waits for it
         return self._decoder
 

@@ -258,7 +258,7 @@ def test_reading_pictures_needs_no_server_and_no_model():
 
 ORDER = {
     "serving": """
-        errors proof commandline tensors json_values applications config system http1
+        errors proof commandline tensors json_values applications config system processes http1
         http2 security model.preprocessing pictures telemetry.metrics model
         publishing batching handlers catalog embedded router oip.inference_pb protocols oip
         telemetry transports http_api client server cli __main__ launch publishing.models __init__

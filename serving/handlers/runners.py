@@ -25,6 +25,7 @@ from serving.handlers.frames import Frame
 from serving.handlers.joined import Attempt, Joined, Line
 from serving.handlers.nested import UNWANTED, Find, Nested
 from serving.handlers.process_set import Launcher, Process, ProcessSet
+from serving.processes.end import out_of_memory, out_of_time
 from serving.telemetry.metrics import HandlerUsage, Metrics, OwnCounts
 from serving.tensors import Array
 
@@ -222,7 +223,7 @@ class Runners:
                 if not joined.calls:
                     slot.refuse_asked(joined)
                 if now_s - joined.begun_s > most_s:
-                    text = f"the handler takes more than {most_s:g} s"
+                    text = f"the handler {out_of_time(most_s)}"
                     self._remove(slot, text, DeadlineExceeded(text))
                     break
 
@@ -233,7 +234,7 @@ class Runners:
             most = self._config.max_handler_bytes
             for slot in [*self.slots] if most else ():
                 if slot.process.memory_bytes > most:
-                    text = f"the handler's process takes more than {most >> 20} MiB of memory"
+                    text = f"the handler's process {out_of_memory(most)}"
                     self._remove(slot, text, ModelError(text))
         self.processes.start_missing()
 

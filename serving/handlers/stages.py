@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class PictureDecoder(Protocol):
-    """Decodes pictures in processes of their own: `Processes`."""
+    """Decodes pictures in processes of their own: `BoundedPool`."""
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]": ...
 

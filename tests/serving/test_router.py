@@ -501,13 +501,13 @@ def test_headers_are_kept_while_a_handler_wants_them(options, keeps):
 class Decoders:
     """Notes how the processes are made, and what they are asked to do."""
 
-    def __init__(self, number, modules, **limits):
-        self.facts, self.modules = (number, limits), modules
+    def __init__(self, number, modules):
+        self.number, self.modules = number, modules
         self.jobs = []
         self.is_closed = False
 
-    def submit(self, *job):
-        self.jobs.append(job)
+    def submit(self, *job, limits):
+        self.jobs.append((job, limits))
 
     def close(self):
         self.is_closed = True
@@ -516,11 +516,11 @@ class Decoders:
 def test_handlers_share_the_processes_that_decode_pictures(monkeypatch):
     made = []
 
-    def new(*arguments, **limits):
-        made.append(Decoders(*arguments, **limits))
+    def new(*arguments):
+        made.append(Decoders(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("serving.router.Processes", new)
+    monkeypatch.setattr("serving.processes.pool.ProcessPool", new)
     router = Router()
     router.change("texts", versions_of(Handled("predict").model(), "texts"))
     router.close()
@@ -529,9 +529,9 @@ def test_handlers_share_the_processes_that_decode_pictures(monkeypatch):
         handler = Handled("predict", kind=serving.Picture())
         router.change(name, versions_of(handler.model(), name))
     (decoders,) = made
-    assert decoders.facts == (2, {"memory_bytes": 1280 << 20, "job_s": 10.0})
+    assert decoders.number == 2
     assert {"serving.handlers.pictures", "serving.pictures.decoder"} <= {*decoders.modules}
-    assert decoders.jobs == [("", int)], "it starts before the first call"
+    assert decoders.jobs == [(("", int), (1280 << 20, 10.0))], "it starts before the first call"
     assert not decoders.is_closed
     router.close()
     assert decoders.is_closed
