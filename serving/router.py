@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from serving.batching.batcher import CHANGED, Batcher, Net
 from serving.batching.run import Group, Owner, RunnableModel
 from serving.batching.spot_check import TOLERANCES, Closeness
-from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
 from serving.model import verdicts
@@ -24,6 +23,7 @@ from serving.system.host import Host
 from serving.system.process_pool import Processes
 from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
 from serving.tensors import ModelInfo, Signature, TensorSignature
+from serving.versions.served import ModelVersions
 
 if TYPE_CHECKING:
     from serving.handlers.batcher import HandlerBatcher, HandlerRuntime

@@ -20,7 +20,7 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     Raises:
         ServingError: see `load_model`.
     """
-    from serving.catalog import Catalog  # late: one of a server needs no model here
+    from serving.versions.catalog import Catalog  # late: one of a server needs no model here
 
     batching = BatchingConfig()
     # As a server loads it: its settings and labels choose the version.

@@ -11,7 +11,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from serving.catalog import Catalog
 from serving.config import BatchingConfig, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError, Unavailable
 from serving.router import Router
@@ -24,6 +23,7 @@ from serving.system.cores import usable_cores
 from serving.system.host import Host
 from serving.system.libc import limit_free_memory
 from serving.system.systemd import keep_watchdog_fed, notify
+from serving.versions.catalog import Catalog
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from serving import applications
-from serving.catalog import Catalog
 from serving.config import ServerConfig
 from serving.oip import inference_pb, large_messages
 from serving.oip.examples import Access, Example
@@ -24,6 +23,7 @@ from serving.telemetry.metrics import MAX_LABELS, Readiness, Report, Served
 from serving.transports import open_transport
 from serving.transports.limits import max_message_bytes
 from serving.transports.pools import LazyPool, Pool, decoders
+from serving.versions.catalog import Catalog
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ import pytest
 import serving
 from digit_classifier.methods import route_of
 from serving.batching.batcher import Batcher
-from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, Unavailable
 from serving.handlers.signature import HandlerSignature
@@ -20,6 +19,7 @@ from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.telemetry.metrics import HandlerUsage
 from serving.tensors import Signature, Tensor, TensorSignature
+from serving.versions.served import Canary, ModelVersions
 from tests.support.fakes import (
     MANIFEST,
     FakeCaller,

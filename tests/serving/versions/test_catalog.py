@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pytest
 
-from serving.catalog import Canary, Catalog, ModelFolder, ModelVersions
 from serving.config import ModelConfig
 from serving.errors import (
     ConfigurationError,
@@ -23,9 +22,12 @@ from serving.errors import (
 from serving.model import repository
 from serving.system.files import read_regular
 from serving.tensors import Signature
-from tests.serving.catalog.conftest import SMALL
+from serving.versions.catalog import Catalog
+from serving.versions.folder import ModelFolder
+from serving.versions.served import Canary, ModelVersions
 from tests.serving.model import templates
 from tests.serving.model.graphs import save, two_layers
+from tests.serving.versions.conftest import SMALL
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.process  # a model that this machine has not seen is tried in one
@@ -194,9 +196,10 @@ def test_model_that_is_unloaded_during_its_look_stays_unloaded(root, monkeypatch
     monkeypatch.setattr(ModelFolder, "_load", hang)
     templates.publish(root, "a", SMALL, "2")
     catalog.reload()
+    folder = catalog._folders["a"]
     catalog.unload("a")
     release.set()
-    wait_until(lambda: not catalog._looking)
+    wait_until(lambda: folder.looking is None)
     assert list(catalog.models) == ["b"]
 
 
