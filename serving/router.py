@@ -182,6 +182,7 @@ class Route:
             versions=tuple(self.batchers),
             default_version=versions.default_version,
             canary_version=versions.canary.version if versions.canary else None,
+            not_served=versions.reasons,
         )
 
     # As a batcher
@@ -263,6 +264,8 @@ class Router:
         """The thread that the batchers belong to, once `attach` was called."""
         self.on_block: Callable[[], object] = lambda: None
         """Called when `blocked_models` may have changed, on that thread."""
+        self.on_end: Callable[[Any], object] = lambda model: None
+        """Called with a version that has answered its last call, on that thread."""
         self.keeps_headers = False
         """Whether a handler wants the headers of calls."""
         self._decoder: Processes | None = None
@@ -403,6 +406,7 @@ class Router:
             gone, self.batchers = set(self.batchers) - set(kept), kept
         for batcher in gone:
             batcher.close()
+            self.on_end(batcher.model)
 
     def block(self, blocked: Mapping[int, float]) -> None:
         """Refuse the calls of versions whose runs have ended processes; of all others, none.

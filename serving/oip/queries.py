@@ -135,6 +135,7 @@ def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, Any]:
         "versions": info.versions,
         "default_version": info.default_version,
         "canary_version": info.canary_version,
+        "not_served": dict(info.not_served),
         "batching": info.batching,
         "device": info.device,
         "precision": info.precision,

@@ -88,6 +88,7 @@ async def serve(
             router.change(name, versions)
         catalog.count_reload = router.metrics.count_reload
         catalog.on_change = router.change  # before a call may load or unload a model
+        router.on_end = catalog.end_version
         stack.callback(router.close)
         server = Server(router, config, exporter, catalog)
         stops = signals.queue_stops()  # before the first call, so that every stop drains

@@ -157,10 +157,12 @@ class Catalog:
         return {name: each.failure for name, each in folders if each.failure is not None}
 
     @property
-    def missing(self) -> frozenset[str]:
-        """The models that are named and not in service, but for those that were unloaded."""
-        unloaded = {name for name, each in self._folders.items() if each.is_unloaded}
-        return self._named - self.models.keys() - unloaded
+    def missing(self) -> Mapping[str, str]:
+        """The models that are named and not in service, and why; but for unloaded ones."""
+        missing, found = self._named - self.models.keys(), self._folders
+        unloaded = {name for name in missing if name in found and found[name].is_unloaded}
+        failures = self.failures
+        return {name: failures.get(name, "it is not there") for name in missing - unloaded}
 
     def _look_at_all(self, folders: list[ModelFolder]) -> None:
         """Load all models, several at once.

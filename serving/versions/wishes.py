@@ -113,5 +113,6 @@ class Wishes:
         there = ", ".join(served)
         if self.are_numbers:
             return f"only the versions that are named are served: {there}"
-        many = "version is" if self.num_latest == 1 else f"{self.num_latest} versions are"
-        return f"only the newest good {many} served: {there}"
+        if self.num_latest == 1:
+            return f"only the newest good version is served: {there}"
+        return f"only the newest {self.num_latest} good versions are served: {there}"

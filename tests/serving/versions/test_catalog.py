@@ -100,7 +100,8 @@ def test_missing_model_is_served_once_it_can_be(root):
     damage(root, "bad", "1")
     catalog = opened(root, names=("a", "bad"), allow_missing=True)
     assert list(catalog.models) == ["a"]
-    assert catalog.missing == {"bad"}
+    assert [*catalog.missing] == ["bad"]
+    assert catalog.missing["bad"] == catalog.failures["bad"]
     templates.publish(root, "bad", SMALL, "2")
     assert catalog.reload()
     assert list(catalog.models) == ["a", "bad"]
