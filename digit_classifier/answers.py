@@ -16,9 +16,9 @@ from serving.commandline.terminal import escape, silenced_stderr
 from serving.errors import ConfigurationError
 from serving.handlers.bound import Prepared, prepare
 from serving.handlers.picture_classifier import CLASS, LABEL, PROBABILITIES
-from serving.pictures.reader import SUFFIXES, processes, read_or_reason
+from serving.pictures.reader import SUFFIXES, processes, read_or_reason, silence_pillow
+from serving.processes.pool import mapped
 from serving.system.cores import usable_cores
-from serving.system.process_pool import mapped, silence_pillow
 from serving.telemetry import logs
 from serving.tensors import Array
 

@@ -4,7 +4,7 @@
                 └────────────────── state: as it is, or packed ─────────────────┘
 
 Paths of the HTTP port and commands call a handler so, with files of strangers: `prepare` and
-`finish` are functions for a pool of processes. Models have processes of their own: `batcher.py`.
+`finish` are functions for a pool of processes. Models have processes of their own: `pipeline.py`.
 """
 
 import inspect

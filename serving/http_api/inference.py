@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.batching.entry import Entry
 from serving.batching.run import answer_bytes
 from serving.errors import InvalidRequest, ModelError, Unsupported
 from serving.http1.requests import Headers
@@ -20,7 +21,7 @@ from serving.oip.long_values import is_long
 from serving.oip.request import InferAnswer, Sent, SentInput
 from serving.oip.rest import Unwritten
 from serving.protocols.known import KnownRequest, ValuesPlace
-from serving.router import AnyBatcher, Route, Router
+from serving.router import Route, Router
 from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
 from serving.transports.http_routing import (
@@ -127,7 +128,7 @@ class Inference:
         return await _reply(call, await _run(call, asked, deadline_s, sent.id))
 
     def _ask(
-        self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature, sent: Sent
+        self, call: Exchange, target: "Route | Entry", signature: TensorSignature, sent: Sent
     ) -> infer.Asked:
         """Compare a request with its model; the options of its query are parameters, too."""
         asked = infer.ask(self._router, target, signature, sent, call.plan.params["name"])
@@ -154,7 +155,7 @@ class Inference:
         return found
 
     async def _infer_files(
-        self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature
+        self, call: Exchange, target: "Route | Entry", signature: TensorSignature
     ) -> Answer:
         """Answer a form of files, each as if it had come alone, in their order."""
         # Late: a server that gets no forms needs none of it.

@@ -208,7 +208,7 @@ class Queries:
     def model_metadata(self, name: str, version: str = "") -> Fields:
         """Return the tensors' names, types and shapes."""
         route, model = self._find(name, version)
-        versions = (model.version,) if version else tuple(route.batchers)
+        versions = (model.version,) if version else tuple(route.served)
         return model_metadata(route.name, versions, model.tensors, model.backend)
 
     def model_config(self, name: str, version: str = "") -> Fields:
@@ -234,7 +234,7 @@ class Queries:
         if version:
             versions = [(routes[0].name, routes[0].versions.find(version).version)]
         else:
-            versions = [(route.name, version) for route in routes for version in route.batchers]
+            versions = [(route.name, version) for route in routes for version in route.served]
         metrics = router.metrics
         counts, last = metrics.snapshot().models, metrics.last_ms
         return [
@@ -297,7 +297,7 @@ class Queries:
         """Yield name, version, and why it is not ready; the reason is empty if it is."""
         for route in self._router.routes.values():
             reason = "" if self._health.is_model_serving(route.name) else "not ready"
-            for version in route.batchers:
+            for version in route.served:
                 yield route.name, version, reason
         if self._catalog is None:
             return

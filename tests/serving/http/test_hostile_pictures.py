@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from serving.system.process_pool import CRASH
+from serving.processes.pool import CRASH
 from tests.digit_classifier.http.test_digits import form
 from tests.serving.http.peer import HttpPeer, Reply
 from tests.support.pictures import encoded
