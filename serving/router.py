@@ -12,7 +12,6 @@ from serving.batching.batcher import Batcher, Net
 from serving.batching.entry import Entry
 from serving.batching.run import Group, Owner, RunnableModel
 from serving.batching.spot_check import TOLERANCES, Closeness
-from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
 from serving.model import verdicts
@@ -24,6 +23,7 @@ from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
 from serving.tensors import ModelInfo, Signature, TensorSignature
+from serving.versions.served import ModelVersions
 
 if TYPE_CHECKING:
     from serving.handlers.pipeline import HandlerRuntime
@@ -206,6 +206,7 @@ class Route:
             versions=tuple(self.served),
             default_version=versions.default_version,
             canary_version=versions.canary.version if versions.canary else None,
+            not_served=versions.reasons,
         )
 
     # As an entry
@@ -287,6 +288,8 @@ class Router:
         """The thread that the entries belong to, once `attach` was called."""
         self.on_block: Callable[[], object] = lambda: None
         """Called when `blocked_models` may have changed, on that thread."""
+        self.on_end: Callable[[Any], object] = lambda model: None
+        """Called with a version that has answered its last call, on that thread."""
         self.keeps_headers = False
         """Whether a handler wants the headers of calls."""
         self._decoder: BoundedPool | None = None
@@ -432,6 +435,7 @@ class Router:
             gone, self.served = set(self.served) - set(kept), kept
         for each in gone:
             each.close()
+            self.on_end(each.model)
 
     def block(self, blocked: Mapping[int, float]) -> None:
         """Refuse the calls of versions whose runs have ended processes; of all others, none.

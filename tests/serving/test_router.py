@@ -9,7 +9,6 @@ import pytest
 import serving
 from digit_classifier.methods import route_of
 from serving.batching.batcher import Batcher
-from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, Unavailable
 from serving.handlers.signature import HandlerSignature
@@ -20,6 +19,7 @@ from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.telemetry.metrics import HandlerUsage
 from serving.tensors import Signature, Tensor, TensorSignature
+from serving.versions.served import Canary, ModelVersions
 from tests.support.fakes import (
     MANIFEST,
     FakeCaller,
@@ -556,7 +556,7 @@ class Closing:
     num_closed = 0
 
     def __init__(self, *, is_busy):
-        self.entry, self.is_busy = self, is_busy
+        self.entry, self.model, self.is_busy = self, self, is_busy
 
     def close(self):
         self.num_closed += 1
@@ -570,8 +570,11 @@ def test_batchers_are_closed_once_their_calls_are_answered_and_no_others():
         Closing(is_busy=False),
         router.find("digits").served["1"],
     )
+    ended: list[Closing] = []
+    router.on_end = ended.append
     router.served = (*router.served, busy, idle)
     router.prune()
+    assert ended == [idle], "its last call is answered"
     assert router.served == (serves, busy)
     assert (busy.num_closed, idle.num_closed) == (0, 1)
     assert not stays.is_blocked

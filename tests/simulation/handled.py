@@ -10,13 +10,13 @@ from dataclasses import replace
 from functools import partial
 from random import Random
 
-from serving.catalog import ModelVersions
 from serving.errors import Unavailable
 from serving.handlers.frames import Frame
 from serving.handlers.kinds import Array
 from serving.handlers.signature import HandlerSignature
 from serving.model.loaded import LoadedModel
 from serving.tensors import Tensor, TensorSignature
+from serving.versions.served import ModelVersions
 from tests.simulation import invariants
 from tests.simulation.clients import INFER, Polite
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import serving
-from serving.catalog import Catalog
 from serving.config import ModelConfig
 from serving.handlers.loading import HandlerSource
 from serving.handlers.process import Program, start
+from serving.versions.catalog import Catalog
 from tests.serving.handlers.conftest import at_once, named
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import wait_until
