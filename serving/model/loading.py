@@ -37,7 +37,7 @@ from serving.model.verdicts import Verdict, line_of
 from serving.model.version_labels import STABLE, read_labels
 from serving.model.wide import MANY_ROWS, gains, usual_feeds
 from serving.proof.drawn_inputs import take
-from serving.proof.onnx_fields import has_functions
+from serving.proof.onnx_fields import has_functions, outline
 from serving.proof.onnx_file import Message, cut_zip_maps, parse_model
 from serving.system.libc import trim_memory
 from serving.tensors import Feeds
@@ -394,16 +394,17 @@ class Loading:
         engine = open_engine(
             source.onnx, session, manifest.signature, self._run_options, source.weights
         )
-        engine.has_bounded_time = has_bounded_time(source.onnx)
+        shown = outline(source.onnx)
+        engine.has_bounded_time = has_bounded_time(shown)
         settings.require(engine.tensors)
-        facts = source.onnx, engine.tensors, source.labels
+        facts = shown, engine.tensors, source.labels
         self._engine = engine
         self._model = LoadedModel(
             engine,
             manifest,
             options.precision,
             is_proved=self._verdict.obstacle is None,
-            output_step=output_step(source.onnx),
+            output_step=output_step(shown),
             verdict_key=source.key,
             settings=settings,
             labels=source.labels,
@@ -507,8 +508,9 @@ def _bundled_verdicts() -> Mapping[str, Verdict]:
 
 def _source_of(files: _Files) -> _Source:
     manifest, onnx, weights, found = files.manifest, files.onnx, files.weights, files.verdict
-    if found is not None and b"ZipMap" not in onnx and not has_functions(onnx):
-        return _Source(manifest, onnx, weights, labels_of(onnx), None, files.key, found)
+    shown = outline(onnx)
+    if found is not None and b"ZipMap" not in shown and not has_functions(shown):
+        return _Source(manifest, onnx, weights, labels_of(shown), None, files.key, found)
 
     graph = parse_model(onnx)
     labels = cut_zip_maps(graph)
