@@ -12,7 +12,6 @@ from serving.batching.batcher import Batcher, Net
 from serving.batching.entry import Entry
 from serving.batching.run import Group, Owner, RunnableModel
 from serving.batching.spot_check import TOLERANCES, Closeness
-from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
 from serving.model import verdicts
@@ -24,9 +23,10 @@ from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
 from serving.tensors import ModelInfo, Signature, TensorSignature
+from serving.versions.served import ModelVersions
 
 if TYPE_CHECKING:
-    from serving.handlers.pipeline import HandlerRuntime
+    from serving.handlers.model import HandledModel
     from serving.processes.pool import BoundedPool
 
 _log = logging.getLogger(__name__)
@@ -206,6 +206,7 @@ class Route:
             versions=tuple(self.served),
             default_version=versions.default_version,
             canary_version=versions.canary.version if versions.canary else None,
+            not_served=versions.reasons,
         )
 
     # As an entry
@@ -287,6 +288,8 @@ class Router:
         """The thread that the entries belong to, once `attach` was called."""
         self.on_block: Callable[[], object] = lambda: None
         """Called when `blocked_models` may have changed, on that thread."""
+        self.on_end: Callable[[Any], object] = lambda model: None
+        """Called with a version that has answered its last call, on that thread."""
         self.keeps_headers = False
         """Whether a handler wants the headers of calls."""
         self._decoder: BoundedPool | None = None
@@ -322,17 +325,14 @@ class Router:
             models = (
                 each for route in routes.values() for each in route.versions.versions.values()
             )
-            self.keeps_headers = any(
-                each.handler is not None and "metadata" in each.handler.signature.options
-                for each in models
-            )
+            self.keeps_headers = any("metadata" in each.options for each in models)
             is_other = routes.get(name) is not before
         if self.owner is not None and is_other:
             self.owner.post(self.owner.forget_layouts)  # some are for models that are gone
 
     def _open(self, name: str, model: LoadedModel) -> Served:
         """Take a version into service."""
-        entry = self._entry(name, model)
+        entry = model.entry(name, self)
         served = Served(model, entry)
         served.block(self._refusal_of(entry.label))
         self._stop_batching(entry)
@@ -341,26 +341,37 @@ class Router:
         self.served = (*self.served, served)
         return served
 
-    def _entry(self, name: str, model: LoadedModel) -> Entry:
-        cores = model.engine.max_concurrent_runs or model.settings.instances
+    def batcher_of(self, name: str, model: LoadedModel, *, counts_calls: bool = True) -> Batcher:
+        """Return where the calls of a model come in; see `EntryMaker`."""
+        cores = model.session.max_concurrent_runs or model.settings.instances
         num_threads = self._num_processes * max(1, model.settings.num_threads)
         cores = cores or max(1, usable_cores() // num_threads)
         batching = model.settings.of(self.batching)
-        if model.handler is None:
-            net = self._net(model, batching)
-            return Batcher(model, batching, self.metrics, cores, name, self.host, net)
-        # Late, here and below: few models have a handler.
-        from serving.handlers.pipeline import Pipeline
+        facts = model, batching, self.metrics, cores, name, self.host, self._net(model, batching)
+        return Batcher(*facts, counts_calls=counts_calls)
 
-        network = None
-        if model.handler.signature.needs_model:
-            alone = model.network
-            facts = alone, batching, self.metrics, cores, name, self.host
-            network = Batcher(*facts, self._net(alone, batching), counts_calls=False)
-        if model.handler.signature.has_pictures:
+    def pipeline_of(self, name: str, model: "HandledModel") -> Entry:
+        """Return where the calls of a model with a handler come in."""
+        from serving.handlers.pipeline import HandlerRuntime, Pipeline  # late: few have one
+
+        handler, inside, network = model.handler, model.inside, None
+        if inside is not None:
+            network = self.batcher_of(name, inside, counts_calls=False)
+        if handler.signature.has_pictures:
             self._pictures()
-        runtime = self._runtime_of(name, model.handler, network)
-        return Pipeline((name, model.version), model.tensors, batching, self.metrics, runtime)
+        number = self.batching.handler_processes or self._usual_processes(name, handler)
+        runtime = HandlerRuntime(
+            handler.signature,
+            network,
+            handler,
+            handler.take_first,
+            max(1, number // self._num_processes),
+            self._receiver,
+            self._pictures,
+            lambda: self.on_block(),
+        )
+        batching, label = model.settings.of(self.batching), (name, model.version)
+        return Pipeline(label, model.tensors, batching, self.metrics, runtime)
 
     def _net(self, model: LoadedModel, batching: BatchingConfig) -> Net | None:
         """Return how the answers of a version's batches are checked; None if they are not."""
@@ -374,22 +385,6 @@ class Router:
             digest,
             model.is_proved,
             partial(_record, model.verdict_key),
-        )
-
-    def _runtime_of(self, name: str, handler: Any, network: Batcher | None) -> "HandlerRuntime":
-        """Return what a version with a handler runs on."""
-        from serving.handlers.pipeline import HandlerRuntime
-
-        number = self.batching.handler_processes or self._usual_processes(name, handler)
-        return HandlerRuntime(
-            handler.signature,
-            network,
-            handler,
-            handler.take_first,
-            max(1, number // self._num_processes),
-            self._receiver,
-            self._pictures,
-            lambda: self.on_block(),
         )
 
     def _usual_processes(self, name: str, handler: Any) -> int:
@@ -432,6 +427,7 @@ class Router:
             gone, self.served = set(self.served) - set(kept), kept
         for each in gone:
             each.close()
+            self.on_end(each.model)
 
     def block(self, blocked: Mapping[int, float]) -> None:
         """Refuse the calls of versions whose runs have ended processes; of all others, none.

@@ -260,7 +260,7 @@ ORDER = {
     "serving": """
         errors proof commandline tensors json_values applications config system processes http1
         http2 security model.preprocessing pictures telemetry.metrics model
-        publishing batching handlers catalog embedded router oip.inference_pb protocols oip
+        publishing batching handlers versions embedded router oip.inference_pb protocols oip
         telemetry transports http_api client server cli __main__ launch publishing.models __init__
     """,
     "digit_classifier": """

@@ -34,7 +34,7 @@ _SHARE_OF_FILES = 0.25
 """HTTP's share of the file descriptors."""
 _MODULES = (
     "serving.http_api.inference",
-    "serving.http_api.handler_path",
+    "serving.http_api.files_path",
     "serving.oip.large_messages",
 )
 

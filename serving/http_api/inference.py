@@ -159,7 +159,7 @@ class Inference:
     ) -> Answer:
         """Answer a form of files, each as if it had come alone, in their order."""
         # Late: a server that gets no forms needs none of it.
-        from serving.http_api.handler_path import MAX_FORM_S, find_files
+        from serving.http_api.files_path import MAX_FORM_S, find_files
 
         items, end_s = [], min(call.deadline_s, time.monotonic() + MAX_FORM_S)
         files = await call.work(find_files, call.body, call.plan.get("content-type"))

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from serving.catalog import Catalog
 from serving.commandline import installation
 from serving.config import BatchingConfig
 from serving.errors import InvalidRequest, ModelNotFound, NotAllowed
@@ -19,6 +18,7 @@ from serving.protocols.health import Health
 from serving.router import Route, Router
 from serving.telemetry.metrics import ModelCounts, ModelLabel
 from serving.tensors import ModelInfo, Tensor, TensorSignature
+from serving.versions.catalog import Catalog
 
 Fields = dict[str, Any]
 """A message of the protocol as plain values: numbers, texts, lists, and such a mapping again."""
@@ -135,6 +135,7 @@ def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, Any]:
         "versions": info.versions,
         "default_version": info.default_version,
         "canary_version": info.canary_version,
+        "not_served": dict(info.not_served),
         "batching": info.batching,
         "device": info.device,
         "precision": info.precision,

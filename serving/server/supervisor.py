@@ -169,8 +169,12 @@ class Supervisor:
         """Return whether at least one worker is ready, and all that are ready are well."""
         ready = [worker for worker in list(self._workers.values()) if worker.report]
         is_well = bool(ready) and all(worker.is_serving for worker in ready)
-        stuck = (worker.report.stuck_models for worker in ready if worker.report)
-        return Readiness(is_well and not self._is_draining, frozenset[str]().union(*stuck))
+        reports = [worker.report for worker in ready if worker.report]
+        stuck = frozenset[str]().union(*(each.stuck_models for each in reports))
+        reasons: dict[str, str] = {}
+        for each in reports:
+            reasons |= {**each.missing, **each.waiting}
+        return Readiness(is_well and not self._is_draining, stuck, reasons)
 
     @property
     def _num_ready(self) -> int:

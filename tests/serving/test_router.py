@@ -9,9 +9,9 @@ import pytest
 import serving
 from digit_classifier.methods import route_of
 from serving.batching.batcher import Batcher
-from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, Unavailable
+from serving.handlers.model import with_handler
 from serving.handlers.signature import HandlerSignature
 from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
@@ -20,6 +20,7 @@ from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.telemetry.metrics import HandlerUsage
 from serving.tensors import Signature, Tensor, TensorSignature
+from serving.versions.served import Canary, ModelVersions
 from tests.support.fakes import (
     MANIFEST,
     FakeCaller,
@@ -391,9 +392,9 @@ def test_version_has_as_many_runners_as_cores_are_its_own(
     made = []
 
     class Noted(Batcher):
-        def __init__(self, *arguments):
+        def __init__(self, *arguments, **options):
             made.append(arguments)
-            super().__init__(*arguments)
+            super().__init__(*arguments, **options)
 
     monkeypatch.setattr("serving.router.usable_cores", lambda: cores)
     monkeypatch.setattr("serving.router.Batcher", Noted)
@@ -410,7 +411,7 @@ def test_version_has_as_many_runners_as_cores_are_its_own(
 class Handled:
     """A handler whose processes never come; it counts how many were wanted."""
 
-    files = ()
+    line, files = "", ()
     first_bytes = 1 << 30
 
     def __init__(self, *methods, **facts):
@@ -430,7 +431,8 @@ class Handled:
         self.num_launched += 1
 
     def model(self, version="1"):
-        return replace(loaded(version), handler=self)
+        found = with_handler(loaded(version), self)
+        return found if self.signature.needs_model else replace(found, engine=None, inside=None)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +474,7 @@ def test_handler_has_the_model_between_its_methods_and_no_other(methods, has_net
     monkeypatch.setattr("serving.router.Batcher", lambda *arguments, **_: made.append(arguments))
     router, handler = Router(), Handled(*methods)
     router.change("digits", versions_of(handler.model()))
-    assert [model.handler for model, *_ in made] == [None] * has_network
+    assert [type(model) for model, *_ in made] == [LoadedModel] * has_network
     assert [label for label, _ in router.handlers().items()] == [("digits", "1")]
 
 
@@ -556,7 +558,7 @@ class Closing:
     num_closed = 0
 
     def __init__(self, *, is_busy):
-        self.entry, self.is_busy = self, is_busy
+        self.entry, self.model, self.is_busy = self, self, is_busy
 
     def close(self):
         self.num_closed += 1
@@ -570,8 +572,11 @@ def test_batchers_are_closed_once_their_calls_are_answered_and_no_others():
         Closing(is_busy=False),
         router.find("digits").served["1"],
     )
+    ended: list[Closing] = []
+    router.on_end = ended.append
     router.served = (*router.served, busy, idle)
     router.prune()
+    assert ended == [idle], "its last call is answered"
     assert router.served == (serves, busy)
     assert (busy.num_closed, idle.num_closed) == (0, 1)
     assert not stays.is_blocked

@@ -20,7 +20,6 @@ import numpy as np
 
 from digit_classifier.methods import methods as digits_methods
 from serving.batching.batcher import Batcher
-from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
 from serving.errors import ModelError, Unavailable
 from serving.http2.limits import Limits as Http2Limits
@@ -34,6 +33,7 @@ from serving.system.host import Host
 from serving.tensors import Signature
 from serving.transports.h2_server import H2Server
 from serving.transports.limits import PortLimits
+from serving.versions.served import Canary, ModelVersions
 from tests.simulation import handled, invariants, neighbour
 from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile
