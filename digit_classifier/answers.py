@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 from serving.commandline.progress import Bar
 from serving.commandline.terminal import escape, silenced_stderr
 from serving.errors import ConfigurationError
-from serving.handlers.bound import Prepared, prepare
-from serving.handlers.picture_classifier import CLASS, LABEL, PROBABILITIES
-from serving.pictures.reader import SUFFIXES, processes, read_or_reason
+from serving.pictures.classifier import CLASS, LABEL, PROBABILITIES, Decoded, Steps
+from serving.pictures.reader import SUFFIXES, processes, read_or_reason, silence_pillow
+from serving.processes.pool import mapped
 from serving.system.cores import usable_cores
-from serving.system.process_pool import mapped, silence_pillow
 from serving.telemetry import logs
 from serving.tensors import Array
 
@@ -46,15 +45,15 @@ class PictureAnswer(NamedTuple):
     """For CSV."""
 
 
-def prepared(code: bytes, source: Any) -> Prepared:
-    """Have a picture read by a packed handler; see `serving.handlers.bound`."""
+def decoded(steps: Steps, about: Any, source: Any) -> Decoded:
+    """Read a picture's file, or an open one, by the steps beside a model."""
     from serving.pictures.decoder import read_bytes  # late: Pillow is an extra
 
-    return prepare(code, [read_bytes(source)], {})
+    return steps.decode(about, read_bytes(source))
 
 
 def digit_answer(outputs: Mapping[str, Array], reject_below: float) -> PictureAnswer:
-    """Make the answer of `classify` from a row of a `PictureClassifier`'s outputs."""
+    """Make the answer of `classify` from what the steps beside a model make of a row."""
     digit, label = int(outputs[CLASS][0]), outputs[LABEL][0]
     shares = outputs[PROBABILITIES][0]
     rejected = bool(shares[digit] < reject_below)

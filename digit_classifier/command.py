@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from digit_classifier import Classifier
     from digit_classifier.predictions import Predictions
     from serving.config import ModelConfig
+    from serving.model.preprocessing import Preprocessing
+    from serving.pictures.classifier import Steps
     from serving.tensors import Array, Images
 
 RunModel = Callable[["Sequence[Array]"], "Sequence[Array]"]
@@ -56,16 +58,15 @@ def run(options: argparse.Namespace) -> int:
         return _classify(options, *_local_model(options, models.model_config(options)))
     # Late, here and below: a list of the commands needs no pictures, which are an extra.
     from digit_classifier import Classifier
-    from digit_classifier.handler import TENSORS, DigitPictures
+    from digit_classifier.handler import STEPS, about
     from digit_classifier.remote import RemoteDigits
-    from serving.handlers.bound import pack
 
     with Classifier(RemoteDigits(target.client_of(options))) as classifier:
 
         def run_model(inputs: "Sequence[Array]") -> "Sequence[Array]":
             return [classify_images(classifier, inputs[0]).probabilities]
 
-        return _classify(options, pack(DigitPictures(), TENSORS), run_model)
+        return _classify(options, STEPS, about(), run_model)
 
 
 def classify_images(classifier: "Classifier", images: "Images") -> "Predictions":
@@ -76,32 +77,32 @@ def classify_images(classifier: "Classifier", images: "Images") -> "Predictions"
         raise ConfigurationError(f"pictures are read as images of 28 x 28: {err}") from err
 
 
-def _classify(options: argparse.Namespace, code: bytes, run_model: RunModel) -> int:
-    """Classify the pictures that the command line names, by a handler; see `pack`."""
+def _classify(options: argparse.Namespace, steps: "Steps", about: Any, run_model: RunModel) -> int:
+    """Classify the pictures that the command line names, by the steps beside a model."""
     from digit_classifier.answers import (
         DIGIT_COLUMNS,
         PictureAnswer,
+        decoded,
         digit_answer,
-        prepared,
         print_answers,
     )
-    from serving.handlers.bound import finish
 
     def answer(_: str, read: Any) -> PictureAnswer:
-        found = finish(code, run_model(read.inputs), 1, {}, read.state)
+        found = steps.finish(about, run_model(read.inputs), read.state)
         return digit_answer(found, options.reject_below)
 
-    return print_answers(options, DIGIT_COLUMNS, partial(prepared, code), answer)
+    return print_answers(options, DIGIT_COLUMNS, partial(decoded, steps, about), answer)
 
 
-def _local_model(options: argparse.Namespace, config: "ModelConfig") -> tuple[bytes, RunModel]:
-    """Load a model here; return the handler of its pictures, packed, and the model's run.
+def _local_model(
+    options: argparse.Namespace, config: "ModelConfig"
+) -> "tuple[Steps, Preprocessing, RunModel]":
+    """Load a model here; return the steps of its pictures, their data, and the model's run.
 
     Raises:
         ServingError: see `load_model`; or it isn't known to classify pictures.
     """
-    from serving.handlers.bound import pack
-    from serving.handlers.picture_classifier import handler_of
+    from serving.pictures.classifier import steps_of
 
     model, pictures = models.load_with_pictures(options, config)
     tensors = model.tensors
@@ -115,4 +116,4 @@ def _local_model(options: argparse.Namespace, config: "ModelConfig") -> tuple[by
         names = [each.name for each in tensors.inputs]
         return model.run(dict(zip(names, inputs, strict=True)))
 
-    return pack(handler_of(pictures), tensors), run_model
+    return steps_of(pictures), pictures, run_model

@@ -11,26 +11,24 @@ from typing import Any
 import numpy as np
 
 from digit_classifier import pictures
-from digit_classifier.handler import IMAGE, DigitPictures
+from digit_classifier.handler import IMAGE, STEPS, about
 from digit_classifier.methods import route_of
 from digit_classifier.predictions import DIGITS, as_images
 from serving.config import ServerConfig
 from serving.errors import InvalidRequest, ModelNotFound, ServingError
-from serving.handlers.bound import Prepared
-from serving.handlers.handler import Handler
-from serving.handlers.picture_classifier import CLASS, LABEL, PROBABILITIES
 from serving.http_api import openapi
-from serving.http_api.handler_path import (
+from serving.http_api.files_path import (
     MAX_BODY_BYTES,
     Answered,
     Chosen,
-    HandlerPath,
+    FilesPath,
     Outputs,
     Parameters,
     media_type,
 )
 from serving.http_api.http_application import Document
 from serving.http_api.pictures import PICTURES, REJECT_BELOW, VERSION, option, share_of
+from serving.pictures.classifier import CLASS, LABEL, PROBABILITIES, Decoded
 from serving.router import Route, Router
 from serving.tensors import Images
 from serving.transports.http_port import Exchange
@@ -43,7 +41,6 @@ _ITEM_BYTES = 256
 
 _WRONG = {float: "floats (multiply 0..1 by 255)", str: "texts", bool: "booleans"}
 
-_HANDLER = DigitPictures()
 MODULES = (__name__, *pictures.modules())
 PAGES = {"/v1/digits": ("draw.html", "Draw a digit")}
 FILES = Path(__file__).parent / "files"
@@ -67,7 +64,7 @@ DIGIT = {
 """The schemas of an answer's fields."""
 
 
-class DigitsPath(HandlerPath):
+class DigitsPath(FilesPath):
     """Answers /v1/digits."""
 
     def routes(self) -> list[Endpoint]:
@@ -76,7 +73,9 @@ class DigitsPath(HandlerPath):
 
     def find(self, plan: RoutedRequest, share: float) -> Chosen:
         """Choose the version of the digits' model."""
-        return choose(self.router, _HANDLER, share)
+        if (route := digits_route(self.router)) is None:
+            raise ModelNotFound("no classifier of digits is served")
+        return Chosen(STEPS, about(), route, route.versions.choose(share))
 
     async def parameters(self, call: Exchange) -> Parameters:
         """Return the options of the query."""
@@ -91,8 +90,7 @@ class DigitsPath(HandlerPath):
         images = await call.work(read_images, body, limit, size=len(body))
         call.body = b""
         chosen = self.find(call.plan, random.random())
-        prepared = Prepared([images], _HANDLER.state_of(images))
-        found, version = await self.finished(call, chosen, prepared, len(images), parameters)
+        found, version = await self.finished(call, chosen, Decoded([images], images))
         return Answered(chosen, [("", found)], version)
 
     async def write(self, call: Exchange, answered: Answered, parameters: Parameters) -> Answer:
@@ -100,21 +98,9 @@ class DigitsPath(HandlerPath):
         chosen, files, version = answered
         found = [each for _, each in files if not isinstance(each, ServingError)]
         size = _ITEM_BYTES * max(len(files), sum(len(each[CLASS]) for each in found))
-        assert chosen.route is not None
         model = chosen.route.name, version
         options = parameters["reject_below"], parameters["with_image"]
         return await call.work(write_report, files, *model, *options, size=size)
-
-
-def choose(router: Router, handler: Handler, share: float) -> Chosen:
-    """Choose a version of the digits' model for a handler beside it.
-
-    Raises:
-        ModelNotFound: it is served no longer.
-    """
-    if (route := digits_route(router)) is None:
-        raise ModelNotFound("no classifier of digits is served")
-    return Chosen(handler, route, route.versions.choose(share))
 
 
 def _max_bytes(plan: RoutedRequest) -> int:

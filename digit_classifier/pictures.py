@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SIZE, CHANNELS = (28, 28), 1
 """The images that it makes; see `serving.applications.PictureTreatment`."""
-HANDLER = "digit_classifier.handler:DigitPictures"
+STEPS = "digit_classifier.handler:STEPS"
 
 
 def modules() -> Sequence[str]:

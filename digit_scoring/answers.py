@@ -12,7 +12,7 @@ from digit_classifier.predictions import digit_type
 from digit_scoring.columns import as_images
 from serving.errors import ConfigurationError
 from serving.model.loaded import LoadedModel
-from serving.system.process_pool import Processes, mapped
+from serving.processes.pool import ProcessPool, mapped
 from serving.tensors import Images, Signature
 
 RUN_IMAGES = {"cpu": 256, "cuda": 4_096}
@@ -23,7 +23,7 @@ _AHEAD = 32
 """Pictures that wait for the processes that decode them."""
 
 
-def decode(decoders: Processes, contents: Sequence[bytes]) -> list[Images | str]:
+def decode(decoders: ProcessPool, contents: Sequence[bytes]) -> list[Images | str]:
     """Decode some picture files: (1, 784) uint8 each, or why it can't be read."""
     return list(mapped(decoders, image_or_reason, contents, _AHEAD))
 
@@ -46,7 +46,7 @@ def answered(schema: Any, dropped: str | None, prefix: str, signature: Signature
     return both
 
 
-def answer(batch: Any, column: str, schema: Any, model: LoadedModel, decoders: Processes) -> Any:
+def answer(batch: Any, column: str, schema: Any, model: LoadedModel, decoders: ProcessPool) -> Any:
     """Answer the rows of a batch; one that can't be read has its error."""
     size, num_rows = RUN_IMAGES[model.device], len(batch)
     signature = model.image_signature

@@ -53,7 +53,7 @@ class Command(Protocol):
 
 
 class PictureTreatment(Protocol):
-    """A way to make pictures fit to a classifier's input: a module with a handler."""
+    """A way to make pictures fit to a classifier's input: a module with steps."""
 
     @property
     def SIZE(self) -> tuple[int, ...]:  # noqa: N802
@@ -64,8 +64,8 @@ class PictureTreatment(Protocol):
         """1 for grey levels, 3 for red, green, blue."""
 
     @property
-    def HANDLER(self) -> str:  # noqa: N802
-        """A subclass of `PictureClassifier` as "module:name", imported where pictures are read."""
+    def STEPS(self) -> str:  # noqa: N802
+        """Its `Steps` (`serving.pictures.classifier`) as "module:name", imported where they run."""
 
     def modules(self) -> Sequence[str]:
         """Return the imports of processes that read pictures, before they are forked."""

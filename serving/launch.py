@@ -1,22 +1,22 @@
 """A server from Python: `serve` blocks as the command does, `Server` runs beside your code.
 
-`python -m serving.launch FD serve ...` is the child process of a `Server`: it ends when nobody has
-the other end of the pipe any more, so also when its parent is killed.
+The child process of a `Server` is this module, too: it drains when its parent ends, also by a kill.
 """
 
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, NoReturn, Self
 
 from serving.cli.commands import options_of, parser_of
 from serving.cli.serve import serve_until_stopped
@@ -24,6 +24,7 @@ from serving.commandline.parser import unknown_option
 from serving.config import as_seconds
 from serving.errors import ConfigurationError, ServingError, Unavailable
 from serving.handlers.loading import HandlerSource, require_no_import
+from serving.processes.child import SECRETS, Child, Command, Streams
 from serving.system import signals
 
 _READY = "serving "
@@ -34,6 +35,11 @@ _STOP_S = 10.0
 _POLL_S = 0.05
 _HTTP = ("python_multipart", "h11")
 """Packages that HTTP needs."""
+_COMMAND = Command(
+    __name__,
+    Streams(subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE),
+    end_signal=signal.SIGTERM,  # it drains
+)
 _PORTS = ("http_port", "metrics_port")
 """Options of which None is no absence: it closes the port."""
 _USAGE = 2
@@ -145,32 +151,18 @@ class Server:
         start_timeout_s = as_seconds("start_timeout_s", start_timeout_s, ConfigurationError)
         has_http = all(map(find_spec, _HTTP))
         usual = {"port": 0, "metrics_port": 0, "http_port": 0 if has_http else "off"}
-        reader, self._writer = os.pipe()
-        command = [sys.executable, "-m", "serving.launch", str(reader), "serve"]
-        try:
-            self._process = subprocess.Popen(
-                [*command, *arguments(models, usual | options)],
-                pass_fds=(reader,),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C is for the parent, which ends it
-            )
-        except BaseException:
-            os.close(self._writer)
-            raise
-        finally:
-            os.close(reader)
+        secrets = {name: value for name, value in os.environ.items() if name in SECRETS}
+        words = ["serve", *arguments(models, usual | options)]
+        self._child = Child(_COMMAND, secrets, arguments=words)
         self._errors: deque[str] = deque(maxlen=_KEPT_LINES)
         self._facts: dict[str, str] = {}
         self._is_ready = threading.Event()
         self._threads = [
-            threading.Thread(target=work, name="server-output", daemon=True)
-            for work in (self._read_output, self._read_errors)
+            threading.Thread(target=work, args=[stream], name="server-output", daemon=True)
+            for work, stream in (
+                (self._read_output, self._child.output),
+                (self._read_errors, self._child.errors),
+            )
         ]
         try:
             for thread in self._threads:
@@ -182,14 +174,15 @@ class Server:
 
     def _wait(self, until_s: float, timeout_s: float) -> None:
         while not self._is_ready.wait(_POLL_S):
-            code = self._process.poll()
-            if code is not None:
+            end = self._child.wait(0)
+            if end is not None:
                 for thread in self._threads:
                     thread.join(_STOP_S)
                 if self._is_ready.is_set():  # it has served, and ended already
                     return
-                error: type[ServingError] = ConfigurationError if code == _USAGE else Unavailable
-                raise error(f"the server ended with exit code {code}{self._end_of_errors()}")
+                is_usage = end.code == _USAGE
+                error: type[ServingError] = ConfigurationError if is_usage else Unavailable
+                raise error(f"the server ended with {end}{self._end_of_errors()}")
             if time.monotonic() >= until_s:
                 text = f"the server was not ready within {timeout_s:g} s"
                 raise Unavailable(f"{text}{self._end_of_errors()}")
@@ -197,16 +190,14 @@ class Server:
     def _end_of_errors(self) -> str:
         return "".join(f"\n{line}" for line in list(self._errors))
 
-    def _read_output(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+    def _read_output(self, output: BinaryIO) -> None:
+        for line in _lines_of(output):
             if not self._facts and (facts := _facts_in(line)):
                 self._facts = facts
                 self._is_ready.set()
 
-    def _read_errors(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
+    def _read_errors(self, errors: BinaryIO) -> None:
+        for line in _lines_of(errors):
             self._errors.append(line.rstrip("\n"))
 
     @property
@@ -229,7 +220,7 @@ class Server:
     @property
     def pid(self) -> int:
         """The id of its process."""
-        return self._process.pid
+        return self._child.pid
 
     @property
     def errors(self) -> str:
@@ -241,30 +232,25 @@ class Server:
         self._end(kill=False)
 
     def _end(self, *, kill: bool) -> None:
-        if self._writer < 0:
-            return
-        writer, self._writer = self._writer, -1
-        os.close(writer)  # it drains
+        self._child.release()  # it drains
         try:
-            if kill:
-                self._process.kill()
-            self._process.wait(None if kill else 30.0 + _STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._child.end(0.0 if kill else 30.0 + _STOP_S)
         finally:
+            self._child.channel.close()
             for thread in self._threads:
                 if thread.is_alive():
                     thread.join(_STOP_S)
-            for stream in (self._process.stdout, self._process.stderr):
-                assert stream is not None
-                stream.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _lines_of(stream: BinaryIO) -> Iterator[str]:
+    with io.TextIOWrapper(stream, "utf-8", "replace") as lines:
+        yield from lines
 
 
 def _facts_in(line: str) -> dict[str, str]:
@@ -283,29 +269,11 @@ def _facts_in(line: str) -> dict[str, str]:
     return dict(word.partition("=")[::2] for word in line.split()[1:])
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment of the child, which imports the same package."""
-    root = str(Path(__file__).resolve().parents[1])
-    before = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *([before] if before else [])])}
-
-
-def _end_with(reader: int) -> None:
-    """Stop the process once nobody has the other end of the pipe."""
-    os.read(reader, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def main() -> int:
+def main(channel: socket.socket, secrets: Mapping[str, str]) -> NoReturn:
     """Run the child process of a `Server`."""
     signals.install()
-    reader = int(sys.argv[1])
-    os.set_inheritable(reader, False)  # a worker that is left over must not hold it
-    threading.Thread(target=_end_with, args=(reader,), name="parent-watch", daemon=True).start()
+    channel.close()
+    os.environ.update(secrets)  # its own children get none
     from serving.__main__ import main as run  # late: it looks at the words of the command line
 
-    return run(sys.argv[2:])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(sys.argv[1:]))

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from serving.batching.batcher import CHANGED, Batcher, Net
+from serving.batching.batcher import Batcher, Net
+from serving.batching.entry import Entry
 from serving.batching.run import Group, Owner, RunnableModel
 from serving.batching.spot_check import TOLERANCES, Closeness
-from serving.catalog import ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, ServingError, Unavailable
 from serving.model import verdicts
@@ -21,27 +21,26 @@ from serving.pictures import reader
 from serving.system.cores import usable_cores
 from serving.system.crash_record import number_of
 from serving.system.host import Host
-from serving.system.process_pool import Processes
 from serving.telemetry.metrics import HandlerUsage, Metrics, QueueUsage
 from serving.tensors import ModelInfo, Signature, TensorSignature
+from serving.versions.served import ModelVersions
 
 if TYPE_CHECKING:
-    from serving.handlers.batcher import HandlerBatcher, HandlerRuntime
-
-    AnyBatcher: TypeAlias = Batcher | HandlerBatcher
-    """The receiver of a version's calls."""
-else:
-    AnyBatcher = Batcher
+    from serving.handlers.model import HandledModel
+    from serving.processes.pool import BoundedPool
 
 _log = logging.getLogger(__name__)
+_CHANGED = Unavailable("the model has changed")
+"""Why a call is not run whose version has gone since it was read."""
 _MAX_SHOWN = 80
 """Names from callers are cut to this length in errors."""
 _TOLERANCES_OF_DEVICES = {2: 1e-2, 4: 1e-2, 8: 1e-3}
 """`TOLERANCES` on other devices than the CPU, as `acceptance.py` has them: their runs of several
 rows take other algorithms."""
-_NUM_DECODERS, _DECODER_BYTES, _DECODE_S = 2, 1280 << 20, 10.0
-"""The processes that decode pictures for handlers, and the memory of each beyond its start: the
-largest picture, 80 million transparent pixels, takes some 1,200 MiB with the copy to be sent."""
+_NUM_DECODERS = 2
+_PICTURE_BYTES, _PICTURE_S = 1280 << 20, 10.0
+"""Limits of a handler's pictures: the largest one, 80 million transparent pixels, takes some 1,200
+MiB with the copy to be sent."""
 _TWO, _SMALL_BYTES = 2, 256 << 20
 """Processes of a handler on as many cores, if one has at most this memory after `setup`."""
 
@@ -53,23 +52,48 @@ def _record(key: str, reason: str) -> None:
         threading.Thread(target=verdicts.keep, args=(key, verdict), daemon=True).start()
 
 
+class Served:
+    """A version in service: OPEN, BLOCKED for a reason, or CLOSED."""
+
+    def __init__(self, model: LoadedModel, entry: Entry) -> None:
+        """Open it; `entry` takes its calls."""
+        self.model, self.entry = model, entry
+        self._is_closed = False
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its calls are refused for now."""
+        return self.entry.is_refusing and not self._is_closed
+
+    def block(self, reason: ServingError | None) -> None:
+        """Refuse all calls that have not begun to run, and later ones; None runs them again."""
+        if not self._is_closed:
+            self.entry.refuse(reason)
+
+    def close(self) -> None:
+        """End its runners once they are idle; later calls are asked to retry."""
+        self._is_closed = True
+        self.entry.refuse(_CHANGED)
+        self.entry.close()
+
+
 class _State(NamedTuple):
     """The versions of a route at one moment."""
 
     versions: ModelVersions
-    batchers: Mapping[str, AnyBatcher]
+    served: Mapping[str, Served]
     """By version, the newest first."""
-    default: AnyBatcher | None
+    default: Entry | None
     """None once the model is gone."""
-    canary: AnyBatcher | None
+    canary: Entry | None
     share: float
 
 
 class Route:
-    """One model as long as it keeps its signature: a batcher for each version in service.
+    """One model as long as it keeps its signature: an entry for each version in service.
 
     Calls that name no version are for its default, or for the canary's share of them; a route takes
-    them as a batcher does.
+    them as an entry does.
     """
 
     def __init__(
@@ -78,7 +102,7 @@ class Route:
         versions: ModelVersions,
         batching: BatchingConfig,
         random: Random,
-        new_batcher: Callable[[LoadedModel], AnyBatcher],
+        open_version: Callable[[LoadedModel], Served],
         gone: Callable[[], ServingError],
     ) -> None:
         """Serve these versions of a model.
@@ -88,13 +112,13 @@ class Route:
             versions: its versions.
             batching: sizes and limits.
             random: draws the canary's calls.
-            new_batcher: makes the batcher of a version.
+            open_version: opens a version that is new.
             gone: called when a call comes after `end`; returns why it is not answered.
         """
         self.name = name
         """The model's name for callers."""
         self._batching, self._random = batching, random
-        self._new_batcher, self._gone = new_batcher, gone
+        self._open, self._gone = open_version, gone
         self._state = _State(versions, {}, None, None, 0.0)
         self.submit: Callable[[Group], int] = self._refuse
         """Queue calls for the default version or its canary; return how many were taken."""
@@ -102,17 +126,17 @@ class Route:
 
     def serve(self, versions: ModelVersions) -> None:
         """Serve other versions, labels and shares from now on; from any thread."""
-        known = {batcher.model: batcher for batcher in self._state.batchers.values()}
-        batchers = {
-            version: known.get(model) or self._new_batcher(model)
+        known = {each.model: each for each in self._state.served.values()}
+        served = {
+            version: known.get(model) or self._open(model)
             for version, model in versions.versions.items()
         }
-        default, canary = batchers[versions.default_version], versions.canary
+        default, canary = served[versions.default_version].entry, versions.canary
         self._state = _State(
             versions,
-            batchers,
+            served,
             default,
-            batchers[canary.version] if canary else None,
+            served[canary.version].entry if canary else None,
             canary.share if canary else 0.0,
         )
         # The only receiver of all calls is called without a way through here.
@@ -129,15 +153,15 @@ class Route:
         return self._state.versions
 
     @property
-    def batchers(self) -> Mapping[str, AnyBatcher]:
-        """The batcher of each version, the newest first."""
-        return self._state.batchers
+    def served(self) -> Mapping[str, Served]:
+        """Each version in service, the newest first."""
+        return self._state.served
 
     @property
     def is_blocked(self) -> bool:
         """Whether the default version is not run for now."""
-        default = self._state.default
-        return default is not None and default.is_blocked
+        state = self._state
+        return state.default is not None and state.served[self.label[1]].is_blocked
 
     @property
     def model(self) -> LoadedModel:
@@ -159,14 +183,14 @@ class Route:
         """The signature of a classifier of images, else None."""
         return self.model.signature
 
-    def find(self, version: str) -> "Route | AnyBatcher":
+    def find(self, version: str) -> "Route | Entry":
         """Return the receiver of calls for a version or a label; "" for calls that name none.
 
         Raises:
             ModelNotFound: there is none.
         """
         state = self._state
-        return state.batchers[state.versions.find(version).version] if version else self
+        return state.served[state.versions.find(version).version].entry if version else self
 
     def describe(self, version: str = "") -> ModelInfo:
         """Describe a version, or the default one.
@@ -179,12 +203,13 @@ class Route:
         return replace(
             model.describe(self._batching),
             name=self.name,
-            versions=tuple(self.batchers),
+            versions=tuple(self.served),
             default_version=versions.default_version,
             canary_version=versions.canary.version if versions.canary else None,
+            not_served=versions.reasons,
         )
 
-    # As a batcher
+    # As an entry
 
     def _submit(self, group: Group) -> int:
         """Submit calls to the default and to the canary, as long as there are both."""
@@ -250,28 +275,30 @@ class Router:
         self.metrics = Metrics()
         self.routes: Mapping[str, Route] = {}
         """The models in service by name; replaced as a whole."""
-        self.batchers: tuple[AnyBatcher, ...] = ()
-        """Batchers of all versions, including those that only finish accepted calls."""
+        self.served: tuple[Served, ...] = ()
+        """All versions, including those that only finish accepted calls."""
         self._num_processes = num_processes
         self._lock = threading.Lock()
-        """Held while `routes` and `batchers` are replaced."""
+        """Held while `routes` and `served` are replaced."""
         self._blocked: Mapping[int, float] = {}
         """The versions that `block` has named."""
         self._alone: frozenset[int] = frozenset()
         """The versions that `stop_batching` has named."""
         self.owner: Owner | None = None
-        """The thread that the batchers belong to, once `attach` was called."""
+        """The thread that the entries belong to, once `attach` was called."""
         self.on_block: Callable[[], object] = lambda: None
         """Called when `blocked_models` may have changed, on that thread."""
+        self.on_end: Callable[[Any], object] = lambda model: None
+        """Called with a version that has answered its last call, on that thread."""
         self.keeps_headers = False
         """Whether a handler wants the headers of calls."""
-        self._decoder: Processes | None = None
+        self._decoder: BoundedPool | None = None
 
     def attach(self, owner: Owner) -> None:
-        """Set the thread that the batchers belong to."""
+        """Set the thread that the entries belong to."""
         self.owner = owner
-        for batcher in self.batchers:
-            batcher.attach(owner)
+        for each in self.served:
+            each.entry.attach(owner)
 
     def change(self, name: str, versions: ModelVersions | None) -> None:
         """Serve these versions of a model from now on; None: none."""
@@ -291,49 +318,60 @@ class Router:
                     versions,
                     self.batching,
                     self.host.random,
-                    partial(self._new_batcher, name),
+                    partial(self._open, name),
                     partial(self._gone, name),
                 )
             self.routes = routes
             models = (
                 each for route in routes.values() for each in route.versions.versions.values()
             )
-            self.keeps_headers = any(
-                each.handler is not None and "metadata" in each.handler.signature.options
-                for each in models
-            )
+            self.keeps_headers = any("metadata" in each.options for each in models)
             is_other = routes.get(name) is not before
         if self.owner is not None and is_other:
             self.owner.post(self.owner.forget_layouts)  # some are for models that are gone
 
-    def _new_batcher(self, name: str, model: LoadedModel) -> AnyBatcher:
-        cores = model.engine.max_concurrent_runs or model.settings.instances
+    def _open(self, name: str, model: LoadedModel) -> Served:
+        """Take a version into service."""
+        entry = model.entry(name, self)
+        served = Served(model, entry)
+        served.block(self._refusal_of(entry.label))
+        self._stop_batching(entry)
+        if self.owner is not None:
+            entry.attach(self.owner)
+        self.served = (*self.served, served)
+        return served
+
+    def batcher_of(self, name: str, model: LoadedModel, *, counts_calls: bool = True) -> Batcher:
+        """Return where the calls of a model come in; see `EntryMaker`."""
+        cores = model.session.max_concurrent_runs or model.settings.instances
         num_threads = self._num_processes * max(1, model.settings.num_threads)
         cores = cores or max(1, usable_cores() // num_threads)
         batching = model.settings.of(self.batching)
-        batcher: AnyBatcher
-        if model.handler is None:
-            net = self._net(model, batching)
-            batcher = Batcher(model, batching, self.metrics, cores, name, self.host, net)
-        else:
-            # Late, here and below: few models have a handler.
-            from serving.handlers.batcher import HandlerBatcher, RunMetrics
+        facts = model, batching, self.metrics, cores, name, self.host, self._net(model, batching)
+        return Batcher(*facts, counts_calls=counts_calls)
 
-            metrics: Any = RunMetrics(self.metrics)
-            network = None
-            if model.handler.signature.needs_model:
-                net = self._net(model.network, batching)
-                network = Batcher(model.network, batching, metrics, cores, name, self.host, net)
-            if model.handler.signature.has_pictures:
-                self._pictures()
-            runtime = self._runtime_of(name, model.handler, network)
-            batcher = HandlerBatcher(model, batching, self.metrics, name, runtime)
-        batcher.block(self._refusal_of(batcher))
-        self._stop_batching(batcher)
-        if self.owner is not None:
-            batcher.attach(self.owner)
-        self.batchers = (*self.batchers, batcher)
-        return batcher
+    def pipeline_of(self, name: str, model: "HandledModel") -> Entry:
+        """Return where the calls of a model with a handler come in."""
+        from serving.handlers.pipeline import HandlerRuntime, Pipeline  # late: few have one
+
+        handler, inside, network = model.handler, model.inside, None
+        if inside is not None:
+            network = self.batcher_of(name, inside, counts_calls=False)
+        if handler.signature.has_pictures:
+            self._pictures()
+        number = self.batching.handler_processes or self._usual_processes(name, handler)
+        runtime = HandlerRuntime(
+            handler.signature,
+            network,
+            handler,
+            handler.take_first,
+            max(1, number // self._num_processes),
+            self._receiver,
+            self._pictures,
+            lambda: self.on_block(),
+        )
+        batching, label = model.settings.of(self.batching), (name, model.version)
+        return Pipeline(label, model.tensors, batching, self.metrics, runtime)
 
     def _net(self, model: LoadedModel, batching: BatchingConfig) -> Net | None:
         """Return how the answers of a version's batches are checked; None if they are not."""
@@ -347,22 +385,6 @@ class Router:
             digest,
             model.is_proved,
             partial(_record, model.verdict_key),
-        )
-
-    def _runtime_of(self, name: str, handler: Any, network: Batcher | None) -> "HandlerRuntime":
-        """Return what a version with a handler runs on."""
-        from serving.handlers.batcher import HandlerRuntime
-
-        number = self.batching.handler_processes or self._usual_processes(name, handler)
-        return HandlerRuntime(
-            handler.signature,
-            network,
-            handler,
-            handler.take_first,
-            max(1, number // self._num_processes),
-            self._receiver,
-            self._pictures,
-            lambda: self.on_block(),
         )
 
     def _usual_processes(self, name: str, handler: Any) -> int:
@@ -385,24 +407,27 @@ class Router:
         route = self.find(name)
         return route, route.tensors
 
-    def _pictures(self) -> Processes:
+    def _pictures(self) -> "BoundedPool":
         """Return the processes that decode pictures for handlers; made with the first one."""
         if self._decoder is None:
+            # Late: a server without such handlers needs none.
+            from serving.processes.pool import BoundedPool, Limits, ProcessPool
+
+            limits = Limits(_PICTURE_BYTES, _PICTURE_S)
             modules = (*reader.modules(), "serving.handlers.pictures")
-            self._decoder = Processes(
-                _NUM_DECODERS, modules, memory_bytes=_DECODER_BYTES, job_s=_DECODE_S
-            )
+            self._decoder = BoundedPool(ProcessPool(_NUM_DECODERS, modules), limits)
             self._decoder.submit("", int)  # it starts, so that no call waits for it
         return self._decoder
 
     def prune(self) -> None:
-        """Drop the batchers of versions that are gone and have answered all they accepted."""
+        """Close the versions that are gone and have answered all they accepted."""
         with self._lock:
-            serving = {each for route in self.routes.values() for each in route.batchers.values()}
-            kept = tuple(each for each in self.batchers if each in serving or each.is_busy)
-            gone, self.batchers = set(self.batchers) - set(kept), kept
-        for batcher in gone:
-            batcher.close()
+            serving = {each for route in self.routes.values() for each in route.served.values()}
+            kept = tuple(each for each in self.served if each in serving or each.entry.is_busy)
+            gone, self.served = set(self.served) - set(kept), kept
+        for each in gone:
+            each.close()
+            self.on_end(each.model)
 
     def block(self, blocked: Mapping[int, float]) -> None:
         """Refuse the calls of versions whose runs have ended processes; of all others, none.
@@ -411,8 +436,8 @@ class Router:
             blocked: until when, in monotonic seconds, by the number of a version; see `number_of`.
         """
         self._blocked = blocked
-        for batcher in self.batchers:
-            batcher.block(self._refusal_of(batcher))
+        for each in self.served:
+            each.block(self._refusal_of(each.entry.label))
 
     def stop_batching(self, versions: frozenset[int]) -> None:
         """Run each call of these versions alone: other workers found that rows depend on others.
@@ -421,24 +446,20 @@ class Router:
             versions: their numbers; see `number_of`.
         """
         self._alone = versions
-        for batcher in self.batchers:
-            self._stop_batching(batcher)
+        for each in self.served:
+            self._stop_batching(each.entry)
 
-    def _stop_batching(self, batcher: AnyBatcher) -> None:
-        if not self._alone:
-            return
+    def _stop_batching(self, entry: Entry) -> None:
+        if self._alone and number_of(entry.label) in self._alone:
+            entry.stop_batching()
 
-        if number_of(batcher.label) in self._alone:
-            batcher.stop_batching()
-
-    def _refusal_of(self, batcher: AnyBatcher) -> ServingError | None:
+    def _refusal_of(self, label: tuple[str, str]) -> ServingError | None:
         if not self._blocked:
             return None
-
-        until_s = self._blocked.get(number_of(batcher.label))
+        until_s = self._blocked.get(number_of(label))
         if until_s is None:
             return None
-        name, version = batcher.label
+        name, version = label
         rest_s = max(1.0, until_s - self.host.clock())
         return Unavailable(
             f"model {name} version {version} has ended a server process: "
@@ -467,25 +488,26 @@ class Router:
     def queues(self) -> dict[tuple[str, str], QueueUsage]:
         """Return what waits, by name and version; from any thread."""
         found: dict[tuple[str, str], QueueUsage] = {}
-        for batcher in self.batchers:  # one that was replaced by another of its version may wait
-            num_rows = batcher.num_waiting + found.get(batcher.label, QueueUsage()).num_rows
-            found[batcher.label] = QueueUsage(num_rows, batcher.capacity)
+        for each in self.served:  # one that was replaced by another of its version may wait
+            entry, label = each.entry, each.entry.label
+            num_rows = entry.num_waiting + found.get(label, QueueUsage()).num_rows
+            found[label] = QueueUsage(num_rows, entry.capacity)
         return found
 
     def handlers(self) -> dict[tuple[str, str], HandlerUsage]:
         """Return the processes of handlers, by name and version; from any thread."""
-        found: Any = (each for each in self.batchers if each.usage is not None)
-        return {each.label: each.usage() for each in found}
+        usages = ((each.entry.label, each.entry.usage()) for each in self.served)
+        return {label: usage for label, usage in usages if usage is not None}
 
     @property
     def num_waiting(self) -> int:
         """The rows that wait for a run; a moment old on other threads."""
-        return sum(batcher.num_waiting for batcher in self.batchers)
+        return sum(each.entry.num_waiting for each in self.served)
 
     @property
     def is_busy(self) -> bool:
         """Whether calls wait or run."""
-        return any(batcher.is_busy for batcher in self.batchers)
+        return any(each.entry.is_busy for each in self.served)
 
     def _gone(self, name: str) -> ServingError:
         """Return why a call that was recognised is not run: its model is gone, or another one."""
@@ -495,12 +517,12 @@ class Router:
             self.find(name)
         except ModelNotFound as err:
             return err
-        return CHANGED
+        return _CHANGED
 
     def close(self) -> None:
-        """End the threads of the batchers once they are idle."""
-        for batcher in self.batchers:
-            batcher.close()
+        """Close all versions: their threads end once they are idle."""
+        for each in self.served:
+            each.close()
         if self._decoder is not None:
             self._decoder.close()
 

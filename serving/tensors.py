@@ -368,6 +368,8 @@ class ModelInfo:
     """The version that answers calls that name none."""
     canary_version: str | None = None
     """The version that answers a share of those calls, if there is one."""
+    not_served: Mapping[str, str] = field(default_factory=dict)
+    """The versions that are there and not served, and why."""
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     is_batchable: bool

@@ -32,7 +32,7 @@ NEEDLESS = {
     "h11", "orjson", "python_multipart", "serving.http1", "serving.http_api",
     "serving.transports.http_port", "serving.client", "serving.cli.infer", "serving.cli.info",
     "serving.cli.health", "serving.model.judging", "serving.proof.walk", "serving.proof.check",
-    "serving.handlers.batcher", "serving.handlers.model", "serving.pictures.decoder",
+    "serving.handlers.pipeline", "serving.handlers.model", "serving.pictures.decoder",
     "serving.server.supervisor", "serving.transports.grpcio_server",
 }  # fmt: skip
 """Modules that a server of gRPC alone may not need: proof, HTTP, clients, handlers, pictures."""
@@ -258,9 +258,9 @@ def test_reading_pictures_needs_no_server_and_no_model():
 
 ORDER = {
     "serving": """
-        errors proof commandline tensors json_values applications config system http1
+        errors proof commandline tensors json_values applications config system processes http1
         http2 security model.preprocessing pictures telemetry.metrics model
-        publishing batching handlers catalog embedded router oip.inference_pb protocols oip
+        publishing batching handlers versions embedded router oip.inference_pb protocols oip
         telemetry transports http_api client server cli __main__ launch publishing.models optimising
         cli.optimize __init__
     """,

@@ -32,7 +32,7 @@ class AsyncCaller:
 
 
 def submit_of_stream(group: Group) -> int:
-    """Let a message of a stream wait for a run, if there is room; see `Batcher.submit`."""
+    """Let a message of a stream wait for a run, if there is room; see `Entry.submit`."""
     target = group.encoder.target
     if not target.room_for_stream(group.num_rows):
         return 0
@@ -52,7 +52,7 @@ async def submit(
     """Have a request run; if the task is cancelled, it does not run.
 
     Args:
-        owner: the thread of the batchers.
+        owner: the thread of the entries.
         peer: who sends it.
         message: its rows.
         encoder: makes its answer.

@@ -3,25 +3,24 @@
 All waiting calls run at once, up to a limit; calls that arrive meanwhile form the next batch. So
 batches grow with the load, and an idle server adds no delay.
 
-Everything but `num_waiting` happens on one thread, its owner's, which reads from callers and
-answers them. That thread executes short batches inline, and offloads others to runner threads
-(`OffloadedBatches`): see `place`. So a lone caller is spared the way to a thread and back (some
-50 us), a row that takes 0.1 ms is batched as soon as others wait, and no model's runs hold up the
-callers of another.
+The owner's thread, which reads from callers and answers them, executes short batches inline, and
+offloads others to runner threads (`OffloadedBatches`): see `place`. So a lone caller is spared the
+way to a thread and back (some 50 us), a row that takes 0.1 ms is batched as soon as others wait,
+and no model's runs hold up the callers of another.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
+from serving.batching.entry import Entry
 from serving.batching.offload import OffloadedBatches
 from serving.batching.place import Cost, Place, place
 from serving.batching.queue import Queue
 from serving.batching.run import (
     FAILED,
-    Caller,
     Executor,
     Group,
     Outcome,
@@ -33,15 +32,12 @@ from serving.batching.run import (
 )
 from serving.batching.spot_check import MOST_BATCHES, Closeness, Drawn, SpotChecks
 from serving.config import BatchingConfig
-from serving.errors import DeadlineExceeded, ServingError, Unavailable
+from serving.errors import DeadlineExceeded, ServingError
 from serving.system.host import Host
 from serving.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-CHANGED = Unavailable("the model has changed")
-"""Why a call is not run whose version has gone since it was read."""
-_LATE = DeadlineExceeded()
 CHECKED = "in each of %d batches a row had another answer than alone"
 """Why a version runs calls alone whose graph was proved to keep rows apart."""
 _MAX_QUEUE_BYTES = 1 << 30
@@ -63,11 +59,8 @@ class Net(NamedTuple):
     """Has a later start know that rows depend on one another; takes the reason."""
 
 
-class Batcher:
+class Batcher(Entry):
     """Runs the calls of one model, and gives each exactly one outcome."""
-
-    usage = None
-    """The processes' use of the machine: none, unlike that of a `HandlerBatcher`."""
 
     def __init__(
         self,
@@ -78,39 +71,32 @@ class Batcher:
         name: str = "",
         host: Host | None = None,
         net: Net | None = None,
+        *,
+        counts_calls: bool = True,
     ) -> None:
         """Prepare; `attach` comes before the first call."""
         host = host or Host()
         self._net = net
-        self.model = model
-        self.label = name, model.version
-        """The name and the version, as metrics have them."""
-        self._config = config
-        self._metrics = metrics
         self._answers: Any = getattr(model, "answers", None)
         """Which outputs are classes and probabilities, if the model knows: an `Answers`."""
-        self.max_delay_s = config.max_queue_delay_s
-        """How long to wait for more rows before a run; see `delay_s`."""
-        self.owner: Owner
         capacity = config.queue_capacity
         if row_bytes := model.tensors.row_bytes:
             capacity = min(capacity, max(1, _MAX_QUEUE_BYTES // row_bytes))
-        guard = partial(host.guard, self.label)
+        label = name, model.version
+        guard = partial(host.guard, label)
         self._executor = Executor(model, guard, config.max_response_bytes)
         finish = self._finish_offloaded
         self._offloaded = OffloadedBatches(
             self._executor, config, capacity, num_runners, host.runners, finish
         )
-        self._inline = Queue(capacity)
+        self._small, self._large = self._offloaded.queues
+        queues = Queue(capacity), self._small, self._large
+        super().__init__(label, model.tensors, config, metrics, queues, counts_calls=counts_calls)
+        self.max_delay_s = config.max_queue_delay_s
         # Nothing is read during an inline run.
         most = min(config.max_batch_size, config.queue_capacity)
-        self._inline.run_rows = min(most, model.inline_rows) or 1
-        self._small, self._large = self._offloaded.queues
-        self._queues = self._inline, self._small, self._large
-        self._queue_at = dict(zip(Place, self._queues, strict=True))
-        self._refusal: ServingError | None = None
-        """Why no call is run: the version is gone, or its runs have ended processes."""
-        self._is_closed = self._is_scheduled = False
+        self._queue.run_rows = min(most, model.inline_rows) or 1
+        self._queue_at = dict(zip(Place, queues, strict=True))
         self._cost = Cost.of(model.inline_rows, most, num_runners)
         self._always_rows = self._cost.always_rows
         self._checks: SpotChecks | None = None
@@ -121,99 +107,26 @@ class Batcher:
             )
 
     def attach(self, owner: Owner) -> None:
-        """Set the thread that all else is called on."""
-        self.owner = self._offloaded.owner = owner
-
-    @property
-    def capacity(self) -> int:
-        """The most rows that wait in a queue, but for those of callers with few."""
-        return self._inline.capacity
-
-    @property
-    def num_waiting(self) -> int:
-        """The rows that wait for a run; a moment old on other threads."""
-        return self._inline.num_rows + self._offloaded.num_waiting
+        super().attach(owner)
+        self._offloaded.owner = owner
 
     @property
     def is_busy(self) -> bool:
-        """Whether calls wait or run."""
         return bool(self.num_waiting or self._offloaded.running)
 
     @property
     def oldest_run_s(self) -> float:
-        """When the oldest run on a thread began, in monotonic seconds; infinite without any."""
         return self._offloaded.oldest_run_s
 
     @property
     def max_run_s(self) -> float:
-        """The longest run, in seconds: it is ended then."""
         return self._offloaded.max_run_s
 
-    def submit(self, group: Group, *, is_final: bool = True) -> int:
-        """Let calls wait for a run, as far as there is room; return how many, the first ones.
-
-        Args:
-            group: the calls.
-            is_final: whether nobody else takes the others.
-        """
-        if self._refusal is not None:
-            self._fail(group, self._refusal)
-            return len(group.streams)
-        rows, number = group.encoder.num_rows, len(group.streams)
-        # As `place` says; without a call, for this is the way of most.
-        queue = self._inline if rows <= self._always_rows else self._queue_of(rows)
-        if queue.num_rows + group.num_rows <= queue.run_rows:  # likewise
-            self._schedule()
-            queue.put(group)
-            return number
-        taken = queue.offer(group, self.owner.clock, self._config.slo_s)
-        if taken < number and is_final:
-            self._metrics.count_failure(self.label, 0.0, number - taken)
-        if taken:
-            self._schedule()
-        return taken
-
-    def add(self, group: Group) -> None:
-        """Let calls wait for a run, even if there is no room."""
-        if self._refusal is not None:
-            self._fail(group, self._refusal)
-            return
-        self._queue_of(group.encoder.num_rows).put(group)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self.owner.schedule(self)
-
-    def room_for_stream(self, num_rows: int) -> int:
-        """Return how many messages a stream may add; streams wait where unary calls are refused."""
-        return -(-self._queue_of(num_rows).room_for_streams // max(num_rows, 1))
-
     def _queue_of(self, num_rows: int) -> Queue:
-        """Return where a request waits: others may come before its turn."""
         return self._queue_at[place(num_rows, self._cost, is_busy=True)]
 
-    def streams_of(self, caller: Caller) -> set[bytes]:
-        """Return the calls of a caller that wait or run."""
-        waiting = (each.streams_of(caller) for each in self._queues)
-        return self._offloaded.streams_of(caller).union(*waiting)
-
-    def forget(self, caller: Caller) -> None:
-        """Drop the calls of a caller that has left."""
-        for each in self._queues:
-            each.forget(caller)
-
-    def delay_s(self, now_s: float) -> float:
-        """Return how long to wait for more rows before `turn`."""
-        waiting = [each for each in self._queues if each.num_rows]
-        # Nothing waits if callers have left: then the turn has nothing to do, and is over. Streams
-        # add no more to a queue that has no room for them, so it would never fill.
-        if not waiting or any(
-            each.num_rows >= each.run_rows or each.room_for_streams <= 0 for each in waiting
-        ):
-            return 0.0
-        return max(0.0, min(each.oldest_s for each in waiting) + self.max_delay_s - now_s)
+    def _running(self) -> Iterable[Group]:
+        return (group for each in self._offloaded.running.values() for group in each.groups)
 
     def turn(self, now_s: float) -> bool:
         """Hand batches to free runners, and execute the next inline one.
@@ -222,26 +135,26 @@ class Batcher:
             Whether calls wait for a runner, or have one.
         """
         self._is_scheduled = False
-        offloaded, inline = self._offloaded, self._inline
+        offloaded, inline = self._offloaded, self._queue
         if num_rows := self._small.num_rows + self._large.num_rows:
             if place(num_rows, self._cost, is_busy=bool(offloaded.running)) is Place.INLINE:
                 for each in (self._small, self._large):
                     self._run(each, now_s)
             else:
-                self._end_late(offloaded.hand_out(now_s))
+                self.end_late(offloaded.hand_out(now_s))
         if inline.num_rows:
             num_rows = self._run(inline, now_s)
             if num_rows > inline.run_rows // 2:
                 inline.note_run(num_rows, self.owner.clock() - now_s)
             if inline.num_rows:
-                self._schedule()
+                self.schedule()
         return bool(offloaded.running)
 
     def _run(self, queue: Queue, now_s: float) -> int:
         """Make a run on this thread, and answer its calls; return its rows."""
         groups, late = queue.take(queue.run_rows, now_s)
         if late:
-            self._end_late(late)
+            self.end_late(late)
         num_rows = 0
         if groups:
             for calls, result in self._executor.run(groups, self.owner.clock):
@@ -250,24 +163,13 @@ class Batcher:
 
     def tick(self, now_s: float) -> None:
         """End the runs and calls that are late, and forget cancelled calls."""
-        self._end_late(self._offloaded.sweep(now_s))
+        self.end_late(self._offloaded.sweep(now_s))
 
     def _finish_offloaded(self, outcomes: list[Outcome]) -> None:
         for groups, result in outcomes:
             self._deliver(groups, result, have_left=True)
         if self._offloaded.num_waiting:
-            self._schedule()
-
-    def _end_late(self, groups: list[Group]) -> None:
-        for group in groups:
-            self._fail(group, _LATE)
-
-    def _fail(self, group: Group, error: ServingError) -> None:
-        duration_s = self.owner.clock() - group.arrived_s
-        self._metrics.count_failure(self.label, duration_s, len(group.streams))
-        own = type(error)(str(error))  # others may have the same one
-        own.model = self.label
-        group.sink.fail(group, own)
+            self.schedule()
 
     def _look_again(self, drawn: Drawn) -> Drawn | None:
         """Run a call once more in this turn, if that is quick; None if it needs nothing further.
@@ -295,7 +197,7 @@ class Batcher:
         if open_calls([drawn.call]):
             self._answer_drawn(drawn, self._judged(drawn, outcomes))
         if self._offloaded.num_waiting:
-            self._schedule()
+            self.schedule()
 
     def _judged(self, drawn: Drawn, outcomes: list[Outcome]) -> Result | ServingError | None:
         """Return the outcome of a call alone that its caller gets; None for that of the batch."""
@@ -311,17 +213,19 @@ class Batcher:
     def _answer_drawn(self, drawn: Drawn, alone: Result | ServingError | None) -> None:
         """Answer a call by its run alone, or by the batch's if there is none."""
         if isinstance(alone, ServingError):
-            self._fail(drawn.call, alone)
+            self.fail(drawn.call, alone)
             return
         answer, at = (drawn.result, drawn.at) if alone is None else (alone, 0)
         try:
             responses = drawn.call.encoder.encode(answer, at, 1)
             run = answer.started_s, answer.finished_s, *self.label, answer.num_rows
             drawn.call.sink.answer(drawn.call, responses, run)
-            self.owner.defer(partial(self._metrics.observe_calls, answer, [drawn.call], self.label))
+            if self._counts_calls:
+                counted = answer, [drawn.call], self.label
+                self.owner.defer(partial(self._metrics.observe_calls, *counted))
         except Exception:  # a bug of ours: it ends this call, and never the owner
             _log.exception("a call could not be answered")
-            self._fail(drawn.call, FAILED)
+            self.fail(drawn.call, FAILED)
 
     def _note_difference(self, text: str, number: int) -> None:
         """Note that a row of a batch had another answer than alone."""
@@ -372,7 +276,7 @@ class Batcher:
         try:
             if not isinstance(result, Result):
                 for group in groups:
-                    self._fail(group, result)
+                    self.fail(group, result)
                 return 0
             run = result.started_s, result.finished_s, *self.label, result.num_rows
             at, drawn, answered = 0, None, groups
@@ -389,14 +293,15 @@ class Batcher:
                 groups = groups if drawn is None else drawn.groups
                 at = sum(group.num_rows for group in groups)
                 answered = self._answer_others(groups, drawn, result, run, have_left=have_left)
-            self.owner.defer(partial(self._metrics.observe_run, result, answered, self.label))
+            counted = answered if self._counts_calls else ()
+            self.owner.defer(partial(self._metrics.observe_run, result, counted, self.label))
             if self._answers is not None:
                 facts = self._answers, result.outputs, self.label
                 self.owner.defer(partial(self._metrics.observe_answers, *facts))
         except Exception:  # a bug of ours: it ends these calls, and never the owner
             _log.exception("a batch could not be answered")
             for group in open_calls(groups):
-                self._fail(group, FAILED)
+                self.fail(group, FAILED)
             return 0
         if drawn is not None:
             self._end_drawn(drawn)
@@ -424,22 +329,5 @@ class Batcher:
             group.sink.answer(group, responses, run)
         return answered
 
-    @property
-    def is_blocked(self) -> bool:
-        """Whether its calls are refused for now, since its runs have ended processes."""
-        return self._refusal is not None and not self._is_closed
-
-    def block(self, refusal: ServingError | None) -> None:
-        """Refuse all calls that have not begun to run, and later ones; None runs them again."""
-        if self._is_closed:
-            return
-        self._refusal = refusal
-        if refusal is not None:
-            for queue in self._queues:
-                for group in open_calls(queue.clear()):
-                    self._fail(group, refusal)
-
     def close(self) -> None:
-        """End the threads once they are idle; later calls are asked to retry."""
-        self._is_closed, self._refusal = True, CHANGED
         self._offloaded.close()

@@ -9,7 +9,6 @@ from serving.batching.parallel import run_parallel
 from serving.batching.queue import Queue
 from serving.batching.run import (
     FAILED,
-    Caller,
     Executor,
     Group,
     Outcome,
@@ -94,11 +93,6 @@ class OffloadedBatches:
     def num_waiting(self) -> int:
         """The rows that wait."""
         return self._small.num_rows + self._large.num_rows
-
-    def streams_of(self, caller: Caller) -> set[bytes]:
-        """Return the calls of a caller that run."""
-        groups = (group for running in self.running.values() for group in running.groups)
-        return {stream for group in groups if group.caller is caller for stream in group.streams}
 
     def hand_out(self, now_s: float) -> list[Group]:
         """Give waiting calls to free runners, which share them; return those that are late."""

@@ -255,6 +255,12 @@ class Group:
         """Return some of the calls."""
         return self._pick(range(begin, end))
 
+    def calls(self) -> "Sequence[Group]":
+        """Return each of the calls by itself."""
+        if len(self.streams) == 1:
+            return (self,)
+        return [self._pick((at,)) for at in range(len(self.streams))]
+
     def open_calls(self) -> "Group | None":
         """Return the calls whose callers have not left; None if all have."""
         streams = self.caller.streams
@@ -573,7 +579,7 @@ def arrays_of(call: Group, tensors: TensorSignature) -> Sequence[Array]:
 def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
     """Divide calls into those that can run together, the last first."""
     if not is_batchable:
-        calls = [group.cut(i, i + 1) for group in groups for i in range(len(group.streams))]
+        calls = [call for group in groups for call in group.calls()]
         return [[call] for call in reversed(calls)]
     alike: dict[object, list[Group]] = {}
     for group in groups:
@@ -582,13 +588,12 @@ def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:
             if _may_share(shapes):
                 alike.setdefault(shapes, []).append(group)
             else:
-                calls = [group.cut(at, at + 1) for at in range(len(group.messages))]
-                alike |= {object(): [call] for call in calls}
+                alike |= {object(): [call] for call in group.calls()}
             continue
-        for at, arrays in enumerate(group.messages):
-            shapes = tuple(array.shape[1:] for array in arrays)
+        for call in group.calls():
+            shapes = tuple(array.shape[1:] for array in call.messages[0])
             key = shapes if _may_share(shapes) else object()
-            alike.setdefault(key, []).append(group.cut(at, at + 1))
+            alike.setdefault(key, []).append(call)
     return list(reversed(alike.values()))
 
 

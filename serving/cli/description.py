@@ -20,7 +20,7 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     Raises:
         ServingError: see `load_model`.
     """
-    from serving.catalog import Catalog  # late: one of a server needs no model here
+    from serving.versions.catalog import Catalog  # late: one of a server needs no model here
 
     batching = BatchingConfig()
     # As a server loads it: its settings and labels choose the version.
@@ -31,7 +31,8 @@ def of_files(path: Path, config: ModelConfig) -> Facts:
     else:
         config = replace(config, models=path.parent, names=(path.name,))
     ((name, served),) = Catalog(config, batching.max_batch_size).models.items()
-    return facts_of(replace(served.default.describe(batching), name=name))
+    info = replace(served.default.describe(batching), name=name, not_served=served.reasons)
+    return facts_of(info)
 
 
 def with_handler(config: ModelConfig, file: Path | None, handler: str | None) -> ModelConfig:
@@ -71,6 +72,7 @@ def facts_of(info: ModelInfo) -> Facts:
         "versions": list(info.versions),
         "default_version": info.default_version,
         "canary_version": info.canary_version,
+        "not_served": [f"{version}: {reason}" for version, reason in info.not_served.items()],
         "device": info.device,
         "precision": info.precision,
         "batching": info.batching,

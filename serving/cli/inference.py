@@ -243,9 +243,9 @@ def _of_file(tensor: Tensor, source: str, pictures: Preprocessing | None) -> Any
                 f"{source}: expected an array (.npy) or JSON for {tensor}; pictures are for models "
                 "with a classifier.json, or with --input image"
             ) from err
-    from serving.handlers.picture_classifier import handler_of  # late: few inputs are pictures
+    from serving.pictures.classifier import steps_of  # late: few inputs are pictures
 
-    return handler_of(pictures).preprocess([content])[0]
+    return steps_of(pictures).decode(pictures, content).inputs[0]
 
 
 def _filled(how: str, tensor: Tensor, shape: tuple[int, ...]) -> Array:

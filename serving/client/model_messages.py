@@ -19,8 +19,8 @@ _NUMBER = (int, float)
 _PARAMETERS: dict[str, type | tuple[type, ...]] = {
     "version": str, "default_version": str, "canary_version": str, "batching": str,
     "device": str, "precision": str, "versions": list, "labels": list, "axes": dict,
-    "contents": dict, "pictures": dict, "max_request_rows": int, "max_message_bytes": int,
-    "test_accuracy": _NUMBER,
+    "contents": dict, "not_served": dict, "pictures": dict, "max_request_rows": int,
+    "max_message_bytes": int, "test_accuracy": _NUMBER,
 }  # fmt: skip
 """Parameters of a model's configuration, and the type of each: texts, and others as JSON."""
 
@@ -72,6 +72,7 @@ def model_info(metadata: bytes, config: bytes | None, version: str, address: str
         versions=versions,
         default_version=parameters.get("default_version") or newest,
         canary_version=parameters.get("canary_version"),
+        not_served=parameters.get("not_served", {}),
         inputs=_named(inputs, axes, contents),
         outputs=_named(outputs, axes, contents),
         is_batchable=max_batch_size > 0,
@@ -117,9 +118,9 @@ def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
         if not isinstance(value, _PARAMETERS[name]) or isinstance(value, bool):
             raise malformed(address, f"a configuration with a wrong {name}")
     lists = [known.get("labels", []), known.get("versions", []), *known.get("axes", {}).values()]
-    lists.append([*known.get("contents", {}).values()])
+    lists += [[*known.get(name, {}).values()] for name in ("contents", "not_served")]
     if not all(isinstance(each, list) and all(map(_is_text, each)) for each in lists):
-        raise malformed(address, "a configuration with labels, axes or contents that are no texts")
+        raise malformed(address, "a configuration with labels or other facts that are no texts")
     return known, config.max_batch_size
 
 

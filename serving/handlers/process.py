@@ -4,19 +4,15 @@ STARTING ──ready──▶ IDLE ──send──▶ BUSY ──outcome──�
     │                 │              │
     └──────── closed socket, or `end` ┴──▶ ENDED
 
-A process leads a group of its own, with all that it forks. A thread of the server waits for its
-end, and ends the rest of the group then: a child may hold the socket, and the caller with it.
+A thread of the server waits for its end, and for that of its group: a child of it may hold the
+socket, and the caller with it.
 """
 
 import logging
-import os
 import re
-import select
 import selectors
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -24,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from serving.batching.run import Owner
 from serving.errors import ConfigurationError, Unavailable
@@ -32,7 +28,8 @@ from serving.handlers import frames, worker
 from serving.handlers.frames import BrokenFrame, Frame, FrameReader
 from serving.handlers.loading import HandlerSource
 from serving.handlers.signature import HandlerSignature
-from serving.system.children import ProcessGroup, environment
+from serving.processes.child import Child, Command, Streams
+from serving.processes.end import LOST, End, not_started
 from serving.tensors import Array, TensorSignature
 
 _log = logging.getLogger(__name__)
@@ -46,7 +43,11 @@ _REAP_S = 2.0
 """How long a process has to end by itself."""
 _LOOK_S = 1.0
 """How often the memory of a process is looked at."""
-_LOST = "it closed its connection to the server: expected that it closes only what it opened"
+_COMMAND = Command(
+    worker.__name__,
+    Streams(subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT),
+    flags=["-u"],
+)
 
 
 class Program(NamedTuple):
@@ -69,7 +70,6 @@ class HandlerProcess:
     def __init__(
         self,
         running: "_Running",
-        sock: socket.socket,
         signature: HandlerSignature,
         files: Sequence[Path],
         start_s: float,
@@ -80,8 +80,8 @@ class HandlerProcess:
         """Files beside the handler's that it has imported."""
         self.start_s = start_s
         """Seconds that its start took, with `setup`."""
-        self._running, self._socket = running, sock
-        self._reader = FrameReader(sock)
+        self._running, self._socket = running, running.child.channel
+        self._reader = FrameReader(self._socket)
         self._unsent: deque[memoryview] = deque()
         self._owner: Any = None
         self._mask = _READ
@@ -90,7 +90,7 @@ class HandlerProcess:
     @property
     def pid(self) -> int:
         """Its id."""
-        return self._running.pid
+        return self._running.child.pid
 
     def attach(
         self, owner: Owner, on_frame: Callable[[Frame], None], on_end: Callable[[str], None]
@@ -159,11 +159,11 @@ class HandlerProcess:
             self._end()
         except BrokenFrame as err:
             _log.error("a handler's process is ended: %s", err)
-            self._running.kill()
+            self._running.child.kill()
             self._end()
         except Exception:  # a bug of ours: it ends this process, and never the loop
             _log.exception("a handler's process is ended")
-            self._running.kill()
+            self._running.child.kill()
             self._end()
 
     def _end(self) -> None:
@@ -171,7 +171,7 @@ class HandlerProcess:
 
     def kill(self) -> None:
         """End it now, though it hang; `on_end` is not called."""
-        self._running.kill()
+        self._running.child.kill()
         self.close()
 
     def close(self) -> None:
@@ -190,9 +190,9 @@ class HandlerProcess:
 
     def _reap(self, on_end: Callable[[str], None] | None) -> None:
         """Wait for its end, and end it if it hangs; then report how it ended."""
-        code = self._running.end(_REAP_S)
+        end = self._running.child.end(_REAP_S)
         if on_end is not None:
-            self._owner.post(partial(on_end, how_ended(code)))
+            self._owner.post(partial(on_end, str(end)))
 
     @property
     def memory_bytes(self) -> int:
@@ -201,75 +201,33 @@ class HandlerProcess:
 
 
 class _Running:
-    """A process, its group, and a thread that waits for its end."""
+    """A child, and a thread that looks at its memory and waits for its end."""
 
-    def __init__(self, popen: "subprocess.Popen[bytes]", ours: socket.socket) -> None:
-        self.pid = popen.pid
+    def __init__(self, child: Child) -> None:
+        self.child = child
         self.memory_bytes = 0
-        self._popen, self._lock = popen, threading.Lock()
-        self._notify: Callable[[], None] = partial(ours.shutdown, socket.SHUT_RDWR)
-        self._group = ProcessGroup(popen.pid)
-        self._has_ended = threading.Event()
-        self._code = 0
+        self._lock, self._has_ended = threading.Lock(), False
+        self._notify: Callable[[], None] = partial(child.channel.shutdown, socket.SHUT_RDWR)
         threading.Thread(target=self._watch, name="handler-watch", daemon=True).start()
 
     def _watch(self) -> None:
-        """Look at its memory until it has ended; then end those that it leaves behind."""
-        try:
-            descriptor = os.pidfd_open(self.pid)
-        except OSError:  # Linux before 5.3, or a sandbox: its memory is that after the start
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        else:
-            with open(descriptor, closefd=True):
-                poll = select.poll()
-                poll.register(descriptor, select.POLLIN)
-                while not poll.poll(_LOOK_S * 1000):
-                    self.look()
+        while self.child.wait(_LOOK_S) is None:
+            self.look()
         self.memory_bytes = 0
-        self._group.kill()  # while nobody else can have its id
-        self._code = self._popen.wait()
         with self._lock, suppress(OSError):
-            self._has_ended.set()
+            self._has_ended = True
             self._notify()
 
     def look(self) -> None:
         """Look at its memory now."""
-        self.memory_bytes = self._group.memory_bytes()
+        self.memory_bytes = self.child.memory_bytes()
 
     def notify(self, function: Callable[[], None]) -> None:
         """Have a function called at the end; without one, its socket is shut."""
         with self._lock:
             self._notify = function
-            if self._has_ended.is_set():
+            if self._has_ended:
                 function()
-
-    def kill(self) -> None:
-        """End the group now."""
-        if not self._has_ended.is_set():
-            self._group.kill()
-
-    def end(self, timeout_s: float) -> int:
-        """Wait for the end, for some seconds; then end the group. Return the exit code."""
-        if not self.ends_within(timeout_s):
-            self.kill()
-            self._has_ended.wait()
-        return self._code
-
-    def ends_within(self, timeout_s: float) -> bool:
-        """Wait for the end; return whether it has come."""
-        return self._has_ended.wait(timeout_s)
-
-
-def how_ended(code: int) -> str:
-    """Put an exit code into words."""
-    if code == worker.LOST:
-        return _LOST
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
 
 
 def start(program: Program) -> HandlerProcess:
@@ -280,87 +238,62 @@ def start(program: Program) -> HandlerProcess:
         Unavailable: no process can be started, or it ended, or took too long.
     """
     begun_s = time.monotonic()
-    ours, its = socket.socketpair()
-    try:
-        popen = _spawn(its)
-    except OSError as err:
-        ours.close()
-        raise Unavailable(f"can't start a handler's process: {err.strerror}") from err
-    finally:
-        its.close()
-    threading.Thread(
-        target=_log_lines, args=(popen, program.model), name="handler-log", daemon=True
-    ).start()
-    running = _Running(popen, ours)
-    try:
-        return _ready(running, ours, program, begun_s)
-    except BaseException:
-        running.kill()
-        running.end(_REAP_S)
-        ours.close()
-        raise
-
-
-def _spawn(its: socket.socket) -> "subprocess.Popen[bytes]":
-    code = f"import sys; sys.path = {sys.path!r}; from {worker.__name__} import main; main()"
-    flags = ["-u", "-B"] if sys.dont_write_bytecode else ["-u"]
-    return subprocess.Popen(
-        [sys.executable, *flags, "-c", code, str(its.fileno())],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=[its.fileno()],
-        start_new_session=True,
-        env=environment(),
-    )
-
-
-def _ready(
-    running: _Running, sock: socket.socket, program: Program, begun_s: float
-) -> HandlerProcess:
-    """Tell a process what to run, and wait until it is ready."""
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, _SEND_BYTES)
-    until_s = begun_s + program.max_setup_s
     source = program.source
-    fields = {
-        "kind": "setup",
+    words = {
         "file": str(source.file),
         "name": source.name,
         "folder": str(program.folder),
-        "network": worker.document_of(program.network),
+        "network": program.network,
         "log_level": logging.getLogger().getEffectiveLevel(),
     }
     try:
+        child = Child(_COMMAND, words)
+    except OSError as err:
+        raise Unavailable(f"a handler's process {not_started(err)}") from err
+    threading.Thread(
+        target=_log_lines, args=(child.output, program.model), name="handler-log", daemon=True
+    ).start()
+    running = _Running(child)
+    try:
+        return _ready(running, program, begun_s)
+    except BaseException:
+        child.end()
+        child.channel.close()
+        raise
+
+
+def _ready(running: _Running, program: Program, begun_s: float) -> HandlerProcess:
+    """Wait until a process is ready."""
+    child, file = running.child, program.source.file
+    sock = child.channel
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, _SEND_BYTES)
+    until_s = begun_s + program.max_setup_s
+    try:
         sock.settimeout(program.max_setup_s)
-        for buffer in frames.encode(fields):
-            sock.sendall(buffer)
         reader = FrameReader(sock)
         while not (found := list(reader.read())):
             sock.settimeout(max(0.01, until_s - time.monotonic()))
     except TimeoutError as err:
         raise Unavailable(
-            f"{source.file.name}:1: imports and setup take more than {program.max_setup_s:g} s "
+            f"{file.name}:1: imports and setup take more than {program.max_setup_s:g} s "
             "(--max-handler-setup)"
         ) from err
     except (EOFError, OSError, BrokenFrame) as err:
-        how = how_ended(running.end(_REAP_S)) if running.ends_within(_REAP_S) else _LOST
-        raise Unavailable(
-            f"{source.file.name}:1: its process ended while it started: {how}"
-        ) from err
+        how = child.wait(_REAP_S) or End(LOST)
+        raise Unavailable(f"{file.name}:1: its process ended while it started: {how}") from err
     answer = found[0].fields
     if answer["kind"] != "ready":
         raise ConfigurationError(answer["text"])
     running.look()
     signature, files = HandlerSignature.of(answer["signature"]), [*map(Path, answer["files"])]
-    return HandlerProcess(running, sock, signature, files, time.monotonic() - begun_s)
+    return HandlerProcess(running, signature, files, time.monotonic() - begun_s)
 
 
-def _log_lines(popen: "subprocess.Popen[bytes]", model: str) -> None:
+def _log_lines(output: BinaryIO, model: str) -> None:
     """Log the lines that a process prints, until it ends."""
-    assert popen.stdout is not None
-    with suppress(OSError, ValueError), popen.stdout as stream:
-        for line in iter(lambda: stream.readline(_MAX_LINE), b""):
+    with suppress(OSError, ValueError), output:
+        for line in iter(lambda: output.readline(_MAX_LINE), b""):
             text = line.decode("utf-8", "replace").rstrip("\n")
             level = logging.INFO
             if found := _LEVEL.match(text):

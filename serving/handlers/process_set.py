@@ -1,9 +1,9 @@
 """The processes of a version: one that ends is replaced at once, unless calls end many.
 
-three first calls in a row ended theirs,            pauses before the next starts of 1, 2, 4, 8,
-or more than 10 of the last 200 calls did           10 times as long as the last start took
+three first calls in a row ended theirs,            pauses before the next starts: `HANDLER_ENDS`
+or more than 10 of the last 200 calls did
 
-starts that fail                                    pauses of 1, 2, 4, ... 60 seconds
+starts that fail                                    pauses: `HANDLER_STARTS`
 """
 
 import math
@@ -14,16 +14,13 @@ from typing import Any, Protocol
 from serving.batching.run import Owner
 from serving.errors import ServingError
 from serving.handlers.frames import Frame
+from serving.processes.back_off import HANDLER_ENDS, HANDLER_STARTS, BackOff
 from serving.tensors import Array
 
 _MAX_FIRST_ENDS = 2
 """Processes in a row that may end before they have answered a call, without a pause."""
 _NUM_REMEMBERED, _MAX_ENDS = 200, 10
 """Calls that are remembered, and how many of them may have ended their process, without a pause."""
-_MAX_PAUSE_STARTS = 10
-"""The longest pause after an end, in starts."""
-_FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 60.0
-"""Pauses after starts that failed."""
 
 
 class Process(Protocol):
@@ -74,11 +71,12 @@ class ProcessSet:
         self._take, self._note_failed = take, note_failed
         self._owner: Any = None
         self.num_alive = self.num_starts = 0
-        self._num_starting = self._num_failed_starts = 0
+        self._num_starting = 0
+        self._starts, self._ends = BackOff(HANDLER_STARTS), BackOff(HANDLER_ENDS)
         self._fresh: set[Process] = set()
         """Processes that have answered no call."""
-        self._num_first_ends = self._num_pauses = 0
-        """In a row: processes that have answered no call, and pauses."""
+        self._num_first_ends = 0
+        """Processes in a row that have answered no call."""
         self._recent: deque[bool] = deque(maxlen=_NUM_REMEMBERED)
         """The last calls: whether each has ended its process."""
         self._pause_until_s = -math.inf
@@ -93,7 +91,7 @@ class ProcessSet:
         """Take a process that is ready."""
         self.num_alive += 1
         self.num_starts += 1
-        self._num_failed_starts = 0
+        self._starts.reset()
         self._fresh.add(process)
         self._take(process)
 
@@ -112,7 +110,7 @@ class ProcessSet:
         """Start processes as long as there are too few, but after a pause and one by one."""
         if self._is_closed or self.rest_s > 0:
             return
-        is_careful = self._num_pauses or self._num_failed_starts
+        is_careful = self._ends.num_failures or self._starts.num_failures
         while self.num_alive + self._num_starting < self._number:
             if is_careful and self._num_starting:
                 break
@@ -122,9 +120,7 @@ class ProcessSet:
     def _take_started(self, process: Process | ServingError) -> None:
         self._num_starting -= 1
         if isinstance(process, ServingError):
-            pause_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**self._num_failed_starts)
-            self._num_failed_starts += 1
-            self._pause(pause_s)
+            self._pause(self._starts.fail())
             self._note_failed(process)
         elif self._is_closed:
             process.close()
@@ -153,10 +149,9 @@ class ProcessSet:
             self._fresh.remove(process)
             self._num_first_ends += 1
         if self._num_first_ends > _MAX_FIRST_ENDS or sum(self._recent) > _MAX_ENDS:
-            self._pause(min(_MAX_PAUSE_STARTS, 2**self._num_pauses) * process.start_s)
-            self._num_pauses += 1
+            self._pause(self._ends.fail() * process.start_s)
         else:
-            self._num_pauses = 0
+            self._ends.reset()
         self.start_missing()
 
     def _pause(self, seconds: float) -> None:

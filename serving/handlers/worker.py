@@ -1,6 +1,6 @@
 """The program of a handler's process: import, `setup`, then one job after the other.
 
-    server ── setup ──▶ ready, or failed
+    server ◀─────────── ready, or failed
            ── job ────▶ done, or failed, error      (in between, from any thread: infer ──▶ reply)
                         metrics, before an outcome
 
@@ -14,7 +14,6 @@ theirs: the next job to the main thread, the reply to a request to the thread th
 import itertools
 import logging
 import os
-import select
 import socket
 import sys
 import threading
@@ -32,14 +31,13 @@ from serving.handlers.instance import Instance
 from serving.handlers.kinds import WrongValue, is_writable
 from serving.handlers.loading import HandlerSource, imported_beside, line_of, load, text_of
 from serving.handlers.signature import PREDICT, PREPROCESS
-from serving.tensors import DTYPES, Array, Outputs, Tensor, TensorSignature, to_array
+from serving.processes.end import LOST
+from serving.tensors import DTYPES, Array, Outputs, to_array
 
 _PASSED = (errors.InvalidRequest, errors.TooLarge, errors.Unsupported, errors.Overloaded,
            errors.Unavailable, errors.DeadlineExceeded, errors.ModelNotFound)  # fmt: skip
 """Errors of another model's that a handler may pass on to its caller."""
 _MAX_TRACEBACK = 8_000
-LOST = 74
-"""The exit code of a process without a connection to the server."""
 _log = logging.getLogger(__name__)
 
 
@@ -277,35 +275,22 @@ class _LogLines(logging.Handler):
             self.handleError(record)
 
 
-def _end_with_server(sock: socket.socket) -> None:
-    """End this process once the server has gone, even if the handler hangs."""
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)
-    poll.poll()
-    os._exit(LOST)
-
-
-def main() -> NoReturn:
-    """Run a process; its only argument is the descriptor of the socket to the server."""
-    sock = socket.socket(fileno=int(sys.argv[1]))
-    threading.Thread(
-        target=_end_with_server, args=(sock,), name="server-watch", daemon=True
-    ).start()
-    server = _ServerLink(sock)
-    fields, _ = server.next_job()
+def main(channel: socket.socket, words: dict[str, Any]) -> NoReturn:
+    """Run a process, as `process.start` describes it."""
+    server = _ServerLink(channel)
     logging.basicConfig(
-        level=fields["log_level"], handlers=[_LogLines()], format="%(name)s: %(message)s"
+        level=words["log_level"], handlers=[_LogLines()], format="%(name)s: %(message)s"
     )
-    source = HandlerSource(Path(fields["file"]), fields["name"])
+    source, network = HandlerSource(Path(words["file"]), words["name"]), words["network"]
     try:
         # A cache of bytecode knows seconds alone: of a file that changes twice within one, to the
         # same length, the next process would run what it was.
         sys.dont_write_bytecode = True
-        instance = Instance(load(source), network_of(fields["network"]), None)
+        instance = Instance(load(source), network, None)
         instance.use(_Models(server, instance.signature.uses))
         # Else the server refuses it; its `setup` could fail before, for want of the model.
-        if instance.signature.needs_model == (fields["network"] is not None):
-            instance.setup(Path(fields["folder"]))
+        if instance.signature.needs_model == (network is not None):
+            instance.setup(Path(words["folder"]))
     except BaseException as err:  # of the user's code: it raises anything
         if not isinstance(err, errors.ConfigurationError):  # its line has all but the way there
             _log.debug("%s", _traceback())
@@ -314,25 +299,3 @@ def main() -> NoReturn:
     files = [str(each) for each in imported_beside(source.file)]
     server.send({"kind": "ready", "signature": instance.signature.document(), "files": files})
     _Worker(server, instance).run()
-
-
-def document_of(network: TensorSignature | None) -> Any:
-    """Return a model's inputs and outputs as JSON has them."""
-    if network is None:
-        return None
-    inputs, outputs = (
-        [[each.name, each.datatype, each.shape] for each in side]
-        for side in (network.inputs, network.outputs)
-    )
-    return {"inputs": inputs, "outputs": outputs, "is_batchable": network.is_batchable}
-
-
-def network_of(document: Any) -> TensorSignature | None:
-    """Parse `document_of`."""
-    if document is None:
-        return None
-    inputs, outputs = (
-        tuple(Tensor(name, datatype, tuple(shape)) for name, datatype, shape in document[side])
-        for side in ("inputs", "outputs")
-    )
-    return TensorSignature(inputs, outputs, is_batchable=document["is_batchable"])

@@ -13,7 +13,8 @@ from serving.http_api.inference import Inference
 from serving.http_api.models_page import ModelsPage
 from serving.http_api.openapi import openapi_document
 from serving.http_api.pages import Pages, answered
-from serving.oip.methods import Queries
+from serving.http_api.queries import HttpQueries
+from serving.oip.queries import Queries
 from serving.router import Router
 from serving.security.certificates import server_tls
 from serving.security.tokens import token_check
@@ -33,7 +34,7 @@ _SHARE_OF_FILES = 0.25
 """HTTP's share of the file descriptors."""
 _MODULES = (
     "serving.http_api.inference",
-    "serving.http_api.handler_path",
+    "serving.http_api.files_path",
     "serving.oip.large_messages",
 )
 
@@ -114,8 +115,11 @@ class HttpServer:
         control = OneThread("control")
         self._pools.append(control)
         self._is_open = True
-        inference = Inference(router, self._queries, control, config.max_json_bytes)
-        routes = [*inference.routes(), *self._routes]
+        routes = [
+            *HttpQueries(router, self._queries, control).routes(),
+            *Inference(router, config.max_json_bytes).routes(),
+            *self._routes,
+        ]
         names = (*config.http_host_names, config.http_host)
         app = App(routes, self._tokens, names, config.http_allow_origins)
         return open_port(

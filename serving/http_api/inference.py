@@ -1,38 +1,37 @@
-"""The Open Inference Protocol v2 over HTTP, for tritonclient.http and KServe's clients."""
+"""Inference by the Open Inference Protocol v2 over HTTP, as tritonclient and KServe send it."""
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from serving.batching.entry import Entry
 from serving.batching.run import answer_bytes
 from serving.errors import InvalidRequest, ModelError, Unsupported
 from serving.http1.requests import Headers
 from serving.http2 import Pieces, Written
 from serving.http2.pieces import Buffer
-from serving.oip import infer, inference_pb, predict, rest
+from serving.http_api.queries import MODEL_PATHS
+from serving.oip import infer, predict, rest
 from serving.oip.encoder import VALUES, InferEncoder, Writer
 from serving.oip.long_values import is_long
-from serving.oip.methods import UNSUPPORTED, Queries
 from serving.oip.request import InferAnswer, Sent, SentInput
 from serving.oip.rest import Unwritten
 from serving.protocols.known import KnownRequest, ValuesPlace
-from serving.router import AnyBatcher, Route, Router
+from serving.router import Route, Router
 from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
 from serving.transports.http_routing import (
     Answer,
     Endpoint,
     RoutedRequest,
-    as_json,
     encode_rest,
     encode_start,
 )
 from serving.transports.limits import max_message_bytes
-from serving.transports.pools import Pool
 
 LENGTH_HEADER = "inference-header-content-length"
 _MEDIA = ("image", "audio", "video")
@@ -49,45 +48,22 @@ _INLINE_OUTPUT_BYTES = 64 << 10
 
 
 class Inference:
-    """Answers the protocol's paths below /v2."""
+    """Answers the paths that run a model."""
 
-    def __init__(
-        self, router: Router, queries: Queries, control: Pool, max_json_bytes: int
-    ) -> None:
-        """Serve the models of `router`; `queries` answers queries, on `control` slow ones."""
+    def __init__(self, router: Router, max_json_bytes: int) -> None:
+        """Serve the models of `router`; so many bytes of JSON are read at most."""
         self._max_json_bytes = max_json_bytes
         self._router = router
-        self._queries = queries
-        self._control = control
 
     def routes(self) -> list[Endpoint]:
         """Return the routes, with and without a version."""
-        routes = [
-            Endpoint("GET", "/v2", self._query("ServerMetadata")),
-            Endpoint("GET", "/v2/health/live", self._query("ServerLive")),
-            Endpoint("GET", "/v2/health/ready", self._query("ServerReady", ready="ready")),
-            Endpoint("GET", "/v2/models/stats", self._query("ModelStatistics")),
-            Endpoint("POST", "/v2/repository/index", self._index, 4096),
-            *(
-                Endpoint("POST", f"/v2/repository/models/{{model_name}}/{verb}", self._change(verb))
-                for verb in ("load", "unload")
-            ),
-            *(Endpoint(method, path, _refusing(text)) for method, path, text in _unsupported()),
-        ]
-        for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-            routes += [
-                Endpoint("GET", model, self._metadata),
-                Endpoint("GET", f"{model}/ready", self._query("ModelReady", ready="ready")),
-                Endpoint("GET", f"{model}/config", self._query("ModelConfig", inner="config")),
-                Endpoint("GET", f"{model}/stats", self._query("ModelStatistics")),
-                Endpoint("POST", f"{model}/infer", self._infer, self._max_bytes, is_work=True),
-                Endpoint("PUT", f"{model}/infer", self._infer, self._max_bytes, is_work=True),
-            ]
-        # KServe's first protocol, for clients that still speak it.
         return [
-            *routes,
-            Endpoint("GET", "/v1/models", self._names),
-            Endpoint("GET", "/v1/models/{name}", self._ready),
+            *(
+                Endpoint(method, f"{model}/infer", self._infer, self._max_bytes, is_work=True)
+                for model in MODEL_PATHS
+                for method in ("POST", "PUT")
+            ),
+            # KServe's first protocol, for clients that still speak it.
             Endpoint(
                 "POST",
                 "/v1/models/{name}",
@@ -97,14 +73,6 @@ class Inference:
                 name="HttpPredict",
             ),
         ]
-
-    async def _names(self, _: Exchange) -> Answer:
-        return as_json({"models": [*self._router.routes]})
-
-    async def _ready(self, call: Exchange) -> Answer:
-        name = call.plan.params["name"]
-        infer.find(self._router, name, "")
-        return as_json({"name": name, "ready": True})
 
     async def _predict(self, call: Exchange) -> Answer:
         name = _predicted(call.plan)
@@ -117,48 +85,6 @@ class Inference:
         if _has_long_texts(answer):
             return Answer(Pieces(await _write_values(call, predict.outline(answer))))
         return Answer(await _write(call, predict.write, answer))
-
-    async def _metadata(self, call: Exchange) -> Answer:
-        """Describe a model: the protocol's fields, and all other facts as its parameters."""
-        question = inference_pb.ModelMetadataRequest(**call.plan.params)
-        message = self._queries.model_metadata(question.SerializeToString())
-        facts = self._queries.facts(question.name, question.version)
-        return as_json(_as_json(message) | {"parameters": facts})
-
-    def _query(self, name: str, *, ready: str | None = None, inner: str | None = None) -> Any:
-        """Answer a query by the method of this name; readiness by the status alone."""
-        answer = self._queries.answers[name]
-
-        async def handler(call: Exchange) -> Answer:
-            question = getattr(inference_pb, f"{name}Request")(**call.plan.params)
-            message = answer(question.SerializeToString())
-            if ready is not None:
-                is_ready = getattr(message, ready)
-                return as_json({"ready": is_ready}, 200 if is_ready else 503)
-            return as_json(_as_json(getattr(message, inner) if inner else message))
-
-        return handler
-
-    def _change(self, verb: str) -> Any:
-        """Load or unload a model."""
-        name = f"RepositoryModel{verb.capitalize()}"
-        answer = self._queries.answers[name]
-
-        async def handler(call: Exchange) -> Answer:
-            question = getattr(inference_pb, f"{name}Request")(**call.plan.params)
-            for parameter in rest.read_parameters(call.body):
-                question.parameters[parameter].bool_param = True  # whichever value it has
-            await call.work(answer, question.SerializeToString(), pool=self._control)
-            return as_json({})
-
-        return handler
-
-    async def _index(self, call: Exchange) -> Answer:
-        question = inference_pb.RepositoryIndexRequest()
-        if call.body:
-            question.ready = rest.read_index(call.body)
-        message = self._queries.answers["RepositoryIndex"](question.SerializeToString())
-        return as_json(_as_json(message)["models"])
 
     def _max_bytes(self, plan: RoutedRequest) -> int:
         name, version = plan.params["name"], plan.params.get("version", "")
@@ -202,7 +128,7 @@ class Inference:
         return await _reply(call, await _run(call, asked, deadline_s, sent.id))
 
     def _ask(
-        self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature, sent: Sent
+        self, call: Exchange, target: "Route | Entry", signature: TensorSignature, sent: Sent
     ) -> infer.Asked:
         """Compare a request with its model; the options of its query are parameters, too."""
         asked = infer.ask(self._router, target, signature, sent, call.plan.params["name"])
@@ -229,11 +155,11 @@ class Inference:
         return found
 
     async def _infer_files(
-        self, call: Exchange, target: "Route | AnyBatcher", signature: TensorSignature
+        self, call: Exchange, target: "Route | Entry", signature: TensorSignature
     ) -> Answer:
         """Answer a form of files, each as if it had come alone, in their order."""
         # Late: a server that gets no forms needs none of it.
-        from serving.http_api.handler_path import MAX_FORM_S, find_files
+        from serving.http_api.files_path import MAX_FORM_S, find_files
 
         items, end_s = [], min(call.deadline_s, time.monotonic() + MAX_FORM_S)
         files = await call.work(find_files, call.body, call.plan.get("content-type"))
@@ -443,26 +369,6 @@ def _predicted(plan: RoutedRequest) -> str:
     return name
 
 
-def _unsupported() -> Iterator[tuple[str, str, str]]:
-    """Yield method and path of the extensions that there are not, and why."""
-    memory, trace, log = UNSUPPORTED
-    yield "GET", "/v2/{kind}sharedmemory/status", memory
-    yield "GET", "/v2/{kind}sharedmemory/region/{name}/status", memory
-    yield "POST", "/v2/{kind}sharedmemory/unregister", memory
-    yield "POST", "/v2/{kind}sharedmemory/region/{name}/{verb}", memory
-    for method in ("GET", "POST"):
-        yield method, "/v2/trace/setting", trace
-        yield method, "/v2/models/{name}/trace/setting", trace
-        yield method, "/v2/logging", log
-
-
-def _refusing(text: str) -> Any:
-    async def handler(call: Exchange) -> Answer:
-        raise Unsupported(text)
-
-    return handler
-
-
 def read_sent(
     body: bytes, json_bytes: int | None, base64: frozenset[str], learn: bool
 ) -> tuple[Sent, ValuesPlace | None]:
@@ -479,23 +385,3 @@ def _answer(content: bytes | Pieces, json_bytes: int | None) -> Answer:
     if json_bytes is None:
         return Answer(content)
     return Answer(content, "application/octet-stream", headers=[(LENGTH_HEADER, str(json_bytes))])
-
-
-def _as_json(message: Any) -> Any:
-    """Convert a message to JSON's types, including zeros, which HTTP clients expect."""
-    fields: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            fields[field.name] = {key: _as_json(entry) for key, entry in value.items()}
-        elif field.is_repeated:
-            is_message = field.message_type is not None
-            fields[field.name] = [_as_json(item) if is_message else item for item in value]
-        elif field.message_type is not None:
-            if message.HasField(field.name):
-                fields[field.name] = _as_json(value)
-        elif field.enum_type is not None:
-            fields[field.name] = field.enum_type.values_by_number[value].name
-        elif field.containing_oneof is None or message.HasField(field.name):
-            fields[field.name] = value
-    return fields

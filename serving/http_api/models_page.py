@@ -7,7 +7,7 @@ from serving.config import ServerConfig
 from serving.model.loaded import LoadedModel
 from serving.model.picture_inputs import PictureInputs
 from serving.oip.examples import Access, Example, sample_of, shape_of
-from serving.oip.methods import Queries
+from serving.oip.queries import Queries
 from serving.router import Route, Router
 from serving.tensors import Tensor
 from serving.transports.http_port import Exchange
@@ -42,16 +42,10 @@ class ModelsPage:
         return as_json({"models": list(self._described(access))})
 
     def _described(self, access: Access) -> Iterator[dict[str, Any]]:
-        for item in self._queries.answers["RepositoryIndex"](b"").models:
-            facts = {
-                "name": item.name,
-                "version": item.version,
-                "state": item.state,
-                "reason": item.reason,
-                "roles": [],
-            }
-            route = self._router.routes.get(item.name)
-            model = route and route.versions.versions.get(item.version)
+        for item in self._queries.index():
+            facts = item | {"roles": []}
+            route = self._router.routes.get(item["name"])
+            model = route and route.versions.versions.get(item["version"])
             yield facts | self._facts(route, model, access) if route and model else facts
 
     def _facts(self, route: Route, model: LoadedModel, access: Access) -> dict[str, Any]:

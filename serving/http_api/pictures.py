@@ -7,17 +7,17 @@ from urllib.parse import quote
 
 from serving.config import ServerConfig
 from serving.errors import InvalidRequest, ServingError
-from serving.handlers.picture_classifier import PROBABILITIES, handler_of
 from serving.http_api import openapi
-from serving.http_api.handler_path import (
+from serving.http_api.files_path import (
     MAX_BODY_BYTES,
     Answered,
     Chosen,
-    HandlerPath,
+    FilesPath,
     Parameters,
 )
 from serving.http_api.http_application import Document
 from serving.model.picture_inputs import PictureInputs
+from serving.pictures.classifier import PROBABILITIES, steps_of
 from serving.pictures.reader import modules
 from serving.router import Router
 from serving.tensors import Probabilities
@@ -27,7 +27,7 @@ from serving.transports.http_routing import Answer, Endpoint, RoutedRequest, as_
 TOP = 5
 """The most probable classes that an answer has, unless `top` says another number."""
 _NUM_DECIMALS = 6
-MODULES = ("serving.handlers.picture_classifier", *modules())
+MODULES = ("serving.pictures.classifier", *modules())
 PAGES: dict[str, tuple[str, str]] = {}
 FILES = Path(__file__).parent / "files"
 VERSION = {"type": ["string", "null"]}
@@ -61,7 +61,7 @@ def share_of(plan: RoutedRequest, name: str) -> float:
     return share
 
 
-class Classes(HandlerPath):
+class Classes(FilesPath):
     """Answers /v1/models/NAME/classify."""
 
     def __init__(self, router: Router, inputs: PictureInputs) -> None:
@@ -77,14 +77,14 @@ class Classes(HandlerPath):
         ]
 
     def find(self, plan: RoutedRequest, share: float) -> Chosen:
-        """Choose the handler of a version: others take pictures of other sizes."""
+        """Choose the steps of a version: others take pictures of other sizes."""
         name, asked = plan.params["name"], plan.params.get("version")
         route = self.router.find(name)
         model = route.versions.find(asked) if asked else route.versions.choose(share)
         pictures = self._inputs.find(model)
         if pictures is None:
             raise InvalidRequest(f"model {name!r} is not known to classify pictures")
-        return Chosen(handler_of(pictures), route, model)
+        return Chosen(steps_of(pictures), pictures, route, model)
 
     async def parameters(self, call: Exchange) -> Parameters:
         """Return the options of the query."""
@@ -93,14 +93,13 @@ class Classes(HandlerPath):
     async def write(self, call: Exchange, answered: Answered, parameters: Parameters) -> Answer:
         """Write the most probable classes of each picture."""
         chosen = answered.chosen
-        assert chosen.model is not None
         items: list[dict[str, Any]] = []
         for name, found in answered.files:
             item: dict[str, Any] = {"name": name} if name else {}
             if isinstance(found, ServingError):
                 items.append(item | {"error": str(found)})
                 continue
-            labels = chosen.handler.description.labels
+            labels = chosen.about.labels
             items.append(item | _facts(found[PROBABILITIES][0], labels, **parameters))
         name = call.plan.params["name"]
         version = chosen.model.version

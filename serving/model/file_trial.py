@@ -42,7 +42,6 @@ from serving.model.time_limit import SLOW_S, within
 from serving.model.verdicts import Verdict
 from serving.proof.drawn_inputs import draws
 from serving.proof.onnx_file import cut_zip_maps, parse_model
-from serving.system.process_pool import Processes
 from serving.system.usage import available_bytes
 from serving.tensors import Array
 
@@ -131,11 +130,13 @@ def _try(file: File, progress: str, *, needs_verdict: bool) -> Tried | None:
     Raises:
         CorruptModel: see `try_file`.
     """
+    from serving.processes.pool import Limits, ProcessPool  # late: the child has no use for it
+
     Path(progress).write_bytes(b"")
     job_s = _START_S + _CLOCK_FACTOR * 2 * (file.build_s + file.check_s)
-    pool = Processes(1, (__name__,), memory_bytes=available_bytes(), job_s=job_s)
+    pool, limits = ProcessPool(1, (__name__,)), Limits(available_bytes(), job_s)
     try:
-        future = pool.submit("", _steps, file, progress, needs_verdict)
+        future = pool.submit("", _steps, file, progress, needs_verdict, limits=limits)
         if not wait([future], SLOW_S).done:
             does = _DOES[_step_of(progress)]
             _log.info("model %s: a process that %s it first takes long", file.name, does)

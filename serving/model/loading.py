@@ -6,11 +6,12 @@ out whether rows can be batched.
 
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -36,12 +37,13 @@ from serving.model.verdicts import Verdict, line_of
 from serving.model.version_labels import STABLE, read_labels
 from serving.model.wide import MANY_ROWS, gains, usual_feeds
 from serving.proof.drawn_inputs import take
-from serving.proof.onnx_fields import has_functions
+from serving.proof.onnx_fields import has_functions, outline
 from serving.proof.onnx_file import Message, cut_zip_maps, parse_model
 from serving.system.libc import trim_memory
 from serving.tensors import Feeds
 
 _log = logging.getLogger(__name__)
+_Found = TypeVar("_Found")
 
 _MAX_REASON = 300
 """Characters of an unexpected error: it becomes part of a log line."""
@@ -51,8 +53,36 @@ _CHECK_LIMIT_S = 10.0
 """Processor time for the check: usually some 0.1 s, and 3 s where a run takes long."""
 BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
+_GOLDEN_CALLS = "the check of its golden calls"
 _LARGE_BYTES = 4 << 20
 """A model of more leaves so much free memory behind that the kernel should have it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a version is loaded; see `load_model`."""
+
+    device: Device = "auto"
+    precision: Precision = "fp32"
+    settings: ModelSettings = NO_SETTINGS
+    """The model's own, in which the options of who loads it have been put."""
+    max_batch_size: int = BatchingConfig().max_batch_size
+    limit_factor: float = 1.0
+    is_described: bool = False
+    max_bytes: int = repository.MAX_BYTES
+    most_threads: int = 1
+    tries_file: bool = False
+    name: str = ""
+
+    @property
+    def build_s(self) -> float:
+        """Processor time for reading, and for building."""
+        return self.limit_factor * _BUILD_LIMIT_S
+
+    @property
+    def check_s(self) -> float:
+        """Processor time for the check."""
+        return self.limit_factor * _CHECK_LIMIT_S
 
 
 def load_model(
@@ -106,40 +136,68 @@ def load_model(
     """
     if model_dir.is_file() and not repository.is_file(model_dir):
         raise ConfigurationError(repository.NO_ONNX_FILE.format(model_dir))
-    settings = settings_of(model_dir)
-    if settings.ignored:
-        _log.info(
-            "model %s: %s: not used here: %s",
-            name or model_dir.name,
-            SETTINGS,
-            ", ".join(settings.ignored),
-        )
-    settings = replace(settings, batching=batching or settings.batching)
-    device = settings.device if device == "auto" and precision == "fp32" else device
-    if settings.num_threads or num_threads > 1:
-        most_threads = 1
-    settings = replace(settings, num_threads=settings.num_threads or num_threads)
-    limits = _Limits(max_batch_size, limit_factor, max_bytes, most_threads, tries_file)
-    how = (device, precision, limits, is_described, settings, name)
+    options = LoadOptions(
+        device=device,
+        precision=precision,
+        settings=settings_of(model_dir),
+        max_batch_size=max_batch_size,
+        limit_factor=limit_factor,
+        is_described=is_described,
+        max_bytes=max_bytes,
+        most_threads=most_threads,
+        tries_file=tries_file,
+        name=name,
+    )
+    options = settled(options, model_dir, batching, num_threads)
     model_dir = repository.only_file(model_dir)
     if repository.is_file(model_dir):
-        try:
-            return _load_version(model_dir, version or repository.VERSION_OF_FILE, *how)
-        except CorruptModel as err:
-            raise CorruptModel(f"{model_dir.name}: {err}") from err
+        return Loading(model_dir, version or repository.VERSION_OF_FILE, options).load()
     if version is not None:
-        return _load_version(model_dir, version, *how)
+        return Loading(model_dir, version, options).load()
     failures = []
-    for candidate, reason in _candidates(model_dir, precision, settings).items():
+    for candidate, reason in _candidates(model_dir, precision, options.settings).items():
         if reason:
             _log.warning("skipped version %s: %s", candidate, reason)
             continue
         try:
-            return _load_version(model_dir, candidate, *how)
+            return Loading(model_dir, candidate, options).load()
         except (CorruptModel, ModelNotFound) as err:
             _log.warning("skipped version %s: %s", candidate, err)
             failures.append(f"{candidate} ({err})")
     raise CorruptModel(f"no version in {model_dir} is good: {'; '.join(failures)}")
+
+
+def settled(
+    options: LoadOptions, model_dir: Path, batching: BatchingMode | None, num_threads: int
+) -> LoadOptions:
+    """Return options in which the model's own settings and the caller's have been put together.
+
+    Args:
+        options: with the model's own settings.
+        model_dir: the model's folder, or an ONNX file.
+        batching: auto, always or never; None for the model's own setting.
+        num_threads: threads of one run, where the model's settings do not say.
+    """
+    settings, device = options.settings, options.device
+    if settings.ignored:
+        _log.info(
+            "model %s: %s: not used here: %s",
+            options.name or model_dir.name,
+            SETTINGS,
+            ", ".join(settings.ignored),
+        )
+    is_usual = device == "auto" and options.precision == "fp32"
+    has_threads = settings.num_threads or num_threads > 1
+    return replace(
+        options,
+        device=settings.device if is_usual else device,
+        most_threads=1 if has_threads else options.most_threads,
+        settings=replace(
+            settings,
+            batching=batching or settings.batching,
+            num_threads=settings.num_threads or num_threads,
+        ),
+    )
 
 
 def _candidates(model_dir: Path, precision: Precision, settings: ModelSettings) -> dict[str, str]:
@@ -179,17 +237,6 @@ def _described(model: LoadedModel, model_dir: Path) -> Manifest:
     return described(file, model.manifest, model.tensors)
 
 
-class _Limits(NamedTuple):
-    max_batch_size: int
-    factor: float
-    """How many times the usual time."""
-    max_bytes: int
-    most_threads: int
-    """The threads of a run that is alone."""
-    tries_file: bool
-    """Whether a process of its own tries an unknown file first."""
-
-
 class _Files(NamedTuple):
     """A version as it is in its files."""
 
@@ -222,142 +269,219 @@ class _Source(NamedTuple):
     """Whether its rows are independent, if that is known."""
 
 
-def _load_version(
-    model_dir: Path,
-    version: str,
-    device: Device,
-    precision: Precision,
-    limits: _Limits,
-    is_described: bool,
-    settings: ModelSettings,
-    own_name: str,
-) -> LoadedModel:
-    name = f"{own_name or model_dir.name.removesuffix('.onnx')} version {version}"
-    run_options = runtime().RunOptions()
-    max_batch_size = min(limits.max_batch_size, settings.max_batch_size)
-    build_s, check_s = limits.factor * _BUILD_LIMIT_S, limits.factor * _CHECK_LIMIT_S
+class Loading:
+    """One version on its way: a step for each state that it enters.
 
-    def read() -> _Files:
+        read ──▶ judge ──▶ build ──▶ check ──▶ a `LoadedModel`
+
+    A step that fails ends the runs that go on, and raises what its callers expect. Steps are called
+    once each, in this order.
+    """
+
+    def __init__(self, place: Path, version: str, options: LoadOptions) -> None:
+        """Do nothing yet.
+
+        Args:
+            place: the model's folder, or an ONNX file.
+            version: its number.
+            options: how it is loaded.
+        """
+        self._place, self._version, self._options = place, version, options
+        shown = options.name or place.name.removesuffix(".onnx")
+        self._label = f"{shown} version {version}"
+        self._run_options = runtime().RunOptions()
+        self._max_batch_size = min(options.max_batch_size, options.settings.max_batch_size)
+        self._files: _Files
+        self._source: _Source
+        self._verdict: Verdict
+        self._engine: OnnxEngine
+        self._model: LoadedModel
+
+    @property
+    def steps(self) -> tuple[Callable[[], None], ...]:
+        """The steps, in their order; `loaded` returns the model after the last one."""
+        return self.read, self.judge, self.build, self.check
+
+    def load(self) -> LoadedModel:
+        """Do all steps.
+
+        Raises:
+            ServingError: see `load_model`.
+        """
+        for step in self.steps:
+            step()
+        return self.loaded
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The version, once it is checked."""
+        return self._model
+
+    def read(self) -> None:
+        """Read its files, and verify their digests."""
+        self._within(self._options.build_s, self._read, "reading")
+
+    def judge(self) -> None:
+        """Have an unknown file tried by a process of its own, and find whether rows mix."""
+        with self._ending_runs():
+            options, files = self._options, self._files
+            if options.tries_file and not files.is_bundled:
+                files = files._replace(verdict=self._tried() or files.verdict)
+        source = self._within(options.build_s, partial(_source_of, files), "reading")
+        self._files = files._replace(onnx=b"", weights={})
+        with self._ending_runs():
+            mode, limits = options.settings.batching, (options.build_s, options.check_s)
+            self._verdict = source.verdict or _judge(source, mode, *limits)
+            self._source = _served(source, is_proved=self._verdict.obstacle is None)
+
+    def build(self) -> None:
+        """Build its session."""
+        self._within(self._options.build_s, self._build, "building the session")
+
+    def check(self) -> None:
+        """Compare its answers with its golden samples, or find how rows are run; and time it."""
+        with self._ending_runs():
+            if self._model.manifest.golden is not None:
+                slow = partial(note_slow, self._label, _GOLDEN_CALLS, self._options.check_s)
+                self._model = within(self._options.check_s, self._compared, on_slow=slow)
+            slow = partial(note_slow, self._label, "the check", self._options.check_s)
+            try:
+                self._model = within(self._options.check_s, self._checked, on_slow=slow)
+            except TimeoutError:
+                if self._model.manifest.golden_probabilities:
+                    raise
+                self._engine.end_runs()
+                line = f"batching off: drawn inputs take more than {self._options.check_s:g} s"
+                self._model = replace(self._model, batching=line)
+            self._finish()
+
+    def _read(self) -> None:
+        options = self._options
         manifest, onnx, weights = repository.load(
-            model_dir,
-            version,
-            precision,
-            settings.file_name,
-            limits.max_bytes,
-            is_described=is_described,
+            self._place,
+            self._version,
+            options.precision,
+            options.settings.file_name,
+            options.max_bytes,
+            is_described=options.is_described,
         )
-        if own_name:
-            manifest = replace(manifest, name=own_name)
-        return _files_of(manifest, onnx, weights, precision)
+        if options.name:
+            manifest = replace(manifest, name=options.name)
+        self._files = _files_of(manifest, onnx, weights, options.precision)
 
-    def tried() -> Verdict | None:
+    def _tried(self) -> Verdict | None:
         """Return the verdict of a process that has tried the file first, if that is due."""
+        files, options = self._files, self._options
         images = files.manifest.golden_images
         file = file_trial.File(
-            f"{files.manifest.name} version {version}",
+            f"{files.manifest.name} version {self._version}",
             files.onnx,
             files.weights,
             files.digests,
-            settings.session(device, precision),
+            options.settings.session(options.device, options.precision),
             images if len(images) else None,
-            build_s,
-            check_s,
+            options.build_s,
+            options.check_s,
         )
         if file_trial.has_passed(file):
             return None
-        needs_verdict = files.verdict is None and settings.batching != "never"
+        needs_verdict = files.verdict is None and options.settings.batching != "never"
         found = file_trial.try_file(file, needs_verdict=needs_verdict)
         if found.verdict is not None and found.is_lasting:
             verdicts.keep(files.key, found.verdict)
         return found.verdict
 
-    def build() -> tuple[OnnxEngine, LoadedModel]:
-        manifest = source.manifest
-        session = settings.session(device, precision)
-        engine = open_engine(source.onnx, session, manifest.signature, run_options, source.weights)
-        engine.has_bounded_time = has_bounded_time(source.onnx)
+    def _build(self) -> None:
+        source, options = self._source, self._options
+        settings, manifest = options.settings, source.manifest
+        session = settings.session(options.device, options.precision)
+        engine = open_engine(
+            source.onnx, session, manifest.signature, self._run_options, source.weights
+        )
+        shown = outline(source.onnx)
+        engine.has_bounded_time = has_bounded_time(shown)
         settings.require(engine.tensors)
-        facts = source.onnx, engine.tensors, source.labels
-        model = LoadedModel(
+        facts = shown, engine.tensors, source.labels
+        self._engine = engine
+        self._model = LoadedModel(
             engine,
             manifest,
-            precision,
-            is_proved=verdict.obstacle is None,
-            output_step=output_step(source.onnx),
+            options.precision,
+            is_proved=self._verdict.obstacle is None,
+            output_step=output_step(shown),
             verdict_key=source.key,
             settings=settings,
             labels=source.labels,
             answers=None if manifest.signature else find_answers(*facts),
         )
-        return engine, model
 
-    def check_golden() -> LoadedModel:
-        """Compare the golden calls' answers, and forget them."""
-        assert model.manifest.golden is not None
-        acceptance.check_golden(model.run, engine.tensors, model.manifest.golden)
+    def _compared(self) -> LoadedModel:
+        """Compare its answers with its golden calls, and forget them."""
+        model, golden = self._model, self._model.manifest.golden
+        assert golden is not None
+        acceptance.check_golden(model.run, self._engine.tensors, golden)
         return replace(model, manifest=replace(model.manifest, golden=None))
 
-    def check() -> LoadedModel:
+    def _checked(self) -> LoadedModel:
+        model, engine, verdict = self._model, self._engine, self._verdict
+        most, most_threads = self._max_batch_size, self._options.most_threads
         if model.manifest.golden_probabilities:
-            return _check_golden(model, max_batch_size, verdict, limits.most_threads)
+            return _check_golden(model, most, verdict, most_threads)
 
-        key = trial.key_of(source.key, engine.settings, engine.device, max_batch_size)
+        key = trial.key_of(self._source.key, engine.settings, engine.device, most)
         found = trial.try_rows(
             model.run,
             engine.tensors,
-            max_batch_size,
+            most,
             obstacle=verdict.obstacle,
-            mode=settings.batching,
+            mode=model.settings.batching,
             known=verdicts.kept(key),
         )
         if found.verdict is not None:
             verdicts.keep(key, found.verdict)
         engine.tensors = found.tensors
         line = f"{found.line}, {verdict.remark}" if verdict.remark else found.line
-        return _timed(model, found.feeds, max_batch_size, line, limits.most_threads)
+        return _timed(model, found.feeds, most, line, most_threads)
 
-    try:
-        slow = partial(note_slow, name, "reading", build_s)
-        files = within(build_s, read, on_slow=slow)
-        if limits.tries_file and not files.is_bundled:
-            files = files._replace(verdict=tried() or files.verdict)
-        source = within(build_s, partial(_source_of, files), on_slow=slow)
-        files = files._replace(onnx=b"", weights={})
-        verdict = source.verdict or _judge(source, settings.batching, build_s, check_s)
-        source = _served(source, is_proved=verdict.obstacle is None)
-        slow = partial(note_slow, name, "building the session", build_s)
-        engine, model = within(build_s, build, on_slow=slow)
-        if model.manifest.golden is not None:
-            slow = partial(note_slow, name, "the check of its golden calls", check_s)
-            model = within(check_s, check_golden, on_slow=slow)
-        try:
-            model = within(check_s, check, on_slow=partial(note_slow, name, "the check", check_s))
-        except TimeoutError:
-            if model.manifest.golden_probabilities:
-                raise
-            engine.end_runs()
-            line = f"batching off: drawn inputs take more than {check_s:g} s"
-            model = replace(model, batching=line)
+    def _finish(self) -> None:
+        """Let go of the files, and say how calls are run."""
+        model, engine, source = self._model, self._engine, self._source
         if not engine.has_bounded_time:
             model = replace(model, inline_rows=0)
         for each in (engine, model.engine):
             if isinstance(each, OnnxEngine):
                 each.drop_source()
         num_bytes = len(source.onnx) + sum(map(len, source.weights.values()))
-        source = source._replace(onnx=b"", weights={})
+        self._source = source._replace(onnx=b"", weights={})
         if num_bytes > _LARGE_BYTES:
+            del source
             trim_memory()  # the file, other sessions, tensors of the check: several times as much
-    except BaseException as err:
-        run_options.terminate = True  # ends a run in progress
-        failure = _failure(version, err)
-        if failure is err:
-            raise
-        raise failure from err
-    is_alone = model.settings.max_batch_size == 1 < max_batch_size
-    if not model.manifest.golden_probabilities or is_alone:
-        level = logging.WARNING if is_alone or settings.batching == "always" else logging.INFO
-        _log.log(level, "model %s version %s: %s", model.manifest.name, version, model.batching)
-    return replace(model, manifest=_described(model, model_dir))
+        name, mode = model.manifest.name, model.settings.batching
+        is_alone = model.settings.max_batch_size == 1 < self._max_batch_size
+        if not model.manifest.golden_probabilities or is_alone:
+            level = logging.WARNING if is_alone or mode == "always" else logging.INFO
+            _log.log(level, "model %s version %s: %s", name, model.version, model.batching)
+        self._model = replace(model, manifest=_described(model, self._place))
+
+    def _within(self, limit_s: float, work: Callable[[], _Found], doing: str) -> _Found:
+        """Do work in so much processor time; what fails is as its callers expect it."""
+        with self._ending_runs():
+            slow = partial(note_slow, self._label, doing, limit_s)
+            return within(limit_s, work, on_slow=slow)
+
+    @contextmanager
+    def _ending_runs(self) -> Iterator[None]:
+        """End the runs that go on if a step fails, and raise what its callers expect."""
+        try:
+            yield
+        except BaseException as err:
+            self._run_options.terminate = True
+            failure = _failure(self._version, err)
+            if isinstance(failure, CorruptModel) and repository.is_file(self._place):
+                failure = CorruptModel(f"{self._place.name}: {failure}")
+            if failure is err:
+                raise
+            raise failure from err
 
 
 def _files_of(
@@ -395,8 +519,9 @@ def _bundled_verdicts() -> Mapping[str, Verdict]:
 
 def _source_of(files: _Files) -> _Source:
     manifest, onnx, weights, found = files.manifest, files.onnx, files.weights, files.verdict
-    if found is not None and b"ZipMap" not in onnx and not has_functions(onnx):
-        return _Source(manifest, onnx, weights, labels_of(onnx), None, files.key, found)
+    shown = outline(onnx)
+    if found is not None and b"ZipMap" not in shown and not has_functions(shown):
+        return _Source(manifest, onnx, weights, labels_of(shown), None, files.key, found)
 
     graph = parse_model(onnx)
     labels = cut_zip_maps(graph)

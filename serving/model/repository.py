@@ -26,6 +26,7 @@ from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
 from serving.model.agreement import GOLDEN_FILE
 from serving.model.manifest import FILES, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from serving.model.manifest_file import parse_manifest
+from serving.proof.onnx_fields import outline
 from serving.proof.onnx_file import external_files, parse_model
 from serving.system.files import read_regular
 
@@ -383,10 +384,11 @@ def _read_weights(folder: Path, onnx: bytes, max_bytes: int) -> dict[str, bytes]
             large.
     """
     weights: dict[str, bytes] = {}
-    if b"location" not in onnx:
+    graph = outline(onnx)
+    if b"location" not in graph:
         return weights
 
-    for name in sorted(external_files(parse_model(onnx))):
+    for name in sorted(external_files(parse_model(graph))):
         shown = repr(name[:_MAX_NAME])
         if name != Path(name).name or name.startswith(".") or "\0" in name or "\\" in name:
             raise CorruptModel(f"weights in {shown}: only files beside the model are read")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from serving.batching.entry import Entry
 from serving.batching.layout import Layout, Piece
 from serving.errors import RequestError, ServingError, Unavailable
 from serving.oip import protobuf
@@ -22,7 +23,7 @@ from serving.oip.request import MAX_ID_CHARACTERS, InferRequest, Sent, understan
 from serving.protocols import varint
 from serving.protocols.known import Known
 from serving.protocols.method import Elsewhere, ReadRows
-from serving.router import AnyBatcher, Route, Router
+from serving.router import Route, Router
 from serving.tensors import DTYPES, Array, TensorSignature
 
 
@@ -95,26 +96,26 @@ class Infer:
 class Asked(NamedTuple):
     """A request that a model takes."""
 
-    target: "Route | AnyBatcher"
+    target: "Route | Entry"
     """Runs its rows."""
     signature: TensorSignature
     request: InferRequest
     rows: bytes | tuple[Array, ...]
 
 
-def find(router: Router, name: str, version: str) -> "tuple[Route | AnyBatcher, TensorSignature]":
+def find(router: Router, name: str, version: str) -> "tuple[Route | Entry, TensorSignature]":
     """Return the receiver of calls for a model and a version or label, and its signature.
 
     Raises:
         ModelNotFound: there is none.
     """
     target = router.find(name).find(version)
-    return target, target.tensors if isinstance(target, Route) else target.model.tensors
+    return target, target.tensors
 
 
 def ask(
     router: Router,
-    target: "Route | AnyBatcher",
+    target: "Route | Entry",
     signature: TensorSignature,
     sent: Sent,
     name: str,

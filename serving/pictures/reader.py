@@ -1,5 +1,7 @@
 """Picture files: their suffixes, and the processes that read them."""
 
+import logging
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -7,7 +9,7 @@ from serving.applications import PICTURES, installed
 from serving.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from serving.system.process_pool import Processes
+    from serving.processes.pool import ProcessPool
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
@@ -29,11 +31,17 @@ def read_or_reason(read: Callable[[_Source], _Read], source: _Source) -> _Read |
         return "cannot be read: out of memory"
 
 
-def processes(number: int) -> "Processes":
-    """Make processes that read pictures, one at a time each; they start with the first one."""
-    from serving.system.process_pool import Processes  # late: one picture needs no process
+def silence_pillow() -> None:
+    """Keep Pillow's remarks on damaged files off stderr: each file gets one line from us."""
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-    return Processes(number, modules())
+
+def processes(number: int) -> "ProcessPool":
+    """Make processes that read pictures, one at a time each; they start with the first one."""
+    from serving.processes.pool import ProcessPool  # late: one picture needs no process
+
+    return ProcessPool(number, modules())
 
 
 def modules() -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from serving.catalog import Catalog
 from serving.config import BatchingConfig, ModelConfig, ServerConfig, TransportName
 from serving.errors import ConfigurationError, Unavailable
 from serving.router import Router
@@ -24,6 +23,7 @@ from serving.system.cores import usable_cores
 from serving.system.host import Host
 from serving.system.libc import limit_free_memory
 from serving.system.systemd import keep_watchdog_fed, notify
+from serving.versions.catalog import Catalog
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ async def serve(
             router.change(name, versions)
         catalog.count_reload = router.metrics.count_reload
         catalog.on_change = router.change  # before a call may load or unload a model
+        router.on_end = catalog.end_version
         stack.callback(router.close)
         server = Server(router, config, exporter, catalog)
         stops = signals.queue_stops()  # before the first call, so that every stop drains

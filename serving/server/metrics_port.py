@@ -120,7 +120,11 @@ class MetricsPort:
     def _ready(self) -> PlainAnswer:
         state = self._state()
         lines = ["SERVING" if state.is_serving else "NOT_SERVING"]
-        lines += [f"NOT_SERVING model {name}" for name in sorted(state.stuck_models)]
+        for name in sorted(state.stuck_models | state.reasons.keys()):
+            model, _, version = name.partition("/")
+            subject = f"model {model} version {version}" if version else f"model {model}"
+            reason = state.reasons.get(name, "")
+            lines.append(f"NOT_SERVING {subject}" + (f": {reason}" if reason else ""))
         status = HTTPStatus.OK if state.is_serving else HTTPStatus.SERVICE_UNAVAILABLE
         return PlainAnswer("".join(f"{line}\n" for line in lines).encode(), status=status)
 

@@ -111,9 +111,9 @@ class SelfTest:
         def look() -> None:
             runs = {}
             for name, route in routes.items():
-                batchers = route.batchers.values()
-                oldest_s = min((each.oldest_run_s for each in batchers), default=math.inf)
-                max_run_s = max((each.max_run_s for each in batchers), default=0.0)
+                entries = [each.entry for each in route.served.values()]
+                oldest_s = min((each.oldest_run_s for each in entries), default=math.inf)
+                max_run_s = max((each.max_run_s for each in entries), default=0.0)
                 runs[name] = _OpenRuns(oldest_s, max_run_s)
             loop.call_soon_threadsafe(settle, runs)
 
@@ -140,13 +140,13 @@ class SelfTest:
         None, too, if there is no answer: the model may only be busy.
         """
         model, owner = route.model, self._router.owner
-        target = route.batchers.get(model.version)
-        if route.signature is None or owner is None or target is None:  # a reload came between
+        served = route.served.get(model.version)
+        if route.signature is None or owner is None or served is None:  # a reload came between
             return None
         sample = self._num_tests % len(model.manifest.golden_images)
         self._num_tests += 1
         image = model.manifest.golden_images[sample].tobytes()
-        call = submit(owner, AsyncCaller(""), image, Rows(target, None, 1))
+        call = submit(owner, AsyncCaller(""), image, Rows(served.entry, None, 1))
         try:
             ((probabilities,), result), _ = await asyncio.wait_for(call, self._interval_s)
         except (Overloaded, TimeoutError, Unavailable):  # or it drains

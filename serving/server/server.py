@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from serving import applications
-from serving.catalog import Catalog
 from serving.config import ServerConfig
 from serving.oip import inference_pb, large_messages
 from serving.oip.examples import Access, Example
-from serving.oip.methods import Queries, inference_methods
+from serving.oip.methods import inference_methods
+from serving.oip.queries import Queries
 from serving.protocols.grpc_service import GrpcService
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedStream, BatchedUnary
@@ -23,6 +23,7 @@ from serving.telemetry.metrics import MAX_LABELS, Readiness, Report, Served
 from serving.transports import open_transport
 from serving.transports.limits import max_message_bytes
 from serving.transports.pools import LazyPool, Pool, decoders
+from serving.versions.catalog import Catalog
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class Server:
             **{each.SERVICE: partial(each.model_name, router) for each in others},
         }
         self._decoders = LazyPool(self._open_decoders)
-        self._missing: Callable[[], frozenset[str]] = (
-            frozenset if catalog is None else lambda: catalog.missing
+        self._missing: Callable[[], Mapping[str, str]] = (
+            dict if catalog is None else lambda: catalog.missing
         )
         self.health = Health(services, lambda: router.routes, self._missing)
         router.on_block = lambda: self.health.set_blocked(router.blocked_models)
@@ -118,8 +119,18 @@ class Server:
             self._self_test = asyncio.create_task(test.run())
 
     def _state(self) -> Readiness:
-        stuck = self.health.stuck_models | self.health.blocked_models | self._missing()
-        return Readiness(self.health.is_serving, stuck)
+        missing = self._missing()
+        stuck = self.health.stuck_models | self.health.blocked_models | missing.keys()
+        return Readiness(self.health.is_serving, stuck, {**missing, **self._waiting()})
+
+    def _waiting(self) -> dict[str, str]:
+        """Return the newer versions that are not served, and why."""
+        routes = self._router.routes.values()
+        return {
+            f"{route.name}/{version}": reason
+            for route in routes
+            for version, reason in route.versions.waiting.items()
+        }
 
     def report(self) -> Report:
         """Return the served models and all counts; from any thread."""
@@ -136,12 +147,8 @@ class Server:
             counts=router.metrics.snapshot(),
             request=next(map(self._request, router.routes.values()), ""),
             handlers=router.handlers(),
-            waiting=tuple(
-                f"{route.name}/{version}"
-                for route in router.routes.values()
-                for version in route.versions.waiting
-            ),
-            missing=tuple(sorted(self._missing())),
+            waiting=self._waiting(),
+            missing=dict(sorted(self._missing().items())),
         )
 
     def _served(self, route: Route) -> Iterator[Served]:

@@ -16,6 +16,8 @@ from typing import Any
 from serving.batching.spot_check import MOST_BATCHES
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ConfigurationError, Unavailable
+from serving.processes.back_off import WORKER_DEATHS, BackOff
+from serving.processes.end import End
 from serving.server.crashes import Crashes
 from serving.server.lifetime import exporting
 from serving.server.ready_line import announce
@@ -30,10 +32,6 @@ from serving.telemetry.metrics import Counts, ModelLabel, Readiness, Report, tot
 
 _log = logging.getLogger(__name__)
 
-_FIRST_DELAY_S, _MAX_DELAY_S = 0.1, 5.0
-"""Seconds before the first restart, doubled with each further death, and the most."""
-_STABLE_S = 30.0
-"""A worker that was ready for this long ends the series of deaths before it."""
 _MAX_DEATHS = 5
 """Give up after this many consecutive deaths in one place, while no worker is ready."""
 _MAX_OUTAGE_S = 60.0
@@ -171,8 +169,12 @@ class Supervisor:
         """Return whether at least one worker is ready, and all that are ready are well."""
         ready = [worker for worker in list(self._workers.values()) if worker.report]
         is_well = bool(ready) and all(worker.is_serving for worker in ready)
-        stuck = (worker.report.stuck_models for worker in ready if worker.report)
-        return Readiness(is_well and not self._is_draining, frozenset[str]().union(*stuck))
+        reports = [worker.report for worker in ready if worker.report]
+        stuck = frozenset[str]().union(*(each.stuck_models for each in reports))
+        reasons: dict[str, str] = {}
+        for each in reports:
+            reasons |= {**each.missing, **each.waiting}
+        return Readiness(is_well and not self._is_draining, stuck, reasons)
 
     @property
     def _num_ready(self) -> int:
@@ -185,30 +187,30 @@ class Supervisor:
             ServingError: it couldn't start and reported the reason, or workers keep dying and none
                 is left in any place.
         """
-        num_deaths = 0
+        deaths = BackOff(WORKER_DEATHS)
         while True:
             worker = Worker(
                 self._ports, place, self._configs_now(), self._count_ready, self._orders
             )
             with self._lock:
                 self._workers[place] = worker
-            exit_code = await self._end_of(worker, place)
+            end = await self._end_of(worker, place)
             self._blame(worker, place)
             self._remove(place)
             if worker.error is not None and not self._all_ready.is_set():
                 raise worker.error
-            reason = str(worker.error or f"exit code {exit_code}")
-            is_first = worker.lived_s >= _STABLE_S or worker.culprits
-            num_deaths = 1 if is_first else num_deaths + 1
+            reason = str(worker.error or end)
+            if worker.culprits:
+                deaths.reset()
+            delay_s = deaths.fail(worker.lived_s)
             outage_s = time.monotonic() - self._outage_since_s
             is_hopeless = worker.report is not None or outage_s >= _MAX_OUTAGE_S
-            if num_deaths >= _MAX_DEATHS and not self._num_ready and is_hopeless:
+            if deaths.num_failures >= _MAX_DEATHS and not self._num_ready and is_hopeless:
                 raise Unavailable(
-                    f"worker {place} died {num_deaths} times in a row ({reason}), "
+                    f"worker {place} died {deaths.num_failures} times in a row ({reason}), "
                     "and no other one serves"
                 )
             self._dead.restarts += 1
-            delay_s = restart_delay_s(num_deaths)
             _log.warning("worker %d died (%s), restart in %.1f s", place, reason, delay_s)
             await asyncio.sleep(delay_s)
 
@@ -219,8 +221,8 @@ class Supervisor:
         model, batching, config = self._configs
         return replace(model, allow_missing=True), batching, config
 
-    async def _end_of(self, worker: Worker, place: int) -> int:
-        """Wait for the end of a worker, or end it if it is frozen; return its exit code."""
+    async def _end_of(self, worker: Worker, place: int) -> End:
+        """Wait for the end of a worker, or end it if it is frozen; return how it has ended."""
         while not (await asyncio.wait([worker.ended], timeout=LOOK_S))[0]:
             if worker.is_frozen():
                 _log.warning("worker %d is frozen, it is ended and restarted", place)
@@ -243,7 +245,7 @@ class Supervisor:
                 "model %s version %s has ended worker %d (%s), crash %d: it is not run for %s",
                 *label,
                 place,
-                signal.Signals(-worker.ended.result()).name,
+                worker.ended.result(),
                 number,
                 f"{rest_s:.0f} s" if number > 1 else "the time of a restart",
             )
@@ -311,9 +313,4 @@ class Supervisor:
             )
             return False
         # One that was still starting had no calls, and is ended by the signal itself.
-        return set(ended.result()) <= {0, -signal.SIGTERM}
-
-
-def restart_delay_s(num_deaths: int) -> float:
-    """Return the delay before a restart, after this many consecutive deaths."""
-    return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(num_deaths - 1, 10))
+        return {end.code for end in ended.result()} <= {0, -signal.SIGTERM}

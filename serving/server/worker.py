@@ -2,27 +2,25 @@
 
 import asyncio
 import concurrent.futures
-import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ServingError
+from serving.processes.child import Child, Command, Streams
+from serving.processes.end import End
 from serving.server.lifetime import run_loop, serve
 from serving.server.server import Server
 from serving.system import listening, shared_port, signals
 from serving.system.crash_record import CRASHES, CrashRecord
 from serving.system.host import Host
-from serving.system.libc import end_with_parent
 from serving.system.usage import Activity
 from serving.telemetry import logs
 from serving.telemetry.metrics import Report
@@ -34,6 +32,7 @@ _MAX_MISSED = 4
 _BUSY_S = 0.5
 """Processor time between two looks, without a report, that shows a loop without end."""
 
+_COMMAND = Command(__name__, Streams(None, None, None))
 Configs = tuple[ModelConfig, BatchingConfig, ServerConfig]
 
 
@@ -95,33 +94,23 @@ class Worker:
         """Its last report; there is one as soon as it answers calls."""
         self.error: ServingError | None = None
         """Why it couldn't start, if it reported that."""
-        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """Its exit code, negative for a signal."""
+        self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        """How it has ended."""
         self.culprits: frozenset[int] = frozenset()
         """Once it has ended: the numbers of the models whose run ended it; none if none did."""
         self._on_ready = on_ready
         self._ready_s = self._reported_s = 0.0
         self._heartbeat = Heartbeat()
         self._crash_record = CrashRecord()
-        self._connection, its = multiprocessing.Pipe()
         files = {name: (each.socket.fileno(), each.file) for name, each in ports.items()}
-        code = f"import sys; sys.path = {sys.path!r}; from {__name__} import main; main()"
+        words = files, self._crash_record.file, place, configs, orders
+        given = [self._crash_record.file, *(file for pair in files.values() for file in pair)]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # until it has a handler
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code, str(its.fileno())],
-                pass_fds=[
-                    its.fileno(),
-                    self._crash_record.file,
-                    *(file for found in files.values() for file in found),
-                ],
-                start_new_session=True,  # a terminal's signals are for the supervisor
-            )
+            self._child = Child(_COMMAND, words, files=given)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            its.close()
-        with suppress(ConnectionError):  # it died at once: its end is received below
-            self._connection.send((files, self._crash_record.file, place, configs, orders))
+        self._connection = Connection(self._child.channel.detach())
         asyncio.get_running_loop().add_reader(self._connection.fileno(), self._receive)
 
     @property
@@ -143,14 +132,14 @@ class Worker:
     def signal(self, number: int) -> None:
         """Send a signal, if the process is still alive."""
         if not self.ended.done():
-            self._process.send_signal(number)
+            self._child.signal(number)
 
     def is_frozen(self) -> bool:
         """Return whether it serves no more, and that is its own fault; ask every `LOOK_S`."""
         self._receive()  # first: this process may have been slow, too
         if self.report is None or self.ended.done():
             return False
-        return self._heartbeat.is_frozen(self._reported_s, Activity.of(self._process.pid))
+        return self._heartbeat.is_frozen(self._reported_s, Activity.of(self._child.pid))
 
     def _receive(self) -> None:
         """Receive its messages; nothing blocks, since it sends whole messages or dies."""
@@ -160,10 +149,11 @@ class Worker:
         except (EOFError, OSError):  # only its end closes the connection
             asyncio.get_running_loop().remove_reader(self._connection.fileno())
             self._connection.close()
-            exit_code = self._process.wait()
-            self.culprits = self._crash_record.culprits() if -exit_code in CRASHES else frozenset()
+            end = self._child.wait()
+            assert end is not None
+            self.culprits = self._crash_record.culprits() if -end.code in CRASHES else frozenset()
             self._crash_record.close()
-            self.ended.set_result(exit_code)
+            self.ended.set_result(end)
 
     def _take(self, message: Report | ServingError) -> None:
         if isinstance(message, ServingError):
@@ -176,13 +166,12 @@ class Worker:
             self._on_ready()
 
 
-def main() -> None:
+def main(channel: socket.socket, words: tuple[Any, ...]) -> None:
     """Serve in this process until a signal, or until the supervisor ends."""
-    end_with_parent()
     signals.install()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-    supervisor = Connection(int(sys.argv[1]))
-    files, record_file, place, configs, orders = supervisor.recv()
+    supervisor = Connection(channel.detach())
+    files, record_file, place, configs, orders = words
     model_config, batching, config = configs
     record = CrashRecord(record_file)
     record.trace_crashes()

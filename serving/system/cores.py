@@ -5,11 +5,11 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
 """Where a container sees its own limits."""
 
 
-def memory_limit(cgroup: Path = _CGROUP) -> int:
+def memory_limit(cgroup: Path = CGROUP) -> int:
     """Return how many bytes of memory this process may use: the machine's, or a container's.
 
     Args:
@@ -22,7 +22,7 @@ def memory_limit(cgroup: Path = _CGROUP) -> int:
     return limit
 
 
-def usable_cores(cgroup: Path = _CGROUP) -> int:
+def usable_cores(cgroup: Path = CGROUP) -> int:
     """Count the cores that this process may keep busy, at least 1.
 
     A container's CPU quota does not show in the affinity: with `--cpus 2` on a host of 64 cores all
@@ -37,7 +37,7 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
-def may_poll(num_processes: int, cgroup: Path = _CGROUP) -> bool:
+def may_poll(num_processes: int, cgroup: Path = CGROUP) -> bool:
     """Return whether a process may poll for work instead of sleeping.
 
     Not under a CPU quota, which polling would use up, nor where processes share cores.

@@ -1,12 +1,10 @@
-"""Calls of the C library: free memory that stays or is used, and an end with the parent process."""
+"""Calls of the C library: free memory that stays or is used."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
 FREE_BYTES = 16 << 20
 """Free memory that the process keeps; after so much more was freed, it goes back to the kernel."""
 _MAPPED_BYTES = 4 << 20
@@ -16,16 +14,6 @@ _MALLOC_OPTIONS = {-1: FREE_BYTES, -3: _MAPPED_BYTES}
 _MOST_HELD, _IS_MAPPED = 1024, 2
 """Large blocks that hold what is free, and the bit of a block's size that says that it is mapped
 (glibc's malloc/malloc.c, unchanged since 2.0): the first such one shows that nothing is free."""
-
-
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, where it can (prctl(2)).
-
-    Even a stopped process, or one that hangs in native code, ends then and frees its ports. The
-    parent is the thread that forked.
-    """
-    with suppress(OSError, AttributeError):
-        _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def limit_free_memory() -> None:

@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.system.cores import memory_limit
+from serving.system.cores import CGROUP, memory_limit
 
-_PROC, _CPUINFO = Path("/proc/self"), Path("/proc/cpuinfo")
+_PROC, _CPUINFO, _VMSTAT = Path("/proc/self"), Path("/proc/cpuinfo"), Path("/proc/vmstat")
 _CPU_TEXT = 6 << 10
 """Characters of /proc/cpuinfo that are about the first processor at least."""
 VIRTUAL, RESIDENT, SHARED, DATA = 0, 1, 2, 5
@@ -82,6 +82,20 @@ def available_bytes() -> int:
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) << 10
     return min(available, memory_limit())
+
+
+def num_killed_for_memory(cgroup: Path = CGROUP, vmstat: Path = _VMSTAT) -> int:
+    """Return how many processes the kernel has ended for want of memory; 0 if it is not known.
+
+    Args:
+        cgroup: the root of the control groups' files: a container counts its own.
+        vmstat: where the machine counts all.
+    """
+    for path in (cgroup / "memory.events", vmstat):
+        with suppress(OSError, ValueError):
+            facts = dict(line.split() for line in path.read_text("ascii").splitlines())
+            return int(facts.get("oom_kill", 0))
+    return 0
 
 
 class Activity(NamedTuple):

@@ -506,6 +506,8 @@ class Readiness(NamedTuple):
     is_serving: bool = False
     stuck_models: frozenset[str] = frozenset()
     """Models that do not answer, or wrongly, while the server goes on."""
+    reasons: Mapping[str, str] = MappingProxyType({})
+    """Why some of them are not served, and newer versions of others, such as "iris/4"."""
 
 
 class Report(NamedTuple):
@@ -533,10 +535,10 @@ class Report(NamedTuple):
     """The methods of applications by which classifiers are called."""
     handlers: Mapping[ModelLabel, HandlerUsage] = MappingProxyType({})
     """The processes of the versions with a handler."""
-    waiting: tuple[str, ...] = ()
-    """Newer versions that are not served by themselves, such as "iris/4"."""
-    missing: tuple[str, ...] = ()
-    """Models that are named on the command line and can't be served."""
+    waiting: Mapping[str, str] = MappingProxyType({})
+    """Newer versions that are not served, such as "iris/4", and why."""
+    missing: Mapping[str, str] = MappingProxyType({})
+    """Models that are named on the command line and can't be served, and why."""
 
     @property
     def num_waiting(self) -> int:
@@ -572,7 +574,7 @@ def total(reports: list[Report], earlier: Counts) -> Report:
         methods=reports[0].methods,
         handlers=_summed(HandlerUsage, [report.handlers for report in reports]),
         waiting=reports[0].waiting,
-        missing=tuple(sorted({name for report in reports for name in report.missing})),
+        missing={name: why for each in reports for name, why in sorted(each.missing.items())},
     )
 
 

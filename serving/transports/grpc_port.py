@@ -366,7 +366,7 @@ class H2Port(Port):
 
     def _not_queued(self, peer: Peer) -> list[tuple[bytes, Any]]:
         """Return the streams of a connection, and its calls whose message has not arrived."""
-        queued = set().union(*(each.streams_of(peer) for each in self.router.batchers))
+        queued = set().union(*(each.entry.streams_of(peer) for each in self.router.served))
         calls = [(s, state.call) for s, state in peer.streams.items() if state.call]
         return [(s, call) for s, call in calls if s not in queued or isinstance(call, GrpcCall)]
 
@@ -389,8 +389,8 @@ class H2Port(Port):
         return True
 
     def forget(self, peer: Peer) -> None:
-        for batcher in self.router.batchers:
-            batcher.forget(peer)
+        for each in self.router.served:
+            each.entry.forget(peer)
         states = list(peer.streams.values())
         peer.streams.clear()
         peer.engine.blocked.clear()

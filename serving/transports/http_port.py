@@ -545,8 +545,8 @@ class HttpPort(Port):
             return
         peer.gave_up_s = self.clock()
         self._end_request(call, "CANCELLED", 499)
-        for batcher in self._router.batchers:
-            batcher.forget(peer)
+        for each in self._router.served:
+            each.entry.forget(peer)
 
     def drain(self, refusal: ServingError) -> None:
         """Refuse new calls; the answers say that they are the last.

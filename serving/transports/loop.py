@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from serving.batching.batcher import Batcher
+from serving.batching.entry import Entry
 from serving.errors import ServingError
 from serving.http2 import Http2Error
 from serving.protocols.method import BatchedUnary, Method
@@ -220,17 +220,17 @@ class Loop:
         self.schedule_flush: Callable[[Peer], None] = self._dirty.setdefault
         self.calls = LoopCalls(self.clock, self.hurry)
         """The calls of all ports."""
-        self._due: deque[Batcher] = deque()
+        self._due: deque[Entry] = deque()
         """Models whose calls wait, the next one's turn first."""
         self._deferred: deque[Callable[[], None]] = deque()
         self.schedule, self.defer = self._due.append, self._deferred.append
-        """Those of an `Owner`: have a batcher's turn taken, and a function called, soon."""
+        """Those of an `Owner`: have an entry's turn taken, and a function called, soon."""
         self._posted: deque[Callable[[], None]] = deque()
         self._waker, self._woken = host.socketpair()
         self._is_awake = True  # `post` need not wake the thread
         self._now_s = self.clock()  # when the last round began
         self._poll_until_s = 0.0
-        self._handed_out: Batcher | None = None
+        self._handed_out: Entry | None = None
         """The last one whose calls were given to runners, which may need this core."""
         self.phase: int = LoopPhase.SERVING
         self._drain: Drain | None = None
@@ -362,14 +362,14 @@ class Loop:
         due, num_waiting = self._due, 0
         end_s = now_s if self._reader.is_overrun else now_s + self._round_s
         while len(due) > num_waiting:
-            batcher = due.popleft()
-            if batcher.max_delay_s and batcher.delay_s(now_s):
-                due.append(batcher)
+            entry = due.popleft()
+            if entry.max_delay_s and entry.delay_s(now_s):
+                due.append(entry)
                 num_waiting += 1
                 continue
-            if batcher.turn(now_s):  # their deadlines may come meanwhile
+            if entry.turn(now_s):  # their deadlines may come meanwhile
                 self.hurry()
-                self._handed_out = batcher
+                self._handed_out = entry
             if not due:
                 return
             now_s = self.clock()
@@ -404,8 +404,8 @@ class Loop:
         self.calls.tick(now_s)
         for port in self._ports:
             port.tick(now_s)
-        for batcher in self._router.batchers:
-            batcher.tick(now_s)
+        for each in self._router.served:
+            each.entry.tick(now_s)
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + _SWEEP_S
             for port in self._ports:

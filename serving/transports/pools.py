@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any, Protocol
 
 from serving.system.host import Host
-from serving.system.process_pool import Processes
 from serving.system.runners import Task
 
-_NUM_DECODERS, _DECODER_BYTES, _JOB_S = 3, 192 << 20, 10.0
-"""The processes that decode, and the memory of each beyond its start: 24 MB of numbers as JSON, a
-picture of 640 x 640 in colour, take some 150."""
+_NUM_DECODERS = 3
+_MEMORY_BYTES, _JOB_S = 192 << 20, 10.0
+"""Limits of what strangers send: 24 MB of numbers as JSON, a picture of 640 x 640 in colour, take
+some 150 MB."""
 
 
 class Pool(Protocol):
@@ -30,7 +30,10 @@ def decoders(modules: Iterable[str]) -> Pool:
     Args:
         modules: imports of the jobs.
     """
-    return Processes(_NUM_DECODERS, modules, memory_bytes=_DECODER_BYTES, job_s=_JOB_S)
+    # Late: a server of short messages alone needs none.
+    from serving.processes.pool import BoundedPool, Limits, ProcessPool
+
+    return BoundedPool(ProcessPool(_NUM_DECODERS, modules), Limits(_MEMORY_BYTES, _JOB_S))
 
 
 class LazyPool:

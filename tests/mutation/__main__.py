@@ -33,7 +33,7 @@ EQUIVALENT = Path(__file__).parent / "equivalent.tsv"
 TESTS = {
     "serving/batching": ["tests/serving/batching"],
     "serving/http2": ["tests/http2"],
-    "serving/model": ["tests/serving/model", "tests/serving/catalog"],
+    "serving/model": ["tests/serving/model", "tests/serving/versions"],
     "serving/proof": ["tests/proof", "tests/serving/model/test_verdicts.py"],
     "serving/router.py": ["tests/serving/test_router.py", "tests/serving/test_many_models.py"],
     "serving/client": ["tests/serving/client"],

@@ -3,12 +3,15 @@
 import io
 
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
-from serving.proof.onnx_fields import Fields
-from serving.proof.onnx_file import small_array
-from tests.serving.model.graphs import two_layers
+from serving.proof.onnx_fields import Fields, outline
+from serving.proof.onnx_file import external_files, parse_model, small_array
+from tests.serving.model.graphs import model, two_layers, value
 
 
 @pytest.mark.parametrize(("size", "is_read"), [(1, True), (1024, True), (1025, False)])
@@ -55,3 +58,88 @@ def test_fields_of_a_file_are_counted_in_all_its_messages():
     fields = Fields(io.BytesIO(b"\x0a\x02\x08\0" * 3), 5)
     with pytest.raises(ValueError, match="more than 5 fields"):
         [list(fields.of(begin, end)) for _, begin, end in fields.of(0, 12)]
+
+
+LARGE, SMALL = np.arange(5000, dtype=np.float32), np.arange(4, dtype=np.float32)
+CONTENT = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data",
+           "string_data")  # fmt: skip
+
+
+def everywhere(content):
+    """A model with a tensor in each place where there can be one."""
+
+    def tensor(name):
+        return numpy_helper.from_array(content, name)
+
+    within = helper.make_node("Constant", [], ["i"], value=tensor("in"))
+    inner = helper.make_graph(
+        [within], "inner", [], [value("i", "FP32", [None])], [tensor("inner")]
+    )
+    constant = helper.make_node("Constant", [], ["c"], value=tensor("constant"))
+    sparse = helper.make_sparse_tensor(
+        tensor("values"), numpy_helper.from_array(np.arange(len(content)), "at"), [len(content)]
+    )
+    nodes = [
+        constant,
+        helper.make_node("If", ["b"], ["y"], then_branch=inner, else_branch=inner),
+        helper.make_node("Constant", [], ["s"], sparse_value=sparse),
+        helper.make_node("Odd", [], ["o"], domain="mine", tensors=[tensor("a"), tensor("b")]),
+        helper.make_node("Odd", [], ["p"], domain="mine", graphs=[inner]),
+    ]
+    made = model(nodes, [value("b", "BOOL", [])], [value("y", "FP32", [None])])
+    made.graph.initializer.append(tensor("weights"))
+    made.graph.initializer.append(helper.make_tensor("f", 1, [len(content)], content))
+    made.graph.sparse_initializer.append(sparse)
+    function = helper.make_function("mine", "Odd", [], ["c"], [constant], [])
+    made.functions.append(function)
+    made.metadata_props.add(key="long", value="x" * 10_000)
+    return made
+
+
+def emptied(message):
+    """The same message, with the large contents of tensors taken away."""
+    for field, found in message.ListFields():
+        if field.message_type is not None:
+            for each in found if field.is_repeated else [found]:
+                emptied(each)
+        elif field.containing_type.name == "TensorProto" and field.name in CONTENT:
+            is_large = len(found) * (1 if isinstance(found, bytes) else 4) > 16 << 10
+            if is_large:
+                message.ClearField(field.name)
+    return message
+
+
+def test_outline_has_all_but_the_content_of_large_tensors():
+    whole = everywhere(LARGE)
+    data = whole.SerializeToString()
+    shown = outline(data)
+    assert parse_model(shown) == parse_model(emptied(whole).SerializeToString())
+    assert len(shown) < len(data) / 5
+
+
+def test_outline_of_a_small_model_or_of_none_is_what_it_was():
+    for data in (everywhere(SMALL).SerializeToString(), bytes(10_000), b"\x3a\xff" * 5000, b""):
+        assert outline(data) == data or parse_model(outline(data)) == parse_model(data)
+    assert outline(bytes(10_000)) == bytes(10_000)
+
+
+def test_outline_keeps_the_names_of_files_with_weights():
+    made = everywhere(LARGE)
+    tensor = made.graph.initializer[0]
+    onnx.external_data_helper.set_external_data(tensor, "w" * 20_000 + ".bin")
+    tensor.ClearField("raw_data")
+    found = external_files(parse_model(outline(made.SerializeToString())))
+    assert found == external_files(parse_model(made.SerializeToString()))
+
+
+DATA = everywhere(LARGE).SerializeToString()
+
+
+@given(st.integers(0, len(DATA) - 1), st.binary(min_size=1, max_size=6))
+def test_outline_of_a_damaged_file_never_fails(at, damage):
+    """What it can't read it leaves; what parses still has the same nodes."""
+    data = DATA[:at] + damage + DATA[at + len(damage) :]
+    shown = outline(data)
+    assert len(shown) <= len(data)
+    if shown != data:
+        assert [each.op_type for each in parse_model(shown).graph.node]

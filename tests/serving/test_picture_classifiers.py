@@ -9,9 +9,9 @@ from PIL import Image
 
 from digit_classifier import PRETRAINED
 from serving.__main__ import main
-from serving.catalog import Catalog
 from serving.config import ModelConfig, ServerConfig
 from serving.errors import ConfigurationError
+from serving.versions.catalog import Catalog
 from tests.digit_classifier.http.test_digits import form
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model import graphs, templates

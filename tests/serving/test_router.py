@@ -9,9 +9,9 @@ import pytest
 import serving
 from digit_classifier.methods import route_of
 from serving.batching.batcher import Batcher
-from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, Unavailable
+from serving.handlers.model import with_handler
 from serving.handlers.signature import HandlerSignature
 from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
@@ -20,6 +20,7 @@ from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.telemetry.metrics import HandlerUsage
 from serving.tensors import Signature, Tensor, TensorSignature
+from serving.versions.served import Canary, ModelVersions
 from tests.support.fakes import (
     MANIFEST,
     FakeCaller,
@@ -87,7 +88,7 @@ def test_rollback_is_one_change_and_loses_no_call():
         router.change("digits", second if number % 2 else first)
         outcomes.append(version_of(owner.submit(1).outcome))
     assert outcomes == ["4", "3"] * 10
-    assert len(router.batchers) == 2, "the versions keep their batchers"
+    assert len(router.served) == 2, "the versions keep their batchers"
 
 
 def test_version_that_goes_finishes_what_it_accepted():
@@ -98,13 +99,13 @@ def test_version_that_goes_finishes_what_it_accepted():
     engine.wait_until_running()
     router.change("digits", served("4"))
     router.prune()
-    assert len(router.batchers) == 2
+    assert len(router.served) == 2
     assert version_of(owner.submit(2).outcome) == "4"
     engine.open()
     owner.wait(request)
     assert version_of(request.outcome) == "3"
     router.prune()
-    assert [batcher.model.version for batcher in router.batchers] == ["4"]
+    assert [each.model.version for each in router.served] == ["4"]
 
 
 def other_signature():
@@ -305,7 +306,7 @@ def test_route_has_the_facts_of_its_default():
     model = route.versions.versions["3"]
     assert (route.name, route.label, route.model) == ("digits", ("digits", "3"), model)
     assert (route.tensors, route.signature) == (model.tensors, model.signature)
-    assert [*route.batchers] == ["4", "3"]
+    assert [*route.served] == ["4", "3"]
     facts = route.describe()
     assert (facts.name, facts.version, facts.versions) == ("digits", "3", ("4", "3"))
     assert (facts.default_version, facts.canary_version) == ("3", "4")
@@ -391,9 +392,9 @@ def test_version_has_as_many_runners_as_cores_are_its_own(
     made = []
 
     class Noted(Batcher):
-        def __init__(self, *arguments):
+        def __init__(self, *arguments, **options):
             made.append(arguments)
-            super().__init__(*arguments)
+            super().__init__(*arguments, **options)
 
     monkeypatch.setattr("serving.router.usable_cores", lambda: cores)
     monkeypatch.setattr("serving.router.Batcher", Noted)
@@ -410,7 +411,7 @@ def test_version_has_as_many_runners_as_cores_are_its_own(
 class Handled:
     """A handler whose processes never come; it counts how many were wanted."""
 
-    files = ()
+    line, files = "", ()
     first_bytes = 1 << 30
 
     def __init__(self, *methods, **facts):
@@ -430,7 +431,8 @@ class Handled:
         self.num_launched += 1
 
     def model(self, version="1"):
-        return replace(loaded(version), handler=self)
+        found = with_handler(loaded(version), self)
+        return found if self.signature.needs_model else replace(found, engine=None, inside=None)
 
 
 @pytest.mark.parametrize(
@@ -469,10 +471,10 @@ def test_handler_has_a_second_process_on_two_cores_if_it_is_small(
 )
 def test_handler_has_the_model_between_its_methods_and_no_other(methods, has_network, monkeypatch):
     made = []
-    monkeypatch.setattr("serving.router.Batcher", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr("serving.router.Batcher", lambda *arguments, **_: made.append(arguments))
     router, handler = Router(), Handled(*methods)
     router.change("digits", versions_of(handler.model()))
-    assert [model.handler for model, *_ in made] == [None] * has_network
+    assert [type(model) for model, *_ in made] == [LoadedModel] * has_network
     assert [label for label, _ in router.handlers().items()] == [("digits", "1")]
 
 
@@ -501,13 +503,13 @@ def test_headers_are_kept_while_a_handler_wants_them(options, keeps):
 class Decoders:
     """Notes how the processes are made, and what they are asked to do."""
 
-    def __init__(self, number, modules, **limits):
-        self.facts, self.modules = (number, limits), modules
+    def __init__(self, number, modules):
+        self.number, self.modules = number, modules
         self.jobs = []
         self.is_closed = False
 
-    def submit(self, *job):
-        self.jobs.append(job)
+    def submit(self, *job, limits):
+        self.jobs.append((job, limits))
 
     def close(self):
         self.is_closed = True
@@ -516,11 +518,11 @@ class Decoders:
 def test_handlers_share_the_processes_that_decode_pictures(monkeypatch):
     made = []
 
-    def new(*arguments, **limits):
-        made.append(Decoders(*arguments, **limits))
+    def new(*arguments):
+        made.append(Decoders(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("serving.router.Processes", new)
+    monkeypatch.setattr("serving.processes.pool.ProcessPool", new)
     router = Router()
     router.change("texts", versions_of(Handled("predict").model(), "texts"))
     router.close()
@@ -529,9 +531,9 @@ def test_handlers_share_the_processes_that_decode_pictures(monkeypatch):
         handler = Handled("predict", kind=serving.Picture())
         router.change(name, versions_of(handler.model(), name))
     (decoders,) = made
-    assert decoders.facts == (2, {"memory_bytes": 1280 << 20, "job_s": 10.0})
+    assert decoders.number == 2
     assert {"serving.handlers.pictures", "serving.pictures.decoder"} <= {*decoders.modules}
-    assert decoders.jobs == [("", int)], "it starts before the first call"
+    assert decoders.jobs == [(("", int), (1280 << 20, 10.0))], "it starts before the first call"
     assert not decoders.is_closed
     router.close()
     assert decoders.is_closed
@@ -551,12 +553,12 @@ def test_handler_finds_the_models_of_its_server_by_name():
 
 
 class Closing:
-    """A batcher of a version that is gone."""
+    """A version that is gone, and its entry."""
 
     num_closed = 0
 
     def __init__(self, *, is_busy):
-        self.is_busy = is_busy
+        self.entry, self.model, self.is_busy = self, self, is_busy
 
     def close(self):
         self.num_closed += 1
@@ -564,20 +566,23 @@ class Closing:
 
 def test_batchers_are_closed_once_their_calls_are_answered_and_no_others():
     router, _ = owner_of(served("1"))
-    (serves,) = router.batchers
+    (serves,) = router.served
     busy, idle, stays = (
         Closing(is_busy=True),
         Closing(is_busy=False),
-        router.find("digits").batchers["1"],
+        router.find("digits").served["1"],
     )
-    router.batchers = (*router.batchers, busy, idle)
+    ended: list[Closing] = []
+    router.on_end = ended.append
+    router.served = (*router.served, busy, idle)
     router.prune()
-    assert router.batchers == (serves, busy)
+    assert ended == [idle], "its last call is answered"
+    assert router.served == (serves, busy)
     assert (busy.num_closed, idle.num_closed) == (0, 1)
     assert not stays.is_blocked
     busy.is_busy = False
     router.prune()
-    assert (router.batchers, busy.num_closed) == ((serves,), 1)
+    assert (router.served, busy.num_closed) == ((serves,), 1)
     router.close()
     (call,), group = calls_of(1)
     router.find("digits").submit(group)
@@ -595,4 +600,4 @@ def test_layouts_are_forgotten_where_the_model_is_another_one_and_not_for_a_vers
 def test_batchers_belong_to_the_thread_that_is_attached_and_later_ones_too():
     router, owner = owner_of(served("1"))
     router.change("letters", served("2"))
-    assert [batcher.owner for batcher in router.batchers] == [owner, owner]
+    assert [each.entry.owner for each in router.served] == [owner, owner]

@@ -1,6 +1,6 @@
 """Invariants at all times, and in the end."""
 
-from serving.handlers.batcher import HandlerBatcher
+from serving.handlers.pipeline import Pipeline
 from serving.http2.streams import Stream
 from serving.transports.loop import LoopPhase
 from serving.transports.peer import State
@@ -25,11 +25,12 @@ def check(simulation):
     changed = [each for each in home._peers if each.socket.link.is_changed]
     if not changed and simulation.random.random() > 0.1:
         return
-    simulation.batchers |= dict.fromkeys(simulation.router.batchers)
+    entries = [each.entry for each in simulation.router.served]
+    simulation.batchers |= dict.fromkeys(entries)
     for batcher in simulation.batchers:
-        is_known = batcher in simulation.router.batchers or not batcher.is_busy
+        is_known = batcher in entries or not batcher.is_busy
         simulation.require(is_known, "a version is dropped that has calls to run")
-        for queue in queues_of(batcher):
+        for queue in batcher._queues:
             check_queue(simulation, queue)
     calls, budget = loop.calls, loop.calls.budget
     simulation.require(budget._num_held == sum(budget._held.values()), "bytes held are miscounted")
@@ -56,11 +57,6 @@ def check(simulation):
         check_connection(simulation, connection)
         if isinstance(link.client, Polite) and not link.client.is_over:
             check_windows(simulation, connection, link.client)
-
-
-def queues_of(batcher):
-    """Return the queues of a version, which has one if it has a handler."""
-    return [batcher._queue] if isinstance(batcher, HandlerBatcher) else batcher._queues
 
 
 def check_queue(simulation, queue):
@@ -119,10 +115,11 @@ def check_windows(simulation, connection, client):
 
 def check_batcher(simulation, batcher, end_s):
     """Check that a version leaves nobody waiting who could go on, or whose time is over."""
-    if isinstance(batcher, HandlerBatcher):
-        is_free = batcher._has_room and any(each.trip is None for each in batcher._slots)
-        has_suspects = batcher._suspects and not any(each.has_suspect for each in batcher._slots)
-        has_work = batcher._queue.num_rows or batcher._ready or has_suspects
+    if isinstance(batcher, Pipeline):
+        runners = batcher._runners
+        is_free = batcher._has_room and any(not each.jobs for each in runners.slots)
+        has_suspects = runners.suspects and not any(each.has_suspect for each in runners.slots)
+        has_work = batcher._queue.num_rows or runners.ready or has_suspects
         is_due = batcher._is_scheduled or not (is_free and has_work)
         simulation.require(is_due, "calls wait while a handler's process is free")
         if batcher._network is not None:
@@ -133,7 +130,7 @@ def check_batcher(simulation, batcher, end_s):
         is_full = len(offloaded.running) >= offloaded._num_runners
         is_due = batcher._is_scheduled or is_full or not offloaded.num_waiting
         simulation.require(is_due, "calls wait while a runner is free")
-    for queue in queues_of(batcher):
+    for queue in batcher._queues:
         for line in queue._ring:
             for group in line.groups:
                 late_s = end_s - max(group.deadline_s, group.arrived_s)
@@ -148,8 +145,8 @@ def check_sleep(simulation, end_s):
     loop = simulation.loop
     simulation.require(not loop._posted, "the loop sleeps while something is posted")
     simulation.require(not loop._dirty, "the loop sleeps while something is to be written")
-    for batcher in simulation.router.batchers:
-        check_batcher(simulation, batcher, end_s)
+    for each in simulation.router.served:
+        check_batcher(simulation, each.entry, end_s)
     home = loop._ports[0]
     for deadline_s, _, call in loop.calls._deadlines[:1]:
         late_s = end_s - max(deadline_s, simulation.now_s)
@@ -277,7 +274,7 @@ def check_start(simulation):
     simulation.require(
         len(simulation.loop.selector.keys) == 3, "the selector has sockets that are gone"
     )
-    batchers = simulation.router.batchers
+    batchers = [each.entry for each in simulation.router.served]
     number = sum(
         each is not None for each in (simulation, simulation.neighbour, simulation.handled)
     )

@@ -10,11 +10,11 @@ from random import Random
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from serving.catalog import ModelVersions
 from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
 from serving.server.self_test import SelfTest
 from serving.tensors import Tensor, TensorSignature
+from serving.versions.served import ModelVersions
 from tests.simulation.apps import EventLoop
 from tests.simulation.clients import INFER, UNARY, Polite
 

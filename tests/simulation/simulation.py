@@ -20,14 +20,12 @@ import numpy as np
 
 from digit_classifier.methods import methods as digits_methods
 from serving.batching.batcher import Batcher
-from serving.catalog import Canary, ModelVersions
 from serving.config import BatchingConfig, ServerConfig
 from serving.errors import ModelError, Unavailable
 from serving.http2.limits import Limits as Http2Limits
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import Manifest
 from serving.oip.infer import Infer
-from serving.oip.methods import Queries
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedUnary, Method, Unary
 from serving.router import Router
@@ -35,6 +33,7 @@ from serving.system.host import Host
 from serving.tensors import Signature
 from serving.transports.h2_server import H2Server
 from serving.transports.limits import PortLimits
+from serving.versions.served import Canary, ModelVersions
 from tests.simulation import handled, invariants, neighbour
 from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile
@@ -190,7 +189,6 @@ class Simulation:
         self.states: list[tuple[float, ModelVersions | None]] = []
         self.reload(["2", "1"], "1", random.choice((0.0, 0.3, 1.0)))
         health = Health(models=lambda: self.router.routes)
-        self.queries = Queries(self.router, health)
         infer = Infer(self.router)
         self.methods: list[Method] = [
             *digits_methods(self.router, "h2"), *health.methods(),
@@ -394,7 +392,7 @@ class Simulation:
         ):  # fmt: skip
             self.server.open()
             self.loop = self.server.loop
-            self.loop.add(open_web(self, self.queries))
+            self.loop.add(open_web(self))
             for number, (at_s, kind) in self.plan.items():
                 self.after(at_s, self.act, kind, Random(f"{self.seed} {number}"))
             self.after(CALM_S, self.calm)

@@ -44,10 +44,10 @@ class Workers:
     def close(self): ...
 
 
-def open_web(simulation, queries):
+def open_web(simulation):
     """Open the simulation's HTTP port on its loop."""
     pool = Workers(simulation)
-    routes = Inference(simulation.router, queries, pool, 1 << 20).routes()
+    routes = Inference(simulation.router, 1 << 20).routes()
     limits = PortLimits(max_message_bytes=5_000, max_connections=8, message_s=BODY_S, idle_s=IDLE_S)
     app = App(routes, None, ("sim",), [])
     return open_port(simulation.loop, simulation.web, app, simulation.router, limits, pool)

@@ -14,11 +14,11 @@ from digit_classifier.predictions import DIGITS
 from serving.batching.batcher import Batcher
 from serving.batching.queue import ClientQueue, Queue
 from serving.batching.run import Group, ResponseEncoder
-from serving.catalog import ModelVersions
 from serving.config import Device
 from serving.errors import ServingError
 from serving.model import repository
 from serving.router import Router
+from serving.versions.served import ModelVersions
 
 TIMEOUT_S = 10.0
 """How long a test waits for an expected event; only a failure takes that long."""

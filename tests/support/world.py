@@ -6,8 +6,6 @@ from digit_classifier.methods import methods as digits_methods
 from serving.config import SecurityConfig, ServerConfig
 from serving.http_api.inference import Inference
 from serving.oip.infer import Infer
-from serving.oip.methods import Queries
-from serving.protocols.health import Health
 from serving.protocols.method import BatchedStream, BatchedUnary
 from serving.router import Router
 from serving.security.tokens import token_check
@@ -73,8 +71,7 @@ class World:
         self.grpc = server.open()
         assert server.loop is not None
         self.loop = server.loop
-        queries = Queries(router, Health(models=lambda: router.routes))
-        routes = Inference(router, queries, None, 1 << 20).routes()
+        routes = Inference(router, 1 << 20).routes()
         app = App(routes, token_check(security), ("127.0.0.1",), [])
         self.loop.add(open_port(self.loop, self.web, app, router, limits, None))
 

@@ -16,6 +16,7 @@ from serving.batching.run import Result, arrays_of, class_numbers
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Unavailable
 from serving.proof.sizes import MOST_SIZE
+from serving.router import Served
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Tensor, TensorSignature
 from tests.support.fakes import (
@@ -673,24 +674,25 @@ def test_blocked_model_refuses_what_waits_and_what_comes(owner, model):
     running = occupy(owner, model)
     waiting = owner.submit(1)
     refusal = Unavailable("it rests")
-    owner.batcher.block(refusal)
-    assert owner.batcher.is_blocked
+    owner.batcher.refuse(refusal)
+    assert owner.batcher.is_refusing
     for refused in (waiting, owner.submit(2)):
         assert str(refused.outcome) == "it rests"
     assert running.outcome is None, "a run that has begun goes on"
-    owner.batcher.block(None)
-    assert not owner.batcher.is_blocked
+    owner.batcher.refuse(None)
+    assert not owner.batcher.is_refusing
     later = owner.submit(3)
     model.open(2)
     owner.wait(running, later)
     assert not any(isinstance(each.outcome, Exception) for each in (running, later))
 
 
-def test_closed_model_is_not_blocked_and_stays_closed(owner):
-    owner.batcher.close()
-    owner.batcher.block(Unavailable("it rests"))
-    assert not owner.batcher.is_blocked
-    owner.batcher.block(None)
+def test_closed_model_is_not_blocked_and_stays_closed(owner, model):
+    served = Served(model, owner.batcher)
+    served.close()
+    served.block(Unavailable("it rests"))
+    assert not served.is_blocked
+    served.block(None)
     assert "changed" in str(owner.submit(1).outcome)
 
 
@@ -728,7 +730,7 @@ def test_time_of_a_row_is_learned_from_runs_that_are_half_full(
 
     owner = owner_of(Slow(), BatchingConfig(max_batch_size=8))
     owner.wait(owner.submit(*range(num_rows)))
-    queue = owner.batcher._inline if is_quick else owner.batcher._small
+    queue = owner.batcher._queue if is_quick else owner.batcher._small
     assert queue.row_s == (2.0 if is_learned else 0.0)
 
 
@@ -819,7 +821,7 @@ def test_refused_and_failed_calls_are_counted(owner_of):
     assert metrics.snapshot().models["", "1"].num_failed == 1 + 17 - taken
     owner.batcher.submit(calls[0].group, is_final=False)
     assert metrics.snapshot().models["", "1"].num_failed == 1 + 17 - taken, "others take it"
-    owner.batcher.block(Unavailable("it rests"))
+    owner.batcher.refuse(Unavailable("it rests"))
     assert metrics.snapshot().models["", "1"].num_failed == 1 + 17
 
 

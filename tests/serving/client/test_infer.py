@@ -7,7 +7,7 @@ import pytest
 
 from serving import AsyncClient, Client
 from serving.errors import InvalidRequest, ModelNotFound, Unavailable
-from serving.oip import methods, protobuf
+from serving.oip import inference_pb, protobuf, queries
 from serving.oip.inference_pb import (
     SERVICE,
     ModelInferRequest,
@@ -34,7 +34,8 @@ class Echo:
 
     def metadata(self, request, context):
         self.num_asked += 1
-        answer = methods.model_metadata("echo", ("1",), self.signature)
+        fields = queries.model_metadata("echo", ("1",), self.signature)
+        answer = inference_pb.ModelMetadataResponse(**fields)
         data: bytes = answer.SerializeToString()
         return data
 

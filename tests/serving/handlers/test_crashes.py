@@ -12,11 +12,11 @@ import pytest
 
 from serving.config import BatchingConfig
 from serving.errors import ServingError
-from serving.handlers.batcher import HandlerBatcher, HandlerRuntime
 from serving.handlers.frames import Frame
+from serving.handlers.pipeline import HandlerRuntime, Pipeline
 from serving.handlers.signature import HandlerSignature
 from serving.telemetry.metrics import Metrics
-from tests.serving.handlers.test_batcher import NUMBERS, Call, FakeVersion
+from tests.serving.handlers.test_pipeline import NUMBERS, TENSORS, Call
 from tests.support.fakes import FakeCaller, FakeClock, FakeOwner
 
 START_S, JOB_S, ROW_S, TIMEOUT_S = 0.3, 0.01, 0.0005, 5.0
@@ -66,7 +66,7 @@ class Simulated:
         parts = HandlerRuntime(
             signature, None, self, tuple, num_processes, None, None, lambda: None
         )
-        self.batcher = HandlerBatcher(FakeVersion(), BatchingConfig(), Metrics(), "h", parts)
+        self.batcher = Pipeline(("h", "1"), TENSORS, BatchingConfig(), Metrics(), parts)
         self.owner = FakeOwner(self.batcher, self.clock)
         self.owner.work()
 

@@ -11,7 +11,7 @@ import pytest
 import serving
 from serving.__main__ import main
 from serving.config import BatchingConfig
-from serving.oip import methods
+from serving.oip import queries
 from tests.serving.handlers import behaviours
 from tests.serving.handlers.conftest import FILE, named
 from tests.serving.handlers.test_served import picture_of
@@ -62,9 +62,9 @@ def test_metadata_names_what_answers(network):
         served = alone.served
     with serving.Model.load(network, handler=behaviours.Around) as around:
         assert (served.backend, around.served.backend) == ("python", "onnxruntime")
-    described = methods.model_metadata("facts", ("1",), served.tensors, served.backend)
-    config = methods.model_config("facts", served.tensors, BatchingConfig(), {}, served.backend)
-    assert (described.platform, config.config.platform, config.config.backend) == ("python",) * 3
+    described = queries.model_metadata("facts", ("1",), served.tensors, served.backend)
+    config = queries.model_config("facts", served.tensors, BatchingConfig(), {}, served.backend)
+    assert (described["platform"], config["platform"], config["backend"]) == ("python",) * 3
 
 
 def test_other_models_are_handed_in():

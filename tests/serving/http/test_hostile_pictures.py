@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from serving.system.process_pool import CRASH
+from serving.processes.pool import CRASH
 from tests.digit_classifier.http.test_digits import form
 from tests.serving.http.peer import HttpPeer, Reply
 from tests.support.pictures import encoded
@@ -37,6 +37,9 @@ def dots():
         for x in range(6, 248, 12):
             levels[y : y + 8, x : x + 8] = 0
     return encoded(Image.fromarray(levels))
+
+
+DECODED_BYTES = 8_000 * 8_000
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +103,14 @@ def test_picture_too_large_for_its_process_is_refused_undecoded(shape, server, p
 
 def test_decoder_that_crashes_costs_its_sender_one_answer(large, plain, server, peer):
     replies: list[Reply] = []
+    assert peer.post("/v1/digits", plain).status == 200
+    idle_bytes = max(Footprint.of(worker).resident_bytes for worker in workers_of(server))
     caller = threading.Thread(target=lambda: replies.append(peer.post("/v1/digits", large)))
     caller.start()
     while caller.is_alive() and not replies:
-        with suppress(OSError):  # it has ended meanwhile
-            for worker in workers_of(server):
-                if state_of(worker) == "R":
+        for worker in workers_of(server):
+            with suppress(OSError, KeyError):  # it has ended meanwhile
+                if Footprint.of(worker).resident_bytes > idle_bytes + DECODED_BYTES // 2:
                     os.kill(worker, signal.SIGSEGV)
     caller.join()
     assert (replies[0].status, replies[0].json["detail"]) == (400, CRASH)

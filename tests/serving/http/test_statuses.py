@@ -13,7 +13,7 @@ from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.http_api.http_server import HttpServer
 from serving.model import repository
 from serving.model.loaded import LoadedModel
-from serving.oip.methods import Queries
+from serving.oip.queries import Queries
 from serving.protocols.health import Health
 from serving.protocols.status import TABLE
 from serving.system.host import Host

@@ -122,7 +122,7 @@ def pools(monkeypatch):
         def __init__(self, *_, **__):
             pass
 
-        def submit(self, owner, function, file, progress, needs_verdict):
+        def submit(self, owner, function, file, progress, needs_verdict, *, limits):
             step, self.outcome = outcomes.pop(0)
             with open(progress, "wb") as written:
                 written.write(bytes([step]))
@@ -141,7 +141,7 @@ def pools(monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(file_trial, "Processes", Pool)
+    monkeypatch.setattr("serving.processes.pool.ProcessPool", Pool)
     monkeypatch.setattr(file_trial, "wait", lambda *_: type("Waited", (), {"done": True}))
     return outcomes
 

@@ -1,10 +1,15 @@
 """Sessions of ONNX Runtime: their options, their silence, and releases that lack something."""
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
 from serving.errors import CorruptModel
+from serving.model import onnx_runtime
 from serving.model.onnx_runtime import (
     SessionSettings,
     bare_run,
@@ -149,3 +154,57 @@ def test_axes_without_a_size_are_open_and_keep_their_names():
     assert {name: dtype.name for name, dtype in dtypes.items()} == {
         "y": "float32", "u": "object", "v": "int64",
     }  # fmt: skip
+
+
+@pytest.fixture
+def sources(monkeypatch):
+    """What each session is built from: its kind, and its bytes."""
+    plain, seen = runtime().InferenceSession, []
+
+    def open_session(source, *arguments, **more):
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        seen.append((type(source), data))
+        if isinstance(source, str):
+            with pytest.raises(OSError, match="not permitted"):
+                os.truncate(source, 0)
+        return plain(source, *arguments, **more)
+
+    monkeypatch.setattr(runtime(), "InferenceSession", open_session)
+    return seen
+
+
+def large(monkeypatch):
+    monkeypatch.setattr(onnx_runtime, "_LARGE_BYTES", 100)
+    return two_layers().SerializeToString()
+
+
+def test_large_model_is_built_from_a_file_that_nobody_can_change(sources, monkeypatch):
+    """Bytes are copied under the interpreter's lock, and all callers wait meanwhile."""
+    before = set(os.listdir("/proc/self/fd"))
+    session = new_session(data := large(monkeypatch))
+    assert sources == [(str, data)]
+    assert set(os.listdir("/proc/self/fd")) <= before
+    (name,) = (each.name for each in session.get_inputs())
+    expected = new_session(two_layers().SerializeToString()).run(None, {name: ROWS})
+    np.testing.assert_array_equal(session.run(None, {name: ROWS})[0], expected[0])
+
+
+def test_model_that_names_files_is_never_built_by_a_path(sources, monkeypatch):
+    """ONNX Runtime would read what is beside it: descriptors of this process."""
+    graph = two_layers()
+    onnx.external_data_helper.set_external_data(graph.graph.initializer[0], "0")
+    large(monkeypatch)
+    with pytest.raises(Exception, match=r"(?i)external|file"):
+        new_session(graph.SerializeToString())
+    assert [kind for kind, _ in sources] == [bytes]
+
+
+@pytest.mark.parametrize("step", ["memfd_create", "write"])
+def test_model_is_built_from_its_bytes_where_there_is_no_such_file(step, sources, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    data = large(monkeypatch)
+    monkeypatch.setattr(os, step, fail)
+    new_session(data)
+    assert sources == [(bytes, data)]

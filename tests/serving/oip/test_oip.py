@@ -13,7 +13,7 @@ from digit_classifier.predictions import DIGITS
 from serving import Client
 from serving.batching.run import Result
 from serving.config import BatchingConfig
-from serving.oip import methods
+from serving.oip import queries
 from serving.oip.infer import Asked, Infer, values_alone
 from serving.oip.inference_pb import SERVICE, ModelInferRequest, ModelStreamInferResponse
 from serving.oip.protobuf import sent_in
@@ -318,27 +318,28 @@ ODD = TensorSignature(
 
 
 def test_model_that_does_not_batch_has_all_axes_and_no_batch_size():
-    described = methods.model_metadata("odd", ("1", "3"), ODD)
-    assert list(described.versions) == ["1", "3"]
-    tensors = [*described.inputs, *described.outputs]
-    assert [(tensor.name, tensor.datatype, [*tensor.shape]) for tensor in tensors] == [
-        ("text", "BYTES", [-1, 1]),
-        ("state", "FP16", [2, -1, 64]),
-        ("score", "FP64", []),
-    ]
-    config = methods.model_config("odd", ODD, BatchingConfig(), {}).config
-    assert config.max_batch_size == 0
-    assert not config.HasField("dynamic_batching")
-    kinds = config.DESCRIPTOR.fields_by_name["input"].message_type.fields_by_name["data_type"]
-    names = kinds.enum_type.values_by_number
-    assert [
-        (tensor.name, names[tensor.data_type].name, [*tensor.dims])
-        for tensor in (*config.input, *config.output)
-    ] == [
-        ("text", "TYPE_STRING", [-1, 1]),
-        ("state", "TYPE_FP16", [2, -1, 64]),
-        ("score", "TYPE_FP64", []),
-    ]
+    assert queries.model_metadata("odd", ("1", "3"), ODD) == {
+        "name": "odd",
+        "versions": ["1", "3"],
+        "platform": "onnxruntime_onnx",
+        "inputs": [
+            {"name": "text", "datatype": "BYTES", "shape": [-1, 1]},
+            {"name": "state", "datatype": "FP16", "shape": [2, -1, 64]},
+        ],
+        "outputs": [{"name": "score", "datatype": "FP64", "shape": []}],
+    }
+    assert queries.model_config("odd", ODD, BatchingConfig(), {}) == {
+        "name": "odd",
+        "platform": "onnxruntime_onnx",
+        "max_batch_size": 0,
+        "input": [
+            {"name": "text", "data_type": "TYPE_STRING", "dims": [-1, 1]},
+            {"name": "state", "data_type": "TYPE_FP16", "dims": [2, -1, 64]},
+        ],
+        "output": [{"name": "score", "data_type": "TYPE_FP64", "dims": []}],
+        "parameters": {},
+        "backend": "onnxruntime",
+    }
 
 
 def test_models_are_not_loaded_where_that_is_not_allowed(peer):

@@ -90,9 +90,7 @@ def test_best_that_holds_is_published_with_its_origin(tmp_path, fast):
 def test_version_is_refused_where_its_graph_answers_otherwise(tmp_path, fast):
     """As on a processor that saturates: here by other scales in place of another processor."""
     path = save(reader(), tmp_path, "reader.onnx")
-    _, version = published(
-        path, samples=samples(tmp_path), name="mine", models=tmp_path / "models"
-    )
+    _, version = published(path, samples=samples(tmp_path), name="mine", models=tmp_path / "models")
     target = version / "model.onnx"
     changed = onnx.load(target)
     for each in changed.graph.initializer:
@@ -202,9 +200,7 @@ def test_weights_in_other_files_are_taken(tmp_path, fast):
     (tmp_path / "net").mkdir()
     path = tmp_path / "net" / "reader.onnx"
     onnx.save(reader(), path, save_as_external_data=True, location="weights.bin", size_threshold=64)
-    _, version = published(
-        path, samples=samples(tmp_path), name="mine", models=tmp_path / "models"
-    )
+    _, version = published(path, samples=samples(tmp_path), name="mine", models=tmp_path / "models")
     assert sorted(each.name for each in version.iterdir()) == [
         "golden.npz", "manifest.json", "model.onnx"
     ]  # fmt: skip

@@ -135,14 +135,14 @@ def test_blocked_model_refuses_what_waits_and_what_comes_until_it_is_not():
     running = owner.submit(1)
     model.wait_until_running()
     waiting = [owner.submit(value) for value in (2, 3)]
-    batcher.block(Unavailable("it rests"))
+    batcher.refuse(Unavailable("it rests"))
     later = owner.submit(4), owner.submit(5, is_stream=True)
     assert [type(each.outcome) for each in (*waiting, *later)] == [Unavailable] * 4
     assert not batcher.num_waiting
     model.open()
     owner.wait(running)
     assert running.digits == [1], "nobody can end a run"
-    batcher.block(None)
+    batcher.refuse(None)
     model.open()
     again = owner.submit(6)
     owner.wait(again)

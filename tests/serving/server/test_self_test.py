@@ -25,7 +25,9 @@ def model(running_s):
     """A model that classifies no images, with a run that began so long ago."""
     batcher = SimpleNamespace(oldest_run_s=time.monotonic() - running_s, max_run_s=60.0)
     return SimpleNamespace(
-        signature=None, batchers={"1": batcher}, model=SimpleNamespace(version="1")
+        signature=None,
+        served={"1": SimpleNamespace(entry=batcher)},
+        model=SimpleNamespace(version="1"),
     )
 
 

@@ -20,7 +20,7 @@ from digit_classifier.wire import encode_request
 from serving import Client
 from serving.config import SecurityConfig
 from serving.errors import ConfigurationError, ModelNotFound
-from serving.handlers.batcher import HandlerRun
+from serving.handlers.stages import HandlerRun
 from serving.telemetry.logs import ACCESS
 from serving.telemetry.traces import Tracer
 from tests.support.fleet.collector import attributes_of, running_collector

@@ -86,7 +86,7 @@ def test_replaced_version_is_freed_and_layouts_of_another_signature_are_forgotte
         trace = weakref.ref(first.engine)
         del first
         await asyncio.to_thread(router.change, "digits", versions_of(loaded("2")))
-        await until(lambda: [each.model.version for each in router.batchers] == ["2"])
+        await until(lambda: [each.model.version for each in router.served] == ["2"])
         await submit(loop, AsyncCaller(""), image, Rows(target, None, 1))
         gc.collect()
         assert trace() is None

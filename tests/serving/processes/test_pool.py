@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
-from serving.system import process_pool as processes
-from serving.system.process_pool import CRASH, Processes, mapped
+from serving.processes import pool as processes
+from serving.processes.pool import CRASH, BoundedPool, Limits, ProcessPool, mapped
 from tests.support.servers import children, wait_until
 
 WAIT_S = 30.0
@@ -25,10 +25,10 @@ WAIT_S = 30.0
 
 @pytest.fixture
 def make():
-    made: list[Processes] = []
+    made: list[ProcessPool] = []
 
-    def one(number=2, **options):
-        made.append(Processes(number, ["no_such_module"], **options))
+    def one(number=2, modules=("no_such_module",), **options):
+        made.append(ProcessPool(number, modules, **options))
         return made[-1]
 
     yield one
@@ -77,12 +77,40 @@ def test_errors_of_jobs_are_raised_here(make):
 
 
 def test_memory_is_bounded_and_given_back(make):
-    pool = make(1, memory_bytes=64 << 20)
+    pool = make(1)
+    small = BoundedPool(pool, Limits(memory_bytes=64 << 20))
     with pytest.raises(TooLarge):
-        outcome(pool.submit("one", bytes, 80 << 20))
-    before = outcome(pool.submit("one", os.getpid))
-    assert outcome(pool.submit("one", keep, 40 << 20)) == before
-    assert outcome(pool.submit("one", os.getpid)) != before
+        outcome(small.submit("one", bytes, 80 << 20))
+    before = outcome(small.submit("one", os.getpid))
+    assert outcome(small.submit("one", keep, 40 << 20)) == before
+    assert outcome(small.submit("one", os.getpid)) != before
+
+
+def test_limit_of_memory_is_the_jobs_own(make):
+    """Whatever limit the last one had, and whatever that has left behind."""
+    pool = make(1, [__name__])  # what it imports would count as left behind
+    small, large = Limits(memory_bytes=64 << 20), Limits(memory_bytes=256 << 20)
+    before = outcome(pool.submit("one", keep, 20 << 20, limits=small))
+    assert outcome(pool.submit("one", fill, 56 << 20, limits=small)) == before
+    for limits in (large, processes.NO_LIMITS):
+        assert outcome(pool.submit("one", fill, 128 << 20, limits=limits)) == before
+        with pytest.raises(TooLarge):
+            outcome(pool.submit("one", fill, 128 << 20, limits=small))
+
+
+def test_job_that_has_no_room_is_too_large_at_once(make):
+    """Its reader can't take what is left of it, and its writer does not wait for that."""
+    pool = make(1)
+    small = Limits(memory_bytes=64 << 20, seconds=WAIT_S)
+    for size in (200 << 20, 65 << 20):
+        with pytest.raises(TooLarge, match="it needs too much memory"):
+            outcome(pool.submit("one", len, bytes(size), limits=small))
+        assert outcome(pool.submit("one", len, bytes(1 << 20), limits=small)) == 1 << 20
+
+
+def fill(number):
+    bytes(number)
+    return os.getpid()
 
 
 KEPT: list[bytearray] = []
@@ -94,10 +122,10 @@ def keep(number):
 
 
 def test_job_that_takes_too_long_is_ended(make):
-    pool = make(1, job_s=0.2)
+    pool = make(1)
     before = outcome(pool.submit("one", os.getpid))
-    with pytest.raises(DeadlineExceeded):
-        outcome(pool.submit("one", time.sleep, 600))
+    with pytest.raises(DeadlineExceeded, match=r"it takes more than 0\.2 s"):
+        outcome(pool.submit("one", time.sleep, 600, limits=Limits(seconds=0.2)))
     wait_until(lambda: not is_alive(before))
     assert outcome(pool.submit("one", os.getpid)) != before
 
@@ -121,9 +149,9 @@ def wait_for(file):
 
 
 def test_job_that_nobody_waits_for_has_its_limit_of_time(make):
-    pool = make(1, job_s=0.3)
+    pool = make(1)
     before = outcome(pool.submit("", os.getpid))
-    running = pool.submit("", time.sleep, 600)
+    running = pool.submit("", time.sleep, 600, limits=Limits(seconds=0.3))
     wait_until(lambda: bool(pool._busy))
     assert running.cancel()
     assert outcome(pool.submit("", os.getpid)) != before
@@ -133,7 +161,7 @@ def test_job_that_nobody_waits_for_has_its_limit_of_time(make):
 def test_callers_who_wait_for_less_than_a_start_are_answered_in_the_end(make, monkeypatch):
     """Each gives up before a process has started; the start goes on, and only one is needed."""
     pool, gate, num_starts = make(1), threading.Event(), 0
-    start = Processes._start
+    start = ProcessPool._start
 
     def slow_start(self):
         nonlocal num_starts
@@ -141,7 +169,7 @@ def test_callers_who_wait_for_less_than_a_start_are_answered_in_the_end(make, mo
         assert gate.wait(WAIT_S)
         return start(self)
 
-    monkeypatch.setattr(Processes, "_start", slow_start)
+    monkeypatch.setattr(ProcessPool, "_start", slow_start)
     for _ in range(5):
         job = pool.submit("", abs, -1)
         wait_until(lambda: num_starts == 1)
@@ -204,11 +232,11 @@ class Kept:
 
 
 def test_process_that_is_stopped_is_replaced(make):
-    pool = make(1, job_s=0.5)
+    pool = make(1)
     before = outcome(pool.submit("", os.getpid))
     os.kill(before, signal.SIGSTOP)
     with pytest.raises(DeadlineExceeded):
-        outcome(pool.submit("", abs, -1))
+        outcome(pool.submit("", abs, -1, limits=Limits(seconds=0.5)))
     wait_until(lambda: not is_alive(before))
     assert outcome(pool.submit("", abs, -1)) == 1
 
@@ -354,8 +382,8 @@ def files_open():
 
 PARENT = """
 import os, sys, time
-from serving.system.process_pool import Processes
-pool = Processes(2)
+from serving.processes.pool import ProcessPool
+pool = ProcessPool(2)
 print(pool.submit("", os.getpid).result(), flush=True)
 pool.submit("", time.sleep, 600)
 pool.submit("", time.sleep, 600).result()

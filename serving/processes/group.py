@@ -1,39 +1,20 @@
-"""Processes that this one starts: their environment, and the group that one leads with its own.
-
-A group is counted and ended as one. A process that leaves it (`setsid`) is its own master.
-"""
+"""The memory of a process with all that it has forked: its group."""
 
 import os
-import signal
-from contextlib import suppress
 from pathlib import Path
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _GROUP = 2
 """The place of the group among a process's facts, behind its name."""
-_SECRETS = frozenset({"SERVING_TOKEN"})
-"""Variables of the environment that are the server's alone."""
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
-
-def environment() -> dict[str, str]:
-    """Return the environment of a child: this process's without tokens, and a thread for BLAS."""
-    own = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-    return {**_ONE_THREAD, **own}
 
 
 class ProcessGroup:
-    """A group by its leader's id; used by one thread at a time but for `kill`."""
+    """A group by its leader's id; for one thread at a time."""
 
     def __init__(self, leader: int) -> None:
         self._leader = leader
         self._groups: dict[int, int] = {}
         """The group of each process of this machine, read once: they hardly ever change."""
-
-    def kill(self) -> None:
-        """End all of its processes; the leader's id must not have been given back."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._leader, signal.SIGKILL)
 
     def memory_bytes(self) -> int:
         """Return the resident memory; pages that its processes share count once."""

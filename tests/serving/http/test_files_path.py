@@ -1,6 +1,4 @@
-"""A path of a handler: one version answers a form, and another one that takes over answers all."""
-
-# ruff: noqa: RUF012
+"""A path of files: one version answers a form, and another one that takes over answers all."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +8,8 @@ import pytest
 
 import serving
 from serving.errors import ServingError
-from serving.http_api.handler_path import Chosen, HandlerPath
+from serving.http_api.files_path import Chosen, FilesPath
+from serving.pictures.classifier import Decoded, Steps
 from serving.tensors import Tensor, TensorSignature
 from tests.digit_classifier.http.test_digits import form
 
@@ -19,19 +18,17 @@ TENSORS = TensorSignature(
 )
 
 
-class Sizes(serving.Handler):
+def decode(about, content):
     """A row of the model for each byte."""
+    if b"bad" in content:
+        raise serving.InvalidRequest("it is bad")
+    return Decoded([np.array([[byte] for byte in content], np.float32).reshape(-1, 1)])
 
-    inputs = {"file": serving.Bytes()}
-    outputs = {"sum": serving.Array("float32")}
 
-    def preprocess(self, file):
-        if b"bad" in file[0]:
-            raise serving.InvalidRequest("it is bad")
-        return np.array([[byte] for each in file for byte in each], np.float32).reshape(-1, 1)
-
-    def postprocess(self, y):
-        return np.array([y.sum()], np.float32)
+def finish(about, outputs, state):
+    """The sum of the rows."""
+    assert (about, state) == ("plain", None)
+    return {"sum": np.array([outputs[0].sum()], np.float32)}
 
 
 class Model:
@@ -49,7 +46,7 @@ class Call:
 
     async def work(self, function, *args, size=None, few_bytes=0):
         found = function(*args)
-        if function.__name__ == "prepare":
+        if function is decode:
             self._after()
         return found
 
@@ -59,7 +56,7 @@ class Call:
         return [rows * 2], SimpleNamespace(version=encoder.target)
 
 
-class Path(HandlerPath):
+class Path(FilesPath):
     """Takes the newest version of a model of two, the second of which comes later."""
 
     def __init__(self):
@@ -70,14 +67,13 @@ class Path(HandlerPath):
             find=lambda name: self.route, batching=SimpleNamespace(max_request_rows=3)
         )
         super().__init__(router)
-        self.handler = Sizes()
 
     def replace(self):
         self.served.clear()
         self.served["2"] = Model("2")
 
     def find(self, plan, share):
-        return Chosen(self.handler, self.route, [*self.served.values()][-1])
+        return Chosen(Steps(decode, finish), "plain", self.route, [*self.served.values()][-1])
 
 
 def answered(path, call):

@@ -10,9 +10,9 @@ from serving.batching.batcher import Batcher
 from serving.batching.run import Group, ResponseEncoder, Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
-from serving.handlers.batcher import HandlerBatcher, HandlerRuntime, RunMetrics
 from serving.handlers.frames import Frame
 from serving.handlers.kinds import Array
+from serving.handlers.pipeline import HandlerRuntime, Pipeline
 from serving.handlers.signature import HandlerSignature
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Tensor, TensorSignature
@@ -88,11 +88,11 @@ class World:
         self.version = network or FakeVersion()
         kinds = dict.fromkeys(("inputs", "outputs"), NUMBERS)
         signature = HandlerSignature(name="H", methods=methods, **{**kinds, **options})
-        inner = network and Batcher(network, SMALL, RunMetrics(Metrics()))
+        inner = network and Batcher(network, SMALL, Metrics(), counts_calls=False)
         parts = HandlerRuntime(
             signature, inner, self, tuple, num_processes, find, None, self.count_block
         )
-        self.batcher = HandlerBatcher(FakeVersion(), SMALL, Metrics(), "h", parts)
+        self.batcher = Pipeline(("h", "1"), TENSORS, SMALL, Metrics(), parts)
         self.owner = FakeOwner(self.batcher, self.clock)
         self.owner.work()
 
@@ -244,11 +244,11 @@ def test_calls_that_found_no_room_go_on_once_there_is():
     world = World(("preprocess",), slow, outputs=None)
     calls = [world.call(number) for number in range(3)]
     others: Any = {-number: None for number in range(1, 40)}
-    world.batcher._trips.update(others)  # all that may be open
+    world.batcher._open.update(others)  # all that may be open
     world.answer()
     assert world.batcher.num_waiting == 2
     for number in others:
-        del world.batcher._trips[number]
+        del world.batcher._open[number]
     world.owner.wait(calls[0])
     assert calls[0].outcome == [[0]]
     while not world.processes[0].jobs:
@@ -583,7 +583,7 @@ def pause_after(world):
     world.call(1)
     world.crash()
     waited_s = 0.0
-    while world.batcher.is_blocked:
+    while world.batcher.is_refusing:
         refused = world.call(2)
         assert isinstance(refused.outcome, Unavailable)
         world.tick(START_S)
@@ -634,15 +634,15 @@ def test_failed_starts_pause_too():
     world = World()
     world.failures = 2
     world.crash()
-    assert world.batcher.is_blocked
+    assert world.batcher.is_refusing
     world.tick(60.0)
     world.tick(60.0)
-    assert not world.batcher.is_blocked
+    assert not world.batcher.is_refusing
 
 
 def test_memory_ends_a_process():
     world = World()
-    world.batcher._config = BatchingConfig(max_handler_bytes=100)
+    world.batcher._runners._config = BatchingConfig(max_handler_bytes=100)
     world.processes[0].memory_bytes = 101
     world.tick(2.0)
     assert world.processes[0].is_over
@@ -667,6 +667,7 @@ def test_drain_waits_for_calls():
     assert world.batcher.is_busy
     world.answer()
     assert not world.batcher.is_busy
+    world.batcher.refuse(Unavailable("it has changed"))
     world.batcher.close()
     assert world.processes[0].is_over
     assert isinstance(world.call(1).outcome, Unavailable)

@@ -2,8 +2,8 @@
 
 import os
 
-from serving.system import children
-from serving.system.children import ProcessGroup
+from serving.processes import group as groups_module
+from serving.processes.group import ProcessGroup
 
 
 def test_group_of_a_process_is_read_once(monkeypatch):
@@ -15,7 +15,7 @@ def test_group_of_a_process_is_read_once(monkeypatch):
         read.append(pid)
         return groups[pid]
 
-    monkeypatch.setattr(children, "_group_of", group_of)
+    monkeypatch.setattr(groups_module, "_group_of", group_of)
     monkeypatch.setattr(os, "listdir", lambda path: ["self", *map(str, groups)])
     group = ProcessGroup(40)
     assert [group._members() for _ in range(3)] == [[40, 41]] * 3

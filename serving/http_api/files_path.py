@@ -1,7 +1,7 @@
-"""A path that a handler answers beside its model: each file of the body is a call of one row.
+"""A path that answers files: those of a form, or the body itself, each by a call of one model.
 
-body ──▶ files ──▶ prepare ──▶ the model's queue ──▶ finish ──▶ the path's answer
-         pool      pool        batches, deadline     the loop; the pool, if the state is packed
+body ──▶ files ──▶ decode ──▶ the model's queue ──▶ finish ──▶ the path's answer
+         pool      pool        batches, deadline     the loop; the pool, if outputs are large
 """
 
 import logging
@@ -16,8 +16,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.batching.run import Rows
 from serving.errors import DeadlineExceeded, InvalidRequest, ServingError
-from serving.handlers.bound import Packed, Prepared, finish, pack, predict, prepare
 from serving.model.loaded import LoadedModel
+from serving.pictures.classifier import Decoded, Steps
 from serving.router import Route, Router
 from serving.tensors import Array
 from serving.transports.http_port import Exchange
@@ -30,7 +30,7 @@ MAX_FORM_S = 20.0
 """The time for the files of a form."""
 _FORM = "multipart/form-data"
 _FEW_BYTES = 32 << 10
-"""The most of a model's outputs that the loop itself hands to `postprocess`."""
+"""The most of a model's outputs that the loop itself hands to `finish`."""
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a warning for each bad form
 
 _Made = TypeVar("_Made")
@@ -41,11 +41,13 @@ Parameters = Mapping[str, Any]
 class Chosen(NamedTuple):
     """What answers a request."""
 
-    handler: Any
-    """A `Handler`."""
-    route: Route | None = None
-    """The model that runs between its methods; None for `predict`."""
-    model: LoadedModel | None = None
+    steps: Steps
+    """The functions before the model, and behind it."""
+    about: Any
+    """Plain data for them."""
+    route: Route
+    """The model."""
+    model: LoadedModel
     """The version of it, for all files."""
 
 
@@ -54,19 +56,19 @@ class Answered(NamedTuple):
 
     chosen: Chosen
     files: Sequence[tuple[str, Outputs | ServingError]]
-    """For each file its name, and the handler's outputs; in a form the reason if there are none."""
+    """For each file its name, and what `finish` made; in a form the reason if there is nothing."""
     version: str | None
     """The version that has run; None if none has."""
 
 
-class HandlerPath:
-    """Answers a path by a handler; subclasses say by which, and how the answer is written."""
+class FilesPath:
+    """Answers a path beside a model; subclasses say by which steps, and write the answer."""
 
     def __init__(self, router: Router) -> None:
         self.router = router
 
     def find(self, plan: RoutedRequest, share: float) -> Chosen:
-        """Choose the handler of a request, and the version of its model.
+        """Choose the steps of a request, and the version of its model.
 
         Args:
             plan: the request.
@@ -103,58 +105,41 @@ class HandlerPath:
         share = random.random()  # a canary has all of a form's files, or none
         while True:
             chosen = self.find(call.plan, share)
-            code = _code_of(chosen)
-            method = predict if chosen.model is None else prepare
             version: str | None = None
             files: list[tuple[str, Outputs | ServingError]] = []
-            async for name, read in read_files(call, method, code, parameters):
+            async for name, read in read_files(call, chosen.steps.decode, chosen.about):
                 if not self._is_served(chosen):
                     break  # another version took over meanwhile, and takes other inputs perhaps
-                found: Any = read
-                if isinstance(read, Prepared):
-                    found, ran = await self.finished(call, chosen, read, 1, parameters)
+                found: Outputs | ServingError
+                if isinstance(read, ServingError):
+                    found = read
+                else:
+                    found, ran = await self.finished(call, chosen, read)
                     version = ran or version
                 files.append((name, found))
             else:
                 return Answered(chosen, files, version)
 
     def _is_served(self, chosen: Chosen) -> bool:
-        route, model = chosen.route, chosen.model
-        if route is None or model is None:
-            return True
-        return self.router.find(route.name).versions.versions.get(model.version) is model
+        versions = self.router.find(chosen.route.name).versions.versions
+        return versions.get(chosen.model.version) is chosen.model
 
     async def finished(
-        self,
-        call: Exchange,
-        chosen: Chosen,
-        prepared: Prepared,
-        num_rows: int,
-        parameters: Parameters,
+        self, call: Exchange, chosen: Chosen, decoded: Decoded
     ) -> tuple[Outputs, str | None]:
-        """Have a version run, and return the handler's outputs; and the version, if it has run."""
-        outputs, version = await self._run(call, chosen, prepared.inputs)
-        num_bytes = sum(each.nbytes for each in outputs)
-        found = await call.work(
-            finish,
-            _code_of(chosen),
-            outputs,
-            num_rows,
-            parameters,
-            prepared.state,
-            size=None if isinstance(prepared.state, Packed) else num_bytes,
-            few_bytes=_FEW_BYTES,
-        )
+        """Have a version run, and return what `finish` makes; and the version, if it has run."""
+        outputs, version = await self._run(call, chosen, decoded.inputs)
+        work = chosen.steps.finish, chosen.about, outputs, decoded.state
+        size = sum(each.nbytes for each in outputs)
+        found: Outputs = await call.work(*work, size=size, few_bytes=_FEW_BYTES)
         return found, version
 
     async def _run(
         self, call: Exchange, chosen: Chosen, inputs: Sequence[Array]
     ) -> tuple[Sequence[Array], str | None]:
         """Have rows run by a version, in as many calls as a request's limit needs."""
-        route, model = chosen.route, chosen.model
-        assert route is not None
-        assert model is not None
-        tensors, target = model.tensors, route.find(model.version)
+        model = chosen.model
+        tensors, target = model.tensors, chosen.route.find(model.version)
         if not tensors.is_batchable:
             outputs, result = await call.run(tuple(inputs), Rows(target, None, 1), call.deadline_s)
             return outputs, result.version
@@ -172,15 +157,8 @@ class HandlerPath:
         return [each[0] if len(each) == 1 else np.concatenate(each) for each in columns], version
 
 
-def _code_of(chosen: Chosen) -> bytes:
-    return pack(chosen.handler, None if chosen.model is None else chosen.model.tensors)
-
-
 async def read_files(
-    call: Exchange,
-    method: Callable[[bytes, Sequence[bytes], Parameters], _Made],
-    code: bytes,
-    parameters: Parameters,
+    call: Exchange, decode: Callable[[Any, bytes], _Made], about: Any = None
 ) -> AsyncIterator[tuple[str, _Made | ServingError]]:
     """Have the files of a body read: those of a form, or the body itself.
 
@@ -188,9 +166,8 @@ async def read_files(
 
     Args:
         call: the request.
-        method: `prepare` or `predict`, called in a process.
-        code: the handler.
-        parameters: of the request.
+        decode: a function of a module, called in a process with `about` and a file.
+        about: plain data.
 
     Yields:
         The name of each, and its outcome, or in a form the reason if there is none.
@@ -203,14 +180,14 @@ async def read_files(
     if media_type(kind) != _FORM:
         if not body:
             raise InvalidRequest("expected a picture, got an empty body")
-        yield "", await call.work(method, code, (body,), parameters)
+        yield "", await call.work(decode, about, body)
         return
     end_s = time.monotonic() + MAX_FORM_S
     for name, start, end in await call.work(find_files, body, kind):
         if time.monotonic() > end_s:
             raise DeadlineExceeded(f"the pictures of a form take more than {MAX_FORM_S:g} s")
         try:
-            yield name, await call.work(method, code, (body[start:end],), parameters)
+            yield name, await call.work(decode, about, body[start:end])
         except InvalidRequest as err:
             yield name, err
 

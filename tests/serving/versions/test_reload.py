@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from digit_classifier import Classifier
-from serving.catalog import Catalog
 from serving.config import ModelConfig
+from serving.versions.catalog import Catalog
 from tests.serving.telemetry.test_metrics import scrape, value
 from tests.support import published
 from tests.support.servers import running_server, wait_until

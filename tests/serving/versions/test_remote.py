@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from serving.catalog import Catalog
 from serving.config import ModelConfig
 from serving.errors import ConfigurationError, ModelNotFound, Unavailable
 from serving.model import remote
 from serving.model.remote import RemoteRepository
-from tests.serving.catalog.conftest import SMALL
+from serving.versions.catalog import Catalog
 from tests.serving.model import templates
+from tests.serving.versions.conftest import SMALL
 
 pytestmark = pytest.mark.process
 

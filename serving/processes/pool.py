@@ -12,80 +12,110 @@ pool broke when one was killed at a bad moment, and its jobs had no limit of tim
 stopped.
 """
 
-import gc
 import itertools
-import logging
-import os
 import pickle
+import select
 import socket
-import subprocess
-import sys
 import threading
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
-from importlib import import_module
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
-from serving.system.children import environment
-from serving.system.libc import end_with_parent
-from serving.system.usage import DATA, RESIDENT, SHARED, memory
+from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from serving.processes import jobs
+from serving.processes.child import ONE_THREAD, Child, Command
+from serving.processes.end import out_of_time
 
 CRASH = "cannot be read: it crashes the process that reads it"
 """Why there is no outcome of a job that ends its process: a decoder's fault, or the kernel's."""
 NO_PROCESS = "no process can be started for it"
 MAX_WAITING, MAX_WAITING_OF_ONE = 1000, 100
 """Jobs that wait for a process, and how many of them may be one caller's."""
-_KEPT_BYTES = 32 << 20
-"""A process that keeps more than this of its jobs' memory ends."""
 _START_S = 20.0
 """The longest start of a process, with its imports."""
-_NICENESS = 10
-_CRASHED = -1
-"""In place of a job's number: the child has ended without an outcome."""
-_READ = b""
-"""In place of an outcome: the child has read the job."""
-_ENOUGH = 77
-"""The exit code of a child that has ended behind an outcome."""
+_COMMAND = Command(jobs.__name__, flags=["-I"], variables=ONE_THREAD)  # -I: no PYTHON variables
 
 
-class _Process(NamedTuple):
-    process: subprocess.Popen[bytes]
-    socket: socket.socket
-    stream: Any
-    """A stream of the socket, which has a limit of time: outcomes are read from it."""
-    numbers: "itertools.count[int]"
-    """Numbers of jobs: an outcome has its job's, since a child may also crash while it has none."""
+class Limits(NamedTuple):
+    """The limits of a job."""
 
-    def ask(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any] | None:
-        """Have a job done; return a good outcome or an error, None if the child crashed.
+    memory_bytes: int = 0
+    """The most that it may allocate; 0 for any."""
+    seconds: float = 600.0
+    """A process that has the job for longer is ended."""
+
+
+NO_LIMITS = Limits()
+
+
+class _Interrupted(Exception):
+    """There is news of a job that is not yet written."""
+
+
+class _Writer:
+    """Writes a job, until there is news: its reader has ended, or has no room for it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket, self._poll = sock, select.poll()
+        self._poll.register(sock, select.POLLIN | select.POLLOUT)
+
+    def write(self, data: Any) -> None:
+        left, timeout_s = memoryview(data).cast("B"), self._socket.gettimeout() or 0.0
+        while left:
+            events = self._poll.poll(timeout_s * 1000)
+            if not events:
+                raise TimeoutError
+            if events[0][1] & select.POLLIN:
+                raise _Interrupted
+            left = left[self._socket.send(left, socket.MSG_DONTWAIT) :]
+
+
+class _Process:
+    """A process of a pool; for one thread at a time."""
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        self._stream = child.channel.makefile("rb")
+        """Outcomes; the channel has a limit of time."""
+        self._numbers = itertools.count()
+        """Numbers of jobs: an outcome has its job's, since a child may also crash while it has
+        none."""
+
+    def ask(
+        self, limits: Limits, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> tuple[bool, Any] | None:
+        """Have a job done; return a good outcome or an error, None if its process crashed.
 
         Raises:
             TimeoutError: it takes too long.
             OSError, EOFError, pickle.UnpicklingError: the process has ended, or its child has ended
                 before it had read the job: what is left of that would be read as the next job.
         """
-        number, is_read = next(self.numbers), False
+        number, is_read = next(self._numbers), False
         self._forget_crashes()
+        self.child.channel.settimeout(limits.seconds)
+        writer = _Writer(self.child.channel)
         try:
-            with self.socket.makefile("wb") as stream:
-                pickle.dump((number, function, args), stream, 5)
+            pickle.dump((number, limits.memory_bytes), writer, 5)
+            pickle.dump((function, args), writer, 5)
+        except _Interrupted:
+            pass
         except (pickle.PicklingError, AttributeError, TypeError) as err:  # a function of no module
-            self.process.kill()  # a part of it may have been written
+            self.child.kill()  # a part of it may have been written
             return False, err
         while True:
-            found, content = pickle.load(self.stream)
-            if found == _CRASHED and not is_read:
+            found, content = pickle.load(self._stream)
+            if found == jobs.CRASHED and not is_read:
                 raise BrokenPipeError
-            if found == _CRASHED:
+            if found == jobs.CRASHED:
                 return None
-            if found == number and is_read:
+            if found == number and content != jobs.READ:
                 break
             is_read = is_read or found == number
+        if not is_read:  # it has no room for the job, of which a part is left
+            self.child.kill()
         try:
             is_good, outcome = pickle.loads(content)
         except Exception as err:  # an exception that takes other arguments, say
@@ -94,24 +124,20 @@ class _Process(NamedTuple):
 
     def _forget_crashes(self) -> None:
         """Read what has come while there was no job: of children that were killed meanwhile."""
-        timeout_s = self.socket.gettimeout()
-        self.socket.settimeout(0)
-        try:
-            while self.stream.peek(1):
-                pickle.load(self.stream)
-        finally:
-            self.socket.settimeout(timeout_s)
+        self.child.channel.settimeout(0)
+        while self._stream.peek(1):
+            pickle.load(self._stream)
 
     def end(self) -> None:
         """End it, though it be stopped."""
-        self.process.kill()
-        self.process.wait()
-        self.stream.close()
-        self.socket.close()
+        self.child.end()
+        self._stream.close()
+        self.child.channel.close()
 
 
 class _Job(NamedTuple):
     owner: str
+    limits: Limits
     call: tuple[Callable[..., Any], tuple[Any, ...]]
     future: "Future[Any]"
 
@@ -121,30 +147,19 @@ class _Job(NamedTuple):
             (self.future.set_result if is_good else self.future.set_exception)(outcome)
 
 
-class Processes:
+class ProcessPool:
     """Calls functions in processes, which start as they are needed and end when idle."""
 
-    def __init__(
-        self,
-        number: int,
-        modules: Iterable[str] = (),
-        *,
-        memory_bytes: int = 0,
-        job_s: float = 600.0,
-        idle_s: float = 60.0,
-    ) -> None:
+    def __init__(self, number: int, modules: Iterable[str] = (), *, idle_s: float = 60.0) -> None:
         """Start nothing yet.
 
         Args:
             number: of processes; a caller that has a name gets all but one.
             modules: imports of the jobs; those that are not installed are left out.
-            memory_bytes: the most that a process may allocate for its job; 0 for any.
-            job_s: a process that has a job for longer is ended.
             idle_s: when one that has nothing to do ends.
         """
         self._number, self._share = number, max(1, number - 1)
-        self._job_s, self._idle_s = job_s, idle_s
-        self._arguments = [str(memory_bytes), *modules]
+        self._modules, self._idle_s = [*modules], idle_s
         self._changed = threading.Condition()
         """Its lock guards all that follows."""
         self._waiting: dict[str, deque[_Job]] = {}
@@ -156,13 +171,16 @@ class Processes:
         self._threads: set[threading.Thread] = set()
         self._is_closed = False
 
-    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+    def submit(
+        self, owner: str, function: Callable[..., Any], *args: Any, limits: Limits = NO_LIMITS
+    ) -> "Future[Any]":
         """Call a function of a module in a process, with arguments.
 
         Args:
             owner: the caller, such as its address: callers take turns; "" has no limits.
             function: its exceptions are raised by the future.
             args: its arguments.
+            limits: what it may use.
 
         Returns:
             Its outcome: cancelled, it is never begun, or its outcome is dropped. InvalidRequest for
@@ -171,7 +189,7 @@ class Processes:
         Raises:
             Overloaded: too many wait, or there are no more threads.
         """
-        job = _Job(owner, (function, args), Future())
+        job = _Job(owner, limits, (function, args), Future())
         with self._changed:
             num_waiting = sum(map(len, self._waiting.values()))
             is_full = len(self._waiting.get(owner, ())) >= MAX_WAITING_OF_ONE
@@ -197,7 +215,7 @@ class Processes:
             waiting = [job.future for jobs in self._waiting.values() for job in jobs]
             futures, threads = [*waiting, *self._busy], [*self._threads]
             for process in self._busy.values():
-                process.process.kill()
+                process.child.kill()
             self._changed.notify_all()
         for future in futures:
             future.cancel()
@@ -276,9 +294,9 @@ class Processes:
                 return None, True
             self._busy[job.future] = process
         try:
-            return process.ask(*job.call), False
+            return process.ask(job.limits, *job.call), False
         except TimeoutError:
-            return (False, DeadlineExceeded(f"it takes more than {self._job_s:g} s")), True
+            return (False, DeadlineExceeded(f"it {out_of_time(job.limits.seconds)}")), True
         except (OSError, EOFError, pickle.UnpicklingError):
             return None, True
         except BaseException as err:  # such as MemoryError: as in `_do`
@@ -288,39 +306,34 @@ class Processes:
                 del self._busy[job.future]
 
     def _start(self) -> _Process:
-        ours, its = socket.socketpair()
-        ours.settimeout(self._job_s)
-        code = f"import sys; sys.path = {sys.path!r}; from {__name__} import main; main()"
-        flags = ["-I", "-B"] if sys.dont_write_bytecode else ["-I"]  # -I forgets the environment's
+        started = _Process(Child(_COMMAND, self._modules))
         try:
-            process = subprocess.Popen(
-                [sys.executable, *flags, "-c", code, str(its.fileno()), *self._arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[its.fileno()],
-                start_new_session=True,
-                env=environment() | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            its.close()
-        started = _Process(process, ours, ours.makefile("rb"), itertools.count())
-        try:
-            ours.settimeout(_START_S)
-            if not ours.recv(1):
+            started.child.channel.settimeout(_START_S)
+            if not started.child.channel.recv(1):
                 raise BrokenPipeError
-            ours.settimeout(self._job_s)
         except OSError:
             started.end()
             raise
         return started
 
 
+class BoundedPool:
+    """The jobs of a pool that have the same limits."""
+
+    def __init__(self, pool: ProcessPool, limits: Limits) -> None:
+        self._pool, self._limits = pool, limits
+
+    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
+        """Call a function; see `ProcessPool.submit`."""
+        return self._pool.submit(owner, function, *args, limits=self._limits)
+
+    def close(self) -> None:
+        """End the processes of the pool."""
+        self._pool.close()
+
+
 def mapped(
-    pool: Processes, function: Callable[..., Any], items: Iterable[Any], ahead: int
+    pool: ProcessPool, function: Callable[..., Any], items: Iterable[Any], ahead: int
 ) -> Generator[Any, None, None]:
     """Yield a function's result for each item, in order; for one that crashes, why: a text.
 
@@ -348,70 +361,3 @@ def mapped(
     finally:
         for future in futures:
             future.cancel()
-
-
-def silence_pillow() -> None:
-    """Keep Pillow's remarks on damaged files off stderr: each file gets one line from us."""
-    warnings.filterwarnings("ignore", module="PIL")
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-
-
-def main() -> NoReturn:
-    """Fork a child that does jobs, again and again: the program of a process."""
-    end_with_parent()
-    os.nice(_NICENESS)
-    silence_pillow()
-    sock, memory_bytes = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
-    for name in sys.argv[3:]:
-        with suppress(ImportError):
-            import_module(name)
-    gc.freeze()
-    sock.send(b"\0")
-    pid = os.getpid()
-    while child := os.fork():
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != _ENOUGH:
-            sock.send(pickle.dumps((_CRASHED, b"")))
-    _work(sock, memory_bytes, pid)
-
-
-def _work(sock: socket.socket, memory_bytes: int, parent: int) -> NoReturn:
-    """Do jobs until the socket is closed, or until they have left too much memory behind."""
-    import resource  # Windows, where clients run, has none
-
-    end_with_parent()
-    if os.getppid() != parent:  # it was killed before: nobody would end this child
-        os._exit(1)
-    if memory_bytes:
-        limit = memory(DATA) + memory_bytes
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resting_bytes = _own_bytes()
-    stream = sock.makefile("rwb")
-    while _own_bytes() - resting_bytes <= _KEPT_BYTES:
-        try:
-            number, function, args = pickle.load(stream)
-        except BaseException:  # it is no use without its job
-            os._exit(1)
-        pickle.dump((number, _READ), stream, 5)
-        stream.flush()
-        pickle.dump((number, _outcome(function, args)), stream, 5)
-        del args
-        stream.flush()
-    os._exit(_ENOUGH)
-
-
-def _own_bytes() -> int:
-    """Return this process's memory without that of files, such as the code of libraries."""
-    return memory(RESIDENT) - memory(SHARED)
-
-
-def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
-    """Return whether it is good, and the result or the error, pickled."""
-    try:
-        return pickle.dumps((True, function(*args)), 5)
-    except MemoryError:
-        return pickle.dumps((False, TooLarge("it needs too much memory")))
-    except Exception as err:
-        with suppress(Exception):
-            return pickle.dumps((False, err))
-        return pickle.dumps((False, RuntimeError(f"{type(err).__name__}: {err}"[:500])))

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pytest
 
-from serving.catalog import Canary, Catalog, ModelFolder, ModelVersions
 from serving.config import ModelConfig
 from serving.errors import (
     ConfigurationError,
@@ -23,9 +22,12 @@ from serving.errors import (
 from serving.model import repository
 from serving.system.files import read_regular
 from serving.tensors import Signature
-from tests.serving.catalog.conftest import SMALL
+from serving.versions.catalog import Catalog
+from serving.versions.folder import ModelFolder
+from serving.versions.served import Canary, ModelVersions
 from tests.serving.model import templates
 from tests.serving.model.graphs import save, two_layers
+from tests.serving.versions.conftest import SMALL
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.process  # a model that this machine has not seen is tried in one
@@ -98,7 +100,8 @@ def test_missing_model_is_served_once_it_can_be(root):
     damage(root, "bad", "1")
     catalog = opened(root, names=("a", "bad"), allow_missing=True)
     assert list(catalog.models) == ["a"]
-    assert catalog.missing == {"bad"}
+    assert [*catalog.missing] == ["bad"]
+    assert catalog.missing["bad"] == catalog.failures["bad"]
     templates.publish(root, "bad", SMALL, "2")
     assert catalog.reload()
     assert list(catalog.models) == ["a", "bad"]
@@ -194,9 +197,10 @@ def test_model_that_is_unloaded_during_its_look_stays_unloaded(root, monkeypatch
     monkeypatch.setattr(ModelFolder, "_load", hang)
     templates.publish(root, "a", SMALL, "2")
     catalog.reload()
+    folder = catalog._folders["a"]
     catalog.unload("a")
     release.set()
-    wait_until(lambda: not catalog._looking)
+    wait_until(lambda: folder.looking is None)
     assert list(catalog.models) == ["b"]
 
 

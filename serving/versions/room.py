@@ -1,0 +1,68 @@
+"""Room for models that load beside one another: so many at a time, and as the memory allows."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from serving.system.usage import available_bytes
+
+_MOST_LOADS = 4
+"""Models that load beside one another."""
+_LONG_S = 5.0
+"""A load that takes longer may hang: it does not count among these any more, but in the memory."""
+_LOOK_S = 0.5
+"""How often those that wait look at the memory."""
+_COPIES = 3
+"""How many times a model's files its loading may take: the bytes, the graph, the session."""
+
+
+class LoadingRoom:
+    """Lets loads begin as long as there is room; one alone may always begin."""
+
+    def __init__(
+        self,
+        most: int = _MOST_LOADS,
+        free_bytes: Callable[[], int] = available_bytes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            most: loads at a time.
+            free_bytes: returns how much memory could be taken now; 0 if that is not known.
+            clock: returns monotonic seconds.
+        """
+        self._most, self._free_bytes, self._clock = most, free_bytes, clock
+        self._changed = threading.Condition()
+        self._loads: dict[object, tuple[int, float]] = {}
+        """What each load that goes on may take, in bytes, and when it began."""
+
+    @contextmanager
+    def of(self, file_bytes: int) -> Iterator[None]:
+        """Wait until a model may load whose files have so many bytes; it loads meanwhile.
+
+        What others have taken is not free any more and still counts as theirs: rather twice than
+        not at all.
+        """
+        load, needed = object(), _COPIES * file_bytes
+        with self._changed:
+            while not self.has_room(needed):
+                self._changed.wait(_LOOK_S)
+            self._loads[load] = needed, self._clock()
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._loads[load]
+                self._changed.notify_all()
+
+    def has_room(self, needed: int) -> bool:
+        """Return whether a load may begin that takes so many bytes."""
+        begun_s = self._clock() - _LONG_S
+        num_quick = sum(since_s > begun_s for _, since_s in self._loads.values())
+        if num_quick >= self._most:
+            return False
+        taken = sum(num_bytes for num_bytes, _ in self._loads.values())
+        return not taken or taken + needed <= (self._free_bytes() or math.inf)
