@@ -171,6 +171,10 @@ class ProcessPool:
         self._threads: set[threading.Thread] = set()
         self._is_closed = False
 
+    def prepare(self, modules: Iterable[str]) -> None:
+        """Have processes that start later import modules, too."""
+        self._modules += [each for each in modules if each not in self._modules]
+
     def submit(
         self, owner: str, function: Callable[..., Any], *args: Any, limits: Limits = NO_LIMITS
     ) -> "Future[Any]":
@@ -318,7 +322,7 @@ class ProcessPool:
 
 
 class BoundedPool:
-    """The jobs of a pool that have the same limits."""
+    """A pool for jobs that have the same limits; others use it, too."""
 
     def __init__(self, pool: ProcessPool, limits: Limits) -> None:
         self._pool, self._limits = pool, limits
@@ -328,8 +332,7 @@ class BoundedPool:
         return self._pool.submit(owner, function, *args, limits=self._limits)
 
     def close(self) -> None:
-        """End the processes of the pool."""
-        self._pool.close()
+        """Leave the pool to the others."""
 
 
 def mapped(
