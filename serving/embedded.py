@@ -23,7 +23,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.handlers.handler import Handler
-from serving.json_values import parsed_output, written_inputs
+from serving.json_values import written_inputs
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.model.onnx_errors import reason_of
@@ -61,11 +61,13 @@ class BaseModel:
         """
         self.batching = batching or BatchingConfig()
         self.served = model
-        self._network = model if model.handler is None else model.network
+        self._network = model.network
         num_threads = max(1, model.settings.num_threads)
-        self._cores = model.engine.max_concurrent_runs or max(1, usable_cores() // num_threads)
+        engine = None if self._network is None else self._network.engine
+        cores = None if engine is None else engine.max_concurrent_runs
+        self._cores = cores or max(1, usable_cores() // num_threads)
         self._names = [each.name for each in model.tensors.outputs]
-        is_wide = getattr(self._network.engine, "wide", None) is not None
+        is_wide = getattr(engine, "wide", None) is not None
         self._alone = self._run_alone if is_wide else None
         """Runs a call that is alone on all cores, if the model gains by that."""
         self._is_closed = False
@@ -165,29 +167,22 @@ class BaseModel:
         """The version that was loaded, such as "3"."""
         return self.served.version
 
-    def _run(self, feeds: Feeds, is_cancelled: Callable[[], bool] = never) -> Outputs:
-        if self._is_closed:
-            raise Unavailable("the model is closed")
-        return self._outputs(self._run_network(feeds, is_cancelled))
-
-    def _run_around(
-        self, call: tuple[Feeds, Mapping[str, Any]], is_cancelled: Any = never
+    def _run(
+        self,
+        feeds: Feeds,
+        is_cancelled: Callable[[], bool] = never,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Outputs:
-        """Run a call through the handler."""
         if self._is_closed:
             raise Unavailable("the model is closed")
-        handler: Any = self.served.handler
-        feeds, parameters = call
         run = partial(self._run_network, is_cancelled=is_cancelled)
-        found = zip(self.served.tensors.outputs, handler.run(feeds, run, parameters), strict=True)
-        return self._outputs([parsed_output(tensor, array) for tensor, array in found])
-
-    def _outputs(self, arrays: Sequence[Array]) -> Outputs:
+        arrays = self.served.answer(feeds, parameters or {}, run)
         return Outputs(dict(zip(self._names, arrays, strict=True)), self.served.version)
 
     def _run_network(self, feeds: Feeds, is_cancelled: Callable[[], bool] = never) -> list[Array]:
         """Run the model itself; returns its outputs in order."""
         model, most = self._network, self.batching.max_batch_size
+        assert model is not None
         is_batchable = model.tensors.is_batchable
         num_rows = min(map(len, feeds.values())) if is_batchable else 1
         try:
@@ -206,6 +201,7 @@ class BaseModel:
 
     def _run_alone(self, feeds: Feeds) -> list[Array]:
         """Run the model on all cores."""
+        assert self._network is not None
         run, _ = self._network.stoppable(is_alone=True)
         return run(feeds)
 
@@ -254,9 +250,7 @@ class Model(BaseModel):
         """
         tensors = self.served.tensors
         feeds = as_feeds(tensors, written_inputs(tensors.inputs, inputs))
-        if self.served.handler is not None:
-            return _chosen(self._run_around((feeds, parameters or {})), outputs)
-        return _chosen(self._run(feeds), outputs)
+        return _chosen(self._run(feeds, parameters=parameters), outputs)
 
     def describe(self, version: str | int | None = None) -> ModelInfo:
         """Return the model's inputs and outputs, how it is run, and its limits.
@@ -312,14 +306,14 @@ class AsyncModel(BaseModel):
         """Run the model; see `Model.infer`. A call that is cancelled begins no further run."""
         tensors = self.served.tensors
         feeds = as_feeds(tensors, written_inputs(tensors.inputs, inputs))
-        if self.served.handler is not None:
-            return _chosen(await on_thread(self._run_around, (feeds, parameters or {})), outputs)
         # Rows are proved independent for axes of one or more.
-        can_join = tensors.is_batchable and all(array.size for array in feeds.values())
+        can_join = self.served is self._network and tensors.is_batchable
+        can_join = can_join and all(array.size for array in feeds.values())
         sizes = {len(array) for array in feeds.values()} if can_join else set()
         if len(sizes) == 1 and min(sizes) <= min(FEW_ROWS, self.batching.max_batch_size):
             return _chosen(await self._joined_calls().run(feeds), outputs)
-        return _chosen(await on_thread(self._run, feeds), outputs)
+        run = partial(self._run, parameters=parameters)
+        return _chosen(await on_thread(run, feeds), outputs)
 
     async def describe(self, version: str | int | None = None) -> ModelInfo:
         """Return the model's inputs and outputs, how it is run, and its limits."""

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -18,6 +18,7 @@ from serving.model import verdicts
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES
 from serving.pictures import reader
+from serving.processes.pool import BoundedPool, Limits, ProcessPool
 from serving.system.cores import usable_cores
 from serving.system.crash_record import number_of
 from serving.system.host import Host
@@ -26,8 +27,7 @@ from serving.tensors import ModelInfo, Signature, TensorSignature
 from serving.versions.served import ModelVersions
 
 if TYPE_CHECKING:
-    from serving.handlers.pipeline import HandlerRuntime
-    from serving.processes.pool import BoundedPool
+    from serving.handlers.model import HandledModel
 
 _log = logging.getLogger(__name__)
 _CHANGED = Unavailable("the model has changed")
@@ -37,8 +37,9 @@ _MAX_SHOWN = 80
 _TOLERANCES_OF_DEVICES = {2: 1e-2, 4: 1e-2, 8: 1e-3}
 """`TOLERANCES` on other devices than the CPU, as `acceptance.py` has them: their runs of several
 rows take other algorithms."""
-_NUM_DECODERS = 2
-_PICTURE_BYTES, _PICTURE_S = 1280 << 20, 10.0
+_NUM_READERS = 3
+"""Processes that read what strangers send: JSON, forms, pictures."""
+_PICTURES = Limits(1280 << 20, 10.0)
 """Limits of a handler's pictures: the largest one, 80 million transparent pixels, takes some 1,200
 MiB with the copy to be sent."""
 _TWO, _SMALL_BYTES = 2, 256 << 20
@@ -292,13 +293,16 @@ class Router:
         """Called with a version that has answered its last call, on that thread."""
         self.keeps_headers = False
         """Whether a handler wants the headers of calls."""
-        self._decoder: BoundedPool | None = None
+        self._pool = ProcessPool(_NUM_READERS)
+        self._pictures: BoundedPool | None = None
+        """The pool, with the limits of pictures for handlers; None if no handler takes any."""
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that the entries belong to."""
         self.owner = owner
         for each in self.served:
             each.entry.attach(owner)
+        self._start_pictures()
 
     def change(self, name: str, versions: ModelVersions | None) -> None:
         """Serve these versions of a model from now on; None: none."""
@@ -325,17 +329,14 @@ class Router:
             models = (
                 each for route in routes.values() for each in route.versions.versions.values()
             )
-            self.keeps_headers = any(
-                each.handler is not None and "metadata" in each.handler.signature.options
-                for each in models
-            )
+            self.keeps_headers = any("metadata" in each.options for each in models)
             is_other = routes.get(name) is not before
         if self.owner is not None and is_other:
             self.owner.post(self.owner.forget_layouts)  # some are for models that are gone
 
     def _open(self, name: str, model: LoadedModel) -> Served:
         """Take a version into service."""
-        entry = self._entry(name, model)
+        entry = model.entry(name, self)
         served = Served(model, entry)
         served.block(self._refusal_of(entry.label))
         self._stop_batching(entry)
@@ -344,26 +345,37 @@ class Router:
         self.served = (*self.served, served)
         return served
 
-    def _entry(self, name: str, model: LoadedModel) -> Entry:
-        cores = model.engine.max_concurrent_runs or model.settings.instances
+    def batcher_of(self, name: str, model: LoadedModel, *, counts_calls: bool = True) -> Batcher:
+        """Return where the calls of a model come in; see `EntryMaker`."""
+        cores = model.session.max_concurrent_runs or model.settings.instances
         num_threads = self._num_processes * max(1, model.settings.num_threads)
         cores = cores or max(1, usable_cores() // num_threads)
         batching = model.settings.of(self.batching)
-        if model.handler is None:
-            net = self._net(model, batching)
-            return Batcher(model, batching, self.metrics, cores, name, self.host, net)
-        # Late, here and below: few models have a handler.
-        from serving.handlers.pipeline import Pipeline
+        facts = model, batching, self.metrics, cores, name, self.host, self._net(model, batching)
+        return Batcher(*facts, counts_calls=counts_calls)
 
-        network = None
-        if model.handler.signature.needs_model:
-            alone = model.network
-            facts = alone, batching, self.metrics, cores, name, self.host
-            network = Batcher(*facts, self._net(alone, batching), counts_calls=False)
-        if model.handler.signature.has_pictures:
-            self._pictures()
-        runtime = self._runtime_of(name, model.handler, network)
-        return Pipeline((name, model.version), model.tensors, batching, self.metrics, runtime)
+    def pipeline_of(self, name: str, model: "HandledModel") -> Entry:
+        """Return where the calls of a model with a handler come in."""
+        from serving.handlers.pipeline import HandlerRuntime, Pipeline  # late: few have one
+
+        handler, inside, network = model.handler, model.inside, None
+        if inside is not None:
+            network = self.batcher_of(name, inside, counts_calls=False)
+        if handler.signature.has_pictures:
+            self._picture_pool()
+        number = self.batching.handler_processes or self._usual_processes(name, handler)
+        runtime = HandlerRuntime(
+            handler.signature,
+            network,
+            handler,
+            handler.take_first,
+            max(1, number // self._num_processes),
+            self._receiver,
+            self._picture_pool,
+            lambda: self.on_block(),
+        )
+        batching, label = model.settings.of(self.batching), (name, model.version)
+        return Pipeline(label, model.tensors, batching, self.metrics, runtime)
 
     def _net(self, model: LoadedModel, batching: BatchingConfig) -> Net | None:
         """Return how the answers of a version's batches are checked; None if they are not."""
@@ -377,22 +389,6 @@ class Router:
             digest,
             model.is_proved,
             partial(_record, model.verdict_key),
-        )
-
-    def _runtime_of(self, name: str, handler: Any, network: Batcher | None) -> "HandlerRuntime":
-        """Return what a version with a handler runs on."""
-        from serving.handlers.pipeline import HandlerRuntime
-
-        number = self.batching.handler_processes or self._usual_processes(name, handler)
-        return HandlerRuntime(
-            handler.signature,
-            network,
-            handler,
-            handler.take_first,
-            max(1, number // self._num_processes),
-            self._receiver,
-            self._pictures,
-            lambda: self.on_block(),
         )
 
     def _usual_processes(self, name: str, handler: Any) -> int:
@@ -415,17 +411,32 @@ class Router:
         route = self.find(name)
         return route, route.tensors
 
-    def _pictures(self) -> "BoundedPool":
-        """Return the processes that decode pictures for handlers; made with the first one."""
-        if self._decoder is None:
-            # Late: a server without such handlers needs none.
-            from serving.processes.pool import BoundedPool, Limits, ProcessPool
+    def bounded_pool(self, modules: Iterable[str], limits: Limits) -> BoundedPool:
+        """Return the processes that read what strangers send, with limits; all users share them.
 
-            limits = Limits(_PICTURE_BYTES, _PICTURE_S)
+        Args:
+            modules: imports of these jobs.
+            limits: of each.
+        """
+        self._pool.prepare(modules)
+        return BoundedPool(self._pool, limits)
+
+    def _picture_pool(self) -> BoundedPool:
+        """Return the processes for pictures of handlers, with their limits."""
+        if self._pictures is None:
             modules = (*reader.modules(), "serving.handlers.pictures")
-            self._decoder = BoundedPool(ProcessPool(_NUM_DECODERS, modules), limits)
-            self._decoder.submit("", int)  # it starts, so that no call waits for it
-        return self._decoder
+            self._pictures = self.bounded_pool(modules, _PICTURES)
+            self._start_pictures()
+        return self._pictures
+
+    def _start_pictures(self) -> None:
+        """Have a process started, so that no call waits for it, once all modules are known."""
+        if self._pictures is not None and self.owner is not None:
+            self._pictures.submit("", int)
+
+    def close_pool(self) -> None:
+        """End the processes that read what strangers send."""
+        self._pool.close()
 
     def prune(self) -> None:
         """Close the versions that are gone and have answered all they accepted."""
@@ -531,8 +542,7 @@ class Router:
         """Close all versions: their threads end once they are idle."""
         for each in self.served:
             each.close()
-        if self._decoder is not None:
-            self._decoder.close()
+        self.close_pool()
 
 
 def _facts(model: RunnableModel) -> object:

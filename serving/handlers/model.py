@@ -1,20 +1,20 @@
 """A version with a handler, as the server and `serving.Model` load it."""
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from serving.config import Device, ModelConfig
-from serving.errors import ConfigurationError, ModelError, ServingError
+from serving.errors import ConfigurationError, ServingError
 from serving.handlers import process
 from serving.handlers.loading import HandlerSource, NeedsModel
 from serving.handlers.process import HandlerProcess, Program
 from serving.handlers.signature import HandlerSignature
-from serving.model.engine import Run
-from serving.model.loaded import LoadedModel
+from serving.json_values import parsed_output
+from serving.model.loaded import EntryMaker, LoadedModel
 from serving.model.manifest import Manifest
 from serving.model.repository import VERSION_OF_FILE
 from serving.tensors import Array, Feeds, TensorSignature
@@ -70,22 +70,93 @@ class LoadedHandler:
         threading.Thread(target=work, name="handler-start", daemon=True).start()
 
 
-class NoEngine:
-    """In the place of a model's session, where a handler predicts alone."""
+class Around(Protocol):
+    """A user's Python around a model, in its processes or in this one."""
 
-    device: Device = "cpu"
-    max_concurrent_runs: int | None = None
+    signature: HandlerSignature
+    tensors: TensorSignature
+    """The inputs and outputs for callers."""
 
-    def __init__(self, tensors: TensorSignature) -> None:
-        self.tensors = tensors
+    @property
+    def line(self) -> str:
+        """How calls are handled, in a line."""
 
-    def run(self, feeds: Feeds) -> list[Array]:
-        """Refuse to run: only a handler can."""
-        raise ModelError("there is no model, only a handler")
+    @property
+    def files(self) -> Sequence[Path]:
+        """Files beside the handler's own that it has imported, as far as they are known."""
 
-    def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
-        """Return the refusing run, which needs no stop."""
-        return self.run, lambda: None
+    def close(self) -> None:
+        """End it, if it is not served."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class HandledModel(LoadedModel):
+    """A version that answers as its handler does; with a model inside, or alone."""
+
+    handler: Any
+    """An `Around`."""
+    inside: LoadedModel | None
+
+    @property
+    def network(self) -> LoadedModel | None:
+        return self.inside
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        uses: tuple[str, ...] = self.handler.signature.uses
+        return uses
+
+    @property
+    def files(self) -> Sequence[Path]:
+        files: Sequence[Path] = self.handler.files
+        return files
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        options: tuple[str, ...] = self.handler.signature.options
+        return options
+
+    @property
+    def is_around(self) -> bool:
+        return self.inside is not None
+
+    @property
+    def is_as_its_graph(self) -> bool:
+        return False
+
+    @property
+    def tensors(self) -> TensorSignature:
+        tensors: TensorSignature = self.handler.tensors
+        return tensors
+
+    @property
+    def signature(self) -> None:
+        return None
+
+    @property
+    def pictures(self) -> None:
+        return None
+
+    @property
+    def backend(self) -> str:
+        return "python" if self.inside is None else self.inside.backend
+
+    @property
+    def device(self) -> Device:
+        return "cpu" if self.inside is None else self.inside.device
+
+    def entry(self, name: str, maker: EntryMaker) -> Any:
+        return maker.pipeline_of(name, self)
+
+    def answer(
+        self, feeds: Feeds, parameters: Mapping[str, Any], run: Callable[[Feeds], list[Array]]
+    ) -> Sequence[Array]:
+        found = self.handler.run(feeds, run, parameters)
+        pairs = zip(self.tensors.outputs, found, strict=True)
+        return [parsed_output(tensor, array) for tensor, array in pairs]
+
+    def close(self) -> None:
+        self.handler.close()
 
 
 def around(
@@ -148,13 +219,21 @@ def require_model(signature: HandlerSignature, *, has_model: bool) -> None:
         )
 
 
-def with_handler(model: LoadedModel, handler: Any) -> LoadedModel:
+def with_handler(model: LoadedModel, handler: Around) -> HandledModel:
     """Return a version that answers as its handler does."""
-    return replace(model, handler=handler, batching=f"{handler.line}; {model.batching}")
+    facts = {each.name: getattr(model, each.name) for each in fields(LoadedModel)}
+    facts["batching"] = f"{handler.line}; {model.batching}"
+    return HandledModel(**facts, handler=handler, inside=model)
 
 
-def without_model(name: str, handler: Any) -> LoadedModel:
+def without_model(name: str, handler: Around) -> HandledModel:
     """Return a version that is a handler alone."""
     manifest = Manifest.of_graph(name, VERSION_OF_FILE, {})
-    engine = NoEngine(handler.tensors)
-    return LoadedModel(engine, manifest, "fp32", batching=handler.line, handler=handler)
+    return HandledModel(
+        engine=None,
+        manifest=manifest,
+        precision="fp32",
+        batching=handler.line,
+        handler=handler,
+        inside=None,
+    )

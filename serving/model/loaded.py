@@ -1,9 +1,9 @@
 """A version of a model that was loaded and checked: all that the server needs to run it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.config import BatchingConfig, Device, Precision
 from serving.errors import ConfigurationError
@@ -27,27 +27,22 @@ if TYPE_CHECKING:
     from serving.model.preprocessing import Preprocessing
 
 
-class Around(Protocol):
-    """A user's Python around a model; see `serving.handlers`."""
+class EntryMaker(Protocol):
+    """Makes where the calls of a version come in: a `Router`."""
 
-    tensors: TensorSignature
-    """The inputs and outputs for callers."""
-    signature: Any
-    """A `HandlerSignature`."""
+    def batcher_of(self, name: str, model: "LoadedModel") -> Any:
+        """Return that of a model alone."""
 
-    @property
-    def files(self) -> Sequence[Path]:
-        """Files beside the handler's own that it has imported, as far as they are known."""
-
-    def close(self) -> None:
-        """End it, if it is not served."""
+    def pipeline_of(self, name: str, model: Any) -> Any:
+        """Return that of a model with Python around it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
     """A version that was checked; safe to run from many threads."""
 
-    engine: Engine
+    engine: Engine | None
+    """What runs it; None where Python is the model."""
     manifest: Manifest
     precision: Precision
     inline_rows: int = 0
@@ -70,13 +65,59 @@ class LoadedModel:
     """Which outputs are classes and probabilities, as far as its graph shows it; not of images."""
     sample_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes of inputs, by name, with which a run succeeded; none if no run did."""
-    handler: Around | None = None
-    """The Python around it, if there is some: then callers see its inputs and outputs."""
+
+    # What Python around a model changes; see `serving.handlers.model.HandledModel`
 
     @property
-    def network(self) -> Self:
-        """The model itself, without the Python around it."""
-        return replace(self, handler=None)
+    def network(self) -> "LoadedModel | None":
+        """The model itself; None where Python is the model."""
+        return self
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The other models that it calls."""
+        return ()
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Files beside its own that it has imported, as far as they are known."""
+        return ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What it wants of calls beside their inputs, such as "metadata"."""
+        return ()
+
+    @property
+    def is_around(self) -> bool:
+        """Whether it is none without the model inside."""
+        return False
+
+    @property
+    def is_as_its_graph(self) -> bool:
+        """Whether its graph says its inputs and outputs."""
+        return True
+
+    def entry(self, name: str, maker: EntryMaker) -> Any:
+        """Make where its calls come in, an `Entry`."""
+        return maker.batcher_of(name, self)
+
+    def answer(
+        self, feeds: Feeds, parameters: Mapping[str, Any], run: Callable[[Feeds], list[Array]]
+    ) -> Sequence[Array]:
+        """Return the outputs for a call in this process; `run` runs the model itself."""
+        return run(feeds)
+
+    def close(self) -> None:
+        """End what has started with its loading, if it is not served."""
+
+    # Of a model itself
+
+    @property
+    def session(self) -> Engine:
+        """What runs it."""
+        assert self.engine is not None
+        return self.engine
 
     @property
     def version(self) -> str:
@@ -86,23 +127,22 @@ class LoadedModel:
     @property
     def tensors(self) -> TensorSignature:
         """Its inputs and outputs."""
-        return self.engine.tensors if self.handler is None else self.handler.tensors
+        return self.session.tensors
 
     @property
     def signature(self) -> Signature | None:
         """The shape of its images, and its classes; None if it isn't known to classify images."""
-        return None if self.handler is not None else self.manifest.signature
+        return self.manifest.signature
 
     @property
     def pictures(self) -> "Preprocessing | None":
         """How pictures become its input, and the names of its classes; None if it takes none."""
-        return None if self.handler is not None else self.manifest.pictures
+        return self.manifest.pictures
 
     @property
     def backend(self) -> str:
         """What answers: "python" for a handler that predicts alone, else "onnxruntime"."""
-        is_alone = self.handler is not None and not self.handler.signature.needs_model
-        return "python" if is_alone else "onnxruntime"
+        return "onnxruntime"
 
     @property
     def class_labels(self) -> tuple[str, ...]:
@@ -122,7 +162,7 @@ class LoadedModel:
     @property
     def device(self) -> Device:
         """The device that it runs on: "cpu" or "cuda"."""
-        return self.engine.device
+        return self.session.device
 
     def describe(self, batching: BatchingConfig) -> ModelInfo:
         """Describe this version, with limits of a server's; the only one that there is."""
@@ -149,10 +189,10 @@ class LoadedModel:
     # coverage, tests): these run between lines.
 
     def run(self, feeds: Feeds) -> list[Array]:
-        with native_run(): return self.engine.run(feeds)  # noqa: E701  # fmt: skip
+        with native_run(): return self.session.run(feeds)  # noqa: E701  # fmt: skip
 
     def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
-        engine_run, end = self.engine.stoppable(is_alone=is_alone)
+        engine_run, end = self.session.stoppable(is_alone=is_alone)
 
         def run(feeds: Feeds) -> list[Array]:
             with native_run(): return engine_run(feeds)  # noqa: E701  # fmt: skip
@@ -161,5 +201,5 @@ class LoadedModel:
 
     def classify(self, images: Images) -> Probabilities:
         """Return the (N, classes) float32 probabilities of (N, pixels) images."""
-        name = self.engine.tensors.inputs[0].name
-        with native_run(): return self.engine.run({name: images})[0]  # noqa: E701  # fmt: skip
+        name = self.session.tensors.inputs[0].name
+        with native_run(): return self.session.run({name: images})[0]  # noqa: E701  # fmt: skip

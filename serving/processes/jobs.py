@@ -21,8 +21,9 @@ from serving.system.usage import DATA, RESIDENT, SHARED, memory
 
 CRASHED = -1
 """In place of a job's number: the child has ended without an outcome."""
-_READ = b""
+READ = b""
 """In place of an outcome: the child has read the job."""
+_TOO_LARGE = pickle.dumps((False, TooLarge("it needs too much memory")), 5)
 _ENOUGH = 77
 """The exit code of a child that has ended behind an outcome."""
 _KEPT_BYTES = 32 << 20
@@ -55,10 +56,15 @@ def _work(channel: socket.socket, lifeline: int) -> NoReturn:
         try:
             number, memory_bytes = pickle.load(stream)
             _limit_memory(memory_bytes)
-            function, args = pickle.load(stream)
+            try:
+                function, args = pickle.load(stream)
+            except MemoryError:
+                pickle.dump((number, _TOO_LARGE), stream, 5)
+                stream.flush()
+                raise
         except BaseException:  # it is no use without its job
             os._exit(1)
-        pickle.dump((number, _READ), stream, 5)
+        pickle.dump((number, READ), stream, 5)
         stream.flush()
         pickle.dump((number, _outcome(function, args)), stream, 5)
         del args
@@ -83,7 +89,7 @@ def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     try:
         return pickle.dumps((True, function(*args)), 5)
     except MemoryError:
-        return pickle.dumps((False, TooLarge("it needs too much memory")))
+        return _TOO_LARGE
     except Exception as err:
         with suppress(Exception):
             return pickle.dumps((False, err))

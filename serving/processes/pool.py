@@ -14,6 +14,8 @@ stopped.
 
 import itertools
 import pickle
+import select
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
@@ -48,6 +50,28 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits()
 
 
+class _Interrupted(Exception):
+    """There is news of a job that is not yet written."""
+
+
+class _Writer:
+    """Writes a job, until there is news: its reader has ended, or has no room for it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket, self._poll = sock, select.poll()
+        self._poll.register(sock, select.POLLIN | select.POLLOUT)
+
+    def write(self, data: Any) -> None:
+        left, timeout_s = memoryview(data).cast("B"), self._socket.gettimeout() or 0.0
+        while left:
+            events = self._poll.poll(timeout_s * 1000)
+            if not events:
+                raise TimeoutError
+            if events[0][1] & select.POLLIN:
+                raise _Interrupted
+            left = left[self._socket.send(left, socket.MSG_DONTWAIT) :]
+
+
 class _Process:
     """A process of a pool; for one thread at a time."""
 
@@ -72,10 +96,12 @@ class _Process:
         number, is_read = next(self._numbers), False
         self._forget_crashes()
         self.child.channel.settimeout(limits.seconds)
+        writer = _Writer(self.child.channel)
         try:
-            with self.child.channel.makefile("wb") as stream:
-                pickle.dump((number, limits.memory_bytes), stream, 5)
-                pickle.dump((function, args), stream, 5)
+            pickle.dump((number, limits.memory_bytes), writer, 5)
+            pickle.dump((function, args), writer, 5)
+        except _Interrupted:
+            pass
         except (pickle.PicklingError, AttributeError, TypeError) as err:  # a function of no module
             self.child.kill()  # a part of it may have been written
             return False, err
@@ -85,9 +111,11 @@ class _Process:
                 raise BrokenPipeError
             if found == jobs.CRASHED:
                 return None
-            if found == number and is_read:
+            if found == number and content != jobs.READ:
                 break
             is_read = is_read or found == number
+        if not is_read:  # it has no room for the job, of which a part is left
+            self.child.kill()
         try:
             is_good, outcome = pickle.loads(content)
         except Exception as err:  # an exception that takes other arguments, say
@@ -142,6 +170,10 @@ class ProcessPool:
         """The processes that have a job, by its outcome."""
         self._threads: set[threading.Thread] = set()
         self._is_closed = False
+
+    def prepare(self, modules: Iterable[str]) -> None:
+        """Have processes that start later import modules, too."""
+        self._modules += [each for each in modules if each not in self._modules]
 
     def submit(
         self, owner: str, function: Callable[..., Any], *args: Any, limits: Limits = NO_LIMITS
@@ -290,7 +322,7 @@ class ProcessPool:
 
 
 class BoundedPool:
-    """The jobs of a pool that have the same limits."""
+    """A pool for jobs that have the same limits; others use it, too."""
 
     def __init__(self, pool: ProcessPool, limits: Limits) -> None:
         self._pool, self._limits = pool, limits
@@ -300,8 +332,7 @@ class BoundedPool:
         return self._pool.submit(owner, function, *args, limits=self._limits)
 
     def close(self) -> None:
-        """End the processes of the pool."""
-        self._pool.close()
+        """Leave the pool to the others."""
 
 
 def mapped(

@@ -31,7 +31,7 @@ from serving.system.cores import usable_cores
 from serving.versions.failures import at_start, may_pass, others_than, text_of
 from serving.versions.folder import ModelFolder
 from serving.versions.room import LoadingRoom
-from serving.versions.served import ModelVersions, needs_model, uses_of
+from serving.versions.served import ModelVersions
 from serving.versions.version import Version
 
 _log = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class Catalog:
     def _refuse_circles(self, folders: list[ModelFolder]) -> None:
         """Serve no model whose handler calls itself, by way of others or not."""
         served = {each.name: each.served for each in folders if each.served}
-        uses = {name: uses_of(versions.default) for name, versions in served.items()}
+        uses = {name: versions.default.uses for name, versions in served.items()}
         for folder in folders:
             if (trouble := trouble_of(folder.name, uses)) is None:
                 continue
@@ -198,8 +198,8 @@ class Catalog:
         Raises:
             ConfigurationError: itself, or too many in a row.
         """
-        uses = {each: uses_of(versions.default) for each, versions in self.models.items()}
-        if trouble := trouble_of(name, {**uses, name: uses_of(model)}):
+        uses = {each: versions.default.uses for each, versions in self.models.items()}
+        if trouble := trouble_of(name, {**uses, name: model.uses}):
             raise ConfigurationError(trouble)
 
     @contextmanager
@@ -324,7 +324,7 @@ class Catalog:
         self._handlers = {}
         if self._sources:
             self._handlers = assigned(self._sources, paths)
-        self._around |= {name for name, each in self.models.items() if needs_model(each.default)}
+        self._around |= {name for name, each in self.models.items() if each.default.is_around}
         for name, source in self._handlers.items():
             if name not in self._around:
                 paths.setdefault(name, source.file)  # a model by itself

@@ -35,5 +35,5 @@ def states(files: Iterable[Path]) -> Fingerprint:
 
 def imported_states(model: LoadedModel | None) -> Fingerprint:
     """Return the states of the files that a version's handler imports from its folder."""
-    files = () if model is None or model.handler is None else model.handler.files
+    files = () if model is None else model.files
     return states(files) if files else frozenset()

@@ -309,14 +309,13 @@ class ModelFolder:
             # Of others their graphs were compared, by `unaccepted`.
             before = self._before.get(number)
             base = None if before is None else before.model
-            if new.handler is not None and served is not None:
+            if not new.is_as_its_graph and served is not None:
                 base = served.default
             if base is not None and signature_of(new) != signature_of(base):
                 raise CorruptModel(self._misfit(new))
         except ServingError as err:
             version.refuse(err)
-            if new.handler is not None:
-                new.handler.close()
+            new.close()
             raise
         version.files = own | imported_states(new)
 
@@ -426,8 +425,8 @@ def _end_unserved(version: Version) -> None:
     if version.state is State.SERVING:
         version.leave()
     version.end()
-    if model is not None and model.handler is not None:
-        model.handler.close()
+    if model is not None:
+        model.close()
 
 
 class _FolderLoading:

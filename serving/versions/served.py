@@ -75,17 +75,6 @@ class ModelVersions:
         return f"versions {', '.join(self.versions)}; default {self.default_version}{share}"
 
 
-def uses_of(model: LoadedModel) -> tuple[str, ...]:
-    """Return the models that a version's handler calls."""
-    uses: tuple[str, ...] = () if model.handler is None else model.handler.signature.uses
-    return uses
-
-
-def needs_model(model: LoadedModel) -> bool:
-    """Return whether a version has a handler that is no model by itself."""
-    return model.handler is not None and bool(model.handler.signature.needs_model)
-
-
 def signature_of(model: LoadedModel) -> object:
     """Return the facts that callers rely on: images and classes, or the tensors."""
     tensors = model.tensors

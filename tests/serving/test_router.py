@@ -11,6 +11,7 @@ from digit_classifier.methods import route_of
 from serving.batching.batcher import Batcher
 from serving.config import BatchingConfig
 from serving.errors import ModelNotFound, Unavailable
+from serving.handlers.model import with_handler
 from serving.handlers.signature import HandlerSignature
 from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
@@ -391,9 +392,9 @@ def test_version_has_as_many_runners_as_cores_are_its_own(
     made = []
 
     class Noted(Batcher):
-        def __init__(self, *arguments):
+        def __init__(self, *arguments, **options):
             made.append(arguments)
-            super().__init__(*arguments)
+            super().__init__(*arguments, **options)
 
     monkeypatch.setattr("serving.router.usable_cores", lambda: cores)
     monkeypatch.setattr("serving.router.Batcher", Noted)
@@ -410,7 +411,7 @@ def test_version_has_as_many_runners_as_cores_are_its_own(
 class Handled:
     """A handler whose processes never come; it counts how many were wanted."""
 
-    files = ()
+    line, files = "", ()
     first_bytes = 1 << 30
 
     def __init__(self, *methods, **facts):
@@ -430,7 +431,8 @@ class Handled:
         self.num_launched += 1
 
     def model(self, version="1"):
-        return replace(loaded(version), handler=self)
+        found = with_handler(loaded(version), self)
+        return found if self.signature.needs_model else replace(found, engine=None, inside=None)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +474,7 @@ def test_handler_has_the_model_between_its_methods_and_no_other(methods, has_net
     monkeypatch.setattr("serving.router.Batcher", lambda *arguments, **_: made.append(arguments))
     router, handler = Router(), Handled(*methods)
     router.change("digits", versions_of(handler.model()))
-    assert [model.handler for model, *_ in made] == [None] * has_network
+    assert [type(model) for model, *_ in made] == [LoadedModel] * has_network
     assert [label for label, _ in router.handlers().items()] == [("digits", "1")]
 
 
@@ -501,10 +503,13 @@ def test_headers_are_kept_while_a_handler_wants_them(options, keeps):
 class Decoders:
     """Notes how the processes are made, and what they are asked to do."""
 
-    def __init__(self, number, modules):
-        self.number, self.modules = number, modules
+    def __init__(self, number):
+        self.number, self.modules = number, []
         self.jobs = []
         self.is_closed = False
+
+    def prepare(self, modules):
+        self.modules += modules
 
     def submit(self, *job, limits):
         self.jobs.append((job, limits))
@@ -513,23 +518,23 @@ class Decoders:
         self.is_closed = True
 
 
-def test_handlers_share_the_processes_that_decode_pictures(monkeypatch):
+def test_handlers_share_the_processes_that_read_what_strangers_send(monkeypatch):
     made = []
 
     def new(*arguments):
         made.append(Decoders(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("serving.processes.pool.ProcessPool", new)
+    monkeypatch.setattr("serving.router.ProcessPool", new)
     router = Router()
-    router.change("texts", versions_of(Handled("predict").model(), "texts"))
-    router.close()
-    assert not made, "nobody needs them"
+    (decoders,) = made
+    router.change("digits", versions_of(Handled("predict").model(), "digits"))
     for name in ("a", "b"):
         handler = Handled("predict", kind=serving.Picture())
         router.change(name, versions_of(handler.model(), name))
-    (decoders,) = made
-    assert decoders.number == 2
+    assert decoders.number == 3
+    assert not decoders.jobs, "it would not import what others need"
+    FakeOwner(router, FakeClock())
     assert {"serving.handlers.pictures", "serving.pictures.decoder"} <= {*decoders.modules}
     assert decoders.jobs == [(("", int), (1280 << 20, 10.0))], "it starts before the first call"
     assert not decoders.is_closed

@@ -13,6 +13,7 @@ from random import Random
 from serving.errors import Unavailable
 from serving.handlers.frames import Frame
 from serving.handlers.kinds import Array
+from serving.handlers.model import with_handler
 from serving.handlers.signature import HandlerSignature
 from serving.model.loaded import LoadedModel
 from serving.tensors import Tensor, TensorSignature
@@ -133,7 +134,9 @@ class Handled:
         self._alone: set[bytes] = set()
         """The images that went to a process in a call that was alone."""
         manifest = replace(simulation.manifest, name=NAME, version="1", signature=None)
-        model = LoadedModel(_Engine(), manifest, "fp32", 64, handler=self)
+        model = with_handler(LoadedModel(_Engine(), manifest, "fp32", 64), self)
+        if methods == ("predict",):
+            model = replace(model, engine=None, inside=None)
         simulation.router.change(NAME, ModelVersions(NAME, {"1": model}, "1", {}, None))
         simulation.tell(f"{NAME} has {' and '.join(methods)}, batching {batching}")
 

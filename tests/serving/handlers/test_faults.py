@@ -326,7 +326,7 @@ def test_model_that_goes_takes_its_handler_with_it(network, tmp_path, caplog):
         (tmp_path / f"{each}.onnx").write_bytes(network.read_bytes())
     (tmp_path / "around.py").write_text(AROUND.replace("model.onnx", "other.onnx"))
     catalog = Catalog(ModelConfig(models=tmp_path, handler=(f"net={tmp_path / 'around.py'}",)))
-    catalog.models["net"].default.handler.close()
+    catalog.models["net"].default.close()
     (tmp_path / "net.onnx").rename(tmp_path / "net")
     assert catalog.reload()
     assert [*catalog.models] == ["other"]
@@ -335,7 +335,7 @@ def test_model_that_goes_takes_its_handler_with_it(network, tmp_path, caplog):
     (tmp_path / "net").rename(tmp_path / "net.onnx")
     assert catalog.reload()
     assert catalog.models["net"].default.tensors.inputs[0].name == "text"
-    catalog.models["net"].default.handler.close()
+    catalog.models["net"].default.close()
 
 
 def test_circle_of_handlers_is_refused(served, tmp_path):
@@ -457,7 +457,7 @@ def test_handler_of_a_repository_that_is_no_file_is_refused(network, tmp_path, m
     expected = rf"handler: {folder / 'handler.py'} {words}"
     with pytest.raises(serving.ServingError, match=expected):
         Catalog(ModelConfig(models=tmp_path, allow_handlers=True))
-    assert Catalog(ModelConfig(models=tmp_path)).models["net"].default.handler is None
+    assert Catalog(ModelConfig(models=tmp_path)).models["net"].default.is_as_its_graph
 
 
 START = """\
@@ -549,7 +549,7 @@ def test_url_brings_no_code(network, tmp_path, caplog):
     (folder / "handler.py").write_text("raise SystemExit('it was run')\n")
     url, cache = f"file://{tmp_path / 'models'}", tmp_path / "cache"
     catalog = Catalog(ModelConfig(url=url, model_cache=cache, allow_handlers=True))
-    assert catalog.models["net"].default.handler is None
+    assert catalog.models["net"].default.is_as_its_graph
     assert not caplog.records or "it was run" not in caplog.text
 
 

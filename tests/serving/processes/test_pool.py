@@ -98,6 +98,16 @@ def test_limit_of_memory_is_the_jobs_own(make):
             outcome(pool.submit("one", fill, 128 << 20, limits=small))
 
 
+def test_job_that_has_no_room_is_too_large_at_once(make):
+    """Its reader can't take what is left of it, and its writer does not wait for that."""
+    pool = make(1)
+    small = Limits(memory_bytes=64 << 20, seconds=WAIT_S)
+    for size in (200 << 20, 65 << 20):
+        with pytest.raises(TooLarge, match="it needs too much memory"):
+            outcome(pool.submit("one", len, bytes(size), limits=small))
+        assert outcome(pool.submit("one", len, bytes(1 << 20), limits=small)) == 1 << 20
+
+
 def fill(number):
     bytes(number)
     return os.getpid()

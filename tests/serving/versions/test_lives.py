@@ -26,9 +26,13 @@ GOOD, DAMAGED, HALF, BUG = "good", "damaged", "half", "bug"
 
 
 class Model(SimpleNamespace):
-    """What serves a version."""
+    """What serves a version: a model without a handler."""
 
+    uses, files, is_around, is_as_its_graph = (), (), False, True
+    tensors, signature, device = SIGNATURE, None, "cpu"
     __hash__ = object.__hash__
+
+    def close(self): ...
 
 
 class Loading:
@@ -51,10 +55,7 @@ class Loading:
             raise RuntimeError("a bug")
         if self._text.startswith(DAMAGED):
             raise CorruptModel(f"{self._number}: it is damaged")
-        self.loaded = Model(
-            version=self._number, text=self._text, tensors=SIGNATURE, signature=None, handler=None,
-            device="cpu", manifest=SimpleNamespace(golden_probabilities={}),
-        )  # fmt: skip
+        self.loaded = Model(version=self._number, text=self._text)
 
     def build(self):
         """Do nothing, as the next."""
