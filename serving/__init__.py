@@ -40,6 +40,8 @@ if TYPE_CHECKING:  # "as": for type checkers, which don't read `__all__` below
     from serving.handlers.kinds import Text as Text
     from serving.launch import Server as Server
     from serving.launch import serve as serve
+    from serving.optimising.optimize import optimize as optimize
+    from serving.optimising.result import Optimization as Optimization
     from serving.publishing.models import publish as publish
     from serving.tensors import ModelInfo as ModelInfo
     from serving.tensors import Outputs as Outputs
@@ -59,6 +61,8 @@ _NAMES = {
     "handlers.handler": "Handler",
     "handlers.kinds": "Array Bytes Json Picture Text",
     "launch": "Server serve",
+    "optimising.optimize": "optimize",
+    "optimising.result": "Optimization",
     "publishing.models": "publish",
     "tensors": "ModelInfo Outputs Tensor",
 }

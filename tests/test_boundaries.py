@@ -261,7 +261,8 @@ ORDER = {
         errors proof commandline tensors json_values applications config system processes http1
         http2 security model.preprocessing pictures telemetry.metrics model
         publishing batching handlers versions embedded router oip.inference_pb protocols oip
-        telemetry transports http_api client server cli __main__ launch publishing.models __init__
+        telemetry transports http_api client server cli __main__ launch publishing.models optimising
+        cli.optimize __init__
     """,
     "digit_classifier": """
         predictions normalizer pictures handler wire methods http remote local async_local
@@ -368,6 +369,8 @@ def test_public_names_are_these():
         "Server",
         "Tensor",
         "Text",
+        "optimize",
+        "Optimization",
         "publish",
         "serve",
     }

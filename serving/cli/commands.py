@@ -13,7 +13,7 @@ from serving.commandline.installation import DISTRIBUTION
 from serving.commandline.parser import Parser
 from serving.errors import ConfigurationError
 
-COMMANDS = ("serve", "infer", "info", "health")
+COMMANDS = ("serve", "infer", "info", "optimize", "health")
 """The commands of this package, each a `Command` in a module of its name beside this one."""
 _START = """\
 a file, from its server to its answer:

@@ -17,6 +17,8 @@ EXTRAS = {
     "h11": "serve",
     "orjson": "serve",
     "python_multipart": "http",
+    "onnx": "optimize",
+    "onnx_ir": "optimize",
     "PIL": "pictures",
     "scipy": "pictures",
     "opentelemetry": "otel",

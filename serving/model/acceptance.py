@@ -3,6 +3,9 @@
 A model can answer its golden samples correctly and still be unfit: one that answers one row for any
 batch, or whose rows depend on their neighbours, gives wrong answers once requests are batched.
 
+A version of any model may have golden calls with the answers that its writer got: they are compared
+by what its manifest states, such as the gate that an optimised model passed.
+
 Without golden samples drawn rows are run, alone and in batches: a second look at a proof, and
 inputs to measure runs with. Samples can't show that rows are independent, only that they are not:
 serving/proof proves it. Beside quiet rows the batches have loud ones: 1e30, infinities, NaN.
@@ -11,13 +14,17 @@ serving/proof proves it. Beside quiet rows the batches have loud ones: 1e30, inf
 import random
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from serving.errors import InvalidRequest, ModelError
 from serving.model.manifest import GOLDEN_TOLERANCE, Unfit
-from serving.model.timing import batch_sizes
-from serving.tensors import Images, Probabilities
+from serving.model.timing import Run, batch_sizes
+from serving.tensors import Images, Probabilities, TensorSignature, as_feeds
+
+if TYPE_CHECKING:
+    from serving.model.golden import Golden
 
 _NEIGHBOUR_TOLERANCE = 1e-2
 """Largest difference of a row's probability from the one it has alone: noise is near no class, so
@@ -72,6 +79,33 @@ def check(
                 f"{difference:.2g}, at most {_NEIGHBOUR_TOLERANCE:g} expected"
             )
     return worst
+
+
+def check_golden(model: Run, signature: TensorSignature, golden: "Golden") -> None:
+    """Run the golden calls of any model, each alone, and compare its answers with the writer's.
+
+    Args:
+        model: runs it.
+        signature: its inputs and outputs.
+        golden: the calls, their answers, and how they are compared.
+
+    Raises:
+        Unfit: a run failed, or the answers differ; the text names the output, and the processor
+            that they come from.
+    """
+    names = [each.name for each in signature.outputs]
+    answers = []
+    for number, call in enumerate(golden.calls):
+        try:
+            answers.append(dict(zip(names, model(as_feeds(signature, call)), strict=True)))
+        except (InvalidRequest, ModelError) as err:
+            raise Unfit(f"fails on golden call {number}: {err}") from err
+    for each in golden.comparison.of_answers(golden.answers, answers):
+        if excess := each.excess(golden.comparison.limits):
+            where = f" than on {golden.gated_on}" if golden.gated_on else " than its writer's did"
+            raise Unfit(
+                f"answers its golden calls otherwise here{where}: output {each.output}: {excess}"
+            )
 
 
 def _alone(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -13,6 +13,8 @@ GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a probability from the manifest's: processors add in different orders."""
 
 if TYPE_CHECKING:
+    from serving.model.agreement import Comparison
+    from serving.model.golden import Golden
     from serving.model.preprocessing import Preprocessing
     from serving.model.verdicts import Verdict
 
@@ -42,6 +44,15 @@ class Manifest:
     """How pictures become its input, and the names of its classes; None if it takes none."""
     verdicts: "Mapping[str, Verdict]" = field(default_factory=dict)
     """Whether the rows of its files are independent, by file name, as today's rules found it."""
+    golden: "Golden | None" = None
+    """Calls of any model with the answers that its writer got, of golden.npz; None without one, and
+    once they are checked."""
+    comparison: "Comparison | None" = None
+    """How golden.npz is compared; None without one."""
+    gated_on: str = ""
+    """The processor and device that its answers come from."""
+    origin: Mapping[str, Any] | None = None
+    """From what it was optimised, by what, and how far it agrees; None for other versions."""
     unknown: tuple[str, ...] = ()
     """Fields that have no meaning here."""
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from serving.config import Precision
 from serving.errors import CorruptModel
+from serving.model.agreement import GOLDEN_FILE, Comparison
 from serving.model.manifest import FILES, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from serving.model.preprocessing import of_signature
 from serving.model.verdicts import Verdict, rules_version, verdict_of
@@ -20,8 +21,10 @@ GOLDEN: dict[Precision, str] = {"fp32": "probabilities", "int8": "int8_probabili
 """The golden answers of each variant."""
 _MAX_TEXT = 100
 """Characters of a name, which is part of every answer to GetModel and of log lines."""
+_MAX_PROCESSOR = 200
+"""Characters of a processor's name with its features, which becomes part of log lines."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_LONG_FIELDS = ("signature", "preprocessing", "batching")
+_LONG_FIELDS = ("signature", "preprocessing", "batching", "optimized")
 _MANIFEST_FIELDS = {
     *_LONG_FIELDS, "format", "name", "version", "recipe", "seed", "settings", "parameters",
     "accuracy", "files", "parity", "int8", "libraries", "golden",
@@ -61,15 +64,37 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         raise ValueError(f"format {FORMAT} expected, got {document['format']!r}")
     golden = document["golden"]
     unknown = _unknown_fields(document)
+    has_file = "file" in golden
+    if has_file and golden["file"] != GOLDEN_FILE:
+        raise ValueError(f"the golden file {GOLDEN_FILE} expected, got {golden['file']!r}")
+    if has_file and GOLDEN_FILE not in document["files"]:
+        raise ValueError(f"the digest of {GOLDEN_FILE} expected")
+    origin = document.get("optimized")
+    if origin is not None and not isinstance(origin, dict):
+        raise ValueError("optimized: an object expected")
+    fields: dict[str, Any] = {
+        "name": _text(document, "name"),
+        "version": _text(document, "version"),
+        "digests": {name: _digest(document["files"], name) for name in document["files"]},
+        "verdicts": _verdicts(document.get("batching", {})),
+        "comparison": Comparison.of(golden) if has_file else None,
+        "gated_on": _text(golden, "gated_on", _MAX_PROCESSOR) if "gated_on" in golden else "",
+        "origin": origin,
+        "unknown": unknown,
+    }
+    if "signature" not in document and has_file:  # of a model of any inputs and outputs
+        return Manifest(
+            test_accuracy=None,
+            golden_images=np.empty((0, 0), np.uint8),
+            golden_probabilities={},
+            **fields,
+        )
     signature = Signature.of(document["signature"])
     pixels = base64.b64decode(golden["images"], validate=True)
     golden_images = np.frombuffer(pixels, np.uint8).reshape(-1, signature.image_bytes)
     shape = len(golden_images), signature.num_classes
     return Manifest(
-        name=_text(document, "name"),
-        version=_text(document, "version"),
         test_accuracy=_accuracy(document["accuracy"]["test"]),
-        digests={name: _digest(document["files"], name) for name in document["files"]},
         golden_images=golden_images,
         golden_probabilities={
             precision: _probabilities(golden[GOLDEN[precision]], shape)
@@ -78,8 +103,7 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         },
         signature=signature,
         pictures=of_signature(signature, document.get("preprocessing")),
-        verdicts=_verdicts(document.get("batching", {})),
-        unknown=unknown,
+        **fields,
     )
 
 
@@ -106,10 +130,10 @@ def _unknown_fields(document: dict[str, Any]) -> tuple[str, ...]:
     return (*unknown, *(f"signature.{name}" for name in inside))
 
 
-def _text(document: dict[str, Any], name: str) -> str:
+def _text(document: dict[str, Any], name: str, most: int = _MAX_TEXT) -> str:
     text = document[name]
-    if not isinstance(text, str) or not 0 < len(text) <= _MAX_TEXT or not text.isprintable():
-        raise ValueError(f"{name} must be 1 to {_MAX_TEXT} printable characters")
+    if not isinstance(text, str) or not 0 < len(text) <= most or not text.isprintable():
+        raise ValueError(f"{name} must be 1 to {most} printable characters")
     return text  # a lone surrogate, which no message can encode, isn't printable either
 
 

@@ -16,12 +16,14 @@ import logging
 import os
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from serving.applications import MODELS, installed
 from serving.commandline import installation
 from serving.config import ModelConfig, Precision
 from serving.errors import ConfigurationError, CorruptModel, ModelNotFound
+from serving.model.agreement import GOLDEN_FILE
 from serving.model.manifest import FILES, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from serving.model.manifest_file import parse_manifest
 from serving.proof.onnx_fields import outline
@@ -333,7 +335,23 @@ def load(
         expected = manifest.digests.get(name, "none")
         if digest != expected:
             raise CorruptModel(f"{version}/{name}: expected SHA-256 {expected}, got {digest}")
+    if manifest.comparison is not None:
+        manifest = _with_golden(version_dir, manifest)
     return manifest, onnx, weights
+
+
+def _with_golden(version_dir: Path, manifest: Manifest) -> Manifest:
+    """Read golden.npz, whose digest and comparison a manifest states."""
+    from serving.model import golden  # late: few versions have one
+
+    data = _read(version_dir / GOLDEN_FILE, golden.MAX_GOLDEN_BYTES)
+    digest, expected = hashlib.sha256(data).hexdigest(), manifest.digests[GOLDEN_FILE]
+    if digest != expected:
+        place = f"{version_dir.name}/{GOLDEN_FILE}"
+        raise CorruptModel(f"{place}: expected SHA-256 {expected}, got {digest}")
+    assert manifest.comparison is not None
+    found = golden.read_golden(data, manifest.comparison, manifest.gated_on)
+    return replace(manifest, golden=found)
 
 
 def file_of(version_dir: Path, precision: Precision, file_name: str | None) -> Path:

@@ -16,13 +16,15 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from serving.errors import TooLarge
+from serving.processes.end import End
 from serving.processes.lifeline import Lifeline, end_with
 from serving.system.usage import DATA, RESIDENT, SHARED, memory
 
 CRASHED = -1
-"""In place of a job's number: the child has ended without an outcome."""
-_READ = b""
+"""In place of a job's number: the child has ended without an outcome; how, comes with it."""
+READ = b""
 """In place of an outcome: the child has read the job."""
+_TOO_LARGE = pickle.dumps((False, TooLarge("it needs too much memory")), 5)
 _ENOUGH = 77
 """The exit code of a child that has ended behind an outcome."""
 _KEPT_BYTES = 32 << 20
@@ -41,8 +43,9 @@ def main(channel: socket.socket, modules: Sequence[str]) -> NoReturn:
     lifeline = Lifeline()
     channel.send(b"\0")
     while child := os.fork():
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != _ENOUGH:
-            channel.send(pickle.dumps((CRASHED, b"")))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code != _ENOUGH:
+            channel.send(pickle.dumps((CRASHED, End(code))))
     _work(channel, lifeline.reader)
 
 
@@ -55,10 +58,15 @@ def _work(channel: socket.socket, lifeline: int) -> NoReturn:
         try:
             number, memory_bytes = pickle.load(stream)
             _limit_memory(memory_bytes)
-            function, args = pickle.load(stream)
+            try:
+                function, args = pickle.load(stream)
+            except MemoryError:
+                pickle.dump((number, _TOO_LARGE), stream, 5)
+                stream.flush()
+                raise
         except BaseException:  # it is no use without its job
             os._exit(1)
-        pickle.dump((number, _READ), stream, 5)
+        pickle.dump((number, READ), stream, 5)
         stream.flush()
         pickle.dump((number, _outcome(function, args)), stream, 5)
         del args
@@ -83,7 +91,7 @@ def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     try:
         return pickle.dumps((True, function(*args)), 5)
     except MemoryError:
-        return pickle.dumps((False, TooLarge("it needs too much memory")))
+        return _TOO_LARGE
     except Exception as err:
         with suppress(Exception):
             return pickle.dumps((False, err))

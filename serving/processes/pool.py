@@ -14,6 +14,8 @@ stopped.
 
 import itertools
 import pickle
+import select
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
@@ -24,7 +26,7 @@ from typing import Any, NamedTuple
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from serving.processes import jobs
 from serving.processes.child import ONE_THREAD, Child, Command
-from serving.processes.end import out_of_time
+from serving.processes.end import End, out_of_time
 
 CRASH = "cannot be read: it crashes the process that reads it"
 """Why there is no outcome of a job that ends its process: a decoder's fault, or the kernel's."""
@@ -48,6 +50,32 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits()
 
 
+class Crash(Exception):
+    """Why a job crashes its process: how that has ended. The cause of its InvalidRequest."""
+
+
+class _Interrupted(Exception):
+    """There is news of a job that is not yet written."""
+
+
+class _Writer:
+    """Writes a job, until there is news: its reader has ended, or has no room for it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket, self._poll = sock, select.poll()
+        self._poll.register(sock, select.POLLIN | select.POLLOUT)
+
+    def write(self, data: Any) -> None:
+        left, timeout_s = memoryview(data).cast("B"), self._socket.gettimeout() or 0.0
+        while left:
+            events = self._poll.poll(timeout_s * 1000)
+            if not events:
+                raise TimeoutError
+            if events[0][1] & select.POLLIN:
+                raise _Interrupted
+            left = left[self._socket.send(left, socket.MSG_DONTWAIT) :]
+
+
 class _Process:
     """A process of a pool; for one thread at a time."""
 
@@ -61,8 +89,8 @@ class _Process:
 
     def ask(
         self, limits: Limits, function: Callable[..., Any], args: tuple[Any, ...]
-    ) -> tuple[bool, Any] | None:
-        """Have a job done; return a good outcome or an error, None if its process crashed.
+    ) -> tuple[bool, Any] | End:
+        """Have a job done; return a good outcome or an error, or how it ended its process.
 
         Raises:
             TimeoutError: it takes too long.
@@ -72,10 +100,12 @@ class _Process:
         number, is_read = next(self._numbers), False
         self._forget_crashes()
         self.child.channel.settimeout(limits.seconds)
+        writer = _Writer(self.child.channel)
         try:
-            with self.child.channel.makefile("wb") as stream:
-                pickle.dump((number, limits.memory_bytes), stream, 5)
-                pickle.dump((function, args), stream, 5)
+            pickle.dump((number, limits.memory_bytes), writer, 5)
+            pickle.dump((function, args), writer, 5)
+        except _Interrupted:
+            pass
         except (pickle.PicklingError, AttributeError, TypeError) as err:  # a function of no module
             self.child.kill()  # a part of it may have been written
             return False, err
@@ -84,10 +114,13 @@ class _Process:
             if found == jobs.CRASHED and not is_read:
                 raise BrokenPipeError
             if found == jobs.CRASHED:
-                return None
-            if found == number and is_read:
+                end: End = content
+                return end
+            if found == number and content != jobs.READ:
                 break
             is_read = is_read or found == number
+        if not is_read:  # it has no room for the job, of which a part is left
+            self.child.kill()
         try:
             is_good, outcome = pickle.loads(content)
         except Exception as err:  # an exception that takes other arguments, say
@@ -100,11 +133,11 @@ class _Process:
         while self._stream.peek(1):
             pickle.load(self._stream)
 
-    def end(self) -> None:
-        """End it, though it be stopped."""
-        self.child.end()
+    def end(self) -> End:
+        """End it, though it be stopped; return how it has ended."""
         self._stream.close()
         self.child.channel.close()
+        return self.child.end()
 
 
 class _Job(NamedTuple):
@@ -142,6 +175,10 @@ class ProcessPool:
         """The processes that have a job, by its outcome."""
         self._threads: set[threading.Thread] = set()
         self._is_closed = False
+
+    def prepare(self, modules: Iterable[str]) -> None:
+        """Have processes that start later import modules, too."""
+        self._modules += [each for each in modules if each not in self._modules]
 
     def submit(
         self, owner: str, function: Callable[..., Any], *args: Any, limits: Limits = NO_LIMITS
@@ -235,6 +272,7 @@ class ProcessPool:
 
     def _do(self, job: _Job, process: _Process | None) -> _Process | None:
         """Do a job in a process, or a new one; return the process, if it can do others."""
+        end: End | None = None
         for _ in range(2):
             try:
                 process = process or self._start()
@@ -248,19 +286,23 @@ class ProcessPool:
                 return process
             outcome, is_over = self._ask(process, job)
             if is_over:
-                process.end()
+                end = process.end()
                 process = None
-            if outcome is not None:
+            if isinstance(outcome, End):
+                end = outcome
+            elif outcome is not None:
                 job.end(outcome[1], is_good=outcome[0])
                 return process
             if job.future.cancelled() or self._is_closed:
                 job.future.cancel()
                 return process
-        job.end(InvalidRequest(CRASH))
+        error = InvalidRequest(CRASH)
+        error.__cause__ = Crash(str(end))
+        job.end(error)
         return process
 
-    def _ask(self, process: _Process, job: _Job) -> tuple[tuple[bool, Any] | None, bool]:
-        """Return a job's outcome, None if there is none, and whether the process is over."""
+    def _ask(self, process: _Process, job: _Job) -> tuple[tuple[bool, Any] | End | None, bool]:
+        """Return a job's outcome, or how it has ended; and whether the process is over."""
         with self._changed:
             if self._is_closed:
                 return None, True
@@ -290,7 +332,7 @@ class ProcessPool:
 
 
 class BoundedPool:
-    """The jobs of a pool that have the same limits."""
+    """A pool for jobs that have the same limits; others use it, too."""
 
     def __init__(self, pool: ProcessPool, limits: Limits) -> None:
         self._pool, self._limits = pool, limits
@@ -300,8 +342,7 @@ class BoundedPool:
         return self._pool.submit(owner, function, *args, limits=self._limits)
 
     def close(self) -> None:
-        """End the processes of the pool."""
-        self._pool.close()
+        """Leave the pool to the others."""
 
 
 def mapped(

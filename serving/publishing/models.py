@@ -1,6 +1,7 @@
 """`serving.publish`: an ONNX file, or a Keras model, becomes the next version of a model."""
 
 import io
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +22,10 @@ from serving.model.signatures import (
     read_graph,
 )
 from serving.publishing.writer import write_version
+from serving.tensors import Signature
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NO_MANIFEST: Mapping[str, Any] = {}
 _KERAS_FILES = (".keras", ".h5", ".hdf5")
 _MARKED = b"Published as a new signature: callers of the version below need a change.\n"
 
@@ -52,10 +55,7 @@ def publish(
             or the repository can't be written.
         CorruptModel: the ONNX file, or one with its weights, is damaged or missing.
     """
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f"name: expected up to 100 letters, digits and ._-, got {name[:120]!r}"
-        )
+    require_name(name)
     root = Path(models)
     if not isinstance(model, str | Path):
         if not _is_keras(model):
@@ -70,12 +70,20 @@ def publish(
             raise ConfigurationError(f"there is no file {path}")
         return publish_keras(path, name, root, is_new_signature=new_signature)
     files = _onnx_files(path)
-    files |= _mark(files[FILES["fp32"]], root / name, is_new_allowed=new_signature)
+    files |= mark_of(files[FILES["fp32"]], root / name, is_new_allowed=new_signature)
     try:
         return write_version(root / name, lambda _: files)
     except OSError as err:
         reason = f"not published, can't write {root / name}: {err.strerror}"
         raise ConfigurationError(reason) from err
+
+
+def require_name(name: str) -> None:
+    """Raise ConfigurationError for a name that is none of a model in a repository."""
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"name: expected up to 100 letters, digits and ._-, got {name[:120]!r}"
+        )
 
 
 def _is_keras(model: object) -> bool:
@@ -98,10 +106,27 @@ def _onnx_files(path: Path) -> dict[str, bytes]:
     return {FILES["fp32"]: data, **weights}
 
 
-def _mark(data: bytes, folder: Path, *, is_new_allowed: bool) -> Mapping[str, bytes]:
-    """Check a graph against the newest version; return the mark, if it is another and may be."""
+def mark_of(
+    data: bytes, folder: Path, *, is_new_allowed: bool, document: Mapping[str, Any] = _NO_MANIFEST
+) -> Mapping[str, bytes]:
+    """Check a graph against the newest version; return the mark, if it is another and may be.
+
+    Args:
+        data: the ONNX file.
+        folder: the model's, of its versions.
+        is_new_allowed: whether it may be another.
+        document: the manifest that it gets, if it gets one.
+
+    Returns:
+        The files to publish beside it.
+
+    Raises:
+        ConfigurationError: it is no ONNX model, or another one and may not be.
+    """
+    described = document.get("signature")
+    images = json.dumps(Signature.of(described).document()) if described else ""
     try:
-        signature = GraphSignature(*read_graph(io.BytesIO(data), len(data)))
+        signature = GraphSignature(*read_graph(io.BytesIO(data), len(data)), images)
     except (ValueError, DecodeError) as err:
         raise ConfigurationError(f"not published, it is no ONNX model: {err}") from err
     if not signature.outputs:

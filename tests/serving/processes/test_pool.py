@@ -48,13 +48,19 @@ def is_alive(pid):
 
 
 @pytest.mark.parametrize(
-    ("function", "args"), [(os.abort, ()), (ctypes.string_at, (0,)), (os._exit, (0,))]
+    ("function", "args", "how"),
+    [
+        (os.abort, (), "SIGABRT"),
+        (ctypes.string_at, (0,), "SIGSEGV"),
+        (os._exit, (0,), "exit code 0"),
+    ],
 )
-def test_crash_costs_its_job_alone(make, function, args):
+def test_crash_costs_its_job_alone(make, function, args, how):
     pool = make()
     other = pool.submit("other", time.sleep, 0.2)
-    with pytest.raises(InvalidRequest, match=CRASH):
+    with pytest.raises(InvalidRequest, match=CRASH) as caught:
         outcome(pool.submit("one", function, *args))
+    assert str(caught.value.__cause__) == how
     assert outcome(other) is None
     assert outcome(pool.submit("one", math.factorial, 5)) == 120
 
@@ -96,6 +102,16 @@ def test_limit_of_memory_is_the_jobs_own(make):
         assert outcome(pool.submit("one", fill, 128 << 20, limits=limits)) == before
         with pytest.raises(TooLarge):
             outcome(pool.submit("one", fill, 128 << 20, limits=small))
+
+
+def test_job_that_has_no_room_is_too_large_at_once(make):
+    """Its reader can't take what is left of it, and its writer does not wait for that."""
+    pool = make(1)
+    small = Limits(memory_bytes=64 << 20, seconds=WAIT_S)
+    for size in (200 << 20, 65 << 20):
+        with pytest.raises(TooLarge, match="it needs too much memory"):
+            outcome(pool.submit("one", len, bytes(size), limits=small))
+        assert outcome(pool.submit("one", len, bytes(1 << 20), limits=small)) == 1 << 20
 
 
 def fill(number):

@@ -3,6 +3,7 @@ import os
 import pytest
 
 from serving.system.cores import may_poll, usable_cores
+from serving.system.usage import num_killed_for_memory
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +54,12 @@ def test_without_control_groups_the_affinity_counts(tmp_path):
 def test_who_has_a_quota_or_shares_a_core_may_not_poll(tmp_path, cpu_max, num_processes, may):
     (tmp_path / "cpu.max").write_text(cpu_max + "\n")
     assert may_poll(num_processes, tmp_path) is may
+
+
+def test_kernels_kills_for_want_of_memory_are_those_of_the_container_or_of_the_machine(tmp_path):
+    machine = tmp_path / "vmstat"
+    assert num_killed_for_memory(tmp_path, machine) == 0
+    machine.write_text("nr_free_pages 5\noom_kill 7\n")
+    assert num_killed_for_memory(tmp_path, machine) == 7
+    (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
+    assert num_killed_for_memory(tmp_path, machine) == 2

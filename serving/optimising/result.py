@@ -1,0 +1,82 @@
+"""What came out: candidates with their figures, the best of them, and why."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.optimising.candidates import Candidate
+from serving.optimising.gate import Verdict
+from serving.optimising.measure import Gain, Rates
+from serving.optimising.served import Served
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tried:
+    """A candidate that was tried."""
+
+    candidate: Candidate
+    reason: str = ""
+    """Why it is not taken: not made, not loaded, refused by the gate, or not faster."""
+    verdict: Verdict | None = None
+    """What the gate says; None if it could not be made."""
+    rates: Rates | None = None
+    """Rows a second; None if it was not measured."""
+    alone: Gain | None = None
+    """Its gain over fp32 of a call that is alone."""
+    busy: Gain | None = None
+    """Its gain over fp32 with many callers."""
+    is_batched: bool = False
+    """Whether rows of callers share its runs."""
+    num_bytes: int = 0
+    """The size of its file."""
+
+    @property
+    def gain(self) -> float:
+        """The lesser of both median gains; 0 if it was not measured."""
+        gains = [each.median for each in (self.alone, self.busy) if each is not None]
+        return min(gains, default=0.0)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether its worst rounds beat fp32's best ones."""
+        gains = [each for each in (self.alone, self.busy) if each is not None]
+        return bool(gains) and all(each.is_sure for each in gains)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimization:
+    """The outcome of `serving.optimize`."""
+
+    name: str
+    """The model's."""
+    tried: tuple[Tried, ...]
+    """All candidates, in the order in which they were tried."""
+    chosen: Tried | None
+    """The best one; None if nothing is gained."""
+    reason: str
+    """What was found, in a sentence: the gain, or why there is none."""
+    fp32: Rates | None = None
+    """The model's own rows a second."""
+    is_batched: bool = False
+    """Whether rows of callers share runs of the model as it is."""
+    fp32_bytes: int = 0
+    """The size of its files."""
+    served: tuple[Served, ...] = ()
+    """Rates through a server; empty if nothing was chosen."""
+    num_calibration: int = 0
+    """Samples that scales were calibrated with."""
+    num_held_out: int = 0
+    """Samples that the gate compared answers on."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of samples and measurement."""
+    processor: str = ""
+    """The processor and device that it was gated and measured on."""
+    version: Path | None = None
+    """The folder of the published version; None if nothing was published."""
+    page: Path | None = None
+    """The page with the picture; None if none was written."""
+
+
+def passing(tried: Sequence[Tried]) -> list[Tried]:
+    """Return those that no reason stands against, the fastest first."""
+    return sorted((each for each in tried if not each.reason), key=lambda each: -each.gain)

@@ -1,0 +1,91 @@
+import math
+
+import numpy as np
+import pytest
+
+from serving.model.agreement import Comparison, Limits, agreement, kind_of, top
+
+
+def calls(array):
+    return [row[None] for row in np.asarray(array)]
+
+
+def test_equal_answers_agree_wholly():
+    wanted = calls(np.random.default_rng(0).normal(size=(9, 4)))
+    found = agreement("y", "values", wanted, wanted)
+    assert (found.cosine, found.error, found.excess(Limits())) == (1.0, 0.0, "")
+
+
+def test_constant_part_hides_nothing():
+    """Numbers near 2,000 whose own cosine is 1, though they differ by half of what matters."""
+    signal = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
+    found = agreement("y", "values", calls(2000 + signal), calls(2000 + signal / 2))
+    assert found.cosine < 0.995
+    assert found.error > 0.1
+    assert found.excess(Limits()) != ""
+
+
+def test_few_calls_are_compared_as_they_are():
+    wanted = calls(np.ones((2, 3)))
+    assert agreement("y", "values", wanted, calls(np.full((2, 3), 1.01))).error == pytest.approx(
+        0.01
+    )
+
+
+def test_turned_answers_exceed_by_cosine():
+    wanted = calls(np.eye(4))
+    found = agreement("y", "values", wanted, calls(np.roll(np.eye(4), 1, axis=1)))
+    assert found.excess(Limits()) == "cosine 0.0000, at least 0.995 expected"
+
+
+@pytest.mark.parametrize("answer", [None, np.zeros((1, 5)), np.full((1, 4), np.nan)])
+def test_missing_reshaped_and_undefined_answers_are_refused(answer):
+    wanted = calls(np.random.default_rng(0).normal(size=(9, 4)))
+    found = agreement("y", "values", wanted, [*wanted[:8], answer])
+    assert math.isinf(found.error)
+    assert found.excess(Limits()) == "another shape, or answers that are no numbers"
+    classes = agreement("y", "classes", wanted, [*wanted[:8], answer])
+    assert classes.equal == pytest.approx(8 / 9)
+
+
+def test_classes_count_rows_with_equal_top_answers():
+    wanted = calls(np.eye(10).repeat(10, axis=0))
+    answers = [*wanted[:98], *calls(np.roll(np.eye(10), 1, axis=1)[:2])]
+    found = agreement("y", "classes", wanted, answers)
+    assert (found.num, found.equal) == (100, 0.98)
+    assert found.excess(Limits()) == "98 % of 100 top answers are equal, at least 99 % expected"
+    assert found.excess(Limits(least_equal=0.98)) == ""
+
+
+def test_row_of_one_probability_has_two_classes():
+    assert top(np.array([[0.4], [0.6]])).tolist() == [0, 1]
+    assert top(np.array([[-3.0], [0.6]])).tolist() == [0, 1]
+
+
+def test_other_types_have_to_be_equal():
+    assert [kind_of(np.zeros(1, each)) for each in (np.int64, np.bool_, object)] == ["equal"] * 3
+    wanted = calls(np.arange(200))
+    found = agreement("y", "equal", wanted, [*wanted[:197], *calls([0, 0, 0])])
+    assert found.excess(Limits()) == "98.5 % of 200 answers are equal, at least 99 % expected"
+
+
+def test_comparison_survives_its_manifest():
+    comparison = Comparison({"y": "classes", "z": "values"}, Limits(least_equal=0.5))
+    assert Comparison.of(comparison.document()) == comparison
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"outputs": {}},
+        {"outputs": {"y": "guess"}},
+        {"outputs": ["y"]},
+        {"limits": {"least_equal": "1"}},
+        {"limits": {"least_equal": 2}},
+        {"limits": {"other": 1}},
+    ],
+)
+def test_malformed_comparison_is_refused(change):
+    document = Comparison({"y": "values"}).document() | change
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        Comparison.of(document)
