@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -18,6 +18,7 @@ from serving.model import verdicts
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES
 from serving.pictures import reader
+from serving.processes.pool import BoundedPool, Limits, ProcessPool
 from serving.system.cores import usable_cores
 from serving.system.crash_record import number_of
 from serving.system.host import Host
@@ -27,7 +28,6 @@ from serving.versions.served import ModelVersions
 
 if TYPE_CHECKING:
     from serving.handlers.model import HandledModel
-    from serving.processes.pool import BoundedPool
 
 _log = logging.getLogger(__name__)
 _CHANGED = Unavailable("the model has changed")
@@ -37,8 +37,9 @@ _MAX_SHOWN = 80
 _TOLERANCES_OF_DEVICES = {2: 1e-2, 4: 1e-2, 8: 1e-3}
 """`TOLERANCES` on other devices than the CPU, as `acceptance.py` has them: their runs of several
 rows take other algorithms."""
-_NUM_DECODERS = 2
-_PICTURE_BYTES, _PICTURE_S = 1280 << 20, 10.0
+_NUM_READERS = 3
+"""Processes that read what strangers send: JSON, forms, pictures."""
+_PICTURES = Limits(1280 << 20, 10.0)
 """Limits of a handler's pictures: the largest one, 80 million transparent pixels, takes some 1,200
 MiB with the copy to be sent."""
 _TWO, _SMALL_BYTES = 2, 256 << 20
@@ -292,13 +293,16 @@ class Router:
         """Called with a version that has answered its last call, on that thread."""
         self.keeps_headers = False
         """Whether a handler wants the headers of calls."""
-        self._decoder: BoundedPool | None = None
+        self._pool = ProcessPool(_NUM_READERS)
+        self._pictures: BoundedPool | None = None
+        """The pool, with the limits of pictures for handlers; None if no handler takes any."""
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that the entries belong to."""
         self.owner = owner
         for each in self.served:
             each.entry.attach(owner)
+        self._start_pictures()
 
     def change(self, name: str, versions: ModelVersions | None) -> None:
         """Serve these versions of a model from now on; None: none."""
@@ -358,7 +362,7 @@ class Router:
         if inside is not None:
             network = self.batcher_of(name, inside, counts_calls=False)
         if handler.signature.has_pictures:
-            self._pictures()
+            self._picture_pool()
         number = self.batching.handler_processes or self._usual_processes(name, handler)
         runtime = HandlerRuntime(
             handler.signature,
@@ -367,7 +371,7 @@ class Router:
             handler.take_first,
             max(1, number // self._num_processes),
             self._receiver,
-            self._pictures,
+            self._picture_pool,
             lambda: self.on_block(),
         )
         batching, label = model.settings.of(self.batching), (name, model.version)
@@ -407,17 +411,32 @@ class Router:
         route = self.find(name)
         return route, route.tensors
 
-    def _pictures(self) -> "BoundedPool":
-        """Return the processes that decode pictures for handlers; made with the first one."""
-        if self._decoder is None:
-            # Late: a server without such handlers needs none.
-            from serving.processes.pool import BoundedPool, Limits, ProcessPool
+    def bounded_pool(self, modules: Iterable[str], limits: Limits) -> BoundedPool:
+        """Return the processes that read what strangers send, with limits; all users share them.
 
-            limits = Limits(_PICTURE_BYTES, _PICTURE_S)
+        Args:
+            modules: imports of these jobs.
+            limits: of each.
+        """
+        self._pool.prepare(modules)
+        return BoundedPool(self._pool, limits)
+
+    def _picture_pool(self) -> BoundedPool:
+        """Return the processes for pictures of handlers, with their limits."""
+        if self._pictures is None:
             modules = (*reader.modules(), "serving.handlers.pictures")
-            self._decoder = BoundedPool(ProcessPool(_NUM_DECODERS, modules), limits)
-            self._decoder.submit("", int)  # it starts, so that no call waits for it
-        return self._decoder
+            self._pictures = self.bounded_pool(modules, _PICTURES)
+            self._start_pictures()
+        return self._pictures
+
+    def _start_pictures(self) -> None:
+        """Have a process started, so that no call waits for it, once all modules are known."""
+        if self._pictures is not None and self.owner is not None:
+            self._pictures.submit("", int)
+
+    def close_pool(self) -> None:
+        """End the processes that read what strangers send."""
+        self._pool.close()
 
     def prune(self) -> None:
         """Close the versions that are gone and have answered all they accepted."""
@@ -523,8 +542,7 @@ class Router:
         """Close all versions: their threads end once they are idle."""
         for each in self.served:
             each.close()
-        if self._decoder is not None:
-            self._decoder.close()
+        self.close_pool()
 
 
 def _facts(model: RunnableModel) -> object:

@@ -90,9 +90,9 @@ class HttpServer:
         scheme = "http" if self._tls is None else "https"
         self.address = with_port(config.http_host, self._socket.getsockname()[1])
         self.url = f"{scheme}://{self.address}"
-        self.pool = decoders(self._modules)
+        self.pool = decoders(router, self._modules)
         """Decodes pictures and JSON."""
-        self._pools: list[Pool] = [self.pool]
+        self._pools: list[Pool] = []
         self._started = self.pool.submit("", int)
 
     @property

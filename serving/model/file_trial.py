@@ -153,7 +153,8 @@ def _try(file: File, progress: str, *, needs_verdict: bool) -> Tried | None:
         raise CorruptModel(f"the process that {_DOES[_step_of(progress)]} it first: {err}") from err
     except InvalidRequest as err:  # the child has ended, twice
         raise CorruptModel(
-            f"it ends the process that {_DOES[_step_of(progress)]} it, and would end the server"
+            f"it ends the process that {_DOES[_step_of(progress)]} it ({err.__cause__}), "
+            "and would end the server"
         ) from err
     except Exception:  # a bug, here or in the child
         _log.exception("model %s: not tried first", file.name)

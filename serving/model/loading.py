@@ -53,6 +53,8 @@ _CHECK_LIMIT_S = 10.0
 """Processor time for the check: usually some 0.1 s, and 3 s where a run takes long."""
 BATCH_LIMIT_FACTOR = 6.0
 """How many times these limits a batch job allows, which has no version to fall back on."""
+_MEASURES = "model/memory.py", "model/wide.py", "model/engine.py", "model/onnx_runtime.py"
+"""What finds whether a model remaps memory, and whether it gains by several threads."""
 _GOLDEN_CALLS = "the check of its golden calls"
 _LARGE_BYTES = 4 << 20
 """A model of more leaves so much free memory behind that the kernel should have it back."""
@@ -425,10 +427,10 @@ class Loading:
     def _checked(self) -> LoadedModel:
         model, engine, verdict = self._model, self._engine, self._verdict
         most, most_threads = self._max_batch_size, self._options.most_threads
-        if model.manifest.golden_probabilities:
-            return _check_golden(model, most, verdict, most_threads)
-
         key = trial.key_of(self._source.key, engine.settings, engine.device, most)
+        if model.manifest.golden_probabilities:
+            return _check_golden(model, most, verdict, most_threads, key)
+
         found = trial.try_rows(
             model.run,
             engine.tensors,
@@ -441,7 +443,7 @@ class Loading:
             verdicts.keep(key, found.verdict)
         engine.tensors = found.tensors
         line = f"{found.line}, {verdict.remark}" if verdict.remark else found.line
-        return _timed(model, found.feeds, most, line, most_threads)
+        return _timed(model, found.feeds, most, line, most_threads, key)
 
     def _finish(self) -> None:
         """Let go of the files, and say how calls are run."""
@@ -580,7 +582,7 @@ def _failure(version: str, err: BaseException) -> BaseException:
 
 
 def _check_golden(
-    model: LoadedModel, max_batch_size: int, verdict: Verdict, most_threads: int
+    model: LoadedModel, max_batch_size: int, verdict: Verdict, most_threads: int, key: str
 ) -> LoadedModel:
     """Check a classifier, whose images are run one by one if they are not proved independent."""
     images, expected = model.manifest.golden_images, model.manifest.golden_probabilities
@@ -590,20 +592,25 @@ def _check_golden(
     line = line_of(obstacle, mode)
     feeds = {model.tensors.inputs[0].name: np.zeros_like(images[:1])}
     settings = replace(model.settings, max_batch_size=most)
-    return replace(_timed(model, feeds, most, line, most_threads), settings=settings)
+    return replace(_timed(model, feeds, most, line, most_threads, key), settings=settings)
 
 
 def _timed(
-    model: LoadedModel, feeds: Feeds | None, max_batch_size: int, line: str, most_threads: int
+    model: LoadedModel,
+    feeds: Feeds | None,
+    max_batch_size: int,
+    line: str,
+    most_threads: int,
+    key: str,
 ) -> LoadedModel:
-    """Return the model with what its runs show: their times, memory and use of several cores."""
+    """Return the model with what its runs show: their times, memory and use of several cores.
+
+    That it remaps memory or gains by several threads is kept for later starts, times are not.
+    """
     most = min(max_batch_size, model.settings.max_batch_size)
     engine, is_free = model.engine, model.settings.keeps_memory is None
-    if (
-        isinstance(engine, OnnxEngine)
-        and is_free
-        and remaps_memory(model.run, model.tensors, feeds, most)
-    ):
+    remaps = partial(remaps_memory, model.run, model.tensors, feeds, most)
+    if isinstance(engine, OnnxEngine) and is_free and _kept(key, "remaps memory", remaps):
         engine = engine.keeping_memory()
         model = replace(model, engine=engine)
     if isinstance(engine, OnnxEngine) and engine.device == "cpu" and feeds and most_threads > 1:
@@ -611,9 +618,36 @@ def _timed(
         label = model.manifest.name, model.version
         has_many = model.tensors.is_batchable and most >= MANY_ROWS
         many = take(usual, [0] * MANY_ROWS) if has_many else None
-        engine.wide = gains(label, model.run, partial(engine.widened, most_threads), usual, many)
+
+        def has_gained() -> bool:
+            widen = partial(engine.widened, most_threads)
+            engine.wide = gains(label, model.run, widen, usual, many)
+            return engine.wide is not None
+
+        if _kept(key, f"gains by {most_threads} threads", has_gained) and engine.wide is None:
+            engine.wide = engine.widened(most_threads)
+            engine.wide.run(many or usual)  # the first one reserves memory
     quick, enough = find_rows(model.run, model.tensors, feeds, max_batch_size)
     shapes = {name: array.shape for name, array in (feeds or {}).items()}
     return replace(
         model, inline_rows=quick, enough_rows=enough, batching=line, sample_shapes=shapes
     )
+
+
+def _kept(key: str, fact: str, find: Callable[[], bool]) -> bool:
+    """Return whether something is true of a model, as an earlier start found it, or find it now.
+
+    What is not so is found again: the machine may have been busy.
+
+    Args:
+        key: the model's, with all that the fact rests on but for the code that finds it.
+        fact: its name.
+        find: finds it out.
+    """
+    name = verdicts.name_of(key, fact, verdicts.sources_version(*_MEASURES))
+    if verdicts.kept(name) is not None:
+        return True
+    is_true = find()
+    if is_true:
+        verdicts.keep(name, Verdict(None, fact))
+    return is_true

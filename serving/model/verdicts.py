@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 VARIABLE = "SERVING_VERDICTS"
 """The environment variable that names the folder of verdicts; or `off`."""
 _SOURCES = "proof", "model/judging.py"
-_MAX_FILES = 2048
+_MAX_FILES = 8192
 """The oldest of more are removed."""
 _MAX_BYTES = 4 << 10
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
@@ -75,6 +75,11 @@ def key_of(onnx_digest: str, weights_digests: Mapping[str, str]) -> str:
     """
     parts = [onnx_digest, sorted(weights_digests.items()), rules_version(), runtime().__version__]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def name_of(*facts: str) -> str:
+    """Return the name of what is kept, by all that it rests on."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def folder() -> Path | None:

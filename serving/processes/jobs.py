@@ -16,11 +16,12 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from serving.errors import TooLarge
+from serving.processes.end import End
 from serving.processes.lifeline import Lifeline, end_with
 from serving.system.usage import DATA, RESIDENT, SHARED, memory
 
 CRASHED = -1
-"""In place of a job's number: the child has ended without an outcome."""
+"""In place of a job's number: the child has ended without an outcome; how, comes with it."""
 READ = b""
 """In place of an outcome: the child has read the job."""
 _TOO_LARGE = pickle.dumps((False, TooLarge("it needs too much memory")), 5)
@@ -42,8 +43,9 @@ def main(channel: socket.socket, modules: Sequence[str]) -> NoReturn:
     lifeline = Lifeline()
     channel.send(b"\0")
     while child := os.fork():
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != _ENOUGH:
-            channel.send(pickle.dumps((CRASHED, b"")))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code != _ENOUGH:
+            channel.send(pickle.dumps((CRASHED, End(code))))
     _work(channel, lifeline.reader)
 
 

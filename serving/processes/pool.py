@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from serving.processes import jobs
 from serving.processes.child import ONE_THREAD, Child, Command
-from serving.processes.end import out_of_time
+from serving.processes.end import End, out_of_time
 
 CRASH = "cannot be read: it crashes the process that reads it"
 """Why there is no outcome of a job that ends its process: a decoder's fault, or the kernel's."""
@@ -48,6 +48,10 @@ class Limits(NamedTuple):
 
 
 NO_LIMITS = Limits()
+
+
+class Crash(Exception):
+    """Why a job crashes its process: how that has ended. The cause of its InvalidRequest."""
 
 
 class _Interrupted(Exception):
@@ -85,8 +89,8 @@ class _Process:
 
     def ask(
         self, limits: Limits, function: Callable[..., Any], args: tuple[Any, ...]
-    ) -> tuple[bool, Any] | None:
-        """Have a job done; return a good outcome or an error, None if its process crashed.
+    ) -> tuple[bool, Any] | End:
+        """Have a job done; return a good outcome or an error, or how it ended its process.
 
         Raises:
             TimeoutError: it takes too long.
@@ -110,7 +114,8 @@ class _Process:
             if found == jobs.CRASHED and not is_read:
                 raise BrokenPipeError
             if found == jobs.CRASHED:
-                return None
+                end: End = content
+                return end
             if found == number and content != jobs.READ:
                 break
             is_read = is_read or found == number
@@ -128,11 +133,11 @@ class _Process:
         while self._stream.peek(1):
             pickle.load(self._stream)
 
-    def end(self) -> None:
-        """End it, though it be stopped."""
-        self.child.end()
+    def end(self) -> End:
+        """End it, though it be stopped; return how it has ended."""
         self._stream.close()
         self.child.channel.close()
+        return self.child.end()
 
 
 class _Job(NamedTuple):
@@ -170,6 +175,10 @@ class ProcessPool:
         """The processes that have a job, by its outcome."""
         self._threads: set[threading.Thread] = set()
         self._is_closed = False
+
+    def prepare(self, modules: Iterable[str]) -> None:
+        """Have processes that start later import modules, too."""
+        self._modules += [each for each in modules if each not in self._modules]
 
     def submit(
         self, owner: str, function: Callable[..., Any], *args: Any, limits: Limits = NO_LIMITS
@@ -263,6 +272,7 @@ class ProcessPool:
 
     def _do(self, job: _Job, process: _Process | None) -> _Process | None:
         """Do a job in a process, or a new one; return the process, if it can do others."""
+        end: End | None = None
         for _ in range(2):
             try:
                 process = process or self._start()
@@ -276,19 +286,23 @@ class ProcessPool:
                 return process
             outcome, is_over = self._ask(process, job)
             if is_over:
-                process.end()
+                end = process.end()
                 process = None
-            if outcome is not None:
+            if isinstance(outcome, End):
+                end = outcome
+            elif outcome is not None:
                 job.end(outcome[1], is_good=outcome[0])
                 return process
             if job.future.cancelled() or self._is_closed:
                 job.future.cancel()
                 return process
-        job.end(InvalidRequest(CRASH))
+        error = InvalidRequest(CRASH)
+        error.__cause__ = Crash(str(end))
+        job.end(error)
         return process
 
-    def _ask(self, process: _Process, job: _Job) -> tuple[tuple[bool, Any] | None, bool]:
-        """Return a job's outcome, None if there is none, and whether the process is over."""
+    def _ask(self, process: _Process, job: _Job) -> tuple[tuple[bool, Any] | End | None, bool]:
+        """Return a job's outcome, or how it has ended; and whether the process is over."""
         with self._changed:
             if self._is_closed:
                 return None, True
@@ -318,7 +332,7 @@ class ProcessPool:
 
 
 class BoundedPool:
-    """The jobs of a pool that have the same limits."""
+    """A pool for jobs that have the same limits; others use it, too."""
 
     def __init__(self, pool: ProcessPool, limits: Limits) -> None:
         self._pool, self._limits = pool, limits
@@ -328,8 +342,7 @@ class BoundedPool:
         return self._pool.submit(owner, function, *args, limits=self._limits)
 
     def close(self) -> None:
-        """End the processes of the pool."""
-        self._pool.close()
+        """Leave the pool to the others."""
 
 
 def mapped(

@@ -22,7 +22,7 @@ from serving.system.usage import Usage
 from serving.telemetry.metrics import MAX_LABELS, Readiness, Report, Served
 from serving.transports import open_transport
 from serving.transports.limits import max_message_bytes
-from serving.transports.pools import LazyPool, Pool, decoders
+from serving.transports.pools import decoders
 from serving.versions.catalog import Catalog
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Server:
             inference_pb.SERVICE: str,
             **{each.SERVICE: partial(each.model_name, router) for each in others},
         }
-        self._decoders = LazyPool(self._open_decoders)
+        pool = decoders(router, (large_messages.__name__,))
         self._missing: Callable[[], Mapping[str, str]] = (
             dict if catalog is None else lambda: catalog.missing
         )
@@ -68,7 +68,7 @@ class Server:
         )
         of_others = [each for service in others for each in service.methods(router, self.transport)]
         methods = [
-            *inference_methods(router, queries, self._decoders),
+            *inference_methods(router, queries, pool),
             *self.health.methods(),
             *of_others,
         ]
@@ -86,9 +86,6 @@ class Server:
         self.address = ""
         self._access = Access(self.address)
         self.metrics_address = "off" if exporter is None else exporter.address
-
-    def _open_decoders(self) -> Pool:
-        return decoders((large_messages.__name__,)) if self._http is None else self._http.pool
 
     @property
     def http_url(self) -> str | None:
@@ -219,7 +216,7 @@ class Server:
         """Close the port and cut off pending calls; `drain` first to lose none."""
         self._end_self_test()
         await self._transport.stop(grace_s)
-        await asyncio.to_thread(self._decoders.close)
+        await asyncio.to_thread(self._router.close_pool)
         if self._http is not None:
             await asyncio.to_thread(self._http.stop)
 

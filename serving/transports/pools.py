@@ -5,11 +5,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
+from serving.processes.pool import Limits
+from serving.router import Router
 from serving.system.host import Host
 from serving.system.runners import Task
 
-_NUM_DECODERS = 3
-_MEMORY_BYTES, _JOB_S = 192 << 20, 10.0
+_LIMITS = Limits(192 << 20, 10.0)
 """Limits of what strangers send: 24 MB of numbers as JSON, a picture of 640 x 640 in colour, take
 some 150 MB."""
 
@@ -24,33 +25,14 @@ class Pool(Protocol):
         """Begin no further call."""
 
 
-def decoders(modules: Iterable[str]) -> Pool:
+def decoders(router: Router, modules: Iterable[str]) -> Pool:
     """Return processes that read what strangers send: pictures, JSON, typed contents.
 
     Args:
+        router: has them.
         modules: imports of the jobs.
     """
-    # Late: a server of short messages alone needs none.
-    from serving.processes.pool import BoundedPool, Limits, ProcessPool
-
-    return BoundedPool(ProcessPool(_NUM_DECODERS, modules), Limits(_MEMORY_BYTES, _JOB_S))
-
-
-class LazyPool:
-    """A `Pool` that is made when it is first needed."""
-
-    def __init__(self, make: Callable[[], Pool]) -> None:
-        self._make = make
-        self._pool: Pool | None = None
-
-    def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":
-        if self._pool is None:
-            self._pool = self._make()
-        return self._pool.submit(owner, function, *args)
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
+    return router.bounded_pool(modules, _LIMITS)
 
 
 class OneThread:

@@ -261,6 +261,8 @@ class ModelFolder:
     def _find(self, number: str) -> Version:
         """Return a version with the files that it has now."""
         version, before = self.versions.get(number), self._before.get(number)
+        if version is not None and version.state in (State.LEAVING, State.GONE):
+            version = None  # it is wanted again, or looked at
         loaded = version if version is not None and version.is_loaded else before
         model = None if loaded is None else loaded.model
         files = self._own_files(number) | imported_states(model)

@@ -503,10 +503,13 @@ def test_headers_are_kept_while_a_handler_wants_them(options, keeps):
 class Decoders:
     """Notes how the processes are made, and what they are asked to do."""
 
-    def __init__(self, number, modules):
-        self.number, self.modules = number, modules
+    def __init__(self, number):
+        self.number, self.modules = number, []
         self.jobs = []
         self.is_closed = False
+
+    def prepare(self, modules):
+        self.modules += modules
 
     def submit(self, *job, limits):
         self.jobs.append((job, limits))
@@ -515,23 +518,23 @@ class Decoders:
         self.is_closed = True
 
 
-def test_handlers_share_the_processes_that_decode_pictures(monkeypatch):
+def test_handlers_share_the_processes_that_read_what_strangers_send(monkeypatch):
     made = []
 
     def new(*arguments):
         made.append(Decoders(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("serving.processes.pool.ProcessPool", new)
+    monkeypatch.setattr("serving.router.ProcessPool", new)
     router = Router()
-    router.change("texts", versions_of(Handled("predict").model(), "texts"))
-    router.close()
-    assert not made, "nobody needs them"
+    (decoders,) = made
+    router.change("digits", versions_of(Handled("predict").model(), "digits"))
     for name in ("a", "b"):
         handler = Handled("predict", kind=serving.Picture())
         router.change(name, versions_of(handler.model(), name))
-    (decoders,) = made
-    assert decoders.number == 2
+    assert decoders.number == 3
+    assert not decoders.jobs, "it would not import what others need"
+    FakeOwner(router, FakeClock())
     assert {"serving.handlers.pictures", "serving.pictures.decoder"} <= {*decoders.modules}
     assert decoders.jobs == [(("", int), (1280 << 20, 10.0))], "it starts before the first call"
     assert not decoders.is_closed

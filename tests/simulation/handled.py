@@ -27,6 +27,7 @@ _CALLERS, _CALLERS_S = 3, 8.0
 """How many there are, and how long each is there: connections may not grow old."""
 _REST_S = 70.0
 """How long a fault is felt: processes that end again and again are started a minute later."""
+_METHODS = ("predict",), ("preprocess", "postprocess"), ("preprocess",), ("postprocess",)
 _FAULTS = "crash", "hang", "nonsense", "failed", "error"
 _TENSORS = TensorSignature(
     (Tensor("images", "UINT8", (-1, 100)),),
@@ -48,6 +49,8 @@ class _Process:
         self._owner, self._on_frame, self._on_end = owner, on_frame, on_end
 
     def send(self, head, arrays=()):
+        if head["kind"] == "drop":
+            self._states.pop(head["job"], None)
         if head["kind"] == "job" and not self._is_over:
             self._states.pop(head["job"], None)
             self._handled.note_begun(head, arrays)
@@ -102,6 +105,8 @@ class _Engine:
     device, max_concurrent_runs, tensors = "cpu", None, _TENSORS
 
     def run(self, feeds):
+        if any(image[8] == 0xFF for image in feeds["images"]):  # no method before has seen it
+            raise RuntimeError("poison")
         return [_rows(feeds["images"])]
 
     def stoppable(self, *, is_alone=False):
@@ -118,13 +123,13 @@ class Handled:
         """Serve it."""
         self.simulation = simulation
         self.random = random = Random(f"handled {simulation.seed}")
-        methods = random.choice((("predict",), ("preprocess", "postprocess")))
+        methods = random.choice(_METHODS)
         batching = random.random() < 0.6
         images, rows = Array("uint8", (100,)), Array("float32", (10,))
         self.signature = HandlerSignature(
             name="Played",
-            inputs={"images": images},
-            outputs={"probabilities": rows},
+            inputs=None if methods == ("postprocess",) else {"images": images},
+            outputs=None if methods == ("preprocess",) else {"probabilities": rows},
             methods=methods,
             batching=batching,
         )
@@ -176,6 +181,9 @@ class Handled:
     def note_begun(self, head, arrays):
         """Check that each call in a job is wanted still, and was not begun alone before."""
         if head["phase"] == "postprocess":
+            self.simulation.require(
+                len(arrays[0]) == head["rows"], "a job has other rows than its calls"
+            )
             return
         simulation = self.simulation
         images = [row.tobytes() for row in arrays[0]]

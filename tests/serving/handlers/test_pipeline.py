@@ -1,11 +1,13 @@
 """The queue of a handler and its processes, with processes that the test plays itself."""
 
 from collections import deque
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import pytest
 
+import serving
 from serving.batching.batcher import Batcher
 from serving.batching.run import Group, ResponseEncoder, Result
 from serving.config import BatchingConfig
@@ -80,19 +82,24 @@ class Played:
 class World:
     """A batcher, its owner, and its processes."""
 
-    def __init__(self, methods=("predict",), network=None, num_processes=1, find=None, **options):
+    def __init__(
+        self, methods=("predict",), network=None, num_processes=1, find=None, pool=None, **options
+    ):
         self.clock, self.processes, self.failures = FakeClock(), [], 0
         self.num_blocks = 0
         self.held: list[Any] | None = None
         """Processes whose start goes on; None if they start at once."""
         self.version = network or FakeVersion()
-        kinds = dict.fromkeys(("inputs", "outputs"), NUMBERS)
+        kinds: dict[str, Any] = dict.fromkeys(("inputs", "outputs"), NUMBERS)
         signature = HandlerSignature(name="H", methods=methods, **{**kinds, **options})
-        inner = network and Batcher(network, SMALL, Metrics(), counts_calls=False)
+        self.metrics = metrics = Metrics()
+        inner = network and Batcher(network, SMALL, metrics, name="h", counts_calls=False)
         parts = HandlerRuntime(
-            signature, inner, self, tuple, num_processes, find, None, self.count_block
+            signature, inner, self, tuple, num_processes, find, lambda: pool, self.count_block
         )
-        self.batcher = Pipeline(("h", "1"), TENSORS, SMALL, Metrics(), parts)
+        self.batcher = Pipeline(
+            ("h", "1"), TENSORS if pool is None else signature.tensors(None), SMALL, metrics, parts
+        )
         self.owner = FakeOwner(self.batcher, self.clock)
         self.owner.work()
 
@@ -285,6 +292,136 @@ def test_trip_that_became_late_while_it_waited_for_a_process_is_not_worked_on(ha
     world.processes[0].sent.rotate(-has_state)
     world.answer()
     assert other.outcome == [[4]]
+
+
+def test_calls_that_have_begun_ask_for_no_room_at_the_models_run():
+    world = World(("preprocess", "postprocess"), FakeVersion(), num_processes=2)
+    calls = [world.call(number) for number in (1, 2)]
+    for process in world.processes:  # pages of many crops, more than may wait of new calls
+        process.answer(np.arange(12))
+    world.owner.work()
+    assert len(world.version.runs) == 2
+    for process in world.processes:
+        process.answer([7])
+    world.owner.work()
+    assert [call.outcome for call in calls] == [[[7]], [[7]]]
+
+
+class Refusing(FakeVersion):
+    """A model that refuses an 8."""
+
+    def run(self, feeds):
+        if 8 in feeds["x"]:
+            raise InvalidRequest("not 8")
+        return super().run(feeds)
+
+
+@pytest.mark.parametrize("methods", [("predict",), ("preprocess", "postprocess")])
+def test_each_call_and_each_run_of_the_model_is_counted_once(methods):
+    network = Refusing() if methods != ("predict",) else None
+    world = World(methods, network)
+    for number in (1, 2):
+        call = world.call(number)
+        while call.outcome is None:
+            world.answer()
+    refused = world.call(8)
+    if network is None:
+        world.answer(kind="error", error="InvalidRequest", text="not 8")
+    else:
+        world.answer()
+    assert str(refused.outcome) == "not 8"
+    world.owner.work()
+    counts = world.metrics.snapshot().models["h", "1"]
+    assert (sum(counts.runs.values()), counts.num_answered, counts.num_failed) == (2, 2, 1)
+
+
+class Pool:
+    """The processes that decode pictures, which the test plays."""
+
+    def __init__(self):
+        self.futures = []
+
+    def submit(self, owner, function, files):
+        self.futures.append((files, Future()))
+        return self.futures[-1][1]
+
+    def decode(self, *values):
+        """Decode the oldest pictures: each is an image of one pixel."""
+        _, future = self.futures.pop(0)
+        future.set_result([[np.full((1, 1, 3), value, np.uint8) for value in values]])
+
+
+def pictures_of(**options):
+    """A world whose calls are pictures, and its pool."""
+    pool = Pool()
+    return World(inputs={"x": serving.Picture()}, pool=pool, **options), pool
+
+
+def picture(world, *contents, **options):
+    """A call of pictures."""
+    request = Call(*contents, **options)
+    rows = np.empty(len(contents), object)
+    rows[:] = contents
+    request.group.messages = [(rows,)]
+    if not world.batcher.submit(request.group):
+        request.fail(request.group, Overloaded())
+    world.owner.work()
+    return request
+
+
+def test_pictures_are_decoded_before_a_process_gets_them():
+    world, pool = pictures_of()
+    call = picture(world, b"one", b"two")
+    assert pool.futures[0][0] == [[b"one", b"two"]]
+    assert world.processes[0].jobs == []
+    pool.decode(1, 2)
+    world.owner.work()
+    ((fields, (pixels,)),) = world.processes[0].sent
+    assert (fields["phase"], [each[0, 0, 0] for each in pixels]) == ("predict", [1, 2])
+    world.answer([5, 6])
+    assert call.outcome == [[5, 6]]
+
+
+def test_few_pictures_are_decoded_ahead_of_the_processes_and_the_others_wait():
+    world, pool = pictures_of()
+    calls = [picture(world, b"%d" % number) for number in range(4)]
+    assert (len(pool.futures), world.batcher.num_waiting) == (2, 2)
+    for number in range(4):
+        pool.decode(number)
+        world.owner.work()
+        world.answer([number])
+    assert [call.outcome for call in calls] == [[[number]] for number in range(4)]
+
+
+@pytest.mark.parametrize("how", ["late", "left", "refused", "broken", "cancelled"])
+def test_pictures_without_pixels_end_their_call_and_no_other(how, caplog):
+    world, pool = pictures_of()
+    call = picture(world, b"bad", deadline_s=1.0)
+    other = picture(world, b"good")
+    _, future = pool.futures.pop(0)
+    if how == "late":
+        world.tick(1.5)
+        assert isinstance(call.outcome, DeadlineExceeded)
+    elif how == "left":
+        call.caller.streams.clear()
+    errors = {"refused": InvalidRequest("no picture"), "broken": RuntimeError("ours")}
+    if how == "cancelled":
+        future.cancel()
+        future.set_running_or_notify_cancel()
+    elif how in errors:
+        future.set_exception(errors[how])
+    else:
+        future.set_result([[np.zeros((1, 1, 3), np.uint8)]])
+    world.owner.work()
+    assert world.processes[0].jobs == []
+    expected = {"late": DeadlineExceeded, "left": type(None), "refused": InvalidRequest}
+    assert type(call.outcome) is expected.get(how, {"broken": ModelError}.get(how, Unavailable))
+    assert ("could not be decoded" in caplog.text) == (how == "broken")
+    pool.decode(7)
+    world.owner.work()
+    world.answer([7])
+    assert other.outcome == [[7]]
+    assert not world.batcher.is_busy
 
 
 def test_call_that_became_late_while_it_waited_in_the_queue_is_not_worked_on():

@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from serving.errors import DeadlineExceeded, InvalidRequest
+from serving.errors import CorruptModel, DeadlineExceeded, InvalidRequest
+from serving.model import loading, verdicts
 from serving.model import wide as module
 from serving.model.engine import OnnxEngine
 from serving.model.loading import load_model
@@ -133,6 +134,24 @@ def test_a_long_run_is_wide_and_answers_the_same(tmp_path, monkeypatch):
     end()
     with pytest.raises(DeadlineExceeded):
         run(row)
+
+
+@needs_cores
+def test_what_a_start_found_is_not_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setenv(verdicts.VARIABLE, str(tmp_path / "verdicts"))
+    monkeypatch.setattr(module, "_TRIES_S", 20.0)  # the cores may be busy
+    path = save(multiplications(), tmp_path)
+    first = load_model(path, most_threads=2)
+    monkeypatch.setattr(loading, "gains", lambda *_: no_engine())
+    again = load_model(path, most_threads=2)
+    for each in (first, again):
+        assert isinstance(each.engine, OnnxEngine)
+        assert each.engine.wide is not None
+        assert each.engine.settings == first.engine.settings
+    row = {"x": np.arange(4, dtype=np.float32)[np.newaxis]}
+    assert np.allclose(again.run(row)[0], first.run(row)[0], rtol=1e-5)
+    with pytest.raises(CorruptModel, match="no engine is built"):  # not tried with so many threads
+        load_model(path, most_threads=3)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -225,6 +225,9 @@ def test_all_end_with_a_parent_that_any_signal_ends(start, number):
     finally:
         child.end()
         child.channel.close()
+        for pid, _ in facts["pids"]:  # if they have not ended
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 def test_child_that_is_asked_to_end_ends_its_own(start):

@@ -48,13 +48,19 @@ def is_alive(pid):
 
 
 @pytest.mark.parametrize(
-    ("function", "args"), [(os.abort, ()), (ctypes.string_at, (0,)), (os._exit, (0,))]
+    ("function", "args", "how"),
+    [
+        (os.abort, (), "SIGABRT"),
+        (ctypes.string_at, (0,), "SIGSEGV"),
+        (os._exit, (0,), "exit code 0"),
+    ],
 )
-def test_crash_costs_its_job_alone(make, function, args):
+def test_crash_costs_its_job_alone(make, function, args, how):
     pool = make()
     other = pool.submit("other", time.sleep, 0.2)
-    with pytest.raises(InvalidRequest, match=CRASH):
+    with pytest.raises(InvalidRequest, match=CRASH) as caught:
         outcome(pool.submit("one", function, *args))
+    assert str(caught.value.__cause__) == how
     assert outcome(other) is None
     assert outcome(pool.submit("one", math.factorial, 5)) == 120
 

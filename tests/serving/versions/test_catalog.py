@@ -419,6 +419,19 @@ def test_models_are_unloaded_and_loaded(root):
                 act(name)
 
 
+def test_unloaded_model_that_goes_is_no_news(root, caplog):
+    catalog = opened(root)
+    catalog.unload("a")
+    shutil.rmtree(root / "a")
+    assert catalog.reload()
+    assert not catalog.failures
+    assert not caplog.messages, "nobody served it"
+    shutil.rmtree(root / "b")
+    templates.publish(root, "c", SMALL)
+    assert catalog.reload()
+    assert caplog.messages == ["model b is gone from the repository: it is dropped"]
+
+
 def test_version_that_a_caller_loads_is_counted_and_logged_as_at_a_look(root, caplog):
     catalog = opened(root)
     counts = Counter()

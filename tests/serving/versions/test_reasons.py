@@ -11,7 +11,7 @@ from serving.versions.version import State
 from tests.serving.http.peer import HttpPeer
 from tests.serving.model import templates
 from tests.serving.versions.conftest import SMALL
-from tests.serving.versions.test_catalog import damage, opened
+from tests.serving.versions.test_catalog import damage, label, opened
 from tests.support.servers import ended, running_server, serve_command
 
 pytestmark = pytest.mark.process  # a model that this machine has not seen is tried in one
@@ -83,3 +83,21 @@ def test_unloaded_model_leaves_and_other_files_are_another_version(root):
     catalog.load("a")
     assert catalog._folders["a"].versions["1"] is not first
     assert catalog._folders["a"].versions["1"].state is State.SERVING
+
+
+def test_version_that_has_left_is_loaded_again_once_a_label_wants_it(root):
+    catalog = opened(root)
+    templates.publish(root, "a", SMALL, "2")
+    first = catalog.models["a"].default
+    assert catalog.reload()
+    for is_answered in (False, True):
+        if is_answered:
+            catalog.end_version(first)
+        label(root, "a", stable="1")
+        assert catalog.reload()
+        assert catalog.models["a"].default_version == "1"
+        assert catalog.models["a"].default is not first
+        first = catalog.models["a"].default
+        (root / "a" / "labels.json").unlink()
+        assert catalog.reload()
+        assert catalog.models["a"].default_version == "2"
