@@ -133,6 +133,7 @@ def optimize(
     if name:
         require_name(name)
     deadline = Deadline(time_limit_s)
+    half = Deadline(_SEARCH_SHARE / 2 * time_limit_s)
     search_end = Deadline(_SEARCH_SHARE * time_limit_s)
     root = Path(models)
     path = Path(model)
@@ -189,6 +190,7 @@ def optimize(
             gates=(gates[0], gates[1]),
             meter=Meter(held_out.calls, rows),
             device=device,
+            is_half=half.is_late,
             is_late=search_end.is_late,
             progress=bar.advance,
         )
