@@ -26,6 +26,7 @@ from serving.http2.limits import Limits as Http2Limits
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import Manifest
 from serving.oip.infer import Infer
+from serving.oip.queries import Queries
 from serving.protocols.health import Health
 from serving.protocols.method import BatchedUnary, Method, Unary
 from serving.router import Router
@@ -189,6 +190,7 @@ class Simulation:
         self.states: list[tuple[float, ModelVersions | None]] = []
         self.reload(["2", "1"], "1", random.choice((0.0, 0.3, 1.0)))
         health = Health(models=lambda: self.router.routes)
+        self.queries = Queries(self.router, health)
         infer = Infer(self.router)
         self.methods: list[Method] = [
             *digits_methods(self.router, "h2"), *health.methods(),
@@ -392,7 +394,7 @@ class Simulation:
         ):  # fmt: skip
             self.server.open()
             self.loop = self.server.loop
-            self.loop.add(open_web(self))
+            self.loop.add(open_web(self, self.queries))
             for number, (at_s, kind) in self.plan.items():
                 self.after(at_s, self.act, kind, Random(f"{self.seed} {number}"))
             self.after(CALM_S, self.calm)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from serving.http_api.inference import Inference
+from serving.http_api.queries import HttpQueries
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App
 from serving.transports.limits import PortLimits
@@ -44,10 +45,11 @@ class Workers:
     def close(self): ...
 
 
-def open_web(simulation):
+def open_web(simulation, queries):
     """Open the simulation's HTTP port on its loop."""
     pool = Workers(simulation)
-    routes = Inference(simulation.router, 1 << 20).routes()
+    queried = HttpQueries(simulation.router, queries, pool).routes()
+    routes = [*queried, *Inference(simulation.router, 1 << 20).routes()]
     limits = PortLimits(max_message_bytes=5_000, max_connections=8, message_s=BODY_S, idle_s=IDLE_S)
     app = App(routes, None, ("sim",), [])
     return open_port(simulation.loop, simulation.web, app, simulation.router, limits, pool)
