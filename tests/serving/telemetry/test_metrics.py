@@ -267,7 +267,8 @@ def test_version_that_is_gone_keeps_its_counts_on_the_page():
 def test_workers_serve_if_all_of_them_do(states):
     reports = [
         Report((), BatchingConfig(), {}, number, is_serving, Usage(), Counts(),
-               frozenset({f"stuck {number}"}), waiting={"a/2": "why"}, missing={f"b{number}": "why"})
+               frozenset({f"stuck {number}"}), waiting={"a/2": "why"},
+               missing={f"b{number}": "why"})
         for number, is_serving in enumerate(states, 1)
     ]  # fmt: skip
     summed = total(reports, Counts())
