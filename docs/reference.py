@@ -45,7 +45,7 @@ NAMES = {
         "serving.Server": "address http_address metrics_address pid errors close",
         "serving.serve": "",
     },
-    "Publishing": {"serving.publish": ""},
+    "Publishing": {"serving.publish": "", "serving.optimize": "", "serving.Optimization": ""},
     "Digits": {
         "digit_classifier.Classifier": "pretrained load connect classify signature describe "
         "wait_ready close",

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -16,11 +17,13 @@ from training.data import extra
 from training.data.extra import Extra
 from training.data.extra import load as load_extra
 from training.data.mnist import Mnist, cache_dir
-from training.errors import TrainingError, UnusableInput
+from training.errors import ExportError, TrainingError, UnusableInput
 from training.tables import as_text
 
 EXTRA = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "matplotlib", "scipy")
 """Modules of the extra `train` that the base installation lacks."""
+OPTIMIZE = ("onnx_ir",)
+"""Those that `--optimize` needs besides."""
 
 
 def main(argv: list[str] | None = None, program: str = cli.PROGRAM) -> int:
@@ -79,7 +82,8 @@ def publish(model: Any, name: str, models: Path, *, is_new_signature: bool) -> P
 
 def advice(error: ImportError) -> str:
     """Return the line about a package of the extra that is not installed."""
-    return installation.advice(error, dict.fromkeys(EXTRA, "train"))
+    extras = dict.fromkeys(EXTRA, "train") | dict.fromkeys(OPTIMIZE, "optimize")
+    return installation.advice(error, extras)
 
 
 def _data(arguments: argparse.Namespace) -> None:
@@ -194,7 +198,7 @@ def _export(arguments: argparse.Namespace) -> None:
     own = (arguments.keras, arguments.samples, arguments.labels)
     how = {"resize": arguments.resize, "invert": arguments.invert, "imports": arguments.imports}
     names = (arguments.input_names, arguments.output_names)
-    if not any((*own, *how.values(), *names)):
+    if not any((*own, *how.values(), *names, arguments.optimize)):
         runs.require_latest(arguments.artifacts)
         data = _load(arguments)
         from training.export import digits
@@ -209,6 +213,10 @@ def _export(arguments: argparse.Namespace) -> None:
         return
     if not (arguments.keras and arguments.name):
         raise UnusableInput("a Keras model of your own needs MODEL.keras and --name")
+    if arguments.optimize and arguments.samples is None:
+        raise UnusableInput("--optimize needs --samples: calls that the model gets")
+    if arguments.optimize:
+        installation.require(*OPTIMIZE)  # now, not after the export
     cli.import_tensorflow(cache_dir().parent)
     from training.export import keras_model
     from training.export.any_model import Naming
@@ -219,6 +227,21 @@ def _export(arguments: argparse.Namespace) -> None:
     keras_model.export(
         *own[:2], arguments.models, arguments.name, arguments.labels, **how, naming=naming
     )
+    if arguments.optimize:
+        _optimize(arguments)
+
+
+def _optimize(arguments: argparse.Namespace) -> None:
+    """Make the new version faster, in a process of its own: TensorFlow's threads would be timed.
+
+    Raises:
+        ExportError: it failed; its own line says why, and the version stays.
+    """
+    command = [sys.executable, "-m", "serving", "optimize", arguments.name]
+    options = ["--samples", arguments.samples, "--models", arguments.models]
+    code = subprocess.run([*command, *map(str, options), "--name", arguments.name]).returncode
+    if code:
+        raise ExportError("the version above is published, and not optimized")
 
 
 def _report(arguments: argparse.Namespace) -> None:

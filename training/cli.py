@@ -33,6 +33,7 @@ _RUNS = """\
 """
 _EXPORT = """\
   digit-serving export MODEL.keras --samples SAMPLES.npz --name letters
+  digit-serving export MODEL.keras --samples SAMPLES.npz --name letters --optimize
 """
 SETTINGS = {
     "epochs": "passes over the training images",
@@ -297,6 +298,12 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="publish a version whose inputs, outputs or classes differ from those of the newest "
         "one, and mark it so that servers serve it; callers of that one need a change",
+    )
+    add(
+        "--optimize",
+        action="store_true",
+        help="with MODEL.keras and --samples: then make it faster as `digit-serving optimize` does "
+        "and publish that as one version more, if it holds and gains (extra optimize)",
     )
 
 

@@ -560,20 +560,21 @@ def _inputs_of(groups: list[Group]) -> Iterator[Sequence[Array]]:
         yield layout.arrays(messages)
 
 
-def arrays_of(call: Group, tensors: TensorSignature) -> Sequence[Array]:
-    """Return the inputs of one call, in the order of its model's.
+def arrays_of(group: Group, tensors: TensorSignature) -> Sequence[Array]:
+    """Return the inputs of one call, in the order of its model's; or of several that are bytes.
 
     Raises:
         InvalidRequest: see `Layout.arrays`.
     """
-    (message,) = call.messages
-    if call.encoder.layout is not None:
-        return call.encoder.layout.arrays([message])
+    if group.encoder.layout is not None:
+        return group.encoder.layout.arrays(group.messages)
     if not tensors.row_bytes:
-        arrays: Sequence[Array] = message
+        arrays: Sequence[Array]
+        (arrays,) = group.messages
         return arrays
     only = tensors.inputs[0]
-    return [np.frombuffer(message, only.dtype).reshape(-1, *only.shape[1:])]
+    data = group.messages[0] if len(group.messages) == 1 else b"".join(group.messages)
+    return [np.frombuffer(data, only.dtype).reshape(-1, *only.shape[1:])]
 
 
 def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:

@@ -49,7 +49,7 @@ _PACE_S = 0.005
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 _Member = tuple[Group, Sequence[Array]]
-"""A call, and its inputs."""
+"""A call or several, and their inputs."""
 
 
 class HandlerRuntime(NamedTuple):
@@ -105,6 +105,8 @@ class Pipeline(Entry):
         self._num_done, self._pace_since_s = 0, 0.0
         """Rows that processes were through with since then, while there were others."""
         self._option_names = [each for each in (PARAMETERS, METADATA) if each in signature.options]
+        self._may_stay = signature.batching and METADATA not in self._option_names
+        """Whether calls of one group are alike, if their inputs are bytes in one layout."""
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that all else is called on; further processes start."""
@@ -240,19 +242,28 @@ class Pipeline(Entry):
         groups, late = self._queue.take(rows, now_s)
         if late:
             self.end_late(late)
+        members = [member for group in groups for member in self._members_of(group)]
         alike: dict[Any, list[_Member]] = {}
-        for call in [each for group in groups for each in group.calls()]:
+        for member in members:
+            key = self._key(*member) if is_joining else object()
+            alike.setdefault(key, []).append(member)
+        for each in alike.values():
+            self._join(each)
+
+    def _members_of(self, group: Group) -> list[_Member]:
+        """Return calls with their inputs: those of a group together where all are alike."""
+        is_bytes = group.encoder.layout is not None or self.tensors.row_bytes
+        todo = [group] if self._may_stay and is_bytes else [*group.calls()]
+        found: list[_Member] = []
+        for calls in todo:
             try:
-                arrays = arrays_of(call, self.tensors)
+                found.append((calls, arrays_of(calls, self.tensors)))
             except InvalidRequest as err:  # between the tensors of a message in a known layout
-                self.fail(call, err)
-                continue
-            if is_joining:
-                alike.setdefault(self._key(call, arrays), []).append((call, arrays))
-            else:
-                self._join([(call, arrays)])
-        for members in alike.values():
-            self._join(members)
+                if len(calls.streams) > 1:
+                    todo += calls.calls()  # which of them it is
+                else:
+                    self.fail(calls, err)
+        return found
 
     def _key(self, call: Group, arrays: Sequence[Array]) -> object:
         """Return what calls have in common that go together."""
@@ -291,8 +302,8 @@ class Pipeline(Entry):
         calls, parts = open_calls(joined.calls), None
         if attempt is Attempt.AGAIN:
             parts = [calls] if calls and joined.attempt is Attempt.FIRST else None
-        elif len(joined.members) > 1:  # even if the others have left by now
-            parts = [[call] for call in calls]
+        elif joined.num_calls > 1:  # even if the others have left by now
+            parts = [[call] for group in calls for call in group.calls()]
         if parts is None:
             for group in calls:
                 self.fail(group, error)
@@ -300,7 +311,7 @@ class Pipeline(Entry):
             return
         self._forget(joined)
         for part in parts:
-            self._join([(call, arrays_of(call, self.tensors)) for call in part], attempt)
+            self._join([(group, arrays_of(group, self.tensors)) for group in part], attempt)
         self.schedule()
 
     def end(self, joined: Joined) -> None:

@@ -207,7 +207,7 @@ class Runners:
         joined.times.append((step.name, begun_s, now_s))
         self._metrics.observe_step(self._label, step.name, now_s - begun_s)
         is_through = step.is_last or fields["kind"] != "done"
-        self.processes.note_answer(slot.process, len(joined.members) * is_through)
+        self.processes.note_answer(slot.process, joined.num_calls * is_through)
         slot.keep(joined, has_state=fields.get("state", False))
         if joined.wanted(now_s):
             step.take(joined, fields, frame.arrays)
@@ -304,7 +304,7 @@ class Runners:
                 joined.failed(error, Attempt.ALONE)
             else:
                 joined.line.end(joined)
-        self.processes.note_end(slot.process, sum(len(joined.members) for joined in jobs))
+        self.processes.note_end(slot.process, sum(joined.num_calls for joined in jobs))
         if self.processes.is_resting:
             rest_s = self.processes.rest_s
             _log.error("model %s version %s: no process for %.1f s", *self._label, rest_s)

@@ -203,7 +203,7 @@ class Answer:
             if stays is not None and id(group) not in stays:
                 continue
             try:
-                responses = group.encoder.encode(result, first, 1)
+                responses = group.encoder.encode(result, first, len(group.streams))
             except Exception:  # a bug of ours: it ends this call, and never the owner
                 _log.exception("a call could not be answered")
                 self._fail(group, ModelError())

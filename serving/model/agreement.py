@@ -23,6 +23,8 @@ from serving.tensors import Array
 Kind = Literal["classes", "equal", "values"]
 GOLDEN_FILE = "golden.npz"
 """Beside a version's graph: calls of any model with the answers that others are compared with."""
+_ROUNDING = 1e-9
+"""Of a share that is exactly the limit."""
 _CENTRED = 8
 """The fewest calls of which the mean answer is taken off."""
 
@@ -61,19 +63,33 @@ class Agreement:
     """Of values."""
     error: float = 0.0
     """Of values; infinite where shapes differ or an answer is no number."""
+    spread: float = 0.0
+    """Of values the standard error of the squared error, relative to it: how much other calls may
+    differ more."""
 
-    def excess(self, limits: Limits) -> str:
-        """Return what is beyond the limits, such as "cosine 0.91, at least 0.995 expected"."""
+    def excess(self, limits: Limits, margin: float = 0.0) -> str:
+        """Return what is beyond the limits, such as "cosine 0.91, at least 0.995 expected".
+
+        Args:
+            limits: what is allowed.
+            margin: how many standard errors the answers must stay away from the limits, so that
+                others of the kind keep them, too; none without a single difference.
+        """
         if self.kind != "values":
             what = "top answers are equal" if self.kind == "classes" else "answers are equal"
             share, least = (f"{100 * each:.4g} %" for each in (self.equal, limits.least_equal))
-            is_kept = self.equal >= limits.least_equal
-            return "" if is_kept else f"{share} of {self.num:,} {what}, at least {least} expected"
+            wrong = round((1 - self.equal) * self.num)
+            allowed = (1 - limits.least_equal) * self.num
+            if wrong + margin * math.sqrt(wrong) <= allowed + _ROUNDING:
+                return ""
+            sure = " by its standard error" if wrong <= allowed else ""
+            return f"{share} of {self.num:,} {what}, at least {least} expected{sure}"
         if not math.isfinite(self.error):
             return "another shape, or answers that are no numbers"
-        if self.cosine < limits.least_cosine:
+        growth = 1 + margin * self.spread
+        if (1 - self.cosine) * growth > 1 - limits.least_cosine + _ROUNDING:
             return f"cosine {self.cosine:.4f}, at least {limits.least_cosine:g} expected"
-        if self.error > limits.most_error:
+        if self.error * math.sqrt(growth) > limits.most_error + _ROUNDING:
             shown = f"{100 * self.error:.2g} %"
             return f"relative error {shown}, at most {100 * limits.most_error:g} % expected"
         return ""
@@ -192,19 +208,23 @@ def _values(output: str, wanted: Sequence[Array], answers: Sequence[Array | None
         centre = np.zeros(wanted[0].shape)
         for want in wanted:
             centre += want / num
-    dot = square = other = difference = greatest = 0.0
+    dot = square = other = greatest = 0.0
     size = 0
-    for want, each in zip(wanted, answers, strict=True):
+    differences, squares = np.zeros(num), np.zeros(num)
+    for at, (want, each) in enumerate(zip(wanted, answers, strict=True)):
         assert each is not None
         mine, its = want.astype(np.float64) - centre, each.astype(np.float64) - centre
         dot += float((mine * its).sum())
-        square += float((mine * mine).sum())
         other += float((its * its).sum())
-        difference += float(((mine - its) ** 2).sum())
+        squares[at] = (mine * mine).sum()
+        differences[at] = ((mine - its) ** 2).sum()
         greatest = max(greatest, float(np.abs(mine).max(initial=0.0)))
         size += mine.size
+    square, difference = float(squares.sum()), float(differences.sum())
     if not difference:
         return Agreement(output=output, kind="values", num=num)
+    ratio = difference / square if square else 0.0
+    away = math.sqrt(float(((differences - ratio * squares) ** 2).sum()))
     root = math.sqrt(difference / max(1, size))
     return Agreement(
         output=output,
@@ -212,4 +232,5 @@ def _values(output: str, wanted: Sequence[Array], answers: Sequence[Array | None
         num=num,
         cosine=dot / math.sqrt(square * other) if square * other else 0.0,
         error=root / greatest if greatest else math.inf,
+        spread=away / difference,
     )

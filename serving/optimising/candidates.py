@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from serving.optimising.source import quiet
 from serving.system.usage import processor
 from serving.tensors import Feeds
@@ -20,6 +22,8 @@ Kind = Literal["int8", "nbits", "dynamic"]
 Activations = Literal["u8", "s8"]
 Calibration = Literal["minmax", "percentile"]
 _PERCENTILE = 99.99
+_WILD = 1e18
+"""Numbers from here on stand for infinity: in 256 steps of these all others are 0."""
 _BLOCK, _BITS, _INT8_ACCURACY = 128, 8, 4
 _PRODUCTS = "Conv", "ConvTranspose", "MatMul", "Gemm"
 _WIDE = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
@@ -106,6 +110,7 @@ class Maker:
         self.file = file
         self._folder, self._calls = folder, calls
         self._ranges: dict[Calibration, Any] = {}
+        self._wild: set[str] = set()
         self._num = 0
 
     def make(self, candidate: Candidate, *, keeps_activations: bool = False) -> Path:
@@ -154,7 +159,7 @@ class Maker:
             QuantType.QInt8 if is_signed else QuantType.QUInt8,
             self._ranges_by(candidate.calibration),
             [],
-            list(candidate.kept),
+            [*candidate.kept, *self._wild_nodes(model)],
             operators,
             {
                 "ActivationSymmetric": is_signed,
@@ -170,6 +175,8 @@ class Maker:
 
     def _ranges_by(self, calibration: Calibration) -> Any:
         """Return the range of each tensor; found call by call, so that memory stays bounded."""
+        if calibration == "percentile":
+            self._ranges_by("minmax")  # first: it finds what a histogram has no room for
         if calibration not in self._ranges:
             from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 
@@ -183,11 +190,19 @@ class Maker:
                 calibrate_method=methods[calibration == "percentile"],
                 extra_options=options,
             )
+            if calibration == "percentile":
+                calibrator.tensors_to_calibrate -= self._wild
             for call in self._calls:
                 calibrator.collect_data(_Reader(call))
-            self._ranges[calibration] = calibrator.compute_data()
+            self._ranges[calibration] = found = calibrator.compute_data()
+            if calibration == "minmax":
+                self._wild = {name for name, each in found.items() if _is_wild(each)}
             augmented.unlink(missing_ok=True)
         return self._ranges[calibration]
+
+    def _wild_nodes(self, model: Any) -> list[str]:
+        """Return the nodes that have a tensor which no step of 8 bits fits, such as a mask."""
+        return [node.name for node in model.graph.node if self._wild & {*node.input, *node.output}]
 
     def _make_nbits(self, target: Path) -> None:
         import onnx
@@ -213,6 +228,11 @@ class Maker:
             str(self.file), str(target), weight_type=QuantType.QInt8, per_channel=True,
             reduce_range=not adds_wide(),
         )  # fmt: skip
+
+
+def _is_wild(range_of: Any) -> bool:
+    """Return whether a tensor has infinities, or huge numbers in their place, as masks have."""
+    return not all(np.abs(each).max() < _WILD for each in range_of.range_value)
 
 
 class _Reader:

@@ -25,8 +25,14 @@ from serving.tensors import Array
 
 LEAST_SAMPLES = 100
 """Fewer samples than this show too little to publish anything."""
+_MARGIN = 1.0
+"""How many standard errors an output stays away from its limits, so that samples which are not
+here keep them, too."""
 _SURE = 1.96
 """Standard errors on each side of an interval of 95 %."""
+_FAR = 5.0
+"""How many times as far as the limits answers to the calibration's samples are, if those that are
+held out are not looked at."""
 _ROUNDING = 1e-9
 """Of the difference of two shares, which is exactly the limit now and then."""
 _ROWS_SUM = 1e-3
@@ -138,7 +144,7 @@ class Gate:
             return self._by_score(answers, compared)
         for each in compared:
             is_labelled = loss is not None and each.output == self.classes
-            excess = "" if is_labelled else each.excess(self.comparison.limits)
+            excess = "" if is_labelled else each.excess(self.comparison.limits, _MARGIN)
             if excess:
                 reason = f"output {each.output}: {excess}"
                 return Verdict(reason=reason, agreements=tuple(compared), loss=loss)
@@ -146,6 +152,17 @@ class Gate:
         return Verdict(
             reason=reason, needs_samples=needs_samples, agreements=tuple(compared), loss=loss
         )
+
+    def is_hopeless(self, answers: Answers) -> bool:
+        """Return whether answers are so far off that others need not be looked at."""
+        limits = self.comparison.limits
+        loose = Limits(
+            least_equal=1 - _FAR * (1 - limits.least_equal),
+            least_cosine=1 - _FAR * (1 - limits.least_cosine),
+            most_error=min(1.0, _FAR * limits.most_error),
+        )
+        compared = self.comparison.of_answers(self.wanted, answers)
+        return self.score is None and any(each.excess(loose) for each in compared)
 
     def _by_score(self, answers: Answers, compared: Sequence[Agreement]) -> Verdict:
         assert self.score is not None

@@ -15,7 +15,7 @@ from serving.errors import ConfigurationError, ServingError
 from serving.model.agreement import GOLDEN_FILE
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES
-from serving.model.repository import find
+from serving.model.repository import find, require_onnx
 from serving.optimising import served as serving_it
 from serving.optimising.candidates import Maker
 from serving.optimising.gate import (
@@ -136,6 +136,7 @@ def optimize(
     search_end = Deadline(_SEARCH_SHARE * time_limit_s)
     root = Path(models)
     path = Path(model)
+    require_onnx(path)
     place = path if path.suffix.lower() == ".onnx" or path.exists() else find(root, str(model))
     source = read_source(place, None if version is None else str(version))
     limits = limits or GateLimits()
@@ -220,7 +221,7 @@ def _made(folder: Path) -> Path:
 def _notes(given: Samples, held_out: Samples, *, few_samples: bool) -> list[str]:
     notes = []
     if given.num_copies:
-        notes.append(f"{given.num_copies:,} samples are copies of others, and were left out")
+        notes.append(f"copies of other samples were left out: {given.num_copies:,}")
     if len(given) < 3 * LEAST_SAMPLES:
         notes.append(shown_by(len(held_out)))
     return notes
@@ -321,11 +322,16 @@ def _gained(each: Tried) -> str:
 
 
 def _why_not(tried: Sequence[Tried]) -> str:
-    """Say why nothing is gained: by the candidate that came nearest."""
+    """Say why nothing is gained: by the fastest candidate, and by the fastest that is right."""
     if not tried:
         return "nothing gained: no candidate was tried in time"
     best = max(tried, key=lambda each: (each.rates is not None, each.gain))
-    return f"nothing gained: the fastest is {best.candidate}: {best.reason}"
+    words = f"nothing gained: the fastest is {best.candidate}: {best.reason}"
+    right = [each for each in tried if each.verdict is not None and not each.verdict.reason]
+    if not right or best in right:
+        return words
+    other = max(right, key=lambda each: each.gain)
+    return f"{words}; of those that the gate passes {other.candidate}: {other.reason}"
 
 
 def processor_name(device: Device) -> str:

@@ -70,11 +70,11 @@ def write(found: Optimization, limits: GateLimits, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{found.name}.json").write_text(report.document(found, limits), "utf-8")
     path = folder / f"{found.name}.html"
-    path.write_text(render(found, limits), "utf-8")
+    path.write_text(render(found), "utf-8")
     return path
 
 
-def render(found: Optimization, limits: GateLimits) -> str:
+def render(found: Optimization) -> str:
     """Return the page."""
     samples = (
         f"{found.num_calibration:,} samples to calibrate with, {found.num_held_out:,} held out for "
@@ -86,7 +86,7 @@ def render(found: Optimization, limits: GateLimits) -> str:
         *(f"<p>{escape(each)}.</p>" for each in found.notes),
     ]
     if any(each.rates is not None for each in found.tried):
-        body.append(_picture(found, limits))
+        body.append(_picture(found))
     for each in found.served:
         who = f"{each.callers} caller{'s' * (each.callers > 1)}"
         text = f"{each.rate:,.0f} answers a second, fp32 {each.fp32_rate:,.0f}: {each.gain} times"
@@ -105,17 +105,18 @@ def _table(found: Optimization) -> str:
     head = "".join(f'<th scope="col">{escape(each)}</th>' for each in _HEADINGS)
     rows = []
     chosen = {str(each.candidate) for each in found.tried if report.is_chosen(each, found)}
-    for first, *rest in report.cells(found):
+    for number, (first, *rest) in enumerate(report.cells(found)):
+        name = f"{number} {first}" if number else first
         kind = ' class="chosen"' if first in chosen else ""
         rest_cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        rows.append(f'<tr{kind}><th scope="row">{escape(first)}</th>{rest_cells}</tr>')
+        rows.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{rest_cells}</tr>')
     return (
         f'<div role="region" aria-label="candidates" tabindex="0"><table><thead><tr>{head}</tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _picture(found: Optimization, limits: GateLimits) -> str:
+def _picture(found: Optimization) -> str:
     """Draw a dot for each candidate: agreement along x, gain with many callers along y."""
     shown = [each for each in found.tried if each.rates is not None]
     top = max(1.5, *(_gain(each) for each in shown)) * 1.08
@@ -143,13 +144,9 @@ def _picture(found: Optimization, limits: GateLimits) -> str:
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(alt)}">'
         f"{''.join(parts)}</svg>"
     )
-    legend = "; ".join(
-        f"{numbers[each.candidate]} {each.candidate}"
-        for each in sorted(shown, key=lambda each: numbers[each.candidate])
-    )
     return (
-        f"{drawing}<p>Filled dots pass the gate and are faster, the green one is chosen; rings are "
-        f"not taken. {escape(legend)}.</p>"
+        f"{drawing}<p>A dot for each candidate, numbered as in the table. Filled ones pass the "
+        "gate and are faster, the green one is chosen; rings are not taken.</p>"
     )
 
 

@@ -172,11 +172,11 @@ class Search:
         return found, file
 
     def _judged(self, model: LoadedModel) -> Verdict:
-        """Return what the gates say: the second's samples are run if the first has none to say."""
+        """Return what the gate says: of the held-out samples, unless the others are far off."""
         first, second = self._bench.gates
-        verdict = first.judge(answers_of(model, first.samples.calls))
-        if verdict.reason and not verdict.needs_samples:
-            return verdict
+        answers = answers_of(model, first.samples.calls)
+        if first.is_hopeless(answers):
+            return first.judge(answers)
         return second.judge(answers_of(model, second.samples.calls))
 
     def _bases(self) -> list[Candidate]:

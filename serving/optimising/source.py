@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -151,7 +152,8 @@ def quiet() -> Iterator[None]:
     """
     root = logging.root
     before, handlers, level = root.manager.disable, list(root.handlers), root.level
-    with redirect_stdout(StringIO()):
+    with redirect_stdout(StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
             yield

@@ -82,10 +82,22 @@ def test_classes_without_labels_count_equal_answers():
     classes = np.arange(NUM) % 10
     wanted = one_hot(classes)
     first = Gate(samples(), wanted, comparison_of(wanted, Limits()))
-    assert first.judge(changed(classes, range(10))).reason == ""
+    assert first.judge(changed(classes, range(7))).reason == ""
     refused = first.judge(changed(classes, range(11)))
     assert refused.reason == (
         "output y: 98.9 % of 1,000 top answers are equal, at least 99 % expected"
+    )
+
+
+def test_gate_stays_a_standard_error_away_from_its_limits():
+    """So that samples which are not here keep them, too."""
+    classes = np.arange(NUM) % 10
+    wanted = one_hot(classes)
+    first = Gate(samples(), wanted, comparison_of(wanted, Limits()))
+    near = first.judge(changed(classes, range(8)))
+    assert near.reason == (
+        "output y: 99.2 % of 1,000 top answers are equal, at least 99 % expected by its standard "
+        "error"
     )
 
 

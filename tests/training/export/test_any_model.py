@@ -1,6 +1,7 @@
 """Keras models of any kind: converted, compared with Keras, published, and served."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -263,3 +264,30 @@ def test_network_of_keras_applications_is_exported_and_served(network, tmp_path)
     with started(serve_command(tmp_path / "models")) as server, Client(server.address) as client:
         (answer,) = client.infer("own", images).values()
     np.testing.assert_allclose(answer, np.asarray(model(images)), atol=1e-4)
+
+
+def test_optimize_starts_with_the_version_that_was_exported(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "s.npz", ids=np.arange(45).reshape(5, 9) % 20, facts=np.ones((5, 4)))
+    started_commands = []
+
+    def run(command):
+        started_commands.append(command)
+        return subprocess.CompletedProcess(command, len(started_commands) - 1)
+
+    monkeypatch.setattr("training.__main__.subprocess.run", run)
+    options = ("--samples", tmp_path / "s.npz", "--optimize")
+    assert export(tmp_path, two_inputs(), *options) == 0
+    assert (tmp_path / "models" / "own" / "1" / "model.onnx").is_file()
+    (command,) = started_commands
+    assert command[1:] == [
+        "-m", "serving", "optimize", "own", "--samples", str(tmp_path / "s.npz"),
+        "--models", str(tmp_path / "models"), "--name", "own",
+    ]  # fmt: skip
+    assert export(tmp_path, two_inputs(), *options) == 1
+    assert "the version above is published, and not optimized" in capsys.readouterr().err
+
+
+def test_optimize_needs_samples(tmp_path, capsys):
+    assert export(tmp_path, two_inputs(), "--optimize") == 2
+    assert "--optimize needs --samples" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()

@@ -1,0 +1,141 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from serving.__main__ import main
+from serving.model.agreement import Agreement
+from serving.optimising import page, report
+from serving.optimising.candidates import Candidate
+from serving.optimising.gate import GateLimits, Verdict
+from serving.optimising.measure import Gain, Rates
+from serving.optimising.result import Optimization, Tried
+from serving.optimising.served import Served
+from tests.programs.test_installation import without
+from tests.serving.model.graphs import node, rows_model, save
+
+
+def tried(candidate, gain, cosine, reason=""):
+    agreement = Agreement(output="y", kind="values", num=100, cosine=cosine, error=0.01)
+    both = Gain(median=gain, least=gain - 0.1, most=gain + 0.1, is_sure=gain > 1.1)
+    return Tried(
+        candidate=candidate,
+        reason=reason,
+        verdict=Verdict(reason=reason, agreements=(agreement,)),
+        rates=Rates(alone=(gain,), busy=(gain,), batch=8),
+        alone=both,
+        busy=both,
+        is_batched=True,
+        num_bytes=3_000_000,
+    )
+
+
+def outcome():
+    best = tried(Candidate(kind="int8"), 2.2, 0.9991)
+    gain = Gain(median=2.1, least=2, most=2.2, is_sure=True)
+    return Optimization(
+        name="<net>",
+        tried=(
+            tried(Candidate(kind="nbits"), 1.0, 0.9999, "not faster: 1.00 times fp32's rate"),
+            Tried(candidate=Candidate(kind="dynamic"), reason="not made: <no> & never"),
+            best,
+            tried(Candidate(kind="int8", activations="s8"), 2.5, 0.2, "refused: output y: cosine"),
+        ),
+        chosen=best,
+        reason="int8 u8: faster",
+        fp32=Rates(alone=(1,), busy=(1,), batch=8),
+        is_batched=True,
+        fp32_bytes=12_000_000,
+        served=(Served(callers=16, rate=2100, fp32_rate=1000, gain=gain),),
+        num_calibration=50,
+        num_held_out=100,
+        processor="a processor",
+    )
+
+
+def test_table_has_the_best_first():
+    rows = report.table(outcome()).splitlines()
+    names = [re.split(r" {2,}", row)[0] for row in rows[1:]]
+    assert names == ["fp32", "int8 u8", "int8 s8", "8-bit weights", "dynamic int8"]
+    assert "2.20 (2.10 to 2.30)" in rows[2]
+    assert rows[2].endswith("chosen")
+    assert "cosine 0.2000" in rows[3]
+    assert "Through the server, 16 callers: 2,100 answers/s, fp32 1,000: 2.10" in "\n".join(
+        report.lines(outcome())
+    )
+
+
+def test_page_has_a_dot_for_each_measured_candidate_and_escapes_names():
+    text = page.render(outcome())
+    dots = re.findall(r'<circle class="(\w+)"', text)
+    assert sorted(dots) == ["bad", "bad", "good"]
+    assert "<net>" not in text
+    assert "&lt;no&gt; &amp; never" in text
+    assert "aria-label=" in text
+    assert "http" not in text  # it loads nothing
+
+
+def test_figures_are_written_as_json(tmp_path):
+    path = page.write(outcome(), GateLimits(), tmp_path / "new")
+    document = json.loads(path.with_suffix(".json").read_text())
+    assert document["chosen"]["candidate"]["kind"] == "int8"
+    assert document["limits"]["most_loss"] == 0.002
+
+
+def test_command_says_why_nothing_is_gained(tmp_path, capsys):
+    save(rows_model(node("Relu", ["x"], ["y"])), tmp_path, "net.onnx")
+    np.savez(tmp_path / "s.npz", x=np.random.default_rng(0).normal(size=(120, 4)).astype("f4"))
+    options = [
+        "--samples",
+        str(tmp_path / "s.npz"),
+        "--name",
+        "net",
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert main(["optimize", str(tmp_path / "net.onnx"), "--name", "net", *options]) == 0
+    out = capsys.readouterr().out
+    assert "Nothing to gain: it has no convolution or matrix product to quantize" in out
+    assert f"page: {tmp_path / 'o' / 'net.html'}" in out
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["none.onnx"], "there is no file none.onnx"),
+        (["none"], "no model in models/none"),
+        (["net.onnx", "--name", "../up"], "name: expected up to 100 letters"),
+        (["net.onnx", "--least-equal", "200"], "expected a number from 0 to 100"),
+        (["net.onnx", "--classes", "z"], "--classes: expected one of y"),
+        (["net.onnx", "--score", "none.py:f"], "--score: expected FILE.py:function"),
+        (["net.keras"], "digit-serving export net.keras"),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, monkeypatch, capsys, options, reason):
+    monkeypatch.chdir(tmp_path)
+    save(rows_model(node("MatMul", ["x", "w"], ["y"]), constants={"w": np.eye(4, dtype="f4")}),
+         tmp_path, "net.onnx")  # fmt: skip
+    np.savez("s.npz", x=np.random.default_rng(0).normal(size=(120, 4)).astype("f4"))
+    try:
+        code = main(["optimize", *options, "--samples", "s.npz"])
+    except SystemExit as end:
+        code = end.code
+    err = capsys.readouterr().err
+    assert code == 2
+    assert reason in err
+    assert "Traceback" not in err
+
+
+def test_missing_extra_is_one_line(tmp_path):
+    save(rows_model(node("Relu", ["x"], ["y"])), tmp_path, "net.onnx")
+    for hidden in ("onnx", "onnx_ir"):
+        code, out, err = without(
+            (hidden,), "serving", "optimize", str(tmp_path / "net.onnx"), "--samples", "s.npz"
+        )
+        assert (code, out) == (2, "")
+        assert err == (
+            f"digit-serving: {hidden} is not installed: pip install '.[optimize]' in the checkout "
+            "of digit-serving\n"
+        )
