@@ -136,6 +136,8 @@ class Handled:
         self.fault_share = random.choice((0.0, 0.02, 0.1))
         self._faults = Counter()
         self._fault_s = -_REST_S
+        self._begun = {}
+        """The calls of each job, by its number."""
         self._alone: set[bytes] = set()
         """The images that went to a process in a call that was alone."""
         manifest = replace(simulation.manifest, name=NAME, version="1", signature=None)
@@ -179,15 +181,22 @@ class Handled:
         return arrays if phase != "predict" else [_rows(arrays[0])]
 
     def note_begun(self, head, arrays):
-        """Check that each call in a job is wanted still, and was not begun alone before."""
-        if head["phase"] == "postprocess":
-            self.simulation.require(
-                len(arrays[0]) == head["rows"], "a job has other rows than its calls"
-            )
-            return
+        """Check that calls in a job are wanted still, and each was not begun alone before."""
         simulation = self.simulation
+        if head["phase"] == "postprocess":
+            is_whole = len(arrays[0]) == head["rows"]
+            simulation.require(is_whole, "a job has other rows than its calls")
+            since_s = simulation.turn_s
+            against = [
+                invariants.reason_against(simulation, client, call, since_s)
+                for _, client, call in self._begun.get(head["job"], ())
+            ]
+            is_wanted = not against or None in against
+            simulation.require(is_wanted, f"a job is for nobody, its call {against[:1]}")
+            return
         images = [row.tobytes() for row in arrays[0]]
         known = [(image, *simulation.calls[image[:8]]) for image in images]
+        self._begun[head["job"]] = known
         numbers = {call.number for _, _, call in known}
         simulation.require(len(numbers) == 1 or self.signature.batching, "calls share a job")
         for image, client, call in known:
