@@ -52,7 +52,9 @@ class _Process:
         if head["kind"] == "drop":
             self._states.pop(head["job"], None)
         if head["kind"] == "job" and not self._is_over:
-            self._states.pop(head["job"], None)
+            has_state = self._states.pop(head["job"], None) is not None
+            is_lost = head["phase"] == "postprocess" and self._handled.has_states and not has_state
+            self._handled.simulation.require(not is_lost, "a job goes where its state is not")
             self._handled.note_begun(head, arrays)
             self._jobs.append((head, [*arrays]))
             self._work()
@@ -125,6 +127,7 @@ class Handled:
         self.random = random = Random(f"handled {simulation.seed}")
         methods = random.choice(_METHODS)
         batching = random.random() < 0.6
+        self.has_states = methods == ("preprocess", "postprocess")
         images, rows = Array("uint8", (100,)), Array("float32", (10,))
         self.signature = HandlerSignature(
             name="Played",
@@ -228,8 +231,10 @@ class Handled:
 
     def _call(self, caller):
         if not caller.is_over and caller.engine.is_established:
-            caller.begin(INFER, 2, self.random.choice((b"1m", b"20m", b"1S", b"50S", None)))
+            call = caller.begin(INFER, 2, self.random.choice((b"1m", b"20m", b"1S", b"50S", None)))
             caller.flush()
+            if call is not None and self.random.random() < 0.3:
+                self.simulation.after(0.05 * self.random.random() ** 3, caller.cancel, call)
 
     def excuses(self, call):
         """Return whether a fault may have ended a call."""

@@ -284,6 +284,8 @@ def check_start(simulation):
     )
     simulation.require(len(batchers) == number, f"{len(batchers)} batchers are left")
     simulation.require(not any(each.is_busy for each in batchers), "calls wait, of nobody")
+    is_open = any(isinstance(each, Pipeline) and each._open for each in batchers)
+    simulation.require(not is_open, "calls are in a stage, of nobody")
     simulation.require(not simulation.loop._due, "the loop wakes up for a queue that is empty")
     calls, budget = simulation.loop.calls, simulation.loop.calls.budget
     simulation.require(not (budget._held or calls.stalled), "bytes or turns are held, by nobody")
