@@ -183,11 +183,13 @@ class Pipeline(Entry):
 
     @property
     def oldest_run_s(self) -> float:
-        return self._runners.oldest_s
+        inside_s = math.inf if self._network is None else self._network.oldest_run_s
+        return min(self._runners.oldest_s, inside_s)
 
     @property
     def max_run_s(self) -> float:
-        return self._config.max_handler_s
+        inside_s = 0.0 if self._network is None else self._network.max_run_s
+        return max(self._config.max_handler_s, inside_s)
 
     def _running(self) -> Iterable[Group]:
         return (group for joined in self._open.values() for group in joined.calls)

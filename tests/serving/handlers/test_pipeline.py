@@ -2,6 +2,7 @@
 
 from collections import deque
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,19 @@ def test_state_binds_a_call_to_its_process():
     while first.outcome is None:
         world.answer(process=0)
     assert first.outcome == [[2]]
+
+
+def test_run_of_the_model_that_goes_on_is_one_of_the_version():
+    """Else health would not say that it is stuck."""
+    world = World(("preprocess", "postprocess"), FakeVersion())
+    assert world.batcher.oldest_run_s == np.inf
+    assert world.batcher.max_run_s == SMALL.max_run_s > SMALL.max_handler_s
+    world.clock.advance(7.0)
+    world.call(1)
+    assert world.batcher.oldest_run_s == 7.0
+    inside: Any = SimpleNamespace(run=((), 5.0, None))
+    world.batcher._network._offloaded.running[1] = inside
+    assert world.batcher.oldest_run_s == 5.0
 
 
 def test_model_without_rows_is_not_run():
