@@ -10,6 +10,9 @@
                                                state
     Method, works  a job for a process         too long, too much memory:     its outcome, or the
                                                the process is ended           process's end
+    Method,        a part of a call that is    late, gone: its process drops  `resume`: in line for
+    paused         answered in parts, whose    the generator; no step, so no  its process
+                   reader is slow              limit of time
     Run            the stage before            the model's own entry, where   outputs, or an error
                                                this is a caller
     Answer         the last stage                                             the callers' sinks
@@ -19,6 +22,10 @@ caller has left is dropped, and once nobody waits they end; a process that works
 and its outcome is dropped. `go_on`: what a stage has made enters the next one. `failed`: of several
 calls each begins once more by itself; one gets the error. A state that a process keeps is dropped
 at the end.
+
+Of a call that is answered in parts the last method is a generator in its process, and each part is
+a job of its own: they are given to the sink as they come, and a call with a part never begins once
+more.
 """
 
 import math
@@ -93,6 +100,7 @@ class Joined:
         "line",
         "members",
         "num_calls",
+        "num_parts",
         "num_rows",
         "number",
         "options",
@@ -132,6 +140,8 @@ class Joined:
         """How many handlers have called one another for them."""
         self.stage = -1
         """The place of the stage that they are in."""
+        self.num_parts = 0
+        """Parts of the answer that the sink has, of a call that is answered in parts."""
         self.is_over = False
         self.state_at: Any = None
         """The `Slot` of the process that has their state."""
@@ -149,6 +159,12 @@ class Joined:
         """Enter the next stage; `arrays` is what this one has made."""
         self.stage += 1
         self.line.stages[self.stage].enter(self, arrays)
+
+    def resume(self) -> None:
+        """Have the next part of the answer made; the sink's reader has taken the last one."""
+        if not self.is_over and self.wanted(self.line.owner.clock()):
+            self.line.stages[self.stage].enter(self, ())
+            self.line.schedule()
 
     def failed(self, error: ServingError, attempt: Attempt = Attempt.FIRST) -> None:
         """Leave a stage without a result; of several calls each begins once more."""

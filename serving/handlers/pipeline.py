@@ -19,9 +19,16 @@ import numpy as np
 from serving.batching.batcher import Batcher
 from serving.batching.entry import Entry
 from serving.batching.queue import Queue
-from serving.batching.run import Group, Owner, Result, arrays_of, open_calls
+from serving.batching.run import (
+    Group,
+    Owner,
+    Result,
+    answers_in_parts,
+    arrays_of,
+    open_calls,
+)
 from serving.config import BatchingConfig
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import InvalidRequest, ModelError, ServingError
 from serving.handlers.joined import Attempt, Joined, Stage
 from serving.handlers.nested import Find
 from serving.handlers.process_set import Launcher, Process
@@ -93,7 +100,9 @@ class Pipeline(Entry):
         self._runtime, self._signature = runtime, signature
         self._queue.run_rows = config.max_batch_size if signature.batching else 1
         number, find = runtime.num_processes, runtime.find
-        self._runners = Runners(label, runtime.launcher, number, config, metrics, find, self)
+        most = signature.max_concurrency if signature.in_parts else math.inf
+        self._runners = Runners(label, runtime.launcher, number, config, metrics, find, self, most)
+        self._most_open = _OPEN + (signature.max_concurrency if signature.in_parts else 0)
         self.stages: Sequence[Stage] = ()
         self._decode: Decode | None = None
         self._is_ahead = signature.has_pictures or signature.methods[0] == POSTPROCESS
@@ -126,8 +135,10 @@ class Pipeline(Entry):
             self._decode = Decode(name, places, pool, owner.clock, owner.post)
             found.append(self._decode)
         methods, most = self._signature.methods, self._config.max_response_bytes
+        in_parts = self._signature.in_parts
+        answer = Answer(self.label, owner.clock, self.fail, self._note_answered, in_parts=in_parts)
         method = {
-            each: Method(each, self.label, self._runners, most, is_last=each == methods[-1])
+            each: Method(each, self.label, self._runners, most, answer, is_last=each == methods[-1])
             for each in methods
         }
         found += [method[each] for each in (PREPROCESS, PREDICT) if each in method]
@@ -135,7 +146,7 @@ class Pipeline(Entry):
             found.append(Run(self._network))
         if POSTPROCESS in method:
             found.append(method[POSTPROCESS])
-        return [*found, Answer(self.label, owner.clock, self.fail, self._note_answered)]
+        return [*found, answer]
 
     def _begin(self) -> None:
         for process in self._runtime.take_first():
@@ -145,16 +156,22 @@ class Pipeline(Entry):
     # As an entry
 
     def submit(self, group: Group, *, is_final: bool = True) -> int:
-        if self._refusal is None and (rest := self._runners.rest) is not None:
-            self.fail(group, rest)
+        if (reason := self._reason(group)) is not None:
+            self.fail(group, reason)
             return len(group.streams)
         return super().submit(group, is_final=is_final)
 
     def add(self, group: Group) -> None:
-        if self._refusal is None and (rest := self._runners.rest) is not None:
-            self.fail(group, rest)
+        if (reason := self._reason(group)) is not None:
+            self.fail(group, reason)
             return
         super().add(group)
+
+    def _reason(self, group: Group) -> ServingError | None:
+        """Return why a call can't be taken, if `refuse` has given no reason."""
+        if self._signature.in_parts and not group.encoder.in_parts:
+            return answers_in_parts(self.label[0])
+        return self._runners.rest if self._refusal is None else None
 
     @property
     def is_refusing(self) -> bool:
@@ -220,7 +237,7 @@ class Pipeline(Entry):
 
     @property
     def _has_room(self) -> bool:
-        return len(self._open) < _OPEN * max(1, len(self._runners.slots))
+        return len(self._open) < self._most_open * max(1, len(self._runners.slots))
 
     @property
     def _num_ahead(self) -> int:
@@ -304,6 +321,8 @@ class Pipeline(Entry):
         calls, parts = open_calls(joined.calls), None
         if attempt is Attempt.AGAIN:
             parts = [calls] if calls and joined.attempt is Attempt.FIRST else None
+            if joined.num_parts:
+                parts, error = None, ModelError(str(error))  # it did not end by a call of its own
         elif joined.num_calls > 1:  # even if the others have left by now
             parts = [[call] for group in calls for call in group.calls()]
         if parts is None:

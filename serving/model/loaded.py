@@ -1,6 +1,6 @@
 """A version of a model that was loaded and checked: all that the server needs to run it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -107,6 +107,12 @@ class LoadedModel:
     ) -> Sequence[Array]:
         """Return the outputs for a call in this process; `run` runs the model itself."""
         return run(feeds)
+
+    def stream(
+        self, feeds: Feeds, parameters: Mapping[str, Any], run: Callable[[Feeds], list[Array]]
+    ) -> Generator[Sequence[Array], None, None]:
+        """Yield the outputs for a call in this process; once, unless it is answered in parts."""
+        yield self.answer(feeds, parameters, run)
 
     def close(self) -> None:
         """End what has started with its loading, if it is not served."""
