@@ -4,7 +4,8 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -179,6 +180,21 @@ class BaseModel:
         arrays = self.served.answer(feeds, parameters or {}, run)
         return Outputs(dict(zip(self._names, arrays, strict=True)), self.served.version)
 
+    def _stream(
+        self,
+        feeds: Feeds,
+        outputs: Sequence[str],
+        parameters: Mapping[str, Any] | None,
+        is_cancelled: Callable[[], bool] = never,
+    ) -> Generator[Outputs, None, None]:
+        if self._is_closed:
+            raise Unavailable("the model is closed")
+        run = partial(self._run_network, is_cancelled=is_cancelled)
+        with closing(self.served.stream(feeds, parameters or {}, run)) as parts:
+            for arrays in parts:
+                found = Outputs(dict(zip(self._names, arrays, strict=True)), self.served.version)
+                yield _chosen(found, outputs)
+
     def _run_network(self, feeds: Feeds, is_cancelled: Callable[[], bool] = never) -> list[Array]:
         """Run the model itself; returns its outputs in order."""
         model, most = self._network, self.batching.max_batch_size
@@ -252,6 +268,33 @@ class Model(BaseModel):
         feeds = as_feeds(tensors, written_inputs(tensors.inputs, inputs))
         return _chosen(self._run(feeds, parameters=parameters), outputs)
 
+    def stream(
+        self,
+        inputs: object,
+        *,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Generator[Outputs, None, None]:
+        """Yield the parts of the answer as they are made, on the thread that takes them.
+
+        A model that does not answer in parts has one. Close the iterator, or drop it, to take no
+        further one.
+
+        Args:
+            inputs: see `infer`, as for the others.
+            outputs: the names of the outputs to return; all by default.
+            parameters: for a handler that names `parameters`.
+
+        Yields:
+            An array for each output, by its name, and the version.
+
+        Raises:
+            ServingError: see `infer`.
+        """
+        tensors = self.served.tensors
+        feeds = as_feeds(tensors, written_inputs(tensors.inputs, inputs))
+        return self._stream(feeds, outputs, parameters)
+
     def describe(self, version: str | int | None = None) -> ModelInfo:
         """Return the model's inputs and outputs, how it is run, and its limits.
 
@@ -314,6 +357,29 @@ class AsyncModel(BaseModel):
             return _chosen(await self._joined_calls().run(feeds), outputs)
         run = partial(self._run, parameters=parameters)
         return _chosen(await on_thread(run, feeds), outputs)
+
+    async def stream(
+        self,
+        inputs: object,
+        *,
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Any] | None = None,
+    ) -> AsyncGenerator[Outputs, None]:
+        """Yield the parts of the answer, each made on a thread; see `Model.stream`."""
+        tensors = self.served.tensors
+        feeds = as_feeds(tensors, written_inputs(tensors.inputs, inputs))
+        parts = self._stream(feeds, outputs, parameters)
+        step: asyncio.Future[Outputs | None] | None = None
+        try:
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, parts, None))
+                if (part := await asyncio.shield(step)) is None:
+                    return
+                yield part
+        finally:
+            if step is not None and not step.done():  # cancelled: the generator is in its step
+                await asyncio.wait([step])
+            await asyncio.to_thread(parts.close)
 
     async def describe(self, version: str | int | None = None) -> ModelInfo:
         """Return the model's inputs and outputs, how it is run, and its limits."""

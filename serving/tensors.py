@@ -108,6 +108,8 @@ class TensorSignature:
     outputs: tuple[Tensor, ...]
     is_batchable: bool
     """Whether the first axis of all of them is the batch, and rows don't depend on one another."""
+    in_parts: bool = False
+    """Whether a call has any number of answers, each with outputs of its rows."""
     row_bytes: int = field(init=False, repr=False, compare=False)
     """The bytes of a row where requests are rows of one input and can be batched; else 0.
 

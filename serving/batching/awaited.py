@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -84,6 +84,87 @@ async def submit(
         peer.streams.discard(number)
         peer.headers.pop(number, None)
     return response, call.run
+
+
+async def submit_parts(
+    owner: Owner,
+    peer: AsyncCaller,
+    message: Any,
+    encoder: ResponseEncoder,
+    deadline_s: float = math.inf,
+    enter: Callable[[Group], int] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> AsyncGenerator[Any, None]:
+    """Have a request answered in parts, and yield them; see `submit`.
+
+    The next part is made once this one was taken. Closed, no further one is.
+    """
+    parts, arrived_s, number = _Parts(owner), time.monotonic(), next(_numbers)
+    peer.streams.add(number)
+    if headers:
+        peer.headers[number] = headers
+    streams: Sequence[Any] = [number]
+    group = Group(peer, streams, [message], encoder, parts, arrived_s, deadline_s)
+    owner.post(partial(parts.begin, enter or encoder.target.submit, group))
+    try:
+        while True:
+            left_s = None if deadline_s == math.inf else deadline_s - time.monotonic()
+            is_end, response = await asyncio.wait_for(parts.next(), left_s)
+            if response is not None:
+                yield response
+            if is_end:
+                return
+    except TimeoutError:
+        raise DeadlineExceeded from None
+    finally:
+        peer.streams.discard(number)
+        peer.headers.pop(number, None)
+        parts.resume()  # if nobody waits, it ends
+
+
+class _Parts:
+    """Takes the parts of one call's answer, on the owner's thread."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._loop, self._owner = asyncio.get_running_loop(), owner
+        self._came: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue()
+        self._resume: Callable[[], None] | None = None
+
+    def begin(self, enter: Callable[[Group], int], group: Group) -> None:
+        if not enter(group):
+            self.fail(group, Overloaded())
+
+    async def next(self) -> tuple[bool, Any]:
+        """Wait for the next part; returns whether it is the end, and the part, if there is one.
+
+        Raises:
+            ServingError: it is an error.
+        """
+        self.resume()
+        is_end, outcome = await self._came.get()
+        if isinstance(outcome, ServingError):
+            raise outcome
+        return is_end, outcome
+
+    def resume(self) -> None:
+        """Have the next part made, if this one is taken."""
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            self._owner.post(resume)
+
+    def take_part(self, group: Group, response: Any, resume: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(self._put, response, resume)
+
+    def _put(self, response: Any, resume: Callable[[], None]) -> None:
+        self._resume = resume
+        self._came.put_nowait((False, response))
+
+    def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
+        if responses:
+            self._loop.call_soon_threadsafe(self._came.put_nowait, (True, responses[0]))
+
+    def fail(self, group: Group, error: ServingError) -> None:
+        self._loop.call_soon_threadsafe(self._came.put_nowait, (True, error))
 
 
 class _Submitted:

@@ -18,6 +18,7 @@ from serving.errors import (
     ModelError,
     ServingError,
     TooLarge,
+    Unsupported,
 )
 from serving.proof.sizes import MOST_SIZE
 from serving.tensors import (
@@ -168,6 +169,8 @@ class ResponseEncoder:
 
     layout: Layout | None = None
     """Where the inputs lie in the calls' messages, if these are bytes of several tensors."""
+    in_parts = False
+    """Whether the calls may be answered in parts: their sink is a `PartsSink`."""
 
     def __init__(
         self, target: Target, method: str | None, num_rows: int, timeout_s: float | None = None
@@ -189,6 +192,10 @@ class ResponseEncoder:
         """Make the answers to calls of a run that succeeded, the first of row `at`."""
         raise NotImplementedError
 
+    def end_of_parts(self, result: Result) -> Any:
+        """Make what comes behind the last part of an answer; None for nothing."""
+        return None
+
 
 class Rows(ResponseEncoder):
     """Answers with the outputs for a call's rows: the arrays, and their result."""
@@ -196,6 +203,13 @@ class Rows(ResponseEncoder):
     def encode(self, result: Result, at: int, number: int) -> Sequence[Any]:
         step = self.num_rows
         return [(result.cut(at + i * step, step), result) for i in range(number)]
+
+
+def answers_in_parts(name: str) -> Unsupported:
+    """Build the error of a call that takes one answer, of a model that has any number."""
+    return Unsupported(
+        f"model {name} answers in parts: call ModelStreamInfer, or `stream` of a client or a model"
+    )
 
 
 class Sink(Protocol):
@@ -206,6 +220,19 @@ class Sink(Protocol):
 
     def fail(self, group: "Group", error: ServingError) -> None:
         """Take the reason why there are none."""
+
+
+class PartsSink(Sink, Protocol):
+    """The receiver of the parts of an answer; `answer` or `fail` is the end behind them."""
+
+    def take_part(self, group: "Group", response: Any, resume: Callable[[], None]) -> None:
+        """Take a part of the answer to a call.
+
+        Args:
+            group: the call.
+            response: the part.
+            resume: has the next one made; called on the owner's thread, once there is room for it.
+        """
 
 
 class Group:
@@ -560,20 +587,21 @@ def _inputs_of(groups: list[Group]) -> Iterator[Sequence[Array]]:
         yield layout.arrays(messages)
 
 
-def arrays_of(call: Group, tensors: TensorSignature) -> Sequence[Array]:
-    """Return the inputs of one call, in the order of its model's.
+def arrays_of(group: Group, tensors: TensorSignature) -> Sequence[Array]:
+    """Return the inputs of one call, in the order of its model's; or of several that are bytes.
 
     Raises:
         InvalidRequest: see `Layout.arrays`.
     """
-    (message,) = call.messages
-    if call.encoder.layout is not None:
-        return call.encoder.layout.arrays([message])
+    if group.encoder.layout is not None:
+        return group.encoder.layout.arrays(group.messages)
     if not tensors.row_bytes:
-        arrays: Sequence[Array] = message
+        arrays: Sequence[Array]
+        (arrays,) = group.messages
         return arrays
     only = tensors.inputs[0]
-    return [np.frombuffer(message, only.dtype).reshape(-1, *only.shape[1:])]
+    data = group.messages[0] if len(group.messages) == 1 else b"".join(group.messages)
+    return [np.frombuffer(data, only.dtype).reshape(-1, *only.shape[1:])]
 
 
 def _alike(groups: list[Group], *, is_batchable: bool) -> list[list[Group]]:

@@ -49,6 +49,11 @@ class Handler:
 
     Each of them that names `parameters` gets the request's parameters, a mapping; one that names
     `metadata` gets the caller's headers. An instance is used by one thread at a time.
+
+    A `predict` or `postprocess` with `yield` answers in parts: each value that it yields is
+    `outputs`, with the call's rows, and is sent at once. Generators of several calls are open in
+    one process, and take turns: so they keep nothing of a call in `self`. One whose caller has
+    left gets GeneratorExit at its `yield`.
     """
 
     inputs: "ClassVar[Mapping[str, Kind] | None]" = None
@@ -57,6 +62,8 @@ class Handler:
     """The kind of each output; the model's own outputs if there is no `postprocess`."""
     batching: ClassVar[bool] = False
     """Whether rows of several calls may be handled together: no row's answer depends on others."""
+    max_concurrency: ClassVar[int] = 64
+    """The most calls that are answered in parts at a time, in each process."""
     uses: ClassVar[tuple[str, ...]] = ()
     """The names of the other models that it calls by `self.models`."""
     models: Models

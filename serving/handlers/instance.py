@@ -1,7 +1,8 @@
 """A handler's object in this process: its methods, and the check of what they return."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +107,38 @@ class Instance:
         Raises:
             WrongValue: they are others than it declares.
         """
-        assert self._network is not None
-        names = [each.name for each in self._network.outputs]
-        values = dict(zip(names, outputs, strict=True))
-        found = self._call(POSTPROCESS, values, {**options, STATE: state})
+        found = self._postprocessed(outputs, options, state)
         return self._returned(POSTPROCESS, found, num_rows)
 
     def predict(self, arrays: Sequence[Array], num_rows: int, options: Options) -> list[Array]:
         """Return the handler's outputs, in its order; see `postprocess`."""
         found = self._call(PREDICT, self._received(arrays), options)
         return self._returned(PREDICT, found, num_rows)
+
+    def postprocess_parts(
+        self, outputs: Sequence[Array], num_rows: int, options: Options, state: Any = None
+    ) -> Generator[list[Array]]:
+        """Yield the handler's outputs part by part; see `postprocess`."""
+        return self._parts(POSTPROCESS, self._postprocessed(outputs, options, state), num_rows)
+
+    def predict_parts(
+        self, arrays: Sequence[Array], num_rows: int, options: Options
+    ) -> Generator[list[Array]]:
+        """Yield the handler's outputs part by part; see `postprocess`."""
+        found = self._call(PREDICT, self._received(arrays), options)
+        return self._parts(PREDICT, found, num_rows)
+
+    def _parts(self, method: str, found: Generator[Any], num_rows: int) -> Generator[list[Array]]:
+        """Check what a method yields; closed, it closes the method's generator."""
+        with closing(found):
+            for part in found:
+                yield self._returned(method, part, num_rows)
+
+    def _postprocessed(self, outputs: Sequence[Array], options: Options, state: Any) -> Any:
+        assert self._network is not None
+        names = [each.name for each in self._network.outputs]
+        values = dict(zip(names, outputs, strict=True))
+        return self._call(POSTPROCESS, values, {**options, STATE: state})
 
     def _received(self, arrays: Sequence[Array]) -> dict[str, Any]:
         kinds: Mapping[str, Kind] = self.signature.inputs or {}

@@ -10,6 +10,9 @@
                                                state
     Method, works  a job for a process         too long, too much memory:     its outcome, or the
                                                the process is ended           process's end
+    Method,        a part of a call that is    late, gone: its process drops  `resume`: in line for
+    paused         answered in parts, whose    the generator; no step, so no  its process
+                   reader is slow              limit of time
     Run            the stage before            the model's own entry, where   outputs, or an error
                                                this is a caller
     Answer         the last stage                                             the callers' sinks
@@ -19,6 +22,10 @@ caller has left is dropped, and once nobody waits they end; a process that works
 and its outcome is dropped. `go_on`: what a stage has made enters the next one. `failed`: of several
 calls each begins once more by itself; one gets the error. A state that a process keeps is dropped
 at the end.
+
+Of a call that is answered in parts the last method is a generator in its process, and each part is
+a job of its own: they are given to the sink as they come, and a call with a part never begins once
+more.
 """
 
 import math
@@ -26,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, Protocol
 
-from serving.batching.run import Group, Ran, divide, open_calls
+from serving.batching.run import Group, Owner, Ran, divide, open_calls
 from serving.errors import ServingError
 from serving.tensors import Array
 
@@ -50,6 +57,9 @@ class Stage(Protocol):
 
 class Line(Protocol):
     """A `Pipeline`, as its stages and runners see it."""
+
+    owner: Owner
+    """The thread that all is called on."""
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -89,6 +99,8 @@ class Joined:
         "is_over",
         "line",
         "members",
+        "num_calls",
+        "num_parts",
         "num_rows",
         "number",
         "options",
@@ -115,18 +127,21 @@ class Joined:
         Args:
             line: the stages.
             number: the one that a process knows them by.
-            calls: one each.
+            calls: those of one group, or of several.
             options: keyword arguments that the handler names, the same for all of them.
             attempt: why they begin.
         """
         self.line, self.number, self.options, self.attempt = line, number, options, attempt
         self.members = self.calls = calls
         """All that have begun, in the order of their rows, and those that nobody has given up."""
+        self.num_calls = sum([len(group.streams) for group in calls])
         self.num_rows = sum([group.num_rows for group in calls])
         self.depth = max([getattr(group.encoder, "depth", 0) for group in calls])
         """How many handlers have called one another for them."""
         self.stage = -1
         """The place of the stage that they are in."""
+        self.num_parts = 0
+        """Parts of the answer that the sink has, of a call that is answered in parts."""
         self.is_over = False
         self.state_at: Any = None
         """The `Slot` of the process that has their state."""
@@ -145,6 +160,12 @@ class Joined:
         self.stage += 1
         self.line.stages[self.stage].enter(self, arrays)
 
+    def resume(self) -> None:
+        """Have the next part of the answer made; the sink's reader has taken the last one."""
+        if not self.is_over and self.wanted(self.line.owner.clock()):
+            self.line.stages[self.stage].enter(self, ())
+            self.line.schedule()
+
     def failed(self, error: ServingError, attempt: Attempt = Attempt.FIRST) -> None:
         """Leave a stage without a result; of several calls each begins once more."""
         self.line.fail_joined(self, error, attempt)
@@ -152,11 +173,14 @@ class Joined:
     def wanted(self, now_s: float) -> bool:
         """Return whether somebody waits; if nobody does, they end, unless an outcome will come."""
         for group in self.calls:
-            if group.deadline_s <= now_s or group.streams[0] not in group.caller.streams:
+            there = group.caller.streams.__contains__
+            if group.deadline_s <= now_s or not all(map(there, group.streams)):
                 break
         else:
             if self.calls:
                 return True
+        if self.calls is self.members:  # from now on each by itself
+            self.calls = self.members = [call for group in self.members for call in group.calls()]
         self.calls, late = divide(open_calls(self.calls), now_s)
         self.line.end_late(late)
         if not self.calls and self.begun_s == math.inf:
@@ -186,7 +210,8 @@ class Joined:
     @property
     def deadline_s(self) -> float:
         """When the last of the calls is late."""
-        return max((group.deadline_s for group in self.calls), default=-math.inf)
+        late_s = [max(group.deadlines_s or (group.deadline_s,)) for group in self.calls]
+        return max(late_s, default=-math.inf)
 
     # As the sink of the model's run
 
@@ -194,9 +219,10 @@ class Joined:
         """Go on with the outputs."""
         if responses and not self.is_over:
             self.line.schedule()
-            outputs, _ = responses[0]
             self.times.append(("run", run[0], run[1]))
-            self.go_on(outputs)
+            if self.wanted(self.line.owner.clock()):
+                outputs, _ = responses[0]
+                self.go_on(outputs)
 
     def fail(self, group: Group, error: ServingError) -> None:
         """Leave the stage without them."""

@@ -1,13 +1,14 @@
 """A handler in this process, for `serving.Model`: the same steps as in the server, one by one."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serving import json_values
+from serving.batching.run import answers_in_parts
 from serving.errors import InvalidRequest, ModelError, ModelNotFound
 from serving.handlers.handler import Handler
 from serving.handlers.instance import Instance
@@ -102,12 +103,23 @@ class LocalHandler:
             ModelError: it failed, with its error as the cause; or it returned something else than
                 it declares.
         """
+        if self.signature.in_parts:
+            raise answers_in_parts(self.signature.name)
+        (answer,) = self.stream(feeds, run_model, parameters)
+        return answer
+
+    def stream(
+        self, feeds: Feeds, run_model: RunModel, parameters: Mapping[str, Any]
+    ) -> Generator[Sequence[Array], None, None]:
+        """Yield the outputs for one call: once, unless the handler answers in parts; see `run`."""
         arrays, options = self._decoded(feeds), {PARAMETERS: dict(parameters)}
-        num_rows = len(arrays[0]) if arrays else 1
-        found: Sequence[Array]
+        num_rows, in_parts = len(arrays[0]) if arrays else 1, self.signature.in_parts
         if self._network is None:
-            found = self._call(self._instance.predict, arrays, num_rows, options)
-            return found
+            if in_parts:
+                yield from self._parts(self._instance.predict_parts, arrays, num_rows, options)
+            else:
+                yield self._call(self._instance.predict, arrays, num_rows, options)
+            return
         state = None
         if PREPROCESS in self.signature.methods:
             arrays, state = self._call(self._instance.preprocess, arrays, options)
@@ -116,10 +128,24 @@ class LocalHandler:
         else:
             names = [each.name for each in self._network.inputs]
             outputs = run_model(dict(zip(names, arrays, strict=True)))
+        given = outputs, num_rows, options, state
         if POSTPROCESS not in self.signature.methods:
-            return outputs
-        found = self._call(self._instance.postprocess, outputs, num_rows, options, state)
-        return found
+            yield outputs
+        elif in_parts:
+            yield from self._parts(self._instance.postprocess_parts, *given)
+        else:
+            yield self._call(self._instance.postprocess, *given)
+
+    def _parts(
+        self, method: Callable[..., Any], *args: Any
+    ) -> Generator[Sequence[Array], None, None]:
+        """Step a generator, among those of other calls."""
+        parts = self._call(method, *args)
+        try:
+            while (part := self._call(next, parts, None)) is not None:
+                yield part
+        finally:
+            self._call(parts.close)
 
     def _call(self, method: Callable[..., Any], *args: Any) -> Any:
         with self._lock:

@@ -1,7 +1,8 @@
 """A version with a handler, as the server and `serving.Model` load it."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -154,6 +155,14 @@ class HandledModel(LoadedModel):
         found = self.handler.run(feeds, run, parameters)
         pairs = zip(self.tensors.outputs, found, strict=True)
         return [parsed_output(tensor, array) for tensor, array in pairs]
+
+    def stream(
+        self, feeds: Feeds, parameters: Mapping[str, Any], run: Callable[[Feeds], list[Array]]
+    ) -> Generator[Sequence[Array], None, None]:
+        with closing(self.handler.stream(feeds, run, parameters)) as parts:
+            for found in parts:
+                pairs = zip(self.tensors.outputs, found, strict=True)
+                yield [parsed_output(tensor, array) for tensor, array in pairs]
 
     def close(self) -> None:
         self.handler.close()

@@ -19,9 +19,16 @@ import numpy as np
 from serving.batching.batcher import Batcher
 from serving.batching.entry import Entry
 from serving.batching.queue import Queue
-from serving.batching.run import Group, Owner, Result, arrays_of, open_calls
+from serving.batching.run import (
+    Group,
+    Owner,
+    Result,
+    answers_in_parts,
+    arrays_of,
+    open_calls,
+)
 from serving.config import BatchingConfig
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import InvalidRequest, ModelError, ServingError
 from serving.handlers.joined import Attempt, Joined, Stage
 from serving.handlers.nested import Find
 from serving.handlers.process_set import Launcher, Process
@@ -49,7 +56,7 @@ _PACE_S = 0.005
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 _Member = tuple[Group, Sequence[Array]]
-"""A call, and its inputs."""
+"""A call or several, and their inputs."""
 
 
 class HandlerRuntime(NamedTuple):
@@ -93,7 +100,9 @@ class Pipeline(Entry):
         self._runtime, self._signature = runtime, signature
         self._queue.run_rows = config.max_batch_size if signature.batching else 1
         number, find = runtime.num_processes, runtime.find
-        self._runners = Runners(label, runtime.launcher, number, config, metrics, find, self)
+        most = signature.max_concurrency if signature.in_parts else math.inf
+        self._runners = Runners(label, runtime.launcher, number, config, metrics, find, self, most)
+        self._most_open = _OPEN + (signature.max_concurrency if signature.in_parts else 0)
         self.stages: Sequence[Stage] = ()
         self._decode: Decode | None = None
         self._is_ahead = signature.has_pictures or signature.methods[0] == POSTPROCESS
@@ -105,6 +114,8 @@ class Pipeline(Entry):
         self._num_done, self._pace_since_s = 0, 0.0
         """Rows that processes were through with since then, while there were others."""
         self._option_names = [each for each in (PARAMETERS, METADATA) if each in signature.options]
+        self._may_stay = signature.batching and METADATA not in self._option_names
+        """Whether calls of one group are alike, if their inputs are bytes in one layout."""
 
     def attach(self, owner: Owner) -> None:
         """Set the thread that all else is called on; further processes start."""
@@ -124,8 +135,10 @@ class Pipeline(Entry):
             self._decode = Decode(name, places, pool, owner.clock, owner.post)
             found.append(self._decode)
         methods, most = self._signature.methods, self._config.max_response_bytes
+        in_parts = self._signature.in_parts
+        answer = Answer(self.label, owner.clock, self.fail, self._note_answered, in_parts=in_parts)
         method = {
-            each: Method(each, self.label, self._runners, most, is_last=each == methods[-1])
+            each: Method(each, self.label, self._runners, most, answer, is_last=each == methods[-1])
             for each in methods
         }
         found += [method[each] for each in (PREPROCESS, PREDICT) if each in method]
@@ -133,7 +146,7 @@ class Pipeline(Entry):
             found.append(Run(self._network))
         if POSTPROCESS in method:
             found.append(method[POSTPROCESS])
-        return [*found, Answer(self.label, owner.clock, self.fail, self._note_answered)]
+        return [*found, answer]
 
     def _begin(self) -> None:
         for process in self._runtime.take_first():
@@ -143,16 +156,22 @@ class Pipeline(Entry):
     # As an entry
 
     def submit(self, group: Group, *, is_final: bool = True) -> int:
-        if self._refusal is None and (rest := self._runners.rest) is not None:
-            self.fail(group, rest)
+        if (reason := self._reason(group)) is not None:
+            self.fail(group, reason)
             return len(group.streams)
         return super().submit(group, is_final=is_final)
 
     def add(self, group: Group) -> None:
-        if self._refusal is None and (rest := self._runners.rest) is not None:
-            self.fail(group, rest)
+        if (reason := self._reason(group)) is not None:
+            self.fail(group, reason)
             return
         super().add(group)
+
+    def _reason(self, group: Group) -> ServingError | None:
+        """Return why a call can't be taken, if `refuse` has given no reason."""
+        if self._signature.in_parts and not group.encoder.in_parts:
+            return answers_in_parts(self.label[0])
+        return self._runners.rest if self._refusal is None else None
 
     @property
     def is_refusing(self) -> bool:
@@ -164,11 +183,13 @@ class Pipeline(Entry):
 
     @property
     def oldest_run_s(self) -> float:
-        return self._runners.oldest_s
+        inside_s = math.inf if self._network is None else self._network.oldest_run_s
+        return min(self._runners.oldest_s, inside_s)
 
     @property
     def max_run_s(self) -> float:
-        return self._config.max_handler_s
+        inside_s = 0.0 if self._network is None else self._network.max_run_s
+        return max(self._config.max_handler_s, inside_s)
 
     def _running(self) -> Iterable[Group]:
         return (group for joined in self._open.values() for group in joined.calls)
@@ -216,7 +237,7 @@ class Pipeline(Entry):
 
     @property
     def _has_room(self) -> bool:
-        return len(self._open) < _OPEN * max(1, len(self._runners.slots))
+        return len(self._open) < self._most_open * max(1, len(self._runners.slots))
 
     @property
     def _num_ahead(self) -> int:
@@ -240,19 +261,28 @@ class Pipeline(Entry):
         groups, late = self._queue.take(rows, now_s)
         if late:
             self.end_late(late)
+        members = [member for group in groups for member in self._members_of(group)]
         alike: dict[Any, list[_Member]] = {}
-        for call in [each for group in groups for each in group.calls()]:
+        for member in members:
+            key = self._key(*member) if is_joining else object()
+            alike.setdefault(key, []).append(member)
+        for each in alike.values():
+            self._join(each)
+
+    def _members_of(self, group: Group) -> list[_Member]:
+        """Return calls with their inputs: those of a group together where all are alike."""
+        is_bytes = group.encoder.layout is not None or self.tensors.row_bytes
+        todo = [group] if self._may_stay and is_bytes else [*group.calls()]
+        found: list[_Member] = []
+        for calls in todo:
             try:
-                arrays = arrays_of(call, self.tensors)
+                found.append((calls, arrays_of(calls, self.tensors)))
             except InvalidRequest as err:  # between the tensors of a message in a known layout
-                self.fail(call, err)
-                continue
-            if is_joining:
-                alike.setdefault(self._key(call, arrays), []).append((call, arrays))
-            else:
-                self._join([(call, arrays)])
-        for members in alike.values():
-            self._join(members)
+                if len(calls.streams) > 1:
+                    todo += calls.calls()  # which of them it is
+                else:
+                    self.fail(calls, err)
+        return found
 
     def _key(self, call: Group, arrays: Sequence[Array]) -> object:
         """Return what calls have in common that go together."""
@@ -291,8 +321,10 @@ class Pipeline(Entry):
         calls, parts = open_calls(joined.calls), None
         if attempt is Attempt.AGAIN:
             parts = [calls] if calls and joined.attempt is Attempt.FIRST else None
-        elif len(joined.members) > 1:  # even if the others have left by now
-            parts = [[call] for call in calls]
+            if joined.num_parts:
+                parts, error = None, ModelError(str(error))  # it did not end by a call of its own
+        elif joined.num_calls > 1:  # even if the others have left by now
+            parts = [[call] for group in calls for call in group.calls()]
         if parts is None:
             for group in calls:
                 self.fail(group, error)
@@ -300,7 +332,7 @@ class Pipeline(Entry):
             return
         self._forget(joined)
         for part in parts:
-            self._join([(call, arrays_of(call, self.tensors)) for call in part], attempt)
+            self._join([(group, arrays_of(group, self.tensors)) for group in part], attempt)
         self.schedule()
 
     def end(self, joined: Joined) -> None:

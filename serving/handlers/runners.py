@@ -2,7 +2,8 @@
 
 Calls that have begun wait in lines of their own, and come before new ones:
 
-    the process that has their state    `Slot.own`
+    the process that has their state    `Slot.own`; behind all others `Slot.parts`, whose next part
+                                        is wanted
     any, one at a time of all           `suspects`: a process has ended on them and others
     any                                 `ready`
 
@@ -57,7 +58,7 @@ _Waiting = tuple[Joined, Step, Sequence[Array]]
 class Slot:
     """A process, and what it does."""
 
-    __slots__ = ("asked", "jobs", "own", "process", "states")
+    __slots__ = ("asked", "jobs", "open", "own", "parts", "process", "states")
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -65,6 +66,10 @@ class Slot:
         """What it works on, by number."""
         self.own: deque[_Waiting] = deque()
         """Those that wait for it, which has their state."""
+        self.parts: deque[_Waiting] = deque()
+        """Those of which it is to make the next part."""
+        self.open: set[int] = set()
+        """Those whose generators it has, by number."""
         self.states: dict[int, Joined] = {}
         """Those whose state it has."""
         self.asked: dict[int, Nested] = {}
@@ -77,6 +82,7 @@ class Slot:
         elif joined.state_at is not None:
             joined.state_at = None
             del self.states[joined.number]
+            self.open.discard(joined.number)
 
     @property
     def has_suspect(self) -> bool:
@@ -102,6 +108,7 @@ class Runners:
         metrics: Metrics,
         find: Find,
         line: Line,
+        most_open: float = math.inf,
     ) -> None:
         """Start none yet.
 
@@ -113,9 +120,10 @@ class Runners:
             metrics: counts.
             find: finds the other models that they call.
             line: where calls wait for them.
+            most_open: the most generators that a process has.
         """
         self._label, self._config, self._metrics = label, config, metrics
-        self._find, self._line = find, line
+        self._find, self._line, self._most_open = find, line, most_open
         self.processes = ProcessSet(launcher, number, self._add, self._note_failed)
         self.slots: list[Slot] = []
         self.ready: deque[_Waiting] = deque()
@@ -136,7 +144,7 @@ class Runners:
         """Let calls wait for a process, until work is handed out."""
         line = self.ready
         if joined.state_at is not None:
-            line = joined.state_at.own
+            line = joined.state_at.parts if joined.num_parts else joined.state_at.own
         elif joined.attempt is Attempt.ALONE:
             line = self.suspects
         line.append((joined, step, arrays))
@@ -148,19 +156,27 @@ class Runners:
             now_s: the time.
             take: has calls that are new wait here; returns False if there are none.
         """
-        for slot in self.slots:
+        slots = self.slots
+        if len(slots) > 1 and self._most_open < math.inf:
+            slots = sorted(slots, key=lambda slot: len(slot.open))
+        for slot in slots:
             while len(slot.jobs) < _MAX_JOBS:
                 waiting = None
-                if slot.own or self.suspects or self.ready:
-                    waiting = self._next_begun(slot, now_s)
-                if waiting is not None:
-                    self._work(slot, waiting, now_s)
-                elif not take(now_s):
+                if len(slot.open) < self._most_open:
+                    if slot.own or self.suspects or self.ready:
+                        waiting = self._next_begun((slot.own, self.suspects, self.ready), now_s)
+                    if waiting is None and take(now_s):
+                        continue
+                # Calls that are new come before further parts, so that each begins soon.
+                if waiting is None and slot.parts:
+                    waiting = self._next_begun((slot.parts,), now_s)
+                if waiting is None:
                     break
+                self._work(slot, waiting, now_s)
 
-    def _next_begun(self, slot: Slot, now_s: float) -> _Waiting | None:
-        """Return the next calls for a process of those that have begun."""
-        for line in (slot.own, self.suspects, self.ready):
+    def _next_begun(self, lines: Sequence[deque[_Waiting]], now_s: float) -> _Waiting | None:
+        """Return the next calls of those that have begun."""
+        for line in lines:
             while line:
                 joined = line[0][0]
                 if joined.attempt is Attempt.ALONE and any(e.has_suspect for e in self.slots):
@@ -204,11 +220,15 @@ class Runners:
         begun_s, joined.begun_s = joined.begun_s, math.inf
         if slot.asked:  # by threads that the step has left behind
             slot.refuse_asked(joined)
-        joined.times.append((step.name, begun_s, now_s))
+        if joined.num_parts:  # the first step began it
+            begun_first_s = joined.times.pop()[1]
+        joined.times.append((step.name, begun_first_s if joined.num_parts else begun_s, now_s))
         self._metrics.observe_step(self._label, step.name, now_s - begun_s)
-        is_through = step.is_last or fields["kind"] != "done"
-        self.processes.note_answer(slot.process, len(joined.members) * is_through)
+        is_through = (step.is_last or fields["kind"] != "done") and fields["kind"] != "part"
+        self.processes.note_answer(slot.process, joined.num_calls * is_through)
         slot.keep(joined, has_state=fields.get("state", False))
+        if fields["kind"] == "part":
+            slot.open.add(joined.number)
         if joined.wanted(now_s):
             step.take(joined, fields, frame.arrays)
         self._line.schedule()
@@ -304,7 +324,7 @@ class Runners:
                 joined.failed(error, Attempt.ALONE)
             else:
                 joined.line.end(joined)
-        self.processes.note_end(slot.process, sum(len(joined.members) for joined in jobs))
+        self.processes.note_end(slot.process, sum(joined.num_calls for joined in jobs))
         if self.processes.is_resting:
             rest_s = self.processes.rest_s
             _log.error("model %s version %s: no process for %.1f s", *self._label, rest_s)

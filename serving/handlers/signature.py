@@ -40,6 +40,10 @@ class HandlerSignature:
     """The options that a method of it names, of OPTIONS."""
     batching: bool = False
     uses: tuple[str, ...] = ()
+    in_parts: bool = False
+    """Whether its last method is a generator: each call is answered in parts."""
+    max_concurrency: int = Handler.max_concurrency
+    """The most calls that a process answers in parts at a time."""
 
     @property
     def needs_model(self) -> bool:
@@ -61,6 +65,7 @@ class HandlerSignature:
             _side(self.inputs, network.inputs if network else ()),
             _side(self.outputs, network.outputs if network else ()),
             is_batchable=network is None or network.is_batchable or self.inputs is not None,
+            in_parts=self.in_parts,
         )
 
     def document(self) -> dict[str, Any]:
@@ -74,6 +79,8 @@ class HandlerSignature:
             "options": self.options,
             "batching": self.batching,
             "uses": self.uses,
+            "in_parts": self.in_parts,
+            "max_concurrency": self.max_concurrency,
         }
 
     @classmethod
@@ -129,8 +136,21 @@ def signature_of(handler: type[Handler]) -> HandlerSignature:
         raise _error(handler, f"batching: expected True or False, got {handler.batching!r}")
     if isinstance(handler.uses, str) or not all(isinstance(each, str) for each in handler.uses):
         raise _error(handler, f"uses: expected a tuple of models' names, got {handler.uses!r}")
-    named = tuple(name for name in OPTIONS if name in options)
-    return replace(found, options=named, batching=handler.batching, uses=tuple(handler.uses))
+    most: Any = handler.max_concurrency
+    if type(most) is not int or most < 1:
+        raise _error(handler, f"max_concurrency: expected a number of calls, got {most!r:.80}")
+    in_parts = inspect.isgeneratorfunction(getattr(handler, methods[-1]))
+    if in_parts and handler.batching:
+        text = "a generator (it has `yield`) answers each call alone: write batching = False"
+        raise _error(handler, f"{methods[-1]}: {text}", methods[-1])
+    return replace(
+        found,
+        options=tuple(name for name in OPTIONS if name in options),
+        batching=handler.batching,
+        uses=tuple(handler.uses),
+        in_parts=in_parts,
+        max_concurrency=most,
+    )
 
 
 def _kinds(handler: type[Handler], side: str) -> dict[str, Kind] | None:
@@ -236,16 +256,18 @@ def _argument(name: str) -> str:
 
 
 def _require_plain(handler: type[Handler], method: str) -> None:
-    """Refuse methods that return something else than their values.
+    """Refuse methods that return something else than their values, or parts of them.
 
     Raises:
-        ConfigurationError: it is a generator or a coroutine.
+        ConfigurationError: it is a coroutine, or a generator whose values nobody could send.
     """
     function = getattr(handler, method)
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        text = "a generator (it has `yield`) can't be served: return all values at once"
+    if inspect.isgeneratorfunction(function) and method in (SETUP, PREPROCESS):
+        text = "a generator (it has `yield`) can't be served here: write return"
+        if method == PREPROCESS:
+            text += ", and yield the parts in postprocess"
         raise _error(handler, f"{method}: {text}", method)
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise _error(handler, f"{method}: `async def` can't be served: write def", method)
 
 

@@ -103,7 +103,14 @@ class Method:
     """A method of the handler, in its processes."""
 
     def __init__(
-        self, name: str, label: tuple[str, str], runners: Runners, max_bytes: int, *, is_last: bool
+        self,
+        name: str,
+        label: tuple[str, str],
+        runners: Runners,
+        max_bytes: int,
+        answer: "Answer",
+        *,
+        is_last: bool,
     ) -> None:
         """Prepare.
 
@@ -112,9 +119,10 @@ class Method:
             is_last: whether no other one comes behind it.
             label: the model's name and version, for the log.
             runners: the processes.
-            max_bytes: the most of a call's outputs.
+            max_bytes: the most of a call's outputs, or of a part of them.
+            answer: takes parts of an answer.
         """
-        self.name, self.is_last = name, is_last
+        self.name, self.is_last, self._answer = name, is_last, answer
         self._label, self._runners, self._max_bytes = label, runners, max_bytes
 
     def enter(self, joined: Joined, arrays: Sequence[Array]) -> None:
@@ -123,19 +131,24 @@ class Method:
     def job(self, joined: Joined) -> dict[str, Any]:
         """Return what a process is to do."""
         fields = {
-            "kind": "job",
+            "kind": "next" if joined.num_parts else "job",
             "job": joined.number,
             "phase": self.name,
             "rows": joined.num_rows,
             "max_bytes": self._max_bytes,
         }
+        if joined.num_parts:
+            return fields
         return fields | {"options": joined.options} if joined.options else fields
 
     def take(self, joined: Joined, fields: Mapping[str, Any], arrays: Sequence[Array]) -> None:
         """Go on with an outcome that a process has sent."""
         kind = fields["kind"]
-        if kind == "done":
+        if kind == "done" or kind == "end":
             joined.go_on(arrays)
+        elif kind == "part":
+            joined.num_parts += 1
+            self._answer.take_part(joined, arrays)
         elif kind == "failed":
             joined.failed(self._logged(fields["text"]))
         elif kind == "too_large":
@@ -180,6 +193,8 @@ class Answer:
         clock: Callable[[], float],
         fail: Callable[[Group, ServingError], None],
         answered: Callable[[Result, list[Group]], None],
+        *,
+        in_parts: bool = False,
     ) -> None:
         """Prepare.
 
@@ -188,8 +203,22 @@ class Answer:
             clock: returns monotonic seconds.
             fail: ends a call with an error.
             answered: called with calls that have their answers.
+            in_parts: whether answers have come in parts, and only their end is left.
         """
+        self._in_parts = in_parts
         self._label, self._clock, self._fail, self._answered = label, clock, fail, answered
+
+    def take_part(self, joined: Joined, arrays: Sequence[Array]) -> None:
+        """Give a call a part of its answer; its sink has the next one made."""
+        now_s, label = self._clock(), self._label
+        result = Result(arrays, joined.num_rows, label[1], None, joined.started_s, now_s)
+        for group in joined.calls:  # one: calls that are answered in parts are not joined
+            try:
+                (response,) = group.encoder.encode(result, 0, 1)
+                group.sink.take_part(group, response, joined.resume)  # type: ignore[attr-defined]
+            except Exception:  # as below
+                _log.exception("a call could not be answered")
+                joined.failed(ModelError())
 
     def enter(self, joined: Joined, arrays: Sequence[Array]) -> None:
         now_s, label = self._clock(), self._label
@@ -203,7 +232,10 @@ class Answer:
             if stays is not None and id(group) not in stays:
                 continue
             try:
-                responses = group.encoder.encode(result, first, 1)
+                if self._in_parts:
+                    responses: Sequence[Any] = [group.encoder.end_of_parts(result)]
+                else:
+                    responses = group.encoder.encode(result, first, len(group.streams))
             except Exception:  # a bug of ours: it ends this call, and never the owner
                 _log.exception("a call could not be answered")
                 self._fail(group, ModelError())

@@ -2,10 +2,13 @@
 
     server ◀─────────── ready, or failed
            ── job ────▶ done, or failed, error      (in between, from any thread: infer ──▶ reply)
+           ── next ───▶ part, or end, failed, error
                         metrics, before an outcome
 
 A job is one phase of a call: `preprocess`, `postprocess` or `predict`. The state between the first
-two stays here, by the number of the call, until the second, or until the server drops it.
+two stays here, by the number of the call, until the second, or until the server drops it. The last
+phase of a call that is answered in parts is a generator, which stays here likewise: its job, and
+each `next`, is one step of it.
 
 Whichever thread waits for a frame reads the socket, one at a time, and leaves to the others what is
 theirs: the next job to the main thread, the reply to a request to the thread that made it.
@@ -19,7 +22,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,7 +74,8 @@ class _ServerLink:
     def next_job(self) -> Frame:
         """Wait for the next job."""
         frame = self._wait(0)
-        self._job = frame.fields.get("job", 0)
+        # Of a call that is dropped, other models are not called any more.
+        self._job = frame.fields.get("job", 0) if frame.fields["kind"] != "drop" else 0
         return frame
 
     def _wait(self, request: int) -> Frame:
@@ -104,9 +108,7 @@ class _ServerLink:
 
     def _sort(self, frame: Frame) -> None:
         kind = frame.fields["kind"]
-        if kind == "drop":
-            self.states.pop(frame.fields["job"], None)
-        elif kind == "reply":
+        if kind == "reply":
             self._replies[frame.fields["request"]] = frame
         else:
             self._jobs.append(frame)
@@ -200,6 +202,9 @@ class _Worker:
         """Do jobs until the server is gone."""
         while True:
             fields, arrays = self._server.next_job()
+            if fields["kind"] == "drop":
+                self._close(fields["job"])
+                continue
             if self._uses:
                 self._instance.use(_Models(self._server, self._uses, fields["job"]))
             outcome = self._outcome(fields, arrays)
@@ -212,8 +217,13 @@ class _Worker:
         answer: dict[str, Any] = {"kind": "done", "job": fields["job"]}
         try:
             has_state, outputs = self._do(fields, arrays)
+            if outputs is None:
+                return frames.encode(answer | {"kind": "end"})
             if fields["phase"] != PREPROCESS and (too_large := self._too_large(fields, outputs)):
+                self._close(fields["job"])
                 return frames.encode(answer | too_large)
+            if has_state and fields["phase"] != PREPROCESS:
+                answer["kind"] = "part"
             return frames.encode(answer | {"state": has_state}, outputs)
         except errors.InvalidRequest as err:
             answer |= {"kind": "error", "error": type(err).__name__, "text": _line(err)}
@@ -234,8 +244,20 @@ class _Worker:
         name = [*(self._instance.signature.outputs or {})][largest]
         return {"kind": "too_large", "output": name, "bytes": sizes[largest]}
 
-    def _do(self, fields: dict[str, Any], arrays: list[Array]) -> tuple[bool, list[Array]]:
+    def _do(self, fields: dict[str, Any], arrays: list[Array]) -> tuple[bool, list[Array] | None]:
+        """Do a step; returns whether its call has a state here, and the outputs: None at the end.
+
+        What a generator raises is its end, too.
+        """
         job, phase, options = fields["job"], fields["phase"], fields.get("options", {})
+        if fields["kind"] == "next":
+            return self._step(job, self._states.pop(job))
+        if phase != PREPROCESS and self._instance.signature.in_parts:
+            rows, state = fields["rows"], self._states.pop(job, None)
+            if phase == PREDICT:
+                return self._step(job, self._instance.predict_parts(arrays, rows, options))
+            parts = self._instance.postprocess_parts(arrays, rows, options, state)
+            return self._step(job, parts)
         if phase == PREPROCESS:
             inputs, state = self._instance.preprocess(arrays, options)
             if state is not None:
@@ -245,6 +267,24 @@ class _Worker:
             return False, self._instance.predict(arrays, fields["rows"], options)
         state = self._states.pop(job, None)
         return False, self._instance.postprocess(arrays, fields["rows"], options, state)
+
+    def _step(
+        self, job: int, parts: Generator[list[Array], None, None]
+    ) -> tuple[bool, list[Array] | None]:
+        """Take the next part of a call, None at its end."""
+        for outputs in parts:
+            self._states[job] = parts
+            return True, outputs
+        return False, None
+
+    def _close(self, job: int) -> None:
+        """End a generator whose parts nobody takes: it gets GeneratorExit."""
+        parts = self._states.pop(job, None)
+        if isinstance(parts, Generator):
+            try:
+                parts.close()
+            except Exception:
+                _log.warning("a generator failed at GeneratorExit: %s", _traceback())
 
 
 def _line(err: Exception) -> str:

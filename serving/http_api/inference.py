@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from serving.batching.entry import Entry
-from serving.batching.run import answer_bytes
+from serving.batching.run import answer_bytes, answers_in_parts
 from serving.errors import InvalidRequest, ModelError, Unsupported
 from serving.http1.requests import Headers
 from serving.http2 import Pieces, Written
@@ -77,6 +77,7 @@ class Inference:
     async def _predict(self, call: Exchange) -> Answer:
         name = _predicted(call.plan)
         target, signature = infer.find(self._router, name, "")
+        _require_one_answer(name, signature)
         inputs = [(each.name, each.datatype) for each in signature.inputs]
         work = predict.read, call.body, inputs, _of_bytes(signature)
         sent = await call.work(*work, size=len(call.body), few_bytes=_INLINE_BYTES)
@@ -107,6 +108,7 @@ class Inference:
     async def _infer(self, call: Exchange) -> Answer:
         name, version = call.plan.params["name"], call.plan.params.get("version", "")
         target, signature = infer.find(self._router, name, version)
+        _require_one_answer(name, signature)
         known = call.plan.known
         if known is not None and known.encoder.target is not target:
             known = call.plan.known = None
@@ -173,6 +175,12 @@ class Inference:
                 item = json.dumps({"error": str(err)}).encode()
             items.append(b'{"name":%b,%b' % (json.dumps(file).encode(), item[1:]))
         return Answer(b'{"files":[%b]}' % b",".join(items))
+
+
+def _require_one_answer(name: str, signature: TensorSignature) -> None:
+    """Raise InvalidRequest if a model answers in parts."""
+    if signature.in_parts:
+        raise InvalidRequest(str(answers_in_parts(name)))
 
 
 def _of_bytes(signature: TensorSignature) -> frozenset[str]:

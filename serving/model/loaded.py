@@ -1,6 +1,6 @@
 """A version of a model that was loaded and checked: all that the server needs to run it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -108,6 +108,12 @@ class LoadedModel:
         """Return the outputs for a call in this process; `run` runs the model itself."""
         return run(feeds)
 
+    def stream(
+        self, feeds: Feeds, parameters: Mapping[str, Any], run: Callable[[Feeds], list[Array]]
+    ) -> Generator[Sequence[Array], None, None]:
+        """Yield the outputs for a call in this process; once, unless it is answered in parts."""
+        yield self.answer(feeds, parameters, run)
+
     def close(self) -> None:
         """End what has started with its loading, if it is not served."""
 
@@ -186,10 +192,10 @@ class LoadedModel:
         )
 
     # On one line, so that the lock is released even if a trace function raises (debuggers,
-    # coverage, tests): these run between lines.
+    # coverage, tests): these run between lines. Without `session`, which is a call more.
 
     def run(self, feeds: Feeds) -> list[Array]:
-        with native_run(): return self.session.run(feeds)  # noqa: E701  # fmt: skip
+        with native_run(): return self.engine.run(feeds)  # type: ignore[union-attr]  # noqa: E701  # fmt: skip
 
     def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
         engine_run, end = self.session.stoppable(is_alone=is_alone)

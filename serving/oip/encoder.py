@@ -53,6 +53,8 @@ class InferEncoder(ResponseEncoder):
         identifier: str = "",
         *,
         is_repeated: bool = False,
+        in_parts: bool = False,
+        is_stream: bool = False,
     ) -> None:
         """Describe calls.
 
@@ -63,11 +65,15 @@ class InferEncoder(ResponseEncoder):
             writer: writes the answers.
             identifier: the call's, if it has one.
             is_repeated: whether many calls will have this encoder, and their outputs are bytes.
+            in_parts: whether their sink takes parts, and the model answers in parts.
+            is_stream: whether answers say if they are the last one, where that is asked for.
         """
         super().__init__(target, method, request.num_rows, request.timeout_s)
         self.request = request
         self.parameters = request.parameters
-        self._writer, self._id = writer, identifier
+        self._writer, self._id, self.in_parts = writer, identifier, in_parts
+        self._is_end = False if in_parts else True if request.is_end_wanted and is_stream else None
+        """Whether an answer is the last one; None to leave that out."""
         self._is_repeated = is_repeated and all(
             each.datatype != "BYTES" for each in request.tensors
         )
@@ -111,7 +117,14 @@ class InferEncoder(ResponseEncoder):
         """Write the answer whose first row is this one."""
         outputs = result.cut(at, self.num_rows)
         arrays = [outputs[each] for each in self.request.outputs]
-        return self._writer.write(InferAnswer(self.request, arrays, result.version, self._id))
+        answer = InferAnswer(self.request, arrays, result.version, self._id, self._is_end)
+        return self._writer.write(answer)
+
+    def end_of_parts(self, result: Result) -> Any:
+        if not self.request.is_end_wanted:
+            return None
+        request = self.request._replace(outputs=(), tensors=(), as_bytes=())
+        return self._writer.write(InferAnswer(request, [], result.version, self._id, is_end=True))
 
     def _prepare(self, result: Result, at: int, shapes: list[tuple[int, ...]]) -> bool:
         """Keep the constant parts of an answer; return whether there are any."""

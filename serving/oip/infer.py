@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from serving.batching.entry import Entry
 from serving.batching.layout import Layout, Piece
+from serving.batching.run import answers_in_parts
 from serving.errors import RequestError, ServingError, Unavailable
 from serving.oip import protobuf
 from serving.oip.encoder import InferEncoder
@@ -41,7 +42,7 @@ class Infer:
         self.known = Known()
         self._router = router
         self._pool = pool
-        self._method = None if is_stream else "ModelInfer"
+        self._is_stream, self._method = is_stream, None if is_stream else "ModelInfer"
         self._writer = protobuf.Messages(is_stream=is_stream)
 
     @property
@@ -64,7 +65,7 @@ class Infer:
         found, sent = protobuf.read(message)
         asked = self._asked(found, sent)
         ending = None
-        if sent.as_bytes and not found.model_version:
+        if sent.as_bytes and not found.model_version and not asked.signature.in_parts:
             ending = values_alone(sent, asked, _before_input)
         if ending is not None and _ends_request(message, ending[0], found):
             encoder = self._encoder(asked, is_repeated=True)
@@ -74,13 +75,18 @@ class Infer:
 
     def _asked(self, found: Any, sent: Sent) -> "Asked":
         target, signature = find(self._router, found.model_name, found.model_version)
+        if signature.in_parts and not self._is_stream:
+            raise answers_in_parts(found.model_name)
         return ask(self._router, target, signature, sent, found.model_name)
 
     def _encoder(
         self, asked: "Asked", identifier: str = "", *, is_repeated: bool = False
     ) -> InferEncoder:
         facts = asked.target, self._method, asked.request, self._writer, identifier
-        return InferEncoder(*facts, is_repeated=is_repeated)
+        in_parts, is_stream = asked.signature.in_parts, self._is_stream
+        return InferEncoder(
+            *facts, is_repeated=is_repeated, in_parts=in_parts and is_stream, is_stream=is_stream
+        )
 
     def error_message(self, request: bytes, error: ServingError) -> bytes | None:
         """Encode the answer to a refused request of a stream; a drain ends the stream."""

@@ -6,7 +6,10 @@ from typing import Any
 from serving.errors import InvalidRequest
 from serving.oip.values import quoted
 
-_OWN = ("timeout", "priority", "binary_data_output")
+ASKS_FOR_END, IS_END = "triton_enable_empty_final_response", "triton_final_response"
+"""A request's on a stream: whether an answer without outputs is wanted behind the last one. And an
+answer's: whether it is the last one."""
+_OWN = ("timeout", "priority", "binary_data_output", ASKS_FOR_END)
 """Those that the protocol gives a meaning; a handler does not get them."""
 _KINDS = {bool: "bool_param", float: "double_param", str: "string_param"}
 """The protocol's names of those that are no integers."""

@@ -11,7 +11,7 @@ from serving.http2.pieces import Buffer
 from serving.oip import inference_pb
 from serving.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.oip.long_values import PART_BYTES, is_long, joined, raw_part
-from serving.oip.parameters import NO_PARAMETERS, parameters_of
+from serving.oip.parameters import IS_END, NO_PARAMETERS, parameters_of
 from serving.oip.request import InferAnswer, Sent
 from serving.oip.values import CONTENTS, as_bytes, to_raw, to_typed
 from serving.protocols import parse, varint
@@ -65,12 +65,14 @@ def message_of(answer: InferAnswer) -> Any:
 
 def _described(answer: InferAnswer) -> Any:
     """Build a ModelInferResponse without contents."""
-    request, arrays, version, identifier = answer
+    request, arrays, version, identifier, is_end = answer
     response = inference_pb.ModelInferResponse(
         model_name=request.name, model_version=version, id=identifier
     )
     for tensor, array in zip(request.tensors, arrays, strict=True):
         response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
+    if is_end is not None:
+        response.parameters[IS_END].bool_param = is_end
     return response
 
 

@@ -75,6 +75,8 @@ def model_config(
         "parameters": {name: {"string_value": text} for name, text in facts.items()},
         "backend": backend,
     }
+    if tensors.in_parts:
+        config["model_transaction_policy"] = {"decoupled": True}
     if first:
         delay_us = round(batching.max_queue_delay_s * 1e6)
         config["dynamic_batching"] = {

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from serving.errors import InvalidRequest, TooLarge, Unsupported
-from serving.oip.parameters import NO_PARAMETERS, of_handler, timeout_s_of
+from serving.oip.parameters import ASKS_FOR_END, NO_PARAMETERS, of_handler, timeout_s_of
 from serving.oip.values import MAX_SHOWN_CHARACTERS, array_of, bytes_of, check_strings, quoted
 from serving.tensors import Array, Tensor, TensorSignature
 
@@ -111,6 +111,8 @@ class InferRequest(NamedTuple):
     """The request's own timeout; None if only the deadline of the call counts."""
     parameters: Mapping[str, Any] = NO_PARAMETERS
     """For a handler: the request's parameters, but for those that the protocol gives a meaning."""
+    is_end_wanted: bool = False
+    """Whether the last one of its answers on a stream is marked, if need be by one more."""
 
 
 class InferAnswer(NamedTuple):
@@ -123,6 +125,8 @@ class InferAnswer(NamedTuple):
     """The version that answered."""
     id: str
     """The call's; empty for none."""
+    is_end: bool | None = None
+    """Whether it is the last one of a request's on a stream; None to leave that out."""
 
 
 def understand(
@@ -169,7 +173,8 @@ def understand(
     if not sent.parameters:
         return InferRequest(*facts), rows
     parameters = of_handler(sent.parameters)
-    return InferRequest(*facts, timeout_s_of(sent.parameters), parameters), rows
+    is_end_wanted = sent.parameters.get(ASKS_FOR_END) is True
+    return InferRequest(*facts, timeout_s_of(sent.parameters), parameters, is_end_wanted), rows
 
 
 def _order(found: Sequence[SentTensor], wanted: Sequence[Tensor]) -> Sequence[int]:

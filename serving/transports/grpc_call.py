@@ -5,7 +5,7 @@ does not read its answers, or sends more than can run, is not read: its messages
 and flow control of HTTP/2 stops it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -53,8 +53,22 @@ class GrpcCall(LoopCall):
     """A call over HTTP/2; see `Call` of `serving.protocols.method`."""
 
     __slots__ = (
-        "_ended", "_error", "_has_begun", "_missing_at", "_num_unpacked", "_owed", "_response",
-        "_taken", "_unconsumed", "_unpacked", "_waits", "call_headers", "data", "pending",
+        "_ended",
+        "_error",
+        "_has_begun",
+        "_missing_at",
+        "_num_unpacked",
+        "_owed",
+        "_paused",
+        "_response",
+        "_taken",
+        "_unconsumed",
+        "_unpacked",
+        "_waits",
+        "call_headers",
+        "data",
+        "parts",
+        "pending",
         "takes_one",
     )  # fmt: skip
 
@@ -67,6 +81,10 @@ class GrpcCall(LoopCall):
         """Whether the caller sends exactly one message."""
         self.pending: list[PendingResponse] = []
         """Requests in progress, in order. An empty deque would take ten times an empty list."""
+        self.parts: list[PendingResponse] = []
+        """Requests that are answered in parts, and not to their end; among others' answers."""
+        self._paused: list[Callable[[], None]] = []
+        """Resumes those whose parts the caller does not read."""
         self.data = bytearray()
         """The bytes received of messages that have not begun."""
         self._missing_at = 0
@@ -216,7 +234,7 @@ class GrpcCall(LoopCall):
         if self._is_unread():
             self.peer.unread[self] = None
             return False
-        return len(self.pending) < _MAX_PENDING
+        return len(self.pending) + len(self.parts) < _MAX_PENDING
 
     def _is_unread(self) -> bool:
         unsent: int = self.peer.engine.num_unsent(self.stream)
@@ -227,6 +245,8 @@ class GrpcCall(LoopCall):
             return
         if self._owed:
             self._note_read()
+        if self._paused:
+            self._resume_parts()
         if self._waits and self._steps is not None:
             self._waits = ""
             self._step(self._steps.send, None)
@@ -244,8 +264,10 @@ class GrpcCall(LoopCall):
         message, encoder = rows
         while not encoder.target.room_for_stream(encoder.num_rows):
             await paused(self.wait_for_room)
-        self.pending.append(pending)
+        (self.parts if encoder.in_parts else self.pending).append(pending)
         self._queue([pending], [message], encoder)
+        if self._error is not None:
+            raise _Refusal(self._error)
 
     def wait_for_room(self) -> None:
         self._waits = "room"
@@ -263,7 +285,7 @@ class GrpcCall(LoopCall):
             ended: whether the caller sends no more.
         """
         room = encoder.target.room_for_stream(encoder.num_rows)
-        number = min(len(messages), _MAX_PENDING - len(self.pending), room)
+        number = min(len(messages), _MAX_PENDING - len(self.pending) - len(self.parts), room)
         method: Any = self.call_headers.method
         if number <= 0 or self.data or self._waits != "message" or self.takes_one:
             return 0
@@ -312,6 +334,10 @@ class GrpcCall(LoopCall):
         if group.slots is None:
             super().answer(group, responses, run)
             return
+        if group.encoder.in_parts:
+            if responses:
+                self._end_parts(group, responses[0])
+            return
         for pending, response in zip(group.slots, responses, strict=True):
             pending.response = response
             if isinstance(response, Pieces):
@@ -325,9 +351,64 @@ class GrpcCall(LoopCall):
         if group.slots is None:
             super().fail(group, error)
             return
+        if group.encoder.in_parts:
+            for pending in group.slots:
+                self._refuse(pending, error)
+                self._end_parts(group, pending.response)
+            return
         for pending in group.slots:
             self._refuse(pending, error)
         self._go_on()
+
+    def take_part(self, group: Group, response: bytes | Pieces, resume: Callable[[], None]) -> None:
+        """Send a part; the next one is made once the caller has read enough."""
+        if self.is_over:
+            return
+        if isinstance(response, Pieces):
+            try:
+                self.port.calls.budget.hold_answer(response)
+            except Overloaded as err:
+                self.fail(group, err)
+                resume()  # nobody waits
+                return
+        self._give_back(group.slots[0])  # type: ignore[index]
+        self._send(response)
+        self._paused.append(resume)
+        self._resume_parts()
+
+    def _resume_parts(self) -> None:
+        if self._is_unread():
+            self.peer.unread[self] = None
+            return
+        paused, self._paused = self._paused, []
+        for resume in paused:
+            resume()
+
+    def _give_back(self, pending: PendingResponse) -> None:
+        """Let the caller send as much as a request had, which has its first answer."""
+        if pending.num_bytes:
+            self._owed += pending.num_bytes
+            self._num_unpacked -= pending.num_unpacked
+            pending.num_bytes = pending.num_unpacked = 0
+            self._note_read()
+            self._hold()
+
+    def _end_parts(self, group: Group, end: bytes | Pieces | ServingError | None) -> None:
+        """Take the end of a request that is answered in parts: an answer, an error, or nothing."""
+        (pending,) = group.slots  # type: ignore[misc]
+        if self.is_over or pending not in self.parts:
+            return
+        was_full = len(self.pending) + len(self.parts) >= _MAX_PENDING
+        self.parts.remove(pending)
+        self._give_back(pending)
+        if isinstance(end, ServingError):
+            self._error, self.model = self._error or Status.of(end), end.model or self.model
+        elif end is not None:
+            self._send(end)
+        if self._steps is None or self._error is not None:
+            self._end_if_answered()
+        elif was_full and self._waits == "message":
+            self.resume()
 
     def _refuse(self, pending: PendingResponse, error: ServingError) -> None:
         response = pending.refused(error)
@@ -395,13 +476,18 @@ class GrpcCall(LoopCall):
         self._end_if_answered()
 
     def _end_if_answered(self) -> None:
-        if not self.pending:
+        if not self.pending and not self.parts:
             self.end(self._error)
+        elif self._error is not None and self._steps is not None:  # parts of earlier ones come
+            steps: Any = self._steps
+            if not steps.cr_running:
+                self._steps = None
+                steps.close()
 
     @property
     def is_accepted(self) -> bool:
         """Whether it is to be answered, however soon the server ends."""
-        return self.is_running or bool(self.pending)
+        return self.is_running or bool(self.pending or self.parts)
 
     @property
     def is_watch(self) -> bool:
@@ -437,6 +523,10 @@ class GrpcCall(LoopCall):
         super().close()
         self._owed = self._unconsumed = 0
         self.pending.clear()
+        self.parts.clear()
+        paused, self._paused = self._paused, []
+        for resume in paused:  # so that they end: nobody waits
+            self.port.post(resume)
         self._response = None  # the call itself is known until its deadline
         self.data = bytearray()
 
@@ -449,7 +539,8 @@ class GrpcCall(LoopCall):
     def drain(self, reason: Status) -> None:
         """End a call of rows once it has been answered as far as it was accepted."""
         if isinstance(self.call_headers.method, BatchedUnary) and not self.is_running:
-            self._error = self._error or reason
+            if self._steps is not None or not self._ended:  # else all of it was accepted
+                self._error = self._error or reason
             steps, self._steps = self._steps, None
             if steps is not None:
                 steps.close()

@@ -9,13 +9,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 import grpc
 
-from serving.batching.awaited import AsyncCaller, submit, submit_of_stream
+from serving.batching.awaited import AsyncCaller, submit, submit_of_stream, submit_parts
 from serving.batching.run import ResponseEncoder
 from serving.config import ServerConfig
 from serving.errors import Overloaded, ServingError, Unauthenticated, Unavailable
@@ -42,6 +43,8 @@ _QUIET_S = 0.1
 _MAX_LOOKS = 50
 _GOODBYE_S = 0.02
 """How long callers have to learn that the port closes, before the held calls are refused."""
+_MAX_PARTS = 512
+"""The most requests of one stream that are answered in parts at a time."""
 _PAUSE_S = 0.005
 """How long a stream pauses while the queue is full."""
 
@@ -70,6 +73,12 @@ class _AsyncioCall:
         self.response: bytes | None = None
         """The one answer, unless there may be more."""
         self._posted: asyncio.Queue[bytes] = asyncio.Queue()
+        self._writing = asyncio.Lock()
+        self._parts: set[asyncio.Task[None]] = set()
+        """Send the answers to requests that are answered in parts; cancelled with the call."""
+        self.failure: ServingError | None = None
+        """Why one of them has cancelled the call."""
+        self._task: Any = asyncio.current_task()
         soon: Any = asyncio.get_running_loop().call_soon_threadsafe
         self.post = partial(soon, self._posted.put_nowait)
 
@@ -84,12 +93,21 @@ class _AsyncioCall:
         if self._method.sends_one:
             self.response = message
         else:
-            await self._context.write(message)
+            async with self._writing:
+                await self._context.write(message)
 
     async def send_framed(self, response: bytes) -> None:
         await self.send(bytes(memoryview(bytes(response))[PREFIX_BYTES:]))
 
     async def run(self, rows: Any, encoder: ResponseEncoder, enter: Any = None) -> bytes:
+        framed, run = await submit(*self._begun(rows, encoder, enter))
+        if self._logged is not None:
+            self._logged.run = run
+        response: bytes = framed
+        return response
+
+    def _begun(self, rows: Any, encoder: ResponseEncoder, enter: Any) -> Any:
+        """Return the arguments of `submit` for a request."""
         handlers, peer = self._handlers, self._context.peer()
         self.model = encoder.target.label
         if handlers.refusal is not None:
@@ -100,22 +118,55 @@ class _AsyncioCall:
         deadline_s = self._received_s + min(left_s, default=math.inf)
         sent: Any = self._context.invocation_metadata() if handlers.loop.keeps_headers else ()
         headers = public_headers((name, value) for name, value in sent if isinstance(value, str))
-        framed, run = await submit(handlers.loop, caller, rows, encoder, deadline_s, enter, headers)
-        if self._logged is not None:
-            self._logged.run = run
-        response: bytes = framed
-        return response
+        return handlers.loop, caller, rows, encoder, deadline_s, enter, headers
 
     async def answer_in_order(self, rows: ReadRows | ServingError, refused: Refused) -> None:
         try:
             if isinstance(rows, ServingError):
                 raise rows
+            if rows[1].in_parts:
+                while len(self._parts) >= _MAX_PARTS:
+                    await asyncio.wait(self._parts, return_when=asyncio.FIRST_COMPLETED)
+                task = asyncio.create_task(self._answer_in_parts(*rows, refused))
+                self._parts.add(task)
+                task.add_done_callback(self._parts.discard)
+                return
             await self.send_framed(await self._run_once_there_is_room(*rows))
         except ServingError as err:
             response = refused(err)
             if response is None:
                 raise
             await self.send(response)
+
+    async def _answer_in_parts(self, rows: Any, encoder: ResponseEncoder, refused: Refused) -> None:
+        """Answer a request among others; some errors end the call."""
+        try:
+            while True:
+                try:
+                    parts = submit_parts(*self._begun(rows, encoder, submit_of_stream))
+                    async with aclosing(parts):
+                        async for part in parts:
+                            await self.send_framed(part)
+                    return
+                except Overloaded:
+                    await asyncio.sleep(_PAUSE_S)
+        except ServingError as err:
+            response = refused(err)
+            if response is not None:
+                await self.send(response)
+            elif self.failure is None:
+                self.failure = err
+                self._task.cancel()
+
+    async def answered(self) -> None:
+        """Wait until the requests that are answered in parts have all of them."""
+        while self._parts:
+            await asyncio.wait(self._parts)
+
+    def close(self) -> None:
+        """End the requests that are answered in parts."""
+        for task in [*self._parts]:
+            task.cancel()
 
     async def _run_once_there_is_room(self, rows: Any, encoder: ResponseEncoder) -> bytes:
         while True:
@@ -195,11 +246,17 @@ class Handlers(grpc.GenericRpcHandler):
                 if reason is None and method is not None:
                     call = _AsyncioCall(self, method, request, context, logged)
                     await method.handle(call)
+                    await call.answered()
             except asyncio.CancelledError:  # the caller left, or the server stops
                 # If it escaped, a caller that is still there would get no status (grpc #29248).
                 reason, code = Status.of(Unavailable("the call was cut off")), "CANCELLED"
+                if call is not None and call.failure is not None:
+                    reason, code = Status.of(call.failure), "OK"
             except Exception as err:
                 reason, failed = Status.of(error_of(err)), getattr(err, "model", None)
+            finally:
+                if call is not None:
+                    call.close()
             self.num_active -= 1
             if reason is not None and code == "OK":
                 code = reason.code.name

@@ -264,3 +264,12 @@ def test_goaway_is_read_with_its_stream_and_code(last, code, reserved):
     payload = word(last | reserved) + word(code) + b"why"
     (found,) = started().receive(of(GOAWAY, payload, 0, 0), 0.0)
     assert found == events.GoAway(word(last), code)
+
+
+def test_resets_of_streams_that_are_over_are_counted_too():
+    """They cost as much to read, and end no call."""
+    cancel = of(RST_STREAM, word(8), 0, 1)
+    server = started(burst_resets=5)
+    server.receive(headers(END_HEADERS, stream=1) + 5 * cancel, 0.0)
+    with pytest.raises(Http2Error, match="too many resets"):
+        server.receive(cancel, 0.0)

@@ -59,6 +59,13 @@ def test_tritonclient_calls_handlers(venv, tmp_path):
         )
 
 
+@pytest.mark.parametrize("transport", ["h2", "grpcio"])
+def test_tritonclient_takes_answers_in_parts(venv, tmp_path, transport):
+    handler = named(story="Story")
+    with serving.Server(save(two_layers(), tmp_path), handler=handler, transport=transport) as told:
+        venv.run("python", "-m", "tests.interop.triton_parts_calls", told.address)
+
+
 @pytest.mark.parametrize("first", ["ours", "theirs"])
 def test_server_and_tritonclient_share_a_process(venv, models, samples, first):
     venv.run("python", "-m", "tests.interop.shared_process", models, samples, first)

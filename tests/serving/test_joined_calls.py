@@ -88,3 +88,25 @@ async def test_executor_that_was_shut_down_is_an_error_not_a_wait():
     await asyncio.get_running_loop().shutdown_default_executor()
     with pytest.raises(RuntimeError, match="shutdown"):
         await calls_of(FakeModel()).run(feeds_of(1))
+
+
+async def test_rows_of_cancelled_calls_count_no_more(gated):
+    """Else what waits would seem enough for a run of its own, and fewer calls would be joined."""
+    calls = calls_of(gated, max_batch_size=2, num_threads=2)
+    first = asyncio.create_task(calls.run(feeds_of(1)))
+    await asyncio.to_thread(gated.wait_until_running)
+    gone = asyncio.create_task(calls.run(feeds_of(2)))
+    await asyncio.sleep(0)
+    gone.cancel()
+    gated.open(1)
+    await first
+    assert calls._num_rows == 0
+    second = asyncio.create_task(calls.run(feeds_of(3)))
+    await asyncio.to_thread(gated.wait_until_running)
+    third = asyncio.create_task(calls.run(feeds_of(4)))
+    await asyncio.sleep(0)
+    fourth = asyncio.create_task(calls.run(feeds_of(5)))
+    await asyncio.sleep(0)
+    gated.open(100)
+    await asyncio.gather(second, third, fourth)
+    assert gated.ran == [[1], [3], [4, 5]]

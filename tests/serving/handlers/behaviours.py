@@ -291,3 +291,35 @@ class Doubles(serving.Handler):
 
     def predict(self, x):
         return 2 * x
+
+
+class Story(serving.Handler):
+    """Answers a text word by word, in whichever way they ask for."""
+
+    inputs = {"prompt": serving.Text()}
+    outputs = {"token": serving.Text(), "open": serving.Array("int64")}
+
+    def setup(self, folder):
+        self.num_open = 0
+
+    def predict(self, prompt):
+        self.num_open += 1
+        try:
+            for word in prompt[0].split():
+                verb, _, rest = word.partition(":")
+                if hasattr(self, f"do_{verb}"):
+                    getattr(self, f"do_{verb}")(rest)
+                    continue
+                number = int(rest) if verb in ("many", "long") else 1
+                for each in range(number):
+                    text = f"{each}" + "x" * 65536 * (verb == "long") if rest else word
+                    count = np.full(len(prompt), self.num_open)
+                    yield {"token": [text] * len(prompt), "open": count}
+        finally:
+            self.num_open -= 1
+
+    do_refuse, do_raise = Behaviours.do_refuse, Behaviours.do_raise
+    do_exit, do_wait = Behaviours.do_exit, Behaviours.do_wait
+
+    def do_huge(self, rest):
+        """Say nothing: a word for a caller's limits."""

@@ -212,6 +212,28 @@ class Parts(Nothing):
         yield text
 
 
+class JoinedParts(Parts):
+    batching = True
+
+
+class PartsBefore(serving.Handler):
+    inputs = TEXTS
+
+    def preprocess(self, text):
+        yield text
+
+
+class PartsOfSetup(Nothing):
+    def setup(self, folder):
+        yield
+
+    def predict(self, text): ...
+
+
+class NoConcurrency(Parts):
+    max_concurrency = 0
+
+
 class Async(Nothing):
     async def predict(self, text): ...
 
@@ -272,8 +294,19 @@ class WrongUses(Nothing):
         (Reserved, "Reserved: inputs: 'parameters' can't be a name"),
         (PictureOut, "PictureOut: outputs: picture: a picture can't be an output"),
         (WrongBatching, "WrongBatching: batching: expected True or False, got 'yes'"),
-        (Parts, "Parts: predict: a generator (it has `yield`) can't be served"),
-        (AsyncParts, "AsyncParts: predict: a generator"),
+        (
+            JoinedParts,
+            "JoinedParts: predict: a generator (it has `yield`) answers each call alone: "
+            "write batching = False",
+        ),
+        (
+            PartsBefore,
+            "PartsBefore: preprocess: a generator (it has `yield`) can't be served here: "
+            "write return, and yield the parts in postprocess",
+        ),
+        (PartsOfSetup, "PartsOfSetup: setup: a generator (it has `yield`) can't be served here"),
+        (NoConcurrency, "NoConcurrency: max_concurrency: expected a number of calls, got 0"),
+        (AsyncParts, "AsyncParts: predict: `async def` can't be served: write def"),
         (Async, "Async: predict: `async def` can't be served: write def"),
         (AsyncSetup, "AsyncSetup: setup: `async def` can't be served: write def"),
         (WrongUses, "WrongUses: uses: expected a tuple of models' names, got 'digits'"),
@@ -282,6 +315,15 @@ class WrongUses(Nothing):
 def test_class_that_cannot_be_used_is_one_line_with_its_place(handler, words):
     with pytest.raises(serving.ConfigurationError, match=rf"^{HERE}\d+: {re.escape(words)}"):
         signature_of(handler)
+
+
+def test_generator_answers_in_parts():
+    found = signature_of(Parts)
+    assert found.in_parts
+    assert found.max_concurrency == 64
+    assert found.tensors(None).in_parts
+    assert HandlerSignature.of(found.document()) == found
+    assert not signature_of(behaviours.Behaviours).in_parts
 
 
 def test_handler_is_found_by_its_class_or_its_file():

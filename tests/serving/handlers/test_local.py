@@ -3,6 +3,8 @@
 import asyncio
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -166,3 +168,24 @@ def test_handler_sends_and_gets_the_texts_of_json():
         serving.Client(server.address, timeout_s=20) as client,
     ):
         assert client.infer("asks", ['{"a": 1}'])["text"].tolist() == ['{"got": {"a": 1}}']
+
+
+class Alone(serving.Handler):
+    """Says whether two threads were in it at once."""
+
+    inputs, outputs = {"x": serving.Text()}, {"x": serving.Text()}
+    inside, meeting = 0, threading.Event()
+
+    def predict(self, x):
+        Alone.inside += 1
+        self.meeting.wait(0.2)  # for another thread, which would end the wait
+        if Alone.inside > 1:
+            self.meeting.set()
+        Alone.inside -= 1
+        return [str(self.meeting.is_set()) for _ in x]
+
+
+def test_handler_runs_on_one_thread_at_a_time():
+    with serving.Model.load(handler=Alone) as model, ThreadPoolExecutor(2) as threads:
+        found = [*threads.map(lambda text: model.infer([text])["x"].tolist(), ["a", "b"])]
+    assert found == [["False"], ["False"]]

@@ -2,6 +2,7 @@
 
 from collections import deque
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import serving
 from serving.batching.batcher import Batcher
+from serving.batching.layout import Layout, Piece
 from serving.batching.run import Group, ResponseEncoder, Result
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Overloaded, Unavailable
@@ -237,6 +239,19 @@ def test_state_binds_a_call_to_its_process():
     assert first.outcome == [[2]]
 
 
+def test_run_of_the_model_that_goes_on_is_one_of_the_version():
+    """Else health would not say that it is stuck."""
+    world = World(("preprocess", "postprocess"), FakeVersion())
+    assert world.batcher.oldest_run_s == np.inf
+    assert world.batcher.max_run_s == SMALL.max_run_s > SMALL.max_handler_s
+    world.clock.advance(7.0)
+    world.call(1)
+    assert world.batcher.oldest_run_s == 7.0
+    inside: Any = SimpleNamespace(run=((), 5.0, None))
+    world.batcher._network._offloaded.running[1] = inside
+    assert world.batcher.oldest_run_s == 5.0
+
+
 def test_model_without_rows_is_not_run():
     world = World(("preprocess", "postprocess"), FakeVersion())
     world.call(1)
@@ -333,6 +348,95 @@ def test_each_call_and_each_run_of_the_model_is_counted_once(methods):
     world.owner.work()
     counts = world.metrics.snapshot().models["h", "1"]
     assert (sum(counts.runs.values()), counts.num_answered, counts.num_failed) == (2, 2, 1)
+
+
+class Several(Call):
+    """Calls of one caller that come together, in one group; an outcome for each stream."""
+
+    def __init__(self, *values, deadlines_s=None):
+        super().__init__(*values)
+        self.num_rows, self.outcomes, self.num_answers = 1, {}, 0
+        self.caller.streams = dict.fromkeys(values, self)
+        messages = [np.array([value]).tobytes() for value in values]
+        latest_s = min(deadlines_s or [1e9])
+        self.group = Group(
+            self.caller, [*values], messages, self, self, 0.0, latest_s, None, deadlines_s
+        )
+
+    def encode(self, result, at, number):
+        return [result.outputs[0][at + each].item() for each in range(number)]
+
+    def answer(self, group, responses, run):
+        self.num_answers += 1
+        for stream, response in zip(group.streams, responses, strict=True):
+            self.end(stream, response)
+
+    def fail(self, group, error):
+        for stream in group.streams:
+            self.end(stream, type(error))
+
+    def end(self, stream, outcome):
+        assert stream not in self.outcomes, "a second outcome"
+        self.outcomes[stream] = outcome
+        del self.caller.streams[stream]
+
+
+def several(world, *values, **options):
+    """Submit calls that come together, beside one that is at work."""
+    world.call(0)
+    calls = Several(*values, **options)
+    assert world.batcher.submit(calls.group) == len(values)
+    world.answer()
+    assert world.processes[0].jobs == [("predict", [[*values]])]
+    return calls
+
+
+def test_calls_that_came_together_stay_together():
+    world = World(batching=True)
+    calls = several(world, 1, 2, 3)
+    world.answer([10, 20, 30])
+    assert (calls.outcomes, calls.num_answers) == ({1: 10, 2: 20, 3: 30}, 1)
+    assert world.metrics.snapshot().models["h", "1"].num_answered == 4
+    assert not world.batcher.is_busy
+
+
+def test_one_of_calls_that_came_together_leaves_and_one_is_late():
+    world = World(batching=True)
+    calls = several(world, 1, 2, 3, deadlines_s=[1e9, 1e9, 1.0])
+    del calls.caller.streams[1]
+    world.tick(1.5)
+    world.answer([10, 20, 30])
+    assert calls.outcomes == {3: DeadlineExceeded, 2: 20}
+
+
+def test_one_of_calls_that_came_together_is_malformed():
+    world = World(batching=True)
+    world.call(0)
+    calls = Several(1, 2, 3)
+    calls.layout = Layout((Piece(0, 8, np.dtype(np.int64), (1,)),), ((8, b"|"),))
+    ends = {1: b"|", 2: b"-", 3: b"|"}
+    calls.group.messages = [np.array([value]).tobytes() + end for value, end in ends.items()]
+    world.batcher.submit(calls.group)
+    world.answer()
+    assert calls.outcomes == {2: InvalidRequest}
+    assert world.processes[0].jobs == [("predict", [[1, 3]])]
+    world.answer([10, 30])
+    assert calls.outcomes == {2: InvalidRequest, 1: 10, 3: 30}
+
+
+@pytest.mark.parametrize("how", ["crash", "refused"])
+def test_calls_that_came_together_are_tried_alone_after_a_failure(how):
+    world = World(batching=True)
+    calls = several(world, 1, 2)
+    if how == "crash":
+        world.crash()
+    else:
+        world.answer(kind="error", error="InvalidRequest", text="not 2")
+    assert world.processes[-1].jobs == [("predict", [[1]])]
+    world.answer([10])
+    assert world.processes[-1].jobs == [("predict", [[2]])]
+    world.answer(kind="error", error="InvalidRequest", text="not 2")
+    assert calls.outcomes == {1: 10, 2: InvalidRequest}
 
 
 class Pool:

@@ -1,6 +1,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from serving.model.loading import load_model
 from serving.optimising.candidates import Candidate
@@ -9,6 +10,8 @@ from serving.optimising.result import Tried
 from serving.optimising.search import measured
 from serving.optimising.served import Served, is_confirmed, measure_served
 from tests.serving.model.graphs import save, two_layers
+
+pytestmark = pytest.mark.process  # a model that this machine has not seen is tried in one
 
 
 def calls(num=6):

@@ -22,6 +22,8 @@ from tests.serving.model.graphs import model as graph_model
 from tests.serving.model.graphs import node, rows_model, save, two_layers, value
 from tests.serving.optimising.networks import digits, reader, samples
 
+pytestmark = pytest.mark.process  # a model that this machine has not seen is tried in one
+
 FEW = [Candidate(kind="int8"), Candidate(kind="nbits")]
 """Of all the tools' candidates two: each takes a second."""
 

@@ -392,7 +392,14 @@ def test_reports_add_up():
 def test_ready_line_of_workers_has_the_versions_that_wait(capsys):
     models = (Served("iris", "3", "cpu", "fp32", "h2", "default", 10),)
     report = Report(
-        models, BatchingConfig(), {}, 0, True, Usage(), Metrics().snapshot(), waiting=("iris/4",)
+        models,
+        BatchingConfig(),
+        {},
+        0,
+        True,
+        Usage(),
+        Metrics().snapshot(),
+        waiting={"iris/4": "it is another"},
     )
     announce(total([report, report], Counts()), "127.0.0.1:1", "off", ServerConfig(), workers=2)
     line = capsys.readouterr().out.partition("\n")[0].split()

@@ -24,6 +24,7 @@ from serving.telemetry.metrics import (
     Metrics,
     ModelCounts,
     Report,
+    total,
 )
 from tests.support import published
 from tests.support.fakes import image_with
@@ -260,3 +261,18 @@ def test_version_that_is_gone_keeps_its_counts_on_the_page():
     for name, seconds in (("queue", 1), ("run", 2), ("request", 4)):
         line = f'serving_{name}_seconds_sum{{model="m",version="1"}} {seconds}.0'
         assert line in page
+
+
+@pytest.mark.parametrize("states", [(True, True), (True, False), (False, True), (False, False)])
+def test_workers_serve_if_all_of_them_do(states):
+    reports = [
+        Report((), BatchingConfig(), {}, number, is_serving, Usage(), Counts(),
+               frozenset({f"stuck {number}"}), waiting={"a/2": "why"},
+               missing={f"b{number}": "why"})
+        for number, is_serving in enumerate(states, 1)
+    ]  # fmt: skip
+    summed = total(reports, Counts())
+    assert summed.is_serving is all(states)
+    assert summed.num_calls == 3
+    assert summed.stuck_models == {"stuck 1", "stuck 2"}
+    assert (summed.waiting, summed.missing) == ({"a/2": "why"}, {"b1": "why", "b2": "why"})

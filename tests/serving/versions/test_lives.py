@@ -30,7 +30,7 @@ class Model(SimpleNamespace):
 
     uses, files, is_around, is_as_its_graph = (), (), False, True
     tensors, signature, device = SIGNATURE, None, "cpu"
-    __hash__ = object.__hash__
+    __hash__, __eq__ = object.__hash__, object.__eq__
 
     def close(self): ...
 
@@ -177,3 +177,16 @@ def test_newest_good_version_is_served_whatever_came_before(tmp_path, fakes):
         served: Any = world.catalog.models["a"]
         assert served.default_version == "4"
         assert served.default.text == (root / "a" / "4" / "model.onnx").read_text()
+
+
+def test_files_that_a_handler_imports_are_part_of_its_version(tmp_path, fakes, monkeypatch):
+    words = tmp_path / "words.py"
+    words.write_text("one")
+    monkeypatch.setattr(Model, "files", (words,))
+    catalog = World(tmp_path / "models", 0).catalog
+    first = catalog.models["a"].default
+    assert not catalog.reload()
+    assert catalog.models["a"].default is first, "it was loaded again, and nothing has changed"
+    words.write_text("another")
+    assert catalog.reload()
+    assert catalog.models["a"].default is not first
