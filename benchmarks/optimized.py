@@ -14,8 +14,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from statistics import median
+from typing import Any
 
 import serving
 from serving import Client, Server, ServingError
