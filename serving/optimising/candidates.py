@@ -21,9 +21,13 @@ from serving.tensors import Feeds
 Kind = Literal["int8", "nbits", "dynamic"]
 Activations = Literal["u8", "s8"]
 Calibration = Literal["minmax", "percentile"]
+_CALIBRATIONS: tuple[Calibration, ...] = ("minmax", "percentile")
 _PERCENTILE = 99.99
 _WILD = 1e18
 """Numbers from here on stand for infinity: in 256 steps of these all others are 0."""
+_NARROW = 1e-3
+"""The range of a tensor, relative to its greatest number, in which 2,048 bins of float32 have no
+room."""
 _BLOCK, _BITS, _INT8_ACCURACY = 128, 8, 4
 _PRODUCTS = "Conv", "ConvTranspose", "MatMul", "Gemm"
 _WIDE = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
@@ -82,13 +86,19 @@ def first_candidates(*, is_batched: bool, is_portable: bool) -> list[Candidate]:
     found = [
         Candidate(kind="int8", has_reduced_range=each, calibration=calibration)
         for each in reduced
-        for calibration in ("minmax", "percentile")
+        for calibration in _CALIBRATIONS
     ]
-    found.append(Candidate(kind="int8", activations="s8", has_reduced_range=reduced[0]))
-    found.append(Candidate(kind="int8", only_products=True, has_reduced_range=reduced[0]))
+    found += [
+        Candidate(
+            kind="int8", only_products=True, has_reduced_range=reduced[0], calibration=calibration
+        )
+        for calibration in _CALIBRATIONS
+    ]
     found.append(Candidate(kind="nbits"))
     if not is_batched:
         found.append(Candidate(kind="dynamic"))
+    # Last, if there is time left: on x86 it is slower.
+    found.append(Candidate(kind="int8", activations="s8", has_reduced_range=reduced[0]))
     return found
 
 
@@ -111,6 +121,7 @@ class Maker:
         self._folder, self._calls = folder, calls
         self._ranges: dict[Calibration, Any] = {}
         self._wild: set[str] = set()
+        self._narrow: set[str] = set()
         self._num = 0
 
     def make(self, candidate: Candidate, *, keeps_activations: bool = False) -> Path:
@@ -149,25 +160,34 @@ class Maker:
         from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
         is_signed = candidate.activations == "s8"
-        model = load_model_with_shape_infer(self.file)
-        operators = list(_PRODUCTS) if candidate.only_products else _operators()
-        quantizer = QDQQuantizer(
-            model,
-            True,  # a scale for each channel of weights
-            candidate.has_reduced_range,
-            QuantType.QInt8,
-            QuantType.QInt8 if is_signed else QuantType.QUInt8,
-            self._ranges_by(candidate.calibration),
-            [],
-            [*candidate.kept, *self._wild_nodes(model)],
-            operators,
-            {
-                "ActivationSymmetric": is_signed,
-                "WeightSymmetric": True,
-                "QDQKeepRemovableActivations": keeps_activations,
-            },
-        )
-        quantizer.quantize_model()
+        ranges = self._ranges_by(candidate.calibration)
+        options = {
+            "ActivationSymmetric": is_signed,
+            "WeightSymmetric": True,
+            "QDQKeepRemovableActivations": keeps_activations,
+        }
+
+        def quantized(options: dict[str, bool]) -> Any:
+            model = load_model_with_shape_infer(self.file)
+            quantizer = QDQQuantizer(
+                model,
+                True,  # a scale for each channel of weights
+                candidate.has_reduced_range,
+                QuantType.QInt8,
+                QuantType.QInt8 if is_signed else QuantType.QUInt8,
+                ranges,
+                [],
+                [*candidate.kept, *self._wild_nodes(model)],
+                list(_PRODUCTS) if candidate.only_products else _operators(),
+                options,
+            )
+            quantizer.quantize_model()
+            return quantizer
+
+        try:
+            quantizer = quantized(options)
+        except ValueError:  # of a bias: one scale is taken for that of each channel
+            quantizer = quantized({**options, "QDQDisableWeightAdjustForInt32Bias": True})
         if not any(each.op_type == "QuantizeLinear" for each in quantizer.model.nodes()):
             raise NotMade("the quantizer found nothing to quantize")
         quantizer.model.topological_sort()
@@ -191,12 +211,15 @@ class Maker:
                 extra_options=options,
             )
             if calibration == "percentile":
-                calibrator.tensors_to_calibrate -= self._wild
+                calibrator.tensors_to_calibrate -= self._wild | self._narrow
             for call in self._calls:
                 calibrator.collect_data(_Reader(call))
             self._ranges[calibration] = found = calibrator.compute_data()
             if calibration == "minmax":
                 self._wild = {name for name, each in found.items() if _is_wild(each)}
+                self._narrow = {name for name, each in found.items() if _is_narrow(each)}
+            else:
+                found.data |= {name: self._ranges["minmax"][name] for name in self._narrow}
             augmented.unlink(missing_ok=True)
         return self._ranges[calibration]
 
@@ -233,6 +256,13 @@ class Maker:
 def _is_wild(range_of: Any) -> bool:
     """Return whether a tensor has infinities, or huge numbers in their place, as masks have."""
     return not all(np.abs(each).max() < _WILD for each in range_of.range_value)
+
+
+def _is_narrow(range_of: Any) -> bool:
+    """Return whether a tensor's numbers are too much alike for the bins of a histogram."""
+    low, high = (np.asarray(each, np.float64) for each in range_of.range_value)
+    widest = max(np.abs(low).max(), np.abs(high).max())
+    return bool((high - low).max() <= _NARROW * widest)
 
 
 class _Reader:

@@ -30,9 +30,6 @@ _MARGIN = 1.0
 here keep them, too."""
 _SURE = 1.96
 """Standard errors on each side of an interval of 95 %."""
-_FAR = 5.0
-"""How many times as far as the limits answers to the calibration's samples are, if those that are
-held out are not looked at."""
 _ROUNDING = 1e-9
 """Of the difference of two shares, which is exactly the limit now and then."""
 _ROWS_SUM = 1e-3
@@ -153,13 +150,18 @@ class Gate:
             reason=reason, needs_samples=needs_samples, agreements=tuple(compared), loss=loss
         )
 
-    def is_hopeless(self, answers: Answers) -> bool:
-        """Return whether answers are so far off that others need not be looked at."""
+    def is_hopeless(self, answers: Answers, far: float) -> bool:
+        """Return whether answers are so far off that others need not be looked at.
+
+        Args:
+            answers: as for `judge`.
+            far: how many times as far as the limits.
+        """
         limits = self.comparison.limits
         loose = Limits(
-            least_equal=1 - _FAR * (1 - limits.least_equal),
-            least_cosine=1 - _FAR * (1 - limits.least_cosine),
-            most_error=min(1.0, _FAR * limits.most_error),
+            least_equal=max(0.0, 1 - far * (1 - limits.least_equal)),
+            least_cosine=max(-1.0, 1 - far * (1 - limits.least_cosine)),
+            most_error=min(1.0, far * limits.most_error),
         )
         compared = self.comparison.of_answers(self.wanted, answers)
         return self.score is None and any(each.excess(loose) for each in compared)

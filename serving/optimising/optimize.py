@@ -64,7 +64,7 @@ _FEATURES = (
 """What decides how bytes are multiplied."""
 _GATE_S = 20.0
 """How long fp32 may take for the samples that are held out; more of them are left out."""
-_GOLDEN_CALLS, _GOLDEN_BYTES, _GOLDEN_S = 128, 8 << 20, 1.0
+_GOLDEN_CALLS, _GOLDEN_BYTES, _GOLDEN_S = 128, 4 << 20, 1.0
 """The most golden calls, of so many bytes, that take so long here."""
 _SEARCH_SHARE = 0.7
 """The share of the time that the search may take."""
@@ -133,6 +133,7 @@ def optimize(
     if name:
         require_name(name)
     deadline = Deadline(time_limit_s)
+    half = Deadline(_SEARCH_SHARE / 2 * time_limit_s)
     search_end = Deadline(_SEARCH_SHARE * time_limit_s)
     root = Path(models)
     path = Path(model)
@@ -189,6 +190,7 @@ def optimize(
             gates=(gates[0], gates[1]),
             meter=Meter(held_out.calls, rows),
             device=device,
+            is_half=half.is_late,
             is_late=search_end.is_late,
             progress=bar.advance,
         )

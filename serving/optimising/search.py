@@ -23,6 +23,9 @@ from serving.system.cores import usable_cores
 from serving.tensors import Array, Feeds
 
 _QUICK_ROUNDS, FINAL_ROUNDS = 3, 7
+_FAR, _FAR_KEPT = 5.0, 1.5
+"""How many times as far as the limits answers to the calibration's samples are, if those that are
+held out are not looked at: of first candidates, and of those with layers in fp32."""
 _MOST_KEPT = 0.5
 """The share of the layers that may stay fp32: with more nothing is left to gain."""
 FINALISTS = 2
@@ -39,6 +42,8 @@ class Bench:
     """Of the samples that are calibrated with, and of those that are held out."""
     meter: Meter
     device: Device
+    is_half: Callable[[], bool]
+    """Whether half of the time is over: layers are left out in the other half."""
     is_late: Callable[[], bool]
     progress: Callable[[], None]
 
@@ -125,7 +130,7 @@ class Search:
         """
         is_batched = self._bench.base.tensors.is_batchable
         for candidate in first_candidates(is_batched=is_batched, is_portable=is_portable):
-            if not self._bench.is_late():
+            if not self._bench.is_half():
                 self._try(candidate)
             self._bench.progress()
         for base in self._bases():
@@ -152,30 +157,31 @@ class Search:
             return Tried(candidate=candidate, reason=f"not loaded: {err}"), None
         finally:
             shutil.rmtree(place, ignore_errors=True)
-        verdict = self._judged(model)
         rates = bench.meter.measure({"fp32": bench.base, "it": model}, _QUICK_ROUNDS, lambda: None)
         found = measured(
             Tried(
                 candidate=candidate,
-                verdict=verdict,
                 is_batched=model.tensors.is_batchable,
                 num_bytes=file.stat().st_size,
             ),
             rates["it"],
             rates["fp32"],
         )
+        is_fast = found.gain >= LEAST_GAIN
+        verdict = self._judged(model, _FAR_KEPT if candidate.kept else _FAR, is_fast=is_fast)
+        found = replace(found, verdict=verdict)
         if verdict.reason:
             return replace(found, reason=f"refused: {verdict.reason}"), file
-        if found.gain < LEAST_GAIN:
+        if not is_fast:
             shown = f"{found.gain:.2f} times fp32's rate"
             return replace(found, reason=f"not faster: {shown}{_unbatched(found, bench)}"), file
         return found, file
 
-    def _judged(self, model: LoadedModel) -> Verdict:
-        """Return what the gate says: of the held-out samples, unless the others are far off."""
+    def _judged(self, model: LoadedModel, far: float, *, is_fast: bool) -> Verdict:
+        """Return what the gate says: of the held-out samples, unless that is needless."""
         first, second = self._bench.gates
         answers = answers_of(model, first.samples.calls)
-        if first.is_hopeless(answers):
+        if not is_fast or first.is_hopeless(answers, far):
             return first.judge(answers)
         return second.judge(answers_of(model, second.samples.calls))
 

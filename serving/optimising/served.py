@@ -59,18 +59,46 @@ def measure_served(
         Server(models=repositories[0], **options) as fp32,
         Server(models=repositories[1], **options) as other,
     ):
+        addresses = [fp32.address, other.address]
         for callers in CALLERS:
-            rates: tuple[list[float], list[float]] = ([], [])
-            for number in range(ROUNDS):
-                order = (0, 1) if number % 2 else (1, 0)
-                for at in order:
-                    address = (fp32, other)[at].address
-                    rates[at].append(_rate(address, name, calls, callers))
-                progress()
-            gain = Gain.of(rates[1], rates[0])
-            mine, its = statistics.median(rates[1]), statistics.median(rates[0])
-            found.append(Served(callers=callers, rate=mine, fp32_rate=its, gain=gain))
+            its, mine = call_in_turns(addresses, name, calls, callers, progress)
+            found.append(
+                Served(
+                    callers=callers,
+                    rate=statistics.median(mine),
+                    fp32_rate=statistics.median(its),
+                    gain=Gain.of(mine, its),
+                )
+            )
     return found
+
+
+def call_in_turns(
+    addresses: Sequence[str],
+    name: str,
+    calls: Sequence[Feeds],
+    callers: int,
+    progress: Callable[[], None],
+) -> list[list[float]]:
+    """Call several servers in turns; return the answers a second of each, a number for each round.
+
+    Args:
+        addresses: of gRPC, by the Open Inference Protocol.
+        name: the model's on each.
+        calls: what is asked.
+        callers: how many call at once.
+        progress: called after each round.
+
+    Raises:
+        ServingError: one does not answer.
+    """
+    rates: list[list[float]] = [[] for _ in addresses]
+    for number in range(ROUNDS):
+        for at in range(len(addresses)):
+            turn = (at + number) % len(addresses)
+            rates[turn].append(_rate(addresses[turn], name, calls, callers))
+        progress()
+    return rates
 
 
 def is_confirmed(served: Sequence[Served]) -> str:

@@ -52,7 +52,9 @@ class _Process:
         if head["kind"] == "drop":
             self._states.pop(head["job"], None)
         if head["kind"] == "job" and not self._is_over:
-            self._states.pop(head["job"], None)
+            has_state = self._states.pop(head["job"], None) is not None
+            is_lost = head["phase"] == "postprocess" and self._handled.has_states and not has_state
+            self._handled.simulation.require(not is_lost, "a job goes where its state is not")
             self._handled.note_begun(head, arrays)
             self._jobs.append((head, [*arrays]))
             self._work()
@@ -125,6 +127,7 @@ class Handled:
         self.random = random = Random(f"handled {simulation.seed}")
         methods = random.choice(_METHODS)
         batching = random.random() < 0.6
+        self.has_states = methods == ("preprocess", "postprocess")
         images, rows = Array("uint8", (100,)), Array("float32", (10,))
         self.signature = HandlerSignature(
             name="Played",
@@ -136,6 +139,8 @@ class Handled:
         self.fault_share = random.choice((0.0, 0.02, 0.1))
         self._faults = Counter()
         self._fault_s = -_REST_S
+        self._begun = {}
+        """The calls of each job, by its number."""
         self._alone: set[bytes] = set()
         """The images that went to a process in a call that was alone."""
         manifest = replace(simulation.manifest, name=NAME, version="1", signature=None)
@@ -179,15 +184,22 @@ class Handled:
         return arrays if phase != "predict" else [_rows(arrays[0])]
 
     def note_begun(self, head, arrays):
-        """Check that each call in a job is wanted still, and was not begun alone before."""
-        if head["phase"] == "postprocess":
-            self.simulation.require(
-                len(arrays[0]) == head["rows"], "a job has other rows than its calls"
-            )
-            return
+        """Check that calls in a job are wanted still, and each was not begun alone before."""
         simulation = self.simulation
+        if head["phase"] == "postprocess":
+            is_whole = len(arrays[0]) == head["rows"]
+            simulation.require(is_whole, "a job has other rows than its calls")
+            since_s = simulation.turn_s
+            against = [
+                invariants.reason_against(simulation, client, call, since_s)
+                for _, client, call in self._begun.get(head["job"], ())
+            ]
+            is_wanted = not against or None in against
+            simulation.require(is_wanted, f"a job is for nobody, its call {against[:1]}")
+            return
         images = [row.tobytes() for row in arrays[0]]
         known = [(image, *simulation.calls[image[:8]]) for image in images]
+        self._begun[head["job"]] = known
         numbers = {call.number for _, _, call in known}
         simulation.require(len(numbers) == 1 or self.signature.batching, "calls share a job")
         for image, client, call in known:
@@ -219,8 +231,10 @@ class Handled:
 
     def _call(self, caller):
         if not caller.is_over and caller.engine.is_established:
-            caller.begin(INFER, 2, self.random.choice((b"1m", b"20m", b"1S", b"50S", None)))
+            call = caller.begin(INFER, 2, self.random.choice((b"1m", b"20m", b"1S", b"50S", None)))
             caller.flush()
+            if call is not None and self.random.random() < 0.3:
+                self.simulation.after(0.05 * self.random.random() ** 3, caller.cancel, call)
 
     def excuses(self, call):
         """Return whether a fault may have ended a call."""

@@ -167,24 +167,28 @@ def check_sleep(simulation, end_s):
 
 def check_run(simulation, client, call, since_s):
     """Check that somebody wants the answer; `since_s` is when the run was decided."""
+    reason = reason_against(simulation, client, call, since_s)
+    simulation.require(reason is None, f"call {call.number} is run, {reason}")
+
+
+def reason_against(simulation, client, call, since_s):
+    """Return why nobody wants the answer to a call; None if somebody does."""
     up = client.link.up
     arrived_s = None if call.end is None else up.read_s(call.end)
     if arrived_s is not None and call.path != STREAM:
         late_s = since_s - arrived_s - call.timeout_s
-        simulation.require(
-            late_s <= 0, f"call {call.number} is run {late_s:g} s after its deadline"
-        )
+        if late_s > 0:
+            return f"{late_s:g} s after its deadline"
         began_s = up.read_s(call.begun or 0)
-        is_accepted = began_s is None or began_s <= simulation.refusing_s
-        simulation.require(is_accepted, f"call {call.number} is run, but came while it drained")
+        if began_s is not None and began_s > simulation.refusing_s:
+            return "but came while it drained"
     left_s = None if call.left is None else up.read_s(call.left)
-    simulation.require(
-        left_s is None or left_s >= since_s, f"call {call.number} is run, but was reset"
-    )
+    if left_s is not None and left_s < since_s:
+        return "but was reset"
     closed_s = client.link.closed_s
-    simulation.require(
-        closed_s is None or closed_s >= since_s, f"call {call.number} is run, its caller has left"
-    )
+    if closed_s is not None and closed_s < since_s:
+        return "its caller has left"
+    return None
 
 
 def judge_answer(simulation, call):
@@ -280,6 +284,8 @@ def check_start(simulation):
     )
     simulation.require(len(batchers) == number, f"{len(batchers)} batchers are left")
     simulation.require(not any(each.is_busy for each in batchers), "calls wait, of nobody")
+    is_open = any(isinstance(each, Pipeline) and each._open for each in batchers)
+    simulation.require(not is_open, "calls are in a stage, of nobody")
     simulation.require(not simulation.loop._due, "the loop wakes up for a queue that is empty")
     calls, budget = simulation.loop.calls, simulation.loop.calls.budget
     simulation.require(not (budget._held or calls.stalled), "bytes or turns are held, by nobody")
