@@ -6,6 +6,9 @@ import threading
 import pytest
 
 import serving
+from serving.oip import inference_pb as pb
+from serving.protocols.status import Failure, StatusCode
+from tests.serving.client.test_without_server import Scripted
 from tests.serving.handlers.conftest import Gate, named
 from tests.support.servers import wait_until
 
@@ -151,3 +154,24 @@ def test_event_loop_reads_streams_at_a_time(told, transport):
     asyncio.run(call())
     with serving.Client(told.address) as client:
         wait_until(lambda: num_open(client) == 1)
+
+
+def test_stream_is_sent_again_before_its_first_part_alone(monkeypatch):
+    response = pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse())
+    response.infer_response.outputs.add(name="y", datatype="INT64", shape=[1])
+    response.infer_response.raw_output_contents.append(bytes(8))
+    part, gone = response.SerializeToString(), Failure(StatusCode.UNAVAILABLE, "gone")
+    scripted = Scripted([gone], [part, gone])
+    monkeypatch.setattr(serving.Client, "_new_transport", lambda self: scripted)
+    client = serving.Client("127.0.0.1:1")
+    tensors = (serving.Tensor("x", "INT64", (-1,)),), (serving.Tensor("y", "INT64", (-1,)),)
+    facts = {"version": "1", "versions": ("1",), "default_version": "1", "max_batch_size": 0}
+    client._infos["m", ""] = serving.ModelInfo(
+        name="m", inputs=tensors[0], outputs=tensors[1], is_batchable=True, **facts
+    )
+    parts = client.stream("m", [1])
+    assert next(parts)["y"].tolist() == [0]
+    with pytest.raises(serving.Unavailable, match="gone"):
+        next(parts)
+    assert len(scripted.sent) == 2
+    assert scripted.num_cancelled == 2
