@@ -33,13 +33,13 @@ OWN: dict[str, Any] = {"classify": classify, "score": score}
 
 NAMES = {
     "In your own process": {
-        "serving.Model": "load infer describe models wait_ready version close",
-        "serving.AsyncModel": "load infer describe models wait_ready version close",
+        "serving.Model": "load infer stream describe models wait_ready version close",
+        "serving.AsyncModel": "load infer stream describe models wait_ready version close",
         "digit_scoring.ray.Classify": "__call__",
     },
     "Over the network": {
-        "serving.Client": "infer describe models wait_ready call call_many close",
-        "serving.AsyncClient": "infer describe models wait_ready call call_many close",
+        "serving.Client": "infer stream describe models wait_ready call call_many close",
+        "serving.AsyncClient": "infer stream describe models wait_ready call call_many close",
     },
     "A server beside your code": {
         "serving.Server": "address http_address metrics_address pid errors close",

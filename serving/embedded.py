@@ -69,7 +69,7 @@ class BaseModel:
         self._cores = cores or max(1, usable_cores() // num_threads)
         self._names = [each.name for each in model.tensors.outputs]
         is_wide = getattr(engine, "wide", None) is not None
-        self._alone = self._run_alone if is_wide else None
+        self._alone = self._network.run_alone if is_wide and self._network else None
         """Runs a call that is alone on all cores, if the model gains by that."""
         self._is_closed = False
         self._reopen: Callable[[], Self] | None = None
@@ -214,12 +214,6 @@ class BaseModel:
             return run_parallel(model.run, feeds, most, enough, cores, is_cancelled, alone)
         except ModelError as err:
             raise ModelError(f"the model failed: {reason_of(err.__cause__ or err)}") from err
-
-    def _run_alone(self, feeds: Feeds) -> list[Array]:
-        """Run the model on all cores."""
-        assert self._network is not None
-        run, _ = self._network.stoppable(is_alone=True)
-        return run(feeds)
 
     def _described(self, version: str | int | None) -> ModelInfo:
         model = self.served

@@ -7,7 +7,16 @@ import asyncio
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from functools import partial
 from math import inf
 from os import getpid
@@ -29,7 +38,7 @@ from serving.errors import (
     Unavailable,
     Unsupported,
 )
-from serving.protocols.status import Failure, StatusCode
+from serving.protocols.status import Failure, StatusCode, error_from
 from serving.security.tls_probe import tls_mismatch
 from serving.system.addresses import is_target
 from serving.tensors import ModelInfo, Outputs, as_names
@@ -221,6 +230,48 @@ class BaseClient:
             [inference.outputs_of(each, self._target, info) for each in answers], self._target
         )
 
+    async def _stream(
+        self,
+        model: str,
+        inputs: object,
+        outputs: Sequence[str],
+        version: str | int,
+        timeout_s: float | None,
+        metadata: Mapping[str, str] | None,
+        parameters: Mapping[str, Any] | None,
+    ) -> AsyncGenerator[Outputs, None]:
+        from serving.client import infer_messages as inference
+
+        state, more = self._begun(timeout_s, is_stream=True), _checked(metadata)
+        asked, outputs = _asked(model, version), as_names("outputs", outputs)
+        try:
+            info = self._infos.get(asked)
+            if info is None:
+                info = self._infos[asked] = await self._described(asked, state)
+            request = inference.stream_request(*asked, info, inputs, outputs, parameters or {})
+            path, num_parts = inference.MODEL_STREAM_INFER, 0
+            while True:
+                with client_span(path, self._target):
+                    call = await self._opened().stream(path, request, state.timeout_s(), more)
+                try:
+                    while isinstance(outcome := await call.next(), bytes):
+                        num_parts, self._has_answered = num_parts + 1, True
+                        yield inference.part_of(outcome, self._target, info)
+                finally:
+                    call.cancel()
+                if outcome.code is StatusCode.OK:
+                    self._budget.put()
+                    return
+                if num_parts:
+                    raise error_from(outcome, self._target)
+                if not self._has_answered:
+                    outcome = await self._explained(outcome, state)
+                self._check_open()
+                await self._pause(state.backoff_s(outcome))
+        except RequestError:
+            self._infos.pop(asked, None)  # as in `_infer`
+            raise
+
     async def _describe(self, model: str, version: str | int, timeout_s: float | None) -> ModelInfo:
         asked = _asked(model, version)
         info = self._infos[asked] = await self._described(asked, self._begun(timeout_s))
@@ -300,11 +351,11 @@ class BaseClient:
             return failure
         return Failure(StatusCode.UNAVAILABLE, reason, is_permanent=True)
 
-    def _begun(self, timeout_s: float | None) -> RetryState:
+    def _begun(self, timeout_s: float | None, *, is_stream: bool = False) -> RetryState:
         return RetryState(
             self._target,
             self._timeout_s if timeout_s is None else as_seconds("timeout_s", timeout_s),
-            attempt_timeout_s=self._attempt_timeout_s,
+            attempt_timeout_s=None if is_stream else self._attempt_timeout_s,
             first_contact=not self._has_answered,
             budget=self._budget,
         )
@@ -397,6 +448,50 @@ class Client(BaseClient):
             ModelError: the run failed.
         """
         return _run(self._infer(model, inputs, outputs, version, timeout_s, metadata, parameters))
+
+    def stream(
+        self,
+        model: str,
+        inputs: object,
+        *,
+        version: str | int = "",
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Generator[Outputs, None, None]:
+        """Yield the parts of the answer of a model that answers in parts, as they come.
+
+        A model that does not has one. The next parts are made as these are taken; close the
+        iterator, or leave its loop, to cancel the call. It is sent again before its first part
+        alone.
+
+        Args:
+            model: its name.
+            inputs: see `infer`, as for the others; they travel in one message.
+            version: which version to run; the server's choice by default.
+            outputs: the names of the outputs to answer; all by default.
+            timeout_s: seconds for the whole answer, instead of the client's.
+            metadata: further headers of the call.
+            parameters: of the request, for a model with a handler.
+
+        Yields:
+            An array for each output, by its name, and the version that answered.
+
+        Raises:
+            ServingError: see `infer`; also behind some parts.
+        """
+        given = model, inputs, outputs, version, timeout_s, metadata, parameters
+        parts = self._stream(*given)
+        try:
+            while True:
+                try:
+                    part = _run(anext(parts))
+                except StopAsyncIteration:
+                    return
+                yield part
+        finally:
+            _run(parts.aclose())
 
     def describe(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None
@@ -543,6 +638,23 @@ class AsyncClient(BaseClient):
     ) -> Outputs:
         """Run any model of the server; see `Client.infer`."""
         return await self._infer(model, inputs, outputs, version, timeout_s, metadata, parameters)
+
+    async def stream(
+        self,
+        model: str,
+        inputs: object,
+        *,
+        version: str | int = "",
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> AsyncGenerator[Outputs, None]:
+        """Yield the parts of the answer of a model that answers in parts; see `Client.stream`."""
+        given = model, inputs, outputs, version, timeout_s, metadata, parameters
+        async with aclosing(self._stream(*given)) as parts:
+            async for part in parts:
+                yield part
 
     async def describe(
         self, model: str, version: str | int = "", *, timeout_s: float | None = None

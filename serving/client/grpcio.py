@@ -68,8 +68,12 @@ def _open_channel(target: str, credentials: Credentials, library: Any) -> Any:
 
 
 def _failure(error: Any) -> Failure:
-    text, trailers = error.details() or "", tuple(error.trailing_metadata() or ())
-    found = trailers_failure(StatusCode[error.code().name], text, trailers)
+    return _failure_of(error.code(), error.details(), error.trailing_metadata())
+
+
+def _failure_of(code: Any, details: str | None, metadata: Any) -> Failure:
+    text, trailers = details or "", tuple(metadata or ())
+    found = trailers_failure(StatusCode[code.name], text, trailers)
     if not found.reason and _TOO_LONG in text:
         return transport.too_long()
     # A reason is a server's.
@@ -95,6 +99,57 @@ class _ThreadCall:
             self._future.cancel()
             raise
         return data
+
+
+class _ThreadStream:
+    """A call whose messages a thread can wait for."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.cancel = call.cancel
+
+    async def next(self) -> transport.Outcome:
+        try:
+            data: bytes = next(self._call)
+        except StopIteration:
+            return transport.ENDED
+        except grpc.RpcError as err:
+            return _failure(err)
+        except grpc.FutureCancelledError:
+            return transport.CUT_OFF
+        except BaseException:  # KeyboardInterrupt
+            self._call.cancel()
+            raise
+        return data
+
+
+class _LoopStream:
+    """A call whose messages a task can wait for."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.cancel = call.cancel
+
+    async def next(self) -> transport.Outcome:
+        try:
+            data = await self._call.read()
+            if data is not grpc.aio.EOF:
+                found: bytes = data
+                return found
+            if await self._call.code() is grpc.StatusCode.OK:
+                return transport.ENDED
+            return _failure_of(
+                await self._call.code(),
+                await self._call.details(),
+                await self._call.trailing_metadata(),
+            )
+        except grpc.aio.AioRpcError as err:
+            return _failure(err)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling() > 0:
+                raise
+            return transport.CUT_OFF
 
 
 class _LoopCall:
@@ -125,6 +180,7 @@ class GrpcioTransport(transport.Transport):
         self._credentials = credentials
         self._channel = _open_channel(target, credentials, grpc)
         self._stub = lru_cache(self._channel.unary_unary)
+        self._stream_stub = lru_cache(self._channel.unary_stream)
 
     async def send(
         self, path: str, message: bytes, timeout_s: float, metadata: transport.Metadata = ()
@@ -151,6 +207,17 @@ class GrpcioTransport(transport.Transport):
             return transport.CUT_OFF
         return data
 
+    async def stream(
+        self, path: str, message: bytes, timeout_s: float, metadata: transport.Metadata = ()
+    ) -> transport.PendingStream:
+        """Start a call that any number of messages answer."""
+        metadata = (*self._credentials.metadata, *metadata)
+        try:
+            call = self._stream_stub(path)(message, timeout=timeout_s, metadata=metadata)
+        except ValueError:  # the channel was closed
+            return transport.EndedCall(transport.CUT_OFF)
+        return _ThreadStream(call)
+
     async def close(self) -> None:
         """End all calls, and the channel."""
         self._channel.close()
@@ -163,6 +230,7 @@ class GrpcioLoopTransport(transport.Transport):
         self._credentials = credentials
         self._channel = _open_channel(target, credentials, grpc.aio)
         self._stub = lru_cache(self._channel.unary_unary)
+        self._stream_stub = lru_cache(self._channel.unary_stream)
         self._slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
         self._is_closed = False
 
@@ -170,19 +238,33 @@ class GrpcioLoopTransport(transport.Transport):
         self, path: str, message: bytes, timeout_s: float, metadata: transport.Metadata = ()
     ) -> transport.PendingCall:
         """Start a call."""
+        call = await self._begun(self._stub, path, message, timeout_s, metadata)
+        return transport.EndedCall(transport.CUT_OFF) if call is None else _LoopCall(call)
+
+    async def stream(
+        self, path: str, message: bytes, timeout_s: float, metadata: transport.Metadata = ()
+    ) -> transport.PendingStream:
+        """Start a call that any number of messages answer."""
+        call = await self._begun(self._stream_stub, path, message, timeout_s, metadata)
+        return transport.EndedCall(transport.CUT_OFF) if call is None else _LoopStream(call)
+
+    async def _begun(
+        self, stub: Any, path: str, message: bytes, timeout_s: float, metadata: transport.Metadata
+    ) -> Any:
+        """Start a call once it may be in flight; None if the channel is closed."""
         slots, metadata = self._slots, (*self._credentials.metadata, *metadata)
         await slots.acquire()
         try:
             if self._is_closed:
                 raise asyncio.CancelledError
-            call = self._stub(path)(message, timeout=timeout_s, metadata=metadata)
+            call = stub(path)(message, timeout=timeout_s, metadata=metadata)
         except BaseException:
             slots.release()
             if self._is_closed:
-                return transport.EndedCall(transport.CUT_OFF)
+                return None
             raise
         call.add_done_callback(lambda _: slots.release())
-        return _LoopCall(call)
+        return call
 
     async def close(self) -> None:
         """End all calls, and the channel."""

@@ -11,7 +11,7 @@ from serving import json_values
 from serving.client.failures import malformed
 from serving.errors import InvalidRequest, TooLarge
 from serving.oip import inference_pb
-from serving.oip.parameters import NO_PARAMETERS, set_parameter
+from serving.oip.parameters import NO_PARAMETERS, REASON, set_parameter
 from serving.oip.values import (
     CONTENTS,
     as_bytes,
@@ -19,9 +19,11 @@ from serving.oip.values import (
     from_typed,
     to_raw,
 )
+from serving.protocols.status import error_named
 from serving.tensors import Array, ModelInfo, Outputs, Tensor, as_feeds
 
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
+MODEL_STREAM_INFER = f"/{inference_pb.SERVICE}/ModelStreamInfer"
 _SPARE_BYTES = 4096
 """For the rest of a message: names, shapes, and its framing."""
 _MAX_ANSWER_BYTES = 8 << 20
@@ -47,6 +49,42 @@ def infer_requests(
     for each, value in parameters.items():
         set_parameter(empty.parameters, each, value)
     return [_infer_request(empty, info, part, outputs) for part in _divided(feeds, info)]
+
+
+def stream_request(
+    name: str,
+    version: str,
+    info: ModelInfo,
+    inputs: object,
+    outputs: Sequence[str],
+    parameters: Mapping[str, Any] = NO_PARAMETERS,
+) -> bytes:
+    """Encode the ModelInferRequest of a call that is answered in parts.
+
+    Raises:
+        InvalidRequest: see `infer_requests`.
+        TooLarge: it does not fit into a message.
+    """
+    requests = infer_requests(name, version, info, inputs, outputs, parameters)
+    if len(requests) > 1:
+        raise TooLarge(f"model {name}: the rows of a stream must fit into one message")
+    return requests[0]
+
+
+def part_of(data: bytes, address: str, info: ModelInfo) -> Outputs:
+    """Decode a ModelStreamInferResponse; see `outputs_of`.
+
+    Raises:
+        ServingError: it says that the call has failed.
+    """
+    try:
+        response = inference_pb.ModelStreamInferResponse.FromString(data)
+    except DecodeError as err:
+        raise malformed(address, f"no answer of a stream: {err}") from err
+    if response.error_message:
+        reason = response.infer_response.parameters[REASON].string_param
+        raise error_named(reason, f"{address}: {response.error_message}")
+    return outputs_in(response.infer_response, address, info)
 
 
 def _divided(feeds: dict[str, Array], info: ModelInfo) -> Iterator[dict[str, Array]]:
@@ -112,6 +150,14 @@ def outputs_of(data: bytes, address: str, info: ModelInfo | None = None) -> Outp
     """
     try:
         response = inference_pb.ModelInferResponse.FromString(data)
+    except DecodeError as err:
+        raise malformed(address, f"no tensors: {err}") from err
+    return outputs_in(response, address, info)
+
+
+def outputs_in(response: Any, address: str, info: ModelInfo | None = None) -> Outputs:
+    """Return the outputs of a ModelInferResponse; see `outputs_of`."""
+    try:
         known = {} if info is None else {each.name: each.content for each in info.outputs}
         tensors, raw = tensors_of(response.outputs, known), response.raw_output_contents
         if raw:
@@ -126,7 +172,7 @@ def outputs_of(data: bytes, address: str, info: ModelInfo | None = None) -> Outp
             }
         for each in tensors:
             arrays[each.name] = json_values.parsed_output(each, arrays[each.name])
-    except (DecodeError, KeyError, ValueError, InvalidRequest) as err:
+    except (KeyError, ValueError, InvalidRequest) as err:
         raise malformed(address, f"no tensors: {err}") from err
     return Outputs(arrays, response.model_version)
 

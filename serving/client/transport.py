@@ -15,6 +15,8 @@ KEEPALIVE_TIMEOUT_S = 1.25
 """How long its answer may take; then the connection is given up."""
 
 CUT_OFF = Failure(StatusCode.CANCELLED, "the call was cut off")
+ENDED = Failure(StatusCode.OK, "")
+"""The end of a stream behind its last message."""
 LATE = Failure(StatusCode.DEADLINE_EXCEEDED, "no answer within the timeout")
 
 
@@ -34,6 +36,19 @@ class PendingCall(Protocol):
         """Wait for the end of the call."""
 
 
+class PendingStream(Protocol):
+    """A call that was sent, and that any number of messages answer."""
+
+    def cancel(self) -> None:
+        """Forget the call, if it has not ended."""
+
+    async def next(self) -> Outcome:
+        """Wait for the next message; behind the last one it is `ENDED`, or why it failed.
+
+        The server sends more as messages are taken.
+        """
+
+
 class EndedCall:
     """A call that could not be sent."""
 
@@ -46,6 +61,8 @@ class EndedCall:
     async def result(self) -> Outcome:
         """Return the reason."""
         return self._outcome
+
+    next = result
 
 
 class Transport(Protocol):
@@ -64,6 +81,11 @@ class Transport(Protocol):
     ) -> Outcome:
         """Start a call and wait for its end."""
         return await (await self.send(path, message, timeout_s, metadata)).result()
+
+    async def stream(
+        self, path: str, message: bytes, timeout_s: float, metadata: Metadata = ()
+    ) -> PendingStream:
+        """Start a call that any number of messages answer; see `send`."""
 
     async def close(self) -> None:
         """End all calls and connections."""

@@ -74,6 +74,9 @@ class Engine(Protocol):
             DeviceError: the device can't be used in this process.
         """
 
+    def run_alone(self, feeds: Feeds) -> list[Array]:
+        """Run a call beside which no other one needs the cores, so that it may take several."""
+
     def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
         """Return `run` for one call of it, and a function that ends it, from any thread.
 
@@ -211,6 +214,12 @@ class OnnxEngine:
         if is_alone and self.wide is not None and self.wide._pid == os.getpid():
             run = self._run_alone
         return partial(run, options), partial(setattr, options, "terminate", True)
+
+    def run_alone(self, feeds: Feeds) -> list[Array]:
+        # Its threads do not survive a fork, the narrow one does.
+        if self.wide is None or self.wide._pid != os.getpid():
+            return self._run(self._run_options, feeds)
+        return self._run_alone(self._run_options, feeds)
 
     def _run_alone(self, options: RunOptions, feeds: Feeds) -> list[Array]:
         """Run a call beside which no other one needs the cores."""

@@ -197,6 +197,9 @@ class LoadedModel:
     def run(self, feeds: Feeds) -> list[Array]:
         with native_run(): return self.engine.run(feeds)  # type: ignore[union-attr]  # noqa: E701  # fmt: skip
 
+    def run_alone(self, feeds: Feeds) -> list[Array]:
+        with native_run(): return self.engine.run_alone(feeds)  # type: ignore[union-attr]  # noqa: E701  # fmt: skip
+
     def stoppable(self, *, is_alone: bool = False) -> tuple[Run, Callable[[], None]]:
         engine_run, end = self.session.stoppable(is_alone=is_alone)
 

@@ -67,13 +67,15 @@ class Alone:
     """Runs of each before one is chosen."""
     _AGAIN, _TRIES = 64, 2
     """Calls after which the other one is tried, and how often: 3 % of them may take longer."""
-    _KEPT = 7
-    """Times whose median counts."""
+    _KEPT, _CHOOSE = 7, 8
+    """Times whose median counts, and calls after which it is compared again: that takes 3 us."""
 
     def __init__(self) -> None:
         self._times_s: dict[int, tuple[deque[float], deque[float]]] = {}
         """By the size of a call, as a power of two: the last times of the narrow and the wide."""
         self._calls: Counter[int] = Counter()
+        self._chosen: dict[int, bool] = {}
+        """Whether such calls run wide, once both have been tried."""
         self._last: dict[int, bool] = {}
         """Whether the last run of such a call was wide."""
 
@@ -85,11 +87,11 @@ class Alone:
         """
         size = size.bit_length()
         number = self._calls[size] = self._calls[size] + 1
-        narrow_s, wide_s = self._times_s.get(size, ((), ()))
-        if min(len(narrow_s), len(wide_s)) < self._NUM_FIRST:
+        chosen = self._chosen.get(size)
+        if chosen is None:
+            _, wide_s = self._times_s.get(size, ((), ()))
             return len(wide_s) < self._NUM_FIRST
-        is_wide = bool(median([*wide_s]) < median([*narrow_s]))
-        return is_wide != (number % self._AGAIN < self._TRIES)
+        return chosen != (number % self._AGAIN < self._TRIES)
 
     def note(self, size: int, seconds: float, *, is_wide: bool) -> None:
         """Note how long a call took."""
@@ -102,6 +104,11 @@ class Alone:
             new = deque[float](maxlen=self._KEPT), deque[float](maxlen=self._KEPT)
             both = self._times_s.setdefault(size, new)
         both[is_wide].append(seconds)
+        if is_wide is self._chosen.get(size) and self._calls[size] % self._CHOOSE:
+            return
+        narrow_s, wide_s = both
+        if min(len(narrow_s), len(wide_s)) >= self._NUM_FIRST:
+            self._chosen[size] = bool(median([*wide_s]) < median([*narrow_s]))
 
 
 def gains(

@@ -20,10 +20,12 @@ from serving.oip import protobuf
 from serving.oip.encoder import InferEncoder
 from serving.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.oip.large_messages import as_raw, id_of, is_slow
+from serving.oip.parameters import REASON
 from serving.oip.request import MAX_ID_CHARACTERS, InferRequest, Sent, understand
 from serving.protocols import varint
 from serving.protocols.known import Known
 from serving.protocols.method import Elsewhere, ReadRows
+from serving.protocols.status import row_of
 from serving.router import Route, Router
 from serving.tensors import DTYPES, Array, TensorSignature
 
@@ -93,9 +95,11 @@ class Infer:
         if isinstance(error, Unavailable):
             return None
         identifier = id_of(request)[:MAX_ID_CHARACTERS]
-        data: bytes = ModelStreamInferResponse(
+        response = ModelStreamInferResponse(
             error_message=str(error), infer_response={"id": identifier}
-        ).SerializeToString()
+        )
+        response.infer_response.parameters[REASON].string_param = row_of(error).reason
+        data: bytes = response.SerializeToString()
         return data
 
 

@@ -9,6 +9,8 @@ from serving.oip.values import quoted
 ASKS_FOR_END, IS_END = "triton_enable_empty_final_response", "triton_final_response"
 """A request's on a stream: whether an answer without outputs is wanted behind the last one. And an
 answer's: whether it is the last one."""
+REASON = "error_reason"
+"""A refused request's answer's on a stream: the reason, as `google.rpc.ErrorInfo` has it."""
 _OWN = ("timeout", "priority", "binary_data_output", ASKS_FOR_END)
 """Those that the protocol gives a meaning; a handler does not get them."""
 _KINDS = {bool: "bool_param", float: "double_param", str: "string_param"}

@@ -24,7 +24,9 @@ _BATCH_S, _LEAST_ROWS, _MOST_ROWS = 0.005, 8, 64
 """A batch takes as long as the first, unless that would be fewer rows than the second, or more than
 the third."""
 LEAST_GAIN = 1.1
-"""The least median gain that is worth a version of its own."""
+"""The least median gain with many callers that is worth a version of its own."""
+LEAST_ALONE = 0.97
+"""The least median gain of a lone call: one that is as fast may seem slower by chance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

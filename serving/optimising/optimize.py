@@ -1,5 +1,6 @@
 """`serving.optimize`: tries faster variants of a model, and publishes the best that holds."""
 
+import base64
 import platform
 import re
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TextIO
+
+import numpy as np
 
 from serving.commandline.installation import version as own_version
 from serving.commandline.progress import Bar
@@ -302,10 +305,12 @@ def _is_waived(tried: Tried, *, few_samples: bool) -> bool:
 
 
 def _is_slow(tried: Tried) -> bool:
-    return tried.gain < LEAST_GAIN or not tried.is_sure
+    return tried.gain < LEAST_GAIN or not tried.is_sure or tried.is_slow_alone
 
 
 def _slow(tried: Tried) -> Tried:
+    if tried.is_slow_alone:
+        return replace(tried, reason=f"slower alone: {tried.alone} times fp32's rate")
     if tried.gain < LEAST_GAIN:
         return replace(tried, reason=f"not faster: {tried.gain:.2f} times fp32's rate")
     words = f"{tried.gain:.2f} times fp32's rate, but its worst round is not above fp32's best"
@@ -375,7 +380,7 @@ def _published(
     }
     if "signature" in kept:
         kept["accuracy"] = {"validation": None, "test": _accuracy(found.chosen)}
-        entry |= _golden_images(model)
+        entry |= _golden_images(model, source)
     facts = _origin(source, found, given, limits, seed)
 
     def version_files(version: str) -> dict[str, bytes]:
@@ -400,10 +405,12 @@ def _accuracy(chosen: Tried) -> float | None:
     return None if verdict is None or verdict.loss is None else float(verdict.loss.accuracy)
 
 
-def _golden_images(model: LoadedModel) -> dict[str, object]:
+def _golden_images(model: LoadedModel, source: Source) -> dict[str, object]:
     """Return the golden images of the version that this was made of, with its own answers."""
-    images = model.manifest.golden_images
-    return golden(images, {"fp32": model.classify(images)}) if len(images) else {}
+    pixels = base64.b64decode(source.document["golden"]["images"])
+    width = model.tensors.inputs[0].row_bytes
+    images = np.frombuffer(pixels, np.uint8).reshape(-1, width)
+    return golden(images, {"fp32": model.classify(images)})
 
 
 def _golden_calls(model: LoadedModel, calls: Sequence[Feeds]) -> tuple[list[Feeds], Answers]:

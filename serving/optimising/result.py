@@ -6,7 +6,7 @@ from pathlib import Path
 
 from serving.optimising.candidates import Candidate
 from serving.optimising.gate import Verdict
-from serving.optimising.measure import Gain, Rates
+from serving.optimising.measure import LEAST_ALONE, Gain, Rates
 from serving.optimising.served import Served
 
 
@@ -32,15 +32,18 @@ class Tried:
 
     @property
     def gain(self) -> float:
-        """The lesser of both median gains; 0 if it was not measured."""
-        gains = [each.median for each in (self.alone, self.busy) if each is not None]
-        return min(gains, default=0.0)
+        """The median gain with many callers, which decides; 0 if it was not measured."""
+        return 0.0 if self.busy is None else self.busy.median
 
     @property
     def is_sure(self) -> bool:
-        """Whether its worst rounds beat fp32's best ones."""
-        gains = [each for each in (self.alone, self.busy) if each is not None]
-        return bool(gains) and all(each.is_sure for each in gains)
+        """Whether its worst round with many callers beats fp32's best one."""
+        return self.busy is not None and self.busy.is_sure
+
+    @property
+    def is_slow_alone(self) -> bool:
+        """Whether a lone call would take longer; of small models it is mostly the call itself."""
+        return self.alone is not None and self.alone.median < LEAST_ALONE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

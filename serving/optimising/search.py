@@ -172,6 +172,8 @@ class Search:
         found = replace(found, verdict=verdict)
         if verdict.reason:
             return replace(found, reason=f"refused: {verdict.reason}"), file
+        if found.is_slow_alone:
+            return replace(found, reason=f"slower alone: {found.alone} times fp32's rate"), file
         if not is_fast:
             shown = f"{found.gain:.2f} times fp32's rate"
             return replace(found, reason=f"not faster: {shown}{_unbatched(found, bench)}"), file

@@ -11,7 +11,7 @@ from typing import Any
 from serving.client.client import Client
 from serving.errors import ServingError
 from serving.launch import Server
-from serving.optimising.measure import Gain
+from serving.optimising.measure import LEAST_ALONE, Gain
 from serving.tensors import Feeds
 
 CALLERS = (1, 16)
@@ -19,8 +19,6 @@ ROUNDS = 5
 _ROUND_S, _LEAST_CALLS = 0.4, 3
 """How long a round lasts at least, and how many calls each caller makes."""
 _MOST_S = 20.0
-_LEAST_ALONE = 0.97
-"""A lone caller may see this share of fp32's rate, by chance: its call is mostly on the way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +103,7 @@ def is_confirmed(served: Sequence[Served]) -> str:
     """Return why a server's callers gain nothing; empty if they do."""
     for each in served:
         many = each.callers > 1
-        if (many and each.gain.least <= 1) or (not many and each.gain.median < _LEAST_ALONE):
+        if (many and each.gain.least <= 1) or (not many and each.gain.median < LEAST_ALONE):
             who = f"{each.callers} callers" if many else "a lone caller"
             return f"through the server {who} got {each.gain} times fp32's rate"
     return ""

@@ -102,6 +102,11 @@ of the table. RESOURCE_EXHAUSTED is TooLarge then, as grpcio refuses long messag
 for a pause. INTERNAL, which libraries also use for broken connections, is Unavailable."""
 
 
+def error_named(reason: str, text: str) -> errors.ServingError:
+    """Build the error of a reason; a ModelError for one that is in no table."""
+    return _BY_REASON.get(reason, _OTHER)(text)
+
+
 class Status(NamedTuple):
     """A status that is not OK."""
 

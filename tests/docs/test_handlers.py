@@ -62,7 +62,7 @@ def test_files_have_twenty_lines_of_code_at_most(folder):
 
 def test_text_is_served_as_the_page_says(folder, capsys):
     with serve(folder, r"model\.onnx --handler sentiment\.py") as server:
-        (code,) = (each for each in blocks("docs/handlers.md") if "127.0.0.1:50051" in each)
+        (code,) = (each for each in blocks("docs/handlers.md") if "client.infer" in each)
         run(code.replace('"127.0.0.1:50051"', repr(server.address)), {})
         assert capsys.readouterr().out.splitlines()[-1] == "['good']"
         answer = HttpPeer(server.facts["http"]).post(
@@ -83,6 +83,15 @@ def test_cascade_is_served_as_the_page_says(folder):
 def test_any_python_is_served_as_the_page_says(folder):
     with serve(folder, r"--handler iris\.py") as server, serving.Client(server.address) as client:
         assert client.infer("iris", np.ones((2, 4)))["species"].tolist() == ["iris"] * 2
+
+
+def test_answers_in_parts_are_served_as_the_page_says(folder, capsys, monkeypatch):
+    codes = [each for each in blocks("docs/handlers.md") if ".stream(" in each]
+    with serve(folder, r"--handler story\.py") as server:
+        run(codes[0].replace('"127.0.0.1:50051"', repr(server.address)), {})
+        assert capsys.readouterr().out.split() == ["once", "upon", "a", "time"]
+    monkeypatch.syspath_prepend(str(folder))
+    run(codes[1], {})
 
 
 def test_number_in_a_picture_is_read(folder, mnist_sample):

@@ -109,4 +109,4 @@ async def test_rows_of_cancelled_calls_count_no_more(gated):
     await asyncio.sleep(0)
     gated.open(100)
     await asyncio.gather(second, third, fourth)
-    assert gated.ran == [[1], [3], [4, 5]]
+    assert sorted(gated.ran) == [[1], [3], [4, 5]]

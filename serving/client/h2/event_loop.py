@@ -10,11 +10,20 @@ from typing import TypeVar, cast
 from serving.client import transport
 from serving.client.addresses import Address
 from serving.client.credentials import Credentials
-from serving.client.h2.session import CONNECT_S, ClientCall, Session, failure_of
+from serving.client.h2.session import (
+    CONNECT_S,
+    STREAMS,
+    ClientCall,
+    Messages,
+    Session,
+    failure_of,
+)
 from serving.client.transport import Metadata
-from serving.http2 import Http2Error
+from serving.http2 import Http2Error, Limits
 from serving.protocols.status import Failure, StatusCode
 from serving.security.tls import NO_HTTP2
+
+_Call = TypeVar("_Call", bound=ClientCall)
 
 
 class TaskCall(ClientCall):
@@ -44,6 +53,45 @@ class TaskCall(ClientCall):
         except asyncio.CancelledError:
             self.cancel()
             raise
+
+
+class TaskStream(ClientCall):
+    """A call whose messages a task can wait for."""
+
+    __slots__ = ("_connection", "_news")
+
+    def __init__(self, deadline_s: float, connection: "_LoopConnection") -> None:
+        super().__init__(deadline_s, Messages())
+        self._connection = connection
+        self._news = asyncio.Event()
+
+    def end(self, outcome: transport.Outcome) -> None:
+        """Take the end, behind the messages."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self._news.set()
+
+    def note_message(self) -> None:
+        self._news.set()
+
+    def cancel(self) -> None:
+        """Forget the call, if it has not ended."""
+        if self.outcome is None:
+            self._connection.cancel(self)
+            self.end(transport.CUT_OFF)
+
+    async def next(self) -> transport.Outcome:
+        """Wait for the next message, or the end."""
+        while (message := self._connection.take_message(self)) is None:
+            if self.outcome is not None:
+                return self.outcome
+            self._news.clear()
+            try:
+                await self._news.wait()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+        return message
 
 
 _Callback = TypeVar("_Callback", bound=Callable[..., None])
@@ -101,15 +149,29 @@ class _LoopConnection(asyncio.Protocol):
         reason = str(exc) if exc else "the server closed the connection"
         self.fail(Failure(StatusCode.UNAVAILABLE, reason))
 
-    def start(self, path: str, message: bytes, metadata: Metadata, deadline_s: float) -> TaskCall:
+    def start(
+        self,
+        path: str,
+        message: bytes,
+        metadata: Metadata,
+        deadline_s: float,
+        kind: "Callable[[float, _LoopConnection], _Call]" = TaskCall,  # type: ignore[assignment]
+    ) -> _Call:
         """Begin a call; calls begun in one turn of the loop are written together."""
-        call = TaskCall(deadline_s, self)
+        call = kind(deadline_s, self)
         self.session.start(call, path, message, metadata)
         self._watch(deadline_s)
         self._flush_soon()
         return call
 
-    def cancel(self, call: TaskCall) -> None:
+    def take_message(self, call: TaskStream) -> transport.Outcome | None:
+        """Take a call's next message, if it has come."""
+        message = self.session.take_message(call)
+        if message is not None:
+            self._flush_soon()
+        return message
+
+    def cancel(self, call: ClientCall) -> None:
         """Reset a call."""
         self.session.cancel(call)
         self._flush_soon()
@@ -165,19 +227,42 @@ class _LoopConnection(asyncio.Protocol):
 class ReconnectingLoopChannel(transport.Transport):
     """Calls of one event loop over the newest connection; older ones end with their calls."""
 
-    def __init__(self, address: Address, credentials: Credentials) -> None:
-        self._address = address
+    def __init__(
+        self, address: Address, credentials: Credentials, limits: Limits | None = None
+    ) -> None:
+        self._address, self._limits = address, limits
         self._credentials = credentials
         self._loop = asyncio.get_running_loop()
         self._connection: _LoopConnection | None = None
         self._connections: set[_LoopConnection] = set()
         self._connecting: asyncio.Task[_LoopConnection] | None = None
         self._is_closed = False
+        self._streams = (
+            ReconnectingLoopChannel(address, credentials, STREAMS) if limits is None else None
+        )
+        """A connection of their own for calls that many messages answer."""
 
     async def send(
         self, path: str, message: bytes, timeout_s: float, metadata: Metadata = ()
     ) -> transport.PendingCall:
         """Start a call."""
+        return await self._send(TaskCall, path, message, timeout_s, metadata)
+
+    async def stream(
+        self, path: str, message: bytes, timeout_s: float, metadata: Metadata = ()
+    ) -> transport.PendingStream:
+        """Start a call that any number of messages answer."""
+        streams = self._streams or self
+        return await streams._send(TaskStream, path, message, timeout_s, metadata)
+
+    async def _send(
+        self,
+        kind: Callable[[float, _LoopConnection], _Call],
+        path: str,
+        message: bytes,
+        timeout_s: float,
+        metadata: Metadata,
+    ) -> _Call | transport.EndedCall:
         deadline_s = self._loop.time() + timeout_s
         connection: _LoopConnection | Failure | None = self._connection
         if not isinstance(connection, _LoopConnection) or connection.session.failure is not None:
@@ -187,7 +272,7 @@ class ReconnectingLoopChannel(transport.Transport):
         all_metadata = self._credentials.metadata
         if metadata:
             all_metadata = (*all_metadata, *metadata)
-        return connection.start(path, message, all_metadata, deadline_s)
+        return connection.start(path, message, all_metadata, deadline_s, kind)
 
     async def close(self) -> None:
         """End all calls, and the connections."""
@@ -196,6 +281,8 @@ class ReconnectingLoopChannel(transport.Transport):
             self._connecting.cancel()
         for connection in list(self._connections):
             connection.fail(transport.CUT_OFF)
+        if self._streams is not None:
+            await self._streams.close()
 
     async def _connected(self, deadline_s: float) -> _LoopConnection | Failure:
         """Connect, or wait for the task that does."""
@@ -221,7 +308,9 @@ class ReconnectingLoopChannel(transport.Transport):
         address, context = self._address, self._credentials.tls_context()
         async with asyncio.timeout(CONNECT_S):
             opened, connection = await self._loop.create_connection(
-                lambda: _LoopConnection(Session(address.authority, self._credentials.scheme)),
+                lambda: _LoopConnection(
+                    Session(address.authority, self._credentials.scheme, self._limits)
+                ),
                 address.host,
                 address.port,
                 ssl=context,

@@ -4,6 +4,7 @@ import math
 import os
 import ssl
 import time
+from collections import deque
 from functools import lru_cache
 from urllib.parse import unquote
 
@@ -20,6 +21,9 @@ CONNECT_S = 5.0
 """How long an attempt to connect may take."""
 _LIMITS = Limits(stream_window_bytes=1 << 30, max_frame_bytes=1 << 20)
 """Bytes that a server may send ahead; an answer is bounded by `MAX_ANSWER_BYTES`."""
+STREAMS = Limits(stream_window_bytes=1 << 20, max_frame_bytes=1 << 20)
+"""The same of a connection for calls that many messages answer, which their reader takes in time
+of his own."""
 _LAST_STREAM = (2**31 - 1 - 2 * 65_536).to_bytes(4, "big")
 """Past it no calls are begun: the protocol has no more numbers soon."""
 _MAX_HEADERS = 256
@@ -49,14 +53,70 @@ _VOLATILE = frozenset(
 _GONE = Failure(StatusCode.UNAVAILABLE, "the server takes no more calls on this connection")
 
 
+class Messages:
+    """The messages that answer a call, as they come, and the end behind them."""
+
+    def __init__(self) -> None:
+        self.came: deque[Outcome] = deque()
+        self._data = bytearray()
+        """The start of a message that has not come whole."""
+        self._owed = 0
+        """Bytes that the server is not yet let send again: those of messages that wait."""
+
+    def owed(self, num_bytes: float = math.inf) -> int:
+        """Return how many bytes the server may send more, once: all if no message waits.
+
+        Args:
+            num_bytes: those of the message that was taken.
+        """
+        number = min(self._owed, num_bytes + _PREFIX_BYTES) if self.came else self._owed
+        self._owed -= int(number)
+        return int(number)
+
+    def feed(self, data: bytes) -> Failure | None:
+        """Take data; return why the call is to be ended, if it is."""
+        self._data += data
+        self._owed += len(data)
+        while len(self._data) >= _PREFIX_BYTES:
+            size = int.from_bytes(self._data[1:_PREFIX_BYTES], "big")
+            if self._data[0]:
+                return Failure(StatusCode.INTERNAL, "the answer is compressed")
+            if size > transport.MAX_ANSWER_BYTES:
+                return transport.too_long()
+            end = _PREFIX_BYTES + size
+            if len(self._data) < end:
+                break
+            self.came.append(bytes(memoryview(self._data)[_PREFIX_BYTES:end]))
+            del self._data[:end]
+        return None
+
+    def end(self, failure: Failure | None) -> Failure:
+        """Return how the call has ended, by its status."""
+        if failure is None:
+            return Failure(StatusCode.UNKNOWN, "the answer has no status")
+        if failure.code is StatusCode.OK and self._data:
+            return Failure(StatusCode.INTERNAL, "the last message of the answer is cut off")
+        return failure
+
+
 class ClientCall:
-    """A unary call in flight."""
+    """A call in flight, of one answer or, if it has `Messages`, of any number."""
 
-    __slots__ = ("deadline_s", "failure", "num_bytes", "outcome", "parts", "stream")
+    messages: Messages | None
 
-    def __init__(self, deadline_s: float) -> None:
+    __slots__ = (
+        "deadline_s",
+        "failure",
+        "messages",
+        "num_bytes",
+        "outcome",
+        "parts",
+        "stream",
+    )
+
+    def __init__(self, deadline_s: float, messages: Messages | None = None) -> None:
         """Make a call that has not begun; its deadline is on the monotonic clock."""
-        self.deadline_s = deadline_s
+        self.deadline_s, self.messages = deadline_s, messages
         self.stream = b""
         self.parts: list[bytes] = []
         """The parts of the answer so far, with its prefix; joined once."""
@@ -69,6 +129,9 @@ class ClientCall:
     def end(self, outcome: Outcome) -> None:
         """Take the outcome."""
         self.outcome = outcome
+
+    def note_message(self) -> None:
+        """Take note that messages have come."""
 
 
 class Keepalive:
@@ -119,14 +182,15 @@ class Keepalive:
 class Session:
     """One connection's calls. Not safe to share between threads."""
 
-    def __init__(self, authority: str, scheme: str) -> None:
+    def __init__(self, authority: str, scheme: str, limits: Limits | None = None) -> None:
         """Begin a connection; its first bytes are ready to be sent.
 
         Args:
             authority: "host:port".
             scheme: "http" or "https".
+            limits: what a server may send ahead; None for calls of one answer.
         """
-        self._http2 = ClientConnection(_LIMITS, _VOLATILE)
+        self._http2 = ClientConnection(limits or _LIMITS, _VOLATILE)
         self._first = (
             (b":method", b"POST"),
             (b":scheme", scheme.encode()),
@@ -194,9 +258,13 @@ class Session:
                 self._end_unread(event.last_stream)
             elif not isinstance(event, events.CallsReceived):  # of servers alone
                 call = self.calls.get(event.stream)
-                if call is not None and self._take(call, event):
+                if call is None:
+                    continue
+                if self._take(call, event):
                     del self.calls[event.stream]
                     call.end(_outcome(call))
+                elif call.messages is not None and call.messages.came:
+                    call.note_message()
         self.keepalive.end(now_s, len(self.calls))
 
     def _take(self, call: ClientCall, event: events.Event) -> bool:
@@ -216,8 +284,27 @@ class Session:
                 call.failure = Failure(code, text, reason=reason)
         return True
 
+    def take_message(self, call: ClientCall) -> Outcome | None:
+        """Take a call's next message, or its end; None if nothing has come."""
+        messages = call.messages
+        if messages is None or not messages.came:
+            return None
+        message = messages.came.popleft()
+        if isinstance(message, bytes):
+            self._http2.acknowledge(call.stream, messages.owed(len(message)))
+        return message
+
     def _take_data(self, call: ClientCall, data: bytes) -> bool:
         """Take a part of an answer; return whether it is too long, which ends the call."""
+        if call.messages is not None:
+            failure = call.messages.feed(data)
+            if failure is None:
+                if not call.messages.came:  # of one that is longer than the window, perhaps
+                    self._http2.acknowledge(call.stream, call.messages.owed())
+                return False
+            call.failure = failure
+            self._http2.reset(call.stream, ErrorCode.CANCEL)
+            return True
         is_first = not call.parts
         call.parts.append(data)
         call.num_bytes += len(data)
@@ -291,6 +378,8 @@ def _status_in(headers: Fields) -> Failure | None:
 
 
 def _outcome(call: ClientCall) -> Outcome:
+    if call.messages is not None:
+        return call.messages.end(call.failure)
     if call.failure is None:
         return Failure(StatusCode.UNKNOWN, "the answer has no status")
     if call.failure.code is not StatusCode.OK:

@@ -14,14 +14,23 @@ import struct
 import time
 from _thread import allocate_lock, get_ident
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from serving.client import transport
 from serving.client.addresses import Address
 from serving.client.credentials import Credentials
-from serving.client.h2.session import CONNECT_S, ClientCall, Session, failure_of
-from serving.client.transport import Metadata, Outcome, PendingCall, Transport
-from serving.http2 import Http2Error
+from serving.client.h2.session import (
+    CONNECT_S,
+    STREAMS,
+    ClientCall,
+    Messages,
+    Session,
+    failure_of,
+)
+from serving.client.transport import Metadata, Outcome, PendingCall, PendingStream, Transport
+from serving.http2 import Http2Error, Limits
 from serving.protocols.status import Failure, StatusCode
 from serving.security.tls import Plain, Tls
 
@@ -44,8 +53,13 @@ class ThreadCall(ClientCall):
 
     __slots__ = ("_connection", "woken")
 
-    def __init__(self, deadline_s: float, connection: "Http2Connection") -> None:
-        super().__init__(deadline_s)
+    def __init__(
+        self,
+        deadline_s: float,
+        connection: "Http2Connection",
+        messages: Messages | None = None,
+    ) -> None:
+        super().__init__(deadline_s, messages)
         self._connection = connection
         self.woken = allocate_lock()
         """Held until the call has its outcome or its turn to read."""
@@ -64,6 +78,45 @@ class ThreadCall(ClientCall):
     async def result(self) -> Outcome:
         """Wait for the end of the call."""
         return self.outcome if self.outcome is not None else self._connection.wait(self)
+
+
+class ThreadStream(ThreadCall):
+    """A call whose messages a thread can wait for.
+
+    Its `outcome` is the next message, or the end, once there is one.
+    """
+
+    __slots__ = ("last",)
+
+    def __init__(self, deadline_s: float, connection: "Http2Connection") -> None:
+        super().__init__(deadline_s, connection, Messages())
+        self.last: Outcome | None = None
+        """The end, behind the messages."""
+
+    def note_message(self) -> None:
+        if self.outcome is None:
+            self._connection.take_message(self)
+            self._connection.wake(self)
+
+    def end(self, outcome: Outcome) -> None:
+        """Take the end, behind the messages."""
+        self.last = outcome
+        if self.outcome is None:
+            self._connection.take_message(self)
+            self._connection.wake(self)
+
+    def cancel(self) -> None:
+        if self.last is None:
+            self._connection.cancel(self)
+
+    async def next(self) -> Outcome:
+        """Wait for the next message, or the end."""
+        found = self._connection.wait(self)
+        self._connection.advance(self)
+        return found
+
+
+_ThreadCall = TypeVar("_ThreadCall", bound=ThreadCall)
 
 
 class Http2Connection:
@@ -113,9 +166,16 @@ class Http2Connection:
                 self._stop_reading(reader)
         return self._session.failure is None and not self._is_lost
 
-    def start(self, path: str, message: bytes, metadata: Metadata, deadline_s: float) -> ThreadCall:
+    def start(
+        self,
+        path: str,
+        message: bytes,
+        metadata: Metadata,
+        deadline_s: float,
+        kind: "Callable[[float, Http2Connection], _ThreadCall]" = ThreadCall,  # type: ignore[assignment]
+    ) -> _ThreadCall:
         """Begin a call; a connection that is lost ends it at once."""
-        call = ThreadCall(deadline_s, self)
+        call = kind(deadline_s, self)
         with self._lock:
             try:
                 self._session.start(call, path, message, metadata)
@@ -124,6 +184,18 @@ class Http2Connection:
                 raise
         self._flush(deadline_s)
         return call
+
+    def take_message(self, call: ThreadStream) -> None:
+        """Make a call's next message its outcome, or its end; called with the lock."""
+        message = self._session.take_message(call)
+        call.outcome = call.last if message is None else message
+
+    def advance(self, call: ThreadStream) -> None:
+        """Go on to a call's next message; the end stays."""
+        with self._lock:
+            if isinstance(call.outcome, bytes):
+                self.take_message(call)
+        self._flush()
 
     def cancel(self, call: ThreadCall) -> None:
         """Forget a call."""
@@ -338,8 +410,10 @@ class Http2Connection:
 class ReconnectingChannel(Transport):
     """Calls of threads over the newest connection; older ones end with their calls."""
 
-    def __init__(self, address: Address, credentials: Credentials) -> None:
-        self._address = address
+    def __init__(
+        self, address: Address, credentials: Credentials, limits: Limits | None = None
+    ) -> None:
+        self._address, self._limits = address, limits
         self._credentials = credentials
         self._connection: Http2Connection | None = None
         self._connecting = allocate_lock()
@@ -347,11 +421,32 @@ class ReconnectingChannel(Transport):
         self._failure: Failure = transport.CUT_OFF
         """Why the last attempt to connect failed."""
         self._is_closed = False
+        self._streams = (
+            ReconnectingChannel(address, credentials, STREAMS) if limits is None else None
+        )
+        """A connection of their own for calls that many messages answer."""
 
     async def send(
         self, path: str, message: bytes, timeout_s: float, metadata: Metadata = ()
     ) -> PendingCall:
         """Start a call."""
+        return self._send(ThreadCall, path, message, timeout_s, metadata)
+
+    async def stream(
+        self, path: str, message: bytes, timeout_s: float, metadata: Metadata = ()
+    ) -> PendingStream:
+        """Start a call that any number of messages answer."""
+        streams = self._streams or self
+        return streams._send(ThreadStream, path, message, timeout_s, metadata)
+
+    def _send(
+        self,
+        kind: Callable[[float, Http2Connection], _ThreadCall],
+        path: str,
+        message: bytes,
+        timeout_s: float,
+        metadata: Metadata,
+    ) -> _ThreadCall | transport.EndedCall:
         deadline_s = time.monotonic() + timeout_s
         connection: Http2Connection | Failure | None = self._connection
         if not isinstance(connection, Http2Connection) or not connection.is_usable():
@@ -361,7 +456,7 @@ class ReconnectingChannel(Transport):
         all_metadata = self._credentials.metadata
         if metadata:
             all_metadata = (*all_metadata, *metadata)
-        return connection.start(path, message, all_metadata, deadline_s)
+        return connection.start(path, message, all_metadata, deadline_s, kind)
 
     async def close(self) -> None:
         """End all calls, and the connection."""
@@ -369,6 +464,8 @@ class ReconnectingChannel(Transport):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close(transport.CUT_OFF)
+        if self._streams is not None:
+            await self._streams.close()
 
     def _connect(self, deadline_s: float) -> Http2Connection | Failure:
         """Connect, or wait for the thread that does."""
@@ -391,7 +488,7 @@ class ReconnectingChannel(Transport):
                 self._num_failed += 1
                 self._failure = failure_of(err)
                 return self._failure
-            session = Session(self._address.authority, self._credentials.scheme)
+            session = Session(self._address.authority, self._credentials.scheme, self._limits)
             self._connection = connection = Http2Connection(sock, session, cipher)
             if self._is_closed:  # meanwhile
                 connection.close(transport.CUT_OFF)

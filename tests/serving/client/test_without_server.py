@@ -430,6 +430,20 @@ class Scripted(transport.Transport):
         self.num_open = self.most_open = self.num_cancelled = 0
         self.sent = []
 
+    async def stream(self, path, message, timeout_s, metadata=()):
+        self.sent.append((path, message, timeout_s, metadata))
+        outcomes = self.outcomes.pop(0)
+        scripted = self
+
+        class Stream:
+            def cancel(self):
+                scripted.num_cancelled += 1
+
+            async def next(self):
+                return outcomes.pop(0)
+
+        return Stream()
+
     async def send(self, path, message, timeout_s, metadata=()):
         self.sent.append((path, message, timeout_s, metadata))
         self.num_open += 1

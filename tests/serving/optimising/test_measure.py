@@ -26,12 +26,13 @@ def test_gain_is_of_the_same_rounds():
     assert str(gain) == "2.00 (2.00 to 3.00)"
 
 
-def test_lesser_of_both_gains_counts():
-    mine = Rates(alone=(30, 31), busy=(12, 13), batch=8)
+def test_many_callers_decide_and_a_lone_one_loses_nothing():
+    """A small model's lone run is mostly the call itself."""
     its = Rates(alone=(10, 10), busy=(10, 10), batch=8)
-    found = measured(Tried(candidate=Candidate(kind="int8")), mine, its)
-    assert found.gain == 1.25
-    assert found.is_sure
+    tried = Tried(candidate=Candidate(kind="int8"))
+    found = measured(tried, Rates(alone=(10, 9.9), busy=(12, 13), batch=8), its)
+    assert (found.gain, found.is_sure, found.is_slow_alone) == (1.25, True, False)
+    assert measured(tried, Rates(alone=(9, 9), busy=(12, 13), batch=8), its).is_slow_alone
 
 
 def test_models_are_measured_in_turns(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tempfile
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 import pytest
 
 import serving
+from digit_classifier import PRETRAINED
 from serving.errors import ConfigurationError, CorruptModel
 from serving.model.loading import load_model
 from serving.optimising import search, source
@@ -303,3 +305,18 @@ def test_search_ends_with_its_time(tmp_path, fast):
     found = optimize(path, samples=samples(tmp_path), time_limit_s=0)
     assert not found.tried
     assert found.reason == "nothing gained: no candidate was tried in time"
+
+
+def test_classifier_of_pictures_stays_one(tmp_path, fast):
+    """The next version of the digits: images, classes, golden images and pictures."""
+    shutil.copytree(PRETRAINED / "digits", tmp_path / "digits")
+    images, labels = digits()
+    given = {"images": (images * 255).round().astype(np.uint8).reshape(-1, 784), "labels": labels}
+    found = optimize("digits", samples=given, name="digits", models=tmp_path)
+    assert found.version == tmp_path / "digits" / "2"
+    model = load_model(tmp_path / "digits")
+    assert model.version == "2"
+    assert model.tensors.is_batchable
+    assert model.pictures is not None
+    assert len(model.manifest.golden_images) == 32
+    assert (model.manifest.test_accuracy or 0) > 0.95
