@@ -279,7 +279,10 @@ class ModelFolder:
         if version is not None and version.is_loaded and is_published:
             return version
         if version is not None and version.is_loaded:
-            self._before[number] = version
+            if number in self._before:  # no look has chosen this one
+                _end_unserved(version)
+            else:
+                self._before[number] = version
         self.versions[number] = Version(number, files)
         return self.versions[number]
 

@@ -198,3 +198,33 @@ def test_unloaded_model_whose_folder_is_replaced_stays_unloaded(root):
     assert (list(catalog.models), catalog.failures) == (["b"], {"a": "unloaded"})
     catalog.load("a")
     assert set(catalog.models) == {"a", "b"}
+
+
+def test_versions_overwritten_before_they_serve_end_and_the_one_that_serves_leaves(
+    root, monkeypatch
+):
+    """Until its labels are mended, each other file is loaded, and nobody sees it."""
+    shutil.rmtree(root / "a")
+    (root / "a" / "1").mkdir(parents=True)
+
+    def overwrite():
+        (root / "new").write_bytes(templates._graph(SMALL))
+        (root / "new").rename(root / "a" / "1" / "model.onnx")
+
+    overwrite()
+    catalog, closed = opened(root), []
+    serving = catalog._folders["a"].versions["1"]
+    model = serving.model
+    monkeypatch.setattr(LoadedModel, "close", lambda model: closed.append(model))
+    label(root, "a", stable="9")
+    for _ in range(3):
+        overwrite()
+        catalog.reload()
+    assert catalog.models["a"].default is model
+    assert len(closed) == 2, "their handlers have processes"
+    (root / "a" / "labels.json").unlink()
+    assert catalog.reload()
+    assert catalog._leaving == {model: serving}
+    assert serving.state is State.LEAVING
+    assert len(closed) == 2
+    assert catalog.models["a"].default not in closed
