@@ -49,6 +49,8 @@ NO_WEIGHTS: Mapping[str, bytes] = {}
 _LARGE_BYTES, _WRITTEN_BYTES = 8 << 20, 1 << 20
 _LOCATION = b"location"
 """The key under which a tensor names the file that has its content."""
+_OPEN_FILE = "/proc/self/fd/{}"
+"""Where a process finds its open files, as long as there is a /proc."""
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8
 """Of a file in memory, whose content stays as it is: F_SEAL_SEAL, _SHRINK, _GROW, _WRITE."""
 
@@ -186,7 +188,7 @@ def _source(model: bytes) -> Iterator[bytes | str]:
     if len(model) >= _LARGE_BYTES and _LOCATION not in outline(model):
         file = _sealed(model)
     try:
-        yield model if file is None else f"/proc/self/fd/{file}"
+        yield model if file is None else _OPEN_FILE.format(file)
     finally:
         if file is not None:
             os.close(file)
@@ -205,7 +207,8 @@ def _sealed(model: bytes) -> int | None:
         while rest:
             rest = rest[os.write(file, rest[:_WRITTEN_BYTES]) :]
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
-    except OSError:  # no room
+        os.stat(_OPEN_FILE.format(file))
+    except OSError:  # no room, or no /proc
         os.close(file)
         return None
     return file

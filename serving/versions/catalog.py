@@ -132,6 +132,8 @@ class Catalog:
             more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
             text = f"no model can be served: {'; '.join(listed[:3])}{more}"
             raise at_start(text, *(each.error for each in folders))
+        for each in folders:
+            each.error = None  # it keeps what was read
 
     def _require_named(self, folders: list[ModelFolder]) -> None:
         """Check that each model that is named is served, or may be missing.

@@ -134,6 +134,7 @@ class ModelFolder:
             reasons = [f"{each} ({self.versions[each].reason})" for each in found]
             text = f"no version of {self.name} is good: {'; '.join(reasons)}"
             raise CorruptModel(text) from self._passing
+        self._passing = None  # it keeps what was read
         chosen = {number: chosen[number] for number in found if number in chosen}
         served = self._arrange(chosen)
         self._serve(chosen, found)

@@ -103,8 +103,8 @@ class Version:
         self.state = State.FOUND
         self.model: LoadedModel | None = None
         """What serves it, from CHECKED on until it is GONE."""
-        self.error: ServingError | None = None
-        """Why it is REFUSED."""
+        self.error: str | None = None
+        """Why it is REFUSED; the error itself would keep what its step has read."""
         self.unwanted = ""
         """Why a look does not choose it; empty if one would."""
 
@@ -119,7 +119,7 @@ class Version:
         if self.state is State.SERVING:
             return ""
         if self.error is not None:
-            return str(self.error)
+            return self.error
         return self.unwanted or _DOING[self.state]
 
     def load(self, loading: Steps) -> LoadedModel:
@@ -145,7 +145,7 @@ class Version:
     def refuse(self, error: ServingError) -> None:
         """Refuse it, until its files change or another try is asked for."""
         self._enter(State.REFUSED)
-        self.error, self.model = error, None
+        self.error, self.model = str(error), None
 
     def retry(self) -> None:
         """Let the next look try it again, if it was refused."""

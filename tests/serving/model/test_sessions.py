@@ -208,3 +208,13 @@ def test_model_is_built_from_its_bytes_where_there_is_no_such_file(step, sources
     monkeypatch.setattr(os, step, fail)
     new_session(data)
     assert sources == [(bytes, data)]
+
+
+def test_model_is_built_from_its_bytes_where_open_files_have_no_path(sources, monkeypatch):
+    """A jail may have no /proc."""
+    data = large(monkeypatch)
+    before = set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(onnx_runtime, "_OPEN_FILE", "/nowhere/{}")
+    new_session(data)
+    assert sources == [(bytes, data)]
+    assert set(os.listdir("/proc/self/fd")) <= before

@@ -1,5 +1,6 @@
 """What callers, signals and files do while a model is looked at, or the repository hangs."""
 
+import gc
 import shutil
 import threading
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from serving.model.loaded import LoadedModel
+from serving.model.loading import Loading
 from serving.router import Router
 from serving.tensors import Signature
 from serving.versions.catalog import Catalog
@@ -228,3 +230,18 @@ def test_versions_overwritten_before_they_serve_end_and_the_one_that_serves_leav
     assert serving.state is State.LEAVING
     assert len(closed) == 2
     assert catalog.models["a"].default not in closed
+
+
+def test_what_is_refused_keeps_nothing_of_its_files(root):
+    """They may have gigabytes."""
+    for name, version in (("a", "2"), ("c", "1")):
+        (root / name / version).mkdir(parents=True)
+        (root / name / version / "model.onnx").write_bytes(bytes(100))
+    catalog = opened(root)
+    (root / "a" / "3").mkdir()
+    (root / "a" / "3" / "model.onnx").write_bytes(bytes(100))
+    catalog.reload()
+    assert [*catalog.models["a"].reasons] == ["3", "2"]
+    assert [*catalog.failures] == ["c"]
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each) is Loading]
