@@ -177,8 +177,9 @@ def _runs(arguments: argparse.Namespace) -> None:
         raise UnusableInput(f"expected 2 to {comparison.MOST_RUNS} runs, got {len(chosen)}")
     page = comparison.write(chosen, artifacts)
     print(as_text([("", "run"), *runs.letters(chosen).items()]))
-    for table in (runs.differences(chosen), runs.results(chosen)):
-        print(as_text(table))
+    differences = runs.differences(chosen)
+    print(as_text(differences) if len(differences) > 1 else f"{comparison.SAME}\n")
+    print(as_text(runs.results(chosen)))
     print(f"look at {page}")
 
 

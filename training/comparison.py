@@ -26,6 +26,7 @@ from training.runs import Run
 
 COLOURS = ("#2166ac", "#e08214", "#1b7837", "#b2182b", "#762a83", "#8c6d31", "#01a0a8", "#c51b7d")
 MOST_RUNS = len(COLOURS)
+SAME = "The runs do not differ in any setting."
 _CAPTION = (
     "Validation images solid, training dotted. Recipes differ in what they validate on; the test "
     "images are the same for all."
@@ -44,7 +45,7 @@ def write(chosen: Sequence[Run], folder: Path) -> Path:
     """
     picture = draw(curves(chosen), _described(chosen))
     differences = runs.differences(chosen)
-    same = "" if len(differences) > 1 else "The runs do not differ in any setting."
+    same = "" if len(differences) > 1 else SAME
     sections = (
         section("Trainings", "", [("", "run"), *runs.letters(chosen).items()]),
         section("Learning", _CAPTION, picture),

@@ -57,9 +57,7 @@ def add_arguments(parser: Parser) -> None:
         ("--least-cosine", 0.995, "cosine of an output of floats"),
         ("--most-error", 2.0, "percent of relative error of an output of floats"),
     ):
-        gate.add_argument(
-            option, type=_number, default=usual, metavar="X", help=f"{text} ({usual:g})"
-        )
+        gate.add_argument(option, type=_number, default=usual, metavar="X", help=text)
     gate.add_argument(
         "--few-samples",
         action="store_true",
@@ -76,13 +74,13 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="publish under a name whose newest version has other inputs or outputs",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of the split of the samples (0)")
+    add("--seed", type=int, default=0, metavar="N", help="of the split of the samples")
     add(
         "--time",
         type=values.seconds,
         default=600.0,
         metavar="S",
-        help="seconds after which the search takes what it has (600)",
+        help="seconds after which the search takes what it has",
     )
     add("--output", type=Path, default=Path("optimized"), metavar="DIR", help="page and figures")
 

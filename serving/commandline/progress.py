@@ -50,7 +50,8 @@ class Bar:
                 self._is_drawn = True
             else:
                 self._next_s = now_s + self.LINE_INTERVAL_S
-                self._write(f"{self._line.format(done, total)}, {done / spent_s:.0f}/s, {left}\n")
+                rate = f"{done / spent_s:.0f}/s, " if done >= spent_s else ""
+                self._write(f"{self._line.format(done, total)}, {rate}{left}\n")
 
     def _write(self, text: str) -> None:
         assert self._stream is not None

@@ -232,31 +232,33 @@ class Catalog:
                 self._note_trouble(_REPOSITORY, text_of(err))
                 return False
             self._end_trouble(_REPOSITORY)
-            gone = self._folders.keys() - paths.keys()
+            folders = [*self._folders.items()]
+            gone = [name for name, each in folders if name not in paths and not each.is_unloaded]
             for name in gone:
-                if not self._remove(name).is_unloaded:
-                    _log.warning("model %s is gone from the repository: it is dropped", name)
-            found = [
-                name for name, path in paths.items() if not self._folder(name, path).is_unloaded
-            ]
-        return any([bool(gone), *(self._look_beside(name, paths[name]) for name in found)])
+                self._remove(name)
+                _log.warning("model %s is gone from the repository: it is dropped", name)
+            for name, each in folders:
+                if each.is_unloaded:  # it stays so if its folder goes, and others come
+                    each.failure = "unloaded" if name in paths else None
+            found = [self._folder(name, path) for name, path in paths.items()]
+        return any([bool(gone), *map(self._look_beside, found)])
 
-    def _look_beside(self, name: str, path: Path) -> bool:
+    def _look_beside(self, folder: ModelFolder) -> bool:
         """Look at one model on a thread of its own, and go on without it if that takes long.
 
         Returns:
             Whether it has changed, as far as that is known.
         """
-        with self._lock:
-            folder = self._folder(name, path)
-            num_looks = sum(each.looking is not None for each in self._folders.values())
+        if not self._is_wanted(folder):  # since the others before it were looked at
+            return False
+        num_looks = sum(each.looking is not None for each in self._folders.values())
         if folder.looking is not None or num_looks >= _MAX_BESIDE:
             return False  # it hangs, or too many others do: a later look takes it
         outcome = folder.looking = Future()
 
         def look() -> None:
             try:
-                is_changed = self._look(name, path)
+                is_changed = self._look(folder)
             finally:
                 folder.looking = None
             outcome.set_result(is_changed)
@@ -265,8 +267,12 @@ class Catalog:
         try:
             return outcome.result(self.patience_s)
         except TimeoutError:
-            _log.info("model %s: the look takes long; others are looked at meanwhile", name)
+            _log.info("model %s: the look takes long; others are looked at meanwhile", folder.name)
             return False
+
+    def _is_wanted(self, folder: ModelFolder) -> bool:
+        """Return whether a model is there still, and not unloaded."""
+        return self._folders.get(folder.name) is folder and not folder.is_unloaded
 
     def load(self, name: str) -> None:
         """Serve a model of the repository, or look for its new versions now.
@@ -282,7 +288,7 @@ class Catalog:
             folder.is_unloaded = False
             folder.forget_failures()
         try:
-            self._adopt(name, paths[name])
+            self._adopt(folder)
         except Exception as err:
             self._note_trouble(name, text_of(err))
             raise
@@ -357,42 +363,50 @@ class Catalog:
         folder.check = partial(self._check_uses, name)
         return folder
 
-    def _look(self, name: str, path: Path) -> bool:
+    def _look(self, folder: ModelFolder) -> bool:
         """Look at one model; return whether it has changed."""
         try:
-            return self._adopt(name, path)
+            return self._adopt(folder)
         except Exception as err:  # of one model: it neither touches others nor ends this thread
-            self._note_trouble(name, text_of(err))
+            self._note_trouble(folder.name, text_of(err))
             return False
 
-    def _adopt(self, name: str, path: Path) -> bool:
+    def _adopt(self, folder: ModelFolder) -> bool:
         """Serve what is in a model's folder now; count it, log it, and return whether it is new.
 
         Raises:
             ServingError: nothing has changed; see `ModelFolder.look`.
         """
-        with self._lock:
-            folder = self._folder(name, path)
-        with folder.lock:
-            is_changed = folder.look()
-            with self._lock:
+        folder.lock.acquire()
+        is_changed, error = False, None
+        try:
+            if self._is_wanted(folder):  # it may have waited for another look
+                is_changed = folder.look()
+        except BaseException as err:
+            error = err
+        with self._lock:  # `_remove` finds the folder's lock held, or all that the look has done
+            try:
+                if error is not None and self._is_wanted(folder):
+                    raise error
                 return self._take(folder, is_changed=is_changed)
+            finally:
+                folder.lock.release()
 
     def _take(self, folder: ModelFolder, *, is_changed: bool) -> bool:
         """Serve what a look has found; see `_adopt`."""
         name, before = folder.name, self.models.get(folder.name)
-        if self._folders.get(name) is not folder:  # unloaded, or gone, during the look
+        if not self._is_wanted(folder):  # unloaded, or gone, during the look
             folder.drop()
             return False
         self._end_trouble(name)
         if self._ended:
             return False
         if not is_changed:
-            if before is not None and folder.served is not None:  # others may not be served
-                self.models = {**self.models, name: folder.served}
+            if folder.served is not None and folder.served is not before:  # others are refused
+                self._publish(name, folder.served)
             return False
-        self._publish(name, folder.served)
         self._note_leaving(folder)
+        self._publish(name, folder.served)
         self.count_reload("loaded")
         old, new = before and before.default_version, self.models[name].default_version
         if old is None or old == new:
@@ -410,24 +424,29 @@ class Catalog:
         """Forget a model, and serve it no longer; return what it was."""
         folder = self._folders[name]
         self._folders = {each: self._folders[each] for each in self._folders if each != name}
-        self._publish(name, None)
-        if folder.looking is None:  # else that look drops what it finds
-            folder.leave()
+        if folder.lock.acquire(blocking=False):  # else the look that goes on drops what it finds
+            try:
+                folder.leave()
+            finally:
+                folder.lock.release()
             self._note_leaving(folder)
+        self._publish(name, None)
         return folder
 
     def _note_leaving(self, folder: ModelFolder) -> None:
-        """Remember the versions that callers still wait for; see `end_version`."""
+        """Remember the versions that callers still wait for, before any of them ends."""
         for version in folder.leaving:
             if version.model is not None:
                 self._leaving[version.model] = version
         folder.leaving = []
 
     def end_version(self, model: LoadedModel) -> None:
-        """Note that the last call of a version that leaves is answered; from any thread."""
-        with self._lock:
-            if (version := self._leaving.pop(model, None)) is not None:
-                version.end()
+        """Note that the last call of a version that leaves is answered; from any thread.
+
+        It takes no lock: a loop calls it, and a repository that hangs is read under ours.
+        """
+        if (version := self._leaving.pop(model, None)) is not None:
+            version.end()
 
     def _note_trouble(self, name: str, reason: str) -> None:
         with self._lock:

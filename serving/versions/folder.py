@@ -92,11 +92,12 @@ class ModelFolder:
         """Versions whose handler may not be used, as the log says."""
         self._passing: ServingError | None = None
         """An error of a version in the last look whose reason may pass."""
+        self._retries = False
+        """Whether the next look tries again what was refused."""
 
     def forget_failures(self) -> None:
-        """Retry failed versions at the next look."""
-        for version in self.versions.values():
-            version.retry()
+        """Retry failed versions at the next look; from any thread."""
+        self._retries = True  # the look that may go on has the versions
 
     def look(self) -> bool:
         """Load new versions, drop those that are gone, and read the labels.
@@ -108,6 +109,10 @@ class ModelFolder:
             ServingError: nothing has changed; the text says why.
         """
         require_name("the name", self.name)
+        if self._retries:
+            self._retries = False
+            for refused in self.versions.values():
+                refused.retry()
         self._wishes = wishes = Wishes.at(
             self.path, self._config, self.handler, may_have_handlers=self.may_have_handlers
         )
@@ -308,7 +313,7 @@ class ModelFolder:
             self.check(new)
             # Of others their graphs were compared, by `unaccepted`.
             before = self._before.get(number)
-            base = None if before is None else before.model
+            base = None if before is None or served is None else before.model
             if not new.is_as_its_graph and served is not None:
                 base = served.default
             if base is not None and signature_of(new) != signature_of(base):

@@ -111,6 +111,16 @@ def test_compared_runs_have_a_picture_and_what_differs(tmp_path, capsys):
     assert all(f">{text}<" in svg for text in ("a", "b", "accuracy"))
 
 
+def test_runs_of_equal_settings_say_so(tmp_path, capsys):
+    for name in ("one", "two"):
+        add_run(tmp_path, name)
+    assert main(["runs", "compare", "--artifacts", str(tmp_path), "one", "two"]) == 0
+    text = capsys.readouterr().out
+    assert "The runs do not differ in any setting." in text
+    assert "The runs do not differ in any setting." in (tmp_path / "compare.html").read_text()
+    assert not re.search("^setting", text, re.M)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -167,7 +167,9 @@ class Int8:
 
     def __str__(self) -> str:
         speedup = ", ".join(f"{ratio:.1f}x at {size}" for size, ratio in self.speedup.items())
-        return f"{self.different_digits} answers differ from fp32; faster by batch size: {speedup}"
+        number = self.different_digits
+        differ = "1 answer differs" if number == 1 else f"{number} answers differ"
+        return f"{differ} from fp32; faster by batch size: {speedup}"
 
 
 def measure(
