@@ -383,6 +383,8 @@ class ModelInfo:
     outputs: tuple[Tensor, ...]
     is_batchable: bool
     """Whether the first axis is the batch, and no row depends on another."""
+    in_parts: bool = False
+    """Whether it answers in parts: see `stream`."""
     batching: str = ""
     """Why rows are batched, or are not; empty if the server does not say."""
     device: str = ""
@@ -406,4 +408,5 @@ class ModelInfo:
     @property
     def tensors(self) -> TensorSignature:
         """The inputs and outputs, and whether rows can be batched."""
-        return TensorSignature(self.inputs, self.outputs, self.is_batchable)
+        sides = self.inputs, self.outputs
+        return TensorSignature(*sides, self.is_batchable, self.in_parts)

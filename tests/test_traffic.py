@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-IMPORTERS = {"serving/model/onnx_runtime.py", "training/export/parity.py"}
-"""The only files that import onnxruntime itself; the programs in benchmarks/peers and in
-tests/proof/census run without this project."""
+IMPORTERS = {
+    "serving/model/onnx_runtime.py", "serving/optimising/candidates.py",
+    "serving/optimising/source.py", "training/export/parity.py",
+}  # fmt: skip
+"""The only files that import onnxruntime itself, those of `optimize` for its quantizers; the
+programs in benchmarks/peers and in tests/proof/census run without this project."""
 
 SERVING = """
 import sys
@@ -179,7 +182,10 @@ def test_only_one_file_a_package_imports_onnxruntime_itself():
     assert {path for path in found if not path.startswith(apart)} == IMPORTERS
 
 
-@pytest.mark.parametrize("module", ["serving.model.onnx_runtime", "training.export.parity"])
+@pytest.mark.parametrize(
+    "module",
+    [each.removesuffix(".py").replace("/", ".") for each in sorted(IMPORTERS)],
+)
 @pytest.mark.parametrize(("given", "value"), [("", "1"), ("0", "0")])
 def test_telemetry_is_off_unless_the_user_decides(module, given, value):
     code = f"{WITHOUT_KERAS}; import os, {module}; print(os.environ['ORT_DISABLE_TELEMETRY'])"

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -54,11 +54,18 @@ def run(options: argparse.Namespace) -> int:
             pictures = _pictures_of(options, info.tensors, info.pictures)
             labels: Sequence[str] = info.labels
             feeds = _feeds(options, info.tensors, pictures)
+            if info.in_parts:
+                parts = client.stream(options.model, feeds, version=version)
+                return _print_parts(options, parts, own or labels)
             outputs: Mapping[str, Array] = client.infer(options.model, feeds, version=version)
     elif options.around or options.model.endswith(".py"):
         pictures, labels = None, ()
         with _around(options) as around:
-            outputs = around.infer(_feeds(options, around.describe().tensors, None))
+            tensors = around.describe().tensors
+            feeds = _feeds(options, tensors, None)
+            if tensors.in_parts:
+                return _print_parts(options, around.stream(feeds), own)
+            outputs = around.infer(feeds)
     else:
         model, pictures = _loaded(options)
         feeds = _feeds(options, model.tensors, pictures, model.sample_shapes)
@@ -71,12 +78,26 @@ def run(options: argparse.Namespace) -> int:
     if own and not any(array.shape[1:] == (len(own),) for array in outputs.values()):
         shapes = "; ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
         raise ConfigurationError(f"--labels: {len(own)} labels fit no output of {shapes}")
-    labels = own or labels
-    if options.json:
-        print(json.dumps({name: _plain(array) for name, array in outputs.items()}))
-    else:
-        print("\n".join(_lines(outputs, labels)))
+    _print(options, outputs, own or labels)
     return 0
+
+
+def _print_parts(
+    options: argparse.Namespace, parts: Iterable[Mapping[str, Array]], labels: Sequence[str]
+) -> int:
+    """Print the parts of an answer as they come."""
+    for outputs in parts:
+        _print(options, outputs, labels)
+    return 0
+
+
+def _print(
+    options: argparse.Namespace, outputs: Mapping[str, Array], labels: Sequence[str]
+) -> None:
+    if options.json:
+        print(json.dumps({name: _plain(array) for name, array in outputs.items()}), flush=True)
+    else:
+        print("\n".join(_lines(outputs, labels)), flush=True)
 
 
 def _pictures_of(

@@ -36,34 +36,6 @@ def add_arguments(parser: Parser) -> None:
     add("--name", default="", help="publish the best as the next version of this model")
     add("--models", default=str(ModelConfig().models), metavar="DIR", help="model repository")
     add_fields(parser, ModelConfig, "version", "device")
-    gate = parser.add_argument_group("gate")
-    gate.add_argument(
-        "--classes",
-        default="",
-        metavar="OUTPUT",
-        help="the output whose rows are scores of classes (default: one whose rows are "
-        "probabilities, or that the labels fit)",
-    )
-    gate.add_argument(
-        "--score",
-        default="",
-        metavar="FILE.py:FUNCTION",
-        help="compare by this function of all outputs and samples, more is better, in place of the "
-        "outputs",
-    )
-    for option, usual, text in (
-        ("--most-loss", 0.2, "points of accuracy, or percent of the score, that may be lost"),
-        ("--least-equal", 99.0, "percent of equal top answers, or of other equal answers"),
-        ("--least-cosine", 0.995, "cosine of an output of floats"),
-        ("--most-error", 2.0, "percent of relative error of an output of floats"),
-    ):
-        gate.add_argument(option, type=_number, default=usual, metavar="X", help=text)
-    gate.add_argument(
-        "--few-samples",
-        action="store_true",
-        help="publish although fewer than 100 samples, or too few for the interval of a loss, show "
-        "little",
-    )
     add(
         "--portable",
         action="store_true",
@@ -83,6 +55,34 @@ def add_arguments(parser: Parser) -> None:
         help="seconds after which the search takes what it has",
     )
     add("--output", type=Path, default=Path("optimized"), metavar="DIR", help="page and figures")
+    parser.begin_group("gate")
+    add(
+        "--classes",
+        default="",
+        metavar="OUTPUT",
+        help="the output whose rows are scores of classes (default: one whose rows are "
+        "probabilities, or that the labels fit)",
+    )
+    add(
+        "--score",
+        default="",
+        metavar="FILE.py:FUNCTION",
+        help="compare by this function of all outputs and samples, more is better, in place of the "
+        "outputs",
+    )
+    for option, usual, text in (
+        ("--most-loss", 0.2, "points of accuracy, or percent of the score, that may be lost"),
+        ("--least-equal", 99.0, "percent of equal top answers, or of other equal answers"),
+        ("--least-cosine", 0.995, "cosine of an output of floats"),
+        ("--most-error", 2.0, "percent of relative error of an output of floats"),
+    ):
+        add(option, type=_number, default=usual, metavar="X", help=text)
+    add(
+        "--few-samples",
+        action="store_true",
+        help="publish although fewer than 100 samples, or too few for the interval of a loss, show "
+        "little",
+    )
 
 
 def _number(text: str) -> float:

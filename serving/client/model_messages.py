@@ -62,7 +62,9 @@ def model_info(metadata: bytes, config: bytes | None, version: str, address: str
         inputs, outputs = tensors_of(response.inputs), tensors_of(response.outputs)
     except (DecodeError, KeyError) as err:
         raise malformed(address, f"no metadata of tensors: {err}") from err
-    parameters, max_batch_size = (config and _config_of(config, address)) or ({}, 0)
+    no_config: tuple[dict[str, Any], int, bool] = {}, 0, False
+    found = _config_of(config, address) if config else no_config
+    parameters, max_batch_size, in_parts = found
     axes, contents = parameters.get("axes", {}), parameters.get("contents", {})
     versions = tuple(parameters.get("versions") or response.versions)
     newest = versions[0] if versions else ""
@@ -76,6 +78,7 @@ def model_info(metadata: bytes, config: bytes | None, version: str, address: str
         inputs=_named(inputs, axes, contents),
         outputs=_named(outputs, axes, contents),
         is_batchable=max_batch_size > 0,
+        in_parts=in_parts,
         batching=parameters.get("batching", ""),
         device=parameters.get("device", ""),
         precision=parameters.get("precision", ""),
@@ -98,8 +101,8 @@ def _named(
     )
 
 
-def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
-    """Decode a ModelConfigResponse: parameters that are known here, and the most rows of a batch.
+def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int, bool]:
+    """Decode a ModelConfigResponse: known parameters, a batch's most rows, whether it has parts.
 
     Raises:
         Unavailable: it is not one, or a parameter has a wrong type.
@@ -121,7 +124,7 @@ def _config_of(data: bytes, address: str) -> tuple[dict[str, Any], int]:
     lists += [[*known.get(name, {}).values()] for name in ("contents", "not_served")]
     if not all(isinstance(each, list) and all(map(_is_text, each)) for each in lists):
         raise malformed(address, "a configuration with labels or other facts that are no texts")
-    return known, config.max_batch_size
+    return known, config.max_batch_size, config.model_transaction_policy.decoupled
 
 
 def _is_text(value: object) -> bool:

@@ -1,6 +1,6 @@
 """The class that a user writes: Python around a model, or in a model's place."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -28,6 +28,13 @@ class Models(Protocol):
         Raises:
             ServingError: as from `serving.Client.infer`; DeadlineExceeded once nobody waits for
                 the handler's own call any more.
+        """
+
+    def stream(self, name: str, inputs: Any, /) -> "Generator[Outputs, None, None]":
+        """Have another model answer in parts, and yield them: the next is made as one is taken.
+
+        A model that does not answer in parts has one; see `infer` for the rest. Close the iterator
+        to take no further one; with the call's own generator it is closed, too.
         """
 
 

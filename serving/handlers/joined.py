@@ -104,6 +104,7 @@ class Joined:
         "num_rows",
         "number",
         "options",
+        "part_s",
         "queues",
         "stage",
         "started_s",
@@ -142,6 +143,8 @@ class Joined:
         """The place of the stage that they are in."""
         self.num_parts = 0
         """Parts of the answer that the sink has, of a call that is answered in parts."""
+        self.part_s = 0.0
+        """When the last one came."""
         self.is_over = False
         self.state_at: Any = None
         """The `Slot` of the process that has their state."""

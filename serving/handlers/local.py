@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,31 @@ class OtherModels:
 
     def infer(self, name: str, inputs: Any) -> Outputs:
         """Run another model in this process, as `Models.infer` describes it."""
+        model = self._named(name)
+        return self._as_texts(model, model.infer(json_values.as_texts(inputs)))
+
+    def _named(self, name: str) -> Any:
         if name not in self._models:
             known = ", ".join(self._models) or "none"
             raise ModelNotFound(f"expected a model of {known} (the argument models), got {name!r}")
-        model = self._models[name]
-        found: Outputs = model.infer(json_values.as_texts(inputs))
+        return self._models[name]
+
+    @staticmethod
+    def _as_texts(model: Any, found: Outputs) -> Outputs:
         columns = {each.name for each in model.describe().outputs if each.content == "json"}
         texts = {
             output: json_values.written(output, array) if output in columns else array
             for output, array in found.items()
         }
         return Outputs(texts, found.model_version)
+
+    def stream(self, name: str, inputs: Any) -> Generator[Outputs, None, None]:
+        """Have another model in this process answer in parts, as `Models.stream` describes it."""
+        model = self._named(name)
+        parts: Generator[Outputs, None, None] = model.stream(json_values.as_texts(inputs))
+        with closing(parts):
+            for part in parts:
+                yield self._as_texts(model, part)
 
 
 class LocalHandler:

@@ -54,6 +54,8 @@ class Nested:
         self._asked, self._send, self._number = asked, send, number
         self.queues: dict[Any, Any] = {}
         self._names: list[str] = []
+        self._resume: Callable[[], None] | None = None
+        """Has the next part made, of an answer in parts."""
 
     def begin(
         self, find: Find, fields: Mapping[str, Any], arrays: Sequence[Array], now_s: float
@@ -79,6 +81,7 @@ class Nested:
             feeds = as_feeds(tensors, given[""] if [*given] == [""] else given)
             only = next(iter(feeds.values()))
             encoder = _NestedRows(target, None, len(only) if tensors.is_batchable else 1)
+            encoder.in_parts = fields["kind"] == "stream"
             encoder.depth, self._names = joined.depth + 1, [each.name for each in tensors.outputs]
             message = only.tobytes() if tensors.row_bytes else tuple(feeds.values())
             group = Group(self, [b""], [message], encoder, self, now_s, joined.deadline_s)
@@ -104,9 +107,29 @@ class Nested:
 
     def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
         """Send the process the outputs."""
-        if responses:
-            outputs, result = responses[0]
-            self._reply({"names": self._names, "version": result.version}, outputs)
+        if not responses:
+            return
+        if responses[0] is None:
+            self._reply({"is_end": True})
+            return
+        outputs, result = responses[0]
+        self._reply({"names": self._names, "version": result.version}, outputs)
+
+    def take_part(self, group: Group, response: Any, resume: Callable[[], None]) -> None:
+        """Send the process a part; the next is made once it asks for it."""
+        if self._asked.get(self._number) is self:
+            self._resume = resume
+            outputs, result = response
+            facts = {"names": self._names, "version": result.version, "is_part": True}
+            self._send(self._head | facts, outputs)
+
+    def go_on(self, *, is_left: bool) -> None:
+        """Have the next part made; or none any more, as the process has left the answer."""
+        if is_left:
+            self._asked.pop(self._number, None)
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            resume()
 
     def fail(self, group: Group | None, error: ServingError) -> None:
         """Send the process the reason why there are none."""
@@ -114,10 +137,8 @@ class Nested:
 
     def _reply(self, fields: dict[str, Any], arrays: Sequence[Array] = ()) -> None:
         if self._asked.pop(self._number, None) is self:
-            fields = {
-                "kind": "reply",
-                "job": self.joined.number,
-                "request": self._number,
-                **fields,
-            }
-            self._send(fields, arrays)
+            self._send(self._head | fields, arrays)
+
+    @property
+    def _head(self) -> dict[str, Any]:
+        return {"kind": "reply", "job": self.joined.number, "request": self._number}

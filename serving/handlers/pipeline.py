@@ -136,7 +136,8 @@ class Pipeline(Entry):
             found.append(self._decode)
         methods, most = self._signature.methods, self._config.max_response_bytes
         in_parts = self._signature.in_parts
-        answer = Answer(self.label, owner.clock, self.fail, self._note_answered, in_parts=in_parts)
+        taken = self._note_answered, self._note_part
+        answer = Answer(self.label, owner.clock, self.fail, *taken, in_parts=in_parts)
         method = {
             each: Method(each, self.label, self._runners, most, answer, is_last=each == methods[-1])
             for each in methods
@@ -366,6 +367,9 @@ class Pipeline(Entry):
         is_run = self._network is None
         observe = self._metrics.observe_run if is_run else self._metrics.observe_calls
         self.owner.defer(partial(observe, result, calls, self.label))
+
+    def _note_part(self, seconds: float, is_first: bool) -> None:
+        self._metrics.observe_part(self.label, seconds, is_first=is_first)
 
     # From the processes
 

@@ -94,6 +94,7 @@ class Slot:
         for each in [*self.asked.values()]:
             if each.joined is joined:
                 each.fail(None, UNWANTED)
+                each.go_on(is_left=True)
 
 
 class Runners:
@@ -197,6 +198,7 @@ class Runners:
         slot = joined.state_at
         if slot is not None:
             slot.keep(joined, has_state=False)
+            slot.refuse_asked(joined)
             slot.process.send({"kind": "drop", "job": joined.number})
 
     def _take_frame(self, slot: Slot, frame: Frame) -> None:
@@ -206,19 +208,23 @@ class Runners:
         if kind == "metrics":
             self._metrics.count_own(self._label, OwnCounts.of(fields["own"]))
             return
+        if kind in ("more", "leave"):  # of an answer in parts, which may have ended meanwhile
+            if (nested := slot.asked.get(fields["request"])) is not None:
+                nested.go_on(is_left=kind == "leave")
+            return
         now_s = self._owner.clock()
         job = slot.jobs.get(number)  # type: ignore[arg-type]
         if job is None:
             self._remove(slot, "it answers what nobody has asked", ModelError())
             return
         joined, step = job
-        if kind == "infer":
+        if kind in ("infer", "stream"):
             nested = Nested(slot.asked, slot.process.send, joined, fields["request"])
             nested.begin(self._find, fields, frame.arrays, now_s)
             return
         del slot.jobs[number]  # type: ignore[arg-type]
         begun_s, joined.begun_s = joined.begun_s, math.inf
-        if slot.asked:  # by threads that the step has left behind
+        if slot.asked and kind != "part":  # by threads that the step has left behind
             slot.refuse_asked(joined)
         if joined.num_parts:  # the first step began it
             begun_first_s = joined.times.pop()[1]

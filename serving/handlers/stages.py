@@ -193,6 +193,7 @@ class Answer:
         clock: Callable[[], float],
         fail: Callable[[Group, ServingError], None],
         answered: Callable[[Result, list[Group]], None],
+        note_part: Callable[[float, bool], None],
         *,
         in_parts: bool = False,
     ) -> None:
@@ -203,15 +204,20 @@ class Answer:
             clock: returns monotonic seconds.
             fail: ends a call with an error.
             answered: called with calls that have their answers.
+            note_part: called with each part: the seconds since the call's arrival or the last part,
+                and whether it is the first.
             in_parts: whether answers have come in parts, and only their end is left.
         """
-        self._in_parts = in_parts
+        self._in_parts, self._note_part = in_parts, note_part
         self._label, self._clock, self._fail, self._answered = label, clock, fail, answered
 
     def take_part(self, joined: Joined, arrays: Sequence[Array]) -> None:
         """Give a call a part of its answer; its sink has the next one made."""
         now_s, label = self._clock(), self._label
         result = Result(arrays, joined.num_rows, label[1], None, joined.started_s, now_s)
+        before_s = joined.part_s or joined.calls[0].arrived_s
+        self._note_part(now_s - before_s, joined.num_parts == 1)
+        joined.part_s = now_s
         for group in joined.calls:  # one: calls that are answered in parts are not joined
             try:
                 (response,) = group.encoder.encode(result, 0, 1)

@@ -1,7 +1,8 @@
 """The program of a handler's process: import, `setup`, then one job after the other.
 
     server ◀─────────── ready, or failed
-           ── job ────▶ done, or failed, error      (in between, from any thread: infer ──▶ reply)
+           ── job ────▶ done, or failed, error      (in between, from any thread: infer ──▶ reply,
+                                                     or stream ──▶ reply, more ──▶ reply ..., leave)
            ── next ───▶ part, or end, failed, error
                         metrics, before an outcome
 
@@ -148,6 +149,17 @@ class _ServerLink:
             self._send(buffers or self._request(fields, self._job, number, arrays))
         return self._wait(number)
 
+    def ask_more(self, number: int) -> Frame:
+        """Ask for the next part of the answer to a request, and wait for it."""
+        self.send({"kind": "more", "request": number})
+        return self._wait(number)
+
+    def leave(self, number: int) -> None:
+        """Take no further part of the answer to a request, nor an error that has come."""
+        self.send({"kind": "leave", "request": number})
+        with self._receiving:
+            self._replies.pop(number, None)
+
     @staticmethod
     def _request(
         fields: dict[str, Any], job: int, number: int, arrays: Sequence[Array]
@@ -163,13 +175,35 @@ class _Models:
 
     def infer(self, name: str, inputs: Any) -> Outputs:
         """Have the server run another model, as `Models.infer` describes it."""
+        reply = self._server.ask(self._job, *self._asked("infer", name, inputs))
+        return self._outputs_of(reply)
+
+    def stream(self, name: str, inputs: Any) -> Generator[Outputs, None, None]:
+        """Have the server stream another model, as `Models.stream` describes it."""
+        reply = self._server.ask(self._job, *self._asked("stream", name, inputs))
+        number, is_open = reply.fields["request"], True
+        try:
+            while not reply.fields.get("is_end"):
+                is_open = reply.fields.get("is_part", False)
+                yield self._outputs_of(reply)
+                if not is_open:
+                    return
+                reply = self._server.ask_more(number)
+            is_open = False
+        finally:
+            if is_open:
+                self._server.leave(number)
+
+    def _asked(self, kind: str, name: str, inputs: Any) -> tuple[dict[str, Any], list[Array]]:
         if name not in self._uses:
             known = ", ".join(self._uses) or "none"
             raise errors.ModelNotFound(f"the handler's `uses` has no model {name!r}, only {known}")
         given = inputs if isinstance(inputs, dict) else {"": inputs}
         arrays = [_sendable(f"an array for {key}", value) for key, value in given.items()]
-        fields = {"kind": "infer", "name": name, "names": [*map(str, given)]}
-        reply = self._server.ask(self._job, fields, arrays)
+        return {"kind": kind, "name": name, "names": [*map(str, given)]}, arrays
+
+    @staticmethod
+    def _outputs_of(reply: Frame) -> Outputs:
         if (reason := reply.fields.get("error")) is not None:
             raise getattr(errors, reason)(reply.fields["text"])
         outputs = dict(zip(reply.fields["names"], reply.arrays, strict=True))

@@ -38,7 +38,8 @@ class BadRequest(Exception):
 class Request:
     """The head of a request."""
 
-    __slots__ = ("_event", "expects_continue", "fields", "is_last", "method", "num_bytes", "target")
+    __slots__ = ("_event", "expects_continue", "fields", "is_last", "is_old", "method", "num_bytes",
+                 "target")  # fmt: skip
 
     def __init__(self, event: h11.Request) -> None:
         self.method = event.method.decode("ascii")
@@ -46,7 +47,8 @@ class Request:
         fields = list(event.headers)
         self.fields = [field for field in fields if field[0] != b"content-length"]
         """The headers but for the length: lower-case names, and values."""
-        is_old = event.http_version < b"1.1"
+        self.is_old = is_old = event.http_version < b"1.1"
+        """Whether it is of HTTP/1.0, which knows no chunks."""
         options = b",".join(self.all(b"connection")).lower().split(b",")
         self.is_last = is_old or b"close" in map(bytes.strip, options)
         """Whether the caller wants the connection closed behind the answer."""
@@ -221,6 +223,14 @@ def encode_head(status: int, headers: Headers, *, is_last: bool) -> bytes:
 def encode_status(status: int) -> bytes:
     """Write the first line of an answer."""
     return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode("ascii")
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """Write a chunk of an answer whose length is not known."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def encode_lines(headers: Headers) -> bytes:

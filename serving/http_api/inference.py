@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from serving.batching.entry import Entry
-from serving.batching.run import answer_bytes, answers_in_parts
+from serving.batching.run import answer_bytes
 from serving.errors import InvalidRequest, ModelError, Unsupported
 from serving.http1.requests import Headers
 from serving.http2 import Pieces, Written
 from serving.http2.pieces import Buffer
 from serving.http_api.queries import MODEL_PATHS
-from serving.oip import infer, predict, rest
+from serving.oip import generate, infer, predict, rest
 from serving.oip.encoder import VALUES, InferEncoder, Writer
 from serving.oip.long_values import is_long
 from serving.oip.request import InferAnswer, Sent, SentInput
@@ -25,6 +25,7 @@ from serving.router import Route, Router
 from serving.tensors import TensorSignature
 from serving.transports.http_port import Exchange
 from serving.transports.http_routing import (
+    EVENTS,
     Answer,
     Endpoint,
     RoutedRequest,
@@ -63,6 +64,21 @@ class Inference:
                 for model in MODEL_PATHS
                 for method in ("POST", "PUT")
             ),
+            *(
+                Endpoint(
+                    "POST",
+                    f"{model}/{verb}",
+                    handler,
+                    self._max_json_bytes,
+                    is_work=True,
+                    name="HttpGenerate",
+                )
+                for model in MODEL_PATHS
+                for verb, handler in (
+                    ("generate", self._generate),
+                    ("generate_stream", self._generate_stream),
+                )
+            ),
             # KServe's first protocol, for clients that still speak it.
             Endpoint(
                 "POST",
@@ -86,6 +102,37 @@ class Inference:
         if _has_long_texts(answer):
             return Answer(Pieces(await _write_values(call, predict.outline(answer))))
         return Answer(await _write(call, predict.write, answer))
+
+    async def _generate(self, call: Exchange) -> Answer:
+        """Answer a request of Triton's generate extension by one answer."""
+        asked, identifier = await self._generated(call)
+        _require_one_answer(call.plan.params["name"], asked.signature)
+        answer = await _run(call, asked, call.deadline_s, identifier)
+        return Answer(await _write(call, generate.write, answer))
+
+    async def _generate_stream(self, call: Exchange) -> Answer:
+        """Answer the same by an event for each part."""
+        asked, identifier = await self._generated(call)
+        encoder = InferEncoder(
+            asked.target,
+            None,
+            asked.request,
+            VALUES,
+            identifier,
+            in_parts=asked.signature.in_parts,
+        )
+        async for part in call.run_in_parts(asked.rows, encoder, call.deadline_s):
+            content = await _write(call, generate.write, part)
+            await call.send(generate.event(content), EVENTS)
+        return Answer(b"", EVENTS)  # the end; all of it, if there was no part
+
+    async def _generated(self, call: Exchange) -> tuple[infer.Asked, str]:
+        name, version = call.plan.params["name"], call.plan.params.get("version", "")
+        target, signature = infer.find(self._router, name, version)
+        inputs = [(each.name, each.datatype, len(each.shape)) for each in signature.inputs]
+        work = generate.read, call.body, inputs, _of_bytes(signature)
+        sent: Sent = await call.work(*work, size=len(call.body), few_bytes=_INLINE_BYTES)
+        return self._ask(call, target, signature, sent), sent.id
 
     def _max_bytes(self, plan: RoutedRequest) -> int:
         name, version = plan.params["name"], plan.params.get("version", "")
@@ -180,7 +227,10 @@ class Inference:
 def _require_one_answer(name: str, signature: TensorSignature) -> None:
     """Raise InvalidRequest if a model answers in parts."""
     if signature.in_parts:
-        raise InvalidRequest(str(answers_in_parts(name)))
+        raise InvalidRequest(
+            f"model {name} answers in parts: POST /v2/models/{name}/generate_stream, or call "
+            "ModelStreamInfer over gRPC"
+        )
 
 
 def _of_bytes(signature: TensorSignature) -> frozenset[str]:

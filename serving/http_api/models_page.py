@@ -68,6 +68,7 @@ class ModelsPage:
             "outputs": [_tensor(each) for each in tensors.outputs],
             "classes": (pictures and pictures.labels) or model.labels,
             "takes_pictures": pictures is not None,
+            "in_parts": tensors.in_parts,
             "requests": Example(
                 route.name, "" if is_default else model.version, tensors, shapes, access
             ).lines(),

@@ -106,6 +106,10 @@ def text_of(description: str) -> Schema:
     return {**TEXT, "description": description}
 
 
+_GENERATE = {"id": TEXT, "parameters": {"type": "object"}}
+_GENERATED = {"id": TEXT, "model_name": TEXT, "model_version": TEXT}
+
+
 def _of_the_protocol() -> dict[str, Schema]:
     known: dict[str, Schema] = {
         "text": TEXT, "integer": INTEGER, "count": COUNT, "flag": YES_NO, "any": {},
@@ -123,6 +127,8 @@ def _of_the_protocol() -> dict[str, Schema]:
                 {"description": note} if note else {}
             )
         known[name] = object_of(" ".join(required), **properties)
+    known["GenerateRequest"] = {"type": "object", "properties": _GENERATE}
+    known["GenerateResponse"] = {"type": "object", "properties": _GENERATED}
     return {name: schema for name, schema in known.items() if name[0].isupper()}
 
 
@@ -149,7 +155,11 @@ def openapi_document(
             f"{model}/config": {"get": _query("Describe how it is run", "ModelConfig")},
             f"{model}/stats": {"get": _query("Give its counts and times", "Statistics")},
             f"{model}/infer": {"post": _infer(route.model)},
+            f"{model}/generate": {"post": _generate(route.model)},
+            f"{model}/generate_stream": {"post": _generate(route.model, is_stream=True)},
         }
+        if route.model.tensors.in_parts:
+            del models[f"{model}/infer"], models[f"{model}/generate"]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -216,6 +226,25 @@ def _ready(summary: str) -> dict[str, Any]:
     ready = operation(summary, "Ready", "404")
     ready["responses"]["503"] = {**ready["responses"]["200"], "description": "Not now."}
     return ready
+
+
+def _generate(model: LoadedModel, *, is_stream: bool = False) -> dict[str, Any]:
+    """Describe Triton's generate extension."""
+    found = operation(
+        f"Run the model on members of an object: {model.tensors}",
+        "GenerateResponse",
+        "404",
+        *WORK,
+        description="Each input is a member of its name: a value, or a list of rows.",
+        parameters=[TIMEOUT],
+        body=body_of("GenerateRequest"),
+    )
+    if is_stream:
+        found["description"] += " Each part of the answer is an event of its own, as soon as it is "
+        found["description"] += "made; an error behind some is an event with `error` and `reason`."
+        content = {"text/event-stream": {"schema": TEXT}}
+        found["responses"]["200"] = {"description": "The parts.", "content": content}
+    return found
 
 
 def _infer(model: LoadedModel) -> dict[str, Any]:

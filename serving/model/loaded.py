@@ -181,6 +181,7 @@ class LoadedModel:
             inputs=tensors.inputs,
             outputs=tensors.outputs,
             is_batchable=tensors.is_batchable,
+            in_parts=tensors.in_parts,
             batching=self.batching,
             device=self.device,
             precision=self.precision,

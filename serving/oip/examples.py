@@ -115,16 +115,17 @@ class Example:
         return f"SERVING_TOKEN={token} " * needs_token + shlex.join(words)
 
     def _curl(self) -> str:
+        if self.tensors.in_parts:
+            return self._curl_of_parts()
         body, num_zeros = request_body(self.tensors, self.shapes)
         most = max(math.prod(map(abs, each.shape)) for each in self.tensors.outputs)
         is_large = most > MAX_JSON_VALUES
         if is_large:
             body["parameters"] = {"binary_data_output": True}
-        words = ["curl", *(["--cacert", self.access.tls_ca] if self.access.tls_ca else [])]
-        words += ["--cert", _CERT, "--key", _KEY] * self.access.needs_certificate
+        words = self._curl_words()
         command = shlex.join(words + ["--output", "answer.bin"] * is_large)
         command += ' -H "Authorization: Bearer $TOKEN"' * self.access.has_tokens
-        path = quote(self.name, safe="") + (f"/versions/{self.version}" if self.version else "")
+        path = self._path
         (first, *others) = self.tensors.inputs or (None,)
         if first is not None and first.content and not others:  # the body is its value
             url = shlex.quote(f"{self.access.http}/v2/models/{path}/infer")
@@ -140,6 +141,28 @@ class Example:
             f"-H 'Inference-Header-Content-Length: {len(text)}' --data-binary @- {url}"
         )
 
+    def _curl_words(self) -> list[str]:
+        words = ["curl", *(["--cacert", self.access.tls_ca] if self.access.tls_ca else [])]
+        return words + ["--cert", _CERT, "--key", _KEY] * self.access.needs_certificate
+
+    @property
+    def _path(self) -> str:
+        return quote(self.name, safe="") + (f"/versions/{self.version}" if self.version else "")
+
+    def _curl_of_parts(self) -> str:
+        """Return a request of Triton's generate extension."""
+        command = shlex.join([*self._curl_words(), "-N"])
+        command += ' -H "Authorization: Bearer $TOKEN"' * self.access.has_tokens
+        values = {each.name: self._values_of(each) for each in self.tensors.inputs}
+        url = shlex.quote(f"{self.access.http}/v2/models/{self._path}/generate_stream")
+        return f"{command} {url} \\\n  -d {shlex.quote(json.dumps(values))}"
+
+    def _values_of(self, tensor: Tensor) -> Any:
+        """Return values for an input, however many: of a long one zeros."""
+        values = sample_of(tensor, self.shapes)
+        shape = shape_of(tensor, self.shapes)
+        return np.zeros(shape, tensor.dtype).tolist() if values is None else values
+
     def _python(self) -> str:
         parts = ", ".join(f"{each.name!r}: {self._value(each)}" for each in self.tensors.inputs)
         more = f", version={self.version!r}" if self.version else ""
@@ -153,9 +176,34 @@ class Example:
                 "from serving import Client",
                 "",
                 f"with Client({self.access.grpc!r}{options}) as client:",
-                f"    print(client.infer({self.name!r}, {{{parts}}}{more}))",
+                *self._python_calls(f"{self.name!r}, {{{parts}}}{more}"),
             ]
         )
+
+    def _python_calls(self, arguments: str) -> list[str]:
+        if not self.tensors.in_parts:
+            return [f"    print(client.infer({arguments}))"]
+        return [f"    for part in client.stream({arguments}):", "        print(part)"]
+
+    def _triton_calls(self, more: str) -> list[str]:
+        names = [each.name for each in self.tensors.outputs]
+        shown = f"[answer.as_numpy(name) for name in {names}]"
+        if not self.tensors.in_parts:
+            return [f"answer = client.infer({self.name!r}, inputs{more})", f"print({shown})"]
+        of_stream = ', headers={"authorization": "Bearer " + os.environ["TOKEN"]}'
+        headers = of_stream * self.access.has_tokens
+        return [
+            "parts = queue.Queue()",
+            f"client.start_stream(lambda *part: parts.put(part){headers})",
+            f"client.async_stream_infer({self.name!r}, inputs{more.removesuffix(of_stream)}, "
+            "enable_empty_final_response=True)",
+            "answer, error = parts.get()",
+            'while not (error or answer.get_response().parameters["triton_final_response"]'
+            ".bool_param):",
+            f"    print({shown})",
+            "    answer, error = parts.get()",
+            "client.stop_stream()",
+        ]
 
     def _triton(self) -> str:
         ca = self.access.tls_ca
@@ -166,10 +214,10 @@ class Example:
         more += ', headers={"authorization": "Bearer " + os.environ["TOKEN"]}' * (
             self.access.has_tokens
         )
-        names = [each.name for each in self.tensors.outputs]
         return "\n".join(
             [
                 *["import os"] * self.access.has_tokens,
+                *["import queue", ""] * self.tensors.in_parts,
                 "import numpy as np",
                 "from tritonclient import grpc",
                 "",
@@ -183,8 +231,7 @@ class Example:
                 "]:",
                 "    inputs.append(grpc.InferInput(name, array.shape, datatype))",
                 "    inputs[-1].set_data_from_numpy(array)",
-                f"answer = client.infer({self.name!r}, inputs{more})",
-                f"print([answer.as_numpy(name) for name in {names}])",
+                *self._triton_calls(more),
             ]
         )
 

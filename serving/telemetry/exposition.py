@@ -104,13 +104,23 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
 def _of_handlers(report: Report, models: Mapping[ModelLabel, ModelCounts]) -> Iterator[core.Metric]:
     if not report.handlers:
         return
-    for name, field in (("preprocess", "preprocess_s"), ("postprocess", "postprocess_s")):
-        text = f"One {name} of a handler, with the way to its process and back."
+    of_step = "of a handler, with the way to its process and back."
+    for name, text, field in (
+        ("preprocess", f"One preprocess {of_step}", "preprocess_s"),
+        ("postprocess", f"One postprocess {of_step}", "postprocess_s"),
+        ("first_part", "From arrival to the first part of an answer in parts.", "first_part_s"),
+        ("part_gap", "From a part to the next one.", "part_gap_s"),
+    ):
         family = core.HistogramMetricFamily(f"serving_{name}_seconds", text, labels=_VERSION)
         for label in report.handlers:
             histogram: Histogram = getattr(models.get(label) or ModelCounts(), field)
             family.add_metric(label, histogram.cumulative(), histogram.sum)
         yield family
+    parts = core.CounterMetricFamily("serving_parts", "Parts of answers.", labels=_VERSION)
+    for label in report.handlers:
+        counts = models.get(label) or ModelCounts()
+        parts.add_metric(label, sum(counts.first_part_s.counts) + sum(counts.part_gap_s.counts))
+    yield parts
     processes = core.GaugeMetricFamily(
         "serving_handler_processes", "Processes of a handler that are ready.", labels=_VERSION
     )

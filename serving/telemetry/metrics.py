@@ -206,6 +206,10 @@ class ModelCounts:
     """Times of a handler: one trip to a process and back."""
     postprocess_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
     """Times of a handler's second method, likewise: to a process and back."""
+    first_part_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    """From the arrival of a call that is answered in parts to the first of them."""
+    part_gap_s: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    """From a part to the next one."""
     own: OwnCounts = field(default_factory=OwnCounts)
     """What its handler counts itself."""
     num_mismatches: int = 0
@@ -368,6 +372,12 @@ class Metrics:
                 counts.preprocess_s.add(seconds)
             elif step == "postprocess":
                 counts.postprocess_s.add(seconds)
+
+    def observe_part(self, model: ModelLabel, seconds: float, *, is_first: bool) -> None:
+        """Count a part of an answer, with the time since the call's arrival or the last part."""
+        with self._lock:
+            counts = self._counts.models.get(model) or self._begin(model)
+            (counts.first_part_s if is_first else counts.part_gap_s).add(seconds)
 
     def count_own(self, model: ModelLabel, own: OwnCounts) -> None:
         """Count what a handler has counted itself."""

@@ -4,7 +4,7 @@ import heapq
 import itertools
 import math
 import types
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,10 @@ _MIN_DEADLINES = 1000
 Result = TypeVar("Result")
 
 
+END = object()
+"""What a call that is answered in parts gets behind the last one."""
+
+
 @types.coroutine
 def paused(begin: Callable[[], object]) -> Generator[Callable[[], object], Any, Any]:
     """Wait for the outcome of the work that `begin`, called during the pause, begins."""
@@ -43,8 +47,8 @@ class LoopCall:
     """
 
     __slots__ = (
-        "_steps", "_work", "deadline_s", "is_over", "is_running", "logged", "model", "peer",
-        "port", "stream",
+        "_resume", "_steps", "_work", "deadline_s", "is_over", "is_running", "logged", "model",
+        "peer", "port", "stream",
     )  # fmt: skip
 
     def __init__(self, port: Any, peer: Peer, stream: Any, deadline_s: float) -> None:
@@ -68,6 +72,8 @@ class LoopCall:
         self.logged: LoggedCall | None = None
         self._steps: Coroutine[Callable[[], object], Any, Any] | None = None
         self._work: Future[Any] | None = None
+        self._resume: Callable[[], None] | None = None
+        """Has the next part of the answer made."""
 
     def start(self, steps: Coroutine[Callable[[], object], Any, Any]) -> None:
         """Begin to answer."""
@@ -87,12 +93,33 @@ class LoopCall:
         Raises:
             ServingError: there is no room, it was too late, or it failed.
         """
+        return await paused(partial(submit, self._group(rows, encoder, deadline_s)))
+
+    async def run_in_parts(
+        self, rows: Any, encoder: ResponseEncoder, deadline_s: float = math.inf
+    ) -> AsyncGenerator[Any, None]:
+        """Have rows run, and yield the parts of the answer: the next is made once one is taken.
+
+        Of a model that does not answer in parts there is one; see `run`.
+        """
+        response = await paused(partial(submit, self._group(rows, encoder, deadline_s)))
+        while response is not END:
+            yield response
+            if self._resume is None:
+                return
+            response = await paused(self._take_resume())
+
+    def _group(self, rows: Any, encoder: ResponseEncoder, deadline_s: float) -> Group:
         now_s = self.port.clock()
         own_s = math.inf if encoder.timeout_s is None else encoder.timeout_s
         deadline_s = min(self.deadline_s, deadline_s, now_s + own_s)
-        group = Group(self.peer, [self.stream], [rows], encoder, self, now_s, deadline_s)
         self.is_running, self.model = True, encoder.target.label
-        return await paused(partial(submit, group))
+        return Group(self.peer, [self.stream], [rows], encoder, self, now_s, deadline_s)
+
+    def _take_resume(self) -> Callable[[], None]:
+        resume, self._resume = self._resume, None
+        assert resume is not None
+        return resume
 
     async def work(
         self,
@@ -195,7 +222,13 @@ class LoopCall:
             self.model = run[2], run[3]
             if self.logged is not None:
                 self.logged.run = run
-            self._step(self._steps.send, responses[0])
+            response = END if group.encoder.in_parts else responses[0]
+            self._step(self._steps.send, response)
+
+    def take_part(self, group: Group, response: Any, resume: Callable[[], None]) -> None:
+        if self._steps is not None:
+            self._resume = resume
+            self._step(self._steps.send, response)
 
     def fail(self, group: Group, error: ServingError) -> None:
         if self._steps is not None:
@@ -230,6 +263,8 @@ class LoopCall:
         steps, self._steps = self._steps, None
         if steps is not None and not steps.cr_running:  # type: ignore[attr-defined]
             steps.close()
+        if self._resume is not None:  # nobody waits: it ends
+            self.port.post(self._take_resume())
         work, self._work = self._work, None  # a circle, which would keep the request
         if work is not None:
             work.cancel()

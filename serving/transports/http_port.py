@@ -17,18 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 from serving.batching.run import Group, Ran, ResponseEncoder
 from serving.errors import DeadlineExceeded, Overloaded, ServingError
-from serving.http1.requests import BadRequest, Request, RequestReader
+from serving.http1.requests import (
+    LAST_CHUNK,
+    BadRequest,
+    Request,
+    RequestReader,
+    encode_chunk,
+)
 from serving.http2 import Pieces
 from serving.protocols.known import KnownRequest, ValuesPlace
 from serving.router import Router
 from serving.system.host import Host
 from serving.telemetry.logs import REQUEST_ID
-from serving.transports.calls import LoopCall, submit
+from serving.transports.calls import LoopCall, paused, submit
 from serving.transports.http_routing import (
     Answer,
     App,
     HttpError,
     RoutedRequest,
+    as_event,
     name_of,
     problem,
 )
@@ -65,7 +72,7 @@ _COMPLAINT_S = 60.0
 class Exchange(LoopCall):
     """A request whose head has come; `start` begins once its body has."""
 
-    __slots__ = ("body", "plan")
+    __slots__ = ("_waits_for_reader", "body", "has_begun", "plan")
 
     def __init__(self, port: Any, peer: Peer, plan: RoutedRequest, stream: int) -> None:
         """Prepare; the port sets the deadline and the body once it knows them."""
@@ -73,6 +80,32 @@ class Exchange(LoopCall):
         self.plan = plan
         """Its routing."""
         self.body = b""
+        self.has_begun = False
+        """Whether the head of the answer was sent, and parts of it come."""
+        self._waits_for_reader = False
+
+    async def send(self, part: bytes, kind: str) -> None:
+        """Send a part of the answer, and wait while the caller does not read.
+
+        The `Answer` that the handler returns then is the last part; an error is one that says so.
+
+        Args:
+            part: the bytes.
+            kind: the type of the whole.
+        """
+        self.port.send_part(self, part, kind)
+        while self.port.is_unread(self.peer):
+            await paused(self._wait_for_reader)
+
+    def _wait_for_reader(self) -> None:
+        self.peer.unread[self.peer.engine] = None
+        self._waits_for_reader = True
+
+    def resume_sending(self) -> None:
+        """Go on, now that parts were read, if it waits for that."""
+        if self._waits_for_reader:
+            self._waits_for_reader = False
+            self.resume()
 
     def expect_repeats(
         self,
@@ -374,6 +407,8 @@ class HttpPort(Port):
         return ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
 
     def resume(self, peer: Peer, calls: Iterable[HttpEngine]) -> None:
+        if peer.engine.call is not None:
+            peer.engine.call.resume_sending()
         self._queue(peer)
 
     def _queue(self, peer: Peer) -> None:
@@ -458,8 +493,48 @@ class HttpPort(Port):
 
     # Answers
 
+    def send_part(self, call: Exchange, part: bytes, kind: str) -> None:
+        """Send a part of the answer to the request in progress; its head before the first."""
+        peer, plan = call.peer, call.plan
+        peer.active_s = self.clock()
+        if not call.has_begun:
+            call.has_begun = True
+            if plan.request.is_last or self.refusal is not None:
+                self._read_no_more(peer)
+            request_id = (
+                [] if call.logged is None else [(REQUEST_ID, call.logged.ids["request_id"])]
+            )
+            is_last = peer.state >= State.LAST
+            head = self._app.encode_begin(
+                kind, plan, is_last=is_last, in_chunks=not plan.request.is_old, more=request_id
+            )
+            peer.engine.write(head)
+        if part:
+            peer.engine.write(part if plan.request.is_old else encode_chunk(part))
+        self.schedule_flush(peer)
+
+    def is_unread(self, peer: Peer) -> bool:
+        """Return whether a caller has not read what was sent, so that no more is made."""
+        return self.num_unsent(peer) > _MAX_UNSENT_BYTES
+
+    def _end_parts(self, call: Exchange, answer: Answer) -> None:
+        """End an answer of which parts were sent."""
+        peer, plan = call.peer, call.plan
+        if isinstance(answer.body, bytes):
+            self.send_part(call, answer.body, answer.kind)
+        if not plan.request.is_old:
+            peer.engine.write(LAST_CHUNK)
+        if self.refusal is not None:
+            self._read_no_more(peer)
+        self._end_request(call, answer.code or name_of(answer.status), 200)
+        self.schedule_flush(peer)
+        self._queue(peer)
+
     def reply(self, call: Exchange, answer: Answer) -> None:
         """Answer the request in progress."""
+        if call.has_begun:
+            self._end_parts(call, answer)
+            return
         peer, plan = call.peer, call.plan
         engine: HttpEngine = peer.engine
         try:
@@ -482,7 +557,8 @@ class HttpPort(Port):
         if not isinstance(error, ServingError | HttpError):
             _log.error("a method failed", exc_info=error)
             error = HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error")
-        self.reply(call, problem(error))
+        answer = problem(error)
+        self.reply(call, as_event(answer) if call.has_begun else answer)
 
     def _refuse_peer(self, peer: Peer, error: BadRequest) -> None:
         """Answer a malformed request, and close the connection after it."""

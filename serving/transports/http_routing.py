@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # Answers and errors
 
 JSON = "application/json"
+EVENTS = "text/event-stream"
 _REASONS = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TABLE[TooLarge].reason}
 """Reasons of statuses that have one on gRPC, too."""
 _NAMES: dict[int, str] = {row.http.value: row.code.name for row in reversed(TABLE.values())}
@@ -127,6 +128,14 @@ def problem(error: ServingError | HttpError) -> Answer:
     }
     body = json.dumps(content).encode()
     return Answer(body, "application/problem+json", status.value, headers, code)
+
+
+def as_event(answer: Answer) -> Answer:
+    """Write a problem document as the server-sent event that ends an answer in parts."""
+    found = json.loads(bytes(answer.body))
+    facts = {name: found[name] for name in ("error", "reason")}
+    text = json.dumps(facts, separators=(",", ":"))
+    return answer._replace(body=f"data: {text}\n\n".encode(), kind=EVENTS)
 
 
 def name_of(status: int) -> str:
@@ -327,6 +336,22 @@ class App:
         if not with_body:
             return head
         return head + answer.body if isinstance(answer.body, bytes) else _joined(head, answer.body)
+
+    def encode_begin(
+        self,
+        kind: str,
+        plan: RoutedRequest,
+        *,
+        is_last: bool,
+        in_chunks: bool,
+        more: Iterable[tuple[str, str]] = (),
+    ) -> bytes:
+        """Write the head of an answer whose length is not known; see `encode`."""
+        how = [("transfer-encoding", "chunked")] if in_chunks else []
+        last = [("connection", "close")] if is_last else []
+        first = ("date", self._date), ("content-type", kind), ("cache-control", "no-store")
+        headers = (*first, *_HEADERS, *more, *plan.headers, *how, *last)
+        return b"%b%b\r\n" % (encode_status(200), encode_lines(headers))
 
     def finish(
         self, rest: bytes | Pieces, *, is_last: bool, more: Iterable[tuple[str, str]] = ()

@@ -130,8 +130,8 @@ def commands_of(parser):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_option_of_every_program_has_a_variable(program, monkeypatch, capsys):
-    monkeypatch.setenv("SERVING_RATE", "1")  # required, as is the next
-    monkeypatch.setenv("SERVING_OUTPUT", "out")
+    for required in ("RATE", "OUTPUT", "SAMPLES"):
+        monkeypatch.setenv(f"SERVING_{required}", "1")
     for name, command in commands_of(program()).items():
         shown = [a for a in command._actions if a.help != argparse.SUPPRESS and a.dest != "help"]
         options = [action for action in shown if action.option_strings]

@@ -117,10 +117,14 @@ async function send(model, form) {
   answer.hidden = true;
   try {
     const started = performance.now();
-    const content = await (picture ? classified(model, picture) : inferred(model, form));
+    const show = (part) => {
+      form.querySelector(".texts").textContent += textsOf(model, part) + "\n";
+    };
+    const content = await (picture ? classified(model, picture)
+      : model.in_parts ? streamed(model, form, show) : inferred(model, form));
     note.textContent = `${(performance.now() - started).toFixed(0)} ms`;
     bars.replaceChildren(...barsOf(model, content));
-    form.querySelector(".texts").textContent = textsOf(model, content);
+    if (!model.in_parts) form.querySelector(".texts").textContent = textsOf(model, content);
     const text = content.pictures ? JSON.stringify(content.pictures[0], null, 1)
       : content.outputs.map((each) => `${each.name} ${each.datatype} [${each.shape.join(", ")}]\n`
         + (each.data ? JSON.stringify(each.data) : "too many to show")).join("\n");
@@ -140,6 +144,51 @@ async function classified({ name, version }, picture) {
   const content = await ask(url, { method: "POST", body: form });
   if (content.pictures[0].error) throw new Error(content.pictures[0].error);
   return content;
+}
+
+// The parts of an answer, each shown as it comes; returns the last one.
+async function streamed({ name, version, inputs, outputs }, form, show) {
+  const fields = [...form.querySelectorAll("fieldset")], values = {};
+  for (const [number, input] of inputs.entries()) {
+    const text = fields[number].querySelector("textarea").value;
+    const [file] = fields[number].querySelector("input").files;
+    values[input.name] = isText(input.content) ? text : file ? await base64Of(file)
+      : text.trim() ? (fromText(input, text).data) : input.sample;
+  }
+  const token = sessionStorage.getItem("token");
+  const headers = token ? { Authorization: "Bearer " + token } : {};
+  const url = `v2/models/${encodeURIComponent(name)}/versions/${version}/generate_stream`;
+  const response = await fetch(url, { method: "POST", headers, body: JSON.stringify(values) });
+  byId("access").hidden = response.status !== 401;
+  if (!response.ok) throw new Error((await response.json()).detail || response.statusText);
+  const reader = response.body.getReader(), decoder = new TextDecoder();
+  let rest = "", last = { outputs: [] };
+  for (let step = await reader.read(); !step.done; step = await reader.read()) {
+    const events = (rest + decoder.decode(step.value, { stream: true })).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      const part = JSON.parse(event.slice("data: ".length));
+      if (part.error) throw new Error(part.error);
+      last = { outputs: outputs.map(({ name: output, datatype }) => {
+        const data = Array.isArray(part[output]) ? part[output].flat(Infinity) : [part[output]];
+        return { name: output, datatype, shape: sizesOf(part[output]), data };
+      }) };
+      show(last);
+    }
+  }
+  return last;
+}
+
+function sizesOf(value) {
+  const sizes = [];
+  for (let each = value; Array.isArray(each); [each] = each) sizes.push(each.length);
+  return sizes.length ? sizes : [1];
+}
+
+async function base64Of(file) {
+  let text = "";
+  for (const byte of new Uint8Array(await file.arrayBuffer())) text += String.fromCharCode(byte);
+  return btoa(text);
 }
 
 async function inferred({ name, version, inputs, outputs }, form) {

@@ -15,7 +15,7 @@ from tests.support.servers import wait_until
 
 @pytest.fixture(scope="module", params=["h2", "grpcio"])
 def told(request, tmp_path_factory):
-    handlers = named(story="Story", behaviours="Behaviours")
+    handlers = named(story="Story", behaviours="Behaviours", teller="Teller")
     options = {"transport": request.param, "handler_processes": 1}
     with serving.Server(handler=handlers, **options) as told:
         yield told
@@ -69,6 +69,27 @@ def test_errors_have_their_classes_behind_the_parts(client):
         next(client.stream("nothing", {"prompt": ["once"]}))
     with pytest.raises(serving.InvalidRequest, match="expected the inputs prompt"):
         next(client.stream("story", {"text": ["once"]}))
+
+
+def test_handler_streams_another_model(client):
+    def told(prompt, **options):
+        return [token for (token,) in tokens(client.stream("teller", [prompt], **options))]
+
+    assert told("once upon a") == ["ONCE", "UPON", "A"]
+    assert told("many:200") == [f"{each}" for each in range(200)]
+    assert told("") == []
+    assert told("say hi") == ["SAY HI"]
+    assert told("once stop many:1000000000") == ["ONCE"]
+    for word, error in (("refuse:no", serving.InvalidRequest), ("exit:3", serving.ModelError)):
+        parts = client.stream("teller", [f"once {word} upon"])
+        assert next(parts)["token"] == ["ONCE"]
+        with pytest.raises(error):
+            next(parts)
+    with pytest.raises(serving.DeadlineExceeded):
+        told("many:1000000000", timeout_s=0.3)
+    for _ in client.stream("teller", ["many:1000000000"]):
+        break
+    wait_until(lambda: num_open(client) == 1)
 
 
 def test_loop_that_is_left_ends_the_generator(client):

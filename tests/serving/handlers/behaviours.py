@@ -293,6 +293,25 @@ class Doubles(serving.Handler):
         return 2 * x
 
 
+class Teller(serving.Handler):
+    """Tells what another model does, in capitals, up to a word."""
+
+    inputs = {"prompt": serving.Text()}
+    outputs = {"token": serving.Text()}
+    uses = ("story", "behaviours")
+
+    def predict(self, prompt):
+        if prompt[0].startswith("say"):
+            for part in self.models.stream("behaviours", {"text": prompt}):
+                yield {"token": part["answer"]}
+            return
+        for part in self.models.stream("story", {"prompt": prompt}):
+            token = part["token"][0]
+            if token == "stop":
+                break
+            yield {"token": [token.upper()] * len(prompt)}
+
+
 class Story(serving.Handler):
     """Answers a text word by word, in whichever way they ask for."""
 

@@ -214,3 +214,18 @@ def test_times_of_a_stream_stay_few():
         world.reply("part", [0])
     (joined,) = world.batcher._open.values()
     assert len(joined.times) == 1
+
+
+def test_parts_are_counted_with_the_time_to_the_first_and_between():
+    world = World()
+    world.clock.advance(1.0)
+    call = world.stream(1)
+    world.reply("part", [0])
+    for _ in range(2):
+        world.clock.advance(0.25)
+        world.reply("part", [0])
+    world.reply("end")
+    counts = world.metrics.snapshot().models["h", "1"]
+    assert len(call.parts) == 3
+    assert (sum(counts.first_part_s.counts), counts.first_part_s.sum) == (1, world.clock() - 0.5)
+    assert (sum(counts.part_gap_s.counts), counts.part_gap_s.sum) == (2, 0.5)

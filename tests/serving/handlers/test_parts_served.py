@@ -241,6 +241,17 @@ def test_parts_of_a_model_in_process():
             model.stream({"other": ["a"]})
 
 
+def test_handler_streams_another_model_in_process():
+    with serving.Model.load(handler=named(story="Story")["story"]) as story:
+        models = {"story": story, "behaviours": story}
+        handler = named(teller="Teller")["teller"]
+        with serving.Model.load(handler=handler, models=models) as teller:
+            parts = teller.stream(["once upon stop a"])
+            assert [part["token"].tolist() for part in parts] == [["ONCE"], ["UPON"]]
+        (part,) = story.stream(["word"])
+        assert part["open"] == 1
+
+
 def test_model_of_one_answer_has_one_part_in_process(network):
     with serving.Model.load(network) as model:
         (part,) = model.stream(np.zeros((1, 4), np.float32))
