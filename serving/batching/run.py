@@ -232,6 +232,9 @@ class PartsSink(Sink, Protocol):
             group: the call.
             response: the part.
             resume: has the next one made; called on the owner's thread, once there is room for it.
+
+        Raises:
+            Overloaded: there is no room for the part: the call ends with this error.
         """
 
 

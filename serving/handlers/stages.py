@@ -222,6 +222,8 @@ class Answer:
             try:
                 (response,) = group.encoder.encode(result, 0, 1)
                 group.sink.take_part(group, response, joined.resume)  # type: ignore[attr-defined]
+            except ServingError as err:
+                joined.failed(err)
             except Exception:  # as below
                 _log.exception("a call could not be answered")
                 joined.failed(ModelError())

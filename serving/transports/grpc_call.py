@@ -365,12 +365,7 @@ class GrpcCall(LoopCall):
         if self.is_over:
             return
         if isinstance(response, Pieces):
-            try:
-                self.port.calls.budget.hold_answer(response)
-            except Overloaded as err:
-                self.fail(group, err)
-                resume()  # nobody waits
-                return
+            self.port.calls.budget.hold_answer(response)
         self._give_back(group.slots[0])  # type: ignore[index]
         self._send(response)
         self._paused.append(resume)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.errors import DeadlineExceeded, ModelError, Unsupported
+from serving.errors import DeadlineExceeded, ModelError, Overloaded, Unsupported
 from serving.handlers.frames import Frame
 from tests.serving.handlers import test_pipeline
 from tests.serving.handlers.test_pipeline import Call, FakeVersion
@@ -229,3 +229,17 @@ def test_parts_are_counted_with_the_time_to_the_first_and_between():
     assert len(call.parts) == 3
     assert (sum(counts.first_part_s.counts), counts.first_part_s.sum) == (1, world.clock() - 0.5)
     assert (sum(counts.part_gap_s.counts), counts.part_gap_s.sum) == (2, 0.5)
+
+
+def test_part_for_which_there_is_no_room_ends_the_call():
+    world = World()
+    call = world.stream(1)
+    world.reply("part", [0])
+
+    def refuse(group, response, resume):
+        raise Overloaded()
+
+    call.take_part = refuse
+    world.reply("part", [1])
+    assert isinstance(call.outcome, Overloaded)
+    assert world.kinds() == [("drop", 1)]
