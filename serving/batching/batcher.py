@@ -85,9 +85,8 @@ class Batcher(Entry):
         label = name, model.version
         guard = partial(host.guard, label)
         self._executor = Executor(model, guard, config.max_response_bytes)
-        finish = self._finish_offloaded
         self._offloaded = OffloadedBatches(
-            self._executor, config, capacity, num_runners, host.runners, finish
+            self._executor, config, capacity, num_runners, host.runners
         )
         self._small, self._large = self._offloaded.queues
         queues = Queue(capacity), self._small, self._large
@@ -102,9 +101,7 @@ class Batcher(Entry):
         self._checks: SpotChecks | None = None
         if net is not None and model.tensors.is_batchable:
             outputs = model.tensors.outputs
-            self._checks = SpotChecks(
-                net.random, outputs, net.closeness, most, self._note_difference
-            )
+            self._checks = SpotChecks(net.random, outputs, net.closeness, most)
 
     def attach(self, owner: Owner) -> None:
         super().attach(owner)
@@ -141,7 +138,7 @@ class Batcher(Entry):
                 for each in (self._small, self._large):
                     self._run(each, now_s)
             else:
-                self.end_late(offloaded.hand_out(now_s))
+                self.end_late(offloaded.hand_out(now_s, self._finish_offloaded))
         if inline.num_rows:
             num_rows = self._run(inline, now_s)
             if num_rows > inline.run_rows // 2:
@@ -207,7 +204,7 @@ class Batcher(Entry):
             return None
         assert self._checks is not None
         assert self._net is not None
-        is_close = self._checks.is_close(drawn, alone, self.owner.clock)
+        is_close = self._checks.is_close(drawn, alone, self.owner.clock, self._note_difference)
         return None if is_close or not self._net.is_proved else alone
 
     def _answer_drawn(self, drawn: Drawn, alone: Result | ServingError | None) -> None:

@@ -67,7 +67,6 @@ class OffloadedBatches:
         capacity: int,
         num_runners: int,
         runners: Callable[[int], Runners],
-        finish: _Finish,
     ) -> None:
         """Prepare; `owner` is set before the first call."""
         self.owner: Owner
@@ -79,7 +78,7 @@ class OffloadedBatches:
         """The groups that the runners have, by number."""
         self.max_run_s = config.max_run_s
         self._executor, self._num_runners = executor, num_runners
-        self._runners, self._finish = runners(num_runners), finish
+        self._runners = runners(num_runners)
         self._num_taken = 0
         self._was_small = False
         """Whether a runner took small calls last, while large ones waited."""
@@ -94,8 +93,12 @@ class OffloadedBatches:
         """The rows that wait."""
         return self._small.num_rows + self._large.num_rows
 
-    def hand_out(self, now_s: float) -> list[Group]:
-        """Give waiting calls to free runners, which share them; return those that are late."""
+    def hand_out(self, now_s: float, finish: _Finish) -> list[Group]:
+        """Give waiting calls to free runners, which share them; return those that are late.
+
+        `finish` takes the outcomes. It is not kept: its owner has this, and a version that is gone
+        would wait for the collector of such circles, which looks at old objects once in a while.
+        """
         ended: list[Group] = []
         while self.num_waiting and (num_free := self._num_runners - len(self.running)) > 0:
             are_both = bool(self._small.num_rows and self._large.num_rows)
@@ -113,13 +116,14 @@ class OffloadedBatches:
             self.running[self._num_taken] = running = _RunnerBatch(groups, now_s)
             num_threads = 1 if self.num_waiting else num_free
             is_free = not self.num_waiting and num_free == self._num_runners
-            work = partial(self._run, self._num_taken, running, num_threads, is_free=is_free)
+            facts = self._num_taken, running, num_threads, finish
+            work = partial(self._run, *facts, is_free=is_free)
             try:
                 self._runners.put(work, self.owner.post)
             except RuntimeError:
                 _log.error("the server can't start a thread")
                 del self.running[self._num_taken]
-                self._finish([(groups, FAILED)])
+                finish([(groups, FAILED)])
         return ended
 
     def run_alone(self, call: Group, finish: _Finish) -> None:
@@ -178,13 +182,22 @@ class OffloadedBatches:
             each.end_if_over(now_s, self.max_run_s)
         return self._small.sweep(now_s) + self._large.sweep(now_s)
 
-    def _run(self, number: int, running: _RunnerBatch, num_threads: int, *, is_free: bool) -> Task:
+    def _run(
+        self,
+        number: int,
+        running: _RunnerBatch,
+        num_threads: int,
+        finish: _Finish,
+        *,
+        is_free: bool,
+    ) -> Task:
         """Run calls, on a runner's thread; return the function that delivers the results.
 
         Args:
             number: of the run.
             running: the calls.
             num_threads: how many runs may share them.
+            finish: takes the outcomes.
             is_free: whether nothing else waits or runs.
         """
         executor, clock = self._executor, self.owner.clock
@@ -208,9 +221,11 @@ class OffloadedBatches:
 
         begin_s = clock()
         outcomes = executor.run(running.groups, clock, begin)
-        return partial(self._take_results, number, outcomes, clock() - begin_s)
+        return partial(self._take_results, number, outcomes, clock() - begin_s, finish)
 
-    def _take_results(self, number: int, outcomes: list[Outcome], seconds: float) -> None:
+    def _take_results(
+        self, number: int, outcomes: list[Outcome], seconds: float, finish: _Finish
+    ) -> None:
         del self.running[number]
         num_rows = sum(result.num_rows for _, result in outcomes if isinstance(result, Result))
         if num_rows:
@@ -224,7 +239,7 @@ class OffloadedBatches:
         for each in self.queues:
             if num_rows > each.run_rows // 2:
                 each.note_run(num_rows, seconds / self._num_runners)
-        self._finish(outcomes)
+        finish(outcomes)
 
     def close(self) -> None:
         """End the threads once they are idle."""

@@ -90,7 +90,6 @@ class SpotChecks:
         outputs: Sequence[Tensor],
         closeness: Closeness,
         most_rows: int,
-        note: Callable[[str, int], None],
     ) -> None:
         """Prepare.
 
@@ -99,10 +98,9 @@ class SpotChecks:
             outputs: the model's.
             closeness: how far apart answers may be.
             most_rows: of one run.
-            note: called for each difference, with a text on it and how many there are now.
         """
         self._random, self._outputs, self._closeness = random, outputs, closeness
-        self._most_rows, self._note = most_rows, note
+        self._most_rows = most_rows
         self._every, self._num_often = FIRST_EVERY, FIRST_CALLS
         """One call of this number is drawn, and for how many calls that holds; then LATER_EVERY."""
         self._num_found = 0
@@ -168,9 +166,20 @@ class SpotChecks:
         return Drawn(call, result, at + place * call.num_rows, pieces)
 
     def is_close(
-        self, drawn: Drawn, alone: Result | ServingError, clock: Callable[[], float]
+        self,
+        drawn: Drawn,
+        alone: Result | ServingError,
+        clock: Callable[[], float],
+        note: Callable[[str, int], None],
     ) -> bool:
-        """Return whether a call has the same answer alone; a difference is noted."""
+        """Return whether a call has the same answer alone.
+
+        Args:
+            drawn: the call, with its answer among others.
+            alone: its answer alone, or why there is none.
+            clock: monotonic, in seconds.
+            note: called for a difference, with a text on it and how many there are now.
+        """
         begin_s = clock()
         text = self._difference(drawn, alone)
         self._alone_s += clock() - begin_s  # of a small model longer than the run
@@ -181,7 +190,7 @@ class SpotChecks:
         self._num_found += 1
         self._every, self._num_often = SUSPECT_EVERY, FIRST_CALLS
         self._until_next = min(self._until_next, self._gap())
-        self._note(text, self._num_found)
+        note(text, self._num_found)
         return False
 
     def _difference(self, drawn: Drawn, alone: Result | ServingError) -> str | None:

@@ -257,7 +257,7 @@ def test_each_call_of_a_run_is_drawn_as_often():
     outputs, found = (Tensor("y", "FP32", (-1, 1)),), [0] * 8
     calls = [FakeRequest(value) for value in range(8)]
     result = Result([np.zeros((8, 1), np.float32)], 8, "1", None, 0.0, 0.0)
-    checks = SpotChecks(Random(3), outputs, Closeness(), 8, lambda *_: None)
+    checks = SpotChecks(Random(3), outputs, Closeness(), 8)
     num_runs = FIRST_CALLS // 8
     for _ in range(num_runs):
         if drawn := checks.draw([joined(calls[:5]), joined(calls[5:])], result, 0.0):
@@ -348,19 +348,19 @@ def drawn_of(shared):
 )
 def test_floats_are_close_up_to_rounding(shared, alone, is_close):
     outputs = (Tensor("y", "FP32", (-1, -1)),)
-    checks = SpotChecks(Random(0), outputs, Closeness(), 8, lambda *_: None)
+    checks = SpotChecks(Random(0), outputs, Closeness(), 8)
     one = Result([np.array(alone, np.float32)], 1, "1", None, 0.0, 0.0)
     drawn = drawn_of([np.array(shared, np.float32)])
-    assert checks.is_close(drawn, one, FakeClock()) == is_close
+    assert checks.is_close(drawn, one, FakeClock(), lambda *_: None) == is_close
 
 
 def test_one_step_of_a_quantised_output_is_close():
     outputs = (Tensor("y", "FP32", (-1, 1)),)
-    checks = SpotChecks(Random(0), outputs, Closeness(step=0.1), 8, lambda *_: None)
+    checks = SpotChecks(Random(0), outputs, Closeness(step=0.1), 8)
     for alone, is_close in ((1.1, True), (1.15, False)):
         one = Result([np.array([[alone]], np.float32)], 1, "1", None, 0.0, 0.0)
         drawn = drawn_of([np.array([[0], [1.0]], np.float32)])
-        assert checks.is_close(drawn, one, FakeClock()) == is_close
+        assert checks.is_close(drawn, one, FakeClock(), lambda *_: None) == is_close
 
 
 @pytest.mark.parametrize(("score", "is_close"), [(0.500001, True), (0.6, False), (None, False)])
@@ -370,6 +370,6 @@ def test_class_that_changes_by_a_near_tie_is_no_difference(score, is_close):
     alone = [np.array([5]), np.array([[score]], np.float32)]
     if score is None:  # a model without scores
         outputs, shared, alone = outputs[:1], shared[:1], alone[:1]
-    checks = SpotChecks(Random(0), outputs, Closeness(), 8, lambda *_: None)
+    checks = SpotChecks(Random(0), outputs, Closeness(), 8)
     one = Result(alone, 1, "1", None, 0.0, 0.0)
-    assert checks.is_close(drawn_of(shared), one, FakeClock()) == is_close
+    assert checks.is_close(drawn_of(shared), one, FakeClock(), lambda *_: None) == is_close

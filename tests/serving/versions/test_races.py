@@ -3,6 +3,7 @@
 import gc
 import shutil
 import threading
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -245,3 +246,20 @@ def test_what_is_refused_keeps_nothing_of_its_files(root):
     assert [*catalog.failures] == ["c"]
     gc.collect()
     assert not [each for each in gc.get_objects() if type(each) is Loading]
+
+
+def test_version_that_has_gone_is_freed_without_a_collection(root):
+    """Those of old objects are rare, and what a server has at its start is exempt from them."""
+    catalog, router = opened(root), Router()
+    catalog.on_change, router.on_end = router.change, catalog.end_version
+    router.change("a", catalog.models["a"])
+    engine = weakref.ref(catalog.models["a"].default.engine)
+    templates.publish(root, "a", SMALL, "2")
+    gc.collect()
+    gc.disable()
+    try:
+        assert catalog.reload()
+        router.prune()
+        assert engine() is None
+    finally:
+        gc.enable()
