@@ -233,6 +233,24 @@ def test_time_of_an_exchange_is_limited():
         exporter.close()
 
 
+def test_each_reason_is_one_line_whatever_a_file_says():
+    reasons = {"iris/4": "it is\nSERVING\n", "risk": "no version is good"}
+    exporter = MetricsPort("127.0.0.1", 0)
+    try:
+        state = Readiness(
+            is_serving=True, stuck_models=frozenset({"risk", "hung"}), reasons=reasons
+        )
+        exporter.serve(report, lambda: state)
+        assert get(exporter.address, "/readyz")[1].splitlines() == [
+            "SERVING",
+            "NOT_SERVING model hung",
+            "NOT_SERVING model iris version 4: it is SERVING",
+            "NOT_SERVING model risk: no version is good",
+        ]
+    finally:
+        exporter.close()
+
+
 def exchanges():
     return [each for each in threading.enumerate() if "process_request_thread" in each.name]
 
