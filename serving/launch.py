@@ -24,7 +24,7 @@ from serving.commandline.parser import unknown_option
 from serving.config import as_seconds
 from serving.errors import ConfigurationError, ServingError, Unavailable
 from serving.handlers.loading import HandlerSource, require_no_import
-from serving.processes.child import SECRETS, Child, Command, Streams
+from serving.processes.child import SECRETS, Child, ChildCommand, Streams
 from serving.system import signals
 
 _READY = "serving "
@@ -35,7 +35,7 @@ _STOP_S = 10.0
 _POLL_S = 0.05
 _HTTP = ("python_multipart", "h11")
 """Packages that HTTP needs."""
-_COMMAND = Command(
+_COMMAND = ChildCommand(
     __name__,
     Streams(subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE),
     end_signal=signal.SIGTERM,  # it drains

@@ -18,7 +18,7 @@ from serving.model import verdicts
 from serving.model.loaded import LoadedModel
 from serving.model.manifest import FILES
 from serving.pictures import reader
-from serving.processes.pool import BoundedPool, Limits, ProcessPool
+from serving.processes.pool import BoundedPool, JobLimits, ProcessPool
 from serving.system.cores import usable_cores
 from serving.system.crash_record import number_of
 from serving.system.host import Host
@@ -39,7 +39,7 @@ _TOLERANCES_OF_DEVICES = {2: 1e-2, 4: 1e-2, 8: 1e-3}
 rows take other algorithms."""
 _NUM_READERS = 3
 """Processes that read what strangers send: JSON, forms, pictures."""
-_PICTURES = Limits(1280 << 20, 10.0)
+_PICTURES = JobLimits(1280 << 20, 10.0)
 """Limits of a handler's pictures: the largest one, 80 million transparent pixels, takes some 1,200
 MiB with the copy to be sent."""
 _TWO, _SMALL_BYTES = 2, 256 << 20
@@ -53,7 +53,7 @@ def _record(key: str, reason: str) -> None:
         threading.Thread(target=verdicts.keep, args=(key, verdict), daemon=True).start()
 
 
-class Served:
+class ServedVersion:
     """A version in service: OPEN, BLOCKED for a reason, or CLOSED."""
 
     def __init__(self, model: LoadedModel, entry: Entry) -> None:
@@ -82,7 +82,7 @@ class _State(NamedTuple):
     """The versions of a route at one moment."""
 
     versions: ModelVersions
-    served: Mapping[str, Served]
+    served: Mapping[str, ServedVersion]
     """By version, the newest first."""
     default: Entry | None
     """None once the model is gone."""
@@ -103,7 +103,7 @@ class Route:
         versions: ModelVersions,
         batching: BatchingConfig,
         random: Random,
-        open_version: Callable[[LoadedModel], Served],
+        open_version: Callable[[LoadedModel], ServedVersion],
         gone: Callable[[], ServingError],
     ) -> None:
         """Serve these versions of a model.
@@ -154,7 +154,7 @@ class Route:
         return self._state.versions
 
     @property
-    def served(self) -> Mapping[str, Served]:
+    def served(self) -> Mapping[str, ServedVersion]:
         """Each version in service, the newest first."""
         return self._state.served
 
@@ -276,7 +276,7 @@ class Router:
         self.metrics = Metrics()
         self.routes: Mapping[str, Route] = {}
         """The models in service by name; replaced as a whole."""
-        self.served: tuple[Served, ...] = ()
+        self.served: tuple[ServedVersion, ...] = ()
         """All versions, including those that only finish accepted calls."""
         self._num_processes = num_processes
         self._lock = threading.Lock()
@@ -334,10 +334,10 @@ class Router:
         if self.owner is not None and is_other:
             self.owner.post(self.owner.forget_layouts)  # some are for models that are gone
 
-    def _open(self, name: str, model: LoadedModel) -> Served:
+    def _open(self, name: str, model: LoadedModel) -> ServedVersion:
         """Take a version into service."""
         entry = model.entry(name, self)
-        served = Served(model, entry)
+        served = ServedVersion(model, entry)
         served.block(self._refusal_of(entry.label))
         self._stop_batching(entry)
         if self.owner is not None:
@@ -411,7 +411,7 @@ class Router:
         route = self.find(name)
         return route, route.tensors
 
-    def bounded_pool(self, modules: Iterable[str], limits: Limits) -> BoundedPool:
+    def bounded_pool(self, modules: Iterable[str], limits: JobLimits) -> BoundedPool:
         """Return the processes that read what strangers send, with limits; all users share them.
 
         Args:

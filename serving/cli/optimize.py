@@ -98,12 +98,12 @@ def _number(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     """Search; print the table, and write the page."""
     # Late: a list of the commands needs none of it.
-    from serving.model.agreement import Limits
+    from serving.model.agreement import AgreementLimits
     from serving.optimising import page, report
     from serving.optimising.gate import GateLimits
     from serving.optimising.optimize import optimize
 
-    agreement = Limits(
+    agreement = AgreementLimits(
         least_equal=options.least_equal / 100,
         least_cosine=min(1.0, options.least_cosine),
         most_error=options.most_error / 100,

@@ -32,7 +32,7 @@ from serving.errors import InvalidRequest, ModelError, ServingError
 from serving.handlers.joined import Attempt, Joined, Stage
 from serving.handlers.nested import Find
 from serving.handlers.process_set import Launcher, Process
-from serving.handlers.runners import Runners
+from serving.handlers.runners import ProcessRunners
 from serving.handlers.signature import (
     METADATA,
     PARAMETERS,
@@ -41,7 +41,7 @@ from serving.handlers.signature import (
     PREPROCESS,
     HandlerSignature,
 )
-from serving.handlers.stages import Answer, Decode, Method, PictureDecoder, Run
+from serving.handlers.stages import AnswerStage, DecodeStage, MethodStage, PictureDecoder, RunStage
 from serving.telemetry.metrics import HandlerUsage, Metrics
 from serving.tensors import Array, TensorSignature
 
@@ -101,10 +101,12 @@ class Pipeline(Entry):
         self._queue.run_rows = config.max_batch_size if signature.batching else 1
         number, find = runtime.num_processes, runtime.find
         most = signature.max_concurrency if signature.in_parts else math.inf
-        self._runners = Runners(label, runtime.launcher, number, config, metrics, find, self, most)
+        self._runners = ProcessRunners(
+            label, runtime.launcher, number, config, metrics, find, self, most
+        )
         self._most_open = _OPEN + (signature.max_concurrency if signature.in_parts else 0)
         self.stages: Sequence[Stage] = ()
-        self._decode: Decode | None = None
+        self._decode: DecodeStage | None = None
         self._is_ahead = signature.has_pictures or signature.methods[0] == POSTPROCESS
         """Whether calls begin without a process."""
         self._open: dict[int, Joined] = {}
@@ -132,19 +134,21 @@ class Pipeline(Entry):
             inputs = enumerate(self.tensors.inputs)
             places = [at for at, each in inputs if each.content == "picture"]
             pool, name = self._runtime.decoder(), self.label[0]
-            self._decode = Decode(name, places, pool, owner.clock, owner.post)
+            self._decode = DecodeStage(name, places, pool, owner.clock, owner.post)
             found.append(self._decode)
         methods, most = self._signature.methods, self._config.max_response_bytes
         in_parts = self._signature.in_parts
         taken = self._note_answered, self._note_part
-        answer = Answer(self.label, owner.clock, self.fail, *taken, in_parts=in_parts)
+        answer = AnswerStage(self.label, owner.clock, self.fail, *taken, in_parts=in_parts)
         method = {
-            each: Method(each, self.label, self._runners, most, answer, is_last=each == methods[-1])
+            each: MethodStage(
+                each, self.label, self._runners, most, answer, is_last=each == methods[-1]
+            )
             for each in methods
         }
         found += [method[each] for each in (PREPROCESS, PREDICT) if each in method]
         if self._network is not None:
-            found.append(Run(self._network))
+            found.append(RunStage(self._network))
         if POSTPROCESS in method:
             found.append(method[POSTPROCESS])
         return [*found, answer]

@@ -28,7 +28,7 @@ from serving.handlers import frames, worker
 from serving.handlers.frames import BrokenFrame, Frame, FrameReader
 from serving.handlers.loading import HandlerSource
 from serving.handlers.signature import HandlerSignature
-from serving.processes.child import Child, Command, Streams
+from serving.processes.child import Child, ChildCommand, Streams
 from serving.processes.end import LOST, End, not_started
 from serving.tensors import Array, TensorSignature
 
@@ -43,7 +43,7 @@ _REAP_S = 2.0
 """How long a process has to end by itself."""
 _LOOK_S = 1.0
 """How often the memory of a process is looked at."""
-_COMMAND = Command(
+_COMMAND = ChildCommand(
     worker.__name__,
     Streams(subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT),
     flags=["-u"],

@@ -97,7 +97,7 @@ class Slot:
                 each.go_on(is_left=True)
 
 
-class Runners:
+class ProcessRunners:
     """The processes of a version; of the owner's thread."""
 
     def __init__(

@@ -1,7 +1,7 @@
 """The stages of a handler's calls behind its entry; `joined.py` has the rules of all of them.
 
-    [Decode]  [Method preprocess]  [Run]  [Method postprocess]  Answer
-    [Decode]  [Method predict]                                  Answer
+    [DecodeStage]  [MethodStage preprocess]  [RunStage]  [MethodStage postprocess]  AnswerStage
+    [DecodeStage]  [MethodStage predict]                                  AnswerStage
 
 Each is there only where the handler needs it.
 """
@@ -22,7 +22,7 @@ from serving.batching.run import Group, Result, Rows, too_large_answer
 from serving.errors import ModelError, ServingError
 from serving.handlers.joined import Joined
 from serving.handlers.pictures import decode
-from serving.handlers.runners import Runners
+from serving.handlers.runners import ProcessRunners
 from serving.tensors import Array
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class HandlerFailure(Exception):
     """An error of a handler: its text is the traceback in the handler's process."""
 
 
-class Decode:
+class DecodeStage:
     """Makes pixels of files of pictures, in the pool for what strangers send."""
 
     def __init__(
@@ -99,16 +99,16 @@ class Decode:
         joined.go_on(found)
 
 
-class Method:
+class MethodStage:
     """A method of the handler, in its processes."""
 
     def __init__(
         self,
         name: str,
         label: tuple[str, str],
-        runners: Runners,
+        runners: ProcessRunners,
         max_bytes: int,
-        answer: "Answer",
+        answer: "AnswerStage",
         *,
         is_last: bool,
     ) -> None:
@@ -164,7 +164,7 @@ class Method:
         return ModelError(f"the handler failed on this request: id {identifier}")
 
 
-class Run:
+class RunStage:
     """The model between the handler's methods: rows of all joined calls share its batches."""
 
     def __init__(self, network: Batcher) -> None:
@@ -184,7 +184,7 @@ class Run:
         network.add(Group(joined, [b""], [message], encoder, joined, now_s, joined.deadline_s))
 
 
-class Answer:
+class AnswerStage:
     """Gives each call its rows of the outputs; calls are counted here."""
 
     def __init__(

@@ -30,7 +30,7 @@ _CENTRED = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class AgreementLimits:
     """How far answers have to agree."""
 
     least_equal: float = 0.99
@@ -67,7 +67,7 @@ class Agreement:
     """Of values the standard error of the squared error, relative to it: how much other calls may
     differ more."""
 
-    def excess(self, limits: Limits, margin: float = 0.0) -> str:
+    def excess(self, limits: AgreementLimits, margin: float = 0.0) -> str:
         """Return what is beyond the limits, such as "cosine 0.91, at least 0.995 expected".
 
         Args:
@@ -102,12 +102,12 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class AnswerComparison:
     """How answers are compared: the kind of each output, and the limits."""
 
     kinds: Mapping[str, Kind]
     """By the outputs' names."""
-    limits: Limits = Limits()
+    limits: AgreementLimits = AgreementLimits()
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
@@ -119,7 +119,7 @@ class Comparison:
         kinds = dict(document["outputs"])
         if not kinds or not all(each in get_args(Kind) for each in kinds.values()):
             raise ValueError(f"outputs of {', '.join(get_args(Kind))} expected")
-        return cls(kinds, Limits(**document["limits"]))
+        return cls(kinds, AgreementLimits(**document["limits"]))
 
     def document(self) -> dict[str, Any]:
         """Return it as in a manifest."""

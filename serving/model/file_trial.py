@@ -130,11 +130,11 @@ def _try(file: File, progress: str, *, needs_verdict: bool) -> Tried | None:
     Raises:
         CorruptModel: see `try_file`.
     """
-    from serving.processes.pool import Limits, ProcessPool  # late: the child has no use for it
+    from serving.processes.pool import JobLimits, ProcessPool  # late: the child has no use for it
 
     Path(progress).write_bytes(b"")
     job_s = _START_S + _CLOCK_FACTOR * 2 * (file.build_s + file.check_s)
-    pool, limits = ProcessPool(1, (__name__,)), Limits(available_bytes(), job_s)
+    pool, limits = ProcessPool(1, (__name__,)), JobLimits(available_bytes(), job_s)
     try:
         future = pool.submit("", _steps, file, progress, needs_verdict, limits=limits)
         if not wait([future], SLOW_S).done:

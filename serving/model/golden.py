@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from serving.errors import CorruptModel
-from serving.model.agreement import GOLDEN_FILE, Comparison
+from serving.model.agreement import GOLDEN_FILE, AnswerComparison
 from serving.tensors import Array, Feeds
 
 MAX_GOLDEN_BYTES = 64 << 20
@@ -36,13 +36,13 @@ class Golden:
     """Of each call an array for each input, by its name."""
     answers: tuple[Mapping[str, Array], ...]
     """Of each call an array for each output, by its name."""
-    comparison: Comparison
+    comparison: AnswerComparison
     """How answers are compared."""
     gated_on: str = ""
     """The processor and device that the answers come from; empty if that is unknown."""
 
 
-def read_golden(data: bytes, comparison: Comparison, gated_on: str = "") -> Golden:
+def read_golden(data: bytes, comparison: AnswerComparison, gated_on: str = "") -> Golden:
     """Parse the file.
 
     Args:

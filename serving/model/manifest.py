@@ -13,7 +13,7 @@ GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a probability from the manifest's: processors add in different orders."""
 
 if TYPE_CHECKING:
-    from serving.model.agreement import Comparison
+    from serving.model.agreement import AnswerComparison
     from serving.model.golden import Golden
     from serving.model.preprocessing import Preprocessing
     from serving.model.verdicts import Verdict
@@ -47,7 +47,7 @@ class Manifest:
     golden: "Golden | None" = None
     """Calls of any model with the answers that its writer got, of golden.npz; None without one, and
     once they are checked."""
-    comparison: "Comparison | None" = None
+    comparison: "AnswerComparison | None" = None
     """How golden.npz is compared; None without one."""
     gated_on: str = ""
     """The processor and device that its answers come from."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.config import Precision
 from serving.errors import CorruptModel
-from serving.model.agreement import GOLDEN_FILE, Comparison
+from serving.model.agreement import GOLDEN_FILE, AnswerComparison
 from serving.model.manifest import FILES, MANIFEST, MAX_MANIFEST_BYTES, Manifest
 from serving.model.preprocessing import of_signature
 from serving.model.verdicts import Verdict, rules_version, verdict_of
@@ -77,7 +77,7 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         "version": _text(document, "version"),
         "digests": {name: _digest(document["files"], name) for name in document["files"]},
         "verdicts": _verdicts(document.get("batching", {})),
-        "comparison": Comparison.of(golden) if has_file else None,
+        "comparison": AnswerComparison.of(golden) if has_file else None,
         "gated_on": _text(golden, "gated_on", _MAX_PROCESSOR) if "gated_on" in golden else "",
         "origin": origin,
         "unknown": unknown,

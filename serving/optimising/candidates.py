@@ -213,7 +213,7 @@ class Maker:
             if calibration == "percentile":
                 calibrator.tensors_to_calibrate -= self._wild | self._narrow
             for call in self._calls:
-                calibrator.collect_data(_Reader(call))
+                calibrator.collect_data(_SampleReader(call))
             self._ranges[calibration] = found = calibrator.compute_data()
             if calibration == "minmax":
                 self._wild = {name for name, each in found.items() if _is_wild(each)}
@@ -265,7 +265,7 @@ def _is_narrow(range_of: Any) -> bool:
     return bool((high - low).max() <= _NARROW * widest)
 
 
-class _Reader:
+class _SampleReader:
     """Hands one call to a calibrator, which asks until there is none."""
 
     def __init__(self, call: Feeds) -> None:

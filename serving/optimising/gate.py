@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from serving.errors import ConfigurationError
-from serving.model.agreement import Agreement, Comparison, Kind, Limits, kind_of, top
-from serving.optimising.samples import Samples
+from serving.model.agreement import Agreement, AgreementLimits, AnswerComparison, Kind, kind_of, top
+from serving.optimising.samples import CallSamples
 from serving.tensors import Array
 
 LEAST_SAMPLES = 100
@@ -44,7 +44,7 @@ Score = Callable[[Answers, Sequence[Mapping[str, Array]]], float]
 class GateLimits:
     """What a candidate may lose."""
 
-    agreement: Limits = field(default_factory=Limits)
+    agreement: AgreementLimits = field(default_factory=AgreementLimits)
     """Of each output."""
     most_loss: float = 0.002
     """Share of the labelled samples that fp32 has right beyond those of the candidate; of a score
@@ -74,7 +74,7 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class GateVerdict:
     """What the gate says of a candidate."""
 
     reason: str
@@ -118,10 +118,10 @@ def _distance(each: Agreement) -> float:
 class Gate:
     """Compares a candidate's answers with fp32's."""
 
-    samples: Samples
+    samples: CallSamples
     wanted: Answers
     """fp32's answers to them."""
-    comparison: Comparison
+    comparison: AnswerComparison
     """The kind of each output, and the limits."""
     classes: str = ""
     """The output that the labels are about; empty without labels."""
@@ -129,7 +129,7 @@ class Gate:
     score: Score | None = None
     """The user's own."""
 
-    def judge(self, answers: Answers) -> Verdict:
+    def judge(self, answers: Answers) -> GateVerdict:
         """Compare answers to the same samples.
 
         Args:
@@ -144,9 +144,9 @@ class Gate:
             excess = "" if is_labelled else each.excess(self.comparison.limits, _MARGIN)
             if excess:
                 reason = f"output {each.output}: {excess}"
-                return Verdict(reason=reason, agreements=tuple(compared), loss=loss)
+                return GateVerdict(reason=reason, agreements=tuple(compared), loss=loss)
         reason, needs_samples = _excess(loss, self.limits)
-        return Verdict(
+        return GateVerdict(
             reason=reason, needs_samples=needs_samples, agreements=tuple(compared), loss=loss
         )
 
@@ -158,7 +158,7 @@ class Gate:
             far: how many times as far as the limits.
         """
         limits = self.comparison.limits
-        loose = Limits(
+        loose = AgreementLimits(
             least_equal=max(0.0, 1 - far * (1 - limits.least_equal)),
             least_cosine=max(-1.0, 1 - far * (1 - limits.least_cosine)),
             most_error=min(1.0, far * limits.most_error),
@@ -166,12 +166,12 @@ class Gate:
         compared = self.comparison.of_answers(self.wanted, answers)
         return self.score is None and any(each.excess(loose) for each in compared)
 
-    def _by_score(self, answers: Answers, compared: Sequence[Agreement]) -> Verdict:
+    def _by_score(self, answers: Answers, compared: Sequence[Agreement]) -> GateVerdict:
         assert self.score is not None
         mine, its = (_scored(self.score, each, self.samples) for each in (self.wanted, answers))
         least = mine - self.limits.most_loss * abs(mine)
         reason = "" if its >= least else f"score {its:.4g}, at least {least:.4g} expected"
-        return Verdict(reason=reason, agreements=tuple(compared), score=its, fp32_score=mine)
+        return GateVerdict(reason=reason, agreements=tuple(compared), score=its, fp32_score=mine)
 
     def _loss(self, answers: Answers) -> Loss | None:
         labels = self.samples.labels
@@ -241,7 +241,7 @@ def shown_by(num: int) -> str:
     )
 
 
-def comparison_of(answers: Answers, limits: Limits, classes: str = "") -> Comparison:
+def comparison_of(answers: Answers, limits: AgreementLimits, classes: str = "") -> AnswerComparison:
     """Choose how each output is compared.
 
     Args:
@@ -260,7 +260,7 @@ def comparison_of(answers: Answers, limits: Limits, classes: str = "") -> Compar
         else kind_of(array)
         for name, array in answers[0].items()
     }
-    return Comparison(kinds, limits)
+    return AnswerComparison(kinds, limits)
 
 
 def _are_probabilities(arrays: Sequence[Array]) -> bool:
@@ -327,7 +327,7 @@ def read_score(text: str) -> Score:
     return found
 
 
-def _scored(score: Score, answers: Answers, samples: Samples) -> float:
+def _scored(score: Score, answers: Answers, samples: CallSamples) -> float:
     """Call the user's function.
 
     Raises:

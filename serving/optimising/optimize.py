@@ -32,8 +32,8 @@ from serving.optimising.gate import (
     shown_by,
 )
 from serving.optimising.measure import LEAST_GAIN, Meter, batch_rows
-from serving.optimising.result import Optimization, Tried, passing
-from serving.optimising.samples import Samples, SamplesSource, read_samples
+from serving.optimising.result import Optimization, TriedCandidate, passing
+from serving.optimising.samples import CallSamples, SamplesSource, read_samples
 from serving.optimising.search import (
     FINAL_ROUNDS,
     FINALISTS,
@@ -47,7 +47,7 @@ from serving.optimising.search import (
 )
 from serving.optimising.source import (
     NothingToGain,
-    Source,
+    OptimizedSource,
     prepared,
     read_source,
     require_extra,
@@ -223,7 +223,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _notes(given: Samples, held_out: Samples, *, few_samples: bool) -> list[str]:
+def _notes(given: CallSamples, held_out: CallSamples, *, few_samples: bool) -> list[str]:
     notes = []
     if given.num_copies:
         notes.append(f"copies of other samples were left out: {given.num_copies:,}")
@@ -232,7 +232,7 @@ def _notes(given: Samples, held_out: Samples, *, few_samples: bool) -> list[str]
     return notes
 
 
-def _bounded(base: LoadedModel, held_out: Samples) -> tuple[Samples, int]:
+def _bounded(base: LoadedModel, held_out: CallSamples) -> tuple[CallSamples, int]:
     """Return as many of the samples as fp32 runs in time, and the number of the others."""
     from time import perf_counter  # late: of this one place
 
@@ -298,17 +298,17 @@ def _decided(
     return replace(found, reason=_why_not(found.tried))
 
 
-def _is_waived(tried: Tried, *, few_samples: bool) -> bool:
+def _is_waived(tried: TriedCandidate, *, few_samples: bool) -> bool:
     """Return whether only more samples could show that the gate holds, and none are asked for."""
     needs_samples = tried.verdict is not None and tried.verdict.needs_samples
     return few_samples and needs_samples and tried.gain >= LEAST_GAIN
 
 
-def _is_slow(tried: Tried) -> bool:
+def _is_slow(tried: TriedCandidate) -> bool:
     return tried.gain < LEAST_GAIN or not tried.is_sure or tried.is_slow_alone
 
 
-def _slow(tried: Tried) -> Tried:
+def _slow(tried: TriedCandidate) -> TriedCandidate:
     if tried.is_slow_alone:
         return replace(tried, reason=f"slower alone: {tried.alone} times fp32's rate")
     if tried.gain < LEAST_GAIN:
@@ -317,18 +317,20 @@ def _slow(tried: Tried) -> Tried:
     return replace(tried, reason=f"not sure: {words}")
 
 
-def _replaced(tried: Sequence[Tried], new: Sequence[Tried]) -> list[Tried]:
+def _replaced(
+    tried: Sequence[TriedCandidate], new: Sequence[TriedCandidate]
+) -> list[TriedCandidate]:
     by_candidate = {each.candidate: each for each in new}
     return [by_candidate.get(each.candidate, each) for each in tried]
 
 
-def _gained(each: Tried) -> str:
+def _gained(each: TriedCandidate) -> str:
     assert each.alone is not None
     assert each.busy is not None
     return f"{each.candidate}: {each.alone} times as fast alone, {each.busy} with many callers"
 
 
-def _why_not(tried: Sequence[Tried]) -> str:
+def _why_not(tried: Sequence[TriedCandidate]) -> str:
     """Say why nothing is gained: by the fastest candidate, and by the fastest that is right."""
     if not tried:
         return "nothing gained: no candidate was tried in time"
@@ -356,7 +358,7 @@ def _published(
     search: Search,
     found: Optimization,
     target: Path,
-    given: Samples,
+    given: CallSamples,
     limits: GateLimits,
     new_signature: bool,
     seed: int,
@@ -400,12 +402,12 @@ def _published(
         raise ConfigurationError(reason) from err
 
 
-def _accuracy(chosen: Tried) -> float | None:
+def _accuracy(chosen: TriedCandidate) -> float | None:
     verdict = chosen.verdict
     return None if verdict is None or verdict.loss is None else float(verdict.loss.accuracy)
 
 
-def _golden_images(model: LoadedModel, source: Source) -> dict[str, object]:
+def _golden_images(model: LoadedModel, source: OptimizedSource) -> dict[str, object]:
     """Return the golden images of the version that this was made of, with its own answers."""
     pixels = base64.b64decode(source.document["golden"]["images"])
     width = model.tensors.inputs[0].row_bytes
@@ -431,7 +433,7 @@ def _golden_calls(model: LoadedModel, calls: Sequence[Feeds]) -> tuple[list[Feed
 
 
 def _origin(
-    source: Source, found: Optimization, given: Samples, limits: GateLimits, seed: int
+    source: OptimizedSource, found: Optimization, given: CallSamples, limits: GateLimits, seed: int
 ) -> dict[str, object]:
     """Return the manifest's field `optimized`."""
     chosen = found.chosen

@@ -7,7 +7,7 @@ from string import Template
 
 from serving.optimising import report
 from serving.optimising.gate import GateLimits
-from serving.optimising.result import Optimization, Tried
+from serving.optimising.result import Optimization, TriedCandidate
 
 _PAGE = Template("""\
 <!doctype html>
@@ -183,11 +183,11 @@ def _free(x: float, y: float, taken: list[tuple[float, float]]) -> tuple[float, 
     return x + 9, y - 6
 
 
-def _agreement(each: Tried) -> float:
+def _agreement(each: TriedCandidate) -> float:
     return each.verdict.agreement if each.verdict is not None else 0.0
 
 
-def _gain(each: Tried) -> float:
+def _gain(each: TriedCandidate) -> float:
     return each.busy.median if each.busy is not None else 0.0
 
 

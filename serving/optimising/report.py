@@ -5,8 +5,8 @@ import statistics
 from dataclasses import asdict
 from typing import Any
 
-from serving.optimising.gate import GateLimits, Verdict
-from serving.optimising.result import Optimization, Tried
+from serving.optimising.gate import GateLimits, GateVerdict
+from serving.optimising.result import Optimization, TriedCandidate
 
 _HEADINGS = ("", "alone", "many callers", "size", "agreement", "")
 _MEGABYTE = 1e6
@@ -28,7 +28,7 @@ def cells(found: Optimization) -> list[list[str]]:
     return [first, *(_cells_of(each, found) for each in ordered(found))]
 
 
-def ordered(found: Optimization) -> list[Tried]:
+def ordered(found: Optimization) -> list[TriedCandidate]:
     """Return the candidates, the chosen one first, then the passing ones, then by their gains."""
     return sorted(
         found.tried,
@@ -36,12 +36,12 @@ def ordered(found: Optimization) -> list[Tried]:
     )
 
 
-def is_chosen(each: Tried, found: Optimization) -> bool:
+def is_chosen(each: TriedCandidate, found: Optimization) -> bool:
     """Return whether it is the best."""
     return found.chosen is not None and each.candidate == found.chosen.candidate
 
 
-def _cells_of(each: Tried, found: Optimization) -> list[str]:
+def _cells_of(each: TriedCandidate, found: Optimization) -> list[str]:
     reason = "chosen" if is_chosen(each, found) else each.reason or "passes"
     if each.rates is not None and each.is_batched != found.is_batched:
         reason = f"{reason}; {_batching(is_batched=each.is_batched)}"
@@ -55,7 +55,7 @@ def _cells_of(each: Tried, found: Optimization) -> list[str]:
     ]
 
 
-def agreement(verdict: Verdict | None) -> str:
+def agreement(verdict: GateVerdict | None) -> str:
     """Return how far a candidate agrees; empty if it could not be run."""
     return "" if verdict is None else str(verdict)
 

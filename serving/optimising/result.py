@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.optimising.candidates import Candidate
-from serving.optimising.gate import Verdict
+from serving.optimising.gate import GateVerdict
 from serving.optimising.measure import LEAST_ALONE, Gain, Rates
 from serving.optimising.served import Served
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tried:
+class TriedCandidate:
     """A candidate that was tried."""
 
     candidate: Candidate
     reason: str = ""
     """Why it is not taken: not made, not loaded, refused by the gate, or not faster."""
-    verdict: Verdict | None = None
+    verdict: GateVerdict | None = None
     """What the gate says; None if it could not be made."""
     rates: Rates | None = None
     """Rows a second; None if it was not measured."""
@@ -52,9 +52,9 @@ class Optimization:
 
     name: str
     """The model's."""
-    tried: tuple[Tried, ...]
+    tried: tuple[TriedCandidate, ...]
     """All candidates, in the order in which they were tried."""
-    chosen: Tried | None
+    chosen: TriedCandidate | None
     """The best one; None if nothing is gained."""
     reason: str
     """What was found, in a sentence: the gain, or why there is none."""
@@ -80,6 +80,6 @@ class Optimization:
     """The page with the picture; None if none was written."""
 
 
-def passing(tried: Sequence[Tried]) -> list[Tried]:
+def passing(tried: Sequence[TriedCandidate]) -> list[TriedCandidate]:
     """Return those that no reason stands against, the fastest first."""
     return sorted((each for each in tried if not each.reason), key=lambda each: -each.gain)

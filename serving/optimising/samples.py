@@ -20,7 +20,7 @@ SamplesSource = str | Path | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Samples:
+class CallSamples:
     """Calls that a model gets, all of them different."""
 
     calls: tuple[Feeds, ...]
@@ -53,7 +53,7 @@ class Samples:
         return self.take(order[:num]), self.take(order[num:])
 
 
-def read_samples(source: SamplesSource, signature: TensorSignature) -> Samples:
+def read_samples(source: SamplesSource, signature: TensorSignature) -> CallSamples:
     """Read samples, and check them against a model's inputs.
 
     Args:
@@ -80,7 +80,7 @@ def read_samples(source: SamplesSource, signature: TensorSignature) -> Samples:
             raise ConfigurationError(f"{name}: expected {LABELS}, as the files before it have them")
         if labels and sum(map(len, labels)) != len(calls):
             raise ConfigurationError(f"{name}: {LABELS}, which the files before it lack")
-    samples = Samples(
+    samples = CallSamples(
         tuple(calls),
         np.concatenate(labels) if labels else None,
         tuple(others),
@@ -203,7 +203,7 @@ def _labels_of(name: str, labels: Array, num: int) -> Array:
     return labels.astype(np.int64)
 
 
-def _different(samples: Samples) -> Samples:
+def _different(samples: CallSamples) -> CallSamples:
     """Leave out copies: a call that is calibrated with would be held out, too."""
     seen: dict[bytes, int] = {}
     for at, call in enumerate(samples.calls):

@@ -13,12 +13,12 @@ from serving.errors import ConfigurationError, InvalidRequest, ModelError, Servi
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
 from serving.optimising.candidates import Candidate, Maker, NotMade, first_candidates
-from serving.optimising.gate import Answers, Gate, Verdict
+from serving.optimising.gate import Answers, Gate, GateVerdict
 from serving.optimising.losses import left_out, losses
 from serving.optimising.measure import LEAST_GAIN, Gain, Meter, Rates
-from serving.optimising.result import Tried
-from serving.optimising.samples import Samples
-from serving.optimising.source import Source, write_version_of
+from serving.optimising.result import TriedCandidate
+from serving.optimising.samples import CallSamples
+from serving.optimising.source import OptimizedSource, write_version_of
 from serving.system.cores import usable_cores
 from serving.tensors import Array, Feeds
 
@@ -35,7 +35,7 @@ FINALISTS = 2
 class Bench:
     """What candidates are compared with, and where."""
 
-    source: Source
+    source: OptimizedSource
     folder: Path
     base: LoadedModel
     gates: tuple[Gate, Gate]
@@ -48,7 +48,7 @@ class Bench:
     progress: Callable[[], None]
 
 
-def load(source: Source, folder: Path, file: Path | bytes, device: Device) -> LoadedModel:
+def load(source: OptimizedSource, folder: Path, file: Path | bytes, device: Device) -> LoadedModel:
     """Load a graph as a server does, out of a repository of its own.
 
     Raises:
@@ -77,7 +77,7 @@ def answers_of(model: LoadedModel, calls: Sequence[Feeds]) -> list[Mapping[str, 
     return found
 
 
-def fp32_answers(model: LoadedModel, samples: Samples, progress: Callable[[], None]) -> Answers:
+def fp32_answers(model: LoadedModel, samples: CallSamples, progress: Callable[[], None]) -> Answers:
     """Run the samples by the model as it is.
 
     Raises:
@@ -119,10 +119,10 @@ class Search:
             maker: makes them.
         """
         self._bench, self._maker = bench, maker
-        self.tried: list[Tried] = []
+        self.tried: list[TriedCandidate] = []
         self.files: dict[Candidate, Path] = {}
 
-    def run(self, *, is_portable: bool) -> list[Tried]:
+    def run(self, *, is_portable: bool) -> list[TriedCandidate]:
         """Try all candidates, and leave layers out of those that are fast and wrong.
 
         Args:
@@ -137,14 +137,14 @@ class Search:
             self._leave_out(base)
         return self.tried
 
-    def _try(self, candidate: Candidate) -> Tried:
+    def _try(self, candidate: Candidate) -> TriedCandidate:
         found, file = self._tried(candidate)
         self.tried.append(found)
         if file is not None:
             self.files[candidate] = file
         return found
 
-    def _tried(self, candidate: Candidate) -> tuple[Tried, Path | None]:
+    def _tried(self, candidate: Candidate) -> tuple[TriedCandidate, Path | None]:
         """Make, load, gate and measure a candidate."""
         bench = self._bench
         place = bench.folder / f"tried-{len(self.tried)}"
@@ -152,14 +152,14 @@ class Search:
             file = self._maker.make(candidate)
             model = load(bench.source, place, file, bench.device)
         except NotMade as err:
-            return Tried(candidate=candidate, reason=f"not made: {err}"), None
+            return TriedCandidate(candidate=candidate, reason=f"not made: {err}"), None
         except ServingError as err:
-            return Tried(candidate=candidate, reason=f"not loaded: {err}"), None
+            return TriedCandidate(candidate=candidate, reason=f"not loaded: {err}"), None
         finally:
             shutil.rmtree(place, ignore_errors=True)
         rates = bench.meter.measure({"fp32": bench.base, "it": model}, _QUICK_ROUNDS, lambda: None)
         found = measured(
-            Tried(
+            TriedCandidate(
                 candidate=candidate,
                 is_batched=model.tensors.is_batchable,
                 num_bytes=file.stat().st_size,
@@ -179,7 +179,7 @@ class Search:
             return replace(found, reason=f"not faster: {shown}{_unbatched(found, bench)}"), file
         return found, file
 
-    def _judged(self, model: LoadedModel, far: float, *, is_fast: bool) -> Verdict:
+    def _judged(self, model: LoadedModel, far: float, *, is_fast: bool) -> GateVerdict:
         """Return what the gate says: of the held-out samples, unless that is needless."""
         first, second = self._bench.gates
         answers = answers_of(model, first.samples.calls)
@@ -233,16 +233,16 @@ class Search:
                 return
 
 
-def _closeness(each: Tried) -> float:
+def _closeness(each: TriedCandidate) -> float:
     return each.verdict.agreement if each.verdict is not None else 0.0
 
 
-def _unbatched(found: Tried, bench: Bench) -> str:
+def _unbatched(found: TriedCandidate, bench: Bench) -> str:
     lost = bench.base.tensors.is_batchable and not found.is_batched
     return ", since its rows can't share runs" if lost else ""
 
 
-def measured(tried: Tried, rates: Rates, fp32: Rates) -> Tried:
+def measured(tried: TriedCandidate, rates: Rates, fp32: Rates) -> TriedCandidate:
     """Return a candidate with the figures of a measurement.
 
     Args:

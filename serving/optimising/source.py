@@ -52,7 +52,7 @@ class NothingToGain(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
+class OptimizedSource:
     """A model in its files."""
 
     name: str
@@ -83,7 +83,7 @@ def require_extra() -> None:
             raise not_installed(err) from None
 
 
-def read_source(model: Path, version: str | None, max_bytes: int = MAX_BYTES) -> Source:
+def read_source(model: Path, version: str | None, max_bytes: int = MAX_BYTES) -> OptimizedSource:
     """Read the model to optimise.
 
     Args:
@@ -116,7 +116,7 @@ def read_source(model: Path, version: str | None, max_bytes: int = MAX_BYTES) ->
     document = json.loads(described.read_bytes()) if not is_file and described.exists() else {}
     companion = repository.companion(model, SETTINGS)
     digests = {path.name: manifest.digests[FILES["fp32"]]}
-    return Source(
+    return OptimizedSource(
         manifest.name,
         chosen,
         model,
@@ -163,7 +163,7 @@ def quiet() -> Iterator[None]:
             root.setLevel(level)
 
 
-def prepared(source: Source, folder: Path) -> Path:
+def prepared(source: OptimizedSource, folder: Path) -> Path:
     """Write the graph that quantizers take.
 
     Args:
@@ -267,7 +267,7 @@ def workplace() -> Iterator[Path]:
             tempfile.tempdir = before
 
 
-def write_version_of(source: Source, folder: Path, file: Path | bytes) -> Path:
+def write_version_of(source: OptimizedSource, folder: Path, file: Path | bytes) -> Path:
     """Write a graph as the only version of a model, to be loaded as a server does.
 
     Args:

@@ -41,7 +41,7 @@ class Streams(NamedTuple):
     errors: int | None = subprocess.DEVNULL
 
 
-class Command(NamedTuple):
+class ChildCommand(NamedTuple):
     """What a child runs, and how."""
 
     module: str
@@ -66,7 +66,7 @@ class Child:
 
     def __init__(
         self,
-        command: Command,
+        command: ChildCommand,
         words: Any = None,
         *,
         arguments: Sequence[str] = (),

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from serving.processes import jobs
-from serving.processes.child import ONE_THREAD, Child, Command
+from serving.processes.child import ONE_THREAD, Child, ChildCommand
 from serving.processes.end import End, out_of_time
 
 CRASH = "cannot be read: it crashes the process that reads it"
@@ -35,10 +35,12 @@ MAX_WAITING, MAX_WAITING_OF_ONE = 1000, 100
 """Jobs that wait for a process, and how many of them may be one caller's."""
 _START_S = 20.0
 """The longest start of a process, with its imports."""
-_COMMAND = Command(jobs.__name__, flags=["-I"], variables=ONE_THREAD)  # -I: no PYTHON variables
+_COMMAND = ChildCommand(
+    jobs.__name__, flags=["-I"], variables=ONE_THREAD
+)  # -I: no PYTHON variables
 
 
-class Limits(NamedTuple):
+class JobLimits(NamedTuple):
     """The limits of a job."""
 
     memory_bytes: int = 0
@@ -47,7 +49,7 @@ class Limits(NamedTuple):
     """A process that has the job for longer is ended."""
 
 
-NO_LIMITS = Limits()
+NO_LIMITS = JobLimits()
 
 
 class Crash(Exception):
@@ -88,7 +90,7 @@ class _Process:
         none."""
 
     def ask(
-        self, limits: Limits, function: Callable[..., Any], args: tuple[Any, ...]
+        self, limits: JobLimits, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> tuple[bool, Any] | End:
         """Have a job done; return a good outcome or an error, or how it ended its process.
 
@@ -142,7 +144,7 @@ class _Process:
 
 class _Job(NamedTuple):
     owner: str
-    limits: Limits
+    limits: JobLimits
     call: tuple[Callable[..., Any], tuple[Any, ...]]
     future: "Future[Any]"
 
@@ -181,7 +183,7 @@ class ProcessPool:
         self._modules += [each for each in modules if each not in self._modules]
 
     def submit(
-        self, owner: str, function: Callable[..., Any], *args: Any, limits: Limits = NO_LIMITS
+        self, owner: str, function: Callable[..., Any], *args: Any, limits: JobLimits = NO_LIMITS
     ) -> "Future[Any]":
         """Call a function of a module in a process, with arguments.
 
@@ -334,7 +336,7 @@ class ProcessPool:
 class BoundedPool:
     """A pool for jobs that have the same limits; others use it, too."""
 
-    def __init__(self, pool: ProcessPool, limits: Limits) -> None:
+    def __init__(self, pool: ProcessPool, limits: JobLimits) -> None:
         self._pool, self._limits = pool, limits
 
     def submit(self, owner: str, function: Callable[..., Any], *args: Any) -> "Future[Any]":

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from serving.model.agreement import GOLDEN_FILE, Comparison
+from serving.model.agreement import GOLDEN_FILE, AnswerComparison
 from serving.model.golden import MAX_GOLDEN_BYTES
 from serving.tensors import Array, Feeds
 
@@ -54,7 +54,7 @@ def _plain(array: Array) -> Array:
     return np.array(texts, np.str_).reshape(array.shape)
 
 
-def golden_entry(comparison: Comparison, **facts: object) -> dict[str, object]:
+def golden_entry(comparison: AnswerComparison, **facts: object) -> dict[str, object]:
     """Return the manifest's field `golden` for the file.
 
     Args:

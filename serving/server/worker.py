@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from serving.config import BatchingConfig, ModelConfig, ServerConfig
 from serving.errors import ServingError
-from serving.processes.child import Child, Command, Streams
+from serving.processes.child import Child, ChildCommand, Streams
 from serving.processes.end import End
 from serving.server.lifetime import run_loop, serve
 from serving.server.server import Server
@@ -32,7 +32,7 @@ _MAX_MISSED = 4
 _BUSY_S = 0.5
 """Processor time between two looks, without a report, that shows a loop without end."""
 
-_COMMAND = Command(__name__, Streams(None, None, None))
+_COMMAND = ChildCommand(__name__, Streams(None, None, None))
 Configs = tuple[ModelConfig, BatchingConfig, ServerConfig]
 
 

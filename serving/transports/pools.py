@@ -5,12 +5,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
-from serving.processes.pool import Limits
+from serving.processes.pool import JobLimits
 from serving.router import Router
 from serving.system.host import Host
 from serving.system.runners import Task
 
-_LIMITS = Limits(192 << 20, 10.0)
+_LIMITS = JobLimits(192 << 20, 10.0)
 """Limits of what strangers send: 24 MB of numbers as JSON, a picture of 640 x 640 in colour, take
 some 150 MB."""
 

@@ -77,7 +77,7 @@ _DOING = {
 }
 
 
-class Steps(Protocol):
+class LoadingSteps(Protocol):
     """How a version is loaded: `Loading`, or a handler that is a model by itself."""
 
     @property
@@ -122,7 +122,7 @@ class Version:
             return self.error
         return self.unwanted or _DOING[self.state]
 
-    def load(self, loading: Steps) -> LoadedModel:
+    def load(self, loading: LoadingSteps) -> LoadedModel:
         """Read, judge, build and check it.
 
         Raises:

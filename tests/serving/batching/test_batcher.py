@@ -16,7 +16,7 @@ from serving.batching.run import Result, arrays_of, class_numbers
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, InvalidRequest, ModelError, Unavailable
 from serving.proof.sizes import MOST_SIZE
-from serving.router import Served
+from serving.router import ServedVersion
 from serving.telemetry.metrics import Metrics
 from serving.tensors import Tensor, TensorSignature
 from tests.support.fakes import (
@@ -688,7 +688,7 @@ def test_blocked_model_refuses_what_waits_and_what_comes(owner, model):
 
 
 def test_closed_model_is_not_blocked_and_stays_closed(owner, model):
-    served = Served(model, owner.batcher)
+    served = ServedVersion(model, owner.batcher)
     served.close()
     served.block(Unavailable("it rests"))
     assert not served.is_blocked

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from serving.model.agreement import Comparison, Limits, agreement, kind_of, top
+from serving.model.agreement import AgreementLimits, AnswerComparison, agreement, kind_of, top
 
 
 def calls(array):
@@ -13,7 +13,7 @@ def calls(array):
 def test_equal_answers_agree_wholly():
     wanted = calls(np.random.default_rng(0).normal(size=(9, 4)))
     found = agreement("y", "values", wanted, wanted)
-    assert (found.cosine, found.error, found.excess(Limits())) == (1.0, 0.0, "")
+    assert (found.cosine, found.error, found.excess(AgreementLimits())) == (1.0, 0.0, "")
 
 
 def test_constant_part_hides_nothing():
@@ -22,7 +22,7 @@ def test_constant_part_hides_nothing():
     found = agreement("y", "values", calls(2000 + signal), calls(2000 + signal / 2))
     assert found.cosine < 0.995
     assert found.error > 0.1
-    assert found.excess(Limits()) != ""
+    assert found.excess(AgreementLimits()) != ""
 
 
 def test_few_calls_are_compared_as_they_are():
@@ -35,7 +35,7 @@ def test_few_calls_are_compared_as_they_are():
 def test_turned_answers_exceed_by_cosine():
     wanted = calls(np.eye(4))
     found = agreement("y", "values", wanted, calls(np.roll(np.eye(4), 1, axis=1)))
-    assert found.excess(Limits()) == "cosine 0.0000, at least 0.995 expected"
+    assert found.excess(AgreementLimits()) == "cosine 0.0000, at least 0.995 expected"
 
 
 @pytest.mark.parametrize("answer", [None, np.zeros((1, 5)), np.full((1, 4), np.nan)])
@@ -43,7 +43,7 @@ def test_missing_reshaped_and_undefined_answers_are_refused(answer):
     wanted = calls(np.random.default_rng(0).normal(size=(9, 4)))
     found = agreement("y", "values", wanted, [*wanted[:8], answer])
     assert math.isinf(found.error)
-    assert found.excess(Limits()) == "another shape, or answers that are no numbers"
+    assert found.excess(AgreementLimits()) == "another shape, or answers that are no numbers"
     classes = agreement("y", "classes", wanted, [*wanted[:8], answer])
     assert classes.equal == pytest.approx(8 / 9)
 
@@ -53,8 +53,11 @@ def test_classes_count_rows_with_equal_top_answers():
     answers = [*wanted[:98], *calls(np.roll(np.eye(10), 1, axis=1)[:2])]
     found = agreement("y", "classes", wanted, answers)
     assert (found.num, found.equal) == (100, 0.98)
-    assert found.excess(Limits()) == "98 % of 100 top answers are equal, at least 99 % expected"
-    assert found.excess(Limits(least_equal=0.98)) == ""
+    assert (
+        found.excess(AgreementLimits())
+        == "98 % of 100 top answers are equal, at least 99 % expected"
+    )
+    assert found.excess(AgreementLimits(least_equal=0.98)) == ""
 
 
 def test_row_of_one_probability_has_two_classes():
@@ -66,12 +69,14 @@ def test_other_types_have_to_be_equal():
     assert [kind_of(np.zeros(1, each)) for each in (np.int64, np.bool_, object)] == ["equal"] * 3
     wanted = calls(np.arange(200))
     found = agreement("y", "equal", wanted, [*wanted[:197], *calls([0, 0, 0])])
-    assert found.excess(Limits()) == "98.5 % of 200 answers are equal, at least 99 % expected"
+    assert (
+        found.excess(AgreementLimits()) == "98.5 % of 200 answers are equal, at least 99 % expected"
+    )
 
 
 def test_comparison_survives_its_manifest():
-    comparison = Comparison({"y": "classes", "z": "values"}, Limits(least_equal=0.5))
-    assert Comparison.of(comparison.document()) == comparison
+    comparison = AnswerComparison({"y": "classes", "z": "values"}, AgreementLimits(least_equal=0.5))
+    assert AnswerComparison.of(comparison.document()) == comparison
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,6 @@ def test_comparison_survives_its_manifest():
     ],
 )
 def test_malformed_comparison_is_refused(change):
-    document = Comparison({"y": "values"}).document() | change
+    document = AnswerComparison({"y": "values"}).document() | change
     with pytest.raises((ValueError, TypeError, KeyError)):
-        Comparison.of(document)
+        AnswerComparison.of(document)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from serving.errors import CorruptModel
-from serving.model.agreement import Comparison, Limits
+from serving.model.agreement import AgreementLimits, AnswerComparison
 from serving.model.golden import read_golden
 from serving.model.loading import load_model
 from serving.publishing.golden import golden_entry, golden_file
 from serving.publishing.manifest import digests, render
 from tests.serving.model.graphs import two_layers
 
-COMPARISON = Comparison({"y": "values"})
+COMPARISON = AnswerComparison({"y": "values"})
 
 
 def rows(num=12):
@@ -123,7 +123,7 @@ def test_calls_of_several_shapes_and_texts_survive_the_file():
     assert [call["t"].tolist() for call in golden.calls] == [["one", "two"], ["three"]]
     assert [call["n"].shape for call in golden.calls] == [(1, 2), (1, 3)]
     assert [answer["y"][0, 0] for answer in golden.answers] == [1.0, 2.0]
-    assert golden.comparison.limits == Limits()
+    assert golden.comparison.limits == AgreementLimits()
 
 
 def archive(**entries):

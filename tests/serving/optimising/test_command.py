@@ -8,9 +8,9 @@ from serving.__main__ import main
 from serving.model.agreement import Agreement
 from serving.optimising import page, report
 from serving.optimising.candidates import Candidate
-from serving.optimising.gate import GateLimits, Verdict
+from serving.optimising.gate import GateLimits, GateVerdict
 from serving.optimising.measure import Gain, Rates
-from serving.optimising.result import Optimization, Tried
+from serving.optimising.result import Optimization, TriedCandidate
 from serving.optimising.served import Served
 from tests.programs.test_installation import without
 from tests.serving.model.graphs import node, rows_model, save
@@ -19,10 +19,10 @@ from tests.serving.model.graphs import node, rows_model, save
 def tried(candidate, gain, cosine, reason=""):
     agreement = Agreement(output="y", kind="values", num=100, cosine=cosine, error=0.01)
     both = Gain(median=gain, least=gain - 0.1, most=gain + 0.1, is_sure=gain > 1.1)
-    return Tried(
+    return TriedCandidate(
         candidate=candidate,
         reason=reason,
-        verdict=Verdict(reason=reason, agreements=(agreement,)),
+        verdict=GateVerdict(reason=reason, agreements=(agreement,)),
         rates=Rates(alone=(gain,), busy=(gain,), batch=8),
         alone=both,
         busy=both,
@@ -38,7 +38,7 @@ def outcome():
         name="<net>",
         tried=(
             tried(Candidate(kind="nbits"), 1.0, 0.9999, "not faster: 1.00 times fp32's rate"),
-            Tried(candidate=Candidate(kind="dynamic"), reason="not made: <no> & never"),
+            TriedCandidate(candidate=Candidate(kind="dynamic"), reason="not made: <no> & never"),
             best,
             tried(Candidate(kind="int8", activations="s8"), 2.5, 0.2, "refused: output y: cosine"),
         ),

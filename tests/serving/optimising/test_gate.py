@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from serving.errors import ConfigurationError
-from serving.model.agreement import Limits
+from serving.model.agreement import AgreementLimits
 from serving.optimising.gate import (
     Gate,
     GateLimits,
@@ -12,14 +12,14 @@ from serving.optimising.gate import (
     read_score,
     shown_by,
 )
-from serving.optimising.samples import Samples
+from serving.optimising.samples import CallSamples
 
 NUM = 1000
 
 
 def samples(num=NUM, labels=None):
     calls = tuple({"x": np.full((1, 1), each)} for each in range(num))
-    return Samples(calls, labels, tuple({} for _ in calls), "")
+    return CallSamples(calls, labels, tuple({} for _ in calls), "")
 
 
 def one_hot(classes):
@@ -33,7 +33,7 @@ def gate(wrong_fp32=(), num=NUM, **more):
     answers[list(wrong_fp32)] += 1
     answers %= 10
     wanted = one_hot(answers)
-    comparison = comparison_of(wanted, Limits())
+    comparison = comparison_of(wanted, AgreementLimits())
     return Gate(samples(num, labels), wanted, comparison, "y", **more), answers
 
 
@@ -81,7 +81,7 @@ def test_interval_of_equal_answers_is_not_empty():
 def test_classes_without_labels_count_equal_answers():
     classes = np.arange(NUM) % 10
     wanted = one_hot(classes)
-    first = Gate(samples(), wanted, comparison_of(wanted, Limits()))
+    first = Gate(samples(), wanted, comparison_of(wanted, AgreementLimits()))
     assert first.judge(changed(classes, range(7))).reason == ""
     refused = first.judge(changed(classes, range(11)))
     assert refused.reason == (
@@ -93,7 +93,7 @@ def test_gate_stays_a_standard_error_away_from_its_limits():
     """So that samples which are not here keep them, too."""
     classes = np.arange(NUM) % 10
     wanted = one_hot(classes)
-    first = Gate(samples(), wanted, comparison_of(wanted, Limits()))
+    first = Gate(samples(), wanted, comparison_of(wanted, AgreementLimits()))
     near = first.judge(changed(classes, range(8)))
     assert near.reason == (
         "output y: 99.2 % of 1,000 top answers are equal, at least 99 % expected by its standard "
@@ -105,7 +105,7 @@ def test_outputs_beside_the_labelled_one_are_compared():
     labels = np.arange(NUM) % 10
     numbers = np.random.default_rng(0).normal(size=(NUM, 1, 8))
     wanted = [{**each, "z": z} for each, z in zip(one_hot(labels), numbers, strict=True)]
-    first = Gate(samples(labels=labels), wanted, comparison_of(wanted, Limits()), "y")
+    first = Gate(samples(labels=labels), wanted, comparison_of(wanted, AgreementLimits()), "y")
     assert first.judge(wanted).reason == ""
     other = [{**each, "z": each["z"] * 2} for each in wanted]
     assert first.judge(other).reason.startswith("output z: relative error")
@@ -120,15 +120,15 @@ def test_answers_that_are_no_numbers_are_wrong():
 
 def test_outputs_of_probabilities_are_found():
     softmax = [{"p": np.full((1, 4), 0.25), "logits": np.ones((1, 4)), "n": np.ones(1, np.int64)}]
-    assert comparison_of(softmax, Limits()).kinds == {
+    assert comparison_of(softmax, AgreementLimits()).kinds == {
         "p": "classes",
         "logits": "values",
         "n": "equal",
     }
-    named = comparison_of(softmax, Limits(), "logits").kinds
+    named = comparison_of(softmax, AgreementLimits(), "logits").kinds
     assert named == {"p": "values", "logits": "classes", "n": "equal"}
     with pytest.raises(ConfigurationError, match="expected one of p, logits, n"):
-        comparison_of(softmax, Limits(), "others")
+        comparison_of(softmax, AgreementLimits(), "others")
 
 
 def test_labels_need_one_output_that_has_them():
@@ -152,7 +152,7 @@ def test_score_decides_in_place_of_outputs(tmp_path):
     )
     classes = np.arange(NUM) % 10
     wanted = one_hot(classes)
-    comparison = comparison_of(wanted, Limits())
+    comparison = comparison_of(wanted, AgreementLimits())
 
     def judged(name, num_wrong):
         score = read_score(f"{path}:{name}")

@@ -6,7 +6,7 @@ import pytest
 from serving.model.loading import load_model
 from serving.optimising.candidates import Candidate
 from serving.optimising.measure import Gain, Meter, Rates, batch_rows
-from serving.optimising.result import Tried
+from serving.optimising.result import TriedCandidate
 from serving.optimising.search import measured
 from serving.optimising.served import Served, is_confirmed, measure_served
 from tests.serving.model.graphs import save, two_layers
@@ -29,7 +29,7 @@ def test_gain_is_of_the_same_rounds():
 def test_many_callers_decide_and_a_lone_one_loses_nothing():
     """A small model's lone run is mostly the call itself."""
     its = Rates(alone=(10, 10), busy=(10, 10), batch=8)
-    tried = Tried(candidate=Candidate(kind="int8"))
+    tried = TriedCandidate(candidate=Candidate(kind="int8"))
     found = measured(tried, Rates(alone=(10, 9.9), busy=(12, 13), batch=8), its)
     assert (found.gain, found.is_sure, found.is_slow_alone) == (1.25, True, False)
     assert measured(tried, Rates(alone=(9, 9), busy=(12, 13), batch=8), its).is_slow_alone

@@ -139,7 +139,9 @@ def test_gain_that_no_caller_sees_is_not_published(tmp_path, monkeypatch):
 def test_wrong_candidates_are_refused(tmp_path, fast):
     """No quantized answer keeps a limit of nothing."""
     path = save(reader(softmax=False), tmp_path, "reader.onnx")
-    limits = GateLimits(agreement=serving.model.agreement.Limits(least_cosine=1, most_error=0))
+    limits = GateLimits(
+        agreement=serving.model.agreement.AgreementLimits(least_cosine=1, most_error=0)
+    )
     found = optimize(
         path,
         samples=samples(tmp_path, labels=False),

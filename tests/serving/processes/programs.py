@@ -62,12 +62,12 @@ def wait(answer, how=""):
 
 def parent(answer, hows, end_signal=signal.SIGKILL):
     """Start children on a thread that ends, and a fork of this process that lives on."""
-    from serving.processes.child import Child, Command  # late: other programs need none
+    from serving.processes.child import Child, ChildCommand  # late: other programs need none
 
     made = []
 
     def start():
-        command = Command(__name__, end_signal=end_signal)
+        command = ChildCommand(__name__, end_signal=end_signal)
         made.extend(Child(command, ["wait", how]) for how in hows)
 
     thread = threading.Thread(target=start)

@@ -14,7 +14,7 @@ import pytest
 
 import serving
 from serving.processes import child as children_module
-from serving.processes.child import Child, Command
+from serving.processes.child import Child, ChildCommand
 from serving.processes.end import LOST, End
 from serving.processes.lifeline import Lifeline, end_with
 from tests.serving.handlers.conftest import named
@@ -22,7 +22,7 @@ from tests.serving.processes import programs
 from tests.support.servers import children, wait_until
 
 pytestmark = pytest.mark.process
-PROGRAM = Command(programs.__name__)
+PROGRAM = ChildCommand(programs.__name__)
 WAIT_S = 30.0
 
 

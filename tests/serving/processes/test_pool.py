@@ -17,7 +17,7 @@ import pytest
 
 from serving.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
 from serving.processes import pool as processes
-from serving.processes.pool import CRASH, BoundedPool, Limits, ProcessPool, mapped
+from serving.processes.pool import CRASH, BoundedPool, JobLimits, ProcessPool, mapped
 from tests.support.servers import children, wait_until
 
 WAIT_S = 30.0
@@ -84,7 +84,7 @@ def test_errors_of_jobs_are_raised_here(make):
 
 def test_memory_is_bounded_and_given_back(make):
     pool = make(1)
-    small = BoundedPool(pool, Limits(memory_bytes=64 << 20))
+    small = BoundedPool(pool, JobLimits(memory_bytes=64 << 20))
     with pytest.raises(TooLarge):
         outcome(small.submit("one", bytes, 80 << 20))
     before = outcome(small.submit("one", os.getpid))
@@ -95,7 +95,7 @@ def test_memory_is_bounded_and_given_back(make):
 def test_limit_of_memory_is_the_jobs_own(make):
     """Whatever limit the last one had, and whatever that has left behind."""
     pool = make(1, [__name__])  # what it imports would count as left behind
-    small, large = Limits(memory_bytes=64 << 20), Limits(memory_bytes=256 << 20)
+    small, large = JobLimits(memory_bytes=64 << 20), JobLimits(memory_bytes=256 << 20)
     before = outcome(pool.submit("one", keep, 20 << 20, limits=small))
     assert outcome(pool.submit("one", fill, 56 << 20, limits=small)) == before
     for limits in (large, processes.NO_LIMITS):
@@ -107,7 +107,7 @@ def test_limit_of_memory_is_the_jobs_own(make):
 def test_job_that_has_no_room_is_too_large_at_once(make):
     """Its reader can't take what is left of it, and its writer does not wait for that."""
     pool = make(1)
-    small = Limits(memory_bytes=64 << 20, seconds=WAIT_S)
+    small = JobLimits(memory_bytes=64 << 20, seconds=WAIT_S)
     for size in (200 << 20, 65 << 20):
         with pytest.raises(TooLarge, match="it needs too much memory"):
             outcome(pool.submit("one", len, bytes(size), limits=small))
@@ -131,7 +131,7 @@ def test_job_that_takes_too_long_is_ended(make):
     pool = make(1)
     before = outcome(pool.submit("one", os.getpid))
     with pytest.raises(DeadlineExceeded, match=r"it takes more than 0\.2 s"):
-        outcome(pool.submit("one", time.sleep, 600, limits=Limits(seconds=0.2)))
+        outcome(pool.submit("one", time.sleep, 600, limits=JobLimits(seconds=0.2)))
     wait_until(lambda: not is_alive(before))
     assert outcome(pool.submit("one", os.getpid)) != before
 
@@ -157,7 +157,7 @@ def wait_for(file):
 def test_job_that_nobody_waits_for_has_its_limit_of_time(make):
     pool = make(1)
     before = outcome(pool.submit("", os.getpid))
-    running = pool.submit("", time.sleep, 600, limits=Limits(seconds=0.3))
+    running = pool.submit("", time.sleep, 600, limits=JobLimits(seconds=0.3))
     wait_until(lambda: bool(pool._busy))
     assert running.cancel()
     assert outcome(pool.submit("", os.getpid)) != before
@@ -242,7 +242,7 @@ def test_process_that_is_stopped_is_replaced(make):
     before = outcome(pool.submit("", os.getpid))
     os.kill(before, signal.SIGSTOP)
     with pytest.raises(DeadlineExceeded):
-        outcome(pool.submit("", abs, -1, limits=Limits(seconds=0.5)))
+        outcome(pool.submit("", abs, -1, limits=JobLimits(seconds=0.5)))
     wait_until(lambda: not is_alive(before))
     assert outcome(pool.submit("", abs, -1)) == 1
 
