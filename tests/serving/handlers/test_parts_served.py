@@ -41,13 +41,20 @@ def request(prompt, *, model="story", identifier="", **parameters):
     return found
 
 
+METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+CODEC = {
+    "request_serializer": lambda each: each.SerializeToString(),
+    "response_deserializer": pb.ModelStreamInferResponse.FromString,
+}
+
+
 def stream(channel, requests, timeout=20):
-    call = channel.stream_stream(
-        "/inference.GRPCInferenceService/ModelStreamInfer",
-        request_serializer=lambda each: each.SerializeToString(),
-        response_deserializer=pb.ModelStreamInferResponse.FromString,
-    )
-    return call(iter(requests), timeout=timeout)
+    return channel.stream_stream(METHOD, **CODEC)(iter(requests), timeout=timeout)
+
+
+def stream_of_one(channel, asked, timeout=20):
+    """A stream of one request, whose end is sent with it and not a moment later."""
+    return channel.unary_stream(METHOD, **CODEC)(asked, timeout=timeout)
 
 
 def token_of(answer):
@@ -211,7 +218,7 @@ def test_drain_lets_streams_end(transport, gate, network):
     handlers = named(story="Story")
     server = serving.Server(network, handler=handlers, transport=transport, handler_processes=1)
     with grpc.insecure_channel(server.address) as channel:
-        answers = stream(channel, [request(f"once wait:{gate.path} upon a", **{END: True})])
+        answers = stream_of_one(channel, request(f"once wait:{gate.path} upon a", **{END: True}))
         assert token_of(next(answers)) == "once"
         closing = threading.Thread(target=server.close)
         with gate.closed():
