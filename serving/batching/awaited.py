@@ -5,7 +5,6 @@ import itertools
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from serving.batching.queue import ClientQueue, Queue
@@ -68,21 +67,14 @@ async def submit(
         DeadlineExceeded: the deadline came first.
         ModelError: the run failed.
     """
-    call, arrived_s, number = _Submitted(), time.monotonic(), next(_numbers)
-    peer.streams.add(number)
-    if headers:
-        peer.headers[number] = headers
-    streams: Sequence[Any] = [number]
-    group = Group(peer, streams, [message], encoder, call, arrived_s, deadline_s)
-    owner.post(partial(call.begin, enter or encoder.target.submit, group))
+    call, number = _Submitted(), next(_numbers)
     try:
-        left_s = None if deadline_s == math.inf else deadline_s - arrived_s
-        response = await asyncio.wait_for(call.outcome, left_s)
+        _enter(owner, peer, number, message, encoder, call, deadline_s, enter, headers)
+        response = await asyncio.wait_for(call.outcome, _left_s(deadline_s))
     except TimeoutError:
         raise DeadlineExceeded from None
     finally:
-        peer.streams.discard(number)
-        peer.headers.pop(number, None)
+        _leave(peer, number)
     return response, call.run
 
 
@@ -99,17 +91,11 @@ async def submit_parts(
 
     The next part is made once this one was taken. Closed, no further one is.
     """
-    parts, arrived_s, number = _Parts(owner), time.monotonic(), next(_numbers)
-    peer.streams.add(number)
-    if headers:
-        peer.headers[number] = headers
-    streams: Sequence[Any] = [number]
-    group = Group(peer, streams, [message], encoder, parts, arrived_s, deadline_s)
-    owner.post(partial(parts.begin, enter or encoder.target.submit, group))
+    parts, number = _Parts(owner), next(_numbers)
     try:
+        _enter(owner, peer, number, message, encoder, parts, deadline_s, enter, headers)
         while True:
-            left_s = None if deadline_s == math.inf else deadline_s - time.monotonic()
-            is_end, response = await asyncio.wait_for(parts.next(), left_s)
+            is_end, response = await asyncio.wait_for(parts.next(), _left_s(deadline_s))
             if response is not None:
                 yield response
             if is_end:
@@ -117,9 +103,43 @@ async def submit_parts(
     except TimeoutError:
         raise DeadlineExceeded from None
     finally:
-        peer.streams.discard(number)
-        peer.headers.pop(number, None)
+        _leave(peer, number)
         parts.resume()  # if nobody waits, it ends
+
+
+def _enter(
+    owner: Owner,
+    peer: AsyncCaller,
+    number: int,
+    message: Any,
+    encoder: ResponseEncoder,
+    sink: "_Parts | _Submitted",
+    deadline_s: float,
+    enter: Callable[[Group], int] | None,
+    headers: Mapping[str, str] | None,
+) -> None:
+    """Let a request wait for a run, on the owner's thread; `sink` takes its outcome."""
+    peer.streams.add(number)
+    if headers:
+        peer.headers[number] = headers
+    streams: Sequence[Any] = [number]
+    group = Group(peer, streams, [message], encoder, sink, time.monotonic(), deadline_s)
+
+    def begin() -> None:
+        if not (enter or encoder.target.submit)(group):
+            sink.fail(group, Overloaded())
+
+    owner.post(begin)
+
+
+def _leave(peer: AsyncCaller, number: int) -> None:
+    """Forget a request that nobody waits for any more."""
+    peer.streams.discard(number)
+    peer.headers.pop(number, None)
+
+
+def _left_s(deadline_s: float) -> float | None:
+    return None if deadline_s == math.inf else deadline_s - time.monotonic()
 
 
 class _Parts:
@@ -129,10 +149,6 @@ class _Parts:
         self._loop, self._owner = asyncio.get_running_loop(), owner
         self._came: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue()
         self._resume: Callable[[], None] | None = None
-
-    def begin(self, enter: Callable[[Group], int], group: Group) -> None:
-        if not enter(group):
-            self.fail(group, Overloaded())
 
     async def next(self) -> tuple[bool, Any]:
         """Wait for the next part; returns whether it is the end, and the part, if there is one.
@@ -175,10 +191,6 @@ class _Submitted:
         self.outcome: asyncio.Future[Any] = self._loop.create_future()
         self.run = NEVER
         """The run that answered it."""
-
-    def begin(self, enter: Callable[[Group], int], group: Group) -> None:
-        if not enter(group):
-            self.fail(group, Overloaded())
 
     def answer(self, group: Group, responses: Sequence[Any], run: Ran) -> None:
         if responses:

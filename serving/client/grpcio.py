@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import Any
 
@@ -81,6 +82,35 @@ def _failure_of(code: Any, details: str | None, metadata: Any) -> Failure:
     return found._replace(is_answer=is_answer)
 
 
+def _taken(take: Callable[[], bytes], cancel: Callable[[], object]) -> transport.Outcome:
+    """Wait for a message of a call, on a thread; without one the call is cancelled."""
+    try:
+        return take()
+    except StopIteration:
+        return transport.ENDED
+    except grpc.RpcError as err:
+        return _failure(err)
+    except grpc.FutureCancelledError:
+        return transport.CUT_OFF
+    except BaseException:  # KeyboardInterrupt
+        cancel()
+        raise
+
+
+async def _awaited(message: Awaitable[transport.Outcome]) -> transport.Outcome:
+    """Wait for a message of a call, in a task."""
+    try:
+        return await message
+    except grpc.aio.AioRpcError as err:
+        return _failure(err)
+    except asyncio.CancelledError:
+        # The task was cancelled, the channel was closed, or the status is CANCELLED.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() > 0:
+            raise
+        return transport.CUT_OFF
+
+
 class _ThreadCall:
     """A call that a thread can wait for."""
 
@@ -89,16 +119,7 @@ class _ThreadCall:
         self.cancel = future.cancel
 
     async def result(self) -> transport.Outcome:
-        try:
-            data: bytes = self._future.result()
-        except grpc.RpcError as err:
-            return _failure(err)
-        except grpc.FutureCancelledError:
-            return transport.CUT_OFF
-        except BaseException:  # KeyboardInterrupt
-            self._future.cancel()
-            raise
-        return data
+        return _taken(self._future.result, self.cancel)
 
 
 class _ThreadStream:
@@ -109,18 +130,7 @@ class _ThreadStream:
         self.cancel = call.cancel
 
     async def next(self) -> transport.Outcome:
-        try:
-            data: bytes = next(self._call)
-        except StopIteration:
-            return transport.ENDED
-        except grpc.RpcError as err:
-            return _failure(err)
-        except grpc.FutureCancelledError:
-            return transport.CUT_OFF
-        except BaseException:  # KeyboardInterrupt
-            self._call.cancel()
-            raise
-        return data
+        return _taken(self._call.__next__, self.cancel)
 
 
 class _LoopStream:
@@ -131,25 +141,17 @@ class _LoopStream:
         self.cancel = call.cancel
 
     async def next(self) -> transport.Outcome:
-        try:
-            data = await self._call.read()
-            if data is not grpc.aio.EOF:
-                found: bytes = data
-                return found
-            if await self._call.code() is grpc.StatusCode.OK:
-                return transport.ENDED
-            return _failure_of(
-                await self._call.code(),
-                await self._call.details(),
-                await self._call.trailing_metadata(),
-            )
-        except grpc.aio.AioRpcError as err:
-            return _failure(err)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling() > 0:
-                raise
-            return transport.CUT_OFF
+        return await _awaited(self._read())
+
+    async def _read(self) -> transport.Outcome:
+        call = self._call
+        data = await call.read()
+        if data is not grpc.aio.EOF:
+            found: bytes = data
+            return found
+        if await call.code() is grpc.StatusCode.OK:
+            return transport.ENDED
+        return _failure_of(await call.code(), await call.details(), await call.trailing_metadata())
 
 
 class _LoopCall:
@@ -160,17 +162,7 @@ class _LoopCall:
         self.cancel = call.cancel
 
     async def result(self) -> transport.Outcome:
-        try:
-            data: bytes = await self._call
-        except grpc.aio.AioRpcError as err:
-            return _failure(err)
-        except asyncio.CancelledError:
-            # The task was cancelled, the channel was closed, or the status is CANCELLED.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling() > 0:
-                raise
-            return transport.CUT_OFF
-        return data
+        return await _awaited(self._call)
 
 
 class GrpcioTransport(transport.Transport):

@@ -8,7 +8,7 @@ if the repository can't be read or is empty.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -42,14 +42,6 @@ _MAX_BESIDE = 4
 """Models that are looked at beside one another."""
 _REPOSITORY = ""
 """The repository as a whole, where a model's name is expected."""
-
-
-def _named_sources(options: Iterable[str]) -> dict[str, HandlerSource]:
-    """Return where handlers are, by the models' names; see `named_sources`."""
-    if not options:
-        return {}
-
-    return named_sources(options)
 
 
 class Catalog:
@@ -90,7 +82,7 @@ class Catalog:
         self._room = LoadingRoom()
         self._named: frozenset[str] = frozenset()
         """The models that the configuration names."""
-        self._sources = _named_sources(config.handler)
+        self._sources = named_sources(config.handler)
         self._handlers: Mapping[str, HandlerSource] = {}
         """Handlers of the command line, by the models' names."""
         self._around: set[str] = set()

@@ -125,7 +125,7 @@ class ModelFolder:
             self._unaccepted = unaccepted(self.path, found, read)
         chosen = self._choose(found)
         for label, number in wishes.labels.items():
-            version = self._get(number) if number in found else None
+            version = self._get(self.versions[number]) if number in found else None
             if version is None:
                 reason = self.versions[number].reason if number in found else "it is not there"
                 raise ConfigurationError(f"{LABELS}: {label} can't be version {number}: {reason}")
@@ -258,9 +258,9 @@ class ModelFolder:
         most = self._wishes.num_latest if is_latest else len(found)
         chosen: dict[str, Version] = {}
         for number in found:
-            self._find(number)
+            found_now = self._find(number)
             is_wished = len(chosen) < most and not (is_latest and number in self._unaccepted)
-            if is_wished and (version := self._get(number)) is not None:
+            if is_wished and (version := self._get(found_now)) is not None:
                 chosen[number] = version
         return chosen
 
@@ -287,9 +287,9 @@ class ModelFolder:
         self.versions[number] = Version(number, files)
         return self.versions[number]
 
-    def _get(self, number: str) -> Version | None:
+    def _get(self, version: Version) -> Version | None:
         """Return a version, loaded now if it is new; None if it can't be served."""
-        version, served = self._find(number), self.served
+        number, served = version.number, self.served
         if version.state is State.FOUND:
             try:
                 self._load(version)
