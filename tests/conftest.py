@@ -139,14 +139,16 @@ def generator(request):
     return random.Random(f"{SEED}:{request.node.name}")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def starts_none(request):
-    """Fail a test of `make check` that starts a process although its module does not look so."""
+    """Fail a test of `make check` that starts a process although its module does not look so.
+
+    For the whole run, so that a module's fixtures are held to it as well.
+    """
 
     def refuse(*_, **__):
         pytest.fail("this test starts a process: its module is to be marked `process`")
 
-    # Not by the fixture `monkeypatch`, whose changes would then outlive the test's own fixtures.
     with pytest.MonkeyPatch.context() as patch:
         if "not process" in request.config.option.markexpr:
             patch.setattr(subprocess.Popen, "__init__", refuse)

@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from string import Template
 
 import matplotlib
 import numpy as np
@@ -14,47 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from serving.commandline import html_page
 from training.tables import Table
 
 # In the dark, the pictures are inverted onto the same near-black and their hues turned back.
-_PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-  :root { --paper: #fff; --ink: #1f2933; --muted: #5f6b7a; --rule: #d9dee5;
-          color-scheme: light dark; }
-  @media (prefers-color-scheme: dark) {
-    :root { --paper: #141414; --ink: #e6e8eb; --muted: #9aa5b1; --rule: #333a41; }
-    img { filter: invert(0.92) hue-rotate(180deg); }
-  }
-  body { max-width: 56rem; margin: 0 auto; padding: 2rem 0.8rem 4rem; overflow-wrap: break-word;
-         font: 16px/1.5 system-ui, sans-serif; background: var(--paper); color: var(--ink); }
-  h1 { margin: 0; font-size: 2.4rem; line-height: 1.1; }
-  h2 { margin: 2.5rem 0 0; font-size: 1.2rem; }
-  p { max-width: 44rem; margin: 0.3rem 0 0.8rem; color: var(--muted); }
-  /* A box that can be scrolled sideways has a shadow at the side where more is. */
-  div { overflow-x: auto; background:
-      linear-gradient(to right, var(--paper) 30%, transparent) 0 / 3rem 100% no-repeat local,
-      linear-gradient(to left, var(--paper) 30%, transparent) 100% / 3rem 100% no-repeat local,
-      linear-gradient(to right, #8888, transparent) 0 / 1rem 100% no-repeat scroll,
-      linear-gradient(to left, #8888, transparent) 100% / 1rem 100% no-repeat scroll; }
+_STYLE = """\
+  @media (prefers-color-scheme: dark) { img { filter: invert(0.92) hue-rotate(180deg); } }
   img { display: block; width: 100%; min-width: 346px; max-width: 42rem; height: auto; }
-  table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums;
-          font-size: 0.9rem; overflow-wrap: normal; }
-  th, td { padding: 0.3rem 0.8rem 0.3rem 0; text-align: left; vertical-align: top;
-           border-bottom: 1px solid var(--rule); font-weight: normal; }
-  th[scope=col] { color: var(--muted); }
-  th:last-child, td:last-child { padding-right: 0; }
-</style>
-<main>
-<h1>$title</h1>
-$body
-</main>
-</html>
-""")
+"""
 INK, MUTED, RULE = "#1f2933", "#697586", "#d9dee5"
 WIDTH = 6.0
 """Every figure's width in inches: on a phone of 346 pixels, labels of 10 points have 8."""
@@ -77,17 +43,16 @@ class PageFigure:
 def page(title: str, lead: Sequence[str], sections: Sequence[str]) -> str:
     """Write a page: its title, paragraphs of text, and sections."""
     body = "\n".join([*(f"<p>{escape(text)}</p>" for text in lead), *sections])
-    return _PAGE.substitute(title=escape(title), body=body)
+    return html_page.page(title, body, _STYLE)
 
 
 def section(title: str, note: str, content: Table | PageFigure) -> str:
     """Write a table or a picture under its heading and an explanation, which may be empty."""
-    inner = _picture(content) if isinstance(content, PageFigure) else _table(content)
+    inner = _picture(content) if isinstance(content, PageFigure) else html_page.table(content)
     parts = (
         f"<h2>{escape(title)}</h2>",
         f"<p>{escape(note)}</p>" if note else "",
-        # Focusable, so that the keyboard can scroll it.
-        f'<div role="region" aria-label="{escape(title)}" tabindex="0">{inner}</div>',
+        html_page.region(title, inner),
     )
     return "".join(parts)
 
@@ -95,19 +60,6 @@ def section(title: str, note: str, content: Table | PageFigure) -> str:
 def _picture(picture: PageFigure) -> str:
     source = f"data:image/svg+xml;base64,{base64.b64encode(picture.svg).decode()}"
     return f'<img alt="{escape(picture.alt)}" src="{source}">'
-
-
-def _table(table: Table) -> str:
-    """Write a table; its first row has the columns' headings, each first cell its row's."""
-    heading, *rows = table
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heading)
-    body = (
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def draw(figure: Figure, alt: str) -> PageFigure:

@@ -52,7 +52,7 @@ class Inference:
     """Answers the paths that run a model."""
 
     def __init__(self, router: Router, max_json_bytes: int) -> None:
-        """Serve the models of `router`; so many bytes of JSON are read at most."""
+        """Serve the models of `router`; `max_json_bytes` limits the JSON of a request."""
         self._max_json_bytes = max_json_bytes
         self._router = router
 

@@ -68,7 +68,7 @@ _FEATURES = (
 _GATE_S = 20.0
 """How long fp32 may take for the samples that are held out; more of them are left out."""
 _GOLDEN_CALLS, _GOLDEN_BYTES, _GOLDEN_S = 128, 4 << 20, 1.0
-"""The most golden calls, of so many bytes, that take so long here."""
+"""The most golden calls of a version: their number, their bytes, and the seconds they take here."""
 _SEARCH_SHARE = 0.7
 """The share of the time that the search may take."""
 TIME_S = 600.0

@@ -3,29 +3,17 @@
 import math
 from html import escape
 from pathlib import Path
-from string import Template
 
+from serving.commandline import html_page
 from serving.optimising import report
 from serving.optimising.gate import GateLimits
 from serving.optimising.result import Optimization, TriedCandidate
 
-_PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-  :root { --paper: #fff; --ink: #1f2933; --muted: #5f6b7a; --rule: #d9dee5;
-          --good: #1b7f4d; --bad: #b3402e; --plain: #2563a8; color-scheme: light dark; }
+_STYLE = """\
+  :root { --good: #1b7f4d; --bad: #b3402e; --plain: #2563a8; }
   @media (prefers-color-scheme: dark) {
-    :root { --paper: #141414; --ink: #e6e8eb; --muted: #9aa5b1; --rule: #333a41;
-            --good: #4cc38a; --bad: #ef8672; --plain: #7bb0ea; }
+    :root { --good: #4cc38a; --bad: #ef8672; --plain: #7bb0ea; }
   }
-  body { max-width: 60rem; margin: 0 auto; padding: 1.5rem 0.8rem 3rem; overflow-wrap: break-word;
-         font: 16px/1.5 system-ui, sans-serif; background: var(--paper); color: var(--ink); }
-  h1 { margin: 0 0 0.3rem; font-size: 1.8rem; line-height: 1.15; }
-  p { max-width: 46rem; margin: 0.3rem 0 0.8rem; color: var(--muted); }
   p.lead { color: var(--ink); font-size: 1.1rem; }
   svg { display: block; width: 100%; max-width: 44rem; height: auto; margin: 1rem 0; }
   svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
@@ -35,21 +23,10 @@ _PAGE = Template("""\
   .good { fill: var(--good); color: var(--good); }
   .bad { fill: var(--paper); stroke: var(--bad); stroke-width: 2; }
   .plain { fill: var(--plain); }
-  div { overflow-x: auto; }
-  table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums;
-          font-size: 0.9rem; overflow-wrap: normal; }
-  th, td { padding: 0.3rem 0.8rem 0.3rem 0; text-align: left; vertical-align: top;
-           border-bottom: 1px solid var(--rule); font-weight: normal; min-width: 4.5rem; }
+  th, td { min-width: 4.5rem; }
   td:last-child { min-width: 12rem; }
-  th[scope=col] { color: var(--muted); }
   tr.chosen th, tr.chosen td { font-weight: 600; }
-</style>
-<main>
-<h1>$title</h1>
-$body
-</main>
-</html>
-""")
+"""
 _WIDTH, _HEIGHT = 460, 300
 """Of the picture: on a telephone of 390 pixels, its text of 13 has 11."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 446, 26, 250
@@ -97,23 +74,16 @@ def render(found: Optimization) -> str:
             "<p>Gains are medians over fp32's rate in the same rounds, with least and greatest. "
             "With many callers: batches of the size that the server runs, on one thread.</p>"
         )
-    title = escape(f"{found.name}, optimized")
-    return _PAGE.substitute(title=title, body="\n".join(body))
+    return html_page.page(f"{found.name}, optimized", "\n".join(body), _STYLE)
 
 
 def _table(found: Optimization) -> str:
-    head = "".join(f'<th scope="col">{escape(each)}</th>' for each in _HEADINGS)
-    rows = []
+    rows = [*report.cells(found)]
+    named = [[f"{number} {first}" if number else first, *rest]
+             for number, (first, *rest) in enumerate(rows)]  # fmt: skip
     chosen = {str(each.candidate) for each in found.tried if report.is_chosen(each, found)}
-    for number, (first, *rest) in enumerate(report.cells(found)):
-        name = f"{number} {first}" if number else first
-        kind = ' class="chosen"' if first in chosen else ""
-        rest_cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        rows.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{rest_cells}</tr>')
-    return (
-        f'<div role="region" aria-label="candidates" tabindex="0"><table><thead><tr>{head}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    marked = next((at for at, (first, *_) in enumerate(rows) if first in chosen), None)
+    return html_page.region("candidates", html_page.table([_HEADINGS, *named], marked))
 
 
 def _picture(found: Optimization) -> str:

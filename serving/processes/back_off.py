@@ -18,7 +18,7 @@ class Series(NamedTuple):
     """The first pause, in seconds or what else a use counts in."""
     most: float
     reset_s: float = math.inf
-    """A failure after so many good seconds is the first again."""
+    """After this many good seconds a failure is the first again."""
     factor: float = 2.0
 
 

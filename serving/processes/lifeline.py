@@ -1,4 +1,4 @@
-"""A pipe by which children end with their parent, whatever ends that.
+"""A pipe by which children end with their parent, even if SIGKILL ends it.
 
 The parent has the only end that writes, and never writes. Once it is closed, the kernel sends a
 signal for the other end: also to a process that is stopped or hangs in native code, and to all of a

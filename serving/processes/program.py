@@ -1,4 +1,4 @@
-"""The first steps of a child: the same for each, whatever it does then."""
+"""The first steps of a child, which are the same for all of them."""
 
 import os
 import pickle

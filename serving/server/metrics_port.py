@@ -123,7 +123,9 @@ class MetricsPort:
         for name in sorted(state.stuck_models | state.reasons.keys()):
             model, _, version = name.partition("/")
             subject = f"model {model} version {version}" if version else f"model {model}"
-            reason = " ".join(state.reasons.get(name, "").split())  # a line, whatever a file says
+            reason = " ".join(
+                state.reasons.get(name, "").split()
+            )  # one line, even if a file's names have line breaks
             lines.append(f"NOT_SERVING {subject}" + (f": {reason}" if reason else ""))
         status = HTTPStatus.OK if state.is_serving else HTTPStatus.SERVICE_UNAVAILABLE
         return PlainAnswer("".join(f"{line}\n" for line in lines).encode(), status=status)

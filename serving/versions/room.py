@@ -1,4 +1,4 @@
-"""Room for models that load beside one another: so many at a time, and as the memory allows."""
+"""Room for models that load beside one another: four at a time, and as the memory allows."""
 
 import math
 import threading

@@ -9,6 +9,8 @@ from serving.optimising.result import Optimization
 from tests.serving.model.graphs import save, two_layers
 from tests.serving.optimising.test_command import outcome
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def folder(tmp_path):

@@ -12,6 +12,8 @@ from tests.serving.client.test_without_server import Scripted
 from tests.serving.handlers.conftest import Gate, named
 from tests.support.servers import wait_until
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module", params=["h2", "grpcio"])
 def told(request, tmp_path_factory):

@@ -13,6 +13,7 @@ from tests.serving.handlers.conftest import named
 from tests.serving.http.peer import HttpPeer
 from tests.support.servers import wait_until
 
+pytestmark = pytest.mark.process
 END = "triton_enable_empty_final_response"
 
 
