@@ -322,7 +322,12 @@ def unit(file, _):
     for node in ast.walk(file.tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, int | float):
             continue
-        if not node.value or isinstance(node.value, bool) or file.declares(node) or not is_quantity(file, node):
+        if (
+            not node.value
+            or isinstance(node.value, bool)
+            or file.declares(node)
+            or not is_quantity(file, node)
+        ):
             continue
         for factor in (10, 1000, 0.001):
             value = node.value * factor
