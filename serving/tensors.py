@@ -77,8 +77,18 @@ class Tensor:
         return self.content in ("bytes", "picture")
 
     @property
-    def takes_column(self) -> bool:
-        """Whether [N, 1] is taken for [N], since other servers know texts so only."""
+    def is_picture(self) -> bool:
+        """Whether its elements are files of pictures, which the server reads."""
+        return self.content == "picture"
+
+    @property
+    def is_json(self) -> bool:
+        """Whether its elements are JSON: values to programs, texts of JSON on the wire."""
+        return self.content == "json"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a handler gets its elements from texts; others take [N, 1] for [N] of such."""
         return self.content in ("text", "json")
 
     def no_rows(self) -> Array:
@@ -198,7 +208,7 @@ def as_array(tensor: Tensor, value: object) -> Array:
         array = _converted(tensor, array, is_typed=hasattr(value, "dtype"))
     elif array.dtype.kind == "O" and not all(isinstance(each, str | bytes) for each in array.flat):
         raise InvalidRequest(f"expected {tensor}, got objects that are no texts")
-    if tensor.takes_column and array.ndim == 2 and array.shape[1] == 1:
+    if tensor.is_text and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     # ONNX Runtime says () also of inputs that take any shape.
     wrong = [0 <= size != got for size, got in zip(tensor.shape, array.shape, strict=False)]
