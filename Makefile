@@ -7,7 +7,7 @@
 #   RESUME=1         resume the training that was interrupted
 #   PEERS=...        servers for `make bench-peers` that run already: triton=oip://HOST:PORT
 #   SEEDS=...        how many seeds `make simulate` runs
-#   SEED=, NUMBER=   which mutants `make mutants` draws, and how many
+#   SEED=, NUMBER=, KIND=   which mutants `make mutants` draws, how many, and of which kind: hands or operators
 #   SOAK_S=...       how long `make soak` keeps the server under load, in seconds
 
 .DEFAULT_GOAL := help
@@ -81,8 +81,8 @@ test: $(INSTALLED)  ## run the test suite (no GPU needed; 6 minutes on two idle 
 test-slow: $(INSTALLED)  ## the tests that take more than four seconds each
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m slow tests/docs tests/http2 tests/programs tests/proof tests/serving tests/training tests/test_*.py
 
-mutants: $(INSTALLED) .venv-mutants/.installed  ## change NUMBER=... places in a copy of the code; which changes do tests notice?
-	.venv-mutants/bin/python -m tests.mutation --seed $(SEED) --number $(NUMBER)
+mutants: $(INSTALLED) .venv-mutants/.installed  ## make NUMBER=... faults in copies of the code; which do tests notice?
+	.venv-mutants/bin/python -m tests.mutation --seed $(SEED) --number $(NUMBER) $(if $(KIND),--kind $(KIND))
 
 simulate: $(INSTALLED)  ## a server, its callers and injected faults, simulated for SEEDS=... seeds
 	$(RUN) -m tests.simulation $(SEEDS)

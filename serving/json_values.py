@@ -119,7 +119,7 @@ def written_inputs(inputs: tuple[Tensor, ...], given: object) -> object:
     Raises:
         InvalidRequest: JSON can't hold a value, or there is no list of a value for each row.
     """
-    names = [each.name for each in inputs if each.content == CONTENT]
+    names = [each.name for each in inputs if each.is_json]
     if not names:
         return given
     if not isinstance(given, Mapping):
@@ -164,6 +164,6 @@ def parsed_output(tensor: Tensor, array: Array) -> Array:
     Raises:
         InvalidRequest: one is no JSON, as of a server that is none of ours.
     """
-    if tensor.content != CONTENT:
+    if not tensor.is_json:
         return array
     return column_of(parsed(tensor.name, array, _MAX_ANSWER_DEPTH))

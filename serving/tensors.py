@@ -77,8 +77,18 @@ class Tensor:
         return self.content in ("bytes", "picture")
 
     @property
-    def takes_column(self) -> bool:
-        """Whether [N, 1] is taken for [N], since other servers know texts so only."""
+    def is_picture(self) -> bool:
+        """Whether its elements are files of pictures, which the server reads."""
+        return self.content == "picture"
+
+    @property
+    def is_json(self) -> bool:
+        """Whether its elements are JSON: values to programs, texts of JSON on the wire."""
+        return self.content == "json"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a handler gets its elements from texts; others take [N, 1] for [N] of such."""
         return self.content in ("text", "json")
 
     def no_rows(self) -> Array:
@@ -198,7 +208,7 @@ def as_array(tensor: Tensor, value: object) -> Array:
         array = _converted(tensor, array, is_typed=hasattr(value, "dtype"))
     elif array.dtype.kind == "O" and not all(isinstance(each, str | bytes) for each in array.flat):
         raise InvalidRequest(f"expected {tensor}, got objects that are no texts")
-    if tensor.takes_column and array.ndim == 2 and array.shape[1] == 1:
+    if tensor.is_text and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     # ONNX Runtime says () also of inputs that take any shape.
     wrong = [0 <= size != got for size, got in zip(tensor.shape, array.shape, strict=False)]
@@ -390,7 +400,11 @@ class ModelInfo:
     device: str = ""
     """The device that it runs on, such as "cpu"; empty if the server does not say, as the next."""
     precision: str = ""
-    """The variant that runs: "fp32" or "int8"."""
+    """The variant that runs: "fp32" or "int8", or of a version that `optimize` made, its only one,
+    "fp32"."""
+    optimized: str = ""
+    """How `optimize` made this version and of what, such as "int8 u8, of mine version 1"; empty for
+    others."""
     max_batch_size: int
     """The most rows in one run; 0 for a model that is not batched."""
     max_request_rows: int | None = None

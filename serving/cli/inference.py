@@ -172,7 +172,7 @@ def _feeds(
         raise InvalidRequest(f"expected a value of {listed}")
     feeds = as_feeds(tensors, given)
     for each in tensors.inputs:
-        if each.content == json_values.CONTENT:  # the words are JSON already
+        if each.is_json:  # the words are JSON already
             texts = [json_values.JsonText(text) for text in feeds[each.name].tolist()]
             feeds[each.name] = json_values.column_of(texts)
     return feeds
@@ -211,7 +211,7 @@ def _value(tensor: Tensor, text: str, pictures: Preprocessing | None) -> Any:
     is_file = text == "-" or text.startswith("@")
     if not is_file and os.path.isfile(text):
         _require_no_file(tensor, text)
-    if not is_file and tensor.content == "picture":
+    if not is_file and tensor.is_picture:
         raise InvalidRequest(f"expected a picture, such as {_example(tensor)}, got {text[:80]!r}")
     value = _of_file(tensor, text, pictures) if is_file else _of_text(tensor, text)
     try:

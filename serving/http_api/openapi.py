@@ -28,7 +28,7 @@ parameter      string_value:text
 statistics     name:text version:text inference_count:count execution_count:count
 fact           name:text datatype:text axes:text* content:text?
 sample         name:text datatype:text axes:text* content:text? shape:count* sample:any
-model          name:text version:text state:text reason:text roles:text* device:text? precision:text? batching:text?
+model          name:text version:text state:text reason:text roles:text* device:text? precision:text? optimized:text? batching:text?
                inputs:sample*? outputs:fact*? classes:text*? takes_pictures:flag? requests:text{}?
 Problem        type:text? title:text status:integer detail:text
 InferRequest   id:text? inputs:tensor*
@@ -252,13 +252,10 @@ def _infer(model: LoadedModel) -> dict[str, Any]:
     body = body_of("InferRequest")
     (first, *others) = model.tensors.inputs or (None,)
     if first is not None and first.content and not others:  # of a handler: the body is its value
-        kinds = {"text": ("text/plain",), "picture": ("image/*", "application/octet-stream")}
-        kinds["json"] = kinds["text"]
-        schema = (
-            TEXT if first.content in ("text", "json") else {"type": "string", "format": "binary"}
-        )
-        for kind in kinds.get(first.content, ("application/octet-stream",)):
-            body[kind] = {"schema": schema}
+        kinds = ["image/*"] if first.is_picture else []
+        kinds.append("text/plain" if first.is_text else "application/octet-stream")
+        schema = TEXT if first.is_text else {"type": "string", "format": "binary"}
+        body |= {kind: {"schema": schema} for kind in kinds}
         if first.is_binary:
             body["multipart/form-data"] = {"schema": FILES}
     if not num_zeros:

@@ -56,8 +56,8 @@ def sample_of(tensor: Tensor, shapes: Shapes) -> Any:
     if math.prod(shape) > _MOST:
         return None
     if tensor.is_binary:  # as JSON has it
-        return np.full(shape, _PICTURE if tensor.content == "picture" else "AAE=", object).tolist()
-    if tensor.content == "json":
+        return np.full(shape, _PICTURE if tensor.is_picture else "AAE=", object).tolist()
+    if tensor.is_json:
         return np.full(shape, _JSON, object).tolist()
     return np.full(shape, _VALUES.get(tensor.dtype.kind, 1), tensor.dtype).tolist()
 
@@ -131,7 +131,7 @@ class Example:
             url = shlex.quote(f"{self.access.http}/v2/models/{path}/infer")
             if file := _file_of(first):
                 return f"{command} -T {file} {url}"
-            value = shlex.quote(_JSON) if first.content == "json" else "text"
+            value = shlex.quote(_JSON) if first.is_json else "text"
             return f"{command} {url} -H 'content-type: text/plain' -d {value}"
         url, text = shlex.quote(f"{self.access.http}/v2/models/{path}/infer"), json.dumps(body)
         if not num_zeros:
@@ -245,7 +245,7 @@ class Example:
         shape, values = shape_of(tensor, self.shapes), sample_of(tensor, self.shapes)
         if file := _file_of(tensor):
             return f"np.array([open({file!r}, 'rb').read()], object)"
-        if tensor.content == "json":
+        if tensor.is_json:
             return f"[{_JSON}]"
         if tensor.datatype == "BYTES":
             return f"np.full({shape}, 'text', object)"

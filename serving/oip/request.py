@@ -202,7 +202,7 @@ def _outputs(found: Sequence[Any], wanted: Sequence[Tensor]) -> tuple[int, ...]:
 
 def _shape(found: SentTensor, wanted: Tensor) -> list[int]:
     shape: list[int] = found.shape[:]  # type: ignore[assignment]
-    if wanted.takes_column and len(shape) == 2 and shape[1] == 1:
+    if wanted.is_text and len(shape) == 2 and shape[1] == 1:
         shape.pop()
     is_alike = found.datatype == wanted.datatype and _fits(shape, wanted.shape)
     if not is_alike or (0 in shape and prod(size or 1 for size in shape) > _MAX_EMPTY_SIZE):

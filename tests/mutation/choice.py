@@ -1,9 +1,32 @@
 """Which tests are to notice a change of a line: those that run it, the fastest first."""
 
 import ast
+import re
 
-BUDGET_S = 25.0
-"""How long the chosen tests took together when they were recorded."""
+NEAR_S, STARTING_S, FAR_S = 25.0, 15.0, 40.0
+"""How long the chosen tests took together when they were recorded.
+
+Near ones that run the line, near ones that start processes, which may run it there, and far ones.
+"""
+ROW = re.compile(r"(?m)^\| (`(?:serving|digit_classifier)[^|]*) \| `(tests/[^|`]*)` \|")
+
+
+def nearest(page):
+    """Return the nearest tests of each package and module that a page's table names.
+
+    Args:
+        page: the text of docs/tour.md.
+    """
+    return {
+        package: tests.split()
+        for packages, tests in ROW.findall(page)
+        for package in re.findall(r"`([^`]*)`", packages)
+    }
+
+
+def package_of(path, packages):
+    """Return the package or module of the table that a file is of, the longest; None: of none."""
+    return max(filter(path.startswith, packages), key=len, default=None)
 
 
 def statement(source, line):
@@ -19,42 +42,73 @@ def statement(source, line):
     return best
 
 
-def chosen(record, tree, path, line):
-    """List the tests that run a line, the fastest first.
-
-    A line that only an import runs, such as a constant, may matter to any test of the package. Of a
-    line that no test runs here, those of its file are chosen: they may run it in other processes.
+def near(records, source, path, line):
+    """List the tests of a package that run a line, the fastest first, then what starts processes.
 
     Args:
-        record: of `recording.py`.
-        tree: the folder of the code.
-        path: a file in it.
+        records: those of `recording.py` of the package's own tests.
+        source: the text of the file.
+        path: its name.
         line: from 1.
     """
-    seconds, lines = record["seconds"], record["lines"].get(path, {})
-    first, last = statement((tree / path).read_text("utf-8"), line)
-    own = contexts_of(lines, map(str, range(first, last + 1)))
-    tests = tests_in(record, own)
-    if not tests:
-        tests = {*seconds} if "" in own else tests_in(record, contexts_of(lines, lines))
-    return within_budget(sorted(tests, key=seconds.get), seconds)
+    seconds = merged(records, "seconds")
+    tests = running(records, source, path, line)
+    starting = {each for record in records for each in record["processes"]} - tests
+    return [
+        *within_budget(sorted(tests, key=seconds.get), seconds, NEAR_S),
+        *within_budget(sorted(starting, key=seconds.get), seconds, STARTING_S),
+    ]
 
 
-def contexts_of(lines, numbers):
-    return {context for number in numbers for context in lines.get(number, ())}
+def far(records, source, path, line, besides):
+    """List the tests that run a line and start no process, the fastest first, without some."""
+    seconds = merged(records, "seconds")
+    starting = {each for record in records for each in record["processes"]}
+    tests = running(records, source, path, line) - starting - {*besides}
+    return within_budget(sorted(tests, key=seconds.get), seconds, FAR_S)
+
+
+def running(records, source, path, line):
+    """Return the tests that run a line.
+
+    A line that only an import runs, such as a constant, may matter to any test. Of a line that no
+    test runs here, those of its file are returned: they may run it in other processes.
+    """
+    first, last = statement(source, line)
+    own = in_records(records, path, range(first, last + 1))
+    if not (own - {""}):
+        own = {*merged(records, "seconds")} if own else in_records(records, path, None) - {""}
+    return own
+
+
+def in_records(records, path, numbers):
+    """Return the tests that ran lines of a file, and "" if an import did; None: of all lines."""
+    return {
+        test for record in records for test in tests_in(record, contexts_of(record, path, numbers))
+    }
+
+
+def contexts_of(record, path, numbers):
+    lines = record["lines"].get(path, {})
+    ran = lines if numbers is None else map(str, numbers)
+    return {record["contexts"][at] for number in ran for at in lines.get(number, ())}
 
 
 def tests_in(record, contexts):
     """Return the tests that passed among contexts, and those that use a fixture among them."""
     tests = {test for context in contexts for test in record["uses"].get(context, [context])}
-    return tests & record["seconds"].keys()
+    return tests & {*record["seconds"], ""}
 
 
-def within_budget(tests, seconds):
+def merged(records, name):
+    return {key: value for record in records for key, value in record[name].items()}
+
+
+def within_budget(tests, seconds, budget_s):
     """Return the first tests, as many as take no longer together; at least one."""
     total_s = 0.0
     for number, test in enumerate(tests):
         total_s += seconds[test]
-        if number and total_s > BUDGET_S:
+        if number and total_s > budget_s:
             return tests[:number]
     return tests

@@ -8,7 +8,6 @@ the interpreter shares.
 import ast
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
@@ -34,19 +33,6 @@ class Place:
     end: Position
     ways: tuple[tuple[str, int], ...]
     """Names of operators, and which of the occurrences in the file each one would change."""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A file with one change."""
-
-    path: str
-    line: int
-    text: str
-    """The whole file."""
-    before: str
-    """The lines that differ."""
-    after: str
 
 
 @cache
@@ -109,7 +95,7 @@ def declares(decorator):
 
 
 def mutant(root, place, generator):
-    """Change a place in one of its ways, drawn; None if none of them compiles."""
+    """Return the file's text, changed at a place in one of its ways; None: none compiles."""
     source = (root / place.path).read_text("utf-8")
     ways = list(place.ways)
     generator.shuffle(ways)
@@ -119,24 +105,5 @@ def mutant(root, place, generator):
             compile(text, place.path, "exec")
         except SyntaxError:
             continue
-        before, after = changed(source, text)
-        return Mutant(place.path, place.begin[0], text, before, after)
+        return text
     return None
-
-
-def changed(source, text):
-    """Return the lines of two texts that differ, without those before and after."""
-    old, new = source.splitlines(), text.splitlines()
-    first = next(i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1])
-    last = 0
-    while last < min(len(old), len(new)) - first and old[-1 - last] == new[-1 - last]:
-        last += 1
-    return tuple("\n".join(each[first : len(each) - last]) for each in (old, new))
-
-
-def sources(root, package):
-    """List the files of a package, or a module's own."""
-    if package.endswith(".py"):
-        return [package]
-    files = sorted((root / package).rglob("*.py"))
-    return [str(Path(file).relative_to(root)) for file in files]

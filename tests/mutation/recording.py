@@ -2,8 +2,9 @@
 
     MUTATION_RECORD=FILE python -m pytest -p tests.mutation.recording PATHS...
 
-The file is JSON: `seconds` of each test that passed, `uses`, the tests of each shared fixture, and
-`lines`, for each file and line the contexts that ran it: a test, a fixture, or "" while importing.
+The file is JSON: `seconds` of each test that passed, `processes`, those of them that start
+processes, `uses`, the tests of each shared fixture, `contexts`, the names of tests and of fixtures,
+and "" while importing, and `lines`, for each file and line which of them ran it.
 """
 
 import json
@@ -18,12 +19,16 @@ RECORD = Path(os.environ["MUTATION_RECORD"])
 ROOT = Path.cwd()
 
 recorder = coverage.Coverage(
-    data_file=None, config_file=False, source=[str(ROOT / "serving")], concurrency="thread"
+    data_file=None,
+    config_file=False,
+    source=[str(ROOT / "serving"), str(ROOT / "digit_classifier")],
+    concurrency="thread",
 )
 recorder.start()
 contexts = [""]
 seconds: dict[str, float] = defaultdict(float)
 failed: set[str] = set()
+processes: set[str] = set()
 uses: dict[str, list[str]] = defaultdict(list)
 
 
@@ -37,8 +42,11 @@ def leave():
     recorder.switch_context(contexts[-1])
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     for item in items:
+        if item.get_closest_marker("process"):
+            processes.add(item.nodeid)
         for name in item.fixturenames:
             uses[f"fixture {name}"].append(item.nodeid)
 
@@ -74,9 +82,15 @@ def pytest_runtest_logreport(report):
 def pytest_unconfigure():
     recorder.stop()
     data = recorder.get_data()
+    number = {context: at for at, context in enumerate(sorted(data.measured_contexts()))}
     lines = {
-        str(Path(file).relative_to(ROOT)): data.contexts_by_lineno(file)
+        str(Path(file).relative_to(ROOT)): {
+            line: [number[each] for each in ran]
+            for line, ran in data.contexts_by_lineno(file).items()
+        }
         for file in data.measured_files()
     }
     passed = {test: taken_s for test, taken_s in seconds.items() if test not in failed}
-    RECORD.write_text(json.dumps({"seconds": passed, "uses": uses, "lines": lines}))
+    record = {"seconds": passed, "processes": sorted(processes & passed.keys()), "uses": uses,
+              "contexts": [*number], "lines": lines}  # fmt: skip
+    RECORD.write_text(json.dumps(record))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.mutation.choice import chosen, statement, within_budget
+from tests.mutation.choice import far, near, nearest, package_of, statement, within_budget
 from tests.mutation.locks import REFUSES, Busy, locked
 
 ROOT = Path(__file__).parents[2]
@@ -28,38 +28,44 @@ def test_a_line_counts_with_its_statement(line, expected):
     assert statement(SOURCE, line) == expected
 
 
-@pytest.fixture
-def tree(tmp_path):
-    (tmp_path / "late.py").write_text(SOURCE)
-    return tmp_path
-
-
 RECORD: dict[str, Any] = {
-    "seconds": {"slow": 2.0, "quick": 0.1, "far": 0.2, "other": 0.5},
+    "seconds": {"slow": 2.0, "quick": 0.1, "far": 0.2, "other": 0.5, "starting": 3.0},
+    "processes": ["other", "starting"],
     "uses": {"fixture server": ["slow", "failed"]},
-    "lines": {"late.py": {"1": [""], "3": ["fixture server", "quick"], "5": ["other"]}},
+    "contexts": ["", "fixture server", "other", "quick"],
+    "lines": {"late.py": {"1": [0], "3": [1, 3], "5": [2]}},
 }
 
 
-def test_tests_that_run_the_line_are_chosen_fastest_first(tree):
-    assert chosen(RECORD, tree, "late.py", 4) == ["quick", "slow"]
+def test_tests_that_run_the_line_are_chosen_fastest_first_then_processes():
+    assert near([RECORD], SOURCE, "late.py", 4) == ["quick", "slow", "other", "starting"]
+    assert near([RECORD], SOURCE, "late.py", 6) == ["other", "starting"]
 
 
-def test_a_line_that_only_an_import_runs_has_all_tests(tree):
-    assert chosen(RECORD, tree, "late.py", 2) == ["quick", "far", "other", "slow"]
+def test_far_tests_start_no_process_and_are_not_asked_twice():
+    assert far([RECORD], SOURCE, "late.py", 4, besides=["quick"]) == ["slow"]
 
 
-def test_a_line_that_no_test_runs_has_those_of_its_file(tree):
-    lines = RECORD["lines"]["late.py"] | {"5": []}
-    record = RECORD | {"lines": {"late.py": lines}}
-    assert chosen(record, tree, "late.py", 6) == ["quick", "slow"]
-    (tree / "new.py").write_text(SOURCE)
-    assert chosen(RECORD, tree, "new.py", 4) == []
+def test_a_line_that_only_an_import_runs_has_all_tests():
+    assert far([RECORD], SOURCE, "late.py", 2, besides=[]) == ["quick", "far", "slow"]
+
+
+def test_a_line_that_no_test_runs_has_those_of_its_file():
+    record = RECORD | {"lines": {"late.py": RECORD["lines"]["late.py"] | {"5": []}}}
+    assert far([record], SOURCE, "late.py", 6, besides=[]) == ["quick", "slow"]
+    assert far([RECORD], SOURCE, "new.py", 4, besides=[]) == []
 
 
 def test_tests_end_with_the_budget_but_one_always_runs():
-    assert within_budget(["a", "b", "c"], {"a": 1.0, "b": 20.0, "c": 9.0}) == ["a", "b"]
-    assert within_budget(["a"], {"a": 90.0}) == ["a"]
+    assert within_budget(["a", "b", "c"], {"a": 1.0, "b": 20.0, "c": 9.0}, 25.0) == ["a", "b"]
+    assert within_budget(["a"], {"a": 90.0}, 25.0) == ["a"]
+
+
+def test_each_file_has_nearest_tests():
+    named = nearest((ROOT / "docs" / "tour.md").read_text("utf-8"))
+    files = [file for top in ("serving", "digit_classifier") for file in (ROOT / top).rglob("*.py")]
+    missing = [file for file in files if not package_of(str(file.relative_to(ROOT)), named)]
+    assert [file.relative_to(ROOT) for file in missing] == [Path("serving/__init__.py")]
 
 
 def test_equivalent_changes_are_of_lines_that_are_there():

@@ -1,5 +1,6 @@
 """Each error arrives as itself, whatever its text, over both transports of each side and HTTP."""
 
+import re
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
@@ -10,9 +11,16 @@ import pytest
 
 from digit_classifier.methods import FILE
 from serving import Client, applications
-from serving.errors import ConfigurationError, Overloaded, ServingError, Unavailable
+from serving.errors import (
+    ConfigurationError,
+    Overloaded,
+    RequestError,
+    ServerError,
+    ServingError,
+    Unavailable,
+)
 from serving.protocols.method import Unary
-from serving.protocols.status import TABLE, Status, StatusCode
+from serving.protocols.status import PUSHBACK, TABLE, Status, StatusCode
 from serving.transports.http_routing import Endpoint, problem
 from tests.serving.http.peer import HttpPeer
 from tests.support.h2_server import server_inside
@@ -31,6 +39,30 @@ def test_error_that_refines_another_has_its_status():
     assert Status.of(Refined("x")) == Status.of(ConfigurationError("x"))
     assert problem(Refined("x")) == problem(ConfigurationError("x"))
     assert Status.of(Stray("x")).code is StatusCode.INTERNAL
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
+_ROW = re.compile(
+    r"(?m)^\| `(\w+)`(?:, an? `(\w+)`)? \| (request|server) \| ([A-Z_]+)"
+    r"(?: (with|without) a pause)? \| `([A-Z_]+)` \| (\d{3})[^|]* \| ([^|]*) \| [^|]+ \|$"
+)
+
+
+def test_page_of_clients_has_the_table():
+    rows = _ROW.findall(PAGE.read_text("utf-8"))
+    assert [row[0] for row in rows] == [error.__name__ for error in TABLE]
+    branches = {"request": RequestError, "server": ServerError}
+    for (_, base, branch, code, pause, reason, http, clients), error in zip(
+        rows, TABLE, strict=True
+    ):
+        own = TABLE[error]
+        assert (code, reason, int(http)) == (own.code.name, own.reason, own.http)
+        assert ("send again" in clients) == own.is_retried
+        assert issubclass(error, branches[branch])
+        assert error.__base__.__name__ == (base or branches[branch].__name__)
+        if pause:  # two errors have the code
+            trailers = dict(Status.of(error("x")).metadata)
+            assert (PUSHBACK in trailers) == (pause == "with")
 
 
 def refuse(error, _):
