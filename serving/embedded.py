@@ -5,7 +5,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from serving.errors import (
     Unavailable,
 )
 from serving.handlers.handler import Handler
+from serving.handlers.stepped import stepped
 from serving.json_values import written_inputs
 from serving.model.loaded import LoadedModel
 from serving.model.loading import load_model
@@ -105,7 +106,8 @@ class BaseModel:
             batching: `max_batch_size` is the most rows in one run, where rows can be batched; the
                 queue's limits bind only a server.
             handler: a subclass of `serving.Handler`, an object of it, or its file: inputs and
-                outputs are its own. It runs in this process, on one thread at a time.
+                outputs are its own. It runs in this process, on one thread at a time; with `async
+                def` on an event loop of its own, many calls at a time.
             models: the models that the handler calls by `self.models`, such as other `Model`s.
             threads: of one run, as `--threads` of a server. 0 is one, but as many as cores where a
                 call is alone, if that was measured to be faster: it takes a second copy of the
@@ -174,11 +176,18 @@ class BaseModel:
         is_cancelled: Callable[[], bool] = never,
         parameters: Mapping[str, Any] | None = None,
     ) -> Outputs:
+        run = self._runner(is_cancelled)
+        return self._outputs(self.served.answer(feeds, parameters or {}, run))
+
+    def _runner(self, is_cancelled: Callable[[], bool] = never) -> Callable[[Feeds], list[Array]]:
+        """Return what runs the model itself for a call."""
         if self._is_closed:
             raise Unavailable("the model is closed")
-        run = partial(self._run_network, is_cancelled=is_cancelled)
-        arrays = self.served.answer(feeds, parameters or {}, run)
-        return Outputs(dict(zip(self._names, arrays, strict=True)), self.served.version)
+        return partial(self._run_network, is_cancelled=is_cancelled)
+
+    def _outputs(self, arrays: Sequence[Array], names: Sequence[str] = ()) -> Outputs:
+        found = Outputs(dict(zip(self._names, arrays, strict=True)), self.served.version)
+        return _chosen(found, names)
 
     def _stream(
         self,
@@ -187,13 +196,10 @@ class BaseModel:
         parameters: Mapping[str, Any] | None,
         is_cancelled: Callable[[], bool] = never,
     ) -> Generator[Outputs, None, None]:
-        if self._is_closed:
-            raise Unavailable("the model is closed")
-        run = partial(self._run_network, is_cancelled=is_cancelled)
+        run = self._runner(is_cancelled)
         with closing(self.served.stream(feeds, parameters or {}, run)) as parts:
             for arrays in parts:
-                found = Outputs(dict(zip(self._names, arrays, strict=True)), self.served.version)
-                yield _chosen(found, outputs)
+                yield self._outputs(arrays, outputs)
 
     def _run_network(self, feeds: Feeds, is_cancelled: Callable[[], bool] = never) -> list[Array]:
         """Run the model itself; returns its outputs in order."""
@@ -324,7 +330,8 @@ class Model(BaseModel):
 class AsyncModel(BaseModel):
     """Runs any ONNX model in this process, for event loops: the same as `Model`, awaited.
 
-    Runs are on threads of the event loop's executor. Calls of up to 16 rows that come while others
+    Runs are on threads of the event loop's executor, and a handler's `async def` methods on a loop
+    of their own. Calls of up to 16 rows that come while others
     run are run together, where rows can be batched.
     """
 
@@ -349,6 +356,10 @@ class AsyncModel(BaseModel):
         sizes = {len(array) for array in feeds.values()} if can_join else set()
         if len(sizes) == 1 and min(sizes) <= min(FEW_ROWS, self.batching.max_batch_size):
             return _chosen(await self._joined_calls().run(feeds), outputs)
+        if self.served.is_awaited:
+            served: Any = self.served
+            found = await served.answer_awaited(feeds, parameters or {}, self._runner())
+            return self._outputs(found, outputs)
         run = partial(self._run, parameters=parameters)
         return _chosen(await on_thread(run, feeds), outputs)
 
@@ -359,21 +370,22 @@ class AsyncModel(BaseModel):
         outputs: Sequence[str] = (),
         parameters: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[Outputs, None]:
-        """Yield the parts of the answer, each made on a thread; see `Model.stream`."""
+        """Yield the parts of the answer; see `Model.stream`.
+
+        Each is made on a thread, or on the loop of a handler whose generator is `async def`.
+        """
         tensors = self.served.tensors
         feeds = as_feeds(tensors, written_inputs(tensors.inputs, inputs))
-        parts = self._stream(feeds, outputs, parameters)
-        step: asyncio.Future[Outputs | None] | None = None
-        try:
-            while True:
-                step = asyncio.ensure_future(asyncio.to_thread(next, parts, None))
-                if (part := await asyncio.shield(step)) is None:
-                    return
+        if self.served.is_awaited:
+            served: Any = self.served
+            parts = served.stream_awaited(feeds, parameters or {}, self._runner())
+            async with aclosing(parts):
+                async for arrays in parts:
+                    yield self._outputs(arrays, outputs)
+            return
+        async with aclosing(stepped(self._stream(feeds, outputs, parameters))) as steps:
+            async for part in steps:
                 yield part
-        finally:
-            if step is not None and not step.done():  # cancelled: the generator is in its step
-                await asyncio.wait([step])
-            await asyncio.to_thread(parts.close)
 
     async def describe(self, version: str | int | None = None) -> ModelInfo:
         """Return the model's inputs and outputs, how it is run, and its limits."""

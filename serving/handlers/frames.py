@@ -117,8 +117,11 @@ class FrameReader:
         self._filled = 0
         """How many of `_data` have come, once that has room for a whole frame."""
 
-    def read(self) -> Iterator[Frame]:
+    def read(self, flags: int = 0) -> Iterator[Frame]:
         """Read once, and yield the frames that have come whole.
+
+        Args:
+            flags: of `recv`.
 
         Raises:
             EOFError: the other side has closed its end.
@@ -126,10 +129,10 @@ class FrameReader:
             BrokenFrame: what came is no frame.
         """
         if self._filled:
-            number = self._socket.recv_into(memoryview(self._data)[self._filled :])
+            number = self._socket.recv_into(memoryview(self._data)[self._filled :], 0, flags)
             self._filled += number
         else:
-            number = self._socket.recv_into(self._buffer)
+            number = self._socket.recv_into(self._buffer, 0, flags)
             self._data += self._buffer[:number]
         if not number:
             raise EOFError

@@ -1,6 +1,6 @@
 """The class that a user writes: Python around a model, or in a model's place."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -38,6 +38,20 @@ class Models(Protocol):
         """
 
 
+class AsyncModels(Protocol):
+    """The other models of the server, as the `async def` methods of a handler call them."""
+
+    async def infer(self, name: str, inputs: Any, /) -> "Outputs":
+        """Run another model, while other calls of the handler go on; see `Models.infer`.
+
+        Tasks that a method starts may call it, too, and so may `asyncio.to_thread`. A task that is
+        cancelled gives the other model's run up.
+        """
+
+    def stream(self, name: str, inputs: Any, /) -> "AsyncGenerator[Outputs, None]":
+        """Have another model answer in parts, for `async for`; see `Models.stream`."""
+
+
 class Handler:
     """Python around a model: define `preprocess`, `postprocess`, both, or `predict` without one.
 
@@ -57,6 +71,11 @@ class Handler:
     Each of them that names `parameters` gets the request's parameters, a mapping; one that names
     `metadata` gets the caller's headers. An instance is used by one thread at a time.
 
+    With `async def` for one of them, many calls are in hand at a time in each process, up to
+    `max_concurrency`, on one event loop. A call whose caller has left or is late is cancelled:
+    CancelledError at its `await`. Methods without `async` run on that loop, too, and hold it up;
+    `setup` may be `async def`, on the same loop.
+
     A `predict` or `postprocess` with `yield` answers in parts: each value that it yields is
     `outputs`, with the call's rows, and is sent at once. Generators of several calls are open in
     one process, and take turns: so they keep nothing of a call in `self`. One whose caller has
@@ -70,15 +89,18 @@ class Handler:
     batching: ClassVar[bool] = False
     """Whether rows of several calls may be handled together: no row's answer depends on others."""
     max_concurrency: ClassVar[int] = 64
-    """The most calls that are answered in parts at a time, in each process."""
+    """The most calls that each process has in hand at a time, if a method is `async def`, or
+    answers in parts."""
     uses: ClassVar[tuple[str, ...]] = ()
     """The names of the other models that it calls by `self.models`."""
     models: Models
     """The other models; set before `setup`."""
+    async_models: AsyncModels
+    """The same for `async def` methods; set before `setup`."""
     metrics: "HandlerMetrics"
     """Counters and histograms of its own, on the server's page of metrics; set before `setup`."""
 
-    def setup(self, folder: Path) -> None:
+    def setup(self, folder: Path) -> Awaitable[None] | None:
         """Prepare, once in each process: read files beside the model.
 
         Args:

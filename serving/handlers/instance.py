@@ -1,12 +1,17 @@
-"""A handler's object in this process: its methods, and the check of what they return."""
+"""A handler's object in this process: its methods, and the check of what they return.
+
+All is awaited, whether a method is `async def` or not. Where none is, nothing waits, and `at_once`
+has the outcome without an event loop.
+"""
 
 import inspect
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import aclosing, closing
+from inspect import iscoroutinefunction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from serving.handlers.handler import Handler, Models
+from serving.handlers.handler import AsyncModels, Handler, Models
 from serving.handlers.kinds import Kind, WrongValue, as_typed
 from serving.handlers.own_metrics import HandlerMetrics
 from serving.handlers.signature import (
@@ -15,6 +20,7 @@ from serving.handlers.signature import (
     POSTPROCESS,
     PREDICT,
     PREPROCESS,
+    SETUP,
     STATE,
     HandlerSignature,
     arguments_of,
@@ -24,6 +30,20 @@ from serving.tensors import Array, TensorSignature
 
 Options = Mapping[str, Any]
 """By the names of OPTIONS."""
+Parts = AsyncGenerator[list[Array], None]
+"""The outputs of a call, part by part."""
+_Found = TypeVar("_Found")
+
+
+def at_once(step: Coroutine[Any, Any, _Found]) -> _Found:
+    """Run a coroutine that waits for nothing, as those of a handler without `async def`."""
+    try:
+        step.send(None)
+    except StopIteration as end:
+        found: _Found = end.value
+        return found
+    step.close()
+    raise RuntimeError("a step without `async def` waits")
 
 
 class Instance:
@@ -64,23 +84,32 @@ class Instance:
         if models is not None:
             self.use(models)
         self._options = {name: _named_by(getattr(own, name)) for name in methods}
+        self._awaited = {
+            each for each in (SETUP, *methods) if iscoroutinefunction(getattr(own, each))
+        }
 
-    def use(self, models: Models) -> None:
+    def use(self, models: Models, async_models: AsyncModels | None = None) -> None:
         """Set the other models."""
         self._handler.models = models
+        if async_models is not None:
+            self._handler.async_models = async_models
 
-    def setup(self, folder: Path) -> None:
+    async def setup(self, folder: Path) -> None:
         """Call the handler's `setup`."""
-        self._handler.setup(folder)
+        found = self._handler.setup(folder)
+        if SETUP in self._awaited:
+            await found  # type: ignore[misc]
 
-    def preprocess(self, arrays: Sequence[Array], options: Options) -> tuple[list[Array], Any]:
+    async def preprocess(
+        self, arrays: Sequence[Array], options: Options
+    ) -> tuple[list[Array], Any]:
         """Return the model's inputs, in its order, and the state; None without one.
 
         Raises:
             WrongValue: they are none.
         """
         assert self._network is not None
-        found = self._call(PREPROCESS, self._received(arrays), options)
+        found = await self._call(PREPROCESS, self._received(arrays), options)
         state = None
         if isinstance(found, tuple):
             if len(found) != 2:
@@ -99,7 +128,7 @@ class Instance:
             raise self._wrong(PREPROCESS, f"expected as many rows of each input, got {sizes}")
         return inputs, state
 
-    def postprocess(
+    async def postprocess(
         self, outputs: Sequence[Array], num_rows: int, options: Options, state: Any = None
     ) -> list[Array]:
         """Return the handler's outputs, in its order.
@@ -107,38 +136,47 @@ class Instance:
         Raises:
             WrongValue: they are others than it declares.
         """
-        found = self._postprocessed(outputs, options, state)
+        found = await self._call(POSTPROCESS, *self._processed(outputs, options, state))
         return self._returned(POSTPROCESS, found, num_rows)
 
-    def predict(self, arrays: Sequence[Array], num_rows: int, options: Options) -> list[Array]:
+    async def predict(
+        self, arrays: Sequence[Array], num_rows: int, options: Options
+    ) -> list[Array]:
         """Return the handler's outputs, in its order; see `postprocess`."""
-        found = self._call(PREDICT, self._received(arrays), options)
+        found = await self._call(PREDICT, self._received(arrays), options)
         return self._returned(PREDICT, found, num_rows)
 
     def postprocess_parts(
         self, outputs: Sequence[Array], num_rows: int, options: Options, state: Any = None
-    ) -> Generator[list[Array]]:
+    ) -> Parts:
         """Yield the handler's outputs part by part; see `postprocess`."""
-        return self._parts(POSTPROCESS, self._postprocessed(outputs, options, state), num_rows)
+        return self._parts(POSTPROCESS, *self._processed(outputs, options, state), num_rows)
 
-    def predict_parts(
-        self, arrays: Sequence[Array], num_rows: int, options: Options
-    ) -> Generator[list[Array]]:
+    def predict_parts(self, arrays: Sequence[Array], num_rows: int, options: Options) -> Parts:
         """Yield the handler's outputs part by part; see `postprocess`."""
-        found = self._call(PREDICT, self._received(arrays), options)
-        return self._parts(PREDICT, found, num_rows)
+        return self._parts(PREDICT, self._received(arrays), options, num_rows)
 
-    def _parts(self, method: str, found: Generator[Any], num_rows: int) -> Generator[list[Array]]:
+    async def _parts(
+        self, method: str, values: Mapping[str, Any], options: Options, num_rows: int
+    ) -> Parts:
         """Check what a method yields; closed, it closes the method's generator."""
+        found = self._begun(method, values, options)
+        if isinstance(found, AsyncGenerator):
+            async with aclosing(found):
+                async for part in found:
+                    yield self._returned(method, part, num_rows)
+            return
         with closing(found):
             for part in found:
                 yield self._returned(method, part, num_rows)
 
-    def _postprocessed(self, outputs: Sequence[Array], options: Options, state: Any) -> Any:
+    def _processed(
+        self, outputs: Sequence[Array], options: Options, state: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what `postprocess` gets: the model's outputs by name, and options."""
         assert self._network is not None
         names = [each.name for each in self._network.outputs]
-        values = dict(zip(names, outputs, strict=True))
-        return self._call(POSTPROCESS, values, {**options, STATE: state})
+        return dict(zip(names, outputs, strict=True)), {**options, STATE: state}
 
     def _received(self, arrays: Sequence[Array]) -> dict[str, Any]:
         kinds: Mapping[str, Kind] = self.signature.inputs or {}
@@ -147,7 +185,12 @@ class Instance:
             for (name, kind), array in zip(kinds.items(), arrays, strict=True)
         }
 
-    def _call(self, method: str, values: Mapping[str, Any], options: Options) -> Any:
+    async def _call(self, method: str, values: Mapping[str, Any], options: Options) -> Any:
+        found = self._begun(method, values, options)
+        return await found if method in self._awaited else found
+
+    def _begun(self, method: str, values: Mapping[str, Any], options: Options) -> Any:
+        """Call a method; returns a coroutine or a generator if it is one."""
         function = getattr(self._handler, method)
         named = {name: options.get(name, {}) for name in self._options[method]}
         if (arguments := self._arguments[method]) is None:

@@ -8,8 +8,10 @@
     Method, waits  the stage before, or again  in line: begun before new,     a process that is free
                                                and for the process with its
                                                state
-    Method, works  a job for a process         too long, too much memory:     its outcome, or the
-                                               the process is ended           process's end
+    Method, works  a job for a process,        too long, too much memory:     its outcome, or the
+                   beside others if it is      the process is ended; a task   process's end
+                   `async def`                 is cancelled: too long, late
+                                               or gone
     Method,        a part of a call that is    late, gone: its process drops  `resume`: in line for
     paused         answered in parts, whose    the generator; no step, so no  its process
                    reader is slow              limit of time
@@ -43,7 +45,7 @@ class Attempt(Enum):
 
     FIRST = auto()
     AGAIN = auto()
-    """The process that had their state has ended on others."""
+    """The process that had them, or their state, has ended on others."""
     ALONE = auto()
     """A process has ended on this call and others: it is a suspect, of which one goes at a time."""
 
@@ -68,7 +70,9 @@ class Line(Protocol):
     def end_late(self, groups: list[Group]) -> None:
         """Fail calls whose deadline has passed."""
 
-    def fail_joined(self, joined: "Joined", error: ServingError, attempt: Attempt) -> None:
+    def fail_joined(
+        self, joined: "Joined", error: ServingError, attempt: Attempt, num_suspects: int
+    ) -> None:
         """Fail a call; of several, begin each once more, alone."""
 
     def end(self, joined: "Joined") -> None:
@@ -169,9 +173,17 @@ class Joined:
             self.line.stages[self.stage].enter(self, ())
             self.line.schedule()
 
-    def failed(self, error: ServingError, attempt: Attempt = Attempt.FIRST) -> None:
-        """Leave a stage without a result; of several calls each begins once more."""
-        self.line.fail_joined(self, error, attempt)
+    def failed(
+        self, error: ServingError, attempt: Attempt = Attempt.FIRST, num_suspects: int = 1
+    ) -> None:
+        """Leave a stage without a result; of several calls each begins once more.
+
+        Args:
+            error: for the caller.
+            attempt: why calls begin once more.
+            num_suspects: how many calls the process has worked on that has ended.
+        """
+        self.line.fail_joined(self, error, attempt, num_suspects)
 
     def wanted(self, now_s: float) -> bool:
         """Return whether somebody waits; if nobody does, they end, unless an outcome will come."""

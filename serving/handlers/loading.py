@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import NamedTuple, Self
 
 from serving.errors import ConfigurationError
@@ -287,3 +287,21 @@ def line_of(error: BaseException, file: Path) -> str:
         path, line = own[-1]
         return f"{path.relative_to(root)}:{line}: {text} (by {place})"
     return f"{place}: {text}"
+
+
+def place_of(frame: FrameType | None, file: Path) -> str:
+    """Return where a thread is, as FILE:LINE in FUNCTION: its innermost line of the user's files.
+
+    Args:
+        frame: the thread's innermost frame.
+        file: the handler's.
+    """
+    root, _ = _root_of(file)
+    lines = [
+        (Path(each.f_code.co_filename), line, each) for each, line in traceback.walk_stack(frame)
+    ]
+    own = [each for each in lines if _is_own(each[0], root)] or lines
+    if not own:
+        return "an unknown line"
+    path, line, innermost = own[0]
+    return f"{path.name}:{line} in {innermost.f_code.co_name}"

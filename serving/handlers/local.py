@@ -1,10 +1,18 @@
-"""A handler in this process, for `serving.Model`: the same steps as in the server, one by one."""
+"""A handler in this process, for `serving.Model`: the same steps as in the server.
 
+One by one; of a handler with `async def` many calls at a time, on an event loop of its own that a
+thread runs: what `setup` opens belongs to one loop, and callers may come from any thread or loop.
+"""
+
+import asyncio
+import inspect
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager, aclosing, closing, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,15 +20,17 @@ from serving import json_values
 from serving.batching.run import answers_in_parts
 from serving.errors import InvalidRequest, ModelError, ModelNotFound
 from serving.handlers.handler import Handler
-from serving.handlers.instance import Instance
+from serving.handlers.instance import Instance, Parts, at_once
 from serving.handlers.kinds import WrongValue
 from serving.handlers.loading import HandlerSource, load
 from serving.handlers.model import require_model
 from serving.handlers.pictures import decode
 from serving.handlers.signature import PARAMETERS, POSTPROCESS, PREPROCESS, HandlerSignature
-from serving.tensors import Array, Feeds, Outputs, TensorSignature
+from serving.handlers.stepped import stepped
+from serving.tensors import Array, Feeds, ModelInfo, Outputs, TensorSignature
 
 RunModel = Callable[[Feeds], Sequence[Array]]
+_Found = TypeVar("_Found")
 
 
 class OtherModels:
@@ -32,7 +42,7 @@ class OtherModels:
     def infer(self, name: str, inputs: Any) -> Outputs:
         """Run another model in this process, as `Models.infer` describes it."""
         model = self._named(name)
-        return self._as_texts(model, model.infer(json_values.as_texts(inputs)))
+        return _as_texts(model.describe(), model.infer(json_values.as_texts(inputs)))
 
     def _named(self, name: str) -> Any:
         if name not in self._models:
@@ -40,22 +50,48 @@ class OtherModels:
             raise ModelNotFound(f"expected a model of {known} (the argument models), got {name!r}")
         return self._models[name]
 
-    @staticmethod
-    def _as_texts(model: Any, found: Outputs) -> Outputs:
-        columns = {each.name for each in model.describe().outputs if each.content == "json"}
-        texts = {
-            output: json_values.written(output, array) if output in columns else array
-            for output, array in found.items()
-        }
-        return Outputs(texts, found.model_version)
-
     def stream(self, name: str, inputs: Any) -> Generator[Outputs, None, None]:
         """Have another model in this process answer in parts, as `Models.stream` describes it."""
         model = self._named(name)
         parts: Generator[Outputs, None, None] = model.stream(json_values.as_texts(inputs))
         with closing(parts):
             for part in parts:
-                yield self._as_texts(model, part)
+                yield _as_texts(model.describe(), part)
+
+
+class AsyncOtherModels(OtherModels):
+    """The models that a handler calls by `self.async_models`, in this process."""
+
+    async def infer(self, name: str, inputs: Any) -> Outputs:  # type: ignore[override]
+        """Run another model in this process, as `AsyncModels.infer` describes it."""
+        model, texts = self._named(name), json_values.as_texts(inputs)
+        if inspect.iscoroutinefunction(model.infer):
+            return _as_texts(await model.describe(), await model.infer(texts))
+        return _as_texts(model.describe(), await asyncio.to_thread(model.infer, texts))
+
+    async def stream(  # type: ignore[override]
+        self, name: str, inputs: Any
+    ) -> AsyncGenerator[Outputs, None]:
+        """Have another model in this process answer in parts, as `AsyncModels.stream` says."""
+        model = self._named(name)
+        parts, described = model.stream(json_values.as_texts(inputs)), model.describe()
+        if not isinstance(parts, AsyncGenerator):
+            parts = stepped(parts)
+        if inspect.isawaitable(described):
+            described = await described
+        async with aclosing(parts):
+            async for part in parts:
+                yield _as_texts(described, part)
+
+
+def _as_texts(model: ModelInfo, found: Outputs) -> Outputs:
+    """Return outputs as a server gives them to a handler: JSON as its text."""
+    columns = {each.name for each in model.outputs if each.content == "json"}
+    texts = {
+        output: json_values.written(output, array) if output in columns else array
+        for output, array in found.items()
+    }
+    return Outputs(texts, found.model_version)
 
 
 class LocalHandler:
@@ -88,12 +124,19 @@ class LocalHandler:
         else:
             found, home = handler, Path()
         self._instance = Instance(found, network, OtherModels(models))
+        self._instance.use(OtherModels(models), AsyncOtherModels(models))
         self.signature: HandlerSignature = self._instance.signature
         require_model(self.signature, has_model=network is not None)
         self.tensors = self.signature.tensors(network)
         self._network = network
-        self._lock = threading.Lock()
-        self._instance.setup(folder or home)
+        self._turn: AbstractContextManager[Any] = threading.Lock()
+        """Methods run one at a time; those of one event loop do so anyway."""
+        self._loop: _Loop | None = None
+        if self.signature.is_async:
+            self._loop, self._turn = _Loop(), nullcontext()
+            # Each call in hand and each open generator holds this object.
+            weakref.finalize(self, self._loop.close)
+        self._do(self._instance.setup(folder or home))
 
     @property
     def line(self) -> str:
@@ -101,7 +144,7 @@ class LocalHandler:
         return f"handler {self.signature.name}, in this process"
 
     def close(self) -> None:
-        """Do nothing: no process has to be ended."""
+        """Do nothing: no process has to be ended, and its loop ends with this object."""
 
     def run(
         self, feeds: Feeds, run_model: RunModel, parameters: Mapping[str, Any]
@@ -118,54 +161,113 @@ class LocalHandler:
             ModelError: it failed, with its error as the cause; or it returned something else than
                 it declares.
         """
+        return self._do(self._answer(feeds, run_model, parameters))
+
+    async def run_awaited(
+        self, feeds: Feeds, run_model: RunModel, parameters: Mapping[str, Any]
+    ) -> Sequence[Array]:
+        """Return the outputs for one call, awaited on any loop; see `run`."""
+        return await self._done(self._answer(feeds, run_model, parameters))
+
+    async def _answer(
+        self, feeds: Feeds, run_model: RunModel, parameters: Mapping[str, Any]
+    ) -> Sequence[Array]:
         if self.signature.in_parts:
             raise answers_in_parts(self.signature.name)
-        (answer,) = self.stream(feeds, run_model, parameters)
-        return answer
+        async for answer in self._steps(feeds, run_model, parameters):
+            return answer
+        raise AssertionError
 
     def stream(
         self, feeds: Feeds, run_model: RunModel, parameters: Mapping[str, Any]
     ) -> Generator[Sequence[Array], None, None]:
         """Yield the outputs for one call: once, unless the handler answers in parts; see `run`."""
+        parts = _Steps(self._steps(feeds, run_model, parameters))
+        try:
+            while (part := self._do(parts.next())) is not None:
+                yield part
+        finally:
+            with suppress(CancelledError):  # the loop ends, too
+                self._do(parts.close())
+
+    async def stream_awaited(
+        self, feeds: Feeds, run_model: RunModel, parameters: Mapping[str, Any]
+    ) -> AsyncGenerator[Sequence[Array], None]:
+        """Yield the outputs for one call, awaited on any loop; see `stream`."""
+        parts = _Steps(self._steps(feeds, run_model, parameters))
+        try:
+            while (part := await self._done(parts.next())) is not None:
+                yield part
+        finally:
+            await asyncio.shield(self._done(parts.close()))
+
+    def _do(self, step: Coroutine[Any, Any, _Found]) -> _Found:
+        """Do a step on the handler's loop; without one, on this thread."""
+        if self._loop is None:
+            return at_once(step)
+        future = self._loop.run(step)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _done(self, step: Coroutine[Any, Any, _Found]) -> "asyncio.Future[_Found]":
+        """Do a step on the handler's loop, which is cancelled with the future."""
+        assert self._loop is not None
+        return asyncio.wrap_future(self._loop.run(step))
+
+    async def _steps(
+        self, feeds: Feeds, run_model: RunModel, parameters: Mapping[str, Any]
+    ) -> AsyncGenerator[Sequence[Array], None]:
+        """Yield the outputs for one call, part by part where the handler has parts."""
         arrays, options = self._decoded(feeds), {PARAMETERS: dict(parameters)}
         num_rows, in_parts = len(arrays[0]) if arrays else 1, self.signature.in_parts
         if self._network is None:
             if in_parts:
-                yield from self._parts(self._instance.predict_parts, arrays, num_rows, options)
+                parts = self._instance.predict_parts(arrays, num_rows, options)
+                async with aclosing(self._checked_parts(parts)) as checked:
+                    async for part in checked:
+                        yield part
             else:
-                yield self._call(self._instance.predict, arrays, num_rows, options)
+                yield await self._checked(self._instance.predict(arrays, num_rows, options))
             return
         state = None
         if PREPROCESS in self.signature.methods:
-            arrays, state = self._call(self._instance.preprocess, arrays, options)
+            step = self._instance.preprocess(arrays, options)
+            arrays, state = await self._checked(step)
         if self._network.is_batchable and not len(arrays[0]):
             outputs: Sequence[Array] = [each.no_rows() for each in self._network.outputs]
         else:
             names = [each.name for each in self._network.inputs]
-            outputs = run_model(dict(zip(names, arrays, strict=True)))
-        given = outputs, num_rows, options, state
+            given = dict(zip(names, arrays, strict=True))
+            if self._loop is None:
+                outputs = run_model(given)
+            else:
+                outputs = await asyncio.to_thread(run_model, given)
         if POSTPROCESS not in self.signature.methods:
             yield outputs
         elif in_parts:
-            yield from self._parts(self._instance.postprocess_parts, *given)
+            parts = self._instance.postprocess_parts(outputs, num_rows, options, state)
+            async with aclosing(self._checked_parts(parts)) as checked:
+                async for part in checked:
+                    yield part
         else:
-            yield self._call(self._instance.postprocess, *given)
+            last = self._instance.postprocess(outputs, num_rows, options, state)
+            yield await self._checked(last)
 
-    def _parts(
-        self, method: Callable[..., Any], *args: Any
-    ) -> Generator[Sequence[Array], None, None]:
+    async def _checked_parts(self, parts: Parts) -> Parts:
         """Step a generator, among those of other calls."""
-        parts = self._call(method, *args)
         try:
-            while (part := self._call(next, parts, None)) is not None:
+            while (part := await self._checked(_next(parts))) is not None:
                 yield part
         finally:
-            self._call(parts.close)
+            await self._checked(_close(parts))
 
-    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
-        with self._lock:
+    async def _checked(self, step: Coroutine[Any, Any, _Found]) -> _Found:
+        with self._turn:
             try:
-                return method(*args)
+                return await step
             except WrongValue as err:
                 raise ModelError(str(err)) from err
 
@@ -184,3 +286,64 @@ class LocalHandler:
         if len(set(sizes)) > 1:
             raise InvalidRequest(f"expected as many rows of each input, got {sizes}")
         return arrays
+
+
+class _Steps:
+    """The steps of a call's answer, one at a time: the end waits for one that is cancelled."""
+
+    def __init__(self, parts: AsyncGenerator[Sequence[Array], None]) -> None:
+        self._parts, self._turn = parts, asyncio.Lock()
+
+    async def next(self) -> Sequence[Array] | None:
+        """Return the next part, None at the end."""
+        async with self._turn:
+            return await _next(self._parts)
+
+    async def close(self) -> None:
+        """Take no further one."""
+        async with self._turn:
+            await self._parts.aclose()
+
+
+class _Loop:
+    """An event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._lock = threading.RLock()  # `close` may come in the middle of `run`: objects end then
+        self._is_closed = False
+        self._steps: set[Future[Any]] = set()
+        threading.Thread(target=self._serve, name="handler-loop", daemon=True).start()
+
+    def run(self, step: Coroutine[Any, Any, _Found]) -> "Future[_Found]":
+        """Run a coroutine, which is cancelled with the future, or once the loop is closed."""
+        with self._lock:
+            if self._is_closed:
+                step.close()
+                raise CancelledError
+            future = asyncio.run_coroutine_threadsafe(step, self._loop)
+            self._steps.add(future)
+        future.add_done_callback(self._steps.discard)
+        return future
+
+    def close(self) -> None:
+        """End its tasks, those too that a handler has started itself, and the thread."""
+        with self._lock:
+            self._is_closed = True
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _serve(self) -> None:
+        self._loop.run_forever()
+        self._runner.close()
+        for each in [*self._steps]:
+            each.cancel()
+
+
+async def _next(parts: AsyncGenerator[_Found, None]) -> _Found | None:
+    """Return the next part, None at the end."""
+    return await anext(parts, None)
+
+
+async def _close(parts: AsyncGenerator[Any, None]) -> None:
+    await parts.aclose()

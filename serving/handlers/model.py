@@ -1,8 +1,8 @@
 """A version with a handler, as the server and `serving.Model` load it."""
 
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -152,7 +152,9 @@ class HandledModel(LoadedModel):
     def answer(
         self, feeds: Feeds, parameters: Mapping[str, Any], run: Callable[[Feeds], list[Array]]
     ) -> Sequence[Array]:
-        found = self.handler.run(feeds, run, parameters)
+        return self._parsed(self.handler.run(feeds, run, parameters))
+
+    def _parsed(self, found: Sequence[Array]) -> Sequence[Array]:
         pairs = zip(self.tensors.outputs, found, strict=True)
         return [parsed_output(tensor, array) for tensor, array in pairs]
 
@@ -161,8 +163,26 @@ class HandledModel(LoadedModel):
     ) -> Generator[Sequence[Array], None, None]:
         with closing(self.handler.stream(feeds, run, parameters)) as parts:
             for found in parts:
-                pairs = zip(self.tensors.outputs, found, strict=True)
-                yield [parsed_output(tensor, array) for tensor, array in pairs]
+                yield self._parsed(found)
+
+    @property
+    def is_awaited(self) -> bool:
+        is_async: bool = self.handler.signature.is_async
+        return is_async
+
+    async def answer_awaited(
+        self, feeds: Feeds, parameters: Mapping[str, Any], run: Callable[[Feeds], list[Array]]
+    ) -> Sequence[Array]:
+        """Return the outputs for a call in this process, awaited; see `answer`."""
+        return self._parsed(await self.handler.run_awaited(feeds, run, parameters))
+
+    async def stream_awaited(
+        self, feeds: Feeds, parameters: Mapping[str, Any], run: Callable[[Feeds], list[Array]]
+    ) -> AsyncGenerator[Sequence[Array], None]:
+        """Yield the outputs for a call in this process, awaited; see `stream`."""
+        async with aclosing(self.handler.stream_awaited(feeds, run, parameters)) as parts:
+            async for found in parts:
+                yield self._parsed(found)
 
     def close(self) -> None:
         self.handler.close()

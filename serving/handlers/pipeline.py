@@ -100,11 +100,11 @@ class Pipeline(Entry):
         self._runtime, self._signature = runtime, signature
         self._queue.run_rows = config.max_batch_size if signature.batching else 1
         number, find = runtime.num_processes, runtime.find
-        most = signature.max_concurrency if signature.in_parts else math.inf
         self._runners = ProcessRunners(
-            label, runtime.launcher, number, config, metrics, find, self, most
+            label, runtime.launcher, number, config, metrics, find, self, signature
         )
-        self._most_open = _OPEN + (signature.max_concurrency if signature.in_parts else 0)
+        has_many = signature.in_parts or signature.is_async
+        self._most_open = _OPEN + (signature.max_concurrency if has_many else 0)
         self.stages: Sequence[Stage] = ()
         self._decode: DecodeStage | None = None
         self._is_ahead = signature.has_pictures or signature.methods[0] == POSTPROCESS
@@ -321,22 +321,31 @@ class Pipeline(Entry):
 
     # Behind the first stage
 
-    def fail_joined(self, joined: Joined, error: ServingError, attempt: Attempt) -> None:
-        """Fail a call; of several, or where only the state is lost, begin each once more."""
+    def fail_joined(
+        self, joined: Joined, error: ServingError, attempt: Attempt, num_suspects: int
+    ) -> None:
+        """Fail a call; of several, or where only the state is lost, begin each once more.
+
+        Of several calls that a process has worked on it is not known which one has ended it.
+        """
         calls, parts = open_calls(joined.calls), None
-        if attempt is Attempt.AGAIN:
+        if joined.num_parts:
+            if attempt is Attempt.AGAIN:
+                error = ModelError(str(error))  # it did not end by a call of its own
+        elif attempt is Attempt.AGAIN:
             parts = [calls] if calls and joined.attempt is Attempt.FIRST else None
-            if joined.num_parts:
-                parts, error = None, ModelError(str(error))  # it did not end by a call of its own
-        elif joined.num_calls > 1:  # even if the others have left by now
+        elif max(joined.num_calls, num_suspects) > 1:  # even if the others have left by now
             parts = [[call] for group in calls for call in group.calls()]
         if parts is None:
             for group in calls:
                 self.fail(group, error)
-            self.end(joined)
-            return
-        self._forget(joined)
-        for part in parts:
+        joined.calls = []
+        if joined.begun_s == math.inf:  # else its outcome comes, and is dropped
+            if parts is None:
+                self.end(joined)
+            else:
+                self._forget(joined)
+        for part in parts or ():
             self._join([(group, arrays_of(group, self.tensors)) for group in part], attempt)
         self.schedule()
 

@@ -1,15 +1,21 @@
 """A handler's processes as runners: which of them works on what, and their limits.
 
-Calls that have begun wait in lines of their own, and come before new ones:
+A process does one job at a time; one whose methods are `async def` several, each a task of its
+event loop. Calls that have begun wait in lines of their own, and come before new ones:
 
     the process that has their state    `Slot.own`; behind all others `Slot.parts`, whose next part
                                         is wanted
-    any, one at a time of all           `suspects`: a process has ended on them and others
+    any, one at a time of all           `suspects`: a process has ended on them and others; each
+                                        goes to a process that does nothing else meanwhile
     any                                 `ready`
 
 A process that takes too long or too much memory, says nonsense or crashes is ended. What it worked
 on fails; calls that were together are run once more, each alone and one of them at a time, so that
 the next process ends on the call that is at fault. Those whose state it had begin once more.
+
+A task that takes too long, or that nobody waits for, is cancelled, and the process goes on: it ends
+if the task does not, or if one blocks the loop. That one is known then, and the others begin once
+more, together as before.
 """
 
 import logging
@@ -26,14 +32,15 @@ from serving.handlers.frames import Frame
 from serving.handlers.joined import Attempt, Joined, Line
 from serving.handlers.nested import UNWANTED, Find, Nested
 from serving.handlers.process_set import Launcher, Process, ProcessSet
+from serving.handlers.signature import HandlerSignature
 from serving.processes.end import out_of_memory, out_of_time
 from serving.telemetry.metrics import HandlerUsage, Metrics, OwnCounts
 from serving.tensors import Array
 
 _log = logging.getLogger(__name__)
 
-_MAX_JOBS = 1
-"""Jobs that a process has at a time."""
+_CANCEL_S = 5.0
+"""How long a task that took too long has to end, once it is cancelled."""
 _LOOK_S = 1.0
 """How often the memory of processes is looked at."""
 
@@ -58,18 +65,20 @@ _Waiting = tuple[Joined, Step, Sequence[Array]]
 class Slot:
     """A process, and what it does."""
 
-    __slots__ = ("asked", "jobs", "open", "own", "parts", "process", "states")
+    __slots__ = ("asked", "cancelled", "jobs", "open", "own", "parts", "process", "states")
 
     def __init__(self, process: Process) -> None:
         self.process = process
         self.jobs: dict[int, tuple[Joined, Step]] = {}
         """What it works on, by number."""
+        self.cancelled: set[int] = set()
+        """Of these, the tasks that are to end."""
         self.own: deque[_Waiting] = deque()
         """Those that wait for it, which has their state."""
         self.parts: deque[_Waiting] = deque()
         """Those of which it is to make the next part."""
         self.open: set[int] = set()
-        """Those whose generators it has, by number."""
+        """Those whose generators it has or begins, by number."""
         self.states: dict[int, Joined] = {}
         """Those whose state it has."""
         self.asked: dict[int, Nested] = {}
@@ -82,12 +91,18 @@ class Slot:
         elif joined.state_at is not None:
             joined.state_at = None
             del self.states[joined.number]
+        if not has_state:
             self.open.discard(joined.number)
 
     @property
     def has_suspect(self) -> bool:
         """Whether it works on a call that may have ended another process."""
-        return any(joined.attempt is Attempt.ALONE for joined, _ in self.jobs.values())
+        return any(_is_suspect(joined) for joined, _ in self.jobs.values())
+
+    @property
+    def num_begun(self) -> int:
+        """How many calls are begun in it."""
+        return len(self.open) or len(self.jobs)
 
     def refuse_asked(self, joined: Joined) -> None:
         """Answer what it has asked of other models for some calls: nobody waits for that."""
@@ -95,6 +110,15 @@ class Slot:
             if each.joined is joined:
                 each.fail(None, UNWANTED)
                 each.go_on(is_left=True)
+
+
+def _is_suspect(joined: Joined) -> bool:
+    """Return whether calls may have ended another process, and go alone until they have a part."""
+    return joined.attempt is Attempt.ALONE and not joined.num_parts
+
+
+def _num_begun(slot: Slot) -> int:
+    return slot.num_begun
 
 
 class ProcessRunners:
@@ -109,7 +133,7 @@ class ProcessRunners:
         metrics: Metrics,
         find: Find,
         line: Line,
-        most_open: float = math.inf,
+        signature: HandlerSignature,
     ) -> None:
         """Start none yet.
 
@@ -121,10 +145,14 @@ class ProcessRunners:
             metrics: counts.
             find: finds the other models that they call.
             line: where calls wait for them.
-            most_open: the most generators that a process has.
+            signature: the handler's.
         """
         self._label, self._config, self._metrics = label, config, metrics
-        self._find, self._line, self._most_open = find, line, most_open
+        self._find, self._line = find, line
+        self._is_async, self._num_jobs = signature.is_async, signature.num_jobs
+        self._most_open = signature.max_concurrency if signature.in_parts else math.inf
+        self.max_s = config.max_handler_s
+        """The longest step, in seconds."""
         self.processes = ProcessSet(launcher, number, self._add, self._note_failed)
         self.slots: list[Slot] = []
         self.ready: deque[_Waiting] = deque()
@@ -157,30 +185,53 @@ class ProcessRunners:
             now_s: the time.
             take: has calls that are new wait here; returns False if there are none.
         """
-        slots = self.slots
-        if len(slots) > 1 and self._most_open < math.inf:
-            slots = sorted(slots, key=lambda slot: len(slot.open))
-        for slot in slots:
-            while len(slot.jobs) < _MAX_JOBS:
-                waiting = None
-                if len(slot.open) < self._most_open:
-                    if slot.own or self.suspects or self.ready:
-                        waiting = self._next_begun((slot.own, self.suspects, self.ready), now_s)
-                    if waiting is None and take(now_s):
-                        continue
-                # Calls that are new come before further parts, so that each begins soon.
-                if waiting is None and slot.parts:
-                    waiting = self._next_begun((slot.parts,), now_s)
-                if waiting is None:
-                    break
+        free = [slot for slot in self.slots if len(slot.jobs) < self._num_jobs]
+        while free:
+            slot = min(free, key=_num_begun) if len(free) > 1 else free[0]
+            if self._is_kept_free(slot, free):
+                free.remove(slot)
+                continue
+            waiting = self._next(slot, now_s, take)
+            if waiting is not None:
                 self._work(slot, waiting, now_s)
+            if waiting is None or len(slot.jobs) >= self._num_jobs:
+                free.remove(slot)
 
-    def _next_begun(self, lines: Sequence[deque[_Waiting]], now_s: float) -> _Waiting | None:
+    def _next(self, slot: Slot, now_s: float, take: Callable[[float], bool]) -> _Waiting | None:
+        """Return what a process is to do next."""
+        while len(slot.open) < self._most_open:
+            if slot.own or self.suspects or self.ready:
+                waiting = self._next_begun(slot, (slot.own, self.suspects, self.ready), now_s)
+                if waiting is not None:
+                    return waiting
+            if not take(now_s):
+                break
+        # Calls that are new come before further parts, so that each begins soon.
+        return self._next_begun(slot, (slot.parts,), now_s) if slot.parts else None
+
+    def _is_kept_free(self, slot: Slot, free: Sequence[Slot]) -> bool:
+        """Return whether a process gets nothing for now: a suspect is to be alone in it.
+
+        Else it would never be, where several jobs overlap. Among several it is the one that does
+        least, or the one that has the suspect's state.
+        """
+        if not slot.jobs:
+            return False
+        if slot.has_suspect:
+            return True
+        if any(each.has_suspect for each in self.slots):
+            return False
+        least = not any(len(each.jobs) < len(slot.jobs) for each in free)
+        return bool((slot.own and _is_suspect(slot.own[0][0])) or (self.suspects and least))
+
+    def _next_begun(
+        self, slot: Slot, lines: Sequence[deque[_Waiting]], now_s: float
+    ) -> _Waiting | None:
         """Return the next calls of those that have begun."""
         for line in lines:
             while line:
                 joined = line[0][0]
-                if joined.attempt is Attempt.ALONE and any(e.has_suspect for e in self.slots):
+                if _is_suspect(joined) and (slot.jobs or any(e.has_suspect for e in self.slots)):
                     break
                 found = line.popleft()
                 if not joined.is_over and joined.wanted(now_s):
@@ -190,6 +241,8 @@ class ProcessRunners:
     def _work(self, slot: Slot, waiting: _Waiting, now_s: float) -> None:
         joined, step, arrays = waiting
         slot.jobs[joined.number] = joined, step
+        if step.is_last and self._most_open < math.inf:
+            slot.open.add(joined.number)
         joined.begin_work(now_s)
         slot.process.send(step.job(joined), arrays)
 
@@ -214,6 +267,9 @@ class ProcessRunners:
             return
         now_s = self._owner.clock()
         job = slot.jobs.get(number)  # type: ignore[arg-type]
+        if kind == "blocked":
+            self._take_block(slot, job and job[0], fields["text"])
+            return
         if job is None:
             self._remove(slot, "it answers what nobody has asked", ModelError())
             return
@@ -223,6 +279,7 @@ class ProcessRunners:
             nested.begin(self._find, fields, frame.arrays, now_s)
             return
         del slot.jobs[number]  # type: ignore[arg-type]
+        slot.cancelled.discard(joined.number)
         begun_s, joined.begun_s = joined.begun_s, math.inf
         if slot.asked and kind != "part":  # by threads that the step has left behind
             slot.refuse_asked(joined)
@@ -233,8 +290,6 @@ class ProcessRunners:
         is_through = (step.is_last or fields["kind"] != "done") and fields["kind"] != "part"
         self.processes.note_answer(slot.process, joined.num_calls * is_through)
         slot.keep(joined, has_state=fields.get("state", False))
-        if fields["kind"] == "part":
-            slot.open.add(joined.number)
         if joined.wanted(now_s):
             step.take(joined, fields, frame.arrays)
         self._line.schedule()
@@ -242,16 +297,40 @@ class ProcessRunners:
     # Limits
 
     def sweep(self, now_s: float) -> None:
-        """End processes that take too long, and what they ask of other models for nobody."""
-        most_s = self._config.max_handler_s
+        """End what takes too long, and what processes ask of other models for nobody."""
         for slot in [*self.slots]:
             for joined, _ in [*slot.jobs.values()]:
                 if not joined.calls:
                     slot.refuse_asked(joined)
-                if now_s - joined.begun_s > most_s:
-                    text = f"the handler {out_of_time(most_s)}"
-                    self._remove(slot, text, DeadlineExceeded(text))
+                too_long_s = now_s - joined.begun_s - self.max_s
+                text = f"the handler {out_of_time(self.max_s)}"
+                error = DeadlineExceeded(text)
+                if not self._is_async:
+                    if too_long_s > 0:
+                        self._remove(slot, text, error)
+                        break
+                    continue
+                if too_long_s > 0 and joined.calls:
+                    _log.error("model %s version %s: %s: it is cancelled", *self._label, text)
+                    joined.failed(error)
+                if not joined.calls:
+                    self._cancel(slot, joined)
+                if too_long_s > _CANCEL_S:
+                    reason = f"{text}, and does not end when it is cancelled"
+                    self._remove(slot, reason, error, joined)
                     break
+
+    def _cancel(self, slot: Slot, joined: Joined) -> None:
+        """Have a task end that nobody waits for; its outcome comes."""
+        if joined.number not in slot.cancelled:
+            slot.cancelled.add(joined.number)
+            slot.process.send({"kind": "drop", "job": joined.number})
+
+    def _take_block(self, slot: Slot, joined: Joined | None, place: str) -> None:
+        """End a process whose event loop is blocked, by these calls if it is known."""
+        text = f"the handler {out_of_time(self.max_s)}"
+        reason = f"{text} and blocks its event loop: {place}"
+        self._remove(slot, reason, DeadlineExceeded(text), joined)
 
     def tick(self, now_s: float) -> None:
         """Look at the processes' memory now and then, and start those that are missing."""
@@ -310,8 +389,17 @@ class ProcessRunners:
         text = f"the handler's process has ended: {how}"
         self._remove(slot, text, ModelError("the handler's process has ended on this request"))
 
-    def _remove(self, slot: Slot, reason: str, error: ServingError) -> None:
-        """End a process: what it works on fails, and those whose state it has begin once more."""
+    def _remove(
+        self, slot: Slot, reason: str, error: ServingError, guilty: Joined | None = None
+    ) -> None:
+        """End a process: what it works on fails, and those whose state it has begin once more.
+
+        Args:
+            slot: the process.
+            reason: for the log.
+            error: for the callers of what it works on.
+            guilty: the only calls of these that fail, if it is known; others begin once more, too.
+        """
         if slot not in self.slots:
             return
         self.slots.remove(slot)
@@ -319,18 +407,24 @@ class ProcessRunners:
         slot.asked.clear()
         _log.error("model %s version %s: %s", *self._label, reason)
         jobs, slot.jobs = [joined for joined, _ in slot.jobs.values()], {}
-        for joined in jobs:
-            slot.states.pop(joined.number, None)
-        for joined in [*slot.states.values()]:
-            joined.state_at = None
-            joined.failed(Unavailable("the handler's process has ended"), Attempt.AGAIN)
-        for joined in jobs:
+        suspects = jobs if guilty is None else [guilty]
+        others = {joined.number: joined for joined in jobs} | slot.states
+        for joined in suspects:
+            others.pop(joined.number, None)
+        for joined in [*others.values(), *suspects]:
             joined.begun_s, joined.state_at = math.inf, None
+        for joined in [*others.values()]:
             if joined.calls:
-                joined.failed(error, Attempt.ALONE)
+                joined.failed(Unavailable("the handler's process has ended"), Attempt.AGAIN)
             else:
                 joined.line.end(joined)
-        self.processes.note_end(slot.process, sum(joined.num_calls for joined in jobs))
+        num_suspects = sum(joined.num_calls for joined in suspects)
+        for joined in suspects:
+            if joined.calls:
+                joined.failed(error, Attempt.ALONE, num_suspects)
+            else:
+                joined.line.end(joined)
+        self.processes.note_end(slot.process, num_suspects)
         if self.processes.is_resting:
             rest_s = self.processes.rest_s
             _log.error("model %s version %s: no process for %.1f s", *self._label, rest_s)

@@ -42,13 +42,20 @@ class HandlerSignature:
     uses: tuple[str, ...] = ()
     in_parts: bool = False
     """Whether its last method is a generator: each call is answered in parts."""
+    is_async: bool = False
+    """Whether a method is `async def`: a process has several calls in hand."""
     max_concurrency: int = Handler.max_concurrency
-    """The most calls that a process answers in parts at a time."""
+    """The most calls that a process has in hand, if it has several or answers in parts."""
 
     @property
     def needs_model(self) -> bool:
         """Whether a model runs between its methods."""
         return PREDICT not in self.methods
+
+    @property
+    def num_jobs(self) -> int:
+        """The most calls, or joined ones, that a process works on at a time."""
+        return self.max_concurrency if self.is_async else 1
 
     @property
     def has_pictures(self) -> bool:
@@ -80,6 +87,7 @@ class HandlerSignature:
             "batching": self.batching,
             "uses": self.uses,
             "in_parts": self.in_parts,
+            "is_async": self.is_async,
             "max_concurrency": self.max_concurrency,
         }
 
@@ -108,8 +116,12 @@ def signature_of(handler: type[Handler]) -> HandlerSignature:
         ConfigurationError: it can't be used; the text begins with its file and line.
     """
     methods = tuple(name for name in METHODS if callable(getattr(handler, name, None)))
-    for each in (SETUP, *methods):
-        _require_plain(handler, each)
+    for each in (SETUP, PREPROCESS):
+        _require_no_parts(handler, each)
+    is_async = any(is_awaited(getattr(handler, each)) for each in methods)
+    if is_awaited(handler.setup) and not is_async:
+        text = "`async def` needs a method that is `async def`, too: write def"
+        raise _error(handler, f"{SETUP}: {text}", SETUP)
     if not methods:
         raise _error(handler, f"{_NO_METHODS}, got none of them")
     if PREDICT in methods and len(methods) > 1:
@@ -139,7 +151,7 @@ def signature_of(handler: type[Handler]) -> HandlerSignature:
     most: Any = handler.max_concurrency
     if type(most) is not int or most < 1:
         raise _error(handler, f"max_concurrency: expected a number of calls, got {most!r:.80}")
-    in_parts = inspect.isgeneratorfunction(getattr(handler, methods[-1]))
+    in_parts = _has_parts(getattr(handler, methods[-1]))
     if in_parts and handler.batching:
         text = "a generator (it has `yield`) answers each call alone: write batching = False"
         raise _error(handler, f"{methods[-1]}: {text}", methods[-1])
@@ -149,8 +161,19 @@ def signature_of(handler: type[Handler]) -> HandlerSignature:
         batching=handler.batching,
         uses=tuple(handler.uses),
         in_parts=in_parts,
+        is_async=is_async,
         max_concurrency=most,
     )
+
+
+def is_awaited(method: Callable[..., Any]) -> bool:
+    """Return whether a method is `async def`, with `yield` or without."""
+    return inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
+
+
+def _has_parts(method: Callable[..., Any]) -> bool:
+    """Return whether a method has `yield`."""
+    return inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method)
 
 
 def _kinds(handler: type[Handler], side: str) -> dict[str, Kind] | None:
@@ -208,11 +231,13 @@ def arguments_of(
         if len(names) == 1 or own == [*arguments] or is_free:
             return None
     wanted = arguments if len({*arguments}) == len(names) else ("*values",)
-    line = ", ".join(["self", *wanted, *_options(getattr(handler, method))])
+    function = getattr(handler, method)
+    line = ", ".join(["self", *wanted, *_options(function)])
+    word = "async def" if is_awaited(function) else "def"
     raise _error(
         handler,
         f"{method}: expected to be given {', '.join(sorted(own)) or 'nothing'}, "
-        f"there is {', '.join(names)}: write def {method}({line})",
+        f"there is {', '.join(names)}: write {word} {method}({line})",
         method,
     )
 
@@ -255,20 +280,18 @@ def _argument(name: str) -> str:
     return f"{found}_" if iskeyword(found) else found
 
 
-def _require_plain(handler: type[Handler], method: str) -> None:
-    """Refuse methods that return something else than their values, or parts of them.
+def _require_no_parts(handler: type[Handler], method: str) -> None:
+    """Refuse `yield` in a method whose values nobody could send.
 
     Raises:
-        ConfigurationError: it is a coroutine, or a generator whose values nobody could send.
+        ConfigurationError: it is a generator.
     """
-    function = getattr(handler, method)
-    if inspect.isgeneratorfunction(function) and method in (SETUP, PREPROCESS):
+    function = getattr(handler, method, None)
+    if function is not None and _has_parts(function):
         text = "a generator (it has `yield`) can't be served here: write return"
         if method == PREPROCESS:
             text += ", and yield the parts in postprocess"
         raise _error(handler, f"{method}: {text}", method)
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise _error(handler, f"{method}: `async def` can't be served: write def", method)
 
 
 def _error(handler: type[Handler], text: str, method: str = "") -> ConfigurationError:

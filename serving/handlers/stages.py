@@ -136,6 +136,7 @@ class MethodStage:
             "phase": self.name,
             "rows": joined.num_rows,
             "max_bytes": self._max_bytes,
+            "max_s": self._runners.max_s,
         }
         if joined.num_parts:
             return fields

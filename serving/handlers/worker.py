@@ -1,29 +1,38 @@
-"""The program of a handler's process: import, `setup`, then one job after the other.
+"""The program of a handler's process: import, `setup`, then its jobs.
 
     server ◀─────────── ready, or failed
            ── job ────▶ done, or failed, error      (in between, from any thread: infer ──▶ reply,
                                                      or stream ──▶ reply, more ──▶ reply ..., leave)
            ── next ───▶ part, or end, failed, error
+           ── drop ───▶                              (of a state; or of a job in hand: its outcome)
                         metrics, before an outcome
+                        blocked, at any time
 
 A job is one phase of a call: `preprocess`, `postprocess` or `predict`. The state between the first
 two stays here, by the number of the call, until the second, or until the server drops it. The last
 phase of a call that is answered in parts is a generator, which stays here likewise: its job, and
 each `next`, is one step of it.
 
+One job is done after the other. If a method is `async def` the main thread runs an event loop, and
+each job is a task of it (`_LoopWorker`): `drop` cancels it. However a job ends, it has one outcome.
+
 Whichever thread waits for a frame reads the socket, one at a time, and leaves to the others what is
-theirs: the next job to the main thread, the reply to a request to the thread that made it.
+theirs: jobs to the main thread, the reply to a request to the thread or the task that made it.
 """
 
+import asyncio
 import itertools
 import logging
 import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextvars import ContextVar, copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,9 +40,16 @@ from serving import errors
 from serving.batching.run import answer_bytes
 from serving.handlers import frames
 from serving.handlers.frames import BrokenFrame, Frame, FrameReader
-from serving.handlers.instance import Instance
+from serving.handlers.instance import Instance, Parts, at_once
 from serving.handlers.kinds import WrongValue, is_writable
-from serving.handlers.loading import HandlerSource, imported_beside, line_of, load, text_of
+from serving.handlers.loading import (
+    HandlerSource,
+    imported_beside,
+    line_of,
+    load,
+    place_of,
+    text_of,
+)
 from serving.handlers.signature import PREDICT, PREPROCESS
 from serving.processes.end import LOST
 from serving.tensors import DTYPES, Array, Outputs, to_array
@@ -42,6 +58,10 @@ _PASSED = (errors.InvalidRequest, errors.TooLarge, errors.Unsupported, errors.Ov
            errors.Unavailable, errors.DeadlineExceeded, errors.ModelNotFound)  # fmt: skip
 """Errors of another model's that a handler may pass on to its caller."""
 _MAX_TRACEBACK = 8_000
+_BEAT_S = 1.0
+"""The longest time between two looks whether the event loop is blocked."""
+_JOB: ContextVar[int | None] = ContextVar("job", default=None)
+"""The job of a task, and of the tasks that it starts."""
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +70,7 @@ class _ServerLink:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._frames = self._read(FrameReader(sock))
+        self._reader = FrameReader(sock)
         self._sending = threading.Lock()
         self._receiving = threading.Lock()
         self._news = threading.Condition(self._receiving)
@@ -58,25 +78,27 @@ class _ServerLink:
         """Whether a thread waits for the socket."""
         self._num_waiting = 0
         """Threads that wait for news of the one that does."""
-        self._jobs: deque[Frame] = deque()
-        self._replies: dict[int, Frame] = {}
-        """By the number of the request."""
+        self.frames: deque[Frame] = deque()
+        """Those for the main thread: jobs, and replies that no thread waits for."""
+        self._replies: dict[int, Frame | None] = {}
+        """Those that threads wait for, by the number of the request, once they have come."""
         self._numbers = itertools.count(1)
-        self._job = 0
-        """The call in hand; 0 for none. Changed while nothing is sent."""
+        self._job: int | None = None
+        """The only job in hand; None for none, or where there may be several."""
+        self.open: set[int] = set()
+        """The jobs in hand. Changed while nothing is sent."""
+        self.wake: Callable[[], object] | None = None
+        """Called where another thread has read frames for the main thread, which runs a loop."""
         self.states: dict[int, Any] = {}
         """By the number of the call."""
-
-    @staticmethod
-    def _read(reader: FrameReader) -> Iterator[Frame]:
-        while True:
-            yield from reader.read()
 
     def next_job(self) -> Frame:
         """Wait for the next job."""
         frame = self._wait(0)
         # Of a call that is dropped, other models are not called any more.
-        self._job = frame.fields.get("job", 0) if frame.fields["kind"] != "drop" else 0
+        if frame.fields["kind"] != "drop":
+            self._job = frame.fields["job"]
+            self.open.add(self._job)
         return frame
 
     def _wait(self, request: int) -> Frame:
@@ -85,9 +107,9 @@ class _ServerLink:
         Args:
             request: the number of the request whose reply it is; 0 for the next job.
         """
-        jobs, replies = self._jobs, self._replies
+        replies = self._replies
         with self._receiving:
-            while not (jobs if request == 0 else request in replies):
+            while not (self.frames if request == 0 else replies[request]):
                 if self._is_read:
                     self._num_waiting += 1
                     self._news.wait()
@@ -96,23 +118,44 @@ class _ServerLink:
                 self._is_read = True
                 self._receiving.release()
                 try:
-                    frame = next(self._frames)
+                    found = [*self._reader.read()]
                 except (EOFError, OSError, BrokenFrame):
                     os._exit(LOST)  # this thread may be any
                 finally:
                     self._receiving.acquire()
                     self._is_read = False
-                self._sort(frame)
+                self._sort(found)
                 if self._num_waiting:
                     self._news.notify_all()
-            return replies.pop(request) if request else jobs.popleft()
+                if self.wake is not None and self.frames:
+                    self.wake()
+            if request == 0:
+                return self.frames.popleft()
+            frame = replies.pop(request)
+            assert frame is not None
+            return frame
 
-    def _sort(self, frame: Frame) -> None:
-        kind = frame.fields["kind"]
-        if kind == "reply":
-            self._replies[frame.fields["request"]] = frame
-        else:
-            self._jobs.append(frame)
+    def read_ready(self) -> None:
+        """Read what has come, unless another thread does."""
+        with self._receiving:
+            if self._is_read:
+                return
+            try:
+                self._sort([*self._reader.read(socket.MSG_DONTWAIT)])
+            except BlockingIOError:
+                return
+            except (EOFError, OSError, BrokenFrame):
+                os._exit(LOST)
+            if self._num_waiting:
+                self._news.notify_all()
+
+    def _sort(self, found: Sequence[Frame]) -> None:
+        for frame in found:
+            number = frame.fields.get("request")
+            if number in self._replies:
+                self._replies[number] = frame
+            elif number is None or self.wake is not None:
+                self.frames.append(frame)
 
     def send(self, fields: dict[str, Any], arrays: Any = ()) -> None:
         """Send a frame."""
@@ -120,10 +163,16 @@ class _ServerLink:
         with self._sending:
             self._send(buffers)
 
-    def end_job(self, buffers: Sequence[bytes | memoryview]) -> None:
-        """Send the outcome of the job; later requests for it are refused."""
+    @property
+    def fileno(self) -> int:
+        """The socket's, for an event loop."""
+        return self._socket.fileno()
+
+    def end_job(self, job: int, buffers: Sequence[bytes | memoryview]) -> None:
+        """Send the outcome of a job; later requests for it are refused."""
         with self._sending:
-            self._job = 0
+            self._job = None
+            self.open.discard(job)
             self._send(buffers)
 
     def _send(self, buffers: Sequence[bytes | memoryview]) -> None:
@@ -135,30 +184,45 @@ class _ServerLink:
         except OSError:
             os._exit(LOST)
 
-    def ask(self, job: int | None, fields: dict[str, Any], arrays: Sequence[Array]) -> Frame:
-        """Send a request for a job, None for the one in hand, and wait for the reply.
+    def request(
+        self, number: int, job: int | None, fields: dict[str, Any], arrays: Sequence[Array]
+    ) -> None:
+        """Send a request of a number for a job, None for the only one in hand.
 
         Raises:
             Unavailable: that job is not in hand.
         """
-        number = next(self._numbers)
         buffers = None if job is None else self._request(fields, job, number, arrays)
         with self._sending:
-            if not self._job or job not in (None, self._job):
+            known = self._job if job is None else job
+            if known is None or known not in self.open:
                 raise errors.Unavailable("models can be called while their call is answered")
-            self._send(buffers or self._request(fields, self._job, number, arrays))
+            self._send(buffers or self._request(fields, known, number, arrays))
+
+    def ask(self, job: int | None, fields: dict[str, Any], arrays: Sequence[Array]) -> Frame:
+        """Send a request, as `request` does, and wait for the reply."""
+        number = self.new_number()
+        self._replies[number] = None
+        try:
+            self.request(number, job, fields, arrays)
+        except BaseException:
+            del self._replies[number]
+            raise
         return self._wait(number)
+
+    def new_number(self) -> int:
+        """Return a number for a request."""
+        return next(self._numbers)
 
     def ask_more(self, number: int) -> Frame:
         """Ask for the next part of the answer to a request, and wait for it."""
+        self._replies[number] = None
         self.send({"kind": "more", "request": number})
         return self._wait(number)
 
     def leave(self, number: int) -> None:
-        """Take no further part of the answer to a request, nor an error that has come."""
+        """Take no further part of the answer to a request, nor an error that comes."""
         self.send({"kind": "leave", "request": number})
-        with self._receiving:
-            self._replies.pop(number, None)
 
     @staticmethod
     def _request(
@@ -167,11 +231,41 @@ class _ServerLink:
         return frames.encode({**fields, "job": job, "request": number}, arrays)
 
 
-class _Models:
-    """The other models behind the server, for the time of a job or, without one, of any."""
+class _OtherModels:
+    """The other models behind the server."""
 
     def __init__(self, server: _ServerLink, uses: Sequence[str], job: int | None = None) -> None:
-        self._server, self._uses, self._job = server, uses, job
+        """Prepare.
+
+        Args:
+            server: is asked.
+            uses: the models that may be called.
+            job: the one that calls are part of; None for that of the task, or the only one in hand.
+        """
+        self._server, self._uses, self._only = server, uses, job
+
+    @property
+    def _job(self) -> int | None:
+        return _JOB.get() if self._only is None else self._only
+
+    def _asked(self, kind: str, name: str, inputs: Any) -> tuple[dict[str, Any], list[Array]]:
+        if name not in self._uses:
+            known = ", ".join(self._uses) or "none"
+            raise errors.ModelNotFound(f"the handler's `uses` has no model {name!r}, only {known}")
+        given = inputs if isinstance(inputs, dict) else {"": inputs}
+        arrays = [_sendable(f"an array for {key}", value) for key, value in given.items()]
+        return {"kind": kind, "name": name, "names": [*map(str, given)]}, arrays
+
+    @staticmethod
+    def _outputs_of(reply: Frame) -> Outputs:
+        if (reason := reply.fields.get("error")) is not None:
+            raise getattr(errors, reason)(reply.fields["text"])
+        outputs = dict(zip(reply.fields["names"], reply.arrays, strict=True))
+        return Outputs(outputs, reply.fields["version"])
+
+
+class _Models(_OtherModels):
+    """For threads."""
 
     def infer(self, name: str, inputs: Any) -> Outputs:
         """Have the server run another model, as `Models.infer` describes it."""
@@ -194,20 +288,64 @@ class _Models:
             if is_open:
                 self._server.leave(number)
 
-    def _asked(self, kind: str, name: str, inputs: Any) -> tuple[dict[str, Any], list[Array]]:
-        if name not in self._uses:
-            known = ", ".join(self._uses) or "none"
-            raise errors.ModelNotFound(f"the handler's `uses` has no model {name!r}, only {known}")
-        given = inputs if isinstance(inputs, dict) else {"": inputs}
-        arrays = [_sendable(f"an array for {key}", value) for key, value in given.items()]
-        return {"kind": kind, "name": name, "names": [*map(str, given)]}, arrays
 
-    @staticmethod
-    def _outputs_of(reply: Frame) -> Outputs:
-        if (reason := reply.fields.get("error")) is not None:
-            raise getattr(errors, reason)(reply.fields["text"])
-        outputs = dict(zip(reply.fields["names"], reply.arrays, strict=True))
-        return Outputs(outputs, reply.fields["version"])
+class _AsyncModels(_OtherModels):
+    """For tasks of the event loop."""
+
+    def __init__(
+        self, server: _ServerLink, uses: Sequence[str], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Prepare; see `_OtherModels`."""
+        super().__init__(server, uses)
+        self._loop = loop
+        self._replies: dict[int, asyncio.Future[Frame]] = {}
+        """Those that tasks wait for, by the number of the request."""
+
+    async def infer(self, name: str, inputs: Any) -> Outputs:
+        """Have the server run another model, as `AsyncModels.infer` describes it."""
+        fields, arrays = self._asked("infer", name, inputs)
+        return self._outputs_of(await self._ask(self._server.new_number(), fields, arrays))
+
+    async def stream(self, name: str, inputs: Any) -> AsyncGenerator[Outputs, None]:
+        """Have the server stream another model, as `AsyncModels.stream` describes it."""
+        fields, arrays = self._asked("stream", name, inputs)
+        number, is_open = self._server.new_number(), False
+        try:
+            reply = await self._ask(number, fields, arrays)
+            while not reply.fields.get("is_end"):
+                is_open = reply.fields.get("is_part", False)
+                yield self._outputs_of(reply)
+                if not is_open:
+                    return
+                is_open = False  # where it is cancelled, `_reply` leaves
+                reply = await self._reply(number, {"kind": "more", "request": number})
+        finally:
+            if is_open:
+                self._server.leave(number)
+
+    async def _ask(self, number: int, fields: dict[str, Any], arrays: Sequence[Array]) -> Frame:
+        self._server.request(number, self._job, fields, arrays)
+        return await self._reply(number)
+
+    async def _reply(self, number: int, fields: dict[str, Any] | None = None) -> Frame:
+        """Wait for the reply to a request; a task that is cancelled takes none."""
+        future = self._replies[number] = self._loop.create_future()
+        if fields is not None:
+            self._server.send(fields)
+        try:
+            reply: Frame = await future
+            return reply
+        except asyncio.CancelledError:
+            self._server.leave(number)
+            raise
+        finally:
+            del self._replies[number]
+
+    def take(self, reply: Frame) -> None:
+        """Take a reply, which may have come too late."""
+        future = self._replies.get(reply.fields["request"])
+        if future is not None and not future.done():
+            future.set_result(reply)
 
 
 def _sendable(what: str, value: Any) -> Array:
@@ -226,7 +364,7 @@ def _sendable(what: str, value: Any) -> Array:
 
 
 class _Worker:
-    """Does jobs."""
+    """Does jobs, one after the other."""
 
     def __init__(self, server: _ServerLink, instance: Instance) -> None:
         self._server, self._instance = server, instance
@@ -236,25 +374,31 @@ class _Worker:
         """Do jobs until the server is gone."""
         while True:
             fields, arrays = self._server.next_job()
+            job = fields["job"]
             if fields["kind"] == "drop":
-                self._close(fields["job"])
+                at_once(self._close(job))
                 continue
             if self._uses:
-                self._instance.use(_Models(self._server, self._uses, fields["job"]))
-            outcome = self._outcome(fields, arrays)
-            if (own := self._instance.metrics.take()) is not None:
-                self._server.send({"kind": "metrics", "own": own})
-            self._server.end_job(outcome)
+                self._instance.use(_Models(self._server, self._uses, job))
+            self._end(job, at_once(self._outcome(fields, arrays)))
             del arrays
 
-    def _outcome(self, fields: dict[str, Any], arrays: list[Array]) -> list[bytes | memoryview]:
+    def _end(self, job: int, outcome: list[bytes | memoryview]) -> None:
+        """Send the outcome of a job."""
+        if (own := self._instance.metrics.take()) is not None:
+            self._server.send({"kind": "metrics", "own": own})
+        self._server.end_job(job, outcome)
+
+    async def _outcome(
+        self, fields: dict[str, Any], arrays: list[Array]
+    ) -> list[bytes | memoryview]:
         answer: dict[str, Any] = {"kind": "done", "job": fields["job"]}
         try:
-            has_state, outputs = self._do(fields, arrays)
+            has_state, outputs = await self._do(fields, arrays)
             if outputs is None:
                 return frames.encode(answer | {"kind": "end"})
             if fields["phase"] != PREPROCESS and (too_large := self._too_large(fields, outputs)):
-                self._close(fields["job"])
+                await self._close(fields["job"])
                 return frames.encode(answer | too_large)
             if has_state and fields["phase"] != PREPROCESS:
                 answer["kind"] = "part"
@@ -265,7 +409,7 @@ class _Worker:
             answer |= {"kind": "failed", "text": str(err)}
         except _PASSED as err:
             answer |= {"kind": "error", "error": type(err).__name__, "text": _line(err)}
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # it was cancelled here, or by the handler
             answer |= {"kind": "failed", "text": _traceback()}
         return frames.encode(answer)
 
@@ -278,47 +422,145 @@ class _Worker:
         name = [*(self._instance.signature.outputs or {})][largest]
         return {"kind": "too_large", "output": name, "bytes": sizes[largest]}
 
-    def _do(self, fields: dict[str, Any], arrays: list[Array]) -> tuple[bool, list[Array] | None]:
+    async def _do(
+        self, fields: dict[str, Any], arrays: list[Array]
+    ) -> tuple[bool, list[Array] | None]:
         """Do a step; returns whether its call has a state here, and the outputs: None at the end.
 
         What a generator raises is its end, too.
         """
         job, phase, options = fields["job"], fields["phase"], fields.get("options", {})
         if fields["kind"] == "next":
-            return self._step(job, self._states.pop(job))
+            return await self._step(job, self._states.pop(job))
         if phase != PREPROCESS and self._instance.signature.in_parts:
             rows, state = fields["rows"], self._states.pop(job, None)
             if phase == PREDICT:
-                return self._step(job, self._instance.predict_parts(arrays, rows, options))
+                return await self._step(job, self._instance.predict_parts(arrays, rows, options))
             parts = self._instance.postprocess_parts(arrays, rows, options, state)
-            return self._step(job, parts)
+            return await self._step(job, parts)
         if phase == PREPROCESS:
-            inputs, state = self._instance.preprocess(arrays, options)
+            inputs, state = await self._instance.preprocess(arrays, options)
             if state is not None:
                 self._states[job] = state
             return state is not None, inputs
         if phase == PREDICT:
-            return False, self._instance.predict(arrays, fields["rows"], options)
+            return False, await self._instance.predict(arrays, fields["rows"], options)
         state = self._states.pop(job, None)
-        return False, self._instance.postprocess(arrays, fields["rows"], options, state)
+        return False, await self._instance.postprocess(arrays, fields["rows"], options, state)
 
-    def _step(
-        self, job: int, parts: Generator[list[Array], None, None]
-    ) -> tuple[bool, list[Array] | None]:
+    async def _step(self, job: int, parts: Parts) -> tuple[bool, list[Array] | None]:
         """Take the next part of a call, None at its end."""
-        for outputs in parts:
+        async for outputs in parts:
             self._states[job] = parts
             return True, outputs
         return False, None
 
-    def _close(self, job: int) -> None:
-        """End a generator whose parts nobody takes: it gets GeneratorExit."""
+    async def _close(self, job: int) -> None:
+        """Forget a state; a generator whose parts nobody takes gets GeneratorExit."""
         parts = self._states.pop(job, None)
-        if isinstance(parts, Generator):
+        if isinstance(parts, AsyncGenerator):
             try:
-                parts.close()
+                await parts.aclose()
             except Exception:
                 _log.warning("a generator failed at GeneratorExit: %s", _traceback())
+
+
+class _LoopWorker(_Worker):
+    """Does jobs as tasks of an event loop, many at a time."""
+
+    def __init__(
+        self, server: _ServerLink, instance: Instance, loop: asyncio.AbstractEventLoop, file: Path
+    ) -> None:
+        """Prepare.
+
+        Args:
+            server: has the jobs.
+            instance: does them.
+            loop: runs them.
+            file: the handler's.
+        """
+        super().__init__(server, instance)
+        self._loop, self._file = loop, file
+        self._tasks: dict[int, asyncio.Task[list[bytes | memoryview]]] = {}
+        """By the number of the job."""
+        self._closing: set[asyncio.Task[None]] = set()
+        self._models = _AsyncModels(server, self._uses, loop)
+        self._max_s = 0.0
+        """How long the loop may be blocked; 0 before the first job."""
+        instance.use(_Models(server, self._uses), self._models)
+
+    def run(self) -> NoReturn:
+        """Do jobs until the server is gone."""
+        self._server.wake = partial(self._loop.call_soon_threadsafe, self._take_frames)
+        self._loop.add_reader(self._server.fileno, self._read)
+        main = threading.get_ident()
+        threading.Thread(target=self._watch, args=(main,), name="loop-watch", daemon=True).start()
+        self._loop.run_forever()
+        os._exit(1)  # the handler has stopped the loop
+
+    def _read(self) -> None:
+        self._server.read_ready()
+        self._take_frames()
+
+    def _take_frames(self) -> None:
+        while self._server.frames:
+            frame = self._server.frames.popleft()
+            kind = frame.fields["kind"]
+            if kind == "reply":
+                self._models.take(frame)
+            elif kind == "drop":
+                self._drop(frame.fields["job"])
+            else:
+                self._begin(frame)
+
+    def _begin(self, frame: Frame) -> None:
+        job = frame.fields["job"]
+        self._max_s = frame.fields["max_s"]
+        self._server.open.add(job)
+        context = copy_context()
+        context.run(_JOB.set, job)
+        task = self._loop.create_task(self._outcome(*frame), context=context)
+        self._tasks[job] = task
+        task.add_done_callback(partial(self._take_end, job))
+
+    def _take_end(self, job: int, task: "asyncio.Task[list[bytes | memoryview]]") -> None:
+        del self._tasks[job]
+        if task.cancelled():  # before its first step
+            self._close_soon(job)
+            text = "its task was cancelled"
+            self._end(job, frames.encode({"kind": "failed", "job": job, "text": text}))
+        else:
+            self._end(job, task.result())
+
+    def _drop(self, job: int) -> None:
+        """Cancel a job in hand, whose outcome comes soon; or forget a state."""
+        if (task := self._tasks.get(job)) is not None:
+            task.cancel()
+        else:
+            self._close_soon(job)
+
+    def _close_soon(self, job: int) -> None:
+        task = self._loop.create_task(self._close(job))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _watch(self, main: int) -> None:
+        """Report that the loop is blocked, on a thread of its own: the server ends this process.
+
+        Args:
+            main: the thread of the loop.
+        """
+        while True:
+            time.sleep(min(_BEAT_S, self._max_s / 4 or _BEAT_S))
+            beat = threading.Event()
+            self._loop.call_soon_threadsafe(beat.set)
+            if beat.wait(self._max_s or None):
+                continue
+            task = asyncio.current_task(self._loop)
+            job = next((job for job, each in [*self._tasks.items()] if each is task), 0)
+            place = place_of(sys._current_frames().get(main), self._file)
+            self._server.send({"kind": "blocked", "job": job, "text": place})
+            return
 
 
 def _line(err: Exception) -> str:
@@ -356,15 +598,22 @@ def main(channel: socket.socket, words: dict[str, Any]) -> NoReturn:
         level=words["log_level"], handlers=[_LogLines()], format="%(name)s: %(message)s"
     )
     source, network = HandlerSource(Path(words["file"]), words["name"]), words["network"]
+    loop = None
     try:
         # A cache of bytecode knows seconds alone: of a file that changes twice within one, to the
         # same length, the next process would run what it was.
         sys.dont_write_bytecode = True
         instance = Instance(load(source), network, None)
-        instance.use(_Models(server, instance.signature.uses))
+        uses, worker = instance.signature.uses, _Worker(server, instance)
+        instance.use(_Models(server, uses))
+        if instance.signature.is_async:
+            loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(loop)
+            worker = _LoopWorker(server, instance, loop, source.file)
         # Else the server refuses it; its `setup` could fail before, for want of the model.
         if instance.signature.needs_model == (network is not None):
-            instance.setup(Path(words["folder"]))
+            setup = instance.setup(Path(words["folder"]))
+            at_once(setup) if loop is None else loop.run_until_complete(setup)
     except BaseException as err:  # of the user's code: it raises anything
         if not isinstance(err, errors.ConfigurationError):  # its line has all but the way there
             _log.debug("%s", _traceback())
@@ -372,4 +621,4 @@ def main(channel: socket.socket, words: dict[str, Any]) -> NoReturn:
         os._exit(1)
     files = [str(each) for each in imported_beside(source.file)]
     server.send({"kind": "ready", "signature": instance.signature.document(), "files": files})
-    _Worker(server, instance).run()
+    worker.run()

@@ -114,6 +114,11 @@ class LoadedModel:
         """Yield the outputs for a call in this process; once, unless it is answered in parts."""
         yield self.answer(feeds, parameters, run)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether calls are answered on an event loop: `answer_awaited`, `stream_awaited`."""
+        return False
+
     def close(self) -> None:
         """End what has started with its loading, if it is not served."""
 
@@ -185,6 +190,7 @@ class LoadedModel:
             batching=self.batching,
             device=self.device,
             precision=self.precision,
+            optimized=self.manifest.optimized,
             max_batch_size=sizes.max_batch_size if tensors.is_batchable else 0,
             max_request_rows=sizes.max_request_rows if tensors.is_batchable else None,
             labels=self.class_labels,

@@ -1,9 +1,12 @@
 """The page "Python around a model": its handlers are served as it says, and called."""
 
+import asyncio
 import json
 import re
 import shlex
+import socketserver
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +95,38 @@ def test_answers_in_parts_are_served_as_the_page_says(folder, capsys, monkeypatc
         assert capsys.readouterr().out.split() == ["once", "upon", "a", "time"]
     monkeypatch.syspath_prepend(str(folder))
     run(codes[1], {})
+
+
+def test_many_calls_at_a_time_are_served_as_the_page_says(folder):
+    class Store(socketserver.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(b"customer " + self.rfile.readline())
+
+    class Server(socketserver.ThreadingTCPServer):
+        request_queue_size = 128
+
+    file, pattern = folder / "customer.py", r"--handler customer\.py --handler-processes 1"
+    with Server(("127.0.0.1", 0), Store) as store:
+        threading.Thread(target=store.serve_forever).start()
+        port = store.server_address[1]
+        file.write_text(file.read_text().replace(", 7000)", f", {port})"))
+        with serve(folder, pattern) as server:
+            found = asyncio.run(names_of(server.address))
+        store.shutdown()
+    assert found == [[f"customer {each}", "customer a"] for each in range(50)]
+
+
+async def names_of(address):
+    """Ask for the names of many customers at once."""
+    async with serving.AsyncClient(address) as client:
+        calls = [client.infer("customer", {"key": [f"{each}", "a"]}) for each in range(50)]
+        return [found["name"].tolist() for found in await asyncio.gather(*calls)]
+
+
+def test_other_models_are_asked_at_once_as_the_page_says(folder):
+    with serving.Model.load(folder / "model.onnx", handler=folder / "sentiment.py") as model:
+        films = serving.Model.load(handler=folder / "films.py", models={"model": model})
+        assert films.infer(["a good film", "bad"])["label"].tolist() == ["good", "bad"]
 
 
 def test_number_in_a_picture_is_read(folder, mnist_sample):

@@ -11,7 +11,7 @@ import pytest
 
 import serving
 from serving.handlers.cascades import trouble_of
-from serving.handlers.instance import Instance
+from serving.handlers.instance import Instance, at_once
 from serving.handlers.kinds import Array, Bytes, Json, Picture, Text, WrongValue
 from serving.handlers.loading import HandlerSource, assigned, load, named_sources
 from serving.handlers.signature import HandlerSignature, arguments_of, signature_of
@@ -203,7 +203,7 @@ def test_values_arrive_under_the_names_of_the_arguments():
 
     shape = tuple(Tensor(name, "INT64", (-1,)) for name in ("a", "b:0"))
     instance = Instance(Named, TensorSignature(shape, shape, is_batchable=True), None)
-    (found,) = instance.postprocess([np.array([1]), np.array([7])], 1, {})
+    (found,) = at_once(instance.postprocess([np.array([1]), np.array([7])], 1, {}))
     assert found.tolist() == [6]
 
 
@@ -243,10 +243,35 @@ class AsyncParts(Nothing):
         yield text
 
 
+class JoinedAsyncParts(AsyncParts):
+    batching = True
+
+
+class AsyncPartsBefore(serving.Handler):
+    inputs = TEXTS
+
+    async def preprocess(self, text):
+        yield text
+
+
+class OtherNamesAsync(serving.Handler):
+    inputs = outputs = TEXTS
+
+    async def predict(self, words, more): ...
+
+
 class AsyncSetup(Nothing):
-    async def setup(self, folder): ...  # type: ignore[override]
+    async def setup(self, folder): ...
 
     def predict(self, text): ...
+
+
+class FewAtATime(Async):
+    max_concurrency = 3
+
+
+class AwaitedSetup(Async):
+    async def setup(self, folder): ...
 
 
 class WrongKind(serving.Handler):
@@ -306,9 +331,25 @@ class WrongUses(Nothing):
         ),
         (PartsOfSetup, "PartsOfSetup: setup: a generator (it has `yield`) can't be served here"),
         (NoConcurrency, "NoConcurrency: max_concurrency: expected a number of calls, got 0"),
-        (AsyncParts, "AsyncParts: predict: `async def` can't be served: write def"),
-        (Async, "Async: predict: `async def` can't be served: write def"),
-        (AsyncSetup, "AsyncSetup: setup: `async def` can't be served: write def"),
+        (
+            JoinedAsyncParts,
+            "JoinedAsyncParts: predict: a generator (it has `yield`) answers each call alone: "
+            "write batching = False",
+        ),
+        (
+            AsyncPartsBefore,
+            "AsyncPartsBefore: preprocess: a generator (it has `yield`) can't be served here: "
+            "write return, and yield the parts in postprocess",
+        ),
+        (
+            AsyncSetup,
+            "AsyncSetup: setup: `async def` needs a method that is `async def`, too: write def",
+        ),
+        (
+            OtherNamesAsync,
+            "OtherNamesAsync: predict: expected to be given more, words, there is text: "
+            "write async def predict(self, text)",
+        ),
         (WrongUses, "WrongUses: uses: expected a tuple of models' names, got 'digits'"),
     ],
 )
@@ -324,6 +365,22 @@ def test_generator_answers_in_parts():
     assert found.tensors(None).in_parts
     assert HandlerSignature.of(found.document()) == found
     assert not signature_of(behaviours.Behaviours).in_parts
+
+
+@pytest.mark.parametrize(
+    ("handler", "in_parts", "is_async", "num_jobs"),
+    [
+        (Async, False, True, 64),
+        (AsyncParts, True, True, 64),
+        (FewAtATime, False, True, 3),
+        (AwaitedSetup, False, True, 64),
+        (Parts, True, False, 1),
+    ],
+)
+def test_async_methods_have_many_calls_in_hand(handler, in_parts, is_async, num_jobs):
+    found = signature_of(handler)
+    assert (found.in_parts, found.is_async, found.num_jobs) == (in_parts, is_async, num_jobs)
+    assert HandlerSignature.of(found.document()) == found
 
 
 def test_handler_is_found_by_its_class_or_its_file():

@@ -1,0 +1,154 @@
+"""Handlers with `async def` in this process: `Model` and `AsyncModel`."""
+
+import asyncio
+import gc
+import threading
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import pytest
+
+import serving
+from tests.serving.handlers import behaviours
+from tests.serving.handlers.async_behaviours import AsyncAround, AsyncStory, Tasks
+from tests.serving.handlers.conftest import at_once
+from tests.support.servers import wait_until
+
+
+@pytest.fixture
+def others():
+    """Models for `uses`: one at once, and one that is awaited."""
+    with serving.Model.load(handler=behaviours.Behaviours) as model:
+        story = serving.AsyncModel.load(handler=behaviours.Story)
+        yield {"behaviours": model, "story": story}
+
+
+def test_threads_have_calls_in_hand_at_a_time(others):
+    with serving.Model.load(handler=Tasks, models=others) as model:
+
+        def say(text):
+            return model.infer([text])["answer"][0]
+
+        threads, outcomes = at_once(*[lambda: say("meet 8")] * 8)
+        for thread in threads:
+            thread.join()
+        assert outcomes == ["MEET 8"] * 8
+        assert say("ask say hello") == "SAY HELLO"
+        assert say("ask_at_once say hello") == "SAY HELLO"
+        assert say("tell once upon a time") == "once upon"
+        with pytest.raises(serving.InvalidRequest, match="no"):
+            say("refuse no")
+        with pytest.raises(ValueError, match="no good"):
+            say("raise no good")
+
+
+async def test_event_loop_has_calls_in_hand_at_a_time_and_cancels_them(others):
+    async with serving.AsyncModel.load(handler=Tasks, models=others) as model:
+
+        async def say(text):
+            return (await model.infer([text]))["answer"][0]
+
+        assert await asyncio.gather(*(say("meet 100") for _ in range(100)))
+        hanging = asyncio.create_task(say("hang"))
+        while await say("hanging") != "1":
+            await asyncio.sleep(0)
+        hanging.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await hanging
+        while await say("cancelled") != "1":
+            await asyncio.sleep(0)
+        assert await say("ask say hello") == "SAY HELLO"
+        assert await say("tell once upon a time") == "once upon"
+        with pytest.raises(serving.InvalidRequest, match="no"):
+            await say("refuse no")
+
+
+async def test_model_runs_between_methods_with_and_without_async(network):
+    feeds = {"text": ["banana", "kiwi"], "bias": np.ones((2, 2), np.float32)}
+    with serving.Model.load(network, handler=behaviours.Around) as model:
+        expected = model.infer(feeds)
+    with serving.Model.load(network, handler=AsyncAround) as model:
+        found = model.infer(feeds)
+    async with serving.AsyncModel.load(network, handler=AsyncAround) as model:
+        awaited = await model.infer(feeds)
+    for each in (found, awaited):
+        assert each["text"].tolist() == expected["text"].tolist()
+        assert np.array_equal(each["y"], expected["y"])
+
+
+def test_parts_are_yielded_and_a_generator_that_is_left_ends():
+    with serving.Model.load(handler=AsyncStory) as model:
+        parts = [each["token"].tolist() for each in model.stream(["a b", "c"])]
+        assert parts == [["a", "a"], ["b", "b"]]
+        first = model.stream(["a b"])
+        assert next(first)["open"] == 1
+        (part,) = model.stream(["a"])
+        assert part["open"] == 2
+        first.close()
+        (part,) = model.stream(["a"])
+        assert part["open"] == 1
+        with pytest.raises(serving.Unsupported, match="AsyncStory answers in parts: call"):
+            model.infer(["a"])
+        with pytest.raises(serving.InvalidRequest, match="no"):
+            [*model.stream(["a refuse:no"])]
+
+
+async def test_parts_are_yielded_to_an_event_loop():
+    async with serving.AsyncModel.load(handler=AsyncStory) as model:
+        assert [each["token"][0] async for each in model.stream(["a b"])] == ["a", "b"]
+        async with aclosing(model.stream(["a hang: b"])) as parts:
+            await anext(parts)
+            step = asyncio.ensure_future(anext(parts))
+            (part,) = [each async for each in model.stream(["a"])]
+            assert part["open"] == 2
+            step.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await step
+        (part,) = [each async for each in model.stream(["a"])]
+        assert part["open"] == 1
+
+
+def loops():
+    return {each for each in threading.enumerate() if each.name == "handler-loop"}
+
+
+def test_loop_ends_with_its_model():
+    before = loops()
+    model = serving.Model.load(handler=AsyncStory)
+    (loop,) = loops() - before
+    parts = model.stream(["a b"])
+    next(parts)
+    model.close()
+    del model
+    gc.collect()
+    assert [each["token"][0] for each in parts] == ["b"]
+    del parts
+    gc.collect()
+    wait_until(lambda: not loop.is_alive())
+
+
+def test_generator_that_ends_with_its_model_holds_nobody():
+    before = loops()
+    model = serving.Model.load(handler=AsyncStory)
+    (loop,) = loops() - before
+    circle: list[Any] = [model.stream(["a b"]), model]
+    next(circle[0])
+    circle.append(circle)
+    del model, circle
+    gc.collect()
+    wait_until(lambda: not loop.is_alive())
+
+
+def test_setup_that_fails_is_raised_and_its_loop_ends():
+    class Fails(Tasks):
+        async def setup(self, folder):
+            raise RuntimeError("no store")
+
+    before = loops()
+    with pytest.raises(RuntimeError, match="no store") as caught:
+        serving.Model.load(handler=Fails)
+    (loop,) = loops() - before
+    del caught
+    gc.collect()
+    wait_until(lambda: not loop.is_alive())
