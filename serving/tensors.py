@@ -400,7 +400,11 @@ class ModelInfo:
     device: str = ""
     """The device that it runs on, such as "cpu"; empty if the server does not say, as the next."""
     precision: str = ""
-    """The variant that runs: "fp32" or "int8"."""
+    """The variant that runs: "fp32" or "int8", or of a version that `optimize` made, its only one,
+    "fp32"."""
+    optimized: str = ""
+    """How `optimize` made this version and of what, such as "int8 u8, of mine version 1"; empty for
+    others."""
     max_batch_size: int
     """The most rows in one run; 0 for a model that is not batched."""
     max_request_rows: int | None = None

@@ -243,9 +243,10 @@ def test_training_and_serving_never_import_each_other():
 
 COMMON = (
     "serving.commandline", "serving.model.verdicts", "serving.model.judging", "serving.publishing",
+    "serving.model.signatures", "serving.tensors",
 )  # fmt: skip
 """Shared: the parser of commands, how the project is installed; the verdict on a graph's rows; the
-writer of versions."""
+writer of versions, and which of them may follow one another."""
 PICTURES = ("serving.errors",)
 
 

@@ -75,6 +75,7 @@ def facts_of(info: ModelInfo) -> Facts:
         "not_served": [f"{version}: {reason}" for version, reason in info.not_served.items()],
         "device": info.device,
         "precision": info.precision,
+        "optimized": info.optimized,
         "batching": info.batching,
         "max_batch_size": info.max_batch_size,
         "max_request_rows": info.max_request_rows,

@@ -18,9 +18,9 @@ REPOSITORY_INDEX = f"/{inference_pb.SERVICE}/RepositoryIndex"
 _NUMBER = (int, float)
 _PARAMETERS: dict[str, type | tuple[type, ...]] = {
     "version": str, "default_version": str, "canary_version": str, "batching": str,
-    "device": str, "precision": str, "versions": list, "labels": list, "axes": dict,
-    "contents": dict, "not_served": dict, "pictures": dict, "max_request_rows": int,
-    "max_message_bytes": int, "test_accuracy": _NUMBER,
+    "device": str, "precision": str, "optimized": str, "versions": list, "labels": list,
+    "axes": dict, "contents": dict, "not_served": dict, "pictures": dict,
+    "max_request_rows": int, "max_message_bytes": int, "test_accuracy": _NUMBER,
 }  # fmt: skip
 """Parameters of a model's configuration, and the type of each: texts, and others as JSON."""
 
@@ -82,6 +82,7 @@ def model_info(metadata: bytes, config: bytes | None, version: str, address: str
         batching=parameters.get("batching", ""),
         device=parameters.get("device", ""),
         precision=parameters.get("precision", ""),
+        optimized=parameters.get("optimized", ""),
         max_batch_size=max_batch_size,
         max_request_rows=parameters.get("max_request_rows"),
         max_message_bytes=parameters.get("max_message_bytes"),

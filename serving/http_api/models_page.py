@@ -60,6 +60,7 @@ class ModelsPage:
             "roles": ["default"] * is_default + roles,
             "device": model.device,
             "precision": model.precision,
+            "optimized": model.manifest.optimized,
             "batching": model.batching,
             "inputs": [
                 _tensor(each) | {"shape": shape_of(each, shapes), "sample": sample_of(each, shapes)}

@@ -28,7 +28,7 @@ parameter      string_value:text
 statistics     name:text version:text inference_count:count execution_count:count
 fact           name:text datatype:text axes:text* content:text?
 sample         name:text datatype:text axes:text* content:text? shape:count* sample:any
-model          name:text version:text state:text reason:text roles:text* device:text? precision:text? batching:text?
+model          name:text version:text state:text reason:text roles:text* device:text? precision:text? optimized:text? batching:text?
                inputs:sample*? outputs:fact*? classes:text*? takes_pictures:flag? requests:text{}?
 Problem        type:text? title:text status:integer detail:text
 InferRequest   id:text? inputs:tensor*

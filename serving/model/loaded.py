@@ -190,6 +190,7 @@ class LoadedModel:
             batching=self.batching,
             device=self.device,
             precision=self.precision,
+            optimized=self.manifest.optimized,
             max_batch_size=sizes.max_batch_size if tensors.is_batchable else 0,
             max_request_rows=sizes.max_request_rows if tensors.is_batchable else None,
             labels=self.class_labels,

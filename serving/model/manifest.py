@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -51,8 +51,8 @@ class Manifest:
     """How golden.npz is compared; None without one."""
     gated_on: str = ""
     """The processor and device that its answers come from."""
-    origin: Mapping[str, Any] | None = None
-    """From what it was optimised, by what, and how far it agrees; None for other versions."""
+    optimized: str = ""
+    """How it was made faster, and of what, as `optimize` wrote; empty for other versions."""
     unknown: tuple[str, ...] = ()
     """Fields that have no meaning here."""
 

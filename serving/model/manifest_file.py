@@ -69,9 +69,6 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         raise ValueError(f"the golden file {GOLDEN_FILE} expected, got {golden['file']!r}")
     if has_file and GOLDEN_FILE not in document["files"]:
         raise ValueError(f"the digest of {GOLDEN_FILE} expected")
-    origin = document.get("optimized")
-    if origin is not None and not isinstance(origin, dict):
-        raise ValueError("optimized: an object expected")
     fields: dict[str, Any] = {
         "name": _text(document, "name"),
         "version": _text(document, "version"),
@@ -79,7 +76,7 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         "verdicts": _verdicts(document.get("batching", {})),
         "comparison": AnswerComparison.of(golden) if has_file else None,
         "gated_on": _text(golden, "gated_on", _MAX_PROCESSOR) if "gated_on" in golden else "",
-        "origin": origin,
+        "optimized": _optimized(document["optimized"]) if "optimized" in document else "",
         "unknown": unknown,
     }
     if "signature" not in document and has_file:  # of a model of any inputs and outputs
@@ -128,6 +125,13 @@ def _unknown_fields(document: dict[str, Any]) -> tuple[str, ...]:
             if near := get_close_matches(name.lower(), optional, 1, _NEAR):
                 raise ValueError(f"there is no field {name!r}: did you mean {near[0]}?")
     return (*unknown, *(f"signature.{name}" for name in inside))
+
+
+def _optimized(origin: dict[str, Any]) -> str:
+    """Say how and of what a version was optimised; see `docs/optimize.md`."""
+    base = origin["from"]
+    of = f"{_text(base, 'name')} version {_text(base, 'version')}"
+    return f"{_text(origin['by'], 'candidate')}, of {of}"
 
 
 def _text(document: dict[str, Any], name: str, most: int = _MAX_TEXT) -> str:

@@ -323,7 +323,10 @@ def load(
     elif path is not model_dir and precision == "fp32":
         path = _file_of(version_dir, file_name)
     if not has_variant:
-        raise ConfigurationError(f"version {version} has no {precision} variant")
+        text = f"version {version} has no {precision} variant"
+        if manifest is not None and manifest.optimized:
+            text += f": --precision fp32 serves what it is ({manifest.optimized})"
+        raise ConfigurationError(text)
     onnx = _read(path, max_bytes)
     weights = _read_weights(path.parent, onnx, max_bytes - len(onnx))
     contents = {path.name: onnx, **weights}

@@ -93,7 +93,7 @@ def difference(old: GraphSignature, new: GraphSignature) -> str | None:
         for name, value in before.items():
             if name not in after:
                 return f"{kind} {name[:80]} is gone"
-            if not _fits(value, after[name], is_input=kind == "input"):
+            if not fits(value, after[name], is_input=kind == "input"):
                 return f"{kind} {_text({name: value})} has become {_text({name: after[name]})}"
     if added := [name for name in new.inputs if name not in old.inputs]:
         return f"input {added[0][:80]} is new"
@@ -105,10 +105,7 @@ def difference(old: GraphSignature, new: GraphSignature) -> str | None:
 
 
 def _difference_of_images(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return the first difference between two descriptions of images and classes.
-
-    training/export/signature.py has the same words.
-    """
+    """Return the first difference between two descriptions of images and classes."""
     if old.get("classes") == new.get("classes"):
         numbers = [*map(str, range(old.get("classes", 0)))]  # the names of classes without any
         names = zip(old.get("labels") or numbers, new.get("labels") or numbers, strict=False)
@@ -119,7 +116,8 @@ def _difference_of_images(old: Mapping[str, Any], new: Mapping[str, Any]) -> str
     return f"{key} was {old.get(key)} and is {new.get(key)}"
 
 
-def _fits(old: ValueFacts, new: ValueFacts, *, is_input: bool) -> bool:
+def fits(old: ValueFacts, new: ValueFacts, *, is_input: bool) -> bool:
+    """Return whether callers of one input or output can go on with the other."""
     if old.datatype != new.datatype:
         return False
     if None in (old.sizes, new.sizes):  # an input of any rank takes more, an output says less

@@ -141,6 +141,7 @@ def _facts(info: ModelInfo, max_message_bytes: int | None) -> dict[str, Any]:
         "batching": info.batching,
         "device": info.device,
         "precision": info.precision,
+        "optimized": info.optimized,
         "max_request_rows": info.max_request_rows,
         "max_message_bytes": max_message_bytes,
         "test_accuracy": info.test_accuracy,

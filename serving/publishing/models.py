@@ -106,6 +106,27 @@ def _onnx_files(path: Path) -> dict[str, bytes]:
     return {FILES["fp32"]: data, **weights}
 
 
+def newest(folder: Path) -> tuple[str, GraphSignature] | None:
+    """Return the newest version of a model that is served by itself, and its signature.
+
+    Args:
+        folder: the model's, of its versions.
+
+    Returns:
+        None if there is none.
+    """
+    try:
+        versions = repository.versions(folder)
+    except ModelNotFound:
+        return None
+    return newest_accepted(folder, versions, lambda version: find_signature(folder, version))
+
+
+def new_mark() -> Mapping[str, bytes]:
+    """Return the file beside a graph that is served although its signature is another one."""
+    return {MARK: _MARKED}
+
+
 def mark_of(
     data: bytes, folder: Path, *, is_new_allowed: bool, document: Mapping[str, Any] = _NO_MANIFEST
 ) -> Mapping[str, bytes]:
@@ -131,16 +152,12 @@ def mark_of(
         raise ConfigurationError(f"not published, it is no ONNX model: {err}") from err
     if not signature.outputs:
         raise ConfigurationError("not published, it is no ONNX model: it has no output")
-    try:
-        versions = repository.versions(folder)
-    except ModelNotFound:
-        return {}
-    last = newest_accepted(folder, versions, lambda version: find_signature(folder, version))
+    last = newest(folder)
     reason = None if last is None else difference(last[1], signature)
     if last is None or reason is None:
         return {}
     if is_new_allowed:
-        return {MARK: _MARKED}
+        return new_mark()
     raise ConfigurationError(
         f"not published, {reason}: version {last[0]} has {last[1]}, this one {signature}; "
         "new_signature=True publishes it as it is"

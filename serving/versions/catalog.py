@@ -39,7 +39,9 @@ _log = logging.getLogger(__name__)
 _PATIENCE_S = 5.0
 """How long a look at one model may take before others are looked at beside it: it may hang."""
 _MAX_BESIDE = 4
-"""Models that are looked at beside one another."""
+"""Models that are looked at beside one another while the server runs."""
+_MAX_FIRST = 64
+"""Threads of the first look: most of them wait for their room, and some may hang."""
 _REPOSITORY = ""
 """The repository as a whole, where a model's name is expected."""
 
@@ -79,7 +81,7 @@ class Catalog:
         self._config, self._max_batch_size = config, max_batch_size
         self._most_threads = most_threads
         self._remote: Any = None  # a RemoteRepository, which is imported for URLs alone
-        self._room = LoadingRoom()
+        self._room = LoadingRoom(min(_MAX_BESIDE, usable_cores()))
         self._named: frozenset[str] = frozenset()
         """The models that the configuration names."""
         self._sources = named_sources(config.handler)
@@ -164,7 +166,7 @@ class Catalog:
         Raises:
             ConfigurationError: a handler is for a model that is not there.
         """
-        with ThreadPoolExecutor(min(_MAX_BESIDE, usable_cores()), "catalog") as threads:
+        with ThreadPoolExecutor(min(len(folders), _MAX_FIRST), "catalog") as threads:
             looks = {each.name: threads.submit(each.look_first) for each in folders}
         for name, look in looks.items():
             if (err := look.exception()) is not None:

@@ -10,8 +10,9 @@ from serving.system.usage import available_bytes
 
 _MOST_LOADS = 4
 """Models that load beside one another."""
-_LONG_S = 5.0
-"""A load that takes longer may hang: it does not count among these any more, but in the memory."""
+_LONG_S, _BYTES_S = 5.0, 50e6
+"""A load that takes longer than this, and than its files' bytes at this rate, may hang: it does not
+count any more. Sessions of 100 MB are built at 100 MB/s and more on a busy core."""
 _LOOK_S = 0.5
 """How often those that wait look at the memory."""
 _COPIES = 3
@@ -37,7 +38,7 @@ class LoadingRoom:
         self._most, self._free_bytes, self._clock = most, free_bytes, clock
         self._changed = threading.Condition()
         self._loads: dict[object, tuple[int, float]] = {}
-        """What each load that goes on may take, in bytes, and when it began."""
+        """What each load that goes on may take, in bytes, and from when on it may hang."""
 
     @contextmanager
     def of(self, file_bytes: int) -> Iterator[None]:
@@ -50,7 +51,7 @@ class LoadingRoom:
         with self._changed:
             while not self.has_room(needed):
                 self._changed.wait(_LOOK_S)
-            self._loads[load] = needed, self._clock()
+            self._loads[load] = needed, self._clock() + _LONG_S + file_bytes / _BYTES_S
         try:
             yield
         finally:
@@ -60,9 +61,8 @@ class LoadingRoom:
 
     def has_room(self, needed: int) -> bool:
         """Return whether a load may begin that takes so many bytes."""
-        begun_s = self._clock() - _LONG_S
-        num_quick = sum(since_s > begun_s for _, since_s in self._loads.values())
-        if num_quick >= self._most:
+        now_s = self._clock()
+        taken = [num_bytes for num_bytes, until_s in self._loads.values() if now_s < until_s]
+        if len(taken) >= self._most:
             return False
-        taken = sum(num_bytes for num_bytes, _ in self._loads.values())
-        return not taken or taken + needed <= (self._free_bytes() or math.inf)
+        return not taken or sum(taken) + needed <= (self._free_bytes() or math.inf)

@@ -1,147 +1,45 @@
 """Names that hold from one version to the next: a new graph beside the newest one that is served.
 
-A server serves a version only if callers of the one below can go on: the same names, datatypes and
-ranks; sizes may become open, and outputs may be added. It goes by the same rule, in
-serving/model/signatures.py, and by the mark that `--new-signature` leaves in a version's folder.
+A server serves a version only if callers of the one below can go on. Both go by the rule of
+`serving.model.signatures`, and by the mark that `--new-signature` leaves in a version's folder.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from serving.model.signatures import GraphSignature, Side, difference, fits, read_graph
+from serving.publishing.models import new_mark, newest
+from serving.tensors import Signature
 from training.errors import UnusableInput
-
-MARK = "new-signature"
-"""A file in a version's folder: it is meant to be served, though its signature is another one."""
-MARKED = b"Published by --new-signature: callers of the version below need a change.\n"
 
 _NAMES = "--input-names and --output-names set names"
 _AS_IT_IS = "and --new-signature publishes it as it is"
 
-Side = dict[str, tuple[int, tuple[int | None, ...]]]
-"""Datatype and sizes of each tensor by its name; None for an open size."""
 
+def of_graph(proto: onnx.ModelProto, images: Mapping[str, Any] | None = None) -> GraphSignature:
+    """Return the signature of a graph.
 
-@dataclass(frozen=True, slots=True)
-class ExportSignature:
-    """What callers rely on."""
-
-    inputs: Side
-    outputs: Side
-    images: Any = None
-    """The manifest's signature, of a classifier of images."""
-
-    def __str__(self) -> str:
-        """Return text such as "x FLOAT [N, 4] -> y FLOAT [N, 1]"."""
-        return f"{_text(self.inputs)} -> {_text(self.outputs)}"
-
-
-def _text(side: Side) -> str:
-    return ", ".join(
-        f"{name} {onnx.TensorProto.DataType.Name(kind)} "
-        f"[{', '.join('N' if size is None else str(size) for size in sizes)}]"
-        for name, (kind, sizes) in side.items()
-    )
-
-
-def of_graph(proto: onnx.ModelProto, images: Any = None) -> ExportSignature:
-    """Return the signature of a graph."""
-    constants = {each.name for each in proto.graph.initializer}
-    inputs = [each for each in proto.graph.input if each.name not in constants]
-    return ExportSignature(_side(inputs), _side(proto.graph.output), images)
-
-
-def _side(values: Any) -> Side:
-    return {
-        each.name: (
-            each.type.tensor_type.elem_type,
-            tuple(
-                size.dim_value if size.HasField("dim_value") else None
-                for size in each.type.tensor_type.shape.dim
-            ),
-        )
-        for each in values
-    }
-
-
-def difference(old: ExportSignature, new: ExportSignature) -> str | None:
-    """Return why callers of one can't go on with the other; None if they can."""
-    for kind, before, after in (
-        ("input", old.inputs, new.inputs),
-        ("output", old.outputs, new.outputs),
-    ):
-        for name, tensor in before.items():
-            if name not in after:
-                return f"{kind} {name} is gone"
-            if not _fits(tensor, after[name], is_input=kind == "input"):
-                return f"{kind} {_text({name: tensor})} is {_text({name: after[name]})}"
-    if added := [name for name in new.inputs if name not in old.inputs]:
-        return f"input {added[0]} is new"
-    if old.images is not None and new.images is None:
-        return "it has no manifest that describes images and classes"
-    if old.images is not None and old.images != new.images:
-        return _difference_of_images(old.images, new.images)
-    return None
-
-
-def _difference_of_images(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return the first difference between two descriptions of images and classes.
-
-    serving/model/signatures.py has the same words.
+    Args:
+        proto: the graph; its weights are not copied.
+        images: the field `signature` of its manifest, if it classifies images.
     """
-    if old.get("classes") == new.get("classes"):
-        numbers = [*map(str, range(old.get("classes", 0)))]  # the names of classes without any
-        names = zip(old.get("labels") or numbers, new.get("labels") or numbers, strict=False)
-        for number, (before, after) in enumerate(names):
-            if before != after:
-                return f"class {number} was {before!r} and is {after!r}"
-    key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
-    return f"{key} was {old.get(key)} and is {new.get(key)}"
-
-
-def _fits(before: Any, after: Any, *, is_input: bool) -> bool:
-    (kind, sizes), (new_kind, new_sizes) = before, after
-    allowed = (lambda old, new: new in (None, old)) if is_input else _may_become
-    return (
-        kind == new_kind
-        and len(sizes) == len(new_sizes)
-        and all(allowed(old, new) for old, new in zip(sizes, new_sizes, strict=True))
-    )
-
-
-def _may_become(old: int | None, new: int | None) -> bool:
-    return old is None or new in (None, old)
-
-
-def newest(folder: Path) -> tuple[str, ExportSignature] | None:
-    """Return the newest version of a model that is served, with its signature; None without one."""
-    found = None
-    versions = [path for path in folder.glob("*") if path.name.isdecimal()]
-    for path in sorted(versions, key=lambda each: int(each.name)):
-        try:
-            proto = onnx.load(path / "model.onnx", load_external_data=False)
-            signature = of_graph(proto, _images(path))
-        except Exception:  # a damaged version is nobody's measure
-            continue
-        is_marked = (path / MARK).exists()
-        if found is None or is_marked or difference(found[1], signature) is None:
-            found = path.name, signature
-    return found
-
-
-def _images(version: Path) -> Any:
-    if not (version / "manifest.json").exists():
-        return None
-    return json.loads((version / "manifest.json").read_bytes()).get("signature")
+    constants = {each.name for each in proto.graph.initializer}
+    sides = onnx.ModelProto()
+    sides.graph.input.extend(each for each in proto.graph.input if each.name not in constants)
+    sides.graph.output.extend(proto.graph.output)
+    data = sides.SerializeToString()
+    described = "" if images is None else json.dumps(Signature.of(images).document())
+    return GraphSignature(*read_graph(BytesIO(data), len(data)), described)
 
 
 def require_same(
-    folder: Path, signature: ExportSignature, *, is_new_allowed: bool
+    folder: Path, signature: GraphSignature, *, is_new_allowed: bool
 ) -> Mapping[str, bytes]:
     """Check a graph against the newest version.
 
@@ -157,14 +55,14 @@ def require_same(
         return {}
     if is_new_allowed:
         print(f"  signature another than that of version {last[0]}: {reason}", flush=True)
-        return {MARK: MARKED}
+        return new_mark()
     both = f": version {last[0]} has {last[1]}, this one {signature}; {_NAMES}"
     if str(last[1]) == str(signature):
         both = f", compared with version {last[0]}; --labels sets the names of classes"
     raise UnusableInput(f"not published, {reason}{both}, {_AS_IT_IS}")
 
 
-def names_kept(folder: Path, signature: ExportSignature) -> dict[str, str]:
+def names_kept(folder: Path, signature: GraphSignature) -> dict[str, str]:
     """Find the names of the newest version for tensors that have others now.
 
     Tensors are matched by the names of their layers without Keras's running numbers, else by
@@ -200,13 +98,13 @@ def _matched(lost: Side, new: Side, *, is_input: bool) -> dict[str, str]:
     """Match tensors where each has one counterpart alone."""
     renamed: dict[str, str] = {}
 
-    def fits(old: str, name: str) -> bool:
-        return _fits(lost[old], new[name], is_input=is_input)
+    def may_be(old: str, name: str) -> bool:
+        return fits(lost[old], new[name], is_input=is_input)
 
     def alike(old: str, name: str) -> bool:
-        return fits(old, name) and _base(old) == _base(name)
+        return may_be(old, name) and _base(old) == _base(name)
 
-    for is_pair in (alike, fits):
+    for is_pair in (alike, may_be):
         for name in [each for each in new if each not in renamed]:
             renamed |= _only_pair(name, lost, new, renamed, is_pair)
     return renamed

@@ -44,7 +44,7 @@ function sectionOf(model) {
   const words = [model.version && "version " + model.version, ...model.roles, model.state.toLowerCase()];
   find(".state").textContent = words.filter(Boolean).join(" · ");
   find(".state").classList.toggle("warn", model.state !== "READY");
-  find(".batching").textContent = model.reason || `${model.batching} · ${model.device}, ${model.precision}`;
+  find(".batching").textContent = model.reason || `${model.batching} · ${model.device}, ${model.optimized || model.precision}`;
   if (!model.inputs) {
     section.querySelectorAll(".sides, h3").forEach((each) => each.remove());
     return section;

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import tempfile
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import serving
 from digit_classifier import PRETRAINED
+from serving.config import BatchingConfig
 from serving.errors import ConfigurationError, CorruptModel
 from serving.model.loading import load_model
 from serving.optimising import search, source
@@ -85,6 +87,10 @@ def test_best_that_holds_is_published_with_its_origin(tmp_path, fast):
     assert origin["gain"]["busy"]["median"] == pytest.approx(2, abs=0.02)
     assert origin["gate"]["limits"]["most_loss"] == 0.002
     model = load_model(tmp_path / "models" / "mine")
+    described = model.describe(BatchingConfig()).optimized
+    assert described == f"{found.chosen.candidate}, of reader version 1"
+    with pytest.raises(ConfigurationError, match=f"no int8 variant: .*{re.escape(described)}"):
+        load_model(tmp_path / "models" / "mine", precision="int8")
     assert model.tensors.is_batchable
     images, labels = digits()
     answers = [model.run({"x": images[-900:]})[0].argmax(axis=1)]
@@ -283,13 +289,14 @@ def test_answers_that_are_no_numbers_are_named(tmp_path):
         optimize(save(graph, tmp_path), samples={"x": x})
 
 
-def test_nothing_is_left_after_ctrl_c(tmp_path, monkeypatch, fast):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_after_ctrl_c(tmp_path, monkeypatch, fast, number):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     made = []
 
     def interrupted(self, models, rounds, progress):
         made.extend(tmp_path.glob("optimize-*"))
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(Meter, "measure", interrupted)
     path = save(reader(), tmp_path, "reader.onnx")
@@ -300,6 +307,7 @@ def test_nothing_is_left_after_ctrl_c(tmp_path, monkeypatch, fast):
     assert made
     assert {*tmp_path.iterdir()} == before
     assert tempfile.tempdir == str(tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_search_ends_with_its_time(tmp_path, fast):

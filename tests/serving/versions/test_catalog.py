@@ -22,6 +22,7 @@ from serving.errors import (
 from serving.model import repository
 from serving.system.files import read_regular
 from serving.tensors import Signature
+from serving.versions import room
 from serving.versions.catalog import Catalog
 from serving.versions.folder import ModelFolder
 from serving.versions.served import Canary, ModelVersions, facts_of
@@ -184,6 +185,26 @@ def test_model_that_hangs_does_not_stop_the_reloads_of_others(root, monkeypatch,
     assert "model a: the look takes long" in caplog.text
     release.set()
     wait_until(lambda: state(catalog)[1] == "2")
+
+
+def test_models_that_hang_hold_up_no_other_at_the_first_start(root, monkeypatch):
+    for name in ("c", "d"):
+        templates.publish(root, name, SMALL, "1")
+    released, loaded, add_handler = threading.Event(), [], ModelFolder.with_handler
+
+    def hang(folder, number, model):
+        if folder.name in ("a", "b"):
+            released.wait(20.0)
+        loaded.append(folder.name)
+        return add_handler(folder, number, model)
+
+    monkeypatch.setattr(ModelFolder, "with_handler", hang)
+    monkeypatch.setattr(room, "_LONG_S", 0.0)
+    start = threading.Thread(target=opened, args=(root,))
+    start.start()
+    wait_until(lambda: {*loaded} == {"c", "d"})
+    released.set()
+    start.join()
 
 
 def test_model_that_is_unloaded_during_its_look_stays_unloaded(root, monkeypatch):

@@ -159,10 +159,10 @@ def test_other_names_of_one_kind_are_matched_and_those_that_could_be_swapped_are
     capsys.readouterr()
     assert export(tmp_path, dense("one", "two")) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "left FLOAT [N, 3], right FLOAT [N, 3] -> dense FLOAT [N, 2]" in line or (
-        "right FLOAT [N, 3], left FLOAT [N, 3] -> dense FLOAT [N, 2]" in line
+    assert "left FP32 [N, 3], right FP32 [N, 3] -> dense FP32 [N, 2]" in line or (
+        "right FP32 [N, 3], left FP32 [N, 3] -> dense FP32 [N, 2]" in line
     )
-    assert "this one one FLOAT [N, 3], two FLOAT [N, 3]" in line
+    assert "this one one FP32 [N, 3], two FP32 [N, 3]" in line
     assert "--new-signature" in line
     assert export(tmp_path, dense("one", "two"), "--input-names", "left", "right") == 0
     assert described(tmp_path, "3")[0] == ["left", "right"]
