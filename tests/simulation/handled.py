@@ -122,10 +122,12 @@ class _LoopProcess(_Process):
     def __init__(self, handled):
         super().__init__(handled)
         self._in_hand = {}
+        """The jobs whose outcome the server does not have, by number."""
+        self._answered = set()
         self._is_blocked = False
 
     def send(self, head, arrays=()):
-        if head["kind"] == "drop" and head["job"] in self._in_hand:
+        if head["kind"] == "drop" and head["job"] in self._in_hand.keys() - self._answered:
             self._handled.note_cancelled(head["job"])
             self._handled.simulation.after(1e-3, self._cancel, head["job"])
             return
@@ -141,15 +143,25 @@ class _LoopProcess(_Process):
 
     def _cancel(self, number):
         """Cancel a task, unless it has ended, or does not care."""
-        if self._is_over or self._is_blocked or number not in self._in_hand:
+        is_in_hand = number in self._in_hand.keys() - self._answered
+        if self._is_over or self._is_blocked or not is_in_hand:
             return
         head, arrays = self._in_hand[number]
         if head.get("fault") != "stubborn":
-            del self._in_hand[number]
             self._answer(head, arrays, "failed")
 
+    def _answer(self, head, arrays, fault):
+        self._answered.add(head["job"])
+        super()._answer(head, arrays, fault)
+
+    def _take(self, frame):
+        if not self._is_over and frame.fields["job"] in self._answered:
+            self._answered.remove(frame.fields["job"])
+            del self._in_hand[frame.fields["job"]]
+        super()._take(frame)
+
     def _finish_job(self, number):
-        if self._is_over or number not in self._in_hand:
+        if self._is_over or number in self._answered or number not in self._in_hand:
             return
         handled = self._handled
         if self._is_blocked:
@@ -166,7 +178,6 @@ class _LoopProcess(_Process):
             self._is_blocked = True
             handled.simulation.after(MAX_HANDLER_S, self._report, number)
         else:
-            del self._in_hand[number]
             self._answer(head, arrays, fault)
 
     def _report(self, number):
@@ -326,7 +337,9 @@ class Handled:
     def note_cancelled(self, job):
         """Check that nobody waits for a job that is cancelled, unless it took too long."""
         simulation, since_s = self.simulation, self.simulation.turn_s
-        begun_s = self._begun_s.get(job, since_s)
+        if job not in self._begun:  # its first method has the model's outputs
+            return
+        begun_s = self._begun_s[job]
         is_wanted = [
             invariants.reason_against(simulation, client, call, since_s) is None
             for _, client, call in self._begun.get(job, ())
