@@ -7,6 +7,7 @@ of rows and a number. An element that is not followed is an unknown, or the tens
 import operator
 from collections.abc import Callable
 from functools import reduce
+from math import prod
 
 import numpy as np
 
@@ -27,6 +28,9 @@ _FOLDED: dict[str, Callable[[int, int], int]] = {
     "Max": max,
 }
 
+_BROADCAST = {"Add", "Sub", "Mul", "Where", "Equal", *_FOLDED}
+"""Operators whose inputs are repeated for each other."""
+
 
 def follow(node: Node) -> list[Value] | None:
     """Return outputs whose elements shapes and constants decide; None if they don't."""
@@ -34,6 +38,8 @@ def follow(node: Node) -> list[Value] | None:
     if compute is None or not node.given or any(each.items is None for each in node.given):
         return None
     try:
+        if node.op in _BROADCAST and _num_broadcast(node) > MAX_ITEMS:
+            return None
         found = compute(node)
     except (Mixes, ArithmeticError, LookupError, TypeError, ValueError):
         return None
@@ -50,6 +56,12 @@ def follow(node: Node) -> list[Value] | None:
             items = sizes_of(map(node.unknowns.narrow, items.reshape(-1))).reshape(items.shape)
         outputs.append(computed(items, is_narrow=is_narrow))
     return node.outputs(*outputs)
+
+
+def _num_broadcast(node: Node) -> int:
+    """Return how many elements inputs have beside each other: of many vectors they are too many."""
+    shapes = [each.items.shape for each in node.given if each.items is not None]
+    return prod(np.broadcast_shapes(*shapes))
 
 
 def items_of(node: Node, index: int = 0) -> Array:

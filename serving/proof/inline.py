@@ -1,6 +1,6 @@
 """Writes the nodes of a model's functions in place of their calls, before proof and check."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from serving.proof.onnx_file import Message, ModelProto
 from serving.proof.values import Mixes, shown
@@ -8,6 +8,8 @@ from serving.proof.values import Mixes, shown
 _MAX_NODES, _MAX_BYTES, _MAX_DEPTH = 50_000, 16 << 20, 16
 """Nodes that are written in place of calls, their bytes, and functions in one another. A file of
 67 MB whose function calls itself would take 5 GB."""
+_MAX_NAMES = 400_000
+"""Inputs, outputs and attributes of the functions that are called, counted for each call."""
 _RESERVED = "ai.onnx", "com.microsoft", "com.ms.", "org.pytorch."
 """The beginnings of domains in which ONNX Runtime has operators of its own."""
 
@@ -74,10 +76,10 @@ class _Inliner:
     def __init__(self, model: Message, functions: dict[Key, Message]) -> None:
         self._functions = functions
         self._prefix = _free_prefix(model)
-        self._num_nodes = self._num_bytes = self._num_calls = 0
+        self._num_nodes = self._num_bytes = self._num_calls = self._num_names = 0
 
     def written(
-        self, nodes: Sequence[Message], names: dict[str, str], depth: int
+        self, nodes: Iterable[Message], names: dict[str, str], depth: int
     ) -> Iterator[Message]:
         """Yield nodes by the names of the graph, and those of functions in place of calls."""
         for node in nodes:
@@ -91,18 +93,28 @@ class _Inliner:
         """Return a copy of a node with other names of its tensors."""
         self._num_nodes += 1
         self._num_bytes += node.ByteSize()
-        if self._num_nodes > _MAX_NODES or self._num_bytes > _MAX_BYTES:
-            raise Mixes("its functions are too large to prove")
+        self._require_room(0)
         copy = type(node)()
         copy.CopyFrom(node)
         copy.input[:] = [names.get(each, each) for each in node.input]
         copy.output[:] = [names.get(each, each) for each in node.output]
         return copy
 
+    def _require_room(self, num_bytes: int) -> None:
+        """Raise Mixes if there would be too much with so many bytes more."""
+        is_large = self._num_bytes + num_bytes > _MAX_BYTES
+        if is_large or self._num_nodes > _MAX_NODES or self._num_names > _MAX_NAMES:
+            raise Mixes("its functions are too large to prove")
+
     def _called(self, call: Message, function: Message, depth: int) -> Iterator[Message]:
         if depth > _MAX_DEPTH:
             raise Mixes("its functions are nested too deeply")
+        if len(call.input) > len(function.input) or len(call.output) > len(function.output):
+            raise Mixes(f"function {shown(function.name)} has fewer inputs or outputs than a call")
         self._num_calls += 1
+        self._num_names += len(function.input) + len(function.output)
+        self._num_names += len(function.attribute_proto)
+        self._require_room(0)
         prefix = f"{self._prefix}{self._num_calls}/"
         given = [*call.input, *[""] * (len(function.input) - len(call.input))]
         outside = dict(zip(function.input, given, strict=True))
@@ -120,33 +132,37 @@ class _Inliner:
         if unknown:
             raise Mixes(f"function {shown(function.name)} reads {shown(min(unknown))}, unknown")
         attributes = {each.name: each for each in (*function.attribute_proto, *call.attribute)}
-        nodes = [_bound(node, attributes) for node in function.node]
+        # One after the other: each may have a copy of a large attribute.
+        nodes = (self._bound(node, attributes) for node in function.node)
         yield from self.written(nodes, names, depth)
 
-
-def _bound(node: Message, attributes: dict[str, Message]) -> Message:
-    """Return a function's node with the caller's attributes in place of references to them."""
-    if any(each.HasField("g") or each.graphs for each in node.attribute):
-        raise Mixes("a function with a body has no rule")
-    if not any(each.ref_attr_name for each in node.attribute):
-        return node
-    bound = type(node)()
-    bound.CopyFrom(node)
-    del bound.attribute[:]
-    for each in node.attribute:
-        if not each.ref_attr_name:
-            bound.attribute.add().CopyFrom(each)
-        elif each.ref_attr_name in attributes:
-            new = bound.attribute.add()
-            new.CopyFrom(attributes[each.ref_attr_name])
-            new.name = each.name
-    return bound
+    def _bound(self, node: Message, attributes: dict[str, Message]) -> Message:
+        """Return a function's node with the caller's attributes in place of references to them."""
+        if any(each.HasField("g") or each.graphs for each in node.attribute):
+            raise Mixes("a function with a body has no rule")
+        names = [each.ref_attr_name for each in node.attribute]
+        if not any(names):
+            return node
+        self._require_room(sum(attributes[each].ByteSize() for each in names if each in attributes))
+        bound = type(node)()
+        bound.CopyFrom(node)
+        del bound.attribute[:]
+        for each in node.attribute:
+            if not each.ref_attr_name:
+                bound.attribute.add().CopyFrom(each)
+            elif each.ref_attr_name in attributes:
+                new = bound.attribute.add()
+                new.CopyFrom(attributes[each.ref_attr_name])
+                new.name = each.name
+        return bound
 
 
 def _free_prefix(model: Message) -> str:
     """Return the beginning of names that no tensor of the model has, also in bodies."""
-    data = {each for node in model.graph.node for each in (*node.input, *node.output)}
-    data |= {each.name for each in (*model.graph.initializer, *model.graph.input)}
+    graph = model.graph
+    data = {each for node in graph.node for each in (*node.input, *node.output)}
+    data |= {each.name for each in (*graph.initializer, *graph.input, *graph.value_info)}
+    data |= {each.values.name for each in graph.sparse_initializer}
     prefix = "inlined"
     while any(str(each).startswith(prefix) for each in data):
         prefix += "_"

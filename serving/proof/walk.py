@@ -128,13 +128,22 @@ def _input(info: Message, unknowns: Unknowns) -> Value:
 
 def _joined(sets: Iterable[frozenset[str]]) -> list[frozenset[str]]:
     """Join sets that have an element in common."""
-    joined: list[frozenset[str]] = []
+    parents: dict[str, str] = {}
+
+    def first_of(name: str) -> str:
+        """Return the one that stands for all that a name is joined with."""
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name] = parents[parent]
+            name = parent
+        return name
+
     for each in sets:
-        if each:
-            touching = [other for other in joined if other & each]
-            joined = [other for other in joined if not other & each]
-            joined.append(each.union(*touching))
-    return joined
+        firsts = [first_of(name) for name in each]
+        parents.update(dict.fromkeys(firsts, firsts[0]) if firsts else {})
+    joined: dict[str, set[str]] = {}
+    for name in parents:
+        joined.setdefault(first_of(name), set()).add(name)
+    return [frozenset(each) for each in joined.values()]
 
 
 class _Walk:
@@ -146,6 +155,8 @@ class _Walk:
         self.scope: ChainMap[str, Value] = ChainMap()
         self.joined: set[frozenset[str]] = set()
         """Batch axes that some node joins, so that they are one."""
+        self._sources: dict[frozenset[str], frozenset[str]] = {}
+        """Each set of batch axes, so that equal ones take memory once."""
         self._steps = [_MAX_STEPS]
         self._require_small(model.graph)
         self._versions = _versions(model)
@@ -162,10 +173,12 @@ class _Walk:
         """Count what a walk looks at, before it does."""
         infos = graph.initializer, graph.input, graph.output, graph.value_info
         self._spend(sum(map(len, infos)) + len(graph.sparse_initializer))
+        self._spend(sum(len(each.dims) for each in graph.initializer))
         for info in (*graph.input, *graph.output, *graph.value_info):
             self._spend(len(info.type.tensor_type.shape.dim))
         for node in graph.node:
             self._spend(1 + len(node.input) + len(node.output) + len(node.attribute))
+            self._spend(sum(len(each.t.dims) for each in node.attribute))
             for body in _bodies(node):
                 self._require_small(body)
 
@@ -279,6 +292,8 @@ class _Walk:
 
     def _operator(self, node: Node) -> list[Value]:
         sources = frozenset[str]().union(*(each.sources for each in node.inputs if each))
+        self._spend(len(sources))
+        sources = self._sources.setdefault(sources, sources)
         outers = {each.outer for each in node.inputs if each and each.is_rows}
         if len(outers) > 1:
             raise Mixes("rows meet others than their own")

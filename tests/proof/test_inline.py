@@ -1,5 +1,8 @@
 """Functions are written into the graph before the proof: it answers the same, within bounds."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -68,7 +71,8 @@ def test_graph_that_calls_no_function_stays_itself():
         ("y = own.f(x)", ONE + "f (a) => (b) { b = Neg(x) }", "function f reads x, unknown"),
         ("y = own.f(x)", ONE + "f (a) => (a) { b = Neg(a) }", "passes an input on"),
         ("y = own.f(x)", ONE + "f (a) => (b) { a = Neg(b) }", "passes an input on"),
-        ("y, z = own.f(x)", ONE + "f (a) => (b) { b = Neg(a) }", "there is no tensor z"),
+        ("y, z = own.f(x)", ONE + "f (a) => (b) { b = Neg(a) }", "fewer inputs or outputs"),
+        ("y = own.f(x, x)", ONE + "f (a) => (b) { b = Neg(a) }", "fewer inputs or outputs"),
     ],
 )
 def test_function_that_is_no_list_of_nodes_ends_the_proof(body, functions, reason):
@@ -101,6 +105,48 @@ def test_function_of_many_bytes_is_written_a_few_times():
     assert verdict(model) == "its functions are too large to prove"
 
 
+WITHIN_1_GB = """
+import resource, sys
+from pathlib import Path
+from serving.proof import Mixes, parse_model, prove
+model = parse_model(Path(sys.argv[1]).read_bytes())
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    prove(model)
+except Mixes as err:
+    print(err)
+"""
+
+
+def test_attribute_of_a_call_is_not_copied_more_often_than_there_is_room(tmp_path):
+    """Of 4 MB for each of 500 nodes 2 GB would be written."""
+    names = [f"k{number}" for number in range(500)]
+    nodes = [helper.make_node("Constant", [], [name]) for name in names]
+    for node in nodes:
+        node.attribute.add(name="value", ref_attr_name="t", type=onnx.AttributeProto.TENSOR)
+    nodes.append(helper.make_node("Neg", ["a"], ["b"]))
+    model = model_of("y = own.f(x)", "")
+    value = numpy_helper.from_array(np.zeros(1 << 20, np.float32))
+    model.graph.node[0].attribute.append(helper.make_attribute("t", value))
+    sets = [helper.make_opsetid("", 18)]
+    model.functions.append(helper.make_function("own", "f", ["a"], ["b"], nodes, sets, ["t"]))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHIN_1_GB, path], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "its functions are too large to prove\n", done.stderr
+
+
+def test_function_of_many_inputs_is_called_a_few_times():
+    inputs = [f"a{number}" for number in range(20_000)]
+    calls = "; ".join(f"b{number + 1} = own.f(b{number})" for number in range(30))
+    model = model_of(f"b0 = Neg(x); {calls}; y = Neg(b30)", "")
+    node, sets = helper.make_node("Neg", ["a0"], ["b"]), [helper.make_opsetid("", 18)]
+    model.functions.append(helper.make_function("own", "f", inputs, ["b"], [node], sets))
+    assert verdict(model) == "its functions are too large to prove"
+
+
 LARGE = {
     "a sum of many": lambda: graph("y = Sum(" + ", ".join(["x"] * 500_000) + ")"),
     "many constants": lambda: with_more(
@@ -110,6 +156,13 @@ LARGE = {
     "a long chain": lambda: graph(
         "a0 = Neg(x); " + "; ".join(f"a{n + 1} = Neg(a{n})" for n in range(150_000))
         + "; y = Neg(a150000)"),
+    "a constant of many axes": lambda: with_more(
+        graph("y = Neg(x)"), [onnx.TensorProto(name="k", data_type=1, dims=[1] * 500_000)]
+    ),
+    "batch axes that are joined one by one": lambda: graph(
+        "a0 = Neg(x); " + "; ".join(f"a{n + 1} = Add(a{n}, x{n})" for n in range(1_000))
+        + "; y = Neg(a1000)",
+        ", ".join(["float[N,4] x", *(f"float[N{n},4] x{n}" for n in range(1_000))])),
 }  # fmt: skip
 
 
@@ -140,6 +193,31 @@ def test_tensor_of_many_elements_is_too_large_to_prove(body):
     }.items():  # fmt: skip
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     assert "its output is too large to prove" in (verdict(model) or "")
+
+
+@pytest.mark.parametrize("op", ["Max", "Min"])
+def test_elements_of_many_vectors_beside_each_other_are_not_followed(op):
+    """Of nine there would be 2^54."""
+    names = [f"v{axis}" for axis in range(9)]
+    model = graph(f"v = {op}({', '.join(names)}); y = Gather(x, v)")
+    for axis, name in enumerate(names):
+        array = np.arange(64).reshape([64 if at == axis else 1 for at in range(9)])
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    assert verdict(model) == f"v ({op}): its output is too large to prove"
+
+
+@pytest.mark.parametrize(
+    ("body", "is_one"),
+    [
+        ("a = Add(x, z); b = Add(u, v); y = Add(a, b)", True),
+        ("a = Add(u, v); b = Add(x, z); c = Add(z, u); y = Add(b, v)", False),
+        ("a = Add(x, z); y = Add(a, u)", False),
+    ],
+)
+def test_batch_axes_are_one_where_nodes_join_all(body, is_one):
+    infos = ", ".join(f"float[N{name},4] {name}" for name in "xzuv")
+    text = verdict(graph(body, infos))
+    assert text is None if is_one else "are batch axes of their own" in text
 
 
 def test_tensor_of_many_axes_ends_the_proof():
