@@ -86,6 +86,7 @@ def _of_models(report: Report) -> Iterator[core.Metric]:
         for label, counts in models.items():
             histogram: Histogram = getattr(counts, field)
             has_classes = classes.get(label) or labels.get(label) is not None
+            has_classes = has_classes or any(counts.confidence.counts)  # of a version that is gone
             if label == NO_MODEL or (field == "confidence" and not has_classes):
                 continue
             family.add_metric(label, histogram.cumulative(), histogram.sum)

@@ -32,6 +32,7 @@ from tests.support.fakes import (
     joined,
     versions_of,
 )
+from tests.support.locks import KeptLock, handed_in, waits
 
 
 def loaded(version, engine=None, inline_rows=64):
@@ -604,3 +605,14 @@ def test_batchers_belong_to_the_thread_that_is_attached_and_later_ones_too():
     router, owner = owner_of(served("1"))
     router.change("letters", served("2"))
     assert [each.entry.owner for each in router.served] == [owner, owner]
+
+
+def test_looks_and_the_loop_wait_for_one_another():
+    """A look changes the versions on its thread, and the loop closes those that are gone."""
+    lock = KeptLock()
+    with handed_in(lock):
+        router = Router(BatchingConfig())
+    router.change("digits", served("4"))
+    assert waits(lock, lambda: router.change("digits", served("5")))
+    assert waits(lock, router.prune)
+    assert [each.model.version for each in router.served] == ["4"]

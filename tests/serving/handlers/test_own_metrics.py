@@ -6,6 +6,7 @@ import pytest
 
 from serving.handlers.own_metrics import HandlerMetrics
 from serving.telemetry.metrics import OwnCounts
+from tests.support.locks import KeptLock, handed_in, waits
 
 
 def taken(metrics):
@@ -62,3 +63,15 @@ def test_metric_that_cannot_be_counted_is_an_error_of_the_handler(use, words):
     metrics.count("known", kind="a")
     with pytest.raises(ValueError, match=words):
         use(metrics)
+
+
+def test_threads_of_a_handler_wait_for_one_another():
+    lock = KeptLock()
+    with handed_in(lock):
+        metrics = HandlerMetrics()
+    metrics.count("hits")
+    assert waits(lock, lambda: metrics.count("hits"))
+    assert waits(lock, lambda: metrics.observe("size", 3))
+    assert waits(lock, metrics.take)
+    found = taken(metrics)
+    assert (found.counts, found.values) == ({("hits", ()): 1.0}, {})

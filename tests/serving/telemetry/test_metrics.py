@@ -23,11 +23,13 @@ from serving.telemetry.metrics import (
     Histogram,
     Metrics,
     ModelCounts,
+    OwnCounts,
     Report,
     total,
 )
 from tests.support import published
 from tests.support.fakes import image_with
+from tests.support.locks import KeptLock, handed_in, waits
 from tests.support.raw import CLASSIFY
 from tests.support.servers import on_both, paced_server, running_server, wait_until
 
@@ -276,3 +278,55 @@ def test_workers_serve_if_all_of_them_do(states):
     assert summed.num_calls == 3
     assert summed.stuck_models == {"stuck 1", "stuck 2"}
     assert (summed.waiting, summed.missing) == ({"a/2": "why"}, {"b1": "why", "b2": "why"})
+
+
+RUN = SimpleNamespace(num_rows=1, started_s=1.0, finished_s=2.0, classes=None, rows=b"")
+MODEL = "m", "1"
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        lambda metrics: metrics.observe_run(RUN, [], MODEL),
+        lambda metrics: metrics.observe_calls(RUN, [], MODEL),
+        lambda metrics: metrics.observe_answers(SimpleNamespace(kept=lambda _: {}), [], MODEL),
+        lambda metrics: metrics.observe_step(MODEL, "preprocess", 1.0),
+        lambda metrics: metrics.observe_part(MODEL, 1.0, is_first=True),
+        lambda metrics: metrics.count_own(MODEL, OwnCounts()),
+        lambda metrics: metrics.count("m", "OK"),
+        lambda metrics: metrics.count_failure(MODEL, 1.0, 1),
+        lambda metrics: metrics.count_mismatch(MODEL),
+        lambda metrics: metrics.count_reload("loaded"),
+        lambda metrics: metrics.snapshot(),
+        lambda metrics: metrics.num_rows,
+    ],
+    ids=lambda count: count.__code__.co_names[-1],
+)
+def test_threads_that_count_wait_for_one_another(count):
+    lock = KeptLock()
+    with handed_in(lock):
+        metrics = Metrics()
+    assert waits(lock, lambda: count(metrics))
+    counts = metrics.snapshot()
+    assert (counts.models, counts.reloads) == ({}, Counter())
+
+
+def test_many_answers_are_counted_before_they_take_memory():
+    """However small they are, and however few, as soon as they take 64 KiB."""
+
+    class Answers:
+        def __init__(self, num_bytes):
+            self.counted_runs, self.num_bytes = [], num_bytes
+
+        def kept(self, outputs):
+            return {"classes": np.zeros(self.num_bytes, np.uint8)}
+
+        def counted(self, runs):
+            self.counted_runs.append(len(runs))
+            return {"a": len(runs)}, []
+
+    for num_bytes, expected in (1, [256] * 2), (32 << 10, [3] * 170):
+        metrics, answers = Metrics(), Answers(num_bytes)
+        for _ in range(512):
+            metrics.observe_answers(answers, [], MODEL)
+        assert answers.counted_runs == expected
