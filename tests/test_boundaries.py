@@ -277,7 +277,7 @@ ORDER = {
     """,
     "benchmarks": """
         loops workload network in_process methods others clients targets plain_server result_file
-        runner sizes figures tables drawing pictures report tuning zoo comparison optimized cli
+        validity runner sizes figures tables drawing pictures report tuning zoo comparison optimized cli
         __main__ peers __init__
     """,
 }
