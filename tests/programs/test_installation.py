@@ -250,6 +250,9 @@ def test_server_without_the_parser_of_forms_says_that_it_is_off():
 
 
 TYPED = """
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+
 import numpy as np
 import serving
 from digit_classifier import Classifier
@@ -260,6 +263,32 @@ with serving.Client("127.0.0.1:50051") as client:
     rows: int = client.describe("m").max_batch_size
 with Classifier.connect("127.0.0.1:50051", timeout_s=2.0) as classifier:
     labels: list[str] = classifier.classify(np.zeros((1, 784), np.uint8)).labels
+
+
+class Store(serving.Handler):
+    inputs = {"key": serving.Text()}
+    outputs = {"value": serving.Text()}
+    uses = ("m",)
+    max_concurrency = 8
+
+    async def setup(self, folder: Path) -> None:
+        self.names: dict[str, str] = {}
+
+    async def predict(self, key: list[str]) -> AsyncGenerator[list[str], None]:
+        found = await self.async_models.infer("m", {"x": key})
+        rows: int = len(found["y"])
+        async for part in self.async_models.stream("m", {"x": key}):
+            yield [f"{self.names[each]} {part.model_version} {rows}" for each in key]
+
+
+class Plain(serving.Handler):
+    def setup(self, folder: Path) -> None: ...
+
+    def predict(self, key: list[str]) -> Iterator[list[str]]:
+        for part in self.models.stream("m", {"x": key}):
+            yield [part.model_version]
+
+
 client.infer("m", x=1)
 """
 
