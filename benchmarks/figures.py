@@ -42,6 +42,10 @@ def paired_ratio(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
     return Interval(float(np.median(ratios)), float(low), float(high))
 
 
+_LEAST_ABOVE = 10 - 1e-6
+"""Calls above a percentile, less what 1 - 0.99 rounds off."""
+
+
 class Figures:
     """Results by cell, in the order of their first appearance."""
 
@@ -79,6 +83,18 @@ class Figures:
     def of(self, cell: Cell) -> float | None:
         """Return the median of a cell's rounds."""
         return median(self.rounds[cell].values()) if cell in self.rounds else None
+
+    def latency_s(self, cell: Cell, share: float) -> float | None:
+        """Return the latency that `share` of a cell's calls did not exceed, in seconds.
+
+        Returns:
+            The median of the rounds; None if a round had fewer than ten calls above it, which say
+            little of a percentile.
+        """
+        latencies = [sample.latency for sample in self.valid(cell)]
+        if not latencies or min(each.total for each in latencies) * (1 - share) < _LEAST_ABOVE:
+            return None
+        return median(each.quantile(share) for each in latencies)
 
     def cost_us(self, cell: Cell) -> float | None:
         """Return the target's processor time for a row, in microseconds, at the median."""
