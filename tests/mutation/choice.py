@@ -71,18 +71,15 @@ def far(records, source, path, line, besides):
 def running(records, source, path, line):
     """Return the tests that run a line.
 
-    A line that only an import runs, such as a constant, may matter to any test. Of a line that no
-    test runs here, those of its file are returned: they may run it in other processes.
+    Of a line that only an import runs, such as a constant, and of one that no test runs here, those
+    of its file are returned: they may use it, or run it in other processes.
     """
     first, last = statement(source, line)
-    own = in_records(records, path, range(first, last + 1))
-    if not (own - {""}):
-        own = {*merged(records, "seconds")} if own else in_records(records, path, None) - {""}
-    return own
+    return in_records(records, path, range(first, last + 1)) or in_records(records, path, None)
 
 
 def in_records(records, path, numbers):
-    """Return the tests that ran lines of a file, and "" if an import did; None: of all lines."""
+    """Return the tests that ran lines of a file; None: any of them."""
     return {
         test for record in records for test in tests_in(record, contexts_of(record, path, numbers))
     }
@@ -97,7 +94,7 @@ def contexts_of(record, path, numbers):
 def tests_in(record, contexts):
     """Return the tests that passed among contexts, and those that use a fixture among them."""
     tests = {test for context in contexts for test in record["uses"].get(context, [context])}
-    return tests & {*record["seconds"], ""}
+    return tests & record["seconds"].keys()
 
 
 def merged(records, name):
