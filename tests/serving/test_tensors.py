@@ -81,7 +81,8 @@ def test_feeds_are_in_the_order_of_the_model():
     feeds = as_feeds(TWO, {"y": [1, 2, 3], "x": ROWS})
     assert [*feeds] == ["x", "y"]
     assert feeds["x"] is ROWS, "an array that fits is not copied"
-    assert (feeds["y"].dtype, feeds["y"].tolist()) == (np.int8, [1, 2, 3])
+    assert feeds["y"].dtype == np.int8
+    assert feeds["y"].tolist() == [1, 2, 3]
     assert [*as_feeds(ONE, ROWS)] == ["x"]
     assert [len(each) for each in as_feeds(TWO, {"x": ROWS, "y": NUMBERS[:1]}).values()] == [3, 1]
     alone = TensorSignature((X, Y), (), is_batchable=False)
