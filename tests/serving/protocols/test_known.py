@@ -32,9 +32,10 @@ def test_messages_with_a_known_prefix_are_found_and_no_others(seed):
         framed, plain = known.find_framed(frame(start + rows)), known.find(start + rows)
         assert (framed is None) == (plain is None) == (not fitting)
         if framed is not None:
+            assert plain is not None
             at, found = framed
             assert learned[frame(start + rows)[:at]] is found
-            assert plain == (frame(start + rows)[at:], found)
+            assert (bytes(plain[0]), plain[1]) == (frame(start + rows)[at:], found)
         assert known.find(memoryview(start + rows)) == plain
 
 

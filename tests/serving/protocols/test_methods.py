@@ -60,7 +60,7 @@ def handled(method, *messages):
     return call.did
 
 
-def read(message):
+def read(message) -> Any:
     if message == b"bad":
         raise InvalidRequest("it is bad")
     if message == b"bug":
