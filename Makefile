@@ -59,7 +59,7 @@ bench: $(INSTALLED)  ## measure four servers (2 min); benchmarks/results/local/b
 bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (20 min)
 	$(RUN) -m benchmarks run --suite full
 
-bench-peers: $(INSTALLED)  ## compare with LitServe, BentoML, mosec, MLServer, Ray Serve; the README's figures (20 min)
+bench-peers: $(INSTALLED)  ## compare with LitServe, BentoML, mosec, MLServer, Ray Serve; the README's figures (an hour; goes on where it was ended)
 	$(RUN) -m benchmarks peers $(if $(PEERS),--peer $(PEERS)) --output benchmarks/results/peers.json
 	$(RUN) -m benchmarks plot benchmarks/results/peers.json --readme README.md
 
@@ -137,14 +137,14 @@ protos-check: protos  ## fail if the committed generated code is stale
 
 LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"
-LOCK_ALL = $(LOCK) --extra pictures --extra http --extra otel --extra score --extra dev
+LOCK_ALL = $(LOCK) --extra pictures --extra otel --extra score --extra dev
 
 lock:  ## resolve requirements/*.lock to the newest versions
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv
 	$(LOCK_ALL) --extra serve --extra train --output-file requirements/cpu.lock
 	$(LOCK_ALL) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
-	$(LOCK) --extra serve --extra http --extra remote --extra s3 --output-file requirements/serve.lock
-	$(LOCK) --extra serve-gpu --extra http --extra remote --extra s3 --output-file requirements/serve-cuda.lock
+	$(LOCK) --extra serve --extra pictures --extra remote --extra s3 --output-file requirements/serve.lock
+	$(LOCK) --extra serve-gpu --extra pictures --extra remote --extra s3 --output-file requirements/serve-cuda.lock
 	$(LOCK) --extra serve --extra pictures --extra ray --output-file requirements/ray.lock
 	$(LOCK) --extra edge --group deploy --output-file requirements/edge.lock
 	$(subst pyproject.toml,,$(LOCK)) --group docs --output-file requirements/docs.lock

@@ -401,6 +401,7 @@ def _peers(options: argparse.Namespace) -> int:
     with Generator(generator_cores, "auto") as generator:
         results = comparison.run(plan, cores, generator, partial(_progress, begin_s))
     results.save(output)
+    comparison.forget_parts(plan)
     page = report.write(results, output)
     for table in tables.every(result_file.load(output)):
         print(f"\n{table.title}. {table.note}\n{table.text()}")

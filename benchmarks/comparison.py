@@ -1,5 +1,6 @@
 """The comparison with other projects' servers: several models, peers, real clients, devices."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,23 +12,29 @@ from benchmarks import runner, zoo
 from benchmarks.clients import CLIENTS
 from benchmarks.network import Generator
 from benchmarks.others import PEERS, TRITONCLIENT, NotMeasured, install, versions
-from benchmarks.result_file import Results, Skip
+from benchmarks.result_file import Results, Skip, UnusableResults, load
 from benchmarks.runner import Suite
 from benchmarks.targets import Setting, Spec
 from benchmarks.workload import Workload, drawn
 from serving import Model
 
-ZOO = Path("build/zoo")
+ZOO, PARTS = Path("build/zoo"), Path("build/bench-peers")
 BASE = "http-json"
 """The target that all ratios are of: this server, in the peers' own language, JSON over HTTP."""
+_KEY = "key"
+"""A setting of a part: what it rests on."""
 _ROWS = 8
 _CLIENT_PACKAGES = ("tritonclient[grpc]",)
 SUITE = Suite(
     name="peers",
     scenarios=("ClosedLoop",),
     callers=((1, 0), (16, 0), (64, 0)),
-    rounds=5,
+    rounds=3,
+    seconds=3.0,
     is_apart=True,
+    warm_up_s=10.0,
+    least_calls=300,
+    most_foreign=0.1,
 )
 
 
@@ -42,6 +49,8 @@ class Plan:
     clients: Sequence[str] = CLIENTS
     suite: Suite = SUITE
     seed: int = 0
+    parts: Path = PARTS
+    """Where what was measured of each model is kept until all are, so that a run can go on."""
 
 
 def specs_of(plan: Plan, model: str) -> list[Spec]:
@@ -104,7 +113,14 @@ def run(
         )
         specs = [spec for spec in specs_of(plan, model) if spec.target not in failed]
         suite = replace(plan.suite, specs=specs, model=model)
-        part = runner.run(suite, setting, partial(_say_of, say, model))
+        kept, key = plan.parts / f"{model}.json", _key(suite, plan.seed)
+        part = _kept(kept, key)
+        if part is not None:
+            say(f"{model}: measured before, see {kept}")
+        else:
+            part = runner.run(suite, setting, partial(_say_of, say, model))
+            part.settings = {**part.settings, _KEY: key}
+            part.save(kept)
         part.skips += [
             Skip(spec=Spec(target=name), reason=reason, model=model)
             for name, reason in failed.items()
@@ -113,8 +129,32 @@ def run(
         whole = _joined(whole, part)
     assert whole is not None
     whole.environment = {**whole.environment, "peers": found}
-    whole.settings = {**whole.settings, "base": BASE, "seed": plan.seed}
+    settings = {name: value for name, value in whole.settings.items() if name != _KEY}
+    whole.settings = {**settings, "base": BASE, "seed": plan.seed}
     return whole
+
+
+def forget_parts(plan: Plan) -> None:
+    """Remove what was kept of each model: the whole is written."""
+    for model in plan.models:
+        (plan.parts / f"{model}.json").unlink(missing_ok=True)
+
+
+def _key(suite: Suite, seed: int) -> str:
+    """Return what a part rests on: the commit, the cells and how they are measured."""
+    words = runner.commit(), repr(suite), seed
+    return hashlib.sha256(repr(words).encode()).hexdigest()
+
+
+def _kept(path: Path, key: str) -> Results | None:
+    """Return what an earlier run has measured; None without it, or if it rests on other things."""
+    if not path.exists():
+        return None
+    try:
+        found = load(path)
+    except UnusableResults:
+        return None
+    return found if found.settings.get(_KEY) == key else None
 
 
 def _say_of(say: Callable[[str], None], model: str, step: str) -> None:

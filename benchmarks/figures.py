@@ -42,6 +42,10 @@ def paired_ratio(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
     return Interval(float(np.median(ratios)), float(low), float(high))
 
 
+_LEAST = 10
+"""The fewest calls of a median, and the fewest above any other percentile."""
+
+
 class Figures:
     """Results by cell, in the order of their first appearance."""
 
@@ -79,6 +83,19 @@ class Figures:
     def of(self, cell: Cell) -> float | None:
         """Return the median of a cell's rounds."""
         return median(self.rounds[cell].values()) if cell in self.rounds else None
+
+    def latency_s(self, cell: Cell, share: float) -> float | None:
+        """Return the latency that `share` of a cell's calls did not exceed, in seconds.
+
+        Returns:
+            The median of the rounds; None if a round had fewer than ten calls above it (for the
+            median fewer than ten in all), which say little of a percentile.
+        """
+        latencies = [sample.latency for sample in self.valid(cell)]
+        least = _LEAST if share <= 0.5 else round(_LEAST / (1 - share))
+        if not latencies or min(each.total for each in latencies) < least:
+            return None
+        return median(each.quantile(share) for each in latencies)
 
     def cost_us(self, cell: Cell) -> float | None:
         """Return the target's processor time for a row, in microseconds, at the median."""

@@ -111,6 +111,7 @@ def _draw_percentiles(figures: Figures, model: str) -> str:
         if (cell.model, cell.callers, cell.batch) == (model, 1, 1)
         and cell.spec == Spec(target=cell.spec.target)
     }
+    alone = {spec: values for spec, values in alone.items() if values}
     if not alone:
         return ""
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
@@ -132,6 +133,7 @@ def draw(results: Results) -> str:
     figures = Figures(results)
     curves = dict(_curves(figures))
     alone = {cell.spec: _tail(figures, cell) for cell in figures.rounds if _is_alone(cell)}
+    alone = {spec: values for spec, values in alone.items() if values}
     panels = [each for each in (curves, alone) if each]
     if not panels:
         return ""
@@ -154,7 +156,7 @@ def _said(curves: Mapping[Spec, Sequence[_Point]], alone: Mapping[Spec, Sequence
     ]
     words += [
         f"{spec}, one caller: "
-        + ", ".join(f"p{100 * q:g} {seconds(v)}" for q, v in zip(_SHARES, values, strict=True))
+        + ", ".join(f"p{100 * q:g} {seconds(v)}" for q, v in zip(_SHARES, values, strict=False))
         for spec, values in alone.items()
     ]
     return "; ".join(words)
@@ -185,8 +187,8 @@ def _curves(figures: Figures) -> Iterator[tuple[Spec, list[_Point]]]:
 
 def _tail(figures: Figures, cell: Cell) -> list[float]:
     """Return the latency of a cell at each of `_SHARES`, in seconds."""
-    latencies = [sample.latency for sample in figures.valid(cell)]
-    return [median(each.quantile(share) for each in latencies) for share in _SHARES]
+    found = [figures.latency_s(cell, share) for share in _SHARES]
+    return [each for each in found if each is not None]
 
 
 def _draw_curves(
@@ -213,10 +215,12 @@ def _draw_tails(
 ) -> None:
     places = range(len(_SHARES))
     for spec, values in tails.items():
-        axes.plot(places, values, "o-", color=colours[spec], linewidth=1.6, markersize=4)
+        axes.plot(
+            places[: len(values)], values, "o-", color=colours[spec], linewidth=1.6, markersize=4
+        )
     raised = _raised(tails)
     for spec, values in tails.items():
-        at = places[-1], values[-1]
+        at = len(values) - 1, values[-1]
         label(axes, str(spec), at, (7, -3 + raised[spec]), colours[spec], 9, "bold")
     axes.set(yscale="log", ylabel="latency")
     axes.set_xticks(places, [f"p{100 * share:g}" for share in _SHARES])

@@ -4,7 +4,6 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 from benchmarks import tables
 from benchmarks.figures import Figures
@@ -137,9 +136,7 @@ def _rate(figures: Figures, cell: Cell) -> str:
 
 
 def _quantile(figures: Figures, cell: Cell) -> float | None:
-    if cell not in figures.rounds:
-        return None
-    return median(sample.latency.quantile(0.99) for sample in figures.valid(cell))
+    return figures.latency_s(cell, 0.99) if cell in figures.rounds else None
 
 
 def update_readme(readme: Path, results: Results) -> bool:

@@ -18,6 +18,7 @@ https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -35,11 +36,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.loops import Outcome, Trace, arrivals
-from benchmarks.network import Demand, cpu_s, memory_bytes
+from benchmarks.loops import Trace, arrivals
+from benchmarks.network import Demand, memory_bytes
 from benchmarks.others import NotMeasured
 from benchmarks.result_file import Cell, Latencies, Results, Sample, Skip, Start
 from benchmarks.targets import IN_PROCESS, Running, Setting, Spec, can_be, open_target
+from benchmarks.validity import Watch, why_invalid, without_stalled
 
 NAMES = ("SingleStream", "ClosedLoop", "NewHeaders", "Server", "Offline", "Overload")
 OVERLOADS = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -56,13 +58,10 @@ _HIGHEST_RATE = 100_000.0
 """Calls a second beyond which no search goes: no generator here can send more."""
 _PARALLEL_CALLS = 8
 """In Offline."""
-_FULL = 0.95
-"""Share of a core from which on a process counts as having no time left."""
-_LATE = 0.1
-"""How late, at p99, calls may leave the generator, as a share of the objective."""
-_CYCLES, _LONGEST_S, _WARM_UP = 5.0, 6.0, 0.5
-"""Where targets are measured apart: how many answers each caller gets in a run, its limit, and the
-share of its time that calls go on before."""
+_WINDOW_S, _STEADY = 1.0, 0.05
+"""A target is warm once the rates of two windows of a warm-up differ by this share at most."""
+_CYCLES, _LONGEST_S = 5.0, 60.0
+"""Where targets are measured apart: how many answers each caller gets in a run, and its limit."""
 _DEVICES, _PRECISIONS = ("cpu", "cuda"), ("fp32", "int8")
 _POWERS = [2**power for power in range(13)]
 _PACKAGES = (
@@ -72,7 +71,7 @@ Callers = tuple[int, int]
 """How many callers, and over how many connections; 0 leaves that to the generator."""
 
 
-_CYCLES = 3
+_KNOWN_CYCLES = 3
 """Answers that each caller gets in a run, at least, where the model's time is known."""
 
 
@@ -88,6 +87,8 @@ class Rules:
     """How the Server scenario's calls come: "poisson" or "constant"."""
     num_cores: int = 1
     """How many cores the target has."""
+    most_foreign: float = math.inf
+    """A run does not count if others computed on more than so many cores meanwhile."""
 
 
 def measure(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
@@ -155,12 +156,17 @@ def _sample(
     offered_per_s: float | None = None,
 ) -> Sample:
     """Time one run, and the target's processor time."""
-    begin_s, before_s = perf_counter(), cpu_s(target.pid) if target.pid else 0.0
+    watch, begin_s = Watch.begin(target.pid), perf_counter()
     trace = send()
-    elapsed_s = perf_counter() - begin_s
-    used_s = cpu_s(target.pid) - before_s if target.pid else None
+    elapsed_s, foreign_s = perf_counter() - begin_s, watch.foreign_s(target.pid)
+    used_s = watch.target_cpu_s(target.pid) if target.pid else None
     busy = None if used_s is None else used_s / min(trace.duration_s, elapsed_s)
     num_calls = len(trace.latencies_s)
+    reason = watch.why_ended() or why_invalid(
+        trace, busy, latency_slo_s=rules.latency_slo_s, num_cores=rules.num_cores
+    )
+    if not reason and foreign_s > rules.most_foreign * elapsed_s:
+        reason = f"others computed on {foreign_s / elapsed_s:.2f} cores meanwhile"
     return Sample(
         **{each.name: getattr(cell, each.name) for each in fields(cell)},
         round=number,
@@ -174,49 +180,9 @@ def _sample(
         generator_busy=trace.busy,
         target_busy=busy,
         cpu_us_per_call=None if used_s is None else 1e6 * used_s / max(1, num_calls),
-        invalid=why_invalid(trace, busy, rules),
+        invalid=reason,
         outcomes=trace.outcomes,
     )
-
-
-def why_invalid(trace: Trace, target_busy: float | None, rules: Rules) -> str:
-    """Return why a run's figure is not the target's; empty if it is.
-
-    Latencies count from the intended times, so a late generator only makes a target look worse: if
-    the generator was late, a pass still counts, and a miss does not.
-
-    Args:
-        trace: the run.
-        target_busy: cores that the target used; None if unknown.
-        rules: the objective, and how many cores the target had.
-    """
-    if trace.outcomes:
-        is_short = trace.outcomes[Outcome.SENT] < _FULL * trace.outcomes[Outcome.DUE]
-        return "the generator sent less" if is_short and trace.busy > _FULL else ""
-    if not len(trace.latencies_s):
-        return "no call was answered"
-    if len(trace.lag_s):
-        late_s, p99_s = np.quantile(trace.lag_s, 0.99), np.quantile(trace.latencies_s, 0.99)
-        if late_s > _LATE * rules.latency_slo_s and p99_s > rules.latency_slo_s:
-            return f"the generator sent late (p99 {late_s * 1e3:.1f} ms)"
-        return ""
-    if trace.num_errors:
-        return _why_failed(trace)
-    if trace.generator not in ("h2load", "python"):
-        return ""  # real clients: their own time is a part of the figure
-    has_time_left = target_busy is not None and target_busy < 0.9 * rules.num_cores
-    if trace.busy > _FULL and has_time_left:
-        return "the generator was the limit, not the target"
-    return ""
-
-
-def _why_failed(trace: Trace) -> str:
-    if not trace.num_refused:
-        return f"{trace.num_errors} calls failed"
-    refused = f"{trace.num_refused} of {len(trace.latencies_s)} calls were refused"
-    others = trace.num_errors - trace.num_refused
-    also = f", and {others} failed" if others > 0 else ""
-    return f"{refused} (RESOURCE_EXHAUSTED): more than run in time, see docs/overload.md{also}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,6 +210,10 @@ class Suite(Rules):
     is_apart: bool = False
     """Whether each round starts each target alone, and ends it: others' servers are busy while they
     are idle. Runs are then as long as it takes for each caller to get answers."""
+    warm_up_s: float = 0.5
+    """Apart: how long a target is called before a run at most, until its rate is steady."""
+    least_calls: int = 0
+    """Apart: how many answers a run has at least, if `_LONGEST_S` suffices."""
 
     def cells(self) -> list[Cell]:
         """List the cells of a round: all targets at one task, then at the next.
@@ -273,7 +243,7 @@ class Suite(Rules):
     def seconds_of(self, cell: Cell) -> float:
         """Return how long a cell is measured: until each caller has some answers."""
         cycle_s = self.run_s.get(cell.batch, 0.0) * (cell.callers or 1)
-        return max(self.seconds, _CYCLES * cycle_s)
+        return max(self.seconds, _KNOWN_CYCLES * cycle_s)
 
 
 def specs(
@@ -353,7 +323,7 @@ def describe(models: Path, cores: Mapping[str, int]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
         "h2load": _output("h2load", "--version"),
-        "commit": _commit(),
+        "commit": commit(),
         "model": _model(models),
     }
 
@@ -374,10 +344,11 @@ def _output(*command: str) -> str | None:
     return None
 
 
-def _commit() -> str | None:
-    commit = _output("git", "rev-parse", "--short=12", "HEAD")
+def commit() -> str | None:
+    """Return the checkout's commit, and whether files differ from it; None without git."""
+    found = _output("git", "rev-parse", "--short=12", "HEAD")
     changed = _output("git", "status", "--porcelain", "--untracked-files=no")
-    return f"{commit} with changes" if commit and changed else commit
+    return f"{found} with changes" if found and changed else found
 
 
 def _model(models: Path) -> dict[str, str] | None:
@@ -415,11 +386,18 @@ def run(suite: Suite, setting: Setting, progress: Callable[[str], None]) -> Resu
             "seconds": suite.seconds,
             "latency_slo_s": suite.latency_slo_s,
             "arrivals": suite.arrivals,
+            **(_of_apart(suite) if suite.is_apart else {}),
         },
     )
     suite = replace(suite, num_cores=len(setting.cores))
     (_run_apart if suite.is_apart else _run_together)(suite, setting, results, progress)
+    results.samples = without_stalled(results.samples)
     return results
+
+
+def _of_apart(suite: Suite) -> dict[str, float]:
+    names = ("warm_up_s", "least_calls", "most_foreign")
+    return {name: value for name in names if (value := getattr(suite, name)) < math.inf}
 
 
 def _run_together(
@@ -471,22 +449,33 @@ def _run_apart(
 def _measure_alone(
     suite: Suite, spec: Spec, target: Running, number: int, results: Results
 ) -> None:
-    """Measure the cells of a target that runs alone; the first call of each warms it up."""
-    pace_s = 0.0  # how long each caller makes a run, so that all get answers
+    """Measure the cells of a target that runs alone, each once its rate is steady."""
     for cell in suite.cells():
         if cell.spec != spec:
             continue
-        likely_s = min(_LONGEST_S, pace_s * cell.callers)
-        rules = replace(suite, seconds=max(suite.seconds, likely_s))
         try:
-            target.load.closed(Demand(cell.callers, cell.batch, _WARM_UP * rules.seconds))
-            found = list(measure(cell, target, rules, number))
+            demand = Demand(cell.callers, cell.batch, 0.0, cell.connections)
+            rate = _steady_rate(target, demand, suite)
+            wanted = max(suite.least_calls, _CYCLES * cell.callers)
+            likely_s = min(_LONGEST_S, wanted / rate) if rate else _LONGEST_S
+            rules = replace(suite, seconds=max(suite.seconds, likely_s))
+            results.samples += measure(cell, target, rules, number)
         except (OSError, BrokenProcessPool) as err:
             results.skips.append(_failed(cell, number, err))
-            continue
-        results.samples += found
-        if rate := found[-1].images_per_s:
-            pace_s = _CYCLES * cell.batch / rate
+
+
+def _steady_rate(target: Running, demand: Demand, suite: Suite) -> float:
+    """Call a target until two windows have nearly the same rate; return that, in calls a second."""
+    window_s = min(_WINDOW_S, suite.warm_up_s)
+    rate, left_s = 0.0, suite.warm_up_s
+    while left_s > 0:
+        before, rate = rate, target.load.closed(demand._replace(seconds=window_s)).calls_per_s
+        left_s -= window_s
+        if before and abs(rate - before) <= _STEADY * before:
+            break
+        if not rate:  # no call was answered in a window
+            window_s = min(2 * window_s, max(left_s, 0.0))
+    return rate
 
 
 def _failed(cell: Cell, number: int, error: Exception) -> Skip:

@@ -96,9 +96,11 @@ def comparison(figures: Figures, model: str) -> ReportTable:
     ]
     rows += [[str(spec), NONE, NOT_MEASURED, *[NONE] * 7] for spec in dict.fromkeys(missing)]
     note = (
-        f"Medians of {figures.results.settings['rounds']} rounds; × {_first(figures)}: the median "
-        "of the rounds' ratios, and the least to the greatest. CPU: processor time for a call, the "
-        "callers' of their busiest process. A cell with errors has no rate."
+        f"Medians of {figures.results.settings['rounds']} rounds of at least "
+        f"{figures.results.settings['seconds']:g} s; × {_first(figures)}: the median of the "
+        "rounds' ratios, and the least to the greatest. CPU: processor time for a call, the "
+        "callers' of their busiest process. A cell with errors has no rate; a percentile with "
+        "fewer than ten calls above it is left out."
     )
     return ReportTable(model, note, rows)
 
@@ -150,8 +152,7 @@ def tails(figures: Figures) -> ReportTable:
         for cell in figures.rounds:
             if cell.scenario != scenario or cell.spec.precision == "int8":
                 continue
-            latencies = [sample.latency for sample in figures.valid(cell)]
-            values = (seconds(median(h.quantile(q) for h in latencies)) for q in _TAIL)
+            values = (_latency(figures, cell, share) for share in _TAIL)
             rows.append([f"{cell.task}, {cell.spec}", *values])
     return ReportTable("Tails", "", rows)
 
@@ -202,8 +203,7 @@ def cells(figures: Figures) -> ReportTable:
         value = figures.of(cell) or 0.0
         if not cell.overload:
             figure = seconds(value) if cell.is_latency else f"{short(value)}/s"
-            latencies = [sample.latency for sample in figures.valid(cell)]
-            tail = [seconds(median(h.quantile(q) for h in latencies)) for q in _TAIL]
+            tail = [_latency(figures, cell, share) for share in _TAIL]
             ratio, cost = figures.speedup(cell), short(figures.cost_us(cell))
             tail = [NONE] * len(_TAIL) if cell.scenario == "Server" else tail
             rows.append([cell.task, str(cell.spec), figure, str(ratio or NONE), *tail, cost, "0"])
@@ -247,9 +247,13 @@ def _columns(cell: Cell, figures: Figures) -> list[str]:
     value, num_errors = figures.of(cell), figures.errors(cell)
     if value is None:
         return [NONE, NONE, NONE, f"{num_errors}" if cell in figures.samples else NONE]
-    latencies = [sample.latency for sample in figures.valid(cell)]
-    quantiles = (seconds(median(h.quantile(q) for h in latencies)) for q in (0.5, 0.99))
+    quantiles = (_latency(figures, cell, share) for share in (0.5, 0.99))
     return [short(value), *quantiles, f"{num_errors}"]
+
+
+def _latency(figures: Figures, cell: Cell, share: float) -> str:
+    found = figures.latency_s(cell, share)
+    return NONE if found is None else seconds(found)
 
 
 def overload(figures: Figures) -> ReportTable:

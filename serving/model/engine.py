@@ -26,7 +26,7 @@ from serving.errors import (
     ModelError,
 )
 from serving.model import onnx_runtime
-from serving.model.empty_pools import may_end_empty
+from serving.model.empty_tensors import ends_empty, may_end_empty
 from serving.model.onnx_errors import complaint_of, reason_of
 from serving.model.onnx_runtime import (
     NO_WEIGHTS,
@@ -98,6 +98,8 @@ class OnnxEngine:
     """Whether runs of one shape take equally long for all values; set by the loader."""
     wide: "OnnxEngine | None" = None
     """The same model with several threads a run, for runs that are alone; set by the loader."""
+    _needs_elements: str | None = None
+    """An operator for which an input without elements would end the process, if there is one."""
     _source: tuple[bytes, Mapping[str, bytes]] | None = None
     """The model's bytes and those of its weights, as long as it is being loaded."""
 
@@ -149,6 +151,7 @@ class OnnxEngine:
             raise CorruptModel(f"ONNX Runtime can't load the model: {reason_of(err)}") from err
         engine = cls(session, run_options, settings)
         engine.require(signature)
+        engine._needs_elements = ends_empty(model)
         engine._source = model, weights
         return engine
 
@@ -176,6 +179,7 @@ class OnnxEngine:
         model, weights = self._source
         engine = type(self)(new_session(model, settings, weights), self._run_options, settings)
         engine.tensors, engine.has_bounded_time = self.tensors, self.has_bounded_time
+        engine._needs_elements = self._needs_elements
         engine._source = self._source
         return engine
 
@@ -237,6 +241,8 @@ class OnnxEngine:
                 f"its runs have {self.settings.num_threads} threads, which do not survive a fork: "
                 "load the model in the child, or with one thread a run"
             )
+        if self._needs_elements is not None:
+            _require_elements(self._needs_elements, feeds)
         if self._texts:
             feeds = {**feeds, **{name: _decoded(feeds[name]) for name in self._texts}}
         try:
@@ -249,6 +255,17 @@ class OnnxEngine:
             if (complaint := complaint_of(err)) is not None:
                 raise InvalidRequest(f"the model does not take these values: {complaint}") from err
             raise ModelError() from err
+
+
+def _require_elements(operator: str, feeds: Feeds) -> None:
+    """Raise InvalidRequest if an input has an axis of 0, for which an operator ends the process."""
+    for name, array in feeds.items():
+        if not array.size:
+            axis = array.shape.index(0)
+            raise InvalidRequest(
+                f"input {name}: expected at least 1 along axis {axis}, got 0: "
+                f"the model's {operator} takes no empty tensor"
+            )
 
 
 def _decoded(texts: Array) -> Array:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from benchmarks import runner
 from benchmarks.figures import server_rate
 from benchmarks.loops import Trace, arrivals
-from benchmarks.result_file import Cell, Latencies, UnusableResults, load
-from benchmarks.runner import Rules
+from benchmarks.result_file import Cell, Latencies, Results, UnusableResults, load
+from benchmarks.runner import Rules, Suite
 from benchmarks.targets import Running, Spec
 from tests.benchmarks.made_up import H2, PLAIN, results, sample
 
@@ -38,38 +38,12 @@ def running(load):
     return Running(load=load, startup_s=0.0)
 
 
-def test_failed_calls_make_a_closed_loop_invalid():
-    assert runner.why_invalid(trace(num_errors=3), 0.5, RULES) == "3 calls failed"
-    refused = runner.why_invalid(trace(num_errors=3, num_refused=3), 0.5, RULES)
-    assert refused.startswith("3 of 100 calls were refused (RESOURCE_EXHAUSTED): more than run")
-    assert refused.endswith("docs/overload.md")
-    both = runner.why_invalid(trace(num_errors=5, num_refused=3), 0.5, RULES)
-    assert both == f"{refused}, and 2 failed"
-
-
 def trace(**fields):
     usual = {
         "generator": "python", "latencies_s": np.full(100, 0.001), "duration_s": 1.0,
         "num_errors": 0, "lag_s": np.empty(0), "busy": 0.5,
     }  # fmt: skip
     return Trace(**usual | fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "target_busy", "reason"),
-    [
-        ({"busy": 1.0}, 0.5, "the generator was the limit"),
-        ({"busy": 1.0}, 1.0, ""),
-        ({"lag_s": np.full(100, 0.005)}, 0.5, ""),
-        ({"lag_s": np.full(100, 0.005), "latencies_s": np.full(100, 0.02)}, 0.5, "sent late"),
-        ({"lag_s": np.full(100, 1e-5), "latencies_s": np.full(100, 0.02)}, 0.5, ""),
-        ({"latencies_s": np.empty(0)}, 0.5, "no call was answered"),
-    ],
-)
-def test_saturated_generator_makes_a_run_invalid(fields, target_busy, reason):
-    found = runner.why_invalid(trace(**fields), target_busy, RULES)
-    assert reason in found
-    assert bool(found) == bool(reason)
 
 
 class Exact:
@@ -102,12 +76,6 @@ def test_overload_offers_multiples_of_what_a_closed_loop_reached():
     assert [sample.offered_per_s for sample in samples] == [1000, 1500, 2000, 3000, 5000]
     assert [sample.outcomes["late"] for sample in samples] == [0, 500, 1000, 2000, 4000]
     assert [sample.holds(0.01) for sample in samples] == [True, False, False, False, False]
-
-
-@pytest.mark.parametrize(("busy", "reason"), [(1.0, "the generator sent less"), (0.5, "")])
-def test_overload_that_was_not_offered_is_invalid(busy, reason):
-    short = trace(busy=busy, outcomes={"due": 100, "sent": 90})
-    assert runner.why_invalid(short, 0.5, RULES) == reason
 
 
 def search(load, scenario="Server"):
@@ -207,3 +175,32 @@ def test_environment_names_neither_machine_nor_folder(models):
     assert found["model"]["digest"]
     for secret in (socket.gethostname(), os.getcwd(), str(models), str(Path.home())):
         assert not re.search(rf"(^|\W){re.escape(secret)}(\W|$)", text)
+
+
+class Warming:
+    """A load whose rates are given, window by window."""
+
+    def __init__(self, *rates):
+        self._rates = [*rates]
+        self.seconds: list[float] = []
+
+    def closed(self, demand):
+        self.seconds.append(demand.seconds)
+        return trace(latencies_s=np.full(self._rates.pop(0), 0.001))
+
+
+@pytest.mark.parametrize(
+    ("rates", "num_windows"),
+    [((100, 200, 290, 300, 5000), 4), ((100, 102), 2), ((100, 200) * 5, 10), ((0, 0, 300), 3)],
+)
+def test_runs_apart_begin_once_the_rate_is_steady_and_have_enough_calls(rates, num_windows):
+    load = Warming(*rates, 7)
+    suite = Suite(
+        name="x", specs=[NULL], scenarios=["ClosedLoop"], callers=[(4, 2)], seconds=3.0,
+        is_apart=True, warm_up_s=10.0 if rates[0] else 7.0, least_calls=3000,
+    )  # fmt: skip
+    found = Results(suite="x", date="", environment={}, settings={})
+    runner._measure_alone(suite, NULL, running(load), 0, found)
+    steady = rates[num_windows - 1]
+    assert len(load.seconds) == num_windows + 1
+    assert load.seconds[-1] == pytest.approx(min(60.0, max(3.0, 3000 / steady)))

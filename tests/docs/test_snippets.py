@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import inspect
+import json
 import os
 import re
 import shlex
@@ -20,9 +21,12 @@ import benchmarks.cli
 import serving.cli.commands
 import training.cli
 from serving.cli.doors import DOORS, open_door
+from tests.serving.client.test_event_loops import uvicorn_of
+from tests.serving.http.peer import HttpPeer
 from tests.support.servers import started
 
 ROOT = Path(__file__).parents[2]
+JSON = {"content-type": "application/json"}
 
 
 def blocks(page):
@@ -43,6 +47,7 @@ CLIENTS = [
     for page in (
         "README.md",
         "docs/clients.md",
+        "docs/embedding.md",
         "docs/classifiers.md",
         "docs/other-clients.md",
     )
@@ -65,6 +70,20 @@ def test_python_of_a_page_runs(page, number, server, models, tmp_path, monkeypat
         (tmp_path / f"{name}.png").symlink_to(ROOT / "docs" / "pictures" / f"{name}.png")
     monkeypatch.chdir(tmp_path)
     run(code, {"images": np.zeros((2, 784), np.uint8), "address": server.address})
+
+
+def test_app_of_the_page_on_embedding_answers():
+    (code,) = [each for each in blocks("docs/embedding.md") if "FastAPI" in each]
+    names = {}
+    exec(code, names)  # as it stands; fastapi finds the types of its arguments by these names
+    with uvicorn_of(names["app"], "asyncio") as address:
+        peer = HttpPeer(address)
+        right = peer.post("/digits", json.dumps([[0] * 784] * 3).encode(), **JSON)
+        wrong = peer.post("/digits", json.dumps([[0] * 3]).encode(), **JSON)
+    assert len(set(right.json["digits"])) == 1
+    assert len(right.json["digits"]) == 3
+    assert wrong.status == 422
+    assert wrong.json["detail"].startswith("expected images UINT8 [N, 784], got")
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ def test_infer_of_a_server_needs_no_extra(server):
     assert "probabilities" in out
 
 
-def test_server_without_the_extra_for_http_says_that_it_is_off():
+def test_server_without_the_parser_of_forms_says_that_it_is_off():
     command = [sys.executable, "-c", HIDE.format(
         hidden=("python_multipart",), program="serving",
         argv=["serving", "serve", "--port=0", "--metrics-port=0", "--http-port=auto"])]  # fmt: skip
@@ -245,11 +245,14 @@ def test_server_without_the_extra_for_http_says_that_it_is_off():
         log = server.process.stderr.read()
     words = f"digit-serving infer digits --target {server.address} 'images=zeros[1,784]'"
     assert line == f"try it: {words}\n"
-    words = "HTTP is off: python-multipart is not installed: pip install '.[http]' in the checkout"
+    words = "HTTP is off: python-multipart is not installed: pip install '.[serve]' in the checkout"
     assert words in log
 
 
 TYPED = """
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+
 import numpy as np
 import serving
 from digit_classifier import Classifier
@@ -260,6 +263,32 @@ with serving.Client("127.0.0.1:50051") as client:
     rows: int = client.describe("m").max_batch_size
 with Classifier.connect("127.0.0.1:50051", timeout_s=2.0) as classifier:
     labels: list[str] = classifier.classify(np.zeros((1, 784), np.uint8)).labels
+
+
+class Store(serving.Handler):
+    inputs = {"key": serving.Text()}
+    outputs = {"value": serving.Text()}
+    uses = ("m",)
+    max_concurrency = 8
+
+    async def setup(self, folder: Path) -> None:
+        self.names: dict[str, str] = {}
+
+    async def predict(self, key: list[str]) -> AsyncGenerator[list[str], None]:
+        found = await self.async_models.infer("m", {"x": key})
+        rows: int = len(found["y"])
+        async for part in self.async_models.stream("m", {"x": key}):
+            yield [f"{self.names[each]} {part.model_version} {rows}" for each in key]
+
+
+class Plain(serving.Handler):
+    def setup(self, folder: Path) -> None: ...
+
+    def predict(self, key: list[str]) -> Iterator[list[str]]:
+        for part in self.models.stream("m", {"x": key}):
+            yield [part.model_version]
+
+
 client.infer("m", x=1)
 """
 

@@ -2,7 +2,9 @@
 
 Its processes are played: their frames come in simulated time. For all of that each call gets one
 outcome, of its own rows, and a call that went to a process alone is not begun again, unless the
-process that had its state has ended on another one.
+process that had its state has ended on another one. In some worlds its methods are `async def`: a
+process has several jobs in hand, which end in any order and may be cancelled, and its event loop
+may be blocked.
 """
 
 from collections import Counter, deque
@@ -29,6 +31,7 @@ _REST_S = 70.0
 """How long a fault is felt: processes that end again and again are started a minute later."""
 _METHODS = ("predict",), ("preprocess", "postprocess"), ("preprocess",), ("postprocess",)
 _FAULTS = "crash", "hang", "nonsense", "failed", "error"
+_ASYNC_FAULTS = *_FAULTS, "block", "stubborn"
 _TENSORS = TensorSignature(
     (Tensor("images", "UINT8", (-1, 100)),),
     (Tensor("probabilities", "FP32", (-1, 10)),),
@@ -60,7 +63,12 @@ class _Process:
             self._work()
 
     def kill(self):
-        self._is_over = True
+        if not self._is_over:
+            self._is_over = True
+            self._end()
+
+    def _end(self):
+        """Note whose work is lost."""
         self._handled.note_lost(self._states)
 
     close = kill
@@ -82,9 +90,17 @@ class _Process:
         if fault == "hang":
             return
         if fault == "crash":
-            self._is_over = True
-            self._owner.post(partial(self._on_end, "SIGKILL"))
+            self._crash()
             return
+        self._answer(head, arrays, fault)
+        self._work()
+
+    def _crash(self):
+        self._is_over = True
+        self._end()
+        self._owner.post(partial(self._on_end, "SIGKILL"))
+
+    def _answer(self, head, arrays, fault):
         is_bad = fault in ("failed", "error")
         answer = {"kind": fault if is_bad else "done", "job": head["job"], "text": "no"}
         answer |= {"error": "InvalidRequest", "state": head["phase"] == "preprocess"}
@@ -94,11 +110,89 @@ class _Process:
             self._states[head["job"]] = [image.tobytes() for image in arrays[0]]
         outputs = [] if is_bad else self._handled.outputs(head["phase"], arrays)
         self._owner.post(partial(self._take, Frame(answer, outputs)))
-        self._work()
 
     def _take(self, frame):
         if not self._is_over:
             self._on_frame(frame)
+
+
+class _LoopProcess(_Process):
+    """A process that has several jobs in hand, on an event loop."""
+
+    def __init__(self, handled):
+        super().__init__(handled)
+        self._in_hand = {}
+        """The jobs whose outcome the server does not have, by number."""
+        self._answered = set()
+        self._is_blocked = False
+
+    def send(self, head, arrays=()):
+        if head["kind"] == "drop" and head["job"] in self._in_hand.keys() - self._answered:
+            self._handled.note_cancelled(head["job"])
+            self._handled.simulation.after(1e-3, self._cancel, head["job"])
+            return
+        super().send(head, arrays)
+
+    def _work(self):
+        handled = self._handled
+        head, arrays = self._jobs.popleft()
+        self._in_hand[head["job"]] = head, arrays
+        handled.note_in_hand(self._in_hand)
+        seconds = handled.random.choice((1e-4, 1e-3, 0.05)) * handled.random.random()
+        handled.simulation.after(seconds, self._finish_job, head["job"])
+
+    def _cancel(self, number):
+        """Cancel a task, unless it has ended, or does not care."""
+        is_in_hand = number in self._in_hand.keys() - self._answered
+        if self._is_over or self._is_blocked or not is_in_hand:
+            return
+        head, arrays = self._in_hand[number]
+        if head.get("fault") != "stubborn":
+            self._answer(head, arrays, "failed")
+
+    def _answer(self, head, arrays, fault):
+        self._answered.add(head["job"])
+        super()._answer(head, arrays, fault)
+
+    def _take(self, frame):
+        if not self._is_over and frame.fields["job"] in self._answered:
+            self._answered.remove(frame.fields["job"])
+            del self._in_hand[frame.fields["job"]]
+        super()._take(frame)
+
+    def _finish_job(self, number):
+        if self._is_over or number in self._answered or number not in self._in_hand:
+            return
+        handled = self._handled
+        if self._is_blocked:
+            handled.simulation.after(1.0, self._finish_job, number)
+            return
+        head, arrays = self._in_hand[number]
+        is_poison = any(image[8] == 0xFF for image in arrays[0])
+        fault = "failed" if is_poison else handled.draw_fault()
+        if fault in ("hang", "stubborn"):
+            self._in_hand[number] = {**head, "fault": fault}, arrays
+        elif fault == "crash":
+            self._crash()
+        elif fault == "block":
+            self._is_blocked = True
+            handled.simulation.after(MAX_HANDLER_S, self._report, number)
+        else:
+            self._answer(head, arrays, fault)
+
+    def _report(self, number):
+        fields = {"kind": "blocked", "job": number, "text": "played.py:1 in predict"}
+        self._owner.post(partial(self._take, Frame(fields, [])))
+
+    def _crash(self):
+        if len(self._in_hand) > 1:
+            self._handled.note_suspects(self._in_hand)
+        super()._crash()
+
+    def _end(self):
+        super()._end()
+        if len(self._in_hand) > 1:
+            self._handled.note_shared(self._in_hand)
 
 
 class _Engine:
@@ -135,12 +229,17 @@ class Handled:
             outputs=None if methods == ("preprocess",) else {"probabilities": rows},
             methods=methods,
             batching=batching,
+            is_async=random.random() < 0.5,
+            max_concurrency=random.choice((2, 8, 64)),
         )
         self.fault_share = random.choice((0.0, 0.02, 0.1))
         self._faults = Counter()
         self._fault_s = -_REST_S
         self._begun = {}
         """The calls of each job, by its number."""
+        self._begun_s = {}
+        self._suspects: set[bytes] = set()
+        """The images of calls that a process has crashed on, among others."""
         self._alone: set[bytes] = set()
         """The images that went to a process in a call that was alone."""
         manifest = replace(simulation.manifest, name=NAME, version="1", signature=None)
@@ -148,7 +247,8 @@ class Handled:
         if methods == ("predict",):
             model = replace(model, engine=None, inside=None)
         simulation.router.change(NAME, ModelVersions(NAME, {"1": model}, "1", {}, None))
-        simulation.tell(f"{NAME} has {' and '.join(methods)}, batching {batching}")
+        how = f"batching {batching}, async {self.signature.is_async}"
+        simulation.tell(f"{NAME} has {' and '.join(methods)}, {how}")
 
     # As a handler that was loaded
 
@@ -164,7 +264,8 @@ class Handled:
         self.simulation.after(seconds, self._started, post, done, outcome)
 
     def _started(self, post, done, outcome):
-        post(partial(done, outcome or _Process(self)))
+        kind = _LoopProcess if self.signature.is_async else _Process
+        post(partial(done, outcome or kind(self)))
 
     # Its processes
 
@@ -177,7 +278,7 @@ class Handled:
         return is_bad
 
     def draw_fault(self):
-        fault = self.random.choice(_FAULTS)
+        fault = self.random.choice(_ASYNC_FAULTS if self.signature.is_async else _FAULTS)
         return fault if self._draw(fault) else ""
 
     def outputs(self, phase, arrays):
@@ -200,6 +301,7 @@ class Handled:
         images = [row.tobytes() for row in arrays[0]]
         known = [(image, *simulation.calls[image[:8]]) for image in images]
         self._begun[head["job"]] = known
+        self._begun_s[head["job"]] = simulation.now_s
         numbers = {call.number for _, _, call in known}
         simulation.require(len(numbers) == 1 or self.signature.batching, "calls share a job")
         for image, client, call in known:
@@ -213,6 +315,40 @@ class Handled:
         """Note whose state is lost: these calls are begun again."""
         for images in states.values():
             self._alone -= {*images}
+
+    def note_in_hand(self, jobs):
+        """Check that a process has no more jobs than the handler says, and a suspect no others."""
+        number, most = len(jobs), self.signature.max_concurrency
+        self.simulation.require(number <= most, f"a process has {number} jobs, of {most}")
+        suspects = [job for job in jobs if self._suspects.intersection(self._images_of(job))]
+        is_alone = number == 1 or not suspects
+        self.simulation.require(is_alone, "a suspect has others beside it in its process")
+
+    def note_shared(self, jobs):
+        """Note that a process has ended on several jobs: each call is begun once more, alone."""
+        for job in jobs:
+            self._alone.difference_update(self._images_of(job))
+
+    def note_suspects(self, jobs):
+        """Note that one of several jobs has ended its process."""
+        for job in jobs:
+            self._suspects |= self._images_of(job)
+
+    def note_cancelled(self, job):
+        """Check that nobody waits for a job that is cancelled, unless it took too long."""
+        simulation, since_s = self.simulation, self.simulation.turn_s
+        if job not in self._begun:  # its first method has the model's outputs
+            return
+        begun_s = self._begun_s[job]
+        is_wanted = [
+            invariants.reason_against(simulation, client, call, since_s) is None
+            for _, client, call in self._begun.get(job, ())
+        ]
+        is_too_long = since_s - begun_s > MAX_HANDLER_S
+        simulation.require(is_too_long or not all(is_wanted), "a call is cancelled that is wanted")
+
+    def _images_of(self, job):
+        return {image for image, _, _ in self._begun.get(job, ())}
 
     # Its callers
 

@@ -117,8 +117,11 @@ def check_batcher(simulation, batcher, end_s):
     """Check that a version leaves nobody waiting who could go on, or whose time is over."""
     if isinstance(batcher, Pipeline):
         runners = batcher._runners
-        is_free = batcher._has_room and any(not each.jobs for each in runners.slots)
-        has_suspects = runners.suspects and not any(each.has_suspect for each in runners.slots)
+        free = [each for each in runners.slots if len(each.jobs) < runners._num_jobs]
+        is_free = batcher._has_room and not all(runners._is_kept_free(each, free) for each in free)
+        is_idle = any(not each.jobs for each in runners.slots)
+        has_suspect = any(each.has_suspect for each in runners.slots)
+        has_suspects = runners.suspects and is_idle and not has_suspect
         has_work = batcher._queue.num_rows or runners.ready or has_suspects
         is_due = batcher._is_scheduled or not (is_free and has_work)
         simulation.require(is_due, "calls wait while a handler's process is free")

@@ -349,3 +349,16 @@ def test_stream_that_is_left_in_its_step_is_cancelled_and_closed_if_a_part_cross
     assert (slot.states, slot.open, slot.cancelled) == ({}, set(), set())
     assert call.parts == [[[10]]]
     assert world.batcher._open == {}
+
+
+def test_state_that_comes_behind_the_limit_of_time_is_dropped():
+    world = World(("preprocess", "postprocess"), FakeVersion())
+    call = world.call(1)
+    world.tick(2.5)
+    assert isinstance(call.outcome, DeadlineExceeded)
+    assert world.kinds() == [*jobs(1), ("drop", 1)]
+    world.end(1, [1], state=True)
+    assert world.kinds() == [("drop", 1)]
+    (slot,) = world.batcher._runners.slots
+    assert slot.states == {}
+    assert world.batcher._open == {}

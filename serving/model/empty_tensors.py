@@ -1,9 +1,13 @@
-"""Pools that end the process where their output has no element.
+"""Operators that end the process where a tensor has no element, and what is done about them.
 
-ONNX Runtime lays convolutions out in blocks of channels (NchwcTransformer), and pools between them
-divide by zero there if an axis of their output has size 0: SIGFPE, where the usual pool answers
-with nothing or refuses (1.20 to 1.32, MaxPool and AveragePool). A caller of a model of open height
-and width needs no more than a small picture. Such graphs are served without those blocks.
+A caller needs no more than an input with an axis of 0: GRU throws where nobody catches, without
+turns or without rows, and so does LSTM without rows; Einsum divides by zero, and
+InstanceNormalization reads where no memory is (ONNX Runtime 1.32). Such calls are refused.
+
+Pools need no more than a small picture: ONNX Runtime lays convolutions out in blocks of channels
+(NchwcTransformer), and pools between them divide by zero there if an axis of their output has size
+0: SIGFPE, where the usual pool answers with nothing or refuses (1.20 to 1.32, MaxPool and
+AveragePool). Graphs of open height and width are served without those blocks.
 """
 
 import re
@@ -14,6 +18,19 @@ from serving.proof.onnx_file import Message, nodes_of, parse_model
 
 _POOLS = re.compile(b"\x22(?:\x07MaxPool|\x0bAveragePool)")
 """NodeProto.op_type, in the graph or in any function or subgraph."""
+_OTHERS = re.compile(
+    b"\x22(?:\x03GRU|\x04LSTM|\x13DynamicQuantizeLSTM|\x06Einsum|\x15InstanceNormalization)"
+)
+
+
+def ends_empty(onnx: bytes) -> str | None:
+    """Return an operator of a model that ends the process for an input without elements, if any.
+
+    Args:
+        onnx: the content of an ONNX file, which ONNX Runtime has read.
+    """
+    found = _OTHERS.search(outline(onnx))
+    return None if found is None else found[0][2:].decode()
 
 
 def may_end_empty(onnx: bytes) -> bool:

@@ -1,0 +1,267 @@
+"""The program of a handler's process with `async def`, whose server the test plays."""
+
+import asyncio
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import serving
+from serving.handlers import frames, worker
+from serving.handlers.frames import FrameReader
+from serving.handlers.instance import Instance, at_once
+from tests.serving.handlers.async_behaviours import AsyncAround, AsyncStory, Tasks
+from tests.support.fakes import TIMEOUT_S
+
+MAX_S = 30.0
+
+
+class Child:
+    """A worker on a thread, and the server's end of its socket."""
+
+    def __init__(self, handler, network=None):
+        self.socket, other = socket.socketpair()
+        self.socket.settimeout(TIMEOUT_S)
+        self._reader, self._found = FrameReader(self.socket), []
+        instance = Instance(handler, network, None)
+        self.loop = asyncio.new_event_loop()
+        link = worker._ServerLink(other)
+        file = Path(asyncio.__file__)
+        self.worker = worker._LoopWorker(link, instance, self.loop, file)
+        self.loop.run_until_complete(instance.setup(Path()))
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        with pytest.raises(SystemExit):
+            self.worker.run()
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.socket.close()
+        self.worker._server._socket.close()
+        self.loop.close()
+
+    def send(self, *sent):
+        """Send frames in one piece."""
+        pieces = [b"".join(map(bytes, frames.encode(fields, arrays))) for fields, arrays in sent]
+        self.socket.sendall(b"".join(pieces))
+
+    def next(self):
+        """The next frame: its kind, the job, and the fields."""
+        while not self._found:
+            self._found += self._reader.read()
+        frame = self._found.pop(0)
+        return frame.fields["kind"], frame.fields.get("job"), frame
+
+    def ends(self, number):
+        """The next outcomes: kind and job, sorted by job."""
+        return sorted((self.next()[:2] for _ in range(number)), key=lambda each: each[1])
+
+    def require_nothing_left(self):
+        """Check that it keeps nothing of calls that have ended."""
+        done = threading.Event()
+        self.loop.call_soon_threadsafe(self.loop.call_soon, self.loop.call_soon, done.set)
+        assert done.wait(TIMEOUT_S)
+        own = self.worker
+        assert (own._tasks, own._closing, own._states) == ({}, set(), {})
+        assert (own._server.open, own._server._replies, own._models._replies) == (set(), {}, {})
+
+
+@pytest.fixture
+def child(monkeypatch, request):
+    """Start workers that do not end this process."""
+
+    def end(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    if "blocked" not in request.node.name:
+        monkeypatch.setattr(worker._LoopWorker, "_watch", lambda self, main: None)
+    children = []
+
+    def start(handler=Tasks, network=None):
+        children.append(Child(handler, network))
+        return children[-1].__enter__()
+
+    yield start
+    for each in children:
+        each.__exit__()
+
+
+def texts(*values):
+    return [np.array(values, object)]
+
+
+def job(number, text, phase="predict", max_s=MAX_S):
+    fields = {"kind": "job", "job": number, "phase": phase, "rows": 1}
+    return fields | {"max_bytes": 1 << 20, "max_s": max_s}, texts(text)
+
+
+def following(number):
+    fields, _ = job(number, "")
+    return fields | {"kind": "next"}, ()
+
+
+def drop(number):
+    return {"kind": "drop", "job": number}, ()
+
+
+def test_calls_end_in_their_own_order_and_nothing_is_left(child):
+    played = child()
+    played.send(*[job(number, "meet 3") for number in (5, 6)])
+    played.send(job(7, "say it"))
+    kind, number, frame = played.next()
+    assert (kind, number, frame.arrays[0].tolist()) == ("done", 7, ["SAY IT"])
+    played.send(job(8, "meet 3"))
+    assert played.ends(3) == [("done", 5), ("done", 6), ("done", 8)]
+    played.require_nothing_left()
+
+
+def test_call_that_is_dropped_has_one_outcome(child):
+    played = child()
+    played.send(job(1, "hang"), job(2, "say it"))
+    assert played.next()[:2] == ("done", 2)
+    played.send(drop(1))
+    assert played.next()[:2] == ("failed", 1)
+    played.send(drop(1), drop(2), drop(77), job(3, "say it"))  # all too late, or of nobody
+    assert played.next()[:2] == ("done", 3)
+    played.require_nothing_left()
+
+
+def test_call_that_is_dropped_before_its_first_step_has_one_outcome(child):
+    played = child()
+    played.send(job(1, "say it"), drop(1), job(2, "say it"))
+    assert played.ends(2) == [("failed", 1), ("done", 2)]
+    played.require_nothing_left()
+
+
+def test_step_that_is_dropped_before_it_begins_ends_its_generator(child):
+    played = child(AsyncStory)
+    played.send(job(1, "a b c"))
+    assert played.next()[:2] == ("part", 1)
+    played.send(following(1), drop(1))
+    assert played.next()[:2] == ("failed", 1)
+    played.require_nothing_left()
+    played.send(job(2, "a"))
+    assert played.next()[2].arrays[1].tolist() == [1]  # the only one that is open
+    played.send(drop(2))
+
+
+def test_step_that_is_dropped_while_it_waits_ends_its_generator(child):
+    played = child(AsyncStory)
+    played.send(job(1, "a hang: b"))
+    assert played.next()[:2] == ("part", 1)
+    played.send(following(1), job(2, "a"))
+    assert played.next()[2].arrays[1].tolist() == [2]
+    played.send(drop(1), drop(2))
+    assert played.next()[:2] == ("failed", 1)
+    played.require_nothing_left()
+
+
+def test_generator_that_is_dropped_between_steps_ends(child):
+    played = child(AsyncStory)
+    played.send(job(1, "a b"), job(2, "a b"))
+    assert played.ends(2) == [("part", 1), ("part", 2)]
+    played.send(drop(1))
+    played.send(following(2))
+    assert played.next()[:2] == ("part", 2)
+    played.send(following(2))
+    assert played.next()[:2] == ("end", 2)
+    played.require_nothing_left()
+
+
+def test_state_of_a_call_that_is_dropped_is_forgotten(child, network):
+    tensors = serving.Model.load(network).served.tensors
+    played = child(AsyncAround, tensors)
+    fields, arrays = job(1, "banana", "preprocess")
+    played.send((fields, [*arrays, np.ones((1, 2), np.float32)]))
+    kind, _, frame = played.next()
+    assert (kind, frame.fields["state"]) == ("done", True)
+    played.send(drop(1))
+    played.require_nothing_left()
+
+
+def test_replies_go_to_the_task_that_has_asked(child):
+    played = child()
+    played.send(job(1, "ask one"), job(2, "ask two"))
+    asked = {}
+    for _ in range(2):
+        kind, number, frame = played.next()
+        assert kind == "infer"
+        asked[number] = frame.fields["request"]
+    for number in (2, 1):
+        fields = {"kind": "reply", "job": number, "request": asked[number]}
+        played.send((fields | {"names": ["answer"], "version": "1"}, texts(f"to {number}")))
+    found = dict(played.next()[1:] for _ in range(2))
+    assert [found[each].arrays[0].tolist() for each in (1, 2)] == [["to 1"], ["to 2"]]
+    played.require_nothing_left()
+
+
+def test_task_that_is_dropped_leaves_what_it_has_asked(child):
+    played = child()
+    played.send(job(1, "ask one"))
+    request = played.next()[2].fields["request"]
+    played.send(drop(1))
+    assert played.next()[0] == "leave"
+    assert played.next()[:2] == ("failed", 1)
+    reply = {"kind": "reply", "job": 1, "request": request, "names": ["answer"], "version": "1"}
+    played.send((reply, texts("late")), job(2, "say it"))
+    assert played.next()[:2] == ("done", 2)
+    played.require_nothing_left()
+
+
+def test_loop_that_is_blocked_is_reported_with_its_job_and_line(child):
+    played = child()
+    held = threading.Event()
+
+    async def hold(self, rest):
+        held.wait(TIMEOUT_S)
+
+    played.worker._file = Path(__file__)
+    handler: Any = played.worker._instance._handler
+    handler.do_hold = hold.__get__(handler)
+    played.send(job(1, "hang", max_s=0.1), job(2, "hold", max_s=0.1))
+    kind, number, frame = played.next()
+    held.set()
+    assert (kind, number) == ("blocked", 2)
+    assert frame.fields["text"].startswith("test_worker.py:")
+    assert frame.fields["text"].endswith(" in hold")
+    assert played.next()[:2] == ("done", 2)
+    played.send(drop(1))
+    assert played.next()[:2] == ("failed", 1)
+
+
+@pytest.mark.parametrize("word", ["raise_cancelled", "cancel_itself"])
+def test_cancelling_of_a_handlers_own_is_its_error(child, word):
+    played = child()
+    played.send(job(1, word))
+    kind, number, frame = played.next()
+    assert (kind, number) == ("failed", 1)
+    assert f"do_{word}" in frame.fields["text"]
+
+
+def test_cancelling_that_a_handler_without_a_loop_raises_is_its_error():
+    class Cancels(serving.Handler):
+        inputs = outputs = Tasks.inputs
+
+        def predict(self, text):
+            raise asyncio.CancelledError
+
+    ours, other = socket.socketpair()
+    with ours, other:
+        own = worker._Worker(worker._ServerLink(other), Instance(Cancels, None, None))
+        own._end(1, at_once(own._outcome(*job(1, "a"))))
+        (frame,) = FrameReader(ours).read()
+    assert frame.fields["kind"] == "failed"
