@@ -69,8 +69,15 @@ def read(message) -> Any:
 
 
 FACTS: dict[str, Any] = {"path": "/a.B/C", "name": "C"}
-ELSEWHERE = Elsewhere(lambda message: len(message) > 3, lambda message: message[:2],
-                      lambda found: (b"<" + found + b">", "other"), POOL)  # fmt: skip
+
+
+def read_short(found) -> Any:
+    return b"<" + found + b">", "other"
+
+
+ELSEWHERE = Elsewhere(
+    lambda message: len(message) > 3, lambda message: message[:2], read_short, POOL
+)
 KINDS: dict[str, tuple[Method, tuple[bool, bool, bool]]] = {
     "unary": (Unary(**FACTS, answer=bytes.upper), (True, True, False)),
     "batched": (BatchedUnary(**FACTS, read=read), (True, True, True)),
