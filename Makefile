@@ -75,7 +75,7 @@ check: lint  ## lint, types, and the tests that start no process (80 s)
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not process and not slow $(addprefix and not ,$(APART))"
 
 # Of two cores two workers use 70 %: tests wait for starts, ends and deadlines of servers.
-test: $(INSTALLED)  ## run the test suite (no GPU needed; 6 minutes on two idle cores)
+test: $(INSTALLED)  ## run the test suite (no GPU needed; 8 minutes on two idle cores)
 	$(RUN) -m pytest -q -n 3 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take more than four seconds each
@@ -137,14 +137,14 @@ protos-check: protos  ## fail if the committed generated code is stale
 
 LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"
-LOCK_ALL = $(LOCK) --extra pictures --extra http --extra otel --extra score --extra dev
+LOCK_ALL = $(LOCK) --extra pictures --extra otel --extra score --extra dev
 
 lock:  ## resolve requirements/*.lock to the newest versions
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python $(PIP) install uv
 	$(LOCK_ALL) --extra serve --extra train --output-file requirements/cpu.lock
 	$(LOCK_ALL) --extra serve-gpu --extra train-gpu --output-file requirements/cuda.lock
-	$(LOCK) --extra serve --extra http --extra remote --extra s3 --output-file requirements/serve.lock
-	$(LOCK) --extra serve-gpu --extra http --extra remote --extra s3 --output-file requirements/serve-cuda.lock
+	$(LOCK) --extra serve --extra pictures --extra remote --extra s3 --output-file requirements/serve.lock
+	$(LOCK) --extra serve-gpu --extra pictures --extra remote --extra s3 --output-file requirements/serve-cuda.lock
 	$(LOCK) --extra serve --extra pictures --extra ray --output-file requirements/ray.lock
 	$(LOCK) --extra edge --group deploy --output-file requirements/edge.lock
 	$(subst pyproject.toml,,$(LOCK)) --group docs --output-file requirements/docs.lock

@@ -42,8 +42,8 @@ def paired_ratio(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
     return Interval(float(np.median(ratios)), float(low), float(high))
 
 
-_LEAST_ABOVE = 10 - 1e-6
-"""Calls above a percentile, less what 1 - 0.99 rounds off."""
+_LEAST = 10
+"""The fewest calls of a median, and the fewest above any other percentile."""
 
 
 class Figures:
@@ -88,11 +88,12 @@ class Figures:
         """Return the latency that `share` of a cell's calls did not exceed, in seconds.
 
         Returns:
-            The median of the rounds; None if a round had fewer than ten calls above it, which say
-            little of a percentile.
+            The median of the rounds; None if a round had fewer than ten calls above it (for the
+            median fewer than ten in all), which say little of a percentile.
         """
         latencies = [sample.latency for sample in self.valid(cell)]
-        if not latencies or min(each.total for each in latencies) * (1 - share) < _LEAST_ABOVE:
+        least = _LEAST if share <= 0.5 else round(_LEAST / (1 - share))
+        if not latencies or min(each.total for each in latencies) < least:
             return None
         return median(each.quantile(share) for each in latencies)
 

@@ -235,8 +235,7 @@ class ServerConfig:
     """Address of HTTP."""
     http_port: int | None = None
     """TCP port of HTTP: pictures, tensors as JSON, and a page to draw on. 0 lets the kernel choose.
-    off, in Python None, disables it. auto takes 8080, or the next one that is free, if the extra
-    http is installed."""
+    off, in Python None, disables it. auto takes 8080, or the next one that is free."""
     http_host_names: tuple[str, ...] = ()
     """Names of this server in URLs, beside localhost and addresses; * is any."""
     http_allow_origins: tuple[str, ...] = ()

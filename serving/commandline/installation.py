@@ -16,7 +16,7 @@ EXTRAS = {
     "uvloop": "serve",
     "h11": "serve",
     "orjson": "serve",
-    "python_multipart": "http",
+    "python_multipart": "serve",
     "onnx": "optimize",
     "onnx_ir": "optimize",
     "PIL": "pictures",

@@ -44,7 +44,25 @@ def pointwise(node: Node) -> list[Value]:
         raise Mixes("a constant of more axes than rows: no rule")
     if rank != 1:  # a normalization of these would be over rows
         _require_axes(node)
-    return node.outputs(broadcast(node, node.given))
+    result = broadcast(node, node.given)
+    _require_size(node, result)
+    return node.outputs(replace(result, is_mean=any(each.is_mean for each in node.given)))
+
+
+def _require_size(node: Node, result: Value) -> None:
+    """Raise Mixes if a part of a normalization is repeated for another one.
+
+    ONNX Runtime's fusion answers with the shape of what is normalized, whatever the shape of its
+    exponent is, and keeps the axis of a mean that leaves it out.
+    """
+    if node.op == "Pow":
+        base = node.value(0)
+        if base.rank and base.data is None and result.shape != base.shape:
+            raise Mixes("its exponent repeats the others: no rule")
+    if any(each.is_mean for each in node.given) and result.shape not in {
+        each.shape for each in node.given
+    }:
+        raise Mixes("a mean without its axis is repeated: no rule")
 
 
 def _require_axes(node: Node) -> None:
@@ -192,7 +210,8 @@ def reduced(node: Node) -> list[Value]:
     if value.axis in dropped:
         raise Mixes("over rows")
     if not node.number("keepdims", 1):
-        return node.outputs(without_axes(value, dropped))
+        is_mean = node.op == "ReduceMean" and not value.is_rows
+        return node.outputs(replace(without_axes(value, dropped), is_mean=is_mean))
     shape = tuple(ONE if at in dropped else size for at, size in enumerate(value.shape))
     return node.outputs(Value(shape, value.axis))
 

@@ -66,6 +66,9 @@ class Value:
     """How its elements count rows, if they do."""
     dtype: str = field(default="", compare=False)
     """The name of its elements' type (dtypes.py); "" if that is not known."""
+    is_mean: bool = False
+    """Whether it is a mean of constants without the axis that it is over, or computed from one
+    element by element."""
     sources: frozenset[str] = frozenset()
     """The batch axes of inputs that its rows are those of."""
 

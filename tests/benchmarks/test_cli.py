@@ -86,14 +86,19 @@ def two_inputs(tmp_path):
 
 def test_model_is_measured_through_the_server_and_in_process(two_inputs, tmp_path, capsys):
     output = tmp_path / "r.json"
-    assert model_command(two_inputs, "--seed", "7", "--output", output) == 0
-    document = json.loads(output.read_text())
-    assert document["settings"]["seed"] == 7
-    assert {(s["spec"]["target"], s["callers"], s["batch"]) for s in document["samples"]} == {
+    wanted = {
         (target, callers, batch)
         for target in ("h2-infer", "onnxruntime") for callers in (1, 4) for batch in (1, 3)
     }  # fmt: skip
-    shown = capsys.readouterr().out
+    for seconds in ("0.05", "0.5", "5"):  # a busy machine may answer nothing in a short run
+        code = model_command(two_inputs, "--seed", "7", "--seconds", seconds, "--output", output)
+        document, shown = json.loads(output.read_text()), capsys.readouterr().out
+        answered = [each for each in document["samples"] if not each["invalid"]]
+        found = {(s["spec"]["target"], s["callers"], s["batch"]) for s in answered}
+        if found == wanted:
+            break
+    assert (code, found) == (0, wanted)
+    assert document["settings"]["seed"] == 7
     assert "What serving costs" in shown
     rows = re.findall(r"^(\d)  +(\d)  .* (\d+)  .* (\d+)  +[\d.]+ ×", shown, re.MULTILINE)
     assert rows == [("1", "1", "0", "0"), ("1", "4", "0", "0"), ("3", "1", "0", "0"),

@@ -2,7 +2,9 @@
 
 import ast
 import asyncio
+import doctest
 import inspect
+import json
 import os
 import re
 import shlex
@@ -20,9 +22,12 @@ import benchmarks.cli
 import serving.cli.commands
 import training.cli
 from serving.cli.doors import DOORS, open_door
+from tests.serving.client.test_event_loops import uvicorn_of
+from tests.serving.http.peer import HttpPeer
 from tests.support.servers import started
 
 ROOT = Path(__file__).parents[2]
+JSON = {"content-type": "application/json"}
 
 
 def blocks(page):
@@ -43,6 +48,7 @@ CLIENTS = [
     for page in (
         "README.md",
         "docs/clients.md",
+        "docs/embedding.md",
         "docs/classifiers.md",
         "docs/other-clients.md",
     )
@@ -65,6 +71,20 @@ def test_python_of_a_page_runs(page, number, server, models, tmp_path, monkeypat
         (tmp_path / f"{name}.png").symlink_to(ROOT / "docs" / "pictures" / f"{name}.png")
     monkeypatch.chdir(tmp_path)
     run(code, {"images": np.zeros((2, 784), np.uint8), "address": server.address})
+
+
+def test_app_of_the_page_on_embedding_answers():
+    (code,) = [each for each in blocks("docs/embedding.md") if "FastAPI" in each]
+    names = {}
+    exec(code, names)  # as it stands; fastapi finds the types of its arguments by these names
+    with uvicorn_of(names["app"], "asyncio") as address:
+        peer = HttpPeer(address)
+        right = peer.post("/digits", json.dumps([[0] * 784] * 3).encode(), **JSON)
+        wrong = peer.post("/digits", json.dumps([[0] * 3]).encode(), **JSON)
+    assert len(set(right.json["digits"])) == 1
+    assert len(right.json["digits"]) == 3
+    assert wrong.status == 422
+    assert wrong.json["detail"].startswith("expected images UINT8 [N, 784], got")
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +197,32 @@ def test_commands_of_the_makefile_are_ones_that_the_programs_take(way):
 
 def test_commands_are_found():
     assert len(command_lines()) > 20
+
+
+def test_session_of_the_readme_has_the_answers_that_it_shows(server, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (session,) = re.findall(r"(?s)```pycon\n(.*?)```", (ROOT / "README.md").read_text("utf-8"))
+    session = session.replace("127.0.0.1:50051", server.address)
+    test = doctest.DocTestParser().get_doctest(session, {}, "README", "README.md", 0)
+    assert len(test.examples) > 4
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_handler_of_the_readme_is_the_example_and_answers_as_shown():
+    text, folder = (ROOT / "README.md").read_text("utf-8"), ROOT / "docs/examples/sentiment"
+    (shown,) = [each for each in blocks("README.md") if "serving.Handler" in each]
+    assert (folder / "sentiment.py").read_text("utf-8").endswith(shown)
+    (answer,) = re.findall(r"(?s)```json\n(.*?)\n```", text)
+    (command, body) = re.search(r"&& digit-serving (serve .*)\n.*-d '(.*)'", text).groups()
+    ports = [f"--{name}port=0" for name in ("", "http-", "metrics-")]
+    words = [sys.executable, "-m", "serving", *shlex.split(command), *ports]
+    with started(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}) as server:
+        path = "/v1/models/sentiment:predict"
+        found = HttpPeer(server.facts["http"]).post(path, body.encode()).json["predictions"]
+    expected = json.loads(answer)["predictions"]
+    assert [each["label"] for each in found] == [each["label"] for each in expected]
+    scores = [each["score"] for each in expected]
+    assert [each["score"] for each in found] == pytest.approx(scores, abs=1e-6)
 
 
 def test_readme_begins_with_the_demo_and_the_tests():

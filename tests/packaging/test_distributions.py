@@ -144,7 +144,7 @@ def interpreter(version):
 
 @pytest.fixture(scope="session")
 def serving_venv(install, wheel, python):
-    return install(f"{wheel}[serve,pictures,http]", python=python)
+    return install(f"{wheel}[serve,pictures]", python=python)
 
 
 @pytest.fixture

@@ -234,7 +234,7 @@ def test_infer_of_a_server_needs_no_extra(server):
     assert "probabilities" in out
 
 
-def test_server_without_the_extra_for_http_says_that_it_is_off():
+def test_server_without_the_parser_of_forms_says_that_it_is_off():
     command = [sys.executable, "-c", HIDE.format(
         hidden=("python_multipart",), program="serving",
         argv=["serving", "serve", "--port=0", "--metrics-port=0", "--http-port=auto"])]  # fmt: skip
@@ -245,7 +245,7 @@ def test_server_without_the_extra_for_http_says_that_it_is_off():
         log = server.process.stderr.read()
     words = f"digit-serving infer digits --target {server.address} 'images=zeros[1,784]'"
     assert line == f"try it: {words}\n"
-    words = "HTTP is off: python-multipart is not installed: pip install '.[http]' in the checkout"
+    words = "HTTP is off: python-multipart is not installed: pip install '.[serve]' in the checkout"
     assert words in log
 
 

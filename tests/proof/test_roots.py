@@ -20,7 +20,8 @@ CONSTANTS |= {
     "thin_line": np.full((1, 1, 1), 1e-5, np.float32), "square": np.float32(2),
     "seed": np.zeros(1, np.float32), "columns": np.arange(4),
     "tiny": np.float32(1e-3), "half": np.float32(0.5), "two_and_half": np.float32(2.5),
-    "inner": np.array([1, 2], np.int64),
+    "inner": np.array([1, 2], np.int64), "halved": np.array([0.5], np.float32),
+    "two_squares": np.full((1, 2, 1), 2, np.float32),
 }  # fmt: skip
 CHOSEN = "; e = Where(c, other_axis, nowhere); m = ReduceMax(x, e); y = Sub(x, m)"
 """Over columns if a condition is settled, else over rows."""
@@ -37,6 +38,13 @@ COUNTED = (
 )
 OF_CONSTANT = "; z = MatMul(x, k); t = ReduceMax(z, nowhere); s = Sub(z, t); y = Reshape(s, open)"
 """Over an axis of size 1 if a normalized constant has three axes, else over rows."""
+COUNTED_ONE = COUNTED.replace("row", "half")
+DROPPED = (
+    "v = ReduceMean<keepdims=0>(p, back); a = Add(v, tiny); q = Sqrt(a); n = Div(NORMALIZED, q)"
+    "; g = Mul(n, halved)"
+)
+AS_LONG = "; s = Shape(t); k = Slice(s, other_axis, two); c = Equal(k, l)" + CHOSEN
+"""Over columns if a table has as many of them as rows, else over rows."""
 ROOTS: dict[str, Any] = {
     # name: (graph, options, the reason)
     "rows and a size at once": (
@@ -107,6 +115,33 @@ ROOTS: dict[str, Any] = {
         "; s = Sub(o, t); y = Reshape(s, open)",
         {"x": "float[N,L] x", "y": "float[N,4] y"},
         "p (Pow): one element of more axes than the others: no rule",
+    ),
+    "an exponent that repeats what is normalized": (
+        "u = Unsqueeze(x, other_axis); b = ReduceMean<keepdims=1>(u, back); d = Sub(u, b)"
+        "; p = Pow(d, two_squares); v = ReduceMean<keepdims=1>(p, back); a = Add(v, tiny)"
+        "; q = Sqrt(a); n = Div(d, q); g = Mul(n, vector); t = Add(g, vector); s = Shape(t)"
+        "; k = Slice(s, other_axis, two); e = Sub(k, other_axis); m = ReduceMax(x, e)"
+        "; y = Sub(x, m)",
+        {}, "p (Pow): its exponent repeats the others: no rule",
+    ),
+    "a variance without its axis": (
+        COUNTED_ONE + "b = ReduceMean<keepdims=1>(h, back); d = Sub(h, b); p = Pow(d, square); "
+        + DROPPED.replace("NORMALIZED", "d") + "; t = Add(g, halved)" + AS_LONG,
+        {"x": "float[N,L] x", "y": "float[N,L] y"},
+        "n (Div): a mean without its axis is repeated: no rule",
+    ),
+    "a mean without its axis": (
+        COUNTED_ONE + "b = ReduceMean<keepdims=0>(h, back); d = Sub(h, b); p = Pow(d, square)"
+        "; v = ReduceMean<keepdims=1>(p, back); a = Add(v, tiny); q = Sqrt(a); n = Div(d, q)"
+        "; g = Mul(n, halved); t = Add(g, halved)" + AS_LONG,
+        {"x": "float[N,L] x", "y": "float[N,L] y"},
+        "d (Sub): a mean without its axis is repeated: no rule",
+    ),
+    "a mean of squares without its axis": (
+        COUNTED_ONE + "p = Pow(h, square); " + DROPPED.replace("NORMALIZED", "h")
+        + "; t = Identity(g)" + AS_LONG,
+        {"x": "float[N,L] x", "y": "float[N,L] y"},
+        "n (Div): a mean without its axis is repeated: no rule",
     ),
     "an epsilon of more axes than a constant, without a mean": (
         COUNTED + "p = Pow(h, square); v = ReduceMean<keepdims=1>(p, back)"
