@@ -43,7 +43,7 @@ APART = {"deploy", "interop", "mutation", "packaging", "reliability", "support",
          "test_boundaries.py"}  # fmt: skip
 """What has a target of its own, or reads the code as text."""
 IN_PROCESS = "not process and not slow"
-NEAR_S, FAR_S, TEST_S = 60.0, 200.0, 20.0
+NEAR_S, FAR_S, TEST_S = 60.0, 120.0, 20.0
 """How long a mutant's near tests may take, its far ones, and one test."""
 
 

@@ -3,10 +3,11 @@
 import ast
 import re
 
-NEAR_S, STARTING_S, FAR_S = 25.0, 15.0, 40.0
+OWN_S, NEAR_S, FAR_S = 25.0, 45.0, 40.0
 """How long the chosen tests took together when they were recorded.
 
-Near ones that run the line, near ones that start processes, which may run it there, and far ones.
+Near ones that run the line, these and near ones that start processes, which may run it there, and
+far ones.
 """
 ROW = re.compile(r"(?m)^\| (`(?:serving|digit_classifier)[^|]*) \| `(tests/[^|`]*)` \|")
 
@@ -54,10 +55,9 @@ def near(records, source, path, line):
     seconds = merged(records, "seconds")
     tests = running(records, source, path, line)
     starting = {each for record in records for each in record["processes"]} - tests
-    return [
-        *within_budget(sorted(tests, key=seconds.get), seconds, NEAR_S),
-        *within_budget(sorted(starting, key=seconds.get), seconds, STARTING_S),
-    ]
+    own = within_budget(sorted(tests, key=seconds.get), seconds, OWN_S)
+    left_s = NEAR_S - sum(map(seconds.get, own))
+    return [*own, *within_budget(sorted(starting, key=seconds.get), seconds, left_s)]
 
 
 def far(records, source, path, line, besides):
@@ -71,18 +71,15 @@ def far(records, source, path, line, besides):
 def running(records, source, path, line):
     """Return the tests that run a line.
 
-    A line that only an import runs, such as a constant, may matter to any test. Of a line that no
-    test runs here, those of its file are returned: they may run it in other processes.
+    Of a line that only an import runs, such as a constant, and of one that no test runs here, those
+    of its file are returned: they may use it, or run it in other processes.
     """
     first, last = statement(source, line)
-    own = in_records(records, path, range(first, last + 1))
-    if not (own - {""}):
-        own = {*merged(records, "seconds")} if own else in_records(records, path, None) - {""}
-    return own
+    return in_records(records, path, range(first, last + 1)) or in_records(records, path, None)
 
 
 def in_records(records, path, numbers):
-    """Return the tests that ran lines of a file, and "" if an import did; None: of all lines."""
+    """Return the tests that ran lines of a file; None: any of them."""
     return {
         test for record in records for test in tests_in(record, contexts_of(record, path, numbers))
     }
@@ -97,7 +94,7 @@ def contexts_of(record, path, numbers):
 def tests_in(record, contexts):
     """Return the tests that passed among contexts, and those that use a fixture among them."""
     tests = {test for context in contexts for test in record["uses"].get(context, [context])}
-    return tests & {*record["seconds"], ""}
+    return tests & record["seconds"].keys()
 
 
 def merged(records, name):

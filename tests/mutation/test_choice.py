@@ -46,8 +46,8 @@ def test_far_tests_start_no_process_and_are_not_asked_twice():
     assert far([RECORD], SOURCE, "late.py", 4, besides=["quick"]) == ["slow"]
 
 
-def test_a_line_that_only_an_import_runs_has_all_tests():
-    assert far([RECORD], SOURCE, "late.py", 2, besides=[]) == ["quick", "far", "slow"]
+def test_a_line_that_only_an_import_runs_has_those_of_its_file():
+    assert far([RECORD], SOURCE, "late.py", 2, besides=[]) == ["quick", "slow"]
 
 
 def test_a_line_that_no_test_runs_has_those_of_its_file():

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from serving.batching.awaited import AsyncCaller, submit, submit_of_stream
+from serving.batching.awaited import AsyncCaller, submit, submit_of_stream, submit_parts
 from serving.batching.batcher import Batcher
 from serving.batching.run import NEVER
 from serving.config import BatchingConfig
@@ -118,6 +118,100 @@ async def test_full_queue_refuses_a_call(enter, most):
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     refused = [isinstance(each, Overloaded) for each in outcomes]
     assert refused == [False] * most + [True] * (10 - most)
+    assert setting.is_forgotten
+
+
+class InParts(Setting):
+    """One call whose parts the test makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.resumed = [], []
+        message, encoder = images_of(1).tobytes(), FakeRequest(1)
+        self.parts = submit_parts(
+            self.owner, self.peer, message, encoder, math.inf, self.enter, {"a": "b"}
+        )
+
+    def enter(self, group):
+        self.entered.append(group)
+        return 1
+
+    async def begin(self):
+        """Ask for the first part; returns what waits for it, and the group."""
+        first = asyncio.ensure_future(anext(self.parts))
+        await asyncio.sleep(0)
+        self.owner.work()
+        return first, self.entered[0]
+
+    def part(self, text):
+        group = self.entered[0]
+        group.sink.take_part(group, text, lambda: self.resumed.append(text))
+
+    async def next(self):
+        return await asyncio.wait_for(anext(self.parts), 20.0)
+
+
+@pytest.mark.parametrize("last", ["c", None])
+async def test_parts_are_made_as_they_are_taken(last):
+    setting = InParts()
+    first, group = await setting.begin()
+    assert setting.peer.metadata(group.streams[0]) == {"a": "b"}
+    setting.part("a")
+    assert await first == "a"
+    setting.owner.work()
+    assert setting.resumed == [], "nobody has asked for the next one"
+    second = asyncio.ensure_future(anext(setting.parts))
+    await asyncio.sleep(0)
+    setting.owner.work()
+    assert setting.resumed == ["a"]
+    setting.part("b")
+    assert await second == "b"
+    group.sink.answer(group, [last], NEVER)
+    if last is not None:
+        assert await setting.next() == last
+    with pytest.raises(StopAsyncIteration):
+        await setting.next()
+    assert setting.is_forgotten
+
+
+async def test_parts_may_end_in_an_error():
+    setting = InParts()
+    first, group = await setting.begin()
+    setting.part("a")
+    group.sink.fail(group, ModelError("it broke"))
+    assert await first == "a"
+    with pytest.raises(ModelError, match="it broke"):
+        await setting.next()
+    assert setting.is_forgotten
+
+
+async def test_parts_that_nobody_takes_are_not_made():
+    setting = InParts()
+    first, _ = await setting.begin()
+    setting.part("a")
+    await first
+    await setting.parts.aclose()
+    setting.owner.work()
+    assert setting.is_forgotten
+    assert setting.resumed == ["a"], "it looks whether anybody waits, and ends"
+
+
+async def test_parts_are_refused_or_late_as_calls_are():
+    setting = Setting()
+    message = images_of(1).tobytes()
+    refused = submit_parts(
+        setting.owner, setting.peer, message, FakeRequest(1), math.inf, lambda group: 0
+    )
+    first = asyncio.ensure_future(anext(refused))
+    await asyncio.sleep(0)
+    setting.owner.work()
+    with pytest.raises(Overloaded):
+        await first
+    late = submit_parts(
+        setting.owner, setting.peer, message, FakeRequest(1), time.monotonic() - 1.0, lambda _: 1
+    )
+    with pytest.raises(DeadlineExceeded):
+        await anext(late)
     assert setting.is_forgotten
 
 

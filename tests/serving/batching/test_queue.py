@@ -377,3 +377,90 @@ def test_oldest_is_when_the_first_came_into_an_empty_queue(filled):
     filled.take(8)
     filled.put(connection, 5, arrived_s=3.0)
     assert filled.queue.oldest_s == 3.0
+
+
+class Waiting:
+    """A queue in use, and the calls that wait in it, by caller."""
+
+    ADDRESSES = ("a", "a", "b", "c")
+
+    def __init__(self, draw):
+        self.draw, self.number = draw, 0
+        self.queue = self.new()
+        self.callers = [FakeCaller(address) for address in self.ADDRESSES]
+        self.calls = [[] for _ in self.callers]
+        """Of each caller: the stream, its rows and its deadline."""
+
+    def new(self):
+        queue = Queue(40)
+        queue.run_rows, queue.row_s = 8, 0.01
+        return queue
+
+    def group(self, at, calls, num_rows, caller=None):
+        caller = caller or self.callers[at]
+        caller.streams |= dict.fromkeys(stream for stream, _, _ in calls)
+        streams: Any = [stream for stream, _, _ in calls]
+        encoder: Any = Rows(num_rows)
+        sink: Any = None
+        deadlines = tuple(deadline_s for _, _, deadline_s in calls)
+        return Group(caller, streams, [b""] * len(calls), encoder, sink, 0.0, min(deadlines),
+                     deadlines_s=deadlines)  # fmt: skip
+
+    def step(self):
+        at = self.draw.randrange(len(self.callers))
+        match self.draw.randrange(7):
+            case 0 | 1 | 2:
+                self.offer(at)
+            case 3:
+                run, late = self.queue.take(self.draw.choice([1, 8, 64]), 1.0)
+                self.over(run, late)
+            case 4:
+                self.over(self.queue.sweep(self.draw.choice([0.0, 1.0])))
+            case 5:
+                self.queue.forget(self.callers[at])
+                self.callers[at].streams.clear()
+                self.calls[at] = []
+            case 6 if self.draw.random() < 0.3:
+                self.over(self.queue.clear())
+
+    def offer(self, at):
+        number, num_rows = self.draw.randrange(1, 6), self.draw.choice([1, 3])
+        calls = []
+        for _ in range(number):
+            self.number += 1
+            calls.append((self.number, num_rows, self.draw.choice([0.5, 100.0])))
+        group = self.group(at, calls, num_rows)
+        taken = self.queue.offer(group, lambda: 0.0, math.inf)
+        for stream, _, _ in calls[taken:]:
+            del self.callers[at].streams[stream]
+        self.calls[at] += calls[:taken]
+
+    def over(self, *taken):
+        for group in [group for groups in taken for group in groups]:
+            at = self.callers.index(group.caller)
+            gone = {*group.streams}
+            self.calls[at] = [call for call in self.calls[at] if call[0] not in gone]
+            for stream in gone:
+                del group.caller.streams[stream]
+
+    def check(self):
+        """Its state is that of a new queue with the same calls."""
+        fresh, others = self.new(), [FakeCaller(address) for address in self.ADDRESSES]
+        for at, calls in enumerate(self.calls):
+            for call in calls:
+                fresh.put(self.group(at, [call], call[1], others[at]))
+        assert self.queue.num_rows == fresh.num_rows
+        assert self.queue.room_for_streams == fresh.room_for_streams
+        for caller, other in zip(self.callers, others, strict=True):
+            assert self.queue.streams_of(caller) == fresh.streams_of(other)
+            for left_s in 0.05, 1.0, math.inf:
+                assert self.queue.room(caller, left_s) == fresh.room(other, left_s)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_state_is_that_of_the_calls_that_wait(seed):
+    """Whichever way they came, and whichever others have gone: nothing of these is left."""
+    waiting = Waiting(random.Random(seed))
+    for _ in range(80):
+        waiting.step()
+        waiting.check()

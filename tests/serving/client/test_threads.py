@@ -1,0 +1,164 @@
+"""A connection that threads share: its session is used by one of them at a time."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from serving.client import transport
+from serving.client.h2 import threads
+from serving.client.h2.session import Session
+from serving.client.h2.threads import Http2Connection, ThreadStream
+from serving.http2 import frames
+from serving.http2.frames import frame
+from serving.protocols.status import Failure, StatusCode
+from serving.security.tls import Plain
+from tests.serving.client.test_session import HELLO, OK, data, headers, of_call
+
+GONE = Failure(StatusCode.UNAVAILABLE, "gone")
+USES = {"start", "cancel", "receive", "take_message", "is_alive", "fail_all", "data_to_send"}
+"""What a session does; the rest are facts of it that may be old."""
+
+
+class HeldLock:
+    """A lock that knows who has it."""
+
+    def __init__(self):
+        self._lock, self.holder = threading.Lock(), None
+
+    def __enter__(self):
+        self._lock.acquire()
+        self.holder = threading.get_ident()
+
+    def __exit__(self, *_):
+        self.holder = None
+        self._lock.release()
+
+
+class Watched:
+    """A session that is used with the lock alone."""
+
+    def __init__(self, lock):
+        self._lock, self._session = lock, Session("x:1", "http")
+        self.used = []
+
+    def __getattr__(self, name):
+        if name in USES:
+            assert self._lock.holder == threading.get_ident(), f"{name} without the lock"
+            self.used.append(name)
+        return getattr(self._session, name)
+
+
+@pytest.fixture
+def lock():
+    return HeldLock()
+
+
+@pytest.fixture
+def session(lock):
+    return Watched(lock)
+
+
+@pytest.fixture
+def ends():
+    """The other end, which the test writes."""
+    ours, its = socket.socketpair()
+    yield ours, its
+    its.close()
+
+
+@pytest.fixture
+def connection(lock, session, ends, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "allocate_lock", lambda: lock)
+        return Http2Connection(ends[0], session, Plain())
+
+
+def started(connection, timeout_s=20.0, **kind):
+    return connection.start("/a.B/C", b"hi", (), time.monotonic() + timeout_s, **kind)
+
+
+def test_calls_that_are_answered(connection, session, ends):
+    call, other = started(connection), started(connection)
+    ends[1].sendall(HELLO + of_call(call, headers(), data(b"\0\0\0\0\2hi"), OK))
+    assert connection.wait(call) == b"hi"
+    other.cancel()
+    assert {*session.used} == {"start", "data_to_send", "receive", "cancel"}
+    assert connection.is_usable()
+
+
+def test_streams_go_on_message_by_message(connection, session, ends):
+    stream = started(connection, kind=ThreadStream)
+    parts = [data(b"\0\0\0\0\1" + text) for text in (b"a", b"b")]
+    ends[1].sendall(HELLO + of_call(stream, headers(), *parts, OK))
+    found = []
+    for _ in range(2):
+        found.append(connection.wait(stream))
+        connection.advance(stream)
+    assert found == [b"a", b"b"]
+    assert isinstance(connection.wait(stream), Failure)
+    assert "take_message" in session.used
+
+
+def test_late_call_is_forgotten(connection, session):
+    call = started(connection, timeout_s=0.0)
+    assert connection.wait(call) is transport.LATE
+    assert "cancel" in session.used
+
+
+@pytest.mark.parametrize("end", ["closed here", "closed there", "broken"])
+def test_connection_that_ends_ends_its_calls(end, connection, session, ends):
+    calls = [started(connection), started(connection)]
+    if end == "closed here":
+        connection.close(GONE)
+    elif end == "closed there":
+        ends[1].shutdown(socket.SHUT_WR)
+    else:
+        ends[1].sendall(frame(frames.PING, 0, b"12345"))
+    failures = [connection.wait(call) for call in calls]
+    assert failures[0] == failures[1]
+    assert failures[0].code is StatusCode.UNAVAILABLE
+    assert not connection.is_usable()
+    assert connection.wait(started(connection)).code is StatusCode.UNAVAILABLE
+    assert session.used.count("fail_all") == 1
+
+
+def test_silent_server_is_asked_and_given_up(connection, session, monkeypatch):
+    call = started(connection)
+    monkeypatch.setattr(Session, "is_alive", lambda self: False)
+    monkeypatch.setattr(session._session.keepalive, "due_s", lambda: 0.0)
+    assert connection.wait(call) == Failure(StatusCode.UNAVAILABLE, "the server is silent")
+    assert "is_alive" in session.used
+
+
+def test_idle_connection_is_read_before_it_is_used(connection, ends, monkeypatch):
+    monkeypatch.setattr(threads, "_IDLE_S", 0.0)
+    assert connection.is_usable()
+    ends[1].shutdown(socket.SHUT_WR)
+    assert not connection.is_usable()
+
+
+def test_many_threads_are_answered_by_one_reader(connection, session, ends):
+    """Each by its own answer, in any order, and the session never by two at once."""
+    outcomes = {}
+
+    def call(number):
+        one = started(connection)
+        calls.append((number, one))
+        ready.wait()
+        outcomes[number] = connection.wait(one)
+
+    calls, ready = [], threading.Barrier(9, timeout=20.0)
+    workers = [threading.Thread(target=call, args=(number,)) for number in range(8)]
+    for worker in workers:
+        worker.start()
+    ready.wait()
+    ends[1].sendall(HELLO)
+    for number, one in reversed(calls):
+        message = data(b"\0\0\0\0\1" + b"%d" % number)
+        ends[1].sendall(of_call(one, headers(), message, OK))
+    for worker in workers:
+        worker.join(20.0)
+    assert outcomes == {number: b"%d" % number for number in range(8)}
+    assert not session.calls
