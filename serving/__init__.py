@@ -1,4 +1,4 @@
-"""Serve ONNX and Keras models over gRPC and HTTP, with batching, deadlines, metrics and reloads.
+"""Serve any ONNX or Keras model over gRPC and HTTP, in batches that provably change no answer.
 
     import serving
     with serving.Model.load("model.onnx") as model:  # or serving.Client("127.0.0.1:50051")

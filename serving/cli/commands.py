@@ -65,8 +65,8 @@ def _program(*names: str) -> "tuple[Parser, argparse._SubParsersAction[Any]]":
     """
     program = Parser(
         prog=DISTRIBUTION,
-        description="Serve ONNX and Keras models over gRPC and HTTP, with batching, deadlines, "
-        "metrics and reloads.",
+        description="Serve any ONNX or Keras model over gRPC and HTTP, in batches that provably "
+        "change no answer.",
         epilog=_START,
         formatter_class=Formatter,
     )

@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import doctest
 import inspect
 import json
 import os
@@ -196,6 +197,32 @@ def test_commands_of_the_makefile_are_ones_that_the_programs_take(way):
 
 def test_commands_are_found():
     assert len(command_lines()) > 20
+
+
+def test_session_of_the_readme_has_the_answers_that_it_shows(server, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (session,) = re.findall(r"(?s)```pycon\n(.*?)```", (ROOT / "README.md").read_text("utf-8"))
+    session = session.replace("127.0.0.1:50051", server.address)
+    test = doctest.DocTestParser().get_doctest(session, {}, "README", "README.md", 0)
+    assert len(test.examples) > 4
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_handler_of_the_readme_is_the_example_and_answers_as_shown():
+    text, folder = (ROOT / "README.md").read_text("utf-8"), ROOT / "docs/examples/sentiment"
+    (shown,) = [each for each in blocks("README.md") if "serving.Handler" in each]
+    assert (folder / "sentiment.py").read_text("utf-8").endswith(shown)
+    (answer,) = re.findall(r"(?s)```json\n(.*?)\n```", text)
+    (command, body) = re.search(r"&& digit-serving (serve .*)\n.*-d '(.*)'", text).groups()
+    ports = [f"--{name}port=0" for name in ("", "http-", "metrics-")]
+    words = [sys.executable, "-m", "serving", *shlex.split(command), *ports]
+    with started(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}) as server:
+        path = "/v1/models/sentiment:predict"
+        found = HttpPeer(server.facts["http"]).post(path, body.encode()).json["predictions"]
+    expected = json.loads(answer)["predictions"]
+    assert [each["label"] for each in found] == [each["label"] for each in expected]
+    scores = [each["score"] for each in expected]
+    assert [each["score"] for each in found] == pytest.approx(scores, abs=1e-6)
 
 
 def test_readme_begins_with_the_demo_and_the_tests():
