@@ -12,9 +12,9 @@
                    beside others if it is      the process is ended; a task   process's end
                    `async def`                 is cancelled: too long, late
                                                or gone
-    Method,        a part of a call that is    late, gone: its process drops  `resume`: in line for
-    paused         answered in parts, whose    the generator; no step, so no  its process
-                   reader is slow              limit of time
+    Method,        some parts of a call that   late, gone: its process drops  `resume`: in line for
+    paused         is answered so, of which    the generator; no step, so no  its process
+                   its reader has to take one  limit of time
     Run            the stage before            the model's own entry, where   outputs, or an error
                                                this is a caller
     Answer         the last stage                                             the callers' sinks
@@ -26,13 +26,16 @@ calls each begins once more by itself; one gets the error. A state that a proces
 at the end.
 
 Of a call that is answered in parts the last method is a generator in its process, and each part is
-a job of its own: they are given to the sink as they come, and a call with a part never begins once
-more.
+a job of its own. Some are asked for ahead, so that a part costs no way to the process and back; the
+sink gets one at a time, the next one when its reader has taken that, and the end, or an error,
+behind all of them. A call with a part never begins once more.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Protocol
 
 from serving.batching.run import Group, Owner, Ran, divide, open_calls
@@ -96,18 +99,24 @@ class Joined:
     """
 
     __slots__ = (
+        "ahead",
         "attempt",
         "begun_s",
+        "behind",
         "calls",
         "depth",
+        "is_in_line",
         "is_over",
+        "is_taken",
         "line",
         "members",
+        "num_asked",
         "num_calls",
         "num_parts",
         "num_rows",
         "number",
         "options",
+        "part_bytes",
         "part_s",
         "queues",
         "stage",
@@ -146,9 +155,21 @@ class Joined:
         self.stage = -1
         """The place of the stage that they are in."""
         self.num_parts = 0
-        """Parts of the answer that the sink has, of a call that is answered in parts."""
+        """Parts of the answer that have come, of a call that is answered in parts."""
+        self.ahead: deque[Sequence[Array]] = deque()
+        """Those that the sink does not have: its reader takes the one before."""
+        self.is_taken = True
+        """Whether the reader has taken all that the sink has."""
+        self.behind: Callable[[], None] | None = None
+        """How the call ends, behind the parts that its reader has to take."""
+        self.num_asked = 0
+        """Outcomes that come of its process: one, or one for each part that is to be made."""
+        self.is_in_line = False
+        """Whether it waits for its process to make a part."""
         self.part_s = 0.0
         """When the last one came."""
+        self.part_bytes = 0
+        """How large it was."""
         self.is_over = False
         self.state_at: Any = None
         """The `Slot` of the process that has their state."""
@@ -168,9 +189,11 @@ class Joined:
         self.line.stages[self.stage].enter(self, arrays)
 
     def resume(self) -> None:
-        """Have the next part of the answer made; the sink's reader has taken the last one."""
+        """Go on with the answer; the sink's reader has taken the last part."""
         if not self.is_over and self.wanted(self.line.owner.clock()):
-            self.line.stages[self.stage].enter(self, ())
+            self.is_taken = True
+            stage: Any = self.line.stages[self.stage]
+            stage.resume(self)
             self.line.schedule()
 
     def failed(
@@ -183,7 +206,16 @@ class Joined:
             attempt: why calls begin once more.
             num_suspects: how many calls the process has worked on that has ended.
         """
-        self.line.fail_joined(self, error, attempt, num_suspects)
+        fail = partial(self.line.fail_joined, self, error, attempt, num_suspects)
+        if self.ahead:
+            self.behind = fail
+        else:
+            fail()
+
+    @property
+    def num_ahead(self) -> int:
+        """The parts that are asked for, or that the reader has to take."""
+        return self.num_asked + len(self.ahead) + (not self.is_taken)
 
     def wanted(self, now_s: float) -> bool:
         """Return whether somebody waits; if nobody does, they end, unless an outcome will come."""
@@ -204,7 +236,8 @@ class Joined:
 
     def begin_work(self, now_s: float) -> None:
         """Note that another process works on them now."""
-        self.begun_s = now_s
+        if self.begun_s == math.inf:  # else it is to make parts already
+            self.begun_s = now_s
         if not self.started_s:
             self.started_s = now_s
 

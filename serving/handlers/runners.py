@@ -13,6 +13,10 @@ A process that takes too long or too much memory, says nonsense or crashes is en
 on fails; calls that were together are run once more, each alone and one of them at a time, so that
 the next process ends on the call that is at fault. Those whose state it had begin once more.
 
+Of an answer in parts some are asked for ahead, up to `_AHEAD` of a call and of a process, in turns:
+a part costs no way there and back. They wait in the process's socket, and none is ahead of a call
+that is new.
+
 A task that takes too long, or that nobody waits for, is cancelled, and the process goes on: it ends
 if the task does not, or if one blocks the loop. That one is known then, and the others begin once
 more, together as before.
@@ -41,6 +45,11 @@ _log = logging.getLogger(__name__)
 
 _CANCEL_S = 5.0
 """How long a task that took too long has to end, once it is cancelled."""
+_AHEAD = 8
+"""The most parts of a call that are asked for, or that its reader has to take; and of a process
+that makes one after the other."""
+_FEW_BYTES = 16 << 10
+"""Larger parts are asked for one at a time."""
 _LOOK_S = 1.0
 """How often the memory of processes is looked at."""
 
@@ -65,12 +74,17 @@ _Waiting = tuple[Joined, Step, Sequence[Array]]
 class Slot:
     """A process, and what it does."""
 
-    __slots__ = ("asked", "cancelled", "jobs", "open", "own", "parts", "process", "states")
+    __slots__ = ("asked", "cancelled", "heard_s", "jobs", "num_steps", "open", "own", "parts",
+                 "process", "states")  # fmt: skip
 
     def __init__(self, process: Process) -> None:
         self.process = process
         self.jobs: dict[int, tuple[Joined, Step]] = {}
         """What it works on, by number."""
+        self.num_steps = 0
+        """Outcomes that come of it: one of each job, or of each part that it is to make."""
+        self.heard_s = -math.inf
+        """When the last outcome came."""
         self.cancelled: set[int] = set()
         """Of these, the tasks that are to end."""
         self.own: deque[_Waiting] = deque()
@@ -149,7 +163,9 @@ class ProcessRunners:
         """
         self._label, self._config, self._metrics = label, config, metrics
         self._find, self._line = find, line
-        self._is_async, self._num_jobs = signature.is_async, signature.num_jobs
+        self._is_async = signature.is_async
+        is_ahead = signature.in_parts and not signature.is_async
+        self._most_steps = _AHEAD if is_ahead else signature.num_jobs
         self._most_open = signature.max_concurrency if signature.in_parts else math.inf
         self.max_s = config.max_handler_s
         """The longest step, in seconds."""
@@ -171,9 +187,15 @@ class ProcessRunners:
 
     def wait(self, joined: Joined, step: Step, arrays: Sequence[Array]) -> None:
         """Let calls wait for a process, until work is handed out."""
-        line = self.ready
-        if joined.state_at is not None:
-            line = joined.state_at.parts if joined.num_parts else joined.state_at.own
+        line, slot = self.ready, joined.state_at
+        if joined.num_parts:
+            most = _AHEAD if joined.part_bytes <= _FEW_BYTES else 1
+            is_over = slot is None or joined.behind is not None
+            if is_over or joined.is_in_line or joined.num_ahead >= most:
+                return
+            joined.is_in_line, line = True, slot.parts
+        elif slot is not None:
+            line = slot.own
         elif joined.attempt is Attempt.ALONE:
             line = self.suspects
         line.append((joined, step, arrays))
@@ -185,7 +207,7 @@ class ProcessRunners:
             now_s: the time.
             take: has calls that are new wait here; returns False if there are none.
         """
-        free = [slot for slot in self.slots if len(slot.jobs) < self._num_jobs]
+        free = [slot for slot in self.slots if slot.num_steps < self._most_steps]
         while free:
             slot = min(free, key=_num_begun) if len(free) > 1 else free[0]
             if self._is_kept_free(slot, free):
@@ -194,11 +216,16 @@ class ProcessRunners:
             waiting = self._next(slot, now_s, take)
             if waiting is not None:
                 self._work(slot, waiting, now_s)
-            if waiting is None or len(slot.jobs) >= self._num_jobs:
+            if waiting is None or slot.num_steps >= self._most_steps:
                 free.remove(slot)
 
     def _next(self, slot: Slot, now_s: float, take: Callable[[float], bool]) -> _Waiting | None:
         """Return what a process is to do next."""
+        if slot.jobs and not self._is_async:  # of these only parts are asked for ahead
+            has_room = len(slot.open) < self._most_open
+            if has_room and (slot.own or self.suspects or self.ready or take(now_s)):
+                return None
+            return self._next_begun(slot, (slot.parts,), now_s)
         while len(slot.open) < self._most_open:
             if slot.own or self.suspects or self.ready:
                 waiting = self._next_begun(slot, (slot.own, self.suspects, self.ready), now_s)
@@ -234,7 +261,8 @@ class ProcessRunners:
                 if _is_suspect(joined) and (slot.jobs or any(e.has_suspect for e in self.slots)):
                     break
                 found = line.popleft()
-                if not joined.is_over and joined.wanted(now_s):
+                joined.is_in_line = False
+                if not joined.is_over and joined.behind is None and joined.wanted(now_s):
                     return found
         return None
 
@@ -243,8 +271,12 @@ class ProcessRunners:
         slot.jobs[joined.number] = joined, step
         if step.is_last and self._most_open < math.inf:
             slot.open.add(joined.number)
+        joined.num_asked += 1
+        slot.num_steps += 1
         joined.begin_work(now_s)
         slot.process.send(step.job(joined), arrays)
+        if joined.num_parts:
+            self.wait(joined, step, ())  # for one more, behind those of other calls
 
     def drop(self, joined: Joined) -> None:
         """Have the process that has the state of calls forget it."""
@@ -278,9 +310,14 @@ class ProcessRunners:
             nested = Nested(slot.asked, slot.process.send, joined, fields["request"])
             nested.begin(self._find, fields, frame.arrays, now_s)
             return
-        del slot.jobs[number]  # type: ignore[arg-type]
-        slot.cancelled.discard(joined.number)
-        begun_s, joined.begun_s = joined.begun_s, math.inf
+        begun_s, slot.heard_s = self._begun_s(slot, joined), now_s
+        num_outcomes = 1 if kind == "part" else joined.num_asked
+        slot.num_steps -= num_outcomes
+        joined.num_asked -= num_outcomes
+        joined.begun_s = now_s if joined.num_asked else math.inf
+        if not joined.num_asked:
+            del slot.jobs[joined.number]
+            slot.cancelled.discard(joined.number)
         if slot.asked and kind != "part":  # by threads that the step has left behind
             slot.refuse_asked(joined)
         if joined.num_parts:  # the first step began it
@@ -292,28 +329,36 @@ class ProcessRunners:
         slot.keep(joined, has_state=fields.get("state", False))
         if joined.wanted(now_s):
             step.take(joined, fields, frame.arrays)
+        elif joined.num_asked:
+            self._cancel(slot, joined)
         self._line.schedule()
 
     # Limits
+
+    def _begun_s(self, slot: Slot, joined: Joined) -> float:
+        """Return since when a process works on a step: behind the one before, if not beside it."""
+        return joined.begun_s if self._is_async else max(joined.begun_s, slot.heard_s)
 
     def sweep(self, now_s: float) -> None:
         """End what takes too long, and what processes ask of other models for nobody."""
         for slot in [*self.slots]:
             for joined, _ in [*slot.jobs.values()]:
-                if not joined.calls:
+                if not joined.calls and not self._is_async:  # else its task is cancelled
                     slot.refuse_asked(joined)
-                too_long_s = now_s - joined.begun_s - self.max_s
+                too_long_s = now_s - self._begun_s(slot, joined) - self.max_s
                 text = f"the handler {out_of_time(self.max_s)}"
                 error = DeadlineExceeded(text)
                 if not self._is_async:
                     if too_long_s > 0:
                         self._remove(slot, text, error)
                         break
+                    if joined.num_asked > 1 and not joined.calls:
+                        self._cancel(slot, joined)
                     continue
-                if too_long_s > 0 and joined.calls:
+                if too_long_s > 0 and joined.calls and joined.behind is None:
                     _log.error("model %s version %s: %s: it is cancelled", *self._label, text)
                     joined.failed(error)
-                if not joined.calls:
+                if not joined.calls or joined.behind is not None:
                     self._cancel(slot, joined)
                 if too_long_s > _CANCEL_S:
                     reason = f"{text}, and does not end when it is cancelled"
@@ -321,7 +366,7 @@ class ProcessRunners:
                     break
 
     def _cancel(self, slot: Slot, joined: Joined) -> None:
-        """Have a task end that nobody waits for; its outcome comes."""
+        """Have a job end that nobody waits for; its outcome comes, for all its steps at once."""
         if joined.number not in slot.cancelled:
             slot.cancelled.add(joined.number)
             slot.process.send({"kind": "drop", "job": joined.number})
@@ -346,8 +391,8 @@ class ProcessRunners:
     @property
     def oldest_s(self) -> float:
         """When the oldest job began, in monotonic seconds; infinite without any."""
-        jobs = (each for slot in [*self.slots] for each in [*slot.jobs.values()])
-        return min((joined.begun_s for joined, _ in jobs), default=math.inf)
+        jobs = ((slot, joined) for slot in [*self.slots] for joined, _ in [*slot.jobs.values()])
+        return min((self._begun_s(*each) for each in jobs), default=math.inf)
 
     @property
     def rest(self) -> ServingError | None:
@@ -407,12 +452,15 @@ class ProcessRunners:
         slot.asked.clear()
         _log.error("model %s version %s: %s", *self._label, reason)
         jobs, slot.jobs = [joined for joined, _ in slot.jobs.values()], {}
+        if len(jobs) > 1 and not self._is_async:  # one is at work, and parts of others are ahead
+            guilty = next((joined for joined in jobs if not joined.num_parts), jobs[0])
         suspects = jobs if guilty is None else [guilty]
         others = {joined.number: joined for joined in jobs} | slot.states
         for joined in suspects:
             others.pop(joined.number, None)
         for joined in [*others.values(), *suspects]:
-            joined.begun_s, joined.state_at = math.inf, None
+            joined.begun_s, joined.state_at, joined.num_asked = math.inf, None, 0
+            joined.is_in_line = False
         for joined in [*others.values()]:
             if joined.calls:
                 joined.failed(Unavailable("the handler's process has ended"), Attempt.AGAIN)

@@ -18,7 +18,7 @@ import numpy as np
 
 from serving import errors
 from serving.batching.batcher import Batcher
-from serving.batching.run import Group, Result, Rows, too_large_answer
+from serving.batching.run import Group, Result, Rows, answer_bytes, too_large_answer
 from serving.errors import ModelError, ServingError
 from serving.handlers.joined import Joined
 from serving.handlers.pictures import decode
@@ -145,17 +145,31 @@ class MethodStage:
     def take(self, joined: Joined, fields: Mapping[str, Any], arrays: Sequence[Array]) -> None:
         """Go on with an outcome that a process has sent."""
         kind = fields["kind"]
-        if kind == "done" or kind == "end":
-            joined.go_on(arrays)
-        elif kind == "part":
+        if kind == "part":
             joined.num_parts += 1
             self._answer.take_part(joined, arrays)
+            if not joined.is_over:
+                self._runners.wait(joined, self, ())  # for a further one
+        elif joined.num_parts and not joined.is_taken:
+            joined.behind = joined.behind or partial(self.take, joined, fields, arrays)
+        elif kind == "done" or kind == "end":
+            joined.go_on(arrays)
         elif kind == "failed":
             joined.failed(self._logged(fields["text"]))
         elif kind == "too_large":
             joined.failed(too_large_answer(fields["output"], fields["bytes"], self._max_bytes))
         else:
             joined.failed(getattr(errors, fields["error"], ModelError)(fields["text"]))
+
+    def resume(self, joined: Joined) -> None:
+        """Give a reader the next part, and have a further one made."""
+        if joined.ahead:
+            self._answer.give(joined, joined.ahead.popleft())
+        elif joined.behind is not None:
+            end, joined.behind = joined.behind, None
+            end()
+        if not joined.is_over:
+            self._runners.wait(joined, self, ())
 
     def _logged(self, text: str) -> ModelError:
         """Log why it failed, with an id that the caller gets, too."""
@@ -213,20 +227,31 @@ class AnswerStage:
         self._label, self._clock, self._fail, self._answered = label, clock, fail, answered
 
     def take_part(self, joined: Joined, arrays: Sequence[Array]) -> None:
-        """Give a call a part of its answer; its sink has the next one made."""
-        now_s, label = self._clock(), self._label
-        result = Result(arrays, joined.num_rows, label[1], None, joined.started_s, now_s)
+        """Take a part of a call's answer, for its reader once he has taken those before."""
+        now_s = self._clock()
         before_s = joined.part_s or joined.calls[0].arrived_s
         self._note_part(now_s - before_s, joined.num_parts == 1)
-        joined.part_s = now_s
+        joined.part_s, joined.part_bytes = now_s, sum(map(answer_bytes, arrays))
+        if joined.is_taken:
+            self.give(joined, arrays)
+        else:
+            joined.ahead.append(arrays)
+
+    def give(self, joined: Joined, arrays: Sequence[Array]) -> None:
+        """Give a call a part of its answer; its sink resumes it once the reader has taken that."""
+        label = self._label
+        result = Result(arrays, joined.num_rows, label[1], None, joined.started_s, joined.part_s)
+        joined.is_taken = False
         for group in joined.calls:  # one: calls that are answered in parts are not joined
             try:
                 (response,) = group.encoder.encode(result, 0, 1)
                 group.sink.take_part(group, response, joined.resume)  # type: ignore[attr-defined]
             except ServingError as err:
+                joined.ahead.clear()
                 joined.failed(err)
             except Exception:  # as below
                 _log.exception("a call could not be answered")
+                joined.ahead.clear()
                 joined.failed(ModelError())
 
     def enter(self, joined: Joined, arrays: Sequence[Array]) -> None:

@@ -4,7 +4,8 @@
            ── job ────▶ done, or failed, error      (in between, from any thread: infer ──▶ reply,
                                                      or stream ──▶ reply, more ──▶ reply ..., leave)
            ── next ───▶ part, or end, failed, error
-           ── drop ───▶                              (of a state; or of a job in hand: its outcome)
+           ── drop ───▶                              (of a state; or of a job in hand: its outcome,
+                                                     one for all steps that are asked for)
                         metrics, before an outcome
                         blocked, at any time
 
@@ -80,8 +81,8 @@ class _ServerLink:
         """Threads that wait for news of the one that does."""
         self.frames: deque[Frame] = deque()
         """Those for the main thread: jobs, and replies that no thread waits for."""
-        self._replies: dict[int, Frame | None] = {}
-        """Those that threads wait for, by the number of the request, once they have come."""
+        self._replies: dict[int, deque[Frame]] = {}
+        """Those that threads wait for, or will, by the number of the request, as they have come."""
         self._numbers = itertools.count(1)
         self._job: int | None = None
         """The only job in hand; None for none, or where there may be several."""
@@ -131,8 +132,9 @@ class _ServerLink:
                     self.wake()
             if request == 0:
                 return self.frames.popleft()
-            frame = replies.pop(request)
-            assert frame is not None
+            frame = replies[request].popleft()
+            if not frame.fields.get("is_part"):  # else an error may come before it asks for more
+                del replies[request]
             return frame
 
     def read_ready(self) -> None:
@@ -152,10 +154,25 @@ class _ServerLink:
     def _sort(self, found: Sequence[Frame]) -> None:
         for frame in found:
             number = frame.fields.get("request")
-            if number in self._replies:
-                self._replies[number] = frame
+            if frame.fields["kind"] == "drop" and self.wake is None:
+                self._void(frame)
+                self.frames.appendleft(frame)
+            elif number in self._replies:
+                self._replies[number].append(frame)
             elif number is None or self.wake is not None:
                 self.frames.append(frame)
+
+    def _void(self, drop: Frame) -> None:
+        """Forget the steps that were asked for ahead, of a job that is dropped."""
+        job = drop.fields["job"]
+        stays = [
+            each
+            for each in self.frames
+            if each.fields["kind"] != "next" or each.fields["job"] != job
+        ]
+        drop.fields["is_asked"] = len(stays) < len(self.frames)
+        self.frames.clear()
+        self.frames.extend(stays)
 
     def send(self, fields: dict[str, Any], arrays: Any = ()) -> None:
         """Send a frame."""
@@ -202,7 +219,7 @@ class _ServerLink:
     def ask(self, job: int | None, fields: dict[str, Any], arrays: Sequence[Array]) -> Frame:
         """Send a request, as `request` does, and wait for the reply."""
         number = self.new_number()
-        self._replies[number] = None
+        self._replies[number] = deque()
         try:
             self.request(number, job, fields, arrays)
         except BaseException:
@@ -216,12 +233,12 @@ class _ServerLink:
 
     def ask_more(self, number: int) -> Frame:
         """Ask for the next part of the answer to a request, and wait for it."""
-        self._replies[number] = None
         self.send({"kind": "more", "request": number})
         return self._wait(number)
 
     def leave(self, number: int) -> None:
         """Take no further part of the answer to a request, nor an error that comes."""
+        self._replies.pop(number, None)
         self.send({"kind": "leave", "request": number})
 
     @staticmethod
@@ -321,7 +338,7 @@ class _AsyncModels(_OtherModels):
                 reply = await self._reply(number, {"kind": "more", "request": number})
         finally:
             if is_open:
-                self._server.leave(number)
+                self._leave(number)
 
     async def _ask(self, number: int, fields: dict[str, Any], arrays: Sequence[Array]) -> Frame:
         self._server.request(number, self._job, fields, arrays)
@@ -329,23 +346,31 @@ class _AsyncModels(_OtherModels):
 
     async def _reply(self, number: int, fields: dict[str, Any] | None = None) -> Frame:
         """Wait for the reply to a request; a task that is cancelled takes none."""
-        future = self._replies[number] = self._loop.create_future()
+        future = self._replies.setdefault(number, self._loop.create_future())
         if fields is not None:
             self._server.send(fields)
         try:
             reply: Frame = await future
+            if self._replies.get(number) is future:  # no further one comes
+                del self._replies[number]
             return reply
         except asyncio.CancelledError:
-            self._server.leave(number)
+            self._leave(number)
             raise
-        finally:
-            del self._replies[number]
+
+    def _leave(self, number: int) -> None:
+        self._replies.pop(number, None)
+        self._server.leave(number)
 
     def take(self, reply: Frame) -> None:
         """Take a reply, which may have come too late."""
-        future = self._replies.get(reply.fields["request"])
-        if future is not None and not future.done():
-            future.set_result(reply)
+        number = reply.fields["request"]
+        future = self._replies.get(number)
+        if future is None or future.done():
+            return
+        if reply.fields.get("is_part"):  # an error may come before it is asked for more
+            self._replies[number] = self._loop.create_future()
+        future.set_result(reply)
 
 
 def _sendable(what: str, value: Any) -> Array:
@@ -373,10 +398,17 @@ class _Worker:
     def run(self) -> NoReturn:
         """Do jobs until the server is gone."""
         while True:
+            if self._server.frames:  # steps that are asked for ahead: some may be dropped
+                self._server.read_ready()
             fields, arrays = self._server.next_job()
             job = fields["job"]
             if fields["kind"] == "drop":
+                is_asked = fields["is_asked"] and job in self._states  # else it has had its outcome
                 at_once(self._close(job))
+                if is_asked:
+                    self._server.end_job(job, _dropped(job))
+                continue
+            if fields["kind"] == "next" and job not in self._states:  # it has ended before
                 continue
             if self._uses:
                 self._instance.use(_Models(self._server, self._uses, job))
@@ -483,6 +515,10 @@ class _LoopWorker(_Worker):
         self._loop, self._file = loop, file
         self._tasks: dict[int, asyncio.Task[list[bytes | memoryview]]] = {}
         """By the number of the job."""
+        self._following: dict[int, deque[Frame]] = {}
+        """The further steps that are asked for, of jobs that are in one."""
+        self._voided: set[int] = set()
+        """Those whose further steps were dropped."""
         self._closing: set[asyncio.Task[None]] = set()
         self._models = _AsyncModels(server, self._uses, loop)
         self._max_s = 0.0
@@ -510,7 +546,11 @@ class _LoopWorker(_Worker):
                 self._models.take(frame)
             elif kind == "drop":
                 self._drop(frame.fields["job"])
-            else:
+            elif kind == "job":
+                self._begin(frame)
+            elif (job := frame.fields["job"]) in self._tasks:
+                self._following.setdefault(job, deque()).append(frame)
+            elif job in self._states:  # else it has ended before
                 self._begin(frame)
 
     def _begin(self, frame: Frame) -> None:
@@ -525,15 +565,27 @@ class _LoopWorker(_Worker):
 
     def _take_end(self, job: int, task: "asyncio.Task[list[bytes | memoryview]]") -> None:
         del self._tasks[job]
+        following = self._following.get(job)
         if task.cancelled():  # before its first step
             self._close_soon(job)
-            text = "its task was cancelled"
-            self._end(job, frames.encode({"kind": "failed", "job": job, "text": text}))
+            self._end(job, _dropped(job))
         else:
             self._end(job, task.result())
+            if following is not None and job in self._states:
+                if following:
+                    self._begin(following.popleft())
+                    return
+                if job in self._voided:
+                    self._close_soon(job)
+                    self._end(job, _dropped(job))
+        self._following.pop(job, None)
+        self._voided.discard(job)
 
     def _drop(self, job: int) -> None:
         """Cancel a job in hand, whose outcome comes soon; or forget a state."""
+        if self._following.get(job):
+            self._following[job].clear()
+            self._voided.add(job)
         if (task := self._tasks.get(job)) is not None:
             task.cancel()
         else:
@@ -561,6 +613,11 @@ class _LoopWorker(_Worker):
             place = place_of(sys._current_frames().get(main), self._file)
             self._server.send({"kind": "blocked", "job": job, "text": place})
             return
+
+
+def _dropped(job: int) -> list[bytes | memoryview]:
+    """Return the outcome of a job that was dropped, and had none."""
+    return frames.encode({"kind": "failed", "job": job, "text": "it was dropped"})
 
 
 def _line(err: Exception) -> str:

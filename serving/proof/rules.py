@@ -46,7 +46,7 @@ def pointwise(node: Node) -> list[Value]:
         _require_axes(node)
     result = broadcast(node, node.given)
     _require_size(node, result)
-    return node.outputs(replace(result, is_mean=any(each.is_mean for each in node.given)))
+    return node.outputs(result)
 
 
 def _require_size(node: Node, result: Value) -> None:

@@ -38,8 +38,7 @@ def replaced(shape: Shape, axis: int, size: Size) -> Shape:
 
 def same(node: Node) -> Value:
     """Return an output of the first input's shape, with its rows in their places."""
-    first = node.value(0)
-    return Value(first.shape, first.axis, is_mean=first.is_mean)
+    return Value(node.value(0).shape, node.value(0).axis)
 
 
 def require_alike(*values: Value) -> None:

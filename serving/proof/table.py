@@ -94,6 +94,9 @@ def outputs_of(node: Node) -> list[Value]:
     outputs = followed or row.rule(node)
     if is_size and not followed:
         outputs = [replace(each, varies=True) for each in outputs]
+    means = {each.shape for each in node.given if each.is_mean}
+    if means:
+        outputs = [replace(each, is_mean=each.shape in means) for each in outputs]
     return [numbered(node, outputs[0]), *outputs[1:]]
 
 

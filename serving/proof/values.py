@@ -67,8 +67,8 @@ class Value:
     dtype: str = field(default="", compare=False)
     """The name of its elements' type (dtypes.py); "" if that is not known."""
     is_mean: bool = False
-    """Whether it is a mean of constants without the axis that it is over, or computed from one
-    element by element."""
+    """Whether it is a mean of constants without the axis that it is over, or has the shape of one
+    that it is computed from: a node that ONNX Runtime leaves out."""
     sources: frozenset[str] = frozenset()
     """The batch axes of inputs that its rows are those of."""
 

@@ -398,7 +398,7 @@ def _pattern(path: str) -> Callable[[str], re.Match[str] | None]:
 
 def _name_of(path: str) -> str:
     if path.startswith("/v2"):
-        return "HttpInfer" if path.endswith("/infer") else "HttpQuery"
+        return "HttpInfer" if path.rstrip("/").endswith("/infer") else "HttpQuery"
     return "other"
 
 

@@ -273,3 +273,11 @@ def test_resets_of_streams_that_are_over_are_counted_too():
     server.receive(headers(END_HEADERS, stream=1) + 5 * cancel, 0.0)
     with pytest.raises(Http2Error, match="too many resets"):
         server.receive(cancel, 0.0)
+
+
+def test_events_before_an_error_are_not_kept():
+    """They have messages: the connection that broke may be kept until its answers have left."""
+    server = started()
+    with pytest.raises(Http2Error):
+        server.receive(OPEN + frames.frame(PING, 0, bytes(4), b"12345"), 0.0)
+    assert server.events == []

@@ -42,6 +42,8 @@ SHARED = ("tests/conftest.py", "tests/serving/conftest.py", "tests/support")
 APART = {"deploy", "interop", "mutation", "packaging", "reliability", "support", "web",
          "test_boundaries.py"}  # fmt: skip
 """What has a target of its own, or reads the code as text."""
+TRAINS = "tests/serving/cli/test_commands.py::test_json_is_one_object_a_line_errors_included"
+"""A test that uses the model that tests train."""
 IN_PROCESS = "not process and not slow"
 NEAR_S, FAR_S, TEST_S = 60.0, 120.0, 20.0
 """How long a mutant's near tests may take, its far ones, and one test."""
@@ -70,7 +72,21 @@ def digest(tree, paths):
 
 
 def environment(tree, **more):
-    return os.environ | {"PYTHONPATH": str(tree), "TEST_MADE_IN": str(tree.parent)} | more
+    return os.environ | {"PYTHONPATH": str(tree), "TEST_MADE_IN": str(made_in(tree))} | more
+
+
+def made_in(tree):
+    """The folder of the model that tests train: of the code without a change."""
+    return CACHE / f"made-{digest(tree, ['training', 'tests/conftest.py'])}"
+
+
+def make(tree):
+    """Train it, once for all: it takes longer than a mutant's tests may."""
+    made_in(tree).mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        [PYTHON, "-m", "pytest", "-q", TRAINS], cwd=tree, env=environment(tree),
+        check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 class Records:
@@ -337,6 +353,7 @@ def main():
         try:
             with locked(results, REFUSES):
                 results.touch()
+                make(tree)
                 mutants = list(drawn(tree, packages, kinds, options.seed, options.number))
                 outcomes = judged(tree, mutants, results, stop_s)
         except Busy as err:

@@ -15,12 +15,14 @@ EARLY = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 UNMOVED = (*EARLY, ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal, ast.Pass,
            ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)  # fmt: skip
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+DECLARING = {"frozen", "kw_only", "name", "slots", "strict"}
+"""Arguments that only declare, or name a thread for who looks at it."""
 FIRST = {"__init__", "__new__", "__post_init__"}
 """Where a state gets its first value: no reset."""
 QUANTITY = re.compile(r"(?i)_(s|ms|us|ns|bytes|rows|size|values)$|^(MAX|MIN)_")
 FACTORING = (ast.Mult, ast.Div, ast.FloorDiv)
 POWERS = {10.0**power for power in range(-9, 13)} | {60.0, 1024.0, 2.0**20, 2.0**30}
-LOCK = re.compile(r"(?i)lock|mutex|condition|semaphore|guard|exclusive")
+LOCK = re.compile(r"(?i)lock|mutex|condition|semaphore|guard|exclusive|_changed")
 EMPTY = {"deque", "dict", "list", "set", "Counter"}
 
 
@@ -259,7 +261,7 @@ def keyword(file, optional):
         if isinstance(file.parent[node], ast.ClassDef) or is_decorator(file, node):
             continue
         for each in node.keywords:
-            if each.arg is None or each.arg not in optional.get(name, {each.arg}):
+            if each.arg in {None, *DECLARING} or each.arg not in optional.get(name, {each.arg}):
                 continue
             parts = sorted([*node.args, *node.keywords], key=position)
             yield file.cut(parts, parts.index(each))

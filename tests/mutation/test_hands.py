@@ -45,10 +45,10 @@ CASES = {
     ),
     "keyword": (
         """
-        def take(rows, late_s=1.0, *, name):
+        def take(rows, late_s=1.0, *, kind):
             pass
         def f(rows):
-            take(rows, late_s=2.0, name="rows")
+            take(rows, late_s=2.0, kind="rows")
         """,
         ["late_s=2.0, "],
     ),

@@ -143,6 +143,14 @@ ROOTS: dict[str, Any] = {
         {"x": "float[N,L] x", "y": "float[N,L] y"},
         "n (Div): a mean without its axis is repeated: no rule",
     ),
+    "a mean of squares without its axis, behind nodes that do nothing": (
+        COUNTED_ONE + "p = Pow(h, square); "
+        + DROPPED.replace("NORMALIZED", "h").replace("a = Add(v,", "w0 = Identity(v)"
+        "; w1 = Expand(w0, other_axis); w2 = Slice(w1, nowhere, end, nowhere); a = Add(w2,")
+        + "; t = Identity(g)" + AS_LONG,
+        {"x": "float[N,L] x", "y": "float[N,L] y"},
+        "n (Div): a mean without its axis is repeated: no rule",
+    ),
     "an epsilon of more axes than a constant, without a mean": (
         COUNTED + "p = Pow(h, square); v = ReduceMean<keepdims=1>(p, back)"
         "; a = Add(v, thin_line); q = Sqrt(a); n = Div(h, q); k = Mul(n, vector)" + OF_CONSTANT,

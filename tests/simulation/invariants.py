@@ -117,7 +117,9 @@ def check_batcher(simulation, batcher, end_s):
     """Check that a version leaves nobody waiting who could go on, or whose time is over."""
     if isinstance(batcher, Pipeline):
         runners = batcher._runners
-        free = [each for each in runners.slots if len(each.jobs) < runners._num_jobs]
+        free = [each for each in runners.slots if each.num_steps < runners._most_steps]
+        if not runners._is_async:  # parts that are asked for ahead come first
+            free = [each for each in free if not each.jobs]
         is_free = batcher._has_room and not all(runners._is_kept_free(each, free) for each in free)
         is_idle = any(not each.jobs for each in runners.slots)
         has_suspect = any(each.has_suspect for each in runners.slots)

@@ -8,7 +8,10 @@ import pytest
 from serving.errors import DeadlineExceeded, ModelError
 from serving.handlers.frames import Frame
 from tests.serving.handlers import test_parts, test_pipeline
+from tests.serving.handlers.test_parts import one_at_a_time
 from tests.serving.handlers.test_pipeline import FakeVersion
+
+__all__ = ["one_at_a_time"]  # a fixture
 
 
 class Playing:
@@ -361,4 +364,19 @@ def test_state_that_comes_behind_the_limit_of_time_is_dropped():
     assert world.kinds() == [("drop", 1)]
     (slot,) = world.batcher._runners.slots
     assert slot.states == {}
+    assert world.batcher._open == {}
+
+
+def test_task_that_waits_for_another_model_is_cancelled_and_gets_no_error():
+    other = test_pipeline.World()
+    world = World(find=lambda name: (other.batcher, test_pipeline.TENSORS))
+    world.call(1, deadline_s=1.0)
+    world.processes[0].ask(7, 5)
+    other.owner.work()
+    world.tick(1.5)
+    assert [kind for kind, _ in world.kinds()] == ["job", "drop"]
+    world.processes[0].on_frame(Frame({"kind": "leave", "request": 7}, []))
+    world.end(1, kind="failed", text="cancelled")
+    (slot,) = world.batcher._runners.slots
+    assert slot.asked == {}
     assert world.batcher._open == {}

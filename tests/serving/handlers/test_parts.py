@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 
 from serving.errors import DeadlineExceeded, ModelError, Overloaded, Unsupported
+from serving.handlers import runners
 from serving.handlers.frames import Frame
 from tests.serving.handlers import test_pipeline
 from tests.serving.handlers.test_pipeline import Call, FakeVersion
+
+
+@pytest.fixture(autouse=True)
+def one_at_a_time(monkeypatch):
+    """Ask for no part ahead; `test_parts_ahead.py` has those."""
+    monkeypatch.setattr(runners, "_AHEAD", 1)
 
 
 class Stream(Call):

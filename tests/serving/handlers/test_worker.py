@@ -15,6 +15,7 @@ from serving.handlers import frames, worker
 from serving.handlers.frames import FrameReader
 from serving.handlers.instance import Instance, at_once
 from tests.serving.handlers.async_behaviours import AsyncAround, AsyncStory, Tasks
+from tests.serving.handlers.behaviours import Story, Teller
 from tests.support.fakes import TIMEOUT_S
 
 MAX_S = 30.0
@@ -76,6 +77,7 @@ class Child:
         assert done.wait(TIMEOUT_S)
         own = self.worker
         assert (own._tasks, own._closing, own._states) == ({}, set(), {})
+        assert (own._following, own._voided) == ({}, set())
         assert (own._server.open, own._server._replies, own._models._replies) == (set(), {}, {})
 
 
@@ -265,3 +267,141 @@ def test_cancelling_that_a_handler_without_a_loop_raises_is_its_error():
         own._end(1, at_once(own._outcome(*job(1, "a"))))
         (frame,) = FrameReader(ours).read()
     assert frame.fields["kind"] == "failed"
+
+
+def test_steps_that_are_asked_for_ahead_are_done_in_turn(child):
+    played = child(AsyncStory)
+    played.send(job(1, "a b c"), job(2, "x"))
+    played.ends(2)
+    played.send(following(1), following(1), following(2), following(1), following(1))
+    found = [played.next()[:2] for _ in range(4)]
+    assert [each for each in found if each[1] == 1] == [("part", 1), ("part", 1), ("end", 1)]
+    assert ("end", 2) in found
+    played.send(following(1), job(3, ""))  # a step of a generator that has ended is nothing
+    assert played.next()[:2] == ("end", 3)
+    played.require_nothing_left()
+
+
+def test_steps_ahead_of_a_job_that_is_dropped_have_one_outcome(child):
+    played = child(AsyncStory)
+    played.send(job(1, "a hang: b"), job(2, "many:9 hang:"))
+    played.ends(2)
+    played.send(following(1), following(1), following(1))
+    played.send(job(3, "x"))
+    assert played.next()[:2] == ("part", 3)
+    played.send(drop(1), drop(3))
+    assert played.next()[:2] == ("failed", 1)
+    played.send(*[following(2)] * 20, drop(2))
+    kinds = []
+    while kinds[-1:] != ["failed"]:
+        kinds.append(played.next()[0])
+    assert set(kinds[:-1]) <= {"part"}
+    played.require_nothing_left()
+
+
+class Sync:
+    """A worker without a loop, on a thread, and the server's end of its socket."""
+
+    def __init__(self, handler):
+        self.socket, self._other = socket.socketpair()
+        self.socket.settimeout(TIMEOUT_S)
+        self._reader, self._found = FrameReader(self.socket), []
+        instance, link = Instance(handler, None, None), worker._ServerLink(self._other)
+        instance.use(worker._Models(link, instance.signature.uses))
+        at_once(instance.setup(Path()))
+        self.worker = worker._Worker(link, instance)
+        self._thread = threading.Thread(target=self._run)
+
+    send, next = Child.send, Child.next
+
+    def _run(self):
+        with pytest.raises(SystemExit):
+            self.worker.run()
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.socket.close()
+        self._thread.join()
+        self._other.close()
+
+
+@pytest.fixture
+def plain(monkeypatch, request):
+    """A worker of `Story`, whose generators are plain, or of another handler."""
+
+    def end(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    with Sync(getattr(request, "param", Story)) as played:
+        yield played
+
+
+def test_steps_ahead_of_a_plain_generator_come_in_order(plain):
+    plain.send(job(1, "a b"), job(2, "x"), *[following(1)] * 3, following(2), job(3, ""))
+    found = [plain.next()[:2] for _ in range(6)]
+    expected = [("part", 1), ("part", 2), ("part", 1), ("end", 1), ("end", 2), ("end", 3)]
+    assert found == expected
+
+
+def test_drop_comes_before_the_steps_that_are_ahead(plain, gate):
+    plain.send(job(1, f"a wait:{gate.path} b c d"), job(2, "x y"))
+    assert [plain.next()[:2] for _ in range(2)] == [("part", 1), ("part", 2)]
+    plain.send(*[following(1)] * 3, following(2))
+    with gate.closed():  # it is in its step, and the others wait in the socket
+        plain.send(drop(1))
+    assert plain.next()[:2] == ("part", 1)
+    assert plain.next()[:2] == ("failed", 1)  # two steps are not made
+    assert plain.next()[:2] == ("part", 2)
+    plain.send(drop(1), job(3, "z"))
+    kind, _, frame = plain.next()
+    assert (kind, frame.arrays[1].tolist()) == ("part", [2])  # 2 and 3 are open
+
+
+def test_drop_that_crosses_the_end_of_a_generator_has_no_second_outcome(plain, gate):
+    plain.send(job(1, f"a wait:{gate.path}"), job(2, "x"))
+    assert [plain.next()[:2] for _ in range(2)] == [("part", 1), ("part", 2)]
+    plain.send(*[following(1)] * 3)
+    with gate.closed():
+        plain.send(drop(1), following(2))
+    assert [plain.next()[:2] for _ in range(2)] == [("end", 1), ("end", 2)]
+
+
+class TellsAsync(Teller):
+    """The same with `async def`."""
+
+    async def predict(self, prompt):
+        async for part in self.async_models.stream("story", {"prompt": prompt}):
+            yield {"token": part["token"]}
+
+
+def require_early_error(played):
+    """Check that the error of another model comes, though no part was asked for when it came."""
+    played.send(job(1, "once"))
+    kind, number, frame = played.next()
+    assert (kind, number) == ("stream", 1)
+    reply = {"kind": "reply", "job": 1, "request": frame.fields["request"]}
+    part = reply | {"names": ["token"], "version": "1", "is_part": True}
+    failure = reply | {"error": "ModelError", "text": "its process has ended"}
+    played.send((part, texts("a")), (failure, ()))
+    assert played.next()[:2] == ("part", 1)
+    played.send(following(1))
+    assert played.next()[0] == "more"
+    kind, number, frame = played.next()
+    assert (kind, number) == ("failed", 1)
+    assert "its process has ended" in frame.fields["text"]
+
+
+@pytest.mark.parametrize("plain", [Teller], indirect=True)
+def test_error_of_another_model_that_comes_early_is_kept(plain):
+    require_early_error(plain)
+    assert plain.worker._server._replies == {}
+
+
+def test_error_of_another_model_that_comes_early_is_kept_for_a_task(child):
+    played = child(TellsAsync)
+    require_early_error(played)
+    played.require_nothing_left()

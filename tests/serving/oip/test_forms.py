@@ -293,3 +293,17 @@ def test_timeout_is_in_microseconds(microseconds, seconds):
     for form in FORMS:
         request, _, _ = understood(asked, form)
         assert (request.timeout_s, request.parameters) == (seconds, {"a": 1})
+
+
+@given(requests())
+def test_answers_are_framed_and_on_a_stream_within_another_message(asked):
+    for as_bytes in True, False:
+        answer = answers(asked, as_bytes)
+        expected = protobuf.message_of(answer)
+        data = bytes(protobuf.Messages().write(answer))
+        assert data[:5] == b"\0" + len(data[5:]).to_bytes(4, "big")
+        assert ModelInferResponse.FromString(data[5:]) == expected
+        data = bytes(protobuf.Messages(is_stream=True).write(answer))
+        assert data[:5] == b"\0" + len(data[5:]).to_bytes(4, "big")
+        found = ModelStreamInferResponse.FromString(data[5:])
+        assert (found.infer_response, found.error_message) == (expected, "")
