@@ -1,5 +1,8 @@
 """Made-up results for readers of results: none of these figures was measured."""
 
+import numpy as np
+
+from benchmarks.loops import Trace
 from benchmarks.result_file import Latencies, Results, Sample, Start
 from benchmarks.targets import Spec
 
@@ -79,3 +82,11 @@ def three_rounds():
             for scenario in ("SingleStream", "Server", "Offline")
         )
     )
+
+
+def trace(**fields):
+    usual = {
+        "generator": "python", "latencies_s": np.full(100, 0.001), "duration_s": 1.0,
+        "num_errors": 0, "lag_s": np.empty(0), "busy": 0.5,
+    }  # fmt: skip
+    return Trace(**usual | fields)

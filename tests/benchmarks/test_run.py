@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from benchmarks import runner
 from benchmarks.figures import server_rate
-from benchmarks.loops import Trace, arrivals
+from benchmarks.loops import arrivals
 from benchmarks.result_file import Cell, Latencies, Results, UnusableResults, load
 from benchmarks.runner import Rules, Suite
 from benchmarks.targets import Running, Spec
-from tests.benchmarks.made_up import H2, PLAIN, results, sample
+from tests.benchmarks.made_up import H2, PLAIN, results, sample, trace
 
 NULL = Spec(target="null")
 RULES = Rules(seconds=0.1)
@@ -36,14 +36,6 @@ def test_closed_scenarios_are_one_run_of_so_many_callers_and_rows(scenario):
 
 def running(load):
     return Running(load=load, startup_s=0.0)
-
-
-def trace(**fields):
-    usual = {
-        "generator": "python", "latencies_s": np.full(100, 0.001), "duration_s": 1.0,
-        "num_errors": 0, "lag_s": np.empty(0), "busy": 0.5,
-    }  # fmt: skip
-    return Trace(**usual | fields)
 
 
 class Exact:

@@ -8,21 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks import validity
-from benchmarks.loops import Trace
 from benchmarks.validity import Watch, why_invalid, without_stalled
-from tests.benchmarks.made_up import H2, sample
+from tests.benchmarks.made_up import H2, sample, trace
 
 
 def judged(found, target_busy):
     return why_invalid(found, target_busy, latency_slo_s=0.01, num_cores=1)
-
-
-def trace(**fields):
-    usual = {
-        "generator": "python", "latencies_s": np.full(100, 0.001), "duration_s": 1.0,
-        "num_errors": 0, "lag_s": np.empty(0), "busy": 0.5,
-    }  # fmt: skip
-    return Trace(**usual | fields)
 
 
 def test_failed_calls_make_a_closed_loop_invalid():
