@@ -169,6 +169,8 @@ class ProcessRunners:
         self._most_open = signature.max_concurrency if signature.in_parts else math.inf
         self.max_s = config.max_handler_s
         """The longest step, in seconds."""
+        self.longest_s = self.max_s + _CANCEL_S * signature.is_async
+        """How long one may last at most, with its end."""
         self.processes = ProcessSet(launcher, number, self._add, self._note_failed)
         self.slots: list[Slot] = []
         self.ready: deque[_Waiting] = deque()
@@ -190,8 +192,7 @@ class ProcessRunners:
         line, slot = self.ready, joined.state_at
         if joined.num_parts:
             most = _AHEAD if joined.part_bytes <= _FEW_BYTES else 1
-            is_over = slot is None or joined.behind is not None
-            if is_over or joined.is_in_line or joined.num_ahead >= most:
+            if slot is None or joined.is_in_line or joined.num_ahead >= most:
                 return
             joined.is_in_line, line = True, slot.parts
         elif slot is not None:
@@ -452,8 +453,8 @@ class ProcessRunners:
         slot.asked.clear()
         _log.error("model %s version %s: %s", *self._label, reason)
         jobs, slot.jobs = [joined for joined, _ in slot.jobs.values()], {}
-        if len(jobs) > 1 and not self._is_async:  # one is at work, and parts of others are ahead
-            guilty = next((joined for joined in jobs if not joined.num_parts), jobs[0])
+        if len(jobs) > 1 and not self._is_async:  # parts of others are ahead, of none that is new
+            guilty = jobs[0]
         suspects = jobs if guilty is None else [guilty]
         others = {joined.number: joined for joined in jobs} | slot.states
         for joined in suspects:

@@ -24,6 +24,7 @@ from tests.simulation.network import Link
 
 UNARY, STREAM = "/digits.v1.DigitClassifier/Classify", "/digits.v1.DigitClassifier/ClassifyStream"
 INFER, SLOW = "/inference.GRPCInferenceService/ModelInfer", "/sim.Slow/Call"
+PARTS = "/inference.GRPCInferenceService/ModelStreamInfer"
 UNITS = {b"n": 1e-9, b"u": 1e-6, b"m": 1e-3, b"S": 1.0, b"H": 3600.0}
 UNLIMITED = 10**9
 MOST = b"\x7f\xff\xff\xff"
@@ -57,6 +58,8 @@ class Call:
     """A gRPC status, or how it ended without one; empty before that."""
     done_s: float = 0.0
     model: str = "digits"
+    reason: str = ""
+    """The error that ends an answer in parts."""
 
 
 class TerseEncoder(Encoder):
@@ -348,8 +351,16 @@ class Polite(Client):
         call.data += data
         while len(call.data) >= 5 + (size := int.from_bytes(call.data[1:5], "big")):
             message, call.data = call.data[5 : 5 + size], call.data[5 + size :]
-            if call.path == INFER:
-                response = inference_pb.ModelInferResponse.FromString(message)
+            if call.path in (INFER, PARTS):
+                if call.path == INFER:
+                    response = inference_pb.ModelInferResponse.FromString(message)
+                else:
+                    answer = inference_pb.ModelStreamInferResponse.FromString(message)
+                    response = answer.infer_response
+                    self.simulation.require(not call.reason, "a part comes behind an error")
+                    if answer.error_message:
+                        call.reason = response.parameters["error_reason"].string_param
+                        continue
                 rows, version = response.raw_output_contents[0], response.model_version
             elif call.path == SLOW:
                 rows, version = b"", ""
@@ -362,7 +373,7 @@ class Polite(Client):
 
 
 def message_of(call, images):
-    if call.path != INFER:
+    if call.path not in (INFER, PARTS):
         return encode_request(b"".join(images))
     tensor = {"name": "images", "datatype": "UINT8", "shape": [len(images), len(images[0])]}
     data: bytes = inference_pb.ModelInferRequest(

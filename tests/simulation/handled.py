@@ -4,24 +4,28 @@ Its processes are played: their frames come in simulated time. For all of that e
 outcome, of its own rows, and a call that went to a process alone is not begun again, unless the
 process that had its state has ended on another one. In some worlds its methods are `async def`: a
 process has several jobs in hand, which end in any order and may be cancelled, and its event loop
-may be blocked.
+may be blocked. In others it answers in parts, which come in their order, and none once more.
 """
 
 from collections import Counter, deque
 from dataclasses import replace
 from functools import partial
 from random import Random
+from typing import Any
+
+import numpy as np
 
 from serving.errors import Unavailable
 from serving.handlers.frames import Frame
 from serving.handlers.kinds import Array
 from serving.handlers.model import with_handler
+from serving.handlers.runners import _AHEAD as AHEAD
 from serving.handlers.signature import HandlerSignature
 from serving.model.loaded import LoadedModel
 from serving.tensors import Tensor, TensorSignature
 from serving.versions.served import ModelVersions
 from tests.simulation import invariants
-from tests.simulation.clients import INFER, Polite
+from tests.simulation.clients import INFER, PARTS, Polite
 
 NAME = "handled"
 MAX_HANDLER_S = 2.0
@@ -195,6 +199,110 @@ class _LoopProcess(_Process):
             self._handled.note_shared(self._in_hand)
 
 
+class _PartsProcess(_Process):
+    """A process whose method is a generator; without a loop it makes one part after the other."""
+
+    def __init__(self, handled):
+        super().__init__(handled)
+        self._open: dict[int, list[Any]] = {}
+        """The images of calls, and how many parts they have, by the jobs' numbers."""
+        self._asked: dict[int, int] = {}
+        """The steps that are asked for, of each; the first ones in turn."""
+        self._in_step: set[int] = set()
+
+    def send(self, head, arrays=()):
+        number = head["job"]
+        if self._is_over:
+            return
+        if head["kind"] == "drop":
+            self._drop(number)
+            return
+        if head["kind"] == "job":
+            self._handled.note_begun(head, arrays)
+            self._open[number] = [arrays[0], 0]
+        elif number not in self._open:  # it has ended before
+            return
+        self._jobs.append(number)
+        self._asked[number] = self._asked.get(number, 0) + 1
+        most = AHEAD if not self._handled.signature.is_async else 1000
+        is_few = sum(self._asked.values()) <= most and self._asked[number] <= AHEAD
+        self._handled.simulation.require(is_few, "too many parts are asked for ahead")
+        self._work()
+
+    def _drop(self, number):
+        is_async = self._handled.signature.is_async
+        if number in self._in_step and not is_async:  # it reads that behind its step
+            self._handled.simulation.after(1e-4, self._drop, number)
+            return
+        self._jobs = deque(each for each in self._jobs if each != number)
+        self._in_step.discard(number)
+        if self._open.pop(number, None) is not None and self._asked.pop(number, 0):
+            self._say(number, "failed")
+        self._work()
+
+    def _work(self):
+        """Begin a step, or of each generator one."""
+        for number in [*dict.fromkeys(self._jobs)]:
+            if number in self._in_step or (self._in_step and not self._handled.signature.is_async):
+                continue
+            self._jobs.remove(number)
+            self._in_step.add(number)
+            handled = self._handled
+            seconds = handled.random.choice((1e-4, 1e-3, 0.05)) * handled.random.random()
+            handled.simulation.after(seconds, self._make_part, number, self._open[number])
+
+    def _make_part(self, number, call):
+        """Make a part, or come to the end."""
+        if self._is_over or number not in self._open or self._open[number] is not call:
+            return
+        images, num_parts = call
+        is_poison = any(image[8] == 0xFF for image in images)
+        fault = "failed" if is_poison else self._handled.draw_fault()
+        if fault == "hang":
+            return
+        if fault == "crash":
+            self._crash()
+            return
+        self._in_step.discard(number)
+        is_end = fault or num_parts == self._handled.num_parts_of(images[0].tobytes())
+        if fault == "nonsense":
+            self._say(number + 1000, "part")
+        elif is_end:
+            self._jobs = deque(each for each in self._jobs if each != number)
+            del self._open[number], self._asked[number]
+            self._say(number, fault or "end")
+        else:
+            call[1] += 1
+            self._asked[number] -= 1
+            self._say(number, "part", images, num_parts)
+        self._work()
+
+    def _say(self, number, kind, images=None, part=0):
+        fields = {"kind": kind, "job": number, "text": "no", "error": "InvalidRequest"}
+        outputs = []
+        if images is not None:
+            fields |= {"state": True}
+            outputs = [_rows(images) + 1000 * part]
+        self._owner.post(partial(self._take_part, Frame(fields, outputs), images))
+
+    def _take_part(self, frame, images):
+        if images is not None and not self._is_over:
+            self._handled.note_part(images)
+        self._take(frame)
+
+    def _crash(self):
+        for number in self._asked:  # one of these may be at fault, the others begin once more
+            self._handled.note_shared([number])
+        super()._crash()
+
+    def kill(self):
+        for number in self._asked:
+            self._handled.note_shared([number])
+        super().kill()
+
+    close = kill
+
+
 class _Engine:
     """The model between the handler's methods."""
 
@@ -220,7 +328,12 @@ class Handled:
         self.simulation = simulation
         self.random = random = Random(f"handled {simulation.seed}")
         methods = random.choice(_METHODS)
-        batching = random.random() < 0.6
+        in_parts = methods == ("predict",) and random.random() < 0.5
+        batching = random.random() < 0.6 and not in_parts
+        if in_parts:
+            self.tensors = replace(_TENSORS, in_parts=True)
+        self._parted: set[bytes] = set()
+        """The images of calls that have had a part."""
         self.has_states = methods == ("preprocess", "postprocess")
         images, rows = Array("uint8", (100,)), Array("float32", (10,))
         self.signature = HandlerSignature(
@@ -229,6 +342,7 @@ class Handled:
             outputs=None if methods == ("preprocess",) else {"probabilities": rows},
             methods=methods,
             batching=batching,
+            in_parts=in_parts,
             is_async=random.random() < 0.5,
             max_concurrency=random.choice((2, 8, 64)),
         )
@@ -247,7 +361,7 @@ class Handled:
         if methods == ("predict",):
             model = replace(model, engine=None, inside=None)
         simulation.router.change(NAME, ModelVersions(NAME, {"1": model}, "1", {}, None))
-        how = f"batching {batching}, async {self.signature.is_async}"
+        how = f"batching {batching}, parts {in_parts}, async {self.signature.is_async}"
         simulation.tell(f"{NAME} has {' and '.join(methods)}, {how}")
 
     # As a handler that was loaded
@@ -265,6 +379,8 @@ class Handled:
 
     def _started(self, post, done, outcome):
         kind = _LoopProcess if self.signature.is_async else _Process
+        if self.signature.in_parts:
+            kind = _PartsProcess
         post(partial(done, outcome or kind(self)))
 
     # Its processes
@@ -278,7 +394,8 @@ class Handled:
         return is_bad
 
     def draw_fault(self):
-        fault = self.random.choice(_ASYNC_FAULTS if self.signature.is_async else _FAULTS)
+        is_async = self.signature.is_async and not self.signature.in_parts
+        fault = self.random.choice(_ASYNC_FAULTS if is_async else _FAULTS)
         return fault if self._draw(fault) else ""
 
     def outputs(self, phase, arrays):
@@ -308,8 +425,32 @@ class Handled:
             invariants.check_run(simulation, client, call, simulation.turn_s)
             is_new = image not in self._alone
             simulation.require(is_new, f"call {call.number} was begun alone, and is begun again")
+            is_new = image not in self._parted
+            simulation.require(is_new, f"call {call.number} has had parts, and is begun again")
         if len(numbers) == 1:
             self._alone |= {*images}
+
+    def note_part(self, images):
+        """Note that a call has a part."""
+        self._parted |= {image.tobytes() for image in images}
+
+    @staticmethod
+    def num_parts_of(image):
+        """Return how many parts the answer to an image has."""
+        return image[7] % 13
+
+    def num_parts(self, call):
+        return self.num_parts_of(call.messages[0][0])
+
+    def judge_part(self, call):
+        """Check that a part is the next one of its call."""
+        number, (rows, _) = len(call.answers), call.answers[-1]
+        is_due = number <= self.num_parts(call)
+        self.simulation.require(is_due, f"call {call.number} has a part too many")
+        images = np.array([[*image] for image in call.messages[0]], np.uint8)
+        expected = _rows(images) + 1000 * (number - 1)
+        is_right = rows == [row.tobytes() for row in expected]
+        self.simulation.require(is_right, f"call {call.number} has a wrong part {number}")
 
     def note_lost(self, states):
         """Note whose state is lost: these calls are begun again."""
@@ -367,7 +508,8 @@ class Handled:
 
     def _call(self, caller):
         if not caller.is_over and caller.engine.is_established:
-            call = caller.begin(INFER, 2, self.random.choice((b"1m", b"20m", b"1S", b"50S", None)))
+            path = PARTS if self.signature.in_parts else INFER
+            call = caller.begin(path, 2, self.random.choice((b"1m", b"20m", b"1S", b"50S", None)))
             caller.flush()
             if call is not None and self.random.random() < 0.3:
                 self.simulation.after(0.05 * self.random.random() ** 3, caller.cancel, call)

@@ -4,7 +4,7 @@ from serving.handlers.pipeline import Pipeline
 from serving.http2.streams import Stream
 from serving.transports.loop import LoopPhase
 from serving.transports.peer import State
-from tests.simulation.clients import SLOW, STREAM, Polite, has_finished
+from tests.simulation.clients import PARTS, SLOW, STREAM, Polite, has_finished
 from tests.simulation.network import READ, WRITE
 
 _LATE_S = 0.35
@@ -201,6 +201,9 @@ def judge_answer(simulation, call):
     from tests.simulation.simulation import rows_of
 
     number = len(call.answers)
+    if call.path == PARTS:
+        simulation.handled.judge_part(call)
+        return
     if number > len(call.messages):
         simulation.fail(f"call {call.number} has an answer too many")
         return
@@ -229,11 +232,15 @@ def judge(simulation, client, call):
     now_s, name = simulation.now_s, f"call {call.number}"
     served = simulation.states_since(call.sent_s)
     is_excused = simulation.handled is not None and simulation.handled.excuses(call)
-    if is_excused and call.outcome in ("3", "4", "13", "14"):
+    if is_excused and (call.outcome in ("3", "4", "13", "14") or call.reason):
+        return
+    if call.reason:
+        is_late = now_s >= call.sent_s + call.timeout_s
+        simulation.require(call.is_poison or is_late, f"{name} ends with {call.reason}")
         return
     is_lost = client.link.is_reset or client.link.is_gone
     if call.outcome == "0":
-        number = len(call.messages)
+        number = len(call.messages) if call.path != PARTS else simulation.handled.num_parts(call)
         is_whole = len(call.answers) == number and not call.data
         simulation.require(is_whole, f"{name} has {len(call.answers)} answers of {number}")
     elif call.outcome == "4":

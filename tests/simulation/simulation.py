@@ -28,7 +28,7 @@ from serving.model.manifest import Manifest
 from serving.oip.infer import Infer
 from serving.oip.queries import Queries
 from serving.protocols.health import Health
-from serving.protocols.method import BatchedUnary, Method, Unary
+from serving.protocols.method import BatchedStream, BatchedUnary, Method, Unary
 from serving.router import Router
 from serving.system.host import Host
 from serving.tensors import Signature
@@ -38,7 +38,7 @@ from serving.versions.served import Canary, ModelVersions
 from tests.simulation import handled, invariants, neighbour
 from tests.simulation.apps import App, clocks
 from tests.simulation.attackers import Hostile
-from tests.simulation.clients import INFER, SLOW, STREAM, UNARY, Call, Polite
+from tests.simulation.clients import INFER, PARTS, SLOW, STREAM, UNARY, Call, Polite
 from tests.simulation.handled import MAX_HANDLER_S, NAME
 from tests.simulation.network import Listener, Selector, bells
 from tests.simulation.web import Browser, open_web
@@ -191,10 +191,12 @@ class Simulation:
         self.reload(["2", "1"], "1", random.choice((0.0, 0.3, 1.0)))
         health = Health(models=lambda: self.router.routes)
         self.queries = Queries(self.router, health)
-        infer = Infer(self.router)
+        infer, stream = Infer(self.router), Infer(self.router, is_stream=True)
         self.methods: list[Method] = [
             *digits_methods(self.router, "h2"), *health.methods(),
             BatchedUnary(path=INFER, name="ModelInfer", read=infer.read, known=infer.known),
+            BatchedStream(path=PARTS, name="ModelStreamInfer", read=stream.read,
+                          known=stream.known, error_message=stream.error_message),
             Unary(path=SLOW, name="Slow", answer=lambda message: b"", is_slow=True),
         ]  # fmt: skip
         config = ServerConfig(port=0)

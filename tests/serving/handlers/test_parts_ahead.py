@@ -175,15 +175,38 @@ def test_reader_who_is_late_for_parts_that_wait_has_his_deadline():
 def test_step_behind_others_has_all_its_time():
     world = World()
     world.stream(1, is_slow=True)
+    other = world.stream(2, is_slow=True)
     world.part(1, 0)
+    world.part(2, 0)
+    kinds = [each for each in world.kinds() if each[0] == "next"]
+    assert kinds[:3] == nexts(1, 1, 1)  # they were ahead before the other one had begun
     for value in range(1, AHEAD):  # each takes most of its time
         world.tick(1.5)
         assert not world.processes[0].is_over
         world.part(1, value)
-    (call,) = [world.stream(2)]
     world.tick(2.5)
     assert world.processes[0].is_over
+    assert isinstance(other.outcome, DeadlineExceeded)
+
+
+def test_task_that_takes_too_long_fails_behind_its_parts_and_makes_no_further_one():
+    world = World(is_async=True)
+    call = world.stream(1, is_slow=True)
+    world.part(1, 0)
+    world.part(1, 1)
+    world.kinds()
+    world.tick(2.5)
+    world.tick(0.2)
+    assert world.kinds() == [("drop", 1)]
+    call.resume()
+    world.owner.work()
+    assert (call.parts, call.outcome) == ([[[0]], [[1]]], None)
+    assert world.kinds() == []
+    world.end(1, kind="failed", text="cancelled")
+    call.resume()
     assert isinstance(call.outcome, DeadlineExceeded)
+    world.owner.work()
+    assert world.batcher._open == {}
 
 
 def test_crash_is_the_new_calls_own_and_ends_streams_behind_their_parts():

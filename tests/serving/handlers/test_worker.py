@@ -299,6 +299,30 @@ def test_steps_ahead_of_a_job_that_is_dropped_have_one_outcome(child):
     played.require_nothing_left()
 
 
+class Stubborn(AsyncStory):
+    """Yields once more where it is cancelled."""
+
+    async def predict(self, prompt):
+        for number in range(9):
+            yield {"token": prompt, "open": np.array([number])}
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                continue
+
+
+def test_part_that_a_cancelled_step_makes_has_the_end_behind_it(child):
+    played = child(Stubborn)
+    played.send(job(1, "a"))
+    assert played.next()[:2] == ("part", 1)
+    played.send(*[following(1)] * 3, job(2, "b"))
+    assert played.next()[:2] == ("part", 2)
+    played.send(drop(1))
+    assert [played.next()[:2] for _ in range(2)] == [("part", 1), ("failed", 1)]
+    played.send(drop(2))
+    played.require_nothing_left()
+
+
 class Sync:
     """A worker without a loop, on a thread, and the server's end of its socket."""
 
