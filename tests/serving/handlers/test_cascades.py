@@ -27,7 +27,9 @@ def test_circles_and_long_ways_are_found_and_no_others(seed):
         for name in names
     }
     if draw.random() < 0.7:  # mostly without circles
-        uses = {name: [each for each in others if each > name] for name, others in uses.items()}
+        uses = {
+            name: tuple(each for each in others if each > name) for name, others in uses.items()
+        }
     for name in names:
         found = trouble_of(name, uses)
         ways = [*walks(name, uses, (name,))]
