@@ -120,14 +120,27 @@ def _served(roots: Sequence[Path], file: Path, beside: dict[str, str]) -> Iterat
             info = client.describe(file.stem)
         tensors = TensorSignature(info.inputs, info.outputs, info.is_batchable)
         calls: Sequence[Feeds] = read_samples(_samples_of(file), tensors).calls[:_CALLS]
-        names = ["fp32", "optimized", *beside]
-        addresses = [fp32.address, other.address, *beside.values()]
+        failed = dict(_failing(beside, file.stem, calls[0]))
+        able = {name: address for name, address in beside.items() if name not in failed}
+        names = ["fp32", "optimized", *able]
+        addresses = [fp32.address, other.address, *able.values()]
         for callers in CALLERS:
             rates = call_in_turns(addresses, file.stem, calls, callers, lambda: None)
-            yield "; ".join(
+            found = [
                 f"{name} {median(rate):,.0f} ({min(rate):,.0f} to {max(rate):,.0f})"
                 for name, rate in zip(names, rates, strict=True)
-            )
+            ]
+            yield "; ".join([*found, *(f"{name} fails: {why}" for name, why in failed.items())])
+
+
+def _failing(beside: dict[str, str], model: str, call: Feeds) -> Iterator[tuple[str, str]]:
+    """Yield the servers that do not answer a call of a model, and why."""
+    for name, address in beside.items():
+        try:
+            with Client(address) as client:
+                client.infer(model, call)
+        except ServingError as err:
+            yield name, str(err)
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

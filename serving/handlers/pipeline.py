@@ -194,7 +194,7 @@ class Pipeline(Entry):
     @property
     def max_run_s(self) -> float:
         inside_s = 0.0 if self._network is None else self._network.max_run_s
-        return max(self._config.max_handler_s, inside_s)
+        return max(self._runners.longest_s, inside_s)
 
     def _running(self) -> Iterable[Group]:
         return (group for joined in self._open.values() for group in joined.calls)

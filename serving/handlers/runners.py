@@ -169,6 +169,8 @@ class ProcessRunners:
         self._most_open = signature.max_concurrency if signature.in_parts else math.inf
         self.max_s = config.max_handler_s
         """The longest step, in seconds."""
+        self.longest_s = self.max_s + _CANCEL_S * signature.is_async
+        """How long one may last at most, with its end."""
         self.processes = ProcessSet(launcher, number, self._add, self._note_failed)
         self.slots: list[Slot] = []
         self.ready: deque[_Waiting] = deque()

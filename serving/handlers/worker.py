@@ -61,6 +61,8 @@ _PASSED = (errors.InvalidRequest, errors.TooLarge, errors.Unsupported, errors.Ov
 _MAX_TRACEBACK = 8_000
 _BEAT_S = 1.0
 """The longest time between two looks whether the event loop is blocked."""
+_GRACE_S = 0.1
+"""How long a loop may still take to answer."""
 _JOB: ContextVar[int | None] = ContextVar("job", default=None)
 """The job of a task, and of the tasks that it starts."""
 _log = logging.getLogger(__name__)
@@ -606,7 +608,8 @@ class _LoopWorker(_Worker):
             time.sleep(min(_BEAT_S, self._max_s / 4 or _BEAT_S))
             beat = threading.Event()
             self._loop.call_soon_threadsafe(beat.set)
-            if beat.wait(self._max_s or None):
+            # Once more: a process that was stopped as a whole may go on just now.
+            if beat.wait(self._max_s or None) or beat.wait(_GRACE_S):
                 continue
             task = asyncio.current_task(self._loop)
             job = next((job for job, each in [*self._tasks.items()] if each is task), 0)

@@ -1,4 +1,5 @@
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -36,7 +37,10 @@ def test_table_has_rates_of_all_servers(folder, monkeypatch, capsys):
 
     monkeypatch.setattr(serving, "optimize", optimize, raising=False)
     monkeypatch.setattr(optimized, "CALLERS", (1, 2))
-    assert optimized.main([str(folder), "--output", str(folder / "table.md")]) == 0
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = f"nobody=127.0.0.1:{closed.getsockname()[1]}"
+    words = [str(folder), "--output", str(folder / "table.md"), "--beside", nobody]
+    assert optimized.main(words) == 0
     out = capsys.readouterr().out
     _, _, row = out.splitlines()
     cells = [each.strip() for each in row.strip("|").split(" | ")]
@@ -44,6 +48,7 @@ def test_table_has_rates_of_all_servers(folder, monkeypatch, capsys):
     assert cells[5] == "12.0 -> 3.0 MB"
     assert cells[6].startswith("fp32 ")
     assert "; optimized " in cells[7]
+    assert "; nobody fails: " in cells[7]
     assert asked["few_samples"] is True
     assert (folder / "table.md").read_text() == out
 

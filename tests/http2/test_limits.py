@@ -29,6 +29,7 @@ from serving.http2.hpack import encode_literally
 from serving.http2.limits import Limits
 from serving.http2.server import ServerConnection
 from tests.http2.frames import BLOCK, HELLO, OPEN, calls, headers, of, setting, update, window
+from tests.support.pages import cells
 
 ANSWERS = ((b":status", b"200"),), ((b"grpc-status", b"0"),)
 ONE = word(1)
@@ -281,3 +282,20 @@ def test_events_before_an_error_are_not_kept():
     with pytest.raises(Http2Error):
         server.receive(OPEN + frames.frame(PING, 0, bytes(4), b"12345"), 0.0)
     assert server.events == []
+
+
+@pytest.mark.parametrize(
+    ("begin", "text"),
+    [
+        ("rapid reset", f"{Limits().burst_resets:,} resets at once, {Limits().resets_per_s:,.0f} a "
+         "second"),
+        ("CONTINUATION flood", f"{Limits().max_continuations} frames and "
+         f"{Limits().max_block_bytes >> 10} KiB for a header block"),
+        ("floods of PING", f"{Limits().burst_small_frames:,} at once, "
+         f"{Limits().small_frames_per_s:.0f} a second"),
+        ("HPACK bomb", f"{Limits().max_header_list_bytes >> 10} KiB and "
+         f"{Limits().max_header_fields} fields of headers, decoded"),
+    ],
+)  # fmt: skip
+def test_limits_are_those_of_the_page(begin, text):
+    assert cells("port-limits.md", begin)[1].startswith(text)

@@ -957,3 +957,12 @@ def test_each_call_has_one_outcome_whatever_happens(seed):
     gone = [each for each in calls if each.outcome is None]
     assert all(not each.caller.streams for each in gone)  # these have left
     assert sum(each.outcome is not None for each in calls) > 20
+
+
+def test_closed_one_has_no_processes():
+    world = World(num_processes=2)
+    usage = world.batcher.usage()
+    assert usage.num_processes == 2
+    world.batcher.close()
+    assert [each.is_over for each in world.processes] == [True, True]
+    assert world.batcher.usage() == usage._replace(num_processes=0, memory_bytes=0)

@@ -24,6 +24,7 @@ from serving.telemetry.metrics import (
     Metrics,
     ModelCounts,
     OwnCounts,
+    Readiness,
     Report,
     total,
 )
@@ -278,6 +279,11 @@ def test_workers_serve_if_all_of_them_do(states):
     assert summed.num_calls == 3
     assert summed.stuck_models == {"stuck 1", "stuck 2"}
     assert (summed.waiting, summed.missing) == ({"a/2": "why"}, {"b1": "why", "b2": "why"})
+
+
+def test_nothing_is_ready_before_it_says_so():
+    ready = Readiness()
+    assert (ready.is_serving, ready.stuck_models, dict(ready.reasons)) == (False, frozenset(), {})
 
 
 RUN = SimpleNamespace(num_rows=1, started_s=1.0, finished_s=2.0, classes=None, rows=b"")
