@@ -161,7 +161,6 @@ RUNBOOK = "".join(
         "operations.md",
         "metrics.md",
         "log-lines.md",
-        "log-lines-in-service.md",
         "capacity.md",
         "overload.md",
     )
