@@ -26,6 +26,7 @@ from serving.commandline.parser import Parser, blame
 from serving.commandline.progress import Bar
 from serving.errors import ServingError
 from serving.model.repository import find_root
+from serving.system.interrupts import ended_by_sigterm
 
 _T = TypeVar("_T")
 
@@ -296,7 +297,8 @@ def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:
     """Run one command of a program of this name; return its exit code."""
     options = parser(program).parse_args(argv)
     try:
-        return COMMANDS[options.command](options)
+        with ended_by_sigterm():
+            return COMMANDS[options.command](options)
     except (UnusableResults, ServingError) as err:
         return _fail(program, blame(str(err), options.variables), UNUSABLE)
     except ModuleNotFoundError as err:

@@ -7,9 +7,7 @@ have a scale for each channel, and with normalizations folded into the convoluti
 import json
 import logging
 import os
-import signal
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -26,6 +24,7 @@ from serving.model.loading import load_model, settings_of
 from serving.model.manifest import FILES, MANIFEST
 from serving.model.onnx_runtime import runtime
 from serving.model.settings import SETTINGS
+from serving.system.interrupts import ended_by_sigterm
 
 MAX_BYTES = 2_000_000_000
 """The most that a graph with its weights takes: protobuf's messages end at 2 GiB."""
@@ -259,23 +258,17 @@ def _line(err: BaseException) -> str:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """Make a folder for what is made on the way; it is gone afterwards, also after Ctrl-C.
-
-    SIGTERM ends the work as Ctrl-C does, unless the program has a handler of its own.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    is_ours = is_main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    with tempfile.TemporaryDirectory(prefix="optimize-", ignore_cleanup_errors=True) as name:
+    """Make a folder for what is made on the way; gone afterwards, after Ctrl-C and SIGTERM, too."""
+    with (
+        ended_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix="optimize-", ignore_cleanup_errors=True) as name,
+    ):
         before = tempfile.tempdir
         tempfile.tempdir = name  # for the quantizers' own, which a killed one leaves
         try:
-            if is_ours:
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
             yield Path(name)
         finally:
             tempfile.tempdir = before
-            if is_ours:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def write_version_of(source: OptimizedSource, folder: Path, file: Path | bytes) -> Path:

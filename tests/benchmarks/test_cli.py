@@ -1,7 +1,10 @@
 """The command line, as people use it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,11 +14,12 @@ import pytest
 
 from benchmarks import pictures, result_file
 from benchmarks.cli import main, parser, suite_of
+from benchmarks.network import family
 from benchmarks.result_file import UnusableResults
 from benchmarks.runner import SUITES, specs
 from benchmarks.workload import drawn, of_samples
 from tests.benchmarks.made_up import three_rounds
-from tests.support.servers import running_server
+from tests.support.servers import running_server, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -247,3 +251,23 @@ def test_picture_says_in_words_what_it_shows():
     assert "256 in flight: 135 k answers/s" in parsed.attrib["aria-label"]
     words = {"".join(each.itertext()).strip() for each in parsed.iter() if "text" in each.tag}
     assert {"plain", "triton", "h2-infer", "h2-infer int8", "256", "p99.9", "1 ms"} <= words
+
+
+def test_sigterm_ends_the_servers_and_leaves_no_folder(two_inputs, tmp_path):
+    """As Ctrl-C does: `timeout`, systemd and notebooks send it."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "benchmarks", "tune", str(two_inputs)]
+    variables = {**os.environ, "TMPDIR": str(temporary)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        wait_until(lambda: [*temporary.glob("tune-*")] and len([*family(process.pid)]) > 2)
+        started = [*family(process.pid)]
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.endswith("interrupted\n")
+    assert not [*temporary.iterdir()]
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
