@@ -102,7 +102,7 @@ class BaseClient:
                 those that this machine trusts; None is plaintext.
             tls_cert: PEM file of the client's own certificate, if the server requires one (mTLS).
             tls_key: PEM file of its key.
-            transport: "h2", this project's own HTTP/2, 1.5 to 2.7 times as fast, for one
+            transport: "h2", this project's own HTTP/2, 1.5 to 2.4 times as fast, for one
                 "host:port"; "grpcio"; or "auto": h2 for one IP address or localhost, grpcio
                 elsewhere.
 
