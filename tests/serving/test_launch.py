@@ -19,7 +19,7 @@ from tests.support.fakes import TIMEOUT_S
 from tests.support.servers import wait_until
 
 ROW = np.ones((1, 4), np.float32)
-PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text("utf-8")
 
 
 def test_port_that_is_none_is_off():
