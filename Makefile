@@ -75,7 +75,7 @@ check: lint  ## lint, types, and the tests that start no process (80 s)
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not process and not slow $(addprefix and not ,$(APART))"
 
 # Of two cores two workers use 70 %: tests wait for starts, ends and deadlines of servers.
-test: $(INSTALLED)  ## run the test suite (no GPU needed; 8 minutes on two idle cores)
+test: $(INSTALLED)  ## run the test suite (no GPU needed; 12 minutes on two cores)
 	$(RUN) -m pytest -q -n 3 --dist loadfile
 
 test-slow: $(INSTALLED)  ## the tests that take more than four seconds each
