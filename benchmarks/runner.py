@@ -41,7 +41,7 @@ from benchmarks.network import Demand, memory_bytes
 from benchmarks.others import NotMeasured
 from benchmarks.result_file import Cell, Latencies, Results, Sample, Skip, Start
 from benchmarks.targets import IN_PROCESS, Running, Setting, Spec, can_be, open_target
-from benchmarks.validity import Watch, why_invalid, without_stalled
+from benchmarks.validity import RunWatch, why_invalid, without_stalled
 
 NAMES = ("SingleStream", "ClosedLoop", "NewHeaders", "Server", "Offline", "Overload")
 OVERLOADS = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -88,7 +88,7 @@ class Rules:
     num_cores: int = 1
     """How many cores the target has."""
     most_foreign: float = math.inf
-    """A run does not count if others computed on more than so many cores meanwhile."""
+    """A run does not count if other programs took more cores than this meanwhile."""
 
 
 def measure(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
@@ -156,10 +156,9 @@ def _sample(
     offered_per_s: float | None = None,
 ) -> Sample:
     """Time one run, and the target's processor time."""
-    watch, begin_s = Watch.begin(target.pid), perf_counter()
+    watch, begin_s = RunWatch.begin(target.pid), perf_counter()
     trace = send()
-    elapsed_s, foreign_s = perf_counter() - begin_s, watch.foreign_s(target.pid)
-    used_s = watch.target_cpu_s(target.pid) if target.pid else None
+    elapsed_s, foreign_s, used_s = perf_counter() - begin_s, watch.foreign_s, watch.target_cpu_s
     busy = None if used_s is None else used_s / min(trace.duration_s, elapsed_s)
     num_calls = len(trace.latencies_s)
     reason = watch.why_ended() or why_invalid(

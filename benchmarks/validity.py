@@ -29,9 +29,11 @@ _NUM_TIMES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class RunWatch:
     """The processor times at the beginning of a run, and who was there."""
 
+    pid: int | None
+    """The target's process; None if it is not on this machine, or is this one."""
     machine_s: float
     """What all cores have computed, or a hypervisor has kept from them."""
     ours_s: float
@@ -43,13 +45,10 @@ class Watch:
 
     @classmethod
     def begin(cls, pid: int | None) -> Self:
-        """Look before a run.
-
-        Args:
-            pid: the target's process; None if it is not on this machine, or is this one.
-        """
+        """Look before a run of a target."""
         mine = {*family(os.getpid())}
         return cls(
+            pid,
             _machine_s(),
             _ours_s(),
             0.0 if pid is None else cpu_s(pid),
@@ -57,13 +56,15 @@ class Watch:
             pid is None or pid in mine,
         )
 
-    def target_cpu_s(self, pid: int) -> float:
-        """Return what the target has computed since."""
-        return cpu_s(pid) - self.target_s
+    @property
+    def target_cpu_s(self) -> float | None:
+        """What the target has computed since; None if that is not known."""
+        return None if self.pid is None else cpu_s(self.pid) - self.target_s
 
-    def foreign_s(self, pid: int | None) -> float:
-        """Return what neither the target nor the generators have computed since, of all cores."""
-        theirs = 0.0 if self.is_descendant or pid is None else self.target_cpu_s(pid)
+    @property
+    def foreign_s(self) -> float:
+        """What neither the target nor the generators have computed since, of all cores."""
+        theirs = 0.0 if self.is_descendant else self.target_cpu_s or 0.0
         return max(0.0, _machine_s() - self.machine_s - (_ours_s() - self.ours_s) - theirs)
 
     def why_ended(self) -> str:

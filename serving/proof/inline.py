@@ -101,7 +101,7 @@ class _Inliner:
         return copy
 
     def _require_room(self, num_bytes: int) -> None:
-        """Raise Mixes if there would be too much with so many bytes more."""
+        """Raise Mixes if this number of bytes more would be too much."""
         is_large = self._num_bytes + num_bytes > _MAX_BYTES
         if is_large or self._num_nodes > _MAX_NODES or self._num_names > _MAX_NAMES:
             raise Mixes("its functions are too large to prove")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import validity
-from benchmarks.validity import Watch, why_invalid, without_stalled
+from benchmarks.validity import RunWatch, why_invalid, without_stalled
 from tests.benchmarks.made_up import H2, sample, trace
 
 
@@ -50,7 +50,7 @@ def test_overload_that_was_not_offered_is_invalid(busy, reason):
 
 def test_run_in_which_a_process_of_the_server_ended_is_named():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        watch = Watch.begin(child.pid)
+        watch = RunWatch.begin(child.pid)
         assert not watch.why_ended()
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -66,14 +66,14 @@ def test_foreign_work_is_what_neither_target_nor_generator_did(monkeypatch, targ
     monkeypatch.setattr(validity, "cpu_s", lambda pid: times["target"])
     pid = {"child": os.getpid(), "other": 1, "none": None}[target]
     monkeypatch.setattr(validity, "family", lambda each: [each])
-    watch = Watch.begin(pid)
+    watch = RunWatch.begin(pid)
     times |= {"machine": 12.0, "ours": 4.25, "target": 1.25}
-    assert watch.foreign_s(pid) == foreign_s
+    assert watch.foreign_s == foreign_s
 
 
 def test_processor_times_are_those_of_the_kernel():
     """Of all cores together, and of what this process has started and waited for."""
-    watch = Watch.begin(None)
+    watch = RunWatch.begin(None)
     subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
     assert validity._ours_s() - watch.ours_s > 0.05
     assert validity._machine_s() - watch.machine_s > 0.05

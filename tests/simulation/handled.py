@@ -89,8 +89,7 @@ class _Process:
         if self._is_over:
             return
         head, arrays = self._jobs.popleft()
-        is_poison = any(image[8] == 0xFF for image in arrays[0])
-        fault = "failed" if is_poison else self._handled.draw_fault()
+        fault = self._handled.fault_on(arrays[0])
         if fault == "hang":
             return
         if fault == "crash":
@@ -172,8 +171,7 @@ class _LoopProcess(_Process):
             handled.simulation.after(1.0, self._finish_job, number)
             return
         head, arrays = self._in_hand[number]
-        is_poison = any(image[8] == 0xFF for image in arrays[0])
-        fault = "failed" if is_poison else handled.draw_fault()
+        fault = handled.fault_on(arrays[0])
         if fault in ("hang", "stubborn"):
             self._in_hand[number] = {**head, "fault": fault}, arrays
         elif fault == "crash":
@@ -256,8 +254,7 @@ class _PartsProcess(_Process):
         if self._is_over or number not in self._open or self._open[number] is not call:
             return
         images, num_parts = call
-        is_poison = any(image[8] == 0xFF for image in images)
-        fault = "failed" if is_poison else self._handled.draw_fault()
+        fault = self._handled.fault_on(images)
         if fault == "hang":
             return
         if fault == "crash":
@@ -392,6 +389,10 @@ class Handled:
             self._fault_s = self.simulation.now_s
             self.simulation.tell(f"{NAME}: {fault}")
         return is_bad
+
+    def fault_on(self, images):
+        """Draw what happens to a step; poisoned images fail it always."""
+        return "failed" if any(image[8] == 0xFF for image in images) else self.draw_fault()
 
     def draw_fault(self):
         is_async = self.signature.is_async and not self.signature.in_parts

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,19 @@ class Gate:
 @pytest.fixture
 def gate(tmp_path):
     return Gate(tmp_path)
+
+
+@pytest.fixture
+def served():
+    """Start servers, and end them."""
+    with ExitStack() as stack:
+
+        def start(*models, **options):
+            server = stack.enter_context(serving.Server(*models, **options))
+            client = stack.enter_context(serving.Client(server.address, timeout_s=20))
+            return server, client
+
+        yield start
 
 
 def at_once(*calls):

@@ -1,7 +1,6 @@
 """Handlers with `async def` behind a server, in their own processes."""
 
 import threading
-from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -44,19 +43,6 @@ def shared(request, network):
 def caller(shared):
     with serving.Client(shared.address, timeout_s=20) as client:
         yield client
-
-
-@pytest.fixture
-def served():
-    """Start servers, and end them."""
-    with ExitStack() as stack:
-
-        def start(*models, **options):
-            server = stack.enter_context(serving.Server(*models, **options))
-            client = stack.enter_context(serving.Client(server.address, timeout_s=20))
-            return server, client
-
-        yield start
 
 
 def say(client, text="say it", **options):

@@ -21,19 +21,17 @@ from tests.support.fakes import TIMEOUT_S
 MAX_S = 30.0
 
 
-class Child:
+class Played:
     """A worker on a thread, and the server's end of its socket."""
 
+    worker: Any
+
     def __init__(self, handler, network=None):
-        self.socket, other = socket.socketpair()
+        self.socket, self._other = socket.socketpair()
         self.socket.settimeout(TIMEOUT_S)
         self._reader, self._found = FrameReader(self.socket), []
-        instance = Instance(handler, network, None)
-        self.loop = asyncio.new_event_loop()
-        link = worker._ServerLink(other)
-        file = Path(asyncio.__file__)
-        self.worker = worker._LoopWorker(link, instance, self.loop, file)
-        self.loop.run_until_complete(instance.setup(Path()))
+        self.instance = Instance(handler, network, None)
+        self.link = worker._ServerLink(self._other)
         self._thread = threading.Thread(target=self._run)
 
     def _run(self):
@@ -43,16 +41,6 @@ class Child:
     def __enter__(self):
         self._thread.start()
         return self
-
-    def __exit__(self, *exc_info):
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
-        self.loop.run_until_complete(asyncio.sleep(0))
-        self.socket.close()
-        self.worker._server._socket.close()
-        self.loop.close()
 
     def send(self, *sent):
         """Send frames in one piece."""
@@ -65,6 +53,27 @@ class Child:
             self._found += self._reader.read()
         frame = self._found.pop(0)
         return frame.fields["kind"], frame.fields.get("job"), frame
+
+
+class Child(Played):
+    """With an event loop."""
+
+    def __init__(self, handler, network=None):
+        super().__init__(handler, network)
+        self.loop = asyncio.new_event_loop()
+        file = Path(asyncio.__file__)
+        self.worker = worker._LoopWorker(self.link, self.instance, self.loop, file)
+        self.loop.run_until_complete(self.instance.setup(Path()))
+
+    def __exit__(self, *exc_info):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.socket.close()
+        self._other.close()
+        self.loop.close()
 
     def ends(self, number):
         """The next outcomes: kind and job, sorted by job."""
@@ -323,28 +332,14 @@ def test_part_that_a_cancelled_step_makes_has_the_end_behind_it(child):
     played.require_nothing_left()
 
 
-class Sync:
-    """A worker without a loop, on a thread, and the server's end of its socket."""
+class Sync(Played):
+    """Without a loop."""
 
     def __init__(self, handler):
-        self.socket, self._other = socket.socketpair()
-        self.socket.settimeout(TIMEOUT_S)
-        self._reader, self._found = FrameReader(self.socket), []
-        instance, link = Instance(handler, None, None), worker._ServerLink(self._other)
-        instance.use(worker._Models(link, instance.signature.uses))
-        at_once(instance.setup(Path()))
-        self.worker = worker._Worker(link, instance)
-        self._thread = threading.Thread(target=self._run)
-
-    send, next = Child.send, Child.next
-
-    def _run(self):
-        with pytest.raises(SystemExit):
-            self.worker.run()
-
-    def __enter__(self):
-        self._thread.start()
-        return self
+        super().__init__(handler)
+        self.instance.use(worker._Models(self.link, self.instance.signature.uses))
+        at_once(self.instance.setup(Path()))
+        self.worker = worker._Worker(self.link, self.instance)
 
     def __exit__(self, *exc_info):
         self.socket.close()
