@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.loops import GRPC, Headers
+from benchmarks.calls import GRPC, Headers
 from digit_classifier import wire
 from serving.oip import inference_pb
 from serving.tensors import DTYPES, Array, Feeds
