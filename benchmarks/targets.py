@@ -35,6 +35,11 @@ CATALOGUE = {
     "http-binary": "the same, tensors as bytes",
     IN_PROCESS: "no server: ONNX Runtime in a process, each caller a thread (needs --model)",
 }
+OURS = {"gRPC": "h2-infer", "JSON": "http-json", "bytes": "http-binary"}
+"""Our server by the protocol in which it is compared."""
+PRODUCT = "digit-serving"
+_OWN = ("h2", "grpcio", "grpcio-infer")
+"""Others of our targets."""
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
 _START_TIMEOUT_S, _RETRY_S = 60.0, 0.2
@@ -99,6 +104,22 @@ class Running:
     """From nothing to the first answer."""
     pid: int | None = None
     """Its process; None if it was not started here."""
+
+
+def product_of(target: str) -> str:
+    """Return the name of a target's product, for readers."""
+    if target in PEERS:
+        return PEERS[target].product
+    if target in OURS.values() or target in _OWN:
+        return PRODUCT
+    return "a plain grpcio server" if target == "plain" else target
+
+
+def protocol_of(target: str) -> str:
+    """Return what a target of a comparison is called in; see `RpcMethod.protocol`."""
+    if target in PEERS:
+        return PEERS[target].method.protocol
+    return (_HTTP.get(target) or MODEL_INFER).protocol
 
 
 def can_be(spec: Spec, checkouts: Container[str]) -> bool:

@@ -65,7 +65,7 @@ def test_each_call_has_the_next_message(images):
         question = CallRequest(address=address, path=CLASSIFY, message=first, others=others)
         while len(set(asked)) < 3:
             closed(question, [1], NOW, SHORT_S)
-    following = zip(asked, asked[1:], strict=False)
+    following = itertools.pairwise(asked)
     assert all(value in (0, (before + 1) % 3) for before, value in following)
 
 
