@@ -7,7 +7,8 @@ import pytest
 from serving.config import BatchingConfig, SecurityConfig, ServerConfig
 from serving.server.ready_line import access_of, announce
 from serving.system.addresses import reached
-from serving.telemetry.metrics import Counts, Report, Served, Usage
+from serving.system.usage import Usage
+from serving.telemetry.metrics import Counts, Report, Served
 from tests.support.certificates import self_signed
 
 MODELS = (
