@@ -71,9 +71,8 @@ def serving_alone(info: ModelInfo, delay_s: float = 0.0) -> Queries:
 def answered(queries: Queries, name: str, /, **fields: Any) -> bytes:
     """A query's answer over gRPC."""
     router: Any = None
-    (method,) = (
-        each for each in inference_methods(router, queries) if each.path.endswith(f"/{name}")
-    )
+    methods: Any = inference_methods(router, queries)
+    (method,) = (each for each in methods if each.path.endswith(f"/{name}"))
     request = getattr(inference_pb, f"{name}Request")(**fields).SerializeToString()
     found: bytes = method.answer(request)
     return found
