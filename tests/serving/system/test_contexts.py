@@ -14,13 +14,18 @@ class Failed(Exception):
     pass
 
 
-def test_signal_has_its_handler_again(monkeypatch):
+def test_signal_has_its_handler_again():
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    @ended_by_sigterm()
+    def fail():
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+        raise Failed
+
     try:
-        with pytest.raises(Failed), ended_by_sigterm():
-            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
-            raise Failed
+        with pytest.raises(Failed):
+            fail()
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -41,13 +46,18 @@ def test_blocks_are_given_back(monkeypatch):
             real.free(block)
 
     monkeypatch.setattr(libc, "_libc", Counting)
-    with pytest.raises(Failed), without_free_blocks():
+
+    @without_free_blocks()
+    def fail():
         assert held
         raise Failed
+
+    with pytest.raises(Failed):
+        fail()
     assert held == []
 
 
-def test_run_that_fails_is_no_culprit_of_a_later_crash(tmp_path):
+def test_run_that_fails_is_no_culprit_of_a_later_crash():
     record = CrashRecord()
 
     def fail(feeds):
