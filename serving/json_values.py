@@ -12,8 +12,6 @@ import numpy as np
 from serving.errors import InvalidRequest
 from serving.tensors import Array, Tensor, is_encodable
 
-CONTENT = "json"
-"""`Tensor.content` of such inputs and outputs."""
 MAX_DEPTH, _MAX_ANSWER_DEPTH = 64, 128
 """Lists and objects inside of one another: in a caller's values, and in a handler's around them."""
 

@@ -4,7 +4,7 @@ import array
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ Probabilities = npt.NDArray[np.float32]
 ClassNumbers: TypeAlias = "bytes | bytearray | array.array[int]"
 """The most probable class of each row: bytes where these hold every class, else C's unsigned
 ints."""
+Content = Literal["", "text", "json", "bytes", "picture"]
+"""The values of a handler's BYTES; "" where a graph says no more, which takes texts."""
 BYTE_CLASSES = 256
 """The most classes whose numbers fit into a byte."""
 
@@ -58,7 +60,7 @@ class Tensor:
     batch. () is a scalar, or an input of any shape: ONNX Runtime does not say which."""
     names: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """The graph's own names of the axes, such as "batch"; empty where it has none."""
-    content: str = field(default="", repr=False, compare=False)
+    content: Content = field(default="", repr=False, compare=False)
     """What BYTES of a handler are: "text", "json", "bytes", or "picture", which is a file; empty
     where a graph says no more, which takes texts."""
     dtype: np.dtype = field(init=False, repr=False, compare=False)
@@ -108,6 +110,11 @@ class Tensor:
     def __str__(self) -> str:
         """Return text such as "x FP32 [batch, 4]"."""
         return f"{self.name} {self.datatype} [{', '.join(self.axes)}]"
+
+
+def content_of(word: str) -> Content:
+    """Return a server's word for what BYTES are; a word of a later version is none."""
+    return next((each for each in get_args(Content) if each == word), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from serving.oip.values import (
     to_raw,
 )
 from serving.protocols.status import error_named
-from serving.tensors import Array, ModelInfo, Outputs, Tensor, as_feeds
+from serving.tensors import Array, Content, ModelInfo, Outputs, Tensor, as_feeds
 
 MODEL_INFER = f"/{inference_pb.SERVICE}/ModelInfer"
 MODEL_STREAM_INFER = f"/{inference_pb.SERVICE}/ModelStreamInfer"
@@ -192,7 +192,9 @@ def joined(parts: Sequence[Outputs], address: str) -> Outputs:
     return Outputs(arrays, parts[-1].model_version)
 
 
-def tensors_of(described: Any, contents: Mapping[str, str] = NO_PARAMETERS) -> tuple[Tensor, ...]:
+def tensors_of(
+    described: Any, contents: Mapping[str, Content] = NO_PARAMETERS
+) -> tuple[Tensor, ...]:
     """Return the tensors that a message describes.
 
     Args:

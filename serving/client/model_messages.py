@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from serving.client.failures import malformed
 from serving.client.infer_messages import tensors_of
 from serving.oip import inference_pb
-from serving.tensors import ModelInfo, Tensor
+from serving.tensors import ModelInfo, Tensor, content_of
 
 MODEL_METADATA = f"/{inference_pb.SERVICE}/ModelMetadata"
 MODEL_CONFIG = f"/{inference_pb.SERVICE}/ModelConfig"
@@ -97,7 +97,11 @@ def _named(
 ) -> tuple[Tensor, ...]:
     """Return tensors with the graph's names of their axes, and what BYTES are."""
     return tuple(
-        replace(each, names=tuple(axes.get(each.name, ())), content=contents.get(each.name, ""))
+        replace(
+            each,
+            names=tuple(axes.get(each.name, ())),
+            content=content_of(contents.get(each.name, "")),
+        )
         for each in side
     )
 

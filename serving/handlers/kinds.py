@@ -12,10 +12,10 @@ A kind says how a value looks to the handler, on the wire, and as JSON:
 Each has one value for each row of a call.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class Json:
 
     def tensor(self, name: str) -> Tensor:
         """Return the description of an input or output of this kind."""
-        return Tensor(name, "BYTES", (-1,), content=json_values.CONTENT)
+        return Tensor(name, "BYTES", (-1,), content="json")
 
     def received(self, name: str, array: NumpyArray) -> Any:
         """Return the values of a caller's texts.
@@ -187,9 +187,7 @@ def _tensor(name: str, kind: Array) -> Tensor:
 
 
 Kind = Text | Json | Bytes | Picture | Array
-_KINDS: dict[str, type[Text] | type[Json] | type[Bytes] | type[Picture]] = {
-    "Text": Text, "Json": Json, "Bytes": Bytes, "Picture": Picture,
-}  # fmt: skip
+_BY_NAME: dict[str, Callable[[], Kind]] = {each.__name__: each for each in get_args(Kind)}
 
 
 def _axes(kind: str, found: object) -> tuple[int, ...]:
@@ -309,6 +307,6 @@ def kinds_of(document: Mapping[str, Any]) -> dict[str, Kind]:
 
 def _kind_of(fact: Any) -> Kind:
     if isinstance(fact, str):
-        return _KINDS[fact]()
+        return _BY_NAME[fact]()
     name, shape = fact
     return Text(tuple(shape)) if name == _TEXT else Array(name, tuple(shape))

@@ -86,7 +86,7 @@ class AsyncOtherModels(OtherModels):
 
 def _as_texts(model: ModelInfo, found: Outputs) -> Outputs:
     """Return outputs as a server gives them to a handler: JSON as its text."""
-    columns = {each.name for each in model.outputs if each.content == "json"}
+    columns = {each.name for each in model.outputs if each.is_json}
     texts = {
         output: json_values.written(output, array) if output in columns else array
         for output, array in found.items()
@@ -276,7 +276,7 @@ class LocalHandler:
         arrays = []
         for tensor in self.tensors.inputs:
             array = feeds[tensor.name]
-            if tensor.content == "picture":
+            if tensor.is_picture:
                 (pixels,) = decode([array.tolist()])
                 array = np.empty(len(pixels), object)
                 for at, each in enumerate(pixels):

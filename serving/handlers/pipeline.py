@@ -132,7 +132,7 @@ class Pipeline(Entry):
         found: list[Stage] = []
         if self._signature.has_pictures:
             inputs = enumerate(self.tensors.inputs)
-            places = [at for at, each in inputs if each.content == "picture"]
+            places = [at for at, each in inputs if each.is_picture]
             pool, name = self._runtime.decoder(), self.label[0]
             self._decode = DecodeStage(name, places, pool, owner.clock, owner.post)
             found.append(self._decode)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from serving.errors import ConfigurationError
 from serving.handlers.handler import Handler
-from serving.handlers.kinds import Array, Bytes, Json, Kind, Picture, Text, document_of, kinds_of
+from serving.handlers.kinds import Kind, Picture, document_of, kinds_of
 from serving.tensors import Tensor, TensorSignature
 
 SETUP = "setup"
@@ -185,9 +185,9 @@ def _kinds(handler: type[Handler], side: str) -> dict[str, Kind] | None:
     for name, kind in kinds.items():
         if not isinstance(name, str) or not name or (side == "inputs" and name in OPTIONS):
             raise _error(handler, f"{side}: {name!r} can't be a name")
-        if not isinstance(kind, Text | Json | Bytes | Picture | Array):
-            expected = "serving.Text(), Json(), Bytes(), Picture() or Array(dtype, shape)"
-            raise _error(handler, f"{side}: {name}: expected {expected}, got {kind!r:.80}")
+        if not isinstance(kind, Kind):
+            known = " or ".join(f"serving.{each.__name__}(...)" for each in get_args(Kind))
+            raise _error(handler, f"{side}: {name}: expected {known}, got {kind!r:.80}")
         if side == "outputs" and isinstance(kind, Picture):
             raise _error(handler, f"outputs: {name}: a picture can't be an output")
     return dict(kinds)

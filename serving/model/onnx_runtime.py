@@ -43,6 +43,9 @@ _DISABLED = "optimization.disable_specified_optimizers", "DivMulFusion;GatherToS
 """Optimizations that answer where the graph fails, or with another number of axes, which the proof
 of batching relies on: Gather by a Range beyond the end becomes a Slice, which ends there, and
 1 / x * z becomes z / x, also where 1 has more axes than both."""
+_FORMAT = "session.load_model_format", "ONNX"
+"""What the bytes are. ONNX Runtime would look for its own format, and a file can be both: what was
+proved of the one says nothing of the other."""
 _SPINS_BRIEFLY = 1, 27
 """The first release that takes a time to spin for."""
 NO_WEIGHTS: Mapping[str, bytes] = {}
@@ -144,7 +147,7 @@ def new_session(
         options.add_external_initializers_from_files_in_memory(
             list(weights), list(weights.values()), sizes
         )
-    config = {_DISABLED[0]: _DISABLED[1], **settings.config}
+    config = {_DISABLED[0]: _DISABLED[1], **settings.config, _FORMAT[0]: _FORMAT[1]}
     if settings.num_threads > 1:
         config = _spinning() | config
     for key, value in config.items():

@@ -161,8 +161,8 @@ class _Walk:
         self._require_small(model.graph)
         self._versions = _versions(model)
         self._has_texts = has_texts(model)
-        self._declared: dict[str, Message] = {}
-        """Types that the graph declares of its tensors."""
+        self._declared: dict[str, list[Message]] = {}
+        """Types that the graph declares of its tensors; ONNX Runtime may take any of several."""
 
     def _spend(self, num_steps: int) -> None:
         self._steps[0] -= num_steps
@@ -199,7 +199,22 @@ class _Walk:
         values = [self._named(name) for name in outputs]
         for name, value in zip(outputs, values, strict=True):
             self._require_declared(name, value)
+        self._require_followed(graph)
         return values
+
+    def _require_followed(self, graph: Message) -> None:
+        """Raise Mixes if the graph declares a tensor that no answer depends on.
+
+        ONNX Runtime keeps such nodes, and has one node in place of two that compute the same: it
+        would believe the shape of the other one, too. Exports have such constants.
+        """
+        for node in graph.node:
+            for name in node.output:
+                if name not in self._declared or name in self.scope:
+                    continue
+                if operator_of(node) != "Constant":
+                    raise Mixes(f"{shown(name)} is declared, and no answer depends on it")
+                self._node(node)
 
     def _define(self, name: str, value: Value) -> None:
         # A body's tensor may hide one of the graph around it, and never one of its own.
@@ -257,15 +272,15 @@ class _Walk:
 
         ONNX Runtime believes the graph: it replaces Shape by what is declared, for every batch.
         """
-        if name not in self._declared:
-            return
-        sizes = self._declared[name].tensor_type.shape.dim
-        if len(sizes) != value.rank:
-            raise Mixes(f"{shown(name)} is declared with {len(sizes)} axes, and has {value.rank}")
-        for at, (declared, size) in enumerate(zip(sizes, value.shape, strict=True)):
-            if declared.HasField("dim_value") and declared.dim_value not in (-1, size.number):
-                number = declared.dim_value
-                raise Mixes(f"axis {at} of {shown(name)} is declared with {number}, not proved")
+        for declared in self._declared.get(name, ()):
+            sizes = declared.tensor_type.shape.dim
+            if len(sizes) != value.rank:
+                found = f"{len(sizes)} axes, and has {value.rank}"
+                raise Mixes(f"{shown(name)} is declared with {found}")
+            for at, (each, size) in enumerate(zip(sizes, value.shape, strict=True)):
+                if each.HasField("dim_value") and each.dim_value not in (-1, size.number):
+                    number = each.dim_value
+                    raise Mixes(f"axis {at} of {shown(name)} is declared with {number}, not proved")
 
     def _checked(self, value: Value) -> Value:
         """Return a value with bounded sizes; a bug in a rule ends the proof here."""
@@ -394,10 +409,13 @@ def _require_known(domain: str, node: Node) -> None:
         raise Mixes(f"opset {node.version} is {age} than the rules")
 
 
-def _declared(graph: Message, outputs: Iterable[Message]) -> dict[str, Message]:
+def _declared(graph: Message, outputs: Iterable[Message]) -> dict[str, list[Message]]:
     """Return the types that a graph declares of its tensors, of these outputs and of no others."""
-    infos = (*graph.value_info, *graph.input, *outputs)
-    return {each.name: each.type for each in infos if _has_shape(each)}
+    found: dict[str, list[Message]] = {}
+    for each in (*graph.value_info, *graph.input, *outputs):
+        if _has_shape(each):
+            found.setdefault(each.name, []).append(each.type)
+    return found
 
 
 def _read_outputs(graph: Message) -> list[Message]:

@@ -300,18 +300,28 @@ def show(made, result):
 
 def outcome(tree, made, package, records):
     """Return whether near or far tests notice a mutant, or none, and which one."""
+    original = (tree / made.path).read_text("utf-8")
+    own = near(records.near(package), original, made.path, made.line)
+    if failed := fails_changed(tree, made, own, NEAR_S):
+        return "near", failed
+    # Recorded only once a mutant needs them: that takes as long as all tests.
+    others = far(records.far(), original, made.path, made.line, own)
+    if failed := fails_changed(tree, made, others, FAR_S):
+        return "far", failed
+    return "survived", "" if own or others else "no test runs it"
+
+
+def fails_changed(tree, made, tests, limit_s):
+    """Run tests on a mutant; see `fails`."""
+    if not tests:
+        return None
     file = tree / made.path
     original = file.read_text("utf-8")
-    own = near(records.near(package), original, made.path, made.line)
-    others = far(records.far(), original, made.path, made.line, own)
     file.write_text(made.text, "utf-8")
     try:
-        for where, tests, limit_s in ("near", own, NEAR_S), ("far", others, FAR_S):
-            if tests and (failed := fails(tree, tests, limit_s)):
-                return where, failed
+        return fails(tree, tests, limit_s)
     finally:
         file.write_text(original, "utf-8")
-    return "survived", "" if own or others else "no test runs it"
 
 
 def table(results):

@@ -73,8 +73,7 @@ def pytest_fixture_setup(fixturedef):
 
 
 def pytest_runtest_logreport(report):
-    if report.when == "call":
-        seconds[report.nodeid] += report.duration
+    seconds[report.nodeid] += report.duration  # its fixtures' time, too: a mutant's run has them
     if not report.passed:
         failed.add(report.nodeid)
 

@@ -464,6 +464,41 @@ def test_declared_size_of_an_output_that_a_node_reads_is_compared():
     assert verdict(model) == "t (Relu): axis 0 of t is declared with 3, not proved"
 
 
+def test_each_of_several_declarations_is_compared():
+    """Of an output that stands there twice ONNX Runtime believes the first one."""
+    model = graph(DECLARED)
+    for size in (3, "N"):
+        output = helper.make_tensor_value_info("t", TensorProto.FLOAT, [size, 4])
+        model.graph.output.append(output)
+    assert verdict(model) == "t (Relu): axis 0 of t is declared with 3, not proved"
+    rows = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    session = session_of(model)
+    batch, first = session.run(["y"], {"x": rows}), session.run(["y"], {"x": rows[:3]})
+    assert not np.allclose(batch[0][:3], first[0])
+
+
+def test_declared_size_of_a_tensor_that_no_answer_depends_on_is_refused():
+    """ONNX Runtime computes both once, and then has the shape of the one that nobody follows."""
+    model = graph(DECLARED + "; u = Relu(x); unread = Neg(u)")
+    assert verdict(model) is None
+    model.graph.value_info.append(helper.make_tensor_value_info("u", TensorProto.FLOAT, [3, 4]))
+    assert verdict(model) == "u is declared, and no answer depends on it"
+    rows = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    session = session_of(model)
+    (batch,), (first,) = session.run(None, {"x": rows}), session.run(None, {"x": rows[:3]})
+    assert not np.allclose(batch[:3], first)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [([1], None), ([3], "u (Constant): axis 0 of u is declared with 3, not proved")],
+)
+def test_declared_size_of_a_constant_that_no_answer_depends_on_is_compared(shape, reason):
+    model = graph("u = Constant<value_ints=[7]>(); " + DECLARED)
+    model.graph.value_info.append(helper.make_tensor_value_info("u", TensorProto.INT64, shape))
+    assert verdict(model) == reason
+
+
 def test_session_fails_where_a_fusion_would_answer():
     """A Gather beyond the end must not become a Slice: its size settles conditions."""
     body = (

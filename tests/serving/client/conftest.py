@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from serving.client.h2.threads import Http2Connection
+from tests.support.guards import Guarded, fixtures
+
 
 @pytest.fixture(scope="session")
 def transport():
@@ -13,3 +16,12 @@ def transport():
 @pytest.fixture(scope="session")
 def image():
     return np.zeros((1, 784), np.uint8)
+
+
+uses_without_locks, locks_are_held = fixtures(
+    Guarded(
+        Http2Connection, "_lock",
+        ("_waiting", "_take", "_take_more", "take_message", "wake", "_end"),
+        writes=("_reader", "_writer", "_is_lost"),
+    ),
+)  # fmt: skip

@@ -446,7 +446,8 @@ def test_thread_beside_a_reader_sleeps_until_its_deadline(pair, left_s, least, m
     connection, _ = pair
     slept: list[float] = []
     call = connection.start("/a.B/C", b"hi", (), time.monotonic() + left_s)
-    call.woken, connection._reader = Lock(), object()
+    with connection._lock:
+        call.woken, connection._reader = Lock(), object()
     connection.wait(call)
     (found,) = slept
     assert least <= found <= most
@@ -467,34 +468,40 @@ def sleeping(connection, num_calls):
     calls = [connection.start("/a.B/C", b"hi", (), late_s) for _ in range(num_calls)]
     for number, call in enumerate(calls):
         call.woken = Lock(number)
-        connection._waiting[call] = None
+        with connection._lock:
+            connection._waiting[call] = None
     return calls, woken
 
 
 def test_reader_that_leaves_wakes_the_thread_that_has_slept_longest(pair):
     connection, _ = pair
     calls, woken = sleeping(connection, 2)
-    connection._reader = reader = object()
+    with connection._lock:
+        connection._reader = reader = object()
     connection._stop_reading(reader)
     assert connection._reader is None
     assert woken == [0]
-    assert list(connection._waiting) == calls[1:]
+    with connection._lock:
+        assert list(connection._waiting) == calls[1:]
 
 
 def test_thread_that_did_not_read_leaves_the_reader_and_the_sleepers(pair):
     """Such as one that gives its call up, or looks at an idle connection."""
     connection, _ = pair
     calls, woken = sleeping(connection, 2)
-    connection._reader = reader = object()
+    with connection._lock:
+        connection._reader = reader = object()
     connection._stop_reading(calls[0])
     assert connection._reader is reader
     assert woken == []
-    assert list(connection._waiting) == calls
+    with connection._lock:
+        assert list(connection._waiting) == calls
 
 
 def test_reader_that_leaves_where_nobody_sleeps_leaves_reading_free(pair):
     connection, server = pair
-    connection._reader = reader = object()
+    with connection._lock:
+        connection._reader = reader = object()
     connection._stop_reading(reader)
     assert connection._reader is None
     call = connection.start("/a.B/C", b"hi", (), time.monotonic() + TIMEOUT_S)

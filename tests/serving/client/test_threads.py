@@ -15,25 +15,11 @@ from serving.http2.frames import frame
 from serving.protocols.status import Failure, StatusCode
 from serving.security.tls import Plain
 from tests.serving.client.test_session import HELLO, OK, data, headers, of_call
+from tests.support.guards import OwnedLock, is_held
 
 GONE = Failure(StatusCode.UNAVAILABLE, "gone")
 USES = {"start", "cancel", "receive", "take_message", "is_alive", "fail_all", "data_to_send"}
 """What a session does; the rest are facts of it that may be old."""
-
-
-class HeldLock:
-    """A lock that knows who has it."""
-
-    def __init__(self):
-        self._lock, self.holder = threading.Lock(), None
-
-    def __enter__(self):
-        self._lock.acquire()
-        self.holder = threading.get_ident()
-
-    def __exit__(self, *_):
-        self.holder = None
-        self._lock.release()
 
 
 class Watched:
@@ -45,14 +31,14 @@ class Watched:
 
     def __getattr__(self, name):
         if name in USES:
-            assert self._lock.holder == threading.get_ident(), f"{name} without the lock"
+            assert is_held(self._lock), f"{name} without the lock"
             self.used.append(name)
         return getattr(self._session, name)
 
 
 @pytest.fixture
 def lock():
-    return HeldLock()
+    return OwnedLock(threading.Lock())
 
 
 @pytest.fixture

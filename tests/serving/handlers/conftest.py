@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 import serving
+from serving.handlers.local import _Loop
+from serving.handlers.process import _Running
 from tests.serving.model.graphs import save, two_layers
+from tests.support.guards import Guarded, fixtures
 
 FILE = Path(__file__).parent / "behaviours.py"
 
@@ -71,3 +74,9 @@ def at_once(*calls):
     for thread in threads:
         thread.start()
     return threads, outcomes
+
+
+uses_without_locks, locks_are_held = fixtures(
+    Guarded(_Loop, "_lock", ("_is_closed",)),
+    Guarded(_Running, "_lock", ("_notify", "_has_ended")),
+)

@@ -315,7 +315,7 @@ class WrongUses(Nothing):
         (NoInputs, "NoInputs: predict needs inputs"),
         (NoOutputs, "NoOutputs: predict needs outputs"),
         (OtherNames, "OtherNames: predict: expected to be given more, words, there is text"),
-        (WrongKind, "WrongKind: inputs: text: expected serving.Text()"),
+        (WrongKind, "WrongKind: inputs: text: expected serving.Text("),
         (Reserved, "Reserved: inputs: 'parameters' can't be a name"),
         (PictureOut, "PictureOut: outputs: picture: a picture can't be an output"),
         (WrongBatching, "WrongBatching: batching: expected True or False, got 'yes'"),

@@ -1,10 +1,14 @@
 """The OpenAPI document has what OpenAPI 3.1 requires, and names what is there."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+import digit_classifier.http
 from digit_classifier import Classifier
+from serving.config import ServerConfig
+from serving.http_api import pictures
 from serving.http_api.openapi import openapi_document
 from tests.support.fakes import model_in, router_of
 
@@ -137,3 +141,19 @@ def test_errors_are_problems(document):
         assert 400 <= int(code) < 600
         schema = {"$ref": "#/components/schemas/Problem"}
         assert response["content"] == {"application/problem+json": {"schema": schema}}
+
+
+def test_document_of_the_digits_is_this(router):
+    """What programs are generated from: write the file again where a change of it is meant."""
+    paths, schemas = {}, {}
+    for describe in (pictures.describe, digit_classifier.http.describe):
+        its_paths, its_schemas = describe(router, ServerConfig())
+        paths |= its_paths
+        schemas |= its_schemas
+    found = openapi_document(router, paths, schemas)
+    found["info"]["version"] = ""
+    expected = json.loads((Path(__file__).parent / "openapi.json").read_text("utf-8"))
+    for part in ("paths", "components"):
+        for name in expected[part].keys() | found[part].keys():
+            assert found[part].get(name) == expected[part].get(name), name
+    assert found == expected

@@ -101,6 +101,21 @@ def test_failed_run_prints_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_file_is_never_read_as_another_format_than_was_proved(tmp_path):
+    """Bytes 4 to 8 of an ONNX file can be those that ONNX Runtime knows its own format by."""
+    options = runtime().SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "m.ort")
+    runtime().InferenceSession(two_layers().SerializeToString(), options)
+    own = (tmp_path / "m.ort").read_bytes()
+    assert own[4:8] == b"ORTM"
+    with pytest.raises(Exception, match="protobuf parsing failed"):
+        new_session(own)
+    settings = SessionSettings(config={"session.load_model_format": "ORT"})
+    with pytest.raises(Exception, match="protobuf parsing failed"):
+        new_session(own, settings)
+
+
 def test_weights_in_the_current_directory_are_not_read(tmp_path, monkeypatch):
     """A model in memory has no folder; those beside its file are given as bytes."""
     monkeypatch.chdir(tmp_path)

@@ -23,6 +23,12 @@ from tests.support.servers import children, wait_until
 WAIT_S = 30.0
 
 
+def has(pool, jobs):
+    """Whether a pool has running or waiting jobs."""
+    with pool._changed:
+        return bool(getattr(pool, jobs))
+
+
 @pytest.fixture
 def make():
     made: list[ProcessPool] = []
@@ -142,7 +148,7 @@ def test_process_of_a_caller_that_left_finishes_its_job_and_stays(make, tmp_path
     gate = tmp_path / "gate"
     running, waiting = pool.submit("", wait_for, gate), pool.submit("", os.abort)
     assert waiting.cancel()
-    wait_until(lambda: bool(pool._busy))
+    wait_until(lambda: has(pool, "_busy"))
     assert running.cancel()
     after = pool.submit("", os.getpid)
     gate.touch()
@@ -158,7 +164,7 @@ def test_job_that_nobody_waits_for_has_its_limit_of_time(make):
     pool = make(1)
     before = outcome(pool.submit("", os.getpid))
     running = pool.submit("", time.sleep, 600, limits=JobLimits(seconds=0.3))
-    wait_until(lambda: bool(pool._busy))
+    wait_until(lambda: has(pool, "_busy"))
     assert running.cancel()
     assert outcome(pool.submit("", os.getpid)) != before
     assert not is_alive(before)
@@ -212,7 +218,7 @@ def test_too_many_waiting_are_refused(make):
     pool = make(2)
     submit = partial(pool.submit, "many", time.sleep, 600)
     submit()
-    wait_until(lambda: not pool._waiting)
+    wait_until(lambda: not has(pool, "_waiting"))
     for _ in range(processes.MAX_WAITING_OF_ONE):
         submit()
     with pytest.raises(Overloaded):
@@ -223,7 +229,7 @@ def test_too_many_waiting_are_refused(make):
 def test_job_that_is_given_up_while_it_waits_keeps_nothing(make):
     pool = make(2)
     running = pool.submit("many", time.sleep, 600)
-    wait_until(lambda: not pool._waiting)
+    wait_until(lambda: not has(pool, "_waiting"))
     kept = Kept()
     memory = weakref.ref(kept)
     for _ in range(2 * processes.MAX_WAITING_OF_ONE):  # they would be too many
@@ -303,7 +309,7 @@ def abort_at_first(file):
 def test_no_more_processes_is_no_fault_of_the_jobs(make, monkeypatch):
     pool = make(2)
     running = pool.submit("one", time.sleep, 1)
-    wait_until(lambda: bool(pool._busy))
+    wait_until(lambda: has(pool, "_busy"))
     monkeypatch.setattr("subprocess.Popen", fail)
     with pytest.raises(Overloaded, match="no process"):
         outcome(pool.submit("two", abs, -1))

@@ -1,11 +1,44 @@
 """The lines to try: where a caller on this machine reaches the server, and what it needs."""
 
+import json
+
 import pytest
 
-from serving.config import SecurityConfig
-from serving.server.ready_line import access_of
+from serving.config import BatchingConfig, SecurityConfig, ServerConfig
+from serving.server.ready_line import access_of, announce
 from serving.system.addresses import reached
+from serving.system.usage import Usage
+from serving.telemetry.metrics import Counts, Report, Served
 from tests.support.certificates import self_signed
+
+MODELS = (
+    Served("a", "1", "cpu", "fp32", "h2", "default", 10, max_batch_size=8, max_request_rows=64),
+    Served("a", "2", "cpu", "fp32", "h2", "canary", 10, max_batch_size=9, max_request_rows=64),
+    Served("b", "5", "cpu", "int8", "h2", "default", 0, max_batch_size=0),
+)
+FACTS = {
+    "model": "a,b", "version": "1,5", "precision": "fp32,int8", "device": "cpu", "transport": "h2",
+    "address": "127.0.0.1:1", "metrics": "127.0.0.1:2", "max_request_rows": "64,none",
+    "max_batch_size": "8,0", "http": "http://0.0.0.0:3", "waiting": "b/6", "missing": "c",
+}  # fmt: skip
+"""All facts of a ready line, in its order."""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_ready_line_has_each_fact(log_format, capsys):
+    report = Report(
+        MODELS, BatchingConfig(), {}, 0, True, Usage(), Counts(), request="curl ...",
+        waiting={"b/6": "corrupt"}, missing={"c": "not found"},
+    )  # fmt: skip
+    config = ServerConfig(log_format=log_format)
+    announce(report, "127.0.0.1:1", "127.0.0.1:2", config, http="http://0.0.0.0:3")
+    line, *others = capsys.readouterr().out.splitlines()
+    if log_format == "json":
+        assert list(json.loads(line).items()) == [("message", "serving"), *FACTS.items()]
+        assert others == []
+    else:
+        assert line == " ".join(["serving", *(f"{name}={each}" for name, each in FACTS.items())])
+        assert others == ["try it: http://127.0.0.1:3", "try it: curl ..."]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from serving.telemetry.metrics import (
 from tests.support import published
 from tests.support.fakes import image_with
 from tests.support.locks import KeptLock, handed_in, waits
+from tests.support.pages import cells
 from tests.support.raw import CLASSIFY
 from tests.support.servers import on_both, paced_server, running_server, wait_until
 
@@ -336,3 +337,29 @@ def test_many_answers_are_counted_before_they_take_memory():
         for _ in range(512):
             metrics.observe_answers(answers, [], MODEL)
         assert answers.counted_runs == expected
+
+
+def steps(lowest, highest):
+    """1, 2.5 and 5 times each power of ten between two."""
+    return [
+        float(f"{mantissa}e{power}") for power in range(lowest, highest + 1)
+        for mantissa in (1, 2.5, 5)
+    ]  # fmt: skip
+
+
+def test_bounds_of_histograms_are_those_of_the_page():
+    counts, own = ModelCounts(), OwnCounts()
+    own.observe("length", (), 1.0)
+    (length,) = own.values.values()
+    assert cells("metrics.md", "seconds")[1].endswith("from 0.00001 to 1")
+    for name in ("queue_s", "run_s", "request_s", "preprocess_s", "postprocess_s", "first_part_s",
+                 "part_gap_s"):  # fmt: skip
+        assert list(getattr(counts, name).bounds) == pytest.approx(steps(-5, 0)), name
+    assert cells("metrics.md", "a handler's own values")[1].endswith(
+        "from 0.0001 to 1000, and 10000"
+    )
+    assert list(length.bounds) == pytest.approx([*steps(-4, 3), 10_000])
+    assert cells("metrics.md", "rows in a run")[1].endswith("powers of two from 1 to 4096")
+    assert list(counts.batch_rows.bounds) == [2**power for power in range(13)]
+    confidences = cells("metrics.md", "probabilities")
+    assert [*map(float, confidences[1].split(", "))] == list(counts.confidence.bounds)

@@ -1,0 +1,57 @@
+"""The output of `info`, compared whole."""
+
+from serving.cli.description import as_text, facts_of
+from serving.tensors import ModelInfo, Tensor
+
+FEW = ModelInfo(
+    name="m",
+    version="1",
+    versions=("1",),
+    default_version="1",
+    inputs=(Tensor("x", "FP32", (-1, 4), names=("batch",)),),
+    outputs=(Tensor("y", "INT64", (-1,)),),
+    is_batchable=False,
+    max_batch_size=0,
+)
+ALL = ModelInfo(
+    name="m",
+    version="3",
+    versions=("3", "2"),
+    default_version="2",
+    canary_version="3",
+    not_served={"4": "corrupt", "1": "older"},
+    inputs=FEW.inputs,
+    outputs=FEW.outputs,
+    is_batchable=True,
+    batching="row independence proved",
+    device="cuda",
+    precision="int8",
+    optimized="int8 u8, of mine version 1",
+    max_batch_size=17,
+    max_request_rows=99,
+    max_message_bytes=12_345,
+    labels=("cat", "dog"),
+    test_accuracy=0.875,
+)
+
+
+def test_each_fact_that_is_known_is_shown():
+    assert facts_of(ALL) == {
+        "name": "m", "version": "3", "versions": ["3", "2"], "default_version": "2",
+        "canary_version": "3", "not_served": ["4: corrupt", "1: older"], "device": "cuda",
+        "precision": "int8", "optimized": "int8 u8, of mine version 1",
+        "batching": "row independence proved", "max_batch_size": 17, "max_request_rows": 99,
+        "max_message_bytes": 12_345, "test_accuracy": 0.875, "labels": ["cat", "dog"],
+        "inputs": ["x FP32 [batch, 4]"], "outputs": ["y INT64 [N]"],
+    }  # fmt: skip
+    assert facts_of(FEW) == {
+        "name": "m", "version": "1", "versions": ["1"], "default_version": "1",
+        "max_batch_size": 0, "inputs": ["x FP32 [batch, 4]"], "outputs": ["y INT64 [N]"],
+    }  # fmt: skip
+
+
+def test_lines_have_a_name_and_what_it_is():
+    facts = {"max_batch_size": 17, "labels": ["cat", "dog"]}
+    lines = "max batch size      17\nlabels              cat, dog"
+    assert as_text(facts, 0) == lines
+    assert as_text(facts, 1) == f"\n{lines}"
