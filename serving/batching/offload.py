@@ -19,7 +19,7 @@ from serving.batching.run import (
     open_calls,
 )
 from serving.config import BatchingConfig
-from serving.system.runners import Runners, Task
+from serving.system.batch_threads import Runners, Task
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from digit_classifier import Classifier
-from serving.system.runners import Threads
+from serving.system.batch_threads import Threads
 from tests.support.servers import ended, prepared, running_server, serve_command
 
 
