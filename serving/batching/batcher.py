@@ -27,10 +27,17 @@ from serving.batching.run import (
     Owner,
     Ran,
     Result,
+    Run,
     RunnableModel,
     open_calls,
 )
-from serving.batching.spot_check import MOST_BATCHES, Closeness, Drawn, SpotChecks
+from serving.batching.spot_check import (
+    MOST_BATCHES,
+    Closeness,
+    Compared,
+    Drawn,
+    SpotChecks,
+)
 from serving.config import BatchingConfig
 from serving.errors import DeadlineExceeded, ServingError
 from serving.system.host import Host
@@ -180,7 +187,8 @@ class Batcher(Entry):
         if not open_calls([drawn.call]):  # it has left, during a runner's run
             return None
         outcomes = self._executor.run([drawn.call], self.owner.clock)
-        drawn = drawn._replace(alone=self._judged(drawn, outcomes))
+        compared = self._compare(drawn, outcomes, self._executor.run_feeds)
+        drawn = drawn._replace(alone=self._judged(outcomes, compared))
         return None if drawn.alone is None else drawn
 
     def _end_drawn(self, drawn: Drawn) -> None:
@@ -188,23 +196,36 @@ class Batcher(Entry):
         if drawn.alone is not None:
             self._answer_drawn(drawn, drawn.alone)
         elif open_calls([drawn.call]):
-            self._offloaded.run_alone(drawn.call, partial(self._finish_alone, drawn))
+            compare, finish = partial(self._compare, drawn), partial(self._finish_alone, drawn)
+            self._offloaded.run_alone(drawn.call, compare, finish)
 
-    def _finish_alone(self, drawn: Drawn, outcomes: list[Outcome]) -> None:
+    def _finish_alone(
+        self, drawn: Drawn, outcomes: list[Outcome], compared: Compared | None
+    ) -> None:
         if open_calls([drawn.call]):
-            self._answer_drawn(drawn, self._judged(drawn, outcomes))
+            self._answer_drawn(drawn, self._judged(outcomes, compared))
         if self._offloaded.num_waiting:
             self.schedule()
 
-    def _judged(self, drawn: Drawn, outcomes: list[Outcome]) -> Result | ServingError | None:
+    def _compare(self, drawn: Drawn, outcomes: list[Outcome], run: Run) -> Compared | None:
+        """Compare a call's answers, on the thread that has run it alone; None if it was ended."""
+        alone = _alone_of(outcomes)
+        if alone is None:
+            return None
+        assert self._checks is not None
+        inputs = partial(self._executor.feeds, [drawn.call])
+        return self._checks.compare(drawn, alone, lambda: inputs()[0], run, self.owner.clock)
+
+    def _judged(
+        self, outcomes: list[Outcome], compared: Compared | None
+    ) -> Result | ServingError | None:
         """Return the outcome of a call alone that its caller gets; None for that of the batch."""
-        alone = next((found for groups, found in outcomes if groups), None)
-        # Without an outcome, or if it was ended, it is as good as not drawn.
-        if alone is None or isinstance(alone, DeadlineExceeded):
+        alone = _alone_of(outcomes)
+        if alone is None or compared is None:
             return None
         assert self._checks is not None
         assert self._net is not None
-        is_close = self._checks.is_close(drawn, alone, self.owner.clock, self._note_difference)
+        is_close = self._checks.is_close(alone, compared, self._note_difference)
         return None if is_close or not self._net.is_proved else alone
 
     def _answer_drawn(self, drawn: Drawn, alone: Result | ServingError | None) -> None:
@@ -328,3 +349,12 @@ class Batcher(Entry):
 
     def close(self) -> None:
         self._offloaded.close()
+
+
+def _alone_of(outcomes: list[Outcome]) -> Result | ServingError | None:
+    """Return the outcome of a call's own run; None without one, or if it was ended.
+
+    Then it is as good as not drawn.
+    """
+    alone = next((found for groups, found in outcomes if groups), None)
+    return None if isinstance(alone, DeadlineExceeded) else alone

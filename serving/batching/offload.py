@@ -18,6 +18,7 @@ from serving.batching.run import (
     divide,
     open_calls,
 )
+from serving.batching.spot_check import Compared
 from serving.config import BatchingConfig
 from serving.system.runners import Runners, Task
 
@@ -32,6 +33,8 @@ _LONG_S, _MIN_ROWS = 0.005, 8
 gain nothing, unless all runs take about as long, and their callers are all answered at the end."""
 
 _Finish = Callable[[list[Outcome]], object]
+_Look = Callable[[list[Outcome], Run], Compared | None]
+_FinishAlone = Callable[[list[Outcome], Compared | None], object]
 
 
 def _nothing() -> None:
@@ -126,23 +129,30 @@ class OffloadedBatches:
                 finish([(groups, FAILED)])
         return ended
 
-    def run_alone(self, call: Group, finish: _Finish) -> None:
-        """Have a runner run one call by itself; `finish` takes the outcome.
+    def run_alone(self, call: Group, look: _Look, finish: _FinishAlone) -> None:
+        """Have a runner run one call by itself; `finish` takes the outcome, and what `look` says.
 
         If all runners are busy, it runs once one is free, before what waits in the queues.
+
+        Args:
+            call: the call.
+            look: gets the outcome and the model's run, on the runner's thread.
+            finish: called on the owner's thread.
         """
         self._num_taken += 1
         self.running[self._num_taken] = running = _RunnerBatch([call], self.owner.clock())
         try:
             self._runners.put(
-                partial(self._run_one, self._num_taken, running, finish), self.owner.post
+                partial(self._run_one, self._num_taken, running, look, finish), self.owner.post
             )
         except RuntimeError:
             _log.error("the server can't start a thread")
             del self.running[self._num_taken]
-            finish([])
+            finish([], None)
 
-    def _run_one(self, number: int, running: _RunnerBatch, finish: _Finish) -> Task:
+    def _run_one(
+        self, number: int, running: _RunnerBatch, look: _Look, finish: _FinishAlone
+    ) -> Task:
         """Run a call by itself, on a runner's thread; return the function that delivers it."""
 
         def begin(calls: list[Group]) -> Run:
@@ -152,10 +162,11 @@ class OffloadedBatches:
 
         waiting = open_calls(running.groups)  # while it waited for this runner it may have left
         outcomes = self._executor.run(waiting, self.owner.clock, begin) if waiting else []
+        compared = look(outcomes, lambda feeds: begin(waiting)(feeds))
 
         def deliver() -> None:
             del self.running[number]
-            finish(outcomes)
+            finish(outcomes, compared)
 
         return deliver
 

@@ -400,7 +400,8 @@ class Executor:
         self._has_texts = any(each.dtype == object for each in model.tensors.outputs)
         self.model = model
         self._guard = guard
-        self._run = guard(model.run)
+        self.run_feeds = guard(model.run)
+        """Runs inputs by name; returns the outputs in order."""
         self._version, self._signature = model.version, model.signature
         self._tensors = tensors = model.tensors
         self.is_batchable = tensors.is_batchable
@@ -447,8 +448,8 @@ class Executor:
             calls = todo.pop()
             started_s = clock()
             try:
-                run = begin(calls) if begin else self._run
-                feeds, num_rows = self._feeds(calls)
+                run = begin(calls) if begin else self.run_feeds
+                feeds, num_rows = self.feeds(calls)
                 outputs = run(feeds)
                 # Else its outputs may have any shape.
                 if self._signature or len(calls) > 1 or len(calls[0].streams) > 1:
@@ -519,7 +520,7 @@ class Executor:
         _log.error("a batch of %d rows failed%s", num_rows, more, exc_info=error)
         self._logged_s, self._num_unlogged = now_s, 0
 
-    def _feeds(self, groups: list[Group]) -> tuple[Feeds, int]:
+    def feeds(self, groups: list[Group]) -> tuple[Feeds, int]:
         """Join the inputs of calls; returns them, and their number of rows."""
         if self._are_rows:
             messages: Sequence[Any]

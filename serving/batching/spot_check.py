@@ -13,20 +13,26 @@ are compared. Where that is quick, it is done first, since all of a turn's answe
 The caller of a call that differs gets the answer of the run alone. After differences in three
 batches the version runs each call alone from then on. Only calls are drawn that fit one run and
 whose deadline leaves time for another one.
+
+Rounding is none of a rule's faults: sums are added in another order where there are more rows, and
+a row whose terms cancel out shows nothing else. Whoever sends such rows would end the batches of
+all. So a difference counts only if the others made it, or if the answer is a steady one: inputs
+that are changed by rounding, and copies of the call in the others' places, show that.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from serving.batching.run import Group, Result
+from serving.batching.run import Group, Result, Run
 from serving.errors import ServingError
 from serving.proof.drawn_inputs import is_near, relative_error
-from serving.tensors import Array, Tensor
+from serving.tensors import Array, Feeds, Tensor
 
 FIRST_CALLS = 10_000
 """Calls that are drawn from more often: those of a new version, and those behind a difference."""
@@ -41,6 +47,8 @@ MOST_BATCHES = 3
 TOLERANCES: Mapping[int, float] = MappingProxyType({2: 1e-2, 4: 1e-4, 8: 1e-6})
 """The largest difference of a float from itself alone, relative to the magnitude of its row, by its
 bytes: sums are added in another order. Other types have none. So has the proof's check by a run."""
+_NUDGE = 8
+"""Units in the last place by which inputs are changed: of sums, rounding makes as much."""
 
 
 class Closeness(NamedTuple):
@@ -79,6 +87,15 @@ class Drawn(NamedTuple):
     """All calls of the run, in the order of their rows; one is `call`."""
     alone: Result | ServingError | None = None
     """The outcome of its run alone, if its caller gets that."""
+
+
+class Compared(NamedTuple):
+    """A call's answer among others beside that alone."""
+
+    text: str | None
+    """How they differ; None if they don't, or by rounding."""
+    seconds: float
+    """What it took to find out."""
 
 
 class SpotChecks:
@@ -165,40 +182,74 @@ class SpotChecks:
         pieces = [*groups[:index], *pieces, *groups[index + 1 :]]
         return Drawn(call, result, at + place * call.num_rows, pieces)
 
-    def is_close(
+    def compare(
         self,
         drawn: Drawn,
         alone: Result | ServingError,
+        feeds: Callable[[], Feeds],
+        run: Run,
         clock: Callable[[], float],
-        note: Callable[[str, int], None],
-    ) -> bool:
-        """Return whether a call has the same answer alone.
+    ) -> Compared:
+        """Compare the answers to a call; from any thread, such as the one that has run it alone.
 
         Args:
             drawn: the call, with its answer among others.
             alone: its answer alone, or why there is none.
+            feeds: returns its inputs.
+            run: the model.
             clock: monotonic, in seconds.
-            note: called for a difference, with a text on it and how many there are now.
         """
         begin_s = clock()
         text = self._difference(drawn, alone)
-        self._alone_s += clock() - begin_s  # of a small model longer than the run
+        if text is not None and isinstance(alone, Result):
+            with suppress(Exception):  # it was ended, or takes no such values: nothing excuses it
+                text = None if self._is_rounding(drawn, alone.outputs, feeds(), run) else text
+        return Compared(text, clock() - begin_s)
+
+    def is_close(
+        self,
+        alone: Result | ServingError,
+        compared: Compared,
+        note: Callable[[str, int], None],
+    ) -> bool:
+        """Return whether a call has the same answer alone, and count the time and the difference.
+
+        Args:
+            alone: its answer alone, or why there is none.
+            compared: what `compare` has found.
+            note: called for a difference, with a text on it and how many there are now.
+        """
+        self._alone_s += compared.seconds  # of a small model longer than the run
         if isinstance(alone, Result):
             self._alone_s += alone.finished_s - alone.started_s
-        if text is None:
+        if compared.text is None:
             return True
         self._num_found += 1
         self._every, self._num_often = SUSPECT_EVERY, FIRST_CALLS
         self._until_next = min(self._until_next, self._gap())
-        note(text, self._num_found)
+        note(compared.text, self._num_found)
         return False
+
+    def _is_rounding(self, drawn: Drawn, alone: Sequence[Array], feeds: Feeds, run: Run) -> bool:
+        shared = drawn.result.cut(drawn.at, drawn.call.num_rows)
+        if not (_has_overflown(alone, shared) or _may_overflow(feeds)):
+            changed = nudged(feeds)
+            if changed is None or self._text(alone, run(changed)) is None:
+                return False
+        size, at = drawn.result.num_rows, drawn.at
+        places = np.arange(-at, size - at)
+        among = run({name: each[places % len(each)] for name, each in feeds.items()})
+        return self._text([each[at : at + drawn.call.num_rows] for each in among], shared) is None
 
     def _difference(self, drawn: Drawn, alone: Result | ServingError) -> str | None:
         if isinstance(alone, ServingError):
             return f"alone it ends with {type(alone).__name__}"
-        shared = drawn.result.cut(drawn.at, drawn.call.num_rows)
+        return self._text(alone.outputs, drawn.result.cut(drawn.at, drawn.call.num_rows))
+
+    def _text(self, alone: Sequence[Array], shared: Sequence[Array]) -> str | None:
+        """Return how a call's answer among others differs from that alone, if it does."""
         texts, are_scores_close, is_certain = [], False, False
-        for tensor, expected, found in zip(self._outputs, alone.outputs, shared, strict=True):
+        for tensor, expected, found in zip(self._outputs, alone, shared, strict=True):
             text = self._closeness.difference(tensor, expected, found)
             if text is not None:
                 texts.append(text)
@@ -207,3 +258,35 @@ class SpotChecks:
                 are_scores_close = True
         # A class may change where two scores are as good as equal: a near tie is no difference.
         return "; ".join(texts) if texts and (is_certain or not are_scores_close) else None
+
+
+def nudged(feeds: Feeds) -> Feeds | None:
+    """Return inputs whose floats are changed in their last places, up and down; None without any.
+
+    Which way is the same each time, and neighbours along any axis go either way.
+    """
+    found = dict(feeds)
+    for name, array in feeds.items():
+        if array.dtype.kind == "f":
+            numbers = np.arange(array.size, dtype=np.uint32) * np.uint32(2_654_435_761)
+            signs = (numbers >> np.uint32(15) & np.uint32(1)).astype(array.dtype) * 2 - 1
+            share = signs.reshape(array.shape) * (_NUDGE * np.finfo(array.dtype).eps)
+            with np.errstate(all="ignore"):
+                found[name] = array + array * share.astype(array.dtype)
+    return found if any(array.dtype.kind == "f" for array in feeds.values()) else None
+
+
+def _has_overflown(alone: Sequence[Array], shared: Sequence[Array]) -> bool:
+    """Return whether a number of one answer is finite that is not so in the other."""
+    return any(
+        first.dtype.kind == "f"
+        and first.shape == second.shape
+        and not np.array_equal(np.isfinite(first), np.isfinite(second))
+        for first, second in zip(alone, shared, strict=True)
+    )
+
+
+def _may_overflow(feeds: Feeds) -> bool:
+    """Return whether a float of the inputs is so large that its square is none, or is none."""
+    floats = [array for array in feeds.values() if array.dtype.kind == "f"]
+    return any(not (np.abs(each) < np.sqrt(np.finfo(each.dtype).max)).all() for each in floats)

@@ -43,8 +43,7 @@ is and never on which others it depends."""
 _FREE_BEGINNINGS = "base_", "class_", "default_", "keys_", "nodes_", "target_", "values_"
 _USUAL = {
     "auto_pad": "NOTSET", "direction": "forward", "keep_aspect_ratio_policy": "stretch",
-    "mode": "", "post_transform": "NONE", "kernel_type": "", "norm": "", "nan_mode": "",
-    "nearest_mode": "", "round_mode": "",
+    "post_transform": "NONE",
 }  # fmt: skip
 """Values that attributes have where they are left out, for all operators."""
 _USUAL_FLAGS = {"largest": 1, "sorted": 1, "upper": 1, "saturate": 1}

@@ -302,3 +302,24 @@ def test_type_checkers_find_the_packages_of_the_checkout(tmp_path):
     errors = [line for line in result.stdout.splitlines() if ": error: " in line]
     assert errors
     assert all('"infer" of "Client"' in line for line in errors), result.stdout
+
+
+def test_module_of_an_extra_is_of_a_package_that_the_extra_installs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = {
+        extra: {re.split(r"[\[<>=!;~ ]", each)[0].lower() for each in packages}
+        for extra, packages in project["optional-dependencies"].items()
+    }
+    for module, extra in installation.EXTRAS.items():
+        names = {package.replace("-", "_") for package in extras[extra]}
+        package = installation._PACKAGES.get(module, module)
+        assert package.lower().replace("-", "_") in names, (module, extra)
+    installed = {module for module in installation._PACKAGES if module not in installation.EXTRAS}
+    base = {re.split(r"[\[<>=!;~ ]", each)[0] for each in project["dependencies"]}
+    assert {installation._PACKAGES[module] for module in installed} <= base | extras["serve"]
+
+
+def test_version_of_what_is_not_installed_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(installation, "_ROOT", tmp_path)
+    monkeypatch.setattr(installation, "DISTRIBUTION", "nowhere-installed")
+    assert installation.version() == "unknown"

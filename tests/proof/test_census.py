@@ -5,11 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from serving.proof import Mixes, prove
-from serving.proof.census import Census, census, table_rows
+from serving.proof.census import Census, _attribute, census, table_rows
 from serving.proof.onnx_file import parse_model
 from serving.proof.table import TABLE
 from tests.proof.models import graph, verdict
@@ -139,3 +140,60 @@ def test_proof_asks_the_census():
     model = parse_model(graph("y = Neg(x)", "int8[N,4] x", "int8[N,4] y").SerializeToString())
     with pytest.raises(Mixes, match="input int8: no rule"):
         prove(model)
+
+
+NAMING_A_TYPE = {"to", "dtype", "output_dtype", "stash_type", "softmax_precision"}
+DEFAULTS_WITH_A_TRAIT = {
+    "activations", "aggregate_function", "approximate", "axis", "batch_axis", "case_change_action",
+    "coordinate_transformation_mode", "detect_negative", "detect_positive", "kernel_type",
+    "left_window_size", "mode", "nearest_mode", "norm", "onesided", "p", "padding_mode",
+    "reduction", "right_window_size", "round_mode", "zeros",
+}  # fmt: skip
+"""Attributes whose default, written out, makes another kind of node of one operator or more."""
+
+
+def attributes_of_operators():
+    """Each attribute of the table's operators that ONNX itself defines, by their names."""
+    for operator in sorted(TABLE.keys() - REFUSING):
+        domain, _, name = operator.rpartition(".")
+        if domain in ("", "ai.onnx.ml") and onnx.defs.has(name, domain):
+            for attribute in onnx.defs.get_schema(name, domain).attributes.values():
+                yield operator, attribute
+
+
+def traits_with(name, value):
+    """The traits of an attribute of a value."""
+    made = value if isinstance(value, onnx.AttributeProto) else helper.make_attribute(name, value)
+    one = helper.make_node("Any", [], ["y"])
+    one.attribute.append(made)
+    model = helper.make_model(helper.make_graph([one], "g", [], []))
+    (read,) = parse_model(model.SerializeToString()).graph.node[0].attribute
+    return {*_attribute(name, read)}
+
+
+def test_default_that_is_written_out_is_as_one_that_is_left_out():
+    """Exporters differ in it: a kind of node would be unknown for what means the same."""
+    written = {
+        each.name for _, each in attributes_of_operators()
+        if each.default_value.type and traits_with(each.name, each.default_value)
+    }  # fmt: skip
+    assert written - NAMING_A_TYPE == DEFAULTS_WITH_A_TRAIT
+
+
+def test_factors_and_tables_of_values_are_free():
+    """They say what an element is, never on which others it depends."""
+    kinds = onnx.defs.OpSchema.AttrType
+    values = {
+        kinds.FLOAT: 0.375, kinds.FLOATS: [0.375, 2.0], kinds.STRINGS: ["a", "b"],
+        kinds.TENSOR: helper.make_tensor("t", onnx.TensorProto.FLOAT, [1], [0.375]),
+    }  # fmt: skip
+    bound = {
+        each.name for _, each in attributes_of_operators()
+        if each.type in values and traits_with(each.name, values[each.type])
+    }  # fmt: skip
+    assert bound == {"activations", "clip", "extrapolation_value", "softcap", "stopwords"}
+
+
+def test_attribute_that_names_a_type_has_a_trait_with_its_name():
+    for name in NAMING_A_TYPE:
+        assert traits_with(name, onnx.TensorProto.DOUBLE) == {f"`{name}=float64`"}

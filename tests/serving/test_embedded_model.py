@@ -156,3 +156,13 @@ def test_model_made_before_a_fork_answers_in_the_child(layers, expected):
     with ProcessPoolExecutor(1, mp_context=fork) as pool:
         answer = pool.submit(layers.infer, ROWS[:300]).result(60)
     np.testing.assert_allclose(answer["y"], expected[:300], atol=TOLERANCE)
+
+
+def test_description_has_no_limits_of_a_server(layers, expected):
+    """Such as rows in a request: here there is no request."""
+    info = layers.describe()
+    assert (info.max_request_rows, info.max_message_bytes) == (None, None)
+    assert info.max_batch_size == 100
+    rows = np.concatenate([ROWS, ROWS, ROWS])  # more than a server takes
+    (found,) = layers.infer({"x": rows}).values()
+    np.testing.assert_allclose(found, np.concatenate([expected] * 3), atol=TOLERANCE)

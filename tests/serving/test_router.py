@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from serving.handlers.model import with_handler
 from serving.handlers.signature import HandlerSignature
 from serving.model.loaded import LoadedModel
 from serving.model.settings import ModelSettings
-from serving.router import Router
+from serving.router import Router, ServedVersion
 from serving.system.crash_record import number_of
 from serving.system.host import Host
 from serving.telemetry.metrics import HandlerUsage
@@ -616,3 +617,17 @@ def test_looks_and_the_loop_wait_for_one_another():
     assert waits(lock, lambda: router.change("digits", served("5")))
     assert waits(lock, router.prune)
     assert [each.model.version for each in router.served] == ["4"]
+
+
+def test_version_that_ends_asks_its_callers_to_try_again_before_its_runners_end():
+    """Calls that wait when its entry is closed would get an error that is not retried."""
+    happened: list[str] = []
+    entry: Any = SimpleNamespace(
+        refuse=lambda reason: happened.append("refused"), close=lambda: happened.append("closed")
+    )
+    model: Any = None
+    served = ServedVersion(model, entry)
+    served.close()
+    assert happened == ["refused", "closed"]
+    served.block(None)
+    assert happened == ["refused", "closed"], "it is not opened again"

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from serving.batching import parallel
-from serving.batching.parallel import run_parallel
+from serving.batching.parallel import run_parallel, run_whole
 from serving.errors import ModelError, Unavailable
 from tests.support.fakes import TIMEOUT_S
+from tests.support.servers import wait_until
 
 
 class Doubling:
@@ -149,3 +150,38 @@ def test_threads_that_were_busy_before_a_fork_take_no_core_in_the_child():
     finally:
         parallel._busy.difference_update(threads)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_run_that_fails_leaves_no_slice_to_helpers_and_no_thread_busy():
+    """Helpers would run rows that nobody waits for, beside the next call's."""
+    begun, helps, has_failed = [], threading.Event(), threading.Event()
+
+    def failing(feeds):
+        begun.append(int(feeds["a"][0]))
+        if get_ident() == caller:
+            assert helps.wait(TIMEOUT_S)
+            raise ModelError("it failed")
+        helps.set()
+        assert has_failed.wait(TIMEOUT_S)
+        return [feeds["a"], feeds["b"]]
+
+    caller = get_ident()
+    with pytest.raises(ModelError, match="it failed"):
+        divided(failing, 100, most=10, enough=50, threads=2)
+    has_failed.set()
+    wait_until(lambda: not parallel._busy)
+    assert len(begun) == 2
+
+
+def test_call_that_can_not_be_divided_and_fails_leaves_all_cores_to_the_next():
+    def failing(feeds):
+        raise ModelError("it failed")
+
+    def fail():
+        with pytest.raises(ModelError, match="it failed"):
+            run_whole(failing, {}, None)
+
+    other = threading.Thread(target=fail)
+    other.start()
+    other.join()
+    assert run_whole(failing, {}, lambda feeds: []) == []

@@ -18,11 +18,12 @@ from serving.batching.spot_check import (
     Closeness,
     Drawn,
     SpotChecks,
+    nudged,
 )
 from serving.config import BatchingConfig
 from serving.errors import ModelError
 from serving.telemetry.metrics import Metrics
-from serving.tensors import Tensor
+from serving.tensors import Tensor, TensorSignature
 from tests.support.fakes import (
     FakeClock,
     FakeModel,
@@ -331,6 +332,17 @@ def test_comparisons_count_in_that_share(make):
     assert num_alone == pytest.approx((FREE_S / 0.01 + FIRST_SHARE * 2_000) / 2, abs=2)
 
 
+def no_run(feeds):
+    raise ModelError
+
+
+def is_same(checks, shared, alone, feeds=dict, run=no_run):
+    """Return whether the second of two rows has the same answer alone."""
+    one = Result(alone, 1, "1", None, 0.0, 0.0)
+    compared = checks.compare(drawn_of(shared), one, feeds, run, FakeClock())
+    return checks.is_close(one, compared, lambda *_: None)
+
+
 def drawn_of(shared):
     result = Result(shared, 2, "1", None, 0.0, 0.0)
     return Drawn(FakeRequest(1).group, result, 1, [])
@@ -349,18 +361,16 @@ def drawn_of(shared):
 def test_floats_are_close_up_to_rounding(shared, alone, is_close):
     outputs = (Tensor("y", "FP32", (-1, -1)),)
     checks = SpotChecks(Random(0), outputs, Closeness(), 8)
-    one = Result([np.array(alone, np.float32)], 1, "1", None, 0.0, 0.0)
-    drawn = drawn_of([np.array(shared, np.float32)])
-    assert checks.is_close(drawn, one, FakeClock(), lambda *_: None) == is_close
+    arrays = [np.array(shared, np.float32)], [np.array(alone, np.float32)]
+    assert is_same(checks, *arrays) == is_close
 
 
 def test_one_step_of_a_quantised_output_is_close():
     outputs = (Tensor("y", "FP32", (-1, 1)),)
     checks = SpotChecks(Random(0), outputs, Closeness(step=0.1), 8)
     for alone, is_close in ((1.1, True), (1.15, False)):
-        one = Result([np.array([[alone]], np.float32)], 1, "1", None, 0.0, 0.0)
-        drawn = drawn_of([np.array([[0], [1.0]], np.float32)])
-        assert checks.is_close(drawn, one, FakeClock(), lambda *_: None) == is_close
+        arrays = [np.array([[0], [1.0]], np.float32)], [np.array([[alone]], np.float32)]
+        assert is_same(checks, *arrays) == is_close
 
 
 @pytest.mark.parametrize(("score", "is_close"), [(0.500001, True), (0.6, False), (None, False)])
@@ -371,5 +381,108 @@ def test_class_that_changes_by_a_near_tie_is_no_difference(score, is_close):
     if score is None:  # a model without scores
         outputs, shared, alone = outputs[:1], shared[:1], alone[:1]
     checks = SpotChecks(Random(0), outputs, Closeness(), 8)
-    one = Result(alone, 1, "1", None, 0.0, 0.0)
-    assert checks.is_close(drawn_of(shared), one, FakeClock(), lambda *_: None) == is_close
+    assert is_same(checks, shared, alone) == is_close
+
+
+class Summing(FakeModel):
+    """Answers with the sum of a row, one rounding off where there are several rows."""
+
+    signature = None
+    tensors = TensorSignature(
+        (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 1)),), is_batchable=True
+    )
+
+    def __init__(self, mixed=0.0, by_number=0.0, inline_rows=64):
+        super().__init__()
+        self.mixed, self.by_number, self.inline_rows = mixed, by_number, inline_rows
+
+    def run(self, feeds):
+        (rows,) = feeds.values()
+        self.ran.append(len(rows))
+        many = np.float32(len(rows) > 1)
+        others = rows.max(axis=0, keepdims=True).sum(axis=1, keepdims=True)
+        rounded = np.abs(rows).max(axis=1, keepdims=True) * np.float32(2e-7) * many
+        total = rows.sum(axis=1, keepdims=True, dtype=np.float32)
+        return [total + rounded + self.mixed * others + self.by_number * many]
+
+
+class RowRequest(FakeRequest):
+    """A call of one row of floats; its outcome is the answer."""
+
+    def __init__(self, row):
+        super().__init__(0)
+        self.group.messages = [np.array([row], np.float32).tobytes()]
+
+    def encode(self, result, at, number):
+        return [result.cut(at, 1)[0].tolist()]
+
+
+@pytest.mark.parametrize("inline_rows", [64, 0])
+@pytest.mark.parametrize("mixed", [0.0, 1.0])
+def test_caller_whose_terms_cancel_out_ends_no_batches(mixed, inline_rows, make):
+    model = Summing(mixed, inline_rows=inline_rows)
+    owner = make(model)
+    for _ in range(MOST_BATCHES + 1):
+        requests = [RowRequest(CANCELLED), RowRequest([7e6, 1.0, 2.0, 3.0])]
+        owner.submit_all(requests)
+        owner.wait(*requests)
+    assert bool(owner.records) == bool(mixed)
+    assert (mismatches(owner) > 0) == bool(mixed)
+
+
+CANCELLED = [1e5, -1e5, 3e4, -3e4]
+STEADY = [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("model", "row", "is_close"),
+    [
+        (Summing(), STEADY, True),
+        (Summing(), CANCELLED, True),  # its sum is nothing but rounding
+        (Summing(mixed=1.0), STEADY, False),
+        (Summing(mixed=1.0), CANCELLED, False),  # the other row made it
+        (Summing(by_number=1.0), STEADY, False),  # nothing but the number of rows, and not rounding
+    ],
+)
+def test_row_whose_terms_cancel_out_is_no_difference(model, row, is_close):
+    checks = SpotChecks(Random(0), (Tensor("y", "FP32", (-1, 1)),), Closeness(), 8)
+    rows = np.array([[7e6, 1.0, 2.0, 3.0], row], np.float32)
+    shared, alone = model.run({"x": rows}), model.run({"x": rows[1:]})
+    assert is_same(checks, shared, alone, lambda: {"x": rows[1:]}, model.run) == is_close
+
+
+def test_sum_that_overflows_in_one_order_is_no_difference():
+    """Both answers are as good: no finite number is the sum."""
+
+    def run(feeds):
+        (rows,) = feeds.values()
+        return [np.full((len(rows), 1), np.inf if len(rows) > 1 else 1e38, np.float32)]
+
+    checks = SpotChecks(Random(0), (Tensor("y", "FP32", (-1, 1)),), Closeness(), 8)
+    rows = np.ones((2, 4), np.float32)
+    shared, alone = run({"x": rows}), run({"x": rows[1:]})
+    assert is_same(checks, shared, alone, lambda: {"x": rows[1:]}, run)
+
+
+@pytest.mark.parametrize(("number", "is_close"), [(1e20, True), (1.0, False)])
+def test_row_whose_squares_overflow_is_no_difference(number, is_close):
+    """Inside, a sum may be infinite in one order, and what is made of it is finite again."""
+
+    def run(feeds):
+        (rows,) = feeds.values()
+        return [np.full((len(rows), 1), len(rows) > 1, np.float32)]
+
+    checks = SpotChecks(Random(0), (Tensor("y", "FP32", (-1, 1)),), Closeness(), 8)
+    rows = np.full((2, 4), number, np.float32)
+    shared, alone = run({"x": rows}), run({"x": rows[1:]})
+    assert is_same(checks, shared, alone, lambda: {"x": rows[1:]}, run) == is_close
+
+
+def test_inputs_without_floats_excuse_nothing():
+    assert nudged({"x": np.ones((1, 4), np.int64)}) is None
+    ones = np.ones((1, 4, 8), np.float32)
+    changed = nudged({"x": ones, "n": np.ones(1, np.int64)})
+    assert changed is not None
+    assert 0 < np.abs(changed["x"] - ones).max() < 1e-5
+    assert not np.array_equal(changed["x"][0, 0], changed["x"][0, 1])
+    assert changed["n"].tolist() == [1]

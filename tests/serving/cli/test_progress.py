@@ -76,3 +76,20 @@ def test_threads_wait_for_one_another(clock):
     clock.advance(1.0)
     bar.advance()
     assert "1 of 4" in terminal.getvalue()
+
+
+def test_what_is_drawn_is_flushed(clock):
+    """Else it stays in the stream's buffer until the end."""
+    seen = []
+
+    class Buffered(Terminal):
+        def flush(self):
+            seen.append(self.getvalue())
+
+    terminal = Buffered()
+    bar = Bar(4, terminal, "never seen")
+    clock.advance(1.0)
+    bar.advance(1)
+    assert seen[-1] == terminal.getvalue() != ""
+    bar.clear()
+    assert seen[-1] == terminal.getvalue()

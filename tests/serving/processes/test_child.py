@@ -272,3 +272,18 @@ def test_own_process_of_a_server_says_how_it_has_ended(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(serving.Unavailable, match="the server ended with SIGABRT"):
         serving.Server(tmp_path / "net.onnx")
+
+
+def test_end_that_names_no_time_kills_at_once(start):
+    """It asks once whether the child has ended, without a wait, and waits after the kill alone."""
+    child = start("wait")
+    waits = []
+    ended = child.wait
+
+    def wait(timeout_s=None):
+        waits.append(timeout_s)
+        return ended(timeout_s)
+
+    child.wait = wait
+    assert child.end().code == -signal.SIGKILL
+    assert waits == [0.0, None]

@@ -1,6 +1,7 @@
 """Versions that are published whole, or not at all."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -160,3 +161,19 @@ def test_full_disk_leaves_nothing_visible(tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert publish_in_a_process(tmp_path).returncode == 0
     assert visible(tmp_path) == ["1", "config"]
+
+
+def test_publishing_leaves_no_descriptor_open_and_no_lock_where_it_fails(tmp_path, monkeypatch):
+    """A descriptor that stays open keeps the lock: the next publisher would wait for ever."""
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    opened = os.listdir("/proc/self/fd")
+    write_version(tmp_path / "mine", files_of)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_version(tmp_path / "mine", files_of)
+    assert os.listdir("/proc/self/fd") == opened
+    assert write_version(tmp_path / "mine", files_of).name == "2"
