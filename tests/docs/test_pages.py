@@ -142,13 +142,13 @@ def test_names_in_the_glossary_are_in_its_code():
 # The page's plan of the house is the one that the boundaries are checked with
 
 
-PLAN = (Path(__file__).parents[2] / "docs" / "modules.md").read_text("utf-8")
+PLAN = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("package", ORDER)
 def test_rooms_of_a_package_are_listed_from_the_ground_up(package):
-    _, _, section = PLAN.partition(f"\n## {package}\n")
-    listed = re.findall(r"(?m)^\| `([\w.]+)` \|", section.partition("\n## ")[0])
+    _, _, section = PLAN.partition(f"\n### {package}\n")
+    listed = re.findall(r"(?m)^\| `([\w.]+)` \|", section.partition("\n### ")[0])
     assert listed == ORDER[package].split()
 
 
