@@ -59,7 +59,7 @@ bench: $(INSTALLED)  ## measure four servers (2 min); benchmarks/results/local/b
 bench-full: $(INSTALLED)  ## measure everything: all scenarios, devices, precisions, workers (20 min)
 	$(RUN) -m benchmarks run --suite full
 
-bench-peers: $(INSTALLED)  ## compare with LitServe, BentoML, mosec, MLServer, Ray Serve; the README's figures (an hour; goes on where it was ended)
+bench-peers: $(INSTALLED)  ## compare with Triton, LitServe, BentoML, mosec, MLServer, Ray Serve; the README's figures (70 min; goes on where it was ended)
 	$(RUN) -m benchmarks peers $(if $(PEERS),--peer $(PEERS)) --output benchmarks/results/peers.json
 	$(RUN) -m benchmarks plot benchmarks/results/peers.json --readme README.md
 

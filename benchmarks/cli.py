@@ -108,8 +108,11 @@ def parser(name: str = PROGRAM) -> argparse.ArgumentParser:
         "peers",
         formatter_class=raw,
         help="compare with other projects' servers",
-        description="Measure this server beside LitServe, BentoML, mosec, MLServer and Ray Serve, "
-        "each installed\nby pip in an environment of its own, and real clients.",
+        description="Measure this server beside others, like with like: gRPC with gRPC, JSON with "
+        "JSON, bytes with\nbytes, equal connections and calls in flight. LitServe, BentoML, mosec, "
+        "MLServer and Ray Serve are\ninstalled by pip, each into an environment of its own; Triton "
+        "is measured where `tritonserver` is\non the PATH. A run that was ended goes on where it "
+        "was.",
     )
     _add_peers(peers)
     _add_plot(
@@ -156,7 +159,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--generator",
         choices=("auto", "h2load", "python"),
         default="auto",
-        help="load generator of closed loops; auto: h2load if installed",
+        help="load generator of closed loops; auto: our own, with other rows in each call, "
+        "and h2load for SameBytes, Offline and requests above 16 KiB",
     )
     add(
         "--share-cores",
@@ -203,8 +207,8 @@ def _add_peers(parser: argparse.ArgumentParser) -> None:
         type=_list(_target),
         default=[],
         metavar="NAME=oip://HOST:PORT",
-        help="a server of the Open Inference Protocol that runs already, such as "
-        "triton=oip://127.0.0.1:8001; several with commas",
+        help="a server of the Open Inference Protocol that runs already, called over gRPC, such as "
+        "kserve=oip://127.0.0.1:8001; several with commas",
     )
     add(
         "--models",
@@ -220,9 +224,19 @@ def _add_peers(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help=f"clients, of the first network ({','.join(CLIENTS)})",
     )
-    add("--callers", type=_list(_callers), metavar="N,M", help="calls in flight (1,16,64)")
-    add("--rounds", type=values.count, metavar="N", help="interleaved rounds (5)")
-    add("--seconds", type=values.seconds, metavar="S", help="length of one timed run (0.5)")
+    add(
+        "--callers",
+        type=_list(_callers),
+        metavar="N,CxM",
+        help="calls in flight (by protocol and model: 1, 8x8, 64, 64x8)",
+    )
+    add("--rounds", type=values.count, metavar="N", help="interleaved rounds (3)")
+    add(
+        "--seconds",
+        type=values.seconds,
+        metavar="S",
+        help="length of one timed run (3), or as long as 300 calls take",
+    )
     add("--seed", type=values.at_least(0), default=0, help="of what is drawn at random (0)")
     add("--output", type=Path, metavar="FILE", help=f"(peers.json in {RESULTS}/local)")
 

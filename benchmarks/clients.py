@@ -1,4 +1,4 @@
-"""Load by real clients, from one process: ours, a grpcio stub, and tritonclient."""
+"""Load by real clients, from one process: ours, a grpcio stub, and tritonclient's two."""
 
 import json
 import math
@@ -16,7 +16,8 @@ from benchmarks.network import Demand, on_cores
 from benchmarks.others import CODE, ENVIRONMENTS, TRITONCLIENT
 from benchmarks.workload import Workload
 
-CLIENTS = ("Client", "AsyncClient", "grpcio stub", "tritonclient")
+HTTP_CLIENT = "tritonclient over HTTP"
+CLIENTS = ("Client", "AsyncClient", "grpcio stub", "tritonclient", HTTP_CLIENT)
 _MORE_S = 60.0
 """How much longer than its loop a process of callers may take."""
 
@@ -29,7 +30,7 @@ class ClientLoad:
 
         Args:
             client: one of `CLIENTS`.
-            address: host:port of its gRPC.
+            address: host:port of its gRPC, or of its HTTP, as the client speaks.
             workload: the rows of the calls.
             cores: where the client runs.
         """
@@ -42,7 +43,7 @@ class ClientLoad:
         Raises:
             OSError: the client failed, or is not installed.
         """
-        is_triton = self._client == "tritonclient"
+        is_triton = self._client.startswith(TRITONCLIENT)
         environment = ENVIRONMENTS / TRITONCLIENT / "bin" / "python"
         program = str(environment.absolute()) if is_triton else sys.executable
         with tempfile.TemporaryDirectory(prefix="digits-bench-") as folder:

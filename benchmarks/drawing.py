@@ -1,6 +1,7 @@
 """How pictures are drawn: colours, axes, labels, and files that follow a reader's light or dark."""
 
 import io
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import matplotlib
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.tables import seconds, short
+from benchmarks.targets import PRODUCT
 
 WIDTH = 4.8
 """Inches: 460 pixels, so that text stays readable on a telephone of 360."""
@@ -22,6 +24,8 @@ _STYLE = """<style>
 svg { color: #222; background: #fff }
 @media (prefers-color-scheme: dark) { svg { color: #ddd; background: #181818 } }
 </style>"""
+_LINE = 12.0
+"""Points: of a line of text."""
 _SHORT = 60
 """The greatest ratio of an axis's ends at which it has three ticks a decade."""
 _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -43,6 +47,61 @@ def scale_rate_and_latency(axes: Axes) -> None:
 def title(axes: Axes, text: str) -> None:
     """Write the title of a panel."""
     axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=INK)
+
+
+def name_lines(axes: Axes, lines: Mapping[str, tuple[float, str]]) -> None:
+    """Write names in a column beside a panel, each at the height of its line's end.
+
+    Where two would be on each other they move apart. Called once the panel's limits are final.
+
+    Args:
+        axes: the panel.
+        lines: by name: the last value of the line, and its colour.
+    """
+    figure = axes.figure.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # lays out, so that heights are known
+    to_points = 72 / figure.dpi
+    low, high = (axes.transAxes.transform((0, end))[1] * to_points for end in (0.0, 1.0))
+    height = {
+        name: axes.transData.transform((axes.get_xlim()[1], value))[1] * to_points
+        for name, (value, _) in lines.items()
+    }
+    order = sorted(lines, key=lambda name: height[name])
+    places: list[float] = []
+    for name in order:
+        places.append(max(height[name], places[-1] + _LINE if places else low))
+    top = high - _LINE / 2  # what stands above the panel moves down, and pushes the others
+    for at in reversed(range(len(places))):
+        places[at] = min(places[at], top)
+        top = places[at] - _LINE
+    for name, place in zip(order, places, strict=True):
+        weight = "bold" if name.startswith(PRODUCT) else "normal"
+        axes.annotate(
+            name,
+            (1.0, 0.0),
+            (6, place - low),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=lines[name][1],
+            fontsize=9,
+            fontweight=weight,
+            verticalalignment="center",
+            annotation_clip=False,
+        )
+
+
+def colour_of(name: str, names: Sequence[str]) -> str:
+    """Return the colour of a product: this server's is the first one in every picture.
+
+    Args:
+        name: of the product, or of one of its variants.
+        names: of all in the picture.
+    """
+    if name.startswith(PRODUCT):
+        return COLOURS[0]
+    others = [each for each in dict.fromkeys(names) if not each.startswith(PRODUCT)]
+    return COLOURS[1 + others.index(name) % (len(COLOURS) - 1)]
 
 
 def label(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.result_file import LATENCY, Cell, Latencies, Results, Sample
+from benchmarks.targets import OURS, Spec, protocol_of
 
 
 class Interval(NamedTuple):
@@ -101,6 +102,22 @@ class Figures:
         """Return the target's processor time for a row, in microseconds, at the median."""
         costs = [s.cpu_us_per_call / s.batch for s in self.valid(cell) if s.cpu_us_per_call]
         return median(costs) if costs else None
+
+    def gain(self, cell: Cell) -> Interval | None:
+        """Return how many times as fast this server is as a cell's, called alike, by their rounds.
+
+        Returns:
+            None for this server itself, and where the two have no round in common.
+        """
+        ours = OURS[protocol_of(cell.spec.target)]
+        if cell.spec.target == ours:
+            return None
+        spec = Spec(target=ours, client=cell.spec.client)
+        mine, theirs = self.rounds.get(replace(cell, spec=spec), {}), self.rounds.get(cell, {})
+        rounds = sorted(set(mine) & set(theirs))
+        if not rounds:
+            return None
+        return paired_ratio([mine[n] for n in rounds], [theirs[n] for n in rounds])
 
     def speedup(self, cell: Cell) -> Interval | None:
         """Return how many times as fast a cell is as that of the base, by their rounds.

@@ -1,61 +1,34 @@
-"""Load by ourselves: a call as bytes, closed and open loops over connections, and their trace."""
+"""Load by ourselves: closed and open loops over connections, and their trace."""
 
 import gc
 import math
-import re
 import selectors
-import socket
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from itertools import cycle
-from struct import Struct
 from time import perf_counter, process_time, sleep
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.http2 import ErrorCode, Http2Error, Limits, events, frames
-from serving.http2.client import ClientConnection
-from serving.http2.frames import MAX_WINDOW, frame, word
-from serving.http2.hpack import Fields, encode_literally
+from benchmarks.calls import (
+    DEADLINE_EXCEEDED,
+    OK,
+    RESOURCE_EXHAUSTED,
+    CallRequest,
+    Connection,
+    Ended,
+)
+from benchmarks.grpc_connection import GrpcConnection
+from benchmarks.http_connection import HttpConnection
 
 Seconds = npt.NDArray[np.float64]
 
 
-Headers = tuple[tuple[str, str], ...]
-GRPC: Headers = (("content-type", "application/grpc"), ("te", "trailers"))
-TIMEOUT, TRACE = "99999999u", f"00-{'a' * 32}-{'b' * 16}-01"
-"""Values that are replaced in each call that has headers of its own."""
-_READ_BYTES = 256 << 10
-_TIMEOUT_S = 10.0
-_LIMITS = Limits(
-    stream_window_bytes=MAX_WINDOW,
-    connection_window_bytes=MAX_WINDOW,
-    header_table_bytes=0,
-    max_frame_bytes=frames.DEFAULT_FRAME,
-    burst_small_frames=1 << 60,
-)
-"""Windows as wide as they go, a server that is measured may send any number of frames, and the
-trailers of right answers are the same bytes each time, compared instead of decoded."""
-_ACKNOWLEDGED_BYTES = 1 << 28
-"""Received before the connection's window is opened again."""
-_HEADER = Struct(">IBI")
-_OF_CALLS = (frames.DATA, frames.HEADERS, frames.RST_STREAM)
-OK, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNKNOWN = 0, 4, 8, -1
-"""Statuses of gRPC, and of calls that ended without one."""
-_CHUNK = 32
-"""Calls that are sent at once."""
-_STREAM_AT = 5
-"""Where a frame has the number of its stream."""
-_STATUS = re.compile(rb"(?:\x0bgrpc-status|\x88\x9a\xca\xc8\xb2\x124\xda\x8f)[\x01\x02](\d{1,2})")
-"""In a header block: the name as it is or in Huffman's code, and the value."""
-_TIMEOUT, _TRACE = TIMEOUT.encode(), TRACE[3:-3].encode()
-_SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835
-"""Makes ids that look random of numbers: an odd number near 2^128 by the golden ratio."""
 _LAST_S = 2.0
 """How long the last calls of an open loop are waited for if they have no deadline."""
 _SELECT_S = 0.05
@@ -63,45 +36,6 @@ _TICK_S = 0.0005
 """How often an open loop of calls with deadlines sends and receives."""
 _SPIN_S = 0.0002
 """How near the next call must be for an open loop to stay awake: sleepers wake up that late."""
-Ended = dict[int, list[float]]
-"""By status: the latencies in seconds of the calls that ended with it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CallRequest:
-    """One call of gRPC, or one POST over HTTP/1.1."""
-
-    address: str
-    """host:port."""
-    path: str
-    """/package.Service/Method, or the path of a URL."""
-    message: bytes
-    """The request message."""
-    headers: Headers = GRPC
-    is_http: bool = False
-    """Whether this is no call of gRPC."""
-    has_new_headers: bool = False
-    """Whether its deadline and its trace's ids differ in each call, as those of traced callers."""
-
-    @property
-    def body(self) -> bytes:
-        """The message; with gRPC's prefix, if it is one of gRPC."""
-        prefix = b"" if self.is_http else b"\0" + len(self.message).to_bytes(4, "big")
-        return prefix + self.message
-
-    def fields(self, timeout: str = "") -> Fields:
-        """Return the header fields.
-
-        Args:
-            timeout: the value of `grpc-timeout`, such as "50m"; empty for no such header.
-        """
-        fields = (
-            (":method", "POST"), (":scheme", "http"), (":path", self.path),
-            (":authority", self.address), *self.headers,
-            *((("grpc-timeout", timeout),) if timeout else ()),
-            *((("grpc-timeout", TIMEOUT), ("traceparent", TRACE)) if self.has_new_headers else ()),
-        )  # fmt: skip
-        return tuple((name.encode(), text.encode()) for name, text in fields)
 
 
 class Outcome:
@@ -174,235 +108,6 @@ def arrivals(kind: str, rate: float, seconds: float, seed: int) -> Seconds:
     if kind == "constant":
         return np.arange(1, number + 1) / rate
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, number))
-
-
-class Calls:
-    """A connection and its calls; call N is stream 2 N + 1, and call 0 does not count.
-
-    Settings, pings, windows and long requests are the engine's. The other frames of calls pass it
-    by, since they are alike: with it a call takes 15 us, not 4.
-    """
-
-    def __init__(
-        self, request: CallRequest, ended: Ended, callers: int = 1, timeout: str = ""
-    ) -> None:
-        """Connect, and have one call answered, without a deadline.
-
-        Args:
-            request: the call.
-            ended: gets the latencies of the calls.
-            callers: how many calls `fill` keeps in flight.
-            timeout: `grpc-timeout` of the calls, such as "50m"; empty for none.
-
-        Raises:
-            OSError: nobody answers there, or the call fails.
-        """
-        self.num_open = 0
-        """Calls in flight."""
-        self._address = request.address
-        self._ended, self._callers = ended, callers
-        self._start_s = [0.0]  # of every call
-        self._is_over = bytearray([True])  # likewise
-        self._num_expired = 1  # calls before this one are past their deadline
-        self._body, self._fields = request.body, request.fields(timeout)
-        self._is_small = len(self._body) <= frames.DEFAULT_FRAME
-        self._own = request.has_new_headers
-        self._engine = ClientConnection(_LIMITS)
-        self._out, self._unread = memoryview(b""), b""
-        self._ready: list[bytes] = []
-        self._num_received = 0
-        host, _, port = request.address.rpartition(":")
-        self._socket = socket.create_connection((host.strip("[]"), int(port)), _TIMEOUT_S)
-        self.close, self.fileno = self._socket.close, self._socket.fileno
-        try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.flush()
-            while not self._engine.is_established:
-                self._read()
-            # Without a header table, right answers have the same trailers each time.
-            self._statuses = {self._call_once(request): OK}
-        except BaseException:
-            self.close()
-            raise
-        self._frames = self._frames_of(request)
-        self._socket.setblocking(False)
-
-    def _frames_of(self, request: CallRequest) -> list[bytes]:
-        """Return the frames of a call around the number of its stream."""
-        block = encode_literally(self._fields)
-        if self._own:  # as clients send them: what repeats as indexes, the rest as it is
-            constant = replace(request, has_new_headers=False).fields()
-            own = encode_literally(self._fields[len(constant) :])
-            block = self._engine.encoder.encode(constant) + own  # sent before: no table changes
-        headers = frame(frames.HEADERS, frames.END_HEADERS, bytes(4), block)
-        body = (
-            frame(frames.DATA, frames.END_STREAM, bytes(4), self._body) if self._is_small else b""
-        )
-        first, rest = headers[:_STREAM_AT], headers[_STREAM_AT + 4 :] + body[:_STREAM_AT]
-        return [first, rest, body[_STREAM_AT + 4 :]]
-
-    def _call_once(self, request: CallRequest) -> bytes:
-        """Have a call answered; return its trailers."""
-        self._request(request.fields())
-        has_message = False
-        while True:
-            for kind, flags, _, payload in self._read():
-                has_message |= kind == frames.DATA
-                if kind == frames.RST_STREAM or flags & frames.END_STREAM:
-                    if has_message and kind == frames.HEADERS:
-                        return payload
-                    raise ConnectionError(f"{request.address} fails on {request.path}")
-
-    @property
-    def num_calls(self) -> int:
-        """How many calls were sent."""
-        return len(self._start_s) - 1
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the socket has not taken all that it was given."""
-        return bool(self._out)
-
-    @property
-    def free_capacity(self) -> int:
-        """How many calls can be sent now."""
-        window = 0 if self._out or self._engine.blocked else self._engine.send_window
-        fits = window // len(self._body) if self._is_small else window > 0
-        return max(0, min(_CHUNK, self._engine.max_streams - self.num_open, fits))
-
-    def send(self, start_s: Sequence[float]) -> None:
-        """Send a call for each time that a latency counts from; at most `free_capacity`."""
-        first = len(self._start_s)
-        self._start_s += start_s
-        self._is_over += bytes(len(start_s))
-        self.num_open += len(start_s)
-        if not self._is_small:
-            self._request(self._fields)
-            return
-        self._ready += [
-            word(2 * call + 1).join(self._own_frames(call) if self._own else self._frames)
-            for call in range(first, len(self._start_s))
-        ]
-        self._engine.send_window -= len(start_s) * len(self._body)
-        self.flush()
-
-    def _own_frames(self, call: int) -> list[bytes]:
-        """Return a call's frames with a deadline and a trace of its own: from 50 to 99 s."""
-        trace = b"%032x-%016x" % (call * _SPREAD % (1 << 128), call * _SPREAD % (1 << 64))
-        block = self._frames[1].replace(_TIMEOUT, b"%08du" % (99_999_999 - call % 50_000_000), 1)
-        return [self._frames[0], block.replace(_TRACE, trace, 1), *self._frames[2:]]
-
-    def _request(self, fields: Fields) -> None:
-        """Send a request as the windows allow, sooner or later; its stream is the next."""
-        self._engine.request(fields, self._body)
-        self.flush()
-
-    def fill(self, now_s: float) -> None:
-        """Send as many calls as may be in flight."""
-        while number := min(self._callers - self.num_open, self.free_capacity):
-            self.send([now_s] * number)
-
-    def flush(self) -> None:
-        """Send buffered bytes, as far as the socket allows."""
-        self._ready.append(self._engine.data_to_send())
-        with suppress(BlockingIOError):
-            while self._out or any(self._ready):
-                if not self._out:
-                    self._out = memoryview(b"".join(self._ready))
-                    self._ready.clear()
-                self._out = self._out[self._socket.send(self._out) :]
-
-    def receive(self) -> None:
-        """Take in the answers that have come.
-
-        Raises:
-            OSError: the connection was closed.
-        """
-        received, now_s = self._read(), perf_counter()
-        for kind, flags, stream, payload in received:
-            if kind == frames.RST_STREAM or (kind == frames.HEADERS and flags & frames.END_STREAM):
-                status = UNKNOWN if kind == frames.RST_STREAM else self._status_of(payload)
-                self._end(stream >> 1, status, now_s)
-
-    def give_up(self, before_s: float) -> None:
-        """Reset the calls in flight that started before a time: their deadline is exceeded."""
-        call, now_s, cancel = self._num_expired, perf_counter(), word(ErrorCode.CANCEL)
-        while call < len(self._start_s) and self._start_s[call] < before_s:
-            if not self._is_over[call]:
-                self._end(call, DEADLINE_EXCEEDED, now_s)
-                stream = word(2 * call + 1)
-                self._forget(stream)
-                self._ready.append(frame(frames.RST_STREAM, 0, stream, cancel))
-            call += 1
-        self._num_expired = call
-        self.flush()
-
-    def _status_of(self, trailers: bytes) -> int:
-        """Read a call's status from its last header block, and keep it: few differ."""
-        if trailers not in self._statuses:
-            found = _STATUS.search(trailers)
-            self._statuses[trailers] = int(found[1]) if found else UNKNOWN
-        return self._statuses[trailers]
-
-    def _end(self, call: int, status: int, now_s: float) -> None:
-        """Note how a call ended, unless it has ended before."""
-        if not self._is_over[call]:
-            self._is_over[call] = True
-            self.num_open -= 1
-            self._ended.setdefault(status, []).append(now_s - self._start_s[call])
-
-    def _read(self) -> list[tuple[int, int, int, bytes]]:
-        """Read once, then send bytes that windows had kept back.
-
-        Returns:
-            Kind, flags, stream and payload of the frames that are about calls, not the
-            connection's own business.
-
-        Raises:
-            OSError: the server has closed the connection, is about to, or breaks the protocol.
-        """
-        with suppress(BlockingIOError):
-            data = self._socket.recv(_READ_BYTES)
-            if not data:
-                raise ConnectionError(f"{self._address} closed the connection")
-            self._unread += data
-        data, at, streams = self._unread, 0, self._engine.streams
-        of_calls, last = [], len(data) - frames.FRAME_BYTES
-        while at <= last:
-            first, flags, stream = _HEADER.unpack_from(data, at)
-            begin, kind = at + frames.FRAME_BYTES, first & 0xFF
-            end = begin + (first >> 8)
-            if end > len(data):
-                break
-            if kind in _OF_CALLS:
-                of_calls.append((kind, flags, stream, data[begin:end]))
-                if kind == frames.DATA:
-                    self._num_received += end - begin
-                if streams and (kind == frames.RST_STREAM or flags & frames.END_STREAM):
-                    self._forget(word(stream))
-            elif not stream or word(stream) in streams:  # the engine does not know of all calls
-                self._take(data[at:end])
-            at = end
-        self._unread = data[at:]
-        if self._num_received > _ACKNOWLEDGED_BYTES:
-            more = word(self._num_received)
-            self._ready.append(frame(frames.WINDOW_UPDATE, 0, frames.CONNECTION, more))
-            self._num_received = 0
-        self.flush()
-        return of_calls
-
-    def _take(self, data: bytes) -> None:
-        try:
-            found = self._engine.receive(data, perf_counter())
-        except Http2Error as err:
-            raise ConnectionError(f"{self._address}: {err}") from err
-        if any(isinstance(event, events.GoAway) for event in found):
-            raise ConnectionError(f"{self._address} ends the connection")
-
-    def _forget(self, stream: bytes) -> None:
-        """Send nothing more on a stream that is over."""
-        self._engine.streams.pop(stream, None)
-        self._engine.blocked.pop(stream, None)
 
 
 _OUTCOMES = {
@@ -483,7 +188,10 @@ def open_loop(
 
 
 def _offer(
-    selector: selectors.BaseSelector, calls: Sequence[Calls], due_s: list[float], timeout_s: float
+    selector: selectors.BaseSelector,
+    calls: Sequence[Connection],
+    due_s: list[float],
+    timeout_s: float,
 ) -> tuple[list[float], list[float]]:
     """Send each call when it is due, and wait for the answers, or for the last deadline.
 
@@ -546,30 +254,29 @@ def _connected(
     in_flight: Sequence[int],
     ended: Ended,
     timeout: str = "",
-) -> Iterator[list[Calls]]:
+) -> Iterator[list[Connection]]:
     """Make callers, each on a connection, and register them; close all at the end."""
-    if request.is_http:
-        raise OSError("HTTP/1.1 is measured in closed loops by h2load only")
-    callers = []
+    kind = HttpConnection if request.is_http else GrpcConnection
+    callers: list[Connection] = []
     with selector, ExitStack() as stack:
         for number in in_flight:
-            caller = stack.enter_context(closing(Calls(request, ended, number, timeout)))
+            caller = stack.enter_context(closing(kind(request, ended, number, timeout)))
             selector.register(caller, selectors.EVENT_READ)
             callers.append(caller)
         yield callers
 
 
-def _watch(selector: selectors.BaseSelector, caller: Calls) -> None:
+def _watch(selector: selectors.BaseSelector, caller: Connection) -> None:
     """Wait for the socket to take more where it has not taken all."""
     events = selectors.EVENT_READ | (selectors.EVENT_WRITE * caller.is_blocked)
     if selector.get_key(caller).events != events:
         selector.modify(caller, events)
 
 
-def _select(selector: selectors.BaseSelector, timeout_s: float) -> Iterator[Calls]:
+def _select(selector: selectors.BaseSelector, timeout_s: float) -> Iterator[Connection]:
     """Wait for sockets, send and receive, and yield the connections that were ready."""
     for key, mask in selector.select(timeout_s):
-        caller = cast("Calls", key.fileobj)
+        caller = cast("Connection", key.fileobj)
         if mask & selectors.EVENT_WRITE:
             caller.flush()
         if mask & selectors.EVENT_READ:

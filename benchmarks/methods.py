@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.loops import GRPC, Headers
+from benchmarks.calls import GRPC, Headers
 from digit_classifier import wire
 from serving.oip import inference_pb
 from serving.tensors import DTYPES, Array, Feeds
@@ -17,6 +17,10 @@ _TOLERANCE = 1e-3
 """The largest difference of a peer's answers: it may run another version of ONNX Runtime, or sum in
 another order."""
 _INFER = "/v2/models/{}/infer"
+_PACKED_INPUT, _PACKED_OUTPUT = b"\x81\xa5input\xc6", b"\x81\xa6output"
+PROTOCOLS = ("gRPC", "JSON", "bytes")
+"""gRPC with raw tensors; JSON over HTTP; raw tensors over HTTP."""
+JSON: Headers = (("content-type", "application/json"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,13 @@ class RpcMethod:
     """Whether the path is one of HTTP."""
     outputs: Callable[[bytes], Array] = lambda _: np.empty(0)
     """Reads the numbers of an answer's first output, one after the other."""
+
+    @property
+    def protocol(self) -> str:
+        """What rows travel in, one of `PROTOCOLS`: only equal ones are compared."""
+        if not self.is_http:
+            return "gRPC"
+        return "JSON" if self.headers == JSON else "bytes"
 
     def difference(self, answer: bytes, expected: Array) -> str:
         """Say how an answer differs from the first row that ONNX Runtime gives; empty if not."""
@@ -73,8 +84,7 @@ def _decode_digits(answer: bytes) -> list[int]:
 
 
 def _decode_infer(answer: bytes) -> list[int]:
-    raw = inference_pb.ModelInferResponse.FromString(answer).raw_output_contents[0]
-    return _digits(np.frombuffer(raw, "<f4"))
+    return _digits(_infer_outputs(answer))
 
 
 def _encode_json(model: str, feeds: Feeds) -> bytes:
@@ -107,8 +117,17 @@ def _decode_json(answer: bytes) -> list[int]:
 
 
 def _decode_binary(answer: bytes) -> list[int]:
+    return _digits(_binary_outputs(answer))
+
+
+def _binary_outputs(answer: bytes) -> Array:
     _, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))  # the JSON is ASCII
-    return _digits(np.frombuffer(answer[end:], "<f4"))
+    return np.frombuffer(answer[end:], "<f4").astype(float)
+
+
+def _infer_outputs(answer: bytes) -> Array:
+    raw = inference_pb.ModelInferResponse.FromString(answer).raw_output_contents
+    return np.frombuffer(raw[0], "<f4").astype(float) if raw else np.empty(0)
 
 
 def _oip_outputs(answer: bytes) -> Array:
@@ -130,13 +149,31 @@ def _encode_rows(model: str, feeds: Feeds) -> bytes:
     return json.dumps({"rows": array.tolist()}).encode()
 
 
+def _pack_row(model: str, feeds: Feeds) -> bytes:
+    """Make msgpack's map of "input" to a row's bytes: a bin of 32 bits of length."""
+    (array,) = feeds.values()
+    row = bytes(array[0].tobytes())
+    return _PACKED_INPUT + len(row).to_bytes(4, "big") + row
+
+
+def _packed_outputs(answer: bytes) -> Array:
+    """Read msgpack's map of "output" to bytes: a bin of 8, 16 or 32 bits of length."""
+    kind = answer[len(_PACKED_OUTPUT)]
+    begin = len(_PACKED_OUTPUT) + 1 + {0xC4: 1, 0xC5: 2, 0xC6: 4}[kind]
+    return np.frombuffer(answer[begin:], "<f4").astype(float)
+
+
 def _digits(probabilities: Array) -> list[int]:
     return list(probabilities.reshape(-1, 10).argmax(1).tolist())
 
 
 CLASSIFY = RpcMethod("/digits.v1.DigitClassifier/Classify", encode_digits, _decode_digits)
-MODEL_INFER = RpcMethod("/inference.GRPCInferenceService/ModelInfer", encode_infer, _decode_infer)
-JSON: Headers = (("content-type", "application/json"),)
+MODEL_INFER = RpcMethod(
+    "/inference.GRPCInferenceService/ModelInfer",
+    encode_infer,
+    _decode_infer,
+    outputs=_infer_outputs,
+)
 INFER_JSON = RpcMethod(_INFER, _encode_json, _decode_json, JSON, is_http=True, outputs=_oip_outputs)
 
 
@@ -146,10 +183,20 @@ def json_of(path: str, *, has_rows: bool = False) -> RpcMethod:
     return RpcMethod(path, encode, _decode_json, JSON, is_http=True, outputs=_plain_outputs)
 
 
+MSGPACK = RpcMethod(
+    "/inference",
+    _pack_row,
+    lambda answer: _digits(_packed_outputs(answer)),
+    (("content-type", "application/msgpack"),),
+    is_http=True,
+    outputs=_packed_outputs,
+)
+"""mosec's msgpack of bytes: https://github.com/msgpack/msgpack/blob/master/spec.md"""
 INFER_BINARY = RpcMethod(
     _INFER,
     _encode_binary,
     _decode_binary,
     (("inference-header-content-length", str(_HEADER_BYTES)),),
     is_http=True,
+    outputs=_binary_outputs,
 )

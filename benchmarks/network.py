@@ -1,4 +1,8 @@
-"""The load of a target behind an address: h2load where it can, else our own loops; its cores."""
+"""The load of a target behind an address, by our own loops or by h2load; its cores.
+
+Our own loops send other rows in each call. h2load sends the same bytes in all of them: it is for
+requests of many rows, for long ones, and to show what the repetition gains.
+"""
 
 import math
 import multiprocessing
@@ -22,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import loops
-from benchmarks.loops import CallRequest, Seconds, Trace, merge
+from benchmarks.calls import CallRequest
+from benchmarks.loops import Seconds, Trace, merge
 from serving.system.usage import Activity
 
 _FAILED = re.compile(
@@ -34,8 +39,12 @@ _START_S = 0.15
 """How long the processes get to connect before they all begin."""
 _CONNECTIONS = 8
 """Connections of a process."""
+_OPEN_CONNECTIONS = 256
+"""Connections of HTTP/1.1 in an open loop: each has one call at a time."""
 _PREFIX_BYTES = 5
 """Bytes before a message of gRPC."""
+_LONG_BYTES = 16 << 10
+"""Requests of more than that are sent by h2load: a generator in Python would be the limit."""
 
 
 def split_cores() -> tuple[list[int], list[int]]:
@@ -200,12 +209,23 @@ class Generator:
 
         Args:
             usable: the cores they may use.
-            kind: drives closed loops: "h2load", "python", or "auto" for h2load if installed.
+            kind: drives closed loops: "h2load", "python", or "auto" for our own loops, and h2load,
+                if it is installed, for what repeats bytes or is long.
         """
         self.cores = usable
-        self.uses_h2load = kind == "h2load" or (kind == "auto" and bool(shutil.which("h2load")))
+        self._kind, self._has_h2load = kind, bool(shutil.which("h2load"))
         spawn = multiprocessing.get_context("spawn")
         self._pools = [ProcessPoolExecutor(1, spawn, _begin, (core,)) for core in usable]
+
+    def uses_h2load(self, *, repeats: bool, num_bytes: int) -> bool:
+        """Return whether a closed loop is h2load's.
+
+        Args:
+            repeats: whether its calls all have the same bytes.
+            num_bytes: the length of a request.
+        """
+        is_for_it = repeats or num_bytes > _LONG_BYTES
+        return self._kind == "h2load" or (self._kind == "auto" and self._has_h2load and is_for_it)
 
     def run(
         self,
@@ -247,6 +267,8 @@ class Demand(NamedTuple):
     """Connections that they share; 0 for at most eight a process."""
     has_new_headers: bool = False
     """Whether each has a deadline and a trace of its own."""
+    repeats: bool = False
+    """Whether all have the same bytes."""
 
 
 class Load(Protocol):
@@ -277,7 +299,7 @@ class NetworkLoad:
 
         Args:
             generator: the processes that send.
-            request: makes a request with this number of rows.
+            request: makes a request with this number of rows, with the messages of several calls.
             probe: has a request answered, returns the answer, and raises OSError if it is refused:
                 h2load does not look.
             failed: returns how many calls the server has failed so far, by status,
@@ -289,18 +311,20 @@ class NetworkLoad:
         """Sizes of gRPC's answers, with their prefix, by the rows of a call."""
 
     def closed(self, demand: Demand) -> Trace:
-        """Keep calls in flight, by h2load where it can send them."""
-        callers, batch, seconds, connections, has_new_headers = demand
+        """Keep calls in flight."""
+        callers, batch, seconds, connections, has_new_headers, repeats = demand
         request = replace(self._request(batch), has_new_headers=has_new_headers)
         if batch not in self._answer_bytes:
             size = len(self._probe(request))
             self._answer_bytes[batch] = 0 if request.is_http else _PREFIX_BYTES + size
         generator = self._generator
-        if has_new_headers or not generator.uses_h2load:
-            connections = connections or min(callers, _CONNECTIONS * len(generator.cores))
-            return generator.run(loops.closed, request, spread(callers, connections), seconds)
+        is_h2loads = generator.uses_h2load(repeats=repeats, num_bytes=len(request.body))
         if request.is_http:
             connections = callers  # each has one call in flight
+        if has_new_headers or not is_h2loads:
+            connections = connections or min(callers, _CONNECTIONS * len(generator.cores))
+            request = replace(request, others=()) if repeats else request
+            return generator.run(loops.closed, request, spread(callers, connections), seconds)
         connections = connections or max(n for n in range(1, _CONNECTIONS + 1) if callers % n == 0)
         in_flight, before = callers // connections, self._failed()
         size = self._answer_bytes[batch]
@@ -315,5 +339,7 @@ class NetworkLoad:
         Callers with a timeout send it along, and reset the stream when it is over. Always by our
         own loops: h2load would count from the actual send time.
         """
-        work = self._request(batch), offsets_s, _CONNECTIONS, timeout_s
+        request = self._request(batch)
+        connections = _OPEN_CONNECTIONS if request.is_http else _CONNECTIONS
+        work = request, offsets_s, connections, timeout_s
         return self._generator.run(loops.open_loop, *work)

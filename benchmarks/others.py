@@ -1,7 +1,8 @@
 """Servers of other projects: how each is installed, started and called.
 
 Each has an environment of its own in build/peers, and its code in benchmarks/peers, written as its
-documentation does, with its batching on: up to 64 rows, 2 ms; BentoML finds its delay itself.
+documentation does, with its batching on: up to 64 rows, 2 ms; BentoML finds its delay itself, and
+Triton joins what waits. Triton is no package: it is measured where `tritonserver` is on the PATH.
 """
 
 import json
@@ -14,9 +15,17 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from benchmarks.methods import INFER_JSON, RpcMethod, json_of
+from benchmarks.methods import (
+    INFER_BINARY,
+    INFER_JSON,
+    MODEL_INFER,
+    MSGPACK,
+    RpcMethod,
+    json_of,
+)
 from benchmarks.network import family, on_cores
 from serving.commandline.parser import PREFIX
 
@@ -35,7 +44,9 @@ class OtherServer:
     """A server of another project."""
 
     name: str
-    """Its name in results, and that of its environment."""
+    """Its name in results: that of its environment, and the protocol behind a hyphen."""
+    product: str
+    """Its name for readers."""
     packages: tuple[str, ...]
     """What pip installs."""
     method: RpcMethod
@@ -46,9 +57,14 @@ class OtherServer:
     """Makes its environment variables of the model and a port."""
 
     @property
+    def environment(self) -> str:
+        """The name of its environment."""
+        return self.name.partition("-")[0]
+
+    @property
     def bin(self) -> Path:
         """The programs of its environment."""
-        return (ENVIRONMENTS / self.name / "bin").absolute()
+        return (ENVIRONMENTS / self.environment / "bin").absolute()
 
 
 def _script(name: str) -> Callable[[Path, Path, int], list[str]]:
@@ -60,7 +76,12 @@ def _of_model(model: Path, port: int) -> Mapping[str, str]:
     return {"PEER_MODEL": str(model)}
 
 
-def _of_mlserver(model: Path, port: int) -> Mapping[str, str]:
+def _packed(model: Path, port: int) -> Mapping[str, str]:
+    return {"PEER_MODEL": str(model), "PEER_CODEC": "msgpack"}
+
+
+def _of_mlserver(model: Path, port: int, used: str = "HTTP") -> Mapping[str, str]:
+    ports = {name: str(port if name == used else free_port()) for name in ("HTTP", "GRPC")}
     return {
         "MLSERVER_MODEL_NAME": model.stem.removesuffix(".int8"),
         "MLSERVER_MODEL_IMPLEMENTATION": "mlserver_server.OnnxModel",
@@ -69,44 +90,50 @@ def _of_mlserver(model: Path, port: int) -> Mapping[str, str]:
         "MLSERVER_MODEL_MAX_BATCH_TIME": "0.002",
         "MLSERVER_PARALLEL_WORKERS": "0",
         "MLSERVER_HOST": "127.0.0.1",
-        "MLSERVER_HTTP_PORT": str(port),
-        "MLSERVER_GRPC_PORT": str(free_port()),
         "MLSERVER_METRICS_PORT": str(free_port()),
+        **{f"MLSERVER_{name}_PORT": text for name, text in ports.items()},
     }
 
 
-_BENTO = ("serve", "bentoml_server:OnnxService", "--host", "127.0.0.1", "--port")
-PEERS = {
-    peer.name: peer
-    for peer in (
-        OtherServer("litserve", ("litserve",), json_of("/predict"), _script("litserve_server.py")),
-        OtherServer(
-            "bentoml",
-            ("bentoml",),
-            json_of("/predict", has_rows=True),
-            lambda programs, model, port: [f"{programs}/bentoml", *_BENTO, str(port)],
-            _of_model,
-        ),
-        OtherServer(
-            "mosec",
-            ("mosec",),
-            json_of("/inference"),
-            lambda programs, model, port: [
-                f"{programs}/python", "mosec_server.py", "--address", "127.0.0.1",
-                "--port", str(port),
-            ],
-            _of_model,
-        ),
-        OtherServer(
-            "mlserver",
-            ("mlserver",),
-            INFER_JSON,
-            lambda programs, model, port: [f"{programs}/mlserver", "start", "."],
-            _of_mlserver,
-        ),
-        OtherServer("ray", ("ray[serve]",), json_of("/"), _script("ray_server.py")),
-    )
-}  # fmt: skip
+def _bentoml(programs: Path, model: Path, port: int) -> list[str]:
+    service = "bentoml_server:OnnxService"
+    return [f"{programs}/bentoml", "serve", service, "--host", "127.0.0.1", "--port", str(port)]
+
+
+def _mlserver(programs: Path, model: Path, port: int) -> list[str]:
+    return [f"{programs}/mlserver", "start", "."]
+
+
+def _mosec(programs: Path, model: Path, port: int) -> list[str]:
+    address = ["--address", "127.0.0.1", "--port", str(port)]
+    return [f"{programs}/python", "mosec_server.py", *address]
+
+
+def _triton(name: str) -> Callable[[Path, Path, int], list[str]]:
+    """Return how Triton is started, with one of its ports: "grpc" or "http"."""
+    return lambda _, model, port: [
+        sys.executable, "triton_server.py", str(model), name, str(port)
+    ]  # fmt: skip
+
+
+TRITON = "triton"
+_ROWS = json_of("/predict", has_rows=True)
+_MLSERVER, _MOSEC = ("mlserver",), ("mosec", "msgpack")
+_EVERY = (
+    OtherServer(TRITON, "Triton", (), MODEL_INFER, _triton("grpc")),
+    OtherServer("mlserver-grpc", "MLServer", _MLSERVER, MODEL_INFER, _mlserver,
+                partial(_of_mlserver, used="GRPC")),
+    OtherServer("triton-json", "Triton", (), INFER_JSON, _triton("http")),
+    OtherServer("litserve", "LitServe", ("litserve",), json_of("/predict"),
+                _script("litserve_server.py")),
+    OtherServer("bentoml", "BentoML", ("bentoml",), _ROWS, _bentoml, _of_model),
+    OtherServer("mosec", "mosec", _MOSEC, json_of("/inference"), _mosec, _of_model),
+    OtherServer("mlserver", "MLServer", _MLSERVER, INFER_JSON, _mlserver, _of_mlserver),
+    OtherServer("ray", "Ray Serve", ("ray[serve]",), json_of("/"), _script("ray_server.py")),
+    OtherServer("triton-bytes", "Triton", (), INFER_BINARY, _triton("http")),
+    OtherServer("mosec-msgpack", "mosec", _MOSEC, MSGPACK, _mosec, _packed),
+)  # fmt: skip
+PEERS = {peer.name: peer for peer in _EVERY}
 """Servers by name."""
 TRITONCLIENT = "tritonclient"
 """The environment of a client."""
@@ -164,7 +191,8 @@ def peer_process(
     """Start a peer on the target's cores; end it, and all that it has started, at the end.
 
     Yields:
-        Its process, and its address; whether it answers is for the caller to find out.
+        Its process, and its address, of HTTP or of gRPC; whether it answers is for the caller to
+        find out.
 
     Raises:
         NotMeasured: it is not installed.
@@ -187,7 +215,8 @@ def peer_process(
                 start_new_session=True,
             )
         try:
-            yield process.pid, {"http": f"127.0.0.1:{port}"}
+            address = f"127.0.0.1:{port}"
+            yield process.pid, {"http": address, "address": address}
         except NotMeasured as err:
             raise NotMeasured(_reason(err, process, output.fileno())) from err
         finally:

@@ -2,22 +2,26 @@
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import tables
 from benchmarks.figures import Figures
 from benchmarks.result_file import Cell, Results, UnusableResults
-from benchmarks.targets import Spec
+from benchmarks.targets import OURS, PRODUCT, Spec, protocol_of
 
 BEGIN, END = "<!-- benchmarks: written by `make bench-peers` -->", "<!-- /benchmarks -->"
 
 _ALT = {
     "": "Rates and latencies by callers",
     "-devices": "Rates by device and precision",
-    "-tails": "Latency of a lone caller by percentile",
+    "-batches": "Rates and latencies by rows a call",
 }
 """Texts for those who can't see a picture, by the end of its name."""
+_SHOWN = {"gRPC": 8, "JSON": 64, "bytes": 64}
+"""The connections of 64 callers of which sentences speak."""
+_CALLERS = 64
+_AS_FAST = 1.05
+"""Gains up to this one are said to be none."""
 _PICTURE = "benchmarks/results/peers.svg"
 
 
@@ -63,80 +67,79 @@ def machine(results: Results) -> str:
 
 
 def readme_section(results: Results) -> str:
-    """Return the text between the README's two markers, with them: a picture and three sentences.
+    """Return the text between the README's two markers, with them: a picture and what it says.
 
     Raises:
         UnusableResults: they are no comparison with other servers.
     """
-    picture = f"![{_ALT['']}, a panel for each model, a curve for each server]({_PICTURE})"
+    picture = f"![{_ALT['']}, a line for each server]({_PICTURE})"
     return "\n\n".join([BEGIN, picture, summary(Figures(results)), END])
 
 
 def summary(figures: Figures) -> str:
-    """Say in three sentences what a comparison found, where, and of what.
+    """Say what a comparison found, where this server is not the fastest, and on what machine.
 
     Raises:
-        UnusableResults: this server was not measured over gRPC and over JSON.
+        UnusableResults: they are no comparison, or lack this server.
     """
-    model, callers = _headline(figures)
-    fast, json_, peer = (
-        _best(figures, model, callers, names)
-        for names in ({"h2-infer"}, {"http-json"}, _others(figures))
-    )
-    if fast is None or json_ is None:
-        raise UnusableResults("no comparison: it lacks h2-infer or http-json of the first model")
-    ours = (
-        f"With {callers} callers of the model `{model}`, this server answers "
-        f"{_rate(figures, fast)} calls/s over gRPC and {_rate(figures, json_)} as JSON over HTTP"
-    )
-    other = (
-        "" if peer is None else f"; the fastest other server, {peer.spec}, {_rate(figures, peer)}"
-    )
-    alone = []
-    for cell in (fast, json_, peer):
-        quantile = None if cell is None else _quantile(figures, replace(cell, callers=1))
-        if cell is not None and quantile is not None:
-            alone.append(f"{cell.spec} {tables.seconds(quantile)}")
-    there = figures.results.environment
-    cores = there["cores_for"]
-    return (
-        f"{ours}{other}. A lone caller's p99: {', '.join(alone) or 'not measured'}. "
-        f"{there['cpu']}, cores: {cores['target']} for the server and {cores['generator']} for the "
-        f"callers, medians of {figures.results.settings['rounds']} rounds on "
-        f"{figures.results.date}; h2-infer is this server over gRPC, http-json over HTTP."
-    )
-
-
-def _headline(figures: Figures) -> tuple[str, int]:
-    """Return the first model, and the greatest number of callers."""
-    cells = [cell for cell in figures.samples if cell.model]
-    if not cells:
+    if not tables.is_comparison(figures.results):
         raise UnusableResults("no comparison with other servers: `python -m benchmarks peers`")
-    return cells[0].model, max(cell.callers for cell in cells)
+    model = next(cell.model for cell in figures.samples)
+    rates = [said for protocol in _SHOWN if (said := _rates(figures, model, protocol))]
+    if not rates:
+        raise UnusableResults(f"no comparison: this server's rates of {model} are missing")
+    there, settings = figures.results.environment, figures.results.settings
+    cores = there["cores_for"]
+    machine = (
+        f"{there['cpu']}, cores: {cores['target']} for the server and {cores['generator']} for the "
+        f"callers, medians of {settings['rounds']} rounds on {figures.results.date}, with the "
+        "least and the greatest ratio."
+    )
+    return " ".join([f"Calls of `{model}` a second.", *rates, _losses(figures), machine])
 
 
-def _others(figures: Figures) -> set[str]:
-    return {spec.target for spec in figures.specs} - {"h2-infer", "http-json"}
-
-
-def _best(figures: Figures, model: str, callers: int, names: set[str]) -> Cell | None:
-    """Return the fastest cell of some targets, in fp32 on the CPU, called by the generator."""
-    cells = [
+def _rates(figures: Figures, model: str, protocol: str) -> str:
+    """Say the rate of this server and of the fastest other one in a protocol; empty without."""
+    alike = [
         cell
         for cell in figures.rounds
-        if (cell.model, cell.callers, cell.batch) == (model, callers, 1)
-        and cell.spec.target in names
+        if (cell.model, cell.scenario, cell.batch) == (model, "ClosedLoop", 1)
+        and (cell.callers, cell.connections or _SHOWN[protocol]) == (_CALLERS, _SHOWN[protocol])
         and cell.spec == Spec(target=cell.spec.target)
+        and protocol_of(cell.spec.target) == protocol
     ]
-    return max(cells, key=lambda cell: figures.of(cell) or 0.0, default=None)
+    ours = [cell for cell in alike if cell.spec.target == OURS[protocol]]
+    if not ours:
+        return ""
+    others = [cell for cell in alike if cell not in ours]
+    in_flight = f"{tables.shape_of(ours[0])} in flight"
+    rate = f"{PRODUCT} {_rate(figures, ours[0])}"
+    said = f"{tables.protocol_said(protocol)}, {in_flight}: {rate}"
+    best = max(others, key=lambda cell: figures.of(cell) or 0.0, default=None)
+    if best is None:
+        return f"{said}."
+    ratio = figures.gain(best)
+    beside = f": {ratio}" if ratio else ""
+    return f"{said}, {tables.name_of(best.spec)} {_rate(figures, best)}{beside}."
+
+
+def _losses(figures: Figures) -> str:
+    """Say where another server is as fast or faster, of all that was measured alike."""
+    found = []
+    for cell in figures.rounds:
+        ratio = figures.gain(cell) if cell.scenario == "ClosedLoop" else None
+        if ratio is not None and ratio.estimate < _AS_FAST:
+            client = f" by {cell.spec.client}" if cell.spec.client else ""
+            where = f"{cell.model}, {tables.protocol_said(protocol_of(cell.spec.target))}"
+            shape = tables.shape_of(cell)
+            found.append(f"{tables.name_of(cell.spec)} with {where}{client}, {shape} ({ratio})")
+    if not found:
+        return f"Nowhere here is another server as fast (within {_AS_FAST - 1:.0%})."
+    return f"Others as fast or faster, in brackets {PRODUCT} beside them: {'; '.join(found)}."
 
 
 def _rate(figures: Figures, cell: Cell) -> str:
     return tables.short(figures.of(cell))
-
-
-def _quantile(figures: Figures, cell: Cell) -> float | None:
-    return figures.latency_s(cell, 0.99) if cell in figures.rounds else None
 
 
 def update_readme(readme: Path, results: Results) -> bool:

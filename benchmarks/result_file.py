@@ -104,7 +104,7 @@ class Cell:
     model: str = ""
     """The model, where there are several."""
     overload: float = 0.0
-    """Overload: the offered rate, as a multiple of the closed loop's rate before it."""
+    """Load and Overload: the offered rate, as a multiple of the closed loop's before it."""
 
     @property
     def is_latency(self) -> bool:
@@ -123,7 +123,8 @@ class Cell:
         """The scenario and its sizes."""
         model = f"{self.model}, " if self.model else ""
         size = f", {self.batch} a call" if self.batch > 1 else ""
-        loop = f" {self.in_flight}" if self.scenario in ("ClosedLoop", "NewHeaders") else ""
+        loops = ("ClosedLoop", "NewHeaders", "SameBytes")
+        loop = f" {self.in_flight}" if self.scenario in loops else ""
         return f"{model}{self.scenario}{loop}{size}" + (
             f" {self.overload:g} ×" if self.overload else ""
         )

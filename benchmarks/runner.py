@@ -6,12 +6,16 @@ The scenarios have MLPerf Inference's names and definitions:
     Server        calls arrive by themselves (open loop)    highest rate with p99 <= objective
     Offline       plenty to do, `batch` rows a call         rows/s
 
-and three are not MLPerf's, for the rate at which a server is full, and beyond it (a row of digits
-is an image):
+and these are not MLPerf's, for the rate at which a server is full, below it and beyond (a row of
+digits is an image):
 
     ClosedLoop    `callers` calls in flight, one row each   rows/s
     NewHeaders    the same by calls that each have a deadline and a trace of their own
-    Overload      1 to 5 times the rate of a closed loop    rows/s answered within 50 ms
+    SameBytes     the same by calls that are all alike, which is not how callers are
+    Load          10 to 95 % of the rate of a closed loop   latency at each
+    Overload      1 to 5 times that rate                    rows/s answered within 50 ms
+
+In Server and Load, calls arrive by themselves, and latencies count from when they were due.
 
 https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc
 """
@@ -43,8 +47,12 @@ from benchmarks.result_file import Cell, Latencies, Results, Sample, Skip, Start
 from benchmarks.targets import IN_PROCESS, Running, Setting, Spec, can_be, open_target
 from benchmarks.validity import RunWatch, why_invalid, without_stalled
 
-NAMES = ("SingleStream", "ClosedLoop", "NewHeaders", "Server", "Offline", "Overload")
+NAMES = (
+    "SingleStream", "ClosedLoop", "NewHeaders", "SameBytes", "Server", "Offline", "Load",
+    "Overload",
+)  # fmt: skip
 OVERLOADS = (1.0, 1.5, 2.0, 3.0, 5.0)
+LOADS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 """Offered rates, as multiples of the closed loop's."""
 TIMEOUT_S = 0.05
 """How long a caller waits in Overload, from when its call was due."""
@@ -53,7 +61,7 @@ _PROBES = 7
 """Rates that a search tries."""
 _ATTEMPTS, _FAILURES, _SEARCH_CALLERS = 4, 2, 64
 _FULL_CALLERS, _FULL_CONNECTIONS = 256, 8
-"""The closed loop whose rate Overload multiplies: it keeps any target busy."""
+"""The closed loop whose rate Load and Overload multiply: it keeps any target busy."""
 _HIGHEST_RATE = 100_000.0
 """Calls a second beyond which no search goes: no generator here can send more."""
 _PARALLEL_CALLS = 8
@@ -84,7 +92,7 @@ class Rules:
     latency_slo_s: float = 0.010
     """Limit of the Server scenario's p99."""
     arrivals: str = "poisson"
-    """How the Server scenario's calls come: "poisson" or "constant"."""
+    """How the calls of Server and Load come: "poisson" or "constant"."""
     num_cores: int = 1
     """How many cores the target has."""
     most_foreign: float = math.inf
@@ -101,26 +109,45 @@ def measure(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[
         number: of the round, from 0.
 
     Yields:
-        One sample; in the Server scenario and in overload one for each rate that was tried.
+        One sample; of Server, Load and Overload one for each rate that was tried.
     """
     load, seconds = target.load, rules.seconds
     if cell.scenario == "Server":
         yield from _search(replace(cell, callers=0), target, rules, number)
-    elif cell.scenario == "Overload":
-        full = load.closed(Demand(_FULL_CALLERS, 1, seconds, _FULL_CONNECTIONS))
-        reached = full.calls_per_s
-        if not reached or full.num_errors:
-            raise OSError(f"{full.num_errors} calls of the closed loop before it failed")
-        for factor in OVERLOADS:
-            offsets_s = arrivals("constant", factor * reached, seconds, seed=0)
-            send = partial(load.open, offsets_s, 1, TIMEOUT_S)
-            offered = replace(cell, callers=0, overload=factor)
-            yield _sample(offered, target, rules, number, send, factor * reached)
+    elif cell.scenario in ("Load", "Overload"):
+        yield from _offered(replace(cell, callers=0), target, rules, number)
     else:
         cell = replace(cell, callers=cell.callers or _PARALLEL_CALLS)
-        kind = cell.callers, cell.batch, seconds, cell.connections
-        demand = Demand(*kind, has_new_headers=cell.scenario == "NewHeaders")
+        demand = demand_of(cell, seconds)
         yield _sample(cell, target, rules, number, partial(load.closed, demand))
+
+
+def demand_of(cell: Cell, seconds: float) -> Demand:
+    """Return the calls that a closed loop keeps in flight."""
+    return Demand(
+        cell.callers,
+        cell.batch,
+        seconds,
+        cell.connections,
+        has_new_headers=cell.scenario == "NewHeaders",
+        repeats=cell.scenario in ("SameBytes", "Offline"),
+    )
+
+
+def _offered(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
+    """Measure the rate of a closed loop, then offer shares or multiples of it."""
+    load, seconds = target.load, rules.seconds
+    full = load.closed(Demand(_FULL_CALLERS, 1, seconds, _FULL_CONNECTIONS))
+    reached = full.calls_per_s
+    if not reached or full.num_errors:
+        raise OSError(f"{full.num_errors} calls of the closed loop before it failed")
+    is_load = cell.scenario == "Load"
+    for place, factor in enumerate(LOADS if is_load else OVERLOADS):
+        kind = rules.arrivals if is_load else "constant"
+        offsets_s = arrivals(kind, factor * reached, seconds, seed=100 * number + place)
+        send = partial(load.open, offsets_s, 1, math.inf if is_load else TIMEOUT_S)
+        offered = replace(cell, overload=factor)
+        yield _sample(offered, target, rules, number, send, factor * reached)
 
 
 def _search(cell: Cell, target: Running, rules: Rules, number: int) -> Iterator[Sample]:
@@ -220,7 +247,8 @@ class Suite(Rules):
         Cells to be compared are measured within seconds, so that drift affects all equally.
         """
         largest = self.callers[-1:]
-        callers = {"ClosedLoop": self.callers, "NewHeaders": largest, "Offline": [(0, 0)]}
+        callers = {"ClosedLoop": self.callers, "NewHeaders": largest, "SameBytes": largest}
+        callers["Offline"] = [(0, 0)]
         batches = {"Offline": self.batches, "ClosedLoop": self.loop_batches}
         others = self.other_batches
         return [
@@ -453,7 +481,7 @@ def _measure_alone(
         if cell.spec != spec:
             continue
         try:
-            demand = Demand(cell.callers, cell.batch, 0.0, cell.connections)
+            demand = demand_of(replace(cell, callers=cell.callers or _PARALLEL_CALLS), 0.0)
             rate = _steady_rate(target, demand, suite)
             wanted = max(suite.least_calls, _CYCLES * cell.callers)
             likely_s = min(_LONGEST_S, wanted / rate) if rate else _LONGEST_S

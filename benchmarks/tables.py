@@ -7,9 +7,12 @@ from statistics import median
 from benchmarks.figures import Figures
 from benchmarks.loops import Outcome
 from benchmarks.result_file import Cell, Results, Sample
-from benchmarks.targets import IN_PROCESS, Spec
+from benchmarks.targets import IN_PROCESS, OURS, PRODUCT, Spec, product_of, protocol_of
 
 NONE = "–"
+_SAID = {"gRPC": "gRPC", "JSON": "JSON over HTTP", "bytes": "bytes over HTTP"}
+_MANY = 64
+"""Callers of the cells whose processor time is shown."""
 NOT_MEASURED = "not measured"
 _TAIL = (0.5, 0.9, 0.99, 0.999)
 """Quantiles of latency that are shown."""
@@ -61,48 +64,143 @@ def short(number: float | None) -> str:
 def every(results: Results) -> list[ReportTable]:
     """Make every table that the results have something for."""
     figures = Figures(results)
-    if models := dict.fromkeys(sample.model for sample in results.samples if sample.model):
-        made = [*(comparison(figures, model) for model in models), versions(results)]
-        made += [starts(figures), left_out(figures)]
+    if is_comparison(results):
+        pairs = dict.fromkeys(
+            (cell.model, protocol_of(cell.spec.target)) for cell in figures.samples
+        )
+        made = [comparison(figures, *pair) for pair in pairs]
+        made += [swap(figures), load(figures), overload(figures), costs(figures)]
+        made += [versions(results), left_out(figures)]
     elif is_cost(figures):
         made = [serving_cost(figures), starts(figures), left_out(figures)]
     else:
-        made = [make(figures) for make in (targets, cells, overload, starts, left_out)]
+        made = [make(figures) for make in (targets, cells, load, overload, starts, left_out)]
     return [table for table in made if len(table.rows) > 1]
 
 
-def comparison(figures: Figures, model: str) -> ReportTable:
-    """Lay out all that was measured of one model, a row for each target and number of callers."""
+def is_comparison(results: Results) -> bool:
+    """Return whether several models were measured beside other projects' servers."""
+    return any(sample.model for sample in results.samples)
+
+
+def name_of(spec: Spec) -> str:
+    """Return a target's product, and its settings where they are not the usual ones."""
+    plain = str(replace(spec, target="", client="")).strip()
+    return f"{product_of(spec.target)} {plain}".strip()
+
+
+def comparison(figures: Figures, model: str, protocol: str) -> ReportTable:
+    """Lay out all servers of one model in one protocol, a row for each number of callers."""
     rows = [
-        ["target", "callers", "rows/s", f"× {_first(figures)}", "p50", "p99", "CPU µs, server",
-         "CPU µs, callers", "load by", "errors"],
+        ["server", "connections × calls", "rows/s", f"{PRODUCT} is", "p50", "p99",
+         "same bytes, rows/s", "CPU µs, server", "CPU µs, callers", "errors"],
     ]  # fmt: skip
-    found = [cell for cell in figures.samples if cell.model == model]
-    order = list(dict.fromkeys(cell.spec for cell in found))
-    for cell in sorted(found, key=lambda each: (order.index(each.spec), each.callers)):
+    mine = [
+        cell
+        for cell in figures.samples
+        if (cell.model, protocol_of(cell.spec.target)) == (model, protocol) and not cell.spec.client
+    ]
+    found = [cell for cell in mine if cell.scenario == "ClosedLoop"]
+    shapes = list(dict.fromkeys((cell.callers, cell.connections) for cell in found))
+    for cell in sorted(found, key=lambda each: shapes.index((each.callers, each.connections))):
         rate, p50, p99, num_errors = _columns(cell, figures)
-        samples = figures.samples[cell]
-        by = ", ".join(sorted({sample.generator for sample in samples}))
+        same = figures.of(replace(cell, scenario="SameBytes"))
         cost = short(figures.cost_us(cell)) if rate != NONE else NONE
-        calls = short(median(s.client_us_per_call for s in samples)) if rate != NONE else NONE
-        ratio = str(figures.speedup(cell) or NONE)
+        used = median(sample.client_us_per_call for sample in figures.samples[cell])
+        calls = short(used) if rate != NONE else NONE
+        ratio = str(figures.gain(cell) or NONE)
+        name = name_of(cell.spec)
         rows.append(
-            [str(cell.spec), str(cell.callers), rate, ratio, p50, p99, cost, calls, by, num_errors]
+            [name, shape_of(cell), rate, ratio, p50, p99, short(same), cost, calls, num_errors]
         )
+    measured = {cell.spec for cell in found}
     missing = [
         skip.spec
         for skip in figures.results.skips
-        if skip.model == model and skip.spec not in order
+        if skip.model == model
+        and skip.spec not in measured
+        and protocol_of(skip.spec.target) == protocol
+        and not skip.spec.client
     ]
-    rows += [[str(spec), NONE, NOT_MEASURED, *[NONE] * 7] for spec in dict.fromkeys(missing)]
+    rows += [[name_of(spec), NOT_MEASURED, *[NONE] * 8] for spec in dict.fromkeys(missing)]
+    settings = figures.results.settings
     note = (
-        f"Medians of {figures.results.settings['rounds']} rounds of at least "
-        f"{figures.results.settings['seconds']:g} s; × {_first(figures)}: the median of the "
-        "rounds' ratios, and the least to the greatest. CPU: processor time for a call, the "
-        "callers' of their busiest process. A cell with errors has no rate; a percentile with "
-        "fewer than ten calls above it is left out."
+        f"Medians of {settings['rounds']} rounds of {settings['seconds']:g} s or 300 calls, what "
+        f"is longer. {PRODUCT} is: its rate over this server's, the median of the rounds' ratios, "
+        "and the least to the greatest. CPU: processor time for a call, the callers' of their "
+        "busiest process. Each call has other rows; the column on same bytes repeats one call. A "
+        "cell with errors has no rate; a percentile with fewer than ten calls above it is left out."
     )
-    return ReportTable(model, note, rows)
+    return ReportTable(f"{model}, {protocol_said(protocol)}", note, rows)
+
+
+def protocol_said(protocol: str) -> str:
+    """Return a protocol's name for readers."""
+    return _SAID[protocol]
+
+
+def shape_of(cell: Cell) -> str:
+    """Return connections times calls in flight on each; the callers alone where they were free."""
+    return str(cell.callers) if not cell.connections else cell.in_flight
+
+
+def swap(figures: Figures) -> ReportTable:
+    """Lay out the same clients with this server and with Triton."""
+    rows = [["client", "callers", f"{PRODUCT}, calls/s", "Triton, calls/s", f"{PRODUCT} is",
+             "p50", "Triton's", "p99", "Triton's"]]  # fmt: skip
+    for cell in figures.samples:
+        protocol = protocol_of(cell.spec.target)
+        if not cell.spec.client or cell.spec.target != OURS[protocol]:
+            continue
+        target = {"gRPC": "triton", "bytes": "triton-bytes"}.get(protocol, "")
+        theirs = replace(cell, spec=replace(cell.spec, target=target))
+        mine, other = _columns(cell, figures), _columns(theirs, figures)
+        ratio = str(figures.gain(theirs) or NONE)
+        pairs = [mine[1], other[1], mine[2], other[2]]
+        rows.append([cell.spec.client, str(cell.callers), mine[0], other[0], ratio, *pairs])
+    note = (
+        "The same program before and after the server is changed: a thread for each caller of one "
+        "process, with AsyncClient a task. The client is the limit of most rows."
+    )
+    return ReportTable("What a swap brings", note, rows)
+
+
+def load(figures: Figures) -> ReportTable:
+    """Lay out latencies by offered load."""
+    rows = [["server", "protocol", "share of its rate", "offered/s", "p50", "p99", "p99.9"]]
+    for cell in figures.rounds:
+        if cell.scenario == "Load":
+            offered = median(sample.offered_per_s or 0.0 for sample in figures.valid(cell))
+            tail = [_latency(figures, cell, share) for share in (0.5, 0.99, 0.999)]
+            words = name_of(cell.spec), protocol_of(cell.spec.target), f"{cell.overload:.0%}"
+            rows.append([*words, short(offered), *tail])
+    note = (
+        "Calls of one row arrive by themselves (Poisson), and latencies count from when they were "
+        "due, sent or not. Shares are of the server's own rate in a closed loop of 256 callers "
+        "just before."
+    )
+    return ReportTable("Under load", note, rows)
+
+
+def costs(figures: Figures) -> ReportTable:
+    """Lay out what each server takes: processor time, memory, and time to start."""
+    rows = [["server", "model", "protocol", "connections × calls", "CPU seconds a million calls",
+             "memory", "start to first answer"]]  # fmt: skip
+    starts_ = {(each.spec, each.model): each for each in figures.results.starts}
+    largest: dict[tuple[Spec, str], Cell] = {}
+    for cell in figures.rounds:
+        if cell.scenario == "ClosedLoop" and not cell.spec.client and cell.callers <= _MANY:
+            largest[cell.spec, cell.model] = cell
+    for (spec, model), cell in largest.items():
+        start = starts_.get((spec, model))
+        took = seconds(start.startup_s) if start else NONE
+        memory = start.memory_bytes if start else None
+        used = f"{memory / 2**20:.0f} MiB" if memory else NONE  # nothing once it has ended
+        cost = short(figures.cost_us(cell))
+        words = name_of(spec), model, protocol_of(spec.target), shape_of(cell)
+        rows.append([*words, cost, used, took])
+    note = "Processor time with 64 callers; memory (PSS) of all its processes after the last round."
+    return ReportTable("Cost", note, rows)
 
 
 def versions(results: Results) -> ReportTable:
@@ -172,6 +270,7 @@ def _heading(cell: Cell, latency_slo_s: float) -> str:
         "SingleStream": "SingleStream, p90",
         "ClosedLoop": f"ClosedLoop, {cell.in_flight} callers",
         "NewHeaders": f"NewHeaders, {cell.in_flight} callers",
+        "SameBytes": f"SameBytes, {cell.in_flight} callers",
         "Server": f"Server, p99 ≤ {latency_slo_s * 1e3:g} ms",
         "Offline": f"Offline, {cell.batch} a call",
     }[cell.scenario]
@@ -272,7 +371,7 @@ def overload(figures: Figures) -> ReportTable:
         ]
     ]
     for cell in figures.rounds:
-        if cell.overload:
+        if cell.scenario == "Overload":
             valid = figures.valid(cell)
             share = cell.overload * median(
                 _per_s(each, Outcome.IN_TIME) / _per_s(each, Outcome.DUE) for each in valid
@@ -281,10 +380,10 @@ def overload(figures: Figures) -> ReportTable:
             offered = f"{cell.overload:g} ×"
             rows.append([str(cell.spec), offered, *rates[:3], f"{share:.0%}", *rates[3:]])
     note = (
-        "Offered: as a multiple of the rate of a closed loop of 8 × 32 just before. Each caller "
-        "gives up 50 ms after its call was due, and resets the stream. In time: answered by then. "
-        "Share: of the closed loop's rate. Refused: by a status in time. Late: the rest of those "
-        "sent. Medians of the rounds."
+        "Offered: as a multiple of the rate of a closed loop of 256 callers just before. Each "
+        "caller gives up 50 ms after its call was due, and resets the stream. In time: "
+        "answered by then. Share: of the closed loop's rate. Refused: by a status in time. Late: "
+        "the rest of those sent. Medians of the rounds."
     )
     return ReportTable("Overload", note, rows)
 

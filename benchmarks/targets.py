@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter, sleep
 
 import grpc
 
+from benchmarks.calls import CallRequest
 from benchmarks.clients import ClientLoad
 from benchmarks.in_process import InProcessLoad
-from benchmarks.loops import CallRequest
 from benchmarks.methods import CLASSIFY, INFER_BINARY, INFER_JSON, MODEL_INFER, RpcMethod
 from benchmarks.network import Generator, Load, NetworkLoad, count_failed, on_cores
 from benchmarks.others import PEERS, NotMeasured, peer_process
@@ -35,12 +35,19 @@ CATALOGUE = {
     "http-binary": "the same, tensors as bytes",
     IN_PROCESS: "no server: ONNX Runtime in a process, each caller a thread (needs --model)",
 }
+OURS = {"gRPC": "h2-infer", "JSON": "http-json", "bytes": "http-binary"}
+"""Our server by the protocol in which it is compared."""
+PRODUCT = "digit-serving"
+_OWN = ("h2", "grpcio", "grpcio-infer")
+"""Others of our targets."""
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
 _START_TIMEOUT_S, _RETRY_S = 60.0, 0.2
 """How long a peer may take until it answers, and how often it is asked."""
 _RIGHT_SHARE = 0.95
 """The share of digits that must be the fp32 model's; int8 may well differ in one."""
+_MESSAGES, _MESSAGES_BYTES = 256, 4 << 20
+"""How many different messages the calls of a run have at most, and how long they are together."""
 _LISTEN = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 
@@ -97,6 +104,22 @@ class Running:
     """From nothing to the first answer."""
     pid: int | None = None
     """Its process; None if it was not started here."""
+
+
+def product_of(target: str) -> str:
+    """Return the name of a target's product, for readers."""
+    if target in PEERS:
+        return PEERS[target].product
+    if target in OURS.values() or target in _OWN:
+        return PRODUCT
+    return "a plain grpcio server" if target == "plain" else target
+
+
+def protocol_of(target: str) -> str:
+    """Return what a target of a comparison is called in; see `RpcMethod.protocol`."""
+    if target in PEERS:
+        return PEERS[target].method.protocol
+    return (_HTTP.get(target) or MODEL_INFER).protocol
 
 
 def can_be(spec: Spec, checkouts: Container[str]) -> bool:
@@ -182,12 +205,15 @@ def open_target(spec: Spec, setting: Setting) -> Iterator[Running]:
 
         asked = setting.workload
 
+        @cache
         def request_of(batch: int) -> CallRequest:
+            message, *others = messages_of(method, asked, batch)
             return CallRequest(
                 address=where,
                 path=method.path.format(asked.model),
                 headers=method.headers,
-                message=method.encode(asked.model, asked.feeds(batch)),
+                message=message,
+                others=others,
                 is_http=method.is_http,
             )
 
@@ -213,6 +239,14 @@ def open_target(spec: Spec, setting: Setting) -> Iterator[Running]:
             startup_s=None if address else perf_counter() - begin_s,
             pid=pid,
         )
+
+
+def messages_of(method: RpcMethod, asked: Workload, batch: int) -> list[bytes]:
+    """Return the messages of calls with different rows, as many as are different or fit."""
+    first = method.encode(asked.model, asked.feeds(batch))
+    number = min(asked.num_rows // batch, _MESSAGES, max(1, _MESSAGES_BYTES // max(1, len(first))))
+    starts = range(batch, number * batch, batch)
+    return [first, *(method.encode(asked.model, asked.feeds(batch, start)) for start in starts)]
 
 
 def _first_answer(

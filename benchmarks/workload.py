@@ -33,15 +33,31 @@ class Workload:
     answers: list[int] | None = None
     """The digits that the model sees in the first rows; None if it reads none."""
 
-    def feeds(self, batch: int) -> Feeds:
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are; 1 if the model's calls have none."""
+        return min(map(len, self.rows.values()), default=1)
+
+    def feeds(self, batch: int, first: int = 0) -> Feeds:
         """Return the inputs of a call.
+
+        Args:
+            batch: how many rows.
+            first: the place of the first one; those behind the last row are the first ones again.
 
         Raises:
             OSError: a call can't have that number of rows.
         """
         if any(len(array) < batch for array in self.rows.values()):
             raise OSError(f"{batch} rows of {self.model} are too many here")
-        return {**self.fixed, **{name: array[:batch] for name, array in self.rows.items()}}
+        if first + batch <= self.num_rows or not self.rows:
+            found = {name: array[first : first + batch] for name, array in self.rows.items()}
+        else:
+            places = np.arange(first, first + batch)
+            found = {
+                name: array.take(places, axis=0, mode="wrap") for name, array in self.rows.items()
+            }
+        return {**self.fixed, **found}
 
 
 def golden(models: Path) -> Workload:

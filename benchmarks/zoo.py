@@ -22,12 +22,37 @@ import numpy.typing as npt
 from digit_classifier import PRETRAINED
 from serving.commandline.installation import require
 from serving.model.onnx_runtime import runtime
+from serving.model.repository import load_manifest
 
 MODELS = ("digits", "cnn", "encoder", "tabular")
 _OPSET, _IR = 17, 8
 _TOKENS, _VOCABULARY, _WIDTH, _HEADS = 32, 2_000, 128, 4
 _FEATURES, _TREES, _DEPTH = 30, 100, 6
 _CALIBRATION_ROWS = 16
+INPUTS = {"digits": "images", "cnn": "x", "encoder": "x", "tabular": "x"}
+"""The input of each network, whose first axis is rows."""
+_NUM_ROWS = 256
+
+
+def rows(name: str, seed: int) -> npt.NDArray[Any]:
+    """Draw inputs of a network, as long as real ones are in JSON.
+
+    Args:
+        name: of the network.
+        seed: the same seed draws the same rows.
+
+    Returns:
+        256 rows: digits of the bundled model's samples, pictures, words, or numbers.
+    """
+    generator = np.random.default_rng(seed)
+    if name == "digits":
+        images = load_manifest(PRETRAINED / "digits" / "1").golden_images
+        return np.resize(images, (_NUM_ROWS, images.shape[1]))
+    if name == "cnn":
+        return generator.integers(0, 256, (_NUM_ROWS, 96, 96, 3)).astype(np.uint8)
+    if name == "encoder":
+        return generator.integers(0, _VOCABULARY, (_NUM_ROWS, _TOKENS))
+    return generator.random((_NUM_ROWS, _FEATURES)).astype(np.float32)
 
 
 def make(folder: Path, names: tuple[str, ...] = MODELS) -> None:

@@ -276,9 +276,9 @@ ORDER = {
         __init__
     """,
     "benchmarks": """
-        loops workload network in_process methods others clients targets plain_server result_file
-        validity runner sizes figures tables drawing pictures report tuning zoo comparison optimized
-        cli __main__ peers __init__
+        calls grpc_connection http_connection loops workload network in_process methods others
+        clients targets plain_server result_file validity runner sizes figures tables drawing
+        pictures report tuning zoo comparison optimized cli __main__ peers __init__
     """,
 }
 """The parts of each package (folders and files at its top); a part may also be split by naming one

@@ -45,12 +45,19 @@ def sync_call(client, address, model, feeds):
             return [np.frombuffer(raw, np.float32) for raw in answer.raw_output_contents]
 
         return call
-    import tritonclient.grpc as triton
+    if client == "tritonclient":
+        import tritonclient.grpc as triton
+    else:
+        import tritonclient.http as triton
     from tritonclient.utils import np_to_triton_dtype
 
-    theirs = triton.InferenceServerClient(address)
+    shared = triton.InferenceServerClient(address) if client == "tritonclient" else None
+    mine = threading.local()  # its HTTP client is for one thread
 
     def call_triton():
+        theirs = getattr(mine, "client", None)
+        if theirs is None:
+            theirs = mine.client = shared or triton.InferenceServerClient(address)
         inputs = []
         for name, array in feeds.items():
             tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))

@@ -20,7 +20,7 @@ from serving.batching.run import (
 )
 from serving.batching.spot_check import Compared
 from serving.config import BatchingConfig
-from serving.system.runners import Runners, Task
+from serving.system.batch_threads import Runners, Task
 
 _log = logging.getLogger(__name__)
 

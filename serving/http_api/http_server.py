@@ -23,10 +23,10 @@ from serving.system.listening import activated, bind
 from serving.telemetry.access_log import open_access_log
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App, Endpoint, as_json
-from serving.transports.limits import PortLimits, max_buffered_bytes, max_message_bytes
 from serving.transports.loop import Loop
 from serving.transports.pools import OneThread, Pool, decoders
 from serving.transports.port import Port
+from serving.transports.port_limits import PortLimits, max_buffered_bytes, max_message_bytes
 
 _BACKLOG = 256
 _MAX_CONNECTIONS = 1024

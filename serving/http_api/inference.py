@@ -32,7 +32,7 @@ from serving.transports.http_routing import (
     encode_rest,
     encode_start,
 )
-from serving.transports.limits import max_message_bytes
+from serving.transports.port_limits import max_message_bytes
 
 LENGTH_HEADER = "inference-header-content-length"
 _MEDIA = ("image", "audio", "video")

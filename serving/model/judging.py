@@ -1,7 +1,7 @@
 """A verdict that is found: the proof that rows are independent, and its check by a run."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,15 +16,18 @@ from serving.model.onnx_runtime import (
     inputs_of,
     new_session,
     output_dtypes,
+    release,
     runtime,
 )
 from serving.model.time_limit import note_slow, within
 from serving.model.verdicts import Verdict
 from serving.proof import Mixes, prove
+from serving.proof.census import census
 from serving.proof.check import Check, Graph, NotRun
 from serving.proof.drawn_inputs import NUM_ROWS
 from serving.proof.inline import inlined
 from serving.proof.onnx_file import Message, parse_model
+from serving.proof.values import Node
 from serving.tensors import Array, Feeds
 
 _log = logging.getLogger(__name__)
@@ -33,6 +36,29 @@ _UNCHANGED = SessionSettings(
     device="cpu", optimization="none", config={"session.disable_prepacking": "1"}
 )
 """Weights in the order of the processor pay after more runs than those of a check."""
+
+_UNCHECKED: Mapping[str, tuple[tuple[int, int], Callable[[Node], bool]]] = {
+    "Pad": ((1, 26), lambda node: node.text("mode") == "reflect"),
+    "ReverseSequence": ((1, 28), lambda node: True),
+    "ai.onnx.ml.SVMClassifier": ((1, 26), lambda node: True),
+    "com.microsoft.Attention": ((1, 26), lambda node: node.has(3)),
+}
+"""Operators that older releases run on what callers choose without looking at it, so that they read
+the row beside, or write there: a row shorter than the border that mirrors it, a length of 0, a
+table of fewer columns than support vectors have, an end below 0. With each the first release that
+refuses such a call or answers it right, and the nodes that it is about."""
+
+
+class _KindsOfRelease:
+    """What nodes may be like: as exports have them, and safe on this release of ONNX Runtime."""
+
+    def require_known(self, node: Node) -> None:
+        """Raise Mixes if a node is of another kind."""
+        census().require_known(node)
+        since, is_about = _UNCHECKED.get(node.op, ((0, 0), bool))
+        if release() < since and is_about(node) and any(each.is_rows for each in node.given):
+            wanted = ".".join(map(str, since))
+            raise Mixes(f"ONNX Runtime before {wanted} may answer it by another row: no rule")
 
 
 class UnchangedSession:
@@ -80,7 +106,7 @@ def prepare(
         The check to run; the verdict, if the proof fails.
     """
     try:
-        proof = prove(model)
+        proof = prove(model, _KindsOfRelease())
     except Mixes as err:
         return Verdict(str(err))
     try:

@@ -71,6 +71,11 @@ def runtime() -> Any:
     return onnxruntime
 
 
+def release() -> tuple[int, ...]:
+    """Return ONNX Runtime's release, such as 1, 32."""
+    return tuple(map(int, runtime().__version__.split(".")[:2]))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SessionSettings:
     """How a model is built and run: what ONNX Runtime has a setting for."""
@@ -114,8 +119,7 @@ def _spinning() -> dict[str, str]:
     Where they sleep at once, a run of MobileNetV2 on two idle cores takes 4.7 ms in place of 3.8.
     Where they spin as long as by default, it takes 14 ms in place of 8.4 beside two busy processes.
     """
-    release = tuple(map(int, runtime().__version__.split(".")[:2]))
-    if release < _SPINS_BRIEFLY:
+    if release() < _SPINS_BRIEFLY:
         return {"session.intra_op.allow_spinning": "0"}
     return {"session.intra_op.spin_duration_us": "10", "session.force_spinning_stop": "1"}
 

@@ -226,7 +226,12 @@ def reversed_sequences(node: Node) -> list[Value]:
 
 
 def short_fourier(node: Node) -> Shape:
-    """Return the shape of a signal's spectra."""
+    """Return the shape of a signal's spectra.
+
+    Where it has two parts, real and imaginary, ONNX Runtime before 1.28 reads the row beside.
+    """
+    if node.value(0).shape[2:] not in ((), (ONE,)):
+        raise Mixes("its signal is not real: no rule")
     return node.new_size(), node.new_size(), Size.of(2)
 
 

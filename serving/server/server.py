@@ -21,8 +21,8 @@ from serving.server.self_test import SelfTest
 from serving.system.usage import Usage
 from serving.telemetry.metrics import MAX_LABELS, Readiness, Report, Served
 from serving.transports import open_transport
-from serving.transports.limits import max_message_bytes
 from serving.transports.pools import decoders
+from serving.transports.port_limits import max_message_bytes
 from serving.versions.catalog import Catalog
 
 _log = logging.getLogger(__name__)

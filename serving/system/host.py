@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from serving.system.batch_threads import Runners, Threads
 from serving.system.listening import listen
-from serving.system.runners import Runners, Threads
 
 Run = Callable[[Any], Any]
 

@@ -26,11 +26,11 @@ from serving.telemetry.metrics import NO_MODEL, ModelLabel
 from serving.transports import grpc_headers as headers
 from serving.transports.grpc_call import GrpcCall
 from serving.transports.grpc_headers import CallHeaders, HeaderParser, NotGrpc, trailers_of
-from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
 from serving.transports.peer import Peer, peer_of
 from serving.transports.pools import ThreadEach
 from serving.transports.port import Port
+from serving.transports.port_limits import PortLimits
 
 if TYPE_CHECKING:
     from serving.telemetry.access_log import AccessLog, LoggedCall

@@ -32,9 +32,9 @@ from serving.telemetry.logs import REQUEST_ID, request_fields
 from serving.telemetry.metrics import NO_MODEL, Metrics
 from serving.transports.asyncio_loop import AsyncioLoop
 from serving.transports.grpcio_credentials import server_credentials
-from serving.transports.limits import max_message_bytes
 from serving.transports.peer import public_headers
 from serving.transports.pools import Pool
+from serving.transports.port_limits import max_message_bytes
 
 _log = logging.getLogger(__name__)
 

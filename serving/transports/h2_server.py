@@ -16,8 +16,8 @@ from serving.system.listening import address_of
 from serving.telemetry.access_log import open_access_log
 from serving.transports.grpc_headers import HeaderParser
 from serving.transports.grpc_port import H2Port
-from serving.transports.limits import PortLimits, max_buffered_bytes, max_message_bytes
 from serving.transports.loop import Loop
+from serving.transports.port_limits import PortLimits, max_buffered_bytes, max_message_bytes
 
 
 class H2Server:

@@ -39,11 +39,11 @@ from serving.transports.http_routing import (
     name_of,
     problem,
 )
-from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
 from serving.transports.peer import Peer, State, peer_of
 from serving.transports.pools import Pool
 from serving.transports.port import Port
+from serving.transports.port_limits import PortLimits
 
 if TYPE_CHECKING:
     from serving.security.tls import Tls

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from serving.processes.pool import JobLimits
 from serving.router import Router
+from serving.system.batch_threads import Task
 from serving.system.host import Host
-from serving.system.runners import Task
 
 _LIMITS = JobLimits(192 << 20, 10.0)
 """Limits of what strangers send: 24 MB of numbers as JSON, a picture of 640 x 640 in colour, take

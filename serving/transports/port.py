@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from serving.errors import ServingError
 from serving.system.host import Host
 from serving.transports.accepting import Acceptor
-from serving.transports.limits import PortLimits
 from serving.transports.peer import READ, TURN_S, Peer, State
+from serving.transports.port_limits import PortLimits
 
 if TYPE_CHECKING:
     from serving.security.tls import Tls

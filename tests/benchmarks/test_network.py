@@ -1,22 +1,25 @@
 """The generators against real servers over real sockets."""
 
+import http.server
 import itertools
 import os
 import shutil
 import sys
 import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import grpc
 import numpy as np
 import pytest
 
 from benchmarks import network
-from benchmarks.loops import CallRequest, Outcome, arrivals, closed, open_loop
+from benchmarks.calls import CallRequest
+from benchmarks.loops import Outcome, arrivals, closed, open_loop
 from benchmarks.methods import encode_digits, encode_infer
 from benchmarks.network import Demand, Generator, NetworkLoad, spread
 from benchmarks.runner import TIMEOUT_S
+from digit_classifier import wire
 from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_response
 from tests.benchmarks.retries import SHORT_S, until_answered
@@ -45,6 +48,93 @@ def test_closed_loop_is_answered(server, images, path, num_images):
     trace = until_answered(lambda seconds: closed(question, [2, 1], NOW, seconds))
     assert trace.num_errors == 0
     assert (trace.latencies_s > 0).all()
+
+
+def test_each_call_has_the_next_message(images):
+    asked = []
+
+    def note(message, context):
+        asked.append(wire.decode_request(message, 784, 1)[0])
+        return encode_response(bytes(1), bytes(DIGITS.row_bytes), "1")
+
+    with fake_server(note) as address:
+        first, *others = (
+            encode_digits("digits", {"images": np.full((1, 784), value, np.uint8)})
+            for value in range(3)
+        )
+        question = CallRequest(address=address, path=CLASSIFY, message=first, others=others)
+        while len(set(asked)) < 3:
+            closed(question, [1], NOW, SHORT_S)
+    following = itertools.pairwise(asked)
+    assert all(value in (0, (before + 1) % 3) for before, value in following)
+
+
+def web_server(answers):
+    """Serve HTTP: answers[i] is sent to the request number i, the last one to all after it."""
+    bodies = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            self.wfile.write(answers[min(len(bodies), len(answers)) - 1])
+
+        def log_message(self, *words):
+            pass
+
+    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler), bodies
+
+
+@contextmanager
+def serving(answers):
+    server, bodies = web_server(answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", bodies
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nyes!"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n3;x=1\r\nyes\r\n1\r\n!\r\n0\r\n\r\n"
+)
+FAILED = b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("answer", [WHOLE, CHUNKED])
+def test_calls_of_http_each_have_the_next_body(answer):
+    with serving([answer]) as (address, bodies):
+        question = CallRequest(
+            address=address, path="/", message=b"0", others=[b"11", b"222"], is_http=True
+        )
+        trace = until_answered(lambda seconds: closed(question, [1], NOW, seconds))
+        opened = open_loop(question, np.array([0.0, 0.001, 0.002]), NOW, 2)
+    assert (trace.num_errors, opened.num_errors, len(opened.latencies_s)) == (0, 0, 3)
+    assert bodies[:4] == [b"0", b"11", b"222", b"0"][: len(bodies)]
+    assert set(bodies) == {b"0", b"11", b"222"}
+
+
+def test_answers_of_http_that_fail_are_errors():
+    with serving([WHOLE, WHOLE, FAILED]) as (address, _):
+        question = CallRequest(address=address, path="/", message=b"0", is_http=True)
+        trace = closed(question, [1], NOW, 10 * SHORT_S)
+    assert trace.num_errors == len(trace.latencies_s) - 1 > 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(FAILED, "fails on /"), (b"HTTP/1.0 200 OK\r\n\r\nyes", "without a length")],
+)
+def test_server_of_http_that_answers_no_call_is_no_target(answer, reason):
+    with serving([answer]) as (address, _):
+        question = CallRequest(address=address, path="/", message=b"0", is_http=True)
+        with pytest.raises(ConnectionError, match=reason):
+            closed(question, [1], NOW, SHORT_S)
 
 
 def test_open_loop_is_answered_call_by_call(server, images):

@@ -12,13 +12,13 @@ import pytest
 
 from benchmarks import others, runner, zoo
 from benchmarks.clients import ClientLoad
-from benchmarks.comparison import Plan, specs_of, workload_of
+from benchmarks.comparison import workload_of
 from benchmarks.figures import Figures
-from benchmarks.methods import json_of
+from benchmarks.methods import MSGPACK, json_of
 from benchmarks.network import Demand, Generator
 from benchmarks.others import PEERS, NotMeasured, OtherServer, peer_process
 from benchmarks.runner import Suite
-from benchmarks.targets import Spec
+from benchmarks.targets import Spec, open_target
 from benchmarks.workload import golden
 from tests.benchmarks.test_report import rows_of
 from tests.support.servers import fake_service, running_server
@@ -67,7 +67,7 @@ def peers(tmp_path, file, monkeypatch):
     outputs.write_text(str(workload.outputs.tolist()))
     for mode in ("right", "wrong", "failing", "dead"):
         command = partial(command_of, script, outputs, mode)
-        peer = OtherServer(mode, (), json_of("/"), command)
+        peer = OtherServer(mode, mode, (), json_of("/"), command)
         monkeypatch.setitem(PEERS, mode, peer)
     return workload
 
@@ -86,9 +86,9 @@ def test_peer_that_fails_has_an_error_column_and_no_rate(peers, file, setting):
     rates = {cell.spec.target: figures.of(cell) for cell in figures.samples}
     assert rates["right"]
     assert rates["failing"] is None
-    rows = {row[0]: row for row in rows_of(kept, "digits")}
+    rows = {row[0]: row for row in rows_of(kept, "digits, JSON over HTTP")}
     assert int(rows["failing"][-1]) > 0
-    assert rows["failing"][2:7] == ["–"] * 5
+    assert rows["failing"][2:9] == ["–"] * 7
     assert rows["right"][-1] == "0"
     reasons = {skip.spec.target: skip.reason for skip in kept.skips}
     assert "it gives other numbers" in reasons["wrong"]
@@ -142,20 +142,33 @@ def test_clients_are_answered_and_their_time_is_counted(models, client):
     assert trace.busy > 0
 
 
+def test_msgpack_of_bytes_is_written_and_read():
+    rows = np.arange(300, dtype=np.float32).reshape(1, 300)
+    packed = MSGPACK.encode("x", {"x": rows})
+    assert packed == b"\x81\xa5input\xc6\x00\x00\x04\xb0" + rows.tobytes()
+    head = b"\x81\xa6output"
+    for kind, size in ((b"\xc5", 2), (b"\xc6", 4)):
+        answer = head + kind + (1200).to_bytes(size, "big") + rows.tobytes()
+        np.testing.assert_array_equal(MSGPACK.outputs(answer), rows.ravel())
+    short = head + b"\xc4\x08" + rows[:, :2].tobytes()
+    np.testing.assert_array_equal(MSGPACK.outputs(short), [0, 1])
+
+
+def test_triton_that_is_not_here_is_not_measured(file, monkeypatch, setting):
+    monkeypatch.setenv("PATH", "/nowhere")
+    here = replace(setting, model=file, workload=workload_of(file, 0))
+    with (
+        pytest.raises(NotMeasured, match="`tritonserver` is not on the PATH"),
+        open_target(Spec(target="triton"), here),
+    ):
+        pass
+
+
 def test_client_of_another_server_is_an_error_of_one_line(models):
     with fake_service("any.Service", {}) as address:
         load = ClientLoad("Client", address, golden(models), [0])
         with pytest.raises(OSError, match=r"Client failed: .*Method not found"):
             load.closed(Demand(1, 1, 0.1))
-
-
-def test_every_target_of_a_comparison_has_the_same_base():
-    plan = Plan(addresses={"triton": "127.0.0.1:1"})
-    first, other = (specs_of(plan, model) for model in plan.models[:2])
-    assert str(first[0]) == str(other[0]) == "http-json"
-    assert {spec.client for spec in first} == {"", *plan.clients}
-    assert {spec.client for spec in other} == {""}
-    assert {"triton", *PEERS} <= {spec.target for spec in other}
 
 
 @pytest.mark.parametrize("name", ["encoder", "tabular", "cnn"])

@@ -1,5 +1,6 @@
 """Tables and page, from made-up results."""
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from benchmarks import pictures, report, tables
+from benchmarks import drawing, pictures, report, tables
 from benchmarks.figures import Figures, paired_ratio
 from benchmarks.result_file import Cell, Skip, UnusableResults, load
 from benchmarks.targets import Spec
@@ -167,49 +169,129 @@ def test_committed_report_is_that_of_its_results(name):
 
 
 def compared():
-    """Two models, a peer, clients, and a peer that fails."""
+    """Two models in two protocols, by the generator and by clients, and a peer that fails."""
     found = [
-        sample(Spec(target=target), "ClosedLoop", model=model, callers=callers, number=number,
-               calls_per_s=rate * callers, latency_s=1 / rate)
-        for model in ("digits", "trees") for callers in (1, 64) for number in range(2)
-        for target, rate in (("http-json", 50), ("slow", 10), ("h2-infer", 100))
+        sample(Spec(target=target), scenario, model=model, callers=callers, number=number,
+               connections=connections, calls_per_s=rate * callers, latency_s=1 / rate)
+        for model in ("digits", "trees")
+        for callers, connections in ((1, 1), (64, 64), (64, 8))
+        for number in range(2)
+        for scenario in ("ClosedLoop", "SameBytes")
+        for target, rate in (("http-json", 50), ("mosec", 10), ("h2-infer", 100), ("triton", 40))
+        if (target in ("http-json", "mosec")) == (connections == 64) or callers == 1
+    ]  # fmt: skip
+    found += [
+        sample(Spec(target=target, client="Client"), "ClosedLoop", model="digits", callers=64,
+               calls_per_s=rate)
+        for target, rate in (("h2-infer", 3000), ("triton", 4000))
+    ]  # fmt: skip
+    found += [
+        replace(sample(Spec(target=target), "Load", model="digits", callers=0, overload=share,
+                       calls_per_s=1e4 * share, latency_s=0.001 + share / 500),
+                offered_per_s=1e4 * share)
+        for target in ("h2-infer", "triton") for share in (0.1, 0.5, 0.9)
     ]  # fmt: skip
     failed = {"num_errors": 3, "invalid": "3 calls failed", "calls_per_s": 99_999}
-    found.append(sample(Spec(target="broken"), "ClosedLoop", model="digits", callers=64, **failed))
-    kept = results(*found, skips=[Skip(spec=ON_CUDA, reason="no GPU", model="digits")])
-    kept.settings["base"] = "http-json"
-    kept.environment["peers"] = {"slow": {"slow": "1.2"}}
+    broken = {"model": "digits", "callers": 64, "connections": 64}
+    found.append(sample(Spec(target="ray"), "ClosedLoop", **broken, **failed))
+    cuda = Spec(target="h2-infer", device="cuda")
+    kept = results(*found, skips=[Skip(spec=cuda, reason="no GPU", model="digits")])
+    kept.starts = [replace(start, model="digits") for start in kept.starts]
+    kept.environment["peers"] = {"mosec": {"mosec": "1.2"}}
     return kept
 
 
-def test_readme_gets_a_picture_and_three_sentences(tmp_path):
+def test_readme_gets_a_picture_and_what_it_says(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     assert report.update_readme(readme, compared())
     assert not report.update_readme(readme, compared())
     text = readme.read_text()
     assert text.count("](benchmarks/results/peers.svg)") == 1
-    assert "With 64 callers of the model `digits`, this server answers 6.4 k calls/s" in text
-    assert "over gRPC and 3.2 k as JSON over HTTP; the fastest other server, slow, 640" in text
-    assert "broken" not in text  # it has errors, and so no rate
+    assert "gRPC, 8 × 8 in flight: digit-serving 6.4 k, Triton 2.56 k: 2.5 ×, 2.5 to 2.5." in text
+    assert "JSON over HTTP, 64 × 1 in flight: digit-serving 3.2 k, mosec 640: 5 ×, 5 to 5" in text
+    assert "Triton with digits, gRPC by Client, 64 (0.75 ×, one round)" in text
+    assert "Ray" not in text  # it has errors, and so no rate
     with pytest.raises(UnusableResults, match="no comparison"):
         report.update_readme(readme, three_rounds())
 
 
-def test_comparison_has_one_base_and_no_rate_where_calls_failed():
+def test_losses_that_are_none_are_said_too():
     kept = compared()
-    rows = {(row[0], row[1]): row for row in rows_of(kept, "digits")}
-    assert rows["target", "callers"][2:4] == ["rows/s", "× http-json"]
-    assert rows["h2-infer", "64"][2:4] == ["6.4 k", "2 ×, 2 to 2"]
-    assert rows["slow", "1"][3] == "0.2 ×, 0.2 to 0.2"
-    assert rows["broken", "64"][2:8] == ["–"] * 6
-    assert rows["broken", "64"][-1] == "3"
-    assert rows["h2 cuda", "–"][2] == "not measured"
-    assert ["slow", "slow 1.2"] in rows_of(kept, "Versions")
+    kept.samples = [each for each in kept.samples if not each.spec.client]
+    assert "Nowhere here is another server as fast" in report.summary(Figures(kept))
 
 
-def test_comparison_is_drawn_with_what_was_not_measured():
-    drawn = pictures.pictures_of(compared())
-    assert set(drawn) == {"", "-devices", "-tails"}
-    assert "broken" not in drawn[""]
-    assert drawn["-devices"].count(">not measured<") == 4  # int8 and CUDA of both models
+def test_comparison_is_like_with_like():
+    kept = compared()
+    rows = {(row[0], row[1]): row for row in rows_of(kept, "digits, gRPC")}
+    assert rows["server", "connections × calls"][2:4] == ["rows/s", "digit-serving is"]
+    assert rows["digit-serving", "8 × 8"][2:4] == ["6.4 k", "–"]
+    assert rows["Triton", "8 × 8"][2:4] == ["2.56 k", "2.5 ×, 2.5 to 2.5"]
+    assert rows["Triton", "8 × 8"][6] == "2.56 k"  # with the same bytes in all calls
+    assert rows["digit-serving cuda", "not measured"]
+    rows = {(row[0], row[1]): row for row in rows_of(kept, "digits, JSON over HTTP")}
+    assert rows["mosec", "1 × 1"][3] == "5 ×, 5 to 5"
+    assert rows["Ray Serve", "64 × 1"][2:9] == ["–"] * 7
+    assert rows["Ray Serve", "64 × 1"][-1] == "3"
+    assert {row[0] for row in rows.values()} == {"server", "digit-serving", "mosec", "Ray Serve"}
+    assert ["mosec", "mosec 1.2"] in rows_of(kept, "Versions")
+    assert rows_of(kept, "What a swap brings")[1][:5] == [
+        "Client", "64", "3 k", "4 k", "0.75 ×, one round",
+    ]  # fmt: skip
+
+
+def test_load_and_cost_have_a_row_for_each_server():
+    kept = compared()
+    assert [row[:4] for row in rows_of(kept, "Under load")[1:4]] == [
+        ["digit-serving", "gRPC", "10%", "1 k"],
+        ["digit-serving", "gRPC", "50%", "5 k"],
+        ["digit-serving", "gRPC", "90%", "9 k"],
+    ]
+    costs = {(row[0], row[2]): row for row in rows_of(kept, "Cost") if row[1] == "digits"}
+    assert costs["Triton", "gRPC"][3:] == ["8 × 8", "100", "64 MiB", "300 ms"]
+    assert ("Ray Serve", "JSON") not in costs
+
+
+def test_comparison_is_drawn_with_one_colour_for_a_product():
+    kept = compared()
+    drawn = pictures.pictures_of(kept)
+    assert set(drawn) == {""}  # of devices there is one, which is no comparison
+    assert "Ray" not in drawn[""]
+    texts = re.findall(r">([^<>]+)</text>", drawn[""])
+    assert {"digit-serving", "Triton", "mosec", "digit-serving, gRPC"} <= {*texts}
+    fast = [each for each in kept.samples if each.spec == Spec(target="h2-infer")]
+    kept.samples += [replace(each, spec=replace(each.spec, precision="int8")) for each in fast]
+    drawn = pictures.pictures_of(kept)
+    assert drawn["-devices"].count(">cpu int8<") == 2
+    assert "not measured" not in drawn["-devices"]
+
+
+def test_batches_are_drawn_where_there_are_several():
+    kept = results(
+        *(
+            sample(replace(H2, workers=number), "Offline", batch=batch, calls_per_s=1000 / batch)
+            for number in (1, 2) for batch in (1, 8, 64)
+        )
+    )  # fmt: skip
+    words = pictures.pictures_of(kept)["-batches"]
+    assert "digit-serving x2, 64 rows a call: rows/s 1.02 k" in words
+
+
+@pytest.mark.parametrize("number", [2, 7])
+def test_names_beside_lines_are_never_on_each_other(number):
+    figure = Figure(figsize=(4.8, 2.9), layout="constrained")
+    axes = figure.subplots()
+    lines = {f"server {each}": (1000.0 + each, "#123456") for each in range(number)}
+    axes.plot([0, 1], [1, 2000])
+    axes.set_yscale("log")
+    drawing.name_lines(axes, lines)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    frame = figure.bbox
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+    assert all(frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
+    heights = [box.y0 for box in boxes]
+    assert heights == sorted(heights)  # as their lines

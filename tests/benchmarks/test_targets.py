@@ -6,13 +6,16 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import runner
+from benchmarks.methods import RpcMethod
 from benchmarks.network import Demand, Generator, cpu_s, family, memory_bytes
 from benchmarks.others import NotMeasured
 from benchmarks.runner import Suite
-from benchmarks.targets import Spec, open_target
+from benchmarks.targets import Spec, messages_of, open_target
+from benchmarks.workload import Workload
 from tests.benchmarks.retries import SHORT_S, until_answered
 from tests.support.servers import running_server
 
@@ -38,17 +41,34 @@ def test_served_target_is_started_and_answers(setting, target):
 
 
 @pytest.mark.parametrize("target", ["http-json", "http-binary"])
-def test_http_is_asked_for_its_digits_and_loaded_by_h2load_only(setting, target):
-    with open_target(Spec(target=target), setting) as running:
-        with pytest.raises(OSError, match="h2load only"):
-            running.load.closed(Demand(2, 1, SHORT_S))
-        if shutil.which("h2load"):
-            with Generator(setting.cores, "h2load") as generator:
-                found = replace(setting, generator=generator)
-                with open_target(Spec(target=target), found) as other:
-                    trace = until_answered(lambda seconds: other.load.closed(Demand(2, 3, seconds)))
-            assert trace.generator == "h2load"
-            assert trace.num_errors == 0
+def test_http_is_asked_for_its_digits_and_loaded_in_both_ways(setting, target):
+    with Generator(setting.generator.cores, "auto") as generator:
+        found = replace(setting, generator=generator)
+        with open_target(Spec(target=target), found) as running:
+
+            def load(demand):
+                return until_answered(
+                    lambda seconds: running.load.closed(demand._replace(seconds=seconds))
+                )
+
+            ours = load(Demand(2, 3, SHORT_S))
+            open_ = running.load.open(np.array([0.0, 0.01]), 1)
+            same = load(Demand(2, 3, SHORT_S, repeats=True))
+    assert (ours.generator, ours.num_errors) == ("python", 0)
+    assert (len(open_.latencies_s), open_.num_errors) == (2, 0)
+    assert same.generator == ("h2load" if shutil.which("h2load") else "python")
+    assert same.num_errors == 0
+
+
+def test_calls_have_other_rows_until_they_take_too_much_memory():
+    rows = np.arange(1000, dtype=np.uint8).reshape(-1, 1)
+    asked = Workload(model="x", rows={"images": rows})
+    method = RpcMethod("/", lambda model, feeds: bytes(feeds["images"]), list)
+    assert messages_of(method, asked, 3)[:2] == [b"\0\1\2", b"\3\4\5"]
+    assert len(messages_of(method, asked, 3)) == 256
+    assert len(messages_of(method, asked, 400)) == 2
+    wide = replace(asked, rows={"images": np.zeros((5, 3 << 20), np.uint8)})
+    assert len(messages_of(method, wide, 1)) == 1
 
 
 def test_server_of_another_checkout_is_started_from_there(setting, tmp_path):

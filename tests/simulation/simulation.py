@@ -33,7 +33,7 @@ from serving.router import Router
 from serving.system.host import Host
 from serving.tensors import Signature
 from serving.transports.h2_server import H2Server
-from serving.transports.limits import PortLimits
+from serving.transports.port_limits import PortLimits
 from serving.versions.served import Canary, ModelVersions
 from tests.simulation import handled, invariants, neighbour
 from tests.simulation.apps import App, clocks

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from serving.transports.limits import PortLimits
+from serving.transports.port_limits import PortLimits
 from tests.http2.frames import CASES, LIMITS, names_of
 from tests.simulation.clients import UNLIMITED, Client
 from tests.simulation.simulation import Simulation

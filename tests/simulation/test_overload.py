@@ -7,7 +7,7 @@ import pytest
 
 from serving.config import BatchingConfig
 from serving.http2.limits import Limits as Http2Limits
-from serving.transports.limits import PortLimits
+from serving.transports.port_limits import PortLimits
 from tests.simulation.clients import UNARY, Call, Polite
 from tests.simulation.network import Socket
 from tests.simulation.simulation import BEGIN_S, Model, Simulation, rows_of

@@ -12,7 +12,7 @@ from serving.http_api.inference import Inference
 from serving.http_api.queries import HttpQueries
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App
-from serving.transports.limits import PortLimits
+from serving.transports.port_limits import PortLimits
 from tests.simulation.clients import UNLIMITED, Client
 
 BODY_S, IDLE_S = 5.0, 20.0

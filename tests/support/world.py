@@ -13,7 +13,7 @@ from serving.system.host import Host
 from serving.transports.h2_server import H2Server
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App
-from serving.transports.limits import PortLimits
+from serving.transports.port_limits import PortLimits
 from tests.support.fakes import FakeClock, versions_of
 
 MIB = 1 << 20

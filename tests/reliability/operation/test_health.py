@@ -13,7 +13,8 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from benchmarks.loops import CallRequest, arrivals, closed, open_loop
+from benchmarks.calls import CallRequest
+from benchmarks.loops import arrivals, closed, open_loop
 from benchmarks.methods import encode_digits
 from digit_classifier import Classifier
 from serving import Client

@@ -7,6 +7,8 @@ import time
 import pytest
 
 from serving.client import transport
+from serving.client.addresses import Address
+from serving.client.credentials import Credentials
 from serving.client.h2 import threads
 from serving.client.h2.session import Session
 from serving.client.h2.threads import Http2Connection, ThreadStream
@@ -148,3 +150,61 @@ def test_many_threads_are_answered_by_one_reader(connection, session, ends):
         worker.join(20.0)
     assert outcomes == {number: b"%d" % number for number in range(8)}
     assert not session.calls
+
+
+@pytest.mark.parametrize("reads", ["a call", "an idle connection"])
+def test_reader_that_is_interrupted_leaves_reading_free(reads, connection, monkeypatch):
+    """Else no thread would read the answers of the others."""
+
+    def interrupt(self, timeout_s):
+        raise KeyboardInterrupt
+
+    call, other = started(connection), started(connection)
+    monkeypatch.setattr(Http2Connection, "_read", interrupt)
+    if reads == "a call":
+        with pytest.raises(KeyboardInterrupt):
+            connection._read_until(call)
+    else:
+        call.cancel()
+        other.cancel()
+        monkeypatch.setattr(threads, "_IDLE_S", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            connection.is_usable()
+    assert connection._reader is None
+
+
+def test_thread_that_is_interrupted_wakes_the_next_whose_call_has_ended(connection, monkeypatch):
+    """Each that wakes up wakes the next: a chain that ends would leave the others asleep."""
+    call, other = started(connection), started(connection)
+    with connection._lock:
+        connection._waiting[other] = None
+        other.outcome = b"hi"
+        connection.wake(other)
+
+    def interrupt(self, call):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Http2Connection, "_read_until", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        connection.wait(call)
+    assert other.woken.acquire(blocking=False)
+
+
+def test_attempt_to_connect_has_seconds_and_never_more_than_the_call(monkeypatch):
+    """Not minutes: another server may answer; nor milliseconds: some are far away."""
+    given = []
+
+    def connect(address, timeout_s):
+        given.append(timeout_s)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    for left_s in (3600.0, 0.5):
+        with pytest.raises(ConnectionRefusedError):
+            threads.connect(
+                Address("a", 1, "a:1"),
+                Credentials(None, None, None, None),
+                time.monotonic() + left_s,
+            )
+    assert 2 <= given[0] <= 20
+    assert 0 < given[1] <= 0.5

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+from concurrent.futures import CancelledError
 from contextlib import aclosing
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import serving
+from serving.handlers.local import _Loop
 from tests.serving.handlers import behaviours
 from tests.serving.handlers.async_behaviours import AsyncAround, AsyncStory, Tasks
 from tests.serving.handlers.conftest import at_once
@@ -152,3 +154,16 @@ def test_setup_that_fails_is_raised_and_its_loop_ends():
     del caught
     gc.collect()
     wait_until(lambda: not loop.is_alive())
+
+
+def test_loop_that_is_closed_takes_no_step():
+    """A step that it took would never end, nor who waits for it."""
+
+    async def step():
+        return 1
+
+    loop = _Loop()
+    assert loop.run(step()).result() == 1
+    loop.close()
+    with pytest.raises(CancelledError):
+        loop.run(step())

@@ -17,8 +17,8 @@ from serving.oip.queries import Queries
 from serving.protocols.health import Health
 from serving.protocols.status import TABLE
 from serving.system.host import Host
-from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
+from serving.transports.port_limits import PortLimits
 from tests.serving.http.peer import HttpPeer
 from tests.support.fakes import GatedModel, images_of, router_of
 from tests.support.h2_server import server_inside

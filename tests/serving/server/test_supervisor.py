@@ -38,9 +38,9 @@ from serving.telemetry.metrics import (
 )
 from serving.transports.http_port import open_port
 from serving.transports.http_routing import App
-from serving.transports.limits import PortLimits
 from serving.transports.loop import Loop
 from serving.transports.pools import OneThread
+from serving.transports.port_limits import PortLimits
 from tests.serving.telemetry.test_metrics import observe, of_digits, scrape, value
 from tests.serving.transports.test_faults import stream_of
 from tests.support.load import OWN_CONNECTION, ClosedLoop

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from digit_classifier import Classifier
-from serving.system.runners import Threads
+from serving.system import systemd
+from serving.system.batch_threads import Threads
 from tests.support.servers import ended, prepared, running_server, serve_command
 
 
@@ -120,3 +121,20 @@ def test_idle_runner_keeps_nothing_of_its_last_work():
     del message
     assert is_gone.wait(timeout=10)
     threads.close()
+
+
+async def test_watchdog_is_fed_behind_a_turn_of_the_loop_only(monkeypatch):
+    """What is fed before would live on for a third of the time although the loop hangs."""
+    happened = []
+
+    async def beat():
+        happened.append("turn")
+        if len(happened) > 4:
+            raise TimeoutError
+
+    monkeypatch.setenv("WATCHDOG_USEC", "3")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    monkeypatch.setattr(systemd, "notify", happened.append)
+    with pytest.raises(TimeoutError):
+        await systemd.keep_watchdog_fed(beat)
+    assert happened == ["turn", "WATCHDOG=1", "turn", "WATCHDOG=1", "turn"]

@@ -7,8 +7,8 @@ import pytest
 
 from serving.config import ServerConfig
 from serving.http2 import Limits
-from serving.transports import limits as module
-from serving.transports.limits import PortLimits, max_buffered_bytes, max_message_bytes
+from serving.transports import port_limits as module
+from serving.transports.port_limits import PortLimits, max_buffered_bytes, max_message_bytes
 from tests.support.pages import cells
 
 PEERS, HTTP2 = PortLimits(max_message_bytes=1), Limits()

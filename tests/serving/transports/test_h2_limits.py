@@ -14,7 +14,7 @@ from serving.config import SecurityConfig, ServerConfig
 from serving.http2.limits import Limits as Http2Limits
 from serving.transports import loop
 from serving.transports.grpc_call import GrpcCall
-from serving.transports.limits import PortLimits
+from serving.transports.port_limits import PortLimits
 from tests.support.h2_server import h2_server
 from tests.support.raw import HEALTH, REFLECTION, STREAM, WATCH
 from tests.support.servers import connected

@@ -14,7 +14,7 @@ import serving
 from digit_classifier import Classifier
 from digit_classifier.predictions import DIGITS
 from digit_classifier.wire import encode_request
-from serving.transports.limits import PortLimits
+from serving.transports.port_limits import PortLimits
 from tests.serving.http.test_wire import Wire, binary
 from tests.support.h2_server import h2_server, server_inside
 from tests.support.servers import wait_until

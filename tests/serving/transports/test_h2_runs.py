@@ -24,7 +24,7 @@ from serving.http2.hpack import encode_literally
 from serving.model.loaded import LoadedModel
 from serving.router import Router
 from serving.transports.h2_server import H2Server
-from serving.transports.limits import PortLimits
+from serving.transports.port_limits import PortLimits
 from tests.support.fakes import (
     MANIFEST,
     TIMEOUT_S,
