@@ -481,13 +481,13 @@ def test_wrong_size_of_an_unread_output_does_not_become_anothers():
     """ONNX Runtime moves the transposition behind both, which then are one node."""
     body = (
         "o = Shape(x); scale = Constant<value_float=0.05>(); t = Transpose<perm=[0,2,1]>(x)"
-        "; v = QuantizeLinear(t, scale, middle); f = DequantizeLinear(v, scale, middle)"
-        "; back = Transpose<perm=[0,2,1]>(f); s = Shape(back); n = Slice(s, first, second, first)"
+        "; v = QuantizeLinear(t, scale, centre); f = DequantizeLinear(v, scale, centre)"
+        "; again = Transpose<perm=[0,2,1]>(f); s = Shape(again); n = Slice(s, first, second, first)"
         "; q = Concat<axis=0>(n, last); r = Reshape(x, q); m = ReduceMax(r, second)"
-        "; d = Sub(r, m); y = Reshape(d, o); u = QuantizeLinear(t, scale, middle)"
+        "; d = Sub(r, m); y = Reshape(d, o); u = QuantizeLinear(t, scale, centre)"
     )
     model = graph(body, x="float[N,4,2] x")
-    model.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), "middle"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), "centre"))
     answer = model.graph.output.pop()
     answer.type.tensor_type.ClearField("shape")
     wrong = helper.make_tensor_value_info("u", TensorProto.UINT8, [3, 2, 4])
