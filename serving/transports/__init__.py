@@ -1,7 +1,7 @@
 """The gRPC transports: `h2`, our own, and `grpcio`, the reference.
 
 `auto` is h2: it answers many times as many calls, and withstands abuse and overload that grpcio
-does not (docs/port-limits.md). The latter is imported when it is opened.
+does not (docs/limits.md). The latter is imported when it is opened.
 """
 
 from collections.abc import Sequence

@@ -103,8 +103,13 @@ OF_OTHERS = {
     "requires a different Python: ... not in '>=3.11'",
     "make: *** No rule to make target ...",
     "3/manifest.json: No such file or directory",
+    "... Trying to connect an http1.x server",
+    "... Unwrap failed (TSI_DATA_CORRUPTED)",
+    "connections to all backends failing; ... CERTIFICATE_VERIFY_FAILED ...",
+    "errors resolving NAME:50051: ...",
+    "sentiment: ...",
 }
-"""What pip, Python, make and the system print."""
+"""What pip, Python, make, the system, other clients and handlers print."""
 _LEAST = 7
 """Letters that a text of a program must have besides its values, to be told from others."""
 
@@ -126,6 +131,8 @@ def patterns():
                 if isinstance(node, ast.JoinedStr):
                     text = "".join(getattr(part, "value", "\0") if isinstance(part, ast.Constant)
                                    else "\0" for part in node.values)  # fmt: skip
+                elif isinstance(node, ast.Constant) and isinstance(node.value, bytes):
+                    text = node.value.decode("latin-1").strip()
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     text = re.sub(r"%[-+ 0#]*[\d.]*[a-z]", "\0", node.value)
                 else:
@@ -140,7 +147,7 @@ def patterns():
 
 def is_printed(quote):
     """Whether a text of a program makes this, as a whole or behind `NAME: ` or `version 3 `."""
-    text = re.sub(r"[:,;]? ?\.\.\.$", "", quote)
+    text = re.sub(r"^\.\.\. |[:,;]? ?\.\.\.$", "", quote)
     tails = [text, *(text[match.end() :] for match in re.finditer(r": |version \d ", text))]
     holes, plain = patterns()
     return any(tail in plain or any(hole.fullmatch(tail) for hole in holes) for tail in tails)

@@ -160,7 +160,7 @@ RUNBOOK = "".join(
     for name in (
         "operations.md",
         "metrics.md",
-        "log-lines.md",
+        "troubleshooting.md",
         "capacity.md",
         "overload.md",
     )

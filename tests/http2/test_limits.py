@@ -298,4 +298,4 @@ def test_events_before_an_error_are_not_kept():
     ],
 )  # fmt: skip
 def test_limits_are_those_of_the_page(begin, text):
-    assert cells("port-limits.md", begin)[1].startswith(text)
+    assert cells("limits.md", begin, "Limits of the ports")[1].startswith(text)

@@ -8,7 +8,6 @@ import urllib.request
 
 import pytest
 
-from deploy import entry_points
 from digit_classifier import Classifier
 from tests.interop.venv import ROOT, Venv
 from tests.support import published
@@ -65,10 +64,14 @@ def test_models_are_served_and_reloaded_from_s3(venv, store, models, images, tmp
     command = [venv.program("python"), "-m", "serving", "serve", "--models", "s3://models",
                "--port", "0", "--http-port", "off", "--metrics-port", "off", "--model-cache",
                str(tmp_path / "cache"), "--reload-interval", "0.5"]  # fmt: skip
-    project = tmp_path / "project"  # the entry points, as the image has them
-    project.mkdir()
-    entry_points.main(shutil.copy(ROOT / "pyproject.toml", project))
-    environment = {**os.environ, "PYTHONPATH": f"{project}:{ROOT}"}
+    project = tmp_path / "project"  # as the image has it
+    for name in ("serving", "digit_classifier"):
+        shutil.copytree(ROOT / name, project / name)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    subprocess.run([venv.program("python"), "-m", "pip", "install", "--quiet", "--no-deps",
+                    project], check=True)  # fmt: skip
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     with (
         started(command, env=environment, cwd=tmp_path) as server,
         Classifier.connect(server.address) as client,

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,22 +13,8 @@ from tests.web.strokes import draw_by_mouse
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 SIZE = {"width": 1000, "height": 665}
-HANDLER = '''
-import serving
-
-
-class Shorter(serving.Handler):
-    """A text in; its first words out."""
-
-    inputs = {"text": serving.Text()}
-    outputs = {"words": serving.Text(), "probabilities": serving.Array("float32", (3,))}
-
-    def predict(self, text):
-        return {
-            "words": [" ".join(each.split()[:3]) for each in text],
-            "probabilities": [[0.07, 0.9, 0.03] for _ in text],
-        }
-'''
+SENTIMENT = FOLDER.parent / "examples" / "sentiment"
+"""The first example of the page on handlers: a model, its words and the handler."""
 
 
 def drawn_digit(page: Page, url: str) -> None:
@@ -43,9 +28,9 @@ def drawn_digit(page: Page, url: str) -> None:
 def models_page(page: Page, url: str) -> None:
     """Send a handler's form."""
     page.goto(f"{url}/models")
-    page.locator("textarea").first.fill("a good film about trains")
+    page.locator("textarea").first.fill("a good film")
     page.get_by_role("button", name="Send").first.click()
-    expect(page.get_by_text("a good film", exact=False).last).to_be_visible()
+    expect(page.get_by_text("0.88", exact=False).first).to_be_visible()
 
 
 @contextmanager
@@ -65,13 +50,12 @@ def browser_page() -> Iterator[Page]:
 def main() -> None:
     """Start the servers and write each picture."""
     expect.set_options(timeout=20_000)
-    with tempfile.TemporaryDirectory() as folder, browser_page() as page:
-        handler = Path(folder) / "shorter.py"
-        handler.write_text(HANDLER)
+    with browser_page() as page:
         with Server() as server:
             drawn_digit(page, server.http_address)
             page.screenshot(path=FOLDER / "page.png")
-        with Server(handler=str(handler)) as server:
+        model, handler = SENTIMENT / "sentiment.onnx", SENTIMENT / "sentiment.py"
+        with Server(model, handler=str(handler)) as server:
             models_page(page, server.http_address)
             page.screenshot(path=FOLDER / "models.png")
     print(f"wrote 2 pictures in {FOLDER}")

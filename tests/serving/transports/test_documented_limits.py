@@ -29,7 +29,7 @@ MIB = 1 << 20
     ],
 )  # fmt: skip
 def test_limits_of_the_port_are_those_of_the_page(begin, text):
-    assert cells("port-limits.md", begin)[1].startswith(text)
+    assert cells("limits.md", begin, "Limits of the ports")[1].startswith(text)
 
 
 def test_nobody_is_asked_to_reconnect_by_age():
