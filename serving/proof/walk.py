@@ -18,7 +18,7 @@ Functions of the model are written into its graph first (inline.py). No body is 
 a Scan as distances are written: Sub, and a sum.
 """
 
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -46,6 +46,8 @@ _MAX_STEPS = 400_000
 followed: of a file of 1 GB a few thousand, and each takes some 5 us."""
 _MAX_ELEMENTS = 1 << 28
 """The most elements of a tensor, as far as sizes are known; of float32 that is 1 GB."""
+_MOVED = {"Transpose", "QuantizeLinear", "DequantizeLinear", "Conv", "ConvTranspose"}
+"""Operators that ONNX Runtime moves, or lays out anew with the nodes around them."""
 _SCAN = {"body", "num_scan_inputs"}
 """The attributes that a Scan may have."""
 _TURN = {
@@ -200,7 +202,28 @@ class _Walk:
         for name, value in zip(outputs, values, strict=True):
             self._require_declared(name, value)
         self._require_followed(graph)
+        if not is_body:
+            self._require_apart(graph, values)
         return values
+
+    def _require_apart(self, graph: Message, values: Sequence[Value]) -> None:
+        """Raise Mixes if a wrong shape of an output that no node reads may become another's.
+
+        Exports have such shapes: converters of trees say 1 where there are N. Where ONNX Runtime
+        moves a transposition across the node of an output, the tensor before it gets that shape,
+        and is read in place of one that another node computes.
+        """
+        if _MOVED.isdisjoint(node.op_type for node in graph.node):
+            return
+        counts = Counter(node.op_type for node in graph.node)
+        made = {name: node.op_type for node in graph.node for name in node.output}
+        for each, value in zip(graph.output, values, strict=True):
+            operator = made.get(each.name, "Transpose")
+            if operator == "Transpose" or counts[operator] < 2 or not _has_shape(each):
+                continue
+            text = _misdeclared(each.type, value)
+            if text is not None and each.type.tensor_type.shape.dim:
+                raise Mixes(f"{text.format(shown(each.name))}, beside another {shown(operator)}")
 
     def _require_followed(self, graph: Message) -> None:
         """Raise Mixes if the graph declares a tensor that no answer depends on.
@@ -273,14 +296,8 @@ class _Walk:
         ONNX Runtime believes the graph: it replaces Shape by what is declared, for every batch.
         """
         for declared in self._declared.get(name, ()):
-            sizes = declared.tensor_type.shape.dim
-            if len(sizes) != value.rank:
-                found = f"{len(sizes)} axes, and has {value.rank}"
-                raise Mixes(f"{shown(name)} is declared with {found}")
-            for at, (each, size) in enumerate(zip(sizes, value.shape, strict=True)):
-                if each.HasField("dim_value") and each.dim_value not in (-1, size.number):
-                    number = each.dim_value
-                    raise Mixes(f"axis {at} of {shown(name)} is declared with {number}, not proved")
+            if (text := _misdeclared(declared, value)) is not None:
+                raise Mixes(text.format(shown(name)))
 
     def _checked(self, value: Value) -> Value:
         """Return a value with bounded sizes; a bug in a rule ends the proof here."""
@@ -418,8 +435,19 @@ def _declared(graph: Message, outputs: Iterable[Message]) -> dict[str, list[Mess
     return found
 
 
+def _misdeclared(declared: Message, value: Value) -> str | None:
+    """Return how a declared type differs from what is proved, with {} for the name; else None."""
+    sizes = declared.tensor_type.shape.dim
+    if len(sizes) != value.rank:
+        return f"{{}} is declared with {len(sizes)} axes, and has {value.rank}"
+    for at, (each, size) in enumerate(zip(sizes, value.shape, strict=True)):
+        if each.HasField("dim_value") and each.dim_value not in (-1, size.number):
+            return f"axis {at} of {{}} is declared with {each.dim_value}, not proved"
+    return None
+
+
 def _read_outputs(graph: Message) -> list[Message]:
-    """Return outputs that nodes may read: nothing follows from the shape of the others."""
+    """Return outputs that nodes may read; `_Walk._require_apart` is about the others."""
     read = {name for node in graph.node for name in node.input}
     has_bodies = any(map(_bodies, graph.node))
     return [each for each in graph.output if has_bodies or each.name in read]

@@ -477,6 +477,31 @@ def test_each_of_several_declarations_is_compared():
     assert not np.allclose(batch[0][:3], first[0])
 
 
+def test_wrong_size_of_an_unread_output_does_not_become_anothers():
+    """ONNX Runtime moves the transposition behind both, which then are one node."""
+    body = (
+        "o = Shape(x); scale = Constant<value_float=0.05>(); t = Transpose<perm=[0,2,1]>(x)"
+        "; v = QuantizeLinear(t, scale, centre); f = DequantizeLinear(v, scale, centre)"
+        "; again = Transpose<perm=[0,2,1]>(f); s = Shape(again); n = Slice(s, first, second, first)"
+        "; q = Concat<axis=0>(n, last); r = Reshape(x, q); m = ReduceMax(r, second)"
+        "; d = Sub(r, m); y = Reshape(d, o); u = QuantizeLinear(t, scale, centre)"
+    )
+    model = graph(body, x="float[N,4,2] x")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), "centre"))
+    answer = model.graph.output.pop()
+    answer.type.tensor_type.ClearField("shape")
+    wrong = helper.make_tensor_value_info("u", TensorProto.UINT8, [3, 2, 4])
+    model.graph.output.extend([wrong, answer])
+    text = "axis 0 of u is declared with 3, not proved, beside another QuantizeLinear"
+    assert verdict(model) == text
+    rows = np.random.default_rng(0).standard_normal((6, 4, 2)).astype(np.float32)
+    session = session_of(model)
+    batch, first = session.run(["y"], {"x": rows}), session.run(["y"], {"x": rows[:3]})
+    assert not np.allclose(batch[0][:3], first[0])
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    assert verdict(model) is None
+
+
 def test_declared_size_of_a_tensor_that_no_answer_depends_on_is_refused():
     """ONNX Runtime computes both once, and then has the shape of the one that nobody follows."""
     model = graph(DECLARED + "; u = Relu(x); unread = Neg(u)")
