@@ -92,6 +92,27 @@ def test_each_option_has_an_anchor():
     assert len(anchors) == len(set(anchors))
 
 
+FIGURE = re.compile(r"\d k?/s\b|\d (?:k )?(?:calls|rows|images|parts)/s\b|\d µs|\d\.\d+ ×")
+SOURCE = re.compile(
+    r"measured|commits? \w|busy|idle|medians?|benchmarks/results|decisions/0|make bench|"
+    r"\d{4}-\d\d-\d\d",
+    re.IGNORECASE,
+)
+"""How a section says where its figures come from: a day, a commit, a command, a machine's state."""
+
+
+def sections_with_figures():
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for section in re.split(r"(?m)^(?=#{1,3} )", path.read_text("utf-8")):
+            if FIGURE.search(section):
+                yield pytest.param(section, id=f"{path.name} {section.splitlines()[0]}")
+
+
+@pytest.mark.parametrize("section", [*sections_with_figures()])
+def test_figures_of_a_section_say_where_they_come_from(section):
+    assert SOURCE.search(section), FIGURE.findall(section)
+
+
 # Messages on the page about troubleshooting are those that the programs print
 
 
