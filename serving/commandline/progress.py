@@ -41,7 +41,8 @@ class Bar:
             now_s = time.monotonic()
             if self._stream is None or now_s < self._next_s:
                 return
-            done, total, spent_s = self._done, self._total, now_s - self._start_s
+            done, spent_s = self._done, now_s - self._start_s
+            total = max(self._total, done)  # of a search the number is not known before
             left = f"{spent_s / done * (total - done):.0f} s left"
             if self._is_terminal:
                 self._next_s = now_s + self.INTERVAL_S

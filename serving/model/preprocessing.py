@@ -26,8 +26,9 @@ RESIZES = ("stretch", "pad", "crop")
 to their middle. Applications add others: see `PictureTreatment`."""
 _DTYPES = {"UINT8": "uint8", "FP32": "float32"}
 _MAX_SIDE = 4096
-_SUM_TOLERANCE = 1e-3
-"""The largest distance from 1 of probabilities added up, as float16 or coarser rounds them."""
+_SUM_TOLERANCE, _STEPS_TOLERANCE = 1e-3, 0.01
+"""The largest distance from 1 of probabilities added up: as float16 rounds them, and in 256 steps,
+as a quantised Softmax answers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,8 +229,9 @@ def classes_of(known: Preprocessing, outputs: Sequence[Array]) -> Probabilities:
 def as_probabilities(answers: Array) -> Probabilities:
     """Return (N, classes) float32 of the answers to N pictures.
 
-    A row of numbers from 0 to 1 that add up to 1 is used as it is; others are logits. A single
-    number is the probability of the second of two classes, or its logit.
+    A row of numbers from 0 to 1 that add up to 1 is used as it is, or divided by its sum if that is
+    within 0.01 of 1; others are logits. A single number is the probability of the second of two
+    classes, or its logit.
 
     Raises:
         ModelError: a number is not finite.
@@ -240,8 +242,11 @@ def as_probabilities(answers: Array) -> Probabilities:
     if rows.shape[1] == 1:
         is_share = ((rows >= 0) & (rows <= 1)).all()
         rows = np.hstack([1 - rows, rows] if is_share else [np.zeros_like(rows), rows])
-    is_one = abs(rows.sum(axis=1) - 1) <= _SUM_TOLERANCE
-    are_logits = ~is_one | (rows < 0).any(axis=1)
+    sums = rows.sum(axis=1)
+    are_logits = (abs(sums - 1) > _STEPS_TOLERANCE) | (rows < 0).any(axis=1)
+    is_coarse = ~are_logits & (abs(sums - 1) > _SUM_TOLERANCE)
+    if is_coarse.any():
+        rows[is_coarse] /= sums[is_coarse, None]
     if are_logits.any():
         powers = np.exp(rows - rows.max(axis=1, keepdims=True))
         rows = np.where(are_logits[:, None], powers / powers.sum(axis=1, keepdims=True), rows)

@@ -30,6 +30,9 @@ _NARROW = 1e-3
 room."""
 _BLOCK, _BITS, _INT8_ACCURACY = 128, 8, 4
 _PRODUCTS = "Conv", "ConvTranspose", "MatMul", "Gemm"
+_PROBABILITIES = "Softmax", "Sigmoid"
+_PASSED = "Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"
+"""Operators that change no number."""
 _WIDE = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 """Features of processors that add products of bytes in 32 bits: others add two in 16, and saturate
 unless weights have 7 bits."""
@@ -177,7 +180,7 @@ class Maker:
                 QuantType.QInt8 if is_signed else QuantType.QUInt8,
                 ranges,
                 [],
-                [*candidate.kept, *self._wild_nodes(model)],
+                [*candidate.kept, *self._wild_nodes(model), *_probability_nodes(model)],
                 list(_PRODUCTS) if candidate.only_products else _operators(),
                 options,
             )
@@ -251,6 +254,24 @@ class Maker:
             str(self.file), str(target), weight_type=QuantType.QInt8, per_channel=True,
             reduce_range=not adds_wide(),
         )  # fmt: skip
+
+
+def _probability_nodes(model: Any) -> list[str]:
+    """Return the nodes between a last Softmax or Sigmoid and an output, with these.
+
+    They stay fp32: rows of 8-bit steps add up to 0.996 as well as to 1, and clients take such a row
+    for logits. Their time is nothing beside the products'.
+    """
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    found = []
+    for output in model.graph.output:
+        passed, node = [], made_by.get(output.name)
+        while node is not None and node.op_type in _PASSED:
+            passed.append(node.name)
+            node = made_by.get(node.input[0])
+        if node is not None and node.op_type in _PROBABILITIES:
+            found += [*passed, node.name]
+    return found
 
 
 def _is_wild(range_of: Any) -> bool:

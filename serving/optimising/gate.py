@@ -137,6 +137,8 @@ class Gate:
         """
         compared = self.comparison.of_answers(self.wanted, answers)
         loss = self._loss(answers)
+        if reason := self._lost_sum(answers):
+            return GateVerdict(reason=reason, agreements=tuple(compared), loss=loss)
         if self.score is not None:
             return self._by_score(answers, compared)
         for each in compared:
@@ -149,6 +151,17 @@ class Gate:
         return GateVerdict(
             reason=reason, needs_samples=needs_samples, agreements=tuple(compared), loss=loss
         )
+
+    def _lost_sum(self, answers: Answers) -> str:
+        """Return which output has rows of probabilities that no longer add up to 1; else empty."""
+        for name in self.wanted[0]:
+            given = [each[name] for each in answers if name in each]
+            wanted = [each[name] for each in self.wanted]
+            if given and _are_probabilities(wanted) and not _are_probabilities(given):
+                sums = np.concatenate([each.sum(axis=-1).ravel() for each in given])
+                furthest = sums[np.abs(sums - 1).argmax()]
+                return f"output {name}: a row of probabilities adds up to {furthest:.4g}"
+        return ""
 
     def is_hopeless(self, answers: Answers, far: float) -> bool:
         """Return whether answers are so far off that others need not be looked at.

@@ -3,7 +3,7 @@
 import base64
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -252,15 +252,33 @@ def _bounded(base: LoadedModel, held_out: CallSamples) -> tuple[CallSamples, int
 def _decided(
     bench: Bench, search: Search, facts: Optimization, deadline: Deadline, *, few_samples: bool
 ) -> Optimization:
-    """Measure the fastest candidates longer, and the best of them through a server."""
+    """Measure the fastest candidates longer, and the best of them through a server.
+
+    Where none of these holds, the next ones have their turn, while there is time.
+    """
     waived = [
         replace(each, reason="") if _is_waived(each, few_samples=few_samples) else each
         for each in search.tried
     ]
     found = replace(facts, tried=tuple(waived))
-    best = passing(waived)[:FINALISTS]
-    if not best:
-        return replace(found, reason=_why_not(waived))
+    left = passing(waived)
+    while left:
+        found = _confirmed(bench, search, found, left[:FINALISTS])
+        left = left[FINALISTS:]
+        if found.chosen is not None:
+            return found
+        if deadline.is_late():
+            late = {each.candidate: replace(each, reason="no time to confirm it") for each in left}
+            tried = [late.get(each.candidate, each) for each in found.tried]
+            found = replace(found, tried=tuple(tried))
+            break
+    return replace(found, reason=_why_not(found.tried))
+
+
+def _confirmed(
+    bench: Bench, search: Search, found: Optimization, best: Sequence[TriedCandidate]
+) -> Optimization:
+    """Measure candidates longer, then through a server; choose the first one that holds."""
     loaded = {
         str(number): load(
             bench.source,
@@ -268,16 +286,19 @@ def _decided(
             search.files[each.candidate],
             bench.device,
         )
-        for number, each in enumerate(best)
+        for number, each in _numbered(found, best)
     }
     rates = bench.meter.measure({"fp32": bench.base, **loaded}, FINAL_ROUNDS, lambda: None)
     bench.progress()
-    finals = [measured(each, rates[str(number)], rates["fp32"]) for number, each in enumerate(best)]
-    finals = [_slow(each) if _is_slow(each) else each for each in finals]
-    tried = tuple(_replaced(found.tried, finals))
+    finals = {
+        number: measured(each, rates[str(number)], rates["fp32"])
+        for number, each in _numbered(found, best)
+    }
+    finals = {number: _slow(each) if _is_slow(each) else each for number, each in finals.items()}
+    tried = tuple(_replaced(found.tried, [*finals.values()]))
     found = replace(found, tried=tried, fp32=rates["fp32"])
-    for each in passing(finals):
-        number = finals.index(each)
+    for each in passing([*finals.values()]):
+        number = next(n for n, final in finals.items() if final.candidate == each.candidate)
         try:
             callers = serving_it.measure_served(
                 [bench.folder / "fp32", bench.folder / f"final-{number}"],
@@ -293,9 +314,16 @@ def _decided(
             return replace(found, chosen=each, served=tuple(callers), reason=_gained(each))
         refused = replace(each, reason=f"not confirmed: {why}")
         found = replace(found, tried=tuple(_replaced(found.tried, [refused])))
-        if deadline.is_late():
-            break
-    return replace(found, reason=_why_not(found.tried))
+    return found
+
+
+def _numbered(
+    found: Optimization, best: Sequence[TriedCandidate]
+) -> Iterator[tuple[int, TriedCandidate]]:
+    """Yield candidates with their places among all that were tried: each has a folder."""
+    places = {each.candidate: place for place, each in enumerate(found.tried)}
+    for each in best:
+        yield places[each.candidate], each
 
 
 def _is_waived(tried: TriedCandidate, *, few_samples: bool) -> bool:

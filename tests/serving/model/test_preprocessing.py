@@ -146,6 +146,16 @@ def test_logits_become_probabilities_and_probabilities_stay():
     np.testing.assert_allclose(found[2:], np.array([[1 / 3] * 3, [1, 0, 0]]), rtol=1e-6)
 
 
+def test_probabilities_in_256_steps_are_no_logits():
+    """A quantised Softmax: 254 / 255 alone adds up to 0.996, and its softmax would be 0.73."""
+    rows = np.array([[254 / 255, 0.0], [0.5, 0.505]], np.float32)
+    found = as_probabilities(rows)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(found, rows / rows.sum(axis=1, keepdims=True), rtol=1e-6)
+    logits = np.array([[0.9, 0.0]], np.float32)
+    assert as_probabilities(logits)[0, 0] == pytest.approx(1 / (1 + np.exp(-0.9)))
+
+
 def test_one_number_is_the_second_of_two_classes():
     np.testing.assert_allclose(as_probabilities(np.array([[0.3]])), [[0.7, 0.3]], rtol=1e-6)
     odds = as_probabilities(np.array([[[2.0]]], np.float16))

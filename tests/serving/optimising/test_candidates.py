@@ -49,6 +49,17 @@ def test_candidate_answers_nearly_alike_and_stays_batched(tmp_path, candidate):
     assert [str(each) for each in second.tensors.inputs] == ["x FP32 [N, 1, 28, 28]"]
 
 
+@pytest.mark.parametrize("calibration", ["minmax", "percentile"])
+def test_probabilities_still_add_up_to_1(tmp_path, calibration):
+    """Others are taken for logits, and a softmax of them says 0.47 in place of 1."""
+    make = maker(tmp_path, reader(softmax=True), calls()).make
+    made = make(Candidate(kind="int8", calibration=calibration))
+    images, _ = digits()
+    answers = load_model(made).run({"x": images[-50:]})[0]
+    np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-6)
+    assert operators(made).count("QuantizeLinear") > 1
+
+
 def test_seven_bits_stay_within_their_range(tmp_path):
     make = maker(tmp_path, reader(softmax=False), calls()).make
     largest = [

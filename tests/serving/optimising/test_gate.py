@@ -101,6 +101,14 @@ def test_gate_stays_a_standard_error_away_from_its_limits():
     )
 
 
+def test_probabilities_that_no_longer_add_up_to_1_are_refused():
+    judge = gate()[0].judge
+    wanted = one_hot(np.arange(NUM) % 10)
+    shrunk = [{"y": each["y"] * np.float32(0.996)} for each in wanted]
+    assert judge(wanted).reason == ""
+    assert judge(shrunk).reason == "output y: a row of probabilities adds up to 0.996"
+
+
 def test_outputs_beside_the_labelled_one_are_compared():
     labels = np.arange(NUM) % 10
     numbers = np.random.default_rng(0).normal(size=(NUM, 1, 8))

@@ -21,6 +21,7 @@ from serving.optimising.candidates import Candidate
 from serving.optimising.gate import GateLimits
 from serving.optimising.measure import Gain, Meter, Rates
 from serving.optimising.optimize import optimize
+from serving.optimising.search import FINALISTS
 from serving.optimising.served import Served
 from serving.publishing.manifest import digests
 from tests.serving.model.graphs import model as graph_model
@@ -152,6 +153,25 @@ def test_gain_that_no_caller_sees_is_not_published(tmp_path, monkeypatch):
     found = optimize(path, samples=samples(tmp_path), name="mine", models=tmp_path / "models")
     assert found.version is None
     assert "through the server 16 callers got 1.00 (0.95 to 1.05) times" in found.reason
+
+
+def test_next_candidates_have_their_turn_where_the_first_ones_fail(tmp_path, monkeypatch):
+    paced(monkeypatch, 2.0)
+    three = [*FEW, Candidate(kind="int8", calibration="percentile")]
+    monkeypatch.setattr(search, "first_candidates", lambda **_: three)
+    gains = iter([1.0] * FINALISTS)
+    monkeypatch.setattr(
+        "serving.optimising.served.measure_served", lambda *_: served(next(gains, 2.0))
+    )
+    path = save(reader(), tmp_path, "reader.onnx")
+    found, version = published(
+        path, samples=samples(tmp_path), name="mine", models=tmp_path / "models"
+    )
+    assert version.name == "1"
+    reasons = [each.reason for each in found.tried]
+    assert sum(each.startswith("not confirmed: ") for each in reasons) == FINALISTS
+    assert found.chosen is not None
+    assert found.chosen.reason == ""
 
 
 def test_wrong_candidates_are_refused(tmp_path, fast):
