@@ -1,8 +1,7 @@
-"""A call as bytes, of gRPC or HTTP/1.1, and what every connection that sends them can do."""
+"""A call as bytes, of gRPC or HTTP/1.1."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from serving.http2.hpack import Fields
 
@@ -10,13 +9,6 @@ Headers = tuple[tuple[str, str], ...]
 GRPC: Headers = (("content-type", "application/grpc"), ("te", "trailers"))
 TIMEOUT, TRACE = "99999999u", f"00-{'a' * 32}-{'b' * 16}-01"
 """Values that are replaced in each call that has headers of its own."""
-OK, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNKNOWN = 0, 4, 8, -1
-"""Statuses of gRPC, and of calls that ended without one."""
-CONNECT_TIMEOUT_S = 10.0
-READ_BYTES = 256 << 10
-"""The most that a connection reads at once."""
-Ended = dict[int, list[float]]
-"""By status: the latencies in seconds of the calls that ended with it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,47 +56,3 @@ class CallRequest:
             *((("grpc-timeout", TIMEOUT), ("traceparent", TRACE)) if self.has_new_headers else ()),
         )  # fmt: skip
         return tuple((name.encode(), text.encode()) for name, text in fields)
-
-
-class Connection(Protocol):
-    """A connection to a server, and its calls."""
-
-    num_open: int
-    """Calls in flight."""
-
-    @property
-    def num_calls(self) -> int:
-        """How many calls were sent."""
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the socket has not taken all that it was given."""
-
-    @property
-    def free_capacity(self) -> int:
-        """How many calls can be sent now."""
-
-    def send(self, start_s: Sequence[float]) -> None:
-        """Send a call for each time that a latency counts from; at most `free_capacity`."""
-
-    def fill(self, now_s: float) -> None:
-        """Send as many calls as may be in flight."""
-
-    def flush(self) -> None:
-        """Send buffered bytes, as far as the socket allows."""
-
-    def receive(self) -> None:
-        """Take in the answers that have come.
-
-        Raises:
-            OSError: the connection was closed.
-        """
-
-    def give_up(self, before_s: float) -> None:
-        """End the calls in flight that started before a time: their deadline is exceeded."""
-
-    def close(self) -> None:
-        """Close the connection."""
-
-    def fileno(self) -> int:
-        """Return the socket's number, for selectors."""

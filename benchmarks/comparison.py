@@ -71,7 +71,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class MeasuredPart:
     """What is measured in one go."""
 
     name: str
@@ -79,7 +79,7 @@ class Part:
     suite: Suite
 
 
-def parts_of(plan: Plan) -> list[Part]:
+def parts_of(plan: Plan) -> list[MeasuredPart]:
     """Return the parts of a comparison: each model in each protocol, clients, and loads."""
     found = []
     for model in plan.models:
@@ -93,7 +93,7 @@ def parts_of(plan: Plan) -> list[Part]:
                 callers=plan.suite.callers or (_FEW_SHAPES if is_long else _SHAPES[protocol]),
                 model=model,
             )
-            found.append(Part(name=f"{model}-{protocol.lower()}", model=model, suite=suite))
+            found.append(MeasuredPart(name=f"{model}-{protocol.lower()}", model=model, suite=suite))
     first = plan.models[0]
     if clients := _clients_of(plan):
         suite = replace(
@@ -103,7 +103,7 @@ def parts_of(plan: Plan) -> list[Part]:
             scenarios=("ClosedLoop",),
             model=first,
         )
-        found.append(Part(name=f"{first}-clients", model=first, suite=suite))
+        found.append(MeasuredPart(name=f"{first}-clients", model=first, suite=suite))
     loaded = [OURS["gRPC"], TRITON, OURS["JSON"], "mosec"]
     suite = replace(
         plan.suite,
@@ -111,10 +111,10 @@ def parts_of(plan: Plan) -> list[Part]:
         scenarios=("Load",),
         model=first,
     )
-    found.append(Part(name=f"{first}-load", model=first, suite=suite))
+    found.append(MeasuredPart(name=f"{first}-load", model=first, suite=suite))
     beyond = [spec for spec in suite.specs if spec.target in (OURS["gRPC"], TRITON)]
     suite = replace(suite, specs=beyond, scenarios=("Overload",))
-    found.append(Part(name=f"{first}-overload", model=first, suite=suite))
+    found.append(MeasuredPart(name=f"{first}-overload", model=first, suite=suite))
     return found
 
 

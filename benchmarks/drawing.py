@@ -1,11 +1,12 @@
 """How pictures are drawn: colours, axes, labels, and files that follow a reader's light or dark."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -32,16 +33,21 @@ _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def scale_rate_and_latency(axes: Axes) -> None:
-    """Make both axes logarithmic, rates along x and latencies along y, with numbers people read.
+    """Make both axes logarithmic, rates along x and latencies along y.
 
     Called once all is drawn: a short axis has more ticks.
     """
     axes.set(xscale="log", yscale="log")
-    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _SHORT * low else (1,)))
-        axis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
+    write_numbers(axes.xaxis, short)
+    write_numbers(axes.yaxis, seconds)
+
+
+def write_numbers(axis: Axis, text: Callable[[float], str]) -> None:
+    """Write numbers that people read on a logarithmic axis whose limits are final."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _SHORT * low else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 
 def title(axes: Axes, text: str) -> None:

@@ -1,24 +1,14 @@
 """A connection of HTTP/2 and its calls of gRPC: one core is to drive a fast server."""
 
 import re
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from struct import Struct
 from time import perf_counter
 
-from benchmarks.calls import (
-    CONNECT_TIMEOUT_S,
-    DEADLINE_EXCEEDED,
-    OK,
-    READ_BYTES,
-    TIMEOUT,
-    TRACE,
-    UNKNOWN,
-    CallRequest,
-    Ended,
-)
+from benchmarks.calls import TIMEOUT, TRACE, CallRequest
+from benchmarks.connections import DEADLINE_EXCEEDED, OK, READ_BYTES, UNKNOWN, Ended, connect
 from serving.http2 import ErrorCode, Http2Error, Limits, events, frames
 from serving.http2.client import ClientConnection
 from serving.http2.frames import MAX_WINDOW, frame, word
@@ -84,11 +74,9 @@ class GrpcConnection:
         self._out, self._unread = memoryview(b""), b""
         self._ready: list[bytes] = []
         self._num_received = 0
-        host, _, port = request.address.rpartition(":")
-        self._socket = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S)
+        self._socket = connect(request.address)
         self.close, self.fileno = self._socket.close, self._socket.fileno
         try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.flush()
             while not self._engine.is_established:
                 self._read()

@@ -1,21 +1,13 @@
 """A connection of HTTP/1.1 and its calls, one at a time."""
 
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import cycle
 from time import perf_counter
 
-from benchmarks.calls import (
-    CONNECT_TIMEOUT_S,
-    DEADLINE_EXCEEDED,
-    OK,
-    READ_BYTES,
-    UNKNOWN,
-    CallRequest,
-    Ended,
-)
+from benchmarks.calls import CallRequest
+from benchmarks.connections import DEADLINE_EXCEEDED, OK, READ_BYTES, UNKNOWN, Ended, connect
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
@@ -45,11 +37,9 @@ class HttpConnection:
         self._address, self._ended, self._start_s = request.address, ended, 0.0
         self._requests: Iterator[bytes] = cycle(_requests_of(request))
         self._out, self._unread = memoryview(b""), b""
-        host, _, port = request.address.rpartition(":")
-        self._socket = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S)
+        self._socket = connect(request.address)
         self.close, self.fileno = self._socket.close, self._socket.fileno
         try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.sendall(next(self._requests))
             while (status := self._answered()) is None:
                 self._read()

@@ -15,12 +15,12 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.calls import (
+from benchmarks.calls import CallRequest
+from benchmarks.connections import (
     DEADLINE_EXCEEDED,
     OK,
     RESOURCE_EXHAUSTED,
-    CallRequest,
-    Connection,
+    CallerConnection,
     Ended,
 )
 from benchmarks.grpc_connection import GrpcConnection
@@ -189,7 +189,7 @@ def open_loop(
 
 def _offer(
     selector: selectors.BaseSelector,
-    calls: Sequence[Connection],
+    calls: Sequence[CallerConnection],
     due_s: list[float],
     timeout_s: float,
 ) -> tuple[list[float], list[float]]:
@@ -254,10 +254,10 @@ def _connected(
     in_flight: Sequence[int],
     ended: Ended,
     timeout: str = "",
-) -> Iterator[list[Connection]]:
+) -> Iterator[list[CallerConnection]]:
     """Make callers, each on a connection, and register them; close all at the end."""
     kind = HttpConnection if request.is_http else GrpcConnection
-    callers: list[Connection] = []
+    callers: list[CallerConnection] = []
     with selector, ExitStack() as stack:
         for number in in_flight:
             caller = stack.enter_context(closing(kind(request, ended, number, timeout)))
@@ -266,17 +266,17 @@ def _connected(
         yield callers
 
 
-def _watch(selector: selectors.BaseSelector, caller: Connection) -> None:
+def _watch(selector: selectors.BaseSelector, caller: CallerConnection) -> None:
     """Wait for the socket to take more where it has not taken all."""
     events = selectors.EVENT_READ | (selectors.EVENT_WRITE * caller.is_blocked)
     if selector.get_key(caller).events != events:
         selector.modify(caller, events)
 
 
-def _select(selector: selectors.BaseSelector, timeout_s: float) -> Iterator[Connection]:
+def _select(selector: selectors.BaseSelector, timeout_s: float) -> Iterator[CallerConnection]:
     """Wait for sockets, send and receive, and yield the connections that were ready."""
     for key, mask in selector.select(timeout_s):
-        caller = cast("Connection", key.fileobj)
+        caller = cast("CallerConnection", key.fileobj)
         if mask & selectors.EVENT_WRITE:
             caller.flush()
         if mask & selectors.EVENT_READ:

@@ -1,12 +1,10 @@
 """The pictures of a report: comparisons, devices, batches, and rates against latencies."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.drawing import (
     COLOURS,
@@ -14,10 +12,10 @@ from benchmarks.drawing import (
     colour_of,
     label,
     name_lines,
-    scale_rate_and_latency,
     svg,
     tidy,
     title,
+    write_numbers,
 )
 from benchmarks.figures import Figures
 from benchmarks.result_file import Cell, Results
@@ -48,7 +46,25 @@ class _Line:
     name: str
     points: Sequence[tuple[float, float]]
     is_variant: bool = False
-    """Whether it is a product's other precision or device."""
+    """Whether it is a product's other precision, device or protocol: it is dashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """Lines over one another, on a logarithmic upright axis."""
+
+    title: str
+    lines: Sequence[_Line]
+    said: Sequence[str]
+    """What it shows, in words, for those who can't see it."""
+    text: Callable[[float], str]
+    """Writes a number of the upright axis."""
+    along: str = ""
+    """What the other axis has."""
+    text_along: Callable[[float], str] = short
+    """Writes a number of the other axis, if that has no ticks of its own."""
+    ticks: Sequence[str] = ()
+    """The places 0, 1, ... of the other axis, which is logarithmic without them."""
 
 
 def pictures_of(results: Results) -> dict[str, str]:
@@ -72,47 +88,62 @@ def pictures_of(results: Results) -> dict[str, str]:
 
 def _draw_comparison(figures: Figures, model: str) -> str:
     """Draw a panel of gRPC, one of JSON, and one of latency by offered load."""
-    panels = [(protocol, *_rates(figures, model, protocol)) for protocol in ("gRPC", "JSON")]
-    panels = [panel for panel in panels if panel[2]]
-    loads = _loads(figures, model)
-    number = len(panels) + bool(loads)
-    if not number:
-        return ""
-    names = [each.name for _, _, lines in panels for each in lines] + [each.name for each in loads]
-    figure = Figure(figsize=(WIDTH, _PANEL_IN * number), layout="constrained")
-    every = figure.subplots(number, 1, squeeze=False)[:, 0]
-    done: dict[Axes, Sequence[_Line]] = {}
-    said = []
-    for axes, (protocol, shapes, lines) in zip(every, panels, strict=False):
-        _draw_lines(axes, lines, names)
-        axes.set_xticks(range(len(shapes)), shapes)
-        axes.set(yscale="log", xlabel="connections × calls in flight on each")
-        axes.margins(x=0.06, y=0.1)
-        title(axes, f"{model}, {protocol_said(protocol)}: calls/s")
-        _scale(axes, short)
-        done[axes] = lines
-        said += [
-            f"{protocol_said(protocol)}, {each.name}, {shapes[int(at)]}: {short(value)} calls/s"
+    panels, along = [], "connections × calls in flight on each"
+    for protocol in ("gRPC", "JSON"):
+        (shapes, lines), name = _rates(figures, model, protocol), protocol_said(protocol)
+        said = [
+            f"{name}, {each.name}, {shapes[int(at)]}: {short(value)} calls/s"
             for each in lines
             for at, value in each.points
         ]
-    if loads:
-        axes = every[-1]
-        _draw_lines(axes, loads, names)
-        axes.set(xscale="log", yscale="log", xlabel="calls/s offered")
-        title(axes, f"{model}: p99 latency by offered load")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-        _scale(axes, seconds)
-        done[axes] = loads
-        said += [
-            f"{each.name}, {short(rate)} calls/s offered: p99 {seconds(value)}"
-            for each in loads
-            for rate, value in each.points
-        ]
-    _name(done, names)
-    return svg(figure, "; ".join(said))
+        panels.append(_Panel(f"{model}, {name}: calls/s", lines, said, short, along, ticks=shapes))
+    loads = _loads(figures, model)
+    said = [
+        f"{each.name}, {short(rate)} calls/s offered: p99 {seconds(value)}"
+        for each in loads
+        for rate, value in each.points
+    ]
+    heading = f"{model}: p99 latency by offered load"
+    panels.append(_Panel(heading, loads, said, seconds, "calls/s offered"))
+    return _draw_panels(panels)
+
+
+def _draw_panels(panels: Sequence[_Panel]) -> str:
+    """Draw panels one below the other, a colour for each product; those without lines are none."""
+    panels = [panel for panel in panels if panel.lines]
+    if not panels:
+        return ""
+    names = [each.name for panel in panels for each in panel.lines]
+    figure = Figure(figsize=(WIDTH, _PANEL_IN * len(panels)), layout="constrained")
+    every = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, panel in zip(every, panels, strict=True):
+        for each in panel.lines:
+            style, colour = "o--" if each.is_variant else "o-", _colour(each.name, names)
+            points = zip(*each.points, strict=True)
+            axes.plot(*points, style, color=colour, linewidth=1.6, markersize=4)
+        axes.set(yscale="log", xlabel=panel.along)
+        title(axes, panel.title)
+        axes.margins(x=0.08, y=0.1)
+        if panel.ticks:
+            axes.set_xticks(range(len(panel.ticks)), panel.ticks)
+        else:
+            axes.set(xscale="log")
+            write_numbers(axes.xaxis, panel.text_along)
+        write_numbers(axes.yaxis, panel.text)
+        tidy(axes)
+    for axes, panel in zip(every, panels, strict=True):  # once all heights are final
+        ends = {each.name: (each.points[-1][1], _colour(each.name, names)) for each in panel.lines}
+        name_lines(axes, ends)
+    return svg(figure, "; ".join(said for panel in panels for said in panel.said))
+
+
+def _colour(name: str, names: Sequence[str]) -> str:
+    """Return the colour of a product: the same in every protocol."""
+    return colour_of(_product(name), [_product(each) for each in names])
+
+
+def _product(name: str) -> str:
+    return name.partition(",")[0]
 
 
 def _rates(figures: Figures, model: str, protocol: str) -> tuple[list[str], list[_Line]]:
@@ -123,17 +154,14 @@ def _rates(figures: Figures, model: str, protocol: str) -> tuple[list[str], list
         if (cell.model, cell.scenario, cell.batch, cell.spec.client) == (model, "ClosedLoop", 1, "")
         and protocol_of(cell.spec.target) == protocol
     ]
-    kinds = sorted({_kind(cell) for cell in cells})
-    shapes = {kind: shape_of(next(c for c in cells if _kind(c) == kind)) for kind in kinds}
+    cells.sort(key=lambda cell: (cell.callers, cell.connections))
+    shapes = list(dict.fromkeys(map(shape_of, cells)))
     points: dict[Spec, list[tuple[float, float]]] = {}
     for cell in cells:
-        point = float(kinds.index(_kind(cell))), figures.of(cell) or 0.0
+        point = float(shapes.index(shape_of(cell))), figures.of(cell) or 0.0
         points.setdefault(cell.spec, []).append(point)
-    return list(shapes.values()), [_line(spec, found) for spec, found in points.items()]
-
-
-def _kind(cell: Cell) -> tuple[int, int]:
-    return cell.callers, cell.connections
+    order = [spec for spec in figures.specs if spec in points]
+    return shapes, [_line(name_of(spec), points[spec]) for spec in order]
 
 
 def _loads(figures: Figures, model: str) -> list[_Line]:
@@ -151,39 +179,9 @@ def _loads(figures: Figures, model: str) -> list[_Line]:
     return lines
 
 
-def _line(spec: Spec, points: Sequence[tuple[float, float]]) -> _Line:
-    return _Line(name_of(spec), sorted(points), spec != Spec(target=spec.target))
-
-
-def _draw_lines(axes: Axes, lines: Sequence[_Line], names: Sequence[str]) -> None:
-    for each in lines:
-        style = "o--" if each.is_variant else "o-"
-        colour = _colour(each.name, names)
-        axes.plot(*zip(*each.points, strict=True), style, color=colour, linewidth=1.6, markersize=4)
-
-
-def _colour(name: str, names: Sequence[str]) -> str:
-    """Return the colour of a product, whatever its protocol."""
-    return colour_of(_product(name), [_product(each) for each in names])
-
-
-def _product(name: str) -> str:
-    return name.partition(",")[0]
-
-
-def _scale(axes: Axes, text: Callable[[float], str]) -> None:
-    """Write numbers that people read on the upright axis."""
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
-    tidy(axes)
-
-
-def _name(panels: Mapping[Axes, Sequence[_Line]], names: Sequence[str]) -> None:
-    """Write each line's name beside it, once all panels are complete."""
-    for axes, lines in panels.items():
-        ends = {each.name: (each.points[-1][1], _colour(each.name, names)) for each in lines}
-        name_lines(axes, ends)
+def _line(name: str, points: Sequence[tuple[float, float]]) -> _Line:
+    """Return a line; dashed for this server in other than its usual settings."""
+    return _Line(name, points, is_variant=name.startswith(f"{PRODUCT} "))
 
 
 def _draw_devices(figures: Figures, models: Sequence[str]) -> str:
@@ -222,31 +220,19 @@ def _draw_batches(figures: Figures) -> str:
     cells = [cell for cell in figures.rounds if cell.scenario == "Offline"]
     if len({cell.batch for cell in cells}) < _LEAST_BATCHES:
         return ""
-    rates, tails = (
-        _by_batch(cells, of) for of in (figures.of, lambda cell: figures.latency_s(cell, 0.99))
-    )
-    panels = [("rows/s", short, rates), ("p99 latency of a call", seconds, tails)]
-    panels = [panel for panel in panels if panel[2]]
-    names = [each.name for each in rates]
-    figure = Figure(figsize=(WIDTH, _PANEL_IN * len(panels)), layout="constrained")
-    said = []
-    done: dict[Axes, Sequence[_Line]] = {}
-    every = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    for axes, (what, text, lines) in zip(every, panels, strict=True):
-        _draw_lines(axes, lines, names)
-        axes.set(xscale="log", yscale="log", xlabel="rows a call")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        title(axes, what)
-        _scale(axes, text)
-        done[axes] = lines
-        said += [
+    panels = []
+    for what, text, lines in (
+        ("rows/s", short, _by_batch(cells, figures.of)),
+        ("p99 latency of a call", seconds,
+         _by_batch(cells, lambda cell: figures.latency_s(cell, 0.99))),
+    ):  # fmt: skip
+        said = [
             f"{each.name}, {rows:g} rows a call: {what} {text(value)}"
             for each in lines
             for rows, value in each.points
         ]
-    _name(done, names)
-    return svg(figure, "; ".join(said))
+        panels.append(_Panel(what, lines, said, text, "rows a call", "{:g}".format))
+    return _draw_panels(panels)
 
 
 def _by_batch(cells: Sequence[Cell], of: Callable[[Cell], float | None]) -> list[_Line]:
@@ -256,7 +242,7 @@ def _by_batch(cells: Sequence[Cell], of: Callable[[Cell], float | None]) -> list
         if value is not None:
             points.setdefault(cell.spec, []).append((float(cell.batch), value))
     named = _unlike(list(points))
-    return [_line_of(named[spec], sorted(found)) for spec, found in points.items()]
+    return [_line(named[spec], sorted(found)) for spec, found in points.items()]
 
 
 def _unlike(specs: Sequence[Spec]) -> dict[Spec, str]:
@@ -268,62 +254,32 @@ def _unlike(specs: Sequence[Spec]) -> dict[Spec, str]:
     }
 
 
-def _line_of(name: str, points: Sequence[tuple[float, float]]) -> _Line:
-    """Return a line; dashed for this server in other than its usual settings."""
-    return _Line(name, points, is_variant=name.startswith(f"{PRODUCT} "))
-
-
 def _draw_targets(figures: Figures) -> str:
     """Draw closed loops and lone callers; empty where there is neither."""
     named = _unlike(figures.specs)
     curves = {named[spec]: found for spec, found in _curves(figures)}
     alone = {named[spec]: found for spec in figures.specs if (found := _tail(figures, spec))}
-    panels = [each for each in (curves, alone) if each]
-    if not panels:
-        return ""
-    names = list(dict.fromkeys([*curves, *alone]))
-    figure = Figure(figsize=(WIDTH, _PANEL_IN * len(panels)), layout="constrained")
-    every = iter(figure.subplots(len(panels), 1, squeeze=False)[:, 0])
-    done: dict[Axes, Sequence[_Line]] = {}
-    if curves:
-        axes = next(every)
-        lines = [_line_of(name, [each[:2] for each in found]) for name, found in curves.items()]
-        most = max(found[-1][2] for found in curves.values())
-        _draw_lines(axes, lines, names)
-        axes.set(xlabel="answers/s")
-        axes.margins(x=0.1, y=0.12)
-        title(axes, f"p99 latency by rate, to {most} calls in flight")
-        scale_rate_and_latency(axes)
-        _scale(axes, seconds)
-        done[axes] = lines
-    if alone:
-        axes = next(every)
-        lines = [_line_of(name, list(enumerate(found))) for name, found in alone.items()]
-        _draw_lines(axes, lines, names)
-        axes.set(yscale="log")
-        axes.set_xticks(range(len(_SHARES)), [f"p{100 * share:g}" for share in _SHARES])
-        title(axes, "Latency of a lone caller")
-        _scale(axes, seconds)
-        done[axes] = lines
-    _name(done, names)
-    return svg(figure, _said(curves, alone))
-
-
-def _said(
-    curves: Mapping[str, Sequence[tuple[float, float, int]]], alone: Mapping[str, Sequence[float]]
-) -> str:
-    """Return in words what the picture shows."""
-    words = [
+    most = max((found[-1][2] for found in curves.values()), default=0)
+    loops = [_line(name, [each[:2] for each in found]) for name, found in curves.items()]
+    of_loops = [
         f"{name}, {in_flight} in flight: {short(rate)} answers/s, p99 {seconds(latency)}"
         for name, points in curves.items()
         for rate, latency, in_flight in points
     ]
-    words += [
+    lone = [_line(name, list(enumerate(found))) for name, found in alone.items()]
+    shares = [f"p{100 * share:g}" for share in _SHARES]
+    of_lone = [
         f"{name}, one caller: "
-        + ", ".join(f"p{100 * q:g} {seconds(v)}" for q, v in zip(_SHARES, values, strict=False))
+        + ", ".join(f"{q} {seconds(v)}" for q, v in zip(shares, values, strict=False))
         for name, values in alone.items()
     ]
-    return "; ".join(words)
+    heading = f"p99 latency by rate, to {most} calls in flight"
+    return _draw_panels(
+        [
+            _Panel(heading, loops, of_loops, seconds, "answers/s"),
+            _Panel("Latency of a lone caller", lone, of_lone, seconds, ticks=shares),
+        ]
+    )
 
 
 def _curves(figures: Figures) -> Iterator[tuple[Spec, list[tuple[float, float, int]]]]:

@@ -243,18 +243,6 @@ def targets(figures: Figures) -> ReportTable:
     return ReportTable("Targets", note, rows if shown else [])
 
 
-def tails(figures: Figures) -> ReportTable:
-    """Lay out latencies of a single caller, and of many whose headers change."""
-    rows = [["latency", *(f"p{100 * share:g}" for share in _TAIL)]]
-    for scenario in ("SingleStream", "NewHeaders"):
-        for cell in figures.rounds:
-            if cell.scenario != scenario or cell.spec.precision == "int8":
-                continue
-            values = (_latency(figures, cell, share) for share in _TAIL)
-            rows.append([f"{cell.task}, {cell.spec}", *values])
-    return ReportTable("Tails", "", rows)
-
-
 def _first(figures: Figures) -> str:
     return str(figures.base) if figures.base else NONE
 

@@ -276,8 +276,8 @@ ORDER = {
         __init__
     """,
     "benchmarks": """
-        calls grpc_connection http_connection loops workload network in_process methods others
-        clients targets plain_server result_file validity runner sizes figures tables drawing
+        calls connections grpc_connection http_connection loops workload network in_process methods
+        others clients targets plain_server result_file validity runner sizes figures tables drawing
         pictures report tuning zoo comparison optimized cli __main__ peers __init__
     """,
 }

@@ -15,7 +15,7 @@ batches the version runs each call alone from then on. Only calls are drawn that
 whose deadline leaves time for another one.
 
 Rounding is none of a rule's faults: sums are added in another order where there are more rows, and
-a row whose terms cancel out shows nothing else. Whoever sends such rows would end the batches of
+a row whose terms cancel out shows nothing else. A caller of such rows would end the batches of
 all. So a difference counts only if the others made it, or if the answer is a steady one: inputs
 that are changed by rounding, and copies of the call in the others' places, show that.
 """

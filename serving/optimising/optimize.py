@@ -3,7 +3,7 @@
 import base64
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -279,26 +279,24 @@ def _confirmed(
     bench: Bench, search: Search, found: Optimization, best: Sequence[TriedCandidate]
 ) -> Optimization:
     """Measure candidates longer, then through a server; choose the first one that holds."""
+    numbers = {each.candidate: number for number, each in enumerate(found.tried)}
     loaded = {
-        str(number): load(
+        str(numbers[each.candidate]): load(
             bench.source,
-            bench.folder / f"final-{number}",
+            bench.folder / f"final-{numbers[each.candidate]}",
             search.files[each.candidate],
             bench.device,
         )
-        for number, each in _numbered(found, best)
+        for each in best
     }
     rates = bench.meter.measure({"fp32": bench.base, **loaded}, FINAL_ROUNDS, lambda: None)
     bench.progress()
-    finals = {
-        number: measured(each, rates[str(number)], rates["fp32"])
-        for number, each in _numbered(found, best)
-    }
-    finals = {number: _slow(each) if _is_slow(each) else each for number, each in finals.items()}
-    tried = tuple(_replaced(found.tried, [*finals.values()]))
+    finals = [measured(each, rates[str(numbers[each.candidate])], rates["fp32"]) for each in best]
+    finals = [_slow(each) if _is_slow(each) else each for each in finals]
+    tried = tuple(_replaced(found.tried, finals))
     found = replace(found, tried=tried, fp32=rates["fp32"])
-    for each in passing([*finals.values()]):
-        number = next(n for n, final in finals.items() if final.candidate == each.candidate)
+    for each in passing(finals):
+        number = numbers[each.candidate]
         try:
             callers = serving_it.measure_served(
                 [bench.folder / "fp32", bench.folder / f"final-{number}"],
@@ -315,15 +313,6 @@ def _confirmed(
         refused = replace(each, reason=f"not confirmed: {why}")
         found = replace(found, tried=tuple(_replaced(found.tried, [refused])))
     return found
-
-
-def _numbered(
-    found: Optimization, best: Sequence[TriedCandidate]
-) -> Iterator[tuple[int, TriedCandidate]]:
-    """Yield candidates with their places among all that were tried: each has a folder."""
-    places = {each.candidate: place for place, each in enumerate(found.tried)}
-    for each in best:
-        yield places[each.candidate], each
 
 
 def _is_waived(tried: TriedCandidate, *, few_samples: bool) -> bool:

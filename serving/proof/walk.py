@@ -47,7 +47,7 @@ followed: of a file of 1 GB a few thousand, and each takes some 5 us."""
 _MAX_ELEMENTS = 1 << 28
 """The most elements of a tensor, as far as sizes are known; of float32 that is 1 GB."""
 _MOVED = {"Transpose", "QuantizeLinear", "DequantizeLinear", "Conv", "ConvTranspose"}
-"""Operators that ONNX Runtime moves, or lays out anew with the nodes around them."""
+"""Operators that ONNX Runtime moves, or gives another layout with the nodes around them."""
 _SCAN = {"body", "num_scan_inputs"}
 """The attributes that a Scan may have."""
 _TURN = {

@@ -69,8 +69,13 @@ def test_each_call_has_the_next_message(images):
     assert all(value in (0, (before + 1) % 3) for before, value in following)
 
 
-def web_server(answers):
-    """Serve HTTP: answers[i] is sent to the request number i, the last one to all after it."""
+@contextmanager
+def serving(answers):
+    """Serve HTTP: answers[i] is sent to the request number i, the last one to all after it.
+
+    Yields:
+        The address, and the bodies that have come so far.
+    """
     bodies = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -83,20 +88,14 @@ def web_server(answers):
         def log_message(self, *words):
             pass
 
-    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler), bodies
-
-
-@contextmanager
-def serving(answers):
-    server, bodies = web_server(answers)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}", bodies
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}", bodies
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nyes!"

@@ -1,37 +1,24 @@
 """The output of `info`, compared whole."""
 
-from serving.cli.description import as_text, facts_of
-from serving.tensors import ModelInfo, Tensor
+from dataclasses import replace
 
-FEW = ModelInfo(
-    name="m",
-    version="1",
-    versions=("1",),
-    default_version="1",
+from serving.cli.description import as_text, facts_of
+from serving.tensors import Tensor
+from tests.support.described import INFO, PLAIN
+
+FEW = replace(
+    PLAIN,
     inputs=(Tensor("x", "FP32", (-1, 4), names=("batch",)),),
     outputs=(Tensor("y", "INT64", (-1,)),),
-    is_batchable=False,
-    max_batch_size=0,
 )
-ALL = ModelInfo(
-    name="m",
-    version="3",
-    versions=("3", "2"),
-    default_version="2",
-    canary_version="3",
+ALL = replace(
+    INFO,
     not_served={"4": "corrupt", "1": "older"},
     inputs=FEW.inputs,
     outputs=FEW.outputs,
-    is_batchable=True,
-    batching="row independence proved",
+    in_parts=False,
+    pictures=FEW.pictures,
     device="cuda",
-    precision="int8",
-    optimized="int8 u8, of mine version 1",
-    max_batch_size=17,
-    max_request_rows=99,
-    max_message_bytes=12_345,
-    labels=("cat", "dog"),
-    test_accuracy=0.875,
 )
 
 
