@@ -162,6 +162,8 @@ def test_reader_that_is_interrupted_leaves_reading_free(reads, connection, monke
     call, other = started(connection), started(connection)
     monkeypatch.setattr(Http2Connection, "_read", interrupt)
     if reads == "a call":
+        with connection._lock:
+            connection._reader = call
         with pytest.raises(KeyboardInterrupt):
             connection._read_until(call)
     else:
