@@ -139,6 +139,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="fp32, int8 or both",
     )
     add("--workers", type=_list(values.count), metavar="N,M", help="processes of our server")
+    add("--threads", type=_list(values.count), metavar="N,M", help="threads of a run of our server")
     add(
         "--callers",
         type=_list(_callers),
@@ -436,7 +437,8 @@ def suite_of(options: argparse.Namespace) -> Suite:
     suite = SUITES[options.suite]
     if options.model:
         suite = replace(suite, name="model", specs=specs(["grpcio-infer", "h2-infer"]))
-    if options.targets or options.device or options.precision or options.workers:
+    settings = options.device, options.precision, options.workers, options.threads
+    if options.targets or any(settings):
         suite = replace(suite, name="custom", specs=_specs(suite, options))
     if options.scenarios:
         wanted = [name for name in NAMES if name in options.scenarios]
@@ -462,6 +464,7 @@ def _specs(suite: Suite, options: argparse.Namespace) -> list[Spec]:
         options.device or dict.fromkeys(spec.device for spec in named),
         options.precision or dict.fromkeys(spec.precision for spec in named),
         options.workers or dict.fromkeys(spec.workers for spec in named),
+        options.threads or dict.fromkeys(spec.threads for spec in named),
         _checkouts(options),
     )
     if not chosen:

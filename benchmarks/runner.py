@@ -283,6 +283,7 @@ def specs(
     devices: Iterable[str] = ("cpu",),
     precisions: Iterable[str] = ("fp32",),
     workers: Iterable[int] = (1,),
+    threads: Iterable[int] = (0,),
     checkouts: Container[str] = (),
 ) -> list[Spec]:
     """Combine settings (see `Spec`), leaving out those that a target does not have.
@@ -290,8 +291,10 @@ def specs(
     `checkouts` are those of the targets that are our server in another checkout.
     """
     every = (
-        Spec(target=target, device=device, precision=precision, workers=number)
-        for target, device, precision, number in product(targets, devices, precisions, workers)
+        Spec(target=target, device=device, precision=precision, workers=number, threads=each)
+        for target, device, precision, number, each in product(
+            targets, devices, precisions, workers, threads
+        )
     )
     return [spec for spec in every if can_be(spec, checkouts)]
 

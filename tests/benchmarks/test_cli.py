@@ -217,6 +217,8 @@ def test_options_change_the_suite():
     assert (changed.scenarios, changed.latency_slo_s) == (["Server"], 0.02)
     named = suite("--targets", "h2,peer=oip://h:1", "--workers", "2", "--suite", "full")
     assert [str(spec) for spec in named.specs] == ["h2 x2"]
+    few = suite("--targets", "plain,h2", "--threads", "1,2")
+    assert [str(spec) for spec in few.specs] == ["h2 1-thread", "h2 2-thread"]
     old = suite("--targets", f"h2,old=checkout:{ROOT}", "--precision", "fp32,int8")
     assert [str(spec) for spec in old.specs] == ["h2", "h2 int8", "old", "old int8"]
     spread = suite("--callers", "5,8x32", "--scenarios", "ClosedLoop")

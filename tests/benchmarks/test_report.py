@@ -310,6 +310,21 @@ def test_batches_are_drawn_where_there_are_several():
     assert "digit-serving x2, 64 rows a call: rows/s 1.02 k" in words
 
 
+def test_settings_of_this_server_alone_have_a_colour_each():
+    kept = results(
+        *(
+            sample(Spec(target="h2-infer", precision=precision, threads=threads), "Offline",
+                   batch=batch, calls_per_s=1000 / batch)
+            for precision in ("fp32", "int8") for threads in (0, 1, 2) for batch in (1, 8, 64)
+        )
+    )  # fmt: skip
+    drawn = pictures.pictures_of(kept)["-batches"]
+    assert "int8 2-thread, 8 rows a call: p50 latency of a call" in drawn
+    assert "fp32, 64 rows a call: rows/s" in drawn
+    used = {colour for colour in drawing.COLOURS if colour in drawn}
+    assert len(used) == 6
+
+
 @pytest.mark.parametrize("number", [2, 7])
 def test_names_beside_lines_are_never_on_each_other(number):
     figure = Figure(figsize=(4.8, 2.9), layout="constrained")
