@@ -682,3 +682,16 @@ def test_control_that_is_not_allowed_is_an_error_of_the_query():
     ).routes()  # fmt: skip
     with pytest.raises(NotAllowed):
         reply_of(call_of(routes, "POST", "/v2/repository/models/m/load"))
+
+
+def test_known_request_of_more_than_a_megabyte_is_read_elsewhere():
+    routes = served(max_json_bytes=4 << 20)
+    learning = call_of(routes, "POST", "/v2/models/m/infer", request_of())
+    reply_of(learning)
+    place = learning.plan.known.place
+    body = place.before + b"[" + b"[1.5,2.5]," * (1 << 17) + b"[1.5,2.5]]" + place.after
+    again = Call(learning.plan, body)
+    with pytest.raises(InvalidRequest):  # its shape is that of one row
+        reply_of(again)
+    ((_, size, few_bytes, _),) = again.works
+    assert (size, few_bytes, again.num_others) == (len(body), 131_072, 0)
