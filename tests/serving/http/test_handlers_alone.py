@@ -15,6 +15,7 @@ from serving.http1.requests import Request
 from serving.http_api import files_path, http_server, inference, pictures
 from serving.http_api.files_path import Answered, Chosen, find_files, read_files
 from serving.http_api.inference import Inference
+from serving.http_api.openapi import openapi_document
 from serving.http_api.pages import Pages, answered
 from serving.http_api.queries import HttpQueries
 from serving.oip import rest
@@ -695,3 +696,67 @@ def test_known_request_of_more_than_a_megabyte_is_read_elsewhere():
         reply_of(again)
     ((_, size, few_bytes, _),) = again.works
     assert (size, few_bytes, again.num_others) == (len(body), 131_072, 0)
+
+
+# What later requests need no handler for
+
+
+def result_of(num_rows):
+    values = [np.full((num_rows, 2), 0.25, np.float32), np.full(num_rows, 1)]
+    return Result(values, num_rows, "3", None, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("is_binary", [False, True], ids=["JSON", "bytes"])
+def test_repeated_requests_are_answered_as_the_first(is_binary):
+    """But for the first lines of the answer, which the port adds."""
+    raw = np.array([[1.5, 2.5]], "<f4").tobytes()
+    head, headers = request_of(), {}
+    if is_binary:
+        item = tensor(parameters={"binary_data_size": 8})
+        del item["data"]
+        document = {"inputs": [item], "parameters": {"binary_data_output": True}}
+        head = json.dumps(document).encode()
+        headers = {"inference_header_content_length": str(len(head))}
+    body = head + raw * is_binary
+    call = call_of(served(), "POST", "/v2/models/m/infer", body, **headers)
+    first = reply_of(call)
+    ((place, encoder, *read),) = call.repeats
+    assert read == ([] if is_binary else [rest.read_rows])
+    assert (place.before, place.num_bytes) == (head[: len(place.before)], 8)
+    (written,) = encoder.encode(result_of(1), 0, 1)
+    lines, _, content = bytes(written).partition(b"\r\n\r\n")
+    assert content == bytes(first.body)
+    found = dict(line.split(": ") for line in lines.decode().split("\r\n"))
+    assert found.pop("content-length") == str(len(content))
+    for name, value in first.headers:
+        assert found.pop(name) == value
+    assert found == {
+        "content-type": first.kind,
+        "content-security-policy":
+            "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+    }  # fmt: skip
+    known = call.plan.known
+    assert known is not None
+    assert known.place == place
+
+
+@pytest.mark.parametrize(
+    ("content", "kinds"),
+    [
+        ("", {"application/json"}), ("text", {"application/json", "text/plain"}),
+        ("json", {"application/json", "text/plain"}),
+        ("bytes", {"application/json", "application/octet-stream", "multipart/form-data"}),
+        ("picture", {"application/json", "application/octet-stream", "image/*",
+                     "multipart/form-data"}),
+    ],
+)  # fmt: skip
+def test_document_has_the_bodies_that_a_model_takes(content, kinds):
+    signature = TensorSignature((Tensor("x", "BYTES", (-1,), content=content),), TEXT.outputs, True)
+    model = SimpleNamespace(tensors=signature, sample_shapes={})
+    router: Any = SimpleNamespace(routes={"m": SimpleNamespace(model=model)})
+    document = openapi_document(router, {}, {})
+    body = document["paths"]["/v2/models/m/infer"]["post"]["requestBody"]["content"]
+    assert body.keys() == kinds
+    assert ("example" in body["application/json"]) is True

@@ -1,12 +1,13 @@
 """Each limit of a request or an answer: the most that is taken, and the least that is not."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.errors import InvalidRequest, TooLarge, Unavailable, Unsupported
-from serving.oip import large_messages, rest
+from serving.oip import large_messages, predict, rest
 from serving.oip.infer import Infer
 from serving.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.oip.long_values import is_long, joined
@@ -405,3 +406,44 @@ def test_refused_request_of_a_stream_is_answered_with_its_id_and_the_reason():
     assert (found.error_message, found.infer_response.id) == ("it is bad", "x" * 512)
     assert found.infer_response.parameters["error_reason"].string_param == "INVALID_REQUEST"
     assert infer.error_message(message, Unavailable("it drains")) is None
+
+
+def whole(parts):
+    """The text of an outline, with its values written."""
+    return b"".join(
+        each
+        if isinstance(each, bytes)
+        else b"".join(rest.write_texts(each))
+        if each.are_texts
+        else rest.write_numbers(each)
+        for each in parts
+    )
+
+
+TEXTS = np.array(["a", "b"], object)
+ANSWERS: dict[str, list[Any]] = {
+    "one output": [np.arange(6, dtype=np.float32).reshape(2, 3)],
+    "rows": [np.arange(2), np.arange(4, dtype=np.float64).reshape(2, 2), TEXTS],
+    "other numbers of rows": [np.arange(2), np.arange(3)],
+    "scalars": [np.array(2.5), np.array(7)], "a scalar": [np.array(2.5)],
+    "halves": [np.arange(3, dtype=np.float16)], "no rows": [np.zeros((0, 2))],
+    "not finite": [np.array([np.nan, np.inf, -np.inf])], "texts": [TEXTS],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_long_answers_say_what_short_ones_do(name):
+    arrays = ANSWERS[name]
+    kinds = {"O": "BYTES", "f": "FP64", "i": "INT64"}
+    tensors = tuple(
+        Tensor(f"y{at}", kinds[each.dtype.kind], (-1,) * each.ndim)
+        for at, each in enumerate(arrays)
+    )
+    request = InferRequest("m", 1, tuple(range(len(arrays))), tensors, (False,) * len(arrays))
+    answer = InferAnswer(request, arrays, "1", "7")
+    assert json.dumps(json.loads(whole(predict.outline(answer)))) == json.dumps(
+        json.loads(predict.write(answer))
+    )
+    text, behind = rest.outline(answer)
+    assert behind == []
+    assert json.dumps(json.loads(whole(text))) == json.dumps(json.loads(rest.write(answer)[0]))
