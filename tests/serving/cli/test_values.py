@@ -2,9 +2,12 @@
 
 import argparse
 import re
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+from serving.commandline.fields import add_fields
 from serving.commandline.installation import EXTRAS, missing
 from serving.commandline.values import (
     at_least,
@@ -15,6 +18,7 @@ from serving.commandline.values import (
     share,
     size,
 )
+from serving.config import BatchingConfig, ModelConfig, ServerConfig
 
 TIME = "expected a time such as 5ms or 0.5s, got "
 SIZE = "expected a size such as 500M or 2G, got "
@@ -87,3 +91,42 @@ def test_each_package_has_a_line_that_installs_it():
         "digit-serving"
         for module, (package, extra) in PACKAGES.items()
     }
+
+
+OPTIONS = [
+    ("--model-cache", "a/b", Path("a/b")),
+    ("--input", "image", "image"),
+    ("--handler", "x.py", ["x.py"]),
+    ("--canary", "5%", 0.05),
+    ("--access-log", "100%", 1.0),
+    ("--max-model-bytes", "2G", 2 << 30),
+    ("--max-json-bytes", "1M", 1 << 20),
+    ("--max-response-bytes", "1K", 1 << 10),
+    ("--max-buffered-bytes", "9", 9),
+    ("--max-handler-bytes", "1G", 1 << 30),
+    ("--slo", "5ms", 0.005),
+    ("--metrics-port", "off", None),
+    ("--http-port", "off", None),
+    ("--drain", "2s", 2.0),
+]
+
+
+def field_of(flag):
+    """The configuration that has the field of an option, and its name."""
+    name = flag[2:].replace("-", "_")
+    return next(
+        (kind, each.name)
+        for kind in (ModelConfig, ServerConfig, BatchingConfig)
+        for each in fields(kind)
+        if each.name in (name, f"{name}_s", f"{name}s")
+    )
+
+
+@pytest.mark.parametrize(("flag", "word", "expected"), OPTIONS)
+def test_option_of_a_field_is_read_in_its_unit(flag, word, expected):
+    parser = argparse.ArgumentParser()
+    kind, name = field_of(flag)
+    add_fields(parser, kind, name)
+    assert getattr(parser.parse_args([flag, word]), name) == expected
+    with pytest.raises(SystemExit):
+        parser.parse_args([flag])

@@ -19,7 +19,7 @@ from serving.client.addresses import address_for_h2
 from serving.client.client import _checked
 from serving.client.credentials import Credentials, client_span
 from serving.client.failures import trailers_failure
-from serving.client.grpcio import _OPTIONS, GrpcioLoopTransport, GrpcioTransport, _failure
+from serving.client.grpcio import _OPTIONS, GrpcioLoopTransport, GrpcioTransport, _failure, _taken
 from serving.client.h2 import session, threads
 from serving.client.infer_messages import infer_requests, joined, outputs_of
 from serving.client.model_messages import metadata_request, model_info, ready_models
@@ -719,3 +719,43 @@ def test_call_has_its_model_outputs_parameters_and_metadata(client):
     )  # fmt: skip
     asked = inference_pb.ModelMetadataRequest.FromString(scripted.sent[0][1])
     assert (asked.name, asked.version) == ("net", "2")
+
+
+def test_stream_that_is_left_is_cancelled(monkeypatch):
+    part = inference_pb.ModelStreamInferResponse(
+        infer_response=inference_pb.ModelInferResponse.FromString(ANSWER)
+    ).SerializeToString()
+    scripted = Scripted(metadata(), NO_CONFIG)
+    monkeypatch.setattr(Client, "_new_transport", lambda self: scripted)
+    client = Client("127.0.0.1:1")
+    client.describe("net")
+    scripted.outcomes.append([part, part, Failure(StatusCode.OK, "")])
+    parts = client.stream("net", {"x": np.zeros((1, 4), np.float32)})
+    assert next(parts)["x"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
+    assert scripted.num_cancelled == 0
+    parts.close()
+    assert scripted.num_cancelled == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (StopIteration(), transport.ENDED), (grpc.FutureCancelledError(), transport.CUT_OFF),
+        (KeyboardInterrupt(), None),
+    ],
+    ids=["end", "cut off", "interrupted"],
+)  # fmt: skip
+def test_message_of_core_is_taken_or_its_call_is_over(error, expected):
+    cancelled = []
+
+    def take():
+        raise error
+
+    if expected is None:
+        with pytest.raises(KeyboardInterrupt):
+            _taken(take, lambda: cancelled.append("it"))
+        assert cancelled == ["it"], "nobody waits for it any more"
+    else:
+        assert _taken(take, lambda: cancelled.append("it")) == expected
+        assert cancelled == []
+    assert _taken(lambda: b"hi", list) == b"hi"

@@ -15,6 +15,7 @@ from serving.http1.requests import Request
 from serving.http_api import files_path, http_server, inference, pictures
 from serving.http_api.files_path import Answered, Chosen, find_files, read_files
 from serving.http_api.inference import Inference
+from serving.http_api.openapi import openapi_document
 from serving.http_api.pages import Pages, answered
 from serving.http_api.queries import HttpQueries
 from serving.oip import rest
@@ -90,13 +91,13 @@ def outcome(coroutine):
     return end.value.value
 
 
-def ended(call: Any) -> Answer:
+def reply_of(call: Any) -> Answer:
     found: Answer = outcome(call.plan.handler(call))
     return found
 
 
 def ask(routes, method, target, body=b"", **headers):
-    answer = ended(call_of(routes, method, target, body, **headers))
+    answer = reply_of(call_of(routes, method, target, body, **headers))
     assert (answer.kind, answer.headers, answer.code) == ("application/json", (), "")
     return answer.status, json.loads(bytes(answer.body))
 
@@ -180,7 +181,7 @@ def test_models_are_changed_on_a_thread_of_their_own():
     for verb in ("load", "unload"):
         body = b'{"parameters": {"config": "{}"}}'
         call = call_of(queries(), "POST", f"/v2/repository/models/m/{verb}", body)
-        assert json.loads(bytes(ended(call).body)) == {f"{verb}_model": ["m", ["config"], {}]}
+        assert json.loads(bytes(reply_of(call).body)) == {f"{verb}_model": ["m", ["config"], {}]}
         ((_, size, _, pool),) = call.works
         assert (size, pool) == (None, POOL)
 
@@ -201,7 +202,7 @@ MEMORY = "shared memory is not supported"
 )  # fmt: skip
 def test_extensions_that_there_are_not_are_refused(method, target):
     with pytest.raises(Unsupported):
-        ended(call_of(queries(), method, target))
+        reply_of(call_of(queries(), method, target))
 
 
 # Inference
@@ -252,7 +253,7 @@ def test_inference_is_answered_whole(target):
 
 def test_outputs_are_bytes_where_they_are_asked_for():
     body = request_of(parameters={"binary_data_output": True})
-    answer = ended(call_of(served(), "POST", "/v2/models/m/infer", body))
+    answer = reply_of(call_of(served(), "POST", "/v2/models/m/infer", body))
     ((name, length),) = answer.headers
     assert (name, answer.kind) == ("inference-header-content-length", "application/octet-stream")
     content = bytes(answer.body)
@@ -280,7 +281,7 @@ def test_generation_is_answered_whole():
 
 def test_parts_of_a_generation_are_events():
     call = call_of(served(), "POST", "/v2/models/m/generate_stream", b'{"x": [1.5, 2.5]}')
-    assert ended(call) == Answer(b"", "text/event-stream")
+    assert reply_of(call) == Answer(b"", "text/event-stream")
     assert {kind for _, kind in call.sent} == {"text/event-stream"}
     for part, _ in call.sent:
         assert part[:6] + part[-2:] == b"data: \n\n"
@@ -299,7 +300,7 @@ def test_parts_of_a_generation_are_events():
 def test_long_requests_and_answers_are_read_and_written_elsewhere(target, body):
     """From 128 KiB of JSON on a request, from 64 KiB of outputs on an answer."""
     call = call_of(served(), "POST", target, body)
-    ended(call)
+    reply_of(call)
     (_, read_bytes, few_read, _), (_, written_bytes, few_written, _) = call.works
     assert (read_bytes, few_read) == (len(body), 131_072)
     assert (written_bytes, few_written) == (2 * 4 + 8, 65_536)
@@ -317,7 +318,7 @@ def test_options_of_the_url_are_parameters_and_the_requests_own_count_more(verb,
     target = f"/v2/models/m/{verb}?style=long&style=short&limit=&own=query"
     values = {"x": [1.5, 2.5]} if verb == "generate" else {"inputs": [tensor()]}
     call = call_of(served(), "POST", target, json.dumps({**values, "parameters": own}).encode())
-    ended(call)
+    reply_of(call)
     ((_, encoder, _),) = call.runs
     assert encoder.request.parameters == expected
     assert encoder.parameters == expected
@@ -333,7 +334,7 @@ def test_timeout_of_a_request_is_in_microseconds_from_when_it_came(
     monkeypatch.setattr(inference, "time", SimpleNamespace(monotonic=lambda: 40.0))
     body = request_of(parameters=parameters)
     call = call_of(served(), "POST", "/v2/models/m/infer", body)
-    ended(call)
+    reply_of(call)
     ((_, _, deadline_s),) = call.runs
     assert deadline_s == expected_s
 
@@ -344,10 +345,10 @@ def test_what_is_known_of_a_request_is_read_in_turns():
     for num_rows, num_others in ((1_000, 0), (10_000, 3)):
         body = json.dumps({"inputs": [tensor(num_rows)]}).encode()
         learning = call_of(routes, "POST", "/v2/models/m/infer", body)
-        ended(learning)
+        reply_of(learning)
         again = Call(learning.plan, body)
         assert learning.plan.known is not None
-        answer = ended(again)
+        answer = reply_of(again)
         assert again.num_others == num_others
         assert [function for function, *_ in again.works] == [rest.write]
         assert json.loads(bytes(answer.body))["outputs"][1]["shape"] == [num_rows]
@@ -361,13 +362,13 @@ def test_only_requests_of_a_megabyte_are_known(num_bytes, is_known):
     more = num_bytes - len(request_of())
     body = before + b" " * more + b"2.5" + after
     call = call_of(served(max_json_bytes=4 << 20), "POST", "/v2/models/m/infer", body)
-    ended(call)
+    reply_of(call)
     assert (call.plan.known is not None) == is_known
 
 
 def test_version_that_is_asked_for_is_not_learned():
     call = call_of(served(), "POST", "/v2/models/m/versions/3/infer", request_of())
-    ended(call)
+    reply_of(call)
     assert (call.plan.known, call.repeats) == (None, [])
 
 
@@ -383,7 +384,7 @@ def test_version_that_is_asked_for_is_not_learned():
 )  # fmt: skip
 def test_body_is_the_value_of_a_handlers_only_input(kind, method, body, values):
     call = call_of(served(TEXT), method, "/v2/models/m/infer", body, content_type=kind)
-    answer = ended(call)
+    answer = reply_of(call)
     ((rows, _, _),) = call.runs
     assert [each.tolist() for each in rows] == [values]
     assert json.loads(bytes(answer.body)) == {
@@ -404,14 +405,14 @@ def test_body_is_the_value_of_a_handlers_only_input(kind, method, body, values):
 )  # fmt: skip
 def test_body_that_is_no_value_is_refused(method, kind, body, text):
     with pytest.raises(InvalidRequest) as caught:
-        ended(call_of(served(TEXT), method, "/v2/models/m/infer", body, content_type=kind))
+        reply_of(call_of(served(TEXT), method, "/v2/models/m/infer", body, content_type=kind))
     assert str(caught.value) == text
 
 
 def test_body_as_it_is_needs_one_input_of_a_handler():
     text = r"^expected JSON by POST: a body as it is needs one input of a handler$"
     with pytest.raises(InvalidRequest, match=text):
-        ended(call_of(served(), "PUT", "/v2/models/m/infer", b"a"))
+        reply_of(call_of(served(), "PUT", "/v2/models/m/infer", b"a"))
 
 
 @pytest.mark.parametrize("length", ["-1", "1001", "x", "１", "00000000001"])
@@ -681,4 +682,81 @@ def test_control_that_is_not_allowed_is_an_error_of_the_query():
         server_metadata=dict, is_ready=bool, is_model_ready=bool, model_config=dict), POOL,
     ).routes()  # fmt: skip
     with pytest.raises(NotAllowed):
-        ended(call_of(routes, "POST", "/v2/repository/models/m/load"))
+        reply_of(call_of(routes, "POST", "/v2/repository/models/m/load"))
+
+
+def test_known_request_of_more_than_a_megabyte_is_read_elsewhere():
+    routes = served(max_json_bytes=4 << 20)
+    learning = call_of(routes, "POST", "/v2/models/m/infer", request_of())
+    reply_of(learning)
+    place = learning.plan.known.place
+    body = place.before + b"[" + b"[1.5,2.5]," * (1 << 17) + b"[1.5,2.5]]" + place.after
+    again = Call(learning.plan, body)
+    with pytest.raises(InvalidRequest):  # its shape is that of one row
+        reply_of(again)
+    ((_, size, few_bytes, _),) = again.works
+    assert (size, few_bytes, again.num_others) == (len(body), 131_072, 0)
+
+
+# What later requests need no handler for
+
+
+def result_of(num_rows):
+    values = [np.full((num_rows, 2), 0.25, np.float32), np.full(num_rows, 1)]
+    return Result(values, num_rows, "3", None, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("is_binary", [False, True], ids=["JSON", "bytes"])
+def test_repeated_requests_are_answered_as_the_first(is_binary):
+    """But for the first lines of the answer, which the port adds."""
+    raw = np.array([[1.5, 2.5]], "<f4").tobytes()
+    head, headers = request_of(), {}
+    if is_binary:
+        item = tensor(parameters={"binary_data_size": 8})
+        del item["data"]
+        document = {"inputs": [item], "parameters": {"binary_data_output": True}}
+        head = json.dumps(document).encode()
+        headers = {"inference_header_content_length": str(len(head))}
+    body = head + raw * is_binary
+    call = call_of(served(), "POST", "/v2/models/m/infer", body, **headers)
+    first = reply_of(call)
+    ((place, encoder, *read),) = call.repeats
+    assert read == ([] if is_binary else [rest.read_rows])
+    assert (place.before, place.num_bytes) == (head[: len(place.before)], 8)
+    (written,) = encoder.encode(result_of(1), 0, 1)
+    lines, _, content = bytes(written).partition(b"\r\n\r\n")
+    assert content == bytes(first.body)
+    found = dict(line.split(": ") for line in lines.decode().split("\r\n"))
+    assert found.pop("content-length") == str(len(content))
+    for name, value in first.headers:
+        assert found.pop(name) == value
+    assert found == {
+        "content-type": first.kind,
+        "content-security-policy":
+            "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+    }  # fmt: skip
+    known = call.plan.known
+    assert known is not None
+    assert known.place == place
+
+
+@pytest.mark.parametrize(
+    ("content", "kinds"),
+    [
+        ("", {"application/json"}), ("text", {"application/json", "text/plain"}),
+        ("json", {"application/json", "text/plain"}),
+        ("bytes", {"application/json", "application/octet-stream", "multipart/form-data"}),
+        ("picture", {"application/json", "application/octet-stream", "image/*",
+                     "multipart/form-data"}),
+    ],
+)  # fmt: skip
+def test_document_has_the_bodies_that_a_model_takes(content, kinds):
+    signature = TensorSignature((Tensor("x", "BYTES", (-1,), content=content),), TEXT.outputs, True)
+    model = SimpleNamespace(tensors=signature, sample_shapes={})
+    router: Any = SimpleNamespace(routes={"m": SimpleNamespace(model=model)})
+    document = openapi_document(router, {}, {})
+    body = document["paths"]["/v2/models/m/infer"]["post"]["requestBody"]["content"]
+    assert body.keys() == kinds
+    assert ("example" in body["application/json"]) is True

@@ -1,13 +1,15 @@
 """Each limit of a request or an answer: the most that is taken, and the least that is not."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
-from serving.errors import InvalidRequest, TooLarge, Unsupported
-from serving.oip import large_messages, rest
-from serving.oip.inference_pb import ModelInferRequest
+from serving.errors import InvalidRequest, TooLarge, Unavailable, Unsupported
+from serving.oip import large_messages, predict, rest
+from serving.oip.infer import Infer
+from serving.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
 from serving.oip.long_values import is_long, joined
 from serving.oip.parameters import check_parameter, of_handler, timeout_s_of
 from serving.oip.protobuf import Messages
@@ -375,3 +377,73 @@ def test_answer_of_a_mebibyte_is_long(num_bytes, expected):
 def test_parts_of_texts_have_96_kibibytes_at_least():
     parts = [*joined(iter([b"x" * KIB] * 200))]
     assert [len(each) // KIB for each in parts] == [96, 96, 8]
+
+
+def test_outline_of_a_long_answer_has_the_limit_of_json():
+    tensors = (Tensor("y", "INT64", (-1,)),)
+    array = np.zeros(262_145, np.int64)
+    for as_bytes, is_taken in ((True, True), (False, False)):
+        answer = InferAnswer(InferRequest("m", 1, (0,), tensors, (as_bytes,)), [array], "1", "")
+        for write in (rest.outline, rest.write):
+            assert (refusal(write, answer) == "") is is_taken
+    few = InferAnswer(InferRequest("m", 1, (0,), tensors, (False,)), [array[:-1]], "1", "")
+    assert refusal(rest.outline, few) == ""
+
+
+@pytest.mark.parametrize(("number", "is_taken"), [(1_000, True), (32_769, False)])
+def test_inputs_of_a_message_are_at_most_as_many_as_their_bytes_allow(number, is_taken):
+    request = ModelInferRequest(inputs=[{}] * number)
+    text = "expected at most 65536 bytes beside the tensors, got more"
+    assert refusal(large_messages.as_raw, request.SerializeToString()) == ("" if is_taken else text)
+
+
+def test_refused_request_of_a_stream_is_answered_with_its_id_and_the_reason():
+    infer = Infer(None, is_stream=True)
+    message = ModelInferRequest(id="x" * 513).SerializeToString()
+    found = ModelStreamInferResponse.FromString(
+        infer.error_message(message, InvalidRequest("it is bad")) or b""
+    )
+    assert (found.error_message, found.infer_response.id) == ("it is bad", "x" * 512)
+    assert found.infer_response.parameters["error_reason"].string_param == "INVALID_REQUEST"
+    assert infer.error_message(message, Unavailable("it drains")) is None
+
+
+def whole(parts):
+    """The text of an outline, with its values written."""
+    return b"".join(
+        each
+        if isinstance(each, bytes)
+        else b"".join(rest.write_texts(each))
+        if each.are_texts
+        else rest.write_numbers(each)
+        for each in parts
+    )
+
+
+TEXTS = np.array(["a", "b"], object)
+ANSWERS: dict[str, list[Any]] = {
+    "one output": [np.arange(6, dtype=np.float32).reshape(2, 3)],
+    "rows": [np.arange(2), np.arange(4, dtype=np.float64).reshape(2, 2), TEXTS],
+    "other numbers of rows": [np.arange(2), np.arange(3)],
+    "scalars": [np.array(2.5), np.array(7)], "a scalar": [np.array(2.5)],
+    "halves": [np.arange(3, dtype=np.float16)], "no rows": [np.zeros((0, 2))],
+    "not finite": [np.array([np.nan, np.inf, -np.inf])], "texts": [TEXTS],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_long_answers_say_what_short_ones_do(name):
+    arrays = ANSWERS[name]
+    kinds = {"O": "BYTES", "f": "FP64", "i": "INT64"}
+    tensors = tuple(
+        Tensor(f"y{at}", kinds[each.dtype.kind], (-1,) * each.ndim)
+        for at, each in enumerate(arrays)
+    )
+    request = InferRequest("m", 1, tuple(range(len(arrays))), tensors, (False,) * len(arrays))
+    answer = InferAnswer(request, arrays, "1", "7")
+    assert json.dumps(json.loads(whole(predict.outline(answer)))) == json.dumps(
+        json.loads(predict.write(answer))
+    )
+    text, behind = rest.outline(answer)
+    assert behind == []
+    assert json.dumps(json.loads(whole(text))) == json.dumps(json.loads(rest.write(answer)[0]))

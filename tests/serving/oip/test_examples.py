@@ -226,3 +226,8 @@ def test_body_has_zeros_behind_it_where_values_are_many():
         ]},
         920,
     )  # fmt: skip
+
+
+def test_name_of_a_model_is_one_part_of_the_path():
+    lines = Example("a/b c", "", NUMBERS, {}, OPEN).lines()
+    assert "http://host:2/v2/models/a%2Fb%20c/infer" in lines["curl"]

@@ -217,3 +217,11 @@ def test_queries_are_answered_by_the_fields_of_their_messages(world):
     with pytest.raises(InvalidRequest):
         answered(world, "RepositoryModelLoad", model_name="m",
                  parameters={"config": {"string_param": "{}"}})  # fmt: skip
+
+
+def test_refusal_on_a_stream_is_an_answer(world):
+    """Else one wrong message would end the stream of all others."""
+    methods: Any = inference_methods(world.router, world.queries())
+    (method,) = (each for each in methods if isinstance(each, BatchedStream))
+    found = method.error_message(b"", InvalidRequest("it is bad"))
+    assert inference_pb.ModelStreamInferResponse.FromString(found).error_message == "it is bad"

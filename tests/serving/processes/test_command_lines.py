@@ -1,9 +1,9 @@
-"""How a child is started and ended, without one."""
+"""How a child is attempted and ended, without one."""
 
 import os
 import signal
-import subprocess
 import sys
+from subprocess import DEVNULL, PIPE, STDOUT
 
 import pytest
 
@@ -17,7 +17,7 @@ class Refused(Exception):
 
 
 @pytest.fixture
-def started(monkeypatch):
+def attempted(monkeypatch):
     """Start children that can't be; returns the command and the options of each."""
     found = []
 
@@ -25,7 +25,7 @@ def started(monkeypatch):
         found.append((command, options))
         raise Refused
 
-    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr("subprocess.Popen", popen)
 
     def start(command, **options):
         with pytest.raises(Refused):
@@ -35,18 +35,18 @@ def started(monkeypatch):
     return start
 
 
-def test_child_has_nothing_of_this_process_but_what_it_is_given(started, monkeypatch):
+def test_child_has_nothing_of_this_process_but_what_it_is_given(attempted, monkeypatch):
     monkeypatch.setattr(os, "environ", {"SERVING_TOKEN": "secret", "PATH": "/bin", "OWN": "1"})
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     command = ChildCommand("a.module", flags=("-I",), variables={"OWN": "2", "MORE": "3"})
-    line, options = started(command, arguments=["serve", "x"], files=[77, 78])
+    line, options = attempted(command, arguments=["serve", "x"], files=[77, 78])
     assert line[:3] == [sys.executable, "-I", "-c"]
     ending, lifeline, channel, *arguments = line[4:]
     assert (ending, arguments) == ("9", ["serve", "x"])
     assert options == {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
+        "stdin": DEVNULL,
+        "stdout": DEVNULL,
+        "stderr": DEVNULL,
         "pass_fds": [int(lifeline), int(channel), 77, 78],
         "start_new_session": True,
         "env": {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PATH": "/bin", "OWN": "2",
@@ -54,16 +54,14 @@ def test_child_has_nothing_of_this_process_but_what_it_is_given(started, monkeyp
     }  # fmt: skip
 
 
-def test_child_has_the_streams_and_the_signal_of_its_command(started, monkeypatch):
+def test_child_has_the_streams_and_the_signal_of_its_command(attempted, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    command = ChildCommand(
-        "a", Streams(None, subprocess.PIPE, subprocess.STDOUT), end_signal=signal.SIGTERM
-    )
-    line, options = started(command)
+    command = ChildCommand("a", Streams(None, PIPE, STDOUT), end_signal=signal.SIGTERM)
+    line, options = attempted(command)
     assert line[:3] == [sys.executable, "-B", "-c"]
     assert line[4] == "15"
     streams = [options[name] for name in ("stdin", "stdout", "stderr")]
-    assert streams == [None, subprocess.PIPE, subprocess.STDOUT]
+    assert streams == [None, PIPE, STDOUT]
 
 
 def test_own_number_of_threads_counts(monkeypatch):

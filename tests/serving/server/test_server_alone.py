@@ -78,3 +78,82 @@ async def test_reflection_is_there_where_it_is_asked_for(has_reflection, router,
                 "digits.v1.DigitClassifier"}  # fmt: skip
     more = {"grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"}
     assert services == expected | (more if has_reflection else set())
+
+
+class Part:
+    """A transport, an HTTP port or an exporter, whose calls are noted by their names."""
+
+    def __init__(self, name, done, *, is_drained=True):
+        self.name, self.done, self.is_drained = name, done, is_drained
+        self.loop, self.address, self.num_calls, self.url = "loop", "m:9", 5, "http://h:1"
+        self.method_names = ["HttpOwn"]
+
+    async def start(self):
+        self.done.append(f"{self.name}.start")
+        return "a:1"
+
+    async def warm_up(self):
+        self.done.append(f"{self.name}.warm_up")
+
+    async def drain(self, timeout_s):
+        self.done.append((f"{self.name}.drain", timeout_s))
+        return self.is_drained
+
+    async def stop(self, grace_s):
+        self.done.append((f"{self.name}.stop", grace_s))
+
+    def serve(self, report, state):
+        self.done.append(f"{self.name}.serve")
+
+
+class Http(Part):
+    """The HTTP port, which is no coroutine's."""
+
+    def start(self, loop, address):  # type: ignore[override]
+        self.done.append((f"{self.name}.start", loop, address))
+
+    def stop(self):  # type: ignore[override]
+        self.done.append(f"{self.name}.stop")
+
+
+def server_of_parts(router, monkeypatch, **options):
+    done: list[Any] = []
+    monkeypatch.setattr(
+        "serving.server.server.open_transport", lambda *_: Part("grpc", done, **options)
+    )
+    monkeypatch.setattr("serving.server.server._http_server", lambda *_: Http("http", done))
+    monkeypatch.setattr(router, "close_pool", lambda: done.append("pool"))
+    exporter = Part("metrics", done)
+    config = ServerConfig(self_test_interval_s=0, drain_s=7.0)
+    server = Server(router, config, exporter)
+    set_serving = server.health.set_serving
+
+    def noted(is_serving):
+        done.append(is_serving)
+        set_serving(is_serving)
+
+    monkeypatch.setattr(server.health, "set_serving", noted)
+    return server, done
+
+
+async def test_server_serves_once_all_of_it_answers_and_drains_before_it_stops(router, monkeypatch):
+    server, done = server_of_parts(router, monkeypatch)
+    await server.start()
+    start = ["grpc.start", ("http.start", "loop", "a:1"), "http.warm_up", True, "metrics.serve"]
+    assert done == start
+    assert (server.address, server.http_url, server.metrics_address) == (
+        "a:1", "http://h:1", "m:9")  # fmt: skip
+    assert (server.num_calls, server.report().num_calls) == (5, 5)
+    assert "HttpOwn" in server.report().methods
+    assert "--target a:1 " in server.report().request
+    done.clear()
+    assert await server.drain() is True
+    assert done == [False, ("grpc.drain", 7.0), ("grpc.stop", 1.0), "pool", "http.stop"]
+
+
+async def test_server_whose_calls_take_too_long_goes_on(router, monkeypatch):
+    server, done = server_of_parts(router, monkeypatch, is_drained=False)
+    await server.start()
+    done.clear()
+    assert await server.drain() is False
+    assert done == [False, ("grpc.drain", 7.0)]

@@ -1,6 +1,8 @@
 """The supervisor beside workers that are no processes: deaths, counts, orders, and its lock."""
 
 import asyncio
+import signal
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -230,3 +232,90 @@ async def test_version_whose_rows_depend_on_one_another_runs_alone(made, fewer, 
         one.it._follow_mismatches()
     alone = frozenset({number_of(LABEL)}) if is_alone else frozenset()
     assert worker.orders == [Orders({}, alone)] * bool(alone), "said once"
+
+
+def worker_of(report=None):
+    found = SimpleNamespace(report=report, signals=[], orders=[], is_serving=True)
+    found.ended = asyncio.get_running_loop().create_future()
+    found.signal, found.order = found.signals.append, found.orders.append
+    return found
+
+
+def with_workers(one, *workers):
+    with one.it._lock:
+        for place, worker in enumerate(workers):
+            one.it._workers[place] = worker
+
+
+async def test_hang_up_is_passed_on_between_two_notices(made, monkeypatch):
+    told: list[Any] = []
+    monkeypatch.setattr(module, "notify", told.append)
+    one = made()
+    worker = worker_of()
+    worker.signal = told.append
+    with_workers(one, worker)
+    one.it._reload()
+    assert told == ["RELOADING=1", signal.SIGHUP, "READY=1"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "is_drained"),
+    [((0, 0), True), ((0, -15), True), ((0, 1), False), ((-9, 0), False)],
+)
+async def test_drain_waits_for_all_workers(codes, is_drained, made, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(module, "notify", told.append)
+    one = made(workers=2)
+    closed: list[str] = []
+    one.port.socket = SimpleNamespace(close=lambda: closed.append("port"))
+    workers = [worker_of(), worker_of()]
+    with_workers(one, *workers)
+    draining = asyncio.create_task(one.it._drain(asyncio.Queue()))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert [each.signals for each in workers] == [[signal.SIGTERM]] * 2
+    assert (told, closed, one.it._is_draining) == (["STOPPING=1"], ["port"], True)
+    workers[0].ended.set_result(End(codes[0]))
+    await asyncio.sleep(0)
+    assert not draining.done()
+    workers[1].ended.set_result(End(codes[1]))
+    assert await draining is is_drained
+
+
+@pytest.mark.parametrize("why", ["second signal", "a worker hangs"])
+async def test_drain_that_lasts_too_long_is_ended_by_force(why, made, monkeypatch, caplog):
+    waits: list[float] = []
+    one = made(drain_s=7.0)
+    one.port.socket = SimpleNamespace(close=lambda: None)
+    with_workers(one, worker_of())
+    stops: asyncio.Queue[int] = asyncio.Queue()
+    wait = asyncio.wait
+
+    async def hurried(tasks, *, timeout, **options):
+        waits.append(timeout)
+        return await wait(tasks, timeout=20.0 if why == "second signal" else 0.0, **options)
+
+    monkeypatch.setattr(module.asyncio, "wait", hurried)  # type: ignore[attr-defined]
+    if why == "second signal":
+        stops.put_nowait(signal.SIGTERM)
+    assert await one.it._drain(stops) is False
+    assert caplog.messages == [f"stopped by force: {why}"]
+    assert waits == [12.0], "five seconds more than workers have"
+
+
+async def test_worker_that_is_ready_ends_pauses_once_all_are(made, caplog):
+    caplog.set_level("INFO")
+    one = made(workers=2)
+    number = number_of(LABEL)
+    one.it._crashes.note(number, time.monotonic())
+    workers = [worker_of(report_of()), worker_of()]
+    with_workers(one, *workers)
+    one.it._count_ready()
+    assert (one.it._all_ready.is_set(), workers[0].orders) == (False, [])
+    workers[1].report = report_of()
+    one.it._count_ready()
+    assert one.it._all_ready.is_set()
+    assert [each.orders for each in workers] == [[Orders({}, frozenset())]] * 2
+    assert caplog.messages == []
+    one.it._count_ready()
+    assert caplog.messages == ["worker restarted, 2 serving"]

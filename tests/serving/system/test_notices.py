@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from contextlib import closing
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import pytest
 
 from serving.errors import ConfigurationError
 from serving.system import libc, listening, shared_port, signals, systemd
+from serving.system.cores import memory_limit
+from serving.system.interrupts import ended_by_sigterm
 from serving.system.listening import activated, address_of, bind, listen
 from serving.system.shared_port import Share, reserved_port
 
@@ -81,7 +84,8 @@ async def test_watchdog_is_fed_three_times_in_its_interval(pid, usec, pauses, mo
             monkeypatch.delenv(name, raising=False)
         else:
             monkeypatch.setenv(name, str(value))
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    told: list[str] = []
+    monkeypatch.setattr(systemd, "notify", told.append)
     monkeypatch.setattr(systemd, "asyncio", SimpleNamespace(sleep=sleep))
     if pauses:
         with pytest.raises(Over):
@@ -89,6 +93,7 @@ async def test_watchdog_is_fed_three_times_in_its_interval(pid, usec, pauses, mo
     else:
         await systemd.keep_watchdog_fed(beat)
     assert found == pytest.approx(pauses)
+    assert told == ["WATCHDOG=1"] * len(pauses)
 
 
 # Sockets in
@@ -241,6 +246,12 @@ def callbacks(monkeypatch):
     early: list[int] = []
     found = {signal.SIGTERM: signals._leave, signal.SIGINT: signals._leave,
              signal.SIGHUP: early.append}  # fmt: skip
+
+    def end(code):
+        pytest.fail("the process would have ended")
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
     monkeypatch.setattr(signals, "_early", early)
     monkeypatch.setattr(signals, "_callbacks", found)
     return found
@@ -298,3 +309,33 @@ def test_free_memory_has_these_limits(monkeypatch):
     libc.limit_free_memory()
     libc.trim_memory()
     assert found == [(-1, 16 << 20), (-3, 4 << 20), 0]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8 << 30), ({"memory.max": "max\n"}, 8 << 30), ({"memory.max": "1024\n"}, 1024),
+        ({"memory/memory.limit_in_bytes": "2048\n"}, 2048),
+        ({"memory.max": f"{9 << 30}\n"}, 8 << 30),
+    ],
+)  # fmt: skip
+def test_memory_is_the_machines_or_the_containers(files, expected, tmp_path, monkeypatch):
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2 << 20}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory_limit(tmp_path) == expected
+
+
+def test_signal_is_left_to_the_program_off_its_main_thread():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with ended_by_sigterm():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(20.0)
+    assert found == [before]

@@ -128,3 +128,8 @@ def test_processor_has_a_name_and_what_it_is_able_to_do(text, expected, tmp_path
     assert usage.processor() == ""
     (tmp_path / "cpuinfo").write_text(text)
     assert usage.processor() == expected
+
+
+def test_nothing_is_used_where_nothing_is_known():
+    assert tuple(Usage()) == (0, 0, 0, 0)
+    assert tuple(Activity()) == (0.0, True)

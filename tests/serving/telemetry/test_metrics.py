@@ -363,16 +363,3 @@ def test_bounds_of_histograms_are_those_of_the_page():
     assert list(counts.batch_rows.bounds) == [2**power for power in range(13)]
     confidences = cells("metrics.md", "probabilities")
     assert [*map(float, confidences[1].split(", "))] == list(counts.confidence.bounds)
-
-
-@pytest.mark.parametrize("way", ["run", "calls"])
-def test_version_has_the_time_of_its_last_answer_in_milliseconds(way, monkeypatch):
-    metrics, now_ns = Metrics(), [1_700_000_000_123_999_999]
-    monkeypatch.setattr(time, "time_ns", lambda: now_ns[0])
-    observe_ = metrics.observe_run if way == "run" else metrics.observe_calls
-    observe_(RUN, [], MODEL)
-    assert metrics.last_ms == {MODEL: 1_700_000_000_123}
-    now_ns[0] += 1_000_000
-    observe_(RUN, [], MODEL)
-    observe_(RUN, [], ("m", "2"))
-    assert metrics.last_ms == {MODEL: 1_700_000_000_124, ("m", "2"): 1_700_000_000_124}
