@@ -274,6 +274,9 @@ def _converted(tensor: Tensor, array: Array, *, is_typed: bool) -> Array:
             return converted
         if wanted.kind == "f" and not (np.isinf(converted) & np.isfinite(array)).any():
             return converted
+        if are_integers:
+            ends = f"from {array.min()} to {array.max()}"
+            raise InvalidRequest(f"expected {tensor}, got numbers {ends}, which it can't hold")
         if is_list and wanted.kind == "f":
             raise InvalidRequest(f"expected {tensor}, got a number that it can't hold")
     raise InvalidRequest(f"expected {tensor}, got {_got(array, wanted)}")

@@ -124,7 +124,8 @@ def _unknown_fields(document: dict[str, Any]) -> tuple[str, ...]:
         for name in names:
             if near := get_close_matches(name.lower(), optional, 1, _NEAR):
                 raise ValueError(f"there is no field {name!r}: did you mean {near[0]}?")
-    return (*unknown, *(f"signature.{name}" for name in inside))
+    found = [*unknown, *(f"signature.{name}" for name in inside)]
+    return tuple(name if name.isprintable() else repr(name) for name in found)
 
 
 def _optimized(origin: dict[str, Any]) -> str:
@@ -148,6 +149,8 @@ def _accuracy(share: float | None) -> float | None:
 
 
 def _digest(document: dict[str, Any], name: str) -> str:
+    if not name.isprintable():  # it stands in messages
+        raise ValueError(f"a file can't have the name {name!r}")
     digest = document[name]
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ValueError(f"the digest of {name} must be 64 hexadecimal digits")

@@ -409,6 +409,8 @@ class Catalog:
             _log.info("model %s: %s", name, self.models[name])
         else:
             _log.info("model %s: version %s replaced version %s", name, new, old)
+            if len(self.models[name].versions) > 1:
+                _log.info("model %s: %s", name, self.models[name])
         return True
 
     def _publish(self, name: str, served: ModelVersions | None) -> None:

@@ -195,12 +195,18 @@ class ModelFolder:
         return reasons
 
     def _note_waiting(self, served: ModelVersions) -> None:
-        """Log versions that are not served by themselves, once each."""
+        """Log versions that are not served by themselves, once each.
+
+        One that callers could not use was refused; another one is only not wished for.
+        """
         before = {} if self.served is None else self.served.reasons
         for number, reason in served.waiting.items():
             if before.get(number) == reason or self.versions[number].state is State.REFUSED:
                 continue  # it was said, now or when it was refused
-            self._say_refused(number, reason, served.default_version)
+            if number in self._unaccepted:
+                self._say_refused(number, reason, served.default_version)
+            else:
+                _log.info("model %s: version %s is not served: %s", self.name, number, reason)
 
     def _say_refused(self, number: str, reason: str, default: str) -> None:
         """Log a version that is not served, and why."""

@@ -74,6 +74,7 @@ def test_other_names_are_refused(names, got):
 X, Y = Tensor("x", "FP32", (-1, 2)), Tensor("y", "INT8", (-1,))
 TWO = TensorSignature((X, Y), (), is_batchable=True)
 ONE = TensorSignature((X,), (), is_batchable=True)
+PIXEL = TensorSignature((Tensor("x", "UINT8", (-1, 1)),), (), is_batchable=True)
 ROWS, NUMBERS = np.zeros((3, 2), np.float32), np.zeros(3, np.int8)
 
 
@@ -105,6 +106,10 @@ def test_feeds_are_in_the_order_of_the_model():
         (ONE, [["a", "b"]], "expected x FP32 [N, 2], got <U1"),
         (ONE, ROWS.astype(np.float16), "expected x FP32 [N, 2], got float16: if its values fit, "
          "write .astype(numpy.float32)"),
+        (PIXEL, [[300]], "expected x UINT8 [N, 1], got numbers from 300 to 300, "
+         "which it can't hold"),
+        (PIXEL, np.array([[-1], [255]]), "expected x UINT8 [N, 1], got numbers from -1 to "
+         "255, which it can't hold"),
         (ONE, [[1, 10**39]], "expected x FP32 [N, 2], got object"),
         (ONE, [[1.0, 1e39]], "expected x FP32 [N, 2], got a number that it can't hold"),
         (ONE, np.ma.masked_less(ROWS, 1), "expected x FP32 [N, 2], got a masked array: fill it "

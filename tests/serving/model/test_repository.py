@@ -115,6 +115,14 @@ def test_unknown_field_of_a_manifest_is_named(model_dir):
     published.edit_manifest(model_dir, "1", changed("lineage", to="run 7"))
     published.edit_manifest(model_dir, "1", changed("signature", "unit", to="mm"))
     assert repository.load(model_dir, "1")[0].unknown == ("lineage", "signature.unit")
+    published.edit_manifest(model_dir, "1", changed("line\x7f", to="run 7"))
+    assert repository.load(model_dir, "1")[0].unknown[-2:] == (repr("line\x7f"), "signature.unit")
+
+
+def test_name_of_a_file_that_no_message_can_show_is_refused(model_dir):
+    published.edit_manifest(model_dir, "1", changed("files", "model\x7f.onnx", to="0" * 64))
+    with pytest.raises(CorruptModel, match=r"a file can't have the name 'model\\x7f\.onnx'"):
+        repository.load(model_dir, "1")
 
 
 @pytest.mark.parametrize(

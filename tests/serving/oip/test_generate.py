@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serving.errors import InvalidRequest
-from serving.oip import generate
+from serving.oip import generate, predict
 from serving.oip.request import InferAnswer, InferRequest
 from serving.oip.values import array_of
 from serving.tensors import Tensor
@@ -39,6 +39,20 @@ def test_base64_is_bytes():
     sent = generate.read(b'{"prompt": "aGk="}', INPUTS[:1], frozenset({"prompt"}))
     tensor = Tensor("prompt", "BYTES", (-1,), content="bytes")
     assert array_of(sent.values[0], tensor, [1]).tolist() == [b"hi"]
+
+
+def test_one_value_has_the_digits_of_its_own_type():
+    tensors = (Tensor("y", "FP32", (-1, 1)), Tensor("n", "UINT16", (-1,)))
+    request = InferRequest("m", 1, (0, 1), tensors, (False, False))
+    arrays = [np.array([[0.880797]], np.float32), np.array([7], np.uint16)]
+    answer = InferAnswer(request, arrays, "1", "")
+    assert b'"y":0.880797,"n":7' in generate.write(answer)
+    rows = [np.array([0.880797, 0.5], np.float32), np.array([7, 8], np.uint16)]
+    lines = tuple(Tensor(each.name, each.datatype, (-1,)) for each in tensors)
+    asked = InferRequest("m", 2, (0, 1), lines, (False, False))
+    assert predict.write(InferAnswer(asked, rows, "1", "")) == (
+        b'{"predictions":[{"y":0.880797,"n":7},{"y":0.5,"n":8}]}'
+    )
 
 
 @pytest.mark.parametrize(

@@ -383,6 +383,32 @@ def test_labels_choose_default_and_canary_and_roll_back(root):
     assert state(catalog) == (["3"], "3", None)
 
 
+def test_version_that_a_label_does_not_wish_for_is_refused_by_nobody(root, caplog):
+    templates.publish(root, "a", SMALL, "2")
+    catalog = opened(root)
+    label(root, "a", stable="1")
+    assert catalog.reload()
+    counts = Counter()
+    catalog.count_reload = lambda outcome: counts.update([outcome])
+    templates.publish(root, "a", SMALL, "3")
+    with caplog.at_level(logging.INFO, "serving"):
+        catalog.reload()
+    assert counts["failed"] == 0
+    assert "refused" not in caplog.text
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_new_canary_is_logged_with_its_share(root, caplog):
+    templates.publish(root, "a", SMALL, "2")
+    catalog = opened(root, names=("a",), canary=0.05)
+    templates.publish(root, "a", SMALL, "3")
+    with caplog.at_level(logging.INFO, "serving"):
+        assert catalog.reload()
+    first, second = caplog.messages[-2:]
+    assert first == "model a: version 2 replaced version 1"
+    assert second.startswith("model a: versions 3, 2; default 2; canary 3 gets 0.05")
+
+
 BAD_LABELS = {
     '{"stable": "9"}': "stable can't be version 9: it is not there",
     '{"stable": "2"}': "stable can't be version 2: 2/model.onnx: expected SHA-256",
