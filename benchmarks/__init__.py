@@ -1,4 +1,4 @@
-"""Measures inference the way MLPerf does: its scenarios, raw latencies, stated validity.
+"""Measures inference: scenarios named as in MLPerf, raw latencies, stated validity.
 
 In the order of the imports, ground first:
 

@@ -31,7 +31,7 @@ from serving.system.interrupts import ended_by_sigterm
 _T = TypeVar("_T")
 
 RESULTS = Path("benchmarks/results")
-_BENCH = RESULTS / "bench.json"
+_KEPT = RESULTS / "peers.json"
 
 _EXAMPLES = """\
 examples:
@@ -43,7 +43,7 @@ examples:
   digit-serving bench run --model net.onnx --batches 1,8   any model, by drawn inputs
   digit-serving bench net.onnx                       what serving a model costs
   digit-serving tune net.onnx --goal latency=10ms    settings for any model
-  digit-serving bench plot benchmarks/results/bench.json   the report again
+  digit-serving bench plot benchmarks/results/peers.json   the report again
 """
 _TARGETS = f"""\
 targets:
@@ -51,8 +51,9 @@ targets:
   NAME=oip://HOST:PORT  a server of the Open Inference Protocol (Triton, KServe) with the same model
   NAME=checkout:DIR     our server in another checkout; NAME-infer calls its ModelInfer
 
-SingleStream, Server and Offline are MLPerf's. Server searches the highest rate with
-p99 within --latency-slo, latency counted from the intended send time. Targets that can't run here
+SingleStream, Server and Offline are called as in MLPerf; runs are far shorter, so these are no
+MLPerf results. Server searches the highest rate with p99 within --latency-slo, latency counted from
+the intended send time. Targets that can't run here
 are reported as not measured.
 """
 DONE, FAILED, UNUSABLE = 0, 1, 2
@@ -67,7 +68,7 @@ def parser(name: str = PROGRAM) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = Parser(
         prog=name,
-        description="Measure inference: MLPerf's scenarios, raw latencies kept, in JSON.",
+        description="Measure inference: rates and latencies of scenarios, in JSON.",
         epilog=_EXAMPLES,
         formatter_class=raw,
     )
@@ -138,6 +139,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="fp32, int8 or both",
     )
     add("--workers", type=_list(values.count), metavar="N,M", help="processes of our server")
+    add("--threads", type=_list(values.count), metavar="N,M", help="threads of a run of our server")
     add(
         "--callers",
         type=_list(_callers),
@@ -160,7 +162,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "h2load", "python"),
         default="auto",
         help="load generator of closed loops; auto: our own, with other rows in each call, "
-        "and h2load for SameBytes, Offline and requests above 16 KiB",
+        "and h2load, which repeats one call, for SameBytes, Offline and requests above 16 KiB",
     )
     add(
         "--share-cores",
@@ -255,7 +257,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
 
 def _add_plot(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("results", type=Path, nargs="?", default=_BENCH, metavar="RESULTS", help=f"({_BENCH})")
+    add("results", type=Path, nargs="?", default=_KEPT, metavar="RESULTS", help=f"({_KEPT})")
     add("--readme", type=Path, metavar="FILE", help="write the table into this README instead")
     add(
         "--check",
@@ -435,7 +437,8 @@ def suite_of(options: argparse.Namespace) -> Suite:
     suite = SUITES[options.suite]
     if options.model:
         suite = replace(suite, name="model", specs=specs(["grpcio-infer", "h2-infer"]))
-    if options.targets or options.device or options.precision or options.workers:
+    settings = options.device, options.precision, options.workers, options.threads
+    if options.targets or any(settings):
         suite = replace(suite, name="custom", specs=_specs(suite, options))
     if options.scenarios:
         wanted = [name for name in NAMES if name in options.scenarios]
@@ -461,6 +464,7 @@ def _specs(suite: Suite, options: argparse.Namespace) -> list[Spec]:
         options.device or dict.fromkeys(spec.device for spec in named),
         options.precision or dict.fromkeys(spec.precision for spec in named),
         options.workers or dict.fromkeys(spec.workers for spec in named),
+        options.threads or dict.fromkeys(spec.threads for spec in named),
         _checkouts(options),
     )
     if not chosen:

@@ -107,7 +107,9 @@ def colour_of(name: str, names: Sequence[str]) -> str:
     if name.startswith(PRODUCT):
         return COLOURS[0]
     others = [each for each in dict.fromkeys(names) if not each.startswith(PRODUCT)]
-    return COLOURS[1 + others.index(name) % (len(COLOURS) - 1)]
+    is_ours_there = any(each.startswith(PRODUCT) for each in names)
+    free = COLOURS[1:] if is_ours_there else COLOURS
+    return free[others.index(name) % len(free)]
 
 
 def label(

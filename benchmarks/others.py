@@ -117,6 +117,8 @@ def _triton(name: str) -> Callable[[Path, Path, int], list[str]]:
 
 
 TRITON = "triton"
+WITH_DELAY = ("mlserver-grpc", "litserve", "mosec", "mlserver", "ray", "mosec-msgpack")
+"""Servers that wait for a batch as long as they are set to, even for a lone caller."""
 _ROWS = json_of("/predict", has_rows=True)
 _MLSERVER, _MOSEC = ("mlserver",), ("mosec", "msgpack")
 _EVERY = (

@@ -1,7 +1,7 @@
 """The pictures of a report: comparisons, devices, batches, and rates against latencies."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from matplotlib.figure import Figure
@@ -216,13 +216,15 @@ def _draw_devices(figures: Figures, models: Sequence[str]) -> str:
 
 
 def _draw_batches(figures: Figures) -> str:
-    """Draw the rate and the p99 of Offline by rows a call, a line for each target and setting."""
+    """Draw rate, p50 and p99 of Offline by rows a call, a line for each target and setting."""
     cells = [cell for cell in figures.rounds if cell.scenario == "Offline"]
     if len({cell.batch for cell in cells}) < _LEAST_BATCHES:
         return ""
     panels = []
     for what, text, lines in (
         ("rows/s", short, _by_batch(cells, figures.of)),
+        ("p50 latency of a call", seconds,
+         _by_batch(cells, lambda cell: figures.latency_s(cell, 0.5))),
         ("p99 latency of a call", seconds,
          _by_batch(cells, lambda cell: figures.latency_s(cell, 0.99))),
     ):  # fmt: skip
@@ -246,7 +248,13 @@ def _by_batch(cells: Sequence[Cell], of: Callable[[Cell], float | None]) -> list
 
 
 def _unlike(specs: Sequence[Spec]) -> dict[Spec, str]:
-    """Return a name for each target; with the target's own where products are not enough."""
+    """Return a name for each target; with the target's own where products are not enough.
+
+    Where all are this server called alike, its settings alone, so that each has a colour.
+    """
+    if len(specs) > 1 and {spec.target for spec in specs} == {OURS["gRPC"]}:
+        settings = (str(replace(spec, target="")) for spec in specs)
+        return {spec: each or spec.precision for spec, each in zip(specs, settings, strict=True)}
     names = [name_of(spec) for spec in specs]
     return {
         spec: name if names.count(name) == 1 else f"{name} ({spec.target})"

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import tables
@@ -17,11 +19,10 @@ _ALT = {
     "-batches": "Rates and latencies by rows a call",
 }
 """Texts for those who can't see a picture, by the end of its name."""
-_SHOWN = {"gRPC": 8, "JSON": 64, "bytes": 64}
-"""The connections of 64 callers of which sentences speak."""
-_CALLERS = 64
+_PROTOCOLS = "gRPC", "JSON", "bytes"
 _AS_FAST = 1.05
 """Gains up to this one are said to be none."""
+_TAIL = 0.99
 _PICTURE = "benchmarks/results/peers.svg"
 
 
@@ -84,43 +85,72 @@ def summary(figures: Figures) -> str:
     """
     if not tables.is_comparison(figures.results):
         raise UnusableResults("no comparison with other servers: `python -m benchmarks peers`")
-    model = next(cell.model for cell in figures.samples)
-    rates = [said for protocol in _SHOWN if (said := _rates(figures, model, protocol))]
-    if not rates:
-        raise UnusableResults(f"no comparison: this server's rates of {model} are missing")
+    models = list(dict.fromkeys(cell.model for cell in figures.samples))
+    rows = [["model", *map(tables.protocol_said, _PROTOCOLS)]]
+    rows += [[f"`{each}`", *(_gains(figures, each, way) for way in _PROTOCOLS)] for each in models]
+    if all(each == tables.NONE for row in rows[1:] for each in row[1:]):
+        raise UnusableResults("no comparison: this server's rates are missing")
     there, settings = figures.results.environment, figures.results.settings
     cores = there["cores_for"]
-    machine = (
-        f"{there['cpu']}, cores: {cores['target']} for the server and {cores['generator']} for the "
-        f"callers, medians of {settings['rounds']} rounds on {figures.results.date}, with the "
-        "least and the greatest ratio."
+    heading = (
+        "Calls a second, times those of the fastest other server, from the least to the greatest "
+        f"of all numbers of callers (medians of {settings['rounds']} rounds):"
     )
-    return " ".join([f"Calls of `{model}` a second.", *rates, _losses(figures), machine])
-
-
-def _rates(figures: Figures, model: str, protocol: str) -> str:
-    """Say the rate of this server and of the fastest other one in a protocol; empty without."""
-    alike = [
-        cell
-        for cell in figures.rounds
-        if (cell.model, cell.scenario, cell.batch) == (model, "ClosedLoop", 1)
-        and (cell.callers, cell.connections or _SHOWN[protocol]) == (_CALLERS, _SHOWN[protocol])
-        and cell.spec == Spec(target=cell.spec.target)
-        and protocol_of(cell.spec.target) == protocol
+    machine = (
+        f"Measured on {figures.results.date}: {there['cpu']}, cores: {cores['target']} for the "
+        f"server and {cores['generator']} for the callers."
+    )
+    parts = [
+        heading,
+        tables.ReportTable("", "", rows).markdown(),
+        _with_clients(figures),
+        _losses(figures),
+        _longer_tails(figures),
+        machine,
     ]
-    ours = [cell for cell in alike if cell.spec.target == OURS[protocol]]
-    if not ours:
+    return "\n\n".join(filter(None, parts))
+
+
+def _gains(figures: Figures, model: str, protocol: str) -> str:
+    """Say how many times as fast this server is as the fastest other one, over all callers."""
+    fastest: dict[tuple[int, int], Cell] = {}
+    for cell in figures.rounds:
+        is_other = cell.spec.target != OURS[protocol] and not cell.spec.client
+        if (
+            is_other
+            and (cell.model, cell.scenario) == (model, "ClosedLoop")
+            and protocol_of(cell.spec.target) == protocol
+            and figures.gain(cell)
+        ):
+            shape = cell.callers, cell.connections
+            best = fastest.get(shape)
+            if best is None or (figures.of(cell) or 0.0) > (figures.of(best) or 0.0):
+                fastest[shape] = cell
+    gains = [(gain.estimate, cell) for cell in fastest.values() if (gain := figures.gain(cell))]
+    if not gains:
+        return tables.NONE
+    names = dict.fromkeys(tables.name_of(cell.spec) for _, cell in gains)
+    return f"{_range([gain for gain, _ in gains])} {', '.join(names)}"
+
+
+def _range(ratios: Sequence[float]) -> str:
+    least, greatest = f"{min(ratios):.3g}", f"{max(ratios):.3g}"
+    return f"{least} ×" if least == greatest else f"{least} to {greatest} ×"
+
+
+def _with_clients(figures: Figures) -> str:
+    """Say what the same programs gain by this server in place of Triton; empty without any."""
+    found = [
+        gain.estimate
+        for cell in figures.rounds
+        if cell.spec.client and (gain := figures.gain(cell)) is not None
+    ]
+    if not found:
         return ""
-    others = [cell for cell in alike if cell not in ours]
-    in_flight = f"{tables.shape_of(ours[0])} in flight"
-    rate = f"{PRODUCT} {_rate(figures, ours[0])}"
-    said = f"{tables.protocol_said(protocol)}, {in_flight}: {rate}"
-    best = max(others, key=lambda cell: figures.of(cell) or 0.0, default=None)
-    if best is None:
-        return f"{said}."
-    ratio = figures.gain(best)
-    beside = f": {ratio}" if ratio else ""
-    return f"{said}, {tables.name_of(best.spec)} {_rate(figures, best)}{beside}."
+    return (
+        f"Real clients, which are the limit of most such calls, have {_range(found)} "
+        "the rate that they have with Triton."
+    )
 
 
 def _losses(figures: Figures) -> str:
@@ -129,17 +159,34 @@ def _losses(figures: Figures) -> str:
     for cell in figures.rounds:
         ratio = figures.gain(cell) if cell.scenario == "ClosedLoop" else None
         if ratio is not None and ratio.estimate < _AS_FAST:
-            client = f" by {cell.spec.client}" if cell.spec.client else ""
-            where = f"{cell.model}, {tables.protocol_said(protocol_of(cell.spec.target))}"
-            shape = tables.shape_of(cell)
-            found.append(f"{tables.name_of(cell.spec)} with {where}{client}, {shape} ({ratio})")
+            found.append(f"{_where(cell)} ({ratio})")
     if not found:
         return f"Nowhere here is another server as fast (within {_AS_FAST - 1:.0%})."
     return f"Others as fast or faster, in brackets {PRODUCT} beside them: {'; '.join(found)}."
 
 
-def _rate(figures: Figures, cell: Cell) -> str:
-    return tables.short(figures.of(cell))
+def _longer_tails(figures: Figures) -> str:
+    """Say where another server that is slower has a shorter p99; empty where none has."""
+    found = []
+    for cell in figures.rounds:
+        ratio = figures.gain(cell) if cell.scenario == "ClosedLoop" else None
+        if ratio is None or cell.spec.client:
+            continue
+        ours = replace(cell, spec=Spec(target=OURS[protocol_of(cell.spec.target)]))
+        mine, theirs = figures.latency_s(ours, _TAIL), figures.latency_s(cell, _TAIL)
+        if mine is not None and theirs is not None and mine > _AS_FAST * theirs:
+            pair = f"{tables.seconds(theirs)} beside {tables.seconds(mine)}"
+            found.append(f"{_where(cell)} ({pair})")
+    if not found:
+        return ""
+    return f"Others with a shorter p99: {'; '.join(found)}."
+
+
+def _where(cell: Cell) -> str:
+    client = f" by {cell.spec.client}" if cell.spec.client else ""
+    protocol = tables.protocol_said(protocol_of(cell.spec.target))
+    shape = tables.shape_of(cell)
+    return f"{tables.name_of(cell.spec)} with {cell.model}, {protocol}{client}, {shape}"
 
 
 def update_readme(readme: Path, results: Results) -> bool:

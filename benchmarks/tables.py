@@ -6,6 +6,7 @@ from statistics import median
 
 from benchmarks.figures import Figures
 from benchmarks.loops import Outcome
+from benchmarks.others import WITH_DELAY
 from benchmarks.result_file import Cell, Results, Sample
 from benchmarks.targets import IN_PROCESS, OURS, PRODUCT, Spec, product_of, protocol_of
 
@@ -93,7 +94,8 @@ def comparison(figures: Figures, model: str, protocol: str) -> ReportTable:
     """Lay out all servers of one model in one protocol, a row for each number of callers."""
     rows = [
         ["server", "connections × calls", "rows/s", f"{PRODUCT} is", "p50", "p99",
-         "same bytes, rows/s", "CPU µs, server", "CPU µs, callers", "errors"],
+         "one call repeated, rows/s", f"{PRODUCT} is", "CPU µs, server", "CPU µs, callers",
+         "errors"],
     ]  # fmt: skip
     mine = [
         cell
@@ -104,15 +106,14 @@ def comparison(figures: Figures, model: str, protocol: str) -> ReportTable:
     shapes = list(dict.fromkeys((cell.callers, cell.connections) for cell in found))
     for cell in sorted(found, key=lambda each: shapes.index((each.callers, each.connections))):
         rate, p50, p99, num_errors = _columns(cell, figures)
-        same = figures.of(replace(cell, scenario="SameBytes"))
+        repeated = replace(cell, scenario="SameBytes")
+        same = short(figures.of(repeated)), str(figures.gain(repeated) or NONE)
         cost = short(figures.cost_us(cell)) if rate != NONE else NONE
         used = median(sample.client_us_per_call for sample in figures.samples[cell])
         calls = short(used) if rate != NONE else NONE
         ratio = str(figures.gain(cell) or NONE)
         name = name_of(cell.spec)
-        rows.append(
-            [name, shape_of(cell), rate, ratio, p50, p99, short(same), cost, calls, num_errors]
-        )
+        rows.append([name, shape_of(cell), rate, ratio, p50, p99, *same, cost, calls, num_errors])
     measured = {cell.spec for cell in found}
     missing = [
         skip.spec
@@ -122,16 +123,41 @@ def comparison(figures: Figures, model: str, protocol: str) -> ReportTable:
         and protocol_of(skip.spec.target) == protocol
         and not skip.spec.client
     ]
-    rows += [[name_of(spec), NOT_MEASURED, *[NONE] * 8] for spec in dict.fromkeys(missing)]
+    rows += [[name_of(spec), NOT_MEASURED, *[NONE] * 9] for spec in dict.fromkeys(missing)]
     settings = figures.results.settings
     note = (
         f"Medians of {settings['rounds']} rounds of {settings['seconds']:g} s or 300 calls, what "
         f"is longer. {PRODUCT} is: its rate over this server's, the median of the rounds' ratios, "
         "and the least to the greatest. CPU: processor time for a call, the callers' of their "
-        "busiest process. Each call has other rows; the column on same bytes repeats one call. A "
-        "cell with errors has no rate; a percentile with fewer than ten calls above it is left out."
+        f"busiest process. {_bytes_said(figures, mine)} A cell with errors has no rate; a "
+        f"percentile with fewer than ten calls above it is left out.{_delays_said(mine)}"
     )
     return ReportTable(f"{model}, {protocol_said(protocol)}", note, rows)
+
+
+def _bytes_said(figures: Figures, cells: Sequence[Cell]) -> str:
+    """Say which calls repeat their bytes, and who sends them."""
+    loops = [cell for cell in cells if cell.scenario == "ClosedLoop"]
+    if all(each.generator == "h2load" for cell in loops for each in figures.samples[cell]):
+        return "All calls repeat one request, and h2load sends them."
+    return (
+        "Each call has other rows, and our own generator sends it; in the column of one call "
+        "repeated, h2load does, which sends in bursts: two things differ, and Triton over HTTP "
+        "gains by them."
+    )
+
+
+def _delays_said(cells: Sequence[Cell]) -> str:
+    """Say which servers wait for a batch where one caller is alone."""
+    waiting = dict.fromkeys(
+        product_of(cell.spec.target) for cell in cells if cell.spec.target in WITH_DELAY
+    )
+    if not waiting:
+        return ""
+    return (
+        f" {', '.join(waiting)} wait 2 ms for a batch, by the setting that they have here: most of "
+        "what a lone call of theirs takes."
+    )
 
 
 def protocol_said(protocol: str) -> str:
@@ -167,17 +193,19 @@ def swap(figures: Figures) -> ReportTable:
 
 def load(figures: Figures) -> ReportTable:
     """Lay out latencies by offered load."""
-    rows = [["server", "protocol", "share of its rate", "offered/s", "p50", "p99", "p99.9"]]
+    rows = [["server", "protocol", "share of its rate", "offered/s", "p50", "p99", "p99.9",
+             "rounds"]]  # fmt: skip
     for cell in figures.rounds:
         if cell.scenario == "Load":
             offered = median(sample.offered_per_s or 0.0 for sample in figures.valid(cell))
             tail = [_latency(figures, cell, share) for share in (0.5, 0.99, 0.999)]
             words = name_of(cell.spec), protocol_of(cell.spec.target), f"{cell.overload:.0%}"
-            rows.append([*words, short(offered), *tail])
+            rows.append([*words, short(offered), *tail, _rounds_of(figures, cell)])
     note = (
         "Calls of one row arrive by themselves (Poisson), and latencies count from when they were "
         "due, sent or not. Shares are of the server's own rate in a closed loop of 256 callers "
-        "just before."
+        "just before. A round in which the generator sent late does not count; a share without "
+        "one is left out."
     )
     return ReportTable("Under load", note, rows)
 
@@ -186,7 +214,8 @@ def costs(figures: Figures) -> ReportTable:
     """Lay out what each server takes: processor time, memory, and time to start."""
     rows = [["server", "model", "protocol", "connections × calls", "CPU seconds a million calls",
              "memory", "start to first answer"]]  # fmt: skip
-    starts_ = {(each.spec, each.model): each for each in figures.results.starts}
+    # The first of a model: later ones are of other scenarios.
+    starts_ = {(each.spec, each.model): each for each in reversed(figures.results.starts)}
     largest: dict[tuple[Spec, str], Cell] = {}
     for cell in figures.rounds:
         if cell.scenario == "ClosedLoop" and not cell.spec.client and cell.callers <= _MANY:
@@ -356,6 +385,7 @@ def overload(figures: Figures) -> ReportTable:
             "refused/s",
             "late/s",
             "failed/s",
+            "rounds",
         ]
     ]
     for cell in figures.rounds:
@@ -365,15 +395,21 @@ def overload(figures: Figures) -> ReportTable:
                 _per_s(each, Outcome.IN_TIME) / _per_s(each, Outcome.DUE) for each in valid
             )
             rates = [short(median(_per_s(s, outcome) for s in valid)) for outcome in _OUTCOMES]
-            offered = f"{cell.overload:g} ×"
-            rows.append([str(cell.spec), offered, *rates[:3], f"{share:.0%}", *rates[3:]])
+            words = name_of(cell.spec), f"{cell.overload:g} ×"
+            ends = [f"{share:.0%}", *rates[3:], _rounds_of(figures, cell)]
+            rows.append([*words, *rates[:3], *ends])
     note = (
         "Offered: as a multiple of the rate of a closed loop of 256 callers just before. Each "
         "caller gives up 50 ms after its call was due, and resets the stream. In time: "
         "answered by then. Share: of the closed loop's rate. Refused: by a status in time. Late: "
-        "the rest of those sent. Medians of the rounds."
+        "the rest of those sent. Medians of the rounds that count."
     )
     return ReportTable("Overload", note, rows)
+
+
+def _rounds_of(figures: Figures, cell: Cell) -> str:
+    """Say how many of a cell's rounds count."""
+    return f"{len(figures.rounds[cell])} of {figures.results.settings['rounds']}"
 
 
 def _per_s(sample: Sample, outcome: str) -> float:

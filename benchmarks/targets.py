@@ -64,13 +64,16 @@ class Spec:
     """"fp32" or "int8"."""
     workers: int = 1
     """Processes of a server."""
+    threads: int = 0
+    """Threads of a run, of our server; 0 leaves them to it."""
     client: str = ""
     """The client that calls it, one of `benchmarks.clients`; empty for the load generator."""
 
     def __str__(self) -> str:
         workers = f"x{self.workers}" if self.workers > 1 else ""
+        threads = f"{self.threads}-thread" if self.threads else ""
         by = f"by {self.client}" if self.client else ""
-        words = (self.target, self.precision, self.device, workers, by)
+        words = (self.target, self.precision, self.device, workers, threads, by)
         return " ".join(word for word in words if word not in ("fp32", "cpu", ""))
 
 
@@ -157,6 +160,8 @@ def command_of(spec: Spec, setting: Setting) -> list[str]:
         options += ["--served-name", setting.model.stem]  # also of its int8 file
     if spec.workers > 1:
         options += ["--workers", str(spec.workers)]
+    if spec.threads:
+        options += ["--threads", str(spec.threads)]
     serve = [sys.executable, "-m", "serving", "serve", "--port", "0", "--metrics-port", "0"]
     return [*serve, *([str(file_of(spec, setting.model))] if setting.model else models), *options]
 

@@ -17,6 +17,8 @@ _FULL = 0.95
 """Share of a core from which on a process counts as having no time left."""
 _LATE = 0.1
 """How late, at p99, calls may leave the generator, as a share of the objective."""
+_LEAST_LATE_S = 0.001
+"""What is never late."""
 _STALLED = 0.1
 """The share of its cell's median rate below which a run is none."""
 _TICKS_S = os.sysconf("SC_CLK_TCK")
@@ -95,17 +97,18 @@ def _born(pid: int) -> str:
 
 
 def why_invalid(
-    trace: Trace, target_busy: float | None, *, latency_slo_s: float, num_cores: int
+    trace: Trace, target_busy: float | None, *, latency_slo_s: float | None, num_cores: int
 ) -> str:
     """Return why a run's figure is not the target's; empty if it is.
 
-    Latencies count from the intended times, so a late generator only makes a target look worse: if
-    the generator was late, a pass still counts, and a miss does not.
+    Latencies count from the intended times, so a late generator only makes a target look worse.
+    Where there is an objective, a pass counts even then, and a miss does not; where a latency is
+    the figure, no run counts whose calls at p99 left later than a tenth of it, or a millisecond.
 
     Args:
         trace: the run.
         target_busy: cores that the target used; None if unknown.
-        latency_slo_s: the objective of an open loop's p99.
+        latency_slo_s: the objective of an open loop's p99; None if its latency is the figure.
         num_cores: how many cores the target had.
     """
     if trace.outcomes:
@@ -115,7 +118,8 @@ def why_invalid(
         return "no call was answered"
     if len(trace.lag_s):
         late_s, p99_s = np.quantile(trace.lag_s, 0.99), np.quantile(trace.latencies_s, 0.99)
-        if late_s > _LATE * latency_slo_s and p99_s > latency_slo_s:
+        most_s = latency_slo_s or max(p99_s, _LEAST_LATE_S / _LATE)
+        if late_s > _LATE * most_s and p99_s > (latency_slo_s or 0.0):
             return f"the generator sent late (p99 {late_s * 1e3:.1f} ms)"
         return ""
     if trace.num_errors:

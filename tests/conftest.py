@@ -44,7 +44,7 @@ APART = ("deploy", "interop", "packaging", "reliability", "web")
 """Folders with a target of their own: marked with their names, not even imported without it."""
 STARTERS = {"running_server", "started", "program", "ended", "prepared", "paced_server", "without",
             "subprocess", "multiprocessing"}  # fmt: skip
-"""What a module has whose tests start processes."""
+"""What a module imports whose tests start processes."""
 STARTED = {"server", "artifacts"}
 """Fixtures that start a process, or train: their tests take seconds."""
 
@@ -79,9 +79,15 @@ def pytest_collection_modifyitems(items):
             and (name := item.path.relative_to(here).parts[0]) in APART
         ):
             item.add_marker(name)
-        starts = STARTED.intersection(item.fixturenames) or STARTERS.intersection(vars(item.module))
+        starts = STARTED.intersection(item.fixturenames) or has_starters(item.module)
         if starts or item.path.is_relative_to(here / "training"):  # TensorFlow: 5 s to import it
             item.add_marker("process")
+
+
+def has_starters(module):
+    """Whether a module imports what starts processes; a function of its own may have the name."""
+    names = STARTERS.intersection(vars(module))
+    return any(getattr(vars(module)[name], "__module__", "") != module.__name__ for name in names)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -156,7 +156,7 @@ def test_training_and_export_ask_and_write_nothing_else(tmp_path):
 def test_drawing_a_report_asks_and_writes_nothing_else(tmp_path):
     code = "import sys; from benchmarks.__main__ import main; assert main(sys.argv[1:]) == 0"
     kept = tmp_path / "kept.json"
-    shutil.copy(ROOT / "benchmarks" / "results" / "bench.json", kept)
+    shutil.copy(ROOT / "benchmarks" / "results" / "peers.json", kept)
     seen = trace(tmp_path, code, "plot", kept)
     assert not seen.connections
     fonts = tmp_path / "home" / ".cache" / "digit-serving" / "matplotlib"

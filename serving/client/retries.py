@@ -21,10 +21,6 @@ _MAX_REFUSED = 5
 """The most attempts of one call that servers answer by a failure; gRPC's own limit (gRFC A6)."""
 _LONGEST_TIMEOUT_S = 1e9
 """Thirty years: locks, poll and grpcio take no infinity."""
-_RETRYABLE = (
-    StatusCode.UNAVAILABLE,
-    StatusCode.CANCELLED,  # of calls pending at a grpcio server's stop (grpc #41785)
-)
 
 
 class RetryBudget:
@@ -134,7 +130,8 @@ class RetryState:
             return 0.0
         if isinstance(error, Overloaded):
             return self._pause_s(error)
-        is_retried = failure.code in _RETRYABLE or TABLE[type(error)].is_retried
+        # CANCELLED, of calls pending at a grpcio server's stop (grpc #41785), is in no table.
+        is_retried = TABLE[type(error)].is_retried
         if not is_retried or failure.is_permanent or (failure.pushback_s or 0) < 0:
             # No time was left for another attempt, so report why the last one failed.
             raise self._reason if is_late and self._reason else error

@@ -1,9 +1,9 @@
 """The verdict on a model's rows: proved independent, checked by a run, and kept for the next start.
 
 A verdict depends on nothing but the bytes of the model, the rules and ONNX Runtime's version. So it
-is kept in a file of the user's cache, by a digest of these. A manifest that this project exports
-has the verdict on its files, which spares the first start, too: the modules of the proof are
-imported only where there is no verdict.
+is kept in a file of the user's cache, by a digest of these. The manifests of installed packages, as
+that of the bundled digits, have verdicts on their files, which spare the first start, too: the
+modules of the proof are imported only where there is no verdict.
 """
 
 import hashlib

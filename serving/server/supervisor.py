@@ -98,7 +98,7 @@ class Supervisor:
         """The versions that workers have served, by the numbers of crash records."""
         self._last: Report | None = None
         self._lock = threading.Lock()
-        """Held while a worker's counts become those of a dead one."""
+        """Held while workers come and go, and while the counts of dead ones change."""
         self._all_ready = asyncio.Event()
         self._is_draining = False
         self._outage_since_s = time.monotonic() - _MAX_OUTAGE_S
@@ -210,7 +210,8 @@ class Supervisor:
                     f"worker {place} died {deaths.num_failures} times in a row ({reason}), "
                     "and no other one serves"
                 )
-            self._dead.restarts += 1
+            with self._lock:
+                self._dead.restarts += 1
             _log.warning("worker %d died (%s), restart in %.1f s", place, reason, delay_s)
             await asyncio.sleep(delay_s)
 
@@ -240,7 +241,8 @@ class Supervisor:
         for model in worker.culprits:
             number, rest_s = self._crashes.note(model, now_s)
             label = self._labels.get(model, ("?", "?"))
-            self._dead.crashes[label] += 1
+            with self._lock:  # the page's thread may be adding them up
+                self._dead.crashes[label] += 1
             _log.error(
                 "model %s version %s has ended worker %d (%s), crash %d: it is not run for %s",
                 *label,

@@ -17,8 +17,9 @@ from benchmarks.cli import main, parser, suite_of
 from benchmarks.network import family
 from benchmarks.result_file import UnusableResults
 from benchmarks.runner import SUITES, specs
+from benchmarks.targets import Spec
 from benchmarks.workload import drawn, of_samples
-from tests.benchmarks.made_up import three_rounds
+from tests.benchmarks.made_up import H2, INT8, PLAIN, results, sample, three_rounds
 from tests.support.servers import running_server, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -216,6 +217,8 @@ def test_options_change_the_suite():
     assert (changed.scenarios, changed.latency_slo_s) == (["Server"], 0.02)
     named = suite("--targets", "h2,peer=oip://h:1", "--workers", "2", "--suite", "full")
     assert [str(spec) for spec in named.specs] == ["h2 x2"]
+    few = suite("--targets", "plain,h2", "--threads", "1,2")
+    assert [str(spec) for spec in few.specs] == ["h2 1-thread", "h2 2-thread"]
     old = suite("--targets", f"h2,old=checkout:{ROOT}", "--precision", "fp32,int8")
     assert [str(spec) for spec in old.specs] == ["h2", "h2 int8", "old", "old int8"]
     spread = suite("--callers", "5,8x32", "--scenarios", "ClosedLoop")
@@ -235,19 +238,25 @@ def test_settings_a_target_lacks_are_left_out():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["bench", "peers"])
-def test_pictures_beside_the_results_are_theirs(name):
+def test_pictures_beside_the_results_are_theirs():
     folder = ROOT / "benchmarks" / "results"
-    for end, svg in pictures.pictures_of(result_file.load(folder / f"{name}.json")).items():
-        assert svg == (folder / f"{name}{end}.svg").read_text()
+    for end, svg in pictures.pictures_of(result_file.load(folder / "peers.json")).items():
+        assert svg == (folder / f"peers{end}.svg").read_text()
         colours = set(re.findall("#[0-9a-f]{6}", svg))
         assert "currentColor" in svg
         assert "#000000" not in colours, "ink that cannot be seen in the dark"
 
 
 def test_picture_says_in_words_what_it_shows():
-    svg = (ROOT / "benchmarks" / "results" / "bench.svg").read_text()
-    parsed = ElementTree.fromstring(svg)
+    rates = {PLAIN: 1e4, Spec(target="triton"): 3e4, H2: 135e3, INT8: 2e5}
+    kept = results(
+        *(sample(spec, "SingleStream", calls_per_s=2e4) for spec in rates),
+        *(
+            sample(spec, "ClosedLoop", callers=256, calls_per_s=rate)
+            for spec, rate in rates.items()
+        ),
+    )
+    parsed = ElementTree.fromstring(pictures.pictures_of(kept)[""])
     assert "256 in flight: 135 k answers/s" in parsed.attrib["aria-label"]
     words = {"".join(each.itertext()).strip() for each in parsed.iter() if "text" in each.tag}
     names = {"a plain grpcio server", "Triton", "digit-serving", "digit-serving int8"}

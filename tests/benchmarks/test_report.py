@@ -156,13 +156,12 @@ def test_overload_table_accounts_for_every_call_that_was_due():
     outcomes = {"due": 3000, "sent": 2900, "in time": 900, "refused": 1500, "late": 500}
     kept = results(sample(H2, "Overload", overload=3.0, calls_per_s=900, outcomes=outcomes))
     assert rows_of(kept, "Overload")[1:] == [
-        ["h2", "3 ×", "3 k", "2.9 k", "900", "90%", "1.5 k", "500", "0"]
+        ["digit-serving", "3 ×", "3 k", "2.9 k", "900", "90%", "1.5 k", "500", "0", "1 of 3"]
     ]
 
 
-@pytest.mark.parametrize("name", ["bench", "peers"])
-def test_committed_report_is_that_of_its_results(name):
-    path = Path("benchmarks/results") / name
+def test_committed_report_is_that_of_its_results():
+    path = Path("benchmarks/results/peers")
     text = path.with_suffix(".md").read_text("utf-8")
     for table in tables.every(load(path.with_suffix(".json"))):
         assert table.markdown() in text
@@ -208,12 +207,45 @@ def test_readme_gets_a_picture_and_what_it_says(tmp_path):
     assert not report.update_readme(readme, compared())
     text = readme.read_text()
     assert text.count("](benchmarks/results/peers.svg)") == 1
-    assert "gRPC, 8 × 8 in flight: digit-serving 6.4 k, Triton 2.56 k: 2.5 ×, 2.5 to 2.5." in text
-    assert "JSON over HTTP, 64 × 1 in flight: digit-serving 3.2 k, mosec 640: 5 ×, 5 to 5" in text
+    assert "| model | gRPC | JSON over HTTP | bytes over HTTP |" in text
+    assert "| `digits` | 2.5 × Triton | 5 × mosec | – |" in text
+    assert "which are the limit of most such calls, have 0.75 × the rate" in text
     assert "Triton with digits, gRPC by Client, 64 (0.75 ×, one round)" in text
     assert "Ray" not in text  # it has errors, and so no rate
     with pytest.raises(UnusableResults, match="no comparison"):
         report.update_readme(readme, three_rounds())
+
+
+def test_shorter_tail_of_a_slower_server_is_said():
+    ours, triton = Spec(target="h2-infer"), Spec(target="triton")
+    shape = {"callers": 64, "connections": 8, "model": "digits"}
+    kept = results(
+        *(sample(ours, "ClosedLoop", number=n, calls_per_s=6000, latency_s=0.004, **shape)
+          for n in range(3)),
+        *(sample(triton, "ClosedLoop", number=n, calls_per_s=2000, latency_s=0.003, **shape)
+          for n in range(3)),
+    )  # fmt: skip
+    text = report.summary(Figures(kept))
+    assert "| `digits` | 3 × Triton | – | – |" in text
+    assert (
+        "Others with a shorter p99: Triton with digits, gRPC, 8 × 8 (2.99 ms beside 4.02 ms)."
+        in text
+    )
+
+
+def test_range_of_all_callers_is_beside_the_fastest_of_each():
+    def rate(target, callers, calls_per_s):
+        return sample(
+            Spec(target=target), "ClosedLoop", callers=callers, connections=1, model="trees",
+            calls_per_s=calls_per_s,
+        )  # fmt: skip
+
+    kept = results(
+        *(rate("http-json", n, 1000) for n in (1, 64)),
+        rate("mosec", 1, 100), rate("mosec", 64, 800),
+        rate("triton-json", 1, 500), rate("triton-json", 64, 200),
+    )  # fmt: skip
+    assert "| `trees` | – | 1.25 to 2 × Triton, mosec | – |" in report.summary(Figures(kept))
 
 
 def test_losses_that_are_none_are_said_too():
@@ -276,6 +308,21 @@ def test_batches_are_drawn_where_there_are_several():
     )  # fmt: skip
     words = pictures.pictures_of(kept)["-batches"]
     assert "digit-serving x2, 64 rows a call: rows/s 1.02 k" in words
+
+
+def test_settings_of_this_server_alone_have_a_colour_each():
+    kept = results(
+        *(
+            sample(Spec(target="h2-infer", precision=precision, threads=threads), "Offline",
+                   batch=batch, calls_per_s=1000 / batch)
+            for precision in ("fp32", "int8") for threads in (0, 1, 2) for batch in (1, 8, 64)
+        )
+    )  # fmt: skip
+    drawn = pictures.pictures_of(kept)["-batches"]
+    assert "int8 2-thread, 8 rows a call: p50 latency of a call" in drawn
+    assert "fp32, 64 rows a call: rows/s" in drawn
+    used = {colour for colour in drawing.COLOURS if colour in drawn}
+    assert len(used) == 6
 
 
 @pytest.mark.parametrize("number", [2, 7])

@@ -42,6 +42,15 @@ def test_saturated_generator_makes_a_run_invalid(fields, target_busy, reason):
     assert bool(found) == bool(reason)
 
 
+@pytest.mark.parametrize(("lag_s", "p99_s", "is_late"), [
+    (0.0009, 0.002, False), (0.0011, 0.002, True), (0.0011, 0.020, False), (0.0021, 0.020, True),
+])  # fmt: skip
+def test_late_generator_voids_a_latency_that_is_the_figure(lag_s, p99_s, is_late):
+    late = trace(lag_s=np.full(100, lag_s), latencies_s=np.full(100, p99_s))
+    found = why_invalid(late, 0.5, latency_slo_s=None, num_cores=1)
+    assert bool(found) == is_late
+
+
 @pytest.mark.parametrize(("busy", "reason"), [(1.0, "the generator sent less"), (0.5, "")])
 def test_overload_that_was_not_offered_is_invalid(busy, reason):
     short = trace(busy=busy, outcomes={"due": 100, "sent": 90})

@@ -30,6 +30,7 @@ from serving.http2.frames import (
     word,
 )
 from serving.http2.limits import Limits
+from serving.http2.pieces import Pieces
 from serving.http2.server import ServerConnection
 from tests.http2.frames import (
     ASK,
@@ -471,3 +472,21 @@ def test_fields_of_a_block_are_kept_for_later_ones_alone():
         assert raw
         block.shrink()
         assert (block.raw, block.fields) == ((raw, fields) if is_kept else (b"", ()))
+
+
+def test_long_answer_leaves_a_mebibyte_at_a_time():
+    """Others have their turn in between: `due` says that there is more."""
+    server, sizes = started(), []
+    server.receive(window(1 << 30) + update(0, 1 << 30) + CALL, 0.0)
+    server.data_to_send()
+    server.respond(ONE)
+    server.send(ONE, Pieces([bytes((2 << 20) + 5)]))
+    server.end(ONE)
+    while sent := server.data_to_send():
+        size = 0
+        while sent:
+            length, kind = int.from_bytes(sent[:3], "big"), sent[3]
+            size += length if kind == DATA else 0
+            sent = sent[FRAME_BYTES + length :]
+        sizes.append((size, len(server.due)))
+    assert sizes == [(1 << 20, 1), (1 << 20, 1), (5, 0)]

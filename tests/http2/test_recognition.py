@@ -539,6 +539,17 @@ def test_stream_that_is_opened_twice_is_an_error(generator):
     assert "over" in calls_of(connection, [call])[2]
 
 
+def test_calls_before_an_error_are_not_kept(generator):
+    """They have messages: the connection that broke may be kept until its answers have left."""
+    peer, connection = warmed(generator)
+    assert connection.recogniser.runs
+    with pytest.raises(Http2Error):
+        connection.receive(peer.calls(3) + frame(6, 0, bytes(4), b"12345"), 0.0)
+    assert connection.events == []
+    goaway = frame(7, 0, bytes(4), word(peer.stream) + word(6))
+    assert connection.data_to_send().endswith(goaway)
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_frames_of_a_stream_that_was_reset_are_no_call_within_a_run(generator, place):
     """Its headers are trailers that nobody waits for; the calls around it are calls."""

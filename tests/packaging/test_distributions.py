@@ -9,9 +9,11 @@ import tarfile
 import zipfile
 from contextlib import closing
 from dataclasses import dataclass
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 from tests.serving.http.peer import HttpPeer
@@ -35,6 +37,15 @@ assert "digit-serving" in distribution("digit-serving").entry_points.names
 with Classifier.connect(sys.argv[1]) as client:
     assert len(client.classify(np.zeros((3, 784), np.uint8)).digits) == 3
 assert not {"onnxruntime", "PIL", "tensorflow"} & set(sys.modules)
+"""
+STUB = """
+import sys
+import grpc
+from digit_classifier.pb.digits.v1 import digits_pb2, digits_pb2_grpc
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    stub = digits_pb2_grpc.DigitClassifierStub(channel)
+    answer = stub.Classify(digits_pb2.ClassifyRequest(images=bytes(3 * 784)))
+assert len(answer.digits) == 3
 """
 TRITON = """
 import sys
@@ -245,6 +256,47 @@ def test_server_runs_without_the_applications(install, wheel):
     ):
         server = RunningServer(process, process.stdout.readline())
         venv.run("python", "-c", TRITON, server.address)
+        assert server.stop() == 0
+
+
+def floors(wheel, *extras):
+    """Return the oldest releases that the wheel takes, as pins."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        wanted = map(Requirement, message_from_bytes(archive.read(name)).get_all("Requires-Dist"))
+    return {
+        f"{each.name}=={bound.version}"
+        for each in wanted
+        for bound in each.specifier
+        if bound.operator == ">="
+        and (not each.marker or any(each.marker.evaluate({"extra": it}) for it in ("", *extras)))
+    }
+
+
+def test_oldest_libraries_serve_and_call(install, wheel, picture):
+    # Python 3.11 is the one for which each of these releases has a wheel.
+    pins = floors(wheel, "serve", "pictures")
+    assert {each.partition("==")[0] for each in pins} >= {"grpcio", "protobuf", "onnxruntime"}
+    venv = install(f"{wheel}[serve,pictures]", *pins, python=interpreter("3.11"))
+    command = [venv.program("digit-serving"), "serve", "--port=0", "--metrics-port=0",
+               "--http-port=0", "--reflection"]  # fmt: skip
+    with (
+        program(command, cwd=venv.elsewhere, env=environment(), stdout=subprocess.PIPE) as process,
+        closing(process.stdout),
+    ):
+        server = RunningServer(process, process.stdout.readline())
+        venv.run("python", "-c", CLIENT, server.address)
+        venv.run("python", "-c", STUB, server.address)
+        page = HttpPeer(server.facts["http"])
+        assert page.post("/v1/digits", picture.read_bytes()).status == 200
+        assert server.stop() == 0
+    with (
+        program([*command, "--transport=grpcio"], cwd=venv.elsewhere, env=environment(),
+                stdout=subprocess.PIPE) as process,
+        closing(process.stdout),
+    ):  # fmt: skip
+        server = RunningServer(process, process.stdout.readline())
+        venv.run("python", "-c", CLIENT, server.address)
         assert server.stop() == 0
 
 

@@ -377,6 +377,24 @@ def test_blocked_version_is_refused_until_it_is_not():
     assert not route.is_blocked
 
 
+def test_route_that_is_gone_takes_messages_though_its_canary_was_full(monkeypatch):
+    """Each is to be told so: a stream that waits for room would wait for ever."""
+    router, _ = owner_of(served("4", "3", default="3", canary=("4", 1.0)))
+    route = router.find("digits")
+    monkeypatch.setattr(Batcher, "room_for_stream", lambda batcher, num_rows: 0)
+    assert route.room_for_stream(1) == 0
+    router.change("digits", None)
+    assert route.room_for_stream(1) == 1
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, True), ({"counts_calls": False}, False)])
+def test_calls_of_a_model_inside_a_handler_are_not_counted_twice(options, expected, monkeypatch):
+    found = []
+    monkeypatch.setattr("serving.router.Batcher", lambda *facts, **more: found.append(more))
+    Router().batcher_of("m", loaded("1"), **options)
+    assert found == [{"counts_calls": expected}]
+
+
 # What versions run on
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from serving.client import transport
 from serving.client.h2 import session
-from serving.client.h2.session import ClientCall, Session, failure_of
+from serving.client.h2.session import ClientCall, Messages, Session, failure_of
 from serving.http2 import ErrorCode, frames
 from serving.http2.frames import frame, word
 from serving.protocols.status import Failure, StatusCode
@@ -287,3 +287,55 @@ def test_attempts_that_fail_in_tls_are_not_made_again(error, expected):
     assert failure.code is StatusCode.UNAVAILABLE
     assert (failure.text, failure.is_permanent) == expected
     assert not failure.is_answer
+
+
+def framed(message):
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def test_window_of_a_stream_is_opened_as_its_messages_are_taken():
+    messages = Messages()
+    assert messages.feed(framed(b"abc") + framed(b"de")[:4]) is None
+    assert messages.feed(framed(b"de")[4:] + b"\0\0") is None
+    assert [*messages.came] == [b"abc", b"de"]
+    messages.came.popleft()
+    assert messages.owed(3) == 8, "one waits still"
+    messages.came.popleft()
+    assert messages.owed(2) == 9, "all: the rest may be of a message longer than the window"
+    assert messages.owed() == 0
+    ok = Failure(StatusCode.OK, "")
+    assert messages.end(ok) == Failure(
+        StatusCode.INTERNAL, "the last message of the answer is cut off"
+    )
+    late = Failure(StatusCode.DEADLINE_EXCEEDED, "late")
+    assert messages.end(late) == late
+    assert messages.end(None) == Failure(StatusCode.UNKNOWN, "the answer has no status")
+    assert Messages().end(ok) == ok
+
+
+@pytest.mark.parametrize(("size", "is_taken"), [(8, True), (9, False)])
+def test_message_of_a_stream_has_the_limit_of_an_answer(size, is_taken, monkeypatch):
+    monkeypatch.setattr(transport, "MAX_ANSWER_BYTES", 8)
+    assert Messages().feed(framed(bytes(size))[:5]) == (None if is_taken else transport.too_long())
+    assert Messages().feed(b"\1" + framed(b"a")[1:]) == Failure(
+        StatusCode.INTERNAL, "the answer is compressed"
+    )
+
+
+def test_values_that_change_from_call_to_call_fill_no_table():
+    """The server would forget fields that come again, and read each block whole."""
+    calls, decoder = Session("x:1", "http"), hpack.Decoder()
+    changing = ("grpc-message", "x-request-id", "traceparent", "tracestate")
+    for number in range(4):
+        metadata = (*((name, f"{name} {number}") for name in changing), ("x-tenant", "a"))
+        calls.data_to_send()
+        call = ClientCall(time.monotonic() + 7.0 + number)
+        calls.start(call, "/a.B/C", b"hi", metadata)
+        sent = calls.data_to_send()
+        begin = sent.index(b"\1\4" + call.stream)
+        end = begin + 6 + int.from_bytes(sent[begin - 3 : begin], "big")
+        fields = {str(name): str(value) for name, value in decoder.decode(sent[begin + 6 : end])}
+        assert fields.items() >= dict(metadata).items()
+    known = {bytes(name).decode() for name, _ in decoder.header_table.dynamic_entries}
+    assert {"x-tenant", ":path", ":authority"} <= known
+    assert known.isdisjoint((*changing, "grpc-timeout"))

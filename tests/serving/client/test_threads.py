@@ -162,6 +162,8 @@ def test_reader_that_is_interrupted_leaves_reading_free(reads, connection, monke
     call, other = started(connection), started(connection)
     monkeypatch.setattr(Http2Connection, "_read", interrupt)
     if reads == "a call":
+        with connection._lock:
+            connection._reader = call
         with pytest.raises(KeyboardInterrupt):
             connection._read_until(call)
     else:
@@ -208,3 +210,20 @@ def test_attempt_to_connect_has_seconds_and_never_more_than_the_call(monkeypatch
             )
     assert 2 <= given[0] <= 20
     assert 0 < given[1] <= 0.5
+
+
+def test_alarm_while_bytes_are_read_ends_all_calls(connection, session, ends, monkeypatch):
+    """The bytes may be lost: no call may wait for them."""
+
+    def ring(self, data):
+        raise TimeoutError("the program's own")
+
+    call, other = started(connection), started(connection)
+    monkeypatch.setattr(Session, "receive", ring)
+    ends[1].sendall(HELLO)
+    with pytest.raises(TimeoutError, match=r"^the program's own$"):
+        connection.wait(call)
+    assert other.outcome == Failure(
+        StatusCode.UNAVAILABLE, "the connection broke: the program's own"
+    )
+    assert not connection.is_usable()

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from serving.client.addresses import address_for_h2
 from serving.client.client import _checked
 from serving.client.credentials import Credentials, client_span
 from serving.client.failures import trailers_failure
-from serving.client.grpcio import _OPTIONS, GrpcioLoopTransport, GrpcioTransport, _failure
+from serving.client.grpcio import _OPTIONS, GrpcioLoopTransport, GrpcioTransport, _failure, _taken
 from serving.client.h2 import session, threads
 from serving.client.infer_messages import infer_requests, joined, outputs_of
 from serving.client.model_messages import metadata_request, model_info, ready_models
@@ -180,6 +181,8 @@ FACTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "batching": ({"batching": "on"}, {"batching": "on"}),
     "device": ({"device": "cpu"}, {"device": "cpu"}),
     "precision": ({"precision": "int8"}, {"precision": "int8"}),
+    "optimized": ({"optimized": "int8 of mine"}, {"optimized": "int8 of mine"}),
+    "not_served": ({"not_served": '{"4": "corrupt"}'}, {"not_served": {"4": "corrupt"}}),
     "max_request_rows": ({"max_request_rows": "9"}, {"max_request_rows": 9}),
     "max_message_bytes": ({"max_message_bytes": "99"}, {"max_message_bytes": 99}),
     "labels": ({"labels": '["a"]'}, {"labels": ("a",)}),
@@ -225,6 +228,8 @@ def test_axes_and_contents_are_those_of_the_named_tensors():
         {"max_request_rows": "true"}, {"max_request_rows": "1.5"}, {"axes": "[]"},
         {"axes": '{"x": "NL"}'}, {"axes": '{"x": [1]}'}, {"contents": '{"x": 1}'},
         {"versions": "[1]"}, {"test_accuracy": "true"}, {"pictures": "[]"},
+        {"not_served": "[]"}, {"not_served": '{"4": 1}'}, {"contents": "[]"}, {"labels": "{}"},
+        {"versions": "{}"}, {"max_message_bytes": '"9"'}, {"max_request_rows": '"9"'},
     ],
     ids=str,
 )  # fmt: skip
@@ -375,10 +380,64 @@ def test_failure_of_core_is_an_answer_unless_core_made_it(text, is_answer):
 
 
 def test_core_has_the_options_of_our_own_transport():
-    options = dict(_OPTIONS)
-    assert options["grpc.initial_reconnect_backoff_ms"] == 100
-    assert options["grpc.max_reconnect_backoff_ms"] == 1_000
-    assert options["grpc.min_reconnect_backoff_ms"] == 5_000
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": ""},
+    }
+    assert [(name, json.loads(value) if name == "grpc.service_config" else value)
+            for name, value in _OPTIONS] == [
+        ("grpc.service_config", config),
+        ("grpc.keepalive_time_ms", 1_500),
+        ("grpc.keepalive_timeout_ms", 1_250),
+        ("grpc.http2.ping_timeout_ms", 1_250),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.min_reconnect_backoff_ms", 5_000),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("has_tls", [False, True], ids=["plaintext", "TLS"])
+@pytest.mark.parametrize(
+    ("target", "opened", "authority"),
+    [
+        ("dns:///a:1", "dns:///a:1", None),
+        ("127.0.0.1:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2", "127.0.0.1:1"),
+        ("ipv4:127.0.0.1:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2", "127.0.0.1:1"),
+    ],
+)  # fmt: skip
+def test_channel_of_core_is_opened_with_these_options(
+    has_tls, target, opened, authority, monkeypatch
+):
+    """A list of addresses is no valid authority: servers would refuse its calls."""
+    found = []
+
+    def channel(target, credentials=None, *, options):
+        found.append((target, credentials, options))
+        return SimpleNamespace(unary_unary=None, unary_stream=None)
+
+    for library in (grpc, grpc.aio):
+        monkeypatch.setattr(library, "insecure_channel", channel)
+        monkeypatch.setattr(library, "secure_channel", channel)
+    monkeypatch.setattr(grpc, "ssl_channel_credentials", lambda *files: files)
+    files: Any = (b"ca", b"key", b"cert") if has_tls else None
+    credentials: Any = SimpleNamespace(files=files)
+    GrpcioTransport(target, credentials)
+    GrpcioLoopTransport(target, credentials)
+    longest = ("grpc.max_receive_message_length", 257 << 20)
+    named = [] if authority is None else [("grpc.default_authority", authority)]
+    assert found == [(opened, files, [*_OPTIONS, longest, *named])] * 2
+
+
+def test_answer_that_core_finds_too_long_is_too_large():
+    text = "CLIENT: Received message larger than max (5 vs. 4)"
+    assert _failure(CoreError(text)) == Failure(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "the answer has more than 269484032 bytes, the most that this client takes",
+        True,
+        "TOO_LARGE",
+    )
 
 
 async def test_closed_channel_of_core_cuts_calls_off():
@@ -397,6 +456,7 @@ def test_limits_are_those_of_the_documentation():
     assert (threads._BLOCK_S, threads._LOOK_S, threads._READ_BYTES) == (1.0, 1.0, 256 << 10)
     assert session._LIMITS.stream_window_bytes == 1 << 30
     assert session._LIMITS.max_frame_bytes == 1 << 20
+    assert session.STREAMS.stream_window_bytes == session.STREAMS.max_frame_bytes == 1 << 20
 
 
 # Addresses
@@ -417,6 +477,16 @@ def test_h2_takes_one_host_and_port(target, expected):
     else:
         found = address_for_h2("h2", target)
         assert (found.host, found.port, found.authority) == expected
+
+
+@pytest.mark.parametrize("name", ["grpc_proxy", "https_proxy", "http_proxy"])
+def test_proxy_is_left_to_core(name, monkeypatch):
+    for each in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.delenv(each, raising=False)
+    assert address_for_h2("auto", "127.0.0.1:1") is not None
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert address_for_h2("auto", "127.0.0.1:1") is None
+    assert address_for_h2("h2", "127.0.0.1:1") is not None
 
 
 # Calls in flight, on a transport of a test
@@ -573,3 +643,119 @@ def test_closed_client_says_so():
     with pytest.raises(Unavailable, match=r"^127\.0\.0\.1:1: the client is closed$"):
         client.call("/a.B/C", b"")
     assert (client.target, client.timeout_s) == ("127.0.0.1:1", 10.0)
+
+
+ANSWER = inference_pb.ModelInferResponse(
+    outputs=[{"name": "x", "datatype": "FP32", "shape": [1, 4]}],
+    raw_output_contents=[np.arange(4, dtype="<f4").tobytes()], model_version="2",
+).SerializeToString()  # fmt: skip
+ABOUT = ["ModelMetadata", "ModelConfig"]
+NO_CONFIG = Failure(StatusCode.UNIMPLEMENTED, "no", True, "UNSUPPORTED")
+REFUSED = Failure(StatusCode.INVALID_ARGUMENT, "bad", True, "INVALID_REQUEST")
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+def client(request, monkeypatch):
+    """A client whose transport is a test's: a function that calls a verb, and the transport."""
+    scripted, kind = Scripted(), request.param
+    monkeypatch.setattr(kind, "_new_transport", lambda self: scripted)
+    made = kind("127.0.0.1:1")
+    loop = asyncio.new_event_loop()
+
+    def use(verb, *arguments, **options):
+        found = getattr(made, verb)(*arguments, **options)
+        return found if kind is Client else loop.run_until_complete(found)
+
+    yield use, scripted
+    loop.close()
+
+
+def paths(scripted):
+    found = [path.rpartition("/")[2] for path, *_ in scripted.sent]
+    scripted.sent.clear()
+    return found
+
+
+def test_description_of_a_model_is_asked_for_once_and_again_after_a_refusal(client):
+    """Another model may be served by then, with other inputs."""
+    use, scripted = client
+    x = np.zeros((1, 4), np.float32)
+    scripted.outcomes += [metadata(), NO_CONFIG, ANSWER, ANSWER, REFUSED]
+    for _ in range(2):
+        outputs = use("infer", "net", {"x": x})
+        assert ({name: each.tolist() for name, each in outputs.items()}, outputs.model_version) == (
+            {"x": [[0.0, 1.0, 2.0, 3.0]]}, "2")  # fmt: skip
+    with pytest.raises(InvalidRequest, match=r"^127\.0\.0\.1:1: bad$"):
+        use("infer", "net", {"x": x})
+    assert paths(scripted) == [*ABOUT, *["ModelInfer"] * 3]
+    scripted.outcomes += [metadata(), config(), ANSWER, metadata(), config(), ANSWER]
+    use("infer", "net", {"x": x})
+    use("infer", "net", {"x": x}, version=2)
+    assert paths(scripted) == [*ABOUT, "ModelInfer"] * 2, "a version has its own"
+    scripted.outcomes += [metadata(), config()]
+    assert use("describe", "net").name == "net"
+    assert paths(scripted) == ABOUT, "who asks wants to know it now"
+    with pytest.raises(InvalidRequest):
+        use("infer", "net", {"x": np.zeros((1, 5), np.float32)})
+    scripted.outcomes += [metadata(), config(), ANSWER]
+    use("infer", "net", {"x": x})
+    assert paths(scripted) == [*ABOUT, "ModelInfer"], "the model may take other shapes by now"
+
+
+def test_call_has_its_model_outputs_parameters_and_metadata(client):
+    use, scripted = client
+    scripted.outcomes += [metadata(), NO_CONFIG, ANSWER]
+    use(
+        "infer", "net", {"x": np.ones((1, 4), np.float32)}, version="2", outputs=["x"],
+        metadata={"X-Tenant": "a"}, parameters={"style": "short", "own": 3},
+    )  # fmt: skip
+    (*_, (path, message, _, more)) = scripted.sent
+    assert (path, more) == ("/inference.GRPCInferenceService/ModelInfer", (("x-tenant", "a"),))
+    assert inference_pb.ModelInferRequest.FromString(message) == inference_pb.ModelInferRequest(
+        model_name="net", model_version="2",
+        inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 4]}],
+        raw_input_contents=[np.ones(4, "<f4").tobytes()], outputs=[{"name": "x"}],
+        parameters={"style": {"string_param": "short"}, "own": {"int64_param": 3}},
+    )  # fmt: skip
+    asked = inference_pb.ModelMetadataRequest.FromString(scripted.sent[0][1])
+    assert (asked.name, asked.version) == ("net", "2")
+
+
+def test_stream_that_is_left_is_cancelled(monkeypatch):
+    part = inference_pb.ModelStreamInferResponse(
+        infer_response=inference_pb.ModelInferResponse.FromString(ANSWER)
+    ).SerializeToString()
+    scripted = Scripted(metadata(), NO_CONFIG)
+    monkeypatch.setattr(Client, "_new_transport", lambda self: scripted)
+    client = Client("127.0.0.1:1")
+    client.describe("net")
+    scripted.outcomes.append([part, part, Failure(StatusCode.OK, "")])
+    parts = client.stream("net", {"x": np.zeros((1, 4), np.float32)})
+    assert next(parts)["x"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
+    assert scripted.num_cancelled == 0
+    parts.close()
+    assert scripted.num_cancelled == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (StopIteration(), transport.ENDED), (grpc.FutureCancelledError(), transport.CUT_OFF),
+        (KeyboardInterrupt(), None),
+    ],
+    ids=["end", "cut off", "interrupted"],
+)  # fmt: skip
+def test_message_of_core_is_taken_or_its_call_is_over(error, expected):
+    cancelled = []
+
+    def take():
+        raise error
+
+    if expected is None:
+        with pytest.raises(KeyboardInterrupt):
+            _taken(take, lambda: cancelled.append("it"))
+        assert cancelled == ["it"], "nobody waits for it any more"
+    else:
+        assert _taken(take, lambda: cancelled.append("it")) == expected
+        assert cancelled == []
+    assert _taken(lambda: b"hi", list) == b"hi"

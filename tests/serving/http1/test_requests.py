@@ -44,3 +44,17 @@ def test_case(case):
     for read_bytes in (1, 7, 1000, len(case.data)):
         assert not expected.fault(*conversation(case.data, read_bytes))
         assert not second.fault(*conversation(LIVE + case.data, read_bytes))
+
+
+@pytest.mark.parametrize(("size", "is_taken"), [(10, True), (11, False)])
+def test_body_in_chunks_has_its_limit_though_it_comes_at_once(size, is_taken):
+    reader = RequestReader()
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    reader.receive(head + b"%x\r\n%b\r\n0\r\n\r\n" % (size, b"x" * size))
+    request = reader.read_head()
+    assert request is not None
+    if is_taken:
+        assert reader.read_body(request, 10) == b"x" * size
+    else:
+        with pytest.raises(BadRequest, match=r"^expected a body of at most 10 bytes, got more$"):
+            reader.read_body(request, 10)

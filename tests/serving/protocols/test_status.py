@@ -110,3 +110,8 @@ def test_errors_that_pass_ask_for_another_attempt(error):
     assert len(Status.of(errors.ModelError()).metadata) == 1
     for again in (errors.Overloaded(retry_after_s=2.5), errors.Unavailable(retry_after_s=2.5)):
         assert Status.of(again).metadata[1:] == (("grpc-retry-pushback-ms", "2500"),)
+
+
+def test_failure_is_none_of_a_servers_unless_that_is_said():
+    """Else a broken connection would be charged to the budget of retries."""
+    assert tuple(Failure(StatusCode.UNAVAILABLE, "gone")) == (14, "gone", False, "", None, False)

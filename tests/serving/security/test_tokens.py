@@ -156,3 +156,17 @@ def test_ports_that_others_reach_are_warned_about(facts, security, lacking, capl
         f"other machines can reach {host} without {what}: see SECURITY.md"
         for host, what in lacking.items()
     ]
+
+
+def test_tokens_of_a_file_are_those_that_it_has_now(tmp_path):
+    path = tmp_path / "tokens"
+    write(path, FIRST, 1)
+    check = token_check(SecurityConfig(token_file=path))
+    assert check is not None
+    both = [b"Bearer " + FIRST], [b"Bearer " + SECOND]
+    assert [check.accepts(each) for each in both] == [True, False]
+    before = check.digests()
+    assert check.digests() is before
+    write(path, SECOND, 2)
+    assert [check.accepts(each) for each in both] == [False, True]
+    assert check.digests() is not before, "calls that are known are read again"

@@ -94,3 +94,36 @@ def test_ports_that_cannot_be_had_are_an_error(ports, tried, text):
     with pytest.raises(ConfigurationError, match=text):
         first_free(ports.open, (80, 81), "--port")
     assert ports.tried == tried
+
+
+@pytest.mark.parametrize("scheme", ["dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds"])
+def test_schemes_of_grpc_are_targets(scheme):
+    assert is_target(f"{scheme}:it")
+    assert is_target(f"{scheme}:///it/is")
+    assert not is_target(scheme)
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
+def test_certificate_for_this_machine_is_called_by_its_name(name):
+    called = f"[{name}]:5" if ":" in name else f"{name}:5"
+    for bound in ("0.0.0.0:5", "[::]:5", "127.0.0.1:5", "[::1]:5", "localhost:5"):
+        assert reached(bound, ("a.org", name)) == called
+    assert reached("10.0.0.1:5", (name, "a.org")) == ("localhost:5" if name == "localhost"
+                                                      else "a.org:5")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "port", "reason"),
+    [
+        (errno.EADDRINUSE, 80, "the port is taken"),
+        (errno.EADDRNOTAVAIL, 80, "this machine has no such address"),
+        (errno.EAFNOSUPPORT, 80, "this machine has no such kind of address"),
+        (errno.EACCES, 1024, "permission denied"),
+        (errno.EACCES, 1023, "permission denied, ports below 1024 need root or "
+         "CAP_NET_BIND_SERVICE"),
+        (errno.EPERM, 80, "Operation not permitted"),
+    ],
+)  # fmt: skip
+def test_reason_of_a_port_that_cannot_be_had_is_in_plain_words(number, port, reason):
+    error = cannot_listen("10.0.0.1", port, OSError(number, "of the system"))
+    assert str(error) == f"can't listen on 10.0.0.1:{port}: {reason}"

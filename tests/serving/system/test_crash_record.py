@@ -1,11 +1,12 @@
 """A worker's record of crashes: the models that run when it ends."""
 
 import os
+import signal
 import threading
 
 import pytest
 
-from serving.system.crash_record import CrashRecord, number_of
+from serving.system.crash_record import CRASHES, CrashRecord, number_of
 
 A, B = ("a", "1"), ("b", "1")
 
@@ -85,3 +86,8 @@ def test_trace_names_the_thread_whose_model_it_was(record):
         runs.wait()
         for thread in threads:
             thread.join()
+
+
+def test_crashes_are_signals_by_which_a_process_ends_through_its_own_instructions():
+    names = {"SIGFPE", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL"}
+    assert {signal.Signals(number).name for number in CRASHES} == names

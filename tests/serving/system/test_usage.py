@@ -111,3 +111,25 @@ def test_available_memory_is_that_of_the_machine_or_of_the_container(tmp_path, m
     for limit, expected in (1 << 30, 300 << 10), (100 << 10, 100 << 10):
         monkeypatch.setattr(usage, "memory_limit", lambda limit=limit: limit)
         assert usage.available_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor: 0\nmodel name : A\nflags : b c\n\nprocessor: 1\nmodel name : A\nflags : b c\n"
+         "rest", "model name : A\nflags : b c"),
+        ("Features : neon\nrest", "Features : neon"),
+        ("model name : A\nflags : cut", "model name : A"), ("", ""),
+        (f"{'x' * (6 << 10)}\nflags : late\n\n", ""),
+    ],
+)  # fmt: skip
+def test_processor_has_a_name_and_what_it_is_able_to_do(text, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(usage, "_CPUINFO", tmp_path / "cpuinfo")
+    assert usage.processor() == ""
+    (tmp_path / "cpuinfo").write_text(text)
+    assert usage.processor() == expected
+
+
+def test_nothing_is_used_where_nothing_is_known():
+    assert tuple(Usage()) == (0, 0, 0, 0)
+    assert tuple(Activity()) == (0.0, True)

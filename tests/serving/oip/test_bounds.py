@@ -1,0 +1,449 @@
+"""Each limit of a request or an answer: the most that is taken, and the least that is not."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.errors import InvalidRequest, TooLarge, Unavailable, Unsupported
+from serving.oip import large_messages, predict, rest
+from serving.oip.infer import Infer
+from serving.oip.inference_pb import ModelInferRequest, ModelStreamInferResponse
+from serving.oip.long_values import is_long, joined
+from serving.oip.parameters import check_parameter, of_handler, timeout_s_of
+from serving.oip.protobuf import Messages
+from serving.oip.request import (
+    InferAnswer,
+    InferRequest,
+    Sent,
+    SentInput,
+    SentOutput,
+    check_others,
+    understand,
+)
+from serving.oip.values import check_raw, check_strings, from_raw, quoted
+from serving.tensors import Tensor, TensorSignature
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def refusal(function, *args):
+    """The text of the refusal of some arguments; "" if they are taken."""
+    try:
+        function(*args)
+    except InvalidRequest as err:
+        return str(err)
+    return ""
+
+
+# Raw values
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data", "expected"),
+    [
+        ("FP32", [2], bytes(8), ""), ("FP32", [2], bytes(7), "expected 8 bytes for x [2], got 7"),
+        ("FP32", [2], bytes(9), "expected 8 bytes for x [2], got 9"), ("INT8", [], b"a", ""),
+        ("FP16", [2, 2], bytes(8), ""), ("INT64", [0], b"", ""),
+        ("BOOL", [2], b"\0\1", ""),
+        ("BOOL", [2], b"\0\2", "expected bytes of 0 or 1 for BOOL x, got others"),
+        ("BOOL", [2], b"\2", "expected 2 bytes for x [2], got 1"),
+        ("BOOL", [1], b"\2\2", "expected 1 bytes for x [1], got 2"),
+    ],
+)  # fmt: skip
+def test_raw_bytes_fit_their_shape_and_then_their_type(datatype, shape, data, expected):
+    assert refusal(check_raw, data, Tensor("x", datatype, (-1,)), shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "expected"),
+    [
+        (b"\1\0\0\0a\0\0\0\0", [2], ""),
+        (b"", [0], ""),
+        (b"", [1], "expected 1 BYTES for x [1], got 0"),
+        (b"\0\0\0\0" * 3, [2], "expected 2 BYTES for x [2], got 3"),
+        (b"\0\0\0\0" * 9, [2], "expected 2 BYTES for x [2], got 3"),
+        (b"\2\0\0\0a", [1], "expected BYTES behind their lengths of 4 bytes, got a cut off one"),
+        (b"\0\0\0", [1], "expected BYTES behind their lengths of 4 bytes, got a cut off one"),
+        (b"\1\0\0\0\xff", [1], "expected BYTES of x as UTF-8: invalid start byte"),
+    ],
+)
+def test_raw_texts_stand_behind_their_lengths(data, shape, expected):
+    assert refusal(from_raw, data, Tensor("x", "BYTES", (-1,)), shape) == expected
+
+
+def test_texts_of_callers_are_cut_to_80_characters():
+    assert quoted("a" * 80) == f"'{'a' * 80}'"
+    assert quoted("a" * 81) == f"'{'a' * 80}'..."
+
+
+def test_request_has_65536_texts_and_as_many_bytes_beside_its_tensors():
+    assert refusal(check_strings, 65_536) == ""
+    text = "expected at most 65536 BYTES in a request, got more"
+    assert refusal(check_strings, 65_537) == text
+    assert refusal(check_others, 65_536) == ""
+    text = "expected at most 65536 bytes beside the tensors, got more"
+    assert refusal(check_others, 65_537) == text
+
+
+# What a model takes
+
+ANY = TensorSignature((Tensor("x", "FP32", ()),), (Tensor("y", "FP32", ()),), False)
+ROWS = TensorSignature((Tensor("x", "FP32", (-1, -1)),), (Tensor("y", "FP32", (-1,)),), True)
+
+
+def asked(signature=ANY, shape=(1,), **more):
+    num_values = int(np.prod(shape)) if min(shape, default=0) >= 0 else 0
+    values = [bytes(4 * min(num_values, 1 << 20))]
+    sent = Sent([SentInput("x", "FP32", [*shape])], values, **more)
+    return understand(sent, "m", signature, 4)
+
+
+@pytest.mark.parametrize(
+    ("signature", "shape", "is_taken"),
+    [
+        (ANY, (), True), (ANY, (1,) * 8, True), (ANY, (1,) * 9, False), (ANY, (-1,), False),
+        (ANY, (0, 65_536), True), (ANY, (0, 65_537), False), (ANY, (256, 0, 256), True),
+        (ANY, (256, 0, 257), False), (ROWS, (4, 2), True), (ROWS, (2,), False),
+        (ROWS, (1, 1, 1), False), (ROWS, (1, 0), True),
+    ],
+)  # fmt: skip
+def test_shape_is_one_that_the_model_takes(signature, shape, is_taken):
+    found = refusal(asked, signature, shape)
+    assert (found == "") == is_taken, found
+    assert is_taken or found.startswith(f"expected {signature.inputs[0]}, got FP32 ")
+
+
+def test_rows_are_from_one_to_the_most():
+    with pytest.raises(InvalidRequest, match=r"^expected at least 1 row, got 0$"):
+        asked(ROWS, (0, 2))
+    with pytest.raises(TooLarge, match=r"^expected at most 4 rows in a request, got 5$"):
+        asked(ROWS, (5, 2))
+
+
+def test_id_has_512_characters():
+    assert asked(id="x" * 512)
+    with pytest.raises(
+        InvalidRequest, match=r"^expected an id of at most 512 characters, got 513$"
+    ):
+        asked(id="x" * 513)
+
+
+def test_faults_are_told_behind_those_of_names():
+    assert refusal(lambda: asked(fault="no values")) == "no values"
+    sent = Sent([SentInput("z", "FP32", [1])], (), fault="no values")
+    assert refusal(understand, sent, "m", ANY, 4) == "expected inputs 'x', got 'z'"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classification", "classification is not supported: the outputs are sent as the model "
+         "has them"),
+        ("shared_memory_region", "shared memory is not supported: tensors travel in the messages"),
+    ],
+)  # fmt: skip
+def test_parameters_that_change_a_tensors_meaning_are_refused(name, text):
+    for sent in (
+        Sent([SentInput("x", "FP32", [1], (name,))], [bytes(4)]),
+        Sent([SentInput("x", "FP32", [1])], [bytes(4)], [SentOutput("y", (name,))]),
+    ):
+        with pytest.raises(Unsupported) as caught:
+            understand(sent, "m", ANY, 4)
+        assert str(caught.value) == text
+    hint = Sent([SentInput("x", "FP32", [1], ("hint",))], [bytes(4)], [SentOutput("y", ("hint",))])
+    assert understand(hint, "m", ANY, 4)
+
+
+def test_request_is_understood_whole():
+    two = TensorSignature(
+        (Tensor("a", "FP32", (-1,)), Tensor("b", "INT8", (-1,))),
+        (Tensor("y", "FP32", (-1,)), Tensor("z", "INT8", (-1,))),
+        True,
+    )
+    sent = Sent(
+        [SentInput("b", "INT8", [2]), SentInput("a", "FP32", [2])],
+        [b"\1\2", bytes(8)],
+        [SentOutput("z"), SentOutput("y")],
+        "7",
+        {"timeout": 1_500_000, "own": 3, "priority": 1, "binary_data_output": True,
+         "triton_enable_empty_final_response": True},
+        True,
+        {"y": False},
+    )  # fmt: skip
+    request, rows = understand(sent, "m", two, 4)
+    assert request == InferRequest(
+        "m", 2, (1, 0), (two.outputs[1], two.outputs[0]), (True, False), 1.5, {"own": 3}, True
+    )
+    assert [(each.dtype.name, each.tolist()) for each in rows] == [
+        ("float32", [0.0, 0.0]), ("int8", [1, 2])]  # fmt: skip
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one"),
+    [
+        (True, True), (0.5, True), (2**63 - 1, True), (-(2**63), True), (2**63, False),
+        (-(2**63) - 1, False), ("a b", True), ("", True), ("a\n", False), (None, False),
+        ([], False), ("\ud800", False),
+    ],
+)  # fmt: skip
+def test_parameter_is_a_text_a_number_or_a_boolean(value, is_one):
+    text = "expected the parameter 'p' as text, number or boolean"
+    assert refusal(check_parameter, "p", value) == ("" if is_one else text)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "expected_s"), [(1, 1e-6), (2_500_000, 2.5), (0, None), (None, "missing")]
+)
+def test_timeout_is_in_microseconds(timeout, expected_s):
+    if expected_s == "missing":
+        assert timeout_s_of({}) is None
+    else:
+        assert timeout_s_of({"timeout": timeout}) == expected_s
+
+
+@pytest.mark.parametrize(
+    ("timeout", "text"),
+    [
+        (-1, "expected a timeout of at least 0, got -1"),
+        (True, "expected timeout as int64_param or uint64_param, got bool_param"),
+        (0.5, "expected timeout as int64_param or uint64_param, got double_param"),
+        ("1", "expected timeout as int64_param or uint64_param, got string_param"),
+        (None, "expected timeout as int64_param or uint64_param, got None"),
+    ],
+)
+def test_timeout_that_is_no_number_of_microseconds_is_refused(timeout, text):
+    assert refusal(timeout_s_of, {"timeout": timeout}) == text
+
+
+def test_handler_gets_the_parameters_without_a_meaning():
+    own = {"a": 1, "b": False, "c": ""}
+    others = {"timeout": 1, "priority": 2, "binary_data_output": True, "none": None,
+              "triton_enable_empty_final_response": True}  # fmt: skip
+    assert of_handler(own | others) == own
+
+
+# JSON
+
+
+def test_output_has_262144_values_as_json():
+    assert refusal(rest.check_size, "y", (512, 512)) == ""
+    text = ("expected an output of at most 262144 values as JSON, y has 262145: ask for it as "
+            "bytes, by binary_data")  # fmt: skip
+    assert refusal(rest.check_size, "y", (262_145,)) == text
+
+
+def read(**item):
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1]} | item
+    return rest.read(json.dumps({"inputs": [tensor]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ({"shape": [1] * 64}, ""),
+        ({"shape": [1] * 65}, "expected at most 64 sizes in shape, got 65"),
+        ({"shape": [2**63 - 1, 0], "data": []}, ""),
+        ({"shape": [2**63]}, "expected sizes in shape that fit 64 bits"),
+        ({"shape": [-(2**63) - 1]}, "expected shape as a list of integers"),
+        ({"shape": "1"}, "expected shape as a list of integers"),
+        ({"shape": [1.0]}, "expected shape as a list of integers"),
+        ({"shape": [True]}, "expected shape as a list of integers"),
+        ({"data": 1}, "expected data as a list, got 1: a list of 1 item is [1]"),
+        ({"data": [1, 2]}, "expected 1 values of 'x' for the shape [1], got 2"),
+        ({"data": [[1], 2], "shape": [2]}, "expected data as lists of one depth and length"),
+        ({"data": [[1], [2, 3]], "shape": [3]}, "expected data as lists of one depth and length"),
+        ({"datatype": "FP8"}, "expected datatype as one of BOOL, INT8, INT16, INT32, INT64, "
+         "UINT8, UINT16, UINT32, UINT64, FP16, FP32, FP64, BYTES, got 'FP8'"),
+        ({"name": 1}, "expected name as text"), ({"datatype": 1},
+         "expected datatype as printable text"),
+        ({"parameters": []}, "expected parameters as an object"),
+        ({"parameters": {"a": []}}, "expected the parameter 'a' as text, number or boolean"),
+        ({"parameters": {"binary_data_size": 1}},
+         "expected binary_data_size from 0 to 0, the bytes that are left, got '1'"),
+        ({"parameters": {"binary_data_size": -1}},
+         "expected binary_data_size from 0 to 0, the bytes that are left, got '-1'"),
+        ({"parameters": {"binary_data_size": True}},
+         "expected binary_data_size from 0 to 0, the bytes that are left, got 'True'"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_input_of_json_is_checked(item, expected):
+    assert refusal(lambda: read(**item)) == expected
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "text"),
+    [
+        ("BOOL", [1], "true or false"), ("INT8", [1.0], "integers"), ("INT8", [True], "integers"),
+        ("UINT8", [True], "integers"), ("UINT8", [256], "integers that UINT8 can hold"),
+        ("INT8", [128], "integers that INT8 can hold"), ("INT8", [-129], "integers that INT8 can "
+         "hold"), ("UINT16", [-1], "integers that UINT16 can hold"), ("FP32", [True], "numbers"),
+        ("FP16", [1e6], "numbers that FP16 can hold"), ("BYTES", [1], "texts"),
+    ],
+)  # fmt: skip
+def test_values_of_json_are_of_their_type(datatype, data, text):
+    has_range = "can hold" in text
+    expected = f"expected data as {text}" + ("" if has_range else f" for {datatype}")
+    assert refusal(lambda: read(datatype=datatype, data=data)) == expected
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        ([], "expected the body as an object"), ({"inputs": {}}, "expected inputs as a list of "
+         "objects"), ({"inputs": [1]}, "expected each of inputs as an object"),
+        ({"outputs": [1]}, "expected each of outputs as an object"),
+        ({"id": 1}, "expected id as printable text"), ({"id": "\n"}, "expected id as printable "
+         "text"), ({"parameters": 1}, "expected parameters as an object"),
+        ({"parameters": {"binary_data_output": 1}}, "expected binary_data_output as a boolean"),
+        ({"outputs": [{"name": "y", "parameters": {"binary_data": 1}}]},
+         "expected binary_data as a boolean"),
+        ({"outputs": [{"name": 1}]}, "expected name as text"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_document_is_checked(document, text):
+    assert refusal(rest.read, json.dumps(document).encode()) == text
+
+
+def test_tensors_end_the_body():
+    head = {"inputs": [{"name": "x", "datatype": "INT8", "shape": [2],
+                        "parameters": {"binary_data_size": 2}}]}  # fmt: skip
+    text = json.dumps(head).encode()
+    assert rest.read(text + b"ab", len(text)).values == [b"ab"]
+    assert refusal(rest.read, text + b"abc", len(text)) == (
+        "expected the tensors to end the body, got 1 bytes more"
+    )
+    assert refusal(rest.read, text + b"a", len(text)).startswith(
+        "expected binary_data_size from 0 to 1, the bytes that are left, got '2'"
+    )
+    assert refusal(rest.read, text, len(text) + 1) == (
+        f"expected {len(text) + 1} bytes of JSON, got a body of {len(text)}"
+    )
+
+
+@pytest.mark.parametrize(("more", "is_kept"), [(0, True), (1, False)])
+def test_text_around_known_values_has_eight_kibibytes(more, is_kept):
+    """A connection keeps it, and there may be thousands of these."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2], "data": [1.5, 2.5]}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    body += b" " * (8 * KIB + len(b"[1.5, 2.5]") + more - len(body))
+    found = rest.find_values(body, None, rest.read(body))
+    assert (found is not None) == is_kept
+    if found is not None:
+        assert (body, found.datatype, found.num_bytes) == (
+            found.before + b"[1.5, 2.5]" + found.after, "FP32", 8)  # fmt: skip
+    head = b'{"inputs": []}'
+    head += b" " * (8 * KIB + more - len(head))
+    place = rest.find_values(head + b"abc", len(head), Sent([], []))
+    assert (place == (head, b"", "", 3)) == is_kept
+    assert (place is None) != is_kept
+
+
+# Messages
+
+
+@pytest.mark.parametrize(("size", "is_slow"), [(32 * KIB, False), (32 * KIB + 1, True)])
+def test_messages_with_32_kibibytes_beside_raw_contents_are_read_elsewhere(size, is_slow):
+    def padded(raw):
+        request = ModelInferRequest(model_name="", raw_input_contents=raw)
+        empty = len(request.SerializeToString()) - sum(map(len, raw))
+        request.model_name = "m" * (size - empty - 4)
+        return request.SerializeToString()
+
+    for raw in ([], [bytes(1 << 20)]):
+        message = padded(raw)
+        assert len(message) - sum(map(len, raw)) == size
+        assert large_messages.is_slow(message) is is_slow
+
+
+@pytest.mark.parametrize(("num_bytes", "expected"), [(MIB - 1, False), (MIB, True)])
+def test_answer_of_a_mebibyte_is_long(num_bytes, expected):
+    half = num_bytes // 2
+    arrays = [np.zeros(half, np.uint8), np.zeros(num_bytes - half, np.uint8)]
+    assert is_long(arrays) is expected
+    tensors = tuple(Tensor(name, "UINT8", (-1,)) for name in "ab")
+    request = InferRequest("m", 1, (0, 1), tensors, (True, True))
+    for is_stream in (False, True):
+        found = Messages(is_stream=is_stream).write(InferAnswer(request, arrays, "1", "7"))
+        assert isinstance(found, bytes) is not expected
+
+
+def test_parts_of_texts_have_96_kibibytes_at_least():
+    parts = [*joined(iter([b"x" * KIB] * 200))]
+    assert [len(each) // KIB for each in parts] == [96, 96, 8]
+
+
+def test_outline_of_a_long_answer_has_the_limit_of_json():
+    tensors = (Tensor("y", "INT64", (-1,)),)
+    array = np.zeros(262_145, np.int64)
+    for as_bytes, is_taken in ((True, True), (False, False)):
+        answer = InferAnswer(InferRequest("m", 1, (0,), tensors, (as_bytes,)), [array], "1", "")
+        for write in (rest.outline, rest.write):
+            assert (refusal(write, answer) == "") is is_taken
+    few = InferAnswer(InferRequest("m", 1, (0,), tensors, (False,)), [array[:-1]], "1", "")
+    assert refusal(rest.outline, few) == ""
+
+
+@pytest.mark.parametrize(("number", "is_taken"), [(1_000, True), (32_769, False)])
+def test_inputs_of_a_message_are_at_most_as_many_as_their_bytes_allow(number, is_taken):
+    request = ModelInferRequest(inputs=[{}] * number)
+    text = "expected at most 65536 bytes beside the tensors, got more"
+    assert refusal(large_messages.as_raw, request.SerializeToString()) == ("" if is_taken else text)
+
+
+def test_refused_request_of_a_stream_is_answered_with_its_id_and_the_reason():
+    infer = Infer(None, is_stream=True)
+    message = ModelInferRequest(id="x" * 513).SerializeToString()
+    found = ModelStreamInferResponse.FromString(
+        infer.error_message(message, InvalidRequest("it is bad")) or b""
+    )
+    assert (found.error_message, found.infer_response.id) == ("it is bad", "x" * 512)
+    assert found.infer_response.parameters["error_reason"].string_param == "INVALID_REQUEST"
+    assert infer.error_message(message, Unavailable("it drains")) is None
+
+
+def whole(parts):
+    """The text of an outline, with its values written."""
+    return b"".join(
+        each
+        if isinstance(each, bytes)
+        else b"".join(rest.write_texts(each))
+        if each.are_texts
+        else rest.write_numbers(each)
+        for each in parts
+    )
+
+
+TEXTS = np.array(["a", "b"], object)
+ANSWERS: dict[str, list[Any]] = {
+    "one output": [np.arange(6, dtype=np.float32).reshape(2, 3)],
+    "rows": [np.arange(2), np.arange(4, dtype=np.float64).reshape(2, 2), TEXTS],
+    "other numbers of rows": [np.arange(2), np.arange(3)],
+    "scalars": [np.array(2.5), np.array(7)], "a scalar": [np.array(2.5)],
+    "halves": [np.arange(3, dtype=np.float16)], "no rows": [np.zeros((0, 2))],
+    "not finite": [np.array([np.nan, np.inf, -np.inf])], "texts": [TEXTS],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_long_answers_say_what_short_ones_do(name):
+    arrays = ANSWERS[name]
+    kinds = {"O": "BYTES", "f": "FP64", "i": "INT64"}
+    tensors = tuple(
+        Tensor(f"y{at}", kinds[each.dtype.kind], (-1,) * each.ndim)
+        for at, each in enumerate(arrays)
+    )
+    request = InferRequest("m", 1, tuple(range(len(arrays))), tensors, (False,) * len(arrays))
+    answer = InferAnswer(request, arrays, "1", "7")
+    assert json.dumps(json.loads(whole(predict.outline(answer)))) == json.dumps(
+        json.loads(predict.write(answer))
+    )
+    text, behind = rest.outline(answer)
+    assert behind == []
+    assert json.dumps(json.loads(whole(text))) == json.dumps(json.loads(rest.write(answer)[0]))
