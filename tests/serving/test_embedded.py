@@ -243,3 +243,9 @@ async def test_calls_of_few_rows_are_run_together(num_rows, most, is_joined, lay
     await model.infer(np.ones((num_rows, 4), np.float32))
     enough = min(model.served.enough_rows, most)
     assert ways == [(enough, model._cores)] * is_joined
+
+
+def test_description_is_that_of_the_model_without_a_servers_limit(layers):
+    served = layers.served.describe(layers.batching)
+    assert served.max_request_rows == BatchingConfig().max_request_rows
+    assert layers.describe() == replace(served, max_request_rows=None)

@@ -106,3 +106,15 @@ def test_publication_that_fails_leaves_no_staging(moment, tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         write_version(tmp_path, contents, {"config": b"c"})
     assert os.listdir(tmp_path) == ["config"] * (moment != "contents")
+
+
+@pytest.mark.parametrize(("module", "name"), [(fcntl, "flock"), (os, "fsync")])
+def test_folder_is_closed_where_the_disk_fails(module, name, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(module, name, fail)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_version(tmp_path / "net", lambda version: {"a": b""})
+    assert sorted(os.listdir("/proc/self/fd")) == before
