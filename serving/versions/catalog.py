@@ -311,10 +311,11 @@ class Catalog:
                 continue
             if done is None:
                 return
-            for folder in self._folders.values():
-                folder.forget_failures()
-                folder.trouble = None
-            self._trouble = None
+            with self._lock:  # `load` of another thread may add a folder
+                for folder in self._folders.values():
+                    folder.forget_failures()
+                    folder.trouble = None
+                self._trouble = None
             if not self.reload():
                 _log.info("nothing new: every version stays in service")
             done()

@@ -916,3 +916,17 @@ def test_failed_calls_are_counted_with_their_time(owner_of, clock):
     owner.work()
     counts = metrics.snapshot().models["", "1"]
     assert (counts.num_failed, counts.failed_s) == (17, 1.5 * taken)
+
+
+def test_batcher_has_one_runner_and_counts_its_calls_unless_it_is_told_otherwise(clock):
+    model, metrics = GatedModel(), Metrics()
+    batcher = Batcher(model, SMALL, metrics)
+    owner = FakeOwner(batcher, clock)
+    first = occupy(owner, model)
+    second = owner.submit(1)
+    assert batcher.num_waiting == 1, "another runner would have it"
+    model.open(2)
+    owner.wait(first, second)
+    batcher.close()
+    counts = metrics.snapshot().models["", "1"]
+    assert (counts.num_answered, counts.num_failed, counts.runs) == (2, 0, {1: 2})

@@ -16,6 +16,7 @@ from serving.batching.spot_check import (
     LATER_EVERY,
     MOST_BATCHES,
     Closeness,
+    Compared,
     Drawn,
     SpotChecks,
     nudged,
@@ -486,3 +487,53 @@ def test_inputs_without_floats_excuse_nothing():
     assert 0 < np.abs(changed["x"] - ones).max() < 1e-5
     assert not np.array_equal(changed["x"][0, 0], changed["x"][0, 1])
     assert changed["n"].tolist() == [1]
+
+
+def lasting(seconds, num_rows=2):
+    return Result([np.zeros((num_rows, 1), np.float32)], num_rows, "1", None, 0.0, seconds)
+
+
+def suspected(checks):
+    """Have a difference found."""
+    assert not checks.is_close(lasting(0.0, 1), Compared("it differs", 0.0), lambda *_: None)
+
+
+def test_calls_are_drawn_as_often_as_the_documentation_says():
+    """One of 50 of the first 10,000, then of 1,000; of 10 behind a difference, for as long."""
+    checks = SpotChecks(Random(5), (Tensor("y", "FP32", (-1, 1)),), Closeness(), 8)
+    run, calls = lasting(0.0), joined([FakeRequest(1), FakeRequest(2)])
+
+    def num_drawn(num_calls):
+        return sum(checks.draw([calls], run, 0.0) is not None for _ in range(num_calls // 2))
+
+    assert num_drawn(10_000) == pytest.approx(200, rel=0.25)
+    assert num_drawn(40_000) == pytest.approx(40, rel=0.5)
+    suspected(checks)
+    assert num_drawn(10_000) == pytest.approx(1_000, rel=0.15)
+    assert num_drawn(40_000) == pytest.approx(40, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("num_calls", "is_suspect", "most_s"),
+    [(0, False, 2.05), (10_000, False, 1.05), (0, True, 10.05)],
+)
+def test_drawn_calls_take_as_much_time_as_the_documentation_says(num_calls, is_suspect, most_s):
+    """Of 100 s of all runs 2 %, later 1 %, behind a difference 10 %, and 50 ms."""
+    calls = joined([FakeRequest(1), FakeRequest(2)])
+    for seconds, is_drawn in ((most_s - 0.001, True), (most_s + 0.001, False)):
+        checks = SpotChecks(Drawing(), (Tensor("y", "FP32", (-1, 1)),), Closeness(), 8)
+        for _ in range(num_calls // 2):
+            checks.draw([calls], lasting(0.0), 0.0)
+        if is_suspect:
+            suspected(checks)
+        assert checks.is_close(lasting(seconds, 1), Compared(None, 0.0), lambda *_: None)
+        assert (checks.draw([calls], lasting(100.0), 0.0) is not None) == is_drawn
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("f2", 1e-2), ("f4", 1e-4), ("f8", 1e-6)])
+def test_floats_differ_by_no_more_than_their_type_allows(kind, tolerance):
+    tensor = Tensor("y", "FP32", (-1, 1))
+    one = np.ones((1, 1), kind)
+    for factor, is_close in ((0.5, True), (2.0, False)):
+        text = Closeness().difference(tensor, one, one * np.array(1 + factor * tolerance, kind))
+        assert (text is None) == is_close

@@ -221,6 +221,22 @@ def test_handler_is_named_as_for_serve(folder, run, tmp_path):
         assert "--handler is for a model that is loaded here" in err[0]
 
 
+def test_handler_is_around_a_model_of_the_repository_too(folder, run, tmp_path):
+    """Which is named, not its file."""
+    (tmp_path / "around.py").write_text(HANDLERS)
+    asked = ("--handler", tmp_path / "around.py", "text=ab", "--json")
+    expected = run("infer", folder / "iris.onnx", *asked)
+    assert expected.code == 0
+    assert run("infer", "iris", "--models", folder, *asked) == expected
+    missing = run("infer", "none", "--models", folder, *asked)
+    assert (missing.code, missing.out, len(missing.err)) == (2, [], 1)
+    assert f"no model in {folder}/none" in missing.err[0]
+    wrong = run("infer", tmp_path / "around.py", *asked)
+    assert (wrong.code, wrong.err) == (2, [
+        f"digit-serving: handler: {tmp_path / 'around.py'} is one itself, and runs without another"
+    ])  # fmt: skip
+
+
 def test_picture_is_a_file(run, tmp_path):
     (tmp_path / "size.py").write_text(
         "import serving\n\nclass Size(serving.Handler):\n"

@@ -2,7 +2,9 @@
 
 # ruff: noqa: RUF012
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -471,3 +473,61 @@ def test_handlers_are_given_to_models():
 def test_circles_and_long_ways_are_found(uses, expected):
     found = trouble_of("a", uses)
     assert found is None if expected is None else expected in str(found)
+
+
+class Everything(serving.Handler):
+    """The first line.
+
+    And more.
+    """
+
+    inputs = {
+        "text": Text(), "pair": Text((2,)), "document": Json(), "sound": Bytes(),
+        "picture": Picture(), "row": Array("float32", (2, -1)),
+    }  # fmt: skip
+    outputs = {"number": Array("int64")}
+    batching = True
+    uses = ("one", "two")
+    max_concurrency = 7
+
+    async def predict(self, *values, metadata, parameters): ...
+
+
+def test_signature_is_sent_whole():
+    found = signature_of(Everything)
+    document = {
+        "name": "Everything", "text": "The first line.",
+        "inputs": {"text": "Text", "pair": ["text", [2]], "document": "Json", "sound": "Bytes",
+                   "picture": "Picture", "row": ["float32", [2, -1]]},
+        "outputs": {"number": ["int64", []]}, "methods": ("predict",),
+        "options": ("parameters", "metadata"), "batching": True, "uses": ("one", "two"),
+        "in_parts": False, "is_async": True, "max_concurrency": 7,
+    }  # fmt: skip
+    assert found.document() == document
+    assert HandlerSignature.of(json.loads(json.dumps(document))) == found
+    tensors = found.tensors(None)
+    shown = [(str(each), each.content) for each in tensors.inputs]
+    assert shown == [
+        ("text BYTES [N]", "text"), ("pair BYTES [N, 2]", ""), ("document BYTES [N]", "json"),
+        ("sound BYTES [N]", "bytes"), ("picture BYTES [N]", "picture"),
+        ("row FP32 [N, 2, ?]", ""),
+    ]  # fmt: skip
+    assert [str(each) for each in tensors.outputs] == ["number INT64 [N]"]
+    assert (tensors.is_batchable, tensors.in_parts) == (True, False)
+
+
+def test_signature_that_says_little_is_this():
+    plain = HandlerSignature(name="H", inputs=None, outputs=None, methods=("postprocess",))
+    assert plain.document() == {
+        "name": "H", "text": "", "inputs": None, "outputs": None, "methods": ("postprocess",),
+        "options": (), "batching": False, "uses": (), "in_parts": False, "is_async": False,
+        "max_concurrency": 64,
+    }  # fmt: skip
+    assert (plain.needs_model, plain.num_jobs, plain.has_pictures) == (True, 1, False)
+    sides = (Tensor("x", "FP32", (-1, 4)),), (Tensor("y", "FP32", (-1, 3)),)
+    for is_batchable in (True, False):
+        network = TensorSignature(*sides, is_batchable)
+        assert plain.tensors(network) == network
+        own = replace(plain, inputs=TEXTS, methods=("preprocess",))
+        assert own.tensors(network).is_batchable, "rows are the handler's"
+        assert own.tensors(network).outputs == network.outputs

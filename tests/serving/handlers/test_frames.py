@@ -1,6 +1,7 @@
 """Frames between the server and a handler's process arrive as sent, in pieces of any size."""
 
 import socket
+import struct
 
 import numpy as np
 import pytest
@@ -110,3 +111,44 @@ def test_heads_of_like_calls_are_the_same_bytes_and_nobody_changes_those_of_othe
     four, five = received(sent(4) + sent(5, options={"parameters": {"top": 1}}), 1 << 16)
     assert four.fields == {"kind": "job", "rows": 1, "job": 4}
     assert five.fields["options"] == {"parameters": {"top": 1}}
+
+
+def head(fields_bytes, body_bytes):
+    """The begin of a frame of these lengths."""
+    return struct.pack("<IQQQ", fields_bytes, body_bytes, 0, 0)
+
+
+def test_length_of_a_frame_is_bounded():
+    """What a process says it will send is reserved."""
+    most = 16 << 20
+    assert received(head(most, 0), 1 << 16) == []
+    assert received(head(2, 1 << 26), 1 << 16) == []
+    for lengths in ((most + 1, 0), (2, (8 << 30) + 1)):
+        with pytest.raises(BrokenFrame, match=r"^a frame is too long$"):
+            received(head(*lengths), 1 << 16)
+
+
+@pytest.mark.parametrize("number", [1, 16, 17])
+def test_few_texts_and_many_arrive_alike(number):
+    texts = objects([f"é{each}" for each in range(number)])
+    (found,) = received(b"".join(frames.encode({"kind": "x"}, [texts])), 1 << 16)
+    assert found.arrays[0].tolist() == texts.tolist()
+
+
+def test_numbers_of_a_frame_are_in_its_head():
+    encoded = b"".join(frames.encode({"kind": "x", "job": 5, "request": 6}))
+    assert struct.unpack_from("<IQQQ", encoded)[2:] == (5, 6)
+    assert received(encoded, 1 << 16) == [({"kind": "x", "job": 5, "request": 6}, [])]
+    assert received(b"".join(frames.encode({"kind": "x"})), 1 << 16) == [({"kind": "x"}, [])]
+
+
+def test_heads_that_are_known_are_forgotten_when_they_are_many(monkeypatch):
+    monkeypatch.setattr(frames, "_known_fields", {})
+    for number in range(512):
+        received(b"".join(frames.encode({"kind": f"k{number}"})), 1 << 16)
+    assert len(frames._known_fields) == 512
+    received(b"".join(frames.encode({"kind": "more"})), 1 << 16)
+    assert len(frames._known_fields) == 1
+    received(b"".join(frames.encode({"kind": "x" * 600})), 1 << 16)
+    received(b"".join(frames.encode({"kind": "x", "options": {"a": 1}})), 1 << 16)
+    assert len(frames._known_fields) == 1, "long ones, and those that a handler may change"

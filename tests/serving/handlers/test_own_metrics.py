@@ -75,3 +75,50 @@ def test_threads_of_a_handler_wait_for_one_another():
     assert waits(lock, metrics.take)
     found = taken(metrics)
     assert (found.counts, found.values) == ({("hits", ()): 1.0}, {})
+
+
+def test_names_labels_and_values_reach_their_limits():
+    metrics = HandlerMetrics()
+    metrics.count("n" * 64, 0, a="x" * 128, b=1, c=None, d=2.5)
+    metrics.count("n" * 64, 2, a="x" * 129, b=1, c=None, d=2.5)
+    labels = (("a", "x" * 128), ("b", "1"), ("c", "None"), ("d", "2.5"))
+    metrics.observe("size", -3.5)
+    found = taken(metrics)
+    assert found.counts == {("n" * 64, labels): 2.0}
+    assert found.values["size", ()].sum == -3.5
+    for number in range(30):
+        metrics.count(f"n{number}")
+    with pytest.raises(ValueError, match=r"^metrics.count: more: more than 32 names$"):
+        metrics.count("more")
+    metrics.count("n0")
+
+
+@pytest.mark.parametrize(
+    ("use", "text"),
+    [
+        (lambda metrics: metrics.count("n" * 65), f"metrics.count: '{'n' * 65}' can't be a name or "
+         "a label"),
+        (lambda metrics: metrics.count("9x"), "metrics.count: '9x' can't be a name or a label"),
+        (lambda metrics: metrics.count("x", version="1"),
+         "metrics.count: 'version' can't be a name or a label"),
+        (lambda metrics: metrics.observe("x", 1, le="1"),
+         "metrics.observe: 'le' can't be a name or a label"),
+        (lambda metrics: metrics.count("x", float("inf")),
+         "metrics.count: expected an amount of at least 0, got inf"),
+        (lambda metrics: metrics.observe("x", float("-inf")),
+         "metrics.observe: expected a number, got -inf"),
+        (lambda metrics: metrics.observe("known", 1),
+         "metrics.observe: known was used before by metrics.count with the labels kind, more"),
+        (lambda metrics: metrics.count("plain", more=1),
+         "metrics.count: plain was used before by metrics.observe with the labels none"),
+    ],
+)  # fmt: skip
+def test_use_that_is_refused_is_not_counted(use, text):
+    metrics = HandlerMetrics()
+    metrics.count("known", more=1, kind="a")
+    metrics.observe("plain", 1)
+    taken(metrics)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        use(metrics)
+    assert str(caught.value) == text
+    assert metrics.take() is None

@@ -966,3 +966,30 @@ def test_closed_one_has_no_processes():
     world.batcher.close()
     assert [each.is_over for each in world.processes] == [True, True]
     assert world.batcher.usage() == usage._replace(num_processes=0, memory_bytes=0)
+
+
+def test_calls_wait_for_a_start_until_what_waited_for_it_has_begun():
+    """As long as a process starts they wait longer before their callers are too many, no longer."""
+    world = World(num_processes=1)
+    world.held = []
+    world.call(0)
+    world.crash()
+    queue = world.batcher._queue
+    assert queue.away_s == START_S
+    waiting = [world.call(number) for number in (1, 2)]
+    world.tick(0.2)
+    assert queue.away_s == START_S, "there is no process"
+    world.held.pop()()
+    world.owner.work()
+    world.tick(0.2)
+    assert queue.away_s == START_S, "a call waits still"
+    world.answer()
+    world.tick(0.2)
+    assert queue.away_s == 0.0
+    world.answer()
+    assert [each.outcome for each in waiting] == [[[1]], [[2]]]
+    world.held = None
+    world.crash()
+    assert queue.away_s == START_S
+    world.tick(0.2)
+    assert queue.away_s == 0.0, "and so after each start"

@@ -5,7 +5,8 @@ import os
 import socket
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -424,3 +425,115 @@ def test_error_of_another_model_that_comes_early_is_kept_for_a_task(child):
     played = child(TellsAsync)
     require_early_error(played)
     played.require_nothing_left()
+
+
+WATCH = worker._LoopWorker._watch
+"""As it is: other tests have none, which may wait longer than a machine is busy."""
+
+
+class Watched(Exception):
+    """Enough looks."""
+
+
+@pytest.mark.parametrize(("max_s", "look_s"), [(0.4, 0.1), (2.0, 0.5), (30.0, 1.0)])
+def test_loop_that_goes_on_is_looked_at_again_and_is_not_reported(
+    max_s, look_s, child, monkeypatch
+):
+    """Several times within the limit, and once a second at least."""
+    played, looks = child(), []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) > 3:
+            raise Watched
+
+    monkeypatch.setattr(worker, "time", SimpleNamespace(sleep=sleep))
+    played.send(job(1, "say it", max_s=max_s))
+    assert played.next()[:2] == ("done", 1)
+    with pytest.raises(Watched):
+        WATCH(played.worker, 0)
+    assert looks == [look_s] * 4
+    played.send(job(2, "say it"))
+    assert played.next()[:2] == ("done", 2)
+
+
+def test_loop_without_a_job_is_looked_at_once_a_second(child, monkeypatch):
+    played, looks = child(), []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) > 1:
+            raise Watched
+
+    monkeypatch.setattr(worker, "time", SimpleNamespace(sleep=sleep))
+    with pytest.raises(Watched):
+        WATCH(played.worker, 0)
+    assert looks == [1.0] * 2
+
+
+class Raises(serving.Handler):
+    """Raises an error of the name that it gets, or answers a text."""
+
+    inputs: ClassVar = {"text": serving.Text()}
+    outputs: ClassVar = {"text": serving.Text()}
+
+    def predict(self, text):
+        kind, _, words = text[0].partition(" ")
+        if not words:
+            return text
+        raise getattr(serving.errors, kind, KeyError)(words)
+
+
+PASSED = ("InvalidRequest", "TooLarge", "Unsupported", "Overloaded", "Unavailable",
+          "DeadlineExceeded", "ModelNotFound")  # fmt: skip
+"""What a handler may say to its caller, as the documentation of handlers has it."""
+OWN = ("KeyError", "ModelError", "NotAllowed", "Unauthenticated", "CorruptModel", "DeviceError",
+       "ConfigurationError")  # fmt: skip
+
+
+@pytest.mark.parametrize("plain", [Raises], indirect=True)
+def test_outcome_of_a_job_is_whole(plain):
+    for number, name in enumerate(PASSED, 1):
+        plain.send(job(number, f"{name} why not"))
+        _, _, frame = plain.next()
+        expected = {"kind": "error", "job": number, "error": name, "text": "why not"}
+        assert (frame.fields, frame.arrays) == (expected, [])
+    for number, name in enumerate(OWN, 10):
+        plain.send(job(number, f"{name} why not"))
+        fields = plain.next()[2].fields
+        text = fields.pop("text")
+        assert fields == {"kind": "failed", "job": number}
+        assert text.startswith("Traceback")
+        assert f"{name}: " in text
+        assert "serving/handlers/" not in text.replace("tests/serving/handlers/", "")
+    plain.send(job(20, f"TooLarge {'x' * 1001}"))
+    assert plain.next()[2].fields["text"] == "x" * 1000
+    plain.send(job(21, "word"))
+    _, _, frame = plain.next()
+    assert frame.fields == {"kind": "done", "job": 21, "state": False}
+    assert [each.tolist() for each in frame.arrays] == [["word"]]
+
+
+@pytest.mark.parametrize("plain", [Raises], indirect=True)
+def test_outputs_of_more_bytes_than_an_answer_may_have_are_not_sent(plain):
+    fields, arrays = job(1, "word")
+    for number, most in enumerate((8, 7), 1):
+        plain.send((fields | {"job": number, "max_bytes": most}, arrays))
+        found = plain.next()[2].fields
+        if most == 8:  # a length of 4 bytes, and the text
+            assert found["kind"] == "done"
+        else:
+            assert found == {"kind": "too_large", "job": 2, "output": "text", "bytes": 8}
+
+
+@pytest.mark.parametrize("word", ["say it", "refuse no"])
+def test_job_of_a_loop_has_the_same_outcome(child, word):
+    played = child()
+    played.send(job(1, word))
+    _, _, frame = played.next()
+    if word == "say it":
+        assert frame.fields == {"kind": "done", "job": 1, "state": False}
+        assert [each.tolist() for each in frame.arrays] == [["SAY IT"], [os.getpid()]]
+    else:
+        expected = {"kind": "error", "job": 1, "error": "InvalidRequest", "text": "no"}
+        assert (frame.fields, frame.arrays) == (expected, [])

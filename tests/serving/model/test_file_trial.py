@@ -119,10 +119,12 @@ def test_file_that_is_no_model_is_refused_by_the_server_itself(folder):
 def pools(monkeypatch):
     """The outcomes of the next children, each with the step at which it comes."""
     outcomes: list[tuple[Step, object]] = []
+    opened: list[bool] = []
+    closed: list[bool] = []
 
     class Pool:
         def __init__(self, *_, **__):
-            pass
+            opened.append(True)
 
         def submit(self, owner, function, file, progress, needs_verdict, *, limits):
             step, self.outcome = outcomes.pop(0)
@@ -141,11 +143,12 @@ def pools(monkeypatch):
             return self.outcome
 
         def close(self):
-            pass
+            closed.append(True)
 
     monkeypatch.setattr("serving.processes.pool.ProcessPool", Pool)
     monkeypatch.setattr(file_trial, "wait", lambda *_: type("Waited", (), {"done": True}))
-    return outcomes
+    yield outcomes
+    assert closed == opened != [], "each child is ended, however its try has ended"
 
 
 RAN = file_trial.Tried(None)

@@ -317,6 +317,8 @@ def test_companion_is_beside_the_model_that_it_belongs_to(files, model, expected
     ("suffix", "words"),
     [
         (".keras", "digit-serving export"), (".h5", "digit-serving export"),
+        (".hdf5", "digit-serving export"), (".pth", "torch.onnx.export"),
+        (".joblib", "skl2onnx.to_onnx"), (".PT", "torch.onnx.export"),
         (".pt", "torch.onnx.export"), (".safetensors", "torch.onnx.export"),
         (".pb", "tf2onnx.convert --saved-model"), (".tflite", "tf2onnx.convert --tflite"),
         (".pkl", "skl2onnx.to_onnx"), (".txt", "expected an ONNX file, whose name ends in .onnx"),

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +234,18 @@ def test_model_is_built_from_its_bytes_where_open_files_have_no_path(sources, mo
     new_session(data)
     assert sources == [(bytes, data)]
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_session_of_usual_settings_has_one_thread_and_keeps_no_memory(built):
+    """The batcher has the cores, and what a run has had goes back."""
+    assert asdict(SessionSettings()) == {
+        "device": "auto", "precision": "fp32", "num_threads": 1, "keeps_memory": False,
+        "optimization": "all", "provider_options": {}, "config": {},
+    }  # fmt: skip
+    new_session(two_layers().SerializeToString())
+    (options,) = built
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (False, False)
+    assert options.graph_optimization_level == runtime().GraphOptimizationLevel.ORT_ENABLE_ALL
+    assert options.log_severity_level == 4
+    assert entries(options) == {}

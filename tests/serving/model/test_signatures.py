@@ -1,5 +1,7 @@
 """Which graph may follow another one, by its file alone."""
 
+import io
+
 import pytest
 from onnx import TensorProto, helper
 
@@ -8,9 +10,11 @@ from serving.model.signatures import (
     GraphSignature,
     ValueFacts,
     difference,
+    read_graph,
     read_signature,
     unaccepted,
 )
+from serving.protocols import varint
 from tests.serving.model.graphs import TYPES, model, node, save, value
 
 
@@ -145,3 +149,37 @@ def test_values_of_all_versions_have_types_and_ranks_that_fit():
         "other unknown", "flat unknown", "unknown open", "unknown fixed", "unknown other",
         "unknown flat",
     }  # fmt: skip
+
+
+def field(number, content):
+    """A field of a message that is bytes."""
+    return bytes([number << 3 | 2]) + varint(len(content)) + content
+
+
+def described(num_bytes):
+    """The description of an input, of so many bytes."""
+    length = num_bytes - 1 - len(varint(num_bytes))
+    return field(1, b"x" * length)
+
+
+def read(*inputs, weights=b""):
+    """The names of the inputs of a file with these descriptions."""
+    graph = b"".join(field(11, each) for each in inputs) + weights
+    file = field(7, graph)
+    return [*read_graph(io.BytesIO(file), len(file))[0]]
+
+
+MIB = 1 << 20
+
+
+def test_description_of_an_input_has_a_mebibyte_and_all_have_64():
+    """A file of a stranger's is read before it is tried."""
+    largest = described(MIB)
+    assert len(largest) == MIB
+    assert [len(each) for each in read(*[largest] * 64)] == [MIB - 4]
+    with pytest.raises(ValueError, match=r"^an input or output is described at length$"):
+        read(described(MIB + 1))
+    weight = field(5, field(8, b"w"))
+    with pytest.raises(ValueError, match=r"^inputs, outputs and names of weights are too long$"):
+        read(*[largest] * 64, weights=weight)
+    assert read(b"\x0a\x01x", b"\x0a\x01w", weights=weight) == ["x"]

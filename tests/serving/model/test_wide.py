@@ -1,6 +1,7 @@
 """A call that is alone has several threads, where that was measured to gain."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from serving.model.wide import gains, usual_feeds
 from serving.system.cores import usable_cores
 from serving.tensors import Tensor, TensorSignature
 from tests.serving.model.graphs import node, rows_model, save, two_layers
+from tests.support.fakes import FakeClock
 
 ROW = {"x": np.ones((1, 4), np.float32)}
 needs_cores = pytest.mark.skipif(usable_cores() < 2, reason="one core has one thread")
@@ -173,3 +175,62 @@ def test_others_have_no_second_session(graph, settings, options, tmp_path):
     model = load_model(path, **options)
     assert isinstance(model.engine, OnnxEngine)
     assert model.engine.wide is None
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The processor time of this thread, which only runs of the test move."""
+    clock = FakeClock()
+    monkeypatch.setattr(module, "time", SimpleNamespace(thread_time=clock, monotonic=clock))
+    return clock
+
+
+class Timed:
+    """Runs that take so long each, by the clock."""
+
+    def __init__(self, clock, seconds):
+        self.num_runs = 0
+        self._clock, self._seconds = clock, seconds
+
+    def run(self, feeds):
+        self.num_runs += 1
+        self._clock.advance(self._seconds)
+        return []
+
+
+@pytest.mark.parametrize(
+    ("narrow_s", "wide_s", "is_gain", "num_narrow", "num_wide"),
+    [
+        (0.00039, 0.0, False, 2, 0),  # waking a thread takes as long
+        (0.00041, 0.0003, True, 2, 2),
+        (1.0, 0.84, True, 2, 2),
+        (1.0, 0.86, False, 2, 6),  # the first reserves memory, and five are compared
+        (0.015, 0.015, False, 2, 15),  # or more, for 0.2 s
+    ],
+)
+def test_run_is_worth_threads_if_its_own_does_85_percent_of_it_at_most(
+    narrow_s, wide_s, is_gain, num_narrow, num_wide, clock
+):
+    narrow, wide = Timed(clock, narrow_s), Timed(clock, wide_s)
+    found = gains(("m", "1"), narrow.run, lambda: wide, ROW)
+    assert found is (wide if is_gain else None)
+    assert (narrow.num_runs, wide.num_runs) == (num_narrow, num_wide)
+
+
+@pytest.mark.parametrize(("most", "rows"), [(31, None), (32, 32), (512, 32)])
+def test_call_of_32_rows_may_gain_where_a_row_is_too_short(most, rows, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loading, "gains", lambda *given: asked.append(given))
+    path = save(two_layers(), tmp_path, "net.onnx")
+    load_model(path, device="cpu", max_batch_size=most, most_threads=2)
+    ((label, _, _, feeds, many),) = asked
+    assert (label, feeds["x"].shape) == (("net", "1"), (1, 4))
+    assert (many and many["x"].shape) == (rows and (rows, 4))
+
+
+@pytest.mark.parametrize(("size", "is_usual"), [(2048, True), (2049, False)])
+def test_inputs_of_usual_sizes_have_a_mebibyte_at_most(size, is_usual):
+    inputs = (Tensor("ids", "INT64", (-1, -1, size)),)
+    feeds = {"ids": np.ones((1, 2, size), np.int64)}
+    usual = usual_feeds(lambda given: [], TensorSignature(inputs, (), is_batchable=True), feeds)
+    assert usual["ids"].shape == ((1, 64, size) if is_usual else (1, 2, size))

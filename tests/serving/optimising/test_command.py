@@ -1,11 +1,15 @@
 import json
 import re
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serving.__main__ import main
-from serving.model.agreement import Agreement
+from serving.model.agreement import Agreement, AgreementLimits
 from serving.optimising import page, report
 from serving.optimising.candidates import Candidate
 from serving.optimising.gate import GateLimits, GateVerdict
@@ -139,3 +143,121 @@ def test_missing_extra_is_one_line(tmp_path):
             f"digit-serving: {hidden} is not installed: pip install '.[optimize]' in the checkout "
             "of digit-serving\n"
         )
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """What the command asks for; its outcome has no version, unless a test gives it one."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    found = replace(outcome(), name="net")
+
+    def optimize(model, **options):
+        seen.append((model, options))
+        return (
+            replace(found, version=tmp_path / "models" / "mine" / "4") if name_of(seen) else found
+        )
+
+    monkeypatch.setattr(import_module("serving.optimising.optimize"), "optimize", optimize)
+    return seen
+
+
+def name_of(seen):
+    return seen[-1][1]["name"]
+
+
+def test_options_that_are_left_out_are_as_the_page_says(asked, capsys):
+    assert main(["optimize", "net.onnx", "--samples", "s.npz"]) == 0
+    agreement = AgreementLimits(least_equal=0.99, least_cosine=0.995, most_error=0.02)
+    assert asked == [("net.onnx", {
+        "samples": Path("s.npz"), "name": "", "models": "models", "version": None, "classes": "",
+        "score": "", "limits": GateLimits(agreement=agreement, most_loss=0.002),
+        "few_samples": False, "portable": False, "new_signature": False, "device": "auto",
+        "seed": 0, "time_limit_s": 600.0, "progress": sys.stderr,
+    })]  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "page: optimized/net.html",
+        "not published: --name net publishes it as the next version",
+    ]
+    assert Path("optimized", "net.html").is_file()
+
+
+def test_each_option_is_what_is_asked_for(asked, capsys, tmp_path):
+    options = """
+        mine --samples calls --name mine --models m --version 3 --device cpu --portable
+        --new-signature --seed 7 --time 5ms --output o --classes logits --score f.py:g
+        --most-loss 50 --least-equal 25 --least-cosine 99.5 --most-error 75 --few-samples
+    """
+    assert main(["optimize", *options.split()]) == 0
+    agreement = AgreementLimits(least_equal=0.25, least_cosine=1.0, most_error=0.75)
+    assert asked == [("mine", {
+        "samples": Path("calls"), "name": "mine", "models": "m", "version": "3",
+        "classes": "logits", "score": "f.py:g",
+        "limits": GateLimits(agreement=agreement, most_loss=0.5), "few_samples": True,
+        "portable": True, "new_signature": True, "device": "cpu", "seed": 7,
+        "time_limit_s": 0.005, "progress": sys.stderr,
+    })]  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "page: o/net.html", f"published {tmp_path / 'models' / 'mine' / '4'}",
+    ]  # fmt: skip
+    document = json.loads(Path("o", "net.json").read_text())
+    assert document["limits"]["most_loss"] == 0.5
+
+
+@pytest.mark.parametrize("option", ["most-loss", "least-equal", "least-cosine", "most-error"])
+def test_limits_are_from_0_to_100(option, asked, capsys):
+    for number in ("0", "100"):
+        assert main(["optimize", "net.onnx", "--samples", "s.npz", f"--{option}", number]) == 0
+    for number in ("-0.001", "100.001", "nan", "much"):
+        with pytest.raises(SystemExit) as end:
+            main(["optimize", "net.onnx", "--samples", "s.npz", f"--{option}={number}"])
+        assert end.value.code == 2
+        assert f"expected a number from 0 to 100, got {number!r}" in capsys.readouterr().err
+    assert len(asked) == 2
+
+
+def test_page_that_can_not_be_written_is_one_line(asked, capsys):
+    Path("file").touch()
+    assert main(["optimize", "net.onnx", "--samples", "s.npz", "--output", "file/o"]) == 2
+    assert capsys.readouterr().err == "digit-serving: can't write file/o: Not a directory\n"
+
+
+def test_lines_of_the_terminal_are_these():
+    shown = report.lines(replace(outcome(), notes=("a note",)))
+    assert shown[:3] == [
+        "<net>: 50 samples to calibrate, 100 held out; a processor", "a note", "",
+    ]  # fmt: skip
+    assert [re.split(r" {2,}", each.strip()) for each in shown[3].splitlines()] == [
+        ["alone", "many callers", "size", "agreement"],
+        ["fp32", "1", "1", "12.0 MB", "batched"],
+        ["int8 u8", "2.20 (2.10 to 2.30)", "2.20 (2.10 to 2.30)", "3.0 MB",
+         "cosine 0.9991, error 1 %", "chosen"],
+        ["int8 s8", "2.50 (2.40 to 2.60)", "2.50 (2.40 to 2.60)", "3.0 MB",
+         "cosine 0.2000, error 1 %", "refused: output y: cosine"],
+        ["8-bit weights", "1.00 (0.90 to 1.10)", "1.00 (0.90 to 1.10)", "3.0 MB",
+         "cosine 0.9999, error 1 %", "not faster: 1.00 times fp32's rate"],
+        ["dynamic int8", "not made: <no> & never"],
+    ]  # fmt: skip
+    assert shown[4:] == [
+        "",
+        "Gains are medians over fp32's rate in the same rounds, least to greatest.",
+        "Through the server, 16 callers: 2,100 answers/s, fp32 1,000: 2.10 (2.00 to 2.20) times",
+        "Int8 u8: faster",
+    ]
+
+
+def test_nothing_tried_has_no_table():
+    found = replace(outcome(), tried=(), chosen=None, served=(), reason="nothing to gain: why")
+    assert report.lines(found) == [
+        "<net>: 50 samples to calibrate, 100 held out; a processor", "Nothing to gain: why",
+    ]  # fmt: skip
+
+
+def test_candidate_that_is_batched_otherwise_than_fp32_says_so():
+    found = outcome()
+    alone = replace(found.tried[2], is_batched=False)
+    changed = replace(found, tried=(alone,), chosen=alone)
+    assert report.cells(changed)[1][-1] == "chosen; not batched"
+    passing = replace(changed, chosen=None, is_batched=False)
+    assert report.cells(passing)[0][-1] == "not batched"
+    assert report.cells(passing)[1][-1] == "passes"

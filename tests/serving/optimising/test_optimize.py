@@ -83,6 +83,9 @@ def test_best_that_holds_is_published_with_its_origin(tmp_path, fast):
     manifest = json.loads((version / "manifest.json").read_text())
     origin = manifest["optimized"]
     chosen, verdict = found.chosen, found.chosen.verdict
+    assert found.reason == (
+        f"{chosen.candidate}: {chosen.alone} times as fast alone, {chosen.busy} with many callers"
+    )
     assert len(origin["samples"].pop("sha256")) == 64
     assert origin == json.loads(json.dumps({
         "from": {"name": "reader", "version": "1",
@@ -362,3 +365,15 @@ def test_classifier_of_pictures_stays_one(tmp_path, fast):
     assert model.pictures is not None
     assert len(model.manifest.golden_images) == 32
     assert (model.manifest.test_accuracy or 0) > 0.95
+
+
+def test_output_that_labels_are_about_is_compared_by_its_classes(tmp_path, fast):
+    """Its logits are no probabilities, by which it would be known."""
+    path = save(reader(softmax=False), tmp_path, "reader.onnx")
+    for has_labels, kind in ((True, "classes"), (False, "values")):
+        given = samples(tmp_path, labels=has_labels)
+        found = optimize(path, samples=given, models=tmp_path / "models")
+        kinds = {each.kind for one in found.tried if one.verdict for each in one.verdict.agreements}
+        assert kinds == {kind}
+        losses = {one.verdict.loss is not None for one in found.tried if one.verdict}
+        assert losses == {has_labels}

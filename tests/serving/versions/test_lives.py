@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+import threading
+from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +15,14 @@ import pytest
 
 from serving.config import ModelConfig
 from serving.errors import CorruptModel, ModelNotFound, ServingError
+from serving.model.loading import LoadOptions
+from serving.model.settings import NO_SETTINGS
 from serving.tensors import Tensor, TensorSignature
 from serving.versions import folder
 from serving.versions.catalog import Catalog
 from serving.versions.version import State
+from tests.support.fakes import TIMEOUT_S
+from tests.support.servers import wait_until
 
 NAMES, NUMBERS = ("a", "b"), ("1", "2", "3", "4")
 NUM_SEEDS, NUM_EVENTS = 60, 60
@@ -190,3 +197,152 @@ def test_files_that_a_handler_imports_are_part_of_its_version(tmp_path, fakes, m
     words.write_text("another")
     assert catalog.reload()
     assert catalog.models["a"].default is not first
+
+
+def test_versions_are_loaded_with_the_limits_of_the_server(tmp_path, fakes, monkeypatch):
+    """A server that says nothing more: 512 rows, and one thread of a run that is alone."""
+    asked = []
+
+    class Noting(Loading):
+        def __init__(self, place, number, options):
+            asked.append((place.name, number, options))
+            super().__init__(place, number, options)
+
+    monkeypatch.setattr(folder, "Loading", Noting)
+    World(tmp_path, 0)
+    usual = LoadOptions(
+        device="cpu", precision="fp32", settings=replace(NO_SETTINGS, num_threads=1),
+        max_batch_size=512, limit_factor=1.0, is_described=False, max_bytes=2 << 30,
+        most_threads=1, tries_file=True, name="a",
+    )  # fmt: skip
+    assert asked.pop() == ("a", "1", usual)
+    config = ModelConfig(models=tmp_path, device="cpu", max_model_bytes=5000)
+    Catalog(config, 7, 3)
+    other = replace(usual, max_batch_size=7, max_bytes=5000, most_threads=3)
+    assert asked.pop() == ("a", "1", other)
+    Catalog(replace(config, threads=2, batch=("a=never",), precision="int8"), 7, 3)
+    settings = replace(NO_SETTINGS, num_threads=2, batching="never")
+    assert asked.pop() == (
+        "a", "1", replace(other, most_threads=1, settings=settings, precision="int8"),
+    )  # fmt: skip
+    assert asked == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_look_that_is_ended_by_what_it_loads_is_not_the_last_of_its_model(
+    tmp_path, fakes, monkeypatch
+):
+    """A library may end the thread, which is no error as others are."""
+    world = World(tmp_path, 0)
+    catalog = world.catalog
+    catalog.patience_s = 0.01
+
+    def leave(self):
+        raise SystemExit
+
+    world.publish("a", "2", GOOD)
+    with monkeypatch.context() as patch:
+        patch.setattr(Loading, "read", leave)
+        assert not catalog.reload()
+        wait_until(lambda: not named("catalog-look"))
+    catalog.patience_s = TIMEOUT_S
+    assert catalog.reload()
+    assert catalog.models["a"].default_version == "2"
+
+
+def named(name):
+    return {each for each in threading.enumerate() if each.name == name}
+
+
+def fail(threads):
+    assert threads
+    raise RuntimeError("the server fails")
+
+
+def test_following_ends_with_its_block_however_that_ends(tmp_path, fakes):
+    world, before = World(tmp_path, 0), named("catalog")
+    with pytest.raises(RuntimeError, match="the server fails"), world.catalog.following():
+        fail(threads := named("catalog") - before)
+    (thread,) = threads
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
+    world.publish("a", "2", GOOD)
+    assert not world.catalog.reload()
+    assert world.catalog.models["a"].default_version == "1"
+
+
+def test_repository_is_looked_at_by_itself_and_when_asked(tmp_path, fakes):
+    world = World(tmp_path, 0)
+    with world.catalog.following(0.001):
+        world.publish("a", "2", GOOD)
+        wait_until(lambda: world.catalog.models["a"].default_version == "2")
+    world = World(tmp_path / "other", 0)
+    with world.catalog.following():
+        world.publish("a", "2", GOOD)
+        requested(world.catalog)
+        assert world.catalog.models["a"].default_version == "2"
+
+
+def requested(catalog):
+    """Ask for a look, and wait until it is done."""
+    done = threading.Event()
+    catalog.request(done.set)
+    assert done.wait(TIMEOUT_S)
+
+
+def test_trouble_is_logged_once_and_again_if_somebody_asks_for_a_look(
+    tmp_path, fakes, caplog, monkeypatch
+):
+    world = World(tmp_path, 0)
+    catalog, counts = world.catalog, Counter()
+    catalog.count_reload = lambda outcome: counts.update([outcome])
+    caplog.set_level("INFO", "serving.versions.catalog")
+
+    def unread():
+        raise OSError(5, "Input/output error")
+
+    line = "reload failed, every version stays in service: OSError: [Errno 5] Input/output error"
+    nothing = "nothing new: every version stays in service"
+    with catalog.following():
+        with monkeypatch.context() as patch:
+            patch.setattr(catalog, "_paths", unread)
+            assert not catalog.reload()
+            assert not catalog.reload()
+            assert caplog.messages == [line]
+            for _ in range(2):
+                requested(catalog)
+        assert caplog.messages == [line, line, nothing, line, nothing]
+        assert counts == {"unread": 3}
+        caplog.clear()
+        assert not catalog.reload()
+        assert caplog.messages == ["the repository can be read again"]
+        assert not catalog.reload()
+        assert len(caplog.messages) == 1
+
+
+def test_trouble_of_a_model_is_logged_once_and_again_if_somebody_asks_for_a_look(
+    tmp_path, fakes, caplog
+):
+    world = World(tmp_path, 0)
+    catalog, counts = world.catalog, Counter()
+    catalog.count_reload = lambda outcome: counts.update([outcome])
+    (tmp_path / "a" / "labels.json").write_text('{"stable": "9"}')
+    caplog.set_level("WARNING", "serving.versions")
+    with catalog.following():
+        assert not catalog.reload()
+        assert not catalog.reload()
+        for _ in range(2):
+            requested(catalog)
+        assert caplog.messages == [
+            "reload failed, version 1 of a stays in service: labels.json: stable can't be version "
+            "9: it is not there"
+        ] * 3  # fmt: skip
+        assert counts == {"unread": 3}
+        world.publish("a", "3", DAMAGED)
+        (tmp_path / "a" / "labels.json").unlink()
+        caplog.clear()
+        for _ in range(2):
+            requested(catalog)
+    refused = "model a: refused version 3, version 1 stays in service: 3: it is damaged"
+    assert caplog.messages == [refused] * 2, "what was refused is tried again"
+    assert counts == {"unread": 3, "failed": 2}

@@ -1,0 +1,160 @@
+"""What `classify` reads and prints, in this process: which files, on what cores, in what words."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from digit_classifier import answers, command
+from digit_classifier.answers import answer_text, as_word, digit_answer, find, read
+from serving.cli.commands import parser
+from serving.errors import ConfigurationError, InvalidRequest
+from serving.pictures.classifier import CLASS, LABEL, PROBABILITIES
+
+SHARES = [[0.05, 0.9, 0.05]]
+
+
+def outputs(label="one\x1b"):
+    return {
+        CLASS: np.array([1]), LABEL: np.array([label], object),
+        PROBABILITIES: np.array(SHARES, np.float32),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("reject_below", "rejected"), [(0.0, False), (0.89, False), (0.91, True)])
+def test_answer_has_its_words_for_each_format(reject_below, rejected):
+    text, facts, rows = digit_answer(outputs(), reject_below)
+    shown = r"? (perhaps one\x1b, 90.0 %)" if rejected else r"one\x1b (90.0 %)"
+    assert text == shown
+    assert facts == {
+        "digit": 1, "label": "one\x1b", "probabilities": [0.05, 0.9, 0.05], "rejected": rejected,
+    }  # fmt: skip
+    assert rows == [{
+        "digit": 1, "probability": 0.9, "rejected": "true" if rejected else "false",
+        "label": "one\x1b",
+    }]  # fmt: skip
+
+
+def test_words_of_an_answer():
+    assert answer_text("7", 0.98765, False) == "7 (98.8 %)"
+    assert answer_text("7", 0.5, True, ", 3 pixels") == "? (perhaps 7, 50.0 %, 3 pixels)"
+    assert (as_word(True), as_word(False)) == ("true", "false")
+
+
+KINDS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp",
+         ".avif", ".heic", ".heif")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_in_a_folder_are_known_by_their_suffix(kind, tmp_path):
+    for name in (f"b{kind}", f"a{kind.upper()}", f".c{kind}", f"{kind[1:]}.txt", kind[1:]):
+        (tmp_path / name).touch()
+    assert find([str(tmp_path)]) == [str(tmp_path / f"a{kind.upper()}"), str(tmp_path / f"b{kind}")]
+
+
+def test_names_are_taken_as_they_are_and_a_folder_without_pictures_is_said(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    empty = str(tmp_path), "no pictures in this folder"
+    assert find(["-", "b.txt", str(tmp_path), "a.png"]) == ["-", "b.txt", empty, "a.png"]
+    assert find([]) == []
+
+
+class Pool:
+    """The processes that would read pictures."""
+
+    def __init__(self):
+        self.made, self.ahead, self.closed = 0, 0, 0
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    pool = Pool()
+
+    def processes(number):
+        pool.made = number
+        return pool
+
+    def mapped(given, function, items, ahead):
+        assert given is pool
+        pool.ahead = ahead
+        return map(function, items)
+
+    @contextmanager
+    def silenced():
+        yield
+
+    monkeypatch.setattr(answers, "processes", processes)
+    monkeypatch.setattr(answers, "mapped", mapped)
+    monkeypatch.setattr(answers, "silenced_stderr", silenced)
+    monkeypatch.setattr(answers, "silence_pillow", lambda: None)
+    return pool
+
+
+def of(name):
+    return f"read {name}"
+
+
+@pytest.mark.parametrize(
+    ("cores", "number", "made", "ahead"),
+    [(1, 100, 0, 0), (2, 99, 0, 0), (2, 100, 2, 16), (5, 100, 5, 40)],
+)
+def test_hundred_pictures_are_read_by_processes_on_all_cores(
+    cores, number, made, ahead, pool, monkeypatch
+):
+    """Eight ahead for each; fewer pictures would be read while the processes start."""
+    monkeypatch.setattr(answers, "usable_cores", lambda: cores)
+    names: list[Any] = [f"{each}.png" for each in range(number)]
+    names[3] = ("3.png", "cannot be read: a reason")
+    found = [*read(names, of)]
+    expected: list[Any] = [(f"{each}.png", f"read {each}.png") for each in range(number)]
+    expected[3] = names[3]
+    assert found == expected
+    assert (pool.made, pool.ahead, pool.closed) == (made, ahead, bool(made))
+
+
+def test_processes_end_where_nobody_reads_on(pool, monkeypatch):
+    monkeypatch.setattr(answers, "usable_cores", lambda: 2)
+    readings = read([f"{each}.png" for each in range(100)], of)
+    next(readings)
+    readings.close()
+    assert pool.closed == 1
+
+
+def test_stdin_is_read_in_this_process(pool, monkeypatch):
+    stdin: Any = SimpleNamespace(buffer="its bytes")
+    monkeypatch.setattr("sys.stdin", stdin)
+    monkeypatch.setattr(answers, "usable_cores", lambda: 2)
+    names = ["-", *[f"{each}.png" for each in range(99)]]
+    assert next(read(names, of)) == ("-", "read its bytes")
+    monkeypatch.setattr("sys.stdin", None)
+    assert next(read(names, of)) == ("-", "cannot be read: stdin is closed")
+
+
+def test_command_reads_pictures_as_digits_here_unless_it_is_told_otherwise():
+    options = vars(parser().parse_args(["classify", "a.png", "scans"]))
+    assert not options.pop("variables")
+    assert (options.pop("command"), options.pop("run")) == ("classify", command.run)
+    assert options == {
+        "pictures": ["a.png", "scans"], "reject_below": 0.0, "csv": False, "input": "tensors",
+        "labels": None, "target": None, "timeout": 10.0, "json": False, "tls_ca": None,
+        "tls_cert": None, "tls_key": None, "token_file": None, "model": "", "model_cache": None,
+        "version": None, "device": "auto", "precision": "fp32",
+    }  # fmt: skip
+
+
+def test_images_that_a_model_does_not_take_are_a_matter_of_the_command_line():
+    class Refuses:
+        def classify(self, images):
+            raise InvalidRequest("expected images of shape (N, 64)")
+
+    classifier: Any = Refuses()
+    with pytest.raises(ConfigurationError) as caught:
+        command.classify_images(classifier, np.zeros((1, 784), np.uint8))
+    assert str(caught.value) == (
+        "pictures are read as images of 28 x 28: expected images of shape (N, 64)"
+    )
