@@ -238,10 +238,11 @@ def test_settings_a_target_lacks_are_left_out():
     ]  # fmt: skip
 
 
-def test_pictures_beside_the_results_are_theirs():
+@pytest.mark.parametrize("name", ["devices", "peers"])
+def test_pictures_beside_the_results_are_theirs(name):
     folder = ROOT / "benchmarks" / "results"
-    for end, svg in pictures.pictures_of(result_file.load(folder / "peers.json")).items():
-        assert svg == (folder / f"peers{end}.svg").read_text()
+    for end, svg in pictures.pictures_of(result_file.load(folder / f"{name}.json")).items():
+        assert svg == (folder / f"{name}{end}.svg").read_text()
         colours = set(re.findall("#[0-9a-f]{6}", svg))
         assert "currentColor" in svg
         assert "#000000" not in colours, "ink that cannot be seen in the dark"

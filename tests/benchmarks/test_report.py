@@ -160,8 +160,9 @@ def test_overload_table_accounts_for_every_call_that_was_due():
     ]
 
 
-def test_committed_report_is_that_of_its_results():
-    path = Path("benchmarks/results/peers")
+@pytest.mark.parametrize("name", ["devices", "peers"])
+def test_committed_report_is_that_of_its_results(name):
+    path = Path("benchmarks/results") / name
     text = path.with_suffix(".md").read_text("utf-8")
     for table in tables.every(load(path.with_suffix(".json"))):
         assert table.markdown() in text
