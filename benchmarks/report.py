@@ -93,8 +93,9 @@ def summary(figures: Figures) -> str:
     there, settings = figures.results.environment, figures.results.settings
     cores = there["cores_for"]
     heading = (
-        "Calls a second, times those of the fastest other server, from the least to the greatest "
-        f"of all numbers of callers (medians of {settings['rounds']} rounds):"
+        "The picture has the digits alone. Calls a second of all networks, times those of the "
+        "fastest other server, from the least to the greatest of all numbers of connections and "
+        f"calls in flight (medians of the rounds that count, of {settings['rounds']}):"
     )
     machine = (
         f"Measured on {figures.results.date}: {there['cpu']}, cores: {cores['target']} for the "
@@ -148,8 +149,8 @@ def _with_clients(figures: Figures) -> str:
     if not found:
         return ""
     return (
-        f"Real clients, which are the limit of most such calls, have {_range(found)} "
-        "the rate that they have with Triton."
+        f"Real clients, two of them ours, have {_range(found)} the rate that they have with "
+        "Triton; with 64 callers most of them fill their own core."
     )
 
 
@@ -162,17 +163,21 @@ def _losses(figures: Figures) -> str:
             found.append(f"{_where(cell)} ({ratio})")
     if not found:
         return f"Nowhere here is another server as fast (within {_AS_FAST - 1:.0%})."
-    return f"Others as fast or faster, in brackets {PRODUCT} beside them: {'; '.join(found)}."
+    return (
+        f"Others that are faster, or within {_AS_FAST - 1:.0%}, in brackets {PRODUCT} beside them: "
+        f"{'; '.join(found)}."
+    )
 
 
 def _longer_tails(figures: Figures) -> str:
-    """Say where another server that is slower has a shorter p99; empty where none has."""
+    """Say where another server has a shorter p99; empty where none has."""
     found = []
     for cell in figures.rounds:
         ratio = figures.gain(cell) if cell.scenario == "ClosedLoop" else None
-        if ratio is None or cell.spec.client:
+        if ratio is None:
             continue
-        ours = replace(cell, spec=Spec(target=OURS[protocol_of(cell.spec.target)]))
+        target = OURS[protocol_of(cell.spec.target)]
+        ours = replace(cell, spec=Spec(target=target, client=cell.spec.client))
         mine, theirs = figures.latency_s(ours, _TAIL), figures.latency_s(cell, _TAIL)
         if mine is not None and theirs is not None and mine > _AS_FAST * theirs:
             pair = f"{tables.seconds(theirs)} beside {tables.seconds(mine)}"

@@ -127,7 +127,7 @@ def comparison(figures: Figures, model: str, protocol: str) -> ReportTable:
     settings = figures.results.settings
     note = (
         f"Medians of {settings['rounds']} rounds of {settings['seconds']:g} s or 300 calls, what "
-        f"is longer. {PRODUCT} is: its rate over this server's, the median of the rounds' ratios, "
+        f"is longer. {PRODUCT} is: its rate over the row's, the median of the rounds' ratios, "
         "and the least to the greatest. CPU: processor time for a call, the callers' of their "
         f"busiest process. {_bytes_said(figures, mine)} A cell with errors has no rate; a "
         f"percentile with fewer than ten calls above it is left out.{_delays_said(mine)}"
@@ -155,8 +155,8 @@ def _delays_said(cells: Sequence[Cell]) -> str:
     if not waiting:
         return ""
     return (
-        f" {', '.join(waiting)} wait 2 ms for a batch, by the setting that they have here: most of "
-        "what a lone call of theirs takes."
+        f" Of a lone call of {', '.join(waiting)} 2 ms are the wait for a batch, by the setting "
+        "that these have here."
     )
 
 
@@ -186,7 +186,7 @@ def swap(figures: Figures) -> ReportTable:
         rows.append([cell.spec.client, str(cell.callers), mine[0], other[0], ratio, *pairs])
     note = (
         "The same program before and after the server is changed: a thread for each caller of one "
-        "process, with AsyncClient a task. The client is the limit of most rows."
+        "process, with AsyncClient a task. With 64 callers most clients fill their own core."
     )
     return ReportTable("What a swap brings", note, rows)
 
@@ -391,12 +391,16 @@ def overload(figures: Figures) -> ReportTable:
     for cell in figures.rounds:
         if cell.scenario == "Overload":
             valid = figures.valid(cell)
-            share = cell.overload * median(
-                _per_s(each, Outcome.IN_TIME) / _per_s(each, Outcome.DUE) for each in valid
-            )
+            shares = [
+                cell.overload * _per_s(each, Outcome.IN_TIME) / _per_s(each, Outcome.DUE)
+                for each in valid
+            ]
+            share = f"{median(shares):.0%}"
+            if len(shares) > 1:
+                share += f", {min(shares):.0%} to {max(shares):.0%}"
             rates = [short(median(_per_s(s, outcome) for s in valid)) for outcome in _OUTCOMES]
             words = name_of(cell.spec), f"{cell.overload:g} ×"
-            ends = [f"{share:.0%}", *rates[3:], _rounds_of(figures, cell)]
+            ends = [share, *rates[3:], _rounds_of(figures, cell)]
             rows.append([*words, *rates[:3], *ends])
     note = (
         "Offered: as a multiple of the rate of a closed loop of 256 callers just before. Each "

@@ -210,7 +210,7 @@ def test_readme_gets_a_picture_and_what_it_says(tmp_path):
     assert text.count("](benchmarks/results/peers.svg)") == 1
     assert "| model | gRPC | JSON over HTTP | bytes over HTTP |" in text
     assert "| `digits` | 2.5 × Triton | 5 × mosec | – |" in text
-    assert "which are the limit of most such calls, have 0.75 × the rate" in text
+    assert "Real clients, two of them ours, have 0.75 × the rate" in text
     assert "Triton with digits, gRPC by Client, 64 (0.75 ×, one round)" in text
     assert "Ray" not in text  # it has errors, and so no rate
     with pytest.raises(UnusableResults, match="no comparison"):
