@@ -134,12 +134,11 @@ verdict: $(INSTALLED)  ## prove the bundled model's rows independent again, afte
 	$(RUN) -m training.export.verdict digit_classifier/pretrained/digits/1
 
 protos-check:  ## fail if the committed generated code is stale
-ifeq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 14))'),True)
-	@echo "generated code is not checked: its generator has wheels up to Python 3.13"
-else
-	$(MAKE) protos
-	git diff --exit-code --stat -- digit_classifier/pb serving/protocols/pb serving/proof/onnx.binpb serving/model/model_config.binpb
-endif
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then \
+		echo "generated code is not checked: its generator has wheels up to Python 3.13"; \
+	else \
+		$(MAKE) protos && git diff --exit-code --stat -- digit_classifier/pb serving/protocols/pb serving/proof/onnx.binpb serving/model/model_config.binpb; \
+	fi
 
 LOCK = .venv-lock/bin/uv pip compile --quiet --upgrade pyproject.toml --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --custom-compile-command "make lock"

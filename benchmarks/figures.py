@@ -43,6 +43,12 @@ def paired_ratio(values: npt.ArrayLike, baseline: npt.ArrayLike) -> Interval:
     return Interval(float(np.median(ratios)), float(low), float(high))
 
 
+def ours_beside(cell: Cell) -> Cell:
+    """Return the cell of this server, in its usual settings, that is called as another's is."""
+    target = OURS[protocol_of(cell.spec.target)]
+    return replace(cell, spec=Spec(target=target, client=cell.spec.client))
+
+
 _LEAST = 10
 """The fewest calls of a median, and the fewest above any other percentile."""
 
@@ -109,11 +115,10 @@ class Figures:
         Returns:
             None for this server itself, and where the two have no round in common.
         """
-        ours = OURS[protocol_of(cell.spec.target)]
-        if cell.spec.target == ours:
+        ours = ours_beside(cell)
+        if cell.spec.target == ours.spec.target:
             return None
-        spec = Spec(target=ours, client=cell.spec.client)
-        mine, theirs = self.rounds.get(replace(cell, spec=spec), {}), self.rounds.get(cell, {})
+        mine, theirs = self.rounds.get(ours, {}), self.rounds.get(cell, {})
         rounds = sorted(set(mine) & set(theirs))
         if not rounds:
             return None

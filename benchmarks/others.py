@@ -57,6 +57,11 @@ class OtherServer:
     """Makes its environment variables of the model and a port."""
 
     @property
+    def waits_alone(self) -> bool:
+        """Whether it waits 2 ms for a batch even for a lone caller."""
+        return self.product not in _JOIN_AT_ONCE
+
+    @property
     def environment(self) -> str:
         """The name of its environment."""
         return self.name.partition("-")[0]
@@ -117,8 +122,8 @@ def _triton(name: str) -> Callable[[Path, Path, int], list[str]]:
 
 
 TRITON = "triton"
-WITH_DELAY = ("mlserver-grpc", "litserve", "mosec", "mlserver", "ray", "mosec-msgpack")
-"""Servers that wait for a batch as long as they are set to, even for a lone caller."""
+_JOIN_AT_ONCE = "Triton", "BentoML"
+"""Products that join what waits, or find their delay themselves."""
 _ROWS = json_of("/predict", has_rows=True)
 _MLSERVER, _MOSEC = ("mlserver",), ("mosec", "msgpack")
 _EVERY = (

@@ -3,13 +3,12 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import tables
-from benchmarks.figures import Figures
+from benchmarks.figures import Figures, ours_beside
 from benchmarks.result_file import Cell, Results, UnusableResults
-from benchmarks.targets import OURS, PRODUCT, Spec, protocol_of
+from benchmarks.targets import OURS, PRODUCT, protocol_of
 
 BEGIN, END = "<!-- benchmarks: written by `make bench-peers` -->", "<!-- /benchmarks -->"
 
@@ -176,9 +175,8 @@ def _longer_tails(figures: Figures) -> str:
         ratio = figures.gain(cell) if cell.scenario == "ClosedLoop" else None
         if ratio is None:
             continue
-        target = OURS[protocol_of(cell.spec.target)]
-        ours = replace(cell, spec=Spec(target=target, client=cell.spec.client))
-        mine, theirs = figures.latency_s(ours, _TAIL), figures.latency_s(cell, _TAIL)
+        mine = figures.latency_s(ours_beside(cell), _TAIL)
+        theirs = figures.latency_s(cell, _TAIL)
         if mine is not None and theirs is not None and mine > _AS_FAST * theirs:
             pair = f"{tables.seconds(theirs)} beside {tables.seconds(mine)}"
             found.append(f"{_where(cell)} ({pair})")

@@ -6,7 +6,7 @@ from statistics import median
 
 from benchmarks.figures import Figures
 from benchmarks.loops import Outcome
-from benchmarks.others import WITH_DELAY
+from benchmarks.others import PEERS
 from benchmarks.result_file import Cell, Results, Sample
 from benchmarks.targets import IN_PROCESS, OURS, PRODUCT, Spec, product_of, protocol_of
 
@@ -137,20 +137,26 @@ def comparison(figures: Figures, model: str, protocol: str) -> ReportTable:
 
 def _bytes_said(figures: Figures, cells: Sequence[Cell]) -> str:
     """Say which calls repeat their bytes, and who sends them."""
-    loops = [cell for cell in cells if cell.scenario == "ClosedLoop"]
-    if all(each.generator == "h2load" for cell in loops for each in figures.samples[cell]):
+    senders: dict[str, set[str]] = {"ClosedLoop": set(), "SameBytes": set()}
+    for cell in cells:
+        if cell.scenario in senders:
+            senders[cell.scenario] |= {each.generator for each in figures.samples[cell]}
+    if senders["ClosedLoop"] == {"h2load"}:
         return "All calls repeat one request, and h2load sends them."
+    if "h2load" not in senders["SameBytes"]:
+        return "Each call has other rows, but in the column of one call repeated."
     return (
         "Each call has other rows, and our own generator sends it; in the column of one call "
-        "repeated, h2load does, which sends in bursts: two things differ, and Triton over HTTP "
-        "gains by them."
+        "repeated, h2load does, which sends in bursts: two things differ."
     )
 
 
 def _delays_said(cells: Sequence[Cell]) -> str:
     """Say which servers wait for a batch where one caller is alone."""
     waiting = dict.fromkeys(
-        product_of(cell.spec.target) for cell in cells if cell.spec.target in WITH_DELAY
+        product_of(cell.spec.target)
+        for cell in cells
+        if (peer := PEERS.get(cell.spec.target)) and peer.waits_alone
     )
     if not waiting:
         return ""

@@ -16,7 +16,7 @@ from benchmarks.result_file import Cell, Sample
 _FULL = 0.95
 """Share of a core from which on a process counts as having no time left."""
 _LATE = 0.1
-"""How late, at p99, calls may leave the generator, as a share of the objective."""
+"""How late, at p99, calls may leave the generator, as a share of the objective, or of their p99."""
 _LEAST_LATE_S = 0.001
 """What is never late."""
 _STALLED = 0.1
@@ -118,8 +118,11 @@ def why_invalid(
         return "no call was answered"
     if len(trace.lag_s):
         late_s, p99_s = np.quantile(trace.lag_s, 0.99), np.quantile(trace.latencies_s, 0.99)
-        most_s = latency_slo_s or max(p99_s, _LEAST_LATE_S / _LATE)
-        if late_s > _LATE * most_s and p99_s > (latency_slo_s or 0.0):
+        if latency_slo_s is None:
+            is_late = late_s > max(_LATE * p99_s, _LEAST_LATE_S)
+        else:
+            is_late = late_s > _LATE * latency_slo_s and p99_s > latency_slo_s
+        if is_late:
             return f"the generator sent late (p99 {late_s * 1e3:.1f} ms)"
         return ""
     if trace.num_errors:

@@ -130,7 +130,8 @@ class RetryState:
             return 0.0
         if isinstance(error, Overloaded):
             return self._pause_s(error)
-        # CANCELLED, of calls pending at a grpcio server's stop (grpc #41785), is in no table.
+        # CANCELLED, of calls pending at a grpcio server's stop (grpc #41785), has no row: such an
+        # error is Unavailable, too.
         is_retried = TABLE[type(error)].is_retried
         if not is_retried or failure.is_permanent or (failure.pushback_s or 0) < 0:
             # No time was left for another attempt, so report why the last one failed.

@@ -56,9 +56,7 @@ def write(answer: InferAnswer) -> bytes:
     for tensor, array in zip(answer.request.tensors, answer.arrays, strict=True):
         rest.check_size(tensor.name, array.shape)
         if array.size == 1 and array.dtype.kind != "O":
-            # orjson writes the shortest digits of a float's own type.
-            (value,) = array.ravel() if array.dtype.kind == "f" else array.ravel().tolist()
-            found[tensor.name] = value
+            (found[tensor.name],) = rest.single_values(array.ravel())
         else:
             values = rest.plain_values(tensor, array)
             while array.size == 1 and isinstance(values, list):

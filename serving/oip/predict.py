@@ -60,11 +60,7 @@ def write(answer: InferAnswer) -> bytes:
         predictions = next(iter(arrays.values()))
     elif _are_rows(answer):
         columns = [
-            # orjson takes arrays of any of numpy's integers, but not all single ones; of floats it
-            # writes the shortest digits of their own type.
-            each.tolist()
-            if isinstance(each, np.ndarray) and each.ndim == 1 and each.dtype.kind != "f"
-            else each
+            rest.single_values(each) if isinstance(each, np.ndarray) and each.ndim == 1 else each
             for each in arrays.values()
         ]
         rows = zip(*columns, strict=True)

@@ -310,6 +310,15 @@ def plain_values(tensor: Tensor, array: Array) -> Any:
     return found.tolist()
 
 
+def single_values(array: Array) -> Sequence[Any]:
+    """Return the values along the one axis of an array, as orjson takes them one by one.
+
+    It takes arrays of any of numpy's integers, but not all single ones; of floats it writes the
+    shortest digits of their own type.
+    """
+    return [*array] if array.dtype.kind == "f" else array.tolist()
+
+
 def _base64_of(value: bytes) -> str:
     return b64encode(value).decode()
 

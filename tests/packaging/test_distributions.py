@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from email import message_from_bytes
 from pathlib import Path
@@ -87,6 +87,21 @@ class Venv:
         )  # fmt: skip
         assert result.returncode == code, result.stdout
         return result.stdout
+
+    @contextmanager
+    def serving(self, *options):
+        """Run its server on free ports; at the end it stops rightly."""
+        command: list[str | Path] = [self.program("digit-serving"), "serve", *options]
+        command += ["--port=0", "--metrics-port=0"]
+        with (
+            program(
+                command, cwd=self.elsewhere, env=environment(), stdout=subprocess.PIPE
+            ) as process,
+            closing(process.stdout),
+        ):
+            server = RunningServer(process, process.stdout.readline())
+            yield server
+            assert server.stop() == 0
 
 
 def environment():
@@ -221,15 +236,7 @@ def test_server_from_the_wheel_answers_a_client_alone(
     install, serving_venv, wheel, python, picture
 ):
     client = install(str(wheel), python=python)
-    serve = serving_venv.program("digit-serving")
-    command: list[str | Path] = [serve, "serve", "--port=0", "--metrics-port=0", "--http-port=0"]
-    with (
-        program(
-            command, cwd=serving_venv.elsewhere, env=environment(), stdout=subprocess.PIPE
-        ) as process,
-        closing(process.stdout),
-    ):
-        server = RunningServer(process, process.stdout.readline())
+    with serving_venv.serving("--http-port=0") as server:
         client.run("python", "-c", CLIENT, server.address)
         ask = ("--target", server.address)
         answer = serving_venv.run("digit-serving", "classify", picture, *ask)
@@ -237,7 +244,6 @@ def test_server_from_the_wheel_answers_a_client_alone(
         assert page.post("/v1/digits", picture.read_bytes()).status == 200
         assert page.get("/draw.js").status == 200
         info = client.run("digit-serving", "info", "--json", *ask)
-        assert server.stop() == 0
     assert answer.startswith(f"{picture}: ")
     assert '"device"' in info
 
@@ -248,15 +254,8 @@ def test_server_runs_without_the_applications(install, wheel):
     for name in ("digit_classifier", "digit_scoring", "training", "benchmarks"):
         shutil.rmtree(site / name)
     (venv.elsewhere / "model.onnx").write_bytes(two_layers().SerializeToString())
-    command = [venv.program("digit-serving"), "serve", "model.onnx", "--port=0",
-               "--metrics-port=0", "--http-port=off"]  # fmt: skip
-    with (
-        program(command, cwd=venv.elsewhere, env=environment(), stdout=subprocess.PIPE) as process,
-        closing(process.stdout),
-    ):
-        server = RunningServer(process, process.stdout.readline())
+    with venv.serving("model.onnx", "--http-port=off") as server:
         venv.run("python", "-c", TRITON, server.address)
-        assert server.stop() == 0
 
 
 def floors(wheel, *extras):
@@ -278,26 +277,14 @@ def test_oldest_libraries_serve_and_call(install, wheel, picture):
     pins = floors(wheel, "serve", "pictures")
     assert {each.partition("==")[0] for each in pins} >= {"grpcio", "protobuf", "onnxruntime"}
     venv = install(f"{wheel}[serve,pictures]", *pins, python=interpreter("3.11"))
-    command = [venv.program("digit-serving"), "serve", "--port=0", "--metrics-port=0",
-               "--http-port=0", "--reflection"]  # fmt: skip
-    with (
-        program(command, cwd=venv.elsewhere, env=environment(), stdout=subprocess.PIPE) as process,
-        closing(process.stdout),
-    ):
-        server = RunningServer(process, process.stdout.readline())
+    options = "--http-port=0", "--reflection"
+    with venv.serving(*options) as server:
         venv.run("python", "-c", CLIENT, server.address)
         venv.run("python", "-c", STUB, server.address)
         page = HttpPeer(server.facts["http"])
         assert page.post("/v1/digits", picture.read_bytes()).status == 200
-        assert server.stop() == 0
-    with (
-        program([*command, "--transport=grpcio"], cwd=venv.elsewhere, env=environment(),
-                stdout=subprocess.PIPE) as process,
-        closing(process.stdout),
-    ):  # fmt: skip
-        server = RunningServer(process, process.stdout.readline())
+    with venv.serving(*options, "--transport=grpcio") as server:
         venv.run("python", "-c", CLIENT, server.address)
-        assert server.stop() == 0
 
 
 def test_wheel_classifies_pictures_with_the_model_in_it(serving_venv, picture):

@@ -435,19 +435,25 @@ class Watched(Exception):
     """Enough looks."""
 
 
+def looks_until(number, monkeypatch):
+    """The pauses between looks, in seconds; the last one ends by an error."""
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == number:
+            raise Watched
+
+    monkeypatch.setattr(worker, "time", SimpleNamespace(sleep=sleep))
+    return looks
+
+
 @pytest.mark.parametrize(("max_s", "look_s"), [(0.4, 0.1), (2.0, 0.5), (30.0, 1.0)])
 def test_loop_that_goes_on_is_looked_at_again_and_is_not_reported(
     max_s, look_s, child, monkeypatch
 ):
     """Several times within the limit, and once a second at least."""
-    played, looks = child(), []
-
-    def sleep(seconds):
-        looks.append(seconds)
-        if len(looks) > 3:
-            raise Watched
-
-    monkeypatch.setattr(worker, "time", SimpleNamespace(sleep=sleep))
+    played, looks = child(), looks_until(4, monkeypatch)
     played.send(job(1, "say it", max_s=max_s))
     assert played.next()[:2] == ("done", 1)
     with pytest.raises(Watched):
@@ -458,14 +464,7 @@ def test_loop_that_goes_on_is_looked_at_again_and_is_not_reported(
 
 
 def test_loop_without_a_job_is_looked_at_once_a_second(child, monkeypatch):
-    played, looks = child(), []
-
-    def sleep(seconds):
-        looks.append(seconds)
-        if len(looks) > 1:
-            raise Watched
-
-    monkeypatch.setattr(worker, "time", SimpleNamespace(sleep=sleep))
+    played, looks = child(), looks_until(2, monkeypatch)
     with pytest.raises(Watched):
         WATCH(played.worker, 0)
     assert looks == [1.0] * 2

@@ -157,7 +157,7 @@ def field(number, content):
 
 
 def described(num_bytes):
-    """The description of an input, of so many bytes."""
+    """The description of an input, with this number of bytes."""
     length = num_bytes - 1 - len(varint(num_bytes))
     return field(1, b"x" * length)
 
