@@ -731,11 +731,18 @@ def test_stream_that_is_left_is_cancelled(monkeypatch):
     client = Client("127.0.0.1:1")
     client.describe("net")
     scripted.outcomes.append([part, part, Failure(StatusCode.OK, "")])
+    stream, kept = Client._stream, []
+
+    def noted(*given):
+        kept.append(stream(*given))
+        return kept[-1]
+
+    monkeypatch.setattr(Client, "_stream", noted)
     parts = client.stream("net", {"x": np.zeros((1, 4), np.float32)})
     assert next(parts)["x"].tolist() == [[0.0, 1.0, 2.0, 3.0]]
     assert scripted.num_cancelled == 0
     parts.close()
-    assert scripted.num_cancelled == 1
+    assert scripted.num_cancelled == 1, "now, not once it is freed"
 
 
 @pytest.mark.parametrize(

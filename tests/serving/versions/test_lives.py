@@ -517,3 +517,27 @@ def test_batching_says_that_a_handler_may_not_run(tmp_path, fakes, monkeypatch, 
     ]
     found: Any = looked_at.with_handler("1", model)
     assert found == {"batching": "without its handler.py; batching on"}
+
+
+def test_model_that_is_loaded_again_is_followed_again(tmp_path, fakes):
+    catalog = (world := World(tmp_path, 0)).catalog
+    catalog.unload("a")
+    assert not catalog.reload()
+    assert catalog.failures == {"a": "unloaded"}
+    catalog.load("a")
+    assert ([*catalog.models], catalog.failures) == (["a"], {})
+    world.publish("a", "2", GOOD)
+    assert catalog.reload()
+    assert catalog.models["a"].default_version == "2"
+
+
+def test_what_was_refused_is_tried_again_once_for_a_request(tmp_path, fakes, caplog):
+    world = World(tmp_path, 0)
+    world.publish("a", "2", DAMAGED)
+    refused = "model a: refused version 2, version 1 stays in service: 2: it is damaged"
+    with world.catalog.following():
+        requested(world.catalog)
+        requested(world.catalog)
+        for _ in range(2):
+            assert not world.catalog.reload()
+    assert caplog.messages == [refused] * 2
