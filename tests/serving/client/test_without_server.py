@@ -905,3 +905,12 @@ async def test_call_of_core_has_its_time_and_the_callers_words(monkeypatch):
             ("one", "/a.B/C", b"1", 1.0, (token, own)), ("one", "/a.B/C", b"2", 2.0, (token, own)),
             ("many", "/a.B/D", b"3", 3.0, (token, own)), ("one", "/a.B/C", b"4", 4.0, (token,)),
         ]  # fmt: skip
+
+
+def test_ready_is_waited_for_half_a_minute(call):
+    """Or as long as the caller says."""
+    for arguments, most_s in (((), 30.0), ((3.0,), 3.0)):
+        scripted = Scripted(b"\x08\x01")
+        assert call(scripted, "wait_ready", *arguments) is None
+        ((_, _, timeout_s, _),) = scripted.sent
+        assert most_s - 1 < timeout_s <= most_s
