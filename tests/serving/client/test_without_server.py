@@ -914,3 +914,13 @@ def test_ready_is_waited_for_half_a_minute(call):
         assert call(scripted, "wait_ready", *arguments) is None
         ((_, _, timeout_s, _),) = scripted.sent
         assert most_s - 1 < timeout_s <= most_s
+
+
+@pytest.mark.parametrize("is_decoupled", [True, False])
+def test_model_answers_in_parts_where_its_calls_have_any_number_of_answers(is_decoupled):
+    policy = {"decoupled": is_decoupled}
+    found = inference_pb.ModelConfigResponse(
+        config={"name": "net", "model_transaction_policy": policy}
+    ).SerializeToString()
+    about = model_info(metadata(), found, "", "x:1")
+    assert (about.in_parts, about.tensors.in_parts) == (is_decoupled, is_decoupled)
