@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -322,7 +323,7 @@ def test_run_that_is_divided_ends_with_its_call(monkeypatch):
 
     monkeypatch.setattr("serving.embedded.run_parallel", parallel)
     for is_cancelled in (False, True):
-        played.model._run({"images": images_of(*[0] * 9)}, lambda each=is_cancelled: each)
+        played.model._run({"images": images_of(*[0] * 9)}, partial(bool, is_cancelled))
     assert seen == [False, True]
 
 
